@@ -1,0 +1,47 @@
+"""The verbs that look at what is there: `inspect` and `verify`."""
+
+from pathlib import Path
+
+import click
+
+from vidvq import log
+
+
+@click.command(short_help="Tell what a video, shard, plan, checkpoint or token shard is.")
+@click.argument("path", type=click.Path(path_type=Path))
+def inspect(path: Path) -> int:
+    """Tell what PATH is and what is in it: any video, clip or token shard, directory of them, plan or checkpoint."""
+    from vidvq.cli.inspect import describe
+
+    for line in describe(path):
+        click.echo(line)
+    return 0
+
+
+@click.command(short_help="Prove a shard or token directory whole.")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def verify(folder: Path) -> int:
+    """Prove that DIR, written by `vidvq shard` or `vidvq tokenize`, is whole.
+
+    Every planned item is accounted for exactly once, every checksum is right, every code is in range.
+    """
+    from vidvq.formats.verify import verify_folder
+
+    with log.progress("verify", _count_shards(folder), "shards") as bar:
+        report = verify_folder(folder, bar.advance)
+    for problem in report.problems:
+        click.echo(problem)
+    if report.problems:
+        click.echo(f"{folder}: {len(report.problems)} problems in {report.shards} shards", err=True)
+        return 1
+    click.echo(f"{folder} is whole: {report.items} items planned, {report.ok} ok, {report.failed} failed, {report.filtered} filtered, {report.shards} shards, {report.bytes / 1e6:.1f} MB")
+    return 0
+
+
+def _count_shards(folder: Path) -> int:
+    from vidvq.formats.plan import read_plan
+
+    return read_plan(folder).num_shards
+
+
+COMMANDS = (inspect, verify)

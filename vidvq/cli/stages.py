@@ -1,0 +1,136 @@
+"""The verbs that do work. A stage is imported when its verb runs, so that `vidvq --help` answers at once."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidvq import config, log
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+def _split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Plain arguments, and `key.sub=value` overrides."""
+    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
+    return [argument for argument in arguments if argument not in overrides], overrides
+
+
+def _config_path(name: str | None) -> Path | None:
+    return config.find_config(name) if name else None
+
+
+_out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Output directory.")
+_config = click.option("--config", "config_name", help="YAML file, or the name of a packaged one.")
+_checkpoint = click.option(
+    "--checkpoint", required=True, type=click.Path(path_type=Path), help="A checkpoint, or a training run (its newest)."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+
+
+def _report(summary: Any, max_failed: float, as_json: bool) -> int:
+    for line in summary.lines():
+        log.info(line)
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    if summary.failed_share > max_failed:
+        log.warn(f"{summary.failed_share:.1%} of the items failed; the threshold is max_failed={max_failed:g}")
+        return 1
+    return 0
+
+
+@click.command(short_help="Cut videos into clip shards.")
+@click.argument("videos", nargs=-1, required=True, metavar="VIDEOS... [KEY=VALUE]...")
+@_out
+@_config
+@_json
+def shard(videos: tuple[str, ...], out: Path, config_name: str | None, as_json: bool) -> int:
+    """Cut VIDEOS (files, or directories of them) into WebDataset shards of clips.
+
+    An interrupted job goes on where it stopped; the result is the same, byte for byte.
+
+    vidvq shard videos/ --out shards/ clip.num_frames=33 clip.short_side=128 runtime.workers=8
+    """
+    from vidvq.shard import ShardConfig, run_shard
+
+    inputs, overrides = _split(videos)
+    settings = config.load(ShardConfig, _config_path(config_name), overrides)
+    return _report(run_shard(inputs, out, settings), settings.max_failed, as_json)
+
+
+@click.command(short_help="Train a tokenizer on clip shards.")
+@click.argument("config_name", metavar="CONFIG")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def train(config_name: str, overrides: tuple[str, ...]) -> int:
+    """Train a tokenizer as CONFIG (a YAML file, or the name of a packaged one) says.
+
+    On several devices or nodes start it with torchrun: torchrun --nproc-per-node 8 -m vidvq train CONFIG.
+
+    vidvq train demo data.clips=shards/train out=runs/demo
+    """
+    from vidvq.train import TrainConfig, run_train
+
+    settings = config.load(TrainConfig, config.find_config(config_name), list(overrides))
+    run_train(settings)
+    return 0
+
+
+@click.command(short_help="Turn clip shards into token shards.")
+@click.argument("source", metavar="CLIPS")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_checkpoint
+@_out
+@_config
+@_json
+def tokenize(
+    source: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, as_json: bool
+) -> int:
+    """Turn the clip shards in CLIPS into token shards, one for one.
+
+    An interrupted job goes on where it stopped; the result is the same, byte for byte.
+
+    vidvq tokenize shards/ --checkpoint runs/demo --out tokens/
+    """
+    from vidvq.tokenize import TokenizeConfig, run_tokenize
+
+    settings = config.load(TokenizeConfig, _config_path(config_name), list(overrides))
+    return _report(run_tokenize(Path(source), checkpoint, out, settings), settings.max_failed, as_json)
+
+
+@click.command(short_help="Turn token shards back into video.")
+@click.argument("tokens", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@_checkpoint
+@_out
+def decode(tokens: Path, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> int:
+    """Turn TOKENS (a directory that `vidvq tokenize` wrote, or one shard in it) back into video.
+
+    Writes OUT/KEY.mp4, or OUT/KEY/000000.png... with format=png: as many frames as went in, at their times.
+
+    vidvq decode tokens/ --checkpoint runs/demo --out decoded/ format=png
+    """
+    from vidvq.decode import DecodeConfig, run_decode
+
+    settings = config.load(DecodeConfig, None, list(overrides))
+    count = run_decode(tokens, checkpoint, out, settings)
+    log.info(f"{count} clips decoded into {out}")
+    return 0
+
+
+@click.command(short_help="Watch the whole path run on real video.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", default="runs/demo", type=click.Path(path_type=Path), show_default=True, help="Output directory.")
+def demo(overrides: tuple[str, ...], out: Path) -> int:
+    """Shard the videos that ship with vidvq, train on them, tokenize, decode, and write OUT/report.html.
+
+    About 8 minutes on 2 CPU cores. KEY=VALUE goes to the training (steps=20 for a quick look).
+    """
+    from vidvq.demo import run_demo
+
+    return run_demo(out, list(overrides))
+
+
+COMMANDS = (shard, train, tokenize, decode, demo)

@@ -1,0 +1,148 @@
+"""Configuration: YAML and `key.sub=value` overrides, merged as plain dicts and validated once.
+
+A config is a frozen stdlib dataclass that lives beside the code it configures and carries
+``__pydantic_config__ = {"extra": "forbid"}``; unions carry a ``kind``. There is no registry,
+no interpolation and no include.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """The user's configuration is wrong; the message names every wrong field and the value got."""
+
+
+def packaged(folder: str, name: str) -> Path:
+    """Path of a file that ships with vidvq, in a wheel or in a checkout.
+
+    Args:
+        folder: ``configs`` or ``launch``.
+        name: the file's name.
+    """
+    package = Path(__file__).parent
+    for root in (package, package.parent):
+        if (root / folder / name).is_file():
+            return root / folder / name
+    raise ConfigError(f"{folder}/{name} does not ship with vidvq; give the path of a file")
+
+
+def find_config(name: str) -> Path:
+    """Resolve what the user typed: a YAML file, or the bare name of a packaged one (``demo``)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix in {"", ".yaml"} and path.parent == Path():
+        return packaged("configs", path.stem + ".yaml")
+    raise ConfigError(f"config {name} is not a file; give a YAML file or a packaged name such as 'demo'")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"config {path} holds a {type(data).__name__}; it must be a mapping of fields")
+    return data
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Lay ``key.sub=value`` over a nested dict; values are read as YAML.
+
+    Raises:
+        ConfigError: an override has no ``=``, or goes through a field that is not a mapping.
+    """
+    merged = _copy(data)
+    for override in overrides:
+        path, sign, text = override.partition("=")
+        if not sign or not path:
+            raise ConfigError(f"override {override!r} must be key.sub=value")
+        *parents, last = path.split(".")
+        node = merged
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"override {override!r} goes through {parent!r}, which is a value, not a mapping")
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r} has a value that is not YAML: {error}") from error
+    return merged
+
+
+def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
+    """Build the dataclass ``kind`` from a plain dict.
+
+    Raises:
+        ConfigError: one line that lists every wrong field by path, the rule, and the value got.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        problems = [_problem(detail, data) for detail in error.errors()]
+        count = f"{len(problems)} wrong fields" if len(problems) > 1 else "1 wrong field"
+        raise ConfigError(f"{source} has {count}: " + "; ".join(problems)) from error
+
+
+def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
+    """Read ``path`` (or start from defaults), apply overrides, validate once."""
+    data = apply_overrides(read_yaml(path) if path else {}, overrides)
+    return validate(kind, data, str(path) if path else "config")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The resolved config as plain JSON types, as it is written beside every output."""
+    return _plain(asdict(config))
+
+
+def dump(config: Any) -> str:
+    """The resolved config as YAML text, fields in their declared order."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def _copy(data: Any) -> Any:
+    return {key: _copy(value) for key, value in data.items()} if isinstance(data, dict) else data
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _problem(detail: Any, data: dict[str, Any]) -> str:
+    # A path names the user's own keys, so the union arm that pydantic adds to it is left out.
+    node: Any = data
+    path: list[str] = []
+    for part in detail["loc"]:
+        if isinstance(node, dict) and part not in node and node.get("kind") == part:
+            continue
+        path.append(str(part))
+        node = node.get(part) if isinstance(node, dict) else None
+    name = ".".join(path)
+    if detail["type"] == "unexpected_keyword_argument":
+        return f"{name}={detail['input']!r} is not a known field"
+    if detail["type"] in {"missing", "missing_argument"}:
+        return f"{name} is missing"
+    if detail["type"] == "value_error":
+        return (f"{name}: " if name else "") + str(detail["ctx"]["error"])
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    return f"{name}={detail['input']!r}: {message}" if name else message

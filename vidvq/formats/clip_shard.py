@@ -1,0 +1,96 @@
+"""Clip shards: WebDataset tars of ``KEY.mp4`` (the clip) and ``KEY.json`` (where it came from, and its timeline)."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from vidvq.formats.tar import read_samples
+from vidvq.storage import canonical_json
+
+FORMAT = "vidvq.clip/1"
+PREFIX = "clips"
+MEDIA = "mp4"
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """The JSON beside a clip.
+
+    Attributes:
+        source: uri of the video it was cut from.
+        clip_index: which clip of that video, from 0.
+        time_base: seconds per tick as ``"1/15360"``.
+        pts: presentation time of each frame in ticks of the *source's* timeline; ``len(pts)`` is the frame count.
+        duration: ticks from the first frame to the end of the last one.
+        fps: mean frames per second over the clip.
+        height, width: pixels.
+        decoder: library and version that decoded the source.
+        policy: the settings the clip was made with.
+    """
+
+    source: str
+    clip_index: int
+    time_base: str
+    pts: tuple[int, ...]
+    duration: int
+    fps: float
+    height: int
+    width: int
+    decoder: str
+    policy: dict[str, Any]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in the clip."""
+        return len(self.pts)
+
+    @property
+    def seconds_per_tick(self) -> Fraction:
+        """The time base as an exact fraction."""
+        return Fraction(self.time_base)
+
+
+def clip_key(uri: str, clip_index: int) -> str:
+    """A clip's key: a readable stem, a hash of the whole uri, and the clip's index. Deterministic, without a dot."""
+    stem = re.sub(r"[^a-z0-9]+", "-", Path(uri).stem.lower()).strip("-")[:40] or "video"
+    return f"{stem}-{hashlib.sha256(uri.encode()).hexdigest()[:10]}-{clip_index:05d}"
+
+
+def clip_files(media: bytes, info: ClipInfo) -> dict[str, bytes]:
+    """The members of one clip by extension."""
+    return {MEDIA: media, "json": canonical_json(asdict(info) | {"format": FORMAT})}
+
+
+def parse_clip_info(data: bytes, where: str) -> ClipInfo:
+    """Read a clip's JSON.
+
+    Raises:
+        ValueError: it is not one; ``where`` names the clip in the message.
+    """
+    try:
+        fields = json.loads(data)
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        info = ClipInfo(**(fields | {"pts": tuple(int(tick) for tick in fields["pts"])}))
+        if not info.pts or info.height < 1 or info.width < 1 or Fraction(info.time_base) <= 0:
+            raise ValueError("no frames, no size or no time base")
+        return info
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{where} has no readable clip JSON: {error}") from error
+
+
+def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:
+    """Yield ``(key, mp4, info)`` of each clip in a shard, one in memory at a time.
+
+    Raises:
+        ValueError: the tar or a sample in it is not a clip shard's.
+    """
+    for key, files in read_samples(path):
+        if files.keys() != {MEDIA, "json"}:
+            raise ValueError(f"{path}: {key} has {sorted(files)}; a clip has ['json', 'mp4']")
+        yield key, files[MEDIA], parse_clip_info(files["json"], f"{path}: {key}")

@@ -1,0 +1,176 @@
+"""The commit record: a shard exists once, and only once, ``commits/SHARD.json`` says so.
+
+A writer makes the shard under an attempt name, gives it its final name, then creates the record. Both steps happen
+at most once per shard whoever tries, so two drivers on one output do not corrupt it, and a kill between any two
+instructions leaves either a committed shard or one that the next run makes again.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from vidvq.formats.tar import Member, TarWriter
+from vidvq.storage import (
+    attempt_file,
+    create_once,
+    pretty_json,
+    publish_once,
+    read_json,
+    remove_attempts,
+    sha256_file,
+    sync_folder,
+)
+
+FORMAT = "vidvq.commit/1"
+FOLDER = "commits"
+_OTHER_WRITER_S = 5.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Why an item is not in its shard: its key, a short reason (``too_short``), and a sentence for a person."""
+
+    key: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one shard holds. ``sha256`` is None, and there is no tar, where not one item was ok.
+
+    ``stats`` are stage-specific totals over the shard's ok items (frames, tokens), the same whoever made the shard.
+    """
+
+    shard: str
+    plan_id: str
+    sha256: str | None
+    bytes: int
+    ok: int
+    failed: tuple[Outcome, ...]
+    filtered: tuple[Outcome, ...]
+    members: tuple[Member, ...] = ()
+    stats: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def items(self) -> int:
+        """How many planned items this record accounts for."""
+        return self.ok + len(self.failed) + len(self.filtered)
+
+
+class ShardDraft:
+    """What a stage fills while it makes a shard: members in key order, and a reason for each item left out."""
+
+    def __init__(self, tar: TarWriter) -> None:
+        self._tar = tar
+        self.ok = 0
+        self.failed: list[Outcome] = []
+        self.filtered: list[Outcome] = []
+        self.stats: dict[str, int] = {}
+
+    def add(self, key: str, files: dict[str, bytes], **stats: int) -> None:
+        """Add an ok item: ``{extension: content}`` under its key; ``stats`` are summed over the shard."""
+        for extension in sorted(files):
+            self._tar.add(f"{key}.{extension}", files[extension])
+        self.ok += 1
+        for name, count in stats.items():
+            self.stats[name] = self.stats.get(name, 0) + count
+
+
+def read_commit(folder: Path, shard: str) -> Commit | None:
+    """The record of a shard, or None where it is not committed.
+
+    Raises:
+        ValueError: the record is damaged.
+    """
+    path = _record(folder, shard)
+    if not path.exists():
+        return None
+    data = read_json(path)
+    try:
+        if data.pop("format") != FORMAT:
+            raise ValueError("another format")
+        data["failed"] = tuple(Outcome(**item) for item in data["failed"])
+        data["filtered"] = tuple(Outcome(**item) for item in data["filtered"])
+        data["members"] = tuple(Member(*item) for item in data["members"])
+        return Commit(**data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a commit record of {FORMAT} ({error}); remove it and run again") from error
+
+
+def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:
+    """Make a shard and commit it, or find that another writer has.
+
+    Args:
+        folder: the output directory.
+        shard: the tar's name, ``clips-000000.tar``.
+        plan_id: of the plan that the shard belongs to.
+        fill: adds the shard's items to a draft; what it adds depends on the plan alone.
+
+    Returns:
+        The record that stands: this writer's, or that of the one who was first.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left under a final name.
+    """
+    try:
+        record = _write(folder, shard, plan_id, fill)
+        create_once(_record(folder, shard), _encode(record))
+    except FileNotFoundError:
+        # A writer that was first has swept away the attempts of the others, this one's among them.
+        if not _record(folder, shard).exists():
+            raise
+    remove_attempts(folder, shard)
+    remove_attempts(folder / FOLDER, shard + ".json")
+    standing = read_commit(folder, shard)
+    assert standing is not None
+    return standing
+
+
+def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:
+    with attempt_file(folder / shard) as (file, attempt):
+        tar = TarWriter(file)
+        draft = ShardDraft(tar)
+        fill(draft)
+        tar.close()
+    digest, size = sha256_file(attempt), attempt.stat().st_size
+    if draft.ok:
+        _publish(attempt, folder, shard, digest)
+    attempt.unlink(missing_ok=True)
+    return Commit(
+        shard=shard,
+        plan_id=plan_id,
+        sha256=digest if draft.ok else None,
+        bytes=size if draft.ok else 0,
+        ok=draft.ok,
+        failed=tuple(draft.failed),
+        filtered=tuple(draft.filtered),
+        members=tuple(tar.members),
+        stats=draft.stats,
+    )
+
+
+def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
+    path = folder / shard
+    if _record(folder, shard).exists() or publish_once(attempt, path) or sha256_file(path) == digest:
+        return
+    # Other content under the final name without a record: its writer is about to record it, or was killed.
+    deadline = time.monotonic() + _OTHER_WRITER_S
+    while time.monotonic() < deadline:
+        if _record(folder, shard).exists():
+            return
+        time.sleep(0.1)
+    os.replace(attempt, path)
+    sync_folder(folder)
+
+
+def _record(folder: Path, shard: str) -> Path:
+    return folder / FOLDER / f"{shard}.json"
+
+
+def _encode(record: Commit) -> bytes:
+    data = asdict(record) | {"format": FORMAT}
+    data["members"] = [[member.name, member.size, member.crc32] for member in record.members]
+    return pretty_json(data)

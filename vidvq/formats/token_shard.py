@@ -1,0 +1,181 @@
+"""Token shards: WebDataset tars of ``KEY.tokens.npy`` and ``KEY.json``, with one ``tokenizer.json`` per data set."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidvq.formats.tar import read_samples
+from vidvq.storage import canonical_json, create_once, pretty_json, read_json
+
+FORMAT = "vidvq.tokens/1"
+TOKENIZER_FORMAT = "vidvq.tokenizer/1"
+PREFIX = "tokens"
+MEDIA = "tokens.npy"
+RASTER_ORDER = "t h w"
+_MAX_CODES = 1 << 32
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """One codebook: which latents it serves (``spatial``: frame 0; ``temporal``: later groups; ``joint``: all).
+
+    ``offset`` is where its codes start in a flat vocabulary; the codes in a shard are local, 0 to ``size - 1``.
+    """
+
+    name: str
+    size: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class TokenizerCard:
+    """``tokenizer.json``: which weights made the tokens, and how to read the grids.
+
+    Attributes:
+        token_fingerprint: of encoder, quantizer and preprocessing; another one means other tokens.
+        decoder_fingerprint: of the decoder that went with them; a better decoder leaves the tokens valid.
+        codebooks: in the order of their offsets.
+        temporal_factor, spatial_factor: frames (after the first) and pixels per latent.
+        preprocessing: what is done to pixels before the encoder.
+        tail_policy: how a last group that is not full was filled.
+    """
+
+    token_fingerprint: str
+    decoder_fingerprint: str
+    codebooks: tuple[Codebook, ...]
+    temporal_factor: int
+    spatial_factor: int
+    preprocessing: dict[str, Any]
+    tail_policy: str = "replicate"
+    raster_order: str = RASTER_ORDER
+
+    @property
+    def vocabulary(self) -> int:
+        """Size of the flat vocabulary over all codebooks."""
+        return sum(codebook.size for codebook in self.codebooks)
+
+    @property
+    def dtype(self) -> type[np.unsignedinteger]:
+        """uint16 where the flat vocabulary fits, else uint32."""
+        return np.uint16 if self.vocabulary <= 1 << 16 else np.uint32
+
+    def codebook_of(self, t: int) -> Codebook:
+        """The codebook of the latents at latent time ``t``."""
+        return self.codebooks[0] if t == 0 or len(self.codebooks) == 1 else self.codebooks[1]
+
+
+@dataclass(frozen=True)
+class TokenInfo:
+    """The JSON beside a token grid: what decodes it to exactly the frames that came in, at their times.
+
+    ``num_frames``, ``height`` and ``width`` are of the pixels before padding; ``pts`` in ticks of ``time_base`` on the
+    source's timeline, as in :class:`vidvq.formats.clip_shard.ClipInfo`.
+    """
+
+    source: str
+    clip_index: int
+    grid: tuple[int, ...]
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    time_base: str
+    pts: tuple[int, ...]
+    duration: int
+
+    @property
+    def seconds_per_tick(self) -> Fraction:
+        """The time base as an exact fraction."""
+        return Fraction(self.time_base)
+
+
+def write_tokenizer_card(folder: Path, card: TokenizerCard) -> None:
+    """Write ``tokenizer.json`` once."""
+    create_once(folder / "tokenizer.json", pretty_json(asdict(card) | {"format": TOKENIZER_FORMAT}))
+
+
+def read_tokenizer_card(folder: Path) -> TokenizerCard:
+    """Read ``tokenizer.json``.
+
+    Raises:
+        ValueError: it is missing or is not one.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json; give a directory that vidvq tokenize wrote")
+    try:
+        fields = read_json(path)
+        if fields.pop("format") != TOKENIZER_FORMAT:
+            raise ValueError(f"its format is not {TOKENIZER_FORMAT}")
+        card = TokenizerCard(**(fields | {"codebooks": tuple(Codebook(**book) for book in fields["codebooks"])}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not readable: {error}") from error
+    if not 1 <= len(card.codebooks) <= 2 or not 0 < card.vocabulary <= _MAX_CODES:
+        raise ValueError(f"{path} has {len(card.codebooks)} codebooks of {card.vocabulary} codes; rule: 1 or 2, below 2^32")
+    return card
+
+
+def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard) -> dict[str, bytes]:
+    """The members of one sample by extension.
+
+    Args:
+        codes: local codes, integers, ``lt lh lw``.
+    """
+    check_codes(codes, card, info.source)
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(codes, dtype=card.dtype), allow_pickle=False)
+    return {MEDIA: buffer.getvalue(), "json": canonical_json(asdict(info) | {"format": FORMAT})}
+
+
+def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tuple[np.ndarray, TokenInfo]:
+    """Read one sample's grid and JSON, and check them against the tokenizer.
+
+    Raises:
+        ValueError: a member is missing or damaged, the shapes disagree, or a code is out of range; names ``where``.
+    """
+    if files.keys() != {MEDIA, "json"}:
+        raise ValueError(f"{where} has {sorted(files)}; a token sample has ['json', '{MEDIA}']")
+    try:
+        fields = json.loads(files["json"])
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        info = TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": tuple(fields["pts"])}))
+        codes = np.load(io.BytesIO(files[MEDIA]), allow_pickle=False)
+    except (KeyError, TypeError, ValueError, AttributeError, EOFError) as error:
+        raise ValueError(f"{where} is not a readable token sample: {error}") from error
+    if codes.dtype.kind != "u" or codes.ndim != 3 or codes.shape != info.grid or 0 in codes.shape:
+        raise ValueError(f"{where}: tokens are {codes.dtype} {codes.shape}, its JSON says unsigned {info.grid}")
+    if len(info.pts) != info.num_frames:
+        raise ValueError(f"{where}: {len(info.pts)} frame times for {info.num_frames} frames")
+    check_codes(codes, card, where)
+    return codes, info
+
+
+def check_codes(codes: np.ndarray, card: TokenizerCard, where: str) -> None:
+    """Refuse a code that its codebook does not have.
+
+    Raises:
+        ValueError: names the code, its place and the codebook.
+    """
+    sizes = np.array([card.codebook_of(t).size for t in range(codes.shape[0])])
+    bad = np.argwhere((codes >= sizes[:, None, None]) | (codes < 0))
+    if len(bad):
+        t, h, w = (int(index) for index in bad[0])
+        book = card.codebook_of(t)
+        raise ValueError(
+            f"{where}: code {int(codes[t, h, w])} at t={t} h={h} w={w} is out of range; the {book.name} codebook has "
+            f"codes 0 to {book.size - 1}. The shard is damaged or belongs to another tokenizer"
+        )
+
+
+def read_tokens(path: Path, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
+    """Yield ``(key, codes lt lh lw, info)`` of each sample in a shard, one in memory at a time."""
+    for key, files in read_samples(path):
+        codes, info = parse_tokens(files, card, f"{path}: {key}")
+        yield key, codes, info

@@ -1,0 +1,120 @@
+"""The proof that an output directory is whole."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vidvq.formats import clip_shard, token_shard
+from vidvq.formats.commit import FOLDER, Commit, read_commit
+from vidvq.formats.plan import read_plan
+from vidvq.formats.tar import find_damage
+from vidvq.storage import sha256_file
+
+
+@dataclass
+class VerifyReport:
+    """What a check found: one line per problem, and the account over the sound records."""
+
+    problems: list[str] = field(default_factory=list)
+    items: int = 0
+    ok: int = 0
+    failed: int = 0
+    filtered: int = 0
+    shards: int = 0
+    bytes: int = 0
+
+
+def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> VerifyReport:
+    """Check every shard of a directory against its plan and its commit records.
+
+    Args:
+        folder: written by ``vidvq shard`` or ``vidvq tokenize``.
+        tick: called after each shard.
+
+    Raises:
+        ValueError: there is no plan to check against.
+    """
+    plan = read_plan(folder)
+    report = VerifyReport(items=plan.header["items"], shards=plan.num_shards)
+    check_content = _content_check(folder, plan.header["stage"])
+    seen: set[str] = set()
+    names = set()
+    for shard, rows in plan.shards():
+        names.add(shard)
+        report.problems += [f"{shard}: {problem}" for problem in _verify_shard(folder, shard, rows, plan.plan_id, seen, report)]
+        if (folder / shard).is_file() and not any(problem.startswith(shard) for problem in report.problems):
+            report.problems += check_content(folder / shard)
+        tick()
+    for stray in sorted(path.name for path in folder.glob("*.tar") if path.name not in names):
+        report.problems.append(f"{stray}: is not in the plan; move it away")
+    for stray in sorted(folder.glob("*.tmp.*")):
+        report.problems.append(f"{stray.name}: was left by a killed job; run the same command again, or remove it")
+    return report
+
+
+def _verify_shard(
+    folder: Path, shard: str, rows: list[dict[str, Any]], plan_id: str, seen: set[str], report: VerifyReport
+) -> list[str]:
+    redo = f"remove {shard} and {FOLDER}/{shard}.json, then run the same command again"
+    try:
+        commit = read_commit(folder, shard)
+    except ValueError as error:
+        return [str(error)]
+    if commit is None:
+        return ["is not committed; run the same command again"]
+    if commit.plan_id != plan_id:
+        return [f"was made from another plan ({commit.plan_id[:12]}, not {plan_id[:12]}); {redo}"]
+    report.ok += commit.ok
+    report.failed += len(commit.failed)
+    report.filtered += len(commit.filtered)
+    report.bytes += commit.bytes
+    problems = _account(commit, [row["key"] for row in rows], seen)
+    path = folder / shard
+    if commit.sha256 is None:
+        return problems + ([f"is there, but its record says it holds nothing; {redo}"] if path.exists() else [])
+    if not path.is_file():
+        return [*problems, f"is missing; {redo}"]
+    if sha256_file(path) != commit.sha256:
+        damage = find_damage(path, list(commit.members)) or ["its bytes differ from the record"]
+        problems += [f"{found}; {redo}" for found in damage]
+    return problems
+
+
+def _account(commit: Commit, planned: list[str], seen: set[str]) -> list[str]:
+    problems: list[str] = []
+    accounted = list(dict.fromkeys(member.key for member in commit.members))
+    if len(accounted) != commit.ok:
+        problems.append(f"holds {len(accounted)} keys, its record says {commit.ok}")
+    accounted += [outcome.key for outcome in (*commit.failed, *commit.filtered)]
+    for key in accounted:
+        if key in seen:
+            problems.append(f"{key} is there twice")
+        seen.add(key)
+    problems += [f"{key} was planned and is not accounted for" for key in planned if key not in set(accounted)]
+    problems += [f"{key} was never planned" for key in accounted if key not in set(planned)]
+    return problems
+
+
+def _content_check(folder: Path, stage: str) -> Callable[[Path], list[str]]:
+    if stage == "tokenize":
+        card = token_shard.read_tokenizer_card(folder)
+
+        def check_tokens(path: Path) -> list[str]:
+            return _first_error(lambda: list(_drain(token_shard.read_tokens(path, card))))
+
+        return check_tokens
+    return lambda path: _first_error(lambda: list(_drain(clip_shard.read_clips(path))))
+
+
+def _drain(samples: Any) -> Any:
+    for sample in samples:
+        yield sample[0]
+
+
+def _first_error(read: Callable[[], Any]) -> list[str]:
+    try:
+        read()
+    except ValueError as error:
+        return [str(error)]
+    return []

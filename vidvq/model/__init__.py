@@ -1,0 +1,13 @@
+"""The tokenizer. Importing it needs torch and einops alone."""
+
+from vidvq.model.discriminator import Discriminator, DiscriminatorConfig
+from vidvq.model.tokenizer import Reconstruction, StreamState, TokenizerConfig, VideoTokenizer
+
+__all__ = [
+    "Discriminator",
+    "DiscriminatorConfig",
+    "Reconstruction",
+    "StreamState",
+    "TokenizerConfig",
+    "VideoTokenizer",
+]

@@ -1,0 +1,112 @@
+"""Spatiotemporal codebooks: one for what a stream starts with (appearance), one for what follows (motion)."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from vidvq.model.quantize.vq import VectorQuantizer, VQConfig
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """Which codebooks there are.
+
+    Attributes:
+        dim: channels of a latent.
+        spatial: the codebook of a stream's first latent frame.
+        temporal: the codebook of all later ones; None makes ``spatial`` one joint codebook for all.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    dim: int = 16
+    spatial: VQConfig = field(default_factory=lambda: VQConfig(size=512))
+    temporal: VQConfig | None = field(default_factory=lambda: VQConfig(size=1024))
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim={self.dim} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """A codebook's name (``spatial``, ``temporal`` or ``joint``), size, and start in a flat vocabulary."""
+
+    name: str
+    size: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Latents after quantization.
+
+    Attributes:
+        latents: ``b d g h w``.
+        codes: ``b g h w`` int64, local to the codebook of their group.
+        commitment_loss: scalar, averaged over positions.
+    """
+
+    latents: Tensor
+    codes: Tensor
+    commitment_loss: Tensor
+
+
+class SpatiotemporalQuantizer(nn.Module):
+    """Latents ``b d g h w`` to codes ``b g h w``, each group by the codebook it belongs to."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.spatial = VectorQuantizer(config.spatial, config.dim)
+        self.temporal = VectorQuantizer(config.temporal, config.dim) if config.temporal else None
+
+    @property
+    def codebooks(self) -> list[Codebook]:
+        """In the order of their offsets."""
+        if self.temporal is None:
+            return [Codebook("joint", self.spatial.size, 0)]
+        return [
+            Codebook("spatial", self.spatial.size, 0),
+            Codebook("temporal", self.temporal.size, self.spatial.size),
+        ]
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize whole streams, from their first group on."""
+        parts = latents.split([1, latents.shape[2] - 1], dim=2) if self.temporal is not None else (latents,)
+        done = [
+            self._quantize(part, self.spatial if index == 0 else self.temporal) for index, part in enumerate(parts)
+        ]
+        total = latents.shape[0] * latents[0, 0].numel()
+        loss = sum((part.commitment_loss * (part.codes.numel() / total) for part in done), latents.new_zeros(()))
+        return Quantized(
+            torch.cat([part.latents for part in done], dim=2), torch.cat([part.codes for part in done], dim=1), loss
+        )
+
+    def encode(self, latents: Tensor, first: bool) -> Tensor:
+        """Codes ``b g h w`` of some groups of a stream; ``first``: whether they start it (then there is one)."""
+        flat = rearrange(latents, "b d g h w -> (b g h w) d")
+        codes = self._book(first).encode(flat)
+        return codes.view(latents.shape[0], *latents.shape[2:])
+
+    def lookup(self, codes: Tensor, first: bool) -> Tensor:
+        """Latents ``b d g h w`` of codes ``b g h w``."""
+        return rearrange(self._book(first).lookup(codes), "b g h w d -> b d g h w")
+
+    def _book(self, first: bool) -> VectorQuantizer:
+        return self.spatial if first or self.temporal is None else self.temporal
+
+    @staticmethod
+    def _quantize(latents: Tensor, book: VectorQuantizer | None) -> Quantized:
+        assert book is not None
+        b, _, g, h, w = latents.shape
+        quantized, codes, loss = book(rearrange(latents, "b d g h w -> (b g h w) d"))
+        shape = {"b": b, "g": g, "h": h, "w": w}
+        return Quantized(
+            rearrange(quantized, "(b g h w) d -> b d g h w", **shape),
+            rearrange(codes, "(b g h w) -> b g h w", **shape),
+            loss,
+        )

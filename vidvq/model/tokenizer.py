@@ -1,0 +1,390 @@
+"""The tokenizer: video to codes and codes to video, whole or as a stream, with the same result.
+
+Frame 0 stands alone (an image is a video of one frame), then come groups of ``temporal_factor`` frames. Frame 0 goes
+through the network as a group of its own copies, so that every step has one shape; since kernels are chosen by shape,
+whole videos are encoded by the very steps a stream takes, one sample at a time. That is why tokens depend neither on
+how a video is cut into calls nor on what else is in the batch.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from math import log2
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidvq.model.encoder import Decoder, Encoder, StackConfig
+from vidvq.model.layers import Past
+from vidvq.model.patch import PatchKind
+from vidvq.model.quantize import QuantizerConfig, SpatiotemporalQuantizer, VQConfig
+from vidvq.model.quantize.spatiotemporal import Codebook
+
+_INFERENCE = ("encoder.", "decoder.", "quantizer.spatial.codebook", "quantizer.temporal.codebook")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A tokenizer's architecture.
+
+    Attributes:
+        temporal_factor: frames per group and latent frame.
+        patch: transform of each block of pixels at the input and output.
+        patch_size: height and width of a block; each stage after the first halves them again.
+        encoder, decoder: stages, finest first; as many in both.
+        quantizer: codebooks.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    temporal_factor: int = 4
+    patch: PatchKind = "haar"
+    patch_size: int = 4
+    encoder: StackConfig = field(default_factory=StackConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    decoder: StackConfig = field(default_factory=lambda: StackConfig(blocks=(2, 3)))
+
+    def __post_init__(self) -> None:
+        for name in ("temporal_factor", "patch_size"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ValueError(f"{name}={value} must be a power of two")
+        if len(self.encoder.channels) != len(self.decoder.channels):
+            raise ValueError(
+                f"encoder has {len(self.encoder.channels)} stages, decoder {len(self.decoder.channels)}; they must agree"
+            )
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent, in height and width."""
+        return self.patch_size << (len(self.encoder.channels) - 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return _listed(asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "TokenizerConfig":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a field is unknown, missing or wrong.
+        """
+        parts = dict(data)
+        quantizer = dict(parts.get("quantizer", {}))
+        for name in ("spatial", "temporal"):
+            if quantizer.get(name) is not None:
+                quantizer[name] = _build(VQConfig, quantizer[name])
+        parts["quantizer"] = _build(QuantizerConfig, quantizer)
+        for name in ("encoder", "decoder"):
+            stack = {key: tuple(value) for key, value in parts.get(name, {}).items()}
+            parts[name] = _build(StackConfig, stack)
+        return _build(cls, parts)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a training step sees: the video come back, the codes it went through, and the quantizer's loss."""
+
+    reconstruction: Tensor
+    codes: Tensor
+    commitment_loss: Tensor
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """Where a stream stands: the past groups its causal layers need. A value; a step returns a new one.
+
+    Attributes:
+        kind: ``encode`` or ``decode``.
+        shape: batch, height and width of what is fed.
+        groups: how many groups were fed.
+        past: tensors, one per causal layer.
+    """
+
+    kind: str
+    shape: tuple[int, int, int]
+    groups: int
+    past: tuple[Tensor, ...]
+
+
+class VideoTokenizer(nn.Module):
+    """A group-causal 3D-convolutional VQ autoencoder with spatiotemporal codebooks."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.temporal_factor = config.temporal_factor
+        self.spatial_factor = config.spatial_factor
+        shape = (config.patch, config.temporal_factor, config.patch_size, config.quantizer.dim)
+        self.encoder = Encoder(config.encoder, *shape)
+        self.quantizer = SpatiotemporalQuantizer(config.quantizer)
+        self.decoder = Decoder(config.decoder, *shape)
+        self.to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> "VideoTokenizer":
+        """Load a checkpoint folder, or the newest checkpoint of a training run; in eval mode, on the CPU.
+
+        Raises:
+            ValueError: there is none, it is damaged, or its weights do not fit its config.
+        """
+        from vidvq.model.checkpoint import load_tokenizer
+
+        return load_tokenizer(Path(path))[0]
+
+    @property
+    def codebooks(self) -> list[Codebook]:
+        """The codebooks, in the order of their offsets in a flat vocabulary."""
+        return self.quantizer.codebooks
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """The grid of codes ``lt lh lw`` that a video of this size becomes."""
+        if min(num_frames, height, width) < 1:
+            raise ValueError(f"a video of {num_frames} frames of {height}x{width} must have at least 1 of each")
+        s = self.spatial_factor
+        return 1 + -(-(num_frames - 1) // self.temporal_factor), -(-height // s), -(-width // s)
+
+    def bits_per_pixel(self, num_frames: int, height: int, width: int) -> float:
+        """Bits of all codes of a video over its pixels, each codebook counted by log2 of its size."""
+        lt, lh, lw = self.latent_shape(num_frames, height, width)
+        first, later = self.codebooks[0], self.codebooks[-1]
+        return lh * lw * (log2(first.size) + (lt - 1) * log2(later.size)) / (num_frames * height * width)
+
+    def forward(self, video: Tensor) -> Reconstruction:
+        """Reconstruct whole videos, all groups at once; the training step.
+
+        Args:
+            video: ``b c t h w`` in [-1, 1]; t is 1 + a multiple of the temporal factor, h and w multiples of the
+                spatial factor.
+
+        Raises:
+            ValueError: a size is not such a multiple.
+        """
+        _check_video(video)
+        t, h, w = video.shape[2:]
+        if (t - 1) % self.temporal_factor:
+            low = t - (t - 1) % self.temporal_factor
+            raise ValueError(
+                f"num_frames={t} must be 1 + a multiple of {self.temporal_factor}; "
+                f"nearest: {low} or {low + self.temporal_factor}"
+            )
+        if h % self.spatial_factor or w % self.spatial_factor:
+            raise ValueError(f"height={h} width={w} must be multiples of {self.spatial_factor}")
+        quantized = self.quantizer(self.encoder(self._open(video), Past()))
+        groups = self.decoder(quantized.latents, Past())
+        return Reconstruction(self._close(groups), quantized.codes, quantized.commitment_loss)
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Video to codes.
+
+        Args:
+            video: ``b c t h w`` float in [-1, 1]; any number of frames and any size. The last frame is repeated to
+                fill the last group, the borders to fill the last patches.
+
+        Returns:
+            ``b lt lh lw`` int64, local to the codebook of their place: ``spatial`` at lt = 0, else ``temporal``.
+
+        Raises:
+            ValueError: wrong rank, channels, type or range.
+        """
+        _check_video(video)
+        padded = self._pad(video)
+        samples = []
+        for sample in padded.split(1):
+            first, rest = sample[:, :, :1], sample[:, :, 1:]
+            codes, state = self.encode_step(first)
+            parts = [codes]
+            for group in rest.split(self.temporal_factor, dim=2) if rest.shape[2] else ():
+                codes, state = self.encode_step(group, state)
+                parts.append(codes)
+            samples.append(torch.cat(parts, dim=1))
+        return torch.cat(samples)
+
+    @torch.no_grad()
+    def encode_step(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Encode the next frames of a stream.
+
+        Args:
+            frames: ``b c t h w`` in [-1, 1]: the first frame alone where ``state`` is None, then whole groups.
+                Height and width are multiples of the spatial factor.
+            state: what the step before returned.
+
+        Returns:
+            codes ``b g lh lw`` of the groups given, and the state for the next step.
+
+        Raises:
+            ValueError: an incomplete group, a wrong size, or the state of another stream.
+        """
+        _check_video(frames)
+        b, _, t, h, w = frames.shape
+        r = self.temporal_factor
+        if (state is None and t != 1) or (state is not None and (t == 0 or t % r)):
+            rule = "1 at the start of a stream" if state is None else f"a multiple of {r}"
+            raise ValueError(f"num_frames={t} must be {rule}")
+        if h % self.spatial_factor or w % self.spatial_factor:
+            raise ValueError(f"height={h} width={w} must be multiples of {self.spatial_factor}")
+        self._check_state(state, "encode", (b, h, w))
+        parts = []
+        for group in (repeat(frames, "b c 1 h w -> b c r h w", r=r),) if state is None else frames.split(r, dim=2):
+            past = Past(state.past if state else None)
+            latents = self.encoder(group, past)
+            parts.append(self.quantizer.encode(latents, first=state is None))
+            fed = state.groups if state else 0
+            state = StreamState("encode", (b, h, w), fed + 1, tuple(past.collected))
+        assert state is not None
+        return torch.cat(parts, dim=1), state
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """Codes to video.
+
+        Args:
+            codes: ``b lt lh lw`` integers, as :meth:`encode` returns them.
+            num_frames: keep this many; all of the last group by default.
+            size: keep this height and width; the whole grid by default.
+
+        Returns:
+            ``b c t h w`` in [-1, 1].
+
+        Raises:
+            ValueError: wrong rank or type, a code out of range, or more frames or pixels asked for than there are.
+        """
+        self._check_codes(codes, first=True)
+        lt, lh, lw = codes.shape[1:]
+        frames = 1 + (lt - 1) * self.temporal_factor
+        keep_t = frames if num_frames is None else num_frames
+        keep_h, keep_w = size or (lh * self.spatial_factor, lw * self.spatial_factor)
+        if self.latent_shape(keep_t, keep_h, keep_w) != (lt, lh, lw):
+            raise ValueError(
+                f"num_frames={keep_t} of {keep_h}x{keep_w} do not become a grid of {lt}x{lh}x{lw} codes; "
+                f"the whole grid is {frames} of {lh * self.spatial_factor}x{lw * self.spatial_factor}"
+            )
+        samples = []
+        for sample in codes.split(1):
+            video, state = self.decode_step(sample[:, :1])
+            parts = [video]
+            for group in sample[:, 1:].split(1, dim=1) if lt > 1 else ():
+                video, state = self.decode_step(group, state)
+                parts.append(video)
+            samples.append(torch.cat(parts, dim=2))
+        return torch.cat(samples)[:, :, :keep_t, :keep_h, :keep_w]
+
+    @torch.no_grad()
+    def decode_step(self, codes: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Decode the next groups of a stream.
+
+        Args:
+            codes: ``b g lh lw``: the first group alone where ``state`` is None.
+            state: what the step before returned.
+
+        Returns:
+            frames ``b c t h w`` in [-1, 1] (one frame for the first group), and the state for the next step.
+
+        Raises:
+            ValueError: as for :meth:`decode`, or the state of another stream.
+        """
+        self._check_codes(codes, first=state is None)
+        b, g, h, w = codes.shape
+        if state is None and g != 1:
+            raise ValueError(f"groups={g} must be 1 at the start of a stream")
+        self._check_state(state, "decode", (b, h, w))
+        parts = []
+        for group in codes.split(1, dim=1):
+            past = Past(state.past if state else None)
+            latents = self.quantizer.lookup(group, first=state is None).to(self.dtype)
+            frames = self.decoder(latents, past)
+            parts.append((frames.mean(dim=2, keepdim=True) if state is None else frames).float().clamp(-1, 1))
+            fed = state.groups if state else 0
+            state = StreamState("decode", (b, h, w), fed + 1, tuple(past.collected))
+        assert state is not None
+        return torch.cat(parts, dim=2), state
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the networks' weights."""
+        return self.encoder.head.weight.dtype
+
+    def inference_state_dict(self) -> dict[str, Tensor]:
+        """The tensors that inference needs: both networks and the codebooks, without training statistics."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(_INFERENCE)}
+
+    def load_inference_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Load what :meth:`inference_state_dict` returned.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape; names it.
+        """
+        mine = self.inference_state_dict()
+        for name in sorted(mine.keys() ^ tensors.keys()):
+            raise ValueError(f"tensor {name} is {'missing' if name in mine else 'not part of this architecture'}")
+        for name, tensor in mine.items():
+            if tensor.shape != tensors[name].shape:
+                raise ValueError(f"tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(tensors[name])
+
+    def _open(self, video: Tensor) -> Tensor:
+        first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)
+        return torch.cat([first, video[:, :, 1:]], dim=2)
+
+    def _close(self, groups: Tensor) -> Tensor:
+        r = self.temporal_factor
+        return torch.cat([groups[:, :, :r].mean(dim=2, keepdim=True), groups[:, :, r:]], dim=2)
+
+    def _pad(self, video: Tensor) -> Tensor:
+        t, h, w = video.shape[2:]
+        lt, lh, lw = self.latent_shape(t, h, w)
+        missing = (
+            1 + (lt - 1) * self.temporal_factor - t,
+            lh * self.spatial_factor - h,
+            lw * self.spatial_factor - w,
+        )
+        return F.pad(video, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else video
+
+    def _check_codes(self, codes: Tensor, first: bool) -> None:
+        if codes.ndim != 4 or codes.is_floating_point() or 0 in codes.shape:
+            raise ValueError(f"codes are {codes.dtype} {tuple(codes.shape)}; they must be integers, b lt lh lw")
+        books = self.codebooks
+        spans = [(codes[:, :1], books[0]), (codes[:, 1:], books[-1])] if first else [(codes, books[-1])]
+        for part, book in spans:
+            if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < book.size:
+                worst = int(part.min()) if int(part.min()) < 0 else int(part.max())
+                raise ValueError(f"code {worst} is out of range; the {book.name} codebook has codes 0 to {book.size - 1}")
+
+    @staticmethod
+    def _check_state(state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
+        if state is not None and (state.kind, state.shape) != (kind, shape):
+            raise ValueError(
+                f"the state is of a stream to {state.kind} with batch, height, width {state.shape}; this step is to "
+                f"{kind} {shape}. Pass the state that this stream's last step returned"
+            )
+
+
+def _check_video(video: Tensor) -> None:
+    if video.ndim != 5 or video.shape[1] != 3:
+        raise ValueError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
+    if not video.is_floating_point():
+        raise ValueError(f"video is {video.dtype}; it must be float in [-1, 1] (uint8 frames: x / 127.5 - 1)")
+    if 0 in video.shape:
+        raise ValueError(f"video has shape {tuple(video.shape)}; it must not be empty")
+    # NaN fails both comparisons, and so is refused here too.
+    if not (video.min() >= -1.001 and video.max() <= 1.001):
+        raise ValueError(f"video has values from {float(video.min()):g} to {float(video.max()):g}; they must be in [-1, 1]")
+
+
+def _build(kind: Any, data: dict[str, Any]) -> Any:
+    known = {entry.name for entry in fields(kind)}
+    for name in data.keys() - known:
+        raise ValueError(f"{kind.__name__} has no field {name}; its fields are {', '.join(sorted(known))}")
+    return kind(**data)
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,8 @@
+"""Where work runs: on a Ray cluster, on a Ray that starts by itself, or inline. The only place that imports Ray.
+
+Ray schedules, spreads, retries and restarts; nothing here does it again. A unit of work must be idempotent.
+"""
+
+from vidvq.runtime.pool import InlinePool, Pool, RuntimeConfig, WorkerDied, start
+
+__all__ = ["InlinePool", "Pool", "RuntimeConfig", "WorkerDied", "start"]

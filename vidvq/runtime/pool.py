@@ -1,0 +1,121 @@
+"""A pool that maps functions over items: the one interface that stages see, inline or on Ray."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where a job runs.
+
+    Attributes:
+        workers: how many at a time; None for one per CPU of the machine or cluster; 0 runs inline, without Ray.
+        address: of a Ray cluster to join (``auto`` for the one this machine belongs to); None starts a local one.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    workers: int | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers={self.workers} must be 0 (inline) or more")
+
+
+@dataclass(frozen=True)
+class WorkerDied:
+    """Stands in for a result where the worker process died (killed, segfault, deadline) as often as it was tried."""
+
+    message: str
+
+
+class Pool(Protocol):
+    """Maps functions over items with a bounded number in flight; may be passed into the functions it runs."""
+
+    size: int
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        cpus: float = 1,
+        retries: int = 0,
+        deadline_s: float | None = None,
+    ) -> Iterator[tuple[Item, Result | WorkerDied]]:
+        """Yield ``(item, result)`` in the order of the items.
+
+        Args:
+            function: importable by name on every worker.
+            items: consumed as room comes free.
+            cpus: that one call occupies; 0 for a call that only waits for others.
+            retries: how often a call is repeated after its worker died. An exception is never retried, it is raised.
+            deadline_s: wall time after which a call's worker is ended from outside Python, hung or not. Inline there
+                is no other process to end, and none is.
+        """
+        ...
+
+    def map_stateful(
+        self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, gpus: float = 0
+    ) -> Iterator[tuple[Item, Result | WorkerDied]]:
+        """Yield ``(item, result)`` as they come from workers that each call ``make`` once and keep what it returns.
+
+        A worker that dies is started again and its item repeated.
+        """
+        ...
+
+
+class InlinePool:
+    """Runs everything in this process, one after another: for debugging, and where Ray is not installed."""
+
+    size = 1
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Iterable[Item],
+        *,
+        cpus: float = 1,
+        retries: int = 0,
+        deadline_s: float | None = None,
+    ) -> Iterator[tuple[Item, Result | WorkerDied]]:
+        """See :meth:`Pool.map`."""
+        for item in items:
+            yield item, function(item)
+
+    def map_stateful(
+        self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, gpus: float = 0
+    ) -> Iterator[tuple[Item, Result | WorkerDied]]:
+        """See :meth:`Pool.map_stateful`."""
+        function = make()
+        for item in items:
+            yield item, function(item)
+
+
+@contextmanager
+def start(config: RuntimeConfig) -> Iterator[Pool]:
+    """Open the pool that a config asks for, and close it.
+
+    Raises:
+        ValueError: Ray is not installed, or the cluster cannot be reached.
+    """
+    if config.workers == 0:
+        yield InlinePool()
+        return
+    try:
+        # The job of a corpus must not reach out of the cluster it runs on.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        from vidvq.runtime.on_ray import RayPool, connect
+    except ImportError as error:
+        raise ValueError("Ray is not installed; run `pip install 'vidvq[ray]'`, or give workers=0 to run inline") from error
+    with connect(config) as size:
+        yield RayPool(size)
+
+

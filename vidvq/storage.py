@@ -1,0 +1,128 @@
+"""Writes that either happen whole or not at all, and never over what another writer committed."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+_CHUNK_BYTES = 1 << 20
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with one spelling per value (sorted keys, no spaces), so that equal values have equal hashes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def pretty_json(value: Any) -> bytes:
+    """JSON for files a person opens: sorted keys, indented, a newline at the end."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: the file is not JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); it is damaged or was not written by vidvq") from error
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def attempt_path(path: Path) -> Path:
+    """A name beside ``path`` that no other writer uses: ``NAME.tmp.HOST-PID-RANDOM``."""
+    host = socket.gethostname().split(".")[0]
+    return path.with_name(f"{path.name}.tmp.{host}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+@contextmanager
+def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """Open an attempt at ``path`` for writing; on leaving it is flushed to disk and still under its attempt name.
+
+    On an error the attempt is deleted.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attempt = attempt_path(path)
+    try:
+        with attempt.open("xb") as file:
+            yield file, attempt
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        attempt.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file, replacing what was there."""
+    with attempt_file(path) as (file, attempt):
+        file.write(data)
+    os.replace(attempt, path)
+    sync_folder(path.parent)
+
+
+def publish_once(attempt: Path, path: Path) -> bool:
+    """Give a finished attempt its final name, unless the name is taken.
+
+    Returns:
+        True where this attempt is now ``path``; False where another one was there first, and the attempt is kept.
+    """
+    try:
+        os.link(attempt, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}:
+            raise
+        # A file system without hard links: the check and the rename are two steps, the best it offers.
+        if path.exists():
+            return False
+        os.replace(attempt, path)
+    attempt.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def create_once(path: Path, data: bytes) -> bool:
+    """Create ``path`` with ``data`` unless it exists; True where this call created it."""
+    with attempt_file(path) as (file, attempt):
+        file.write(data)
+    won = publish_once(attempt, path)
+    attempt.unlink(missing_ok=True)
+    return won
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power loss."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_attempts(folder: Path, name: str = "*") -> None:
+    """Delete what killed writers left behind under ``NAME.tmp.*``."""
+    for attempt in folder.glob(f"{name}.tmp.*"):
+        attempt.unlink(missing_ok=True)

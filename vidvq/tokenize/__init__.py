@@ -1,0 +1,6 @@
+"""`vidvq tokenize`: clip shards to token shards."""
+
+from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.job import run_tokenize
+
+__all__ = ["TokenizeConfig", "run_tokenize"]

@@ -1,0 +1,6 @@
+"""`vidvq train`: clip shards to a checkpoint."""
+
+from vidvq.train.config import TrainConfig
+from vidvq.train.loop import run_train
+
+__all__ = ["TrainConfig", "run_train"]

@@ -1,0 +1,36 @@
+"""The exponential moving average of the weights, which is what gets saved."""
+
+import torch
+from torch import Tensor
+
+from vidvq.model import VideoTokenizer
+
+_EARLY = 10
+
+
+class WeightAverage:
+    """Averages what inference needs: the networks' weights and the codebooks that belong to them.
+
+    The decay is ``min(decay, (1 + n) / (10 + n))`` after ``n`` updates, so that the first weights are soon forgotten.
+    """
+
+    def __init__(self, tokenizer: VideoTokenizer, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self._average = {name: tensor.detach().float().clone() for name, tensor in self._of(tokenizer).items()}
+
+    @torch.no_grad()
+    def update(self, tokenizer: VideoTokenizer) -> None:
+        """Take the present weights into the average."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (_EARLY + self.updates))
+        for name, tensor in self._of(tokenizer).items():
+            self._average[name].lerp_(tensor.detach().float(), 1 - decay)
+
+    def state_dict(self, tokenizer: VideoTokenizer) -> dict[str, Tensor]:
+        """The averaged tensors, by the names of :meth:`VideoTokenizer.inference_state_dict`."""
+        return {name: self._average[name].clone() for name in self._of(tokenizer)}
+
+    @staticmethod
+    def _of(tokenizer: VideoTokenizer) -> dict[str, Tensor]:
+        return tokenizer.inference_state_dict()
