@@ -78,7 +78,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a whole file, replacing what was there."""
     with attempt_file(path) as (file, attempt):
         file.write(data)
-    os.replace(attempt, path)
+    attempt.replace(path)
     sync_folder(path.parent)
 
 
@@ -98,7 +98,7 @@ def publish_once(attempt: Path, path: Path) -> bool:
         # A file system without hard links: the check and the rename are two steps, the best it offers.
         if path.exists():
             return False
-        os.replace(attempt, path)
+        attempt.replace(path)
     attempt.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
@@ -126,3 +126,23 @@ def remove_attempts(folder: Path, name: str = "*") -> None:
     """Delete what killed writers left behind under ``NAME.tmp.*``."""
     for attempt in folder.glob(f"{name}.tmp.*"):
         attempt.unlink(missing_ok=True)
+
+
+def differences(path: str, old: Any, new: Any) -> Iterator[str]:
+    """Name every place where two JSON values differ: ``clip.fps was 10, now 12``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{path}.{key}" if path else key
+            if key not in new:
+                yield f"{inner} was {_short(old[key])}, now absent"
+            elif key not in old:
+                yield f"{inner} was absent, now {_short(new[key])}"
+            else:
+                yield from differences(inner, old[key], new[key])
+    elif old != new:
+        yield f"{path} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = canonical_json(value).decode()
+    return text if len(text) <= 60 else text[:57] + "..."

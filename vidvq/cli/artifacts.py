@@ -34,7 +34,10 @@ def verify(folder: Path) -> int:
     if report.problems:
         click.echo(f"{folder}: {len(report.problems)} problems in {report.shards} shards", err=True)
         return 1
-    click.echo(f"{folder} is whole: {report.items} items planned, {report.ok} ok, {report.failed} failed, {report.filtered} filtered, {report.shards} shards, {report.bytes / 1e6:.1f} MB")
+    click.echo(
+        f"{folder} is whole: {report.items} items planned, {report.ok} ok, {report.failed} failed, "
+        f"{report.filtered} filtered, {report.shards} shards, {report.bytes / 1e6:.1f} MB"
+    )
     return 0
 
 

@@ -120,9 +120,33 @@ def decode(tokens: Path, overrides: tuple[str, ...], checkpoint: Path, out: Path
     return 0
 
 
+@click.command(short_help="Score decoded clips against their originals.")
+@click.argument("clips", type=click.Path(path_type=Path))
+@click.argument("decoded", type=click.Path(path_type=Path))
+@click.option("--tokens", required=True, type=click.Path(path_type=Path), help="The tokens DECODED was made from.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the scores to this JSON file.")
+def evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> int:
+    """Score what `vidvq decode ... format=png` wrote into DECODED against the originals in CLIPS.
+
+    vidvq evaluate shards/ decoded/ --tokens tokens/ --out scores.json
+    """
+    from vidvq.evaluate import run_evaluate
+
+    scores = run_evaluate(clips, decoded, tokens, out)
+    log.info(
+        f"{len(scores.clips)} clips: PSNR {scores.mean('psnr'):.2f} dB, SSIM {scores.mean('ssim'):.3f}; "
+        f"their mean frames: {scores.mean('mean_frame_psnr'):.2f} dB, {scores.mean('mean_frame_ssim'):.3f}"
+    )
+    for book in scores.codebooks:
+        log.info(f"{book.name} codebook: {book.used} of {book.size} codes in use, perplexity {book.perplexity:.0f}")
+    return 0
+
+
 @click.command(short_help="Watch the whole path run on real video.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", default="runs/demo", type=click.Path(path_type=Path), show_default=True, help="Output directory.")
+@click.option(
+    "--out", default="runs/demo", type=click.Path(path_type=Path), show_default=True, help="Output directory."
+)
 def demo(overrides: tuple[str, ...], out: Path) -> int:
     """Shard the videos that ship with vidvq, train on them, tokenize, decode, and write OUT/report.html.
 
@@ -133,4 +157,4 @@ def demo(overrides: tuple[str, ...], out: Path) -> int:
     return run_demo(out, list(overrides))
 
 
-COMMANDS = (shard, train, tokenize, decode, demo)
+COMMANDS = (shard, train, tokenize, decode, evaluate, demo)

@@ -15,9 +15,13 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-import webdataset as wds
 from pydantic import BeforeValidator, Field
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.filters import shuffle
+from webdataset.handlers import reraise_exception
+from webdataset.pipeline import DataPipeline
+from webdataset.shardlists import SimpleShardList
+from webdataset.tariterators import tarfile_to_samples
 
 from vidvq.formats.clip_shard import MEDIA
 from vidvq.formats.commit import read_commit
@@ -110,10 +114,10 @@ class ClipBatches(IterableDataset[torch.Tensor]):
             shards = list(self.shards)
             random = Random(f"{self.seed}/{epoch}")
             random.shuffle(shards)
-            pipeline = wds.DataPipeline(
-                wds.SimpleShardList(shards),
-                wds.tarfile_to_samples(handler=wds.reraise_exception),
-                wds.shuffle(self.config.shuffle, initial=self.config.shuffle, rng=random),
+            pipeline = DataPipeline(
+                SimpleShardList(shards),
+                tarfile_to_samples(handler=reraise_exception),
+                shuffle(self.config.shuffle, initial=self.config.shuffle, rng=random),
             )
             for sample in pipeline:
                 yield epoch, sample

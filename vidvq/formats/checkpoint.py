@@ -5,7 +5,6 @@ The *token* fingerprint covers all that decides which tokens come out: encoder, 
 """
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -91,10 +90,10 @@ def write_checkpoint(
         write_atomic(attempt / "config.json", pretty_json(config))
         write_atomic(attempt / "fingerprint", pretty_json(asdict(prints)))
         if training is not None:
-            os.replace(training, attempt / TRAINING)
+            training.replace(attempt / TRAINING)
         if folder.exists():
             shutil.rmtree(folder)
-        os.replace(attempt, folder)
+        attempt.replace(folder)
     except BaseException:
         shutil.rmtree(attempt, ignore_errors=True)
         raise

@@ -5,7 +5,6 @@ at most once per shard whoever tries, so two drivers on one output do not corrup
 instructions leaves either a committed shard or one that the next run makes again.
 """
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -162,7 +161,7 @@ def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
         if _record(folder, shard).exists():
             return
         time.sleep(0.1)
-    os.replace(attempt, path)
+    attempt.replace(path)
     sync_folder(folder)
 
 

@@ -16,6 +16,7 @@ from vidvq.storage import (
     attempt_file,
     canonical_json,
     create_once,
+    differences,
     pretty_json,
     read_json,
     remove_attempts,
@@ -124,11 +125,11 @@ def ensure_plan(
     plan = read_plan(folder)
     if plan.header["stage"] != stage:
         raise ValueError(f"{folder} holds the output of vidvq {plan.header['stage']}; give vidvq {stage} another --out")
-    differences = list(_differences("", plan.header["made_from"], made_from))
-    if differences:
-        differences = explain(plan) + differences
-        more = len(differences) - _SHOWN_DIFFERENCES
-        shown = "; ".join(differences[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+    found = list(differences("", plan.header["made_from"], made_from))
+    if found:
+        found = explain(plan) + found
+        more = len(found) - _SHOWN_DIFFERENCES
+        shown = "; ".join(found[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         raise ValueError(
             f"{folder} was made from something else: {shown}. Give another --out, or the same inputs and settings"
         )
@@ -149,22 +150,3 @@ def _refuse_foreign(folder: Path) -> None:
     for entry in sorted(folder.iterdir()):
         if not entry.name.startswith(ours):
             raise ValueError(f"{folder} is not empty and has no plan.json (found {entry.name}); give an empty --out")
-
-
-def _differences(path: str, old: Any, new: Any) -> Iterator[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{path}.{key}" if path else key
-            if key not in new:
-                yield f"{inner} was {_short(old[key])}, now absent"
-            elif key not in old:
-                yield f"{inner} was absent, now {_short(new[key])}"
-            else:
-                yield from _differences(inner, old[key], new[key])
-    elif old != new:
-        yield f"{path} was {_short(old)}, now {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = canonical_json(value).decode()
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -93,7 +93,8 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
                 if len(data) != info.size:
                     raise ValueError(f"{path}: ends inside member {info.name!r}; the file is torn")
                 yield info.name, data
-                tar.members = []  # tarfile keeps every header it saw; shards may have many
+                # tarfile keeps every header it saw; shards may have many.
+                tar.members = []  # type: ignore[attr-defined]
     except tarfile.TarError as error:
         raise ValueError(f"{path} is not a readable tar: {error}") from error
 

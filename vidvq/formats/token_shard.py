@@ -117,7 +117,9 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not readable: {error}") from error
     if not 1 <= len(card.codebooks) <= 2 or not 0 < card.vocabulary <= _MAX_CODES:
-        raise ValueError(f"{path} has {len(card.codebooks)} codebooks of {card.vocabulary} codes; rule: 1 or 2, below 2^32")
+        raise ValueError(
+            f"{path} has {len(card.codebooks)} codebooks of {card.vocabulary} codes; rule: 1 or 2, below 2^32"
+        )
     return card
 
 

@@ -42,7 +42,9 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
     names = set()
     for shard, rows in plan.shards():
         names.add(shard)
-        report.problems += [f"{shard}: {problem}" for problem in _verify_shard(folder, shard, rows, plan.plan_id, seen, report)]
+        report.problems += [
+            f"{shard}: {problem}" for problem in _verify_shard(folder, shard, rows, plan.plan_id, seen, report)
+        ]
         if (folder / shard).is_file() and not any(problem.startswith(shard) for problem in report.problems):
             report.problems += check_content(folder / shard)
         tick()

@@ -19,7 +19,9 @@ def load_tokenizer(path: Path) -> tuple[VideoTokenizer, TokenizerCard]:
     """
     checkpoint = read_checkpoint(path)
     if checkpoint.config["preprocessing"] != PREPROCESSING:
-        raise ValueError(f"{checkpoint.path} wants preprocessing {checkpoint.config['preprocessing']}, not {PREPROCESSING}")
+        raise ValueError(
+            f"{checkpoint.path} wants preprocessing {checkpoint.config['preprocessing']}, not {PREPROCESSING}"
+        )
     try:
         tokenizer = VideoTokenizer(TokenizerConfig.from_dict(checkpoint.config["model"]))
         tokenizer.load_inference_state_dict(
@@ -35,6 +37,7 @@ def load_tokenizer(path: Path) -> tuple[VideoTokenizer, TokenizerCard]:
         spatial_factor=tokenizer.spatial_factor,
         preprocessing=PREPROCESSING,
     )
+    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return tokenizer.eval().requires_grad_(False), card
 
 

@@ -42,9 +42,7 @@ class Encoder(nn.Module):
         dim: channels of a latent.
     """
 
-    def __init__(
-        self, config: StackConfig, patch: PatchKind, temporal_factor: int, patch_size: int, dim: int
-    ) -> None:
+    def __init__(self, config: StackConfig, patch: PatchKind, temporal_factor: int, patch_size: int, dim: int) -> None:
         super().__init__()
         self.patch = Patch(patch, temporal_factor, patch_size)
         self.stem = SpatialConv(self.patch.channels, config.channels[0])
@@ -81,9 +79,7 @@ class Upsample(nn.Module):
 class Decoder(nn.Module):
     """Latents ``b d g h w`` -> ``b c (g t) (h s) (w s)``, causal over groups. Arguments as for :class:`Encoder`."""
 
-    def __init__(
-        self, config: StackConfig, patch: PatchKind, temporal_factor: int, patch_size: int, dim: int
-    ) -> None:
+    def __init__(self, config: StackConfig, patch: PatchKind, temporal_factor: int, patch_size: int, dim: int) -> None:
         super().__init__()
         self.patch = Patch(patch, temporal_factor, patch_size)
         channels, blocks = config.channels[::-1], config.blocks[::-1]

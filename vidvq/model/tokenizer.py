@@ -53,7 +53,7 @@ class TokenizerConfig:
                 raise ValueError(f"{name}={value} must be a power of two")
         if len(self.encoder.channels) != len(self.decoder.channels):
             raise ValueError(
-                f"encoder has {len(self.encoder.channels)} stages, decoder {len(self.decoder.channels)}; they must agree"
+                f"encoder has {len(self.encoder.channels)} stages, decoder {len(self.decoder.channels)}; give as many"
             )
 
     @property
@@ -122,7 +122,6 @@ class VideoTokenizer(nn.Module):
         self.encoder = Encoder(config.encoder, *shape)
         self.quantizer = SpatiotemporalQuantizer(config.quantizer)
         self.decoder = Decoder(config.decoder, *shape)
-        self.to(memory_format=torch.channels_last)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "VideoTokenizer":
@@ -354,7 +353,9 @@ class VideoTokenizer(nn.Module):
         for part, book in spans:
             if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < book.size:
                 worst = int(part.min()) if int(part.min()) < 0 else int(part.max())
-                raise ValueError(f"code {worst} is out of range; the {book.name} codebook has codes 0 to {book.size - 1}")
+                raise ValueError(
+                    f"code {worst} is out of range; the {book.name} codebook has codes 0 to {book.size - 1}"
+                )
 
     @staticmethod
     def _check_state(state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
@@ -374,7 +375,9 @@ def _check_video(video: Tensor) -> None:
         raise ValueError(f"video has shape {tuple(video.shape)}; it must not be empty")
     # NaN fails both comparisons, and so is refused here too.
     if not (video.min() >= -1.001 and video.max() <= 1.001):
-        raise ValueError(f"video has values from {float(video.min()):g} to {float(video.max()):g}; they must be in [-1, 1]")
+        raise ValueError(
+            f"video has values from {float(video.min()):g} to {float(video.max()):g}; they must be in [-1, 1]"
+        )
 
 
 def _build(kind: Any, data: dict[str, Any]) -> Any:

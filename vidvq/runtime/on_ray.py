@@ -28,9 +28,7 @@ def connect(config: RuntimeConfig) -> Iterator[int]:
             ray.init(address=config.address, **options)
         else:
             # Ray's job interface runs what it is sent: a Ray of our own listens on loopback alone.
-            ray.init(
-                num_cpus=config.workers, include_dashboard=False, _node_ip_address=_LOOPBACK, **options
-            )
+            ray.init(num_cpus=config.workers, include_dashboard=False, _node_ip_address=_LOOPBACK, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = config.address or "on this machine"
         raise ValueError(f"Ray {where} cannot be reached: {' '.join(str(error).split())}") from error

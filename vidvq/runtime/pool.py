@@ -114,8 +114,8 @@ def start(config: RuntimeConfig) -> Iterator[Pool]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         from vidvq.runtime.on_ray import RayPool, connect
     except ImportError as error:
-        raise ValueError("Ray is not installed; run `pip install 'vidvq[ray]'`, or give workers=0 to run inline") from error
+        raise ValueError(
+            "Ray is not installed; run `pip install 'vidvq[ray]'`, or give workers=0 to run inline"
+        ) from error
     with connect(config) as size:
         yield RayPool(size)
-
-

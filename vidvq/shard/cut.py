@@ -11,10 +11,10 @@ from vidvq.formats.commit import Outcome
 from vidvq.shard.config import ClipPolicy
 from vidvq.video import VideoError
 from vidvq.video.decode import (
-    DECODERS,
     DecoderName,
     FrameReader,
     decoder_version,
+    decoders_for,
     fit_size,
     open_reader,
     sample_timeline,
@@ -25,13 +25,13 @@ from vidvq.video.probe import Limits, VideoInfo, probe
 
 @dataclass(frozen=True)
 class CutJob:
-    """Clips of one video, in order; travels to a worker. ``rows`` are rows of the plan."""
+    """Clips of one video, in order; travels to a worker. ``rows`` are rows of the plan; ``decoders`` None: by codec."""
 
     uri: str
     rows: tuple[dict[str, Any], ...]
     policy: ClipPolicy
     limits: Limits
-    decoders: tuple[DecoderName, ...] = DECODERS
+    decoders: tuple[DecoderName, ...] | None = None
 
 
 Cut = tuple[str, dict[str, bytes] | Outcome, int]
@@ -60,7 +60,7 @@ class _Video:
     def cut(self, row: dict[str, Any]) -> Cut:
         window = slice(row["first"], row["first"] + row["num_frames"])
         failure: VideoError | None = None
-        for decoder in self.job.decoders:
+        for decoder in self.job.decoders or decoders_for(self.info.codec):
             try:
                 if decoder not in self.readers:
                     self.readers[decoder] = open_reader(self.path, self.info, self.size, decoder)
@@ -76,11 +76,15 @@ class _Video:
         return row["key"], Outcome(row["key"], failure.reason, failure.detail), 0
 
     def _describe(self, row: dict[str, Any], pts: tuple[int, ...], decoder: DecoderName) -> ClipInfo:
+        # A clip lasts until the frame after it; at the end of the video, as long as its own frames on average.
         after = row["first"] + row["num_frames"]
+        length = len(pts)
         if after < len(self.times):
             end = self.times[after]
+        elif length > 1:
+            end = pts[length - 1] + (pts[length - 1] - pts[0]) // (length - 1)
         else:
-            end = pts[-1] + (pts[-1] - pts[0]) // (len(pts) - 1) if len(pts) > 1 else pts[-1] + self.info.tick_per_frame
+            end = pts[0] + self.info.tick_per_frame
         duration = max(end - pts[0], 1)
         return ClipInfo(
             source=row["uri"],

@@ -38,7 +38,9 @@ def list_sources(videos: list[str]) -> list[Source]:
             uri = file.absolute().as_posix()
             sources[uri] = Source(uri, status.st_size, status.st_mtime_ns)
     if not sources:
-        raise ValueError(f"no video under {', '.join(videos)}; a directory is searched for {' '.join(sorted(SUFFIXES))}")
+        raise ValueError(
+            f"no video under {', '.join(videos)}; a directory is searched for {' '.join(sorted(SUFFIXES))}"
+        )
     return sorted(sources.values())
 
 

@@ -14,7 +14,6 @@ from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.cut import Cut, CutJob, cut_clips
 from vidvq.shard.inputs import list_sources
 from vidvq.shard.plan import plan_shards
-from vidvq.video.decode import DECODERS, DecoderName
 from vidvq.video.probe import Limits
 
 
@@ -46,8 +45,9 @@ def run_shard(videos: list[str], out: Path, config: ShardConfig) -> JobSummary:
     sources = list_sources(videos)
     with start(config.runtime) as pool:
         plan = plan_shards(out, sources, config, pool)
-        info(f"plan {plan.plan_id[:12]}: {plan.header['items']} items of {len(sources)} videos in {plan.num_shards} shards")
-        with progress("shard", plan.header["items"], "clips") as bar:
+        items = plan.header["items"]
+        info(f"plan {plan.plan_id[:12]}: {items} items of {len(sources)} videos in {plan.num_shards} shards")
+        with progress("shard", items, "clips") as bar:
             jobs: list[ShardJob] = []
             for shard, rows in plan.shards():
                 if read_commit(out, shard):
@@ -91,13 +91,10 @@ def _cut(job: ShardJob) -> Iterator[Cut]:
 
 def _rescue(job: ShardJob, cut: CutJob) -> Iterator[Cut]:
     """After a death: each clip by itself, by the other decoder, so that one frame that kills costs one clip."""
-    fallback: tuple[DecoderName, ...] = DECODERS[1:]
-    alone = [CutJob(cut.uri, (row,), cut.policy, cut.limits, fallback) for row in cut.rows]
+    alone = [CutJob(cut.uri, (row,), cut.policy, cut.limits, decoders=("pyav",)) for row in cut.rows]
     for single, made in job.pool.map(cut_clips, alone, deadline_s=job.limits.deadline_s):
         if isinstance(made, WorkerDied):
             key = single.rows[0]["key"]
             detail = f"every decoder crashed on it or ran past limits.deadline_s={job.limits.deadline_s:g}"
             made = [(key, Outcome(key, "decoder_died", detail), 0)]
         yield from made
-
-

@@ -53,8 +53,9 @@ def run_tokenize(clips: Path, checkpoint: Path, out: Path, config: TokenizeConfi
     _, card = load_tokenizer(folder)
     plan = plan_tokens(out, clips, card)
     write_tokenizer_card(out, card)
-    info(f"plan {plan.plan_id[:12]}: {plan.header['items']} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
-    with start(config.runtime) as pool, progress("tokenize", plan.header["items"], "clips") as bar:
+    items = plan.header["items"]
+    info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
+    with start(config.runtime) as pool, progress("tokenize", items, "clips") as bar:
         jobs: list[TokenJob] = []
         for shard, rows in plan.shards():
             if read_commit(out, shard):

@@ -65,14 +65,12 @@ def make_engine(module: nn.Module, optimizer: OptimizerConfig, steps: int, confi
         config: of the run; its batch size, ZeRO stage and precision become DeepSpeed's.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    adamw = torch.optim.AdamW(
-        parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay
-    )
+    adamw = torch.optim.AdamW(parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: _lr_share(step, steps, optimizer))
     engine, *_ = deepspeed.initialize(
         model=module,
         optimizer=adamw,
-        lr_scheduler=schedule,
+        lr_scheduler=schedule,  # type: ignore[arg-type]
         config=deepspeed_config(config, optimizer, world.size),
         dist_init_required=False,
     )

@@ -19,7 +19,7 @@ from vidvq.log import info, progress
 from vidvq.model import Discriminator, VideoTokenizer
 from vidvq.model.checkpoint import save_tokenizer
 from vidvq.model.pixels import to_video
-from vidvq.storage import canonical_json, write_atomic
+from vidvq.storage import differences, write_atomic
 from vidvq.train.config import TrainConfig
 from vidvq.train.ema import WeightAverage
 from vidvq.train.engine import World, join_world, leave_world, make_engine
@@ -50,11 +50,7 @@ def _claim(run: Path, config: TrainConfig) -> None:
     path, mine = run / "config.yaml", settings.to_dict(config)
     if path.exists():
         theirs = settings.read_yaml(path)
-        differing = [
-            f"{name} was {canonical_json(theirs.get(name)).decode()[:80]}, now {canonical_json(mine.get(name)).decode()[:80]}"
-            for name in sorted(theirs.keys() | mine.keys())
-            if theirs.get(name) != mine.get(name)
-        ]
+        differing = list(differences("", theirs, mine))
         if differing:
             raise ValueError(f"{run} holds a run of another config: {'; '.join(differing)}. Give another out=")
     write_atomic(path, settings.dump(config).encode())
@@ -137,7 +133,9 @@ class _Trainer:
         if self.adversarial and step >= self.discriminator_start:
             terms |= self._discriminator_step(video, out.reconstruction.detach())
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss is {float(loss)} at step {step}; lower the learning rate, or use precision=fp32")
+            raise ValueError(
+                f"the loss is {float(loss)} at step {step}; lower the learning rate, or use precision=fp32"
+            )
         return {name: float(value.detach()) for name, value in terms.items()} | {"loss": float(loss.detach())}
 
     def _discriminator_step(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:

@@ -38,7 +38,10 @@ def mp4_writer(
     if time_base.denominator > _MAX_TICKS_PER_S:
         time_base = time_base.limit_denominator(_MAX_TICKS_PER_S)
     with av.open(
-        target if isinstance(target, io.BytesIO) else str(target), mode="w", format="mp4", options={"fflags": "+bitexact"}
+        target if isinstance(target, io.BytesIO) else str(target),
+        mode="w",
+        format="mp4",
+        options={"fflags": "+bitexact"},
     ) as container:
         # x264 subsamples colour only in even sizes.
         pixels = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import av.error
@@ -18,7 +19,7 @@ class Limits:
     ``deadline_s`` is wall time for the decode of one source within one shard.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     max_pixels: int = 8192 * 4320
     max_frames: int = 1_080_000
@@ -99,7 +100,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
         if height < 1 or width < 1:
             raise VideoError("unreadable", f"its video stream is {width}x{height} pixels")
         if height * width > limits.max_pixels:
-            raise VideoError("too_large", f"is {width}x{height} pixels; the cap is limits.max_pixels={limits.max_pixels}")
+            raise VideoError("too_large", f"is {width}x{height}; the cap is limits.max_pixels={limits.max_pixels}")
         if stream.time_base is None:
             raise VideoError("unreadable", "its video stream has no time base")
         pts = _timeline(container, stream, limits)

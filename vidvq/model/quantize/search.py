@@ -43,7 +43,9 @@ def kmeans(latents: Tensor, size: int, seed: int) -> Tensor:
     centres += 1e-3 * latents.std() * torch.randn(centres.shape, generator=generator).to(latents.device)
     for _ in range(_KMEANS_ROUNDS):
         codes = nearest(latents, centres)
-        counts = torch.zeros(size, device=latents.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float))
+        counts = torch.zeros(size, device=latents.device).index_add_(
+            0, codes, torch.ones_like(codes, dtype=torch.float)
+        )
         sums = torch.zeros_like(centres).index_add_(0, codes, latents)
         used = counts > 0
         centres[used] = sums[used] / counts[used, None]

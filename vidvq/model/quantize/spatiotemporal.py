@@ -77,9 +77,7 @@ class SpatiotemporalQuantizer(nn.Module):
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize whole streams, from their first group on."""
         parts = latents.split([1, latents.shape[2] - 1], dim=2) if self.temporal is not None else (latents,)
-        done = [
-            self._quantize(part, self.spatial if index == 0 else self.temporal) for index, part in enumerate(parts)
-        ]
+        done = [self._quantize(part, self.spatial if index == 0 else self.temporal) for index, part in enumerate(parts)]
         total = latents.shape[0] * latents[0, 0].numel()
         loss = sum((part.commitment_loss * (part.codes.numel() / total) for part in done), latents.new_zeros(()))
         return Quantized(

@@ -1,4 +1,7 @@
-"""Vector quantization with a codebook that follows its latents by moving averages (van den Oord et al. 2017, app. A.1)."""
+"""Vector quantization with a codebook that follows its latents by moving averages.
+
+van den Oord et al. 2017, "Neural Discrete Representation Learning", appendix A.1.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,0 +1,41 @@
+# Two commands for a new user: `make demo` and `make test`. Everything lives in .venv; nothing else is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := docker/constraints.txt
+
+.PHONY: demo test test-slow test-gpu check lint format clean
+
+demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
+	$(BIN)/vidvq demo
+
+test: $(VENV)/.with-test  ## The tests that need no GPU and little time.
+	$(BIN)/pytest
+
+test-slow: $(VENV)/.with-test  ## The tests that take minutes.
+	$(BIN)/pytest -m slow
+
+test-gpu: $(VENV)/.with-test  ## The tests that need a CUDA device; they fail, not skip, without one.
+	VIDVQ_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
+
+check: lint test  ## All that must be clean before a change goes in.
+
+lint: $(VENV)/.with-dev  ## Lint, format, types, import rules.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.with-dev  ## Fix what ruff can fix.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs dist
+
+$(VENV)/.with-%: pyproject.toml $(PINS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vidvq needs Python 3.11 or newer; run make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS) setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS) --editable '.[$*]'
+	touch $@

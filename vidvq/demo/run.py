@@ -1,0 +1,92 @@
+"""The demo is the real commands, one process each, and a page that shows what came out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from shlex import join
+from time import monotonic
+
+from vidvq.demo.report import write_report
+from vidvq.log import info
+from vidvq.storage import pretty_json, write_atomic
+
+VIDEOS = Path(__file__).parent / "videos"
+
+
+def run_demo(out: Path, overrides: list[str]) -> int:
+    """Run every stage into ``out`` and write ``out/report.html``.
+
+    Args:
+        out: the output directory. Stages that finished on an earlier run are not done again.
+        overrides: ``key=value`` settings of the training.
+
+    Returns:
+        0, or the exit code of the stage that failed.
+    """
+    seconds = _read_seconds(out)
+    for name, arguments in _stages(out, overrides):
+        info(f"\n$ {join(['vidvq', *arguments])}")
+        started = monotonic()
+        code = subprocess.run([sys.executable, "-m", "vidvq", *arguments], check=False).returncode
+        if code:
+            return code
+        # A stage that was there already takes a moment; what it took when it ran is what counts.
+        seconds[name] = max(seconds.get(name, 0.0), monotonic() - started)
+        write_atomic(out / "stages.json", pretty_json(seconds))
+    write_report(out)
+    info(f"\n{sum(seconds.values()):.0f} s in all. Open {(out / 'report.html').absolute().as_uri()}")
+    return 0
+
+
+def _stages(out: Path, overrides: list[str]) -> list[tuple[str, list[str]]]:
+    train, splits = str(out / "train"), ("train", "heldout")
+    return [
+        *(
+            (
+                f"shard {split}",
+                ["shard", str(VIDEOS / split), "--out", str(out / "clips" / split), "--config", "demo-shard"],
+            )
+            for split in splits
+        ),
+        ("train", ["train", "demo", f"data.clips={out / 'clips' / 'train'}", f"out={train}", *overrides]),
+        *(
+            (
+                f"tokenize {split}",
+                ["tokenize", str(out / "clips" / split), "--checkpoint", train, "--out", str(out / "tokens" / split)],
+            )
+            for split in splits
+        ),
+        *(
+            (
+                f"decode {kind}",
+                [
+                    "decode",
+                    str(out / "tokens" / "heldout"),
+                    "--checkpoint",
+                    train,
+                    "--out",
+                    str(out / "decoded" / kind),
+                    f"format={kind}",
+                ],
+            )
+            for kind in ("png", "mp4")
+        ),
+        (
+            "evaluate",
+            [
+                "evaluate",
+                str(out / "clips" / "heldout"),
+                str(out / "decoded" / "png"),
+                "--tokens",
+                str(out / "tokens" / "heldout"),
+                "--out",
+                str(out / "scores.json"),
+            ],
+        ),
+    ]
+
+
+def _read_seconds(out: Path) -> dict[str, float]:
+    path = out / "stages.json"
+    return json.loads(path.read_bytes()) if path.is_file() else {}

@@ -1,0 +1,140 @@
+"""Originals against what `vidvq decode` wrote from their tokens."""
+
+from dataclasses import asdict, dataclass
+from math import log2
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vidvq.evaluate.metrics import mean_frame, psnr, ssim
+from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.plan import read_plan
+from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
+from vidvq.log import progress
+from vidvq.storage import pretty_json, write_atomic
+from vidvq.video.decode import decode_clip
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """One clip: its decoded frames and its repeated mean frame against the original. PSNR in dB."""
+
+    key: str
+    source: str
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    psnr: float
+    ssim: float
+    mean_frame_psnr: float
+    mean_frame_ssim: float
+    bits_per_pixel: float
+
+
+@dataclass(frozen=True)
+class CodebookUse:
+    """How the tokens use one codebook: codes that occur, and the perplexity of their distribution."""
+
+    name: str
+    size: int
+    used: int
+    perplexity: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `vidvq evaluate`; written as JSON."""
+
+    clips: tuple[ClipScore, ...]
+    codebooks: tuple[CodebookUse, ...]
+    token_fingerprint: str
+
+    def mean(self, name: str) -> float:
+        """Mean over clips of one of their figures."""
+        return float(np.mean([getattr(clip, name) for clip in self.clips]))
+
+
+def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> Evaluation:
+    """Score decoded clips.
+
+    Args:
+        clips: the original clip shards.
+        decoded: what ``vidvq decode ... format=png`` wrote.
+        tokens: the token shards they were decoded from.
+        out: a JSON file to write, or None.
+
+    Raises:
+        ValueError: frames are missing or of another size, or there is nothing to score.
+    """
+    card = read_tokenizer_card(tokens)
+    grids = {key: codes for shard in _shards(tokens) for key, codes, _ in read_tokens(shard, card)}
+    scores: list[ClipScore] = []
+    with progress("evaluate", len(grids), "clips") as bar:
+        for shard in _shards(clips):
+            for key, media, info in read_clips(shard):
+                if key not in grids:
+                    continue
+                original, result = decode_clip(media, key), _read_frames(decoded / key)
+                if original.shape != result.shape:
+                    raise ValueError(f"{decoded / key} holds {result.shape} frames, {key} has {original.shape}")
+                still = mean_frame(original)
+                scores.append(
+                    ClipScore(
+                        key=key,
+                        source=info.source,
+                        num_frames=info.num_frames,
+                        height=info.height,
+                        width=info.width,
+                        fps=info.fps,
+                        psnr=psnr(original, result),
+                        ssim=ssim(original, result),
+                        mean_frame_psnr=psnr(original, still),
+                        mean_frame_ssim=ssim(original, still),
+                        bits_per_pixel=_bits(grids[key], card) / (info.num_frames * info.height * info.width),
+                    )
+                )
+                bar.advance()
+    if not scores:
+        raise ValueError(f"{clips} and {tokens} have no clip in common; give tokens that were made from these clips")
+    evaluation = Evaluation(tuple(scores), _use(list(grids.values()), card), card.token_fingerprint)
+    if out:
+        write_atomic(out, pretty_json(asdict(evaluation)))
+    return evaluation
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [path for name, _ in read_plan(folder).shards() if (path := folder / name).is_file()]
+
+
+def _read_frames(folder: Path) -> np.ndarray:
+    paths = sorted(folder.glob("*.png"))
+    if not paths:
+        raise ValueError(f"{folder} has no frames; run vidvq decode with format=png first")
+    frames: list[np.ndarray] = []
+    for path in paths:
+        with Image.open(path) as image:
+            frames.append(np.asarray(image.convert("RGB")))
+    return np.stack(frames)
+
+
+def _bits(codes: np.ndarray, card: TokenizerCard) -> float:
+    per_group = codes.shape[1] * codes.shape[2]
+    return sum(per_group * log2(card.codebook_of(t).size) for t in range(codes.shape[0]))
+
+
+def _use(grids: list[np.ndarray], card: TokenizerCard) -> tuple[CodebookUse, ...]:
+    counts = {book.name: np.zeros(book.size, dtype=np.int64) for book in card.codebooks}
+    for codes in grids:
+        for t, group in enumerate(codes):
+            book = card.codebook_of(t)
+            counts[book.name] += np.bincount(group.ravel(), minlength=book.size)
+    return tuple(_summarize(book.name, counts[book.name]) for book in card.codebooks)
+
+
+def _summarize(name: str, counts: np.ndarray) -> CodebookUse:
+    shares = counts[counts > 0] / max(counts.sum(), 1)
+    perplexity = float(np.exp(-np.sum(shares * np.log(shares)))) if len(shares) else 0.0
+    return CodebookUse(name, len(counts), int((counts > 0).sum()), perplexity, int(counts.sum()))
