@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -94,7 +95,7 @@ class _Trainer:
         config, prints = self.config, None
         batches = clip_batches(config.data, config.seed, self.world.rank, self.world.size, start=0)
         window = _Window()
-        with progress("train", config.steps, "steps") as bar:
+        with progress("train", config.steps, "steps") if self.world.rank == 0 else nullcontext() as bar:
             for step in range(config.steps):
                 asked = monotonic()
                 video = to_video(next(batches)).to(self.world.device)
@@ -105,7 +106,7 @@ class _Trainer:
                 if done % config.log_every == 0 or done == config.steps:
                     note = self._log(done, window)
                     window = _Window()
-                if self.world.rank == 0:
+                if bar:
                     bar.advance(note=note)
                 if done % config.checkpoint_every == 0 or done == config.steps:
                     prints = self._save(done)

@@ -1,0 +1,128 @@
+"""Tokens and frames do not depend on how a video is fed: compared bit for bit, fp32 on the CPU, real pixels."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import StackConfig
+from vidvq.model.pixels import to_video
+from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.video.decode import fit_size, open_reader
+from vidvq.video.probe import Limits, probe
+
+VIDEO = Path(__file__).parents[3] / "vidvq/demo/videos/train/carphone.mp4"
+
+
+def make_tokenizer(**changes) -> VideoTokenizer:
+    torch.manual_seed(0)
+    config = TokenizerConfig(
+        **{
+            "encoder": StackConfig((24, 32), (1, 1)),
+            "decoder": StackConfig((24, 32), (1, 1)),
+            "quantizer": QuantizerConfig(8, VQConfig(size=64), VQConfig(size=128)),
+        }
+        | changes
+    )
+    tokenizer = VideoTokenizer(config).eval()
+    with torch.no_grad():
+        for name, parameter in tokenizer.named_parameters():
+            # A fresh residual block is the identity and would see no past.
+            if name.endswith("time.mix.weight"):
+                parameter.normal_(std=0.1)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VideoTokenizer:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def video() -> torch.Tensor:
+    info = probe(VIDEO, Limits())
+    frames = open_reader(VIDEO, info, fit_size(info.height, info.width, 64, 8), "pyav").read(list(range(17)))
+    return to_video(frames)
+
+
+def stream(tokenizer: VideoTokenizer, video: torch.Tensor, plan: list[int]) -> torch.Tensor:
+    parts, state = [], None
+    for chunk in video.split(plan, dim=2):
+        codes, state = tokenizer.encode_step(chunk, state)
+        parts.append(codes)
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("plan", [[1, 4, 4, 4, 4], [1, 16], [1, 12, 4], [1, 4, 12]], ids=str)
+def test_any_chunk_plan_gives_the_same_tokens(tokenizer, video, plan):
+    assert torch.equal(stream(tokenizer, video, plan), tokenizer.encode(video))
+
+
+@pytest.mark.parametrize("length", [1, 5, 9, 13])
+def test_a_prefix_gives_a_prefix_of_the_tokens(tokenizer, video, length):
+    codes = tokenizer.encode(video)
+    assert torch.equal(tokenizer.encode(video[:, :, :length]), codes[:, : 1 + (length - 1) // 4])
+
+
+def test_tokens_do_not_depend_on_the_batch(tokenizer, video):
+    batch = torch.cat([video, video.flip(2), -video])
+    codes = tokenizer.encode(batch)
+    for index, sample in enumerate(batch.split(1)):
+        assert torch.equal(tokenizer.encode(sample), codes[index : index + 1])
+
+
+def test_streamed_decode_equals_whole_decode(tokenizer, video):
+    codes = tokenizer.encode(video)
+    first, state = tokenizer.decode_step(codes[:, :1])
+    middle, state = tokenizer.decode_step(codes[:, 1:4], state)
+    last, _ = tokenizer.decode_step(codes[:, 4:], state)
+    assert torch.equal(torch.cat([first, middle, last], dim=2), tokenizer.decode(codes))
+
+
+def test_a_state_can_be_used_twice(tokenizer, video):
+    _, state = tokenizer.encode_step(video[:, :, :1])
+    once, _ = tokenizer.encode_step(video[:, :, 1:5], state)
+    twice, _ = tokenizer.encode_step(video[:, :, 1:5], state)
+    assert torch.equal(once, twice)
+
+
+@pytest.mark.parametrize("frame", [0, 3, 5, 11, 16])
+def test_a_frame_changes_no_code_of_an_earlier_group(tokenizer, video, frame):
+    changed = video.clone()
+    changed[:, :, frame] = -changed[:, :, frame]
+    before, after = tokenizer.encode(video), tokenizer.encode(changed)
+    group = -(-frame // 4)
+    assert torch.equal(before[:, :group], after[:, :group])
+    assert not torch.equal(before[:, group], after[:, group])
+
+
+def test_later_groups_see_the_past(tokenizer, video):
+    changed = video.clone()
+    changed[:, :, 0] = -changed[:, :, 0]
+    assert not torch.equal(tokenizer.encode(video)[:, 1], tokenizer.encode(changed)[:, 1])
+
+
+def test_training_forward_is_the_same_computation(tokenizer, video):
+    out = tokenizer(video)
+    codes = tokenizer.encode(video)
+    assert (out.codes == codes).float().mean() > 0.999
+    torch.testing.assert_close(out.reconstruction.clamp(-1, 1), tokenizer.decode(out.codes), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (2, 9, 23), (6, 40, 17), (17, 33, 64)], ids=str)
+@pytest.mark.parametrize("factor", [(4, 4, 2), (8, 4, 2), (8, 8, 2), (4, 8, 2)], ids=str)
+def test_any_size_comes_back_as_it_went_in(size, factor):
+    temporal, patch, _ = factor
+    tokenizer = make_tokenizer(temporal_factor=temporal, patch_size=patch)
+    t, h, w = size
+    video = torch.rand(1, 3, t, h, w) * 2 - 1
+    codes = tokenizer.encode(video)
+    assert tuple(codes.shape[1:]) == tokenizer.latent_shape(t, h, w)
+    assert tokenizer.decode(codes, num_frames=t, size=(h, w)).shape == video.shape
+
+
+def test_padding_repeats_the_borders(tokenizer, video):
+    odd = video[:, :, :6, :60, :67]
+    padded = torch.nn.functional.pad(odd, (0, 5, 0, 4, 0, 3), mode="replicate")
+    assert torch.equal(tokenizer.encode(odd), tokenizer.encode(padded))

@@ -1,0 +1,161 @@
+"""The tokenizer's interface: configs, weights, and one clear error for each mistake."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vidvq import config as settings
+from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import StackConfig
+from vidvq.model.patch import Patch, haar_matrix
+from vidvq.model.quantize import QuantizerConfig, VQConfig
+
+SMALL = TokenizerConfig(
+    encoder=StackConfig((16, 24), (1, 1)),
+    decoder=StackConfig((16, 24), (1, 1)),
+    quantizer=QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64)),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> VideoTokenizer:
+    torch.manual_seed(0)
+    return VideoTokenizer(SMALL).eval()
+
+
+def test_importing_the_model_needs_torch_and_einops_alone():
+    script = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"pydantic", "yaml", "numpy", "safetensors", "pyarrow", "rich", "click", "ray",
+                                  "deepspeed", "av", "decord", "webdataset"} and not torch_asks():
+            raise ModuleNotFoundError(name)
+def torch_asks():
+    frame = sys._getframe()
+    while frame:
+        if frame.f_globals.get("__name__", "").split(".")[0] in {"torch", "numpy", "einops"}:
+            return True
+        frame = frame.f_back
+    return False
+sys.meta_path.insert(0, Block())
+import vidvq.model
+print("ok")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "ok", done.stderr
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_haar_is_orthonormal(size):
+    basis = haar_matrix(size)
+    torch.testing.assert_close(basis @ basis.T, torch.eye(size))
+    torch.testing.assert_close(basis[0], torch.full((size,), size**-0.5))
+
+
+@pytest.mark.parametrize("kind", ["haar", "unshuffle"])
+def test_patch_loses_nothing(kind):
+    patch = Patch(kind, 4, 2)
+    video = torch.randn(2, 3, 8, 6, 10)
+    channels = patch(video)
+    assert channels.shape == (2, patch.channels, 2, 3, 5)
+    torch.testing.assert_close(patch.inverse(channels), video)
+
+
+def test_a_static_group_is_constant_in_time():
+    patch = Patch("haar", 4, 4)
+    frame = torch.randn(1, 3, 1, 8, 8)
+    channels = patch(frame.expand(-1, -1, 4, -1, -1))
+    assert channels[:, : 3 * 16].abs().max() > 0.1
+    assert channels[:, 3 * 16 :].abs().max() < 1e-5
+
+
+def test_config_round_trips_by_itself_and_by_pydantic():
+    data = json.loads(json.dumps(SMALL.to_dict()))
+    assert TokenizerConfig.from_dict(data) == SMALL
+    assert settings.validate(TokenizerConfig, data) == SMALL
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "no field colour"),
+        ({"quantizer": {"size": 3}}, "no field size"),
+        ({"temporal_factor": 3}, "temporal_factor=3 must be a power of two"),
+        ({"encoder": {"channels": [8], "blocks": [1]}}, "1 stages"),
+    ],
+)
+def test_a_wrong_config_says_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message):
+        TokenizerConfig.from_dict(SMALL.to_dict() | change)
+
+
+def test_inference_weights_round_trip(tokenizer):
+    other = VideoTokenizer(SMALL).eval()
+    other.load_inference_state_dict(tokenizer.inference_state_dict())
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    assert torch.equal(tokenizer.encode(video), other.encode(video))
+    assert all(name.startswith(("encoder.", "quantizer.", "decoder.")) for name in tokenizer.inference_state_dict())
+
+
+def test_a_missing_unknown_or_misshapen_tensor_is_named(tokenizer):
+    weights = tokenizer.inference_state_dict()
+    with pytest.raises(ValueError, match=r"encoder\.head\.bias is missing"):
+        tokenizer.load_inference_state_dict({k: v for k, v in weights.items() if k != "encoder.head.bias"})
+    with pytest.raises(ValueError, match="encoder.extra is not part"):
+        tokenizer.load_inference_state_dict(weights | {"encoder.extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"encoder\.head\.bias has shape \(5,\)"):
+        tokenizer.load_inference_state_dict(weights | {"encoder.head.bias": torch.zeros(5)})
+
+
+def test_codebooks_tile_the_vocabulary(tokenizer):
+    assert [(book.name, book.size, book.offset) for book in tokenizer.codebooks] == [
+        ("spatial", 32, 0),
+        ("temporal", 64, 32),
+    ]
+    joint = TokenizerConfig(quantizer=QuantizerConfig(4, VQConfig(size=32), None))
+    assert [book.name for book in VideoTokenizer(joint).codebooks] == ["joint"]
+
+
+def test_bits_per_pixel_counts_every_code(tokenizer):
+    assert tokenizer.bits_per_pixel(5, 16, 16) == pytest.approx((4 * 5 + 4 * 6) / (5 * 256))
+
+
+VIDEO = torch.zeros(1, 3, 5, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: t.encode(VIDEO[0]), "must be b 3 t h w"),
+        (lambda t: t.encode(VIDEO[:, :1]), "must be b 3 t h w"),
+        (lambda t: t.encode(VIDEO.byte()), "must be float"),
+        (lambda t: t.encode(VIDEO + 127), r"must be in \[-1, 1\]"),
+        (lambda t: t.encode(VIDEO * float("nan")), r"must be in \[-1, 1\]"),
+        (lambda t: t.encode(VIDEO[:, :, :0]), "must not be empty"),
+        (lambda t: t(VIDEO[:, :, :4]), "num_frames=4 must be 1 .* nearest: 1 or 5"),
+        (lambda t: t(VIDEO[..., :12]), "multiples of 8"),
+        (lambda t: t.encode_step(VIDEO), "num_frames=5 must be 1 at the start"),
+        (lambda t: t.encode_step(VIDEO[:, :, :3], t.encode_step(VIDEO[:, :, :1])[1]), "multiple of 4"),
+        (lambda t: t.encode_step(VIDEO[:, :, :4, :8], t.encode_step(VIDEO[:, :, :1])[1]), "state is of a stream"),
+        (lambda t: t.decode_step(t.encode(VIDEO)[:, 1:], t.encode_step(VIDEO[:, :, :1])[1]), "stream to encode"),
+        (lambda t: t.decode(t.encode(VIDEO).float()), "must be integers"),
+        (lambda t: t.decode(t.encode(VIDEO)[0]), "b lt lh lw"),
+        (lambda t: t.decode(torch.full((1, 2, 2, 2), 40)), "code 40 is out of range; the spatial"),
+        (lambda t: t.decode(torch.full((1, 1, 2, 2), -1)), "code -1 is out of range"),
+        (lambda t: t.decode(t.encode(VIDEO), num_frames=6), "num_frames=6 of 16x16 do not become"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(tokenizer, call, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_discriminator_judges_patches():
+    logits = Discriminator(DiscriminatorConfig(channels=8, layers=1))(torch.rand(2, 3, 9, 32, 32))
+    assert logits.shape[:2] == (2, 1)
+    assert logits[0].numel() > 1

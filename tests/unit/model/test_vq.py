@@ -1,0 +1,146 @@
+"""The codebook: nearest codes, moving averages, start, revival, precision, and agreement among processes."""
+
+import os
+import socket
+
+import pytest
+import torch
+import vector_quantize_pytorch as reference
+from torch import distributed, multiprocessing
+
+from vidvq.model.quantize import VectorQuantizer, VQConfig, search
+
+
+def make(size: int = 32, dim: int = 8, **changes) -> VectorQuantizer:
+    torch.manual_seed(0)
+    return VectorQuantizer(VQConfig(size=size, **({"warmup": 0} | changes)), dim)
+
+
+def test_nearest_is_the_nearest(monkeypatch):
+    latents, codebook = torch.randn(1000, 8), torch.randn(50, 8)
+    brute = torch.cdist(latents.double(), codebook.double()).argmin(dim=1)
+    assert torch.equal(search.nearest(latents, codebook), brute)
+    monkeypatch.setattr(search, "_MAX_DISTANCES", 50 * 7)
+    assert torch.equal(search.nearest(latents, codebook), brute)
+
+
+def test_kmeans_finds_clusters():
+    centres = torch.randn(16, 4) * 10
+    points = (centres[:, None] + torch.randn(16, 50, 4) * 0.01).flatten(0, 1)
+    found = search.kmeans(points, 16, seed=0)
+    start = points[torch.randperm(len(points))[:16]]
+
+    def spread(codes: torch.Tensor) -> float:
+        return float((points - codes[search.nearest(points, codes)]).square().sum(dim=1).mean())
+
+    assert spread(found) < 0.5 * spread(start)
+    assert torch.equal(found, search.kmeans(points, 16, seed=0))
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_agree_with_vector_quantize_pytorch(cosine, dtype):
+    ours = make(cosine=cosine).eval()
+    theirs = reference.VectorQuantize(dim=8, codebook_size=32, use_cosine_sim=cosine).eval()
+    theirs._codebook.embed.data.copy_(ours.codebook[None])
+    theirs._codebook.initted.data.fill_(True)
+    # Latents that hit every code, and noise.
+    latents = torch.cat([ours.codebook + 0.01 * torch.randn(32, 8), torch.randn(500, 8)]).to(dtype)
+    quantized, codes, _ = ours(latents)
+    expected, expected_codes, _ = theirs(latents.float()[None])
+    assert set(codes[:32].tolist()) == set(range(32))
+    assert torch.equal(codes, expected_codes[0])
+    torch.testing.assert_close(
+        quantized.float(), expected[0], atol=1e-2 if dtype == torch.bfloat16 else 1e-6, rtol=1e-2
+    )
+
+
+def test_moving_averages_agree_with_vector_quantize_pytorch():
+    ours = make(decay=0.9, revive_below=0.0).train()
+    theirs = reference.VectorQuantize(dim=8, codebook_size=32, decay=0.9, threshold_ema_dead_code=0).train()
+    theirs._codebook.embed.data.copy_(ours.codebook[None])
+    theirs._codebook.embed_avg.data.copy_(ours.codebook[None])
+    theirs._codebook.cluster_size.data.fill_(1.0)
+    theirs._codebook.initted.data.fill_(True)
+    for _ in range(5):
+        latents = torch.randn(400, 8)
+        _, codes, loss = ours(latents)
+        _, expected, _ = theirs(latents[None])
+        assert torch.equal(codes, expected[0])
+        assert loss > 0
+    torch.testing.assert_close(ours.codebook, theirs._codebook.embed[0], atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_passes_straight_through():
+    latents = torch.randn(20, 8, requires_grad=True)
+    quantized, _, _ = make().eval()(latents)
+    quantized.sum().backward()
+    assert torch.equal(latents.grad, torch.ones_like(latents))
+
+
+def test_warmup_passes_latents_and_then_places_the_codes():
+    book = make(warmup=3).train()
+    for step in range(3):
+        latents = torch.randn(200, 8) + 5
+        quantized, _, loss = book(latents)
+        assert torch.equal(quantized, latents), step
+        assert loss == 0
+    assert (book.codebook.mean() - 5).abs() < 0.5
+    _, codes, loss = book(torch.randn(2000, 8) + 5)
+    assert codes.unique().numel() > 24
+    assert loss > 0
+
+
+def test_dead_codes_move_to_latents():
+    book = make(revive_below=0.1, decay=0.5).train()
+    book.codebook[16:] = 100.0
+    book.ema_sum.copy_(book.codebook)
+    for _ in range(25):
+        book(torch.randn(400, 8))
+    assert book.codebook.abs().max() < 10
+
+
+def test_evaluation_moves_nothing():
+    book = make(warmup=2).eval()
+    before = {name: buffer.clone() for name, buffer in book.named_buffers()}
+    book(torch.randn(100, 8))
+    assert all(torch.equal(before[name], buffer) for name, buffer in book.named_buffers())
+
+
+def test_buffers_stay_fp32():
+    book = make().to(torch.bfloat16).half()
+    assert {buffer.dtype for buffer in book.buffers()} == {torch.float32, torch.int64}
+    exact = make().codebook
+    assert torch.equal(book.codebook, exact)
+
+
+def _rank(rank: int, port: int, latents: torch.Tensor, results) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    book = make(decay=0.9).train()
+    for batch in latents:
+        book(batch.chunk(2)[rank])
+    results.put((rank, book.codebook.clone().numpy(), book.ema_count.clone().numpy()))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_two_processes_hold_the_codebook_of_one_with_the_joint_batch():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    latents = torch.randn(5, 400, 8)
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_rank, args=(rank, port, latents, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = {rank: (codebook, counts) for rank, codebook, counts in (results.get(timeout=120) for _ in range(2))}
+    for process in processes:
+        process.join()
+    assert (found[0][0] == found[1][0]).all()
+    assert (found[0][1] == found[1][1]).all()
+    alone = make(decay=0.9, revive_below=0.0).train()
+    for batch in latents:
+        alone(batch)
+    torch.testing.assert_close(torch.from_numpy(found[0][1]), alone.ema_count, atol=1e-4, rtol=1e-4)
