@@ -69,8 +69,11 @@ def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
             yield file, attempt
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except BaseException as error:
         attempt.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+            # A failed write does not say which file it was for.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

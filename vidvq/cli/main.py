@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         return _tell(f"{error.name} is not installed; run `pip install 'vidvq[all]'`", USAGE)
     except OSError as error:
-        what = f"{error.strerror}: {error.filename}" if error.strerror else str(error)
+        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
         return _tell(f"{what}; free the resource and run the same command again to go on", FAILED)
 
 

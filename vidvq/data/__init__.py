@@ -1,5 +1,5 @@
 """Clip shards as training batches."""
 
-from vidvq.data.clips import ClipBatches, DataConfig, clip_batches
+from vidvq.data.clips import ClipBatches, DataConfig, clip_batches, list_shards
 
-__all__ = ["ClipBatches", "DataConfig", "clip_batches"]
+__all__ = ["ClipBatches", "DataConfig", "clip_batches", "list_shards"]

@@ -80,8 +80,8 @@ def list_shards(config: DataConfig) -> list[str]:
     return shards
 
 
-class ClipBatches(IterableDataset[torch.Tensor]):
-    """Yields ``b t h w c`` uint8 batches for one rank, without end.
+class ClipBatches(IterableDataset[torch.Tensor | str]):
+    """Yields ``b t h w c`` uint8 batches for one rank, without end; or, at last, a message of what is wrong.
 
     Args:
         config: what to read.
@@ -96,7 +96,7 @@ class ClipBatches(IterableDataset[torch.Tensor]):
         self._cache: OrderedDict[str, np.ndarray] = OrderedDict()
         self._cached_bytes = 0
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
+    def __iter__(self) -> Iterator[torch.Tensor | str]:
         """Yield this worker's batches; the loader takes turns among workers, so worker ``w`` makes every w-th step."""
         torch.set_num_threads(1)
         worker = get_worker_info()
@@ -106,8 +106,12 @@ class ClipBatches(IterableDataset[torch.Tensor]):
         passed = (self.start - turn + workers - 1) // workers * self.config.batch_size
         mine = islice(self._order(), self.rank * workers + turn, None, readers)
         crops = self._crops(islice(mine, passed, None))
-        while True:
-            yield torch.from_numpy(np.stack(list(islice(crops, self.config.batch_size))))
+        try:
+            while True:
+                yield torch.from_numpy(np.stack(list(islice(crops, self.config.batch_size))))
+        except ValueError as error:
+            # An exception out of a worker process would arrive as a traceback.
+            yield str(error)
 
     def _order(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for epoch in count():
@@ -124,6 +128,7 @@ class ClipBatches(IterableDataset[torch.Tensor]):
 
     def _crops(self, samples: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[np.ndarray]:
         unusable: set[str] = set()
+        useful = False
         for epoch, sample in samples:
             key = sample["__key__"]
             try:
@@ -131,13 +136,13 @@ class ClipBatches(IterableDataset[torch.Tensor]):
                 crop = self._crop(frames, Random(f"{self.seed}/{epoch}/{key}"))
             except VideoError as error:
                 if key in unusable:
-                    raise ValueError(
-                        f"data.clips: every clip seen in an epoch was unusable, or {key} is there twice: {error}"
-                    ) from error
+                    if not useful:
+                        raise ValueError(f"data.clips has no usable clip; the last one, {key}, {error}") from error
+                    continue
                 unusable.add(key)
                 warn(f"clip {key} is left out of training: {error}")
                 continue
-            unusable.clear()
+            useful = True
             yield crop
 
     def _decode(self, key: str, sample: dict[str, Any]) -> np.ndarray:
@@ -169,4 +174,7 @@ class ClipBatches(IterableDataset[torch.Tensor]):
 def clip_batches(config: DataConfig, seed: int, rank: int, ranks: int, start: int) -> Iterator[torch.Tensor]:
     """Batches ``b t h w c`` uint8 from step ``start`` on, decoded ahead in ``config.workers`` processes."""
     dataset = ClipBatches(config, seed, rank, ranks, start)
-    return iter(DataLoader(dataset, batch_size=None, num_workers=config.workers, prefetch_factor=2))
+    for batch in DataLoader(dataset, batch_size=None, num_workers=config.workers, prefetch_factor=2):
+        if isinstance(batch, str):
+            raise ValueError(batch)
+        yield batch

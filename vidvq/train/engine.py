@@ -23,6 +23,8 @@ from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
 from vidvq.train.config import OptimizerConfig, TrainConfig  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+# Its shared-memory collectives for CPUs are compiled when a job starts, and gloo does the same without a compiler.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 _LOOPBACK = "127.0.0.1"
 
 

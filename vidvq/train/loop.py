@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
 from vidvq import config as settings
-from vidvq.data import clip_batches
+from vidvq.data import clip_batches, list_shards
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder
 from vidvq.log import info, progress
 from vidvq.model import Discriminator, VideoTokenizer
@@ -35,6 +35,7 @@ def run_train(config: TrainConfig) -> Fingerprints | None:
         OSError: the disk is full or not writable; the checkpoints that are there stay.
     """
     run = Path(config.out)
+    list_shards(config.data)
     _claim(run, config)
     if is_checkpoint(step_folder(run, config.steps)):
         info(f"{run} is trained already: {step_folder(run, config.steps)} is there")

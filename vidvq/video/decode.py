@@ -19,8 +19,10 @@ from av.video.reformatter import Interpolation
 from vidvq.video.container import VideoError, sniff
 from vidvq.video.probe import VideoInfo, open_video
 
-# decord retries a read past the end 10240 times, which looks like a hang; set before its library loads.
-os.environ.setdefault("DECORD_EOF_RETRY_MAX", "64")
+# decord polls its decoding thread so many times at the end of a file, then gives up. A count that a busy machine can
+# use up makes the outcome a matter of timing, and so the bytes of a clip; what truly hangs meets the job's deadline.
+# Set before its library loads.
+os.environ["DECORD_EOF_RETRY_MAX"] = "1000000000"
 
 # Frames may come out of order by as many as a codec's reorder buffer holds.
 _REORDER_FRAMES = 32
