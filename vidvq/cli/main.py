@@ -53,8 +53,10 @@ def run(arguments: list[str]) -> int:
     except ModuleNotFoundError as error:
         return _tell(f"{error.name} is not installed; run `pip install 'vidvq[all]'`", USAGE)
     except OSError as error:
-        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror or str(error)
-        return _tell(f"{what}; free the resource and run the same command again to go on", FAILED)
+        if error.errno is None:
+            return _tell(str(error), FAILED)
+        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        return _tell(f"{what}; mend that and run the same command again to go on", FAILED)
 
 
 def _tell(message: str, code: int) -> int:

@@ -174,7 +174,9 @@ class ClipBatches(IterableDataset[torch.Tensor | str]):
 def clip_batches(config: DataConfig, seed: int, rank: int, ranks: int, start: int) -> Iterator[torch.Tensor]:
     """Batches ``b t h w c`` uint8 from step ``start`` on, decoded ahead in ``config.workers`` processes."""
     dataset = ClipBatches(config, seed, rank, ranks, start)
-    for batch in DataLoader(dataset, batch_size=None, num_workers=config.workers, prefetch_factor=2):
+    # A generator of its own: the loader would draw its seed from the run's random state, once more after each resume.
+    own = torch.Generator().manual_seed(seed)
+    for batch in DataLoader(dataset, batch_size=None, num_workers=config.workers, prefetch_factor=2, generator=own):
         if isinstance(batch, str):
             raise ValueError(batch)
         yield batch

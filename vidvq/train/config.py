@@ -68,6 +68,7 @@ class TrainConfig:
         generator, discriminator_optimizer: how each engine steps.
         ema_decay: of the averaged weights that are saved; approached over the first steps.
         log_every, checkpoint_every: steps.
+        keep_checkpoints: how many of the newest stay.
         zero_stage: DeepSpeed's ZeRO stage of both engines.
         precision: of both engines; quantization is fp32 always.
     """
@@ -86,5 +87,6 @@ class TrainConfig:
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     log_every: Annotated[int, Field(ge=1)] = 10
     checkpoint_every: Annotated[int, Field(ge=1)] = 5000
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 3
     zero_stage: Literal[0, 1, 2] = 0
     precision: Literal["fp32", "bf16"] = "fp32"

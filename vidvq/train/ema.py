@@ -27,9 +27,15 @@ class WeightAverage:
         for name, tensor in self._of(tokenizer).items():
             self._average[name].lerp_(tensor.detach().float(), 1 - decay)
 
-    def state_dict(self, tokenizer: VideoTokenizer) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The averaged tensors, by the names of :meth:`VideoTokenizer.inference_state_dict`."""
-        return {name: self._average[name].clone() for name in self._of(tokenizer)}
+        return dict(self._average)
+
+    def load_state_dict(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Go on from tensors that :meth:`state_dict` returned after ``updates`` updates."""
+        self.updates = updates
+        for name, average in self._average.items():
+            average.copy_(tensors[name])
 
     @staticmethod
     def _of(tokenizer: VideoTokenizer) -> dict[str, Tensor]:

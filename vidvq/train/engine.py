@@ -5,6 +5,7 @@ import math
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 import deepspeed  # noqa: E402
 from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
+from deepspeed.runtime.zero.utils import ZeRORuntimeException  # noqa: E402
 
 from vidvq.train.config import OptimizerConfig, TrainConfig  # noqa: E402
 
@@ -26,6 +28,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # Its shared-memory collectives for CPUs are compiled when a job starts, and gloo does the same without a compiler.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 _LOOPBACK = "127.0.0.1"
+_TAG = "state"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,40 @@ def make_engine(module: nn.Module, optimizer: OptimizerConfig, steps: int, confi
     )
     assert isinstance(engine, DeepSpeedEngine)
     return engine
+
+
+def save_engine(engine: Any, folder: Path) -> None:
+    """Write an engine's weights, optimizer and schedule in DeepSpeed's own format; every rank calls it."""
+    engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+
+
+def load_engine(engine: Any, folder: Path) -> None:
+    """Read what :func:`save_engine` wrote; every rank calls it. DeepSpeed unpickles: read only one's own runs.
+
+    Raises:
+        ValueError: it is not there, or was written by another number of ranks.
+    """
+    try:
+        path, _ = engine.load_checkpoint(str(folder), tag=_TAG)
+    except (FileNotFoundError, KeyError, AssertionError, ZeRORuntimeException) as error:
+        raise ValueError(f"{folder} cannot be resumed: {error}") from error
+    if path is None:
+        raise ValueError(f"{folder} holds no training state of this run; remove that checkpoint to use the one before")
+
+
+def any_rank(flag: bool, world: World) -> bool:
+    """Whether the flag is set on any rank; every rank calls it."""
+    if world.size == 1:
+        return flag
+    votes = torch.tensor(int(flag), device=world.device)
+    torch.distributed.all_reduce(votes)
+    return bool(votes)
+
+
+def wait_for_all(world: World) -> None:
+    """Return when every rank has come here."""
+    if world.size > 1:
+        torch.distributed.barrier()
 
 
 def deepspeed_config(config: TrainConfig, optimizer: OptimizerConfig, ranks: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The training loop: a generator step, then a discriminator step, each through its own DeepSpeed engine."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,16 +16,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vidvq import config as settings
 from vidvq.data import clip_batches, list_shards
-from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder
-from vidvq.log import info, progress
+from vidvq.formats.checkpoint import TRAINING, Fingerprints, is_checkpoint, list_steps, step_folder
+from vidvq.log import info, progress, warn
 from vidvq.model import Discriminator, VideoTokenizer
 from vidvq.model.checkpoint import save_tokenizer
 from vidvq.model.pixels import to_video
 from vidvq.storage import differences, write_atomic
 from vidvq.train.config import TrainConfig
 from vidvq.train.ema import WeightAverage
-from vidvq.train.engine import World, join_world, leave_world, make_engine
+from vidvq.train.engine import World, any_rank, join_world, leave_world, make_engine
 from vidvq.train.losses import LeCam, code_usage, hinge_discriminator, hinge_generator
+from vidvq.train.resume import RankState, StopSignal, load_training, save_training
 
 
 def run_train(config: TrainConfig) -> Fingerprints | None:
@@ -90,14 +92,17 @@ class _Trainer:
         self.tokenizer, self.discriminator = tokenizer, discriminator
         self.average = WeightAverage(tokenizer, config.ema_decay)
         self.lecam = LeCam()
-        self.sinks = _Sinks(run) if world.rank == 0 else None
+        self.first = self._resume()
+        self.sinks = _Sinks(run, self.first) if world.rank == 0 else None
 
     def fit(self) -> Fingerprints | None:
         config, prints = self.config, None
-        batches = clip_batches(config.data, config.seed, self.world.rank, self.world.size, start=0)
-        window = _Window()
+        batches = clip_batches(config.data, config.seed, self.world.rank, self.world.size, start=self.first)
+        window, stopping = _Window(), StopSignal()
         with progress("train", config.steps, "steps") if self.world.rank == 0 else nullcontext() as bar:
-            for step in range(config.steps):
+            if bar:
+                bar.advance(self.first)
+            for step in range(self.first, config.steps):
                 asked = monotonic()
                 video = to_video(next(batches)).to(self.world.device)
                 window.waited_s += monotonic() - asked
@@ -109,8 +114,11 @@ class _Trainer:
                     window = _Window()
                 if bar:
                     bar.advance(note=note)
-                if done % config.checkpoint_every == 0 or done == config.steps:
+                stop = any_rank(stopping.asked, self.world)
+                if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     prints = self._save(done)
+                if stop and done < config.steps:
+                    raise InterruptedError(f"asked to stop; step {done} is saved, start again to go on")
         if self.sinks:
             self.sinks.close()
         return prints
@@ -165,21 +173,44 @@ class _Trainer:
         self.sinks.write(step, metrics)
         return f"loss {metrics['loss']:.4f} psnr {metrics['psnr']:.2f} dB"
 
+    def _engines(self) -> dict[str, Any]:
+        return {"generator": self.generator} | ({"discriminator": self.critic} if self.adversarial else {})
+
     def _save(self, step: int) -> Fingerprints | None:
+        attempt = self.run / "checkpoints" / f".training-{step:08d}"
+        save_training(attempt, self._engines(), RankState(step, self.average, self.lecam), self.world)
         if self.world.rank != 0:
             return None
         folder = step_folder(self.run, step)
-        prints = save_tokenizer(folder, self.tokenizer, self.average.state_dict(self.tokenizer), step)
+        prints = save_tokenizer(folder, self.tokenizer, self.average.state_dict(), step, attempt)
         info(f"saved {folder} (token {prints.token[:12]}, decoder {prints.decoder[:12]})")
+        for old in list_steps(self.run)[: -self.config.keep_checkpoints]:
+            shutil.rmtree(old)
         return prints
+
+    def _resume(self) -> int:
+        """Go on from the newest checkpoint that is whole; returns the step to do first."""
+        for folder in reversed(list_steps(self.run)):
+            state = RankState(0, self.average, self.lecam)
+            if not load_training(folder / TRAINING, self._engines(), state, self.world):
+                warn(f"{folder} has no whole training state; going back to the checkpoint before it")
+                continue
+            if self.world.rank == 0:
+                info(f"going on from {folder}")
+            return state.step
+        return 0
 
 
 class _Sinks:
     """TensorBoard events and ``metrics.jsonl``; a line per window of steps."""
 
-    def __init__(self, run: Path) -> None:
-        self._board = SummaryWriter(str(run / "tensorboard"))
-        self._lines = (run / "metrics.jsonl").open("w", encoding="utf-8")
+    def __init__(self, run: Path, first: int) -> None:
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
+        path = run / "metrics.jsonl"
+        # What a killed run told of steps after its last checkpoint will be told again.
+        kept = [line for line in _read_lines(path) if json.loads(line)["step"] <= first]
+        write_atomic(path, "".join(kept).encode())
+        self._lines = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         self._lines.write(json.dumps({"step": step} | metrics) + "\n")
@@ -190,6 +221,11 @@ class _Sinks:
     def close(self) -> None:
         self._lines.close()
         self._board.close()
+
+
+def _read_lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 def split_codes(codes: Tensor, tokenizer: VideoTokenizer) -> Iterator[tuple[str, Tensor]]:

@@ -1,0 +1,211 @@
+"""What several tests share: tiny videos, a tiny tokenizer, and one finished directory of each kind."""
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import numpy as np
+import pytest
+from av.audio.stream import AudioStream
+from av.video.stream import VideoStream
+
+from vidvq.cli.main import run
+from vidvq.log import console
+
+DEMO_VIDEOS = Path(__file__).parents[1] / "vidvq/demo/videos"
+# Small clips, several shards, no Ray.
+TINY = "clip.num_frames=9 clip.min_frames=5 clip.short_side=32 clip.multiple=8 clips_per_shard=4".split()
+INLINE = "runtime.workers=0"
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> list[str]:
+    """Overrides of `vidvq shard` for small clips in several shards; where it runs is for the test to say."""
+    return list(TINY)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one command line gave."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a user's mistake leaves on stderr."""
+        assert "Traceback" not in self.err
+        lines = [line for line in self.err.splitlines() if line.startswith("vidvq: ")]
+        assert len(lines) == 1 and self.err.endswith(lines[0] + "\n"), self.err
+        return lines[0]
+
+
+@pytest.fixture
+def vidvq(capsys) -> Callable[..., Ran]:
+    """Run a command line in this process."""
+
+    def command(*arguments: object) -> Ran:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def demo_videos() -> Path:
+    """The folder of the real excerpts, ``train/`` and ``heldout/``."""
+    return DEMO_VIDEOS
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[Path], dict[str, str]]:
+    """Every file below a folder, with the hash of its content."""
+
+    def take(folder: Path) -> dict[str, str]:
+        return {
+            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    return take
+
+
+def write_video(
+    path: Path,
+    num_frames: int = 24,
+    *,
+    size: tuple[int, int] = (32, 48),
+    codec: str = "libx264",
+    pts: list[int] | None = None,
+    time_base: Fraction = Fraction(1, 25),
+    codec_options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """A video whose frame ``i`` is flat grey of brightness ``20 + 4 i``, so that a frame tells which one it is."""
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = cast(VideoStream, container.add_stream(codec, rate=25, options=codec_options or {}))
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = stream.codec_context.time_base = time_base
+        for index in range(num_frames):
+            grey = np.full((*size, 3), 20 + 4 * index, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            frame.pts, frame.time_base = pts[index] if pts else index, time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    """Half a second of silence in mp4, without a picture."""
+    with av.open(str(path), "w") as container:
+        stream = cast(AudioStream, container.add_stream("aac", rate=8000, layout="mono"))
+        for index in range(4):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 8000, index * 1024
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """See :func:`write_video`."""
+    return write_video
+
+
+@pytest.fixture(scope="session")
+def make_audio() -> Callable[[Path], Path]:
+    """See :func:`write_audio`."""
+    return write_audio
+
+
+@pytest.fixture(scope="session")
+def clips_dir(tmp_path_factory) -> Path:
+    """A finished directory of clip shards; not to be changed."""
+    console.quiet = True
+    out = tmp_path_factory.mktemp("shared") / "clips"
+    assert run(["shard", str(DEMO_VIDEOS / "train/carphone.mp4"), "--out", str(out), *TINY, INLINE]) == 0
+    console.quiet = False
+    return out
+
+
+def _save(folder: Path, seed: int, other_decoder: bool = False) -> Path:
+    import torch
+
+    from vidvq.model import TokenizerConfig, VideoTokenizer
+    from vidvq.model.checkpoint import save_tokenizer
+    from vidvq.model.encoder import StackConfig
+    from vidvq.model.quantize import QuantizerConfig, VQConfig
+
+    torch.manual_seed(seed)
+    small = TokenizerConfig(
+        encoder=StackConfig((8, 8), (1, 1)),
+        decoder=StackConfig((8, 8), (1, 1)),
+        quantizer=QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64)),
+    )
+    tokenizer = VideoTokenizer(small)
+    tensors = tokenizer.inference_state_dict()
+    if other_decoder:
+        tensors = {name: tensor * 2 if name.startswith("decoder.") else tensor for name, tensor in tensors.items()}
+    save_tokenizer(folder, tokenizer, tensors, step=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint_dir(tmp_path_factory) -> Path:
+    """A tiny untrained tokenizer; not to be changed."""
+    return _save(tmp_path_factory.mktemp("shared") / "checkpoint", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory) -> Path:
+    """Another tokenizer: another token fingerprint."""
+    return _save(tmp_path_factory.mktemp("shared") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def better_decoder(tmp_path_factory) -> Path:
+    """The tokenizer of ``checkpoint_dir`` with another decoder."""
+    return _save(tmp_path_factory.mktemp("shared") / "better", seed=0, other_decoder=True)
+
+
+@pytest.fixture(scope="session")
+def tokens_dir(tmp_path_factory, clips_dir, checkpoint_dir) -> Path:
+    """A finished directory of token shards, made from ``clips_dir``; not to be changed."""
+    console.quiet = True
+    out = tmp_path_factory.mktemp("shared") / "tokens"
+    assert run(["tokenize", str(clips_dir), "--checkpoint", str(checkpoint_dir), "--out", str(out), INLINE]) == 0
+    console.quiet = False
+    return out
+
+
+@pytest.fixture
+def copy_of(tmp_path) -> Callable[[Path], Path]:
+    """A copy of a shared directory, for a test that changes it."""
+
+    def copy(folder: Path, name: str = "copy") -> Path:
+        return Path(shutil.copytree(folder, tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def flip_byte() -> Callable[..., Any]:
+    """Change one byte of a file in place."""
+
+    def flip(path: Path, offset: int) -> None:
+        data = bytearray(path.read_bytes())
+        data[offset] ^= 0x01
+        path.write_bytes(data)
+
+    return flip

@@ -1,0 +1,174 @@
+"""Training as a user runs it: artifacts, resume after a kill or a SIGTERM, refusals, several processes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vidvq.cli.main import run
+from vidvq.formats.checkpoint import list_steps, read_checkpoint
+from vidvq.runtime import RuntimeConfig
+from vidvq.shard import ShardConfig, run_shard
+from vidvq.shard.config import ClipPolicy
+
+ROOT = Path(__file__).parents[2]
+VIDEOS = ROOT / "vidvq/demo/videos/train"
+SETTINGS = [
+    "steps=10",
+    "checkpoint_every=4",
+    "log_every=1",
+    "data.batch_size=2",
+    "data.crop=32",
+    "data.num_frames=5",
+    "model.encoder={channels: [16, 24], blocks: [1, 1]}",
+    "model.decoder={channels: [16, 24], blocks: [1, 1]}",
+    "model.quantizer.spatial={kind: vq, size: 32, warmup: 2}",
+    "model.quantizer.temporal={kind: vq, size: 32, warmup: 6}",
+    "discriminator={channels: 8, layers: 1}",
+    "loss.adversarial_start=5",
+    "loss.discriminator_warmup=2",
+]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("clips")
+    policy = ClipPolicy(num_frames=9, short_side=32, multiple=8)
+    run_shard([str(VIDEOS / "carphone.mp4")], out, ShardConfig(policy, runtime=RuntimeConfig(workers=0)))
+    return out
+
+
+def command(clips: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "vidvq", "train", "demo", f"data.clips={clips}", f"out={out}", *SETTINGS, *more]
+
+
+def train(clips: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(clips, out, *more), capture_output=True, text=True, check=False, timeout=300)
+
+
+def told(out: Path) -> list[dict]:
+    timings = {"step_s", "data_wait"}
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in timings} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(clips, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = train(clips, out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_a_run_leaves_checkpoints_metrics_and_events(whole):
+    assert [folder.name for folder in list_steps(whole)] == ["step-00000004", "step-00000008", "step-00000010"]
+    assert read_checkpoint(whole).config["step"] == 10
+    lines = told(whole)
+    assert [line["step"] for line in lines] == list(range(1, 11))
+    assert {"loss", "l1", "psnr", "usage_spatial", "perplexity_temporal"} <= lines[0].keys()
+    assert "discriminator" not in lines[2]
+    assert "discriminator" in lines[3]
+    assert "adversarial" in lines[5]
+    assert list((whole / "tensorboard").glob("events.*"))
+    assert (whole / "config.yaml").is_file()
+
+
+def stop_at(clips: Path, out: Path, folder: str, number: signal.Signals) -> str:
+    with subprocess.Popen(command(clips, out), stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        deadline = time.monotonic() + 120
+        while not (out / "checkpoints" / folder / "fingerprint").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, stderr = process.communicate(timeout=120)
+        return stderr
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(clips, whole, tmp_path):
+    out = tmp_path / "run"
+    stop_at(clips, out, "step-00000004", signal.SIGKILL)
+    assert not (out / "checkpoints/step-00000010").exists()
+    done = train(clips, out)
+    assert done.returncode == 0, done.stderr
+    assert "going on from" in done.stderr
+    assert told(out) == told(whole)
+    assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
+
+
+def test_a_terminated_run_saves_first(clips, whole, tmp_path):
+    out = tmp_path / "run"
+    stderr = stop_at(clips, out, "step-00000004", signal.SIGTERM)
+    assert "is saved, start again to go on" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    done = train(clips, out)
+    assert done.returncode == 0, done.stderr
+    assert told(out) == told(whole)
+    assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
+
+
+def test_a_finished_run_is_left_alone(clips, whole):
+    before = read_checkpoint(whole).fingerprints
+    done = train(clips, whole)
+    assert done.returncode == 0
+    assert "is trained already" in done.stderr
+    assert read_checkpoint(whole).fingerprints == before
+
+
+def test_another_config_in_the_same_place_is_refused(clips, whole):
+    done = train(clips, whole, "generator.lr=5e-4")
+    assert done.returncode == 2
+    assert "generator.lr was 0.00" in done.stderr
+    assert "now 0.0005" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_two_processes_train_together(clips, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = tmp_path / "run"
+    environment = os.environ | {"NPROC": "2", "HEAD": f"127.0.0.1:{port}", "PYTHON": sys.executable}
+    done = subprocess.run(
+        [str(ROOT / "launch/torchrun.sh"), *command(clips, out, "zero_stage=2")[4:]],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_checkpoint(out).config["step"] == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.clips=/nowhere", "vidvq: /nowhere has no plan.json"),
+        ("data.crop=64", "vidvq: data.clips has no usable clip"),
+        ("steps=0", "vidvq: .*1 wrong field: steps=0"),
+    ],
+)
+def test_a_mistake_is_one_line(clips, tmp_path, change, message):
+    code = subprocess.run(
+        command(clips, tmp_path / "run", change), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert code.returncode == 2
+    last = code.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in code.stderr
+    assert re.match(message, last), last
+
+
+def test_an_unknown_config_is_one_line(capsys):
+    assert run(["train", "nosuch"]) == 2
+    assert capsys.readouterr().err.startswith("vidvq: configs/nosuch.yaml does not ship")

@@ -1,0 +1,193 @@
+"""Tars: the same bytes whoever writes them, and no trust in what is read."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from webdataset.compat import WebDataset
+
+from vidvq.formats.tar import Member, TarWriter, check_name, find_damage, read_members, read_samples
+
+FILES = {"a.json": b"{}", "a.mp4": b"\x00\x01" * 700, "b.json": b'{"x":1}', "b.mp4": b""}
+
+
+def write(path: Path, files: dict[str, bytes] = FILES) -> list[Member]:
+    with path.open("wb") as file:
+        tar = TarWriter(file)
+        for name, data in files.items():
+            tar.add(name, data)
+        tar.close()
+    return tar.members
+
+
+def write_foreign(path: Path, *infos: tarfile.TarInfo) -> Path:
+    """A tar by somebody else, who is not careful."""
+    with tarfile.open(path, "w") as tar:
+        for info in infos:
+            tar.addfile(info, io.BytesIO(b"x" * info.size))
+    return path
+
+
+def info(name: str, **fields: object) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(made, key, value)
+    return made
+
+
+def test_a_second_write_gives_the_same_bytes(tmp_path):
+    write(tmp_path / "one")
+    write(tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_nothing_of_the_machine_is_in_it(tmp_path):
+    write(tmp_path / "x.tar")
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        for member in tar:
+            owner = (member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode)
+            assert owner == (0, 0, 0, "", "", 0o644)
+
+
+def test_what_goes_in_comes_out(tmp_path):
+    write(tmp_path / "x.tar")
+    assert dict(read_members(tmp_path / "x.tar")) == FILES
+    assert list(read_samples(tmp_path / "x.tar")) == [
+        ("a", {"json": FILES["a.json"], "mp4": FILES["a.mp4"]}),
+        ("b", {"json": FILES["b.json"], "mp4": FILES["b.mp4"]}),
+    ]
+
+
+def test_the_standard_library_reads_it(tmp_path):
+    write(tmp_path / "x.tar")
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        found = {}
+        for name in tar.getnames():
+            file = tar.extractfile(name)
+            assert file
+            found[name] = file.read()
+    assert found == FILES
+
+
+def test_webdataset_reads_it(tmp_path):
+    write(tmp_path / "x.tar")
+    samples = list(WebDataset(str(tmp_path / "x.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == ["a", "b"]
+    assert samples[0]["mp4"] == FILES["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a/b", "../a", "..", ".hidden", "/etc/passwd", "a\\b", "a\0b", "a\nb", "-rf", "a\x7f", "a" * 101]
+)
+def test_an_unsafe_name_is_refused(name):
+    with pytest.raises(ValueError, match="tar member"):
+        check_name(name)
+
+
+def test_a_name_is_written_once(tmp_path):
+    with pytest.raises(ValueError, match="'a.json' is there already"):
+        with (tmp_path / "x.tar").open("wb") as file:
+            tar = TarWriter(file)
+            tar.add("a.json", b"")
+            tar.add("a.json", b"")
+
+
+@pytest.mark.parametrize(
+    ("members", "rule"),
+    [
+        ([info("a.mp4", type=tarfile.SYMTYPE, linkname="/etc/passwd")], "not a regular file"),
+        ([info("a.mp4", type=tarfile.LNKTYPE, linkname="b.mp4")], "not a regular file"),
+        ([info("a", type=tarfile.DIRTYPE)], "not a regular file"),
+        ([info("a", type=tarfile.FIFOTYPE)], "not a regular file"),
+        ([info("a", type=tarfile.CHRTYPE)], "not a regular file"),
+        ([info("../a.mp4", size=3)], "slash"),
+        ([info("/a.mp4", size=3)], "slash"),
+        ([info("d/a.mp4", size=3)], "slash"),
+        ([info("..", size=3)], "start with a dot"),
+        ([info("-rf", size=3)], "dash"),
+        ([info("a.mp4", size=3), info("a.mp4", size=3)], "there twice"),
+        ([info("a" * 200, size=3)], "1 to 100 bytes"),
+    ],
+)
+def test_a_hostile_member_is_refused(tmp_path, members, rule):
+    path = write_foreign(tmp_path / "x.tar", *members)
+    with pytest.raises(ValueError, match=rule):
+        list(read_members(path))
+
+
+def test_a_nul_in_a_name_is_refused(tmp_path):
+    path = tmp_path / "x.tar"
+    header = info("evil", size=3, pax_headers={"path": "a\0b"})
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(header, io.BytesIO(b"xyz"))
+    with pytest.raises(ValueError, match="control character"):
+        list(read_members(path))
+
+
+def test_a_member_over_the_cap_is_refused_before_it_is_read(tmp_path):
+    write(tmp_path / "x.tar")
+    with pytest.raises(ValueError, match="'a.mp4' goes over the caps"):
+        list(read_members(tmp_path / "x.tar", max_member_bytes=1000))
+
+
+@pytest.mark.parametrize("kept", [100, 512 + 512 + 600, 512 + 512 + 512 + 1000])
+def test_a_torn_file_is_refused(tmp_path, kept):
+    write(tmp_path / "x.tar")
+    torn = tmp_path / "torn.tar"
+    torn.write_bytes((tmp_path / "x.tar").read_bytes()[:kept])
+    with pytest.raises(ValueError, match="torn.tar"):
+        list(read_members(torn))
+
+
+@pytest.mark.parametrize("data", [b"", b"not a tar at all" * 100, b"\x1f\x8b" + b"\0" * 600])
+def test_what_is_no_tar_is_refused(tmp_path, data):
+    path = tmp_path / "x.tar"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.tar is not a readable tar"):
+        list(read_members(path))
+
+
+# a.json: header 0, content 512, padding to 1024; a.mp4: header 1024, content 1536 to 2936, padding to 3072;
+# b.json: header 3072, content 3584, padding to 4096; b.mp4: header 4096; end 4608.
+@pytest.mark.parametrize(
+    ("offset", "found"),
+    [
+        (0, "a.json: its tar header was changed"),
+        (511, "a.json: its tar header was changed"),
+        (512, "a.json: its content was changed"),
+        (514, "a.json: the padding after it was changed"),
+        (1023, "a.json: the padding after it was changed"),
+        (1024 + 130, "a.mp4: its tar header was changed"),
+        (1536, "a.mp4: its content was changed"),
+        (2935, "a.mp4: its content was changed"),
+        (2936, "a.mp4: the padding after it was changed"),
+        (3584, "b.json: its content was changed"),
+        (4096 + 120, "b.mp4: its tar header was changed"),
+        (4608, "the end of the archive was changed"),
+        (10239, "the end of the archive was changed"),
+    ],
+)
+def test_damage_is_named_by_member_and_kind(tmp_path, flip_byte, offset, found):
+    members = write(tmp_path / "x.tar")
+    assert find_damage(tmp_path / "x.tar", members) == []
+    flip_byte(tmp_path / "x.tar", offset)
+    assert find_damage(tmp_path / "x.tar", members) == [found]
+
+
+def test_not_one_flipped_byte_goes_unseen(tmp_path):
+    members = write(tmp_path / "x.tar")
+    data = bytearray((tmp_path / "x.tar").read_bytes())
+    for offset in range(0, len(data), 3):
+        data[offset] ^= 0x10
+        (tmp_path / "x.tar").write_bytes(data)
+        assert len(find_damage(tmp_path / "x.tar", members)) == 1, offset
+        data[offset] ^= 0x10
+
+
+@pytest.mark.parametrize("kept", [0, 511, 1030, 2000, 4096])
+def test_a_file_cut_short_names_the_first_member_lost(tmp_path, kept):
+    members = write(tmp_path / "x.tar")
+    (tmp_path / "x.tar").write_bytes((tmp_path / "x.tar").read_bytes()[:kept])
+    lost = next(name for name, end in zip(FILES, (514, 2936, 3591, 4608), strict=True) if kept < end)
+    assert find_damage(tmp_path / "x.tar", members) == [f"{lost}: the file ends before it"]

@@ -1,0 +1,185 @@
+"""Configuration: one validation, one line per mistake, and what the user wrote wins."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import pytest
+import yaml
+from pydantic import Field
+
+from vidvq.config import ConfigError, apply_overrides, dump, find_config, load, read_yaml, to_dict, validate
+from vidvq.shard import ShardConfig
+from vidvq.tokenize.config import TokenizeConfig
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@dataclass(frozen=True)
+class Fsq:
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    kind: Literal["fsq"] = "fsq"
+    levels: tuple[int, ...] = (8, 8)
+
+
+@dataclass(frozen=True)
+class Vq:
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    kind: Literal["vq"] = "vq"
+    size: int = 512
+
+
+@dataclass(frozen=True)
+class Model:
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    quantizer: Annotated[Fsq | Vq, Field(discriminator="kind")] = field(default_factory=Vq)
+    lr: float = 0.1
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_three_wrong_fields_are_named_in_one_line_with_path_and_value():
+    overrides = ["clip.num_frames=0", "clip.fpz=3", "clips_per_shard=many"]
+    with pytest.raises(ConfigError) as error:
+        load(ShardConfig, None, overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    assert "3 wrong fields" in message
+    assert "clip.num_frames=0: " in message and "greater than or equal to 1" in message
+    assert "clip.fpz=3 is not a known field" in message
+    assert "clips_per_shard='many': " in message
+
+
+@pytest.mark.parametrize("override", ["clipp.num_frames=3", "clip.frames=3", "runtime.address.port=1"])
+def test_an_unknown_or_misplaced_key_is_refused(override):
+    with pytest.raises(ConfigError, match=override.split("=")[0].split(".")[0]):
+        load(ShardConfig, None, [override])
+
+
+def test_a_rule_over_two_fields_says_both():
+    with pytest.raises(ConfigError, match="clip.*min_frames=9 must be at most num_frames=5"):
+        load(ShardConfig, None, ["clip.num_frames=5"])
+
+
+def test_a_missing_field_is_named():
+    @dataclass(frozen=True)
+    class Needs:
+        __pydantic_config__: ClassVar = {"extra": "forbid"}
+        clips: str
+
+    with pytest.raises(ConfigError, match="config has 1 wrong field: clips is missing"):
+        validate(Needs, {})
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
+    path = write(tmp_path / "c.yaml", "lr: 1e-4\n")
+    assert read_yaml(path) == {"lr": "1e-4"}, "PyYAML's trap is gone; this test guards nothing any more"
+    assert load(Model, path, []).lr == 1e-4
+    assert load(Model, None, ["lr=2e-5"]).lr == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["quantizer.kind=fsq", "quantizer.levels=[5,5]"], Fsq(levels=(5, 5))),
+        (["quantizer.kind=vq", "quantizer.size=7"], Vq(size=7)),
+        ([], Vq()),
+    ],
+)
+def test_a_union_is_told_apart_by_kind(overrides, expected):
+    assert load(Model, None, overrides).quantizer == expected
+
+
+def test_a_field_of_the_other_kind_is_refused():
+    with pytest.raises(ConfigError, match="quantizer.size=7 is not a known field"):
+        load(Model, None, ["quantizer.kind=fsq", "quantizer.size=7"])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("a=1", {"a": 1, "b": {"c": 2}}),
+        ("b.c=3", {"a": 0, "b": {"c": 3}}),
+        ("b.d=[1, 2]", {"a": 0, "b": {"c": 2, "d": [1, 2]}}),
+        ("b.d=x=y", {"a": 0, "b": {"c": 2, "d": "x=y"}}),
+        ("b.d=", {"a": 0, "b": {"c": 2, "d": None}}),
+        ("e.f.g=true", {"a": 0, "b": {"c": 2}, "e": {"f": {"g": True}}}),
+    ],
+)
+def test_an_override_lays_over_what_is_there(override, expected):
+    given = {"a": 0, "b": {"c": 2}}
+    assert apply_overrides(given, [override]) == expected
+    assert given == {"a": 0, "b": {"c": 2}}
+
+
+def test_of_two_overrides_the_last_wins_and_both_win_over_the_file(tmp_path):
+    path = write(tmp_path / "c.yaml", "clips_per_shard: 5\nmax_failed: 0.5\n")
+    config = load(ShardConfig, path, ["clips_per_shard=6", "clips_per_shard=7"])
+    assert (config.clips_per_shard, config.max_failed) == (7, 0.5)
+
+
+@pytest.mark.parametrize("override", ["novalue", "=3", "a.b=1", "c=[1", "c={x: 1"])
+def test_a_bad_override_is_refused_in_one_line(override):
+    with pytest.raises(ConfigError) as error:
+        apply_overrides({"a": 1}, [override])
+    assert repr(override) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "just words", "a: [1", "a: \x00"])
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path, text):
+    path = write(tmp_path / "c.yaml", text)
+    with pytest.raises(ConfigError) as error:
+        load(ShardConfig, path, [])
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_tags_build_no_objects(tmp_path):
+    path = write(tmp_path / "c.yaml", f"a: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]\n")
+    with pytest.raises(ConfigError, match="not YAML"):
+        read_yaml(path)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere.yaml", "nowhere", "no/such/file.yaml"])
+def test_a_config_that_is_not_there_is_named(name):
+    with pytest.raises(ConfigError, match=name.removesuffix(".yaml")):
+        find_config(name)
+
+
+def test_a_bare_name_finds_the_packaged_file():
+    assert find_config("demo-shard").name == "demo-shard.yaml"
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        (ShardConfig, ["clip.fps=12.5", "clip.stride=3", "runtime.workers=4", "max_failed=1e-3"]),
+        (TokenizeConfig, ["runtime.address=auto"]),
+        (Model, ["quantizer.kind=fsq", "quantizer.levels=[3,5,7]"]),
+    ],
+)
+def test_dump_and_load_give_the_same_config_back(tmp_path, kind, overrides):
+    config = load(kind, None, overrides)
+    assert load(kind, write(tmp_path / "c.yaml", dump(config)), []) == config
+    assert validate(kind, to_dict(config)) == config
+
+
+def test_there_are_configs_to_check():
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_file_loads_and_says_its_command(path):
+    header = path.read_text().split("\n\n")[0]
+    assert "vidvq " in header, "the header gives the command"
+    if "clips_per_shard" in yaml.safe_load(path.read_text()):
+        assert load(ShardConfig, path, []) != ShardConfig()
+    else:
+        from vidvq.train.config import TrainConfig
+
+        assert load(TrainConfig, path, []).data.clips

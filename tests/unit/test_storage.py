@@ -1,0 +1,159 @@
+"""Writes happen whole or not at all, and the first of many writers wins."""
+
+import errno
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidvq.storage import (
+    attempt_file,
+    canonical_json,
+    create_once,
+    differences,
+    publish_once,
+    read_json,
+    remove_attempts,
+    write_atomic,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_atomic_replaces_and_leaves_nothing_else(tmp_path):
+    write_atomic(tmp_path / "a" / "x", b"one")
+    write_atomic(tmp_path / "a" / "x", b"two")
+    assert (tmp_path / "a" / "x").read_bytes() == b"two"
+    assert names(tmp_path / "a") == ["x"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.EIO, "disk")])
+def test_an_attempt_that_fails_leaves_nothing_and_keeps_the_old_file(tmp_path, error):
+    write_atomic(tmp_path / "x", b"old")
+    with pytest.raises(type(error)):
+        with attempt_file(tmp_path / "x") as (file, attempt):
+            file.write(b"half of the n")
+            file.flush()
+            assert attempt.exists()
+            raise error
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_bytes() == b"old"
+
+
+def test_a_full_disk_names_the_file_that_was_meant(tmp_path):
+    with pytest.raises(OSError, match="x") as error:
+        with attempt_file(tmp_path / "x"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.errno == errno.ENOSPC
+    assert error.value.filename == str(tmp_path / "x")
+
+
+def test_create_once_keeps_the_first(tmp_path):
+    assert create_once(tmp_path / "x", b"first")
+    assert not create_once(tmp_path / "x", b"second")
+    assert (tmp_path / "x").read_bytes() == b"first"
+    assert names(tmp_path) == ["x"]
+
+
+def test_of_many_threads_one_creates_and_its_content_is_whole(tmp_path):
+    for turn in range(20):
+        path, barrier = tmp_path / str(turn) / "x", Barrier(8)
+
+        def attempt(writer: int, path: Path = path, barrier: Barrier = barrier) -> bool:
+            barrier.wait()
+            return create_once(path, bytes([writer]) * 10_000)
+
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(attempt, range(8)))
+        assert won.count(True) == 1
+        assert path.read_bytes() == bytes([won.index(True)]) * 10_000
+        assert names(path.parent) == ["x"]
+
+
+def test_of_many_processes_one_creates_and_its_content_is_whole(tmp_path):
+    script = """
+import os, sys, time
+from pathlib import Path
+from vidvq.storage import create_once
+folder, start = Path(sys.argv[1]), time.monotonic() + 0.2
+children = []
+for writer in range(6):
+    child = os.fork()
+    if not child:
+        while time.monotonic() < start:
+            pass
+        os._exit(sum(create_once(folder / str(turn), bytes([65 + writer]) * 5000) for turn in range(20)))
+    children.append(child)
+print(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "20"
+    assert names(tmp_path) == sorted(str(turn) for turn in range(20))
+    for path in tmp_path.iterdir():
+        data = path.read_bytes()
+        assert data == data[:1] * 5000
+
+
+def test_where_there_are_no_hard_links_the_first_still_wins(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(errno.EPERM, "not here")
+
+    monkeypatch.setattr("os.link", no_links)
+    assert create_once(tmp_path / "x", b"first")
+    assert not create_once(tmp_path / "x", b"second")
+    assert (tmp_path / "x").read_bytes() == b"first"
+    assert names(tmp_path) == ["x"]
+
+
+def test_an_attempt_that_lost_is_kept_for_its_writer_to_judge(tmp_path):
+    create_once(tmp_path / "x", b"first")
+    (tmp_path / "mine").write_bytes(b"second")
+    assert not publish_once(tmp_path / "mine", tmp_path / "x")
+    assert (tmp_path / "mine").read_bytes() == b"second"
+
+
+def test_remove_attempts_touches_only_attempts_of_that_name(tmp_path):
+    for name in ("a.tar", "a.tar.tmp.h-1-2", "b.tar.tmp.h-1-2", "a.tar.tmpx"):
+        (tmp_path / name).touch()
+    remove_attempts(tmp_path, "a.tar")
+    assert names(tmp_path) == ["a.tar", "a.tar.tmpx", "b.tar.tmp.h-1-2"]
+
+
+@given(JSON)
+def test_equal_values_have_one_spelling(value):
+    text = canonical_json(value)
+    assert canonical_json(json.loads(text)) == text
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"{} {}"])
+def test_what_is_not_json_is_refused_by_name(tmp_path, data):
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(ValueError, match="x.json is not JSON"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}}, ["a.b was 1, now 3"]),
+        ({"a": 1}, {"b": 2}, ["a was 1, now absent", "b was absent, now 2"]),
+        ([1, 2], [1, 3], [" was [1,2], now [1,3]"]),
+    ],
+)
+def test_differences_name_every_place(old, new, expected):
+    assert list(differences("", old, new)) == expected
