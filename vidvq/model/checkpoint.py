@@ -41,7 +41,13 @@ def load_tokenizer(path: Path) -> tuple[VideoTokenizer, TokenizerCard]:
     return tokenizer.eval().requires_grad_(False), card
 
 
-def save_tokenizer(folder: Path, tokenizer: VideoTokenizer, tensors: dict[str, Tensor], step: int) -> Fingerprints:
-    """Write a checkpoint of a tokenizer with the given tensors (its own, or their running averages)."""
+def save_tokenizer(
+    folder: Path, tokenizer: VideoTokenizer, tensors: dict[str, Tensor], step: int, training: Path | None = None
+) -> Fingerprints:
+    """Write a checkpoint of a tokenizer with the given tensors (its own, or their running averages).
+
+    Args:
+        training: a folder of the trainer's own state, moved into the checkpoint.
+    """
     arrays = {name: tensor.detach().float().contiguous().cpu().numpy() for name, tensor in tensors.items()}
-    return write_checkpoint(folder, tokenizer.config.to_dict(), PREPROCESSING, arrays, step)
+    return write_checkpoint(folder, tokenizer.config.to_dict(), PREPROCESSING, arrays, step, training)
