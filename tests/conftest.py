@@ -83,22 +83,24 @@ def write_video(
     path: Path,
     num_frames: int = 24,
     *,
-    size: tuple[int, int] = (32, 48),
+    size: tuple[int, int] = (32, 64),
     codec: str = "libx264",
     pts: list[int] | None = None,
     time_base: Fraction = Fraction(1, 25),
     codec_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """A video whose frame ``i`` is flat grey of brightness ``20 + 4 i``, so that a frame tells which one it is."""
+    """A video whose frame ``i`` shows the bits of ``i`` as eight dark and light bars, so that it tells which one it is."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = cast(VideoStream, container.add_stream(codec, rate=25, options=codec_options or {}))
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = time_base
         for index in range(num_frames):
-            grey = np.full((*size, 3), 20 + 4 * index, dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+            bars = [220 if index >> bit & 1 else 30 for bit in range(8)]
+            row = np.repeat(np.array(bars, dtype=np.uint8), -(-size[1] // 8))[: size[1]]
+            picture = np.broadcast_to(row[None, :, None], (*size, 3))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame.pts, frame.time_base = pts[index] if pts else index, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

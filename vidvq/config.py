@@ -82,7 +82,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
         try:
             node[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r} has a value that is not YAML: {error}") from error
+            raise ConfigError(f"override {override!r} is not YAML: {' '.join(str(error).split())}") from error
     return merged
 
 

@@ -111,7 +111,13 @@ def create_once(path: Path, data: bytes) -> bool:
     """Create ``path`` with ``data`` unless it exists; True where this call created it."""
     with attempt_file(path) as (file, attempt):
         file.write(data)
-    won = publish_once(attempt, path)
+    try:
+        won = publish_once(attempt, path)
+    except FileNotFoundError:
+        # A writer that was first has swept away the attempts of the others, this one's among them.
+        if not path.exists():
+            raise
+        return False
     attempt.unlink(missing_ok=True)
     return won
 

@@ -20,6 +20,7 @@ from vidvq.storage import attempt_path, canonical_json, pretty_json, read_json, 
 
 FORMAT = "vidvq.checkpoint/1"
 TRAINING = "training"
+_FIELDS = {"model", "preprocessing", "step", "tensors"}
 _STEP = re.compile(r"step-(\d{8})$")
 
 
@@ -141,7 +142,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     folder = find_checkpoint(path)
     config = read_json(folder / "config.json")
     stored = read_json(folder / "fingerprint")
-    if not isinstance(config, dict) or config.get("format") != FORMAT or "model" not in config:
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not config.keys() >= _FIELDS:
         raise ValueError(f"{folder / 'config.json'} is not of format {FORMAT}")
     try:
         tensors = load_file(folder / "model.safetensors")
@@ -152,9 +153,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{folder / 'model.safetensors'} {what} {name}; restore it from a copy")
     prints = fingerprint(config["model"], config["preprocessing"], tensors)
     if asdict(prints) != stored:
+        is_prints = isinstance(stored, dict) and isinstance(stored.get("token"), str)
         raise ValueError(
             f"{folder}: weights or config do not match the fingerprint (token {prints.token[:12]}, "
-            f"stored {str(stored.get('token'))[:12]}); restore it from a copy"
+            f"stored {stored['token'][:12] if is_prints else stored}); restore it from a copy"
         )
     return Checkpoint(folder, config, tensors, prints)
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidvq.storage import (
-    attempt_file,
     canonical_json,
     create_once,
     differences,
@@ -22,10 +21,12 @@ from vidvq.storage import (
     remove_attempts,
     sha256_bytes,
     sha256_file,
+    write_atomic,
 )
 
 FORMAT = "vidvq.plan/1"
 _SHOWN_DIFFERENCES = 8
+_FIELDS = {"stage", "made_from", "items", "shards", "prefix", "table_sha256"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def read_plan(folder: Path) -> Plan:
     if not (folder / "plan.json").is_file():
         raise ValueError(f"{folder} has no plan.json; give a directory that vidvq shard or vidvq tokenize wrote")
     header = read_json(folder / "plan.json")
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not isinstance(header, dict) or header.get("format") != FORMAT or not header.keys() >= _FIELDS:
         raise ValueError(f"{folder / 'plan.json'} is not a plan of format {FORMAT}")
     table_path = folder / "plan.parquet"
     if not table_path.is_file() or sha256_file(table_path) != header["table_sha256"]:
@@ -110,7 +111,7 @@ def ensure_plan(
         _refuse_foreign(folder)
         table = build()
         shards = int(table.column("shard").to_numpy().max()) + 1 if table.num_rows else 0
-        digest = _write_table(folder / "plan.parquet", table)
+        digest = _write_table(folder, table)
         header = {
             "format": FORMAT,
             "stage": stage,
@@ -136,17 +137,23 @@ def ensure_plan(
     return plan
 
 
-def _write_table(path: Path, table: pa.Table) -> str:
-    with attempt_file(path) as (file, attempt):
-        pq.write_table(table, file, compression="zstd")
-    digest = sha256_file(attempt)
-    attempt.replace(path)
-    return digest
+def _write_table(folder: Path, table: pa.Table) -> str:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    data = buffer.getvalue().to_pybytes()
+    # Another driver may have written its plan meanwhile: that one stands, with its own table.
+    try:
+        if not (folder / "plan.json").exists():
+            write_atomic(folder / "plan.parquet", data)
+    except FileNotFoundError:
+        if not (folder / "plan.json").exists():
+            raise
+    return sha256_bytes(data)
 
 
 def _refuse_foreign(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     ours = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.")
     for entry in sorted(folder.iterdir()):
-        if not entry.name.startswith(ours):
+        if not entry.name.startswith(ours) and not (folder / "plan.json").exists():
             raise ValueError(f"{folder} is not empty and has no plan.json (found {entry.name}); give an empty --out")

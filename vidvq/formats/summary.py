@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidvq.formats.commit import Outcome, read_commit
+from vidvq.formats.commit import FOLDER, Outcome, read_commit
 from vidvq.formats.plan import Plan
-from vidvq.storage import pretty_json, write_atomic
+from vidvq.storage import pretty_json, remove_attempts, write_atomic
 
 _SHOWN = 5
 
@@ -76,5 +76,13 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
         "bytes": size,
         "stats": summary.stats,
     }
-    write_atomic(folder / "summary.json", pretty_json(account))
+    try:
+        write_atomic(folder / "summary.json", pretty_json(account))
+    except FileNotFoundError:
+        # Another driver has finished too, and swept.
+        if not (folder / "summary.json").exists():
+            raise
+    # All is committed: what is left under an attempt name is of writers that were killed, or came too late.
+    remove_attempts(folder)
+    remove_attempts(folder / FOLDER)
     return summary

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vidvq.formats.tar import read_samples
-from vidvq.storage import canonical_json, create_once, pretty_json, read_json
+from vidvq.storage import canonical_json, create_once, pretty_json, read_json, remove_attempts
 
 FORMAT = "vidvq.tokens/1"
 TOKENIZER_FORMAT = "vidvq.tokenizer/1"
@@ -98,6 +98,7 @@ class TokenInfo:
 def write_tokenizer_card(folder: Path, card: TokenizerCard) -> None:
     """Write ``tokenizer.json`` once."""
     create_once(folder / "tokenizer.json", pretty_json(asdict(card) | {"format": TOKENIZER_FORMAT}))
+    remove_attempts(folder, "tokenizer.json")
 
 
 def read_tokenizer_card(folder: Path) -> TokenizerCard:
@@ -114,6 +115,8 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
         if fields.pop("format") != TOKENIZER_FORMAT:
             raise ValueError(f"its format is not {TOKENIZER_FORMAT}")
         card = TokenizerCard(**(fields | {"codebooks": tuple(Codebook(**book) for book in fields["codebooks"])}))
+        if any(type(book.size) is not int or book.size < 1 for book in card.codebooks):
+            raise ValueError("a codebook has no size")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not readable: {error}") from error
     if not 1 <= len(card.codebooks) <= 2 or not 0 < card.vocabulary <= _MAX_CODES:
@@ -148,8 +151,8 @@ def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tu
         if fields.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         info = TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": tuple(fields["pts"])}))
-        codes = np.load(io.BytesIO(files[MEDIA]), allow_pickle=False)
-    except (KeyError, TypeError, ValueError, AttributeError, EOFError) as error:
+        codes = np.lib.format.read_array(io.BytesIO(files[MEDIA]), allow_pickle=False)
+    except (KeyError, TypeError, ValueError, AttributeError, EOFError, MemoryError) as error:
         raise ValueError(f"{where} is not a readable token sample: {error}") from error
     if codes.dtype.kind != "u" or codes.ndim != 3 or codes.shape != info.grid or 0 in codes.shape:
         raise ValueError(f"{where}: tokens are {codes.dtype} {codes.shape}, its JSON says unsigned {info.grid}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from vidvq.formats import clip_shard, token_shard
 from vidvq.formats.commit import FOLDER, Commit, read_commit
-from vidvq.formats.plan import read_plan
+from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.tar import find_damage
 from vidvq.storage import sha256_file
 
@@ -38,6 +38,7 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
     plan = read_plan(folder)
     report = VerifyReport(items=plan.header["items"], shards=plan.num_shards)
     check_content = _content_check(folder, plan.header["stage"])
+    report.problems += _check_card(folder, plan)
     seen: set[str] = set()
     names = set()
     for shard, rows in plan.shards():
@@ -50,7 +51,7 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
         tick()
     for stray in sorted(path.name for path in folder.glob("*.tar") if path.name not in names):
         report.problems.append(f"{stray}: is not in the plan; move it away")
-    for stray in sorted(folder.glob("*.tmp.*")):
+    for stray in sorted((*folder.glob("*.tmp.*"), *(folder / FOLDER).glob("*.tmp.*"))):
         report.problems.append(f"{stray.name}: was left by a killed job; run the same command again, or remove it")
     return report
 
@@ -77,6 +78,8 @@ def _verify_shard(
         return problems + ([f"is there, but its record says it holds nothing; {redo}"] if path.exists() else [])
     if not path.is_file():
         return [*problems, f"is missing; {redo}"]
+    if path.stat().st_size != commit.bytes:
+        problems.append(f"has {path.stat().st_size} bytes, its record says {commit.bytes}; {redo}")
     if sha256_file(path) != commit.sha256:
         damage = find_damage(path, list(commit.members)) or ["its bytes differ from the record"]
         problems += [f"{found}; {redo}" for found in damage]
@@ -96,6 +99,16 @@ def _account(commit: Commit, planned: list[str], seen: set[str]) -> list[str]:
     problems += [f"{key} was planned and is not accounted for" for key in planned if key not in set(accounted)]
     problems += [f"{key} was never planned" for key in accounted if key not in set(planned)]
     return problems
+
+
+def _check_card(folder: Path, plan: Plan) -> list[str]:
+    if plan.header["stage"] != "tokenize":
+        return []
+    card = token_shard.read_tokenizer_card(folder)
+    planned = plan.header["made_from"]["token_fingerprint"]
+    if card.token_fingerprint == planned:
+        return []
+    return [f"tokenizer.json: names tokenizer {card.token_fingerprint[:12]}, the plan {planned[:12]}; restore it"]
 
 
 def _content_check(folder: Path, stage: str) -> Callable[[Path], list[str]]:

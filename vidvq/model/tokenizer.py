@@ -19,10 +19,9 @@ from torch.nn import functional as F
 from vidvq.model.encoder import Decoder, Encoder, StackConfig
 from vidvq.model.layers import Past
 from vidvq.model.patch import PatchKind
-from vidvq.model.quantize import QuantizerConfig, SpatiotemporalQuantizer, VQConfig
-from vidvq.model.quantize.spatiotemporal import Codebook
-
-_INFERENCE = ("encoder.", "decoder.", "quantizer.spatial.codebook", "quantizer.temporal.codebook")
+from vidvq.model.quantize import QuantizerConfig, SpatiotemporalQuantizer
+from vidvq.model.quantize.spatiotemporal import Codebook, codebook_config
+from vidvq.model.quantize.vq import TRAINING_STATE
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,14 @@ class TokenizerConfig:
             ValueError: a field is unknown, missing or wrong.
         """
         parts = dict(data)
-        quantizer = dict(parts.get("quantizer", {}))
-        for name in ("spatial", "temporal"):
-            if quantizer.get(name) is not None:
-                quantizer[name] = _build(VQConfig, quantizer[name])
-        parts["quantizer"] = _build(QuantizerConfig, quantizer)
-        for name in ("encoder", "decoder"):
-            stack = {key: tuple(value) for key, value in parts.get(name, {}).items()}
-            parts[name] = _build(StackConfig, stack)
+        if "quantizer" in parts:
+            quantizer = dict(parts["quantizer"])
+            for name in ("spatial", "temporal"):
+                if quantizer.get(name) is not None:
+                    quantizer[name] = _build_codebook(quantizer[name])
+            parts["quantizer"] = _build(QuantizerConfig, quantizer)
+        for name in {"encoder", "decoder"} & parts.keys():
+            parts[name] = _build(StackConfig, {key: tuple(value) for key, value in parts[name].items()})
         return _build(cls, parts)
 
 
@@ -309,7 +308,7 @@ class VideoTokenizer(nn.Module):
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """The tensors that inference needs: both networks and the codebooks, without training statistics."""
-        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(_INFERENCE)}
+        return {name: tensor for name, tensor in self.state_dict().items() if not _is_training_state(name)}
 
     def load_inference_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Load what :meth:`inference_state_dict` returned.
@@ -378,6 +377,19 @@ def _check_video(video: Tensor) -> None:
         raise ValueError(
             f"video has values from {float(video.min()):g} to {float(video.max()):g}; they must be in [-1, 1]"
         )
+
+
+def _is_training_state(name: str) -> bool:
+    return name.startswith("quantizer.") and name.rpartition(".")[2] in TRAINING_STATE
+
+
+def _build_codebook(data: dict[str, Any]) -> Any:
+    parts = dict(data)
+    if "levels" in parts:
+        parts["levels"] = tuple(parts["levels"])
+    if "layer" in parts:
+        parts["layer"] = _build_codebook(parts["layer"])
+    return _build(codebook_config(data), parts)
 
 
 def _build(kind: Any, data: dict[str, Any]) -> Any:

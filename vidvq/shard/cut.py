@@ -60,7 +60,7 @@ class _Video:
     def cut(self, row: dict[str, Any]) -> Cut:
         window = slice(row["first"], row["first"] + row["num_frames"])
         failure: VideoError | None = None
-        for decoder in self.job.decoders or decoders_for(self.info.codec):
+        for decoder in self.job.decoders or decoders_for(self.info):
             try:
                 if decoder not in self.readers:
                     self.readers[decoder] = open_reader(self.path, self.info, self.size, decoder)

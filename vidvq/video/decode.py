@@ -32,12 +32,14 @@ _SEEKABLE = ("mov", "matroska", "avi")
 DecoderName = Literal["decord", "pyav"]
 
 
-def decoders_for(codec: str) -> tuple[DecoderName, ...]:
-    """Which decoders to try on a codec, in order.
+def decoders_for(info: VideoInfo) -> tuple[DecoderName, ...]:
+    """Which decoders to try on a video, in order.
 
-    decord 0.6.0 gives wrong frames after a seek into HEVC with open groups of pictures, without an error.
+    decord 0.6.0 gives wrong frames after a seek, without an error, where groups of pictures are open or the demuxer
+    does not find keyframes.
     """
-    return ("pyav",) if codec == "hevc" else ("decord", "pyav")
+    exact = info.codec != "hevc" and not info.open_groups and info.container.startswith(_SEEKABLE)
+    return ("decord", "pyav") if exact else ("pyav",)
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,10 @@ class _PyAVReader:
         with open_video(self._path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
-            if first > 0 and self._info.container.startswith(_SEEKABLE):
-                container.seek(self._info.pts[first], stream=stream)
+            # Far enough back that the keyframe found is not one that is shown after the frame wanted.
+            start = first - _REORDER_FRAMES
+            if start > 0 and self._info.container.startswith(_SEEKABLE):
+                container.seek(self._info.pts[start], stream=stream)
             index = -1
             try:
                 for frame in container.decode(stream):

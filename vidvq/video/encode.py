@@ -35,8 +35,7 @@ def mp4_writer(
     target: io.BytesIO | Path, height: int, width: int, time_base: Fraction, crf: int, keyframe_every: int = 48
 ) -> Iterator[Any]:
     """Open an mp4 for writing; yields ``write(frames: t h w c uint8, pts)``, to be called in order."""
-    if time_base.denominator > _MAX_TICKS_PER_S:
-        time_base = time_base.limit_denominator(_MAX_TICKS_PER_S)
+    clock = time_base if time_base.denominator <= _MAX_TICKS_PER_S else Fraction(1, _MAX_TICKS_PER_S)
     with av.open(
         target if isinstance(target, io.BytesIO) else str(target),
         mode="w",
@@ -49,7 +48,7 @@ def mp4_writer(
         options = {"crf": str(crf), "preset": "veryfast", "x264-params": "threads=1", "flags": "+bitexact"}
         stream = container.add_stream("libx264", options=options)
         stream.height, stream.width, stream.pix_fmt = height, width, pixels
-        stream.time_base = stream.codec_context.time_base = time_base
+        stream.time_base = stream.codec_context.time_base = clock
         stream.codec_context.gop_size = keyframe_every
         start: int | None = None
 
@@ -58,7 +57,7 @@ def mp4_writer(
             for pixels_rgb, tick in zip(frames, pts, strict=True):
                 start = tick if start is None else start
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_rgb), format="rgb24")
-                frame.pts, frame.time_base = tick - start, time_base
+                frame.pts, frame.time_base = round((tick - start) * time_base / clock), clock
                 container.mux(stream.encode(frame))
 
         yield write

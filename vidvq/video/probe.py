@@ -37,7 +37,8 @@ class VideoInfo:
         height, width: coded pixels.
         time_base: seconds per tick.
         pts: presentation time of every frame in ticks, ascending; one per packet found in the file.
-        torn: the container's index points past the end of the file, so its tail is missing.
+        torn: the file ends before its container's index or length says, so its tail is missing.
+        open_groups: frames are stored behind a keyframe and shown before it.
     """
 
     container: str
@@ -47,6 +48,7 @@ class VideoInfo:
     time_base: Fraction
     pts: tuple[int, ...]
     torn: bool
+    open_groups: bool
 
     @property
     def num_frames(self) -> int:
@@ -103,7 +105,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             raise VideoError("too_large", f"is {width}x{height}; the cap is limits.max_pixels={limits.max_pixels}")
         if stream.time_base is None:
             raise VideoError("unreadable", "its video stream has no time base")
-        pts = _timeline(container, stream, limits)
+        pts, open_groups = _timeline(container, stream, limits)
         if not pts:
             raise VideoError("unreadable", "its video stream has no frames")
         return VideoInfo(
@@ -114,6 +116,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             time_base=Fraction(stream.time_base),
             pts=tuple(pts),
             torn=_is_torn(path, container, stream),
+            open_groups=open_groups,
         )
 
 
@@ -122,18 +125,45 @@ def _is_torn(path: Path, container: InputContainer, stream: av.VideoStream) -> b
     if container.format.name.startswith("avi"):
         with path.open("rb") as file:
             return int.from_bytes(file.read(8)[4:], "little") + 8 > size
+    if container.format.name.startswith("matroska"):
+        return _matroska_end(path) > size
     return any(entry.pos + entry.size > size for entry in stream.index_entries)
 
 
-def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits) -> list[int]:
+def _matroska_end(path: Path) -> int:
+    """Where a matroska file ends by its own account; 0 where it does not say, as in a live recording."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    place = 0
+    for element in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # the EBML header, then the segment
+        if head[place : place + 4] != element or place + 4 >= len(head) or not head[place + 4]:
+            return 0
+        # The first bit set says how many bytes the length has; all other bits set: unknown.
+        width = 9 - head[place + 4].bit_length()
+        mask = (1 << 7 * width) - 1
+        length = int.from_bytes(head[place + 4 : place + 4 + width], "big") & mask
+        if length == mask:
+            return 0
+        start = place + 4 + width
+        place = start + length
+    return place
+
+
+def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits) -> tuple[list[int], bool]:
     pts: list[int] = []
     ticks: list[int] = []
+    keyframe: int | None = None
+    open_groups = False
     try:
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
                 continue
             pts.append(-1 if packet.pts is None else packet.pts)
             ticks.append(-1 if packet.dts is None else packet.dts)
+            if packet.is_keyframe:
+                keyframe = packet.pts
+            elif keyframe is not None and packet.pts is not None and packet.pts < keyframe:
+                open_groups = True
             if len(pts) > limits.max_frames:
                 raise VideoError("too_large", f"has over limits.max_frames={limits.max_frames} frames")
     except av.error.FFmpegError as error:
@@ -141,14 +171,14 @@ def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits)
             raise VideoError("unreadable", f"no packet can be read: {_plain(error)}") from error
         # A torn tail: what came before it is whole.
     if len(set(pts)) == len(pts) and (-1 not in pts):
-        return sorted(pts)
+        return sorted(pts), open_groups
     # AVI and raw streams carry decode times alone; they are in order, and that order is what counts.
     if len(set(ticks)) == len(ticks) and (-1 not in ticks):
-        return sorted(ticks)
+        return sorted(ticks), open_groups
     rate = stream.average_rate or Fraction(25)
     assert stream.time_base is not None
     step = max(round(1 / (rate * Fraction(stream.time_base))), 1)
-    return [index * step for index in range(len(pts))]
+    return [index * step for index in range(len(pts))], open_groups
 
 
 def _plain(error: Exception) -> str:

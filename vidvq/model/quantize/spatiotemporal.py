@@ -1,13 +1,61 @@
 """Spatiotemporal codebooks: one for what a stream starts with (appearance), one for what follows (motion)."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidvq.model.quantize.fsq import FiniteScalarQuantizer, FSQConfig
+from vidvq.model.quantize.lfq import LFQConfig, LookupFreeQuantizer
+from vidvq.model.quantize.residual import ResidualConfig, ResidualQuantizer
 from vidvq.model.quantize.vq import VectorQuantizer, VQConfig
+
+# Every quantizer has: forward(latents n d) -> (quantized n d, codes n, loss), encode, lookup, size.
+Quantizer = VectorQuantizer | FiniteScalarQuantizer | LookupFreeQuantizer | ResidualQuantizer
+CODEBOOK_KINDS: dict[str, tuple[Any, Any]] = {
+    "vq": (VQConfig, VectorQuantizer),
+    "fsq": (FSQConfig, FiniteScalarQuantizer),
+    "lfq": (LFQConfig, LookupFreeQuantizer),
+    "residual": (ResidualConfig, ResidualQuantizer),
+}
+
+
+class _ByKind:
+    """Tells pydantic, where it is the one to ask, that ``kind`` alone decides which config a mapping is.
+
+    Of a plain union it would report the wrong fields of every member. A schema is a dict, so it takes no import.
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        kinds = [*CODEBOOK_KINDS]
+        return {
+            "type": "tagged-union",
+            "discriminator": _kind_of,
+            "choices": {kind: handler.generate_schema(config) for kind, (config, _) in CODEBOOK_KINDS.items()},
+            "custom_error_type": "codebook_kind",
+            "custom_error_message": f"must be a mapping of kind {', '.join(kinds[:-1])} or {kinds[-1]}",
+        }
+
+
+def _kind_of(data: Any) -> Any:
+    return data.get("kind", "vq") if isinstance(data, dict) else getattr(data, "kind", None)
+
+
+CodebookConfig = Annotated[VQConfig | FSQConfig | LFQConfig | ResidualConfig, _ByKind()]
+
+
+def codebook_config(data: dict[str, Any]) -> type:
+    """The class of the config that a mapping of its fields is of, by its ``kind`` (``vq`` where it has none).
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    kind = _kind_of(data)
+    if not isinstance(kind, str) or kind not in CODEBOOK_KINDS:
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(CODEBOOK_KINDS)}")
+    return CODEBOOK_KINDS[kind][0]
 
 
 @dataclass(frozen=True)
@@ -23,8 +71,8 @@ class QuantizerConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     dim: int = 16
-    spatial: VQConfig = field(default_factory=lambda: VQConfig(size=512))
-    temporal: VQConfig | None = field(default_factory=lambda: VQConfig(size=1024))
+    spatial: CodebookConfig = field(default_factory=lambda: VQConfig(size=512))
+    temporal: CodebookConfig | None = field(default_factory=lambda: VQConfig(size=1024))
 
     def __post_init__(self) -> None:
         if self.dim < 1:
@@ -61,8 +109,8 @@ class SpatiotemporalQuantizer(nn.Module):
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.spatial = VectorQuantizer(config.spatial, config.dim)
-        self.temporal = VectorQuantizer(config.temporal, config.dim) if config.temporal else None
+        self.spatial = _make(config.spatial, config.dim)
+        self.temporal = _make(config.temporal, config.dim) if config.temporal else None
 
     @property
     def codebooks(self) -> list[Codebook]:
@@ -94,11 +142,11 @@ class SpatiotemporalQuantizer(nn.Module):
         """Latents ``b d g h w`` of codes ``b g h w``."""
         return rearrange(self._book(first).lookup(codes), "b g h w d -> b d g h w")
 
-    def _book(self, first: bool) -> VectorQuantizer:
+    def _book(self, first: bool) -> Quantizer:
         return self.spatial if first or self.temporal is None else self.temporal
 
     @staticmethod
-    def _quantize(latents: Tensor, book: VectorQuantizer | None) -> Quantized:
+    def _quantize(latents: Tensor, book: Quantizer | None) -> Quantized:
         assert book is not None
         b, _, g, h, w = latents.shape
         quantized, codes, loss = book(rearrange(latents, "b d g h w -> (b g h w) d"))
@@ -108,3 +156,7 @@ class SpatiotemporalQuantizer(nn.Module):
             rearrange(codes, "(b g h w) -> b g h w", **shape),
             loss,
         )
+
+
+def _make(config: CodebookConfig, dim: int) -> Quantizer:
+    return CODEBOOK_KINDS[config.kind][1](config, dim)

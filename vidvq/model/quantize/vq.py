@@ -1,6 +1,7 @@
-"""Vector quantization with a codebook that follows its latents by moving averages.
+"""Vector quantization with a codebook that follows its latents, by moving averages or by gradients.
 
-van den Oord et al. 2017, "Neural Discrete Representation Learning", appendix A.1.
+van den Oord et al. 2017, "Neural Discrete Representation Learning", eq. 3 and appendix A.1; the rotation trick is of
+Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick", section 4.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,10 @@ from torch.nn import functional as F
 
 from vidvq.model.quantize.search import kmeans, nearest
 
+# Of any codebook: the statistics of use count every code, and tokens are stored in at most 32 bits.
+MAX_SIZE = 1 << 24
+# What training alone needs of a quantizer, by the last part of its name.
+TRAINING_STATE = ("ema_count", "ema_sum", "step", "reservoir")
 _EPSILON = 1e-5
 _REVIVE_EVERY = 10
 
@@ -27,6 +32,10 @@ class VQConfig:
         cosine: compare directions alone; latents and codes are put on the unit sphere.
         warmup: training steps in which latents pass unquantized, before k-means places the codes.
         revive_below: a code used less than this share of an even use is dead, and moves to a latent of the batch.
+        update: what moves the codes: moving averages of their latents, or the gradient of the codebook loss.
+        codebook: weight of the codebook loss relative to the commitment's (1 / beta), for ``update=gradient``.
+        rotation: turn and scale the gradient as the code is turned and scaled against its latent, instead of passing
+            it straight through.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -37,10 +46,15 @@ class VQConfig:
     cosine: bool = False
     warmup: int = 100
     revive_below: float = 0.03
+    update: Literal["ema", "gradient"] = "ema"
+    codebook: float = 4.0
+    rotation: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 2 or self.warmup < 0 or not 0 <= self.decay < 1 or not 0 <= self.revive_below < 1:
-            raise ValueError(f"{self} must have size >= 2, warmup >= 0, and decay and revive_below in [0, 1)")
+        if not 2 <= self.size <= MAX_SIZE:
+            raise ValueError(f"size={self.size} must be from 2 to {MAX_SIZE}")
+        if self.warmup < 0 or self.codebook < 0 or not 0 <= self.decay < 1 or not 0 <= self.revive_below < 1:
+            raise ValueError(f"{self} must have warmup and codebook >= 0, and decay and revive_below in [0, 1)")
 
 
 class VectorQuantizer(nn.Module):
@@ -48,6 +62,10 @@ class VectorQuantizer(nn.Module):
 
     All training state is in buffers; across processes counts and sums are added up before they are averaged, so every
     process holds the same codebook as one process with the joint batch would.
+
+    With ``update=gradient`` a code is ``codebook + offset``: the buffer is where k-means or a revival put it, the
+    parameter how far gradients moved it since the start. So a placement never writes to a parameter, of which an
+    optimizer may hold another copy (ZeRO, bf16), and a parameter in bf16 does not round the codes themselves.
     """
 
     codebook: Tensor
@@ -61,38 +79,56 @@ class VectorQuantizer(nn.Module):
         self.config, self.size = config, config.size
         start = torch.randn(config.size, dim) / dim**0.5
         self.register_buffer("codebook", F.normalize(start) if config.cosine else start)
+        self.offset = nn.Parameter(torch.zeros(config.size, dim)) if config.update == "gradient" else None
         self.register_buffer("ema_count", torch.ones(config.size))
         self.register_buffer("ema_sum", self.codebook.clone())
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("reservoir", torch.zeros(16 * config.size, dim))
 
+    @property
+    def warming(self) -> bool:
+        """Whether the next step of training still passes latents unquantized."""
+        return self.training and int(self.step) < self.config.warmup
+
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize, with a straight-through gradient; in training mode also move the codebook.
+        """Quantize, with a gradient to the latents as if it were not; in training mode also move the codebook.
 
         Args:
             latents: ``n d``, any float type.
 
         Returns:
-            quantized ``n d`` in the latents' type, codes ``n``, and the commitment loss (a scalar, without weight).
+            quantized ``n d`` in the latents' type, codes ``n``, and the commitment loss (a scalar, without weight),
+            with ``update=gradient`` plus ``codebook`` x the codebook loss.
         """
         with torch.autocast(latents.device.type, enabled=False):
             x = self._prepare(latents)
-            codes = nearest(x.detach(), self.codebook)
-            if self.training and len(x):
-                warming = self._learn(x.detach(), codes)
-                if warming:
-                    return latents, codes, x.new_zeros(())
-            quantized = self.codebook[codes]
-            loss = F.mse_loss(x, quantized) if len(x) else x.new_zeros(())
-            return (x + (quantized - x).detach()).to(latents.dtype), codes, loss
+            # Every step gives every parameter a gradient, if only of 0: ranks must agree on which have one.
+            loss = x.new_zeros(()) if self.offset is None else self.offset.float().sum() * 0
+            codes = nearest(x.detach(), self._vectors())
+            if self.training and len(x) and self._learn(x.detach(), codes):
+                return latents, codes, loss
+            quantized = self._vectors()[codes]
+            if len(x):
+                loss = loss + F.mse_loss(x, quantized.detach())
+                if self.offset is not None:
+                    loss = loss + self.config.codebook * F.mse_loss(quantized, x.detach())
+            return pass_gradient(x, quantized, self.config.rotation).to(latents.dtype), codes, loss
 
+    @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
         """``n d`` -> codes ``n`` int64."""
-        return nearest(self._prepare(latents), self.codebook)
+        with torch.autocast(latents.device.type, enabled=False):
+            return nearest(self._prepare(latents), self._vectors())
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes of any shape -> their vectors, fp32, with a last axis ``d``."""
-        return self.codebook[codes]
+        return self._vectors()[codes]
+
+    def _vectors(self) -> Tensor:
+        if self.offset is None:
+            return self.codebook
+        moved = self.codebook + self.offset.float()
+        return F.normalize(moved, dim=-1) if self.config.cosine else moved
 
     def _prepare(self, latents: Tensor) -> Tensor:
         x = latents.float()
@@ -109,12 +145,13 @@ class VectorQuantizer(nn.Module):
                 self._place()
             return True
         counts = torch.zeros_like(self.ema_count).index_add_(0, codes, torch.ones(len(x), device=x.device))
-        sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, x)
         _add_up(counts)
-        _add_up(sums)
         self.ema_count.lerp_(counts, 1 - self.config.decay)
-        self.ema_sum.lerp_(sums, 1 - self.config.decay)
-        self._follow()
+        if self.offset is None:
+            sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, x)
+            _add_up(sums)
+            self.ema_sum.lerp_(sums, 1 - self.config.decay)
+            self._follow()
         if step % _REVIVE_EVERY == 0:
             self._revive(x)
         return False
@@ -132,7 +169,7 @@ class VectorQuantizer(nn.Module):
             return
         chosen = x[torch.randint(len(x), (int(dead.sum()),), device=x.device)]
         _same_everywhere(chosen)
-        self.codebook[dead] = chosen
+        self.codebook[dead] = chosen if self.offset is None else chosen - self.offset[dead].float()
         self.ema_count[dead] = even
         self.ema_sum[dead] = chosen * even
 
@@ -148,17 +185,42 @@ class VectorQuantizer(nn.Module):
         latents = self.reservoir[len(self.reservoir) // 2 :].clone()
         _same_everywhere(latents)
         centres = kmeans(latents, self.size, seed=0)
-        self.codebook.copy_(F.normalize(centres) if self.config.cosine else centres)
-        counts = torch.bincount(nearest(latents, self.codebook), minlength=self.size).float()
+        placed = F.normalize(centres) if self.config.cosine else centres
+        self.codebook.copy_(placed if self.offset is None else placed - self.offset.float())
+        counts = torch.bincount(nearest(latents, placed), minlength=self.size).float()
         self.ema_count.copy_(counts.clamp(min=0.1) * (1.0 / counts.mean()))
-        self.ema_sum.copy_(self.codebook * self.ema_count[:, None])
+        self.ema_sum.copy_(placed * self.ema_count[:, None])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
         # A move to another device is followed, a change of precision is not: bf16 codebooks lose codes.
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                self._buffers[name] = buffer.to(fn(buffer[:0] if buffer.ndim else buffer).device)
+        buffers, self._buffers = self._buffers, {}
+        super()._apply(fn, recurse)
+        self._buffers = {
+            name: buffer if buffer is None else buffer.to(fn(buffer[:0] if buffer.ndim else buffer).device)
+            for name, buffer in buffers.items()
+        }
         return self
+
+
+def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
+    """The value of ``quantized``, to the bit, with the gradient going to ``x`` unchanged (Bengio et al. 2013)."""
+    return quantized.detach() + (x - x.detach())
+
+
+def pass_gradient(x: Tensor, quantized: Tensor, rotation: bool) -> Tensor:
+    """The value of ``quantized`` ``n d``, to the bit, with its gradient going to ``x`` ``n d``.
+
+    Straight through, or by the rotation trick: ``q = (|q| / |x|) R x`` with R the rotation from x to q in their plane,
+    ``R = I - 2 w w' + 2 q^ x^'`` for the unit vectors ``x^``, ``q^`` and ``w = (x^ + q^) / |x^ + q^|`` (section 4.2);
+    the scale and R count as constants, so that the angle between the gradient and q becomes that at x.
+    """
+    if not rotation:
+        return straight_through(x, quantized)
+    source, target = F.normalize(x.detach(), dim=-1), F.normalize(quantized.detach(), dim=-1)
+    middle = F.normalize(source + target, dim=-1)
+    turned = x - 2 * middle * (x * middle).sum(dim=-1, keepdim=True) + 2 * target * (x * source).sum(-1, keepdim=True)
+    scale = quantized.detach().norm(dim=-1, keepdim=True) / x.detach().norm(dim=-1, keepdim=True).clamp(min=_EPSILON)
+    return straight_through(turned * scale, quantized)
 
 
 def _add_up(tensor: Tensor) -> None:

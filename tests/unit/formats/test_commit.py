@@ -1,0 +1,173 @@
+"""Commits: a shard exists once, whoever was first, and a kill leaves nothing that the next run cannot finish."""
+
+import errno
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from vidvq.formats import commit as commits
+from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, read_commit
+from vidvq.formats.plan import ensure_plan
+from vidvq.formats.summary import summarize
+from vidvq.formats.tar import read_members
+
+SHARD = "clips-000000.tar"
+
+
+def fill(draft: ShardDraft) -> None:
+    draft.add("a", {"mp4": b"movie", "json": b"{}"}, frames=3)
+    draft.add("b", {"mp4": b"film", "json": b"{}"}, frames=4)
+    draft.failed.append(Outcome("c", "decode_error", "c.mp4: torn"))
+    draft.filtered.append(Outcome("d", "too_short", "d.mp4: has 2 frames"))
+
+
+def other(draft: ShardDraft) -> None:
+    draft.add("a", {"mp4": b"something else", "json": b"{}"})
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+WHOLE = [SHARD, f"commits/{SHARD}.json"]
+
+
+def test_a_record_says_all_that_its_shard_holds(tmp_path):
+    record = commit_shard(tmp_path, SHARD, "plan", fill)
+    data = (tmp_path / SHARD).read_bytes()
+    assert read_commit(tmp_path, SHARD) == record
+    assert record.sha256 == hashlib.sha256(data).hexdigest()
+    assert record.bytes == len(data)
+    assert (record.ok, record.items, record.stats, record.plan_id) == (2, 4, {"frames": 7}, "plan")
+    assert [member.name for member in record.members] == ["a.json", "a.mp4", "b.json", "b.mp4"]
+    assert files(tmp_path) == WHOLE
+
+
+def test_a_shard_without_an_ok_item_has_a_record_and_no_tar(tmp_path):
+    record = commit_shard(tmp_path, SHARD, "plan", lambda draft: draft.failed.append(Outcome("a", "empty_file")))
+    assert (record.sha256, record.bytes, record.ok, record.items) == (None, 0, 0, 1)
+    assert files(tmp_path) == [f"commits/{SHARD}.json"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_a_shard_that_fails_half_way_leaves_nothing(tmp_path, error):
+    def half(draft: ShardDraft) -> None:
+        draft.add("a", {"mp4": b"movie"})
+        raise error
+
+    with pytest.raises(type(error)):
+        commit_shard(tmp_path, SHARD, "plan", half)
+    assert files(tmp_path) == []
+
+
+def test_who_loses_the_race_gets_the_winners_record_and_leaves_nothing(tmp_path):
+    def lose(draft: ShardDraft) -> None:
+        draft.add("a", {"mp4": b"half"})
+        commit_shard(tmp_path, SHARD, "plan", fill)
+        draft.add("z", {"mp4": b"the other half"})
+
+    standing = commit_shard(tmp_path, SHARD, "plan", lose)
+    assert standing.ok == 2
+    assert dict(read_members(tmp_path / SHARD))["a.mp4"] == b"movie"
+    assert files(tmp_path) == WHOLE
+
+
+def test_who_loses_between_tar_and_record_gets_the_winners_record(tmp_path, monkeypatch):
+    publish = commits._publish
+
+    def slow(*arguments):
+        commit_shard(tmp_path, SHARD, "plan", fill)
+        publish(*arguments)
+
+    # The one who is overtaken is the first call only.
+    monkeypatch.setattr(commits, "_publish", lambda *a: (monkeypatch.setattr(commits, "_publish", publish), slow(*a)))
+    standing = commit_shard(tmp_path, SHARD, "plan", other)
+    assert (standing.ok, standing.stats) == (2, {"frames": 7})
+    assert hashlib.sha256((tmp_path / SHARD).read_bytes()).hexdigest() == standing.sha256
+    assert files(tmp_path) == WHOLE
+
+
+def test_many_writers_at_once_leave_one_whole_shard(tmp_path):
+    for turn in range(15):
+        out, barrier, records = tmp_path / str(turn), threading.Barrier(4), []
+
+        def write(out: Path = out, barrier: threading.Barrier = barrier, records: list = records) -> None:
+            barrier.wait()
+            records.append(commit_shard(out, SHARD, "plan", fill))
+
+        writers = [threading.Thread(target=write) for _ in range(4)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        assert len(records) == 4 and len(set(map(repr, records))) == 1
+        assert hashlib.sha256((out / SHARD).read_bytes()).hexdigest() == records[0].sha256
+        assert files(out) == WHOLE
+
+
+def test_a_shard_published_by_a_killed_writer_is_recorded_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(commits, "_OTHER_WRITER_S", 60.0)  # equal content is nothing to wait for
+    first = commit_shard(tmp_path, SHARD, "plan", fill)
+    (tmp_path / f"commits/{SHARD}.json").unlink()
+    (tmp_path / f"{SHARD}.tmp.host-1-aa").write_bytes(b"half")
+    assert commit_shard(tmp_path, SHARD, "plan", fill) == first
+    assert files(tmp_path) == WHOLE
+
+
+def test_a_foreign_tar_under_the_final_name_is_replaced_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(commits, "_OTHER_WRITER_S", 0.2)
+    (tmp_path / SHARD).write_bytes(b"torn copy")
+    record = commit_shard(tmp_path, SHARD, "plan", fill)
+    assert hashlib.sha256((tmp_path / SHARD).read_bytes()).hexdigest() == record.sha256
+    assert files(tmp_path) == WHOLE
+
+
+def test_a_shard_that_is_not_committed_has_no_record(tmp_path):
+    assert read_commit(tmp_path, SHARD) is None
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"format": "vidvq.commit/1"}', '{"format": "other/1"}'])
+def test_a_damaged_record_is_refused_by_name(tmp_path, damage):
+    commit_shard(tmp_path, SHARD, "plan", fill)
+    (tmp_path / f"commits/{SHARD}.json").write_text(damage)
+    with pytest.raises(ValueError, match=f"{SHARD}.json"):
+        read_commit(tmp_path, SHARD)
+
+
+def test_a_record_with_an_unknown_field_is_refused(tmp_path):
+    commit_shard(tmp_path, SHARD, "plan", fill)
+    path = tmp_path / f"commits/{SHARD}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}))
+    with pytest.raises(ValueError, match="surprise"):
+        read_commit(tmp_path, SHARD)
+
+
+def test_a_summary_is_the_sum_of_the_records_and_sweeps_up(tmp_path, plan_table):
+    plan = ensure_plan(tmp_path, "shard", "clips", {}, lambda: plan_table("abcd", "efgh"))
+    commit_shard(tmp_path, plan.shard_name(0), plan.plan_id, fill)
+    commit_shard(tmp_path, plan.shard_name(1), plan.plan_id, fill)
+    left = ("clips-000000.tar.tmp.h-1-a", "commits/clips-000001.tar.json.tmp.h-1-a", "summary.json.tmp.h-1-a")
+    for name in left:
+        (tmp_path / name).write_bytes(b"left by a killed writer")
+    summary = summarize(tmp_path, plan)
+    assert (summary.planned, summary.ok, summary.shards) == (8, 4, 2)
+    assert summary.stats == {"frames": 14}
+    assert summary.failed_share == 2 / 8
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert (written["failed"], written["filtered"]) == ({"decode_error": 2}, {"too_short": 2})
+    assert written["bytes"] == summary.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
+    assert [name for name in files(tmp_path) if ".tmp." in name] == []
+
+
+@pytest.mark.parametrize("fault", ["uncommitted", "another plan", "an item short"])
+def test_records_that_do_not_add_up_make_no_summary(tmp_path, plan_table, fault):
+    keys = "abcde" if fault == "an item short" else "abcd"
+    plan = ensure_plan(tmp_path, "shard", "clips", {}, lambda: plan_table(keys))
+    if fault != "uncommitted":
+        commit_shard(tmp_path, SHARD, "elsewhere" if fault == "another plan" else plan.plan_id, fill)
+    with pytest.raises(ValueError, match=f"{SHARD} is not committed whole"):
+        summarize(tmp_path, plan)
+    assert not (tmp_path / "summary.json").exists()

@@ -1,0 +1,147 @@
+"""Plans: made once, and never resumed with something else."""
+
+import json
+
+import pytest
+
+from vidvq.formats.plan import ensure_plan, read_plan
+
+MADE_FROM = {"inputs": {"count": 2, "sha256": "aa"}, "clip": {"fps": 10, "num_frames": 9}}
+
+
+@pytest.fixture
+def plan_dir(tmp_path, plan_table):
+    out = tmp_path / "out"
+    ensure_plan(out, "shard", "clips", MADE_FROM, lambda: plan_table("abc", "d"))
+    return out
+
+
+def never():
+    raise AssertionError("a plan that is there must not be built again")
+
+
+def test_a_plan_reads_back_as_it_was_made(plan_dir):
+    plan = read_plan(plan_dir)
+    assert plan.header["made_from"] == MADE_FROM
+    assert [(name, [row["key"] for row in rows]) for name, rows in plan.shards()] == [
+        ("clips-000000.tar", ["a", "b", "c"]),
+        ("clips-000001.tar", ["d"]),
+    ]
+    assert sorted(path.name for path in plan_dir.iterdir()) == ["plan.json", "plan.parquet"]
+
+
+def test_resuming_takes_the_plan_that_is_there(plan_dir):
+    before = {path.name: path.stat().st_mtime_ns for path in plan_dir.iterdir()}
+    plan = ensure_plan(plan_dir, "shard", "clips", MADE_FROM, never)
+    assert plan.plan_id == read_plan(plan_dir).plan_id
+    assert {path.name: path.stat().st_mtime_ns for path in plan_dir.iterdir()} == before
+
+
+def test_the_same_inputs_give_the_same_plan_elsewhere(plan_dir, tmp_path, plan_table):
+    ensure_plan(tmp_path / "two", "shard", "clips", MADE_FROM, lambda: plan_table("abc", "d"))
+    for name in ("plan.json", "plan.parquet"):
+        assert (plan_dir / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"clip": {"fps": 12, "num_frames": 9}}, "clip.fps was 10, now 12"),
+        ({"clip": {"num_frames": 9}}, "clip.fps was 10, now absent"),
+        ({"extra": True}, "extra was absent, now true"),
+        ({"inputs": {"count": 3, "sha256": "bb"}}, 'inputs.count was 2, now 3; inputs.sha256 was "aa", now "bb"'),
+    ],
+)
+def test_a_plan_made_from_something_else_is_refused_with_what_differs(plan_dir, change, said):
+    with pytest.raises(ValueError) as error:
+        ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never)
+    assert said in str(error.value)
+
+
+def test_many_differences_are_counted(plan_dir):
+    change = {f"field{index}": index for index in range(20)}
+    with pytest.raises(ValueError, match="and 12 more"):
+        ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never)
+
+
+def test_what_hides_behind_a_hash_is_explained_first(plan_dir):
+    change = {"inputs": {"count": 2, "sha256": "bb"}}
+    with pytest.raises(ValueError, match="made from something else: x.mp4 was changed; inputs.sha256"):
+        ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never, lambda plan: ["x.mp4 was changed"])
+
+
+def test_the_output_of_another_verb_is_refused(plan_dir):
+    with pytest.raises(ValueError, match="holds the output of vidvq shard"):
+        ensure_plan(plan_dir, "tokenize", "tokens", MADE_FROM, never)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "clips-000000.tar", "commits"])
+def test_a_directory_with_other_files_is_refused_untouched(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"found {name}"):
+        ensure_plan(tmp_path, "shard", "clips", MADE_FROM, never)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_plan_killed_half_way_is_made_again(tmp_path, plan_dir, plan_table):
+    out = tmp_path / "killed"
+    out.mkdir()
+    (out / "plan.parquet").write_bytes(b"of another run")
+    (out / "plan.parquet.tmp.h-1-a").write_bytes(b"half")
+    (out / "plan.json.tmp.h-1-a").write_bytes(b"half")
+    ensure_plan(out, "shard", "clips", MADE_FROM, lambda: plan_table("abc", "d"))
+    assert read_plan(out).plan_id == read_plan(plan_dir).plan_id
+    assert sorted(path.name for path in out.iterdir()) == ["plan.json", "plan.parquet"]
+
+
+def test_who_is_overtaken_while_planning_takes_the_plan_that_stands(tmp_path, plan_table):
+    def overtaken():
+        ensure_plan(tmp_path / "out", "shard", "clips", MADE_FROM, lambda: plan_table("abc", "d"))
+        return plan_table("abc", "d")
+
+    ensure_plan(tmp_path / "out", "shard", "clips", MADE_FROM, overtaken)
+    assert read_plan(tmp_path / "out").header["items"] == 4
+
+
+def test_who_is_overtaken_by_another_plan_is_refused_and_harms_nothing(tmp_path, plan_table):
+    def overtaken():
+        ensure_plan(tmp_path / "out", "shard", "clips", {"other": 1}, lambda: plan_table("xyz"))
+        return plan_table("abc", "d")
+
+    with pytest.raises(ValueError, match="was made from something else"):
+        ensure_plan(tmp_path / "out", "shard", "clips", MADE_FROM, overtaken)
+    assert read_plan(tmp_path / "out").header["items"] == 3
+
+
+def test_an_empty_directory_has_no_plan(tmp_path):
+    with pytest.raises(ValueError, match="has no plan.json"):
+        read_plan(tmp_path)
+
+
+@pytest.mark.parametrize("position", [0.0, 0.3, 0.6, 0.99])
+def test_a_table_that_was_tampered_with_is_refused(plan_dir, flip_byte, position):
+    table = plan_dir / "plan.parquet"
+    flip_byte(table, int(table.stat().st_size * position))
+    with pytest.raises(ValueError, match=r"plan\.parquet is missing or not the one"):
+        read_plan(plan_dir)
+
+
+def test_a_table_that_is_gone_is_missed(plan_dir):
+    (plan_dir / "plan.parquet").unlink()
+    with pytest.raises(ValueError, match=r"plan\.parquet is missing"):
+        read_plan(plan_dir)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "other/1"}', '{"format": "vidvq.plan/1"}'])
+def test_a_damaged_header_is_refused_by_name(plan_dir, content):
+    (plan_dir / "plan.json").write_text(content)
+    with pytest.raises(ValueError, match="plan.json"):
+        read_plan(plan_dir)
+
+
+def test_an_edited_header_is_another_plan(plan_dir):
+    before = read_plan(plan_dir).plan_id
+    header = json.loads((plan_dir / "plan.json").read_text())
+    header["made_from"]["clip"]["fps"] = 11
+    (plan_dir / "plan.json").write_text(json.dumps(header))
+    assert read_plan(plan_dir).plan_id != before

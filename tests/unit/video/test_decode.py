@@ -1,0 +1,231 @@
+"""Frames: the very ones asked for, by either decoder, from anywhere in the file."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vidvq.video import VideoError
+from vidvq.video.decode import (
+    DecoderName,
+    decode_clip,
+    decoder_version,
+    decoders_for,
+    fit_size,
+    open_reader,
+    sample_timeline,
+)
+from vidvq.video.encode import encode_mp4
+from vidvq.video.probe import Limits, VideoInfo, probe
+
+DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"
+VIDEOS = sorted(path for path in DEMO.glob("*/*") if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
+B_FRAMES = {"x264-params": "bframes=3:b-adapt=0:keyint=12:scenecut=0", "crf": "10"}
+# name of the file, codec, its options: with and without B-frames, seekable and not
+KINDS = [
+    ("b.mp4", "libx264", B_FRAMES),
+    ("b.mkv", "libx264", B_FRAMES),
+    ("b.ts", "libx264", B_FRAMES),
+    ("open-gop.mp4", "libx264", {"x264-params": B_FRAMES["x264-params"] + ":open-gop=1", "crf": "10"}),
+    ("mpeg4.avi", "mpeg4", {"g": "12", "q:v": "2"}),
+    ("b-mpeg4.mp4", "mpeg4", {"g": "12", "bf": "2", "q:v": "2"}),
+    ("vp9.webm", "libvpx-vp9", {"g": "12", "crf": "10", "deadline": "realtime"}),
+    ("one-key.mp4", "libx264", {"g": "999", "crf": "10"}),
+]
+NUM_FRAMES = 48
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=[kind[0] for kind in KINDS])
+def coded(request, tmp_path_factory, make_video) -> Path:
+    name, codec, options = request.param
+    return make_video(tmp_path_factory.mktemp("coded") / name, NUM_FRAMES, codec=codec, codec_options=options)
+
+
+def shown(frames: np.ndarray) -> list[int]:
+    """Which frames these are, by their bars (see ``make_video``)."""
+    bars = frames.reshape(*frames.shape[:2], 8, -1).mean(axis=(1, 3)) > 125
+    return [int(index) for index in bars @ (1 << np.arange(8))]
+
+
+def read(path: Path, indices: list[int], decoder: DecoderName) -> np.ndarray:
+    info = probe(path, Limits())
+    return open_reader(path, info, fit_size(info.height, info.width, None, 1), decoder).read(indices)
+
+
+def test_the_test_videos_have_frames_out_of_order(tmp_path, make_video):
+    path = make_video(tmp_path / "b.mp4", NUM_FRAMES, codec_options=B_FRAMES)
+    with av.open(str(path)) as container:
+        times = [packet.pts for packet in container.demux(video=0) if packet.size]
+    assert times != sorted(times)
+
+
+def test_pyav_gives_every_frame_from_wherever_it_starts(coded):
+    info = probe(coded, Limits())
+    assert info.num_frames == NUM_FRAMES
+    reader = open_reader(coded, info, fit_size(info.height, info.width, None, 1), "pyav")
+    for first in range(NUM_FRAMES):
+        indices = list(range(first, min(first + 4, NUM_FRAMES)))
+        assert shown(reader.read(indices)) == indices
+
+
+def test_where_decord_is_trusted_it_gives_every_frame_from_wherever_it_starts(coded):
+    info = probe(coded, Limits())
+    if "decord" not in decoders_for(info):
+        assert coded.name in {"b.ts", "open-gop.mp4", "b-mpeg4.mp4"}
+        return
+    reader = open_reader(coded, info, fit_size(info.height, info.width, None, 1), "decord")
+    for first in (0, 1, 11, 12, 13, 30, 47, 5):
+        indices = list(range(first, min(first + 4, NUM_FRAMES)))
+        assert shown(reader.read(indices)) == indices
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_frames_may_repeat_and_skip(tmp_path, make_video, decoder):
+    path = make_video(tmp_path / "v.mp4", 30, codec_options=B_FRAMES)
+    assert shown(read(path, [3, 3, 9, 9, 9, 28], decoder)) == [3, 3, 9, 9, 9, 28]
+
+
+@pytest.mark.parametrize("path", [path for path in VIDEOS if path.suffix != ".mkv"], ids=lambda path: path.name)
+def test_decord_and_pyav_see_the_same_picture(path):
+    info = probe(path, Limits())
+    size = fit_size(info.height, info.width, 64, 8)
+    middle = info.num_frames // 2
+    indices = [0, 1, 5, middle, middle + 1, info.num_frames - 1]
+    decord, pyav = (open_reader(path, info, size, name).read(indices).astype(float) for name in ("decord", "pyav"))
+    off_by_one = open_reader(path, info, size, "pyav").read([index - 1 if index else 1 for index in indices])
+    difference = np.abs(decord - pyav).mean(axis=(1, 2, 3))
+    assert difference.max() < 2.5, difference
+    assert np.abs(decord - off_by_one).mean() > np.abs(decord - pyav).mean()
+
+
+@pytest.mark.parametrize(
+    ("change", "decoders"),
+    [
+        ({}, ("decord", "pyav")),
+        ({"codec": "hevc"}, ("pyav",)),
+        ({"open_groups": True}, ("pyav",)),
+        ({"container": "mpegts"}, ("pyav",)),
+        ({"container": "matroska,webm"}, ("decord", "pyav")),
+    ],
+)
+def test_decord_is_tried_only_where_its_seeks_are_exact(change, decoders):
+    assert decoders_for(replace(timeline([0, 1, 2]), **change)) == decoders
+
+
+def test_every_demo_video_but_hevc_may_go_to_decord():
+    assert [path.name for path in VIDEOS if "decord" not in decoders_for(probe(path, Limits()))] == ["phone.mkv"]
+
+
+def test_a_clip_names_its_decoder_and_version():
+    assert decoder_version("pyav") == f"pyav {av.__version__}"
+    assert decoder_version("decord").startswith("decord 0.")
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_a_damaged_tail_is_an_error_and_not_a_made_up_picture(tmp_path, decoder):
+    data = (DEMO / "train/carphone.mp4").read_bytes()
+    path = tmp_path / "torn.mp4"
+    path.write_bytes(data[: len(data) * 6 // 10])
+    info = probe(path, Limits())
+    size = fit_size(info.height, info.width, None, 1)
+    with pytest.raises(VideoError) as error:
+        open_reader(path, info, size, decoder).read([0, 10, 110, 119])
+    assert error.value.reason == "decode_error"
+
+
+def test_a_frame_that_is_not_there_is_counted_and_named(tmp_path, make_video):
+    path = make_video(tmp_path / "v.mp4", 10)
+    with pytest.raises(VideoError, match="2 of 3 frames cannot be decoded \\(first: 10\\)"):
+        read(path, [9, 10, 11], "pyav")
+
+
+@pytest.mark.parametrize(
+    ("given", "short_side", "multiple", "expected"),
+    [
+        ((144, 176), None, 1, (144, 176, 144, 176)),
+        ((144, 176), 32, 8, (32, 39, 32, 32)),
+        ((360, 640), 128, 8, (128, 228, 128, 224)),
+        ((640, 360), 128, 8, (228, 128, 224, 128)),
+        ((100, 100), 50, 3, (50, 50, 48, 48)),
+        ((7, 9), 14, 2, (14, 18, 14, 18)),
+    ],
+)
+def test_the_short_side_is_scaled_and_both_are_cropped(given, short_side, multiple, expected):
+    size = fit_size(*given, short_side, multiple)
+    assert (size.scaled_height, size.scaled_width, size.height, size.width) == expected
+
+
+def test_a_video_smaller_than_a_multiple_is_too_small():
+    with pytest.raises(VideoError, match="too_small: is 6x100 pixels; a side must be at least 8"):
+        fit_size(100, 6, None, 8)
+
+
+def test_the_crop_is_of_the_centre():
+    frames = np.zeros((1, 10, 12, 3), np.uint8)
+    frames[:, 1:9, 2:10] = 255
+    assert fit_size(10, 12, None, 8).crop(frames).min() == 255
+
+
+def timeline(pts: list[int], time_base: Fraction = Fraction(1, 100)) -> VideoInfo:
+    return VideoInfo("mov", "h264", 8, 8, time_base, tuple(pts), torn=False, open_groups=False)
+
+
+@pytest.mark.parametrize(
+    ("pts", "fps", "indices", "times"),
+    [
+        ([0, 10, 20, 30], None, [0, 1, 2, 3], [0, 10, 20, 30]),
+        ([0, 10, 20, 30], 10, [0, 1, 2, 3], [0, 10, 20, 30]),
+        ([0, 10, 20, 30], 5, [0, 2], [0, 20]),
+        ([0, 10, 20, 30], 20, [0, 0, 1, 1, 2, 2, 3, 3], [0, 5, 10, 15, 20, 25, 30, 35]),
+        ([50, 60, 70, 80], 10, [0, 1, 2, 3], [50, 60, 70, 80]),
+        # a frame stays on screen until the next one
+        ([0, 10, 50, 60], 10, [0, 1, 1, 1, 1, 2, 3], [0, 10, 20, 30, 40, 50, 60]),
+        ([0, 2, 4, 6, 30, 40, 50], 10, [0, 3, 3, 4, 5, 6], [0, 10, 20, 30, 40, 50]),
+        ([7], None, [0], [7]),
+    ],
+)
+def test_frames_are_sampled_by_time(pts, fps, indices, times):
+    assert sample_timeline(timeline(pts), fps) == (indices, times)
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    st.floats(0.5, 120, allow_nan=False),
+    st.integers(-1000, 1000),
+)
+def test_at_every_tick_the_frame_on_screen_is_taken(steps, fps, start):
+    pts = [start]
+    for step in steps:
+        pts.append(pts[-1] + step)
+    info = timeline(pts)
+    indices, times = sample_timeline(info, fps)
+    assert times == sorted(times) and indices == sorted(indices)
+    for index, time in zip(indices, times, strict=True):
+        assert info.pts[index] <= time
+        assert index == len(pts) - 1 or time < info.pts[index + 1]
+    seconds = float((pts[-1] - pts[0] + info.tick_per_frame) * info.time_base)
+    assert abs(len(times) - seconds * fps) <= 1
+
+
+def clip(num_frames: int = 5) -> bytes:
+    bits = np.arange(num_frames)[:, None] >> np.arange(8) & 1
+    frames = np.broadcast_to(np.repeat(bits * 200 + 20, 2, axis=1)[:, None, :, None], (num_frames, 16, 16, 3))
+    frames = np.ascontiguousarray(frames, dtype=np.uint8)
+    return encode_mp4(frames, tuple(range(num_frames)), Fraction(1, 25), crf=5)
+
+
+def test_a_clip_in_memory_decodes_whole():
+    assert shown(decode_clip(clip(), "a")) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "media", [b"", b"#EXTM3U\nhttp://x/\n", b"\x1a\x45\xdf\xa3", b"\0\0\0\x20ftypisom", clip()[:-200]]
+)
+def test_a_damaged_clip_is_an_error_that_names_it(media):
+    with pytest.raises(VideoError, match="decode_error: some-key"):
+        decode_clip(media, "some-key")

@@ -1,0 +1,116 @@
+"""Frames to files: the same bytes every time, at the very times they had."""
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from vidvq.video.decode import decode_clip
+from vidvq.video.encode import encode_mp4, encode_png, mp4_writer
+
+
+def moving(num_frames: int, height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    frames = [np.stack([(x * 8 + 9 * i) % 256, (y * 8) % 256, (x + y + i) % 256], -1) for i in range(num_frames)]
+    return np.stack(frames).astype(np.uint8)
+
+
+def times(media: bytes) -> list[Fraction]:
+    with av.open(io.BytesIO(media)) as container:
+        stream = container.streams.video[0]
+        found = [(frame.pts, frame.time_base) for frame in container.decode(stream)]
+    return [Fraction(pts * base) for pts, base in found if pts is not None and base is not None]
+
+
+def test_the_same_frames_give_the_same_bytes():
+    frames = moving(9, 32, 48)
+    assert encode_mp4(frames, tuple(range(9)), Fraction(1, 25), 17) == encode_mp4(
+        frames, tuple(range(9)), Fraction(1, 25), 17
+    )
+
+
+def test_there_is_no_date_and_no_encoders_name_in_it():
+    media = encode_mp4(moving(3, 32, 32), (0, 1, 2), Fraction(1, 25), 17)
+    with av.open(io.BytesIO(media)) as container:
+        assert "creation_time" not in container.metadata and "encoder" not in container.metadata
+
+
+@pytest.mark.parametrize(
+    "time_base",
+    [
+        Fraction(1, 10),
+        Fraction(1, 25),
+        Fraction(2, 25),
+        Fraction(1, 600),
+        Fraction(1, 1000),
+        Fraction(1, 15360),
+        Fraction(1001, 30000),
+        Fraction(66667, 1000000),
+        Fraction(1, 90000),
+        Fraction(1, 1000000),
+    ],
+    ids=str,
+)
+def test_frame_times_are_kept_exactly(time_base):
+    step = max(int(Fraction(1, 25) / time_base), 1)
+    pts = [100, 100 + step, 100 + 2 * step, 100 + 5 * step + 1, 100 + 6 * step + 3]
+    media = encode_mp4(moving(5, 16, 16), tuple(pts), time_base, 17)
+    assert times(media) == [(tick - 100) * time_base for tick in pts]
+
+
+@pytest.mark.parametrize("ticks_per_s", [1_200_000, 10_000_000, 27_000_000, 1_000_000_000])
+def test_a_clock_finer_than_mp4_can_tell_is_rounded_to_a_microsecond(ticks_per_s):
+    pts = [7 + index * ticks_per_s // 25 for index in range(5)]
+    found = times(encode_mp4(moving(5, 16, 16), tuple(pts), Fraction(1, ticks_per_s), 17))
+    for index, time in enumerate(found):
+        assert abs(time - Fraction(index, 25)) <= Fraction(1, 1_000_000)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 17), (33, 16), (31, 47), (2, 2), (240, 136)])
+def test_any_size_comes_back_as_it_was(height, width):
+    frames = moving(3, height, width)
+    back = decode_clip(encode_mp4(frames, (0, 1, 2), Fraction(1, 25), 1), "x")
+    assert back.shape == frames.shape
+    assert np.abs(back.astype(int) - frames).mean() < 12
+
+
+def test_less_crf_is_closer():
+    frames = moving(5, 32, 32)
+    errors = [
+        np.abs(decode_clip(encode_mp4(frames, tuple(range(5)), Fraction(1, 25), crf), "x") - frames.astype(int)).mean()
+        for crf in (2, 20, 45)
+    ]
+    assert errors == sorted(errors) and errors[0] < errors[2]
+
+
+def test_one_frame_is_a_clip():
+    assert decode_clip(encode_mp4(moving(1, 16, 16), (5,), Fraction(1, 25), 17), "x").shape == (1, 16, 16, 3)
+
+
+def test_only_the_first_frame_of_a_clip_is_a_keyframe():
+    with av.open(io.BytesIO(encode_mp4(moving(33, 32, 32), tuple(range(33)), Fraction(1, 25), 17))) as container:
+        keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
+    assert keys == [True] + [False] * 32
+
+
+def test_a_video_may_be_written_in_parts(tmp_path):
+    frames = moving(8, 16, 16)
+    with mp4_writer(tmp_path / "x.mp4", 16, 16, Fraction(1, 25), 17) as write:
+        write(frames[:3], range(3))
+        write(frames[3:], range(3, 8))
+    media = (tmp_path / "x.mp4").read_bytes()
+    assert times(media) == [Fraction(index, 25) for index in range(8)]
+
+
+def test_as_many_times_as_frames():
+    with pytest.raises(ValueError):
+        encode_mp4(moving(3, 16, 16), (0, 1), Fraction(1, 25), 17)
+
+
+def test_png_loses_nothing():
+    frame = moving(1, 9, 7)[0]
+    with Image.open(io.BytesIO(encode_png(frame))) as image:
+        np.testing.assert_array_equal(np.asarray(image), frame)

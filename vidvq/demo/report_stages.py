@@ -1,0 +1,118 @@
+"""What each stage of a demo run did, in a sentence, and the command that does it again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import join
+
+from vidvq.demo.report_run import SPLITS, DemoRun, Split
+
+_VIDEOS = "vidvq/demo/videos"
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage: its wall time, its share of the whole, and what went in and came out."""
+
+    name: str
+    seconds: float
+    share: float
+    did: str
+
+
+def stage_rows(run: DemoRun) -> list[StageRow]:
+    """The stages in the order they ran."""
+    total = sum(run.seconds.values()) or 1.0
+    return [StageRow(name, taken, taken / total, _did(run, name)) for name, taken in run.seconds.items()]
+
+
+def commands(run: DemoRun) -> list[str]:
+    """The commands that make this run again; the training's resolved config holds all that was set."""
+    clips, tokens, train = run.out / "clips", run.out / "tokens", str(run.out / "train")
+    png = str(run.out / "decoded" / "png")
+    trained = ["--checkpoint", train]
+    scored = ["--tokens", str(tokens / "heldout"), "--out", str(run.out / "scores.json")]
+    lines = [
+        *(["shard", f"{_VIDEOS}/{name}", "--out", str(clips / name), "--config", "demo-shard"] for name in SPLITS),
+        ["train", str(run.out / "train" / "config.yaml")],
+        *(["tokenize", str(clips / name), *trained, "--out", str(tokens / name)] for name in SPLITS),
+        ["decode", str(tokens / "heldout"), *trained, "--out", png, "format=png"],
+        ["decode", str(tokens / "heldout"), *trained, "--out", str(run.out / "decoded" / "mp4"), "format=mp4"],
+        ["evaluate", str(clips / "heldout"), png, *scored],
+    ]
+    return [join(["vidvq", *line]) for line in lines]
+
+
+def in_bytes(count: float) -> str:
+    """``4.7 MB``, decimal units."""
+    for size, unit in _UNITS:
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def in_time(seconds: float) -> str:
+    """``7 min 12 s``, or ``3.4 s``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 clip``, ``30,512 tokens``."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _did(run: DemoRun, stage: str) -> str:
+    verb, _, which = stage.partition(" ")
+    if verb == "shard":
+        return _sharded(run.splits[which])
+    if verb == "tokenize":
+        return _tokenized(run.splits[which])
+    if verb == "decode":
+        return _decoded(run, which)
+    return _trained(run) if verb == "train" else _evaluated(run)
+
+
+def _sharded(split: Split) -> str:
+    account = split.clips
+    lost = sum(account["failed"].values()) + sum(account["filtered"].values())
+    return (
+        f"{counted(len(split.videos), 'video')}, {in_bytes(sum(split.videos.values()))} → "
+        f"{counted(account['ok'], 'clip')} of {counted(split.frames, 'frame')} in "
+        f"{counted(account['shards'], 'shard')}, {in_bytes(account['bytes'])}; "
+        + (f"{lost} of {account['planned']} failed or filtered" if lost else "none failed")
+    )
+
+
+def _trained(run: DemoRun) -> str:
+    data, steps = run.config["data"], run.metrics[-1]["step"]
+    pace = sum(line["step_s"] for line in run.metrics) / len(run.metrics)
+    wait = sum(line["data_wait"] for line in run.metrics) / len(run.metrics)
+    return (
+        f"{steps:,} steps of {data['batch_size']} crops, {data['num_frames']}×{data['crop']}×{data['crop']} each; "
+        f"{pace:.2f} s a step, {100 * wait:.1f} % of it waiting for data"
+    )
+
+
+def _tokenized(split: Split) -> str:
+    account = split.tokens
+    return (
+        f"{counted(account['ok'], 'clip')}, {in_bytes(split.raw_bytes)} as raw RGB → "
+        f"{counted(account['stats']['tokens'], 'token')}: {in_bytes(split.token_bits / 8)} of information, "
+        f"1/{split.compression:.0f} of the raw; {in_bytes(split.array_bytes)} as arrays, "
+        f"{in_bytes(account['bytes'])} in {counted(account['shards'], 'shard')}"
+    )
+
+
+def _decoded(run: DemoRun, kind: str) -> str:
+    folder: Path = run.out / "decoded" / kind
+    files = [path for path in folder.rglob(f"*.{kind}") if path.is_file()]
+    clips = counted(run.splits["heldout"].tokens["ok"], "clip")
+    what = "lossless frames to score" if kind == "png" else "videos to watch"
+    return f"{clips} → {len(files):,} {what}, {in_bytes(sum(path.stat().st_size for path in files))}"
+
+
+def _evaluated(run: DemoRun) -> str:
+    return f"{counted(len(run.evaluation.clips), 'clip')}: every decoded frame against its original"
