@@ -1,6 +1,7 @@
 """The verbs that do work. A stage is imported when its verb runs, so that `vidvq --help` answers at once."""
 
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -71,6 +72,9 @@ def train(config_name: str, overrides: tuple[str, ...]) -> int:
 
     vidvq train demo data.clips=shards/train out=runs/demo
     """
+    # Read when torch loads. By default its threads spin at every barrier, and where another process wants a core
+    # too, a step then takes many times as long; this little costs a fifth on an idle machine.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from vidvq.train import TrainConfig, run_train
 
     settings = config.load(TrainConfig, config.find_config(config_name), list(overrides))

@@ -79,7 +79,7 @@ def _count(folder: Path, shards: list[Path]) -> int:
 
 def _write(out: Path, key: str, frames: np.ndarray, info: TokenInfo, config: DecodeConfig) -> None:
     if config.format == "mp4":
-        write_atomic(out / f"{key}.mp4", encode_mp4(frames, info.pts, info.seconds_per_tick, config.crf))
+        write_atomic(out / f"{key}.mp4", encode_mp4(frames, info.pts, info.seconds_per_tick, config.crf, info.duration))
         return
     attempt = attempt_path(out / key)
     for index, name in _numbered(frames):

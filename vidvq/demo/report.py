@@ -92,7 +92,8 @@ def _context(run: DemoRun) -> dict[str, Any]:
         "heldout": run.splits["heldout"],
         "train": run.splits["train"],
         "total_s": sum(run.seconds.values()),
-        "beaten": sum(clip.psnr > clip.mean_frame_psnr for clip in run.evaluation.clips),
+        "better_psnr": sum(clip.psnr > clip.mean_frame_psnr for clip in run.evaluation.clips),
+        "better_ssim": sum(clip.ssim > clip.mean_frame_ssim for clip in run.evaluation.clips),
         "clips": views,
         "tokens": tokens,
         "usage_charts": _usage_charts(run),
@@ -110,7 +111,7 @@ def _view(clip: HeldOut) -> ClipView:
 
 def _token_view(clip: HeldOut, run: DemoRun) -> TokenView:
     rows = (" ".join(f"{code:4d}" for code in row) for row in clip.codes[0, :4, :10])
-    return TokenView(clip.title, clip.info.grid, token_pictures(clip, run.card), "\n".join(rows))
+    return TokenView(clip.title, clip.info.grid, token_pictures(clip, run.card, run.checkpoint), "\n".join(rows))
 
 
 def _series(run: DemoRun, field: str, label: str, scale: float = 1.0) -> Series:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from vidvq.demo.report_run import HeldOut
-from vidvq.formats.token_shard import TokenizerCard
+from vidvq.formats.checkpoint import Checkpoint
+from vidvq.formats.token_shard import Codebook, TokenizerCard
 from vidvq.video.encode import encode_mp4, encode_png
 
 GAP_PIXELS = 8
@@ -78,15 +79,16 @@ def still_frames(num_frames: int) -> list[int]:
     return sorted({0, num_frames // 2, num_frames - 1})
 
 
-def token_pictures(clip: HeldOut, card: TokenizerCard) -> list[TokenPicture]:
+def token_pictures(clip: HeldOut, card: TokenizerCard, checkpoint: Checkpoint) -> list[TokenPicture]:
     """The first latent times of a clip: a frame each, and the grid of codes that stands for it."""
+    palettes = {book.name: _palette(book, checkpoint) for book in card.codebooks}
     pictures: list[TokenPicture] = []
     for t, codes in enumerate(clip.codes[:_SHOWN_GROUPS]):
         first = max((t - 1) * card.temporal_factor + 1, 0)
         last = min(t * card.temporal_factor, len(clip.original) - 1)
         frames = f"frame {first}" if first == last else f"frames {first} to {last}"
         book = card.codebook_of(t)
-        tokens = color_codes(codes, book.size)
+        tokens = palettes[book.name][codes]
         alt = f"Colour map of {codes.shape[0]} by {codes.shape[1]} codes, {len(np.unique(codes))} of them different"
         pictures.append(
             TokenPicture(
@@ -98,18 +100,18 @@ def token_pictures(clip: HeldOut, card: TokenizerCard) -> list[TokenPicture]:
     return pictures
 
 
-def color_codes(codes: np.ndarray, size: int) -> np.ndarray:
-    """Give each code of a codebook a colour of its own; codes carry no order, so neighbours in number differ."""
-    rng = np.random.default_rng(size)
-    order = rng.permutation(size)
-    hue = order / size
-    value = rng.uniform(0.55, 0.95, size)
-    saturation = rng.uniform(0.35, 0.8, size)
-    # HSV to RGB, all codes at once.
-    phase = (hue[:, None] * 6 + np.array([5, 3, 1])) % 6
-    ramp = np.minimum(phase, 4 - phase).clip(0, 1)
-    palette = value[:, None] * (1 - saturation[:, None] * ramp)
-    return np.rint(palette * 255).astype(np.uint8)[codes]
+def _palette(book: Codebook, checkpoint: Checkpoint) -> np.ndarray:
+    """A colour for each code, ``k 3`` uint8: like colours for like vectors, where the codebook has vectors.
+
+    The three main directions of the vectors are red, green and blue, each spread evenly by rank.
+    """
+    vectors = checkpoint.tensors.get(f"quantizer.{book.name}.codebook")
+    if vectors is None or vectors.shape[0] != book.size or min(vectors.shape) < 3:
+        return np.random.default_rng(0).integers(40, 240, (book.size, 3), dtype=np.uint8)
+    centred = vectors - vectors.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    ranks = (centred @ directions[:3].T).argsort(axis=0).argsort(axis=0)
+    return np.rint(30 + 210 * ranks / (book.size - 1)).astype(np.uint8)
 
 
 def _enlarge(frames: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ class _Video:
                 continue
             pts = tuple(self.times[window])
             info = self._describe(row, pts, decoder)
-            media = encode_mp4(frames, pts, self.info.time_base, self.job.policy.crf)
+            media = encode_mp4(frames, pts, self.info.time_base, self.job.policy.crf, info.duration)
             return row["key"], clip_files(media, info), len(pts)
         assert failure is not None
         return row["key"], Outcome(row["key"], failure.reason, failure.detail), 0

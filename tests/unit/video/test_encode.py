@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vidvq.video.decode import decode_clip
-from vidvq.video.encode import encode_mp4, encode_png, mp4_writer
+from vidvq.video.encode import encode_mp4, encode_png
 
 
 def moving(num_frames: int, height: int, width: int) -> np.ndarray:
@@ -96,13 +96,12 @@ def test_only_the_first_frame_of_a_clip_is_a_keyframe():
     assert keys == [True] + [False] * 32
 
 
-def test_a_video_may_be_written_in_parts(tmp_path):
-    frames = moving(8, 16, 16)
-    with mp4_writer(tmp_path / "x.mp4", 16, 16, Fraction(1, 25), 17) as write:
-        write(frames[:3], range(3))
-        write(frames[3:], range(3, 8))
-    media = (tmp_path / "x.mp4").read_bytes()
-    assert times(media) == [Fraction(index, 25) for index in range(8)]
+@pytest.mark.parametrize(("duration", "expected"), [(2500, 2.5), (None, 2.5), (2200, 2.2)])
+def test_the_last_frame_lasts_as_long_as_it_should(duration, expected):
+    media = encode_mp4(moving(5, 16, 16), (0, 500, 1000, 1500, 2000), Fraction(1, 1000), 17, duration)
+    with av.open(io.BytesIO(media)) as container:
+        stream = container.streams.video[0]
+        assert float(stream.duration * stream.time_base) == pytest.approx(expected)
 
 
 def test_as_many_times_as_frames():

@@ -1,6 +1,6 @@
 """Finite scalar quantization: each channel is rounded to a few levels, and the codebook is the grid of them.
 
-Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple", section 3.1 and appendix A.1.
+Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple", section 3 and appendix A.1.
 """
 
 from dataclasses import dataclass

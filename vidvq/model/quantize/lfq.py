@@ -101,9 +101,10 @@ class LookupFreeQuantizer(nn.Module):
         """In nats: the mean entropy of each latent's soft code, and the entropy of the mean soft code.
 
         The soft code is softmax(-|x - c|^2 / temperature) over all codes c. The codes being all signs of all channels,
-        it is a product over channels (BSQ eq. 10), and so the first entropy is a sum over them, exactly (eq. 11). The
-        second is not: BSQ takes the sum of the bits' entropies, an upper bound (eq. 12). LFQ takes the very entropy
-        over the codebook; the mean soft code is then the product of two tables, of the upper bits and of the lower.
+        it is a product over channels, of sigmoid(4 s x / temperature) for a corner's coordinate s, and so the first
+        entropy is a sum over channels, exactly. The second is not: BSQ takes the sum of the mean bits' entropies, an
+        upper bound. LFQ takes the very entropy over the codebook; the mean soft code is then the product of two
+        tables, of the upper bits and of the lower. Neither holds latents x codes.
 
         Args:
             x: ``n bits`` as it is before the sign is taken.

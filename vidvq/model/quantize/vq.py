@@ -102,7 +102,7 @@ class VectorQuantizer(nn.Module):
         """
         with torch.autocast(latents.device.type, enabled=False):
             x = self._prepare(latents)
-            # Every step gives every parameter a gradient, if only of 0: ranks must agree on which have one.
+            # In the warm-up too the parameter has a gradient, of 0: not every optimizer takes one that has none.
             loss = x.new_zeros(()) if self.offset is None else self.offset.float().sum() * 0
             codes = nearest(x.detach(), self._vectors())
             if self.training and len(x) and self._learn(x.detach(), codes):
