@@ -90,7 +90,7 @@ def write_video(
     codec_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """A video whose frame ``i`` shows the bits of ``i`` as eight dark and light bars, so that it tells which one it is."""
+    """A video whose frame ``i`` shows the bits of ``i`` as eight dark and light bars, and so tells which it is."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = cast(VideoStream, container.add_stream(codec, rate=25, options=codec_options or {}))
         stream.height, stream.width = size

@@ -2,6 +2,8 @@
 
 import faulthandler
 import logging
+import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,8 +17,15 @@ from vidvq.runtime.pool import Item, Result, RuntimeConfig, WorkerDied
 
 # Queued behind each running call, so that a worker never waits for the driver.
 _QUEUED = 2
-_DEATHS = (ray.exceptions.WorkerCrashedError, ray.exceptions.ActorDiedError, ray.exceptions.NodeDiedError)
-_LOOPBACK = "127.0.0.1"
+_KNOCK_S = 10
+_DEATHS = (
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.ActorDiedError,
+    ray.exceptions.ActorUnavailableError,
+    ray.exceptions.NodeDiedError,
+)
+# Ray puts the machine's outward address in the place of 127.0.0.1; of this one, as much loopback on Linux, it does not.
+_LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 
 
 @contextmanager
@@ -25,11 +34,13 @@ def connect(config: RuntimeConfig) -> Iterator[int]:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if config.address:
+            _knock(config.address)
             ray.init(address=config.address, **options)
         else:
-            # Ray's job interface runs what it is sent: a Ray of our own listens on loopback alone.
+            # Without a dashboard there is no job interface that would run what it is sent. Ray opens its other ports on
+            # every interface all the same, and asks for its token there.
             ray.init(num_cpus=config.workers, include_dashboard=False, _node_ip_address=_LOOPBACK, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = config.address or "on this machine"
         raise ValueError(f"Ray {where} cannot be reached: {' '.join(str(error).split())}") from error
     try:
@@ -37,6 +48,13 @@ def connect(config: RuntimeConfig) -> Iterator[int]:
         yield min(config.workers or cpus, cpus) if config.address else config.workers or cpus
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.rpartition("//")[2], int(port)), timeout=_KNOCK_S).close()
 
 
 class RayPool:

@@ -1,0 +1,176 @@
+"""The pool on a local Ray: order kept, work bounded, deaths survived, nothing lost."""
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray import cloudpickle
+
+from vidvq.runtime import InlinePool, RuntimeConfig, WorkerDied, start
+from vidvq.video import VideoError
+
+# Workers cannot import this file by name, so what is in it travels by value.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator:
+    with start(RuntimeConfig(workers=2)) as ray_pool:
+        yield ray_pool
+
+
+def double(number: int) -> int:
+    return number * 2
+
+
+def slow_first(number: int) -> int:
+    time.sleep(0.5 if number == 0 else 0.0)
+    return number
+
+
+def act(what: str) -> str:
+    if what == "segfault":
+        ctypes.string_at(0)
+    if what == "exit":
+        os._exit(7)
+    if what == "hang":
+        while True:
+            time.sleep(1)
+    if what == "hang holding the GIL":
+        ctypes.PyDLL(None).sleep(60)
+    if what == "value":
+        raise ValueError("a mistake")
+    if what == "video":
+        raise VideoError("decode_error", "torn")
+    return what.upper()
+
+
+def die_once(marker: Path) -> str:
+    if not marker.exists():
+        marker.touch()
+        os._exit(1)
+    return "survived"
+
+
+def test_results_come_in_the_order_of_the_items(pool):
+    assert list(pool.map(slow_first, range(12))) == [(number, number) for number in range(12)]
+
+
+@pytest.mark.parametrize("cpus", [0, 1])
+def test_items_are_taken_only_as_room_comes_free(pool, cpus):
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for number in range(50):
+            taken += 1
+            yield number
+
+    for seen, (_, result) in enumerate(pool.map(double, items(), cpus=cpus), start=1):
+        assert result == (seen - 1) * 2
+        assert taken <= seen + pool.size + 2
+    assert taken == 50
+
+
+def test_no_item_is_no_work(pool):
+    assert list(pool.map(double, [])) == []
+
+
+@pytest.mark.parametrize(("what", "kind"), [("value", ValueError), ("video", VideoError)])
+def test_an_exception_keeps_its_type_and_is_not_tried_again(pool, what, kind):
+    with pytest.raises(kind) as error:
+        list(pool.map(act, ["a", what], retries=3))
+    assert type(error.value) is kind
+    if isinstance(error.value, VideoError):
+        assert (error.value.reason, error.value.detail) == ("decode_error", "torn")
+
+
+@pytest.mark.parametrize("what", ["segfault", "exit"])
+def test_a_worker_that_dies_takes_no_other_item_along(pool, what):
+    results = dict(pool.map(act, ["a", what, "b", "c"], deadline_s=30))
+    assert isinstance(results.pop(what), WorkerDied)
+    assert results == {"a": "A", "b": "B", "c": "C"}
+
+
+@pytest.mark.parametrize("what", ["hang", "hang holding the GIL"])
+def test_a_worker_that_hangs_is_ended_at_its_deadline(pool, what):
+    started = time.monotonic()
+    results = dict(pool.map(act, ["a", what, "b"], deadline_s=2))
+    assert isinstance(results.pop(what), WorkerDied)
+    assert results == {"a": "A", "b": "B"}
+    assert time.monotonic() - started < 30
+
+
+def test_a_deadline_is_for_each_call_and_not_for_the_worker(pool):
+    assert [result for _, result in pool.map(slow_first, [0, 0, 0, 0, 0, 0], deadline_s=1.5)] == [0] * 6
+
+
+def test_a_call_is_repeated_after_a_death_where_that_was_asked_for(pool, tmp_path):
+    ((_, result),) = pool.map(die_once, [tmp_path / "marker"], retries=1)
+    assert result == "survived"
+
+
+class Counter:
+    """Remembers, by file, how often it was made and what it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / f"made-{os.getpid()}-{time.monotonic_ns()}").touch()
+
+    def __call__(self, item: int) -> int:
+        if item == 3 and not (self.folder / "died").exists():
+            (self.folder / "died").touch()
+            os._exit(1)
+        if item == 99:
+            os._exit(1)
+        if item == -1:
+            raise ValueError("a mistake")
+        return item * 2
+
+
+def maker(folder: Path) -> Callable[[], Counter]:
+    return lambda: Counter(folder)
+
+
+def test_a_stateful_worker_that_dies_is_made_again_and_its_item_repeated(pool, tmp_path):
+    results = sorted(pool.map_stateful(maker(tmp_path), range(8)))
+    assert results == [(number, number * 2) for number in range(8)]
+    assert (tmp_path / "died").exists()
+    assert len(list(tmp_path.glob("made-*"))) == 3
+
+
+def test_an_item_that_always_kills_is_given_up_and_no_other_is_lost(pool, tmp_path):
+    results = dict(pool.map_stateful(maker(tmp_path), [1, 99, 2, 4, 5]))
+    assert isinstance(results.pop(99), WorkerDied)
+    assert results == {1: 2, 2: 4, 4: 8, 5: 10}
+
+
+def test_a_stateful_exception_keeps_its_type(pool, tmp_path):
+    with pytest.raises(ValueError, match="a mistake"):
+        list(pool.map_stateful(maker(tmp_path), [1, -1]))
+
+
+def test_the_inline_pool_gives_the_same(pool, tmp_path):
+    inline = InlinePool()
+    assert list(inline.map(double, range(5))) == list(pool.map(double, range(5)))
+    assert sorted(inline.map_stateful(lambda: double, range(5))) == sorted(pool.map_stateful(lambda: double, range(5)))
+
+
+def test_a_cluster_that_is_not_there_is_the_users_mistake():
+    # In a process of its own: this one is connected.
+    import subprocess
+
+    script = """
+from vidvq.runtime import RuntimeConfig, start
+try:
+    with start(RuntimeConfig(address="127.0.0.1:1")):
+        pass
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.startswith("Ray 127.0.0.1:1 cannot be reached"), done.stdout + done.stderr

@@ -1,0 +1,99 @@
+"""Run a command line many times over and kill it, or race it against itself. A script: each run is a fork of it.
+
+`kill OUT_ROOT ARGUMENTS...`: runs ARGUMENTS with OUT_ROOT/N/out for @OUT and kills it with SIGKILL before its N-th file
+operation there, then runs it once more to the end; until N is more than there are.
+`race OUT_ROOT ARGUMENTS...`: runs it three times at once with OUT_ROOT/N/out, for N below TURNS.
+Prints JSON: a list of the last run's exit codes per N.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vidvq.cli.main import run
+
+# Imported here, once, for all forks.
+if "tokenize" in sys.argv or "decode" in sys.argv:
+    import torch
+
+    import vidvq.decode
+    import vidvq.tokenize
+
+    torch.set_num_threads(1)
+else:
+    import vidvq.shard  # noqa: F401
+
+# A killed process loses nothing that it wrote; only a power cut asks for this, and it is slow.
+os.fsync = lambda file: None
+TURNS = 8
+EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir"}
+
+
+def fork(action: Callable[[], int]) -> int:
+    child = os.fork()
+    if not child:
+        sys.stderr = Path(os.devnull).open("w")
+        code = 99
+        try:
+            code = action()
+        finally:
+            os._exit(code)
+    return child
+
+
+def wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die_before(operation: int, folder: str) -> None:
+    left = operation
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal left
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return  # reading changes nothing
+        if event in EVENTS and str(arguments[0]).startswith(folder):
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def main() -> None:
+    mode, root, *arguments = sys.argv[1:]
+    codes: list[int] = []
+
+    def command(out: Path) -> int:
+        return run([str(out) if argument == "@OUT" else argument for argument in arguments])
+
+    def killed(turn: int, out: Path) -> int:
+        die_before(turn, str(out))
+        return command(out)
+
+    def at(start: float, out: Path) -> int:
+        while time.monotonic() < start:
+            pass
+        return command(out)
+
+    for turn in range(TURNS if mode == "race" else 10_000):
+        out = Path(root) / str(turn) / "out"
+        if mode == "race":
+            start = time.monotonic() + 0.05
+            drivers = [fork(lambda out=out, start=start: at(start, out)) for _ in range(3)]
+            codes += [wait(driver) for driver in drivers]
+            continue
+        first = wait(fork(lambda turn=turn, out=out: killed(turn, out)))
+        if first >= 0:
+            codes.append(first)
+            break
+        codes.append(wait(fork(lambda out=out: command(out))))
+    print(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""kill -9 anywhere, or two drivers at once: the directory comes out as if nothing had happened, byte for byte."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLER = Path(__file__).with_name("killer.py")
+
+
+def killer(*arguments: object) -> list[int]:
+    done = subprocess.run(
+        [sys.executable, str(KILLER), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+TINIEST = "clip.num_frames=4 clip.min_frames=4 clip.short_side=16 clip.multiple=8 clips_per_shard=1".split()
+
+
+@pytest.fixture(params=["shard", "tokenize"])
+def command(request) -> list[object]:
+    """A command line that makes two tiny shards in @OUT."""
+    if request.param == "shard":
+        return ["shard", request.getfixturevalue("tiny_corpus"), "--out", "@OUT", *TINIEST, "runtime.workers=0"]
+    clips, checkpoint = (request.getfixturevalue(name) for name in ("tiny_clips", "checkpoint_dir"))
+    return ["tokenize", clips, "--checkpoint", checkpoint, "--out", "@OUT", "runtime.workers=0"]
+
+
+def test_killed_before_any_of_its_file_operations_a_job_resumes_to_the_same_bytes(command, tmp_path, snapshot):
+    codes = killer("kill", tmp_path, *command)
+    assert len(codes) > 30, "a job has that many file operations at least"
+    assert set(codes) == {0}
+    whole = snapshot(tmp_path / str(len(codes) - 1) / "out")
+    assert sum(name.endswith(".tar") for name in whole) == 2
+    for turn in range(len(codes)):
+        assert snapshot(tmp_path / str(turn) / "out") == whole, f"killed before file operation {turn}"
+
+
+def test_three_drivers_at_once_leave_one_whole_directory(command, tmp_path, snapshot):
+    codes = killer("race", tmp_path, *command)
+    assert set(codes) == {0}
+    whole = snapshot(tmp_path / "0" / "out")
+    assert sum(name.endswith(".tar") for name in whole) == 2
+    assert not [name for name in whole if ".tmp." in name]
+    for turn in range(len(codes) // 3):
+        assert snapshot(tmp_path / str(turn) / "out") == whole
+
+
+def committed(out: Path) -> int:
+    return len(list((out / "commits").glob("*.tar.json")))
+
+
+@pytest.mark.parametrize("kill_after", [1, 2, 3])
+def test_a_process_group_killed_between_commits_resumes_to_the_same_bytes(
+    kill_after, clips_dir, demo_videos, tiny_settings, tmp_path, kill_when, snapshot, vidvq
+):
+    arguments = ["shard", demo_videos / "train/carphone.mp4", "--out", tmp_path / "out", *tiny_settings]
+    job = [str(argument) for argument in (*arguments, "runtime.workers=0")]
+    assert kill_when(job, lambda: committed(tmp_path / "out") >= kill_after) == -signal.SIGKILL
+    assert kill_after <= committed(tmp_path / "out") < 4
+    assert vidvq(*job).code == 0
+    assert snapshot(tmp_path / "out") == snapshot(clips_dir)
+
+
+def test_a_ray_job_killed_with_its_workers_resumes_to_the_same_bytes(
+    clips_dir, demo_videos, tiny_settings, tmp_path, kill_when, snapshot, vidvq
+):
+    out = tmp_path / "out"
+    settings = [setting for setting in tiny_settings if not setting.startswith("clips_per_shard")]
+    arguments = ["shard", demo_videos / "train/carphone.mp4", "--out", out, *settings, "clips_per_shard=4"]
+    job = [str(argument) for argument in arguments]
+    assert kill_when([*job, "runtime.workers=2"], lambda: committed(out) >= 1) == -signal.SIGKILL
+    if committed(out) == 4:
+        pytest.fail("the job was over before it was killed")
+    time.sleep(1)  # workers outlive their driver by a moment
+    assert vidvq(*job, "runtime.workers=0").code == 0
+    assert snapshot(out) == snapshot(clips_dir)
+
+
+def test_a_tokenizing_process_group_killed_between_commits_resumes_to_the_same_bytes(
+    tokens_dir, clips_dir, checkpoint_dir, tmp_path, kill_when, snapshot, vidvq
+):
+    out = tmp_path / "out"
+    job = ["tokenize", str(clips_dir), "--checkpoint", str(checkpoint_dir), "--out", str(out), "runtime.workers=0"]
+    assert kill_when(job, lambda: committed(out) >= 1) == -signal.SIGKILL
+    assert 1 <= committed(out) < 4
+    assert vidvq(*job).code == 0
+    assert snapshot(out) == snapshot(tokens_dir)
+
+
+def test_a_finished_job_run_again_touches_no_shard(clips_dir, demo_videos, tiny_settings, copy_of, vidvq):
+    out = copy_of(clips_dir)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.tar*")}
+    ran = vidvq("shard", demo_videos / "train/carphone.mp4", "--out", out, *tiny_settings, "runtime.workers=0")
+    assert ran.code == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.tar*")} == before
