@@ -138,7 +138,8 @@ def _video(path: Path) -> Iterator[str]:
     except VideoError as error:
         if path.suffix == ".json":
             content = read_json(path)
-            raise ValueError(f"{path} is JSON of format {content.get('format', 'unknown')}, not an artifact") from error
+            kind = content.get("format", "unknown") if isinstance(content, dict) else "unknown"
+            raise ValueError(f"{path} is JSON of format {kind}, not an artifact") from error
         raise ValueError(f"{path} is not a usable video: {error}") from error
     yield f"{path}: {info.codec} video in {info.container}"
     duration_s = info.num_frames / info.fps

@@ -11,6 +11,7 @@ import click
 
 from vidvq import __version__
 from vidvq.cli import artifacts, stages
+from vidvq.video import VideoError
 
 OK, FAILED, USAGE = 0, 1, 2
 _INTERRUPTED = 130
@@ -48,7 +49,7 @@ def run(arguments: list[str]) -> int:
         return _tell(error.format_message().replace("\n", " "), USAGE)
     except click.exceptions.Abort:
         return _tell("interrupted; run the same command again to go on", _INTERRUPTED)
-    except ValueError as error:
+    except (ValueError, VideoError) as error:
         return _tell(str(error), USAGE)
     except ModuleNotFoundError as error:
         return _tell(f"{error.name} is not installed; run `pip install 'vidvq[all]'`", USAGE)

@@ -1,6 +1,6 @@
 """Tokens back to frames: exactly as many as came in, at their times."""
 
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,15 +82,12 @@ def _write(out: Path, key: str, frames: np.ndarray, info: TokenInfo, config: Dec
         write_atomic(out / f"{key}.mp4", encode_mp4(frames, info.pts, info.seconds_per_tick, config.crf, info.duration))
         return
     attempt = attempt_path(out / key)
-    for index, name in _numbered(frames):
-        write_atomic(attempt / name, encode_png(frames[index]))
-    if (out / key).exists():
-        for name in sorted((out / key).iterdir()):
-            name.unlink()
-        (out / key).rmdir()
-    attempt.replace(out / key)
+    try:
+        for index, frame in enumerate(frames):
+            write_atomic(attempt / f"{index:06d}.png", encode_png(frame))
+        if (out / key).exists():
+            shutil.rmtree(out / key)
+        attempt.replace(out / key)
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True)
     sync_folder(out)
-
-
-def _numbered(frames: np.ndarray) -> Iterator[tuple[int, str]]:
-    return ((index, f"{index:06d}.png") for index in range(len(frames)))

@@ -6,7 +6,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from itertools import islice
 from typing import Any
 
@@ -23,6 +23,8 @@ _DEATHS = (
     ray.exceptions.ActorDiedError,
     ray.exceptions.ActorUnavailableError,
     ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,
 )
 # Ray puts the machine's outward address in the place of 127.0.0.1; of this one, as much loopback on Linux, it does not.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
@@ -45,7 +47,9 @@ def connect(config: RuntimeConfig) -> Iterator[int]:
         raise ValueError(f"Ray {where} cannot be reached: {' '.join(str(error).split())}") from error
     try:
         cpus = int(ray.cluster_resources().get("CPU", 1))
-        yield min(config.workers or cpus, cpus) if config.address else config.workers or cpus
+        # Ray prints the deaths of workers to stdout, which is for results alone.
+        with redirect_stdout(sys.stderr):
+            yield min(config.workers or cpus, cpus) if config.address else config.workers or cpus
     finally:
         ray.shutdown()
 
@@ -136,3 +140,5 @@ def _result(reference: Any) -> Any:
         if isinstance(error.cause, Exception):
             raise error.cause from None
         raise
+    except ray.exceptions.RayError as error:
+        raise OSError(f"Ray gave out: {' '.join(str(error).split())}") from error

@@ -28,6 +28,8 @@ def list_sources(videos: list[str]) -> list[Source]:
     Raises:
         ValueError: a path does not exist, or there is no video at all.
     """
+    if not videos:
+        raise ValueError("there is no input; give video files or directories")
     sources: dict[str, Source] = {}
     for given in videos:
         path = Path(given)

@@ -1,6 +1,6 @@
 """What is in a video, counted rather than believed: the container's own frame count is never used."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar
@@ -25,6 +25,11 @@ class Limits:
     max_frames: int = 1_080_000
     max_bytes: int = 64 << 30
     deadline_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value > 0:
+                raise ValueError(f"{name}={value} must be more than 0")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""Odd inputs and damaged artifacts: one line each, and nothing half-written."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vidvq.formats.clip_shard import read_clips
+
+INLINE = "runtime.workers=0"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.json", b'{"a": 1}', "is JSON of format unknown"),
+        ("x.json", b"[1]", "x.json"),
+        ("x.json", b"{", "x.json"),
+        ("x.tar", b"", "is not a readable tar"),
+        ("x.mp4", b"", "empty_file"),
+        ("x.mp4", b"#EXTM3U\n", "not_a_video"),
+        ("plan.json", b"{}", "is not a plan"),
+        ("tokenizer.json", b"[]", "tokenizer.json"),
+        ("config.json", b"{}", "is not a checkpoint"),
+    ],
+)
+def test_inspecting_what_is_nothing_is_said_in_one_line(tmp_path, vidvq, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    ran = vidvq("inspect", path)
+    assert ran.code == 2
+    assert said in ran.error
+
+
+@pytest.mark.parametrize("setting", ["deadline_s=0", "deadline_s=-1", "max_frames=-3", "max_pixels=0", "max_bytes=0"])
+def test_a_limit_that_nothing_can_keep_is_refused(tmp_path, demo_videos, vidvq, setting):
+    ran = vidvq("shard", demo_videos / "train", "--out", tmp_path / "out", f"limits.{setting}", INLINE)
+    assert ran.code == 2
+    assert setting.split("=")[0] in ran.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_without_a_video_ask_for_one(tmp_path, vidvq):
+    ran = vidvq("shard", "clip.fps=3", "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "give video files or directories" in ran.error
+
+
+def test_yaml_that_is_not_yaml_is_one_line(tmp_path, demo_videos, vidvq):
+    ran = vidvq("shard", demo_videos / "train", "--out", tmp_path / "out", "clip.fps=[1")
+    assert ran.code == 2
+    assert "'clip.fps=[1' is not YAML" in ran.error
+
+
+def test_scoring_damaged_clips_is_one_line(tmp_path, clips_dir, tokens_dir, copy_of, vidvq):
+    copy = copy_of(clips_dir)
+    shard = copy / "clips-000000.tar"
+    key, media, _ = next(read_clips(shard))
+    data = shard.read_bytes()
+    shard.write_bytes(data.replace(media, b"\xff" * len(media)))
+    ran = vidvq("evaluate", copy, tmp_path, "--tokens", tokens_dir)
+    assert ran.code == 2
+    assert key in ran.error
+
+
+def test_tokenizing_changed_clips_into_the_same_directory_is_refused(
+    tmp_path, demo_videos, tiny_settings, checkpoint_dir, tokens_dir, copy_of, snapshot, vidvq
+):
+    clips = tmp_path / "clips"
+    video = demo_videos / "train/carphone.mp4"
+    assert vidvq("shard", video, "--out", clips, *tiny_settings, "clip.crf=30", INLINE).code == 0
+    out = copy_of(tokens_dir)
+    ran = vidvq("tokenize", clips, "--checkpoint", checkpoint_dir, "--out", out, INLINE)
+    assert ran.code == 2
+    assert "clips.plan_id was" in ran.error
+    assert snapshot(out) == snapshot(tokens_dir)
+
+
+def test_clips_that_are_not_finished_are_not_tokenized(tmp_path, clips_dir, checkpoint_dir, copy_of, vidvq):
+    copy = copy_of(clips_dir)
+    (copy / "commits/clips-000002.tar.json").unlink()
+    ran = vidvq("tokenize", copy, "--checkpoint", checkpoint_dir, "--out", tmp_path / "out", INLINE)
+    assert ran.code == 2
+    assert "clips-000002.tar is not committed; finish vidvq shard first" in ran.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_shard_damaged_since_it_was_committed_is_not_tokenized(
+    tmp_path, clips_dir, checkpoint_dir, copy_of, flip_byte, vidvq
+):
+    copy = copy_of(clips_dir)
+    flip_byte(copy / "clips-000001.tar", 5000)
+    ran = vidvq("tokenize", copy, "--checkpoint", checkpoint_dir, "--out", tmp_path / "out", INLINE)
+    assert ran.code == 2
+    assert "clips-000001.tar is missing or not the one that was planned" in ran.error
+    assert not list((tmp_path / "out").glob("tokens-000001*"))
+
+
+@pytest.mark.parametrize("change", [{"tensors": None}, {"preprocessing": None}, {"model": {"patch": "none"}}])
+def test_a_checkpoint_with_a_broken_config_is_one_line(tmp_path, clips_dir, checkpoint_dir, copy_of, vidvq, change):
+    copy: Path = copy_of(checkpoint_dir)
+    config = json.loads((copy / "config.json").read_text()) | change
+    (copy / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    ran = vidvq("tokenize", clips_dir, "--checkpoint", copy, "--out", tmp_path / "out", INLINE)
+    assert ran.code == 2
+    assert str(copy) in ran.error
+    assert not (tmp_path / "out").exists()
