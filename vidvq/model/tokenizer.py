@@ -101,12 +101,14 @@ class StreamState:
         shape: batch, height and width of what is fed.
         groups: how many groups were fed.
         past: tensors, one per causal layer.
+        config: of the tokenizer that made it; another one's layers would take the tensors for something else.
     """
 
     kind: str
     shape: tuple[int, int, int]
     groups: int
     past: tuple[Tensor, ...]
+    config: TokenizerConfig
 
 
 class VideoTokenizer(nn.Module):
@@ -228,11 +230,10 @@ class VideoTokenizer(nn.Module):
         self._check_state(state, "encode", (b, h, w))
         parts = []
         for group in (repeat(frames, "b c 1 h w -> b c r h w", r=r),) if state is None else frames.split(r, dim=2):
-            past = Past(state.past if state else None)
-            latents = self.encoder(group, past)
-            parts.append(self.quantizer.encode(latents, first=state is None))
+            latents, past = _sample_by_sample(self.encoder, group, state)
+            parts.append(torch.cat([self.quantizer.encode(sample, first=state is None) for sample in latents.split(1)]))
             fed = state.groups if state else 0
-            state = StreamState("encode", (b, h, w), fed + 1, tuple(past.collected))
+            state = StreamState("encode", (b, h, w), fed + 1, past, self.config)
         assert state is not None
         return torch.cat(parts, dim=1), state
 
@@ -292,12 +293,11 @@ class VideoTokenizer(nn.Module):
         self._check_state(state, "decode", (b, h, w))
         parts = []
         for group in codes.split(1, dim=1):
-            past = Past(state.past if state else None)
             latents = self.quantizer.lookup(group, first=state is None).to(self.dtype)
-            frames = self.decoder(latents, past)
+            frames, past = _sample_by_sample(self.decoder, latents, state)
             parts.append((frames.mean(dim=2, keepdim=True) if state is None else frames).float().clamp(-1, 1))
             fed = state.groups if state else 0
-            state = StreamState("decode", (b, h, w), fed + 1, tuple(past.collected))
+            state = StreamState("decode", (b, h, w), fed + 1, past, self.config)
         assert state is not None
         return torch.cat(parts, dim=2), state
 
@@ -356,13 +356,33 @@ class VideoTokenizer(nn.Module):
                     f"code {worst} is out of range; the {book.name} codebook has codes 0 to {book.size - 1}"
                 )
 
-    @staticmethod
-    def _check_state(state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
+    def _check_state(self, state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
+        if state is not None and state.config != self.config:
+            raise ValueError(
+                "the state is of a stream through a tokenizer of another config. "
+                "Pass the state that this stream's last step returned"
+            )
         if state is not None and (state.kind, state.shape) != (kind, shape):
             raise ValueError(
                 f"the state is of a stream to {state.kind} with batch, height, width {state.shape}; this step is to "
                 f"{kind} {shape}. Pass the state that this stream's last step returned"
             )
+
+
+def _sample_by_sample(
+    network: Encoder | Decoder, x: Tensor, state: StreamState | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one group of each sample by itself; returns the outputs and what the next step needs of the past.
+
+    A kernel for a batch of five rounds otherwise than one for a batch of one: latents differ in their last bits, and
+    a latent midway between two codes by its code.
+    """
+    outputs, pasts = [], []
+    for index, sample in enumerate(x.split(1)):
+        past = Past(tuple(tensor[index : index + 1] for tensor in state.past) if state else None)
+        outputs.append(network(sample, past))
+        pasts.append(past.collected)
+    return torch.cat(outputs), tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))
 
 
 def _check_video(video: Tensor) -> None:

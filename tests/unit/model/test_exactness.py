@@ -80,6 +80,32 @@ def test_streamed_decode_equals_whole_decode(tokenizer, video):
     assert torch.equal(torch.cat([first, middle, last], dim=2), tokenizer.decode(codes))
 
 
+def test_streams_do_not_depend_on_the_batch(video):
+    # The default widths: with narrower layers kernels for a batch happen to round as those for one sample do.
+    tokenizer = make_tokenizer(encoder=StackConfig(), decoder=StackConfig(blocks=(2, 3)))
+    batch = torch.cat([video, video.flip(2), -video, video.flip(3), video.flip(4)])[:, :, :9]
+    collected = []
+    for part in (batch, batch[:1]):
+        _, first = tokenizer.encode_step(part[:, :, :1])
+        _, last = tokenizer.encode_step(part[:, :, 1:], first)
+        collected.append([tensor[:1] for tensor in last.past])
+    # The state shows what is rounded before the codes do.
+    assert all(torch.equal(one, other) for one, other in zip(*collected, strict=True))
+    codes = tokenizer.encode(batch)
+    assert torch.equal(stream(tokenizer, batch, [1, 4, 4]), codes)
+    first, state = tokenizer.decode_step(codes[:, :1])
+    rest, _ = tokenizer.decode_step(codes[:, 1:], state)
+    assert torch.equal(torch.cat([first, rest], dim=2), tokenizer.decode(codes))
+
+
+@pytest.mark.parametrize("blocks", [(1, 0), (2, 2)], ids=str)
+def test_the_state_of_another_network_is_refused(tokenizer, video, blocks):
+    other = make_tokenizer(encoder=StackConfig((24, 32), blocks))
+    _, state = other.encode_step(video[:, :, :1])
+    with pytest.raises(ValueError, match="another config"):
+        tokenizer.encode_step(video[:, :, 1:5], state)
+
+
 def test_a_state_can_be_used_twice(tokenizer, video):
     _, state = tokenizer.encode_step(video[:, :, :1])
     once, _ = tokenizer.encode_step(video[:, :, 1:5], state)
