@@ -16,10 +16,10 @@ from vidvq.storage import (
     create_once,
     pretty_json,
     publish_once,
+    publish_over,
     read_json,
     remove_attempts,
     sha256_file,
-    sync_folder,
 )
 
 FORMAT = "vidvq.commit/1"
@@ -161,8 +161,7 @@ def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
         if _record(folder, shard).exists():
             return
         time.sleep(0.1)
-    attempt.replace(path)
-    sync_folder(folder)
+    publish_over(attempt, path)
 
 
 def _record(folder: Path, shard: str) -> Path:

@@ -6,10 +6,13 @@ import json
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from vidvq.storage.objects import is_remote, put, put_once
 
 _CHUNK_BYTES = 1 << 20
 
@@ -60,10 +63,10 @@ def attempt_path(path: Path) -> Path:
 def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """Open an attempt at ``path`` for writing; on leaving it is flushed to disk and still under its attempt name.
 
-    On an error the attempt is deleted.
+    For a path in an object store the attempt is a file of this machine. On an error the attempt is deleted.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attempt = attempt_path(path)
+    make_folder(path.parent)
+    attempt = attempt_path(Path(tempfile.gettempdir(), path.name) if is_remote(path) else path)
     try:
         with attempt.open("xb") as file:
             yield file, attempt
@@ -79,6 +82,9 @@ def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a whole file, replacing what was there."""
+    if is_remote(path):
+        put(data, path)
+        return
     with attempt_file(path) as (file, attempt):
         file.write(data)
     attempt.replace(path)
@@ -91,6 +97,10 @@ def publish_once(attempt: Path, path: Path) -> bool:
     Returns:
         True where this attempt is now ``path``; False where another one was there first, and the attempt is kept.
     """
+    if is_remote(path):
+        if won := put_once(attempt, path):
+            attempt.unlink(missing_ok=True)
+        return won
     try:
         os.link(attempt, path)
     except FileExistsError:
@@ -107,8 +117,20 @@ def publish_once(attempt: Path, path: Path) -> bool:
     return True
 
 
+def publish_over(attempt: Path, path: Path) -> None:
+    """Give a finished attempt its final name, in the place of what has it."""
+    if is_remote(path):
+        put(attempt, path)
+        attempt.unlink(missing_ok=True)
+        return
+    attempt.replace(path)
+    sync_folder(path.parent)
+
+
 def create_once(path: Path, data: bytes) -> bool:
     """Create ``path`` with ``data`` unless it exists; True where this call created it."""
+    if is_remote(path):
+        return put_once(data, path)
     with attempt_file(path) as (file, attempt):
         file.write(data)
     try:
@@ -122,6 +144,12 @@ def create_once(path: Path, data: bytes) -> bool:
     return won
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; an object store has none to make."""
+    if not is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)
@@ -132,7 +160,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_attempts(folder: Path, name: str = "*") -> None:
-    """Delete what killed writers left behind under ``NAME.tmp.*``."""
+    """Delete what killed writers left behind under ``NAME.tmp.*``; an object store has no half-written objects."""
+    if is_remote(folder):
+        return
     for attempt in folder.glob(f"{name}.tmp.*"):
         attempt.unlink(missing_ok=True)
 
