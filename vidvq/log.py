@@ -41,7 +41,7 @@ class _RateColumn(ProgressColumn):
 class Bar:
     """A running count towards a total. Made by :func:`progress`."""
 
-    def __init__(self, label: str, total: int, unit: str) -> None:
+    def __init__(self, label: str, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
         self.note = ""
@@ -62,12 +62,13 @@ class Bar:
         """Print one plain line."""
         self._told = time.monotonic()
         rate = _rate_text(self.done, self.total, self._told - self._started, self.unit)
-        info(f"{self.label}: {self.done}/{self.total} {rate} {self.note}".rstrip())
+        done = self.done if self.total is None else f"{self.done}/{self.total}"
+        info(f"{self.label}: {done} {rate} {self.note}".rstrip())
 
 
 @contextmanager
-def progress(label: str, total: int, unit: str) -> Iterator[Bar]:
-    """Show progress towards ``total`` ``unit`` (``clips``, ``steps``): a bar on a terminal, else a line every 10 s."""
+def progress(label: str, total: int | None, unit: str) -> Iterator[Bar]:
+    """Show progress towards ``total`` (None: unknown) ``unit``: a bar on a terminal, else a line every 10 s."""
     bar = Bar(label, total, unit)
     if not sys.stderr.isatty():
         yield bar
@@ -87,8 +88,10 @@ def progress(label: str, total: int, unit: str) -> Iterator[Bar]:
 
 def _rate_text(done: float, total: float | None, elapsed_s: float, unit: str) -> str:
     if not done or elapsed_s <= 0:
-        return "eta unknown"
+        return "" if total is None else "eta unknown"
     rate = done / elapsed_s
     shown = f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
-    remaining_s = round(max((total or 0) - done, 0) / rate)
+    if total is None:
+        return shown
+    remaining_s = round(max(total - done, 0) / rate)
     return f"{shown}, eta {remaining_s // 3600}:{remaining_s // 60 % 60:02d}:{remaining_s % 60:02d}"

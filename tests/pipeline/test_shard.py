@@ -81,7 +81,8 @@ def test_a_corpus_of_broken_files_is_sharded_and_each_is_reported(hostile_corpus
         assert f"{hostile_corpus / name}: " in ran.err
     assert "max_failed=0" in ran.err and "Traceback" not in ran.err
     account = json.loads(ran.out)
-    assert account["planned"] == account["ok"] + len(account["failed"]) + len(account["filtered"])
+    lost = sum(reason["count"] for verdict in ("failed", "filtered") for reason in account[verdict].values())
+    assert account["planned"] == account["ok"] + lost
     assert vidvq("verify", out).code == 0
 
 
@@ -148,14 +149,13 @@ def test_a_source_that_changes_after_the_plan_fails_by_that_name(tmp_path, make_
     for path in (out / "clips-000001.tar", out / "commits/clips-000001.tar.json"):
         path.unlink()
     stat = video.stat()
-    from vidvq.shard.config import ClipPolicy
+    from vidvq.shard import ShardConfig
     from vidvq.shard.cut import CutJob, cut_clips
-    from vidvq.video.probe import Limits
 
     rows = [row for _, shard_rows in read_plan(out).shards() for row in shard_rows]
     video.write_bytes(video.read_bytes() + b"\0")
-    ((key, outcome, frames),) = cut_clips(CutJob(str(video), (rows[1],), ClipPolicy(), Limits()))
-    assert (key, frames, getattr(outcome, "reason", None)) == (rows[1]["key"], 0, "changed_since_plan")
+    (cut,) = cut_clips(CutJob((rows[1],), ShardConfig()))
+    assert (cut.key, cut.files, cut.verdict, cut.reason) == (rows[1]["key"], None, "failed", "changed_since_plan")
     ran = vidvq("shard", video, "--out", out, *SETTINGS, INLINE, "clips_per_shard=1")
     assert ran.code == 2
     assert f"{video} was changed" in ran.error and f"inputs.bytes was {stat.st_size}" in ran.error

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vidvq import config, log
+from vidvq.storage import place
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -24,7 +25,19 @@ def _config_path(name: str | None) -> Path | None:
     return config.find_config(name) if name else None
 
 
-_out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Output directory.")
+class _Place(click.ParamType):
+    """A path, or a URL of an object store."""
+
+    name = "path or url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        try:
+            return place(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+_out = click.option("--out", required=True, type=_Place(), help="Output directory, or s3://bucket/folder.")
 _config = click.option("--config", "config_name", help="YAML file, or the name of a packaged one.")
 _checkpoint = click.option(
     "--checkpoint", required=True, type=click.Path(path_type=Path), help="A checkpoint, or a training run (its newest)."
@@ -44,22 +57,60 @@ def _report(summary: Any, max_failed: float, as_json: bool) -> int:
 
 
 @click.command(short_help="Cut videos into clip shards.")
-@click.argument("videos", nargs=-1, required=True, metavar="VIDEOS... [KEY=VALUE]...")
+@click.argument("videos", nargs=-1, metavar="[VIDEOS]... [KEY=VALUE]...")
 @_out
 @_config
 @_json
-def shard(videos: tuple[str, ...], out: Path, config_name: str | None, as_json: bool) -> int:
-    """Cut VIDEOS (files, or directories of them) into WebDataset shards of clips.
+@click.option("--add", is_flag=True, help="VIDEOS join the corpus in --out, in new shards; its settings hold.")
+@click.option(
+    "--remove", multiple=True, metavar="URI", help="Take an input out of the corpus in --out; may be repeated."
+)
+@click.option("--retry-failed", is_flag=False, flag_value="*", metavar="[=REASON]", help="Try failed items again.")
+def shard(
+    videos: tuple[str, ...],
+    out: Path,
+    config_name: str | None,
+    as_json: bool,
+    add: bool,
+    remove: tuple[str, ...],
+    retry_failed: str | None,
+) -> int:
+    """Cut VIDEOS into WebDataset shards of clips.
 
+    VIDEOS are files, folders, globs, lists (txt, csv, jsonl, parquet), tars of videos, and URLs (s3://, https://).
     An interrupted job goes on where it stopped; the result is the same, byte for byte.
 
+    \b
     vidvq shard videos/ --out shards/ clip.num_frames=33 clip.short_side=128 runtime.workers=8
+    vidvq shard more/ --out shards/ --add
+    vidvq shard --out shards/ --retry-failed=fetch_failed
     """
-    from vidvq.shard import ShardConfig, run_shard
+    from vidvq import shard as stage
 
+    if retry_failed and _OVERRIDE.match(retry_failed):
+        # `--retry-failed key=value` takes the setting for its reason.
+        videos, retry_failed = (*videos, retry_failed), "*"
     inputs, overrides = _split(videos)
-    settings = config.load(ShardConfig, _config_path(config_name), overrides)
-    return _report(run_shard(inputs, out, settings), settings.max_failed, as_json)
+    if add + bool(remove) + bool(retry_failed) > 1:
+        raise ValueError("--add, --remove and --retry-failed are one job each; give one of them")
+    if not (add or remove or retry_failed):
+        settings = config.load(stage.ShardConfig, _config_path(config_name), overrides)
+        return _report(stage.run_shard(inputs, out, settings), settings.max_failed, as_json)
+    if inputs and not add:
+        raise ValueError(f"{inputs[0]} is one argument too many; --remove and --retry-failed take no videos")
+    foreign = [override for override in overrides if not override.startswith(("runtime.", "max_failed="))]
+    if foreign or config_name:
+        raise ValueError(
+            f"{foreign[0] if foreign else config_name} cannot be set here; the corpus in {out} keeps its settings"
+        )
+    settings = config.load(stage.ShardConfig, None, overrides)
+    if add:
+        summary = stage.add_inputs(inputs, out, settings.runtime)
+    elif remove:
+        summary = stage.remove_inputs(list(remove), out, settings.runtime)
+    else:
+        summary = stage.retry_failed(None if retry_failed == "*" else retry_failed, out, settings.runtime)
+    return _report(summary, settings.max_failed, as_json)
 
 
 @click.command(short_help="Train a tokenizer on clip shards.")

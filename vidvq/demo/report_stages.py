@@ -77,7 +77,7 @@ def _did(run: DemoRun, stage: str) -> str:
 
 def _sharded(split: Split) -> str:
     account = split.clips
-    lost = sum(account["failed"].values()) + sum(account["filtered"].values())
+    lost = sum(reason["count"] for verdict in ("failed", "filtered") for reason in account[verdict].values())
     return (
         f"{counted(len(split.videos), 'video')}, {in_bytes(sum(split.videos.values()))} → "
         f"{counted(account['ok'], 'clip')} of {counted(split.frames, 'frame')} in "

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class ClipInfo:
         height, width: pixels.
         decoder: library and version that decoded the source.
         policy: the settings the clip was made with.
+        carried: columns that the list of inputs had for the video: a caption, an id.
     """
 
     source: str
@@ -43,6 +44,7 @@ class ClipInfo:
     width: int
     decoder: str
     policy: dict[str, Any]
+    carried: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_frames(self) -> int:

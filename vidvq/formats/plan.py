@@ -2,6 +2,11 @@
 
 ``plan.parquet`` has a row per item; ``plan.json`` says what it was made from. Its hash is the ``plan_id`` that every
 commit record carries. What a shard holds depends on the plan alone: not on workers, order or time.
+
+A finished plan changes by generations, each an append-only pair of files behind the one before (``plan-0001.json``,
+``plan-0001-DIGEST.parquet``). A generation's rows are new items in new shards, or take the place of the rows with their
+keys. A shard that a generation touches gets a new name (``clips-000012-r1.tar``), so nothing committed is ever
+written over, and the old one goes once the new one is committed.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from vidvq.storage import (
@@ -24,9 +31,12 @@ from vidvq.storage import (
     write_atomic,
 )
 
-FORMAT = "vidvq.plan/1"
+FORMAT = "vidvq.plan/2"
 _SHOWN_DIFFERENCES = 8
-_FIELDS = {"stage", "made_from", "items", "shards", "prefix", "table_sha256"}
+# pyarrow makes these functions when it is imported, where no type checker sees them.
+pc: Any = pyarrow.compute
+_OURS = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.", "planning")
+_FIELDS = {"stage", "made_from", "items", "shards", "first_shard", "prefix", "table", "table_sha256", "parent"}
 
 
 @dataclass(frozen=True)
@@ -34,19 +44,28 @@ class Plan:
     """A plan as it stands on disk.
 
     Attributes:
-        header: the content of ``plan.json``: ``stage``, ``made_from`` (whatever the content of the shards depends on:
-            inputs, policy, tokenizer), ``items``, ``shards``, ``prefix``, ``table_sha256``.
-        table: the content of ``plan.parquet``; columns ``key: string`` and ``shard: int32`` and the stage's own,
-            rows in the order of their shards.
+        headers: the content of ``plan.json`` and of each later generation's: ``stage``, ``made_from`` (whatever the
+            content of the shards depends on: inputs, policy, tokenizer), ``items``, ``shards`` (both with those of the
+            generations before), ``first_shard`` (the first new one), ``prefix``, ``table``, ``table_sha256``,
+            ``parent`` (the plan_id before).
+        table: the rows that hold now; columns ``key: string`` and ``shard: int32`` and the stage's own, in the order
+            of their shards; and ``generation: int32``, which wrote the row.
+        touched: shard index -> the later generations that gave it new rows, ascending.
     """
 
-    header: dict[str, Any]
+    headers: tuple[dict[str, Any], ...]
     table: pa.Table
+    touched: dict[int, tuple[int, ...]]
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """The newest generation's header: its ``made_from``, ``items`` and ``shards`` are those of the whole plan."""
+        return self.headers[-1]
 
     @property
     def plan_id(self) -> str:
-        """Hex SHA-256 of the header."""
-        return sha256_bytes(canonical_json(self.header))
+        """Hex SHA-256 of the newest header, which names all before it."""
+        return _id_of(self.header)
 
     @property
     def num_shards(self) -> int:
@@ -54,36 +73,99 @@ class Plan:
         return self.header["shards"]
 
     def shard_name(self, index: int) -> str:
-        """``clips-000123.tar``."""
-        return f"{self.header['prefix']}-{index:06d}.tar"
+        """``clips-000123.tar``, or ``clips-000123-r2.tar`` where generation 2 was the last to touch it."""
+        return self._names(index)[-1]
+
+    def id_of(self, index: int) -> str:
+        """The ``plan_id`` that the commit record of a shard carries: of the last generation that touched it."""
+        return _id_of(self.headers[self._generations(index)[-1]])
+
+    def superseded(self, index: int) -> list[str]:
+        """The names that a shard had before, oldest first."""
+        return self._names(index)[:-1]
+
+    def older(self, index: int) -> list[tuple[str, int]]:
+        """The names that a shard had before, oldest first, each with its generation."""
+        return list(zip(self.superseded(index), self._generations(index), strict=False))
 
     def shards(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Yield ``(shard name, its rows)`` in order."""
         rows = self.table.column("shard").to_numpy()
+        ends = np.searchsorted(rows, np.arange(self.num_shards), side="right")
         start = 0
-        for index in range(self.num_shards):
-            end = start
-            while end < len(rows) and rows[end] == index:
-                end += 1
+        for index, end in enumerate(ends.tolist()):
             yield self.shard_name(index), self.table.slice(start, end - start).to_pylist()
             start = end
+
+    def _generations(self, index: int) -> list[int]:
+        made = next(number for number, header in enumerate(self.headers) if index < header["shards"])
+        return [made, *self.touched.get(index, ())]
+
+    def _names(self, index: int) -> list[str]:
+        stem = f"{self.header['prefix']}-{index:06d}"
+        return [f"{stem}.tar", *(f"{stem}-r{number}.tar" for number in self.touched.get(index, ()))]
 
 
 def read_plan(folder: Path) -> Plan:
     """Read and check the plan of an output directory.
 
     Raises:
-        ValueError: there is none, or its two files do not belong together.
+        ValueError: there is none, or its files do not belong together.
     """
     if not (folder / "plan.json").is_file():
         raise ValueError(f"{folder} has no plan.json; give a directory that vidvq shard or vidvq tokenize wrote")
-    header = read_json(folder / "plan.json")
-    if not isinstance(header, dict) or header.get("format") != FORMAT or not header.keys() >= _FIELDS:
-        raise ValueError(f"{folder / 'plan.json'} is not a plan of format {FORMAT}")
-    table_path = folder / "plan.parquet"
-    if not table_path.is_file() or sha256_file(table_path) != header["table_sha256"]:
-        raise ValueError(f"{table_path} is missing or not the one plan.json was written with; restore it from a copy")
-    return Plan(header, pq.read_table(table_path))
+    headers = [_read_header(folder / "plan.json")]
+    while (folder / _header_name(len(headers))).is_file():
+        headers.append(_read_header(folder / _header_name(len(headers))))
+        if headers[-1]["parent"] != _id_of(headers[-2]):
+            raise ValueError(
+                f"{folder / _header_name(len(headers) - 1)} does not follow the plan before it; restore it from a copy"
+            )
+    table, touched = _read_table(folder, headers[0], 0), {}
+    for number, header in enumerate(headers[1:], 1):
+        new = _read_table(folder, header, number)
+        over = new.filter(pc.less(new["shard"], header["first_shard"]))
+        for index in pc.unique(over["shard"]).to_pylist():
+            touched[index] = (*touched.get(index, ()), number)
+        place = pc.index_in(table["key"], value_set=over["key"].combine_chunks()).fill_null(-1).to_numpy()
+        rows = np.where(place < 0, np.arange(table.num_rows), table.num_rows + place)
+        table = pa.concat_tables([table, over]).take(pa.array(rows))
+        table = pa.concat_tables([table, new.filter(pc.greater_equal(new["shard"], header["first_shard"]))])
+    return Plan(tuple(headers), table, touched)
+
+
+def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.Table) -> Plan:
+    """Write a plan's next generation.
+
+    Args:
+        folder: the plan's.
+        plan: as it stands.
+        made_from: of the whole plan, from now on.
+        table: new rows, of the plan's own schema: with a shard from ``plan.num_shards`` on, or with the key and the
+            shard of a row whose place they take. In the order of their shards.
+
+    Raises:
+        ValueError: another driver has changed the plan meanwhile.
+    """
+    shards = max(plan.num_shards, int(table.column("shard").to_numpy().max(initial=-1)) + 1)
+    number = len(plan.headers)
+    data = _encode_table(table)
+    name = f"plan-{number:04d}-{sha256_bytes(data)[:12]}.parquet"
+    write_atomic(folder / name, data)
+    header = plan.header | {
+        "made_from": made_from,
+        "items": plan.header["items"] + int(pc.sum(pc.greater_equal(table["shard"], plan.num_shards)).as_py() or 0),
+        "shards": shards,
+        "first_shard": plan.num_shards,
+        "table": name,
+        "table_sha256": sha256_bytes(data),
+        "parent": plan.plan_id,
+    }
+    create_once(folder / _header_name(number), pretty_json(header))
+    standing = read_plan(folder)
+    if standing.headers[number] != header:
+        raise ValueError(f"{folder} was changed by another driver meanwhile; run the same command again")
+    return standing
 
 
 def ensure_plan(
@@ -108,7 +190,7 @@ def ensure_plan(
         ValueError: the directory holds a plan made from something else (the differences are named), or other files.
     """
     if not (folder / "plan.json").exists():
-        _refuse_foreign(folder)
+        refuse_foreign(folder)
         table = build()
         shards = int(table.column("shard").to_numpy().max()) + 1 if table.num_rows else 0
         digest = _write_table(folder, table)
@@ -118,8 +200,11 @@ def ensure_plan(
             "made_from": made_from,
             "items": table.num_rows,
             "shards": shards,
+            "first_shard": 0,
             "prefix": prefix,
+            "table": "plan.parquet",
             "table_sha256": digest,
+            "parent": None,
         }
         create_once(folder / "plan.json", pretty_json(header))
         remove_attempts(folder, "plan.*")
@@ -137,10 +222,49 @@ def ensure_plan(
     return plan
 
 
-def _write_table(folder: Path, table: pa.Table) -> str:
+def refuse_foreign(folder: Path) -> None:
+    """Refuse an output directory without a plan that holds anything but what a killed planner leaves behind.
+
+    Raises:
+        ValueError: names what was found.
+    """
+    for name in sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []:
+        if not name.startswith(_OURS) and not (folder / "plan.json").exists():
+            raise ValueError(f"{folder} is not empty and has no plan.json (found {name}); give an empty --out")
+
+
+def _id_of(header: dict[str, Any]) -> str:
+    return sha256_bytes(canonical_json(header))
+
+
+def _header_name(number: int) -> str:
+    return f"plan-{number:04d}.json"
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    header = read_json(path)
+    if not isinstance(header, dict) or header.get("format") != FORMAT or not header.keys() >= _FIELDS:
+        raise ValueError(f"{path} is not a plan of format {FORMAT}")
+    return header
+
+
+def _read_table(folder: Path, header: dict[str, Any], number: int) -> pa.Table:
+    path = folder / Path(header["table"]).name
+    if not path.is_file() or sha256_file(path) != header["table_sha256"]:
+        raise ValueError(f"{path} is missing or not the one its plan was written with; restore it from a copy")
+    with path.open("rb") as file:
+        table = pq.read_table(file)
+    return table.append_column("generation", pa.array(np.full(table.num_rows, number, dtype=np.int32)))
+
+
+def _encode_table(table: pa.Table) -> bytes:
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    data = buffer.getvalue().to_pybytes()
+    return buffer.getvalue().to_pybytes()
+
+
+def _write_table(folder: Path, table: pa.Table) -> str:
+    data = _encode_table(table)
     # Another driver may have written its plan meanwhile: that one stands, with its own table.
     try:
         if not (folder / "plan.json").exists():
@@ -149,11 +273,3 @@ def _write_table(folder: Path, table: pa.Table) -> str:
         if not (folder / "plan.json").exists():
             raise
     return sha256_bytes(data)
-
-
-def _refuse_foreign(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    ours = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.")
-    for entry in sorted(folder.iterdir()):
-        if not entry.name.startswith(ours) and not (folder / "plan.json").exists():
-            raise ValueError(f"{folder} is not empty and has no plan.json (found {entry.name}); give an empty --out")

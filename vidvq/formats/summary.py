@@ -1,88 +1,121 @@
 """What became of a plan: the sum over its commit records, that every item is in exactly once."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vidvq.formats.commit import FOLDER, Outcome, read_commit
 from vidvq.formats.plan import Plan
 from vidvq.storage import pretty_json, remove_attempts, write_atomic
 
-_SHOWN = 5
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Items that are not there for one reason: how many, and what was said of the first few."""
+
+    count: int
+    examples: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class JobSummary:
     """The account of a finished job; written as ``summary.json``.
 
-    ``stats`` sums the stage's own counts over all shards; ``bytes`` is the size of the tars.
+    ``failed`` and ``filtered`` are by reason. ``stats`` sums the stage's own counts over all shards; ``bytes`` is the
+    size of the tars.
     """
 
+    plan_id: str
     planned: int
     ok: int
-    failed: tuple[Outcome, ...]
-    filtered: tuple[Outcome, ...]
+    failed: dict[str, Reason]
+    filtered: dict[str, Reason]
     shards: int
     bytes: int
     stats: dict[str, int]
 
     @property
+    def num_failed(self) -> int:
+        """Failed items."""
+        return sum(reason.count for reason in self.failed.values())
+
+    @property
+    def num_filtered(self) -> int:
+        """Filtered items."""
+        return sum(reason.count for reason in self.filtered.values())
+
+    @property
     def failed_share(self) -> float:
         """Failed items over planned items."""
-        return len(self.failed) / self.planned if self.planned else 0.0
+        return self.num_failed / self.planned if self.planned else 0.0
 
     def lines(self) -> list[str]:
         """The account in plain words: a line of totals, then each reason with examples."""
-        totals = f"{self.ok} ok, {len(self.failed)} failed, {len(self.filtered)} filtered of {self.planned} planned; "
+        totals = f"{self.ok} ok, {self.num_failed} failed, {self.num_filtered} filtered of {self.planned} planned; "
         counts = ", ".join(f"{count} {name}" for name, count in sorted(self.stats.items()))
         text = [totals + f"{self.shards} shards, {self.bytes / 1e6:.1f} MB" + (f", {counts}" if counts else "")]
-        for verdict, outcomes in (("failed", self.failed), ("filtered", self.filtered)):
-            for reason, count in sorted(Counter(outcome.reason for outcome in outcomes).items()):
-                text.append(f"  {verdict} {reason}: {count}")
-                examples = [outcome.detail for outcome in outcomes if outcome.reason == reason]
-                text += [f"    {detail}" for detail in examples[:_SHOWN]]
-                text += [f"    and {count - _SHOWN} more"] if count > _SHOWN else []
+        for verdict, reasons in (("failed", self.failed), ("filtered", self.filtered)):
+            for name, reason in sorted(reasons.items()):
+                text.append(f"  {verdict} {name}: {reason.count}")
+                text += [f"    {detail}" for detail in reason.examples]
+                more = reason.count - len(reason.examples)
+                text += [f"    and {more} more"] if more else []
         return text
 
 
+class _Tally:
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+
+    def add(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self.counts[outcome.reason] += 1
+            shown = self.examples.setdefault(outcome.reason, [])
+            if len(shown) < _EXAMPLES:
+                shown.append(outcome.detail)
+
+    def reasons(self) -> dict[str, Reason]:
+        return {name: Reason(count, tuple(self.examples[name])) for name, count in sorted(self.counts.items())}
+
+
 def summarize(folder: Path, plan: Plan) -> JobSummary:
-    """Add up the commit records of a finished job and write ``summary.json``.
+    """Add up the commit records of a finished job, write ``summary.json``, and sweep what killed writers left.
 
     Raises:
         ValueError: a shard is not committed, or the records do not add up to the plan.
     """
     ok = size = shards = 0
-    failed: list[Outcome] = []
-    filtered: list[Outcome] = []
+    failed, filtered = _Tally(), _Tally()
     stats: Counter[str] = Counter()
-    for shard, rows in plan.shards():
+    for index, (shard, rows) in enumerate(plan.shards()):
         commit = read_commit(folder, shard)
-        if commit is None or commit.plan_id != plan.plan_id or commit.items != len(rows):
+        if commit is None or commit.plan_id != plan.id_of(index) or commit.items != len(rows):
             raise ValueError(f"{folder}: {shard} is not committed whole; run the same command again")
         ok += commit.ok
         size += commit.bytes
         shards += commit.sha256 is not None
-        failed += commit.failed
-        filtered += commit.filtered
+        failed.add(commit.failed)
+        filtered.add(commit.filtered)
         stats.update(commit.stats)
-    summary = JobSummary(plan.header["items"], ok, tuple(failed), tuple(filtered), shards, size, dict(stats))
-    account = {
-        "plan_id": plan.plan_id,
-        "planned": summary.planned,
-        "ok": ok,
-        "failed": Counter(outcome.reason for outcome in failed),
-        "filtered": Counter(outcome.reason for outcome in filtered),
-        "shards": shards,
-        "bytes": size,
-        "stats": summary.stats,
-    }
+    summary = JobSummary(
+        plan.plan_id, plan.header["items"], ok, failed.reasons(), filtered.reasons(), shards, size, dict(stats)
+    )
     try:
-        write_atomic(folder / "summary.json", pretty_json(account))
+        write_atomic(folder / "summary.json", pretty_json(asdict(summary)))
     except FileNotFoundError:
         # Another driver has finished too, and swept.
         if not (folder / "summary.json").exists():
             raise
-    # All is committed: what is left under an attempt name is of writers that were killed, or came too late.
+    # All is committed: what is left under an attempt name is of writers that were killed, or came too late, and what
+    # is left under an older name has a newer shard in its place.
+    for index in plan.touched:
+        for name in plan.superseded(index):
+            (folder / name).unlink(missing_ok=True)
+            (folder / FOLDER / f"{name}.json").unlink(missing_ok=True)
     remove_attempts(folder)
     remove_attempts(folder / FOLDER)
     return summary

@@ -41,16 +41,20 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
     report.problems += _check_card(folder, plan)
     seen: set[str] = set()
     names = set()
-    for shard, rows in plan.shards():
+    older = {name: plan.shard_name(index) for index in plan.touched for name in plan.superseded(index)}
+    for index, (shard, rows) in enumerate(plan.shards()):
         names.add(shard)
         report.problems += [
-            f"{shard}: {problem}" for problem in _verify_shard(folder, shard, rows, plan.plan_id, seen, report)
+            f"{shard}: {problem}" for problem in _verify_shard(folder, shard, rows, plan.id_of(index), seen, report)
         ]
         if (folder / shard).is_file() and not any(problem.startswith(shard) for problem in report.problems):
             report.problems += check_content(folder / shard)
         tick()
     for stray in sorted(path.name for path in folder.glob("*.tar") if path.name not in names):
-        report.problems.append(f"{stray}: is not in the plan; move it away")
+        if stray in older:
+            report.problems.append(f"{stray}: {older[stray]} has taken its place; run the same command again")
+        else:
+            report.problems.append(f"{stray}: is not in the plan; move it away")
     for stray in sorted((*folder.glob("*.tmp.*"), *(folder / FOLDER).glob("*.tmp.*"))):
         report.problems.append(f"{stray.name}: was left by a killed job; run the same command again, or remove it")
     return report

@@ -1,7 +1,7 @@
 """What `vidvq shard` can be told."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,11 +41,71 @@ class ClipPolicy:
 
 
 @dataclass(frozen=True)
+class CutPolicy:
+    """Where clips may begin and end, beside the length and stride that :class:`ClipPolicy` sets.
+
+    Attributes:
+        kind: ``windows`` cuts through the whole video; ``shots`` finds its cuts first, which decodes it once more, and
+            no clip crosses one.
+        threshold: for ``shots``: how many times the change between two frames must be that of the frames around to be
+            a cut (PySceneDetect's adaptive detector).
+        min_shot_s: for ``shots``: a cut that comes sooner after the one before is not one; seconds.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+
+    kind: Literal["windows", "shots"] = "windows"
+    threshold: Annotated[float, Field(gt=0)] = 3.0
+    min_shot_s: Annotated[float, Field(ge=0)] = 0.5
+
+
+@dataclass(frozen=True)
+class FilterPolicy:
+    """What is not worth a clip; each item left out is counted under its reason.
+
+    Attributes:
+        duplicates: ``duplicate``: leave out a file with the same bytes as one before it in the inputs.
+        min_side: ``too_small``: the least pixels of a source's short side.
+        min_luma: ``too_dark``: the least mean brightness of a clip, 0 to 1.
+        min_motion: ``static``: the least mean change of a pixel from frame to frame, 0 to 1.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+
+    duplicates: bool = True
+    min_side: Annotated[int, Field(ge=1)] = 1
+    min_luma: Annotated[float, Field(ge=0, le=1)] = 0.0
+    min_motion: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+@dataclass(frozen=True)
+class ListPolicy:
+    """Which columns of a csv, jsonl or parquet list mean what.
+
+    Attributes:
+        uri: names the video; None takes the first there is of uri, url, path, video, file.
+        start, end: seconds of the stretch to use; None takes start_s and end_s where there are such columns.
+        carry: written beside each clip, under ``carried``. Of a tar: fields of ``KEY.json``, and
+            ``txt`` for ``KEY.txt``.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+
+    uri: str | None = None
+    start: str | None = None
+    end: str | None = None
+    carry: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ShardConfig:
     """`vidvq shard`.
 
     Attributes:
         clip: how a video becomes clips.
+        cut: where a clip may begin and end.
+        filters: what is not worth a clip.
+        lists: what the columns of a list mean.
         clips_per_shard: planned clips in one tar.
         max_failed: the share of inputs that may fail before the exit code says so.
         limits: caps on any one video.
@@ -55,6 +115,9 @@ class ShardConfig:
     __pydantic_config__: ClassVar = FORBID
 
     clip: ClipPolicy = field(default_factory=ClipPolicy)
+    cut: CutPolicy = field(default_factory=CutPolicy)
+    filters: FilterPolicy = field(default_factory=FilterPolicy)
+    lists: ListPolicy = field(default_factory=ListPolicy)
     clips_per_shard: Annotated[int, Field(ge=1)] = 256
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
     limits: Limits = field(default_factory=Limits)

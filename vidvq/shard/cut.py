@@ -1,5 +1,6 @@
 """Clips out of one video: runs in a worker of its own, so that a decoder that dies takes nothing else along."""
 
+import json
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 from vidvq.config import to_dict
 from vidvq.formats.clip_shard import ClipInfo, clip_files
-from vidvq.formats.commit import Outcome
-from vidvq.shard.config import ClipPolicy
+from vidvq.shard.config import ShardConfig
+from vidvq.shard.fetch import local_file
+from vidvq.shard.inputs import source_of
 from vidvq.video import VideoError
 from vidvq.video.decode import (
     DecoderName,
@@ -20,41 +22,46 @@ from vidvq.video.decode import (
     sample_timeline,
 )
 from vidvq.video.encode import encode_mp4
-from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.probe import VideoInfo, probe
 
 
 @dataclass(frozen=True)
 class CutJob:
     """Clips of one video, in order; travels to a worker. ``rows`` are rows of the plan; ``decoders`` None: by codec."""
 
-    uri: str
     rows: tuple[dict[str, Any], ...]
-    policy: ClipPolicy
-    limits: Limits
+    config: ShardConfig
     decoders: tuple[DecoderName, ...] | None = None
 
 
-Cut = tuple[str, dict[str, bytes] | Outcome, int]
-"""A clip's key, its files or why there are none, and its number of frames."""
+@dataclass(frozen=True)
+class Cut:
+    """What became of one clip: its files and number of frames, or why there are none."""
+
+    key: str
+    files: dict[str, bytes] | None
+    num_frames: int = 0
+    verdict: str = ""
+    reason: str = ""
+    detail: str = ""
 
 
 def cut_clips(job: CutJob) -> list[Cut]:
     """Decode, sample, scale and encode the clips of one video, in one pass over it."""
-    path = Path(job.uri)
     try:
-        _refuse_changed(path, job.rows[0])
-        info = probe(path, job.limits)
-        video = _Video(path, info, job)
+        with local_file(source_of(job.rows[0]), job.config.limits.max_bytes) as path:
+            video = _Video(path, probe(path, job.config.limits), job)
+            return [video.cut(row) for row in job.rows]
     except VideoError as error:
-        return [(row["key"], Outcome(row["key"], error.reason, error.detail), 0) for row in job.rows]
-    return [video.cut(row) for row in job.rows]
+        return [Cut(row["key"], None, verdict="failed", reason=error.reason, detail=error.detail) for row in job.rows]
 
 
 class _Video:
     def __init__(self, path: Path, info: VideoInfo, job: CutJob) -> None:
         self.path, self.info, self.job = path, info, job
-        self.size = fit_size(info.height, info.width, job.policy.short_side, job.policy.multiple)
-        self.indices, self.times = sample_timeline(info, job.policy.fps)
+        self.policy = job.config.clip
+        self.size = fit_size(info.height, info.width, self.policy.short_side, self.policy.multiple)
+        self.indices, self.times = sample_timeline(info, self.policy.fps)
         self.readers: dict[DecoderName, FrameReader] = {}
 
     def cut(self, row: dict[str, Any]) -> Cut:
@@ -70,10 +77,10 @@ class _Video:
                 continue
             pts = tuple(self.times[window])
             info = self._describe(row, pts, decoder)
-            media = encode_mp4(frames, pts, self.info.time_base, self.job.policy.crf, info.duration)
-            return row["key"], clip_files(media, info), len(pts)
+            media = encode_mp4(frames, pts, self.info.time_base, self.policy.crf, info.duration)
+            return Cut(row["key"], clip_files(media, info), len(pts))
         assert failure is not None
-        return row["key"], Outcome(row["key"], failure.reason, failure.detail), 0
+        return Cut(row["key"], None, verdict="failed", reason=failure.reason, detail=failure.detail)
 
     def _describe(self, row: dict[str, Any], pts: tuple[int, ...], decoder: DecoderName) -> ClipInfo:
         # A clip lasts until the frame after it; at the end of the video, as long as its own frames on average.
@@ -96,14 +103,6 @@ class _Video:
             height=self.size.height,
             width=self.size.width,
             decoder=decoder_version(decoder),
-            policy=to_dict(self.job.policy),
+            policy=to_dict(self.policy),
+            carried=json.loads(row["carried"]) if row["carried"] else {},
         )
-
-
-def _refuse_changed(path: Path, row: dict[str, Any]) -> None:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise VideoError("unreadable", f"cannot be opened: {error.strerror}") from error
-    if (status.st_size, status.st_mtime_ns) != (row["size"], row["mtime_ns"]):
-        raise VideoError("changed_since_plan", "is not the file that was planned; restore it, or shard it anew")

@@ -1,29 +1,45 @@
 """Which clips a corpus will give, decided before the first one is cut."""
 
-from dataclasses import dataclass
+import hashlib
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vidvq.config import to_dict
 from vidvq.formats.clip_shard import PREFIX, clip_key
-from vidvq.formats.plan import Plan, ensure_plan
+from vidvq.formats.plan import Plan, ensure_plan, read_plan, refuse_foreign
 from vidvq.log import progress
 from vidvq.runtime import Pool, WorkerDied
-from vidvq.shard.config import ClipPolicy, ShardConfig
-from vidvq.shard.inputs import Source, fingerprint_sources
+from vidvq.shard.config import ShardConfig
+from vidvq.shard.fetch import content_hash, local_file
+from vidvq.shard.inputs import Fingerprint, Source, source_of
+from vidvq.shard.shots import find_shots
+from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_bytes, write_atomic
 from vidvq.video import VideoError
 from vidvq.video.decode import fit_size, sample_timeline
-from vidvq.video.probe import Limits, probe
+from vidvq.video.probe import VideoInfo, probe
 
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("shard", pa.int32()),
+        # The source, as it was listed.
         ("uri", pa.string()),
         ("size", pa.int64()),
-        ("mtime_ns", pa.int64()),
+        ("version", pa.string()),
+        ("offset", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("carried", pa.string()),
+        # Of the file's content; "" where it could not be read.
+        ("sha256", pa.string()),
         ("clip_index", pa.int32()),
         # A clip is frames first to first + num_frames of the sampled timeline.
         ("first", pa.int64()),
@@ -34,6 +50,10 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+_SOURCE_SCHEMA = pa.schema([SCHEMA.field(field.name) for field in fields(Source)])
+REMOVED = "removed"
+_PARTS = "planning"
+_SOURCES_PER_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -41,71 +61,257 @@ class ProbeJob:
     """One source to look at; travels to a worker."""
 
     source: Source
-    policy: ClipPolicy
-    limits: Limits
+    config: ShardConfig
 
 
-def plan_shards(out: Path, sources: list[Source], config: ShardConfig, pool: Pool) -> Plan:
+def made_from(config: ShardConfig, inputs: Fingerprint) -> dict[str, Any]:
+    """All that decides what the shards hold, as JSON types."""
+    settings = to_dict(config)
+    decisive = ("clip", "cut", "filters", "lists", "clips_per_shard", "limits")
+    return {name: settings[name] for name in decisive} | {"inputs": inputs.value()}
+
+
+def plan_shards(out: Path, sources: Callable[[], Iterable[Source]], config: ShardConfig, pool: Pool) -> Plan:
     """The plan of an output directory, made now or on an earlier run.
+
+    Planning is kept as it goes, in parts, and goes on where it stopped.
+
+    Args:
+        out: the output directory.
+        sources: lists the inputs, from their beginning at each call.
+        config: how.
+        pool: where.
 
     Raises:
         ValueError: the directory's plan was made from other inputs or settings.
     """
-    made_from = {
-        "inputs": fingerprint_sources(sources),
-        "clip": to_dict(config.clip),
-        "clips_per_shard": config.clips_per_shard,
-        "limits": to_dict(config.limits),
-    }
+    if (out / "plan.json").is_file():
+        return _same_plan(out, sources, config)
+    refuse_foreign(out)
+    listing = Listing(sources())
+    if not listing.parts:
+        raise ValueError("the inputs name no video at all")
+    origin = made_from(config, listing.inputs)
 
     def build() -> pa.Table:
-        rows: list[dict[str, Any]] = []
-        jobs = (ProbeJob(source, config.clip, config.limits) for source in sources)
-        with progress("plan", len(sources), "videos") as bar:
-            for job, found in pool.map(plan_source, jobs, deadline_s=config.limits.deadline_s):
-                if isinstance(found, WorkerDied):
-                    found = [_reject(job.source, 0, "failed", "decoder_died", "the prober crashed or hung on it")]
-                rows.extend(found)
-                bar.advance()
-        for index, row in enumerate(rows):
-            row["shard"] = index // config.clips_per_shard
-        return pa.Table.from_pylist(rows, schema=SCHEMA)
+        rows = deduplicate(probe_sources(out, listing, config, pool), {}, config)
+        return number_shards(rows, 0, config.clips_per_shard)
+
+    plan = ensure_plan(out, "shard", PREFIX, origin, build)
+    remove_parts(out)
+    return plan
+
+
+def _same_plan(out: Path, sources: Callable[[], Iterable[Source]], config: ShardConfig) -> Plan:
+    gone = removed_uris(read_plan(out))
+    inputs = Fingerprint()
+
+    def standing() -> Iterator[Source]:
+        return (source for source in sources() if source.uri not in gone)
+
+    with progress("list", None, "videos") as bar:
+        for source in standing():
+            inputs.add(source)
+            bar.advance()
+
+    def build() -> pa.Table:
+        raise AssertionError("the plan is there")
 
     def explain(plan: Plan) -> list[str]:
-        return _explain_inputs(plan, sources)
+        return _explain_inputs(plan, standing())
 
-    return ensure_plan(out, "shard", PREFIX, made_from, build, explain)
+    return ensure_plan(out, "shard", PREFIX, made_from(config, inputs), build, explain)
+
+
+class Listing:
+    """The sources of a plan in their order, packed: a corpus of millions fits into memory.
+
+    Attributes:
+        parts: rows of :class:`Source`, so many to a part.
+        inputs: what the plan keeps of them.
+        digest: hex, over the sources in their order.
+    """
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self.parts: list[pa.RecordBatch] = []
+        self.inputs = Fingerprint()
+        order = hashlib.sha256()
+        sources = iter(sources)
+        with progress("list", None, "videos") as bar:
+            while part := list(islice(sources, _SOURCES_PER_PART)):
+                rows = [asdict(source) for source in part]
+                order.update(canonical_json(rows))
+                self.parts.append(pa.RecordBatch.from_pylist(rows, schema=_SOURCE_SCHEMA))
+                for source in part:
+                    self.inputs.add(source)
+                bar.advance(len(part))
+        self.digest = order.hexdigest()
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+
+def removed_uris(plan: Plan) -> set[str]:
+    """The sources that were taken out of a plan."""
+    if len(plan.headers) == 1:
+        return set()
+    columns = (plan.table.column(name).to_pylist() for name in ("uri", "reason", "verdict"))
+    return {uri for uri, reason, verdict in zip(*columns, strict=True) if verdict == "filtered" and reason == REMOVED}
+
+
+def probe_sources(out: Path, listing: Listing, config: ShardConfig, pool: Pool) -> Iterator[pa.Table]:
+    """Yield the rows of all sources, a part at a time, in order; parts made by an earlier run are read, not made again.
+
+    Args:
+        out: the output directory, where the parts are kept.
+        listing: what to look at.
+        config: how.
+        pool: where.
+    """
+    folder = out / _PARTS
+    stem = sha256_bytes(canonical_json([made_from(config, listing.inputs), listing.digest]))[:16]
+    make_folder(folder)
+    with progress("plan", len(listing), "videos") as bar:
+        for number, part in enumerate(listing.parts):
+            path = folder / f"{stem}-{number:06d}.parquet"
+            if path.is_file():
+                with path.open("rb") as file:
+                    yield pq.read_table(file)
+                bar.advance(len(part))
+                continue
+            rows: list[dict[str, Any]] = []
+            for found in _probe(part, config, pool):
+                rows.extend(found)
+                bar.advance()
+            table = pa.Table.from_pylist(rows, schema=SCHEMA)
+            if len(listing.parts) > 1:
+                buffer = pa.BufferOutputStream()
+                pq.write_table(table, buffer, compression="zstd")
+                write_atomic(path, buffer.getvalue().to_pybytes())
+            yield table
+
+
+def remove_parts(out: Path) -> None:
+    """Delete what planning kept, once the plan stands."""
+    folder = out / _PARTS
+    if not folder.exists():
+        return
+    remove_attempts(folder)
+    for part in list(folder.iterdir()):
+        part.unlink(missing_ok=True)
+    if folder.exists():
+        folder.rmdir()
+
+
+def _probe(part: pa.RecordBatch, config: ShardConfig, pool: Pool) -> Iterator[list[dict[str, Any]]]:
+    jobs = (ProbeJob(Source(**row), config) for row in part.to_pylist())
+    for job, found in pool.map(plan_source, jobs, deadline_s=config.limits.deadline_s):
+        if isinstance(found, WorkerDied):
+            found = [_reject(job.source, "", 0, "failed", "decoder_died", "the prober crashed or hung on it")]
+        yield found
+
+
+def deduplicate(tables: Iterable[pa.Table], known: dict[str, str], config: ShardConfig) -> Iterator[dict[str, Any]]:
+    """Yield rows, with one row ``filtered(duplicate)`` for all of a file whose bytes were there before.
+
+    Args:
+        tables: rows of :data:`SCHEMA`, those of one source together.
+        known: SHA-256 -> uri of what is there; grows.
+        config: says whether duplicates are to go at all.
+    """
+    for table in tables:
+        dropped = ""
+        for row in table.to_pylist():
+            source = source_of(row)
+            first = known.setdefault(row["sha256"], row["uri"]) if row["sha256"] else row["uri"]
+            if first == row["uri"] or not config.filters.duplicates:
+                yield row
+            elif dropped != source.identity:
+                dropped = source.identity
+                yield _reject(source, row["sha256"], 0, "filtered", "duplicate", f"has the same bytes as {first}")
+
+
+def number_shards(rows: Iterable[dict[str, Any]], first_shard: int, clips_per_shard: int) -> pa.Table:
+    """A table of rows, ``clips_per_shard`` to a shard from ``first_shard`` on."""
+    rows, batches, shard = iter(rows), [], first_shard
+    while some := list(islice(rows, clips_per_shard)):
+        for row in some:
+            row["shard"] = shard
+        batches.append(pa.RecordBatch.from_pylist(some, schema=SCHEMA))
+        shard += 1
+    return pa.Table.from_batches(batches, schema=SCHEMA)
 
 
 def plan_source(job: ProbeJob) -> list[dict[str, Any]]:
-    """The rows of one video: its clips, and a row with the verdict for what cannot become one. Never empty."""
-    source, policy = job.source, job.policy
+    """The rows of one source: its clips, and a row with the verdict for what cannot become one. Never empty."""
+    source, config = job.source, job.config
+    digest = ""
     try:
-        info = probe(Path(source.uri), job.limits)
-        fit_size(info.height, info.width, policy.short_side, policy.multiple)
-        _, times = sample_timeline(info, policy.fps)
+        window = _range(source)
+        with local_file(source, config.limits.max_bytes) as path:
+            info = probe(path, config.limits)
+            digest = content_hash(path)
+            if min(info.height, info.width) < config.filters.min_side:
+                detail = f"is {info.width}x{info.height}; filters.min_side={config.filters.min_side}"
+                return [_reject(source, digest, 0, "filtered", "too_small", detail)]
+            fit_size(info.height, info.width, config.clip.short_side, config.clip.multiple)
+            _, times = sample_timeline(info, config.clip.fps)
+            shots = find_shots(path, info, config.cut) if config.cut.kind == "shots" else [0]
     except VideoError as error:
-        return [_reject(source, 0, "failed", error.reason, error.detail)]
+        return [_reject(source, digest, 0, "failed", error.reason, error.detail)]
     rows: list[dict[str, Any]] = []
-    for first in range(0, len(times), policy.stride or policy.num_frames):
-        length = min(policy.num_frames, len(times) - first)
-        if length >= policy.min_frames:
-            rows.append(_row(source, len(rows), first=first, num_frames=length))
+    longest = 0
+    for begin, end in _segments(info, times, shots, window):
+        longest = max(longest, end - begin)
+        for first in range(begin, end, config.clip.stride or config.clip.num_frames):
+            length = min(config.clip.num_frames, end - first)
+            if length >= config.clip.min_frames:
+                rows.append(_row(source, digest, len(rows), first=first, num_frames=length))
     if info.torn:
         detail = f"the file ends early; {len(rows)} clips were cut from the {info.num_frames} frames that are there"
-        rows.append(_reject(source, len(rows), "failed", "truncated", detail))
+        rows.append(_reject(source, digest, len(rows), "failed", "truncated", detail))
+    elif not rows and not longest:
+        detail = f"the range {source.start_s} to {source.end_s} s is not in its {info.num_frames} frames"
+        rows.append(_reject(source, digest, 0, "failed", "bad_range", detail))
     elif not rows:
-        detail = f"has {len(times)} frames; a clip needs min_frames={policy.min_frames}"
-        rows.append(_reject(source, 0, "filtered", "too_short", detail))
+        where = "" if source.identity == source.uri else f"from {source.start_s} to {source.end_s} s "
+        where += "its longest shot " if len(shots) > 1 else ""
+        detail = f"{where}has {longest} frames; a clip needs clip.min_frames={config.clip.min_frames}"
+        rows.append(_reject(source, digest, 0, "filtered", "too_short", detail))
     return rows
 
 
-def _row(source: Source, clip_index: int, **fields: Any) -> dict[str, Any]:
+def _range(source: Source) -> tuple[float, float]:
+    start = 0.0 if source.start_s is None else source.start_s
+    end = math.inf if source.end_s is None else source.end_s
+    if not 0 <= start < end:
+        raise VideoError(
+            "bad_range", f"has start {source.start_s} and end {source.end_s}; needs 0 <= start < end, seconds"
+        )
+    return start, end
+
+
+def _segments(
+    info: VideoInfo, times: list[int], shots: list[int], window: tuple[float, float]
+) -> Iterator[tuple[int, int]]:
+    """Stretches of the sampled timeline that clips may be cut from: each shot, as far as it is in the window."""
+    begin, end = info.pts[0] + window[0] / info.time_base, info.pts[0] + window[1] / info.time_base
+    edges = [*(info.pts[shot] for shot in shots), math.inf]
+    for start, stop in pairwise(edges):
+        yield bisect_left(times, max(start, begin)), bisect_left(times, min(stop, end))
+
+
+def _row(source: Source, digest: str, clip_index: int, **fields: Any) -> dict[str, Any]:
     return {
-        "key": clip_key(source.uri, clip_index),
+        "key": clip_key(source.identity, clip_index),
         "uri": source.uri,
         "size": source.size,
-        "mtime_ns": source.mtime_ns,
+        "version": source.version,
+        "offset": source.offset,
+        "start_s": source.start_s,
+        "end_s": source.end_s,
+        "carried": source.carried,
+        "sha256": digest,
         "clip_index": clip_index,
         "first": 0,
         "num_frames": 0,
@@ -115,15 +321,25 @@ def _row(source: Source, clip_index: int, **fields: Any) -> dict[str, Any]:
     } | fields
 
 
-def _reject(source: Source, clip_index: int, verdict: str, reason: str, detail: str) -> dict[str, Any]:
-    return _row(source, clip_index, verdict=verdict, reason=reason, detail=detail)
+def _reject(source: Source, digest: str, clip_index: int, verdict: str, reason: str, detail: str) -> dict[str, Any]:
+    return _row(source, digest, clip_index, verdict=verdict, reason=reason, detail=detail)
 
 
-def _explain_inputs(plan: Plan, sources: list[Source]) -> list[str]:
-    columns = (plan.table.column(name).to_pylist() for name in ("uri", "size", "mtime_ns"))
-    old = {uri: (size, mtime) for uri, size, mtime in zip(*columns, strict=True)}
-    new = {source.uri: (source.size, source.mtime_ns) for source in sources}
-    added = [f"{uri} was added" for uri in sorted(new.keys() - old.keys())]
-    removed = [f"{uri} was removed" for uri in sorted(old.keys() - new.keys())]
-    changed = [f"{uri} was changed" for uri in sorted(old.keys() & new.keys()) if old[uri] != new[uri]]
+def _explain_inputs(plan: Plan, sources: Iterable[Source]) -> list[str]:
+    old = {source.identity: source for source in sources_of(plan)}
+    new = {source.identity: source for source in sources}
+    added = [f"{name} was added" for name in sorted(new.keys() - old.keys())]
+    removed = [f"{name} was removed" for name in sorted(old.keys() - new.keys())]
+    changed = [f"{name} was changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
     return added + removed + changed
+
+
+def sources_of(plan: Plan) -> Iterator[Source]:
+    """The sources a plan was made from, without those removed since."""
+    before = None
+    for batch in plan.table.to_batches(max_chunksize=4096):
+        for row in batch.to_pylist():
+            source = source_of(row)
+            if source != before and not (row["verdict"] == "filtered" and row["reason"] == REMOVED):
+                before = source
+                yield source

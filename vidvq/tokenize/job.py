@@ -57,11 +57,11 @@ def run_tokenize(clips: Path, checkpoint: Path, out: Path, config: TokenizeConfi
     info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
     with start(config.runtime) as pool, progress("tokenize", items, "clips") as bar:
         jobs: list[TokenJob] = []
-        for shard, rows in plan.shards():
+        for index, (shard, rows) in enumerate(plan.shards()):
             if read_commit(out, shard):
                 bar.advance(len(rows))
             else:
-                jobs.append(TokenJob(clips, out, shard, plan.plan_id, rows))
+                jobs.append(TokenJob(clips, out, shard, plan.id_of(index), rows))
         make = partial(make_worker, folder)
         for job, commit in pool.map_stateful(make, jobs, gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(commit, WorkerDied):

@@ -1,0 +1,58 @@
+"""Where a video cuts from one shot to the next, by PySceneDetect's adaptive detector on small frames."""
+
+from pathlib import Path
+
+import numpy as np
+
+from vidvq.shard.config import CutPolicy
+from vidvq.video import VideoError
+from vidvq.video.decode import DecoderName, decoders_for, fit_size, open_reader
+from vidvq.video.probe import VideoInfo
+
+_SHORT_SIDE = 96
+_FRAMES_AT_A_TIME = 64
+
+
+def find_shots(path: Path, info: VideoInfo, policy: CutPolicy) -> list[int]:
+    """The index of each shot's first frame, the video's first frame among them. Decodes the whole video once.
+
+    Raises:
+        VideoError: ``decode_error``; no decoder reads it to its end.
+    """
+    failure: VideoError | None = None
+    for decoder in decoders_for(info):
+        try:
+            return _find(path, info, policy, decoder)
+        except VideoError as error:
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def check_installed() -> None:
+    """Refuse ``cut.kind=shots`` before any work where its library is not there.
+
+    Raises:
+        ValueError: says what to install.
+    """
+    try:
+        import scenedetect  # noqa: F401
+    except ImportError as error:
+        raise ValueError("cut.kind='shots' needs PySceneDetect; run `pip install 'vidvq[shots]'`") from error
+
+
+def _find(path: Path, info: VideoInfo, policy: CutPolicy, decoder: DecoderName) -> list[int]:
+    from scenedetect import AdaptiveDetector, FrameTimecode
+
+    detector = AdaptiveDetector(
+        adaptive_threshold=policy.threshold, min_scene_len=max(round(policy.min_shot_s * info.fps), 1)
+    )
+    size = fit_size(info.height, info.width, min(_SHORT_SIDE, info.height, info.width), 1)
+    reader = open_reader(path, info, size, decoder)
+    shots = [0]
+    for start in range(0, info.num_frames, _FRAMES_AT_A_TIME):
+        indices = list(range(start, min(start + _FRAMES_AT_A_TIME, info.num_frames)))
+        for index, frame in zip(indices, reader.read(indices), strict=True):
+            bgr = np.ascontiguousarray(frame[:, :, ::-1])
+            shots += [cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps=info.fps), bgr)]
+    return shots
