@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from vidvq import log
+from vidvq.cli.place import Place
 
 
 @click.command(short_help="Tell what a video, shard, plan, checkpoint or token shard is.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=Place())
 def inspect(path: Path) -> int:
     """Tell what PATH is and what is in it: any video, clip or token shard, directory of them, plan or checkpoint."""
     from vidvq.cli.inspect import describe
@@ -19,7 +20,7 @@ def inspect(path: Path) -> int:
 
 
 @click.command(short_help="Prove a shard or token directory whole.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=Place())
 def verify(folder: Path) -> int:
     """Prove that DIR, written by `vidvq shard` or `vidvq tokenize`, is whole.
 

@@ -15,6 +15,7 @@ from vidvq.video import VideoError
 
 OK, FAILED, USAGE = 0, 1, 2
 _INTERRUPTED = 130
+_STORE_LIBRARIES = {"botocore", "aiobotocore", "aiohttp"}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,6 +59,11 @@ def run(arguments: list[str]) -> int:
             return _tell(str(error), FAILED)
         what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         return _tell(f"{what}; mend that and run the same command again to go on", FAILED)
+    except Exception as error:
+        # What an object store's library raises is of no common kind: no credentials, an endpoint that is not there.
+        if type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
+            return _tell(f"the object store cannot be reached: {error}", USAGE)
+        raise
 
 
 def _tell(message: str, code: int) -> int:

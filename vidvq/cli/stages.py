@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vidvq import config, log
-from vidvq.storage import place
+from vidvq.cli.place import Place
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -25,22 +25,10 @@ def _config_path(name: str | None) -> Path | None:
     return config.find_config(name) if name else None
 
 
-class _Place(click.ParamType):
-    """A path, or a URL of an object store."""
-
-    name = "path or url"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        try:
-            return place(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-_out = click.option("--out", required=True, type=_Place(), help="Output directory, or s3://bucket/folder.")
+_out = click.option("--out", required=True, type=Place(), help="Output directory, or s3://bucket/folder.")
 _config = click.option("--config", "config_name", help="YAML file, or the name of a packaged one.")
 _checkpoint = click.option(
-    "--checkpoint", required=True, type=click.Path(path_type=Path), help="A checkpoint, or a training run (its newest)."
+    "--checkpoint", required=True, type=Place(), help="A checkpoint, or a training run (its newest)."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
@@ -156,7 +144,7 @@ def tokenize(
 
 
 @click.command(short_help="Turn token shards back into video.")
-@click.argument("tokens", type=click.Path(path_type=Path))
+@click.argument("tokens", type=Place())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @_checkpoint
 @_out
@@ -176,10 +164,10 @@ def decode(tokens: Path, overrides: tuple[str, ...], checkpoint: Path, out: Path
 
 
 @click.command(short_help="Score decoded clips against their originals.")
-@click.argument("clips", type=click.Path(path_type=Path))
-@click.argument("decoded", type=click.Path(path_type=Path))
-@click.option("--tokens", required=True, type=click.Path(path_type=Path), help="The tokens DECODED was made from.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the scores to this JSON file.")
+@click.argument("clips", type=Place())
+@click.argument("decoded", type=Place())
+@click.option("--tokens", required=True, type=Place(), help="The tokens DECODED was made from.")
+@click.option("--out", type=Place(), help="Write the scores to this JSON file.")
 def evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> int:
     """Score what `vidvq decode ... format=png` wrote into DECODED against the originals in CLIPS.
 
@@ -199,9 +187,7 @@ def evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> int:
 
 @click.command(short_help="Watch the whole path run on real video.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "--out", default="runs/demo", type=click.Path(path_type=Path), show_default=True, help="Output directory."
-)
+@click.option("--out", default="runs/demo", type=Place(), show_default=True, help="Output directory.")
 def demo(overrides: tuple[str, ...], out: Path) -> int:
     """Shard the videos that ship with vidvq, train on them, tokenize, decode, and write OUT/report.html.
 

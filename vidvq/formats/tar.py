@@ -77,7 +77,7 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
     """
     names: set[str] = set()
     try:
-        with tarfile.open(path, mode="r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for info in tar:
                 if not info.isreg():
                     raise ValueError(f"{path}: member {info.name!r} is not a regular file")
@@ -87,9 +87,9 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
                 if info.size > max_member_bytes or len(names) >= MAX_MEMBERS:
                     raise ValueError(f"{path}: member {info.name!r} goes over the caps on size or count")
                 names.add(info.name)
-                file = tar.extractfile(info)
-                assert file is not None
-                data = file.read()
+                content = tar.extractfile(info)
+                assert content is not None
+                data = content.read()
                 if len(data) != info.size:
                     raise ValueError(f"{path}: ends inside member {info.name!r}; the file is torn")
                 yield info.name, data

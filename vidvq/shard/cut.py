@@ -49,11 +49,23 @@ class Cut:
 def cut_clips(job: CutJob) -> list[Cut]:
     """Decode, sample, scale and encode the clips of one video, in one pass over it."""
     try:
-        with local_file(source_of(job.rows[0]), job.config.limits.max_bytes) as path:
+        row = job.rows[0]
+        with local_file(source_of(row), job.config.limits.max_bytes, row["sha256"]) as path:
             video = _Video(path, probe(path, job.config.limits), job)
-            return [video.cut(row) for row in job.rows]
+            return [_cut(video, row) for row in job.rows]
     except VideoError as error:
-        return [Cut(row["key"], None, verdict="failed", reason=error.reason, detail=error.detail) for row in job.rows]
+        return [_failed(row, error) for row in job.rows]
+
+
+def _cut(video: "_Video", row: dict[str, Any]) -> Cut:
+    try:
+        return video.cut(row)
+    except VideoError as error:
+        return _failed(row, error)
+
+
+def _failed(row: dict[str, Any], error: VideoError) -> Cut:
+    return Cut(row["key"], None, verdict="failed", reason=error.reason, detail=error.detail)
 
 
 class _Video:
@@ -80,7 +92,7 @@ class _Video:
             media = encode_mp4(frames, pts, self.info.time_base, self.policy.crf, info.duration)
             return Cut(row["key"], clip_files(media, info), len(pts))
         assert failure is not None
-        return Cut(row["key"], None, verdict="failed", reason=failure.reason, detail=failure.detail)
+        raise failure
 
     def _describe(self, row: dict[str, Any], pts: tuple[int, ...], decoder: DecoderName) -> ClipInfo:
         # A clip lasts until the frame after it; at the end of the video, as long as its own frames on average.

@@ -15,11 +15,17 @@ from vidvq.video import VideoError
 _CHUNK_BYTES = 1 << 20
 _TRIES = 3
 _PAUSE_S = 1.0
+_CHANGED = "is not the file that was planned; restore it, or shard it anew"
 
 
 @contextmanager
-def local_file(source: Source, max_bytes: int) -> Iterator[Path]:
+def local_file(source: Source, max_bytes: int, sha256: str = "") -> Iterator[Path]:
     """The source's own file where it has one on this machine, else a temporary copy of it.
+
+    Args:
+        source: as it was listed.
+        max_bytes: a copy may have.
+        sha256: that a copy must have, in hex; "" for any.
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``fetch_failed``, ``too_large`` or ``changed_since_plan``.
@@ -33,6 +39,8 @@ def local_file(source: Source, max_bytes: int) -> Iterator[Path]:
     with tempfile.NamedTemporaryFile(prefix="vidvq-") as copy:
         _fetch(container, source, copy, max_bytes)
         copy.flush()
+        if sha256 and content_hash(Path(copy.name)) != sha256:
+            raise VideoError("changed_since_plan", _CHANGED)
         yield Path(copy.name)
 
 
@@ -61,7 +69,7 @@ def _refuse_changed(path: Path, source: Source) -> None:
         raise VideoError("unreadable", f"cannot be opened: {error.strerror}") from error
     same_size = source.offset >= 0 or status.st_size == source.size
     if source.version and not (same_size and str(status.st_mtime_ns) == source.version):
-        raise VideoError("changed_since_plan", "is not the file that was planned; restore it, or shard it anew")
+        raise VideoError("changed_since_plan", _CHANGED)
 
 
 def _fetch(container: Path, source: Source, copy: IO[bytes], max_bytes: int) -> None:

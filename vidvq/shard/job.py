@@ -17,6 +17,7 @@ from vidvq.shard.inputs import Source, list_sources
 from vidvq.shard.plan import plan_shards
 from vidvq.shard.reuse import reusable_clips
 from vidvq.shard.shots import check_installed
+from vidvq.storage import refuse_unwritable
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def run_shard(inputs: list[str], out: Path, config: ShardConfig) -> JobSummary:
 
 def make_shards(out: Path, config: ShardConfig, plan_with: Callable[[Pool], Plan]) -> JobSummary:
     """Plan, make every shard that is not committed, and add up."""
+    refuse_unwritable(out)
     with start(config.runtime) as pool:
         plan = plan_with(pool)
         items = plan.header["items"]

@@ -51,6 +51,22 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+def refuse_unwritable(folder: Path) -> None:
+    """Fail before any work where a job could not put its output.
+
+    Raises:
+        ValueError: the bucket does not exist, or may not be written.
+    """
+    if not is_remote(folder):
+        return
+    try:
+        put(b"", folder / "plan.json.tmp.write-test")
+        (folder / "plan.json.tmp.write-test").unlink()
+    except Exception as error:
+        # Stores raise what their own libraries raise: no credentials, no such endpoint, no such bucket.
+        raise ValueError(f"{folder} cannot be written: {' '.join(str(error).split())}") from error
+
+
 def put_once(data: bytes | Path, path: Path) -> bool:
     """Put a new object, from memory or from a local file, unless its name is taken.
 

@@ -1,0 +1,175 @@
+"""A corpus that grows, shrinks and mends: only what a change touches is made again, and all stays accounted for."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.commit import read_commit
+from vidvq.formats.plan import read_plan
+
+SETTINGS = "clip.num_frames=4 clip.min_frames=4 clip.short_side=16 clip.multiple=8 clips_per_shard=2".split()
+INLINE = "runtime.workers=0"
+
+
+def sources(folder: Path) -> dict[str, int]:
+    """Name of the source -> its clips, over all shards; each shard read in full."""
+    found: dict[str, int] = {}
+    for path in folder.glob("*.tar"):
+        for _, _, info in read_clips(path):
+            name = Path(info.source).name
+            found[name] = found.get(name, 0) + 1
+    return found
+
+
+@pytest.fixture
+def corpus(tmp_path, make_video, vidvq) -> tuple[Path, Path]:
+    """Four videos and a broken one, sharded: ``(videos, out)``."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    for name, frames in (("a", 12), ("b", 9), ("d", 8), ("e", 5)):
+        make_video(videos / f"{name}.mp4", frames, size=(32, 64 + 2 * frames))
+    (videos / "c.mp4").write_bytes(b"RIFF")
+    assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE).code == 1
+    assert sources(out) == {"a.mp4": 3, "b.mp4": 2, "d.mp4": 2, "e.mp4": 1}
+    return videos, out
+
+
+def test_new_inputs_make_new_shards_and_leave_the_old_ones_alone(corpus, tmp_path, make_video, snapshot, vidvq):
+    videos, out = corpus
+    before = snapshot(out)
+    make_video(videos / "f.mp4", 8, size=(32, 96))
+    shutil.copy(videos / "a.mp4", videos / "again.mp4")
+    ran = vidvq("shard", videos, "--out", out, "--add", INLINE, "max_failed=1")
+    assert ran.code == 0, ran.err
+    after = snapshot(out)
+    assert {name: after[name] for name in before if name != "summary.json"} == {
+        name: digest for name, digest in before.items() if name != "summary.json"
+    }
+    assert sources(out)["f.mp4"] == 2 and "again.mp4" not in sources(out)
+    summary = json.loads((out / "summary.json").read_bytes())
+    assert summary["filtered"]["duplicate"]["count"] == 1 and summary["planned"] == 9 + 3
+    assert vidvq("verify", out).code == 0
+    assert vidvq("shard", videos, "--out", out, "--add", INLINE, "max_failed=1").code == 0
+    assert snapshot(out) == after, "adding the same again changes nothing"
+    assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE, "max_failed=1").code == 0
+    assert snapshot(out) == after, "the whole list is what the corpus was made from"
+
+
+def test_an_input_taken_out_leaves_its_shards_and_a_tombstone(corpus, snapshot, vidvq):
+    videos, out = corpus
+    before = snapshot(out)
+    ran = vidvq("shard", "--out", out, "--remove", videos / "d.mp4", INLINE, "max_failed=1")
+    assert ran.code == 0, ran.err
+    assert sources(out) == {"a.mp4": 3, "b.mp4": 2, "e.mp4": 1}
+    touched = {name for name in before if name.endswith(".tar")} - snapshot(out).keys()
+    assert 1 <= len(touched) <= 2, "only the shards that held it"
+    for name in touched:
+        assert not (out / "commits" / f"{name}.json").exists()
+    removed = [
+        outcome
+        for name, _ in read_plan(out).shards()
+        if (commit := read_commit(out, name))
+        for outcome in commit.filtered
+        if outcome.reason == "removed"
+    ]
+    assert len(removed) == 2 and all("d.mp4" in outcome.detail for outcome in removed)
+    assert vidvq("verify", out).code == 0
+    # Its file may still lie there: the same command goes on, and does not bring it back.
+    assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE, "max_failed=1").code == 0
+    assert "d.mp4" not in sources(out)
+    # Unless it is asked for.
+    assert vidvq("shard", videos / "d.mp4", "--out", out, "--add", INLINE, "max_failed=1").code == 0
+    assert sources(out) == {"a.mp4": 3, "b.mp4": 2, "d.mp4": 2, "e.mp4": 1}
+    assert vidvq("verify", out).code == 0
+
+
+def test_a_failure_that_was_mended_gets_its_clips(corpus, make_video, snapshot, vidvq):
+    videos, out = corpus
+    before = snapshot(out)
+    make_video(videos / "c.mp4", 12, size=(32, 80))
+    assert vidvq("shard", "--out", out, "--retry-failed=decode_error", INLINE).code == 1, "another reason"
+    assert snapshot(out) == before
+    ran = vidvq("shard", "--out", out, "--retry-failed", INLINE)
+    assert ran.code == 0, ran.err
+    assert sources(out)["c.mp4"] == 3
+    assert vidvq("verify", out).code == 0
+    kept = [name for name in before if name.endswith(".tar") and snapshot(out).get(name) == before[name]]
+    assert len(kept) >= 3, "shards without a failed item stay as they are"
+    assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE).code == 0
+
+
+def test_a_failure_that_lasts_stays_one(corpus, snapshot, vidvq):
+    _, out = corpus
+    before = snapshot(out)
+    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
+    assert snapshot(out) == before
+
+
+def test_a_clip_that_failed_to_be_cut_is_cut_and_its_neighbours_are_copied(corpus, monkeypatch, vidvq, tmp_path):
+    videos, out = corpus
+    import vidvq.shard.cut as cut
+
+    whole = cut.encode_mp4
+    calls = []
+
+    def torn_disk(frames, *rest):
+        calls.append(len(frames))
+        if len(calls) == 2:
+            raise cut.VideoError("decode_error", "for this once")
+        return whole(frames, *rest)
+
+    other = tmp_path / "other"
+    monkeypatch.setattr(cut, "encode_mp4", torn_disk)
+    assert vidvq("shard", videos, "--out", other, *SETTINGS, INLINE).code == 1
+    assert json.loads((other / "summary.json").read_bytes())["failed"]["decode_error"]["count"] == 1
+    calls.clear()
+    monkeypatch.setattr(cut, "encode_mp4", lambda *job: (calls.append(1), whole(*job))[1])
+    assert vidvq("shard", "--out", other, "--retry-failed=decode_error", INLINE).code == 1
+    assert len(calls) == 1, "the rest of the shard was not cut again"
+    assert sources(other) == sources(out)
+    assert vidvq("verify", other).code == 0
+
+
+def test_a_change_that_was_killed_goes_on(corpus, snapshot, vidvq, tmp_path):
+    videos, out = corpus
+    twin = Path(shutil.copytree(out, tmp_path / "twin"))
+    assert vidvq("shard", "--out", out, "--remove", videos / "a.mp4", INLINE, "max_failed=1").code == 0
+    # A kill right after the plan's generation was written.
+    for name in ("plan-0001.json", *(path.name for path in out.glob("plan-0001-*.parquet"))):
+        shutil.copy(out / name, twin / name)
+    ran = vidvq("verify", twin)
+    assert ran.code == 1 and "has taken its place" in ran.out
+    assert vidvq("shard", videos, "--out", twin, *SETTINGS, INLINE, "max_failed=1").code == 0
+    assert snapshot(twin) == snapshot(out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--remove", "/nowhere.mp4"], "has no input /nowhere.mp4"),
+        (["--remove", "/x.mp4", "--add"], "are one job each"),
+        (["x.mp4", "--remove", "/x.mp4"], "take no videos"),
+        (["--retry-failed", "clip.crf=3"], "clip.crf=3 cannot be set here"),
+        (["nowhere.mp4", "--add"], "nowhere.mp4 does not exist"),
+    ],
+)
+def test_a_mistake_in_a_change_changes_nothing(corpus, snapshot, vidvq, arguments, said):
+    _, out = corpus
+    before = snapshot(out)
+    ran = vidvq("shard", "--out", out, INLINE, *arguments)
+    assert ran.code == 2 and said in ran.error
+    assert snapshot(out) == before
+
+
+def test_an_input_that_changed_is_to_be_taken_out_first(corpus, make_video, vidvq):
+    videos, out = corpus
+    make_video(videos / "a.mp4", 8)
+    ran = vidvq("shard", videos, "--out", out, "--add", INLINE)
+    assert ran.code == 2 and f"--remove {videos / 'a.mp4'}" in ran.error
+    assert vidvq("shard", "--out", out, "--remove", videos / "a.mp4", INLINE, "max_failed=1").code == 0
+    assert vidvq("shard", videos, "--out", out, "--add", INLINE, "max_failed=1").code == 0
+    assert sources(out)["a.mp4"] == 2
+    assert vidvq("verify", out).code == 0

@@ -1,0 +1,183 @@
+"""Object stores as input and output, against a real S3 server on loopback; videos over HTTP."""
+
+import http.server
+import os
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from vidvq.storage import create_once, is_remote, place, write_atomic
+from vidvq.storage.objects import put_once
+
+SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=32 clip.multiple=8 clips_per_shard=3".split()
+INLINE = "runtime.workers=0"
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A moto server, and the environment that sends every S3 client to it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    yield
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    server.stop()
+
+
+@pytest.fixture
+def bucket(server, request):
+    """An empty bucket, by a client of another library."""
+    import boto3
+
+    name = f"b{abs(hash(request.node.name)) % 10**10}"
+    client = boto3.resource("s3")
+    return client.create_bucket(Bucket=name)
+
+
+def objects(bucket) -> dict[str, bytes]:
+    return {item.key: item.get()["Body"].read() for item in bucket.objects.all()}
+
+
+@pytest.fixture
+def videos(tmp_path, bucket, make_video) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name, frames in (("a", 20), ("b", 12)):
+        make_video(folder / f"{name}.mp4", frames)
+    (folder / "c.mp4").write_text("#EXTM3U\nhttp://127.0.0.1:9/x.ts\n")
+    for path in folder.iterdir():
+        bucket.upload_file(str(path), f"videos/{path.name}")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bucket_is_sharded_into_a_bucket_as_onto_a_disk(videos, bucket, tmp_path, vidvq, workers):
+    source, out = f"s3://{bucket.name}/videos", f"s3://{bucket.name}/out"
+    settings = [*SETTINGS, f"runtime.workers={workers}", "max_failed=1"]
+    assert vidvq("shard", source, "--out", tmp_path / "disk", *settings).code == 0
+    for _ in "first", "again":
+        ran = vidvq("shard", source, "--out", out, *settings)
+        assert ran.code == 0, ran.err
+        found = {name.removeprefix("out/"): data for name, data in objects(bucket).items() if name.startswith("out/")}
+        disk = {path.relative_to(tmp_path / "disk").as_posix(): path for path in (tmp_path / "disk").rglob("*")}
+        assert found == {name: path.read_bytes() for name, path in disk.items() if path.is_file()}
+    assert vidvq("verify", out).code == 0
+    ran = vidvq("shard", "--out", out, "--remove", f"{source}/a.mp4", INLINE, "max_failed=1")
+    assert ran.code == 0, ran.err
+    assert vidvq("verify", out).code == 0
+    assert "out/clips-000000.tar" not in objects(bucket)
+
+
+def test_an_answer_that_is_lost_neither_loses_nor_doubles(videos, bucket, tmp_path, vidvq, monkeypatch):
+    from s3fs import S3FileSystem
+
+    real = S3FileSystem._call_s3
+    lost = []
+
+    async def call(self, method, *arguments, **options):
+        answer = await real(self, method, *arguments, **options)
+        key = options.get("Key", "")
+        if method == "put_object" and "out/" in key and key not in lost:
+            lost.append(key)
+            raise OSError(f"the answer for {key} was lost")
+        return answer
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", call)
+    monkeypatch.setattr("vidvq.storage.objects._PAUSE_S", 0)
+    settings = [*SETTINGS, INLINE, "max_failed=1"]
+    ran = vidvq("shard", f"s3://{bucket.name}/videos", "--out", f"s3://{bucket.name}/out", *settings)
+    assert ran.code == 0, ran.err
+    assert len(lost) >= 6, "every write had its first answer lost"
+    monkeypatch.undo()
+    assert vidvq("shard", f"s3://{bucket.name}/videos", "--out", tmp_path / "disk", *settings).code == 0
+    for path in (tmp_path / "disk").glob("**/*.*"):
+        assert objects(bucket)[f"out/{path.relative_to(tmp_path / 'disk').as_posix()}"] == path.read_bytes()
+    assert vidvq("verify", f"s3://{bucket.name}/out").code == 0
+
+
+def test_what_is_created_once_is_never_put_over(bucket):
+    path = place(f"s3://{bucket.name}/x")
+    assert is_remote(path)
+    assert create_once(path, b"first") and create_once(path, b"first")
+    assert not create_once(path, b"second") and not put_once(b"third", path)
+    assert objects(bucket) == {"x": b"first"}
+    write_atomic(path, b"fourth")
+    assert objects(bucket) == {"x": b"fourth"}
+
+
+def test_a_source_that_changes_in_the_bucket_is_not_cut_by_the_old_plan(videos, bucket, tmp_path, vidvq, make_video):
+    out = tmp_path / "out"
+    source = f"s3://{bucket.name}/videos"
+    assert vidvq("shard", source, "--out", out, *SETTINGS, INLINE, "max_failed=1").code == 0
+    bucket.upload_file(str(make_video(tmp_path / "new.mp4", 16)), "videos/a.mp4")
+    ran = vidvq("shard", source, "--out", out, *SETTINGS, INLINE, "max_failed=1")
+    assert ran.code == 2 and f"{source}/a.mp4 was changed" in ran.error
+    # A kill had left the shard unmade, and the list does not tell versions.
+    (out / "clips-000000.tar").unlink()
+    (out / "commits/clips-000000.tar.json").unlink()
+    ran = vidvq("shard", "--out", out, "--retry-failed=none", INLINE)
+    assert ran.code == 1 and "changed_since_plan" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "said"),
+    [
+        ("s3://{0}-not/videos", "s3://{0}/out", "-not/videos does not exist"),
+        ("s3://{0}/none", "s3://{0}/out", "/none does not exist"),
+        ("s3://{0}/videos", "s3://{0}-not/out", "-not/out cannot be written"),
+    ],
+)
+def test_a_bucket_that_is_not_there_is_one_line_before_any_work(videos, bucket, vidvq, source, out, said):
+    before = objects(bucket)
+    ran = vidvq("shard", source.format(bucket.name), "--out", out.format(bucket.name), *SETTINGS, INLINE)
+    assert ran.code == 2 and said in ran.error
+    assert objects(bucket) == before
+
+
+def test_no_credentials_is_one_line(videos, bucket, vidvq, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+    ran = vidvq("shard", f"s3://{bucket.name}/videos", "--out", f"s3://{bucket.name}/out", *SETTINGS, INLINE)
+    S3FileSystem.clear_instance_cache()
+    assert ran.code == 2 and "cannot be" in ran.error
+
+
+def test_videos_over_http_are_fetched_and_a_dead_link_is_a_failed_item(videos, tmp_path, vidvq):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(videos))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        (tmp_path / "list.csv").write_text(f"url,caption\n{url}/a.mp4,one\n{url}/gone.mp4,two\n{url}/c.mp4,three\n")
+        ran = vidvq(
+            "shard",
+            tmp_path / "list.csv",
+            f"{url}/b.mp4",
+            "--out",
+            tmp_path / "out",
+            *SETTINGS,
+            INLINE,
+            "lists.carry=[caption]",
+        )
+        server.shutdown()
+    assert ran.code == 1
+    assert f"{url}/gone.mp4: is not there" in ran.err and "failed not_a_video: 1" in ran.err
+    assert "5 ok, 2 failed" in ran.err
+    assert vidvq("verify", tmp_path / "out").code == 0

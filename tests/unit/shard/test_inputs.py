@@ -1,0 +1,168 @@
+"""What the user names becomes the sources of a plan: each once, in order, with what a list says of it."""
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vidvq.shard.config import ListPolicy
+from vidvq.shard.inputs import Fingerprint, Source, list_sources
+
+ANY = ListPolicy()
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    folder = tmp_path / "videos"
+    for name in ("b.mp4", "a/z.MKV", "a/notes.md", "c.webm"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def names(inputs: list, policy: ListPolicy = ANY) -> list[str]:
+    return [Path(source.uri).name for source in list_sources([str(given) for given in inputs], policy)]
+
+
+def test_a_folder_counts_by_suffix_and_name_and_a_file_whatever_it_is_called(videos):
+    assert names([videos]) == ["z.MKV", "b.mp4", "c.webm"]
+    assert names([videos / "a/notes.md"]) == ["notes.md"]
+
+
+def test_each_source_counts_once_in_the_order_given(videos):
+    assert names([videos / "c.webm", videos, f"{videos}/*.mp4"]) == ["c.webm", "z.MKV", "b.mp4"]
+
+
+def test_a_glob_reaches_below(videos):
+    assert names([f"{videos}/**/*.[mM]*"]) == ["notes.md", "z.MKV", "b.mp4"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_lists_give_uris_ranges_and_what_is_to_be_carried(videos, suffix):
+    rows = [
+        {"url": "b.mp4", "start_s": 0.5, "end_s": 2.0, "caption": 'a "quoted", one', "id": 7},
+        {"url": "s3://bucket/x.mp4", "start_s": None, "end_s": None, "caption": "ünïcode", "id": 8},
+        {"url": "gone.mp4", "start_s": 1.0, "end_s": None, "caption": None, "id": 9},
+    ]
+    path = videos / f"list.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif suffix == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    else:
+        sign = "," if suffix == "csv" else "\t"
+        cells = [["" if cell is None else str(cell).replace('"', '""') for cell in row.values()] for row in rows]
+        lines = [sign.join(rows[0]), *(sign.join(f'"{cell}"' if cell else "" for cell in line) for line in cells)]
+        path.write_text("\n".join(lines))
+    first, second, third = list_sources([str(path)], ListPolicy(carry=("caption", "id")))
+    assert first.uri == str(videos / "b.mp4") and first.size == 5 and first.version
+    assert (first.start_s, first.end_s) == (0.5, 2.0)
+    assert str(json.loads(first.carried)["id"]) == "7" and json.loads(first.carried)["caption"] == 'a "quoted", one'
+    assert second == Source("s3://bucket/x.mp4", carried=second.carried)
+    assert json.loads(second.carried)["caption"] == "ünïcode"
+    assert (third.size, third.version, third.start_s) == (-1, "", 1.0), "a missing file is an item, not an error"
+
+
+def test_a_text_list_is_a_uri_a_line(videos):
+    (videos / "list.txt").write_text("b.mp4\n\n  a/z.MKV  \n")
+    assert names([videos / "list.txt"]) == ["b.mp4", "z.MKV"]
+
+
+def test_two_ranges_of_one_video_are_two_sources(videos):
+    (videos / "list.csv").write_text("uri,start_s,end_s\nb.mp4,0,1\nb.mp4,1,2\nb.mp4,0,1\n")
+    assert [source.start_s for source in list_sources([str(videos / "list.csv")], ANY)] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("time", ["abc", "nan", "inf", "-3"])
+def test_a_time_that_is_none_is_left_for_its_item_to_fail(videos, time):
+    (videos / "list.csv").write_text(f"uri,start_s\nb.mp4,{time}\n")
+    (source,) = list_sources([str(videos / "list.csv")], ANY)
+    assert source.start_s is not None and source.start_s < 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "text", "said"),
+    [
+        (ListPolicy(uri="vid"), "uri,caption\nb.mp4,x\n", "has no column 'vid' (lists.uri); it has uri, caption"),
+        (ListPolicy(carry=("text",)), "uri,caption\nb.mp4,x\n", "has no column 'text' (lists.carry)"),
+        (ListPolicy(start="t0"), "uri,caption\nb.mp4,x\n", "has no column 't0' (lists.start)"),
+        (ANY, "name,caption\nb.mp4,x\n", "name one of name, caption by lists.uri"),
+        (ANY, 'uri\n"b.mp4\n', "cannot be read"),
+    ],
+)
+def test_a_list_without_its_columns_is_the_users_mistake(videos, policy, text, said):
+    (videos / "list.csv").write_text(text)
+    with pytest.raises(ValueError) as error:
+        list(list_sources([str(videos / "list.csv")], policy))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("l.jsonl", b"[1]\n"), ("l.jsonl", b"{\n"), ("l.parquet", b"PAR1"), ("l.txt", b"\xff")]
+)
+def test_a_damaged_list_is_named(videos, name, data):
+    (videos / name).write_bytes(data)
+    with pytest.raises(ValueError, match=name):
+        list(list_sources([str(videos / name)], ANY))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{0}/none.mp4", "does not exist"),
+        ("{0}/*.avi", "does not exist|no file matches"),
+        ("{0}/empty", "no video under"),
+        ("zip::s3://bucket/x", "chains several"),
+        ("s3://", "names nothing"),
+        ("nosuch://bucket/x", "does not know"),
+    ],
+)
+def test_an_input_that_is_not_there_is_one_clear_error(videos, given, said):
+    (videos / "empty").mkdir()
+    with pytest.raises(ValueError, match=said):
+        list(list_sources([given.format(videos)], ANY))
+
+
+def test_a_tar_of_videos_gives_its_members_where_they_lie(videos):
+    path = videos / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (
+            ("k1.json", b'{"caption": "one", "secret": 1}'),
+            ("k1.mp4", b"first"),
+            ("k1.txt", b"text of one"),
+            ("k2.mp4", b"second"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    one, two = list_sources([str(path)], ListPolicy(carry=("caption", "txt")))
+    assert one.uri == f"{path}#k1.mp4" and json.loads(one.carried) == {"caption": "one", "txt": "text of one"}
+    assert two.carried == ""
+    data = path.read_bytes()
+    assert [data[source.offset : source.offset + source.size] for source in (one, two)] == [b"first", b"second"]
+
+
+def test_the_fingerprint_knows_the_set_and_not_its_order():
+    sources = [Source(f"/v/{number}.mp4", number, str(number)) for number in range(5)]
+    forth, back = Fingerprint(), Fingerprint()
+    for source in sources:
+        forth.add(source)
+    for source in reversed(sources):
+        back.add(source)
+    assert forth.value() == back.value()
+    more = Fingerprint(forth.value())
+    more.add(replace(sources[0], size=9))
+    assert more.value()["sum"] != forth.value()["sum"]
+    more.add(replace(sources[0], size=9), -1)
+    assert more.value() == forth.value()
+    for field, value in {"uri": "/w", "size": 9, "version": "x", "start_s": 1.0, "carried": "{}", "offset": 3}.items():
+        other = Fingerprint()
+        other.add(replace(sources[0], **{field: value}))
+        alone = Fingerprint()
+        alone.add(sources[0])
+        assert other.value()["sum"] != alone.value()["sum"], field

@@ -1,0 +1,23 @@
+"""The command line's type for a file or folder: a path of this machine, or a URL of an object store."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidvq import storage
+
+
+class Place(click.ParamType):
+    """See :func:`vidvq.storage.place`."""
+
+    name = "path or url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Turn the text of an argument into a place."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return storage.place(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
