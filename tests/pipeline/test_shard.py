@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 
 import av
@@ -200,3 +201,121 @@ def test_a_video_named_like_an_option_is_found_in_its_directory(tmp_path, make_v
     make_video(tmp_path / "x.mp4", 8).rename(folder / "--out=x -i.mp4")
     assert vidvq("shard", folder, "--out", tmp_path / "out", *SETTINGS, INLINE).code == 0
     assert len(clips_of(tmp_path / "out")) == 1
+
+
+def test_a_list_decides_what_is_used_and_what_goes_beside_each_clip(tmp_path, make_video, vidvq):
+    make_video(tmp_path / "v.mp4", 50)
+    lines = ("path,start_s,end_s,caption", "v.mp4,0.4,0.8,first", "v.mp4,1.0,,last", "v.mp4,9,10,never")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    out = tmp_path / "out"
+    ran = vidvq("shard", tmp_path / "list.csv", "--out", out, *SETTINGS, INLINE, "lists.carry=[caption]")
+    assert ran.code == 1 and "failed bad_range: 1" in ran.err
+    clips = [(info.carried["caption"], info.pts[0], info.num_frames) for _, _, info in clips_of(out)]
+    step = clips_of(out)[0][2].pts[1] - clips_of(out)[0][2].pts[0]
+    assert [(caption, first // step, count) for caption, first, count in clips] == [
+        ("first", 10, 8),
+        ("last", 25, 8),
+        ("last", 33, 8),
+        ("last", 41, 8),
+    ], "0.4 s to 0.8 s is frames 10 to 19; nothing outside of a range"
+
+
+def test_no_clip_crosses_a_cut(tmp_path, demo_videos, vidvq):
+    names = ("train/carphone.mp4", "heldout/bikes.mp4")
+    parts = [decode_clip((demo_videos / name).read_bytes(), name)[:30] for name in names]
+    height, width = (min(part.shape[axis] for part in parts) // 2 * 2 for axis in (1, 2))
+    frames = np.concatenate([part[:, :height, :width] for part in (parts[0], parts[1], parts[0][:20])])
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))
+    out = tmp_path / "out"
+    assert vidvq("shard", tmp_path / "v.mp4", "--out", out, *SETTINGS, INLINE, "cut.kind=shots").code == 0
+    infos = [info for _, _, info in clips_of(out)]
+    step = infos[0].pts[1] - infos[0].pts[0]
+    spans = [(info.pts[0] // step, info.pts[-1] // step) for info in infos]
+    assert all(first // 30 == last // 30 for first, last in spans), spans
+    assert {first // 30 for first, _ in spans} == {0, 1, 2} and 30 in {first for first, _ in spans}
+    windows = tmp_path / "windows"
+    assert vidvq("shard", tmp_path / "v.mp4", "--out", windows, *SETTINGS, INLINE).code == 0
+    crossing = [info for _, _, info in clips_of(windows) if info.pts[0] // step // 30 != info.pts[-1] // step // 30]
+    assert crossing, "windows cross them: the test can tell"
+
+
+def test_a_source_below_the_least_size_and_the_second_of_two_twins_are_filtered(tmp_path, make_video, vidvq):
+    make_video(tmp_path / "a.mp4", 8)
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    make_video(tmp_path / "c.mp4", 8, size=(16, 32))
+    out = tmp_path / "out"
+    assert vidvq("shard", tmp_path, "--out", out, *SETTINGS, INLINE, "filters.min_side=20").code == 0
+    assert reasons(out) == {"b.mp4": ["duplicate"], "c.mp4": ["too_small"]}
+
+
+def test_videos_in_a_tar_are_sharded_as_if_they_were_files(tmp_path, make_video, vidvq):
+    (tmp_path / "v").mkdir()
+    for name in ("a", "b"):
+        make_video(tmp_path / f"v/{name}.mp4", 16 if name == "a" else 12)
+    with tarfile.open(tmp_path / "wds.tar", "w") as tar:
+        for name in ("a", "b"):
+            tar.add(tmp_path / f"v/{name}.mp4", f"{name}.mp4")
+            (tmp_path / "caption.json").write_text(json.dumps({"caption": f"of {name}"}))
+            tar.add(tmp_path / "caption.json", f"{name}.json")
+    assert vidvq("shard", tmp_path / "v", "--out", tmp_path / "o1", *SETTINGS, INLINE).code == 0
+    ran = vidvq("shard", tmp_path / "wds.tar", "--out", tmp_path / "o2", *SETTINGS, INLINE, "lists.carry=[caption]")
+    assert ran.code == 0, ran.err
+    files, members = clips_of(tmp_path / "o1"), clips_of(tmp_path / "o2")
+    assert [media for _, media, _ in files] == [media for _, media, _ in members]
+    assert {info.carried["caption"] for _, _, info in members} == {"of a", "of b"}
+
+
+def test_a_dry_run_says_what_the_run_then_does_and_writes_nothing(hostile_corpus, tmp_path, snapshot, vidvq):
+    before = snapshot(tmp_path)
+    ran = vidvq("shard", hostile_corpus, "--out", tmp_path / "out", "--dry-run", "--json", *SETTINGS, INLINE)
+    assert ran.code == 0 and snapshot(tmp_path) == before
+    told = json.loads(ran.out)
+    vidvq("shard", hostile_corpus, "--out", tmp_path / "out", *SETTINGS, INLINE)
+    summary = json.loads((tmp_path / "out/summary.json").read_bytes())
+    assert (told["videos"], told["probed"]) == (8, 8)
+    assert told["clips"] == summary["ok"] + summary["failed"]["decode_error"]["count"]
+    assert told["shards"] == read_plan(tmp_path / "out").num_shards
+    assert told["left_out"]["not_a_video"] == 2 and told["seconds"] > 0
+    assert 0.5 < told["bytes"] / summary["bytes"] < 2
+
+
+def test_planning_that_was_killed_goes_on_where_it_was(tmp_path, make_video, snapshot, vidvq, monkeypatch):
+    import vidvq.shard.plan as planning
+
+    make_video(tmp_path / "a.mp4", 8)
+    (tmp_path / "list.txt").write_text("".join(f"a.mp4\nmissing-{number}.mp4\n" for number in range(20)))
+    monkeypatch.setattr(planning, "_SOURCES_PER_PART", 4)
+    job = ("shard", tmp_path / "list.txt", "--out", tmp_path / "out", *SETTINGS, INLINE, "max_failed=1")
+    real, probed = planning.plan_source, []
+
+    def probe_until(stop):
+        def probe(job):
+            if len(probed) == stop:
+                raise KeyboardInterrupt
+            probed.append(job.source.uri)
+            return real(job)
+
+        return probe
+
+    monkeypatch.setattr(planning, "plan_source", probe_until(10))
+    assert vidvq(*job).code == 130
+    monkeypatch.setattr(planning, "plan_source", probe_until(None))
+    assert vidvq(*job).code == 0
+    assert len(probed) == 21 + 2, "the two whole parts were not looked at again, the third from its start"
+    assert not (tmp_path / "out/planning").exists()
+    assert vidvq(*job[:3], tmp_path / "other", *job[4:]).code == 0
+    assert snapshot(tmp_path / "other") == snapshot(tmp_path / "out")
+
+
+def test_the_report_shows_every_verdict_and_clips_of_the_corpus(hostile_corpus, tmp_path, vidvq):
+    vidvq("shard", hostile_corpus, "--out", tmp_path / "out", *SETTINGS, INLINE)
+    page = (tmp_path / "out/report.html").read_text()
+    for name in ("truncated", "not_a_video", "too_short", "playlist.mp4", "clip.crf"):
+        assert name in page
+    assert page.count("data:image/jpeg;base64,") == len(clips_of(tmp_path / "out"))
+    assert 'src="data:' in page and 'src="http' not in page and "url(" not in page and "<script" not in page

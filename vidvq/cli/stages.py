@@ -33,11 +33,16 @@ _checkpoint = click.option(
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
-def _report(summary: Any, max_failed: float, as_json: bool) -> int:
-    for line in summary.lines():
+def _show(result: Any, as_json: bool) -> int:
+    for line in result.lines():
         log.info(line)
     if as_json:
-        click.echo(json.dumps(asdict(summary)))
+        click.echo(json.dumps(asdict(result)))
+    return 0
+
+
+def _report(summary: Any, max_failed: float, as_json: bool) -> int:
+    _show(summary, as_json)
     if summary.failed_share > max_failed:
         log.warn(f"{summary.failed_share:.1%} of the items failed; the threshold is max_failed={max_failed:g}")
         return 1
@@ -49,6 +54,7 @@ def _report(summary: Any, max_failed: float, as_json: bool) -> int:
 @_out
 @_config
 @_json
+@click.option("--dry-run", is_flag=True, help="Say what would be made and how long it would take; write nothing.")
 @click.option("--add", is_flag=True, help="VIDEOS join the corpus in --out, in new shards; its settings hold.")
 @click.option(
     "--remove", multiple=True, metavar="URI", help="Take an input out of the corpus in --out; may be repeated."
@@ -59,6 +65,7 @@ def shard(
     out: Path,
     config_name: str | None,
     as_json: bool,
+    dry_run: bool,
     add: bool,
     remove: tuple[str, ...],
     retry_failed: str | None,
@@ -79,10 +86,12 @@ def shard(
         # `--retry-failed key=value` takes the setting for its reason.
         videos, retry_failed = (*videos, retry_failed), "*"
     inputs, overrides = _split(videos)
-    if add + bool(remove) + bool(retry_failed) > 1:
-        raise ValueError("--add, --remove and --retry-failed are one job each; give one of them")
+    if add + bool(remove) + bool(retry_failed) + dry_run > 1:
+        raise ValueError("--add, --remove, --retry-failed and --dry-run are one job each; give one of them")
     if not (add or remove or retry_failed):
         settings = config.load(stage.ShardConfig, _config_path(config_name), overrides)
+        if dry_run:
+            return _show(stage.estimate(inputs, settings), as_json)
         return _report(stage.run_shard(inputs, out, settings), settings.max_failed, as_json)
     if inputs and not add:
         raise ValueError(f"{inputs[0]} is one argument too many; --remove and --retry-failed take no videos")

@@ -15,6 +15,7 @@ from vidvq.shard.config import ShardConfig
 from vidvq.shard.cut import Cut, CutJob, cut_clips
 from vidvq.shard.inputs import Source, list_sources
 from vidvq.shard.plan import plan_shards
+from vidvq.shard.report import write_report
 from vidvq.shard.reuse import reusable_clips
 from vidvq.shard.shots import check_installed
 from vidvq.storage import refuse_unwritable
@@ -76,7 +77,9 @@ def make_shards(out: Path, config: ShardConfig, plan_with: Callable[[Pool], Plan
                 if isinstance(commit, WorkerDied):
                     raise OSError(f"{job.shard}: {commit.message}; run the same command again to go on")
                 bar.advance(commit.items)
-    return summarize(out, plan)
+    summary = summarize(out, plan)
+    write_report(out, plan, summary)
+    return summary
 
 
 def make_shard(job: ShardJob) -> Commit:
