@@ -9,7 +9,7 @@ from typing import Any
 from vidvq.config import to_dict
 from vidvq.formats.clip_shard import ClipInfo, clip_files
 from vidvq.shard.config import ShardConfig
-from vidvq.shard.fetch import local_file
+from vidvq.shard.fetch import as_video_error, local_file
 from vidvq.shard.inputs import source_of
 from vidvq.video import VideoError
 from vidvq.video.decode import (
@@ -53,18 +53,19 @@ def cut_clips(job: CutJob) -> list[Cut]:
         with local_file(source_of(row), job.config.limits.max_bytes, row["sha256"]) as path:
             video = _Video(path, probe(path, job.config.limits), job)
             return [_cut(video, row) for row in job.rows]
-    except VideoError as error:
+    except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         return [_failed(row, error) for row in job.rows]
 
 
 def _cut(video: "_Video", row: dict[str, Any]) -> Cut:
     try:
         return video.cut(row)
-    except VideoError as error:
+    except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         return _failed(row, error)
 
 
-def _failed(row: dict[str, Any], error: VideoError) -> Cut:
+def _failed(row: dict[str, Any], raised: Exception) -> Cut:
+    error = as_video_error(raised)
     return Cut(row["key"], None, verdict="failed", reason=error.reason, detail=error.detail)
 
 

@@ -1,5 +1,6 @@
 """A source as a local file, since decoders are given nothing else: no URL, no bytes, no name from outside."""
 
+import errno
 import hashlib
 import tempfile
 import time
@@ -42,6 +43,19 @@ def local_file(source: Source, max_bytes: int, sha256: str = "") -> Iterator[Pat
         if sha256 and content_hash(Path(copy.name)) != sha256:
             raise VideoError("changed_since_plan", _CHANGED)
         yield Path(copy.name)
+
+
+def as_video_error(error: Exception) -> VideoError:
+    """What an error means for the one video at hand: whatever a hostile file makes a library raise costs it alone.
+
+    Raises:
+        OSError: the error itself, where it is the disk that is full: that is no fault of a video.
+    """
+    if isinstance(error, VideoError):
+        return error
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        raise error
+    return VideoError("unexpected", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def content_hash(path: Path) -> str:

@@ -18,7 +18,7 @@ from vidvq.formats.plan import Plan, ensure_plan, read_plan, refuse_foreign
 from vidvq.log import progress
 from vidvq.runtime import Pool, WorkerDied
 from vidvq.shard.config import ShardConfig
-from vidvq.shard.fetch import content_hash, local_file
+from vidvq.shard.fetch import as_video_error, content_hash, local_file
 from vidvq.shard.inputs import Fingerprint, Source, source_of
 from vidvq.shard.shots import find_shots
 from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_bytes, write_atomic
@@ -257,8 +257,9 @@ def plan_source(job: ProbeJob) -> list[dict[str, Any]]:
             fit_size(info.height, info.width, config.clip.short_side, config.clip.multiple)
             _, times = sample_timeline(info, config.clip.fps)
             shots = find_shots(path, info, config.cut) if config.cut.kind == "shots" else [0]
-    except VideoError as error:
-        return [_reject(source, digest, 0, "failed", error.reason, error.detail)]
+    except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
+        failure = as_video_error(error)
+        return [_reject(source, digest, 0, "failed", failure.reason, failure.detail)]
     rows: list[dict[str, Any]] = []
     longest = 0
     for begin, end in _segments(info, times, shots, window):
