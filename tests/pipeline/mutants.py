@@ -53,47 +53,47 @@ def make_mutants(folder: Path, bases: list[Path], count: int, url: str, seed: in
         (folder / f"{number:05d}-{kind}{suffix}").write_bytes(data)
 
 
-def _flips(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _flips(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     for _ in range(dice.choice((1, 4, 32, 256))):
         data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
     return data
 
 
-def _head_flips(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _head_flips(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     for _ in range(dice.choice((1, 4, 16))):
         data[dice.randrange(min(len(data), 600))] = dice.randrange(256)
     return data
 
 
-def _tail_flips(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _tail_flips(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     for _ in range(dice.choice((1, 4, 16))):
         data[-1 - dice.randrange(min(len(data), 1200))] = dice.randrange(256)
     return data
 
 
-def _truncated(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _truncated(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     return data[: dice.randrange(len(data))]
 
 
-def _holes(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _holes(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     start = dice.randrange(len(data))
     length = dice.randrange(1, 2000)
     return data[:start] + (bytes(length) if dice.random() < 0.5 else b"") + data[start + length :]
 
 
-def _spliced(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _spliced(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     return data[: dice.randrange(len(data))] + other[dice.randrange(len(other)) :]
 
 
-def _doubled(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _doubled(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     return data * dice.randrange(2, 30)
 
 
-def _misnamed(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _misnamed(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     return data
 
 
-def _huge_numbers(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _huge_numbers(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     """Sizes, counts, times and offsets in the index of an mp4, at their largest or negative."""
     boxes = (b"tkhd", b"avc1", b"hev1", b"stts", b"stsz", b"stsc", b"stco", b"ctts", b"elst", b"mdhd", b"mvhd")
     found = [data.find(box) for box in boxes if data.find(box) > 0] or [min(40, len(data) - 60)]
@@ -102,7 +102,7 @@ def _huge_numbers(dice: random.Random, data: bytearray, other: bytes, url: str) 
     return data
 
 
-def _playlist(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _playlist(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     text = dice.choice(
         (
             f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{url}/a.ts\n",
@@ -115,7 +115,7 @@ def _playlist(dice: random.Random, data: bytearray, other: bytes, url: str) -> b
     return dice.choice((text, text + bytes(data), bytes(data[:40]) + text))
 
 
-def _reference(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _reference(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     """A data reference of an mp4 that points elsewhere, where it should say that the data is in the file."""
     place = data.find(b"url \x00\x00\x00\x01")
     name = url.encode() + b"/d.mp4\0"
@@ -125,12 +125,12 @@ def _reference(dice: random.Random, data: bytearray, other: bytes, url: str) -> 
     return data + name
 
 
-def _noise(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes:
+def _noise(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
     magic = dice.choice((data[:12], b"", b"\x1a\x45\xdf\xa3", b"\x47" + bytes(187), b"RIFF\xff\xff\xff\xffAVI "))
     return bytes(magic) + dice.randbytes(dice.randrange(0, 4000))
 
 
-_KINDS: dict[str, Callable[[random.Random, bytearray, bytes, str], bytes]] = {
+_KINDS: dict[str, Callable[[random.Random, bytearray, bytes, str], bytes | bytearray]] = {
     "flips": _flips,
     "head": _head_flips,
     "tail": _tail_flips,

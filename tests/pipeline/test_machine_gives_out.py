@@ -124,7 +124,7 @@ def test_a_decoder_that_dies_or_hangs_costs_its_own_clips_at_most(tmp_path, make
     for name in ("good", "crash", "hang", "poison"):
         make_video(corpus / f"{name}.mp4", 8)
     settings = "clip.num_frames=4 clip.min_frames=4 clips_per_shard=3 clip.short_side=32 limits.deadline_s=8".split()
-    settings.append("filters.duplicates=false")
+    settings += ["filters.duplicates=false", "clip.decoder=decord"]
     done = subprocess.run(
         [sys.executable, "-m", "vidvq", "shard", corpus, "--out", out, *settings, "runtime.workers=2"],
         env=os.environ | {"PYTHONPATH": str(tmp_path / "deadly")},

@@ -23,7 +23,7 @@ from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import SimpleShardList
 from webdataset.tariterators import tarfile_to_samples
 
-from vidvq.formats.clip_shard import MEDIA
+from vidvq.formats.clip_shard import MEDIA, clip_media
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.log import warn
@@ -149,7 +149,7 @@ class ClipBatches(IterableDataset[torch.Tensor | str]):
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        frames = decode_clip(sample[MEDIA], key)
+        frames = decode_clip(clip_media({name: sample[name] for name in (*MEDIA, "json") if name in sample}, key), key)
         self._cache[key] = frames
         self._cached_bytes += frames.nbytes
         while self._cached_bytes > self.config.cache_mib << 20:

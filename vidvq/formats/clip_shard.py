@@ -1,4 +1,4 @@
-"""Clip shards: WebDataset tars of ``KEY.mp4`` (the clip) and ``KEY.json`` (where it came from, and its timeline)."""
+"""Clip shards: WebDataset tars of ``KEY.mp4``, ``.mkv`` or ``.npy`` (the clip) and ``KEY.json`` (what it is of)."""
 
 import hashlib
 import json
@@ -14,7 +14,8 @@ from vidvq.storage import canonical_json
 
 FORMAT = "vidvq.clip/1"
 PREFIX = "clips"
-MEDIA = "mp4"
+# What a clip may be kept as, by extension.
+MEDIA = ("mp4", "mkv", "npy")
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ def clip_key(uri: str, clip_index: int) -> str:
     return f"{stem}-{hashlib.sha256(uri.encode()).hexdigest()[:10]}-{clip_index:05d}"
 
 
-def clip_files(media: bytes, info: ClipInfo) -> dict[str, bytes]:
-    """The members of one clip by extension."""
-    return {MEDIA: media, "json": canonical_json(asdict(info) | {"format": FORMAT})}
+def clip_files(media: bytes, extension: str, info: ClipInfo) -> dict[str, bytes]:
+    """The members of one clip by extension; the media's is one of :data:`MEDIA`."""
+    assert extension in MEDIA
+    return {extension: media, "json": canonical_json(asdict(info) | {"format": FORMAT})}
 
 
 def parse_clip_info(data: bytes, where: str) -> ClipInfo:
@@ -87,12 +89,22 @@ def parse_clip_info(data: bytes, where: str) -> ClipInfo:
 
 
 def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:
-    """Yield ``(key, mp4, info)`` of each clip in a shard, one in memory at a time.
+    """Yield ``(key, media, info)`` of each clip in a shard, one in memory at a time.
 
     Raises:
         ValueError: the tar or a sample in it is not a clip shard's.
     """
     for key, files in read_samples(path):
-        if files.keys() != {MEDIA, "json"}:
-            raise ValueError(f"{path}: {key} has {sorted(files)}; a clip has ['json', 'mp4']")
-        yield key, files[MEDIA], parse_clip_info(files["json"], f"{path}: {key}")
+        yield key, clip_media(files, f"{path}: {key}"), parse_clip_info(files["json"], f"{path}: {key}")
+
+
+def clip_media(files: dict[str, bytes], where: str) -> bytes:
+    """The media among the files of one clip.
+
+    Raises:
+        ValueError: it is not one media file and one JSON.
+    """
+    media = [extension for extension in MEDIA if extension in files]
+    if len(media) != 1 or files.keys() != {*media, "json"}:
+        raise ValueError(f"{where} has {sorted(files)}; a clip has json and one of {', '.join(MEDIA)}")
+    return files[media[0]]

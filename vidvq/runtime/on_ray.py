@@ -45,13 +45,13 @@ def connect(config: RuntimeConfig) -> Iterator[int]:
     except (OSError, RuntimeError, ValueError) as error:
         where = config.address or "on this machine"
         raise ValueError(f"Ray {where} cannot be reached: {' '.join(str(error).split())}") from error
-    try:
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        # Ray prints the deaths of workers to stdout, which is for results alone.
-        with redirect_stdout(sys.stderr):
+    # Ray prints the deaths of workers to stdout, until its end, and stdout is for results alone.
+    with redirect_stdout(sys.stderr):
+        try:
+            cpus = int(ray.cluster_resources().get("CPU", 1))
             yield min(config.workers or cpus, cpus) if config.address else config.workers or cpus
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _knock(address: str) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from vidvq.runtime import RuntimeConfig
-from vidvq.video.probe import Limits
+from vidvq.video.geometry import Fit, FrameSize, fit_size
+from vidvq.video.probe import DecoderName, Limits, VideoInfo
 
 FORBID = {"extra": "forbid"}
 
@@ -21,8 +22,13 @@ class ClipPolicy:
         stride: frames from the start of one clip to the start of the next; None for ``num_frames``.
         fps: frames per second to sample at, by time; None keeps every frame of the source.
         short_side: pixels to scale the short side to; None keeps the source's size.
-        multiple: height and width are cropped, about the centre, to a multiple of this.
-        crf: x264's quality, 0 (lossless) to 51 (worst).
+        multiple: height and width come out as a multiple of this.
+        size: ``[height, width]`` for every clip, in the place of ``short_side``.
+        fit: where the shape is not the source's: ``crop`` about the centre, ``pad`` with black, or ``stretch``.
+        decoder: ``pyav``; or ``decord`` where it is right, see :func:`vidvq.video.decode.decoders_for`.
+        encoding: ``h264`` in mp4, the whole clip one group of pictures; ``ffv1`` in mkv, without loss; ``frames``, the
+            pixels as npy; ``copy`` in mkv, the source's own packets where the cut falls so that they decode alone.
+        crf: of ``h264``: x264's quality, 0 (lossless) to 51 (worst).
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -33,11 +39,27 @@ class ClipPolicy:
     fps: Annotated[float, Field(gt=0, le=1000)] | None = None
     short_side: Annotated[int, Field(ge=8)] | None = 256
     multiple: Annotated[int, Field(ge=1)] = 2
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    fit: Fit = "crop"
+    decoder: DecoderName = "pyav"
+    encoding: Literal["h264", "ffv1", "frames", "copy"] = "h264"
     crf: Annotated[int, Field(ge=0, le=51)] = 17
 
     def __post_init__(self) -> None:
         if self.min_frames > self.num_frames:
             raise ValueError(f"min_frames={self.min_frames} must be at most num_frames={self.num_frames}")
+        if self.encoding == "copy" and (self.fps or self.short_side or self.size):
+            raise ValueError("encoding='copy' changes no picture; it needs fps=null short_side=null size=null")
+        if self.size and any(side % self.multiple for side in self.size):
+            raise ValueError(f"size={list(self.size)} must be of multiple={self.multiple}")
+
+    def frame_size(self, info: VideoInfo) -> FrameSize:
+        """How the frames of a video are scaled and framed.
+
+        Raises:
+            VideoError: ``too_small``.
+        """
+        return fit_size(*info.shown_size, self.short_side, self.multiple, self.size, self.fit)
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,27 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vidvq.config import to_dict
 from vidvq.formats.clip_shard import ClipInfo, clip_files
-from vidvq.shard.config import ShardConfig
+from vidvq.shard.config import FilterPolicy, ShardConfig
 from vidvq.shard.fetch import as_video_error, local_file
 from vidvq.shard.inputs import source_of
 from vidvq.video import VideoError
 from vidvq.video.decode import (
     DecoderName,
     FrameReader,
+    decode_clip,
     decoder_version,
     decoders_for,
-    fit_size,
     open_reader,
     sample_timeline,
 )
-from vidvq.video.encode import encode_mp4
+from vidvq.video.encode import encode_ffv1, encode_mp4, encode_npy
 from vidvq.video.probe import VideoInfo, probe
+from vidvq.video.remux import copy_packets
+from vidvq.video.scores import luma_score, motion_score
 
 
 @dataclass(frozen=True)
@@ -69,18 +73,27 @@ def _failed(row: dict[str, Any], raised: Exception) -> Cut:
     return Cut(row["key"], None, verdict="failed", reason=error.reason, detail=error.detail)
 
 
+def _not_worth(frames: np.ndarray, filters: FilterPolicy) -> tuple[str, str] | None:
+    """Why a clip is left out: reason and detail."""
+    if filters.min_luma and (luma := luma_score(frames)) < filters.min_luma:
+        return "too_dark", f"has a brightness of {luma:.4f}; filters.min_luma={filters.min_luma:g}"
+    if filters.min_motion and (motion := motion_score(frames)) < filters.min_motion:
+        return "static", f"has a motion of {motion:.5f}; filters.min_motion={filters.min_motion:g}"
+    return None
+
+
 class _Video:
     def __init__(self, path: Path, info: VideoInfo, job: CutJob) -> None:
         self.path, self.info, self.job = path, info, job
         self.policy = job.config.clip
-        self.size = fit_size(info.height, info.width, self.policy.short_side, self.policy.multiple)
+        self.size = self.policy.frame_size(info)
         self.indices, self.times = sample_timeline(info, self.policy.fps)
         self.readers: dict[DecoderName, FrameReader] = {}
 
     def cut(self, row: dict[str, Any]) -> Cut:
         window = slice(row["first"], row["first"] + row["num_frames"])
         failure: VideoError | None = None
-        for decoder in self.job.decoders or decoders_for(self.info):
+        for decoder in self.job.decoders or decoders_for(self.info, self.policy.decoder):
             try:
                 if decoder not in self.readers:
                     self.readers[decoder] = open_reader(self.path, self.info, self.size, decoder)
@@ -90,10 +103,27 @@ class _Video:
                 continue
             pts = tuple(self.times[window])
             info = self._describe(row, pts, decoder)
-            media = encode_mp4(frames, pts, self.info.time_base, self.policy.crf, info.duration)
-            return Cut(row["key"], clip_files(media, info), len(pts))
+            if verdict := _not_worth(frames, self.job.config.filters):
+                return Cut(row["key"], None, 0, "filtered", *verdict)
+            extension, media = self._encode(frames, pts, info.duration, self.indices[window])
+            return Cut(row["key"], clip_files(media, extension, info), len(pts))
         assert failure is not None
         raise failure
+
+    def _encode(self, frames: np.ndarray, pts: tuple[int, ...], duration: int, indices: list[int]) -> tuple[str, bytes]:
+        time_base = self.info.time_base
+        if self.policy.encoding == "ffv1":
+            return "mkv", encode_ffv1(frames, pts, time_base, duration)
+        if self.policy.encoding == "frames":
+            return "npy", encode_npy(frames)
+        if self.policy.encoding == "h264":
+            return "mp4", encode_mp4(frames, pts, time_base, self.policy.crf, duration)
+        if self.info.shown_size != (self.size.height, self.size.width) or self.info.quarter_turns:
+            raise VideoError("not_as_shown", "is to be turned, scaled or cropped, which clip.encoding='copy' cannot do")
+        media = copy_packets(self.path, self.info, indices)
+        if (found := len(decode_clip(media, "the copy"))) != len(pts):
+            raise VideoError("not_on_keyframes", f"its copy decodes to {found} of {len(pts)} frames")
+        return "mkv", media
 
     def _describe(self, row: dict[str, Any], pts: tuple[int, ...], decoder: DecoderName) -> ClipInfo:
         # A clip lasts until the frame after it; at the end of the video, as long as its own frames on average.

@@ -1,7 +1,7 @@
 """The sharding job: plan, then one idempotent unit of work per shard."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -115,15 +115,19 @@ def _cut(job: ShardJob, rows: list[dict[str, Any]]) -> Iterator[Cut]:
         return row["uri"], row["version"]
 
     jobs = [CutJob(tuple(same), job.config) for _, same in groupby(rows, key=source)]
-    for cut, made in job.pool.map(cut_clips, jobs, deadline_s=job.config.limits.deadline_s):
+    # A worker may have been killed from outside: the whole is tried again first, which gives the same bytes.
+    for cut, made in job.pool.map(cut_clips, jobs, deadline_s=job.config.limits.deadline_s, retries=2):
         yield from _rescue(job, cut) if isinstance(made, WorkerDied) else made
 
 
 def _rescue(job: ShardJob, cut: CutJob) -> Iterator[Cut]:
-    """After a death: each clip by itself, by the other decoder, so that one frame that kills costs one clip."""
+    """After deaths: each clip by itself, so that one frame that kills costs one clip; then by the other decoder."""
     deadline_s = job.config.limits.deadline_s
-    alone = [CutJob((row,), cut.config, decoders=("pyav",)) for row in cut.rows]
-    for single, made in job.pool.map(cut_clips, alone, deadline_s=deadline_s):
+    alone = [replace(cut, rows=(row,)) for row in cut.rows]
+    for single, made in job.pool.map(cut_clips, alone, deadline_s=deadline_s, retries=1):
+        if isinstance(made, WorkerDied) and job.config.clip.decoder != "pyav":
+            other = [replace(single, decoders=("pyav",))]
+            ((_, made),) = job.pool.map(cut_clips, other, deadline_s=deadline_s, retries=1)
         if isinstance(made, WorkerDied):
             detail = f"every decoder crashed on it or ran past limits.deadline_s={deadline_s:g}"
             made = [Cut(single.rows[0]["key"], None, verdict="failed", reason="decoder_died", detail=detail)]

@@ -17,13 +17,13 @@ from vidvq.formats.clip_shard import PREFIX, clip_key
 from vidvq.formats.plan import Plan, ensure_plan, read_plan, refuse_foreign
 from vidvq.log import progress
 from vidvq.runtime import Pool, WorkerDied
-from vidvq.shard.config import ShardConfig
+from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.fetch import as_video_error, content_hash, local_file
 from vidvq.shard.inputs import Fingerprint, Source, source_of
 from vidvq.shard.shots import find_shots
 from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_bytes, write_atomic
 from vidvq.video import VideoError
-from vidvq.video.decode import fit_size, sample_timeline
+from vidvq.video.decode import sample_timeline
 from vidvq.video.probe import VideoInfo, probe
 
 SCHEMA = pa.schema(
@@ -205,7 +205,8 @@ def remove_parts(out: Path) -> None:
 
 def _probe(part: pa.RecordBatch, config: ShardConfig, pool: Pool) -> Iterator[list[dict[str, Any]]]:
     jobs = (ProbeJob(Source(**row), config) for row in part.to_pylist())
-    for job, found in pool.map(plan_source, jobs, deadline_s=config.limits.deadline_s):
+    # A worker may have been killed from outside; what kills it thrice is the video.
+    for job, found in pool.map(plan_source, jobs, deadline_s=config.limits.deadline_s, retries=2):
         if isinstance(found, WorkerDied):
             found = [_reject(job.source, "", 0, "failed", "decoder_died", "the prober crashed or hung on it")]
         yield found
@@ -254,7 +255,7 @@ def plan_source(job: ProbeJob) -> list[dict[str, Any]]:
             if min(info.height, info.width) < config.filters.min_side:
                 detail = f"is {info.width}x{info.height}; filters.min_side={config.filters.min_side}"
                 return [_reject(source, digest, 0, "filtered", "too_small", detail)]
-            fit_size(info.height, info.width, config.clip.short_side, config.clip.multiple)
+            config.clip.frame_size(info)
             _, times = sample_timeline(info, config.clip.fps)
             shots = find_shots(path, info, config.cut) if config.cut.kind == "shots" else [0]
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
@@ -264,8 +265,7 @@ def plan_source(job: ProbeJob) -> list[dict[str, Any]]:
     longest = 0
     for begin, end in _segments(info, times, shots, window):
         longest = max(longest, end - begin)
-        for first in range(begin, end, config.clip.stride or config.clip.num_frames):
-            length = min(config.clip.num_frames, end - first)
+        for first, length in _windows(begin, end, config.clip, info):
             if length >= config.clip.min_frames:
                 rows.append(_row(source, digest, len(rows), first=first, num_frames=length))
     if info.torn:
@@ -290,6 +290,22 @@ def _range(source: Source) -> tuple[float, float]:
             "bad_range", f"has start {source.start_s} and end {source.end_s}; needs 0 <= start < end, seconds"
         )
     return start, end
+
+
+def _windows(begin: int, end: int, policy: ClipPolicy, info: VideoInfo) -> Iterator[tuple[int, int]]:
+    """Where clips begin and how long they are, from frame ``begin`` to before ``end`` of the sampled timeline."""
+    if policy.encoding != "copy":
+        for first in range(begin, end, policy.stride or policy.num_frames):
+            yield first, min(policy.num_frames, end - first)
+        return
+    # Whole groups of pictures, as many as a clip may hold; at the end of the video one needs no keyframe behind it.
+    edges = [key for key in info.keyframes if begin <= key < end]
+    edges += [end] if end == info.num_frames or end in info.keyframes else []
+    while len(edges) > 1:
+        fitting = [edge for edge in edges[1:] if edge - edges[0] <= policy.num_frames]
+        if fitting:
+            yield edges[0], fitting[-1] - edges[0]
+        edges = [edge for edge in edges if edge >= (fitting[-1] if fitting else edges[1])]
 
 
 def _segments(

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from vidvq import __version__
-from vidvq.formats.clip_shard import ClipInfo, parse_clip_info
+from vidvq.formats.clip_shard import ClipInfo, clip_media, parse_clip_info
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary
@@ -56,10 +56,9 @@ def _thumbs(out: Path, plan: Plan) -> Iterator[Thumb]:
     for commit, key in sorted(drawn, key=lambda found: (found[0].shard, found[1])):
         try:
             files = _files(out, commit, key)
-            info = parse_clip_info(files.pop("json"), key)
-            ((_, media),) = files.items()
-            frames = decode_clip(media, key)
-        except (OSError, ValueError, VideoError):
+            info = parse_clip_info(files["json"], key)
+            frames = decode_clip(clip_media(files, key), key)
+        except (OSError, KeyError, ValueError, VideoError):
             # Another driver sweeps, or a shard was damaged meanwhile: that is for verify to tell.
             continue
         yield Thumb(key, info, _picture([frames[0], frames[len(frames) // 2], frames[-1]]))

@@ -6,7 +6,8 @@ import numpy as np
 
 from vidvq.shard.config import CutPolicy
 from vidvq.video import VideoError
-from vidvq.video.decode import DecoderName, decoders_for, fit_size, open_reader
+from vidvq.video.decode import DecoderName, decoders_for, open_reader
+from vidvq.video.geometry import fit_size
 from vidvq.video.probe import VideoInfo
 
 _SHORT_SIDE = 96
@@ -47,7 +48,7 @@ def _find(path: Path, info: VideoInfo, policy: CutPolicy, decoder: DecoderName) 
     detector = AdaptiveDetector(
         adaptive_threshold=policy.threshold, min_scene_len=max(round(policy.min_shot_s * info.fps), 1)
     )
-    size = fit_size(info.height, info.width, min(_SHORT_SIDE, info.height, info.width), 1)
+    size = fit_size(*info.shown_size, min(_SHORT_SIDE, info.height, info.width), 1)
     reader = open_reader(path, info, size, decoder)
     shots = [0]
     for start in range(0, info.num_frames, _FRAMES_AT_A_TIME):

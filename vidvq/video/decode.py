@@ -1,15 +1,15 @@
-"""Frames of a video: by decord, with PyAV as the fallback; and the clips that vidvq itself wrote, from memory."""
+"""Frames of a video: by PyAV, or by decord where it is right; and the clips that vidvq itself wrote, from memory."""
 
 import io
 import os
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
 from math import floor
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import av
 import av.error
@@ -17,7 +17,8 @@ import numpy as np
 from av.video.reformatter import Interpolation
 
 from vidvq.video.container import VideoError, sniff
-from vidvq.video.probe import VideoInfo, open_video
+from vidvq.video.geometry import FrameSize
+from vidvq.video.probe import DecoderName, VideoInfo, open_video
 
 # decord polls its decoding thread so many times at the end of a file, then gives up. A count that a busy machine can
 # use up makes the outcome a matter of timing, and so the bytes of a clip; what truly hangs meets the job's deadline.
@@ -26,50 +27,22 @@ os.environ["DECORD_EOF_RETRY_MAX"] = "1000000000"
 
 # Frames may come out of order by as many as a codec's reorder buffer holds.
 _REORDER_FRAMES = 32
+# Decoding so many frames that nobody wants costs less than a seek, which may go back to a keyframe before them.
+_WORTH_A_SEEK = 256
+_NPY = b"\x93NUMPY"
 # Demuxers that find the keyframe before a time; others are read from the start.
 _SEEKABLE = ("mov", "matroska", "avi")
 
-DecoderName = Literal["decord", "pyav"]
 
-
-def decoders_for(info: VideoInfo) -> tuple[DecoderName, ...]:
+def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[DecoderName, ...]:
     """Which decoders to try on a video, in order.
 
-    decord 0.6.0 gives wrong frames after a seek, without an error, where groups of pictures are open or the demuxer
-    does not find keyframes.
+    PyAV is right on all that it reads, and the same each time. decord 0.6.0 gives wrong frames after a seek, without
+    an error, where groups of pictures are open or the demuxer does not find keyframes; knows no rotation, range or
+    matrix; and on a damaged file it gives out by timing, so that two runs differ in which decoder made a clip.
     """
     exact = info.codec != "hevc" and not info.open_groups and info.container.startswith(_SEEKABLE)
-    return ("decord", "pyav") if exact else ("pyav",)
-
-
-@dataclass(frozen=True)
-class FrameSize:
-    """Scale to ``scaled_height x scaled_width``, then crop the centre to ``height x width``. Pixels."""
-
-    scaled_height: int
-    scaled_width: int
-    height: int
-    width: int
-
-    def crop(self, frames: np.ndarray) -> np.ndarray:
-        """Crop the centre of ``t h w c`` frames."""
-        top = (frames.shape[1] - self.height) // 2
-        left = (frames.shape[2] - self.width) // 2
-        return frames[:, top : top + self.height, left : left + self.width]
-
-
-def fit_size(height: int, width: int, short_side: int | None, multiple: int) -> FrameSize:
-    """The size that brings the short side to ``short_side`` (None: unchanged) and crops to a multiple.
-
-    Raises:
-        VideoError: ``too_small`` where not one multiple fits.
-    """
-    scale = Fraction(short_side, min(height, width)) if short_side else Fraction(1)
-    scaled_height, scaled_width = max(round(height * scale), 1), max(round(width * scale), 1)
-    cropped = scaled_height // multiple * multiple, scaled_width // multiple * multiple
-    if 0 in cropped:
-        raise VideoError("too_small", f"is {width}x{height} pixels; a side must be at least {multiple}")
-    return FrameSize(scaled_height, scaled_width, *cropped)
+    return ("decord", "pyav") if preferred == "decord" and exact and info.is_plain else ("pyav",)
 
 
 def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[list[int], list[int]]:
@@ -125,23 +98,29 @@ def decode_clip(media: bytes, where: str) -> np.ndarray:
     """Decode a whole clip that vidvq wrote.
 
     Args:
-        media: an mp4 in memory.
+        media: an mp4, matroska or npy file in memory.
         where: names the clip in an error.
 
     Returns:
         ``t h w c`` uint8 RGB.
 
     Raises:
-        VideoError: ``decode_error``; not an mp4, or damaged.
+        VideoError: ``decode_error``; none of these, or damaged.
     """
-    if sniff(media[:1024]) != "mov":
-        raise VideoError("decode_error", f"{where} is not an mp4")
     try:
-        with av.open(io.BytesIO(media), mode="r", format="mov") as container:
+        if media.startswith(_NPY):
+            frames = np.load(io.BytesIO(media), allow_pickle=False)
+            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+                raise VideoError("decode_error", f"{where} has {frames.dtype} {frames.shape}, not t h w 3 of uint8")
+            return frames
+        container_format = sniff(media[:1024])
+        if container_format not in {"mov", "matroska"}:
+            raise VideoError("decode_error", f"{where} is not an mp4, mkv or npy file")
+        with av.open(io.BytesIO(media), mode="r", format=container_format) as container:
             if not container.streams.video:
                 raise VideoError("decode_error", f"{where} has no video stream")
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.error.FFmpegError, ValueError) as error:
+    except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise VideoError("decode_error", f"{where}: {error}") from error
     if not frames:
         raise VideoError("decode_error", f"{where} has no frames")
@@ -178,36 +157,65 @@ class _DecordReader:
             raise VideoError("decode_error", f"decord: {str(error).splitlines()[0]}") from error
         if frames.shape != (len(indices), self._size.scaled_height, self._size.scaled_width, 3):
             raise VideoError("decode_error", f"decord gave frames of shape {frames.shape}")
-        return self._size.crop(frames)
+        return self._size.frame(frames)
 
 
 class _PyAVReader:
+    """Goes through the video once, as long as what is asked for lies ahead; what was read last is kept for overlaps."""
+
     def __init__(self, path: Path, info: VideoInfo, size: FrameSize) -> None:
         self._path, self._info, self._size = path, info, size
+        self._place = {tick: index for index, tick in enumerate(info.pts)}
+        self._walk: Iterator[tuple[int, av.VideoFrame]] = iter(())
+        self._next = info.num_frames  # the least index that the walk may still give
+        self._ahead: deque[tuple[int, av.VideoFrame]] = deque()
+        self._kept: dict[int, np.ndarray] = {}
 
     def read(self, indices: list[int]) -> np.ndarray:
-        size, wanted = self._size, set(indices)
-        found: dict[int, np.ndarray] = {}
-        for index, frame in self._walk(indices[0]):
-            if index in wanted and index not in found:
-                scaled = frame.reformat(
-                    width=size.scaled_width,
-                    height=size.scaled_height,
-                    format="rgb24",
-                    interpolation=Interpolation.BICUBIC,
-                )
-                found[index] = scaled.to_ndarray()
-            if len(found) == len(wanted) or index > indices[-1] + _REORDER_FRAMES:
-                break
-        missing = sorted(wanted - found.keys())
-        if missing:
+        wanted = set(indices)
+        found = {index: frame for index, frame in self._kept.items() if index in wanted}
+        if missing := wanted - found.keys():
+            self._go_to(min(missing))
+            self._read(missing, found)
+        if missing := sorted(wanted - found.keys()):
             raise VideoError(
                 "decode_error", f"{len(missing)} of {len(wanted)} frames cannot be decoded (first: {missing[0]})"
             )
-        return size.crop(np.stack([found[index] for index in indices]))
+        self._kept = found
+        return self._size.frame(np.stack([found[index] for index in indices]))
 
-    def _walk(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        place = {tick: index for index, tick in enumerate(self._info.pts)}
+    def _go_to(self, first: int) -> None:
+        near = self._next <= first <= self._next + _WORTH_A_SEEK
+        if not near and not any(index == first for index, _ in self._ahead):
+            self._walk, self._ahead, self._next = self._start(first), deque(), 0
+
+    def _read(self, wanted: set[int], found: dict[int, np.ndarray]) -> None:
+        """Scale the wanted frames; what comes after the last of them is kept unscaled for the next read."""
+        last = max(wanted)
+        pending, self._ahead = self._ahead, deque()
+        while pair := pending.popleft() if pending else next(self._walk, None):
+            index, frame = pair
+            self._next = max(self._next, index + 1)
+            if index in wanted and index not in found:
+                found[index] = self._scale(frame)
+            elif index > last:
+                self._ahead.append(pair)
+            if wanted <= found.keys() or index > last + _REORDER_FRAMES:
+                break
+        self._ahead.extend(pending)
+
+    def _scale(self, frame: av.VideoFrame) -> np.ndarray:
+        turned = self._info.quarter_turns % 2
+        height, width = self._size.scaled_height, self._size.scaled_width
+        scaled = frame.reformat(
+            width=height if turned else width,
+            height=width if turned else height,
+            format="rgb24",
+            interpolation=Interpolation.BICUBIC,
+        )
+        return np.rot90(scaled.to_ndarray(), self._info.quarter_turns)
+
+    def _start(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
         with open_video(self._path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
@@ -222,7 +230,7 @@ class _PyAVReader:
                         index += 1
                         continue
                     # A frame without a known time is the one after the last: AVI gives order, not times.
-                    index = place.get(frame.pts if frame.pts is not None else -1, index + 1)
+                    index = self._place.get(frame.pts if frame.pts is not None else -1, index + 1)
                     yield index, frame
             except av.error.FFmpegError as error:
                 raise VideoError("decode_error", f"stops after frame {index}: {error}") from error

@@ -1,12 +1,15 @@
-"""Frames to files: H.264 in mp4, frame times kept, and PNG."""
+"""Frames to files: H.264 in mp4 and FFV1 in matroska, frame times kept; npy; and PNG."""
 
 import io
 from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
+from typing import cast
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
 from PIL import Image
 
 # A sane clock for mp4 where the source has a coarse or an odd one.
@@ -25,6 +28,34 @@ def encode_mp4(
         crf: x264's quality, 0 (lossless) to 51.
         duration: ticks from the first frame to the end of the last; None lets the last be as long as the one before.
     """
+    # x264 subsamples colour only in even sizes.
+    pixels = "yuv444p" if frames.shape[1] % 2 or frames.shape[2] % 2 else "yuv420p"
+    # One thread: the bytes must not depend on the machine's cores.
+    options = {"crf": str(crf), "preset": "veryfast", "x264-params": "threads=1"}
+    return _encode(frames, pts, time_base, duration, ("mp4", "libx264", pixels, options))
+
+
+def encode_ffv1(frames: np.ndarray, pts: tuple[int, ...], time_base: Fraction, duration: int | None = None) -> bytes:
+    """Encode a clip without loss: FFV1 of the RGB values, in matroska. Arguments as for :func:`encode_mp4`."""
+    options = {"level": "3", "slicecrc": "1", "threads": "1"}
+    return _encode(frames, pts, time_base, duration, ("matroska", "ffv1", "bgr0", options))
+
+
+def encode_npy(frames: np.ndarray) -> bytes:
+    """A clip as ``t h w c`` uint8 RGB in an npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, frames, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _encode(
+    frames: np.ndarray,
+    pts: tuple[int, ...],
+    time_base: Fraction,
+    duration: int | None,
+    kind: tuple[str, str, str, dict[str, str]],
+) -> bytes:
+    container_format, codec, pixels, options = kind
     count = len(frames)
     if count != len(pts) or not count:
         raise ValueError(f"{count} frames need as many times, and at least 1; got {len(pts)}")
@@ -34,24 +65,26 @@ def encode_mp4(
     times = [round((tick - first) * time_base / clock) for tick in (*pts, end)]
     lengths = {time: max(after - time, 1) for time, after in pairwise(times)}
     buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        # One thread, no encoder tag: the bytes must not depend on the machine's cores.
-        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "threads=1", "flags": "+bitexact"}
-        stream = container.add_stream("libx264", options=options)
+    # No tag of the encoder: the bytes must not depend on its build.
+    with av.open(buffer, mode="w", format=container_format, options={"fflags": "+bitexact"}) as container:
+        stream = cast(VideoStream, container.add_stream(codec, options=options | {"flags": "+bitexact"}))
         stream.height, stream.width = frames.shape[1:3]
-        # x264 subsamples colour only in even sizes.
-        stream.pix_fmt = "yuv444p" if stream.height % 2 or stream.width % 2 else "yuv420p"
+        stream.pix_fmt = pixels
         stream.time_base = stream.codec_context.time_base = clock
         stream.codec_context.gop_size = count
+        if pixels.startswith("yuv"):
+            # Said, not left to a player's guess from the size: what swscale makes of RGB.
+            stream.codec_context.colorspace = Colorspace.SMPTE170M
+            stream.codec_context.color_range = ColorRange.MPEG
 
         def mux(packets: Iterable[av.Packet]) -> None:
             for packet in packets:
                 # Without it the container gives the last frame a length of its own.
-                packet.duration = lengths[packet.pts or 0]
+                packet.duration = lengths.get(packet.pts or 0, 1)
                 container.mux(packet)
 
-        for pixels, time in zip(frames, times, strict=False):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        for pixels_of_frame, time in zip(frames, times, strict=False):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_of_frame), format="rgb24")
             frame.pts, frame.time_base = time, clock
             mux(stream.encode(frame))
         mux(stream.encode(None))

@@ -3,13 +3,22 @@
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import av
 import av.error
 from av.container import InputContainer
 
 from vidvq.video.container import VideoError, container_format
+
+DecoderName = Literal["decord", "pyav"]
+
+# libav's numbers: transfer curves that are not for SDR, the matrices that are or pass for BT.601, the full range.
+_HDR = {16: "PQ", 18: "HLG"}
+_BT601 = (2, 5, 6)
+_FULL = 2
+# Pixels so many times wider than high, or the other way round, are a mistake in the file.
+_ODD_ASPECT = 10
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,10 @@ class VideoInfo:
         pts: presentation time of every frame in ticks, ascending; one per packet found in the file.
         torn: the file ends before its container's index or length says, so its tail is missing.
         open_groups: frames are stored behind a keyframe and shown before it.
+        keyframes: indices of the frames that decode alone, ascending.
+        quarter_turns: counter-clockwise turns that show the picture upright, from the display matrix.
+        pixel_aspect: width of a pixel over its height.
+        is_plain: 8-bit, upright, and of BT.601 in limited range or untagged.
     """
 
     container: str
@@ -54,6 +67,16 @@ class VideoInfo:
     pts: tuple[int, ...]
     torn: bool
     open_groups: bool
+    keyframes: tuple[int, ...] = ()
+    quarter_turns: int = 0
+    pixel_aspect: Fraction = Fraction(1)
+    is_plain: bool = True
+
+    @property
+    def shown_size(self) -> tuple[Fraction, Fraction]:
+        """``(height, width)`` as it is shown: upright, in square pixels."""
+        height, width = Fraction(self.height), self.width * self.pixel_aspect
+        return (width, height) if self.quarter_turns % 2 else (height, width)
 
     @property
     def num_frames(self) -> int:
@@ -112,9 +135,11 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             raise VideoError("too_large", f"is {width}x{height}; the cap is limits.max_pixels={limits.max_pixels}")
         if stream.time_base is None:
             raise VideoError("unreadable", "its video stream has no time base")
-        pts, open_groups = _timeline(container, stream, limits)
+        pts, keys, open_groups = _timeline(container, stream, limits)
         if not pts:
             raise VideoError("unreadable", "its video stream has no frames")
+        first = _first_frame(path)
+        aspect = stream.sample_aspect_ratio
         return VideoInfo(
             container=container.format.name,
             codec=stream.codec_context.name,
@@ -124,7 +149,30 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             pts=tuple(pts),
             torn=_is_torn(path, container, stream),
             open_groups=open_groups,
+            keyframes=tuple(index for index, tick in enumerate(pts) if tick in keys),
+            quarter_turns=first.rotation // 90 % 4 if first else 0,
+            pixel_aspect=Fraction(aspect) if aspect and _ODD_ASPECT > aspect > 1 / _ODD_ASPECT else Fraction(1),
+            is_plain=first is not None and _is_plain(first),
         )
+
+
+def _first_frame(path: Path) -> av.VideoFrame | None:
+    """What tells of rotation and colour; None where it cannot be decoded, which is for the reader to tell."""
+    try:
+        with open_video(path) as container:
+            frame = next(container.decode(container.streams.video[0]), None)
+    except av.error.FFmpegError:
+        return None
+    if frame is not None and frame.color_trc in _HDR:
+        raise VideoError(
+            "hdr", f"has {_HDR[frame.color_trc]} brightness; make it SDR first, by a tone map of your choice"
+        )
+    return frame
+
+
+def _is_plain(frame: av.VideoFrame) -> bool:
+    eight_bit = all(component.bits == 8 for component in frame.format.components)
+    return eight_bit and not frame.rotation and frame.colorspace in _BT601 and frame.color_range != _FULL
 
 
 def _is_torn(path: Path, container: InputContainer, stream: av.VideoStream) -> bool:
@@ -156,8 +204,10 @@ def _matroska_end(path: Path) -> int:
     return place
 
 
-def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits) -> tuple[list[int], bool]:
+def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits) -> tuple[list[int], set[int], bool]:
+    """Times of the frames, those of keyframes, and whether groups of pictures are open."""
     pts: list[int] = []
+    keys: set[int] = set()
     ticks: list[int] = []
     keyframe: int | None = None
     open_groups = False
@@ -169,6 +219,7 @@ def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits)
             ticks.append(-1 if packet.dts is None else packet.dts)
             if packet.is_keyframe:
                 keyframe = packet.pts
+                keys.add(packet.pts if packet.pts is not None else -1)
             elif keyframe is not None and packet.pts is not None and packet.pts < keyframe:
                 open_groups = True
             if len(pts) > limits.max_frames:
@@ -178,14 +229,14 @@ def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits)
             raise VideoError("unreadable", f"no packet can be read: {_plain(error)}") from error
         # A torn tail: what came before it is whole.
     if len(set(pts)) == len(pts) and (-1 not in pts):
-        return sorted(pts), open_groups
+        return sorted(pts), keys, open_groups
     # AVI and raw streams carry decode times alone; they are in order, and that order is what counts.
     if len(set(ticks)) == len(ticks) and (-1 not in ticks):
-        return sorted(ticks), open_groups
+        return sorted(ticks), keys, open_groups
     rate = stream.average_rate or Fraction(25)
     assert stream.time_base is not None
     step = max(round(1 / (rate * Fraction(stream.time_base))), 1)
-    return [index * step for index in range(len(pts))], open_groups
+    return [index * step for index in range(len(pts))], set(), open_groups
 
 
 def _plain(error: Exception) -> str:

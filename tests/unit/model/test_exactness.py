@@ -9,7 +9,8 @@ from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
 from vidvq.model.pixels import to_video
 from vidvq.model.quantize import QuantizerConfig, VQConfig
-from vidvq.video.decode import fit_size, open_reader
+from vidvq.video.decode import open_reader
+from vidvq.video.geometry import fit_size
 from vidvq.video.probe import Limits, probe
 
 VIDEO = Path(__file__).parents[3] / "vidvq/demo/videos/train/carphone.mp4"

@@ -1,0 +1,263 @@
+"""What comes out of a video is what it shows: compared, frame by frame, with what the ffmpeg program makes of it."""
+
+import shutil
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+import pytest
+from av.video.stream import VideoStream
+
+from vidvq.shard.config import ClipPolicy
+from vidvq.video import VideoError
+from vidvq.video.decode import decode_clip, decoders_for, open_reader
+from vidvq.video.encode import encode_ffv1, encode_mp4, encode_npy
+from vidvq.video.geometry import fit_size
+from vidvq.video.probe import Limits, probe
+from vidvq.video.remux import copy_packets
+from vidvq.video.scores import luma_score, motion_score
+
+DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"
+VIDEO = DEMO / "heldout/bikes.mp4"
+NUM_FRAMES = 12
+# libav's numbers of matrix, range and transfer curve, and a pixel format.
+BT709, BT601, BT2020, UNTAGGED = 1, 6, 9, 2
+LIMITED, FULL = 1, 2
+PQ, HLG = 16, 18
+
+needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg program is not installed")
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    return decode_clip(VIDEO.read_bytes(), "bikes")[:NUM_FRAMES]
+
+
+def write(
+    path: Path,
+    frames: np.ndarray,
+    *,
+    matrix: int = UNTAGGED,
+    colour_range: int = 0,
+    transfer: int = 2,
+    pixels: str = "yuv420p",
+    aspect: Fraction | None = None,
+    turn: int = 0,
+    pts: list[int] | None = None,
+    codec: str = "libx264",
+) -> Path:
+    """A video of real frames with the tags given, and with the numbers that the tags speak of."""
+    with av.open(str(path), "w") as container:
+        options = {"crf": "8"} if codec == "libx264" else {"x265-params": "log-level=none"}
+        stream = cast(VideoStream, container.add_stream(codec, rate=25, options=options))
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
+        context = stream.codec_context
+        context.time_base = stream.time_base = Fraction(1, 100)
+        context.colorspace, context.color_range, context.color_trc = matrix, colour_range, transfer
+        if aspect:
+            context.sample_aspect_ratio = aspect
+        if turn:
+            stream.set_display_rotation(turn)
+        for index, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                format=pixels,
+                dst_colorspace=BT601 if matrix == UNTAGGED else matrix,
+                dst_color_range=colour_range or LIMITED,
+            )
+            frame.pts, frame.time_base = pts[index] if pts else index * 4, Fraction(1, 100)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def ours(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    info = probe(path, Limits())
+    target = fit_size(*info.shown_size, None, 1, size, "stretch")
+    (decoder,) = decoders_for(info)
+    return open_reader(path, info, target, decoder).read(list(range(info.num_frames)))
+
+
+def by_ffmpeg(path: Path, height: int, width: int, *filters: str) -> np.ndarray:
+    chain = ",".join([*filters, f"scale={width}:{height}:flags=bicubic", "format=rgb24"])
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        "-vf",
+        chain,
+        "-fps_mode",
+        "passthrough",
+        "-f",
+        "rawvideo",
+        "-",
+    ]
+    raw = subprocess.run(command, check=True, capture_output=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+def differ(one: np.ndarray, other: np.ndarray) -> float:
+    assert one.shape == other.shape
+    return float(np.abs(one.astype(int) - other.astype(int)).mean(axis=(1, 2, 3)).max())
+
+
+TAGS = [
+    {},
+    {"matrix": BT601, "colour_range": LIMITED},
+    {"matrix": BT709, "colour_range": LIMITED},
+    {"matrix": BT709, "colour_range": FULL},
+    {"matrix": BT2020, "colour_range": LIMITED},
+    {"matrix": BT709, "colour_range": LIMITED, "pixels": "yuv420p10le"},
+    {"matrix": BT601, "colour_range": FULL, "pixels": "yuv444p"},
+]
+
+
+@pytest.mark.parametrize("tags", TAGS, ids=str)
+def test_colours_come_out_as_they_went_in_whatever_the_tags(frames, tmp_path, tags):
+    path = write(tmp_path / "v.mp4", frames, **tags)
+    assert differ(ours(path), frames) < 3.0
+    wrong = dict(tags) | {"matrix": BT709 if tags.get("matrix") != BT709 else BT601}
+    other = write(tmp_path / "w.mp4", frames, **wrong)
+    assert differ(ours(other), frames) < 3.0
+    if tags.get("pixels") != "yuv420p10le":
+        return
+    assert not probe(path, Limits()).is_plain
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("tags", TAGS, ids=str)
+@pytest.mark.parametrize("size", [None, (96, 128)], ids=["whole", "scaled"])
+def test_each_frame_is_ffmpegs_frame(frames, tmp_path, tags, size):
+    path = write(tmp_path / "v.mp4", frames, **tags)
+    height, width = size or frames.shape[1:3]
+    assert differ(ours(path, size), by_ffmpeg(path, height, width)) < 0.8
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_a_video_that_was_held_sideways_comes_out_upright(frames, tmp_path, turn):
+    path = write(tmp_path / "v.mp4", frames, turn=turn)
+    height, width = frames.shape[1:3]
+    shown = (height, width) if turn == 180 else (width, height)
+    info = probe(path, Limits())
+    assert info.quarter_turns and info.shown_size == shown
+    assert differ(ours(path), by_ffmpeg(path, *shown)) < 0.8
+    assert differ(ours(path), np.rot90(frames, info.quarter_turns, axes=(1, 2))) < 3.0
+    assert decoders_for(info, "decord") == ("pyav",)
+
+
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(4, 3), 427), (Fraction(1, 2), 160), (Fraction(1), 320)])
+def test_pixels_come_out_square(frames, tmp_path, aspect, width):
+    path = write(tmp_path / "v.mp4", frames[:, :240, :320], aspect=aspect)
+    assert ours(path).shape[1:3] == (240, width)
+    assert probe(path, Limits()).pixel_aspect == aspect
+
+
+@pytest.mark.parametrize("transfer", [PQ, HLG])
+def test_hdr_is_refused_by_name_and_never_passed_off_as_sdr(frames, tmp_path, transfer):
+    path = write(tmp_path / "v.mp4", frames, matrix=BT2020, transfer=transfer, pixels="yuv420p10le", codec="libx265")
+    with pytest.raises(VideoError, match="hdr: has (PQ|HLG) brightness"):
+        probe(path, Limits())
+
+
+@needs_ffmpeg
+def test_a_varying_frame_rate_is_sampled_by_time_as_ffmpeg_does(frames, tmp_path):
+    from vidvq.video.decode import sample_timeline
+
+    pts = [0, 1, 2, 3, 4, 5, 40, 80, 82, 84, 120, 160]
+    path = write(tmp_path / "v.mkv", frames, pts=pts)
+    info = probe(path, Limits())
+    indices, times = sample_timeline(info, 10)
+    assert [float(time * info.time_base) for time in times] == [index / 10 for index in range(len(times))]
+    read = open_reader(path, info, fit_size(*info.shown_size, None, 1), "pyav").read(indices)
+    # ffmpeg's round=up gives each tick the frame that is on screen then.
+    theirs = by_ffmpeg(path, *frames.shape[1:3], "fps=10:round=up")
+    count = min(len(read), len(theirs))
+    assert count >= 16 and abs(len(read) - len(theirs)) <= 1
+    assert differ(read[:count], theirs[:count]) < 0.8
+
+
+@pytest.mark.parametrize(
+    ("fit", "size", "expected"),
+    [
+        ("crop", (64, 64), (64, 114, 64, 64)),
+        ("pad", (64, 64), (36, 64, 64, 64)),
+        ("stretch", (64, 64), (64, 64, 64, 64)),
+    ],
+)
+def test_a_fixed_size_is_cropped_padded_or_stretched(fit, size, expected):
+    found = fit_size(360, 640, None, 8, size, fit)
+    assert (found.scaled_height, found.scaled_width, found.height, found.width) == expected
+    framed = found.frame(np.full((2, found.scaled_height, found.scaled_width, 3), 200, np.uint8))
+    assert framed.shape == (2, 64, 64, 3)
+    black = (framed == 0).all(axis=3)[0]
+    assert black.mean() == ((64 - 36) / 64 if fit == "pad" else 0)
+    assert (black == black[::-1, ::-1]).all()
+
+
+@pytest.mark.parametrize(("fit", "shape"), [("crop", (96, 168)), ("pad", (96, 176)), ("stretch", (96, 168))])
+def test_a_short_side_is_fitted_to_the_multiple(fit, shape):
+    found = fit_size(360, 640, 96, 8, None, fit)
+    assert (found.height, found.width) == shape
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (63, 95)])
+def test_every_encoding_has_exactly_the_frames_and_what_is_lossless_has_their_values(frames, shape):
+    for count in (1, 2, 9, 12):
+        clip = np.ascontiguousarray(frames[:count, : shape[0], : shape[1]])
+        pts = tuple(range(0, 40 * count, 40))
+        for media in (encode_ffv1(clip, pts, Fraction(1, 1000)), encode_npy(clip)):
+            assert (decode_clip(media, "clip") == clip).all()
+        lossy = decode_clip(encode_mp4(clip, pts, Fraction(1, 1000), crf=12), "clip")
+        assert lossy.shape == clip.shape and differ(lossy, clip) < 5
+        assert encode_ffv1(clip, pts, Fraction(1, 1000)) == encode_ffv1(clip, pts, Fraction(1, 1000))
+
+
+def test_what_is_encoded_says_its_colours(frames):
+    import io
+
+    with av.open(io.BytesIO(encode_mp4(frames, tuple(range(len(frames))), Fraction(1, 25), crf=17))) as container:
+        frame = next(container.decode(video=0))
+        assert frame.colorspace in (5, BT601) and frame.color_range == LIMITED, "two names of one matrix"
+
+
+def test_packets_are_copied_where_the_cut_falls_on_keyframes(tmp_path, make_video):
+    options = {"g": "10", "bf": "2", "b_strategy": "0", "sc_threshold": "0", "flags": "+cgop"}
+    path = make_video(tmp_path / "v.mp4", 40, codec_options=options)
+    info = probe(path, Limits())
+    assert info.keyframes == (0, 10, 20, 30)
+    whole = open_reader(path, info, fit_size(*info.shown_size, None, 1), "pyav").read(list(range(40)))
+    for first, last in ((0, 10), (10, 30), (30, 40)):
+        copied = decode_clip(copy_packets(path, info, range(first, last)), "copy")
+        assert (copied == whole[first:last]).all()
+    for first, last in ((5, 15), (0, 6), (10, 28)):
+        with pytest.raises(VideoError, match="not_on_keyframes"):
+            copy_packets(path, info, range(first, last))
+
+
+def test_scores_tell_dark_from_light_and_still_from_moving(frames):
+    assert luma_score(np.zeros_like(frames)) == 0 and luma_score(np.full_like(frames, 255)) == pytest.approx(1)
+    assert 0.2 < luma_score(frames) < 0.8
+    assert motion_score(frames[:1]) == motion_score(np.repeat(frames[:1], 5, axis=0)) == 0
+    assert motion_score(frames) > 0.003
+    noise = np.random.default_rng(0).normal(0, 3, frames.shape)
+    noisy = np.clip(frames[:1] + noise, 0, 255).astype(np.uint8)
+    assert motion_score(noisy) < motion_score(frames) / 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"encoding": "copy"},
+        {"encoding": "copy", "short_side": None, "fps": 10},
+        {"size": (64, 60), "multiple": 8},
+        {"min_frames": 40},
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(wrong):
+    with pytest.raises(ValueError):
+        ClipPolicy(**wrong)

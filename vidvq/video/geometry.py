@@ -1,0 +1,77 @@
+"""The size and the shape that a video's frames come out in."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from typing import Literal
+
+import numpy as np
+
+from vidvq.video.container import VideoError
+
+Fit = Literal["crop", "pad", "stretch"]
+
+
+@dataclass(frozen=True)
+class FrameSize:
+    """Scale to ``scaled_height x scaled_width``, then crop or pad about the centre to ``height x width``. Pixels."""
+
+    scaled_height: int
+    scaled_width: int
+    height: int
+    width: int
+
+    def frame(self, frames: np.ndarray) -> np.ndarray:
+        """Crop what is too large and pad with black what is too small, in ``t h w c`` frames."""
+        top, left = (self.scaled_height - self.height) // 2, (self.scaled_width - self.width) // 2
+        inside = frames[:, max(top, 0) : max(top, 0) + self.height, max(left, 0) : max(left, 0) + self.width]
+        if inside.shape[1:3] == (self.height, self.width):
+            return inside
+        framed = np.zeros((len(frames), self.height, self.width, 3), dtype=np.uint8)
+        top, left = (self.height - inside.shape[1]) // 2, (self.width - inside.shape[2]) // 2
+        framed[:, top : top + inside.shape[1], left : left + inside.shape[2]] = inside
+        return framed
+
+
+def fit_size(
+    height: Fraction | int,
+    width: Fraction | int,
+    short_side: int | None,
+    multiple: int,
+    size: tuple[int, int] | None = None,
+    fit: Fit = "crop",
+) -> FrameSize:
+    """How a picture is scaled and framed.
+
+    Args:
+        height, width: of the picture as it is shown, in square pixels.
+        short_side: pixels to scale the short side to; None keeps the size. Not used where there is a ``size``.
+        multiple: that height and width must be of.
+        size: ``(height, width)`` for all; None keeps the shape of the picture, but for the multiple.
+        fit: ``crop`` fills the frame and cuts off what is over, ``pad`` shows all and fills up with black,
+            ``stretch`` does neither and bends the shape.
+
+    Raises:
+        VideoError: ``too_small`` where not one multiple fits.
+    """
+    if size:
+        target_height, target_width = size
+        scales = Fraction(target_height) / height, Fraction(target_width) / width
+    else:
+        scale = Fraction(short_side) / min(height, width) if short_side else Fraction(1)
+        whole = max(round(height * scale), 1), max(round(width * scale), 1)
+        cut = {"crop": lambda side: side // multiple, "pad": lambda side: ceil(Fraction(side, multiple))}
+        count = cut.get(fit, lambda side: round(Fraction(side, multiple)))
+        target_height, target_width = (count(side) * multiple for side in whole)
+        if 0 in (target_height, target_width):
+            raise VideoError(
+                "too_small", f"is {round(width)}x{round(height)} pixels; a side must be at least {multiple}"
+            )
+        if fit != "stretch":
+            return FrameSize(*whole, target_height, target_width)
+        return FrameSize(target_height, target_width, target_height, target_width)
+    if fit == "stretch":
+        return FrameSize(target_height, target_width, target_height, target_width)
+    scale = max(scales) if fit == "crop" else min(scales)
+    scaled = max(round(height * scale), 1), max(round(width * scale), 1)
+    return FrameSize(*scaled, target_height, target_width)
