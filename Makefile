@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
-.PHONY: demo test test-slow test-gpu check lint format clean
+.PHONY: demo test test-slow test-gpu bench-shard check lint format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -17,6 +17,9 @@ test-slow: $(VENV)/.with-test  ## The tests that take minutes.
 
 test-gpu: $(VENV)/.with-test  ## The tests that need a CUDA device; they fail, not skip, without one.
 	VIDVQ_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
+
+bench-shard: $(VENV)/.with-shard  ## Decoding and sharding VIDEOS="a.mp4 b.mkv", as a share of what ffmpeg reaches.
+	$(BIN)/python benchmarks/shard.py $(or $(VIDEOS),vidvq/demo/videos/train/*.mp4)
 
 check: lint test  ## All that must be clean before a change goes in.
 

@@ -1,0 +1,171 @@
+"""How fast videos are decoded, resampled and scaled, and sharded, as a share of what the ffmpeg program does with them.
+
+    python benchmarks/shard.py VIDEOS... [--fps 10] [--short-side 256] [--rounds 5] [--workers 2]
+
+Every round runs everything once, one behind the other; the table gives the medians over rounds of the ratio to
+ffmpeg in that round. ffmpeg gets one video after the other and as many threads as it likes; the readers run in as many
+processes as there are workers, one video each at a time.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from vidvq.video.decode import open_reader, sample_timeline
+from vidvq.video.geometry import fit_size
+from vidvq.video.probe import Limits, probe
+
+CLIP_FRAMES = 33
+CRF = 17
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", nargs="+", type=Path)
+    parser.add_argument("--fps", type=float, default=10)
+    parser.add_argument("--short-side", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    if not shutil.which("ffmpeg"):
+        sys.exit("the ffmpeg program is not installed; it is what is compared with")
+    frames = sum(len(sample_timeline(probe(video, Limits()), options.fps)[0]) for video in options.videos)
+    print(f"{len(options.videos)} videos, {frames} frames at {options.fps:g} fps, {options.workers} workers")
+    for name, baseline, others in _races(options):
+        _print_table(name, _measure(baseline, others, options.rounds), frames)
+
+
+def _races(options: argparse.Namespace) -> list[tuple[str, Callable[[], None], dict[str, Callable[[], None]]]]:
+    readers: dict[str, Callable[[], None]] = {
+        name: partial(_read_all, name, options) for name in ("pyav", "decord") if name == "pyav" or _installed(name)
+    }
+    if _installed("torchcodec"):
+        readers["torchcodec"] = partial(_read_all, "torchcodec", options)
+    return [
+        ("decode, resample and scale", partial(_ffmpeg, options, encode=False), readers),
+        (
+            "the whole of vidvq shard, h264",
+            partial(_ffmpeg, options, encode=True),
+            {"vidvq shard": partial(_shard, options)},
+        ),
+    ]
+
+
+def _measure(
+    baseline: Callable[[], None], others: dict[str, Callable[[], None]], rounds: int
+) -> dict[str, tuple[float, float]]:
+    """Name -> (median seconds, median share of the baseline's speed)."""
+    took: dict[str, list[float]] = {name: [] for name in ("ffmpeg", *others)}
+    for _ in range(rounds):
+        for name, run in {"ffmpeg": baseline, **others}.items():
+            began = time.perf_counter()
+            run()
+            took[name].append(time.perf_counter() - began)
+    return {
+        name: (
+            statistics.median(seconds),
+            statistics.median(base / own for base, own in zip(took["ffmpeg"], seconds, strict=True)),
+        )
+        for name, seconds in took.items()
+    }
+
+
+def _print_table(title: str, rows: dict[str, tuple[float, float]], frames: int) -> None:
+    print(f"\n{title}\n{'':14}{'seconds':>9}{'frames/s':>10}{'of ffmpeg':>11}")
+    for name, (seconds, share) in rows.items():
+        print(f"{name:14}{seconds:9.2f}{frames / seconds:10.0f}{share:11.2f}")
+
+
+def _ffmpeg(options: argparse.Namespace, encode: bool) -> None:
+    side = options.short_side
+    scale = f"fps={options.fps:g},scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)':flags=bicubic"
+    for video in options.videos:
+        with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+            command = ["ffmpeg", "-v", "error", "-y", "-i", str(video), "-an", "-vf", scale]
+            if encode:
+                command += [
+                    "-c:v",
+                    "libx264",
+                    "-preset",
+                    "veryfast",
+                    "-crf",
+                    str(CRF),
+                    "-g",
+                    str(CLIP_FRAMES),
+                    file.name,
+                ]
+            else:
+                command += ["-f", "null", "-"]
+            subprocess.run(command, check=True)
+
+
+def _read_all(reader: str, options: argparse.Namespace) -> None:
+    with ProcessPoolExecutor(options.workers) as pool:
+        list(
+            pool.map(
+                _read,
+                options.videos,
+                *([value] * len(options.videos) for value in (reader, options.fps, options.short_side)),
+            )
+        )
+
+
+def _read(video: Path, reader: str, fps: float, short_side: int) -> None:
+    info = probe(video, Limits())
+    indices, _ = sample_timeline(info, fps)
+    size = fit_size(*info.shown_size, short_side, 2)
+    clips = [indices[start : start + CLIP_FRAMES] for start in range(0, len(indices), CLIP_FRAMES)]
+    if reader == "torchcodec":
+        from torchcodec.decoders import VideoDecoder
+        from torchvision.transforms.functional import resize
+
+        decoder = VideoDecoder(str(video), num_ffmpeg_threads=1, seek_mode="exact")
+        for clip in clips:
+            resize(decoder.get_frames_at(clip).data, [size.scaled_height, size.scaled_width])
+        return
+    opened = open_reader(video, info, size, "decord" if reader == "decord" else "pyav")
+    for clip in clips:
+        opened.read(clip)
+
+
+def _shard(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = [
+            f"clip.fps={options.fps:g}",
+            f"clip.short_side={options.short_side}",
+            f"clip.crf={CRF}",
+            "clip.min_frames=1",
+        ]
+        settings += [f"clip.num_frames={CLIP_FRAMES}", "filters.duplicates=false", f"runtime.workers={options.workers}"]
+        command = [
+            sys.executable,
+            "-m",
+            "vidvq",
+            "shard",
+            *map(str, options.videos),
+            "--out",
+            f"{folder}/out",
+            *settings,
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+def _installed(name: str) -> bool:
+    try:
+        __import__(name)
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()

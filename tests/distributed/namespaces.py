@@ -1,0 +1,70 @@
+"""Two machines on one: network namespaces with a cable between them. Needs root and iproute2."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Host:
+    """A network namespace: what runs in it sees its own address and loopback, and the other host."""
+
+    name: str
+    address: str
+
+    def command(self, *arguments: object) -> list[str]:
+        """A command line that runs there."""
+        return ["ip", "netns", "exec", self.name, *map(str, arguments)]
+
+
+def why_not() -> str | None:
+    """Why this machine cannot have namespaces, or None where it can."""
+    if not shutil.which("ip"):
+        return "iproute2 is not installed"
+    if os.geteuid():
+        return "network namespaces need root"
+    name = f"vvq{os.getpid() % 10000}t"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"network namespaces are not permitted here: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "delete", name], check=True)
+    return None
+
+
+@contextmanager
+def two_hosts() -> Iterator[tuple[Host, Host]]:
+    """Two hosts that reach each other, and nothing else."""
+    stem = f"vvq{os.getpid() % 10000}"
+    hosts = Host(f"{stem}a", "10.77.0.1"), Host(f"{stem}b", "10.77.0.2")
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+    try:
+        for host in hosts:
+            ip("netns", "add", host.name)
+        ip(
+            "link",
+            "add",
+            f"{stem}va",
+            "netns",
+            hosts[0].name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            f"{stem}vb",
+            "netns",
+            hosts[1].name,
+        )
+        for host, cable in zip(hosts, (f"{stem}va", f"{stem}vb"), strict=True):
+            ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", cable)
+            ip("-n", host.name, "link", "set", cable, "up")
+            ip("-n", host.name, "link", "set", "lo", "up")
+        yield hosts
+    finally:
+        for host in hosts:
+            subprocess.run(["ip", "netns", "delete", host.name], check=False, capture_output=True)

@@ -1,0 +1,86 @@
+"""A Ray cluster of two nodes, in network namespaces: the same bytes as inline, with both nodes and when one is lost."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from namespaces import Host, two_hosts, why_not
+
+REASON = why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=64 clip.multiple=8 clips_per_shard=2".split()
+# One token for all of the cluster; nobody else may join it.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+RAY = Path(sys.executable).with_name("ray")
+
+
+@contextmanager
+def ray_node(host: Host, folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
+    """A Ray node that lives as long as its foreground process does."""
+    command = [RAY, "start", *arguments, f"--node-ip-address={host.address}", "--num-cpus=1", "--block"]
+    command += ["--disable-usage-stats", "--object-store-memory=100000000"]
+    with (folder / f"{host.name}.log").open("wb") as log:
+        node = subprocess.Popen(
+            host.command(*command), stdout=log, stderr=log, env=os.environ | TOKEN, start_new_session=True
+        )
+        try:
+            yield node
+        finally:
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+
+
+@contextmanager
+def cluster(tmp_path: Path) -> Iterator[tuple[Host, Host, subprocess.Popen]]:
+    with two_hosts() as (one, other):
+        head = ("--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={tmp_path / 'r1'}")
+        with ray_node(one, tmp_path, *head):
+            nodes = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(len(ray.nodes()))"
+            address = f"{one.address}:6379"
+            with ray_node(other, tmp_path, f"--address={address}") as second:
+                deadline = time.monotonic() + 60
+                while second.poll() is None and time.monotonic() < deadline:
+                    asked = one.command(sys.executable, "-c", nodes, address)
+                    found = subprocess.run(
+                        asked, capture_output=True, text=True, check=False, env=os.environ | TOKEN, timeout=90
+                    )
+                    if found.stdout.strip() == "2":
+                        break
+                    time.sleep(1)
+                else:
+                    pytest.fail(f"the cluster did not come up: {(tmp_path / f'{other.name}.log').read_text()[-2000:]}")
+                yield one, other, second
+
+
+def shard(host: Host, demo_videos: Path, out: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "vidvq", "shard", demo_videos / "train", "--out", out, *SETTINGS]
+    command.append(f"runtime.address={host.address}:6379")
+    return subprocess.Popen(host.command(*command), stderr=subprocess.PIPE, env=os.environ | TOKEN, text=True)
+
+
+def test_two_nodes_make_the_same_bytes_also_when_one_is_lost(demo_videos, tmp_path_factory, snapshot, vidvq):
+    # Ray keeps sockets below this folder, and their paths must be short.
+    tmp_path = tmp_path_factory.mktemp("n")
+    job = ["shard", demo_videos / "train", *SETTINGS, "runtime.workers=0"]
+    assert vidvq(*job, "--out", tmp_path / "inline").code == 0
+    with cluster(tmp_path) as (one, _, second):
+        both = shard(one, demo_videos, tmp_path / "both")
+        _, told = both.communicate(timeout=300)
+        assert both.returncode == 0, told
+        assert snapshot(tmp_path / "both") == snapshot(tmp_path / "inline")
+        killed = shard(one, demo_videos, tmp_path / "killed")
+        while killed.poll() is None and len(list((tmp_path / "killed/commits").glob("*.json"))) < 2:
+            time.sleep(0.02)
+        assert killed.poll() is None, "the job was over before the node was lost"
+        os.killpg(second.pid, signal.SIGKILL)
+        _, told = killed.communicate(timeout=400)
+        assert killed.returncode == 0, told
+        assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "inline")
