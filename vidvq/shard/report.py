@@ -14,7 +14,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from vidvq import __version__
 from vidvq.formats.clip_shard import ClipInfo, clip_media, parse_clip_info
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.plan import Plan
@@ -46,7 +45,6 @@ def write_report(out: Path, plan: Plan, summary: JobSummary) -> None:
         summary=summary,
         policy=plan.header["made_from"],
         thumbs=list(_thumbs(out, plan)),
-        version=__version__,
     )
     write_atomic(out / "report.html", page.encode())
 
