@@ -7,6 +7,7 @@ import torch
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
+from vidvq.model.layers import Past, RMSNorm
 from vidvq.model.pixels import to_video
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.video.decode import fit_size, open_reader
@@ -127,6 +128,28 @@ def test_later_groups_see_the_past(tokenizer, video):
     changed = video.clone()
     changed[:, :, 0] = -changed[:, :, 0]
     assert not torch.equal(tokenizer.encode(video)[:, 1], tokenizer.encode(changed)[:, 1])
+
+
+def test_a_still_video_starts_as_it_goes_on(tokenizer, video):
+    """What comes before a stream is its first group, not nothing: no step at the start for the network to learn."""
+    still = video[:, :, :1].expand(-1, -1, 13, -1, -1)
+    latents = tokenizer.encoder(tokenizer._open(still), Past())
+    for group in latents[:, :, 1:].unbind(dim=2):
+        torch.testing.assert_close(group, latents[:, :, 0], atol=1e-5, rtol=1e-5)
+    frames = tokenizer.decoder(latents[:, :, :1].expand(-1, -1, 4, -1, -1), Past())
+    torch.testing.assert_close(frames[:, :, 4:8], frames[:, :, :4], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(frames[:, :, 12:], frames[:, :, :4], atol=1e-5, rtol=1e-5)
+
+
+def test_a_norm_sees_its_own_position_alone():
+    norm = RMSNorm(6)
+    x = torch.randn(2, 6, 4, 5)
+    changed = x.clone()
+    changed[0, :, 1, 2] *= 100
+    before, after = norm(x), norm(changed)
+    torch.testing.assert_close(before.square().mean(dim=1), torch.ones(2, 4, 5), atol=1e-4, rtol=1e-4)
+    assert (before != after).any(dim=1).sum() <= 1
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
 
 
 def test_training_forward_is_the_same_computation(tokenizer, video):
