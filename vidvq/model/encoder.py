@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -110,6 +111,10 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norm = RMSNorm(channels[-1])
         self.head = SpatialConv(channels[-1], self.patch.channels)
+        # A decoder starts near grey: at full size its untrained details would be noise, and loud.
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+            self.head.bias.zero_()  # type: ignore[union-attr]
 
     @property
     def reach(self) -> int:

@@ -174,7 +174,9 @@ def test_a_norm_sees_its_own_position_alone():
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-5)
 
 
-def test_training_forward_is_the_same_computation(tokenizer, video):
+@pytest.mark.parametrize("kind", MODELS)
+def test_training_forward_is_the_same_computation(kind, video):
+    tokenizer = MODELS[kind]
     out = tokenizer(video)
     codes = tokenizer.encode(video)
     assert (out.codes == codes).float().mean() > 0.999
