@@ -6,10 +6,11 @@ from itertools import pairwise
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidvq.model.layers import Causality, Downsample, Past, ResBlock, RMSNorm, SpatialConv, Upsample, fold, unfold
+from vidvq.model.layers import Causality, Downsample, Past, ResBlock, SpatialConv, Upsample
 from vidvq.model.patch import Patch, PatchKind
 
 
@@ -73,8 +74,8 @@ class Encoder(nn.Module):
                 stages.append(Downsample(config.channels[index - 1], channels, merge))
             stages += [ResBlock(channels, frames[index], shape.causality) for _ in range(blocks)]
         self.stages = nn.ModuleList(stages)
-        self.norm = RMSNorm(config.channels[-1])
-        self.head = nn.Conv2d(config.channels[-1], shape.dim, 1)
+        self.norm = nn.LayerNorm(config.channels[-1])
+        self.head = nn.Linear(config.channels[-1], shape.dim)
 
     @property
     def reach(self) -> int:
@@ -88,10 +89,8 @@ class Encoder(nn.Module):
 
     def forward(self, video: Tensor, past: Past) -> Tensor:
         """Encode whole groups; ``past`` carries what came before them."""
-        groups = video.shape[2] // self.shape.temporal_factor
-        x = self.stem(fold(self.patch(video)))
-        x = run_stages(self.stages, x, groups, past)
-        return unfold(self.head(F.silu(self.norm(x))), groups)
+        x = run_stages(self.stages, self.stem(self.patch(video)), past)
+        return rearrange(self.head(F.silu(self.norm(x))), "b t h w d -> b d t h w")
 
 
 class Decoder(nn.Module):
@@ -109,7 +108,7 @@ class Decoder(nn.Module):
             stages.append(Upsample(coarse, fine, many // few))
             stages += [ResBlock(fine, many, shape.causality) for _ in range(count)]
         self.stages = nn.ModuleList(stages)
-        self.norm = RMSNorm(channels[-1])
+        self.norm = nn.LayerNorm(channels[-1])
         self.head = SpatialConv(channels[-1], self.patch.channels)
         # A decoder starts near grey: at full size its untrained details would be noise, and loud.
         with torch.no_grad():
@@ -127,14 +126,13 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor, past: Past) -> Tensor:
         """Decode whole groups; ``past`` carries what came before them."""
-        groups = latents.shape[2]
-        x = run_stages(self.stages, self.stem(fold(latents)), groups, past)
-        patches = groups * self.shape.temporal_factor // self.shape.patch_frames
-        return self.patch.inverse(unfold(self.head(F.silu(self.norm(x))), patches))
+        x = self.stem(rearrange(latents, "b d t h w -> b t h w d").contiguous())
+        x = run_stages(self.stages, x, past)
+        return self.patch.inverse(self.head(F.silu(self.norm(x))))
 
 
-def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, groups: int, past: Past) -> Tensor:
+def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, past: Past) -> Tensor:
     """Run a stack; blocks see the past, changes of size do not."""
     for stage in stages:
-        x = stage(x, groups, past) if isinstance(stage, ResBlock) else stage(x)
+        x = stage(x, past) if isinstance(stage, ResBlock) else stage(x)
     return x

@@ -1,7 +1,9 @@
-"""The parts that encoder and decoder are made of. Inside, a video is ``b c t h w`` with ``t`` a multiple of the groups.
+"""The parts that encoder and decoder are made of. Inside, a video is ``b t h w c`` in memory of that order.
 
-Nothing averages over time, and nothing looks beyond the group it is in: a layer's output in group ``g`` depends on the
-groups up to ``g`` alone, and on at most ``TAPS - 1`` frames of the past ones, which a stream carries as its state.
+Channels last is what convolutions, norms over channels and products of matrices all want, on CPUs and GPUs, so that
+nothing is ever transposed between them. Nothing averages over time, and nothing looks beyond the group it is in: a
+layer's output in group ``g`` depends on the groups up to ``g`` alone, and on at most ``TAPS - 1`` frames of the past
+ones, which a stream carries as its state.
 """
 
 from typing import Literal
@@ -20,51 +22,37 @@ class Past:
     """The past frames that causal layers need, read in one order and collected for the next call.
 
     Args:
-        tensors: one per causal layer, in the order in which they run; None at the start of a stream.
+        tensors: ``TAPS - 1`` frames ``b 1 h w c`` for each causal layer, in the order in which the layers run; None at
+            the start of a stream.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...] | None = None) -> None:
         self._given = tensors
         self.collected: list[Tensor] = []
 
-    def before(self, x: Tensor) -> Tensor:
-        """The ``TAPS - 1`` frames before ``x: b c t h w``; at the start of a stream, its first frame repeated."""
+    def before(self, x: Tensor) -> list[Tensor]:
+        """The frames before ``x: b t h w c``; at the start of a stream, its first frame repeated."""
         if self._given is None:
-            past = x[:, :, :1].expand(-1, -1, TAPS - 1, -1, -1)
+            past = [x[:, :1]] * (TAPS - 1)
         else:
-            past = self._given[len(self.collected)]
-        self.collected.append(torch.cat([past, x], dim=2)[:, :, -(TAPS - 1) :])
+            at = len(self.collected)
+            past = list(self._given[at : at + TAPS - 1])
+        length = x.shape[1]
+        recent = [x[:, index : index + 1] for index in range(max(length - TAPS + 1, 0), length)]
+        self.collected += [*past, *recent][-(TAPS - 1) :]
         return past
 
 
-def fold(x: Tensor) -> Tensor:
-    """``b c t h w`` -> ``(b t) c h w`` in channels-last memory, which 2D convolutions want."""
-    return rearrange(x, "b c t h w -> (b t) c h w").contiguous(memory_format=torch.channels_last)
-
-
-def unfold(x: Tensor, frames: int) -> Tensor:
-    """``(b t) c h w`` -> ``b c t h w``."""
-    return rearrange(x, "(b t) c h w -> b c t h w", t=frames)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the channels of each position (Zhang and Sennrich 2019, eq. 4): no mean over time."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``n c h w`` -> the same."""
-        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-6).to(x.dtype)
-        return x * scale * self.weight[:, None, None]
-
-
 class SpatialConv(nn.Conv2d):
-    """A 3x3 convolution of each frame, ``n c h w``; borders are zero-padded."""
+    """A 3x3 convolution of each frame, ``b t h w c``; borders are zero-padded."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, 3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``b t h w c`` -> ``b t h' w' c'``."""
+        y = super().forward(rearrange(x, "b t h w c -> (b t) c h w"))
+        return rearrange(y, "(b t) c h w -> b t h w c", t=x.shape[1]).contiguous()
 
 
 class TemporalConv(nn.Module):
@@ -84,20 +72,27 @@ class TemporalConv(nn.Module):
         super().__init__()
         self.frames = frames
         self.ahead = causality == "group" and frames > 1
-        self.mix = nn.Conv2d(inputs * TAPS, outputs, 1)
+        self.mix = nn.Linear(inputs * TAPS, outputs)
 
-    def forward(self, x: Tensor, groups: int, past: Past) -> Tensor:
-        """``(b t) c h w`` -> the same."""
-        length = groups * self.frames
-        present = unfold(x, length)
-        line = torch.cat([past.before(present), present], dim=2)
-        if self.ahead:
-            grouped = rearrange(present, "b c (g f) h w -> b c g f h w", f=self.frames)
-            following = torch.cat([grouped[:, :, :, 1:], grouped[:, :, :, -1:]], dim=3)
-            parts = [line[:, :, 1:-1], present, following.flatten(2, 3)]
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        """``b t h w c`` -> the same."""
+        length = x.shape[1]
+        before = past.before(x)
+        if length > 1:
+            line = torch.cat([*before, x], dim=1)
+            taps = [line[:, offset : offset + length] for offset in range(TAPS)]
         else:
-            parts = [line[:, :, offset : offset + length] for offset in range(TAPS)]
-        return self.mix(fold(torch.cat(parts, dim=1)))
+            taps = [*before, x]
+        if self.ahead:
+            grouped = rearrange(x, "b (g f) h w c -> b g f h w c", f=self.frames)
+            following = torch.cat([grouped[:, :, 1:], grouped[:, :, -1:]], dim=2).flatten(1, 2)
+            taps = [taps[-2], x, following]
+        # A product per tap: side by side in one tensor the taps would first have to be copied there.
+        first, *others = self.mix.weight.chunk(TAPS, dim=1)
+        y = F.linear(taps[0], first, self.mix.bias)
+        for tap, weight in zip(taps[1:], others, strict=True):
+            y = torch.addmm(y.flatten(0, -2), tap.flatten(0, -2), weight.T).view_as(y)
+        return y
 
 
 class Downsample(nn.Module):
@@ -109,25 +104,27 @@ class Downsample(nn.Module):
         self.conv = SpatialConv(inputs * merge, outputs, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n m) c h w`` -> ``n c' h/2 w/2``."""
-        return self.conv(rearrange(x, "(n m) c h w -> n (m c) h w", m=self.merge))
+        """``b (t m) h w c`` -> ``b t h/2 w/2 c'``."""
+        return self.conv(rearrange(x, "b (t m) h w c -> b t h w (m c)", m=self.merge))
 
 
 class Upsample(nn.Module):
-    """Twice the height and width, ``split`` times the frames, by a 1x1 convolution and shuffling (Shi et al. 2016)."""
+    """Twice the height and width, ``split`` times the frames: a product per position, shuffled (Shi et al. 2016)."""
 
     def __init__(self, inputs: int, outputs: int, split: int) -> None:
         super().__init__()
         self.split = split
-        self.expand = nn.Conv2d(inputs, outputs * 4 * split, 1)
+        self.expand = nn.Linear(inputs, outputs * 4 * split)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``n c h w`` -> ``(n m) c' 2h 2w``."""
-        return F.pixel_shuffle(rearrange(self.expand(x), "n (m c) h w -> (n m) c h w", m=self.split), 2)
+        """``b t h w c`` -> ``b (t m) 2h 2w c'``."""
+        return rearrange(self.expand(x), "b t h w (m p q c) -> b (t m) (h p) (w q) c", m=self.split, p=2, q=2)
 
 
 class ResBlock(nn.Module):
     """A (2+1)D residual block: norm, SiLU, 3x3 over space; norm, SiLU, 3 taps over time (Tran et al. 2018).
+
+    The norms are over the channels of each position (Ba et al. 2016), so that no place or time sees another by them.
 
     Args:
         channels: in and out.
@@ -137,15 +134,15 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, frames: int, causality: Causality) -> None:
         super().__init__()
-        self.norm_space = RMSNorm(channels)
+        self.norm_space = nn.LayerNorm(channels)
         self.space = SpatialConv(channels, channels)
-        self.norm_time = RMSNorm(channels)
+        self.norm_time = nn.LayerNorm(channels)
         self.time = TemporalConv(channels, channels, frames, causality)
         # A block starts as the identity, so that depth costs nothing at first.
         nn.init.zeros_(self.time.mix.weight)
-        nn.init.zeros_(self.time.mix.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.time.mix.bias)
 
-    def forward(self, x: Tensor, groups: int, past: Past) -> Tensor:
-        """``(b t) c h w`` -> the same."""
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        """``b t h w c`` -> the same."""
         hidden = self.space(F.silu(self.norm_space(x)))
-        return x + self.time(F.silu(self.norm_time(hidden)), groups, past)
+        return x + self.time(F.silu(self.norm_time(hidden)), past)
