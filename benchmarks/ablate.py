@@ -18,8 +18,8 @@ from typing import Any
 
 import click
 import torch
+from flops import count_gflop
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from vidvq import config as settings
 from vidvq.data import DataConfig, clip_batches
@@ -175,16 +175,20 @@ def _batches(clips: Path, seed: int) -> Iterator[Tensor]:
 def _count(tokenizer: VideoTokenizer) -> tuple[float, float]:
     """GFLOP of encoding one frame (of groups after the first), and of one training step."""
     group = torch.zeros(1, 3, tokenizer.temporal_factor, SIDE, SIDE)
-    with FlopCounterMode(display=False) as encoding, torch.no_grad():
-        tokenizer.encoder(group, Past())
-    # Not a step of its own: a step in training mode would move the codebooks.
-    tokenizer.eval()
-    with FlopCounterMode(display=False) as training:
-        out = tokenizer(torch.zeros(BATCH, 3, FRAMES, SIDE, SIDE))
+    batch = torch.zeros(BATCH, 3, FRAMES, SIDE, SIDE)
+
+    def step() -> None:
+        out = tokenizer(batch)
         (out.reconstruction.abs().mean() + out.commitment_loss).backward()
+
+    # In training mode it would move the codebooks.
+    tokenizer.eval()
+    with torch.no_grad():
+        encoding = count_gflop(lambda: tokenizer.encoder(group, Past()))
+    training = count_gflop(step)
     tokenizer.zero_grad()
     tokenizer.train()
-    return encoding.get_total_flops() / 1e9 / tokenizer.temporal_factor, training.get_total_flops() / 1e9
+    return encoding / tokenizer.temporal_factor, training
 
 
 def _held_out(clips: Path) -> Iterator[Any]:

@@ -37,7 +37,6 @@ def load_tokenizer(path: Path) -> tuple[VideoTokenizer, TokenizerCard]:
         spatial_factor=tokenizer.spatial_factor,
         preprocessing=PREPROCESSING,
     )
-    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return tokenizer.eval().requires_grad_(False), card
 
 

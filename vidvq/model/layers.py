@@ -48,6 +48,7 @@ class SpatialConv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, 3, stride=stride, padding=1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """``b t h w c`` -> ``b t h' w' c'``."""
@@ -91,7 +92,7 @@ class TemporalConv(nn.Module):
         first, *others = self.mix.weight.chunk(TAPS, dim=1)
         y = F.linear(taps[0], first, self.mix.bias)
         for tap, weight in zip(taps[1:], others, strict=True):
-            y = torch.addmm(y.flatten(0, -2), tap.flatten(0, -2), weight.T).view_as(y)
+            y.flatten(0, -2).addmm_(tap.flatten(0, -2), weight.T)
         return y
 
 

@@ -474,6 +474,9 @@ def _one_by_one(network: Encoder | Decoder, x: Tensor, state: StreamState | None
     A kernel for a batch of five rounds otherwise than one for a batch of one: latents differ in their last bits, and
     a latent midway between two codes by its code.
     """
+    if len(x) == 1:
+        past = Past(state.past if state else None)
+        return network(x, past), tuple(past.collected)
     outputs, pasts = [], []
     for index, sample in enumerate(x.split(1)):
         past = Past(tuple(tensor[index : index + 1] for tensor in state.past) if state else None)

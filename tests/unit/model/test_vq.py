@@ -2,11 +2,15 @@
 
 import os
 import socket
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 import vector_quantize_pytorch as reference
 from torch import distributed, multiprocessing
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidvq.model.quantize import VectorQuantizer, VQConfig, search
 
@@ -20,8 +24,68 @@ def test_nearest_is_the_nearest(monkeypatch):
     latents, codebook = torch.randn(1000, 8), torch.randn(50, 8)
     brute = torch.cdist(latents.double(), codebook.double()).argmin(dim=1)
     assert torch.equal(search.nearest(latents, codebook), brute)
-    monkeypatch.setattr(search, "_MAX_DISTANCES", 50 * 7)
+    monkeypatch.setattr(search, "_ROWS", 7)
+    monkeypatch.setattr(search, "_CODES", 11)
     assert torch.equal(search.nearest(latents, codebook), brute)
+
+
+def test_of_equal_codes_the_first_is_taken(monkeypatch):
+    monkeypatch.setattr(search, "_CODES", 8)
+    codebook = torch.randn(10, 4).repeat(3, 1)
+    assert torch.equal(search.nearest(codebook, codebook), torch.arange(10).repeat(3))
+
+
+@pytest.mark.parametrize("size", [8192, 1 << 18])
+def test_positions_times_codes_is_never_held(size):
+    torch.manual_seed(0)
+    codebook, chosen = torch.randn(size, 16), torch.randint(size, (1200,))
+    latents = codebook[chosen] + 0.01 * torch.randn(1200, 16)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple) else (out,):
+                if isinstance(tensor, torch.Tensor) and not tensor._is_view():
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Watch():
+        codes = search.nearest(latents, codebook)
+    assert torch.equal(codes, chosen)
+    # The codes squared, for their norms, are the largest.
+    assert largest <= max(search._ROWS * search._CODES, codebook.numel())
+
+
+_INTERPRETED = """
+import torch
+from vidvq.model.quantize.search import nearest_in_blocks
+from vidvq.model.quantize.search_triton import nearest_fused
+torch.manual_seed(0)
+for n, k, d in ((1, 2, 3), (70, 130, 8), (64, 64, 16), (65, 300, 18), (130, 257, 6)):
+    for latents, codebook in (
+        (torch.randn(n, d), torch.randn(k, d)),
+        # Whole numbers, of which sums are exact: many codes are equally near, or equal.
+        (torch.randint(-1, 2, (n, d)).float(), torch.randint(-1, 2, (k, d)).float()),
+    ):
+        half = codebook.square().sum(dim=1) / 2
+        assert torch.equal(nearest_fused(latents, codebook, half), nearest_in_blocks(latents, codebook, half)), (n, k, d)
+print("equal")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed; it comes with torch for CUDA")
+def test_the_fused_search_is_its_twin_in_plain_torch():
+    """Interpreted, on the CPU; tests/gpu compiles it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERPRETED],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "equal", done.stderr
 
 
 def test_kmeans_finds_clusters():
