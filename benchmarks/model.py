@@ -69,7 +69,7 @@ def main(sizes: tuple[str, ...], compression: str, device: str, dtype: str, agre
     click.echo(f"{compression} of {FRAMES}x{SIDE}x{SIDE}, {dtype} on {device}, {torch.get_num_threads()} threads,")
     click.echo(f"torch {torch.__version__}; best Conv3d: {rate:.0f} GFLOP/s (median of {ROUNDS}, as all times)\n")
     click.echo(
-        "| size | | parameters, M | GFLOP | s | x FLOPs at the Conv3d rate | peak MB added (of all) | bits/pixel |"
+        "| size | | parameters, M | GFLOP | s | time over FLOPs at that rate | peak MB of the process | bits/pixel |"
     )
     click.echo("|---|---|---|---|---|---|---|---|")
     for (size, verb), call in calls.items():
