@@ -7,20 +7,19 @@ why tokens depend neither on how a video is cut into calls nor on what else is i
 """
 
 from dataclasses import asdict, dataclass, field, fields
-from math import log2
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from einops import repeat
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from vidvq.model.encoder import Decoder, Encoder, Shape, StackConfig
+from vidvq.model.interface import Codebook, Tokenizer
 from vidvq.model.layers import Causality, Past
 from vidvq.model.patch import PatchKind
 from vidvq.model.quantize import QuantizerConfig, SpatiotemporalQuantizer
-from vidvq.model.quantize.spatiotemporal import Codebook, codebook_config
+from vidvq.model.quantize.spatiotemporal import codebook_config
 from vidvq.model.quantize.vq import TRAINING_STATE
 from vidvq.model.tiles import Tiles
 
@@ -136,7 +135,7 @@ class StreamState:
     config: TokenizerConfig
 
 
-class VideoTokenizer(nn.Module):
+class VideoTokenizer(Tokenizer):
     """A group-causal 3D-convolutional VQ autoencoder with spatiotemporal codebooks."""
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -165,25 +164,36 @@ class VideoTokenizer(nn.Module):
         """
         from vidvq.model.checkpoint import load_tokenizer
 
-        return load_tokenizer(Path(path))[0]
+        tokenizer = load_tokenizer(Path(path))[0]
+        if not isinstance(tokenizer, VideoTokenizer):
+            raise ValueError(
+                f"{path} holds another library's tokenizer; vidvq.model.checkpoint.load_tokenizer loads it"
+            )
+        return tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **where: Any) -> "VideoTokenizer":
+        """Load a checkpoint folder, or a repository of the Hugging Face hub; in eval mode, on the CPU.
+
+        Needs ``huggingface_hub``. Weights are safetensors, and proved to be those that their fingerprint names.
+
+        Args:
+            name: a folder, or ``owner/name``.
+            where: ``revision``, ``cache_dir``, ``token``, ``local_files_only`` and the like, as the hub takes them.
+
+        Raises:
+            ValueError: there is none, it is damaged, or its weights do not fit its config.
+        """
+        return _hub().from_pretrained(str(name), **where).tokenizer
+
+    def save_pretrained(self, folder: str | Path, **where: Any) -> None:
+        """Write a checkpoint folder with a model card; ``repo_id=`` and ``push_to_hub=True`` put it on the hub too."""
+        _hub()(self).save_pretrained(Path(folder), **where)
 
     @property
     def codebooks(self) -> list[Codebook]:
         """The codebooks, in the order of their offsets in a flat vocabulary."""
         return self.quantizer.codebooks
-
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """The grid of codes ``lt lh lw`` that a video of this size becomes."""
-        if min(num_frames, height, width) < 1:
-            raise ValueError(f"a video of {num_frames} frames of {height}x{width} must have at least 1 of each")
-        s = self.spatial_factor
-        return 1 + -(-(num_frames - 1) // self.temporal_factor), -(-height // s), -(-width // s)
-
-    def bits_per_pixel(self, num_frames: int, height: int, width: int) -> float:
-        """Bits of all codes of a video over its pixels, each codebook counted by log2 of its size."""
-        lt, lh, lw = self.latent_shape(num_frames, height, width)
-        first, later = self.codebooks[0], self.codebooks[-1]
-        return lh * lw * (log2(first.size) + (lt - 1) * log2(later.size)) / (num_frames * height * width)
 
     def forward(self, video: Tensor) -> Reconstruction:
         """Reconstruct whole videos, all groups at once; the training step.
@@ -294,19 +304,11 @@ class VideoTokenizer(nn.Module):
             ValueError: wrong rank or type, a code out of range, or more frames or pixels asked for than there are.
         """
         self._check_codes(codes, first=True)
-        lt, lh, lw = codes.shape[1:]
-        frames = 1 + (lt - 1) * self.temporal_factor
-        keep_t = frames if num_frames is None else num_frames
-        keep_h, keep_w = size or (lh * self.spatial_factor, lw * self.spatial_factor)
-        if self.latent_shape(keep_t, keep_h, keep_w) != (lt, lh, lw):
-            raise ValueError(
-                f"num_frames={keep_t} of {keep_h}x{keep_w} do not become a grid of {lt}x{lh}x{lw} codes; "
-                f"the whole grid is {frames} of {lh * self.spatial_factor}x{lw * self.spatial_factor}"
-            )
+        keep_t, keep_h, keep_w = self._kept(codes, num_frames, size)
         samples = []
         for sample in codes.split(1):
             video, state = self._decode_groups(sample[:, :1], None)
-            rest = self._decode_groups(sample[:, 1:], state)[0] if lt > 1 else video[:, :, :0]
+            rest = self._decode_groups(sample[:, 1:], state)[0] if codes.shape[1] > 1 else video[:, :, :0]
             samples.append(torch.cat([video, rest], dim=2))
         return torch.cat(samples)[:, :, :keep_t, :keep_h, :keep_w]
 
@@ -335,11 +337,6 @@ class VideoTokenizer(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the networks' weights."""
         return self.encoder.head.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the networks' weights."""
-        return self.encoder.head.weight.device
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """The tensors that inference needs: both networks and the codebooks, without training statistics."""
@@ -411,50 +408,6 @@ class VideoTokenizer(nn.Module):
         r = self.temporal_factor
         return torch.cat([groups[:, :, :r].mean(dim=2, keepdim=True), groups[:, :, r:]], dim=2)
 
-    def _pad(self, video: Tensor) -> Tensor:
-        t, h, w = video.shape[2:]
-        lt, lh, lw = self.latent_shape(t, h, w)
-        missing = (
-            1 + (lt - 1) * self.temporal_factor - t,
-            lh * self.spatial_factor - h,
-            lw * self.spatial_factor - w,
-        )
-        return F.pad(video, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else video
-
-    def _check_video(self, video: Tensor, anywhere: bool = False) -> None:
-        if video.ndim != 5 or video.shape[1] != 3:
-            raise ValueError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
-        if not video.is_floating_point():
-            raise ValueError(f"video is {video.dtype}; it must be float in [-1, 1] (uint8 frames: x / 127.5 - 1)")
-        if 0 in video.shape:
-            raise ValueError(f"video has shape {tuple(video.shape)}; it must not be empty")
-        if not anywhere:
-            self._check_device(video, "video")
-        # A compiled step cannot branch on values. NaN fails both comparisons, and so is refused here too.
-        if not torch.compiler.is_compiling() and not (video.min() >= -1.001 and video.max() <= 1.001):
-            raise ValueError(
-                f"video has values from {float(video.min()):g} to {float(video.max()):g}; they must be in [-1, 1]"
-            )
-
-    def _check_device(self, tensor: Tensor, name: str) -> None:
-        if tensor.device != self.device:
-            raise ValueError(f"{name} is on {tensor.device}, the tokenizer on {self.device}; move one to the other")
-
-    def _check_codes(self, codes: Tensor, first: bool) -> None:
-        if codes.ndim != 4 or codes.is_floating_point() or 0 in codes.shape:
-            raise ValueError(f"codes are {codes.dtype} {tuple(codes.shape)}; they must be integers, b lt lh lw")
-        self._check_device(codes, "codes")
-        if torch.compiler.is_compiling():
-            return
-        books = self.codebooks
-        spans = [(codes[:, :1], books[0]), (codes[:, 1:], books[-1])] if first else [(codes, books[-1])]
-        for part, book in spans:
-            if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < book.size:
-                worst = int(part.min()) if int(part.min()) < 0 else int(part.max())
-                raise ValueError(
-                    f"code {worst} is out of range; the {book.name} codebook has codes 0 to {book.size - 1}"
-                )
-
     def _check_state(self, state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
         if state is not None and state.config != self.config:
             raise ValueError(
@@ -466,6 +419,14 @@ class VideoTokenizer(nn.Module):
                 f"the state is of a stream to {state.kind} with batch, height, width {state.shape}; this step is to "
                 f"{kind} {shape}. Pass the state that this stream's last step returned"
             )
+
+
+def _hub() -> Any:
+    try:
+        from vidvq.model.hub import HubTokenizer
+    except ModuleNotFoundError as error:
+        raise ValueError(f"this needs {error.name}; run `pip install 'vidvq[interop]'`") from error
+    return HubTokenizer
 
 
 def _one_by_one(network: Encoder | Decoder, x: Tensor, state: StreamState | None) -> tuple[Tensor, tuple[Tensor, ...]]:
