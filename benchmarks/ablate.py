@@ -140,7 +140,9 @@ def main(train: tuple[str, ...], held_out: tuple[str, ...], out: Path, gflop: fl
             write_atomic(out / "table.md", _table(out).encode())
 
 
-_POLICY = "clip.num_frames=33 clip.min_frames=17 clip.short_side=80 clip.multiple=8 runtime.workers=0".split()
+_POLICY: list[str] = (
+    "clip.num_frames=33 clip.min_frames=17 clip.short_side=80 clip.multiple=8 runtime.workers=0".split()
+)
 
 
 def _train(model: TokenizerConfig, clips: Path, seed: int, gflop: float) -> tuple[VideoTokenizer, dict[str, float]]:

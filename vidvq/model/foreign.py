@@ -214,19 +214,21 @@ def load_foreign(path: Path) -> tuple[ForeignTokenizer, Any]:
 
 
 def _load_emu3(path: Path, _: dict[str, Any]) -> ForeignTokenizer:
-    from transformers import Emu3VQVAE
+    from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
-    model, told = Emu3VQVAE.from_pretrained(
-        path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-    )
+    # It is typed as returning the model alone.
+    load: Any = Emu3VQVAE.from_pretrained
+    model, told = load(path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     _check_complete(told)
     return Emu3Tokenizer(model)
 
 
 def _load_vqmodel(path: Path, _: dict[str, Any]) -> ForeignTokenizer:
-    from diffusers import VQModel
+    from diffusers.models.autoencoders.vq_model import VQModel
 
-    model, told = VQModel.from_pretrained(
+    # It is typed as returning the model alone.
+    load: Any = VQModel.from_pretrained
+    model, told = load(
         path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
     )
     _check_complete(told)

@@ -1,5 +1,7 @@
 """Tokens and frames do not depend on how a video is fed: compared bit for bit, fp32 on the CPU, real pixels."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -315,3 +317,32 @@ def test_tiles_cover_every_place_once_in_windows_of_one_shape(height, width, siz
             assert span.stop - span.start <= size + 2 * margin
             assert span.start == 0 or span.first - span.start >= margin
             assert span.stop == length or span.stop - span.last >= margin
+
+
+_LONG = """
+import resource, sys
+import torch
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import StackConfig
+
+torch.set_num_threads(1)
+small = StackConfig((16, 16), (1, 1))
+tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=small)).eval()
+frames, state, groups = torch.rand(1, 3, 4, 64, 64) * 2 - 1, None, 0
+peaks = []
+for seconds in (10, int(sys.argv[1])):
+    while groups < seconds * 30 // 4:
+        codes, state = tokenizer.encode_step(frames[:, :, :1] if state is None else frames, state)
+        tokenizer.decode_step(codes)
+        groups += 1
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(groups, *peaks)
+"""
+
+
+@pytest.mark.slow
+def test_ten_minutes_of_video_take_the_memory_of_ten_seconds():
+    done = subprocess.run([sys.executable, "-c", _LONG, "600"], capture_output=True, text=True, check=True)
+    groups, short, long = map(int, done.stdout.split())
+    assert groups == 600 * 30 // 4
+    assert long - short < 8 << 10, f"{short} KiB after ten seconds, {long} KiB after ten minutes"

@@ -1,8 +1,8 @@
 """The nearest code of each latent in one Triton kernel. Nothing imports this but the search, on a CUDA device."""
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-not-found]
+import triton.language as tl  # type: ignore[import-not-found]
 from torch import Tensor
 
 _ROWS, _CODES = 64, 64
@@ -62,7 +62,7 @@ def nearest_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tens
     """
     found = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
     if len(latents):
-        _nearest_kernel[(triton.cdiv(len(latents), _ROWS),)](
+        _nearest_kernel[(triton.cdiv(len(latents), _ROWS),)](  # type: ignore[index]
             latents.contiguous(),
             codebook.contiguous(),
             half_norms,
