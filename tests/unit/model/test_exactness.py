@@ -328,12 +328,12 @@ from vidvq.model.encoder import StackConfig
 torch.set_num_threads(1)
 small = StackConfig((16, 16), (1, 1))
 tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=small)).eval()
-frames, state, groups = torch.rand(1, 3, 4, 64, 64) * 2 - 1, None, 0
+frames, state, decoding, groups = torch.rand(1, 3, 4, 64, 64) * 2 - 1, None, None, 0
 peaks = []
 for seconds in (10, int(sys.argv[1])):
     while groups < seconds * 30 // 4:
         codes, state = tokenizer.encode_step(frames[:, :, :1] if state is None else frames, state)
-        tokenizer.decode_step(codes)
+        _, decoding = tokenizer.decode_step(codes, decoding)
         groups += 1
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(groups, *peaks)
