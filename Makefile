@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
-.PHONY: demo test test-slow test-gpu bench-shard check lint format clean
+.PHONY: demo test test-slow test-gpu bench-shard bench-model bench-gpu ablate check lint format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -20,6 +20,19 @@ test-gpu: $(VENV)/.with-test  ## The tests that need a CUDA device; they fail, n
 
 bench-shard: $(VENV)/.with-shard  ## Decoding and sharding VIDEOS="a.mp4 b.mkv", as a share of what ffmpeg reaches.
 	$(BIN)/python benchmarks/shard.py $(or $(VIDEOS),vidvq/demo/videos/train/*.mp4)
+
+bench-model: $(VENV)/.with-all  ## Parameters, FLOPs, time and memory of each size on this CPU.
+	$(BIN)/python benchmarks/model.py
+
+bench-gpu:  ## The GPU's tests and figures, with whatever python and torch there are: make bench-gpu PYTHON=python3
+	PYTHON=$(PYTHON) launch/gpu-checks.sh
+
+# Videos and folders of them to train the ablation on, and to score it on.
+TRAIN ?= vidvq/demo/videos/train
+HELD_OUT ?= vidvq/demo/videos/heldout
+
+ablate: $(VENV)/.with-all  ## Which choices of architecture are worth their cost; writes runs/ablate/table.md.
+	$(BIN)/python benchmarks/ablate.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v))
 
 check: lint test  ## All that must be clean before a change goes in.
 

@@ -125,12 +125,13 @@ def _read(video: Path, reader: str, fps: float, short_side: int) -> None:
     size = fit_size(*info.shown_size, short_side, 2)
     clips = [indices[start : start + CLIP_FRAMES] for start in range(0, len(indices), CLIP_FRAMES)]
     if reader == "torchcodec":
-        from torchcodec.decoders import VideoDecoder
-        from torchvision.transforms.functional import resize
+        from torch.nn.functional import interpolate
+        from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
 
         decoder = VideoDecoder(str(video), num_ffmpeg_threads=1, seek_mode="exact")
         for clip in clips:
-            resize(decoder.get_frames_at(clip).data, [size.scaled_height, size.scaled_width])
+            frames = decoder.get_frames_at(clip).data
+            interpolate(frames, (size.scaled_height, size.scaled_width), mode="bilinear", antialias=True)
         return
     opened = open_reader(video, info, size, "decord" if reader == "decord" else "pyav")
     for clip in clips:

@@ -50,6 +50,64 @@ def test_tokens_agree_with_the_cpu_for_the_most_part(tokenizer, video, device):
     assert (on_cpu == on_device).float().mean() > 0.99
 
 
+def test_tiles_give_the_tokens_of_the_whole_frame_on_the_device(video, device):
+    torch.manual_seed(0)
+    whole = VideoTokenizer(TokenizerConfig()).eval().to(device)
+    tiled = VideoTokenizer(TokenizerConfig(tile=32)).eval().to(device)
+    tiled.load_inference_state_dict(whole.inference_state_dict())
+    codes = tiled.encode(video.to(device))
+    # The video stays where it is; a tile at a time goes to the device.
+    assert torch.equal(tiled.encode_tiled(video.cpu()), codes)
+    assert (whole.encode(video.to(device)) == codes).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(("size", "dim"), [(8192, 16), (1 << 16, 18), (1 << 18, 8), (300, 3)])
+def test_the_fused_search_is_its_twin_in_plain_torch(size, dim, device):
+    pytest.importorskip("triton", reason="Triton comes with torch for CUDA on Linux")
+    from vidvq.model.quantize.search import nearest_in_blocks
+    from vidvq.model.quantize.search_triton import nearest_fused
+
+    torch.manual_seed(0)
+    codebook, latents = torch.randn(size, dim, device=device), torch.randn(5000, dim, device=device)
+    half_norms = codebook.square().sum(dim=1) / 2
+    found, expected = (search(latents, codebook, half_norms) for search in (nearest_fused, nearest_in_blocks))
+    # Sums of another order: where two codes differ by less than their rounding, either may be taken.
+    gaps = (latents - codebook[found]).square().sum(dim=1) - (latents - codebook[expected]).square().sum(dim=1)
+    assert gaps.abs().max() < 1e-4
+    assert (found == expected).float().mean() > 0.999
+    whole = (
+        torch.randint(-2, 3, (size, dim), device=device).float(),
+        torch.randint(-2, 3, (5000, dim), device=device).float(),
+    )
+    half_norms = whole[0].square().sum(dim=1) / 2
+    assert torch.equal(nearest_fused(whole[1], whole[0], half_norms), nearest_in_blocks(whole[1], whole[0], half_norms))
+
+
+def test_the_fused_search_holds_no_distances(device):
+    pytest.importorskip("triton", reason="Triton comes with torch for CUDA on Linux")
+    from vidvq.model.quantize import search
+
+    codebook, latents = torch.randn(1 << 18, 8, device=device), torch.randn(20_000, 8, device=device)
+    search.nearest(latents, codebook)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    search.nearest(latents, codebook)
+    # The distances would be 21 GB; the squares of the codes are 8 MB.
+    assert torch.cuda.max_memory_allocated() - before < 64 << 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_steps_run_on_the_device(dtype, video, device):
+    torch.compiler.reset()
+    tokenizer = VideoTokenizer(TokenizerConfig()).eval().to(device, dtype)
+    step = torch.compile(tokenizer.encode_step, fullgraph=True)
+    clip = video[:1, :, :9].to(device)
+    first, state = step(clip[:, :, :1])
+    second, state = step(clip[:, :, 1:5], state)
+    third, _ = step(clip[:, :, 5:], state)
+    assert (torch.cat([first, second, third], dim=1) == tokenizer.encode(clip)).float().mean() > 0.9
+
+
 def test_a_bf16_step_trains_and_quantizes_in_fp32(video, device):
     tokenizer = VideoTokenizer(TokenizerConfig()).to(device, torch.bfloat16).train()
     out = tokenizer(video.to(device, torch.bfloat16))

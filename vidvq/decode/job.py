@@ -11,7 +11,7 @@ from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_tokens
 from vidvq.log import progress
-from vidvq.model import VideoTokenizer
+from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import load_tokenizer
 from vidvq.model.pixels import to_frames
 from vidvq.storage import attempt_path, sync_folder, write_atomic
@@ -57,10 +57,9 @@ def run_decode(tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig) 
 
 
 @torch.inference_mode()
-def decode_codes(tokenizer: VideoTokenizer, codes: np.ndarray, info: TokenInfo) -> np.ndarray:
+def decode_codes(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> np.ndarray:
     """Decode one grid of codes ``lt lh lw``; returns ``t h w c`` uint8, as many frames and pixels as came in."""
-    device = next(tokenizer.parameters()).device
-    grid = torch.from_numpy(codes.astype(np.int64))[None].to(device)
+    grid = torch.from_numpy(codes.astype(np.int64))[None].to(tokenizer.device)
     return to_frames(tokenizer.decode(grid, num_frames=info.num_frames, size=(info.height, info.width)))
 
 

@@ -5,18 +5,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vidvq.formats.checkpoint import Fingerprints, read_checkpoint, write_checkpoint
+from vidvq.formats.checkpoint import Fingerprints, find_checkpoint, read_checkpoint, write_checkpoint
 from vidvq.formats.token_shard import Codebook, TokenizerCard
+from vidvq.model.foreign import foreign_kind, load_foreign
+from vidvq.model.interface import Tokenizer
 from vidvq.model.pixels import PREPROCESSING
 from vidvq.model.tokenizer import TokenizerConfig, VideoTokenizer
 
 
-def load_tokenizer(path: Path) -> tuple[VideoTokenizer, TokenizerCard]:
-    """Load a checkpoint, or the newest one of a training run, in eval mode on the CPU, and the card that names it.
+def find_tokenizer(path: Path) -> Path:
+    """The folder that :func:`load_tokenizer` loads: of another library's tokenizer, a checkpoint, or a run's newest.
+
+    Raises:
+        ValueError: there is none at ``path``.
+    """
+    return path if foreign_kind(path) else find_checkpoint(path)
+
+
+def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
+    """Load a tokenizer in eval mode on the CPU, and the card that names it.
+
+    Args:
+        path: a checkpoint, a training run (its newest checkpoint), or a folder that :mod:`vidvq.model.foreign` knows.
 
     Raises:
         ValueError: there is none, it is damaged, or its weights do not fit its config.
     """
+    if foreign_kind(path):
+        tokenizer, prints = load_foreign(path)
+        return tokenizer.eval().requires_grad_(False), _card(tokenizer, prints)
     checkpoint = read_checkpoint(path)
     if checkpoint.config["preprocessing"] != PREPROCESSING:
         raise ValueError(
@@ -29,16 +46,18 @@ def load_tokenizer(path: Path) -> tuple[VideoTokenizer, TokenizerCard]:
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{checkpoint.path}: {error}") from error
-    card = TokenizerCard(
-        token_fingerprint=checkpoint.fingerprints.token,
-        decoder_fingerprint=checkpoint.fingerprints.decoder,
+    return tokenizer.eval().requires_grad_(False), _card(tokenizer, checkpoint.fingerprints)
+
+
+def _card(tokenizer: Tokenizer, prints: Fingerprints) -> TokenizerCard:
+    return TokenizerCard(
+        token_fingerprint=prints.token,
+        decoder_fingerprint=prints.decoder,
         codebooks=tuple(Codebook(book.name, book.size, book.offset) for book in tokenizer.codebooks),
         temporal_factor=tokenizer.temporal_factor,
         spatial_factor=tokenizer.spatial_factor,
         preprocessing=PREPROCESSING,
     )
-    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return tokenizer.eval().requires_grad_(False), card
 
 
 def save_tokenizer(

@@ -1,14 +1,16 @@
-"""Video to latents."""
+"""Video to latents, and latents to video."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidvq.model.layers import Past, ResBlock, RMSNorm, SpatialConv, fold, unfold
+from vidvq.model.layers import Causality, Downsample, Past, ResBlock, SpatialConv, Upsample
 from vidvq.model.patch import Patch, PatchKind
 
 
@@ -31,76 +33,106 @@ class StackConfig:
             raise ValueError(f"channels={list(self.channels)} and blocks={list(self.blocks)} must name the same stages")
 
 
-class Encoder(nn.Module):
-    """``b c (g t) h w`` -> latents ``b d g h/s w/s``, causal over groups.
+@dataclass(frozen=True)
+class Shape:
+    """What encoder and decoder have in common.
 
-    Args:
-        config: stages.
-        patch: kind of the block transform at the input.
-        temporal_factor: frames per group.
-        patch_size: height and width of a block.
+    Attributes:
+        patch: kind of the block transform at the pixels.
+        patch_frames, patch_size: frames, and height and width, of a block.
+        temporal_factor: frames per group; what the blocks leave of it is halved at the finest changes of size.
         dim: channels of a latent.
+        causality: of the convolutions over time.
     """
 
-    def __init__(self, config: StackConfig, patch: PatchKind, temporal_factor: int, patch_size: int, dim: int) -> None:
+    patch: PatchKind
+    patch_frames: int
+    patch_size: int
+    temporal_factor: int
+    dim: int
+    causality: Causality
+
+    def frames(self, stages: int) -> tuple[int, ...]:
+        """Frames of a group at each stage, finest first."""
+        first = self.temporal_factor // self.patch_frames
+        return tuple(max(first >> stage, 1) for stage in range(stages))
+
+
+class Encoder(nn.Module):
+    """``b c (g t) h w`` -> latents ``b d g h/s w/s``, causal over groups."""
+
+    def __init__(self, config: StackConfig, shape: Shape) -> None:
         super().__init__()
-        self.patch = Patch(patch, temporal_factor, patch_size)
+        self.config, self.shape = config, shape
+        self.patch = Patch(shape.patch, shape.patch_frames, shape.patch_size)
         self.stem = SpatialConv(self.patch.channels, config.channels[0])
+        frames = shape.frames(len(config.channels))
         stages: list[nn.Module] = []
         for index, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
             if index:
-                stages.append(SpatialConv(config.channels[index - 1], channels, stride=2))
-            stages += [ResBlock(channels) for _ in range(blocks)]
+                merge = frames[index - 1] // frames[index]
+                stages.append(Downsample(config.channels[index - 1], channels, merge))
+            stages += [ResBlock(channels, frames[index], shape.causality) for _ in range(blocks)]
         self.stages = nn.ModuleList(stages)
-        self.norm = RMSNorm(config.channels[-1])
-        self.head = nn.Conv2d(config.channels[-1], dim, 1)
+        self.norm = nn.LayerNorm(config.channels[-1])
+        self.head = nn.Linear(config.channels[-1], shape.dim)
+
+    @property
+    def reach(self) -> int:
+        """How far, in latents, a latent's place is at most from the pixels it depends on."""
+        radius = 0
+        for index, blocks in reversed(list(enumerate(self.config.blocks))):
+            radius += blocks
+            # A strided 3x3 convolution: position i of the coarse grid comes from 2i - 1 to 2i + 1.
+            radius = 2 * radius + 1 if index else radius + 1
+        return -(-radius // (1 << (len(self.config.blocks) - 1)))
 
     def forward(self, video: Tensor, past: Past) -> Tensor:
         """Encode whole groups; ``past`` carries what came before them."""
-        patches = self.patch(video)
-        groups = patches.shape[2]
-        x = self.stem(fold(patches))
-        x = run_stages(self.stages, x, groups, past)
-        return unfold(self.head(F.silu(self.norm(x))), groups)
-
-
-class Upsample(nn.Module):
-    """Twice the height and width by a 1x1 convolution and a pixel shuffle (Shi et al. 2016)."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.expand = nn.Conv2d(inputs, outputs * 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``n c h w`` -> ``n c' 2h 2w``."""
-        return F.pixel_shuffle(self.expand(x), 2)
+        x = run_stages(self.stages, self.stem(self.patch(video)), past)
+        return rearrange(self.head(F.silu(self.norm(x))), "b t h w d -> b d t h w")
 
 
 class Decoder(nn.Module):
-    """Latents ``b d g h w`` -> ``b c (g t) (h s) (w s)``, causal over groups. Arguments as for :class:`Encoder`."""
+    """Latents ``b d g h w`` -> ``b c (g t) (h s) (w s)``, causal over groups."""
 
-    def __init__(self, config: StackConfig, patch: PatchKind, temporal_factor: int, patch_size: int, dim: int) -> None:
+    def __init__(self, config: StackConfig, shape: Shape) -> None:
         super().__init__()
-        self.patch = Patch(patch, temporal_factor, patch_size)
+        self.config, self.shape = config, shape
+        self.patch = Patch(shape.patch, shape.patch_frames, shape.patch_size)
         channels, blocks = config.channels[::-1], config.blocks[::-1]
-        self.stem = SpatialConv(dim, channels[0])
-        stages: list[nn.Module] = [ResBlock(channels[0]) for _ in range(blocks[0])]
-        for (coarse, fine), count in zip(pairwise(channels), blocks[1:], strict=True):
-            stages.append(Upsample(coarse, fine))
-            stages += [ResBlock(fine) for _ in range(count)]
+        frames = shape.frames(len(channels))[::-1]
+        self.stem = SpatialConv(shape.dim, channels[0])
+        stages: list[nn.Module] = [ResBlock(channels[0], frames[0], shape.causality) for _ in range(blocks[0])]
+        for (coarse, fine), (few, many), count in zip(pairwise(channels), pairwise(frames), blocks[1:], strict=True):
+            stages.append(Upsample(coarse, fine, many // few))
+            stages += [ResBlock(fine, many, shape.causality) for _ in range(count)]
         self.stages = nn.ModuleList(stages)
-        self.norm = RMSNorm(channels[-1])
+        self.norm = nn.LayerNorm(channels[-1])
         self.head = SpatialConv(channels[-1], self.patch.channels)
+        # A decoder starts near grey: at full size its untrained details would be noise, and loud.
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+            self.head.bias.zero_()  # type: ignore[union-attr]
+
+    @property
+    def reach(self) -> int:
+        """How far, in latents, a pixel's place is at most from the latents it depends on."""
+        radius = 1
+        for index, blocks in enumerate(self.config.blocks):
+            # From a grid to the one of half its height and width.
+            radius = (-(-radius // 2) if index else radius) + blocks
+        return radius + 1
 
     def forward(self, latents: Tensor, past: Past) -> Tensor:
         """Decode whole groups; ``past`` carries what came before them."""
-        groups = latents.shape[2]
-        x = run_stages(self.stages, self.stem(fold(latents)), groups, past)
-        return self.patch.inverse(unfold(self.head(F.silu(self.norm(x))), groups))
+        x = self.stem(rearrange(latents, "b d t h w -> b t h w d").contiguous())
+        x = run_stages(self.stages, x, past)
+        return self.patch.inverse(self.head(F.silu(self.norm(x))))
 
 
-def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, groups: int, past: Past) -> Tensor:
+def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, past: Past) -> Tensor:
     """Run a stack; blocks see the past, changes of size do not."""
     for stage in stages:
-        x = stage(x, groups, past) if isinstance(stage, ResBlock) else stage(x)
+        x = stage(x, past) if isinstance(stage, ResBlock) else stage(x)
     return x

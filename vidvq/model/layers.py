@@ -1,10 +1,12 @@
-"""The parts that encoder and decoder are made of. Inside, a video is ``b c g h w``: one latent frame per group.
+"""The parts that encoder and decoder are made of. Inside, a video is ``b t h w c`` in memory of that order.
 
-Nothing looks ahead in time and nothing averages over it: a layer's output at group ``g`` depends on the groups up to
-``g`` alone, and on at most ``taps - 1`` of the past ones, which a stream carries along as its state.
+Channels last is what convolutions, norms over channels and products of matrices all want, on CPUs and GPUs, so that
+nothing is ever transposed between them. Nothing averages over time, and nothing looks beyond the group it is in: a
+layer's output in group ``g`` depends on the groups up to ``g`` alone, and on at most ``TAPS - 1`` frames of the past
+ones, which a stream carries as its state.
 """
 
-from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -13,87 +15,135 @@ from torch.nn import functional as F
 
 TAPS = 3
 
+Causality = Literal["group", "strict"]
+
 
 class Past:
-    """The past groups that causal layers need, read in one order and collected for the next call.
+    """The past frames that causal layers need, read in one order and collected for the next call.
 
     Args:
-        tensors: one per causal layer, in the order in which they run; None at the start of a stream.
+        tensors: ``TAPS - 1`` frames ``b 1 h w c`` for each causal layer, in the order in which the layers run; None at
+            the start of a stream.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...] | None = None) -> None:
-        self._given: Iterator[Tensor] | None = iter(tensors) if tensors is not None else None
+        self._given = tensors
         self.collected: list[Tensor] = []
 
-    def before(self, x: Tensor) -> Tensor:
-        """The ``TAPS - 1`` groups before ``x: b c g h w``; at the start of a stream, its first group repeated."""
+    def before(self, x: Tensor) -> list[Tensor]:
+        """The frames before ``x: b t h w c``; at the start of a stream, its first frame repeated."""
         if self._given is None:
-            past = x[:, :, :1].expand(-1, -1, TAPS - 1, -1, -1)
+            past = [x[:, :1]] * (TAPS - 1)
         else:
-            past = next(self._given)
-        self.collected.append(torch.cat([past, x], dim=2)[:, :, -(TAPS - 1) :])
+            at = len(self.collected)
+            past = list(self._given[at : at + TAPS - 1])
+        length = x.shape[1]
+        recent = [x[:, index : index + 1] for index in range(max(length - TAPS + 1, 0), length)]
+        self.collected += [*past, *recent][-(TAPS - 1) :]
         return past
 
 
-def fold(x: Tensor) -> Tensor:
-    """``b c g h w`` -> ``(b g) c h w`` in channels-last memory, which 2D convolutions want."""
-    return rearrange(x, "b c g h w -> (b g) c h w").contiguous(memory_format=torch.channels_last)
-
-
-def unfold(x: Tensor, groups: int) -> Tensor:
-    """``(b g) c h w`` -> ``b c g h w``."""
-    return rearrange(x, "(b g) c h w -> b c g h w", g=groups)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the channels of each position (Zhang and Sennrich 2019, eq. 4): no mean over time."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``n c h w`` -> the same."""
-        scale = torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-6).to(x.dtype)
-        return x * scale * self.weight[:, None, None]
-
-
 class SpatialConv(nn.Conv2d):
-    """A 3x3 convolution of each group, ``n c h w``; borders are zero-padded."""
+    """A 3x3 convolution of each frame, ``b t h w c``; borders are zero-padded."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, 3, stride=stride, padding=1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``b t h w c`` -> ``b t h' w' c'``."""
+        y = super().forward(rearrange(x, "b t h w c -> (b t) c h w"))
+        return rearrange(y, "(b t) c h w -> b t h w c", t=x.shape[1]).contiguous()
 
 
 class TemporalConv(nn.Module):
-    """A convolution over the present group and the ``TAPS - 1`` before it, at each position."""
+    """A convolution over ``TAPS`` frames at each position.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    ``strict``: the present frame and those before it. ``group``: the one before, the present, and the next one, but
+    never one of the next group, in whose place the group's last frame stands (group-causal convolution; Wu et al.
+    2024, "Improved Video VAE for Latent Video Diffusion Model", section 3.3). Where a group is one frame, both are
+    ``strict``.
+
+    Args:
+        inputs, outputs: channels.
+        frames: in a group.
+    """
+
+    def __init__(self, inputs: int, outputs: int, frames: int, causality: Causality) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(inputs * TAPS, outputs, 1)
+        self.frames = frames
+        self.ahead = causality == "group" and frames > 1
+        self.mix = nn.Linear(inputs * TAPS, outputs)
 
-    def forward(self, x: Tensor, groups: int, past: Past) -> Tensor:
-        """``(b g) c h w`` -> the same."""
-        present = unfold(x, groups)
-        line = torch.cat([past.before(present), present], dim=2)
-        taps = torch.cat([line[:, :, offset : offset + groups] for offset in range(TAPS)], dim=1)
-        return self.mix(fold(taps))
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        """``b t h w c`` -> the same."""
+        length = x.shape[1]
+        before = past.before(x)
+        if length > 1:
+            line = torch.cat([*before, x], dim=1)
+            taps = [line[:, offset : offset + length] for offset in range(TAPS)]
+        else:
+            taps = [*before, x]
+        if self.ahead:
+            grouped = rearrange(x, "b (g f) h w c -> b g f h w c", f=self.frames)
+            following = torch.cat([grouped[:, :, 1:], grouped[:, :, -1:]], dim=2).flatten(1, 2)
+            taps = [taps[-2], x, following]
+        # A product per tap: side by side in one tensor the taps would first have to be copied there.
+        first, *others = self.mix.weight.chunk(TAPS, dim=1)
+        y = F.linear(taps[0], first, self.mix.bias)
+        for tap, weight in zip(taps[1:], others, strict=True):
+            y.flatten(0, -2).addmm_(tap.flatten(0, -2), weight.T)
+        return y
+
+
+class Downsample(nn.Module):
+    """Half the height and width by a strided 3x3 convolution; ``merge`` frames become one, as further channels."""
+
+    def __init__(self, inputs: int, outputs: int, merge: int) -> None:
+        super().__init__()
+        self.merge = merge
+        self.conv = SpatialConv(inputs * merge, outputs, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``b (t m) h w c`` -> ``b t h/2 w/2 c'``."""
+        return self.conv(rearrange(x, "b (t m) h w c -> b t h w (m c)", m=self.merge))
+
+
+class Upsample(nn.Module):
+    """Twice the height and width, ``split`` times the frames: a product per position, shuffled (Shi et al. 2016)."""
+
+    def __init__(self, inputs: int, outputs: int, split: int) -> None:
+        super().__init__()
+        self.split = split
+        self.expand = nn.Linear(inputs, outputs * 4 * split)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``b t h w c`` -> ``b (t m) 2h 2w c'``."""
+        return rearrange(self.expand(x), "b t h w (m p q c) -> b (t m) (h p) (w q) c", m=self.split, p=2, q=2)
 
 
 class ResBlock(nn.Module):
-    """A (2+1)D residual block: norm, SiLU, 3x3 over space; norm, SiLU, 3 taps over the past (Tran et al. 2018)."""
+    """A (2+1)D residual block: norm, SiLU, 3x3 over space; norm, SiLU, 3 taps over time (Tran et al. 2018).
 
-    def __init__(self, channels: int) -> None:
+    The norms are over the channels of each position (Ba et al. 2016), so that no place or time sees another by them.
+
+    Args:
+        channels: in and out.
+        frames: in a group.
+        causality: of the taps over time.
+    """
+
+    def __init__(self, channels: int, frames: int, causality: Causality) -> None:
         super().__init__()
-        self.norm_space = RMSNorm(channels)
+        self.norm_space = nn.LayerNorm(channels)
         self.space = SpatialConv(channels, channels)
-        self.norm_time = RMSNorm(channels)
-        self.time = TemporalConv(channels, channels)
+        self.norm_time = nn.LayerNorm(channels)
+        self.time = TemporalConv(channels, channels, frames, causality)
         # A block starts as the identity, so that depth costs nothing at first.
         nn.init.zeros_(self.time.mix.weight)
-        nn.init.zeros_(self.time.mix.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.time.mix.bias)
 
-    def forward(self, x: Tensor, groups: int, past: Past) -> Tensor:
-        """``(b g) c h w`` -> the same."""
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        """``b t h w c`` -> the same."""
         hidden = self.space(F.silu(self.norm_space(x)))
-        return x + self.time(F.silu(self.norm_time(hidden)), groups, past)
+        return x + self.time(F.silu(self.norm_time(hidden)), past)

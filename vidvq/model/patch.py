@@ -27,7 +27,7 @@ def haar_matrix(size: int) -> Tensor:
 
 
 class Patch(nn.Module):
-    """``b c (g t) (h s) (w s)`` to ``b (t s s c) g h w`` by an orthonormal transform of each block.
+    """``b c (g t) (h s) (w s)`` to ``b g h w (t s s c)`` by an orthonormal transform of each block.
 
     Args:
         kind: ``haar`` or ``unshuffle`` (the identity basis).
@@ -50,16 +50,16 @@ class Patch(nn.Module):
         return 3 * self.time * self.space**2
 
     def forward(self, video: Tensor) -> Tensor:
-        """``b c (g t) (h s) (w s)`` -> ``b (t s s c) g h w``; the first ``s s c`` channels are constant in time."""
+        """``b c (g t) (h s) (w s)`` -> ``b g h w (t s s c)``; the first ``s s c`` channels are constant in time."""
         t, s = self.time, self.space
         blocks = rearrange(video, "b c (g t) (h p) (w q) -> b g h w c (t p q)", t=t, p=s, q=s)
         # A flat block of ones has length sqrt(t) s; dividing by it keeps the network's input in [-1, 1].
         coefficients = blocks @ (self.basis.to(video.dtype).T / (t**0.5 * s))
-        return rearrange(coefficients, "b g h w c k -> b (k c) g h w")
+        return rearrange(coefficients, "b g h w c k -> b g h w (k c)")
 
     def inverse(self, channels: Tensor) -> Tensor:
-        """``b (t s s c) g h w`` -> ``b c (g t) (h s) (w s)``."""
+        """``b g h w (t s s c)`` -> ``b c (g t) (h s) (w s)``."""
         t, s = self.time, self.space
-        coefficients = rearrange(channels, "b (k c) g h w -> b g h w c k", c=3)
+        coefficients = rearrange(channels, "b g h w (k c) -> b g h w c k", c=3)
         blocks = coefficients @ (self.basis.to(channels.dtype) * (t**0.5 * s))
         return rearrange(blocks, "b g h w c (t p q) -> b c (g t) (h p) (w q)", t=t, p=s, q=s)

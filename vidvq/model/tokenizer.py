@@ -2,26 +2,26 @@
 
 Frame 0 stands alone (an image is a video of one frame), then come groups of ``temporal_factor`` frames. Frame 0 goes
 through the network as a group of its own copies, so that every step has one shape; since kernels are chosen by shape,
-whole videos are encoded by the very steps a stream takes, one sample at a time. That is why tokens depend neither on
-how a video is cut into calls nor on what else is in the batch.
+whole videos are encoded by the very steps a stream takes, one sample and one tile of a large frame at a time. That is
+why tokens depend neither on how a video is cut into calls nor on what else is in the batch.
 """
 
 from dataclasses import asdict, dataclass, field, fields
-from math import log2
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from einops import repeat
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from vidvq.model.encoder import Decoder, Encoder, StackConfig
-from vidvq.model.layers import Past
+from vidvq.model.encoder import Decoder, Encoder, Shape, StackConfig
+from vidvq.model.interface import Codebook, Tokenizer
+from vidvq.model.layers import Causality, Past
 from vidvq.model.patch import PatchKind
 from vidvq.model.quantize import QuantizerConfig, SpatiotemporalQuantizer
-from vidvq.model.quantize.spatiotemporal import Codebook, codebook_config
+from vidvq.model.quantize.spatiotemporal import codebook_config
 from vidvq.model.quantize.vq import TRAINING_STATE
+from vidvq.model.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,12 @@ class TokenizerConfig:
         temporal_factor: frames per group and latent frame.
         patch: transform of each block of pixels at the input and output.
         patch_size: height and width of a block; each stage after the first halves them again.
+        patch_frames: frames of a block; None: all of a group. The first stages after the first halve what is left.
+        causality: whether a convolution over time may see to the end of its group, or the past alone.
         encoder, decoder: stages, finest first; as many in both.
         quantizer: codebooks.
+        tile: frames much larger than this, pixels, go through the networks in overlapping tiles, in memory that does
+            not grow with the frame. (It decides how sums are rounded, and so belongs to the architecture.)
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -41,24 +45,44 @@ class TokenizerConfig:
     temporal_factor: int = 4
     patch: PatchKind = "haar"
     patch_size: int = 4
+    patch_frames: int | None = None
+    causality: Causality = "group"
     encoder: StackConfig = field(default_factory=StackConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     decoder: StackConfig = field(default_factory=lambda: StackConfig(blocks=(2, 3)))
+    tile: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("temporal_factor", "patch_size"):
+        for name in ("temporal_factor", "patch_size", "patch_frames"):
             value = getattr(self, name)
-            if value < 1 or value & (value - 1):
+            if value is not None and (value < 1 or value & (value - 1)):
                 raise ValueError(f"{name}={value} must be a power of two")
+        for name, known in (("patch", ("haar", "unshuffle")), ("causality", ("group", "strict"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be {known[0]} or {known[1]}")
         if len(self.encoder.channels) != len(self.decoder.channels):
             raise ValueError(
                 f"encoder has {len(self.encoder.channels)} stages, decoder {len(self.decoder.channels)}; give as many"
             )
 
+        per_block, changes = self.frames_per_block, len(self.encoder.channels) - 1
+        if per_block > self.temporal_factor or self.temporal_factor // per_block > 1 << changes:
+            raise ValueError(
+                f"patch_frames={per_block} must be from {max(self.temporal_factor >> changes, 1)} to "
+                f"temporal_factor={self.temporal_factor}: {changes + 1} stages halve time at most {changes} times"
+            )
+        if self.tile < self.spatial_factor:
+            raise ValueError(f"tile={self.tile} must be at least the spatial factor, {self.spatial_factor}")
+
     @property
     def spatial_factor(self) -> int:
         """Pixels per latent, in height and width."""
         return self.patch_size << (len(self.encoder.channels) - 1)
+
+    @property
+    def frames_per_block(self) -> int:
+        """Frames that the block transform takes together."""
+        return self.temporal_factor if self.patch_frames is None else self.patch_frames
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -100,7 +124,7 @@ class StreamState:
         kind: ``encode`` or ``decode``.
         shape: batch, height and width of what is fed.
         groups: how many groups were fed.
-        past: tensors, one per causal layer.
+        past: tensors, one per causal layer, of every tile of every sample.
         config: of the tokenizer that made it; another one's layers would take the tensors for something else.
     """
 
@@ -111,7 +135,7 @@ class StreamState:
     config: TokenizerConfig
 
 
-class VideoTokenizer(nn.Module):
+class VideoTokenizer(Tokenizer):
     """A group-causal 3D-convolutional VQ autoencoder with spatiotemporal codebooks."""
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -119,10 +143,17 @@ class VideoTokenizer(nn.Module):
         self.config = config
         self.temporal_factor = config.temporal_factor
         self.spatial_factor = config.spatial_factor
-        shape = (config.patch, config.temporal_factor, config.patch_size, config.quantizer.dim)
-        self.encoder = Encoder(config.encoder, *shape)
+        shape = Shape(
+            config.patch,
+            config.frames_per_block,
+            config.patch_size,
+            config.temporal_factor,
+            config.quantizer.dim,
+            config.causality,
+        )
+        self.encoder = Encoder(config.encoder, shape)
         self.quantizer = SpatiotemporalQuantizer(config.quantizer)
-        self.decoder = Decoder(config.decoder, *shape)
+        self.decoder = Decoder(config.decoder, shape)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "VideoTokenizer":
@@ -133,25 +164,36 @@ class VideoTokenizer(nn.Module):
         """
         from vidvq.model.checkpoint import load_tokenizer
 
-        return load_tokenizer(Path(path))[0]
+        tokenizer = load_tokenizer(Path(path))[0]
+        if not isinstance(tokenizer, VideoTokenizer):
+            raise ValueError(
+                f"{path} holds another library's tokenizer; vidvq.model.checkpoint.load_tokenizer loads it"
+            )
+        return tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **where: Any) -> "VideoTokenizer":
+        """Load a checkpoint folder, or a repository of the Hugging Face hub; in eval mode, on the CPU.
+
+        Needs ``huggingface_hub``. Weights are safetensors, and proved to be those that their fingerprint names.
+
+        Args:
+            name: a folder, or ``owner/name``.
+            where: ``revision``, ``cache_dir``, ``token``, ``local_files_only`` and the like, as the hub takes them.
+
+        Raises:
+            ValueError: there is none, it is damaged, or its weights do not fit its config.
+        """
+        return _hub().from_pretrained(str(name), **where).tokenizer
+
+    def save_pretrained(self, folder: str | Path, **where: Any) -> None:
+        """Write a checkpoint folder with a model card; ``repo_id=`` and ``push_to_hub=True`` put it on the hub too."""
+        _hub()(self).save_pretrained(Path(folder), **where)
 
     @property
     def codebooks(self) -> list[Codebook]:
         """The codebooks, in the order of their offsets in a flat vocabulary."""
         return self.quantizer.codebooks
-
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """The grid of codes ``lt lh lw`` that a video of this size becomes."""
-        if min(num_frames, height, width) < 1:
-            raise ValueError(f"a video of {num_frames} frames of {height}x{width} must have at least 1 of each")
-        s = self.spatial_factor
-        return 1 + -(-(num_frames - 1) // self.temporal_factor), -(-height // s), -(-width // s)
-
-    def bits_per_pixel(self, num_frames: int, height: int, width: int) -> float:
-        """Bits of all codes of a video over its pixels, each codebook counted by log2 of its size."""
-        lt, lh, lw = self.latent_shape(num_frames, height, width)
-        first, later = self.codebooks[0], self.codebooks[-1]
-        return lh * lw * (log2(first.size) + (lt - 1) * log2(later.size)) / (num_frames * height * width)
 
     def forward(self, video: Tensor) -> Reconstruction:
         """Reconstruct whole videos, all groups at once; the training step.
@@ -163,7 +205,7 @@ class VideoTokenizer(nn.Module):
         Raises:
             ValueError: a size is not such a multiple.
         """
-        _check_video(video)
+        self._check_video(video)
         t, h, w = video.shape[2:]
         if (t - 1) % self.temporal_factor:
             low = t - (t - 1) % self.temporal_factor
@@ -191,18 +233,34 @@ class VideoTokenizer(nn.Module):
         Raises:
             ValueError: wrong rank, channels, type or range.
         """
-        _check_video(video)
+        self._check_video(video)
         padded = self._pad(video)
-        samples = []
-        for sample in padded.split(1):
-            first, rest = sample[:, :, :1], sample[:, :, 1:]
-            codes, state = self.encode_step(first)
-            parts = [codes]
-            for group in rest.split(self.temporal_factor, dim=2) if rest.shape[2] else ():
-                codes, state = self.encode_step(group, state)
-                parts.append(codes)
-            samples.append(torch.cat(parts, dim=1))
-        return torch.cat(samples)
+        return torch.cat([self._encode_whole(sample) for sample in padded.split(1)])
+
+    @torch.no_grad()
+    def encode_tiled(self, video: Tensor) -> Tensor:
+        """What :meth:`encode` returns, for frames too large to be on the model's device as a whole.
+
+        One tile goes through all of time after another; of the video only that tile is moved to the device.
+
+        Args:
+            video: as for :meth:`encode`; on any device.
+
+        Raises:
+            ValueError: as for :meth:`encode`.
+        """
+        self._check_video(video, anywhere=True)
+        padded = self._pad(video)
+        tiles, scale = (
+            self._tiles("encode", padded.shape[3] // self.spatial_factor, padded.shape[4] // self.spatial_factor),
+            self.spatial_factor,
+        )
+        windows = tiles.cut(padded, scale)
+        kept = [
+            tiles.keep(self._encode_whole(windows[index : index + 1].to(self.device)), index)
+            for index in range(len(windows))
+        ]
+        return tiles.join(kept)
 
     @torch.no_grad()
     def encode_step(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
@@ -219,23 +277,16 @@ class VideoTokenizer(nn.Module):
         Raises:
             ValueError: an incomplete group, a wrong size, or the state of another stream.
         """
-        _check_video(frames)
+        self._check_video(frames)
         b, _, t, h, w = frames.shape
-        r = self.temporal_factor
+        r, s = self.temporal_factor, self.spatial_factor
         if (state is None and t != 1) or (state is not None and (t == 0 or t % r)):
             rule = "1 at the start of a stream" if state is None else f"a multiple of {r}"
             raise ValueError(f"num_frames={t} must be {rule}")
-        if h % self.spatial_factor or w % self.spatial_factor:
-            raise ValueError(f"height={h} width={w} must be multiples of {self.spatial_factor}")
+        if h % s or w % s:
+            raise ValueError(f"height={h} width={w} must be multiples of {s}")
         self._check_state(state, "encode", (b, h, w))
-        parts = []
-        for group in (repeat(frames, "b c 1 h w -> b c r h w", r=r),) if state is None else frames.split(r, dim=2):
-            latents, past = _sample_by_sample(self.encoder, group, state)
-            parts.append(torch.cat([self.quantizer.encode(sample, first=state is None) for sample in latents.split(1)]))
-            fed = state.groups if state else 0
-            state = StreamState("encode", (b, h, w), fed + 1, past, self.config)
-        assert state is not None
-        return torch.cat(parts, dim=1), state
+        return self._encode_groups(frames, state)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
@@ -253,23 +304,12 @@ class VideoTokenizer(nn.Module):
             ValueError: wrong rank or type, a code out of range, or more frames or pixels asked for than there are.
         """
         self._check_codes(codes, first=True)
-        lt, lh, lw = codes.shape[1:]
-        frames = 1 + (lt - 1) * self.temporal_factor
-        keep_t = frames if num_frames is None else num_frames
-        keep_h, keep_w = size or (lh * self.spatial_factor, lw * self.spatial_factor)
-        if self.latent_shape(keep_t, keep_h, keep_w) != (lt, lh, lw):
-            raise ValueError(
-                f"num_frames={keep_t} of {keep_h}x{keep_w} do not become a grid of {lt}x{lh}x{lw} codes; "
-                f"the whole grid is {frames} of {lh * self.spatial_factor}x{lw * self.spatial_factor}"
-            )
+        keep_t, keep_h, keep_w = self._kept(codes, num_frames, size)
         samples = []
         for sample in codes.split(1):
-            video, state = self.decode_step(sample[:, :1])
-            parts = [video]
-            for group in sample[:, 1:].split(1, dim=1) if lt > 1 else ():
-                video, state = self.decode_step(group, state)
-                parts.append(video)
-            samples.append(torch.cat(parts, dim=2))
+            video, state = self._decode_groups(sample[:, :1], None)
+            rest = self._decode_groups(sample[:, 1:], state)[0] if codes.shape[1] > 1 else video[:, :, :0]
+            samples.append(torch.cat([video, rest], dim=2))
         return torch.cat(samples)[:, :, :keep_t, :keep_h, :keep_w]
 
     @torch.no_grad()
@@ -291,15 +331,7 @@ class VideoTokenizer(nn.Module):
         if state is None and g != 1:
             raise ValueError(f"groups={g} must be 1 at the start of a stream")
         self._check_state(state, "decode", (b, h, w))
-        parts = []
-        for group in codes.split(1, dim=1):
-            latents = self.quantizer.lookup(group, first=state is None).to(self.dtype)
-            frames, past = _sample_by_sample(self.decoder, latents, state)
-            parts.append((frames.mean(dim=2, keepdim=True) if state is None else frames).float().clamp(-1, 1))
-            fed = state.groups if state else 0
-            state = StreamState("decode", (b, h, w), fed + 1, past, self.config)
-        assert state is not None
-        return torch.cat(parts, dim=2), state
+        return self._decode_groups(codes, state)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -326,6 +358,48 @@ class VideoTokenizer(nn.Module):
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])
 
+    def _encode_whole(self, sample: Tensor) -> Tensor:
+        codes, state = self._encode_groups(sample[:, :, :1], None)
+        rest = self._encode_groups(sample[:, :, 1:], state)[0] if sample.shape[2] > 1 else codes[:, :0]
+        return torch.cat([codes, rest], dim=1)
+
+    def _encode_groups(self, frames: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """The first frame where there is no state, else whole groups; the arguments are known to be right."""
+        b, h, w = frames.shape[0], *frames.shape[3:]
+        r, s = self.temporal_factor, self.spatial_factor
+        tiles = self._tiles("encode", h // s, w // s)
+        parts = []
+        for group in (repeat(frames, "b c 1 h w -> b c r h w", r=r),) if state is None else frames.split(r, dim=2):
+            latents, past = _one_by_one(self.encoder, tiles.cut(group.to(self.dtype), s), state)
+            kept = [
+                self.quantizer.encode(tiles.keep(window, index), first=state is None)
+                for index, window in enumerate(latents.split(1))
+            ]
+            parts.append(tiles.join(kept))
+            state = StreamState("encode", (b, h, w), (state.groups if state else 0) + 1, past, self.config)
+        assert state is not None
+        return torch.cat(parts, dim=1), state
+
+    def _decode_groups(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """The first group where there is no state, else any number; the arguments are known to be right."""
+        b, h, w = codes.shape[0], *codes.shape[2:]
+        s = self.spatial_factor
+        tiles = self._tiles("decode", h, w)
+        parts = []
+        for group in codes.split(1, dim=1):
+            latents = self.quantizer.lookup(group, first=state is None).to(self.dtype)
+            windows, past = _one_by_one(self.decoder, tiles.cut(latents), state)
+            frames = tiles.join([tiles.keep(window, index, s) for index, window in enumerate(windows.split(1))])
+            parts.append((frames.mean(dim=2, keepdim=True) if state is None else frames).float().clamp(-1, 1))
+            state = StreamState("decode", (b, h, w), (state.groups if state else 0) + 1, past, self.config)
+        assert state is not None
+        return torch.cat(parts, dim=2), state
+
+    def _tiles(self, kind: str, height: int, width: int) -> Tiles:
+        """How a frame of that many latents is cut."""
+        reach = self.encoder.reach if kind == "encode" else self.decoder.reach
+        return Tiles.over((height, width), self.config.tile // self.spatial_factor, reach)
+
     def _open(self, video: Tensor) -> Tensor:
         first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)
         return torch.cat([first, video[:, :, 1:]], dim=2)
@@ -333,28 +407,6 @@ class VideoTokenizer(nn.Module):
     def _close(self, groups: Tensor) -> Tensor:
         r = self.temporal_factor
         return torch.cat([groups[:, :, :r].mean(dim=2, keepdim=True), groups[:, :, r:]], dim=2)
-
-    def _pad(self, video: Tensor) -> Tensor:
-        t, h, w = video.shape[2:]
-        lt, lh, lw = self.latent_shape(t, h, w)
-        missing = (
-            1 + (lt - 1) * self.temporal_factor - t,
-            lh * self.spatial_factor - h,
-            lw * self.spatial_factor - w,
-        )
-        return F.pad(video, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else video
-
-    def _check_codes(self, codes: Tensor, first: bool) -> None:
-        if codes.ndim != 4 or codes.is_floating_point() or 0 in codes.shape:
-            raise ValueError(f"codes are {codes.dtype} {tuple(codes.shape)}; they must be integers, b lt lh lw")
-        books = self.codebooks
-        spans = [(codes[:, :1], books[0]), (codes[:, 1:], books[-1])] if first else [(codes, books[-1])]
-        for part, book in spans:
-            if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < book.size:
-                worst = int(part.min()) if int(part.min()) < 0 else int(part.max())
-                raise ValueError(
-                    f"code {worst} is out of range; the {book.name} codebook has codes 0 to {book.size - 1}"
-                )
 
     def _check_state(self, state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
         if state is not None and state.config != self.config:
@@ -369,34 +421,29 @@ class VideoTokenizer(nn.Module):
             )
 
 
-def _sample_by_sample(
-    network: Encoder | Decoder, x: Tensor, state: StreamState | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one group of each sample by itself; returns the outputs and what the next step needs of the past.
+def _hub() -> Any:
+    try:
+        from vidvq.model.hub import HubTokenizer
+    except ModuleNotFoundError as error:
+        raise ValueError(f"this needs {error.name}; run `pip install 'vidvq[interop]'`") from error
+    return HubTokenizer
+
+
+def _one_by_one(network: Encoder | Decoder, x: Tensor, state: StreamState | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one group of each sample or tile by itself; returns the outputs and what the next step needs of the past.
 
     A kernel for a batch of five rounds otherwise than one for a batch of one: latents differ in their last bits, and
     a latent midway between two codes by its code.
     """
+    if len(x) == 1:
+        past = Past(state.past if state else None)
+        return network(x, past), tuple(past.collected)
     outputs, pasts = [], []
     for index, sample in enumerate(x.split(1)):
         past = Past(tuple(tensor[index : index + 1] for tensor in state.past) if state else None)
         outputs.append(network(sample, past))
         pasts.append(past.collected)
     return torch.cat(outputs), tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))
-
-
-def _check_video(video: Tensor) -> None:
-    if video.ndim != 5 or video.shape[1] != 3:
-        raise ValueError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
-    if not video.is_floating_point():
-        raise ValueError(f"video is {video.dtype}; it must be float in [-1, 1] (uint8 frames: x / 127.5 - 1)")
-    if 0 in video.shape:
-        raise ValueError(f"video has shape {tuple(video.shape)}; it must not be empty")
-    # NaN fails both comparisons, and so is refused here too.
-    if not (video.min() >= -1.001 and video.max() <= 1.001):
-        raise ValueError(
-            f"video has values from {float(video.min()):g} to {float(video.max()):g}; they must be in [-1, 1]"
-        )
 
 
 def _is_training_state(name: str) -> bool:

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from vidvq.formats.checkpoint import find_checkpoint
 from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.formats.commit import Commit, Outcome, ShardDraft, commit_shard, read_commit
 from vidvq.formats.summary import JobSummary, summarize
 from vidvq.formats.token_shard import TokenInfo, token_files, write_tokenizer_card
 from vidvq.log import info, progress
-from vidvq.model import VideoTokenizer
-from vidvq.model.checkpoint import load_tokenizer
+from vidvq.model import Tokenizer
+from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
 from vidvq.model.pixels import to_video
 from vidvq.runtime import WorkerDied, start
 from vidvq.storage import sha256_file
@@ -49,7 +48,7 @@ def run_tokenize(clips: Path, checkpoint: Path, out: Path, config: TokenizeConfi
         ValueError: a mistake in the arguments; nothing was changed.
         OSError: the disk is full or not writable; what was committed stays.
     """
-    folder = find_checkpoint(checkpoint)
+    folder = find_tokenizer(checkpoint)
     _, card = load_tokenizer(folder)
     plan = plan_tokens(out, clips, card)
     write_tokenizer_card(out, card)
@@ -111,7 +110,7 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
 
 
 @torch.inference_mode()
-def encode_clip(tokenizer: VideoTokenizer, media: bytes, clip: ClipInfo, key: str) -> Any:
+def encode_clip(tokenizer: Tokenizer, media: bytes, clip: ClipInfo, key: str) -> Any:
     """Decode and encode one clip; returns codes ``lt lh lw`` as an integer array.
 
     Raises:
@@ -120,5 +119,4 @@ def encode_clip(tokenizer: VideoTokenizer, media: bytes, clip: ClipInfo, key: st
     frames = decode_clip(media, key)
     if frames.shape != (clip.num_frames, clip.height, clip.width, 3):
         raise VideoError("decode_error", f"{key} has frames {frames.shape}, its JSON says otherwise")
-    device = next(tokenizer.parameters()).device
-    return tokenizer.encode(to_video(frames).to(device))[0].cpu().numpy()
+    return tokenizer.encode(to_video(frames).to(tokenizer.device))[0].cpu().numpy()

@@ -2,11 +2,15 @@
 
 import os
 import socket
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 import vector_quantize_pytorch as reference
 from torch import distributed, multiprocessing
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidvq.model.quantize import VectorQuantizer, VQConfig, search
 
@@ -20,8 +24,70 @@ def test_nearest_is_the_nearest(monkeypatch):
     latents, codebook = torch.randn(1000, 8), torch.randn(50, 8)
     brute = torch.cdist(latents.double(), codebook.double()).argmin(dim=1)
     assert torch.equal(search.nearest(latents, codebook), brute)
-    monkeypatch.setattr(search, "_MAX_DISTANCES", 50 * 7)
+    monkeypatch.setattr(search, "_ROWS", 7)
+    monkeypatch.setattr(search, "_CODES", 11)
     assert torch.equal(search.nearest(latents, codebook), brute)
+
+
+def test_of_equal_codes_the_first_is_taken(monkeypatch):
+    monkeypatch.setattr(search, "_CODES", 8)
+    # Whole numbers, so that no rounding tells equal ones apart.
+    codebook = torch.randint(-9, 10, (10, 4)).float().repeat(3, 1)
+    assert torch.equal(search.nearest(codebook, codebook), torch.arange(10).repeat(3))
+
+
+@pytest.mark.parametrize("size", [8192, 1 << 18])
+def test_positions_times_codes_is_never_held(size):
+    torch.manual_seed(0)
+    codebook, chosen = torch.randn(size, 16), torch.randint(size, (1200,))
+    latents = codebook[chosen] + 0.01 * torch.randn(1200, 16)
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple) else (out,):
+                if isinstance(tensor, torch.Tensor) and not tensor._is_view():
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Watch():
+        codes = search.nearest(latents, codebook)
+    assert torch.equal(codes, chosen)
+    # The codes squared, for their norms, are the largest.
+    assert largest <= max(search._ROWS * search._CODES, codebook.numel())
+
+
+_INTERPRETED = """
+import torch
+from vidvq.model.quantize.search import nearest_in_blocks
+from vidvq.model.quantize.search_triton import nearest_fused
+torch.manual_seed(0)
+for n, k, d in ((1, 2, 3), (70, 130, 8), (64, 64, 16), (65, 300, 18), (130, 257, 6)):
+    for latents, codebook in (
+        (torch.randn(n, d), torch.randn(k, d)),
+        # Whole numbers, of which sums are exact: many codes are equally near, or equal.
+        (torch.randint(-1, 2, (n, d)).float(), torch.randint(-1, 2, (k, d)).float()),
+    ):
+        half = codebook.square().sum(dim=1) / 2
+        expected = nearest_in_blocks(latents, codebook, half)
+        assert torch.equal(nearest_fused(latents, codebook, half), expected), (n, k, d)
+print("equal")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed; it comes with torch for CUDA")
+def test_the_fused_search_is_its_twin_in_plain_torch():
+    """Interpreted, on the CPU; tests/gpu compiles it."""
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERPRETED],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "equal", done.stderr
 
 
 def test_kmeans_finds_clusters():
@@ -97,7 +163,8 @@ def test_dead_codes_move_to_latents():
     book.ema_sum.copy_(book.codebook)
     for _ in range(25):
         book(torch.randn(400, 8))
-    assert book.codebook.abs().max() < 10
+    # Averages alone would let them decay to 0, where they would be near but without use.
+    assert book(torch.randn(4000, 8))[1].unique().numel() == 32
 
 
 def test_evaluation_moves_nothing():
@@ -114,10 +181,12 @@ def test_buffers_stay_fp32():
     assert torch.equal(book.codebook, exact)
 
 
-def _rank(rank: int, port: int, latents: torch.Tensor, results) -> None:
+def _rank(rank: int, port: int, changes: dict, latents: torch.Tensor, results) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     distributed.init_process_group("gloo", rank=rank, world_size=2)
-    book = make(decay=0.9).train()
+    book = make(**changes).train()
+    # Processes draw different numbers, as after a resume or with data of their own.
+    torch.manual_seed(rank)
     for batch in latents:
         book(batch.chunk(2)[rank])
     results.put((rank, book.codebook.clone().numpy(), book.ema_count.clone().numpy()))
@@ -125,22 +194,44 @@ def _rank(rank: int, port: int, latents: torch.Tensor, results) -> None:
     distributed.destroy_process_group()
 
 
-def test_two_processes_hold_the_codebook_of_one_with_the_joint_batch():
+def train_on_two_ranks(latents: torch.Tensor, **changes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codebook and counts after training on both halves of each batch; the same on both ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    latents = torch.randn(5, 400, 8)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
-    processes = [context.Process(target=_rank, args=(rank, port, latents, results)) for rank in range(2)]
+    processes = [
+        context.Process(target=_rank, args=(rank, port, changes, latents, results), daemon=True) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     found = {rank: (codebook, counts) for rank, codebook, counts in (results.get(timeout=120) for _ in range(2))}
     for process in processes:
         process.join()
-    assert (found[0][0] == found[1][0]).all()
-    assert (found[0][1] == found[1][1]).all()
+    for mine, theirs in zip(found[0], found[1], strict=True):
+        assert (mine == theirs).all()
+    return torch.from_numpy(found[0][0]), torch.from_numpy(found[0][1])
+
+
+def test_two_processes_hold_the_codebook_of_one_with_the_joint_batch():
+    latents = torch.randn(5, 400, 8)
+    codebook, counts = train_on_two_ranks(latents, decay=0.9, revive_below=0.0)
     alone = make(decay=0.9, revive_below=0.0).train()
     for batch in latents:
         alone(batch)
-    torch.testing.assert_close(torch.from_numpy(found[0][1]), alone.ema_count, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(codebook, alone.codebook, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(counts, alone.ema_count, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_two_processes_place_the_same_codes(update):
+    codebook, _ = train_on_two_ranks(torch.randn(2, 800, 8) + 5, warmup=2, update=update)
+    assert (codebook.mean() - 5).abs() < 0.5
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_two_processes_revive_the_same_codes(update):
+    # Latents far from the codes: nearly all die, and are revived in the first step of ten.
+    codebook, _ = train_on_two_ranks(torch.randn(11, 400, 8) + 5, decay=0.5, revive_below=0.1, update=update)
+    assert (codebook.mean(dim=1) > 2.5).float().mean() > 0.9

@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidvq.model.interface import Codebook
 from vidvq.model.quantize.fsq import FiniteScalarQuantizer, FSQConfig
 from vidvq.model.quantize.lfq import LFQConfig, LookupFreeQuantizer
 from vidvq.model.quantize.residual import ResidualConfig, ResidualQuantizer
@@ -77,15 +78,6 @@ class QuantizerConfig:
     def __post_init__(self) -> None:
         if self.dim < 1:
             raise ValueError(f"dim={self.dim} must be at least 1")
-
-
-@dataclass(frozen=True)
-class Codebook:
-    """A codebook's name (``spatial``, ``temporal`` or ``joint``), size, and start in a flat vocabulary."""
-
-    name: str
-    size: int
-    offset: int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,250 @@
+"""Which choices are worth their cost? Small tokenizers at equal training FLOPs, data and bits, three seeds, real video.
+
+    python benchmarks/ablate.py --train VIDEOS --held-out VIDEOS --out runs/ablate
+
+Every arm changes one choice of the first one. It sees the same batches in the same order, for as many steps as its own
+FLOPs, forward and backward, allow; then held-out clips go through its codes and are scored. A run that was interrupted
+goes on with the arm and seed that is missing. The table is written to OUT/table.md after each.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from math import cos, pi
+from pathlib import Path
+from statistics import mean, stdev
+from time import monotonic
+from typing import Any
+
+import click
+import torch
+from flops import count_gflop
+from torch import Tensor
+
+from vidvq import config as settings
+from vidvq.data import DataConfig, clip_batches
+from vidvq.evaluate.metrics import psnr, ssim
+from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.plan import read_plan
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.checkpoint import save_tokenizer
+from vidvq.model.encoder import StackConfig
+from vidvq.model.layers import Past
+from vidvq.model.pixels import to_frames, to_video
+from vidvq.model.quantize import FSQConfig, LFQConfig, QuantizerConfig, VQConfig
+from vidvq.shard import ShardConfig, run_shard
+from vidvq.storage import pretty_json, write_atomic
+from vidvq.video.decode import decode_clip
+
+SEEDS = (0, 1, 2)
+SIDE, FRAMES, BATCH = 64, 9, 4
+BUDGET_GFLOP = 3000.0
+LEARNING_RATE = 3e-3
+HELD_OUT_FRAMES, CLIPS_PER_VIDEO = 17, 2
+
+
+def _vq() -> VQConfig:
+    return VQConfig(size=1024, warmup=40)
+
+
+# 10 bits a code in every arm.
+BASE = TokenizerConfig(
+    encoder=StackConfig((64, 128), (1, 2)),
+    decoder=StackConfig((64, 128), (2, 3)),
+    quantizer=QuantizerConfig(16, _vq(), _vq()),
+)
+# Frames merged by the network instead of the block transform: only there is a group more than one frame wide.
+LAYERED = replace(
+    BASE,
+    patch_size=2,
+    patch_frames=1,
+    encoder=StackConfig((16, 48, 128), (1, 1, 2)),
+    decoder=StackConfig((16, 48, 128), (1, 2, 3)),
+)
+FSQ, BSQ = FSQConfig(levels=(8, 8, 4, 4)), LFQConfig(size=1024, spherical=True)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One choice. ``question`` is what it is compared under, ``against`` the arm it is compared with."""
+
+    name: str
+    question: str
+    says: str
+    model: TokenizerConfig
+
+
+ARMS = (
+    Arm("base", "", "Haar 4x4x4, VQ 1024 spatial + 1024 temporal, encoder:decoder 1,2 : 2,3 blocks", BASE),
+    Arm("layered-group", "causality", "2x2 Haar, time halved twice by the network, group-causal", LAYERED),
+    Arm("layered-strict", "causality", "the same, strictly causal", replace(LAYERED, causality="strict")),
+    Arm(
+        "joint", "codebooks", "one joint VQ codebook of 1024", replace(BASE, quantizer=QuantizerConfig(16, _vq(), None))
+    ),
+    Arm("fsq", "quantizer", "FSQ 8x8x4x4, spatial + temporal", replace(BASE, quantizer=QuantizerConfig(16, FSQ, FSQ))),
+    Arm("bsq", "quantizer", "BSQ 10 bits, spatial + temporal", replace(BASE, quantizer=QuantizerConfig(16, BSQ, BSQ))),
+    Arm("unshuffle", "patch", "4x4x4 pixel-unshuffle", replace(BASE, patch="unshuffle")),
+    Arm(
+        "no-patch",
+        "patch",
+        "no patch: strided convolutions from full resolution",
+        replace(
+            BASE,
+            patch="unshuffle",
+            patch_size=1,
+            patch_frames=1,
+            encoder=StackConfig((8, 24, 48, 128), (0, 1, 1, 2)),
+            decoder=StackConfig((8, 24, 48, 128), (0, 1, 2, 3)),
+        ),
+    ),
+    Arm(
+        "light-encoder",
+        "split",
+        "encoder:decoder 1,1 : 2,4 blocks",
+        replace(BASE, encoder=StackConfig((64, 128), (1, 1)), decoder=StackConfig((64, 128), (2, 4))),
+    ),
+    Arm(
+        "heavy-encoder",
+        "split",
+        "encoder:decoder 2,3 : 1,2 blocks",
+        replace(BASE, encoder=StackConfig((64, 128), (2, 3)), decoder=StackConfig((64, 128), (1, 2))),
+    ),
+)
+
+
+@click.command()
+@click.option("--train", "train", multiple=True, required=True, help="A video or a folder of them; may be repeated.")
+@click.option("--held-out", multiple=True, required=True, help="The same, for the scores.")
+@click.option("--out", default="runs/ablate", type=click.Path(path_type=Path), show_default=True)
+@click.option("--gflop", default=BUDGET_GFLOP, show_default=True, help="Training FLOPs of each run.")
+@click.option("--arm", "names", multiple=True, help="These arms alone.")
+def main(train: tuple[str, ...], held_out: tuple[str, ...], out: Path, gflop: float, names: tuple[str, ...]) -> None:
+    """Run what is missing, and write OUT/table.md."""
+    clips = {}
+    for part, videos in (("train", train), ("held-out", held_out)):
+        clips[part] = out / "clips" / part
+        policy = settings.validate(ShardConfig, settings.apply_overrides({}, _POLICY))
+        run_shard(list(videos), clips[part], policy)
+    originals = list(_held_out(clips["held-out"]))
+    for seed in SEEDS:
+        for arm in ARMS:
+            folder = out / f"{arm.name}-{seed}"
+            if (names and arm.name not in names) or (folder / "scores.json").exists():
+                continue
+            started = monotonic()
+            tokenizer, facts = _train(arm.model, clips["train"], seed, gflop)
+            save_tokenizer(folder, tokenizer, tokenizer.inference_state_dict(), int(facts["steps"]))
+            scores = facts | _score(tokenizer, originals) | {"gflop": gflop, "minutes": (monotonic() - started) / 60}
+            write_atomic(folder / "scores.json", pretty_json({"arm": asdict(arm), "seed": seed} | scores))
+            click.echo(f"{arm.name} {seed}: " + " ".join(f"{name}={value:.4g}" for name, value in scores.items()))
+            write_atomic(out / "table.md", _table(out).encode())
+
+
+_POLICY: list[str] = [
+    "clip.num_frames=33",
+    "clip.min_frames=17",
+    "clip.short_side=80",
+    "clip.multiple=8",
+    "runtime.workers=0",
+]
+
+
+def _train(model: TokenizerConfig, clips: Path, seed: int, gflop: float) -> tuple[VideoTokenizer, dict[str, float]]:
+    torch.manual_seed(seed)
+    tokenizer = VideoTokenizer(model).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    batches = _batches(clips, seed)
+    encoding, step_gflop = _count(tokenizer)
+    steps = int(gflop / step_gflop)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 30, 0.5 + 0.5 * cos(pi * step / steps))
+    )
+    for _ in range(steps):
+        video = next(batches)
+        out = tokenizer(video)
+        error = out.reconstruction - video
+        loss = error.abs().mean() + error.square().mean() + 0.25 * out.commitment_loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    facts = {"steps": steps, "step_gflop": step_gflop, "encode_gflop_per_frame": encoding}
+    return tokenizer.eval().requires_grad_(False), facts
+
+
+def _batches(clips: Path, seed: int) -> Iterator[Tensor]:
+    data = DataConfig((str(clips),), batch_size=BATCH, num_frames=FRAMES, crop=SIDE, shuffle=500, workers=1)
+    return (to_video(batch) for batch in clip_batches(data, seed, rank=0, ranks=1, start=0))
+
+
+def _count(tokenizer: VideoTokenizer) -> tuple[float, float]:
+    """GFLOP of encoding one frame (of groups after the first), and of one training step."""
+    group = torch.zeros(1, 3, tokenizer.temporal_factor, SIDE, SIDE)
+    batch = torch.zeros(BATCH, 3, FRAMES, SIDE, SIDE)
+
+    def step() -> None:
+        out = tokenizer(batch)
+        (out.reconstruction.abs().mean() + out.commitment_loss).backward()
+
+    # In training mode it would move the codebooks.
+    tokenizer.eval()
+    with torch.no_grad():
+        encoding = count_gflop(lambda: tokenizer.encoder(group, Past()))
+    training = count_gflop(step)
+    tokenizer.zero_grad()
+    tokenizer.train()
+    return encoding / tokenizer.temporal_factor, training
+
+
+def _held_out(clips: Path) -> Iterator[Any]:
+    """Crops ``t h w c`` of the first clips of every video."""
+    seen: dict[str, int] = {}
+    for shard, _ in read_plan(clips).shards():
+        for key, media, info in read_clips(clips / shard):
+            seen[info.source] = seen.get(info.source, 0) + 1
+            if seen[info.source] <= CLIPS_PER_VIDEO:
+                frames = decode_clip(media, key)[:HELD_OUT_FRAMES]
+                top, left = (frames.shape[1] - SIDE) // 2, (frames.shape[2] - SIDE) // 2
+                yield frames[:, top : top + SIDE, left : left + SIDE]
+
+
+def _score(tokenizer: VideoTokenizer, originals: list[Any]) -> dict[str, float]:
+    found: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    used: dict[str, list[Tensor]] = {}
+    for original in originals:
+        codes = tokenizer.encode(to_video(original))
+        decoded = to_frames(tokenizer.decode(codes))
+        found["psnr"].append(psnr(original, decoded))
+        found["ssim"].append(ssim(original, decoded))
+        for at, book in ((slice(0, 1), tokenizer.codebooks[0]), (slice(1, None), tokenizer.codebooks[-1])):
+            used.setdefault(book.name, []).append(codes[:, at].flatten())
+    use = {f"used_{name}": float(torch.cat(codes).unique().numel()) for name, codes in used.items()}
+    bits = tokenizer.bits_per_pixel(HELD_OUT_FRAMES, SIDE, SIDE)
+    return {name: mean(values) for name, values in found.items()} | use | {"bits_per_pixel": bits}
+
+
+def _table(out: Path) -> str:
+    lines = [
+        "| question | arm | PSNR, dB | SSIM | seeds | steps | encode, GFLOP per frame |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arm in ARMS:
+        runs = [json.loads(path.read_text()) for path in sorted(out.glob(f"{arm.name}-[0-9]*/scores.json"))]
+        if not runs:
+            continue
+        figures = [_spread([run[name] for run in runs], digits) for name, digits in (("psnr", 2), ("ssim", 3))]
+        lines.append(
+            f"| {arm.question or 'all'} | {arm.says} | {' | '.join(figures)} | {len(runs)} | {runs[0]['steps']} | "
+            f"{runs[0]['encode_gflop_per_frame']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: list[float], digits: int) -> str:
+    spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""What the tokenizers cost: parameters, FLOPs, time against this machine's best Conv3d rate, peak memory, bits.
+
+    python benchmarks/model.py            # the sizes of configs/, 17x256x256, fp32
+    python benchmarks/model.py base --agreement
+
+All in one run and by turns, medians: on a machine that does other work too the ratios still mean something.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import click
+import torch
+from flops import count_gflop
+from torch import Tensor, nn
+
+from vidvq import config as settings
+from vidvq.model import TokenizerConfig, VideoTokenizer
+
+SIZES = ("nano", "small", "base", "large")
+COMPRESSIONS = {"4x8x8": (4, 4), "8x8x8": (8, 4), "8x16x16": (8, 8), "4x16x16": (4, 8)}
+FRAMES, SIDE = 17, 256
+ROUNDS = 7
+# Channels, and frames, height and width: near what the networks themselves run.
+# Height and width of two matrices; their product shows what the device can do at most.
+MATMUL = 2048 if not torch.cuda.is_available() else 8192
+CONV3D = ((64, 8, 64, 64), (128, 8, 32, 32), (256, 4, 32, 32), (512, 4, 16, 16))
+
+
+@click.command()
+@click.argument("sizes", nargs=-1)
+@click.option("--compression", type=click.Choice(list(COMPRESSIONS)), default="4x8x8", show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--compiled", is_flag=True, help="Compile encoders and decoders.")
+@click.option("--batch", default=1, show_default=True, help="Clips per call.")
+@click.option("--agreement", is_flag=True, help="How many tokens stay the same in bf16, and compiled.")
+@click.option("--peak", is_flag=True, hidden=True, help="Encode once and tell this process's peak memory.")
+def main(
+    sizes: tuple[str, ...],
+    compression: str,
+    device: str,
+    dtype: str,
+    compiled: bool,
+    batch: int,
+    agreement: bool,
+    peak: bool,
+) -> None:
+    """Measure the SIZES (all by default)."""
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+    kind = getattr(torch, dtype)
+    video = (torch.rand(batch, 3, FRAMES, SIDE, SIDE) * 2 - 1).to(device)
+    tokenizers = {size: load(size, compression).to(device, kind) for size in sizes or SIZES}
+    if peak:
+        next(iter(tokenizers.values())).encode(video)
+        click.echo(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}")
+        return
+    if agreement:
+        for size, tokenizer in tokenizers.items():
+            click.echo(f"{size}: " + ", ".join(f"{name} {share:.2%}" for name, share in agreements(tokenizer, video)))
+        return
+    for tokenizer in tokenizers.values() if compiled else ():
+        tokenizer.encoder.compile()
+        tokenizer.decoder.compile()
+    codes = {size: tokenizer.encode(video) for size, tokenizer in tokenizers.items()}
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for size, tokenizer in tokenizers.items():
+        calls[size, "encode"] = lambda t=tokenizer: t.encode(video)
+        calls[size, "decode"] = lambda t=tokenizer, c=codes[size]: t.decode(c)
+    convs = {shape: conv3d(shape, device, kind) for shape in CONV3D}
+    peak_rate = matmul(device, kind)
+    times: dict[object, list[float]] = {}
+    for turn in range(ROUNDS + 1):
+        for name, call in {**convs, "matmul": peak_rate, **calls}.items():
+            seconds = timed(call, device)
+            # The first turn warms up.
+            if turn:
+                times.setdefault(name, []).append(seconds)
+    rate = max(27 * 2 * c * c * t * h * w / 1e9 / median(times[c, t, h, w]) for c, t, h, w in CONV3D)
+    product = 2 * MATMUL**3 / 1e9 / median(times["matmul"])
+    click.echo(f"{compression} of {batch}x{FRAMES}x{SIDE}x{SIDE}, {dtype} on {device}, torch {torch.__version__},")
+    click.echo(f"{torch.get_num_threads()} threads; medians of {ROUNDS}. GFLOP/s of the best Conv3d: {rate:.0f}, of a")
+    click.echo(f"product of matrices: {product:.0f}. Load of the machine: {os.getloadavg()[0]:.1f}\n")
+    head = ["size", "", "parameters, M", "GFLOP", "s", "s x Conv3d rate / GFLOP", "of the product's rate"]
+    head += ["peak MB", "bits/pixel"]
+    click.echo(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for (size, verb), call in calls.items():
+        tokenizer = tokenizers[size]
+        network = tokenizer.encoder if verb == "encode" else tokenizer.decoder
+        parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+        gflop, seconds = count_gflop(call), median(times[size, verb])
+        memory = peak_memory(size, compression) if verb == "encode" and device == "cpu" else ""
+        bits = f"{tokenizer.bits_per_pixel(FRAMES, SIDE, SIDE):.3f}" if verb == "encode" else ""
+        click.echo(
+            f"| {size} | {verb} | {parameters:.1f} | {gflop:.0f} | {seconds:.2f} | {seconds * rate / gflop:.2f} | "
+            f"{gflop / seconds / product:.0%} | "
+            f"{memory} | {bits} |"
+        )
+
+
+def load(size: str, compression: str) -> VideoTokenizer:
+    """The tokenizer of a packaged config with random weights, in eval mode."""
+    frames, patch = COMPRESSIONS[compression]
+    data = settings.read_yaml(settings.find_config(size))["model"] | {"temporal_factor": frames, "patch_size": patch}
+    tokenizer = VideoTokenizer(settings.validate(TokenizerConfig, data)).eval()
+    for name, parameter in tokenizer.named_parameters():
+        # Blocks start as the identity; trained ones are not.
+        if name.endswith("time.mix.weight"):
+            nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
+    return tokenizer
+
+
+def conv3d(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A 3x3x3 convolution that keeps its shape."""
+    channels, *extent = shape
+    layer = nn.Conv3d(channels, channels, 3, padding=1).to(device, dtype, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    x = torch.randn(1, channels, *extent).to(device, dtype).to(memory_format=torch.channels_last_3d)
+    return lambda: layer(x)
+
+
+def matmul(device: str, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """A product of two large matrices."""
+    left, right = (torch.randn(MATMUL, MATMUL, device=device, dtype=dtype) for _ in range(2))
+    return lambda: left @ right
+
+
+def timed(call: Callable[[], object], device: str) -> float:
+    """Seconds of one call."""
+    started = perf_counter()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return perf_counter() - started
+
+
+def peak_memory(size: str, compression: str) -> str:
+    """MB of a process of its own that loads torch and the tokenizer, and encodes."""
+    command = [sys.executable, __file__, size, "--compression", compression, "--peak"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    return done.stdout.strip()
+
+
+def agreements(tokenizer: VideoTokenizer, video: Tensor) -> list[tuple[str, float]]:
+    """The share of tokens that are those of fp32 in eager mode."""
+    exact = tokenizer.float().encode(video)
+    found = []
+    if video.is_cuda:
+        on_cpu = tokenizer.cpu().encode(video.cpu())
+        found.append(("CPU", on_cpu.to(video.device)))
+        tokenizer.to(video.device)
+    compiled = VideoTokenizer(tokenizer.config).eval().to(video.device)
+    compiled.load_inference_state_dict(tokenizer.inference_state_dict())
+    compiled.encoder.compile()
+    found.append(("compiled", compiled.encode(video)))
+    found.append(("bf16", tokenizer.to(torch.bfloat16).encode(video)))
+    return [(name, float((codes == exact).float().mean())) for name, codes in found]
+
+
+if __name__ == "__main__":
+    main()

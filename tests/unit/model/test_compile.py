@@ -1,0 +1,69 @@
+"""The step functions under torch.compile: one graph without a break, not one per step, and the same tokens."""
+
+import pytest
+import torch
+
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import StackConfig
+from vidvq.model.quantize import FSQConfig, LFQConfig, QuantizerConfig, ResidualConfig, VQConfig
+
+CODEBOOKS = {
+    "vq": VQConfig(size=32),
+    "fsq": FSQConfig(levels=(4, 3, 3)),
+    "bsq": LFQConfig(size=32, spherical=True),
+    "residual": ResidualConfig(depth=2, layer=VQConfig(size=4)),
+}
+
+
+def make(codebook, **changes) -> VideoTokenizer:
+    torch.manual_seed(0)
+    small = StackConfig((8, 8), (1, 1))
+    config = TokenizerConfig(encoder=small, decoder=small, quantizer=QuantizerConfig(4, codebook, codebook), **changes)
+    return VideoTokenizer(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("vq", {}),
+        *(pytest.param(kind, {}, marks=pytest.mark.slow) for kind in CODEBOOKS if kind != "vq"),
+        pytest.param("vq", {"tile": 16}, marks=pytest.mark.slow),
+    ],
+)
+def test_steps_compile_without_a_break_and_not_anew_each_time(kind, changes):
+    torch.compiler.reset()
+    tokenizer = make(CODEBOOKS[kind], **changes)
+    graphs = 0
+
+    def count(module, _):
+        nonlocal graphs
+        graphs += 1
+        return module
+
+    encode = torch.compile(tokenizer.encode_step, fullgraph=True, backend=count)
+    decode = torch.compile(tokenizer.decode_step, fullgraph=True, backend=count)
+    # Two tiles where there are tiles.
+    video = torch.rand(1, 3, 17, 16, 96) * 2 - 1
+    parts, state = [], None
+    for frames in video.split([1, 4, 4, 4, 4], dim=2):
+        codes, state = encode(frames, state)
+        parts.append(codes)
+    codes = torch.cat(parts, dim=1)
+    assert torch.equal(codes, tokenizer.encode(video))
+    frames, state = [], None
+    for part in parts:
+        decoded, state = decode(part, state)
+        frames.append(decoded)
+    torch.testing.assert_close(torch.cat(frames, dim=2), tokenizer.decode(codes))
+    # Of each: the first frame, a step, and a step after any number of them.
+    assert graphs <= 6
+
+
+@pytest.mark.slow
+def test_the_networks_compile_with_inductor():
+    """Tokens are those of eager mode, but where a sum that is rounded otherwise decides between two codes."""
+    torch.compiler.reset()
+    tokenizer, video = make(CODEBOOKS["vq"]), torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    codes = tokenizer.encode(video)
+    tokenizer.encoder.compile(fullgraph=True)
+    assert (tokenizer.encode(video) == codes).float().mean() > 0.95

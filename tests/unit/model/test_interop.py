@@ -1,0 +1,218 @@
+"""Other libraries' tokenizers, with random weights, through the whole pipeline; and the hub's mixin."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
+from vidvq.model import VideoTokenizer
+from vidvq.model.checkpoint import load_tokenizer
+from vidvq.storage import pretty_json
+
+
+class _Encoder(nn.Module):
+    """4x8x8, causal: the mean of each block, in 32 levels; like Cosmos' it returns indices and codes."""
+
+    def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        first = video[:, :, :1].expand(-1, -1, 4, -1, -1)
+        blocks = nn.functional.avg_pool3d(torch.cat([first, video[:, :, 1:]], dim=2).float(), [4, 8, 8]).mean(dim=1)
+        codes = ((blocks + 1) * 16).long().clamp(0, 31)
+        return codes, blocks
+
+
+class _Decoder(nn.Module):
+    def forward(self, codes: Tensor) -> Tensor:
+        video = ((codes.float() + 0.5) / 16 - 1)[:, None].expand(-1, 3, -1, -1, -1)
+        return nn.functional.interpolate(video, scale_factor=[4.0, 8.0, 8.0])[:, :, 3:]
+
+
+def write_emu3(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Emu3VQVAEConfig(
+        codebook_size=64,
+        base_channels=32,
+        channel_multiplier=[1, 1],
+        num_res_blocks=1,
+        hidden_size=32,
+        attn_resolutions=[],
+    )
+    model = transformers.Emu3VQVAE(config)
+    with torch.no_grad():
+        model.quantize.embedding.weight.normal_()
+    model.save_pretrained(folder)
+
+
+def write_vqmodel(folder: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    model = diffusers.VQModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        num_vq_embeddings=32,
+    )
+    with torch.no_grad():
+        model.quantize.embedding.weight.normal_()
+    model.save_pretrained(folder)
+
+
+def write_script(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    torch.jit.trace(_Encoder(), torch.zeros(1, 3, 5, 16, 16)).save(str(folder / "encoder.jit"))
+    torch.jit.trace(_Decoder(), torch.zeros(1, 2, 2, 2, dtype=torch.long)).save(str(folder / "decoder.jit"))
+    fields = {"temporal_factor": 4, "spatial_factor": 8, "codebook_size": 32, "dtype": "float32"}
+    (folder / "config.json").write_bytes(pretty_json({"format": "vidvq.torchscript/1"} | fields))
+
+
+WRITERS = {"emu3": write_emu3, "vqmodel": write_vqmodel, "torchscript": write_script}
+every_kind = pytest.mark.parametrize("kind", WRITERS)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("foreign")
+    for name, write in WRITERS.items():
+        write(root / name)
+    return {name: root / name for name in WRITERS}
+
+
+@every_kind
+def test_the_whole_pipeline_runs_with_it(kind, folders, clips_dir, tmp_path, vidvq):
+    """Shard, tokenize, decode, evaluate, verify, as with a tokenizer of our own."""
+    tokens, frames = tmp_path / "tokens", tmp_path / "frames"
+    checkpoint = folders[kind]
+    assert vidvq("tokenize", clips_dir, "--checkpoint", checkpoint, "--out", tokens, "runtime.workers=0").code == 0
+    assert vidvq("verify", tokens).code == 0
+    assert vidvq("decode", tokens, "--checkpoint", checkpoint, "--out", frames, "format=png").code == 0
+    ran = vidvq("evaluate", clips_dir, frames, "--tokens", tokens)
+    assert ran.code == 0, ran.err
+    card = read_tokenizer_card(tokens)
+    assert [book.name for book in card.codebooks] == ["joint"]
+    _, codes, info = next(read_tokens(tokens / "tokens-000000.tar", card))
+    assert len(np.unique(codes)) > 2
+    assert codes.shape[0] == 1 + -(-(info.num_frames - 1) // card.temporal_factor)
+
+
+@every_kind
+@pytest.mark.parametrize("size", [(1, 8, 8), (6, 19, 33)], ids=str)
+def test_any_size_comes_back_as_it_went_in_whatever_the_batch(kind, folders, size):
+    tokenizer, _ = load_tokenizer(folders[kind])
+    t, h, w = size
+    video = torch.rand(2, 3, t, h, w) * 2 - 1
+    codes = tokenizer.encode(video)
+    assert tuple(codes.shape[1:]) == tokenizer.latent_shape(t, h, w)
+    assert codes.dtype == torch.long
+    assert torch.equal(tokenizer.encode(video[1:]), codes[1:])
+    decoded = tokenizer.decode(codes, num_frames=t, size=(h, w))
+    assert decoded.shape == video.shape
+    assert decoded.abs().max() <= 1
+
+
+def test_emu3_gives_its_own_codes_and_frames(folders):
+    transformers = pytest.importorskip("transformers")
+    tokenizer, _ = load_tokenizer(folders["emu3"])
+    model = transformers.Emu3VQVAE.from_pretrained(folders["emu3"])
+    image = torch.rand(1, 3, 1, 16, 24) * 2 - 1
+    with torch.no_grad():
+        expected = model.encode(image[:, :, 0], image_sizes=torch.tensor([[16, 24]])).image_tokens[0]
+        assert torch.equal(tokenizer.encode(image)[0, 0], expected)
+        codes = torch.randint(64, (1, 3, 8, 12))
+        frames = model.decode(codes)[0, 4:]
+    torch.testing.assert_close(tokenizer.decode(codes)[0, :, 1:].transpose(0, 1), frames.clamp(-1, 1))
+
+
+def test_vqmodel_gives_its_own_codes_and_frames(folders):
+    diffusers = pytest.importorskip("diffusers")
+    tokenizer, _ = load_tokenizer(folders["vqmodel"])
+    model = diffusers.VQModel.from_pretrained(folders["vqmodel"], low_cpu_mem_usage=False)
+    video = torch.rand(1, 3, 3, 16, 24) * 2 - 1
+    codes = tokenizer.encode(video)
+    decoded = tokenizer.decode(codes)
+    for index in range(3):
+        with torch.no_grad():
+            expected = model(video[:, :, index]).sample
+        torch.testing.assert_close(decoded[:, :, index], expected.clamp(-1, 1))
+
+
+@every_kind
+def test_fingerprints_name_the_exact_weights(kind, folders, tmp_path):
+    before = load_tokenizer(folders[kind])[1]
+    assert load_tokenizer(folders[kind])[1] == before
+    torch.manual_seed(1)
+    if kind != "torchscript":
+        WRITERS[kind](tmp_path / "other")
+        after = load_tokenizer(tmp_path / "other")[1]
+        assert after.token_fingerprint != before.token_fingerprint
+        assert after.decoder_fingerprint != before.decoder_fingerprint
+        return
+    other = shutil.copytree(folders[kind], tmp_path / "other")
+    torch.jit.trace(_Decoder().double(), torch.zeros(1, 1, 2, 2, dtype=torch.long)).save(str(other / "decoder.jit"))
+    after = load_tokenizer(other)[1]
+    assert after.token_fingerprint == before.token_fingerprint
+    assert after.decoder_fingerprint != before.decoder_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("emu3", "model.safetensors"), ("vqmodel", "diffusion_pytorch_model.safetensors")]
+)
+def test_pickled_or_missing_weights_are_refused(kind, file, folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(folders[kind], tmp_path / kind)
+    weights = load_file(folder / file)
+    (folder / file).unlink()
+    torch.save(weights, folder / file.replace("safetensors", "bin").replace("model.bin", "pytorch_model.bin"))
+    with pytest.raises(ValueError, match="is not a readable") as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+    weights.pop("encoder.conv_in.weight")
+    save_file(weights, folder / file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="missing keys: encoder.conv_in.weight"):
+        load_tokenizer(folder)
+
+
+def test_a_mistake_is_one_clear_error(folders, tmp_path):
+    script = shutil.copytree(folders["torchscript"], tmp_path / "script")
+    (script / "decoder.jit").unlink()
+    with pytest.raises(ValueError, match="decoder.jit is missing"):
+        load_tokenizer(script)
+    tokenizer, _ = load_tokenizer(folders["torchscript"])
+    with pytest.raises(ValueError, match="has no streams"):
+        tokenizer.encode_step(torch.zeros(1, 3, 1, 8, 8))
+    with pytest.raises(ValueError, match="code 32 is out of range; the joint codebook has codes 0 to 31"):
+        tokenizer.decode(torch.full((1, 2, 2, 2), 32))
+    with pytest.raises(ValueError, match="another library's tokenizer"):
+        VideoTokenizer.from_checkpoint(folders["torchscript"])
+
+
+def test_from_pretrained_reads_what_save_pretrained_wrote(checkpoint_dir, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    tokenizer = VideoTokenizer.from_pretrained(checkpoint_dir)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = VideoTokenizer.from_pretrained(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved")[1] == load_tokenizer(checkpoint_dir)[1]
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    assert torch.equal(again.encode(video), tokenizer.encode(video))
+    assert {path.name for path in (tmp_path / "saved").iterdir()} >= {"model.safetensors", "config.json", "fingerprint"}
+    assert not again.training
+
+
+def test_from_pretrained_fetches_a_checkpoint_and_nothing_else(checkpoint_dir, monkeypatch):
+    hub = pytest.importorskip("vidvq.model.hub")
+    asked = {}
+
+    def snapshot(name, **options):
+        asked.update(options, name=name)
+        return str(checkpoint_dir)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **_: str(checkpoint_dir / "config.json"))
+    VideoTokenizer.from_pretrained("someone/tokenizer", revision="v1")
+    assert asked["name"] == "someone/tokenizer"
+    assert asked["revision"] == "v1"
+    assert set(asked["allow_patterns"]) == {"model.safetensors", "config.json", "fingerprint"}

@@ -1,0 +1,268 @@
+"""Other libraries' tokenizers behind the same interface, so that the whole pipeline runs with them.
+
+A folder says by its ``config.json`` what it holds:
+
+- transformers' ``Emu3VQVAE``, as its ``save_pretrained`` writes it (``"model_type": "emu3_vqgan"``);
+- diffusers' ``VQModel``, the same (``"_class_name": "VQModel"``), applied to each frame;
+- a TorchScript pair ``encoder.jit`` and ``decoder.jit``, as Cosmos-Tokenizer ships them, with a ``config.json`` of
+  ``{"format": "vidvq.torchscript/1", "temporal_factor": 4, "spatial_factor": 8, "codebook_size": 64000}`` put beside.
+
+Fingerprints are over the weights themselves, or over the TorchScript files. Weights are read from safetensors alone;
+TorchScript is code, which runs in its own interpreter: load only what you trust.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from vidvq.model.interface import Codebook, Tokenizer
+from vidvq.model.pixels import PREPROCESSING
+
+SCRIPT_FORMAT = "vidvq.torchscript/1"
+# Fields of a config.json that say how it was written, not what the network is.
+_INCIDENTAL = {"transformers_version", "torch_dtype", "dtype", "architectures", "_diffusers_version", "_name_or_path"}
+
+
+class ForeignTokenizer(Tokenizer):
+    """One joint codebook; whole clips, one sample at a time, so that codes do not depend on the batch."""
+
+    codebook_size: int
+
+    @property
+    def codebooks(self) -> list[Codebook]:
+        """One, for all codes."""
+        return [Codebook("joint", self.codebook_size, 0)]
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Video to codes; see :meth:`Tokenizer.encode`.
+
+        Raises:
+            ValueError: wrong rank, channels, type, range or device.
+        """
+        self._check_video(video)
+        return torch.cat([self._to_codes(sample.float()) for sample in self._pad(video).split(1)]).long()
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        """Codes to video; see :meth:`Tokenizer.decode`.
+
+        Raises:
+            ValueError: wrong rank or type, a code out of range, or more frames or pixels asked for than there are.
+        """
+        self._check_codes(codes, first=True)
+        t, h, w = self._kept(codes, num_frames, size)
+        return torch.cat([self._to_video(sample).float().clamp(-1, 1)[:, :, :t, :h, :w] for sample in codes.split(1)])
+
+    def _to_codes(self, video: Tensor) -> Tensor:
+        """``1 c t h w`` of whole groups -> ``1 lt lh lw``."""
+        raise NotImplementedError
+
+    def _to_video(self, codes: Tensor) -> Tensor:
+        """The inverse."""
+        raise NotImplementedError
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """What the fingerprints are over: ``encoder.`` (all that decides the codes) and ``decoder.`` and a name."""
+        raise NotImplementedError
+
+
+class Emu3Tokenizer(ForeignTokenizer):
+    """transformers' ``Emu3VQVAE`` (Wang et al. 2024). Frame 0 is a group of its own copies, as it takes an image."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.temporal_factor = model.config.temporal_downsample_factor
+        self.spatial_factor = model.spatial_scale_factor
+        self.codebook_size = model.config.codebook_size
+
+    def _to_codes(self, video: Tensor) -> Tensor:
+        first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)
+        frames = rearrange(torch.cat([first, video[:, :, 1:]], dim=2), "b c t h w -> b t c h w")
+        t, h = frames.shape[1], frames.shape[3]
+        # It cuts the first two axes, which for a video are time and height, to a size in pixels: keep all.
+        whole = [(t // self.temporal_factor * self.spatial_factor, h)]
+        return self.model.encode(frames, image_sizes=whole).image_tokens[0][None]
+
+    def _to_video(self, codes: Tensor) -> Tensor:
+        frames = self.model.decode(codes)
+        frames = rearrange(frames, "b t c h w -> b c t h w")
+        r = self.temporal_factor
+        return torch.cat([frames[:, :, :r].mean(dim=2, keepdim=True), frames[:, :, r:]], dim=2)
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """See :meth:`ForeignTokenizer.named_weights`."""
+        return _by_side(self.model, ("encoder.", "quant_conv.", "quantize."))
+
+
+class FrameTokenizer(ForeignTokenizer):
+    """diffusers' ``VQModel`` (Esser et al. 2021), frame by frame."""
+
+    temporal_factor = 1
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.spatial_factor = 1 << (len(model.config.block_out_channels) - 1)
+        self.codebook_size = model.config.num_vq_embeddings
+
+    def _to_codes(self, video: Tensor) -> Tensor:
+        grids = []
+        for frame in video.unbind(dim=2):
+            latents = self.model.encode(frame).latents
+            indices = self.model.quantize(latents)[2][2]
+            grids.append(indices.view(len(frame), *latents.shape[-2:]))
+        return torch.stack(grids, dim=1)
+
+    def _to_video(self, codes: Tensor) -> Tensor:
+        frames = []
+        for grid in codes.unbind(dim=1):
+            latents = rearrange(self.model.quantize.embedding(grid), "b h w d -> b d h w")
+            spatial = latents if self.model.config.norm_type == "spatial" else None
+            frames.append(self.model.decoder(self.model.post_quant_conv(latents), spatial))
+        return torch.stack(frames, dim=2)
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """See :meth:`ForeignTokenizer.named_weights`."""
+        return _by_side(self.model, ("encoder.", "quant_conv.", "quantize."))
+
+
+@dataclass(frozen=True)
+class ScriptConfig:
+    """``config.json`` beside a TorchScript pair.
+
+    Attributes:
+        temporal_factor, spatial_factor: frames after the first, and pixels, per code.
+        codebook_size: number of codes.
+        dtype: of the video that the encoder takes.
+    """
+
+    temporal_factor: int
+    spatial_factor: int
+    codebook_size: int
+    dtype: str = "bfloat16"
+
+
+class ScriptTokenizer(ForeignTokenizer):
+    """TorchScript: an encoder of ``1 + k r`` frames to ``(indices, ...)`` or indices, a decoder of indices to video."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, config: ScriptConfig, files: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self._files = encoder, decoder, files
+        self.temporal_factor, self.spatial_factor = config.temporal_factor, config.spatial_factor
+        self.codebook_size, self._dtype = config.codebook_size, getattr(torch, config.dtype)
+        # A frozen script has no parameter that would tell where it is.
+        self.register_buffer("_place", torch.empty(0), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scripts run."""
+        return self._buffers["_place"].device  # type: ignore[union-attr]
+
+    def _to_codes(self, video: Tensor) -> Tensor:
+        found = self.encoder(video.to(self._dtype))
+        return found[0] if isinstance(found, tuple | list) else found
+
+    def _to_video(self, codes: Tensor) -> Tensor:
+        return self.decoder(codes)
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """See :meth:`ForeignTokenizer.named_weights`."""
+        return self._files
+
+
+def foreign_kind(path: Path) -> str | None:
+    """Which tokenizer of another library a folder holds, by its ``config.json``; None where it is none."""
+    from vidvq.storage import read_json
+
+    if not (path / "config.json").is_file():
+        return None
+    config = read_json(path / "config.json")
+    if not isinstance(config, dict):
+        return None
+    if config.get("format") == SCRIPT_FORMAT:
+        return "torchscript"
+    if config.get("model_type") == "emu3_vqgan":
+        return "emu3"
+    return "vqmodel" if config.get("_class_name") == "VQModel" else None
+
+
+def load_foreign(path: Path) -> tuple[ForeignTokenizer, Any]:
+    """Load a folder that :func:`foreign_kind` knows, and its fingerprints.
+
+    Raises:
+        ValueError: files are missing, damaged, or do not fit the config.
+    """
+    from vidvq.formats.checkpoint import fingerprint
+    from vidvq.storage import read_json
+
+    kind, config = foreign_kind(path), read_json(path / "config.json")
+    try:
+        tokenizer = _LOADERS[str(kind)](path, config)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path} needs {error.name}; run `pip install 'vidvq[interop]'`") from error
+    except (OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a readable {kind} tokenizer: {' '.join(str(error).split())[:300]}") from error
+    arrays = {name: tensor.detach().numpy() for name, tensor in tokenizer.named_weights().items()}
+    model = {"kind": kind} | {name: value for name, value in config.items() if name not in _INCIDENTAL}
+    return tokenizer, fingerprint(model, PREPROCESSING, arrays)
+
+
+def _load_emu3(path: Path, _: dict[str, Any]) -> ForeignTokenizer:
+    from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
+
+    # It is typed as returning the model alone.
+    load: Any = Emu3VQVAE.from_pretrained
+    model, told = load(path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
+    _check_complete(told)
+    return Emu3Tokenizer(model)
+
+
+def _load_vqmodel(path: Path, _: dict[str, Any]) -> ForeignTokenizer:
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    # It is typed as returning the model alone.
+    load: Any = VQModel.from_pretrained
+    model, told = load(
+        path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+    )
+    _check_complete(told)
+    return FrameTokenizer(model.float())
+
+
+def _check_complete(told: dict[str, Any]) -> None:
+    """Refuse weights that the library would fill up with random ones."""
+    for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if told.get(name):
+            raise ValueError(
+                f"its weights have {name.replace('_', ' ')}: {', '.join(map(str, sorted(told[name])[:3]))}"
+            )
+
+
+def _load_script(path: Path, config: dict[str, Any]) -> ForeignTokenizer:
+    fields = ScriptConfig(**{name: value for name, value in config.items() if name != "format"})
+    parts = {side: path / f"{side}.jit" for side in ("encoder", "decoder")}
+    for file in parts.values():
+        if not file.is_file():
+            raise ValueError(f"{file.name} is missing")
+    files = {
+        f"{side}.file": torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+        for side, file in parts.items()
+    }
+    encoder, decoder = (torch.jit.load(str(file), map_location="cpu") for file in parts.values())
+    return ScriptTokenizer(encoder, decoder, fields, files)
+
+
+_LOADERS = {"emu3": _load_emu3, "vqmodel": _load_vqmodel, "torchscript": _load_script}
+
+
+def _by_side(model: nn.Module, token_side: tuple[str, ...]) -> dict[str, Tensor]:
+    return {
+        f"{'encoder' if name.startswith(token_side) else 'decoder'}.{name}": tensor
+        for name, tensor in model.state_dict().items()
+    }
