@@ -17,7 +17,7 @@ class Status:
     """How a job stands.
 
     Attributes:
-        state: ``waiting``, ``running``, ``done``, ``failed``, ``cancelled`` or ``lost`` (it ended and nobody knows how).
+        state: ``waiting``, ``running``, ``done``, ``failed``, ``cancelled`` or ``lost`` (it ended, nobody knows how).
         detail: in the cluster's own words.
     """
 

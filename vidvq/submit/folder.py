@@ -1,8 +1,8 @@
 """The run folder: all that is known of a submitted job, readable without vidvq.
 
-``job.json`` what was submitted; ``config.yaml`` its resolved settings; ``script.sh`` what runs; ``environment.json`` the
-versions and the variables it was submitted with; ``id.json`` what the cluster calls it; ``exit_code`` how it ended;
-``logs/``.
+``job.json`` what was submitted; ``config.yaml`` its resolved settings; ``script.sh`` what runs; ``environment.json``
+the versions and the variables it was submitted with; ``id.json`` what the cluster calls it; ``exit_code`` how it
+ended; ``logs/``.
 """
 
 import os
