@@ -1,22 +1,20 @@
 """Jobs on clusters: a run folder that says what runs, and one backend per kind of cluster."""
 
-from vidvq.submit.backend import BACKENDS, Backend, Status, get_backend
-from vidvq.submit.folder import RunFolder, read_run
-from vidvq.submit.job import Job, Resources
-from vidvq.submit.run import Submitted, cancel, follow, status, submit
+from vidvq.submit.backend import BACKENDS, Status
+from vidvq.submit.job import VERBS, Job, Resources
+from vidvq.submit.run import Submitted, cancel, follow, preview, status, submit, wait
 
 __all__ = [
     "BACKENDS",
-    "Backend",
+    "VERBS",
     "Job",
     "Resources",
-    "RunFolder",
     "Status",
     "Submitted",
     "cancel",
     "follow",
-    "get_backend",
-    "read_run",
+    "preview",
     "status",
     "submit",
+    "wait",
 ]

@@ -1,9 +1,9 @@
 """What a kind of cluster must be able to do, and which there are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from vidvq.submit.folder import RunFolder
 from vidvq.submit.job import Job
@@ -29,9 +29,15 @@ class Status:
         """Whether nothing more will come of it."""
         return self.state not in {"waiting", "running"}
 
+    def __str__(self) -> str:
+        return f"{self.state} ({self.detail})" if self.detail else self.state
+
 
 class Backend(Protocol):
     """A kind of cluster."""
+
+    takes: ClassVar[frozenset[str]]
+    """The fields of :class:`vidvq.submit.job.Resources` that mean something there."""
 
     def check(self, job: Job) -> None:
         """Refuse what cannot run.
@@ -41,28 +47,32 @@ class Backend(Protocol):
         """
         ...
 
-    def script(self, job: Job, run: RunFolder) -> str:
-        """The whole script that runs."""
+    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
+        """All that runs, by the names the files get in the run folder."""
         ...
 
     def command(self, job: Job, run: RunFolder) -> list[str]:
-        """What is run here to submit the script."""
+        """What is run here to submit them."""
         ...
 
-    def find(self, job: Job) -> dict[str, Any] | None:
+    def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
         """The ids of this very job where the cluster has it, though its run folder does not say so."""
         ...
 
-    def submit(self, job: Job, run: RunFolder) -> dict[str, Any]:
-        """Submit; returns the ids to keep."""
+    def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
+        """Submit; returns the ids to keep.
+
+        Raises:
+            ValueError: the cluster refused it, in its words.
+        """
         ...
 
     def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
         """How it stands."""
         ...
 
-    def log_file(self, run: RunFolder, ids: dict[str, Any]) -> Path:
-        """Where its output goes; need not exist yet."""
+    def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
+        """Its output so far, from a byte on."""
         ...
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Submitting, and asking after what was submitted."""
 
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from vidvq.submit.backend import Backend, Status, get_backend
 from vidvq.submit.folder import RunFolder, read_run
-from vidvq.submit.job import Job
+from vidvq.submit.job import Job, refuse_control_characters
 
 _LOOK_EVERY_S = 0.5
 
@@ -20,33 +21,52 @@ class Submitted:
     Attributes:
         run: the run folder.
         ids: what the cluster calls the job.
-        is_new: False where it had been submitted before, and nothing was done.
+        status: how it stands; None where it was submitted just now.
     """
 
     run: RunFolder
     ids: dict[str, Any]
-    is_new: bool
+    status: Status | None = None
+
+
+def preview(job: Job, path: Path) -> Iterator[str]:
+    """Say what :func:`submit` would write and run, line by line; nothing is written.
+
+    Raises:
+        ValueError: it cannot run there.
+    """
+    backend, run = _checked(job, path)
+    for name, text in backend.files(job, run).items():
+        yield f"# ---- {run.path / name}"
+        yield from text.splitlines()
+    yield "# ---- command"
+    yield shlex.join(backend.command(job, run))
 
 
 def submit(job: Job, path: Path) -> Submitted:
-    """Submit a job, once: what is there already is left alone.
+    """Submit a job, unless it is there already; one that failed or was cancelled goes on by a new attempt.
 
     Raises:
         ValueError: it cannot run there, or ``path`` holds another job; nothing was submitted.
-        OSError: the run folder cannot be written.
+        OSError: the run folder cannot be written; nothing was submitted.
     """
-    backend, run = get_backend(job.backend), RunFolder(path.resolve())
-    backend.check(job)
-    run.claim(job, backend.script(job, run))
-    if ids := run.ids():
-        return Submitted(run, ids, is_new=False)
-    if found := backend.find(job):
-        # Whoever submitted it was killed before it could note the id.
-        run.keep_ids(found)
-        return Submitted(run, found, is_new=False)
-    ids = backend.submit(job, run)
-    run.keep_ids(ids)
-    return Submitted(run, ids, is_new=True)
+    backend, run = _checked(job, path)
+    run.path.mkdir(parents=True, exist_ok=True)
+    with run.lock():
+        run.claim(job, backend.files(job, run))
+        attempt = run.attempts + 1
+        if ids := run.ids():
+            status = backend.status(run, ids)
+            if not status.ended or status.state == "done":
+                return Submitted(run, ids, status)
+        elif found := backend.find(job, run, attempt):
+            # Whoever submitted it was killed before it could note the ids.
+            run.keep_ids(found)
+            return Submitted(run, found, backend.status(run, found))
+        run.exit_code_file.unlink(missing_ok=True)
+        ids = backend.submit(job, run, attempt)
+        run.keep_ids(ids)
+        return Submitted(run, ids)
 
 
 def status(path: Path) -> Status:
@@ -60,6 +80,7 @@ def cancel(path: Path) -> Status:
     backend, run, ids = _opened(path)
     before = backend.status(run, ids)
     if not before.ended:
+        run.cancelled.touch()
         backend.cancel(run, ids)
     return before
 
@@ -67,18 +88,33 @@ def cancel(path: Path) -> Status:
 def follow(path: Path, keep_on: bool) -> Iterator[bytes]:
     """Yield the job's output so far; with ``keep_on``, and what follows until it ends."""
     backend, run, ids = _opened(path)
-    log, offset = backend.log_file(run, ids), 0
+    offset = 0
     while True:
         ended = not keep_on or backend.status(run, ids).ended
-        if log.exists():
-            with log.open("rb") as file:
-                file.seek(offset)
-                while data := file.read(1 << 16):
-                    offset += len(data)
-                    yield data
+        while data := backend.log(run, ids, offset):
+            offset += len(data)
+            yield data
         if ended:
             return
         time.sleep(_LOOK_EVERY_S)
+
+
+def wait(path: Path) -> Status:
+    """Return when a job has ended: how."""
+    backend, run, ids = _opened(path)
+    while not (now := backend.status(run, ids)).ended:
+        time.sleep(_LOOK_EVERY_S)
+    return now
+
+
+def _checked(job: Job, path: Path) -> tuple[Backend, RunFolder]:
+    run, backend = RunFolder(path.absolute()), get_backend(job.backend)
+    refuse_control_characters(str(run.path))
+    for name, value in job.resources.asked.items():
+        if name not in backend.takes:
+            raise ValueError(f"{name}={value!r} means nothing to the backend {job.backend}; leave it out")
+    backend.check(job)
+    return backend, run
 
 
 def _opened(path: Path) -> tuple[Backend, RunFolder, dict[str, Any]]:
