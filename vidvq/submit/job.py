@@ -121,8 +121,9 @@ class Job:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Job":
         """What :meth:`to_dict` gave."""
-        asked = {name: tuple(item) if isinstance(item, list) else item for name, item in data["resources"].items()}
-        return cls(**(data | {"arguments": tuple(data["arguments"]), "resources": Resources(**asked)}))
+        asked: dict[str, Any] = dict(data["resources"])
+        resources = Resources(**(asked | {name: tuple(asked[name]) for name in ("volumes", "secrets")}))
+        return cls(**(data | {"arguments": tuple(data["arguments"]), "resources": resources}))
 
 
 def refuse_control_characters(name: str) -> None:

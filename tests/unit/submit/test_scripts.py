@@ -13,7 +13,10 @@ from vidvq.submit.folder import RunFolder
 ROOT = Path(__file__).parents[3]
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 NAMES = ["plain", "a b'c\"d$(touch harm)`touch harm`;touch harm\\n*", "-rf", "#SBATCH --wrap=x %j über"]
-RESOURCES = {"local": Resources(gpus=2)}
+RESOURCES = {
+    "local": Resources(gpus=2),
+    "slurm": Resources(nodes=2, gpus=8, cpus=16, time="1-00:30:00", queue="long"),
+}
 
 
 def check(paths: list[Path]) -> str:
