@@ -16,6 +16,8 @@
 #
 # The machines are looked at first (GPUs, disk, versions, whether they reach one another): within a minute it says no.
 set -euo pipefail
+# A signal to all of the group is for the command that runs; this waits for it.
+trap 'exit 143' TERM
 
 python=${PYTHON:-python}
 nodes=${NODES:-1} rank=${NODE_RANK:-0} head=${HEAD:-127.0.0.1:29500}
@@ -39,18 +41,19 @@ if [ "$1" = train ]; then
 elif [ "$nodes" = 1 ]; then
   "$python" -m vidvq "$@"
 else
-  ray=("$python" -m ray.scripts.scripts start --block --disable-usage-stats "--node-ip-address=$address")
+  ray=("$python" -m ray.scripts.scripts --log-style=record --log-color=false start --block --disable-usage-stats "--node-ip-address=$address")
   if [ -n "${CPUS:-}" ]; then
     ray+=("--num-cpus=$CPUS")
   fi
-  if [ "$rank" -gt 0 ]; then
-    # Machine 0 may take a while to listen; the cluster's end is this one's too.
-    "$python" -m vidvq.runtime.gather "$head"
-    exec "${ray[@]}" "--address=$head"
-  fi
   folder=$(mktemp -d)
-  "${ray[@]}" --head "--port=${head##*:}" --include-dashboard=false "--temp-dir=$folder" >"$folder/head.log" 2>&1 &
   trap 'kill "$!" 2>/dev/null; wait; rm -rf "$folder"' EXIT
-  "$python" -m vidvq.runtime.gather "$head" "$nodes"
-  "$python" -m vidvq "$@" "runtime.address=$address:${head##*:}"
+  if [ "$rank" -gt 0 ]; then
+    "$python" -m vidvq.runtime.gather "$head"
+    "${ray[@]}" "--address=$head" >"$folder/log" 2>&1 &
+    "$python" -m vidvq.runtime.gather "$head" gone
+  else
+    "${ray[@]}" --head "--port=${head##*:}" --include-dashboard=false "--temp-dir=$folder" >"$folder/log" 2>&1 &
+    "$python" -m vidvq.runtime.gather "$head" "$nodes" || { cat "$folder/log" && exit 1; }
+    "$python" -m vidvq "$@" "runtime.address=$address:${head##*:}"
+  fi
 fi

@@ -23,7 +23,7 @@ export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 
 asked=
 trap 'asked=requeue; scancel --signal=TERM "$SLURM_JOB_ID"' USR2
-trap 'asked=stop' TERM
+trap 'asked=stop; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 # The variable is each task's own.
 # shellcheck disable=SC2016
 srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=30 --label \

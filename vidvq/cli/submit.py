@@ -32,7 +32,7 @@ def _where(function: Callable[..., int]) -> Callable[..., int]:
     for option in reversed(
         (
             click.option("--backend", default="local", show_default=True, help="local, slurm, ssh, ray or kubernetes."),
-            click.option("--nodes", default=1, show_default=True, help="Machines."),
+            click.option("--nodes", type=int, help="Machines; 1, or all of the hostfile."),
             click.option("--gpus", default=0, show_default=True, help="GPUs of each machine."),
             click.option("--cpus", type=int, help="CPU cores of each machine."),
             click.option("--time", metavar="H:MM:SS", help="Limit of one stretch; training goes on in the next."),
@@ -140,9 +140,12 @@ def cancel(run: Path) -> int:
 def _submit(verb: str, arguments: tuple[str, ...], settings: dict[str, Any], out: str, where: dict[str, Any]) -> int:
     from vidvq import submit as jobs
 
-    names = ("nodes", "gpus", "cpus", "time", "queue", "image", "namespace", "volumes", "secrets", "address")
+    names = ("gpus", "cpus", "time", "queue", "image", "namespace", "volumes", "secrets", "address")
     hostfile = _absolute(where["hostfile"]) if where["hostfile"] else None
-    resources = jobs.Resources(hostfile=hostfile, **{name: where[name] for name in names})
+    nodes = where["nodes"]
+    if nodes is None:
+        nodes = len(jobs.read_hostfile(Path(hostfile))) if hostfile else 1
+    resources = jobs.Resources(nodes=nodes, hostfile=hostfile, **{name: where[name] for name in names})
     job = jobs.Job(verb, arguments, settings, out, where["backend"], resources, os.getcwd(), sys.executable)  # noqa: PTH109
     run = where["run_folder"] or Path("runs/jobs", job.name)
     if where["dry_run"]:

@@ -1,4 +1,4 @@
-"""Waits for a Ray cluster to come up: `python -m vidvq.runtime.gather HOST:PORT [NODES]`, in scripts that start one."""
+"""Waits for a Ray cluster to come up, or to end: `python -m vidvq.runtime.gather HOST:PORT [NODES | gone]`."""
 
 import logging
 import socket
@@ -8,6 +8,7 @@ import time
 import ray
 
 LIMIT_S = 120
+_MISSES = 3
 
 
 def gather(address: str, nodes: int) -> None:
@@ -35,7 +36,22 @@ def gather(address: str, nodes: int) -> None:
         time.sleep(0.5)
 
 
+def wait_until_gone(address: str) -> None:
+    """Return when a cluster listens no more."""
+    host, _, port = address.rpartition(":")
+    missed = 0
+    while missed < _MISSES:
+        try:
+            socket.create_connection((host, int(port)), timeout=LIMIT_S).close()
+            missed = 0
+        except OSError:
+            missed += 1
+        time.sleep(1)
+
+
 if __name__ == "__main__":
+    if sys.argv[2:] == ["gone"]:
+        sys.exit(wait_until_gone(sys.argv[1]))
     try:
         gather(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     except TimeoutError as timeout:

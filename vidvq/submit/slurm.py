@@ -129,8 +129,8 @@ class Backend:
         if self.status(run, ids).state == "waiting":
             _ask("scancel", ids["job"])
         else:
-            # Plainly cancelled it would be killed after half a minute, saved or not.
-            _ask("scancel", "--signal=TERM", "--full", ids["job"])
+            # Plainly cancelled it would be killed after half a minute, saved or not; its script passes this on.
+            _ask("scancel", "--signal=TERM", "--batch", ids["job"])
 
 
 def _ask(*command: str) -> str:

@@ -16,6 +16,7 @@ NAMES = ["plain", "a b'c\"d$(touch harm)`touch harm`;touch harm\\n*", "-rf", "#S
 RESOURCES = {
     "local": Resources(gpus=2),
     "slurm": Resources(nodes=2, gpus=8, cpus=16, time="1-00:30:00", queue="long"),
+    "ssh": Resources(nodes=2, hostfile="/h/host's $(touch harm)"),
 }
 
 
