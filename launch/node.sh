@@ -41,18 +41,21 @@ if [ "$1" = train ]; then
 elif [ "$nodes" = 1 ]; then
   "$python" -m vidvq "$@"
 else
-  ray=("$python" -m ray.scripts.scripts --log-style=record --log-color=false start --block --disable-usage-stats "--node-ip-address=$address")
+  ray=("$python" -m ray.scripts.scripts start --block --disable-usage-stats "--node-ip-address=$address")
   if [ -n "${CPUS:-}" ]; then
     ray+=("--num-cpus=$CPUS")
   fi
   folder=$(mktemp -d)
-  trap 'kill "$!" 2>/dev/null; wait; rm -rf "$folder"' EXIT
+  started=
+  trap '[ -z "$started" ] || kill "$started"; wait; rm -rf "$folder"' EXIT
   if [ "$rank" -gt 0 ]; then
     "$python" -m vidvq.runtime.gather "$head"
     "${ray[@]}" "--address=$head" >"$folder/log" 2>&1 &
+    started=$!
     "$python" -m vidvq.runtime.gather "$head" gone
   else
     "${ray[@]}" --head "--port=${head##*:}" --include-dashboard=false "--temp-dir=$folder" >"$folder/log" 2>&1 &
+    started=$!
     "$python" -m vidvq.runtime.gather "$head" "$nodes" || { cat "$folder/log" && exit 1; }
     "$python" -m vidvq "$@" "runtime.address=$address:${head##*:}"
   fi

@@ -24,10 +24,11 @@ export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 asked=
 trap 'asked=requeue; scancel --signal=TERM "$SLURM_JOB_ID"' USR2
 trap 'asked=stop; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
-# The variable is each task's own.
+# The variables are each task's own. A task that was asked to stop is no failure that would end the others, which may
+# still be saving.
 # shellcheck disable=SC2016
-srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=30 --label \
-  bash -c 'NODE_RANK=$SLURM_NODEID exec bash "$0" "$@"' "${NODE_SCRIPT:-launch/node.sh}" "$@" &
+task='trap stopped=1 TERM; NODE_RANK=$SLURM_NODEID bash "$0" "$@" || [ -n "${stopped:-}" ]'
+srun --ntasks-per-node=1 --kill-on-bad-exit=1 --wait=0 --label bash -c "$task" "${NODE_SCRIPT:-launch/node.sh}" "$@" &
 step=$!
 if [ "$asked" = stop ]; then
   kill "$step"
@@ -41,9 +42,11 @@ while :; do
     break
   fi
 done
-if [ "$asked" = requeue ] && [ "$code" -ne 0 ]; then
+if [ "$asked" = requeue ]; then
   echo "time is up: queued again"
   scontrol requeue "$SLURM_JOB_ID"
   sleep 60
+elif [ "$asked" = stop ]; then
+  code=143
 fi
 exit "$code"

@@ -86,7 +86,10 @@ def run(hosts: list[SshHost], port: int, command: list[str]) -> int:
         errand = {"environment": token | shared | mine, "folder": str(Path.cwd()), "command": command}
         connections.append(Connection(host, errand))
 
+    stopping = threading.Event()
+
     def stop(number: int, frame: FrameType | None) -> None:
+        stopping.set()
         for connection in connections:
             connection.say("stop")
 
@@ -95,11 +98,12 @@ def run(hosts: list[SshHost], port: int, command: list[str]) -> int:
     while running := [item for item in connections if item.process.poll() is None]:
         now = time.monotonic()
         failed = [item for item in connections if item.process.poll()]
-        if failed and not code:
+        # One that was asked to stop is no failure; the others may still be saving.
+        if failed and not code and not stopping.is_set():
             code = failed[0].process.returncode
             why = "is lost: ssh ended" if code == _SSH_FAILED else f"failed with exit code {code}"
             print(f"{failed[0].host.name} {why}; the job ends", flush=True)
-        if connections[0] not in running:
+        if connections[0] not in running and not stopping.is_set():
             head_left = head_left or now
         late = head_left is not None and now - head_left > _LAST_HOSTS_S
         if (code or late) and not hung_up:
@@ -113,6 +117,8 @@ def run(hosts: list[SshHost], port: int, command: list[str]) -> int:
         time.sleep(0.1)
     for connection in connections:
         connection.reader.join(5)
+    if stopping.is_set():
+        return 128 + signal.SIGTERM
     lost = [item for item in connections if item.process.returncode]
     return code or (lost[0].process.returncode if lost and not hung_up else 0)
 
