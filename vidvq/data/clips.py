@@ -5,6 +5,7 @@ The order of samples is a function of the seed alone: shards are shuffled per ep
 is dropped, however many readers there are.
 """
 
+import os
 import signal
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from random import Random
+from threading import Thread
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -192,5 +194,13 @@ def clip_batches(config: DataConfig, seed: int, rank: int, ranks: int, start: in
 
 
 def _start_worker(worker: int) -> None:
-    # Schedulers and torchrun send it to the whole group, and the run still needs its data to end the step and save.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Schedulers and torchrun send SIGTERM to the whole group, and the run still needs its data to end the step and save.
+    # From the run itself it means the end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Thread(target=_end_when_the_run_says, daemon=True).start()
+
+
+def _end_when_the_run_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -9,7 +9,7 @@ from vidvq.submit.folder import RunFolder
 from vidvq.submit.job import Job
 
 # Each is a module of this package with a class `Backend`.
-BACKENDS = ("local", "slurm", "ssh")
+BACKENDS = ("local", "slurm", "ssh", "ray", "kubernetes")
 
 
 @dataclass(frozen=True)

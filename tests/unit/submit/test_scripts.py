@@ -17,6 +17,7 @@ RESOURCES = {
     "local": Resources(gpus=2),
     "slurm": Resources(nodes=2, gpus=8, cpus=16, time="1-00:30:00", queue="long"),
     "ssh": Resources(nodes=2, hostfile="/h/host's $(touch harm)"),
+    "kubernetes": Resources(nodes=2, gpus=8, image="vidvq:0.1", volumes=("data:/data",)),
 }
 
 

@@ -152,7 +152,7 @@ def test_retries_submit_again_up_to_a_cap(there, vidvq, demo_videos, monkeypatch
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--backend", "nosuch"], "backend='nosuch' is not known; there are local, slurm, ssh"),
+        (["--backend", "nosuch"], "backend='nosuch' is not known; there are local, slurm, ssh, ray, kubernetes"),
         (["--nodes", "2"], "nodes=2 means nothing to the backend local"),
         (["--nodes", "0"], "nodes=0 must be 1 or more"),
         (["--gpus", "-1"], "gpus=-1 must be 0 or more"),
