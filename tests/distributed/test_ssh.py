@@ -104,6 +104,7 @@ def test_a_host_that_dies_ends_the_job_with_its_name(hosts, clips_dir, tmp_path,
     until(lambda: len(pids(one)) <= 1, run, 30)
 
 
+@pytest.mark.slow
 def test_tokenization_over_two_hosts_is_the_same_bytes(
     hosts, clips_dir, checkpoint_dir, tokens_dir, tmp_path, vidvq, snapshot
 ):

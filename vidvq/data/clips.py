@@ -194,8 +194,8 @@ def clip_batches(config: DataConfig, seed: int, rank: int, ranks: int, start: in
 
 
 def _start_worker(worker: int) -> None:
-    # Schedulers and torchrun send SIGTERM to the whole group, and the run still needs its data to end the step and save.
-    # From the run itself it means the end.
+    # Schedulers and torchrun send SIGTERM to the whole group, and the run still needs its data to end the step and
+    # save. From the run itself it means the end.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     Thread(target=_end_when_the_run_says, daemon=True).start()
 

@@ -1,4 +1,4 @@
-"""Kubernetes: training as an indexed Job with a headless Service, which needs no operator; all else as a KubeRay RayJob.
+"""Kubernetes: training as an indexed Job with a headless Service, which needs no operator; all else as a RayJob.
 
 The manifest is a JSON list, so that no name in it can be read as anything else.
 """

@@ -47,7 +47,7 @@ def objects(job: Job) -> dict[str, dict]:
 @pytest.mark.parametrize("verb", ["train", "shard", "tokenize"])
 def test_core_objects_keep_to_the_published_schema(verb):
     made = objects(job_of(verb))
-    assert made.keys() == {"ConfigMap", "Service", "Job"} if verb == "train" else {"ConfigMap", "RayJob"}
+    assert made.keys() == ({"ConfigMap", "Service", "Job"} if verb == "train" else {"ConfigMap", "RayJob"})
     for kind, item in made.items():
         if kind != "RayJob":
             kubernetes_validate.validate(item, "1.37", strict=True)
