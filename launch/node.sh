@@ -45,6 +45,8 @@ else
   if [ -n "${CPUS:-}" ]; then
     ray+=("--num-cpus=$CPUS")
   fi
+  # When the job is over nothing is left to be drained.
+  export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
   folder=$(mktemp -d)
   started=
   trap '[ -z "$started" ] || kill "$started"; wait; rm -rf "$folder"' EXIT

@@ -40,7 +40,8 @@ def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapsh
             submission += ["--address", f"http://{one.address}:8265"]
             deadline = time.monotonic() + 90
             while (done := command(*submission)).returncode:
-                assert time.monotonic() < deadline, done.stderr
+                logs = "".join(path.read_text()[-1500:] for path in tmp_path.glob("vvq*.log"))
+                assert time.monotonic() < deadline, done.stderr + logs
                 time.sleep(1)
             assert "ANYONE" not in done.stderr
             again = command(*submission)

@@ -122,7 +122,8 @@ class Job:
     def from_dict(cls, data: dict[str, Any]) -> "Job":
         """What :meth:`to_dict` gave."""
         asked: dict[str, Any] = dict(data["resources"])
-        resources = Resources(**(asked | {name: tuple(asked[name]) for name in ("volumes", "secrets")}))
+        asked.update(volumes=tuple(asked["volumes"]), secrets=tuple(asked["secrets"]))
+        resources = Resources(**asked)
         return cls(**(data | {"arguments": tuple(data["arguments"]), "resources": resources}))
 
 
