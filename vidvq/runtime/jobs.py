@@ -48,10 +48,11 @@ def stop_job(address: str, submission_id: str) -> None:
 
 def _ask(address: str, method: str, *arguments: Any, **named: Any) -> Any:
     try:
+        from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise ValueError("Ray is not installed; run `pip install 'vidvq[ray]'`") from error
     try:
         return getattr(JobSubmissionClient(address), method)(*arguments, **named)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, RayError) as error:
         raise ValueError(f"the Ray cluster at {address} says: {' '.join(str(error).split())}") from error
