@@ -78,6 +78,18 @@ def test_training_over_two_nodes_saves_at_the_limit_is_queued_again_and_ends(clu
     assert not list(tmp_path.rglob("harm"))
 
 
+@pytest.mark.slow
+def test_slurm_itself_says_when_the_time_is_up(cluster, clips_dir, tmp_path, vidvq):
+    run, out = tmp_path / "run", tmp_path / "out"
+    command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
+    assert vidvq(*command, *NODES, "--run", run, "--time", "0:03:00").code == 0
+    until(lambda: "queued again" in log_of(run) or ended(run), run, 170)
+    assert f"step {read_checkpoint(out).config['step']} is saved" in log_of(run)
+    vidvq("submit", "cancel", run)
+    until(lambda: ended(run), run)
+    assert jobs.status(run).state == "cancelled"
+
+
 def test_a_cancelled_training_saves_first(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
