@@ -5,12 +5,15 @@ The order of samples is a function of the seed alone: shards are shuffled per ep
 is dropped, however many readers there are.
 """
 
+import os
+import signal
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from random import Random
+from threading import Thread
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -176,7 +179,28 @@ def clip_batches(config: DataConfig, seed: int, rank: int, ranks: int, start: in
     dataset = ClipBatches(config, seed, rank, ranks, start)
     # A generator of its own: the loader would draw its seed from the run's random state, once more after each resume.
     own = torch.Generator().manual_seed(seed)
-    for batch in DataLoader(dataset, batch_size=None, num_workers=config.workers, prefetch_factor=2, generator=own):
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=config.workers,
+        worker_init_fn=_start_worker,
+        prefetch_factor=2,
+        generator=own,
+    )
+    for batch in loader:
         if isinstance(batch, str):
             raise ValueError(batch)
         yield batch
+
+
+def _start_worker(worker: int) -> None:
+    # Schedulers and torchrun send SIGTERM to the whole group, and the run still needs its data to end the step and
+    # save. From the run itself it means the end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Thread(target=_end_when_the_run_says, daemon=True).start()
+
+
+def _end_when_the_run_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -1,0 +1,70 @@
+"""Jobs through `vidvq submit --backend ray`: the job interface of a cluster of two nodes, one of them lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from namespaces import two_hosts, why_not
+from test_two_nodes import SETTINGS, TOKEN, ray_node
+
+import vidvq as package
+
+REASON = why_not()
+needs_hosts = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+@pytest.mark.slow
+@needs_hosts
+def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapshot, vidvq, monkeypatch):
+    # Ray keeps sockets below this folder, and their paths must be short.
+    tmp_path = tmp_path_factory.mktemp("j")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(package.__file__).parents[1]))
+    settings = [*SETTINGS, "clips_per_shard=1"]
+    inline = ["shard", demo_videos / "train", *settings, "runtime.workers=0", "--out", tmp_path / "inline"]
+    assert vidvq(*inline).code == 0
+    out, run = tmp_path / "out $(touch harm) '\"", tmp_path / "run"
+    with two_hosts() as (one, other):
+        head = ["--head", "--port=6379", f"--temp-dir={tmp_path / 'r'}", f"--dashboard-host={one.address}"]
+        with ray_node(one, tmp_path, *head), ray_node(other, tmp_path, f"--address={one.address}:6379") as second:
+
+            def command(*arguments: object, token: bool = True) -> subprocess.CompletedProcess:
+                line = one.command(sys.executable, "-m", "vidvq", "submit", *arguments)
+                environment = os.environ | (TOKEN if token else {"RAY_AUTH_MODE": "disabled"})
+                return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=120)
+
+            submission = ["shard", demo_videos / "train", "--out", out, *settings, "--backend", "ray", "--run", run]
+            submission += ["--address", f"http://{one.address}:8265"]
+            deadline = time.monotonic() + 90
+            while (done := command(*submission)).returncode:
+                logs = "".join(path.read_text()[-1500:] for path in tmp_path.glob("vvq*.log"))
+                assert time.monotonic() < deadline, done.stderr + logs
+                time.sleep(1)
+            assert "ANYONE" not in done.stderr
+            again = command(*submission)
+            assert "is there already: " in again.stderr
+            stranger = command(*submission, token=False)
+            assert stranger.returncode == 2
+            assert "ANYONE WHO REACHES" in stranger.stderr
+            assert "Traceback" not in stranger.stderr
+            while len(list((out / "commits").glob("*.json"))) < 2:
+                assert time.monotonic() < deadline, command("logs", run).stdout
+                time.sleep(0.02)
+            os.killpg(second.pid, signal.SIGKILL)
+            told = command("logs", "-f", run).stdout
+            assert command("status", run).stdout.startswith("done"), told
+            assert snapshot(out) == snapshot(tmp_path / "inline")
+            assert not list(tmp_path.rglob("harm"))
+            assert "0 failed" in told
+
+
+def test_mistakes_are_one_line(tmp_path, demo_videos, vidvq):
+    command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "ray", "--run", tmp_path / "r"]
+    assert "must be the cluster's job interface" in vidvq(*command, "--address", "10.0.0.1:8265").error
+    assert "the Ray cluster at http://127.0.0.1:9 says" in vidvq(*command, "--address", "http://127.0.0.1:9").error
+    trained = vidvq("submit", "train", "demo", "--backend", "ray", "--run", tmp_path / "t")
+    assert "training does not run as a Ray job" in trained.error

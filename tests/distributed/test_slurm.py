@@ -1,0 +1,136 @@
+"""Jobs through `vidvq submit --backend slurm`, on a real Slurm of two nodes."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from slurm_cluster import slurm, why_not
+
+from vidvq import submit as jobs
+from vidvq.formats.checkpoint import list_steps, read_checkpoint
+
+REASON = why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+NODES = ["--backend", "slurm", "--nodes", 2]
+TINY = [
+    "data.batch_size=1",
+    "data.crop=32",
+    "data.num_frames=5",
+    "data.workers=1",
+    "checkpoint_every=2",
+    "log_every=1",
+    "model.encoder={channels: [8, 8], blocks: [1, 1]}",
+    "model.decoder={channels: [8, 8], blocks: [1, 1]}",
+    "model.quantizer.spatial={kind: vq, size: 32, warmup: 2}",
+    "model.quantizer.temporal={kind: vq, size: 32, warmup: 2}",
+    "loss.adversarial=0",
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm(tmp_path_factory.mktemp("s")) as environment, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", environment["SLURM_CONF"])
+        yield environment
+
+
+def until(condition: Callable[[], bool], run: Path, limit_s: float = 120) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        log = "\n".join(path.read_text(errors="replace")[-3000:] for path in (run / "logs").iterdir())
+        assert time.monotonic() < deadline, f"{jobs.status(run)}\n{log}"
+        time.sleep(0.1)
+
+
+def ended(run: Path) -> bool:
+    return jobs.status(run).ended
+
+
+def log_of(run: Path) -> str:
+    return b"".join(jobs.follow(run, keep_on=False)).decode()
+
+
+def test_training_over_two_nodes_saves_at_the_limit_is_queued_again_and_ends(cluster, clips_dir, tmp_path, vidvq):
+    run, out = tmp_path / "run $(touch harm) '\"", tmp_path / "out"
+    command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=40", *TINY]
+    assert vidvq(*command, *NODES, "--run", run).code == 0
+    assert "is there already: " in vidvq(*command, *NODES, "--run", run).err
+    until(lambda: bool(list_steps(out)) or ended(run), run)
+    # What Slurm does when the time is up.
+    job = json.loads((run / "attempts/1.json").read_text())["job"]
+    subprocess.run(["scancel", "--signal=USR2", "--batch", job], check=True)
+    until(lambda: "queued again" in log_of(run), run)
+    saved = read_checkpoint(out).config["step"]
+    assert saved < 40
+    until(lambda: ended(run), run)
+    log = log_of(run)
+    assert jobs.status(run).state == "done", log
+    assert re.search(r"preflight: ready", log)
+    assert f"step {saved} is saved" in log
+    assert "going on from" in log
+    assert read_checkpoint(out).config["step"] == 40
+    ranks = {path.name for path in (list_steps(out)[-1] / "training").glob("rank-*.json")}
+    assert ranks == {"rank-0.json", "rank-1.json"}
+    assert not list(tmp_path.rglob("harm"))
+
+
+@pytest.mark.slow
+def test_slurm_itself_says_when_the_time_is_up(cluster, clips_dir, tmp_path, vidvq):
+    run, out = tmp_path / "run", tmp_path / "out"
+    command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
+    assert vidvq(*command, *NODES, "--run", run, "--time", "0:03:00").code == 0
+    until(lambda: "queued again" in log_of(run) or ended(run), run, 170)
+    assert f"step {read_checkpoint(out).config['step']} is saved" in log_of(run)
+    vidvq("submit", "cancel", run)
+    until(lambda: ended(run), run)
+    assert jobs.status(run).state == "cancelled"
+
+
+def test_a_cancelled_training_saves_first(cluster, clips_dir, tmp_path, vidvq):
+    run, out = tmp_path / "run", tmp_path / "out"
+    command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
+    assert vidvq(*command, *NODES, "--run", run).code == 0
+    until(lambda: bool(list_steps(out)) or ended(run), run)
+    assert vidvq("submit", "cancel", run).code == 0
+    until(lambda: ended(run), run)
+    assert jobs.status(run).state == "cancelled"
+    assert f"step {read_checkpoint(out).config['step']} is saved" in log_of(run)
+
+
+def test_tokenization_runs_on_a_ray_cluster_inside_the_job(
+    cluster, clips_dir, checkpoint_dir, tokens_dir, tmp_path, vidvq, snapshot
+):
+    run, out = tmp_path / "run", tmp_path / "out"
+    command = ["submit", "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "--cpus", 1]
+    assert vidvq(*command, *NODES, "--run", run).code == 0
+    until(lambda: ended(run), run, 180)
+    assert jobs.status(run).state == "done", log_of(run)
+    assert snapshot(out) == snapshot(tokens_dir)
+    subprocess.run(["scontrol", "ping"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--nodes", 3], "nodes=3 are more than the 2 of partition main"),
+        (["--queue", "gold"], "queue='gold' is no partition of this cluster; there are main"),
+        (["--gpus", 8], "sbatch says: .*(node configuration|gres|GRES)"),
+    ],
+)
+def test_what_the_cluster_does_not_have_is_one_line(cluster, clips_dir, tmp_path, vidvq, options, said):
+    ran = vidvq(
+        *["submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "slurm", "--run", tmp_path / "r"], *options
+    )
+    assert ran.code == 2
+    assert re.search(said, ran.error)
+
+
+def test_no_slurm_is_one_line(clips_dir, tmp_path, vidvq, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    ran = vidvq("submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "slurm", "--run", tmp_path / "r")
+    assert ran.code == 2
+    assert "sbatch is not on the path" in ran.error

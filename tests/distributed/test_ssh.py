@@ -1,0 +1,136 @@
+"""Jobs through `vidvq submit --backend ssh`: two hosts, each a network namespace with an sshd."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from namespaces import Host, two_hosts, why_not
+from test_slurm import TINY, ended, log_of, until
+
+from vidvq import submit as jobs
+from vidvq.formats.checkpoint import list_steps, read_checkpoint
+
+REASON = why_not() or (None if Path("/usr/sbin/sshd").exists() else "no sshd (Debian: openssh-server)")
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+
+def keygen(path: Path) -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return path
+
+
+@contextmanager
+def sshd(host: Host, folder: Path) -> Iterator[subprocess.Popen]:
+    """An sshd in a namespace."""
+    Path("/run/sshd").mkdir(exist_ok=True)
+    options = ["-o", "PidFile=none", "-o", "UsePAM=no", "-o", "StrictModes=no", "-o", "PasswordAuthentication=no"]
+    options += ["-o", f"AuthorizedKeysFile={folder}/client.pub", "-h", str(folder / "host"), "-f", "/dev/null"]
+    daemon = subprocess.Popen(host.command("/usr/sbin/sshd", "-D", "-e", *options), stderr=subprocess.DEVNULL)
+    try:
+        yield daemon
+    finally:
+        for pid in pids(host):
+            os.kill(pid, signal.SIGKILL)
+        daemon.wait()
+
+
+def pids(host: Host) -> list[int]:
+    """All that runs on a host."""
+    told = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in told.stdout.split()]
+
+
+@pytest.fixture
+def hosts(tmp_path_factory, monkeypatch) -> Iterator[tuple[Host, Host, Path]]:
+    folder = tmp_path_factory.mktemp("h")
+    keygen(folder / "host")
+    keygen(folder / "client")
+    with ExitStack() as stack:
+        one, other = stack.enter_context(two_hosts())
+        for host in (one, other):
+            stack.enter_context(sshd(host, folder))
+        # The command's own machine is the first host; all else about ssh is its user's configuration.
+        (folder / "bin").mkdir()
+        options = f"-i {folder}/client -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+        wrapper = folder / "bin/ssh"
+        wrapper.write_text(f'#!/bin/sh\nexec ip netns exec {one.name} {shutil.which("ssh")} {options} "$@"\n')
+        wrapper.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}/bin:{os.environ['PATH']}")
+        monkeypatch.setenv("PYTHONPATH", str(Path(jobs.__file__).parents[2]))
+        hostfile = folder / "hosts"
+        hostfile.write_text(f"# two\n{one.address} slots=1\n{other.address} slots=1\n")
+        yield one, other, hostfile
+
+
+def test_training_over_two_hosts_is_cancelled_goes_on_and_ends(hosts, clips_dir, tmp_path, vidvq):
+    _, _, hostfile = hosts
+    run, out = tmp_path / "run $(touch harm) '\"", tmp_path / "o'ut $(touch harm)"
+    command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=60", *TINY]
+    command += ["--backend", "ssh", "--hostfile", hostfile, "--run", run]
+    assert vidvq(*command).code == 0
+    until(lambda: bool(list_steps(out)) or ended(run), run)
+    assert vidvq("submit", "cancel", run).code == 0
+    until(lambda: ended(run), run)
+    assert jobs.status(run).state == "cancelled"
+    assert f"step {read_checkpoint(out).config['step']} is saved" in log_of(run)
+    assert vidvq(*command).code == 0
+    until(lambda: ended(run), run)
+    assert jobs.status(run).state == "done", log_of(run)
+    assert read_checkpoint(out).config["step"] == 60
+    assert "10.77.0.1: preflight: ready" in log_of(run)
+    assert not list(tmp_path.rglob("harm"))
+
+
+def test_a_host_that_dies_ends_the_job_with_its_name(hosts, clips_dir, tmp_path, vidvq):
+    one, other, hostfile = hosts
+    run, out = tmp_path / "run", tmp_path / "out"
+    command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
+    assert vidvq(*command, "--backend", "ssh", "--hostfile", hostfile, "--run", run).code == 0
+    until(lambda: bool(list_steps(out)) or ended(run), run)
+    for pid in pids(other):
+        os.kill(pid, signal.SIGKILL)
+    died = time.monotonic()
+    until(lambda: ended(run), run, 60)
+    assert time.monotonic() - died < 30
+    assert jobs.status(run).state == "failed"
+    assert "10.77.0.2 is lost: ssh ended; the job ends" in log_of(run)
+    # Nothing of it is left but the first host's sshd.
+    until(lambda: len(pids(one)) <= 1, run, 30)
+
+
+@pytest.mark.slow
+def test_tokenization_over_two_hosts_is_the_same_bytes(
+    hosts, clips_dir, checkpoint_dir, tokens_dir, tmp_path, vidvq, snapshot
+):
+    run, out = tmp_path / "run", tmp_path / "out"
+    command = ["submit", "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "--cpus", 1]
+    assert vidvq(*command, "--backend", "ssh", "--hostfile", hosts[2], "--run", run).code == 0
+    until(lambda: ended(run), run)
+    assert jobs.status(run).state == "done", log_of(run)
+    assert snapshot(out) == snapshot(tokens_dir)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "names no host"),
+        ("-oProxyCommand=touch slots=1", "must be `host slots=8`"),
+        ("a slots=0", "must be `host slots=8`"),
+        ("a\na slots=2", "is there twice"),
+        ("a slots=1", "nodes=2 are more than the 1 hosts"),
+    ],
+)
+def test_a_wrong_hostfile_is_one_line(clips_dir, tmp_path, vidvq, text, said):
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text(text)
+    command = ["submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "ssh", "--run", tmp_path / "r"]
+    ran = vidvq(*command, "--hostfile", hostfile, "--nodes", 2)
+    assert ran.code == 2
+    assert said in ran.error
+    assert not (tmp_path / "r").exists()

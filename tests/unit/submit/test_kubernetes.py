@@ -1,0 +1,121 @@
+"""Manifests against the published schemas; the pods' command as two processes."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from vidvq import config
+from vidvq.formats.checkpoint import list_steps, read_checkpoint
+from vidvq.submit import Job, Resources
+from vidvq.submit.kubernetes import manifest
+from vidvq.train import TrainConfig
+
+ASKED = Resources(nodes=2, gpus=0, image="vidvq:0.1", volumes=("data:/data",), secrets=("s3-keys",), namespace="ml")
+TINY = [
+    "data.batch_size=1",
+    "data.crop=32",
+    "data.num_frames=5",
+    "data.workers=1",
+    "checkpoint_every=2",
+    "model.encoder={channels: [8, 8], blocks: [1, 1]}",
+    "model.decoder={channels: [8, 8], blocks: [1, 1]}",
+    "model.quantizer.spatial={kind: vq, size: 32, warmup: 2}",
+    "model.quantizer.temporal={kind: vq, size: 32, warmup: 2}",
+    "loss.adversarial=0",
+]
+
+
+def job_of(verb: str, settings: dict | None = None, out: str = "/data/out") -> Job:
+    arguments = () if verb == "train" else ("/data/a b'c\"$(touch harm)", "--out", "/data/out")
+    return Job(verb, arguments, settings or {}, out, "kubernetes", ASKED, "/here", "python")
+
+
+def objects(job: Job) -> dict[str, dict]:
+    return {item["kind"]: item for item in manifest(job)["items"]}
+
+
+@pytest.mark.parametrize("verb", ["train", "shard", "tokenize"])
+def test_core_objects_keep_to_the_published_schema(verb):
+    made = objects(job_of(verb))
+    assert made.keys() == ({"ConfigMap", "Service", "Job"} if verb == "train" else {"ConfigMap", "RayJob"})
+    for kind, item in made.items():
+        if kind != "RayJob":
+            kubernetes_validate.validate(item, "1.37", strict=True)
+    # The pods of a RayJob are Kubernetes' own.
+    if verb != "train":
+        cluster = made["RayJob"]["spec"]["rayClusterSpec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
+            kubernetes_validate.validate(pod, "1.37", strict=True)
+
+
+def test_secrets_are_named_never_held(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    text = json.dumps(manifest(job_of("train")))
+    assert "hunter2" not in text
+    assert '{"secretRef": {"name": "s3-keys"}}' in text
+
+
+def test_the_entrypoint_of_a_ray_job_is_quoted():
+    entrypoint = objects(job_of("shard"))["RayJob"]["spec"]["entrypoint"]
+    said = subprocess.run(["bash", "-c", f"printf '%s\\n' {entrypoint}"], capture_output=True, text=True, check=True)
+    assert "/data/a b'c\"$(touch harm)" in said.stdout.splitlines()
+
+
+def test_the_pods_command_trains_as_two_processes_and_saves_when_asked_to_stop(tmp_path, clips_dir):
+    out = tmp_path / "out"
+    overrides = [f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
+    settings = config.to_dict(config.load(TrainConfig, config.find_config("demo"), overrides))
+    made = objects(job_of("train", settings, str(out)))
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    for name, text in made["ConfigMap"]["data"].items():
+        (etc / name).write_text(text)
+    assert yaml.safe_load((etc / "config.yaml").read_text())["steps"] == 100000
+    container = made["Job"]["spec"]["template"]["spec"]["containers"][0]
+    command = [part.replace("/etc/vidvq", str(etc)) for part in container["command"]]
+    variables = {item["name"]: item.get("value") for item in container["env"]}
+    assert variables["HEAD"] == f"{made['Job']['metadata']['name']}-0.{made['Service']['metadata']['name']}:29500"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        variables["HEAD"] = f"127.0.0.1:{probe.getsockname()[1]}"
+    pods = [
+        subprocess.Popen(
+            command,
+            env=os.environ | variables | {"NODE_RANK": str(rank), "PYTHON": sys.executable},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    deadline = time.monotonic() + 120
+    while not list_steps(out):
+        assert all(pod.poll() is None for pod in pods), [pod.communicate() for pod in pods]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    for pod in pods:
+        pod.send_signal(signal.SIGTERM)
+    told = [pod.communicate(timeout=100)[1] for pod in pods]
+    assert all(pod.returncode for pod in pods)
+    assert f"step {read_checkpoint(out).config['step']} is saved" in told[0] + told[1]
+
+
+def test_no_kubectl_and_no_image_are_one_line(vidvq, demo_videos, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(Path(shutil.which("bash") or "").parent) if not shutil.which("kubectl") else "/x")
+    command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "kubernetes"]
+    ran = vidvq(*command, "--run", tmp_path / "r")
+    assert ran.code == 2
+    assert "needs --image" in ran.error
+    ran = vidvq(*command, "--run", tmp_path / "r", "--image", "vidvq:0.1")
+    assert ran.code == 2
+    assert "kubectl is not on the path" in ran.error

@@ -1,0 +1,112 @@
+"""The look at all machines before a job: processes on loopback stand for machines."""
+
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vidvq.submit.preflight import Found, judge, table
+
+GOOD = Found(0, "a", "1.0", 8, 100.0, None)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def machine(port: int, rank: int, shared: Path, *more: object, nodes: int = 2) -> subprocess.Popen:
+    asked = ["--head", f"127.0.0.1:{port}", "--nodes", nodes, "--rank", rank, "--shared", shared, *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "vidvq.submit.preflight", *map(str, asked)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_machines_that_are_well_are_ready_and_leave_the_port_and_the_path_as_they_were(tmp_path, port):
+    # The others may be there first.
+    others = [machine(port, rank, tmp_path / "not/there/yet", nodes=3) for rank in (2, 1)]
+    time.sleep(0.5)
+    head = machine(port, 0, tmp_path / "not/there/yet", nodes=3)
+    out, err = head.communicate(timeout=30)
+    assert head.returncode == 0
+    assert out == "127.0.0.1 lo\n"
+    assert err.splitlines()[0].split() == ["machine", "host", "vidvq", "GPUs", "free", "GiB", "shared", "path"]
+    assert len(err.splitlines()) == 5
+    assert err.endswith("preflight: ready\n")
+    for other in others:
+        assert other.communicate(timeout=30) == ("127.0.0.1 lo\n", "")
+        assert other.returncode == 0
+    assert not list(tmp_path.iterdir())
+    socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_a_machine_that_does_not_come_is_named(tmp_path, port):
+    head = machine(port, 0, tmp_path, "--limit-s", 1)
+    _, err = head.communicate(timeout=30)
+    assert head.returncode == 2
+    assert "machine 1 did not reach the meeting place" in err
+    assert err.endswith("preflight: not ready\n")
+
+
+def test_a_machine_that_cannot_reach_the_head_says_so(tmp_path, port):
+    other = machine(port, 1, tmp_path, "--limit-s", 1)
+    _, err = other.communicate(timeout=30)
+    assert other.returncode == 2
+    assert f"cannot reach 127.0.0.1:{port}: [Errno 111] Connection refused" in err
+    assert "Traceback" not in err
+
+
+def test_a_path_that_is_not_shared_is_noticed_by_all(tmp_path, port):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    other, head = machine(port, 1, tmp_path / "other"), machine(port, 0, tmp_path / "one")
+    _, err = head.communicate(timeout=30)
+    assert head.returncode == 2
+    assert "other is not the one that machine 0 sees" in err
+    other.communicate(timeout=30)
+    assert other.returncode == 2
+
+
+def test_strangers_at_the_meeting_place_do_no_harm(tmp_path, port):
+    head = machine(port, 0, tmp_path)
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port)) as stranger:
+                stranger.sendall(b'{"rank": "x"}\n')
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    other = machine(port, 1, tmp_path)
+    _, err = head.communicate(timeout=30)
+    assert head.returncode == 0, err
+    other.communicate(timeout=30)
+
+
+def test_an_unwritable_path_is_named(port):
+    head = machine(port, 0, Path("/proc/nosuch"), nodes=1)
+    _, err = head.communicate(timeout=30)
+    assert head.returncode == 2
+    assert "/proc cannot be written" in err
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (Found(1, "b", "1.0", 4, 100.0, None), "machine 1 (b) has 4 GPUs, 8 are wanted"),
+        (Found(1, "b", "1.0", 8, 0.5, None), "machine 1 (b) has 0.5 GiB free at the shared path, 1 are wanted"),
+        (Found(1, "b", "1.1", 8, 100.0, None), "machine 1 (b) has vidvq 1.1, machine 0 has 1.0"),
+        (Found(1, "b", "1.0", 8, 100.0, "/x is odd"), "machine 1 (b): /x is odd"),
+    ],
+)
+def test_what_is_wrong_is_said(other, said):
+    assert judge([GOOD, other], 2, 8, 1.0) == [said]
+    assert not judge([GOOD], 1, 8, 1.0)
+    assert table([other, GOOD])[1].startswith("0 ")

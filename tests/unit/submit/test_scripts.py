@@ -1,0 +1,44 @@
+"""Every script that ships or is generated passes shellcheck, whatever the names in it are."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vidvq.submit import VERBS, Job, Resources
+from vidvq.submit.backend import get_backend
+from vidvq.submit.folder import RunFolder
+
+ROOT = Path(__file__).parents[3]
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
+NAMES = ["plain", "a b'c\"d$(touch harm)`touch harm`;touch harm\\n*", "-rf", "#SBATCH --wrap=x %j über"]
+RESOURCES = {
+    "local": Resources(gpus=2),
+    "slurm": Resources(nodes=2, gpus=8, cpus=16, time="1-00:30:00", queue="long"),
+    "ssh": Resources(nodes=2, hostfile="/h/host's $(touch harm)"),
+    "kubernetes": Resources(nodes=2, gpus=8, image="vidvq:0.1", volumes=("data:/data",)),
+}
+
+
+def check(paths: list[Path]) -> str:
+    return subprocess.run([SHELLCHECK, *paths], capture_output=True, text=True, check=False).stdout
+
+
+def test_shipped_scripts_are_clean():
+    assert check([*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"]) == ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("backend", RESOURCES)
+def test_generated_scripts_are_clean(tmp_path, backend, verb, name):
+    arguments = (f"/v/{name}", f"--out=/{name}")
+    job = Job(verb, arguments, {}, f"/o/{name}", backend, RESOURCES[backend], f"/f/{name}", f"/p/{name}")
+    run = RunFolder(Path("/runs", name))
+    for file, text in get_backend(backend).files(job, run).items():
+        if file.endswith(".sh"):
+            path = tmp_path / file
+            path.write_text(text)
+            assert check([path]) == ""
+            subprocess.run(["bash", "-n", path], check=True)

@@ -1,0 +1,194 @@
+"""`vidvq submit`: what it refuses, what it keeps, and that submitting twice does no harm. On this machine alone."""
+
+import json
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vidvq import __version__
+from vidvq.submit import Job, Resources, Submitted, cancel, preview, status, submit, wait
+
+SETTINGS = ["runtime.workers=0", "clip.short_side=32", "clip.num_frames=9", "clip.min_frames=5", "clip.multiple=8"]
+# Each would do harm, or be lost, if a shell read it.
+HOSTILE = "a b'c\"d$(touch harm)`touch harm`;touch harm\\n*"
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def job_of(tmp_path: Path, seconds: float = 0, **resources: object) -> Job:
+    """A job whose interpreter is a script that waits and says so."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho started\nexec sleep {seconds}\n")
+    python.chmod(0o755)
+    return Job("shard", (), {}, str(tmp_path / "out"), "local", Resources(**resources), str(tmp_path), str(python))
+
+
+def test_a_job_with_hostile_names_runs_and_keeps_everything(there, demo_videos, vidvq):
+    video = there / HOSTILE / "carphone.mp4"
+    video.parent.mkdir()
+    video.symlink_to(demo_videos / "train/carphone.mp4")
+    command = ["submit", "shard", video.parent, "--out", f"out {HOSTILE}", "--run", f"run {HOSTILE}", *SETTINGS]
+    ran = vidvq(*command, "--wait")
+    assert ran.code == 0, ran.err
+    run = there / f"run {HOSTILE}"
+    assert vidvq("verify", there / f"out {HOSTILE}").code == 0
+    assert not list(there.rglob("harm"))
+    assert vidvq("submit", "status", run).out == "done\n"
+    assert "4 ok" not in vidvq("submit", "logs", run).out.splitlines()[0]
+    assert "failed, 0 filtered" in vidvq("submit", "logs", "-f", run).out
+    assert yaml.safe_load((run / "config.yaml").read_text())["clip"]["short_side"] == 32
+    assert json.loads((run / "environment.json").read_text())["vidvq"] == __version__
+    again = vidvq(*command)
+    assert "is there already: done" in again.err
+    assert len(list((run / "attempts").iterdir())) == 1
+
+
+def test_the_environment_that_is_kept_holds_no_secret(there, monkeypatch, demo_videos, vidvq):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    vidvq("submit", "shard", demo_videos / "train/carphone.mp4", "--out", "out", *SETTINGS, "--run", "run", "--wait")
+    kept = (there / "run/environment.json").read_text()
+    assert json.loads(kept)["variables"]["OMP_NUM_THREADS"] == "3"
+    assert all("hunter2" not in path.read_text() for path in (there / "run").rglob("*") if path.is_file())
+
+
+def test_a_dry_run_prints_what_would_run_and_writes_nothing(there, demo_videos, vidvq):
+    ran = vidvq("submit", "shard", demo_videos / "train", "--out", "out", *SETTINGS, "--dry-run")
+    assert ran.code == 0
+    script = ran.out.partition("script.sh\n")[2].partition("# ---- command")[0]
+    assert script.startswith("#!/usr/bin/env bash\n")
+    assert not list(there.iterdir())
+    assert vidvq("submit", "shard", demo_videos / "train", "--out", "out", *SETTINGS, "--run", "r", "--wait").code == 0
+    # The same but for its own folder.
+    name = next(line for line in script.splitlines() if line.startswith("export RUN=")).partition("=")[2]
+    assert (there / "r/script.sh").read_text().replace(str(there / "r"), name) == script
+
+
+def test_many_submissions_at_once_are_one(tmp_path):
+    job = job_of(tmp_path, seconds=30)
+    with ThreadPoolExecutor(8) as pool:
+        done: list[Submitted] = list(pool.map(lambda _: submit(job, tmp_path / "run"), range(8)))
+    assert [item.status for item in done].count(None) == 1
+    assert status(tmp_path / "run").state == "running"
+    cancel(tmp_path / "run")
+    assert wait(tmp_path / "run").state == "cancelled"
+    assert len(list((tmp_path / "run/attempts").glob("*.json"))) == 1
+
+
+def test_a_submission_killed_before_it_noted_the_ids_is_found_again(tmp_path):
+    job = job_of(tmp_path, seconds=30)
+    submit(job, tmp_path / "run")
+    (tmp_path / "run/attempts/1.json").unlink()
+    again = submit(job, tmp_path / "run")
+    assert again.status is not None and again.status.state == "running"
+    cancel(tmp_path / "run")
+    assert wait(tmp_path / "run").state == "cancelled"
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.003, 0.01, 0.03, 0.1])
+def test_a_cancel_at_any_moment_stops_the_job(tmp_path, delay_s):
+    job = job_of(tmp_path, seconds=60)
+    submit(job, tmp_path / "run")
+    time.sleep(delay_s)
+    cancel(tmp_path / "run")
+    deadline = time.monotonic() + 10
+    while not (now := status(tmp_path / "run")).ended and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert now.state == "cancelled"
+
+
+def test_what_was_cancelled_or_failed_goes_on_by_the_same_command(tmp_path):
+    job = job_of(tmp_path, seconds=60)
+    submit(job, tmp_path / "run")
+    cancel(tmp_path / "run")
+    assert wait(tmp_path / "run").state == "cancelled"
+    job_of(tmp_path, seconds="x")
+    assert submit(job, tmp_path / "run").status is None
+    assert wait(tmp_path / "run").state == "failed"
+    job_of(tmp_path)
+    assert submit(job, tmp_path / "run").status is None
+    assert wait(tmp_path / "run").state == "done"
+    assert submit(job, tmp_path / "run").status is not None
+    assert len(list((tmp_path / "run/attempts").glob("*.json"))) == 3
+
+
+def test_a_job_that_was_killed_outright_is_lost(tmp_path):
+    job = job_of(tmp_path, seconds=60)
+    submitted = submit(job, tmp_path / "run")
+    os.killpg(submitted.ids["pid"], signal.SIGKILL)
+    assert wait(tmp_path / "run").state == "lost"
+
+
+def test_another_job_in_the_same_run_folder_is_refused_and_changes_nothing(tmp_path, snapshot):
+    submit(job_of(tmp_path), tmp_path / "run")
+    wait(tmp_path / "run")
+    before = snapshot(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"holds another job: resources.gpus was 0, now 2. Give another --run"):
+        submit(job_of(tmp_path, gpus=2), tmp_path / "run")
+    assert snapshot(tmp_path / "run") == before
+
+
+def test_retries_submit_again_up_to_a_cap(there, vidvq, demo_videos, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    ran = vidvq(
+        *["submit", "shard", demo_videos, "--out", "out", *SETTINGS, "--run", "run", "--wait", "--retries", "2"]
+    )
+    assert ran.code == 1
+    assert ran.err.count("failed (exit code 1)") == 3
+    assert len(list((there / "run/attempts").glob("*.json"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--backend", "nosuch"], "backend='nosuch' is not known; there are local, slurm, ssh, ray, kubernetes"),
+        (["--nodes", "2"], "nodes=2 means nothing to the backend local"),
+        (["--nodes", "0"], "nodes=0 must be 1 or more"),
+        (["--gpus", "-1"], "gpus=-1 must be 0 or more"),
+        (["--queue", "a;b"], "queue='a;b' must be letters"),
+        (["--time", "soon"], "time='soon' must be H:MM:SS"),
+        (["--volume", "claim"], "volume='claim' must be CLAIM:/path"),
+        (["--secret", "A=b"], "secret='A=b' must be the name of a secret"),
+        (["--retries", "2"], "retries=2 needs --wait"),
+        (["--run", "/proc/nosuch/run"], "/proc/nosuch"),
+        (["--run", "a\nb"], "holds a control character"),
+        (["clip.fps=-1"], "clip.fps=-1"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_submitted(there, demo_videos, vidvq, options, said):
+    ran = vidvq("submit", "shard", demo_videos / "train", "--out", "out", *SETTINGS, *options)
+    assert ran.code in (1, 2)
+    assert said in ran.error
+    assert not (there / "runs").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(there, vidvq):
+    for verb in ("status", "logs", "cancel"):
+        ran = vidvq("submit", verb, there)
+        assert ran.code == 2
+        assert "is not a run folder" in ran.error
+
+
+def test_a_job_is_named_by_what_it_is(tmp_path):
+    job, other = job_of(tmp_path), job_of(tmp_path, gpus=1)
+    assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
+    assert job.name != other.name
+    with pytest.raises(ValueError, match="verb='decode' cannot be submitted"):
+        Job("decode", (), {}, "", "local", Resources(), "/", "python")
+
+
+def test_training_starts_as_many_processes_as_gpus(tmp_path):
+    arguments = [str(tmp_path / "python"), str(tmp_path)]
+    job = Job("train", (), {}, str(tmp_path / "out"), "local", Resources(gpus=3), arguments[1], arguments[0])
+    assert "export NPROC=3" in list(preview(job, tmp_path / "run"))

@@ -1,0 +1,188 @@
+"""Kubernetes: training as an indexed Job with a headless Service, which needs no operator; all else as a RayJob.
+
+The manifest is a JSON list, so that no name in it can be read as anything else.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from vidvq.submit.backend import Status
+from vidvq.submit.folder import RunFolder
+from vidvq.submit.job import Job
+from vidvq.submit.script import template
+
+_PORT = 29500
+_AT = "/etc/vidvq"
+_SAVING_S = 600
+_RETRIES = 3
+
+
+class Backend:
+    """See :class:`vidvq.submit.backend.Backend`."""
+
+    takes = frozenset({"nodes", "gpus", "cpus", "queue", "image", "namespace", "volumes", "secrets"})
+
+    def check(self, job: Job) -> None:
+        """See the protocol."""
+        if not job.resources.image:
+            raise ValueError("the backend kubernetes needs --image, one that has vidvq; docker/ makes it")
+
+    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
+        """See the protocol."""
+        return {"manifest.json": json.dumps(manifest(job), indent=1) + "\n"}
+
+    def command(self, job: Job, run: RunFolder) -> list[str]:
+        """See the protocol."""
+        return ["kubectl", *_namespace(job.resources.namespace), "apply", "-f", str(run.path / "manifest.json")]
+
+    def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
+        """See the protocol."""
+        return None
+
+    def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
+        """See the protocol."""
+        ids = {"kind": "job" if job.verb == "train" else "rayjob", "name": job.name, **_named(job)}
+        # Applying what is there changes nothing; what has ended is in the way of a new attempt.
+        _kubectl(*_namespace(job.resources.namespace), "delete", "--ignore-not-found", f"{ids['kind']}/{job.name}")
+        _kubectl(*self.command(job, run)[1:])
+        return ids
+
+    def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
+        """See the protocol."""
+        told = json.loads(_get(ids, "get", "--ignore-not-found", "-o", "json", f"{ids['kind']}/{ids['name']}") or "{}")
+        if not told:
+            return Status("cancelled" if run.cancelled.exists() else "lost", f"no {ids['kind']}/{ids['name']}")
+        now = told.get("status", {})
+        if ids["kind"] == "rayjob":
+            state = {"SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "cancelled", "RUNNING": "running"}
+            return Status(state.get(now.get("jobStatus", ""), "waiting"), now.get("message", ""))
+        for condition in now.get("conditions", []):
+            if condition["status"] == "True" and condition["type"] in {"Complete", "Failed"}:
+                done = condition["type"] == "Complete"
+                return Status("done" if done else "failed", condition.get("message", ""))
+        return Status("running" if now.get("ready") else "waiting", f"{now.get('ready', 0)} pods ready")
+
+    def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
+        """See the protocol."""
+        label = "batch.kubernetes.io/job-name" if ids["kind"] == "job" else "job-name"
+        chosen = ["--selector", f"{label}={ids['name']}", "--prefix", "--tail=-1"]
+        return _get(ids, "logs", *chosen).encode()[offset:]
+
+    def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
+        """See the protocol."""
+        _get(ids, "delete", "--wait=false", f"{ids['kind']}/{ids['name']}")
+
+
+def manifest(job: Job) -> dict[str, Any]:
+    """All objects of a job."""
+    files = {"config.yaml": yaml.safe_dump(job.settings, sort_keys=False), "node.sh": template("node.sh")}
+    files["pod.sh"] = template("pod.sh")
+    objects = [_object("v1", "ConfigMap", job, {"data": files})]
+    if job.verb == "train":
+        ports = [{"name": "rendezvous", "port": _PORT}]
+        service = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": _labels(job), "ports": ports}
+        objects += [_object("v1", "Service", job, {"spec": service}), _training(job)]
+    else:
+        objects.append(_ray_job(job))
+    return {"apiVersion": "v1", "kind": "List", "items": objects}
+
+
+def _training(job: Job) -> dict[str, Any]:
+    nodes = job.resources.nodes
+    pod = _pod(job, ["bash", f"{_AT}/pod.sh", "train", f"{_AT}/config.yaml"])
+    rank = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+    pod["containers"][0]["env"] += [
+        {"name": "NODES", "value": str(nodes)},
+        {"name": "NODE_RANK", "valueFrom": rank},
+        {"name": "HEAD", "value": f"{job.name}-0.{job.name}:{_PORT}"},
+        {"name": "NPROC", "value": str(job.processes)},
+        {"name": "GPUS", "value": str(job.resources.gpus)},
+    ]
+    pod |= {"subdomain": job.name, "restartPolicy": "Never", "terminationGracePeriodSeconds": _SAVING_S}
+    spec = {
+        "completionMode": "Indexed",
+        "completions": nodes,
+        "parallelism": nodes,
+        # One pod that fails takes the others along; then all start again and go on from the checkpoint.
+        "backoffLimit": _RETRIES * nodes,
+        "template": {"metadata": {"labels": _labels(job)}, "spec": pod},
+    }
+    return _object("batch/v1", "Job", job, {"spec": spec})
+
+
+def _ray_job(job: Job) -> dict[str, Any]:
+    command = ["python", "-m", "vidvq", job.verb, *job.arguments]
+    command += ["--config", f"{_AT}/config.yaml", "runtime.address=auto"]
+    worker = {"groupName": "workers", "replicas": job.resources.nodes - 1, "minReplicas": job.resources.nodes - 1}
+    worker |= {"maxReplicas": job.resources.nodes - 1, "rayStartParams": {}, "template": {"spec": _pod(job, None)}}
+    cluster = {"headGroupSpec": {"rayStartParams": {}, "template": {"spec": _pod(job, None)}}}
+    if job.resources.nodes > 1:
+        cluster["workerGroupSpecs"] = [worker]  # type: ignore[assignment]
+    spec = {
+        "entrypoint": shlex.join(command),
+        "backoffLimit": _RETRIES,
+        "shutdownAfterJobFinishes": True,
+        "rayClusterSpec": cluster,
+    }
+    return _object("ray.io/v1", "RayJob", job, {"spec": spec})
+
+
+def _pod(job: Job, command: list[str] | None) -> dict[str, Any]:
+    asked = job.resources
+    limits = {"nvidia.com/gpu": str(asked.gpus)} if asked.gpus else {}
+    requests = {"cpu": str(asked.cpus)} if asked.cpus else {}
+    mounts = [{"name": "files", "mountPath": _AT, "readOnly": True}, {"name": "shm", "mountPath": "/dev/shm"}]
+    volumes: list[dict[str, Any]] = [
+        {"name": "files", "configMap": {"name": job.name}},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+    ]
+    for number, volume in enumerate(asked.volumes):
+        claim, _, path = volume.partition(":")
+        volumes.append({"name": f"volume-{number}", "persistentVolumeClaim": {"claimName": claim}})
+        mounts.append({"name": f"volume-{number}", "mountPath": path})
+    container: dict[str, Any] = {
+        "name": "vidvq",
+        "image": asked.image,
+        "env": [{"name": "SHARED", "value": job.out}],
+        "envFrom": [{"secretRef": {"name": name}} for name in asked.secrets],
+        "resources": {"requests": requests, "limits": limits},
+        "volumeMounts": mounts,
+    }
+    return {"containers": [container | ({"command": command} if command else {})], "volumes": volumes}
+
+
+def _object(version: str, kind: str, job: Job, rest: dict[str, Any]) -> dict[str, Any]:
+    queue = {"kueue.x-k8s.io/queue-name": job.resources.queue} if job.resources.queue else {}
+    metadata = {"name": job.name, "labels": _labels(job) | queue, **_named(job)}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata} | rest
+
+
+def _labels(job: Job) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "vidvq", "app.kubernetes.io/instance": job.name}
+
+
+def _named(job: Job) -> dict[str, str]:
+    return {"namespace": job.resources.namespace} if job.resources.namespace else {}
+
+
+def _namespace(name: str | None) -> list[str]:
+    return ["--namespace", name] if name else []
+
+
+def _get(ids: dict[str, Any], *arguments: str) -> str:
+    return _kubectl(*_namespace(ids.get("namespace")), *arguments)
+
+
+def _kubectl(*arguments: str) -> str:
+    if not shutil.which("kubectl"):
+        raise ValueError("kubectl is not on the path; or print the manifest with --dry-run")
+    done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"kubectl says: {' '.join(done.stderr.split())}")
+    return done.stdout
