@@ -22,10 +22,10 @@ from flops import count_gflop
 from torch import Tensor
 
 from vidvq import config as settings
-from vidvq.data import DataConfig, clip_batches
-from vidvq.evaluate.metrics import psnr, ssim
+from vidvq.data import ClipBatches, DataConfig, clip_batches
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
+from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.checkpoint import save_tokenizer
 from vidvq.model.encoder import StackConfig
@@ -175,7 +175,7 @@ def _train(model: TokenizerConfig, clips: Path, seed: int, gflop: float) -> tupl
 
 def _batches(clips: Path, seed: int) -> Iterator[Tensor]:
     data = DataConfig((str(clips),), batch_size=BATCH, num_frames=FRAMES, crop=SIDE, shuffle=500, workers=1)
-    return (to_video(batch) for batch in clip_batches(data, seed, rank=0, ranks=1, start=0))
+    return (to_video(batch) for batch in clip_batches(ClipBatches(data, seed), 0))
 
 
 def _count(tokenizer: VideoTokenizer) -> tuple[float, float]:

@@ -4,7 +4,7 @@
 #
 #   launch/gpu-checks.sh            PYTHON=python3.12 launch/gpu-checks.sh            DEVICE=cpu for a dry run
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
 OUT=${OUT:-runs/gpu}

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -54,7 +53,7 @@ def train(clips: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
 
 
 def told(out: Path) -> list[dict]:
-    timings = {"step_s", "data_wait"}
+    timings = {"step_s", "data_wait", "frames_per_s", "tflops"}
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name not in timings} for line in lines]
 
@@ -131,24 +130,6 @@ def test_another_config_in_the_same_place_is_refused(clips, whole):
     assert "generator.lr was 0.00" in done.stderr
     assert "now 0.0005" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_two_processes_train_together(clips, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    out = tmp_path / "run"
-    environment = os.environ | {"NPROC": "2", "HEAD": f"127.0.0.1:{port}", "PYTHON": sys.executable}
-    done = subprocess.run(
-        [str(ROOT / "launch/torchrun.sh"), *command(clips, out, "zero_stage=2")[4:]],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert read_checkpoint(out).config["step"] == 10
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,120 @@
-"""The loss terms against their formulas."""
+"""The loss terms, their schedules and the guard, against their formulas."""
 
 import math
+from collections import deque
 
 import pytest
 import torch
+from torch import nn
 
-from vidvq.train.losses import LeCam, code_usage, hinge_discriminator, hinge_generator
+from vidvq.train.config import GuardConfig
+from vidvq.train.guard import Buffers, Guard, RollbackNeeded
+from vidvq.train.losses import (
+    LeCam,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+    hide_blocks,
+    nudge,
+    wavelet_l1,
+)
+from vidvq.train.schedule import Ramp, learning_rate, weight_at
+from vidvq.train.usage import code_usage
 
 
 def test_hinge_loss_is_zero_beyond_the_margins():
-    assert hinge_discriminator(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -5.0])) == 0
-    assert hinge_discriminator(torch.tensor([0.0]), torch.tensor([0.0])) == 1
-    assert hinge_generator(torch.tensor([1.0, 3.0])) == -2
+    assert discriminator_loss("hinge", torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -5.0])) == 0
+    assert discriminator_loss("hinge", torch.tensor([0.0]), torch.tensor([0.0])) == 1
+    assert generator_loss("hinge", torch.tensor([1.0, 3.0])) == -2
+
+
+def test_non_saturating_loss_is_the_log_likelihood():
+    real, fake = torch.tensor([0.3, -1.0]), torch.tensor([0.7, -2.0])
+    expected = -0.5 * (real.sigmoid().log().mean() + (1 - fake.sigmoid()).log().mean())
+    assert float(discriminator_loss("non_saturating", real, fake)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(generator_loss("non_saturating", fake)) == pytest.approx(float(-fake.sigmoid().log().mean()), rel=1e-6)
+
+
+def test_the_gradient_penalty_is_the_squared_gradient_on_average():
+    torch.manual_seed(0)
+    slope = torch.randn(64)
+    video = torch.randn(20_000, 64)
+    estimate = gradient_penalty(video @ slope, nudge(video) @ slope)
+    assert float(estimate) == pytest.approx(float(slope.square().sum()), rel=0.05)
+
+
+def test_the_adaptive_weight_balances_the_two_gradients():
+    leaf = torch.tensor([3.0, 4.0], requires_grad=True)
+    pull, push = (leaf * torch.tensor([6.0, 8.0])).sum(), (leaf * torch.tensor([0.0, 2.0])).sum()
+    assert float(adaptive_weight(pull, push, leaf, 100)) == pytest.approx(5)
+    assert float(adaptive_weight(pull, push, leaf, 3)) == 3
 
 
 def test_lecam_pulls_towards_the_other_side():
     lecam = LeCam(decay=0.5)
-    penalty = lecam(torch.tensor([2.0]), torch.tensor([-2.0]))
+    lecam.update(2.0, -2.0)
     assert (lecam.real, lecam.fake) == (1.0, -1.0)
+    penalty = lecam(torch.tensor([2.0]), torch.tensor([-2.0]))
     assert float(penalty) == pytest.approx((2 + 1) ** 2 + (1 + 2) ** 2)
 
 
+def test_the_wavelet_loss_sees_details_and_no_means():
+    flat = torch.zeros(1, 3, 2, 8, 8)
+    assert float(wavelet_l1(flat + 0.5, flat)) == 0
+    checks = flat.clone()
+    checks[..., 0::2] = 1
+    # One of the three first-level bands has |(1 - 0) + (1 - 0)| / 2 everywhere; the second level sees a mean.
+    assert float(wavelet_l1(checks, flat)) == pytest.approx(1 / 3 / 2)
+
+
+def test_hidden_blocks_are_whole_and_as_many_as_asked():
+    torch.manual_seed(0)
+    video = torch.ones(4, 3, 9, 16, 16)
+    shown = hide_blocks(video, 0.5, (4, 8, 8))
+    blocks = torch.stack([shown[:, 0, t, y, x] for t in (0, 1, 5) for y in (0, 8) for x in (0, 8)], dim=1)
+    assert (blocks.sum(dim=1) == 6).all()
+    assert torch.equal(shown[:, :, 1:5, :8, :8].amin(dim=(2, 3, 4)), shown[:, :, 1:5, :8, :8].amax(dim=(2, 3, 4)))
+    assert hide_blocks(video[:, :, :1], 0.5, (4, 8, 8)).mean() == 0.5
+
+
+def test_a_ramp_moves_between_its_ends():
+    ramp = Ramp(begin=1.0, end=0.0, first=10, last=20)
+    assert [ramp.at(step) for step in (0, 10, 15, 20, 99)] == [1, 1, 0.5, 0, 0]
+    assert Ramp(begin=0.0, end=2.0, last=10, shape="cosine").at(5) == pytest.approx(1)
+    assert weight_at(0.3, 7) == 0.3
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    rates = [learning_rate(step, 100, 2.0, 0.1, 10) for step in (0, 9, 10, 55, 100)]
+    assert rates == pytest.approx([0.2, 2.0, 2.0, 1.1, 0.2])
+
+
 def test_code_usage_counts_codes_and_their_spread():
-    used, perplexity = code_usage(torch.tensor([0, 1, 2, 3]), 8)
+    used, perplexity = code_usage(torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]))
     assert used == 0.5
     assert perplexity == pytest.approx(4)
-    assert code_usage(torch.tensor([5, 5, 5]), 8)[1] == pytest.approx(1)
-    assert not math.isnan(code_usage(torch.zeros(0, dtype=torch.long), 8)[1])
+    assert code_usage(torch.tensor([0, 3, 0]))[1] == pytest.approx(1)
+    assert not math.isnan(code_usage(torch.zeros(8))[1])
+
+
+def test_the_guard_takes_no_spike_and_no_nan_and_gives_up_in_time():
+    guard = Guard(GuardConfig(spike=3.0, patience=2), deque([1.0] * 30, maxlen=100))
+    assert guard.judge(2.9) is None
+    assert "usual is 1" in guard.judge(3.1)
+    assert guard.judge(1.0) is None
+    assert "nan" in guard.judge(math.nan)
+    assert guard.judge(math.inf) is not None
+    with pytest.raises(RollbackNeeded, match="3 batches in a row"):
+        guard.judge(math.nan)
+
+
+def test_buffers_come_back():
+    module = nn.BatchNorm1d(2)
+    buffers = Buffers(module)
+    buffers.keep()
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module(torch.randn(4, 2))
+    assert not torch.equal(module.running_mean, before["running_mean"])
+    buffers.restore()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())

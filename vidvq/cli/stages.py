@@ -113,7 +113,8 @@ def shard(
 @click.command(short_help="Train a tokenizer on clip shards.")
 @click.argument("config_name", metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def train(config_name: str, overrides: tuple[str, ...]) -> int:
+@click.option("--profile", is_flag=True, help="Record a few steps; writes profile.json into the run's directory.")
+def train(config_name: str, overrides: tuple[str, ...], profile: bool) -> int:
     """Train a tokenizer as CONFIG (a YAML file, or the name of a packaged one) says.
 
     On several devices or nodes start it with torchrun: torchrun --nproc-per-node 8 -m vidvq train CONFIG.
@@ -126,7 +127,7 @@ def train(config_name: str, overrides: tuple[str, ...]) -> int:
     from vidvq.train import TrainConfig, run_train
 
     settings = config.load(TrainConfig, config.find_config(config_name), list(overrides))
-    run_train(settings)
+    run_train(settings, profile)
     return 0
 
 

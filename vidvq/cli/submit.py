@@ -63,7 +63,15 @@ def train(config_name: str, overrides: tuple[str, ...], **where: Any) -> int:
 
     settings = config.to_dict(config.load(TrainConfig, config.find_config(config_name), list(overrides)))
     settings["out"] = _absolute(settings["out"])
-    settings["data"]["clips"] = [_absolute(clips) for clips in settings["data"]["clips"]]
+    clips = settings["data"]["clips"]
+    settings["data"]["clips"] = (
+        {_absolute(folder): weight for folder, weight in clips.items()}
+        if isinstance(clips, dict)
+        else [_absolute(folder) for folder in clips]
+    )
+    perceptual = settings["loss"]["perceptual_net"]
+    for section, name in ((settings, "start_from"), (settings["evaluation"], "clips"), (perceptual, "backbone")):
+        section[name] = section[name] and _absolute(section[name])
     return _submit("train", (), settings, settings["out"], where)
 
 

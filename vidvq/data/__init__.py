@@ -1,5 +1,6 @@
-"""Clip shards as training batches."""
+"""Clips as training batches."""
 
-from vidvq.data.clips import ClipBatches, DataConfig, clip_batches, list_shards
+from vidvq.data.clips import ClipBatches, clip_batches
+from vidvq.data.config import BucketConfig, DataConfig
 
-__all__ = ["ClipBatches", "DataConfig", "clip_batches", "list_shards"]
+__all__ = ["BucketConfig", "ClipBatches", "DataConfig", "clip_batches"]

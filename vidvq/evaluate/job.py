@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vidvq.evaluate.metrics import mean_frame, psnr, ssim
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
 from vidvq.log import progress
+from vidvq.metrics.pixel import mean_frame, psnr, ssim
 from vidvq.storage import pretty_json, write_atomic
 from vidvq.video.decode import decode_clip
 

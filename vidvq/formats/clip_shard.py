@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -95,16 +95,16 @@ def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:
         ValueError: the tar or a sample in it is not a clip shard's.
     """
     for key, files in read_samples(path):
-        yield key, clip_media(files, f"{path}: {key}"), parse_clip_info(files["json"], f"{path}: {key}")
+        yield key, files[media_of(files, f"{path}: {key}")], parse_clip_info(files["json"], f"{path}: {key}")
 
 
-def clip_media(files: dict[str, bytes], where: str) -> bytes:
-    """The media among the files of one clip.
+def media_of(files: Collection[str], where: str) -> str:
+    """The extension of the media among the files of one clip.
 
     Raises:
         ValueError: it is not one media file and one JSON.
     """
     media = [extension for extension in MEDIA if extension in files]
-    if len(media) != 1 or files.keys() != {*media, "json"}:
+    if len(media) != 1 or set(files) != {*media, "json"}:
         raise ValueError(f"{where} has {sorted(files)}; a clip has json and one of {', '.join(MEDIA)}")
-    return files[media[0]]
+    return media[0]

@@ -8,7 +8,7 @@ why tokens depend neither on how a video is cut into calls nor on what else is i
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import repeat
@@ -107,8 +107,7 @@ class TokenizerConfig:
         return _build(cls, parts)
 
 
-@dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(NamedTuple):
     """What a training step sees: the video come back, the codes it went through, and the quantizer's loss."""
 
     reconstruction: Tensor

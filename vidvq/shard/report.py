@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from vidvq.formats.clip_shard import ClipInfo, clip_media, parse_clip_info
+from vidvq.formats.clip_shard import ClipInfo, media_of, parse_clip_info
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary
@@ -55,7 +55,7 @@ def _thumbs(out: Path, plan: Plan) -> Iterator[Thumb]:
         try:
             files = _files(out, commit, key)
             info = parse_clip_info(files["json"], key)
-            frames = decode_clip(clip_media(files, key), key)
+            frames = decode_clip(files[media_of(files, key)], key)
         except (OSError, KeyError, ValueError, VideoError):
             # Another driver sweeps, or a shard was damaged meanwhile: that is for verify to tell.
             continue

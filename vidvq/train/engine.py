@@ -1,15 +1,13 @@
 """DeepSpeed: the only place that imports it. Two engines, one for the generator and one for the discriminator."""
 
 import logging
-import math
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Chosen before DeepSpeed loads: without a GPU it would look for one.
 if not torch.cuda.is_available():
@@ -20,7 +18,13 @@ os.environ.setdefault("DS_LOG_LEVEL", "warning")
 
 import deepspeed  # noqa: E402
 from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
-from deepspeed.runtime.zero.utils import ZeRORuntimeException  # noqa: E402
+from deepspeed.utils import (  # noqa: E402
+    safe_get_full_optimizer_state,
+    safe_get_local_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
+from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
 
 from vidvq.train.config import OptimizerConfig, TrainConfig  # noqa: E402
 
@@ -28,7 +32,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # Its shared-memory collectives for CPUs are compiled when a job starts, and gloo does the same without a compiler.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 _LOOPBACK = "127.0.0.1"
-_TAG = "state"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -60,22 +64,18 @@ def leave_world() -> None:
     torch.distributed.destroy_process_group()
 
 
-def make_engine(module: nn.Module, optimizer: OptimizerConfig, steps: int, config: TrainConfig, world: World) -> Any:
-    """A DeepSpeed engine around a module.
+def make_engine(module: nn.Module, optimizer: OptimizerConfig, config: TrainConfig, world: World) -> Any:
+    """A DeepSpeed engine around a module, which keeps fp32 weights; bf16 and fp16 are autocast.
 
     Args:
-        module: what is trained.
+        module: what is trained: its parameters that require a gradient.
         optimizer: how.
-        steps: over which the learning rate falls.
         config: of the run; its batch size, ZeRO stage and precision become DeepSpeed's.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    adamw = torch.optim.AdamW(parameters, lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: _lr_share(step, steps, optimizer))
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=adamw,
-        lr_scheduler=schedule,  # type: ignore[arg-type]
+        optimizer=_make_optimizer(parameters, optimizer, config),
         config=deepspeed_config(config, optimizer, world.size),
         dist_init_required=False,
     )
@@ -83,32 +83,65 @@ def make_engine(module: nn.Module, optimizer: OptimizerConfig, steps: int, confi
     return engine
 
 
-def save_engine(engine: Any, folder: Path) -> None:
-    """Write an engine's weights, optimizer and schedule in DeepSpeed's own format; every rank calls it."""
-    engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+def set_lr(engine: Any, lr: float) -> None:
+    """Give the engine's next step its learning rate."""
+    for group in _torch_optimizer(engine).param_groups:
+        group["lr"] = lr
 
 
-def load_engine(engine: Any, folder: Path) -> None:
-    """Read what :func:`save_engine` wrote; every rank calls it. DeepSpeed unpickles: read only one's own runs.
+def local_weight(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a weight: all of it, or under ZeRO 3 a flat share."""
+    return parameter.ds_tensor if hasattr(parameter, "ds_tensor") else parameter  # type: ignore[attr-defined]
 
-    Raises:
-        ValueError: it is not there, or was written by another number of ranks.
-    """
-    try:
-        path, _ = engine.load_checkpoint(str(folder), tag=_TAG)
-    except (FileNotFoundError, KeyError, AssertionError, ZeRORuntimeException) as error:
-        raise ValueError(f"{folder} cannot be resumed: {error}") from error
-    if path is None:
-        raise ValueError(f"{folder} holds no training state of this run; remove that checkpoint to use the one before")
+
+def whole_weight(parameter: nn.Parameter, local: Tensor) -> Tensor:
+    """Put together a tensor of which each rank holds what :func:`local_weight` says; every rank calls it."""
+    if not hasattr(parameter, "ds_tensor"):
+        return local.detach()
+    shares = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(shares, local.detach().contiguous())
+    flat = torch.cat([share.flatten() for share in shares])
+    return flat[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A module's weights and saved buffers, whole; every rank calls it."""
+    weights = {name: whole_weight(weight, local_weight(weight)) for name, weight in module.named_parameters()}
+    saved = module.state_dict().keys()
+    return weights | {name: buffer for name, buffer in module.named_buffers() if name in saved}
+
+
+def optimizer_state(engine: Any) -> dict[str, Tensor]:
+    """The optimizer's moments by parameter, whole and on the CPU, and ``steps``; every rank calls it."""
+    slots = list(_torch_optimizer(engine).state.values())
+    tensors = {"steps": torch.tensor(int(slots[0]["step"]) if slots else 0)}
+    if slots:
+        for name, parameter in engine.module.named_parameters():
+            for moment in _MOMENTS if parameter.requires_grad else ():
+                tensors[f"{moment}.{name}"] = _read_moment(engine, parameter, moment).float().cpu().contiguous()
+    return tensors
+
+
+def load_optimizer_state(engine: Any, tensors: dict[str, Tensor]) -> None:
+    """Give a new engine what :func:`optimizer_state` returned, under whatever ZeRO stage and number of ranks."""
+    if not int(tensors["steps"]):
+        return
+    _make_slots(engine, int(tensors["steps"]))
+    for name, parameter in engine.module.named_parameters():
+        for moment in _MOMENTS if parameter.requires_grad else ():
+            _write_moment(engine, parameter, moment, tensors[f"{moment}.{name}"])
 
 
 def any_rank(flag: bool, world: World) -> bool:
     """Whether the flag is set on any rank; every rank calls it."""
-    if world.size == 1:
-        return flag
-    votes = torch.tensor(int(flag), device=world.device)
-    torch.distributed.all_reduce(votes)
-    return bool(votes)
+    return bool(summed(torch.tensor(float(flag), device=world.device), world))
+
+
+def summed(tensor: Tensor, world: World) -> Tensor:
+    """Sum a tensor over all ranks, in place; every rank calls it."""
+    if world.size > 1:
+        torch.distributed.all_reduce(tensor)
+    return tensor
 
 
 def wait_for_all(world: World) -> None:
@@ -119,21 +152,91 @@ def wait_for_all(world: World) -> None:
 
 def deepspeed_config(config: TrainConfig, optimizer: OptimizerConfig, ranks: int) -> dict[str, Any]:
     """DeepSpeed's own configuration, derived from a run's."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if optimizer.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    half = {"bf16": "bfloat16", "fp16": "float16"}.get(config.precision)
     return {
-        "train_batch_size": config.data.batch_size * ranks,
-        "train_micro_batch_size_per_gpu": config.data.batch_size,
-        "gradient_accumulation_steps": 1,
+        "train_batch_size": config.data.batch_size,
+        "train_micro_batch_size_per_gpu": config.data.micro_batch(ranks),
+        "gradient_accumulation_steps": config.data.accumulation(ranks),
         "gradient_clipping": optimizer.clip_norm,
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.precision == "bf16"},
+        "torch_autocast": {"enabled": half is not None, "dtype": half or "bfloat16"},
         "steps_per_print": 1 << 60,
         "wall_clock_breakdown": False,
     }
 
 
-def _lr_share(step: int, steps: int, optimizer: OptimizerConfig) -> float:
-    if step < optimizer.warmup_steps:
-        return (step + 1) / optimizer.warmup_steps
-    progress = (step - optimizer.warmup_steps) / max(steps - optimizer.warmup_steps, 1)
-    return optimizer.final_lr + (1 - optimizer.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+def half_precision(config: TrainConfig) -> torch.dtype | None:
+    """What autocast computes in, or None."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+
+
+def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig, config: TrainConfig) -> Any:
+    settings: dict[str, Any] = {
+        "lr": optimizer.lr,
+        "betas": optimizer.betas,
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+    }
+    if optimizer.offload:
+        return deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
+    if optimizer.kind == "radam":
+        return torch.optim.RAdam(parameters, decoupled_weight_decay=True, **settings)
+    return torch.optim.AdamW(parameters, fused=optimizer.fused, **settings)
+
+
+def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
+    optimizer = engine.optimizer
+    return optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer.optimizer
+
+
+def _flat_groups(engine: Any) -> list[Tensor]:
+    """What the optimizer steps: the weights themselves, or under ZeRO this rank's flat shares of them."""
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    if stage:
+        return list(engine.optimizer.single_partition_of_fp32_groups)
+    return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+
+
+def _make_slots(engine: Any, steps: int) -> None:
+    """Optimizers make their state in their first step; make it here, to be filled."""
+    optimizer = _torch_optimizer(engine)
+    whole = isinstance(optimizer, deepspeed.ops.adam.DeepSpeedCPUAdam)
+    for tensor in _flat_groups(engine):
+        step = steps if whole else torch.tensor(float(steps))
+        if not whole and optimizer.defaults.get("fused"):
+            step = step.to(tensor.device)  # type: ignore[union-attr]
+        optimizer.state[tensor] = {"step": step} | {moment: torch.zeros_like(tensor) for moment in _MOMENTS}
+    if engine.zero_optimization_stage() in (1, 2):
+        zero = engine.optimizer
+        for group, tensor in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            lazy_init_hp_params_optimizer_state(group, tensor, optimizer.state)
+
+
+def _read_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor:
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        return whole_weight(parameter, safe_get_local_optimizer_state(parameter, moment).flatten())
+    if stage:
+        whole = safe_get_full_optimizer_state(parameter, moment)
+        assert whole is not None
+        return whole
+    return _torch_optimizer(engine).state[parameter][moment]
+
+
+def _write_moment(engine: Any, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        share = local_weight(parameter).numel()
+        start = share * torch.distributed.get_rank()
+        flat = value.flatten()[start : start + share]
+        safe_set_local_optimizer_state(parameter, nn.functional.pad(flat, (0, share - len(flat))), moment)
+    elif stage:
+        safe_set_full_optimizer_state(parameter, value, moment)
+    else:
+        _torch_optimizer(engine).state[parameter][moment].copy_(value)

@@ -1,34 +1,64 @@
-"""Stopping and going on: the state of a run beyond its weights, and the signal that asks for it.
+"""Stopping and going on: the state of a run beside the weights that it gives away, and the signal that asks for it.
 
-Weights, optimizers and schedules are saved by DeepSpeed; the weight average, LeCAM and the random state by us, as
-safetensors and JSON, one file per rank. Where the data stands follows from the step alone.
+Safetensors and JSON, whole and without a rank or a ZeRO stage in them: a run may go on with another number of
+processes, another stage or another precision. Randomness and data follow from the step and the batch, and so are not
+state. Nothing is unpickled.
 """
 
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
-from vidvq.storage import pretty_json, read_json, write_atomic
-from vidvq.train.ema import WeightAverage
-from vidvq.train.engine import World, any_rank, load_engine, save_engine, wait_for_all
-from vidvq.train.losses import LeCam
+from vidvq.formats.checkpoint import TRAINING, is_checkpoint, list_steps
+from vidvq.log import warn
+from vidvq.storage import pretty_json, read_json, sha256_bytes, sha256_file, write_atomic
 
-_RANDOM = "random.cpu"
+FORMAT = "vidvq.training/1"
+_STATE = "state.json"
 
 
 @dataclass
-class RankState:
-    """What one rank needs to go on, beside its engines."""
+class Position:
+    """Where a run is.
 
-    step: int
-    average: WeightAverage
-    lecam: LeCam
+    Attributes:
+        step: steps that are done.
+        batch: the next batch of the data.
+        average_updates: of the weight average.
+        lecam: its two running means.
+        losses: the guard's last good ones.
+        rollbacks: how often the run went back.
+        best: the best score so far and its step.
+    """
+
+    step: int = 0
+    batch: int = 0
+    average_updates: int = 0
+    lecam: tuple[float, float] = (0.0, 0.0)
+    losses: list[float] = field(default_factory=list)
+    rollbacks: int = 0
+    best: tuple[float, int] | None = None
+
+
+@dataclass
+class Saved:
+    """What :func:`write_training` wrote.
+
+    Attributes:
+        tensors: by file: ``tokenizer``, ``average``, ``generator``, ``usage``, and with an adversary
+            ``discriminator`` and ``critic``.
+    """
+
+    position: Position
+    tensors: dict[str, dict[str, Tensor]]
 
 
 class StopSignal:
@@ -42,47 +72,66 @@ class StopSignal:
         self.asked = True
 
 
-def save_training(folder: Path, engines: dict[str, Any], state: RankState, world: World) -> None:
-    """Write the training state of all ranks into a new folder; every rank calls it, and all are done at the end."""
-    if world.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    wait_for_all(world)
-    for name, engine in engines.items():
-        save_engine(engine, folder / name)
-    tensors = {f"average.{name}": tensor.contiguous() for name, tensor in state.average.state_dict().items()}
-    write_atomic(folder / f"rank-{world.rank}.safetensors", save(tensors | {_RANDOM: torch.get_rng_state()}))
-    scalars = {
-        "step": state.step,
-        "ranks": world.size,
-        "average_updates": state.average.updates,
-        "lecam": [state.lecam.real, state.lecam.fake],
-    }
-    write_atomic(folder / f"rank-{world.rank}.json", pretty_json(scalars))
-    wait_for_all(world)
+def write_training(folder: Path, saved: Saved) -> None:
+    """Write the training state into a new folder; rank 0 alone calls it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    digests: dict[str, str] = {}
+    for name, tensors in saved.tensors.items():
+        data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        digests[name] = sha256_bytes(data)
+        write_atomic(folder / f"{name}.safetensors", data)
+    state = {"format": FORMAT, "sha256": digests, **vars(saved.position)}
+    write_atomic(folder / _STATE, pretty_json(state))
 
 
-def load_training(folder: Path, engines: dict[str, Any], state: RankState, world: World) -> bool:
-    """Read what :func:`save_training` wrote into the engines and ``state``; every rank calls it.
+def find_training(run: Path) -> Path | None:
+    """The newest training state of a run that is whole; says so of each newer one that is not."""
+    for folder in reversed(list_steps(run)):
+        problem = _find_damage(folder / TRAINING)
+        if problem is None:
+            return folder / TRAINING
+        warn(f"{folder} {problem}; going back to the checkpoint before it")
+    return None
 
-    Returns:
-        False where the folder lacks a file of some rank, and nothing was read.
+
+def read_training(folder: Path) -> Saved:
+    """Read what :func:`write_training` wrote.
 
     Raises:
-        ValueError: it was written by another number of ranks, or is damaged.
+        ValueError: it is damaged.
     """
-    path = folder / f"rank-{world.rank}.json"
-    if any_rank(not path.is_file(), world):
-        return False
-    scalars = read_json(path)
-    if scalars["ranks"] != world.size:
-        raise ValueError(f"{folder} was written by {scalars['ranks']} ranks, this run has {world.size}; start as many")
-    for name, engine in engines.items():
-        load_engine(engine, folder / name)
-    tensors = load_file(folder / f"rank-{world.rank}.safetensors")
-    average = {name.removeprefix("average."): tensor for name, tensor in tensors.items() if name != _RANDOM}
-    state.average.load_state_dict(average, scalars["average_updates"])
-    state.lecam.real, state.lecam.fake = scalars["lecam"]
-    torch.set_rng_state(tensors[_RANDOM])
-    state.step = scalars["step"]
-    return True
+    state = read_json(folder / _STATE)
+    try:
+        tensors = {name: load_file(folder / f"{name}.safetensors") for name in state.pop("sha256")}
+        del state["format"]
+        return Saved(Position(**state), tensors)
+    except (OSError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged: {error}; remove that checkpoint to use the one before") from error
+
+
+def prune(run: Path, keep: int, best: int | None) -> None:
+    """Remove all checkpoints of a run but the newest ``keep`` and the one of step ``best``."""
+    for folder in list_steps(run)[:-keep]:
+        if best is None or not folder.name.endswith(f"{best:08d}"):
+            shutil.rmtree(folder)
+
+
+def _find_damage(folder: Path) -> str | None:
+    if not is_checkpoint(folder.parent) or not (folder / _STATE).is_file():
+        return "has no training state"
+    try:
+        digests: dict[str, Any] = read_json(folder / _STATE)["sha256"]
+    except (ValueError, KeyError, TypeError):
+        return f"has a damaged {_STATE}"
+    for name, digest in digests.items():
+        path = folder / f"{name}.safetensors"
+        if not path.is_file() or sha256_file(path) != digest:
+            return f"has a torn {path.name}"
+    return None
+
+
+def seed_step(seed: int, step: int, batch: int, rank: int) -> None:
+    """Make all randomness of a step a function of these."""
+    state = f"{seed}/{step}/{batch}/{rank}".encode()
+    torch.manual_seed(int(sha256_bytes(state)[:15], 16))

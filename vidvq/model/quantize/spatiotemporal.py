@@ -1,7 +1,7 @@
 """Spatiotemporal codebooks: one for what a stream starts with (appearance), one for what follows (motion)."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
@@ -80,8 +80,7 @@ class QuantizerConfig:
             raise ValueError(f"dim={self.dim} must be at least 1")
 
 
-@dataclass(frozen=True)
-class Quantized:
+class Quantized(NamedTuple):
     """Latents after quantization.
 
     Attributes:

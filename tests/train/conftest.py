@@ -1,0 +1,102 @@
+"""Runs of `vidvq train` in processes of their own, small enough to compare number by number."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vidvq.runtime import RuntimeConfig
+from vidvq.shard import ShardConfig, run_shard
+from vidvq.shard.config import ClipPolicy
+
+ROOT = Path(__file__).parents[2]
+VIDEOS = ROOT / "vidvq/demo/videos/train"
+TIMINGS = {"step_s", "data_wait", "frames_per_s", "tflops"}
+# Nothing random but the data: FSQ has no start-up, and every loss is there from the first step.
+SETTINGS = [
+    "steps=6",
+    "checkpoint_every=3",
+    "log_every=1",
+    "data.batch_size=4",
+    "data.crop=32",
+    "data.num_frames=5",
+    "model.encoder={channels: [16, 24], blocks: [1, 1]}",
+    "model.decoder={channels: [16, 24], blocks: [1, 1]}",
+    "model.quantizer={dim: 3, spatial: {kind: fsq, levels: [5, 5, 5]}, temporal: {kind: vq, size: 32, warmup: 0}}",
+    "discriminator={channels: 8, layers: 1}",
+    "loss={l1: 1.0, commitment: 0.25, adversarial: 0.1, lecam: 0.01}",
+    "generator={lr: 1.0e-3, warmup_steps: 0, final_lr: 1.0}",
+    "discriminator_optimizer={lr: 1.0e-3, warmup_steps: 0, final_lr: 1.0}",
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    out: Path
+    stderr: str
+
+    @property
+    def lines(self) -> list[dict[str, float]]:
+        """Its metrics, without what depends on the clock."""
+        text = (self.out / "metrics.jsonl").read_text()
+        told = [json.loads(line) for line in text.splitlines()]
+        return [{name: value for name, value in line.items() if name not in TIMINGS} for line in told]
+
+    def column(self, name: str) -> list[float]:
+        """One metric by step."""
+        return [line[name] for line in self.lines if name in line]
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """Thirteen clips of 9 frames, 32 pixels high."""
+    out = tmp_path_factory.mktemp("clips")
+    policy = ClipPolicy(num_frames=9, short_side=32, multiple=8)
+    run_shard([str(VIDEOS / "carphone.mp4")], out, ShardConfig(policy, runtime=RuntimeConfig(workers=0)))
+    return out
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def settings() -> list[str]:
+    """The overrides of every run here."""
+    return list(SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def train(clips) -> Callable[..., Run]:
+    """``train(out, *overrides, ranks=1, code=0, patch="")``: run it; ``patch`` is code that runs in it first."""
+
+    def run(out: Path, *overrides: str, ranks: int = 1, code: int = 0, patch: str = "") -> Run:
+        arguments = ["train", "demo", f"data.clips={clips}", f"out={out}", *SETTINGS, *overrides]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+        if ranks > 1:
+            environment |= {"NPROC": str(ranks), "HEAD": f"127.0.0.1:{free_port()}"}
+            command = [str(ROOT / "launch/torchrun.sh"), *arguments[1:]]
+        else:
+            command = [sys.executable, "-c", f"{patch}\nfrom vidvq.cli import main\nmain()", *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == code, done.stderr
+        return Run(out, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole(train, tmp_path_factory) -> Run:
+    """A run on one rank, ZeRO 0, fp32."""
+    return train(tmp_path_factory.mktemp("whole") / "run")

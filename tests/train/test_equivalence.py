@@ -1,0 +1,125 @@
+"""A DeepSpeed run is the loop that its YAML says: the same losses as plain torch, by every stage and any ranks."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vidvq.data import ClipBatches, DataConfig
+from vidvq.formats.checkpoint import read_checkpoint
+from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import StackConfig
+from vidvq.model.pixels import to_video
+from vidvq.model.quantize import FSQConfig, QuantizerConfig, VQConfig
+
+
+def plain_losses(clips, steps: int) -> tuple[list[float], list[float]]:
+    """Both players' losses by a loop of plain torch."""
+    torch.manual_seed(0)
+    stack = StackConfig((16, 24), (1, 1))
+    quantizer = QuantizerConfig(3, FSQConfig(levels=(5, 5, 5)), VQConfig(size=32, warmup=0))
+    tokenizer = VideoTokenizer(TokenizerConfig(encoder=stack, decoder=stack, quantizer=quantizer))
+    critic = Discriminator(DiscriminatorConfig(channels=8, layers=1))
+    both = [torch.optim.AdamW(net.parameters(), 1e-3, (0.9, 0.99), weight_decay=0) for net in (tokenizer, critic)]
+    data = ClipBatches(DataConfig((str(clips),), batch_size=4, num_frames=5, crop=32, shuffle=256), seed=0)
+    told: tuple[list[float], list[float]] = ([], [])
+    means = [0.0, 0.0]
+    for step in range(steps):
+        torch.manual_seed(step)
+        video = to_video(data[step, 0])
+        out = tokenizer(video)
+        back = out.reconstruction
+        loss = F.l1_loss(back, video) + 0.25 * out.commitment_loss - 0.1 * critic(back).mean()
+        told[0].append(float(loss.detach()))
+        both[0].zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+        real, fake = critic(torch.cat([video, back.detach()])).chunk(2)
+        hinge = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        told[1].append(float(hinge.detach()))
+        penalty = F.relu(real - means[1]).square().mean() + F.relu(means[0] - fake).square().mean()
+        means = [0.99 * mean + 0.01 * float(new.detach().mean()) for mean, new in zip(means, (real, fake), strict=True)]
+        both[1].zero_grad()
+        (hinge + 0.01 * penalty).backward()
+        torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
+        for optimizer in both:
+            optimizer.step()
+    return told
+
+
+@pytest.fixture(scope="module")
+def plain(clips) -> tuple[list[float], list[float]]:
+    return plain_losses(clips, 6)
+
+
+def test_one_process_steps_like_plain_torch(plain, whole):
+    assert whole.column("loss") == pytest.approx(plain[0], rel=1e-5)
+    assert whole.column("discriminator") == pytest.approx(plain[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)), 3])
+def test_every_stage_steps_like_plain_torch(plain, train, tmp_path, stage):
+    run = train(tmp_path / "run", f"zero_stage={stage}")
+    assert run.column("loss") == pytest.approx(plain[0], rel=1e-5)
+    assert run.column("discriminator") == pytest.approx(plain[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 3)), 2])
+def test_two_processes_are_one_with_the_whole_batch(whole, train, tmp_path, stage):
+    run = train(tmp_path / "run", f"zero_stage={stage}", ranks=2)
+    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=1e-4)
+    assert run.column("discriminator") == pytest.approx(whole.column("discriminator"), rel=1e-4)
+    assert run.column("usage_temporal") == whole.column("usage_temporal")
+    one, other = read_checkpoint(whole.out).tensors, read_checkpoint(run.out).tensors
+    assert all(torch.allclose(torch.from_numpy(one[name]), torch.from_numpy(other[name]), atol=1e-4) for name in one)
+
+
+@pytest.mark.slow
+def test_accumulated_passes_are_one_batch(whole, train, tmp_path):
+    # Codebooks that follow averages are moved pass by pass; a grid has none.
+    grid = "model.quantizer={dim: 3, spatial: {kind: fsq, levels: [5, 5, 5]}, temporal: null}"
+    at_once, passes = (
+        train(tmp_path / "a", grid),
+        train(tmp_path / "b", grid, "data.micro_batch_size=1", "zero_stage=2"),
+    )
+    assert passes.column("loss") == pytest.approx(at_once.column("loss"), rel=1e-4)
+    # Not the discriminator's LeCAM, whose means move pass by pass.
+    assert passes.column("discriminator") == pytest.approx(at_once.column("discriminator"), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_activation_checkpointing_changes_nothing(whole, train, tmp_path):
+    run = train(tmp_path / "run", "checkpoint_activations=true", "zero_stage=2")
+    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [("precision=bf16", "zero_stage=2"), pytest.param(("precision=bf16", "zero_stage=3"), marks=pytest.mark.slow)],
+)
+def test_bf16_stays_near(whole, train, tmp_path, overrides):
+    run = train(tmp_path / "run", *overrides)
+    # The first step's loss is of the same weights: what differs is rounding.
+    assert run.column("loss")[0] == pytest.approx(whole.column("loss")[0], rel=0.02)
+    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=0.2)
+
+
+@pytest.mark.slow
+def test_fp16_learns_as_fp32_does_once_its_scale_is_found(train, tmp_path):
+    half, full = (train(tmp_path / name, f"precision={name}", "steps=40") for name in ("fp16", "fp32"))
+    assert half.column("loss")[-1] == pytest.approx(full.column("loss")[-1], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("generator.fused=true",),
+        ("generator.offload=true", "zero_stage=2"),
+        ("generator.fused=true", "zero_stage=3"),
+        ("generator.offload=true", "zero_stage=3"),
+    ],
+)
+def test_other_forms_of_adam_step_alike(whole, train, tmp_path, overrides):
+    run = train(tmp_path / "run", *overrides)
+    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=1e-4)

@@ -1,0 +1,89 @@
+"""Bad batches and bad states: nothing of them stays, and the run says so."""
+
+import pytest
+
+BLANK = """
+from vidvq.train import loop
+to_video = loop.to_video
+seen = []
+def poisoned(frames):
+    seen.append(1)
+    video = to_video(frames)
+    return POISON if len(seen) in BAD else video
+loop.to_video = poisoned
+"""
+
+
+def poison(bad: str, what: str) -> str:
+    return BLANK.replace("BAD", bad).replace("POISON", what)
+
+
+def test_a_batch_of_nan_is_skipped_and_leaves_nothing(train, whole, tmp_path):
+    run = train(tmp_path / "run", patch=poison("{2}", "video * 0 + 2e38 * video * 1e38"))
+    assert "step 2: batch 1 is skipped: its loss is nan" in run.stderr
+    assert run.lines[0] == whole.lines[0]
+    assert run.lines[1] != whole.lines[1]
+    assert len(run.column("loss")) == 6
+    assert all(loss < 100 for loss in run.column("loss"))
+
+
+@pytest.mark.slow
+def test_a_black_batch_does_no_harm(train, whole, tmp_path):
+    run = train(tmp_path / "run", patch=poison("{2}", "video * 0 - 1"))
+    assert len(run.column("loss")) == 6
+    assert run.column("psnr")[-1] > whole.column("psnr")[-1] - 2
+
+
+@pytest.mark.slow
+def test_a_spike_is_skipped(train, tmp_path):
+    noise = poison("{24}", "(video * 1e4).sin().sign()")
+    run = train(tmp_path / "run", "steps=26", "guard.spike=1.5", patch=noise)
+    assert "step 24: batch 23 is skipped: its loss is" in run.stderr and "usual is" in run.stderr
+    assert max(run.column("loss")[20:]) < 1.5 * min(run.column("loss")[20:])
+
+
+def test_a_bad_state_is_rolled_back_and_the_data_skipped(train, tmp_path):
+    broken = """
+import torch
+from vidvq.train.trainer import Trainer
+finish = Trainer.finish_step
+broken = []
+def finish_step(self):
+    finish(self)
+    if self.position.step == 4 and not broken:
+        broken.append(1)
+        with torch.no_grad():
+            next(iter(self.tokenizer.parameters())).fill_(float("nan"))
+Trainer.finish_step = finish_step
+"""
+    run = train(tmp_path / "run", patch=broken)
+    assert "step 5: 4 batches in a row are bad" in run.stderr
+    assert "back to step 3, on with batch 8" in run.stderr
+    assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5, 6]
+    assert all(loss < 100 for loss in run.column("loss"))
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_saved_by_that_gives_up_clearly(train, tmp_path):
+    run = train(tmp_path / "run", "guard.rollbacks=1", code=2, patch=poison("range(2, 99)", "video * float('nan')"))
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("vidvq: step ") and "4 batches in a row are bad" in last and "after 1 rollbacks" in last
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("precision=fp16", "zero_stage=2"), "zero_stage=2 does not go with precision=fp16"),
+        (("generator.offload=true",), "offload=true needs zero_stage 1 to 3"),
+        (("train_only=decoder",), "give start_from="),
+        (("data.micro_batch_size=3",), "data.batch_size=4 must be a multiple of 1 processes"),
+        (("start_from=/nowhere",), "/nowhere is not a checkpoint"),
+        (("loss.perceptual=1", "loss.perceptual_net={kind: lpips, net: vgg, backbone: /nowhere.pth}"), "/nowhere.pth"),
+        (("evaluation.clips=/nowhere",), "/nowhere has no plan.json"),
+    ],
+)
+def test_a_mistake_is_one_line(train, tmp_path, overrides, message):
+    run = train(tmp_path / "run", *overrides, code=2)
+    assert "Traceback" not in run.stderr
+    assert message in run.stderr.strip().splitlines()[-1]

@@ -1,0 +1,83 @@
+"""Going on: on another number of processes, under another stage, past a torn checkpoint, after a bad batch."""
+
+import shutil
+
+import pytest
+
+from vidvq.formats.checkpoint import list_steps, read_checkpoint
+
+
+def stopped_at_3(run, tmp_path):
+    """A copy of a run as it was after step 3."""
+    out = shutil.copytree(run.out, tmp_path / "run")
+    shutil.rmtree(out / "checkpoints/step-00000006")
+    config = (out / "config.yaml").read_text().replace(str(run.out), str(out))
+    (out / "config.yaml").write_text(config)
+    return out
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(whole, train, tmp_path):
+    run = train(stopped_at_3(whole, tmp_path))
+    assert "going on from" in run.stderr
+    assert run.lines == whole.lines
+    assert read_checkpoint(run.out).fingerprints == read_checkpoint(whole.out).fingerprints
+
+
+@pytest.mark.parametrize("ranks", [2])
+def test_another_number_of_processes_goes_on(whole, train, tmp_path, ranks):
+    run = train(stopped_at_3(whole, tmp_path), ranks=ranks)
+    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=1e-4)
+
+
+@pytest.mark.parametrize("stages", [(3, 0), pytest.param((2, 3), marks=pytest.mark.slow)])
+def test_shares_of_two_processes_are_taken_up_by_one(whole, train, tmp_path, stages):
+    before = train(tmp_path / "before", f"zero_stage={stages[0]}", ranks=2)
+    out = stopped_at_3(before, tmp_path)
+    (out / "config.yaml").unlink()
+    run = train(out, f"zero_stage={stages[1]}")
+    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def longer(train, tmp_path_factory):
+    """A run with checkpoints at steps 3, 6 and 7."""
+    return train(tmp_path_factory.mktemp("longer") / "run", "steps=7")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "training/generator.safetensors",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("training/state.json", "fingerprint")),
+    ],
+)
+def test_a_torn_checkpoint_is_passed_over_with_a_warning(longer, train, tmp_path, name):
+    out = shutil.copytree(longer.out, tmp_path / "run")
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(longer.out), str(out)))
+    shutil.rmtree(out / "checkpoints/step-00000007")
+    path = out / "checkpoints/step-00000006" / name
+    if name == "fingerprint":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    run = train(out, "steps=7")
+    assert "going on from" in run.stderr and "step-00000003" in run.stderr
+    assert name == "fingerprint" or "step-00000006 has a" in run.stderr
+    assert run.lines == longer.lines
+    assert read_checkpoint(run.out).fingerprints == read_checkpoint(longer.out).fingerprints
+
+
+def test_the_best_checkpoint_stays_beside_the_newest(train, clips, tmp_path):
+    run = train(
+        tmp_path / "run",
+        "checkpoint_every=1",
+        "keep_checkpoints=1",
+        f"evaluation.clips={clips}",
+        "evaluation.every=1",
+        "evaluation.num_clips=2",
+        "steps=4",
+    )
+    scores = {int(line["step"]): line["held_out_psnr"] for line in run.lines if "held_out_psnr" in line}
+    best = max(scores, key=lambda step: scores[step])
+    kept = {int(folder.name[-8:]) for folder in list_steps(run.out)}
+    assert kept == {best, 4}

@@ -1,0 +1,1 @@
+"""Distances between videos and between frames, for training and for scoring."""

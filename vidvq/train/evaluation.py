@@ -1,0 +1,92 @@
+"""Scoring the averaged weights on held-out clips, the same ones every time."""
+
+from math import log2
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.plan import read_plan
+from vidvq.metrics.perceptual import PerceptualDistance
+from vidvq.metrics.pixel import psnr, ssim
+from vidvq.model import VideoTokenizer
+from vidvq.model.pixels import to_frames, to_video
+from vidvq.train.config import TrainConfig
+from vidvq.train.engine import World, summed
+from vidvq.train.usage import code_usage
+from vidvq.video.decode import decode_clip
+
+
+class Evaluator:
+    """Encodes and decodes held-out clips as a user would. The ranks share the clips.
+
+    Raises:
+        ValueError: the directory is not of finished clip shards, or holds no clips.
+    """
+
+    def __init__(self, config: TrainConfig, world: World, perceptual: PerceptualDistance | None) -> None:
+        self._config, self._world, self._perceptual = config.evaluation, world, perceptual
+        self._clips: list[tuple[str, bytes]] = []
+        if config.evaluation.clips:
+            self._clips = _read(Path(config.evaluation.clips), config.evaluation.num_clips)
+            # A copy of its own: what is scored are averages, and under ZeRO the trained one is in pieces.
+            self._tokenizer = VideoTokenizer(config.model).to(world.device).eval().requires_grad_(False)
+
+    def score(self, weights: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
+        """Scores by name, and the first clips beside their reconstructions; every rank calls it."""
+        self._tokenizer.load_inference_state_dict(weights)
+        books = self._tokenizer.codebooks
+        counts = {book.name: torch.zeros(book.size, device=self._world.device) for book in books}
+        sums: dict[str, float] = {"psnr": 0.0, "ssim": 0.0, "bits": 0.0, "pixels": 0.0}
+        sums |= {"perceptual": 0.0} if self._perceptual else {}
+        shown: list[tuple[Tensor, Tensor]] = []
+        for index, (key, media) in enumerate(self._clips):
+            if index % self._world.size != self._world.rank and index >= self._config.shown:
+                continue
+            frames = decode_clip(media, key)
+            video = to_video(frames).to(self._world.device)
+            codes = self._tokenizer.encode(video)
+            back = self._tokenizer.decode(codes, len(frames), frames.shape[1:3])
+            if index < self._config.shown:
+                shown.append((video, back))
+            if index % self._world.size != self._world.rank:
+                continue
+            sums["psnr"] += psnr(frames, to_frames(back))
+            sums["ssim"] += ssim(frames, to_frames(back))
+            sums["pixels"] += frames.shape[0] * frames.shape[1] * frames.shape[2]
+            for t, group in enumerate(codes[0]):
+                book = books[min(t, len(books) - 1)]
+                counts[book.name] += torch.bincount(group.flatten(), minlength=book.size)
+                sums["bits"] += group.numel() * log2(book.size)
+            if self._perceptual:
+                pairs = [video[0].transpose(0, 1), back[0].transpose(0, 1)]
+                sums["perceptual"] += float(self._perceptual(*pairs))
+        total = summed(torch.tensor(list(sums.values()), dtype=torch.float64, device=self._world.device), self._world)
+        named = dict(zip(sums, total.tolist(), strict=True))
+        scores = {"bits_per_pixel": named.pop("bits") / named.pop("pixels")}
+        scores |= {name: value / len(self._clips) for name, value in named.items()}
+        for name, count in counts.items():
+            scores[f"usage_{name}"], scores[f"perplexity_{name}"] = code_usage(summed(count, self._world))
+        return scores, shown
+
+    def goodness(self, scores: dict[str, float]) -> float:
+        """The chosen score, so that more is better."""
+        metric = self._config.metric
+        return -scores[metric] if metric == "perceptual" else scores[metric]
+
+    def line(self, scores: dict[str, float]) -> str:
+        """The scores in a few words."""
+        told = [f"{scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}", f"{scores['bits_per_pixel']:.4f} bits/pixel"]
+        told += [f"ST-LPIPS {scores['perceptual']:.3f}"] if "perceptual" in scores else []
+        return ", ".join(told + [f"{value:.0%} of {name[6:]}" for name, value in scores.items() if "usage" in name])
+
+
+def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:
+    clips: list[tuple[str, bytes]] = []
+    for shard, _ in read_plan(folder).shards():
+        if len(clips) < count and (folder / shard).is_file():
+            clips += [(key, media) for key, media, _ in read_clips(folder / shard)]
+    if not clips:
+        raise ValueError(f"evaluation.clips={folder} holds no clips; give a directory that vidvq shard wrote")
+    return clips[:count]

@@ -1,0 +1,132 @@
+"""What both players are asked to minimise, as functions of one pass's clips."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vidvq.model.tokenizer import Reconstruction
+from vidvq.train.config import LossConfig, MaskConfig, TrainConfig
+from vidvq.train.losses import (
+    LeCam,
+    adaptive_weight,
+    discriminator_loss,
+    generator_loss,
+    gradient_penalty,
+    hide_blocks,
+    nudge,
+    wavelet_l1,
+)
+from vidvq.train.schedule import is_used, weight_at
+
+Discriminate = Callable[[Tensor], Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class GeneratorTerms:
+    """The generator's side of a pass.
+
+    Attributes:
+        total: what is minimised; a scalar with its graph.
+        terms: each term without its weight, detached.
+        guarded: the sum of the weighted terms that are distances; what a loss spike shows in.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    guarded: Tensor
+
+
+class Objective:
+    """The losses of a run.
+
+    Args:
+        config: of the run.
+        block: frames, height and width of one latent, for masks.
+        perceptual: a distance of two batches of frames ``n c h w``, or None.
+    """
+
+    def __init__(self, config: TrainConfig, block: tuple[int, int, int], perceptual: Distance | None) -> None:
+        self.loss: LossConfig = config.loss
+        self.mask: MaskConfig = config.mask
+        self.adversarial = config.adversarial
+        self.lecam = LeCam()
+        self._perceptual = perceptual
+        along = zip(block, config.mask.size, strict=True)
+        self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]
+
+    def show(self, video: Tensor) -> Tensor:
+        """What the tokenizer is given: the clips, and behind them some of them again with blocks hidden."""
+        if not is_used(self.loss.masked):
+            return video
+        again = video[: max(round(self.mask.clips * len(video)), 1)]
+        return torch.cat([video, hide_blocks(again, self.mask.blocks, self._block)])
+
+    def generator(self, step: int, video: Tensor, out: Reconstruction, discriminate: Discriminate) -> GeneratorTerms:
+        """The generator's loss on what came back for :meth:`show`."""
+        weights = self.loss
+        whole, hidden = out.reconstruction[: len(video)].float(), out.reconstruction[len(video) :].float()
+        terms = {"commitment": out.commitment_loss}
+        guarded = weight_at(weights.commitment, step) * out.commitment_loss
+        if len(hidden):
+            terms["masked"] = F.l1_loss(hidden, video[: len(hidden)])
+            guarded = guarded + weight_at(weights.masked, step) * terms["masked"]
+        distances = self._distances(video, whole)
+        terms |= distances
+        guarded = guarded + self._weigh(step, distances)
+        total = guarded
+        if self.adversarial and step >= weights.adversarial_start:
+            terms["adversarial"] = generator_loss(weights.adversarial_kind, discriminate(whole))
+            weight = weight_at(weights.adversarial, step)
+            if weights.adaptive:
+                terms["adaptive_weight"] = self._adapt(step, video, whole, discriminate)
+                weight = weight * terms["adaptive_weight"]
+            total = total + weight * terms["adversarial"]
+        detached = {name: value.detach() for name, value in terms.items()}
+        return GeneratorTerms(total, detached | {"loss": total.detach()}, guarded.detach())
+
+    def discriminator(
+        self, step: int, real: Tensor, fake: Tensor, discriminate: Discriminate
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator's loss, with its graph, and its terms, detached."""
+        weights = self.loss
+        penalized = is_used(weights.r1)
+        shown = [real, fake, nudge(real)] if penalized else [real, fake]
+        on_real, on_fake, *on_nudged = discriminate(torch.cat(shown)).float().chunk(len(shown))
+        terms = {"discriminator": discriminator_loss(weights.adversarial_kind, on_real, on_fake)}
+        total = terms["discriminator"] + weight_at(weights.lecam, step) * self.lecam(on_real, on_fake)
+        if penalized:
+            terms["r1"] = gradient_penalty(on_real, *on_nudged)
+            total = total + weight_at(weights.r1, step) * terms["r1"]
+        terms |= {"logits_real": on_real.mean(), "logits_fake": on_fake.mean()}
+        terms["accuracy"] = 0.5 * ((on_real > 0).float().mean() + (on_fake < 0).float().mean())
+        return total, {name: value.detach() for name, value in terms.items()}
+
+    def _weigh(self, step: int, distances: dict[str, Tensor]) -> Tensor:
+        weighted = [weight_at(getattr(self.loss, name), step) * value for name, value in distances.items()]
+        return torch.stack(weighted).sum()
+
+    def _distances(self, video: Tensor, whole: Tensor) -> dict[str, Tensor]:
+        terms = {"l1": F.l1_loss(whole, video), "l2": F.mse_loss(whole, video)}
+        if is_used(self.loss.wavelet):
+            terms["wavelet"] = wavelet_l1(whole, video)
+        if self._perceptual is not None:
+            terms["perceptual"] = self._perceptual(*self._frames(whole, video))
+        return terms
+
+    def _frames(self, whole: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+        """The frames to compare, ``n c h w``: all, or as many of each clip as the config says."""
+        count, t = self.loss.perceptual_net.frames, video.shape[2]
+        if count is not None and count < t:
+            chosen = torch.randperm(t, device=video.device)[:count].sort().values
+            whole, video = whole[:, :, chosen], video[:, :, chosen]
+        return whole.transpose(1, 2).flatten(0, 1), video.transpose(1, 2).flatten(0, 1)
+
+    def _adapt(self, step: int, video: Tensor, whole: Tensor, discriminate: Discriminate) -> Tensor:
+        weights, leaf = self.loss, whole.detach().requires_grad_()
+        distances = self._distances(video, leaf)
+        adversarial = generator_loss(weights.adversarial_kind, discriminate(leaf))
+        return adaptive_weight(self._weigh(step, distances), adversarial, leaf, weights.adaptive_limit)
