@@ -1,5 +1,6 @@
 """Clip shards as training batches: the same for one seed, whatever the number of ranks, workers and restarts."""
 
+import gc
 import os
 import signal
 from collections import OrderedDict
@@ -159,6 +160,9 @@ def clip_batches(dataset: ClipBatches, number: int, turn: int = 0) -> Iterator[t
         prefetch_factor=2,
         generator=torch.Generator().manual_seed(dataset.seed),
     )
+    # Frames hold threads of libswscale. One that waits for collection at the fork would be freed in a worker, where its
+    # threads are not, and wait for them without end.
+    gc.collect()
     for batch in loader:
         if isinstance(batch, str):
             raise ValueError(batch)
@@ -166,6 +170,7 @@ def clip_batches(dataset: ClipBatches, number: int, turn: int = 0) -> Iterator[t
 
 
 def _start_worker(worker: int) -> None:
+    gc.freeze()
     torch.set_num_threads(1)
     # Schedulers and torchrun send SIGTERM to the whole group, and the run still needs its data to end the step and
     # save. From the run itself it means the end.

@@ -72,6 +72,8 @@ def make_engine(module: nn.Module, optimizer: OptimizerConfig, config: TrainConf
         optimizer: how.
         config: of the run; its batch size, ZeRO stage and precision become DeepSpeed's.
     """
+    # DeepSpeed sends weights as bytes and shares them out flat, which needs them in the order of their axes.
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=module,
