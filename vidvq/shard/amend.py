@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from vidvq.config import validate
+from vidvq.corpus.inputs import Fingerprint, Source, list_sources, source_at, source_of
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import Plan, extend_plan, read_plan
 from vidvq.formats.summary import JobSummary
 from vidvq.log import info
 from vidvq.runtime import Pool, RuntimeConfig
 from vidvq.shard.config import ShardConfig
-from vidvq.shard.inputs import Fingerprint, Source, list_sources, source_at, source_of
 from vidvq.shard.job import make_shards
 from vidvq.shard.plan import (
     REMOVED,

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from vidvq.corpus.lists import ListPolicy
 from vidvq.runtime import RuntimeConfig
 from vidvq.video.geometry import Fit, FrameSize, fit_size
 from vidvq.video.probe import DecoderName, Limits, VideoInfo
@@ -98,25 +99,6 @@ class FilterPolicy:
     min_side: Annotated[int, Field(ge=1)] = 1
     min_luma: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_motion: Annotated[float, Field(ge=0, le=1)] = 0.0
-
-
-@dataclass(frozen=True)
-class ListPolicy:
-    """Which columns of a csv, jsonl or parquet list mean what.
-
-    Attributes:
-        uri: names the video; None takes the first there is of uri, url, path, video, file.
-        start, end: seconds of the stretch to use; None takes start_s and end_s where there are such columns.
-        carry: written beside each clip, under ``carried``. Of a tar: fields of ``KEY.json``, and
-            ``txt`` for ``KEY.txt``.
-    """
-
-    __pydantic_config__: ClassVar = FORBID
-
-    uri: str | None = None
-    start: str | None = None
-    end: str | None = None
-    carry: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

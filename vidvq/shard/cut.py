@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from vidvq.config import to_dict
+from vidvq.corpus.fetch import as_video_error, local_file
+from vidvq.corpus.inputs import source_of
 from vidvq.formats.clip_shard import ClipInfo, clip_files
 from vidvq.shard.config import FilterPolicy, ShardConfig
-from vidvq.shard.fetch import as_video_error, local_file
-from vidvq.shard.inputs import source_of
 from vidvq.video import VideoError
 from vidvq.video.decode import (
     DecoderName,

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from vidvq.corpus.inputs import Source, list_sources
 from vidvq.formats.tar import BLOCK_BYTES
 from vidvq.log import progress
 from vidvq.runtime import WorkerDied, start
 from vidvq.shard.config import ShardConfig
 from vidvq.shard.cut import Cut, CutJob, cut_clips
-from vidvq.shard.inputs import Source, list_sources
 from vidvq.shard.plan import ProbeJob, plan_source
 
 _PROBED = 256

@@ -6,6 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from vidvq.corpus.inputs import Source, list_sources
 from vidvq.formats.commit import Commit, Outcome, ShardDraft, commit_shard, read_commit
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
@@ -13,7 +14,6 @@ from vidvq.log import info, progress
 from vidvq.runtime import Pool, WorkerDied, start
 from vidvq.shard.config import ShardConfig
 from vidvq.shard.cut import Cut, CutJob, cut_clips
-from vidvq.shard.inputs import Source, list_sources
 from vidvq.shard.plan import plan_shards
 from vidvq.shard.report import write_report
 from vidvq.shard.reuse import reusable_clips

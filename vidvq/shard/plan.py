@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidvq.config import to_dict
+from vidvq.corpus.fetch import as_video_error, content_hash, local_file
+from vidvq.corpus.inputs import Fingerprint, Source, source_of
 from vidvq.formats.clip_shard import PREFIX, clip_key
 from vidvq.formats.plan import Plan, ensure_plan, read_plan, refuse_foreign
 from vidvq.log import progress
 from vidvq.runtime import Pool, WorkerDied
 from vidvq.shard.config import ClipPolicy, ShardConfig
-from vidvq.shard.fetch import as_video_error, content_hash, local_file
-from vidvq.shard.inputs import Fingerprint, Source, source_of
 from vidvq.shard.shots import find_shots
 from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_bytes, write_atomic
 from vidvq.video import VideoError

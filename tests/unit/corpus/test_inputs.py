@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vidvq.shard.config import ListPolicy
-from vidvq.shard.inputs import Fingerprint, Source, list_sources
+from vidvq.corpus.inputs import Fingerprint, Source, list_sources
+from vidvq.corpus.lists import ListPolicy
 
 ANY = ListPolicy()
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from vidvq.shard.inputs import Source
+from vidvq.corpus.inputs import Source
 from vidvq.storage import is_remote, place
 from vidvq.video import VideoError
 

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vidvq.shard.config import ListPolicy
-from vidvq.shard.lists import LIST_SUFFIXES, Line, read_list, read_tar_list
+from vidvq.corpus.lists import LIST_SUFFIXES, Line, ListPolicy, read_list, read_tar_list
 from vidvq.storage import canonical_json, is_remote, place
 
 SUFFIXES = frozenset(

@@ -7,13 +7,12 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vidvq.formats.tar import check_name
-from vidvq.shard.config import ListPolicy
 from vidvq.storage import canonical_json
 
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
@@ -22,9 +21,28 @@ _RANGE_COLUMNS = {"start": "start_s", "end": "end_s"}
 _MAX_SIDECAR_BYTES = 1 << 20
 
 
+@dataclass(frozen=True)
+class ListPolicy:
+    """Which columns of a csv, jsonl or parquet list mean what.
+
+    Attributes:
+        uri: names the video; None takes the first there is of uri, url, path, video, file.
+        start, end: seconds of the stretch to use; None takes start_s and end_s where there are such columns.
+        carry: written beside each clip, under ``carried``. Of a tar: fields of ``KEY.json``, and
+            ``txt`` for ``KEY.txt``.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    uri: str | None = None
+    start: str | None = None
+    end: str | None = None
+    carry: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a list says of one video: see :class:`vidvq.shard.inputs.Source`."""
+    """What a list says of one video: see :class:`vidvq.corpus.inputs.Source`."""
 
     uri: str
     start_s: float | None = None
