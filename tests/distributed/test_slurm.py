@@ -17,7 +17,7 @@ REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 NODES = ["--backend", "slurm", "--nodes", 2]
 TINY = [
-    "data.batch_size=1",
+    "data.batch_size=2",
     "data.crop=32",
     "data.num_frames=5",
     "data.workers=1",

@@ -64,24 +64,26 @@ def test_every_stage_steps_like_plain_torch(plain, train, tmp_path, stage):
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 3)), 2])
-def test_two_processes_are_one_with_the_whole_batch(whole, train, tmp_path, stage):
+def test_two_processes_are_one_with_the_whole_batch(whole, train, tmp_path, stage, close):
     run = train(tmp_path / "run", f"zero_stage={stage}", ranks=2)
-    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=1e-4)
-    assert run.column("discriminator") == pytest.approx(whole.column("discriminator"), rel=1e-4)
+    assert run.column("loss") == close(whole.column("loss"))
+    assert run.column("discriminator") == close(whole.column("discriminator"))
     assert run.column("usage_temporal") == whole.column("usage_temporal")
     one, other = read_checkpoint(whole.out).tensors, read_checkpoint(run.out).tensors
-    assert all(torch.allclose(torch.from_numpy(one[name]), torch.from_numpy(other[name]), atol=1e-4) for name in one)
+    # By the step size where a gradient's sign was a matter of rounding, and that is rare.
+    apart = torch.cat([(torch.from_numpy(one[name]) - torch.from_numpy(other[name])).abs().flatten() for name in one])
+    assert float(apart.mean()) < 2e-5, float(apart.mean())
 
 
 @pytest.mark.slow
-def test_accumulated_passes_are_one_batch(whole, train, tmp_path):
+def test_accumulated_passes_are_one_batch(whole, train, tmp_path, close):
     # Codebooks that follow averages are moved pass by pass; a grid has none.
     grid = "model.quantizer={dim: 3, spatial: {kind: fsq, levels: [5, 5, 5]}, temporal: null}"
     at_once, passes = (
         train(tmp_path / "a", grid),
         train(tmp_path / "b", grid, "data.micro_batch_size=1", "zero_stage=2"),
     )
-    assert passes.column("loss") == pytest.approx(at_once.column("loss"), rel=1e-4)
+    assert passes.column("loss") == close(at_once.column("loss"))
     # Not the discriminator's LeCAM, whose means move pass by pass.
     assert passes.column("discriminator") == pytest.approx(at_once.column("discriminator"), rel=1e-3)
 
@@ -120,6 +122,6 @@ def test_fp16_learns_as_fp32_does_once_its_scale_is_found(train, tmp_path):
         ("generator.offload=true", "zero_stage=3"),
     ],
 )
-def test_other_forms_of_adam_step_alike(whole, train, tmp_path, overrides):
+def test_other_forms_of_adam_step_alike(whole, train, tmp_path, overrides, close):
     run = train(tmp_path / "run", *overrides)
-    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=1e-4)
+    assert run.column("loss") == close(whole.column("loss"))

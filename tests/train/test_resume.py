@@ -24,18 +24,18 @@ def test_a_resumed_run_is_the_same_to_the_bit(whole, train, tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [2])
-def test_another_number_of_processes_goes_on(whole, train, tmp_path, ranks):
+def test_another_number_of_processes_goes_on(whole, train, tmp_path, ranks, close):
     run = train(stopped_at_3(whole, tmp_path), ranks=ranks)
-    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=1e-4)
+    assert run.column("loss") == close(whole.column("loss"))
 
 
 @pytest.mark.parametrize("stages", [(3, 0), pytest.param((2, 3), marks=pytest.mark.slow)])
-def test_shares_of_two_processes_are_taken_up_by_one(whole, train, tmp_path, stages):
+def test_shares_of_two_processes_are_taken_up_by_one(whole, train, tmp_path, stages, close):
     before = train(tmp_path / "before", f"zero_stage={stages[0]}", ranks=2)
     out = stopped_at_3(before, tmp_path)
     (out / "config.yaml").unlink()
     run = train(out, f"zero_stage={stages[1]}")
-    assert run.column("loss") == pytest.approx(whole.column("loss"), rel=1e-4)
+    assert run.column("loss") == close(whole.column("loss"))
 
 
 @pytest.fixture(scope="module")

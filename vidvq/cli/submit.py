@@ -4,12 +4,15 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vidvq import config, log
 from vidvq.cli.stages import _checkpoint, _config, _config_path, _out, _split
+
+if TYPE_CHECKING:
+    from vidvq.submit import Job
 
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
@@ -61,7 +64,8 @@ def train(config_name: str, overrides: tuple[str, ...], **where: Any) -> int:
     """Train a tokenizer as `vidvq train CONFIG [KEY=VALUE]...` would, with GPUs x nodes processes."""
     from vidvq.train import TrainConfig
 
-    settings = config.to_dict(config.load(TrainConfig, config.find_config(config_name), list(overrides)))
+    loaded = config.load(TrainConfig, config.find_config(config_name), list(overrides))
+    settings = config.to_dict(loaded)
     settings["out"] = _absolute(settings["out"])
     clips = settings["data"]["clips"]
     settings["data"]["clips"] = (
@@ -72,7 +76,9 @@ def train(config_name: str, overrides: tuple[str, ...], **where: Any) -> int:
     perceptual = settings["loss"]["perceptual_net"]
     for section, name in ((settings, "start_from"), (settings["evaluation"], "clips"), (perceptual, "backbone")):
         section[name] = section[name] and _absolute(section[name])
-    return _submit("train", (), settings, settings["out"], where)
+    job = _job("train", (), settings, settings["out"], where)
+    loaded.data.micro_batch(job.resources.nodes * job.processes)
+    return _submit(job, where)
 
 
 @submit.command(short_help="Cut videos into clip shards there.")
@@ -89,7 +95,7 @@ def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **where: 
         raise ValueError("give video files or directories")
     settings = config.to_dict(config.load(ShardConfig, _config_path(config_name), overrides))
     target = _absolute(str(out))
-    return _submit("shard", (*map(_absolute, inputs), "--out", target), settings, target, where)
+    return _submit(_job("shard", (*map(_absolute, inputs), "--out", target), settings, target, where), where)
 
 
 @submit.command(short_help="Turn clip shards into token shards there.")
@@ -108,7 +114,7 @@ def tokenize(
     settings = config.to_dict(config.load(TokenizeConfig, _config_path(config_name), list(overrides)))
     target = _absolute(str(out))
     arguments = (_absolute(source), "--checkpoint", _absolute(str(checkpoint)), "--out", target)
-    return _submit("tokenize", arguments, settings, target, where)
+    return _submit(_job("tokenize", arguments, settings, target, where), where)
 
 
 @submit.command(short_help="Say how a job stands.")
@@ -145,7 +151,7 @@ def cancel(run: Path) -> int:
     return 0
 
 
-def _submit(verb: str, arguments: tuple[str, ...], settings: dict[str, Any], out: str, where: dict[str, Any]) -> int:
+def _job(verb: str, arguments: tuple[str, ...], settings: dict[str, Any], out: str, where: dict[str, Any]) -> "Job":
     from vidvq import submit as jobs
 
     names = ("gpus", "cpus", "time", "queue", "image", "namespace", "volumes", "secrets", "address")
@@ -154,7 +160,12 @@ def _submit(verb: str, arguments: tuple[str, ...], settings: dict[str, Any], out
     if nodes is None:
         nodes = len(jobs.read_hostfile(Path(hostfile))) if hostfile else 1
     resources = jobs.Resources(nodes=nodes, hostfile=hostfile, **{name: where[name] for name in names})
-    job = jobs.Job(verb, arguments, settings, out, where["backend"], resources, os.getcwd(), sys.executable)  # noqa: PTH109
+    return jobs.Job(verb, arguments, settings, out, where["backend"], resources, os.getcwd(), sys.executable)  # noqa: PTH109
+
+
+def _submit(job: "Job", where: dict[str, Any]) -> int:
+    from vidvq import submit as jobs
+
     run = where["run_folder"] or Path("runs/jobs", job.name)
     if where["dry_run"]:
         for line in jobs.preview(job, run):

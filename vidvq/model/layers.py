@@ -92,7 +92,8 @@ class TemporalConv(nn.Module):
         first, *others = self.mix.weight.chunk(TAPS, dim=1)
         y = F.linear(taps[0], first, self.mix.bias)
         for tap, weight in zip(taps[1:], others, strict=True):
-            y.flatten(0, -2).addmm_(tap.flatten(0, -2), weight.T)
+            # Autocast knows no products in place.
+            y.flatten(0, -2).addmm_(tap.flatten(0, -2).to(y.dtype), weight.T.to(y.dtype))
         return y
 
 

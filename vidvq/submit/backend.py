@@ -39,8 +39,8 @@ class Backend(Protocol):
     takes: ClassVar[frozenset[str]]
     """The fields of :class:`vidvq.submit.job.Resources` that mean something there."""
 
-    def check(self, job: Job) -> None:
-        """Refuse what cannot run.
+    def check(self, job: Job, dry_run: bool) -> None:
+        """Refuse what cannot run, or, where it shall not only be shown, what cannot be submitted from here.
 
         Raises:
             ValueError: one line: no scheduler here, no such queue, more nodes than there are.

@@ -28,10 +28,12 @@ class Backend:
 
     takes = frozenset({"nodes", "gpus", "cpus", "queue", "image", "namespace", "volumes", "secrets"})
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job, dry_run: bool) -> None:
         """See the protocol."""
         if not job.resources.image:
             raise ValueError("the backend kubernetes needs --image, one that has vidvq; docker/ makes it")
+        if not dry_run:
+            _find_kubectl()
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
         """See the protocol."""
@@ -180,9 +182,13 @@ def _get(ids: dict[str, Any], *arguments: str) -> str:
 
 
 def _kubectl(*arguments: str) -> str:
-    if not shutil.which("kubectl"):
-        raise ValueError("kubectl is not on the path; or print the manifest with --dry-run")
+    _find_kubectl()
     done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f"kubectl says: {' '.join(done.stderr.split())}")
     return done.stdout
+
+
+def _find_kubectl() -> None:
+    if not shutil.which("kubectl"):
+        raise ValueError("kubectl is not on the path; or print the manifest with --dry-run")

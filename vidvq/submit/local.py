@@ -15,7 +15,7 @@ class Backend:
 
     takes = frozenset({"gpus"})
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job, dry_run: bool) -> None:
         """See the protocol."""
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:

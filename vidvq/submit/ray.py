@@ -25,7 +25,7 @@ class Backend:
 
     takes = frozenset({"address"})
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job, dry_run: bool) -> None:
         """See the protocol."""
         if job.verb == "train":
             raise ValueError("training does not run as a Ray job; give --backend slurm, ssh, kubernetes or local")

@@ -35,7 +35,7 @@ def preview(job: Job, path: Path) -> Iterator[str]:
     Raises:
         ValueError: it cannot run there.
     """
-    backend, run = _checked(job, path)
+    backend, run = _checked(job, path, dry_run=True)
     for name, text in backend.files(job, run).items():
         yield f"# ---- {run.path / name}"
         yield from text.splitlines()
@@ -50,7 +50,7 @@ def submit(job: Job, path: Path) -> Submitted:
         ValueError: it cannot run there, or ``path`` holds another job; nothing was submitted.
         OSError: the run folder cannot be written; nothing was submitted.
     """
-    backend, run = _checked(job, path)
+    backend, run = _checked(job, path, dry_run=False)
     run.path.mkdir(parents=True, exist_ok=True)
     with run.lock():
         run.claim(job, backend.files(job, run))
@@ -107,13 +107,13 @@ def wait(path: Path) -> Status:
     return now
 
 
-def _checked(job: Job, path: Path) -> tuple[Backend, RunFolder]:
+def _checked(job: Job, path: Path, dry_run: bool) -> tuple[Backend, RunFolder]:
     run, backend = RunFolder(path.absolute()), get_backend(job.backend)
     refuse_control_characters(str(run.path))
     for name, value in job.resources.asked.items():
         if name not in backend.takes:
             raise ValueError(f"{name}={value!r} means nothing to the backend {job.backend}; leave it out")
-    backend.check(job)
+    backend.check(job, dry_run)
     return backend, run
 
 

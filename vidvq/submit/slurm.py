@@ -32,7 +32,7 @@ class Backend:
 
     takes = frozenset({"nodes", "gpus", "cpus", "time", "queue"})
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job, dry_run: bool) -> None:
         """See the protocol."""
         if not shutil.which("sbatch"):
             raise ValueError("sbatch is not on the path; submit from a machine of the Slurm cluster")

@@ -18,7 +18,7 @@ class Backend:
 
     takes = frozenset({"nodes", "cpus", "hostfile"})
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job, dry_run: bool) -> None:
         """See the protocol."""
         asked = job.resources
         if not asked.hostfile:

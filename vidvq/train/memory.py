@@ -18,8 +18,8 @@ def checkpoint_activations(tokenizer: VideoTokenizer) -> None:
             module.forward = partial(_forward, module.forward)  # type: ignore[method-assign]
 
 
-def _forward(forward: Callable[[Tensor, int, Past], Tensor], x: Tensor, groups: int, past: Past) -> Tensor:
+def _forward(forward: Callable[[Tensor, Past], Tensor], x: Tensor, past: Past) -> Tensor:
     if not torch.is_grad_enabled():
-        return forward(x, groups, past)
+        return forward(x, past)
     # Whole videos start their stream here, and nothing asks for the past that a block would collect.
-    return checkpoint(lambda x: forward(x, groups, Past()), x, use_reentrant=False)  # type: ignore[return-value]
+    return checkpoint(lambda x: forward(x, Past()), x, use_reentrant=False)  # type: ignore[return-value]

@@ -22,7 +22,7 @@ from vidvq.train import TrainConfig
 
 ASKED = Resources(nodes=2, gpus=0, image="vidvq:0.1", volumes=("data:/data",), secrets=("s3-keys",), namespace="ml")
 TINY = [
-    "data.batch_size=1",
+    "data.batch_size=2",
     "data.crop=32",
     "data.num_frames=5",
     "data.workers=1",
@@ -119,3 +119,4 @@ def test_no_kubectl_and_no_image_are_one_line(vidvq, demo_videos, tmp_path, monk
     ran = vidvq(*command, "--run", tmp_path / "r", "--image", "vidvq:0.1")
     assert ran.code == 2
     assert "kubectl is not on the path" in ran.error
+    assert not (tmp_path / "r").exists()
