@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vidvq import config, log
+from vidvq.cli.decode import decode
 from vidvq.cli.place import Place
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
@@ -151,26 +152,6 @@ def tokenize(
 
     settings = config.load(TokenizeConfig, _config_path(config_name), list(overrides))
     return _report(run_tokenize(Path(source), checkpoint, out, settings), settings.max_failed, as_json)
-
-
-@click.command(short_help="Turn token shards back into video.")
-@click.argument("tokens", type=Place())
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@_checkpoint
-@_out
-def decode(tokens: Path, overrides: tuple[str, ...], checkpoint: Path, out: Path) -> int:
-    """Turn TOKENS (a directory that `vidvq tokenize` wrote, or one shard in it) back into video.
-
-    Writes OUT/KEY.mp4, or OUT/KEY/000000.png... with format=png: as many frames as went in, at their times.
-
-    vidvq decode tokens/ --checkpoint runs/demo --out decoded/ format=png
-    """
-    from vidvq.decode import DecodeConfig, run_decode
-
-    settings = config.load(DecodeConfig, None, list(overrides))
-    count = run_decode(tokens, checkpoint, out, settings)
-    log.info(f"{count} clips decoded into {out}")
-    return 0
 
 
 @click.command(short_help="Score decoded clips against their originals.")

@@ -1,9 +1,15 @@
 """What `vidvq decode` can be told."""
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
+
+from vidvq.runtime import RuntimeConfig
+
+Format = Literal["mp4", "gif", "png", "npy"]
 
 
 @dataclass(frozen=True)
@@ -11,13 +17,53 @@ class DecodeConfig:
     """`vidvq decode`.
 
     Attributes:
-        format: ``mp4`` (a file per clip, H.264) or ``png`` (a folder of lossless frames per clip).
+        format: ``mp4`` (H.264), ``gif`` (a palette per frame), ``png`` (a folder of lossless frames) or ``npy``
+            (``t h w c`` uint8); None: by the suffix of the output, else mp4.
         key: decode this one clip alone.
         crf: x264's quality for mp4, 0 (lossless) to 51 (worst).
+        fps: frames per second of a generator's output, which has no times of its own.
+        runtime: where it runs; changes nothing in the output. Inline unless told otherwise: most often a few clips
+            are wanted, and Ray takes seconds to start.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    format: Literal["mp4", "png"] = "mp4"
+    format: Format | None = None
     key: str | None = None
     crf: Annotated[int, Field(ge=0, le=51)] = 17
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(workers=0))
+
+    def format_for(self, out: Path) -> Format:
+        """The format to write into ``out``.
+
+        Raises:
+            ValueError: ``format`` says one thing, the suffix of ``out`` another.
+        """
+        suffix = out.suffix[1:].lower()
+        named = next((name for name in get_args(Format) if name == suffix and name != "png"), None)
+        if named and self.format not in (None, named):
+            raise ValueError(f"format={self.format} does not fit --out {out.name}; leave one of them away")
+        return named or self.format or "mp4"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of one video: its frames that show at any time from ``start`` to before ``end``.
+
+    Attributes:
+        source: the video, as the tokens name it.
+        start, end: seconds on the source's timeline; None: where the video starts or ends.
+    """
+
+    source: str
+    start: Fraction | None = None
+    end: Fraction | None = None
+
+    def __post_init__(self) -> None:
+        if self.start is not None and self.end is not None and self.start >= self.end:
+            raise ValueError(f"from={float(self.start):g} must be before to={float(self.end):g}")
+
+    def overlaps(self, start: Fraction, end: Fraction) -> bool:
+        """Whether something shown from ``start`` to ``end`` is seen in the stretch."""
+        return (self.end is None or start < self.end) and (self.start is None or end > self.start)

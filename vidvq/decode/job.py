@@ -1,92 +1,183 @@
-"""Tokens back to frames: exactly as many as came in, at their times."""
+"""Tokens back to files: exactly as many frames as came in, at their times."""
 
-import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from vidvq.decode.config import DecodeConfig
-from vidvq.formats.commit import read_commit
+from vidvq.decode.config import DecodeConfig, Stretch
+from vidvq.decode.find import find_key, find_stretch
+from vidvq.decode.generated import Generated, read_generated
+from vidvq.decode.stream import check_same, decode_timed, open_tokenizer, within
 from vidvq.formats.plan import read_plan
-from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_tokens
+from vidvq.formats.token_index import TokenPlace, index_tokens
+from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
 from vidvq.log import progress
 from vidvq.model import Tokenizer
-from vidvq.model.checkpoint import load_tokenizer
-from vidvq.model.pixels import to_frames
-from vidvq.storage import attempt_path, sync_folder, write_atomic
-from vidvq.video.encode import encode_mp4, encode_png
+from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
+from vidvq.runtime import WorkerDied, start
+from vidvq.storage import create_once, make_folder, pretty_json, read_json, remove_attempts
+from vidvq.video.write import Shape, Timed, write_frames
+
+SETTINGS = "decode.json"
+_FILES = ("mp4", "gif", "npy")
 
 
-def run_decode(tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig) -> int:
-    """Decode token shards to files under ``out``.
+@dataclass(frozen=True)
+class Item:
+    """One clip to decode into one file or folder; travels to a worker."""
+
+    place: TokenPlace
+    path: Path
+
+
+def run_decode(tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig, stretch: Stretch | None = None) -> int:
+    """Decode token shards to files under ``out``, or finish a job that was interrupted.
 
     Args:
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
         checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
-        out: ``KEY.mp4`` or ``KEY/000000.png`` go here; a clip's files appear whole or not at all.
+        out: ``KEY.mp4`` or ``KEY/000000.png`` go here; a clip's files appear whole or not at all, and those that are
+            there are left alone. For one clip or a stretch it may be a file.
         config: how.
+        stretch: decode this stretch of a video into one file.
 
     Returns:
-        How many clips were decoded.
+        How many clips there are.
 
     Raises:
-        ValueError: another tokenizer's tokens, a damaged shard, a code out of range, or an unknown key.
+        ValueError: another tokenizer's tokens, a damaged shard, a code out of range, an unknown key or source.
     """
+    kind = config.format_for(out)
     folder = tokens.parent if tokens.is_file() else tokens
     written = read_tokenizer_card(folder)
-    tokenizer, card = load_tokenizer(checkpoint)
-    if card.token_fingerprint != written.token_fingerprint:
-        raise ValueError(
-            f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, {checkpoint} is tokenizer "
-            f"{card.token_fingerprint[:12]}; decode with a checkpoint of the first"
-        )
-    shards = [tokens] if tokens.is_file() else _committed(folder)
-    tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
-    decoded = 0
-    with progress("decode", _count(folder, shards), "clips") as bar:
-        for shard in shards:
-            for key, codes, info in read_tokens(shard, written):
-                if config.key in (None, key):
-                    _write(out, key, decode_codes(tokenizer, codes, info), info, config)
-                    decoded += 1
+    loaded = find_tokenizer(checkpoint)
+    _, card = load_tokenizer(loaded)
+    check_same(folder, written, checkpoint, card)
+    known = index_tokens(tokens)
+    if stretch:
+        if config.key:
+            raise ValueError("key= and --source are two ways to say what to decode; give one")
+        _write_stretch(tokens, checkpoint, known, stretch, _stretch_path(out, kind, stretch), config)
+        return 1
+    wanted = [find_key(known, config.key, tokens)] if config.key else known
+    single = out.suffix[1:].lower() in _FILES
+    if single and len(wanted) != 1:
+        raise ValueError(f"--out {out.name} is one file, {tokens} holds {len(wanted)} clips; give a folder, or --key")
+    if single:
+        items = [Item(wanted[0], out)]
+    else:
+        items = [Item(place, out / (place.key if kind == "png" else f"{place.key}.{kind}")) for place in wanted]
+        _settle(out, folder, card, kind, config)
+    todo = [item for item in items if single or not item.path.exists()]
+    if len(todo) == 1:
+        config = replace(config, runtime=replace(config.runtime, workers=0))
+    with progress("decode", len(items), "clips") as bar:
+        bar.advance(len(items) - len(todo))
+        if not todo:
+            return len(items)
+        with start(config.runtime) as pool:
+            make = partial(make_worker, loaded, folder, kind, config.crf)
+            for item, done in pool.map_stateful(make, todo, gpus=1 if torch.cuda.is_available() else 0):
+                if isinstance(done, WorkerDied):
+                    raise OSError(f"{item.place.key}: {done.message}; run the same command again to go on")
                 bar.advance()
-    if config.key and not decoded:
-        raise ValueError(f"key={config.key} is not in {tokens}; `vidvq inspect` lists the keys of a shard")
-    return decoded
+    return len(items)
 
 
-@torch.inference_mode()
-def decode_codes(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> np.ndarray:
-    """Decode one grid of codes ``lt lh lw``; returns ``t h w c`` uint8, as many frames and pixels as came in."""
-    grid = torch.from_numpy(codes.astype(np.int64))[None].to(tokenizer.device)
-    return to_frames(tokenizer.decode(grid, num_frames=info.num_frames, size=(info.height, info.width)))
+def run_decode_generated(given: Generated, tokenizer: Path, checkpoint: Path, out: Path, config: DecodeConfig) -> int:
+    """Decode a generator's output.
+
+    Args:
+        given: the file of codes.
+        tokenizer: ``tokenizer.json`` of the tokens that the generator learned from, or the directory it is in.
+        checkpoint, out, config: as for :func:`run_decode`; a file of many videos becomes ``NAME-00000.mp4`` and on.
+
+    Returns:
+        How many videos there are.
+
+    Raises:
+        ValueError: the file cannot be read, a code is out of range, or the checkpoint is another tokenizer's.
+    """
+    kind = config.format_for(out)
+    folder = tokenizer.parent if tokenizer.is_file() else tokenizer
+    model, card = open_tokenizer(folder, checkpoint)
+    # All of it is checked before the first is written.
+    names = [name for name, _, _ in read_generated(given, card)]
+    single = out.suffix[1:].lower() in _FILES
+    if single and len(names) != 1:
+        raise ValueError(f"--out {out.name} is one file, {given.path} holds {len(names)} videos; give a folder")
+    with progress("decode", len(names), "videos") as bar:
+        for name, codes, info in read_generated(given, card):
+            path = out if single else out / (name if kind == "png" else f"{name}.{kind}")
+            write_frames(path, kind, decode_timed(model, codes, info), _shape(info), config.crf)
+            bar.advance()
+    return len(names)
 
 
-def _committed(folder: Path) -> list[Path]:
-    shards = [folder / name for name, _ in read_plan(folder).shards()]
-    for shard in shards:
-        if read_commit(folder, shard.name) is None:
-            raise ValueError(f"{folder}: {shard.name} is not committed; finish vidvq tokenize first")
-    return [shard for shard in shards if shard.is_file()]
+def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int) -> Callable[[Item], str]:
+    """Load the tokenizer once; returns what decodes a clip with it."""
+    # One thread whoever runs it, so that no sum is split another way and pixels never differ by machine size.
+    torch.set_num_threads(1)
+    tokenizer, card = open_tokenizer(tokens, checkpoint)
+
+    def decode(item: Item) -> str:
+        codes, info = item.place.read(card)
+        if not item.path.parent.exists():
+            make_folder(item.path.parent)
+        remove_attempts(item.path.parent, item.path.name)
+        write_frames(item.path, kind, decode_timed(tokenizer, codes, info), _shape(info), crf)
+        return item.place.key
+
+    return decode
 
 
-def _count(folder: Path, shards: list[Path]) -> int:
-    commits = (read_commit(folder, shard.name) for shard in shards)
-    return sum(commit.ok for commit in commits if commit)
+def _write_stretch(
+    tokens: Path, checkpoint: Path, known: list[TokenPlace], stretch: Stretch, path: Path, config: DecodeConfig
+) -> None:
+    found = find_stretch(tokens, known, stretch)
+    sizes = {(each.info.height, each.info.width) for each in found}
+    if len(sizes) > 1:
+        raise ValueError(f"{stretch.source} changes its size within the stretch; decode its clips one by one, --key")
+    torch.set_num_threads(1)
+    tokenizer, card = open_tokenizer(tokens, checkpoint)
+    timed = chain.from_iterable(_decode(tokenizer, card, each.place, stretch) for each in found)
+    shape = replace(_shape(found[0].info), num_frames=sum(each.num_frames for each in found))
+    write_frames(path, config.format_for(path), timed, shape, config.crf)
 
 
-def _write(out: Path, key: str, frames: np.ndarray, info: TokenInfo, config: DecodeConfig) -> None:
-    if config.format == "mp4":
-        write_atomic(out / f"{key}.mp4", encode_mp4(frames, info.pts, info.seconds_per_tick, config.crf, info.duration))
+def _decode(tokenizer: Tokenizer, card: TokenizerCard, place: TokenPlace, stretch: Stretch) -> Iterator[Timed]:
+    yield from within(stretch, decode_timed(tokenizer, *place.read(card)))
+
+
+def _stretch_path(out: Path, kind: str, stretch: Stretch) -> Path:
+    if out.suffix[1:].lower() in _FILES:
+        return out
+    edges = [f"-{name}-{float(edge):g}" for name, edge in (("from", stretch.start), ("to", stretch.end)) if edge]
+    stem = Path(stretch.source).stem + "".join(edges)
+    return out / (stem if kind == "png" else f"{stem}.{kind}")
+
+
+def _shape(info: TokenInfo) -> Shape:
+    return Shape(info.num_frames, info.height, info.width, info.seconds_per_tick)
+
+
+def _settle(out: Path, tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig) -> None:
+    """Refuse to mix what different settings make: what is in ``out`` is not made again."""
+    settings = {
+        "tokens": read_plan(tokens).plan_id if (tokens / "plan.json").is_file() else None,
+        "token_fingerprint": card.token_fingerprint,
+        "decoder_fingerprint": card.decoder_fingerprint,
+        "format": kind,
+        "crf": config.crf if kind == "mp4" else None,
+    }
+    make_folder(out)
+    if create_once(out / SETTINGS, pretty_json(settings)):
         return
-    attempt = attempt_path(out / key)
-    try:
-        for index, frame in enumerate(frames):
-            write_atomic(attempt / f"{index:06d}.png", encode_png(frame))
-        if (out / key).exists():
-            shutil.rmtree(out / key)
-        attempt.replace(out / key)
-    finally:
-        shutil.rmtree(attempt, ignore_errors=True)
-    sync_folder(out)
+    was = read_json(out / SETTINGS)
+    for name, value in settings.items():
+        if was.get(name) != value:
+            raise ValueError(f"{out} was decoded with {name}={was.get(name)}, now {value}; give another --out")

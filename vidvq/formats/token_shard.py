@@ -138,6 +138,21 @@ def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard) -> dict
     return {MEDIA: buffer.getvalue(), "json": canonical_json(asdict(info) | {"format": FORMAT})}
 
 
+def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
+    """Read one sample's JSON.
+
+    Raises:
+        ValueError: it is missing or damaged; names ``where``.
+    """
+    try:
+        fields = json.loads(files["json"])
+        if fields.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        return TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": tuple(fields["pts"])}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where} is not a readable token sample: {error}") from error
+
+
 def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tuple[np.ndarray, TokenInfo]:
     """Read one sample's grid and JSON, and check them against the tokenizer.
 
@@ -146,11 +161,8 @@ def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tu
     """
     if files.keys() != {MEDIA, "json"}:
         raise ValueError(f"{where} has {sorted(files)}; a token sample has ['json', '{MEDIA}']")
+    info = parse_info(files, where)
     try:
-        fields = json.loads(files["json"])
-        if fields.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        info = TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": tuple(fields["pts"])}))
         codes = np.lib.format.read_array(io.BytesIO(files[MEDIA]), allow_pickle=False)
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, MemoryError) as error:
         raise ValueError(f"{where} is not a readable token sample: {error}") from error
@@ -162,7 +174,12 @@ def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tu
     return codes, info
 
 
-def check_codes(codes: np.ndarray, card: TokenizerCard, where: str) -> None:
+def check_codes(
+    codes: np.ndarray,
+    card: TokenizerCard,
+    where: str,
+    remedy: str = "The shard is damaged or belongs to another tokenizer",
+) -> None:
     """Refuse a code that its codebook does not have.
 
     Raises:
@@ -175,7 +192,7 @@ def check_codes(codes: np.ndarray, card: TokenizerCard, where: str) -> None:
         book = card.codebook_of(t)
         raise ValueError(
             f"{where}: code {int(codes[t, h, w])} at t={t} h={h} w={w} is out of range; the {book.name} codebook has "
-            f"codes 0 to {book.size - 1}. The shard is damaged or belongs to another tokenizer"
+            f"codes 0 to {book.size - 1}. {remedy}".rstrip(". ")
         )
 
 

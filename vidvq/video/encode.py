@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
-from typing import cast
+from typing import IO, cast
 
 import av
 import numpy as np
@@ -28,11 +28,7 @@ def encode_mp4(
         crf: x264's quality, 0 (lossless) to 51.
         duration: ticks from the first frame to the end of the last; None lets the last be as long as the one before.
     """
-    # x264 subsamples colour only in even sizes.
-    pixels = "yuv444p" if frames.shape[1] % 2 or frames.shape[2] % 2 else "yuv420p"
-    # One thread: the bytes must not depend on the machine's cores.
-    options = {"crf": str(crf), "preset": "veryfast", "x264-params": "threads=1"}
-    return _encode(frames, pts, time_base, duration, ("mp4", "libx264", pixels, options))
+    return _encode(frames, pts, time_base, duration, mp4_kind(frames.shape[1], frames.shape[2], crf))
 
 
 def encode_ffv1(frames: np.ndarray, pts: tuple[int, ...], time_base: Fraction, duration: int | None = None) -> bytes:
@@ -55,23 +51,45 @@ def _encode(
     duration: int | None,
     kind: tuple[str, str, str, dict[str, str]],
 ) -> bytes:
-    container_format, codec, pixels, options = kind
     count = len(frames)
     if count != len(pts) or not count:
         raise ValueError(f"{count} frames need as many times, and at least 1; got {len(pts)}")
     first, last = pts[0], pts[count - 1]
-    clock = time_base if time_base.denominator <= _MAX_TICKS_PER_S else Fraction(1, _MAX_TICKS_PER_S)
+    clock = mp4_clock(time_base)
     end = first + duration if duration else last + (last - pts[count - 2] if count > 1 else 1)
     times = [round((tick - first) * time_base / clock) for tick in (*pts, end)]
-    lengths = {time: max(after - time, 1) for time, after in pairwise(times)}
     buffer = io.BytesIO()
+    encode_timed(buffer, zip(frames, pairwise(times), strict=False), clock, kind, count)
+    return buffer.getvalue()
+
+
+def mp4_clock(time_base: Fraction) -> Fraction:
+    """The time base that a file gets whose source has ``time_base``."""
+    return time_base if time_base.denominator <= _MAX_TICKS_PER_S else Fraction(1, _MAX_TICKS_PER_S)
+
+
+def encode_timed(
+    file: IO[bytes],
+    frames: Iterable[tuple[np.ndarray, tuple[int, int]]],
+    clock: Fraction,
+    kind: tuple[str, str, str, dict[str, str]],
+    gop: int,
+) -> None:
+    """Encode frames as they come.
+
+    Args:
+        frames: ``h w c`` uint8 RGB, with when each starts and ends, ticks of ``clock``.
+        kind: container, codec, pixel format and the codec's options.
+        gop: the most frames from one keyframe to the next.
+    """
+    container_format, codec, pixels, options = kind
+    lengths: dict[int, int] = {}
     # No tag of the encoder: the bytes must not depend on its build.
-    with av.open(buffer, mode="w", format=container_format, options={"fflags": "+bitexact"}) as container:
+    with av.open(file, mode="w", format=container_format, options={"fflags": "+bitexact"}) as container:
         stream = cast(VideoStream, container.add_stream(codec, options=options | {"flags": "+bitexact"}))
-        stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixels
         stream.time_base = stream.codec_context.time_base = clock
-        stream.codec_context.gop_size = count
+        stream.codec_context.gop_size = gop
         if pixels.startswith("yuv"):
             # Said, not left to a player's guess from the size: what swscale makes of RGB.
             stream.codec_context.colorspace = Colorspace.SMPTE170M
@@ -80,15 +98,25 @@ def _encode(
         def mux(packets: Iterable[av.Packet]) -> None:
             for packet in packets:
                 # Without it the container gives the last frame a length of its own.
-                packet.duration = lengths.get(packet.pts or 0, 1)
+                packet.duration = lengths.pop(packet.pts or 0, 1)
                 container.mux(packet)
 
-        for pixels_of_frame, time in zip(frames, times, strict=False):
+        for pixels_of_frame, (start, end) in frames:
+            if not lengths and not stream.codec_context.is_open:
+                stream.height, stream.width = pixels_of_frame.shape[:2]
+            lengths[start] = max(end - start, 1)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_of_frame), format="rgb24")
-            frame.pts, frame.time_base = time, clock
+            frame.pts, frame.time_base = start, clock
             mux(stream.encode(frame))
         mux(stream.encode(None))
-    return buffer.getvalue()
+
+
+def mp4_kind(height: int, width: int, crf: int) -> tuple[str, str, str, dict[str, str]]:
+    """Container, codec, pixel format and options for H.264 in mp4."""
+    # x264 subsamples colour only in even sizes.
+    pixels = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+    # One thread: the bytes must not depend on the machine's cores.
+    return "mp4", "libx264", pixels, {"crf": str(crf), "preset": "veryfast", "x264-params": "threads=1"}
 
 
 def encode_png(frame: np.ndarray) -> bytes:

@@ -1,0 +1,172 @@
+"""Tokens to files of every kind: whole clips, stretches of a video, and what a generator made."""
+
+import json
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+import vidvq.decode as stage
+from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_shard import read_tokenizer_card
+
+
+@pytest.fixture
+def place(tokens_dir):
+    return index_tokens(tokens_dir)[0]
+
+
+@pytest.fixture
+def where(checkpoint_dir):
+    return ("--checkpoint", checkpoint_dir)
+
+
+def gif_of(path):
+    with Image.open(path) as gif:
+        frames, lengths = [], []
+        for index in range(getattr(gif, "n_frames", 1)):
+            gif.seek(index)
+            frames.append(np.asarray(gif.convert("RGB")))
+            lengths.append(gif.info["duration"])
+    return np.stack(frames), lengths
+
+
+def test_every_kind_holds_the_same_frames_at_their_times(vidvq, tmp_path, tokens_dir, place, where):
+    info = place.read_info()
+    for kind in ("npy", "gif", "mp4"):
+        out = tmp_path / f"clip.{kind}"
+        assert vidvq("decode", tokens_dir, *where, "--out", out, "--key", place.key, "crf=0").code == 0
+    pixels = np.load(tmp_path / "clip.npy", allow_pickle=False)
+    assert pixels.shape == (info.num_frames, info.height, info.width, 3)
+    gif, lengths = gif_of(tmp_path / "clip.gif")
+    assert gif.shape == pixels.shape
+    assert np.abs(gif.astype(int) - pixels).mean() < 8
+    seconds = float(info.duration * info.seconds_per_tick)
+    assert sum(lengths) == pytest.approx(seconds * 1000, abs=11)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        stream = container.streams.video[0]
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+        assert float(stream.duration * stream.time_base) == pytest.approx(seconds, abs=1e-3)
+    assert decoded.shape == pixels.shape
+    # Colour is halved in size there; brightness is not.
+    assert np.abs((decoded.astype(int) - pixels) @ [0.299, 0.587, 0.114]).mean() < 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.gif", "clip.mp4", "clip.npy"]
+
+
+def test_a_stretch_is_the_frames_shown_in_it_and_reads_no_other_clip(vidvq, tmp_path, tokens_dir, where, monkeypatch):
+    places = index_tokens(tokens_dir)
+    infos = [place.read_info() for place in places]
+    tick = infos[0].seconds_per_tick
+    # From within the third clip to within the fifth.
+    start, end = infos[2].pts[4] * tick, infos[4].pts[3] * tick
+    read = []
+    whole = type(places[0]).read
+    monkeypatch.setattr(type(places[0]), "read", lambda self, card: (read.append(self.key), whole(self, card))[1])
+    out = tmp_path / "part.npy"
+    source = infos[0].source
+    edges = ("--from", str(start), "--to", str(end))
+    assert vidvq("decode", tokens_dir, *where, "--source", source, *edges, "--out", out).code == 0
+    assert read == [place.key for place in places[2:5]]
+    got = np.load(out)
+    assert len(got) == 5 + 9 + 3
+    mp4 = tmp_path / "part.mp4"
+    assert vidvq("decode", tokens_dir, *where, "--source", source, *edges, "--out", mp4).code == 0
+    with av.open(str(mp4)) as container:
+        stream = container.streams.video[0]
+        times = sorted(packet.pts * stream.time_base for packet in container.demux(stream) if packet.size)
+    shown = [*infos[2].pts[4:], *infos[3].pts, *infos[4].pts[:3]]
+    assert times == [(pts - shown[0]) * tick for pts in shown]
+    frames = stage.frames(tokens_dir, where[1], source=source, start=start, end=end)
+    assert np.array_equal(np.stack([frame.pixels for frame in frames]), got)
+    one = list(stage.frames(tokens_dir, where[1], key=places[3].key))
+    assert np.array_equal(np.stack([frame.pixels for frame in one]), got[5:14])
+    assert [frame.start for frame in one] == [pts * tick for pts in infos[3].pts]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "{source}", "--from", "1000"], "holds no frame of"),
+        (["--source", "{source}", "--from", "2", "--to", "1"], "from=2 must be before to=1"),
+        (["--source", "{source}x"], "nearest: {source}"),
+        (["--from", "1"], "--from and --to need --source"),
+        (["--source", "{source}", "--from", "early"], "is not a number of seconds"),
+        (["--key", "{key}x"], "nearest: {key}"),
+        (["format=png"], "format=png does not fit --out out.npy"),
+        ([], "is one file"),
+        (["--flat"], "are for a generator's"),
+    ],
+)
+def test_a_mistake_leaves_nothing(vidvq, tmp_path, tokens_dir, where, place, arguments, message):
+    words = {"source": place.read_info().source, "key": place.key}
+    given = [argument.format(**words) for argument in arguments]
+    ran = vidvq("decode", tokens_dir, *where, "--out", tmp_path / "out.npy", *given)
+    assert (ran.code, list(tmp_path.iterdir())) == (2, [])
+    assert message.format(**words) in ran.error
+
+
+def test_workers_change_nothing_and_what_is_there_is_left(vidvq, tmp_path, tokens_dir, where, snapshot):
+    for workers in (0, 2):
+        out = tmp_path / str(workers)
+        assert vidvq("decode", tokens_dir, *where, "--out", out, "format=npy", f"runtime.workers={workers}").code == 0
+    assert snapshot(tmp_path / "0") == snapshot(tmp_path / "2")
+    before = snapshot(tmp_path / "0")
+    gone, kept = sorted((tmp_path / "0").glob("*.npy"))[:2]
+    gone.unlink()
+    (tmp_path / "0" / f"{gone.name}.tmp.host-1-00").write_bytes(b"half")
+    stamp = kept.stat().st_mtime_ns
+    assert vidvq("decode", tokens_dir, *where, "--out", tmp_path / "0", "format=npy").code == 0
+    assert snapshot(tmp_path / "0") == before
+    assert kept.stat().st_mtime_ns == stamp
+    ran = vidvq("decode", tokens_dir, *where, "--out", tmp_path / "0", "format=gif")
+    assert (ran.code, "was decoded with format=npy, now gif" in ran.error) == (2, True)
+
+
+def test_what_a_generator_made_decodes_as_its_codes_do(vidvq, tmp_path, tokens_dir, where, place):
+    card = read_tokenizer_card(tokens_dir)
+    codes, _ = place.read(card)
+    assert vidvq("decode", tokens_dir, *where, "--out", tmp_path / "true.npy", "--key", place.key).code == 0
+    true = np.load(tmp_path / "true.npy")
+    offsets = np.array([card.codebook_of(t).offset for t in range(len(codes))])[:, None, None]
+    flat = (codes + offsets).astype("<u2")
+    np.save(tmp_path / "local.npy", codes)
+    np.save(tmp_path / "flat.npy", flat.ravel())
+    np.save(tmp_path / "batch.npy", np.stack([codes, codes]).astype(np.int64))
+    (tmp_path / "two.bin").write_bytes(flat.tobytes() * 2)
+    grid = ",".join(map(str, codes.shape))
+    made = ("--tokenizer", tokens_dir / "tokenizer.json", *where, "fps=12.5")
+    for name, options in (("local", []), ("flat", ["--flat", "--grid", grid])):
+        assert vidvq("decode", tmp_path / f"{name}.npy", *made, "--out", tmp_path / "o.npy", *options).code == 0
+        assert np.array_equal(np.load(tmp_path / "o.npy"), true)
+    for name, options in (("batch.npy", []), ("two.bin", ["--flat", "--grid", grid])):
+        out = tmp_path / name.partition(".")[0]
+        assert vidvq("decode", tmp_path / name, *made, "--out", out, *options, "format=npy").code == 0
+        assert [path.name for path in sorted(out.iterdir())] == [f"{out.name}-{index:05d}.npy" for index in (0, 1)]
+        for path in out.iterdir():
+            assert np.array_equal(np.load(path), true)
+    assert vidvq("decode", tmp_path / "local.npy", *made, "--out", tmp_path / "o.mp4").code == 0
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert container.streams.video[0].average_rate == Fraction(25, 2)
+
+
+def test_codes_out_of_range_are_named_and_nothing_is_written(vidvq, tmp_path, tokens_dir, where, place):
+    codes, _ = place.read(read_tokenizer_card(tokens_dir))
+    bad = np.stack([codes, codes])
+    bad[1, 2, 1, 3] = 64
+    np.save(tmp_path / "bad.npy", bad)
+    made = ("--tokenizer", tokens_dir, *where, "--out", tmp_path / "out", "fps=25")
+    ran = vidvq("decode", tmp_path / "bad.npy", *made)
+    assert "bad.npy[1]: code 64 at t=2 h=1 w=3 is out of range; the temporal codebook has codes 0 to 63" in ran.error
+    ran = vidvq("decode", tmp_path / "bad.npy", *made, "--flat")
+    assert "bad.npy[0]: id " in ran.error and "the temporal codebook has ids 32 to 95" in ran.error
+    (tmp_path / "odd.bin").write_bytes(b"abc")
+    for name, options, message in (
+        ("odd.bin", ["--grid", "1,1,1"], "its 3 bytes are not whole uint16 ids"),
+        ("bad.npy", ["--grid", "1,1,1"], "leave --grid away"),
+    ):
+        ran = vidvq("decode", tmp_path / name, *made, *options)
+        assert (ran.code, message in ran.error) == (2, True)
+    assert not (tmp_path / "out").exists()
+    assert json.loads((tokens_dir / "tokenizer.json").read_bytes())["codebooks"][1]["offset"] == 32

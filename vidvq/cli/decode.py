@@ -1,0 +1,88 @@
+"""`vidvq decode`."""
+
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import click
+
+from vidvq import config, log
+from vidvq.cli.place import Place
+
+_GRID = re.compile(r"(\d+)[,x](\d+)[,x](\d+)")
+
+
+def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> Fraction | None:
+    if value is None:
+        return None
+    try:
+        return Fraction(value)
+    except (ValueError, ZeroDivisionError) as error:
+        raise click.BadParameter(f"{value!r} is not a number of seconds, such as 12.5") from error
+
+
+def _grid(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int, int] | None:
+    if value is None:
+        return None
+    match = _GRID.fullmatch(value)
+    if not match or "0" in match.groups():
+        raise click.BadParameter(f"{value!r} must be LT,LH,LW, such as 9,16,16")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+@click.command(short_help="Turn token shards back into video.")
+@click.argument("tokens", type=Place())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--checkpoint", required=True, type=Place(), help="A checkpoint, or a training run (its newest).")
+@click.option("--out", required=True, type=Place(), help="A folder; for one clip or stretch also a file.")
+@click.option("--key", help="This one clip.")
+@click.option("--source", metavar="URI", help="A stretch of this video, in one file.")
+@click.option("--from", "start", callback=_seconds, metavar="SECONDS", help="Where the stretch starts.")
+@click.option("--to", "end", callback=_seconds, metavar="SECONDS", help="Where the stretch ends.")
+@click.option("--tokenizer", type=Place(), help="tokenizer.json for TOKENS that a generator wrote (npy, bin).")
+@click.option("--flat", is_flag=True, help="The generator's ids count through all codebooks.")
+@click.option("--grid", callback=_grid, metavar="LT,LH,LW", help="The grid of one video, for ids without a shape.")
+def decode(
+    tokens: Path,
+    overrides: tuple[str, ...],
+    checkpoint: Path,
+    out: Path,
+    key: str | None,
+    source: str | None,
+    start: Fraction | None,
+    end: Fraction | None,
+    tokenizer: Path | None,
+    flat: bool,
+    grid: tuple[int, int, int] | None,
+) -> int:
+    """Turn TOKENS (a directory that `vidvq tokenize` wrote, or one shard in it) back into video.
+
+    Writes OUT/KEY.mp4, or .gif, .npy, or KEY/000000.png... by format=: as many frames as went in, at their times.
+    What is in OUT already is left alone. TOKENS may also be codes that a generator made, an .npy or .bin file.
+
+    \b
+    vidvq decode tokens/ --checkpoint runs/demo --out decoded/ format=png
+    vidvq decode tokens/ --checkpoint runs/demo --source film.mp4 --from 12.5 --to 20 --out scene.mp4
+    vidvq decode made.npy --tokenizer tokens/ --checkpoint runs/demo --out made.mp4 fps=25
+    """
+    from vidvq import decode as stage
+
+    settings = config.load(stage.DecodeConfig, None, [*overrides, *([f"key={key}"] if key else [])])
+    if tokens.suffix in {".npy", ".bin"}:
+        if tokenizer is None or settings.fps is None:
+            raise ValueError(f"{tokens.name} is a file of codes; give --tokenizer (of what it was trained on) and fps=")
+        if source or settings.key or start is not None or end is not None:
+            raise ValueError("--key, --source, --from and --to are for token shards, not for a file of codes")
+        if not tokens.is_file():
+            raise ValueError(f"{tokens} does not exist")
+        given = stage.Generated(tokens, settings.fps, flat, grid)
+        count = stage.run_decode_generated(given, tokenizer, checkpoint, out, settings)
+    else:
+        if tokenizer or flat or grid or settings.fps:
+            raise ValueError("--tokenizer, --flat, --grid and fps= are for a generator's .npy or .bin, not for shards")
+        if source is None and (start is not None or end is not None):
+            raise ValueError("--from and --to need --source, the video whose seconds they are")
+        stretch = stage.Stretch(source, start, end) if source else None
+        count = stage.run_decode(tokens, checkpoint, out, settings, stretch)
+    log.info(f"{count} clips decoded into {out}")
+    return 0

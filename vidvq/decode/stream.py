@@ -1,0 +1,125 @@
+"""Codes to frames, group by group, in memory that does not grow with the length of the video."""
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vidvq.decode.config import Stretch
+from vidvq.decode.find import find_key, find_stretch, times_of
+from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
+from vidvq.model import Tokenizer, VideoTokenizer
+from vidvq.model.checkpoint import load_tokenizer
+from vidvq.model.pixels import to_frames
+from vidvq.video.write import Timed
+
+
+def frames(
+    tokens: str | Path,
+    checkpoint: str | Path,
+    *,
+    key: str | None = None,
+    source: str | None = None,
+    start: float | Fraction | None = None,
+    end: float | Fraction | None = None,
+) -> Iterator[Timed]:
+    """Decode a clip, or a stretch of a video, one frame at a time.
+
+    Args:
+        tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
+        checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
+        key: which clip; or
+        source: which video, from ``start`` to before ``end`` (seconds on its timeline; None: all of it).
+
+    Yields:
+        frames with ``pixels`` (``h w c`` uint8 RGB), ``start`` and ``end`` (seconds on the source's timeline).
+
+    Raises:
+        ValueError: neither key nor source is given or is known, nothing is in range, or another tokenizer's tokens.
+    """
+    if (key is None) == (source is None):
+        raise ValueError("give key= or source=, one of them")
+    place = Path(tokens)
+    tokenizer, card = open_tokenizer(place, Path(checkpoint))
+    known = index_tokens(place)
+    if key is not None:
+        codes, info = find_key(known, key, place).read(card)
+        yield from decode_timed(tokenizer, codes, info)
+        return
+    edges = (None if edge is None else Fraction(str(edge)) for edge in (start, end))
+    stretch = Stretch(str(source), *edges)
+    for found in find_stretch(place, known, stretch):
+        yield from within(stretch, decode_timed(tokenizer, *found.place.read(card)))
+
+
+def open_tokenizer(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, TokenizerCard]:
+    """Load the tokenizer for some tokens, on the GPU where there is one.
+
+    Raises:
+        ValueError: the tokens were made by another one.
+    """
+    folder = tokens.parent if tokens.is_file() else tokens
+    written = read_tokenizer_card(folder)
+    tokenizer, card = load_tokenizer(checkpoint)
+    check_same(folder, written, checkpoint, card)
+    tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
+    return tokenizer, written
+
+
+def check_same(folder: Path, written: TokenizerCard, checkpoint: Path, card: TokenizerCard) -> None:
+    """Refuse a checkpoint that did not make the tokens.
+
+    Raises:
+        ValueError: names both.
+    """
+    if card.token_fingerprint != written.token_fingerprint:
+        raise ValueError(
+            f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, {checkpoint} is tokenizer "
+            f"{card.token_fingerprint[:12]}; decode with a checkpoint of the first"
+        )
+
+
+@torch.inference_mode()
+def decode_groups(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[np.ndarray]:
+    """Yield the frames ``t h w c`` uint8 of each group of codes ``lt lh lw``: in all as many as came in, as large."""
+    if not isinstance(tokenizer, VideoTokenizer):
+        # Another library's tokenizer has no streams.
+        grid = torch.from_numpy(codes.astype(np.int64))[None].to(tokenizer.device)
+        yield to_frames(tokenizer.decode(grid, num_frames=info.num_frames, size=(info.height, info.width)))
+        return
+    if tokenizer.latent_shape(info.num_frames, info.height, info.width) != codes.shape:
+        raise ValueError(
+            f"{info.source}: {info.num_frames} frames of {info.height}x{info.width} are no grid of {codes.shape} codes"
+        )
+    state, left = None, info.num_frames
+    for group in codes:
+        grid = torch.from_numpy(group.astype(np.int64))[None, None].to(tokenizer.device)
+        video, state = tokenizer.decode_step(grid, state)
+        pixels = to_frames(video[:, :, :left, : info.height, : info.width])
+        left -= len(pixels)
+        yield pixels
+
+
+def decode_timed(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[Timed]:
+    """Yield each frame with its time on the source's timeline."""
+    times = iter(times_of(info))
+    for group in decode_groups(tokenizer, codes, info):
+        for pixels in group:
+            yield Timed(pixels, *next(times))
+
+
+def decode_codes(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> np.ndarray:
+    """Decode one grid of codes ``lt lh lw`` whole; returns ``t h w c`` uint8."""
+    return np.concatenate(list(decode_groups(tokenizer, codes, info)))
+
+
+def within(stretch: Stretch, timed: Iterable[Timed]) -> Iterator[Timed]:
+    """Of ascending frames those in the stretch; nothing is decoded after its end."""
+    for frame in timed:
+        if stretch.end is not None and frame.start >= stretch.end:
+            return
+        if stretch.overlaps(frame.start, frame.end):
+            yield frame

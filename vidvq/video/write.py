@@ -1,0 +1,154 @@
+"""Frames to a file as they come, in memory that does not grow with their number: mp4, gif, png and npy."""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO
+
+import av
+import numpy as np
+from av.filter import Graph
+
+from vidvq.storage import attempt_file, attempt_path, is_remote, publish_over, sync_folder, write_atomic
+from vidvq.video.encode import encode_png, encode_timed, mp4_clock, mp4_kind
+
+_GOP_FRAMES = 250
+_GIF_TICK = Fraction(1, 100)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A frame ``h w c`` uint8 RGB, and when it starts and ends on its video's timeline, seconds."""
+
+    pixels: np.ndarray
+    start: Fraction
+    end: Fraction
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of what is to be written: frames, height and width in pixels, and seconds per tick of the frames' times."""
+
+    num_frames: int
+    height: int
+    width: int
+    time_base: Fraction
+
+
+def write_frames(path: Path, kind: str, frames: Iterable[Timed], shape: Shape, crf: int = 17) -> None:
+    """Write a video to ``path``, whole or not at all, in the place of what is there.
+
+    Args:
+        path: a file; for ``png`` a folder of ``000000.png`` and on.
+        kind: ``mp4``, ``gif``, ``png`` or ``npy``.
+        frames: as many as ``shape`` says, ascending; the first is shown at 0.
+        crf: x264's quality, for mp4.
+
+    Raises:
+        ValueError: ``png`` into an object store, or another number of frames than was said.
+    """
+    if kind == "png":
+        _write_folder(path, _counted(frames, shape))
+        return
+    write: dict[str, Callable[[IO[bytes]], None]] = {
+        "mp4": lambda file: _mp4(file, _counted(frames, shape), shape, crf),
+        "gif": lambda file: _gif(file, _counted(frames, shape), shape),
+        "npy": lambda file: _npy(file, _counted(frames, shape), shape),
+    }
+    with attempt_file(path) as (file, attempt):
+        write[kind](file)
+    publish_over(attempt, path)
+
+
+def _counted(frames: Iterable[Timed], shape: Shape) -> Iterator[Timed]:
+    count = 0
+    for frame in frames:
+        count += 1
+        yield frame
+    if count != shape.num_frames:
+        raise ValueError(f"{count} frames came, {shape.num_frames} were announced")
+
+
+def _in_ticks(frames: Iterable[Timed], clock: Fraction) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """Frames with start and end in ticks from the first; no two start together."""
+    origin: Fraction | None = None
+    free = 0
+    for frame in frames:
+        origin = frame.start if origin is None else origin
+        start = max(round((frame.start - origin) / clock), free)
+        free = start + 1
+        yield frame.pixels, (start, max(round((frame.end - origin) / clock), free))
+
+
+def _mp4(file: IO[bytes], frames: Iterable[Timed], shape: Shape, crf: int) -> None:
+    clock = mp4_clock(shape.time_base)
+    kind = mp4_kind(shape.height, shape.width, crf)
+    encode_timed(file, _in_ticks(frames, clock), clock, kind, min(_GOP_FRAMES, shape.num_frames))
+
+
+def _gif(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
+    """A palette of its own for each frame: one for all would need all of them first."""
+    graph = Graph()
+    source = graph.add_buffer(width=shape.width, height=shape.height, format="rgb24", time_base=_GIF_TICK)
+    split = graph.add("split")
+    palette = graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
+    use = graph.add("paletteuse", "new=1:dither=sierra2_4a")
+    sink = graph.add("buffersink")
+    source.link_to(split)
+    split.link_to(palette, 0, 0)
+    split.link_to(use, 1, 0)
+    palette.link_to(use, 0, 1)
+    use.link_to(sink)
+    graph.configure()
+    with av.open(file, mode="w", format="gif", options={"loop": "0", "fflags": "+bitexact"}) as container:
+        stream = container.add_stream("gif", options={"flags": "+bitexact", "gifflags": "-transdiff"})
+        stream.height, stream.width, stream.pix_fmt = shape.height, shape.width, "pal8"  # type: ignore[attr-defined]
+        stream.time_base = stream.codec_context.time_base = _GIF_TICK  # type: ignore[attr-defined]
+        length = 1
+
+        def pull() -> None:
+            while True:
+                try:
+                    frame = graph.vpull()
+                except (BlockingIOError, EOFError, av.error.BlockingIOError, av.error.EOFError):
+                    return
+                for packet in stream.encode(frame):  # type: ignore[attr-defined]
+                    packet.duration = length
+                    container.mux(packet)
+
+        for pixels, (start, end) in _in_ticks(frames, _GIF_TICK):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = start, _GIF_TICK
+            length = end - start
+            graph.vpush(frame)
+            pull()
+        graph.vpush(None)
+        pull()
+
+
+def _npy(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
+    header = {
+        "descr": "|u1",
+        "fortran_order": False,
+        "shape": (shape.num_frames, shape.height, shape.width, 3),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    for frame in frames:
+        file.write(np.ascontiguousarray(frame.pixels).tobytes())
+
+
+def _write_folder(path: Path, frames: Iterable[Timed]) -> None:
+    if is_remote(path):
+        raise ValueError(f"format=png cannot be written to {path}; give a folder of this machine, or another format")
+    attempt = attempt_path(path)
+    try:
+        for index, frame in enumerate(frames):
+            write_atomic(attempt / f"{index:06d}.png", encode_png(frame.pixels))
+        if path.exists():
+            shutil.rmtree(path)
+        attempt.replace(path)
+    finally:
+        shutil.rmtree(attempt, ignore_errors=True)
+    sync_folder(path.parent)
