@@ -172,16 +172,16 @@ class _Loop:
         self.pace.start_again()
         if not self.sinks:
             return None
-        alarms = self._alarms(metrics)
+        alarms = self._alarms(metrics, step)
         for name in alarms.keys() - self.alarms:
             warn(f"step {step}: {alarms[name]}")
         self.alarms = set(alarms)
         self.sinks.scalars(step, metrics)
         return f"loss {metrics['loss']:.4f} psnr {metrics['psnr']:.2f} dB"
 
-    def _alarms(self, metrics: dict[str, float]) -> dict[str, str]:
+    def _alarms(self, metrics: dict[str, float], step: int) -> dict[str, str]:
         """What is wrong now, by name; told when it begins."""
-        alarms = self.trainer.usage.alarms(metrics, _LOW_USAGE)
+        alarms = self.trainer.usage.alarms(metrics, _LOW_USAGE, step)
         if metrics.get("accuracy", 0.0) > _SURE:
             alarms["balance"] = (
                 "the discriminator tells nearly every patch apart; lower its learning rate or raise loss.lecam"

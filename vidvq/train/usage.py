@@ -17,6 +17,10 @@ class CodeUsage:
 
     def __init__(self, tokenizer: VideoTokenizer, every: int, world: World) -> None:
         self._books, self._every, self._world = tokenizer.codebooks, every, world
+        quantizer = tokenizer.config.quantizer
+        parts = [part for part in (quantizer.spatial, quantizer.temporal) if part]
+        # Until its codes are placed a codebook has no use to speak of.
+        self._settled = every + max(getattr(getattr(part, "layer", part), "warmup", 0) for part in parts)
         self.counts = {book.name: torch.zeros(2, book.size, device=world.device) for book in self._books}
 
     def add(self, codes: Tensor) -> None:
@@ -43,8 +47,10 @@ class CodeUsage:
             metrics[f"tokens_{book.name}"] = float(counts.sum())
         return metrics
 
-    def alarms(self, metrics: dict[str, float], low: float) -> dict[str, str]:
+    def alarms(self, metrics: dict[str, float], low: float, step: int) -> dict[str, str]:
         """A line for each codebook of which too little is in use, where enough was seen to say so."""
+        if step < self._settled:
+            return {}
         return {
             book.name: f"only {metrics[f'usage_{book.name}']:.0%} of the {book.size} {book.name} codes are in use"
             for book in self._books

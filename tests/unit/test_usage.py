@@ -1,0 +1,30 @@
+"""The alarm for codebooks that are hardly used."""
+
+import torch
+
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import StackConfig
+from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.train.engine import World
+from vidvq.train.usage import CodeUsage
+
+
+def test_a_codebook_of_which_little_is_used_is_named_once_its_codes_are_placed():
+    stack = StackConfig((8, 8), (1, 1))
+    books = QuantizerConfig(4, VQConfig(size=32, warmup=20), VQConfig(size=64, warmup=30))
+    usage = CodeUsage(
+        VideoTokenizer(TokenizerConfig(encoder=stack, decoder=stack, quantizer=books)),
+        every=10,
+        world=World(0, 1, torch.device("cpu")),
+    )
+    codes = torch.arange(3 * 32 * 32).view(1, 3, 32, 32) % 32
+    codes[:, 1:] %= 4
+    usage.add(codes)
+    metrics = usage.measure()
+    assert metrics["usage_spatial"] == 1
+    assert metrics["usage_temporal"] == 4 / 64
+    assert metrics["dead_temporal"] == 60
+    assert not usage.alarms(metrics, low=0.5, step=39)
+    told = usage.alarms(metrics, low=0.5, step=40)
+    assert list(told) == ["temporal"]
+    assert "only 6% of the 64 temporal codes" in told["temporal"]
