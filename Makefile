@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
-.PHONY: demo test test-slow test-gpu bench-shard bench-model bench-gpu ablate check lint format clean
+.PHONY: demo test test-slow test-gpu bench-shard bench-model bench-train bench-gpu ablate check lint format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -23,6 +23,12 @@ bench-shard: $(VENV)/.with-shard  ## Decoding and sharding VIDEOS="a.mp4 b.mkv",
 
 bench-model: $(VENV)/.with-all  ## Parameters, FLOPs, time and memory of each size on this CPU.
 	$(BIN)/python benchmarks/model.py
+
+# A finished directory of clip shards.
+CLIPS ?= runs/demo/clips/train
+
+bench-train: $(VENV)/.with-all  ## A training step over its bare arithmetic, and the wait for data, on CLIPS=DIR.
+	GOMP_SPINCOUNT=1000 $(BIN)/python benchmarks/train.py $(CLIPS)
 
 bench-gpu:  ## The GPU's tests and figures, with whatever python and torch there are: make bench-gpu PYTHON=python3
 	PYTHON=$(PYTHON) launch/gpu-checks.sh

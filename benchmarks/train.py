@@ -1,0 +1,106 @@
+"""What a training step costs beside its bare arithmetic, and how long it waits for data.
+
+    python benchmarks/train.py CLIPS [--config demo] [--rounds 5] [--steps 20] [KEY=VALUE]...
+
+In every round the same networks do ``steps`` bare forward and backward passes of both players on one batch (no engine,
+optimizer, average, guard, metrics or data), then as many steps of the trainer on real clips. The table gives medians
+over rounds. Both players are in play from the first step.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from vidvq import config as settings
+from vidvq.data import ClipBatches, clip_batches
+from vidvq.model.pixels import to_video
+from vidvq.train import TrainConfig
+from vidvq.train.engine import join_world, leave_world
+from vidvq.train.pace import forward_flops
+from vidvq.train.trainer import Trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--config", default="demo")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    overrides = [f"data.clips={options.clips}", *options.overrides]
+    config = settings.load(TrainConfig, settings.find_config(options.config), overrides)
+    config = replace(config, loss=replace(config.loss, adversarial_start=0, discriminator_warmup=0))
+    world = join_world()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, Path(folder), world)
+        batches = clip_batches(ClipBatches(config.data, config.seed), 0)
+        # The codebooks' start-up, the caches of clips, and the first use of every kernel are none of a step's cost.
+        warmup = max(120, options.steps)
+        _train(trainer, batches, warmup)
+        video = to_video(next(batches)).to(world.device)
+        rounds = []
+        for _ in range(options.rounds):
+            bare = _bare(trainer, video, options.steps)
+            rounds.append((bare, *_train(trainer, batches, options.steps)))
+    leave_world()
+    bare, step, wait = (statistics.median(column) for column in zip(*rounds, strict=True))
+    generator, critic = forward_flops(config, tuple(video.shape))
+    print(f"{options.config}, batch {tuple(video.shape)}, {world.device}, {torch.get_num_threads()} threads")
+    print(f"bare forward and backward of both   {bare:.3f} s, {(3 * generator + 8 * critic) / bare / 1e9:.1f} GFLOP/s")
+    print(f"a step                              {step:.3f} s")
+    ratios = statistics.median(step / bare for bare, step, _ in rounds)
+    print(f"a step over the bare passes         {ratios:.2f}")
+    print(f"waiting for data                    {wait:.1%} of a step")
+
+
+def _train(trainer: Trainer, batches: Iterator[Tensor], steps: int) -> tuple[float, float]:
+    """Seconds per step of the trainer, and the share of them that waited for data."""
+    waited_s, started = 0.0, monotonic()
+    for _ in range(steps):
+        asked = monotonic()
+        video = to_video(next(batches)).to(trainer.world.device)
+        waited_s += monotonic() - asked
+        problem = trainer.learn(video, 0)
+        assert not isinstance(problem, str), problem
+        trainer.finish_step()
+    _synchronize(trainer)
+    elapsed_s = monotonic() - started
+    return elapsed_s / steps, waited_s / elapsed_s
+
+
+def _bare(trainer: Trainer, video: Tensor, steps: int) -> float:
+    """Seconds per bare forward and backward of both players."""
+    tokenizer, critic, objective = trainer.tokenizer, trainer.discriminator, trainer.objective
+    kept = {name: buffer.clone() for name, buffer in tokenizer.named_buffers()}
+    started = monotonic()
+    for _ in range(steps):
+        out = tokenizer(video)
+        critic.requires_grad_(False)
+        objective.generator(trainer.position.step, video, out, critic).total.backward()
+        critic.requires_grad_(True)
+        objective.discriminator(trainer.position.step, video, out.reconstruction.detach(), critic)[0].backward()
+        tokenizer.zero_grad()
+        critic.zero_grad()
+    _synchronize(trainer)
+    elapsed_s = monotonic() - started
+    with torch.no_grad():
+        for name, buffer in tokenizer.named_buffers():
+            buffer.copy_(kept[name])
+    return elapsed_s / steps
+
+
+def _synchronize(trainer: Trainer) -> None:
+    if trainer.world.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
