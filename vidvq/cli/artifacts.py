@@ -22,12 +22,22 @@ def inspect(path: Path) -> int:
 @click.command(short_help="Prove a shard or token directory whole.")
 @click.argument("folder", metavar="DIR", type=Place())
 def verify(folder: Path) -> int:
-    """Prove that DIR, written by `vidvq shard` or `vidvq tokenize`, is whole.
+    """Prove that DIR, written by `vidvq shard`, `vidvq tokenize` or `vidvq export`, is whole.
 
     Every planned item is accounted for exactly once, every checksum is right, every code is in range.
     """
+    from vidvq.export import is_export, verify_export
     from vidvq.formats.verify import verify_folder
 
+    if is_export(folder):
+        problems, parts = verify_export(folder)
+        for problem in problems:
+            click.echo(problem)
+        if problems:
+            click.echo(f"{folder}: {len(problems)} problems in {parts} parts", err=True)
+            return 1
+        click.echo(f"{folder} is whole: an export of {parts} parts")
+        return 0
     with log.progress("verify", _count_shards(folder), "shards") as bar:
         report = verify_folder(folder, bar.advance)
     for problem in report.problems:

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from vidvq import __version__
-from vidvq.cli import artifacts, stages, submit
+from vidvq.cli import artifacts, export, stages, submit
 from vidvq.video import VideoError
 
 OK, FAILED, USAGE = 0, 1, 2
@@ -30,7 +30,7 @@ def cli() -> None:
     """
 
 
-for command in (*stages.COMMANDS, *artifacts.COMMANDS, *submit.COMMANDS):
+for command in (*stages.COMMANDS, *artifacts.COMMANDS, *export.COMMANDS, *submit.COMMANDS):
     cli.add_command(command)
 
 

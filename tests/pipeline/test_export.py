@@ -1,0 +1,129 @@
+"""Exports hold the ids of the token shards, one for one, and are the same whoever was interrupted."""
+
+import json
+import struct
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from vidvq.export import ExportConfig, Layout, job, sequence_to_grid
+from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
+
+TARGETS = ["megatron", "bin", "parquet"]
+
+
+def grids(tokens: Path) -> list[np.ndarray]:
+    card = read_tokenizer_card(tokens)
+    return [codes for shard in sorted(tokens.glob("*.tar")) for _, codes, _ in read_tokens(shard, card)]
+
+
+def read_megatron(folder: Path) -> list[np.ndarray]:
+    """By megatron-core's published layout, sharing nothing with the writer."""
+    clips = []
+    for path in sorted(folder.glob("*.idx")):
+        with path.open("rb") as file:
+            assert file.read(9) == b"MMIDIDX\x00\x00"
+            assert struct.unpack("<Q", file.read(8)) == (1,)
+            dtype = {4: np.dtype(np.int32), 8: np.dtype(np.uint16)}[struct.unpack("<B", file.read(1))[0]]
+            sequences, documents = struct.unpack("<Q", file.read(8))[0], struct.unpack("<Q", file.read(8))[0]
+            lengths = np.frombuffer(file.read(4 * sequences), np.int32)
+            pointers = np.frombuffer(file.read(8 * sequences), np.int64)
+            assert np.frombuffer(file.read(8 * documents), np.int64).tolist() == list(range(sequences + 1))
+            assert not file.read()
+        data = path.with_suffix(".bin").read_bytes()
+        assert len(data) == lengths.sum() * dtype.itemsize
+        clips += [np.frombuffer(data, dtype, n, at) for n, at in zip(lengths, pointers, strict=True)]
+    return clips
+
+
+def read_bin(folder: Path) -> list[np.ndarray]:
+    clips = []
+    for path in sorted(folder.glob("*.bin")):
+        ids, starts = np.memmap(path, dtype=np.uint16, mode="r"), np.load(path.with_suffix(".index.npy"))
+        assert starts[-1] == len(ids)
+        clips += [ids[start:end] for start, end in pairwise(starts)]
+    return clips
+
+
+def read_parquet(folder: Path) -> list[np.ndarray]:
+    return [
+        np.array(ids) for path in sorted(folder.glob("*.parquet")) for ids in pq.read_table(path)["tokens"].to_pylist()
+    ]
+
+
+READERS = {"megatron": read_megatron, "bin": read_bin, "parquet": read_parquet}
+
+
+@pytest.mark.parametrize("order", ["raster", "temporal"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_id_comes_back_from_a_reader(tmp_path, tokens_dir, vidvq, target, order):
+    out = tmp_path / "out"
+    assert vidvq("export", tokens_dir, "--to", target, "--out", out, "--check", f"order={order}").code == 0
+    layout = Layout(read_tokenizer_card(tokens_dir), ExportConfig(order))
+    expected, found = grids(tokens_dir), READERS[target](out)
+    assert len(found) == len(expected) > 4
+    for ids, codes in zip(found, expected, strict=True):
+        assert (sequence_to_grid(ids, codes.shape, layout) == codes).all()
+    header = json.loads((out / "export.json").read_text())
+    assert header["order"] == order and header["specials"] == layout.specials
+    assert vidvq("verify", out).code == 0
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_interrupted_export_goes_on_to_the_same_bytes(tmp_path, tokens_dir, vidvq, snapshot, monkeypatch, target):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    command = ("export", tokens_dir, "--to", target, "--out")
+    assert vidvq(*command, whole).code == 0
+    kept, calls = job.create_once, []
+
+    def dies(path, data):
+        calls.append(path)
+        if len(calls) == 3:  # export.json, the first part's record; the second part has no record
+            raise OSError("killed")
+        return kept(path, data)
+
+    monkeypatch.setattr(job, "create_once", dies)
+    assert vidvq(*command, out).code == 1
+    monkeypatch.undo()
+    assert vidvq("verify", out).code == 1
+    assert vidvq(*command, out).code == 0
+    assert snapshot(out) == snapshot(whole)
+
+
+def test_an_unknown_target_is_one_line_that_names_them(tmp_path, tokens_dir, vidvq):
+    ran = vidvq("export", tokens_dir, "--to", "csv", "--out", tmp_path / "out")
+    assert ran.code == 2 and all(target in ran.error for target in TARGETS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unfinished_tokens_are_refused(tmp_path, tokens_dir, copy_of, vidvq):
+    copy = copy_of(tokens_dir)
+    (copy / "commits/tokens-000001.tar.json").unlink()
+    ran = vidvq("export", copy, "--to", "bin", "--out", tmp_path / "out")
+    assert ran.code == 2 and "tokens-000001.tar is not committed" in ran.error
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_order_into_the_same_folder_is_refused(tmp_path, tokens_dir, vidvq):
+    command = ("export", tokens_dir, "--to", "bin", "--out", tmp_path / "out")
+    assert vidvq(*command).code == 0
+    ran = vidvq(*command, "order=temporal")
+    assert ran.code == 2 and 'order was "raster", now "temporal"' in ran.error
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_damage_is_found(tmp_path, tokens_dir, vidvq, target):
+    out = tmp_path / "out"
+    assert vidvq("export", tokens_dir, "--to", target, "--out", out).code == 0
+    path = next(path for path in sorted(out.iterdir()) if path.suffix in {".bin", ".parquet"})
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 & ~1] ^= 1
+    path.write_bytes(data)
+    ran = vidvq("verify", out)
+    assert ran.code == 1 and path.name in ran.out
+    if target != "parquet":
+        ran = vidvq("export", tokens_dir, "--to", target, "--out", out, "--check")
+        assert ran.code == 2 and "differs" in ran.error

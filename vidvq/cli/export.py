@@ -1,0 +1,32 @@
+"""The verb `export`."""
+
+from pathlib import Path
+
+import click
+
+from vidvq import config, log
+from vidvq.cli.place import Place
+
+
+@click.command(short_help="Turn token shards into what trainers read.")
+@click.argument("tokens", type=Place())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--to", "target", required=True, help="megatron, bin or parquet.")
+@click.option("--out", required=True, type=Place(), help="Output directory, or s3://bucket/folder.")
+@click.option("--check", is_flag=True, help="Read all of it back and compare it with TOKENS, id by id.")
+def export(tokens: Path, overrides: tuple[str, ...], target: str, out: Path, check: bool) -> int:
+    """Turn TOKENS (a directory that `vidvq tokenize` wrote) into flat sequences of ids, one per clip.
+
+    An interrupted export goes on where it stopped; the result is the same, byte for byte.
+
+    vidvq export tokens/ --to megatron --out megatron/ order=temporal
+    """
+    from vidvq.export import ExportConfig, run_export
+
+    settings = config.load(ExportConfig, None, list(overrides))
+    for line in run_export(tokens, target, out, settings, check).lines():
+        log.info(line)
+    return 0
+
+
+COMMANDS = (export,)

@@ -1,0 +1,18 @@
+"""`vidvq export`: token shards to what the trainers of language models read."""
+
+from vidvq.export.config import ExportConfig
+from vidvq.export.job import ExportSummary, is_export, run_export, verify_export
+from vidvq.export.sequence import Layout, grid_to_sequence, sequence_to_grid
+from vidvq.export.targets import TARGETS
+
+__all__ = [
+    "TARGETS",
+    "ExportConfig",
+    "ExportSummary",
+    "Layout",
+    "grid_to_sequence",
+    "is_export",
+    "run_export",
+    "sequence_to_grid",
+    "verify_export",
+]

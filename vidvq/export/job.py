@@ -1,0 +1,209 @@
+"""The export job: ``export.json`` says what is made, then one idempotent unit of work per token shard."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidvq.export.config import ExportConfig
+from vidvq.export.sequence import Layout, grid_to_sequence
+from vidvq.export.targets import TARGETS, Sequence, Target, write_part
+from vidvq.formats.commit import FOLDER, Commit, read_commit
+from vidvq.formats.plan import read_plan
+from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
+from vidvq.log import progress
+from vidvq.storage import (
+    create_once,
+    differences,
+    make_folder,
+    pretty_json,
+    read_json,
+    remove_attempts,
+    sha256_bytes,
+    sha256_file,
+)
+
+FORMAT = "vidvq.export/1"
+PART_FORMAT = "vidvq.export-part/1"
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export directory holds; ``ids`` counts special tokens too."""
+
+    target: str
+    clips: int
+    ids: int
+    bytes: int
+    parts: int
+
+    def lines(self) -> list[str]:
+        """The account in plain words."""
+        return [f"{self.target}: {self.clips} clips, {self.ids} ids, {self.parts} parts, {self.bytes / 1e6:.1f} MB"]
+
+
+def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check: bool = False) -> ExportSummary:
+    """Export a directory of token shards, or finish an export that was interrupted.
+
+    Args:
+        tokens: a directory that ``vidvq tokenize`` finished.
+        target: one of :data:`vidvq.export.targets.TARGETS`.
+        out: the output directory.
+        config: how sequences are made.
+        check: read all of it back afterwards and compare it with the token shards, id by id.
+
+    Raises:
+        ValueError: a mistake in the arguments, a damaged shard, or (``check``) a difference that was found.
+        OSError: the disk is full or not writable; the parts that were finished stay.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"{target} is no target; export --to {' | '.join(TARGETS)}")
+    layout = Layout(read_tokenizer_card(tokens), config)
+    shards = _committed(tokens)
+    _declare(out, target, layout, shards)
+    parts = []
+    with progress("export", len(shards), "shards") as bar:
+        for shard in shards:
+            parts.append(_export(tokens, TARGETS[target], out, shard, layout))
+            bar.advance()
+    remove_attempts(out)
+    remove_attempts(out / FOLDER)
+    if check:
+        for shard in shards:
+            _compare(tokens, TARGETS[target], out, shard, layout)
+    return ExportSummary(
+        target,
+        sum(part["clips"] for part in parts),
+        sum(part["ids"] for part in parts),
+        sum(file["bytes"] for part in parts for file in part["files"]),
+        len(parts),
+    )
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a directory was written by ``vidvq export``."""
+    return (folder / "export.json").is_file()
+
+
+def verify_export(folder: Path) -> tuple[list[str], int]:
+    """Check every file of an export against its records; returns one line per problem, and the number of parts."""
+    header = read_json(folder / "export.json")
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError(f"{folder / 'export.json'} is not an export of format {FORMAT}")
+    problems: list[str] = []
+    for stem in header["parts"]:
+        part = _read_part(folder, stem)
+        if part is None:
+            problems.append(f"{stem}: is not finished; run the same command again")
+            continue
+        redo = f"remove {FOLDER}/{stem}.json, then run the same command again"
+        for file in part["files"]:
+            path = folder / file["name"]
+            if not path.is_file():
+                problems.append(f"{path.name}: is missing; {redo}")
+            elif sha256_file(path) != file["sha256"]:
+                problems.append(f"{path.name}: its bytes differ from the record; {redo}")
+    return problems, len(header["parts"])
+
+
+def _committed(tokens: Path) -> list[Commit]:
+    plan = read_plan(tokens)
+    if plan.header["stage"] != "tokenize":
+        raise ValueError(f"{tokens} was written by vidvq {plan.header['stage']}; give a directory of token shards")
+    commits = []
+    for shard, _ in plan.shards():
+        commit = read_commit(tokens, shard)
+        if commit is None:
+            raise ValueError(f"{tokens}: {shard} is not committed; finish vidvq tokenize first")
+        commits.append(commit)
+    full = [commit for commit in commits if commit.sha256]
+    if not full:
+        raise ValueError(f"{tokens} holds no tokens; nothing to export")
+    return full
+
+
+def _stem(commit: Commit) -> str:
+    return commit.shard.removesuffix(".tar")
+
+
+def _declare(out: Path, target: str, layout: Layout, shards: list[Commit]) -> None:
+    card = layout.card
+    header = {
+        "format": FORMAT,
+        "target": target,
+        "dtype": np.dtype(TARGETS[target].dtype(layout.vocabulary)).name,
+        "token_fingerprint": card.token_fingerprint,
+        "tokens_sha256": sha256_bytes("\n".join(commit.sha256 or "" for commit in shards).encode()),
+        "codebooks": [asdict(book) for book in card.codebooks],
+        "vocabulary": layout.vocabulary,
+        "specials": layout.specials,
+        "padding": None,
+        "order": layout.config.order,
+        "axes": "t h w" if layout.config.order == "raster" else "h w t",
+        "parts": [_stem(commit) for commit in shards],
+    }
+    path = out / "export.json"
+    if not path.exists():
+        if out.exists() and (found := sorted(p.name for p in out.iterdir() if not p.name.startswith("export.json."))):
+            raise ValueError(f"{out} is not empty and has no export.json (found {found[0]}); give an empty --out")
+        make_folder(out)
+        create_once(path, pretty_json(header))
+    if found := list(differences("", read_json(path), header)):
+        raise ValueError(f"{out} was made from something else: {'; '.join(found[:4])}. Give another --out")
+
+
+def _sequences(path: Path, layout: Layout) -> Iterator[Sequence]:
+    for key, codes, info in read_tokens(path, layout.card):
+        yield Sequence(key, grid_to_sequence(codes, layout), info)
+
+
+def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Layout) -> dict[str, Any]:
+    stem, path = _stem(commit), tokens / commit.shard
+    if part := _read_part(out, stem):
+        return part
+    if not path.is_file() or sha256_file(path) != commit.sha256:
+        raise ValueError(f"{path} is missing or not the one that was committed; run vidvq verify {tokens}")
+    clips = ids = 0
+
+    def counted() -> Iterator[Sequence]:
+        nonlocal clips, ids
+        for sequence in _sequences(path, layout):
+            clips, ids = clips + 1, ids + len(sequence.ids)
+            yield sequence
+
+    paths = write_part(target, out, stem, counted(), layout.vocabulary)
+    files = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in paths]
+    if clips != commit.ok:
+        raise ValueError(f"{path} holds {clips} clips, its record says {commit.ok}; run vidvq verify {tokens}")
+    part = {"format": PART_FORMAT, "shard": commit.shard, "shard_sha256": commit.sha256}
+    create_once(_record(out, stem), pretty_json(part | {"clips": clips, "ids": ids, "files": files}))
+    standing = _read_part(out, stem)
+    assert standing is not None
+    return standing
+
+
+def _record(out: Path, stem: str) -> Path:
+    return out / FOLDER / f"{stem}.json"
+
+
+def _read_part(out: Path, stem: str) -> dict[str, Any] | None:
+    path = _record(out, stem)
+    if not path.exists():
+        return None
+    part = read_json(path)
+    if not isinstance(part, dict) or part.get("format") != PART_FORMAT:
+        raise ValueError(f"{path} is not a record of {PART_FORMAT}; remove it and run again")
+    return part
+
+
+def _compare(tokens: Path, target: Target, out: Path, commit: Commit, layout: Layout) -> None:
+    stem = _stem(commit)
+    paths = [out / (stem + suffix) for suffix in target.suffixes]
+    read = target.read(paths, np.dtype(target.dtype(layout.vocabulary)))
+    for sequence in _sequences(tokens / commit.shard, layout):
+        if not np.array_equal(next(read, np.array([])), sequence.ids):
+            raise ValueError(f"{paths[0]}: {sequence.key} differs; remove {FOLDER}/{stem}.json and run again")
+    if next(read, None) is not None:
+        raise ValueError(f"{paths[0]} holds more than its token shard; remove {FOLDER}/{stem}.json and run again")

@@ -1,0 +1,75 @@
+"""A grid of codes as one flat sequence of ids, and back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vidvq.export.config import ExportConfig
+from vidvq.formats.token_shard import TokenizerCard, check_codes
+
+_SPECIALS = {"none": (), "clip": ("clip_start", "clip_end"), "group": ("clip_start", "clip_end", "group_start")}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sequences are made: an id is its codebook's offset and the local code; specials come after all codes."""
+
+    card: TokenizerCard
+    config: ExportConfig
+
+    @property
+    def specials(self) -> dict[str, int]:
+        """The id of each special token; there is none for padding."""
+        return {name: self.card.vocabulary + index for index, name in enumerate(_SPECIALS[self.config.specials])}
+
+    @property
+    def vocabulary(self) -> int:
+        """Codes and specials together; ids are 0 to this, less one."""
+        return self.card.vocabulary + len(self.specials)
+
+    def offsets(self, times: int) -> np.ndarray:
+        """What is added to the local codes of each latent time: ``t 1 1``."""
+        return np.array([self.card.codebook_of(t).offset for t in range(times)], dtype=np.int64)[:, None, None]
+
+
+def grid_to_sequence(codes: np.ndarray, layout: Layout) -> np.ndarray:
+    """Local codes ``lt lh lw`` to ids, int64: ``[clip_start] ([group_start] ids...) [clip_end]``."""
+    ids = codes.astype(np.int64) + layout.offsets(codes.shape[0])
+    specials = layout.specials
+    if "group_start" in specials:
+        flat = np.pad(ids.reshape(len(ids), -1), ((0, 0), (1, 0)), constant_values=specials["group_start"]).ravel()
+    elif layout.config.order == "temporal":
+        flat = ids.transpose(1, 2, 0).ravel()
+    else:
+        flat = ids.ravel()
+    return np.pad(flat, 1, constant_values=(specials["clip_start"], specials["clip_end"])) if specials else flat
+
+
+def sequence_to_grid(sequence: np.ndarray, grid: tuple[int, ...], layout: Layout) -> np.ndarray:
+    """Ids back to local codes ``lt lh lw``: what :func:`grid_to_sequence` was given.
+
+    Raises:
+        ValueError: the length is not the grid's, a special token is out of its place, or a code is out of range.
+    """
+    flat, specials = np.asarray(sequence).astype(np.int64), layout.specials
+    times, high, wide = grid
+    groups = times if "group_start" in specials else 0
+    length = times * high * wide + groups + (2 if specials else 0)
+    if len(flat) != length:
+        raise ValueError(f"a grid of {grid} is a sequence of {length} ids; got {len(flat)}")
+    if specials:
+        if flat[0] != specials["clip_start"] or flat[-1] != specials["clip_end"]:
+            raise ValueError(f"the sequence is not between clip_start and clip_end: {flat[0]} ... {flat[-1]}")
+        flat = flat[1:-1]
+    if groups:
+        rows = flat.reshape(times, -1)
+        if (rows[:, 0] != specials["group_start"]).any():
+            raise ValueError("a group does not begin with group_start")
+        ids = rows[:, 1:].reshape(grid)
+    elif layout.config.order == "temporal":
+        ids = flat.reshape(high, wide, times).transpose(2, 0, 1)
+    else:
+        ids = flat.reshape(grid)
+    codes = ids - layout.offsets(times)
+    check_codes(codes, layout.card, "sequence")
+    return codes.astype(layout.card.dtype)
