@@ -12,6 +12,7 @@ import click
 from vidvq import config, log
 from vidvq.cli.decode import decode
 from vidvq.cli.place import Place
+from vidvq.cli.view import view
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -189,4 +190,4 @@ def demo(overrides: tuple[str, ...], out: Path) -> int:
     return run_demo(out, list(overrides))
 
 
-COMMANDS = (shard, train, tokenize, decode, evaluate, demo)
+COMMANDS = (shard, train, tokenize, decode, view, evaluate, demo)

@@ -91,7 +91,8 @@ def _mp4(file: IO[bytes], frames: Iterable[Timed], shape: Shape, crf: int) -> No
 def _gif(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
     """A palette of its own for each frame: one for all would need all of them first."""
     graph = Graph()
-    source = graph.add_buffer(width=shape.width, height=shape.height, format="rgb24", time_base=_GIF_TICK)
+    pixels_in = av.VideoFormat("rgb24", shape.width, shape.height)
+    source = graph.add_buffer(width=shape.width, height=shape.height, format=pixels_in, time_base=_GIF_TICK)
     split = graph.add("split")
     palette = graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
     use = graph.add("paletteuse", "new=1:dither=sierra2_4a")
@@ -112,7 +113,7 @@ def _gif(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
             while True:
                 try:
                     frame = graph.vpull()
-                except (BlockingIOError, EOFError, av.error.BlockingIOError, av.error.EOFError):
+                except (BlockingIOError, EOFError):
                     return
                 for packet in stream.encode(frame):  # type: ignore[attr-defined]
                     packet.duration = length

@@ -1,0 +1,33 @@
+"""`vidvq view`."""
+
+from pathlib import Path
+
+import click
+
+from vidvq import log
+from vidvq.cli.place import Place
+
+
+@click.command(short_help="Look at tokens in a browser.")
+@click.argument("tokens", type=Place())
+@click.option("--checkpoint", required=True, type=Place(), help="A checkpoint, or a training run (its newest).")
+@click.option("--clips", type=Place(), help="The clip shards the tokens were made from: shows the originals beside.")
+@click.option("--out", type=Place(), help="Write the page to this file instead of serving it.")
+@click.option("--first", default=12, show_default=True, type=click.IntRange(1, 200), help="How many clips to show.")
+@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="Of 127.0.0.1.")
+def view(tokens: Path, checkpoint: Path, clips: Path | None, out: Path | None, first: int, port: int) -> int:
+    """Show the clips in TOKENS, decoded, with their codes, and what each code decodes to.
+
+    vidvq view tokens/ --clips shards/ --checkpoint runs/demo
+    """
+    from vidvq.view import build_page, serve
+
+    page = build_page(tokens, checkpoint, clips, first)
+    if out is None:
+        serve(page, port)
+        return 0
+    from vidvq.storage import write_atomic
+
+    write_atomic(out, page)
+    log.info(f"{len(page) / 1e6:.1f} MB written to {out}")
+    return 0

@@ -1,0 +1,6 @@
+"""`vidvq view`: tokens in a browser."""
+
+from vidvq.view.page import build_page
+from vidvq.view.serve import serve
+
+__all__ = ["build_page", "serve"]

@@ -1,0 +1,203 @@
+"use strict";
+(async () => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const by = id => document.getElementById(id);
+  const picture = uri => new Promise(done => {
+    const image = new Image();
+    image.onload = () => done(image);
+    image.src = uri;
+  });
+  const strips = await Promise.all(data.books.map(book => picture(book.strip)));
+  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  let clip, sheets, frame = 0, playing = null, chosen = null, latest = 0;
+
+  const make = (tag, text, parent) => {
+    const element = document.createElement(tag);
+    if (text !== null) element.textContent = text;
+    if (parent) parent.append(element);
+    return element;
+  };
+  const bookOf = t => t === 0 || data.books.length === 1 ? 0 : 1;
+  const groupOf = index => Math.ceil(index / data.temporal);
+  const colour = (code, alpha) => `hsl(${code * 137.508 % 360} 75% 55% / ${alpha})`;
+  const codeAt = (of, t, y, x) => of.codes[(t * of.grid[1] + y) * of.grid[2] + x];
+  const draw = (canvas, sheet, of, index) => {
+    canvas.width = of.width;
+    canvas.height = of.height;
+    canvas.getContext("2d").drawImage(sheet, index % data.columns * of.width,
+      Math.floor(index / data.columns) * of.height, of.width, of.height, 0, 0, of.width, of.height);
+  };
+
+  function show() {
+    if (sheets[0]) draw(by("original"), sheets[0], clip, frame);
+    // The decoded frame is drawn larger, so that the lines of the grid are thin.
+    const scale = Math.max(1, Math.min(8, Math.round(640 / clip.width))), canvas = by("decoded");
+    canvas.width = clip.width * scale;
+    canvas.height = clip.height * scale;
+    const pen = canvas.getContext("2d"), t = groupOf(frame), side = data.spatial * scale;
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(sheets[1], frame % data.columns * clip.width, Math.floor(frame / data.columns) * clip.height,
+      clip.width, clip.height, 0, 0, canvas.width, canvas.height);
+    if (by("grid").checked) {
+      for (let y = 0; y < clip.grid[1]; y++) for (let x = 0; x < clip.grid[2]; x++) {
+        const code = codeAt(clip, t, y, x);
+        pen.fillStyle = colour(code, .2);
+        pen.fillRect(x * side, y * side, side, side);
+        pen.strokeStyle = "rgb(0 0 0 / .35)";
+        pen.strokeRect(x * side + .5, y * side + .5, side, side);
+      }
+    }
+    if (chosen && chosen.x !== undefined && chosen.t === t) {
+      pen.lineWidth = 3;
+      pen.strokeStyle = "#fff";
+      pen.strokeRect(chosen.x * side, chosen.y * side, side, side);
+      pen.lineWidth = 1;
+      pen.strokeStyle = "#000";
+      pen.strokeRect(chosen.x * side - 2, chosen.y * side - 2, side + 4, side + 4);
+    }
+    by("scrub").value = frame;
+    by("where").textContent = `frame ${frame} of ${clip.starts.length}, ${clip.starts[frame].toFixed(2)} s, t=${t}`;
+  }
+
+  async function open(index, at) {
+    const mine = ++latest, next = data.clips[index];
+    const loaded = await Promise.all([next.original ? picture(next.original) : null, picture(next.decoded)]);
+    if (mine !== latest) return;
+    stop();
+    clip = next;
+    sheets = loaded;
+    frame = at || 0;
+    by("before").hidden = !sheets[0];
+    by("title").textContent = clip.key;
+    by("facts").textContent = `${clip.source}, clip ${clip.clip}: ${clip.width}×${clip.height}, ` +
+      `${clip.fps.toFixed(2)} fps, ${clip.duration.toFixed(2)} s, grid ${clip.grid.join("×")}` +
+      (clip.psnr === null ? "" : `, PSNR ${clip.psnr.toFixed(2)} dB`);
+    by("scrub").max = clip.starts.length - 1;
+    document.querySelectorAll("#clips button").forEach((button, other) =>
+      button.setAttribute("aria-current", other === index));
+    show();
+  }
+
+  function stop() {
+    cancelAnimationFrame(playing);
+    playing = null;
+    by("play").textContent = "Play";
+  }
+
+  function play() {
+    const origin = performance.now() - clip.starts[frame] * 1000;
+    by("play").textContent = "Pause";
+    const step = now => {
+      const time = Math.max(now - origin, 0) / 1000 % clip.duration;
+      let next = clip.starts.findLastIndex(start => start <= time);
+      if (next < 0) next = 0;
+      if (next !== frame) { frame = next; show(); }
+      playing = requestAnimationFrame(step);
+    };
+    playing = requestAnimationFrame(step);
+  }
+
+  const cell = (canvas, book, row, index) => {
+    const s = data.spatial;
+    canvas.width = canvas.height = s;
+    canvas.getContext("2d").drawImage(strips[book], index * s, row * s, s, s, 0, 0, s, s);
+  };
+
+  function choose(book, code, place) {
+    chosen = {book, code, ...place};
+    const of = data.books[book], row = of.codes.indexOf(code);
+    if (row >= 0) cell(by("patch"), book, row, 0);
+    else by("patch").getContext("2d").clearRect(0, 0, 999, 999);
+    const where = [];
+    let count = 0;
+    data.clips.forEach((other, index) => {
+      const size = other.grid[1] * other.grid[2];
+      other.codes.forEach((value, at) => {
+        const t = Math.floor(at / size);
+        if (value !== code || bookOf(t) !== book) return;
+        count++;
+        if (where.length < 24) where.push({index, t, y: Math.floor(at % size / other.grid[2]), x: at % other.grid[2]});
+      });
+    });
+    by("token").textContent = `${of.name} code ${code}`;
+    by("about").textContent = (place ? `At t=${place.t} h=${place.y} w=${place.x}. ` : "") +
+      `Flat id ${of.offset + code}. ` + (row < 0 ? "" : `${of.counts[row]} times in these tokens; `) +
+      `${count} times in the clips shown` + (count > where.length ? `, the first ${where.length} below.` : ".");
+    by("places").replaceChildren();
+    for (const spot of where) thumbnail(spot, book, code);
+    document.querySelectorAll(".atlas button").forEach(button => button.setAttribute("aria-pressed",
+      Number(button.dataset.book) === book && Number(button.dataset.code) === code));
+    show();
+  }
+
+  async function thumbnail(spot, book, code) {
+    const button = make("button", null, make("li", null, by("places"))), canvas = make("canvas", null, button);
+    button.type = "button";
+    const other = data.clips[spot.index], s = data.spatial, around = s * 3;
+    const index = Math.min(spot.t === 0 ? 0 : (spot.t - 1) * data.temporal + 1, other.starts.length - 1);
+    button.setAttribute("aria-label", `${other.key}, t=${spot.t} h=${spot.y} w=${spot.x}`);
+    button.title = button.getAttribute("aria-label");
+    button.onclick = async () => { await open(spot.index, index); choose(book, code, spot); };
+    const sheet = await picture(other.decoded);
+    const left = Math.max(0, Math.min(spot.x * s - s, other.width - around));
+    const top = Math.max(0, Math.min(spot.y * s - s, other.height - around));
+    canvas.width = canvas.height = around;
+    const pen = canvas.getContext("2d");
+    pen.drawImage(sheet, index % data.columns * other.width + left,
+      Math.floor(index / data.columns) * other.height + top, around, around, 0, 0, around, around);
+    pen.strokeStyle = "#fff";
+    pen.strokeRect(spot.x * s - left + .5, spot.y * s - top + .5, s - 1, s - 1);
+  }
+
+  const pick = (x, y) => {
+    const t = groupOf(frame);
+    x = Math.max(0, Math.min(clip.grid[2] - 1, x));
+    y = Math.max(0, Math.min(clip.grid[1] - 1, y));
+    choose(bookOf(t), codeAt(clip, t, y, x), {t, y, x});
+  };
+  by("decoded").onclick = event => {
+    const box = by("decoded").getBoundingClientRect();
+    pick(Math.floor((event.clientX - box.left) / box.width * clip.width / data.spatial),
+      Math.floor((event.clientY - box.top) / box.height * clip.height / data.spatial));
+  };
+  by("decoded").onkeydown = event => {
+    const move = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+    if (!move) return;
+    event.preventDefault();
+    pick((chosen && chosen.x || 0) + move[0], (chosen && chosen.y || 0) + move[1]);
+  };
+  by("scrub").oninput = () => { stop(); frame = Number(by("scrub").value); show(); };
+  by("play").onclick = () => playing === null ? play() : stop();
+  by("grid").onchange = show;
+
+  data.clips.forEach((entry, index) => {
+    const button = make("button", entry.key, make("li", null, by("clips")));
+    button.type = "button";
+    make("small", `${entry.source.split("/").pop()}, ${entry.duration.toFixed(2)} s` +
+      (entry.psnr === null ? "" : `, ${entry.psnr.toFixed(1)} dB`), button);
+    button.onclick = () => open(index);
+  });
+  const moving = [];
+  document.querySelectorAll(".atlas").forEach(atlas => {
+    const book = Number(atlas.dataset.book);
+    data.books[book].codes.forEach((code, row) => {
+      const button = make("button", null, atlas), canvas = make("canvas", null, button);
+      button.append(String(code));
+      button.type = "button";
+      button.dataset.book = book;
+      button.dataset.code = code;
+      button.setAttribute("aria-pressed", "false");
+      button.setAttribute("aria-label", `${data.books[book].name} code ${code}, ${data.books[book].counts[row]} times`);
+      button.onclick = () => { choose(book, code); by("token").scrollIntoView({block: "nearest"}); };
+      cell(canvas, book, row, 0);
+      if (data.books[book].frames > 1) moving.push([canvas, book, row]);
+    });
+  });
+  let tick = 0;
+  if (!still) setInterval(() => {
+    tick++;
+    for (const [canvas, book, row] of moving) cell(canvas, book, row, tick % data.books[book].frames);
+  }, 200);
+  await open(0);
+  document.body.dataset.ready = "yes";
+})();
