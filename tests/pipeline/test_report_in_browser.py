@@ -72,7 +72,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run_shard([str(folder)], out / "clips" / split, ShardConfig(policy, runtime=INLINE))
     write_training(out)
     for split in ("train", "heldout"):
-        run_tokenize(out / "clips" / split, out / "train", out / "tokens" / split, TokenizeConfig(runtime=INLINE))
+        run_tokenize(
+            [str(out / "clips" / split)], out / "train", out / "tokens" / split, TokenizeConfig(runtime=INLINE)
+        )
     png = out / "decoded" / "png"
     run_decode(out / "tokens" / "heldout", out / "train", png, DecodeConfig("png"))
     run_decode(out / "tokens" / "heldout", out / "train", out / "decoded" / "mp4", DecodeConfig("mp4"))

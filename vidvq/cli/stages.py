@@ -133,26 +133,27 @@ def train(config_name: str, overrides: tuple[str, ...], profile: bool) -> int:
     return 0
 
 
-@click.command(short_help="Turn clip shards into token shards.")
-@click.argument("source", metavar="CLIPS")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.command(short_help="Turn clip shards or videos into token shards.")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCES... [KEY=VALUE]...")
 @_checkpoint
 @_out
 @_config
 @_json
-def tokenize(
-    source: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, as_json: bool
-) -> int:
-    """Turn the clip shards in CLIPS into token shards, one for one.
+def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, as_json: bool) -> int:
+    """Turn SOURCES into token shards: a directory of clip shards, one for one; or videos, as `vidvq shard` takes them.
 
-    An interrupted job goes on where it stopped; the result is the same, byte for byte.
+    Of raw video each sample is a fresh start of the stream, gop_frames long; gop_frames=null makes one unbroken stream
+    of each video. An interrupted job goes on where it stopped; the result is the same, byte for byte.
 
+    \b
     vidvq tokenize shards/ --checkpoint runs/demo --out tokens/
+    vidvq tokenize videos/ more.csv --checkpoint runs/demo --out tokens/ gop_frames=65 video.short_side=256
     """
     from vidvq.tokenize import TokenizeConfig, run_tokenize
 
-    settings = config.load(TokenizeConfig, _config_path(config_name), list(overrides))
-    return _report(run_tokenize(Path(source), checkpoint, out, settings), settings.max_failed, as_json)
+    inputs, overrides = _split(sources)
+    settings = config.load(TokenizeConfig, _config_path(config_name), overrides)
+    return _report(run_tokenize(inputs, checkpoint, out, settings), settings.max_failed, as_json)
 
 
 @click.command(short_help="Score decoded clips against their originals.")

@@ -1,4 +1,4 @@
-"""`vidvq tokenize`: clip shards to token shards."""
+"""`vidvq tokenize`: clip shards or raw video to token shards."""
 
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.job import run_tokenize

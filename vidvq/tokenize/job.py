@@ -1,45 +1,59 @@
 """The tokenization job: plan, then one idempotent unit of work per shard."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from vidvq.formats.clip_shard import ClipInfo, read_clips
+from vidvq.corpus.frames import FrameJob, Piece, VideoPolicy, decode_items
 from vidvq.formats.commit import Commit, Outcome, ShardDraft, commit_shard, read_commit
+from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
-from vidvq.formats.token_shard import TokenInfo, token_files, write_tokenizer_card
+from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files, write_tokenizer_card
 from vidvq.log import info, progress
 from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
-from vidvq.model.pixels import to_video
-from vidvq.runtime import WorkerDied, start
-from vidvq.storage import sha256_file
+from vidvq.runtime import Pool, WorkerDied, feed, start
+from vidvq.storage import place, refuse_unwritable, sha256_file
 from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.encode import encode_stream
 from vidvq.tokenize.plan import plan_tokens
+from vidvq.tokenize.videos import plan_videos, refuse_gop
 from vidvq.video import VideoError
-from vidvq.video.decode import decode_clip
+
+# Decoded at a time, in whole groups: enough that a step costs more than sending it, little enough for any memory.
+_CHUNK_FRAMES = 32
+# A decoding process may have been killed from outside; what kills it so often is the video.
+_TRIES = 3
 
 
 @dataclass(frozen=True)
 class TokenJob:
-    """One shard to make; travels to a worker."""
+    """One shard to make; travels to a worker. ``clips`` is the directory of clip shards, None for raw video."""
 
-    clips: Path
+    clips: Path | None
     out: Path
     shard: str
     plan_id: str
     rows: list[dict[str, Any]]
+    config: TokenizeConfig
 
 
-def run_tokenize(clips: Path, checkpoint: Path, out: Path, config: TokenizeConfig) -> JobSummary:
-    """Tokenize a directory of clip shards, or finish a job that was interrupted.
+class _DecoderDied(Exception):
+    """The decoding process crashed or ran past its deadline."""
+
+
+def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: TokenizeConfig) -> JobSummary:
+    """Tokenize clip shards or raw video, or finish a job that was interrupted.
 
     Args:
-        clips: a directory that ``vidvq shard`` finished.
+        sources: a directory that ``vidvq shard`` finished; or video files, folders, globs, lists and URLs.
         checkpoint: a checkpoint, or a training run.
         out: the output directory.
         config: how.
@@ -49,24 +63,53 @@ def run_tokenize(clips: Path, checkpoint: Path, out: Path, config: TokenizeConfi
         OSError: the disk is full or not writable; what was committed stays.
     """
     folder = find_tokenizer(checkpoint)
-    _, card = load_tokenizer(folder)
-    plan = plan_tokens(out, clips, card)
-    write_tokenizer_card(out, card)
-    items = plan.header["items"]
-    info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
-    with start(config.runtime) as pool, progress("tokenize", items, "clips") as bar:
-        jobs: list[TokenJob] = []
-        for index, (shard, rows) in enumerate(plan.shards()):
-            if read_commit(out, shard):
-                bar.advance(len(rows))
-            else:
-                jobs.append(TokenJob(clips, out, shard, plan.id_of(index), rows))
-        make = partial(make_worker, folder)
-        for job, commit in pool.map_stateful(make, jobs, gpus=1 if torch.cuda.is_available() else 0):
+    tokenizer, card = load_tokenizer(folder)
+    clips = _clip_shards(sources)
+    if clips is None:
+        refuse_gop(config.gop_frames, card.temporal_factor)
+        if config.gop_frames is None and not _has_streams(tokenizer):
+            raise ValueError(f"gop_frames=null needs a tokenizer with streams; {type(tokenizer).__name__} has none")
+    elif config.video != VideoPolicy():
+        raise ValueError(f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with")
+    refuse_unwritable(out)
+    with start(config.runtime) as pool:
+        plan = plan_tokens(out, clips, card) if clips else plan_videos(out, sources, config, card, pool)
+        write_tokenizer_card(out, card)
+        items = plan.header["items"]
+        info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
+        _make_shards(clips, folder, out, config, plan, pool)
+    return summarize(out, plan)
+
+
+def _clip_shards(sources: list[str]) -> Path | None:
+    """The directory of clip shards that is meant, or None where it is raw video."""
+    planned = [place(source) for source in sources if (place(source) / "plan.json").is_file()]
+    if planned and len(sources) > 1:
+        raise ValueError(f"{planned[0]} is a directory of shards; give it alone")
+    return planned[0] if planned else None
+
+
+def _has_streams(tokenizer: Tokenizer) -> bool:
+    return type(tokenizer).encode_step is not Tokenizer.encode_step
+
+
+def _make_shards(
+    clips: Path | None, checkpoint: Path, out: Path, config: TokenizeConfig, plan: Plan, pool: Pool
+) -> None:
+    with progress("tokenize", plan.header["items"], "clips") as bar:
+
+        def jobs() -> Iterator[TokenJob]:
+            for index, (shard, rows) in enumerate(plan.shards()):
+                if read_commit(out, shard):
+                    bar.advance(len(rows))
+                else:
+                    yield TokenJob(clips, out, shard, plan.id_of(index), rows, config)
+
+        make = partial(make_worker, checkpoint)
+        for job, commit in pool.map_stateful(make, jobs(), gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(commit, WorkerDied):
                 raise OSError(f"{job.shard}: {commit.message}; run the same command again to go on")
             bar.advance(commit.items)
-    return summarize(out, plan)
 
 
 def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
@@ -78,45 +121,74 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
     tokenizer.to(device)
 
     def make_shard(job: TokenJob) -> Commit:
-        path = job.clips / job.rows[0]["clip_shard"]
-        if not path.is_file() or sha256_file(path) != job.rows[0]["clip_shard_sha256"]:
+        path = job.clips / job.rows[0]["clip_shard"] if job.clips else None
+        if path and (not path.is_file() or sha256_file(path) != job.rows[0]["clip_shard_sha256"]):
             raise ValueError(f"{path} is missing or not the one that was planned; run vidvq verify {job.clips}")
 
         def fill(draft: ShardDraft) -> None:
-            for key, media, clip in read_clips(path):
-                try:
-                    codes = encode_clip(tokenizer, media, clip, key)
-                except VideoError as error:
-                    draft.failed.append(Outcome(key, error.reason, f"{clip.source}: {error.detail}"))
-                    continue
-                grid = tuple(int(length) for length in codes.shape)
-                tokens = TokenInfo(
-                    source=clip.source,
-                    clip_index=clip.clip_index,
-                    grid=grid,
-                    num_frames=clip.num_frames,
-                    height=clip.height,
-                    width=clip.width,
-                    fps=clip.fps,
-                    time_base=clip.time_base,
-                    pts=clip.pts,
-                    duration=clip.duration,
-                )
-                draft.add(key, token_files(codes, tokens, card), frames=clip.num_frames, tokens=int(codes.size))
+            planned_out = [row for row in job.rows if row.get("reason")]
+            draft.failed += [
+                Outcome(row["key"], row["reason"], f"{row['uri']}: {row['detail']}") for row in planned_out
+            ]
+            left = deque(row for row in job.rows if not row.get("reason"))
+            deaths = 0
+            while left:
+                before = len(left)
+                if _encode(tokenizer, card, _frame_job(job, path, left, tokenizer), left, draft):
+                    deaths = deaths + 1 if len(left) == before else 1
+                    if deaths >= _TRIES:
+                        deaths = 0
+                        row = left.popleft()
+                        detail = (
+                            f"the decoder crashed on it or ran past limits.deadline_s={job.config.limits.deadline_s:g}"
+                        )
+                        draft.failed.append(Outcome(row["key"], "decoder_died", f"{row.get('uri', path)}: {detail}"))
+                elif left:
+                    raise ValueError(f"{path or left[0]['uri']} lacks {left[0]['key']}, which was planned")
 
         return commit_shard(job.out, job.shard, job.plan_id, fill)
 
     return make_shard
 
 
-@torch.inference_mode()
-def encode_clip(tokenizer: Tokenizer, media: bytes, clip: ClipInfo, key: str) -> Any:
-    """Decode and encode one clip; returns codes ``lt lh lw`` as an integer array.
+def _frame_job(job: TokenJob, path: Path | None, left: deque[dict[str, Any]], tokenizer: Tokenizer) -> FrameJob:
+    group = tokenizer.temporal_factor
+    return FrameJob(tuple(left), path, job.config.video, job.config.limits, max(_CHUNK_FRAMES // group, 1) * group)
 
-    Raises:
-        VideoError: the clip cannot be decoded, or is not what its JSON says.
-    """
-    frames = decode_clip(media, key)
-    if frames.shape != (clip.num_frames, clip.height, clip.width, 3):
-        raise VideoError("decode_error", f"{key} has frames {frames.shape}, its JSON says otherwise")
-    return tokenizer.encode(to_video(frames).to(tokenizer.device))[0].cpu().numpy()
+
+def _encode(
+    tokenizer: Tokenizer, card: TokenizerCard, work: FrameJob, left: deque[dict[str, Any]], draft: ShardDraft
+) -> bool:
+    """Encode items while the next are decoded, and take each off ``left``; True where the decoding process died."""
+    with closing(feed(decode_items, work, work.limits.deadline_s)) as pieces:
+        for piece in pieces:
+            if isinstance(piece, WorkerDied):
+                return True
+            try:
+                if piece.error:
+                    raise piece.error
+                assert piece.stretch is not None
+                codes = encode_stream(tokenizer, _frames(pieces))
+            except _DecoderDied:
+                return True
+            except VideoError as error:
+                draft.failed.append(Outcome(piece.key, error.reason, error.detail))
+            else:
+                grid = tuple(int(length) for length in codes.shape)
+                tokens = TokenInfo(grid=grid, **{name: getattr(piece.stretch, name) for name in asdict(piece.stretch)})
+                frames = piece.stretch.num_frames
+                draft.add(piece.key, token_files(codes, tokens, card), frames=frames, tokens=int(codes.size))
+            left.popleft()
+    return False
+
+
+def _frames(pieces: Iterator[Piece | WorkerDied]) -> Iterator[np.ndarray]:
+    for piece in pieces:
+        if isinstance(piece, WorkerDied):
+            raise _DecoderDied(piece.message)
+        if piece.error:
+            raise piece.error
+        if piece.done:
+            return
+        assert piece.frames is not None
+        yield piece.frames

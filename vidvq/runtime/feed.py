@@ -1,0 +1,91 @@
+"""A generator run in a process of its own, one step ahead of whoever consumes it; no Ray needed.
+
+The process dies with its parent, and of a deadline or a crash it dies alone.
+"""
+
+import faulthandler
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from vidvq.runtime.pool import WorkerDied
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class _End:
+    """What a feeder sends last."""
+
+
+def feed(
+    function: Callable[[Item], Iterator[Result]], item: Item, deadline_s: float | None = None
+) -> Generator[Result | WorkerDied, None, None]:
+    """Yield what ``function(item)`` yields in another process, and :class:`WorkerDied` last where that died.
+
+    What is computed ahead is one result: the pipe holds no more.
+
+    Args:
+        function: importable by name, from a module that loads fast.
+        item: travels to the process.
+        deadline_s: wall time of one step after which the process ends itself, even inside a native library.
+
+    Raises:
+        Exception: what the function raised.
+    """
+    theirs_in, ours_out = os.pipe()
+    ours_in, theirs_out = os.pipe()
+    command = f"from vidvq.runtime.feed import _serve; _serve({theirs_in}, {theirs_out})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", command],
+        pass_fds=(theirs_in, theirs_out),
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(theirs_in)
+    os.close(theirs_out)
+    try:
+        with Connection(ours_out, readable=False) as orders, Connection(ours_in, writable=False) as results:
+            try:
+                orders.send((function, item, deadline_s))
+                while not isinstance(result := results.recv(), _End):
+                    if isinstance(result, Exception):
+                        raise result
+                    yield result
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                yield WorkerDied(f"the process of {function.__name__} ended with {process.wait()}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _serve(orders: int, results: int) -> None:
+    with Connection(orders, writable=False) as receive, Connection(results, readable=False) as send:
+        function, item, deadline_s = receive.recv()
+        with suppress(BrokenPipeError):
+            try:
+                steps = iter(function(item))
+                while not isinstance(result := _step(steps, deadline_s), _End):
+                    send.send(result)
+            except BrokenPipeError:
+                raise
+            except Exception as error:  # noqa: BLE001 (raised by the parent)
+                result = error
+            send.send(result)
+
+
+def _step(steps: Iterator[Any], deadline_s: float | None) -> Any:
+    if deadline_s is not None:
+        # A native library that hangs may hold the GIL; faulthandler's own thread needs none to end the process.
+        faulthandler.dump_traceback_later(deadline_s, exit=True, file=sys.__stderr__ or sys.stderr)
+    try:
+        return next(steps, _End())
+    finally:
+        faulthandler.cancel_dump_traceback_later()

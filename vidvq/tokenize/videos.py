@@ -1,0 +1,151 @@
+"""Which token samples raw videos give: one for each fresh start of a stream, decided before the first is encoded."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from vidvq.config import to_dict
+from vidvq.corpus.fetch import as_video_error, content_hash, local_file
+from vidvq.corpus.frames import window_of
+from vidvq.corpus.inputs import Fingerprint, Source, list_sources
+from vidvq.formats.clip_shard import clip_key
+from vidvq.formats.plan import Plan, ensure_plan
+from vidvq.formats.token_shard import PREFIX, TokenizerCard
+from vidvq.log import progress
+from vidvq.runtime import Pool, WorkerDied
+from vidvq.tokenize.config import TokenizeConfig
+from vidvq.video import VideoError
+from vidvq.video.decode import sample_timeline
+from vidvq.video.probe import probe
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.int32()),
+        # The source, as it was listed; start_s and end_s are the list's own stretch of it.
+        ("uri", pa.string()),
+        ("size", pa.int64()),
+        ("version", pa.string()),
+        ("offset", pa.int64()),
+        ("start_s", pa.float64()),
+        ("end_s", pa.float64()),
+        ("carried", pa.string()),
+        ("sha256", pa.string()),
+        # Which fresh start of that video; frames first to first + num_frames of the sampled timeline.
+        ("clip_index", pa.int32()),
+        ("first", pa.int64()),
+        ("num_frames", pa.int64()),
+        # The same in seconds from the video's first frame, to find a moment by.
+        ("begin_s", pa.float64()),
+        ("until_s", pa.float64()),
+        # Why there is nothing to encode; "" for a sample.
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class LookJob:
+    """One source to look at; travels to a worker."""
+
+    source: Source
+    config: TokenizeConfig
+
+
+def refuse_gop(gop_frames: int | None, temporal_factor: int) -> None:
+    """Refuse a length that the tokenizer's groups do not fill.
+
+    Raises:
+        ValueError: names the nearest lengths that they do.
+    """
+    if gop_frames is not None and (over := (gop_frames - 1) % temporal_factor):
+        below = gop_frames - over
+        raise ValueError(
+            f"gop_frames={gop_frames} must be 1 + a multiple of {temporal_factor}; nearest {below} or "
+            f"{below + temporal_factor}"
+        )
+
+
+def plan_videos(out: Path, inputs: list[str], config: TokenizeConfig, card: TokenizerCard, pool: Pool) -> Plan:
+    """The plan of an output directory, made now or on an earlier run.
+
+    Raises:
+        ValueError: an input does not exist, or the plan there was made from other videos, settings or tokenizer.
+    """
+    refuse_gop(config.gop_frames, card.temporal_factor)
+    sources, fingerprint = [], Fingerprint()
+    for source in list_sources(inputs, config.lists):
+        sources.append(source)
+        fingerprint.add(source)
+    if not sources:
+        raise ValueError("the inputs name no video at all")
+    settings = to_dict(config)
+    made_from = {name: settings[name] for name in ("video", "gop_frames", "items_per_shard", "lists", "limits")}
+    made_from |= {"inputs": fingerprint.value(), "token_fingerprint": card.token_fingerprint}
+
+    def build() -> pa.Table:
+        rows: list[dict[str, Any]] = []
+        with progress("plan", len(sources), "videos") as bar:
+            for found in _look(sources, config, pool):
+                rows.extend(found)
+                bar.advance()
+        for number, row in enumerate(rows):
+            row["shard"] = number // config.items_per_shard
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+    return ensure_plan(out, "tokenize", PREFIX, made_from, build)
+
+
+def look_at(job: LookJob) -> list[dict[str, Any]]:
+    """The rows of one source: its samples, and a row with the reason for what cannot become one. Never empty."""
+    source, config = job.source, job.config
+    try:
+        start_s = 0.0 if source.start_s is None else source.start_s
+        end_s = math.inf if source.end_s is None else source.end_s
+        if not 0 <= start_s < end_s:
+            raise VideoError("bad_range", f"has start {start_s} and end {end_s}; needs 0 <= start < end, seconds")
+        with local_file(source, config.limits.max_bytes) as path:
+            info = probe(path, config.limits)
+            digest = content_hash(path)
+        config.video.frame_size(info)
+    except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
+        failure = as_video_error(error)
+        return [_row(source, 0, reason=failure.reason, detail=failure.detail)]
+    _, times = sample_timeline(info, config.video.fps)
+    begin, end = window_of(info, times, start_s, end_s)
+    rows = []
+    for first in range(begin, end, config.gop_frames or max(end - begin, 1)):
+        length = min(config.gop_frames or end - begin, end - first)
+        after = times[first + length] if first + length < len(times) else times[-1] + info.tick_per_frame
+        seconds = {
+            "begin_s": float((times[first] - info.pts[0]) * info.time_base),
+            "until_s": float((after - info.pts[0]) * info.time_base),
+        }
+        rows.append(_row(source, len(rows), sha256=digest, first=first, num_frames=length, **seconds))
+    if not rows:
+        detail = f"the range {source.start_s} to {source.end_s} s is not in its {info.num_frames} frames"
+        rows.append(_row(source, 0, reason="bad_range", detail=detail))
+    elif info.torn:
+        detail = f"the file ends early; its {info.num_frames} frames are used"
+        rows.append(_row(source, len(rows), reason="truncated", detail=detail))
+    return rows
+
+
+def _look(sources: list[Source], config: TokenizeConfig, pool: Pool) -> Iterator[list[dict[str, Any]]]:
+    jobs = (LookJob(source, config) for source in sources)
+    for job, found in pool.map(look_at, jobs, deadline_s=config.limits.deadline_s, retries=2):
+        if isinstance(found, WorkerDied):
+            found = [_row(job.source, 0, reason="decoder_died", detail="the prober crashed or hung on it")]
+        yield found
+
+
+def _row(source: Source, clip_index: int, **fields: Any) -> dict[str, Any]:
+    row = {name: getattr(source, name) for name in Source.__slots__}
+    row |= {"key": clip_key(source.identity, clip_index), "clip_index": clip_index}
+    empty = {"sha256": "", "first": 0, "num_frames": 0, "begin_s": None, "until_s": None, "reason": "", "detail": ""}
+    return row | empty | fields
