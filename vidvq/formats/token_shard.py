@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from vidvq.formats.tar import read_samples
+from vidvq.formats.token_bits import pack_codes, unpack_codes
 from vidvq.storage import canonical_json, create_once, pretty_json, read_json, remove_attempts
 
 FORMAT = "vidvq.tokens/1"
 TOKENIZER_FORMAT = "vidvq.tokenizer/1"
 PREFIX = "tokens"
 MEDIA = "tokens.npy"
+PACKED = "tokens.bits.zst"
 RASTER_ORDER = "t h w"
 _MAX_CODES = 1 << 32
 
@@ -126,16 +128,20 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
     return card
 
 
-def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard) -> dict[str, bytes]:
+def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: bool = False) -> dict[str, bytes]:
     """The members of one sample by extension.
 
     Args:
         codes: local codes, integers, ``lt lh lw``.
+        pack: as :mod:`vidvq.formats.token_bits` does, instead of as npy.
     """
     check_codes(codes, card, info.source)
+    text = canonical_json(asdict(info) | {"format": FORMAT})
+    if pack:
+        return {PACKED: pack_codes(codes, card.codebook_of), "json": text}
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(codes, dtype=card.dtype), allow_pickle=False)
-    return {MEDIA: buffer.getvalue(), "json": canonical_json(asdict(info) | {"format": FORMAT})}
+    return {MEDIA: buffer.getvalue(), "json": text}
 
 
 def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
@@ -159,11 +165,14 @@ def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tu
     Raises:
         ValueError: a member is missing or damaged, the shapes disagree, or a code is out of range; names ``where``.
     """
-    if files.keys() != {MEDIA, "json"}:
+    if files.keys() not in ({MEDIA, "json"}, {PACKED, "json"}):
         raise ValueError(f"{where} has {sorted(files)}; a token sample has ['json', '{MEDIA}']")
     info = parse_info(files, where)
     try:
-        codes = np.lib.format.read_array(io.BytesIO(files[MEDIA]), allow_pickle=False)
+        if PACKED in files:
+            codes = unpack_codes(files[PACKED], info.grid, card.codebook_of, card.dtype)
+        else:
+            codes = np.lib.format.read_array(io.BytesIO(files[MEDIA]), allow_pickle=False)
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, MemoryError) as error:
         raise ValueError(f"{where} is not a readable token sample: {error}") from error
     if codes.dtype.kind != "u" or codes.ndim != 3 or codes.shape != info.grid or 0 in codes.shape:

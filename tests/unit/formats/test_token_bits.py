@@ -1,0 +1,34 @@
+"""Packed codes come back as they were, and damage is refused."""
+
+import numpy as np
+import pytest
+
+from vidvq.formats.token_bits import pack_codes, unpack_codes
+from vidvq.formats.token_shard import PACKED, Codebook, TokenInfo, TokenizerCard, parse_tokens, token_files
+
+CARD = TokenizerCard("a" * 64, "b" * 64, (Codebook("spatial", 512, 0), Codebook("temporal", 1000, 512)), 4, 8, {})
+CODES = np.random.default_rng(0).integers(0, 512, (3, 5, 7), dtype=np.uint16)
+INFO = TokenInfo("v.mp4", 0, (3, 5, 7), 9, 40, 56, 25.0, "1/25", tuple(range(9)), 9)
+
+
+def test_a_packed_sample_reads_as_any_other_and_takes_fewer_bytes():
+    files = token_files(CODES, INFO, CARD, pack=True)
+    assert files.keys() == {PACKED, "json"}
+    assert len(files[PACKED]) < CODES.size * 2 * 0.75
+    codes, info = parse_tokens(files, CARD, "x")
+    assert info == INFO and codes.dtype == np.uint16 and np.array_equal(codes, CODES)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 512, 513, 1 << 16, (1 << 20) + 1])
+def test_every_size_of_codebook(size):
+    book = Codebook("joint", size, 0)
+    codes = np.array([[[0, size - 1, size // 2]]], dtype=np.uint32)
+    data = pack_codes(codes, lambda t: book)
+    assert np.array_equal(unpack_codes(data, (1, 1, 3), lambda t: book, np.uint32), codes)
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-3], lambda d: b"no" + d[2:], lambda d: d[:20] + b"??" + d[22:]])
+def test_damage_is_refused(damage):
+    files = token_files(CODES, INFO, CARD, pack=True)
+    with pytest.raises(ValueError, match="x is not a readable token sample"):
+        parse_tokens(files | {PACKED: damage(files[PACKED])}, CARD, "x")

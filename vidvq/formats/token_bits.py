@@ -1,0 +1,73 @@
+"""Codes packed without loss: as few bits each as their codebook needs, then zstd."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+
+class Sized(Protocol):
+    """What has a number of codes: a codebook."""
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        ...
+
+
+BookOf = Callable[[int], Sized]
+
+_LEVEL = 19
+
+
+def pack_codes(codes: np.ndarray, book_of: BookOf) -> bytes:
+    """Pack local codes ``lt lh lw``; those of a codebook of ``size`` take ceil(log2(size)) bits, the highest first.
+
+    Latent times follow one another without padding; the last byte is filled with zeros.
+    """
+    import zstandard
+
+    parts = [_to_bits(group.ravel().astype(np.uint32), _width(book_of(t).size)) for t, group in enumerate(codes)]
+    packed = np.packbits(np.concatenate(parts)).tobytes()
+    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(packed)
+
+
+def unpack_codes(data: bytes, grid: tuple[int, ...], book_of: BookOf, dtype: type[np.unsignedinteger]) -> np.ndarray:
+    """The inverse of :func:`pack_codes` for a grid ``lt lh lw``.
+
+    Raises:
+        ValueError: the data is damaged, or is not of such a grid.
+    """
+    import zstandard
+
+    if len(grid) != 3 or any(type(length) is not int or length < 1 for length in grid):
+        raise ValueError(f"its grid {grid} is not lt, lh, lw")
+    area = grid[1] * grid[2]
+    widths = [_width(book_of(t).size) for t in range(grid[0])]
+    size = -(-area * sum(widths) // 8)
+    try:
+        # Never more memory than the grid needs, whatever the frame says of itself.
+        if zstandard.frame_content_size(data) != size:
+            raise ValueError(f"its packed codes are not the {size} bytes of a grid {grid}")
+        packed = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"its packed codes are damaged ({error})") from error
+    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8))
+    groups, at = [], 0
+    for width in widths:
+        groups.append(_from_bits(bits[at : at + area * width], width).reshape(grid[1:]))
+        at += area * width
+    return np.stack(groups).astype(dtype)
+
+
+def _width(size: int) -> int:
+    return max((size - 1).bit_length(), 1)
+
+
+def _to_bits(values: np.ndarray, width: int) -> np.ndarray:
+    return (values[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint32) & 1).astype(np.uint8).ravel()
+
+
+def _from_bits(bits: np.ndarray, width: int) -> np.ndarray:
+    weights = np.uint32(1) << np.arange(width - 1, -1, -1, dtype=np.uint32)
+    return (bits.reshape(-1, width).astype(np.uint32) * weights).sum(axis=1, dtype=np.uint32)
