@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vidvq.corpus.frames import decode_items
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.model.checkpoint import load_tokenizer
@@ -147,3 +148,25 @@ def test_an_exception_of_a_decoder_is_raised_where_it_is_consumed(monkeypatch):
     assert list(feed(by_name, "fine")) == [1, 2]
     with pytest.raises(ValueError, match="told"):
         list(feed(by_name, "raise"))
+
+
+def decode_or_crash(job):
+    for piece in decode_items(job):
+        if piece.key.endswith("-00002"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        yield piece
+
+
+def test_an_item_that_kills_its_decoder_is_counted_and_the_others_are_made(
+    vidvq, video, tmp_path, checkpoint_dir, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from test_tokenize_videos import decode_or_crash as by_name
+
+    monkeypatch.setattr("vidvq.tokenize.job.decode_items", by_name)
+    out = tmp_path / "out"
+    where = ("--checkpoint", checkpoint_dir, "--out", out)
+    assert vidvq("tokenize", video, *where, *SETTINGS, "gop_frames=9", INLINE).code == 1
+    assert json.loads((out / "summary.json").read_bytes())["failed"]["decoder_died"]["count"] == 1
+    assert [info.clip_index for _, _, info in samples(out)] == [0, 1, 3, 4, 5]
+    assert vidvq("verify", out).code == 0
