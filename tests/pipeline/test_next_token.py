@@ -1,0 +1,20 @@
+"""The example trains: on token shards and on their megatron export alike."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+EXAMPLE = Path(__file__).parents[2] / "examples/next_token.py"
+
+
+def test_the_loss_goes_down_on_both(tmp_path, tokens_dir, vidvq):
+    spec = importlib.util.spec_from_file_location("next_token", EXAMPLE)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    assert vidvq("export", tokens_dir, "--to", "megatron", "--out", tmp_path / "megatron").code == 0
+    shards, vocabulary = example.read_token_shards(tokens_dir)
+    exported, same = example.read_megatron(tmp_path / "megatron")
+    assert (shards == exported).all() and vocabulary == same
+    losses = example.train(exported, vocabulary, steps=30, context=32)
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
