@@ -127,3 +127,13 @@ def test_damage_is_found(tmp_path, tokens_dir, vidvq, target):
     if target != "parquet":
         ran = vidvq("export", tokens_dir, "--to", target, "--out", out, "--check")
         assert ran.code == 2 and "differs" in ran.error
+
+
+def test_megatron_core_reads_every_id(tmp_path, tokens_dir, vidvq):
+    indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="needs megatron-core")
+    assert vidvq("export", tokens_dir, "--to", "megatron", "--out", tmp_path / "out").code == 0
+    paths = sorted((tmp_path / "out").glob("*.idx"))
+    parts = [indexed_dataset.IndexedDataset(str(path.with_suffix(""))) for path in paths]
+    found = [part[index] for part in parts for index in range(len(part))]
+    expected = read_megatron(tmp_path / "out")
+    assert [ids.tolist() for ids in found] == [ids.tolist() for ids in expected]
