@@ -73,8 +73,6 @@ def test_training_over_two_nodes_saves_at_the_limit_is_queued_again_and_ends(clu
     assert f"step {saved} is saved" in log
     assert "going on from" in log
     assert read_checkpoint(out).config["step"] == 40
-    ranks = {path.name for path in (list_steps(out)[-1] / "training").glob("rank-*.json")}
-    assert ranks == {"rank-0.json", "rank-1.json"}
     assert not list(tmp_path.rglob("harm"))
 
 
@@ -123,7 +121,8 @@ def test_tokenization_runs_on_a_ray_cluster_inside_the_job(
 )
 def test_what_the_cluster_does_not_have_is_one_line(cluster, clips_dir, tmp_path, vidvq, options, said):
     ran = vidvq(
-        *["submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "slurm", "--run", tmp_path / "r"], *options
+        *["submit", "train", "demo", f"data.clips={clips_dir}", "data.batch_size=24", "--backend", "slurm"],
+        *["--run", tmp_path / "r", *options],
     )
     assert ran.code == 2
     assert re.search(said, ran.error)

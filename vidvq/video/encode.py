@@ -115,8 +115,10 @@ def mp4_kind(height: int, width: int, crf: int) -> tuple[str, str, str, dict[str
     """Container, codec, pixel format and options for H.264 in mp4."""
     # x264 subsamples colour only in even sizes.
     pixels = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-    # One thread: the bytes must not depend on the machine's cores.
-    return "mp4", "libx264", pixels, {"crf": str(crf), "preset": "veryfast", "x264-params": "threads=1"}
+    # One thread: the bytes must not depend on the machine's cores. And x264's macroblock tree reads memory that nobody
+    # wrote, so that what lay there before decides on the quality of whole frames.
+    options = "threads=1:no-mbtree=1"
+    return "mp4", "libx264", pixels, {"crf": str(crf), "preset": "veryfast", "x264-params": options}
 
 
 def encode_png(frame: np.ndarray) -> bytes:

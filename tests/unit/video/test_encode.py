@@ -1,6 +1,9 @@
 """Frames to files: the same bytes every time, at the very times they had."""
 
 import io
+import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -113,3 +116,32 @@ def test_png_loses_nothing():
     frame = moving(1, 9, 7)[0]
     with Image.open(io.BytesIO(encode_png(frame))) as image:
         np.testing.assert_array_equal(np.asarray(image), frame)
+
+
+_ENCODE = """
+import hashlib, sys
+from fractions import Fraction
+import numpy as np
+from vidvq.video.encode import encode_ffv1, encode_mp4
+random = np.random.default_rng(0)
+still = np.kron(random.integers(0, 256, (8, 10, 3)), np.ones((16, 16, 1)))
+moving = np.stack([np.roll(still, 2 * t, axis=1) for t in range(9)]) + random.integers(-9, 10, (9, 128, 160, 3))
+frames = moving.clip(0, 255).astype(np.uint8)
+times = tuple(range(9))
+for data in (encode_mp4(frames, times, Fraction(1, 25), 17), encode_ffv1(frames, times, Fraction(1, 25))):
+    print(hashlib.sha256(data).hexdigest())
+"""
+
+
+def test_what_lay_in_memory_before_is_not_in_the_file():
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", _ENCODE],
+            env=os.environ | {"MALLOC_PERTURB_": fill},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for fill in ("0", "85", "170", "255")
+    }
+    assert len(told) == 1, told
