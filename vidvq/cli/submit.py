@@ -98,22 +98,22 @@ def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **where: 
     return _submit(_job("shard", (*map(_absolute, inputs), "--out", target), settings, target, where), where)
 
 
-@submit.command(short_help="Turn clip shards into token shards there.")
-@click.argument("source", metavar="CLIPS")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@submit.command(short_help="Turn clip shards or videos into token shards there.")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCES... [KEY=VALUE]...")
 @_checkpoint
 @_out
 @_config
 @_where
-def tokenize(
-    source: str, overrides: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, **where: Any
-) -> int:
-    """Turn the clip shards in CLIPS into token shards as `vidvq tokenize` would, on a Ray cluster of its own."""
+def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, **where: Any) -> int:
+    """Turn SOURCES into token shards as `vidvq tokenize` would, on a Ray cluster of its own."""
     from vidvq.tokenize import TokenizeConfig
 
-    settings = config.to_dict(config.load(TokenizeConfig, _config_path(config_name), list(overrides)))
+    inputs, overrides = _split(sources)
+    if not inputs:
+        raise ValueError("give a directory of clip shards, or video files or directories")
+    settings = config.to_dict(config.load(TokenizeConfig, _config_path(config_name), overrides))
     target = _absolute(str(out))
-    arguments = (_absolute(source), "--checkpoint", _absolute(str(checkpoint)), "--out", target)
+    arguments = (*map(_absolute, inputs), "--checkpoint", _absolute(str(checkpoint)), "--out", target)
     return _submit(_job("tokenize", arguments, settings, target, where), where)
 
 
