@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
-.PHONY: demo test test-slow test-gpu bench-shard bench-model bench-train bench-gpu ablate check lint format clean
+.PHONY: demo test test-slow test-gpu bench-shard bench-model bench-train bench-tokenize bench-gpu ablate check lint format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -29,6 +29,11 @@ CLIPS ?= runs/demo/clips/train
 
 bench-train: $(VENV)/.with-all  ## A training step over its bare arithmetic, and the wait for data, on CLIPS=DIR.
 	GOMP_SPINCOUNT=1000 $(BIN)/python benchmarks/train.py $(CLIPS)
+
+CHECKPOINT ?= runs/demo/train
+
+bench-tokenize: $(VENV)/.with-all  ## The corpus job's rate over the bare encoder's, on CLIPS=DIR CHECKPOINT=DIR.
+	$(BIN)/python benchmarks/tokenize.py $(CLIPS) $(CHECKPOINT)
 
 bench-gpu:  ## The GPU's tests and figures, with whatever python and torch there are: make bench-gpu PYTHON=python3
 	PYTHON=$(PYTHON) launch/gpu-checks.sh

@@ -1,0 +1,104 @@
+"""Pipeline efficiency: the corpus job's frames per second over those of the bare encoder, on the same cores.
+
+    python benchmarks/tokenize.py CLIPS CHECKPOINT [--workers 2] [--rounds 3]
+
+CLIPS is a directory of clip shards, many more than workers. In every round the bare
+encoder runs in as many processes as there are workers, one thread each, on clips that are decoded already; then
+`vidvq tokenize` makes the whole directory anew. Its rate is taken twice: over the command's whole time, start and plan
+included, and from the first commit to the last, which is what a long job sees. The table gives medians over rounds.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+
+from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.commit import read_commit
+from vidvq.formats.plan import read_plan
+from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
+from vidvq.model.pixels import to_video
+from vidvq.video.decode import decode_clip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    rounds = []
+    for _ in range(options.rounds):
+        bare = _bare(options.clips, options.checkpoint, options.workers)
+        rounds.append((bare, *_job(options.clips, options.checkpoint, options.workers)))
+    bare, whole, steady, size = (statistics.median(column) for column in zip(*rounds, strict=True))
+    print(f"bare encoder, {options.workers} processes   {bare:8.1f} frames/s")
+    print(f"vidvq tokenize, whole command   {whole:8.1f} frames/s")
+    print(f"vidvq tokenize, commit to commit{steady:8.1f} frames/s")
+    print(f"efficiency, commit to commit    {statistics.median(row[2] / row[0] for row in rounds):8.2f}")
+    print(f"efficiency, whole command       {statistics.median(row[1] / row[0] for row in rounds):8.2f}")
+    print(f"bytes per token, whole tars     {size:8.2f}")
+
+
+def _bare(clips: Path, checkpoint: Path, workers: int) -> float:
+    """Frames per second of all processes together."""
+    shards = [clips / shard for shard, _ in read_plan(clips).shards()]
+    start: Any = multiprocessing.get_context("spawn")
+    barrier, told = start.Barrier(workers), start.Queue()
+    processes = [
+        start.Process(target=_encode, args=(shards[index::workers], checkpoint, barrier, told))
+        for index in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    rates = [told.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(rates)
+
+
+def _encode(shards: list[Path], checkpoint: Path, barrier: Any, told: Any) -> None:
+    torch.set_num_threads(1)
+    tokenizer, _ = load_tokenizer(find_tokenizer(checkpoint))
+    videos = [to_video(decode_clip(media, key)) for shard in shards for key, media, _ in read_clips(shard)]
+    with torch.inference_mode():
+        tokenizer.encode(videos[0])
+        barrier.wait()
+        started = monotonic()
+        for video in videos:
+            tokenizer.encode(video)
+    told.put(sum(video.shape[2] for video in videos) / (monotonic() - started))
+
+
+def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, float]:
+    """Frames per second over the whole command, and from the first commit on; bytes on disk per token."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "tokens")
+        command = [sys.executable, "-m", "vidvq", "tokenize", str(clips), "--checkpoint", str(checkpoint)]
+        started = monotonic()
+        subprocess.run([*command, "--out", str(out), f"runtime.workers={workers}"], check=True, capture_output=True)
+        elapsed_s = monotonic() - started
+        done = []
+        for shard, _ in read_plan(out).shards():
+            commit = read_commit(out, shard)
+            assert commit is not None
+            done.append(((out / "commits" / f"{shard}.json").stat().st_mtime, commit.stats))
+        done.sort(key=lambda entry: entry[0])
+        frames = [totals["frames"] for _, totals in done]
+        tokens = sum(totals["tokens"] for _, totals in done)
+        size = sum((out / shard).stat().st_size for shard, _ in read_plan(out).shards())
+        # The first commits of all workers fall together; what each has by then was made before.
+        begun = done[workers - 1][0]
+        return sum(frames) / elapsed_s, sum(frames[workers:]) / (done[-1][0] - begun), size / tokens
+
+
+if __name__ == "__main__":
+    main()
