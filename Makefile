@@ -33,7 +33,7 @@ bench-train: $(VENV)/.with-all  ## A training step over its bare arithmetic, and
 CHECKPOINT ?= runs/demo/train
 
 bench-tokenize: $(VENV)/.with-all  ## The corpus job's rate over the bare encoder's, on CLIPS=DIR CHECKPOINT=DIR.
-	$(BIN)/python benchmarks/tokenize.py $(CLIPS) $(CHECKPOINT)
+	$(BIN)/python benchmarks/corpus.py $(CLIPS) $(CHECKPOINT)
 
 bench-gpu:  ## The GPU's tests and figures, with whatever python and torch there are: make bench-gpu PYTHON=python3
 	PYTHON=$(PYTHON) launch/gpu-checks.sh

@@ -1,6 +1,6 @@
 """Pipeline efficiency: the corpus job's frames per second over those of the bare encoder, on the same cores.
 
-    python benchmarks/tokenize.py CLIPS CHECKPOINT [--workers 2] [--rounds 3]
+    python benchmarks/corpus.py CLIPS CHECKPOINT [--workers 2] [--rounds 3]
 
 CLIPS is a directory of clip shards, many more than workers. In every round the bare
 encoder runs in as many processes as there are workers, one thread each, on clips that are decoded already; then
