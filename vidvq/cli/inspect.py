@@ -11,7 +11,7 @@ from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_shard import MEDIA as TOKENS_MEDIA
-from vidvq.formats.token_shard import TokenizerCard, parse_tokens, read_tokenizer_card
+from vidvq.formats.token_shard import PACKED, TokenizerCard, parse_tokens, read_tokenizer_card
 from vidvq.storage import read_json
 
 _SHOWN = 10
@@ -84,11 +84,12 @@ def _shard(path: Path) -> Iterator[str]:
 
 
 def _sample(path: Path, key: str, files: dict[str, bytes], card: TokenizerCard | None) -> str:
-    if card and TOKENS_MEDIA in files:
+    if card and (TOKENS_MEDIA in files or PACKED in files):
         codes, info = parse_tokens(files, card, f"{path}: {key}")
         grid = "x".join(str(length) for length in codes.shape)
+        form = f"{codes.dtype}, packed" if PACKED in files else codes.dtype
         return (
-            f"{grid} codes ({prod(codes.shape)} tokens, {codes.dtype}) of {info.num_frames} frames "
+            f"{grid} codes ({prod(codes.shape)} tokens, {form}) of {info.num_frames} frames "
             f"{info.width}x{info.height} at {info.fps:g} fps from {info.source}"
         )
     if "json" in files and "mp4" in files:

@@ -21,6 +21,7 @@ class TokenizeConfig:
         items_per_shard: of raw video: planned samples (one per fresh start) in one token shard.
         lists: of raw video: what the columns of a list mean.
         limits: caps on any one video.
+        pack: codes bit-packed and compressed, as :mod:`vidvq.formats.token_bits` does, instead of as npy.
         max_failed: the share of items that may fail before the exit code says so.
         runtime: where it runs; changes nothing in the output.
     """
@@ -32,5 +33,6 @@ class TokenizeConfig:
     items_per_shard: Annotated[int, Field(ge=1)] = 256
     lists: ListPolicy = field(default_factory=ListPolicy)
     limits: Limits = field(default_factory=Limits)
+    pack: bool = False
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

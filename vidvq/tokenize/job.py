@@ -73,7 +73,7 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
         raise ValueError(f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with")
     refuse_unwritable(out)
     with start(config.runtime) as pool:
-        plan = plan_tokens(out, clips, card) if clips else plan_videos(out, sources, config, card, pool)
+        plan = plan_tokens(out, clips, config, card) if clips else plan_videos(out, sources, config, card, pool)
         write_tokenizer_card(out, card)
         items = plan.header["items"]
         info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
@@ -134,7 +134,7 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
             deaths = 0
             while left:
                 before = len(left)
-                if _encode(tokenizer, card, _frame_job(job, path, left, tokenizer), left, draft):
+                if _encode(tokenizer, card, job.config, _frame_job(job, path, left, tokenizer), left, draft):
                     deaths = deaths + 1 if len(left) == before else 1
                     if deaths >= _TRIES:
                         deaths = 0
@@ -157,7 +157,12 @@ def _frame_job(job: TokenJob, path: Path | None, left: deque[dict[str, Any]], to
 
 
 def _encode(
-    tokenizer: Tokenizer, card: TokenizerCard, work: FrameJob, left: deque[dict[str, Any]], draft: ShardDraft
+    tokenizer: Tokenizer,
+    card: TokenizerCard,
+    config: TokenizeConfig,
+    work: FrameJob,
+    left: deque[dict[str, Any]],
+    draft: ShardDraft,
 ) -> bool:
     """Encode items while the next are decoded, and take each off ``left``; True where the decoding process died."""
     with closing(feed(decode_items, work, work.limits.deadline_s)) as pieces:
@@ -177,7 +182,8 @@ def _encode(
                 grid = tuple(int(length) for length in codes.shape)
                 tokens = TokenInfo(grid=grid, **{name: getattr(piece.stretch, name) for name in asdict(piece.stretch)})
                 frames = piece.stretch.num_frames
-                draft.add(piece.key, token_files(codes, tokens, card), frames=frames, tokens=int(codes.size))
+                files = token_files(codes, tokens, card, config.pack)
+                draft.add(piece.key, files, frames=frames, tokens=int(codes.size))
             left.popleft()
     return False
 

@@ -9,6 +9,7 @@ from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.plan import Plan, ensure_plan, read_plan
 from vidvq.formats.token_shard import PREFIX, TokenizerCard
 from vidvq.storage import sha256_bytes
+from vidvq.tokenize.config import TokenizeConfig
 
 SCHEMA = pa.schema(
     [
@@ -20,11 +21,12 @@ SCHEMA = pa.schema(
 )
 
 
-def plan_tokens(out: Path, clips: Path, card: TokenizerCard) -> Plan:
+def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerCard) -> Plan:
     """The plan of an output directory, made now or on an earlier run.
 
     Args:
         clips: a directory that ``vidvq shard`` finished.
+        config: how samples are written.
         card: of the tokenizer.
 
     Raises:
@@ -47,8 +49,13 @@ def plan_tokens(out: Path, clips: Path, card: TokenizerCard) -> Plan:
             "sha256": sha256_bytes("\n".join(commit.sha256 or "" for commit in full).encode()),
         },
         "token_fingerprint": card.token_fingerprint,
-    }
+    } | written_as(config)
     return ensure_plan(out, "tokenize", PREFIX, made_from, lambda: pa.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def written_as(config: TokenizeConfig) -> dict[str, Any]:
+    """What a plan says of how samples are written: nothing where it is the default, so that plans keep their ids."""
+    return {"pack": True} if config.pack else {}
 
 
 def _finished(clips: Path, shard: str) -> Commit:

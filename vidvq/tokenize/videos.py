@@ -18,6 +18,7 @@ from vidvq.formats.token_shard import PREFIX, TokenizerCard
 from vidvq.log import progress
 from vidvq.runtime import Pool, WorkerDied
 from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.plan import written_as
 from vidvq.video import VideoError
 from vidvq.video.decode import sample_timeline
 from vidvq.video.probe import probe
@@ -86,7 +87,7 @@ def plan_videos(out: Path, inputs: list[str], config: TokenizeConfig, card: Toke
         raise ValueError("the inputs name no video at all")
     settings = to_dict(config)
     made_from = {name: settings[name] for name in ("video", "gop_frames", "items_per_shard", "lists", "limits")}
-    made_from |= {"inputs": fingerprint.value(), "token_fingerprint": card.token_fingerprint}
+    made_from |= {"inputs": fingerprint.value(), "token_fingerprint": card.token_fingerprint} | written_as(config)
 
     def build() -> pa.Table:
         rows: list[dict[str, Any]] = []
