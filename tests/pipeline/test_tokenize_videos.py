@@ -13,7 +13,7 @@ from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.model.checkpoint import load_tokenizer
 from vidvq.model.pixels import to_video
-from vidvq.runtime import WorkerDied, feed
+from vidvq.runtime import Feeder, WorkerDied
 from vidvq.tokenize.encode import encode_stream
 from vidvq.video.decode import open_reader
 from vidvq.video.geometry import fit_size
@@ -136,7 +136,7 @@ def test_a_decoder_that_crashes_or_hangs_ends_alone(item, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     from test_tokenize_videos import count_and_die as by_name
 
-    *before, last = feed(by_name, item, deadline_s=1.0)
+    *before, last = Feeder().feed(by_name, item, deadline_s=1.0)
     assert before == [1]
     assert isinstance(last, WorkerDied)
 
@@ -145,9 +145,29 @@ def test_an_exception_of_a_decoder_is_raised_where_it_is_consumed(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     from test_tokenize_videos import count_and_die as by_name
 
-    assert list(feed(by_name, "fine")) == [1, 2]
+    assert list(Feeder().feed(by_name, "fine")) == [1, 2]
     with pytest.raises(ValueError, match="told"):
-        list(feed(by_name, "raise"))
+        list(Feeder().feed(by_name, "raise"))
+
+
+def who(item):
+    yield os.getpid()
+    if item == "kill":
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_one_process_decodes_for_all_shards_until_it_dies(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from test_tokenize_videos import who as by_name
+
+    feeder = Feeder()
+    (first,), (second,) = feeder.feed(by_name, "a"), feeder.feed(by_name, "b")
+    assert first == second
+    third, last = feeder.feed(by_name, "kill")
+    assert third == first
+    assert isinstance(last, WorkerDied)
+    (fourth,) = feeder.feed(by_name, "c")
+    assert fourth != first
 
 
 def decode_or_crash(job):

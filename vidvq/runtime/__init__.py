@@ -3,7 +3,7 @@
 Ray schedules, spreads, retries and restarts; nothing here does it again. A unit of work must be idempotent.
 """
 
-from vidvq.runtime.feed import feed
+from vidvq.runtime.feed import Feeder
 from vidvq.runtime.pool import InlinePool, Pool, RuntimeConfig, WorkerDied, start
 
-__all__ = ["InlinePool", "Pool", "RuntimeConfig", "WorkerDied", "feed", "start"]
+__all__ = ["Feeder", "InlinePool", "Pool", "RuntimeConfig", "WorkerDied", "start"]

@@ -1,4 +1,4 @@
-"""A generator run in a process of its own, one step ahead of whoever consumes it; no Ray needed.
+"""Generators run in a process of their own, one step ahead of whoever consumes it; no Ray needed.
 
 The process dies with its parent, and of a deadline or a crash it dies alone.
 """
@@ -7,6 +7,7 @@ import faulthandler
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -22,54 +23,82 @@ class _End:
     """What a feeder sends last."""
 
 
-def feed(
-    function: Callable[[Item], Iterator[Result]], item: Item, deadline_s: float | None = None
-) -> Generator[Result | WorkerDied, None, None]:
-    """Yield what ``function(item)`` yields in another process, and :class:`WorkerDied` last where that died.
+class Feeder:
+    """Runs one generator after another in a process of its own, which is started again where it died."""
 
-    What is computed ahead is one result: the pipe holds no more.
+    def __init__(self) -> None:
+        self._running: _Running | None = None
 
-    Args:
-        function: importable by name, from a module that loads fast.
-        item: travels to the process.
-        deadline_s: wall time of one step after which the process ends itself, even inside a native library.
+    def feed(
+        self, function: Callable[[Item], Iterator[Result]], item: Item, deadline_s: float | None = None
+    ) -> Generator[Result | WorkerDied, None, None]:
+        """Yield what ``function(item)`` yields in the other process, and :class:`WorkerDied` last where that died.
 
-    Raises:
-        Exception: what the function raised.
-    """
-    theirs_in, ours_out = os.pipe()
-    ours_in, theirs_out = os.pipe()
-    command = f"from vidvq.runtime.feed import _serve; _serve({theirs_in}, {theirs_out})"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", command],
-        pass_fds=(theirs_in, theirs_out),
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(theirs_in)
-    os.close(theirs_out)
-    try:
-        with Connection(ours_out, readable=False) as orders, Connection(ours_in, writable=False) as results:
+        What is computed ahead is one result: the pipe holds no more.
+
+        Args:
+            function: importable by name, from a module that loads fast.
+            item: travels to the process.
+            deadline_s: wall time of one step after which the process ends itself, even inside a native library.
+
+        Raises:
+            Exception: what the function raised.
+        """
+        running = self._running or _Running()
+        # Whoever stops listening before the end leaves results in the pipe: that process is not used again.
+        self._running = None
+        try:
             try:
-                orders.send((function, item, deadline_s))
-                while not isinstance(result := results.recv(), _End):
+                running.orders.send((function, item, deadline_s))
+                while not isinstance(result := running.results.recv(), _End):
                     if isinstance(result, Exception):
                         raise result
                     yield result
+                self._running = running
             except (EOFError, BrokenPipeError, ConnectionResetError):
-                yield WorkerDied(f"the process of {function.__name__} ended with {process.wait()}")
-    finally:
-        process.kill()
-        process.wait()
+                yield WorkerDied(f"the process of {function.__name__} ended with {running.process.wait()}")
+        finally:
+            if self._running is not running:
+                running.stop()
+
+
+class _Running:
+    """The process, and both ends of ours. It ends when nobody holds this any more."""
+
+    def __init__(self) -> None:
+        theirs_in, ours_out = os.pipe()
+        ours_in, theirs_out = os.pipe()
+        command = f"from vidvq.runtime.feed import _serve; _serve({theirs_in}, {theirs_out})"
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", command],
+            pass_fds=(theirs_in, theirs_out),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self.orders, self.results = Connection(ours_out, readable=False), Connection(ours_in, writable=False)
+        self.stop = weakref.finalize(self, _stop, self.process, self.orders, self.results)
+
+
+def _stop(process: subprocess.Popen[bytes], *pipes: Connection) -> None:
+    process.kill()
+    process.wait()
+    for pipe in pipes:
+        pipe.close()
 
 
 def _serve(orders: int, results: int) -> None:
-    with Connection(orders, writable=False) as receive, Connection(results, readable=False) as send:
-        function, item, deadline_s = receive.recv()
-        with suppress(BrokenPipeError):
+    with (
+        Connection(orders, writable=False) as receive,
+        Connection(results, readable=False) as send,
+        suppress(EOFError, BrokenPipeError),
+    ):
+        while True:
+            function, item, deadline_s = receive.recv()
             try:
                 steps = iter(function(item))
                 while not isinstance(result := _step(steps, deadline_s), _End):

@@ -1,7 +1,7 @@
 """The tokenization job: plan, then one idempotent unit of work per shard."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files, wri
 from vidvq.log import info, progress
 from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
-from vidvq.runtime import Pool, WorkerDied, feed, start
+from vidvq.runtime import Feeder, Pool, WorkerDied, start
 from vidvq.storage import place, refuse_unwritable, sha256_file
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.encode import encode_stream
@@ -119,6 +119,7 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
     torch.set_num_threads(1)
     tokenizer, card = load_tokenizer(checkpoint)
     tokenizer.to(device)
+    feeder = Feeder()
 
     def make_shard(job: TokenJob) -> Commit:
         path = job.clips / job.rows[0]["clip_shard"] if job.clips else None
@@ -134,7 +135,9 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
             deaths = 0
             while left:
                 before = len(left)
-                if _encode(tokenizer, card, job.config, _frame_job(job, path, left, tokenizer), left, draft):
+                work = _frame_job(job, path, left, tokenizer)
+                decoded = feeder.feed(decode_items, work, work.limits.deadline_s)
+                if _encode(tokenizer, card, job.config, decoded, left, draft):
                     deaths = deaths + 1 if len(left) == before else 1
                     if deaths >= _TRIES:
                         deaths = 0
@@ -160,12 +163,12 @@ def _encode(
     tokenizer: Tokenizer,
     card: TokenizerCard,
     config: TokenizeConfig,
-    work: FrameJob,
+    decoded: Generator[Piece | WorkerDied, None, None],
     left: deque[dict[str, Any]],
     draft: ShardDraft,
 ) -> bool:
     """Encode items while the next are decoded, and take each off ``left``; True where the decoding process died."""
-    with closing(feed(decode_items, work, work.limits.deadline_s)) as pieces:
+    with closing(decoded) as pieces:
         for piece in pieces:
             if isinstance(piece, WorkerDied):
                 return True
