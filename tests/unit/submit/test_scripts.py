@@ -1,4 +1,4 @@
-"""Every script that ships or is generated passes shellcheck, whatever the names in it are."""
+"""Every script that ships or is generated passes shellcheck, whatever the names in it are; the Dockerfile hadolint."""
 
 import subprocess
 import sys
@@ -27,6 +27,12 @@ def check(paths: list[Path]) -> str:
 
 def test_shipped_scripts_are_clean():
     assert check([*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"]) == ""
+
+
+def test_the_dockerfile_is_clean():
+    hadolint = SHELLCHECK.with_name("hadolint")
+    done = subprocess.run([hadolint, ROOT / "docker/Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("name", NAMES)
