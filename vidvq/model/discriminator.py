@@ -1,8 +1,9 @@
-"""A small 3D PatchGAN: a verdict for each patch of space and time (Isola et al. 2017, made spatiotemporal)."""
+"""A small PatchGAN: a verdict for each patch of space and time, or of a frame (Isola et al. 2017)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -11,12 +12,14 @@ class DiscriminatorConfig:
     """Shape of the discriminator.
 
     Attributes:
+        sees: ``motion`` judges patches of space and time, by 3D convolutions; ``frames`` each frame by itself.
         channels: of the first layer; each further layer has twice as many.
-        layers: strided layers after the first, each halving time, height and width.
+        layers: strided layers after the first, each halving height and width, and time where it sees motion.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
+    sees: Literal["motion", "frames"] = "motion"
     channels: int = 32
     layers: int = 2
 
@@ -30,18 +33,25 @@ class Discriminator(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
-        width = config.channels
-        layers: list[nn.Module] = [nn.Conv3d(3, width, (3, 4, 4), stride=(1, 2, 2), padding=1), nn.LeakyReLU(0.2)]
+        self.by_frame = config.sees == "frames"
+        width, taps = config.channels, 1 if self.by_frame else 3
+        around = (taps // 2, 1, 1)
+        first = nn.Conv3d(3, width, (taps, 4, 4), stride=(1, 2, 2), padding=around)
+        layers: list[nn.Module] = [first, nn.LeakyReLU(0.2)]
         for _ in range(config.layers):
             layers += [
-                nn.Conv3d(width, width * 2, (3, 4, 4), stride=2, padding=1),
+                nn.Conv3d(width, width * 2, (taps, 4, 4), stride=2, padding=around),
                 nn.GroupNorm(8 if width % 4 == 0 else 1, width * 2),
                 nn.LeakyReLU(0.2),
             ]
             width *= 2
-        layers.append(nn.Conv3d(width, 1, 3, padding=1))
+        layers.append(nn.Conv3d(width, 1, (taps, 3, 3), padding=around))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, video: Tensor) -> Tensor:
         """Judge a video in [-1, 1]."""
-        return self.layers(video)
+        if not self.by_frame:
+            return self.layers(video)
+        # As a batch of images: norms must not see other frames either.
+        logits = self.layers(rearrange(video, "b c t h w -> (b t) c 1 h w"))
+        return rearrange(logits, "(b t) c 1 h w -> b c t h w", t=video.shape[2])

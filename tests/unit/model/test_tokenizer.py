@@ -155,6 +155,18 @@ def test_a_mistake_gets_one_clear_line(tokenizer, call, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_discriminator_of_frames_sees_no_other_frame():
+    torch.manual_seed(0)
+    discriminator = Discriminator(DiscriminatorConfig(sees="frames", channels=8, layers=1))
+    video = torch.rand(2, 3, 5, 32, 32)
+    changed = video.clone()
+    changed[:, :, 2] = 0
+    before, after = discriminator(video), discriminator(changed)
+    assert before.shape[:3] == (2, 1, 5)
+    same = [torch.equal(before[:, :, t], after[:, :, t]) for t in range(5)]
+    assert same == [True, True, False, True, True]
+
+
 def test_discriminator_judges_patches():
     logits = Discriminator(DiscriminatorConfig(channels=8, layers=1))(torch.rand(2, 3, 9, 32, 32))
     assert logits.shape[:2] == (2, 1)
