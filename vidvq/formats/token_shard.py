@@ -77,7 +77,8 @@ class TokenInfo:
     """The JSON beside a token grid: what decodes it to exactly the frames that came in, at their times.
 
     ``num_frames``, ``height`` and ``width`` are of the pixels before padding; ``pts`` in ticks of ``time_base`` on the
-    source's timeline, as in :class:`vidvq.formats.clip_shard.ClipInfo`.
+    source's timeline, as in :class:`vidvq.formats.clip_shard.ClipInfo`. ``quality`` is what decoding scored, by metric
+    (``psnr`` in dB), where the sample was among those scored; otherwise the JSON has no such key.
     """
 
     source: str
@@ -90,6 +91,7 @@ class TokenInfo:
     time_base: str
     pts: tuple[int, ...]
     duration: int
+    quality: dict[str, float] | None = None
 
     @property
     def seconds_per_tick(self) -> Fraction:
@@ -136,7 +138,8 @@ def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: b
         pack: as :mod:`vidvq.formats.token_bits` does, instead of as npy.
     """
     check_codes(codes, card, info.source)
-    text = canonical_json(asdict(info) | {"format": FORMAT})
+    fields = asdict(info) | {"format": FORMAT}
+    text = canonical_json({name: value for name, value in fields.items() if (name, value) != ("quality", None)})
     if pack:
         return {PACKED: pack_codes(codes, card.codebook_of), "json": text}
     buffer = io.BytesIO()
@@ -154,6 +157,9 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
         fields = json.loads(files["json"])
         if fields.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
+        quality = fields.get("quality", {})
+        if not isinstance(quality, dict) or any(type(value) not in (int, float) for value in quality.values()):
+            raise ValueError("its quality is not a number by metric")
         return TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": tuple(fields["pts"])}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{where} is not a readable token sample: {error}") from error

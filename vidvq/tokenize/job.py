@@ -24,6 +24,7 @@ from vidvq.storage import place, refuse_unwritable, sha256_file
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.encode import encode_stream
 from vidvq.tokenize.plan import plan_tokens
+from vidvq.tokenize.quality import is_scored, keep_frames, refuse_poor, score
 from vidvq.tokenize.videos import plan_videos, refuse_gop
 from vidvq.video import VideoError
 
@@ -60,7 +61,8 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
 
     Raises:
         ValueError: a mistake in the arguments; nothing was changed.
-        OSError: the disk is full or not writable; what was committed stays.
+        OSError: the disk is full or not writable, or a shard is poorer than ``quality.min_psnr``; what was committed
+            stays.
     """
     folder = find_tokenizer(checkpoint)
     tokenizer, card = load_tokenizer(folder)
@@ -133,11 +135,12 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
             ]
             left = deque(row for row in job.rows if not row.get("reason"))
             deaths = 0
+            scores: list[float] = []
             while left:
                 before = len(left)
                 work = _frame_job(job, path, left, tokenizer)
                 decoded = feeder.feed(decode_items, work, work.limits.deadline_s)
-                if _encode(tokenizer, card, job.config, decoded, left, draft):
+                if _encode(tokenizer, card, job.config, decoded, left, draft, scores):
                     deaths = deaths + 1 if len(left) == before else 1
                     if deaths >= _TRIES:
                         deaths = 0
@@ -148,6 +151,7 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
                         draft.failed.append(Outcome(row["key"], "decoder_died", f"{row.get('uri', path)}: {detail}"))
                 elif left:
                     raise ValueError(f"{path or left[0]['uri']} lacks {left[0]['key']}, which was planned")
+            refuse_poor(job.shard, scores, job.config.quality)
 
         return commit_shard(job.out, job.shard, job.plan_id, fill)
 
@@ -166,8 +170,13 @@ def _encode(
     decoded: Generator[Piece | WorkerDied, None, None],
     left: deque[dict[str, Any]],
     draft: ShardDraft,
+    scores: list[float],
 ) -> bool:
-    """Encode items while the next are decoded, and take each off ``left``; True where the decoding process died."""
+    """Encode items while the next are decoded, and take each off ``left``; True where the decoding process died.
+
+    Args:
+        scores: PSNR of each item that was scored, added to.
+    """
     with closing(decoded) as pieces:
         for piece in pieces:
             if isinstance(piece, WorkerDied):
@@ -176,17 +185,21 @@ def _encode(
                 if piece.error:
                     raise piece.error
                 assert piece.stretch is not None
-                codes = encode_stream(tokenizer, _frames(pieces))
+                frames, kept = _frames(pieces), []
+                scored = is_scored(piece.key, config.quality.share)
+                codes = encode_stream(tokenizer, keep_frames(tokenizer, frames, kept) if scored else frames)
             except _DecoderDied:
                 return True
             except VideoError as error:
                 draft.failed.append(Outcome(piece.key, error.reason, error.detail))
             else:
                 grid = tuple(int(length) for length in codes.shape)
-                tokens = TokenInfo(grid=grid, **{name: getattr(piece.stretch, name) for name in asdict(piece.stretch)})
-                frames = piece.stretch.num_frames
-                files = token_files(codes, tokens, card, config.pack)
-                draft.add(piece.key, files, frames=frames, tokens=int(codes.size))
+                quality = score(tokenizer, codes, kept) if scored else None
+                scores += [quality["psnr"]] if quality else []
+                fields = {name: getattr(piece.stretch, name) for name in asdict(piece.stretch)}
+                files = token_files(codes, TokenInfo(grid=grid, quality=quality, **fields), card, config.pack)
+                stats = {"frames": piece.stretch.num_frames, "tokens": int(codes.size)}
+                draft.add(piece.key, files, **stats | ({"scored": 1} if scored else {}))
             left.popleft()
     return False
 

@@ -55,7 +55,8 @@ def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerC
 
 def written_as(config: TokenizeConfig) -> dict[str, Any]:
     """What a plan says of how samples are written: nothing where it is the default, so that plans keep their ids."""
-    return {"pack": True} if config.pack else {}
+    scored = {"quality": {"share": config.quality.share}} if config.quality.share else {}
+    return scored | ({"pack": True} if config.pack else {})
 
 
 def _finished(clips: Path, shard: str) -> Commit:

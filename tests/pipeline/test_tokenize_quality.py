@@ -1,0 +1,111 @@
+"""Samples scored in flight: by the frames that `vidvq decode` gives, and poor ones stop the job."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vidvq.corpus.frames import FrameJob, VideoPolicy, decode_items
+from vidvq.formats.plan import read_plan
+from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_tokens
+from vidvq.metrics.pixel import psnr
+from vidvq.model.checkpoint import load_tokenizer
+from vidvq.model.pixels import to_frames
+from vidvq.tokenize.quality import is_scored, keep_frames, score
+from vidvq.video.probe import Limits
+
+INLINE = "runtime.workers=0"
+
+
+def infos(folder) -> dict[str, TokenInfo]:
+    card = read_tokenizer_card(folder)
+    return {key: info for shard in sorted(folder.glob("*.tar")) for key, _, info in read_tokens(shard, card)}
+
+
+def test_a_share_chosen_by_key_carries_what_decoding_gives(vidvq, clips_dir, checkpoint_dir, tmp_path):
+    out, decoded = tmp_path / "out", tmp_path / "decoded"
+    command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, INLINE, "quality.share=0.5")
+    assert vidvq(*command).code == 0
+    assert vidvq("decode", out, "--checkpoint", checkpoint_dir, "--out", decoded, "format=npy").code == 0
+    found = infos(out)
+    assert {key for key, info in found.items() if info.quality} == {key for key in found if is_scored(key, 0.5)}
+    assert 0 < sum(info.quality is not None for info in found.values()) < len(found)
+    rows = {row["key"]: row for row in read_plan(out).table.to_pylist()}
+    for key, info in found.items():
+        if info.quality:
+            work = FrameJob((rows[key],), clips_dir / rows[key]["clip_shard"], VideoPolicy(), Limits(), 32)
+            frames = np.concatenate([piece.frames for piece in decode_items(work) if piece.frames is not None])
+            assert info.quality == {"psnr": round(psnr(frames, np.load(decoded / f"{key}.npy")), 2)}
+    summary = json.loads((out / "summary.json").read_bytes())
+    assert summary["stats"]["scored"] == sum(info.quality is not None for info in found.values())
+    assert vidvq("verify", out).code == 0
+
+
+def test_workers_change_no_score(vidvq, clips_dir, checkpoint_dir, tmp_path, snapshot):
+    for workers in (0, 2):
+        where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / str(workers))
+        assert vidvq("tokenize", clips_dir, *where, "quality.share=0.5", f"runtime.workers={workers}").code == 0
+    assert snapshot(tmp_path / "0") == snapshot(tmp_path / "2")
+
+
+def test_a_poor_shard_stops_the_job_and_what_is_committed_stays(
+    vidvq, clips_dir, checkpoint_dir, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, INLINE)
+    command = (*command, "quality.share=1", "quality.min_psnr=30")
+
+    def told(tokenizer, codes, kept):
+        # The first shard is good, all behind it are not.
+        return {"psnr": 10.0 if list(out.glob("commits/*.json")) else 40.0}
+
+    monkeypatch.setattr("vidvq.tokenize.job.score", told)
+    ran = vidvq(*command)
+    assert ran.code == 1
+    assert [path.name for path in out.glob("*.tar")] == ["tokens-000000.tar"]
+    assert "tokens-000001.tar: PSNR 10.00 dB" in ran.error and "quality.min_psnr=30" in ran.error
+    assert [path.name for path in out.glob("commits/*")] == ["tokens-000000.tar.json"]
+    assert not list(out.glob("*.tmp.*"))
+    monkeypatch.undo()
+    # min_psnr is no part of the plan: lowered, the same job goes on.
+    assert vidvq(*command[:-1], "quality.min_psnr=1").code == 0
+    assert vidvq("verify", out).code == 0
+
+
+def test_a_threshold_without_a_share_is_refused(vidvq, clips_dir, checkpoint_dir, tmp_path):
+    where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / "out")
+    ran = vidvq("tokenize", clips_dir, *where, "quality.min_psnr=30", INLINE)
+    assert (ran.code, "min_psnr=30 needs share above 0" in ran.error) == (2, True)
+
+
+def test_without_a_share_nothing_is_said_of_quality(tokens_dir):
+    assert "quality" not in read_plan(tokens_dir).header["made_from"]
+    for path in tokens_dir.glob("*.tar"):
+        assert b'"quality"' not in path.read_bytes()
+
+
+def test_of_a_long_stream_the_first_frames_are_kept_and_scored(checkpoint_dir):
+    tokenizer, _ = load_tokenizer(checkpoint_dir)
+    rng, kept = np.random.default_rng(0), []
+    chunks = [rng.integers(0, 256, (length, 16, 16, 3), dtype=np.uint8) for length in (33, *[32] * 9)]
+    assert len(list(keep_frames(tokenizer, chunks, kept))) == 10
+    assert sum(map(len, kept)) == 129
+    codes = np.zeros(tokenizer.latent_shape(321, 16, 16), np.int64)
+    whole = score(tokenizer, codes, kept)["psnr"]
+    assert whole == score(tokenizer, codes[: tokenizer.latent_shape(129, 16, 16)[0]], kept)["psnr"] > 0
+
+
+def test_the_score_is_of_each_frame_against_its_own(checkpoint_dir):
+    tokenizer, card = load_tokenizer(checkpoint_dir)
+    codes = np.random.default_rng(0).integers(0, min(book.size for book in card.codebooks), (4, 2, 3))
+    # 12 of the 13 frames that the codes decode to, and not all of their pixels: as of a clip that was padded.
+    frames = to_frames(tokenizer.decode(torch.from_numpy(codes)[None], num_frames=12, size=(14, 20)))
+    assert score(tokenizer, codes, [frames[:9], frames[9:]]) == {"psnr": 100.0}
+    assert score(tokenizer, codes, [frames[::-1]])["psnr"] < 100
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_share_is_met(share):
+    chosen = sum(is_scored(f"key-{index}", share) for index in range(2000)) / 2000
+    assert chosen == pytest.approx(share, abs=0.04) and (share not in (0, 1) or chosen == share)
