@@ -184,7 +184,7 @@ def evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> int:
 def demo(overrides: tuple[str, ...], out: Path) -> int:
     """Shard the videos that ship with vidvq, train on them, tokenize, decode, and write OUT/report.html.
 
-    About 8 minutes on 2 CPU cores. KEY=VALUE goes to the training (steps=20 for a quick look).
+    About 5 minutes on 2 CPU cores. KEY=VALUE goes to the training (steps=20 for a quick look).
     """
     from vidvq.demo import run_demo
 
