@@ -42,6 +42,28 @@ def test_a_share_chosen_by_key_carries_what_decoding_gives(vidvq, clips_dir, che
     assert vidvq("verify", out).code == 0
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_code_usage_is_said_of_all_that_was_encoded(vidvq, clips_dir, checkpoint_dir, tmp_path, workers):
+    out = tmp_path / "out"
+    command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, f"runtime.workers={workers}")
+    ran = vidvq(*command)
+    card, said = read_tokenizer_card(out), ran.err + ran.out
+    groups = [
+        (card.codebook_of(t), group)
+        for shard in sorted(out.glob("*.tar"))
+        for _, codes, _ in read_tokens(shard, card)
+        for t, group in enumerate(codes)
+    ]
+    for book in card.codebooks:
+        found = np.concatenate([group.ravel() for of, group in groups if of == book])
+        shares = np.unique(found, return_counts=True)[1] / len(found)
+        line = f"{book.name} codebook: {len(shares)} of {book.size} codes in use, perplexity "
+        line += f"{np.exp(-(shares * np.log(shares)).sum()):.0f}, over {len(found)} tokens of this run"
+        assert line in " ".join(said.split())
+    again = vidvq(*command)
+    assert again.code == 0 and "codes in use" not in again.err + again.out
+
+
 def test_workers_change_no_score(vidvq, clips_dir, checkpoint_dir, tmp_path, snapshot):
     for workers in (0, 2):
         where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / str(workers))

@@ -174,7 +174,7 @@ def evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> int:
         f"their mean frames: {scores.mean('mean_frame_psnr'):.2f} dB, {scores.mean('mean_frame_ssim'):.3f}"
     )
     for book in scores.codebooks:
-        log.info(f"{book.name} codebook: {book.used} of {book.size} codes in use, perplexity {book.perplexity:.0f}")
+        log.info(book.line())
     return 0
 
 

@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from vidvq.config import read_yaml
-from vidvq.evaluate.job import ClipScore, CodebookUse, Evaluation
+from vidvq.evaluate.job import ClipScore, Evaluation
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card, read_tokens
+from vidvq.metrics.codes import CodebookUse
 from vidvq.storage import read_json
 from vidvq.video.decode import decode_clip
 

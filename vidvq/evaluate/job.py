@@ -11,6 +11,7 @@ from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
 from vidvq.log import progress
+from vidvq.metrics.codes import CodebookUse, CodeCounts
 from vidvq.metrics.pixel import mean_frame, psnr, ssim
 from vidvq.storage import pretty_json, write_atomic
 from vidvq.video.decode import decode_clip
@@ -31,17 +32,6 @@ class ClipScore:
     mean_frame_psnr: float
     mean_frame_ssim: float
     bits_per_pixel: float
-
-
-@dataclass(frozen=True)
-class CodebookUse:
-    """How the tokens use one codebook: codes that occur, and the perplexity of their distribution."""
-
-    name: str
-    size: int
-    used: int
-    perplexity: float
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -99,7 +89,10 @@ def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> 
                 bar.advance()
     if not scores:
         raise ValueError(f"{clips} and {tokens} have no clip in common; give tokens that were made from these clips")
-    evaluation = Evaluation(tuple(scores), _use(list(grids.values()), card), card.token_fingerprint)
+    counts = CodeCounts(card)
+    for codes in grids.values():
+        counts.add(codes)
+    evaluation = Evaluation(tuple(scores), counts.use(), card.token_fingerprint)
     if out:
         write_atomic(out, pretty_json(asdict(evaluation)))
     return evaluation
@@ -123,18 +116,3 @@ def _read_frames(folder: Path) -> np.ndarray:
 def _bits(codes: np.ndarray, card: TokenizerCard) -> float:
     per_group = codes.shape[1] * codes.shape[2]
     return sum(per_group * log2(card.codebook_of(t).size) for t in range(codes.shape[0]))
-
-
-def _use(grids: list[np.ndarray], card: TokenizerCard) -> tuple[CodebookUse, ...]:
-    counts = {book.name: np.zeros(book.size, dtype=np.int64) for book in card.codebooks}
-    for codes in grids:
-        for t, group in enumerate(codes):
-            book = card.codebook_of(t)
-            counts[book.name] += np.bincount(group.ravel(), minlength=book.size)
-    return tuple(_summarize(book.name, counts[book.name]) for book in card.codebooks)
-
-
-def _summarize(name: str, counts: np.ndarray) -> CodebookUse:
-    shares = counts[counts > 0] / max(counts.sum(), 1)
-    perplexity = float(np.exp(-np.sum(shares * np.log(shares)))) if len(shares) else 0.0
-    return CodebookUse(name, len(counts), int((counts > 0).sum()), perplexity, int(counts.sum()))

@@ -17,6 +17,7 @@ from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files, write_tokenizer_card
 from vidvq.log import info, progress
+from vidvq.metrics.codes import CodeCounts
 from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
 from vidvq.runtime import Feeder, Pool, WorkerDied, start
@@ -79,7 +80,10 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
         write_tokenizer_card(out, card)
         items = plan.header["items"]
         info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
-        _make_shards(clips, folder, out, config, plan, pool)
+        counts = _make_shards(clips, folder, out, config, plan, pool, card)
+    for book in counts.use():
+        if book.tokens:
+            info(f"{book.line()}, over {book.tokens} tokens of this run")
     return summarize(out, plan)
 
 
@@ -96,8 +100,9 @@ def _has_streams(tokenizer: Tokenizer) -> bool:
 
 
 def _make_shards(
-    clips: Path | None, checkpoint: Path, out: Path, config: TokenizeConfig, plan: Plan, pool: Pool
-) -> None:
+    clips: Path | None, checkpoint: Path, out: Path, config: TokenizeConfig, plan: Plan, pool: Pool, card: TokenizerCard
+) -> CodeCounts:
+    counts = CodeCounts(card)
     with progress("tokenize", plan.header["items"], "clips") as bar:
 
         def jobs() -> Iterator[TokenJob]:
@@ -108,14 +113,16 @@ def _make_shards(
                     yield TokenJob(clips, out, shard, plan.id_of(index), rows, config)
 
         make = partial(make_worker, checkpoint)
-        for job, commit in pool.map_stateful(make, jobs(), gpus=1 if torch.cuda.is_available() else 0):
-            if isinstance(commit, WorkerDied):
-                raise OSError(f"{job.shard}: {commit.message}; run the same command again to go on")
-            bar.advance(commit.items)
+        for job, made in pool.map_stateful(make, jobs(), gpus=1 if torch.cuda.is_available() else 0):
+            if isinstance(made, WorkerDied):
+                raise OSError(f"{job.shard}: {made.message}; run the same command again to go on")
+            bar.advance(made[0].items)
+            counts.merge(made[1])
+    return counts
 
 
-def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
-    """Load the tokenizer once; returns what makes a shard with it."""
+def make_worker(checkpoint: Path) -> Callable[[TokenJob], tuple[Commit, CodeCounts]]:
+    """Load the tokenizer once; returns what makes a shard with it, and counts its codes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # One thread whoever runs it, so that no sum is ever split another way and tokens never differ by machine size.
     torch.set_num_threads(1)
@@ -123,7 +130,8 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
     tokenizer.to(device)
     feeder = Feeder()
 
-    def make_shard(job: TokenJob) -> Commit:
+    def make_shard(job: TokenJob) -> tuple[Commit, CodeCounts]:
+        counts = CodeCounts(card)
         path = job.clips / job.rows[0]["clip_shard"] if job.clips else None
         if path and (not path.is_file() or sha256_file(path) != job.rows[0]["clip_shard_sha256"]):
             raise ValueError(f"{path} is missing or not the one that was planned; run vidvq verify {job.clips}")
@@ -140,7 +148,7 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
                 before = len(left)
                 work = _frame_job(job, path, left, tokenizer)
                 decoded = feeder.feed(decode_items, work, work.limits.deadline_s)
-                if _encode(tokenizer, card, job.config, decoded, left, draft, scores):
+                if _encode(tokenizer, card, job.config, decoded, left, draft, scores, counts):
                     deaths = deaths + 1 if len(left) == before else 1
                     if deaths >= _TRIES:
                         deaths = 0
@@ -153,7 +161,7 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], Commit]:
                     raise ValueError(f"{path or left[0]['uri']} lacks {left[0]['key']}, which was planned")
             refuse_poor(job.shard, scores, job.config.quality)
 
-        return commit_shard(job.out, job.shard, job.plan_id, fill)
+        return commit_shard(job.out, job.shard, job.plan_id, fill), counts
 
     return make_shard
 
@@ -171,11 +179,13 @@ def _encode(
     left: deque[dict[str, Any]],
     draft: ShardDraft,
     scores: list[float],
+    counts: CodeCounts,
 ) -> bool:
     """Encode items while the next are decoded, and take each off ``left``; True where the decoding process died.
 
     Args:
         scores: PSNR of each item that was scored, added to.
+        counts: of the codes of each item that was encoded, added to.
     """
     with closing(decoded) as pieces:
         for piece in pieces:
@@ -194,6 +204,7 @@ def _encode(
                 draft.failed.append(Outcome(piece.key, error.reason, error.detail))
             else:
                 grid = tuple(int(length) for length in codes.shape)
+                counts.add(codes)
                 quality = score(tokenizer, codes, kept) if scored else None
                 scores += [quality["psnr"]] if quality else []
                 fields = {name: getattr(piece.stretch, name) for name in asdict(piece.stretch)}
