@@ -15,7 +15,7 @@ from vidvq.corpus.fetch import as_video_error, local_file
 from vidvq.corpus.inputs import source_of
 from vidvq.formats.clip_shard import read_clips
 from vidvq.video import VideoError
-from vidvq.video.decode import FrameReader, decode_clip, open_reader, sample_timeline
+from vidvq.video.decode import FrameReader, decode_clip, open_reader, sample_timeline, time_stretch
 from vidvq.video.geometry import Fit, FrameSize, fit_size
 from vidvq.video.probe import Limits, VideoInfo, probe
 
@@ -162,17 +162,9 @@ def _item(
 
 
 def _describe(row: dict[str, Any], info: VideoInfo, size: FrameSize, times: list[int]) -> Stretch:
-    # It lasts until the frame after it; at the end of the video, as long as its own frames on average.
-    after, length = row["first"] + row["num_frames"], row["num_frames"]
-    pts = tuple(times[row["first"] : after])
-    if after < len(times):
-        end = times[after]
-    else:
-        end = pts[-1] + ((pts[-1] - pts[0]) // (length - 1) if length > 1 else info.tick_per_frame)
-    duration = max(end - pts[0], 1)
-    fps = round(float(length / (duration * Fraction(info.time_base))), 6)
+    pts, duration, fps = time_stretch(info, times, row["first"], row["num_frames"])
     return Stretch(
-        row["uri"], row["clip_index"], length, size.height, size.width, fps, str(info.time_base), pts, duration
+        row["uri"], row["clip_index"], len(pts), size.height, size.width, fps, str(info.time_base), pts, duration
     )
 
 

@@ -5,16 +5,16 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from vidvq.corpus.frames import VideoPolicy
 from vidvq.corpus.lists import ListPolicy
 from vidvq.runtime import RuntimeConfig
-from vidvq.video.geometry import Fit, FrameSize, fit_size
-from vidvq.video.probe import DecoderName, Limits, VideoInfo
+from vidvq.video.probe import DecoderName, Limits
 
 FORBID = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
-class ClipPolicy:
+class ClipPolicy(VideoPolicy):
     """How a video becomes clips; decides, with the sources, every byte of the shards.
 
     Attributes:
@@ -37,11 +37,6 @@ class ClipPolicy:
     num_frames: Annotated[int, Field(ge=1)] = 33
     min_frames: Annotated[int, Field(ge=1)] = 9
     stride: Annotated[int, Field(ge=1)] | None = None
-    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
-    short_side: Annotated[int, Field(ge=8)] | None = 256
-    multiple: Annotated[int, Field(ge=1)] = 2
-    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
-    fit: Fit = "crop"
     decoder: DecoderName = "pyav"
     encoding: Literal["h264", "ffv1", "frames", "copy"] = "h264"
     crf: Annotated[int, Field(ge=0, le=51)] = 17
@@ -53,14 +48,6 @@ class ClipPolicy:
             raise ValueError("encoding='copy' changes no picture; it needs fps=null short_side=null size=null")
         if self.size and any(side % self.multiple for side in self.size):
             raise ValueError(f"size={list(self.size)} must be of multiple={self.multiple}")
-
-    def frame_size(self, info: VideoInfo) -> FrameSize:
-        """How the frames of a video are scaled and framed.
-
-        Raises:
-            VideoError: ``too_small``.
-        """
-        return fit_size(*info.shown_size, self.short_side, self.multiple, self.size, self.fit)
 
 
 @dataclass(frozen=True)

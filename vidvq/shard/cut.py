@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from vidvq.video.decode import (
     decoders_for,
     open_reader,
     sample_timeline,
+    time_stretch,
 )
 from vidvq.video.encode import encode_ffv1, encode_mp4, encode_npy
 from vidvq.video.probe import VideoInfo, probe
@@ -101,12 +101,11 @@ class _Video:
             except VideoError as error:
                 failure = error
                 continue
-            pts = tuple(self.times[window])
-            info = self._describe(row, pts, decoder)
+            info = self._describe(row, decoder)
             if verdict := _not_worth(frames, self.job.config.filters):
                 return Cut(row["key"], None, 0, "filtered", *verdict)
-            extension, media = self._encode(frames, pts, info.duration, self.indices[window])
-            return Cut(row["key"], clip_files(media, extension, info), len(pts))
+            extension, media = self._encode(frames, info.pts, info.duration, self.indices[window])
+            return Cut(row["key"], clip_files(media, extension, info), info.num_frames)
         assert failure is not None
         raise failure
 
@@ -125,24 +124,15 @@ class _Video:
             raise VideoError("not_on_keyframes", f"its copy decodes to {found} of {len(pts)} frames")
         return "mkv", media
 
-    def _describe(self, row: dict[str, Any], pts: tuple[int, ...], decoder: DecoderName) -> ClipInfo:
-        # A clip lasts until the frame after it; at the end of the video, as long as its own frames on average.
-        after = row["first"] + row["num_frames"]
-        length = len(pts)
-        if after < len(self.times):
-            end = self.times[after]
-        elif length > 1:
-            end = pts[length - 1] + (pts[length - 1] - pts[0]) // (length - 1)
-        else:
-            end = pts[0] + self.info.tick_per_frame
-        duration = max(end - pts[0], 1)
+    def _describe(self, row: dict[str, Any], decoder: DecoderName) -> ClipInfo:
+        pts, duration, fps = time_stretch(self.info, self.times, row["first"], row["num_frames"])
         return ClipInfo(
             source=row["uri"],
             clip_index=row["clip_index"],
             time_base=str(self.info.time_base),
             pts=pts,
             duration=duration,
-            fps=round(float(len(pts) / (duration * Fraction(self.info.time_base))), 6),
+            fps=fps,
             height=self.size.height,
             width=self.size.width,
             decoder=decoder_version(decoder),

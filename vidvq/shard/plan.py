@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vidvq.config import to_dict
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
-from vidvq.corpus.inputs import Fingerprint, Source, source_of
+from vidvq.corpus.inputs import SOURCE_COLUMNS, Fingerprint, Source, source_of
 from vidvq.formats.clip_shard import PREFIX, clip_key
 from vidvq.formats.plan import Plan, ensure_plan, read_plan, refuse_foreign
 from vidvq.log import progress
@@ -31,13 +31,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("shard", pa.int32()),
         # The source, as it was listed.
-        ("uri", pa.string()),
-        ("size", pa.int64()),
-        ("version", pa.string()),
-        ("offset", pa.int64()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("carried", pa.string()),
+        *SOURCE_COLUMNS,
         # Of the file's content; "" where it could not be read.
         ("sha256", pa.string()),
         ("clip_index", pa.int32()),

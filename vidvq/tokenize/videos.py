@@ -11,7 +11,7 @@ import pyarrow as pa
 from vidvq.config import to_dict
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.frames import window_of
-from vidvq.corpus.inputs import Fingerprint, Source, list_sources
+from vidvq.corpus.inputs import SOURCE_COLUMNS, Fingerprint, Source, list_sources
 from vidvq.formats.clip_shard import clip_key
 from vidvq.formats.plan import Plan, ensure_plan
 from vidvq.formats.token_shard import PREFIX, TokenizerCard
@@ -28,13 +28,7 @@ SCHEMA = pa.schema(
         ("key", pa.string()),
         ("shard", pa.int32()),
         # The source, as it was listed; start_s and end_s are the list's own stretch of it.
-        ("uri", pa.string()),
-        ("size", pa.int64()),
-        ("version", pa.string()),
-        ("offset", pa.int64()),
-        ("start_s", pa.float64()),
-        ("end_s", pa.float64()),
-        ("carried", pa.string()),
+        *SOURCE_COLUMNS,
         ("sha256", pa.string()),
         # Which fresh start of that video; frames first to first + num_frames of the sampled timeline.
         ("clip_index", pa.int32()),

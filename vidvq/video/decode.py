@@ -62,6 +62,30 @@ def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[list[int], list
     return [max(bisect_right(info.pts, time) - 1, 0) for time in times], times
 
 
+def time_stretch(info: VideoInfo, times: list[int], first: int, num_frames: int) -> tuple[tuple[int, ...], int, float]:
+    """When some frames of a sampled timeline are shown.
+
+    Args:
+        info: of the video.
+        times: of all its sampled frames, as :func:`sample_timeline` returns them.
+        first, num_frames: which of them.
+
+    Returns:
+        ``(pts, duration, fps)``: ticks; ticks until the frame after them, or at the end of the video as long as their
+        own frames on average; mean frames per second.
+    """
+    after = first + num_frames
+    pts = tuple(times[first:after])
+    if after < len(times):
+        end = times[after]
+    elif num_frames > 1:
+        end = pts[-1] + (pts[-1] - pts[0]) // (num_frames - 1)
+    else:
+        end = pts[0] + info.tick_per_frame
+    duration = max(end - pts[0], 1)
+    return pts, duration, round(float(num_frames / (duration * Fraction(info.time_base))), 6)
+
+
 class FrameReader(Protocol):
     """Reads frames of one open video."""
 
