@@ -18,6 +18,8 @@ from vidvq.evaluate.job import ClipScore
 from vidvq.storage import write_atomic
 
 _TEMPLATES = Path(__file__).parent
+# Colours and letters of all pages.
+_PALETTE = Path(__file__).parents[1] / "palette.css"
 _LOSSES = {"l1": "L1", "l2": "L2", "commitment": "commitment"}
 # What the demo's README asks to be named where footage is shown.
 _ORIGINS = {
@@ -73,7 +75,7 @@ def _render(run: DemoRun) -> str:
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(
         **_context(run),
-        style=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        style=Markup("".join(path.read_text(encoding="utf-8") for path in (_PALETTE, _TEMPLATES / "report.css"))),
         script=Markup(script),
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
     )

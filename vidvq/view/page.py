@@ -24,6 +24,8 @@ from vidvq.video.encode import encode_png
 from vidvq.view.atlas import decode_atlas
 
 _TEMPLATES = Path(__file__).parent
+# Colours and letters of all pages.
+_PALETTE = Path(__file__).parents[1] / "palette.css"
 _COLUMNS = 8
 # A long sample is shown from its start.
 _MAX_FRAMES = 129
@@ -99,7 +101,7 @@ def _render(data: dict[str, Any], total: int, fingerprint: str) -> bytes:
     # Within a script element nothing but "<" can end it.
     carried = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     text = environment.get_template("view.html.j2").render(
-        style=Markup((_TEMPLATES / "view.css").read_text()),
+        style=Markup("".join(path.read_text(encoding="utf-8") for path in (_PALETTE, _TEMPLATES / "view.css"))),
         script=Markup(script),
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         data=Markup(carried),
