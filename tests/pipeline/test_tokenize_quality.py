@@ -82,7 +82,7 @@ def test_a_poor_shard_stops_the_job_and_what_is_committed_stays(
         # The first shard is good, all behind it are not.
         return {"psnr": 10.0 if list(out.glob("commits/*.json")) else 40.0}
 
-    monkeypatch.setattr("vidvq.tokenize.job.score", told)
+    monkeypatch.setattr("vidvq.tokenize.worker.score", told)
     ran = vidvq(*command)
     assert ran.code == 1
     assert [path.name for path in out.glob("*.tar")] == ["tokens-000000.tar"]

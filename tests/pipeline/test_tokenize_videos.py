@@ -183,7 +183,7 @@ def test_an_item_that_kills_its_decoder_is_counted_and_the_others_are_made(
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     from test_tokenize_videos import decode_or_crash as by_name
 
-    monkeypatch.setattr("vidvq.tokenize.job.decode_items", by_name)
+    monkeypatch.setattr("vidvq.tokenize.worker.decode_items", by_name)
     out = tmp_path / "out"
     where = ("--checkpoint", checkpoint_dir, "--out", out)
     assert vidvq("tokenize", video, *where, *SETTINGS, "gop_frames=9", INLINE).code == 1
