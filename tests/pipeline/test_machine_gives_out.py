@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,32 +14,6 @@ from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
 
 INLINE = "runtime.workers=0"
-
-
-def mount(*arguments: object) -> bool:
-    try:
-        return subprocess.run(["mount", *map(str, arguments)], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """``small_disk(kib)``: a file system of its own with so much room; called again, it gets more."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def resize(kib: int) -> Path:
-        option = f"size={kib}k"
-        if os.path.ismount(disk):
-            assert mount("-o", f"remount,{option}", disk)
-        elif not mount("-t", "tmpfs", "-o", option, "none", disk):
-            pytest.skip("this machine lets nobody mount a tmpfs")
-        return disk
-
-    yield resize
-    if os.path.ismount(disk):
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def check_nothing_half_done(out: Path, whole: dict[str, str], snapshot: Callable[[Path], dict[str, str]]) -> None:

@@ -1,7 +1,6 @@
 """Object stores as input and output, against a real S3 server on loopback; videos over HTTP."""
 
 import http.server
-import os
 import threading
 from functools import partial
 from pathlib import Path
@@ -13,42 +12,6 @@ from vidvq.storage.objects import put_once
 
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=32 clip.multiple=8 clips_per_shard=3".split()
 INLINE = "runtime.workers=0"
-
-
-@pytest.fixture(scope="module")
-def server():
-    """A moto server, and the environment that sends every S3 client to it."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    yield
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server, request):
-    """An empty bucket, by a client of another library."""
-    import boto3
-
-    name = f"b{abs(hash(request.node.name)) % 10**10}"
-    client = boto3.resource("s3")
-    return client.create_bucket(Bucket=name)
-
-
-def objects(bucket) -> dict[str, bytes]:
-    return {item.key: item.get()["Body"].read() for item in bucket.objects.all()}
 
 
 @pytest.fixture
@@ -64,39 +27,27 @@ def videos(tmp_path, bucket, make_video) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bucket_is_sharded_into_a_bucket_as_onto_a_disk(videos, bucket, tmp_path, vidvq, workers):
+def test_a_bucket_is_sharded_into_a_bucket_as_onto_a_disk(videos, bucket, objects, tmp_path, vidvq, workers):
     source, out = f"s3://{bucket.name}/videos", f"s3://{bucket.name}/out"
     settings = [*SETTINGS, f"runtime.workers={workers}", "max_failed=1"]
     assert vidvq("shard", source, "--out", tmp_path / "disk", *settings).code == 0
     for _ in "first", "again":
         ran = vidvq("shard", source, "--out", out, *settings)
         assert ran.code == 0, ran.err
-        found = {name.removeprefix("out/"): data for name, data in objects(bucket).items() if name.startswith("out/")}
+        found = {name.removeprefix("out/"): data for name, data in objects().items() if name.startswith("out/")}
         disk = {path.relative_to(tmp_path / "disk").as_posix(): path for path in (tmp_path / "disk").rglob("*")}
         assert found == {name: path.read_bytes() for name, path in disk.items() if path.is_file()}
     assert vidvq("verify", out).code == 0
     ran = vidvq("shard", "--out", out, "--remove", f"{source}/a.mp4", INLINE, "max_failed=1")
     assert ran.code == 0, ran.err
     assert vidvq("verify", out).code == 0
-    assert "out/clips-000000.tar" not in objects(bucket)
+    assert "out/clips-000000.tar" not in objects()
 
 
-def test_an_answer_that_is_lost_neither_loses_nor_doubles(videos, bucket, tmp_path, vidvq, monkeypatch):
-    from s3fs import S3FileSystem
-
-    real = S3FileSystem._call_s3
-    lost = []
-
-    async def call(self, method, *arguments, **options):
-        answer = await real(self, method, *arguments, **options)
-        key = options.get("Key", "")
-        if method == "put_object" and "out/" in key and key not in lost:
-            lost.append(key)
-            raise OSError(f"the answer for {key} was lost")
-        return answer
-
-    monkeypatch.setattr(S3FileSystem, "_call_s3", call)
-    monkeypatch.setattr("vidvq.storage.objects._PAUSE_S", 0)
+def test_an_answer_that_is_lost_neither_loses_nor_doubles(
+    videos, bucket, objects, tmp_path, vidvq, lose_answers, monkeypatch
+):
+    lost = lose_answers("out/")
     settings = [*SETTINGS, INLINE, "max_failed=1"]
     ran = vidvq("shard", f"s3://{bucket.name}/videos", "--out", f"s3://{bucket.name}/out", *settings)
     assert ran.code == 0, ran.err
@@ -104,18 +55,35 @@ def test_an_answer_that_is_lost_neither_loses_nor_doubles(videos, bucket, tmp_pa
     monkeypatch.undo()
     assert vidvq("shard", f"s3://{bucket.name}/videos", "--out", tmp_path / "disk", *settings).code == 0
     for path in (tmp_path / "disk").glob("**/*.*"):
-        assert objects(bucket)[f"out/{path.relative_to(tmp_path / 'disk').as_posix()}"] == path.read_bytes()
+        assert objects()[f"out/{path.relative_to(tmp_path / 'disk').as_posix()}"] == path.read_bytes()
     assert vidvq("verify", f"s3://{bucket.name}/out").code == 0
 
 
-def test_what_is_created_once_is_never_put_over(bucket):
+@pytest.mark.parametrize("verb", ["shard", "tokenize"])
+def test_a_disk_that_is_too_full_to_fetch_to_fails_no_video(
+    bucket, demo_videos, small_disk, checkpoint_dir, tmp_path, monkeypatch, vidvq, verb
+):
+    bucket.upload_file(str(demo_videos / "train/phone.mkv"), "videos/a.mkv")
+    out = tmp_path / "out"
+    job = (verb, f"s3://{bucket.name}/videos", "--out", out, INLINE)
+    job = (*job, "--checkpoint", checkpoint_dir, "video.short_side=32") if verb == "tokenize" else (*job, *SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(small_disk(40)))
+        ran = vidvq(*job)
+    assert ran.code == 1 and "No space left on device" in ran.error
+    assert not (out / "plan.json").exists(), "nothing was planned as failed for want of room"
+    ran = vidvq(*job)
+    assert ran.code == 0, ran.err
+
+
+def test_what_is_created_once_is_never_put_over(bucket, objects):
     path = place(f"s3://{bucket.name}/x")
     assert is_remote(path)
     assert create_once(path, b"first") and create_once(path, b"first")
     assert not create_once(path, b"second") and not put_once(b"third", path)
-    assert objects(bucket) == {"x": b"first"}
+    assert objects() == {"x": b"first"}
     write_atomic(path, b"fourth")
-    assert objects(bucket) == {"x": b"fourth"}
+    assert objects() == {"x": b"fourth"}
 
 
 def test_a_source_that_changes_in_the_bucket_is_not_cut_by_the_old_plan(videos, bucket, tmp_path, vidvq, make_video):
@@ -140,11 +108,11 @@ def test_a_source_that_changes_in_the_bucket_is_not_cut_by_the_old_plan(videos, 
         ("s3://{0}/videos", "s3://{0}-not/out", "-not/out cannot be written"),
     ],
 )
-def test_a_bucket_that_is_not_there_is_one_line_before_any_work(videos, bucket, vidvq, source, out, said):
-    before = objects(bucket)
+def test_a_bucket_that_is_not_there_is_one_line_before_any_work(videos, bucket, objects, vidvq, source, out, said):
+    before = objects()
     ran = vidvq("shard", source.format(bucket.name), "--out", out.format(bucket.name), *SETTINGS, INLINE)
     assert ran.code == 2 and said in ran.error
-    assert objects(bucket) == before
+    assert objects() == before
 
 
 def test_no_credentials_is_one_line(videos, bucket, vidvq, monkeypatch):

@@ -26,15 +26,18 @@ def local_file(source: Source, max_bytes: int, sha256: str = "") -> Iterator[Pat
     Args:
         source: as it was listed.
         max_bytes: a copy may have.
-        sha256: that a copy must have, in hex; "" for any.
+        sha256: in hex, that a copy must have, and a file whose version is unknown; "" for any.
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``fetch_failed``, ``too_large`` or ``changed_since_plan``.
+        OSError: the disk is full.
     """
     container = place(source.uri.rpartition("#")[0] if source.offset >= 0 else source.uri)
     if not is_remote(container):
         _refuse_changed(container, source)
         if source.offset < 0:
+            if sha256 and not source.version and content_hash(container) != sha256:
+                raise VideoError("changed_since_plan", _CHANGED)
             yield container
             return
     with tempfile.NamedTemporaryFile(prefix="vidvq-") as copy:
@@ -103,6 +106,8 @@ def _fetch(container: Path, source: Source, copy: IO[bytes], max_bytes: int) -> 
         except PermissionError as error:
             raise VideoError("unreadable", "may not be read") from error
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise OSError(error.errno, error.strerror, copy.name) from error
             if attempt == _TRIES - 1:
                 raise VideoError("fetch_failed", f"{_TRIES} tries failed: {' '.join(str(error).split())}") from error
             time.sleep(_PAUSE_S * 2**attempt)

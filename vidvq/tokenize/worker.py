@@ -2,8 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vidvq.metrics.codes import CodeCounts
 from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
-from vidvq.storage import sha256_file
+from vidvq.tokenize.clips import local_clips
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.encode import encode_stream
 from vidvq.tokenize.quality import is_scored, keep_frames, refuse_poor, score
@@ -57,10 +58,8 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], tuple[Commit, CodeCoun
     def make_shard(job: TokenJob) -> tuple[Commit, CodeCounts]:
         counts = CodeCounts(card)
         path = job.clips / job.rows[0]["clip_shard"] if job.clips else None
-        if path and (not path.is_file() or sha256_file(path) != job.rows[0]["clip_shard_sha256"]):
-            raise ValueError(f"{path} is missing or not the one that was planned; run vidvq verify {job.clips}")
 
-        def fill(draft: ShardDraft) -> None:
+        def fill(draft: ShardDraft, file: Path | None) -> None:
             planned_out = [row for row in job.rows if row.get("reason")]
             draft.failed += [
                 Outcome(row["key"], row["reason"], f"{row['uri']}: {row['detail']}") for row in planned_out
@@ -70,7 +69,7 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], tuple[Commit, CodeCoun
             scores: list[float] = []
             while left:
                 before = len(left)
-                work = _frame_job(job, path, left, tokenizer)
+                work = _frame_job(job, file, left, tokenizer)
                 decoded = feeder.feed(decode_items, work, work.limits.deadline_s)
                 if _encode(tokenizer, card, job.config, decoded, left, draft, scores, counts):
                     deaths = deaths + 1 if len(left) == before else 1
@@ -85,7 +84,8 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], tuple[Commit, CodeCoun
                     raise ValueError(f"{path or left[0]['uri']} lacks {left[0]['key']}, which was planned")
             refuse_poor(job.shard, scores, job.config.quality)
 
-        return commit_shard(job.out, job.shard, job.plan_id, fill), counts
+        with local_clips(job.clips, job.rows[0]) if job.clips else nullcontext() as file:
+            return commit_shard(job.out, job.shard, job.plan_id, partial(fill, file=file)), counts
 
     return make_shard
 

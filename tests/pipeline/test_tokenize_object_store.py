@@ -1,0 +1,83 @@
+"""Tokens out of and into an object store, against a real S3 server on loopback: as on a disk, byte for byte."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+INLINE = "runtime.workers=0"
+
+
+@pytest.fixture(params=["clips", "videos"])
+def source(request, bucket, clips_dir, make_video, tmp_path) -> tuple[str, list[str]]:
+    """Clip shards, or videos, in the bucket: ``(url, settings)``."""
+    if request.param == "clips":
+        folder, settings = clips_dir, []
+    else:
+        folder = tmp_path / "videos"
+        folder.mkdir()
+        for name, frames in (("a", 20), ("b", 12)):
+            make_video(folder / f"{name}.mp4", frames)
+        settings = ["video.short_side=32", "video.multiple=8", "gop_frames=9", "items_per_shard=2"]
+    for path in folder.rglob("*"):
+        if path.is_file():
+            bucket.upload_file(str(path), f"in/{path.relative_to(folder).as_posix()}")
+    return f"s3://{bucket.name}/in", settings
+
+
+@pytest.fixture
+def same(objects, snapshot) -> Callable[[Path], None]:
+    """Assert that ``out/`` in the bucket holds the files of a folder, and no more."""
+
+    def check(folder: Path) -> None:
+        found = {name.removeprefix("out/"): data for name, data in objects().items() if name.startswith("out/")}
+        assert found == {name: (folder / name).read_bytes() for name in snapshot(folder)}
+
+    return check
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bucket_is_tokenized_into_a_bucket_as_onto_a_disk(
+    source, workers, bucket, same, checkpoint_dir, tmp_path, snapshot, vidvq
+):
+    url, settings = source
+    out = f"s3://{bucket.name}/out"
+    job = ("tokenize", url, "--checkpoint", checkpoint_dir, *settings, "--out")
+    assert vidvq(*job, tmp_path / "disk", INLINE).code == 0
+    for where in workers, 0:
+        ran = vidvq(*job, out, f"runtime.workers={where}")
+        assert ran.code == 0, ran.err
+        same(tmp_path / "disk")
+    ran = vidvq("verify", out)
+    assert ran.code == 0, ran.out
+    for tokens, to in (out, "remote"), (tmp_path / "disk", "local"):
+        ran = vidvq("decode", tokens, "--checkpoint", checkpoint_dir, "--out", tmp_path / to, "format=npy")
+        assert ran.code == 0, ran.err
+    assert snapshot(tmp_path / "remote") == snapshot(tmp_path / "local")
+
+
+def test_an_answer_that_is_lost_neither_loses_nor_doubles_tokens(
+    source, bucket, same, checkpoint_dir, tmp_path, lose_answers, vidvq
+):
+    url, settings = source
+    job = ("tokenize", url, "--checkpoint", checkpoint_dir, *settings, INLINE, "--out")
+    assert vidvq(*job, tmp_path / "disk").code == 0
+    lost = lose_answers("out/")
+    ran = vidvq(*job, f"s3://{bucket.name}/out")
+    assert ran.code == 0, ran.err
+    assert len(lost) >= 7, "every write had its first answer lost"
+    same(tmp_path / "disk")
+
+
+def test_a_damaged_clip_shard_in_a_bucket_is_one_line_and_no_shard(
+    bucket, objects, clips_dir, checkpoint_dir, tmp_path, vidvq
+):
+    for path in clips_dir.rglob("*"):
+        if path.is_file():
+            data = path.read_bytes()
+            data = data[:-1] + b"x" if path.name == "clips-000000.tar" else data
+            bucket.put_object(Key=f"in/{path.relative_to(clips_dir).as_posix()}", Body=data)
+    out = f"s3://{bucket.name}/out"
+    ran = vidvq("tokenize", f"s3://{bucket.name}/in", "--checkpoint", checkpoint_dir, "--out", out, INLINE)
+    assert ran.code == 2 and "in/clips-000000.tar" in ran.error and f"vidvq verify s3://{bucket.name}/in" in ran.error
+    assert not [name for name in objects() if name.startswith("out/tokens-")]

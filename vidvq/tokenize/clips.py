@@ -1,0 +1,34 @@
+"""The clip shard that a token shard is made from, as a file of this machine."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from vidvq.corpus.fetch import local_file
+from vidvq.corpus.inputs import Source
+from vidvq.video import VideoError
+
+
+@contextmanager
+def local_clips(clips: Path, row: dict[str, Any]) -> Iterator[Path]:
+    """A clip shard itself where it is on this machine, else a temporary copy of it; with the content that was planned.
+
+    Args:
+        clips: a directory of clip shards.
+        row: of the plan, of any clip in it.
+
+    Raises:
+        ValueError: it is missing, or has other content.
+        OSError: it cannot be fetched.
+    """
+    path = clips / row["clip_shard"]
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(local_file(Source(str(path)), sys.maxsize, row["clip_shard_sha256"]))
+        except VideoError as error:
+            if error.reason == "fetch_failed":
+                raise OSError(f"{path}: {error.detail}; run the same command again to go on") from error
+            raise ValueError(f"{path} is missing or not the one that was planned; run vidvq verify {clips}") from error
+        yield file
