@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
-.PHONY: demo test test-slow test-gpu bench-shard bench-model bench-train bench-tokenize bench-gpu ablate check lint format clean
+.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-gpu ablate check lint format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -17,6 +17,10 @@ test-slow: $(VENV)/.with-test  ## The tests that take minutes.
 
 test-gpu: $(VENV)/.with-test  ## The tests that need a CUDA device; they fail, not skip, without one.
 	VIDVQ_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
+
+# Beside .venv, not in it: their own pins contradict one another's and ours, and would bring gigabytes.
+test-readers: $(VENV)/.with-test $(VENV)/readers  ## Exports, read back by the libraries that they are for.
+	PYTHONPATH=$(VENV)/readers $(BIN)/pytest -m readers tests/readers
 
 bench-shard: $(VENV)/.with-shard  ## Decoding and sharding VIDEOS="a.mp4 b.mkv", as a share of what ffmpeg reaches.
 	$(BIN)/python benchmarks/shard.py $(or $(VIDEOS),vidvq/demo/videos/train/*.mp4)
@@ -59,6 +63,10 @@ format: $(VENV)/.with-dev  ## Fix what ruff can fix.
 
 clean:
 	rm -rf $(VENV) runs dist
+
+$(VENV)/readers: tests/readers/libraries.txt $(VENV)/.with-test
+	rm -rf $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ --requirement $<
 
 $(VENV)/.with-%: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vidvq needs Python 3.11 or newer; run make PYTHON=python3.11")'

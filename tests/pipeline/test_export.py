@@ -12,7 +12,7 @@ import pytest
 from vidvq.export import ExportConfig, Layout, job, sequence_to_grid
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 
-TARGETS = ["megatron", "bin", "parquet"]
+TARGETS = ["megatron", "bin", "parquet", "litdata", "mds", "energon"]
 
 
 def grids(tokens: Path) -> list[np.ndarray]:
@@ -58,7 +58,7 @@ READERS = {"megatron": read_megatron, "bin": read_bin, "parquet": read_parquet}
 
 
 @pytest.mark.parametrize("order", ["raster", "temporal"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", READERS)
 def test_every_id_comes_back_from_a_reader(tmp_path, tokens_dir, vidvq, target, order):
     out = tmp_path / "out"
     assert vidvq("export", tokens_dir, "--to", target, "--out", out, "--check", f"order={order}").code == 0
@@ -99,6 +99,12 @@ def test_an_unknown_target_is_one_line_that_names_them(tmp_path, tokens_dir, vid
     assert not (tmp_path / "out").exists()
 
 
+def test_inspect_knows_an_export(tmp_path, tokens_dir, vidvq):
+    assert vidvq("export", tokens_dir, "--to", "mds", "--out", tmp_path / "out").code == 0
+    ran = vidvq("inspect", tmp_path / "out")
+    assert ran.code == 0 and "an export to mds, 4 of 4 parts finished" in ran.out and "'clip_start': 96" in ran.out
+
+
 def test_unfinished_tokens_are_refused(tmp_path, tokens_dir, copy_of, vidvq):
     copy = copy_of(tokens_dir)
     (copy / "commits/tokens-000001.tar.json").unlink()
@@ -117,23 +123,62 @@ def test_another_order_into_the_same_folder_is_refused(tmp_path, tokens_dir, vid
 @pytest.mark.parametrize("target", TARGETS)
 def test_damage_is_found(tmp_path, tokens_dir, vidvq, target):
     out = tmp_path / "out"
-    assert vidvq("export", tokens_dir, "--to", target, "--out", out).code == 0
-    path = next(path for path in sorted(out.iterdir()) if path.suffix in {".bin", ".parquet"})
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 & ~1] ^= 1
-    path.write_bytes(data)
-    ran = vidvq("verify", out)
-    assert ran.code == 1 and path.name in ran.out
-    if target != "parquet":
+    assert vidvq("export", tokens_dir, "--to", target, "--out", out, "--check").code == 0
+    assert vidvq("verify", out).code == 0
+    path = next(path for path in sorted(out.iterdir()) if path.suffix in {".bin", ".parquet", ".mds", ".tar"})
+    whole = path.read_bytes()
+    # A byte of an id.
+    at = {"energon": whole.find(b"NUMPY") + 140, "mds": len(whole) - 2}.get(target, len(whole) // 2 & ~1)
+    for damaged in (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], whole[: len(whole) // 2], whole[:3], b""):
+        path.write_bytes(damaged)
+        ran = vidvq("verify", out)
+        assert ran.code == 1 and path.name in ran.out
         ran = vidvq("export", tokens_dir, "--to", target, "--out", out, "--check")
-        assert ran.code == 2 and "differs" in ran.error
+        assert ran.code == 2 and path.name in ran.error and "run the same command again" in ran.error
+    path.unlink()
+    ran = vidvq("export", tokens_dir, "--to", target, "--out", out, "--check")
+    assert ran.code == 2 and f"{path.name} is missing" in ran.error
+    # The remedy that every one of these lines names.
+    (out / f"commits/{path.name.partition('.')[0]}.json").unlink()
+    assert vidvq("export", tokens_dir, "--to", target, "--out", out, "--check").code == 0
+    assert path.read_bytes() == whole
 
 
-def test_megatron_core_reads_every_id(tmp_path, tokens_dir, vidvq):
-    indexed_dataset = pytest.importorskip("megatron.core.datasets.indexed_dataset", reason="needs megatron-core")
-    assert vidvq("export", tokens_dir, "--to", "megatron", "--out", tmp_path / "out").code == 0
-    paths = sorted((tmp_path / "out").glob("*.idx"))
-    parts = [indexed_dataset.IndexedDataset(str(path.with_suffix(""))) for path in paths]
-    found = [part[index] for part in parts for index in range(len(part))]
-    expected = read_megatron(tmp_path / "out")
-    assert [ids.tolist() for ids in found] == [ids.tolist() for ids in expected]
+@pytest.mark.parametrize(
+    ("target", "name"), [("litdata", "index.json"), ("mds", "index.json"), ("energon", ".nv-meta/split.yaml")]
+)
+def test_what_belongs_to_all_parts_is_verified_and_made_again(tmp_path, tokens_dir, vidvq, snapshot, target, name):
+    out = tmp_path / "out"
+    command = ("export", tokens_dir, "--to", target, "--out", out)
+    assert vidvq(*command).code == 0
+    whole = snapshot(out)
+    for break_it in (lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-3])):
+        break_it(out / name)
+        ran = vidvq("verify", out)
+        assert ran.code == 1 and f"{name}: is missing or differs" in ran.out
+        assert vidvq(*command).code == 0 and snapshot(out) == whole
+
+
+def test_records_and_content_must_agree(tmp_path, tokens_dir, vidvq):
+    out = tmp_path / "out"
+    assert vidvq("export", tokens_dir, "--to", "bin", "--out", out).code == 0
+    record, header = out / "commits/tokens-000000.json", out / "export.json"
+    kept = record.read_text()
+    part = json.loads(kept)
+    record.write_text(json.dumps(part | {"ids": part["ids"] + 1}))
+    ran = vidvq("verify", out)
+    assert ran.code == 1 and f"its record says {part['clips']} of {part['ids'] + 1}" in ran.out
+    record.write_text(kept)
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"vocabulary": 50}))
+    ran = vidvq("verify", out)
+    assert ran.code == 1 and "export.json says that ids are below 50" in ran.out
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"target": "csv"}))
+    assert "is damaged" in vidvq("verify", out).error
+
+
+@pytest.mark.parametrize("target", ["litdata", "mds"])
+def test_a_part_that_its_format_cannot_address_is_refused(tmp_path, tokens_dir, vidvq, monkeypatch, target):
+    monkeypatch.setattr("vidvq.export.offsets._MAX_BYTES", 500)
+    ran = vidvq("export", tokens_dir, "--to", target, "--out", tmp_path / "out")
+    assert ran.code == 2 and "more than 500 bytes" in ran.error
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json"]

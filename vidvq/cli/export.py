@@ -11,7 +11,7 @@ from vidvq.cli.place import Place
 @click.command(short_help="Turn token shards into what trainers read.")
 @click.argument("tokens", type=Place())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--to", "target", required=True, help="megatron, bin or parquet.")
+@click.option("--to", "target", required=True, help="megatron, litdata, parquet, mds, energon or bin.")
 @click.option("--out", required=True, type=Place(), help="Output directory, or s3://bucket/folder.")
 @click.option("--check", is_flag=True, help="Read all of it back and compare it with TOKENS, id by id.")
 def export(tokens: Path, overrides: tuple[str, ...], target: str, out: Path, check: bool) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
+from vidvq.export.records import is_export, read_header, read_part
 from vidvq.formats.checkpoint import find_checkpoint, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import parse_clip_info
@@ -45,7 +46,20 @@ def _directory(path: Path) -> Iterator[str]:
         return _job(path)
     if (path / "model.safetensors").is_file() or list_steps(path):
         return _checkpoint(path)
+    if is_export(path):
+        return _export(path)
     raise ValueError(f"{path} is a directory without plan.json or model.safetensors; vidvq did not write it")
+
+
+def _export(folder: Path) -> Iterator[str]:
+    header = read_header(folder)
+    parts = [part for stem in header["parts"] if (part := read_part(folder, stem))]
+    yield f"{folder}: an export to {header['target']}, {len(parts)} of {len(header['parts'])} parts finished"
+    clips, ids = (sum(part[name] for part in parts) for name in ("clips", "ids"))
+    yield f"  {clips} clips, {ids} ids of {header['dtype']}"
+    yield f"  vocabulary: {header['vocabulary']} ids, special tokens {header['specials'] or 'none'}"
+    yield f"  order: {header['order']} ({header['axes']})"
+    yield f"  token fingerprint: {header['token_fingerprint']}"
 
 
 def _job(folder: Path) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """`vidvq export`: token shards to what the trainers of language models read."""
 
 from vidvq.export.config import ExportConfig
-from vidvq.export.job import ExportSummary, is_export, run_export, verify_export
+from vidvq.export.job import ExportSummary, run_export
+from vidvq.export.records import is_export
 from vidvq.export.sequence import Layout, grid_to_sequence, sequence_to_grid
 from vidvq.export.targets import TARGETS
+from vidvq.export.verify import verify_export
 
 __all__ = [
     "TARGETS",

@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vidvq.export.config import ExportConfig
+from vidvq.export.records import FORMAT, PART_FORMAT, read_part, record_path
 from vidvq.export.sequence import Layout, grid_to_sequence
-from vidvq.export.targets import TARGETS, Sequence, Target, write_part
+from vidvq.export.target import Part, Sequence, Target, write_part
+from vidvq.export.targets import TARGETS
+from vidvq.export.verify import compare
 from vidvq.formats.commit import FOLDER, Commit, read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
@@ -23,10 +25,8 @@ from vidvq.storage import (
     remove_attempts,
     sha256_bytes,
     sha256_file,
+    write_atomic,
 )
-
-FORMAT = "vidvq.export/1"
-PART_FORMAT = "vidvq.export-part/1"
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,17 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
         for shard in shards:
             parts.append(_export(tokens, TARGETS[target], out, shard, layout))
             bar.advance()
+    dtype = np.dtype(TARGETS[target].dtype(layout.vocabulary))
+    for name, data in TARGETS[target].whole(parts, dtype).items():
+        write_atomic(out / name, data)
+        remove_attempts((out / name).parent)
     remove_attempts(out)
     remove_attempts(out / FOLDER)
     if check:
         for shard in shards:
-            _compare(tokens, TARGETS[target], out, shard, layout)
+            stem = _stem(shard)
+            paths = [out / (stem + suffix) for suffix in TARGETS[target].suffixes]
+            compare(paths, TARGETS[target], dtype, _sequences(tokens / shard.shard, layout), stem)
     return ExportSummary(
         target,
         sum(part["clips"] for part in parts),
@@ -80,32 +86,6 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
         sum(file["bytes"] for part in parts for file in part["files"]),
         len(parts),
     )
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a directory was written by ``vidvq export``."""
-    return (folder / "export.json").is_file()
-
-
-def verify_export(folder: Path) -> tuple[list[str], int]:
-    """Check every file of an export against its records; returns one line per problem, and the number of parts."""
-    header = read_json(folder / "export.json")
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{folder / 'export.json'} is not an export of format {FORMAT}")
-    problems: list[str] = []
-    for stem in header["parts"]:
-        part = _read_part(folder, stem)
-        if part is None:
-            problems.append(f"{stem}: is not finished; run the same command again")
-            continue
-        redo = f"remove {FOLDER}/{stem}.json, then run the same command again"
-        for file in part["files"]:
-            path = folder / file["name"]
-            if not path.is_file():
-                problems.append(f"{path.name}: is missing; {redo}")
-            elif sha256_file(path) != file["sha256"]:
-                problems.append(f"{path.name}: its bytes differ from the record; {redo}")
-    return problems, len(header["parts"])
 
 
 def _committed(tokens: Path) -> list[Commit]:
@@ -159,9 +139,9 @@ def _sequences(path: Path, layout: Layout) -> Iterator[Sequence]:
         yield Sequence(key, grid_to_sequence(codes, layout), info)
 
 
-def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Layout) -> dict[str, Any]:
+def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Layout) -> Part:
     stem, path = _stem(commit), tokens / commit.shard
-    if part := _read_part(out, stem):
+    if part := read_part(out, stem):
         return part
     if not path.is_file() or sha256_file(path) != commit.sha256:
         raise ValueError(f"{path} is missing or not the one that was committed; run vidvq verify {tokens}")
@@ -173,37 +153,12 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
             clips, ids = clips + 1, ids + len(sequence.ids)
             yield sequence
 
-    paths = write_part(target, out, stem, counted(), layout.vocabulary)
+    paths = write_part(target, out, stem, counted(), commit.ok, layout.vocabulary)
     files = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in paths]
     if clips != commit.ok:
         raise ValueError(f"{path} holds {clips} clips, its record says {commit.ok}; run vidvq verify {tokens}")
     part = {"format": PART_FORMAT, "shard": commit.shard, "shard_sha256": commit.sha256}
-    create_once(_record(out, stem), pretty_json(part | {"clips": clips, "ids": ids, "files": files}))
-    standing = _read_part(out, stem)
+    create_once(record_path(out, stem), pretty_json(part | {"clips": clips, "ids": ids, "files": files}))
+    standing = read_part(out, stem)
     assert standing is not None
     return standing
-
-
-def _record(out: Path, stem: str) -> Path:
-    return out / FOLDER / f"{stem}.json"
-
-
-def _read_part(out: Path, stem: str) -> dict[str, Any] | None:
-    path = _record(out, stem)
-    if not path.exists():
-        return None
-    part = read_json(path)
-    if not isinstance(part, dict) or part.get("format") != PART_FORMAT:
-        raise ValueError(f"{path} is not a record of {PART_FORMAT}; remove it and run again")
-    return part
-
-
-def _compare(tokens: Path, target: Target, out: Path, commit: Commit, layout: Layout) -> None:
-    stem = _stem(commit)
-    paths = [out / (stem + suffix) for suffix in target.suffixes]
-    read = target.read(paths, np.dtype(target.dtype(layout.vocabulary)))
-    for sequence in _sequences(tokens / commit.shard, layout):
-        if not np.array_equal(next(read, np.array([])), sequence.ids):
-            raise ValueError(f"{paths[0]}: {sequence.key} differs; remove {FOLDER}/{stem}.json and run again")
-    if next(read, None) is not None:
-        raise ValueError(f"{paths[0]} holds more than its token shard; remove {FOLDER}/{stem}.json and run again")

@@ -1,0 +1,51 @@
+"""A WebDataset with the metadata that megatron-energon's ``prepare`` would make, for its ``CrudeWebdataset``."""
+
+import io
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidvq.export.target import Part, Sequence, Target
+from vidvq.formats.tar import TarWriter, read_samples
+from vidvq.storage import canonical_json, pretty_json
+
+_META = ".nv-meta"
+_MEDIA = "tokens.npy"
+
+
+def _write(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+    # The index has the offset of each sample's first header, and of the end of the last sample.
+    data, index = files
+    tar = TarWriter(data)
+    for sequence in sequences:
+        index.write(struct.pack("<Q", data.tell()))
+        clip, buffer = sequence.info, io.BytesIO()
+        about = {"grid": clip.grid, "num_frames": clip.num_frames, "fps": clip.fps, "source": clip.source}
+        np.save(buffer, sequence.ids.astype(dtype), allow_pickle=False)
+        tar.add(f"{sequence.key}.json", canonical_json(about))
+        tar.add(f"{sequence.key}.{_MEDIA}", buffer.getvalue())
+    index.write(struct.pack("<Q", data.tell()))
+    tar.close()
+
+
+def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
+    for _, files in read_samples(paths[0]):
+        yield np.load(io.BytesIO(files[_MEDIA]), allow_pickle=False)
+
+
+def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
+    counts = {part["files"][0]["name"]: part["clips"] for part in parts}
+    split = {"split_parts": {"train": list(counts)}, "exclude": []}
+    crude = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
+    # Energon reads these two as YAML, of which JSON is a part.
+    return {
+        f"{_META}/.info.json": pretty_json({"energon_version": None, "shard_counts": counts}),
+        f"{_META}/split.yaml": pretty_json(split),
+        f"{_META}/dataset.yaml": pretty_json(crude),
+    }
+
+
+ENERGON = Target((".tar", ".tar.idx"), _write, _read, _whole)

@@ -1,0 +1,69 @@
+"""Ids alone in one file, and where each clip starts in another: ``bin`` and Megatron-LM's indexed dataset."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidvq.export.target import Sequence, Target
+
+_MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+_MEGATRON_DTYPES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
+
+
+def _write_bin(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+    data, index = files
+    starts = [0]
+    for sequence in sequences:
+        data.write(sequence.ids.astype(dtype).tobytes())
+        starts.append(starts[-1] + len(sequence.ids))
+    np.save(index, np.array(starts, dtype=np.int64), allow_pickle=False)
+
+
+def _read_bin(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
+    with paths[1].open("rb") as file:
+        starts = np.load(file, allow_pickle=False)
+    yield from read_lengths(paths[0], np.diff(starts), dtype)
+
+
+def _write_megatron(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+    # MMapIndexedDataset: magic, version, dtype code, sequences, documents, lengths, byte offsets, documents' starts.
+    data, index = files
+    lengths: list[int] = []
+    for sequence in sequences:
+        data.write(sequence.ids.astype(dtype).tobytes())
+        lengths.append(len(sequence.ids))
+    pointers = np.cumsum([0, *lengths], dtype=np.int64)[:-1] * dtype.itemsize
+    index.write(_MEGATRON_MAGIC + struct.pack("<QB", 1, _MEGATRON_DTYPES[dtype]))
+    index.write(struct.pack("<QQ", len(lengths), len(lengths) + 1))
+    index.write(np.array(lengths, dtype="<i4").tobytes() + pointers.astype("<i8").tobytes())
+    index.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+
+
+def _read_megatron(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
+    head = len(_MEGATRON_MAGIC) + struct.calcsize("<QB") + struct.calcsize("<QQ")
+    index = paths[1].read_bytes()
+    count = struct.unpack_from("<Q", index, head - 16)[0]
+    lengths = np.frombuffer(index, dtype="<i4", count=count, offset=head)
+    yield from read_lengths(paths[0], lengths, dtype)
+
+
+def read_lengths(path: Path, lengths: np.ndarray, dtype: np.dtype, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield arrays of so many ids, one after the other, from byte ``start`` on, and what is left over."""
+    with path.open("rb") as file:
+        file.seek(start)
+        for length in lengths.tolist():
+            yield np.frombuffer(file.read(length * dtype.itemsize), dtype=dtype)
+        if rest := file.read(dtype.itemsize):
+            yield np.frombuffer(rest, dtype=np.uint8)
+
+
+BIN = Target((".bin", ".index.npy"), _write_bin, _read_bin)
+MEGATRON = Target(
+    (".bin", ".idx"),
+    _write_megatron,
+    _read_megatron,
+    dtype=lambda vocabulary: np.uint16 if vocabulary <= 1 << 16 else np.int32,
+)

@@ -1,0 +1,56 @@
+"""litdata's chunks for its ``TokensLoader``: one stream of ids, which is read in blocks of any size."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidvq.export.flat import read_lengths
+from vidvq.export.offsets import OffsetWriter, read_offsets
+from vidvq.export.target import Part, Sequence, Target
+from vidvq.storage import pretty_json, sha256_bytes
+
+# torch's dtypes by their places in litdata's table.
+_DTYPES = {np.dtype(np.uint16): 20, np.dtype(np.int32): 15}
+
+
+def _write(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+    chunk = OffsetWriter(files[0], count)
+    for sequence in sequences:
+        chunk.add(sequence.ids.astype(dtype).tobytes())
+    chunk.close()
+
+
+def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
+    offsets = read_offsets(paths[0])
+    yield from read_lengths(paths[0], np.diff(offsets) // dtype.itemsize, dtype, start=int(offsets[0]))
+
+
+def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
+    files = [part["files"][0] for part in parts]
+    chunks = [
+        {"chunk_bytes": file["bytes"], "chunk_size": part["clips"], "dim": part["ids"], "filename": file["name"]}
+        for file, part in zip(files, parts, strict=True)
+    ]
+    config = {
+        "chunk_bytes": max(file["bytes"] for file in files),
+        "chunk_size": None,
+        "compression": None,
+        "compression_batch_size": None,
+        "compression_level": None,
+        "data_format": [f"no_header_tensor:{_DTYPES[dtype]}"],
+        "data_spec": '[1, {"type": null, "context": null, "children_spec": []}]',
+        "encryption": None,
+        "ipc_compression": None,
+        "item_loader": "TokensLoader",
+        "types": "tensor",
+    }
+    # A name for this content: litdata drops what it has cached under another.
+    content = sha256_bytes("\n".join(file["sha256"] for file in files).encode())
+    return {"index.json": pretty_json({"chunks": chunks, "config": config, "updated_at": content})}
+
+
+LITDATA = Target(
+    (".bin",), _write, _read, _whole, dtype=lambda vocabulary: np.uint16 if vocabulary <= 1 << 16 else np.int32
+)

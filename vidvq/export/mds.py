@@ -1,0 +1,81 @@
+"""MDS, the shards of mosaicml-streaming: a sample per clip with its key, ids, grid, frames, rate and source."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidvq.export.offsets import OffsetWriter, read_offsets
+from vidvq.export.target import Part, Sequence, Target
+from vidvq.storage import pretty_json
+
+_SHAPE_DTYPES = (np.uint8, np.uint16, np.uint32, np.uint64)
+
+
+def _config(dtype: np.dtype) -> dict[str, Any]:
+    columns = {
+        "fps": ("float64", 8),
+        "grid": ("ndarray:int32:3", 12),
+        "key": ("str", None),
+        "num_frames": ("int", 8),
+        "source": ("str", None),
+        "tokens": (f"ndarray:{dtype.name}", None),
+    }
+    return {
+        "version": 2,
+        "format": "mds",
+        "compression": None,
+        "hashes": ["sha256"],
+        "size_limit": None,
+        "column_names": list(columns),
+        "column_encodings": [encoding for encoding, _ in columns.values()],
+        "column_sizes": [size for _, size in columns.values()],
+    }
+
+
+def _sample(sequence: Sequence, dtype: np.dtype) -> bytes:
+    clip, length = sequence.info, len(sequence.ids)
+    # An array of no fixed shape says its number of axes and the width of its lengths, then its lengths.
+    width = next(index for index, kind in enumerate(_SHAPE_DTYPES) if length <= np.iinfo(kind).max)
+    shape = bytes([1 << 2 | width]) + np.array([length], dtype=_SHAPE_DTYPES[width]).tobytes()
+    columns = [
+        np.float64(clip.fps).tobytes(),
+        np.array(clip.grid, dtype=np.int32).tobytes(),
+        sequence.key.encode(),
+        np.int64(clip.num_frames).tobytes(),
+        clip.source.encode(),
+        shape + sequence.ids.astype(dtype).tobytes(),
+    ]
+    ragged = [len(data) for data, size in zip(columns, _config(dtype)["column_sizes"], strict=True) if size is None]
+    return np.array(ragged, dtype=np.uint32).tobytes() + b"".join(columns)
+
+
+def _write(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+    shard = OffsetWriter(files[0], count, json.dumps(_config(dtype), sort_keys=True).encode())
+    for sequence in sequences:
+        shard.add(_sample(sequence, dtype))
+    shard.close()
+
+
+def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
+    offsets = read_offsets(paths[0])
+    with paths[0].open("rb") as file:
+        file.seek(int(offsets[0]))
+        for size in np.diff(offsets).tolist():
+            sample = file.read(size)
+            tokens = sample[size - int.from_bytes(sample[8:12], "little") :]
+            yield np.frombuffer(tokens, dtype=dtype, offset=1 + (1 << tokens[0] % 4))
+
+
+def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
+    shards = []
+    for part in parts:
+        file = part["files"][0]
+        raw = {"basename": file["name"], "bytes": file["bytes"], "hashes": {"sha256": file["sha256"]}}
+        shards.append(_config(dtype) | {"samples": part["clips"], "raw_data": raw, "zip_data": None})
+    return {"index.json": pretty_json({"version": 2, "shards": shards})}
+
+
+MDS = Target((".mds",), _write, _read, _whole)
