@@ -12,7 +12,8 @@ from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_token
 from vidvq.metrics.pixel import psnr
 from vidvq.model.checkpoint import load_tokenizer
 from vidvq.model.pixels import to_frames
-from vidvq.tokenize.quality import is_scored, keep_frames, score
+from vidvq.tokenize.config import QualityPolicy
+from vidvq.tokenize.quality import Scorer, is_scored, keep_frames
 from vidvq.video.probe import Limits
 
 INLINE = "runtime.workers=0"
@@ -78,11 +79,11 @@ def test_a_poor_shard_stops_the_job_and_what_is_committed_stays(
     command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, INLINE)
     command = (*command, "quality.share=1", "quality.min_psnr=30")
 
-    def told(tokenizer, codes, kept):
+    def told(scorer, codes, kept):
         # The first shard is good, all behind it are not.
         return {"psnr": 10.0 if list(out.glob("commits/*.json")) else 40.0}
 
-    monkeypatch.setattr("vidvq.tokenize.worker.score", told)
+    monkeypatch.setattr("vidvq.tokenize.quality.Scorer.score", told)
     ran = vidvq(*command)
     assert ran.code == 1
     assert [path.name for path in out.glob("*.tar")] == ["tokens-000000.tar"]
@@ -98,7 +99,7 @@ def test_a_poor_shard_stops_the_job_and_what_is_committed_stays(
 def test_a_threshold_without_a_share_is_refused(vidvq, clips_dir, checkpoint_dir, tmp_path):
     where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / "out")
     ran = vidvq("tokenize", clips_dir, *where, "quality.min_psnr=30", INLINE)
-    assert (ran.code, "min_psnr=30 needs share above 0" in ran.error) == (2, True)
+    assert (ran.code, "min_psnr=30.0 needs share above 0" in ran.error) == (2, True)
 
 
 def test_without_a_share_nothing_is_said_of_quality(tokens_dir):
@@ -114,8 +115,9 @@ def test_of_a_long_stream_the_first_frames_are_kept_and_scored(checkpoint_dir):
     assert len(list(keep_frames(tokenizer, chunks, kept))) == 10
     assert sum(map(len, kept)) == 129
     codes = np.zeros(tokenizer.latent_shape(321, 16, 16), np.int64)
-    whole = score(tokenizer, codes, kept)["psnr"]
-    assert whole == score(tokenizer, codes[: tokenizer.latent_shape(129, 16, 16)[0]], kept)["psnr"] > 0
+    scorer = Scorer(tokenizer, QualityPolicy(share=1))
+    whole = scorer.score(codes, kept)["psnr"]
+    assert whole == scorer.score(codes[: tokenizer.latent_shape(129, 16, 16)[0]], kept)["psnr"] > 0
 
 
 def test_the_score_is_of_each_frame_against_its_own(checkpoint_dir):
@@ -123,8 +125,23 @@ def test_the_score_is_of_each_frame_against_its_own(checkpoint_dir):
     codes = np.random.default_rng(0).integers(0, min(book.size for book in card.codebooks), (4, 2, 3))
     # 12 of the 13 frames that the codes decode to, and not all of their pixels: as of a clip that was padded.
     frames = to_frames(tokenizer.decode(torch.from_numpy(codes)[None], num_frames=12, size=(14, 20)))
-    assert score(tokenizer, codes, [frames[:9], frames[9:]]) == {"psnr": 100.0}
-    assert score(tokenizer, codes, [frames[::-1]])["psnr"] < 100
+    scorer = Scorer(tokenizer, QualityPolicy(share=1))
+    assert scorer.score(codes, [frames[:9], frames[9:]]) == {"psnr": 100.0}
+    assert scorer.score(codes, [frames[::-1]])["psnr"] < 100
+
+
+def test_the_perceptual_score_is_of_frames_of_the_sample(checkpoint_dir):
+    tokenizer, _ = load_tokenizer(checkpoint_dir)
+    codes = np.random.default_rng(0).integers(0, 32, (4, 4, 4))
+    frames = to_frames(tokenizer.decode(torch.from_numpy(codes)[None]))
+    scorer = Scorer(tokenizer, QualityPolicy(share=1, perceptual=True))
+    assert scorer.score(codes, [frames]) == {"psnr": 100.0, "st_lpips": 0.0}
+    others = frames.copy()
+    # Frames 0, 4, 8 and 12 of 13 are compared; what is between is not.
+    others[5:8] = 255 - others[5:8]
+    assert scorer.score(codes, [others])["st_lpips"] == 0
+    others[12] = np.random.default_rng(1).integers(0, 256, others[12].shape)
+    assert scorer.score(codes, [others])["st_lpips"] > 0.01
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -1,5 +1,6 @@
 """What a path is, in a few plain lines."""
 
+from collections import Counter
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -10,6 +11,7 @@ from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import parse_clip_info
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
+from vidvq.formats.summary import tell_stats
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_shard import MEDIA as TOKENS_MEDIA
 from vidvq.formats.token_shard import PACKED, TokenizerCard, parse_tokens, read_tokenizer_card
@@ -74,8 +76,10 @@ def _job(folder: Path) -> Iterator[str]:
         f"  items: {sum(commit.ok for commit in commits)} ok, {sum(len(commit.failed) for commit in commits)} failed, "
         f"{sum(len(commit.filtered) for commit in commits)} filtered"
     )
-    for name in commits[0].stats if commits else ():
-        yield f"  {name}: {sum(commit.stats.get(name, 0) for commit in commits)}"
+    stats: Counter[str] = Counter()
+    for commit in commits:
+        stats.update(commit.stats)
+    yield from (f"  {line}" for line in tell_stats(stats))
     for name, value in header["made_from"].items():
         yield f"  made from {name}: {value}"
     if (folder / "tokenizer.json").is_file():

@@ -10,6 +10,9 @@ from vidvq.formats.plan import Plan
 from vidvq.storage import pretty_json, remove_attempts, write_atomic
 
 _EXAMPLES = 5
+# A stat of this suffix is a sum of scores, in ten-thousandths, over the samples that ``scored`` counts.
+SCORE_SUFFIX = "_e4"
+SCORE_UNIT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class JobSummary:
     def lines(self) -> list[str]:
         """The account in plain words: a line of totals, then each reason with examples."""
         totals = f"{self.ok} ok, {self.num_failed} failed, {self.num_filtered} filtered of {self.planned} planned; "
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(self.stats.items()))
+        counts = ", ".join(tell_stats(self.stats))
         text = [totals + f"{self.shards} shards, {self.bytes / 1e6:.1f} MB" + (f", {counts}" if counts else "")]
         for verdict, reasons in (("failed", self.failed), ("filtered", self.filtered)):
             for name, reason in sorted(reasons.items()):
@@ -64,6 +67,17 @@ class JobSummary:
                 more = reason.count - len(reason.examples)
                 text += [f"    and {more} more"] if more else []
         return text
+
+
+def tell_stats(stats: dict[str, int]) -> list[str]:
+    """Totals of a stage in plain words: counts, and means of scores."""
+    counts = [f"{count} {name}" for name, count in sorted(stats.items()) if not name.endswith(SCORE_SUFFIX)]
+    means = {
+        name.removesuffix(SCORE_SUFFIX): total * SCORE_UNIT / stats["scored"]
+        for name, total in sorted(stats.items())
+        if name.endswith(SCORE_SUFFIX)
+    }
+    return counts + [f"{name} {mean:.4g} on their mean" for name, mean in means.items()]
 
 
 class _Tally:

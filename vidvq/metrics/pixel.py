@@ -1,7 +1,6 @@
 """Distances between two videos of one shape, ``t h w c`` uint8."""
 
 import numpy as np
-from skimage.metrics import structural_similarity
 
 _MAX_PSNR_DB = 100.0
 
@@ -14,6 +13,9 @@ def psnr(original: np.ndarray, other: np.ndarray) -> float:
 
 def ssim(original: np.ndarray, other: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5), mean over frames and colours; at most 1."""
+    # PSNR alone needs no scikit-image.
+    from skimage.metrics import structural_similarity
+
     scores = [
         structural_similarity(
             a, b, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False

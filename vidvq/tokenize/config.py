@@ -17,17 +17,27 @@ class QualityPolicy:
 
     Attributes:
         share: of the samples, chosen by their keys; the score goes into the sample's JSON.
+        perceptual: score ST-LPIPS too, on four frames of each sample (it costs as much as encoding dozens).
         min_psnr: in dB; a shard whose scored samples have a lower mean is not written, and the job stops.
+        max_drop: in dB; the job stops where the mean PSNR of the last 64 scored samples is lower than that of the job's
+            first 64 by more. Both means are of whole shards, in the order they came in, and are known to about half a
+            decibel.
+        min_usage: the job stops where the perplexity of a codebook is less than this share of its size, over the last
+            100 tokens for each of its codes.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    perceptual: bool = False
     min_psnr: float | None = None
+    max_drop: Annotated[float, Field(gt=0)] | None = None
+    min_usage: Annotated[float, Field(gt=0, le=1)] | None = None
 
     def __post_init__(self) -> None:
-        if self.min_psnr is not None and not self.share:
-            raise ValueError(f"min_psnr={self.min_psnr:g} needs share above 0")
+        for name in ("perceptual", "min_psnr", "max_drop"):
+            if not self.share and (value := getattr(self, name)) not in (None, False):
+                raise ValueError(f"{name}={value} needs share above 0, which says how many samples are scored")
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,15 @@ from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
 from vidvq.formats.token_shard import TokenizerCard, write_tokenizer_card
 from vidvq.log import info, progress
-from vidvq.metrics.codes import CodeCounts
 from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
 from vidvq.runtime import Pool, WorkerDied, start
 from vidvq.storage import place, refuse_unwritable
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.plan import plan_tokens
+from vidvq.tokenize.quality import Scorer
 from vidvq.tokenize.videos import plan_videos, refuse_gop
+from vidvq.tokenize.watch import Watch
 from vidvq.tokenize.worker import TokenJob, make_worker
 
 
@@ -34,8 +35,8 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
 
     Raises:
         ValueError: a mistake in the arguments; nothing was changed.
-        OSError: the disk is full or not writable, or a shard is poorer than ``quality.min_psnr``; what was committed
-            stays.
+        OSError: the disk is full or not writable, or the tokens are poorer than ``quality`` lets them be; what was
+            committed stays.
     """
     folder = find_tokenizer(checkpoint)
     tokenizer, card = load_tokenizer(folder)
@@ -46,14 +47,16 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
             raise ValueError(f"gop_frames=null needs a tokenizer with streams; {type(tokenizer).__name__} has none")
     elif config.video != VideoPolicy():
         raise ValueError(f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with")
+    # What scoring lacks is said before there is a plan.
+    Scorer(tokenizer, config.quality)
     refuse_unwritable(out)
     with start(config.runtime) as pool:
         plan = plan_tokens(out, clips, config, card) if clips else plan_videos(out, sources, config, card, pool)
         write_tokenizer_card(out, card)
         items = plan.header["items"]
         info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
-        counts = _make_shards(clips, folder, out, config, plan, pool, card)
-    for book in counts.use():
+        watch = _make_shards(clips, folder, out, config, plan, pool, card)
+    for book in watch.total.use():
         if book.tokens:
             info(f"{book.line()}, over {book.tokens} tokens of this run")
     return summarize(out, plan)
@@ -73,21 +76,24 @@ def _has_streams(tokenizer: Tokenizer) -> bool:
 
 def _make_shards(
     clips: Path | None, checkpoint: Path, out: Path, config: TokenizeConfig, plan: Plan, pool: Pool, card: TokenizerCard
-) -> CodeCounts:
-    counts = CodeCounts(card)
+) -> Watch:
+    watch = Watch(card, config.quality)
     with progress("tokenize", plan.header["items"], "clips") as bar:
 
         def jobs() -> Iterator[TokenJob]:
             for index, (shard, rows) in enumerate(plan.shards()):
-                if read_commit(out, shard):
+                if commit := read_commit(out, shard):
+                    watch.see(commit)
                     bar.advance(len(rows))
                 else:
                     yield TokenJob(clips, out, shard, plan.id_of(index), rows, config)
 
-        make = partial(make_worker, checkpoint)
+        make = partial(make_worker, checkpoint, config.quality)
         for job, made in pool.map_stateful(make, jobs(), gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(made, WorkerDied):
                 raise OSError(f"{job.shard}: {made.message}; run the same command again to go on")
-            bar.advance(made[0].items)
-            counts.merge(made[1])
-    return counts
+            commit, counts = made
+            bar.advance(commit.items)
+            watch.see(commit)
+            watch.count(job.shard, counts)
+    return watch

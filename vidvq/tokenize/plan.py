@@ -49,14 +49,18 @@ def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerC
             "sha256": sha256_bytes("\n".join(commit.sha256 or "" for commit in full).encode()),
         },
         "token_fingerprint": card.token_fingerprint,
-    } | written_as(config)
+    } | written_as(config, card)
     return ensure_plan(out, "tokenize", PREFIX, made_from, lambda: pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
-def written_as(config: TokenizeConfig) -> dict[str, Any]:
+def written_as(config: TokenizeConfig, card: TokenizerCard) -> dict[str, Any]:
     """What a plan says of how samples are written: nothing where it is the default, so that plans keep their ids."""
-    scored = {"quality": {"share": config.quality.share}} if config.quality.share else {}
-    return scored | ({"pack": True} if config.pack else {})
+    written: dict[str, Any] = {"pack": True} if config.pack else {}
+    if config.quality.share:
+        # A score is of the decoder too.
+        written["quality"] = {"share": config.quality.share, "decoder_fingerprint": card.decoder_fingerprint}
+        written["quality"] |= {"perceptual": True} if config.quality.perceptual else {}
+    return written
 
 
 def _finished(clips: Path, shard: str) -> Commit:

@@ -81,7 +81,7 @@ def plan_videos(out: Path, inputs: list[str], config: TokenizeConfig, card: Toke
         raise ValueError("the inputs name no video at all")
     settings = to_dict(config)
     made_from = {name: settings[name] for name in ("video", "gop_frames", "items_per_shard", "lists", "limits")}
-    made_from |= {"inputs": fingerprint.value(), "token_fingerprint": card.token_fingerprint} | written_as(config)
+    made_from |= {"inputs": fingerprint.value(), "token_fingerprint": card.token_fingerprint} | written_as(config, card)
 
     def build() -> pa.Table:
         rows: list[dict[str, Any]] = []

@@ -19,9 +19,9 @@ from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
 from vidvq.tokenize.clips import local_clips
-from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.config import QualityPolicy, TokenizeConfig
 from vidvq.tokenize.encode import encode_stream
-from vidvq.tokenize.quality import is_scored, keep_frames, refuse_poor, score
+from vidvq.tokenize.quality import Scorer, is_scored, keep_frames, refuse_poor, stats_of
 from vidvq.video import VideoError
 
 # Decoded at a time, in whole groups: enough that a step costs more than sending it, little enough for any memory.
@@ -46,14 +46,14 @@ class _DecoderDied(Exception):
     """The decoding process crashed or ran past its deadline."""
 
 
-def make_worker(checkpoint: Path) -> Callable[[TokenJob], tuple[Commit, CodeCounts]]:
+def make_worker(checkpoint: Path, policy: QualityPolicy) -> Callable[[TokenJob], tuple[Commit, CodeCounts]]:
     """Load the tokenizer once; returns what makes a shard with it, and counts its codes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # One thread whoever runs it, so that no sum is ever split another way and tokens never differ by machine size.
     torch.set_num_threads(1)
     tokenizer, card = load_tokenizer(checkpoint)
     tokenizer.to(device)
-    feeder = Feeder()
+    feeder, scorer = Feeder(), Scorer(tokenizer, policy)
 
     def make_shard(job: TokenJob) -> tuple[Commit, CodeCounts]:
         counts = CodeCounts(card)
@@ -71,7 +71,7 @@ def make_worker(checkpoint: Path) -> Callable[[TokenJob], tuple[Commit, CodeCoun
                 before = len(left)
                 work = _frame_job(job, file, left, tokenizer)
                 decoded = feeder.feed(decode_items, work, work.limits.deadline_s)
-                if _encode(tokenizer, card, job.config, decoded, left, draft, scores, counts):
+                if _encode(tokenizer, scorer, card, job.config, decoded, left, draft, scores, counts):
                     deaths = deaths + 1 if len(left) == before else 1
                     if deaths >= _TRIES:
                         deaths = 0
@@ -97,6 +97,7 @@ def _frame_job(job: TokenJob, path: Path | None, left: deque[dict[str, Any]], to
 
 def _encode(
     tokenizer: Tokenizer,
+    scorer: Scorer,
     card: TokenizerCard,
     config: TokenizeConfig,
     decoded: Generator[Piece | WorkerDied, None, None],
@@ -129,12 +130,12 @@ def _encode(
             else:
                 grid = tuple(int(length) for length in codes.shape)
                 counts.add(codes)
-                quality = score(tokenizer, codes, kept) if scored else None
+                quality = scorer.score(codes, kept) if scored else None
                 scores += [quality["psnr"]] if quality else []
                 fields = {name: getattr(piece.stretch, name) for name in asdict(piece.stretch)}
                 files = token_files(codes, TokenInfo(grid=grid, quality=quality, **fields), card, config.pack)
                 stats = {"frames": piece.stretch.num_frames, "tokens": int(codes.size)}
-                draft.add(piece.key, files, **stats | ({"scored": 1} if scored else {}))
+                draft.add(piece.key, files, **stats | (stats_of(quality) if quality else {}))
             left.popleft()
     return False
 
