@@ -23,13 +23,17 @@ def killer(*arguments: object) -> list[int]:
 TINIEST = "clip.num_frames=4 clip.min_frames=4 clip.short_side=16 clip.multiple=8 clips_per_shard=1".split()
 
 
-@pytest.fixture(params=["shard", "tokenize"])
+RAW = "gop_frames=5 items_per_shard=2 video.short_side=16 video.multiple=8 max_failed=1".split()
+
+
+@pytest.fixture(params=["shard", "tokenize-clips", pytest.param("tokenize-videos", marks=pytest.mark.slow)])
 def command(request) -> list[object]:
     """A command line that makes two tiny shards in @OUT."""
+    corpus, clips, checkpoint = map(request.getfixturevalue, ("tiny_corpus", "tiny_clips", "checkpoint_dir"))
     if request.param == "shard":
-        return ["shard", request.getfixturevalue("tiny_corpus"), "--out", "@OUT", *TINIEST, "runtime.workers=0"]
-    clips, checkpoint = (request.getfixturevalue(name) for name in ("tiny_clips", "checkpoint_dir"))
-    return ["tokenize", clips, "--checkpoint", checkpoint, "--out", "@OUT", "runtime.workers=0"]
+        return ["shard", corpus, "--out", "@OUT", *TINIEST, "runtime.workers=0"]
+    source = [clips] if request.param == "tokenize-clips" else [corpus, *RAW]
+    return ["tokenize", *source, "--checkpoint", checkpoint, "--out", "@OUT", "runtime.workers=0"]
 
 
 def test_killed_before_any_of_its_file_operations_a_job_resumes_to_the_same_bytes(command, tmp_path, snapshot):

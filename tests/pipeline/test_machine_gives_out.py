@@ -52,6 +52,23 @@ def test_tokenizing_onto_a_full_disk_goes_on_once_there_is_room(
     assert snapshot(out) == snapshot(tokens_dir)
 
 
+@pytest.mark.parametrize("kib", [4, 16, 24])
+def test_tokenizing_videos_onto_a_full_disk_goes_on_once_there_is_room(
+    kib, small_disk, demo_videos, checkpoint_dir, tmp_path, snapshot, vidvq
+):
+    settings = "video.short_side=32 video.multiple=8 gop_frames=9 items_per_shard=4".split()
+    job = ("tokenize", demo_videos / "train/carphone.mp4", "--checkpoint", checkpoint_dir, *settings, INLINE, "--out")
+    assert vidvq(*job, tmp_path / "whole").code == 0
+    out = small_disk(kib) / "out"
+    ran = vidvq(*job, out)
+    assert ran.code == 1
+    assert "No space left on device" in ran.error
+    check_nothing_half_done(out, snapshot(tmp_path / "whole"), snapshot)
+    small_disk(4096)
+    assert vidvq(*job, out).code == 0
+    assert snapshot(out) == snapshot(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("kind", ["mp4", "png"])
 def test_decoding_onto_a_full_disk_leaves_whole_clips_alone(
     kind, small_disk, tokens_dir, checkpoint_dir, tmp_path, snapshot, vidvq
