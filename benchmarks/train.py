@@ -22,9 +22,9 @@ from vidvq import config as settings
 from vidvq.data import ClipBatches, clip_batches
 from vidvq.model.pixels import to_video
 from vidvq.train import TrainConfig
-from vidvq.train.engine import join_world, leave_world
 from vidvq.train.pace import forward_flops
 from vidvq.train.trainer import Trainer
+from vidvq.train.world import join_world, leave_world
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
     overrides = [f"data.clips={options.clips}", *options.overrides]
     config = settings.load(TrainConfig, settings.find_config(options.config), overrides)
     config = replace(config, loss=replace(config.loss, adversarial_start=0, discriminator_warmup=0))
-    world = join_world()
+    world = join_world(config.lost_after_s)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder), world)
         batches = clip_batches(ClipBatches(config.data, config.seed), 0)

@@ -5,15 +5,24 @@
 #
 # NNODES  machines (1)
 # NPROC   processes on this machine (one per GPU, or 1 without a GPU)
-# HEAD    host:port of one of the machines, that all of them reach (127.0.0.1:29500)
-# On machines with several networks, name the one to use: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME.
+# HEAD    host:port of one of the machines, that all of them reach (127.0.0.1:29500); the job uses the network that leads
+#         there. GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name another.
 set -euo pipefail
 
 python=${PYTHON:-python}
 nproc=${NPROC:-$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
+head=${HEAD:-127.0.0.1:29500}
+nodes=${NNODES:-1}
+# By itself torchrun takes the machine's name for its address, and so may find nobody at HEAD.
+route=$("$python" -m vidvq.submit.route "$head")
+read -r address here interface <<<"$route"
+if [ "$nodes" -gt 1 ]; then
+  export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
+fi
+
 exec "$python" -m torch.distributed.run \
-  --nnodes "${NNODES:-1}" --nproc-per-node "$nproc" \
-  --rdzv-backend c10d --rdzv-endpoint "${HEAD:-127.0.0.1:29500}" --rdzv-id vidvq \
+  --nnodes "$nodes" --nproc-per-node "$nproc" --local-addr "$address" \
+  --rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id vidvq --rdzv-conf "is_host=$here" \
   -m vidvq train "$@"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,32 @@ class Host:
 
     name: str
     address: str
+    cable: str
 
     def command(self, *arguments: object) -> list[str]:
         """A command line that runs there."""
         return ["ip", "netns", "exec", self.name, *map(str, arguments)]
+
+    def pids(self) -> list[int]:
+        """All that runs there."""
+        told = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in told.stdout.split()]
+
+    def kill_all(self) -> None:
+        """What a power cut does."""
+        for pid in self.pids():
+            os.kill(pid, signal.SIGKILL)
+
+    def cut_cable(self) -> None:
+        """Nothing reaches the other host any more, not even that a connection has ended."""
+        self._set_cable("down")
+
+    def mend_cable(self) -> None:
+        """Undo :meth:`cut_cable`."""
+        self._set_cable("up")
+
+    def _set_cable(self, state: str) -> None:
+        subprocess.run(["ip", "-n", self.name, "link", "set", self.cable, state], check=True)
 
 
 def why_not() -> str | None:
@@ -38,7 +61,7 @@ def why_not() -> str | None:
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Two hosts that reach each other, and nothing else."""
     stem = f"vvq{os.getpid() % 10000}"
-    hosts = Host(f"{stem}a", "10.77.0.1"), Host(f"{stem}b", "10.77.0.2")
+    hosts = Host(f"{stem}a", "10.77.0.1", f"{stem}va"), Host(f"{stem}b", "10.77.0.2", f"{stem}vb")
 
     def ip(*arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True, capture_output=True)
@@ -46,23 +69,11 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
     try:
         for host in hosts:
             ip("netns", "add", host.name)
-        ip(
-            "link",
-            "add",
-            f"{stem}va",
-            "netns",
-            hosts[0].name,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            f"{stem}vb",
-            "netns",
-            hosts[1].name,
-        )
-        for host, cable in zip(hosts, (f"{stem}va", f"{stem}vb"), strict=True):
-            ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", cable)
-            ip("-n", host.name, "link", "set", cable, "up")
+        cable = ["link", "add", hosts[0].cable, "netns", hosts[0].name, "type", "veth"]
+        ip(*cable, "peer", "name", hosts[1].cable, "netns", hosts[1].name)
+        for host in hosts:
+            ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", host.cable)
+            ip("-n", host.name, "link", "set", host.cable, "up")
             ip("-n", host.name, "link", "set", "lo", "up")
         yield hosts
     finally:

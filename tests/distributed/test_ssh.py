@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -35,15 +34,8 @@ def sshd(host: Host, folder: Path) -> Iterator[subprocess.Popen]:
     try:
         yield daemon
     finally:
-        for pid in pids(host):
-            os.kill(pid, signal.SIGKILL)
+        host.kill_all()
         daemon.wait()
-
-
-def pids(host: Host) -> list[int]:
-    """All that runs on a host."""
-    told = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in told.stdout.split()]
 
 
 @pytest.fixture
@@ -93,15 +85,14 @@ def test_a_host_that_dies_ends_the_job_with_its_name(hosts, clips_dir, tmp_path,
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
     assert vidvq(*command, "--backend", "ssh", "--hostfile", hostfile, "--run", run).code == 0
     until(lambda: bool(list_steps(out)) or ended(run), run)
-    for pid in pids(other):
-        os.kill(pid, signal.SIGKILL)
+    other.kill_all()
     died = time.monotonic()
     until(lambda: ended(run), run, 60)
     assert time.monotonic() - died < 30
     assert jobs.status(run).state == "failed"
     assert "10.77.0.2 is lost: ssh ended; the job ends" in log_of(run)
     # Nothing of it is left but the first host's sshd.
-    until(lambda: len(pids(one)) <= 1, run, 30)
+    until(lambda: len(one.pids()) <= 1, run, 30)
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ import torch
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
-from vidvq.train.engine import World
 from vidvq.train.usage import CodeUsage
+from vidvq.train.world import World
 
 
 def test_a_codebook_of_which_little_is_used_is_named_once_its_codes_are_placed():

@@ -8,11 +8,9 @@ seen from the meeting place.
 import argparse
 import json
 import os
-import platform
 import secrets
 import shutil
 import socket
-import struct
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -20,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from vidvq import __version__
+from vidvq.submit.route import interface_of
 
 LIMIT_S = 60
-_SIOCGIFADDR = 0x8915
 _MOST_BYTES = 1 << 16
 
 
@@ -139,7 +137,7 @@ def main() -> int:
     for sign in _signs(asked.shared.absolute(), nonce):
         sign.unlink(missing_ok=True)
     address = socket.gethostbyname(host)
-    print(address, _interface(address))
+    print(address, interface_of(address))
     return code
 
 
@@ -187,7 +185,7 @@ def _join(asked: argparse.Namespace, head: tuple[str, int], deadline: float) -> 
                 said = str(error)
                 break
             address = connection.getsockname()[0]
-        print(address, _interface(address))
+        print(address, interface_of(address))
         return 2 if wrong else 0
     print(f"preflight: {name} cannot reach {asked.head}: {said}", file=sys.stderr)
     return 2
@@ -218,23 +216,6 @@ def _count_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _interface(address: str) -> str:
-    """The network interface that has an address; empty where that cannot be told."""
-    if platform.system() == "Linux":
-        import fcntl
-
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            for _, name in socket.if_nameindex():
-                try:
-                    got = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name[:15].encode()))
-                except OSError:
-                    # An interface without an address.
-                    continue
-                if socket.inet_ntoa(got[20:24]) == address:
-                    return name
-    return ""
 
 
 if __name__ == "__main__":

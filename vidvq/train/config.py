@@ -184,6 +184,8 @@ class TrainConfig:
         zero_stage: DeepSpeed's ZeRO stage of both engines.
         precision: weights are fp32; bf16 and fp16 are autocast. Quantization is fp32 always.
         checkpoint_activations: compute activations of residual blocks again in the backward pass, to save memory.
+        lost_after_s: a process for which the others wait so long is taken for lost, and the job ends. More than the
+            slowest save takes.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -210,6 +212,7 @@ class TrainConfig:
     zero_stage: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     checkpoint_activations: bool = False
+    lost_after_s: Annotated[float, Field(gt=0)] = 600.0
 
     def __post_init__(self) -> None:
         if self.zero_stage == 0 and (self.generator.offload or self.discriminator_optimizer.offload):

@@ -2,12 +2,13 @@
 
 import logging
 import os
-import socket
-from dataclasses import dataclass
+import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 # Chosen before DeepSpeed loads: without a GPU it would look for one.
 if not torch.cuda.is_available():
@@ -15,6 +16,8 @@ if not torch.cuda.is_available():
 # DeepSpeed tells of its own start-up at length; a run has its own log.
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 os.environ.setdefault("DS_LOG_LEVEL", "warning")
+# It calls collectives by names that torch is about to change, and torch says so at each of them.
+warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
 
 import deepspeed  # noqa: E402
 from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
@@ -27,41 +30,12 @@ from deepspeed.utils import (  # noqa: E402
 from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
 
 from vidvq.train.config import OptimizerConfig, TrainConfig  # noqa: E402
+from vidvq.train.world import World  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # Its shared-memory collectives for CPUs are compiled when a job starts, and gloo does the same without a compiler.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-_LOOPBACK = "127.0.0.1"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among the processes of a training job."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-
-def join_world() -> World:
-    """Join the job that torchrun or a scheduler started (RANK, WORLD_SIZE, MASTER_ADDR...), or be a job of one."""
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind((_LOOPBACK, 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR=_LOOPBACK, MASTER_PORT=str(port))
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
-    return World(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), device)
-
-
-def leave_world() -> None:
-    """Leave the job; every rank calls it at the end."""
-    torch.distributed.destroy_process_group()
 
 
 def make_engine(module: nn.Module, optimizer: OptimizerConfig, config: TrainConfig, world: World) -> Any:
@@ -79,9 +53,11 @@ def make_engine(module: nn.Module, optimizer: OptimizerConfig, config: TrainConf
         model=module,
         optimizer=_make_optimizer(parameters, optimizer, config),
         config=deepspeed_config(config, optimizer, world.size),
-        dist_init_required=False,
     )
     assert isinstance(engine, DeepSpeedEngine)
+    # DeepSpeed makes a group of its own, which would wait for half an hour.
+    group: Any = engine.data_parallel_group
+    _set_pg_timeout(timedelta(seconds=config.lost_after_s), group)
     return engine
 
 
@@ -132,24 +108,6 @@ def load_optimizer_state(engine: Any, tensors: dict[str, Tensor]) -> None:
     for name, parameter in engine.module.named_parameters():
         for moment in _MOMENTS if parameter.requires_grad else ():
             _write_moment(engine, parameter, moment, tensors[f"{moment}.{name}"])
-
-
-def any_rank(flag: bool, world: World) -> bool:
-    """Whether the flag is set on any rank; every rank calls it."""
-    return bool(summed(torch.tensor(float(flag), device=world.device), world))
-
-
-def summed(tensor: Tensor, world: World) -> Tensor:
-    """Sum a tensor over all ranks, in place; every rank calls it."""
-    if world.size > 1:
-        torch.distributed.all_reduce(tensor)
-    return tensor
-
-
-def wait_for_all(world: World) -> None:
-    """Return when every rank has come here."""
-    if world.size > 1:
-        torch.distributed.barrier()
 
 
 def deepspeed_config(config: TrainConfig, optimizer: OptimizerConfig, ranks: int) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import VideoTokenizer
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.train.config import TrainConfig
-from vidvq.train.engine import World, summed
 from vidvq.train.usage import code_usage
+from vidvq.train.world import World, summed
 from vidvq.video.decode import decode_clip
 
 

@@ -15,7 +15,6 @@ from vidvq.log import info, progress, warn
 from vidvq.model.pixels import to_video
 from vidvq.storage import differences, write_atomic
 from vidvq.train.config import TrainConfig
-from vidvq.train.engine import World, any_rank, join_world, leave_world, summed
 from vidvq.train.evaluation import Evaluator
 from vidvq.train.guard import RollbackNeeded
 from vidvq.train.pace import Pace, forward_flops
@@ -23,6 +22,7 @@ from vidvq.train.profile import Profiler
 from vidvq.train.resume import StopSignal
 from vidvq.train.sinks import Sinks
 from vidvq.train.trainer import Trainer
+from vidvq.train.world import World, any_rank, join_world, leave_world, summed, what_was_lost
 
 _LOW_USAGE = 0.5
 _SURE = 0.98
@@ -38,10 +38,11 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
     Raises:
         ValueError: the run's directory holds a run of another config, or the data is not usable.
         OSError: the disk is full or not writable; the checkpoints that are there stay.
+        ConnectionError: another process of the job is gone.
         InterruptedError: SIGTERM came; the last step is saved.
     """
     run = Path(config.out)
-    world = join_world()
+    world = join_world(config.lost_after_s)
     try:
         data = ClipBatches(config.data, config.seed, world.rank, world.size)
         _claim(run, config)
@@ -49,6 +50,11 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
             info(f"{run} is trained already: {step_folder(run, config.steps)} is there")
             return None
         return _Loop(config, run, world, data, profile).fit()
+    except RuntimeError as error:
+        if lost := what_was_lost(error):
+            message = f"process {world.rank} of {world.size} has lost another one: {lost}"
+            raise ConnectionError(f"{message}; start the job again to go on from its last checkpoint") from error
+        raise
     finally:
         leave_world()
 

@@ -17,14 +17,11 @@ from vidvq.storage import differences
 from vidvq.train.config import OptimizerConfig, TrainConfig
 from vidvq.train.ema import WeightAverage
 from vidvq.train.engine import (
-    World,
     half_precision,
     load_optimizer_state,
     make_engine,
     optimizer_state,
     set_lr,
-    summed,
-    wait_for_all,
     whole_state,
 )
 from vidvq.train.guard import Buffers, Guard, RollbackNeeded
@@ -33,6 +30,7 @@ from vidvq.train.objective import Objective
 from vidvq.train.resume import Position, Saved, find_training, prune, read_training, seed_step, write_training
 from vidvq.train.schedule import is_used, learning_rate
 from vidvq.train.usage import CodeUsage
+from vidvq.train.world import World, summed, wait_for_all
 
 _IN_RANGE = 1.001
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vidvq.model import VideoTokenizer
-from vidvq.train.engine import World, summed
+from vidvq.train.world import World, summed
 
 # Of a codebook, in tokens per code: fewer than this say nothing of the codes that were not seen.
 _ENOUGH = 10
