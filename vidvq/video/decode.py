@@ -14,7 +14,7 @@ from typing import Protocol
 import av
 import av.error
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from vidvq.video.container import VideoError, sniff
 from vidvq.video.geometry import FrameSize
@@ -143,12 +143,27 @@ def decode_clip(media: bytes, where: str) -> np.ndarray:
         with av.open(io.BytesIO(media), mode="r", format=container_format) as container:
             if not container.streams.video:
                 raise VideoError("decode_error", f"{where} has no video stream")
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            container.streams.video[0].thread_type = "NONE"
+            scaler = _Scaler()
+            frames = [scaler.rgb(frame) for frame in container.decode(video=0)]
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise VideoError("decode_error", f"{where}: {error}") from error
     if not frames:
         raise VideoError("decode_error", f"{where} has no frames")
     return np.stack(frames)
+
+
+class _Scaler:
+    """Frames to RGB. One for all frames of a video, on one thread: a frame's own would start threads for each."""
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def rgb(self, frame: av.VideoFrame, **size: int) -> np.ndarray:
+        """``h w c`` uint8 RGB."""
+        return self._reformatter.reformat(
+            frame, **size, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+        ).to_ndarray()
 
 
 class _DecordReader:
@@ -194,6 +209,7 @@ class _PyAVReader:
         self._next = info.num_frames  # the least index that the walk may still give
         self._ahead: deque[tuple[int, av.VideoFrame]] = deque()
         self._kept: dict[int, np.ndarray] = {}
+        self._scaler = _Scaler()
 
     def read(self, indices: list[int]) -> np.ndarray:
         wanted = set(indices)
@@ -231,13 +247,8 @@ class _PyAVReader:
     def _scale(self, frame: av.VideoFrame) -> np.ndarray:
         turned = self._info.quarter_turns % 2
         height, width = self._size.scaled_height, self._size.scaled_width
-        scaled = frame.reformat(
-            width=height if turned else width,
-            height=width if turned else height,
-            format="rgb24",
-            interpolation=Interpolation.BICUBIC,
-        )
-        return np.rot90(scaled.to_ndarray(), self._info.quarter_turns)
+        scaled = self._scaler.rgb(frame, width=height if turned else width, height=width if turned else height)
+        return np.rot90(scaled, self._info.quarter_turns)
 
     def _start(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
         with open_video(self._path) as container:

@@ -90,6 +90,8 @@ def encode_timed(
         stream.pix_fmt = pixels
         stream.time_base = stream.codec_context.time_base = clock
         stream.codec_context.gop_size = gop
+        # Of the conversion from RGB, which would start as many threads as there are cores for each clip.
+        stream.codec_context.thread_count = 1
         if pixels.startswith("yuv"):
             # Said, not left to a player's guess from the size: what swscale makes of RGB.
             stream.codec_context.colorspace = Colorspace.SMPTE170M
