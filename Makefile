@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
-.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-gpu ablate check lint format clean
+.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-gpu ablate weights check lint format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -48,6 +48,9 @@ HELD_OUT ?= vidvq/demo/videos/heldout
 
 ablate: $(VENV)/.with-all  ## Which choices of architecture are worth their cost; writes runs/ablate/table.md.
 	$(BIN)/python benchmarks/ablate.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v))
+
+weights: $(VENV)/.with-all  ## Train, score and put in place the tokenizer that ships: make weights TRAIN=... HELD_OUT=...
+	$(BIN)/python benchmarks/weights.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v))
 
 check: lint test  ## All that must be clean before a change goes in.
 

@@ -1,10 +1,12 @@
 """How fast videos are decoded, resampled and scaled, and sharded, as a share of what the ffmpeg program does with them.
 
-    python benchmarks/shard.py VIDEOS... [--fps 10] [--short-side 256] [--rounds 5] [--workers 2]
+    python benchmarks/shard.py VIDEOS... [--fps 10] [--short-side 128] [--rounds 3] [--workers 2]
 
-Every round runs everything once, one behind the other; the table gives the medians over rounds of the ratio to
-ffmpeg in that round. ffmpeg gets one video after the other and as many threads as it likes; the readers run in as many
-processes as there are workers, one video each at a time.
+Readers are compared for each codec and height by itself, the whole of `vidvq shard` on all videos together. Every round
+runs everything once, one behind the other; the table gives the medians over rounds of the ratio to ffmpeg in that
+round. ffmpeg gets one video after the other and as many threads as it likes; the readers run in as many processes as
+there are workers, one video each at a time. `vidvq shard` starts Ray in each round (about 5 seconds on two cores), so
+give it videos that take ffmpeg half a minute.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -26,38 +29,39 @@ from vidvq.video.probe import Limits, probe
 
 CLIP_FRAMES = 33
 CRF = 17
+READERS = ("pyav", "decord", "torchcodec")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="+", type=Path)
     parser.add_argument("--fps", type=float, default=10)
-    parser.add_argument("--short-side", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--short-side", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if not shutil.which("ffmpeg"):
         sys.exit("the ffmpeg program is not installed; it is what is compared with")
-    frames = sum(len(sample_timeline(probe(video, Limits()), options.fps)[0]) for video in options.videos)
-    print(f"{len(options.videos)} videos, {frames} frames at {options.fps:g} fps, {options.workers} workers")
-    for name, baseline, others in _races(options):
-        _print_table(name, _measure(baseline, others, options.rounds), frames)
-
-
-def _races(options: argparse.Namespace) -> list[tuple[str, Callable[[], None], dict[str, Callable[[], None]]]]:
-    readers: dict[str, Callable[[], None]] = {
-        name: partial(_read_all, name, options) for name in ("pyav", "decord") if name == "pyav" or _installed(name)
-    }
-    if _installed("torchcodec"):
-        readers["torchcodec"] = partial(_read_all, "torchcodec", options)
-    return [
-        ("decode, resample and scale", partial(_ffmpeg, options, encode=False), readers),
-        (
-            "the whole of vidvq shard, h264",
-            partial(_ffmpeg, options, encode=True),
-            {"vidvq shard": partial(_shard, options)},
-        ),
-    ]
+    groups: dict[str, list[Path]] = defaultdict(list)
+    frames: dict[str, int] = defaultdict(int)
+    for video in options.videos:
+        info = probe(video, Limits())
+        lines = min((240, 480, 720, 1080, 2160), key=lambda usual: abs(usual - min(info.shown_size)))
+        name = f"{info.codec}, about {lines} lines"
+        groups[name].append(video)
+        frames[name] += len(sample_timeline(info, options.fps)[0])
+    print(f"{len(options.videos)} videos at {options.fps:g} fps, {options.workers} workers")
+    for name, videos in groups.items():
+        readers = {
+            reader: partial(_read_all, reader, videos, options)
+            for reader in READERS
+            if _installed("av" if reader == "pyav" else reader)
+        }
+        baseline = partial(_ffmpeg, videos, options, encode=False)
+        _print_table(f"decode, resample and scale: {name}", _measure(baseline, readers, options.rounds), frames[name])
+    whole: dict[str, Callable[[], None]] = {"vidvq shard": partial(_shard, options)}
+    baseline = partial(_ffmpeg, options.videos, options, encode=True)
+    _print_table("the whole of vidvq shard, h264", _measure(baseline, whole, options.rounds), sum(frames.values()))
 
 
 def _measure(
@@ -85,10 +89,10 @@ def _print_table(title: str, rows: dict[str, tuple[float, float]], frames: int) 
         print(f"{name:14}{seconds:9.2f}{frames / seconds:10.0f}{share:11.2f}")
 
 
-def _ffmpeg(options: argparse.Namespace, encode: bool) -> None:
+def _ffmpeg(videos: list[Path], options: argparse.Namespace, encode: bool) -> None:
     side = options.short_side
     scale = f"fps={options.fps:g},scale='if(gt(iw,ih),-2,{side})':'if(gt(iw,ih),{side},-2)':flags=bicubic"
-    for video in options.videos:
+    for video in videos:
         with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
             command = ["ffmpeg", "-v", "error", "-y", "-i", str(video), "-an", "-vf", scale]
             if encode:
@@ -108,13 +112,13 @@ def _ffmpeg(options: argparse.Namespace, encode: bool) -> None:
             subprocess.run(command, check=True)
 
 
-def _read_all(reader: str, options: argparse.Namespace) -> None:
+def _read_all(reader: str, videos: list[Path], options: argparse.Namespace) -> None:
     with ProcessPoolExecutor(options.workers) as pool:
         list(
             pool.map(
                 _read,
-                options.videos,
-                *([value] * len(options.videos) for value in (reader, options.fps, options.short_side)),
+                videos,
+                *([value] * len(videos) for value in (reader, options.fps, options.short_side)),
             )
         )
 
@@ -125,13 +129,13 @@ def _read(video: Path, reader: str, fps: float, short_side: int) -> None:
     size = fit_size(*info.shown_size, short_side, 2)
     clips = [indices[start : start + CLIP_FRAMES] for start in range(0, len(indices), CLIP_FRAMES)]
     if reader == "torchcodec":
-        from torch.nn.functional import interpolate
         from torchcodec.decoders import VideoDecoder  # pyright: ignore[reportMissingImports]
+        from torchcodec.transforms import Resize  # pyright: ignore[reportMissingImports]
 
-        decoder = VideoDecoder(str(video), num_ffmpeg_threads=1, seek_mode="exact")
+        resize = Resize((size.scaled_height, size.scaled_width))
+        decoder = VideoDecoder(str(video), num_ffmpeg_threads=1, seek_mode="exact", transforms=[resize])
         for clip in clips:
-            frames = decoder.get_frames_at(clip).data
-            interpolate(frames, (size.scaled_height, size.scaled_width), mode="bilinear", antialias=True)
+            decoder.get_frames_at(clip)
         return
     opened = open_reader(video, info, size, "decord" if reader == "decord" else "pyav")
     for clip in clips:

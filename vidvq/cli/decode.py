@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vidvq import config, log
-from vidvq.cli.place import Place
+from vidvq.cli.place import Place, checkpoint_option
 
 _GRID = re.compile(r"(\d+)[,x](\d+)[,x](\d+)")
 
@@ -33,7 +33,7 @@ def _grid(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.command(short_help="Turn token shards back into video.")
 @click.argument("tokens", type=Place())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--checkpoint", required=True, type=Place(), help="A checkpoint, or a training run (its newest).")
+@checkpoint_option
 @click.option("--out", required=True, type=Place(), help="A folder; for one clip or stretch also a file.")
 @click.option("--key", help="This one clip.")
 @click.option("--source", metavar="URI", help="A stretch of this video, in one file.")

@@ -1,4 +1,4 @@
-"""The command line's type for a file or folder: a path of this machine, or a URL of an object store."""
+"""The command line's type for a file or folder: a path of this machine or a URL of an object store; checkpoints."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from vidvq import storage
+from vidvq.formats.checkpoint import BUNDLED
 
 
 class Place(click.ParamType):
@@ -21,3 +22,12 @@ class Place(click.ParamType):
             return storage.place(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    type=Place(),
+    default=BUNDLED,
+    show_default="the one that ships with vidvq",
+    help="A checkpoint, or a training run (its newest).",
+)

@@ -11,7 +11,7 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.decode import decode
-from vidvq.cli.place import Place
+from vidvq.cli.place import Place, checkpoint_option
 from vidvq.cli.view import view
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
@@ -29,9 +29,6 @@ def _config_path(name: str | None) -> Path | None:
 
 _out = click.option("--out", required=True, type=Place(), help="Output directory, or s3://bucket/folder.")
 _config = click.option("--config", "config_name", help="YAML file, or the name of a packaged one.")
-_checkpoint = click.option(
-    "--checkpoint", required=True, type=Place(), help="A checkpoint, or a training run (its newest)."
-)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
@@ -135,7 +132,7 @@ def train(config_name: str, overrides: tuple[str, ...], profile: bool) -> int:
 
 @click.command(short_help="Turn clip shards or videos into token shards.")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCES... [KEY=VALUE]...")
-@_checkpoint
+@checkpoint_option
 @_out
 @_config
 @_json

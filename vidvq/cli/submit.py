@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidvq import config, log
-from vidvq.cli.stages import _checkpoint, _config, _config_path, _out, _split
+from vidvq.cli.place import checkpoint_option
+from vidvq.cli.stages import _config, _config_path, _out, _split
+from vidvq.formats.checkpoint import BUNDLED
 
 if TYPE_CHECKING:
     from vidvq.submit import Job
@@ -100,7 +102,7 @@ def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **where: 
 
 @submit.command(short_help="Turn clip shards or videos into token shards there.")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCES... [KEY=VALUE]...")
-@_checkpoint
+@checkpoint_option
 @_out
 @_config
 @_where
@@ -113,7 +115,9 @@ def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name:
         raise ValueError("give a directory of clip shards, or video files or directories")
     settings = config.to_dict(config.load(TokenizeConfig, _config_path(config_name), overrides))
     target = _absolute(str(out))
-    arguments = (*map(_absolute, inputs), "--checkpoint", _absolute(str(checkpoint)), "--out", target)
+    # What ships with vidvq lies wherever vidvq lies on those machines.
+    weights = () if checkpoint == BUNDLED else ("--checkpoint", _absolute(str(checkpoint)))
+    arguments = (*map(_absolute, inputs), *weights, "--out", target)
     return _submit(_job("tokenize", arguments, settings, target, where), where)
 
 

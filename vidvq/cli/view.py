@@ -5,12 +5,12 @@ from pathlib import Path
 import click
 
 from vidvq import log
-from vidvq.cli.place import Place
+from vidvq.cli.place import Place, checkpoint_option
 
 
 @click.command(short_help="Look at tokens in a browser.")
 @click.argument("tokens", type=Place())
-@click.option("--checkpoint", required=True, type=Place(), help="A checkpoint, or a training run (its newest).")
+@checkpoint_option
 @click.option("--clips", type=Place(), help="The clip shards the tokens were made from: shows the originals beside.")
 @click.option("--out", type=Place(), help="Write the page to this file instead of serving it.")
 @click.option("--first", default=12, show_default=True, type=click.IntRange(1, 200), help="How many clips to show.")

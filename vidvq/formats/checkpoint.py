@@ -20,6 +20,8 @@ from vidvq.storage import attempt_path, canonical_json, pretty_json, read_json, 
 
 FORMAT = "vidvq.checkpoint/1"
 TRAINING = "training"
+# The checkpoint that ships with vidvq.
+BUNDLED = Path(__file__).parent.parent / "weights"
 _FIELDS = {"model", "preprocessing", "step", "tensors"}
 _STEP = re.compile(r"step-(\d{8})$")
 
