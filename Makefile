@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
-.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-gpu ablate weights check lint format clean
+.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-export bench-gpu \
+  ablate weights check lint format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -38,6 +39,11 @@ CHECKPOINT ?= runs/demo/train
 
 bench-tokenize: $(VENV)/.with-all  ## The corpus job's rate over the bare encoder's, on CLIPS=DIR CHECKPOINT=DIR.
 	$(BIN)/python benchmarks/corpus.py $(CLIPS) $(CHECKPOINT)
+
+TOKENS ?= runs/demo/tokens/train
+
+bench-export: $(VENV)/.with-all $(VENV)/readers  ## How fast TOKENS=DIR and its exports are read, over plain npy.
+	PYTHONPATH=$(VENV)/readers $(BIN)/python benchmarks/export.py $(TOKENS)
 
 bench-gpu:  ## The GPU's tests and figures, with whatever python and torch there are: make bench-gpu PYTHON=python3
 	PYTHON=$(PYTHON) launch/gpu-checks.sh

@@ -1,6 +1,7 @@
 """WebDataset tars that come out byte-identical whoever wrote them, and a reader that trusts none of them."""
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ BLOCK_BYTES = 512
 MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 16 << 30
 _MAX_NAME = 100  # what a ustar header holds without a prefix
+_REFUSED = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def check_name(name: str) -> None:
     """
     if not name or len(name.encode()) > _MAX_NAME:
         raise ValueError(f"tar member {name[:120]!r} must have a name of 1 to {_MAX_NAME} bytes")
-    if any(character in "/\\" or ord(character) < 32 or ord(character) == 127 for character in name):
+    if _REFUSED.search(name):
         raise ValueError(f"tar member {name!r} must not hold a slash or a control character")
     if name[0] in ".-":
         raise ValueError(f"tar member {name!r} must not start with a dot or a dash")
@@ -76,27 +78,57 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
         ValueError: not a tar, a member that is not a regular file, an unsafe or repeated name, or a size over the cap.
     """
     names: set[str] = set()
+
+    def accept(name: str, size: int) -> None:
+        check_name(name)
+        if name in names:
+            raise ValueError(f"{path}: member {name!r} is there twice")
+        if size > max_member_bytes or len(names) >= MAX_MEMBERS:
+            raise ValueError(f"{path}: member {name!r} goes over the caps on size or count")
+        names.add(name)
+
+    def whole(name: str, data: bytes, size: int) -> tuple[str, bytes]:
+        if len(data) != size:
+            raise ValueError(f"{path}: ends inside member {name!r}; the file is torn")
+        return name, data
+
+    with path.open("rb") as file:
+        # Headers as plain as ours are read by hand, at several times the speed; from the first other one on, tarfile.
+        while plain := _plain_header(header := file.read(BLOCK_BYTES)):
+            name, size = plain
+            accept(name, size)
+            yield whole(name, file.read(size), size)
+            file.seek(-size % BLOCK_BYTES, 1)
+        file.seek(-len(header), 1)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for info in tar:
+                    if not info.isreg():
+                        raise ValueError(f"{path}: member {info.name!r} is not a regular file")
+                    accept(info.name, info.size)
+                    content = tar.extractfile(info)
+                    assert content is not None
+                    yield whole(info.name, content.read(), info.size)
+                    # tarfile keeps every header it saw; shards may have many.
+                    tar.members = []  # type: ignore[attr-defined]
+        except tarfile.TarError as error:
+            raise ValueError(f"{path} is not a readable tar: {error}") from error
+
+
+def _plain_header(block: bytes) -> tuple[str, int] | None:
+    """Name and size of a regular file in a POSIX header without a prefix; None for anything else."""
+    if len(block) != BLOCK_BYTES or block[257:265] != b"ustar\x0000" or block[156:157] != b"0" or block[345] != 0:
+        return None
+    size, checksum = block[124:136].rstrip(b"\0 "), block[148:156].strip(b"\0 ")
+    if not size.isdigit() or not checksum.isdigit():
+        return None
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                if not info.isreg():
-                    raise ValueError(f"{path}: member {info.name!r} is not a regular file")
-                check_name(info.name)
-                if info.name in names:
-                    raise ValueError(f"{path}: member {info.name!r} is there twice")
-                if info.size > max_member_bytes or len(names) >= MAX_MEMBERS:
-                    raise ValueError(f"{path}: member {info.name!r} goes over the caps on size or count")
-                names.add(info.name)
-                content = tar.extractfile(info)
-                assert content is not None
-                data = content.read()
-                if len(data) != info.size:
-                    raise ValueError(f"{path}: ends inside member {info.name!r}; the file is torn")
-                yield info.name, data
-                # tarfile keeps every header it saw; shards may have many.
-                tar.members = []  # type: ignore[attr-defined]
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is not a readable tar: {error}") from error
+        # The checksum is of the header with spaces in its own place.
+        if int(checksum, 8) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+            return None
+        return block[:100].partition(b"\0")[0].decode(), int(size, 8)
+    except ValueError:
+        return None
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:

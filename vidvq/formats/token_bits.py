@@ -1,6 +1,7 @@
 """Codes packed without loss: as few bits each as their codebook needs, then zstd."""
 
 from collections.abc import Callable
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -52,12 +53,14 @@ def unpack_codes(data: bytes, grid: tuple[int, ...], book_of: BookOf, dtype: typ
         packed = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
         raise ValueError(f"its packed codes are damaged ({error})") from error
-    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8))
-    groups, at = [], 0
-    for width in widths:
-        groups.append(_from_bits(bits[at : at + area * width], width).reshape(grid[1:]))
-        at += area * width
-    return np.stack(groups).astype(dtype)
+    # Whole runs of one width at a time; a code's last byte may look for bytes beyond the end.
+    data_bytes = np.frombuffer(packed + bytes(4), dtype=np.uint8)
+    codes, bit, done = np.empty(grid, dtype=dtype), 0, 0
+    for width, run in groupby(widths):
+        times = len(list(run))
+        codes[done : done + times] = _from_bits(data_bytes, bit, times * area, width).reshape(times, *grid[1:])
+        bit, done = bit + times * area * width, done + times
+    return codes
 
 
 def _width(size: int) -> int:
@@ -68,6 +71,11 @@ def _to_bits(values: np.ndarray, width: int) -> np.ndarray:
     return (values[:, None] >> np.arange(width - 1, -1, -1, dtype=np.uint32) & 1).astype(np.uint8).ravel()
 
 
-def _from_bits(bits: np.ndarray, width: int) -> np.ndarray:
-    weights = np.uint32(1) << np.arange(width - 1, -1, -1, dtype=np.uint32)
-    return (bits.reshape(-1, width).astype(np.uint32) * weights).sum(axis=1, dtype=np.uint32)
+def _from_bits(data: np.ndarray, first_bit: int, count: int, width: int) -> np.ndarray:
+    byte, bit = np.divmod(first_bit + width * np.arange(count, dtype=np.int64), 8)
+    # So many bytes hold any code, wherever in its first byte it starts.
+    span = (width + 14) // 8
+    word = data[byte].astype(np.uint64)
+    for following in range(1, span):
+        word = word << np.uint64(8) | data[byte + following]
+    return word >> (8 * span - width - bit).astype(np.uint64) & np.uint64((1 << width) - 1)

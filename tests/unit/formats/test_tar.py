@@ -116,6 +116,41 @@ def test_a_hostile_member_is_refused(tmp_path, members, rule):
         list(read_members(path))
 
 
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_foreign_tar_reads_as_by_the_standard_library(tmp_path, format):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=format) as tar:
+        for name in ("a.json", "é.json", "b.mp4", "c" * 100):
+            tar.addfile(info(name, size=700, mtime=1.5, uname="me", uid=1 << 20), io.BytesIO(bytes(range(70)) * 10))
+    assert [*dict(read_members(path))] == ["a.json", "é.json", "b.mp4", "c" * 100]
+    assert set(dict(read_members(path)).values()) == {bytes(range(70)) * 10}
+
+
+@pytest.mark.parametrize(
+    ("last", "rule"),
+    [
+        (info("z.mp4", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "not a regular file"),
+        (info("a.json", size=3), "there twice"),
+        (info("a.json", size=3, uname="é"), "there twice"),
+        (info("../z", size=3), "slash"),
+    ],
+)
+def test_plain_members_do_not_hide_what_comes_after(tmp_path, last, rule):
+    path = tmp_path / "x.tar"
+    write(path)
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(last, io.BytesIO(b"x" * last.size))
+    with pytest.raises(ValueError, match=rule):
+        list(read_members(path))
+
+
+def test_a_header_whose_checksum_is_wrong_gives_nothing(tmp_path, flip_byte):
+    write(tmp_path / "x.tar")
+    flip_byte(tmp_path / "x.tar", 0)
+    with pytest.raises(ValueError, match="is not a readable tar"):
+        list(read_members(tmp_path / "x.tar"))
+
+
 def test_a_nul_in_a_name_is_refused(tmp_path):
     path = tmp_path / "x.tar"
     header = info("evil", size=3, pax_headers={"path": "a\0b"})

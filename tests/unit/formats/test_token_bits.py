@@ -27,6 +27,15 @@ def test_every_size_of_codebook(size):
     assert np.array_equal(unpack_codes(data, (1, 1, 3), lambda t: book, np.uint32), codes)
 
 
+@pytest.mark.parametrize(("spatial", "temporal"), [(5, 300), (1 << 16, 3), (100, (1 << 20) + 1), ((1 << 32) - 1, 7)])
+def test_runs_of_two_widths_on_any_bit(spatial, temporal):
+    books = (Codebook("spatial", spatial, 0), Codebook("temporal", temporal, spatial))
+    rng = np.random.default_rng(0)
+    groups = [rng.integers(0, books[min(t, 1)].size, (3, 5), dtype=np.uint32) for t in range(6)]
+    data = pack_codes(np.stack(groups), lambda t: books[min(t, 1)])
+    assert np.array_equal(unpack_codes(data, (6, 3, 5), lambda t: books[min(t, 1)], np.uint32), np.stack(groups))
+
+
 @pytest.mark.parametrize("damage", [lambda d: d[:-3], lambda d: b"no" + d[2:], lambda d: d[:20] + b"??" + d[22:]])
 def test_damage_is_refused(damage):
     files = token_files(CODES, INFO, CARD, pack=True)
