@@ -16,12 +16,13 @@ from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
 from vidvq.runtime import Pool, WorkerDied, start
 from vidvq.storage import place, refuse_unwritable
+from vidvq.tokenize.account import Account, RunMetrics
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.plan import plan_tokens
 from vidvq.tokenize.quality import Scorer
 from vidvq.tokenize.videos import plan_videos, refuse_gop
 from vidvq.tokenize.watch import Watch
-from vidvq.tokenize.worker import TokenJob, make_worker
+from vidvq.tokenize.worker import ShardMaker, TokenJob
 
 
 def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: TokenizeConfig) -> JobSummary:
@@ -55,10 +56,11 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
         write_tokenizer_card(out, card)
         items = plan.header["items"]
         info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
-        watch = _make_shards(clips, folder, out, config, plan, pool, card)
-    for book in watch.total.use():
-        if book.tokens:
-            info(f"{book.line()}, over {book.tokens} tokens of this run")
+        metrics = _make_shards(clips, folder, out, config, plan, pool, card)
+    if metrics.workers:
+        metrics.write(out)
+    for line in metrics.lines():
+        info(line)
     return summarize(out, plan)
 
 
@@ -76,8 +78,8 @@ def _has_streams(tokenizer: Tokenizer) -> bool:
 
 def _make_shards(
     clips: Path | None, checkpoint: Path, out: Path, config: TokenizeConfig, plan: Plan, pool: Pool, card: TokenizerCard
-) -> Watch:
-    watch = Watch(card, config.quality)
+) -> RunMetrics:
+    account, watch = Account(), Watch(card, config.quality)
     with progress("tokenize", plan.header["items"], "clips") as bar:
 
         def jobs() -> Iterator[TokenJob]:
@@ -88,12 +90,12 @@ def _make_shards(
                 else:
                     yield TokenJob(clips, out, shard, plan.id_of(index), rows, config)
 
-        make = partial(make_worker, checkpoint, config.quality)
+        make = partial(ShardMaker, checkpoint, config.quality)
         for job, made in pool.map_stateful(make, jobs(), gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(made, WorkerDied):
                 raise OSError(f"{job.shard}: {made.message}; run the same command again to go on")
-            commit, counts = made
-            bar.advance(commit.items)
-            watch.see(commit)
-            watch.count(job.shard, counts)
-    return watch
+            bar.advance(made.commit.items)
+            account.add(made)
+            watch.see(made.commit)
+            watch.count(job.shard, made.counts)
+    return account.close(watch.total)

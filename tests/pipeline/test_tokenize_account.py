@@ -1,0 +1,103 @@
+"""Where a run's time went: each second of a worker in one stage, and none of it in what is committed."""
+
+import json
+
+import pytest
+
+from vidvq.formats.commit import Commit
+from vidvq.formats.token_shard import Codebook, TokenizerCard
+from vidvq.metrics.codes import CodeCounts
+from vidvq.tokenize import account
+from vidvq.tokenize.account import Account, Made, Stopwatch
+
+CARD = TokenizerCard("t", "d", (Codebook("joint", 4, 0),), 4, 8, {})
+COMMIT = Commit("tokens-000000.tar", "plan", "", 0, 1, (), (), stats={"frames": 100, "tokens": 800})
+
+
+class Clock:
+    """Wall time and the time of this thread, that pass when told to."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.wall = self.cpu = 0.0
+        monkeypatch.setattr(account, "monotonic", lambda: self.wall)
+        monkeypatch.setattr(account, "thread_time", lambda: self.cpu)
+
+    def work(self, seconds: float) -> None:
+        self.wall += seconds
+        self.cpu += seconds
+
+    def wait(self, seconds: float) -> None:
+        self.wall += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_each_second_is_of_the_innermost_stage(clock):
+    def frames():
+        for _ in range(2):
+            clock.wait(3)
+            yield None
+
+    stopwatch = Stopwatch(computes=("encode",))
+    clock.work(100)  # in no stage
+    with stopwatch.stage("write"):
+        clock.wait(1)
+        with stopwatch.stage("encode"):
+            for _ in stopwatch.waiting("decode", frames()):
+                clock.work(10)
+                clock.wait(0.5)  # another process had the core
+        clock.work(2)
+    made = stopwatch.made(COMMIT, CodeCounts(CARD))
+    assert made.seconds == {"write": 3, "decode": 6, "encode": 20, "core": 1}
+    assert made.alive_s == 130
+    assert stopwatch.made(COMMIT, CodeCounts(CARD)).seconds == {}
+
+
+def test_a_wait_for_the_gpu_is_encoding(clock):
+    stopwatch = Stopwatch()
+    with stopwatch.stage("encode"):
+        clock.wait(4)
+    assert stopwatch.made(COMMIT, CodeCounts(CARD)).seconds == {"encode": 4, "core": 0}
+
+
+def test_the_account_says_what_starved(clock):
+    run = Account()
+    clock.wait(10)  # both workers could begin after 4 seconds
+    run.add(Made(COMMIT, CodeCounts(CARD), "one", 6, {"encode": 3, "decode": 3}))
+    run.add(Made(COMMIT, CodeCounts(CARD), "two", 6, {"encode": 5, "decode": 1}))
+    clock.wait(10)
+    run.add(Made(COMMIT, CodeCounts(CARD), "one", 16, {"encode": 6, "decode": 4}))
+    metrics = run.close(CodeCounts(CARD))
+    assert (metrics.workers, metrics.start_s, metrics.wall_s, metrics.frames) == (2, 4, 20, 300)
+    # 32 seconds of two workers: 14 encoding, 8 waiting, and the second worker was left without a shard for 10.
+    assert metrics.seconds == {"encode": 14, "decode": 8, "idle": 10}
+    assert metrics.efficiency == round(14 / 32, 4)
+    said = metrics.lines()
+    assert said[0].startswith("300 frames in 20.0 s by 2 workers: 15.0 frames/s, 120 tokens/s; 4.0 s until")
+    assert said[1].endswith("44% of their time encoding, 31% waiting for a shard, 25% waiting for decoded frames")
+    assert said[2].startswith("most of the rest went on waiting for a shard; what helps: smaller shards")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_says_where_its_time_went(vidvq, clips_dir, checkpoint_dir, tmp_path, workers):
+    out = tmp_path / "out"
+    command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, f"runtime.workers={workers}")
+    ran = vidvq(*command, "quality.share=1")
+    metrics = json.loads((out / "metrics.json").read_bytes())
+    stats = json.loads((out / "summary.json").read_bytes())["stats"]
+    assert (metrics["frames"], metrics["tokens"]) == (stats["frames"], stats["tokens"])
+    assert 1 <= metrics["workers"] <= max(workers, 1)
+    seconds = metrics["seconds"]
+    assert all(seconds[name] > 0 for name in ("fetch", "decode", "encode", "score", "write"))
+    alive = metrics["workers"] * (metrics["wall_s"] - metrics["start_s"])
+    assert sum(seconds.values()) == pytest.approx(alive, abs=0.1)
+    assert metrics["efficiency"] == pytest.approx(seconds["encode"] / sum(seconds.values()), abs=0.01)
+    assert sum(book["tokens"] for book in metrics["codebooks"]) == stats["tokens"]
+    assert "of their time encoding" in ran.err
+    # A run that had nothing to do tells of none, and leaves the account of the one that had.
+    assert "of their time encoding" not in vidvq(*command, "quality.share=1").err
+    assert json.loads((out / "metrics.json").read_bytes()) == metrics
+    assert vidvq("verify", out).code == 0
