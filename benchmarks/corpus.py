@@ -2,18 +2,21 @@
 
     python benchmarks/corpus.py CLIPS CHECKPOINT [--workers 2] [--rounds 3]
 
-CLIPS is a directory of clip shards, many more than workers. In every round the bare
-encoder runs in as many processes as there are workers, one thread each, on clips that are decoded already; then
-`vidvq tokenize` makes the whole directory anew. Its rate is taken twice: over the command's whole time, start and plan
-included, and from the first commit to the last, which is what a long job sees. The table gives medians over rounds.
+CLIPS is a directory of clip shards, many more than workers. In every round the bare encoder runs in as many processes
+as there are workers, one thread each, on clips that are decoded already, spread over the shards; so does the bare
+decoder. Then `vidvq tokenize` makes the whole directory anew. Its rate is taken twice: over the command's whole time,
+start and plan included, and from the first commit to the last, which is what a long job sees. Where decoding has no
+cores of its own, the job could at best take the time of both: that is the ceiling. The table gives medians over rounds.
 """
 
 import argparse
+import json
 import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -34,27 +37,33 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--bare-clips", type=int, default=64, help="for the bare encoder, all processes together")
     options = parser.parse_args()
     rounds = []
     for _ in range(options.rounds):
-        bare = _bare(options.clips, options.checkpoint, options.workers)
-        rounds.append((bare, *_job(options.clips, options.checkpoint, options.workers)))
-    bare, whole, steady, size = (statistics.median(column) for column in zip(*rounds, strict=True))
+        bare, decoder = _bare(options.clips, options.checkpoint, options.workers, options.bare_clips)
+        ceiling = 1 / (1 + bare / decoder)
+        rounds.append((bare, *_job(options.clips, options.checkpoint, options.workers), decoder, ceiling))
+    columns = [statistics.median(column) for column in zip(*rounds, strict=True)]
+    bare, whole, steady, size, encoding, decoder, ceiling = columns
     print(f"bare encoder, {options.workers} processes   {bare:8.1f} frames/s")
+    print(f"bare decoder, {options.workers} processes   {decoder:8.1f} frames/s")
     print(f"vidvq tokenize, whole command   {whole:8.1f} frames/s")
     print(f"vidvq tokenize, commit to commit{steady:8.1f} frames/s")
+    print(f"ceiling, decoding on these cores{ceiling:8.2f}")
     print(f"efficiency, commit to commit    {statistics.median(row[2] / row[0] for row in rounds):8.2f}")
     print(f"efficiency, whole command       {statistics.median(row[1] / row[0] for row in rounds):8.2f}")
+    print(f"encoding share, by metrics.json {encoding:8.2f}")
     print(f"bytes per token, whole tars     {size:8.2f}")
 
 
-def _bare(clips: Path, checkpoint: Path, workers: int) -> float:
-    """Frames per second of all processes together."""
+def _bare(clips: Path, checkpoint: Path, workers: int, count: int) -> tuple[float, float]:
+    """Frames per second of all processes together: encoded, and decoded."""
     shards = [clips / shard for shard, _ in read_plan(clips).shards()]
     start: Any = multiprocessing.get_context("spawn")
     barrier, told = start.Barrier(workers), start.Queue()
     processes = [
-        start.Process(target=_encode, args=(shards[index::workers], checkpoint, barrier, told))
+        start.Process(target=_encode, args=(shards[index::workers], checkpoint, count // workers, barrier, told))
         for index in range(workers)
     ]
     for process in processes:
@@ -62,24 +71,33 @@ def _bare(clips: Path, checkpoint: Path, workers: int) -> float:
     rates = [told.get() for _ in processes]
     for process in processes:
         process.join()
-    return sum(rates)
+    return sum(encoded for encoded, _ in rates), sum(decoded for _, decoded in rates)
 
 
-def _encode(shards: list[Path], checkpoint: Path, barrier: Any, told: Any) -> None:
+def _encode(shards: list[Path], checkpoint: Path, count: int, barrier: Any, told: Any) -> None:
     torch.set_num_threads(1)
     tokenizer, _ = load_tokenizer(find_tokenizer(checkpoint))
-    videos = [to_video(decode_clip(media, key)) for shard in shards for key, media, _ in read_clips(shard)]
+    per_shard = -(-count // len(shards))
+    media = [entry for shard in shards for entry in islice(read_clips(shard), per_shard)]
+    decode_clip(media[0][1], media[0][0])
+    barrier.wait()
+    started = monotonic()
+    clips = [decode_clip(data, key) for key, data, _ in media]
+    decoding_s = monotonic() - started
+    frames = sum(map(len, clips))
+    videos = [to_video(clip) for clip in clips]
     with torch.inference_mode():
         tokenizer.encode(videos[0])
         barrier.wait()
         started = monotonic()
         for video in videos:
             tokenizer.encode(video)
-    told.put(sum(video.shape[2] for video in videos) / (monotonic() - started))
+        encoding_s = monotonic() - started
+    told.put((frames / encoding_s, frames / decoding_s))
 
 
-def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, float]:
-    """Frames per second over the whole command, and from the first commit on; bytes on disk per token."""
+def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, float, float]:
+    """Frames per second over the whole command, and from the first commit on; bytes per token; its own efficiency."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "tokens")
         command = [sys.executable, "-m", "vidvq", "tokenize", str(clips), "--checkpoint", str(checkpoint)]
@@ -97,7 +115,8 @@ def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, flo
         size = sum((out / shard).stat().st_size for shard, _ in read_plan(out).shards())
         # The first commits of all workers fall together; what each has by then was made before.
         begun = done[workers - 1][0]
-        return sum(frames) / elapsed_s, sum(frames[workers:]) / (done[-1][0] - begun), size / tokens
+        encoding = json.loads((out / "metrics.json").read_bytes())["efficiency"]
+        return sum(frames) / elapsed_s, sum(frames[workers:]) / (done[-1][0] - begun), size / tokens, encoding
 
 
 if __name__ == "__main__":

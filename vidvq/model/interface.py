@@ -101,11 +101,13 @@ class Tokenizer(nn.Module):
             raise ValueError(f"video has shape {tuple(video.shape)}; it must not be empty")
         if not anywhere:
             self._check_device(video, "video")
-        # A compiled step cannot branch on values. NaN fails both comparisons, and so is refused here too.
-        if not torch.compiler.is_compiling() and not (video.min() >= -1.001 and video.max() <= 1.001):
-            raise ValueError(
-                f"video has values from {float(video.min()):g} to {float(video.max()):g}; they must be in [-1, 1]"
-            )
+        # A compiled step cannot branch on values.
+        if torch.compiler.is_compiling():
+            return
+        low, high = (float(value) for value in torch.aminmax(video))
+        # NaN fails both comparisons, and so is refused here too.
+        if not (low >= -1.001 and high <= 1.001):
+            raise ValueError(f"video has values from {low:g} to {high:g}; they must be in [-1, 1]")
 
     def _check_device(self, tensor: Tensor, name: str) -> None:
         if tensor.device != self.device:

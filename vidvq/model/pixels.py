@@ -23,7 +23,8 @@ def to_video(frames: Any) -> Tensor:
     if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3:
         raise ValueError(f"frames are {pixels.dtype} {tuple(pixels.shape)}; they must be uint8, [b] t h w 3")
     batch = pixels if pixels.ndim == 5 else pixels[None]
-    return rearrange(batch, "b t h w c -> b c t h w").float().div(127.5).sub(1)
+    # One new tensor: three of a video's size cost more in memory that is mapped anew than in arithmetic.
+    return rearrange(batch, "b t h w c -> b c t h w").float().div_(127.5).sub_(1)
 
 
 def to_frames(video: Tensor) -> Any:
