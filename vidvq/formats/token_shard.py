@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from vidvq.formats.frame_times import from_runs, to_runs
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_bits import pack_codes, unpack_codes
 from vidvq.storage import canonical_json, create_once, pretty_json, read_json, remove_attempts
 
-FORMAT = "vidvq.tokens/1"
+FORMAT = "vidvq.tokens/2"
 TOKENIZER_FORMAT = "vidvq.tokenizer/1"
 PREFIX = "tokens"
 MEDIA = "tokens.npy"
@@ -79,7 +80,8 @@ class TokenInfo:
     """The JSON beside a token grid: what decodes it to exactly the frames that came in, at their times.
 
     ``num_frames``, ``height`` and ``width`` are of the pixels before padding; ``pts`` in ticks of ``time_base`` on the
-    source's timeline, as in :class:`vidvq.formats.clip_shard.ClipInfo`. ``quality`` is what decoding scored, by metric
+    source's timeline, as in :class:`vidvq.formats.clip_shard.ClipInfo`; the JSON has them as
+    :mod:`vidvq.formats.frame_times` writes them. ``quality`` is what decoding scored, by metric
     (``psnr`` in dB), where the sample was among those scored; otherwise the JSON has no such key.
     """
 
@@ -140,7 +142,7 @@ def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: b
         pack: as :mod:`vidvq.formats.token_bits` does, instead of as npy.
     """
     check_codes(codes, card, info.source)
-    fields = asdict(info) | {"format": FORMAT}
+    fields = asdict(info) | {"format": FORMAT, "pts": to_runs(info.pts)}
     text = canonical_json({name: value for name, value in fields.items() if (name, value) != ("quality", None)})
     if pack:
         return {PACKED: pack_codes(codes, card.codebook_of), "json": text}
@@ -162,7 +164,8 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
         quality = fields.get("quality", {})
         if not isinstance(quality, dict) or any(type(value) not in (int, float) for value in quality.values()):
             raise ValueError("its quality is not a number by metric")
-        return TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": tuple(fields["pts"])}))
+        pts = from_runs(fields["pts"], fields["num_frames"])
+        return TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": pts}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{where} is not a readable token sample: {error}") from error
 
@@ -185,8 +188,6 @@ def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tu
         raise ValueError(f"{where} is not a readable token sample: {error}") from error
     if codes.dtype.kind != "u" or codes.ndim != 3 or codes.shape != info.grid or 0 in codes.shape:
         raise ValueError(f"{where}: tokens are {codes.dtype} {codes.shape}, its JSON says unsigned {info.grid}")
-    if len(info.pts) != info.num_frames:
-        raise ValueError(f"{where}: {len(info.pts)} frame times for {info.num_frames} frames")
     check_codes(codes, card, where)
     return codes, info
 
