@@ -70,7 +70,7 @@ def test_the_account_says_what_starved(clock):
     run.add(Made(COMMIT, CodeCounts(CARD), "two", 6, {"encode": 5, "decode": 1}))
     clock.wait(10)
     run.add(Made(COMMIT, CodeCounts(CARD), "one", 16, {"encode": 6, "decode": 4}))
-    metrics = run.close(CodeCounts(CARD))
+    metrics = run.report(CodeCounts(CARD))
     assert (metrics.workers, metrics.start_s, metrics.wall_s, metrics.frames) == (2, 4, 20, 300)
     # 32 seconds of two workers: 14 encoding, 8 waiting, and the second worker was left without a shard for 10.
     assert metrics.seconds == {"encode": 14, "decode": 8, "idle": 10}

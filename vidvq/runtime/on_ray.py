@@ -13,7 +13,8 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from vidvq.runtime.pool import Item, Result, RuntimeConfig, WorkerDied
+from vidvq.runtime import meter
+from vidvq.runtime.pool import Item, Measure, Result, RuntimeConfig, WorkerDied
 
 # Queued behind each running call, so that a worker never waits for the driver.
 _QUEUED = 2
@@ -110,6 +111,14 @@ class RayPool:
             for following in islice(source, 1):
                 flying[keeper.call.remote(following)] = (keeper, following)
             yield item, result
+
+    def count(self, measure: Measure, amount: float, **labels: str) -> None:
+        """See :meth:`vidvq.runtime.pool.Pool.count`."""
+        meter.count(measure, amount, **labels)
+
+    def gauge(self, measure: Measure, value: float, **labels: str) -> None:
+        """See :meth:`vidvq.runtime.pool.Pool.gauge`."""
+        meter.gauge(measure, value, **labels)
 
 
 def _timed(function: Callable[[Any], Any], item: Any, deadline_s: float | None) -> Any:

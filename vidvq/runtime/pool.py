@@ -36,6 +36,15 @@ class WorkerDied:
     message: str
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a running job: ``vidvq_tokenize_frames``, what it is, and the names of its labels."""
+
+    name: str
+    description: str
+    labels: tuple[str, ...] = ()
+
+
 class Pool(Protocol):
     """Maps functions over items with a bounded number in flight; may be passed into the functions it runs."""
 
@@ -71,6 +80,14 @@ class Pool(Protocol):
         """
         ...
 
+    def count(self, measure: Measure, amount: float, **labels: str) -> None:
+        """Add to a figure that whoever watches the job sees grow; inline nobody does."""
+        ...
+
+    def gauge(self, measure: Measure, value: float, **labels: str) -> None:
+        """Tell such a figure as it is now."""
+        ...
+
 
 class InlinePool:
     """Runs everything in this process, one after another: for debugging, and where Ray is not installed."""
@@ -97,6 +114,12 @@ class InlinePool:
         function = make()
         for item in items:
             yield item, function(item)
+
+    def count(self, measure: Measure, amount: float, **labels: str) -> None:
+        """See :meth:`Pool.count`."""
+
+    def gauge(self, measure: Measure, value: float, **labels: str) -> None:
+        """See :meth:`Pool.gauge`."""
 
 
 @contextmanager

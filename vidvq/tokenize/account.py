@@ -163,8 +163,8 @@ class Account:
             self._seconds[name] += passed
         self._totals.update(made.commit.stats)
 
-    def close(self, counts: CodeCounts) -> RunMetrics:
-        """The account, with the codes of the run."""
+    def report(self, counts: CodeCounts) -> RunMetrics:
+        """The account until now, with the codes of the run."""
         ended = monotonic()
         starts = [max(ready - self._began, 0.0) for ready in self._ready.values()]
         alive = sum(ended - ready for ready in self._ready.values())

@@ -1,0 +1,61 @@
+"""A job's figures, scraped from the port on which Ray serves them to Prometheus."""
+
+import re
+import time
+from urllib.request import urlopen
+
+import ray
+
+from vidvq.formats.commit import Commit, Outcome
+from vidvq.formats.token_shard import Codebook, TokenizerCard
+from vidvq.metrics.codes import CodeCounts
+from vidvq.runtime import InlinePool, RuntimeConfig, start
+from vidvq.tokenize.account import Made
+from vidvq.tokenize.live import Live
+
+CARD = TokenizerCard("t", "d", (Codebook("joint", 4, 0),), 4, 8, {})
+
+
+def made(ok: int, *reasons: str) -> Made:
+    failed = tuple(Outcome(f"key-{index}", reason) for index, reason in enumerate(reasons))
+    commit = Commit("a.tar", "plan", "", 0, ok, failed, (), stats={"frames": 33 * ok, "tokens": 100 * ok})
+    return Made(commit, CodeCounts(CARD), "worker", 1.0, {"encode": 2.5, "decode": 0.5})
+
+
+def scrape(wanted: str) -> dict[tuple[str, str], float]:
+    """``{(name, labels that are ours): value}``, once a name is there."""
+    node = ray.nodes()[0]
+    deadline = time.monotonic() + 60
+    while True:
+        with urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10) as page:
+            lines = re.findall(r"^ray_(vidvq_\w+)\{(.*)\} (\S+)$", page.read().decode(), re.MULTILINE)
+        found = {
+            (name, ",".join(re.findall(r'(?:outcome|reason|stage)="[^"]*"', labels))): float(value)
+            for name, labels, value in lines
+        }
+        if any(name == wanted for name, _ in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.5)
+
+
+def test_what_a_shard_held_is_served_to_prometheus():
+    with start(RuntimeConfig(workers=1)) as pool:
+        live = Live(pool)
+        live.made(made(30, "decode_error", "decode_error", "hdr"), 0.5)
+        note = live.made(made(10), 0.75)
+        assert re.fullmatch(r"\d+ frames/s, \d+ tokens/s, 3 failed", note)
+        found = scrape("vidvq_tokenize_efficiency")
+    assert found["vidvq_tokenize_items_total", 'outcome="ok",reason=""'] == 40
+    assert found["vidvq_tokenize_items_total", 'outcome="failed",reason="decode_error"'] == 2
+    assert found["vidvq_tokenize_items_total", 'outcome="failed",reason="hdr"'] == 1
+    assert found["vidvq_tokenize_shards_total", ""] == 2
+    assert found["vidvq_tokenize_frames_total", ""] == 33 * 40
+    assert found["vidvq_tokenize_tokens_total", ""] == 4000
+    assert found["vidvq_tokenize_worker_seconds_total", 'stage="encode"'] == 5
+    assert found["vidvq_tokenize_efficiency", ""] == 0.75
+
+
+def test_a_run_that_goes_on_counts_earlier_failures_and_no_earlier_frames():
+    live = Live(InlinePool())
+    assert live.earlier(made(5, "hdr").commit) == "1 failed"
+    assert live.made(made(10, "hdr"), 1.0).endswith(" tokens/s, 2 failed")
