@@ -262,13 +262,18 @@ class VideoTokenizer(Tokenizer):
         return tiles.join(kept)
 
     @torch.no_grad()
-    def encode_step(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+    def encode_step(
+        self, frames: Tensor, state: StreamState | None = None, together: bool = False
+    ) -> tuple[Tensor, StreamState]:
         """Encode the next frames of a stream.
 
         Args:
             frames: ``b c t h w`` in [-1, 1]: the first frame alone where ``state`` is None, then whole groups.
                 Height and width are multiples of the spatial factor.
             state: what the step before returned.
+            together: the whole batch goes through the network at once, not one sample after another. Faster on a GPU;
+                but the kernels are of the batch's size then, and round as they do for it. Frames that are cut into
+                tiles go one by one all the same.
 
         Returns:
             codes ``b g lh lw`` of the groups given, and the state for the next step.
@@ -285,7 +290,7 @@ class VideoTokenizer(Tokenizer):
         if h % s or w % s:
             raise ValueError(f"height={h} width={w} must be multiples of {s}")
         self._check_state(state, "encode", (b, h, w))
-        return self._encode_groups(frames, state)
+        return self._encode_groups(frames, state, together)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
@@ -362,14 +367,17 @@ class VideoTokenizer(Tokenizer):
         rest = self._encode_groups(sample[:, :, 1:], state)[0] if sample.shape[2] > 1 else codes[:, :0]
         return torch.cat([codes, rest], dim=1)
 
-    def _encode_groups(self, frames: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+    def _encode_groups(
+        self, frames: Tensor, state: StreamState | None, together: bool = False
+    ) -> tuple[Tensor, StreamState]:
         """The first frame where there is no state, else whole groups; the arguments are known to be right."""
         b, h, w = frames.shape[0], *frames.shape[3:]
         r, s = self.temporal_factor, self.spatial_factor
         tiles = self._tiles("encode", h // s, w // s)
         parts = []
         for group in (repeat(frames, "b c 1 h w -> b c r h w", r=r),) if state is None else frames.split(r, dim=2):
-            latents, past = _one_by_one(self.encoder, tiles.cut(group.to(self.dtype), s), state)
+            run = _at_once if together and len(tiles.spans) == 1 else _one_by_one
+            latents, past = run(self.encoder, tiles.cut(group.to(self.dtype), s), state)
             kept = [
                 self.quantizer.encode(tiles.keep(window, index), first=state is None)
                 for index, window in enumerate(latents.split(1))
@@ -435,14 +443,18 @@ def _one_by_one(network: Encoder | Decoder, x: Tensor, state: StreamState | None
     a latent midway between two codes by its code.
     """
     if len(x) == 1:
-        past = Past(state.past if state else None)
-        return network(x, past), tuple(past.collected)
+        return _at_once(network, x, state)
     outputs, pasts = [], []
     for index, sample in enumerate(x.split(1)):
         past = Past(tuple(tensor[index : index + 1] for tensor in state.past) if state else None)
         outputs.append(network(sample, past))
         pasts.append(past.collected)
     return torch.cat(outputs), tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))
+
+
+def _at_once(network: Encoder | Decoder, x: Tensor, state: StreamState | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    past = Past(state.past if state else None)
+    return network(x, past), tuple(past.collected)
 
 
 def _is_training_state(name: str) -> bool:

@@ -50,6 +50,8 @@ class TokenizeConfig:
         items_per_shard: of raw video: planned samples (one per fresh start) in one token shard.
         lists: of raw video: what the columns of a list mean.
         limits: caps on any one video.
+        batch: streams that a worker steps together, each decoded by a process of its own; None for 8 on a GPU, and 1
+            on CPUs, where more gain nothing. The plan keeps it: kernels of another size round otherwise.
         pack: codes bit-packed and compressed, as :mod:`vidvq.formats.token_bits` does, instead of as npy.
         quality: of the tokens, while they are made.
         max_failed: the share of items that may fail before the exit code says so.
@@ -63,6 +65,7 @@ class TokenizeConfig:
     items_per_shard: Annotated[int, Field(ge=1)] = 256
     lists: ListPolicy = field(default_factory=ListPolicy)
     limits: Limits = field(default_factory=Limits)
+    batch: Annotated[int, Field(ge=1, le=256)] | None = None
     pack: bool = False
     quality: QualityPolicy = field(default_factory=QualityPolicy)
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0

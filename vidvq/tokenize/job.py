@@ -1,6 +1,7 @@
 """The tokenization job: plan, then one idempotent unit of work per shard."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,17 +13,20 @@ from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
 from vidvq.formats.token_shard import TokenizerCard, write_tokenizer_card
 from vidvq.log import info, progress
-from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
 from vidvq.runtime import Pool, WorkerDied, start
 from vidvq.storage import place, refuse_unwritable
 from vidvq.tokenize.account import Account, RunMetrics
 from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.encode import has_streams
+from vidvq.tokenize.live import Live
 from vidvq.tokenize.plan import plan_tokens
 from vidvq.tokenize.quality import Scorer
 from vidvq.tokenize.videos import plan_videos, refuse_gop
 from vidvq.tokenize.watch import Watch
 from vidvq.tokenize.worker import ShardMaker, TokenJob
+
+_GPU_BATCH = 8
 
 
 def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: TokenizeConfig) -> JobSummary:
@@ -44,10 +48,11 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
     clips = _clip_shards(sources)
     if clips is None:
         refuse_gop(config.gop_frames, card.temporal_factor)
-        if config.gop_frames is None and not _has_streams(tokenizer):
+        if config.gop_frames is None and not has_streams(tokenizer):
             raise ValueError(f"gop_frames=null needs a tokenizer with streams; {type(tokenizer).__name__} has none")
     elif config.video != VideoPolicy():
         raise ValueError(f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with")
+    config = replace(config, batch=config.batch or (_GPU_BATCH if torch.cuda.is_available() else 1))
     # What scoring lacks is said before there is a plan.
     Scorer(tokenizer, config.quality)
     refuse_unwritable(out)
@@ -72,21 +77,17 @@ def _clip_shards(sources: list[str]) -> Path | None:
     return planned[0] if planned else None
 
 
-def _has_streams(tokenizer: Tokenizer) -> bool:
-    return type(tokenizer).encode_step is not Tokenizer.encode_step
-
-
 def _make_shards(
     clips: Path | None, checkpoint: Path, out: Path, config: TokenizeConfig, plan: Plan, pool: Pool, card: TokenizerCard
 ) -> RunMetrics:
-    account, watch = Account(), Watch(card, config.quality)
+    account, watch, live = Account(), Watch(card, config.quality), Live(pool)
     with progress("tokenize", plan.header["items"], "clips") as bar:
 
         def jobs() -> Iterator[TokenJob]:
             for index, (shard, rows) in enumerate(plan.shards()):
                 if commit := read_commit(out, shard):
                     watch.see(commit)
-                    bar.advance(len(rows))
+                    bar.advance(len(rows), live.earlier(commit))
                 else:
                     yield TokenJob(clips, out, shard, plan.id_of(index), rows, config)
 
@@ -94,8 +95,8 @@ def _make_shards(
         for job, made in pool.map_stateful(make, jobs(), gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(made, WorkerDied):
                 raise OSError(f"{job.shard}: {made.message}; run the same command again to go on")
-            bar.advance(made.commit.items)
             account.add(made)
+            bar.advance(made.commit.items, live.made(made, account.report(watch.total).efficiency))
             watch.see(made.commit)
             watch.count(job.shard, made.counts)
-    return account.close(watch.total)
+    return account.report(watch.total)

@@ -56,6 +56,8 @@ def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerC
 def written_as(config: TokenizeConfig, card: TokenizerCard) -> dict[str, Any]:
     """What a plan says of how samples are written: nothing where it is the default, so that plans keep their ids."""
     written: dict[str, Any] = {"pack": True} if config.pack else {}
+    if (config.batch or 1) > 1:
+        written["batch"] = config.batch
     if config.quality.share:
         # A score is of the decoder too.
         written["quality"] = {"share": config.quality.share, "decoder_fingerprint": card.decoder_fingerprint}

@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ import torch
 
 from vidvq.corpus.frames import FrameJob, Piece, decode_items
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
-from vidvq.formats.token_shard import TokenInfo, token_files
+from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files
 from vidvq.metrics.codes import CodeCounts
 from vidvq.model.checkpoint import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
 from vidvq.tokenize.account import Made, Stopwatch
 from vidvq.tokenize.clips import local_clips
 from vidvq.tokenize.config import QualityPolicy, TokenizeConfig
-from vidvq.tokenize.encode import encode_stream
+from vidvq.tokenize.encode import Step, stream
+from vidvq.tokenize.lanes import Lane, run_lanes
 from vidvq.tokenize.quality import Scorer, is_scored, keep_frames, refuse_poor, stats_of
 from vidvq.video import VideoError
 
@@ -41,6 +43,11 @@ class TokenJob:
     rows: list[dict[str, Any]]
     config: TokenizeConfig
 
+    @property
+    def batch(self) -> int:
+        """How many streams are stepped together."""
+        return self.config.batch or 1
+
 
 class _DecoderDied(Exception):
     """The decoding process crashed or ran past its deadline."""
@@ -60,7 +67,8 @@ class ShardMaker:
         torch.set_num_threads(1)
         self._tokenizer, self._card = load_tokenizer(checkpoint)
         self._tokenizer.to(device)
-        self._feeder, self._scorer = Feeder(), Scorer(self._tokenizer, policy)
+        self._feeders: list[Feeder] = []
+        self._scorer = Scorer(self._tokenizer, policy)
         # On a GPU this thread waits while it encodes; on the CPU it only waits where others have its core.
         self._clock = Stopwatch(computes=("encode", "score") if device == "cpu" else ())
 
@@ -77,42 +85,47 @@ class ShardMaker:
     def _fill(self, job: TokenJob, file: Path | None, counts: CodeCounts, draft: ShardDraft) -> None:
         planned_out = [row for row in job.rows if row.get("reason")]
         draft.failed += [Outcome(row["key"], row["reason"], f"{row['uri']}: {row['detail']}") for row in planned_out]
-        left = deque(row for row in job.rows if not row.get("reason"))
+        rows = [row for row in job.rows if not row.get("reason")]
+        desk = _Desk(job.config, self._card, draft, [row["key"] for row in rows], counts)
+        while len(self._feeders) < job.batch:
+            self._feeders.append(Feeder())
+        lanes = [
+            self._lane(job, file, deque(part), feeder, desk)
+            for part, feeder in zip(_split(rows, job), self._feeders, strict=True)
+        ]
+        run_lanes(self._tokenizer, lanes, self._clock)
+        refuse_poor(job.shard, desk.scores, job.config.quality)
+
+    def _lane(
+        self, job: TokenJob, file: Path | None, left: deque[dict[str, Any]], feeder: Feeder, desk: "_Desk"
+    ) -> Lane:
+        """Encode some items in their order, while the next are decoded."""
         group = self._tokenizer.temporal_factor
         chunk = max(_CHUNK_FRAMES // group, 1) * group
         deaths = 0
-        scores: list[float] = []
         while left:
             before = len(left)
             where = file or left[0]["uri"]
             work = FrameJob(tuple(left), file, job.config.video, job.config.limits, chunk)
-            decoded = self._feeder.feed(decode_items, work, work.limits.deadline_s)
-            if self._encode(job.config, decoded, left, draft, scores, counts):
+            decoded = feeder.feed(decode_items, work, work.limits.deadline_s)
+            if (yield from self._encode(job.config, decoded, left, desk)):
                 deaths = deaths + 1 if len(left) == before else 1
                 if deaths >= _TRIES:
                     deaths = 0
                     row = left.popleft()
                     detail = f"the decoder crashed on it or ran past limits.deadline_s={job.config.limits.deadline_s:g}"
-                    draft.failed.append(Outcome(row["key"], "decoder_died", f"{row.get('uri', where)}: {detail}"))
+                    desk.put(Outcome(row["key"], "decoder_died", f"{row.get('uri', where)}: {detail}"))
             elif left:
                 raise ValueError(f"{where} lacks {left[0]['key']}, which was planned")
-        refuse_poor(job.shard, scores, job.config.quality)
 
     def _encode(
         self,
         config: TokenizeConfig,
         decoded: Generator[Piece | WorkerDied, None, None],
         left: deque[dict[str, Any]],
-        draft: ShardDraft,
-        scores: list[float],
-        counts: CodeCounts,
-    ) -> bool:
-        """Encode items while the next are decoded, and take each off ``left``; True where the decoding process died.
-
-        Args:
-            scores: PSNR of each item that was scored, added to.
-            counts: of the codes of each item that was encoded, added to.
-        """
+        desk: "_Desk",
+    ) -> Generator[Step, tuple[np.ndarray, Any], bool]:
+        """Encode items and take each off ``left``; True where the decoding process died."""
         with closing(decoded):
             pieces = self._clock.waiting("decode", decoded)
             for piece in pieces:
@@ -124,26 +137,70 @@ class ShardMaker:
                     assert piece.stretch is not None
                     frames, kept = _frames(pieces), []
                     scored = is_scored(piece.key, config.quality.share)
-                    with self._clock.stage("encode"):
-                        chunks = keep_frames(self._tokenizer, frames, kept) if scored else frames
-                        codes = encode_stream(self._tokenizer, chunks)
+                    chunks = keep_frames(self._tokenizer, frames, kept) if scored else frames
+                    codes = yield from stream(self._tokenizer, chunks)
                 except _DecoderDied:
                     return True
                 except VideoError as error:
-                    draft.failed.append(Outcome(piece.key, error.reason, error.detail))
+                    desk.put(Outcome(piece.key, error.reason, error.detail))
                 else:
-                    grid = tuple(int(length) for length in codes.shape)
-                    counts.add(codes)
                     with self._clock.stage("score"):
                         quality = self._scorer.score(codes, kept) if scored else None
-                    scores += [quality["psnr"]] if quality else []
+                    grid = tuple(int(length) for length in codes.shape)
                     fields = {name: getattr(piece.stretch, name) for name in asdict(piece.stretch)}
                     info = TokenInfo(grid=grid, quality=quality, **fields)
-                    stats = {"frames": piece.stretch.num_frames, "tokens": int(codes.size)}
-                    stats |= stats_of(quality) if quality else {}
-                    draft.add(piece.key, token_files(codes, info, self._card, config.pack), **stats)
+                    desk.put(_Sample(piece.key, codes.astype(self._card.dtype), info))
                 left.popleft()
         return False
+
+
+@dataclass(frozen=True)
+class _Sample:
+    key: str
+    codes: np.ndarray
+    info: TokenInfo
+
+
+class _Desk:
+    """Where lanes put what they made; it goes into the shard in the order of the plan."""
+
+    def __init__(
+        self, config: TokenizeConfig, card: TokenizerCard, draft: ShardDraft, keys: list[str], counts: CodeCounts
+    ) -> None:
+        self.scores: list[float] = []
+        self._config, self._card, self._draft, self._counts = config, card, draft, counts
+        self._keys = deque(keys)
+        self._early: dict[str, _Sample | Outcome] = {}
+
+    def put(self, made: "_Sample | Outcome") -> None:
+        """Take an item, whichever comes first."""
+        self._early[made.key] = made
+        while self._keys and (ready := self._early.pop(self._keys[0], None)):
+            self._keys.popleft()
+            if isinstance(ready, Outcome):
+                self._draft.failed.append(ready)
+            else:
+                self._add(ready)
+
+    def _add(self, sample: _Sample) -> None:
+        info, quality = sample.info, sample.info.quality
+        self._counts.add(sample.codes)
+        self.scores += [quality["psnr"]] if quality else []
+        stats = {"frames": info.num_frames, "tokens": int(sample.codes.size)}
+        stats |= stats_of(quality) if quality else {}
+        self._draft.add(sample.key, token_files(sample.codes, info, self._card, self._config.pack), **stats)
+
+
+def _split(rows: list[dict[str, Any]], job: TokenJob) -> list[list[dict[str, Any]]]:
+    """The items of each lane, by the plan alone.
+
+    A lane has neighbours, which are decoded from one video in one go. Unbroken streams share none, and may be hours of
+    tokens that wait for their turn in the shard: these are dealt out.
+    """
+    if job.clips is None and job.config.gop_frames is None:
+        return [rows[place :: job.batch] for place in range(job.batch)]
+    edges = [len(rows) * place // job.batch for place in range(job.batch + 1)]
+    return [rows[start:stop] for start, stop in pairwise(edges)]
 
 
 def _frames(pieces: Iterator[Piece | WorkerDied]) -> Iterator[np.ndarray]:
