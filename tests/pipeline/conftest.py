@@ -1,13 +1,12 @@
-"""Corpora, an object store, a small disk, and ways to stop a job."""
+"""Corpora, answers of an object store that are lost, and ways to stop a job."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -49,72 +48,6 @@ def kill_when() -> Callable[[list[str], Callable[[], bool]], int]:
         return job.wait()
 
     return start_and_kill
-
-
-def mount(*arguments: object) -> bool:
-    try:
-        return subprocess.run(["mount", *map(str, arguments)], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """``small_disk(kib)``: a file system of its own with so much room; called again, it gets more."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-
-    def resize(kib: int) -> Path:
-        option = f"size={kib}k"
-        if os.path.ismount(disk):
-            assert mount("-o", f"remount,{option}", disk)
-        elif not mount("-t", "tmpfs", "-o", option, "none", disk):
-            pytest.skip("this machine lets nobody mount a tmpfs")
-        return disk
-
-    yield resize
-    if os.path.ismount(disk):
-        subprocess.run(["umount", str(disk)], check=True)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    """A real S3 server on loopback, and the environment that sends every S3 client to it."""
-    from moto.server import ThreadedMotoServer
-    from s3fs import S3FileSystem
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    # One that is kept from before would still ask another server.
-    S3FileSystem.clear_instance_cache()
-    yield
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
-    server.stop()
-
-
-@pytest.fixture
-def bucket(server, request) -> Any:
-    """An empty bucket, by a client of another library."""
-    import boto3
-
-    name = f"b{abs(hash(request.node.name)) % 10**10}"
-    return boto3.resource("s3").create_bucket(Bucket=name)
-
-
-@pytest.fixture
-def objects(bucket) -> Callable[[], dict[str, bytes]]:
-    """Name -> content of all that is in the bucket now."""
-    return lambda: {item.key: item.get()["Body"].read() for item in bucket.objects.all()}
 
 
 @pytest.fixture

@@ -13,12 +13,7 @@ import pytest
 
 from vidvq.cli.main import run
 from vidvq.formats.checkpoint import list_steps, read_checkpoint
-from vidvq.runtime import RuntimeConfig
-from vidvq.shard import ShardConfig, run_shard
-from vidvq.shard.config import ClipPolicy
 
-ROOT = Path(__file__).parents[2]
-VIDEOS = ROOT / "vidvq/demo/videos/train"
 SETTINGS = [
     "steps=10",
     "checkpoint_every=4",
@@ -36,20 +31,12 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("clips")
-    policy = ClipPolicy(num_frames=9, short_side=32, multiple=8)
-    run_shard([str(VIDEOS / "carphone.mp4")], out, ShardConfig(policy, runtime=RuntimeConfig(workers=0)))
-    return out
+def command(clips_dir: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "vidvq", "train", "demo", f"data.clips={clips_dir}", f"out={out}", *SETTINGS, *more]
 
 
-def command(clips: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "vidvq", "train", "demo", f"data.clips={clips}", f"out={out}", *SETTINGS, *more]
-
-
-def train(clips: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(clips, out, *more), capture_output=True, text=True, check=False, timeout=300)
+def train(clips_dir: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(clips_dir, out, *more), capture_output=True, text=True, check=False, timeout=300)
 
 
 def told(out: Path) -> list[dict]:
@@ -59,9 +46,9 @@ def told(out: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def whole(clips, tmp_path_factory) -> Path:
+def whole(clips_dir, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = train(clips, out)
+    done = train(clips_dir, out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -79,8 +66,10 @@ def test_a_run_leaves_checkpoints_metrics_and_events(whole):
     assert (whole / "config.yaml").is_file()
 
 
-def stop_at(clips: Path, out: Path, folder: str, number: signal.Signals) -> str:
-    with subprocess.Popen(command(clips, out), stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+def stop_at(clips_dir: Path, out: Path, folder: str, number: signal.Signals) -> str:
+    with subprocess.Popen(
+        command(clips_dir, out), stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         deadline = time.monotonic() + 120
         while not (out / "checkpoints" / folder / "fingerprint").exists():
             assert process.poll() is None
@@ -94,38 +83,38 @@ def stop_at(clips: Path, out: Path, folder: str, number: signal.Signals) -> str:
         return stderr
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(clips, whole, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_weights(clips_dir, whole, tmp_path):
     out = tmp_path / "run"
-    stop_at(clips, out, "step-00000004", signal.SIGKILL)
+    stop_at(clips_dir, out, "step-00000004", signal.SIGKILL)
     assert not (out / "checkpoints/step-00000010").exists()
-    done = train(clips, out)
+    done = train(clips_dir, out)
     assert done.returncode == 0, done.stderr
     assert "going on from" in done.stderr
     assert told(out) == told(whole)
     assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
 
 
-def test_a_terminated_run_saves_first(clips, whole, tmp_path):
+def test_a_terminated_run_saves_first(clips_dir, whole, tmp_path):
     out = tmp_path / "run"
-    stderr = stop_at(clips, out, "step-00000004", signal.SIGTERM)
+    stderr = stop_at(clips_dir, out, "step-00000004", signal.SIGTERM)
     assert "is saved, start again to go on" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
-    done = train(clips, out)
+    done = train(clips_dir, out)
     assert done.returncode == 0, done.stderr
     assert told(out) == told(whole)
     assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
 
 
-def test_a_finished_run_is_left_alone(clips, whole):
+def test_a_finished_run_is_left_alone(clips_dir, whole):
     before = read_checkpoint(whole).fingerprints
-    done = train(clips, whole)
+    done = train(clips_dir, whole)
     assert done.returncode == 0
     assert "is trained already" in done.stderr
     assert read_checkpoint(whole).fingerprints == before
 
 
-def test_another_config_in_the_same_place_is_refused(clips, whole):
-    done = train(clips, whole, "generator.lr=5e-4")
+def test_another_config_in_the_same_place_is_refused(clips_dir, whole):
+    done = train(clips_dir, whole, "generator.lr=5e-4")
     assert done.returncode == 2
     assert "generator.lr was 0.00" in done.stderr
     assert "now 0.0005" in done.stderr
@@ -140,9 +129,9 @@ def test_another_config_in_the_same_place_is_refused(clips, whole):
         ("steps=0", "vidvq: .*1 wrong field: steps=0"),
     ],
 )
-def test_a_mistake_is_one_line(clips, tmp_path, change, message):
+def test_a_mistake_is_one_line(clips_dir, tmp_path, change, message):
     code = subprocess.run(
-        command(clips, tmp_path / "run", change), capture_output=True, text=True, check=False, timeout=120
+        command(clips_dir, tmp_path / "run", change), capture_output=True, text=True, check=False, timeout=120
     )
     assert code.returncode == 2
     last = code.stderr.strip().splitlines()[-1]

@@ -11,12 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vidvq.runtime import RuntimeConfig
-from vidvq.shard import ShardConfig, run_shard
-from vidvq.shard.config import ClipPolicy
-
 ROOT = Path(__file__).parents[2]
-VIDEOS = ROOT / "vidvq/demo/videos/train"
 TIMINGS = {"step_s", "data_wait", "frames_per_s", "tflops"}
 # Nothing random but the data: FSQ has no start-up, and every loss is there from the first step.
 SETTINGS = [
@@ -55,15 +50,6 @@ class Run:
         return [line[name] for line in self.lines if name in line]
 
 
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory) -> Path:
-    """Thirteen clips of 9 frames, 32 pixels high."""
-    out = tmp_path_factory.mktemp("clips")
-    policy = ClipPolicy(num_frames=9, short_side=32, multiple=8)
-    run_shard([str(VIDEOS / "carphone.mp4")], out, ShardConfig(policy, runtime=RuntimeConfig(workers=0)))
-    return out
-
-
 def free_port() -> int:
     """A port that nobody listens on."""
     with socket.socket() as probe:
@@ -78,11 +64,11 @@ def settings() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def train(clips) -> Callable[..., Run]:
+def train(clips_dir) -> Callable[..., Run]:
     """``train(out, *overrides, ranks=1, code=0, patch="")``: run it; ``patch`` is code that runs in it first."""
 
     def run(out: Path, *overrides: str, ranks: int = 1, code: int = 0, patch: str = "") -> Run:
-        arguments = ["train", "demo", f"data.clips={clips}", f"out={out}", *SETTINGS, *overrides]
+        arguments = ["train", "demo", f"data.clips={clips_dir}", f"out={out}", *SETTINGS, *overrides]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
         if ranks > 1:
             environment |= {"NPROC": str(ranks), "HEAD": f"127.0.0.1:{free_port()}"}

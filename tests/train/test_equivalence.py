@@ -12,7 +12,7 @@ from vidvq.model.pixels import to_video
 from vidvq.model.quantize import FSQConfig, QuantizerConfig, VQConfig
 
 
-def plain_losses(clips, steps: int) -> tuple[list[float], list[float]]:
+def plain_losses(clips_dir, steps: int) -> tuple[list[float], list[float]]:
     """Both players' losses by a loop of plain torch."""
     torch.manual_seed(0)
     stack = StackConfig((16, 24), (1, 1))
@@ -20,7 +20,7 @@ def plain_losses(clips, steps: int) -> tuple[list[float], list[float]]:
     tokenizer = VideoTokenizer(TokenizerConfig(encoder=stack, decoder=stack, quantizer=quantizer))
     critic = Discriminator(DiscriminatorConfig(channels=8, layers=1))
     both = [torch.optim.AdamW(net.parameters(), 1e-3, (0.9, 0.99), weight_decay=0) for net in (tokenizer, critic)]
-    data = ClipBatches(DataConfig((str(clips),), batch_size=4, num_frames=5, crop=32, shuffle=256), seed=0)
+    data = ClipBatches(DataConfig((str(clips_dir),), batch_size=4, num_frames=5, crop=32, shuffle=256), seed=0)
     told: tuple[list[float], list[float]] = ([], [])
     means = [0.0, 0.0]
     for step in range(steps):
@@ -47,8 +47,8 @@ def plain_losses(clips, steps: int) -> tuple[list[float], list[float]]:
 
 
 @pytest.fixture(scope="module")
-def plain(clips) -> tuple[list[float], list[float]]:
-    return plain_losses(clips, 6)
+def plain(clips_dir) -> tuple[list[float], list[float]]:
+    return plain_losses(clips_dir, 6)
 
 
 def test_one_process_steps_like_plain_torch(plain, whole):
@@ -73,6 +73,14 @@ def test_two_processes_are_one_with_the_whole_batch(whole, train, tmp_path, stag
     # By the step size where a gradient's sign was a matter of rounding, and that is rare.
     apart = torch.cat([(torch.from_numpy(one[name]) - torch.from_numpy(other[name])).abs().flatten() for name in one])
     assert float(apart.mean()) < 2e-5, float(apart.mean())
+
+
+def test_the_entropy_of_a_batch_is_over_all_processes(train, tmp_path, close):
+    bits = "model.quantizer={dim: 4, spatial: {kind: lfq, size: 16, temperature: 1.0}, temporal: {kind: lfq, "
+    books = f"{bits}size: 16, temperature: 1.0, spherical: true}}}}"
+    one, two = (train(tmp_path / str(ranks), books, "zero_stage=2", ranks=ranks) for ranks in (1, 2))
+    assert two.column("commitment") == close(one.column("commitment"))
+    assert two.column("loss") == close(one.column("loss"))
 
 
 @pytest.mark.slow

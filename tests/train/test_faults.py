@@ -1,5 +1,7 @@
 """Bad batches and bad states: nothing of them stays, and the run says so."""
 
+import shutil
+
 import pytest
 
 BLANK = """
@@ -77,6 +79,7 @@ def test_a_run_that_cannot_be_saved_by_that_gives_up_clearly(train, tmp_path):
         (("precision=fp16", "zero_stage=2"), "zero_stage=2 does not go with precision=fp16"),
         (("generator.offload=true",), "offload=true needs zero_stage 1 to 3"),
         (("train_only=decoder",), "give start_from="),
+        (("out=s3://bucket/run",), "out=s3://bucket/run must be a folder of a file system"),
         (("data.micro_batch_size=3",), "data.batch_size=4 must be a multiple of 1 processes"),
         (("start_from=/nowhere",), "/nowhere is not a checkpoint"),
         (("loss.perceptual=1", "loss.perceptual_net={kind: lpips, net: vgg, backbone: /nowhere.pth}"), "/nowhere.pth"),
@@ -87,3 +90,42 @@ def test_a_mistake_is_one_line(train, tmp_path, overrides, message):
     run = train(tmp_path / "run", *overrides, code=2)
     assert "Traceback" not in run.stderr
     assert message in run.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ("model.encoder={channels: [8, 24], blocks: [1, 1]}", "tokenizer"),
+        ("discriminator.channels=16", "discriminator"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_checkpoint_is_one_line(train, whole, tmp_path, change, part, snapshot):
+    out = shutil.copytree(whole.out, tmp_path / "run")
+    before = snapshot(out / "checkpoints")
+    run = train(out, "steps=8", change, code=2)
+    assert f"{out} holds a run of another config" in run.stderr
+    # As where someone took the checkpoints along and nothing else.
+    (out / "config.yaml").unlink()
+    run = train(out, "steps=8", change, code=2)
+    assert f"step-00000006 has another {part} than this config; give" in run.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in run.stderr
+    assert snapshot(out / "checkpoints") == before
+
+
+def test_start_from_another_model_is_one_line(train, whole, tmp_path):
+    run = train(tmp_path / "run", f"start_from={whole.out}", "model.quantizer.dim=2", code=2)
+    assert "has another model: model.quantizer.dim was 3, now 2" in run.stderr.strip().splitlines()[-1]
+
+
+def test_a_shard_cut_short_is_one_line_that_names_it(train, clips_dir, copy_of, tmp_path):
+    clips = copy_of(clips_dir)
+    shard = sorted(clips.glob("*.tar"))[1]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    run = train(tmp_path / "run", f"data.clips={clips}", code=2)
+    assert run.stderr.strip() == f"vidvq: {shard} is damaged; run vidvq verify"
+
+
+def test_more_processes_than_clips_of_a_batch_are_refused(train, tmp_path):
+    run = train(tmp_path / "run", ranks=3, code=1)
+    told = [line for line in run.stderr.splitlines() if line.startswith("vidvq: ")]
+    assert told == ["vidvq: data.batch_size=4 must be a multiple of 3 processes"] * 3

@@ -15,8 +15,8 @@ ALL = (
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(0, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
-def test_every_loss_at_once(train, clips, tmp_path, stage):
-    evaluation = f"evaluation={{clips: {clips}, every: 3, num_clips: 2, metric: perceptual}}"
+def test_every_loss_at_once(train, clips_dir, tmp_path, stage):
+    evaluation = f"evaluation={{clips: {clips_dir}, every: 3, num_clips: 2, metric: perceptual}}"
     run = train(tmp_path / "run", ALL, evaluation, f"zero_stage={stage}")
     first = run.lines[0]
     assert {"wavelet", "perceptual", "masked", "r1", "adaptive_weight", "adversarial"} <= first.keys()

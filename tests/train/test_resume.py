@@ -17,9 +17,14 @@ def stopped_at_3(run, tmp_path):
 
 
 def test_a_resumed_run_is_the_same_to_the_bit(whole, train, tmp_path):
-    run = train(stopped_at_3(whole, tmp_path))
+    out = stopped_at_3(whole, tmp_path)
+    for left in (".training-00000006", "step-00000006.tmp.host-1-0"):
+        (out / "checkpoints" / left).mkdir()
+        (out / "checkpoints" / left / "model.safetensors").touch()
+    run = train(out)
     assert "going on from" in run.stderr
     assert run.lines == whole.lines
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {folder.name for folder in list_steps(out)}
     assert read_checkpoint(run.out).fingerprints == read_checkpoint(whole.out).fingerprints
 
 
@@ -67,12 +72,12 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(longer, train, tmp_path
     assert read_checkpoint(run.out).fingerprints == read_checkpoint(longer.out).fingerprints
 
 
-def test_the_best_checkpoint_stays_beside_the_newest(train, clips, tmp_path):
+def test_the_best_checkpoint_stays_beside_the_newest(train, clips_dir, tmp_path):
     run = train(
         tmp_path / "run",
         "checkpoint_every=1",
         "keep_checkpoints=1",
-        f"evaluation.clips={clips}",
+        f"evaluation.clips={clips_dir}",
         "evaluation.every=1",
         "evaluation.num_clips=2",
         "steps=4",

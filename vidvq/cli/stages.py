@@ -112,7 +112,7 @@ def shard(
 @click.command(short_help="Train a tokenizer on clip shards.")
 @click.argument("config_name", metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--profile", is_flag=True, help="Record a few steps; writes profile.json into the run's directory.")
+@click.option("--profile", is_flag=True, help="Record steps 8 to 10: a table by parts and operators, and a trace.")
 def train(config_name: str, overrides: tuple[str, ...], profile: bool) -> int:
     """Train a tokenizer as CONFIG (a YAML file, or the name of a packaged one) says.
 

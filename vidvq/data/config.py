@@ -28,8 +28,8 @@ class DataConfig:
     """What a training run reads.
 
     Attributes:
-        clips: directories that ``vidvq shard`` finished: one, a list, or a mapping of each to its weight. Without
-            weights every clip is as likely.
+        clips: directories or URLs that ``vidvq shard`` finished: one, a list, or a mapping of each to its weight.
+            Without weights every clip is as likely.
         batch_size: clips per step, over all processes and accumulated passes: the same run on any number of them.
         micro_batch_size: clips per pass of one process; None passes its whole share at once.
         num_frames: frames per clip, from a random start; a clip that has fewer is extended by its last frame.

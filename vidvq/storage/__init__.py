@@ -17,7 +17,7 @@ from vidvq.storage.files import (
     sync_folder,
     write_atomic,
 )
-from vidvq.storage.objects import is_remote, place, refuse_unwritable
+from vidvq.storage.objects import is_remote, place, read_range, refuse_unwritable
 
 __all__ = [
     "attempt_file",
@@ -32,6 +32,7 @@ __all__ = [
     "publish_once",
     "publish_over",
     "read_json",
+    "read_range",
     "refuse_unwritable",
     "remove_attempts",
     "sha256_bytes",

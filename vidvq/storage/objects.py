@@ -84,6 +84,26 @@ def put(data: bytes | Path, path: Path) -> None:
     _put(data, path, "overwrite")
 
 
+def read_range(path: Path, start: int, size: int) -> bytes:
+    """Some bytes of an object, by one request.
+
+    Raises:
+        OSError: it is not there, or the store answers none of several tries.
+    """
+    store, key = _store(path)
+    for attempt in range(_TRIES):
+        try:
+            return store.cat_file(key, start=start, end=start + size)
+        except (PermissionError, FileNotFoundError):
+            raise
+        except Exception as error:
+            # Stores raise what their own libraries raise: a connection that broke, an endpoint that is busy.
+            if attempt == _TRIES - 1:
+                raise OSError(f"the object store does not answer: {error}") from error
+            time.sleep(_PAUSE_S * 2**attempt)
+    raise AssertionError("unreachable")
+
+
 def _put(data: bytes | Path, path: Path, mode: str) -> bool:
     store, key = _store(path)
     for attempt in range(_TRIES):

@@ -215,10 +215,13 @@ class TrainConfig:
     lost_after_s: Annotated[float, Field(gt=0)] = 600.0
 
     def __post_init__(self) -> None:
+        if "://" in self.out:
+            raise ValueError(f"out={self.out} must be a folder of a file system that all machines share")
         if self.zero_stage == 0 and (self.generator.offload or self.discriminator_optimizer.offload):
             raise ValueError("zero_stage=0 keeps the optimizer on the device; offload=true needs zero_stage 1 to 3")
         if self.precision == "fp16" and self.zero_stage:
-            # Under ZeRO DeepSpeed never lowers the loss scale of fp16 autocast, and skips every step.
+            # Under ZeRO DeepSpeed (0.19) leaves a step that overflowed without telling its loss scaler, which starts
+            # too high: every step is skipped. It also clips gradients that are still scaled.
             raise ValueError(
                 f"zero_stage={self.zero_stage} does not go with precision=fp16; take bf16, or zero_stage=0"
             )

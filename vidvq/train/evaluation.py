@@ -12,6 +12,7 @@ from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import VideoTokenizer
 from vidvq.model.pixels import to_frames, to_video
+from vidvq.storage import place
 from vidvq.train.config import TrainConfig
 from vidvq.train.usage import code_usage
 from vidvq.train.world import World, summed
@@ -29,7 +30,7 @@ class Evaluator:
         self._config, self._world, self._perceptual = config.evaluation, world, perceptual
         self._clips: list[tuple[str, bytes]] = []
         if config.evaluation.clips:
-            self._clips = _read(Path(config.evaluation.clips), config.evaluation.num_clips)
+            self._clips = _read(place(config.evaluation.clips), config.evaluation.num_clips)
             # A copy of its own: what is scored are averages, and under ZeRO the trained one is in pieces.
             self._tokenizer = VideoTokenizer(config.model).to(world.device).eval().requires_grad_(False)
 

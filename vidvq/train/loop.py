@@ -7,6 +7,7 @@ from time import monotonic
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from vidvq import config as settings
 from vidvq.data import ClipBatches, clip_batches
@@ -18,7 +19,7 @@ from vidvq.train.config import TrainConfig
 from vidvq.train.evaluation import Evaluator
 from vidvq.train.guard import RollbackNeeded
 from vidvq.train.pace import Pace, forward_flops
-from vidvq.train.profile import Profiler
+from vidvq.train.profile import DATA, Profiler
 from vidvq.train.resume import StopSignal
 from vidvq.train.sinks import Sinks
 from vidvq.train.trainer import Trainer
@@ -109,6 +110,8 @@ class _Loop:
                     raise InterruptedError(f"asked to stop; step {done} is saved, start again to go on")
         if self.sinks:
             self.sinks.close()
+        if self.profiler:
+            self.profiler.close()
         return prints
 
     def _step(self) -> None:
@@ -137,7 +140,8 @@ class _Loop:
         asked = monotonic()
         if self.batches is None:
             self.batches = clip_batches(self.data, self.trainer.position.batch, turn)
-        video = to_video(next(self.batches)).to(self.world.device, non_blocking=True)
+        with record_function(DATA):
+            video = to_video(next(self.batches)).to(self.world.device, non_blocking=True)
         self.pace.waited_s += monotonic() - asked
         generator, critic = forward_flops(self.config, tuple(video.shape))
         playing = self.config.adversarial and self.trainer.position.step >= self.config.loss.adversarial_start

@@ -1,43 +1,93 @@
-"""`vidvq train --profile`: where the time of a few steps goes."""
+"""`vidvq train --profile`: where the time of a few steps goes, by parts of a step and by operators."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from vidvq.log import info
+from vidvq.log import info, warn
+from vidvq.storage import write_atomic
 
+# What a step is made of; the loop and the trainer mark them with `record_function`.
+DATA, FORWARD, LOSSES, BACKWARD, CRITIC, AVERAGE = PARTS = (
+    "waiting for data",
+    "generator, forward",
+    "generator, losses",
+    "generator, backward and step",
+    "discriminator",
+    "average of weights",
+)
 _WAIT, _WARMUP, _ACTIVE = 5, 2, 3
 _ROWS = 15
 
 
 class Profiler:
-    """Records a few steps after the first ones; writes ``profile.json`` (open it in chrome://tracing or Perfetto)."""
+    """Records a few steps after the first ones; writes ``profile.txt`` and ``profile.json.gz``.
+
+    Args:
+        run: the run's directory, which both go into.
+    """
 
     def __init__(self, run: Path) -> None:
-        self._path = run / "profile.json"
-        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+        self._run, self._left = run, _WAIT + _WARMUP + _ACTIVE
+        self._cuda = torch.cuda.is_available()
         self._profile = profile(
-            activities=activities,
+            activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self._cuda else []),
             schedule=schedule(wait=_WAIT, warmup=_WARMUP, active=_ACTIVE, repeat=1),
             on_trace_ready=self._write,
-            record_shapes=True,
+            acc_events=True,
         )
         self._profile.start()
-        self._left: int | None = _WAIT + _WARMUP + _ACTIVE
 
     def step(self) -> None:
         """Count a step of training."""
-        if self._left is None:
+        if not self._left:
             return
         self._profile.step()
         self._left -= 1
         if not self._left:
             self._profile.stop()
-            self._left = None
+
+    def close(self) -> None:
+        """End; every run calls it."""
+        if self._left:
+            self._left = 0
+            self._profile.stop()
+            first = _WAIT + _WARMUP + 1
+            warn(f"there is no profile: it is of steps {first} to {first + _ACTIVE - 1} after the start")
 
     def _write(self, recorded: profile) -> None:
-        recorded.export_chrome_trace(str(self._path))
-        by = "cuda_time_total" if torch.cuda.is_available() else "cpu_time_total"
-        info(recorded.key_averages().table(sort_by=by, row_limit=_ROWS))
-        info(f"wrote {self._path}: {_ACTIVE} steps")
+        trace = self._run / "profile.json.gz"
+        recorded.export_chrome_trace(str(trace))
+        events = list(recorded.key_averages())
+        whole_us = next(event.cpu_time_total for event in events if event.key.startswith("ProfilerStep"))
+        text = "\n".join([*self._by_parts(events, whole_us), "", *self._by_operators(events)]) + "\n"
+        write_atomic(self._run / "profile.txt", text.encode())
+        info(f"{text}wrote {self._run / 'profile.txt'}, and {trace} for https://ui.perfetto.dev")
+
+    def _by_parts(self, events: list[Any], whole_us: float) -> list[str]:
+        by_name = {event.key: event.cpu_time_total for event in events}
+        spent = {part: by_name[part] for part in PARTS if part in by_name}
+        spent["all else"] = whole_us - sum(spent.values())
+        lines = [f"a step takes {whole_us / _ACTIVE / 1000:.1f} ms, mean of {_ACTIVE}", ""]
+        lines.append(f"{'part of a step':<44} {'ms':>9} {'share':>7}")
+        return lines + [_row(part, us, whole_us) for part, us in spent.items()]
+
+    def _by_operators(self, events: list[Any]) -> list[str]:
+        operators = [event for event in events if event.key not in PARTS and not event.key.startswith("ProfilerStep")]
+        spent = sorted(((self._own_us(event), event) for event in operators), key=lambda pair: -pair[0])
+        whole_us = sum(us for us, _ in spent)
+        what = "kernel, time on the GPU" if self._cuda else "operator, time of its own"
+        lines = [f"{what:<44} {'ms':>9} {'share':>7} {'calls':>7}"]
+        return lines + [
+            f"{_row(event.key, us, whole_us)} {event.count / _ACTIVE:>7.0f}" for us, event in spent[:_ROWS] if us
+        ]
+
+    def _own_us(self, event: Any) -> float:
+        return event.self_device_time_total if self._cuda else event.self_cpu_time_total
+
+
+def _row(name: str, us: float, whole_us: float) -> str:
+    shown = name if len(name) <= 44 else name[:41] + "..."
+    return f"{shown:<44} {us / _ACTIVE / 1000:>9.1f} {us / max(whole_us, 1):>7.1%}"

@@ -23,6 +23,7 @@ from vidvq.storage import pretty_json, read_json, sha256_bytes, sha256_file, wri
 
 FORMAT = "vidvq.training/1"
 _STATE = "state.json"
+_ATTEMPT = ".training-"
 
 
 @dataclass
@@ -72,9 +73,9 @@ class StopSignal:
         self.asked = True
 
 
-def write_training(folder: Path, saved: Saved) -> None:
-    """Write the training state into a new folder; rank 0 alone calls it."""
-    shutil.rmtree(folder, ignore_errors=True)
+def write_training(run: Path, saved: Saved) -> Path:
+    """Write the training state into a new folder, for a checkpoint to take over; rank 0 alone calls it."""
+    folder = run / "checkpoints" / f"{_ATTEMPT}{saved.position.step:08d}"
     folder.mkdir(parents=True)
     digests: dict[str, str] = {}
     for name, tensors in saved.tensors.items():
@@ -83,6 +84,14 @@ def write_training(folder: Path, saved: Saved) -> None:
         write_atomic(folder / f"{name}.safetensors", data)
     state = {"format": FORMAT, "sha256": digests, **vars(saved.position)}
     write_atomic(folder / _STATE, pretty_json(state))
+    return folder
+
+
+def sweep(run: Path) -> None:
+    """Remove what saves left behind that were killed or found the disk full; rank 0 alone calls it."""
+    for pattern in (f"{_ATTEMPT}*", "*.tmp.*"):
+        for folder in (run / "checkpoints").glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_training(run: Path) -> Path | None:

@@ -2,18 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
-from vidvq.formats.checkpoint import Fingerprints, read_checkpoint, step_folder, write_checkpoint
+from vidvq.formats.checkpoint import Fingerprints, step_folder, write_checkpoint
 from vidvq.log import info
-from vidvq.metrics.perceptual import PerceptualDistance, load_perceptual
 from vidvq.model import Discriminator, VideoTokenizer
 from vidvq.model.pixels import PREPROCESSING
-from vidvq.storage import differences
 from vidvq.train.config import OptimizerConfig, TrainConfig
 from vidvq.train.ema import WeightAverage
 from vidvq.train.engine import (
@@ -27,8 +25,10 @@ from vidvq.train.engine import (
 from vidvq.train.guard import Buffers, Guard, RollbackNeeded
 from vidvq.train.memory import checkpoint_activations
 from vidvq.train.objective import Objective
-from vidvq.train.resume import Position, Saved, find_training, prune, read_training, seed_step, write_training
-from vidvq.train.schedule import is_used, learning_rate
+from vidvq.train.profile import AVERAGE, BACKWARD, CRITIC, FORWARD, LOSSES
+from vidvq.train.resume import Position, Saved, find_training, prune, read_training, seed_step, sweep, write_training
+from vidvq.train.schedule import learning_rate
+from vidvq.train.start import fill, make_perceptual, start_from
 from vidvq.train.usage import CodeUsage
 from vidvq.train.world import World, summed, wait_for_all
 
@@ -46,14 +46,16 @@ class Trainer:
         self.config, self.run, self.world = config, run, world
         torch.manual_seed(config.seed)
         tokenizer, discriminator = VideoTokenizer(config.model), Discriminator(config.discriminator)
+        if world.rank == 0:
+            sweep(run)
         folder = self._agree_on(find_training(run) if world.rank == 0 else None)
         saved = read_training(folder) if folder else None
         self.position = saved.position if saved else Position()
-        self._stored = _start_from(tokenizer, config, folder.parent if folder else None)
-        if saved:
-            tokenizer.load_state_dict(saved.tensors["tokenizer"])
-        if saved and config.adversarial:
-            discriminator.load_state_dict(saved.tensors["discriminator"])
+        self._stored = start_from(tokenizer, config, folder.parent if folder else None)
+        if folder and saved:
+            fill("tokenizer", tokenizer, saved, folder)
+            if config.adversarial:
+                fill("discriminator", discriminator, saved, folder)
         if config.train_only == "decoder":
             tokenizer.encoder.requires_grad_(False).eval()
             tokenizer.quantizer.requires_grad_(False).eval()
@@ -68,7 +70,7 @@ class Trainer:
         )
         self.average = WeightAverage(self.tokenizer, config.ema_decay)
         self.usage = CodeUsage(self.tokenizer, config.usage_every, world)
-        self.perceptual = _perceptual(config, world)
+        self.perceptual = make_perceptual(config, world)
         factors = (self.tokenizer.temporal_factor, self.tokenizer.spatial_factor, self.tokenizer.spatial_factor)
         self.objective = Objective(config, factors, self.perceptual)
         self.guard, self._buffers = Guard(config.guard), Buffers(self.tokenizer)
@@ -97,23 +99,28 @@ class Trainer:
         if not float(self._mean(video.abs().amax())) <= _IN_RANGE:
             return self.guard.judge(math.nan) or ""
         self._buffers.keep()
-        out = self.generator(self.objective.show(video))
-        terms = self.objective.generator(step, video, out, self._judge_frozen)
+        with record_function(FORWARD):
+            out = self.generator(self.objective.show(video))
+        with record_function(LOSSES):
+            terms = self.objective.generator(step, video, out, self._judge_frozen)
         problem = self.guard.judge(float(self._mean(terms.guarded)))
         if problem:
             self._buffers.restore()
             return problem
-        self.generator.backward(terms.total)
-        self.generator.step()
+        with record_function(BACKWARD):
+            self.generator.backward(terms.total)
+            self.generator.step()
         self.usage.add(out.codes[: len(video)].detach())
         told = terms.terms
         if self.critic and step >= self.config.discriminator_start:
-            told = told | self._learn_to_tell(step, video, out.reconstruction[: len(video)].detach().float())
+            with record_function(CRITIC):
+                told = told | self._learn_to_tell(step, video, out.reconstruction[: len(video)].detach().float())
         return told
 
     def finish_step(self) -> None:
         """Count a step whose passes are all taken in."""
-        self.average.update()
+        with record_function(AVERAGE):
+            self.average.update()
         self.position.step += 1
         self.position.batch += 1
         self.usage.turn(self.position.step)
@@ -158,11 +165,14 @@ class Trainer:
 
     def _write(self, saved: Saved, average: dict[str, Tensor]) -> Fingerprints:
         step = saved.position.step
-        attempt = self.run / "checkpoints" / f".training-{step:08d}"
         folder = step_folder(self.run, step)
-        write_training(attempt, saved)
         arrays = {name: self._as_stored(name, tensor) for name, tensor in average.items()}
-        prints = write_checkpoint(folder, self.config.model.to_dict(), PREPROCESSING, arrays, step, attempt)
+        try:
+            training = write_training(self.run, saved)
+            prints = write_checkpoint(folder, self.config.model.to_dict(), PREPROCESSING, arrays, step, training)
+        except OSError:
+            sweep(self.run)
+            raise
         info(f"saved {folder} (token {prints.token[:12]}, decoder {prints.decoder[:12]})")
         best = saved.position.best
         prune(self.run, self.config.keep_checkpoints, best[1] if best else None)
@@ -226,27 +236,3 @@ class Trainer:
 
 def _lr_at(optimizer: OptimizerConfig, step: int, steps: int) -> float:
     return learning_rate(step, steps, optimizer.lr, optimizer.final_lr, optimizer.warmup_steps)
-
-
-def _start_from(tokenizer: VideoTokenizer, config: TrainConfig, resumed: Path | None) -> dict[str, Any]:
-    """Load the weights to start from; returns the types in which what stays untrained is stored."""
-    if config.start_from is None:
-        return {}
-    checkpoint = read_checkpoint(resumed or Path(config.start_from))
-    wanted = config.model.to_dict()
-    differing = list(differences("model", checkpoint.config["model"], wanted))
-    if differing:
-        raise ValueError(f"{checkpoint.path} has another model: {'; '.join(differing)}")
-    tokenizer.load_inference_state_dict({name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()})
-    if config.train_only == "all":
-        return {}
-    return {
-        name: array.dtype for name, array in checkpoint.tensors.items() if name.startswith(("encoder.", "quantizer."))
-    }
-
-
-def _perceptual(config: TrainConfig, world: World) -> PerceptualDistance | None:
-    if not is_used(config.loss.perceptual):
-        return None
-    net = config.loss.perceptual_net
-    return load_perceptual(net.kind, net.net, net.backbone).to(world.device)

@@ -20,6 +20,17 @@ def make(size: int = 32, dim: int = 8, **changes) -> VectorQuantizer:
     return VectorQuantizer(VQConfig(size=size, **({"warmup": 0} | changes)), dim)
 
 
+# 128 places for latents: fewer steps than that, more, and none that divides it.
+@pytest.mark.parametrize("warmup", [1, 3, 60, 300])
+def test_a_warm_up_of_any_length_fills_its_reservoir(warmup):
+    book = make(size=8, dim=2, warmup=warmup).train()
+    for _ in range(warmup):
+        assert book.warming
+        book(torch.randn(64, 2))
+    assert not book.warming
+    assert book.reservoir.all(dim=1).all()
+
+
 def test_nearest_is_the_nearest(monkeypatch):
     latents, codebook = torch.randn(1000, 8), torch.randn(50, 8)
     brute = torch.cdist(latents.double(), codebook.double()).argmin(dim=1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.model.quantize.fsq import Projection
+from vidvq.model.quantize.ranks import mean_of_all
 from vidvq.model.quantize.vq import MAX_SIZE, straight_through
 
 _TINY = 1e-6
@@ -73,7 +74,7 @@ class LookupFreeQuantizer(nn.Module):
 
         Returns:
             quantized ``n d`` in the latents' type, codes ``n``, and the commitment loss + ``entropy`` x (the latents'
-            own entropies - ``diversity`` x that of their mean); the entropies over the latents given.
+            own entropies - ``diversity`` x that of their mean); in training the mean is over all processes.
         """
         with torch.autocast(latents.device.type, enabled=False):
             x = self._prepare(latents)
@@ -119,11 +120,14 @@ class LookupFreeQuantizer(nn.Module):
         own = (F.softplus(-sharp) + sharp * torch.sigmoid(-sharp)).sum(dim=1).mean()
         ones = torch.sigmoid(logits)
         if self.config.spherical:
-            mean = ones.mean(dim=0).clamp(_TINY, 1 - _TINY)
+            mean = self._over_all(ones.mean(dim=0)).clamp(_TINY, 1 - _TINY)
             return own, (torch.special.entr(mean) + torch.special.entr(1 - mean)).sum()
         middle = self.config.bits // 2
-        shares = (_table(ones[:, :middle]).T @ _table(ones[:, middle:])) / len(x)
+        shares = self._over_all((_table(ones[:, :middle]).T @ _table(ones[:, middle:])) / len(x))
         return own, -(shares * shares.clamp(min=_TINY**2).log()).sum()
+
+    def _over_all(self, mean: Tensor) -> Tensor:
+        return mean_of_all(mean) if self.training else mean
 
     def _scale(self) -> float:
         return self.config.bits**-0.5 if self.config.spherical else 1.0

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.model.quantize.ranks import add_up, same_everywhere
 from vidvq.model.quantize.search import kmeans, nearest
 
 # Of any codebook: the statistics of use count every code, and tokens are stored in at most 32 bits.
@@ -145,11 +146,11 @@ class VectorQuantizer(nn.Module):
                 self._place()
             return True
         counts = torch.zeros_like(self.ema_count).index_add_(0, codes, torch.ones(len(x), device=x.device))
-        _add_up(counts)
+        add_up(counts)
         self.ema_count.lerp_(counts, 1 - self.config.decay)
         if self.offset is None:
             sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, x)
-            _add_up(sums)
+            add_up(sums)
             self.ema_sum.lerp_(sums, 1 - self.config.decay)
             self._follow()
         if step % _REVIVE_EVERY == 0:
@@ -168,22 +169,22 @@ class VectorQuantizer(nn.Module):
         if not dead.any():
             return
         chosen = x[torch.randint(len(x), (int(dead.sum()),), device=x.device)]
-        _same_everywhere(chosen)
+        same_everywhere(chosen)
         self.codebook[dead] = chosen if self.offset is None else chosen - self.offset[dead].float()
         self.ema_count[dead] = even
         self.ema_sum[dead] = chosen * even
 
     def _collect(self, x: Tensor, step: int) -> None:
         """Fill the reservoir evenly over the warm-up, so that k-means sees the latents' late state as well."""
-        share = -(-len(self.reservoir) // self.config.warmup)
-        rows = torch.arange(step * share, min((step + 1) * share, len(self.reservoir)), device=x.device)
+        first, last = (at * len(self.reservoir) // self.config.warmup for at in (step, step + 1))
+        rows = torch.arange(first, last, device=x.device)
         chosen = x[torch.randint(len(x), (len(rows),), device=x.device)]
         self.reservoir[rows] = chosen
 
     def _place(self) -> None:
         # The network moved while the reservoir filled: its later half is what latents look like now.
         latents = self.reservoir[len(self.reservoir) // 2 :].clone()
-        _same_everywhere(latents)
+        same_everywhere(latents)
         centres = kmeans(latents, self.size, seed=0)
         placed = F.normalize(centres) if self.config.cosine else centres
         self.codebook.copy_(placed if self.offset is None else placed - self.offset.float())
@@ -221,13 +222,3 @@ def pass_gradient(x: Tensor, quantized: Tensor, rotation: bool) -> Tensor:
     turned = x - 2 * middle * (x * middle).sum(dim=-1, keepdim=True) + 2 * target * (x * source).sum(-1, keepdim=True)
     scale = quantized.detach().norm(dim=-1, keepdim=True) / x.detach().norm(dim=-1, keepdim=True).clamp(min=_EPSILON)
     return straight_through(turned * scale, quantized)
-
-
-def _add_up(tensor: Tensor) -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(tensor)
-
-
-def _same_everywhere(tensor: Tensor) -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.broadcast(tensor, src=0)

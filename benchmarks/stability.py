@@ -1,0 +1,145 @@
+"""Does adversarial training hold? The same short GAN run from ten seeds, on real video.
+
+    python benchmarks/stability.py --train VIDEOS --held-out VIDEOS --out runs/stability
+
+A run has the losses of configs/vqgan-small.yaml and a model and codebooks small enough for one core: half of its steps
+without the adversary, half with it. A run holds if no loss was ever not a number, no window of 25 steps left half of a
+codebook unused once its codes were placed, and the held-out PSNR of the averaged weights never fell by more than 2 dB
+below what it was when the adversary came in. Exit code 1 where one does not. What is there is not run again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+
+import click
+
+from vidvq import config as settings
+from vidvq.shard import ShardConfig, run_shard
+from vidvq.storage import write_atomic
+
+RUNS, STEPS, START, WARMUP, WINDOW = 10, 300, 150, 50, 25
+MIN_USAGE, MAX_FALL_DB = 0.5, 2.0
+_RUN = [
+    f"steps={STEPS}",
+    "data.batch_size=2",
+    "data.num_frames=9",
+    "data.crop=64",
+    "data.workers=1",
+    "data.threads=1",
+    "model.encoder={channels: [32, 64], blocks: [1, 1]}",
+    "model.decoder={channels: [32, 64], blocks: [1, 2]}",
+    f"model.quantizer={{dim: 8, spatial: {{kind: vq, size: 128, warmup: {WARMUP}}}, "
+    f"temporal: {{kind: vq, size: 256, warmup: {WARMUP}}}}}",
+    "discriminator={channels: 16, layers: 2}",
+    "generator={lr: 2.0e-3, betas: [0.9, 0.99], warmup_steps: 20, clip_norm: 1.0}",
+    "discriminator_optimizer={lr: 1.0e-3, betas: [0.5, 0.9], warmup_steps: 10, clip_norm: 1.0}",
+    f"loss.adversarial={{begin: 0.0, end: 0.1, first: {START}, last: {START + 20}}}",
+    f"loss.adversarial_start={START}",
+    "loss.discriminator_warmup=20",
+    "loss.perceptual_net.frames=1",
+    "ema_decay=0.95",
+    "precision=fp32",
+    "log_every=1",
+    f"usage_every={WINDOW}",
+    f"checkpoint_every={STEPS}",
+    "evaluation.every=10",
+    "evaluation.num_clips=100",
+    "evaluation.shown=0",
+]
+_CLIPS = {
+    "train": ["clip.num_frames=17", "clip.min_frames=9", "clip.short_side=72", "clip.multiple=8"],
+    # The beginning of every video.
+    "held-out": [
+        "clip.num_frames=9",
+        "clip.min_frames=9",
+        "clip.size=[64, 64]",
+        "clip.fit=crop",
+        "clip.stride=1000000",
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went.
+
+    Attributes:
+        finite: whether every loss was a number, and no batch was skipped.
+        usage: of each codebook, the lowest share in use in any window after its codes were placed.
+        before: held-out PSNR when the adversary came in, dB.
+        fall: how far below that it was at the worst moment after, dB; 0 where it only rose.
+        after: held-out PSNR at the end, dB.
+    """
+
+    seed: int
+    finite: bool
+    usage: dict[str, float]
+    before: float
+    fall: float
+    after: float
+
+    @property
+    def holds(self) -> bool:
+        return self.finite and min(self.usage.values()) > MIN_USAGE and self.fall <= MAX_FALL_DB
+
+
+@click.command()
+@click.option("--train", "train", multiple=True, required=True, help="A video or a folder of them; may be repeated.")
+@click.option("--held-out", multiple=True, required=True, help="The same, for the scores.")
+@click.option("--out", default="runs/stability", type=click.Path(path_type=Path), show_default=True)
+@click.option("--seed", "seeds", multiple=True, type=int, help="These seeds alone.")
+def main(train: tuple[str, ...], held_out: tuple[str, ...], out: Path, seeds: tuple[int, ...]) -> None:
+    """Run what is missing, and write OUT/table.md."""
+    for part, videos in (("train", train), ("held-out", held_out)):
+        policy = settings.apply_overrides({}, [*_CLIPS[part], "runtime.workers=0"])
+        run_shard(list(videos), out / part, settings.validate(ShardConfig, policy))
+    wanted = seeds or tuple(range(RUNS))
+    for seed in wanted:
+        _run(out, seed)
+    outcomes = [_outcome(out, seed) for seed in wanted]
+    write_atomic(out / "table.md", _table(outcomes).encode())
+    click.echo(_table(outcomes))
+    sys.exit(0 if all(outcome.holds for outcome in outcomes) else 1)
+
+
+def _run(out: Path, seed: int) -> None:
+    run = out / f"seed-{seed}"
+    where = [f"data.clips={out / 'train'}", f"evaluation.clips={out / 'held-out'}", f"out={run}", f"seed={seed}"]
+    command = [sys.executable, "-m", "vidvq", "train", "vqgan-small", *where, *_RUN]
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "log").open("a") as log:
+        subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=log, check=True)
+
+
+def _outcome(out: Path, seed: int) -> Outcome:
+    run = out / f"seed-{seed}"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [value for line in lines for name, value in line.items() if name in {"loss", "discriminator"}]
+    settled = [line for line in lines if "usage_spatial" in line and line["step"] >= WARMUP + WINDOW]
+    usage = {book: min(line[f"usage_{book}"] for line in settled) for book in ("spatial", "temporal")}
+    scores = {line["step"]: line["held_out_psnr"] for line in lines if "held_out_psnr" in line}
+    before, later = scores[START], [psnr for step, psnr in scores.items() if step > START]
+    finite = all(map(isfinite, losses)) and " is skipped: " not in (run / "log").read_text()
+    return Outcome(seed, finite, usage, before, max(before - min(later), 0.0), scores[STEPS])
+
+
+def _table(outcomes: list[Outcome]) -> str:
+    head = (
+        "| seed | all finite | lowest usage: spatial | temporal | PSNR before, dB | largest fall | at the end | holds |"
+    )
+    lines = [head, "|---" * 8 + "|"]
+    for run in outcomes:
+        cells = [run.seed, "yes" if run.finite else "NO", *(f"{use:.0%}" for use in run.usage.values())]
+        cells += [f"{run.before:.2f}", f"{run.fall:.2f}", f"{run.after:.2f}", "yes" if run.holds else "NO"]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    held = sum(run.holds for run in outcomes)
+    return "\n".join([*lines, "", f"{held} of {len(outcomes)} runs hold.", ""])
+
+
+if __name__ == "__main__":
+    main()
