@@ -1,7 +1,9 @@
-"""Train a small transformer to tell the next id, from token shards or from a megatron export: the loss goes down.
+"""Train a small transformer to tell the next id, from token shards or from a megatron export, on a CPU.
 
 python examples/next_token.py runs/tokens
-python examples/next_token.py runs/megatron --steps 200
+python examples/next_token.py runs/megatron --steps 300
+
+What it has to beat is the entropy of the ids: the loss of one who knows how frequent each is, and nothing else.
 """
 
 import argparse
@@ -18,19 +20,20 @@ from vidvq.export import ExportConfig, Layout, grid_to_sequence
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 
 
-def read_token_shards(folder: Path) -> tuple[np.ndarray, int]:
-    """All clips of a directory of token shards as one stream of ids, and the size of the vocabulary."""
+def read_token_shards(folder: Path) -> tuple[list[np.ndarray], int]:
+    """The clips of a directory of token shards as sequences of ids, and the size of the vocabulary."""
     layout = Layout(read_tokenizer_card(folder), ExportConfig())
     shards = sorted(folder.glob("tokens-*.tar"))
     clips = [grid_to_sequence(codes, layout) for shard in shards for _, codes, _ in read_tokens(shard, layout.card)]
-    return np.concatenate(clips), layout.vocabulary
+    return clips, layout.vocabulary
 
 
-def read_megatron(folder: Path) -> tuple[np.ndarray, int]:
-    """The same from a megatron export: its ``.bin`` files are the ids alone."""
+def read_megatron(folder: Path) -> tuple[list[np.ndarray], int]:
+    """The same from a megatron export: its ``.bin`` files are the ids alone, and each clip begins with its own id."""
     header = json.loads((folder / "export.json").read_text())
     parts = [np.memmap(folder / f"{part}.bin", dtype=header["dtype"], mode="r") for part in header["parts"]]
-    return np.concatenate(parts).astype(np.int64), header["vocabulary"]
+    ids = np.concatenate(parts).astype(np.int64)
+    return np.split(ids, np.flatnonzero(ids == header["specials"]["clip_start"])[1:]), header["vocabulary"]
 
 
 class NextToken(nn.Module):
@@ -49,36 +52,57 @@ class NextToken(nn.Module):
         return self.out(self.blocks(self.ids(ids) + self.places[: ids.shape[1]], mask=mask, is_causal=True))
 
 
-def train(ids: np.ndarray, vocabulary: int, steps: int, batch: int = 8, context: int = 128) -> list[float]:
-    """Train on windows of a stream of ids; returns the loss of each step, in nats per id."""
+def entropy(ids: np.ndarray) -> float:
+    """Of the ids by their frequencies alone, in nats per id."""
+    shares = np.bincount(ids) / len(ids)
+    return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+
+
+def windows(ids: np.ndarray, context: int) -> torch.Tensor:
+    """A stream of ids cut into rows of ``context + 1``; what is left over is dropped."""
+    return torch.from_numpy(ids[: len(ids) // (context + 1) * (context + 1)].reshape(-1, context + 1))
+
+
+def loss_of(model: NextToken, rows: torch.Tensor) -> torch.Tensor:
+    """Mean loss in nats per id."""
+    return functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+
+
+def train(
+    clips: list[np.ndarray], vocabulary: int, steps: int, batch: int = 8, context: int = 256
+) -> tuple[list[float], float]:
+    """Train on all clips but each tenth; returns the loss of each step, and the loss on each tenth clip at the end."""
     torch.manual_seed(0)
-    context = min(context, len(ids) - 2)
-    stream = torch.from_numpy(ids)
+    held_out = windows(np.concatenate(clips[9::10]), context)
+    stream = torch.from_numpy(np.concatenate([clip for index, clip in enumerate(clips) if index % 10 != 9]))
     model = NextToken(vocabulary, context)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses: list[float] = []
     for _ in range(steps):
         starts = torch.randint(len(stream) - context, (batch,)).tolist()
-        window = torch.stack([stream[start : start + context + 1] for start in starts])
-        loss = functional.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+        loss = loss_of(model, torch.stack([stream[start : start + context + 1] for start in starts]))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    return losses
+    with torch.no_grad():
+        return losses, float(np.mean([loss_of(model, rows).item() for rows in held_out.split(batch)]))
 
 
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="token shards, or a megatron export")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
     read = read_megatron if (arguments.folder / "export.json").is_file() else read_token_shards
-    ids, vocabulary = read(arguments.folder)
-    losses = train(ids, vocabulary, arguments.steps)
-    print(f"{len(ids)} ids of {vocabulary}; a uniform guess has loss {math.log(vocabulary):.3f}")
+    clips, vocabulary = read(arguments.folder)
+    losses, held_out = train(clips, vocabulary, arguments.steps)
+    ids = np.concatenate(clips)
+    print(f"{len(ids)} ids of {vocabulary} in {len(clips)} clips")
+    print(f"a uniform guess {math.log(vocabulary):.3f}, entropy {entropy(ids):.3f}")
     print(f"loss {losses[0]:.3f} at the first step, {np.mean(losses[-10:]):.3f} over the last 10 of {len(losses)}")
+    print(f"loss {held_out:.3f} on each tenth clip, which was not trained on")
 
 
 if __name__ == "__main__":

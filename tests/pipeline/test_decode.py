@@ -1,6 +1,8 @@
 """Tokens to files of every kind: whole clips, stretches of a video, and what a generator made."""
 
 import json
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -149,6 +151,39 @@ def test_what_a_generator_made_decodes_as_its_codes_do(vidvq, tmp_path, tokens_d
     assert vidvq("decode", tmp_path / "local.npy", *made, "--out", tmp_path / "o.mp4").code == 0
     with av.open(str(tmp_path / "o.mp4")) as container:
         assert container.streams.video[0].average_rate == Fraction(25, 2)
+
+
+def test_a_generators_batch_is_the_same_over_workers(vidvq, tmp_path, tokens_dir, where, place, snapshot):
+    codes, _ = place.read(read_tokenizer_card(tokens_dir))
+    batch = np.stack([np.roll(codes, shift, axis=2) for shift in range(5)])
+    np.save(tmp_path / "batch.npy", batch)
+    for name, workers in (("inline", 0), ("ray", 2)):
+        made = ("--tokenizer", tokens_dir, *where, "--out", tmp_path / name, "fps=25", f"runtime.workers={workers}")
+        assert vidvq("decode", tmp_path / "batch.npy", *made).code == 0
+    assert len(snapshot(tmp_path / "ray")) == 5
+    assert snapshot(tmp_path / "inline") == snapshot(tmp_path / "ray")
+    assert len(set(snapshot(tmp_path / "ray").values())) == 5
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length_of_a_stream(tmp_path, tokens_dir, where):
+    measure = (
+        "import resource, sys; from vidvq.cli.main import run; assert run(sys.argv[1:]) == 0; "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peak_kib = []
+    for groups in (60, 1200):
+        codes = np.random.default_rng(0).integers(0, 32, (groups, 8, 8), dtype=np.uint16)
+        np.save(tmp_path / f"{groups}.npy", codes)
+        out = tmp_path / f"{groups}.mp4"
+        made = ["--tokenizer", tokens_dir, *where, "--out", out, "fps=25"]
+        command = [sys.executable, "-c", measure, "decode", tmp_path / f"{groups}.npy", *made]
+        ran = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
+        peak_kib.append(int(ran.stdout.split()[-1]))
+        with av.open(str(out)) as container:
+            assert container.streams.video[0].frames == 1 + 4 * (groups - 1)
+    # All frames at once would be 56 MB more.
+    assert peak_kib[1] - peak_kib[0] < 20_000, peak_kib
 
 
 def test_codes_out_of_range_are_named_and_nothing_is_written(vidvq, tmp_path, tokens_dir, where, place):

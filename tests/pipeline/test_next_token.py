@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples/next_token.py"
 
@@ -15,6 +16,8 @@ def test_the_loss_goes_down_on_both(tmp_path, tokens_dir, vidvq):
     assert vidvq("export", tokens_dir, "--to", "megatron", "--out", tmp_path / "megatron").code == 0
     shards, vocabulary = example.read_token_shards(tokens_dir)
     exported, same = example.read_megatron(tmp_path / "megatron")
-    assert (shards == exported).all() and vocabulary == same
-    losses = example.train(exported, vocabulary, steps=30, context=32)
+    assert [clip.tolist() for clip in shards] == [clip.tolist() for clip in exported] and vocabulary == same
+    losses, held_out = example.train(exported, vocabulary, steps=30, context=32)
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+    assert held_out < losses[0]
+    assert example.entropy(np.array([3, 3, 7, 7])) == pytest.approx(np.log(2))

@@ -1,6 +1,5 @@
 """What a generator made, as codes in plain files, in the terms of token shards."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,23 +29,38 @@ class Generated:
     grid: tuple[int, int, int] | None = None
 
 
-def read_generated(given: Generated, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
-    """Yield name, local codes ``lt lh lw`` and what decodes them, for each video in a file.
+@dataclass(frozen=True)
+class GeneratedPlace:
+    """One video in a generator's file; travels to a worker, which reads that one alone.
 
-    Raises:
-        ValueError: the file cannot be read so, or an id is out of range; names its place.
+    Attributes:
+        given: the file.
+        key: the video's name.
+        index: which of the grids it is.
+        where: the place in words.
     """
-    batch, many = _load(given, card)
-    clock = 1 / Fraction(given.fps).limit_denominator(_MAX_DENOMINATOR)
-    for index, ids in enumerate(batch):
-        where = f"{given.path}[{index}]" if many else str(given.path)
-        codes = _local(ids.astype(np.int64), card, where) if given.flat else ids
-        check_codes(codes, card, where, remedy="" if given.flat else "Give --flat if ids count through all codebooks")
+
+    given: Generated
+    key: str
+    index: int
+    where: str
+
+    def read(self, card: TokenizerCard) -> tuple[np.ndarray, TokenInfo]:
+        """Its local codes ``lt lh lw`` and what decodes them.
+
+        Raises:
+            ValueError: an id is out of range; names its place.
+        """
+        given, ids = self.given, _load(self.given, card)[0][self.index]
+        codes = _local(ids.astype(np.int64), card, self.where) if given.flat else ids
+        remedy = "" if given.flat else "Give --flat if ids count through all codebooks"
+        check_codes(codes, card, self.where, remedy=remedy)
+        clock = 1 / Fraction(given.fps).limit_denominator(_MAX_DENOMINATOR)
         lt, lh, lw = codes.shape
         num_frames = 1 + (lt - 1) * card.temporal_factor
         info = TokenInfo(
             source=str(given.path),
-            clip_index=index,
+            clip_index=self.index,
             grid=(lt, lh, lw),
             num_frames=num_frames,
             height=lh * card.spatial_factor,
@@ -56,7 +70,22 @@ def read_generated(given: Generated, card: TokenizerCard) -> Iterator[tuple[str,
             pts=tuple(range(num_frames)),
             duration=num_frames,
         )
-        yield f"{given.path.stem}-{index:05d}" if many else given.path.stem, codes.astype(card.dtype), info
+        return codes.astype(card.dtype), info
+
+
+def index_generated(given: Generated, card: TokenizerCard) -> list[GeneratedPlace]:
+    """The videos in a file, every id of which has been checked.
+
+    Raises:
+        ValueError: the file cannot be read so, or an id is out of range; names its place.
+    """
+    batch, many = _load(given, card)
+    stem, places = given.path.stem, []
+    for index in range(len(batch)):
+        key, where = (f"{stem}-{index:05d}", f"{given.path}[{index}]") if many else (stem, str(given.path))
+        places.append(GeneratedPlace(given, key, index, where))
+        places[-1].read(card)
+    return places
 
 
 def _load(given: Generated, card: TokenizerCard) -> tuple[np.ndarray, bool]:

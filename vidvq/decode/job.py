@@ -10,7 +10,7 @@ import torch
 
 from vidvq.decode.config import DecodeConfig, Stretch
 from vidvq.decode.find import find_key, find_stretch
-from vidvq.decode.generated import Generated, read_generated
+from vidvq.decode.generated import Generated, GeneratedPlace, index_generated
 from vidvq.decode.stream import check_same, decode_timed, open_tokenizer, within
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import TokenPlace, index_tokens
@@ -30,7 +30,7 @@ _FILES = ("mp4", "gif", "npy")
 class Item:
     """One clip to decode into one file or folder; travels to a worker."""
 
-    place: TokenPlace
+    place: TokenPlace | GeneratedPlace
     path: Path
 
 
@@ -73,18 +73,9 @@ def run_decode(tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig, 
         items = [Item(place, out / (place.key if kind == "png" else f"{place.key}.{kind}")) for place in wanted]
         _settle(out, folder, card, kind, config)
     todo = [item for item in items if single or not item.path.exists()]
-    if len(todo) == 1:
-        config = replace(config, runtime=replace(config.runtime, workers=0))
     with progress("decode", len(items), "clips") as bar:
         bar.advance(len(items) - len(todo))
-        if not todo:
-            return len(items)
-        with start(config.runtime) as pool:
-            make = partial(make_worker, loaded, folder, kind, config.crf)
-            for item, done in pool.map_stateful(make, todo, gpus=1 if torch.cuda.is_available() else 0):
-                if isinstance(done, WorkerDied):
-                    raise OSError(f"{item.place.key}: {done.message}; run the same command again to go on")
-                bar.advance()
+        _decode_all(todo, partial(make_worker, loaded, folder, kind, config.crf), config, bar.advance)
     return len(items)
 
 
@@ -104,18 +95,32 @@ def run_decode_generated(given: Generated, tokenizer: Path, checkpoint: Path, ou
     """
     kind = config.format_for(out)
     folder = tokenizer.parent if tokenizer.is_file() else tokenizer
-    model, card = open_tokenizer(folder, checkpoint)
+    loaded = find_tokenizer(checkpoint)
+    _, card = open_tokenizer(folder, loaded)
     # All of it is checked before the first is written.
-    names = [name for name, _, _ in read_generated(given, card)]
+    places = index_generated(given, card)
     single = out.suffix[1:].lower() in _FILES
-    if single and len(names) != 1:
-        raise ValueError(f"--out {out.name} is one file, {given.path} holds {len(names)} videos; give a folder")
-    with progress("decode", len(names), "videos") as bar:
-        for name, codes, info in read_generated(given, card):
-            path = out if single else out / (name if kind == "png" else f"{name}.{kind}")
-            write_frames(path, kind, decode_timed(model, codes, info), _shape(info), config.crf)
-            bar.advance()
-    return len(names)
+    if single and len(places) != 1:
+        raise ValueError(f"--out {out.name} is one file, {given.path} holds {len(places)} videos; give a folder")
+    named = [(place, place.key if kind == "png" else f"{place.key}.{kind}") for place in places]
+    items = [Item(place, out if single else out / name) for place, name in named]
+    with progress("decode", len(items), "videos") as bar:
+        _decode_all(items, partial(make_worker, loaded, folder, kind, config.crf), config, bar.advance)
+    return len(items)
+
+
+def _decode_all(
+    items: list[Item], make: Callable[[], Callable[[Item], str]], config: DecodeConfig, advance: Callable[[], None]
+) -> None:
+    if not items:
+        return
+    # Ray takes longer to start than one clip to decode.
+    runtime = replace(config.runtime, workers=0) if len(items) == 1 else config.runtime
+    with start(runtime) as pool:
+        for item, done in pool.map_stateful(make, items, gpus=1 if torch.cuda.is_available() else 0):
+            if isinstance(done, WorkerDied):
+                raise OSError(f"{item.place.key}: {done.message}; run the same command again to go on")
+            advance()
 
 
 def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int) -> Callable[[Item], str]:
