@@ -291,7 +291,7 @@ def test_planning_that_was_killed_goes_on_where_it_was(tmp_path, make_video, sna
 
     make_video(tmp_path / "a.mp4", 8)
     (tmp_path / "list.txt").write_text("".join(f"a.mp4\nmissing-{number}.mp4\n" for number in range(20)))
-    monkeypatch.setattr(planning, "_SOURCES_PER_PART", 4)
+    monkeypatch.setattr("vidvq.corpus.listing._SOURCES_PER_PART", 4)
     job = ("shard", tmp_path / "list.txt", "--out", tmp_path / "out", *SETTINGS, INLINE, "max_failed=1")
     real, probed = planning.plan_source, []
 

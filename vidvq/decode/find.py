@@ -3,12 +3,21 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from math import inf
 from pathlib import Path
+from typing import Any
+
+import pyarrow.compute
 
 from vidvq.decode.config import Stretch
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import TokenPlace, nearest
 from vidvq.formats.token_shard import TokenInfo
+
+# pyarrow makes these functions when it is imported, where no type checker sees them.
+pc: Any = pyarrow.compute
+# The plan's seconds are floats; JSON is read of a neighbour more.
+_SLACK_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -39,17 +48,17 @@ def find_stretch(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> lis
     Raises:
         ValueError: the video is not in the tokens, nothing of it is in range, or two of the samples overlap.
     """
-    of_source = _of_source(tokens, stretch.source)
+    wanted = _planned(tokens, known, stretch)
     infos: list[tuple[TokenPlace, TokenInfo]] = []
     sources: set[str] = set()
     for place in known:
-        if of_source is None or place.key in of_source:
+        if wanted is None or place.key in wanted:
             info = place.read_info()
             sources.add(info.source)
             if info.source == stretch.source:
                 infos.append((place, info))
     if not infos:
-        near = nearest(stretch.source, sorted(sources or _sources(tokens)))
+        near = nearest(stretch.source, sorted(sources))
         raise ValueError(f"source={stretch.source} is not in {tokens}{near}")
     infos.sort(key=lambda pair: times_of(pair[1])[0])
     found: list[Found] = []
@@ -80,21 +89,24 @@ def times_of(info: TokenInfo) -> list[tuple[Fraction, Fraction]]:
     return [(start * tick, after * tick) for start, after in pairwise((*info.pts, last))]
 
 
-def _of_source(tokens: Path, source: str) -> set[str] | None:
-    """The keys of a video where the plan names it: no JSON of other videos is then read."""
-    rows = _rows(tokens)
-    return {row["key"] for row in rows if row["source"] == source} if rows else None
-
-
-def _sources(tokens: Path) -> set[str]:
-    return {row["source"] for row in _rows(tokens)}
-
-
-def _rows(tokens: Path) -> list[dict[str, str]]:
+def _planned(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> set[str] | None:
+    """The keys of a stretch where the plan tells, as that of raw video does; None: every JSON is to be read."""
     folder = tokens.parent if tokens.is_file() else tokens
-    if not (folder / "plan.json").is_file():
-        return []
-    return [row for _, rows in read_plan(folder).shards() for row in rows if row.get("source")]
+    table = read_plan(folder).table if (folder / "plan.json").is_file() else None
+    if table is None or "begin_s" not in table.column_names:
+        return None
+    table = table.select(["key", "uri", "begin_s", "until_s"])
+    rows = {row["key"]: row for row in table.filter(pc.equal(table["uri"], stretch.source)).to_pylist()}
+    first = next((place for place in known if place.key in rows), None)
+    if first is None:
+        return None
+    # The plan counts from the video's first frame, a stretch on its timeline.
+    zero = float(times_of(first.read_info())[0][0]) - rows[first.key]["begin_s"]
+    from_s = -inf if stretch.start is None else float(stretch.start) - zero - _SLACK_S
+    to_s = inf if stretch.end is None else float(stretch.end) - zero + _SLACK_S
+    near = {key for key, row in rows.items() if row["until_s"] is not None and row["until_s"] > from_s}
+    # Where nothing is near, all are read for the message.
+    return {key for key in near if rows[key]["begin_s"] < to_s} or set(rows)
 
 
 def _text(edge: Fraction | None) -> str:

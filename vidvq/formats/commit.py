@@ -6,14 +6,18 @@ instructions leaves either a committed shard or one that the next run makes agai
 """
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from vidvq.formats.tar import Member, TarWriter
 from vidvq.storage import (
     attempt_file,
     create_once,
+    is_remote,
     pretty_json,
     publish_once,
     publish_over,
@@ -25,6 +29,7 @@ from vidvq.storage import (
 FORMAT = "vidvq.commit/1"
 FOLDER = "commits"
 _OTHER_WRITER_S = 5.0
+_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -85,18 +90,33 @@ def read_commit(folder: Path, shard: str) -> Commit | None:
         ValueError: the record is damaged.
     """
     path = _record(folder, shard)
-    if not path.exists():
-        return None
-    data = read_json(path)
-    try:
-        if data.pop("format") != FORMAT:
-            raise ValueError("another format")
-        data["failed"] = tuple(Outcome(**item) for item in data["failed"])
-        data["filtered"] = tuple(Outcome(**item) for item in data["filtered"])
-        data["members"] = tuple(Member(*item) for item in data["members"])
-        return Commit(**data)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a commit record of {FORMAT} ({error}); remove it and run again") from error
+    return _read(path) if path.exists() else None
+
+
+def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]:
+    """The records of shards, in their order, as :func:`read_commit` gives each.
+
+    An object store is asked once which there are, and for many of them at a time. One that was not there then is asked
+    for when its turn comes: another driver may have committed it meanwhile.
+
+    Raises:
+        ValueError: a record is damaged.
+    """
+    if not is_remote(folder):
+        yield from (read_commit(folder, shard) for shard in shards)
+        return
+    there = {path.name for path in (folder / FOLDER).iterdir()} if (folder / FOLDER).is_dir() else set()
+    shards = iter(shards)
+    with ThreadPoolExecutor(_READERS) as readers:
+        ahead: deque[tuple[str, Future[Commit] | None]] = deque()
+        while True:
+            for shard in islice(shards, 2 * _READERS - len(ahead)):
+                path = _record(folder, shard)
+                ahead.append((shard, readers.submit(_read, path) if path.name in there else None))
+            if not ahead:
+                return
+            shard, reading = ahead.popleft()
+            yield reading.result() if reading else read_commit(folder, shard)
 
 
 def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:
@@ -126,6 +146,19 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
     standing = read_commit(folder, shard)
     assert standing is not None
     return standing
+
+
+def _read(path: Path) -> Commit:
+    data = read_json(path)
+    try:
+        if data.pop("format") != FORMAT:
+            raise ValueError("another format")
+        data["failed"] = tuple(Outcome(**item) for item in data["failed"])
+        data["filtered"] = tuple(Outcome(**item) for item in data["filtered"])
+        data["members"] = tuple(Member(*item) for item in data["members"])
+        return Commit(**data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a commit record of {FORMAT} ({error}); remove it and run again") from error
 
 
 def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:

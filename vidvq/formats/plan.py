@@ -9,8 +9,9 @@ keys. A shard that a generation touches gets a new name (``clips-000012-r1.tar``
 written over, and the old one goes once the new one is committed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from vidvq.storage import (
 
 FORMAT = "vidvq.plan/2"
 _SHOWN_DIFFERENCES = 8
+_ROWS_AT_A_TIME = 4096
 # pyarrow makes these functions when it is imported, where no type checker sees them.
 pc: Any = pyarrow.compute
 _OURS = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.", "planning")
@@ -87,6 +89,10 @@ class Plan:
     def older(self, index: int) -> list[tuple[str, int]]:
         """The names that a shard had before, oldest first, each with its generation."""
         return list(zip(self.superseded(index), self._generations(index), strict=False))
+
+    def shard_names(self) -> Iterator[str]:
+        """Yield the name of each shard, in order."""
+        return map(self.shard_name, range(self.num_shards))
 
     def shards(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Yield ``(shard name, its rows)`` in order."""
@@ -220,6 +226,15 @@ def ensure_plan(
             f"{folder} was made from something else: {shown}. Give another --out, or the same inputs and settings"
         )
     return plan
+
+
+def table_of(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """A table of rows as they come: never are many of them in memory as Python objects."""
+    rows = iter(rows)
+    batches = []
+    while some := list(islice(rows, _ROWS_AT_A_TIME)):
+        batches.append(pa.RecordBatch.from_pylist(some, schema=schema))
+    return pa.Table.from_batches(batches, schema=schema)
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vidvq.formats.commit import FOLDER, Outcome, read_commit
+from vidvq.formats.commit import FOLDER, Outcome, read_commits
 from vidvq.formats.plan import Plan
 from vidvq.storage import pretty_json, remove_attempts, write_atomic
 
@@ -105,8 +105,8 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     ok = size = shards = 0
     failed, filtered = _Tally(), _Tally()
     stats: Counter[str] = Counter()
-    for index, (shard, rows) in enumerate(plan.shards()):
-        commit = read_commit(folder, shard)
+    commits = read_commits(folder, plan.shard_names())
+    for index, ((shard, rows), commit) in enumerate(zip(plan.shards(), commits, strict=True)):
         if commit is None or commit.plan_id != plan.id_of(index) or commit.items != len(rows):
             raise ValueError(f"{folder}: {shard} is not committed whole; run the same command again")
         ok += commit.ok

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from vidvq.config import validate
 from vidvq.corpus.inputs import Fingerprint, Source, list_sources, source_at, source_of
-from vidvq.formats.commit import read_commit
+from vidvq.corpus.listing import Listing, remove_parts
+from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan, extend_plan, read_plan
 from vidvq.formats.summary import JobSummary
 from vidvq.log import info
@@ -23,12 +24,10 @@ from vidvq.shard.job import make_shards
 from vidvq.shard.plan import (
     REMOVED,
     SCHEMA,
-    Listing,
     deduplicate,
     made_from,
     number_shards,
     probe_sources,
-    remove_parts,
     sources_of,
 )
 from vidvq.storage import place
@@ -99,8 +98,8 @@ def retry_failed(reason: str | None, out: Path, runtime: RuntimeConfig) -> JobSu
     plan, config = _standing(out, runtime)
     failed = {
         outcome.key
-        for name, _ in plan.shards()
-        if (commit := read_commit(out, name))
+        for commit in read_commits(out, plan.shard_names())
+        if commit
         for outcome in commit.failed
         if reason in {None, outcome.reason}
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.corpus.inputs import Source, list_sources
-from vidvq.formats.commit import Commit, Outcome, ShardDraft, commit_shard, read_commit
+from vidvq.formats.commit import Commit, Outcome, ShardDraft, commit_shard, read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
 from vidvq.log import info, progress
@@ -66,8 +66,9 @@ def make_shards(out: Path, config: ShardConfig, plan_with: Callable[[Pool], Plan
         with progress("shard", items, "clips") as bar:
 
             def jobs() -> Iterator[ShardJob]:
-                for index, (shard, rows) in enumerate(plan.shards()):
-                    if read_commit(out, shard):
+                commits = read_commits(out, plan.shard_names())
+                for index, ((shard, rows), commit) in enumerate(zip(plan.shards(), commits, strict=True)):
+                    if commit:
                         bar.advance(len(rows))
                     else:
                         older = plan.older(index)

@@ -1,27 +1,25 @@
 """Which clips a corpus will give, decided before the first one is cut."""
 
-import hashlib
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from itertools import islice, pairwise
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vidvq.config import to_dict
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.inputs import SOURCE_COLUMNS, Fingerprint, Source, source_of
+from vidvq.corpus.listing import Listing, look_into, remove_parts
 from vidvq.formats.clip_shard import PREFIX, clip_key
-from vidvq.formats.plan import Plan, ensure_plan, read_plan, refuse_foreign
+from vidvq.formats.plan import Plan, ensure_plan, read_plan, refuse_foreign, table_of
 from vidvq.log import progress
 from vidvq.runtime import Pool, WorkerDied
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.shots import find_shots
-from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_bytes, write_atomic
 from vidvq.video import VideoError
 from vidvq.video.decode import sample_timeline
 from vidvq.video.probe import VideoInfo, probe
@@ -44,10 +42,7 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-_SOURCE_SCHEMA = pa.schema([SCHEMA.field(field.name) for field in fields(Source)])
 REMOVED = "removed"
-_PARTS = "planning"
-_SOURCES_PER_PART = 1024
 
 
 @dataclass(frozen=True)
@@ -117,34 +112,6 @@ def _same_plan(out: Path, sources: Callable[[], Iterable[Source]], config: Shard
     return ensure_plan(out, "shard", PREFIX, made_from(config, inputs), build, explain)
 
 
-class Listing:
-    """The sources of a plan in their order, packed: a corpus of millions fits into memory.
-
-    Attributes:
-        parts: rows of :class:`Source`, so many to a part.
-        inputs: what the plan keeps of them.
-        digest: hex, over the sources in their order.
-    """
-
-    def __init__(self, sources: Iterable[Source]) -> None:
-        self.parts: list[pa.RecordBatch] = []
-        self.inputs = Fingerprint()
-        order = hashlib.sha256()
-        sources = iter(sources)
-        with progress("list", None, "videos") as bar:
-            while part := list(islice(sources, _SOURCES_PER_PART)):
-                rows = [asdict(source) for source in part]
-                order.update(canonical_json(rows))
-                self.parts.append(pa.RecordBatch.from_pylist(rows, schema=_SOURCE_SCHEMA))
-                for source in part:
-                    self.inputs.add(source)
-                bar.advance(len(part))
-        self.digest = order.hexdigest()
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-
 def removed_uris(plan: Plan) -> set[str]:
     """The sources that were taken out of a plan."""
     if len(plan.headers) == 1:
@@ -154,51 +121,13 @@ def removed_uris(plan: Plan) -> set[str]:
 
 
 def probe_sources(out: Path, listing: Listing, config: ShardConfig, pool: Pool) -> Iterator[pa.Table]:
-    """Yield the rows of all sources, a part at a time, in order; parts made by an earlier run are read, not made again.
-
-    Args:
-        out: the output directory, where the parts are kept.
-        listing: what to look at.
-        config: how.
-        pool: where.
-    """
-    folder = out / _PARTS
-    stem = sha256_bytes(canonical_json([made_from(config, listing.inputs), listing.digest]))[:16]
-    make_folder(folder)
-    with progress("plan", len(listing), "videos") as bar:
-        for number, part in enumerate(listing.parts):
-            path = folder / f"{stem}-{number:06d}.parquet"
-            if path.is_file():
-                with path.open("rb") as file:
-                    yield pq.read_table(file)
-                bar.advance(len(part))
-                continue
-            rows: list[dict[str, Any]] = []
-            for found in _probe(part, config, pool):
-                rows.extend(found)
-                bar.advance()
-            table = pa.Table.from_pylist(rows, schema=SCHEMA)
-            if len(listing.parts) > 1:
-                buffer = pa.BufferOutputStream()
-                pq.write_table(table, buffer, compression="zstd")
-                write_atomic(path, buffer.getvalue().to_pybytes())
-            yield table
+    """Yield the rows of all sources, a part at a time, in order; see :func:`vidvq.corpus.listing.look_into`."""
+    origin = made_from(config, listing.inputs)
+    return look_into(out, listing, origin, SCHEMA, lambda sources: _probe(sources, config, pool))
 
 
-def remove_parts(out: Path) -> None:
-    """Delete what planning kept, once the plan stands."""
-    folder = out / _PARTS
-    if not folder.exists():
-        return
-    remove_attempts(folder)
-    for part in list(folder.iterdir()):
-        part.unlink(missing_ok=True)
-    if folder.exists():
-        folder.rmdir()
-
-
-def _probe(part: pa.RecordBatch, config: ShardConfig, pool: Pool) -> Iterator[list[dict[str, Any]]]:
-    jobs = (ProbeJob(Source(**row), config) for row in part.to_pylist())
+def _probe(sources: Iterable[Source], config: ShardConfig, pool: Pool) -> Iterator[list[dict[str, Any]]]:
+    jobs = (ProbeJob(source, config) for source in sources)
     # A worker may have been killed from outside; what kills it thrice is the video.
     for job, found in pool.map(plan_source, jobs, deadline_s=config.limits.deadline_s, retries=2):
         if isinstance(found, WorkerDied):
@@ -228,13 +157,8 @@ def deduplicate(tables: Iterable[pa.Table], known: dict[str, str], config: Shard
 
 def number_shards(rows: Iterable[dict[str, Any]], first_shard: int, clips_per_shard: int) -> pa.Table:
     """A table of rows, ``clips_per_shard`` to a shard from ``first_shard`` on."""
-    rows, batches, shard = iter(rows), [], first_shard
-    while some := list(islice(rows, clips_per_shard)):
-        for row in some:
-            row["shard"] = shard
-        batches.append(pa.RecordBatch.from_pylist(some, schema=SCHEMA))
-        shard += 1
-    return pa.Table.from_batches(batches, schema=SCHEMA)
+    numbered = (row | {"shard": first_shard + index // clips_per_shard} for index, row in enumerate(rows))
+    return table_of(numbered, SCHEMA)
 
 
 def plan_source(job: ProbeJob) -> list[dict[str, Any]]:

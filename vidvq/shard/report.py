@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from vidvq.formats.clip_shard import ClipInfo, media_of, parse_clip_info
-from vidvq.formats.commit import Commit, read_commit
+from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary
 from vidvq.formats.tar import BLOCK_BYTES
@@ -63,8 +63,8 @@ def _thumbs(out: Path, plan: Plan) -> Iterator[Thumb]:
 
 
 def _clips(out: Path, plan: Plan) -> Iterator[tuple[Commit, str]]:
-    for shard, _ in plan.shards():
-        if commit := read_commit(out, shard):
+    for commit in read_commits(out, plan.shard_names()):
+        if commit:
             for key in dict.fromkeys(member.key for member in commit.members):
                 yield commit, key
 

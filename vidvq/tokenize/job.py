@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vidvq.corpus.frames import VideoPolicy
-from vidvq.formats.commit import read_commit
+from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
 from vidvq.formats.token_shard import TokenizerCard, write_tokenizer_card
@@ -84,8 +84,9 @@ def _make_shards(
     with progress("tokenize", plan.header["items"], "clips") as bar:
 
         def jobs() -> Iterator[TokenJob]:
-            for index, (shard, rows) in enumerate(plan.shards()):
-                if commit := read_commit(out, shard):
+            commits = read_commits(out, plan.shard_names())
+            for index, ((shard, rows), commit) in enumerate(zip(plan.shards(), commits, strict=True)):
+                if commit:
                     watch.see(commit)
                     bar.advance(len(rows), live.earlier(commit))
                 else:

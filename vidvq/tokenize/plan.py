@@ -1,14 +1,15 @@
 """Which token shard each clip goes into: one token shard per clip shard."""
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from vidvq.formats.commit import Commit, read_commit
-from vidvq.formats.plan import Plan, ensure_plan, read_plan
+from vidvq.formats.commit import read_commits
+from vidvq.formats.plan import Plan, ensure_plan, read_plan, table_of
 from vidvq.formats.token_shard import PREFIX, TokenizerCard
-from vidvq.storage import sha256_bytes
 from vidvq.tokenize.config import TokenizeConfig
 
 SCHEMA = pa.schema(
@@ -35,22 +36,29 @@ def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerC
     source = read_plan(clips)
     if source.header["stage"] != "shard":
         raise ValueError(f"{clips} was written by vidvq {source.header['stage']}; give a directory of clip shards")
-    commits = [_finished(clips, shard) for shard, _ in source.shards()]
-    rows: list[dict[str, Any]] = []
-    full = [commit for commit in commits if commit.sha256]
-    if not full:
+    digest = hashlib.sha256()
+    table = table_of(_rows(clips, source, digest), SCHEMA)
+    if not table.num_rows:
         raise ValueError(f"{clips} holds no clips; nothing to tokenize")
-    for index, commit in enumerate(full):
-        for key in dict.fromkeys(member.key for member in commit.members):
-            rows.append({"key": key, "shard": index, "clip_shard": commit.shard, "clip_shard_sha256": commit.sha256})
     made_from = {
-        "clips": {
-            "plan_id": source.plan_id,
-            "sha256": sha256_bytes("\n".join(commit.sha256 or "" for commit in full).encode()),
-        },
+        "clips": {"plan_id": source.plan_id, "sha256": digest.hexdigest()},
         "token_fingerprint": card.token_fingerprint,
     } | written_as(config, card)
-    return ensure_plan(out, "tokenize", PREFIX, made_from, lambda: pa.Table.from_pylist(rows, schema=SCHEMA))
+    return ensure_plan(out, "tokenize", PREFIX, made_from, lambda: table)
+
+
+def _rows(clips: Path, source: Plan, digest: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all clips, and take their shards' hashes, a line each, into ``digest``."""
+    index = 0
+    for name, commit in zip(source.shard_names(), read_commits(clips, source.shard_names()), strict=True):
+        if commit is None:
+            raise ValueError(f"{clips}: {name} is not committed; finish vidvq shard first")
+        if commit.sha256 is None:
+            continue
+        digest.update(f"{chr(10) if index else ''}{commit.sha256}".encode())
+        for key in dict.fromkeys(member.key for member in commit.members):
+            yield {"key": key, "shard": index, "clip_shard": name, "clip_shard_sha256": commit.sha256}
+        index += 1
 
 
 def written_as(config: TokenizeConfig, card: TokenizerCard) -> dict[str, Any]:
@@ -63,10 +71,3 @@ def written_as(config: TokenizeConfig, card: TokenizerCard) -> dict[str, Any]:
         written["quality"] = {"share": config.quality.share, "decoder_fingerprint": card.decoder_fingerprint}
         written["quality"] |= {"perceptual": True} if config.quality.perceptual else {}
     return written
-
-
-def _finished(clips: Path, shard: str) -> Commit:
-    commit = read_commit(clips, shard)
-    if commit is None:
-        raise ValueError(f"{clips}: {shard} is not committed; finish vidvq shard first")
-    return commit

@@ -1,7 +1,7 @@
 """Which token samples raw videos give: one for each fresh start of a stream, decided before the first is encoded."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ import pyarrow as pa
 from vidvq.config import to_dict
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.frames import window_of
-from vidvq.corpus.inputs import SOURCE_COLUMNS, Fingerprint, Source, list_sources
+from vidvq.corpus.inputs import SOURCE_COLUMNS, Source, list_sources
+from vidvq.corpus.listing import Listing, look_into, remove_parts
 from vidvq.formats.clip_shard import clip_key
-from vidvq.formats.plan import Plan, ensure_plan
+from vidvq.formats.plan import Plan, ensure_plan, table_of
 from vidvq.formats.token_shard import PREFIX, TokenizerCard
-from vidvq.log import progress
 from vidvq.runtime import Pool, WorkerDied
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.plan import written_as
@@ -73,27 +73,23 @@ def plan_videos(out: Path, inputs: list[str], config: TokenizeConfig, card: Toke
         ValueError: an input does not exist, or the plan there was made from other videos, settings or tokenizer.
     """
     refuse_gop(config.gop_frames, card.temporal_factor)
-    sources, fingerprint = [], Fingerprint()
-    for source in list_sources(inputs, config.lists):
-        sources.append(source)
-        fingerprint.add(source)
-    if not sources:
+    listing = Listing(list_sources(inputs, config.lists))
+    if not listing.parts:
         raise ValueError("the inputs name no video at all")
     settings = to_dict(config)
     made_from = {name: settings[name] for name in ("video", "gop_frames", "items_per_shard", "lists", "limits")}
-    made_from |= {"inputs": fingerprint.value(), "token_fingerprint": card.token_fingerprint} | written_as(config, card)
+    made_from |= {"inputs": listing.inputs.value(), "token_fingerprint": card.token_fingerprint}
+    made_from |= written_as(config, card)
 
     def build() -> pa.Table:
-        rows: list[dict[str, Any]] = []
-        with progress("plan", len(sources), "videos") as bar:
-            for found in _look(sources, config, pool):
-                rows.extend(found)
-                bar.advance()
-        for number, row in enumerate(rows):
-            row["shard"] = number // config.items_per_shard
-        return pa.Table.from_pylist(rows, schema=SCHEMA)
+        tables = look_into(out, listing, made_from, SCHEMA, lambda sources: _look(sources, config, pool))
+        rows = (row for table in tables for row in table.to_pylist())
+        numbered = (row | {"shard": number // config.items_per_shard} for number, row in enumerate(rows))
+        return table_of(numbered, SCHEMA)
 
-    return ensure_plan(out, "tokenize", PREFIX, made_from, build)
+    plan = ensure_plan(out, "tokenize", PREFIX, made_from, build)
+    remove_parts(out)
+    return plan
 
 
 def look_at(job: LookJob) -> list[dict[str, Any]]:
@@ -131,7 +127,7 @@ def look_at(job: LookJob) -> list[dict[str, Any]]:
     return rows
 
 
-def _look(sources: list[Source], config: TokenizeConfig, pool: Pool) -> Iterator[list[dict[str, Any]]]:
+def _look(sources: Iterable[Source], config: TokenizeConfig, pool: Pool) -> Iterator[list[dict[str, Any]]]:
     jobs = (LookJob(source, config) for source in sources)
     for job, found in pool.map(look_at, jobs, deadline_s=config.limits.deadline_s, retries=2):
         if isinstance(found, WorkerDied):

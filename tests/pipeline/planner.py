@@ -1,0 +1,107 @@
+"""Plan a corpus of so many clips that do not exist, as `vidvq shard` and then `vidvq tokenize` do, and resume it.
+
+A script, so that its memory is its own: `planner.py FOLDER CLIPS CLIPS_PER_SHARD [s3]`. Only the look into a video and
+the making of a shard are not real. Prints JSON: per step its seconds, its CPU seconds, the peak of memory so far in
+bytes, and how many files were opened or, with ``s3``, how many requests were sent.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import repeat
+
+from vidvq.config import validate
+from vidvq.corpus.inputs import Source
+from vidvq.formats.commit import FOLDER, Commit, _encode, read_commits
+from vidvq.formats.summary import summarize
+from vidvq.formats.tar import Member
+from vidvq.formats.token_shard import Codebook, TokenizerCard
+from vidvq.log import console
+from vidvq.runtime import InlinePool
+from vidvq.shard import plan as shard_plan
+from vidvq.shard.config import ShardConfig
+from vidvq.storage import is_remote, place
+from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.plan import plan_tokens
+
+CLIPS_PER_VIDEO = 20
+CARD = TokenizerCard("a" * 64, "b" * 64, (Codebook("spatial", 32, 0), Codebook("temporal", 64, 32)), 4, 8, {})
+# A killed process loses nothing that it wrote; only a power cut asks for this, and it is slow.
+os.fsync = lambda file: None
+console.quiet = True
+asked = 0
+
+
+def ask(event: str, _: object) -> None:
+    global asked
+    asked += event in {"open", "os.listdir", "os.scandir"}
+
+
+def count_requests() -> None:
+    from s3fs import S3FileSystem
+
+    real = S3FileSystem._call_s3
+
+    async def call(self, *arguments, **options):
+        global asked
+        asked += 1
+        return await real(self, *arguments, **options)
+
+    S3FileSystem._call_s3 = call
+
+
+steps: dict[str, dict[str, float]] = {}
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    before, wall, cpu = asked, time.monotonic(), time.process_time()
+    yield
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds = {"wall_s": time.monotonic() - wall, "cpu_s": time.process_time() - cpu}
+    steps[name] = seconds | {"peak": peak, "asked": asked - before}
+
+
+def look(job: shard_plan.ProbeJob) -> list[dict]:
+    """What a probe of a long video finds."""
+    digest = f"{int(job.source.uri[-12:-4]):064x}"
+    return [shard_plan._row(job.source, digest, index, first=33 * index, num_frames=33) for index in range(20)]
+
+
+def main() -> None:
+    folder, clips, per_shard = place(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    count_requests() if is_remote(folder) else sys.addaudithook(ask)
+    shard_plan.plan_source = look
+    uris = (f"s3://a-bucket-of-films/{index % 997:03d}/film-{index:08d}.mp4" for index in range(clips // 20))
+    sources = [Source(uri, 123_456_789, "d41d8cd98f00b204e9800998ecf8427e") for uri in uris]
+    config = validate(ShardConfig, {"clips_per_shard": per_shard})
+    out, tokens = folder / "clips", folder / "tokens"
+    with step("shard: plan"):
+        plan = shard_plan.plan_shards(out, partial(iter, sources), config, InlinePool())
+    assert plan.header["items"] == clips
+    for index, (name, rows) in enumerate(plan.shards()):
+        members = tuple(Member(f"{row['key']}.{kind}", 1000, 1) for row in rows for kind in ("json", "mp4"))
+        record = Commit(name, plan.id_of(index), f"{index:064x}", 1000, len(rows), (), (), members, {"frames": 33})
+        if not is_remote(out):
+            (out / FOLDER).mkdir(exist_ok=True)
+        (out / FOLDER / f"{name}.json").write_bytes(_encode(record))
+    with step("shard: resume and add up"):
+        plan = shard_plan.plan_shards(out, partial(iter, sources), config, InlinePool())
+        assert all(read_commits(out, plan.shard_names()))
+        assert summarize(out, plan).ok == clips
+    with step("tokenize: plan"):
+        plan = plan_tokens(tokens, out, TokenizeConfig(), CARD)
+    assert (plan.header["items"], plan.num_shards) == (clips, -(-clips // per_shard))
+    with step("tokenize: jobs"):
+        jobs = zip(plan.shards(), read_commits(tokens, plan.shard_names()), repeat(None))
+        assert sum(len(rows) for (_, rows), commit, _ in jobs if commit is None) == clips
+    print(json.dumps(steps))
+
+
+if __name__ == "__main__":
+    main()
