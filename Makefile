@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
 .PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-export bench-gpu \
-  ablate weights check lint format clean
+  ablate weights bench-stability check lint format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -57,6 +57,9 @@ ablate: $(VENV)/.with-all  ## Which choices of architecture are worth their cost
 
 weights: $(VENV)/.with-all  ## Train, score and put in place the tokenizer that ships: make weights TRAIN=... HELD_OUT=...
 	$(BIN)/python benchmarks/weights.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v))
+
+bench-stability: $(VENV)/.with-all  ## Ten short GAN runs from ten seeds: does any collapse? Writes runs/stability/table.md.
+	$(BIN)/python benchmarks/stability.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v))
 
 check: lint test  ## All that must be clean before a change goes in.
 

@@ -15,14 +15,13 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 head=${HEAD:-127.0.0.1:29500}
 nodes=${NNODES:-1}
-# By itself torchrun takes the machine's name for its address, and so may find nobody at HEAD.
-route=$("$python" -m vidvq.submit.route "$head")
-read -r address here interface <<<"$route"
+where=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id vidvq)
 if [ "$nodes" -gt 1 ]; then
+  # By itself torchrun takes the machine's name for its address, and so may find nobody at HEAD.
+  route=$("$python" -m vidvq.submit.route "$head")
+  read -r address here interface <<<"$route"
   export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
+  where+=(--local-addr "$address" --rdzv-conf "is_host=$here")
 fi
 
-exec "$python" -m torch.distributed.run \
-  --nnodes "$nodes" --nproc-per-node "$nproc" --local-addr "$address" \
-  --rdzv-backend c10d --rdzv-endpoint "$head" --rdzv-id vidvq --rdzv-conf "is_host=$here" \
-  -m vidvq train "$@"
+exec "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$nproc" -m vidvq train "$@"

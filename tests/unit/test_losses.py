@@ -20,7 +20,6 @@ from vidvq.train.losses import (
     wavelet_l1,
 )
 from vidvq.train.schedule import Ramp, learning_rate, weight_at
-from vidvq.train.usage import code_usage
 
 
 def test_hinge_loss_is_zero_beyond_the_margins():
@@ -88,14 +87,6 @@ def test_a_ramp_moves_between_its_ends():
 def test_the_learning_rate_warms_up_and_falls():
     rates = [learning_rate(step, 100, 2.0, 0.1, 10) for step in (0, 9, 10, 55, 100)]
     assert rates == pytest.approx([0.2, 2.0, 2.0, 1.1, 0.2])
-
-
-def test_code_usage_counts_codes_and_their_spread():
-    used, perplexity = code_usage(torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]))
-    assert used == 0.5
-    assert perplexity == pytest.approx(4)
-    assert code_usage(torch.tensor([0, 3, 0]))[1] == pytest.approx(1)
-    assert not math.isnan(code_usage(torch.zeros(8))[1])
 
 
 def test_the_guard_takes_no_spike_and_no_nan_and_gives_up_in_time():

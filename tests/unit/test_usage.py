@@ -1,7 +1,12 @@
-"""The alarm for codebooks that are hardly used."""
+"""How codes are used, and the alarm for codebooks that hardly are."""
 
+import math
+
+import numpy as np
+import pytest
 import torch
 
+from vidvq.metrics.codes import use_of
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
@@ -28,3 +33,11 @@ def test_a_codebook_of_which_little_is_used_is_named_once_its_codes_are_placed()
     told = usage.alarms(metrics, low=0.5, step=40)
     assert list(told) == ["temporal"]
     assert "only 6% of the 64 temporal codes" in told["temporal"]
+
+
+def test_use_counts_codes_and_their_spread():
+    use = use_of("spatial", np.array([1, 1, 1, 1, 0, 0, 0, 0]))
+    assert (use.used, use.share, use.tokens) == (4, 0.5, 4)
+    assert use.perplexity == pytest.approx(4)
+    assert use_of("spatial", np.array([0, 3, 0])).perplexity == pytest.approx(1)
+    assert not math.isnan(use_of("spatial", np.zeros(8)).perplexity)

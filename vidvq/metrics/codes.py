@@ -1,4 +1,4 @@
-"""How tokens use the codebooks they are of."""
+"""How tokens use the codebooks they are of: while they are made, and while a tokenizer is trained."""
 
 from dataclasses import dataclass
 
@@ -16,6 +16,11 @@ class CodebookUse:
     used: int
     perplexity: float
     tokens: int
+
+    @property
+    def share(self) -> float:
+        """Of the codes, those that occur."""
+        return self.used / self.size
 
     def line(self) -> str:
         """The same in plain words."""
@@ -46,10 +51,11 @@ class CodeCounts:
 
     def use(self) -> tuple[CodebookUse, ...]:
         """The account of each codebook."""
-        return tuple(_use(book.name, counts) for book, counts in zip(self._card.codebooks, self.counts, strict=True))
+        return tuple(use_of(book.name, counts) for book, counts in zip(self._card.codebooks, self.counts, strict=True))
 
 
-def _use(name: str, counts: np.ndarray) -> CodebookUse:
+def use_of(name: str, counts: np.ndarray) -> CodebookUse:
+    """The account of a codebook whose codes occur so often; without tokens the perplexity is 0."""
     shares = counts[counts > 0] / max(counts.sum(), 1)
     perplexity = float(np.exp(-np.sum(shares * np.log(shares)))) if len(shares) else 0.0
     return CodebookUse(name, len(counts), int((counts > 0).sum()), perplexity, int(counts.sum()))

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
+from vidvq.metrics.codes import use_of
 from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import VideoTokenizer
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.storage import place
 from vidvq.train.config import TrainConfig
-from vidvq.train.usage import code_usage
 from vidvq.train.world import World, summed
 from vidvq.video.decode import decode_clip
 
@@ -68,7 +68,8 @@ class Evaluator:
         scores = {"bits_per_pixel": named.pop("bits") / named.pop("pixels")}
         scores |= {name: value / len(self._clips) for name, value in named.items()}
         for name, count in counts.items():
-            scores[f"usage_{name}"], scores[f"perplexity_{name}"] = code_usage(summed(count, self._world))
+            use = use_of(name, summed(count, self._world).cpu().numpy())
+            scores[f"usage_{name}"], scores[f"perplexity_{name}"] = use.share, use.perplexity
         return scores, shown
 
     def goodness(self, scores: dict[str, float]) -> float:

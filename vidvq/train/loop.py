@@ -27,6 +27,16 @@ from vidvq.train.world import World, any_rank, join_world, leave_world, summed, 
 
 _LOW_USAGE = 0.5
 _SURE = 0.98
+# What may change when a run goes on: how it is computed, and not what is learned.
+_MAY_CHANGE = {
+    "zero_stage",
+    "checkpoint_activations",
+    "lost_after_s",
+    "keep_checkpoints",
+    "data.workers",
+    "data.threads",
+    "data.cache_mib",
+}
 
 
 def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None:
@@ -65,7 +75,8 @@ def _claim(run: Path, config: TrainConfig) -> None:
     path, mine = run / "config.yaml", settings.to_dict(config)
     if path.exists():
         theirs = settings.read_yaml(path)
-        differing = list(differences("", theirs, mine))
+        found = differences("", theirs, mine)
+        differing = [line for line in found if line.partition(" ")[0] not in _MAY_CHANGE]
         if differing:
             raise ValueError(f"{run} holds a run of another config: {'; '.join(differing)}. Give another out=")
     write_atomic(path, settings.dump(config).encode())

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vidvq.metrics.codes import use_of
 from vidvq.model import VideoTokenizer
 from vidvq.train.world import World, summed
 
@@ -41,10 +42,10 @@ class CodeUsage:
         metrics: dict[str, float] = {}
         for book in self._books:
             counts = summed(self.counts[book.name].sum(dim=0), self._world)
-            usage, perplexity = code_usage(counts)
-            metrics[f"usage_{book.name}"], metrics[f"perplexity_{book.name}"] = usage, perplexity
-            metrics[f"dead_{book.name}"] = float((counts == 0).sum())
-            metrics[f"tokens_{book.name}"] = float(counts.sum())
+            use = use_of(book.name, counts.cpu().numpy())
+            metrics[f"usage_{book.name}"], metrics[f"perplexity_{book.name}"] = use.share, use.perplexity
+            metrics[f"dead_{book.name}"] = float(use.size - use.used)
+            metrics[f"tokens_{book.name}"] = float(use.tokens)
         return metrics
 
     def alarms(self, metrics: dict[str, float], low: float, step: int) -> dict[str, str]:
@@ -72,10 +73,3 @@ class CodeUsage:
             return
         yield self._books[0].name, codes[:, :1]
         yield self._books[1].name, codes[:, 1:]
-
-
-def code_usage(counts: Tensor) -> tuple[float, float]:
-    """Share of codes that occur, and the perplexity of their distribution (1 to their number), of counts by code."""
-    shares = counts.double() / counts.sum().clamp(min=1)
-    entropy = torch.special.entr(shares).sum()
-    return float((counts > 0).double().mean()), float(entropy.exp())
