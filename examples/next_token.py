@@ -69,7 +69,7 @@ def loss_of(model: NextToken, rows: torch.Tensor) -> torch.Tensor:
 
 
 def train(
-    clips: list[np.ndarray], vocabulary: int, steps: int, batch: int = 8, context: int = 256
+    clips: list[np.ndarray], vocabulary: int, steps: int, batch: int = 4, context: int = 256
 ) -> tuple[list[float], float]:
     """Train on all clips but each tenth; returns the loss of each step, and the loss on each tenth clip at the end."""
     torch.manual_seed(0)

@@ -120,8 +120,9 @@ class Page:
         theirs = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (low_in, low_out)]
         flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
         flags += "--disable-component-update --disable-sync --remote-debugging-pipe --window-size=1200,900"
-        # Whatever the page asks for, no name resolves.
-        command = [executable, *flags.split(), "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={profile}"]
+        # Whatever the page asks for, no name resolves; a test's own server on this machine may answer.
+        names = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+        command = [executable, *flags.split(), "--no-proxy-server", names, f"--user-data-dir={profile}"]
         self._process = subprocess.Popen(
             [sys.executable, "-c", LAUNCH, *map(str, theirs), *command, "about:blank"],
             pass_fds=theirs,

@@ -1,23 +1,72 @@
 """The page of `vidvq view`: what it carries, and how it behaves in a real browser."""
 
 import http.client
+import io
 import json
 import shutil
 import threading
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from hashlib import sha256
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_report_in_browser import BROWSERS, Page
 
-from vidvq.view import build_page
-from vidvq.view.page import _render
-from vidvq.view.serve import make_server
+from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
+from vidvq.view import Gallery, build_page
+from vidvq.view.gallery import Code
+from vidvq.view.page import render
+from vidvq.view.serve import answers, make_server
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, tokens_dir, clips_dir, checkpoint_dir):
+def gallery(tokens_dir, clips_dir, checkpoint_dir) -> Gallery:
+    return Gallery(tokens_dir, checkpoint_dir, clips_dir)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, gallery):
     path = tmp_path_factory.mktemp("view") / "view.html"
-    path.write_bytes(build_page(tokens_dir, checkpoint_dir, clips_dir, 3))
+    path.write_bytes(build_page(gallery, 3))
     return path
+
+
+@pytest.fixture
+def served(gallery) -> Iterator[str]:
+    """The address of a server whose list has four clips on a page."""
+    page = build_page(gallery, None).replace(b"LIST = 40", b"LIST = 4")
+    # The page's policy names its script by its hash.
+    script = page.rpartition(b"<script>")[2].partition(b"</script>")[0]
+    old = page.partition(b"'sha256-")[2].partition(b"'")[0]
+    server = make_server(page.replace(old, b64encode(sha256(script).digest())), answers(gallery), 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def get(address: str, path: str, host: str = "127.0.0.1:1") -> tuple[int, bytes]:
+    link = http.client.HTTPConnection("127.0.0.1", urlsplit(address).port, timeout=20)
+    link.request("GET", path, headers={"Host": host})
+    answer = link.getresponse()
+    got = answer.status, answer.read()
+    link.close()
+    return got
+
+
+def png_size(uri: str) -> tuple[int, int]:
+    with Image.open(io.BytesIO(b64decode(uri.partition(",")[2]))) as picture:
+        return picture.size
+
+
+def browse(tmp_path, address: str) -> Page:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if not found:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    return Page(found, tmp_path, address)
 
 
 def carried(text: str) -> dict:
@@ -29,35 +78,110 @@ def test_a_hostile_name_stays_text(written):
     assert len(data["clips"]) == 3 and all(clip["original"] for clip in data["clips"])
     hostile = "</script><script>alert(1)</script>"
     data["clips"][0]["source"] = hostile
-    text = _render(data, 3, "f" * 64).decode()
+    text = render(data, "f" * 64).decode()
     assert hostile not in text
     assert carried(text)["clips"][0]["source"] == hostile
 
 
-def test_the_server_gives_one_page_to_this_machine_alone():
-    server = make_server(b"page", 0)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def test_the_server_answers_its_page_on_this_machine_alone(served, gallery):
+    assert get(served, "/")[0] == 200
+    for path, host in (("/", "evil.example:1"), ("/clip?index=0", "evil.example:1"), ("/etc/passwd", "localhost:1")):
+        assert get(served, path, host)[0] == 404
+    for path in ("/clip?index=99", "/clip?index=-1", "/clip?index=x", "/clip", "/clip?other=1", "/code?book=7&code=0"):
+        status, said = get(served, path)
+        assert status == 400 and said and b"Traceback" not in said
+    assert b"clip 99 is not one of 0 to 12" in get(served, "/clip?index=99")[1]
+
+
+def test_every_clip_can_be_had_and_is_what_its_shard_holds(served, tokens_dir):
+    card = read_tokenizer_card(tokens_dir)
+    samples = [sample for shard in sorted(tokens_dir.glob("*.tar")) for sample in read_tokens(shard, card)]
+    listed = json.loads(get(served, "/clips?start=0&count=100")[1])
+    assert [line["key"] for line in listed] == [key for key, _, _ in samples]
+    for index, (key, codes, info) in enumerate(samples):
+        clip = json.loads(get(served, f"/clip?index={index}")[1])
+        assert clip["key"] == key and clip["codes"] == codes.ravel().tolist() and clip["original"]
+        assert len(clip["starts"]) == info.num_frames and clip["duration"] == pytest.approx(listed[index]["duration"])
+
+
+def test_occurrences_are_all_counted_and_each_is_one(gallery, tokens_dir):
+    card = read_tokenizer_card(tokens_dir)
+    grids = [codes for shard in sorted(tokens_dir.glob("*.tar")) for _, codes, _ in read_tokens(shard, card)]
+    for book, parts in ((0, [grid[:1] for grid in grids]), (1, [grid[1:] for grid in grids])):
+        for code in range(card.codebooks[book].size):
+            found = gallery.occurrences(Code(book, code))
+            assert found["count"] == sum(int((part == code).sum()) for part in parts)
+            assert bool(found["places"]) == bool(found["count"])
+            for place in found["places"]:
+                assert grids[place["index"]][place["t"], place["y"], place["x"]] == code
+                assert (place["t"] > 0) == (book == 1)
+
+
+def test_a_code_that_the_atlas_leaves_out_is_decoded_when_it_is_asked_for(gallery, monkeypatch):
+    shown = gallery.books[1]["codes"]
+    assert gallery.occurrences(Code(1, shown[0]))["patch"] is None
+    before = png_size(gallery.books[1]["strip"])
+    monkeypatch.setitem(gallery.books[1], "codes", shown[1:])
+    patch = gallery.occurrences(Code(1, shown[0]))["patch"]
+    side = gallery.card.spatial_factor
+    assert png_size(patch) == (side * 4, side) and before == (side * 4, side * len(shown))
+    with Image.open(io.BytesIO(b64decode(patch.partition(",")[2]))) as one:
+        with Image.open(io.BytesIO(b64decode(gallery.books[1]["strip"].partition(",")[2]))) as all_of_them:
+            assert np.array_equal(np.asarray(one), np.asarray(all_of_them)[:side])
+
+
+def test_a_long_sample_is_shown_from_its_start(gallery, monkeypatch):
+    whole = gallery.clip(0)
+    monkeypatch.setattr("vidvq.view.gallery.MAX_FRAMES", 5)
+    start = gallery.clip(0)
+    assert len(start["starts"]) == 5 and start["frames"] == 9 and start["grid"][0] == 2
+    assert start["codes"] == whole["codes"][: len(start["codes"])] and start["original"]
+    assert start["duration"] == pytest.approx(whole["starts"][5])
+
+
+def test_a_browser_goes_through_all_clips_of_a_server(served, gallery, tmp_path):
+    page = browse(tmp_path, served)
     try:
-        assert server.server_address[0] == "127.0.0.1"
-        for path, host, status in (
-            ("/", "127.0.0.1:1", 200),
-            ("/", "evil.example:1", 404),
-            ("/etc/passwd", "localhost:1", 404),
-        ):
-            link = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
-            link.request("GET", path, headers={"Host": host})
-            assert link.getresponse().status == status
-            link.close()
+        seen = page.ask("""async () => {
+          const by = id => document.getElementById(id), wait = ms => new Promise(done => setTimeout(done, ms));
+          const until = async test => { for (let i = 0; i < 200 && !test(); i++) await wait(50); };
+          await until(() => document.body.dataset.ready);
+          const keys = [];
+          for (;;) {
+            const range = by("range").textContent;
+            for (const button of document.querySelectorAll("#clips button")) keys.push(button.firstChild.textContent);
+            if (by("later").disabled) break;
+            by("later").click();
+            await until(() => by("range").textContent !== range);
+          }
+          by("goto").value = 2; by("goto").onchange();
+          const current = () => (document.querySelector("#clips [aria-current=true]") || by("title")).firstChild;
+          await until(() => by("title").textContent === keys[1] && current().textContent === keys[1]);
+          const back = by("range").textContent;
+          by("goto").value = 13; by("goto").onchange();
+          await until(() => by("title").textContent === keys[12] && current().textContent === keys[12]);
+          const box = by("decoded").getBoundingClientRect();
+          by("decoded").dispatchEvent(new MouseEvent("click", {clientX: box.left + 2, clientY: box.top + 2}));
+          await until(() => document.querySelectorAll("#places canvas").length);
+          await wait(500);
+          return {keys, back, last: by("range").textContent, token: by("token").textContent,
+            about: by("about").textContent, places: document.querySelectorAll("#places button").length,
+            current: document.querySelector("#clips [aria-current=true]").firstChild.textContent};
+        }""")
+        lines = gallery.lines(0, 100)
+        assert seen["keys"] == [line["key"] for line in lines]
+        assert seen["back"] == "1 to 4 of 13" and seen["last"] == "13 to 13 of 13"
+        assert seen["current"] == lines[12]["key"]
+        code = gallery.clip(12)["codes"][0]
+        assert seen["token"] == f"spatial code {code}"
+        assert seen["places"] == len(gallery.occurrences(Code(0, code))["places"])
+        assert all(url.startswith(served) for url in page.requests()) and page.complaints() == []
     finally:
-        server.shutdown()
-        server.server_close()
+        page.close()
 
 
 def test_a_browser_shows_scrubs_plays_and_finds_a_code(written, tmp_path):
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if not found:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
-    page = Page(found, tmp_path, written.as_uri())
+    page = browse(tmp_path, written.as_uri())
     try:
         seen = page.ask("""async () => {
           const by = id => document.getElementById(id), wait = ms => new Promise(done => setTimeout(done, ms));

@@ -12,22 +12,25 @@ from vidvq.cli.place import Place, checkpoint_option
 @click.argument("tokens", type=Place())
 @checkpoint_option
 @click.option("--clips", type=Place(), help="The clip shards the tokens were made from: shows the originals beside.")
-@click.option("--out", type=Place(), help="Write the page to this file instead of serving it.")
-@click.option("--first", default=12, show_default=True, type=click.IntRange(1, 200), help="How many clips to show.")
+@click.option("--out", type=Place(), help="Write a page with the first clips to this file instead of serving all.")
+@click.option(
+    "--first", default=12, show_default=True, type=click.IntRange(1, 200), help="How many clips --out carries."
+)
 @click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="Of 127.0.0.1.")
 def view(tokens: Path, checkpoint: Path, clips: Path | None, out: Path | None, first: int, port: int) -> int:
     """Show the clips in TOKENS, decoded, with their codes, and what each code decodes to.
 
     vidvq view tokens/ --clips shards/ --checkpoint runs/demo
     """
-    from vidvq.view import build_page, serve
+    from vidvq.view import Gallery, build_page, serve
 
-    page = build_page(tokens, checkpoint, clips, first)
+    gallery = Gallery(tokens, checkpoint, clips)
     if out is None:
-        serve(page, port)
+        serve(build_page(gallery, None), gallery, port)
         return 0
     from vidvq.storage import write_atomic
 
+    page = build_page(gallery, first)
     write_atomic(out, page)
     log.info(f"{len(page) / 1e6:.1f} MB written to {out}")
     return 0

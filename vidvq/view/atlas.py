@@ -28,23 +28,33 @@ def decode_atlas(tokenizer: Tokenizer, card: TokenizerCard, usage: dict[str, np.
         per codebook its name, size, offset, ``codes`` by falling usage, ``counts``, and ``strip``: pixels
         ``h w c`` uint8, a row per code and a column per frame.
     """
-    spatial = int(usage[card.codebooks[0].name].argmax())
+    spatial = most_used(card, usage)
     return [_book(tokenizer, card, book, usage[book.name], spatial) for book in card.codebooks]
+
+
+def most_used(card: TokenizerCard, usage: dict[str, np.ndarray]) -> int:
+    """The code of frame 0 that occurs most."""
+    return int(usage[card.codebooks[0].name].argmax())
+
+
+@torch.inference_mode()
+def decode_patch(tokenizer: Tokenizer, card: TokenizerCard, book: Codebook, code: int, spatial: int) -> np.ndarray:
+    """What one code decodes to: ``h w c`` uint8, a column per frame; ``spatial`` is what a temporal one follows."""
+    temporal = book is not card.codebooks[0]
+    s, middle = card.spatial_factor, (_AROUND // 2) * card.spatial_factor
+    grid = torch.full((1, 2 if temporal else 1, _AROUND, _AROUND), code, dtype=torch.int64)
+    if temporal:
+        grid[:, 0] = spatial
+    pixels = to_frames(tokenizer.decode(grid.to(tokenizer.device)))[1 if temporal else 0 :]
+    return np.concatenate(list(pixels[:, middle : middle + s, middle : middle + s]), axis=1)
 
 
 def _book(
     tokenizer: Tokenizer, card: TokenizerCard, book: Codebook, counts: np.ndarray, spatial: int
 ) -> dict[str, Any]:
     order = [int(code) for code in np.argsort(-counts, kind="stable")[:MAX_CODES] if counts[code]]
-    temporal = book is not card.codebooks[0]
-    s, middle = card.spatial_factor, (_AROUND // 2) * card.spatial_factor
-    rows = []
-    for code in order:
-        grid = torch.full((1, 2 if temporal else 1, _AROUND, _AROUND), code, dtype=torch.int64)
-        if temporal:
-            grid[:, 0] = spatial
-        pixels = to_frames(tokenizer.decode(grid.to(tokenizer.device)))[1 if temporal else 0 :]
-        rows.append(np.concatenate(list(pixels[:, middle : middle + s, middle : middle + s]), axis=1))
+    rows = [decode_patch(tokenizer, card, book, code, spatial) for code in order]
+    s, temporal = card.spatial_factor, book is not card.codebooks[0]
     strip = np.concatenate(rows) if rows else np.zeros((s, s, 3), dtype=np.uint8)
     return {
         "name": book.name,

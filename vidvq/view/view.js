@@ -9,7 +9,50 @@
   });
   const strips = await Promise.all(data.books.map(book => picture(book.strip)));
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  let clip, sheets, frame = 0, playing = null, chosen = null, latest = 0;
+  const LIST = 40, KEPT = 32;
+  let clip, sheets, current = 0, start = 0, frame = 0, playing = null, chosen = null, latest = 0;
+
+  // A page that carries its clips has all of them here; another asks the server that gave it.
+  const ask = async path => {
+    const answer = await fetch(path);
+    if (!answer.ok) throw new Error(await answer.text());
+    return answer.json();
+  };
+  const kept = new Map();
+  const carried = {
+    total: data.clips && data.clips.length,
+    list: async from => data.clips.slice(from, from + LIST),
+    clip: async index => data.clips[index],
+    places: async (book, code) => {
+      const places = [];
+      let count = 0;
+      data.clips.forEach((other, index) => {
+        const size = other.grid[1] * other.grid[2];
+        other.codes.forEach((value, at) => {
+          const t = Math.floor(at / size);
+          if (value !== code || bookOf(t) !== book) return;
+          count++;
+          if (places.length < 24)
+            places.push({index, t, y: Math.floor(at % size / other.grid[2]), x: at % other.grid[2]});
+        });
+      });
+      return {count, places};
+    },
+  };
+  const served = {
+    total: data.total,
+    list: from => ask(`/clips?start=${from}&count=${LIST}`),
+    clip: index => {
+      if (!kept.has(index)) {
+        if (kept.size === KEPT) kept.delete(kept.keys().next().value);
+        kept.set(index, ask(`/clip?index=${index}`));
+        kept.get(index).catch(() => kept.delete(index));
+      }
+      return kept.get(index);
+    },
+    places: (book, code) => ask(`/code?book=${book}&code=${code}`),
+  };
+  const source = data.clips ? carried : served;
 
   const make = (tag, text, parent) => {
     const element = document.createElement(tag);
@@ -29,6 +72,7 @@
   };
 
   function show() {
+    if (!clip) return;
     if (sheets[0]) draw(by("original"), sheets[0], clip, frame);
     // The decoded frame is drawn larger, so that the lines of the grid are thin.
     const scale = Math.max(1, Math.min(8, Math.round(640 / clip.width))), canvas = by("decoded");
@@ -41,7 +85,8 @@
     if (by("grid").checked) {
       for (let y = 0; y < clip.grid[1]; y++) for (let x = 0; x < clip.grid[2]; x++) {
         const code = codeAt(clip, t, y, x);
-        pen.fillStyle = colour(code, .2);
+        const same = chosen && chosen.code === code && chosen.book === bookOf(t);
+        pen.fillStyle = same ? "rgb(255 255 255 / .55)" : colour(code, .2);
         pen.fillRect(x * side, y * side, side, side);
         pen.strokeStyle = "rgb(0 0 0 / .35)";
         pen.strokeRect(x * side + .5, y * side + .5, side, side);
@@ -60,21 +105,35 @@
   }
 
   async function open(index, at) {
-    const mine = ++latest, next = data.clips[index];
-    const loaded = await Promise.all([next.original ? picture(next.original) : null, picture(next.decoded)]);
+    const mine = ++latest;
+    document.body.setAttribute("aria-busy", "true");
+    let next, loaded;
+    try {
+      next = await source.clip(index);
+      loaded = await Promise.all([next.original ? picture(next.original) : null, picture(next.decoded)]);
+    } catch (error) {
+      if (mine === latest) by("facts").textContent = error.message;
+      return;
+    } finally {
+      if (mine === latest) document.body.removeAttribute("aria-busy");
+    }
     if (mine !== latest) return;
     stop();
     clip = next;
+    current = index;
+    // The chosen code stays; the place was in the clip before.
+    if (chosen) chosen = {...chosen, t: undefined, y: undefined, x: undefined};
     sheets = loaded;
     frame = at || 0;
     by("before").hidden = !sheets[0];
     by("title").textContent = clip.key;
     by("facts").textContent = `${clip.source}, clip ${clip.clip}: ${clip.width}×${clip.height}, ` +
       `${clip.fps.toFixed(2)} fps, ${clip.duration.toFixed(2)} s, grid ${clip.grid.join("×")}` +
+      (clip.frames > clip.starts.length ? `, the first ${clip.starts.length} of ${clip.frames} frames` : "") +
       (clip.psnr === null ? "" : `, PSNR ${clip.psnr.toFixed(2)} dB`);
     by("scrub").max = clip.starts.length - 1;
-    document.querySelectorAll("#clips button").forEach((button, other) =>
-      button.setAttribute("aria-current", other === index));
+    if (index < start || index >= start + LIST) await list(index - index % LIST);
+    else mark();
     show();
   }
 
@@ -85,6 +144,7 @@
   }
 
   function play() {
+    if (!clip) return;
     const origin = performance.now() - clip.starts[frame] * 1000;
     by("play").textContent = "Pause";
     const step = now => {
@@ -97,43 +157,47 @@
     playing = requestAnimationFrame(step);
   }
 
-  const cell = (canvas, book, row, index) => {
+  const cell = (canvas, strip, row, index) => {
     const s = data.spatial;
     canvas.width = canvas.height = s;
-    canvas.getContext("2d").drawImage(strips[book], index * s, row * s, s, s, 0, 0, s, s);
+    canvas.getContext("2d").drawImage(strip, index * s, row * s, s, s, 0, 0, s, s);
+  };
+  let tick = 0;
+  const patch = () => {
+    if (chosen && chosen.strip) cell(by("patch"), chosen.strip, chosen.row, tick % data.books[chosen.book].frames);
+    else by("patch").getContext("2d").clearRect(0, 0, 999, 999);
   };
 
   function choose(book, code, place) {
-    chosen = {book, code, ...place};
     const of = data.books[book], row = of.codes.indexOf(code);
-    if (row >= 0) cell(by("patch"), book, row, 0);
-    else by("patch").getContext("2d").clearRect(0, 0, 999, 999);
-    const where = [];
-    let count = 0;
-    data.clips.forEach((other, index) => {
-      const size = other.grid[1] * other.grid[2];
-      other.codes.forEach((value, at) => {
-        const t = Math.floor(at / size);
-        if (value !== code || bookOf(t) !== book) return;
-        count++;
-        if (where.length < 24) where.push({index, t, y: Math.floor(at % size / other.grid[2]), x: at % other.grid[2]});
-      });
-    });
+    chosen = {book, code, row, strip: row < 0 ? null : strips[book], ...place};
+    patch();
     by("token").textContent = `${of.name} code ${code}`;
-    by("about").textContent = (place ? `At t=${place.t} h=${place.y} w=${place.x}. ` : "") +
-      `Flat id ${of.offset + code}. ` + (row < 0 ? "" : `${of.counts[row]} times in these tokens; `) +
-      `${count} times in the clips shown` + (count > where.length ? `, the first ${where.length} below.` : ".");
+    const said = (place ? `At t=${place.t} h=${place.y} w=${place.x}. ` : "") + `Flat id ${of.offset + code}. ` +
+      (row < 0 ? "" : `${of.counts[row]} times in ${data.counted < data.total ? "the counted" : "these"} clips. `);
+    by("about").textContent = said;
     by("places").replaceChildren();
-    for (const spot of where) thumbnail(spot, book, code);
     document.querySelectorAll(".atlas button").forEach(button => button.setAttribute("aria-pressed",
       Number(button.dataset.book) === book && Number(button.dataset.code) === code));
     show();
+    const mine = chosen;
+    source.places(book, code).then(async found => {
+      const strip = found.patch ? await picture(found.patch) : null;
+      if (mine !== chosen) return;
+      if (strip) Object.assign(chosen, {strip, row: 0});
+      patch();
+      if (found.count > found.places.length)
+        by("about").textContent = said + `Below are ${found.places.length} places of ${found.count}.`;
+      for (const spot of found.places) thumbnail(spot, book, code);
+    }, error => { if (mine === chosen) by("about").textContent = said + error.message; });
   }
 
   async function thumbnail(spot, book, code) {
     const button = make("button", null, make("li", null, by("places"))), canvas = make("canvas", null, button);
     button.type = "button";
-    const other = data.clips[spot.index], s = data.spatial, around = s * 3;
+    const s = data.spatial, around = s * 3;
+    canvas.width = canvas.height = around;
+    const other = await source.clip(spot.index);
     const index = Math.min(spot.t === 0 ? 0 : (spot.t - 1) * data.temporal + 1, other.starts.length - 1);
     button.setAttribute("aria-label", `${other.key}, t=${spot.t} h=${spot.y} w=${spot.x}`);
     button.title = button.getAttribute("aria-label");
@@ -141,7 +205,6 @@
     const sheet = await picture(other.decoded);
     const left = Math.max(0, Math.min(spot.x * s - s, other.width - around));
     const top = Math.max(0, Math.min(spot.y * s - s, other.height - around));
-    canvas.width = canvas.height = around;
     const pen = canvas.getContext("2d");
     pen.drawImage(sheet, index % data.columns * other.width + left,
       Math.floor(index / data.columns) * other.height + top, around, around, 0, 0, around, around);
@@ -150,6 +213,7 @@
   }
 
   const pick = (x, y) => {
+    if (!clip) return;
     const t = groupOf(frame);
     x = Math.max(0, Math.min(clip.grid[2] - 1, x));
     y = Math.max(0, Math.min(clip.grid[1] - 1, y));
@@ -170,13 +234,35 @@
   by("play").onclick = () => playing === null ? play() : stop();
   by("grid").onchange = show;
 
-  data.clips.forEach((entry, index) => {
-    const button = make("button", entry.key, make("li", null, by("clips")));
-    button.type = "button";
-    make("small", `${entry.source.split("/").pop()}, ${entry.duration.toFixed(2)} s` +
-      (entry.psnr === null ? "" : `, ${entry.psnr.toFixed(1)} dB`), button);
-    button.onclick = () => open(index);
-  });
+  const mark = () => document.querySelectorAll("#clips button").forEach((button, at) =>
+    button.setAttribute("aria-current", start + at === current));
+
+  async function list(from) {
+    start = from;
+    const entries = await source.list(from);
+    if (start !== from) return;
+    by("clips").replaceChildren();
+    entries.forEach((entry, at) => {
+      const button = make("button", entry.key, make("li", null, by("clips")));
+      button.type = "button";
+      make("small", `${entry.source.split("/").pop()}, ${entry.duration.toFixed(2)} s` +
+        (entry.psnr === undefined || entry.psnr === null ? "" : `, ${entry.psnr.toFixed(1)} dB`), button);
+      button.onclick = () => open(from + at);
+    });
+    by("clips").scrollTop = 0;
+    by("pages").hidden = source.total <= LIST;
+    by("range").textContent = `${from + 1} to ${from + entries.length} of ${source.total}`;
+    by("earlier").disabled = from === 0;
+    by("later").disabled = from + LIST >= source.total;
+    mark();
+  }
+  by("earlier").onclick = () => list(Math.max(0, start - LIST));
+  by("later").onclick = () => list(start + LIST);
+  by("goto").onchange = () => {
+    const number = Math.round(Number(by("goto").value));
+    if (number >= 1 && number <= source.total) open(number - 1);
+  };
+
   const moving = [];
   document.querySelectorAll(".atlas").forEach(atlas => {
     const book = Number(atlas.dataset.book);
@@ -189,15 +275,17 @@
       button.setAttribute("aria-pressed", "false");
       button.setAttribute("aria-label", `${data.books[book].name} code ${code}, ${data.books[book].counts[row]} times`);
       button.onclick = () => { choose(book, code); by("token").scrollIntoView({block: "nearest"}); };
-      cell(canvas, book, row, 0);
+      cell(canvas, strips[book], row, 0);
       if (data.books[book].frames > 1) moving.push([canvas, book, row]);
     });
   });
-  let tick = 0;
   if (!still) setInterval(() => {
     tick++;
-    for (const [canvas, book, row] of moving) cell(canvas, book, row, tick % data.books[book].frames);
+    for (const [canvas, book, row] of moving) cell(canvas, strips[book], row, tick % data.books[book].frames);
+    patch();
   }, 200);
+  by("goto").max = source.total;
+  await list(0);
   await open(0);
   document.body.dataset.ready = "yes";
 })();

@@ -1,0 +1,29 @@
+"""Pictures as data URIs."""
+
+import io
+from base64 import b64encode
+
+import numpy as np
+from PIL import Image
+
+from vidvq.video.encode import encode_png
+
+COLUMNS = 8
+
+
+def jpeg_sheet(frames: np.ndarray) -> str:
+    """All frames in one picture, row by row: any browser shows it, and any frame of it at once."""
+    t, h, w, _ = frames.shape
+    rows = -(-t // COLUMNS)
+    sheet = np.zeros((rows * h, COLUMNS * w, 3), dtype=np.uint8)
+    for index, frame in enumerate(frames):
+        y, x = divmod(index, COLUMNS)
+        sheet[y * h : (y + 1) * h, x * w : (x + 1) * w] = frame
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, format="JPEG", quality=88, subsampling=0)
+    return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"
+
+
+def png_strip(pixels: np.ndarray) -> str:
+    """One picture, exact to the pixel."""
+    return f"data:image/png;base64,{b64encode(encode_png(pixels)).decode()}"
