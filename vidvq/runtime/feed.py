@@ -10,9 +10,10 @@ import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Connection
+from io import FileIO
 from typing import Any, TypeVar
 
+from vidvq.runtime.pipe import receive, send
 from vidvq.runtime.pool import WorkerDied
 
 Item = TypeVar("Item")
@@ -49,8 +50,8 @@ class Feeder:
         self._running = None
         try:
             try:
-                running.orders.send((function, item, deadline_s))
-                while not isinstance(result := running.results.recv(), _End):
+                send(running.orders, (function, item, deadline_s))
+                while not isinstance(result := receive(running.results), _End):
                     if isinstance(result, Exception):
                         raise result
                     yield result
@@ -80,11 +81,11 @@ class _Running:
         )
         os.close(theirs_in)
         os.close(theirs_out)
-        self.orders, self.results = Connection(ours_out, readable=False), Connection(ours_in, writable=False)
+        self.orders, self.results = FileIO(ours_out, "w"), FileIO(ours_in, "r")
         self.stop = weakref.finalize(self, _stop, self.process, self.orders, self.results)
 
 
-def _stop(process: subprocess.Popen[bytes], *pipes: Connection) -> None:
+def _stop(process: subprocess.Popen[bytes], *pipes: FileIO) -> None:
     process.kill()
     process.wait()
     for pipe in pipes:
@@ -93,21 +94,21 @@ def _stop(process: subprocess.Popen[bytes], *pipes: Connection) -> None:
 
 def _serve(orders: int, results: int) -> None:
     with (
-        Connection(orders, writable=False) as receive,
-        Connection(results, readable=False) as send,
+        FileIO(orders, "r") as orders_in,
+        FileIO(results, "w") as results_out,
         suppress(EOFError, BrokenPipeError),
     ):
         while True:
-            function, item, deadline_s = receive.recv()
+            function, item, deadline_s = receive(orders_in)
             try:
                 steps = iter(function(item))
                 while not isinstance(result := _step(steps, deadline_s), _End):
-                    send.send(result)
+                    send(results_out, result)
             except BrokenPipeError:
                 raise
             except Exception as error:  # noqa: BLE001 (raised by the parent)
                 result = error
-            send.send(result)
+            send(results_out, result)
 
 
 def _step(steps: Iterator[Any], deadline_s: float | None) -> Any:
