@@ -7,20 +7,26 @@ as there are workers, one thread each, on clips that are decoded already, spread
 decoder. Then `vidvq tokenize` makes the whole directory anew. Its rate is taken twice: over the command's whole time,
 start and plan included, and from the first commit to the last, which is what a long job sees. Where decoding has no
 cores of its own, the job could at best take the time of both: that is the ceiling. The table gives medians over rounds.
+
+Wall time is worth something on an idle machine alone. So the table also has processor seconds: what a frame costs the
+bare encoder and decoder, and what it costs the job from the first commit to the last, all processes of Ray and of
+decoding included (Linux alone). Their ratio is the efficiency of a machine whose cores never wait.
 """
 
 import argparse
-import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time, sleep, time
 from typing import Any
 
+import numpy as np
 import torch
 
 from vidvq.formats.clip_shard import read_clips
@@ -41,24 +47,26 @@ def main() -> None:
     options = parser.parse_args()
     rounds = []
     for _ in range(options.rounds):
-        bare, decoder = _bare(options.clips, options.checkpoint, options.workers, options.bare_clips)
-        ceiling = 1 / (1 + bare / decoder)
-        rounds.append((bare, *_job(options.clips, options.checkpoint, options.workers), decoder, ceiling))
+        bare, encode_ms, decode_ms = _bare(options.clips, options.checkpoint, options.workers, options.bare_clips)
+        rounds.append((bare, *_job(options.clips, options.checkpoint, options.workers), encode_ms, decode_ms))
     columns = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    bare, whole, steady, size, encoding, decoder, ceiling = columns
+    bare, whole, steady, size, job_ms, encode_ms, decode_ms = columns
     print(f"bare encoder, {options.workers} processes   {bare:8.1f} frames/s")
-    print(f"bare decoder, {options.workers} processes   {decoder:8.1f} frames/s")
     print(f"vidvq tokenize, whole command   {whole:8.1f} frames/s")
     print(f"vidvq tokenize, commit to commit{steady:8.1f} frames/s")
-    print(f"ceiling, decoding on these cores{ceiling:8.2f}")
     print(f"efficiency, commit to commit    {statistics.median(row[2] / row[0] for row in rounds):8.2f}")
     print(f"efficiency, whole command       {statistics.median(row[1] / row[0] for row in rounds):8.2f}")
-    print(f"encoding share, by metrics.json {encoding:8.2f}")
+    print(f"processor, bare encoder         {encode_ms:8.2f} ms/frame")
+    print(f"processor, bare decoder         {decode_ms:8.2f} ms/frame")
+    print(f"processor, job, all processes   {job_ms:8.2f} ms/frame")
+    ceiling = statistics.median(row[-2] / (row[-2] + row[-1]) for row in rounds)
+    print(f"ceiling, decoding on these cores{ceiling:8.2f}")
+    print(f"efficiency, processor           {statistics.median(row[-2] / row[-3] for row in rounds):8.2f}")
     print(f"bytes per token, whole tars     {size:8.2f}")
 
 
-def _bare(clips: Path, checkpoint: Path, workers: int, count: int) -> tuple[float, float]:
-    """Frames per second of all processes together: encoded, and decoded."""
+def _bare(clips: Path, checkpoint: Path, workers: int, count: int) -> tuple[float, float, float]:
+    """Frames per second of all processes together, and processor milliseconds to encode and to decode a frame."""
     shards = [clips / shard for shard, _ in read_plan(clips).shards()]
     start: Any = multiprocessing.get_context("spawn")
     barrier, told = start.Barrier(workers), start.Queue()
@@ -71,7 +79,8 @@ def _bare(clips: Path, checkpoint: Path, workers: int, count: int) -> tuple[floa
     rates = [told.get() for _ in processes]
     for process in processes:
         process.join()
-    return sum(encoded for encoded, _ in rates), sum(decoded for _, decoded in rates)
+    speed, encode_ms, decode_ms = zip(*rates, strict=True)
+    return sum(speed), statistics.mean(encode_ms), statistics.mean(decode_ms)
 
 
 def _encode(shards: list[Path], checkpoint: Path, count: int, barrier: Any, told: Any) -> None:
@@ -81,28 +90,34 @@ def _encode(shards: list[Path], checkpoint: Path, count: int, barrier: Any, told
     media = [entry for shard in shards for entry in islice(read_clips(shard), per_shard)]
     decode_clip(media[0][1], media[0][0])
     barrier.wait()
-    started = monotonic()
+    decoding_s = -process_time()
     clips = [decode_clip(data, key) for key, data, _ in media]
-    decoding_s = monotonic() - started
+    decoding_s += process_time()
     frames = sum(map(len, clips))
     videos = [to_video(clip) for clip in clips]
     with torch.inference_mode():
         tokenizer.encode(videos[0])
         barrier.wait()
-        started = monotonic()
+        started, busy_s = monotonic(), -process_time()
         for video in videos:
             tokenizer.encode(video)
         encoding_s = monotonic() - started
-    told.put((frames / encoding_s, frames / decoding_s))
+        busy_s += process_time()
+    told.put((frames / encoding_s, busy_s / frames * 1e3, decoding_s / frames * 1e3))
 
 
 def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, float, float]:
-    """Frames per second over the whole command, and from the first commit on; bytes per token; its own efficiency."""
+    """Frames per second of the whole command, and after the first commits; bytes per token; processor ms per frame."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "tokens")
         command = [sys.executable, "-m", "vidvq", "tokenize", str(clips), "--checkpoint", str(checkpoint)]
         started = monotonic()
-        subprocess.run([*command, "--out", str(out), f"runtime.workers={workers}"], check=True, capture_output=True)
+        with subprocess.Popen(
+            [*command, "--out", str(out), f"runtime.workers={workers}"], stderr=subprocess.DEVNULL
+        ) as running:
+            used = _watch(running)
+        if running.returncode:
+            sys.exit(f"vidvq tokenize ended with {running.returncode}")
         elapsed_s = monotonic() - started
         done = []
         for shard, _ in read_plan(out).shards():
@@ -115,8 +130,29 @@ def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, flo
         size = sum((out / shard).stat().st_size for shard, _ in read_plan(out).shards())
         # The first commits of all workers fall together; what each has by then was made before.
         begun = done[workers - 1][0]
-        encoding = json.loads((out / "metrics.json").read_bytes())["efficiency"]
-        return sum(frames) / elapsed_s, sum(frames[workers:]) / (done[-1][0] - begun), size / tokens, encoding
+        times, seconds = zip(*used, strict=True)
+        busy_s = float(np.interp(done[-1][0], times, seconds) - np.interp(begun, times, seconds))
+        later = sum(frames[workers:])
+        return sum(frames) / elapsed_s, later / (done[-1][0] - begun), size / tokens, busy_s / later * 1e3
+
+
+def _watch(command: subprocess.Popen[bytes]) -> list[tuple[float, float]]:
+    """``(time, processor seconds until then)`` of a command and all below it, until it ends."""
+    used: dict[tuple[str, str], float] = {}
+    told = []
+    while command.poll() is None:
+        below, found = {str(command.pid)}, {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                found[process.name] = (process / "stat").read_text().rpartition(")")[2].split()
+        while more := {pid for pid, fields in found.items() if fields[1] in below} - below:
+            below |= more
+        for pid in below & found.keys():
+            ticks = int(found[pid][11]) + int(found[pid][12])
+            used[pid, found[pid][19]] = ticks / os.sysconf("SC_CLK_TCK")
+        told.append((time(), sum(used.values())))
+        sleep(0.5)
+    return told
 
 
 if __name__ == "__main__":

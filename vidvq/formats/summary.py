@@ -58,7 +58,9 @@ class JobSummary:
     def lines(self) -> list[str]:
         """The account in plain words: a line of totals, then each reason with examples."""
         totals = f"{self.ok} ok, {self.num_failed} failed, {self.num_filtered} filtered of {self.planned} planned; "
-        counts = ", ".join(tell_stats(self.stats))
+        told = tell_stats(self.stats)
+        told += [f"{self.bytes / tokens:.2f} bytes per token"] if (tokens := self.stats.get("tokens")) else []
+        counts = ", ".join(told)
         text = [totals + f"{self.shards} shards, {self.bytes / 1e6:.1f} MB" + (f", {counts}" if counts else "")]
         for verdict, reasons in (("failed", self.failed), ("filtered", self.filtered)):
             for name, reason in sorted(reasons.items()):

@@ -51,7 +51,7 @@ class TokenizeConfig:
         lists: of raw video: what the columns of a list mean.
         limits: caps on any one video.
         batch: streams that a worker steps together, each decoded by a process of its own; None for 8 on a GPU, and 1
-            on CPUs, where more gain nothing. The plan keeps it: kernels of another size round otherwise.
+            on CPUs. The plan keeps it: kernels of another size round otherwise.
         pack: codes bit-packed and compressed, as :mod:`vidvq.formats.token_bits` does, instead of as npy.
         quality: of the tokens, while they are made.
         max_failed: the share of items that may fail before the exit code says so.

@@ -72,6 +72,21 @@ def test_codes_come_back_as_they_went_in(tmp_path):
     np.testing.assert_array_equal(codes, CODES)
 
 
+@pytest.mark.parametrize(("num_frames", "size"), [(33, (128, 224)), (129, (256, 448)), (1, (64, 64))])
+def test_a_sample_costs_two_bytes_a_token_and_some_two_kilobytes(tmp_path, num_frames, size):
+    grid = (1 + (num_frames - 1) // 4, size[0] // 8, size[1] // 8)
+    source, times = "s3://a-bucket/some/folder/of/videos/0123456789abcdef.mp4", range(0, 1001 * num_frames, 1001)
+    info = TokenInfo(source, 0, grid, num_frames, *size, 29.97003, "1/30000", tuple(times), 1001 * num_frames)
+
+    def fill(draft):
+        for index in range(50):
+            draft.add(f"0123456789abcdef-{index:05d}", token_files(np.zeros(grid, np.int64), info, CARD))
+
+    commit = commit_shard(tmp_path, "tokens-000000.tar", "plan", fill)
+    assert commit.bytes / 50 - 2 * np.prod(grid) < 2400  # of which 200 are the end of the tar
+    assert len(token_files(np.zeros(grid, np.int64), info, CARD)["json"]) < 512  # one block
+
+
 @pytest.mark.parametrize(
     ("sizes", "dtype"),
     [((1 << 15, 1 << 15), np.uint16), ((1 << 15, (1 << 15) + 1), np.uint32), ((1 << 20,), np.uint32)],
