@@ -1,9 +1,16 @@
 #!/usr/bin/env bash
-# Runs vidvq on the Ray cluster that this machine belongs to; what `vidvq submit --backend ray` sends as the job's command.
+# Runs vidvq on the Ray cluster that this machine belongs to; what `vidvq submit` has a Ray job and a RayJob do.
 #
-#   CONFIG=config.yaml launch/ray.sh tokenize CLIPS --checkpoint CHECKPOINT --out DIR
+#   CONFIG=config.yaml SHARED=DIR launch/ray.sh tokenize CLIPS --checkpoint CHECKPOINT --out DIR
 #
-# All machines of the cluster must see the paths.
+# CONFIG  the settings (config.yaml)
+# SHARED  a path that all machines must be able to write; without it that is not looked at
+# PYTHON  the interpreter (python)
+#
+# The machines are looked at first (disk, versions, the shared path): within a minute it says no.
 set -euo pipefail
 
+if [ -n "${SHARED:-}" ]; then
+  "${PYTHON:-python}" -m vidvq.submit.preflight_ray --shared "$SHARED"
+fi
 exec "${PYTHON:-python}" -m vidvq "$@" --config "${CONFIG:-config.yaml}" runtime.address=auto

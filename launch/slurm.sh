@@ -6,9 +6,14 @@
 #
 # NODE_SCRIPT  node.sh, where all machines see it (launch/node.sh); it reads NPROC, GPUS, CPUS, SHARED, PYTHON
 #
+# In a job of an array (sbatch --array=0-7) it works on its part of the corpus first, then helps with the others'.
+#
 # Shortly before its time is up Slurm sends USR2: training saves, and the job is queued again and goes on.
 set -euo pipefail
 
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+  set -- "$@" "runtime.part=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+fi
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts%%$'\n'*}
 # As Slurm reaches it: a node's name need not be known to the resolver.

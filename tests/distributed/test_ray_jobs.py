@@ -60,6 +60,7 @@ def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapsh
             assert snapshot(out) == snapshot(tmp_path / "inline")
             assert not list(tmp_path.rglob("harm"))
             assert "0 failed" in told
+            assert "preflight: ready" in told
 
 
 def test_mistakes_are_one_line(tmp_path, demo_videos, vidvq):

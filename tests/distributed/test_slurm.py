@@ -111,6 +111,17 @@ def test_tokenization_runs_on_a_ray_cluster_inside_the_job(
     subprocess.run(["scontrol", "ping"], check=True)
 
 
+def test_the_jobs_of_an_array_share_a_corpus(cluster, clips_dir, checkpoint_dir, tokens_dir, tmp_path, vidvq, snapshot):
+    run, out = tmp_path / "run", tmp_path / "out"
+    command = ["submit", "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=0"]
+    assert vidvq(*command, "--backend", "slurm", "--array", 2, "--run", run).code == 0
+    until(lambda: ended(run), run, 180)
+    assert jobs.status(run).state == "done", log_of(run)
+    assert len(list((run / "logs").iterdir())) == 2
+    assert snapshot(out) == snapshot(tokens_dir)
+    assert "is there already: done" in vidvq(*command, "--backend", "slurm", "--array", 2, "--run", run).err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

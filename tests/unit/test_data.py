@@ -59,14 +59,6 @@ def test_ranks_and_passes_share_a_batch_without_loss_or_repeat(clips):
         assert torch.equal(torch.cat(parts), batch)
 
 
-def test_processes_that_outnumber_the_shards_are_all_fed(clips):
-    settings = config(clips, batch_size=8)
-    alone = ClipBatches(settings, 1)
-    assert len(alone.index.shards) < 8
-    shares = [ClipBatches(settings, 1, rank, 8)[0, 0] for rank in range(8)]
-    assert torch.equal(torch.cat(shares), alone[0, 0])
-
-
 def test_a_batch_that_cannot_be_shared_is_refused(clips):
     with pytest.raises(ValueError, match=r"data\.batch_size=3 must be a multiple of 2 processes"):
         ClipBatches(config(clips), 1, 0, 2)

@@ -41,6 +41,7 @@ def _where(function: Callable[..., int]) -> Callable[..., int]:
             click.option("--gpus", default=0, show_default=True, help="GPUs of each machine."),
             click.option("--cpus", type=int, help="CPU cores of each machine."),
             click.option("--time", metavar="H:MM:SS", help="Limit of one stretch; training goes on in the next."),
+            click.option("--array", type=int, metavar="N", help="Slurm: N such jobs that share the corpus."),
             click.option("--queue", help="Slurm's partition, or Kueue's queue."),
             click.option("--address", metavar="URL", help="Ray: the cluster's job interface, http://HOST:8265."),
             click.option("--hostfile", metavar="FILE", help="ssh: lines of `HOST slots=8`."),
@@ -158,7 +159,7 @@ def cancel(run: Path) -> int:
 def _job(verb: str, arguments: tuple[str, ...], settings: dict[str, Any], out: str, where: dict[str, Any]) -> "Job":
     from vidvq import submit as jobs
 
-    names = ("gpus", "cpus", "time", "queue", "image", "namespace", "volumes", "secrets", "address")
+    names = ("gpus", "cpus", "time", "array", "queue", "image", "namespace", "volumes", "secrets", "address")
     hostfile = _absolute(where["hostfile"]) if where["hostfile"] else None
     nodes = where["nodes"]
     if nodes is None:

@@ -54,6 +54,7 @@ def look_into(
     made_from: dict[str, Any],
     schema: pa.Schema,
     look: Callable[[Iterator[Source]], Iterator[list[dict[str, Any]]]],
+    order: Callable[[int], Iterable[int]] = range,
 ) -> Iterator[pa.Table]:
     """Yield the rows of all sources, a part at a time, in order; parts made by an earlier run are read, not made again.
 
@@ -63,16 +64,19 @@ def look_into(
         made_from: what the rows depend on beside the listing.
         schema: of the rows.
         look: yields the rows of each source given, in order.
+        order: of so many parts, in which order this driver comes to them.
+
+    Raises:
+        FileNotFoundError: another driver's plan stands, and the parts are swept away.
     """
     folder = out / _FOLDER
     stem = sha256_bytes(canonical_json([made_from, listing.digest]))[:16]
     make_folder(folder)
     with progress("plan", len(listing), "videos") as bar:
-        for number, part in enumerate(listing.parts):
-            path = folder / f"{stem}-{number:06d}.parquet"
-            if path.is_file():
-                with path.open("rb") as file:
-                    yield pq.read_table(file)
+        paths = [folder / f"{stem}-{number:06d}.parquet" for number in range(len(listing.parts))]
+        for number in order(len(paths)):
+            part = listing.parts[number]
+            if paths[number].is_file():
                 bar.advance(len(part))
                 continue
             rows: list[dict[str, Any]] = []
@@ -80,13 +84,15 @@ def look_into(
                 rows.extend(found)
                 bar.advance()
             table = pa.Table.from_pylist(rows, schema=schema)
-            if len(listing.parts) > 1:
-                buffer = pa.BufferOutputStream()
-                pq.write_table(table, buffer, compression="zstd")
-                # Where another driver's plan stands already, it has swept the parts away.
-                with suppress(FileNotFoundError):
-                    write_atomic(path, buffer.getvalue().to_pybytes())
-            yield table
+            if len(paths) == 1:
+                yield table
+                return
+            buffer = pa.BufferOutputStream()
+            pq.write_table(table, buffer, compression="zstd")
+            write_atomic(paths[number], buffer.getvalue().to_pybytes())
+    for path in paths:
+        with path.open("rb") as file:
+            yield pq.read_table(file)
 
 
 def remove_parts(out: Path) -> None:

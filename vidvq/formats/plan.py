@@ -90,18 +90,17 @@ class Plan:
         """The names that a shard had before, oldest first, each with its generation."""
         return list(zip(self.superseded(index), self._generations(index), strict=False))
 
-    def shard_names(self) -> Iterator[str]:
-        """Yield the name of each shard, in order."""
-        return map(self.shard_name, range(self.num_shards))
+    def shard_names(self, order: Iterable[int] | None = None) -> Iterator[str]:
+        """Yield the names of all shards in order, or of those with the indices in ``order``."""
+        return map(self.shard_name, range(self.num_shards) if order is None else order)
 
-    def shards(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """Yield ``(shard name, its rows)`` in order."""
+    def shards(self, order: Iterable[int] | None = None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Yield ``(shard name, its rows)`` of all shards in order, or of those with the indices in ``order``."""
         rows = self.table.column("shard").to_numpy()
         ends = np.searchsorted(rows, np.arange(self.num_shards), side="right")
-        start = 0
-        for index, end in enumerate(ends.tolist()):
-            yield self.shard_name(index), self.table.slice(start, end - start).to_pylist()
-            start = end
+        for index in range(self.num_shards) if order is None else order:
+            start = int(ends[index - 1]) if index else 0
+            yield self.shard_name(index), self.table.slice(start, int(ends[index]) - start).to_pylist()
 
     def _generations(self, index: int) -> list[int]:
         made = next(number for number, header in enumerate(self.headers) if index < header["shards"])
@@ -197,7 +196,13 @@ def ensure_plan(
     """
     if not (folder / "plan.json").exists():
         refuse_foreign(folder)
-        table = build()
+        try:
+            table = build()
+        except FileNotFoundError:
+            # Another driver's plan stands by now, and what this one was planning from is swept away.
+            if not (folder / "plan.json").exists():
+                raise
+            return ensure_plan(folder, stage, prefix, made_from, build, explain)
         shards = int(table.column("shard").to_numpy().max()) + 1 if table.num_rows else 0
         digest = _write_table(folder, table)
         header = {

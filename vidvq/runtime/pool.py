@@ -1,6 +1,7 @@
 """A pool that maps functions over items: the one interface that stages see, inline or on Ray."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,16 +18,31 @@ class RuntimeConfig:
     Attributes:
         workers: how many at a time; None for one per CPU of the machine or cluster; 0 runs inline, without Ray.
         address: of a Ray cluster to join (``auto`` for the one this machine belongs to); None starts a local one.
+        part: ``I/N``, I from 0: this is one of N drivers of the same job, each on machines of its own. It begins with
+            its own N-th of the shards, then helps with the others' from their ends, until all is there.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     workers: int | None = None
     address: str | None = None
+    part: str | None = None
 
     def __post_init__(self) -> None:
+        mine = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part or "0/1")
+        if not mine or int(mine[1]) >= int(mine[2]):
+            raise ValueError(f"part={self.part!r} must be I/N with I from 0 to N - 1, such as 0/4")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers={self.workers} must be 0 (inline) or more")
+
+    def order(self, total: int) -> list[int]:
+        """In which order this driver comes to ``total`` units of work, by their indices."""
+        part, parts = map(int, (self.part or "0/1").split("/"))
+        edges = [total * edge // parts for edge in range(parts + 1)]
+        work = list(range(edges[part], edges[part + 1]))
+        for other in (*range(part + 1, parts), *range(part)):
+            work += reversed(range(edges[other], edges[other + 1]))
+        return work
 
 
 @dataclass(frozen=True)

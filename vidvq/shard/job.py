@@ -66,8 +66,9 @@ def make_shards(out: Path, config: ShardConfig, plan_with: Callable[[Pool], Plan
         with progress("shard", items, "clips") as bar:
 
             def jobs() -> Iterator[ShardJob]:
-                commits = read_commits(out, plan.shard_names())
-                for index, ((shard, rows), commit) in enumerate(zip(plan.shards(), commits, strict=True)):
+                order = config.runtime.order(plan.num_shards)
+                commits = read_commits(out, plan.shard_names(order))
+                for index, (shard, rows), commit in zip(order, plan.shards(order), commits, strict=True):
                     if commit:
                         bar.advance(len(rows))
                     else:

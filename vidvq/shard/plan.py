@@ -122,8 +122,9 @@ def removed_uris(plan: Plan) -> set[str]:
 
 def probe_sources(out: Path, listing: Listing, config: ShardConfig, pool: Pool) -> Iterator[pa.Table]:
     """Yield the rows of all sources, a part at a time, in order; see :func:`vidvq.corpus.listing.look_into`."""
+    order = config.runtime.order
     origin = made_from(config, listing.inputs)
-    return look_into(out, listing, origin, SCHEMA, lambda sources: _probe(sources, config, pool))
+    return look_into(out, listing, origin, SCHEMA, lambda sources: _probe(sources, config, pool), order)
 
 
 def _probe(sources: Iterable[Source], config: ShardConfig, pool: Pool) -> Iterator[list[dict[str, Any]]]:

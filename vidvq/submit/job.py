@@ -6,6 +6,8 @@ from typing import Any
 
 from vidvq.storage import canonical_json, sha256_bytes
 
+# Slurm's own default limit.
+MOST_IN_ARRAY = 1000
 VERBS = ("train", "shard", "tokenize")
 _TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 _PLAIN = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -22,6 +24,7 @@ class Resources:
         cpus: cores of each machine; None leaves that to the cluster.
         time: limit of one stretch, ``H:MM:SS`` or ``D-HH:MM:SS``; None leaves it to the cluster. Training that reaches
             it saves and is queued again.
+        array: jobs of so many ``nodes`` each, of an array, that share the work; None for a single job.
         queue: to wait in: Slurm's partition, Kueue's queue; None for the default one.
         address: of a Ray cluster's job interface, ``http://host:8265``.
         hostfile: lines of ``host slots=8``, absolute path.
@@ -35,6 +38,7 @@ class Resources:
     gpus: int = 0
     cpus: int | None = None
     time: str | None = None
+    array: int | None = None
     queue: str | None = None
     address: str | None = None
     hostfile: str | None = None
@@ -50,6 +54,8 @@ class Resources:
             raise ValueError(f"gpus={self.gpus} must be 0 or more")
         if self.cpus is not None and self.cpus < 1:
             raise ValueError(f"cpus={self.cpus} must be 1 or more")
+        if self.array is not None and not 1 <= self.array <= MOST_IN_ARRAY:
+            raise ValueError(f"array={self.array} must be 1 to {MOST_IN_ARRAY}")
         if self.time is not None and not _TIME.fullmatch(self.time):
             raise ValueError(f"time={self.time!r} must be H:MM:SS or D-HH:MM:SS")
         for name in ("queue", "namespace"):
@@ -96,6 +102,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.verb not in VERBS:
             raise ValueError(f"verb={self.verb!r} cannot be submitted; there are {', '.join(VERBS)}")
+        if self.verb == "train" and self.resources.array is not None:
+            raise ValueError(f"array={self.resources.array} is for shard and tokenize; give training more nodes")
         for name in (*self.arguments, self.out, self.folder, self.python, self.resources.hostfile or ""):
             refuse_control_characters(name)
 

@@ -15,7 +15,7 @@ import yaml
 from vidvq.submit.backend import Status
 from vidvq.submit.folder import RunFolder
 from vidvq.submit.job import Job
-from vidvq.submit.script import template
+from vidvq.submit.script import shared_out, template
 
 _PORT = 29500
 _AT = "/etc/vidvq"
@@ -84,7 +84,7 @@ class Backend:
 def manifest(job: Job) -> dict[str, Any]:
     """All objects of a job."""
     files = {"config.yaml": yaml.safe_dump(job.settings, sort_keys=False), "node.sh": template("node.sh")}
-    files["pod.sh"] = template("pod.sh")
+    files["pod.sh"], files["ray.sh"] = template("pod.sh"), template("ray.sh")
     objects = [_object("v1", "ConfigMap", job, {"data": files})]
     if job.verb == "train":
         ports = [{"name": "rendezvous", "port": _PORT}]
@@ -119,8 +119,7 @@ def _training(job: Job) -> dict[str, Any]:
 
 
 def _ray_job(job: Job) -> dict[str, Any]:
-    command = ["python", "-m", "vidvq", job.verb, *job.arguments]
-    command += ["--config", f"{_AT}/config.yaml", "runtime.address=auto"]
+    command = ["env", f"CONFIG={_AT}/config.yaml", "bash", f"{_AT}/ray.sh", job.verb, *job.arguments]
     worker = {"groupName": "workers", "replicas": job.resources.nodes - 1, "minReplicas": job.resources.nodes - 1}
     worker |= {"maxReplicas": job.resources.nodes - 1, "rayStartParams": {}, "template": {"spec": _pod(job, None)}}
     cluster = {"headGroupSpec": {"rayStartParams": {}, "template": {"spec": _pod(job, None)}}}
@@ -151,7 +150,7 @@ def _pod(job: Job, command: list[str] | None) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "vidvq",
         "image": asked.image,
-        "env": [{"name": "SHARED", "value": job.out}],
+        "env": [{"name": "SHARED", "value": shared_out(job)}],
         "envFrom": [{"secretRef": {"name": name}} for name in asked.secrets],
         "resources": {"requests": requests, "limits": limits},
         "volumeMounts": mounts,

@@ -134,8 +134,7 @@ def main() -> int:
         # The other side closes first, so that the port is free for the job at once.
         connection.recv(1)
         connection.close()
-    for sign in _signs(asked.shared.absolute(), nonce):
-        sign.unlink(missing_ok=True)
+    sweep(asked.shared.absolute(), nonce)
     address = socket.gethostbyname(host)
     print(address, interface_of(address))
     return code
@@ -205,11 +204,13 @@ def _receive(connection: socket.socket) -> Any:
     return json.loads(data)
 
 
-def _signs(shared: Path, nonce: str) -> list[Path]:
+def sweep(shared: Path, nonce: str) -> None:
+    """Remove what :func:`look` left at the shared path."""
     folder = shared
     while not folder.is_dir():
         folder = folder.parent
-    return list(folder.glob(f".vidvq-preflight-{nonce}*"))
+    for sign in folder.glob(f".vidvq-preflight-{nonce}*"):
+        sign.unlink(missing_ok=True)
 
 
 def _count_gpus() -> int:

@@ -11,7 +11,7 @@ from vidvq.runtime import jobs
 from vidvq.submit.backend import Status
 from vidvq.submit.folder import RunFolder
 from vidvq.submit.job import Job
-from vidvq.submit.script import template
+from vidvq.submit.script import shared_out, template
 
 _DEFAULT = "http://127.0.0.1:8265"
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -80,4 +80,4 @@ def _address(job: Job) -> str:
 
 
 def _entrypoint(job: Job) -> list[str]:
-    return ["bash", "script.sh", job.verb, *job.arguments]
+    return ["env", f"SHARED={shared_out(job)}", "bash", "script.sh", job.verb, *job.arguments]

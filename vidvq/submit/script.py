@@ -36,8 +36,7 @@ def make_script(job: Job, run: RunFolder, name: str, values: Mapping[str, str], 
             "set -euo pipefail",
             *(f"export {variable}={shlex.quote(value)}" for variable, value in variables.items()),
             'cd "$RUN"',
-            "rm -f exit_code",
-            "trap 'echo $? >\"$RUN/exit_code\"' EXIT",
+            *_exit_code(job),
             # Bash runs it when the command that it waits for has ended, which has had the signal too.
             "trap 'exit 143' TERM",
             f"cd {shlex.quote(job.folder)}",
@@ -46,6 +45,13 @@ def make_script(job: Job, run: RunFolder, name: str, values: Mapping[str, str], 
             body,
         ]
     )
+
+
+def _exit_code(job: Job) -> list[str]:
+    """How the script says how it ended. Of an array it is 0 once one job has seen that all is there."""
+    if job.resources.array is None:
+        return ["rm -f exit_code", "trap 'echo $? >\"$RUN/exit_code\"' EXIT"]
+    return ['trap \'code=$?; [ "$(cat "$RUN/exit_code" 2>/dev/null)" = 0 ] || echo $code >"$RUN/exit_code"\' EXIT']
 
 
 def command_line(job: Job, run: RunFolder) -> list[str]:
@@ -57,4 +63,9 @@ def command_line(job: Job, run: RunFolder) -> list[str]:
 
 def shared_path(job: Job, run: RunFolder) -> str:
     """What all machines of a job must be able to write."""
-    return str(run.path) if is_remote(place(job.out)) else job.out
+    return shared_out(job) or str(run.path)
+
+
+def shared_out(job: Job) -> str:
+    """The output directory, or "" where it is in an object store."""
+    return "" if is_remote(place(job.out)) else job.out

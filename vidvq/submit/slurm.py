@@ -1,8 +1,9 @@
-"""Slurm: one job, one task per machine; requeued by itself where its time is up."""
+"""Slurm: one job or an array of them, one task per machine; requeued by itself where its time is up."""
 
 import re
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ _RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED"}
 class Backend:
     """See :class:`vidvq.submit.backend.Backend`."""
 
-    takes = frozenset({"nodes", "gpus", "cpus", "time", "queue"})
+    takes = frozenset({"nodes", "gpus", "cpus", "time", "array", "queue"})
 
     def check(self, job: Job, dry_run: bool) -> None:
         """See the protocol."""
@@ -56,11 +57,13 @@ class Backend:
             f"--job-name={job.name}",
             f"--nodes={asked.nodes}",
             "--ntasks-per-node=1",
-            "--output=logs/%j.log",
+            f"--output=logs/{'%j' if asked.array is None else '%A_%a'}.log",
             "--open-mode=append",
             "--requeue",
             f"--signal=B:USR2@{_NOTICE_S}",
         ]
+        if asked.array is not None:
+            options.append(f"--array=0-{asked.array - 1}")
         if asked.gpus:
             options.append(f"--gpus-per-node={asked.gpus}")
         if asked.cpus:
@@ -103,9 +106,12 @@ class Backend:
         )
         if shown.returncode and "Invalid job id" not in shown.stderr:
             raise OSError(f"scontrol says: {' '.join(shown.stderr.split())}")
-        state = match[1] if (match := re.search(r"JobState=(\w+)", shown.stdout)) else ""
-        reason = match[1] if (match := re.search(r" Reason=(\S+)", shown.stdout)) else "None"
-        detail = f"job {ids['job']}" + (f": {state}" if state else "") + ("" if reason == "None" else f", {reason}")
+        # Of an array the liveliest, and else the one that did best: it has seen to it that all is there.
+        found = sorted(re.findall(r"JobState=(\w+).* Reason=(\S+)", shown.stdout), key=lambda job: _liveliness(job[0]))
+        state, reason = found[-1] if found else ("", "None")
+        states = ", ".join(f"{count} {name}" for name, count in Counter(job[0] for job in found).items())
+        detail = f"job {ids['job']}" + (f": {state if len(found) == 1 else states}" if found else "")
+        detail += "" if reason == "None" else f", {reason}"
         if state in _WAITING:
             return Status("waiting", detail)
         if state in _RUNNING:
@@ -122,15 +128,23 @@ class Backend:
 
     def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
         """See the protocol."""
-        return read_from(run.logs / f"{ids['job']}.log", offset)
+        # Of an array the first one's; the others' lie beside it.
+        first = run.logs / f"{ids['job']}_0.log"
+        return read_from(first if first.exists() else run.logs / f"{ids['job']}.log", offset)
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
         """See the protocol."""
         if self.status(run, ids).state == "waiting":
             _ask("scancel", ids["job"])
         else:
+            # Those of an array that have not begun.
+            _ask("scancel", "--state=PENDING", ids["job"])
             # Plainly cancelled it would be killed after half a minute, saved or not; its script passes this on.
             _ask("scancel", "--signal=TERM", "--batch", ids["job"])
+
+
+def _liveliness(state: str) -> int:
+    return 3 if state in _RUNNING else 2 if state in _WAITING else 1 if state == "COMPLETED" else 0
 
 
 def _ask(*command: str) -> str:

@@ -84,8 +84,9 @@ def _make_shards(
     with progress("tokenize", plan.header["items"], "clips") as bar:
 
         def jobs() -> Iterator[TokenJob]:
-            commits = read_commits(out, plan.shard_names())
-            for index, ((shard, rows), commit) in enumerate(zip(plan.shards(), commits, strict=True)):
+            order = config.runtime.order(plan.num_shards)
+            commits = read_commits(out, plan.shard_names(order))
+            for index, (shard, rows), commit in zip(order, plan.shards(order), commits, strict=True):
                 if commit:
                     watch.see(commit)
                     bar.advance(len(rows), live.earlier(commit))

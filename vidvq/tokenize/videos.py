@@ -82,7 +82,8 @@ def plan_videos(out: Path, inputs: list[str], config: TokenizeConfig, card: Toke
     made_from |= written_as(config, card)
 
     def build() -> pa.Table:
-        tables = look_into(out, listing, made_from, SCHEMA, lambda sources: _look(sources, config, pool))
+        order = config.runtime.order
+        tables = look_into(out, listing, made_from, SCHEMA, lambda sources: _look(sources, config, pool), order)
         rows = (row for table in tables for row in table.to_pylist())
         numbered = (row | {"shard": number // config.items_per_shard} for number, row in enumerate(rows))
         return table_of(numbered, SCHEMA)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -57,6 +58,33 @@ def test_core_objects_keep_to_the_published_schema(verb):
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
             kubernetes_validate.validate(pod, "1.37", strict=True)
+
+
+PUBLISHED = os.environ.get("KUBERAY_CRD")
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="give KubeRay's ray.io_rayjobs.yaml as KUBERAY_CRD")
+@pytest.mark.parametrize("verb", ["shard", "tokenize"])
+def test_a_ray_job_keeps_to_the_definition_that_kuberay_publishes(verb):
+    versions = yaml.safe_load(Path(str(PUBLISHED)).read_text())["spec"]["versions"]
+    schema = next(version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
+    schema["properties"]["metadata"] = {"type": "object"}
+    closed(schema)
+    jsonschema.Draft7Validator(schema).validate(objects(job_of(verb))["RayJob"])
+
+
+def closed(schema: object) -> None:
+    """Refuse what is not in it; the API server would drop it without a word."""
+    if isinstance(schema, list):
+        for item in schema:
+            closed(item)
+    if isinstance(schema, dict):
+        if schema.pop("x-kubernetes-int-or-string", False):
+            schema.pop("type", None)
+        if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+            schema.setdefault("additionalProperties", False)
+        for item in list(schema.values()):
+            closed(item)
 
 
 def test_secrets_are_named_never_held(monkeypatch):

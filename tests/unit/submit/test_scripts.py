@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ NAMES = ["plain", "a b'c\"d$(touch harm)`touch harm`;touch harm\\n*", "-rf", "#S
 RESOURCES = {
     "local": Resources(gpus=2),
     "slurm": Resources(nodes=2, gpus=8, cpus=16, time="1-00:30:00", queue="long"),
+    "slurm-array": Resources(array=8, cpus=16),
     "ssh": Resources(nodes=2, hostfile="/h/host's $(touch harm)"),
     "kubernetes": Resources(nodes=2, gpus=8, image="vidvq:0.1", volumes=("data:/data",)),
 }
@@ -40,9 +42,10 @@ def test_the_dockerfile_is_clean():
 @pytest.mark.parametrize("backend", RESOURCES)
 def test_generated_scripts_are_clean(tmp_path, backend, verb, name):
     arguments = (f"/v/{name}", f"--out=/{name}")
-    job = Job(verb, arguments, {}, f"/o/{name}", backend, RESOURCES[backend], f"/f/{name}", f"/p/{name}")
+    asked = RESOURCES[backend] if verb != "train" else replace(RESOURCES[backend], array=None)
+    job = Job(verb, arguments, {}, f"/o/{name}", backend.partition("-")[0], asked, f"/f/{name}", f"/p/{name}")
     run = RunFolder(Path("/runs", name))
-    for file, text in get_backend(backend).files(job, run).items():
+    for file, text in get_backend(job.backend).files(job, run).items():
         if file.endswith(".sh"):
             path = tmp_path / file
             path.write_text(text)

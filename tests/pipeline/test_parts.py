@@ -1,0 +1,63 @@
+"""Several drivers that share one corpus, as the jobs of a Slurm array do: what one alone makes, byte for byte."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vidvq.corpus import listing
+from vidvq.shard import plan as planning
+
+SETTINGS = "clip.num_frames=4 clip.min_frames=4 clip.short_side=16 clip.multiple=8 clips_per_shard=1".split()
+
+
+@pytest.fixture
+def jobs(tiny_corpus, tiny_clips, checkpoint_dir):
+    return {
+        "shard": ["shard", tiny_corpus, *SETTINGS, "runtime.workers=0"],
+        "tokenize": ["tokenize", tiny_clips, "--checkpoint", checkpoint_dir, "runtime.workers=0"],
+    }
+
+
+@pytest.mark.parametrize("verb", ["shard", "tokenize"])
+def test_all_parts_at_once_make_what_one_driver_makes(verb, jobs, tmp_path, vidvq, snapshot):
+    assert vidvq(*jobs[verb], "--out", tmp_path / "alone").code in {0, 1}
+    command = [sys.executable, "-m", "vidvq", *map(str, jobs[verb]), "--out", str(tmp_path / "shared")]
+    drivers = [subprocess.Popen([*command, f"runtime.part={part}/3"], stderr=subprocess.PIPE) for part in range(3)]
+    told = [driver.communicate(timeout=120)[1].decode() for driver in drivers]
+    assert all("Traceback" not in text for text in told), told
+    assert snapshot(tmp_path / "shared") == snapshot(tmp_path / "alone")
+
+
+def test_one_part_alone_ends_with_the_whole(jobs, tmp_path, vidvq, snapshot):
+    vidvq(*jobs["shard"], "--out", tmp_path / "alone")
+    vidvq(*jobs["shard"], "--out", tmp_path / "last", "runtime.part=2/3")
+    assert snapshot(tmp_path / "last") == snapshot(tmp_path / "alone")
+
+
+def test_planning_is_shared_too(jobs, tmp_path, vidvq, snapshot, monkeypatch):
+    vidvq(*jobs["shard"], "--out", tmp_path / "alone")
+    monkeypatch.setattr(listing, "_SOURCES_PER_PART", 1)
+    looked: list[str] = []
+    look = planning.plan_source
+    monkeypatch.setattr(planning, "plan_source", lambda job: looked.append(job.source.uri[-8:]) or look(job))
+    vidvq(*jobs["shard"], "--out", tmp_path / "last", "runtime.part=2/3")
+    assert [uri[-7:] for uri in looked] == ["two.mkv", "one.mp4", "ort.mp4"]
+    assert snapshot(tmp_path / "last") == snapshot(tmp_path / "alone")
+
+
+def test_a_plan_that_another_driver_finished_meanwhile_is_taken(jobs, tmp_path, vidvq, snapshot, monkeypatch):
+    vidvq(*jobs["shard"], "--out", tmp_path / "alone")
+    monkeypatch.setattr(listing, "_SOURCES_PER_PART", 1)
+    look, told = planning.plan_source, []
+
+    def slow(job):
+        if not told:
+            told.append(job)
+            command = [sys.executable, "-m", "vidvq", *map(str, jobs["shard"]), "--out", str(tmp_path / "out")]
+            subprocess.run(command, check=False, capture_output=True)
+        return look(job)
+
+    monkeypatch.setattr(planning, "plan_source", slow)
+    assert "Traceback" not in vidvq(*jobs["shard"], "--out", tmp_path / "out").err
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "alone")

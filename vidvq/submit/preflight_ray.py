@@ -1,0 +1,39 @@
+"""Looks at every machine of a Ray cluster: `python -m vidvq.submit.preflight_ray`, on one of them.
+
+Prints the table and the verdict of :mod:`vidvq.submit.preflight`, and exits with it: 0, or 2.
+"""
+
+import argparse
+import os
+import secrets
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from vidvq.runtime.each_node import on_each_node
+from vidvq.submit.preflight import LIMIT_S, judge, look, sweep, tell
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shared", type=Path, required=True, help="a path that all machines must be able to write")
+    parser.add_argument("--min-free-gib", type=float, default=1.0)
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S)
+    asked = parser.parse_args()
+    shared, nonce = asked.shared.absolute(), secrets.token_hex(8)
+    look_at = partial(look, shared=shared, nonce=nonce, gpus=0)
+    found, silent = [], []
+    for number, answer in enumerate(on_each_node(look_at, asked.limit_s)):
+        if answer.problem:
+            silent.append(f"machine {number} ({answer.host}) did not answer: {answer.problem}")
+        else:
+            found.append(replace(answer.result, host=answer.host))
+    sweep(shared, nonce)
+    return tell(found, silent + judge(found, len(found), 0, asked.min_free_gib))
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    sys.exit(main())
