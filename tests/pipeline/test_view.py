@@ -155,11 +155,14 @@ def test_a_browser_goes_through_all_clips_of_a_server(served, gallery, tmp_path)
             await until(() => by("range").textContent !== range);
           }
           by("goto").value = 2; by("goto").onchange();
-          const current = () => (document.querySelector("#clips [aria-current=true]") || by("title")).firstChild;
-          await until(() => by("title").textContent === keys[1] && current().textContent === keys[1]);
+          const open = key => {
+            const current = document.querySelector("#clips [aria-current=true]");
+            return by("title").textContent === key && current && current.firstChild.textContent === key;
+          };
+          await until(() => open(keys[1]));
           const back = by("range").textContent;
           by("goto").value = 13; by("goto").onchange();
-          await until(() => by("title").textContent === keys[12] && current().textContent === keys[12]);
+          await until(() => open(keys[12]));
           const box = by("decoded").getBoundingClientRect();
           by("decoded").dispatchEvent(new MouseEvent("click", {clientX: box.left + 2, clientY: box.top + 2}));
           await until(() => document.querySelectorAll("#places canvas").length);
