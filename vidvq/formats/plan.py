@@ -4,9 +4,9 @@
 commit record carries. What a shard holds depends on the plan alone: not on workers, order or time.
 
 A finished plan changes by generations, each an append-only pair of files behind the one before (``plan-0001.json``,
-``plan-0001-DIGEST.parquet``). A generation's rows are new items in new shards, or take the place of the rows with their
-keys. A shard that a generation touches gets a new name (``clips-000012-r1.tar``), so nothing committed is ever
-written over, and the old one goes once the new one is committed.
+``plan-0001-DIGEST.parquet``). A generation's rows are new items, in new shards or behind those of an old one, or take
+the place of the rows with their keys. A shard that a generation touches gets a new name (``clips-000012-r1.tar``), so
+nothing committed is ever written over, and the old one goes once the new one is committed.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -68,6 +68,11 @@ class Plan:
     def plan_id(self) -> str:
         """Hex SHA-256 of the newest header, which names all before it."""
         return _id_of(self.header)
+
+    @property
+    def ids(self) -> list[str]:
+        """The ``plan_id`` of each generation, the first's first."""
+        return [_id_of(header) for header in self.headers]
 
     @property
     def num_shards(self) -> int:
@@ -134,8 +139,12 @@ def read_plan(folder: Path) -> Plan:
             touched[index] = (*touched.get(index, ()), number)
         place = pc.index_in(table["key"], value_set=over["key"].combine_chunks()).fill_null(-1).to_numpy()
         rows = np.where(place < 0, np.arange(table.num_rows), table.num_rows + place)
-        table = pa.concat_tables([table, over]).take(pa.array(rows))
-        table = pa.concat_tables([table, new.filter(pc.greater_equal(new["shard"], header["first_shard"]))])
+        behind = over.filter(_not_in(over["key"], table["key"]))
+        table = _join(table, over).take(pa.array(rows))
+        if behind.num_rows:
+            table = _join(table, behind)
+            table = table.take(pa.array(np.argsort(table.column("shard").to_numpy(), kind="stable")))
+        table = _join(table, new.filter(pc.greater_equal(new["shard"], header["first_shard"])))
     return Plan(tuple(headers), table, touched)
 
 
@@ -146,8 +155,8 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
         folder: the plan's.
         plan: as it stands.
         made_from: of the whole plan, from now on.
-        table: new rows, of the plan's own schema: with a shard from ``plan.num_shards`` on, or with the key and the
-            shard of a row whose place they take. In the order of their shards.
+        table: new rows, of the plan's own schema: with a shard from ``plan.num_shards`` on, or with the shard of rows
+            that they join, and the key of the one whose place they take, if any. In the order of their shards.
 
     Raises:
         ValueError: another driver has changed the plan meanwhile.
@@ -159,7 +168,7 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
     write_atomic(folder / name, data)
     header = plan.header | {
         "made_from": made_from,
-        "items": plan.header["items"] + int(pc.sum(pc.greater_equal(table["shard"], plan.num_shards)).as_py() or 0),
+        "items": plan.header["items"] + int(pc.sum(_not_in(table["key"], plan.table["key"])).as_py() or 0),
         "shards": shards,
         "first_shard": plan.num_shards,
         "table": name,
@@ -251,6 +260,15 @@ def refuse_foreign(folder: Path) -> None:
     for name in sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []:
         if not name.startswith(_OURS) and not (folder / "plan.json").exists():
             raise ValueError(f"{folder} is not empty and has no plan.json (found {name}); give an empty --out")
+
+
+def _not_in(keys: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.invert(pc.is_in(keys, value_set=others.combine_chunks()))
+
+
+def _join(table: pa.Table, more: pa.Table) -> pa.Table:
+    """Columns that an older vidvq did not write are null."""
+    return pa.concat_tables([table, more], promote_options="default")
 
 
 def _id_of(header: dict[str, Any]) -> str:

@@ -12,8 +12,10 @@ from vidvq.video import VideoError
 
 
 @contextmanager
-def local_clips(clips: Path, row: dict[str, Any]) -> Iterator[Path]:
+def local_clips(clips: Path, row: dict[str, Any]) -> Iterator[Path | None]:
     """A clip shard itself where it is on this machine, else a temporary copy of it; with the content that was planned.
+
+    None where it holds nothing any more.
 
     Args:
         clips: a directory of clip shards.
@@ -23,6 +25,9 @@ def local_clips(clips: Path, row: dict[str, Any]) -> Iterator[Path]:
         ValueError: it is missing, or has other content.
         OSError: it cannot be fetched.
     """
+    if not row["clip_shard_sha256"]:
+        yield None
+        return
     path = clips / row["clip_shard"]
     with ExitStack() as stack:
         try:

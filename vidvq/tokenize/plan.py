@@ -11,19 +11,25 @@ from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan, ensure_plan, read_plan, table_of
 from vidvq.formats.token_shard import PREFIX, TokenizerCard
 from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.follow import follow_clips
 
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("shard", pa.int32()),
         ("clip_shard", pa.string()),
+        # "" where the clip shard holds nothing any more.
         ("clip_shard_sha256", pa.string()),
+        # Why there is nothing to encode; "" for a clip.
+        ("reason", pa.string()),
+        ("detail", pa.string()),
     ]
 )
+_PRESENT = {"reason": "", "detail": ""}
 
 
 def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerCard) -> Plan:
-    """The plan of an output directory, made now or on an earlier run.
+    """The plan of an output directory, made now or on an earlier run. Where the clips have changed since, it follows.
 
     Args:
         clips: a directory that ``vidvq shard`` finished.
@@ -44,7 +50,7 @@ def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerC
         "clips": {"plan_id": source.plan_id, "sha256": digest.hexdigest()},
         "token_fingerprint": card.token_fingerprint,
     } | written_as(config, card)
-    return ensure_plan(out, "tokenize", PREFIX, made_from, lambda: table)
+    return follow_clips(out, source, made_from, table) or ensure_plan(out, "tokenize", PREFIX, made_from, lambda: table)
 
 
 def _rows(clips: Path, source: Plan, digest: Any) -> Iterator[dict[str, Any]]:
@@ -57,7 +63,7 @@ def _rows(clips: Path, source: Plan, digest: Any) -> Iterator[dict[str, Any]]:
             continue
         digest.update(f"{chr(10) if index else ''}{commit.sha256}".encode())
         for key in dict.fromkeys(member.key for member in commit.members):
-            yield {"key": key, "shard": index, "clip_shard": name, "clip_shard_sha256": commit.sha256}
+            yield _PRESENT | {"key": key, "shard": index, "clip_shard": name, "clip_shard_sha256": commit.sha256}
         index += 1
 
 

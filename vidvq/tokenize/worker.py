@@ -22,6 +22,7 @@ from vidvq.tokenize.account import Made, Stopwatch
 from vidvq.tokenize.clips import local_clips
 from vidvq.tokenize.config import QualityPolicy, TokenizeConfig
 from vidvq.tokenize.encode import Step, stream
+from vidvq.tokenize.follow import REMOVED
 from vidvq.tokenize.lanes import Lane, run_lanes
 from vidvq.tokenize.quality import Scorer, is_scored, keep_frames, refuse_poor, stats_of
 from vidvq.video import VideoError
@@ -83,8 +84,11 @@ class ShardMaker:
         return self._clock.made(commit, counts)
 
     def _fill(self, job: TokenJob, file: Path | None, counts: CodeCounts, draft: ShardDraft) -> None:
-        planned_out = [row for row in job.rows if row.get("reason")]
-        draft.failed += [Outcome(row["key"], row["reason"], f"{row['uri']}: {row['detail']}") for row in planned_out]
+        for row in job.rows:
+            if row.get("reason"):
+                outcomes = draft.filtered if row["reason"] == REMOVED else draft.failed
+                source = row["clip_shard"] if job.clips else row["uri"]
+                outcomes.append(Outcome(row["key"], row["reason"], f"{source}: {row['detail']}"))
         rows = [row for row in job.rows if not row.get("reason")]
         desk = _Desk(job.config, self._card, draft, [row["key"] for row in rows], counts)
         while len(self._feeders) < job.batch:
