@@ -1,7 +1,7 @@
 """Frames of the items of a token shard, in their order, as a stream: what a decoding process runs. Never torch."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
@@ -146,7 +146,7 @@ def _video(job: FrameJob, rows: list[dict[str, Any]]) -> Iterator[Piece]:
 
 
 def _item(
-    job: FrameJob, row: dict[str, Any], reader: FrameReader, indices: list[int], stretch: Stretch
+    job: FrameJob, row: dict[str, Any], reader: FrameReader, indices: Sequence[int], stretch: Stretch
 ) -> Iterator[Piece]:
     key, begin, end = row["key"], row["first"], row["first"] + row["num_frames"]
     yield Piece(key, stretch=stretch)
@@ -161,14 +161,14 @@ def _item(
     yield Piece(key, done=True)
 
 
-def _describe(row: dict[str, Any], info: VideoInfo, size: FrameSize, times: list[int]) -> Stretch:
+def _describe(row: dict[str, Any], info: VideoInfo, size: FrameSize, times: Sequence[int]) -> Stretch:
     pts, duration, fps = time_stretch(info, times, row["first"], row["num_frames"])
     return Stretch(
         row["uri"], row["clip_index"], len(pts), size.height, size.width, fps, str(info.time_base), pts, duration
     )
 
 
-def window_of(info: VideoInfo, times: list[int], start_s: float, end_s: float) -> tuple[int, int]:
+def window_of(info: VideoInfo, times: Sequence[int], start_s: float, end_s: float) -> tuple[int, int]:
     """The frames of a sampled timeline that are within seconds from the first frame: first, and one past the last."""
     begin, end = (
         (info.pts[0] + Fraction(second) / info.time_base) if second != float("inf") else second

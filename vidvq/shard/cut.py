@@ -1,6 +1,7 @@
 """Clips out of one video: runs in a worker of its own, so that a decoder that dies takes nothing else along."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,9 @@ class _Video:
         assert failure is not None
         raise failure
 
-    def _encode(self, frames: np.ndarray, pts: tuple[int, ...], duration: int, indices: list[int]) -> tuple[str, bytes]:
+    def _encode(
+        self, frames: np.ndarray, pts: tuple[int, ...], duration: int, indices: Sequence[int]
+    ) -> tuple[str, bytes]:
         time_base = self.info.time_base
         if self.policy.encoding == "ffv1":
             return "mkv", encode_ffv1(frames, pts, time_base, duration)

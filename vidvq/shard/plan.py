@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -228,7 +228,7 @@ def _windows(begin: int, end: int, policy: ClipPolicy, info: VideoInfo) -> Itera
 
 
 def _segments(
-    info: VideoInfo, times: list[int], shots: list[int], window: tuple[float, float]
+    info: VideoInfo, times: Sequence[int], shots: list[int], window: tuple[float, float]
 ) -> Iterator[tuple[int, int]]:
     """Stretches of the sampled timeline that clips may be cut from: each shot, as far as it is in the window."""
     begin, end = info.pts[0] + window[0] / info.time_base, info.pts[0] + window[1] / info.time_base

@@ -2,9 +2,10 @@
 
 import io
 import os
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from importlib.metadata import version
 from math import floor
@@ -45,7 +46,7 @@ def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[Deco
     return ("decord", "pyav") if preferred == "decord" and exact and info.is_plain else ("pyav",)
 
 
-def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[list[int], list[int]]:
+def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[Sequence[int], Sequence[int]]:
     """Which source frames make the video at ``fps``, by time and not by count.
 
     Returns:
@@ -53,16 +54,17 @@ def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[list[int], list
         clock, the frame that is on screen then, so that variable frame rates come out right.
     """
     if fps is None:
-        return list(range(info.num_frames)), list(info.pts)
+        return range(info.num_frames), info.pts
     start, end = info.pts[0], info.pts[-1] + info.tick_per_frame
     step = 1 / (Fraction(fps).limit_denominator(100_000) * info.time_base)
-    times = [
-        start + floor(index * step + Fraction(1, 2)) for index in range(floor((end - start) / step + Fraction(1, 2)))
-    ]
-    return [max(bisect_right(info.pts, time) - 1, 0) for time in times], times
+    count = floor((end - start) / step + Fraction(1, 2))
+    times = array("q", (start + floor(index * step + Fraction(1, 2)) for index in range(count)))
+    return array("q", (max(bisect_right(info.pts, time) - 1, 0) for time in times)), times
 
 
-def time_stretch(info: VideoInfo, times: list[int], first: int, num_frames: int) -> tuple[tuple[int, ...], int, float]:
+def time_stretch(
+    info: VideoInfo, times: Sequence[int], first: int, num_frames: int
+) -> tuple[tuple[int, ...], int, float]:
     """When some frames of a sampled timeline are shown.
 
     Args:
@@ -89,7 +91,7 @@ def time_stretch(info: VideoInfo, times: list[int], first: int, num_frames: int)
 class FrameReader(Protocol):
     """Reads frames of one open video."""
 
-    def read(self, indices: list[int]) -> np.ndarray:
+    def read(self, indices: Sequence[int]) -> np.ndarray:
         """Decode some frames.
 
         Args:
@@ -189,9 +191,9 @@ class _DecordReader:
                 "decode_error", f"decord counts {len(self._reader)} frames where the file has {info.num_frames}"
             )
 
-    def read(self, indices: list[int]) -> np.ndarray:
+    def read(self, indices: Sequence[int]) -> np.ndarray:
         try:
-            frames = self._reader.get_batch(indices).asnumpy()
+            frames = self._reader.get_batch(list(indices)).asnumpy()
         except self._errors as error:
             raise VideoError("decode_error", f"decord: {str(error).splitlines()[0]}") from error
         if frames.shape != (len(indices), self._size.scaled_height, self._size.scaled_width, 3):
@@ -204,14 +206,13 @@ class _PyAVReader:
 
     def __init__(self, path: Path, info: VideoInfo, size: FrameSize) -> None:
         self._path, self._info, self._size = path, info, size
-        self._place = {tick: index for index, tick in enumerate(info.pts)}
         self._walk: Iterator[tuple[int, av.VideoFrame]] = iter(())
         self._next = info.num_frames  # the least index that the walk may still give
         self._ahead: deque[tuple[int, av.VideoFrame]] = deque()
         self._kept: dict[int, np.ndarray] = {}
         self._scaler = _Scaler()
 
-    def read(self, indices: list[int]) -> np.ndarray:
+    def read(self, indices: Sequence[int]) -> np.ndarray:
         wanted = set(indices)
         found = {index: frame for index, frame in self._kept.items() if index in wanted}
         if missing := wanted - found.keys():
@@ -265,7 +266,9 @@ class _PyAVReader:
                         index += 1
                         continue
                     # A frame without a known time is the one after the last: AVI gives order, not times.
-                    index = self._place.get(frame.pts if frame.pts is not None else -1, index + 1)
+                    place = -1 if frame.pts is None else bisect_left(self._info.pts, frame.pts)
+                    known = 0 <= place < self._info.num_frames and self._info.pts[place] == frame.pts
+                    index = place if known else index + 1
                     yield index, frame
             except av.error.FFmpegError as error:
                 raise VideoError("decode_error", f"stops after frame {index}: {error}") from error

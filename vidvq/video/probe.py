@@ -1,5 +1,7 @@
 """What is in a video, counted rather than believed: the container's own frame count is never used."""
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import ClassVar, Literal
 
 import av
 import av.error
+import numpy as np
 from av.container import InputContainer
 
 from vidvq.video.container import VideoError, container_format
@@ -50,7 +53,8 @@ class VideoInfo:
         codec: libav's name of the codec, ``h264``.
         height, width: coded pixels.
         time_base: seconds per tick.
-        pts: presentation time of every frame in ticks, ascending; one per packet found in the file.
+        pts: presentation time of every frame in ticks, ascending; one per packet found in the file. Packed, since an
+            hour has a hundred thousand.
         torn: the file ends before its container's index or length says, so its tail is missing.
         open_groups: frames are stored behind a keyframe and shown before it.
         keyframes: indices of the frames that decode alone, ascending.
@@ -64,7 +68,7 @@ class VideoInfo:
     height: int
     width: int
     time_base: Fraction
-    pts: tuple[int, ...]
+    pts: Sequence[int]
     torn: bool
     open_groups: bool
     keyframes: tuple[int, ...] = ()
@@ -86,8 +90,8 @@ class VideoInfo:
     @property
     def tick_per_frame(self) -> int:
         """The usual ticks from one frame to the next (the median)."""
-        steps = sorted(b - a for a, b in zip(self.pts, self.pts[1:], strict=False))
-        return max(steps[len(steps) // 2], 1) if steps else 1
+        steps = np.sort(np.diff(np.asarray(self.pts, dtype=np.int64)))
+        return max(int(steps[len(steps) // 2]), 1) if len(steps) else 1
 
     @property
     def fps(self) -> float:
@@ -146,7 +150,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             height=height,
             width=width,
             time_base=Fraction(stream.time_base),
-            pts=tuple(pts),
+            pts=pts,
             torn=_is_torn(path, container, stream),
             open_groups=open_groups,
             keyframes=tuple(index for index, tick in enumerate(pts) if tick in keys),
@@ -204,11 +208,10 @@ def _matroska_end(path: Path) -> int:
     return place
 
 
-def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits) -> tuple[list[int], set[int], bool]:
+def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits) -> "tuple[array[int], set[int], bool]":
     """Times of the frames, those of keyframes, and whether groups of pictures are open."""
-    pts: list[int] = []
+    pts, ticks = array("q"), array("q")
     keys: set[int] = set()
-    ticks: list[int] = []
     keyframe: int | None = None
     open_groups = False
     try:
@@ -228,15 +231,23 @@ def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits)
         if not pts:
             raise VideoError("unreadable", f"no packet can be read: {_plain(error)}") from error
         # A torn tail: what came before it is whole.
-    if len(set(pts)) == len(pts) and (-1 not in pts):
-        return sorted(pts), keys, open_groups
+    if (ascending := _distinct(pts)) is not None:
+        return ascending, keys, open_groups
     # AVI and raw streams carry decode times alone; they are in order, and that order is what counts.
-    if len(set(ticks)) == len(ticks) and (-1 not in ticks):
-        return sorted(ticks), keys, open_groups
+    if (ascending := _distinct(ticks)) is not None:
+        return ascending, keys, open_groups
     rate = stream.average_rate or Fraction(25)
     assert stream.time_base is not None
     step = max(round(1 / (rate * Fraction(stream.time_base))), 1)
-    return [index * step for index in range(len(pts))], set(), open_groups
+    return array("q", (index * step for index in range(len(pts)))), set(), open_groups
+
+
+def _distinct(times: "array[int]") -> "array[int] | None":
+    """Times in ascending order; None where one is there twice, or is not known (-1)."""
+    ascending = np.sort(np.asarray(times))
+    if -1 in times or np.any(ascending[1:] == ascending[:-1]):
+        return None
+    return array("q", ascending.tobytes())
 
 
 def _plain(error: Exception) -> str:
