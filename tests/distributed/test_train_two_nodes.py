@@ -87,7 +87,7 @@ def test_a_lost_host_costs_nothing_but_time(clips_dir, tmp_path, stage, lost, cu
         assert not step_folder(out, 40).exists()
         (line,) = [line for line in log_of(tmp_path, hosts[1 - lost]).read_text().splitlines() if "vidvq: " in line]
         assert line.startswith(f"vidvq: process {1 - lost} of 2 has lost another one: ")
-        assert ("Timed out waiting 20000ms" if cut else "Connection reset by peer") in line
+        assert ("Timed out waiting 20000ms" if cut else "by peer") in line
         assert line.endswith("; start the job again to go on from its last checkpoint")
 
         if cut:
