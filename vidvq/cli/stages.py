@@ -136,7 +136,10 @@ def train(config_name: str, overrides: tuple[str, ...], profile: bool) -> int:
 @_out
 @_config
 @_json
-def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, as_json: bool) -> int:
+@click.option("--dry-run", is_flag=True, help="Say what would be made and how long it would take; write nothing.")
+def tokenize(
+    sources: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, as_json: bool, dry_run: bool
+) -> int:
     """Turn SOURCES into token shards: a directory of clip shards, one for one; or videos, as `vidvq shard` takes them.
 
     Of raw video each sample is a fresh start of the stream, gop_frames long; gop_frames=null makes one unbroken stream
@@ -146,10 +149,12 @@ def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name:
     vidvq tokenize shards/ --checkpoint runs/demo --out tokens/
     vidvq tokenize videos/ more.csv --checkpoint runs/demo --out tokens/ gop_frames=65 video.short_side=256
     """
-    from vidvq.tokenize import TokenizeConfig, run_tokenize
+    from vidvq.tokenize import TokenizeConfig, estimate, run_tokenize
 
     inputs, overrides = _split(sources)
     settings = config.load(TokenizeConfig, _config_path(config_name), overrides)
+    if dry_run:
+        return _show(estimate(inputs, checkpoint, settings), as_json)
     return _report(run_tokenize(inputs, checkpoint, out, settings), settings.max_failed, as_json)
 
 

@@ -1,13 +1,12 @@
 """What a job would do and cost, from a sample of its inputs that is really probed and cut. Writes nothing."""
 
-import random
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from vidvq.corpus.inputs import Source, list_sources
+from vidvq.corpus.draw import draw, tell_time
+from vidvq.corpus.inputs import list_sources
 from vidvq.formats.tar import BLOCK_BYTES
 from vidvq.log import progress
 from vidvq.runtime import WorkerDied, start
@@ -54,8 +53,7 @@ class Estimate:
         ]
         text += [f"  left out by plan, {reason}: {about}{count}" for reason, count in sorted(self.left_out.items())]
         if self.seconds is not None:
-            hours, rest = divmod(round(self.seconds), 3600)
-            text.append(f"  takes about {hours}:{rest // 60:02d}:{rest % 60:02d} with {self.workers} workers")
+            text.append(tell_time(self.seconds, self.workers))
         if not exact:
             text.append(f"  estimated from {self.probed} videos drawn at random")
         return text
@@ -67,7 +65,7 @@ def estimate(inputs: list[str], config: ShardConfig) -> Estimate:
     Raises:
         ValueError: a mistake in the arguments.
     """
-    videos, sample = _draw(list_sources(inputs, config.lists))
+    videos, sample = draw(list_sources(inputs, config.lists), _PROBED)
     if not videos:
         raise ValueError("the inputs name no video at all")
     with start(config.runtime) as pool:
@@ -109,22 +107,6 @@ def estimate(inputs: list[str], config: ShardConfig) -> Estimate:
 
 def _in_tar(data: bytes) -> int:
     return BLOCK_BYTES + -(-len(data) // BLOCK_BYTES) * BLOCK_BYTES
-
-
-def _draw(sources: Iterable[Source]) -> tuple[int, list[Source]]:
-    """How many there are, and a uniform sample of them (reservoir sampling, Vitter's algorithm R)."""
-    dice = random.Random(0)
-    sample: list[Source] = []
-    count = 0
-    with progress("list", None, "videos") as bar:
-        for source in sources:
-            count += 1
-            bar.advance()
-            if len(sample) < _PROBED:
-                sample.append(source)
-            elif (place := dice.randrange(count)) < _PROBED:
-                sample[place] = source
-    return count, sample
 
 
 def _timed_plan(job: ProbeJob) -> tuple[float, list[dict[str, Any]]]:

@@ -1,6 +1,7 @@
 """`vidvq tokenize`: clip shards or raw video to token shards."""
 
 from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.dry_run import estimate
 from vidvq.tokenize.job import run_tokenize
 
-__all__ = ["TokenizeConfig", "run_tokenize"]
+__all__ = ["TokenizeConfig", "estimate", "run_tokenize"]

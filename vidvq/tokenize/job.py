@@ -1,7 +1,7 @@
 """The tokenization job: plan, then one idempotent unit of work per shard."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,46 @@ from vidvq.tokenize.worker import ShardMaker, TokenJob
 _GPU_BATCH = 8
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A job whose arguments are known to be right.
+
+    Attributes:
+        folder: of the checkpoint.
+        card: of its tokenizer.
+        clips: the directory of clip shards, None for raw video.
+        config: with what depends on the machine filled in.
+        gpus: of each worker.
+    """
+
+    folder: Path
+    card: TokenizerCard
+    clips: Path | None
+    config: TokenizeConfig
+    gpus: int
+
+
+def open_job(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> Opened:
+    """Look at what a job was told, before anything is done.
+
+    Raises:
+        ValueError: a mistake in it.
+    """
+    folder = find_tokenizer(checkpoint)
+    tokenizer, card = load_tokenizer(folder)
+    clips = _clip_shards(sources)
+    if clips is None:
+        refuse_gop(config.gop_frames, card.temporal_factor)
+        if config.gop_frames is None and not has_streams(tokenizer):
+            raise ValueError(f"gop_frames=null needs a tokenizer with streams; {type(tokenizer).__name__} has none")
+    elif config.video != VideoPolicy():
+        raise ValueError(f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with")
+    gpus = 1 if torch.cuda.is_available() else 0
+    # What scoring lacks is said before there is a plan.
+    Scorer(tokenizer, config.quality)
+    return Opened(folder, card, clips, replace(config, batch=config.batch or (_GPU_BATCH if gpus else 1)), gpus)
+
+
 def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: TokenizeConfig) -> JobSummary:
     """Tokenize clip shards or raw video, or finish a job that was interrupted.
 
@@ -43,25 +83,15 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
         OSError: the disk is full or not writable, or the tokens are poorer than ``quality`` lets them be; what was
             committed stays.
     """
-    folder = find_tokenizer(checkpoint)
-    tokenizer, card = load_tokenizer(folder)
-    clips = _clip_shards(sources)
-    if clips is None:
-        refuse_gop(config.gop_frames, card.temporal_factor)
-        if config.gop_frames is None and not has_streams(tokenizer):
-            raise ValueError(f"gop_frames=null needs a tokenizer with streams; {type(tokenizer).__name__} has none")
-    elif config.video != VideoPolicy():
-        raise ValueError(f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with")
-    config = replace(config, batch=config.batch or (_GPU_BATCH if torch.cuda.is_available() else 1))
-    # What scoring lacks is said before there is a plan.
-    Scorer(tokenizer, config.quality)
+    job = open_job(sources, checkpoint, config)
+    card, clips = job.card, job.clips
     refuse_unwritable(out)
-    with start(config.runtime) as pool:
-        plan = plan_tokens(out, clips, config, card) if clips else plan_videos(out, sources, config, card, pool)
+    with start(job.config.runtime) as pool:
+        plan = plan_tokens(out, clips, job.config, card) if clips else plan_videos(out, sources, job.config, card, pool)
         write_tokenizer_card(out, card)
         items = plan.header["items"]
         info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
-        metrics = _make_shards(clips, folder, out, config, plan, pool, card)
+        metrics = _make_shards(job, out, plan, pool)
     if metrics.workers:
         metrics.write(out)
     for line in metrics.lines():
@@ -77,10 +107,9 @@ def _clip_shards(sources: list[str]) -> Path | None:
     return planned[0] if planned else None
 
 
-def _make_shards(
-    clips: Path | None, checkpoint: Path, out: Path, config: TokenizeConfig, plan: Plan, pool: Pool, card: TokenizerCard
-) -> RunMetrics:
-    account, watch, live = Account(), Watch(card, config.quality), Live(pool)
+def _make_shards(job: Opened, out: Path, plan: Plan, pool: Pool) -> RunMetrics:
+    config = job.config
+    account, watch, live = Account(), Watch(job.card, config.quality), Live(pool)
     with progress("tokenize", plan.header["items"], "clips") as bar:
 
         def jobs() -> Iterator[TokenJob]:
@@ -91,14 +120,14 @@ def _make_shards(
                     watch.see(commit)
                     bar.advance(len(rows), live.earlier(commit))
                 else:
-                    yield TokenJob(clips, out, shard, plan.id_of(index), rows, config)
+                    yield TokenJob(job.clips, out, shard, plan.id_of(index), rows, config)
 
-        make = partial(ShardMaker, checkpoint, config.quality)
-        for job, made in pool.map_stateful(make, jobs(), gpus=1 if torch.cuda.is_available() else 0):
+        make = partial(ShardMaker, job.folder, config.quality)
+        for work, made in pool.map_stateful(make, jobs(), gpus=job.gpus):
             if isinstance(made, WorkerDied):
-                raise OSError(f"{job.shard}: {made.message}; run the same command again to go on")
+                raise OSError(f"{work.shard}: {made.message}; run the same command again to go on")
             account.add(made)
             bar.advance(made.commit.items, live.made(made, account.report(watch.total).efficiency))
             watch.see(made.commit)
-            watch.count(job.shard, made.counts)
+            watch.count(work.shard, made.counts)
     return account.report(watch.total)

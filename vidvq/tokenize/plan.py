@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidvq.formats.commit import read_commits
+from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import Plan, ensure_plan, read_plan, table_of
 from vidvq.formats.token_shard import PREFIX, TokenizerCard
 from vidvq.tokenize.config import TokenizeConfig
@@ -62,9 +62,14 @@ def _rows(clips: Path, source: Plan, digest: Any) -> Iterator[dict[str, Any]]:
         if commit.sha256 is None:
             continue
         digest.update(f"{chr(10) if index else ''}{commit.sha256}".encode())
-        for key in dict.fromkeys(member.key for member in commit.members):
-            yield _PRESENT | {"key": key, "shard": index, "clip_shard": name, "clip_shard_sha256": commit.sha256}
+        yield from (row | {"shard": index} for row in rows_of(commit))
         index += 1
+
+
+def rows_of(commit: Commit) -> list[dict[str, Any]]:
+    """The rows of one clip shard's clips, but for the token shard they go into."""
+    keys = dict.fromkeys(member.key for member in commit.members)
+    return [_PRESENT | {"key": key, "clip_shard": commit.shard, "clip_shard_sha256": commit.sha256} for key in keys]
 
 
 def written_as(config: TokenizeConfig, card: TokenizerCard) -> dict[str, Any]:
