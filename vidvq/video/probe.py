@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -142,9 +142,8 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
         pts, keys, open_groups = _timeline(container, stream, limits)
         if not pts:
             raise VideoError("unreadable", "its video stream has no frames")
-        first = _first_frame(path)
         aspect = stream.sample_aspect_ratio
-        return VideoInfo(
+        info = VideoInfo(
             container=container.format.name,
             codec=stream.codec_context.name,
             height=height,
@@ -154,10 +153,12 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             torn=_is_torn(path, container, stream),
             open_groups=open_groups,
             keyframes=tuple(index for index, tick in enumerate(pts) if tick in keys),
-            quarter_turns=first.rotation // 90 % 4 if first else 0,
             pixel_aspect=Fraction(aspect) if aspect and _ODD_ASPECT > aspect > 1 / _ODD_ASPECT else Fraction(1),
-            is_plain=first is not None and _is_plain(first),
         )
+    # Not before the container is closed: libav keeps an index of the whole file for each that is open.
+    first = _first_frame(path)
+    turns = first.rotation // 90 % 4 if first else 0
+    return replace(info, quarter_turns=turns, is_plain=first is not None and _is_plain(first))
 
 
 def _first_frame(path: Path) -> av.VideoFrame | None:
