@@ -82,7 +82,7 @@ def card(scores: dict[str, Any], config: str, step: int) -> str:
 
 Trained by `configs/{config}.yaml` for {step} steps; its weights are kept in half precision. Token fingerprint
 `{scores["token_fingerprint"][:12]}`. A small model for a first look and for tests of a pipeline, not one to train a
-video generator on.
+video generator on: of videos that hardly move, a mean frame is closer than what it decodes.
 
 Held-out videos, whole, short side 128 pixels, at their own rate; means over clips of at most 33 frames. "Mean frame"
 is the score of the clip's mean frame, repeated. In use on them: {use}.
