@@ -137,7 +137,7 @@ def test_damage_is_found(tmp_path, tokens_dir, vidvq, target):
         assert ran.code == 2 and path.name in ran.error and "run the same command again" in ran.error
     path.unlink()
     ran = vidvq("export", tokens_dir, "--to", target, "--out", out, "--check")
-    assert ran.code == 2 and f"{path.name} is missing" in ran.error
+    assert ran.code == 2 and f"{path.name}: is missing" in ran.error
     # The remedy that every one of these lines names.
     (out / f"commits/{path.name.partition('.')[0]}.json").unlink()
     assert vidvq("export", tokens_dir, "--to", target, "--out", out, "--check").code == 0

@@ -21,6 +21,7 @@ from vidvq.storage import (
     read_json,
     remove_attempts,
     write_atomic,
+    write_over,
 )
 
 JSON = st.recursive(
@@ -157,3 +158,18 @@ def test_what_is_not_json_is_refused_by_name(tmp_path, data):
 )
 def test_differences_name_every_place(old, new, expected):
     assert list(differences("", old, new)) == expected
+
+
+def test_a_file_whose_attempt_another_driver_swept_is_written_again(tmp_path, monkeypatch):
+    replace, swept = Path.replace, []
+
+    def sweep_first(self, target):
+        if len(swept) < 2:
+            swept.append(self)
+            self.unlink()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", sweep_first)
+    write_over(tmp_path / "report.html", b"all of it")
+    assert (tmp_path / "report.html").read_bytes() == b"all of it"
+    assert len(swept) == 2

@@ -98,11 +98,10 @@ def look_into(
 def remove_parts(out: Path) -> None:
     """Delete what planning kept, once the plan stands."""
     folder = out / _FOLDER
-    if not folder.exists():
-        return
-    remove_attempts(folder)
-    for part in list(folder.iterdir()):
-        part.unlink(missing_ok=True)
-    # Another driver may still plan; it sweeps after itself.
+    # Another driver may sweep too, or still plan; it sweeps after itself.
+    with suppress(FileNotFoundError):
+        remove_attempts(folder)
+        for part in list(folder.iterdir()):
+            part.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from vidvq.export.config import ExportConfig
-from vidvq.export.records import FORMAT, PART_FORMAT, read_part, record_path
+from vidvq.export.records import FORMAT, PART_FORMAT, read_part, record_path, redo
 from vidvq.export.sequence import Layout, grid_to_sequence
 from vidvq.export.target import Part, Sequence, Target, write_part
 from vidvq.export.targets import TARGETS
-from vidvq.export.verify import compare
+from vidvq.export.verify import compare, damaged_files
 from vidvq.formats.commit import FOLDER, Commit, read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
@@ -75,8 +75,11 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
     remove_attempts(out)
     remove_attempts(out / FOLDER)
     if check:
-        for shard in shards:
+        for shard, part in zip(shards, parts, strict=True):
             stem = _stem(shard)
+            # A byte that no id is made of may be damaged too.
+            for line in damaged_files(out, part):
+                raise ValueError(f"{out}: {line}; {redo(stem)}")
             paths = [out / (stem + suffix) for suffix in TARGETS[target].suffixes]
             compare(paths, TARGETS[target], dtype, _sequences(tokens / shard.shard, layout), stem)
     return ExportSummary(

@@ -35,7 +35,7 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
             problems.append(f"{stem}: is not finished; run the same command again")
             continue
         parts.append(part)
-        found = [*_bytes(folder, part)] or [*_content(folder, part, target, header["vocabulary"], dtype)]
+        found = [*damaged_files(folder, part)] or [*_content(folder, part, target, header["vocabulary"], dtype)]
         problems += [f"{line}; {redo(stem)}" for line in found]
     if len(parts) == len(header["parts"]):
         for name, data in target.whole(parts, dtype).items():
@@ -45,7 +45,8 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
     return problems, len(header["parts"])
 
 
-def _bytes(folder: Path, part: Part) -> Iterator[str]:
+def damaged_files(folder: Path, part: Part) -> Iterator[str]:
+    """Say which files of a part are missing or hold other bytes than its record names."""
     for file in part["files"]:
         path = folder / file["name"]
         if not path.is_file():

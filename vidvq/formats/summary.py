@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vidvq.formats.commit import FOLDER, Outcome, read_commits
 from vidvq.formats.plan import Plan
-from vidvq.storage import pretty_json, remove_attempts, write_atomic
+from vidvq.storage import pretty_json, remove_attempts, write_over
 
 _EXAMPLES = 5
 # A stat of this suffix is a sum of scores, in ten-thousandths, over the samples that ``scored`` counts.
@@ -120,12 +120,7 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     summary = JobSummary(
         plan.plan_id, plan.header["items"], ok, failed.reasons(), filtered.reasons(), shards, size, dict(stats)
     )
-    try:
-        write_atomic(folder / "summary.json", pretty_json(asdict(summary)))
-    except FileNotFoundError:
-        # Another driver has finished too, and swept.
-        if not (folder / "summary.json").exists():
-            raise
+    write_over(folder / "summary.json", pretty_json(asdict(summary)))
     # All is committed: what is left under an attempt name is of writers that were killed, or came too late, and what
     # is left under an older name has a newer shard in its place.
     for index in plan.touched:

@@ -19,7 +19,7 @@ from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary
 from vidvq.formats.tar import BLOCK_BYTES
-from vidvq.storage import write_atomic
+from vidvq.storage import write_over
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip
 
@@ -46,7 +46,7 @@ def write_report(out: Path, plan: Plan, summary: JobSummary) -> None:
         policy=plan.header["made_from"],
         thumbs=list(_thumbs(out, plan)),
     )
-    write_atomic(out / "report.html", page.encode())
+    write_over(out / "report.html", page.encode())
 
 
 def _thumbs(out: Path, plan: Plan) -> Iterator[Thumb]:

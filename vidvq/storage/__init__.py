@@ -16,6 +16,7 @@ from vidvq.storage.files import (
     sha256_file,
     sync_folder,
     write_atomic,
+    write_over,
 )
 from vidvq.storage.objects import is_remote, place, read_range, refuse_unwritable
 
@@ -39,4 +40,5 @@ __all__ = [
     "sha256_file",
     "sync_folder",
     "write_atomic",
+    "write_over",
 ]

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from vidvq.formats.commit import Commit
 from vidvq.metrics.codes import CodebookUse, CodeCounts
-from vidvq.storage import pretty_json, write_atomic
+from vidvq.storage import pretty_json, write_over
 
 FILE = "metrics.json"
 Entry = TypeVar("Entry")
@@ -144,7 +144,7 @@ class RunMetrics:
 
     def write(self, folder: Path) -> None:
         """Write ``metrics.json``, over that of an earlier run."""
-        write_atomic(folder / FILE, pretty_json(asdict(self)))
+        write_over(folder / FILE, pretty_json(asdict(self)))
 
 
 class Account:
