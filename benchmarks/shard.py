@@ -23,7 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from vidvq.video.decode import open_reader, sample_timeline
+from vidvq.video.decode import decoders_for, open_reader, sample_timeline
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import Limits, probe
 
@@ -58,7 +58,12 @@ def main() -> None:
             if _installed("av" if reader == "pyav" else reader)
         }
         baseline = partial(_ffmpeg, videos, options, encode=False)
-        _print_table(f"decode, resample and scale: {name}", _measure(baseline, readers, options.rounds), frames[name])
+        default = decoders_for(probe(videos[0], Limits()))[0]
+        _print_table(
+            f"decode, resample and scale: {name} (default: {default})",
+            _measure(baseline, readers, options.rounds),
+            frames[name],
+        )
     whole: dict[str, Callable[[], None]] = {"vidvq shard": partial(_shard, options)}
     baseline = partial(_ffmpeg, options.videos, options, encode=True)
     _print_table("the whole of vidvq shard, h264", _measure(baseline, whole, options.rounds), sum(frames.values()))
