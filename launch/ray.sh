@@ -10,7 +10,5 @@
 # The machines are looked at first (disk, versions, the shared path): within a minute it says no.
 set -euo pipefail
 
-if [ -n "${SHARED:-}" ]; then
-  "${PYTHON:-python}" -m vidvq.submit.preflight_ray --shared "$SHARED"
-fi
-exec "${PYTHON:-python}" -m vidvq "$@" --config "${CONFIG:-config.yaml}" runtime.address=auto
+export SHARED=${SHARED:-}
+exec "${PYTHON:-python}" -m vidvq.cli.ray_job "$@" --config "${CONFIG:-config.yaml}" runtime.address=auto

@@ -17,7 +17,6 @@ REASON = why_not()
 needs_hosts = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
-@pytest.mark.slow
 @needs_hosts
 def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapshot, vidvq, monkeypatch):
     # Ray keeps sockets below this folder, and their paths must be short.

@@ -35,6 +35,8 @@ _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 def connect(config: RuntimeConfig) -> Iterator[int]:
     """Join a Ray cluster or start a local one; yields how many workers to use."""
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    # The look at a cluster's machines connects before, and Ray drops a job's folder when it is left.
+    options["ignore_reinit_error"] = bool(config.address)
     try:
         if config.address:
             _knock(config.address)
