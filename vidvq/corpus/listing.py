@@ -98,6 +98,8 @@ def look_into(
 def remove_parts(out: Path) -> None:
     """Delete what planning kept, once the plan stands."""
     folder = out / _FOLDER
+    if not folder.exists():
+        return
     # Another driver may sweep too, or still plan; it sweeps after itself.
     with suppress(FileNotFoundError):
         remove_attempts(folder)
