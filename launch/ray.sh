@@ -10,5 +10,4 @@
 # The machines are looked at first (disk, versions, the shared path): within a minute it says no.
 set -euo pipefail
 
-export SHARED=${SHARED:-}
 exec "${PYTHON:-python}" -m vidvq.cli.ray_job "$@" --config "${CONFIG:-config.yaml}" runtime.address=auto

@@ -9,13 +9,13 @@ from typing import Any
 
 from vidvq.corpus.draw import draw, tell_time
 from vidvq.corpus.inputs import list_sources
-from vidvq.formats.commit import Commit, read_commits
+from vidvq.formats.commit import Commit
 from vidvq.formats.plan import read_plan
 from vidvq.log import progress
 from vidvq.runtime import Pool, WorkerDied, start
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.job import open_job
-from vidvq.tokenize.plan import rows_of
+from vidvq.tokenize.plan import clip_shards, rows_of
 from vidvq.tokenize.videos import LookJob, look_at
 from vidvq.tokenize.worker import ShardMaker, TokenJob
 
@@ -109,15 +109,9 @@ def estimate(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> Es
 
 def _count_clips(clips: Path) -> _Corpus:
     """All of a directory of clip shards, by its commit records."""
-    plan = read_plan(clips)
-    samples = frames = 0
-    shards: list[Commit] = []
-    for name, commit in zip(plan.shard_names(), read_commits(clips, plan.shard_names()), strict=True):
-        if commit is None:
-            raise ValueError(f"{clips}: {name} is not committed; finish vidvq shard first")
-        if commit.sha256 is not None:
-            samples, frames = samples + commit.ok, frames + commit.stats["frames"]
-            shards.append(commit)
+    shards = list(clip_shards(clips, read_plan(clips)))
+    samples = sum(commit.ok for commit in shards)
+    frames = sum(commit.stats["frames"] for commit in shards)
     drawn = [rows_of(commit)[:_ITEMS] for commit in shards[:: max(len(shards) // _JOBS, 1)][:_JOBS]]
     return _Corpus(len(shards), samples, len(shards), frames, True, drawn)
 

@@ -40,8 +40,6 @@ def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerC
         ValueError: ``clips`` is unfinished or empty, or the plan there was made from other clips or another tokenizer.
     """
     source = read_plan(clips)
-    if source.header["stage"] != "shard":
-        raise ValueError(f"{clips} was written by vidvq {source.header['stage']}; give a directory of clip shards")
     digest = hashlib.sha256()
     table = table_of(_rows(clips, source, digest), SCHEMA)
     if not table.num_rows:
@@ -55,15 +53,24 @@ def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerC
 
 def _rows(clips: Path, source: Plan, digest: Any) -> Iterator[dict[str, Any]]:
     """Yield the rows of all clips, and take their shards' hashes, a line each, into ``digest``."""
-    index = 0
-    for name, commit in zip(source.shard_names(), read_commits(clips, source.shard_names()), strict=True):
-        if commit is None:
-            raise ValueError(f"{clips}: {name} is not committed; finish vidvq shard first")
-        if commit.sha256 is None:
-            continue
+    for index, commit in enumerate(clip_shards(clips, source)):
         digest.update(f"{chr(10) if index else ''}{commit.sha256}".encode())
         yield from (row | {"shard": index} for row in rows_of(commit))
-        index += 1
+
+
+def clip_shards(clips: Path, plan: Plan) -> Iterator[Commit]:
+    """The records of the clip shards that hold something, in their order.
+
+    Raises:
+        ValueError: the directory holds something else, or is not finished.
+    """
+    if plan.header["stage"] != "shard":
+        raise ValueError(f"{clips} was written by vidvq {plan.header['stage']}; give a directory of clip shards")
+    for name, commit in zip(plan.shard_names(), read_commits(clips, plan.shard_names()), strict=True):
+        if commit is None:
+            raise ValueError(f"{clips}: {name} is not committed; finish vidvq shard first")
+        if commit.sha256 is not None:
+            yield commit
 
 
 def rows_of(commit: Commit) -> list[dict[str, Any]]:
