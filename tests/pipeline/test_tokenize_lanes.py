@@ -1,15 +1,12 @@
 """Streams that are stepped together: their tokens depend on the batch's size and on nothing that is in it."""
 
 import json
-import os
-import signal
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from vidvq.corpus.frames import decode_items
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.model import VideoTokenizer
@@ -129,18 +126,11 @@ def test_workers_change_no_byte_of_batched_shards(vidvq, videos, checkpoint_dir,
     assert "batch" in vidvq("tokenize", videos, *where, *SETTINGS, gop, "quality.share=0.5", INLINE).error
 
 
-def decode_or_crash(job):
-    for piece in decode_items(job):
-        if piece.key.endswith("-00002"):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        yield piece
-
-
 def test_a_lane_whose_decoder_dies_costs_one_item_and_no_other_token(
     vidvq, videos, checkpoint_dir, tmp_path, monkeypatch
 ):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from test_tokenize_lanes import decode_or_crash as by_name
+    from crashing_decoder import decode_or_crash as by_name
 
     def run(name: str) -> dict[str, np.ndarray]:
         where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / name)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidvq.corpus.frames import decode_items
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.model.checkpoint import load_tokenizer
@@ -170,18 +169,11 @@ def test_one_process_decodes_for_all_shards_until_it_dies(monkeypatch):
     assert fourth != first
 
 
-def decode_or_crash(job):
-    for piece in decode_items(job):
-        if piece.key.endswith("-00002"):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        yield piece
-
-
 def test_an_item_that_kills_its_decoder_is_counted_and_the_others_are_made(
     vidvq, video, tmp_path, checkpoint_dir, monkeypatch
 ):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from test_tokenize_videos import decode_or_crash as by_name
+    from crashing_decoder import decode_or_crash as by_name
 
     monkeypatch.setattr("vidvq.tokenize.worker.decode_items", by_name)
     out = tmp_path / "out"
