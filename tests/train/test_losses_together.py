@@ -1,5 +1,7 @@
 """Every loss at once, under every ZeRO stage; and a decoder trained on a frozen encoder."""
 
+from statistics import mean
+
 import numpy as np
 import pytest
 
@@ -17,13 +19,14 @@ ALL = (
 @pytest.mark.parametrize("stage", [2, pytest.param(0, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_every_loss_at_once(train, clips_dir, tmp_path, stage):
     evaluation = f"evaluation={{clips: {clips_dir}, every: 3, num_clips: 2, metric: perceptual}}"
-    run = train(tmp_path / "run", ALL, evaluation, f"zero_stage={stage}")
+    run = train(tmp_path / "run", ALL, evaluation, f"zero_stage={stage}", "steps=12", "generator.lr=3.0e-3")
     first = run.lines[0]
     assert {"wavelet", "perceptual", "masked", "r1", "adaptive_weight", "adversarial"} <= first.keys()
     assert all(np.isfinite(list(line.values())).all() for line in run.lines)
-    assert run.column("l1")[-1] < run.column("l1")[0]
+    # Which clips a step sees depends on where the videos lie: one step alone says little.
+    assert mean(run.column("l1")[-6:]) < mean(run.column("l1")[:3])
     scored = [line for line in run.lines if "held_out_psnr" in line]
-    assert [line["step"] for line in scored] == [3, 6]
+    assert [line["step"] for line in scored] == [3, 6, 9, 12]
     assert {"held_out_ssim", "held_out_perceptual", "held_out_usage_temporal", "held_out_bits_per_pixel"} <= scored[
         0
     ].keys()
