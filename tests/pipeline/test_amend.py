@@ -174,3 +174,22 @@ def test_an_input_that_changed_is_to_be_taken_out_first(corpus, make_video, vidv
     assert vidvq("shard", videos, "--out", out, "--add", INLINE, "max_failed=1").code == 0
     assert sources(out)["a.mp4"] == 2
     assert vidvq("verify", out).code == 0
+    # One of its three clips is there no longer; the video is.
+    assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE, "max_failed=1").code == 0
+
+
+def test_a_failed_file_that_came_back_shorter_is_known_as_it_is_now(corpus, make_video, snapshot, vidvq):
+    videos, out = corpus
+    whole = make_video(videos / "c.mp4", 120, size=(32, 80), container_options={"movflags": "faststart"}).read_bytes()
+    (videos / "c.mp4").write_bytes(whole[: len(whole) * 3 // 4])
+    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
+    assert sources(out)["c.mp4"] > 3, "the file ends early, and that stays a failure"
+    make_video(videos / "c.mp4", 12, size=(32, 80))
+    ran = vidvq("shard", "--out", out, "--retry-failed", INLINE)
+    assert ran.code == 0, ran.err
+    assert sources(out)["c.mp4"] == 3
+    assert json.loads((out / "summary.json").read_bytes())["filtered"]["gone"]["count"] > 0
+    after = snapshot(out)
+    assert vidvq("shard", videos, "--out", out, "--add", INLINE).code == 0
+    assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE).code == 0
+    assert snapshot(out) == after

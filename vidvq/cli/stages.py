@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,13 @@ from typing import Any
 import click
 
 from vidvq import config, log
+from vidvq.cli.arguments import change_options, read_change, refuse_settings, split
 from vidvq.cli.decode import decode
 from vidvq.cli.place import Place, checkpoint_option
 from vidvq.cli.view import view
 
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
-
-
-def _split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Plain arguments, and `key.sub=value` overrides."""
-    overrides = [argument for argument in arguments if _OVERRIDE.match(argument)]
-    return [argument for argument in arguments if argument not in overrides], overrides
+# What a change to a corpus may set: nothing that is of the plan.
+_FREE = ("runtime.", "max_failed=")
 
 
 def _config_path(name: str | None) -> Path | None:
@@ -54,11 +49,7 @@ def _report(summary: Any, max_failed: float, as_json: bool) -> int:
 @_config
 @_json
 @click.option("--dry-run", is_flag=True, help="Say what would be made and how long it would take; write nothing.")
-@click.option("--add", is_flag=True, help="VIDEOS join the corpus in --out, in new shards; its settings hold.")
-@click.option(
-    "--remove", multiple=True, metavar="URI", help="Take an input out of the corpus in --out; may be repeated."
-)
-@click.option("--retry-failed", is_flag=False, flag_value="*", metavar="[=REASON]", help="Try failed items again.")
+@change_options("VIDEOS")
 def shard(
     videos: tuple[str, ...],
     out: Path,
@@ -81,31 +72,16 @@ def shard(
     """
     from vidvq import shard as stage
 
-    if retry_failed and _OVERRIDE.match(retry_failed):
-        # `--retry-failed key=value` takes the setting for its reason.
-        videos, retry_failed = (*videos, retry_failed), "*"
-    inputs, overrides = _split(videos)
-    if add + bool(remove) + bool(retry_failed) + dry_run > 1:
-        raise ValueError("--add, --remove, --retry-failed and --dry-run are one job each; give one of them")
-    if not (add or remove or retry_failed):
+    inputs, overrides, change = read_change(videos, add, remove, retry_failed, dry_run)
+    if change:
+        refuse_settings(out, config_name, overrides, _FREE)
+        settings = stage.standing_config(out, overrides)
+        summary = stage.amend(change, out, settings)
+    else:
         settings = config.load(stage.ShardConfig, _config_path(config_name), overrides)
         if dry_run:
             return _show(stage.estimate(inputs, settings), as_json)
-        return _report(stage.run_shard(inputs, out, settings), settings.max_failed, as_json)
-    if inputs and not add:
-        raise ValueError(f"{inputs[0]} is one argument too many; --remove and --retry-failed take no videos")
-    foreign = [override for override in overrides if not override.startswith(("runtime.", "max_failed="))]
-    if foreign or config_name:
-        raise ValueError(
-            f"{foreign[0] if foreign else config_name} cannot be set here; the corpus in {out} keeps its settings"
-        )
-    settings = config.load(stage.ShardConfig, None, overrides)
-    if add:
-        summary = stage.add_inputs(inputs, out, settings.runtime)
-    elif remove:
-        summary = stage.remove_inputs(list(remove), out, settings.runtime)
-    else:
-        summary = stage.retry_failed(None if retry_failed == "*" else retry_failed, out, settings.runtime)
+        summary = stage.run_shard(inputs, out, settings)
     return _report(summary, settings.max_failed, as_json)
 
 
@@ -151,7 +127,7 @@ def tokenize(
     """
     from vidvq.tokenize import TokenizeConfig, estimate, run_tokenize
 
-    inputs, overrides = _split(sources)
+    inputs, overrides = split(sources)
     settings = config.load(TokenizeConfig, _config_path(config_name), overrides)
     if dry_run:
         return _show(estimate(inputs, checkpoint, settings), as_json)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidvq import config, log
+from vidvq.cli.arguments import split
 from vidvq.cli.place import checkpoint_option
-from vidvq.cli.stages import _config, _config_path, _out, _split
+from vidvq.cli.stages import _config, _config_path, _out
 from vidvq.formats.checkpoint import BUNDLED
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **where: 
     """Cut VIDEOS into clip shards as `vidvq shard` would, on a Ray cluster of its own."""
     from vidvq.shard import ShardConfig
 
-    inputs, overrides = _split(videos)
+    inputs, overrides = split(videos)
     if not inputs:
         raise ValueError("give video files or directories")
     settings = config.to_dict(config.load(ShardConfig, _config_path(config_name), overrides))
@@ -111,7 +112,7 @@ def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name:
     """Turn SOURCES into token shards as `vidvq tokenize` would, on a Ray cluster of its own."""
     from vidvq.tokenize import TokenizeConfig
 
-    inputs, overrides = _split(sources)
+    inputs, overrides = split(sources)
     if not inputs:
         raise ValueError("give a directory of clip shards, or video files or directories")
     settings = config.to_dict(config.load(TokenizeConfig, _config_path(config_name), overrides))

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.corpus.inputs import Source, list_sources
+from vidvq.formats.clip_shard import parse_clip_info
 from vidvq.formats.commit import Commit, Outcome, ShardDraft, commit_shard, read_commits
 from vidvq.formats.plan import Plan
+from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.summary import JobSummary, summarize
 from vidvq.log import info, progress
 from vidvq.runtime import Pool, WorkerDied, start
@@ -16,7 +18,6 @@ from vidvq.shard.config import ShardConfig
 from vidvq.shard.cut import Cut, CutJob, cut_clips
 from vidvq.shard.plan import plan_shards
 from vidvq.shard.report import write_report
-from vidvq.shard.reuse import reusable_clips
 from vidvq.shard.shots import check_installed
 from vidvq.storage import refuse_unwritable
 
@@ -88,14 +89,14 @@ def make_shard(job: ShardJob) -> Commit:
     """Cut the clips of one shard, each video in a worker of its own, and commit them."""
 
     def fill(draft: ShardDraft) -> None:
-        reused = reusable_clips(job.out, job.older, job.rows)
+        reused = reusable_samples(job.out, job.older, job.rows)
         cuts = _cut(job, [row for row in job.rows if not row["verdict"] and row["key"] not in reused])
         for row in job.rows:
             if row["verdict"]:
                 _leave_out(draft, row, row["verdict"], row["reason"], row["detail"])
             elif row["key"] in reused:
-                files, num_frames = reused[row["key"]]
-                draft.add(row["key"], files, frames=num_frames)
+                files = reused[row["key"]]
+                draft.add(row["key"], files, frames=parse_clip_info(files["json"], row["key"]).num_frames)
             else:
                 cut = next(cuts)
                 assert cut.key == row["key"]

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from vidvq.config import to_dict
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.inputs import SOURCE_COLUMNS, Fingerprint, Source, source_of
 from vidvq.corpus.listing import Listing, look_into, remove_parts
+from vidvq.corpus.planned import confirm_plan, number_shards
 from vidvq.formats.clip_shard import PREFIX, clip_key
-from vidvq.formats.plan import Plan, ensure_plan, read_plan, refuse_foreign, table_of
-from vidvq.log import progress
+from vidvq.formats.plan import Plan, ensure_plan, refuse_foreign
 from vidvq.runtime import Pool, WorkerDied
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.shots import find_shots
@@ -42,7 +43,6 @@ SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-REMOVED = "removed"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def plan_shards(out: Path, sources: Callable[[], Iterable[Source]], config: Shar
         ValueError: the directory's plan was made from other inputs or settings.
     """
     if (out / "plan.json").is_file():
-        return _same_plan(out, sources, config)
+        return confirm_plan(out, "shard", PREFIX, sources, partial(made_from, config))
     refuse_foreign(out)
     listing = Listing(sources())
     if not listing.parts:
@@ -84,40 +84,11 @@ def plan_shards(out: Path, sources: Callable[[], Iterable[Source]], config: Shar
 
     def build() -> pa.Table:
         rows = deduplicate(probe_sources(out, listing, config, pool), {}, config)
-        return number_shards(rows, 0, config.clips_per_shard)
+        return number_shards(rows, 0, config.clips_per_shard, SCHEMA)
 
     plan = ensure_plan(out, "shard", PREFIX, origin, build)
     remove_parts(out)
     return plan
-
-
-def _same_plan(out: Path, sources: Callable[[], Iterable[Source]], config: ShardConfig) -> Plan:
-    gone = removed_uris(read_plan(out))
-    inputs = Fingerprint()
-
-    def standing() -> Iterator[Source]:
-        return (source for source in sources() if source.uri not in gone)
-
-    with progress("list", None, "videos") as bar:
-        for source in standing():
-            inputs.add(source)
-            bar.advance()
-
-    def build() -> pa.Table:
-        raise AssertionError("the plan is there")
-
-    def explain(plan: Plan) -> list[str]:
-        return _explain_inputs(plan, standing())
-
-    return ensure_plan(out, "shard", PREFIX, made_from(config, inputs), build, explain)
-
-
-def removed_uris(plan: Plan) -> set[str]:
-    """The sources that were taken out of a plan."""
-    if len(plan.headers) == 1:
-        return set()
-    columns = (plan.table.column(name).to_pylist() for name in ("uri", "reason", "verdict"))
-    return {uri for uri, reason, verdict in zip(*columns, strict=True) if verdict == "filtered" and reason == REMOVED}
 
 
 def probe_sources(out: Path, listing: Listing, config: ShardConfig, pool: Pool) -> Iterator[pa.Table]:
@@ -154,12 +125,6 @@ def deduplicate(tables: Iterable[pa.Table], known: dict[str, str], config: Shard
             elif dropped != source.identity:
                 dropped = source.identity
                 yield _reject(source, row["sha256"], 0, "filtered", "duplicate", f"has the same bytes as {first}")
-
-
-def number_shards(rows: Iterable[dict[str, Any]], first_shard: int, clips_per_shard: int) -> pa.Table:
-    """A table of rows, ``clips_per_shard`` to a shard from ``first_shard`` on."""
-    numbered = (row | {"shard": first_shard + index // clips_per_shard} for index, row in enumerate(rows))
-    return table_of(numbered, SCHEMA)
 
 
 def plan_source(job: ProbeJob) -> list[dict[str, Any]]:
@@ -259,23 +224,3 @@ def _row(source: Source, digest: str, clip_index: int, **fields: Any) -> dict[st
 
 def _reject(source: Source, digest: str, clip_index: int, verdict: str, reason: str, detail: str) -> dict[str, Any]:
     return _row(source, digest, clip_index, verdict=verdict, reason=reason, detail=detail)
-
-
-def _explain_inputs(plan: Plan, sources: Iterable[Source]) -> list[str]:
-    old = {source.identity: source for source in sources_of(plan)}
-    new = {source.identity: source for source in sources}
-    added = [f"{name} was added" for name in sorted(new.keys() - old.keys())]
-    removed = [f"{name} was removed" for name in sorted(old.keys() - new.keys())]
-    changed = [f"{name} was changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
-    return added + removed + changed
-
-
-def sources_of(plan: Plan) -> Iterator[Source]:
-    """The sources a plan was made from, without those removed since."""
-    before = None
-    for batch in plan.table.to_batches(max_chunksize=4096):
-        for row in batch.to_pylist():
-            source = source_of(row)
-            if source != before and not (row["verdict"] == "filtered" and row["reason"] == REMOVED):
-                before = source
-                yield source
