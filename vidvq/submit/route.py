@@ -1,7 +1,7 @@
 """The way from this machine to where a job meets: `python -m vidvq.submit.route HOST:PORT`.
 
-Prints this machine's address and network interface on that way, and whether the meeting place is this machine. A name
-that resolves to the loopback, or a second network, mislead those who guess by the machine's name.
+Prints this machine's network interface on that way. A name that resolves to the loopback, or a second network, mislead
+those who guess by the machine's name.
 """
 
 import platform
@@ -24,7 +24,7 @@ def main(head: str) -> int:
     except (OSError, ValueError) as error:
         print(f"{head} is no place to meet, as seen from {socket.gethostname()}: {error}", file=sys.stderr)
         return 2
-    print(address, str(address == there).lower(), interface_of(address))
+    print(interface_of(address))
     return 0
 
 
