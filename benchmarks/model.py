@@ -26,9 +26,9 @@ SIZES = ("nano", "small", "base", "large")
 COMPRESSIONS = {"4x8x8": (4, 4), "8x8x8": (8, 4), "8x16x16": (8, 8), "4x16x16": (4, 8)}
 FRAMES, SIDE = 17, 256
 ROUNDS = 7
-# Channels, and frames, height and width: near what the networks themselves run.
 # Height and width of two matrices; their product shows what the device can do at most.
 MATMUL = 2048 if not torch.cuda.is_available() else 8192
+# Channels, and frames, height and width of what comes out: near what the networks themselves run.
 CONV3D = ((64, 8, 64, 64), (128, 8, 32, 32), (256, 4, 32, 32), (512, 4, 16, 16))
 
 
@@ -119,10 +119,11 @@ def load(size: str, compression: str) -> VideoTokenizer:
 
 
 def conv3d(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """A 3x3x3 convolution that keeps its shape."""
+    """A 3x3x3 convolution to a shape; without padding, of which kernels skip the zeros that a count would take in."""
     channels, *extent = shape
-    layer = nn.Conv3d(channels, channels, 3, padding=1).to(device, dtype, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    x = torch.randn(1, channels, *extent).to(device, dtype).to(memory_format=torch.channels_last_3d)
+    layer = nn.Conv3d(channels, channels, 3).to(device, dtype, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    x = torch.randn(1, channels, *(side + 2 for side in extent)).to(device, dtype)
+    x = x.to(memory_format=torch.channels_last_3d)
     return lambda: layer(x)
 
 

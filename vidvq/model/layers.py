@@ -146,5 +146,6 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, past: Past) -> Tensor:
         """``b t h w c`` -> the same."""
-        hidden = self.space(F.silu(self.norm_space(x)))
-        return x + self.time(F.silu(self.norm_time(hidden)), past)
+        # In place: at these sizes memory costs more time than arithmetic.
+        hidden = self.space(F.silu(self.norm_space(x), inplace=True))
+        return self.time(F.silu(self.norm_time(hidden), inplace=True), past).add_(x)

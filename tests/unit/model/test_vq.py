@@ -35,16 +35,26 @@ def test_nearest_is_the_nearest(monkeypatch):
     latents, codebook = torch.randn(1000, 8), torch.randn(50, 8)
     brute = torch.cdist(latents.double(), codebook.double()).argmin(dim=1)
     assert torch.equal(search.nearest(latents, codebook), brute)
-    monkeypatch.setattr(search, "_ROWS", 7)
-    monkeypatch.setattr(search, "_CODES", 11)
-    assert torch.equal(search.nearest(latents, codebook), brute)
+    for rows, chunk, block in ((7, 11, 2), (1000, 50, 1), (512, 1, 3)):
+        monkeypatch.setattr(search, "_ROWS", rows)
+        monkeypatch.setattr(search, "_CHUNK", chunk)
+        monkeypatch.setattr(search, "_BLOCK", block)
+        assert torch.equal(search.nearest(latents, codebook), brute)
 
 
-def test_of_equal_codes_the_first_is_taken(monkeypatch):
-    monkeypatch.setattr(search, "_CODES", 8)
+@pytest.mark.parametrize("chunk", [8, 7, 64])
+def test_of_equal_codes_the_first_is_taken(monkeypatch, chunk):
+    monkeypatch.setattr(search, "_CHUNK", chunk)
     # Whole numbers, so that no rounding tells equal ones apart.
     codebook = torch.randint(-9, 10, (10, 4)).float().repeat(3, 1)
     assert torch.equal(search.nearest(codebook, codebook), torch.arange(10).repeat(3))
+
+
+def test_what_fills_the_last_chunk_is_no_code(monkeypatch):
+    monkeypatch.setattr(search, "_CHUNK", 8)
+    codebook = torch.randn(11, 4)
+    codes = search.nearest(codebook[-1:].repeat(20, 1), codebook)
+    assert torch.equal(codes, torch.full((20,), 10))
 
 
 @pytest.mark.parametrize("size", [8192, 1 << 18])
@@ -66,8 +76,8 @@ def test_positions_times_codes_is_never_held(size):
     with Watch():
         codes = search.nearest(latents, codebook)
     assert torch.equal(codes, chosen)
-    # The codes squared, for their norms, are the largest.
-    assert largest <= max(search._ROWS * search._CODES, codebook.numel())
+    # The largest are the codes beside their norms, and the chunk that each latent chose.
+    assert largest <= max(search._ROWS * search._CHUNK * 17, size * 17)
 
 
 _INTERPRETED = """

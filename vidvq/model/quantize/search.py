@@ -4,9 +4,10 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-# Latents and codes whose distances are held at a time: they fit a core's cache.
-_ROWS, _CODES = 512, 1024
+# Latents whose scores are held at a time, codes in a chunk, and chunks in a block: a block's scores fit a core's cache.
+_ROWS, _CHUNK, _BLOCK = 512, 64, 16
 _KMEANS_ROUNDS = 12
 
 
@@ -20,7 +21,7 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
 
     Returns:
         ``n`` int64. Positions x codes is never held: on a CUDA device a Triton kernel keeps the best code so far in
-        registers, where Triton is installed; elsewhere blocks of both are compared.
+        registers, where Triton is installed; elsewhere blocks of both are compared, and the best of each chunk kept.
     """
     half_norms = codebook.square().sum(dim=1).mul(0.5)
     if latents.is_cuda and find_spec("triton") is not None:
@@ -32,24 +33,27 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
 
 def nearest_in_blocks(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
     """:func:`nearest` in plain torch; ``half_norms``: ``|c|^2 / 2`` of every code, ``k``."""
-    parts = [_nearest_of_few(part, codebook, half_norms) for part in latents.split(_ROWS)]
-    return torch.cat(parts) if parts else latents.new_zeros(0, dtype=torch.long)
+    # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2): the first term is the same for every code, the rest one product.
+    rows = torch.cat([codebook, -half_norms[:, None]], dim=1)
+    if over := -len(rows) % _CHUNK:
+        rows = torch.cat([rows, rows[-1:].expand(over, -1)])
+    chunks = rows.view(-1, _CHUNK, rows.shape[1])
+    parts = [_nearest_of_few(part, chunks) for part in F.pad(latents, (0, 1), value=1.0).split(_ROWS)]
+    # The copies that fill the last chunk are of the last code.
+    return torch.cat(parts).clamp_(max=len(codebook) - 1) if parts else latents.new_zeros(0, dtype=torch.long)
 
 
-def _nearest_of_few(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
-    best, codes = None, None
-    for start in range(0, len(codebook), _CODES):
-        stop = start + _CODES
-        # |x - c|^2 = |x|^2 + 2 (|c|^2 / 2 - x c): the first term is the same for every code.
-        distances = torch.addmm(half_norms[start:stop], latents, codebook[start:stop].T, alpha=-1)
-        least, index = distances.min(dim=1)
-        if best is None or codes is None:
-            best, codes = least, index
-        else:
-            codes = torch.where(least < best, index + start, codes)
-            best = torch.minimum(least, best)
-    assert codes is not None
-    return codes
+def _nearest_of_few(latents: Tensor, chunks: Tensor) -> Tensor:
+    """First the chunk, then the code in it: a maximum alone is much cheaper than one with its place."""
+    columns = latents.T.contiguous()
+    best = []
+    held = latents.new_empty(_BLOCK * _CHUNK, len(latents))
+    for block in chunks.split(_BLOCK):
+        scores = torch.mm(block.flatten(0, 1), columns, out=held[: len(block) * _CHUNK])
+        best.append(scores.view(len(block), _CHUNK, -1).amax(dim=1))
+    chunk = torch.cat(best).argmax(dim=0)
+    within = torch.bmm(chunks[chunk], latents[:, :, None]).squeeze(2).argmax(dim=1)
+    return chunk * _CHUNK + within
 
 
 @torch.no_grad()
