@@ -70,6 +70,36 @@ def test_an_answer_that_is_lost_neither_loses_nor_doubles_tokens(
     same(tmp_path / "disk")
 
 
+@pytest.mark.parametrize("source", ["videos"], indirect=True)
+def test_tokens_in_a_bucket_follow_their_videos(source, bucket, objects, make_video, checkpoint_dir, tmp_path, vidvq):
+    url, settings = source
+    job = ("tokenize", "--checkpoint", checkpoint_dir, INLINE, "max_failed=1", "--out")
+    out = f"s3://{bucket.name}/out"
+    bucket.put_object(Key="in/c.mp4", Body=b"RIFF")
+    assert vidvq(*job, out, url, *settings).code == 0
+    new = make_video(tmp_path / "new.mp4", 12)
+    bucket.upload_file(str(new), "in/c.mp4")
+    bucket.upload_file(str(new), "in/d.mp4")
+    # The list of a store does not tell of each change; what failed is looked at again.
+    for change in (["--retry-failed"], [url, "--add"], ["--remove", f"{url}/a.mp4"], [url, *settings]):
+        ran = vidvq(*job, out, *change)
+        assert ran.code == 0, ran.err
+        ran = vidvq("verify", out)
+        assert ran.code == 0, ran.out
+    names = {name.removeprefix("out/") for name in objects() if name.startswith("out/tokens-")}
+    assert names == {"tokens-000001-r3.tar", "tokens-000002-r1.tar", "tokens-000003.tar", "tokens-000004.tar"}
+    bucket.Object("in/a.mp4").delete()
+    for folder, to in (out, "changed"), (tmp_path / "anew", "anew"):
+        if to == "anew":
+            assert vidvq(*job, folder, url, *settings).code == 0
+        ran = vidvq("decode", folder, "--checkpoint", checkpoint_dir, "--out", tmp_path / to, "format=npy")
+        assert ran.code == 0, ran.err
+    changed, anew = (
+        {path.name: path.read_bytes() for path in (tmp_path / to).glob("*.npy")} for to in ("changed", "anew")
+    )
+    assert changed == anew and anew
+
+
 def test_a_damaged_clip_shard_in_a_bucket_is_one_line_and_no_shard(
     bucket, objects, clips_dir, checkpoint_dir, tmp_path, vidvq
 ):

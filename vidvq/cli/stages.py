@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from vidvq import config, log
-from vidvq.cli.arguments import change_options, read_change, refuse_settings, split
+from vidvq.cli.arguments import change_options, read_change, refuse_settings
 from vidvq.cli.decode import decode
 from vidvq.cli.place import Place, checkpoint_option
 from vidvq.cli.view import view
 
 # What a change to a corpus may set: nothing that is of the plan.
 _FREE = ("runtime.", "max_failed=")
+_THRESHOLDS = ("quality.min_psnr=", "quality.max_drop=", "quality.min_usage=")
 
 
 def _config_path(name: str | None) -> Path | None:
@@ -107,14 +108,23 @@ def train(config_name: str, overrides: tuple[str, ...], profile: bool) -> int:
 
 
 @click.command(short_help="Turn clip shards or videos into token shards.")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCES... [KEY=VALUE]...")
+@click.argument("sources", nargs=-1, metavar="[SOURCES]... [KEY=VALUE]...")
 @checkpoint_option
 @_out
 @_config
 @_json
 @click.option("--dry-run", is_flag=True, help="Say what would be made and how long it would take; write nothing.")
+@change_options("SOURCES, videos,")
 def tokenize(
-    sources: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, as_json: bool, dry_run: bool
+    sources: tuple[str, ...],
+    checkpoint: Path,
+    out: Path,
+    config_name: str | None,
+    as_json: bool,
+    dry_run: bool,
+    add: bool,
+    remove: tuple[str, ...],
+    retry_failed: str | None,
 ) -> int:
     """Turn SOURCES into token shards: a directory of clip shards, one for one; or videos, as `vidvq shard` takes them.
 
@@ -124,14 +134,24 @@ def tokenize(
     \b
     vidvq tokenize shards/ --checkpoint runs/demo --out tokens/
     vidvq tokenize videos/ more.csv --checkpoint runs/demo --out tokens/ gop_frames=65 video.short_side=256
+    vidvq tokenize new/ --checkpoint runs/demo --out tokens/ --add
+    vidvq tokenize --checkpoint runs/demo --out tokens/ --retry-failed=fetch_failed
     """
-    from vidvq.tokenize import TokenizeConfig, estimate, run_tokenize
+    from vidvq import tokenize as stage
 
-    inputs, overrides = split(sources)
-    settings = config.load(TokenizeConfig, _config_path(config_name), overrides)
-    if dry_run:
-        return _show(estimate(inputs, checkpoint, settings), as_json)
-    return _report(run_tokenize(inputs, checkpoint, out, settings), settings.max_failed, as_json)
+    inputs, overrides, change = read_change(sources, add, remove, retry_failed, dry_run)
+    if change:
+        refuse_settings(out, config_name, overrides, (*_FREE, *_THRESHOLDS))
+        settings = stage.standing_config(out, overrides)
+        summary = stage.amend(change, checkpoint, out, settings)
+    else:
+        if not inputs:
+            raise ValueError("there is no source; give a directory of clip shards, or videos")
+        settings = config.load(stage.TokenizeConfig, _config_path(config_name), overrides)
+        if dry_run:
+            return _show(stage.estimate(inputs, checkpoint, settings), as_json)
+        summary = stage.run_tokenize(inputs, checkpoint, out, settings)
+    return _report(summary, settings.max_failed, as_json)
 
 
 @click.command(short_help="Score decoded clips against their originals.")

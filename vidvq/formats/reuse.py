@@ -21,7 +21,7 @@ def reusable_samples(
     for name, generation in reversed(older):
         if commit := read_commit(out, name):
             wanted = {row["key"] for row in rows if not row["reason"] and row["generation"] <= generation}
-            return _read(out / name, commit, wanted)
+            return _read(out / name, commit, wanted) if wanted else {}
     return {}
 
 

@@ -38,6 +38,7 @@ class Made:
         worker: which one.
         alive_s: since it was ready to begin.
         seconds: of this shard, by stage.
+        copied: of the record's totals, those of samples that the shard's older form held.
     """
 
     commit: Commit
@@ -45,6 +46,12 @@ class Made:
     worker: str
     alive_s: float
     seconds: dict[str, float]
+    copied: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def encoded(self) -> dict[str, int]:
+        """Frames and tokens that were encoded."""
+        return {name: self.commit.stats.get(name, 0) - self.copied.get(name, 0) for name in ("frames", "tokens")}
 
 
 class Stopwatch:
@@ -83,10 +90,10 @@ class Stopwatch:
                     return
             yield entry
 
-    def made(self, commit: Commit, counts: CodeCounts) -> Made:
+    def made(self, commit: Commit, counts: CodeCounts, copied: dict[str, int] | None = None) -> Made:
         """Tell of a shard, and begin with the next."""
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
-        return Made(commit, counts, self.worker, monotonic() - self._ready, seconds)
+        return Made(commit, counts, self.worker, monotonic() - self._ready, seconds, copied or {})
 
     def _book(self) -> None:
         wall, cpu = monotonic(), thread_time()
@@ -161,7 +168,7 @@ class Account:
         self._ready.setdefault(made.worker, monotonic() - made.alive_s)
         for name, passed in made.seconds.items():
             self._seconds[name] += passed
-        self._totals.update(made.commit.stats)
+        self._totals.update(made.encoded)
 
     def report(self, counts: CodeCounts) -> RunMetrics:
         """The account until now, with the codes of the run."""

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
+from vidvq.corpus.planned import REMOVED
 from vidvq.formats.plan import Plan, extend_plan, read_plan
 
 # pyarrow makes these functions when it is imported, where no type checker sees them.
 pc: Any = pyarrow.compute
-REMOVED = "removed"
 _SHARD = ["clip_shard", "clip_shard_sha256", "shard"]
 
 

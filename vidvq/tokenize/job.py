@@ -1,6 +1,6 @@
 """The tokenization job: plan, then one idempotent unit of work per shard."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -84,13 +84,23 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
             committed stays.
     """
     job = open_job(sources, checkpoint, config)
-    card, clips = job.card, job.clips
+
+    def plan(pool: Pool) -> Plan:
+        if job.clips:
+            return plan_tokens(out, job.clips, job.config, job.card)
+        return plan_videos(out, sources, job.config, job.card, pool)
+
+    return make_tokens(job, out, plan)
+
+
+def make_tokens(job: Opened, out: Path, plan_with: Callable[[Pool], Plan]) -> JobSummary:
+    """Plan, make every shard that is not committed, and add up."""
     refuse_unwritable(out)
     with start(job.config.runtime) as pool:
-        plan = plan_tokens(out, clips, job.config, card) if clips else plan_videos(out, sources, job.config, card, pool)
-        write_tokenizer_card(out, card)
-        items = plan.header["items"]
-        info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {card.token_fingerprint[:12]}")
+        plan = plan_with(pool)
+        write_tokenizer_card(out, job.card)
+        items, tokenizer = plan.header["items"], job.card.token_fingerprint
+        info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {tokenizer[:12]}")
         metrics = _make_shards(job, out, plan, pool)
     if metrics.workers:
         metrics.write(out)
@@ -120,7 +130,7 @@ def _make_shards(job: Opened, out: Path, plan: Plan, pool: Pool) -> RunMetrics:
                     watch.see(commit)
                     bar.advance(len(rows), live.earlier(commit))
                 else:
-                    yield TokenJob(job.clips, out, shard, plan.id_of(index), rows, config)
+                    yield TokenJob(job.clips, out, shard, plan.id_of(index), rows, config, plan.older(index))
 
         make = partial(ShardMaker, job.folder, config.quality)
         for work, made in pool.map_stateful(make, jobs(), gpus=job.gpus):

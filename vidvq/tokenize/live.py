@@ -37,14 +37,14 @@ class Live:
         """Take in a shard of this run, and the share of the encoder so far; returns the note."""
         commit, count = made.commit, self._pool.count
         self._failed += len(commit.failed)
-        self._totals.update(commit.stats)
+        self._totals.update(made.encoded)
         count(SHARDS, 1)
         count(ITEMS, commit.ok, outcome="ok", reason="")
         for outcome, items in (("failed", commit.failed), ("filtered", commit.filtered)):
             for reason, number in Counter(item.reason for item in items).items():
                 count(ITEMS, number, outcome=outcome, reason=reason)
-        count(FRAMES, commit.stats.get("frames", 0))
-        count(TOKENS, commit.stats.get("tokens", 0))
+        count(FRAMES, made.encoded["frames"])
+        count(TOKENS, made.encoded["tokens"])
         for stage, passed in made.seconds.items():
             count(SECONDS, passed, stage=stage)
         self._pool.gauge(EFFICIENCY, efficiency)

@@ -11,10 +11,11 @@ import pyarrow as pa
 from vidvq.config import to_dict
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.frames import window_of
-from vidvq.corpus.inputs import SOURCE_COLUMNS, Source, list_sources
+from vidvq.corpus.inputs import SOURCE_COLUMNS, Fingerprint, Source, list_sources
 from vidvq.corpus.listing import Listing, look_into, remove_parts
+from vidvq.corpus.planned import confirm_plan, number_shards
 from vidvq.formats.clip_shard import clip_key
-from vidvq.formats.plan import Plan, ensure_plan, table_of
+from vidvq.formats.plan import Plan, ensure_plan
 from vidvq.formats.token_shard import PREFIX, TokenizerCard
 from vidvq.runtime import Pool, WorkerDied
 from vidvq.tokenize.config import TokenizeConfig
@@ -73,24 +74,39 @@ def plan_videos(out: Path, inputs: list[str], config: TokenizeConfig, card: Toke
         ValueError: an input does not exist, or the plan there was made from other videos, settings or tokenizer.
     """
     refuse_gop(config.gop_frames, card.temporal_factor)
+
+    def origin(found: Fingerprint) -> dict[str, Any]:
+        return made_from(config, found, card)
+
+    if (out / "plan.json").is_file():
+        return confirm_plan(out, "tokenize", PREFIX, lambda: list_sources(inputs, config.lists), origin)
     listing = Listing(list_sources(inputs, config.lists))
     if not listing.parts:
         raise ValueError("the inputs name no video at all")
-    settings = to_dict(config)
-    made_from = {name: settings[name] for name in ("video", "gop_frames", "items_per_shard", "lists", "limits")}
-    made_from |= {"inputs": listing.inputs.value(), "token_fingerprint": card.token_fingerprint}
-    made_from |= written_as(config, card)
 
     def build() -> pa.Table:
-        order = config.runtime.order
-        tables = look_into(out, listing, made_from, SCHEMA, lambda sources: _look(sources, config, pool), order)
-        rows = (row for table in tables for row in table.to_pylist())
-        numbered = (row | {"shard": number // config.items_per_shard} for number, row in enumerate(rows))
-        return table_of(numbered, SCHEMA)
+        tables = look_into_videos(out, listing, config, card, pool)
+        return number_shards((row for table in tables for row in table.to_pylist()), 0, config.items_per_shard, SCHEMA)
 
-    plan = ensure_plan(out, "tokenize", PREFIX, made_from, build)
+    plan = ensure_plan(out, "tokenize", PREFIX, origin(listing.inputs), build)
     remove_parts(out)
     return plan
+
+
+def made_from(config: TokenizeConfig, inputs: Fingerprint, card: TokenizerCard) -> dict[str, Any]:
+    """All that decides what the shards hold, as JSON types."""
+    settings = to_dict(config)
+    decisive = {name: settings[name] for name in ("video", "gop_frames", "items_per_shard", "lists", "limits")}
+    decisive |= {"inputs": inputs.value(), "token_fingerprint": card.token_fingerprint}
+    return decisive | written_as(config, card)
+
+
+def look_into_videos(
+    out: Path, listing: Listing, config: TokenizeConfig, card: TokenizerCard, pool: Pool
+) -> Iterator[pa.Table]:
+    """Yield the rows of all sources, a part at a time, in order; see :func:`vidvq.corpus.listing.look_into`."""
+    origin, order = made_from(config, listing.inputs, card), config.runtime.order
+    return look_into(out, listing, origin, SCHEMA, lambda sources: _look(sources, config, pool), order)
 
 
 def look_at(job: LookJob) -> list[dict[str, Any]]:

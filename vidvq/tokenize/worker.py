@@ -1,20 +1,23 @@
 """What a worker of the job does: frames in from a process that decodes, codes out, one shard after another."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from vidvq.corpus.amend import LEFT_OUT
 from vidvq.corpus.frames import FrameJob, Piece, decode_items
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
-from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files
+from vidvq.formats.reuse import reusable_samples
+from vidvq.formats.token_shard import TokenInfo, TokenizerCard, parse_info, token_files
 from vidvq.metrics.codes import CodeCounts
 from vidvq.model.checkpoint import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
@@ -22,7 +25,6 @@ from vidvq.tokenize.account import Made, Stopwatch
 from vidvq.tokenize.clips import local_clips
 from vidvq.tokenize.config import QualityPolicy, TokenizeConfig
 from vidvq.tokenize.encode import Step, stream
-from vidvq.tokenize.follow import REMOVED
 from vidvq.tokenize.lanes import Lane, run_lanes
 from vidvq.tokenize.quality import Scorer, is_scored, keep_frames, refuse_poor, stats_of
 from vidvq.video import VideoError
@@ -35,7 +37,11 @@ _TRIES = 3
 
 @dataclass(frozen=True)
 class TokenJob:
-    """One shard to make; travels to a worker. ``clips`` is the directory of clip shards, None for raw video."""
+    """One shard to make; travels to a worker.
+
+    ``clips`` is the directory of clip shards, None for raw video. ``older`` are the names the shard had before, whose
+    samples may serve again.
+    """
 
     clips: Path | None
     out: Path
@@ -43,6 +49,7 @@ class TokenJob:
     plan_id: str
     rows: list[dict[str, Any]]
     config: TokenizeConfig
+    older: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def batch(self) -> int:
@@ -75,28 +82,33 @@ class ShardMaker:
 
     def __call__(self, job: TokenJob) -> Made:
         """Make a shard and commit it."""
-        counts = CodeCounts(self._card)
+        counts, copied = CodeCounts(self._card), Counter[str]()
         with ExitStack() as stack:
             with self._clock.stage("fetch"):
                 file = stack.enter_context(local_clips(job.clips, job.rows[0])) if job.clips else None
             with self._clock.stage("write"):
-                commit = commit_shard(job.out, job.shard, job.plan_id, partial(self._fill, job, file, counts))
-        return self._clock.made(commit, counts)
+                commit = commit_shard(job.out, job.shard, job.plan_id, partial(self._fill, job, file, counts, copied))
+        return self._clock.made(commit, counts, dict(copied))
 
-    def _fill(self, job: TokenJob, file: Path | None, counts: CodeCounts, draft: ShardDraft) -> None:
+    def _fill(
+        self, job: TokenJob, file: Path | None, counts: CodeCounts, copied: Counter[str], draft: ShardDraft
+    ) -> None:
         for row in job.rows:
             if row.get("reason"):
-                outcomes = draft.filtered if row["reason"] == REMOVED else draft.failed
+                outcomes = draft.filtered if row["reason"] in LEFT_OUT else draft.failed
                 source = row["clip_shard"] if job.clips else row["uri"]
                 outcomes.append(Outcome(row["key"], row["reason"], f"{source}: {row['detail']}"))
-        rows = [row for row in job.rows if not row.get("reason")]
-        desk = _Desk(job.config, self._card, draft, [row["key"] for row in rows], counts)
+        keys = [row["key"] for row in job.rows if not row.get("reason")]
+        desk = _Desk(job.config, self._card, draft, keys, counts, copied)
+        reused = reusable_samples(job.out, job.older, job.rows) if job.older else {}
         while len(self._feeders) < job.batch:
             self._feeders.append(Feeder())
-        lanes = [
-            self._lane(job, file, deque(part), feeder, desk)
-            for part, feeder in zip(_split(rows, job), self._feeders, strict=True)
-        ]
+        lanes = []
+        for part, feeder in zip(_split(job), self._feeders, strict=True):
+            left = deque(row for row in part if not row.get("reason") and row["key"] not in reused)
+            lanes.append(self._lane(job, file, left, feeder, desk))
+        for key, files in reused.items():
+            desk.put(_Copy(key, files))
         run_lanes(self._tokenizer, lanes, self._clock)
         refuse_poor(job.shard, desk.scores, job.config.quality)
 
@@ -165,46 +177,63 @@ class _Sample:
     info: TokenInfo
 
 
+@dataclass(frozen=True)
+class _Copy:
+    key: str
+    files: dict[str, bytes]
+
+
 class _Desk:
     """Where lanes put what they made; it goes into the shard in the order of the plan."""
 
     def __init__(
-        self, config: TokenizeConfig, card: TokenizerCard, draft: ShardDraft, keys: list[str], counts: CodeCounts
+        self,
+        config: TokenizeConfig,
+        card: TokenizerCard,
+        draft: ShardDraft,
+        keys: list[str],
+        counts: CodeCounts,
+        copied: Counter[str],
     ) -> None:
         self.scores: list[float] = []
         self._config, self._card, self._draft, self._counts = config, card, draft, counts
+        self._copied = copied
         self._keys = deque(keys)
-        self._early: dict[str, _Sample | Outcome] = {}
+        self._early: dict[str, _Sample | _Copy | Outcome] = {}
 
-    def put(self, made: "_Sample | Outcome") -> None:
+    def put(self, made: "_Sample | _Copy | Outcome") -> None:
         """Take an item, whichever comes first."""
         self._early[made.key] = made
         while self._keys and (ready := self._early.pop(self._keys[0], None)):
             self._keys.popleft()
             if isinstance(ready, Outcome):
                 self._draft.failed.append(ready)
+            elif isinstance(ready, _Copy):
+                self._copied.update(self._add(ready.key, ready.files, parse_info(ready.files, ready.key)))
             else:
-                self._add(ready)
+                self._counts.add(ready.codes)
+                files = token_files(ready.codes, ready.info, self._card, self._config.pack)
+                self._add(ready.key, files, ready.info)
 
-    def _add(self, sample: _Sample) -> None:
-        info, quality = sample.info, sample.info.quality
-        self._counts.add(sample.codes)
-        self.scores += [quality["psnr"]] if quality else []
-        stats = {"frames": info.num_frames, "tokens": int(sample.codes.size)}
-        stats |= stats_of(quality) if quality else {}
-        self._draft.add(sample.key, token_files(sample.codes, info, self._card, self._config.pack), **stats)
+    def _add(self, key: str, files: dict[str, bytes], info: TokenInfo) -> dict[str, int]:
+        """Write a sample; returns what it adds to the shard's totals."""
+        self.scores += [info.quality["psnr"]] if info.quality else []
+        stats = {"frames": info.num_frames, "tokens": prod(info.grid)}
+        stats |= stats_of(info.quality) if info.quality else {}
+        self._draft.add(key, files, **stats)
+        return stats
 
 
-def _split(rows: list[dict[str, Any]], job: TokenJob) -> list[list[dict[str, Any]]]:
-    """The items of each lane, by the plan alone.
+def _split(job: TokenJob) -> list[list[dict[str, Any]]]:
+    """The items of each lane, by their places in the plan's shard alone; those with nothing to encode keep theirs.
 
     A lane has neighbours, which are decoded from one video in one go. Unbroken streams share none, and may be hours of
     tokens that wait for their turn in the shard: these are dealt out.
     """
     if job.clips is None and job.config.gop_frames is None:
-        return [rows[place :: job.batch] for place in range(job.batch)]
-    edges = [len(rows) * place // job.batch for place in range(job.batch + 1)]
-    return [rows[start:stop] for start, stop in pairwise(edges)]
+        return [job.rows[place :: job.batch] for place in range(job.batch)]
+    edges = [len(job.rows) * place // job.batch for place in range(job.batch + 1)]
+    return [job.rows[start:stop] for start, stop in pairwise(edges)]
 
 
 def _frames(pieces: Iterator[Piece | WorkerDied]) -> Iterator[np.ndarray]:
