@@ -130,8 +130,8 @@ class RunMetrics:
     codebooks: tuple[CodebookUse, ...] = field(default=())
 
     def lines(self) -> list[str]:
-        """The same in plain words; nothing where nothing was made."""
-        if not self.workers:
+        """The same in plain words; nothing where nothing was encoded."""
+        if not self.frames:
             return []
         total = sum(self.seconds.values())
         shares = {name: self.seconds.get(name, 0.0) / total for name in _STAGES}
