@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from vidvq.formats.commit import Commit
+from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.token_shard import Codebook, TokenizerCard
 from vidvq.metrics.codes import CodeCounts
+from vidvq.runtime import WorkerDied
+from vidvq.runtime.pool import InlinePool
 from vidvq.tokenize.config import QualityPolicy
 from vidvq.tokenize.watch import Watch
 
@@ -81,6 +83,7 @@ def test_a_collapsed_checkpoint_stops_the_command_and_what_is_committed_stays(
     assert ran.code == 1
     assert "codebook: " in ran.error and "quality.min_usage=0.99; what is committed stays" in ran.error
     assert list(out.glob("commits/*.json"))
+    assert json.loads((out / "metrics.json").read_bytes())["frames"] > 0
     # The threshold is no part of the plan.
     assert vidvq(*command).code == 0
     assert vidvq("verify", out).code == 0
@@ -100,6 +103,10 @@ def test_a_fall_is_found_again_by_the_run_that_goes_on(vidvq, clips_dir, checkpo
     assert first.code == 1 and "tokens-000002.tar: PSNR fell to 20.00 dB" in first.error
     assert "from 30.00 dB on the first 4, more than quality.max_drop=2" in first.error
     made = sorted(path.name for path in out.glob("*.tar"))
+    metrics = json.loads((out / "metrics.json").read_bytes())
+    frames = [read_commit(out, name).stats["frames"] for name in made]
+    assert metrics["frames"] == sum(frames) and "of their time encoding" in first.err
+    assert sum(book["tokens"] for book in metrics["codebooks"]) == metrics["tokens"]
     again = vidvq(*command)
     assert again.code == 1 and again.error == first.error
     assert sorted(path.name for path in out.glob("*.tar")) == made
@@ -108,3 +115,24 @@ def test_a_fall_is_found_again_by_the_run_that_goes_on(vidvq, clips_dir, checkpo
     assert f"psnr {stats['psnr_e4'] / stats['scored'] / 1e4:.4g} on their mean" in " ".join(
         vidvq("inspect", out).out.split()
     )
+
+
+def test_a_run_that_a_dead_worker_ends_tells_how_it_went_until_then(
+    vidvq, clips_dir, checkpoint_dir, tmp_path, monkeypatch
+):
+    whole = InlinePool.map_stateful
+
+    def die_at_the_third(pool, make, items, *, gpus=0):
+        for number, (item, made) in enumerate(whole(pool, make, items, gpus=gpus)):
+            yield item, made if number < 2 else WorkerDied("was killed")
+
+    out = tmp_path / "out"
+    command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=0")
+    with monkeypatch.context() as patch:
+        patch.setattr(InlinePool, "map_stateful", die_at_the_third)
+        ran = vidvq(*command)
+    assert ran.code == 1 and "tokens-000002.tar: was killed; run the same command again" in ran.error
+    shards = [f"tokens-00000{number}.tar" for number in range(2)]
+    stats = [read_commit(out, shard).stats["frames"] for shard in shards]
+    assert json.loads((out / "metrics.json").read_bytes())["frames"] == sum(stats)
+    assert vidvq(*command).code == 0

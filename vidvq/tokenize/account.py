@@ -107,7 +107,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """What one run did and how its workers spent their time; written as ``metrics.json``.
+    """What one run did and how its workers spent their time; written as ``metrics.json``, of a stopped one too.
 
     Attributes:
         wall_s: from the start of the workers to the last shard.

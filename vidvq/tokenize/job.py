@@ -1,6 +1,7 @@
 """The tokenization job: plan, then one idempotent unit of work per shard."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -101,12 +102,23 @@ def make_tokens(job: Opened, out: Path, plan_with: Callable[[Pool], Plan]) -> Jo
         write_tokenizer_card(out, job.card)
         items, tokenizer = plan.header["items"], job.card.token_fingerprint
         info(f"plan {plan.plan_id[:12]}: {items} clips in {plan.num_shards} shards by {tokenizer[:12]}")
-        metrics = _make_shards(job, out, plan, pool)
+        account, watch = Account(), Watch(job.card, job.config.quality)
+        try:
+            _make_shards(job, out, plan, pool, account, watch)
+        except OSError:
+            # Whoever looks into what ended it wants to see how it went until then; the disk may be what did.
+            with suppress(OSError):
+                _tell(account.report(watch.total), out)
+            raise
+        _tell(account.report(watch.total), out)
+    return summarize(out, plan)
+
+
+def _tell(metrics: RunMetrics, out: Path) -> None:
     if metrics.workers:
         metrics.write(out)
     for line in metrics.lines():
         info(line)
-    return summarize(out, plan)
 
 
 def _clip_shards(sources: list[str]) -> Path | None:
@@ -117,9 +129,8 @@ def _clip_shards(sources: list[str]) -> Path | None:
     return planned[0] if planned else None
 
 
-def _make_shards(job: Opened, out: Path, plan: Plan, pool: Pool) -> RunMetrics:
-    config = job.config
-    account, watch, live = Account(), Watch(job.card, config.quality), Live(pool)
+def _make_shards(job: Opened, out: Path, plan: Plan, pool: Pool, account: Account, watch: Watch) -> None:
+    config, live = job.config, Live(pool)
     with progress("tokenize", plan.header["items"], "clips") as bar:
 
         def jobs() -> Iterator[TokenJob]:
@@ -138,6 +149,5 @@ def _make_shards(job: Opened, out: Path, plan: Plan, pool: Pool) -> RunMetrics:
                 raise OSError(f"{work.shard}: {made.message}; run the same command again to go on")
             account.add(made)
             bar.advance(made.commit.items, live.made(made, account.report(watch.total).efficiency))
-            watch.see(made.commit)
             watch.count(work.shard, made.counts)
-    return account.report(watch.total)
+            watch.see(made.commit)
