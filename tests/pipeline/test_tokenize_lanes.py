@@ -1,6 +1,7 @@
 """Streams that are stepped together: their tokens depend on the batch's size and on nothing that is in it."""
 
 import json
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -65,6 +66,18 @@ def test_what_else_is_in_the_batch_changes_no_token(tokenizer):
         for one, other, video in zip(alone, together[place], videos, strict=True):
             assert one.shape == tokenizer.latent_shape(*video.shape[:3])
             assert np.array_equal(one, other)
+
+
+def test_a_long_stream_keeps_its_codes_as_small_as_they_are_written(tokenizer):
+    groups = np.zeros((8, 64, 64), dtype=np.int64)
+    steps = stream(tokenizer, (np.zeros((1 + 4 * 8, 8, 8, 3), np.uint8) for _ in range(200)), np.uint16)
+    tracemalloc.start()
+    next(steps)
+    for _ in range(190):
+        steps.send((groups.copy(), "state"))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1.1 * 190 * groups.size * np.uint16().itemsize
 
 
 def test_they_are_the_tokens_of_each_stream(tokenizer):

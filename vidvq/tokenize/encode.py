@@ -35,27 +35,28 @@ def has_streams(tokenizer: Tokenizer) -> bool:
     return type(tokenizer).encode_step is not Tokenizer.encode_step
 
 
-def stream(tokenizer: Tokenizer, chunks: Iterable[np.ndarray]) -> Stream:
+def stream(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], dtype: type[np.unsignedinteger] = np.uint32) -> Stream:
     """Yield one step after another, take its codes and state, and return the codes ``lt lh lw`` of the whole.
 
     Args:
         tokenizer: whose; one that has no streams gets the whole as one step.
         chunks: frames ``t h w c`` uint8; all but the last are whole groups, behind the first frame.
+        dtype: that codes are kept in from the first on: of hours there are many.
     """
     if not has_streams(tokenizer):
         codes, _ = yield Step(np.concatenate(list(chunks)))
-        return codes
+        return codes.astype(dtype)
     state: Any = None
     parts = []
     for chunk in chunks:
         frames = chunk
         if state is None:
             codes, state = yield Step(frames[:1])
-            parts.append(codes)
+            parts.append(codes.astype(dtype))
             frames = frames[1:]
         if len(frames):
             codes, state = yield Step(frames, state)
-            parts.append(codes)
+            parts.append(codes.astype(dtype))
     return pack(parts, "* h w")[0]
 
 

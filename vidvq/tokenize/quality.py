@@ -74,12 +74,15 @@ def stats_of(scores: dict[str, float]) -> dict[str, int]:
 
 def _decode(tokenizer: Tokenizer, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     length, height, width = shape
-    grid = torch.from_numpy(codes.astype(np.int64))[None].to(tokenizer.device)
+
+    def grid(groups: slice) -> torch.Tensor:
+        return torch.from_numpy(codes[groups].astype(np.int64))[None].to(tokenizer.device)
+
     if not isinstance(tokenizer, VideoTokenizer):
-        return to_frames(tokenizer.decode(grid, num_frames=length, size=(height, width)))
+        return to_frames(tokenizer.decode(grid(slice(None)), num_frames=length, size=(height, width)))
     parts, state = [], None
     for t in range(tokenizer.latent_shape(length, height, width)[0]):
-        video, state = tokenizer.decode_step(grid[:, t : t + 1], state)
+        video, state = tokenizer.decode_step(grid(slice(t, t + 1)), state)
         parts.append(to_frames(video[..., :height, :width]))
     return np.concatenate(parts)[:length]
 

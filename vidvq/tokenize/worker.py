@@ -154,7 +154,7 @@ class ShardMaker:
                     frames, kept = _frames(pieces), []
                     scored = is_scored(piece.key, config.quality.share)
                     chunks = keep_frames(self._tokenizer, frames, kept) if scored else frames
-                    codes = yield from stream(self._tokenizer, chunks)
+                    codes = yield from stream(self._tokenizer, chunks, self._card.dtype)
                 except _DecoderDied:
                     return True
                 except VideoError as error:
@@ -165,7 +165,7 @@ class ShardMaker:
                     grid = tuple(int(length) for length in codes.shape)
                     fields = {name: getattr(piece.stretch, name) for name in asdict(piece.stretch)}
                     info = TokenInfo(grid=grid, quality=quality, **fields)
-                    desk.put(_Sample(piece.key, codes.astype(self._card.dtype), info))
+                    desk.put(_Sample(piece.key, codes, info))
                 left.popleft()
         return False
 
