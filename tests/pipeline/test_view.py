@@ -97,11 +97,83 @@ def test_every_clip_can_be_had_and_is_what_its_shard_holds(served, tokens_dir):
     card = read_tokenizer_card(tokens_dir)
     samples = [sample for shard in sorted(tokens_dir.glob("*.tar")) for sample in read_tokens(shard, card)]
     listed = json.loads(get(served, "/clips?start=0&count=100")[1])
-    assert [line["key"] for line in listed] == [key for key, _, _ in samples]
+    assert listed["total"] == len(samples)
+    listed = listed["clips"]
+    assert [(line["index"], line["key"]) for line in listed] == [(at, key) for at, (key, _, _) in enumerate(samples)]
     for index, (key, codes, info) in enumerate(samples):
         clip = json.loads(get(served, f"/clip?index={index}")[1])
         assert clip["key"] == key and clip["codes"] == codes.ravel().tolist() and clip["original"]
         assert len(clip["starts"]) == info.num_frames and clip["duration"] == pytest.approx(listed[index]["duration"])
+
+
+@pytest.fixture(params=["clips", "shards alone", "raw video"])
+def two_sources(request, tmp_path, make_video, checkpoint_dir, vidvq, tiny_settings) -> Gallery:
+    """Four clips of each of two videos; what says where a clip is from is another each time."""
+    for name in ("Garden", "street"):
+        (tmp_path / name).mkdir()
+        make_video(tmp_path / name / f"{name}.mp4", 36, size=(32, 64 if name == "street" else 72))
+    out, clips, end = tmp_path / "out", tmp_path / "clips", ("--checkpoint", checkpoint_dir, "runtime.workers=0")
+    videos = (tmp_path / "Garden", tmp_path / "street")
+    if request.param == "raw video":
+        settings = ("gop_frames=9", "items_per_shard=3", "video.short_side=32")
+        assert vidvq("tokenize", *videos, "--out", out, *end, *settings).code == 0
+    else:
+        assert vidvq("shard", *videos, "--out", clips, *tiny_settings, "runtime.workers=0").code == 0
+        assert vidvq("tokenize", clips, "--out", out, *end).code == 0
+    return Gallery(out, checkpoint_dir, clips if request.param == "clips" else None)
+
+
+def test_clips_are_found_by_their_keys_and_sources_over_all_shards(two_sources):
+    def found(text: str, start: int = 0, count: int = 100) -> tuple[int, list[int]]:
+        lines = two_sources.lines(start, count, text)
+        assert all(line["key"] == two_sources.place(line["index"]).key for line in lines["clips"])
+        return lines["total"], [line["index"] for line in lines["clips"]]
+
+    assert found("/Garden/garden.MP4") == (4, [0, 1, 2, 3])
+    assert found("STREET-") == (4, [4, 5, 6, 7]), "as keys have it"
+    assert found(" -00002  street ") == (1, [6])
+    assert found("-0000", 3, 2) == (8, [3, 4])
+    assert found("street garden") == found("(") == (0, [])
+    assert found(" ") == (8, list(range(8)))
+
+
+SEARCH = """async () => {
+  const by = id => document.getElementById(id), wait = ms => new Promise(done => setTimeout(done, ms));
+  const until = async test => { for (let i = 0; i < 200 && !test(); i++) await wait(50); };
+  const keys = () => [...document.querySelectorAll("#clips button")].map(button => button.firstChild.textContent);
+  await until(() => document.body.dataset.ready);
+  const search = async text => {
+    const before = by("clips").firstChild;
+    by("search").value = text;
+    by("search").dispatchEvent(new Event("input"));
+    await until(() => by("clips").firstChild !== before);
+    return [by("range").textContent, keys()];
+  };
+  const hit = await search("CARPHONE 00002"), opened = () => by("title").textContent;
+  document.querySelector("#clips button").click();
+  await until(() => opened() === hit[1][0]);
+  const open = [opened(), document.querySelectorAll("#clips [aria-current=true]").length];
+  const none = await search("no such clip"), many = await search("carphone");
+  return {hit, open, none, many, all: await search(""), hidden: by("pages").hidden};
+}"""
+
+
+@pytest.mark.parametrize("kind", ["written", "served"])
+def test_a_browser_searches(kind, request, gallery, tmp_path):
+    where = request.getfixturevalue(kind)
+    page = browse(tmp_path, where if kind == "served" else where.as_uri())
+    try:
+        seen = page.ask(SEARCH)
+        keys = [line["key"] for line in gallery.lines(0, 100)["clips"]]
+        total, listed = (13, 4) if kind == "served" else (3, 3)
+        assert seen["hit"] == ["1 to 1 of 1", [keys[2]]] and seen["open"] == [keys[2], 1]
+        assert seen["none"] == ["none", []]
+        assert seen["many"] == seen["all"]
+        assert seen["all"] == [f"1 to {listed} of {total}", keys[:listed]]
+        assert seen["hidden"] == (kind == "written")
+        assert page.complaints() == []
+    finally:
+        page.close()
 
 
 def test_occurrences_are_all_counted_and_each_is_one(gallery, tokens_dir):
@@ -171,7 +243,7 @@ def test_a_browser_goes_through_all_clips_of_a_server(served, gallery, tmp_path)
             about: by("about").textContent, places: document.querySelectorAll("#places button").length,
             current: document.querySelector("#clips [aria-current=true]").firstChild.textContent};
         }""")
-        lines = gallery.lines(0, 100)
+        lines = gallery.lines(0, 100)["clips"]
         assert seen["keys"] == [line["key"] for line in lines]
         assert seen["back"] == "1 to 4 of 13" and seen["last"] == "13 to 13 of 13"
         assert seen["current"] == lines[12]["key"]

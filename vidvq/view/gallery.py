@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate, islice, zip_longest
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vidvq.log import progress
 from vidvq.video.decode import decode_clip
 from vidvq.view.atlas import decode_atlas, decode_patch, most_used
 from vidvq.view.pictures import jpeg_sheet, png_strip
+from vidvq.view.search import Search
 
 # A long sample is shown from its start.
 MAX_FRAMES = 129
@@ -70,6 +71,8 @@ class Gallery:
         if not self.total:
             raise ValueError(f"{tokens} holds no clips; nothing to show")
         self._clips = (clips, read_plan(clips)) if clips else None
+        # Made when something is searched for.
+        self._search = cache(lambda: Search(self._shards, self._clips[1] if self._clips else None))
         self._index = lru_cache(maxsize=256)(index_shard)
         self._grids: dict[int, np.ndarray] = {}
         self.books = self._count_codes()
@@ -90,14 +93,15 @@ class Gallery:
         shard = bisect_right(self._ends, index)
         return self._index(self._shards[shard])[index - (self._ends[shard - 1] if shard else 0)]
 
-    def lines(self, start: int, count: int) -> list[dict[str, Any]]:
-        """What the list says of some clips, without decoding them."""
-        found = []
-        for index in range(max(start, 0), min(start + count, self.total)):
+    def lines(self, start: int, count: int, text: str = "") -> dict[str, Any]:
+        """How many clips have some words in their key or source, and what the list says of some, without decoding."""
+        found = self._search().find(text) if text.strip() else range(self.total)
+        clips = []
+        for index in found[max(start, 0) : max(start, 0) + max(count, 0)]:
             place = self.place(index)
             info = place.read_info()
-            found.append({"key": place.key, "source": info.source, "duration": _duration(info)})
-        return found
+            clips.append({"index": index, "key": place.key, "source": info.source, "duration": _duration(info)})
+        return {"total": len(found), "clips": clips}
 
     def clip(self, index: int) -> dict[str, Any]:
         """All that the page shows of one clip, its pictures among it."""

@@ -31,12 +31,12 @@ def serve(page: bytes, gallery: Gallery, port: int) -> None:
 
 
 def answers(gallery: Gallery) -> dict[str, Answer]:
-    """What the page may ask for, by path; the arguments of each are whole numbers of these names."""
+    """What the page may ask for, by path; the arguments of each are whole numbers of these names, and a ``text``."""
     # One clip is decoded at a time; the pages of several browsers wait.
     lock = Lock()
 
-    def lines(start: int, count: int) -> Any:
-        return gallery.lines(start, min(count, 100))
+    def lines(start: int, count: int, text: str = "") -> Any:
+        return gallery.lines(start, min(count, 100), text)
 
     @lru_cache(maxsize=64)
     def clip(index: int) -> Any:
@@ -46,7 +46,7 @@ def answers(gallery: Gallery) -> dict[str, Answer]:
         return gallery.occurrences(Code(book, code))
 
     def alone(answer: Answer) -> Answer:
-        def locked(**asked: int) -> Any:
+        def locked(**asked: Any) -> Any:
             with lock:
                 return answer(**asked)
 
@@ -69,8 +69,9 @@ def make_server(page: bytes, answers: dict[str, Answer], port: int) -> Threading
                 self._send(200, "text/html; charset=utf-8", page)
             elif asked.path in answers:
                 try:
-                    numbers = {name: int(values[0]) for name, values in parse_qs(asked.query).items()}
-                    found = answers[asked.path](**numbers)
+                    values = {name: given[0] for name, given in parse_qs(asked.query).items()}
+                    known = {name: value if name == "text" else int(value) for name, value in values.items()}
+                    found = answers[asked.path](**known)
                 except (ValueError, TypeError, OSError) as error:
                     # A damaged shard, or a question that the page does not ask.
                     self._send(400, "text/plain; charset=utf-8", str(error).encode())

@@ -11,6 +11,7 @@
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const LIST = 40, KEPT = 32;
   let clip, sheets, current = 0, start = 0, frame = 0, playing = null, chosen = null, latest = 0;
+  let listed = 0, shown = [], words = "";
 
   // A page that carries its clips has all of them here; another asks the server that gave it.
   const ask = async path => {
@@ -21,7 +22,12 @@
   const kept = new Map();
   const carried = {
     total: data.clips && data.clips.length,
-    list: async from => data.clips.slice(from, from + LIST),
+    list: async from => {
+      const wanted = words.toLowerCase().split(/\s+/);
+      const clips = data.clips.map((clip, index) => ({...clip, index})).filter(clip =>
+        wanted.every(word => [clip.key, clip.source].some(name => name.toLowerCase().includes(word))));
+      return {total: clips.length, clips: clips.slice(from, from + LIST)};
+    },
     clip: async index => data.clips[index],
     places: async (book, code) => {
       const places = [];
@@ -41,7 +47,7 @@
   };
   const served = {
     total: data.total,
-    list: from => ask(`/clips?start=${from}&count=${LIST}`),
+    list: from => ask(`/clips?start=${from}&count=${LIST}&text=${encodeURIComponent(words)}`),
     clip: index => {
       if (!kept.has(index)) {
         if (kept.size === KEPT) kept.delete(kept.keys().next().value);
@@ -132,8 +138,9 @@
       (clip.frames > clip.starts.length ? `, the first ${clip.starts.length} of ${clip.frames} frames` : "") +
       (clip.psnr === null ? "" : `, PSNR ${clip.psnr.toFixed(2)} dB`);
     by("scrub").max = clip.starts.length - 1;
-    if (index < start || index >= start + LIST) await list(index - index % LIST);
-    else mark();
+    // What was searched for stays listed.
+    if (words || shown.includes(index)) mark();
+    else await list(index - index % LIST);
     show();
   }
 
@@ -235,29 +242,39 @@
   by("grid").onchange = show;
 
   const mark = () => document.querySelectorAll("#clips button").forEach((button, at) =>
-    button.setAttribute("aria-current", start + at === current));
+    button.setAttribute("aria-current", shown[at] === current));
 
   async function list(from) {
+    const mine = ++listed;
+    const found = await source.list(from);
+    if (mine !== listed) return;
     start = from;
-    const entries = await source.list(from);
-    if (start !== from) return;
+    shown = found.clips.map(entry => entry.index);
     by("clips").replaceChildren();
-    entries.forEach((entry, at) => {
+    for (const entry of found.clips) {
       const button = make("button", entry.key, make("li", null, by("clips")));
       button.type = "button";
       make("small", `${entry.source.split("/").pop()}, ${entry.duration.toFixed(2)} s` +
         (entry.psnr === undefined || entry.psnr === null ? "" : `, ${entry.psnr.toFixed(1)} dB`), button);
-      button.onclick = () => open(from + at);
-    });
+      button.onclick = () => open(entry.index);
+    }
     by("clips").scrollTop = 0;
-    by("pages").hidden = source.total <= LIST;
-    by("range").textContent = `${from + 1} to ${from + entries.length} of ${source.total}`;
+    by("pages").hidden = source.total <= LIST && !words;
+    by("range").textContent = found.total ? `${from + 1} to ${from + shown.length} of ${found.total}` : "none";
     by("earlier").disabled = from === 0;
-    by("later").disabled = from + LIST >= source.total;
+    by("later").disabled = from + LIST >= found.total;
     mark();
   }
   by("earlier").onclick = () => list(Math.max(0, start - LIST));
   by("later").onclick = () => list(start + LIST);
+  let typing = 0;
+  by("search").oninput = () => {
+    clearTimeout(typing);
+    typing = setTimeout(() => {
+      words = by("search").value.trim();
+      list(0).catch(error => { by("pages").hidden = false; by("range").textContent = error.message; });
+    }, 150);
+  };
   by("goto").onchange = () => {
     const number = Math.round(Number(by("goto").value));
     if (number >= 1 && number <= source.total) open(number - 1);
