@@ -33,6 +33,17 @@ def tiny_clips(tmp_path_factory, tiny_corpus) -> Path:
 
 
 @pytest.fixture
+def one_process(monkeypatch) -> None:
+    """Inline runs have no process beside them: what a test puts in a function's place is what runs."""
+    from vidvq.runtime import InlinePool
+
+    def run_here(_, function, items, **options):
+        return ((item, function(item)) for item in items)
+
+    monkeypatch.setattr(InlinePool, "map", run_here)
+
+
+@pytest.fixture
 def kill_when() -> Callable[[list[str], Callable[[], bool]], int]:
     """Start `python -m vidvq ARGUMENTS` and kill -9 its whole process group once a condition holds."""
 

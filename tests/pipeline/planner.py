@@ -67,6 +67,14 @@ def step(name: str) -> Iterator[None]:
     steps[name] = seconds | {"peak": peak, "asked": asked - before}
 
 
+class Here(InlinePool):
+    """Looks in this process, where what is counted is counted; nothing can crash on videos that do not exist."""
+
+    def map(self, function, items, **options):
+        """See :meth:`vidvq.runtime.Pool.map`."""
+        return ((item, function(item)) for item in items)
+
+
 def look(job: shard_plan.ProbeJob) -> list[dict]:
     """What a probe of a long video finds."""
     digest = f"{int(job.source.uri[-12:-4]):064x}"
@@ -82,7 +90,7 @@ def main() -> None:
     config = validate(ShardConfig, {"clips_per_shard": per_shard})
     out, tokens = folder / "clips", folder / "tokens"
     with step("shard: plan"):
-        plan = shard_plan.plan_shards(out, partial(iter, sources), config, InlinePool())
+        plan = shard_plan.plan_shards(out, partial(iter, sources), config, Here())
     assert plan.header["items"] == clips
     for index, (name, rows) in enumerate(plan.shards()):
         members = tuple(Member(f"{row['key']}.{kind}", 1000, 1) for row in rows for kind in ("json", "mp4"))
@@ -91,7 +99,7 @@ def main() -> None:
             (out / FOLDER).mkdir(exist_ok=True)
         (out / FOLDER / f"{name}.json").write_bytes(_encode(record))
     with step("shard: resume and add up"):
-        plan = shard_plan.plan_shards(out, partial(iter, sources), config, InlinePool())
+        plan = shard_plan.plan_shards(out, partial(iter, sources), config, Here())
         assert all(read_commits(out, plan.shard_names()))
         assert summarize(out, plan).ok == clips
     with step("tokenize: plan"):

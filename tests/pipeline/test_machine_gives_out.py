@@ -102,6 +102,19 @@ if decode:
     deadly(decode._DecordReader, ("crash", "hang", "poison"))
     deadly(decode._PyAVReader, ("poison",))
 """
+DEADLY_TO_LOOK_AT = """
+import ctypes
+from vidvq.video import probe
+
+look = probe._first_frame
+
+def look_or_die(path):
+    if "crash" in path.name or "hang" in path.name:
+        ctypes.PyDLL(None).sleep(600) if "hang" in path.name else ctypes.string_at(0)
+    return look(path)
+
+probe._first_frame = look_or_die
+"""
 
 
 def test_a_decoder_that_dies_or_hangs_costs_its_own_clips_at_most(tmp_path, make_video):
@@ -131,3 +144,36 @@ def test_a_decoder_that_dies_or_hangs_costs_its_own_clips_at_most(tmp_path, make
     failed = [outcome for record in records if record for outcome in record.failed]
     assert [outcome.reason for outcome in failed] == ["decoder_died", "decoder_died"]
     assert all("poison.mp4: every decoder crashed" in outcome.detail for outcome in failed)
+
+
+@pytest.mark.parametrize("verb", ["shard", "tokenize"])
+def test_inline_too_a_video_that_kills_whoever_looks_at_it_costs_itself_alone(
+    verb, tmp_path, make_video, checkpoint_dir
+):
+    (tmp_path / "deadly").mkdir()
+    (tmp_path / "deadly/sitecustomize.py").write_text(DEADLY_TO_LOOK_AT)
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    for name in ("crash", "good", "hang"):
+        make_video(corpus / f"{name}.mp4", 8)
+    settings = {
+        "shard": ["clip.num_frames=4", "clip.min_frames=4", "clip.short_side=32", "filters.duplicates=false"],
+        "tokenize": ["--checkpoint", checkpoint_dir, "video.short_side=32", "video.multiple=8", "gop_frames=5"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "vidvq", verb, corpus, "--out", out, *settings[verb], "limits.deadline_s=5", INLINE],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "deadly"), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    records = [read_commit(out, name) for name, _ in read_plan(out).shards()]
+    failed = [outcome for record in records if record for outcome in record.failed]
+    assert [(outcome.reason, Path(outcome.detail.partition(":")[0]).stem) for outcome in failed] == [
+        ("decoder_died", "crash"),
+        ("decoder_died", "hang"),
+    ]
+    assert sum(record.ok for record in records if record) == 2

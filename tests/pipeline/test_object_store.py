@@ -68,7 +68,8 @@ def test_a_disk_that_is_too_full_to_fetch_to_fails_no_video(
     job = (verb, f"s3://{bucket.name}/videos", "--out", out, INLINE)
     job = (*job, "--checkpoint", checkpoint_dir, "video.short_side=32") if verb == "tokenize" else (*job, *SETTINGS)
     with monkeypatch.context() as patch:
-        patch.setattr("tempfile.tempdir", str(small_disk(40)))
+        # For the process beside this one, which fetches.
+        patch.setenv("TMPDIR", str(small_disk(40)))
         ran = vidvq(*job)
     assert ran.code == 1 and "No space left on device" in ran.error
     assert not (out / "plan.json").exists(), "nothing was planned as failed for want of room"

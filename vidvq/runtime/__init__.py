@@ -4,6 +4,7 @@ Ray schedules, spreads, retries and restarts; nothing here does it again. A unit
 """
 
 from vidvq.runtime.feed import Feeder
-from vidvq.runtime.pool import InlinePool, Measure, Pool, RuntimeConfig, WorkerDied, start
+from vidvq.runtime.inline import InlinePool
+from vidvq.runtime.pool import Measure, Pool, RuntimeConfig, WorkerDied, start
 
 __all__ = ["Feeder", "InlinePool", "Measure", "Pool", "RuntimeConfig", "WorkerDied", "start"]

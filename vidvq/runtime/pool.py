@@ -82,8 +82,7 @@ class Pool(Protocol):
             items: consumed as room comes free.
             cpus: that one call occupies; 0 for a call that only waits for others.
             retries: how often a call is repeated after its worker died. An exception is never retried, it is raised.
-            deadline_s: wall time after which a call's worker is ended from outside Python, hung or not. Inline there
-                is no other process to end, and none is.
+            deadline_s: wall time after which a call's worker is ended from outside Python, hung or not.
         """
         ...
 
@@ -105,39 +104,6 @@ class Pool(Protocol):
         ...
 
 
-class InlinePool:
-    """Runs everything in this process, one after another: for debugging, and where Ray is not installed."""
-
-    size = 1
-
-    def map(
-        self,
-        function: Callable[[Item], Result],
-        items: Iterable[Item],
-        *,
-        cpus: float = 1,
-        retries: int = 0,
-        deadline_s: float | None = None,
-    ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """See :meth:`Pool.map`."""
-        for item in items:
-            yield item, function(item)
-
-    def map_stateful(
-        self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, gpus: float = 0
-    ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """See :meth:`Pool.map_stateful`."""
-        function = make()
-        for item in items:
-            yield item, function(item)
-
-    def count(self, measure: Measure, amount: float, **labels: str) -> None:
-        """See :meth:`Pool.count`."""
-
-    def gauge(self, measure: Measure, value: float, **labels: str) -> None:
-        """See :meth:`Pool.gauge`."""
-
-
 @contextmanager
 def start(config: RuntimeConfig) -> Iterator[Pool]:
     """Open the pool that a config asks for, and close it.
@@ -146,6 +112,8 @@ def start(config: RuntimeConfig) -> Iterator[Pool]:
         ValueError: Ray is not installed, or the cluster cannot be reached.
     """
     if config.workers == 0:
+        from vidvq.runtime.inline import InlinePool
+
         yield InlinePool()
         return
     try:
