@@ -1,6 +1,7 @@
 """kill -9 anywhere, or two drivers at once: the directory comes out as if nothing had happened, byte for byte."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -54,6 +55,29 @@ def test_three_drivers_at_once_leave_one_whole_directory(command, tmp_path, snap
     assert not [name for name in whole if ".tmp." in name]
     for turn in range(len(codes) // 3):
         assert snapshot(tmp_path / str(turn) / "out") == whole
+
+
+@pytest.fixture(params=["shard", pytest.param("tokenize", marks=pytest.mark.slow)])
+def change(request, tiny_corpus, checkpoint_dir, vidvq, tmp_path) -> list[object]:
+    """A command line that takes a video out of two shards' corpus in @OUT, of which there are copies enough."""
+    job = [request.param, *([] if request.param == "shard" else ["--checkpoint", checkpoint_dir]), "runtime.workers=0"]
+    settings = RAW if request.param == "tokenize" else [*TINIEST[:-1], "clips_per_shard=2"]
+    assert vidvq(*job, tiny_corpus, *settings, "--out", tmp_path / "standing").code == 0
+    for turn in range(60):
+        shutil.copytree(tmp_path / "standing", tmp_path / str(turn) / "out")
+    return [*job, "--remove", tiny_corpus / "one.mp4", "--out", "@OUT", "max_failed=1"]
+
+
+@pytest.mark.parametrize("mode", ["kill", "race"])
+def test_a_change_that_is_killed_anywhere_or_run_thrice_at_once_comes_out_the_same(mode, change, tmp_path, snapshot):
+    codes = killer(mode, tmp_path, *change)
+    assert set(codes) == {0} and 10 < len(codes) < 60
+    turns = len(codes) if mode == "kill" else len(codes) // 3
+    whole = snapshot(tmp_path / str(turns - 1) / "out")
+    assert "plan-0001.json" in whole and "plan-0002.json" not in whole
+    assert any("-r1.tar" in name for name in whole)
+    for turn in range(turns):
+        assert snapshot(tmp_path / str(turn) / "out") == whole, f"turn {turn}"
 
 
 def committed(out: Path) -> int:
