@@ -120,8 +120,10 @@ class _Video:
             return "npy", encode_npy(frames)
         if self.policy.encoding == "h264":
             return "mp4", encode_mp4(frames, pts, time_base, self.policy.crf, duration)
-        if self.info.shown_size != (self.size.height, self.size.width) or self.info.quarter_turns:
-            raise VideoError("not_as_shown", "is to be turned, scaled or cropped, which clip.encoding='copy' cannot do")
+        turned = self.info.shown_size != (self.size.height, self.size.width) or self.info.quarter_turns
+        if turned or self.info.is_interlaced:
+            detail = "is to be turned, scaled, cropped or deinterlaced, which clip.encoding='copy' cannot do"
+            raise VideoError("not_as_shown", detail)
         media = copy_packets(self.path, self.info, indices)
         if (found := len(decode_clip(media, "the copy"))) != len(pts):
             raise VideoError("not_on_keyframes", f"its copy decodes to {found} of {len(pts)} frames")

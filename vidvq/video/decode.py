@@ -18,6 +18,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from vidvq.video.container import VideoError, sniff
+from vidvq.video.deinterlace import deinterlaced
 from vidvq.video.geometry import FrameSize
 from vidvq.video.probe import DecoderName, VideoInfo, open_video
 
@@ -39,8 +40,9 @@ def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[Deco
     """Which decoders to try on a video, in order.
 
     PyAV is right on all that it reads, and the same each time. decord 0.6.0 gives wrong frames after a seek, without
-    an error, where groups of pictures are open or the demuxer does not find keyframes; knows no rotation, range or
-    matrix; and on a damaged file it gives out by timing, so that two runs differ in which decoder made a clip.
+    an error, where groups of pictures are open or the demuxer does not find keyframes; knows no rotation, range,
+    matrix or fields; and on a damaged file it gives out by timing, so that two runs differ in which decoder made a
+    clip.
     """
     exact = info.codec != "hevc" and not info.open_groups and info.container.startswith(_SEEKABLE)
     return ("decord", "pyav") if preferred == "decord" and exact and info.is_plain else ("pyav",)
@@ -228,7 +230,7 @@ class _PyAVReader:
     def _go_to(self, first: int) -> None:
         near = self._next <= first <= self._next + _WORTH_A_SEEK
         if not near and not any(index == first for index, _ in self._ahead):
-            self._walk, self._ahead, self._next = self._start(first), deque(), 0
+            self._walk, self._ahead, self._next = self._shown(first), deque(), 0
 
     def _read(self, wanted: set[int], found: dict[int, np.ndarray]) -> None:
         """Scale the wanted frames; what comes after the last of them is kept unscaled for the next read."""
@@ -250,6 +252,12 @@ class _PyAVReader:
         height, width = self._size.scaled_height, self._size.scaled_width
         scaled = self._scaler.rgb(frame, width=height if turned else width, height=width if turned else height)
         return np.rot90(scaled, self._info.quarter_turns)
+
+    def _shown(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        try:
+            yield from deinterlaced(self._start(first))
+        except av.error.FFmpegError as error:
+            raise VideoError("decode_error", f"its interlaced frames cannot be made whole: {error}") from error
 
     def _start(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
         with open_video(self._path) as container:

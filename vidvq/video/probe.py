@@ -60,7 +60,8 @@ class VideoInfo:
         keyframes: indices of the frames that decode alone, ascending.
         quarter_turns: counter-clockwise turns that show the picture upright, from the display matrix.
         pixel_aspect: width of a pixel over its height.
-        is_plain: 8-bit, upright, and of BT.601 in limited range or untagged.
+        is_interlaced: its first frame holds two fields, and is not shown as it is stored.
+        is_plain: 8-bit, upright, not interlaced, and of BT.601 in limited range or untagged.
     """
 
     container: str
@@ -74,6 +75,7 @@ class VideoInfo:
     keyframes: tuple[int, ...] = ()
     quarter_turns: int = 0
     pixel_aspect: Fraction = Fraction(1)
+    is_interlaced: bool = False
     is_plain: bool = True
 
     @property
@@ -158,7 +160,8 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
     # Not before the container is closed: libav keeps an index of the whole file for each that is open.
     first = _first_frame(path)
     turns = first.rotation // 90 % 4 if first else 0
-    return replace(info, quarter_turns=turns, is_plain=first is not None and _is_plain(first))
+    fields = first is not None and first.interlaced_frame
+    return replace(info, quarter_turns=turns, is_interlaced=fields, is_plain=first is not None and _is_plain(first))
 
 
 def _first_frame(path: Path) -> av.VideoFrame | None:
@@ -177,7 +180,8 @@ def _first_frame(path: Path) -> av.VideoFrame | None:
 
 def _is_plain(frame: av.VideoFrame) -> bool:
     eight_bit = all(component.bits == 8 for component in frame.format.components)
-    return eight_bit and not frame.rotation and frame.colorspace in _BT601 and frame.color_range != _FULL
+    untouched = not frame.rotation and not frame.interlaced_frame
+    return eight_bit and untouched and frame.colorspace in _BT601 and frame.color_range != _FULL
 
 
 def _is_torn(path: Path, container: InputContainer, stream: av.VideoStream) -> bool:
