@@ -1,8 +1,10 @@
-"""Groups of frames to channels and back, without loss: an orthonormal Haar transform, or plain unshuffling.
+"""Groups of frames to channels and back, without loss: plain unshuffling, or an orthonormal Haar transform.
 
 The full-resolution stage of a convolutional codec is its dearest. An orthonormal transform of each ``t x s x s`` block
-into channels removes it; after a Haar transform the first channels are the block's mean and the rest its details, so
-that a decoder starts from smooth output (Haar 1910; Cosmos-Tokenizer uses it the same way).
+into channels removes it. After a Haar transform the first channels are the block's mean and the rest its details (Haar
+1910; Cosmos-Tokenizer uses it the same way). The first and the last convolution could turn the one into the other, so
+the two differ in how training goes: details are a hundredth of the mean, while an optimizer such as Adam moves the
+weights of all channels alike. `make ablate` compares them.
 """
 
 from typing import Literal

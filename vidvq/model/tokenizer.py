@@ -43,7 +43,7 @@ class TokenizerConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     temporal_factor: int = 4
-    patch: PatchKind = "haar"
+    patch: PatchKind = "unshuffle"
     patch_size: int = 4
     patch_frames: int | None = None
     causality: Causality = "group"
