@@ -1,1 +1,1 @@
-"""Which videos a corpus is made of, and each as a local file: listing and fetching, shared by the stages."""
+"""Which videos a corpus is made of, each as a local file, and how it changes: shared by the stages."""
