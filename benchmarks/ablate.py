@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import torch
+from einops import rearrange
 from flops import count_gflop
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from vidvq import config as settings
 from vidvq.data import ClipBatches, DataConfig, clip_batches
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
+from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.checkpoint import save_tokenizer
@@ -47,8 +49,9 @@ def _vq() -> VQConfig:
     return VQConfig(size=1024, warmup=40)
 
 
-# 10 bits a code in every arm.
+# 10 bits a code in every arm; Haar in all but those that ask about it.
 BASE = TokenizerConfig(
+    patch="haar",
     encoder=StackConfig((64, 128), (1, 2)),
     decoder=StackConfig((64, 128), (2, 3)),
     quantizer=QuantizerConfig(16, _vq(), _vq()),
@@ -210,13 +213,17 @@ def _held_out(clips: Path) -> Iterator[Any]:
 
 
 def _score(tokenizer: VideoTokenizer, originals: list[Any]) -> dict[str, float]:
-    found: dict[str, list[float]] = {"psnr": [], "ssim": []}
+    found: dict[str, list[float]] = {"psnr": [], "ssim": [], "perceptual": []}
+    distance = load_perceptual("st_lpips", "alex")
     used: dict[str, list[Tensor]] = {}
     for original in originals:
-        codes = tokenizer.encode(to_video(original))
+        video = to_video(original)
+        codes = tokenizer.encode(video)
         decoded = to_frames(tokenizer.decode(codes))
         found["psnr"].append(psnr(original, decoded))
         found["ssim"].append(ssim(original, decoded))
+        pairs = (rearrange(clip, "1 c t h w -> t c h w") for clip in (video, to_video(decoded)))
+        found["perceptual"].append(float(distance(*pairs)))
         for at, book in ((slice(0, 1), tokenizer.codebooks[0]), (slice(1, None), tokenizer.codebooks[-1])):
             used.setdefault(book.name, []).append(codes[:, at].flatten())
     use = {f"used_{name}": float(torch.cat(codes).unique().numel()) for name, codes in used.items()}
@@ -224,16 +231,20 @@ def _score(tokenizer: VideoTokenizer, originals: list[Any]) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()} | use | {"bits_per_pixel": bits}
 
 
+# And how many digits of them are told.
+_SCORES = (("psnr", 2), ("ssim", 3), ("perceptual", 3))
+
+
 def _table(out: Path) -> str:
     lines = [
-        "| question | arm | PSNR, dB | SSIM | seeds | steps | encode, GFLOP per frame |",
-        "|---|---|---|---|---|---|---|",
+        "| question | arm | PSNR, dB | SSIM | ST-LPIPS | seeds | steps | encode, GFLOP per frame |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for arm in ARMS:
         runs = [json.loads(path.read_text()) for path in sorted(out.glob(f"{arm.name}-[0-9]*/scores.json"))]
         if not runs:
             continue
-        figures = [_spread([run[name] for run in runs], digits) for name, digits in (("psnr", 2), ("ssim", 3))]
+        figures = [_spread([run[name] for run in runs], digits) for name, digits in _SCORES]
         lines.append(
             f"| {arm.question or 'all'} | {arm.says} | {' | '.join(figures)} | {len(runs)} | {runs[0]['steps']} | "
             f"{runs[0]['encode_gflop_per_frame']:.3f} |"
