@@ -61,7 +61,10 @@ def start_and_kill(command: list[str], out: Path, kinds: list[str], dice: random
         time.sleep(dice.random() * 0.3)
         assert process.poll() is None, "the job ended before it could be killed often enough"
         if kind != "driver":
-            if found := helpers(process, kind):
+            # A driver that goes on may have none yet.
+            while not (found := helpers(process, kind)) and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            if found:
                 with suppress(psutil.Error):
                     dice.choice(found).kill()
                     killed.append(kind)
