@@ -1,8 +1,10 @@
 """Tokens to files of every kind: whole clips, stretches of a video, and what a generator made."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 from fractions import Fraction
 
 import av
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 import vidvq.decode as stage
-from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_index import committed_shards, index_shard, index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 
 
@@ -55,6 +57,19 @@ def test_every_kind_holds_the_same_frames_at_their_times(vidvq, tmp_path, tokens
     # Colour is halved in size there; brightness is not.
     assert np.abs((decoded.astype(int) - pixels) @ [0.299, 0.587, 0.114]).mean() < 4
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.gif", "clip.mp4", "clip.npy"]
+
+
+def test_where_samples_lie_is_known_from_the_records_without_a_look_at_the_tars(tokens_dir, tmp_path, monkeypatch):
+    shards = committed_shards(tokens_dir)
+    by_headers = [place for shard in shards for place in index_shard(shard)]
+    monkeypatch.setattr(tarfile, "open", None)
+    assert index_tokens(tokens_dir) == by_headers
+    torn = tmp_path / "torn"
+    shutil.copytree(tokens_dir, torn)
+    with (torn / shards[-1].name).open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(ValueError, match=r"has 1000 bytes, not the \d+ of its record; run vidvq verify"):
+        index_tokens(torn)
 
 
 def test_a_stretch_is_the_frames_shown_in_it_and_reads_no_other_clip(vidvq, tmp_path, tokens_dir, where, monkeypatch):

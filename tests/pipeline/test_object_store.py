@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vidvq.storage import create_once, is_remote, place, write_atomic
+from vidvq.storage import create_once, is_remote, place, read_json, write_atomic
 from vidvq.storage.objects import put_once
 
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=32 clip.multiple=8 clips_per_shard=3".split()
@@ -42,6 +42,23 @@ def test_a_bucket_is_sharded_into_a_bucket_as_onto_a_disk(videos, bucket, object
     assert ran.code == 0, ran.err
     assert vidvq("verify", out).code == 0
     assert "out/clips-000000.tar" not in objects()
+
+
+def test_a_record_is_read_by_one_request(bucket, objects, monkeypatch):
+    import s3fs
+
+    record = place(f"s3://{bucket.name}/record.json")
+    bucket.put_object(Key="record.json", Body=b'{"a": 1}')
+    asked = []
+    call = s3fs.S3FileSystem._call_s3
+
+    def watched(self, method, *given, **named):
+        asked.append(method)
+        return call(self, method, *given, **named)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", watched)
+    assert read_json(record) == {"a": 1}
+    assert asked == ["get_object"]
 
 
 def test_an_answer_that_is_lost_neither_loses_nor_doubles(

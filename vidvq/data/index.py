@@ -13,7 +13,6 @@ import numpy as np
 from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.plan import read_plan
-from vidvq.formats.tar import BLOCK_BYTES
 from vidvq.storage import is_remote, place, read_range
 from vidvq.video import VideoError
 
@@ -107,12 +106,9 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
 def _read_shard(path: str, commit: Commit) -> list[tuple[str, Place, tuple[int, int, int]]]:
     """Key, media and ``(num_frames, height, width)`` of each clip in a shard."""
     samples: dict[str, dict[str, Place]] = {}
-    offset = 0
-    for member in commit.members:
-        offset += BLOCK_BYTES
+    for member, offset in commit.places():
         where = Place(path, offset, member.size, member.crc32)
         samples.setdefault(member.key, {})[member.name.partition(".")[2]] = where
-        offset += -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
     clips: list[tuple[str, Place, tuple[int, int, int]]] = []
     for key, files in samples.items():
         media = media_of(files, f"{path}: {key}")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from vidvq.formats.tar import Member, TarWriter
+from vidvq.formats.tar import BLOCK_BYTES, Member, TarWriter
 from vidvq.storage import (
     attempt_file,
     create_once,
@@ -63,6 +63,14 @@ class Commit:
         """How many planned items this record accounts for."""
         return self.ok + len(self.failed) + len(self.filtered)
 
+    def places(self) -> Iterator[tuple[Member, int]]:
+        """Each member of the tar, and the offset of its content in bytes: nothing of the tar is read for it."""
+        offset = 0
+        for member in self.members:
+            offset += BLOCK_BYTES
+            yield member, offset
+            offset += -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
+
 
 class ShardDraft:
     """What a stage fills while it makes a shard: members in key order, and a reason for each item left out."""
@@ -89,8 +97,10 @@ def read_commit(folder: Path, shard: str) -> Commit | None:
     Raises:
         ValueError: the record is damaged.
     """
-    path = _record(folder, shard)
-    return _read(path) if path.exists() else None
+    try:
+        return _read(_record(folder, shard))
+    except FileNotFoundError:
+        return None
 
 
 def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]:

@@ -1,13 +1,17 @@
-"""Where each sample of token shards lies, from tar headers alone, so that one is read without those before it."""
+"""Where each sample of token shards lies, so that one is read without those before it.
+
+Of a finished directory the commit records tell; of a shard alone, its tar headers.
+"""
 
 import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
-from vidvq.formats.commit import read_commit
+from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import read_plan
 from vidvq.formats.tar import MAX_MEMBER_BYTES, check_name
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, parse_info, parse_tokens
@@ -47,27 +51,44 @@ def index_tokens(tokens: Path) -> list[TokenPlace]:
     """The samples of a directory of token shards, or of one shard, in order.
 
     Raises:
-        ValueError: the directory's job is unfinished, or a shard is not a readable tar.
+        ValueError: the directory's job is unfinished, a shard of it is missing or torn, or one is not a readable tar.
     """
-    shards = [tokens] if tokens.is_file() else committed_shards(tokens)
-    return [place for shard in shards for place in index_shard(shard)]
+    if tokens.is_file():
+        return index_shard(tokens)
+    places: list[TokenPlace] = []
+    for shard, commit in _committed(tokens):
+        samples: dict[str, list[tuple[str, int, int]]] = {}
+        for member, offset in commit.places():
+            samples.setdefault(member.key, []).append((member.name.partition(".")[2], offset, member.size))
+        places += [TokenPlace(shard, key, tuple(members)) for key, members in samples.items()]
+    return places
 
 
 def committed_shards(folder: Path) -> list[Path]:
     """The token shards of a finished directory that hold anything.
 
     Raises:
-        ValueError: a shard of its plan is not committed.
+        ValueError: a shard of its plan is not committed, or its file is missing or of another size.
     """
-    shards: list[Path] = []
-    for name, _ in read_plan(folder).shards():
-        commit = read_commit(folder, name)
+    return [shard for shard, _ in _committed(folder)]
+
+
+def _committed(folder: Path) -> Iterator[tuple[Path, Commit]]:
+    names = list(read_plan(folder).shard_names())
+    for name, commit in zip(names, read_commits(folder, names), strict=True):
         if commit is None:
             raise ValueError(f"{folder}: {name} is not committed; finish vidvq tokenize first")
-        if commit.sha256 and not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing; run vidvq verify {folder}")
-        shards += [folder / name] if commit.sha256 else []
-    return shards
+        if commit.sha256 is None:
+            continue
+        try:
+            size = (folder / name).stat().st_size
+        except FileNotFoundError:
+            raise ValueError(f"{folder / name} is missing; run vidvq verify {folder}") from None
+        if size != commit.bytes:
+            raise ValueError(
+                f"{folder / name} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify {folder}"
+            )
+        yield folder / name, commit
 
 
 def index_shard(shard: Path) -> list[TokenPlace]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from vidvq.storage.objects import is_remote, put, put_once
+from vidvq.storage.objects import is_remote, put, put_once, read_object
 
 _CHUNK_BYTES = 1 << 20
 # Each other driver sweeps once; so many may end in the same moment.
@@ -36,7 +36,7 @@ def read_json(path: Path) -> Any:
         ValueError: the file is not JSON; names the file.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_object(path) if is_remote(path) else path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON ({error}); it is damaged or was not written by vidvq") from error
 

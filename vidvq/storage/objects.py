@@ -84,16 +84,26 @@ def put(data: bytes | Path, path: Path) -> None:
     _put(data, path, "overwrite")
 
 
+def read_object(path: Path) -> bytes:
+    """A whole object that is not empty, by one request; raises as :func:`read_range`."""
+    # From 0 on: asked for no range, s3fs first asks for the size.
+    return _get(path, start=0)
+
+
 def read_range(path: Path, start: int, size: int) -> bytes:
     """Some bytes of an object, by one request.
 
     Raises:
         OSError: it is not there, or the store answers none of several tries.
     """
+    return _get(path, start=start, end=start + size)
+
+
+def _get(path: Path, **span: int) -> bytes:
     store, key = _store(path)
     for attempt in range(_TRIES):
         try:
-            return store.cat_file(key, start=start, end=start + size)
+            return store.cat_file(key, **span)
         except (PermissionError, FileNotFoundError):
             raise
         except Exception as error:
