@@ -8,8 +8,7 @@ import pytest
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.token_shard import Codebook, TokenizerCard
 from vidvq.metrics.codes import CodeCounts
-from vidvq.runtime import WorkerDied
-from vidvq.runtime.pool import InlinePool
+from vidvq.runtime import InlinePool, WorkerDied
 from vidvq.tokenize.config import QualityPolicy
 from vidvq.tokenize.watch import Watch
 
