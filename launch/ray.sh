@@ -10,4 +10,6 @@
 # The machines are looked at first (disk, versions, the shared path): within a minute it says no.
 set -euo pipefail
 
-exec "${PYTHON:-python}" -m vidvq.cli.ray_job "$@" --config "${CONFIG:-config.yaml}" runtime.address=auto
+# By its whole path: where nodes share a disk, Ray unpacks a job's folder anew for each, and this process stays in the old.
+config=$(realpath "${CONFIG:-config.yaml}")
+exec "${PYTHON:-python}" -m vidvq.cli.ray_job "$@" --config "$config" runtime.address=auto

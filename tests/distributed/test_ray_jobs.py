@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from namespaces import two_hosts, why_not
-from test_two_nodes import SETTINGS, TOKEN, ray_node
+from test_two_nodes import SETTINGS, TOKEN, ray_node, wait_for_both
 
 import vidvq as package
 
@@ -36,6 +36,8 @@ def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapsh
                 environment = os.environ | (TOKEN if token else {"RAY_AUTH_MODE": "disabled"})
                 return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
+            # The two share a disk here: for a node that comes while a job runs Ray replaces the folder of the job.
+            wait_for_both(one, second, tmp_path / f"{other.name}.log")
             submission = ["shard", demo_videos / "train", "--out", out, *settings, "--backend", "ray", "--run", run]
             submission += ["--address", f"http://{one.address}:8265"]
             deadline = time.monotonic() + 90

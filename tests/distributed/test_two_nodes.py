@@ -38,26 +38,26 @@ def ray_node(host: Host, folder: Path, *arguments: str) -> Iterator[subprocess.P
             node.wait()
 
 
+def wait_for_both(one: Host, second: subprocess.Popen, log: Path) -> None:
+    """Wait until the cluster of a node on ``one`` has the second node too; ``log`` is the latter's."""
+    nodes = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(len(ray.nodes()))"
+    asked = one.command(sys.executable, "-c", nodes, f"{one.address}:6379")
+    deadline = time.monotonic() + 60
+    while second.poll() is None and time.monotonic() < deadline:
+        found = subprocess.run(asked, capture_output=True, text=True, check=False, env=os.environ | TOKEN, timeout=90)
+        if found.stdout.strip() == "2":
+            return
+        time.sleep(1)
+    pytest.fail(f"the cluster did not come up: {log.read_text()[-2000:]}")
+
+
 @contextmanager
 def cluster(tmp_path: Path) -> Iterator[tuple[Host, Host, subprocess.Popen]]:
     with two_hosts() as (one, other):
         head = ("--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={tmp_path / 'r1'}")
-        with ray_node(one, tmp_path, *head):
-            nodes = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(len(ray.nodes()))"
-            address = f"{one.address}:6379"
-            with ray_node(other, tmp_path, f"--address={address}") as second:
-                deadline = time.monotonic() + 60
-                while second.poll() is None and time.monotonic() < deadline:
-                    asked = one.command(sys.executable, "-c", nodes, address)
-                    found = subprocess.run(
-                        asked, capture_output=True, text=True, check=False, env=os.environ | TOKEN, timeout=90
-                    )
-                    if found.stdout.strip() == "2":
-                        break
-                    time.sleep(1)
-                else:
-                    pytest.fail(f"the cluster did not come up: {(tmp_path / f'{other.name}.log').read_text()[-2000:]}")
-                yield one, other, second
+        with ray_node(one, tmp_path, *head), ray_node(other, tmp_path, f"--address={one.address}:6379") as second:
+            wait_for_both(one, second, tmp_path / f"{other.name}.log")
+            yield one, other, second
 
 
 def shard(host: Host, demo_videos: Path, out: Path) -> subprocess.Popen:
