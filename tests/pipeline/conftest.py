@@ -32,9 +32,12 @@ def tiny_clips(tmp_path_factory, tiny_corpus) -> Path:
     return out
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_process(monkeypatch) -> None:
-    """Inline runs have no process beside them: what a test puts in a function's place is what runs."""
+    """Inline runs in the tests' own process have none beside them: each would take half a second to start.
+
+    And what a test puts in a function's place is what runs. Tests of that process run vidvq in one of its own.
+    """
     from vidvq.runtime import InlinePool
 
     def run_here(_, function, items, **options):

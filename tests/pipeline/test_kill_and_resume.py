@@ -57,7 +57,7 @@ def test_three_drivers_at_once_leave_one_whole_directory(command, tmp_path, snap
         assert snapshot(tmp_path / str(turn) / "out") == whole
 
 
-@pytest.fixture(params=["shard", pytest.param("tokenize", marks=pytest.mark.slow)])
+@pytest.fixture(params=["shard", "tokenize"])
 def change(request, tiny_corpus, checkpoint_dir, vidvq, tmp_path) -> list[object]:
     """A command line that takes a video out of two shards' corpus in @OUT, of which there are copies enough."""
     job = [request.param, *([] if request.param == "shard" else ["--checkpoint", checkpoint_dir]), "runtime.workers=0"]
@@ -68,6 +68,7 @@ def change(request, tiny_corpus, checkpoint_dir, vidvq, tmp_path) -> list[object
     return [*job, "--remove", tiny_corpus / "one.mp4", "--out", "@OUT", "max_failed=1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["kill", "race"])
 def test_a_change_that_is_killed_anywhere_or_run_thrice_at_once_comes_out_the_same(mode, change, tmp_path, snapshot):
     codes = killer(mode, tmp_path, *change)

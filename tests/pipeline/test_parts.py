@@ -35,7 +35,7 @@ def test_one_part_alone_ends_with_the_whole(jobs, tmp_path, vidvq, snapshot):
     assert snapshot(tmp_path / "last") == snapshot(tmp_path / "alone")
 
 
-def test_planning_is_shared_too(jobs, tmp_path, vidvq, snapshot, monkeypatch, one_process):
+def test_planning_is_shared_too(jobs, tmp_path, vidvq, snapshot, monkeypatch):
     vidvq(*jobs["shard"], "--out", tmp_path / "alone")
     monkeypatch.setattr(listing, "_SOURCES_PER_PART", 1)
     looked: list[str] = []
@@ -47,7 +47,7 @@ def test_planning_is_shared_too(jobs, tmp_path, vidvq, snapshot, monkeypatch, on
 
 
 def test_a_plan_that_another_driver_finished_meanwhile_is_taken(
-    jobs, tmp_path, vidvq, snapshot, monkeypatch, one_process
+    jobs, tmp_path, vidvq, snapshot, monkeypatch
 ):
     vidvq(*jobs["shard"], "--out", tmp_path / "alone")
     monkeypatch.setattr(listing, "_SOURCES_PER_PART", 1)

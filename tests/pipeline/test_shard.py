@@ -286,7 +286,7 @@ def test_a_dry_run_says_what_the_run_then_does_and_writes_nothing(hostile_corpus
     assert 0.5 < told["bytes"] / summary["bytes"] < 2
 
 
-def test_planning_that_was_killed_goes_on_where_it_was(tmp_path, make_video, snapshot, vidvq, monkeypatch, one_process):
+def test_planning_that_was_killed_goes_on_where_it_was(tmp_path, make_video, snapshot, vidvq, monkeypatch):
     import vidvq.shard.plan as planning
 
     make_video(tmp_path / "a.mp4", 8)
