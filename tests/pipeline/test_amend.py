@@ -109,9 +109,7 @@ def test_a_failure_that_lasts_stays_one(corpus, snapshot, vidvq):
     assert snapshot(out) == before
 
 
-def test_a_clip_that_failed_to_be_cut_is_cut_and_its_neighbours_are_copied(
-    corpus, monkeypatch, vidvq, tmp_path
-):
+def test_a_clip_that_failed_to_be_cut_is_cut_and_its_neighbours_are_copied(corpus, monkeypatch, vidvq, tmp_path):
     videos, out = corpus
     import vidvq.shard.cut as cut
 

@@ -46,9 +46,7 @@ def test_planning_is_shared_too(jobs, tmp_path, vidvq, snapshot, monkeypatch):
     assert snapshot(tmp_path / "last") == snapshot(tmp_path / "alone")
 
 
-def test_a_plan_that_another_driver_finished_meanwhile_is_taken(
-    jobs, tmp_path, vidvq, snapshot, monkeypatch
-):
+def test_a_plan_that_another_driver_finished_meanwhile_is_taken(jobs, tmp_path, vidvq, snapshot, monkeypatch):
     vidvq(*jobs["shard"], "--out", tmp_path / "alone")
     monkeypatch.setattr(listing, "_SOURCES_PER_PART", 1)
     look, told = planning.plan_source, []
