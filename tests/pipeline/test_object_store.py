@@ -1,6 +1,7 @@
 """Object stores as input and output, against a real S3 server on loopback; videos over HTTP."""
 
 import http.server
+import tempfile
 import threading
 from functools import partial
 from pathlib import Path
@@ -85,8 +86,7 @@ def test_a_disk_that_is_too_full_to_fetch_to_fails_no_video(
     job = (verb, f"s3://{bucket.name}/videos", "--out", out, INLINE)
     job = (*job, "--checkpoint", checkpoint_dir, "video.short_side=32") if verb == "tokenize" else (*job, *SETTINGS)
     with monkeypatch.context() as patch:
-        # For the process beside this one, which fetches.
-        patch.setenv("TMPDIR", str(small_disk(40)))
+        patch.setattr(tempfile, "tempdir", str(small_disk(40)))
         ran = vidvq(*job)
     assert ran.code == 1 and "No space left on device" in ran.error
     assert not (out / "plan.json").exists(), "nothing was planned as failed for want of room"
