@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vidvq.errors import UsageError
+
 if TYPE_CHECKING:
     from vidvq.corpus.amend import Change
 
@@ -52,11 +54,11 @@ def read_change(
         arguments, retry_failed = (*arguments, retry_failed), "*"
     inputs, overrides = split(arguments)
     if add + bool(remove) + bool(retry_failed) + dry_run > 1:
-        raise ValueError("--add, --remove, --retry-failed and --dry-run are one job each; give one of them")
+        raise UsageError("--add, --remove, --retry-failed and --dry-run are one job each; give one of them")
     if not (add or remove or retry_failed):
         return inputs, overrides, None
     if inputs and not add:
-        raise ValueError(f"{inputs[0]} is one argument too many; --remove and --retry-failed take no videos")
+        raise UsageError(f"{inputs[0]} is one argument too many; --remove and --retry-failed take no videos")
     from vidvq.corpus.amend import Change
 
     return inputs, overrides, Change(tuple(inputs) if add else None, remove, retry_failed)
@@ -70,6 +72,6 @@ def refuse_settings(out: Path, config_name: str | None, overrides: list[str], fr
     """
     foreign = [override for override in overrides if not override.startswith(free)]
     if foreign or config_name:
-        raise ValueError(
+        raise UsageError(
             f"{foreign[0] if foreign else config_name} cannot be set here; the corpus in {out} keeps its settings"
         )

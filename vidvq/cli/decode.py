@@ -8,6 +8,7 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.place import Place, checkpoint_option
+from vidvq.errors import UsageError
 
 _GRID = re.compile(r"(\d+)[,x](\d+)[,x](\d+)")
 
@@ -70,18 +71,18 @@ def decode(
     settings = config.load(stage.DecodeConfig, None, [*overrides, *([f"key={key}"] if key else [])])
     if tokens.suffix in {".npy", ".bin"}:
         if tokenizer is None or settings.fps is None:
-            raise ValueError(f"{tokens.name} is a file of codes; give --tokenizer (of what it was trained on) and fps=")
+            raise UsageError(f"{tokens.name} is a file of codes; give --tokenizer (of what it was trained on) and fps=")
         if source or settings.key or start is not None or end is not None:
-            raise ValueError("--key, --source, --from and --to are for token shards, not for a file of codes")
+            raise UsageError("--key, --source, --from and --to are for token shards, not for a file of codes")
         if not tokens.is_file():
-            raise ValueError(f"{tokens} does not exist")
+            raise UsageError(f"{tokens} does not exist")
         given = stage.Generated(tokens, settings.fps, flat, grid)
         count = stage.run_decode_generated(given, tokenizer, checkpoint, out, settings)
     else:
         if tokenizer or flat or grid or settings.fps:
-            raise ValueError("--tokenizer, --flat, --grid and fps= are for a generator's .npy or .bin, not for shards")
+            raise UsageError("--tokenizer, --flat, --grid and fps= are for a generator's .npy or .bin, not for shards")
         if source is None and (start is not None or end is not None):
-            raise ValueError("--from and --to need --source, the video whose seconds they are")
+            raise UsageError("--from and --to need --source, the video whose seconds they are")
         stretch = stage.Stretch(source, start, end) if source else None
         count = stage.run_decode(tokens, checkpoint, out, settings, stretch)
     log.info(f"{count} clips decoded into {out}")

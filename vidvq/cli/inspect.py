@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
+from vidvq.errors import UsageError
 from vidvq.export.records import is_export, read_header, read_part
 from vidvq.formats.checkpoint import find_checkpoint, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
@@ -27,7 +28,7 @@ def describe(path: Path) -> Iterator[str]:
         ValueError: it does not exist, or is nothing that vidvq knows.
     """
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give a video, a shard, a plan, a checkpoint, or a directory of them")
+        raise UsageError(f"{path} does not exist; give a video, a shard, a plan, a checkpoint, or a directory of them")
     if path.is_dir():
         return _directory(path)
     if path.suffix == ".tar":
@@ -50,7 +51,7 @@ def _directory(path: Path) -> Iterator[str]:
         return _checkpoint(path)
     if is_export(path):
         return _export(path)
-    raise ValueError(f"{path} is a directory without plan.json or model.safetensors; vidvq did not write it")
+    raise UsageError(f"{path} is a directory without plan.json or model.safetensors; vidvq did not write it")
 
 
 def _export(folder: Path) -> Iterator[str]:
@@ -158,8 +159,8 @@ def _video(path: Path) -> Iterator[str]:
         if path.suffix == ".json":
             content = read_json(path)
             kind = content.get("format", "unknown") if isinstance(content, dict) else "unknown"
-            raise ValueError(f"{path} is JSON of format {kind}, not an artifact") from error
-        raise ValueError(f"{path} is not a usable video: {error}") from error
+            raise UsageError(f"{path} is JSON of format {kind}, not an artifact") from error
+        raise UsageError(f"{path} is not a usable video: {error}") from error
     yield f"{path}: {info.codec} video in {info.container}"
     duration_s = info.num_frames / info.fps
     yield f"  {info.num_frames} frames {info.width}x{info.height}, {info.fps:.3f} fps, {duration_s:.2f} s"

@@ -13,6 +13,7 @@ from vidvq.cli.arguments import change_options, read_change, refuse_settings
 from vidvq.cli.decode import decode
 from vidvq.cli.place import Place, checkpoint_option
 from vidvq.cli.view import view
+from vidvq.errors import UsageError
 
 # What a change to a corpus may set: nothing that is of the plan.
 _FREE = ("runtime.", "max_failed=")
@@ -146,7 +147,7 @@ def tokenize(
         summary = stage.amend(change, checkpoint, out, settings)
     else:
         if not inputs:
-            raise ValueError("there is no source; give a directory of clip shards, or videos")
+            raise UsageError("there is no source; give a directory of clip shards, or videos")
         settings = config.load(stage.TokenizeConfig, _config_path(config_name), overrides)
         if dry_run:
             return _show(stage.estimate(inputs, checkpoint, settings), as_json)

@@ -12,6 +12,7 @@ from vidvq import config, log
 from vidvq.cli.arguments import split
 from vidvq.cli.place import checkpoint_option
 from vidvq.cli.stages import _config, _config_path, _out
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **where: 
 
     inputs, overrides = split(videos)
     if not inputs:
-        raise ValueError("give video files or directories")
+        raise UsageError("give video files or directories")
     settings = config.to_dict(config.load(ShardConfig, _config_path(config_name), overrides))
     target = _absolute(str(out))
     return _submit(_job("shard", (*map(_absolute, inputs), "--out", target), settings, target, where), where)
@@ -114,7 +115,7 @@ def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name:
 
     inputs, overrides = split(sources)
     if not inputs:
-        raise ValueError("give a directory of clip shards, or video files or directories")
+        raise UsageError("give a directory of clip shards, or video files or directories")
     settings = config.to_dict(config.load(TokenizeConfig, _config_path(config_name), overrides))
     target = _absolute(str(out))
     # What ships with vidvq lies wherever vidvq lies on those machines.
@@ -178,7 +179,7 @@ def _submit(job: "Job", where: dict[str, Any]) -> int:
             click.echo(line)
         return 0
     if where["retries"] and not where["wait"]:
-        raise ValueError(f"retries={where['retries']} needs --wait; somebody must see that an attempt failed")
+        raise UsageError(f"retries={where['retries']} needs --wait; somebody must see that an attempt failed")
     for attempt in range(where["retries"] + 1):
         submitted = jobs.submit(job, run)
         if submitted.status:

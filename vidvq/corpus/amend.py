@@ -16,6 +16,7 @@ from vidvq.corpus.inputs import Fingerprint, Source, list_sources, source_at, so
 from vidvq.corpus.listing import Listing, remove_parts
 from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.planned import REMOVED, Row, number_shards, rows_of, sources_of
+from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan, extend_plan
 from vidvq.log import info
@@ -102,7 +103,7 @@ def _remove(corpus: Corpus, uris: set[str]) -> Plan:
             if standing:
                 fingerprint.add(source, -1)
     if missing := sorted(uris - found):
-        raise ValueError(
+        raise UsageError(
             f"{corpus.out} has no input {missing[0]}; give it as the plan has it, see vidvq inspect {corpus.out}"
         )
     return _extend(corpus, fingerprint, rows) if rows else corpus.plan
@@ -156,7 +157,7 @@ def _new(sources: Iterator[Source], known: dict[str, Source]) -> Iterator[Source
         if there is None:
             yield source
         elif there != source:
-            raise ValueError(f"{source.uri} was changed since it was planned; take it out first: --remove {source.uri}")
+            raise UsageError(f"{source.uri} was changed since it was planned; take it out first: --remove {source.uri}")
 
 
 def _extend(corpus: Corpus, inputs: Fingerprint, rows: list[Row]) -> Plan:

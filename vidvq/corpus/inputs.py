@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from vidvq.corpus.lists import LIST_SUFFIXES, Line, ListPolicy, read_list, read_tar_list
+from vidvq.errors import UsageError
 from vidvq.storage import canonical_json, is_remote, place
 
 SUFFIXES = frozenset(
@@ -60,7 +61,7 @@ def list_sources(inputs: list[str], lists: ListPolicy) -> Iterator[Source]:
     """
     seen: set[bytes] = set()
     if not inputs:
-        raise ValueError("there is no input; give video files or directories, globs, lists or URLs")
+        raise UsageError("there is no input; give video files or directories, globs, lists or URLs")
     for given in inputs:
         for source in _expand(given, lists):
             digest = hashlib.blake2b(source.identity.encode(), digest_size=12).digest()
@@ -103,18 +104,18 @@ def _expand(given: str, lists: ListPolicy) -> Iterator[Source]:
         elif glob.has_magic(given):
             yield from _glob(path, given, lists)
         else:
-            raise ValueError(f"input {given} does not exist; give video files, folders, globs, lists or URLs")
+            raise UsageError(f"input {given} does not exist; give video files, folders, globs, lists or URLs")
     except ImportError as error:
-        raise ValueError(f"input {given} needs a library that is not installed: {error}") from error
+        raise UsageError(f"input {given} needs a library that is not installed: {error}") from error
     except ValueError:
         raise
     except OSError as error:
-        raise ValueError(f"input {given} cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"input {given} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         # Stores raise what their own libraries raise: no credentials, no such endpoint.
         if not is_remote(path):
             raise
-        raise ValueError(f"input {given} cannot be read: {' '.join(str(error).split())}") from error
+        raise UsageError(f"input {given} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _folder(folder: Path, given: str, lists: ListPolicy) -> Iterator[Source]:
@@ -124,14 +125,14 @@ def _folder(folder: Path, given: str, lists: ListPolicy) -> Iterator[Source]:
             empty = False
             yield from _file(path, lists, told=False)
     if empty:
-        raise ValueError(f"no video under {given}; a folder is searched for {' '.join(sorted(SUFFIXES))} {_TAR}")
+        raise UsageError(f"no video under {given}; a folder is searched for {' '.join(sorted(SUFFIXES))} {_TAR}")
 
 
 def _glob(path: Path, given: str, lists: ListPolicy) -> Iterator[Source]:
     found = _remote_glob(path) if is_remote(path) else [Path(name) for name in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207
     files = [file for file in found if file.is_file()]
     if not files:
-        raise ValueError(f"no file matches {given}")
+        raise UsageError(f"no file matches {given}")
     for file in files:
         yield from _file(file, lists, told=True)
 

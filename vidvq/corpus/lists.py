@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vidvq.errors import UsageError
 from vidvq.formats.tar import check_name
 from vidvq.storage import canonical_json
 
@@ -80,7 +81,7 @@ def read_list(path: Path, policy: ListPolicy) -> Iterator[Line]:
             if line.uri:
                 yield line
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowInvalid) as error:
-        raise ValueError(f"list {path} cannot be read: {' '.join(str(error).split())}") from error
+        raise UsageError(f"list {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def read_tar_list(path: Path, policy: ListPolicy, suffixes: frozenset[str]) -> Iterator[TarMember]:
@@ -109,7 +110,7 @@ def read_tar_list(path: Path, policy: ListPolicy, suffixes: frozenset[str]) -> I
                     carried |= _sidecar(sidecar.read(), extension, policy.carry, f"{path}: {info.name}")
             yield from _sample(videos, carried)
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is not a readable tar: {error}") from error
+        raise UsageError(f"{path} is not a readable tar: {error}") from error
 
 
 def _sample(videos: list[tuple[str, int, int]], carried: dict[str, Any]) -> Iterator[TarMember]:
@@ -125,7 +126,7 @@ def _sidecar(data: bytes, extension: str, carry: tuple[str, ...], where: str) ->
         fields = json.loads(data)
         return {name: fields[name] for name in carry if name in fields} if isinstance(fields, dict) else {}
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{where} cannot be read: {error}; leave it out, or set lists.carry=[]") from error
+        raise UsageError(f"{where} cannot be read: {error}; leave it out, or set lists.carry=[]") from error
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -144,7 +145,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
                 continue
             row = json.loads(text)
             if not isinstance(row, dict):
-                raise ValueError(f"list {path}: line {number} is a {type(row).__name__}; each must be a JSON object")
+                raise UsageError(f"list {path}: line {number} is a {type(row).__name__}; each must be a JSON object")
             yield row
 
 
@@ -157,12 +158,12 @@ class _Columns:
 
         def find(setting: str, wanted: str | None, usual: tuple[str, ...]) -> str | None:
             if wanted and wanted not in first:
-                raise ValueError(f"list {path} has no column {wanted!r} (lists.{setting}); it has {there}")
+                raise UsageError(f"list {path} has no column {wanted!r} (lists.{setting}); it has {there}")
             return wanted or next((name for name in usual if name in first), None)
 
         uri = find("uri", policy.uri, _URI_COLUMNS)
         if uri is None:
-            raise ValueError(
+            raise UsageError(
                 f"list {path} has none of the columns {', '.join(_URI_COLUMNS)}; name one of {there} by lists.uri"
             )
         self.uri = uri

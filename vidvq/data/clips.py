@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from vidvq.data.config import BucketConfig, DataConfig
 from vidvq.data.index import ClipIndex, read_index, read_place
 from vidvq.data.order import BatchOrder, Pick
+from vidvq.errors import UsageError
 from vidvq.log import warn
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip
@@ -44,7 +45,7 @@ class ClipBatches(Dataset[torch.Tensor | str]):
             shapes = ", ".join(f"{shape.width}x{shape.height}" for shape in config.shapes)
             message = f"{left_out} of {len(bucket)} clips are smaller than the crop ({shapes})"
             if left_out == len(bucket):
-                raise ValueError(f"data.clips has no usable clip: {message}; lower data.crop={config.crop}")
+                raise UsageError(f"data.clips has no usable clip: {message}; lower data.crop={config.crop}")
             if rank == 0:
                 warn(f"{message} and are left out of training")
         weights = list(config.clips.values()) if isinstance(config.clips, dict) else None
@@ -83,7 +84,7 @@ class ClipBatches(Dataset[torch.Tensor | str]):
                 if clip not in self._told:
                     self._told.add(clip)
                     warn(f"clip {self.index.keys[clip]} is left out of training, another takes its place: {error}")
-        raise ValueError(f"data.clips has no usable clip near {self.index.keys[pick.clip]}; the last one {last}")
+        raise UsageError(f"data.clips has no usable clip near {self.index.keys[pick.clip]}; the last one {last}")
 
     def _decode(self, clip: int) -> np.ndarray:
         with self._lock:
@@ -165,7 +166,7 @@ def clip_batches(dataset: ClipBatches, number: int, turn: int = 0) -> Iterator[t
     gc.collect()
     for batch in loader:
         if isinstance(batch, str):
-            raise ValueError(batch)
+            raise UsageError(batch)
         yield batch
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
+from vidvq.errors import UsageError
+
 Size = Annotated[int, Field(ge=1)]
 
 
@@ -71,7 +73,7 @@ class DataConfig:
         micro = self.micro_batch_size or self.batch_size // ranks
         if not micro or self.batch_size % (micro * ranks):
             each = f" x data.micro_batch_size={micro}" if self.micro_batch_size else ""
-            raise ValueError(f"data.batch_size={self.batch_size} must be a multiple of {ranks} processes{each}")
+            raise UsageError(f"data.batch_size={self.batch_size} must be a multiple of {ranks} processes{each}")
         return micro
 
     def accumulation(self, ranks: int) -> int:

@@ -10,6 +10,7 @@ from zlib import crc32
 
 import numpy as np
 
+from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.plan import read_plan
@@ -75,7 +76,7 @@ def read_index(folders: list[str]) -> ClipIndex:
                 keys.append(key)
                 rows.append((index, number, where.offset, where.size, where.crc32, *size))
     if not rows:
-        raise ValueError(f"data.clips={','.join(folders)} holds no clips; give directories that vidvq shard wrote")
+        raise UsageError(f"data.clips={','.join(folders)} holds no clips; give directories that vidvq shard wrote")
     return ClipIndex([path for _, path, _ in shards], keys, *np.array(rows, dtype=np.int64).T)
 
 
@@ -98,7 +99,7 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
     for shard, _ in read_plan(folder).shards():
         commit = read_commit(folder, shard)
         if commit is None:
-            raise ValueError(f"{folder}: {shard} is not committed; finish vidvq shard first")
+            raise UsageError(f"{folder}: {shard} is not committed; finish vidvq shard first")
         if commit.sha256:
             yield str(folder / shard), commit
 
@@ -115,9 +116,9 @@ def _read_shard(path: str, commit: Commit) -> list[tuple[str, Place, tuple[int, 
         try:
             data = _read_at(files["json"])
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+            raise UsageError(f"{path} cannot be read: {error}") from error
         if crc32(data) != files["json"].crc32:
-            raise ValueError(f"{path} is damaged; run vidvq verify")
+            raise UsageError(f"{path} is damaged; run vidvq verify")
         info = parse_clip_info(data, f"{path}: {key}")
         clips.append((key, files[media], (info.num_frames, info.height, info.width)))
     return clips

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
+from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 
 Format = Literal["mp4", "gif", "png", "npy"]
@@ -43,7 +44,7 @@ class DecodeConfig:
         suffix = out.suffix[1:].lower()
         named = next((name for name in get_args(Format) if name == suffix and name != "png"), None)
         if named and self.format not in (None, named):
-            raise ValueError(f"format={self.format} does not fit --out {out.name}; leave one of them away")
+            raise UsageError(f"format={self.format} does not fit --out {out.name}; leave one of them away")
         return named or self.format or "mp4"
 
 
@@ -62,7 +63,7 @@ class Stretch:
 
     def __post_init__(self) -> None:
         if self.start is not None and self.end is not None and self.start >= self.end:
-            raise ValueError(f"from={float(self.start):g} must be before to={float(self.end):g}")
+            raise UsageError(f"from={float(self.start):g} must be before to={float(self.end):g}")
 
     def overlaps(self, start: Fraction, end: Fraction) -> bool:
         """Whether something shown from ``start`` to ``end`` is seen in the stretch."""

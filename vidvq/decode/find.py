@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.compute
 
 from vidvq.decode.config import Stretch
+from vidvq.errors import UsageError
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import TokenPlace, nearest
 from vidvq.formats.token_shard import TokenInfo
@@ -39,7 +40,7 @@ def find_key(known: list[TokenPlace], key: str, tokens: Path) -> TokenPlace:
         if place.key == key:
             return place
     near = nearest(key, [place.key for place in known])
-    raise ValueError(f"key={key} is not in {tokens}{near}; `vidvq inspect` lists the keys of a shard")
+    raise UsageError(f"key={key} is not in {tokens}{near}; `vidvq inspect` lists the keys of a shard")
 
 
 def find_stretch(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> list[Found]:
@@ -59,7 +60,7 @@ def find_stretch(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> lis
                 infos.append((place, info))
     if not infos:
         near = nearest(stretch.source, sorted(sources))
-        raise ValueError(f"source={stretch.source} is not in {tokens}{near}")
+        raise UsageError(f"source={stretch.source} is not in {tokens}{near}")
     infos.sort(key=lambda pair: times_of(pair[1])[0])
     found: list[Found] = []
     end = None
@@ -69,12 +70,12 @@ def find_stretch(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> lis
         if not count:
             continue
         if end is not None and times[0][0] < end:
-            raise ValueError(f"{place.key} overlaps the clip before it; decode such clips one by one, --key")
+            raise UsageError(f"{place.key} overlaps the clip before it; decode such clips one by one, --key")
         end = times[-1][0]
         found.append(Found(place, info, count))
     if not found:
         first, last = times_of(infos[0][1])[0][0], max(times_of(info)[-1][1] for _, info in infos)
-        raise ValueError(
+        raise UsageError(
             f"from={_text(stretch.start)} to={_text(stretch.end)} holds no frame of {stretch.source}; its tokens are "
             f"from {float(first):g} to {float(last):g} seconds"
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidvq.errors import UsageError
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, check_codes
 
 _MAX_DENOMINATOR = 1001
@@ -98,23 +99,23 @@ def _load(given: Generated, card: TokenizerCard) -> tuple[np.ndarray, bool]:
             size = path.stat().st_size
             item = np.dtype(card.dtype).newbyteorder("<")
             if size % item.itemsize or not size:
-                raise ValueError(f"its {size} bytes are not whole {item.name} ids")
+                raise UsageError(f"its {size} bytes are not whole {item.name} ids")
             ids = np.memmap(path, dtype=item, mode="r")
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable file of codes: {error}") from error
+        raise UsageError(f"{path} is not a readable file of codes: {error}") from error
     if ids.dtype.kind not in "iu":
-        raise ValueError(f"{path} holds {ids.dtype}; codes are integers")
+        raise UsageError(f"{path} holds {ids.dtype}; codes are integers")
     if ids.ndim in (3, 4) and ids.size:
         if given.grid and tuple(ids.shape[-3:]) != given.grid:
-            raise ValueError(f"{path} has shape {ids.shape}, --grid says {given.grid}; leave --grid away")
+            raise UsageError(f"{path} has shape {ids.shape}, --grid says {given.grid}; leave --grid away")
         return (ids, True) if ids.ndim == 4 else (ids[None], False)
     if ids.ndim != 1 or not ids.size:
-        raise ValueError(f"{path} has shape {ids.shape}; codes are lt lh lw, b lt lh lw, or flat with --grid LT,LH,LW")
+        raise UsageError(f"{path} has shape {ids.shape}; codes are lt lh lw, b lt lh lw, or flat with --grid LT,LH,LW")
     if given.grid is None:
-        raise ValueError(f"{path} has {ids.size} ids without a shape; give --grid LT,LH,LW")
+        raise UsageError(f"{path} has {ids.size} ids without a shape; give --grid LT,LH,LW")
     tokens = int(np.prod(given.grid))
     if ids.size % tokens:
-        raise ValueError(f"{path} has {ids.size} ids; --grid {given.grid} needs a multiple of {tokens}")
+        raise UsageError(f"{path} has {ids.size} ids; --grid {given.grid} needs a multiple of {tokens}")
     return ids.reshape(-1, *given.grid), ids.size > tokens
 
 
@@ -127,7 +128,7 @@ def _local(ids: np.ndarray, card: TokenizerCard, where: str) -> np.ndarray:
     if len(bad):
         t, h, w = (int(index) for index in bad[0])
         book = books[t]
-        raise ValueError(
+        raise UsageError(
             f"{where}: id {int(ids[t, h, w])} at t={t} h={h} w={w} is out of range; the {book.name} codebook has ids "
             f"{book.offset} to {book.offset + book.size - 1}"
         )

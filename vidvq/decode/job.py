@@ -12,6 +12,7 @@ from vidvq.decode.config import DecodeConfig, Stretch
 from vidvq.decode.find import find_key, find_stretch
 from vidvq.decode.generated import Generated, GeneratedPlace, index_generated
 from vidvq.decode.stream import check_same, decode_timed, open_tokenizer, within
+from vidvq.errors import UsageError
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import TokenPlace, index_tokens
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
@@ -60,13 +61,13 @@ def run_decode(tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig, 
     known = index_tokens(tokens)
     if stretch:
         if config.key:
-            raise ValueError("key= and --source are two ways to say what to decode; give one")
+            raise UsageError("key= and --source are two ways to say what to decode; give one")
         _write_stretch(tokens, checkpoint, known, stretch, _stretch_path(out, kind, stretch), config)
         return 1
     wanted = [find_key(known, config.key, tokens)] if config.key else known
     single = out.suffix[1:].lower() in _FILES
     if single and len(wanted) != 1:
-        raise ValueError(f"--out {out.name} is one file, {tokens} holds {len(wanted)} clips; give a folder, or --key")
+        raise UsageError(f"--out {out.name} is one file, {tokens} holds {len(wanted)} clips; give a folder, or --key")
     if single:
         items = [Item(wanted[0], out)]
     else:
@@ -101,7 +102,7 @@ def run_decode_generated(given: Generated, tokenizer: Path, checkpoint: Path, ou
     places = index_generated(given, card)
     single = out.suffix[1:].lower() in _FILES
     if single and len(places) != 1:
-        raise ValueError(f"--out {out.name} is one file, {given.path} holds {len(places)} videos; give a folder")
+        raise UsageError(f"--out {out.name} is one file, {given.path} holds {len(places)} videos; give a folder")
     named = [(place, place.key if kind == "png" else f"{place.key}.{kind}") for place in places]
     items = [Item(place, out if single else out / name) for place, name in named]
     with progress("decode", len(items), "videos") as bar:
@@ -146,7 +147,7 @@ def _write_stretch(
     found = find_stretch(tokens, known, stretch)
     sizes = {(each.info.height, each.info.width) for each in found}
     if len(sizes) > 1:
-        raise ValueError(f"{stretch.source} changes its size within the stretch; decode its clips one by one, --key")
+        raise UsageError(f"{stretch.source} changes its size within the stretch; decode its clips one by one, --key")
     torch.set_num_threads(1)
     tokenizer, card = open_tokenizer(tokens, checkpoint)
     timed = chain.from_iterable(_decode(tokenizer, card, each.place, stretch) for each in found)
@@ -185,4 +186,4 @@ def _settle(out: Path, tokens: Path, card: TokenizerCard, kind: str, config: Dec
     was = read_json(out / SETTINGS)
     for name, value in settings.items():
         if was.get(name) != value:
-            raise ValueError(f"{out} was decoded with {name}={was.get(name)}, now {value}; give another --out")
+            raise UsageError(f"{out} was decoded with {name}={was.get(name)}, now {value}; give another --out")

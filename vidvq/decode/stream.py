@@ -9,6 +9,7 @@ import torch
 
 from vidvq.decode.config import Stretch
 from vidvq.decode.find import find_key, find_stretch, times_of
+from vidvq.errors import UsageError
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
 from vidvq.model import Tokenizer, VideoTokenizer
@@ -41,7 +42,7 @@ def frames(
         ValueError: neither key nor source is given or is known, nothing is in range, or another tokenizer's tokens.
     """
     if (key is None) == (source is None):
-        raise ValueError("give key= or source=, one of them")
+        raise UsageError("give key= or source=, one of them")
     place = Path(tokens)
     tokenizer, card = open_tokenizer(place, Path(checkpoint))
     known = index_tokens(place)
@@ -76,7 +77,7 @@ def check_same(folder: Path, written: TokenizerCard, checkpoint: Path, card: Tok
         ValueError: names both.
     """
     if card.token_fingerprint != written.token_fingerprint:
-        raise ValueError(
+        raise UsageError(
             f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, {checkpoint} is tokenizer "
             f"{card.token_fingerprint[:12]}; decode with a checkpoint of the first"
         )
@@ -91,7 +92,7 @@ def decode_groups(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> I
         yield to_frames(tokenizer.decode(grid, num_frames=info.num_frames, size=(info.height, info.width)))
         return
     if tokenizer.latent_shape(info.num_frames, info.height, info.width) != codes.shape:
-        raise ValueError(
+        raise UsageError(
             f"{info.source}: {info.num_frames} frames of {info.height}x{info.width} are no grid of {codes.shape} codes"
         )
     state, left = None, info.num_frames

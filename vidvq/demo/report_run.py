@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vidvq.config import read_yaml
+from vidvq.errors import UsageError
 from vidvq.evaluate.job import ClipScore, Evaluation
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
 from vidvq.formats.clip_shard import read_clips
@@ -198,5 +199,5 @@ def _read_frames(folder: Path) -> np.ndarray:
         with Image.open(path) as image:
             frames.append(np.asarray(image.convert("RGB")))
     if not frames:
-        raise ValueError(f"{folder} has no frames; run vidvq decode with format=png first")
+        raise UsageError(f"{folder} has no frames; run vidvq decode with format=png first")
     return np.stack(frames)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
@@ -69,7 +70,7 @@ def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> 
                     continue
                 original, result = decode_clip(media, key), _read_frames(decoded / key)
                 if original.shape != result.shape:
-                    raise ValueError(f"{decoded / key} holds {result.shape} frames, {key} has {original.shape}")
+                    raise UsageError(f"{decoded / key} holds {result.shape} frames, {key} has {original.shape}")
                 still = mean_frame(original)
                 scores.append(
                     ClipScore(
@@ -88,7 +89,7 @@ def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> 
                 )
                 bar.advance()
     if not scores:
-        raise ValueError(f"{clips} and {tokens} have no clip in common; give tokens that were made from these clips")
+        raise UsageError(f"{clips} and {tokens} have no clip in common; give tokens that were made from these clips")
     counts = CodeCounts(card)
     for codes in grids.values():
         counts.add(codes)
@@ -105,7 +106,7 @@ def _shards(folder: Path) -> list[Path]:
 def _read_frames(folder: Path) -> np.ndarray:
     paths = sorted(folder.glob("*.png"))
     if not paths:
-        raise ValueError(f"{folder} has no frames; run vidvq decode with format=png first")
+        raise UsageError(f"{folder} has no frames; run vidvq decode with format=png first")
     frames: list[np.ndarray] = []
     for path in paths:
         with Image.open(path) as image:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from vidvq.errors import UsageError
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -21,4 +23,4 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if self.specials == "group" and self.order != "raster":
-            raise ValueError("specials=group needs order=raster; in temporal order the groups lie interleaved")
+            raise UsageError("specials=group needs order=raster; in temporal order the groups lie interleaved")

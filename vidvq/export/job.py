@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
 from vidvq.export.records import FORMAT, PART_FORMAT, read_part, record_path, redo
 from vidvq.export.sequence import Layout, grid_to_sequence
@@ -59,7 +60,7 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
         OSError: the disk is full or not writable; the parts that were finished stay.
     """
     if target not in TARGETS:
-        raise ValueError(f"{target} is no target; export --to {' | '.join(TARGETS)}")
+        raise UsageError(f"{target} is no target; export --to {' | '.join(TARGETS)}")
     layout = Layout(read_tokenizer_card(tokens), config)
     shards = _committed(tokens)
     _declare(out, target, layout, shards)
@@ -79,7 +80,7 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
             stem = _stem(shard)
             # A byte that no id is made of may be damaged too.
             for line in damaged_files(out, part):
-                raise ValueError(f"{out}: {line}; {redo(stem)}")
+                raise UsageError(f"{out}: {line}; {redo(stem)}")
             paths = [out / (stem + suffix) for suffix in TARGETS[target].suffixes]
             compare(paths, TARGETS[target], dtype, _sequences(tokens / shard.shard, layout), stem)
     return ExportSummary(
@@ -94,16 +95,16 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
 def _committed(tokens: Path) -> list[Commit]:
     plan = read_plan(tokens)
     if plan.header["stage"] != "tokenize":
-        raise ValueError(f"{tokens} was written by vidvq {plan.header['stage']}; give a directory of token shards")
+        raise UsageError(f"{tokens} was written by vidvq {plan.header['stage']}; give a directory of token shards")
     commits = []
     for shard, _ in plan.shards():
         commit = read_commit(tokens, shard)
         if commit is None:
-            raise ValueError(f"{tokens}: {shard} is not committed; finish vidvq tokenize first")
+            raise UsageError(f"{tokens}: {shard} is not committed; finish vidvq tokenize first")
         commits.append(commit)
     full = [commit for commit in commits if commit.sha256]
     if not full:
-        raise ValueError(f"{tokens} holds no tokens; nothing to export")
+        raise UsageError(f"{tokens} holds no tokens; nothing to export")
     return full
 
 
@@ -130,11 +131,11 @@ def _declare(out: Path, target: str, layout: Layout, shards: list[Commit]) -> No
     path = out / "export.json"
     if not path.exists():
         if out.exists() and (found := sorted(p.name for p in out.iterdir() if not p.name.startswith("export.json."))):
-            raise ValueError(f"{out} is not empty and has no export.json (found {found[0]}); give an empty --out")
+            raise UsageError(f"{out} is not empty and has no export.json (found {found[0]}); give an empty --out")
         make_folder(out)
         create_once(path, pretty_json(header))
     if found := list(differences("", read_json(path), header)):
-        raise ValueError(f"{out} was made from something else: {'; '.join(found[:4])}. Give another --out")
+        raise UsageError(f"{out} was made from something else: {'; '.join(found[:4])}. Give another --out")
 
 
 def _sequences(path: Path, layout: Layout) -> Iterator[Sequence]:
@@ -147,7 +148,7 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
     if part := read_part(out, stem):
         return part
     if not path.is_file() or sha256_file(path) != commit.sha256:
-        raise ValueError(f"{path} is missing or not the one that was committed; run vidvq verify {tokens}")
+        raise UsageError(f"{path} is missing or not the one that was committed; run vidvq verify {tokens}")
     clips = ids = 0
 
     def counted() -> Iterator[Sequence]:
@@ -159,7 +160,7 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
     paths = write_part(target, out, stem, counted(), commit.ok, layout.vocabulary)
     files = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in paths]
     if clips != commit.ok:
-        raise ValueError(f"{path} holds {clips} clips, its record says {commit.ok}; run vidvq verify {tokens}")
+        raise UsageError(f"{path} holds {clips} clips, its record says {commit.ok}; run vidvq verify {tokens}")
     part = {"format": PART_FORMAT, "shard": commit.shard, "shard_sha256": commit.sha256}
     create_once(record_path(out, stem), pretty_json(part | {"clips": clips, "ids": ids, "files": files}))
     standing = read_part(out, stem)

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from vidvq.errors import UsageError
+
 _MAX_BYTES = 1 << 32
 
 
@@ -31,7 +33,7 @@ class OffsetWriter:
         """
         self._offsets.append(self._offsets[-1] + len(sample))
         if self._offsets[-1] >= _MAX_BYTES:
-            raise ValueError(
+            raise UsageError(
                 f"a token shard gives more than {_MAX_BYTES} bytes, the most that one file of litdata or MDS "
                 "holds; tokenize into smaller shards, or export --to another target"
             )
@@ -55,5 +57,5 @@ def read_offsets(path: Path) -> np.ndarray:
         size = path.stat().st_size
         offsets = np.frombuffer(file.read(4 * (count + 1)) if 4 * (count + 2) <= size else b"", dtype="<u4")
     if len(offsets) != count + 1 or (np.diff(offsets.astype(np.int64)) < 0).any() or offsets[-1] != size:
-        raise ValueError(f"its offsets do not fit its {size} bytes")
+        raise UsageError(f"its offsets do not fit its {size} bytes")
     return offsets.astype(np.int64)

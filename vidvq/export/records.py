@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from vidvq.errors import UsageError
 from vidvq.export.target import Part
 from vidvq.export.targets import TARGETS
 from vidvq.formats.commit import FOLDER
@@ -28,7 +29,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     path = folder / "export.json"
     header = read_json(path)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{path} is not an export of format {FORMAT}")
+        raise UsageError(f"{path} is not an export of format {FORMAT}")
     sound = (
         header.get("target") in TARGETS
         and isinstance(header.get("parts"), list)
@@ -36,7 +37,7 @@ def read_header(folder: Path) -> dict[str, Any]:
         and header.get("dtype") == np.dtype(TARGETS[header["target"]].dtype(header["vocabulary"])).name
     )
     if not sound:
-        raise ValueError(f"{path} is damaged: its target, parts, vocabulary and dtype do not go together; export again")
+        raise UsageError(f"{path} is damaged: its target, parts, vocabulary and dtype do not go together; export again")
     return header
 
 
@@ -56,7 +57,7 @@ def read_part(folder: Path, stem: str) -> Part | None:
         return None
     part = read_json(path)
     if not isinstance(part, dict) or part.get("format") != PART_FORMAT:
-        raise ValueError(f"{path} is not a record of {PART_FORMAT}; remove it and run again")
+        raise UsageError(f"{path} is not a record of {PART_FORMAT}; remove it and run again")
     return part
 
 

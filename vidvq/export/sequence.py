@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
 from vidvq.formats.token_shard import TokenizerCard, check_codes
 
@@ -56,15 +57,15 @@ def sequence_to_grid(sequence: np.ndarray, grid: tuple[int, ...], layout: Layout
     groups = times if "group_start" in specials else 0
     length = times * high * wide + groups + (2 if specials else 0)
     if len(flat) != length:
-        raise ValueError(f"a grid of {grid} is a sequence of {length} ids; got {len(flat)}")
+        raise UsageError(f"a grid of {grid} is a sequence of {length} ids; got {len(flat)}")
     if specials:
         if flat[0] != specials["clip_start"] or flat[-1] != specials["clip_end"]:
-            raise ValueError(f"the sequence is not between clip_start and clip_end: {flat[0]} ... {flat[-1]}")
+            raise UsageError(f"the sequence is not between clip_start and clip_end: {flat[0]} ... {flat[-1]}")
         flat = flat[1:-1]
     if groups:
         rows = flat.reshape(times, -1)
         if (rows[:, 0] != specials["group_start"]).any():
-            raise ValueError("a group does not begin with group_start")
+            raise UsageError("a group does not begin with group_start")
         ids = rows[:, 1:].reshape(grid)
     elif layout.config.order == "temporal":
         ids = flat.reshape(high, wide, times).transpose(2, 0, 1)

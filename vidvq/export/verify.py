@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from vidvq.errors import UsageError
 from vidvq.export.records import read_header, read_part, redo
 from vidvq.export.target import Part, Sequence, Target
 from vidvq.export.targets import TARGETS
@@ -80,9 +81,9 @@ def compare(paths: list[Path], target: Target, dtype: np.dtype, expected: Iterat
     found = _readable(target.read(paths, dtype), paths, stem)
     for sequence in expected:
         if not np.array_equal(next(found, np.array([])), sequence.ids):
-            raise ValueError(f"{paths[0]}: {sequence.key} differs; {redo(stem)}")
+            raise UsageError(f"{paths[0]}: {sequence.key} differs; {redo(stem)}")
     if next(found, None) is not None:
-        raise ValueError(f"{paths[0]} holds more than its token shard; {redo(stem)}")
+        raise UsageError(f"{paths[0]} holds more than its token shard; {redo(stem)}")
 
 
 def _readable(sequences: Iterator[np.ndarray], paths: list[Path], stem: str) -> Iterator[np.ndarray]:
@@ -91,7 +92,7 @@ def _readable(sequences: Iterator[np.ndarray], paths: list[Path], stem: str) -> 
     except _UNREADABLE as error:
         missing = [path for path in paths if not path.is_file()]
         what = f"{missing[0]} is missing" if missing else f"{paths[0]} is not readable ({_first_line(error)})"
-        raise ValueError(f"{what}; {redo(stem)}") from error
+        raise UsageError(f"{what}; {redo(stem)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from vidvq.errors import UsageError
 from vidvq.storage import attempt_path, canonical_json, pretty_json, read_json, sync_folder, write_atomic
 
 FORMAT = "vidvq.checkpoint/1"
@@ -131,7 +132,7 @@ def find_checkpoint(path: Path) -> Path:
         return path
     steps = list_steps(path)
     if not steps:
-        raise ValueError(f"{path} is not a checkpoint (model.safetensors, config.json, fingerprint) nor a training run")
+        raise UsageError(f"{path} is not a checkpoint (model.safetensors, config.json, fingerprint) nor a training run")
     return steps[-1]
 
 
@@ -145,18 +146,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
     stored = read_json(folder / "fingerprint")
     if not isinstance(config, dict) or config.get("format") != FORMAT or not config.keys() >= _FIELDS:
-        raise ValueError(f"{folder / 'config.json'} is not of format {FORMAT}")
+        raise UsageError(f"{folder / 'config.json'} is not of format {FORMAT}")
     try:
         tensors = load_file(folder / "model.safetensors")
     except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder / 'model.safetensors'} is damaged: {error}; restore it from a copy") from error
+        raise UsageError(f"{folder / 'model.safetensors'} is damaged: {error}; restore it from a copy") from error
     for name in sorted(set(config["tensors"]) ^ tensors.keys()):
         what = "has the unknown tensor" if name in tensors else "lacks the tensor"
-        raise ValueError(f"{folder / 'model.safetensors'} {what} {name}; restore it from a copy")
+        raise UsageError(f"{folder / 'model.safetensors'} {what} {name}; restore it from a copy")
     prints = fingerprint(config["model"], config["preprocessing"], tensors)
     if asdict(prints) != stored:
         is_prints = isinstance(stored, dict) and isinstance(stored.get("token"), str)
-        raise ValueError(
+        raise UsageError(
             f"{folder}: weights or config do not match the fingerprint (token {prints.token[:12]}, "
             f"stored {stored['token'][:12] if is_prints else stored}); restore it from a copy"
         )

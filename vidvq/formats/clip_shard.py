@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from vidvq.errors import UsageError
 from vidvq.formats.tar import read_samples
 from vidvq.storage import canonical_json
 
@@ -79,13 +80,13 @@ def parse_clip_info(data: bytes, where: str) -> ClipInfo:
     try:
         fields = json.loads(data)
         if fields.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+            raise UsageError(f"its format is not {FORMAT}")
         info = ClipInfo(**(fields | {"pts": tuple(int(tick) for tick in fields["pts"])}))
         if not info.pts or info.height < 1 or info.width < 1 or Fraction(info.time_base) <= 0:
-            raise ValueError("no frames, no size or no time base")
+            raise UsageError("no frames, no size or no time base")
         return info
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise ValueError(f"{where} has no readable clip JSON: {error}") from error
+        raise UsageError(f"{where} has no readable clip JSON: {error}") from error
 
 
 def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:
@@ -106,5 +107,5 @@ def media_of(files: Collection[str], where: str) -> str:
     """
     media = [extension for extension in MEDIA if extension in files]
     if len(media) != 1 or set(files) != {*media, "json"}:
-        raise ValueError(f"{where} has {sorted(files)}; a clip has json and one of {', '.join(MEDIA)}")
+        raise UsageError(f"{where} has {sorted(files)}; a clip has json and one of {', '.join(MEDIA)}")
     return media[0]

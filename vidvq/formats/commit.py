@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from vidvq.errors import UsageError
 from vidvq.formats.tar import BLOCK_BYTES, Member, TarWriter
 from vidvq.storage import (
     attempt_file,
@@ -162,13 +163,13 @@ def _read(path: Path) -> Commit:
     data = read_json(path)
     try:
         if data.pop("format") != FORMAT:
-            raise ValueError("another format")
+            raise UsageError("another format")
         data["failed"] = tuple(Outcome(**item) for item in data["failed"])
         data["filtered"] = tuple(Outcome(**item) for item in data["filtered"])
         data["members"] = tuple(Member(*item) for item in data["members"])
         return Commit(**data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a commit record of {FORMAT} ({error}); remove it and run again") from error
+        raise UsageError(f"{path} is not a commit record of {FORMAT} ({error}); remove it and run again") from error
 
 
 def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:

@@ -6,6 +6,8 @@
 from itertools import accumulate, groupby, pairwise, repeat
 from typing import Any
 
+from vidvq.errors import UsageError
+
 # Days of video; a JSON of a few bytes must not ask for all memory.
 _MAX_FRAMES = 20_000_000
 
@@ -25,7 +27,7 @@ def from_runs(runs: Any, num_frames: int) -> tuple[int, ...]:
     first, *rest = runs
     counts = [count for _, count in rest]
     if any(type(value) is not int for run in rest for value in run) or type(first) is not int:
-        raise ValueError("its pts are not whole numbers")
+        raise UsageError("its pts are not whole numbers")
     if any(count < 1 for count in counts) or 1 + sum(counts) != num_frames or num_frames > _MAX_FRAMES:
-        raise ValueError(f"its pts are of {1 + sum(counts)} frames, its num_frames is {num_frames}")
+        raise UsageError(f"its pts are of {1 + sum(counts)} frames, its num_frames is {num_frames}")
     return tuple(accumulate((step for step, count in rest for step in repeat(step, count)), initial=first))

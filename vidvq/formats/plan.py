@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from vidvq.errors import UsageError
 from vidvq.storage import (
     canonical_json,
     create_once,
@@ -123,12 +124,12 @@ def read_plan(folder: Path) -> Plan:
         ValueError: there is none, or its files do not belong together.
     """
     if not (folder / "plan.json").is_file():
-        raise ValueError(f"{folder} has no plan.json; give a directory that vidvq shard or vidvq tokenize wrote")
+        raise UsageError(f"{folder} has no plan.json; give a directory that vidvq shard or vidvq tokenize wrote")
     headers = [_read_header(folder / "plan.json")]
     while (folder / _header_name(len(headers))).is_file():
         headers.append(_read_header(folder / _header_name(len(headers))))
         if headers[-1]["parent"] != _id_of(headers[-2]):
-            raise ValueError(
+            raise UsageError(
                 f"{folder / _header_name(len(headers) - 1)} does not follow the plan before it; restore it from a copy"
             )
     table, touched = _read_table(folder, headers[0], 0), {}
@@ -178,7 +179,7 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
     create_once(folder / _header_name(number), pretty_json(header))
     standing = read_plan(folder)
     if standing.headers[number] != header:
-        raise ValueError(f"{folder} was changed by another driver meanwhile; run the same command again")
+        raise UsageError(f"{folder} was changed by another driver meanwhile; run the same command again")
     return standing
 
 
@@ -230,13 +231,13 @@ def ensure_plan(
         remove_attempts(folder, "plan.*")
     plan = read_plan(folder)
     if plan.header["stage"] != stage:
-        raise ValueError(f"{folder} holds the output of vidvq {plan.header['stage']}; give vidvq {stage} another --out")
+        raise UsageError(f"{folder} holds the output of vidvq {plan.header['stage']}; give vidvq {stage} another --out")
     found = list(differences("", plan.header["made_from"], made_from))
     if found:
         found = explain(plan) + found
         more = len(found) - _SHOWN_DIFFERENCES
         shown = "; ".join(found[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-        raise ValueError(
+        raise UsageError(
             f"{folder} was made from something else: {shown}. Give another --out, or the same inputs and settings"
         )
     return plan
@@ -259,7 +260,7 @@ def refuse_foreign(folder: Path) -> None:
     """
     for name in sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []:
         if not name.startswith(_OURS) and not (folder / "plan.json").exists():
-            raise ValueError(f"{folder} is not empty and has no plan.json (found {name}); give an empty --out")
+            raise UsageError(f"{folder} is not empty and has no plan.json (found {name}); give an empty --out")
 
 
 def _not_in(keys: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -282,14 +283,14 @@ def _header_name(number: int) -> str:
 def _read_header(path: Path) -> dict[str, Any]:
     header = read_json(path)
     if not isinstance(header, dict) or header.get("format") != FORMAT or not header.keys() >= _FIELDS:
-        raise ValueError(f"{path} is not a plan of format {FORMAT}")
+        raise UsageError(f"{path} is not a plan of format {FORMAT}")
     return header
 
 
 def _read_table(folder: Path, header: dict[str, Any], number: int) -> pa.Table:
     path = folder / Path(header["table"]).name
     if not path.is_file() or sha256_file(path) != header["table_sha256"]:
-        raise ValueError(f"{path} is missing or not the one its plan was written with; restore it from a copy")
+        raise UsageError(f"{path} is missing or not the one its plan was written with; restore it from a copy")
     with path.open("rb") as file:
         table = pq.read_table(file)
     return table.append_column("generation", pa.array(np.full(table.num_rows, number, dtype=np.int32)))

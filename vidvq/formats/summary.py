@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vidvq.errors import UsageError
 from vidvq.formats.commit import FOLDER, Outcome, read_commits
 from vidvq.formats.plan import Plan
 from vidvq.storage import pretty_json, remove_attempts, write_over
@@ -110,7 +111,7 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     commits = read_commits(folder, plan.shard_names())
     for index, ((shard, rows), commit) in enumerate(zip(plan.shards(), commits, strict=True)):
         if commit is None or commit.plan_id != plan.id_of(index) or commit.items != len(rows):
-            raise ValueError(f"{folder}: {shard} is not committed whole; run the same command again")
+            raise UsageError(f"{folder}: {shard} is not committed whole; run the same command again")
         ok += commit.ok
         size += commit.bytes
         shards += commit.sha256 is not None

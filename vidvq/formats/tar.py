@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import IO
 from zlib import crc32
 
+from vidvq.errors import UsageError
+
 BLOCK_BYTES = 512
 MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 16 << 30
@@ -37,11 +39,11 @@ def check_name(name: str) -> None:
         ValueError: the name is empty, too long, holds a separator or control character, or starts with a dot or dash.
     """
     if not name or len(name.encode()) > _MAX_NAME:
-        raise ValueError(f"tar member {name[:120]!r} must have a name of 1 to {_MAX_NAME} bytes")
+        raise UsageError(f"tar member {name[:120]!r} must have a name of 1 to {_MAX_NAME} bytes")
     if _REFUSED.search(name):
-        raise ValueError(f"tar member {name!r} must not hold a slash or a control character")
+        raise UsageError(f"tar member {name!r} must not hold a slash or a control character")
     if name[0] in ".-":
-        raise ValueError(f"tar member {name!r} must not start with a dot or a dash")
+        raise UsageError(f"tar member {name!r} must not start with a dot or a dash")
 
 
 class TarWriter:
@@ -60,7 +62,7 @@ class TarWriter:
         """
         check_name(name)
         if name in self._names:
-            raise ValueError(f"tar member {name!r} is there already; keys must be unique")
+            raise UsageError(f"tar member {name!r} is there already; keys must be unique")
         self._names.add(name)
         info = _header(name, len(data))
         self._tar.addfile(info, io.BytesIO(data))
@@ -82,14 +84,14 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
     def accept(name: str, size: int) -> None:
         check_name(name)
         if name in names:
-            raise ValueError(f"{path}: member {name!r} is there twice")
+            raise UsageError(f"{path}: member {name!r} is there twice")
         if size > max_member_bytes or len(names) >= MAX_MEMBERS:
-            raise ValueError(f"{path}: member {name!r} goes over the caps on size or count")
+            raise UsageError(f"{path}: member {name!r} goes over the caps on size or count")
         names.add(name)
 
     def whole(name: str, data: bytes, size: int) -> tuple[str, bytes]:
         if len(data) != size:
-            raise ValueError(f"{path}: ends inside member {name!r}; the file is torn")
+            raise UsageError(f"{path}: ends inside member {name!r}; the file is torn")
         return name, data
 
     with path.open("rb") as file:
@@ -104,7 +106,7 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for info in tar:
                     if not info.isreg():
-                        raise ValueError(f"{path}: member {info.name!r} is not a regular file")
+                        raise UsageError(f"{path}: member {info.name!r} is not a regular file")
                     accept(info.name, info.size)
                     content = tar.extractfile(info)
                     assert content is not None
@@ -112,7 +114,7 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
                     # tarfile keeps every header it saw; shards may have many.
                     tar.members = []  # type: ignore[attr-defined]
         except tarfile.TarError as error:
-            raise ValueError(f"{path} is not a readable tar: {error}") from error
+            raise UsageError(f"{path} is not a readable tar: {error}") from error
 
 
 def _plain_header(block: bytes) -> tuple[str, int] | None:

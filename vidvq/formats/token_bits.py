@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from vidvq.errors import UsageError
+
 
 class Sized(Protocol):
     """What has a number of codes: a codebook."""
@@ -42,17 +44,17 @@ def unpack_codes(data: bytes, grid: tuple[int, ...], book_of: BookOf, dtype: typ
     import zstandard
 
     if len(grid) != 3 or any(type(length) is not int or length < 1 for length in grid):
-        raise ValueError(f"its grid {grid} is not lt, lh, lw")
+        raise UsageError(f"its grid {grid} is not lt, lh, lw")
     area = grid[1] * grid[2]
     widths = [_width(book_of(t).size) for t in range(grid[0])]
     size = -(-area * sum(widths) // 8)
     try:
         # Never more memory than the grid needs, whatever the frame says of itself.
         if zstandard.frame_content_size(data) != size:
-            raise ValueError(f"its packed codes are not the {size} bytes of a grid {grid}")
+            raise UsageError(f"its packed codes are not the {size} bytes of a grid {grid}")
         packed = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
-        raise ValueError(f"its packed codes are damaged ({error})") from error
+        raise UsageError(f"its packed codes are damaged ({error})") from error
     # Whole runs of one width at a time; a code's last byte may look for bytes beyond the end.
     data_bytes = np.frombuffer(packed + bytes(4), dtype=np.uint8)
     codes, bit, done = np.empty(grid, dtype=dtype), 0, 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import read_plan
 from vidvq.formats.tar import MAX_MEMBER_BYTES, check_name
@@ -77,15 +78,15 @@ def _committed(folder: Path) -> Iterator[tuple[Path, Commit]]:
     names = list(read_plan(folder).shard_names())
     for name, commit in zip(names, read_commits(folder, names), strict=True):
         if commit is None:
-            raise ValueError(f"{folder}: {name} is not committed; finish vidvq tokenize first")
+            raise UsageError(f"{folder}: {name} is not committed; finish vidvq tokenize first")
         if commit.sha256 is None:
             continue
         try:
             size = (folder / name).stat().st_size
         except FileNotFoundError:
-            raise ValueError(f"{folder / name} is missing; run vidvq verify {folder}") from None
+            raise UsageError(f"{folder / name} is missing; run vidvq verify {folder}") from None
         if size != commit.bytes:
-            raise ValueError(
+            raise UsageError(
                 f"{folder / name} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify {folder}"
             )
         yield folder / name, commit
@@ -104,11 +105,11 @@ def index_shard(shard: Path) -> list[TokenPlace]:
             for member in tar:
                 check_name(member.name)
                 if not member.isreg() or member.size > MAX_MEMBER_BYTES or member.offset_data + member.size > end:
-                    raise ValueError(f"member {member.name} is not a plain file, or the file ends within it")
+                    raise UsageError(f"member {member.name} is not a plain file, or the file ends within it")
                 key, _, extension = member.name.partition(".")
                 samples.setdefault(key, []).append((extension, member.offset_data, member.size))
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise ValueError(f"{shard} is not a readable shard: {error}") from error
+        raise UsageError(f"{shard} is not a readable shard: {error}") from error
     return [TokenPlace(shard, key, tuple(members)) for key, members in samples.items()]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vidvq.errors import UsageError
 from vidvq.formats.frame_times import from_runs, to_runs
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_bits import pack_codes, unpack_codes
@@ -117,18 +118,18 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no tokenizer.json; give a directory that vidvq tokenize wrote")
+        raise UsageError(f"{folder} has no tokenizer.json; give a directory that vidvq tokenize wrote")
     try:
         fields = read_json(path)
         if fields.pop("format") != TOKENIZER_FORMAT:
-            raise ValueError(f"its format is not {TOKENIZER_FORMAT}")
+            raise UsageError(f"its format is not {TOKENIZER_FORMAT}")
         card = TokenizerCard(**(fields | {"codebooks": tuple(Codebook(**book) for book in fields["codebooks"])}))
         if any(type(book.size) is not int or book.size < 1 for book in card.codebooks):
-            raise ValueError("a codebook has no size")
+            raise UsageError("a codebook has no size")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not readable: {error}") from error
+        raise UsageError(f"{path} is not readable: {error}") from error
     if not 1 <= len(card.codebooks) <= 2 or not 0 < card.vocabulary <= _MAX_CODES:
-        raise ValueError(
+        raise UsageError(
             f"{path} has {len(card.codebooks)} codebooks of {card.vocabulary} codes; rule: 1 or 2, below 2^32"
         )
     return card
@@ -160,14 +161,14 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
     try:
         fields = json.loads(files["json"])
         if fields.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+            raise UsageError(f"its format is not {FORMAT}")
         quality = fields.get("quality", {})
         if not isinstance(quality, dict) or any(type(value) not in (int, float) for value in quality.values()):
-            raise ValueError("its quality is not a number by metric")
+            raise UsageError("its quality is not a number by metric")
         pts = from_runs(fields["pts"], fields["num_frames"])
         return TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": pts}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{where} is not a readable token sample: {error}") from error
+        raise UsageError(f"{where} is not a readable token sample: {error}") from error
 
 
 def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tuple[np.ndarray, TokenInfo]:
@@ -177,7 +178,7 @@ def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tu
         ValueError: a member is missing or damaged, the shapes disagree, or a code is out of range; names ``where``.
     """
     if files.keys() not in ({MEDIA, "json"}, {PACKED, "json"}):
-        raise ValueError(f"{where} has {sorted(files)}; a token sample has ['json', '{MEDIA}']")
+        raise UsageError(f"{where} has {sorted(files)}; a token sample has ['json', '{MEDIA}']")
     info = parse_info(files, where)
     try:
         if PACKED in files:
@@ -185,9 +186,9 @@ def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tu
         else:
             codes = _read_npy(files[MEDIA], info.grid, card.dtype)
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, MemoryError) as error:
-        raise ValueError(f"{where} is not a readable token sample: {error}") from error
+        raise UsageError(f"{where} is not a readable token sample: {error}") from error
     if codes.dtype.kind != "u" or codes.ndim != 3 or codes.shape != info.grid or 0 in codes.shape:
-        raise ValueError(f"{where}: tokens are {codes.dtype} {codes.shape}, its JSON says unsigned {info.grid}")
+        raise UsageError(f"{where}: tokens are {codes.dtype} {codes.shape}, its JSON says unsigned {info.grid}")
     check_codes(codes, card, where)
     return codes, info
 
@@ -228,7 +229,7 @@ def check_codes(
     if len(bad):
         t, h, w = (int(index) for index in bad[0])
         book = card.codebook_of(t)
-        raise ValueError(
+        raise UsageError(
             f"{where}: code {int(codes[t, h, w])} at t={t} h={h} w={w} is out of range; the {book.name} codebook has "
             f"codes 0 to {book.size - 1}. {remedy}".rstrip(". ")
         )

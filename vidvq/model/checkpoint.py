@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Fingerprints, find_checkpoint, read_checkpoint, write_checkpoint
 from vidvq.formats.token_shard import Codebook, TokenizerCard
 from vidvq.model.foreign import foreign_kind, load_foreign
@@ -36,7 +37,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
         return tokenizer.eval().requires_grad_(False), _card(tokenizer, prints)
     checkpoint = read_checkpoint(path)
     if checkpoint.config["preprocessing"] != PREPROCESSING:
-        raise ValueError(
+        raise UsageError(
             f"{checkpoint.path} wants preprocessing {checkpoint.config['preprocessing']}, not {PREPROCESSING}"
         )
     try:
@@ -45,7 +46,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
             {name: torch.from_numpy(tensor) for name, tensor in checkpoint.tensors.items()}
         )
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{checkpoint.path}: {error}") from error
+        raise UsageError(f"{checkpoint.path}: {error}") from error
     return tokenizer.eval().requires_grad_(False), _card(tokenizer, checkpoint.fingerprints)
 
 

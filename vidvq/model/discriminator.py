@@ -6,6 +6,8 @@ from typing import ClassVar, Literal
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidvq.errors import UsageError
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -25,7 +27,7 @@ class DiscriminatorConfig:
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.layers < 0:
-            raise ValueError(f"channels={self.channels} must be at least 1, layers={self.layers} at least 0")
+            raise UsageError(f"channels={self.channels} must be at least 1, layers={self.layers} at least 0")
 
 
 class Discriminator(nn.Module):

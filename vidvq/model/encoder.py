@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.errors import UsageError
 from vidvq.model.layers import Causality, Downsample, Past, ResBlock, SpatialConv, Upsample
 from vidvq.model.patch import Patch, PatchKind
 
@@ -30,7 +31,7 @@ class StackConfig:
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.blocks) or min(self.channels, default=0) < 1 or min(self.blocks) < 0:
-            raise ValueError(f"channels={list(self.channels)} and blocks={list(self.blocks)} must name the same stages")
+            raise UsageError(f"channels={list(self.channels)} and blocks={list(self.blocks)} must name the same stages")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from vidvq.errors import UsageError
 from vidvq.model.interface import Codebook, Tokenizer
 from vidvq.model.pixels import PREPROCESSING
 
@@ -205,9 +206,9 @@ def load_foreign(path: Path) -> tuple[ForeignTokenizer, Any]:
     try:
         tokenizer = _LOADERS[str(kind)](path, config)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{path} needs {error.name}; run `pip install 'vidvq[interop]'`") from error
+        raise UsageError(f"{path} needs {error.name}; run `pip install 'vidvq[interop]'`") from error
     except (OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not a readable {kind} tokenizer: {' '.join(str(error).split())[:300]}") from error
+        raise UsageError(f"{path} is not a readable {kind} tokenizer: {' '.join(str(error).split())[:300]}") from error
     arrays = {name: tensor.detach().numpy() for name, tensor in tokenizer.named_weights().items()}
     model = {"kind": kind} | {name: value for name, value in config.items() if name not in _INCIDENTAL}
     return tokenizer, fingerprint(model, PREPROCESSING, arrays)
@@ -239,7 +240,7 @@ def _check_complete(told: dict[str, Any]) -> None:
     """Refuse weights that the library would fill up with random ones."""
     for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if told.get(name):
-            raise ValueError(
+            raise UsageError(
                 f"its weights have {name.replace('_', ' ')}: {', '.join(map(str, sorted(told[name])[:3]))}"
             )
 
@@ -249,7 +250,7 @@ def _load_script(path: Path, config: dict[str, Any]) -> ForeignTokenizer:
     parts = {side: path / f"{side}.jit" for side in ("encoder", "decoder")}
     for file in parts.values():
         if not file.is_file():
-            raise ValueError(f"{file.name} is missing")
+            raise UsageError(f"{file.name} is missing")
     files = {
         f"{side}.file": torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
         for side, file in parts.items()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Codebook:
@@ -53,12 +55,12 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: this kind of tokenizer needs whole videos.
         """
-        raise ValueError(f"a {type(self).__name__} encodes whole clips and has no streams; cut the video into clips")
+        raise UsageError(f"a {type(self).__name__} encodes whole clips and has no streams; cut the video into clips")
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The grid of codes ``lt lh lw`` that a video of this size becomes."""
         if min(num_frames, height, width) < 1:
-            raise ValueError(f"a video of {num_frames} frames of {height}x{width} must have at least 1 of each")
+            raise UsageError(f"a video of {num_frames} frames of {height}x{width} must have at least 1 of each")
         s = self.spatial_factor
         return 1 + -(-(num_frames - 1) // self.temporal_factor), -(-height // s), -(-width // s)
 
@@ -86,7 +88,7 @@ class Tokenizer(nn.Module):
         keep_t = frames if num_frames is None else num_frames
         keep_h, keep_w = size or (lh * self.spatial_factor, lw * self.spatial_factor)
         if self.latent_shape(keep_t, keep_h, keep_w) != (lt, lh, lw):
-            raise ValueError(
+            raise UsageError(
                 f"num_frames={keep_t} of {keep_h}x{keep_w} do not become a grid of {lt}x{lh}x{lw} codes; "
                 f"the whole grid is {frames} of {lh * self.spatial_factor}x{lw * self.spatial_factor}"
             )
@@ -94,11 +96,11 @@ class Tokenizer(nn.Module):
 
     def _check_video(self, video: Tensor, anywhere: bool = False) -> None:
         if video.ndim != 5 or video.shape[1] != 3:
-            raise ValueError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
+            raise UsageError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
         if not video.is_floating_point():
-            raise ValueError(f"video is {video.dtype}; it must be float in [-1, 1] (uint8 frames: x / 127.5 - 1)")
+            raise UsageError(f"video is {video.dtype}; it must be float in [-1, 1] (uint8 frames: x / 127.5 - 1)")
         if 0 in video.shape:
-            raise ValueError(f"video has shape {tuple(video.shape)}; it must not be empty")
+            raise UsageError(f"video has shape {tuple(video.shape)}; it must not be empty")
         if not anywhere:
             self._check_device(video, "video")
         # A compiled step cannot branch on values.
@@ -107,15 +109,15 @@ class Tokenizer(nn.Module):
         low, high = (float(value) for value in torch.aminmax(video))
         # NaN fails both comparisons, and so is refused here too.
         if not (low >= -1.001 and high <= 1.001):
-            raise ValueError(f"video has values from {low:g} to {high:g}; they must be in [-1, 1]")
+            raise UsageError(f"video has values from {low:g} to {high:g}; they must be in [-1, 1]")
 
     def _check_device(self, tensor: Tensor, name: str) -> None:
         if tensor.device != self.device:
-            raise ValueError(f"{name} is on {tensor.device}, the tokenizer on {self.device}; move one to the other")
+            raise UsageError(f"{name} is on {tensor.device}, the tokenizer on {self.device}; move one to the other")
 
     def _check_codes(self, codes: Tensor, first: bool) -> None:
         if codes.ndim != 4 or codes.is_floating_point() or 0 in codes.shape:
-            raise ValueError(f"codes are {codes.dtype} {tuple(codes.shape)}; they must be integers, b lt lh lw")
+            raise UsageError(f"codes are {codes.dtype} {tuple(codes.shape)}; they must be integers, b lt lh lw")
         self._check_device(codes, "codes")
         if torch.compiler.is_compiling():
             return
@@ -124,6 +126,6 @@ class Tokenizer(nn.Module):
         for part, book in spans:
             if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < book.size:
                 worst = int(part.min()) if int(part.min()) < 0 else int(part.max())
-                raise ValueError(
+                raise UsageError(
                     f"code {worst} is out of range; the {book.name} codebook has codes 0 to {book.size - 1}"
                 )

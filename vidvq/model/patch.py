@@ -13,13 +13,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidvq.errors import UsageError
+
 PatchKind = Literal["haar", "unshuffle"]
 
 
 def haar_matrix(size: int) -> Tensor:
     """The orthonormal Haar basis of ``size`` points (a power of two), one basis vector a row, the mean first."""
     if size < 1 or size & (size - 1):
-        raise ValueError(f"size={size} must be a power of two")
+        raise UsageError(f"size={size} must be a power of two")
     basis = torch.ones(1, 1)
     while len(basis) < size:
         mean = torch.kron(basis, torch.tensor([1.0, 1.0]))

@@ -14,6 +14,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
+from vidvq.errors import UsageError
 from vidvq.model.encoder import Decoder, Encoder, Shape, StackConfig
 from vidvq.model.interface import Codebook, Tokenizer
 from vidvq.model.layers import Causality, Past
@@ -56,23 +57,23 @@ class TokenizerConfig:
         for name in ("temporal_factor", "patch_size", "patch_frames"):
             value = getattr(self, name)
             if value is not None and (value < 1 or value & (value - 1)):
-                raise ValueError(f"{name}={value} must be a power of two")
+                raise UsageError(f"{name}={value} must be a power of two")
         for name, known in (("patch", ("haar", "unshuffle")), ("causality", ("group", "strict"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be {known[0]} or {known[1]}")
+                raise UsageError(f"{name}={getattr(self, name)!r} must be {known[0]} or {known[1]}")
         if len(self.encoder.channels) != len(self.decoder.channels):
-            raise ValueError(
+            raise UsageError(
                 f"encoder has {len(self.encoder.channels)} stages, decoder {len(self.decoder.channels)}; give as many"
             )
 
         per_block, changes = self.frames_per_block, len(self.encoder.channels) - 1
         if per_block > self.temporal_factor or self.temporal_factor // per_block > 1 << changes:
-            raise ValueError(
+            raise UsageError(
                 f"patch_frames={per_block} must be from {max(self.temporal_factor >> changes, 1)} to "
                 f"temporal_factor={self.temporal_factor}: {changes + 1} stages halve time at most {changes} times"
             )
         if self.tile < self.spatial_factor:
-            raise ValueError(f"tile={self.tile} must be at least the spatial factor, {self.spatial_factor}")
+            raise UsageError(f"tile={self.tile} must be at least the spatial factor, {self.spatial_factor}")
 
     @property
     def spatial_factor(self) -> int:
@@ -165,7 +166,7 @@ class VideoTokenizer(Tokenizer):
 
         tokenizer = load_tokenizer(Path(path))[0]
         if not isinstance(tokenizer, VideoTokenizer):
-            raise ValueError(
+            raise UsageError(
                 f"{path} holds another library's tokenizer; vidvq.model.checkpoint.load_tokenizer loads it"
             )
         return tokenizer
@@ -208,12 +209,12 @@ class VideoTokenizer(Tokenizer):
         t, h, w = video.shape[2:]
         if (t - 1) % self.temporal_factor:
             low = t - (t - 1) % self.temporal_factor
-            raise ValueError(
+            raise UsageError(
                 f"num_frames={t} must be 1 + a multiple of {self.temporal_factor}; "
                 f"nearest: {low} or {low + self.temporal_factor}"
             )
         if h % self.spatial_factor or w % self.spatial_factor:
-            raise ValueError(f"height={h} width={w} must be multiples of {self.spatial_factor}")
+            raise UsageError(f"height={h} width={w} must be multiples of {self.spatial_factor}")
         quantized = self.quantizer(self.encoder(self._open(video), Past()))
         groups = self.decoder(quantized.latents, Past())
         return Reconstruction(self._close(groups), quantized.codes, quantized.commitment_loss)
@@ -286,9 +287,9 @@ class VideoTokenizer(Tokenizer):
         r, s = self.temporal_factor, self.spatial_factor
         if (state is None and t != 1) or (state is not None and (t == 0 or t % r)):
             rule = "1 at the start of a stream" if state is None else f"a multiple of {r}"
-            raise ValueError(f"num_frames={t} must be {rule}")
+            raise UsageError(f"num_frames={t} must be {rule}")
         if h % s or w % s:
-            raise ValueError(f"height={h} width={w} must be multiples of {s}")
+            raise UsageError(f"height={h} width={w} must be multiples of {s}")
         self._check_state(state, "encode", (b, h, w))
         return self._encode_groups(frames, state, together)
 
@@ -333,7 +334,7 @@ class VideoTokenizer(Tokenizer):
         self._check_codes(codes, first=state is None)
         b, g, h, w = codes.shape
         if state is None and g != 1:
-            raise ValueError(f"groups={g} must be 1 at the start of a stream")
+            raise UsageError(f"groups={g} must be 1 at the start of a stream")
         self._check_state(state, "decode", (b, h, w))
         return self._decode_groups(codes, state)
 
@@ -354,10 +355,10 @@ class VideoTokenizer(Tokenizer):
         """
         mine = self.inference_state_dict()
         for name in sorted(mine.keys() ^ tensors.keys()):
-            raise ValueError(f"tensor {name} is {'missing' if name in mine else 'not part of this architecture'}")
+            raise UsageError(f"tensor {name} is {'missing' if name in mine else 'not part of this architecture'}")
         for name, tensor in mine.items():
             if tensor.shape != tensors[name].shape:
-                raise ValueError(f"tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
+                raise UsageError(f"tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
         with torch.no_grad():
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])
@@ -417,12 +418,12 @@ class VideoTokenizer(Tokenizer):
 
     def _check_state(self, state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
         if state is not None and state.config != self.config:
-            raise ValueError(
+            raise UsageError(
                 "the state is of a stream through a tokenizer of another config. "
                 "Pass the state that this stream's last step returned"
             )
         if state is not None and (state.kind, state.shape) != (kind, shape):
-            raise ValueError(
+            raise UsageError(
                 f"the state is of a stream to {state.kind} with batch, height, width {state.shape}; this step is to "
                 f"{kind} {shape}. Pass the state that this stream's last step returned"
             )
@@ -432,7 +433,7 @@ def _hub() -> Any:
     try:
         from vidvq.model.hub import HubTokenizer
     except ModuleNotFoundError as error:
-        raise ValueError(f"this needs {error.name}; run `pip install 'vidvq[interop]'`") from error
+        raise UsageError(f"this needs {error.name}; run `pip install 'vidvq[interop]'`") from error
     return HubTokenizer
 
 
@@ -473,7 +474,7 @@ def _build_codebook(data: dict[str, Any]) -> Any:
 def _build(kind: Any, data: dict[str, Any]) -> Any:
     known = {entry.name for entry in fields(kind)}
     for name in data.keys() - known:
-        raise ValueError(f"{kind.__name__} has no field {name}; its fields are {', '.join(sorted(known))}")
+        raise UsageError(f"{kind.__name__} has no field {name}; its fields are {', '.join(sorted(known))}")
     return kind(**data)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import vidvq
+from vidvq.errors import UsageError
 
 
 def submit_job(address: str, submission_id: str, entrypoint: str, folder: Path, leave_out: list[str]) -> None:
@@ -51,8 +52,8 @@ def _ask(address: str, method: str, *arguments: Any, **named: Any) -> Any:
         from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
-        raise ValueError("Ray is not installed; run `pip install 'vidvq[ray]'`") from error
+        raise UsageError("Ray is not installed; run `pip install 'vidvq[ray]'`") from error
     try:
         return getattr(JobSubmissionClient(address), method)(*arguments, **named)
     except (OSError, RuntimeError, RayError) as error:
-        raise ValueError(f"the Ray cluster at {address} says: {' '.join(str(error).split())}") from error
+        raise UsageError(f"the Ray cluster at {address} says: {' '.join(str(error).split())}") from error

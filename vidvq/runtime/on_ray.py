@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import ray.exceptions
 
+from vidvq.errors import UsageError
 from vidvq.runtime import meter
 from vidvq.runtime.pool import Item, Measure, Result, RuntimeConfig, WorkerDied
 
@@ -47,7 +48,7 @@ def connect(config: RuntimeConfig) -> Iterator[int]:
             ray.init(num_cpus=config.workers, include_dashboard=False, _node_ip_address=_LOOPBACK, **options)
     except (OSError, RuntimeError, ValueError) as error:
         where = config.address or "on this machine"
-        raise ValueError(f"Ray {where} cannot be reached: {' '.join(str(error).split())}") from error
+        raise UsageError(f"Ray {where} cannot be reached: {' '.join(str(error).split())}") from error
     # Ray prints the deaths of workers to stdout, until its end, and stdout is for results alone.
     with redirect_stdout(sys.stderr):
         try:

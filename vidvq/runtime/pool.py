@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, TypeVar
 
+from vidvq.errors import UsageError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -31,9 +33,9 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         mine = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part or "0/1")
         if not mine or int(mine[1]) >= int(mine[2]):
-            raise ValueError(f"part={self.part!r} must be I/N with I from 0 to N - 1, such as 0/4")
+            raise UsageError(f"part={self.part!r} must be I/N with I from 0 to N - 1, such as 0/4")
         if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers={self.workers} must be 0 (inline) or more")
+            raise UsageError(f"workers={self.workers} must be 0 (inline) or more")
 
     def order(self, total: int) -> list[int]:
         """In which order this driver comes to ``total`` units of work, by their indices."""
@@ -121,7 +123,7 @@ def start(config: RuntimeConfig) -> Iterator[Pool]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         from vidvq.runtime.on_ray import RayPool, connect
     except ImportError as error:
-        raise ValueError(
+        raise UsageError(
             "Ray is not installed; run `pip install 'vidvq[ray]'`, or give workers=0 to run inline"
         ) from error
     with connect(config) as size:

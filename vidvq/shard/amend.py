@@ -8,6 +8,7 @@ from vidvq.config import apply_overrides, validate
 from vidvq.corpus.amend import Change, Corpus
 from vidvq.corpus.listing import Listing
 from vidvq.corpus.planned import REMOVED, Row
+from vidvq.errors import UsageError
 from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.summary import JobSummary
 from vidvq.runtime import Pool
@@ -24,7 +25,7 @@ def standing_config(out: Path, overrides: list[str]) -> ShardConfig:
     """
     header = read_plan(out).header
     if header["stage"] != "shard":
-        raise ValueError(f"{out} was written by vidvq {header['stage']}; give a directory of clip shards")
+        raise UsageError(f"{out} was written by vidvq {header['stage']}; give a directory of clip shards")
     settings = {name: value for name, value in header["made_from"].items() if name != "inputs"}
     return validate(ShardConfig, apply_overrides(settings, overrides))
 

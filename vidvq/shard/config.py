@@ -7,6 +7,7 @@ from pydantic import Field
 
 from vidvq.corpus.frames import VideoPolicy
 from vidvq.corpus.lists import ListPolicy
+from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 from vidvq.video.probe import DecoderName, Limits
 
@@ -43,11 +44,11 @@ class ClipPolicy(VideoPolicy):
 
     def __post_init__(self) -> None:
         if self.min_frames > self.num_frames:
-            raise ValueError(f"min_frames={self.min_frames} must be at most num_frames={self.num_frames}")
+            raise UsageError(f"min_frames={self.min_frames} must be at most num_frames={self.num_frames}")
         if self.encoding == "copy" and (self.fps or self.short_side or self.size):
-            raise ValueError("encoding='copy' changes no picture; it needs fps=null short_side=null size=null")
+            raise UsageError("encoding='copy' changes no picture; it needs fps=null short_side=null size=null")
         if self.size and any(side % self.multiple for side in self.size):
-            raise ValueError(f"size={list(self.size)} must be of multiple={self.multiple}")
+            raise UsageError(f"size={list(self.size)} must be of multiple={self.multiple}")
 
 
 @dataclass(frozen=True)

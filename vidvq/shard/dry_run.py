@@ -7,6 +7,7 @@ from typing import Any
 
 from vidvq.corpus.draw import draw, tell_time
 from vidvq.corpus.inputs import list_sources
+from vidvq.errors import UsageError
 from vidvq.formats.tar import BLOCK_BYTES
 from vidvq.log import progress
 from vidvq.runtime import WorkerDied, start
@@ -67,7 +68,7 @@ def estimate(inputs: list[str], config: ShardConfig) -> Estimate:
     """
     videos, sample = draw(list_sources(inputs, config.lists), _PROBED)
     if not videos:
-        raise ValueError("the inputs name no video at all")
+        raise UsageError("the inputs name no video at all")
     with start(config.runtime) as pool:
         probed: list[list[dict[str, Any]]] = []
         probe_s = cut_s = 0.0

@@ -16,6 +16,7 @@ from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.inputs import SOURCE_COLUMNS, Fingerprint, Source, source_of
 from vidvq.corpus.listing import Listing, look_into, remove_parts
 from vidvq.corpus.planned import confirm_plan, number_shards
+from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import PREFIX, clip_key
 from vidvq.formats.plan import Plan, ensure_plan, refuse_foreign
 from vidvq.runtime import Pool, WorkerDied
@@ -79,7 +80,7 @@ def plan_shards(out: Path, sources: Callable[[], Iterable[Source]], config: Shar
     refuse_foreign(out)
     listing = Listing(sources())
     if not listing.parts:
-        raise ValueError("the inputs name no video at all")
+        raise UsageError("the inputs name no video at all")
     origin = made_from(config, listing.inputs)
 
     def build() -> pa.Table:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vidvq.errors import UsageError
 from vidvq.shard.config import CutPolicy
 from vidvq.video import VideoError
 from vidvq.video.decode import DecoderName, decoders_for, open_reader
@@ -39,7 +40,7 @@ def check_installed() -> None:
     try:
         import scenedetect  # noqa: F401
     except ImportError as error:
-        raise ValueError("cut.kind='shots' needs PySceneDetect; run `pip install 'vidvq[shots]'`") from error
+        raise UsageError("cut.kind='shots' needs PySceneDetect; run `pip install 'vidvq[shots]'`") from error
 
 
 def _find(path: Path, info: VideoInfo, policy: CutPolicy, decoder: DecoderName) -> list[int]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from vidvq.errors import UsageError
 from vidvq.storage.objects import is_remote, put, put_once, read_object
 
 _CHUNK_BYTES = 1 << 20
@@ -38,7 +39,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_object(path) if is_remote(path) else path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); it is damaged or was not written by vidvq") from error
+        raise UsageError(f"{path} is not JSON ({error}); it is damaged or was not written by vidvq") from error
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+from vidvq.errors import UsageError
+
 _TRIES = 4
 _PAUSE_S = 0.5
 _CHUNK_BYTES = 1 << 20
@@ -30,20 +32,20 @@ def place(text: str) -> Path:
     if scheme in {"file", "local"}:
         return Path(rest)
     if "::" in text:
-        raise ValueError(f"{text} chains several file systems; give a plain URL")
+        raise UsageError(f"{text} chains several file systems; give a plain URL")
     if not rest:
-        raise ValueError(f"{text} names nothing behind the scheme; give {scheme}://bucket/folder")
+        raise UsageError(f"{text} names nothing behind the scheme; give {scheme}://bucket/folder")
     try:
         from upath import UPath
 
         # A listing that was kept would hide what another writer has put there since.
         return cast(Path, UPath(text, use_listings_cache=False))
     except ImportError as error:
-        raise ValueError(
+        raise UsageError(
             f"{text} needs a library that is not installed ({error}); run `pip install 'vidvq[remote]'`"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{text} has a scheme that fsspec does not know ({error}); {_NO_SUCH}") from error
+        raise UsageError(f"{text} has a scheme that fsspec does not know ({error}); {_NO_SUCH}") from error
 
 
 def is_remote(path: Path) -> bool:
@@ -64,7 +66,7 @@ def refuse_unwritable(folder: Path) -> None:
         (folder / "plan.json.tmp.write-test").unlink()
     except Exception as error:
         # Stores raise what their own libraries raise: no credentials, no such endpoint, no such bucket.
-        raise ValueError(f"{folder} cannot be written: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{folder} cannot be written: {' '.join(str(error).split())}") from error
 
 
 def put_once(data: bytes | Path, path: Path) -> bool:

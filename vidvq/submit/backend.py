@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
+from vidvq.errors import UsageError
 from vidvq.submit.folder import RunFolder
 from vidvq.submit.job import Job
 
@@ -87,5 +88,5 @@ def get_backend(name: str) -> Backend:
         ValueError: there is none.
     """
     if name not in BACKENDS:
-        raise ValueError(f"backend={name!r} is not known; there are {', '.join(BACKENDS)}")
+        raise UsageError(f"backend={name!r} is not known; there are {', '.join(BACKENDS)}")
     return import_module(f"vidvq.submit.{name}").Backend()

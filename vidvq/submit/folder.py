@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from vidvq import __version__
+from vidvq.errors import UsageError
 from vidvq.storage import differences, pretty_json, read_json, write_atomic
 from vidvq.submit.job import Job
 
@@ -69,7 +70,7 @@ class RunFolder:
         path, mine = self.path / "job.json", job.to_dict()
         if path.exists():
             if told := list(differences("", read_json(path), mine)):
-                raise ValueError(f"{self.path} holds another job: {'; '.join(told)}. Give another --run")
+                raise UsageError(f"{self.path} holds another job: {'; '.join(told)}. Give another --run")
             return
         self.logs.mkdir(exist_ok=True)
         (self.path / "attempts").mkdir(exist_ok=True)
@@ -114,7 +115,7 @@ def read_run(path: Path) -> tuple[RunFolder, Job]:
         ValueError: it is none.
     """
     if not (path / "job.json").is_file():
-        raise ValueError(f"{path} is not a run folder: it has no job.json; give the folder that submit named")
+        raise UsageError(f"{path} is not a run folder: it has no job.json; give the folder that submit named")
     return RunFolder(path.absolute()), Job.from_dict(read_json(path / "job.json"))
 
 

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from vidvq.errors import UsageError
+
 # Never an option of ssh, whatever the file says.
 _LINE = re.compile(r"([A-Za-z0-9_][\w.@-]*)(?:\s+slots=(\d+))?")
 
@@ -30,7 +32,7 @@ def read_hostfile(path: Path) -> list[SshHost]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"hostfile {path} cannot be read: {error}") from error
+        raise UsageError(f"hostfile {path} cannot be read: {error}") from error
     hosts: list[SshHost] = []
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
@@ -38,10 +40,10 @@ def read_hostfile(path: Path) -> list[SshHost]:
             continue
         match = _LINE.fullmatch(text)
         if not match or match[2] == "0":
-            raise ValueError(f"{path}:{number}: {text!r} must be `host slots=8`")
+            raise UsageError(f"{path}:{number}: {text!r} must be `host slots=8`")
         if match[1] in {host.name for host in hosts}:
-            raise ValueError(f"{path}:{number}: {match[1]} is there twice; give it more slots")
+            raise UsageError(f"{path}:{number}: {match[1]} is there twice; give it more slots")
         hosts.append(SshHost(match[1], int(match[2] or 1)))
     if not hosts:
-        raise ValueError(f"hostfile {path} names no host")
+        raise UsageError(f"hostfile {path} names no host")
     return hosts

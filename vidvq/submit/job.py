@@ -4,6 +4,7 @@ import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from vidvq.errors import UsageError
 from vidvq.storage import canonical_json, sha256_bytes
 
 # Slurm's own default limit.
@@ -49,24 +50,24 @@ class Resources:
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
-            raise ValueError(f"nodes={self.nodes} must be 1 or more")
+            raise UsageError(f"nodes={self.nodes} must be 1 or more")
         if self.gpus < 0:
-            raise ValueError(f"gpus={self.gpus} must be 0 or more")
+            raise UsageError(f"gpus={self.gpus} must be 0 or more")
         if self.cpus is not None and self.cpus < 1:
-            raise ValueError(f"cpus={self.cpus} must be 1 or more")
+            raise UsageError(f"cpus={self.cpus} must be 1 or more")
         if self.array is not None and not 1 <= self.array <= MOST_IN_ARRAY:
-            raise ValueError(f"array={self.array} must be 1 to {MOST_IN_ARRAY}")
+            raise UsageError(f"array={self.array} must be 1 to {MOST_IN_ARRAY}")
         if self.time is not None and not _TIME.fullmatch(self.time):
-            raise ValueError(f"time={self.time!r} must be H:MM:SS or D-HH:MM:SS")
+            raise UsageError(f"time={self.time!r} must be H:MM:SS or D-HH:MM:SS")
         for name in ("queue", "namespace"):
             if (value := getattr(self, name)) is not None and not _PLAIN.fullmatch(value):
-                raise ValueError(f"{name}={value!r} must be letters, digits and . _ -")
+                raise UsageError(f"{name}={value!r} must be letters, digits and . _ -")
         for secret in self.secrets:
             if not _PLAIN.fullmatch(secret):
-                raise ValueError(f"secret={secret!r} must be the name of a secret, never what it holds")
+                raise UsageError(f"secret={secret!r} must be the name of a secret, never what it holds")
         for volume in self.volumes:
             if not _VOLUME.fullmatch(volume):
-                raise ValueError(f"volume={volume!r} must be CLAIM:/path")
+                raise UsageError(f"volume={volume!r} must be CLAIM:/path")
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -101,9 +102,9 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.verb not in VERBS:
-            raise ValueError(f"verb={self.verb!r} cannot be submitted; there are {', '.join(VERBS)}")
+            raise UsageError(f"verb={self.verb!r} cannot be submitted; there are {', '.join(VERBS)}")
         if self.verb == "train" and self.resources.array is not None:
-            raise ValueError(f"array={self.resources.array} is for shard and tokenize; give training more nodes")
+            raise UsageError(f"array={self.resources.array} is for shard and tokenize; give training more nodes")
         for name in (*self.arguments, self.out, self.folder, self.python, self.resources.hostfile or ""):
             refuse_control_characters(name)
 
@@ -138,7 +139,7 @@ class Job:
 def refuse_control_characters(name: str) -> None:
     """Refuse a path that would look like several lines in a script or a log."""
     if not name.isprintable():
-        raise ValueError(f"{name!r} holds a control character; rename it")
+        raise UsageError(f"{name!r} holds a control character; rename it")
 
 
 def _plain(value: Any) -> Any:

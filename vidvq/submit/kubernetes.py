@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from vidvq.errors import UsageError
 from vidvq.submit.backend import Status
 from vidvq.submit.folder import RunFolder
 from vidvq.submit.job import Job
@@ -31,7 +32,7 @@ class Backend:
     def check(self, job: Job, dry_run: bool) -> None:
         """See the protocol."""
         if not job.resources.image:
-            raise ValueError("the backend kubernetes needs --image, one that has vidvq; docker/ makes it")
+            raise UsageError("the backend kubernetes needs --image, one that has vidvq; docker/ makes it")
         if not dry_run:
             _find_kubectl()
 
@@ -184,10 +185,10 @@ def _kubectl(*arguments: str) -> str:
     _find_kubectl()
     done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"kubectl says: {' '.join(done.stderr.split())}")
+        raise UsageError(f"kubectl says: {' '.join(done.stderr.split())}")
     return done.stdout
 
 
 def _find_kubectl() -> None:
     if not shutil.which("kubectl"):
-        raise ValueError("kubectl is not on the path; or print the manifest with --dry-run")
+        raise UsageError("kubectl is not on the path; or print the manifest with --dry-run")

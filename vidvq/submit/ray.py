@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from vidvq.errors import UsageError
 from vidvq.log import warn
 from vidvq.runtime import jobs
 from vidvq.submit.backend import Status
@@ -28,11 +29,11 @@ class Backend:
     def check(self, job: Job, dry_run: bool) -> None:
         """See the protocol."""
         if job.verb == "train":
-            raise ValueError("training does not run as a Ray job; give --backend slurm, ssh, kubernetes or local")
+            raise UsageError("training does not run as a Ray job; give --backend slurm, ssh, kubernetes or local")
         address = _address(job)
         parts = urlsplit(address)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ValueError(f"address={address!r} must be the cluster's job interface, http://HOST:8265")
+            raise UsageError(f"address={address!r} must be the cluster's job interface, http://HOST:8265")
         if parts.hostname not in _LOOPBACK and os.environ.get("RAY_AUTH_MODE") != "token":
             warn(
                 f"ANYONE WHO REACHES {parts.netloc} CAN RUN COMMANDS THERE: no token is in use. Start the cluster with "

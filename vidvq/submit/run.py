@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vidvq.errors import UsageError
 from vidvq.submit.backend import Backend, Status, get_backend
 from vidvq.submit.folder import RunFolder, read_run
 from vidvq.submit.job import Job, refuse_control_characters
@@ -112,7 +113,7 @@ def _checked(job: Job, path: Path, dry_run: bool) -> tuple[Backend, RunFolder]:
     refuse_control_characters(str(run.path))
     for name, value in job.resources.asked.items():
         if name not in backend.takes:
-            raise ValueError(f"{name}={value!r} means nothing to the backend {job.backend}; leave it out")
+            raise UsageError(f"{name}={value!r} means nothing to the backend {job.backend}; leave it out")
     backend.check(job, dry_run)
     return backend, run
 
@@ -121,5 +122,5 @@ def _opened(path: Path) -> tuple[Backend, RunFolder, dict[str, Any]]:
     run, job = read_run(path)
     ids = run.ids()
     if not ids:
-        raise ValueError(f"{path} was never submitted; run the same submit command again")
+        raise UsageError(f"{path} was never submitted; run the same submit command again")
     return get_backend(job.backend), run, ids

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from vidvq.errors import UsageError
 from vidvq.submit.backend import Status
 from vidvq.submit.detached import read_from
 from vidvq.submit.folder import RunFolder
@@ -36,7 +37,7 @@ class Backend:
     def check(self, job: Job, dry_run: bool) -> None:
         """See the protocol."""
         if not shutil.which("sbatch"):
-            raise ValueError("sbatch is not on the path; submit from a machine of the Slurm cluster")
+            raise UsageError("sbatch is not on the path; submit from a machine of the Slurm cluster")
         sizes: dict[str, int] = {}
         default = None
         for line in _ask("sinfo", "--noheader", "--format=%P|%D").splitlines():
@@ -46,9 +47,9 @@ class Backend:
             sizes[name] = sizes.get(name, 0) + int(count)
         queue = job.resources.queue or default
         if job.resources.queue and queue not in sizes:
-            raise ValueError(f"queue={queue!r} is no partition of this cluster; there are {', '.join(sorted(sizes))}")
+            raise UsageError(f"queue={queue!r} is no partition of this cluster; there are {', '.join(sorted(sizes))}")
         if queue in sizes and job.resources.nodes > sizes[queue]:
-            raise ValueError(f"nodes={job.resources.nodes} are more than the {sizes[queue]} of partition {queue}")
+            raise UsageError(f"nodes={job.resources.nodes} are more than the {sizes[queue]} of partition {queue}")
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
         """See the protocol."""
@@ -150,5 +151,5 @@ def _liveliness(state: str) -> int:
 def _ask(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise ValueError(f"{command[0]} says: {' '.join(done.stderr.split())}")
+        raise UsageError(f"{command[0]} says: {' '.join(done.stderr.split())}")
     return done.stdout

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vidvq.errors import UsageError
 from vidvq.submit import detached
 from vidvq.submit.backend import Status
 from vidvq.submit.folder import RunFolder
@@ -22,12 +23,12 @@ class Backend:
         """See the protocol."""
         asked = job.resources
         if not asked.hostfile:
-            raise ValueError("the backend ssh needs --hostfile, lines of `host slots=8`")
+            raise UsageError("the backend ssh needs --hostfile, lines of `host slots=8`")
         if not shutil.which("ssh"):
-            raise ValueError("ssh is not on the path; install OpenSSH's client")
+            raise UsageError("ssh is not on the path; install OpenSSH's client")
         there = len(read_hostfile(Path(asked.hostfile)))
         if asked.nodes > there:
-            raise ValueError(f"nodes={asked.nodes} are more than the {there} hosts of {asked.hostfile}")
+            raise UsageError(f"nodes={asked.nodes} are more than the {there} hosts of {asked.hostfile}")
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
         """See the protocol."""

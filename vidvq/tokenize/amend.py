@@ -8,6 +8,7 @@ from vidvq.corpus.amend import Change, Corpus
 from vidvq.corpus.inputs import Fingerprint
 from vidvq.corpus.listing import Listing
 from vidvq.corpus.planned import Row
+from vidvq.errors import UsageError
 from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.summary import JobSummary
 from vidvq.runtime import Pool
@@ -25,10 +26,10 @@ def standing_config(out: Path, overrides: list[str]) -> TokenizeConfig:
     """
     header = read_plan(out).header
     if header["stage"] != "tokenize":
-        raise ValueError(f"{out} was written by vidvq {header['stage']}; give a directory of token shards")
+        raise UsageError(f"{out} was written by vidvq {header['stage']}; give a directory of token shards")
     origin = header["made_from"]
     if "inputs" not in origin:
-        raise ValueError(
+        raise UsageError(
             f"{out} holds the tokens of clip shards; change those with vidvq shard --add, --remove or --retry-failed, "
             f"then run vidvq tokenize CLIPS --out {out} again"
         )
@@ -56,7 +57,7 @@ def amend(change: Change, checkpoint: Path, out: Path, config: TokenizeConfig) -
     """
     for given in change.add or ():
         if (place(given) / "plan.json").is_file():
-            raise ValueError(f"{given} is a directory of shards; --add takes videos, as {out} was made of")
+            raise UsageError(f"{given} is a directory of shards; --add takes videos, as {out} was made of")
     job = open_job([], checkpoint, config)
 
     def extend(pool: Pool) -> Plan:
@@ -70,7 +71,7 @@ def amend(change: Change, checkpoint: Path, out: Path, config: TokenizeConfig) -
         plan = read_plan(out)
         before = plan.header["made_from"]
         if found := list(differences("", before, origin(Fingerprint(before["inputs"])))):
-            raise ValueError(f"{out} was made otherwise: {'; '.join(found)}. Give the --checkpoint that it was made by")
+            raise UsageError(f"{out} was made otherwise: {'; '.join(found)}. Give the --checkpoint that it was made by")
         return change.extend(Corpus(out, plan, SCHEMA, config.items_per_shard, config.lists, origin, look))
 
     return make_tokens(job, out, extend)

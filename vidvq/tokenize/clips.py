@@ -8,6 +8,7 @@ from typing import Any
 
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.inputs import Source
+from vidvq.errors import UsageError
 from vidvq.video import VideoError
 
 
@@ -35,5 +36,5 @@ def local_clips(clips: Path, row: dict[str, Any]) -> Iterator[Path | None]:
         except VideoError as error:
             if error.reason == "fetch_failed":
                 raise OSError(f"{path}: {error.detail}; run the same command again to go on") from error
-            raise ValueError(f"{path} is missing or not the one that was planned; run vidvq verify {clips}") from error
+            raise UsageError(f"{path} is missing or not the one that was planned; run vidvq verify {clips}") from error
         yield file

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from vidvq.corpus.frames import VideoPolicy
 from vidvq.corpus.lists import ListPolicy
+from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 from vidvq.video.probe import Limits
 
@@ -37,7 +38,7 @@ class QualityPolicy:
     def __post_init__(self) -> None:
         for name in ("perceptual", "min_psnr", "max_drop"):
             if not self.share and (value := getattr(self, name)) not in (None, False):
-                raise ValueError(f"{name}={value} needs share above 0, which says how many samples are scored")
+                raise UsageError(f"{name}={value} needs share above 0, which says how many samples are scored")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from vidvq.corpus.draw import draw, tell_time
 from vidvq.corpus.inputs import list_sources
+from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit
 from vidvq.formats.plan import read_plan
 from vidvq.log import progress
@@ -120,7 +121,7 @@ def _look_into_videos(inputs: list[str], config: TokenizeConfig, pool: Pool) -> 
     """A sample of raw videos, scaled up."""
     videos, sample = draw(list_sources(inputs, config.lists), _LOOKED_INTO)
     if not videos:
-        raise ValueError("the inputs name no video at all")
+        raise UsageError("the inputs name no video at all")
     looked: list[list[dict[str, Any]]] = []
     with progress("probe", len(sample), "videos") as bar:
         jobs = [LookJob(source, config) for source in sample]

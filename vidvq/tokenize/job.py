@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from vidvq.corpus.frames import VideoPolicy
+from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
@@ -61,9 +62,9 @@ def open_job(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> Op
     if clips is None:
         refuse_gop(config.gop_frames, card.temporal_factor)
         if config.gop_frames is None and not has_streams(tokenizer):
-            raise ValueError(f"gop_frames=null needs a tokenizer with streams; {type(tokenizer).__name__} has none")
+            raise UsageError(f"gop_frames=null needs a tokenizer with streams; {type(tokenizer).__name__} has none")
     elif config.video != VideoPolicy():
-        raise ValueError(f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with")
+        raise UsageError(f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with")
     gpus = 1 if torch.cuda.is_available() else 0
     # What scoring lacks is said before there is a plan.
     Scorer(tokenizer, config.quality)
@@ -125,7 +126,7 @@ def _clip_shards(sources: list[str]) -> Path | None:
     """The directory of clip shards that is meant, or None where it is raw video."""
     planned = [place(source) for source in sources if (place(source) / "plan.json").is_file()]
     if planned and len(sources) > 1:
-        raise ValueError(f"{planned[0]} is a directory of shards; give it alone")
+        raise UsageError(f"{planned[0]} is a directory of shards; give it alone")
     return planned[0] if planned else None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import Plan, ensure_plan, read_plan, table_of
 from vidvq.formats.token_shard import PREFIX, TokenizerCard
@@ -43,7 +44,7 @@ def plan_tokens(out: Path, clips: Path, config: TokenizeConfig, card: TokenizerC
     digest = hashlib.sha256()
     table = table_of(_rows(clips, source, digest), SCHEMA)
     if not table.num_rows:
-        raise ValueError(f"{clips} holds no clips; nothing to tokenize")
+        raise UsageError(f"{clips} holds no clips; nothing to tokenize")
     made_from = {
         "clips": {"plan_id": source.plan_id, "sha256": digest.hexdigest()},
         "token_fingerprint": card.token_fingerprint,
@@ -65,10 +66,10 @@ def clip_shards(clips: Path, plan: Plan) -> Iterator[Commit]:
         ValueError: the directory holds something else, or is not finished.
     """
     if plan.header["stage"] != "shard":
-        raise ValueError(f"{clips} was written by vidvq {plan.header['stage']}; give a directory of clip shards")
+        raise UsageError(f"{clips} was written by vidvq {plan.header['stage']}; give a directory of clip shards")
     for name, commit in zip(plan.shard_names(), read_commits(clips, plan.shard_names()), strict=True):
         if commit is None:
-            raise ValueError(f"{clips}: {name} is not committed; finish vidvq shard first")
+            raise UsageError(f"{clips}: {name} is not committed; finish vidvq shard first")
         if commit.sha256 is not None:
             yield commit
 

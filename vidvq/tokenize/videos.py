@@ -14,6 +14,7 @@ from vidvq.corpus.frames import window_of
 from vidvq.corpus.inputs import SOURCE_COLUMNS, Fingerprint, Source, list_sources
 from vidvq.corpus.listing import Listing, look_into, remove_parts
 from vidvq.corpus.planned import confirm_plan, number_shards
+from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import clip_key
 from vidvq.formats.plan import Plan, ensure_plan
 from vidvq.formats.token_shard import PREFIX, TokenizerCard
@@ -61,7 +62,7 @@ def refuse_gop(gop_frames: int | None, temporal_factor: int) -> None:
     """
     if gop_frames is not None and (over := (gop_frames - 1) % temporal_factor):
         below = gop_frames - over
-        raise ValueError(
+        raise UsageError(
             f"gop_frames={gop_frames} must be 1 + a multiple of {temporal_factor}; nearest {below} or "
             f"{below + temporal_factor}"
         )
@@ -82,7 +83,7 @@ def plan_videos(out: Path, inputs: list[str], config: TokenizeConfig, card: Toke
         return confirm_plan(out, "tokenize", PREFIX, lambda: list_sources(inputs, config.lists), origin)
     listing = Listing(list_sources(inputs, config.lists))
     if not listing.parts:
-        raise ValueError("the inputs name no video at all")
+        raise UsageError("the inputs name no video at all")
 
     def build() -> pa.Table:
         tables = look_into_videos(out, listing, config, card, pool)

@@ -15,6 +15,7 @@ import torch
 
 from vidvq.corpus.amend import LEFT_OUT
 from vidvq.corpus.frames import FrameJob, Piece, decode_items
+from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, parse_info, token_files
@@ -132,7 +133,7 @@ class ShardMaker:
                     detail = f"the decoder crashed on it or ran past limits.deadline_s={job.config.limits.deadline_s:g}"
                     desk.put(Outcome(row["key"], "decoder_died", f"{row.get('uri', where)}: {detail}"))
             elif left:
-                raise ValueError(f"{where} lacks {left[0]['key']}, which was planned")
+                raise UsageError(f"{where} lacks {left[0]['key']}, which was planned")
 
     def _encode(
         self,

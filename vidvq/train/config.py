@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from vidvq.data import DataConfig
+from vidvq.errors import UsageError
 from vidvq.model import DiscriminatorConfig, TokenizerConfig
 from vidvq.train.schedule import Weight, is_used
 
@@ -43,7 +44,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.kind != "adamw" and (self.fused or self.offload):
-            raise ValueError(f"kind={self.kind} has no fused or offloaded form; take kind=adamw")
+            raise UsageError(f"kind={self.kind} has no fused or offloaded form; take kind=adamw")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class PerceptualConfig:
 
     def __post_init__(self) -> None:
         if (self.kind == "lpips") != (self.backbone is not None):
-            raise ValueError(f"backbone={self.backbone} goes with kind=lpips, and kind=lpips with a backbone")
+            raise UsageError(f"backbone={self.backbone} goes with kind=lpips, and kind=lpips with a backbone")
 
 
 @dataclass(frozen=True)
@@ -216,21 +217,21 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if "://" in self.out:
-            raise ValueError(f"out={self.out} must be a folder of a file system that all machines share")
+            raise UsageError(f"out={self.out} must be a folder of a file system that all machines share")
         if self.zero_stage == 0 and (self.generator.offload or self.discriminator_optimizer.offload):
-            raise ValueError("zero_stage=0 keeps the optimizer on the device; offload=true needs zero_stage 1 to 3")
+            raise UsageError("zero_stage=0 keeps the optimizer on the device; offload=true needs zero_stage 1 to 3")
         if self.precision == "fp16" and self.zero_stage:
             # Under ZeRO DeepSpeed (0.19) leaves a step that overflowed without telling its loss scaler, which starts
             # too high: every step is skipped. It also clips gradients that are still scaled.
-            raise ValueError(
+            raise UsageError(
                 f"zero_stage={self.zero_stage} does not go with precision=fp16; take bf16, or zero_stage=0"
             )
         if self.train_only == "decoder" and self.start_from is None:
-            raise ValueError("train_only=decoder needs a checkpoint whose encoder it keeps; give start_from=")
+            raise UsageError("train_only=decoder needs a checkpoint whose encoder it keeps; give start_from=")
         if self.train_only == "decoder" and is_used(self.loss.masked):
-            raise ValueError("train_only=decoder keeps the encoder, which loss.masked would train; set loss.masked=0")
+            raise UsageError("train_only=decoder keeps the encoder, which loss.masked would train; set loss.masked=0")
         if self.evaluation.metric == "perceptual" and not is_used(self.loss.perceptual):
-            raise ValueError("evaluation.metric=perceptual needs the network of loss.perceptual; give it a weight")
+            raise UsageError("evaluation.metric=perceptual needs the network of loss.perceptual; give it a weight")
 
     @property
     def adversarial(self) -> bool:

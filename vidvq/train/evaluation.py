@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.metrics.codes import use_of
@@ -90,5 +91,5 @@ def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:
         if len(clips) < count and (folder / shard).is_file():
             clips += [(key, media) for key, media, _ in read_clips(folder / shard)]
     if not clips:
-        raise ValueError(f"evaluation.clips={folder} holds no clips; give a directory that vidvq shard wrote")
+        raise UsageError(f"evaluation.clips={folder} holds no clips; give a directory that vidvq shard wrote")
     return clips[:count]

@@ -11,6 +11,7 @@ from torch.profiler import record_function
 
 from vidvq import config as settings
 from vidvq.data import ClipBatches, clip_batches
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder
 from vidvq.log import info, progress, warn
 from vidvq.model.pixels import to_video
@@ -78,7 +79,7 @@ def _claim(run: Path, config: TrainConfig) -> None:
         found = differences("", theirs, mine)
         differing = [line for line in found if line.partition(" ")[0] not in _MAY_CHANGE]
         if differing:
-            raise ValueError(f"{run} holds a run of another config: {'; '.join(differing)}. Give another out=")
+            raise UsageError(f"{run} holds a run of another config: {'; '.join(differing)}. Give another out=")
     write_atomic(path, settings.dump(config).encode())
 
 
@@ -164,7 +165,7 @@ class _Loop:
         """Go back to the last checkpoint, and on with the data after the bad batch; returns the steps lost."""
         position = self.trainer.position
         if position.rollbacks >= self.config.guard.rollbacks:
-            raise ValueError(
+            raise UsageError(
                 f"step {position.step + 1}: {problem}, after {position.rollbacks} rollbacks; lower the learning rates, "
                 "raise loss.lecam, or use precision=fp32"
             )

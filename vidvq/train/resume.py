@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import TRAINING, is_checkpoint, list_steps
 from vidvq.log import warn
 from vidvq.storage import pretty_json, read_json, sha256_bytes, sha256_file, write_atomic
@@ -116,7 +117,7 @@ def read_training(folder: Path) -> Saved:
         del state["format"]
         return Saved(Position(**state), tensors)
     except (OSError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged: {error}; remove that checkpoint to use the one before") from error
+        raise UsageError(f"{folder} is damaged: {error}; remove that checkpoint to use the one before") from error
 
 
 def prune(run: Path, keep: int, best: int | None) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from vidvq.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Ramp:
@@ -27,7 +29,7 @@ class Ramp:
 
     def __post_init__(self) -> None:
         if self.last < self.first:
-            raise ValueError(f"last={self.last} must be at least first={self.first}")
+            raise UsageError(f"last={self.last} must be at least first={self.first}")
 
     def at(self, step: int) -> float:
         """The weight at a step."""

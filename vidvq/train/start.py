@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import read_checkpoint
 from vidvq.metrics.perceptual import PerceptualDistance, load_perceptual
 from vidvq.model import VideoTokenizer
@@ -33,7 +34,7 @@ def start_from(tokenizer: VideoTokenizer, config: TrainConfig, resumed: Path | N
     wanted = config.model.to_dict()
     differing = list(differences("model", checkpoint.config["model"], wanted))
     if differing:
-        raise ValueError(f"{checkpoint.path} has another model: {'; '.join(differing)}")
+        raise UsageError(f"{checkpoint.path} has another model: {'; '.join(differing)}")
     tokenizer.load_inference_state_dict({name: torch.from_numpy(array) for name, array in checkpoint.tensors.items()})
     if config.train_only == "all":
         return {}
@@ -51,7 +52,7 @@ def fill(name: str, module: nn.Module, saved: Saved, folder: Path) -> None:
     try:
         module.load_state_dict(saved.tensors[name])
     except (KeyError, RuntimeError) as error:
-        raise ValueError(
+        raise UsageError(
             f"{folder.parent} has another {name} than this config; give the run's own config, or another out="
         ) from error
 

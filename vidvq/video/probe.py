@@ -12,6 +12,7 @@ import av.error
 import numpy as np
 from av.container import InputContainer
 
+from vidvq.errors import UsageError
 from vidvq.video.container import VideoError, container_format
 
 DecoderName = Literal["decord", "pyav"]
@@ -41,7 +42,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not value > 0:
-                raise ValueError(f"{name}={value} must be more than 0")
+                raise UsageError(f"{name}={value} must be more than 0")
 
 
 @dataclass(frozen=True)

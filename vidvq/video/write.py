@@ -11,6 +11,7 @@ import av
 import numpy as np
 from av.filter import Graph
 
+from vidvq.errors import UsageError
 from vidvq.storage import attempt_file, attempt_path, is_remote, publish_over, sync_folder, write_atomic
 from vidvq.video.encode import encode_png, encode_timed, mp4_clock, mp4_kind
 
@@ -68,7 +69,7 @@ def _counted(frames: Iterable[Timed], shape: Shape) -> Iterator[Timed]:
         count += 1
         yield frame
     if count != shape.num_frames:
-        raise ValueError(f"{count} frames came, {shape.num_frames} were announced")
+        raise UsageError(f"{count} frames came, {shape.num_frames} were announced")
 
 
 def _in_ticks(frames: Iterable[Timed], clock: Fraction) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
@@ -142,7 +143,7 @@ def _npy(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
 
 def _write_folder(path: Path, frames: Iterable[Timed]) -> None:
     if is_remote(path):
-        raise ValueError(f"format=png cannot be written to {path}; give a folder of this machine, or another format")
+        raise UsageError(f"format=png cannot be written to {path}; give a folder of this machine, or another format")
     attempt = attempt_path(path)
     try:
         for index, frame in enumerate(frames):

@@ -13,6 +13,7 @@ import torch
 
 from vidvq.decode.find import times_of
 from vidvq.decode.stream import decode_groups, open_tokenizer
+from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import Plan, read_plan
@@ -69,7 +70,7 @@ class Gallery:
         self._ends = list(accumulate(_count(shard) for shard in self._shards))
         self.total = self._ends[-1] if self._ends else 0
         if not self.total:
-            raise ValueError(f"{tokens} holds no clips; nothing to show")
+            raise UsageError(f"{tokens} holds no clips; nothing to show")
         self._clips = (clips, read_plan(clips)) if clips else None
         # Made when something is searched for.
         self._search = cache(lambda: Search(self._shards, self._clips[1] if self._clips else None))
@@ -89,7 +90,7 @@ class Gallery:
             ValueError: there is no such clip.
         """
         if not 0 <= index < self.total:
-            raise ValueError(f"clip {index} is not one of 0 to {self.total - 1}")
+            raise UsageError(f"clip {index} is not one of 0 to {self.total - 1}")
         shard = bisect_right(self._ends, index)
         return self._index(self._shards[shard])[index - (self._ends[shard - 1] if shard else 0)]
 
@@ -134,7 +135,7 @@ class Gallery:
     def occurrences(self, of: Code) -> dict[str, Any]:
         """How often a code occurs in the clips that are counted, some of the places, and what a rare one decodes to."""
         if not 0 <= of.book < len(self.books):
-            raise ValueError(f"codebook {of.book} is not one of 0 to {len(self.books) - 1}")
+            raise UsageError(f"codebook {of.book} is not one of 0 to {len(self.books) - 1}")
         book, count, found = self.card.codebooks[of.book], 0, []
         for index, grid in sorted(self._grids.items()):
             here = [row for row in np.argwhere(grid == of.code) if self.card.codebook_of(row[0]) == book]

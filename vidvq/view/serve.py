@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from vidvq.errors import UsageError
 from vidvq.log import info
 from vidvq.view.gallery import Code, Gallery
 
@@ -94,4 +95,4 @@ def make_server(page: bytes, answers: dict[str, Answer], port: int) -> Threading
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
-        raise ValueError(f"port={port} of 127.0.0.1 cannot be had ({error.strerror}); give another --port") from error
+        raise UsageError(f"port={port} of 127.0.0.1 cannot be had ({error.strerror}); give another --port") from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.errors import UsageError
 from vidvq.model.quantize.vq import MAX_SIZE, straight_through
 
 _MARGIN = 1e-3
@@ -32,7 +33,7 @@ class FSQConfig:
 
     def __post_init__(self) -> None:
         if min(self.levels, default=0) < 3 or self.size > MAX_SIZE:
-            raise ValueError(
+            raise UsageError(
                 f"levels={list(self.levels)} must each be at least 3 and have a product of at most {MAX_SIZE}; "
                 "for two levels take kind=lfq"
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.errors import UsageError
 from vidvq.model.quantize.fsq import Projection
 from vidvq.model.quantize.ranks import mean_of_all
 from vidvq.model.quantize.vq import MAX_SIZE, straight_through
@@ -45,9 +46,9 @@ class LFQConfig:
         if not 2 <= self.size <= MAX_SIZE or self.size & (self.size - 1):
             low = 1 << min(max(self.size, 2).bit_length() - 1, MAX_SIZE.bit_length() - 1)
             near = f"{low} or {2 * low}" if 2 <= self.size < MAX_SIZE else f"{low}"
-            raise ValueError(f"size={self.size} must be a power of two from 2 to {MAX_SIZE}; nearest: {near}")
+            raise UsageError(f"size={self.size} must be a power of two from 2 to {MAX_SIZE}; nearest: {near}")
         if self.temperature <= 0 or self.entropy < 0 or self.diversity < 0:
-            raise ValueError(f"{self} must have temperature > 0, and entropy and diversity of at least 0")
+            raise UsageError(f"{self} must have temperature > 0, and entropy and diversity of at least 0")
 
     @property
     def bits(self) -> int:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from vidvq.errors import UsageError
 from vidvq.model.quantize.vq import MAX_SIZE, VectorQuantizer, VQConfig, pass_gradient
 
 
@@ -29,12 +30,12 @@ class ResidualConfig:
 
     def __post_init__(self) -> None:
         if self.depth < 1 or self.size > MAX_SIZE:
-            raise ValueError(
+            raise UsageError(
                 f"depth={self.depth} of size={self.layer.size} must be at least 1 and make at most {MAX_SIZE} codes "
                 "(size ** depth)"
             )
         if self.layer.cosine:
-            raise ValueError("layer.cosine=True must be False: what is left over has a length as well as a direction")
+            raise UsageError("layer.cosine=True must be False: what is left over has a length as well as a direction")
 
     @property
     def size(self) -> int:

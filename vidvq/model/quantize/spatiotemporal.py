@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidvq.errors import UsageError
 from vidvq.model.interface import Codebook
 from vidvq.model.quantize.fsq import FiniteScalarQuantizer, FSQConfig
 from vidvq.model.quantize.lfq import LFQConfig, LookupFreeQuantizer
@@ -55,7 +56,7 @@ def codebook_config(data: dict[str, Any]) -> type:
     """
     kind = _kind_of(data)
     if not isinstance(kind, str) or kind not in CODEBOOK_KINDS:
-        raise ValueError(f"kind={kind!r} must be one of {', '.join(CODEBOOK_KINDS)}")
+        raise UsageError(f"kind={kind!r} must be one of {', '.join(CODEBOOK_KINDS)}")
     return CODEBOOK_KINDS[kind][0]
 
 
@@ -77,7 +78,7 @@ class QuantizerConfig:
 
     def __post_init__(self) -> None:
         if self.dim < 1:
-            raise ValueError(f"dim={self.dim} must be at least 1")
+            raise UsageError(f"dim={self.dim} must be at least 1")
 
 
 class Quantized(NamedTuple):

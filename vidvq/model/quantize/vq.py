@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.errors import UsageError
 from vidvq.model.quantize.ranks import add_up, same_everywhere
 from vidvq.model.quantize.search import kmeans, nearest
 
@@ -53,9 +54,9 @@ class VQConfig:
 
     def __post_init__(self) -> None:
         if not 2 <= self.size <= MAX_SIZE:
-            raise ValueError(f"size={self.size} must be from 2 to {MAX_SIZE}")
+            raise UsageError(f"size={self.size} must be from 2 to {MAX_SIZE}")
         if self.warmup < 0 or self.codebook < 0 or not 0 <= self.decay < 1 or not 0 <= self.revive_below < 1:
-            raise ValueError(f"{self} must have warmup and codebook >= 0, and decay and revive_below in [0, 1)")
+            raise UsageError(f"{self} must have warmup and codebook >= 0, and decay and revive_below in [0, 1)")
 
 
 class VectorQuantizer(nn.Module):
