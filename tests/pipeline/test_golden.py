@@ -1,0 +1,38 @@
+"""Not one byte of a shard, a token or an export changes unless it is meant to: all are as recorded in ``golden.json``.
+
+After a change that is meant: ``python tests/pipeline/golden.py`` records anew, and names what differs.
+"""
+
+import warnings
+from collections.abc import Iterator
+
+import golden
+import pytest
+
+
+@pytest.fixture(scope="module")
+def corpus(request) -> Iterator[golden.Golden]:
+    """The corpus; what its jobs write stays where a test fails."""
+    failed = request.session.testsfailed
+    with golden.alone():
+        yield golden.Golden()
+        if request.session.testsfailed == failed:
+            golden.empty(golden.ROOT)
+
+
+@pytest.mark.parametrize("job", golden.JOBS)
+def test_every_file_is_as_recorded(job, corpus):
+    recorded, jobs = golden.read_record()
+    here = golden.stack()
+    other = {name for name in recorded if here[name] != recorded[name]}
+    found = corpus.digests(job)
+    undecided = sum(not other.isdisjoint(golden.decided_by(file)) for file in found)
+    if undecided:
+        libraries = ", ".join(f"{name} {here[name]} (recorded: {recorded[name]})" for name in sorted(other))
+        warnings.warn(f"{job}: the bytes of {undecided} of {len(found)} files not compared: {libraries}", stacklevel=1)
+    lines = golden.differences(jobs[job], found, other)
+    assert not lines, f"{len(lines)} of {len(found)} files differ, see {golden.ROOT}:\n" + "\n".join(lines)
+
+
+def test_every_job_is_recorded():
+    assert golden.read_record()[1].keys() == golden.JOBS.keys()
