@@ -51,14 +51,14 @@ else
   started=
   trap '[ -z "$started" ] || kill "$started"; wait; rm -rf "$folder"' EXIT
   if [ "$rank" -gt 0 ]; then
-    "$python" -m vidvq.runtime.gather "$head"
+    "$python" -m vidvq.runtime.wait_for_cluster "$head"
     "${ray[@]}" "--address=$head" >"$folder/log" 2>&1 &
     started=$!
-    "$python" -m vidvq.runtime.gather "$head" gone
+    "$python" -m vidvq.runtime.wait_for_cluster "$head" gone
   else
     "${ray[@]}" --head "--port=${head##*:}" --include-dashboard=false "--temp-dir=$folder" >"$folder/log" 2>&1 &
     started=$!
-    "$python" -m vidvq.runtime.gather "$head" "$nodes" || { cat "$folder/log" && exit 1; }
+    "$python" -m vidvq.runtime.wait_for_cluster "$head" "$nodes" || { cat "$folder/log" && exit 1; }
     "$python" -m vidvq "$@" "runtime.address=$address:${head##*:}"
   fi
 fi

@@ -1,4 +1,4 @@
-"""The pool on a local Ray: order kept, work bounded, deaths survived, nothing lost."""
+"""The pool, inline and on a local Ray: order kept, work bounded, deaths survived, nothing lost."""
 
 import ctypes
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 
-from vidvq.runtime import InlinePool, RuntimeConfig, WorkerDied, start
+from vidvq.errors import UsageError
+from vidvq.runtime import InlinePool, Pool, RuntimeConfig, WorkerDied, start
 from vidvq.video import VideoError
 
 # Workers cannot import this file by name, so what is in it travels by value.
@@ -18,9 +19,14 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator:
-    with start(RuntimeConfig(workers=2)) as ray_pool:
-        yield ray_pool
+def ray_pool() -> Iterator[Pool]:
+    with start(RuntimeConfig(workers=2)) as pool:
+        yield pool
+
+
+@pytest.fixture(params=["inline", "ray"])
+def pool(request) -> Pool:
+    return InlinePool() if request.param == "inline" else request.getfixturevalue("ray_pool")
 
 
 def double(number: int) -> int:
@@ -110,7 +116,7 @@ def test_a_deadline_is_for_each_call_and_not_for_the_worker(pool):
 
 
 def test_a_call_is_repeated_after_a_death_where_that_was_asked_for(pool, tmp_path):
-    ((_, result),) = pool.map(die_once, [tmp_path / "marker"], retries=1)
+    ((_, result),) = pool.map(die_once, [tmp_path / "marker"], deadline_s=60, retries=1)
     assert result == "survived"
 
 
@@ -136,15 +142,15 @@ def maker(folder: Path) -> Callable[[], Counter]:
     return lambda: Counter(folder)
 
 
-def test_a_stateful_worker_that_dies_is_made_again_and_its_item_repeated(pool, tmp_path):
-    results = sorted(pool.map_stateful(maker(tmp_path), range(8)))
+def test_a_stateful_worker_that_dies_is_made_again_and_its_item_repeated(ray_pool, tmp_path):
+    results = sorted(ray_pool.map_stateful(maker(tmp_path), range(8)))
     assert results == [(number, number * 2) for number in range(8)]
     assert (tmp_path / "died").exists()
     assert len(list(tmp_path.glob("made-*"))) == 3
 
 
-def test_an_item_that_always_kills_is_given_up_and_no_other_is_lost(pool, tmp_path):
-    results = dict(pool.map_stateful(maker(tmp_path), [1, 99, 2, 4, 5]))
+def test_an_item_that_always_kills_is_given_up_and_no_other_is_lost(ray_pool, tmp_path):
+    results = dict(ray_pool.map_stateful(maker(tmp_path), [1, 99, 2, 4, 5]))
     assert isinstance(results.pop(99), WorkerDied)
     assert results == {1: 2, 2: 4, 4: 8, 5: 10}
 
@@ -154,23 +160,32 @@ def test_a_stateful_exception_keeps_its_type(pool, tmp_path):
         list(pool.map_stateful(maker(tmp_path), [1, -1]))
 
 
-def test_the_inline_pool_gives_the_same(pool, tmp_path):
-    inline = InlinePool()
-    assert list(inline.map(double, range(5))) == list(pool.map(double, range(5)))
-    assert sorted(inline.map_stateful(lambda: double, range(5))) == sorted(pool.map_stateful(lambda: double, range(5)))
+def make_or_raise(how: str) -> Callable[[], Callable[[int], int]]:
+    def make() -> Callable[[int], int]:
+        raise UsageError(how)
+
+    return make
 
 
-def test_a_cluster_that_is_not_there_is_the_users_mistake():
-    # In a process of its own: this one is connected.
-    import subprocess
+def test_an_exception_while_a_stateful_worker_is_made_keeps_its_type(pool):
+    with pytest.raises(UsageError, match="a mistake"):
+        list(pool.map_stateful(make_or_raise("a mistake"), [1, 2]))
 
-    script = """
-from vidvq.runtime import RuntimeConfig, start
-try:
-    with start(RuntimeConfig(address="127.0.0.1:1")):
-        pass
-except ValueError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
-    assert done.stdout.startswith("Ray 127.0.0.1:1 cannot be reached"), done.stdout + done.stderr
+
+class Cutter:
+    """Waits for calls on the pool, as the maker of a shard does."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+
+    def __call__(self, number: int) -> list[int | WorkerDied]:
+        return [result for _, result in self.pool.map(double, range(number))]
+
+
+def test_stateful_workers_that_wait_for_others_leave_them_the_cpus(pool):
+    found = dict(pool.map_stateful(lambda: Cutter(pool), [3, 4, 5, 6], cpus=0))
+    assert found == {number: [2 * each for each in range(number)] for number in (3, 4, 5, 6)}
+
+
+def test_stateful_results_are_those_of_the_items(pool):
+    assert sorted(pool.map_stateful(lambda: double, range(5))) == [(number, number * 2) for number in range(5)]

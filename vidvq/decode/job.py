@@ -19,7 +19,7 @@ from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_c
 from vidvq.log import progress
 from vidvq.model import Tokenizer
 from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
-from vidvq.runtime import WorkerDied, start
+from vidvq.runtime import WorkerDied, open_pools
 from vidvq.storage import create_once, make_folder, pretty_json, read_json, remove_attempts
 from vidvq.video.write import Shape, Timed, write_frames
 
@@ -115,9 +115,8 @@ def _decode_all(
 ) -> None:
     if not items:
         return
-    # Ray takes longer to start than one clip to decode.
-    runtime = replace(config.runtime, workers=0) if len(items) == 1 else config.runtime
-    with start(runtime) as pool:
+    with open_pools(config.runtime) as pools:
+        pool = pools.get(len(items))
         for item, done in pool.map_stateful(make, items, gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(done, WorkerDied):
                 raise OSError(f"{item.place.key}: {done.message}; run the same command again to go on")

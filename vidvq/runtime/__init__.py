@@ -1,10 +1,11 @@
-"""Where work runs: on a Ray cluster, on a Ray that starts by itself, or inline. The only place that imports Ray.
+"""Where work runs: in local processes or on Ray. The only place that imports Ray, and not before it is needed.
 
 Ray schedules, spreads, retries and restarts; nothing here does it again. A unit of work must be idempotent.
 """
 
-from vidvq.runtime.feed import Feeder
+from vidvq.runtime.feeder import Feeder
 from vidvq.runtime.inline import InlinePool
-from vidvq.runtime.pool import Measure, Pool, RuntimeConfig, WorkerDied, start
+from vidvq.runtime.interface import Measure, Pool, RuntimeConfig, WorkerDied
+from vidvq.runtime.pools import Pools, open_pools, start
 
-__all__ = ["Feeder", "InlinePool", "Measure", "Pool", "RuntimeConfig", "WorkerDied", "start"]
+__all__ = ["Feeder", "InlinePool", "Measure", "Pool", "Pools", "RuntimeConfig", "WorkerDied", "open_pools", "start"]

@@ -1,17 +1,17 @@
-"""The pool without Ray: everything in this process, one after another; but what may crash or hang, in one beside it."""
+"""The pool without Ray: calls run in this process, one at a time; those that may crash or hang, in a child process."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from vidvq.runtime.feed import Feeder
-from vidvq.runtime.pool import Item, Measure, Result, WorkerDied
+from vidvq.runtime.feeder import Feeder
+from vidvq.runtime.interface import Item, Measure, Result, WorkerDied
 
-# Calls that the other process goes through without being asked again; it is as far ahead as the pipe holds results.
+# Calls in one request to the child, which runs ahead as far as the pipe holds results.
 _TOGETHER = 32
 
 
 class InlinePool:
-    """For debugging, and where Ray is not installed. A call with a deadline is one that decodes: :class:`Feeder`."""
+    """For little work, for debugging, and where Ray is not installed. Calls with a deadline run in a child process."""
 
     size = 1
 
@@ -27,15 +27,15 @@ class InlinePool:
         retries: int = 0,
         deadline_s: float | None = None,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """See :meth:`vidvq.runtime.pool.Pool.map`."""
+        """See :meth:`vidvq.runtime.Pool.map`."""
         if deadline_s is None:
             yield from ((item, function(item)) for item in items)
             return
         source = iter(items)
         while some := list(islice(source, _TOGETHER)):
-            yield from self._beside(function, some, retries, deadline_s)
+            yield from self._in_child(function, some, retries, deadline_s)
 
-    def _beside(
+    def _in_child(
         self, function: Callable[[Item], Result], items: list[Item], retries: int, deadline_s: float
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         tries = 0
@@ -50,18 +50,23 @@ class InlinePool:
             items = items[done:]
 
     def map_stateful(
-        self, make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], *, gpus: float = 0
+        self,
+        make: Callable[[], Callable[[Item], Result]],
+        items: Iterable[Item],
+        *,
+        cpus: float = 1,
+        gpus: float = 0,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """See :meth:`vidvq.runtime.pool.Pool.map_stateful`."""
+        """See :meth:`vidvq.runtime.Pool.map_stateful`."""
         function = make()
         for item in items:
             yield item, function(item)
 
     def count(self, measure: Measure, amount: float, **labels: str) -> None:
-        """See :meth:`vidvq.runtime.pool.Pool.count`."""
+        """See :meth:`vidvq.runtime.Pool.count`."""
 
     def gauge(self, measure: Measure, value: float, **labels: str) -> None:
-        """See :meth:`vidvq.runtime.pool.Pool.gauge`."""
+        """See :meth:`vidvq.runtime.Pool.gauge`."""
 
 
 def _each(call: tuple[Callable[[Item], Result], list[Item]]) -> Iterator[Result]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from vidvq.runtime.each_node import on_each_node
+from vidvq.runtime.run_on_nodes import run_on_nodes
 from vidvq.submit.preflight import LIMIT_S, judge, look, sweep, tell
 
 
@@ -29,7 +29,7 @@ def look_first(shared: Path, min_free_gib: float = 1.0, limit_s: float = LIMIT_S
     shared, nonce = shared.absolute(), secrets.token_hex(8)
     look_at = partial(look, shared=shared, nonce=nonce, gpus=0)
     found, silent = [], []
-    for number, answer in enumerate(on_each_node(look_at, limit_s)):
+    for number, answer in enumerate(run_on_nodes(look_at, limit_s)):
         if answer.problem:
             silent.append(f"machine {number} ({answer.host}) did not answer: {answer.problem}")
         else:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from vidvq.errors import UsageError
 from vidvq.log import warn
-from vidvq.runtime import jobs
+from vidvq.runtime import ray_jobs
 from vidvq.submit.backend import Status
 from vidvq.submit.folder import RunFolder
 from vidvq.submit.job import Job
@@ -52,28 +52,28 @@ class Backend:
     def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
         """See the protocol."""
         ids = {"address": _address(job), "submission_id": f"{job.name}-{attempt}"}
-        return ids if jobs.find_job(**ids) else None
+        return ids if ray_jobs.find_job(**ids) else None
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
         """See the protocol."""
         ids = {"address": _address(job), "submission_id": f"{job.name}-{attempt}"}
-        jobs.submit_job(**ids, entrypoint=shlex.join(_entrypoint(job)), folder=run.path, leave_out=_LEAVE_OUT)
+        ray_jobs.submit_job(**ids, entrypoint=shlex.join(_entrypoint(job)), folder=run.path, leave_out=_LEAVE_OUT)
         return ids
 
     def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
         """See the protocol."""
-        found = jobs.find_job(ids["address"], ids["submission_id"])
+        found = ray_jobs.find_job(ids["address"], ids["submission_id"])
         if not found:
             return Status("lost", f"the cluster at {ids['address']} does not know {ids['submission_id']}")
         return Status(_STATES.get(found[0], "running"), f"{ids['submission_id']}: {' '.join(found[1].split())[:300]}")
 
     def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
         """See the protocol."""
-        return jobs.job_log(ids["address"], ids["submission_id"]).encode()[offset:]
+        return ray_jobs.job_log(ids["address"], ids["submission_id"]).encode()[offset:]
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
         """See the protocol."""
-        jobs.stop_job(ids["address"], ids["submission_id"])
+        ray_jobs.stop_job(ids["address"], ids["submission_id"])
 
 
 def _address(job: Job) -> str:

@@ -39,7 +39,7 @@ def scrape(wanted: str) -> dict[tuple[str, str], float]:
 
 
 def test_what_a_shard_held_is_served_to_prometheus():
-    with start(RuntimeConfig(workers=1)) as pool:
+    with start(RuntimeConfig(workers=2)) as pool:
         live = Live(pool)
         live.made(made(30, "decode_error", "decode_error", "hdr"), 0.5)
         note = live.made(made(10), 0.75)

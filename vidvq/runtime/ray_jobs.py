@@ -1,4 +1,4 @@
-"""Ray's job interface: a folder is packaged, sent to a cluster, and a command runs in it there."""
+"""Ray's job interface: packages a folder, sends it to a cluster, and runs a command in it there."""
 
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ def submit_job(address: str, submission_id: str, entrypoint: str, folder: Path, 
         address: ``http://host:8265``.
         submission_id: names the job; the cluster refuses a second of that name.
         entrypoint: the command line.
-        folder: what is sent along.
-        leave_out: of it, as in a .gitignore.
+        folder: sent to the cluster.
+        leave_out: patterns of files in it that are not sent, as in a .gitignore.
 
     Raises:
-        ValueError: the cluster cannot be reached, or refuses.
+        UsageError: the cluster cannot be reached, or refuses.
     """
     package = Path(vidvq.__file__).parent
     environment = {
@@ -30,7 +30,7 @@ def submit_job(address: str, submission_id: str, entrypoint: str, folder: Path, 
 
 
 def find_job(address: str, submission_id: str) -> tuple[str, str] | None:
-    """State and message of a job, or None where the cluster knows none of that name."""
+    """State and message of a job, or None where the cluster does not know it."""
     for job in _ask(address, "list_jobs"):
         if job.submission_id == submission_id:
             return job.status.value, job.message or ""
@@ -38,7 +38,7 @@ def find_job(address: str, submission_id: str) -> tuple[str, str] | None:
 
 
 def job_log(address: str, submission_id: str) -> str:
-    """What a job has printed so far."""
+    """Output of a job so far."""
     return _ask(address, "get_job_logs", submission_id)
 
 

@@ -1,6 +1,6 @@
-"""Generators run in a process of their own, one step ahead of whoever consumes it; no Ray needed.
+"""Generators that run in a child process, one step ahead of their consumer; no Ray needed.
 
-The process dies with its parent, and of a deadline or a crash it dies alone.
+The process exits with its parent; a crash or deadline kills only the process.
 """
 
 import faulthandler
@@ -13,19 +13,19 @@ from contextlib import suppress
 from io import FileIO
 from typing import Any, TypeVar
 
+from vidvq.runtime.interface import WorkerDied
 from vidvq.runtime.pipe import receive, send
-from vidvq.runtime.pool import WorkerDied
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class _End:
-    """What a feeder sends last."""
+    """Marks the end of a generator in the pipe."""
 
 
 class Feeder:
-    """Runs one generator after another in a process of its own, which is started again where it died."""
+    """Runs one generator after another in a child process, which restarts after a death."""
 
     def __init__(self) -> None:
         self._running: _Running | None = None
@@ -33,20 +33,20 @@ class Feeder:
     def feed(
         self, function: Callable[[Item], Iterator[Result]], item: Item, deadline_s: float | None = None
     ) -> Generator[Result | WorkerDied, None, None]:
-        """Yield what ``function(item)`` yields in the other process, and :class:`WorkerDied` last where that died.
+        """Yield what ``function(item)`` yields in the child; after its death, :class:`WorkerDied` and no more.
 
-        What is computed ahead is one result: the pipe holds no more.
+        The child computes one result ahead: the pipe holds no more.
 
         Args:
             function: importable by name, from a module that loads fast.
-            item: travels to the process.
-            deadline_s: wall time of one step after which the process ends itself, even inside a native library.
+            item: sent to the process.
+            deadline_s: wall time of one step after which the process exits, even inside a native library.
 
         Raises:
             Exception: what the function raised.
         """
         running = self._running or _Running()
-        # Whoever stops listening before the end leaves results in the pipe: that process is not used again.
+        # A consumer that stops early leaves results in the pipe: that process is not used again.
         self._running = None
         try:
             try:
@@ -64,12 +64,12 @@ class Feeder:
 
 
 class _Running:
-    """The process, and both ends of ours. It ends when nobody holds this any more."""
+    """The child process and our ends of its pipes. It is killed when this object is collected."""
 
     def __init__(self) -> None:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
-        command = f"from vidvq.runtime.feed import _serve; _serve({theirs_in}, {theirs_out})"
+        command = f"from vidvq.runtime.feeder import _serve; _serve({theirs_in}, {theirs_out})"
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", command],

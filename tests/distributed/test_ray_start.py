@@ -1,0 +1,119 @@
+"""A Ray that does not start, or does not answer, is one line with a remedy, in bounded time."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vidvq.errors import StoreError
+from vidvq.runtime import ray_start
+
+
+def shard(out: Path, *settings: str, before: str = "") -> subprocess.CompletedProcess:
+    """Run `vidvq shard`, in a process in which ``before`` was run."""
+    video = next((Path(ray_start.__file__).parents[1] / "demo/videos/train").glob("*.mp4"))
+    script = (
+        f"import sys\nfrom vidvq.cli.main import run\n{before}\nsys.exit(run({['shard', str(video)]!r} + sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "--out", str(out), *settings]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def line_of(ran: subprocess.CompletedProcess) -> str:
+    """The one line on stderr of a job that failed by its machine."""
+    assert ran.returncode == 1, ran.stderr
+    assert ran.stdout == ""
+    (line,) = ran.stderr.splitlines()
+    return line
+
+
+@contextmanager
+def server(answer: bytes | None) -> Iterator[int]:
+    """The port of a server that accepts every connection, says ``answer`` and waits; None closes it at once."""
+    connections = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                if answer is None:
+                    connection.close()
+                    continue
+                connection.sendall(answer)
+                connections.append(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+    for connection in connections:
+        connection.close()
+
+
+def test_an_address_where_nothing_listens(tmp_path):
+    line = line_of(shard(tmp_path, "runtime.address=127.0.0.1:1"))
+    assert line.startswith("vidvq: the Ray cluster at 127.0.0.1:1 cannot be reached: ")
+    assert "check that it is up" in line
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not Ray"), (None, "")],
+    ids=["silence", "another protocol", "a closed door"],
+)
+def test_an_address_where_something_else_listens(tmp_path, answer, problem):
+    with server(answer) as port:
+        line = line_of(shard(tmp_path, f"runtime.address=127.0.0.1:{port}"))
+    assert f"127.0.0.1:{port} cannot be reached: " in line
+    assert problem in line
+
+
+@pytest.mark.parametrize("program", ["GCS_SERVER", "RAYLET"])
+def test_a_ray_whose_processes_end_at_once(tmp_path, program):
+    fake = tmp_path / "fake"
+    fake.write_text("#!/bin/sh\nexit 3\n")
+    fake.chmod(0o755)
+    before = f"import ray._private.services as s; s.{program}_EXECUTABLE = {str(fake)!r}"
+    line = line_of(shard(tmp_path / "out", "runtime.workers=2", before=before))
+    assert line.startswith("vidvq: Ray does not start on this machine: ")
+    assert "give runtime.workers=0" in line
+
+
+def test_a_ray_that_is_too_slow(tmp_path):
+    before = "from vidvq.runtime import ray_start; ray_start.START_LIMIT_S = 0.5"
+    line = line_of(shard(tmp_path / "out", "runtime.workers=2", before=before))
+    assert "it has not started within 0.5 s" in line
+
+
+def test_a_limit_is_raised_through_what_swallows_it(monkeypatch):
+    monkeypatch.setattr(ray_start, "_AGAIN_S", 0.1)
+    before = signal.getsignal(signal.SIGALRM)
+    raised = 0
+    with pytest.raises(ray_start._TooLate), ray_start._time_limit(0.1):
+        while True:
+            try:
+                time.sleep(60)
+            except BaseException:
+                raised += 1
+                if raised == 2:
+                    raise
+    assert raised == 2
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_another_version_of_ray_is_named(monkeypatch):
+    def init(**_: object) -> None:
+        raise RuntimeError("Version mismatch:\n  the cluster has Ray: 2.1")
+
+    monkeypatch.setattr(ray_start.ray, "init", init)
+    with pytest.raises(StoreError, match=r"auto cannot be reached: Version mismatch: the cluster has Ray: 2.1; .* Ray"):
+        ray_start._join("auto")

@@ -1,0 +1,61 @@
+"""One call on every node of a Ray cluster, all at once."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """What a call returned on one node.
+
+    Attributes:
+        host: the node's name.
+        result: what the call returned; None where ``problem`` is set.
+        problem: why there is no result, or None.
+    """
+
+    host: str
+    result: Any
+    problem: str | None
+
+
+def run_on_nodes(function: Callable[[int], Any], limit_s: float) -> list[NodeResult]:
+    """Call ``function(number)`` on every node of the cluster that this one belongs to; this node is number 0.
+
+    Args:
+        function: importable on every node.
+        limit_s: time after which a node without an answer counts as a problem.
+    """
+    ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
+    here = ray.get_runtime_context().get_node_id()
+    nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != here)
+    if not nodes:
+        return []
+    # Number 0 first, alone: the others look for the file that it leaves.
+    calls = [_call_on(nodes[0], function, 0)]
+    ray.wait(calls, timeout=limit_s)
+    calls += [_call_on(node, function, number) for number, node in enumerate(nodes[1:], 1)]
+    ray.wait(calls, num_returns=len(calls), timeout=limit_s)
+    return [_node_result(node["NodeManagerHostname"], call) for node, call in zip(nodes, calls, strict=True)]
+
+
+def _call_on(node: dict[str, Any], function: Callable[[int], Any], number: int) -> Any:
+    there: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_call).remote(function, number)
+
+
+def _call(function: Callable[[int], Any], number: int) -> Any:
+    return function(number)
+
+
+def _node_result(host: str, call: Any) -> NodeResult:
+    try:
+        return NodeResult(host, ray.get(call, timeout=0), None)
+    except RayError as error:
+        return NodeResult(host, None, str(error).strip().splitlines()[-1])
