@@ -123,19 +123,19 @@ def test_the_jobs_of_an_array_share_a_corpus(cluster, clips_dir, checkpoint_dir,
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "code", "said"),
     [
-        (["--nodes", 3], "nodes=3 are more than the 2 of partition main"),
-        (["--queue", "gold"], "queue='gold' is no partition of this cluster; there are main"),
-        (["--gpus", 8], "sbatch says: .*(node configuration|gres|GRES)"),
+        (["--nodes", 3], 2, "nodes=3 are more than the 2 of partition main"),
+        (["--queue", "gold"], 2, "queue='gold' is no partition of this cluster; there are main"),
+        (["--gpus", 8], 1, "sbatch says: .*(node configuration|gres|GRES)"),
     ],
 )
-def test_what_the_cluster_does_not_have_is_one_line(cluster, clips_dir, tmp_path, vidvq, options, said):
+def test_what_the_cluster_does_not_have_is_one_line(cluster, clips_dir, tmp_path, vidvq, options, code, said):
     ran = vidvq(
         *["submit", "train", "demo", f"data.clips={clips_dir}", "data.batch_size=24", "--backend", "slurm"],
         *["--run", tmp_path / "r", *options],
     )
-    assert ran.code == 2
+    assert ran.code == code
     assert re.search(said, ran.error)
 
 

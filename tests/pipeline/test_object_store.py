@@ -143,7 +143,7 @@ def test_no_credentials_is_one_line(videos, bucket, vidvq, monkeypatch):
     S3FileSystem.clear_instance_cache()
     ran = vidvq("shard", f"s3://{bucket.name}/videos", "--out", f"s3://{bucket.name}/out", *SETTINGS, INLINE)
     S3FileSystem.clear_instance_cache()
-    assert ran.code == 2 and "cannot be" in ran.error
+    assert ran.code == 1 and "cannot be" in ran.error
 
 
 def test_videos_over_http_are_fetched_and_a_dead_link_is_a_failed_item(videos, tmp_path, vidvq):

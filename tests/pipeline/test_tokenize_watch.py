@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from vidvq.errors import JobStopped
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.token_shard import Codebook, TokenizerCard
 from vidvq.metrics.codes import CodeCounts
@@ -35,7 +36,9 @@ def test_a_fall_below_the_first_samples_stops_the_job_once_64_are_that_low():
     for number in range(8, 11):
         watch.see(shard(number, 20, 26.9))
     # The last 80 samples have 26.9 dB on their mean now, no shard of 27.5 among them.
-    with pytest.raises(OSError, match=r"tokens-000011.tar: PSNR fell to 26.90 dB on the mean of the last 80 scored .*"):
+    with pytest.raises(
+        JobStopped, match=r"tokens-000011.tar: PSNR fell to 26.90 dB on the mean of the last 80 scored .*"
+    ):
         watch.see(shard(11, 20, 26.9))
 
 
@@ -58,7 +61,7 @@ def test_a_collapse_is_seen_behind_a_good_beginning():
         watch.count(f"shard {number}", counts(rng.integers(0, [[[4]]] + [[[8]]] * 8, (9, 4, 4))))
     collapsed = rng.integers(0, 4, (9, 4, 4))
     collapsed[1:] = 5
-    with pytest.raises(OSError, match=r"temporal codebook: .* quality.min_usage=0.5"):
+    with pytest.raises(JobStopped, match=r"temporal codebook: .* quality.min_usage=0.5"):
         for number in range(100, 120):
             watch.count(f"shard {number}", counts(collapsed))
     assert 100 < number < 112  # 800 tokens of the temporal codebook at 128 a shard, and what was left over before
@@ -68,7 +71,7 @@ def test_a_collapse_is_seen_behind_a_good_beginning():
 def test_few_tokens_are_not_judged():
     watch = Watch(CARD, QualityPolicy(min_usage=1))
     watch.count("shard", counts(np.zeros((7, 8, 16), np.int64)))  # 128 and 768 tokens of the 400 and 800 that it takes
-    with pytest.raises(OSError, match="12.5% of its size, over the last 896 tokens"):
+    with pytest.raises(JobStopped, match="12.5% of its size, over the last 896 tokens"):
         watch.count("shard", counts(np.zeros((2, 8, 16), np.int64)))
 
 

@@ -17,7 +17,7 @@ def test_a_run_goes_on_once_there_is_room(room, small_disk, whole, train):
     out = small_disk(kib_of(whole.out / "tensorboard") + round(room * size)) / "run"
     run = train(out, code=1)
     last = run.stderr.strip().splitlines()[-1]
-    assert last.startswith("vidvq: No space left on device: ") and last.endswith("run the same command again to go on")
+    assert last.startswith("vidvq: No space left on device: ") and last.endswith("run the same command again to resume")
     assert "Traceback" not in run.stderr
     assert [folder.name for folder in list_steps(out)] == ["step-00000003"][: int(room)]
     assert {path.name for path in (out / "checkpoints").glob("*")} == {folder.name for folder in list_steps(out)}

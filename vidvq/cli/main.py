@@ -1,21 +1,31 @@
 """The command group, and the one place where an exception becomes a line and an exit code.
 
-Exit codes: 0 all well; 1 the job ran but failures passed the threshold, or the machine gave out; 2 the user's mistake.
+====  ================================================================================================
+code  meaning
+====  ================================================================================================
+0     All well.
+1     More items failed than the threshold; or a rule stopped the job, a worker, disk or store gave out.
+2     The user's mistake: a wrong setting, a missing or damaged input, a library that is not installed.
+70    A bug in vidvq. The traceback is in a log file.
+130   Interrupted.
+====  ================================================================================================
 """
 
 import os
+import platform
 import sys
+import tempfile
+import traceback
 from typing import NoReturn
 
 import click
 
-from vidvq import __version__
+from vidvq import __version__, storage
 from vidvq.cli import artifacts, export, stages, submit
+from vidvq.errors import JobStopped, StoreError, UsageError, WorkerLost
 from vidvq.video import VideoError
 
-OK, FAILED, USAGE = 0, 1, 2
-_INTERRUPTED = 130
-_STORE_LIBRARIES = {"botocore", "aiobotocore", "aiohttp"}
+OK, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -42,32 +52,61 @@ def main() -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
-        return cli.main(arguments, prog_name="vidvq", standalone_mode=False) or OK
+        with storage.store_errors():
+            return cli.main(arguments, prog_name="vidvq", standalone_mode=False) or OK
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return OK
-    except click.ClickException as error:
-        return _tell(error.format_message().replace("\n", " "), USAGE)
-    except click.exceptions.Abort:
-        return _tell("interrupted; run the same command again to go on", _INTERRUPTED)
-    except (ValueError, VideoError) as error:
-        return _tell(str(error), USAGE)
-    except ModuleNotFoundError as error:
-        return _tell(f"{error.name} is not installed; run `pip install 'vidvq[all]'`", USAGE)
-    except OSError as error:
-        if error.errno is None:
-            return _tell(str(error), FAILED)
-        what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-        return _tell(f"{what}; mend that and run the same command again to go on", FAILED)
-    except Exception as error:
-        # What an object store's library raises is of no common kind: no credentials, an endpoint that is not there.
-        if type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
-            return _tell(f"the object store cannot be reached: {error}", USAGE)
-        raise
+    except Exception as error:  # noqa: BLE001 (each becomes a line and an exit code)
+        code, message = _judge(error, arguments)
+        if os.environ.get("VIDVQ_DEBUG"):
+            traceback.print_exc()
+        click.echo(f"vidvq: {' '.join(message.split())}", err=True)
+        return code
 
 
-def _tell(message: str, code: int) -> int:
-    if os.environ.get("VIDVQ_DEBUG"):
-        raise
-    click.echo(f"vidvq: {message}", err=True)
-    return code
+def _judge(error: Exception, arguments: list[str]) -> tuple[int, str]:
+    """Exit code and message of an exception."""
+    if isinstance(error, click.Abort) and isinstance(error.__cause__, EOFError):
+        # click takes every EOFError for the keyboard's; here a torn file raises it.
+        error = error.__cause__
+    match error:
+        case click.ClickException():
+            return USAGE, error.format_message()
+        case click.Abort():
+            return INTERRUPTED, "interrupted; run the same command again to resume"
+        case UsageError() | VideoError():
+            return USAGE, str(error)
+        case JobStopped() | WorkerLost() | StoreError():
+            return FAILED, str(error)
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("vidvq"):
+            return USAGE, f"{name} is not installed; run `pip install 'vidvq[all]'`"
+        case FileNotFoundError() | NotADirectoryError() | IsADirectoryError() if error.filename:
+            return USAGE, f"{error.strerror}: {error.filename}"
+        case OSError(errno=None):
+            return FAILED, str(error)
+        case OSError():
+            what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+            return FAILED, f"{what}; mend that and run the same command again to resume"
+        case MemoryError():
+            return FAILED, f"out of memory {error}; free some, or lower the size of the batch or the clips"
+    return BUG, f"internal error: {type(error).__name__}: {_first_line(error)}; {_write_log(error, arguments)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+def _write_log(error: Exception, arguments: list[str]) -> str:
+    """Write the traceback where there is room for it; returns where it is and what to do with it."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        # In $TMPDIR, /tmp, /var/tmp, /usr/tmp or the current directory: the first that can be written.
+        handle, path = tempfile.mkstemp(prefix="vidvq-error-", suffix=".log")
+        with os.fdopen(handle, "w") as file:
+            file.write(f"vidvq {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
+            file.write(f"arguments: {arguments}\n{text}")
+    except OSError:
+        click.echo(text, err=True)
+        return "please report it to the issue tracker of vidvq, with the traceback above"
+    return f"the traceback is in {path}; please report it to the issue tracker of vidvq, with that file"

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from vidvq import storage
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED
 
 
@@ -20,7 +21,7 @@ class Place(click.ParamType):
             return value
         try:
             return storage.place(value)
-        except ValueError as error:
+        except UsageError as error:
             self.fail(str(error), param, ctx)
 
 

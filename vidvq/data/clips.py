@@ -66,7 +66,7 @@ class ClipBatches(Dataset[torch.Tensor | str]):
         self._pool = self._pool or ThreadPoolExecutor(self.config.threads)
         try:
             crops = list(self._pool.map(lambda pick: self._crop_of(bucket, pick), mine))
-        except ValueError as error:
+        except UsageError as error:
             # An exception out of a worker process would arrive as a traceback.
             return str(error)
         return torch.from_numpy(np.stack(crops))

@@ -12,7 +12,7 @@ from vidvq.decode.config import DecodeConfig, Stretch
 from vidvq.decode.find import find_key, find_stretch
 from vidvq.decode.generated import Generated, GeneratedPlace, index_generated
 from vidvq.decode.stream import check_same, decode_timed, open_tokenizer, within
-from vidvq.errors import UsageError
+from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import TokenPlace, index_tokens
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
@@ -119,7 +119,7 @@ def _decode_all(
         pool = pools.get(len(items))
         for item, done in pool.map_stateful(make, items, gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(done, WorkerDied):
-                raise OSError(f"{item.place.key}: {done.message}; run the same command again to go on")
+                raise WorkerLost(f"{item.place.key}: {done.message}; run the same command again to go on")
             advance()
 
 

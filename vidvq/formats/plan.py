@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
-from vidvq.errors import UsageError
+from vidvq.errors import JobStopped, UsageError
 from vidvq.storage import (
     canonical_json,
     create_once,
@@ -179,7 +179,7 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
     create_once(folder / _header_name(number), pretty_json(header))
     standing = read_plan(folder)
     if standing.headers[number] != header:
-        raise UsageError(f"{folder} was changed by another driver meanwhile; run the same command again")
+        raise JobStopped(f"{folder} was changed by another driver meanwhile; run the same command again")
     return standing
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.tar import read_samples
 
@@ -35,7 +36,7 @@ def _read(path: Path, commit: Commit, wanted: set[str]) -> dict[str, dict[str, b
             whole = all(sums.get(f"{key}.{extension}") == crc32(data) for extension, data in files.items())
             if key in wanted and whole:
                 found[key] = files
-    except ValueError:
+    except UsageError:
         # What is damaged is made again.
         pass
     return found

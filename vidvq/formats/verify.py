@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vidvq.errors import UsageError
 from vidvq.formats import clip_shard, token_shard
 from vidvq.formats.commit import FOLDER, Commit, read_commit
 from vidvq.formats.plan import Plan, read_plan
@@ -66,7 +67,7 @@ def _verify_shard(
     redo = f"remove {shard} and {FOLDER}/{shard}.json, then run the same command again"
     try:
         commit = read_commit(folder, shard)
-    except ValueError as error:
+    except UsageError as error:
         return [str(error)]
     if commit is None:
         return ["is not committed; run the same command again"]
@@ -134,6 +135,6 @@ def _drain(samples: Any) -> Any:
 def _first_error(read: Callable[[], Any]) -> list[str]:
     try:
         read()
-    except ValueError as error:
+    except UsageError as error:
         return [str(error)]
     return []

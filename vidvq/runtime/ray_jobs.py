@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import vidvq
-from vidvq.errors import UsageError
+from vidvq.errors import StoreError, UsageError
 
 
 def submit_job(address: str, submission_id: str, entrypoint: str, folder: Path, leave_out: list[str]) -> None:
@@ -18,7 +18,7 @@ def submit_job(address: str, submission_id: str, entrypoint: str, folder: Path, 
         leave_out: patterns of files in it that are not sent, as in a .gitignore.
 
     Raises:
-        UsageError: the cluster cannot be reached, or refuses.
+        StoreError: the cluster cannot be reached, or refuses.
     """
     package = Path(vidvq.__file__).parent
     environment = {
@@ -56,4 +56,4 @@ def _ask(address: str, method: str, *arguments: Any, **named: Any) -> Any:
     try:
         return getattr(JobSubmissionClient(address), method)(*arguments, **named)
     except (OSError, RuntimeError, RayError) as error:
-        raise UsageError(f"the Ray cluster at {address} says: {' '.join(str(error).split())}") from error
+        raise StoreError(f"the Ray cluster at {address} says: {' '.join(str(error).split())}") from error

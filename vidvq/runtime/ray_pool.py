@@ -126,7 +126,8 @@ def _result(reference: Any) -> Any:
         return WorkerDied(str(error).splitlines()[0])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Exception):
-            raise error.cause from None
+            # The text of Ray's error holds the worker's traceback.
+            raise error.cause from error
         raise
     except ray.exceptions.RayError as error:
         raise StoreError(f"Ray failed: {' '.join(str(error).split())}; run the same command again to resume") from error

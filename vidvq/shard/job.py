@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.corpus.inputs import Source, list_sources
+from vidvq.errors import WorkerLost
 from vidvq.formats.clip_shard import parse_clip_info
 from vidvq.formats.commit import Commit, Outcome, ShardDraft, commit_shard, read_commits
 from vidvq.formats.plan import Plan
@@ -78,7 +79,7 @@ def make_shards(out: Path, config: ShardConfig, plan_with: Callable[[Pool], Plan
 
             for job, commit in pool.map(make_shard, jobs(), cpus=0, retries=3):
                 if isinstance(commit, WorkerDied):
-                    raise OSError(f"{job.shard}: {commit.message}; run the same command again to go on")
+                    raise WorkerLost(f"{job.shard}: {commit.message}; run the same command again to go on")
                 bar.advance(commit.items)
     summary = summarize(out, plan)
     write_report(out, plan, summary)

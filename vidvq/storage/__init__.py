@@ -18,7 +18,7 @@ from vidvq.storage.files import (
     write_atomic,
     write_over,
 )
-from vidvq.storage.objects import is_remote, place, read_range, refuse_unwritable
+from vidvq.storage.objects import is_remote, place, read_range, refuse_unwritable, store_errors
 
 __all__ = [
     "attempt_file",
@@ -38,6 +38,7 @@ __all__ = [
     "remove_attempts",
     "sha256_bytes",
     "sha256_file",
+    "store_errors",
     "sync_folder",
     "write_atomic",
     "write_over",

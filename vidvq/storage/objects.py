@@ -7,14 +7,18 @@ finds its own object there: so whoever finds one compares it with what it was ab
 
 import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from vidvq.errors import UsageError
+from vidvq.errors import StoreError, UsageError
 
 _TRIES = 4
 _PAUSE_S = 0.5
 _CHUNK_BYTES = 1 << 20
+# What these raise is of no common kind: no credentials, an endpoint that is not there.
+_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure"}
 _NO_SUCH = "https://filesystem-spec.readthedocs.io lists them"
 
 
@@ -24,7 +28,7 @@ def place(text: str) -> Path:
     What comes back for a URL has the methods of :class:`pathlib.Path`.
 
     Raises:
-        ValueError: the URL's scheme is unknown, its library is not installed, or it chains several (``a::b``).
+        UsageError: the URL's scheme is unknown, its library is not installed, or it chains several (``a::b``).
     """
     scheme, sign, rest = text.partition("://")
     if not sign:
@@ -53,20 +57,34 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn what the libraries of object stores raise in this block into :class:`StoreError`."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in _LIBRARIES:
+            raise StoreError(f"the object store cannot be reached: {_one_line(error)}") from error
+        raise
+
+
 def refuse_unwritable(folder: Path) -> None:
     """Fail before any work where a job could not put its output.
 
     Raises:
-        ValueError: the bucket does not exist, or may not be written.
+        UsageError: the bucket does not exist.
+        StoreError: it may not be written, or the store does not answer.
     """
     if not is_remote(folder):
         return
     try:
         put(b"", folder / "plan.json.tmp.write-test")
         (folder / "plan.json.tmp.write-test").unlink()
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder} cannot be written: {_one_line(error)}") from error
     except Exception as error:
-        # Stores raise what their own libraries raise: no credentials, no such endpoint, no such bucket.
-        raise UsageError(f"{folder} cannot be written: {' '.join(str(error).split())}") from error
+        # Stores raise what their own libraries raise: no credentials, no such endpoint.
+        raise StoreError(f"{folder} cannot be written: {_one_line(error)}") from error
 
 
 def put_once(data: bytes | Path, path: Path) -> bool:
@@ -111,7 +129,7 @@ def _get(path: Path, **span: int) -> bytes:
         except Exception as error:
             # Stores raise what their own libraries raise: a connection that broke, an endpoint that is busy.
             if attempt == _TRIES - 1:
-                raise OSError(f"the object store does not answer: {error}") from error
+                raise StoreError(f"the object store does not answer: {_one_line(error)}") from error
             time.sleep(_PAUSE_S * 2**attempt)
     raise AssertionError("unreachable")
 
@@ -139,6 +157,10 @@ def _put(data: bytes | Path, path: Path, mode: str) -> bool:
 def _store(path: Path) -> tuple[Any, str]:
     place = cast(Any, path)
     return place.fs, place.path
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _digest_of(data: bytes | Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vidvq.errors import UsageError
+from vidvq.errors import StoreError, UsageError
 from vidvq.submit.backend import Status
 from vidvq.submit.folder import RunFolder
 from vidvq.submit.job import Job
@@ -185,7 +185,7 @@ def _kubectl(*arguments: str) -> str:
     _find_kubectl()
     done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UsageError(f"kubectl says: {' '.join(done.stderr.split())}")
+        raise StoreError(f"kubectl says: {' '.join(done.stderr.split())}")
     return done.stdout
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from vidvq import __version__
-from vidvq.errors import UsageError
 from vidvq.submit.route import interface_of
 
 LIMIT_S = 60
@@ -200,7 +199,7 @@ def _receive(connection: socket.socket) -> Any:
     while not data.endswith(b"\n"):
         more = connection.recv(4096)
         if not more or len(data) > _MOST_BYTES:
-            raise UsageError("the connection ended in the middle")
+            raise ConnectionError("the connection ended in the middle")
         data += more
     return json.loads(data)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from vidvq.errors import UsageError
+from vidvq.errors import StoreError, UsageError
 from vidvq.submit.backend import Status
 from vidvq.submit.detached import read_from
 from vidvq.submit.folder import RunFolder
@@ -106,7 +106,7 @@ class Backend:
             ["scontrol", "show", "job", "--oneliner", ids["job"]], capture_output=True, text=True, check=False
         )
         if shown.returncode and "Invalid job id" not in shown.stderr:
-            raise OSError(f"scontrol says: {' '.join(shown.stderr.split())}")
+            raise StoreError(f"scontrol says: {' '.join(shown.stderr.split())}")
         # Of an array the liveliest, and else the one that did best: it has seen to it that all is there.
         found = sorted(re.findall(r"JobState=(\w+).* Reason=(\S+)", shown.stdout), key=lambda job: _liveliness(job[0]))
         state, reason = found[-1] if found else ("", "None")
@@ -151,5 +151,5 @@ def _liveliness(state: str) -> int:
 def _ask(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UsageError(f"{command[0]} says: {' '.join(done.stderr.split())}")
+        raise StoreError(f"{command[0]} says: {' '.join(done.stderr.split())}")
     return done.stdout

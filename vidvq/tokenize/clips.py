@@ -8,7 +8,7 @@ from typing import Any
 
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.inputs import Source
-from vidvq.errors import UsageError
+from vidvq.errors import StoreError, UsageError
 from vidvq.video import VideoError
 
 
@@ -24,7 +24,7 @@ def local_clips(clips: Path, row: dict[str, Any]) -> Iterator[Path | None]:
 
     Raises:
         ValueError: it is missing, or has other content.
-        OSError: it cannot be fetched.
+        StoreError: it cannot be fetched.
     """
     if not row["clip_shard_sha256"]:
         yield None
@@ -35,6 +35,6 @@ def local_clips(clips: Path, row: dict[str, Any]) -> Iterator[Path | None]:
             file = stack.enter_context(local_file(Source(str(path)), sys.maxsize, row["clip_shard_sha256"]))
         except VideoError as error:
             if error.reason == "fetch_failed":
-                raise OSError(f"{path}: {error.detail}; run the same command again to go on") from error
+                raise StoreError(f"{path}: {error.detail}; run the same command again to go on") from error
             raise UsageError(f"{path} is missing or not the one that was planned; run vidvq verify {clips}") from error
         yield file

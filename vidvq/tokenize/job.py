@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vidvq.corpus.frames import VideoPolicy
-from vidvq.errors import UsageError
+from vidvq.errors import JobStopped, UsageError, WorkerLost
 from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
@@ -106,7 +106,7 @@ def make_tokens(job: Opened, out: Path, plan_with: Callable[[Pool], Plan]) -> Jo
         account, watch = Account(), Watch(job.card, job.config.quality)
         try:
             _make_shards(job, out, plan, pool, account, watch)
-        except OSError:
+        except (JobStopped, WorkerLost, OSError):
             # Whoever looks into what ended it wants to see how it went until then; the disk may be what did.
             with suppress(OSError):
                 _tell(account.report(watch.total), out)
@@ -147,7 +147,7 @@ def _make_shards(job: Opened, out: Path, plan: Plan, pool: Pool, account: Accoun
         make = partial(ShardMaker, job.folder, config.quality)
         for work, made in pool.map_stateful(make, jobs(), gpus=job.gpus):
             if isinstance(made, WorkerDied):
-                raise OSError(f"{work.shard}: {made.message}; run the same command again to go on")
+                raise WorkerLost(f"{work.shard}: {made.message}; run the same command again to go on")
             account.add(made)
             bar.advance(made.commit.items, live.made(made, account.report(watch.total).efficiency))
             watch.count(work.shard, made.counts)

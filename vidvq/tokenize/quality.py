@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
+from vidvq.errors import JobStopped
 from vidvq.formats.summary import SCORE_SUFFIX, SCORE_UNIT
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
@@ -91,11 +92,11 @@ def refuse_poor(shard: str, scores: list[float], policy: QualityPolicy) -> None:
     """Stop at a shard whose scored samples are poor on the mean.
 
     Raises:
-        OSError: names the shard and both figures.
+        JobStopped: names the shard and both figures.
     """
     if policy.min_psnr is None or not scores or (mean := sum(scores) / len(scores)) >= policy.min_psnr:
         return
-    raise OSError(
+    raise JobStopped(
         f"{shard}: PSNR {mean:.2f} dB on the mean of {len(scores)} scored samples is below quality.min_psnr="
         f"{policy.min_psnr:g}; what is committed stays; look at the checkpoint and the videos, or lower it and go on"
     )

@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from vidvq.errors import JobStopped
 from vidvq.formats.commit import Commit
 from vidvq.formats.summary import SCORE_SUFFIX, SCORE_UNIT
 from vidvq.formats.token_shard import TokenizerCard
@@ -35,7 +36,7 @@ class Watch:
         """Take in the scores of a shard that was committed, now or by an earlier run.
 
         Raises:
-            OSError: the last scored samples are poorer than the first, by more than ``max_drop``.
+            JobStopped: the last scored samples are poorer than the first, by more than ``max_drop``.
         """
         scores = _Scores(commit.stats.get("scored", 0), commit.stats.get(f"psnr{SCORE_SUFFIX}", 0))
         if self._policy.max_drop is None or not scores.count:
@@ -48,7 +49,7 @@ class Watch:
             self._last.popleft()
         recent = sum(self._last, _Scores())
         if recent.count >= _SCORED and recent.mean < self._reference.mean - self._policy.max_drop:
-            raise OSError(
+            raise JobStopped(
                 f"{commit.shard}: PSNR fell to {recent.mean:.2f} dB on the mean of the last {recent.count} scored "
                 f"samples from {self._reference.mean:.2f} dB on the first {self._reference.count}, more than "
                 f"quality.max_drop={self._policy.max_drop:g}; {_REMEDY} raise it and go on"
@@ -58,7 +59,7 @@ class Watch:
         """Take in the codes of a shard that this run made.
 
         Raises:
-            OSError: the tokens use less of a codebook than ``min_usage``.
+            JobStopped: the tokens use less of a codebook than ``min_usage``.
         """
         self.total.merge(counts)
         if self._policy.min_usage is None:
@@ -68,7 +69,7 @@ class Watch:
             if book.tokens < _TOKENS_PER_CODE * book.size:
                 continue
             if book.perplexity < self._policy.min_usage * book.size:
-                raise OSError(
+                raise JobStopped(
                     f"{shard}: {book.line()}, {book.perplexity / book.size:.1%} of its size, over the last "
                     f"{book.tokens} tokens; quality.min_usage={self._policy.min_usage:g}; {_REMEDY} lower it and go on"
                 )

@@ -11,7 +11,7 @@ from torch.profiler import record_function
 
 from vidvq import config as settings
 from vidvq.data import ClipBatches, clip_batches
-from vidvq.errors import UsageError
+from vidvq.errors import JobStopped, UsageError, WorkerLost
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder
 from vidvq.log import info, progress, warn
 from vidvq.model.pixels import to_video
@@ -65,7 +65,7 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
     except RuntimeError as error:
         if lost := what_was_lost(error):
             message = f"process {world.rank} of {world.size} has lost another one: {lost}"
-            raise ConnectionError(f"{message}; start the job again to go on from its last checkpoint") from error
+            raise WorkerLost(f"{message}; start the job again to go on from its last checkpoint") from error
         raise
     finally:
         leave_world()
@@ -119,7 +119,7 @@ class _Loop:
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     prints = self.trainer.save()
                 if stop and done < config.steps:
-                    raise InterruptedError(f"asked to stop; step {done} is saved, start again to go on")
+                    raise JobStopped(f"asked to stop; step {done} is saved, start again to go on")
         if self.sinks:
             self.sinks.close()
         if self.profiler:
@@ -165,7 +165,7 @@ class _Loop:
         """Go back to the last checkpoint, and on with the data after the bad batch; returns the steps lost."""
         position = self.trainer.position
         if position.rollbacks >= self.config.guard.rollbacks:
-            raise UsageError(
+            raise JobStopped(
                 f"step {position.step + 1}: {problem}, after {position.rollbacks} rollbacks; lower the learning rates, "
                 "raise loss.lecam, or use precision=fp32"
             )

@@ -12,8 +12,6 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from PIL import Image
 
-from vidvq.errors import UsageError
-
 # A sane clock for mp4 where the source has a coarse or an odd one.
 _MAX_TICKS_PER_S = 1_000_000
 
@@ -55,7 +53,7 @@ def _encode(
 ) -> bytes:
     count = len(frames)
     if count != len(pts) or not count:
-        raise UsageError(f"{count} frames need as many times, and at least 1; got {len(pts)}")
+        raise ValueError(f"{count} frames need as many times, and at least 1; got {len(pts)}")
     first, last = pts[0], pts[count - 1]
     clock = mp4_clock(time_base)
     end = first + duration if duration else last + (last - pts[count - 2] if count > 1 else 1)
