@@ -7,7 +7,7 @@ no interpolation and no include.
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}
-    if not isinstance(data, dict):
+    if not _is_mapping(data):
         raise ConfigError(f"config {path} holds a {type(data).__name__}; it must be a mapping of fields")
     return data
 
@@ -78,9 +78,10 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
         *parents, last = path.split(".")
         node = merged
         for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
+            child = node.setdefault(parent, {})
+            if not _is_mapping(child):
                 raise ConfigError(f"override {override!r} goes through {parent!r}, which is a value, not a mapping")
+            node = child
         try:
             node[last] = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -118,15 +119,19 @@ def dump(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
+def _is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
+
+
 def _copy(data: Any) -> Any:
-    return {key: _copy(value) for key, value in data.items()} if isinstance(data, dict) else data
+    return {key: _copy(value) for key, value in data.items()} if _is_mapping(data) else data
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
+    if _is_mapping(value):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item) for item in cast("list[Any]", value)]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -135,10 +140,10 @@ def _problem(detail: Any, data: dict[str, Any]) -> str:
     node: Any = data
     path: list[str] = []
     for part in detail["loc"]:
-        if isinstance(node, dict) and part not in node and node.get("kind") == part:
+        if _is_mapping(node) and part not in node and node.get("kind") == part:
             continue
         path.append(str(part))
-        node = node.get(part) if isinstance(node, dict) else None
+        node = node.get(part) if _is_mapping(node) else None
     name = ".".join(path)
     if detail["type"] == "unexpected_keyword_argument":
         return f"{name}={detail['input']!r} is not a known field"

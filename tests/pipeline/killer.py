@@ -20,12 +20,12 @@ from vidvq.cli.main import run
 if "tokenize" in sys.argv or "decode" in sys.argv:
     import torch
 
-    import vidvq.decode
-    import vidvq.tokenize
+    import vidvq.decode  # noqa: F401
+    from vidvq.tokenize import run_tokenize  # noqa: F401
 
     torch.set_num_threads(1)
 else:
-    import vidvq.shard  # noqa: F401
+    from vidvq.shard import run_shard  # noqa: F401
 
 # A killed process loses nothing that it wrote; only a power cut asks for this, and it is slow.
 os.fsync = lambda file: None

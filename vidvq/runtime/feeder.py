@@ -69,7 +69,7 @@ class _Running:
     def __init__(self) -> None:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
-        command = f"from vidvq.runtime.feeder import _serve; _serve({theirs_in}, {theirs_out})"
+        command = f"from vidvq.runtime.feeder import serve; serve({theirs_in}, {theirs_out})"
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", command],
@@ -92,7 +92,8 @@ def _stop(process: subprocess.Popen[bytes], *pipes: FileIO) -> None:
         pipe.close()
 
 
-def _serve(orders: int, results: int) -> None:
+def serve(orders: int, results: int) -> None:
+    """Run the generators that arrive on one file descriptor, and send what they yield to the other."""
     with (
         FileIO(orders, "r") as orders_in,
         FileIO(results, "w") as results_out,

@@ -1,7 +1,7 @@
 """The pool that a job needs: local processes for little work, Ray for the rest, started when first needed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 
 from vidvq.errors import UsageError
@@ -52,14 +52,14 @@ class Pools:
 
 
 @contextmanager
-def open_pools(config: RuntimeConfig) -> Iterator[Pools]:
+def open_pools(config: RuntimeConfig) -> Generator[Pools, None, None]:
     """Open the pools of a job; Ray, where it was started, stops at the end."""
     with ExitStack() as stack:
         yield Pools(config, stack)
 
 
 @contextmanager
-def start(config: RuntimeConfig) -> Iterator[Pool]:
+def start(config: RuntimeConfig) -> Generator[Pool, None, None]:
     """Open the one pool of a job whose amount of work is not known.
 
     Raises:

@@ -1,5 +1,8 @@
 """The pool on Ray."""
 
+# Ray's functions are typed in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import faulthandler
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -65,7 +68,7 @@ class RayPool:
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """See :meth:`vidvq.runtime.Pool.map_stateful`."""
         count = int(ray.cluster_resources().get("GPU", 0) / gpus) if gpus else self.size
-        actor = ray.remote(_Keeper).options(
+        actor: Any = ray.remote(_Keeper).options(
             num_cpus=0 if gpus else cpus,
             num_gpus=gpus,
             max_restarts=-1,

@@ -1,12 +1,15 @@
 """Joins a Ray cluster, or starts one on this machine, within a time limit; whatever goes wrong is one line."""
 
+# Ray's functions are typed in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 from typing import Any, NoReturn
@@ -32,7 +35,7 @@ class _TooLate(BaseException):
 
 
 @contextmanager
-def connect(config: RuntimeConfig) -> Iterator[int]:
+def connect(config: RuntimeConfig) -> Generator[int, None, None]:
     """Join a Ray cluster or start a local one; yields how many workers to use.
 
     Raises:
@@ -99,7 +102,7 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def _time_limit(seconds: float) -> Generator[None, None, None]:
     """Raise in the main thread when the time is up; elsewhere there is no limit but Ray's own."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,5 +1,8 @@
 """One call on every node of a Ray cluster, all at once."""
 
+# Ray's functions are typed in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +37,8 @@ def run_on_nodes(function: Callable[[int], Any], limit_s: float) -> list[NodeRes
     """
     ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     here = ray.get_runtime_context().get_node_id()
-    nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != here)
+    alive: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
+    nodes = sorted(alive, key=lambda node: node["NodeID"] != here)
     if not nodes:
         return []
     # Number 0 first, alone: the others look for the file that it leaves.

@@ -1,5 +1,8 @@
 """Waits for a Ray cluster to come up, or to go: `python -m vidvq.runtime.wait_for_cluster HOST:PORT [NODES | gone]`."""
 
+# Ray's functions are typed in part.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
 import logging
 import socket
 import sys
