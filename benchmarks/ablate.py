@@ -29,11 +29,11 @@ from vidvq.formats.plan import read_plan
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.checkpoint import save_tokenizer
 from vidvq.model.encoder import StackConfig
-from vidvq.model.layers import Past
+from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.model.quantize import FSQConfig, LFQConfig, QuantizerConfig, VQConfig
+from vidvq.pretrained import save_tokenizer
 from vidvq.shard import ShardConfig, run_shard
 from vidvq.storage import pretty_json, write_atomic
 from vidvq.video.decode import decode_clip
@@ -193,7 +193,7 @@ def _count(tokenizer: VideoTokenizer) -> tuple[float, float]:
     # In training mode it would move the codebooks.
     tokenizer.eval()
     with torch.no_grad():
-        encoding = count_gflop(lambda: tokenizer.encoder(group, Past()))
+        encoding = count_gflop(lambda: tokenizer.encoder(group, TemporalCache()))
     training = count_gflop(step)
     tokenizer.zero_grad()
     tokenizer.train()

@@ -32,8 +32,8 @@ import torch
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
-from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
 from vidvq.model.pixels import to_video
+from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.video.decode import decode_clip
 
 

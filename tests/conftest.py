@@ -147,9 +147,9 @@ def _save(folder: Path, seed: int, other_decoder: bool = False) -> Path:
     import torch
 
     from vidvq.model import TokenizerConfig, VideoTokenizer
-    from vidvq.model.checkpoint import save_tokenizer
     from vidvq.model.encoder import StackConfig
     from vidvq.model.quantize import QuantizerConfig, VQConfig
+    from vidvq.pretrained import save_tokenizer
 
     torch.manual_seed(seed)
     small = TokenizerConfig(

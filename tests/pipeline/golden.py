@@ -361,9 +361,9 @@ def write_checkpoint(folder: Path) -> Path:
     import torch
 
     from vidvq.model import TokenizerConfig, VideoTokenizer
-    from vidvq.model.checkpoint import save_tokenizer
     from vidvq.model.encoder import StackConfig
     from vidvq.model.quantize import QuantizerConfig, VQConfig
+    from vidvq.pretrained import save_tokenizer
 
     small = TokenizerConfig(
         encoder=StackConfig((8, 8), (1, 1)),

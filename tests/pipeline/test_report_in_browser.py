@@ -25,9 +25,9 @@ from vidvq.demo.report import write_report
 from vidvq.evaluate.job import run_evaluate
 from vidvq.formats.checkpoint import step_folder
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.checkpoint import save_tokenizer
 from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.pretrained import save_tokenizer
 from vidvq.runtime import RuntimeConfig
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.job import run_shard

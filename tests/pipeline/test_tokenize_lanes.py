@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
-from vidvq.model import VideoTokenizer
-from vidvq.model.checkpoint import load_tokenizer
+from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer, iter_encode
+from vidvq.model.encoder import StackConfig
+from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.pretrained import load_tokenizer
 from vidvq.tokenize.account import Stopwatch
-from vidvq.tokenize.encode import encode_stream, stream
+from vidvq.tokenize.encode import stream
 from vidvq.tokenize.lanes import run_lanes
 
 INLINE = "runtime.workers=0"
@@ -30,7 +33,7 @@ def chunks_of(video: np.ndarray) -> list[np.ndarray]:
     return [video[start:stop] for start, stop in pairwise(edges)]
 
 
-def encode_in_lanes(tokenizer: VideoTokenizer, lanes: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+def encode_in_lanes(tokenizer: Tokenizer, lanes: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
     """The codes of all videos, lane by lane."""
     found: list[list[np.ndarray]] = [[] for _ in lanes]
 
@@ -43,10 +46,21 @@ def encode_in_lanes(tokenizer: VideoTokenizer, lanes: list[list[np.ndarray]]) ->
 
 
 @pytest.fixture(scope="module")
-def tokenizer(checkpoint_dir) -> VideoTokenizer:
-    loaded, _ = load_tokenizer(checkpoint_dir)
-    assert isinstance(loaded, VideoTokenizer)
-    return loaded
+def tokenizer(checkpoint_dir) -> Tokenizer:
+    return load_tokenizer(checkpoint_dir)[0]
+
+
+@pytest.fixture(scope="module")
+def tiled_tokenizer() -> Tokenizer:
+    """One whose frames are cut into several tiles."""
+    torch.manual_seed(0)
+    small = StackConfig((8, 8), (1, 1))
+    books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64))
+    return VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books, tile=16)).eval()
+
+
+def encode_alone(tokenizer: Tokenizer, video: np.ndarray) -> np.ndarray:
+    return torch.cat(list(iter_encode(tokenizer, chunks_of(video)))).numpy()
 
 
 # Ragged lengths, short tails, sizes that are no multiple of the spatial factor, and lanes that end early.
@@ -68,6 +82,14 @@ def test_what_else_is_in_the_batch_changes_no_token(tokenizer):
             assert np.array_equal(one, other)
 
 
+def test_streams_whose_frames_are_cut_into_tiles_are_stepped_together(tiled_tokenizer):
+    """Tiles go through the network one by one, so the tokens are those of each stream by itself, to the bit."""
+    lanes = [[a_video(0, 13, 48, 120)], [a_video(1, 21, 48, 120)], [], [a_video(2, 6, 48, 120)]]
+    for videos, found in zip(lanes, encode_in_lanes(tiled_tokenizer, lanes), strict=True):
+        for video, codes in zip(videos, found, strict=True):
+            assert np.array_equal(codes, encode_alone(tiled_tokenizer, video))
+
+
 def test_a_long_stream_keeps_its_codes_as_small_as_they_are_written(tokenizer):
     groups = np.zeros((8, 64, 64), dtype=np.int64)
     steps = stream(tokenizer, (np.zeros((1 + 4 * 8, 8, 8, 3), np.uint8) for _ in range(200)), np.uint16)
@@ -84,16 +106,16 @@ def test_they_are_the_tokens_of_each_stream(tokenizer):
     """But for latents midway between two codes: a batch's kernels may round otherwise."""
     for videos, found in zip(LANES, encode_in_lanes(tokenizer, LANES), strict=True):
         for video, codes in zip(videos, found, strict=True):
-            assert (codes == encode_stream(tokenizer, chunks_of(video))).mean() > 0.999
+            assert (codes == encode_alone(tokenizer, video)).mean() > 0.999
 
 
 def test_all_batches_have_one_size(tokenizer, monkeypatch):
     sizes = []
     step = VideoTokenizer.encode_step
 
-    def spy(self, frames, state=None, together=False):
-        sizes.append((len(frames), together))
-        return step(self, frames, state, together)
+    def spy(self, frames, state=None, batched=False):
+        sizes.append((len(frames), batched))
+        return step(self, frames, state, batched)
 
     monkeypatch.setattr(VideoTokenizer, "encode_step", spy)
     encode_in_lanes(tokenizer, LANES)

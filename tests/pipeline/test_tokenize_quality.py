@@ -10,8 +10,8 @@ from vidvq.corpus.frames import FrameJob, VideoPolicy, decode_items
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_tokens
 from vidvq.metrics.pixel import psnr
-from vidvq.model.checkpoint import load_tokenizer
 from vidvq.model.pixels import to_frames
+from vidvq.pretrained import load_tokenizer
 from vidvq.tokenize.config import QualityPolicy
 from vidvq.tokenize.quality import Scorer, is_scored, keep_frames
 from vidvq.video.probe import Limits

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
-from vidvq.model.checkpoint import load_tokenizer
+from vidvq.model import iter_encode
 from vidvq.model.pixels import to_video
+from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
-from vidvq.tokenize.encode import encode_stream
 from vidvq.video.decode import open_reader
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import Limits, probe
@@ -81,7 +82,7 @@ def test_chunks_of_any_length_give_the_same_codes(video, checkpoint_dir):
         chunks = [frames[:1]] if chunk == 4 else [frames[: 1 + chunk]]
         start = len(chunks[0])
         chunks += [frames[at : at + chunk] for at in range(start, len(frames), chunk)]
-        assert np.array_equal(encode_stream(tokenizer, chunks), whole)
+        assert np.array_equal(torch.cat(list(iter_encode(tokenizer, chunks))).numpy(), whole)
 
 
 def test_workers_change_no_byte(vidvq, video, tmp_path, checkpoint_dir, snapshot):

@@ -18,7 +18,7 @@ from vidvq.formats.token_index import TokenPlace, index_tokens
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
 from vidvq.log import progress
 from vidvq.model import Tokenizer
-from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
+from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.runtime import WorkerDied, open_pools
 from vidvq.storage import create_once, make_folder, pretty_json, read_json, remove_attempts
 from vidvq.video.write import Shape, Timed, write_frames

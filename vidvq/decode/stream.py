@@ -12,9 +12,8 @@ from vidvq.decode.find import find_key, find_stretch, times_of
 from vidvq.errors import UsageError
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
-from vidvq.model import Tokenizer, VideoTokenizer
-from vidvq.model.checkpoint import load_tokenizer
-from vidvq.model.pixels import to_frames
+from vidvq.model import Tokenizer, iter_decode
+from vidvq.pretrained import load_tokenizer
 from vidvq.video.write import Timed
 
 
@@ -83,25 +82,16 @@ def check_same(folder: Path, written: TokenizerCard, checkpoint: Path, card: Tok
         )
 
 
-@torch.inference_mode()
 def decode_groups(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[np.ndarray]:
-    """Yield the frames ``t h w c`` uint8 of each group of codes ``lt lh lw``: in all as many as came in, as large."""
-    if not isinstance(tokenizer, VideoTokenizer):
-        # Another library's tokenizer has no streams.
-        grid = torch.from_numpy(codes.astype(np.int64))[None].to(tokenizer.device)
-        yield to_frames(tokenizer.decode(grid, num_frames=info.num_frames, size=(info.height, info.width)))
-        return
-    if tokenizer.latent_shape(info.num_frames, info.height, info.width) != codes.shape:
-        raise UsageError(
-            f"{info.source}: {info.num_frames} frames of {info.height}x{info.width} are no grid of {codes.shape} codes"
-        )
-    state, left = None, info.num_frames
-    for group in codes:
-        grid = torch.from_numpy(group.astype(np.int64))[None, None].to(tokenizer.device)
-        video, state = tokenizer.decode_step(grid, state)
-        pixels = to_frames(video[:, :, :left, : info.height, : info.width])
-        left -= len(pixels)
-        yield pixels
+    """Yield the frames ``t h w c`` uint8 of each group of codes ``lt lh lw``: as many and as large as the source's.
+
+    Raises:
+        ValueError: the codes are not those of such a video, or out of range; names the source.
+    """
+    try:
+        yield from iter_decode(tokenizer, codes, info.num_frames, (info.height, info.width))
+    except UsageError as error:
+        raise UsageError(f"{info.source}: {error}") from error
 
 
 def decode_timed(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[Timed]:
@@ -110,11 +100,6 @@ def decode_timed(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> It
     for group in decode_groups(tokenizer, codes, info):
         for pixels in group:
             yield Timed(pixels, *next(times))
-
-
-def decode_codes(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> np.ndarray:
-    """Decode one grid of codes ``lt lh lw`` whole; returns ``t h w c`` uint8."""
-    return np.concatenate(list(decode_groups(tokenizer, codes, info)))
 
 
 def within(stretch: Stretch, timed: Iterable[Timed]) -> Iterator[Timed]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from vidvq.codebook import Codebook
 from vidvq.demo.report_run import HeldOut
 from vidvq.formats.checkpoint import Checkpoint
-from vidvq.formats.token_shard import Codebook, TokenizerCard
+from vidvq.formats.token_shard import TokenizerCard
 from vidvq.video.encode import encode_mp4, encode_png
 
 GAP_PIXELS = 8

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 from vidvq.formats.frame_times import from_runs, to_runs
 from vidvq.formats.tar import read_samples
@@ -25,18 +26,6 @@ MEDIA = "tokens.npy"
 PACKED = "tokens.bits.zst"
 RASTER_ORDER = "t h w"
 _MAX_CODES = 1 << 32
-
-
-@dataclass(frozen=True)
-class Codebook:
-    """One codebook: which latents it serves (``spatial``: frame 0; ``temporal``: later groups; ``joint``: all).
-
-    ``offset`` is where its codes start in a flat vocabulary; the codes in a shard are local, 0 to ``size - 1``.
-    """
-
-    name: str
-    size: int
-    offset: int
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""The tokenizer. Importing it needs torch and einops alone."""
+"""The tokenizer. Imports torch and einops alone; :mod:`vidvq.pretrained` loads and saves weights."""
 
+from vidvq.model.config import TokenizerConfig
 from vidvq.model.discriminator import Discriminator, DiscriminatorConfig
-from vidvq.model.interface import Tokenizer
-from vidvq.model.tokenizer import Reconstruction, StreamState, TokenizerConfig, VideoTokenizer
+from vidvq.model.interface import StreamState, Tokenizer
+from vidvq.model.streaming import iter_decode, iter_encode
+from vidvq.model.tokenizer import Reconstruction, VideoTokenizer
 
 __all__ = [
     "Discriminator",
@@ -12,4 +14,6 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "VideoTokenizer",
+    "iter_decode",
+    "iter_encode",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
-from vidvq.model.layers import Causality, Downsample, Past, ResBlock, SpatialConv, Upsample
+from vidvq.model.layers import Causality, Downsample, ResBlock, SpatialConv, TemporalCache, Upsample
 from vidvq.model.patch import Patch, PatchKind
 
 
@@ -35,8 +35,8 @@ class StackConfig:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What encoder and decoder have in common.
+class CodecLayout:
+    """The layout of the latents that encoder and decoder share.
 
     Attributes:
         patch: kind of the block transform at the pixels.
@@ -62,25 +62,25 @@ class Shape:
 class Encoder(nn.Module):
     """``b c (g t) h w`` -> latents ``b d g h/s w/s``, causal over groups."""
 
-    def __init__(self, config: StackConfig, shape: Shape) -> None:
+    def __init__(self, config: StackConfig, layout: CodecLayout) -> None:
         super().__init__()
-        self.config, self.shape = config, shape
-        self.patch = Patch(shape.patch, shape.patch_frames, shape.patch_size)
+        self.config, self.layout = config, layout
+        self.patch = Patch(layout.patch, layout.patch_frames, layout.patch_size)
         self.stem = SpatialConv(self.patch.channels, config.channels[0])
-        frames = shape.frames(len(config.channels))
+        frames = layout.frames(len(config.channels))
         stages: list[nn.Module] = []
         for index, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
             if index:
                 merge = frames[index - 1] // frames[index]
                 stages.append(Downsample(config.channels[index - 1], channels, merge))
-            stages += [ResBlock(channels, frames[index], shape.causality) for _ in range(blocks)]
+            stages += [ResBlock(channels, frames[index], layout.causality) for _ in range(blocks)]
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(config.channels[-1])
-        self.head = nn.Linear(config.channels[-1], shape.dim)
+        self.head = nn.Linear(config.channels[-1], layout.dim)
 
     @property
-    def reach(self) -> int:
-        """How far, in latents, a latent's place is at most from the pixels it depends on."""
+    def receptive_radius(self) -> int:
+        """Largest distance of a latent from the pixels it depends on, in height or width (latents)."""
         radius = 0
         for index, blocks in reversed(list(enumerate(self.config.blocks))):
             radius += blocks
@@ -88,26 +88,26 @@ class Encoder(nn.Module):
             radius = 2 * radius + 1 if index else radius + 1
         return -(-radius // (1 << (len(self.config.blocks) - 1)))
 
-    def forward(self, video: Tensor, past: Past) -> Tensor:
-        """Encode whole groups; ``past`` carries what came before them."""
-        x = run_stages(self.stages, self.stem(self.patch(video)), past)
+    def forward(self, video: Tensor, cache: TemporalCache) -> Tensor:
+        """Encode whole groups; ``cache`` carries the frames before them."""
+        x = run_stages(self.stages, self.stem(self.patch(video)), cache)
         return rearrange(self.head(F.silu(self.norm(x))), "b t h w d -> b d t h w")
 
 
 class Decoder(nn.Module):
     """Latents ``b d g h w`` -> ``b c (g t) (h s) (w s)``, causal over groups."""
 
-    def __init__(self, config: StackConfig, shape: Shape) -> None:
+    def __init__(self, config: StackConfig, layout: CodecLayout) -> None:
         super().__init__()
-        self.config, self.shape = config, shape
-        self.patch = Patch(shape.patch, shape.patch_frames, shape.patch_size)
+        self.config, self.layout = config, layout
+        self.patch = Patch(layout.patch, layout.patch_frames, layout.patch_size)
         channels, blocks = config.channels[::-1], config.blocks[::-1]
-        frames = shape.frames(len(channels))[::-1]
-        self.stem = SpatialConv(shape.dim, channels[0])
-        stages: list[nn.Module] = [ResBlock(channels[0], frames[0], shape.causality) for _ in range(blocks[0])]
+        frames = layout.frames(len(channels))[::-1]
+        self.stem = SpatialConv(layout.dim, channels[0])
+        stages: list[nn.Module] = [ResBlock(channels[0], frames[0], layout.causality) for _ in range(blocks[0])]
         for (coarse, fine), (few, many), count in zip(pairwise(channels), pairwise(frames), blocks[1:], strict=True):
             stages.append(Upsample(coarse, fine, many // few))
-            stages += [ResBlock(fine, many, shape.causality) for _ in range(count)]
+            stages += [ResBlock(fine, many, layout.causality) for _ in range(count)]
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(channels[-1])
         self.head = SpatialConv(channels[-1], self.patch.channels)
@@ -117,23 +117,58 @@ class Decoder(nn.Module):
             self.head.bias.zero_()  # type: ignore[union-attr]
 
     @property
-    def reach(self) -> int:
-        """How far, in latents, a pixel's place is at most from the latents it depends on."""
+    def receptive_radius(self) -> int:
+        """Largest distance of a pixel from the latents it depends on, in height or width (latents)."""
         radius = 1
         for index, blocks in enumerate(self.config.blocks):
             # From a grid to the one of half its height and width.
             radius = (-(-radius // 2) if index else radius) + blocks
         return radius + 1
 
-    def forward(self, latents: Tensor, past: Past) -> Tensor:
-        """Decode whole groups; ``past`` carries what came before them."""
+    def forward(self, latents: Tensor, cache: TemporalCache) -> Tensor:
+        """Decode whole groups; ``cache`` carries the frames before them."""
         x = self.stem(rearrange(latents, "b d t h w -> b t h w d").contiguous())
-        x = run_stages(self.stages, x, past)
+        x = run_stages(self.stages, x, cache)
         return self.patch.inverse(self.head(F.silu(self.norm(x))))
 
 
-def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, past: Past) -> Tensor:
-    """Run a stack; blocks see the past, changes of size do not."""
+def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, cache: TemporalCache) -> Tensor:
+    """Run a stack; residual blocks read the cache, resampling layers do not."""
     for stage in stages:
-        x = stage(x, past) if isinstance(stage, ResBlock) else stage(x)
+        x = stage(x, cache) if isinstance(stage, ResBlock) else stage(x)
     return x
+
+
+def run_batched(
+    network: Encoder | Decoder, x: Tensor, past: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run one group of every sample or tile at once.
+
+    Args:
+        x: the group's frames or latents, the batch first.
+        past: what this returned for the group before; None at the start of a stream.
+
+    Returns:
+        the network's output, and ``past`` for the next group.
+    """
+    cache = TemporalCache(past)
+    return network(x, cache), tuple(cache.updated)
+
+
+def run_per_sample(
+    network: Encoder | Decoder, x: Tensor, past: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """:func:`run_batched` of one sample or tile after another, so that none depends on the size of the batch.
+
+    A kernel for a batch of five rounds otherwise than one for a batch of one: latents differ in their last bits, and
+    a latent midway between two codes by its code.
+    """
+    if len(x) == 1:
+        return run_batched(network, x, past)
+    outputs, pasts = [], []
+    for index, sample in enumerate(x.split(1)):
+        own = tuple(tensor[index : index + 1] for tensor in past) if past else None
+        output, after = run_batched(network, sample, own)
+        outputs.append(output)
+        pasts.append(after)
+    return torch.cat(outputs), tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))

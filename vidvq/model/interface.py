@@ -1,33 +1,88 @@
-"""What the stages of the pipeline ask of a tokenizer, whoever made it."""
+"""The interface between a tokenizer and the stages of the pipeline.
+
+A stage asks a :class:`Tokenizer` what it can do; it never asks which class it is. :mod:`vidvq.model.tokenizer` has the
+implementation that vidvq trains, :mod:`vidvq.pretrained.foreign` the adapters for other libraries' tokenizers.
+"""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import log2
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Codebook:
-    """A codebook's name (``spatial``, ``temporal`` or ``joint``), size, and start in a flat vocabulary."""
+class StreamState:
+    """What a batch of streams carries from one step to the next. A value: a step returns a new one.
 
-    name: str
-    size: int
-    offset: int
+    Attributes:
+        kind: ``encode`` or ``decode``.
+        shape: batch, height and width of a step's input.
+        past: tensors whose first axis is the batch: ``n`` rows per stream, one per tile.
+        config: config of the tokenizer that made it; the layers of another one would misread the tensors.
+    """
+
+    kind: str
+    shape: tuple[int, int, int]
+    past: tuple[Tensor, ...]
+    config: object
+
+    def select(self, index: int) -> "StreamState":
+        """The state of one stream of the batch; its tensors are views of the batch's.
+
+        Raises:
+            IndexError: the batch has no such stream.
+        """
+        batch = self.shape[0]
+        if not 0 <= index < batch:
+            raise IndexError(f"index={index} must be from 0 to {batch - 1}, the streams of the batch")
+        rows = (len(tensor) // batch for tensor in self.past)
+        past = tuple(tensor[index * n : (index + 1) * n] for tensor, n in zip(self.past, rows, strict=True))
+        return replace(self, shape=(1, *self.shape[1:]), past=past)
+
+    @staticmethod
+    def stack(states: "Sequence[StreamState | None]") -> "StreamState | None":
+        """The state of a batch, from the states of its slots, one stream each.
+
+        Args:
+            states: None marks an empty slot, which is filled with zeros.
+
+        Returns:
+            None where every slot is empty, as at the start of all streams.
+
+        Raises:
+            ValueError: states of streams of different kinds, sizes or tokenizers.
+        """
+        known = [state for state in states if state is not None]
+        if not known:
+            return None
+        first = known[0]
+        if any((state.kind, state.shape, state.config) != (first.kind, first.shape, first.config) for state in known):
+            shapes = sorted({(state.kind, *state.shape) for state in known})
+            raise UsageError(f"states of {shapes} cannot be stacked; a batch has streams of one kind, size and config")
+        empty = tuple(torch.zeros_like(tensor) for tensor in first.past)
+        pasts = [empty if state is None else state.past for state in states]
+        past = tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))
+        return replace(first, shape=(len(states) * first.shape[0], *first.shape[1:]), past=past)
 
 
 class Tokenizer(nn.Module):
-    """Video to a grid of codes and back. Frame 0 is a group of its own; later groups have ``temporal_factor`` frames.
+    """Video to a grid of codes and back. Frame 0 is a group by itself; later groups have ``temporal_factor`` frames.
 
     Attributes:
-        temporal_factor, spatial_factor: frames, and pixels in height and width, per code.
+        temporal_factor: frames per code, after frame 0.
+        spatial_factor: pixels per code, in height and in width.
+        supports_streaming: whether :meth:`encode_step` and :meth:`decode_step` work; whole videos always do.
     """
 
+    supports_streaming: ClassVar[bool] = False
     temporal_factor: int
     spatial_factor: int
 
@@ -38,7 +93,7 @@ class Tokenizer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of the networks' weights."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     @abstractmethod
@@ -47,15 +102,44 @@ class Tokenizer(nn.Module):
 
     @abstractmethod
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """Codes ``b lt lh lw`` to video ``b c t h w`` in [-1, 1], cut to as many frames and pixels as are asked for."""
+        """Codes ``b lt lh lw`` to video ``b c t h w`` in [-1, 1], cropped to ``num_frames`` and ``size`` (h, w)."""
 
-    def encode_step(self, frames: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Encode the next frames of a stream.
+    def encode_step(
+        self, frames: Tensor, state: StreamState | None = None, batched: bool = False
+    ) -> tuple[Tensor, StreamState]:
+        """Encode the next frames of a batch of streams; together the steps give the codes of :meth:`encode`.
+
+        Args:
+            frames: ``b c t h w`` in [-1, 1]: the first frame alone where ``state`` is None, then whole groups, of
+                multiples of the spatial factor in height and width, as :meth:`pad` makes them.
+            state: state after the step before.
+            batched: run the batch through the network at once instead of one sample after another. Codes may then
+                differ from those of :meth:`encode`, since kernels round by the shape of their input.
+
+        Returns:
+            codes ``b g lh lw`` int64, and the state for the next step.
 
         Raises:
-            ValueError: this kind of tokenizer needs whole videos.
+            ValueError: no streaming, an incomplete group, a wrong size, or the state of another stream.
         """
-        raise UsageError(f"a {type(self).__name__} encodes whole clips and has no streams; cut the video into clips")
+        raise UsageError(
+            f"a {type(self).__name__} encodes whole clips and does not support streaming; cut the video into clips"
+        )
+
+    def decode_step(self, codes: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Decode the next groups of a batch of streams; together the steps give the video of :meth:`decode`.
+
+        Args:
+            codes: ``b g lh lw``: the first group alone where ``state`` is None.
+            state: state after the step before.
+
+        Returns:
+            frames ``b c t h w`` in [-1, 1] (one frame for the first group), and the state for the next step.
+
+        Raises:
+            ValueError: no streaming, a code out of range, or the state of another stream.
+        """
+        raise UsageError(f"a {type(self).__name__} decodes whole clips and does not support streaming; use decode")
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """The grid of codes ``lt lh lw`` that a video of this size becomes."""
@@ -70,20 +154,32 @@ class Tokenizer(nn.Module):
         first, later = self.codebooks[0], self.codebooks[-1]
         return lh * lw * (log2(first.size) + (lt - 1) * log2(later.size)) / (num_frames * height * width)
 
-    def _pad(self, video: Tensor) -> Tensor:
-        """Repeat the last frame to fill the last group, and the borders to fill the last codes."""
-        t, h, w = video.shape[2:]
-        lt, lh, lw = self.latent_shape(t, h, w)
-        missing = (
-            1 + (lt - 1) * self.temporal_factor - t,
-            lh * self.spatial_factor - h,
-            lw * self.spatial_factor - w,
-        )
-        return F.pad(video, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else video
+    def pad(self, video: Tensor, first: bool = True) -> Tensor:
+        """Repeat the last frame to fill the last group, and the borders to fill the last codes.
 
-    def _kept(self, codes: Tensor, num_frames: int | None, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        """Frames, height and width to keep of what codes ``b lt lh lw`` become."""
-        lt, lh, lw = codes.shape[1:]
+        Args:
+            video: ``b c t h w``.
+            first: whether it begins with frame 0, a group by itself; otherwise it continues a stream.
+        """
+        t, h, w = video.shape[2:]
+        s = self.spatial_factor
+        missing = (0, -w % s, 0, -h % s, 0, -(t - 1 if first else t) % self.temporal_factor)
+        return F.pad(video, missing, mode="replicate") if any(missing) else video
+
+    def crop_size(
+        self, grid: Sequence[int], num_frames: int | None, size: tuple[int, int] | None
+    ) -> tuple[int, int, int]:
+        """Frames, height and width that decoding keeps.
+
+        Args:
+            grid: the codes' ``lt lh lw``.
+            num_frames: frames to keep; None: all.
+            size: height and width to keep; None: all.
+
+        Raises:
+            ValueError: a video of that size does not become that grid.
+        """
+        lt, lh, lw = grid
         frames = 1 + (lt - 1) * self.temporal_factor
         keep_t = frames if num_frames is None else num_frames
         keep_h, keep_w = size or (lh * self.spatial_factor, lw * self.spatial_factor)
@@ -94,14 +190,14 @@ class Tokenizer(nn.Module):
             )
         return keep_t, keep_h, keep_w
 
-    def _check_video(self, video: Tensor, anywhere: bool = False) -> None:
+    def _check_video(self, video: Tensor, any_device: bool = False) -> None:
         if video.ndim != 5 or video.shape[1] != 3:
             raise UsageError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
         if not video.is_floating_point():
             raise UsageError(f"video is {video.dtype}; it must be float in [-1, 1] (uint8 frames: x / 127.5 - 1)")
         if 0 in video.shape:
             raise UsageError(f"video has shape {tuple(video.shape)}; it must not be empty")
-        if not anywhere:
+        if not any_device:
             self._check_device(video, "video")
         # A compiled step cannot branch on values.
         if torch.compiler.is_compiling():

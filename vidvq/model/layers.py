@@ -18,28 +18,31 @@ TAPS = 3
 Causality = Literal["group", "strict"]
 
 
-class Past:
-    """The past frames that causal layers need, read in one order and collected for the next call.
+class TemporalCache:
+    """The past frames that the causal layers of a network need, for one call of it.
 
     Args:
         tensors: ``TAPS - 1`` frames ``b 1 h w c`` for each causal layer, in the order in which the layers run; None at
             the start of a stream.
+
+    Attributes:
+        updated: the same for the next call, filled in as the layers run.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...] | None = None) -> None:
         self._given = tensors
-        self.collected: list[Tensor] = []
+        self.updated: list[Tensor] = []
 
-    def before(self, x: Tensor) -> list[Tensor]:
-        """The frames before ``x: b t h w c``; at the start of a stream, its first frame repeated."""
+    def prefix(self, x: Tensor) -> list[Tensor]:
+        """The next layer's ``TAPS - 1`` frames before ``x: b t h w c``; at the start of a stream, copies of frame 0."""
         if self._given is None:
             past = [x[:, :1]] * (TAPS - 1)
         else:
-            at = len(self.collected)
+            at = len(self.updated)
             past = list(self._given[at : at + TAPS - 1])
         length = x.shape[1]
         recent = [x[:, index : index + 1] for index in range(max(length - TAPS + 1, 0), length)]
-        self.collected += [*past, *recent][-(TAPS - 1) :]
+        self.updated += [*past, *recent][-(TAPS - 1) :]
         return past
 
 
@@ -75,15 +78,15 @@ class TemporalConv(nn.Module):
         self.ahead = causality == "group" and frames > 1
         self.mix = nn.Linear(inputs * TAPS, outputs)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, cache: TemporalCache) -> Tensor:
         """``b t h w c`` -> the same."""
         length = x.shape[1]
-        before = past.before(x)
+        prefix = cache.prefix(x)
         if length > 1:
-            line = torch.cat([*before, x], dim=1)
+            line = torch.cat([*prefix, x], dim=1)
             taps = [line[:, offset : offset + length] for offset in range(TAPS)]
         else:
-            taps = [*before, x]
+            taps = [*prefix, x]
         if self.ahead:
             grouped = rearrange(x, "b (g f) h w c -> b g f h w c", f=self.frames)
             following = torch.cat([grouped[:, :, 1:], grouped[:, :, -1:]], dim=2).flatten(1, 2)
@@ -144,8 +147,8 @@ class ResBlock(nn.Module):
         nn.init.zeros_(self.time.mix.weight)
         nn.init.zeros_(self.time.mix.bias)
 
-    def forward(self, x: Tensor, past: Past) -> Tensor:
+    def forward(self, x: Tensor, cache: TemporalCache) -> Tensor:
         """``b t h w c`` -> the same."""
         # In place: at these sizes memory costs more time than arithmetic.
         hidden = self.space(F.silu(self.norm_space(x), inplace=True))
-        return self.time(F.silu(self.norm_time(hidden), inplace=True), past).add_(x)
+        return self.time(F.silu(self.norm_time(hidden), inplace=True), cache).add_(x)

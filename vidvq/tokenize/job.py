@@ -15,12 +15,11 @@ from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
 from vidvq.formats.token_shard import TokenizerCard, write_tokenizer_card
 from vidvq.log import info, progress
-from vidvq.model.checkpoint import find_tokenizer, load_tokenizer
+from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.runtime import Pool, WorkerDied, start
 from vidvq.storage import place, refuse_unwritable
 from vidvq.tokenize.account import Account, RunMetrics
 from vidvq.tokenize.config import TokenizeConfig
-from vidvq.tokenize.encode import has_streams
 from vidvq.tokenize.live import Live
 from vidvq.tokenize.plan import plan_tokens
 from vidvq.tokenize.quality import Scorer
@@ -61,8 +60,10 @@ def open_job(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> Op
     clips = _clip_shards(sources)
     if clips is None:
         refuse_gop(config.gop_frames, card.temporal_factor)
-        if config.gop_frames is None and not has_streams(tokenizer):
-            raise UsageError(f"gop_frames=null needs a tokenizer with streams; {type(tokenizer).__name__} has none")
+        if config.gop_frames is None and not tokenizer.supports_streaming:
+            raise UsageError(
+                f"gop_frames=null needs a tokenizer that supports streaming; {type(tokenizer).__name__} does not"
+            )
     elif config.video != VideoPolicy():
         raise UsageError(f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with")
     gpus = 1 if torch.cuda.is_available() else 0

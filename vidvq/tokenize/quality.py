@@ -10,8 +10,8 @@ from vidvq.errors import JobStopped
 from vidvq.formats.summary import SCORE_SUFFIX, SCORE_UNIT
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
-from vidvq.model import Tokenizer, VideoTokenizer
-from vidvq.model.pixels import to_frames, to_video
+from vidvq.model import Tokenizer, iter_decode
+from vidvq.model.pixels import to_video
 from vidvq.tokenize.config import QualityPolicy
 
 # Of one sample, so that an unbroken stream of hours is scored in as little memory as it is encoded.
@@ -26,9 +26,9 @@ def is_scored(key: str, share: float) -> bool:
 
 
 def keep_frames(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], kept: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Pass chunks on, and keep those that :func:`score` needs: the first frames; all where there are no streams."""
+    """Pass chunks on, and keep those that :meth:`Scorer.score` needs: the first; without streaming all."""
     for chunk in chunks:
-        if not isinstance(tokenizer, VideoTokenizer) or sum(map(len, kept)) + len(chunk) <= _MAX_FRAMES:
+        if not tokenizer.supports_streaming or sum(map(len, kept)) + len(chunk) <= _MAX_FRAMES:
             kept.append(chunk)
         yield chunk
 
@@ -56,7 +56,9 @@ class Scorer:
             ``psnr`` in dB, to a hundredth; where asked for, ``st_lpips``, to a ten-thousandth.
         """
         frames = np.concatenate(kept)
-        decoded = _decode(self._tokenizer, codes, frames.shape[:3])
+        length, *size = frames.shape[:3]
+        groups = self._tokenizer.latent_shape(length, *size)[0]
+        decoded = np.concatenate(list(iter_decode(self._tokenizer, codes[:groups], length, (size[0], size[1]))))
         scores = {"psnr": round(psnr(frames, decoded), 2)}
         if self._distance:
             some = sorted(set(np.linspace(0, len(frames) - 1, _PERCEPTUAL_FRAMES).round().astype(int)))
@@ -71,21 +73,6 @@ class Scorer:
 def stats_of(scores: dict[str, float]) -> dict[str, int]:
     """What a commit record adds up of a sample's scores: whole numbers, whose sum is the same in any order."""
     return {"scored": 1} | {f"{name}{SCORE_SUFFIX}": round(value / SCORE_UNIT) for name, value in scores.items()}
-
-
-def _decode(tokenizer: Tokenizer, codes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    length, height, width = shape
-
-    def grid(groups: slice) -> torch.Tensor:
-        return torch.from_numpy(codes[groups].astype(np.int64))[None].to(tokenizer.device)
-
-    if not isinstance(tokenizer, VideoTokenizer):
-        return to_frames(tokenizer.decode(grid(slice(None)), num_frames=length, size=(height, width)))
-    parts, state = [], None
-    for t in range(tokenizer.latent_shape(length, height, width)[0]):
-        video, state = tokenizer.decode_step(grid(slice(t, t + 1)), state)
-        parts.append(to_frames(video[..., :height, :width]))
-    return np.concatenate(parts)[:length]
 
 
 def refuse_poor(shard: str, scores: list[float], policy: QualityPolicy) -> None:

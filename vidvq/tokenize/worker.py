@@ -20,7 +20,7 @@ from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, parse_info, token_files
 from vidvq.metrics.codes import CodeCounts
-from vidvq.model.checkpoint import load_tokenizer
+from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
 from vidvq.tokenize.account import Made, Stopwatch
 from vidvq.tokenize.clips import local_clips

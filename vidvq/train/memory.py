@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vidvq.model import VideoTokenizer
-from vidvq.model.layers import Past, ResBlock
+from vidvq.model.layers import ResBlock, TemporalCache
 
 
 def checkpoint_activations(tokenizer: VideoTokenizer) -> None:
@@ -18,8 +18,8 @@ def checkpoint_activations(tokenizer: VideoTokenizer) -> None:
             module.forward = partial(_forward, module.forward)  # type: ignore[method-assign]
 
 
-def _forward(forward: Callable[[Tensor, Past], Tensor], x: Tensor, past: Past) -> Tensor:
+def _forward(forward: Callable[[Tensor, TemporalCache], Tensor], x: Tensor, cache: TemporalCache) -> Tensor:
     if not torch.is_grad_enabled():
-        return forward(x, past)
-    # Whole videos start their stream here, and nothing asks for the past that a block would collect.
-    return checkpoint(lambda x: forward(x, Past()), x, use_reentrant=False)  # type: ignore[return-value]
+        return forward(x, cache)
+    # Whole videos start their stream here, and nothing reads the cache that a block would update.
+    return checkpoint(lambda x: forward(x, TemporalCache()), x, use_reentrant=False)  # type: ignore[return-value]

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidvq.model import Discriminator, VideoTokenizer
-from vidvq.model.layers import Past
+from vidvq.model.layers import TemporalCache
 from vidvq.train.config import TrainConfig
 
 # Dense peak in TFLOP/s by precision (fp32 means TF32 matrix units off), from the makers' data sheets.
@@ -76,7 +76,7 @@ def forward_flops(config: TrainConfig, shape: tuple[int, ...]) -> tuple[int, int
         video = torch.empty(shape)
         groups = torch.empty(*shape[:2], shape[2] + config.model.temporal_factor - 1, *shape[3:])
     with FlopCounterMode(display=False) as generator, torch.no_grad():
-        tokenizer.decoder(tokenizer.encoder(groups, Past()), Past())
+        tokenizer.decoder(tokenizer.encoder(groups, TemporalCache()), TemporalCache())
     with FlopCounterMode(display=False) as critic, torch.no_grad():
         discriminator(video)
     return generator.get_total_flops(), critic.get_total_flops()

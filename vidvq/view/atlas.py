@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vidvq.formats.token_shard import Codebook, TokenizerCard
+from vidvq.codebook import Codebook
+from vidvq.formats.token_shard import TokenizerCard
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_frames
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
-from vidvq.model.layers import Past
+from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_video
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.model.tiles import Tiles
@@ -110,13 +110,13 @@ def test_streams_do_not_depend_on_the_batch(video):
     # The default widths: with narrower layers kernels for a batch happen to round as those for one sample do.
     tokenizer = make_tokenizer(encoder=StackConfig(), decoder=StackConfig(blocks=(2, 3)))
     batch = torch.cat([video, video.flip(2), -video, video.flip(3), video.flip(4)])[:, :, :9]
-    collected = []
+    states = []
     for part in (batch, batch[:1]):
         _, first = tokenizer.encode_step(part[:, :, :1])
         _, last = tokenizer.encode_step(part[:, :, 1:], first)
-        collected.append([tensor[:1] for tensor in last.past])
+        states.append(last.select(0))
     # The state shows what is rounded before the codes do.
-    assert all(torch.equal(one, other) for one, other in zip(*collected, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(states[0].past, states[1].past, strict=True))
     codes = tokenizer.encode(batch)
     assert torch.equal(stream(tokenizer, batch, [1, 4, 4]), codes)
     first, state = tokenizer.decode_step(codes[:, :1])
@@ -158,10 +158,10 @@ def test_later_groups_see_the_past(tokenizer, video):
 def test_a_still_video_starts_as_it_goes_on(tokenizer, video):
     """What comes before a stream is its first group, not nothing: no step at the start for the network to learn."""
     still = video[:, :, :1].expand(-1, -1, 13, -1, -1)
-    latents = tokenizer.encoder(tokenizer._open(still), Past())
+    latents = tokenizer.encoder(tokenizer._replicate_first_frame(still), TemporalCache())
     for group in latents[:, :, 1:].unbind(dim=2):
         torch.testing.assert_close(group, latents[:, :, 0], atol=1e-5, rtol=1e-5)
-    frames = tokenizer.decoder(latents[:, :, :1].expand(-1, -1, 4, -1, -1), Past())
+    frames = tokenizer.decoder(latents[:, :, :1].expand(-1, -1, 4, -1, -1), TemporalCache())
     torch.testing.assert_close(frames[:, :, 4:8], frames[:, :, :4], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(frames[:, :, 12:], frames[:, :, :4], atol=1e-5, rtol=1e-5)
 
@@ -172,7 +172,7 @@ def test_a_block_sees_no_further_than_its_kernel():
     x = torch.randn(1, 4, 7, 9, 24)
     changed = x.clone()
     changed[0, 1, 3, 4] = torch.randn(24) * 100
-    before, after = block(x, Past()), block(changed, Past())
+    before, after = block(x, TemporalCache()), block(changed, TemporalCache())
     moved = (before - after).abs().amax(dim=-1)[0] > 1e-4
     expected = torch.zeros_like(moved)
     expected[1:, 2:5, 3:6] = True
@@ -216,7 +216,7 @@ def test_tokens_and_frames_do_not_depend_on_calls(kind, video, plan, batch, tail
     clip = video[..., :40, :56]
     samples = torch.cat([clip, clip.flip(2), -clip])[:batch, :, : 1 + 4 * groups - tail]
     codes = tokenizer.encode(samples)
-    whole = tokenizer._pad(samples)
+    whole = tokenizer.pad(samples)
     assert torch.equal(tokenizer.encode(clip)[:, :groups], codes[:1, :groups])
     steps = [1] + [4 * part for part in plan]
     steps = [min(step, max(1 + 4 * groups - sum(steps[:index]), 0)) for index, step in enumerate(steps)]
@@ -260,7 +260,7 @@ def test_strict_layers_see_no_later_frame_of_their_own_group(kind, ahead, video)
     seen: list[torch.Tensor] = []
     handle = encoder.stages[0].register_forward_hook(lambda _, __, out: seen.append(out))
     for group in (clip, changed):
-        encoder(group, Past())
+        encoder(group, TemporalCache())
     handle.remove()
     assert torch.equal(seen[0][:, 2], seen[1][:, 2]) is not ahead
     assert not torch.equal(seen[0][:, 3], seen[1][:, 3])
@@ -289,21 +289,21 @@ def clip() -> torch.Tensor:
 
 
 def test_tiles_see_all_that_their_inner_part_depends_on(clip):
-    """What a network reaches is told exactly: the gradient of a latent, and of a pixel, ends where it says."""
+    """The receptive radius is exact: the gradient of a latent, and of a pixel, ends there."""
     for changes in ({}, LAYERED, {"encoder": StackConfig((8, 8), (3, 2)), "decoder": StackConfig((8, 8), (3, 2))}):
         tokenizer = make_tokenizer(**changes)
         video = torch.randn(1, 3, 4, 8 * 25, 8, requires_grad=True)
-        latent = tokenizer.encoder(video, Past())[0, :, 0, 12].abs().sum()
+        latent = tokenizer.encoder(video, TemporalCache())[0, :, 0, 12].abs().sum()
         (seen,) = torch.autograd.grad(latent, video)
         rows = seen.abs().sum(dim=(0, 1, 2, 4)).nonzero().flatten() // 8
-        assert 12 - tokenizer.encoder.reach <= rows.min() <= 12 - tokenizer.encoder.reach + 1
-        assert rows.max() <= 12 + tokenizer.encoder.reach
+        assert 12 - tokenizer.encoder.receptive_radius <= rows.min() <= 12 - tokenizer.encoder.receptive_radius + 1
+        assert rows.max() <= 12 + tokenizer.encoder.receptive_radius
         latents = torch.randn(1, 8, 1, 25, 2, requires_grad=True)
-        pixels = tokenizer.decoder(latents, Past())[0, :, :, 8 * 12 : 8 * 13].abs().sum()
+        pixels = tokenizer.decoder(latents, TemporalCache())[0, :, :, 8 * 12 : 8 * 13].abs().sum()
         (seen,) = torch.autograd.grad(pixels, latents)
         rows = seen.abs().sum(dim=(0, 1, 2, 4)).nonzero().flatten()
-        assert 12 - tokenizer.decoder.reach <= rows.min() <= 12 - tokenizer.decoder.reach + 1
-        assert rows.max() <= 12 + tokenizer.decoder.reach
+        assert 12 - tokenizer.decoder.receptive_radius <= rows.min() <= 12 - tokenizer.decoder.receptive_radius + 1
+        assert rows.max() <= 12 + tokenizer.decoder.receptive_radius
 
 
 @given(height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 20), margin=st.integers(0, 9))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vidvq import load_pretrained, save_pretrained
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
-from vidvq.model import VideoTokenizer
-from vidvq.model.checkpoint import load_tokenizer
+from vidvq.pretrained import load_tokenizer
 from vidvq.storage import pretty_json
 
 
@@ -182,19 +182,27 @@ def test_a_mistake_is_one_clear_error(folders, tmp_path):
     with pytest.raises(ValueError, match="decoder.jit is missing"):
         load_tokenizer(script)
     tokenizer, _ = load_tokenizer(folders["torchscript"])
-    with pytest.raises(ValueError, match="has no streams"):
+    with pytest.raises(ValueError, match="does not support streaming"):
         tokenizer.encode_step(torch.zeros(1, 3, 1, 8, 8))
+    with pytest.raises(ValueError, match="does not support streaming"):
+        tokenizer.decode_step(torch.zeros(1, 1, 2, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="code 32 is out of range; the joint codebook has codes 0 to 31"):
         tokenizer.decode(torch.full((1, 2, 2, 2), 32))
-    with pytest.raises(ValueError, match="another library's tokenizer"):
-        VideoTokenizer.from_checkpoint(folders["torchscript"])
 
 
-def test_from_pretrained_reads_what_save_pretrained_wrote(checkpoint_dir, tmp_path):
+@every_kind
+def test_load_pretrained_takes_it_from_its_folder(kind, folders):
+    tokenizer = load_pretrained(folders[kind])
+    assert not tokenizer.training and not tokenizer.supports_streaming
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    assert torch.equal(tokenizer.encode(video), load_tokenizer(folders[kind])[0].encode(video))
+
+
+def test_load_pretrained_reads_what_save_pretrained_wrote(checkpoint_dir, tmp_path):
     pytest.importorskip("huggingface_hub")
-    tokenizer = VideoTokenizer.from_pretrained(checkpoint_dir)
-    tokenizer.save_pretrained(tmp_path / "saved")
-    again = VideoTokenizer.from_pretrained(tmp_path / "saved")
+    tokenizer = load_pretrained(checkpoint_dir)
+    save_pretrained(tokenizer, tmp_path / "saved")
+    again = load_pretrained(str(tmp_path / "saved"))
     assert load_tokenizer(tmp_path / "saved")[1] == load_tokenizer(checkpoint_dir)[1]
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
     assert torch.equal(again.encode(video), tokenizer.encode(video))
@@ -202,8 +210,8 @@ def test_from_pretrained_reads_what_save_pretrained_wrote(checkpoint_dir, tmp_pa
     assert not again.training
 
 
-def test_from_pretrained_fetches_a_checkpoint_and_nothing_else(checkpoint_dir, monkeypatch):
-    hub = pytest.importorskip("vidvq.model.hub")
+def test_load_pretrained_fetches_a_checkpoint_and_nothing_else(checkpoint_dir, monkeypatch):
+    hub = pytest.importorskip("vidvq.pretrained.hub")
     asked = {}
 
     def snapshot(name, **options):
@@ -211,8 +219,24 @@ def test_from_pretrained_fetches_a_checkpoint_and_nothing_else(checkpoint_dir, m
         return str(checkpoint_dir)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **_: str(checkpoint_dir / "config.json"))
-    VideoTokenizer.from_pretrained("someone/tokenizer", revision="v1")
-    assert asked["name"] == "someone/tokenizer"
-    assert asked["revision"] == "v1"
-    assert set(asked["allow_patterns"]) == {"model.safetensors", "config.json", "fingerprint"}
+    assert load_pretrained("someone/tokenizer", revision="v1").supports_streaming
+    assert asked == {
+        "name": "someone/tokenizer",
+        "revision": "v1",
+        "allow_patterns": ["model.safetensors", "config.json", "fingerprint"],
+    }
+
+
+def test_a_name_that_is_neither_folder_nor_repository_is_one_clear_error(tmp_path, monkeypatch):
+    hub = pytest.importorskip("vidvq.pretrained.hub")
+    with pytest.raises(ValueError, match="is not a checkpoint .* nor a training run"):
+        load_pretrained(tmp_path / "missing")
+    with pytest.raises(ValueError, match="some one/tokenizer is no local folder"):
+        load_pretrained("some one/tokenizer")
+
+    def unreachable(name, **options):
+        raise OSError("Repository Not Found\nfor url: ...")
+
+    monkeypatch.setattr(hub, "snapshot_download", unreachable)
+    with pytest.raises(ValueError, match="runs/trian is no local folder, and no repository .*: Repository Not Found$"):
+        load_pretrained("runs/trian")

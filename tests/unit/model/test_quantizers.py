@@ -48,7 +48,7 @@ every_kind = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
 
 def make(config, dim: int = DIM) -> Any:
     torch.manual_seed(0)
-    return CODEBOOK_KINDS[config.kind][1](config, dim)
+    return CODEBOOK_KINDS[config.kind].quantizer(config, dim)
 
 
 def grad(tensor: Tensor) -> Tensor:
@@ -343,7 +343,7 @@ def test_lfq_agrees_with_vector_quantize_pytorch(spherical, size, dim):
 
 def brute_entropies(book: LookupFreeQuantizer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In float64 over the whole codebook: both entropies, and the sum of the entropies of the mean bits."""
-    corners = book._corners((torch.arange(book.size)[:, None] & book.places) != 0).double()
+    corners = book._corners((torch.arange(book.size)[:, None] & book.bit_weights) != 0).double()
     shares = (-torch.cdist(x.double(), corners).square() / book.config.temperature).softmax(dim=1)
 
     def entr(p: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Latents to codes and back."""
 
 from vidvq.model.quantize.fsq import FiniteScalarQuantizer, FSQConfig
+from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.lfq import LFQConfig, LookupFreeQuantizer
 from vidvq.model.quantize.residual import ResidualConfig, ResidualQuantizer
 from vidvq.model.quantize.spatiotemporal import Quantized, QuantizerConfig, SpatiotemporalQuantizer
@@ -12,6 +13,7 @@ __all__ = [
     "LFQConfig",
     "LookupFreeQuantizer",
     "Quantized",
+    "Quantizer",
     "QuantizerConfig",
     "ResidualConfig",
     "ResidualQuantizer",

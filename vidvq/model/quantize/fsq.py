@@ -68,22 +68,22 @@ class FiniteScalarQuantizer(nn.Module):
             quantized ``n d`` in the latents' type, codes ``n``, and a loss of 0: a bounded grid needs no commitment.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            bounded = self._bound(self.projection.enter(latents))
+            bounded = self._bound(self.projection.project_in(latents))
             digits = bounded.round()
-            quantized = self.projection.leave(straight_through(bounded, digits) / self._half())
+            quantized = self.projection.project_out(straight_through(bounded, digits) / self._half())
             return quantized.to(latents.dtype), self._pack(digits), bounded.new_zeros(())
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
         """``n d`` -> codes ``n`` int64."""
         with torch.autocast(latents.device.type, enabled=False):
-            return self._pack(self._bound(self.projection.enter(latents)).round())
+            return self._pack(self._bound(self.projection.project_in(latents)).round())
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes of any shape -> their vectors, fp32, with a last axis ``d``."""
         with torch.autocast(codes.device.type, enabled=False):
             digits = (codes[..., None] // self.basis) % self.levels - self._half()
-            return self.projection.leave(digits.float() / self._half())
+            return self.projection.project_out(digits.float() / self._half())
 
     def _half(self) -> Tensor:
         return self.levels // 2
@@ -114,11 +114,11 @@ class Projection(nn.Module):
             with torch.no_grad():
                 self.outward.weight.copy_(self.inward.weight.T)
 
-    def enter(self, latents: Tensor) -> Tensor:
+    def project_in(self, latents: Tensor) -> Tensor:
         """``... d`` -> ``... inner`` fp32."""
         return _linear(latents, self.inward)
 
-    def leave(self, grid: Tensor) -> Tensor:
+    def project_out(self, grid: Tensor) -> Tensor:
         """``... inner`` -> ``... d`` fp32."""
         return _linear(grid, self.outward)
 

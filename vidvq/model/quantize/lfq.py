@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
+from vidvq.model.quantize.collectives import all_reduce_mean
 from vidvq.model.quantize.fsq import Projection
-from vidvq.model.quantize.ranks import mean_of_all
 from vidvq.model.quantize.vq import MAX_SIZE, straight_through
 
 _TINY = 1e-6
@@ -59,13 +59,13 @@ class LFQConfig:
 class LookupFreeQuantizer(nn.Module):
     """``n d`` latents to codes; the first channel is the highest bit. Arithmetic is fp32 as everywhere here."""
 
-    places: Tensor
+    bit_weights: Tensor
 
     def __init__(self, config: LFQConfig, dim: int) -> None:
         super().__init__()
         self.config, self.size = config, config.size
         self.projection = Projection(dim, config.bits)
-        self.register_buffer("places", 1 << torch.arange(config.bits - 1, -1, -1), persistent=False)
+        self.register_buffer("bit_weights", 1 << torch.arange(config.bits - 1, -1, -1), persistent=False)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize, with a straight-through gradient of the sign.
@@ -81,7 +81,7 @@ class LookupFreeQuantizer(nn.Module):
             x = self._prepare(latents)
             bits = x > 0
             corners = self._corners(bits)
-            quantized = self.projection.leave(straight_through(x, corners)).to(latents.dtype)
+            quantized = self.projection.project_out(straight_through(x, corners)).to(latents.dtype)
             if not len(x):
                 return quantized, self._pack(bits), x.new_zeros(())
             own, batch = self.entropies(x)
@@ -97,7 +97,7 @@ class LookupFreeQuantizer(nn.Module):
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes of any shape -> their vectors, fp32, with a last axis ``d``."""
         with torch.autocast(codes.device.type, enabled=False):
-            return self.projection.leave(self._corners((codes[..., None] & self.places) != 0))
+            return self.projection.project_out(self._corners((codes[..., None] & self.bit_weights) != 0))
 
     def entropies(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """In nats: the mean entropy of each latent's soft code, and the entropy of the mean soft code.
@@ -128,20 +128,20 @@ class LookupFreeQuantizer(nn.Module):
         return own, -(shares * shares.clamp(min=_TINY**2).log()).sum()
 
     def _over_all(self, mean: Tensor) -> Tensor:
-        return mean_of_all(mean) if self.training else mean
+        return all_reduce_mean(mean) if self.training else mean
 
     def _scale(self) -> float:
         return self.config.bits**-0.5 if self.config.spherical else 1.0
 
     def _prepare(self, latents: Tensor) -> Tensor:
-        x = self.projection.enter(latents)
+        x = self.projection.project_in(latents)
         return F.normalize(x, dim=-1) if self.config.spherical else x
 
     def _corners(self, bits: Tensor) -> Tensor:
         return (bits.float() * 2 - 1) * self._scale()
 
     def _pack(self, bits: Tensor) -> Tensor:
-        return (bits * self.places).sum(dim=-1)
+        return (bits * self.bit_weights).sum(dim=-1)
 
 
 def _table(ones: Tensor) -> Tensor:

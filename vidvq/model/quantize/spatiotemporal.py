@@ -1,5 +1,6 @@
 """Spatiotemporal codebooks: one for what a stream starts with (appearance), one for what follows (motion)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, NamedTuple
 
@@ -7,27 +8,34 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
-from vidvq.model.interface import Codebook
 from vidvq.model.quantize.fsq import FiniteScalarQuantizer, FSQConfig
+from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.lfq import LFQConfig, LookupFreeQuantizer
 from vidvq.model.quantize.residual import ResidualConfig, ResidualQuantizer
 from vidvq.model.quantize.vq import VectorQuantizer, VQConfig
 
-# Every quantizer has: forward(latents n d) -> (quantized n d, codes n, loss), encode, lookup, size.
-Quantizer = VectorQuantizer | FiniteScalarQuantizer | LookupFreeQuantizer | ResidualQuantizer
-CODEBOOK_KINDS: dict[str, tuple[Any, Any]] = {
-    "vq": (VQConfig, VectorQuantizer),
-    "fsq": (FSQConfig, FiniteScalarQuantizer),
-    "lfq": (LFQConfig, LookupFreeQuantizer),
-    "residual": (ResidualConfig, ResidualQuantizer),
+
+class CodebookKind(NamedTuple):
+    """One value of a codebook's ``kind``: its config, and the quantizer of that config and a latent's channels."""
+
+    config: type[VQConfig | FSQConfig | LFQConfig | ResidualConfig]
+    quantizer: Callable[[Any, int], Quantizer]
+
+
+CODEBOOK_KINDS = {
+    "vq": CodebookKind(VQConfig, VectorQuantizer),
+    "fsq": CodebookKind(FSQConfig, FiniteScalarQuantizer),
+    "lfq": CodebookKind(LFQConfig, LookupFreeQuantizer),
+    "residual": CodebookKind(ResidualConfig, ResidualQuantizer),
 }
 
 
 class _ByKind:
-    """Tells pydantic, where it is the one to ask, that ``kind`` alone decides which config a mapping is.
+    """A pydantic schema in which ``kind`` alone decides the config class of a mapping.
 
-    Of a plain union it would report the wrong fields of every member. A schema is a dict, so it takes no import.
+    For a plain union pydantic would report the wrong fields of every member. A schema is a dict: it needs no import.
     """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
@@ -35,7 +43,7 @@ class _ByKind:
         return {
             "type": "tagged-union",
             "discriminator": _kind_of,
-            "choices": {kind: handler.generate_schema(config) for kind, (config, _) in CODEBOOK_KINDS.items()},
+            "choices": {name: handler.generate_schema(kind.config) for name, kind in CODEBOOK_KINDS.items()},
             "custom_error_type": "codebook_kind",
             "custom_error_message": f"must be a mapping of kind {', '.join(kinds[:-1])} or {kinds[-1]}",
         }
@@ -48,8 +56,8 @@ def _kind_of(data: Any) -> Any:
 CodebookConfig = Annotated[VQConfig | FSQConfig | LFQConfig | ResidualConfig, _ByKind()]
 
 
-def codebook_config(data: dict[str, Any]) -> type:
-    """The class of the config that a mapping of its fields is of, by its ``kind`` (``vq`` where it has none).
+def codebook_config(data: dict[str, Any]) -> type[VQConfig | FSQConfig | LFQConfig | ResidualConfig]:
+    """The config class of a mapping of fields, by its ``kind`` (default ``vq``).
 
     Raises:
         ValueError: there is no such kind.
@@ -57,15 +65,15 @@ def codebook_config(data: dict[str, Any]) -> type:
     kind = _kind_of(data)
     if not isinstance(kind, str) or kind not in CODEBOOK_KINDS:
         raise UsageError(f"kind={kind!r} must be one of {', '.join(CODEBOOK_KINDS)}")
-    return CODEBOOK_KINDS[kind][0]
+    return CODEBOOK_KINDS[kind].config
 
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """Which codebooks there are.
+    """The codebooks of a tokenizer.
 
     Attributes:
-        dim: channels of a latent.
+        dim: number of channels of a latent.
         spatial: the codebook of a stream's first latent frame.
         temporal: the codebook of all later ones; None makes ``spatial`` one joint codebook for all.
     """
@@ -106,7 +114,7 @@ class SpatiotemporalQuantizer(nn.Module):
 
     @property
     def codebooks(self) -> list[Codebook]:
-        """In the order of their offsets."""
+        """The codebooks, in the order of their offsets."""
         if self.temporal is None:
             return [Codebook("joint", self.spatial.size, 0)]
         return [
@@ -151,4 +159,4 @@ class SpatiotemporalQuantizer(nn.Module):
 
 
 def _make(config: CodebookConfig, dim: int) -> Quantizer:
-    return CODEBOOK_KINDS[config.kind][1](config, dim)
+    return CODEBOOK_KINDS[config.kind].quantizer(config, dim)

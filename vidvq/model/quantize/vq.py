@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
-from vidvq.model.quantize.ranks import add_up, same_everywhere
+from vidvq.model.quantize.collectives import all_reduce_sum, broadcast_from_first
 from vidvq.model.quantize.search import kmeans, nearest
 
 # Of any codebook: the statistics of use count every code, and tokens are stored in at most 32 bits.
@@ -142,50 +142,50 @@ class VectorQuantizer(nn.Module):
         step = int(self.step)
         self.step += 1
         if step < self.config.warmup:
-            self._collect(x, step)
+            self._fill_reservoir(x, step)
             if step + 1 == self.config.warmup:
-                self._place()
+                self._init_kmeans()
             return True
         counts = torch.zeros_like(self.ema_count).index_add_(0, codes, torch.ones(len(x), device=x.device))
-        add_up(counts)
+        all_reduce_sum(counts)
         self.ema_count.lerp_(counts, 1 - self.config.decay)
         if self.offset is None:
             sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, x)
-            add_up(sums)
+            all_reduce_sum(sums)
             self.ema_sum.lerp_(sums, 1 - self.config.decay)
-            self._follow()
+            self._ema_update()
         if step % _REVIVE_EVERY == 0:
-            self._revive(x)
+            self._replace_dead_codes(x)
         return False
 
-    def _follow(self) -> None:
+    def _ema_update(self) -> None:
         total = self.ema_count.sum()
         smoothed = (self.ema_count + _EPSILON) / (total + self.size * _EPSILON) * total
         centres = self.ema_sum / smoothed[:, None]
         self.codebook.copy_(F.normalize(centres) if self.config.cosine else centres)
 
-    def _revive(self, x: Tensor) -> None:
+    def _replace_dead_codes(self, x: Tensor) -> None:
         even = self.ema_count.mean()
         dead = self.ema_count < self.config.revive_below * even
         if not dead.any():
             return
         chosen = x[torch.randint(len(x), (int(dead.sum()),), device=x.device)]
-        same_everywhere(chosen)
+        broadcast_from_first(chosen)
         self.codebook[dead] = chosen if self.offset is None else chosen - self.offset[dead].float()
         self.ema_count[dead] = even
         self.ema_sum[dead] = chosen * even
 
-    def _collect(self, x: Tensor, step: int) -> None:
+    def _fill_reservoir(self, x: Tensor, step: int) -> None:
         """Fill the reservoir evenly over the warm-up, so that k-means sees the latents' late state as well."""
         first, last = (at * len(self.reservoir) // self.config.warmup for at in (step, step + 1))
         rows = torch.arange(first, last, device=x.device)
         chosen = x[torch.randint(len(x), (len(rows),), device=x.device)]
         self.reservoir[rows] = chosen
 
-    def _place(self) -> None:
+    def _init_kmeans(self) -> None:
         # The network moved while the reservoir filled: its later half is what latents look like now.
         latents = self.reservoir[len(self.reservoir) // 2 :].clone()
-        same_everywhere(latents)
+        broadcast_from_first(latents)
         centres = kmeans(latents, self.size, seed=0)
         placed = F.normalize(centres) if self.config.cosine else centres
         self.codebook.copy_(placed if self.offset is None else placed - self.offset.float())

@@ -1,4 +1,4 @@
-"""A tokenizer to a checkpoint folder and back."""
+"""Tokenizers to checkpoint folders and back."""
 
 from pathlib import Path
 
@@ -7,18 +7,17 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Fingerprints, find_checkpoint, read_checkpoint, write_checkpoint
-from vidvq.formats.token_shard import Codebook, TokenizerCard
-from vidvq.model.foreign import foreign_kind, load_foreign
-from vidvq.model.interface import Tokenizer
+from vidvq.formats.token_shard import TokenizerCard
+from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer
 from vidvq.model.pixels import PREPROCESSING
-from vidvq.model.tokenizer import TokenizerConfig, VideoTokenizer
+from vidvq.pretrained.foreign import foreign_kind, load_foreign
 
 
 def find_tokenizer(path: Path) -> Path:
-    """The folder that :func:`load_tokenizer` loads: of another library's tokenizer, a checkpoint, or a run's newest.
+    """The folder that :func:`load_tokenizer` loads: ``path``, or the newest checkpoint of a training run.
 
     Raises:
-        ValueError: there is none at ``path``.
+        ValueError: ``path`` is neither, nor a folder that :mod:`vidvq.pretrained.foreign` knows.
     """
     return path if foreign_kind(path) else find_checkpoint(path)
 
@@ -27,7 +26,8 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
     """Load a tokenizer in eval mode on the CPU, and the card that names it.
 
     Args:
-        path: a checkpoint, a training run (its newest checkpoint), or a folder that :mod:`vidvq.model.foreign` knows.
+        path: a checkpoint, a training run (its newest checkpoint), or a folder that
+            :mod:`vidvq.pretrained.foreign` knows.
 
     Raises:
         ValueError: there is none, it is damaged, or its weights do not fit its config.
@@ -38,7 +38,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
     checkpoint = read_checkpoint(path)
     if checkpoint.config["preprocessing"] != PREPROCESSING:
         raise UsageError(
-            f"{checkpoint.path} wants preprocessing {checkpoint.config['preprocessing']}, not {PREPROCESSING}"
+            f"{checkpoint.path} needs preprocessing {checkpoint.config['preprocessing']}, not {PREPROCESSING}"
         )
     try:
         tokenizer = VideoTokenizer(TokenizerConfig.from_dict(checkpoint.config["model"]))
@@ -54,7 +54,7 @@ def _card(tokenizer: Tokenizer, prints: Fingerprints) -> TokenizerCard:
     return TokenizerCard(
         token_fingerprint=prints.token,
         decoder_fingerprint=prints.decoder,
-        codebooks=tuple(Codebook(book.name, book.size, book.offset) for book in tokenizer.codebooks),
+        codebooks=tuple(tokenizer.codebooks),
         temporal_factor=tokenizer.temporal_factor,
         spatial_factor=tokenizer.spatial_factor,
         preprocessing=PREPROCESSING,
@@ -67,7 +67,7 @@ def save_tokenizer(
     """Write a checkpoint of a tokenizer with the given tensors (its own, or their running averages).
 
     Args:
-        training: a folder of the trainer's own state, moved into the checkpoint.
+        training: folder of the trainer's state; it is moved into the checkpoint.
     """
     arrays = {name: tensor.detach().float().contiguous().cpu().numpy() for name, tensor in tensors.items()}
     return write_checkpoint(folder, tokenizer.config.to_dict(), PREPROCESSING, arrays, step, training)

@@ -1,6 +1,6 @@
 """Other libraries' tokenizers behind the same interface, so that the whole pipeline runs with them.
 
-A folder says by its ``config.json`` what it holds:
+The ``config.json`` of a folder names the kind of its tokenizer:
 
 - transformers' ``Emu3VQVAE``, as its ``save_pretrained`` writes it (``"model_type": "emu3_vqgan"``);
 - diffusers' ``VQModel``, the same (``"_class_name": "VQModel"``), applied to each frame;
@@ -19,9 +19,12 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
-from vidvq.model.interface import Codebook, Tokenizer
+from vidvq.formats.checkpoint import Fingerprints, fingerprint
+from vidvq.model import Tokenizer
 from vidvq.model.pixels import PREPROCESSING
+from vidvq.storage import read_json
 
 SCRIPT_FORMAT = "vidvq.torchscript/1"
 # Fields of a config.json that say how it was written, not what the network is.
@@ -46,7 +49,7 @@ class ForeignTokenizer(Tokenizer):
             ValueError: wrong rank, channels, type, range or device.
         """
         self._check_video(video)
-        return torch.cat([self._to_codes(sample.float()) for sample in self._pad(video).split(1)]).long()
+        return torch.cat([self._to_codes(sample.float()) for sample in self.pad(video).split(1)]).long()
 
     @torch.no_grad()
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
@@ -56,7 +59,7 @@ class ForeignTokenizer(Tokenizer):
             ValueError: wrong rank or type, a code out of range, or more frames or pixels asked for than there are.
         """
         self._check_codes(codes, first=True)
-        t, h, w = self._kept(codes, num_frames, size)
+        t, h, w = self.crop_size(codes.shape[1:], num_frames, size)
         return torch.cat([self._to_video(sample).float().clamp(-1, 1)[:, :, :t, :h, :w] for sample in codes.split(1)])
 
     def _to_codes(self, video: Tensor) -> Tensor:
@@ -157,17 +160,17 @@ class ScriptTokenizer(ForeignTokenizer):
         self.encoder, self.decoder, self._files = encoder, decoder, files
         self.temporal_factor, self.spatial_factor = config.temporal_factor, config.spatial_factor
         self.codebook_size, self._dtype = config.codebook_size, getattr(torch, config.dtype)
-        # A frozen script has no parameter that would tell where it is.
-        self.register_buffer("_place", torch.empty(0), persistent=False)
+        # A frozen script has no parameter whose device could be asked for.
+        self.register_buffer("_anchor", torch.empty(0), persistent=False)
 
     @property
     def device(self) -> torch.device:
-        """Where the scripts run."""
-        return self._buffers["_place"].device  # type: ignore[union-attr]
+        """Device of the scripts."""
+        return self._buffers["_anchor"].device  # type: ignore[union-attr]
 
     def _to_codes(self, video: Tensor) -> Tensor:
-        found = self.encoder(video.to(self._dtype))
-        return found[0] if isinstance(found, tuple | list) else found
+        output = self.encoder(video.to(self._dtype))
+        return output[0] if isinstance(output, tuple | list) else output
 
     def _to_video(self, codes: Tensor) -> Tensor:
         return self.decoder(codes)
@@ -179,8 +182,6 @@ class ScriptTokenizer(ForeignTokenizer):
 
 def foreign_kind(path: Path) -> str | None:
     """Which tokenizer of another library a folder holds, by its ``config.json``; None where it is none."""
-    from vidvq.storage import read_json
-
     if not (path / "config.json").is_file():
         return None
     config = read_json(path / "config.json")
@@ -193,15 +194,12 @@ def foreign_kind(path: Path) -> str | None:
     return "vqmodel" if config.get("_class_name") == "VQModel" else None
 
 
-def load_foreign(path: Path) -> tuple[ForeignTokenizer, Any]:
+def load_foreign(path: Path) -> tuple[ForeignTokenizer, Fingerprints]:
     """Load a folder that :func:`foreign_kind` knows, and its fingerprints.
 
     Raises:
         ValueError: files are missing, damaged, or do not fit the config.
     """
-    from vidvq.formats.checkpoint import fingerprint
-    from vidvq.storage import read_json
-
     kind, config = foreign_kind(path), read_json(path / "config.json")
     try:
         tokenizer = _LOADERS[str(kind)](path, config)
@@ -219,8 +217,10 @@ def _load_emu3(path: Path, _: dict[str, Any]) -> ForeignTokenizer:
 
     # It is typed as returning the model alone.
     load: Any = Emu3VQVAE.from_pretrained
-    model, told = load(path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
-    _check_complete(told)
+    model, report = load(
+        path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    _check_complete(report)
     return Emu3Tokenizer(model)
 
 
@@ -229,19 +229,19 @@ def _load_vqmodel(path: Path, _: dict[str, Any]) -> ForeignTokenizer:
 
     # It is typed as returning the model alone.
     load: Any = VQModel.from_pretrained
-    model, told = load(
+    model, report = load(
         path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
     )
-    _check_complete(told)
+    _check_complete(report)
     return FrameTokenizer(model.float())
 
 
-def _check_complete(told: dict[str, Any]) -> None:
+def _check_complete(report: dict[str, Any]) -> None:
     """Refuse weights that the library would fill up with random ones."""
     for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if told.get(name):
+        if report.get(name):
             raise UsageError(
-                f"its weights have {name.replace('_', ' ')}: {', '.join(map(str, sorted(told[name])[:3]))}"
+                f"its weights have {name.replace('_', ' ')}: {', '.join(map(str, sorted(report[name])[:3]))}"
             )
 
 

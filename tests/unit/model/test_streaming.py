@@ -1,0 +1,141 @@
+"""Streams: states that select and stack, and loops over chunks and groups that give the result of the whole video."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vidvq.codebook import Codebook
+from vidvq.model import StreamState, Tokenizer, TokenizerConfig, VideoTokenizer, iter_decode, iter_encode
+from vidvq.model.encoder import StackConfig
+from vidvq.model.pixels import to_frames, to_video
+from vidvq.model.quantize import QuantizerConfig, VQConfig
+
+
+def make_tokenizer(tile: int = 1024, seed: int = 0) -> VideoTokenizer:
+    torch.manual_seed(seed)
+    small = StackConfig((16, 24), (1, 1))
+    books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64))
+    tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books, tile=tile)).eval()
+    with torch.no_grad():
+        for name, parameter in tokenizer.named_parameters():
+            # A fresh residual block is the identity and would see no past.
+            if name.endswith("time.mix.weight"):
+                parameter.normal_(std=0.1)
+    return tokenizer
+
+
+class WholeVideos(Tokenizer):
+    """A tokenizer without streaming: the mean of each 4x8x8 block, in 16 levels."""
+
+    temporal_factor, spatial_factor = 4, 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.calls: list[tuple[int, ...]] = []
+
+    @property
+    def codebooks(self) -> list[Codebook]:
+        return [Codebook("joint", 16, 0)]
+
+    def encode(self, video: Tensor) -> Tensor:
+        self.calls.append(tuple(video.shape))
+        padded = self.pad(video)
+        groups = torch.cat([padded[:, :, :1].expand(-1, -1, 4, -1, -1), padded[:, :, 1:]], dim=2)
+        return ((torch.nn.functional.avg_pool3d(groups, (4, 8, 8)).mean(dim=1) + 1) * 7.9).long()
+
+    def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        self.calls.append(tuple(codes.shape))
+        t, h, w = self.crop_size(codes.shape[1:], num_frames, size)
+        video = (codes / 7.9 - 1)[:, None].expand(-1, 3, -1, -1, -1)
+        return torch.nn.functional.interpolate(video, scale_factor=(4.0, 8.0, 8.0))[:, :, 3:][:, :, :t, :h, :w]
+
+
+TOKENIZERS = {"streams": make_tokenizer(), "tiled": make_tokenizer(tile=16), "whole": WholeVideos()}
+every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS.keys())
+FRAMES = np.random.default_rng(0).integers(0, 256, (15, 45, 101, 3), dtype=np.uint8)
+
+
+def chunks_of(frames: np.ndarray, *sizes: int) -> list[np.ndarray]:
+    edges = np.cumsum([0, *sizes, len(frames) - sum(sizes)])
+    return [frames[start:stop] for start, stop in pairwise(edges) if stop > start]
+
+
+@every_tokenizer
+@pytest.mark.parametrize("sizes", [(), (1,), (5,), (9, 4), (1, 4, 4, 4), (13,)], ids=str)
+def test_chunks_give_the_codes_of_the_whole_video(tokenizer, sizes):
+    parts = list(iter_encode(tokenizer, iter(chunks_of(FRAMES, *sizes))))
+    assert torch.equal(torch.cat(parts), tokenizer.encode(to_video(FRAMES))[0])
+    assert tokenizer.supports_streaming or len(parts) == 1
+
+
+@every_tokenizer
+def test_frame_0_alone_is_a_video(tokenizer):
+    (codes,) = iter_encode(tokenizer, [FRAMES[:1]])
+    assert torch.equal(codes, tokenizer.encode(to_video(FRAMES[:1]))[0])
+    (frames,) = iter_decode(tokenizer, codes, 1, (45, 101))
+    assert frames.shape == (1, 45, 101, 3)
+
+
+@every_tokenizer
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.int64, "tensor"])
+def test_groups_give_the_frames_of_the_whole_grid(tokenizer, kind):
+    codes = tokenizer.encode(to_video(FRAMES))
+    grid = codes[0] if kind == "tensor" else codes[0].numpy().astype(kind)
+    parts = list(iter_decode(tokenizer, grid, 15, (45, 101)))
+    whole = tokenizer.decode(codes, 15, (45, 101))
+    assert np.array_equal(np.concatenate(parts), to_frames(whole))
+    assert [len(part) for part in parts] == ([1, 4, 4, 4, 2] if tokenizer.supports_streaming else [15])
+
+
+@every_tokenizer
+@pytest.mark.parametrize(("length", "size"), [(18, (45, 101)), (15, (49, 101)), (13, (45, 101))])
+def test_a_grid_of_another_video_is_refused(tokenizer, length, size):
+    codes = tokenizer.encode(to_video(FRAMES))[0]
+    with pytest.raises(ValueError, match="do not become a grid of 5x6x13 codes"):
+        next(iter_decode(tokenizer, codes, length, size))
+
+
+@pytest.mark.parametrize("tile", [1024, 16], ids=["whole", "tiled"])
+def test_streams_are_taken_out_of_a_batch_and_put_into_another(tile):
+    tokenizer = make_tokenizer(tile)
+    video = to_video(FRAMES)[:, :, :13, :40, :96]
+    batch = torch.cat([video, video.flip(2), -video])
+    codes = tokenizer.encode(batch)
+    _, started = tokenizer.encode_step(batch[:, :, :1])
+    # Another order, and an empty slot between.
+    order = [2, None, 0]
+    state = StreamState.stack([None if index is None else started.select(index) for index in order])
+    assert state is not None and state.shape == (3, 40, 96)
+    frames = torch.zeros(3, 3, 12, 40, 96)
+    frames[0], frames[2] = batch[2, :, 1:], batch[0, :, 1:]
+    found, after = tokenizer.encode_step(frames, state)
+    assert torch.equal(found[[0, 2]], codes[[2, 0], 1:])
+    assert after.select(1).shape == (1, 40, 96)
+    # By itself again, and into decoding streams alike.
+    _, decoding = tokenizer.decode_step(codes[:, :1])
+    alone, _ = tokenizer.decode_step(codes[1:2, 1:], decoding.select(1))
+    assert torch.equal(alone, tokenizer.decode(codes[1:2])[:, :, 1:])
+
+
+def test_streams_that_have_not_begun_have_no_state():
+    assert StreamState.stack([None, None]) is None
+
+
+def test_states_that_do_not_fit_together_are_refused():
+    tokenizer, video = make_tokenizer(), to_video(FRAMES)[:, :, :1]
+    codes, encoding = tokenizer.encode_step(video[..., :40, :96])
+    other = [
+        tokenizer.decode_step(codes)[1],
+        tokenizer.encode_step(video[..., :32, :96])[1],
+        make_tokenizer(tile=16).encode_step(video[..., :40, :96])[1],
+    ]
+    for state in other:
+        with pytest.raises(ValueError, match="cannot be stacked"):
+            StreamState.stack([encoding, None, state])
+    for index in (1, -1):
+        with pytest.raises(IndexError, match="must be from 0 to 0"):
+            encoding.select(index)

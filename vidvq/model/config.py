@@ -1,0 +1,116 @@
+"""The architecture of a tokenizer, as configs and checkpoints hold it."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+from vidvq.errors import UsageError
+from vidvq.model.encoder import StackConfig
+from vidvq.model.layers import Causality
+from vidvq.model.patch import PatchKind
+from vidvq.model.quantize import QuantizerConfig
+from vidvq.model.quantize.spatiotemporal import codebook_config
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """A tokenizer's architecture.
+
+    Attributes:
+        temporal_factor: frames per group and latent frame.
+        patch: transform of each block of pixels at the input and output.
+        patch_size: height and width of a block; each stage after the first halves them again.
+        patch_frames: frames of a block; None: all of a group. The first stages after the first halve what is left.
+        causality: whether a convolution over time may see to the end of its group, or the past alone.
+        encoder, decoder: stages, finest first; as many in both.
+        quantizer: codebooks.
+        tile: frames much larger than this, pixels, go through the networks in overlapping tiles, in memory that does
+            not grow with the frame. (It decides how sums are rounded, and so belongs to the architecture.)
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    temporal_factor: int = 4
+    patch: PatchKind = "unshuffle"
+    patch_size: int = 4
+    patch_frames: int | None = None
+    causality: Causality = "group"
+    encoder: StackConfig = field(default_factory=StackConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    decoder: StackConfig = field(default_factory=lambda: StackConfig(blocks=(2, 3)))
+    tile: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("temporal_factor", "patch_size", "patch_frames"):
+            value = getattr(self, name)
+            if value is not None and (value < 1 or value & (value - 1)):
+                raise UsageError(f"{name}={value} must be a power of two")
+        for name, known in (("patch", ("haar", "unshuffle")), ("causality", ("group", "strict"))):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}={getattr(self, name)!r} must be {known[0]} or {known[1]}")
+        if len(self.encoder.channels) != len(self.decoder.channels):
+            raise UsageError(
+                f"encoder has {len(self.encoder.channels)} stages, decoder {len(self.decoder.channels)}; give as many"
+            )
+
+        per_block, changes = self.frames_per_block, len(self.encoder.channels) - 1
+        if per_block > self.temporal_factor or self.temporal_factor // per_block > 1 << changes:
+            raise UsageError(
+                f"patch_frames={per_block} must be from {max(self.temporal_factor >> changes, 1)} to "
+                f"temporal_factor={self.temporal_factor}: {changes + 1} stages halve time at most {changes} times"
+            )
+        if self.tile < self.spatial_factor:
+            raise UsageError(f"tile={self.tile} must be at least the spatial factor, {self.spatial_factor}")
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent, in height and width."""
+        return self.patch_size << (len(self.encoder.channels) - 1)
+
+    @property
+    def frames_per_block(self) -> int:
+        """Frames that the block transform takes together."""
+        return self.temporal_factor if self.patch_frames is None else self.patch_frames
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return _listed(asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "TokenizerConfig":
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ValueError: a field is unknown, missing or wrong.
+        """
+        parts = dict(data)
+        if "quantizer" in parts:
+            quantizer = dict(parts["quantizer"])
+            for name in ("spatial", "temporal"):
+                if quantizer.get(name) is not None:
+                    quantizer[name] = _build_codebook(quantizer[name])
+            parts["quantizer"] = _build(QuantizerConfig, quantizer)
+        for name in {"encoder", "decoder"} & parts.keys():
+            parts[name] = _build(StackConfig, {key: tuple(value) for key, value in parts[name].items()})
+        return _build(cls, parts)
+
+
+def _build_codebook(data: dict[str, Any]) -> Any:
+    parts = dict(data)
+    if "levels" in parts:
+        parts["levels"] = tuple(parts["levels"])
+    if "layer" in parts:
+        parts["layer"] = _build_codebook(parts["layer"])
+    return _build(codebook_config(data), parts)
+
+
+def _build(kind: Any, data: dict[str, Any]) -> Any:
+    known = {entry.name for entry in fields(kind)}
+    for name in data.keys() - known:
+        raise UsageError(f"{kind.__name__} has no field {name}; its fields are {', '.join(sorted(known))}")
+    return kind(**data)
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,41 @@
+"""Checkpoints on the Hugging Face hub. The only module that imports huggingface_hub."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from vidvq.errors import UsageError
+from vidvq.model import VideoTokenizer
+from vidvq.pretrained.checkpoint import save_tokenizer
+
+# The files of a checkpoint: nothing else of a repository is fetched, and nothing is ever unpickled.
+_FILES = ["model.safetensors", "config.json", "fingerprint"]
+
+
+def download(name: str, **options: Any) -> Path:
+    """Fetch the checkpoint of a repository into the hub's cache; returns its folder.
+
+    Args:
+        name: ``owner/name``.
+        options: as ``huggingface_hub.snapshot_download`` takes them.
+
+    Raises:
+        ValueError: there is no such repository, or the hub cannot be reached.
+    """
+    try:
+        return Path(snapshot_download(name, allow_patterns=_FILES, **options))
+    except (OSError, HFValidationError) as error:
+        detail = str(error).strip().splitlines()[0]
+        raise UsageError(f"{name} is no local folder, and no repository that can be fetched: {detail}") from error
+
+
+class HubTokenizer(ModelHubMixin, library_name="vidvq", tags=["video-tokenizer"]):
+    """A tokenizer to write as a repository of the hub: the files of a checkpoint, and a model card."""
+
+    def __init__(self, tokenizer: VideoTokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_tokenizer(save_directory, self.tokenizer, self.tokenizer.inference_state_dict(), step=0)
