@@ -2,17 +2,15 @@
 
     python benchmarks/train.py CLIPS [--config demo] [--rounds 5] [--steps 20] [KEY=VALUE]...
 
-In every round the same networks do ``steps`` bare forward and backward passes of both players on one batch (no engine,
+Each round runs ``steps`` bare forward and backward passes of generator and discriminator on one batch (no engine,
 optimizer, average, guard, metrics or data), then as many steps of the trainer on real clips. The table gives medians
-over rounds. Both players are in play from the first step.
+over rounds. The discriminator trains from the first step.
 """
 
 import argparse
 import statistics
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from time import monotonic
 
 import torch
@@ -22,9 +20,11 @@ from vidvq import config as settings
 from vidvq.data import ClipBatches, clip_batches
 from vidvq.model.pixels import to_video
 from vidvq.train import TrainConfig
-from vidvq.train.pace import forward_flops
+from vidvq.train.distributed import init_distributed, shutdown_distributed
+from vidvq.train.guard import Skipped
+from vidvq.train.initialization import make_perceptual
+from vidvq.train.throughput import Throughput
 from vidvq.train.trainer import Trainer
-from vidvq.train.world import join_world, leave_world
 
 
 def main() -> None:
@@ -38,23 +38,22 @@ def main() -> None:
     overrides = [f"data.clips={options.clips}", *options.overrides]
     config = settings.load(TrainConfig, settings.find_config(options.config), overrides)
     config = replace(config, loss=replace(config.loss, adversarial_start=0, discriminator_warmup=0))
-    world = join_world(config.lost_after_s)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, Path(folder), world)
-        batches = clip_batches(ClipBatches(config.data, config.seed), 0)
-        # The codebooks' start-up, the caches of clips, and the first use of every kernel are none of a step's cost.
-        warmup = max(120, options.steps)
-        _train(trainer, batches, warmup)
-        video = to_video(next(batches)).to(world.device)
-        rounds = []
-        for _ in range(options.rounds):
-            bare = _bare(trainer, video, options.steps)
-            rounds.append((bare, *_train(trainer, batches, options.steps)))
-    leave_world()
+    context = init_distributed(config.lost_after_s)
+    trainer = Trainer(config, context, make_perceptual(config, context))
+    batches = clip_batches(ClipBatches(config.data, config.seed), 0)
+    # The warm-up of codebooks, the caches of clips, and the first use of every kernel are no part of a step's cost.
+    warmup = max(120, options.steps)
+    _train(trainer, batches, warmup)
+    video = to_video(next(batches)).to(context.device)
+    rounds = []
+    for _ in range(options.rounds):
+        bare = _bare(trainer, video, options.steps)
+        rounds.append((bare, *_train(trainer, batches, options.steps)))
+    flops = Throughput(config, context).flops(tuple(video.shape), trainer.progress.step)
+    shutdown_distributed()
     bare, step, wait = (statistics.median(column) for column in zip(*rounds, strict=True))
-    generator, critic = forward_flops(config, tuple(video.shape))
-    print(f"{options.config}, batch {tuple(video.shape)}, {world.device}, {torch.get_num_threads()} threads")
-    print(f"bare forward and backward of both   {bare:.3f} s, {(3 * generator + 8 * critic) / bare / 1e9:.1f} GFLOP/s")
+    print(f"{options.config}, batch {tuple(video.shape)}, {context.device}, {torch.get_num_threads()} threads")
+    print(f"bare forward and backward of both   {bare:.3f} s, {flops / bare / 1e9:.1f} GFLOP/s")
     print(f"a step                              {step:.3f} s")
     ratios = statistics.median(step / bare for bare, step, _ in rounds)
     print(f"a step over the bare passes         {ratios:.2f}")
@@ -62,14 +61,14 @@ def main() -> None:
 
 
 def _train(trainer: Trainer, batches: Iterator[Tensor], steps: int) -> tuple[float, float]:
-    """Seconds per step of the trainer, and the share of them that waited for data."""
+    """Seconds per step of the trainer, and the fraction spent waiting for data."""
     waited_s, started = 0.0, monotonic()
     for _ in range(steps):
         asked = monotonic()
-        video = to_video(next(batches)).to(trainer.world.device)
+        video = to_video(next(batches)).to(trainer.context.device)
         waited_s += monotonic() - asked
-        problem = trainer.learn(video, 0)
-        assert not isinstance(problem, str), problem
+        result = trainer.forward_backward(video, 0)
+        assert not isinstance(result, Skipped), result.reason
         trainer.finish_step()
     _synchronize(trainer)
     elapsed_s = monotonic() - started
@@ -77,18 +76,18 @@ def _train(trainer: Trainer, batches: Iterator[Tensor], steps: int) -> tuple[flo
 
 
 def _bare(trainer: Trainer, video: Tensor, steps: int) -> float:
-    """Seconds per bare forward and backward of both players."""
-    tokenizer, critic, objective = trainer.tokenizer, trainer.discriminator, trainer.objective
+    """Seconds per bare forward and backward of generator and discriminator."""
+    tokenizer, discriminator, objective = trainer.tokenizer, trainer.discriminator, trainer.objective
     kept = {name: buffer.clone() for name, buffer in tokenizer.named_buffers()}
     started = monotonic()
     for _ in range(steps):
         out = tokenizer(video)
-        critic.requires_grad_(False)
-        objective.generator(trainer.position.step, video, out, critic).total.backward()
-        critic.requires_grad_(True)
-        objective.discriminator(trainer.position.step, video, out.reconstruction.detach(), critic)[0].backward()
+        discriminator.requires_grad_(False)
+        objective.generator(trainer.progress.step, video, out, discriminator).total.backward()
+        discriminator.requires_grad_(True)
+        objective.discriminator(trainer.progress.step, video, out.reconstruction.detach(), discriminator)[0].backward()
         tokenizer.zero_grad()
-        critic.zero_grad()
+        discriminator.zero_grad()
     _synchronize(trainer)
     elapsed_s = monotonic() - started
     with torch.no_grad():
@@ -98,7 +97,7 @@ def _bare(trainer: Trainer, video: Tensor, steps: int) -> float:
 
 
 def _synchronize(trainer: Trainer) -> None:
-    if trainer.world.device.type == "cuda":
+    if trainer.context.device.type == "cuda":
         torch.cuda.synchronize()
 
 

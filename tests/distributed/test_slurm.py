@@ -71,7 +71,7 @@ def test_training_over_two_nodes_saves_at_the_limit_is_queued_again_and_ends(clu
     assert jobs.status(run).state == "done", log
     assert re.search(r"preflight: ready", log)
     assert f"step {saved} is saved" in log
-    assert "going on from" in log
+    assert "resuming from" in log
     assert read_checkpoint(out).config["step"] == 40
     assert not list(tmp_path.rglob("harm"))
 

@@ -95,6 +95,6 @@ def test_a_lost_host_costs_nothing_but_time(clips_dir, tmp_path, stage, lost, cu
             hosts[lost].mend_cable()
         with training(hosts, tmp_path, clips_dir, out, stage) as jobs:
             assert [job.wait(90) for job in jobs] == [0, 0], log_of(tmp_path, hosts[0]).read_text()
-        assert "going on from" in log_of(tmp_path, hosts[0]).read_text()
+        assert "resuming from" in log_of(tmp_path, hosts[0]).read_text()
     assert told(out) == told(tmp_path / "whole")
     assert read_checkpoint(out).fingerprints == read_checkpoint(tmp_path / "whole").fingerprints

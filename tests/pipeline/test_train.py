@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(clips_dir, whole, tmp_path):
     assert not (out / "checkpoints/step-00000010").exists()
     done = train(clips_dir, out)
     assert done.returncode == 0, done.stderr
-    assert "going on from" in done.stderr
+    assert "resuming from" in done.stderr
     assert told(out) == told(whole)
     assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
 
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(clips_dir, whole, tmp_path):
 def test_a_terminated_run_saves_first(clips_dir, whole, tmp_path):
     out = tmp_path / "run"
     stderr = stop_at(clips_dir, out, "step-00000004", signal.SIGTERM)
-    assert "is saved, start again to go on" in stderr.splitlines()[-1]
+    assert "is saved, run the same command to resume" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
     done = train(clips_dir, out)
     assert done.returncode == 0, done.stderr

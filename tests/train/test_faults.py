@@ -22,7 +22,7 @@ def poison(bad: str, what: str) -> str:
 
 def test_a_batch_of_nan_is_skipped_and_leaves_nothing(train, whole, tmp_path):
     run = train(tmp_path / "run", patch=poison("{2}", "video * 0 + 2e38 * video * 1e38"))
-    assert "step 2: batch 1 is skipped: its loss is nan" in run.stderr
+    assert "step 2: batch 1 is skipped: its pixels are not in [-1, 1]" in run.stderr
     assert run.lines[0] == whole.lines[0]
     assert run.lines[1] != whole.lines[1]
     assert len(run.column("loss")) == 6
@@ -52,7 +52,7 @@ finish = Trainer.finish_step
 broken = []
 def finish_step(self):
     finish(self)
-    if self.position.step == 4 and not broken:
+    if self.progress.step == 4 and not broken:
         broken.append(1)
         with torch.no_grad():
             next(iter(self.tokenizer.parameters())).fill_(float("nan"))
@@ -60,7 +60,7 @@ Trainer.finish_step = finish_step
 """
     run = train(tmp_path / "run", patch=broken)
     assert "step 5: 4 batches in a row are bad" in run.stderr
-    assert "back to step 3, on with batch 8" in run.stderr
+    assert "back to step 3, continuing with batch 8" in run.stderr
     assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5, 6]
     assert all(loss < 100 for loss in run.column("loss"))
 
@@ -80,6 +80,10 @@ def test_a_run_that_cannot_be_saved_by_that_gives_up_clearly(train, tmp_path):
         (("generator.offload=true",), "offload=true needs zero_stage 1 to 3"),
         (("train_only=decoder",), "give start_from="),
         (("out=s3://bucket/run",), "out=s3://bucket/run must be a folder of a file system"),
+        (
+            ("data.num_frames=10",),
+            "data.num_frames=10 must be 1 + a multiple of model.temporal_factor=4; nearest 9 or 13",
+        ),
         (("data.micro_batch_size=3",), "data.batch_size=4 must be a multiple of 1 processes"),
         (("start_from=/nowhere",), "/nowhere is not a checkpoint"),
         (("loss.perceptual=1", "loss.perceptual_net={kind: lpips, net: vgg, backbone: /nowhere.pth}"), "/nowhere.pth"),

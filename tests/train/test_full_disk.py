@@ -23,6 +23,6 @@ def test_a_run_goes_on_once_there_is_room(room, small_disk, whole, train):
     assert {path.name for path in (out / "checkpoints").glob("*")} == {folder.name for folder in list_steps(out)}
     small_disk(4 * size)
     again = train(out)
-    assert ("going on from" in again.stderr) == (room > 1)
+    assert ("resuming from" in again.stderr) == (room > 1)
     assert again.lines == whole.lines
     assert read_checkpoint(out).fingerprints == read_checkpoint(whole.out).fingerprints

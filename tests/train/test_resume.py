@@ -1,5 +1,6 @@
 """Going on: on another number of processes, under another stage, past a torn checkpoint, after a bad batch."""
 
+import json
 import shutil
 
 import pytest
@@ -22,10 +23,32 @@ def test_a_resumed_run_is_the_same_to_the_bit(whole, train, tmp_path):
         (out / "checkpoints" / left).mkdir()
         (out / "checkpoints" / left / "model.safetensors").touch()
     run = train(out)
-    assert "going on from" in run.stderr
+    assert "resuming from" in run.stderr
     assert run.lines == whole.lines
     assert {path.name for path in (out / "checkpoints").iterdir()} == {folder.name for folder in list_steps(out)}
     assert read_checkpoint(run.out).fingerprints == read_checkpoint(whole.out).fingerprints
+
+
+def test_a_run_of_an_older_vidvq_resumes(whole, train, tmp_path):
+    out = stopped_at_3(whole, tmp_path)
+    training = out / "checkpoints/step-00000003/training"
+    state = json.loads((training / "state.json").read_text())
+    for old, name in {"generator": "generator_optimizer", "critic": "discriminator_optimizer"}.items():
+        (training / f"{name}.safetensors").rename(training / f"{old}.safetensors")
+        state["sha256"][old] = state["sha256"].pop(name)
+    (training / "state.json").write_text(json.dumps(state | {"format": "vidvq.training/1"}))
+    run = train(out)
+    assert "step-00000003" in run.stderr
+    assert run.lines == whole.lines
+    assert read_checkpoint(run.out).fingerprints == read_checkpoint(whole.out).fingerprints
+
+
+def test_a_training_state_of_an_unknown_format_is_refused(whole, train, tmp_path):
+    out = stopped_at_3(whole, tmp_path)
+    path = out / "checkpoints/step-00000003/training/state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "vidvq.training/9"}))
+    run = train(out, code=2)
+    assert "state.json is not of format vidvq.training/2" in run.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("ranks", [2])
@@ -51,7 +74,7 @@ def longer(train, tmp_path_factory):
 @pytest.mark.parametrize(
     "name",
     [
-        "training/generator.safetensors",
+        "training/generator_optimizer.safetensors",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("training/state.json", "fingerprint")),
     ],
 )
@@ -65,7 +88,7 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(longer, train, tmp_path
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     run = train(out, "steps=7")
-    assert "going on from" in run.stderr and "step-00000003" in run.stderr
+    assert "resuming from" in run.stderr and "step-00000003" in run.stderr
     assert name == "fingerprint" or "step-00000006 has a" in run.stderr
     assert run.lines == longer.lines
     assert read_checkpoint(run.out).fingerprints == read_checkpoint(longer.out).fingerprints

@@ -1,5 +1,6 @@
 """Training batches: one order, nothing twice, nothing dropped, resumable."""
 
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 from vidvq.data import BucketConfig, ClipBatches, DataConfig, clip_batches
+from vidvq.data.clips import UnreadableBatch
+from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 from vidvq.shard import ShardConfig, run_shard
 from vidvq.shard.config import ClipPolicy
@@ -145,14 +148,26 @@ def test_a_damaged_clip_is_said_and_another_takes_its_place(clips, tmp_path, cap
     copy = Path(shutil.copytree(clips, tmp_path / "copy"))
     dataset = ClipBatches(config(str(copy)), 1)
     _, picks = dataset.order.batch(0)
-    place = dataset.index.place(picks[0].clip)
-    data = bytearray(Path(place.shard).read_bytes())
-    data[place.offset + 100] ^= 0xFF
-    Path(place.shard).write_bytes(data)
+    media = dataset.index.media_range(picks[0].clip)
+    data = bytearray(Path(media.shard).read_bytes())
+    data[media.offset + 100] ^= 0xFF
+    Path(media.shard).write_bytes(data)
     batch = dataset[0, 0]
     assert batch.shape == (3, 5, 32, 32, 3)
     assert torch.equal(batch[1:], ClipBatches(config(clips), 1)[0, 0][1:])
     assert f"{dataset.index.keys[picks[0].clip]} is left out of training" in capfd.readouterr().err
+
+
+def test_a_batch_without_a_readable_clip_is_one_clear_error(clips, tmp_path):
+    copy = Path(shutil.copytree(clips, tmp_path / "copy"))
+    dataset = ClipBatches(config(str(copy)), 1)
+    for shard in copy.glob("*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    batch = dataset[0, 0]
+    assert isinstance(batch, UnreadableBatch)
+    assert "data.clips has no usable clip near" in batch.reason
+    with pytest.raises(UsageError, match=re.escape(batch.reason)):
+        next(clip_batches(dataset, 0))
 
 
 def test_a_shard_that_is_gone_is_one_clear_error(clips, tmp_path):

@@ -1,14 +1,13 @@
 """The loss terms, their schedules and the guard, against their formulas."""
 
 import math
-from collections import deque
 
 import pytest
 import torch
 from torch import nn
 
 from vidvq.train.config import GuardConfig
-from vidvq.train.guard import Buffers, Guard, RollbackNeeded
+from vidvq.train.guard import BufferBackup, LossSpikeGuard, RollbackNeeded, Skipped
 from vidvq.train.losses import (
     LeCam,
     adaptive_weight,
@@ -90,20 +89,25 @@ def test_the_learning_rate_warms_up_and_falls():
 
 
 def test_the_guard_takes_no_spike_and_no_nan_and_gives_up_in_time():
-    guard = Guard(GuardConfig(spike=3.0, patience=2), deque([1.0] * 30, maxlen=100))
-    assert guard.judge(2.9) is None
-    assert "usual is 1" in guard.judge(3.1)
-    assert guard.judge(1.0) is None
-    assert "nan" in guard.judge(math.nan)
-    assert guard.judge(math.inf) is not None
+    guard = LossSpikeGuard(GuardConfig(spike=3.0, patience=2))
+    guard.restore([1.0] * 30)
+    assert guard.check(2.9) is None
+    assert guard.check(3.1) == Skipped("its loss is 3.1, usual is 1")
+    assert guard.check(1.0) is None
+    assert guard.losses == [1.0] * 30 + [2.9, 1.0]
+    assert guard.check(math.nan) == Skipped("its loss is nan")
+    assert guard.check(math.inf) == Skipped("its loss is inf")
     with pytest.raises(RollbackNeeded, match="3 batches in a row"):
-        guard.judge(math.nan)
+        guard.check(math.nan)
+    guard.restore([2.0])
+    assert guard.losses == [2.0]
+    assert guard.check(math.nan) == Skipped("its loss is nan"), "a rollback starts the count anew"
 
 
 def test_buffers_come_back():
     module = nn.BatchNorm1d(2)
-    buffers = Buffers(module)
-    buffers.keep()
+    buffers = BufferBackup(module)
+    buffers.save()
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module(torch.randn(4, 2))
     assert not torch.equal(module.running_mean, before["running_mean"])

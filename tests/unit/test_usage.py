@@ -10,8 +10,8 @@ from vidvq.metrics.codes import use_of
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.train.distributed import DistributedContext
 from vidvq.train.usage import CodeUsage
-from vidvq.train.world import World
 
 
 def test_a_codebook_of_which_little_is_used_is_named_once_its_codes_are_placed():
@@ -20,7 +20,7 @@ def test_a_codebook_of_which_little_is_used_is_named_once_its_codes_are_placed()
     usage = CodeUsage(
         VideoTokenizer(TokenizerConfig(encoder=stack, decoder=stack, quantizer=books)),
         every=10,
-        world=World(0, 1, torch.device("cpu")),
+        context=DistributedContext(0, 1, torch.device("cpu")),
     )
     codes = torch.arange(3 * 32 * 32).view(1, 3, 32, 32) % 32
     codes[:, 1:] %= 4

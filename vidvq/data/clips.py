@@ -6,6 +6,7 @@ import signal
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from random import Random
 from threading import Lock, Thread
 
@@ -14,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vidvq.data.config import BucketConfig, DataConfig
-from vidvq.data.index import ClipIndex, read_index, read_place
+from vidvq.data.index import ClipIndex, read_bytes, read_index
 from vidvq.data.order import BatchOrder, Pick
 from vidvq.errors import UsageError
 from vidvq.log import warn
@@ -24,16 +25,23 @@ from vidvq.video.decode import decode_clip
 _ATTEMPTS = 16
 
 
-class ClipBatches(Dataset[torch.Tensor | str]):
-    """``(batch, pass)`` to ``b t h w c`` uint8 for one rank; or a message of what is wrong.
+@dataclass(frozen=True)
+class UnreadableBatch:
+    """A micro-batch for which no clip could be decoded; an exception from a worker process would be a traceback."""
+
+    reason: str
+
+
+class ClipBatches(Dataset[torch.Tensor | UnreadableBatch]):
+    """One rank's micro-batches ``b t h w c`` uint8, by ``(batch, micro_step)``.
 
     Args:
-        config: what to read.
-        seed: of the order and the crops.
-        rank, ranks: this process, of how many.
+        config: the clips, the batch size and the shapes of batches.
+        seed: seed of the order and the crops.
+        rank, ranks: this process, and the number of processes.
 
     Raises:
-        ValueError: a directory is unfinished, there is not one usable clip, or the batch cannot be shared evenly.
+        UsageError: a directory is unfinished, no clip is usable, or the batch is not divisible by the processes.
     """
 
     def __init__(self, config: DataConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
@@ -53,36 +61,35 @@ class ClipBatches(Dataset[torch.Tensor | str]):
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._cached_bytes = 0
         self._lock = Lock()
-        self._told: set[int] = set()
+        self._warned: set[int] = set()
         self._pool: ThreadPoolExecutor | None = None
 
-    def __getitem__(self, place: tuple[int, int]) -> torch.Tensor | str:
-        """This rank's share of a pass of a batch."""
-        number, turn = place
+    def __getitem__(self, position: tuple[int, int]) -> torch.Tensor | UnreadableBatch:
+        """This rank's micro-batch of a batch."""
+        number, micro_step = position
         bucket, picks = self.order.batch(number)
-        first = (turn * self.ranks + self.rank) * self.micro_batch
+        first = (micro_step * self.ranks + self.rank) * self.micro_batch
         mine = picks[first : first + self.micro_batch]
         # Made here, in the worker: threads do not survive a fork.
         self._pool = self._pool or ThreadPoolExecutor(self.config.threads)
         try:
             crops = list(self._pool.map(lambda pick: self._crop_of(bucket, pick), mine))
         except UsageError as error:
-            # An exception out of a worker process would arrive as a traceback.
-            return str(error)
+            return UnreadableBatch(str(error))
         return torch.from_numpy(np.stack(crops))
 
     def _crop_of(self, bucket: int, pick: Pick) -> np.ndarray:
         last = None
         for attempt in range(_ATTEMPTS):
-            clip = self.order.instead(bucket, pick.clip, attempt) if attempt else pick.clip
+            clip = self.order.substitute(bucket, pick.clip, attempt) if attempt else pick.clip
             try:
                 frames = self._decode(clip)
                 random = Random(f"{self.seed}/{pick.epoch}/{self.index.keys[clip]}")
                 return crop_clip(frames, self.config.shapes[bucket], random)
             except VideoError as error:
                 last = error
-                if clip not in self._told:
-                    self._told.add(clip)
+                if clip not in self._warned:
+                    self._warned.add(clip)
                     warn(f"clip {self.index.keys[clip]} is left out of training, another takes its place: {error}")
         raise UsageError(f"data.clips has no usable clip near {self.index.keys[pick.clip]}; the last one {last}")
 
@@ -91,7 +98,7 @@ class ClipBatches(Dataset[torch.Tensor | str]):
             if clip in self._cache:
                 self._cache.move_to_end(clip)
                 return self._cache[clip]
-        frames = decode_clip(read_place(self.index.place(clip)), self.index.keys[clip])
+        frames = decode_clip(read_bytes(self.index.media_range(clip)), self.index.keys[clip])
         with self._lock:
             if clip not in self._cache:
                 self._cache[clip] = frames
@@ -103,7 +110,7 @@ class ClipBatches(Dataset[torch.Tensor | str]):
 
 
 def assign_buckets(index: ClipIndex, shapes: tuple[BucketConfig, ...]) -> np.ndarray:
-    """The bucket of each clip: the largest that it fills; else the shortest that its picture fills; else -1."""
+    """The bucket of each clip: the largest that it fills; else the shortest whose crop it fills; else -1."""
     by_size = sorted(range(len(shapes)), key=lambda i: shapes[i].num_frames * shapes[i].height * shapes[i].width)
     bucket = np.full(len(index.keys), -1)
     fits = {i: (index.height >= shapes[i].height) & (index.width >= shapes[i].width) for i in by_size}
@@ -115,10 +122,10 @@ def assign_buckets(index: ClipIndex, shapes: tuple[BucketConfig, ...]) -> np.nda
 
 
 def crop_clip(frames: np.ndarray, shape: BucketConfig, random: Random) -> np.ndarray:
-    """A random crop in time and space of a clip ``t h w c``, mirrored half of the time, as large as ``shape``.
+    """A random crop of a clip ``t h w c`` in time and space, of size ``shape``, mirrored with probability 0.5.
 
     Raises:
-        VideoError: the picture is smaller.
+        VideoError: the frames are smaller than the crop.
     """
     if frames.shape[1] < shape.height or frames.shape[2] < shape.width:
         raise VideoError(
@@ -134,52 +141,57 @@ def crop_clip(frames: np.ndarray, shape: BucketConfig, random: Random) -> np.nda
     return np.concatenate([cropped, np.repeat(cropped[-1:], missing, axis=0)]) if missing else cropped
 
 
-class _Places:
-    """The passes of all batches from one on, without end."""
+class _MicroBatchSampler:
+    """``(batch, micro_step)`` of every micro-batch from a given one, without end."""
 
-    def __init__(self, number: int, turn: int, turns: int) -> None:
-        self._number, self._turn, self._turns = number, turn, turns
+    def __init__(self, number: int, micro_step: int, micro_steps: int) -> None:
+        self._number, self._micro_step, self._micro_steps = number, micro_step, micro_steps
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        number, turn = self._number, self._turn
+        number, micro_step = self._number, self._micro_step
         while True:
-            yield number, turn
-            number, turn = (number, turn + 1) if turn + 1 < self._turns else (number + 1, 0)
+            yield number, micro_step
+            micro_step += 1
+            if micro_step == self._micro_steps:
+                number, micro_step = number + 1, 0
 
 
-def clip_batches(dataset: ClipBatches, number: int, turn: int = 0) -> Iterator[torch.Tensor]:
-    """Passes ``b t h w c`` uint8 from one of batch ``number`` on, decoded ahead in worker processes."""
+def clip_batches(dataset: ClipBatches, number: int, micro_step: int = 0) -> Iterator[torch.Tensor]:
+    """Micro-batches ``b t h w c`` uint8 from one of batch ``number``, decoded ahead in worker processes.
+
+    Raises:
+        UsageError: no clip of a micro-batch can be decoded.
+    """
     config = dataset.config
-    places = _Places(number, turn, config.accumulation(dataset.ranks))
-    # A generator of its own: the loader would draw its seed from the run's random state, once more after each resume.
+    # Without a generator the loader draws its seed from the run's random state, once more after each resume.
     loader = DataLoader(
         dataset,
         batch_size=None,
-        sampler=places,
+        sampler=_MicroBatchSampler(number, micro_step, config.accumulation(dataset.ranks)),
         num_workers=config.workers,
         worker_init_fn=_start_worker,
         prefetch_factor=2,
         generator=torch.Generator().manual_seed(dataset.seed),
     )
-    # Frames hold threads of libswscale. One that waits for collection at the fork would be freed in a worker, where its
-    # threads are not, and wait for them without end.
+    # Frames own threads of libswscale. A frame that awaits collection at the fork would be freed in a worker, which
+    # lacks those threads, and would wait for them forever.
     gc.collect()
     for batch in loader:
-        if isinstance(batch, str):
-            raise UsageError(batch)
+        if isinstance(batch, UnreadableBatch):
+            raise UsageError(batch.reason)
         yield batch
 
 
 def _start_worker(worker: int) -> None:
     gc.freeze()
     torch.set_num_threads(1)
-    # Schedulers and torchrun send SIGTERM to the whole group, and the run still needs its data to end the step and
-    # save. From the run itself it means the end.
+    # Schedulers and torchrun send SIGTERM to the whole process group, but the run still needs data to finish its step
+    # and save. Only a SIGTERM from the run itself ends a worker.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    Thread(target=_end_when_the_run_says, daemon=True).start()
+    Thread(target=_exit_on_parent_sigterm, daemon=True).start()
 
 
-def _end_when_the_run_says() -> None:
+def _exit_on_parent_sigterm() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

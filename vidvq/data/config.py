@@ -1,4 +1,4 @@
-"""What a training run can be told of its data."""
+"""Settings of the training data."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -16,7 +16,7 @@ def _one_or_many(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class BucketConfig:
-    """One shape of batch: frames, and height and width of the crop, pixels. One frame makes batches of images."""
+    """One shape of batch: frames per clip, height and width of the crop (pixels). One frame gives batches of images."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -27,21 +27,21 @@ class BucketConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What a training run reads.
+    """The clips of a training run, and how they are batched.
 
     Attributes:
-        clips: directories or URLs that ``vidvq shard`` finished: one, a list, or a mapping of each to its weight.
-            Without weights every clip is as likely.
-        batch_size: clips per step, over all processes and accumulated passes: the same run on any number of them.
-        micro_batch_size: clips per pass of one process; None passes its whole share at once.
-        num_frames: frames per clip, from a random start; a clip that has fewer is extended by its last frame.
-        crop: height and width of the random crop, pixels; a clip that is smaller is left out, with a warning.
-        buckets: shapes of batches, instead of the one of ``num_frames`` and ``crop``. A clip belongs to the largest
-            that it fills.
-        shuffle: clips that are shuffled among themselves, beyond the shuffle of shards.
-        workers: processes that decode, per training process.
-        threads: of each of them; each decodes another clip.
-        cache_mib: decoded clips that each of them keeps, MiB; small data sets are then decoded once.
+        clips: directories or URLs written by ``vidvq shard``: one, a list, or a mapping of each to its sampling weight.
+            Without weights all clips are equally likely.
+        batch_size: clips per step, over all processes and micro-batches; independent of the number of processes.
+        micro_batch_size: clips per micro-batch of one process; None takes the process's whole share at once.
+        num_frames: frames per clip, from a random start; shorter clips are extended by repeating the last frame.
+        crop: height and width of the random crop (pixels); smaller clips are left out, with a warning.
+        buckets: shapes of batches, in place of ``num_frames`` and ``crop``. A clip belongs to the largest that it
+            fills.
+        shuffle: size of the shuffle window (clips), after shards are shuffled.
+        workers: decoding processes per training process.
+        threads: decoding threads per worker.
+        cache_mib: cache of decoded clips per worker (MiB); small data sets are then decoded once.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -65,10 +65,10 @@ class DataConfig:
         return self.buckets or (BucketConfig(self.num_frames, self.crop, self.crop),)
 
     def micro_batch(self, ranks: int) -> int:
-        """Clips per pass of one process.
+        """Clips per micro-batch of one process.
 
         Raises:
-            ValueError: the batch cannot be shared evenly.
+            UsageError: the batch is not divisible by the processes.
         """
         micro = self.micro_batch_size or self.batch_size // ranks
         if not micro or self.batch_size % (micro * ranks):
@@ -77,5 +77,5 @@ class DataConfig:
         return micro
 
     def accumulation(self, ranks: int) -> int:
-        """Passes of each process per step."""
+        """Micro-batches of each process per step."""
         return self.batch_size // (self.micro_batch(ranks) * ranks)

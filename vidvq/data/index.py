@@ -1,4 +1,4 @@
-"""What clips there are and where their bytes lie: read once, so that any of them can be had in one read."""
+"""Index of clips: where the bytes of each lie, so that a clip takes one read."""
 
 import os
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ _THREADS = 8
 
 
 @dataclass(frozen=True)
-class Place:
-    """One file inside a shard: the shard's path or URL, the offset of its first byte, its length and CRC-32."""
+class ByteRange:
+    """One file in a shard: the shard's path or URL, offset and length (bytes), and CRC-32."""
 
     shard: str
     offset: int
@@ -32,15 +32,16 @@ class Place:
 
 @dataclass(frozen=True)
 class ClipIndex:
-    """The clips of one or more directories, in the order of their shards. All columns are as long.
+    """The clips of one or more directories, in the order of their shards. All columns have one entry per clip.
 
     Attributes:
         shards: paths or URLs of all shards.
-        keys: of the clips.
-        shard: which shard each is in.
-        data_set: which of the directories.
-        offset, size, crc32: of its media in the shard, bytes.
-        num_frames, height, width: of each.
+        keys: clip keys.
+        shard: index into ``shards``.
+        data_set: index of the directory.
+        offset, size: range of the clip's media in the shard (bytes).
+        crc32: CRC-32 of the media.
+        num_frames, height, width: size of the clip (frames, pixels).
     """
 
     shards: list[str]
@@ -54,17 +55,17 @@ class ClipIndex:
     height: np.ndarray
     width: np.ndarray
 
-    def place(self, clip: int) -> Place:
-        """Where a clip's media is."""
-        where = (int(column[clip]) for column in (self.offset, self.size, self.crc32))
-        return Place(self.shards[int(self.shard[clip])], *where)
+    def media_range(self, clip: int) -> ByteRange:
+        """The range of a clip's media."""
+        numbers = (int(column[clip]) for column in (self.offset, self.size, self.crc32))
+        return ByteRange(self.shards[int(self.shard[clip])], *numbers)
 
 
 def read_index(folders: list[str]) -> ClipIndex:
-    """Index directories that ``vidvq shard`` finished; reads every clip's JSON, once.
+    """Index directories written by ``vidvq shard``; reads the JSON of every clip.
 
     Raises:
-        ValueError: a directory is unfinished or damaged, or there is not one clip.
+        UsageError: a directory is unfinished or damaged, or there are no clips.
     """
     shards = [(number, *found) for number, folder in enumerate(folders) for found in _committed(place(folder))]
     rows: list[tuple[int, ...]] = []
@@ -72,26 +73,26 @@ def read_index(folders: list[str]) -> ClipIndex:
     with ThreadPoolExecutor(_THREADS) as pool:
         per_shard = pool.map(lambda shard: _read_shard(*shard[1:]), shards)
         for index, ((number, _, _), clips) in enumerate(zip(shards, per_shard, strict=True)):
-            for key, where, size in clips:
+            for key, media, size in clips:
                 keys.append(key)
-                rows.append((index, number, where.offset, where.size, where.crc32, *size))
+                rows.append((index, number, media.offset, media.size, media.crc32, *size))
     if not rows:
         raise UsageError(f"data.clips={','.join(folders)} holds no clips; give directories that vidvq shard wrote")
     return ClipIndex([path for _, path, _ in shards], keys, *np.array(rows, dtype=np.int64).T)
 
 
-def read_place(where: Place) -> bytes:
+def read_bytes(file: ByteRange) -> bytes:
     """The bytes of one file in a shard.
 
     Raises:
-        VideoError: the shard cannot be read, or the bytes are not those that were committed.
+        VideoError: the shard cannot be read, or the bytes differ from those committed.
     """
     try:
-        data = _read_at(where)
+        data = _read(file)
     except OSError as error:
-        raise VideoError("unreadable", f"{where.shard} cannot be read: {error}") from error
-    if crc32(data) != where.crc32:
-        raise VideoError("damaged", f"{where.shard} is damaged from byte {where.offset} on; run vidvq verify")
+        raise VideoError("unreadable", f"{file.shard} cannot be read: {error}") from error
+    if crc32(data) != file.crc32:
+        raise VideoError("damaged", f"{file.shard} is damaged at byte {file.offset}; run vidvq verify")
     return data
 
 
@@ -104,17 +105,17 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
             yield str(folder / shard), commit
 
 
-def _read_shard(path: str, commit: Commit) -> list[tuple[str, Place, tuple[int, int, int]]]:
+def _read_shard(path: str, commit: Commit) -> list[tuple[str, ByteRange, tuple[int, int, int]]]:
     """Key, media and ``(num_frames, height, width)`` of each clip in a shard."""
-    samples: dict[str, dict[str, Place]] = {}
+    samples: dict[str, dict[str, ByteRange]] = {}
     for member, offset in commit.places():
-        where = Place(path, offset, member.size, member.crc32)
-        samples.setdefault(member.key, {})[member.name.partition(".")[2]] = where
-    clips: list[tuple[str, Place, tuple[int, int, int]]] = []
+        file = ByteRange(path, offset, member.size, member.crc32)
+        samples.setdefault(member.key, {})[member.name.partition(".")[2]] = file
+    clips: list[tuple[str, ByteRange, tuple[int, int, int]]] = []
     for key, files in samples.items():
         media = media_of(files, f"{path}: {key}")
         try:
-            data = _read_at(files["json"])
+            data = _read(files["json"])
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error}") from error
         if crc32(data) != files["json"].crc32:
@@ -124,18 +125,18 @@ def _read_shard(path: str, commit: Commit) -> list[tuple[str, Place, tuple[int, 
     return clips
 
 
-def _read_at(where: Place) -> bytes:
-    shard = _shard_at(where.shard, os.getpid())
+def _read(file: ByteRange) -> bytes:
+    shard = _resolve_path(file.shard, os.getpid())
     if is_remote(shard):
-        return read_range(shard, where.offset, where.size)
-    file = os.open(shard, os.O_RDONLY)
+        return read_range(shard, file.offset, file.size)
+    descriptor = os.open(shard, os.O_RDONLY)
     try:
-        return os.pread(file, where.size, where.offset)
+        return os.pread(descriptor, file.size, file.offset)
     finally:
-        os.close(file)
+        os.close(descriptor)
 
 
 @lru_cache(maxsize=1024)
-def _shard_at(shard: str, process: int) -> Path:
-    """The shard's place; a store's client, with its threads, is of the process that made it."""
+def _resolve_path(shard: str, process: int) -> Path:
+    """The shard's path. Cached per process: an object store's client, with its threads, does not survive a fork."""
     return place(shard)

@@ -1,9 +1,9 @@
-"""Which clips make which batch: a function of the seed and the batch's number, for all ranks together.
+"""The clips of every batch, as a function of the seed and the batch's number, for all ranks together.
 
-Each data set's clips of one bucket are a stream: an endless row of epochs, in each of which every clip comes once, in
-an order shuffled by shard and then within a window. A batch takes its bucket, and each of its clips a data set, by
-weight; how often each was taken before follows from counting a low-discrepancy sequence. So batch 1,000,000 can be
-had without the ones before it, and no number of ranks or workers has a part in it.
+The clips of one data set in one bucket are a stream: an endless sequence of epochs. Each epoch has every clip once,
+shuffled by shard and then within a window. A batch chooses its bucket, and each of its clips a data set, by weight;
+counting a low-discrepancy sequence gives how often each was chosen before. So batch 1,000,000 is computed without the
+batches before it, and the number of ranks or workers does not matter.
 """
 
 from collections import OrderedDict
@@ -21,15 +21,15 @@ _EPOCHS_KEPT = 16
 
 @dataclass(frozen=True)
 class Pick:
-    """One clip in a batch: its place in the index, and how often its stream has come round before."""
+    """One clip of a batch: its position in the index, and the epoch of its stream."""
 
     clip: int
     epoch: int
 
 
 @dataclass
-class _Turns:
-    """An endless sequence of choices among ``weights``, each as often as its weight says, at every point of it."""
+class _WeightedSequence:
+    """An endless sequence of choices, each in proportion to its weight in every prefix."""
 
     weights: np.ndarray
     _at: int = 0
@@ -46,12 +46,12 @@ class _Turns:
             spread = np.arange(first, last, dtype=np.uint64) * _GOLDEN
         return np.searchsorted(self._limits, spread, side="right")
 
-    def before(self, place: int) -> np.ndarray:
-        """How often each was chosen before ``place``."""
-        if place < self._at:
+    def before(self, position: int) -> np.ndarray:
+        """How often each was chosen before ``position``."""
+        if position < self._at:
             self._at, self._counts = 0, np.zeros_like(self._counts)
-        while self._at < place:
-            last = min(self._at + _CHUNK, place)
+        while self._at < position:
+            last = min(self._at + _CHUNK, position)
             self._counts = self._counts + np.bincount(self.choices(self._at, last), minlength=len(self._counts))
             self._at = last
         return self._counts
@@ -62,11 +62,11 @@ class BatchOrder:
 
     Args:
         index: the clips.
-        bucket: the bucket of each clip, or -1 for one that fits none.
-        weights: of the data sets, relative; None makes every clip as likely.
+        bucket: the bucket of each clip; -1 where it fits none.
+        weights: relative weight of each data set; None makes all clips equally likely.
         batch_size: clips per batch, over all ranks.
-        window: clips that are shuffled among themselves, beyond the shuffle of shards.
-        seed: of the order.
+        window: size of the shuffle window (clips), after shards are shuffled.
+        seed: seed of the order.
     """
 
     def __init__(
@@ -90,25 +90,25 @@ class BatchOrder:
             for b, name in enumerate(self.buckets)
             for d in range(sets)
         }
-        self._bucket_turns = _Turns(chances.sum(axis=1))
-        self._set_turns = [_Turns(row) for row in chances]
+        self._bucket_choices = _WeightedSequence(chances.sum(axis=1))
+        self._data_set_choices = [_WeightedSequence(row) for row in chances]
         self._epochs: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
 
     def batch(self, number: int) -> tuple[int, list[Pick]]:
         """The bucket and the clips of a batch."""
-        b = int(self._bucket_turns.choices(number, number + 1)[0])
-        first = int(self._bucket_turns.before(number)[b]) * self._batch_size
-        turns = self._set_turns[b]
-        counts = turns.before(first).copy()
+        b = int(self._bucket_choices.choices(number, number + 1)[0])
+        first = int(self._bucket_choices.before(number)[b]) * self._batch_size
+        sequence = self._data_set_choices[b]
+        counts = sequence.before(first).copy()
         picks: list[Pick] = []
-        for d in turns.choices(first, first + self._batch_size):
-            epoch, place = divmod(int(counts[d]), len(self._streams[b, d]))
-            picks.append(Pick(int(self._epoch(b, int(d), epoch)[place]), epoch))
+        for d in sequence.choices(first, first + self._batch_size):
+            epoch, position = divmod(int(counts[d]), len(self._streams[b, d]))
+            picks.append(Pick(int(self._epoch(b, int(d), epoch)[position]), epoch))
             counts[d] += 1
         return self.buckets[b], picks
 
-    def instead(self, bucket: int, clip: int, attempt: int) -> int:
-        """Another clip of the same stream, for one that cannot be read."""
+    def substitute(self, bucket: int, clip: int, attempt: int) -> int:
+        """Another clip of the same stream, in place of one that cannot be decoded."""
         stream = self._streams[self.buckets.index(bucket), int(self._index.data_set[clip])]
         return int(stream[(int(np.searchsorted(stream, clip)) + attempt) % len(stream)])
 

@@ -1,4 +1,4 @@
-"""What `vidvq train` can be told. The DeepSpeed configuration is derived from it; there is no second file."""
+"""Settings of `vidvq train`. The DeepSpeed configuration is derived from them; there is no second file."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -21,10 +21,10 @@ class OptimizerConfig:
 
     Attributes:
         kind: AdamW, or RAdam with decoupled weight decay.
-        lr: at the end of the warm-up.
-        final_lr: at the last step, as a share of ``lr``.
-        warmup_steps: steps from 0 to ``lr``.
-        clip_norm: gradients are scaled down to this global norm.
+        lr: learning rate at the end of the warm-up.
+        final_lr: learning rate at the last step, as a fraction of ``lr``.
+        warmup_steps: length of the warm-up (steps).
+        clip_norm: global norm that gradients are clipped to.
         fused: torch's fused kernel of AdamW.
         offload: state and step on the CPU, by DeepSpeed's compiled Adam; needs ZeRO 1 to 3.
     """
@@ -54,9 +54,9 @@ class PerceptualConfig:
     Attributes:
         kind: ``st_lpips`` reads all its weights from the package ``stlpips_pytorch``; ``lpips`` reads its linear
             weights from the package ``lpips`` and the network's from ``backbone``.
-        net: its network.
+        net: backbone architecture.
         backbone: torchvision's ImageNet weights of ``net``, a .pth file; for ``lpips`` alone.
-        frames: frames per clip that are compared, drawn anew at each step; None compares all.
+        frames: frames compared per clip, sampled at each step; None compares all.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -82,10 +82,11 @@ class LossConfig:
         commitment: weight of the quantizer's own loss: commitment, and entropy where the codebook has one.
         masked: L1 on clips of which ``mask`` hid a part of what the encoder saw.
         adversarial: weight of the generator's adversarial loss; a VQ-VAE has 0.
-        adversarial_kind: of both players.
+        adversarial_kind: loss of generator and discriminator.
         adaptive: scale ``adversarial`` at each step by the norm of the other losses' gradient at the reconstruction
             over that of the adversarial one's, up to ``adaptive_limit``.
-        adversarial_start: first step of it; the discriminator trains from ``discriminator_warmup`` steps before.
+        adversarial_start: first step with the adversarial loss; the discriminator starts to train
+            ``discriminator_warmup`` steps earlier.
         r1: weight of the gradient penalty on real video.
         lecam: weight of the LeCAM regulariser on the discriminator.
     """
@@ -111,12 +112,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """What ``loss.masked`` hides from the encoder (He et al. 2022; videos: Tong et al. 2022).
+    """The masks of ``loss.masked`` (He et al. 2022; for videos Tong et al. 2022).
 
     Attributes:
-        clips: share of a pass's clips that are shown a second time, with blocks hidden.
-        blocks: share of the blocks that are hidden.
-        size: of a block in latents: along time, height and width.
+        clips: fraction of a micro-batch that is encoded a second time, with blocks hidden.
+        blocks: fraction of the blocks that are hidden.
+        size: time, height and width of a block (latents).
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -128,14 +129,14 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """When a batch is not learned from.
+    """Bad batches: when to skip one, and when to roll back.
 
     Attributes:
-        spike: a batch whose reconstruction loss is so many times the median of the last ones, or is not a number, is
-            skipped; nothing it touched stays.
-        patience: batches in a row; one more, and the run goes back to its last checkpoint and goes on with the data
+        spike: a batch is skipped, without a trace, where its reconstruction loss is not finite or exceeds this multiple
+            of the median of recent losses.
+        patience: batches skipped in a row before the run rolls back to its last checkpoint and continues with the data
             after them.
-        rollbacks: how often that may happen before the run gives up.
+        rollbacks: rollbacks before the run gives up.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -147,14 +148,14 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Scoring on held-out clips while training.
+    """Scores on held-out clips during training.
 
     Attributes:
-        clips: a directory that ``vidvq shard`` finished, or None to leave it out.
-        every: steps.
-        num_clips: the first so many; the same each time.
-        metric: what the best checkpoint is best by.
-        shown: clips that TensorBoard shows beside their reconstruction.
+        clips: a directory written by ``vidvq shard``; None disables evaluation.
+        every: interval (steps).
+        num_clips: number of clips, from the first on.
+        metric: score that selects the best checkpoint.
+        shown: clips that TensorBoard shows with their reconstructions.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -171,22 +172,24 @@ class TrainConfig:
     """`vidvq train`.
 
     Attributes:
+        data: the training clips.
         out: the run's directory: checkpoints, ``metrics.jsonl``, TensorBoard events.
+        seed: seed of the initial weights, the order of the data, and all randomness of a step.
         steps: optimizer steps of the generator.
         model, discriminator: the networks.
         start_from: a checkpoint whose weights to start from.
-        train_only: ``decoder`` keeps encoder and codebooks as ``start_from`` has them, so that its tokens stay valid.
-        data: what is read.
-        generator, discriminator_optimizer: how each engine steps.
-        ema_decay: of the averaged weights that are saved; approached over the first steps.
-        log_every, checkpoint_every: steps.
-        usage_every: steps over which the use of codes is counted, over all processes.
-        keep_checkpoints: how many of the newest stay; the best stays as well.
+        train_only: ``decoder`` freezes the encoder and codebooks of ``start_from``, so that its tokens stay valid.
+        generator, discriminator_optimizer: the optimizers.
+        loss, mask, guard, evaluation: see there.
+        ema_decay: decay of the averaged weights, which are saved; approached over the first steps.
+        log_every, checkpoint_every: intervals (steps).
+        usage_every: window over which the use of codes is counted, over all processes (steps).
+        keep_checkpoints: number of newest checkpoints kept; the best is kept as well.
         zero_stage: DeepSpeed's ZeRO stage of both engines.
-        precision: weights are fp32; bf16 and fp16 are autocast. Quantization is fp32 always.
-        checkpoint_activations: compute activations of residual blocks again in the backward pass, to save memory.
-        lost_after_s: a process for which the others wait so long is taken for lost, and the job ends. More than the
-            slowest save takes.
+        precision: weights are fp32; bf16 and fp16 are autocast. Quantization is always fp32.
+        checkpoint_activations: recompute activations of residual blocks in the backward pass, to save memory.
+        lost_after_s: time after which a process that the others wait for counts as lost, and the job ends (seconds);
+            more than the slowest save takes.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -216,13 +219,14 @@ class TrainConfig:
     lost_after_s: Annotated[float, Field(gt=0)] = 600.0
 
     def __post_init__(self) -> None:
+        self._check_shapes()
         if "://" in self.out:
             raise UsageError(f"out={self.out} must be a folder of a file system that all machines share")
         if self.zero_stage == 0 and (self.generator.offload or self.discriminator_optimizer.offload):
             raise UsageError("zero_stage=0 keeps the optimizer on the device; offload=true needs zero_stage 1 to 3")
         if self.precision == "fp16" and self.zero_stage:
-            # Under ZeRO DeepSpeed (0.19) leaves a step that overflowed without telling its loss scaler, which starts
-            # too high: every step is skipped. It also clips gradients that are still scaled.
+            # Under ZeRO, DeepSpeed (0.19) does not report an overflow to its loss scaler, whose first scale is too
+            # high: every step is skipped. It also clips gradients before they are unscaled.
             raise UsageError(
                 f"zero_stage={self.zero_stage} does not go with precision=fp16; take bf16, or zero_stage=0"
             )
@@ -235,10 +239,26 @@ class TrainConfig:
 
     @property
     def adversarial(self) -> bool:
-        """Whether there is a discriminator at all."""
+        """Whether a discriminator is trained."""
         return is_used(self.loss.adversarial) and self.loss.adversarial_start < self.steps
 
     @property
     def discriminator_start(self) -> int:
         """The first step in which the discriminator trains."""
         return max(self.loss.adversarial_start - self.loss.discriminator_warmup, 0)
+
+    def _check_shapes(self) -> None:
+        """Refuse batches that are not whole groups and whole latents, before any work starts."""
+        r, s = self.model.temporal_factor, self.model.spatial_factor
+        names = [f"data.buckets.{index}." for index in range(len(self.data.buckets))] or ["data."]
+        for name, shape in zip(names, self.data.shapes, strict=True):
+            if (shape.num_frames - 1) % r:
+                below = shape.num_frames - (shape.num_frames - 1) % r
+                raise UsageError(
+                    f"{name}num_frames={shape.num_frames} must be 1 + a multiple of model.temporal_factor={r}; "
+                    f"nearest {below} or {below + r}"
+                )
+            if shape.height % s or shape.width % s:
+                sides = f"height={shape.height} width={shape.width}"
+                size = f"{name}{sides}" if self.data.buckets else f"data.crop={self.data.crop}"
+                raise UsageError(f"{size} must be a multiple of {s}, the pixels per latent of this model")

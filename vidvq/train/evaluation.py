@@ -1,4 +1,4 @@
-"""Scoring the averaged weights on held-out clips, the same ones every time."""
+"""Scores of the averaged weights on held-out clips, the same clips every time."""
 
 from math import log2
 from pathlib import Path
@@ -16,43 +16,43 @@ from vidvq.model import VideoTokenizer
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.storage import place
 from vidvq.train.config import TrainConfig
-from vidvq.train.world import World, summed
+from vidvq.train.distributed import DistributedContext, all_reduce_sum
 from vidvq.video.decode import decode_clip
 
 
 class Evaluator:
-    """Encodes and decodes held-out clips as a user would. The ranks share the clips.
+    """Encodes and decodes held-out clips as a user would, divided among the ranks.
 
     Raises:
-        ValueError: the directory is not of finished clip shards, or holds no clips.
+        UsageError: the directory has no finished clip shards, or no clips.
     """
 
-    def __init__(self, config: TrainConfig, world: World, perceptual: PerceptualDistance | None) -> None:
-        self._config, self._world, self._perceptual = config.evaluation, world, perceptual
+    def __init__(self, config: TrainConfig, context: DistributedContext, perceptual: PerceptualDistance | None) -> None:
+        self._config, self._context, self._perceptual = config.evaluation, context, perceptual
         self._clips: list[tuple[str, bytes]] = []
         if config.evaluation.clips:
             self._clips = _read(place(config.evaluation.clips), config.evaluation.num_clips)
-            # A copy of its own: what is scored are averages, and under ZeRO the trained one is in pieces.
-            self._tokenizer = VideoTokenizer(config.model).to(world.device).eval().requires_grad_(False)
+            # A second network: the averages are scored, and under ZeRO 3 the trained weights are sharded.
+            self._tokenizer = VideoTokenizer(config.model).to(context.device).eval().requires_grad_(False)
 
     def score(self, weights: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
-        """Scores by name, and the first clips beside their reconstructions; every rank calls it."""
+        """Scores by name, and the first clips with their reconstructions ``1 c t h w``; every rank calls it."""
         self._tokenizer.load_inference_state_dict(weights)
         books = self._tokenizer.codebooks
-        counts = {book.name: torch.zeros(book.size, device=self._world.device) for book in books}
+        counts = {book.name: torch.zeros(book.size, device=self._context.device) for book in books}
         sums: dict[str, float] = {"psnr": 0.0, "ssim": 0.0, "bits": 0.0, "pixels": 0.0}
         sums |= {"perceptual": 0.0} if self._perceptual else {}
         shown: list[tuple[Tensor, Tensor]] = []
         for index, (key, media) in enumerate(self._clips):
-            if index % self._world.size != self._world.rank and index >= self._config.shown:
+            if index % self._context.size != self._context.rank and index >= self._config.shown:
                 continue
             frames = decode_clip(media, key)
-            video = to_video(frames).to(self._world.device)
+            video = to_video(frames).to(self._context.device)
             codes = self._tokenizer.encode(video)
             back = self._tokenizer.decode(codes, len(frames), frames.shape[1:3])
             if index < self._config.shown:
                 shown.append((video, back))
-            if index % self._world.size != self._world.rank:
+            if index % self._context.size != self._context.rank:
                 continue
             sums["psnr"] += psnr(frames, to_frames(back))
             sums["ssim"] += ssim(frames, to_frames(back))
@@ -64,25 +64,25 @@ class Evaluator:
             if self._perceptual:
                 pairs = [video[0].transpose(0, 1), back[0].transpose(0, 1)]
                 sums["perceptual"] += float(self._perceptual(*pairs))
-        total = summed(torch.tensor(list(sums.values()), dtype=torch.float64, device=self._world.device), self._world)
+        total = all_reduce_sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=self._context.device))
         named = dict(zip(sums, total.tolist(), strict=True))
         scores = {"bits_per_pixel": named.pop("bits") / named.pop("pixels")}
         scores |= {name: value / len(self._clips) for name, value in named.items()}
         for name, count in counts.items():
-            use = use_of(name, summed(count, self._world).cpu().numpy())
+            use = use_of(name, all_reduce_sum(count).cpu().numpy())
             scores[f"usage_{name}"], scores[f"perplexity_{name}"] = use.share, use.perplexity
         return scores, shown
 
     def goodness(self, scores: dict[str, float]) -> float:
-        """The chosen score, so that more is better."""
+        """The chosen score, signed so that larger is better."""
         metric = self._config.metric
         return -scores[metric] if metric == "perceptual" else scores[metric]
 
-    def line(self, scores: dict[str, float]) -> str:
-        """The scores in a few words."""
-        told = [f"{scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}", f"{scores['bits_per_pixel']:.4f} bits/pixel"]
-        told += [f"ST-LPIPS {scores['perceptual']:.3f}"] if "perceptual" in scores else []
-        return ", ".join(told + [f"{value:.0%} of {name[6:]}" for name, value in scores.items() if "usage" in name])
+    def summary(self, scores: dict[str, float]) -> str:
+        """The scores in one line."""
+        parts = [f"{scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}", f"{scores['bits_per_pixel']:.4f} bits/pixel"]
+        parts += [f"ST-LPIPS {scores['perceptual']:.3f}"] if "perceptual" in scores else []
+        return ", ".join(parts + [f"{value:.0%} of {name[6:]}" for name, value in scores.items() if "usage" in name])
 
 
 def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""`vidvq train`: claims the run's directory, and steps until the end, a signal, or what cannot be undone."""
+"""`vidvq train`: acquires the run directory and trains until completion, SIGTERM or an unrecoverable failure."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,19 +16,31 @@ from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder
 from vidvq.log import info, progress, warn
 from vidvq.model.pixels import to_video
 from vidvq.storage import differences, write_atomic
+from vidvq.train.checkpoints import latest_state, remove_partial_saves, save_checkpoint
 from vidvq.train.config import TrainConfig
+from vidvq.train.distributed import (
+    DistributedContext,
+    all_reduce_sum,
+    any_rank,
+    barrier,
+    init_distributed,
+    lost_peer,
+    shutdown_distributed,
+)
 from vidvq.train.evaluation import Evaluator
-from vidvq.train.guard import RollbackNeeded
-from vidvq.train.pace import Pace, forward_flops
+from vidvq.train.guard import RollbackNeeded, Skipped
+from vidvq.train.initialization import frozen_dtypes, initial_state, make_perceptual, read_start_weights
+from vidvq.train.metric_writer import MetricWriter
 from vidvq.train.profile import DATA, Profiler
-from vidvq.train.resume import StopSignal
-from vidvq.train.sinks import Sinks
+from vidvq.train.signals import StopSignal
+from vidvq.train.throughput import Throughput
 from vidvq.train.trainer import Trainer
-from vidvq.train.world import World, any_rank, join_world, leave_world, summed, what_was_lost
 
 _LOW_USAGE = 0.5
-_SURE = 0.98
-# What may change when a run goes on: how it is computed, and not what is learned.
+_HIGH_ACCURACY = 0.98
+# Squared range of pixels in [-1, 1].
+_PEAK_SQUARED = 4
+# Settings that may change when a run resumes: they decide how it is computed, and not what is learned.
 _MAY_CHANGE = {
     "zero_stage",
     "checkpoint_activations",
@@ -44,64 +56,98 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
     """Train a tokenizer; on rank 0 returns the fingerprints of the last checkpoint.
 
     Args:
-        config: what to train.
+        config: the run's config.
         profile: write a trace of a few steps into the run's directory.
 
     Raises:
-        ValueError: the run's directory holds a run of another config, or the data is not usable.
-        OSError: the disk is full or not writable; the checkpoints that are there stay.
-        ConnectionError: another process of the job is gone.
-        InterruptedError: SIGTERM came; the last step is saved.
+        UsageError: the run's directory holds a run of another config, or the data is unusable.
+        OSError: the disk is full or not writable; the existing checkpoints stay.
+        WorkerLost: another process of the job is lost.
+        JobStopped: SIGTERM arrived, and the last step is saved; or rollbacks do not help.
     """
     run = Path(config.out)
-    world = join_world(config.lost_after_s)
+    context = init_distributed(config.lost_after_s)
     try:
-        data = ClipBatches(config.data, config.seed, world.rank, world.size)
-        _claim(run, config)
+        data = ClipBatches(config.data, config.seed, context.rank, context.size)
+        _acquire(run, config)
         if is_checkpoint(step_folder(run, config.steps)):
-            info(f"{run} is trained already: {step_folder(run, config.steps)} is there")
+            info(f"{run} is trained already: {step_folder(run, config.steps)} exists")
             return None
-        return _Loop(config, run, world, data, profile).fit()
+        return _Loop(config, run, context, data, profile).fit()
     except RuntimeError as error:
-        if lost := what_was_lost(error):
-            message = f"process {world.rank} of {world.size} has lost another one: {lost}"
-            raise WorkerLost(f"{message}; start the job again to go on from its last checkpoint") from error
+        if cause := lost_peer(error):
+            message = f"process {context.rank} of {context.size} has lost another one: {cause}"
+            raise WorkerLost(f"{message}; start the job again to resume from its last checkpoint") from error
         raise
     finally:
-        leave_world()
+        shutdown_distributed()
 
 
-def _claim(run: Path, config: TrainConfig) -> None:
+def _acquire(run: Path, config: TrainConfig) -> None:
     """Write the resolved config, or refuse a directory that holds another."""
     path, mine = run / "config.yaml", settings.to_dict(config)
     if path.exists():
-        theirs = settings.read_yaml(path)
-        found = differences("", theirs, mine)
+        found = differences("", settings.read_yaml(path), mine)
         differing = [line for line in found if line.partition(" ")[0] not in _MAY_CHANGE]
         if differing:
             raise UsageError(f"{run} holds a run of another config: {'; '.join(differing)}. Give another out=")
     write_atomic(path, settings.dump(config).encode())
 
 
+class _MeanTerms:
+    """Means of loss terms over micro-batches and ranks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0) + value.float()
+        self._count += 1
+
+    def take(self, context: DistributedContext) -> dict[str, float]:
+        """The means, which start anew; every rank calls it."""
+        names = sorted(self._sums)
+        values = all_reduce_sum(torch.stack([self._sums[name] for name in names]))
+        means = dict(zip(names, (values / (self._count * context.size)).tolist(), strict=True))
+        self.clear()
+        return means
+
+    def clear(self) -> None:
+        self._sums, self._count = {}, 0
+
+
 class _Loop:
-    def __init__(self, config: TrainConfig, run: Path, world: World, data: ClipBatches, profile: bool) -> None:
-        self.config, self.run, self.world, self.data = config, run, world, data
-        self.trainer = Trainer(config, run, world)
-        self.evaluator = Evaluator(config, world, self.trainer.perceptual)
-        self.profiler = Profiler(run) if profile and world.rank == 0 else None
-        self.pace = Pace(world.device, config.precision)
-        self.sums: dict[str, Tensor] = {}
+    def __init__(
+        self, config: TrainConfig, run: Path, context: DistributedContext, data: ClipBatches, profile: bool
+    ) -> None:
+        self.config, self.run, self.context, self.data = config, run, context, data
+        if context.rank == 0:
+            remove_partial_saves(run)
+        state = latest_state(run, context)
+        weights = read_start_weights(config, state.checkpoint if state else None)
+        self.dtypes = frozen_dtypes(config, weights)
+        perceptual = make_perceptual(config, context)
+        self.evaluator = Evaluator(config, context, perceptual)
+        self.trainer = Trainer(config, context, perceptual)
+        self.trainer.load_state(state or initial_state(config, weights))
+        if state and context.rank == 0:
+            info(f"resuming from {state.checkpoint}")
+        self.profiler = Profiler(run) if profile and context.rank == 0 else None
+        self.throughput = Throughput(config, context)
+        self.terms = _MeanTerms()
         self.alarms: set[str] = set()
-        self.sinks = self._open_sinks()
+        self.writer = self._open_writer()
         self.batches: Iterator[Tensor] | None = None
 
     def fit(self) -> Fingerprints | None:
-        config, position, prints = self.config, self.trainer.position, None
-        stopping = StopSignal()
-        with progress("train", config.steps, "steps") if self.world.rank == 0 else nullcontext() as bar:
+        config, prints = self.config, None
+        stop_signal = StopSignal()
+        with progress("train", config.steps, "steps") if self.context.rank == 0 else nullcontext() as bar:
             if bar:
-                bar.advance(position.step)
-            while self.trainer.position.step < config.steps:
+                bar.advance(self.trainer.progress.step)
+            while self.trainer.progress.step < config.steps:
                 try:
                     self._step()
                 except RollbackNeeded as problem:
@@ -109,115 +155,124 @@ class _Loop:
                     if bar:
                         bar.advance(-lost)
                     continue
-                done = self.trainer.position.step
+                done = self.trainer.progress.step
                 note = self._log(done) if done % config.log_every == 0 or done == config.steps else None
                 if bar:
                     bar.advance(note=note)
                 if config.evaluation.clips and (done % config.evaluation.every == 0 or done == config.steps):
                     self._evaluate(done)
-                stop = any_rank(stopping.asked, self.world)
+                stop = any_rank(stop_signal.received, self.context)
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
-                    prints = self.trainer.save()
+                    prints = self._save()
                 if stop and done < config.steps:
-                    raise JobStopped(f"asked to stop; step {done} is saved, start again to go on")
-        if self.sinks:
-            self.sinks.close()
+                    raise JobStopped(f"stopped by SIGTERM; step {done} is saved, run the same command to resume")
+        if self.writer:
+            self.writer.close()
         if self.profiler:
             self.profiler.close()
         return prints
 
     def _step(self) -> None:
-        """One step of both players, over as many passes as make the batch."""
-        for turn in range(self.config.data.accumulation(self.world.size)):
-            terms = self._learn_from_good_pass(turn)
-            for name, value in terms.items():
-                self.sums[name] = self.sums.get(name, 0) + value.float()
+        """One optimizer step, over as many micro-batches as make the batch."""
+        for micro_step in range(self.config.data.accumulation(self.context.size)):
+            self.terms.add(self._learn_from_good_batch(micro_step))
         self.trainer.finish_step()
-        self.pace.steps += 1
+        self.throughput.finish_step()
         if self.profiler:
             self.profiler.step()
 
-    def _learn_from_good_pass(self, turn: int) -> dict[str, Tensor]:
+    def _learn_from_good_batch(self, micro_step: int) -> dict[str, Tensor]:
         while True:
-            terms = self.trainer.learn(self._next(turn), turn)
-            if not isinstance(terms, str):
-                return terms
-            position = self.trainer.position
-            if self.world.rank == 0:
-                warn(f"step {position.step + 1}: batch {position.batch} is skipped: {terms}")
+            result = self.trainer.forward_backward(self._next_video(micro_step), micro_step)
+            if not isinstance(result, Skipped):
+                return result
+            position = self.trainer.progress
+            if self.context.rank == 0:
+                warn(f"step {position.step + 1}: batch {position.batch} is skipped: {result.reason}")
             position.batch += 1
             self.batches = None
 
-    def _next(self, turn: int) -> Tensor:
-        asked = monotonic()
+    def _next_video(self, micro_step: int) -> Tensor:
+        """The next micro-batch ``b c t h w`` on the device."""
+        position, asked = self.trainer.progress, monotonic()
         if self.batches is None:
-            self.batches = clip_batches(self.data, self.trainer.position.batch, turn)
+            self.batches = clip_batches(self.data, position.batch, micro_step)
         with record_function(DATA):
-            video = to_video(next(self.batches)).to(self.world.device, non_blocking=True)
-        self.pace.waited_s += monotonic() - asked
-        generator, critic = forward_flops(self.config, tuple(video.shape))
-        playing = self.config.adversarial and self.trainer.position.step >= self.config.loss.adversarial_start
-        self.pace.flops += 3 * generator + (8 * critic if playing else 0)
-        self.pace.clip_frames += video.shape[0] * video.shape[2] * self.world.size
+            video = to_video(next(self.batches)).to(self.context.device, non_blocking=True)
+        self.throughput.record(tuple(video.shape), monotonic() - asked, position.step)
         return video
 
     def _roll_back(self, problem: str) -> int:
-        """Go back to the last checkpoint, and on with the data after the bad batch; returns the steps lost."""
-        position = self.trainer.position
-        if position.rollbacks >= self.config.guard.rollbacks:
+        """Return to the last checkpoint and continue with the data after the bad batch; returns the steps lost.
+
+        Raises:
+            JobStopped: the run has rolled back ``guard.rollbacks`` times already.
+        """
+        bad = self.trainer.progress
+        if bad.rollbacks >= self.config.guard.rollbacks:
             raise JobStopped(
-                f"step {position.step + 1}: {problem}, after {position.rollbacks} rollbacks; lower the learning rates, "
+                f"step {bad.step + 1}: {problem}, after {bad.rollbacks} rollbacks; lower the learning rates, "
                 "raise loss.lecam, or use precision=fp32"
             )
-        bad, at, rollbacks = position.batch, position.step, position.rollbacks
-        self.trainer = Trainer(self.config, self.run, self.world)
-        position = self.trainer.position
-        position.batch, position.rollbacks = bad + 1, rollbacks + 1
-        if self.world.rank == 0:
-            warn(f"step {at + 1}: {problem}; back to step {position.step}, on with batch {position.batch}")
-        if self.sinks:
-            self.sinks.close()
-            self.sinks = self._open_sinks()
-        self.batches, self.sums = None, {}
-        self.pace.start_again()
-        return at - position.step
+        state = latest_state(self.run, self.context)
+        if state is None:
+            state = initial_state(self.config, read_start_weights(self.config, None))
+        self.trainer.load_state(state)
+        position = self.trainer.progress
+        position.batch, position.rollbacks = bad.batch + 1, bad.rollbacks + 1
+        if self.context.rank == 0:
+            warn(
+                f"step {bad.step + 1}: {problem}; back to step {position.step}, continuing with batch {position.batch}"
+            )
+        if self.writer:
+            self.writer.close()
+            self.writer = self._open_writer()
+        self.batches = None
+        self.terms.clear()
+        self.throughput.reset()
+        return bad.step - position.step
+
+    def _save(self) -> Fingerprints | None:
+        """Write a checkpoint; every rank calls it."""
+        state, prints = self.trainer.state_dict(), None
+        if self.context.rank == 0:
+            prints = save_checkpoint(self.run, self.config, state, self.dtypes)
+        barrier()
+        return prints
 
     def _log(self, step: int) -> str | None:
-        """Tell of the steps since the last time; sums are over ranks and passes."""
-        names = sorted(self.sums)
-        values = summed(torch.stack([self.sums[name] for name in names]), self.world)
-        passes = self.pace.steps * self.config.data.accumulation(self.world.size) * self.world.size
-        metrics = dict(zip(names, (values / passes).tolist(), strict=True))
-        metrics["psnr"] = float(10 * torch.log10(4 / torch.tensor(max(metrics["l2"], 1e-12))))
-        metrics |= self.trainer.rates() | self.pace.measure() | self.trainer.usage.measure()
-        self.sums = {}
-        self.pace.start_again()
-        if not self.sinks:
+        """Write the metrics since the last call; every rank calls it. Rank 0 returns a note for the progress bar."""
+        metrics = self.terms.take(self.context)
+        metrics["psnr"] = float(10 * torch.log10(_PEAK_SQUARED / torch.tensor(max(metrics["l2"], 1e-12))))
+        metrics |= self.trainer.optimizer_metrics() | self.throughput.measure() | self.trainer.usage.measure()
+        self.throughput.reset()
+        if not self.writer:
             return None
         alarms = self._alarms(metrics, step)
         for name in alarms.keys() - self.alarms:
             warn(f"step {step}: {alarms[name]}")
         self.alarms = set(alarms)
-        self.sinks.scalars(step, metrics)
+        self.writer.scalars(step, metrics)
         return f"loss {metrics['loss']:.4f} psnr {metrics['psnr']:.2f} dB"
 
     def _alarms(self, metrics: dict[str, float], step: int) -> dict[str, str]:
-        """What is wrong now, by name; told when it begins."""
+        """Messages of the alarms that are on, by name; each is logged when it turns on."""
         alarms = self.trainer.usage.alarms(metrics, _LOW_USAGE, step)
-        if metrics.get("accuracy", 0.0) > _SURE:
+        if metrics.get("accuracy", 0.0) > _HIGH_ACCURACY:
             alarms["balance"] = (
                 "the discriminator tells nearly every patch apart; lower its learning rate or raise loss.lecam"
             )
         return alarms
 
-    def _evaluate(self, done: int) -> None:
+    def _evaluate(self, step: int) -> None:
         scores, shown = self.evaluator.score(self.trainer.average.state_dict())
-        best = self.trainer.note_score(self.evaluator.goodness(scores))
-        self.pace.start_again()
-        if self.sinks:
-            self.sinks.scalars(done, {f"held_out_{name}": value for name, value in scores.items()})
-            self.sinks.pairs(done, shown)
-            info(f"held out at step {done}: {self.evaluator.line(scores)}{', the best so far' if best else ''}")
+        best = self.trainer.record_score(self.evaluator.goodness(scores))
+        self.throughput.reset()
+        if self.writer:
+            self.writer.scalars(step, {f"held_out_{name}": value for name, value in scores.items()})
+            self.writer.comparisons(step, shown)
+            note = ", the best so far" if best else ""
+            info(f"held out at step {step}: {self.evaluator.summary(scores)}{note}")
 
-    def _open_sinks(self) -> Sinks | None:
-        return Sinks(self.run, self.trainer.position.step) if self.world.rank == 0 else None
+    def _open_writer(self) -> MetricWriter | None:
+        return MetricWriter(self.run, self.trainer.progress.step) if self.context.rank == 0 else None

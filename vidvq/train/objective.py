@@ -1,4 +1,4 @@
-"""What both players are asked to minimise, as functions of one pass's clips."""
+"""The losses of generator and discriminator, as functions of one micro-batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GeneratorTerms:
-    """The generator's side of a pass.
+    """The generator's loss on a micro-batch.
 
     Attributes:
-        total: what is minimised; a scalar with its graph.
+        total: the loss to minimise, a scalar with its graph.
         terms: each term without its weight, detached.
-        guarded: the sum of the weighted terms that are distances; what a loss spike shows in.
+        guarded: weighted sum of all terms but the adversarial one, detached; the spike guard watches it.
     """
 
     total: Tensor
@@ -44,9 +44,9 @@ class Objective:
     """The losses of a run.
 
     Args:
-        config: of the run.
+        config: the run's config.
         block: frames, height and width of one latent, for masks.
-        perceptual: a distance of two batches of frames ``n c h w``, or None.
+        perceptual: distance between two batches of frames ``n c h w``, or None.
     """
 
     def __init__(self, config: TrainConfig, block: tuple[int, int, int], perceptual: Distance | None) -> None:
@@ -58,15 +58,15 @@ class Objective:
         along = zip(block, config.mask.size, strict=True)
         self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]
 
-    def show(self, video: Tensor) -> Tensor:
-        """What the tokenizer is given: the clips, and behind them some of them again with blocks hidden."""
+    def tokenizer_input(self, video: Tensor) -> Tensor:
+        """The clips, followed by copies of some of them with blocks hidden."""
         if not is_used(self.loss.masked):
             return video
         again = video[: max(round(self.mask.clips * len(video)), 1)]
         return torch.cat([video, hide_blocks(again, self.mask.blocks, self._block)])
 
     def generator(self, step: int, video: Tensor, out: Reconstruction, discriminate: Discriminate) -> GeneratorTerms:
-        """The generator's loss on what came back for :meth:`show`."""
+        """The generator's loss on the tokenizer's output for :meth:`tokenizer_input`."""
         weights = self.loss
         whole, hidden = out.reconstruction[: len(video)].float(), out.reconstruction[len(video) :].float()
         terms = {"commitment": out.commitment_loss}
@@ -118,7 +118,7 @@ class Objective:
         return terms
 
     def _frames(self, whole: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
-        """The frames to compare, ``n c h w``: all, or as many of each clip as the config says."""
+        """The frames to compare, ``n c h w``: all, or the configured number of each clip."""
         count, t = self.loss.perceptual_net.frames, video.shape[2]
         if count is not None and count < t:
             chosen = torch.randperm(t, device=video.device)[:count].sort().values

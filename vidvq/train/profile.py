@@ -10,7 +10,7 @@ from vidvq.log import info, warn
 from vidvq.storage import write_atomic
 
 # What a step is made of; the loop and the trainer mark them with `record_function`.
-DATA, FORWARD, LOSSES, BACKWARD, CRITIC, AVERAGE = PARTS = (
+DATA, FORWARD, LOSSES, BACKWARD, DISCRIMINATOR, AVERAGE = PARTS = (
     "waiting for data",
     "generator, forward",
     "generator, losses",

@@ -1,4 +1,4 @@
-"""What changes over a run: learning rates and the weights of losses. Functions of the step alone, so without state."""
+"""Schedules of learning rates and loss weights: functions of the step alone, without state."""
 
 from dataclasses import dataclass
 from math import cos, pi
@@ -16,7 +16,7 @@ class Ramp:
     Attributes:
         begin, end: its values until step ``first`` and from step ``last`` on.
         first, last: steps, counted from 0.
-        shape: of the way between them.
+        shape: curve between the two values.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

@@ -1,4 +1,4 @@
-"""The two players' losses, and what keeps the discriminator from winning too soon."""
+"""The adversarial losses of generator and discriminator, and regularisers of the discriminator."""
 
 from dataclasses import dataclass
 from typing import Literal

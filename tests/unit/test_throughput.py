@@ -1,0 +1,61 @@
+"""The FLOP rule of a step, and the metrics made from it."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vidvq.data import DataConfig
+from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import StackConfig
+from vidvq.train import TrainConfig
+from vidvq.train.config import LossConfig
+from vidvq.train.distributed import DistributedContext
+from vidvq.train.throughput import Throughput
+
+SHAPE = (2, 3, 5, 32, 32)
+STACK = StackConfig((8, 8), (1, 1))
+CONFIG = TrainConfig(
+    DataConfig({"a": 2.0, "b": 1.0}),
+    model=TokenizerConfig(encoder=STACK, decoder=STACK),
+    discriminator=DiscriminatorConfig(channels=4, layers=1),
+    loss=LossConfig(adversarial=0.1, adversarial_start=7, discriminator_warmup=2),
+)
+
+
+def count(step) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+@pytest.fixture
+def throughput() -> Throughput:
+    return Throughput(CONFIG, DistributedContext(0, 3, torch.device("cpu")))
+
+
+def test_flops_are_those_of_forward_and_backward(throughput):
+    tokenizer, discriminator = VideoTokenizer(CONFIG.model), Discriminator(CONFIG.discriminator)
+    # With a gradient of the input, since the rule counts one for every layer, the first included.
+    video = torch.rand(SHAPE).requires_grad_()
+    tokenizer_step = count(lambda: tokenizer(video).reconstruction.sum().backward())
+    assert throughput.flops(SHAPE, 4) == pytest.approx(tokenizer_step, rel=0.15)
+    discriminator_step = count(lambda: [discriminator(video).sum().backward() for _ in range(2)])
+    assert throughput.flops(SHAPE, 5) - throughput.flops(SHAPE, 4) == discriminator_step
+    frozen = Discriminator(CONFIG.discriminator).requires_grad_(False)
+    assert throughput.flops(SHAPE, 7) - throughput.flops(SHAPE, 6) == count(lambda: frozen(video).sum().backward())
+
+
+def test_a_measurement_covers_the_time_since_the_last_one(throughput, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("vidvq.train.throughput.monotonic", lambda: clock[0])
+    throughput.reset()
+    for _ in range(2):
+        throughput.record(SHAPE, wait_s=0.5, step=0)
+        throughput.finish_step()
+    clock[0] += 4
+    flops = 2 * throughput.flops(SHAPE, 0)
+    expected = {"step_s": 2.0, "data_wait": 0.25, "frames_per_s": 2 * 2 * 5 * 3 / 4, "tflops": flops / 4e12}
+    assert throughput.measure() == pytest.approx(expected)
+    throughput.reset()
+    clock[0] += 1
+    assert throughput.measure()["tflops"] == 0

@@ -1,0 +1,36 @@
+"""Settings of `vidvq train` that do not fit the model are refused before any work."""
+
+import pytest
+
+from vidvq.config import load
+from vidvq.errors import UsageError
+from vidvq.train import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.num_frames=10"], r"data\.num_frames=10 must be 1 \+ a multiple of .*=4; nearest 9 or 13"),
+        (["data.num_frames=2"], r"data\.num_frames=2 must .* nearest 1 or 5"),
+        (["data.num_frames=9", "model.temporal_factor=2"], None),
+        (["data.num_frames=1"], None),
+        (["data.crop=36"], r"data\.crop=36 must be a multiple of 8, the pixels per latent"),
+        (
+            ["data.buckets=[{num_frames: 9, height: 32, width: 64}, {num_frames: 4, height: 32, width: 32}]"],
+            r"data\.buckets\.1\.num_frames=4 must be 1 \+ a multiple of .*=4; nearest 1 or 5",
+        ),
+        (
+            ["data.buckets=[{num_frames: 9, height: 32, width: 60}]"],
+            r"data\.buckets\.0\.height=32 width=60 must be a multiple of 8",
+        ),
+        # What num_frames and crop say is not used where there are buckets.
+        (["data.num_frames=10", "data.buckets=[{num_frames: 9, height: 32, width: 32}]"], None),
+    ],
+)
+def test_batches_are_whole_groups_of_whole_latents(overrides, message):
+    settings = ["data.clips=clips", "model.patch_size=4", *overrides]
+    if message is None:
+        load(TrainConfig, None, settings)
+        return
+    with pytest.raises(UsageError, match=message):
+        load(TrainConfig, None, settings)

@@ -1,0 +1,86 @@
+"""The checkpoints of a run: the newest complete one is resumed; the newest few and the best are kept."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vidvq.formats.checkpoint import TRAINING, Fingerprints, list_steps, step_folder, write_checkpoint
+from vidvq.log import info, warn
+from vidvq.model.pixels import PREPROCESSING
+from vidvq.train.config import TrainConfig
+from vidvq.train.distributed import DistributedContext, all_reduce_sum
+from vidvq.train.training_state import TrainingState, find_damage, read_training_state, write_training_state
+
+_ATTEMPT = ".training-"
+
+
+def save_checkpoint(run: Path, config: TrainConfig, state: TrainingState, dtypes: dict[str, Any]) -> Fingerprints:
+    """Write a checkpoint of the weight average with the training state, and remove old ones; rank 0 alone calls it.
+
+    Args:
+        run: the run's directory.
+        config: the run's config.
+        state: what a trainer's ``state_dict`` returned.
+        dtypes: numpy types of tensors that are not stored as float32; the fingerprints cover the type.
+
+    Raises:
+        OSError: the disk is full or not writable; the earlier checkpoints stay.
+    """
+    step = state.progress.step
+    folder, attempt = step_folder(run, step), run / "checkpoints" / f"{_ATTEMPT}{step:08d}"
+    arrays = {
+        name: tensor.detach().float().cpu().contiguous().numpy().astype(dtypes.get(name, np.float32), copy=False)
+        for name, tensor in state.tensors["average"].items()
+    }
+    try:
+        write_training_state(attempt, state)
+        prints = write_checkpoint(folder, config.model.to_dict(), PREPROCESSING, arrays, step, attempt)
+    except OSError:
+        remove_partial_saves(run)
+        raise
+    info(f"saved {folder} (token {prints.token[:12]}, decoder {prints.decoder[:12]})")
+    best = state.progress.best
+    _prune(run, config.keep_checkpoints, best[1] if best else None)
+    return prints
+
+
+def latest_state(run: Path, context: DistributedContext) -> TrainingState | None:
+    """The newest complete training state, the same one on every rank; every rank calls it.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    found = _newest_complete(run) if context.rank == 0 else 0
+    step = int(all_reduce_sum(torch.tensor(float(found), device=context.device)))
+    return read_training_state(step_folder(run, step) / TRAINING) if step else None
+
+
+def remove_partial_saves(run: Path) -> None:
+    """Remove the remains of saves that were killed or ran out of disk space; rank 0 alone calls it."""
+    for pattern in (f"{_ATTEMPT}*", "*.tmp.*"):
+        for folder in (run / "checkpoints").glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _newest_complete(run: Path) -> int:
+    """Step of the newest complete checkpoint, 0 without one; warns of each newer one that is damaged."""
+    for folder in reversed(list_steps(run)):
+        damage = find_damage(folder / TRAINING)
+        if damage is None:
+            return _step_of(folder)
+        warn(f"{folder} {damage}; falling back to the checkpoint before it")
+    return 0
+
+
+def _prune(run: Path, keep: int, best: int | None) -> None:
+    """Remove all checkpoints but the newest ``keep`` and the one of step ``best``."""
+    for folder in list_steps(run)[:-keep]:
+        if _step_of(folder) != best:
+            shutil.rmtree(folder)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])

@@ -1,0 +1,102 @@
+"""Throughput of a run, and its use of the device: seconds per step, wait for data, frames per second, FLOP/s, MFU."""
+
+from time import monotonic
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vidvq.model import Discriminator, VideoTokenizer
+from vidvq.model.layers import TemporalCache
+from vidvq.train.config import TrainConfig
+from vidvq.train.distributed import DistributedContext
+
+# Dense peak in TFLOP/s by precision (fp32 without TF32 matrix units), from the makers' data sheets.
+_PEAKS = {
+    "H200": {"bf16": 989, "fp16": 989, "fp32": 67},
+    "H100": {"bf16": 989, "fp16": 989, "fp32": 67},
+    "A100": {"bf16": 312, "fp16": 312, "fp32": 19.5},
+    "L40S": {"bf16": 362, "fp16": 362, "fp32": 91.6},
+}
+_FORWARD_BACKWARD = 3
+_BACKWARD_OF_INPUT = 2
+
+
+class Throughput:
+    """Measures the steps since the last :meth:`reset`.
+
+    A micro-batch costs three forwards of the tokenizer (forward, and backward by inputs and by weights), two of the
+    frozen discriminator in the adversarial loss (forward, backward by inputs), and six of the discriminator's own
+    training (three each on real and on reconstructed video). The perceptual network is left out: MFU is about the
+    networks that learn.
+    """
+
+    def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
+        self._config, self._context = config, context
+        self._forward: dict[tuple[int, ...], tuple[int, int]] = {}
+        self.reset()
+
+    def record(self, shape: tuple[int, ...], wait_s: float, step: int) -> None:
+        """Add a micro-batch.
+
+        Args:
+            shape: this rank's share, ``b c t h w``.
+            wait_s: time spent waiting for it (seconds).
+            step: the step that it belongs to.
+        """
+        self._waited_s += wait_s
+        self._flops += self.flops(shape, step)
+        self._frames += shape[0] * shape[2] * self._context.size
+
+    def finish_step(self) -> None:
+        """Count a finished step."""
+        self._steps += 1
+
+    def measure(self) -> dict[str, float]:
+        """Metrics by name; MFU on devices of known peak, peak memory on GPUs."""
+        elapsed_s = max(monotonic() - self._started, 1e-9)
+        metrics = {
+            "step_s": elapsed_s / max(self._steps, 1),
+            "data_wait": self._waited_s / elapsed_s,
+            "frames_per_s": self._frames / elapsed_s,
+            "tflops": self._flops / elapsed_s / 1e12,
+        }
+        if peak := self._peak():
+            metrics["mfu"] = self._flops / elapsed_s / peak
+        if self._context.device.type == "cuda":
+            metrics["memory_gib"] = torch.cuda.max_memory_allocated(self._context.device) / 2**30
+        return metrics
+
+    def reset(self) -> None:
+        """Start a new measurement."""
+        self._started, self._steps, self._frames, self._waited_s, self._flops = monotonic(), 0, 0, 0.0, 0
+
+    def flops(self, shape: tuple[int, ...], step: int) -> int:
+        """FLOPs of one micro-batch ``b c t h w`` at a step, forward and backward."""
+        if shape not in self._forward:
+            self._forward[shape] = _forward_flops(self._config, shape)
+        tokenizer, discriminator = self._forward[shape]
+        total = _FORWARD_BACKWARD * tokenizer
+        if self._config.adversarial and step >= self._config.discriminator_start:
+            total += 2 * _FORWARD_BACKWARD * discriminator
+        if self._config.adversarial and step >= self._config.loss.adversarial_start:
+            total += _BACKWARD_OF_INPUT * discriminator
+        return total
+
+    def _peak(self) -> float | None:
+        if self._context.device.type != "cuda":
+            return None
+        name = torch.cuda.get_device_name(self._context.device)
+        return next((peaks[self._config.precision] * 1e12 for gpu, peaks in _PEAKS.items() if gpu in name), None)
+
+
+def _forward_flops(config: TrainConfig, shape: tuple[int, ...]) -> tuple[int, int]:
+    """FLOPs of one forward of the tokenizer and of the discriminator, counted on the meta device."""
+    with torch.device("meta"):
+        tokenizer, discriminator = VideoTokenizer(config.model), Discriminator(config.discriminator)
+        video = torch.empty(shape)
+        groups = torch.empty(*shape[:2], shape[2] + config.model.temporal_factor - 1, *shape[3:])
+    with FlopCounterMode(display=False) as tokenizer_flops, torch.no_grad():
+        tokenizer.decoder(tokenizer.encoder(groups, TemporalCache()), TemporalCache())
+    with FlopCounterMode(display=False) as discriminator_flops, torch.no_grad():
+        discriminator(video)
+    return tokenizer_flops.get_total_flops(), discriminator_flops.get_total_flops()
