@@ -62,7 +62,7 @@ class ClipBatches(Dataset[torch.Tensor | UnreadableBatch]):
         self._cached_bytes = 0
         self._lock = Lock()
         self._warned: set[int] = set()
-        self._pool: ThreadPoolExecutor | None = None
+        self._executors: dict[int, ThreadPoolExecutor] = {}
 
     def __getitem__(self, position: tuple[int, int]) -> torch.Tensor | UnreadableBatch:
         """This rank's micro-batch of a batch."""
@@ -70,13 +70,18 @@ class ClipBatches(Dataset[torch.Tensor | UnreadableBatch]):
         bucket, picks = self.order.batch(number)
         first = (micro_step * self.ranks + self.rank) * self.micro_batch
         mine = picks[first : first + self.micro_batch]
-        # Made here, in the worker: threads do not survive a fork.
-        self._pool = self._pool or ThreadPoolExecutor(self.config.threads)
         try:
-            crops = list(self._pool.map(lambda pick: self._crop_of(bucket, pick), mine))
+            crops = list(self._executor().map(lambda pick: self._crop_of(bucket, pick), mine))
         except UsageError as error:
             return UnreadableBatch(str(error))
         return torch.from_numpy(np.stack(crops))
+
+    def _executor(self) -> ThreadPoolExecutor:
+        """The decoding threads of this process; those of its parent did not survive the fork."""
+        process = os.getpid()
+        if process not in self._executors:
+            self._executors[process] = ThreadPoolExecutor(self.config.threads)
+        return self._executors[process]
 
     def _crop_of(self, bucket: int, pick: Pick) -> np.ndarray:
         last = None
