@@ -13,13 +13,15 @@ from vidvq.model.quantize import FSQConfig, QuantizerConfig, VQConfig
 
 
 def plain_losses(clips_dir, steps: int) -> tuple[list[float], list[float]]:
-    """Both players' losses by a loop of plain torch."""
+    """Losses of generator and discriminator by a loop of plain torch."""
     torch.manual_seed(0)
     stack = StackConfig((16, 24), (1, 1))
     quantizer = QuantizerConfig(3, FSQConfig(levels=(5, 5, 5)), VQConfig(size=32, warmup=0))
     tokenizer = VideoTokenizer(TokenizerConfig(encoder=stack, decoder=stack, quantizer=quantizer))
-    critic = Discriminator(DiscriminatorConfig(channels=8, layers=1))
-    both = [torch.optim.AdamW(net.parameters(), 1e-3, (0.9, 0.99), weight_decay=0) for net in (tokenizer, critic)]
+    discriminator = Discriminator(DiscriminatorConfig(channels=8, layers=1))
+    both = [
+        torch.optim.AdamW(net.parameters(), 1e-3, (0.9, 0.99), weight_decay=0) for net in (tokenizer, discriminator)
+    ]
     data = ClipBatches(DataConfig((str(clips_dir),), batch_size=4, num_frames=5, crop=32, shuffle=256), seed=0)
     told: tuple[list[float], list[float]] = ([], [])
     means = [0.0, 0.0]
@@ -28,19 +30,19 @@ def plain_losses(clips_dir, steps: int) -> tuple[list[float], list[float]]:
         video = to_video(data[step, 0])
         out = tokenizer(video)
         back = out.reconstruction
-        loss = F.l1_loss(back, video) + 0.25 * out.commitment_loss - 0.1 * critic(back).mean()
+        loss = F.l1_loss(back, video) + 0.25 * out.commitment_loss - 0.1 * discriminator(back).mean()
         told[0].append(float(loss.detach()))
         both[0].zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
-        real, fake = critic(torch.cat([video, back.detach()])).chunk(2)
+        real, fake = discriminator(torch.cat([video, back.detach()])).chunk(2)
         hinge = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
         told[1].append(float(hinge.detach()))
         penalty = F.relu(real - means[1]).square().mean() + F.relu(means[0] - fake).square().mean()
         means = [0.99 * mean + 0.01 * float(new.detach().mean()) for mean, new in zip(means, (real, fake), strict=True)]
         both[1].zero_grad()
         (hinge + 0.01 * penalty).backward()
-        torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(discriminator.parameters(), 1.0)
         for optimizer in both:
             optimizer.step()
     return told
