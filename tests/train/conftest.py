@@ -76,7 +76,12 @@ def train(clips_dir) -> Callable[..., Run]:
     def run(out: Path, *overrides: str, ranks: int = 1, code: int = 0, patch: str = "") -> Run:
         arguments = ["train", "demo", f"data.clips={clips_dir}", f"out={out}", *SETTINGS, *overrides]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-        if ranks > 1:
+        if ranks > 1 and patch:
+            script = out.with_suffix(".py")
+            script.write_text(f"{patch}\nfrom vidvq.cli import main\nmain()")
+            launcher = ["torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
+            command = [sys.executable, "-m", *launcher, str(script), *arguments]
+        elif ranks > 1:
             environment |= {"NPROC": str(ranks), "HEAD": f"127.0.0.1:{free_port()}"}
             command = [str(ROOT / "launch/torchrun.sh"), *arguments[1:]]
         else:
