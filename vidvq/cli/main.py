@@ -88,8 +88,9 @@ def _judge(error: Exception, arguments: list[str]) -> tuple[int, str]:
         case OSError():
             what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
             return FAILED, f"{what}; mend that and run the same command again to resume"
-        case MemoryError():
-            return FAILED, f"out of memory {error}; free some, or lower the size of the batch or the clips"
+        # Of torch, which is not imported here: a RuntimeError by that name.
+        case _ if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return FAILED, f"out of memory {error}".strip() + "; use smaller clips, shards or batches, or fewer workers"
     return BUG, f"internal error: {type(error).__name__}: {_first_line(error)}; {_write_log(error, arguments)}"
 
 

@@ -7,6 +7,7 @@ import faulthandler
 import os
 import subprocess
 import sys
+import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -51,13 +52,15 @@ class Feeder:
         try:
             try:
                 send(running.orders, (function, item, deadline_s))
-                while not isinstance(result := receive(running.results), _End):
-                    if isinstance(result, Exception):
-                        raise result
+                while not isinstance(result := receive(running.results), _End | Exception):
                     yield result
-                self._running = running
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 yield WorkerDied(f"the process of {function.__name__} ended with {running.process.wait()}")
+                return
+            if isinstance(result, Exception):
+                # Not where a death is told by its EOFError: the function may raise one too.
+                raise result
+            self._running = running
         finally:
             if self._running is not running:
                 running.stop()
@@ -108,6 +111,7 @@ def serve(orders: int, results: int) -> None:
             except BrokenPipeError:
                 raise
             except Exception as error:  # noqa: BLE001 (raised by the parent)
+                error.add_note("".join(traceback.format_exception(error)))
                 result = error
             send(results_out, result)
 
