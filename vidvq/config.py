@@ -6,6 +6,7 @@ no interpolation and no include.
 """
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
 
@@ -96,11 +97,16 @@ def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
         ConfigError: one line that lists every wrong field by path, the rule, and the value got.
     """
     try:
-        return TypeAdapter(kind).validate_python(data)
+        return _adapter(kind).validate_python(data)
     except ValidationError as error:
         problems = [_problem(detail, data) for detail in error.errors()]
         count = f"{len(problems)} wrong fields" if len(problems) > 1 else "1 wrong field"
         raise ConfigError(f"{source} has {count}: " + "; ".join(problems)) from error
+
+
+@cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
 
 
 def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from vidvq.corpus.lists import LIST_SUFFIXES, Line, ListPolicy, read_list, read_tar_list
-from vidvq.errors import UsageError
+from vidvq.errors import StoreError, UsageError
 from vidvq.storage import canonical_json, is_remote, place
 
 SUFFIXES = frozenset(
@@ -107,7 +107,7 @@ def _expand(given: str, lists: ListPolicy) -> Iterator[Source]:
             raise UsageError(f"input {given} does not exist; give video files, folders, globs, lists or URLs")
     except ImportError as error:
         raise UsageError(f"input {given} needs a library that is not installed: {error}") from error
-    except ValueError:
+    except (UsageError, StoreError):
         raise
     except OSError as error:
         raise UsageError(f"input {given} cannot be read: {error.strerror or error}") from error
@@ -115,7 +115,7 @@ def _expand(given: str, lists: ListPolicy) -> Iterator[Source]:
         # Stores raise what their own libraries raise: no credentials, no such endpoint.
         if not is_remote(path):
             raise
-        raise UsageError(f"input {given} cannot be read: {' '.join(str(error).split())}") from error
+        raise StoreError(f"input {given} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _folder(folder: Path, given: str, lists: ListPolicy) -> Iterator[Source]:
@@ -205,7 +205,8 @@ def source_at(uri: str) -> Source:
             return Source(uri, details.get("size") or -1, str(version).strip('"'))
         status = path.stat()
         return Source(uri, status.st_size, str(status.st_mtime_ns))
-    except OSError:
+    except (OSError, ValueError):
+        # ValueError: a null byte in the name.
         return Source(uri)
 
 

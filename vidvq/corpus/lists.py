@@ -80,7 +80,9 @@ def read_list(path: Path, policy: ListPolicy) -> Iterator[Line]:
             line = columns.read(row)
             if line.uri:
                 yield line
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError, pa.ArrowInvalid) as error:
+    except UsageError:
+        raise
+    except (ValueError, csv.Error, RecursionError, pa.ArrowException) as error:
         raise UsageError(f"list {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
@@ -109,7 +111,9 @@ def read_tar_list(path: Path, policy: ListPolicy, suffixes: frozenset[str]) -> I
                     assert sidecar is not None
                     carried |= _sidecar(sidecar.read(), extension, policy.carry, f"{path}: {info.name}")
             yield from _sample(videos, carried)
-    except tarfile.TarError as error:
+    except UsageError:
+        raise
+    except (tarfile.TarError, ValueError, EOFError) as error:
         raise UsageError(f"{path} is not a readable tar: {error}") from error
 
 
@@ -125,7 +129,7 @@ def _sidecar(data: bytes, extension: str, carry: tuple[str, ...], where: str) ->
             return {"txt": data.decode()} if "txt" in carry else {}
         fields = json.loads(data)
         return {name: fields[name] for name in carry if name in fields} if isinstance(fields, dict) else {}
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} cannot be read: {error}; leave it out, or set lists.carry=[]") from error
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from vidvq.config import validate
 from vidvq.errors import UsageError
 from vidvq.storage import attempt_path, canonical_json, pretty_json, read_json, sync_folder, write_atomic
 
@@ -23,7 +24,6 @@ FORMAT = "vidvq.checkpoint/1"
 TRAINING = "training"
 # The checkpoint that ships with vidvq.
 BUNDLED = Path(__file__).parent.parent / "weights"
-_FIELDS = {"model", "preprocessing", "step", "tensors"}
 _STEP = re.compile(r"step-(\d{8})$")
 
 
@@ -50,6 +50,16 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, np.ndarray]
     fingerprints: Fingerprints
+
+
+@dataclass(frozen=True)
+class _Config:
+    """The fields of ``config.json``, beside its format."""
+
+    model: dict[str, Any]
+    preprocessing: dict[str, Any]
+    step: int
+    tensors: list[str]
 
 
 def fingerprint(model: dict[str, Any], preprocessing: dict[str, Any], tensors: dict[str, np.ndarray]) -> Fingerprints:
@@ -145,8 +155,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     folder = find_checkpoint(path)
     config = read_json(folder / "config.json")
     stored = read_json(folder / "fingerprint")
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not config.keys() >= _FIELDS:
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise UsageError(f"{folder / 'config.json'} is not of format {FORMAT}")
+    validate(_Config, config, f"{folder / 'config.json'}")
     try:
         tensors = load_file(folder / "model.safetensors")
     except (SafetensorError, ValueError, KeyError) as error:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from vidvq.config import validate
 from vidvq.errors import UsageError
 from vidvq.formats.tar import read_samples
 from vidvq.storage import canonical_json
@@ -81,6 +82,7 @@ def parse_clip_info(data: bytes, where: str) -> ClipInfo:
         fields = json.loads(data)
         if fields.pop("format") != FORMAT:
             raise UsageError(f"its format is not {FORMAT}")
+        validate(ClipInfo, fields, "its content")
         info = ClipInfo(**(fields | {"pts": tuple(int(tick) for tick in fields["pts"])}))
         if not info.pts or info.height < 1 or info.width < 1 or Fraction(info.time_base) <= 0:
             raise UsageError("no frames, no size or no time base")

@@ -9,10 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
+from vidvq.config import validate
 from vidvq.errors import UsageError
 from vidvq.formats.tar import BLOCK_BYTES, Member, TarWriter
 from vidvq.storage import (
@@ -31,6 +33,7 @@ FORMAT = "vidvq.commit/1"
 FOLDER = "commits"
 _OTHER_WRITER_S = 5.0
 _READERS = 16
+_MEMBER = tuple(member.name for member in fields(Member))
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Commit:
 
     ``stats`` are stage-specific totals over the shard's ok items (frames, tokens), the same whoever made the shard.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     shard: str
     plan_id: str
@@ -164,10 +169,8 @@ def _read(path: Path) -> Commit:
     try:
         if data.pop("format") != FORMAT:
             raise UsageError("another format")
-        data["failed"] = tuple(Outcome(**item) for item in data["failed"])
-        data["filtered"] = tuple(Outcome(**item) for item in data["filtered"])
-        data["members"] = tuple(Member(*item) for item in data["members"])
-        return Commit(**data)
+        members = [dict(zip(_MEMBER, item, strict=True)) for item in data["members"]]
+        return validate(Commit, data | {"members": members}, "its content")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{path} is not a commit record of {FORMAT} ({error}); remove it and run again") from error
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from vidvq.config import validate
 from vidvq.errors import JobStopped, UsageError
 from vidvq.storage import (
     canonical_json,
@@ -39,7 +40,21 @@ _ROWS_AT_A_TIME = 4096
 # pyarrow makes these functions when it is imported, where no type checker sees them.
 pc: Any = pyarrow.compute
 _OURS = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.", "planning")
-_FIELDS = {"stage", "made_from", "items", "shards", "first_shard", "prefix", "table", "table_sha256", "parent"}
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The fields of ``plan.json``, beside its format."""
+
+    stage: str
+    made_from: dict[str, Any]
+    items: int
+    shards: int
+    first_shard: int
+    prefix: str
+    table: str
+    table_sha256: str
+    parent: str | None
 
 
 @dataclass(frozen=True)
@@ -282,8 +297,9 @@ def _header_name(number: int) -> str:
 
 def _read_header(path: Path) -> dict[str, Any]:
     header = read_json(path)
-    if not isinstance(header, dict) or header.get("format") != FORMAT or not header.keys() >= _FIELDS:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise UsageError(f"{path} is not a plan of format {FORMAT}")
+    validate(_Header, header, f"{path}")
     return header
 
 

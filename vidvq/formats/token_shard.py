@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vidvq.codebook import Codebook
+from vidvq.config import validate
 from vidvq.errors import UsageError
 from vidvq.formats.frame_times import from_runs, to_runs
 from vidvq.formats.tar import read_samples
@@ -112,6 +113,7 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
         fields = read_json(path)
         if fields.pop("format") != TOKENIZER_FORMAT:
             raise UsageError(f"its format is not {TOKENIZER_FORMAT}")
+        validate(TokenizerCard, fields, "its content")
         card = TokenizerCard(**(fields | {"codebooks": tuple(Codebook(**book) for book in fields["codebooks"])}))
         if any(type(book.size) is not int or book.size < 1 for book in card.codebooks):
             raise UsageError("a codebook has no size")
@@ -155,6 +157,7 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
         if not isinstance(quality, dict) or any(type(value) not in (int, float) for value in quality.values()):
             raise UsageError("its quality is not a number by metric")
         pts = from_runs(fields["pts"], fields["num_frames"])
+        validate(TokenInfo, fields | {"pts": ()}, "its content")
         return TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": pts}))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{where} is not a readable token sample: {error}") from error

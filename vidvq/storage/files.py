@@ -34,12 +34,17 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        ValueError: the file is not JSON; names the file.
+        UsageError: the file is not JSON; names the file.
     """
+    data = read_object(path) if is_remote(path) else path.read_bytes()
     try:
-        return json.loads(read_object(path) if is_remote(path) else path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}); it is damaged or was not written by vidvq") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}")
 
 
 def sha256_bytes(data: bytes) -> str:
