@@ -96,7 +96,37 @@ def test_a_clip_shard_damaged_since_it_was_committed_is_not_tokenized(
     assert not list((tmp_path / "out").glob("tokens-000001*"))
 
 
-@pytest.mark.parametrize("change", [{"tensors": None}, {"preprocessing": None}, {"model": {"patch": "none"}}])
+@pytest.mark.parametrize(
+    ("record", "change"),
+    [
+        ("plan.json", {"shards": None}),
+        ("plan.json", {"table": 1.5}),
+        ("plan.json", {"made_from": []}),
+        ("commits/tokens-000000.tar.json", {"bytes": "many"}),
+        ("commits/tokens-000000.tar.json", {"stats": {"frames": None}}),
+        ("commits/tokens-000000.tar.json", {"members": [[None, 1, 2]]}),
+        ("tokenizer.json", {"temporal_factor": "four"}),
+    ],
+)
+def test_a_record_with_a_field_of_another_type_is_one_line(tokens_dir, copy_of, vidvq, record, change):
+    copy = copy_of(tokens_dir)
+    (copy / record).write_text(json.dumps(json.loads((copy / record).read_text()) | change))
+    ran = vidvq("inspect", copy)
+    assert ran.code == 2
+    assert str(copy / record) in ran.error and next(iter(change)) in ran.error
+
+
+def test_a_list_with_a_null_byte_is_a_failed_item(tmp_path, vidvq):
+    (tmp_path / "list.csv").write_bytes(b"url\n\x00\n")
+    ran = vidvq("shard", tmp_path / "list.csv", "--out", tmp_path / "out", INLINE)
+    assert ran.code == 1
+    assert "internal error" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tensors": None}, {"tensors": [1]}, {"preprocessing": None}, {"model": []}, {"model": {"patch": "none"}}],
+)
 def test_a_checkpoint_with_a_broken_config_is_one_line(tmp_path, clips_dir, checkpoint_dir, copy_of, vidvq, change):
     copy: Path = copy_of(checkpoint_dir)
     config = json.loads((copy / "config.json").read_text()) | change
