@@ -5,6 +5,7 @@ A config is a frozen stdlib dataclass that lives beside the code it configures a
 no interpolation and no include.
 """
 
+import math
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -112,7 +113,21 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
 def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
     """Read ``path`` (or start from defaults), apply overrides, validate once."""
     data = apply_overrides(read_yaml(path) if path else {}, overrides)
-    return validate(kind, data, str(path) if path else "config")
+    source = str(path) if path else "config"
+    _refuse_infinite(data, source)
+    return validate(kind, data, source)
+
+
+def _refuse_infinite(value: Any, source: str, name: str = "") -> None:
+    """Settings are written beside every output as JSON, which has neither infinity nor NaN."""
+    if isinstance(value, dict):
+        for key, item in cast(dict[Any, Any], value).items():
+            _refuse_infinite(item, source, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for item in cast(list[Any], value):
+            _refuse_infinite(item, source, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{source} has 1 wrong field: {name}={value} must be a finite number")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

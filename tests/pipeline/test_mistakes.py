@@ -52,6 +52,13 @@ def test_yaml_that_is_not_yaml_is_one_line(tmp_path, demo_videos, vidvq):
     assert "'clip.fps=[1' is not YAML" in ran.error
 
 
+@pytest.mark.parametrize("value", [".inf", ".nan", "[3, -.inf]"])
+def test_a_number_that_is_not_finite_is_one_line(tmp_path, demo_videos, vidvq, value):
+    ran = vidvq("shard", demo_videos / "train", "--out", tmp_path / "out", f"clip.fps={value}", INLINE)
+    assert ran.code == 2
+    assert "clip.fps=" in ran.error and "must be a finite number" in ran.error
+
+
 def test_scoring_damaged_clips_is_one_line(tmp_path, clips_dir, tokens_dir, copy_of, vidvq):
     copy = copy_of(clips_dir)
     shard = copy / "clips-000000.tar"
