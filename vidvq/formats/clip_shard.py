@@ -35,6 +35,8 @@ class ClipInfo:
         decoder: library and version that decoded the source.
         policy: the settings the clip was made with.
         carried: columns that the list of inputs had for the video: a caption, an id.
+        retimed: ``pts`` are not those in the file, whose times start again, jump or contradict one another; in the
+            JSON only where it is so.
     """
 
     source: str
@@ -48,6 +50,7 @@ class ClipInfo:
     decoder: str
     policy: dict[str, Any]
     carried: dict[str, Any] = field(default_factory=dict)
+    retimed: bool = False
 
     @property
     def num_frames(self) -> int:
@@ -69,7 +72,10 @@ def clip_key(uri: str, clip_index: int) -> str:
 def clip_files(media: bytes, extension: str, info: ClipInfo) -> dict[str, bytes]:
     """The members of one clip by extension; the media's is one of :data:`MEDIA`."""
     assert extension in MEDIA
-    return {extension: media, "json": canonical_json(asdict(info) | {"format": FORMAT})}
+    fields = asdict(info) | {"format": FORMAT}
+    if not info.retimed:
+        del fields["retimed"]
+    return {extension: media, "json": canonical_json(fields)}
 
 
 def parse_clip_info(data: bytes, where: str) -> ClipInfo:

@@ -120,13 +120,16 @@ class _Video:
             return "npy", encode_npy(frames)
         if self.policy.encoding == "h264":
             return "mp4", encode_mp4(frames, pts, time_base, self.policy.crf, duration)
-        turned = self.info.shown_size != (self.size.height, self.size.width) or self.info.quarter_turns
-        if turned or self.info.is_interlaced:
-            detail = "is to be turned, scaled, cropped or deinterlaced, which clip.encoding='copy' cannot do"
+        turned = self.info.quarter_turns or self.info.mirrored
+        if turned or self.info.is_interlaced or self.info.shown_size != (self.size.height, self.size.width):
+            detail = "is to be turned, mirrored, scaled, cropped or deinterlaced, which clip.encoding='copy' cannot do"
             raise VideoError("not_as_shown", detail)
         media = copy_packets(self.path, self.info, indices)
-        if (found := len(decode_clip(media, "the copy"))) != len(pts):
-            raise VideoError("not_on_keyframes", f"its copy decodes to {found} of {len(pts)} frames")
+        copied = decode_clip(media, "the copy")
+        if len(copied) != len(pts):
+            raise VideoError("not_on_keyframes", f"its copy decodes to {len(copied)} of {len(pts)} frames")
+        if not np.array_equal(copied, frames):
+            raise VideoError("not_copyable", "its copy does not decode to the same frames")
         return "mkv", media
 
     def _describe(self, row: dict[str, Any], decoder: DecoderName) -> ClipInfo:
@@ -143,4 +146,5 @@ class _Video:
             decoder=decoder_version(decoder),
             policy=to_dict(self.policy),
             carried=json.loads(row["carried"]) if row["carried"] else {},
+            retimed=self.info.retimed,
         )

@@ -159,6 +159,9 @@ def plan_source(job: ProbeJob) -> list[dict[str, Any]]:
     elif not rows and not longest:
         detail = f"the range {source.start_s} to {source.end_s} s is not in its {info.num_frames} frames"
         rows.append(_reject(source, digest, 0, "failed", "bad_range", detail))
+    elif not rows and config.clip.encoding == "copy" and longest > config.clip.min_frames:
+        detail = f"has no two keyframes within clip.num_frames={config.clip.num_frames} that all between decode alone"
+        rows.append(_reject(source, digest, 0, "failed", "not_on_keyframes", detail))
     elif not rows:
         where = "" if source.identity == source.uri else f"from {source.start_s} to {source.end_s} s "
         where += "its longest shot " if len(shots) > 1 else ""

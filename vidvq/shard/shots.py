@@ -1,5 +1,6 @@
 """Where a video cuts from one shot to the next, by PySceneDetect's adaptive detector on small frames."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import numpy as np
 from vidvq.errors import UsageError
 from vidvq.shard.config import CutPolicy
 from vidvq.video import VideoError
-from vidvq.video.decode import DecoderName, decoders_for, open_reader
+from vidvq.video.decode import DecoderName, FrameReader, decoders_for, open_reader
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import VideoInfo
 
@@ -18,8 +19,10 @@ _FRAMES_AT_A_TIME = 64
 def find_shots(path: Path, info: VideoInfo, policy: CutPolicy) -> list[int]:
     """The index of each shot's first frame, the video's first frame among them. Decodes the whole video once.
 
+    Frames that cannot be decoded are passed over.
+
     Raises:
-        VideoError: ``decode_error``; no decoder reads it to its end.
+        VideoError: ``decode_error``; no decoder reads a frame of it.
     """
     failure: VideoError | None = None
     for decoder in decoders_for(info):
@@ -52,9 +55,28 @@ def _find(path: Path, info: VideoInfo, policy: CutPolicy, decoder: DecoderName) 
     size = fit_size(*info.shown_size, min(_SHORT_SIDE, info.height, info.width), 1)
     reader = open_reader(path, info, size, decoder)
     shots = [0]
-    for start in range(0, info.num_frames, _FRAMES_AT_A_TIME):
-        indices = list(range(start, min(start + _FRAMES_AT_A_TIME, info.num_frames)))
-        for index, frame in zip(indices, reader.read(indices), strict=True):
-            bgr = np.ascontiguousarray(frame[:, :, ::-1])
-            shots += [cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps=info.fps), bgr)]
+    for index, frame in _readable(reader, info.num_frames):
+        bgr = np.ascontiguousarray(frame[:, :, ::-1])
+        shots += [cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps=info.fps), bgr)]
     return shots
+
+
+def _readable(reader: FrameReader, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Index and pixels of all frames that can be decoded."""
+    failure: VideoError | None = None
+    found = 0
+    for start in range(0, num_frames, _FRAMES_AT_A_TIME):
+        indices = range(start, min(start + _FRAMES_AT_A_TIME, num_frames))
+        try:
+            frames = list(zip(indices, reader.read(indices), strict=True))
+        except VideoError:
+            frames = []
+            for index in indices:
+                try:
+                    frames.append((index, reader.read([index])[0]))
+                except VideoError as error:
+                    failure = error
+        found += len(frames)
+        yield from frames
+    if failure is not None and not found:
+        raise failure

@@ -122,10 +122,10 @@ def look_at(job: LookJob) -> list[dict[str, Any]]:
             info = probe(path, config.limits)
             digest = content_hash(path)
         config.video.frame_size(info)
+        _, times = sample_timeline(info, config.video.fps)
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         failure = as_video_error(error)
         return [_row(source, 0, reason=failure.reason, detail=failure.detail)]
-    _, times = sample_timeline(info, config.video.fps)
     begin, end = window_of(info, times, start_s, end_s)
     rows = []
     for first in range(begin, end, config.gop_frames or max(end - begin, 1)):

@@ -4,7 +4,6 @@ import io
 import os
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import deque
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from importlib.metadata import version
@@ -17,10 +16,12 @@ import av.error
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from vidvq.video.colour import unsupported_colour
 from vidvq.video.container import VideoError, sniff
-from vidvq.video.deinterlace import deinterlaced
+from vidvq.video.deinterlace import Numbered, deinterlaced
 from vidvq.video.geometry import FrameSize
-from vidvq.video.probe import DecoderName, VideoInfo, open_video
+from vidvq.video.probe import DecoderName, VideoInfo
+from vidvq.video.stream import decode, open_video, video_stream
 
 # decord polls its decoding thread so many times at the end of a file, then gives up. A count that a busy machine can
 # use up makes the outcome a matter of timing, and so the bytes of a clip; what truly hangs meets the job's deadline.
@@ -32,8 +33,6 @@ _REORDER_FRAMES = 32
 # Decoding so many frames that nobody wants costs less than a seek, which may go back to a keyframe before them.
 _WORTH_A_SEEK = 256
 _NPY = b"\x93NUMPY"
-# Demuxers that find the keyframe before a time; others are read from the start.
-_SEEKABLE = ("mov", "matroska", "avi")
 
 
 def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[DecoderName, ...]:
@@ -44,7 +43,8 @@ def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[Deco
     matrix or fields; and on a damaged file it gives out by timing, so that two runs differ in which decoder made a
     clip.
     """
-    exact = info.codec != "hevc" and not info.open_groups and info.container.startswith(_SEEKABLE)
+    exact = info.codec != "hevc" and not info.open_groups and info.finds_keyframes
+    exact = exact and info.packets is None
     return ("decord", "pyav") if preferred == "decord" and exact and info.is_plain else ("pyav",)
 
 
@@ -54,12 +54,22 @@ def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[Sequence[int], 
     Returns:
         ``(frame indices, their pts)``: for ``fps=None`` every frame at its own time; else, for each tick of the new
         clock, the frame that is on screen then, so that variable frame rates come out right.
+
+    Raises:
+        VideoError: ``too_large``; more than ``info.max_frames`` frames.
     """
     if fps is None:
         return range(info.num_frames), info.pts
-    start, end = info.pts[0], info.pts[-1] + info.tick_per_frame
+    start, end = info.pts[0], info.end
     step = 1 / (Fraction(fps).limit_denominator(100_000) * info.time_base)
-    count = floor((end - start) / step + Fraction(1, 2))
+    count = max(floor((end - start) / step + Fraction(1, 2)), 1)
+    if count > info.max_frames:
+        seconds = float((end - start) * info.time_base)
+        raise VideoError(
+            "too_large",
+            f"lasts {seconds:.0f} s by its timestamps, {count} frames at fps={fps:g}; "
+            f"the cap is limits.max_frames={info.max_frames}",
+        )
     times = array("q", (start + floor(index * step + Fraction(1, 2)) for index in range(count)))
     return array("q", (max(bisect_right(info.pts, time) - 1, 0) for time in times)), times
 
@@ -75,13 +85,15 @@ def time_stretch(
         first, num_frames: which of them.
 
     Returns:
-        ``(pts, duration, fps)``: ticks; ticks until the frame after them, or at the end of the video as long as their
-        own frames on average; mean frames per second.
+        ``(pts, duration, fps)``: ticks; ticks until the frame after them, or at the end of the video until the last
+        frame is off the screen where it is held, else as long as their own frames on average; mean frames per second.
     """
     after = first + num_frames
     pts = tuple(times[first:after])
     if after < len(times):
         end = times[after]
+    elif info.held and pts[-1] == info.pts[-1]:
+        end = info.end
     elif num_frames > 1:
         end = pts[-1] + (pts[-1] - pts[0]) // (num_frames - 1)
     else:
@@ -165,9 +177,12 @@ class _Scaler:
 
     def rgb(self, frame: av.VideoFrame, **size: int) -> np.ndarray:
         """``h w c`` uint8 RGB."""
-        return self._reformatter.reformat(
-            frame, **size, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
-        ).to_ndarray()
+        try:
+            return self._reformatter.reformat(
+                frame, **size, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+            ).to_ndarray()
+        except (OSError, ValueError) as error:
+            raise unsupported_colour(frame, error) from error
 
 
 class _DecordReader:
@@ -208,75 +223,75 @@ class _PyAVReader:
 
     def __init__(self, path: Path, info: VideoInfo, size: FrameSize) -> None:
         self._path, self._info, self._size = path, info, size
-        self._walk: Iterator[tuple[int, av.VideoFrame]] = iter(())
+        self._walk: Iterator[Numbered] = iter(())
         self._next = info.num_frames  # the least index that the walk may still give
-        self._ahead: deque[tuple[int, av.VideoFrame]] = deque()
+        self._ahead: Numbered | None = None
         self._kept: dict[int, np.ndarray] = {}
+        self._lost: set[int] = set()  # frames that are damaged or not there
         self._scaler = _Scaler()
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         wanted = set(indices)
         found = {index: frame for index, frame in self._kept.items() if index in wanted}
-        if missing := wanted - found.keys():
-            self._go_to(min(missing))
-            self._read(missing, found)
+        if unread := wanted - found.keys() - self._lost:
+            self._go_to(min(unread))
+            self._read(unread, found)
+            self._kept = found
         if missing := sorted(wanted - found.keys()):
+            self._lost.update(missing)
             raise VideoError(
                 "decode_error", f"{len(missing)} of {len(wanted)} frames cannot be decoded (first: {missing[0]})"
             )
-        self._kept = found
         return self._size.frame(np.stack([found[index] for index in indices]))
 
     def _go_to(self, first: int) -> None:
-        near = self._next <= first <= self._next + _WORTH_A_SEEK
-        if not near and not any(index == first for index, _ in self._ahead):
-            self._walk, self._ahead, self._next = self._shown(first), deque(), 0
+        if not self._next <= first <= self._next + _WORTH_A_SEEK:
+            self._walk, self._ahead, self._next = self._shown(first), None, 0
 
     def _read(self, wanted: set[int], found: dict[int, np.ndarray]) -> None:
-        """Scale the wanted frames; what comes after the last of them is kept unscaled for the next read."""
+        """Scale the wanted frames; the one behind the last of them is kept for the next read."""
         last = max(wanted)
-        pending, self._ahead = self._ahead, deque()
-        while pair := pending.popleft() if pending else next(self._walk, None):
-            index, frame = pair
-            self._next = max(self._next, index + 1)
+        while self._next <= last:
+            numbered, self._ahead = self._ahead or next(self._walk, None), None
+            if numbered is None or numbered[0] > last:
+                # What was wanted and has not come does not come any more.
+                self._ahead, self._next = numbered, last + 1
+                return
+            index, frame = numbered
+            self._next = index + 1
             if index in wanted and index not in found:
                 found[index] = self._scale(frame)
-            elif index > last:
-                self._ahead.append(pair)
-            if wanted <= found.keys() or index > last + _REORDER_FRAMES:
-                break
-        self._ahead.extend(pending)
 
     def _scale(self, frame: av.VideoFrame) -> np.ndarray:
         turned = self._info.quarter_turns % 2
         height, width = self._size.scaled_height, self._size.scaled_width
         scaled = self._scaler.rgb(frame, width=height if turned else width, height=width if turned else height)
-        return np.rot90(scaled, self._info.quarter_turns)
+        upright = np.rot90(scaled, self._info.quarter_turns)
+        return upright[:, ::-1] if self._info.mirrored else upright
 
-    def _shown(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _shown(self, first: int) -> Iterator[Numbered]:
         try:
             yield from deinterlaced(self._start(first))
         except av.error.FFmpegError as error:
             raise VideoError("decode_error", f"its interlaced frames cannot be made whole: {error}") from error
 
-    def _start(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _start(self, first: int) -> Iterator[Numbered]:
+        """Yield the frames that are there as planned, in order; one that is not is left out."""
         with open_video(self._path) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
+            stream = video_stream(container)
+            if self._info.packets is not None:
+                for index, decoded in enumerate(decode(container, stream)):
+                    if index < self._info.num_frames and decoded.packet == self._info.packets[index] and decoded.frame:
+                        yield index, decoded.frame
+                return
             # Far enough back that the keyframe found is not one that is shown after the frame wanted.
             start = first - _REORDER_FRAMES
-            if start > 0 and self._info.container.startswith(_SEEKABLE):
+            if start > 0 and self._info.finds_keyframes:
                 container.seek(self._info.pts[start], stream=stream)
-            index = -1
-            try:
-                for frame in container.decode(stream):
-                    if frame.is_corrupt:
-                        index += 1
-                        continue
-                    # A frame without a known time is the one after the last: AVI gives order, not times.
-                    place = -1 if frame.pts is None else bisect_left(self._info.pts, frame.pts)
-                    known = 0 <= place < self._info.num_frames and self._info.pts[place] == frame.pts
-                    index = place if known else index + 1
-                    yield index, frame
-            except av.error.FFmpegError as error:
-                raise VideoError("decode_error", f"stops after frame {index}: {error}") from error
+            before = -1
+            for decoded in decode(container, stream):
+                place = -1 if decoded.pts is None else bisect_left(self._info.pts, decoded.pts)
+                known = place < self._info.num_frames and self._info.pts[place] == decoded.pts
+                if decoded.frame and known and place > before:
+                    before = place
+                    yield place, decoded.frame

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from math import ceil
+from math import atan2, ceil, degrees
 from typing import Literal
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from vidvq.video.container import VideoError
 
 Fit = Literal["crop", "pad", "stretch"]
+# No side is scaled up beyond this (pixels): a strip of a picture would cost as much memory as a film.
+_LONGEST_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ def fit_size(
             ``stretch`` does neither and bends the shape.
 
     Raises:
-        VideoError: ``too_small`` where not one multiple fits.
+        VideoError: ``too_small`` where not one multiple fits; ``too_large`` where the long side would be scaled up to
+            over 8192 pixels.
     """
     if size:
         target_height, target_width = size
@@ -60,6 +63,12 @@ def fit_size(
     else:
         scale = Fraction(short_side) / min(height, width) if short_side else Fraction(1)
         whole = max(round(height * scale), 1), max(round(width * scale), 1)
+        if scale > 1 and max(whole) > _LONGEST_SIDE:
+            raise VideoError(
+                "too_large",
+                f"is {round(width)}x{round(height)} pixels, {whole[1]}x{whole[0]} at short_side={short_side}; "
+                f"a side is scaled up to {_LONGEST_SIDE} at most",
+            )
         cut = {"crop": lambda side: side // multiple, "pad": lambda side: ceil(Fraction(side, multiple))}
         count = cut.get(fit, lambda side: round(Fraction(side, multiple)))
         target_height, target_width = (count(side) * multiple for side in whole)
@@ -75,3 +84,23 @@ def fit_size(
     scale = max(scales) if fit == "crop" else min(scales)
     scaled = max(round(height * scale), 1), max(round(width * scale), 1)
     return FrameSize(*scaled, target_height, target_width)
+
+
+def orientation(matrix: "tuple[int, ...] | None") -> tuple[int, bool]:
+    """How a picture with a display matrix is shown, to the nearest quarter turn.
+
+    Args:
+        matrix: ``a b u c d v x y w`` row by row; a pixel at ``(x, y)`` is shown at ``(ax + cy, bx + dy)``.
+
+    Returns:
+        ``(quarter_turns, mirrored)``: counter-clockwise turns, then a mirror left to right.
+    """
+    if matrix is None:
+        return 0, False
+    a, b, c, d = (matrix[place] / 65536 for place in (0, 1, 3, 4))
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        # Undo the mirror, which comes last, to leave the turn.
+        a, c = -a, -c
+    angle = degrees(atan2(c - b, a + d))
+    return round(angle / 90) % 4, mirrored

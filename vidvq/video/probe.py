@@ -1,5 +1,10 @@
-"""What is in a video, counted rather than believed: the container's own frame count is never used."""
+"""What is in a video, counted rather than believed: the container's own frame count is never used.
 
+Where packets can be trusted they tell the timeline; reading them costs a fraction of decoding. Where they cannot, one
+pass of the decoder tells it: which frames there are, in which order, at which times.
+"""
+
+import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -7,22 +12,26 @@ from fractions import Fraction
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import av
-import av.error
 import numpy as np
-from av.container import InputContainer
+from av.video.frame import VideoFrame
 
 from vidvq.errors import UsageError
-from vidvq.video.container import VideoError, container_format
+from vidvq.video.colour import is_plain, refuse_unsupported
+from vidvq.video.container import VideoError
+from vidvq.video.ending import end_of_only_stream, is_torn
+from vidvq.video.geometry import orientation
+from vidvq.video.packets import LONGEST_PAUSE_S, RECORDED, Packets
+from vidvq.video.stream import decode, demuxer, open_video, video_stream
+from vidvq.video.timeline import continuous, usual_step
 
 DecoderName = Literal["decord", "pyav"]
 
-# libav's numbers: transfer curves that are not for SDR, the matrices that are or pass for BT.601, the full range.
-_HDR = {16: "PQ", 18: "HLG"}
-_BT601 = (2, 5, 6)
-_FULL = 2
 # Pixels so many times wider than high, or the other way round, are a mistake in the file.
 _ODD_ASPECT = 10
+# Demuxers that find the keyframe before a time; others are read from the start.
+_SEEKABLE = {"mov", "matroska", "avi"}
+# A last frame that is shown so many times as long as usual is held.
+_HELD_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -54,15 +63,21 @@ class VideoInfo:
         codec: libav's name of the codec, ``h264``.
         height, width: coded pixels.
         time_base: seconds per tick.
-        pts: presentation time of every frame in ticks, ascending; one per packet found in the file. Packed, since an
-            hour has a hundred thousand.
+        pts: presentation time of every frame in ticks, strictly ascending. Packed, since an hour has a hundred
+            thousand.
         torn: the file ends before its container's index or length says, so its tail is missing.
         open_groups: frames are stored behind a keyframe and shown before it.
-        keyframes: indices of the frames that decode alone, ascending.
+        keyframes: indices of the frames that decode alone with all that follow them, ascending.
         quarter_turns: counter-clockwise turns that show the picture upright, from the display matrix.
+        mirrored: the picture is to be mirrored left to right after it is turned.
         pixel_aspect: width of a pixel over its height.
         is_interlaced: its first frame holds two fields, and is not shown as it is stored.
         is_plain: 8-bit, upright, not interlaced, and of BT.601 in limited range or untagged.
+        packets: the packet of the stream that each frame came from, where a pass of the decoder told the timeline;
+            None where packets did.
+        retimed: ``pts`` differ from the times in the file, which start again, jump or contradict one another.
+        held: ticks that the last frame stays on screen where that is far longer than usual; else 0.
+        max_frames: the most frames that a timeline sampled from this one may have.
     """
 
     container: str
@@ -75,9 +90,14 @@ class VideoInfo:
     open_groups: bool
     keyframes: tuple[int, ...] = ()
     quarter_turns: int = 0
+    mirrored: bool = False
     pixel_aspect: Fraction = Fraction(1)
     is_interlaced: bool = False
     is_plain: bool = True
+    packets: Sequence[int] | None = None
+    retimed: bool = False
+    held: int = 0
+    max_frames: int = Limits.max_frames
 
     @property
     def shown_size(self) -> tuple[Fraction, Fraction]:
@@ -86,15 +106,25 @@ class VideoInfo:
         return (width, height) if self.quarter_turns % 2 else (height, width)
 
     @property
+    def finds_keyframes(self) -> bool:
+        """Whether its demuxer finds the keyframe before a time; other files are read from the start."""
+        return demuxer(self.container) in _SEEKABLE
+
+    @property
     def num_frames(self) -> int:
         """Frames found in the file."""
         return len(self.pts)
 
     @property
     def tick_per_frame(self) -> int:
-        """The usual ticks from one frame to the next (the median)."""
+        """The usual ticks from one frame to the next (the median); of a single frame, how long it is shown."""
         steps = np.sort(np.diff(np.asarray(self.pts, dtype=np.int64)))
-        return max(int(steps[len(steps) // 2]), 1) if len(steps) else 1
+        return max(int(steps[len(steps) // 2]), 1) if len(steps) else max(self.held, 1)
+
+    @property
+    def end(self) -> int:
+        """Tick at which the last frame goes off the screen."""
+        return self.pts[-1] + (self.held or self.tick_per_frame)
 
     @property
     def fps(self) -> float:
@@ -103,36 +133,18 @@ class VideoInfo:
         return float(self.num_frames / (ticks * self.time_base))
 
 
-def open_video(path: Path) -> InputContainer:
-    """Open a video for reading: demuxer named by its magic, local files alone, no threads of libav's own.
-
-    Raises:
-        VideoError: it cannot be opened, or has no video stream.
-    """
-    demuxer = container_format(path)
-    try:
-        container = av.open(
-            str(path.absolute()), mode="r", format=demuxer, container_options={"protocol_whitelist": "file"}
-        )
-    except (av.error.FFmpegError, ValueError) as error:
-        raise VideoError("unreadable", f"{demuxer} container cannot be opened: {_plain(error)}") from error
-    if not container.streams.video:
-        container.close()
-        raise VideoError("no_video_stream", f"{demuxer} container has no video stream")
-    return container
-
-
 def probe(path: Path, limits: Limits) -> VideoInfo:
-    """Read a video's packets (not its pixels) and return its timeline.
+    """Read a video's packets and return its timeline; where they cannot be trusted, decode it once.
 
     Raises:
         VideoError: unreadable, over a limit, or without frames.
     """
+    deadline = time.monotonic() + limits.deadline_s
     size = path.stat().st_size if path.exists() else 0
     if size > limits.max_bytes:
         raise VideoError("too_large", f"has {size} bytes; the cap is limits.max_bytes={limits.max_bytes}")
     with open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container)
         if stream.codec_context is None:
             raise VideoError("unknown_codec", f"its {container.format.name} stream has a codec that is not known")
         height, width = stream.codec_context.height, stream.codec_context.width
@@ -142,9 +154,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             raise VideoError("too_large", f"is {width}x{height}; the cap is limits.max_pixels={limits.max_pixels}")
         if stream.time_base is None:
             raise VideoError("unreadable", "its video stream has no time base")
-        pts, keys, open_groups = _timeline(container, stream, limits)
-        if not pts:
-            raise VideoError("unreadable", "its video stream has no frames")
+        packets = Packets.read(container, stream, limits.max_frames)
         aspect = stream.sample_aspect_ratio
         info = VideoInfo(
             container=container.format.name,
@@ -152,109 +162,112 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             height=height,
             width=width,
             time_base=Fraction(stream.time_base),
-            pts=pts,
-            torn=_is_torn(path, container, stream),
-            open_groups=open_groups,
-            keyframes=tuple(index for index, tick in enumerate(pts) if tick in keys),
+            pts=(),
+            torn=is_torn(path, container, stream),
+            open_groups=packets.open_groups,
             pixel_aspect=Fraction(aspect) if aspect and _ODD_ASPECT > aspect > 1 / _ODD_ASPECT else Fraction(1),
+            max_frames=limits.max_frames,
         )
+        trusted = packets.are_trusted(container, stream)
+        end = end_of_only_stream(container, info.time_base)
     # Not before the container is closed: libav keeps an index of the whole file for each that is open.
-    first = _first_frame(path)
-    turns = first.rotation // 90 % 4 if first else 0
-    fields = first is not None and first.interlaced_frame
-    return replace(info, quarter_turns=turns, is_interlaced=fields, is_plain=first is not None and _is_plain(first))
+    if trusted:
+        info = replace(info, pts=packets.timeline(), keyframes=packets.keyframes())
+        return _finished(info, _first_frame(path), packets.last_ends, end)
+    clock = packets.timeline() if packets.by_dts else None
+    info, first = _confirmed(path, info, limits, deadline, clock)
+    return _finished(info, first, None, None)
 
 
-def _first_frame(path: Path) -> av.VideoFrame | None:
+def _finished(info: VideoInfo, first: VideoFrame | None, *ends: int | None) -> VideoInfo:
+    """With what the first frame tells, and how long the last one is held."""
+    shown = max((end for end in ends if end is not None), default=0) - info.pts[-1]
+    step = info.tick_per_frame if info.num_frames > 1 else 0
+    info = replace(info, held=info.held or (shown if shown > 0 and shown >= _HELD_STEPS * step else 0))
+    if first is None:
+        return replace(info, is_plain=False)
+    turns, mirrored = orientation(_display_matrix(first))
+    return replace(
+        info,
+        quarter_turns=turns,
+        mirrored=mirrored,
+        is_interlaced=first.interlaced_frame,
+        is_plain=is_plain(first) and not turns and not mirrored,
+    )
+
+
+def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
+    data = frame.side_data.get("DISPLAYMATRIX")
+    return tuple(np.frombuffer(bytes(data), np.int32).tolist()) if data is not None else None
+
+
+def _first_frame(path: Path) -> VideoFrame | None:
     """What tells of rotation and colour; None where it cannot be decoded, which is for the reader to tell."""
-    try:
-        with open_video(path) as container:
-            frame = next(container.decode(container.streams.video[0]), None)
-    except av.error.FFmpegError:
+    with open_video(path) as container:
+        found = next(decode(container, video_stream(container)), None)
+    if found is None or found.frame is None:
         return None
-    if frame is not None and frame.color_trc in _HDR:
-        raise VideoError(
-            "hdr", f"has {_HDR[frame.color_trc]} brightness; make it SDR first, by a tone map of your choice"
-        )
-    return frame
+    refuse_unsupported(found.frame)
+    return found.frame
 
 
-def _is_plain(frame: av.VideoFrame) -> bool:
-    eight_bit = all(component.bits == 8 for component in frame.format.components)
-    untouched = not frame.rotation and not frame.interlaced_frame
-    return eight_bit and untouched and frame.colorspace in _BT601 and frame.color_range != _FULL
+def _confirmed(
+    path: Path, info: VideoInfo, limits: Limits, deadline: float, clock: "array[int] | None"
+) -> tuple[VideoInfo, VideoFrame]:
+    """The timeline that the decoder puts out, with its first frame.
 
+    Args:
+        path, limits: as for :func:`probe`.
+        info: what is known.
+        deadline: of the monotonic clock.
+        clock: times that frames are shown at, in this order, if there are as many frames.
 
-def _is_torn(path: Path, container: InputContainer, stream: av.VideoStream) -> bool:
-    size = path.stat().st_size
-    if container.format.name.startswith("avi"):
-        with path.open("rb") as file:
-            return int.from_bytes(file.read(8)[4:], "little") + 8 > size
-    if container.format.name.startswith("matroska"):
-        return _matroska_end(path) > size
-    return any(entry.pos + entry.size > size for entry in stream.index_entries)
-
-
-def _matroska_end(path: Path) -> int:
-    """Where a matroska file ends by its own account; 0 where it does not say, as in a live recording."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    place = 0
-    for element in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # the EBML header, then the segment
-        if head[place : place + 4] != element or place + 4 >= len(head) or not head[place + 4]:
-            return 0
-        # The first bit set says how many bytes the length has; all other bits set: unknown.
-        width = 9 - head[place + 4].bit_length()
-        mask = (1 << 7 * width) - 1
-        length = int.from_bytes(head[place + 4 : place + 4 + width], "big") & mask
-        if length == mask:
-            return 0
-        start = place + 4 + width
-        place = start + length
-    return place
-
-
-def _timeline(container: InputContainer, stream: av.VideoStream, limits: Limits) -> "tuple[array[int], set[int], bool]":
-    """Times of the frames, those of keyframes, and whether groups of pictures are open."""
-    pts, ticks = array("q"), array("q")
-    keys: set[int] = set()
-    keyframe: int | None = None
-    open_groups = False
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0 or packet.is_discard:
-                continue
-            pts.append(-1 if packet.pts is None else packet.pts)
-            ticks.append(-1 if packet.dts is None else packet.dts)
-            if packet.is_keyframe:
-                keyframe = packet.pts
-                keys.add(packet.pts if packet.pts is not None else -1)
-            elif keyframe is not None and packet.pts is not None and packet.pts < keyframe:
-                open_groups = True
-            if len(pts) > limits.max_frames:
+    Raises:
+        VideoError: ``too_large``, ``too_slow``, or nothing can be decoded.
+    """
+    times: list[int | None] = []
+    decoding_times: list[int | None] = []
+    packets = array("q")
+    keys: list[int] = []
+    first: VideoFrame | None = None
+    held = 0
+    with open_video(path) as container:
+        stream = video_stream(container)
+        for decoded in decode(container, stream):
+            if first is None and decoded.frame is not None:
+                first = decoded.frame
+                refuse_unsupported(first)
+            times.append(decoded.pts)
+            decoding_times.append(decoded.dts)
+            packets.append(decoded.packet)
+            if decoded.frame is not None:
+                held = decoded.frame.duration
+                if decoded.frame.key_frame:
+                    keys.append(len(packets) - 1)
+            if len(times) > limits.max_frames:
                 raise VideoError("too_large", f"has over limits.max_frames={limits.max_frames} frames")
-    except av.error.FFmpegError as error:
-        if not pts:
-            raise VideoError("unreadable", f"no packet can be read: {_plain(error)}") from error
-        # A torn tail: what came before it is whole.
-    if (ascending := _distinct(pts)) is not None:
-        return ascending, keys, open_groups
-    # AVI and raw streams carry decode times alone; they are in order, and that order is what counts.
-    if (ascending := _distinct(ticks)) is not None:
-        return ascending, keys, open_groups
-    rate = stream.average_rate or Fraction(25)
-    assert stream.time_base is not None
-    step = max(round(1 / (rate * Fraction(stream.time_base))), 1)
-    return array("q", (index * step for index in range(len(pts)))), set(), open_groups
-
-
-def _distinct(times: "array[int]") -> "array[int] | None":
-    """Times in ascending order; None where one is there twice, or is not known (-1)."""
-    ascending = np.sort(np.asarray(times))
-    if -1 in times or np.any(ascending[1:] == ascending[:-1]):
-        return None
-    return array("q", ascending.tobytes())
-
-
-def _plain(error: Exception) -> str:
-    return " ".join(str(error).split())
+            if time.monotonic() > deadline:
+                raise VideoError("too_slow", f"takes over limits.deadline_s={limits.deadline_s:g} to decode")
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+    if first is None:
+        raise VideoError("decode_error", "not one frame of it can be decoded")
+    if clock is not None:
+        times = list(clock) if len(clock) == len(times) else decoding_times
+    elif times.count(None) > len(times) // 2:
+        times = decoding_times
+    step = usual_step(times) or max(round(1 / (rate * info.time_base)), 1)
+    longest = int(LONGEST_PAUSE_S / info.time_base) if demuxer(info.container) in RECORDED else None
+    pts, retimed = continuous(times, step, longest)
+    # Of the frames behind a keyframe in the file none may be shown before it.
+    furthest = np.maximum.accumulate(np.asarray(packets))
+    alone = tuple(key for key in keys if furthest[key] == packets[key])
+    open_groups = len(alone) < len(keys)
+    return replace(
+        info,
+        pts=pts,
+        packets=packets,
+        keyframes=alone,
+        open_groups=open_groups,
+        retimed=retimed,
+        held=held if held >= _HELD_STEPS * step else 0,
+    ), first

@@ -1,14 +1,19 @@
 """Clips whose packets are copied as they are, where the cut falls so that they decode alone."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import av.error
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from vidvq.video.container import VideoError
-from vidvq.video.probe import VideoInfo, open_video
+from vidvq.video.packets import is_hidden
+from vidvq.video.probe import VideoInfo
+from vidvq.video.stream import numbered_packets, one_line, open_video, video_stream
 
 
 def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
@@ -16,33 +21,76 @@ def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
 
     Raises:
         VideoError: ``not_on_keyframes``: the first frame is no keyframe, or a frame needs one outside;
-            ``decode_error``: the packets cannot be read or written.
+            ``not_copyable``: packets and frames are not one to one; ``decode_error``: the packets cannot be read or
+            written.
     """
-    wanted = {info.pts[index] for index in indices}
-    first = info.pts[indices[0]]
-    if len(wanted) != len(indices) or wanted != set(info.pts[indices[0] : indices[-1] + 1]):
+    first, last = indices[0], indices[-1]
+    if list(indices) != list(range(first, last + 1)):
         raise VideoError("not_on_keyframes", "needs every frame once; leave out clip.fps")
-    packets: list[av.Packet] = []
+    if first not in info.keyframes:
+        raise VideoError("not_on_keyframes", f"frame {first} is no keyframe to begin with; change clip.num_frames")
     buffer = io.BytesIO()
     try:
         with open_video(path) as source:
-            stream = source.streams.video[0]
-            source.seek(first, stream=stream)
-            for packet in source.demux(stream):
-                if (packet.pts == first and packet.is_keyframe and not packets) or (packets and packet.pts in wanted):
-                    packets.append(packet)
-                elif packets:
-                    break
-            # In order of decoding, the clip's packets must come one behind the other from its keyframe on.
-            if {packet.pts for packet in packets} != wanted or len(packets) != len(wanted):
-                which = f"frames {indices[0]} to {indices[-1]}"
-                raise VideoError("not_on_keyframes", f"{which} do not decode alone; change clip.num_frames")
+            stream = video_stream(source)
+            packets = _of_frames(source, stream, info, first, last)
             with av.open(buffer, mode="w", format="matroska", options={"fflags": "+bitexact"}) as container:
-                copy = container.add_stream_from_template(stream)
-                for packet in packets:
-                    assert packet.pts is not None and packet.dts is not None
-                    packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, copy
+                # Opaque: no encoder is looked for, which for AV1 has another name than the decoder.
+                copy = container.add_stream_from_template(stream, opaque=True)
+                for packet, (pts, dts) in zip(packets, _clock(packets, info.pts[first]), strict=True):
+                    packet.pts, packet.dts, packet.stream = pts, dts, copy
                     container.mux(packet)
     except (av.error.FFmpegError, ValueError) as error:
-        raise VideoError("decode_error", f"its packets cannot be copied: {' '.join(str(error).split())}") from error
+        raise VideoError("decode_error", f"its packets cannot be copied: {one_line(error)}") from error
     return buffer.getvalue()
+
+
+def _of_frames(source: InputContainer, stream: VideoStream, info: VideoInfo, first: int, last: int) -> list[av.Packet]:
+    """The packets of frames ``first`` to ``last`` in order of decoding, each with its frame's time."""
+    wanted = {info.pts[index] for index in range(first, last + 1)}
+    packets: list[av.Packet] = []
+    missing = set(wanted)
+    for packet, tick in _timed(source, stream, info, first):
+        if not packets and tick != info.pts[first]:
+            continue
+        if tick not in wanted and not is_hidden(stream, packet):
+            break
+        packet.pts = tick
+        packets.append(packet)
+        missing.discard(tick)
+    # In order of decoding, the clip's packets must come one behind the other from its keyframe on.
+    if missing:
+        detail = f"frames {first} to {last} do not decode alone; change clip.num_frames"
+        raise VideoError("not_on_keyframes", detail)
+    return packets
+
+
+def _timed(
+    source: InputContainer, stream: VideoStream, info: VideoInfo, first: int
+) -> "Iterator[tuple[av.Packet, int | None]]":
+    """Packets with their frames' times."""
+    if info.packets is None:
+        if info.finds_keyframes:
+            source.seek(info.pts[first], stream=stream)
+        for _, packet in numbered_packets(source, stream):
+            yield packet, packet.pts
+        return
+    places = {number: index for index, number in enumerate(info.packets)}
+    for number, packet in numbered_packets(source, stream):
+        if number not in places and number > info.packets[first]:
+            raise VideoError("not_copyable", "has packets without a frame, or two packets for one")
+        if number in places:
+            yield packet, info.pts[places[number]]
+
+
+def _clock(packets: list[av.Packet], origin: int) -> list[tuple[int, int]]:
+    """Presentation and decoding time of each packet; the file's own where they are whole, else the least that serve."""
+    pts = [0 if packet.pts is None else packet.pts - origin for packet in packets]
+    dts = [None if packet.dts is None else packet.dts - origin for packet in packets]
+    known = [tick for tick in dts if tick is not None]
+    whole = len(known) == len(dts) and all(a < b for a, b in pairwise(known))
+    if not whole or any(a > b for a, b in zip(known, pts, strict=True)):
+        ascending = sorted(pts)
+        early = max(tick - shown for tick, shown in zip(ascending, pts, strict=True))
+        known = [tick - early for tick in ascending]
+    return list(zip(pts, known, strict=True))

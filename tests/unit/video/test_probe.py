@@ -9,7 +9,8 @@ import av
 import pytest
 
 from vidvq.video import VideoError
-from vidvq.video.probe import Limits, open_video, probe
+from vidvq.video.probe import Limits, probe
+from vidvq.video.stream import open_video
 
 DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"
 VIDEOS = sorted(path for path in DEMO.glob("*/*") if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})

@@ -1,0 +1,173 @@
+"""One video stream of a local file: opened, chosen among others, and decoded past what is damaged in it."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import av.error
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from vidvq.video.container import VideoError, container_format
+
+# Pictures that belong to a file and are not its video.
+_NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
+# A recording may begin inside a group of pictures, but not so many packets before the first that can be shown.
+_PATIENCE = 3000
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a decoder put out at one place of a stream.
+
+    Attributes:
+        packet: the packet it came from, counted from where decoding began.
+        pts: presentation time (ticks); None where the file gives none.
+        dts: the decoding time of the packet that made the decoder put it out (ticks).
+        frame: None where a packet is damaged, or a frame is predicted from one that is.
+    """
+
+    packet: int
+    pts: int | None = None
+    dts: int | None = None
+    frame: VideoFrame | None = None
+
+
+def open_video(path: Path) -> InputContainer:
+    """Open a video for reading: demuxer named by its magic, local files alone, no threads started by libav.
+
+    Raises:
+        VideoError: it cannot be opened, or has no video stream.
+    """
+    demuxer = container_format(path)
+    try:
+        container = av.open(
+            str(path.absolute()), mode="r", format=demuxer, container_options={"protocol_whitelist": "file"}
+        )
+    except (av.error.FFmpegError, ValueError) as error:
+        raise VideoError("unreadable", f"{demuxer} container cannot be opened: {one_line(error)}") from error
+    try:
+        video_stream(container)
+    except VideoError:
+        container.close()
+        raise
+    return container
+
+
+def video_stream(container: InputContainer) -> VideoStream:
+    """The stream to use: a decodable one first, then the one flagged as default, then the largest, then the first.
+
+    Cover art and thumbnails are never used.
+
+    Raises:
+        VideoError: ``no_video_stream``.
+    """
+    streams = [stream for stream in container.streams.video if not stream.disposition & _NO_VIDEO]
+    if not streams:
+        kind = "no video stream" if not container.streams.video else "no video stream but cover art"
+        raise VideoError("no_video_stream", f"{container.format.name} container has {kind}")
+    return max(streams, key=_rank)
+
+
+def _rank(stream: VideoStream) -> tuple[bool, bool, int]:
+    context = stream.codec_context
+    if context is None:
+        return False, False, 0
+    return True, bool(stream.disposition & Disposition.default), context.width * context.height
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tag:
+    """Goes through a decoder with a packet. PyAV tells such objects apart by identity, which small numbers share."""
+
+    number: int
+
+
+def decode(container: InputContainer, stream: VideoStream) -> Iterator[Decoded]:
+    """Yield what the decoder puts out, in its order, from the first frame that can be shown on.
+
+    A damaged packet does not end it. In its place comes a :class:`Decoded` without a frame, and so does each frame up
+    to the next keyframe, since those are predicted from it. Which frames are whole depends on the packets since the
+    keyframe before them, not on where decoding began.
+    """
+    context = stream.codec_context
+    stream.thread_type = "NONE"
+    context.copy_opaque = True
+    order = _Order()
+    number = 0
+    for number, packet in numbered_packets(container, stream):
+        packet.opaque = _Tag(number)
+        yield from order.place(_fed(context, packet, number, order), number)
+        if number >= _PATIENCE and not order.begun:
+            return
+    yield from order.place(_fed(context, None, number, order), number)
+    yield from order.rest()
+
+
+def _fed(context: VideoCodecContext, packet: "av.Packet | None", number: int, order: "_Order") -> list[VideoFrame]:
+    """Frames that come out for a packet; None for the end."""
+    try:
+        return context.decode(packet)
+    except av.error.FFmpegError:
+        if packet is not None and not packet.is_discard:
+            order.failed.append(number)
+        return []
+
+
+def numbered_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, av.Packet]]:
+    """The packets of a stream, counted from where reading began. A file that ends early ends here, too."""
+    number = 0
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield number, packet
+                number += 1
+    except av.error.FFmpegError:
+        return
+
+
+class _Order:
+    """Puts damage in its place among the frames as they come out of a decoder."""
+
+    def __init__(self) -> None:
+        self.failed: deque[int] = deque()
+        self.begun = False
+        self._damaged = False
+
+    def place(self, frames: list[VideoFrame], fed: int) -> Iterator[Decoded]:
+        for frame in frames:
+            yield from self._place(frame, fed)
+
+    def _place(self, frame: VideoFrame, fed: int) -> Iterator[Decoded]:
+        tag = frame.opaque
+        number = tag.number if isinstance(tag, _Tag) else fed
+        while self.failed and self.failed[0] < number:
+            self._damaged = True
+            yield from self._begin(Decoded(self.failed.popleft()))
+        self._damaged = frame.is_corrupt or (self._damaged and not frame.key_frame)
+        whole = None if self._damaged else frame
+        yield from self._begin(Decoded(number, frame.pts, frame.dts, whole))
+
+    def rest(self) -> Iterator[Decoded]:
+        while self.failed:
+            yield from self._begin(Decoded(self.failed.popleft()))
+
+    def _begin(self, decoded: Decoded) -> Iterator[Decoded]:
+        self.begun = self.begun or decoded.frame is not None
+        if self.begun:
+            yield decoded
+
+
+def one_line(error: Exception) -> str:
+    """An error's words without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def demuxer(names: str) -> str:
+    """The first of libav's names of a demuxer: ``mov`` of ``mov,mp4,m4a``."""
+    return names.partition(",")[0]
