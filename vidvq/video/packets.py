@@ -10,6 +10,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidvq.video.container import VideoError
+from vidvq.video.pictures import is_b_picture, is_hidden, may_hide
 from vidvq.video.stream import demuxer, one_line
 
 # Demuxers whose packets may be trusted, and those of recordings, where so long a pause (s) is another recording.
@@ -22,6 +23,8 @@ _REORDER_FRAMES = 32
 _NO_PICTURE_BYTES = 8
 # libav's numbers of the field order: unknown, and frames that are not of fields.
 _NO_FIELDS = (0, 1)
+# Codecs with pictures to be shown before others that came sooner, which :func:`is_b_picture` does not know.
+_OTHER_B_CODECS = {"hevc", "vc1", "wmv3", "rv30", "rv40"}
 _UNKNOWN = -(1 << 63)
 
 
@@ -33,6 +36,7 @@ class Packets:
         pts: their presentation times.
         keys: which of them are keyframes.
         begins_with_key: the very first packet is one, shown or not.
+        has_b_pictures: among the first, in order of their times, is one that is to be shown before another.
         smallest: bytes of the smallest.
         last_ends: when the last frame to be shown ends, ticks.
         by_dts: the times are decoding times, since the container stores no others.
@@ -41,6 +45,7 @@ class Packets:
     pts: np.ndarray
     keys: np.ndarray
     begins_with_key: bool
+    has_b_pictures: bool
     smallest: int
     last_ends: int | None
     by_dts: bool
@@ -57,7 +62,9 @@ class Packets:
         by_dts = _is_out_of_order_avi(container, stream)
         begins_with_key, smallest = None, 1 << 62
         last_pts, last_ends = _UNKNOWN, None
-        hidden = stream.codec_context.name in _HIDDEN
+        context = stream.codec_context
+        hidden = may_hide(context.name)
+        has_b_pictures = False
         try:
             for packet in container.demux(stream):
                 if not (size := packet.size):
@@ -65,12 +72,14 @@ class Packets:
                 is_key = packet.is_keyframe
                 if begins_with_key is None:
                     begins_with_key = is_key
-                if packet.is_discard or (hidden and is_hidden(stream, packet)):
+                if packet.is_discard or (hidden and is_hidden(context.name, packet)):
                     continue
                 tick = packet.dts if by_dts else packet.pts
                 if tick is None:
                     tick = _UNKNOWN
                 elif tick > last_pts:
+                    if len(pts) < _REORDER_FRAMES and last_pts == (pts[-1] if pts else _UNKNOWN):
+                        has_b_pictures = has_b_pictures or is_b_picture(context, packet)
                     last_pts, last_ends = tick, tick + (packet.duration or 0)
                 pts.append(tick)
                 keys.append(is_key)
@@ -88,6 +97,7 @@ class Packets:
             pts=np.frombuffer(pts, np.int64),
             keys=np.frombuffer(keys, np.bool_),
             begins_with_key=bool(begins_with_key),
+            has_b_pictures=has_b_pictures,
             smallest=smallest,
             last_ends=last_ends,
             by_dts=by_dts,
@@ -107,6 +117,11 @@ class Packets:
     def open_groups(self) -> bool:
         """Frames are stored behind a keyframe and shown before it."""
         return bool(self._leading.any())
+
+    @property
+    def are_in_order(self) -> bool:
+        """Each has a time, and it is after that of the one before."""
+        return bool(self.pts[0] != _UNKNOWN and (np.diff(self.pts) > 0).all())
 
     def timeline(self) -> "array[int]":
         """All times, ascending."""
@@ -137,32 +152,10 @@ class Packets:
         if name in RECORDED and len(steps) and steps.max() * stream.time_base > LONGEST_PAUSE_S:
             return False
         late = order - np.arange(len(order))
+        if not late.any() and (self.has_b_pictures or (codec.name in _OTHER_B_CODECS and codec.reorder_depth)):
+            return False
         return bool(late.max() <= codec.reorder_depth and late.min() >= -_REORDER_FRAMES)
 
 
 def _is_out_of_order_avi(container: InputContainer, stream: VideoStream) -> bool:
     return container.format.name == "avi" and stream.codec_context.reorder_depth > 0
-
-
-def _hidden_vp8(packet: av.Packet) -> bool:
-    return not memoryview(packet)[0] & 0x10
-
-
-def _hidden_vp9(packet: av.Packet) -> bool:
-    """A frame that is not shown, in a packet without another one that is."""
-    data = memoryview(packet)
-    marker, last = data[0], data[-1]
-    profile = marker >> 5 & 1 | marker >> 3 & 2
-    # Two bits of mark and two of profile (three of profile 3), then: an old frame is shown, keyframe or not, shown.
-    shown = marker >> (0 if profile == 3 else 1) & 1
-    shows_old = marker >> (2 if profile == 3 else 3) & 1
-    return last & 0xE0 != 0xC0 and not shown and not shows_old
-
-
-_HIDDEN = {"vp8": _hidden_vp8, "vp9": _hidden_vp9}
-
-
-def is_hidden(stream: VideoStream, packet: av.Packet) -> bool:
-    """Whether a packet holds a frame that others are predicted from and that is not shown itself (VP8, VP9)."""
-    told = _HIDDEN.get(stream.codec_context.name)
-    return told is not None and told(packet)

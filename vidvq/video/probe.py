@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -174,7 +175,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
     if trusted:
         info = replace(info, pts=packets.timeline(), keyframes=packets.keyframes())
         return _finished(info, _first_frame(path), packets.last_ends, end)
-    clock = packets.timeline() if packets.by_dts else None
+    clock = packets.timeline() if packets.are_in_order else None
     info, first = _confirmed(path, info, limits, deadline, clock)
     return _finished(info, first, None, None)
 
@@ -220,7 +221,8 @@ def _confirmed(
         path, limits: as for :func:`probe`.
         info: what is known.
         deadline: of the monotonic clock.
-        clock: times that frames are shown at, in this order, if there are as many frames.
+        clock: times of the packets where they are in order in the file. If frames are shown in another order, those
+            were the times of decoding, and frames are shown at them one by one.
 
     Raises:
         VideoError: ``too_large``, ``too_slow``, or nothing can be decoded.
@@ -251,7 +253,8 @@ def _confirmed(
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
     if first is None:
         raise VideoError("decode_error", "not one frame of it can be decoded")
-    if clock is not None:
+    in_order = all(a is not None and b is not None and a < b for a, b in pairwise(times))
+    if clock is not None and not in_order:
         times = list(clock) if len(clock) == len(times) else decoding_times
     elif times.count(None) > len(times) // 2:
         times = decoding_times

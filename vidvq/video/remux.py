@@ -11,7 +11,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidvq.video.container import VideoError
-from vidvq.video.packets import is_hidden
+from vidvq.video.pictures import is_hidden
 from vidvq.video.probe import VideoInfo
 from vidvq.video.stream import numbered_packets, one_line, open_video, video_stream
 
@@ -53,7 +53,7 @@ def _of_frames(source: InputContainer, stream: VideoStream, info: VideoInfo, fir
     for packet, tick in _timed(source, stream, info, first):
         if not packets and tick != info.pts[first]:
             continue
-        if tick not in wanted and not is_hidden(stream, packet):
+        if tick not in wanted and not is_hidden(info.codec, packet):
             break
         packet.pts = tick
         packets.append(packet)
