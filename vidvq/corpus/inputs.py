@@ -15,7 +15,8 @@ from vidvq.errors import StoreError, UsageError
 from vidvq.storage import canonical_json, is_remote, place
 
 SUFFIXES = frozenset(
-    ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogg .ogv .qt .ts .vob .webm .wmv".split()
+    ".264 .265 .3g2 .3gp .apng .asf .avi .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v .m4v .mkv .mov "
+    ".mp4 .mpeg .mpg .mts .mxf .nut .obu .ogg .ogv .qt .rm .rmvb .ts .vob .webm .wmv .wtv .y4m".split()
 )
 _TAR = ".tar"
 _SUM_BYTES = 32

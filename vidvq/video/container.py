@@ -11,6 +11,7 @@ _TS_PACKET = 188
 # A transport stream's packets, those with a 4-byte timestamp before each, and those with 16 bytes of parity behind.
 _TS_STEPS = (_TS_PACKET, _TS_PACKET + 4, _TS_PACKET + 16)
 _TS_MARKS = 4
+_WEBP_MOVES = 2
 _ATOMS = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 _MAGIC = (
     (b"\x1a\x45\xdf\xa3", "matroska"),
@@ -77,14 +78,16 @@ def sniff(head: bytes) -> str | None:
     """The libav demuxer for a file that starts with ``head`` (1024 bytes, or all there is), or None.
 
     These alone are ever opened: ``mov``, ``matroska``, ``avi``, ``flv``, ``mpegts``, ``mpeg``, ``ogg``, ``asf``,
-    ``mxf``, ``dv``, ``nut``, ``rm``, ``wtv``, ``ivf``, ``obu``, ``yuv4mpegpipe``, ``gif``, ``apng``, and the raw
-    streams ``h264``, ``hevc``, ``m4v``, ``mpegvideo`` and ``vc1``. Playlists, subtitles, still images and sound are
-    not among them.
+    ``mxf``, ``dv``, ``nut``, ``rm``, ``wtv``, ``ivf``, ``obu``, ``yuv4mpegpipe``, ``gif``, ``apng``, the raw streams
+    ``h264``, ``hevc``, ``m4v``, ``mpegvideo`` and ``vc1``, and ``webp``, an animation that Pillow decodes (see
+    :mod:`vidvq.video.webp`). Playlists, subtitles, still images and sound are not among them.
     """
     if head[4:8] in _ATOMS:
         return "mov"
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return "avi"
+    if head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X":
+        return "webp" if head[20:21] and head[20] & _WEBP_MOVES else None
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "apng" if b"acTL" in head else None
     for magic, demuxer in _MAGIC:

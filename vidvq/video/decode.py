@@ -280,7 +280,7 @@ class _PyAVReader:
         with open_video(self._path) as container:
             stream = video_stream(container)
             if self._info.packets is not None:
-                for index, decoded in enumerate(decode(container, stream)):
+                for index, decoded in enumerate(decode(container, stream, in_order=True)):
                     if index < self._info.num_frames and decoded.packet == self._info.packets[index] and decoded.frame:
                         yield index, decoded.frame
                 return
@@ -288,10 +288,14 @@ class _PyAVReader:
             start = first - _REORDER_FRAMES
             if start > 0 and self._info.finds_keyframes:
                 container.seek(self._info.pts[start], stream=stream)
-            before = -1
+            before, lost = -1, False
             for decoded in decode(container, stream):
                 place = -1 if decoded.pts is None else bisect_left(self._info.pts, decoded.pts)
                 known = place < self._info.num_frames and self._info.pts[place] == decoded.pts
-                if decoded.frame and known and place > before:
-                    before = place
+                if not decoded.frame or not known or place <= before:
+                    continue
+                # A frame that never came may be one that the next are predicted from.
+                lost = not decoded.frame.key_frame and (lost or 0 <= before < place - 1)
+                before = place
+                if not lost:
                     yield place, decoded.frame

@@ -14,6 +14,8 @@ from PIL import Image
 
 # A sane clock for mp4 where the source has a coarse or an odd one.
 _MAX_TICKS_PER_S = 1_000_000
+# Container, codec, pixel format and options of what is kept without loss.
+FFV1_KIND = ("matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1", "threads": "1"})
 
 
 def encode_mp4(
@@ -33,8 +35,7 @@ def encode_mp4(
 
 def encode_ffv1(frames: np.ndarray, pts: tuple[int, ...], time_base: Fraction, duration: int | None = None) -> bytes:
     """Encode a clip without loss: FFV1 of the RGB values, in matroska. Arguments as for :func:`encode_mp4`."""
-    options = {"level": "3", "slicecrc": "1", "threads": "1"}
-    return _encode(frames, pts, time_base, duration, ("matroska", "ffv1", "bgr0", options))
+    return _encode(frames, pts, time_base, duration, FFV1_KIND)
 
 
 def encode_npy(frames: np.ndarray) -> bytes:

@@ -235,7 +235,7 @@ def _confirmed(
     held = 0
     with open_video(path) as container:
         stream = video_stream(container)
-        for decoded in decode(container, stream):
+        for decoded in decode(container, stream, in_order=True):
             if first is None and decoded.frame is not None:
                 first = decoded.frame
                 refuse_unsupported(first)

@@ -14,9 +14,15 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vidvq.video.container import VideoError, container_format
+from vidvq.video.webp import as_matroska
 
 # Pictures that belong to a file and are not its video.
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
+# Codecs of still pictures: beside another video such a stream is a cover, whatever the container calls it.
+_STILL_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
+# A packet of a stream with start codes begins with one.
+_START_CODE = b"\x00\x00\x01"
+_START_BYTES = 16
 # A recording may begin inside a group of pictures, but not so many packets before the first that can be shown.
 _PATIENCE = 3000
 
@@ -46,9 +52,12 @@ def open_video(path: Path) -> InputContainer:
     """
     demuxer = container_format(path)
     try:
-        container = av.open(
-            str(path.absolute()), mode="r", format=demuxer, container_options={"protocol_whitelist": "file"}
-        )
+        if demuxer == "webp":
+            container = av.open(as_matroska(path), mode="r", format="matroska")
+        else:
+            container = av.open(
+                str(path.absolute()), mode="r", format=demuxer, container_options={"protocol_whitelist": "file"}
+            )
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError("unreadable", f"{demuxer} container cannot be opened: {one_line(error)}") from error
     try:
@@ -60,9 +69,10 @@ def open_video(path: Path) -> InputContainer:
 
 
 def video_stream(container: InputContainer) -> VideoStream:
-    """The stream to use: a decodable one first, then the one flagged as default, then the largest, then the first.
+    """The stream to use: the one flagged as default, else the largest, else the first.
 
-    Cover art and thumbnails are never used.
+    Cover art and thumbnails are never used, and a stream of a codec for still pictures, or of an unknown codec, only
+    where there is no other.
 
     Raises:
         VideoError: ``no_video_stream``.
@@ -74,11 +84,12 @@ def video_stream(container: InputContainer) -> VideoStream:
     return max(streams, key=_rank)
 
 
-def _rank(stream: VideoStream) -> tuple[bool, bool, int]:
+def _rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
     context = stream.codec_context
     if context is None:
-        return False, False, 0
-    return True, bool(stream.disposition & Disposition.default), context.width * context.height
+        return False, False, False, 0
+    moves = context.name not in _STILL_CODECS
+    return True, moves, bool(stream.disposition & Disposition.default), context.width * context.height
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,17 +99,22 @@ class _Tag:
     number: int
 
 
-def decode(container: InputContainer, stream: VideoStream) -> Iterator[Decoded]:
+def decode(container: InputContainer, stream: VideoStream, in_order: bool = False) -> Iterator[Decoded]:
     """Yield what the decoder puts out, in its order, from the first frame that can be shown on.
 
     A damaged packet does not end it. In its place comes a :class:`Decoded` without a frame, and so does each frame up
     to the next keyframe, since those are predicted from it. Which frames are whole depends on the packets since the
     keyframe before them, not on where decoding began.
+
+    Args:
+        container, stream: as they were opened.
+        in_order: frames are known by their order alone, not by their times. Then those that a decoder held back when a
+            packet failed count as damaged too, since their place among the lost ones is not known.
     """
     context = stream.codec_context
     stream.thread_type = "NONE"
     context.copy_opaque = True
-    order = _Order()
+    order = _Order(in_order, context.name == "libdav1d")
     number = 0
     for number, packet in numbered_packets(container, stream):
         packet.opaque = _Tag(number)
@@ -111,12 +127,22 @@ def decode(container: InputContainer, stream: VideoStream) -> Iterator[Decoded]:
 
 def _fed(context: VideoCodecContext, packet: "av.Packet | None", number: int, order: "_Order") -> list[VideoFrame]:
     """Frames that come out for a packet; None for the end."""
+    whole = packet is None or packet.is_discard or _is_whole(context, packet)
+    frames: list[VideoFrame] = []
     try:
-        return context.decode(packet)
+        frames = context.decode(packet)
     except av.error.FFmpegError:
-        if packet is not None and not packet.is_discard:
-            order.failed.append(number)
-        return []
+        whole = packet is None or packet.is_discard
+    if not whole:
+        order.fail(number)
+    return frames
+
+
+def _is_whole(context: VideoCodecContext, packet: av.Packet) -> bool:
+    """Whether a packet of H.264 or HEVC has a beginning; FFmpeg passes over one without a word where it has none."""
+    if context.name not in ("h264", "hevc") or (context.extradata or b"").startswith(b"\x01"):
+        return True
+    return _START_CODE in bytes(memoryview(packet)[:_START_BYTES])
 
 
 def numbered_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, av.Packet]]:
@@ -132,30 +158,44 @@ def numbered_packets(container: InputContainer, stream: VideoStream) -> Iterator
 
 
 class _Order:
-    """Puts damage in its place among the frames as they come out of a decoder."""
+    """Puts damage in its place among the frames as they come out of a decoder.
 
-    def __init__(self) -> None:
-        self.failed: deque[int] = deque()
+    Args:
+        in_order: see :func:`decode`.
+        fails_late: the decoder may report an error with a later packet than the damaged one.
+    """
+
+    def __init__(self, in_order: bool, fails_late: bool) -> None:
         self.begun = False
+        self._in_order, self._fails_late = in_order, fails_late
+        self._failed: deque[int] = deque()
         self._damaged = False
 
-    def place(self, frames: list[VideoFrame], fed: int) -> Iterator[Decoded]:
-        for frame in frames:
-            yield from self._place(frame, fed)
+    def fail(self, number: int) -> None:
+        """Take note of a packet that cannot be decoded."""
+        self._failed.append(number)
+        self._damaged = self._damaged or self._in_order
 
-    def _place(self, frame: VideoFrame, fed: int) -> Iterator[Decoded]:
-        tag = frame.opaque
-        number = tag.number if isinstance(tag, _Tag) else fed
-        while self.failed and self.failed[0] < number:
+    def place(self, frames: list[VideoFrame], fed: int) -> Iterator[Decoded]:
+        """Yield frames that came out when the packet ``fed`` went in, behind the failed packets before them."""
+        for frame in frames:
+            tag = frame.opaque
+            number = tag.number if isinstance(tag, _Tag) else fed
+            if self._fails_late and number in self._failed:
+                self._failed.remove(number)
+            yield from self._before(number)
+            self._damaged = frame.is_corrupt or (self._damaged and not frame.key_frame)
+            yield from self._begin(Decoded(number, frame.pts, frame.dts, None if self._damaged else frame))
+            self._damaged = self._damaged or (self._in_order and bool(self._failed))
+
+    def _before(self, number: int) -> Iterator[Decoded]:
+        while self._failed and self._failed[0] < number:
             self._damaged = True
-            yield from self._begin(Decoded(self.failed.popleft()))
-        self._damaged = frame.is_corrupt or (self._damaged and not frame.key_frame)
-        whole = None if self._damaged else frame
-        yield from self._begin(Decoded(number, frame.pts, frame.dts, whole))
+            yield from self._begin(Decoded(self._failed.popleft()))
 
     def rest(self) -> Iterator[Decoded]:
-        while self.failed:
-            yield from self._begin(Decoded(self.failed.popleft()))
+        """Yield what failed behind the last frame."""
+        yield from self._before(self._failed[-1] + 1 if self._failed else 0)
 
     def _begin(self, decoded: Decoded) -> Iterator[Decoded]:
         self.begun = self.begun or decoded.frame is not None
