@@ -101,4 +101,5 @@ def test_packets_of_fields_are_not_copied_into_clips(fields, tmp_path, vidvq):
     settings = "clip.encoding=copy clip.fps=null clip.short_side=null clip.num_frames=40 runtime.workers=0".split()
     assert vidvq("shard", fields, "--out", tmp_path / "out", *settings).code == 1
     failed = json.loads((tmp_path / "out/summary.json").read_bytes())["failed"]
-    assert set(failed) == {"not_as_shown"}
+    # MPEG-2 of ffmpeg's shares frames between its groups, so that no clip of it decodes alone in any case.
+    assert set(failed) == {"not_as_shown" if fields.name == "h264.mp4" else "not_on_keyframes"}
