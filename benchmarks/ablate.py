@@ -203,7 +203,7 @@ def _count(tokenizer: VideoTokenizer) -> tuple[float, float]:
 def _held_out(clips: Path) -> Iterator[Any]:
     """Crops ``t h w c`` of the first clips of every video."""
     seen: dict[str, int] = {}
-    for shard, _ in read_plan(clips).shards():
+    for shard in read_plan(clips).shard_names():
         for key, media, info in read_clips(clips / shard):
             seen[info.source] = seen.get(info.source, 0) + 1
             if seen[info.source] <= CLIPS_PER_VIDEO:

@@ -67,7 +67,7 @@ def main() -> None:
 
 def _bare(clips: Path, checkpoint: Path, workers: int, count: int) -> tuple[float, float, float]:
     """Frames per second of all processes together, and processor milliseconds to encode and to decode a frame."""
-    shards = [clips / shard for shard, _ in read_plan(clips).shards()]
+    shards = [clips / shard for shard in read_plan(clips).shard_names()]
     start: Any = multiprocessing.get_context("spawn")
     barrier, told = start.Barrier(workers), start.Queue()
     processes = [
@@ -120,14 +120,14 @@ def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, flo
             sys.exit(f"vidvq tokenize ended with {running.returncode}")
         elapsed_s = monotonic() - started
         done = []
-        for shard, _ in read_plan(out).shards():
+        for shard in read_plan(out).shard_names():
             commit = read_commit(out, shard)
             assert commit is not None
             done.append(((out / "commits" / f"{shard}.json").stat().st_mtime, commit.stats))
         done.sort(key=lambda entry: entry[0])
         frames = [totals["frames"] for _, totals in done]
         tokens = sum(totals["tokens"] for _, totals in done)
-        size = sum((out / shard).stat().st_size for shard, _ in read_plan(out).shards())
+        size = sum((out / shard).stat().st_size for shard in read_plan(out).shard_names())
         # The first commits of all workers fall together; what each has by then was made before.
         begun = done[workers - 1][0]
         times, seconds = zip(*used, strict=True)

@@ -7,19 +7,16 @@ from urllib.request import urlopen
 import ray
 
 from vidvq.formats.commit import Commit, Outcome
-from vidvq.formats.token_shard import Codebook, TokenizerCard
-from vidvq.metrics.codes import CodeCounts
-from vidvq.runtime import InlinePool, RuntimeConfig, start
-from vidvq.tokenize.account import Made
-from vidvq.tokenize.live import Live
-
-CARD = TokenizerCard("t", "d", (Codebook("joint", 4, 0),), 4, 8, {})
+from vidvq.jobs.stage import ShardResult
+from vidvq.jobs.telemetry import ProgressNote, Telemetry
+from vidvq.runtime import RuntimeConfig, start
+from vidvq.tokenize import TokenizeClips
 
 
-def made(ok: int, *reasons: str) -> Made:
+def made(ok: int, *reasons: str) -> ShardResult:
     failed = tuple(Outcome(f"key-{index}", reason) for index, reason in enumerate(reasons))
     commit = Commit("a.tar", "plan", "", 0, ok, failed, (), stats={"frames": 33 * ok, "tokens": 100 * ok})
-    return Made(commit, CodeCounts(CARD), "worker", 1.0, {"encode": 2.5, "decode": 0.5})
+    return ShardResult(commit, "worker", 1.0, {"encode": 2.5, "decode": 0.5})
 
 
 def scrape(wanted: str) -> dict[tuple[str, str], float]:
@@ -40,10 +37,11 @@ def scrape(wanted: str) -> dict[tuple[str, str], float]:
 
 def test_what_a_shard_held_is_served_to_prometheus():
     with start(RuntimeConfig(workers=2)) as pool:
-        live = Live(pool)
-        live.made(made(30, "decode_error", "decode_error", "hdr"), 0.5)
-        note = live.made(made(10), 0.75)
-        assert re.fullmatch(r"\d+ frames/s, \d+ tokens/s, 3 failed", note)
+        telemetry, note = Telemetry(TokenizeClips, pool), ProgressNote()
+        for result, efficiency in ((made(30, "decode_error", "decode_error", "hdr"), 0.5), (made(10), 0.75)):
+            telemetry.publish(result, efficiency)
+            text = note.made(result)
+        assert re.fullmatch(r"\d+ frames/s, \d+ tokens/s, 3 failed", text)
         found = scrape("vidvq_tokenize_efficiency")
     assert found["vidvq_tokenize_items_total", 'outcome="ok",reason=""'] == 40
     assert found["vidvq_tokenize_items_total", 'outcome="failed",reason="decode_error"'] == 2
@@ -56,6 +54,6 @@ def test_what_a_shard_held_is_served_to_prometheus():
 
 
 def test_a_run_that_goes_on_counts_earlier_failures_and_no_earlier_frames():
-    live = Live(InlinePool())
-    assert live.earlier(made(5, "hdr").commit) == "1 failed"
-    assert live.made(made(10, "hdr"), 1.0).endswith(" tokens/s, 2 failed")
+    note = ProgressNote()
+    assert note.committed(made(5, "hdr").commit) == "1 failed"
+    assert note.made(made(10, "hdr")).endswith(" tokens/s, 2 failed")

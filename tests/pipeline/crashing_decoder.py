@@ -4,10 +4,10 @@ import os
 import signal
 from collections.abc import Iterator
 
-from vidvq.corpus.frames import FrameJob, Piece, decode_items
+from vidvq.corpus.frames import ClipFrames, Piece, VideoFrames, decode_items
 
 
-def decode_or_crash(job: FrameJob) -> Iterator[Piece]:
+def decode_or_crash(job: ClipFrames | VideoFrames) -> Iterator[Piece]:
     """Segfaults on the items whose keys end in 2."""
     for piece in decode_items(job):
         if piece.key.endswith("-00002"):

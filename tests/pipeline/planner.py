@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 
 from vidvq.config import validate
 from vidvq.corpus.inputs import Source
@@ -21,13 +22,16 @@ from vidvq.formats.commit import FOLDER, Commit, _encode, read_commits
 from vidvq.formats.summary import summarize
 from vidvq.formats.tar import Member
 from vidvq.formats.token_shard import Codebook, TokenizerCard
+from vidvq.jobs import ClipRow, plan_videos
+from vidvq.jobs.plan_clips import plan_clips
 from vidvq.log import console
 from vidvq.runtime import InlinePool
-from vidvq.shard import plan as shard_plan
+from vidvq.shard import ShardStage
 from vidvq.shard.config import ShardConfig
+from vidvq.shard.probe import _clip
+from vidvq.shard.rows import PlannedClip
 from vidvq.storage import is_remote, place
-from vidvq.tokenize.config import TokenizeConfig
-from vidvq.tokenize.plan import plan_tokens
+from vidvq.tokenize import TokenizeClips, TokenizeConfig
 
 CLIPS_PER_VIDEO = 20
 CARD = TokenizerCard("a" * 64, "b" * 64, (Codebook("spatial", 32, 0), Codebook("temporal", 64, 32)), 4, 8, {})
@@ -75,38 +79,50 @@ class Here(InlinePool):
         return ((item, function(item)) for item in items)
 
 
-def look(job: shard_plan.ProbeJob) -> list[dict]:
-    """What a probe of a long video finds."""
-    digest = f"{int(job.source.uri[-12:-4]):064x}"
-    return [shard_plan._row(job.source, digest, index, first=33 * index, num_frames=33) for index in range(20)]
+class Pools:
+    """Gives out the one pool."""
+
+    def get(self, units: int) -> Here:
+        """See :class:`vidvq.runtime.Pools`."""
+        return Here()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(ShardStage):
+    """Probes nothing."""
+
+    def probe(self, source: Source) -> list[PlannedClip]:
+        """What a probe of a long video finds."""
+        digest = f"{int(source.uri[-12:-4]):064x}"
+        return [_clip(source, digest, index, 33 * index, 33) for index in range(20)]
 
 
 def main() -> None:
     folder, clips, per_shard = place(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     count_requests() if is_remote(folder) else sys.addaudithook(ask)
-    shard_plan.plan_source = look
     uris = (f"s3://a-bucket-of-films/{index % 997:03d}/film-{index:08d}.mp4" for index in range(clips // 20))
     sources = [Source(uri, 123_456_789, "d41d8cd98f00b204e9800998ecf8427e") for uri in uris]
-    config = validate(ShardConfig, {"clips_per_shard": per_shard})
+    plan_videos.list_sources = lambda inputs, lists: iter(sources)
+    stage = Stage(config=validate(ShardConfig, {"clips_per_shard": per_shard}))
     out, tokens = folder / "clips", folder / "tokens"
     with step("shard: plan"):
-        plan = shard_plan.plan_shards(out, partial(iter, sources), config, Here())
-    assert plan.header["items"] == clips
-    for index, (name, rows) in enumerate(plan.shards()):
-        members = tuple(Member(f"{row['key']}.{kind}", 1000, 1) for row in rows for kind in ("json", "mp4"))
+        plan = plan_videos.plan_videos(stage, [], out, Pools())
+    assert plan.num_items == clips
+    for index, (name, rows) in enumerate(plan.shards(PlannedClip)):
+        members = tuple(Member(f"{row.key}.{kind}", 1000, 1) for row in rows for kind in ("json", "mp4"))
         record = Commit(name, plan.id_of(index), f"{index:064x}", 1000, len(rows), (), (), members, {"frames": 33})
         if not is_remote(out):
             (out / FOLDER).mkdir(exist_ok=True)
         (out / FOLDER / f"{name}.json").write_bytes(_encode(record))
     with step("shard: resume and add up"):
-        plan = shard_plan.plan_shards(out, partial(iter, sources), config, Here())
+        plan = plan_videos.plan_videos(stage, [], out, Pools())
         assert all(read_commits(out, plan.shard_names()))
         assert summarize(out, plan).ok == clips
     with step("tokenize: plan"):
-        plan = plan_tokens(tokens, out, TokenizeConfig(), CARD)
-    assert (plan.header["items"], plan.num_shards) == (clips, -(-clips // per_shard))
+        plan = plan_clips(TokenizeClips(clips=out, config=TokenizeConfig(), checkpoint=Path(), card=CARD), tokens)
+    assert (plan.num_items, plan.num_shards) == (clips, -(-clips // per_shard))
     with step("tokenize: jobs"):
-        jobs = zip(plan.shards(), read_commits(tokens, plan.shard_names()), repeat(None))
+        jobs = zip(plan.shards(ClipRow), read_commits(tokens, plan.shard_names()), repeat(None))
         assert sum(len(rows) for (_, rows), commit, _ in jobs if commit is None) == clips
     print(json.dumps(steps))
 

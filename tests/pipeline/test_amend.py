@@ -71,7 +71,7 @@ def test_an_input_taken_out_leaves_its_shards_and_a_tombstone(corpus, snapshot, 
         assert not (out / "commits" / f"{name}.json").exists()
     removed = [
         outcome
-        for name, _ in read_plan(out).shards()
+        for name in read_plan(out).shard_names()
         if (commit := read_commit(out, name))
         for outcome in commit.filtered
         if outcome.reason == "removed"

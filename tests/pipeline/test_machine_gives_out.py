@@ -140,7 +140,7 @@ def test_a_decoder_that_dies_or_hangs_costs_its_own_clips_at_most(tmp_path, make
     clips = [info for path in sorted(out.glob("*.tar")) for _, _, info in read_clips(path)]
     made = Counter((Path(info.source).stem, info.decoder.split()[0]) for info in clips)
     assert made == {("good", "decord"): 2, ("crash", "pyav"): 2, ("hang", "pyav"): 2}
-    records = [read_commit(out, name) for name, _ in read_plan(out).shards()]
+    records = [read_commit(out, name) for name in read_plan(out).shard_names()]
     failed = [outcome for record in records if record for outcome in record.failed]
     assert [outcome.reason for outcome in failed] == ["decoder_died", "decoder_died"]
     assert all("poison.mp4: every decoder crashed" in outcome.detail for outcome in failed)
@@ -170,7 +170,7 @@ def test_inline_too_a_video_that_kills_whoever_looks_at_it_costs_itself_alone(
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    records = [read_commit(out, name) for name, _ in read_plan(out).shards()]
+    records = [read_commit(out, name) for name in read_plan(out).shard_names()]
     failed = [outcome for record in records if record for outcome in record.failed]
     assert [(outcome.reason, Path(outcome.detail.partition(":")[0]).stem) for outcome in failed] == [
         ("decoder_died", "crash"),

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from vidvq.corpus import listing
-from vidvq.shard import plan as planning
+from vidvq.jobs import listing
+from vidvq.shard import stage as stages
 
 SETTINGS = "clip.num_frames=4 clip.min_frames=4 clip.short_side=16 clip.multiple=8 clips_per_shard=1".split()
 
@@ -39,8 +39,10 @@ def test_planning_is_shared_too(jobs, tmp_path, vidvq, snapshot, monkeypatch):
     vidvq(*jobs["shard"], "--out", tmp_path / "alone")
     monkeypatch.setattr(listing, "_SOURCES_PER_PART", 1)
     looked: list[str] = []
-    look = planning.plan_source
-    monkeypatch.setattr(planning, "plan_source", lambda job: looked.append(job.source.uri[-8:]) or look(job))
+    probe = stages.probe_clips
+    monkeypatch.setattr(
+        stages, "probe_clips", lambda source, config: looked.append(source.uri[-8:]) or probe(source, config)
+    )
     vidvq(*jobs["shard"], "--out", tmp_path / "last", "runtime.part=2/3")
     assert [uri[-7:] for uri in looked] == ["two.mkv", "one.mp4", "ort.mp4"]
     assert snapshot(tmp_path / "last") == snapshot(tmp_path / "alone")
@@ -49,15 +51,15 @@ def test_planning_is_shared_too(jobs, tmp_path, vidvq, snapshot, monkeypatch):
 def test_a_plan_that_another_driver_finished_meanwhile_is_taken(jobs, tmp_path, vidvq, snapshot, monkeypatch):
     vidvq(*jobs["shard"], "--out", tmp_path / "alone")
     monkeypatch.setattr(listing, "_SOURCES_PER_PART", 1)
-    look, told = planning.plan_source, []
+    probe, told = stages.probe_clips, []
 
-    def slow(job):
+    def slow(source, config):
         if not told:
-            told.append(job)
+            told.append(source)
             command = [sys.executable, "-m", "vidvq", *map(str, jobs["shard"]), "--out", str(tmp_path / "out")]
             subprocess.run(command, check=False, capture_output=True)
-        return look(job)
+        return probe(source, config)
 
-    monkeypatch.setattr(planning, "plan_source", slow)
+    monkeypatch.setattr(stages, "probe_clips", slow)
     assert "Traceback" not in vidvq(*jobs["shard"], "--out", tmp_path / "out").err
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "alone")

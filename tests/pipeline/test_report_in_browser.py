@@ -29,8 +29,8 @@ from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.pretrained import save_tokenizer
 from vidvq.runtime import RuntimeConfig
+from vidvq.shard import run_shard
 from vidvq.shard.config import ClipPolicy, ShardConfig
-from vidvq.shard.job import run_shard
 from vidvq.storage import pretty_json
 from vidvq.tokenize import TokenizeConfig, run_tokenize
 from vidvq.train.config import TrainConfig

@@ -12,6 +12,7 @@ import pytest
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
+from vidvq.shard.rows import PlannedClip
 from vidvq.video.decode import decode_clip
 
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=32 clip.multiple=8 clips_per_shard=3".split()
@@ -25,10 +26,10 @@ def clips_of(folder: Path) -> list:
 def reasons(folder: Path) -> dict[str, list[str]]:
     """Input file name -> why something of it is not there."""
     found: dict[str, list[str]] = {}
-    for name, rows in read_plan(folder).shards():
+    for name, rows in read_plan(folder).shards(PlannedClip):
         record = read_commit(folder, name)
         assert record
-        uris = {row["key"]: Path(row["uri"]).name for row in rows}
+        uris = {row.key: Path(row.source.uri).name for row in rows}
         for outcome in (*record.failed, *record.filtered):
             found.setdefault(uris[outcome.key], []).append(outcome.reason)
     return found
@@ -155,10 +156,10 @@ def test_a_source_that_changes_after_the_plan_fails_by_that_name(tmp_path, make_
     from vidvq.shard import ShardConfig
     from vidvq.shard.cut import CutJob, cut_clips
 
-    rows = [row for _, shard_rows in read_plan(out).shards() for row in shard_rows]
+    rows = list(read_plan(out).rows(PlannedClip))
     video.write_bytes(video.read_bytes() + b"\0")
-    (cut,) = cut_clips(CutJob((rows[1],), ShardConfig()))
-    assert (cut.key, cut.files, cut.verdict, cut.reason) == (rows[1]["key"], None, "failed", "changed_since_plan")
+    (cut,) = cut_clips(CutJob((rows[1],), ShardConfig())).cuts
+    assert (cut.key, cut.files, cut.verdict, cut.reason) == (rows[1].key, None, "failed", "changed_since_plan")
     ran = vidvq("shard", video, "--out", out, *SETTINGS, INLINE, "clips_per_shard=1")
     assert ran.code == 2
     assert f"{video} was changed" in ran.error and f"inputs.bytes was {stat.st_size}" in ran.error
@@ -279,34 +280,34 @@ def test_a_dry_run_says_what_the_run_then_does_and_writes_nothing(hostile_corpus
     told = json.loads(ran.out)
     vidvq("shard", hostile_corpus, "--out", tmp_path / "out", *SETTINGS, INLINE)
     summary = json.loads((tmp_path / "out/summary.json").read_bytes())
-    assert (told["videos"], told["probed"]) == (8, 8)
-    assert told["clips"] == summary["ok"] + summary["failed"]["decode_error"]["count"]
+    assert (told["inputs"], told["probed"]) == (8, 8)
+    assert told["items"] == summary["ok"] + summary["failed"]["decode_error"]["count"]
     assert told["shards"] == read_plan(tmp_path / "out").num_shards
     assert told["left_out"]["not_a_video"] == 2 and told["seconds"] > 0
     assert 0.5 < told["bytes"] / summary["bytes"] < 2
 
 
 def test_planning_that_was_killed_goes_on_where_it_was(tmp_path, make_video, snapshot, vidvq, monkeypatch):
-    import vidvq.shard.plan as planning
+    from vidvq.shard import stage as stages
 
     make_video(tmp_path / "a.mp4", 8)
     (tmp_path / "list.txt").write_text("".join(f"a.mp4\nmissing-{number}.mp4\n" for number in range(20)))
-    monkeypatch.setattr("vidvq.corpus.listing._SOURCES_PER_PART", 4)
+    monkeypatch.setattr("vidvq.jobs.listing._SOURCES_PER_PART", 4)
     job = ("shard", tmp_path / "list.txt", "--out", tmp_path / "out", *SETTINGS, INLINE, "max_failed=1")
-    real, probed = planning.plan_source, []
+    real, probed = stages.probe_clips, []
 
     def probe_until(stop):
-        def probe(job):
+        def probe(source, config):
             if len(probed) == stop:
                 raise KeyboardInterrupt
-            probed.append(job.source.uri)
-            return real(job)
+            probed.append(source.uri)
+            return real(source, config)
 
         return probe
 
-    monkeypatch.setattr(planning, "plan_source", probe_until(10))
+    monkeypatch.setattr(stages, "probe_clips", probe_until(10))
     assert vidvq(*job).code == 130
-    monkeypatch.setattr(planning, "plan_source", probe_until(None))
+    monkeypatch.setattr(stages, "probe_clips", probe_until(None))
     assert vidvq(*job).code == 0
     assert len(probed) == 21 + 2, "the two whole parts were not looked at again, the third from its start"
     assert not (tmp_path / "out/planning").exists()

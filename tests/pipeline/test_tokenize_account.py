@@ -5,12 +5,11 @@ import json
 import pytest
 
 from vidvq.formats.commit import Commit
-from vidvq.formats.token_shard import Codebook, TokenizerCard
-from vidvq.metrics.codes import CodeCounts
-from vidvq.tokenize import account
-from vidvq.tokenize.account import Account, Made, Stopwatch
+from vidvq.jobs import timing
+from vidvq.jobs.stage import Monitor, ShardResult
+from vidvq.jobs.timing import Stopwatch, TimeAccounting
+from vidvq.tokenize import TokenizeClips
 
-CARD = TokenizerCard("t", "d", (Codebook("joint", 4, 0),), 4, 8, {})
 COMMIT = Commit("tokens-000000.tar", "plan", "", 0, 1, (), (), stats={"frames": 100, "tokens": 800})
 
 
@@ -19,8 +18,8 @@ class Clock:
 
     def __init__(self, monkeypatch) -> None:
         self.wall = self.cpu = 0.0
-        monkeypatch.setattr(account, "monotonic", lambda: self.wall)
-        monkeypatch.setattr(account, "thread_time", lambda: self.cpu)
+        monkeypatch.setattr(timing, "monotonic", lambda: self.wall)
+        monkeypatch.setattr(timing, "thread_time", lambda: self.cpu)
 
     def work(self, seconds: float) -> None:
         self.wall += seconds
@@ -41,44 +40,46 @@ def test_each_second_is_of_the_innermost_stage(clock):
             clock.wait(3)
             yield None
 
-    stopwatch = Stopwatch(computes=("encode",))
+    stopwatch = Stopwatch(compute=("encode",))
     clock.work(100)  # in no stage
-    with stopwatch.stage("write"):
+    with stopwatch.activity("write"):
         clock.wait(1)
-        with stopwatch.stage("encode"):
+        with stopwatch.activity("encode"):
             for _ in stopwatch.waiting("decode", frames()):
                 clock.work(10)
                 clock.wait(0.5)  # another process had the core
         clock.work(2)
-    made = stopwatch.made(COMMIT, CodeCounts(CARD))
+    made = stopwatch.result(COMMIT)
     assert made.seconds == {"write": 3, "decode": 6, "encode": 20, "core": 1}
     assert made.alive_s == 130
-    assert stopwatch.made(COMMIT, CodeCounts(CARD)).seconds == {}
+    assert stopwatch.result(COMMIT).seconds == {}
 
 
 def test_a_wait_for_the_gpu_is_encoding(clock):
     stopwatch = Stopwatch()
-    with stopwatch.stage("encode"):
+    with stopwatch.activity("encode"):
         clock.wait(4)
-    assert stopwatch.made(COMMIT, CodeCounts(CARD)).seconds == {"encode": 4, "core": 0}
+    assert stopwatch.result(COMMIT).seconds == {"encode": 4}
 
 
 def test_the_account_says_what_starved(clock):
-    run = Account()
+    run = TimeAccounting()
     clock.wait(10)  # both workers could begin after 4 seconds
-    run.add(Made(COMMIT, CodeCounts(CARD), "one", 6, {"encode": 3, "decode": 3}))
-    run.add(Made(COMMIT, CodeCounts(CARD), "two", 6, {"encode": 5, "decode": 1}))
+    run.add(ShardResult(COMMIT, "one", 6, {"encode": 3, "decode": 3}))
+    run.add(ShardResult(COMMIT, "two", 6, {"encode": 5, "decode": 1}))
     clock.wait(10)
-    run.add(Made(COMMIT, CodeCounts(CARD), "one", 16, {"encode": 6, "decode": 4}))
-    metrics = run.report(CodeCounts(CARD))
-    assert (metrics.workers, metrics.start_s, metrics.wall_s, metrics.frames) == (2, 4, 20, 300)
+    run.add(ShardResult(COMMIT, "one", 16, {"encode": 6, "decode": 4}))
+    metrics = run.report(TokenizeClips, Monitor())
+    assert (metrics.workers, metrics.start_s, metrics.wall_s, metrics.totals["frames"]) == (2, 4, 20, 300)
     # 32 seconds of two workers: 14 encoding, 8 waiting, and the second worker was left without a shard for 10.
     assert metrics.seconds == {"encode": 14, "decode": 8, "idle": 10}
     assert metrics.efficiency == round(14 / 32, 4)
     said = metrics.lines()
-    assert said[0].startswith("300 frames in 20.0 s by 2 workers: 15.0 frames/s, 120 tokens/s; 4.0 s until")
+    assert said[0].startswith(
+        "300 frames, 2400 tokens in 20.0 s by 2 workers: 15.0 frames/s, 120.0 tokens/s; 4.0 s until"
+    )
     assert said[1].endswith("44% of their time encoding, 31% waiting for a shard, 25% waiting for decoded frames")
-    assert said[2].startswith("most of the rest went on waiting for a shard; what helps: smaller shards")
+    assert said[2].startswith("most of the rest was spent waiting for a shard; what helps: smaller shards")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

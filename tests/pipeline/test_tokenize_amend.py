@@ -120,7 +120,7 @@ def test_a_video_taken_out_leaves_its_shards_and_a_tombstone_and_its_neighbours_
     assert not any((out / "commits" / f"{name}.json").exists() for name in touched)
     removed = [
         outcome
-        for name, _ in read_plan(out).shards()
+        for name in read_plan(out).shard_names()
         if (commit := read_commit(out, name))
         for outcome in commit.filtered
         if outcome.reason == "removed"

@@ -29,32 +29,32 @@ def both(command, tmp_path, vidvq, snapshot) -> tuple[dict, dict]:
 def test_of_clips(tiny_clips, checkpoint_dir, tmp_path, vidvq, snapshot):
     said, made = both(["tokenize", tiny_clips, "--checkpoint", checkpoint_dir], tmp_path, vidvq, snapshot)
     assert said["exact"]
-    assert (said["samples"], said["shards"]) == (made["ok"], made["shards"])
-    assert (said["frames"], said["tokens"]) == (made["stats"]["frames"], made["stats"]["tokens"])
+    assert (said["items"], said["shards"]) == (made["ok"], made["shards"])
+    assert (said["stats"]["frames"], said["stats"]["tokens"]) == (made["stats"]["frames"], made["stats"]["tokens"])
     assert said["bytes"] == made["bytes"]
     assert said["seconds"] > 0
 
 
 def test_of_raw_video(raw, checkpoint_dir, tmp_path, vidvq, snapshot):
     said, made = both(["tokenize", *raw, "--checkpoint", checkpoint_dir], tmp_path, vidvq, snapshot)
-    assert (said["sources"], said["samples"], said["frames"]) == (3, made["ok"], made["stats"]["frames"])
-    assert said["tokens"] == pytest.approx(made["stats"]["tokens"], rel=0.2)
-    assert said["encoded"] == made["ok"]
+    assert (said["inputs"], said["items"], said["stats"]["frames"]) == (3, made["ok"], made["stats"]["frames"])
+    assert said["stats"]["tokens"] == pytest.approx(made["stats"]["tokens"], rel=0.2)
+    assert said["sampled"] == made["ok"]
 
 
 def test_an_hour_in_one_stream_is_not_encoded_to_the_end(raw, checkpoint_dir, tmp_path, vidvq, monkeypatch):
-    from vidvq.tokenize import dry_run
+    from vidvq.tokenize.worker import TokenShardWorker
 
-    monkeypatch.setattr(dry_run, "_FRAMES", 9)
+    monkeypatch.setattr("vidvq.tokenize.stage._ESTIMATED_FRAMES", 9)
     seen = []
-    made = dry_run.ShardMaker.__call__
-    monkeypatch.setattr(dry_run.ShardMaker, "__call__", lambda self, job: seen.append(job) or made(self, job))
+    made = TokenShardWorker.__call__
+    monkeypatch.setattr(TokenShardWorker, "__call__", lambda self, task: seen.append(task) or made(self, task))
     command = ["tokenize", *raw[:3], "gop_frames=null", "--checkpoint", checkpoint_dir, "--out", tmp_path / "out"]
     said = json.loads(vidvq(*command, "--dry-run", "--json", INLINE).out)
-    assert (said["samples"], said["frames"], said["encoded"]) == (2, 61, 2)
-    assert {row["num_frames"] for job in seen for row in job.rows} == {9}
+    assert (said["items"], said["stats"]["frames"], said["sampled"]) == (2, 61, 2)
+    assert {row.num_frames for task in seen for row in task.rows} == {9}
     done = json.loads(vidvq(*command, "--json", INLINE).out)
-    assert said["tokens"] == pytest.approx(done["stats"]["tokens"], rel=0.3)
+    assert said["stats"]["tokens"] == pytest.approx(done["stats"]["tokens"], rel=0.3)
 
 
 def test_nothing_to_tokenize_is_one_line(checkpoint_dir, tmp_path, vidvq):

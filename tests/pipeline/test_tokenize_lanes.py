@@ -11,11 +11,11 @@ import torch
 
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
+from vidvq.jobs.timing import Stopwatch
 from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer, iter_encode
 from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.pretrained import load_tokenizer
-from vidvq.tokenize.account import Stopwatch
 from vidvq.tokenize.encode import stream
 from vidvq.tokenize.lanes import run_lanes
 
@@ -154,8 +154,8 @@ def test_workers_change_no_byte_of_batched_shards(vidvq, videos, checkpoint_dir,
     assert list(batched) == list(alone)  # in the order of the plan
     for key, codes in batched.items():
         assert (codes == alone[key]).mean() > 0.999
-    assert read_plan(tmp_path / "inline").header["made_from"]["batch"] == 3
-    assert "batch" not in read_plan(tmp_path / "alone").header["made_from"]
+    assert read_plan(tmp_path / "inline").made_from["batch"] == 3
+    assert "batch" not in read_plan(tmp_path / "alone").made_from
     # Another batch may round otherwise: it is another job.
     where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / "inline")
     assert "batch" in vidvq("tokenize", videos, *where, *SETTINGS, gop, "quality.share=0.5", INLINE).error

@@ -44,6 +44,6 @@ def test_a_plan_says_packed_only_where_it_is(vidvq, clips_dir, make_video, check
     source = clips_dir if kind == "clips" else make_video(tmp_path / "one.mp4", 9)
     command = ("tokenize", source, "--checkpoint", checkpoint_dir, "--out", tmp_path / "out", INLINE)
     assert vidvq(*command).code == 0
-    assert "pack" not in read_plan(tmp_path / "out").header["made_from"]
+    assert "pack" not in read_plan(tmp_path / "out").made_from
     refused = vidvq(*command, "pack=true")
     assert refused.code == 2 and "pack" in refused.error

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidvq.corpus.frames import FrameJob, VideoPolicy, decode_items
+from vidvq.corpus.frames import ClipFrames, decode_items
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_tokens
 from vidvq.metrics.pixel import psnr
@@ -14,7 +14,6 @@ from vidvq.model.pixels import to_frames
 from vidvq.pretrained import load_tokenizer
 from vidvq.tokenize.config import QualityPolicy
 from vidvq.tokenize.quality import Scorer, is_scored, keep_frames
-from vidvq.video.probe import Limits
 
 INLINE = "runtime.workers=0"
 
@@ -35,7 +34,7 @@ def test_a_share_chosen_by_key_carries_what_decoding_gives(vidvq, clips_dir, che
     rows = {row["key"]: row for row in read_plan(out).table.to_pylist()}
     for key, info in found.items():
         if info.quality:
-            work = FrameJob((rows[key],), clips_dir / rows[key]["clip_shard"], VideoPolicy(), Limits(), 32)
+            work = ClipFrames(clips_dir / rows[key]["clip_shard"], frozenset([key]))
             frames = np.concatenate([piece.frames for piece in decode_items(work) if piece.frames is not None])
             assert info.quality == {"psnr": round(psnr(frames, np.load(decoded / f"{key}.npy")), 2)}
     summary = json.loads((out / "summary.json").read_bytes())
@@ -87,7 +86,7 @@ def test_a_poor_shard_stops_the_job_and_what_is_committed_stays(
     ran = vidvq(*command)
     assert ran.code == 1
     assert [path.name for path in out.glob("*.tar")] == ["tokens-000000.tar"]
-    assert "tokens-000001.tar: PSNR 10.00 dB" in ran.error and "quality.min_psnr=30" in ran.error
+    assert "tokens-000001.tar: mean PSNR of" in ran.error and "quality.min_psnr=30" in ran.error
     assert [path.name for path in out.glob("commits/*")] == ["tokens-000000.tar.json"]
     assert not list(out.glob("*.tmp.*"))
     monkeypatch.undo()
@@ -103,7 +102,7 @@ def test_a_threshold_without_a_share_is_refused(vidvq, clips_dir, checkpoint_dir
 
 
 def test_without_a_share_nothing_is_said_of_quality(tokens_dir):
-    assert "quality" not in read_plan(tokens_dir).header["made_from"]
+    assert "quality" not in read_plan(tokens_dir).made_from
     for path in tokens_dir.glob("*.tar"):
         assert b'"quality"' not in path.read_bytes()
 

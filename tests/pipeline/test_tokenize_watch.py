@@ -8,10 +8,11 @@ import pytest
 from vidvq.errors import JobStopped
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.token_shard import Codebook, TokenizerCard
+from vidvq.jobs.stage import ShardResult
 from vidvq.metrics.codes import CodeCounts
 from vidvq.runtime import InlinePool, WorkerDied
 from vidvq.tokenize.config import QualityPolicy
-from vidvq.tokenize.watch import Watch
+from vidvq.tokenize.quality_gates import QualityGates
 
 CARD = TokenizerCard("t", "d", (Codebook("spatial", 4, 0), Codebook("temporal", 8, 4)), 4, 8, {})
 
@@ -21,6 +22,10 @@ def shard(number: int, scored: int, psnr: float) -> Commit:
     return Commit(f"tokens-{number:06d}.tar", "plan", "", 0, scored, (), (), stats=stats)
 
 
+def result(shard: str, counted: CodeCounts) -> ShardResult:
+    return ShardResult(Commit(shard, "plan", "", 0, 1, (), ()), "worker", 1.0, {}, details=counted)
+
+
 def counts(codes: np.ndarray) -> CodeCounts:
     counted = CodeCounts(CARD)
     counted.add(codes)
@@ -28,57 +33,57 @@ def counts(codes: np.ndarray) -> CodeCounts:
 
 
 def test_a_fall_below_the_first_samples_stops_the_job_once_64_are_that_low():
-    watch = Watch(CARD, QualityPolicy(share=1, max_drop=3))
+    gates = QualityGates(CARD, QualityPolicy(share=1, max_drop=3))
     for number in range(4):
-        watch.see(shard(number, 20, 30.0))  # 80 samples are the reference: whole shards until there are 64
+        gates.see(shard(number, 20, 30.0))  # 80 samples are the reference: whole shards until there are 64
     for number in range(4, 8):
-        watch.see(shard(number, 20, 27.5))
+        gates.see(shard(number, 20, 27.5))
     for number in range(8, 11):
-        watch.see(shard(number, 20, 26.9))
+        gates.see(shard(number, 20, 26.9))
     # The last 80 samples have 26.9 dB on their mean now, no shard of 27.5 among them.
-    with pytest.raises(
-        JobStopped, match=r"tokens-000011.tar: PSNR fell to 26.90 dB on the mean of the last 80 scored .*"
-    ):
-        watch.see(shard(11, 20, 26.9))
+    with pytest.raises(JobStopped, match=r"tokens-000011.tar: .* last 80 scored samples fell to 26.90 dB"):
+        gates.see(shard(11, 20, 26.9))
 
 
 def test_one_bad_shard_is_not_a_fall():
-    watch = Watch(CARD, QualityPolicy(share=1, max_drop=3))
+    gates = QualityGates(CARD, QualityPolicy(share=1, max_drop=3))
     for number in range(40):
-        watch.see(shard(number, 16, 15.0 if number == 30 else 30.0) if number % 2 else shard(number, 0, 0))
+        gates.see(shard(number, 16, 15.0 if number == 30 else 30.0) if number % 2 else shard(number, 0, 0))
 
 
 def test_a_better_rest_is_no_fall():
-    watch = Watch(CARD, QualityPolicy(share=1, max_drop=1))
+    gates = QualityGates(CARD, QualityPolicy(share=1, max_drop=1))
     for number in range(20):
-        watch.see(shard(number, 64, 20.0 + number))
+        gates.see(shard(number, 64, 20.0 + number))
 
 
 def test_a_collapse_is_seen_behind_a_good_beginning():
     rng = np.random.default_rng(0)
-    watch = Watch(CARD, QualityPolicy(min_usage=0.5))
+    gates = QualityGates(CARD, QualityPolicy(min_usage=0.5))
     for number in range(100):
-        watch.count(f"shard {number}", counts(rng.integers(0, [[[4]]] + [[[8]]] * 8, (9, 4, 4))))
+        gates.add(result(f"shard {number}", counts(rng.integers(0, [[[4]]] + [[[8]]] * 8, (9, 4, 4)))))
     collapsed = rng.integers(0, 4, (9, 4, 4))
     collapsed[1:] = 5
     with pytest.raises(JobStopped, match=r"temporal codebook: .* quality.min_usage=0.5"):
         for number in range(100, 120):
-            watch.count(f"shard {number}", counts(collapsed))
+            gates.add(result(f"shard {number}", counts(collapsed)))
     assert 100 < number < 112  # 800 tokens of the temporal codebook at 128 a shard, and what was left over before
-    assert watch.total.use()[0].tokens == 16 * (number + 1)
+    assert gates._total.use()[0].tokens == 16 * (number + 1)
 
 
 def test_few_tokens_are_not_judged():
-    watch = Watch(CARD, QualityPolicy(min_usage=1))
-    watch.count("shard", counts(np.zeros((7, 8, 16), np.int64)))  # 128 and 768 tokens of the 400 and 800 that it takes
+    gates = QualityGates(CARD, QualityPolicy(min_usage=1))
+    gates.add(
+        result("shard", counts(np.zeros((7, 8, 16), np.int64)))
+    )  # 128 and 768 tokens of the 400 and 800 that it takes
     with pytest.raises(JobStopped, match="12.5% of its size, over the last 896 tokens"):
-        watch.count("shard", counts(np.zeros((2, 8, 16), np.int64)))
+        gates.add(result("shard", counts(np.zeros((2, 8, 16), np.int64))))
 
 
 def test_a_collapsed_checkpoint_stops_the_command_and_what_is_committed_stays(
     vidvq, clips_dir, checkpoint_dir, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("vidvq.tokenize.watch._TOKENS_PER_CODE", 2)
+    monkeypatch.setattr("vidvq.tokenize.quality_gates._TOKENS_PER_CODE", 2)
     out = tmp_path / "out"
     command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=2")
     ran = vidvq(*command, "quality.min_usage=0.99")
@@ -92,7 +97,7 @@ def test_a_collapsed_checkpoint_stops_the_command_and_what_is_committed_stays(
 
 
 def test_a_fall_is_found_again_by_the_run_that_goes_on(vidvq, clips_dir, checkpoint_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("vidvq.tokenize.watch._SCORED", 4)
+    monkeypatch.setattr("vidvq.tokenize.quality_gates._SCORED", 4)
     out = tmp_path / "out"
     command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=0")
     command = (*command, "quality.share=1", "quality.max_drop=2")
@@ -102,8 +107,8 @@ def test_a_fall_is_found_again_by_the_run_that_goes_on(vidvq, clips_dir, checkpo
 
     monkeypatch.setattr("vidvq.tokenize.quality.Scorer.score", told)
     first = vidvq(*command)
-    assert first.code == 1 and "tokens-000002.tar: PSNR fell to 20.00 dB" in first.error
-    assert "from 30.00 dB on the first 4, more than quality.max_drop=2" in first.error
+    assert first.code == 1 and "samples fell to 20.00 dB" in first.error
+    assert "from 30.00 dB of the first 4; quality.max_drop=2" in first.error
     made = sorted(path.name for path in out.glob("*.tar"))
     metrics = json.loads((out / "metrics.json").read_bytes())
     frames = [read_commit(out, name).stats["frames"] for name in made]
@@ -124,8 +129,8 @@ def test_a_run_that_a_dead_worker_ends_tells_how_it_went_until_then(
 ):
     whole = InlinePool.map_stateful
 
-    def die_at_the_third(pool, make, items, *, gpus=0):
-        for number, (item, made) in enumerate(whole(pool, make, items, gpus=gpus)):
+    def die_at_the_third(pool, make, items, **resources):
+        for number, (item, made) in enumerate(whole(pool, make, items, **resources)):
             yield item, made if number < 2 else WorkerDied("was killed")
 
     out = tmp_path / "out"

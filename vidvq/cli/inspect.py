@@ -67,11 +67,10 @@ def _export(folder: Path) -> Iterator[str]:
 
 def _job(folder: Path) -> Iterator[str]:
     plan = read_plan(folder)
-    header = plan.header
-    commits = [commit for name, _ in plan.shards() if (commit := read_commit(folder, name))]
-    kind = "clip shards" if header["stage"] == "shard" else "token shards"
+    commits = [commit for name in plan.shard_names() if (commit := read_commit(folder, name))]
+    kind = "clip shards" if plan.stage == "shard" else "token shards"
     yield f"{folder}: {kind} of plan {plan.plan_id[:12]}"
-    yield f"  planned: {header['items']} items in {plan.num_shards} shards"
+    yield f"  planned: {plan.num_items} items in {plan.num_shards} shards"
     yield f"  committed: {len(commits)} shards, {sum(commit.bytes for commit in commits) / 1e6:.1f} MB"
     yield (
         f"  items: {sum(commit.ok for commit in commits)} ok, {sum(len(commit.failed) for commit in commits)} failed, "
@@ -81,7 +80,7 @@ def _job(folder: Path) -> Iterator[str]:
     for commit in commits:
         stats.update(commit.stats)
     yield from (f"  {line}" for line in tell_stats(stats))
-    for name, value in header["made_from"].items():
+    for name, value in plan.made_from.items():
         yield f"  made from {name}: {value}"
     if (folder / "tokenizer.json").is_file():
         yield from (f"  {line}" for line in _tokenizer(read_tokenizer_card(folder)))

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidvq import config, log
-from vidvq.cli.arguments import split
+from vidvq.cli.arguments import config_option, config_path, out_option, split
 from vidvq.cli.place import checkpoint_option
-from vidvq.cli.stages import _config, _config_path, _out
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED
 
@@ -88,8 +87,8 @@ def train(config_name: str, overrides: tuple[str, ...], **where: Any) -> int:
 
 @submit.command(short_help="Cut videos into clip shards there.")
 @click.argument("videos", nargs=-1, metavar="[VIDEOS]... [KEY=VALUE]...")
-@_out
-@_config
+@out_option
+@config_option
 @_where
 def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **where: Any) -> int:
     """Cut VIDEOS into clip shards as `vidvq shard` would, on a Ray cluster of its own."""
@@ -98,7 +97,7 @@ def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **where: 
     inputs, overrides = split(videos)
     if not inputs:
         raise UsageError("give video files or directories")
-    settings = config.to_dict(config.load(ShardConfig, _config_path(config_name), overrides))
+    settings = config.to_dict(config.load(ShardConfig, config_path(config_name), overrides))
     target = _absolute(str(out))
     return _submit(_job("shard", (*map(_absolute, inputs), "--out", target), settings, target, where), where)
 
@@ -106,8 +105,8 @@ def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **where: 
 @submit.command(short_help="Turn clip shards or videos into token shards there.")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCES... [KEY=VALUE]...")
 @checkpoint_option
-@_out
-@_config
+@out_option
+@config_option
 @_where
 def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, **where: Any) -> int:
     """Turn SOURCES into token shards as `vidvq tokenize` would, on a Ray cluster of its own."""
@@ -116,7 +115,7 @@ def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name:
     inputs, overrides = split(sources)
     if not inputs:
         raise UsageError("give a directory of clip shards, or video files or directories")
-    settings = config.to_dict(config.load(TokenizeConfig, _config_path(config_name), overrides))
+    settings = config.to_dict(config.load(TokenizeConfig, config_path(config_name), overrides))
     target = _absolute(str(out))
     # What ships with vidvq lies wherever vidvq lies on those machines.
     weights = () if checkpoint == BUNDLED else ("--checkpoint", _absolute(str(checkpoint)))

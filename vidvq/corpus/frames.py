@@ -1,4 +1,4 @@
-"""Frames of the items of a token shard, in their order, as a stream: what a decoding process runs. Never torch."""
+"""Frames of planned items as a stream, in the order of the plan: what a decoding process runs, without torch."""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -6,64 +6,62 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Protocol
 
 import numpy as np
-from pydantic import Field
 
 from vidvq.corpus.fetch import as_video_error, local_file
-from vidvq.corpus.inputs import source_of
+from vidvq.corpus.inputs import Source
 from vidvq.formats.clip_shard import read_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import FrameReader, decode_clip, open_reader, sample_timeline, time_stretch
-from vidvq.video.geometry import Fit, FrameSize, fit_size
+from vidvq.video.geometry import FrameSize
+from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import Limits, VideoInfo, probe
 
 
-@dataclass(frozen=True)
-class VideoPolicy:
-    """Which frames of a video are used, and in what size; as for clips, see ``vidvq shard``.
+class Window(Protocol):
+    """One item to decode: frames ``first`` to ``first + num_frames`` of the sampled timeline of a video."""
 
-    Attributes:
-        fps: frames per second to sample at, by time; None keeps every frame of the source.
-        short_side: pixels to scale the short side to; None keeps the source's size.
-        multiple: height and width come out as a multiple of this.
-        size: ``[height, width]`` for every video, in the place of ``short_side``.
-        fit: where the shape is not the source's: ``crop``, ``pad`` or ``stretch``.
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
-    short_side: Annotated[int, Field(ge=8)] | None = 256
-    multiple: Annotated[int, Field(ge=1)] = 2
-    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
-    fit: Fit = "crop"
-
-    def frame_size(self, info: VideoInfo) -> FrameSize:
-        """How the frames of a video are scaled and framed.
-
-        Raises:
-            VideoError: ``too_small``.
-        """
-        return fit_size(*info.shown_size, self.short_side, self.multiple, self.size, self.fit)
+    @property
+    def key(self) -> str: ...
+    @property
+    def source(self) -> Source: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def clip_index(self) -> int: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def num_frames(self) -> int: ...
 
 
 @dataclass(frozen=True)
-class FrameJob:
-    """Items to decode; travels to a process.
+class ClipFrames:
+    """Clips of one clip shard to decode; travels to a process.
 
     Attributes:
-        rows: of the plan, those of one video together. Of clips, ``key``; of raw video those of a source, and
-            ``first`` and ``num_frames`` on its sampled timeline.
-        clips: the clip shard that holds them; None for raw video.
-        policy: of raw video.
-        limits: of raw video.
-        chunk: frames that are decoded at a time, behind the first frame.
+        path: the clip shard, a local file.
+        keys: keys of the clips.
     """
 
-    rows: tuple[dict[str, Any], ...]
-    clips: Path | None
+    path: Path
+    keys: frozenset[str]
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Items of videos to decode; travels to a process.
+
+    Attributes:
+        windows: the items, those of one video together.
+        policy: which frames are used, and in what size.
+        limits: caps on any one video.
+        chunk: number of frames decoded at a time, after the first frame.
+    """
+
+    windows: tuple[Window, ...]
     policy: VideoPolicy
     limits: Limits
     chunk: int
@@ -71,7 +69,7 @@ class FrameJob:
 
 @dataclass(frozen=True)
 class Stretch:
-    """What one item is of; fields as in :class:`vidvq.formats.token_shard.TokenInfo`."""
+    """What an item consists of; fields as in :class:`vidvq.formats.token_shard.TokenInfo`."""
 
     source: str
     clip_index: int
@@ -86,9 +84,9 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of a stream of items: what it is of comes first, then frames ``t h w c`` uint8, last a mark or an error.
+    """One message of the decode stream. Per item: a header, then frame chunks ``t h w c`` uint8, then done or an error.
 
-    The first frames of an item are ``1 + chunk``, later ones ``chunk``, the last as many as there are.
+    The first chunk of an item has ``1 + chunk`` frames, later ones ``chunk``, the last as many as are left.
     """
 
     key: str
@@ -98,19 +96,26 @@ class Piece:
     done: bool = False
 
 
-def decode_items(job: FrameJob) -> Iterator[Piece]:
+def decode_items(job: ClipFrames | VideoFrames) -> Iterator[Piece]:
     """Yield the pieces of all items; an item that cannot be decoded ends with its error, and the next one begins."""
-    if job.clips is not None:
-        yield from _clips(job, job.clips)
+    if isinstance(job, ClipFrames):
+        yield from _clips(job)
         return
-    for _, rows in groupby(job.rows, key=lambda row: (row["uri"], row["version"])):
-        yield from _video(job, list(rows))
+    for _, windows in groupby(job.windows, key=lambda window: (window.source.uri, window.source.version)):
+        yield from _video(job, list(windows))
 
 
-def _clips(job: FrameJob, path: Path) -> Iterator[Piece]:
-    wanted = {row["key"] for row in job.rows}
-    for key, media, clip in read_clips(path):
-        if key not in wanted:
+def decode_first(job: ClipFrames | VideoFrames) -> np.ndarray | None:
+    """The first frames ``t h w c`` uint8 of the first item; None if it cannot be decoded."""
+    for piece in decode_items(job):
+        if piece.error or piece.frames is not None:
+            return piece.frames
+    return None
+
+
+def _clips(job: ClipFrames) -> Iterator[Piece]:
+    for key, media, clip in read_clips(job.path):
+        if key not in job.keys:
             continue
         try:
             frames = decode_clip(media, key)
@@ -125,11 +130,11 @@ def _clips(job: FrameJob, path: Path) -> Iterator[Piece]:
         yield Piece(key, done=True)
 
 
-def _video(job: FrameJob, rows: list[dict[str, Any]]) -> Iterator[Piece]:
-    row = rows[0]
-    left = list(rows)
+def _video(job: VideoFrames, windows: list[Window]) -> Iterator[Piece]:
+    left = list(windows)
+    source = windows[0].source
     try:
-        with local_file(source_of(row), job.limits.max_bytes, row["sha256"]) as path:
+        with local_file(source, job.limits.max_bytes, windows[0].sha256) as path:
             info = probe(path, job.limits)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)
@@ -141,30 +146,30 @@ def _video(job: FrameJob, rows: list[dict[str, Any]]) -> Iterator[Piece]:
         raise
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         failure = as_video_error(error)
-        for row in left:
-            yield Piece(row["key"], error=VideoError(failure.reason, f"{row['uri']}: {failure.detail}"))
+        for window in left:
+            yield Piece(window.key, error=VideoError(failure.reason, f"{source.uri}: {failure.detail}"))
 
 
 def _item(
-    job: FrameJob, row: dict[str, Any], reader: FrameReader, indices: Sequence[int], stretch: Stretch
+    job: VideoFrames, window: Window, reader: FrameReader, indices: Sequence[int], stretch: Stretch
 ) -> Iterator[Piece]:
-    key, begin, end = row["key"], row["first"], row["first"] + row["num_frames"]
+    key, begin, end = window.key, window.first, window.first + window.num_frames
     yield Piece(key, stretch=stretch)
     edges = [begin, *range(begin + 1 + job.chunk, end, job.chunk), end]
     for start, stop in pairwise(edges):
         try:
             frames = reader.read(indices[start:stop])
         except VideoError as error:
-            yield Piece(key, error=VideoError(error.reason, f"{row['uri']}: {error.detail}"))
+            yield Piece(key, error=VideoError(error.reason, f"{window.source.uri}: {error.detail}"))
             return
         yield Piece(key, frames=frames)
     yield Piece(key, done=True)
 
 
-def _describe(row: dict[str, Any], info: VideoInfo, size: FrameSize, times: Sequence[int]) -> Stretch:
-    pts, duration, fps = time_stretch(info, times, row["first"], row["num_frames"])
+def _describe(window: Window, info: VideoInfo, size: FrameSize, times: Sequence[int]) -> Stretch:
+    pts, duration, fps = time_stretch(info, times, window.first, window.num_frames)
     return Stretch(
-        row["uri"], row["clip_index"], len(pts), size.height, size.width, fps, str(info.time_base), pts, duration
+        window.source.uri, window.clip_index, len(pts), size.height, size.width, fps, str(info.time_base), pts, duration
     )
 
 

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from vidvq.corpus.lists import LIST_SUFFIXES, Line, ListPolicy, read_list, read_tar_list
 from vidvq.errors import StoreError, UsageError
 from vidvq.storage import canonical_json, is_remote, place
@@ -177,23 +175,6 @@ def _line(line: Line, path: Path) -> Source:
         uri = _uri(path.parent / uri)
     found = source_at(uri) if "://" not in uri else Source(uri)
     return Source(found.uri, found.size, found.version, -1, line.start_s, line.end_s, line.carried)
-
-
-# Of a plan whose rows name a source, beside `key` and `shard`.
-SOURCE_COLUMNS = [
-    ("uri", pa.string()),
-    ("size", pa.int64()),
-    ("version", pa.string()),
-    ("offset", pa.int64()),
-    ("start_s", pa.float64()),
-    ("end_s", pa.float64()),
-    ("carried", pa.string()),
-]
-
-
-def source_of(row: dict[str, Any]) -> Source:
-    """The source of a row of the plan."""
-    return Source(**{name: row[name] for name in Source.__slots__})
 
 
 def source_at(uri: str) -> Source:

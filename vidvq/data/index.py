@@ -97,7 +97,7 @@ def read_bytes(file: ByteRange) -> bytes:
 
 
 def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
-    for shard, _ in read_plan(folder).shards():
+    for shard in read_plan(folder).shard_names():
         commit = read_commit(folder, shard)
         if commit is None:
             raise UsageError(f"{folder}: {shard} is not committed; finish vidvq shard first")

@@ -18,6 +18,7 @@ from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card, read_tokens
+from vidvq.jobs import VideoRow
 from vidvq.metrics.codes import CodebookUse
 from vidvq.storage import read_json
 from vidvq.video.decode import decode_clip
@@ -180,8 +181,7 @@ def _read_split(out: Path, name: str, card: TokenizerCard) -> Split:
 
 
 def _videos(clips: Path) -> dict[str, int]:
-    rows = (row for _, rows in read_plan(clips).shards() for row in rows)
-    return {PurePath(row["uri"]).name: row["size"] for row in rows}
+    return {PurePath(row.source.uri).name: row.source.size for row in read_plan(clips).rows(VideoRow)}
 
 
 def _samples(out: Path, split: str, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
@@ -190,7 +190,7 @@ def _samples(out: Path, split: str, card: TokenizerCard) -> Iterator[tuple[str, 
 
 
 def _shards(folder: Path) -> list[Path]:
-    return [path for name, _ in read_plan(folder).shards() if (path := folder / name).is_file()]
+    return [path for name in read_plan(folder).shard_names() if (path := folder / name).is_file()]
 
 
 def _read_frames(folder: Path) -> np.ndarray:

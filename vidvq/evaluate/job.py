@@ -100,7 +100,7 @@ def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> 
 
 
 def _shards(folder: Path) -> list[Path]:
-    return [path for name, _ in read_plan(folder).shards() if (path := folder / name).is_file()]
+    return [path for name in read_plan(folder).shard_names() if (path := folder / name).is_file()]
 
 
 def _read_frames(folder: Path) -> np.ndarray:

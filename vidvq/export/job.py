@@ -94,10 +94,10 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
 
 def _committed(tokens: Path) -> list[Commit]:
     plan = read_plan(tokens)
-    if plan.header["stage"] != "tokenize":
-        raise UsageError(f"{tokens} was written by vidvq {plan.header['stage']}; give a directory of token shards")
+    if plan.stage != "tokenize":
+        raise UsageError(f"{tokens} was written by vidvq {plan.stage}; give a directory of token shards")
     commits = []
-    for shard, _ in plan.shards():
+    for shard in plan.shard_names():
         commit = read_commit(tokens, shard)
         if commit is None:
             raise UsageError(f"{tokens}: {shard} is not committed; finish vidvq tokenize first")

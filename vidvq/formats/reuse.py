@@ -1,16 +1,17 @@
 """Samples of a shard's older form that its new form holds too: they are copied, not made again."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from zlib import crc32
 
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit, read_commit
+from vidvq.formats.rows import PlanRow
 from vidvq.formats.tar import read_samples
 
 
 def reusable_samples(
-    out: Path, older: list[tuple[str, int]], rows: list[dict[str, Any]]
+    out: Path, older: Sequence[tuple[str, int]], rows: Sequence[PlanRow]
 ) -> dict[str, dict[str, bytes]]:
     """The files, by key and extension, of samples that were committed and whose rows stand as they were.
 
@@ -21,7 +22,7 @@ def reusable_samples(
     """
     for name, generation in reversed(older):
         if commit := read_commit(out, name):
-            wanted = {row["key"] for row in rows if not row["reason"] and row["generation"] <= generation}
+            wanted = {row.key for row in rows if not row.outcome and row.generation <= generation}
             return _read(out / name, commit, wanted) if wanted else {}
     return {}
 

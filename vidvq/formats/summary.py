@@ -109,8 +109,8 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     failed, filtered = _Tally(), _Tally()
     stats: Counter[str] = Counter()
     commits = read_commits(folder, plan.shard_names())
-    for index, ((shard, rows), commit) in enumerate(zip(plan.shards(), commits, strict=True)):
-        if commit is None or commit.plan_id != plan.id_of(index) or commit.items != len(rows):
+    for index, ((shard, keys), commit) in enumerate(zip(plan.shard_keys(), commits, strict=True)):
+        if commit is None or commit.plan_id != plan.id_of(index) or commit.items != len(keys):
             raise UsageError(f"{folder}: {shard} is not committed whole; run the same command again")
         ok += commit.ok
         size += commit.bytes
@@ -119,7 +119,7 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
         filtered.add(commit.filtered)
         stats.update(commit.stats)
     summary = JobSummary(
-        plan.plan_id, plan.header["items"], ok, failed.reasons(), filtered.reasons(), shards, size, dict(stats)
+        plan.plan_id, plan.num_items, ok, failed.reasons(), filtered.reasons(), shards, size, dict(stats)
     )
     write_over(folder / "summary.json", pretty_json(asdict(summary)))
     # All is committed: what is left under an attempt name is of writers that were killed, or came too late, and what

@@ -37,16 +37,16 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
         ValueError: there is no plan to check against.
     """
     plan = read_plan(folder)
-    report = VerifyReport(items=plan.header["items"], shards=plan.num_shards)
-    check_content = _content_check(folder, plan.header["stage"])
+    report = VerifyReport(items=plan.num_items, shards=plan.num_shards)
+    check_content = _content_check(folder, plan.stage)
     report.problems += _check_card(folder, plan)
     seen: set[str] = set()
     names = set()
     older = {name: plan.shard_name(index) for index in plan.touched for name in plan.superseded(index)}
-    for index, (shard, rows) in enumerate(plan.shards()):
+    for index, (shard, keys) in enumerate(plan.shard_keys()):
         names.add(shard)
         report.problems += [
-            f"{shard}: {problem}" for problem in _verify_shard(folder, shard, rows, plan.id_of(index), seen, report)
+            f"{shard}: {problem}" for problem in _verify_shard(folder, shard, keys, plan.id_of(index), seen, report)
         ]
         if (folder / shard).is_file() and not any(problem.startswith(shard) for problem in report.problems):
             report.problems += check_content(folder / shard)
@@ -62,7 +62,7 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
 
 
 def _verify_shard(
-    folder: Path, shard: str, rows: list[dict[str, Any]], plan_id: str, seen: set[str], report: VerifyReport
+    folder: Path, shard: str, keys: list[str], plan_id: str, seen: set[str], report: VerifyReport
 ) -> list[str]:
     redo = f"remove {shard} and {FOLDER}/{shard}.json, then run the same command again"
     try:
@@ -77,7 +77,7 @@ def _verify_shard(
     report.failed += len(commit.failed)
     report.filtered += len(commit.filtered)
     report.bytes += commit.bytes
-    problems = _account(commit, [row["key"] for row in rows], seen)
+    problems = _account(commit, keys, seen)
     path = folder / shard
     if commit.sha256 is None:
         return problems + ([f"is there, but its record says it holds nothing; {redo}"] if path.exists() else [])
@@ -107,10 +107,10 @@ def _account(commit: Commit, planned: list[str], seen: set[str]) -> list[str]:
 
 
 def _check_card(folder: Path, plan: Plan) -> list[str]:
-    if plan.header["stage"] != "tokenize":
+    if plan.stage != "tokenize":
         return []
     card = token_shard.read_tokenizer_card(folder)
-    planned = plan.header["made_from"]["token_fingerprint"]
+    planned = plan.made_from["token_fingerprint"]
     if card.token_fingerprint == planned:
         return []
     return [f"tokenizer.json: names tokenizer {card.token_fingerprint[:12]}, the plan {planned[:12]}; restore it"]

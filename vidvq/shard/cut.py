@@ -4,15 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from time import monotonic
 
 import numpy as np
 
 from vidvq.config import to_dict
 from vidvq.corpus.fetch import as_video_error, local_file
-from vidvq.corpus.inputs import source_of
 from vidvq.formats.clip_shard import ClipInfo, clip_files
 from vidvq.shard.config import FilterPolicy, ShardConfig
+from vidvq.shard.rows import PlannedClip
 from vidvq.video import VideoError
 from vidvq.video.decode import (
     DecoderName,
@@ -32,9 +32,15 @@ from vidvq.video.scores import luma_score, motion_score
 
 @dataclass(frozen=True)
 class CutJob:
-    """Clips of one video, in order; travels to a worker. ``rows`` are rows of the plan; ``decoders`` None: by codec."""
+    """Clips of one video, in order; travels to a worker.
 
-    rows: tuple[dict[str, Any], ...]
+    Attributes:
+        rows: the clips.
+        config: settings.
+        decoders: decoders to try, in order; None chooses by codec.
+    """
+
+    rows: tuple[PlannedClip, ...]
     config: ShardConfig
     decoders: tuple[DecoderName, ...] | None = None
 
@@ -51,27 +57,40 @@ class Cut:
     detail: str = ""
 
 
-def cut_clips(job: CutJob) -> list[Cut]:
+@dataclass(frozen=True)
+class CutResult:
+    """The clips of one job in order, and the time they took (seconds)."""
+
+    cuts: list[Cut]
+    seconds: float
+
+
+def cut_clips(job: CutJob) -> CutResult:
     """Decode, sample, scale and encode the clips of one video, in one pass over it."""
+    began = monotonic()
+    return CutResult(_cut_all(job), monotonic() - began)
+
+
+def _cut_all(job: CutJob) -> list[Cut]:
     try:
         row = job.rows[0]
-        with local_file(source_of(row), job.config.limits.max_bytes, row["sha256"]) as path:
+        with local_file(row.source, job.config.limits.max_bytes, row.sha256) as path:
             video = _Video(path, probe(path, job.config.limits), job)
             return [_cut(video, row) for row in job.rows]
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         return [_failed(row, error) for row in job.rows]
 
 
-def _cut(video: "_Video", row: dict[str, Any]) -> Cut:
+def _cut(video: "_Video", row: PlannedClip) -> Cut:
     try:
         return video.cut(row)
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         return _failed(row, error)
 
 
-def _failed(row: dict[str, Any], raised: Exception) -> Cut:
+def _failed(row: PlannedClip, raised: Exception) -> Cut:
     error = as_video_error(raised)
-    return Cut(row["key"], None, verdict="failed", reason=error.reason, detail=error.detail)
+    return Cut(row.key, None, verdict="failed", reason=error.reason, detail=error.detail)
 
 
 def _not_worth(frames: np.ndarray, filters: FilterPolicy) -> tuple[str, str] | None:
@@ -91,8 +110,8 @@ class _Video:
         self.indices, self.times = sample_timeline(info, self.policy.fps)
         self.readers: dict[DecoderName, FrameReader] = {}
 
-    def cut(self, row: dict[str, Any]) -> Cut:
-        window = slice(row["first"], row["first"] + row["num_frames"])
+    def cut(self, row: PlannedClip) -> Cut:
+        window = slice(row.first, row.first + row.num_frames)
         failure: VideoError | None = None
         for decoder in self.job.decoders or decoders_for(self.info, self.policy.decoder):
             try:
@@ -104,9 +123,9 @@ class _Video:
                 continue
             info = self._describe(row, decoder)
             if verdict := _not_worth(frames, self.job.config.filters):
-                return Cut(row["key"], None, 0, "filtered", *verdict)
+                return Cut(row.key, None, 0, "filtered", *verdict)
             extension, media = self._encode(frames, info.pts, info.duration, self.indices[window])
-            return Cut(row["key"], clip_files(media, extension, info), info.num_frames)
+            return Cut(row.key, clip_files(media, extension, info), info.num_frames)
         assert failure is not None
         raise failure
 
@@ -132,11 +151,11 @@ class _Video:
             raise VideoError("not_copyable", "its copy does not decode to the same frames")
         return "mkv", media
 
-    def _describe(self, row: dict[str, Any], decoder: DecoderName) -> ClipInfo:
-        pts, duration, fps = time_stretch(self.info, self.times, row["first"], row["num_frames"])
+    def _describe(self, row: PlannedClip, decoder: DecoderName) -> ClipInfo:
+        pts, duration, fps = time_stretch(self.info, self.times, row.first, row.num_frames)
         return ClipInfo(
-            source=row["uri"],
-            clip_index=row["clip_index"],
+            source=row.source.uri,
+            clip_index=row.clip_index,
             time_base=str(self.info.time_base),
             pts=pts,
             duration=duration,
@@ -145,6 +164,6 @@ class _Video:
             width=self.size.width,
             decoder=decoder_version(decoder),
             policy=to_dict(self.policy),
-            carried=json.loads(row["carried"]) if row["carried"] else {},
+            carried=json.loads(row.source.carried) if row.source.carried else {},
             retimed=self.info.retimed,
         )

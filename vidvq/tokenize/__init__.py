@@ -1,25 +1,28 @@
 """`vidvq tokenize`: clip shards or raw video to token shards."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
+from vidvq.formats.summary import JobSummary
+from vidvq.jobs import run_job
 from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.stage import TokenizeClips, TokenizeVideos, open_stage
 
-if TYPE_CHECKING:
-    from vidvq.tokenize.amend import amend, standing_config
-    from vidvq.tokenize.dry_run import estimate
-    from vidvq.tokenize.job import run_tokenize
-
-__all__ = ["TokenizeConfig", "amend", "estimate", "run_tokenize", "standing_config"]
-_MODULES = {"amend": "amend", "estimate": "dry_run", "run_tokenize": "job", "standing_config": "amend"}
+__all__ = ["TokenizeClips", "TokenizeConfig", "TokenizeVideos", "open_stage", "run_tokenize"]
 
 
-def __getattr__(name: str) -> Any:
-    # Loaded on first use: the processes that probe and decode import this package, and torch takes seconds to load.
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _MODULES[name]
-    module = import_module(f"{__name__}.{home}")
-    # Kept, all at once: the module `amend` is by now in the place of its function.
-    globals().update({each: getattr(module, each) for each, other in _MODULES.items() if other == home})
-    return globals()[name]
+def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: TokenizeConfig) -> JobSummary:
+    """Tokenize clip shards or raw video, or finish a job that was interrupted.
+
+    Args:
+        sources: a directory that ``vidvq shard`` finished; or video files, folders, globs, lists and URLs.
+        checkpoint: a checkpoint, or a training run.
+        out: the output directory.
+        config: settings.
+
+    Raises:
+        UsageError: a mistake in the arguments; nothing was changed.
+        JobStopped: the tokens are poorer than ``quality`` allows; committed shards stay.
+        OSError: the disk is full or not writable; committed shards stay.
+    """
+    stage = open_stage(sources, checkpoint, config)
+    return run_job(stage, sources, out)

@@ -5,10 +5,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from vidvq.corpus.frames import VideoPolicy
 from vidvq.corpus.lists import ListPolicy
 from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
+from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import Limits
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from vidvq.jobs.timing import Stopwatch
 from vidvq.model import StreamState, Tokenizer
 from vidvq.model.streaming import to_step
-from vidvq.tokenize.account import Stopwatch
 from vidvq.tokenize.encode import Answer, Step, encode_step
 
 Lane = Generator[Step, Answer, None]
@@ -43,7 +43,7 @@ def run_lanes(tokenizer: Tokenizer, lanes: Sequence[Lane], clock: Stopwatch) -> 
             advance(slot, None)
         while waiting:
             steps, waiting = waiting, {}
-            with clock.stage("encode"):
+            with clock.activity("encode"):
                 answers = _encode(tokenizer, steps, len(lanes))
             for slot, answer in sorted(answers.items()):
                 advance(slot, answer)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from vidvq.errors import JobStopped
 from vidvq.formats.summary import SCORE_SUFFIX, SCORE_UNIT
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
@@ -73,17 +72,3 @@ class Scorer:
 def stats_of(scores: dict[str, float]) -> dict[str, int]:
     """What a commit record adds up of a sample's scores: whole numbers, whose sum is the same in any order."""
     return {"scored": 1} | {f"{name}{SCORE_SUFFIX}": round(value / SCORE_UNIT) for name, value in scores.items()}
-
-
-def refuse_poor(shard: str, scores: list[float], policy: QualityPolicy) -> None:
-    """Stop at a shard whose scored samples are poor on the mean.
-
-    Raises:
-        JobStopped: names the shard and both figures.
-    """
-    if policy.min_psnr is None or not scores or (mean := sum(scores) / len(scores)) >= policy.min_psnr:
-        return
-    raise JobStopped(
-        f"{shard}: PSNR {mean:.2f} dB on the mean of {len(scores)} scored samples is below quality.min_psnr="
-        f"{policy.min_psnr:g}; what is committed stays; look at the checkpoint and the videos, or lower it and go on"
-    )

@@ -87,7 +87,7 @@ class Evaluator:
 
 def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:
     clips: list[tuple[str, bytes]] = []
-    for shard, _ in read_plan(folder).shards():
+    for shard in read_plan(folder).shard_names():
         if len(clips) < count and (folder / shard).is_file():
             clips += [(key, media) for key, media, _ in read_clips(folder / shard)]
     if not clips:

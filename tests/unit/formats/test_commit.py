@@ -10,7 +10,7 @@ import pytest
 
 from vidvq.formats import commit as commits
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, read_commit
-from vidvq.formats.plan import ensure_plan
+from vidvq.formats.plan import create_plan
 from vidvq.formats.summary import summarize
 from vidvq.formats.tar import read_members
 
@@ -146,7 +146,7 @@ def test_a_record_with_an_unknown_field_is_refused(tmp_path):
 
 
 def test_a_summary_is_the_sum_of_the_records_and_sweeps_up(tmp_path, plan_table):
-    plan = ensure_plan(tmp_path, "shard", "clips", {}, lambda: plan_table("abcd", "efgh"))
+    plan = create_plan(tmp_path, "shard", "clips", {}, plan_table("abcd", "efgh"))
     commit_shard(tmp_path, plan.shard_name(0), plan.plan_id, fill)
     commit_shard(tmp_path, plan.shard_name(1), plan.plan_id, fill)
     left = ("clips-000000.tar.tmp.h-1-a", "commits/clips-000001.tar.json.tmp.h-1-a", "summary.json.tmp.h-1-a")
@@ -168,7 +168,7 @@ def test_a_summary_is_the_sum_of_the_records_and_sweeps_up(tmp_path, plan_table)
 @pytest.mark.parametrize("fault", ["uncommitted", "another plan", "an item short"])
 def test_records_that_do_not_add_up_make_no_summary(tmp_path, plan_table, fault):
     keys = "abcde" if fault == "an item short" else "abcd"
-    plan = ensure_plan(tmp_path, "shard", "clips", {}, lambda: plan_table(keys))
+    plan = create_plan(tmp_path, "shard", "clips", {}, plan_table(keys))
     if fault != "uncommitted":
         commit_shard(tmp_path, SHARD, "elsewhere" if fault == "another plan" else plan.plan_id, fill)
     with pytest.raises(ValueError, match=f"{SHARD} is not committed whole"):

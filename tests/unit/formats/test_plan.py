@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from vidvq.formats.plan import ensure_plan, read_plan
+from vidvq.formats.plan import read_plan
 
 MADE_FROM = {"inputs": {"count": 2, "sha256": "aa"}, "clip": {"fps": 10, "num_frames": 9}}
 
 
 @pytest.fixture
-def plan_dir(tmp_path, plan_table):
+def plan_dir(tmp_path, plan_table, ensure_plan):
     out = tmp_path / "out"
     ensure_plan(out, "shard", "clips", MADE_FROM, lambda: plan_table("abc", "d"))
     return out
@@ -22,22 +22,22 @@ def never():
 
 def test_a_plan_reads_back_as_it_was_made(plan_dir):
     plan = read_plan(plan_dir)
-    assert plan.header["made_from"] == MADE_FROM
-    assert [(name, [row["key"] for row in rows]) for name, rows in plan.shards()] == [
+    assert plan.made_from == MADE_FROM
+    assert list(plan.shard_keys()) == [
         ("clips-000000.tar", ["a", "b", "c"]),
         ("clips-000001.tar", ["d"]),
     ]
     assert sorted(path.name for path in plan_dir.iterdir()) == ["plan.json", "plan.parquet"]
 
 
-def test_resuming_takes_the_plan_that_is_there(plan_dir):
+def test_resuming_takes_the_plan_that_is_there(plan_dir, ensure_plan):
     before = {path.name: path.stat().st_mtime_ns for path in plan_dir.iterdir()}
     plan = ensure_plan(plan_dir, "shard", "clips", MADE_FROM, never)
     assert plan.plan_id == read_plan(plan_dir).plan_id
     assert {path.name: path.stat().st_mtime_ns for path in plan_dir.iterdir()} == before
 
 
-def test_the_same_inputs_give_the_same_plan_elsewhere(plan_dir, tmp_path, plan_table):
+def test_the_same_inputs_give_the_same_plan_elsewhere(plan_dir, tmp_path, plan_table, ensure_plan):
     ensure_plan(tmp_path / "two", "shard", "clips", MADE_FROM, lambda: plan_table("abc", "d"))
     for name in ("plan.json", "plan.parquet"):
         assert (plan_dir / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
@@ -52,38 +52,38 @@ def test_the_same_inputs_give_the_same_plan_elsewhere(plan_dir, tmp_path, plan_t
         ({"inputs": {"count": 3, "sha256": "bb"}}, 'inputs.count was 2, now 3; inputs.sha256 was "aa", now "bb"'),
     ],
 )
-def test_a_plan_made_from_something_else_is_refused_with_what_differs(plan_dir, change, said):
+def test_a_plan_made_from_something_else_is_refused_with_what_differs(plan_dir, change, said, ensure_plan):
     with pytest.raises(ValueError) as error:
         ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never)
     assert said in str(error.value)
 
 
-def test_many_differences_are_counted(plan_dir):
+def test_many_differences_are_counted(plan_dir, ensure_plan):
     change = {f"field{index}": index for index in range(20)}
     with pytest.raises(ValueError, match="and 12 more"):
         ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never)
 
 
-def test_what_hides_behind_a_hash_is_explained_first(plan_dir):
+def test_what_hides_behind_a_hash_is_explained_first(plan_dir, ensure_plan):
     change = {"inputs": {"count": 2, "sha256": "bb"}}
     with pytest.raises(ValueError, match="made from something else: x.mp4 was changed; inputs.sha256"):
-        ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never, lambda plan: ["x.mp4 was changed"])
+        ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never, ["x.mp4 was changed"])
 
 
-def test_the_output_of_another_verb_is_refused(plan_dir):
+def test_the_output_of_another_verb_is_refused(plan_dir, ensure_plan):
     with pytest.raises(ValueError, match="holds the output of vidvq shard"):
         ensure_plan(plan_dir, "tokenize", "tokens", MADE_FROM, never)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "clips-000000.tar", "commits"])
-def test_a_directory_with_other_files_is_refused_untouched(tmp_path, name):
+def test_a_directory_with_other_files_is_refused_untouched(tmp_path, name, ensure_plan):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=f"found {name}"):
         ensure_plan(tmp_path, "shard", "clips", MADE_FROM, never)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_plan_killed_half_way_is_made_again(tmp_path, plan_dir, plan_table):
+def test_a_plan_killed_half_way_is_made_again(tmp_path, plan_dir, plan_table, ensure_plan):
     out = tmp_path / "killed"
     out.mkdir()
     (out / "plan.parquet").write_bytes(b"of another run")
@@ -94,23 +94,23 @@ def test_a_plan_killed_half_way_is_made_again(tmp_path, plan_dir, plan_table):
     assert sorted(path.name for path in out.iterdir()) == ["plan.json", "plan.parquet"]
 
 
-def test_who_is_overtaken_while_planning_takes_the_plan_that_stands(tmp_path, plan_table):
+def test_who_is_overtaken_while_planning_takes_the_plan_that_stands(tmp_path, plan_table, ensure_plan):
     def overtaken():
         ensure_plan(tmp_path / "out", "shard", "clips", MADE_FROM, lambda: plan_table("abc", "d"))
         return plan_table("abc", "d")
 
     ensure_plan(tmp_path / "out", "shard", "clips", MADE_FROM, overtaken)
-    assert read_plan(tmp_path / "out").header["items"] == 4
+    assert read_plan(tmp_path / "out").num_items == 4
 
 
-def test_who_is_overtaken_by_another_plan_is_refused_and_harms_nothing(tmp_path, plan_table):
+def test_who_is_overtaken_by_another_plan_is_refused_and_harms_nothing(tmp_path, plan_table, ensure_plan):
     def overtaken():
         ensure_plan(tmp_path / "out", "shard", "clips", {"other": 1}, lambda: plan_table("xyz"))
         return plan_table("abc", "d")
 
     with pytest.raises(ValueError, match="was made from something else"):
         ensure_plan(tmp_path / "out", "shard", "clips", MADE_FROM, overtaken)
-    assert read_plan(tmp_path / "out").header["items"] == 3
+    assert read_plan(tmp_path / "out").num_items == 3
 
 
 def test_an_empty_directory_has_no_plan(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
-from vidvq.formats.plan import ensure_plan
+from vidvq.formats.plan import create_plan
 from vidvq.formats.tar import TarWriter
 from vidvq.formats.token_shard import Codebook, TokenInfo, TokenizerCard, token_files, write_tokenizer_card
 from vidvq.formats.verify import verify_folder
@@ -28,7 +28,7 @@ def codes_of(key: str) -> np.ndarray:
 
 def make(folder: Path, plan_table: Callable) -> None:
     made_from = {"token_fingerprint": CARD.token_fingerprint}
-    plan = ensure_plan(folder, "tokenize", "tokens", made_from, lambda: plan_table("abcd", "ef"))
+    plan = create_plan(folder, "tokenize", "tokens", made_from, plan_table("abcd", "ef"))
     write_tokenizer_card(folder, CARD)
 
     def fill(draft: ShardDraft) -> None:

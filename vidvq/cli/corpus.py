@@ -1,0 +1,144 @@
+"""The commands of the corpus job: one for each stage, with the same options."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vidvq import config, log
+from vidvq.cli.arguments import config_option, config_path, is_override, json_option, out_option, split
+from vidvq.errors import UsageError
+
+if TYPE_CHECKING:
+    from vidvq.jobs import CorpusUpdate, Stage
+
+# What an update of a corpus may set: nothing that the plan depends on.
+_FREE = ("runtime.", "max_failed=", "quality.min_psnr=", "quality.max_drop=", "quality.min_usage=")
+_UPDATE_OPTIONS = (
+    click.option("--add", is_flag=True, help="Add INPUTS to the corpus in --out, in new shards; its settings hold."),
+    click.option(
+        "--remove", multiple=True, metavar="URI", help="Remove an input from the corpus in --out; may be repeated."
+    ),
+    click.option("--retry-failed", is_flag=False, flag_value="*", metavar="[=REASON]", help="Retry failed items."),
+)
+
+
+def corpus_command(
+    name: str,
+    load: Callable[[], "type[Stage[Any]]"],
+    *,
+    inputs: str,
+    short_help: str,
+    help: str,
+    options: tuple[Callable[[Any], Any], ...] = (),
+) -> click.Command:
+    """Build the command of a stage.
+
+    Args:
+        name: name of the command.
+        load: imports the stage; called when the command runs.
+        inputs: what inputs are called in the usage line.
+        short_help: one line for the list of commands.
+        help: the help text.
+        options: options of this command alone, passed to ``Stage.open``.
+    """
+
+    def run(
+        arguments: tuple[str, ...],
+        out: Path,
+        config_name: str | None,
+        as_json: bool,
+        dry_run: bool,
+        add: bool,
+        remove: tuple[str, ...],
+        retry_failed: str | None,
+        **own: Any,
+    ) -> int:
+        if retry_failed and is_override(retry_failed):
+            # In `--retry-failed key=value` the setting is taken for the reason.
+            arguments, retry_failed = (*arguments, retry_failed), "*"
+        given, overrides = split(arguments)
+        stage_type = load()
+        if add + bool(remove) + bool(retry_failed) + dry_run > 1:
+            raise UsageError("--add, --remove, --retry-failed and --dry-run are one job each; give one of them")
+        if add or remove or retry_failed:
+            from vidvq.jobs import CorpusUpdate
+
+            update = CorpusUpdate(tuple(given) if add else None, remove, retry_failed)
+            return _update(stage_type, given, out, config_name, overrides, update, as_json, own)
+        return _run(stage_type, given, out, config_name, overrides, dry_run, as_json, own)
+
+    command: Any = run
+    dry_run = click.option(
+        "--dry-run", is_flag=True, help="Tell what would be made and how long it would take; write nothing."
+    )
+    for option in reversed((*options, out_option, config_option, json_option, dry_run, *_UPDATE_OPTIONS)):
+        command = option(command)
+    command = click.argument("arguments", nargs=-1, metavar=f"[{inputs}]... [KEY=VALUE]...")(command)
+    return click.command(name, short_help=short_help, help=help)(command)
+
+
+def _run(
+    stage_type: "type[Stage[Any]]",
+    inputs: list[str],
+    out: Path,
+    config_name: str | None,
+    overrides: list[str],
+    dry_run: bool,
+    as_json: bool,
+    options: dict[str, Any],
+) -> int:
+    from vidvq.jobs import estimate, run_job
+
+    if not inputs:
+        raise UsageError(f"there is no input; see vidvq {stage_type.name} --help")
+    settings = config.load(stage_type.config_type, config_path(config_name), overrides)
+    stage = stage_type.open(inputs, settings, **options)
+    if dry_run:
+        return _show(estimate(stage, inputs), as_json)
+    return _report(run_job(stage, inputs, out), settings.max_failed, as_json)
+
+
+def _update(
+    stage_type: "type[Stage[Any]]",
+    inputs: list[str],
+    out: Path,
+    config_name: str | None,
+    overrides: list[str],
+    update: "CorpusUpdate",
+    as_json: bool,
+    options: dict[str, Any],
+) -> int:
+    from vidvq.formats.plan import read_plan
+    from vidvq.jobs import run_job
+    from vidvq.jobs.update import check_update
+
+    foreign = [config_name] if config_name else [each for each in overrides if not each.startswith(_FREE)]
+    if foreign:
+        raise UsageError(f"{foreign[0]} cannot be set here; the corpus in {out} keeps its settings")
+    plan = read_plan(out)
+    check_update(plan, stage_type.name, inputs, update, out)
+    settings = config.validate(
+        stage_type.config_type, config.apply_overrides(stage_type.settings_of(plan.made_from), overrides)
+    )
+    stage = stage_type.open([] if "inputs" in plan.made_from else inputs, settings, **options)
+    return _report(run_job(stage, inputs, out, update), settings.max_failed, as_json)
+
+
+def _show(result: Any, as_json: bool) -> int:
+    for line in result.lines():
+        log.info(line)
+    if as_json:
+        click.echo(json.dumps(asdict(result)))
+    return 0
+
+
+def _report(summary: Any, max_failed: float, as_json: bool) -> int:
+    _show(summary, as_json)
+    if summary.failed_share > max_failed:
+        log.warn(f"{summary.failed_share:.1%} of the items failed; the threshold is max_failed={max_failed:g}")
+        return 1
+    return 0

@@ -1,0 +1,22 @@
+"""The corpus job, once for all stages: plan, resume, update, execute, account; see :mod:`vidvq.jobs.stage`."""
+
+from vidvq.jobs.estimate import Estimate, estimate
+from vidvq.jobs.rows import ClipRow, VideoRow
+from vidvq.jobs.run import run_job
+from vidvq.jobs.stage import ClipStage, Monitor, ShardResult, ShardTask, Stage, VideoStage
+from vidvq.jobs.update import CorpusUpdate
+
+__all__ = [
+    "ClipRow",
+    "ClipStage",
+    "CorpusUpdate",
+    "Estimate",
+    "Monitor",
+    "ShardResult",
+    "ShardTask",
+    "Stage",
+    "VideoRow",
+    "VideoStage",
+    "estimate",
+    "run_job",
+]

@@ -1,0 +1,211 @@
+"""What a job would make and cost (``--dry-run``), from a sample that is really made, in a temporary folder."""
+
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any, Generic
+
+from vidvq.corpus.inputs import Source, list_sources
+from vidvq.errors import UsageError
+from vidvq.formats.commit import Commit
+from vidvq.formats.plan import read_plan
+from vidvq.jobs.listing import probe_sources
+from vidvq.jobs.plan_clips import read_clip_shards, rows_of
+from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ShardTask, Stage, VideoStage
+from vidvq.log import progress
+from vidvq.runtime import Pool, Pools, WorkerDied, open_pools
+
+_PROBED = 256
+_TASKS = 8
+_CLIPS_PER_TASK = 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What ``--dry-run`` found. Everything the sample was too small for is extrapolated from it.
+
+    Attributes:
+        unit: what an item is called, in plural.
+        inputs: number of videos, or of clip shards.
+        probed: number of inputs that were probed.
+        items: number of items that would be made.
+        shards: number of shards.
+        stats: totals of the items that would be made: frames, tokens.
+        bytes: size of the shards.
+        left_out: reason -> number of items that the plan would count as failed or filtered.
+        exact: whether ``items``, ``shards`` and frames are counted, not extrapolated.
+        sampled: number of items that were made to estimate the rest.
+        workers: number of workers that ``seconds`` is for.
+        seconds: time of the job (seconds); None if no sampled item could be made.
+    """
+
+    unit: str
+    inputs: int
+    probed: int
+    items: int
+    shards: int
+    stats: dict[str, int]
+    bytes: int
+    left_out: dict[str, int]
+    exact: bool
+    sampled: int
+    workers: int
+    seconds: float | None
+
+    def lines(self) -> list[str]:
+        """The estimate for a person."""
+        about = "" if self.exact else "about "
+        counts = [f"{about}{self.items} {self.unit}", *(f"about {count} {name}" for name, count in self.stats.items())]
+        text = [
+            f"{', '.join(counts)} in {about}{self.shards} shards, about {self.bytes / 1e6:.1f} MB, from "
+            f"{self.inputs} inputs; nothing was written"
+        ]
+        text += [f"  left out as {reason}: {about}{count}" for reason, count in sorted(self.left_out.items())]
+        if self.seconds is not None:
+            hours, rest = divmod(round(self.seconds), 3600)
+            text.append(f"  takes about {hours}:{rest // 60:02d}:{rest % 60:02d} with {self.workers} workers")
+        return [*text, f"  estimated from {self.probed} probed inputs and {self.sampled} {self.unit} that were made"]
+
+
+@dataclass(frozen=True)
+class _Sample(Generic[AnyRow]):
+    """A corpus as far as it is known without making anything, and the rows to make as a sample."""
+
+    inputs: int
+    probed: int
+    items: int
+    shards: int
+    frames: int
+    exact: bool
+    groups: Sequence[Sequence[AnyRow]]
+    probe_s: float = 0.0
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:
+    """Probe a sample of the inputs, make a few items, and extrapolate.
+
+    Raises:
+        UsageError: a mistake in the arguments.
+    """
+    with open_pools(stage.config.runtime) as pools:
+        sample = _sample_videos(stage, inputs, pools) if isinstance(stage, VideoStage) else _sample_clips(stage)
+        tasks = [ShardTask(Path(), f"sample-{number}.tar", "", rows) for number, rows in enumerate(sample.groups)]
+        pool = pools.get(sample.shards)
+        made = _make(stage, tasks, pool)
+        workers = max(min(pool.size, sample.shards), 1)
+    ok = sum(commit.ok for commit, _ in made)
+    frames = sum(commit.stats.get("frames", 0) for commit, _ in made)
+    # A clip that is shorter than others costs less; where a stage counts frames, they tell more than items.
+    scale = sample.frames / frames if frames else sample.items / ok if ok else 0.0
+    totals: Counter[str] = Counter()
+    for commit, _ in made:
+        totals.update({name: count for name, count in commit.stats.items() if name in stage.totals})
+    seconds = sample.probe_s + scale * sum(seconds for _, seconds in made)
+    return Estimate(
+        unit=stage.unit,
+        inputs=sample.inputs,
+        probed=sample.probed,
+        items=sample.items,
+        shards=sample.shards,
+        stats={name: round(scale * count) for name, count in totals.items()},
+        bytes=round(scale * sum(commit.bytes for commit, _ in made)),
+        left_out=sample.left_out,
+        exact=sample.exact,
+        sampled=ok,
+        workers=workers,
+        seconds=seconds / workers if ok else None,
+    )
+
+
+def reservoir_sample(sources: Iterable[Source], size: int) -> tuple[int, list[Source]]:
+    """Count sources, and draw a uniform sample that is always the same (Vitter 1985, algorithm R)."""
+    generator = random.Random(0)
+    sample: list[Source] = []
+    count = 0
+    with progress("list", None, "videos") as bar:
+        for source in sources:
+            count += 1
+            bar.advance()
+            if len(sample) < size:
+                sample.append(source)
+            elif (index := generator.randrange(count)) < size:
+                sample[index] = source
+    return count, sample
+
+
+def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], pools: Pools) -> _Sample[AnyVideoRow]:
+    count, sources = reservoir_sample(list_sources(inputs, stage.lists), _PROBED)
+    if not count:
+        raise UsageError("the inputs name no video at all")
+    pool = pools.get(-(-len(sources) // stage.probes_per_worker))
+    began = monotonic()
+    probed: list[list[AnyVideoRow]] = []
+    with progress("probe", len(sources), "videos") as bar:
+        for rows in probe_sources(stage, sources, pool):
+            probed.append(rows)
+            bar.advance()
+    scale = count / len(sources)
+    rows = list(stage.select((row for found in probed for row in found), ()))
+    items = [row for row in rows if not row.outcome]
+    left_out = Counter(row.reason for row in rows if row.outcome)
+    groups = [some for found in probed if (some := stage.shorten([row for row in found if not row.outcome]))]
+    return _Sample(
+        inputs=count,
+        probed=len(sources),
+        items=round(scale * len(items)),
+        shards=-(-round(scale * len(rows)) // stage.per_shard),
+        frames=round(scale * sum(row.num_frames for row in items)),
+        exact=len(sources) == count,
+        groups=groups[:_TASKS],
+        probe_s=scale * pool.size * (monotonic() - began),
+        left_out={reason: round(scale * number) for reason, number in left_out.items()},
+    )
+
+
+def _sample_clips(stage: Stage[Any]) -> _Sample[Any]:
+    assert isinstance(stage, ClipStage)
+    shards = list(read_clip_shards(stage.clips, read_plan(stage.clips)))
+    drawn = shards[:: max(len(shards) // _TASKS, 1)][:_TASKS]
+    return _Sample(
+        inputs=len(shards),
+        probed=len(shards),
+        items=sum(commit.ok for commit in shards),
+        shards=len(shards),
+        frames=sum(commit.stats["frames"] for commit in shards),
+        exact=True,
+        groups=[list(rows_of(commit, index))[:_CLIPS_PER_TASK] for index, commit in enumerate(drawn)],
+    )
+
+
+def _make(stage: Stage[Any], tasks: list[ShardTask[Any]], pool: Pool) -> list[tuple[Commit, float]]:
+    worker = partial(_TimedWorker, stage, pool)
+    made: list[tuple[Commit, float]] = []
+    with progress("sample", len(tasks), "shards") as bar:
+        for _, result in pool.map_stateful(worker, tasks, cpus=stage.cpus, gpus=stage.gpus):
+            bar.advance()
+            if not isinstance(result, WorkerDied):
+                made.append(result)
+    return made
+
+
+class _TimedWorker:
+    """Makes shards in a temporary folder; returns each record and the time it took (seconds)."""
+
+    def __init__(self, stage: Stage[Any], pool: Pool) -> None:
+        self._make = stage.worker(pool)
+        self._warm = False
+
+    def __call__(self, task: ShardTask[Any]) -> tuple[Commit, float]:
+        with tempfile.TemporaryDirectory(prefix="vidvq-dry-run-") as scratch:
+            if not self._warm:
+                self._make(replace(task, out=Path(scratch, "warm-up")))
+                self._warm = True
+            began = monotonic()
+            commit = self._make(replace(task, out=Path(scratch, "timed"))).commit
+            return commit, monotonic() - began

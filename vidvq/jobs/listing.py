@@ -1,0 +1,125 @@
+"""The sources of a plan, and their rows: probed in parts, each saved as it is finished, so that planning can resume."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vidvq.corpus.inputs import Fingerprint, Source
+from vidvq.formats.rows import codec_of
+from vidvq.jobs.stage import AnyVideoRow, VideoStage
+from vidvq.log import progress
+from vidvq.runtime import Pool, WorkerDied
+from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_bytes, write_atomic
+
+_FOLDER = "planning"
+_SOURCES_PER_PART = 1024
+_SOURCES = codec_of(Source)
+# A worker may be killed from outside; a video that kills it three times is to blame.
+_PROBE_RETRIES = 2
+
+
+class Listing:
+    """The sources of a plan in their order, packed so that millions fit into memory.
+
+    Attributes:
+        parts: tables of :class:`Source`, of a fixed number of rows but for the last.
+        inputs: their fingerprint, which the plan keeps.
+        digest: SHA-256 of the sources in their order (hex).
+    """
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self.parts: list[pa.Table] = []
+        self.inputs = Fingerprint()
+        order = hashlib.sha256()
+        sources = iter(sources)
+        with progress("list", None, "videos") as bar:
+            while part := list(islice(sources, _SOURCES_PER_PART)):
+                order.update(canonical_json([asdict(source) for source in part]))
+                self.parts.append(_SOURCES.to_table(part))
+                for source in part:
+                    self.inputs.add(source)
+                bar.advance(len(part))
+        self.digest = order.hexdigest()
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def units(self, stage: VideoStage[Any]) -> int:
+        """Number of workers that the sources are worth."""
+        return -(-len(self) // stage.probes_per_worker)
+
+    def sources(self) -> Iterator[Source]:
+        """Yield the sources in their order."""
+        for part in self.parts:
+            yield from _SOURCES.from_table(part)
+
+
+def probe_listing(
+    stage: VideoStage[AnyVideoRow], listing: Listing, made_from: dict[str, Any], out: Path, pool: Pool
+) -> Iterator[AnyVideoRow]:
+    """Yield the rows of all sources in order; parts that an earlier run has saved are read, not probed again.
+
+    Args:
+        stage: probes the sources.
+        listing: the sources.
+        made_from: what the rows depend on; parts made from something else are not used.
+        out: the output directory, which holds the parts until :func:`remove_parts`.
+        pool: runs the probes.
+
+    Raises:
+        FileNotFoundError: another driver has finished the plan and deleted the parts.
+    """
+    codec = codec_of(stage.row)
+    folder = out / _FOLDER
+    stem = sha256_bytes(canonical_json([made_from, listing.digest]))[:16]
+    make_folder(folder)
+    paths = [folder / f"{stem}-{number:06d}.parquet" for number in range(len(listing.parts))]
+    with progress("plan", len(listing), "videos") as bar:
+        for number in stage.config.runtime.order(len(paths)):
+            part = listing.parts[number]
+            if paths[number].is_file():
+                bar.advance(len(part))
+                continue
+            rows: list[AnyVideoRow] = []
+            for found in probe_sources(stage, _SOURCES.from_table(part), pool):
+                rows += found
+                bar.advance()
+            if len(paths) == 1:
+                yield from rows
+                return
+            buffer = pa.BufferOutputStream()
+            pq.write_table(codec.to_table(rows), buffer, compression="zstd")
+            write_atomic(paths[number], buffer.getvalue().to_pybytes())
+    for path in paths:
+        with path.open("rb") as file:
+            yield from codec.from_table(pq.read_table(file))
+
+
+def probe_sources(stage: VideoStage[AnyVideoRow], sources: Iterable[Source], pool: Pool) -> Iterator[list[AnyVideoRow]]:
+    """Yield the rows of each source, in order."""
+    probed = pool.map(stage.probe, sources, deadline_s=stage.deadline_s, retries=_PROBE_RETRIES)
+    for source, rows in probed:
+        if isinstance(rows, WorkerDied):
+            rows = [stage.reject(source, "decoder_died", "the prober crashed or hung on it")]
+        yield rows
+
+
+def remove_parts(out: Path) -> None:
+    """Delete the saved parts, once the plan is written."""
+    folder = out / _FOLDER
+    if not folder.exists():
+        return
+    # Another driver may delete them at the same time, or still be planning; it cleans up after itself.
+    with suppress(FileNotFoundError):
+        remove_attempts(folder)
+        for part in list(folder.iterdir()):
+            part.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()

@@ -1,0 +1,41 @@
+"""The clip shard that a shard is made from, as a local file."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from vidvq.corpus.fetch import local_file
+from vidvq.corpus.inputs import Source
+from vidvq.errors import StoreError, UsageError
+from vidvq.jobs.rows import ClipRow
+from vidvq.video import VideoError
+
+
+@contextmanager
+def local_clips(clips: Path, row: ClipRow) -> Iterator[Path | None]:
+    """A clip shard, or a temporary copy if it is not on this machine, with the content that was planned.
+
+    Args:
+        clips: a directory of clip shards.
+        row: any clip of the shard.
+
+    Yields:
+        The file; None if the shard no longer holds any clip.
+
+    Raises:
+        UsageError: the file is missing, or has other content.
+        StoreError: it cannot be fetched.
+    """
+    if not row.clip_shard_sha256:
+        yield None
+        return
+    path = clips / row.clip_shard
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(local_file(Source(str(path)), sys.maxsize, row.clip_shard_sha256))
+        except VideoError as error:
+            if error.reason == "fetch_failed":
+                raise StoreError(f"{path}: {error.detail}; run the same command again to resume") from error
+            raise UsageError(f"{path} is missing or not the one that was planned; run vidvq verify {clips}") from error
+        yield file

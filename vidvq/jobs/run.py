@@ -1,0 +1,115 @@
+"""The corpus job: plan, make every shard that is not committed, account for every item.
+
+    inputs --plan--> plan.json, plan.parquet
+    plan --tasks--> workers --> SHARD.tar, commits/SHARD.json     (in any order, by any number of drivers)
+    commits --summary--> summary.json, report.html, metrics.json
+
+A shard is made by one worker and committed once, whoever else tries. A job that is killed, or whose machine fails,
+resumes with the same command; what is committed stays.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+
+from vidvq.errors import JobStopped, WorkerLost
+from vidvq.formats.commit import read_commits
+from vidvq.formats.plan import Plan, read_plan
+from vidvq.formats.summary import JobSummary, summarize
+from vidvq.jobs.plan_clips import plan_clips
+from vidvq.jobs.plan_videos import plan_videos
+from vidvq.jobs.report import write_report
+from vidvq.jobs.stage import AnyRow, ClipStage, Monitor, ShardTask, Stage, VideoStage
+from vidvq.jobs.telemetry import ProgressNote, Telemetry
+from vidvq.jobs.timing import TimeAccounting
+from vidvq.jobs.update import CorpusUpdate, retry_clips, update_videos
+from vidvq.log import Bar, info, progress
+from vidvq.runtime import Pools, WorkerDied, open_pools
+from vidvq.storage import refuse_unwritable
+
+
+def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUpdate | None = None) -> JobSummary:
+    """Run a stage over its inputs, or finish a run that was interrupted.
+
+    Args:
+        stage: what to do.
+        inputs: videos for a :class:`VideoStage`, and the added ones for an update; a :class:`ClipStage` knows its own.
+        out: the output directory.
+        update: an update of the corpus that is in ``out``; None for the first run and for resuming.
+
+    Raises:
+        UsageError: a mistake in the arguments; nothing was changed.
+        JobStopped: a quality gate ended the job; committed shards stay.
+        WorkerLost: a worker died more often than it is restarted; committed shards stay.
+        OSError: the disk is full or not writable; committed shards stay.
+    """
+    stage.check()
+    refuse_unwritable(out)
+    with open_pools(stage.config.runtime) as pools:
+        plan = _plan(stage, inputs, out, update, pools)
+        info(f"plan {plan.plan_id[:12]}: {plan.num_items} {stage.unit} in {plan.num_shards} shards")
+        stage.begin(out)
+        _make_shards(stage, plan, out, pools)
+        summary = summarize(out, plan)
+        write_report(stage, plan, summary, out, pools.get(1))
+    return summary
+
+
+def _plan(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUpdate | None, pools: Pools) -> Plan:
+    if isinstance(stage, VideoStage):
+        return update_videos(stage, update, out, pools) if update else plan_videos(stage, inputs, out, pools)
+    assert isinstance(stage, ClipStage), f"{type(stage).__name__} must be a VideoStage or a ClipStage"
+    return retry_clips(read_plan(out), update, out) if update else plan_clips(stage, out)
+
+
+def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, pools: Pools) -> None:
+    note, monitor = ProgressNote(), stage.monitor()
+    with progress(stage.name, plan.num_items, stage.unit) as bar:
+        tasks = _tasks(stage, plan, out, monitor, note, bar)
+        # Two tasks tell whether there is work for more than one worker.
+        first = list(islice(tasks, 2))
+        if not first:
+            return
+        pool = pools.get(stage.units(first))
+        accounting, telemetry = TimeAccounting(), Telemetry(stage, pool)
+        worker = partial(stage.worker, pool)
+        results = pool.map_stateful(worker, chain(first, tasks), cpus=stage.cpus, gpus=stage.gpus)
+        try:
+            for task, result in results:
+                if isinstance(result, WorkerDied):
+                    raise WorkerLost(f"{task.shard}: {result.message}; run the same command again to resume")
+                accounting.add(result)
+                telemetry.publish(result, accounting.report(stage, monitor).efficiency)
+                bar.advance(result.commit.items, note.made(result))
+                monitor.add(result)
+                monitor.see(result.commit)
+        except (JobStopped, WorkerLost, OSError):
+            # The metrics help to find what ended the job. If it was the disk, they cannot be written either.
+            with suppress(OSError):
+                _tell(stage, accounting, monitor, out)
+            raise
+        _tell(stage, accounting, monitor, out)
+
+
+def _tasks(
+    stage: Stage[AnyRow], plan: Plan, out: Path, monitor: Monitor, note: ProgressNote, bar: Bar
+) -> Iterator[ShardTask[AnyRow]]:
+    """Yield the shards that are not committed, in this driver's order of work."""
+    order = stage.config.runtime.order(plan.num_shards)
+    commits = read_commits(out, plan.shard_names(order))
+    for index, (shard, rows), commit in zip(order, plan.shards(stage.row, order), commits, strict=True):
+        if commit:
+            monitor.see(commit)
+            bar.advance(len(rows), note.committed(commit))
+        else:
+            yield ShardTask(out, shard, plan.id_of(index), rows, plan.older(index))
+
+
+def _tell(stage: Stage[AnyRow], accounting: TimeAccounting, monitor: Monitor, out: Path) -> None:
+    metrics = accounting.report(stage, monitor)
+    if metrics.workers:
+        metrics.write(out)
+    for line in metrics.lines():
+        info(line)

@@ -1,0 +1,183 @@
+"""Where the time of a run went: seconds by activity in each worker, and their sum over all workers."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic, thread_time
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from vidvq.formats.commit import Commit
+from vidvq.jobs.stage import Activity, Monitor, ShardResult, Stage
+from vidvq.storage import pretty_json, write_over
+
+FILE = "metrics.json"
+Entry = TypeVar("Entry")
+# Activities that all stages share. A stage adds its own.
+_ACTIVITIES = {
+    "write": Activity("writing and committing", "faster storage for the output"),
+    "core": Activity("waiting for a CPU core", "fewer workers, or more CPUs: decoding needs some beside each worker"),
+    "idle": Activity("waiting for a shard", "smaller shards, so that no worker is left without one at the end"),
+}
+# A smaller share is not worth advice.
+_ADVICE_SHARE = 0.1
+_SHOWN_SHARE = 0.005
+
+
+class Stopwatch:
+    """Seconds by activity in one worker; where one activity runs inside another, they count for the inner one.
+
+    Args:
+        compute: activities that only compute, on this thread. Wall time beyond their CPU time counts as ``core``
+            (waiting for a core).
+    """
+
+    def __init__(self, compute: tuple[str, ...] = ()) -> None:
+        self.worker = uuid4().hex
+        self._compute = compute
+        self._ready = self._wall = monotonic()
+        self._cpu = thread_time()
+        self._open: list[str] = []
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def activity(self, name: str) -> Iterator[None]:
+        """Count the time inside as ``name``."""
+        self._book()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._book()
+            self._open.pop()
+
+    def waiting(self, name: str, entries: Iterator[Entry]) -> Iterator[Entry]:
+        """Pass entries on, and count the wait for each as ``name``."""
+        while True:
+            with self.activity(name):
+                try:
+                    entry = next(entries)
+                except StopIteration:
+                    return
+            yield entry
+
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Count seconds of one activity as another; no more than it has."""
+        self._book()
+        moved = min(seconds, self._seconds[source])
+        self._seconds[source] -= moved
+        self._seconds[target] += moved
+
+    def result(self, commit: Commit, copied: dict[str, int] | None = None, details: Any = None) -> ShardResult:
+        """The result of a shard; the time until now is its own."""
+        self._book()
+        seconds, self._seconds = dict(self._seconds), defaultdict(float)
+        return ShardResult(commit, self.worker, monotonic() - self._ready, seconds, copied or {}, details)
+
+    def _book(self) -> None:
+        wall, cpu = monotonic(), thread_time()
+        if self._open:
+            passed, name = wall - self._wall, self._open[-1]
+            waited = max(passed - (cpu - self._cpu), 0) if name in self._compute else 0.0
+            self._seconds[name] += passed - waited
+            if waited:
+                self._seconds["core"] += waited
+        self._wall, self._cpu = wall, cpu
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """What one run did and how its workers spent their time; written as ``metrics.json``, also by a run that stopped.
+
+    Attributes:
+        work: the activity that is the stage's own work.
+        activities: all activities by name.
+        wall_s: time from the start of the workers to the last shard (seconds).
+        workers: number of workers that made a shard.
+        start_s: mean time for a worker to become ready (seconds).
+        efficiency: share of ``work`` in the workers' time (0 to 1).
+        seconds: time of all workers by activity (seconds).
+        totals: what this run made, by name: frames, tokens.
+        extra: what the stage adds, as JSON types.
+        extra_lines: the same for a person.
+    """
+
+    work: str
+    activities: dict[str, Activity]
+    wall_s: float
+    workers: int
+    start_s: float
+    efficiency: float
+    seconds: dict[str, float]
+    totals: dict[str, int]
+    extra: dict[str, Any] = field(default_factory=dict)
+    extra_lines: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The metrics for a person; nothing if no shard was made."""
+        if not any(self.totals.values()):
+            return []
+        total = sum(self.seconds.values())
+        shares = {name: self.seconds.get(name, 0.0) / total for name in self.activities if name != self.work}
+        listed = sorted((name for name in shares if shares[name] >= _SHOWN_SHARE), key=lambda name: -shares[name])
+        parts = [f"{self.efficiency:.0%} of their time {self.activities[self.work].name}"]
+        parts += [f"{shares[name]:.0%} {self.activities[name].name}" for name in listed]
+        made = ", ".join(f"{count} {name}" for name, count in self.totals.items())
+        rates = ", ".join(f"{count / self.wall_s:.1f} {name}/s" for name, count in self.totals.items())
+        text = [
+            *self.extra_lines,
+            f"{made} in {self.wall_s:.1f} s by {self.workers} workers: {rates}; {self.start_s:.1f} s until a worker "
+            "was ready",
+            f"since then the workers spent {', '.join(parts)}",
+        ]
+        if listed and shares[listed[0]] >= _ADVICE_SHARE and self.activities[listed[0]].remedy:
+            activity = self.activities[listed[0]]
+            text.append(f"most of the rest was spent {activity.name}; what helps: {activity.remedy}")
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types, with totals and extras beside the times."""
+        times = {name: getattr(self, name) for name in ("wall_s", "workers", "start_s", "efficiency", "seconds")}
+        return times | self.totals | self.extra
+
+    def write(self, folder: Path) -> None:
+        """Write ``metrics.json``, replacing that of an earlier run."""
+        write_over(folder / FILE, pretty_json(self.to_json()))
+
+
+class TimeAccounting:
+    """Adds up the results of a run; starts when the workers do."""
+
+    def __init__(self) -> None:
+        self._began = monotonic()
+        self._ready: dict[str, float] = {}
+        self._seconds: dict[str, float] = defaultdict(float)
+        self.totals: Counter[str] = Counter()
+
+    def add(self, result: ShardResult) -> None:
+        """Take in a shard at the moment it is committed."""
+        self._ready.setdefault(result.worker, monotonic() - result.alive_s)
+        for name, seconds in result.seconds.items():
+            self._seconds[name] += seconds
+        self.totals.update(result.made)
+
+    def report(self, stage: Stage[Any], monitor: Monitor) -> RunMetrics:
+        """The metrics of the run until now."""
+        ended = monotonic()
+        starts = [max(ready - self._began, 0.0) for ready in self._ready.values()]
+        alive = sum(ended - ready for ready in self._ready.values())
+        seconds = dict(self._seconds) | {"idle": max(alive - sum(self._seconds.values()), 0.0)}
+        return RunMetrics(
+            work=stage.work,
+            activities=_ACTIVITIES | stage.activities,
+            wall_s=round(ended - self._began, 3),
+            workers=len(starts),
+            start_s=round(sum(starts) / max(len(starts), 1), 3),
+            efficiency=round(seconds.get(stage.work, 0.0) / max(sum(seconds.values()), 1e-9), 4),
+            seconds={name: round(value, 6) for name, value in seconds.items()},
+            totals={name: self.totals[name] for name in stage.totals},
+            extra=monitor.metrics(),
+            extra_lines=tuple(monitor.lines()),
+        )

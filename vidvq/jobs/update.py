@@ -1,0 +1,229 @@
+"""Updates of a finished corpus: more inputs, inputs removed, failures retried.
+
+Each writes the plan's next generation (see :mod:`vidvq.formats.plan`); the job then makes the shards it touches, and
+copies the samples that stand.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow as pa
+
+from vidvq.corpus.inputs import Fingerprint, Source, list_sources, source_at
+from vidvq.errors import UsageError
+from vidvq.formats.commit import read_commits
+from vidvq.formats.plan import Plan, extend_plan, has_plan, read_plan
+from vidvq.formats.rows import GONE, REMOVED, codec_of
+from vidvq.jobs.listing import Listing, probe_listing, remove_parts
+from vidvq.jobs.plan_videos import number_shards, sources_of
+from vidvq.jobs.rows import ClipRow
+from vidvq.jobs.stage import AnyVideoRow, VideoStage
+from vidvq.log import info
+from vidvq.runtime import Pools
+from vidvq.storage import differences, place
+
+ANY_REASON = "*"
+
+
+@dataclass(frozen=True)
+class CorpusUpdate:
+    """One update of a corpus; exactly one field is set.
+
+    Attributes:
+        add: inputs, of which those that are new join the corpus.
+        remove: uris of inputs to remove; their items stay in the plan as ``removed``.
+        retry: a reason, or :data:`ANY_REASON`: items that failed for it are tried again. Where probing failed or the
+            file has changed, the video is probed again.
+    """
+
+    add: tuple[str, ...] | None = None
+    remove: tuple[str, ...] = ()
+    retry: str | None = None
+
+
+def check_update(plan: Plan, stage: str, inputs: list[str], update: CorpusUpdate, out: Path) -> None:
+    """Refuse an update that the corpus does not support, before any work.
+
+    Args:
+        plan: the plan of the corpus.
+        stage: name of the stage that runs now.
+        inputs: inputs on the command line.
+        update: the update.
+        out: the output directory.
+
+    Raises:
+        UsageError: another stage wrote the corpus, or the arguments do not go together.
+    """
+    if plan.stage != stage:
+        raise UsageError(f"{out} was written by vidvq {plan.stage}; give a directory that vidvq {stage} wrote")
+    over_videos = "inputs" in plan.made_from
+    if not over_videos and update.retry is None:
+        raise UsageError(
+            f"{out} is made from clip shards; change those with vidvq shard --add, --remove or --retry-failed, then run "
+            f"vidvq {stage} CLIPS --out {out} again"
+        )
+    if not over_videos and len(inputs) != 1:
+        raise UsageError(f"{out} is made from clip shards; give their directory: vidvq {stage} CLIPS --out {out} ...")
+    if over_videos and inputs and update.add is None:
+        raise UsageError(f"{inputs[0]} is one argument too many; --remove and --retry-failed take no videos")
+    for given in update.add or ():
+        if has_plan(place(given)):
+            raise UsageError(f"{given} is a directory of shards; --add takes videos, as {out} was made from")
+
+
+def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Path, pools: Pools) -> Plan:
+    """Write the next generation of a plan over videos, unless the plan has all of the update already.
+
+    Raises:
+        UsageError: an input cannot be listed, was changed since it was planned, or is not there to be removed; or the
+            corpus was made by another tokenizer.
+    """
+    plan = read_plan(out)
+    identity = {name: value for name, value in stage.identity().items() if name in plan.made_from}
+    if found := list(differences("", {name: plan.made_from[name] for name in identity}, identity)):
+        raise UsageError(f"{out} was made otherwise: {'; '.join(found)}. Give the --checkpoint that it was made by")
+    if update.add is not None:
+        return _add(stage, plan, list(update.add), out, pools)
+    if update.remove:
+        return _remove(stage, plan, {_as_listed(uri) for uri in update.remove}, out)
+    return _retry(stage, plan, update.retry, out, pools)
+
+
+def retry_clips(plan: Plan, update: CorpusUpdate, out: Path) -> Plan:
+    """Write the next generation of a plan over clip shards: its failed items again."""
+    failed = _failed_keys(plan, update.retry, out)
+    rows = [row for row in plan.rows(ClipRow) if row.key in failed]
+    info(f"{len(failed)} failed items, {len(rows)} to retry")
+    return extend_plan(out, plan, plan.made_from, codec_of(ClipRow).to_table(rows)) if rows else plan
+
+
+def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Path, pools: Pools) -> Plan:
+    known = {source.identity: source for source in sources_of(plan, stage.row)}
+    listing = Listing(_new(list_sources(inputs, stage.lists), known))
+    if not listing.parts:
+        info(f"every input is in {out} already")
+        return plan
+    fingerprint = Fingerprint(plan.made_from["inputs"])
+    for source in listing.sources():
+        fingerprint.add(source)
+    rows = _probe_again(stage, listing, plan.rows(stage.row), out, pools)
+    return _extend(stage, plan, fingerprint, rows, out)
+
+
+def _remove(stage: VideoStage[AnyVideoRow], plan: Plan, uris: set[str], out: Path) -> Plan:
+    fingerprint = Fingerprint(plan.made_from["inputs"])
+    found: set[str] = set()
+    rows: list[AnyVideoRow] = []
+    for source, old in _by_source(plan, stage.row):
+        if source.uri in uris:
+            found.add(source.uri)
+            present = [row for row in old if row.reason != REMOVED]
+            rows += [row.leave_out(REMOVED, "was taken out of the corpus") for row in present]
+            if present:
+                fingerprint.add(source, -1)
+    if missing := sorted(uris - found):
+        raise UsageError(f"{out} has no input {missing[0]}; give it as the plan has it, see vidvq inspect {out}")
+    return _extend(stage, plan, fingerprint, rows, out) if rows else plan
+
+
+def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: Path, pools: Pools) -> Plan:
+    failed = _failed_keys(plan, reason, out)
+    fingerprint = Fingerprint(plan.made_from["inputs"])
+    rows: list[AnyVideoRow] = []
+    probe: list[Source] = []
+    # Rows of the videos to probe again, by key: as they are, and with the source as it is now.
+    old: dict[str, AnyVideoRow] = {}
+    unclaimed: dict[str, AnyVideoRow] = {}
+    for source, there in _by_source(plan, stage.row):
+        if not any(row.key in failed for row in there):
+            continue
+        now = _refresh(source)
+        if now == source and not any(row.key in failed and row.reason for row in there):
+            # Probing went well and the file is the same: only the items that failed are made again.
+            rows += [row for row in there if row.key in failed]
+            continue
+        fingerprint.add(source, -1)
+        fingerprint.add(now)
+        probe.append(now)
+        old |= {row.key: row for row in there}
+        unclaimed |= {row.key: replace(row, source=now) for row in there}
+    others = (row for row in plan.rows(stage.row) if row.key not in old)
+    for row in _probe_again(stage, Listing(probe), others, out, pools) if probe else ():
+        unclaimed.pop(row.key, None)
+        before = old.get(row.key)
+        unchanged = before is not None and replace(row, shard=before.shard) == before
+        if not unchanged or (row.key in failed and not row.reason):
+            rows.append(row)
+    # What the file no longer gives stays in the plan, unless an earlier update has left it out.
+    gone = (row for row in unclaimed.values() if row.reason not in {REMOVED, GONE})
+    rows += [row.leave_out(GONE, "is not in the file as it is now") for row in gone]
+    info(f"{len(failed)} failed items, {len(rows)} to retry")
+    return _extend(stage, plan, fingerprint, rows, out) if rows else plan
+
+
+def _probe_again(
+    stage: VideoStage[AnyVideoRow], listing: Listing, others: Iterable[AnyVideoRow], out: Path, pools: Pools
+) -> list[AnyVideoRow]:
+    made_from = stage.identity() | {"inputs": listing.inputs.value()}
+    rows = probe_listing(stage, listing, made_from, out, pools.get(listing.units(stage)))
+    return list(stage.select(rows, others))
+
+
+def _extend(
+    stage: VideoStage[AnyVideoRow], plan: Plan, inputs: Fingerprint, rows: list[AnyVideoRow], out: Path
+) -> Plan:
+    """Write a generation: rows whose keys are in the plan replace those rows, all others go into new shards."""
+    keys = {row.key for row in rows}
+    shards = {row.key: row.shard for row in plan.rows(stage.row) if row.key in keys}
+    replaced = [replace(row, shard=shards[row.key]) for row in rows if row.key in shards]
+    replaced.sort(key=lambda row: row.shard)
+    new = number_shards(stage, (row for row in rows if row.key not in shards), plan.num_shards)
+    table = pa.concat_tables([codec_of(stage.row).to_table(replaced), new])
+    made_from = plan.made_from | stage.identity() | {"inputs": inputs.value()}
+    extended = extend_plan(out, plan, made_from, table)
+    remove_parts(out)
+    return extended
+
+
+def _failed_keys(plan: Plan, reason: str | None, out: Path) -> set[str]:
+    return {
+        outcome.key
+        for commit in read_commits(out, plan.shard_names())
+        if commit
+        for outcome in commit.failed
+        if reason in {ANY_REASON, outcome.reason}
+    }
+
+
+def _new(sources: Iterator[Source], known: dict[str, Source]) -> Iterator[Source]:
+    for source in sources:
+        there = known.get(source.identity)
+        if there is None:
+            yield source
+        elif there != source:
+            raise UsageError(f"{source.uri} was changed since it was planned; remove it first: --remove {source.uri}")
+
+
+def _by_source(plan: Plan, row: type[AnyVideoRow]) -> Iterator[tuple[Source, list[AnyVideoRow]]]:
+    """Yield every source with its rows. Rows that later generations added to a source are in the same list."""
+    together: dict[str, tuple[Source, list[AnyVideoRow]]] = {}
+    later = {item.source.uri for item in plan.rows(row) if item.generation}
+    for source, rows in groupby(plan.rows(row), key=lambda item: item.source):
+        if source.uri not in later:
+            yield source, list(rows)
+            continue
+        together.setdefault(source.identity, (source, []))[1].extend(rows)
+    yield from together.values()
+
+
+def _refresh(source: Source) -> Source:
+    """The source with the size and version that its file has now."""
+    container = source.uri.rpartition("#")[0] if source.offset >= 0 else source.uri
+    now = source_at(container) if "://" not in container or source.version else Source(container)
+    return replace(source, size=source.size if source.offset >= 0 else now.size, version=now.version)
+
+
+def _as_listed(uri: str) -> str:
+    return uri if "://" in uri else str(place(uri).absolute())

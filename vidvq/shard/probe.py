@@ -1,0 +1,126 @@
+"""Which clips a video gives, decided before the first one is cut."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from vidvq.corpus.fetch import as_video_error, content_hash, local_file
+from vidvq.corpus.inputs import Source
+from vidvq.formats.clip_shard import clip_key
+from vidvq.shard.config import ClipPolicy, ShardConfig
+from vidvq.shard.rows import PlannedClip
+from vidvq.shard.shots import find_shots
+from vidvq.video import VideoError
+from vidvq.video.decode import sample_timeline
+from vidvq.video.probe import VideoInfo, probe
+
+
+def probe_clips(source: Source, config: ShardConfig) -> list[PlannedClip]:
+    """The rows of one video: its clips, and a row with a verdict for what cannot become one. Never empty."""
+    digest = ""
+    try:
+        window = _range(source)
+        with local_file(source, config.limits.max_bytes) as path:
+            info = probe(path, config.limits)
+            digest = content_hash(path)
+            if min(info.height, info.width) < config.filters.min_side:
+                detail = f"is {info.width}x{info.height}; filters.min_side={config.filters.min_side}"
+                return [reject(source, "filtered", "too_small", detail, digest)]
+            return _clips(source, digest, config, path, info, window)
+    except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
+        failure = as_video_error(error)
+        return [reject(source, "failed", failure.reason, failure.detail, digest)]
+
+
+def reject(
+    source: Source, verdict: str, reason: str, detail: str, sha256: str = "", clip_index: int = 0
+) -> PlannedClip:
+    """The row of a video, or of a part of it, that cannot become a clip."""
+    return PlannedClip(
+        key=clip_key(source.identity, clip_index),
+        source=source,
+        sha256=sha256,
+        clip_index=clip_index,
+        verdict=verdict,
+        reason=reason,
+        detail=detail,
+    )
+
+
+def _clips(
+    source: Source, digest: str, config: ShardConfig, path: Path, info: VideoInfo, window: tuple[float, float]
+) -> list[PlannedClip]:
+    config.clip.frame_size(info)
+    _, times = sample_timeline(info, config.clip.fps)
+    shots = find_shots(path, info, config.cut) if config.cut.kind == "shots" else [0]
+    rows: list[PlannedClip] = []
+    longest = 0
+    for begin, end in _segments(info, times, shots, window):
+        longest = max(longest, end - begin)
+        for first, length in _windows(begin, end, config.clip, info):
+            if length >= config.clip.min_frames:
+                rows.append(_clip(source, digest, len(rows), first, length))
+    if info.torn:
+        detail = f"the file ends early; {len(rows)} clips were cut from the {info.num_frames} frames that are there"
+        rows.append(reject(source, "failed", "truncated", detail, digest, len(rows)))
+    elif not rows and not longest:
+        detail = f"the range {source.start_s} to {source.end_s} s is not in its {info.num_frames} frames"
+        rows.append(reject(source, "failed", "bad_range", detail, digest))
+    elif not rows and config.clip.encoding == "copy" and longest > config.clip.min_frames:
+        detail = f"has no two keyframes within clip.num_frames={config.clip.num_frames} that all between decode alone"
+        rows.append(reject(source, "failed", "not_on_keyframes", detail, digest))
+    elif not rows:
+        where = "" if source.identity == source.uri else f"from {source.start_s} to {source.end_s} s "
+        where += "its longest shot " if len(shots) > 1 else ""
+        detail = f"{where}has {longest} frames; a clip needs clip.min_frames={config.clip.min_frames}"
+        rows.append(reject(source, "filtered", "too_short", detail, digest))
+    return rows
+
+
+def _clip(source: Source, digest: str, clip_index: int, first: int, num_frames: int) -> PlannedClip:
+    return PlannedClip(
+        key=clip_key(source.identity, clip_index),
+        source=source,
+        sha256=digest,
+        clip_index=clip_index,
+        first=first,
+        num_frames=num_frames,
+    )
+
+
+def _range(source: Source) -> tuple[float, float]:
+    start = 0.0 if source.start_s is None else source.start_s
+    end = math.inf if source.end_s is None else source.end_s
+    if not 0 <= start < end:
+        raise VideoError(
+            "bad_range", f"has start {source.start_s} and end {source.end_s}; needs 0 <= start < end, seconds"
+        )
+    return start, end
+
+
+def _windows(begin: int, end: int, policy: ClipPolicy, info: VideoInfo) -> Iterator[tuple[int, int]]:
+    """Where clips begin and how long they are, from frame ``begin`` to before ``end`` of the sampled timeline."""
+    if policy.encoding != "copy":
+        for first in range(begin, end, policy.stride or policy.num_frames):
+            yield first, min(policy.num_frames, end - first)
+        return
+    # Whole groups of pictures, as many as a clip may hold; at the end of the video one needs no keyframe behind it.
+    edges = [key for key in info.keyframes if begin <= key < end]
+    edges += [end] if end == info.num_frames or end in info.keyframes else []
+    while len(edges) > 1:
+        fitting = [edge for edge in edges[1:] if edge - edges[0] <= policy.num_frames]
+        if fitting:
+            yield edges[0], fitting[-1] - edges[0]
+        edges = [edge for edge in edges if edge >= (fitting[-1] if fitting else edges[1])]
+
+
+def _segments(
+    info: VideoInfo, times: Sequence[int], shots: list[int], window: tuple[float, float]
+) -> Iterator[tuple[int, int]]:
+    """Stretches of the sampled timeline that clips may be cut from: each shot, as far as it is in the window."""
+    begin, end = info.pts[0] + window[0] / info.time_base, info.pts[0] + window[1] / info.time_base
+    edges = [*(info.pts[shot] for shot in shots), math.inf]
+    for start, stop in pairwise(edges):
+        yield bisect_left(times, max(start, begin)), bisect_left(times, min(stop, end))

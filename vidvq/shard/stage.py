@@ -1,0 +1,125 @@
+"""`vidvq shard` as a stage of the corpus job."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vidvq.config import to_dict
+from vidvq.corpus.inputs import Source
+from vidvq.corpus.lists import ListPolicy
+from vidvq.errors import UsageError
+from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
+from vidvq.formats.commit import Commit
+from vidvq.formats.rows import REMOVED
+from vidvq.jobs.report import jpeg_grid, read_sample
+from vidvq.jobs.stage import Activity, ShardTask, Thumbnail, VideoStage
+from vidvq.runtime import Pool
+from vidvq.shard.config import ShardConfig
+from vidvq.shard.probe import probe_clips, reject
+from vidvq.shard.rows import PlannedClip
+from vidvq.shard.shots import check_installed
+from vidvq.shard.worker import ClipShardWorker
+from vidvq.video import VideoError
+from vidvq.video.decode import decode_clip
+
+_IDENTITY = ("clip", "cut", "filters", "lists", "clips_per_shard", "limits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardStage(VideoStage[PlannedClip]):
+    """Cuts videos into clip shards."""
+
+    config: ShardConfig
+    name = "shard"
+    prefix = PREFIX
+    work = "cut"
+    activities = {  # noqa: RUF012 (a constant)
+        "cut": Activity("cutting clips"),
+        "wait": Activity("waiting for a CPU to cut on", "more CPUs"),
+    }
+    sheet_title = "Clips drawn from all shards: first, middle and last frame"
+    config_type = ShardConfig
+    row = PlannedClip
+    # A shard's worker only waits for the processes that cut.
+    cpus = 0
+
+    @property
+    def lists(self) -> ListPolicy:
+        """Meaning of the columns of lists."""
+        return self.config.lists
+
+    @property
+    def per_shard(self) -> int:
+        """Number of planned clips in one shard."""
+        return self.config.clips_per_shard
+
+    @property
+    def deadline_s(self) -> float:
+        """Time limit of probing one video (seconds)."""
+        return self.config.limits.deadline_s
+
+    @property
+    def probes_per_worker(self) -> int:
+        """One video if it is decoded to find its shots."""
+        return 1 if self.config.cut.kind == "shots" else super().probes_per_worker
+
+    def check(self) -> None:
+        """Refuse what cannot run, before any work.
+
+        Raises:
+            UsageError: the library that finds shots is not installed.
+        """
+        if self.config.cut.kind == "shots":
+            check_installed()
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide which clips there are and how they are encoded."""
+        settings = to_dict(self.config)
+        return {name: settings[name] for name in _IDENTITY}
+
+    def probe(self, source: Source) -> list[PlannedClip]:
+        """The clips of one video."""
+        return probe_clips(source, self.config)
+
+    def reject(self, source: Source, reason: str, detail: str) -> PlannedClip:
+        """The row of a video that fails as a whole."""
+        return reject(source, "failed", reason, detail)
+
+    def select(self, rows: Iterable[PlannedClip], existing: Iterable[PlannedClip]) -> Iterator[PlannedClip]:
+        """Replace the rows of a file whose bytes were there before by one row ``filtered(duplicate)``."""
+        known = {
+            row.sha256: row.source.uri for row in existing if row.sha256 and row.reason not in {REMOVED, "duplicate"}
+        }
+        dropped = ""
+        for row in rows:
+            source = row.source
+            first = known.setdefault(row.sha256, source.uri) if row.sha256 else source.uri
+            if first == source.uri or not self.config.filters.duplicates:
+                yield row
+            elif dropped != source.identity:
+                dropped = source.identity
+                yield reject(source, "filtered", "duplicate", f"has the same bytes as {first}", row.sha256)
+
+    def units(self, tasks: Sequence[ShardTask[PlannedClip]]) -> int:
+        """Number of videos, since those of one shard are cut at the same time."""
+        return len({row.source.uri for task in tasks for row in task.rows if not row.outcome})
+
+    def worker(self, pool: Pool) -> ClipShardWorker:
+        """Build what makes clip shards."""
+        return ClipShardWorker(self.config, pool)
+
+    def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, PlannedClip]], pool: Pool) -> Iterator[Thumbnail]:
+        """Yield the first, middle and last frame of clips."""
+        for commit, row in drawn:
+            key = row.key
+            try:
+                files = read_sample(out, commit, key)
+                info = parse_clip_info(files["json"], key)
+                frames = decode_clip(files[media_of(files, key)], key)
+            except (OSError, KeyError, UsageError, VideoError):
+                # Another driver is cleaning up, or a shard was damaged in the meantime, which verify reports.
+                continue
+            carried = "".join(f"; {name}: {value}" for name, value in sorted(info.carried.items()))
+            caption = f"{info.num_frames} frames, {info.width}×{info.height}, {info.fps:.3g} fps{carried}"
+            yield Thumbnail(key, caption, jpeg_grid([[frames[0], frames[len(frames) // 2], frames[-1]]]))

@@ -1,0 +1,59 @@
+"""Which token samples a raw video gives: one for each fresh start of a stream, decided before the first is encoded."""
+
+import math
+from dataclasses import replace
+
+from vidvq.corpus.fetch import as_video_error, content_hash, local_file
+from vidvq.corpus.frames import window_of
+from vidvq.corpus.inputs import Source
+from vidvq.formats.clip_shard import clip_key
+from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.rows import PlannedSample
+from vidvq.video import VideoError
+from vidvq.video.decode import sample_timeline
+from vidvq.video.probe import probe
+
+
+def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]:
+    """The rows of one video: its samples, and a row with the reason for what cannot become one. Never empty."""
+    try:
+        start_s = 0.0 if source.start_s is None else source.start_s
+        end_s = math.inf if source.end_s is None else source.end_s
+        if not 0 <= start_s < end_s:
+            raise VideoError("bad_range", f"has start {start_s} and end {end_s}; needs 0 <= start < end, seconds")
+        with local_file(source, config.limits.max_bytes) as path:
+            info = probe(path, config.limits)
+            digest = content_hash(path)
+        config.video.frame_size(info)
+        _, times = sample_timeline(info, config.video.fps)
+    except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
+        failure = as_video_error(error)
+        return [reject(source, failure.reason, failure.detail)]
+    begin, end = window_of(info, times, start_s, end_s)
+    rows: list[PlannedSample] = []
+    for first in range(begin, end, config.gop_frames or max(end - begin, 1)):
+        length = min(config.gop_frames or end - begin, end - first)
+        after = times[first + length] if first + length < len(times) else times[-1] + info.tick_per_frame
+        rows.append(
+            replace(
+                reject(source, "", "", len(rows)),
+                sha256=digest,
+                first=first,
+                num_frames=length,
+                begin_s=float((times[first] - info.pts[0]) * info.time_base),
+                until_s=float((after - info.pts[0]) * info.time_base),
+            )
+        )
+    if not rows:
+        detail = f"the range {source.start_s} to {source.end_s} s is not in its {info.num_frames} frames"
+        rows.append(reject(source, "bad_range", detail))
+    elif info.torn:
+        detail = f"the file ends early; its {info.num_frames} frames are used"
+        rows.append(reject(source, "truncated", detail, len(rows)))
+    return rows
+
+
+def reject(source: Source, reason: str, detail: str, clip_index: int = 0) -> PlannedSample:
+    """The row of a video, or of a part of it, that cannot become a sample."""
+    key = clip_key(source.identity, clip_index)
+    return PlannedSample(key=key, source=source, clip_index=clip_index, reason=reason, detail=detail)

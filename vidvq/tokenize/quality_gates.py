@@ -1,0 +1,123 @@
+"""Quality gates: when a job whose tokens have become poor is stopped."""
+
+from collections import deque
+from dataclasses import asdict
+from typing import Any
+
+from vidvq.errors import JobStopped
+from vidvq.formats.commit import Commit
+from vidvq.formats.summary import SCORE_SUFFIX, SCORE_UNIT
+from vidvq.formats.token_shard import TokenizerCard
+from vidvq.jobs.stage import Monitor, ShardResult
+from vidvq.metrics.codes import CodeCounts
+from vidvq.tokenize.config import QualityPolicy
+
+# Clips differ by some 4 dB from one another, so a mean of 64 is known to half a decibel.
+_SCORED = 64
+# Perplexity is underestimated by a factor of about exp(-size / (2 * tokens)) (Miller 1955): half a percent at 100
+# tokens for each code, and a few percent since neighbouring tokens are alike.
+_TOKENS_PER_CODE = 100
+_REMEDY = "what is committed stays; check the checkpoint and the videos, or"
+
+
+class QualityGates(Monitor):
+    """Stops a job by ``max_drop`` and ``min_usage``, over many shards, whichever run made them.
+
+    Args:
+        card: the tokenizer's.
+        policy: the thresholds.
+    """
+
+    def __init__(self, card: TokenizerCard, policy: QualityPolicy) -> None:
+        self._card, self._policy = card, policy
+        self._total, self._recent_codes = CodeCounts(card), CodeCounts(card)
+        self._reference = _Scores()
+        self._recent: deque[_Scores] = deque()
+
+    def see(self, commit: Commit) -> None:
+        """Take in the scores of a shard.
+
+        Raises:
+            JobStopped: the latest scored samples are poorer than the first by more than ``max_drop``.
+        """
+        scores = _Scores.of(commit.stats)
+        if self._policy.max_drop is None or not scores.count:
+            return
+        if self._reference.count < _SCORED:
+            self._reference += scores
+            return
+        self._recent.append(scores)
+        while sum(entry.count for entry in self._recent) - self._recent[0].count >= _SCORED:
+            self._recent.popleft()
+        recent = sum(self._recent, _Scores())
+        if recent.count >= _SCORED and recent.mean < self._reference.mean - self._policy.max_drop:
+            raise JobStopped(
+                f"{commit.shard}: mean PSNR of the last {recent.count} scored samples fell to {recent.mean:.2f} dB, "
+                f"from {self._reference.mean:.2f} dB of the first {self._reference.count}; quality.max_drop="
+                f"{self._policy.max_drop:g}; {_REMEDY} raise it and resume"
+            )
+
+    def add(self, result: ShardResult) -> None:
+        """Take in the codes of a shard that this run made.
+
+        Raises:
+            JobStopped: the tokens use less of a codebook than ``min_usage``.
+        """
+        self._total.merge(result.details)
+        if self._policy.min_usage is None:
+            return
+        self._recent_codes.merge(result.details)
+        for index, book in enumerate(self._recent_codes.use()):
+            if book.tokens < _TOKENS_PER_CODE * book.size:
+                continue
+            if book.perplexity < self._policy.min_usage * book.size:
+                raise JobStopped(
+                    f"{result.commit.shard}: {book.line()}, {book.perplexity / book.size:.1%} of its size, over the "
+                    f"last {book.tokens} tokens; quality.min_usage={self._policy.min_usage:g}; {_REMEDY} "
+                    "lower it and resume"
+                )
+            # A collapse late in a long job must not hide in the tokens of a good beginning.
+            self._recent_codes.counts[index][:] = 0
+
+    def metrics(self) -> dict[str, Any]:
+        """``codebooks``: how the tokens of this run use them."""
+        return {"codebooks": [asdict(book) for book in self._total.use()]}
+
+    def lines(self) -> list[str]:
+        """The same for a person."""
+        return [f"{book.line()}, over {book.tokens} tokens of this run" for book in self._total.use() if book.tokens]
+
+
+def refuse_poor(shard: str, stats: dict[str, int], policy: QualityPolicy) -> None:
+    """Stop at a shard whose scored samples have a lower mean PSNR than ``min_psnr``, before it is committed.
+
+    Raises:
+        JobStopped: names the shard and both figures.
+    """
+    scores = _Scores.of(stats)
+    if policy.min_psnr is None or not scores.count or scores.mean >= policy.min_psnr:
+        return
+    raise JobStopped(
+        f"{shard}: mean PSNR of {scores.count} scored samples is {scores.mean:.2f} dB, below quality.min_psnr="
+        f"{policy.min_psnr:g}; {_REMEDY} lower it and resume"
+    )
+
+
+class _Scores:
+    """Number of scored samples, and the sum of their PSNR in ten-thousandths of a decibel."""
+
+    def __init__(self, count: int = 0, total: int = 0) -> None:
+        self.count, self.total = count, total
+
+    @classmethod
+    def of(cls, stats: dict[str, int]) -> "_Scores":
+        """The scores in the statistics of a commit record."""
+        return cls(stats.get("scored", 0), stats.get(f"psnr{SCORE_SUFFIX}", 0))
+
+    def __add__(self, other: "_Scores") -> "_Scores":
+        return _Scores(self.count + other.count, self.total + other.total)
+
+    @property
+    def mean(self) -> float:
+        """Mean PSNR (dB)."""
+        return self.total * SCORE_UNIT / self.count

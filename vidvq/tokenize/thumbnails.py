@@ -1,0 +1,80 @@
+"""The contact sheet of a tokenize job: frames of drawn samples, above what their tokens decode to."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidvq.corpus.frames import ClipFrames, VideoFrames, decode_first
+from vidvq.errors import StoreError, UsageError
+from vidvq.formats.commit import Commit
+from vidvq.formats.token_shard import parse_tokens
+from vidvq.jobs.local_clips import local_clips
+from vidvq.jobs.report import jpeg_grid, read_sample
+from vidvq.jobs.stage import Thumbnail
+from vidvq.metrics.pixel import psnr
+from vidvq.model import iter_decode
+from vidvq.pretrained import load_tokenizer
+from vidvq.runtime import Pool
+from vidvq.tokenize.config import TokenizeConfig
+
+# The first groups of a sample tell enough, and decoding costs more than encoding.
+_GROUPS = 3
+
+
+def token_thumbnails(
+    out: Path,
+    drawn: Sequence[tuple[Commit, Any]],
+    checkpoint: Path,
+    config: TokenizeConfig,
+    clips: Path | None,
+    pool: Pool,
+) -> Iterator[Thumbnail]:
+    """Yield the first, middle and last of the first frames of each sample, above their reconstruction.
+
+    Args:
+        out: the output directory.
+        drawn: commit record and row of each sample.
+        checkpoint: folder of the tokenizer.
+        config: settings of the job.
+        clips: directory of clip shards; None for raw video.
+        pool: decodes the originals.
+    """
+    if not drawn:
+        return
+    tokenizer, card = load_tokenizer(checkpoint)
+    for commit, row in drawn:
+        try:
+            codes, info = parse_tokens(read_sample(out, commit, row.key), card, row.key)
+            count = info.num_frames
+            if tokenizer.supports_streaming:
+                count = min(1 + (_GROUPS - 1) * tokenizer.temporal_factor, count)
+            originals = _originals(row, count, config, clips, pool)
+        except (OSError, KeyError, StoreError, UsageError):
+            # An input is gone, or another driver is cleaning up; the job itself has succeeded.
+            continue
+        if originals is None:
+            continue
+        groups = tokenizer.latent_shape(count, info.height, info.width)[0]
+        decoded = np.concatenate(list(iter_decode(tokenizer, codes[:groups], count, (info.height, info.width))))
+        some = [0, count // 2, count - 1]
+        caption = (
+            f"{info.num_frames} frames, {info.width}×{info.height}, {info.fps:.3g} fps; the first {count} frames have "
+            f"{psnr(originals, decoded):.1f} dB"
+        )
+        yield Thumbnail(row.key, caption, jpeg_grid([[originals[at] for at in some], [decoded[at] for at in some]]))
+
+
+def _originals(row: Any, count: int, config: TokenizeConfig, clips: Path | None, pool: Pool) -> np.ndarray | None:
+    """The first frames ``t h w c`` uint8 of one sample; None if they cannot be decoded now."""
+    with ExitStack() as stack:
+        if clips:
+            file = stack.enter_context(local_clips(clips, row))
+            assert file is not None, "a sample was made from the shard"
+            job: ClipFrames | VideoFrames = ClipFrames(file, frozenset([row.key]))
+        else:
+            job = VideoFrames((row,), config.video, config.limits, max(count - 1, 1))
+        ((_, found),) = pool.map(decode_first, [job], deadline_s=config.limits.deadline_s)
+    return found[:count] if isinstance(found, np.ndarray) and len(found) >= count else None

@@ -1,0 +1,39 @@
+"""Which frames of a video are used, and in what size."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from vidvq.video.geometry import Fit, FrameSize, fit_size
+from vidvq.video.probe import VideoInfo
+
+
+@dataclass(frozen=True)
+class VideoPolicy:
+    """Which frames of a video are used, and in what size.
+
+    Attributes:
+        fps: rate to sample at, by time (frames per second); None keeps every frame of the source.
+        short_side: length to scale the short side to (pixels); None keeps the source's size.
+        multiple: height and width are rounded to a multiple of this (pixels).
+        size: ``[height, width]`` for every video (pixels), instead of ``short_side``.
+        fit: how to reach an aspect ratio that is not the source's: ``crop`` around the centre, ``pad`` with black, or
+            ``stretch``.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    short_side: Annotated[int, Field(ge=8)] | None = 256
+    multiple: Annotated[int, Field(ge=1)] = 2
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
+    fit: Fit = "crop"
+
+    def frame_size(self, info: VideoInfo) -> FrameSize:
+        """How the frames of a video are scaled and framed.
+
+        Raises:
+            VideoError: ``too_small``.
+        """
+        return fit_size(*info.shown_size, self.short_side, self.multiple, self.size, self.fit)
