@@ -9,6 +9,7 @@ import pytest
 
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
+from vidvq.formats.tar import read_samples
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 
 SETTINGS = "video.short_side=16 video.multiple=8 gop_frames=5 items_per_shard=2".split()
@@ -206,9 +207,39 @@ def test_a_mistake_in_a_change_changes_nothing(
     assert snapshot(tokens) == before
 
 
-@pytest.mark.parametrize("change", [["--add", "x.mp4"], ["--remove", "x.mp4"], ["--retry-failed"]])
-def test_tokens_of_clips_follow_their_clips(tokens_dir, checkpoint_dir, snapshot, vidvq, change):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--add", "x.mp4"], "change those with vidvq shard --add, --remove or --retry-failed"),
+        (["--remove", "x.mp4"], "change those with vidvq shard --add, --remove or --retry-failed"),
+        (["--retry-failed"], "is made from clip shards; give their directory: vidvq tokenize CLIPS"),
+    ],
+)
+def test_tokens_of_clips_follow_their_clips(tokens_dir, checkpoint_dir, snapshot, vidvq, change, said):
     before = snapshot(tokens_dir)
     ran = vidvq("tokenize", *change, "--checkpoint", checkpoint_dir, "--out", tokens_dir, INLINE[0])
-    assert ran.code == 2 and "change those with vidvq shard --add, --remove or --retry-failed" in ran.error
+    assert ran.code == 2 and said in ran.error
     assert snapshot(tokens_dir) == before
+
+
+def test_failed_clips_are_retried(clips_dir, checkpoint_dir, tmp_path, snapshot, vidvq, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from crashing_decoder import decode_or_crash
+
+    alone, out = tmp_path / "alone", tmp_path / "out"
+    command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, INLINE[0])
+    assert vidvq(*command, "--out", alone).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("vidvq.tokenize.worker.decode_items", decode_or_crash)
+        assert vidvq(*command, "--out", out).code == 1
+    failed = json.loads((out / "summary.json").read_bytes())["failed"]["decoder_died"]["count"]
+    ran = vidvq(*command, "--out", out, "--retry-failed=decoder_died")
+    assert ran.code == 0 and f"{failed} failed items, {failed} to retry" in ran.err
+    assert vidvq("verify", out).code == 0
+    samples = {key: files for path in sorted(alone.glob("*.tar")) for key, files in read_samples(path)}
+    retried = {key: files for path in sorted(out.glob("*.tar")) for key, files in read_samples(path)}
+    assert retried == samples
+    # The clips are as they were, so the next run has nothing to do.
+    after = snapshot(out)
+    assert vidvq(*command, "--out", out).code == 0
+    assert snapshot(out) == after

@@ -61,8 +61,8 @@ def check_update(plan: Plan, stage: str, inputs: list[str], update: CorpusUpdate
     over_videos = "inputs" in plan.made_from
     if not over_videos and update.retry is None:
         raise UsageError(
-            f"{out} is made from clip shards; change those with vidvq shard --add, --remove or --retry-failed, then run "
-            f"vidvq {stage} CLIPS --out {out} again"
+            f"{out} is made from clip shards; change those with vidvq shard --add, --remove or --retry-failed, then "
+            f"run vidvq {stage} CLIPS --out {out} again"
         )
     if not over_videos and len(inputs) != 1:
         raise UsageError(f"{out} is made from clip shards; give their directory: vidvq {stage} CLIPS --out {out} ...")
