@@ -322,3 +322,18 @@ def test_the_report_shows_every_verdict_and_clips_of_the_corpus(hostile_corpus, 
         assert name in page
     assert page.count("data:image/jpeg;base64,") == len(clips_of(tmp_path / "out"))
     assert 'src="data:' in page and 'src="http' not in page and "url(" not in page and "<script" not in page
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_metrics_tell_where_the_time_went(demo_videos, tmp_path, vidvq, workers):
+    out = tmp_path / "out"
+    job = ("shard", demo_videos, "--out", out, *SETTINGS, f"runtime.workers={workers}", "max_failed=1")
+    ran = vidvq(*job)
+    metrics = json.loads((out / "metrics.json").read_bytes())
+    assert metrics["frames"] == json.loads((out / "summary.json").read_bytes())["stats"]["frames"]
+    assert 1 <= metrics["workers"] <= max(workers, 1)
+    assert metrics["seconds"]["cut"] > 0 and 0 < metrics["efficiency"] <= 1
+    assert "of their time cutting clips" in ran.err
+    # A run that has nothing to do keeps the metrics of the one that had.
+    assert "of their time cutting clips" not in vidvq(*job).err
+    assert json.loads((out / "metrics.json").read_bytes()) == metrics

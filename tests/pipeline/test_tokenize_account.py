@@ -102,3 +102,26 @@ def test_a_run_says_where_its_time_went(vidvq, clips_dir, checkpoint_dir, tmp_pa
     assert "of their time encoding" not in vidvq(*command, "quality.share=1").err
     assert json.loads((out / "metrics.json").read_bytes()) == metrics
     assert vidvq("verify", out).code == 0
+
+
+def test_the_report_shows_originals_beside_decoded_frames(vidvq, clips_dir, checkpoint_dir, tmp_path, make_video):
+    video = make_video(tmp_path / "v.mp4", 20)
+    raw = ("video.short_side=32", "video.multiple=8", "gop_frames=9")
+    for name, *sources in (("clips", clips_dir), ("videos", video, *raw)):
+        out = tmp_path / name
+        where = ("--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=0")
+        assert vidvq("tokenize", *sources, *where).code == 0
+        page = (out / "report.html").read_text()
+        ok = json.loads((out / "summary.json").read_bytes())["ok"]
+        assert page.count("data:image/jpeg;base64,") == min(ok, 6)
+        assert page.count(" dB</figcaption>") == min(ok, 6)
+        assert 'src="http' not in page and "<script" not in page
+
+
+def test_a_report_whose_originals_are_gone_has_no_pictures(vidvq, make_video, checkpoint_dir, tmp_path, monkeypatch):
+    video = make_video(tmp_path / "v.mp4", 20)
+    out = tmp_path / "out"
+    monkeypatch.setattr("vidvq.tokenize.thumbnails._originals", lambda *_: None)
+    settings = ("video.short_side=32", "video.multiple=8", "gop_frames=9", "runtime.workers=0")
+    assert vidvq("tokenize", video, "--checkpoint", checkpoint_dir, "--out", out, *settings).code == 0
+    assert "data:image" not in (out / "report.html").read_text()
