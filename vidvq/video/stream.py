@@ -20,9 +20,6 @@ from vidvq.video.webp import as_matroska
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 # Codecs of still pictures: beside another video such a stream is a cover, whatever the container calls it.
 _STILL_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
-# A packet of a stream with start codes begins with one.
-_START_CODE = b"\x00\x00\x01"
-_START_BYTES = 16
 # A recording may begin inside a group of pictures, but not so many packets before the first that can be shown.
 _PATIENCE = 3000
 
@@ -127,22 +124,12 @@ def decode(container: InputContainer, stream: VideoStream, in_order: bool = Fals
 
 def _fed(context: VideoCodecContext, packet: "av.Packet | None", number: int, order: "_Order") -> list[VideoFrame]:
     """Frames that come out for a packet; None for the end."""
-    whole = packet is None or packet.is_discard or _is_whole(context, packet)
-    frames: list[VideoFrame] = []
     try:
-        frames = context.decode(packet)
+        return context.decode(packet)
     except av.error.FFmpegError:
-        whole = packet is None or packet.is_discard
-    if not whole:
-        order.fail(number)
-    return frames
-
-
-def _is_whole(context: VideoCodecContext, packet: av.Packet) -> bool:
-    """Whether a packet of H.264 or HEVC has a beginning; FFmpeg passes over one without a word where it has none."""
-    if context.name not in ("h264", "hevc") or (context.extradata or b"").startswith(b"\x01"):
-        return True
-    return _START_CODE in bytes(memoryview(packet)[:_START_BYTES])
+        if packet is not None and not packet.is_discard:
+            order.fail(number)
+        return []
 
 
 def numbered_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, av.Packet]]:
