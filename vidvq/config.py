@@ -6,7 +6,9 @@ no interpolation and no include.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
@@ -15,6 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vidvq.errors import UsageError
+from vidvq.settings import Setting, settings_of
 
 T = TypeVar("T")
 
@@ -100,7 +103,7 @@ def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
     try:
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
-        problems = [_problem(detail, data) for detail in error.errors()]
+        problems = [_problem(detail, data, kind) for detail in error.errors()]
         count = f"{len(problems)} wrong fields" if len(problems) > 1 else "1 wrong field"
         raise ConfigError(f"{source} has {count}: " + "; ".join(problems)) from error
 
@@ -156,7 +159,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _problem(detail: Any, data: dict[str, Any]) -> str:
+def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
     # A path names the user's own keys, so the union arm that pydantic adds to it is left out.
     node: Any = data
     path: list[str] = []
@@ -167,10 +170,36 @@ def _problem(detail: Any, data: dict[str, Any]) -> str:
         node = node.get(part) if _is_mapping(node) else None
     name = ".".join(path)
     if detail["type"] == "unexpected_keyword_argument":
-        return f"{name}={detail['input']!r} is not a known field"
+        near = _nearest(name, [*_paths(settings_of(kind), data)])
+        return f"{name}={detail['input']!r} is not a known field" + (f"; did you mean {near}?" if near else "")
     if detail["type"] in {"missing", "missing_argument"}:
         return f"{name} is missing"
     if detail["type"] == "value_error":
         return (f"{name}: " if name else "") + str(detail["ctx"]["error"])
     message = detail["msg"][0].lower() + detail["msg"][1:]
     return f"{name}={detail['input']!r}: {message}" if name else message
+
+
+def _paths(settings: tuple[Setting, ...], data: Any) -> Iterator[str]:
+    """Paths of all settings; where a group has several kinds, those of the kind in ``data``."""
+    for setting in settings:
+        yield setting.path
+        node = _child(data, setting.name)
+        chosen = [members for kind, members in setting.kinds if kind == _child(node, "kind")]
+        yield from _paths(chosen[0] if chosen else setting.members or (), node)
+
+
+def _child(data: Any, name: str) -> Any:
+    mapping: dict[str, Any] = data if isinstance(data, dict) else {}
+    return mapping.get(name)
+
+
+def _nearest(path: str, known: list[str]) -> str | None:
+    """The known path that was most likely meant: a similar name in the same group, or the same name in another."""
+    group, dot, name = path.rpartition(".")
+    siblings = [each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == group]
+    if near := get_close_matches(name, siblings, 1):
+        return f"{group}{dot}{near[0]}"
+    namesakes = [each for each in known if each.rpartition(".")[2] == name]
+    near = get_close_matches(path, namesakes, 1, 0) or get_close_matches(path, known, 1, 0.75)
+    return near[0] if near else None

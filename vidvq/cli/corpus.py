@@ -10,6 +10,7 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.arguments import config_option, config_path, is_override, json_option, out_option, split
+from vidvq.cli.config import settings_epilog
 from vidvq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def corpus_command(
     for option in reversed((*options, out_option, config_option, json_option, dry_run, *_UPDATE_OPTIONS)):
         command = option(command)
     command = click.argument("arguments", nargs=-1, metavar=f"[{inputs}]... [KEY=VALUE]...")(command)
-    return click.command(name, short_help=short_help, help=help)(command)
+    return click.command(name, short_help=short_help, help=help, epilog=settings_epilog(name))(command)
 
 
 def _run(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from vidvq import config, log
+from vidvq.cli.config import settings_epilog
 from vidvq.cli.place import Place, checkpoint_option
 from vidvq.errors import UsageError
 
@@ -31,7 +32,7 @@ def _grid(context: click.Context, parameter: click.Parameter, value: str | None)
     return int(match[1]), int(match[2]), int(match[3])
 
 
-@click.command(short_help="Turn token shards back into video.")
+@click.command(short_help="Turn token shards back into video.", epilog=settings_epilog("decode"))
 @click.argument("tokens", type=Place())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @checkpoint_option

@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from vidvq import config, log
+from vidvq.cli.config import settings_epilog
 from vidvq.cli.place import Place
 
 
-@click.command(short_help="Turn token shards into what trainers read.")
+@click.command(short_help="Turn token shards into what trainers read.", epilog=settings_epilog("export"))
 @click.argument("tokens", type=Place())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--to", "target", required=True, help="megatron, litdata, parquet, mds, energon or bin.")

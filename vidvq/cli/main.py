@@ -22,6 +22,7 @@ import click
 
 from vidvq import __version__, storage
 from vidvq.cli import artifacts, export, stages, submit
+from vidvq.cli import config as config_command
 from vidvq.errors import JobStopped, StoreError, UsageError, WorkerLost
 from vidvq.video import VideoError
 
@@ -35,12 +36,12 @@ def cli() -> None:
 
     videos --shard--> clip shards --train--> checkpoint --tokenize--> token shards --decode--> frames
 
-    Settings are key.sub=value behind the arguments, over a YAML file where one is given. VIDVQ_DEBUG=1 shows the
-    traceback of an error.
+    Settings are key.sub=value after the arguments; they override a YAML file where one is given. `vidvq config STAGE`
+    prints them all. VIDVQ_DEBUG=1 shows the traceback of an error.
     """
 
 
-for command in (*stages.COMMANDS, *artifacts.COMMANDS, *export.COMMANDS, *submit.COMMANDS):
+for command in (*stages.COMMANDS, *config_command.COMMANDS, *artifacts.COMMANDS, *export.COMMANDS, *submit.COMMANDS):
     cli.add_command(command)
 
 

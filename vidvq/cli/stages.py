@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from vidvq import config, log
+from vidvq.cli.config import settings_epilog
 from vidvq.cli.corpus import corpus_command
 from vidvq.cli.decode import decode
 from vidvq.cli.place import Place, checkpoint_option
@@ -62,7 +63,7 @@ tokenize = corpus_command(
 )
 
 
-@click.command(short_help="Train a tokenizer on clip shards.")
+@click.command(short_help="Train a tokenizer on clip shards.", epilog=settings_epilog("train"))
 @click.argument("config_name", metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--profile", is_flag=True, help="Record steps 8 to 10: a table by parts and operators, and a trace.")
@@ -108,14 +109,15 @@ def evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> int:
 @click.command(short_help="Watch the whole path run on real video.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--out", default="runs/demo", type=Place(), show_default=True, help="Output directory.")
-def demo(overrides: tuple[str, ...], out: Path) -> int:
+@click.option("--quick", is_flag=True, help="Train for 30 steps only: a check of the installation, in under a minute.")
+def demo(overrides: tuple[str, ...], out: Path, quick: bool) -> int:
     """Shard the videos that ship with vidvq, train on them, tokenize, decode, and write OUT/report.html.
 
-    About 5 minutes on 2 CPU cores. KEY=VALUE goes to the training (steps=20 for a quick look).
+    About 5 minutes on 2 CPU cores. KEY=VALUE are settings of the training.
     """
     from vidvq.demo import run_demo
 
-    return run_demo(out, list(overrides))
+    return run_demo(out, list(overrides), quick)
 
 
 COMMANDS = (shard, train, tokenize, decode, view, evaluate, demo)

@@ -24,13 +24,14 @@ _MAX_SIDECAR_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ListPolicy:
-    """Which columns of a csv, jsonl or parquet list mean what.
+    """Columns of csv, tsv, jsonl and parquet lists.
 
     Attributes:
-        uri: names the video; None takes the first there is of uri, url, path, video, file.
-        start, end: seconds of the stretch to use; None takes start_s and end_s where there are such columns.
-        carry: written beside each clip, under ``carried``. Of a tar: fields of ``KEY.json``, and
-            ``txt`` for ``KEY.txt``.
+        uri: column with the path or URL of the video; None takes the first of uri, url, path, video and file.
+        start, end: column with the start (or end) of the range to use (seconds); None takes ``start_s`` (or ``end_s``)
+            where the list has it.
+        carry: columns written to each clip's JSON, under ``carried``. For a tar of videos: fields of ``KEY.json``, and
+            ``txt`` for the text of ``KEY.txt``.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

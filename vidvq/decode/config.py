@@ -1,4 +1,4 @@
-"""What `vidvq decode` can be told."""
+"""Settings of `vidvq decode`."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,16 +15,16 @@ Format = Literal["mp4", "gif", "png", "npy"]
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """`vidvq decode`.
+    """Settings of `vidvq decode`.
 
     Attributes:
-        format: ``mp4`` (H.264), ``gif`` (a palette per frame), ``png`` (a folder of lossless frames) or ``npy``
-            (``t h w c`` uint8); None: by the suffix of the output, else mp4.
-        key: decode this one clip alone.
-        crf: x264's quality for mp4, 0 (lossless) to 51 (worst).
-        fps: frames per second of a generator's output, which has no times of its own.
-        runtime: where it runs; changes nothing in the output. Inline unless told otherwise: most often a few clips
-            are wanted, and Ray takes seconds to start.
+        format: ``mp4`` (H.264), ``gif`` (one palette per frame), ``png`` (a folder of lossless frames) or ``npy``
+            (``t h w c`` uint8); None follows the suffix of the output, else mp4.
+        key: key of the one sample to decode; None decodes all.
+        crf: x264 quality of mp4, from 0 (lossless) to 51 (worst).
+        fps: frame rate of a generator's output (frames per second), which carries no frame times.
+        runtime: where the job runs; does not change the output. The default runs in this process, because Ray takes
+            seconds to start.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

@@ -14,18 +14,29 @@ from vidvq.storage import pretty_json, write_atomic
 VIDEOS = Path(__file__).parent / "videos"
 
 
-def run_demo(out: Path, overrides: list[str]) -> int:
+# Settings of a run that shows that everything works, not what the model can do.
+_QUICK_TRAINING = (
+    *("steps=30", "generator.warmup_steps=5", "log_every=5", "checkpoint_every=30", "data.cache_mib=64"),
+    *("model.quantizer.spatial.warmup=5", "model.quantizer.temporal.warmup=5"),
+    *("loss.adversarial_start=20", "loss.discriminator_warmup=5"),
+)
+_QUICK_JOB = ("runtime.workers=1",)
+
+
+def run_demo(out: Path, overrides: list[str], quick: bool = False) -> int:
     """Run every stage into ``out`` and write ``out/report.html``.
 
     Args:
         out: the output directory. Stages that finished on an earlier run are not done again.
         overrides: ``key=value`` settings of the training.
+        quick: train for 30 steps only, and start no Ray.
 
     Returns:
         0, or the exit code of the stage that failed.
     """
     seconds = _read_seconds(out)
-    for name, arguments in _stages(out, overrides):
+    training, job = (_QUICK_TRAINING, _QUICK_JOB) if quick else ((), ())
+    for name, arguments in _stages(out, [*training, *overrides], list(job)):
         info(f"\n$ {join(['vidvq', *arguments])}")
         started = monotonic()
         code = subprocess.run([sys.executable, "-m", "vidvq", *arguments], check=False).returncode
@@ -39,21 +50,24 @@ def run_demo(out: Path, overrides: list[str]) -> int:
     return 0
 
 
-def _stages(out: Path, overrides: list[str]) -> list[tuple[str, list[str]]]:
+def _stages(out: Path, training: list[str], job: list[str]) -> list[tuple[str, list[str]]]:
     train, splits = str(out / "train"), ("train", "heldout")
     return [
         *(
             (
                 f"shard {split}",
-                ["shard", str(VIDEOS / split), "--out", str(out / "clips" / split), "--config", "demo-shard"],
+                ["shard", str(VIDEOS / split), "--out", str(out / "clips" / split), "--config", "demo-shard", *job],
             )
             for split in splits
         ),
-        ("train", ["train", "demo", f"data.clips={out / 'clips' / 'train'}", f"out={train}", *overrides]),
+        ("train", ["train", "demo", f"data.clips={out / 'clips' / 'train'}", f"out={train}", *training]),
         *(
             (
                 f"tokenize {split}",
-                ["tokenize", str(out / "clips" / split), "--checkpoint", train, "--out", str(out / "tokens" / split)],
+                [
+                    *("tokenize", str(out / "clips" / split), "--checkpoint", train),
+                    *("--out", str(out / "tokens" / split), *job),
+                ],
             )
             for split in splits
         ),

@@ -1,4 +1,4 @@
-"""What `vidvq export` can be told."""
+"""Settings of `vidvq export`."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,12 +8,13 @@ from vidvq.errors import UsageError
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """`vidvq export`.
+    """Settings of `vidvq export`.
 
     Attributes:
-        order: ``raster`` (``t h w``) or ``temporal`` (``h w t``: all times of one place first).
-        specials: ``clip`` (a start and an end around each clip), ``group`` (those, and a start before each latent
-            time; raster order alone) or ``none``.
+        order: order of the ids of a clip: ``raster`` (``t h w``) or ``temporal`` (``h w t``, all times of one position
+            first).
+        specials: special tokens: ``clip`` (a start and an end token around each clip), ``group`` (in addition a start
+            token before each latent frame; raster order only) or ``none``.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

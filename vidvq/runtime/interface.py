@@ -16,11 +16,12 @@ class RuntimeConfig:
     """Where a job runs.
 
     Attributes:
-        workers: concurrent workers; None for one per CPU of the machine or cluster. 0 and 1 run in local processes,
-            without Ray, as does a job that has one unit of work.
-        address: Ray cluster to join (``auto`` for the one this machine belongs to); None for this machine alone.
-        part: ``I/N``, I from 0: this is one of N drivers of the same job, each on its own machines. It begins with
-            its own N-th of the shards, then takes the others' from their ends, until all are done.
+        workers: number of concurrent workers; None means one per CPU of the machine or cluster. 0 and 1 run in local
+            processes, without Ray, as does a job that has one unit of work.
+        address: address of the Ray cluster to join (``auto`` for the one that this machine belongs to); None uses this
+            machine only.
+        part: ``I/N``, with I from 0: this is driver I of N drivers that share the job. It processes its own part of the
+            shards first, then takes work from the end of the others' parts until all are done.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

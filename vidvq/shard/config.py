@@ -1,4 +1,4 @@
-"""What `vidvq shard` can be told."""
+"""Settings of `vidvq shard`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -16,21 +16,22 @@ FORBID = {"extra": "forbid"}
 
 @dataclass(frozen=True)
 class ClipPolicy(VideoPolicy):
-    """How a video becomes clips; decides, with the sources, every byte of the shards.
+    """How a video becomes clips. With the sources, these settings determine every byte of the shards.
 
     Attributes:
-        num_frames: in a full clip.
-        min_frames: a video's last clip may be shorter, down to this; what is shorter still is left out.
-        stride: frames from the start of one clip to the start of the next; None for ``num_frames``.
-        fps: frames per second to sample at, by time; None keeps every frame of the source.
-        short_side: pixels to scale the short side to; None keeps the source's size.
-        multiple: height and width come out as a multiple of this.
-        size: ``[height, width]`` for every clip, in the place of ``short_side``.
-        fit: where the shape is not the source's: ``crop`` about the centre, ``pad`` with black, or ``stretch``.
-        decoder: ``pyav``; or ``decord`` where it is right, see :func:`vidvq.video.decode.decoders_for`.
-        encoding: ``h264`` in mp4, the whole clip one group of pictures; ``ffv1`` in mkv, without loss; ``frames``, the
-            pixels as npy; ``copy`` in mkv, the source's own packets where the cut falls so that they decode alone.
-        crf: of ``h264``: x264's quality, 0 (lossless) to 51 (worst).
+        num_frames: length of a full clip (frames).
+        min_frames: minimum length of the last clip of a video (frames); a shorter remainder is dropped.
+        stride: distance between the starts of two clips (frames); None means ``num_frames``, clips without overlap.
+        fps: sampling rate (frames per second), by time; None keeps every frame of the source.
+        short_side: length to scale the short side to (pixels); None keeps the source's size.
+        multiple: height and width are rounded to a multiple of this (pixels).
+        size: ``[height, width]`` of every clip (pixels), instead of ``short_side``.
+        fit: how to reach an aspect ratio that is not the source's: ``crop`` around the centre, ``pad`` with black, or
+            ``stretch``.
+        decoder: ``pyav``; or ``decord``, which is used only for files that it decodes correctly, and PyAV for the rest.
+        encoding: ``h264`` (mp4, one group of pictures per clip), ``ffv1`` (mkv, lossless), ``frames`` (npy, raw pixels)
+            or ``copy`` (mkv, the packets of the source, cut at keyframes).
+        crf: x264 quality of ``encoding=h264``, from 0 (lossless) to 51 (worst).
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -53,14 +54,14 @@ class ClipPolicy(VideoPolicy):
 
 @dataclass(frozen=True)
 class CutPolicy:
-    """Where clips may begin and end, beside the length and stride that :class:`ClipPolicy` sets.
+    """Where clips may begin and end, in addition to the length and stride of :class:`ClipPolicy`.
 
     Attributes:
-        kind: ``windows`` cuts through the whole video; ``shots`` finds its cuts first, which decodes it once more, and
-            no clip crosses one.
-        threshold: for ``shots``: how many times the change between two frames must be that of the frames around to be
-            a cut (PySceneDetect's adaptive detector).
-        min_shot_s: for ``shots``: a cut that comes sooner after the one before is not one; seconds.
+        kind: ``windows`` cuts the whole video into windows; ``shots`` detects shot boundaries first, which decodes the
+            video once more, and no clip crosses one.
+        threshold: sensitivity of ``kind=shots``: a boundary is a change between two frames that exceeds this multiple
+            of the mean change around it (PySceneDetect's adaptive detector).
+        min_shot_s: minimum length of a shot of ``kind=shots`` (seconds); a boundary that follows sooner is ignored.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -72,13 +73,15 @@ class CutPolicy:
 
 @dataclass(frozen=True)
 class FilterPolicy:
-    """What is not worth a clip; each item left out is counted under its reason.
+    """Which videos and clips are dropped. Each dropped item is counted, with the name of the filter as its reason.
 
     Attributes:
-        duplicates: ``duplicate``: leave out a file with the same bytes as one before it in the inputs.
-        min_side: ``too_small``: the least pixels of a source's short side.
-        min_luma: ``too_dark``: the least mean brightness of a clip, 0 to 1.
-        min_motion: ``static``: the least mean change of a pixel from frame to frame, 0 to 1.
+        duplicates: drop a file whose bytes equal those of an earlier input (``filtered(duplicate)``).
+        min_side: minimum short side of a source (pixels); smaller ones are dropped (``filtered(too_small)``).
+        min_luma: minimum mean brightness of a clip, from 0 (black) to 1; darker ones are dropped
+            (``filtered(too_dark)``).
+        min_motion: minimum mean absolute change of a pixel from frame to frame, from 0 to 1; stiller clips are dropped
+            (``filtered(static)``).
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -91,17 +94,17 @@ class FilterPolicy:
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """`vidvq shard`.
+    """Settings of `vidvq shard`.
 
     Attributes:
-        clip: how a video becomes clips.
+        clip: length, sampling, size and encoding of the clips.
         cut: where a clip may begin and end.
-        filters: what is not worth a clip.
-        lists: what the columns of a list mean.
-        clips_per_shard: planned clips in one tar.
-        max_failed: the share of inputs that may fail before the exit code says so.
-        limits: caps on any one video.
-        runtime: where it runs; changes nothing in the output.
+        filters: which videos and clips are dropped.
+        lists: the columns of input lists.
+        clips_per_shard: planned clips per tar file.
+        max_failed: fraction of items that may fail before the exit code is 1.
+        limits: caps on a single video.
+        runtime: where the job runs; does not change the output.
     """
 
     __pydantic_config__: ClassVar = FORBID

@@ -1,4 +1,4 @@
-"""What `vidvq tokenize` can be told."""
+"""Settings of `vidvq tokenize`."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
@@ -14,17 +14,20 @@ from vidvq.video.probe import Limits
 
 @dataclass(frozen=True)
 class QualityPolicy:
-    """Which samples are decoded back and scored, and when that stops the job.
+    """Which samples are decoded and scored during the job, and the thresholds that stop it.
 
     Attributes:
-        share: of the samples, chosen by their keys; the score goes into the sample's JSON.
-        perceptual: score ST-LPIPS too, on four frames of each sample (it costs as much as encoding dozens).
-        min_psnr: in dB; a shard whose scored samples have a lower mean is not written, and the job stops.
-        max_drop: in dB; the job stops where the mean PSNR of the last 64 scored samples is lower than that of the job's
-            first 64 by more. Both means are of whole shards, in the order they came in, and are known to about half a
-            decibel.
-        min_usage: the job stops where the perplexity of a codebook is less than this share of its size, over the last
-            100 tokens for each of its codes.
+        share: fraction of the samples that is decoded and scored, chosen by key; the score is written to the sample's
+            JSON as ``quality``.
+        perceptual: compute ST-LPIPS as well, on four frames of each scored sample. It costs as much as encoding dozens
+            of samples.
+        min_psnr: minimum mean PSNR of the scored samples of a shard (dB); the job stops before it writes a shard
+            below it.
+        max_drop: maximum drop in mean PSNR from the first 64 scored samples of the job to the last 64 (dB); the job
+            stops when it is exceeded. Both means cover whole shards, in order of completion, and are accurate to about
+            0.5 dB.
+        min_usage: minimum perplexity of a codebook as a fraction of its size, over the last 100 tokens per code; the
+            job stops below it.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -43,20 +46,24 @@ class QualityPolicy:
 
 @dataclass(frozen=True)
 class TokenizeConfig:
-    """`vidvq tokenize`. What is said of raw video here is said of clips when they are made, by `vidvq shard`.
+    """Settings of `vidvq tokenize`.
+
+    ``video``, ``gop_frames``, ``items_per_shard`` and ``lists`` apply to raw video. For clip shards, `vidvq shard` has
+    made these decisions already.
 
     Attributes:
-        video: of raw video: which frames are used, and in what size.
-        gop_frames: of raw video: a fresh start of the stream each so many frames; None for one unbroken stream.
-        items_per_shard: of raw video: planned samples (one per fresh start) in one token shard.
-        lists: of raw video: what the columns of a list mean.
-        limits: caps on any one video.
-        batch: streams that a worker steps together, each decoded by a process of its own; None for 8 on a GPU, and 1
-            on CPUs. The plan keeps it: kernels of another size round otherwise.
-        pack: codes bit-packed and compressed, as :mod:`vidvq.formats.token_bits` does, instead of as npy.
-        quality: of the tokens, while they are made.
-        max_failed: the share of items that may fail before the exit code says so.
-        runtime: where it runs; changes nothing in the output.
+        video: sampling and size of the frames of raw video.
+        gop_frames: interval at which the stream of a raw video restarts (frames), 1 + a multiple of the tokenizer's
+            temporal factor; None makes one unbroken stream of each video.
+        items_per_shard: planned samples per token shard of raw video.
+        lists: the columns of input lists.
+        limits: caps on a single video.
+        batch: streams that a worker encodes together, each decoded by its own process; None means 8 on a GPU and 1 on
+            CPUs. Recorded in the plan, because kernels round differently for another batch size.
+        pack: write codes bit-packed and compressed (``KEY.tokens.bits.zst``) instead of as npy; lossless.
+        quality: scoring during the job, and the thresholds that stop it.
+        max_failed: fraction of items that may fail before the exit code is 1.
+        runtime: where the job runs; does not change the output.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

@@ -26,7 +26,11 @@ class OptimizerConfig:
         warmup_steps: length of the warm-up (steps).
         clip_norm: global norm that gradients are clipped to.
         fused: torch's fused kernel of AdamW.
-        offload: state and step on the CPU, by DeepSpeed's compiled Adam; needs ZeRO 1 to 3.
+        offload: keep the optimizer's state and run its step on the CPU, with DeepSpeed's compiled Adam; needs
+            ZeRO 1 to 3.
+        betas: decay of the averages of the gradient and of its square.
+        eps: term added to the denominator of the update.
+        weight_decay: decoupled weight decay, per unit of learning rate.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -89,6 +93,9 @@ class LossConfig:
             ``discriminator_warmup`` steps earlier.
         r1: weight of the gradient penalty on real video.
         lecam: weight of the LeCAM regulariser on the discriminator.
+        perceptual_net: network of the perceptual loss.
+        adaptive_limit: upper limit of the factor of ``adaptive``.
+        discriminator_warmup: steps that the discriminator trains before ``adversarial_start``.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -180,7 +187,10 @@ class TrainConfig:
         start_from: a checkpoint whose weights to start from.
         train_only: ``decoder`` freezes the encoder and codebooks of ``start_from``, so that its tokens stay valid.
         generator, discriminator_optimizer: the optimizers.
-        loss, mask, guard, evaluation: see there.
+        loss: terms of the loss and their weights.
+        mask: masks of ``loss.masked``.
+        guard: when to skip a batch, and when to roll back.
+        evaluation: scores on held-out clips during training.
         ema_decay: decay of the averaged weights, which are saved; approached over the first steps.
         log_every, checkpoint_every: intervals (steps).
         usage_every: window over which the use of codes is counted, over all processes (steps).

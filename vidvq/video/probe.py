@@ -37,9 +37,14 @@ _HELD_STEPS = 2
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps that a video must keep within, each checked before memory is taken for it.
+    """Caps on a single video, each checked before memory is allocated for it; beyond one, the video is a failed item.
 
-    ``deadline_s`` is wall time for the decode of one source within one shard.
+    Attributes:
+        max_pixels: maximum width times height of a frame (pixels).
+        max_frames: maximum number of frames.
+        max_bytes: maximum size of the file (bytes).
+        deadline_s: time limit (seconds): for the decode of one source within one shard by `vidvq shard`, for each step
+            of the decode by `vidvq tokenize`. The decoding process is killed when it is exceeded.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

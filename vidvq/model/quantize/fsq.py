@@ -22,6 +22,7 @@ class FSQConfig:
     """A grid of codes.
 
     Attributes:
+        kind: ``fsq``: finite scalar quantization, a fixed grid.
         levels: per channel of the grid; their product is the number of codes. Where there are not as many as latent
             channels, a learned projection leads to the grid and back.
     """

@@ -25,6 +25,7 @@ class LFQConfig:
     """A codebook of bits.
 
     Attributes:
+        kind: ``lfq``: lookup-free quantization, one bit per channel; with ``spherical`` BSQ.
         size: number of codes, a power of two. Where latents have not log2(size) channels, a learned projection leads
             to the bits and back.
         spherical: BSQ; latents and codes are on the unit sphere, and the entropy over the batch counts bit by bit.

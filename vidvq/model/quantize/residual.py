@@ -18,6 +18,7 @@ class ResidualConfig:
     """Codebooks one after another, seen from outside as one of ``layer.size ** depth`` codes.
 
     Attributes:
+        kind: ``residual``: several vector quantizers, each on what the ones before left over.
         depth: how many.
         layer: each of them.
     """

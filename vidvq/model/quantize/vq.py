@@ -29,6 +29,7 @@ class VQConfig:
     """One codebook.
 
     Attributes:
+        kind: ``vq``: vector quantization, codes learned by moving averages or gradients.
         size: number of codes.
         decay: of the moving averages, per step.
         cosine: compare directions alone; latents and codes are put on the unit sphere.

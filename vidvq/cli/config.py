@@ -1,0 +1,147 @@
+"""`vidvq config`: every setting of a command, with its default, type and meaning."""
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+from vidvq import config
+from vidvq.cli.arguments import split
+from vidvq.errors import UsageError
+from vidvq.settings import Setting, as_yaml, settings_of
+
+# Stands for a required setting that the user has not given.
+_PLACEHOLDER = "REQUIRED"
+
+
+class Stage(NamedTuple):
+    """A command with settings.
+
+    Attributes:
+        module: module of its config class.
+        type_name: name of the config class.
+        usage: command line that takes the YAML.
+        groups: top-level settings, in their declared order. Written out, so that `--help` loads no stage.
+    """
+
+    module: str
+    type_name: str
+    usage: str
+    groups: tuple[str, ...]
+
+    def config_type(self) -> type[Any]:
+        """The config class; imports its stage."""
+        return getattr(import_module(self.module), self.type_name)
+
+
+STAGES = {
+    "shard": Stage(
+        "vidvq.shard.config",
+        "ShardConfig",
+        "vidvq shard VIDEOS... --out DIR --config FILE",
+        ("clip", "cut", "filters", "lists", "clips_per_shard", "max_failed", "limits", "runtime"),
+    ),
+    "train": Stage(
+        "vidvq.train.config",
+        "TrainConfig",
+        "vidvq train FILE",
+        (
+            *("data", "out", "seed", "steps", "model", "discriminator", "start_from", "train_only", "generator"),
+            *("discriminator_optimizer", "loss", "mask", "guard", "evaluation", "ema_decay", "log_every"),
+            *("usage_every", "checkpoint_every", "keep_checkpoints", "zero_stage", "precision"),
+            *("checkpoint_activations", "lost_after_s"),
+        ),
+    ),
+    "tokenize": Stage(
+        "vidvq.tokenize.config",
+        "TokenizeConfig",
+        "vidvq tokenize SOURCES... --checkpoint CKPT --out DIR --config FILE",
+        (
+            *("video", "gop_frames", "items_per_shard", "lists", "limits", "batch", "pack", "quality", "max_failed"),
+            "runtime",
+        ),
+    ),
+    "decode": Stage(
+        "vidvq.decode.config",
+        "DecodeConfig",
+        "vidvq decode TOKENS --checkpoint CKPT --out DIR KEY=VALUE...",
+        ("format", "key", "crf", "fps", "runtime"),
+    ),
+    "export": Stage(
+        "vidvq.export.config",
+        "ExportConfig",
+        "vidvq export TOKENS --to TARGET --out DIR KEY=VALUE...",
+        ("order", "specials"),
+    ),
+}
+
+
+def settings_epilog(name: str) -> str:
+    """The end of a command's help: its settings, and where to read about them."""
+    return (
+        f"Settings (KEY=VALUE): {', '.join(STAGES[name].groups)}. `vidvq config {name}` prints all of them with "
+        f"default, type and meaning. Manual: docs/{name}.md."
+    )
+
+
+@click.command("config", short_help="Print every setting of a command as YAML.")
+@click.argument("arguments", nargs=-1, metavar="[STAGE] [FILE] [KEY=VALUE]...")
+def show_config(arguments: tuple[str, ...]) -> int:
+    """Print every setting of STAGE with its type, meaning and default, as YAML that the command takes.
+
+    STAGE is shard, train, tokenize, decode or export. With FILE (a YAML file, or the name of a packaged one) and
+    KEY=VALUE the values are those that the command would use. STAGE may be left out where FILE tells it.
+
+    \b
+    vidvq config shard > shard.yaml
+    vidvq config train demo steps=2000
+    vidvq config runs/my.yaml
+    """
+    names, overrides = split(arguments)
+    stage_name = names.pop(0) if names and names[0] in STAGES else None
+    if len(names) > 1:
+        raise UsageError(f"{names[0]!r} is not a command with settings; there are {', '.join(STAGES)}")
+    if not names and not stage_name:
+        for name, stage in STAGES.items():
+            click.echo(f"{name}: {', '.join(stage.groups)}")
+        click.echo("`vidvq config STAGE` prints all settings of one.")
+        return 0
+    data = config.read_yaml(config.find_config(names[0])) if names else {}
+    stage_name = stage_name or _stage_of(data, names[0])
+    stage = STAGES[stage_name]
+    click.echo(f"# Settings of `vidvq {stage_name}`. Usage: {stage.usage}\n")
+    click.echo(as_yaml(resolve(stage.config_type(), config.apply_overrides(data, overrides))), nl=False)
+    return 0
+
+
+def resolve(kind: type[Any], data: dict[str, Any]) -> tuple[Setting, ...]:
+    """The settings of ``kind`` with the values of ``data``; a required setting may be missing.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    required = [each.path for group in settings_of(kind) for each in group.walk() if each.is_required]
+    missing = [path for path in required if not _is_given(data, path)]
+    filled = config.apply_overrides(data, [f"{path}={_PLACEHOLDER}" for path in missing])
+    return settings_of(kind, config.validate(kind, filled), missing=frozenset(missing))
+
+
+def _is_given(data: dict[str, Any], path: str) -> bool:
+    node: Any = data
+    for part in path.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _stage_of(data: dict[str, Any], name: str) -> str:
+    """The one command that has all top-level keys of a file."""
+    fits = [stage for stage, known in STAGES.items() if data.keys() <= set(known.groups)]
+    if len(fits) != 1:
+        which = f"fits {', '.join(fits)}" if fits else "fits no command"
+        raise UsageError(f"{name} {which}; name the command: vidvq config STAGE {name}")
+    return fits[0]
+
+
+COMMANDS = (show_config,)

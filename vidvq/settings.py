@@ -1,0 +1,195 @@
+"""Every setting of a config dataclass: its path, type, default and meaning, read from fields and docstrings.
+
+The meaning of a field is its entry in the ``Attributes:`` section of its class. `vidvq config`, the reference pages and
+the suggestion for a mistyped key are all made from the same walk.
+"""
+
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+_ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
+_NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any value"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting, or a group of them.
+
+    Attributes:
+        path: dotted path, as in an override (``clip.num_frames``).
+        type: type and range in words; empty for a group.
+        meaning: the sentence of the docstring; empty where it has none.
+        value: the default or the value given; None for a group and for a required setting without a value.
+        is_required: whether it has no default.
+        members: the settings of a group; None for a single setting.
+        kinds: for a group that has several kinds, the settings of each.
+    """
+
+    path: str
+    type: str
+    meaning: str
+    value: Any = None
+    is_required: bool = False
+    members: "tuple[Setting, ...] | None" = None
+    kinds: "tuple[tuple[str, tuple[Setting, ...]], ...]" = ()
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition(".")[2]
+
+    def walk(self) -> "Iterator[Setting]":
+        """Yield this setting and all below it."""
+        yield self
+        for member in self.members or ():
+            yield from member.walk()
+
+
+def settings_of(
+    kind: type, values: Any = None, path: str = "", missing: frozenset[str] = frozenset()
+) -> tuple[Setting, ...]:
+    """List the settings of a config dataclass, in their declared order.
+
+    Args:
+        kind: the dataclass.
+        values: an instance to take values from, instead of the defaults.
+        path: prefix of the paths.
+        missing: paths of required settings whose values in ``values`` are placeholders.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    meanings = meanings_of(kind)
+    return tuple(
+        _setting(field, hints[field.name], meanings.get(field.name, ""), values, f"{path}{field.name}", missing)
+        for field in fields(kind)
+    )
+
+
+def meanings_of(kind: type) -> dict[str, str]:
+    """The ``Attributes:`` section of a class and its bases, by field."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        _, _, section = inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")
+        names: list[str] = []
+        for line in section.splitlines():
+            if line and not line.startswith("    "):
+                break
+            if match := _ENTRY.fullmatch(line):
+                names = match[1].split(", ")
+                found |= dict.fromkeys(names, match[2])
+            elif line.strip():
+                found |= {name: f"{found[name]} {line.strip()}" for name in names}
+    return found
+
+
+def as_yaml(settings: tuple[Setting, ...]) -> str:
+    """Settings as YAML that a command takes, each below a comment with its meaning and type.
+
+    A required setting without a value is commented out.
+    """
+    return "\n".join(_yaml_lines(settings, "")).lstrip("\n") + "\n"
+
+
+def _setting(field: "Field[Any]", hint: Any, meaning: str, values: Any, path: str, missing: frozenset[str]) -> Setting:
+    value = getattr(values, field.name) if values is not None else _default(field)
+    kinds: list[Any] = [arm for arm in _arms(hint) if is_dataclass(arm)]
+    group = type(value) if is_dataclass(value) else kinds[0] if value is MISSING and kinds else None
+    if group is None or group not in kinds or not isinstance(group, type):
+        given = None if value is MISSING or path in missing else value
+        return Setting(path, describe_type(hint), meaning, given, _default(field) is MISSING)
+    members = settings_of(group, None if value is MISSING else value, f"{path}.", missing)
+    several = kinds if len(kinds) > 1 else []
+    others = tuple((getattr(arm, "kind", arm.__name__), settings_of(arm, None, f"{path}.")) for arm in several)
+    return Setting(path, "", meaning, members=members, kinds=others)
+
+
+def _default(field: "Field[Any]") -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _arms(hint: Any) -> list[Any]:
+    """Members of a union; the type itself where it is none."""
+    if get_origin(hint) is Annotated:
+        return _arms(get_args(hint)[0])
+    if get_origin(hint) in {Union, types.UnionType}:
+        return [arm for part in get_args(hint) for arm in _arms(part)]
+    return [hint]
+
+
+def describe_type(hint: Any) -> str:
+    """A type and its range in words, such as ``integer, 1 or more; or null``."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        limits = _limits(arguments[1:])
+        return f"{describe_type(arguments[0])}, {limits}" if limits else describe_type(arguments[0])
+    if origin in {Union, types.UnionType}:
+        return "; or ".join(dict.fromkeys(describe_type(part) for part in arguments))
+    if origin is Literal:
+        *most, last = map(str, arguments)
+        return f"{', '.join(most)} or {last}" if most else last
+    if origin is tuple:
+        count = "list of" if arguments[-1] is Ellipsis else f"list of {len(arguments)}"
+        return f"{count} " + re.sub(r"^(integer|number|text|mapping)\b", r"\1s", describe_type(arguments[0]))
+    if origin is dict:
+        return f"mapping of {describe_type(arguments[0])} to {describe_type(arguments[1])}"
+    if is_dataclass(hint):
+        return "mapping of " + ", ".join(field.name for field in fields(hint))
+    return "null" if hint is type(None) else _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _limits(metadata: tuple[Any, ...]) -> str:
+    """The range that pydantic's ``Field`` sets, in words."""
+    found: dict[str, Any] = {}
+    for each in metadata:
+        for limit in getattr(each, "metadata", ()):
+            found |= {name: getattr(limit, name) for name in ("ge", "gt", "le", "lt") if hasattr(limit, name)}
+    if "ge" in found and "le" in found:
+        return f"from {found['ge']:g} to {found['le']:g}"
+    words = {"ge": "{:g} or more", "gt": "above {:g}", "le": "at most {:g}", "lt": "below {:g}"}
+    return ", ".join(words[name].format(value) for name, value in found.items())
+
+
+def _yaml_lines(settings: tuple[Setting, ...], indent: str) -> Iterator[str]:
+    for setting in settings:
+        notes = plain_text(setting.meaning)
+        if setting.kinds:
+            notes += f" Kinds, each with its own settings: {', '.join(kind for kind, _ in setting.kinds)}."
+        if setting.type:
+            notes += f" [{setting.type}]"
+        if setting.members is not None and not indent:
+            yield ""
+        yield from textwrap.wrap(notes.strip(), 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        if setting.members is not None:
+            yield f"{indent}{setting.name}:"
+            yield from _yaml_lines(setting.members, f"{indent}  ")
+        elif setting.is_required and setting.value is None:
+            yield f"{indent}# {setting.name}: REQUIRED"
+        else:
+            yield f"{indent}{setting.name}: {flow_yaml(setting.value)}"
+
+
+def plain_text(meaning: str) -> str:
+    """A docstring's sentence for a terminal: without markup, beginning with a capital, None spelled as YAML does."""
+    text = re.sub(r"\bNone\b", "null", re.sub(r":\w+:`([^`]+)`", r"\1", meaning)).replace("``", "")
+    is_code = meaning.startswith("``")
+    return text if is_code else text[:1].upper() + text[1:]
+
+
+def flow_yaml(value: Any) -> str:
+    """A value as YAML on one line."""
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, width=10_000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
