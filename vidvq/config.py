@@ -190,8 +190,7 @@ def _paths(settings: tuple[Setting, ...], data: Any) -> Iterator[str]:
 
 
 def _child(data: Any, name: str) -> Any:
-    mapping: dict[str, Any] = data if isinstance(data, dict) else {}
-    return mapping.get(name)
+    return cast("dict[str, Any]", data).get(name) if isinstance(data, dict) else None
 
 
 def _nearest(path: str, known: list[str]) -> str | None:

@@ -108,16 +108,16 @@ def evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> int:
 
 @click.command(short_help="Watch the whole path run on real video.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", default="runs/demo", type=Place(), show_default=True, help="Output directory.")
-@click.option("--quick", is_flag=True, help="Train for 30 steps only: a check of the installation, in under a minute.")
-def demo(overrides: tuple[str, ...], out: Path, quick: bool) -> int:
+@click.option("--out", type=Place(), help="Output directory; runs/demo, with --quick runs/demo-quick.")
+@click.option("--quick", is_flag=True, help="Small clips and 20 training steps: checks the installation in a minute.")
+def demo(overrides: tuple[str, ...], out: Path | None, quick: bool) -> int:
     """Shard the videos that ship with vidvq, train on them, tokenize, decode, and write OUT/report.html.
 
     About 5 minutes on 2 CPU cores. KEY=VALUE are settings of the training.
     """
     from vidvq.demo import run_demo
 
-    return run_demo(out, list(overrides), quick)
+    return run_demo(out or Path("runs/demo-quick" if quick else "runs/demo"), list(overrides), quick)
 
 
 COMMANDS = (shard, train, tokenize, decode, view, evaluate, demo)

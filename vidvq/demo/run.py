@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from shlex import join
 from time import monotonic
@@ -16,10 +17,11 @@ VIDEOS = Path(__file__).parent / "videos"
 
 # Settings of a run that shows that everything works, not what the model can do.
 _QUICK_TRAINING = (
-    *("steps=30", "generator.warmup_steps=5", "log_every=5", "checkpoint_every=30", "data.cache_mib=64"),
+    *("steps=20", "generator.warmup_steps=5", "log_every=5", "checkpoint_every=20", "data.cache_mib=64"),
     *("model.quantizer.spatial.warmup=5", "model.quantizer.temporal.warmup=5"),
-    *("loss.adversarial_start=20", "loss.discriminator_warmup=5"),
+    *("loss.adversarial_start=15", "loss.discriminator_warmup=5"),
 )
+_QUICK_SHARD = ("clip.short_side=64",)
 _QUICK_JOB = ("runtime.workers=1",)
 
 
@@ -29,14 +31,14 @@ def run_demo(out: Path, overrides: list[str], quick: bool = False) -> int:
     Args:
         out: the output directory. Stages that finished on an earlier run are not done again.
         overrides: ``key=value`` settings of the training.
-        quick: train for 30 steps only, and start no Ray.
+        quick: train for 20 steps on small clips, and start no Ray.
 
     Returns:
         0, or the exit code of the stage that failed.
     """
     seconds = _read_seconds(out)
-    training, job = (_QUICK_TRAINING, _QUICK_JOB) if quick else ((), ())
-    for name, arguments in _stages(out, [*training, *overrides], list(job)):
+    settings = (*_QUICK_SHARD, *_QUICK_JOB), (*_QUICK_TRAINING, *overrides), _QUICK_JOB
+    for name, arguments in _stages(out, *(settings if quick else ((), overrides, ()))):
         info(f"\n$ {join(['vidvq', *arguments])}")
         started = monotonic()
         code = subprocess.run([sys.executable, "-m", "vidvq", *arguments], check=False).returncode
@@ -50,13 +52,15 @@ def run_demo(out: Path, overrides: list[str], quick: bool = False) -> int:
     return 0
 
 
-def _stages(out: Path, training: list[str], job: list[str]) -> list[tuple[str, list[str]]]:
+def _stages(
+    out: Path, shard: Sequence[str], training: Sequence[str], tokenize: Sequence[str]
+) -> list[tuple[str, list[str]]]:
     train, splits = str(out / "train"), ("train", "heldout")
     return [
         *(
             (
                 f"shard {split}",
-                ["shard", str(VIDEOS / split), "--out", str(out / "clips" / split), "--config", "demo-shard", *job],
+                ["shard", str(VIDEOS / split), "--out", str(out / "clips" / split), "--config", "demo-shard", *shard],
             )
             for split in splits
         ),
@@ -66,7 +70,7 @@ def _stages(out: Path, training: list[str], job: list[str]) -> list[tuple[str, l
                 f"tokenize {split}",
                 [
                     *("tokenize", str(out / "clips" / split), "--checkpoint", train),
-                    *("--out", str(out / "tokens" / split), *job),
+                    *("--out", str(out / "tokens" / split), *tokenize),
                 ],
             )
             for split in splits

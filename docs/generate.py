@@ -1,0 +1,111 @@
+"""Write the generated parts of the pages: the options of each command, and its settings.
+
+    python docs/generate.py           rewrite docs/*.md in place
+    python docs/generate.py --check   exit with 1 if a page is out of date
+
+A page holds a generated part between ``<!-- generated: NAME -->`` and ``<!-- end -->``. NAME is ``options COMMAND`` or
+``settings STAGE``.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidvq.cli.config import STAGES
+from vidvq.cli.main import cli
+from vidvq.settings import Setting, flow_yaml, plain_text, settings_of
+
+DOCS = Path(__file__).parent
+_PART = re.compile(r"(<!-- generated: (options|settings) ([\w ]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main(arguments: list[str]) -> int:
+    """Rewrite or check all pages; returns the exit code."""
+    outdated = [path for path in sorted(DOCS.glob("*.md")) if render(path.read_text()) != path.read_text()]
+    if "--check" in arguments:
+        for path in outdated:
+            click.echo(f"docs/{path.name} is out of date; run python docs/generate.py", err=True)
+        return 1 if outdated else 0
+    for path in outdated:
+        path.write_text(render(path.read_text()))
+        click.echo(f"docs/{path.name} written")
+    return 0
+
+
+def render(page: str) -> str:
+    """A page with its generated parts made anew."""
+
+    def part(match: re.Match[str]) -> str:
+        lines = options(match[3]) if match[2] == "options" else settings(match[3])
+        return f"{match[1]}\n" + "\n".join(lines) + f"\n\n{match[4]}"
+
+    return _PART.sub(part, page)
+
+
+def options(name: str) -> Iterator[str]:
+    """The usage line of a command and a table of its options."""
+    command: Any = cli
+    for word in name.split():
+        command = command.commands[word]
+    context = click.Context(command, info_name=f"vidvq {name}")
+    yield f"```text\n{' '.join(command.get_usage(context).split()).removeprefix('Usage: ')}\n```\n"
+    yield "| option | meaning |\n|---|---|"
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
+        if record and not record[0].endswith("--help"):
+            yield f"| `{_cell(record[0])}` | {_cell(record[1])} |"
+
+
+def settings(stage: str) -> Iterator[str]:
+    """The settings of a stage: one table of its single settings, then a section for each group."""
+    found = settings_of(STAGES[stage].config_type())
+    singles = tuple(each for each in found if each.members is None)
+    if singles:
+        yield from _table(singles)
+    for group in found:
+        if group.members is not None:
+            yield from _group(group)
+
+
+def _group(group: Setting) -> Iterator[str]:
+    yield f"\n### `{group.path}`\n\n{_markdown(group.meaning)}\n"
+    if group.kinds:
+        chosen = next(each.value for each in group.members or () if each.name == "kind")
+        for kind, members in group.kinds:
+            yield f"\nKind `{kind}`{' (default)' if kind == chosen else ''}:\n"
+            yield from _table(group.members or () if kind == chosen else members)
+        return
+    singles = tuple(each for each in group.members or () if each.members is None)
+    if singles:
+        yield from _table(singles)
+    for member in group.members or ():
+        if member.members is not None:
+            yield from _group(member)
+
+
+def _table(settings: tuple[Setting, ...]) -> Iterator[str]:
+    yield "| setting | default | type | meaning |\n|---|---|---|---|"
+    for each in settings:
+        for one in each.walk():
+            default = "required" if one.is_required else f"`{_cell(flow_yaml(one.value))}`"
+            if one.members is None:
+                yield f"| `{one.path}` | {default} | {_cell(one.type)} | {_cell(_markdown(one.meaning))} |"
+
+
+def _markdown(meaning: str) -> str:
+    """A docstring's sentence as markdown: plain text outside of code, code in single backticks."""
+    parts = re.sub(r":\w+:`([^`]+)`", r"``\1``", meaning).split("``")
+    text = "".join(f"`{part}`" if index % 2 else re.sub(r"\bNone\b", "null", part) for index, part in enumerate(parts))
+    return text[:1].upper() + text[1:] if not plain_text(meaning)[:1].islower() else text
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
