@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
 .PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-export bench-gpu \
-  ablate weights bench-stability check lint format clean
+  ablate weights bench-stability check lint docs wheel format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -63,18 +63,28 @@ bench-stability: $(VENV)/.with-all  ## Ten short GAN runs from ten seeds: does a
 
 check: lint test  ## All that must be clean before a change goes in.
 
-lint: $(VENV)/.with-dev  ## Lint, format, types, import rules.
+lint: $(VENV)/.with-dev  ## Lint, format, spelling, types, import rules, generated pages, links of the docs.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+docs: $(VENV)/.with-dev  ## Rewrite the generated parts of the pages, and build them into site/.
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+wheel: $(VENV)/.with-dev  ## Build dist/*.whl.
+	$(BIN)/python -m build --wheel
 
 format: $(VENV)/.with-dev  ## Fix what ruff can fix.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs dist
+	rm -rf $(VENV) runs dist site
 
 $(VENV)/readers: tests/readers/libraries.txt $(VENV)/.with-test
 	rm -rf $@

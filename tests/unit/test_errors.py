@@ -163,8 +163,8 @@ def test_an_exception_keeps_its_type_out_of_a_process(error):
     assert "in raise_it" in "".join(caught.value.__notes__)
 
 
-def test_the_exit_codes_are_in_the_readme():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_exit_codes_are_documented():
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
     for code in (OK, FAILED, USAGE, BUG, INTERRUPTED):
-        assert re.search(rf"^\| {code} ", readme, re.MULTILINE)
+        assert re.search(rf"^\| {code} ", page, re.MULTILINE)
     assert BUG == os.EX_SOFTWARE
