@@ -88,12 +88,14 @@ def _group(group: Setting) -> Iterator[str]:
 
 
 def _table(settings: tuple[Setting, ...]) -> Iterator[str]:
-    yield "| setting | default | type | meaning |\n|---|---|---|---|"
+    # On a narrow screen the style sheet turns the rows of this class into cards.
+    yield '<div class="settings" markdown>\n\n| setting | default | type | meaning |\n|---|---|---|---|'
     for each in settings:
         for one in each.walk():
             default = "required" if one.is_required else f"`{_cell(flow_yaml(one.value))}`"
             if one.members is None:
                 yield f"| `{one.path}` | {default} | {_cell(one.type)} | {_cell(_markdown(one.meaning))} |"
+    yield "\n</div>"
 
 
 def _markdown(meaning: str) -> str:
