@@ -21,7 +21,7 @@ class DecodeConfig:
         format: ``mp4`` (H.264), ``gif`` (one palette per frame), ``png`` (a folder of lossless frames) or ``npy``
             (``t h w c`` uint8); None follows the suffix of the output, else mp4.
         key: key of the one sample to decode; None decodes all.
-        crf: x264 quality of mp4, from 0 (lossless) to 51 (worst).
+        crf: quality of x264 for mp4, from 0 (lossless) to 51 (worst).
         fps: frame rate of a generator's output (frames per second), which carries no frame times.
         runtime: where the job runs; does not change the output. The default runs in this process, because Ray takes
             seconds to start.

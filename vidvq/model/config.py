@@ -16,15 +16,17 @@ class TokenizerConfig:
     """A tokenizer's architecture.
 
     Attributes:
-        temporal_factor: frames per group and latent frame.
+        temporal_factor: frames per group, and per latent frame after the first; a power of two.
         patch: transform of each block of pixels at the input and output.
-        patch_size: height and width of a block; each stage after the first halves them again.
-        patch_frames: frames of a block; None: all of a group. The first stages after the first halve what is left.
-        causality: whether a convolution over time may see to the end of its group, or the past alone.
-        encoder, decoder: stages, finest first; as many in both.
-        quantizer: codebooks.
-        tile: frames much larger than this, pixels, go through the networks in overlapping tiles, in memory that does
-            not grow with the frame. (It decides how sums are rounded, and so belongs to the architecture.)
+        patch_size: height and width of a block (pixels), a power of two; each stage after the first halves them again.
+        patch_frames: frames per block, a power of two; None means all frames of a group. If a group has more, the
+            stages after the first halve time until one latent frame is left.
+        causality: what a convolution over time sees: its whole group and the past (``group``), or the past only
+            (``strict``).
+        encoder, decoder: stages of the network, finest first; the same number in both.
+        quantizer: the codebooks.
+        tile: size above which a frame passes through the networks in overlapping tiles (pixels), in memory that does
+            not grow with the frame. It decides how sums are rounded, and so belongs to the architecture.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

@@ -14,9 +14,9 @@ class DiscriminatorConfig:
     """Shape of the discriminator.
 
     Attributes:
-        sees: ``motion`` judges patches of space and time, by 3D convolutions; ``frames`` each frame by itself.
-        channels: of the first layer; each further layer has twice as many.
-        layers: strided layers after the first, each halving height and width, and time where it sees motion.
+        sees: ``motion`` judges patches of space and time, with 3D convolutions; ``frames`` judges each frame by itself.
+        channels: number of channels of the first layer; each further layer has twice as many.
+        layers: number of strided layers after the first; each halves height and width, and time with ``sees=motion``.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

@@ -20,8 +20,8 @@ class StackConfig:
     """A stack of stages of an encoder or a decoder, from the finest to the coarsest.
 
     Attributes:
-        channels: per stage; each stage after the first halves height and width.
-        blocks: residual blocks per stage.
+        channels: number of channels of each stage; each stage after the first halves height and width.
+        blocks: number of residual blocks of each stage.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

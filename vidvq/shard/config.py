@@ -31,7 +31,7 @@ class ClipPolicy(VideoPolicy):
         decoder: ``pyav``; or ``decord``, which is used only for files that it decodes correctly, and PyAV for the rest.
         encoding: ``h264`` (mp4, one group of pictures per clip), ``ffv1`` (mkv, lossless), ``frames`` (npy, raw pixels)
             or ``copy`` (mkv, the packets of the source, cut at keyframes).
-        crf: x264 quality of ``encoding=h264``, from 0 (lossless) to 51 (worst).
+        crf: quality of x264 for ``encoding=h264``, from 0 (lossless) to 51 (worst).
     """
 
     __pydantic_config__: ClassVar = FORBID

@@ -183,7 +183,8 @@ class TrainConfig:
         out: the run's directory: checkpoints, ``metrics.jsonl``, TensorBoard events.
         seed: seed of the initial weights, the order of the data, and all randomness of a step.
         steps: optimizer steps of the generator.
-        model, discriminator: the networks.
+        model: architecture of the tokenizer.
+        discriminator: architecture of the discriminator.
         start_from: a checkpoint whose weights to start from.
         train_only: ``decoder`` freezes the encoder and codebooks of ``start_from``, so that its tokens stay valid.
         generator, discriminator_optimizer: the optimizers.

@@ -23,8 +23,8 @@ class FSQConfig:
 
     Attributes:
         kind: ``fsq``: finite scalar quantization, a fixed grid.
-        levels: per channel of the grid; their product is the number of codes. Where there are not as many as latent
-            channels, a learned projection leads to the grid and back.
+        levels: number of levels of each channel of the grid; their product is the number of codes. If there are not as
+            many channels as latent channels, a learned projection maps to the grid and back.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

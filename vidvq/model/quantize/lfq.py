@@ -26,10 +26,10 @@ class LFQConfig:
 
     Attributes:
         kind: ``lfq``: lookup-free quantization, one bit per channel; with ``spherical`` BSQ.
-        size: number of codes, a power of two. Where latents have not log2(size) channels, a learned projection leads
-            to the bits and back.
-        spherical: BSQ; latents and codes are on the unit sphere, and the entropy over the batch counts bit by bit.
-        temperature: of the soft assignment to codes in the entropies.
+        size: number of codes, a power of two. If latents do not have log2(size) channels, a learned projection maps to
+            the bits and back.
+        spherical: BSQ: latents and codes are on the unit sphere, and the entropy of the batch is computed per bit.
+        temperature: temperature of the soft assignment to codes in the entropies.
         entropy: weight of the entropy term relative to the commitment's, which ``loss.commitment`` weighs both by.
         diversity: weight of the batch's entropy in it (gamma).
     """

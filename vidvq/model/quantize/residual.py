@@ -18,9 +18,9 @@ class ResidualConfig:
     """Codebooks one after another, seen from outside as one of ``layer.size ** depth`` codes.
 
     Attributes:
-        kind: ``residual``: several vector quantizers, each on what the ones before left over.
-        depth: how many.
-        layer: each of them.
+        kind: ``residual``: several vector quantizers, each on the residual of those before.
+        depth: number of codebooks.
+        layer: settings of each codebook.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

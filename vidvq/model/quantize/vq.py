@@ -31,14 +31,14 @@ class VQConfig:
     Attributes:
         kind: ``vq``: vector quantization, codes learned by moving averages or gradients.
         size: number of codes.
-        decay: of the moving averages, per step.
-        cosine: compare directions alone; latents and codes are put on the unit sphere.
-        warmup: training steps in which latents pass unquantized, before k-means places the codes.
-        revive_below: a code used less than this share of an even use is dead, and moves to a latent of the batch.
+        decay: decay of the moving averages, per step.
+        cosine: compare directions only; latents and codes are normalized to length 1.
+        warmup: training steps during which latents pass unquantized, before k-means initializes the codes.
+        revive_below: fraction of uniform use below which a code is dead, and is replaced by a latent of the batch.
         update: what moves the codes: moving averages of their latents, or the gradient of the codebook loss.
         codebook: weight of the codebook loss relative to the commitment's (1 / beta), for ``update=gradient``.
-        rotation: turn and scale the gradient as the code is turned and scaled against its latent, instead of passing
-            it straight through.
+        rotation: rotate and scale the gradient as the code is rotated and scaled relative to its latent, instead of
+            passing it straight through.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
