@@ -64,7 +64,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
     if data is None:
         return {}
-    if not _is_mapping(data):
+    if not is_mapping(data):
         raise ConfigError(f"config {path} holds a {type(data).__name__}; it must be a mapping of fields")
     return data
 
@@ -84,7 +84,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
         node = merged
         for parent in parents:
             child = node.setdefault(parent, {})
-            if not _is_mapping(child):
+            if not is_mapping(child):
                 raise ConfigError(f"override {override!r} goes through {parent!r}, which is a value, not a mapping")
             node = child
         try:
@@ -143,16 +143,17 @@ def dump(config: Any) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def _is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
+def is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a value read from JSON or YAML is a mapping."""
     return isinstance(value, dict)
 
 
 def _copy(data: Any) -> Any:
-    return {key: _copy(value) for key, value in data.items()} if _is_mapping(data) else data
+    return {key: _copy(value) for key, value in data.items()} if is_mapping(data) else data
 
 
 def _plain(value: Any) -> Any:
-    if _is_mapping(value):
+    if is_mapping(value):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in cast("list[Any]", value)]
@@ -164,10 +165,10 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
     node: Any = data
     path: list[str] = []
     for part in detail["loc"]:
-        if _is_mapping(node) and part not in node and node.get("kind") == part:
+        if is_mapping(node) and part not in node and node.get("kind") == part:
             continue
         path.append(str(part))
-        node = node.get(part) if _is_mapping(node) else None
+        node = node.get(part) if is_mapping(node) else None
     name = ".".join(path)
     if detail["type"] == "unexpected_keyword_argument":
         near = _nearest(name, [*_paths(settings_of(kind), data)])

@@ -5,18 +5,14 @@ from fractions import Fraction
 from itertools import pairwise
 from math import inf
 from pathlib import Path
-from typing import Any
-
-import pyarrow.compute
 
 from vidvq.decode.config import Stretch
 from vidvq.errors import UsageError
+from vidvq.formats.arrow import find_rows
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import TokenPlace, nearest
 from vidvq.formats.token_shard import TokenInfo
 
-# pyarrow makes these functions when it is imported, where no type checker sees them.
-pc: Any = pyarrow.compute
 # The plan's seconds are floats; JSON is read of a neighbour more.
 _SLACK_S = 0.001
 
@@ -97,7 +93,7 @@ def _planned(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> set[str
     if table is None or "begin_s" not in table.column_names:
         return None
     table = table.select(["key", "uri", "begin_s", "until_s"])
-    rows = {row["key"]: row for row in table.filter(pc.equal(table["uri"], stretch.source)).to_pylist()}
+    rows = {row["key"]: row for row in find_rows(table, "uri", stretch.source).to_pylist()}
     first = next((place for place in known if place.key in rows), None)
     if first is None:
         return None

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVariableType]
 
-from vidvq.config import validate
+from vidvq.config import is_mapping, validate
 from vidvq.errors import UsageError
 from vidvq.storage import attempt_path, canonical_json, pretty_json, read_json, sync_folder, write_atomic
 
@@ -155,7 +155,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     folder = find_checkpoint(path)
     config = read_json(folder / "config.json")
     stored = read_json(folder / "fingerprint")
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if not is_mapping(config) or config.get("format") != FORMAT:
         raise UsageError(f"{folder / 'config.json'} is not of format {FORMAT}")
     validate(_Config, config, f"{folder / 'config.json'}")
     try:
@@ -167,7 +167,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UsageError(f"{folder / 'model.safetensors'} {what} {name}; restore it from a copy")
     prints = fingerprint(config["model"], config["preprocessing"], tensors)
     if asdict(prints) != stored:
-        is_prints = isinstance(stored, dict) and isinstance(stored.get("token"), str)
+        is_prints = is_mapping(stored) and isinstance(stored.get("token"), str)
         raise UsageError(
             f"{folder}: weights or config do not match the fingerprint (token {prints.token[:12]}, "
             f"stored {stored['token'][:12] if is_prints else stored}); restore it from a copy"

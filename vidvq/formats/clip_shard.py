@@ -49,7 +49,7 @@ class ClipInfo:
     width: int
     decoder: str
     policy: dict[str, Any]
-    carried: dict[str, Any] = field(default_factory=dict)
+    carried: dict[str, Any] = field(default_factory=dict[str, Any])
     retimed: bool = False
 
     @property

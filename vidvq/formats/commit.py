@@ -62,7 +62,7 @@ class Commit:
     failed: tuple[Outcome, ...]
     filtered: tuple[Outcome, ...]
     members: tuple[Member, ...] = ()
-    stats: dict[str, int] = field(default_factory=dict)
+    stats: dict[str, int] = field(default_factory=dict[str, int])
 
     @property
     def items(self) -> int:
@@ -121,7 +121,7 @@ def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]
     if not is_remote(folder):
         yield from (read_commit(folder, shard) for shard in shards)
         return
-    there = {path.name for path in (folder / FOLDER).iterdir()} if (folder / FOLDER).is_dir() else set()
+    there = {path.name for path in (folder / FOLDER).iterdir()} if (folder / FOLDER).is_dir() else set[str]()
     shards = iter(shards)
     with ThreadPoolExecutor(_READERS) as readers:
         ahead: deque[tuple[str, Future[Commit] | None]] = deque()

@@ -12,7 +12,7 @@ from vidvq.errors import UsageError
 _MAX_FRAMES = 20_000_000
 
 
-def to_runs(pts: tuple[int, ...]) -> list[Any]:
+def to_runs(pts: tuple[int, ...]) -> list[int | list[int]]:
     """Frame times, at least one, as ``[first, [step, count], ...]``."""
     steps = (after - before for before, after in pairwise(pts))
     return [pts[0], *([step, sum(1 for _ in same)] for step, same in groupby(steps))]

@@ -17,11 +17,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
 
-from vidvq.config import validate
+from vidvq.config import is_mapping, validate
 from vidvq.errors import JobStopped, UsageError
+from vidvq.formats.arrow import encode_table, find_keys, keys_of, read_table, shards_of
 from vidvq.formats.rows import Row, codec_of
 from vidvq.storage import (
     canonical_json,
@@ -37,8 +36,6 @@ from vidvq.storage import (
 
 FORMAT = "vidvq.plan/2"
 _SHOWN_DIFFERENCES = 8
-# pyarrow creates these functions when it is imported, invisible to type checkers.
-pc: Any = pyarrow.compute
 _PLANNING_FILES = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.", "planning")
 
 
@@ -156,15 +153,14 @@ class Plan:
     def shard_keys(self) -> Iterator[tuple[str, list[str]]]:
         """Yield ``(shard name, keys of its items)`` of all shards in order, whatever the stage."""
         for index, table in self._tables(None):
-            yield self.shard_name(index), table.column("key").to_pylist()
+            yield self.shard_name(index), keys_of(table)
 
     def rows(self, row: type[Row]) -> Iterator[Row]:
         """Yield all rows; only a few thousand are held as Python objects at a time."""
         return codec_of(row).from_table(self.table)
 
     def _tables(self, order: Iterable[int] | None) -> Iterator[tuple[int, pa.Table]]:
-        shards = self.table.column("shard").to_numpy()
-        ends = np.searchsorted(shards, np.arange(self.num_shards), side="right")
+        ends = np.searchsorted(shards_of(self.table), np.arange(self.num_shards), side="right")
         for index in range(self.num_shards) if order is None else order:
             start = int(ends[index - 1]) if index else 0
             yield index, self.table.slice(start, int(ends[index]) - start)
@@ -198,14 +194,16 @@ def read_plan(folder: Path) -> Plan:
             raise UsageError(
                 f"{folder / _header_name(len(headers) - 1)} does not follow the plan before it; restore it from a copy"
             )
-    table, touched = _read_table(folder, headers[0], 0), {}
+    table = _read_table(folder, headers[0], 0)
+    touched: dict[int, tuple[int, ...]] = {}
     for number, header in enumerate(headers[1:], 1):
         added = _read_table(folder, header, number)
-        update = added.filter(pc.less(added["shard"], header.first_shard))
-        for index in pc.unique(update["shard"]).to_pylist():
+        is_new = shards_of(added) >= header.first_shard
+        update = added.filter(~is_new)
+        for index in dict.fromkeys(shards_of(update).tolist()):
             touched[index] = (*touched.get(index, ()), number)
         table = _merge(table, update)
-        table = _concat(table, added.filter(pc.greater_equal(added["shard"], header.first_shard)))
+        table = _concat(table, added.filter(is_new))
     return Plan(tuple(headers), table, touched)
 
 
@@ -224,7 +222,7 @@ def create_plan(folder: Path, stage: str, prefix: str, made_from: dict[str, Any]
     """
     refuse_foreign(folder)
     digest = _write_table(folder, table)
-    shards = int(table.column("shard").to_numpy().max()) + 1 if table.num_rows else 0
+    shards = int(shards_of(table).max()) + 1 if table.num_rows else 0
     header = PlanHeader(FORMAT, stage, made_from, table.num_rows, shards, 0, prefix, "plan.parquet", digest, None)
     create_once(folder / "plan.json", pretty_json(asdict(header)))
     remove_attempts(folder, "plan.*")
@@ -245,14 +243,14 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
         JobStopped: another driver has changed the plan in the meantime.
     """
     number = len(plan.headers)
-    data = _encode_table(table)
+    data = encode_table(table)
     name = f"plan-{number:04d}-{sha256_bytes(data)[:12]}.parquet"
     write_atomic(folder / name, data)
     header = replace(
         plan.header,
         made_from=made_from,
-        items=plan.num_items + int(pc.sum(_not_in(table["key"], plan.table["key"])).as_py() or 0),
-        shards=max(plan.num_shards, int(table.column("shard").to_numpy().max(initial=-1)) + 1),
+        items=plan.num_items + int((find_keys(table, plan.table) < 0).sum()),
+        shards=max(plan.num_shards, int(shards_of(table).max(initial=-1)) + 1),
         first_shard=plan.num_shards,
         table=name,
         table_sha256=sha256_bytes(data),
@@ -305,19 +303,15 @@ def refuse_foreign(folder: Path) -> None:
 def _merge(table: pa.Table, update: pa.Table) -> pa.Table:
     """Replace the rows of ``table`` whose keys are in ``update``, and append the other rows to their shards."""
     # Row i of the result is row i of the table, or the row of `update` (which lies behind the table) with its key.
-    match = pc.index_in(table["key"], value_set=update["key"].combine_chunks()).fill_null(-1).to_numpy()
+    match = find_keys(table, update)
     take = np.where(match < 0, np.arange(table.num_rows), table.num_rows + match)
-    appended = update.filter(_not_in(update["key"], table["key"]))
-    table = _concat(table, update).take(pa.array(take))
+    appended = update.filter(find_keys(update, table) < 0)
+    table = _concat(table, update).take(pa.array(take, pa.int64()))
     if not appended.num_rows:
         return table
     table = _concat(table, appended)
     # A stable sort moves appended rows to the ends of their shards.
-    return table.take(pa.array(np.argsort(table.column("shard").to_numpy(), kind="stable")))
-
-
-def _not_in(keys: pa.ChunkedArray, others: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.invert(pc.is_in(keys, value_set=others.combine_chunks()))
+    return table.take(pa.array(np.argsort(shards_of(table), kind="stable"), pa.int64()))
 
 
 def _concat(table: pa.Table, more: pa.Table) -> pa.Table:
@@ -331,7 +325,7 @@ def _header_name(number: int) -> str:
 
 def _read_header(path: Path) -> PlanHeader:
     header = read_json(path)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    if not is_mapping(header) or header.get("format") != FORMAT:
         raise UsageError(f"{path} is not a plan of format {FORMAT}")
     return validate(PlanHeader, header, f"{path}")
 
@@ -340,19 +334,12 @@ def _read_table(folder: Path, header: PlanHeader, number: int) -> pa.Table:
     path = folder / Path(header.table).name
     if not path.is_file() or sha256_file(path) != header.table_sha256:
         raise UsageError(f"{path} is missing or not the one its plan was written with; restore it from a copy")
-    with path.open("rb") as file:
-        table = pq.read_table(file)
+    table = read_table(path)
     return table.append_column("generation", pa.array(np.full(table.num_rows, number, dtype=np.int32)))
 
 
-def _encode_table(table: pa.Table) -> bytes:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue().to_pybytes()
-
-
 def _write_table(folder: Path, table: pa.Table) -> str:
-    data = _encode_table(table)
+    data = encode_table(table)
     # If another driver has written its plan in the meantime, that plan stands, with its own table.
     try:
         if not (folder / "plan.json").exists():

@@ -79,17 +79,17 @@ class RowCodec(Generic[Record]):
     def to_table(self, rows: Iterable[Record]) -> pa.Table:
         """Build a table; only a few thousand rows are held as Python objects at a time."""
         rows = iter(rows)
-        batches = []
+        batches: list[pa.RecordBatch] = []
         while some := list(islice(rows, _ROWS_PER_BATCH)):
             arrays = [pa.array([column.get(row) for row in some], column.type) for column in self._columns]
-            batches.append(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
+            batches.append(pa.RecordBatch.from_arrays(arrays, schema=self.schema))  # pyright: ignore[reportUnknownMemberType]
         return pa.Table.from_batches(batches, schema=self.schema)
 
     def from_table(self, table: pa.Table) -> Iterator[Record]:
         """Yield the rows of a table. A column that an older vidvq did not write has its field's default."""
         for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
             names = set(batch.schema.names)
-            found = {
+            found: dict[str, list[Any]] = {
                 name: batch.column(name).to_pylist() for name in (*self.schema.names, "generation") if name in names
             }
             for index in range(batch.num_rows):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vidvq.codebook import Codebook
-from vidvq.config import validate
+from vidvq.config import is_mapping, validate
 from vidvq.errors import UsageError
 from vidvq.formats.frame_times import from_runs, to_runs
 from vidvq.formats.tar import read_samples
@@ -154,7 +154,7 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
         if fields.pop("format") != FORMAT:
             raise UsageError(f"its format is not {FORMAT}")
         quality = fields.get("quality", {})
-        if not isinstance(quality, dict) or any(type(value) not in (int, float) for value in quality.values()):
+        if not is_mapping(quality) or any(type(value) not in (int, float) for value in quality.values()):
             raise UsageError("its quality is not a number by metric")
         pts = from_runs(fields["pts"], fields["num_frames"])
         validate(TokenInfo, fields | {"pts": ()}, "its content")

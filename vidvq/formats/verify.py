@@ -1,9 +1,8 @@
 """The proof that an output directory is whole."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vidvq.errors import UsageError
 from vidvq.formats import clip_shard, token_shard
@@ -17,7 +16,7 @@ from vidvq.storage import sha256_file
 class VerifyReport:
     """What a check found: one line per problem, and the account over the sound records."""
 
-    problems: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list[str])
     items: int = 0
     ok: int = 0
     failed: int = 0
@@ -41,7 +40,7 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
     check_content = _content_check(folder, plan.stage)
     report.problems += _check_card(folder, plan)
     seen: set[str] = set()
-    names = set()
+    names: set[str] = set()
     older = {name: plan.shard_name(index) for index in plan.touched for name in plan.superseded(index)}
     for index, (shard, keys) in enumerate(plan.shard_keys()):
         names.add(shard)
@@ -119,22 +118,14 @@ def _check_card(folder: Path, plan: Plan) -> list[str]:
 def _content_check(folder: Path, stage: str) -> Callable[[Path], list[str]]:
     if stage == "tokenize":
         card = token_shard.read_tokenizer_card(folder)
-
-        def check_tokens(path: Path) -> list[str]:
-            return _first_error(lambda: list(_drain(token_shard.read_tokens(path, card))))
-
-        return check_tokens
-    return lambda path: _first_error(lambda: list(_drain(clip_shard.read_clips(path))))
+        return lambda path: _first_error(token_shard.read_tokens(path, card))
+    return lambda path: _first_error(clip_shard.read_clips(path))
 
 
-def _drain(samples: Any) -> Any:
-    for sample in samples:
-        yield sample[0]
-
-
-def _first_error(read: Callable[[], Any]) -> list[str]:
+def _first_error(samples: Iterable[object]) -> list[str]:
     try:
-        read()
+        for _ in samples:
+            pass
     except UsageError as error:
         return [str(error)]
     return []

@@ -84,7 +84,7 @@ class _Sample(Generic[AnyRow]):
     exact: bool
     groups: Sequence[Sequence[AnyRow]]
     probe_s: float = 0.0
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vidvq.corpus.inputs import Fingerprint, Source
+from vidvq.formats.arrow import encode_table, read_table
 from vidvq.formats.rows import codec_of
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.log import progress
@@ -94,12 +94,9 @@ def probe_listing(
             if len(paths) == 1:
                 yield from rows
                 return
-            buffer = pa.BufferOutputStream()
-            pq.write_table(codec.to_table(rows), buffer, compression="zstd")
-            write_atomic(paths[number], buffer.getvalue().to_pybytes())
+            write_atomic(paths[number], encode_table(codec.to_table(rows)))
     for path in paths:
-        with path.open("rb") as file:
-            yield from codec.from_table(pq.read_table(file))
+        yield from codec.from_table(read_table(path))
 
 
 def probe_sources(stage: VideoStage[AnyVideoRow], sources: Iterable[Source], pool: Pool) -> Iterator[list[AnyVideoRow]]:

@@ -1,7 +1,7 @@
 """The clip shard that a shard is made from, as a local file."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vidvq.video import VideoError
 
 
 @contextmanager
-def local_clips(clips: Path, row: ClipRow) -> Iterator[Path | None]:
+def local_clips(clips: Path, row: ClipRow) -> Generator[Path | None]:
     """A clip shard, or a temporary copy if it is not on this machine, with the content that was planned.
 
     Args:

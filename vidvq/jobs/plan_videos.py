@@ -77,7 +77,7 @@ def removed_uris(plan: Plan, row: type[VideoRow]) -> set[str]:
 
 def _confirm(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path) -> Plan:
     plan = read_plan(out)
-    removed = removed_uris(plan, stage.row) if plan.stage == stage.name else set()
+    removed = removed_uris(plan, stage.row) if plan.stage == stage.name else set[str]()
     fingerprint = Fingerprint()
     with progress("list", None, "videos") as bar:
         for source in _without(removed, list_sources(inputs, stage.lists)):

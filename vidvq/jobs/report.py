@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vidvq.config import is_mapping
 from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary
@@ -85,7 +86,7 @@ def _samples(plan: Plan, out: Path) -> Iterator[tuple[Commit, str]]:
 
 def _flatten(settings: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in sorted(settings.items()):
-        if isinstance(value, dict):
+        if is_mapping(value):
             yield from _flatten(value, f"{path}{name}.")
         else:
             yield path + name, value

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from vidvq.errors import JobStopped, WorkerLost
 from vidvq.formats.commit import read_commits
@@ -57,7 +58,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
     return summary
 
 
-def _plan(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUpdate | None, pools: Pools) -> Plan:
+def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate | None, pools: Pools) -> Plan:
     if isinstance(stage, VideoStage):
         return update_videos(stage, update, out, pools) if update else plan_videos(stage, inputs, out, pools)
     assert isinstance(stage, ClipStage), f"{type(stage).__name__} must be a VideoStage or a ClipStage"

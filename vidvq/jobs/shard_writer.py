@@ -14,7 +14,7 @@ class Sample:
 
     key: str
     files: dict[str, bytes]
-    stats: dict[str, int] = field(default_factory=dict)
+    stats: dict[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class ShardResult:
     worker: str
     alive_s: float
     seconds: dict[str, float]
-    copied: dict[str, int] = field(default_factory=dict)
+    copied: dict[str, int] = field(default_factory=dict[str, int])
     details: Any = None
 
     @property

@@ -1,7 +1,7 @@
 """Where the time of a run went: seconds by activity in each worker, and their sum over all workers."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ class Stopwatch:
         self._seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
-    def activity(self, name: str) -> Iterator[None]:
+    def activity(self, name: str) -> Generator[None]:
         """Count the time inside as ``name``."""
         self._book()
         self._open.append(name)
@@ -112,7 +112,7 @@ class RunMetrics:
     efficiency: float
     seconds: dict[str, float]
     totals: dict[str, int]
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
     extra_lines: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:

@@ -2,17 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute
 
+from vidvq.formats.arrow import compute as pc
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.token_index import index_shard
-
-# pyarrow makes these functions when it is imported, where no type checker sees them.
-pc: Any = pyarrow.compute
 
 
 class Search:
