@@ -56,13 +56,13 @@ def _directory(path: Path) -> Iterator[str]:
 
 def _export(folder: Path) -> Iterator[str]:
     header = read_header(folder)
-    parts = [part for stem in header["parts"] if (part := read_part(folder, stem))]
-    yield f"{folder}: an export to {header['target']}, {len(parts)} of {len(header['parts'])} parts finished"
-    clips, ids = (sum(part[name] for part in parts) for name in ("clips", "ids"))
-    yield f"  {clips} clips, {ids} ids of {header['dtype']}"
-    yield f"  vocabulary: {header['vocabulary']} ids, special tokens {header['specials'] or 'none'}"
-    yield f"  order: {header['order']} ({header['axes']})"
-    yield f"  token fingerprint: {header['token_fingerprint']}"
+    parts = [part for stem in header.parts if (part := read_part(folder, stem))]
+    yield f"{folder}: an export to {header.target}, {len(parts)} of {len(header.parts)} parts finished"
+    clips, ids = sum(part.clips for part in parts), sum(part.ids for part in parts)
+    yield f"  {clips} clips, {ids} ids of {header.dtype}"
+    yield f"  vocabulary: {header.vocabulary} ids, special tokens {header.specials or 'none'}"
+    yield f"  order: {header.order} ({header.axes})"
+    yield f"  token fingerprint: {header.token_fingerprint}"
 
 
 def _job(folder: Path) -> Iterator[str]:

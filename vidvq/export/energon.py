@@ -4,11 +4,10 @@ import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vidvq.export.target import Part, Sequence, Target
+from vidvq.export.target import Files, Part, Sequence, Target
 from vidvq.formats.tar import TarWriter, read_samples
 from vidvq.storage import canonical_json, pretty_json
 
@@ -16,7 +15,7 @@ _META = ".nv-meta"
 _MEDIA = "tokens.npy"
 
 
-def _write(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
     # The index has the offset of each sample's first header, and of the end of the last sample.
     data, index = files
     tar = TarWriter(data)
@@ -37,7 +36,7 @@ def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
-    counts = {part["files"][0]["name"]: part["clips"] for part in parts}
+    counts = {part.files[0].name: part.clips for part in parts}
     split = {"split_parts": {"train": list(counts)}, "exclude": []}
     crude = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
     # Energon reads these two as YAML, of which JSON is a part.

@@ -3,17 +3,16 @@
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vidvq.export.target import Sequence, Target
+from vidvq.export.target import Files, Sequence, Target
 
 _MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 _MEGATRON_DTYPES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 
 
-def _write_bin(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write_bin(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
     data, index = files
     starts = [0]
     for sequence in sequences:
@@ -28,7 +27,7 @@ def _read_bin(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
     yield from read_lengths(paths[0], np.diff(starts), dtype)
 
 
-def _write_megatron(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write_megatron(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
     # MMapIndexedDataset: magic, version, dtype code, sequences, documents, lengths, byte offsets, documents' starts.
     data, index = files
     lengths: list[int] = []

@@ -1,16 +1,16 @@
 """The export job: ``export.json`` says what is made, then one idempotent unit of work per token shard."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
-from vidvq.export.records import FORMAT, PART_FORMAT, read_part, record_path, redo
+from vidvq.export.records import ExportHeader, encode_part, read_part, record_path, redo
 from vidvq.export.sequence import Layout, grid_to_sequence
-from vidvq.export.target import Part, Sequence, Target, write_part
+from vidvq.export.target import Part, PartFile, Sequence, Target, write_part
 from vidvq.export.targets import TARGETS
 from vidvq.export.verify import compare, damaged_files
 from vidvq.formats.commit import FOLDER, Commit, read_commit
@@ -85,9 +85,9 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
             compare(paths, TARGETS[target], dtype, _sequences(tokens / shard.shard, layout), stem)
     return ExportSummary(
         target,
-        sum(part["clips"] for part in parts),
-        sum(part["ids"] for part in parts),
-        sum(file["bytes"] for part in parts for file in part["files"]),
+        sum(part.clips for part in parts),
+        sum(part.ids for part in parts),
+        sum(file.bytes for part in parts for file in part.files),
         len(parts),
     )
 
@@ -114,20 +114,18 @@ def _stem(commit: Commit) -> str:
 
 def _declare(out: Path, target: str, layout: Layout, shards: list[Commit]) -> None:
     card = layout.card
-    header = {
-        "format": FORMAT,
-        "target": target,
-        "dtype": np.dtype(TARGETS[target].dtype(layout.vocabulary)).name,
-        "token_fingerprint": card.token_fingerprint,
-        "tokens_sha256": sha256_bytes("\n".join(commit.sha256 or "" for commit in shards).encode()),
-        "codebooks": [asdict(book) for book in card.codebooks],
-        "vocabulary": layout.vocabulary,
-        "specials": layout.specials,
-        "padding": None,
-        "order": layout.config.order,
-        "axes": "t h w" if layout.config.order == "raster" else "h w t",
-        "parts": [_stem(commit) for commit in shards],
-    }
+    header = ExportHeader(
+        target=target,
+        dtype=np.dtype(TARGETS[target].dtype(layout.vocabulary)).name,
+        token_fingerprint=card.token_fingerprint,
+        tokens_sha256=sha256_bytes("\n".join(commit.sha256 or "" for commit in shards).encode()),
+        codebooks=card.codebooks,
+        vocabulary=layout.vocabulary,
+        specials=layout.specials,
+        order=layout.config.order,
+        axes="t h w" if layout.config.order == "raster" else "h w t",
+        parts=tuple(_stem(commit) for commit in shards),
+    ).to_json()
     path = out / "export.json"
     if not path.exists():
         if out.exists() and (found := sorted(p.name for p in out.iterdir() if not p.name.startswith("export.json."))):
@@ -147,7 +145,7 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
     stem, path = _stem(commit), tokens / commit.shard
     if part := read_part(out, stem):
         return part
-    if not path.is_file() or sha256_file(path) != commit.sha256:
+    if commit.sha256 is None or not path.is_file() or sha256_file(path) != commit.sha256:
         raise UsageError(f"{path} is missing or not the one that was committed; run vidvq verify {tokens}")
     clips = ids = 0
 
@@ -158,11 +156,11 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
             yield sequence
 
     paths = write_part(target, out, stem, counted(), commit.ok, layout.vocabulary)
-    files = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in paths]
+    files = tuple(PartFile(file.name, file.stat().st_size, sha256_file(file)) for file in paths)
     if clips != commit.ok:
         raise UsageError(f"{path} holds {clips} clips, its record says {commit.ok}; run vidvq verify {tokens}")
-    part = {"format": PART_FORMAT, "shard": commit.shard, "shard_sha256": commit.sha256}
-    create_once(record_path(out, stem), pretty_json(part | {"clips": clips, "ids": ids, "files": files}))
+    part = Part(commit.shard, commit.sha256, clips, ids, files)
+    create_once(record_path(out, stem), encode_part(part))
     standing = read_part(out, stem)
     assert standing is not None
     return standing

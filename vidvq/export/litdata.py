@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vidvq.export.flat import read_lengths
 from vidvq.export.offsets import OffsetWriter, read_offsets
-from vidvq.export.target import Part, Sequence, Target
+from vidvq.export.target import Files, Part, Sequence, Target
 from vidvq.storage import pretty_json, sha256_bytes
 
 # torch's dtypes by their places in litdata's table.
 _DTYPES = {np.dtype(np.uint16): 20, np.dtype(np.int32): 15}
 
 
-def _write(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
     chunk = OffsetWriter(files[0], count)
     for sequence in sequences:
         chunk.add(sequence.ids.astype(dtype).tobytes())
@@ -28,13 +27,13 @@ def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
-    files = [part["files"][0] for part in parts]
+    files = [part.files[0] for part in parts]
     chunks = [
-        {"chunk_bytes": file["bytes"], "chunk_size": part["clips"], "dim": part["ids"], "filename": file["name"]}
+        {"chunk_bytes": file.bytes, "chunk_size": part.clips, "dim": part.ids, "filename": file.name}
         for file, part in zip(files, parts, strict=True)
     ]
     config = {
-        "chunk_bytes": max(file["bytes"] for file in files),
+        "chunk_bytes": max(file.bytes for file in files),
         "chunk_size": None,
         "compression": None,
         "compression_batch_size": None,
@@ -47,7 +46,7 @@ def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
         "types": "tensor",
     }
     # A name for this content: litdata drops what it has cached under another.
-    content = sha256_bytes("\n".join(file["sha256"] for file in files).encode())
+    content = sha256_bytes("\n".join(file.sha256 for file in files).encode())
     return {"index.json": pretty_json({"chunks": chunks, "config": config, "updated_at": content})}
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from vidvq.export.offsets import OffsetWriter, read_offsets
-from vidvq.export.target import Part, Sequence, Target
+from vidvq.export.target import Files, Part, Sequence, Target
 from vidvq.storage import pretty_json
 
 _SHAPE_DTYPES = (np.uint8, np.uint16, np.uint32, np.uint64)
 
 
-def _config(dtype: np.dtype) -> dict[str, Any]:
-    columns = {
+def _columns(dtype: np.dtype) -> dict[str, tuple[str, int | None]]:
+    """Encoding and size (bytes; None for any) of each column."""
+    return {
         "fps": ("float64", 8),
         "grid": ("ndarray:int32:3", 12),
         "key": ("str", None),
@@ -23,6 +24,10 @@ def _config(dtype: np.dtype) -> dict[str, Any]:
         "source": ("str", None),
         "tokens": (f"ndarray:{dtype.name}", None),
     }
+
+
+def _config(dtype: np.dtype) -> dict[str, Any]:
+    columns = _columns(dtype)
     return {
         "version": 2,
         "format": "mds",
@@ -48,11 +53,11 @@ def _sample(sequence: Sequence, dtype: np.dtype) -> bytes:
         clip.source.encode(),
         shape + sequence.ids.astype(dtype).tobytes(),
     ]
-    ragged = [len(data) for data, size in zip(columns, _config(dtype)["column_sizes"], strict=True) if size is None]
+    ragged = [len(data) for data, (_, size) in zip(columns, _columns(dtype).values(), strict=True) if size is None]
     return np.array(ragged, dtype=np.uint32).tobytes() + b"".join(columns)
 
 
-def _write(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
     shard = OffsetWriter(files[0], count, json.dumps(_config(dtype), sort_keys=True).encode())
     for sequence in sequences:
         shard.add(_sample(sequence, dtype))
@@ -70,11 +75,11 @@ def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
-    shards = []
+    shards: list[dict[str, Any]] = []
     for part in parts:
-        file = part["files"][0]
-        raw = {"basename": file["name"], "bytes": file["bytes"], "hashes": {"sha256": file["sha256"]}}
-        shards.append(_config(dtype) | {"samples": part["clips"], "raw_data": raw, "zip_data": None})
+        file = part.files[0]
+        raw = {"basename": file.name, "bytes": file.bytes, "hashes": {"sha256": file.sha256}}
+        shards.append(_config(dtype) | {"samples": part.clips, "raw_data": raw, "zip_data": None})
     return {"index.json": pretty_json({"version": 2, "shards": shards})}
 
 

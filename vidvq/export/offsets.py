@@ -1,7 +1,7 @@
 """What litdata's chunks and MDS shards share: a count, ``count + 1`` byte offsets (both uint32), then the samples."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class OffsetWriter:
         header: stands between the offsets and the samples.
     """
 
-    def __init__(self, file: Any, count: int, header: bytes = b"") -> None:
+    def __init__(self, file: IO[bytes], count: int, header: bytes = b"") -> None:
         self._file = file
         self._count = count
         self._offsets = [4 * (count + 2) + len(header)]

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidvq.export.target import Sequence, Target
+from vidvq.export.target import Files, Sequence, Target
 
 _ROW_GROUP = 256
 
 
-def _write(files: list[Any], sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
     schema = pa.schema(
         [
             ("key", pa.string()),

@@ -6,45 +6,50 @@ from typing import Any
 
 import numpy as np
 
-from vidvq.config import validate
+from vidvq.codebook import Codebook
+from vidvq.config import is_mapping, to_dict, validate
 from vidvq.errors import UsageError
 from vidvq.export.target import Part
 from vidvq.export.targets import TARGETS
 from vidvq.formats.commit import FOLDER
-from vidvq.storage import read_json
+from vidvq.storage import pretty_json, read_json
 
 FORMAT = "vidvq.export/1"
 PART_FORMAT = "vidvq.export-part/1"
 
 
 @dataclass(frozen=True)
-class _Header:
-    """The fields of ``export.json`` that are read again."""
+class ExportHeader:
+    """The content of ``export.json``.
+
+    Attributes:
+        target: one of :data:`vidvq.export.targets.TARGETS`.
+        dtype: name of the ids' dtype.
+        token_fingerprint: of the tokenizer.
+        tokens_sha256: SHA-256 over those of the token shards, one a line (hex).
+        codebooks: in the order of their offsets.
+        vocabulary: number of ids, special tokens included.
+        specials: id of each special token.
+        order, axes: order of the codes, as in :class:`vidvq.export.config.ExportConfig`, and the axes it gives.
+        parts: stems of the parts' files.
+        padding: there is no id for it.
+    """
 
     target: str
     dtype: str
-    vocabulary: int
     token_fingerprint: str
+    tokens_sha256: str
+    codebooks: tuple[Codebook, ...]
+    vocabulary: int
     specials: dict[str, int]
     order: str
     axes: str
-    parts: list[str]
+    parts: tuple[str, ...]
+    padding: None = None
 
-
-@dataclass(frozen=True)
-class _File:
-    name: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The fields of the record of a part that are read again."""
-
-    clips: int
-    ids: int
-    files: list[_File]
+    def to_json(self) -> dict[str, Any]:
+        """JSON types, with the format."""
+        return to_dict(self) | {"format": FORMAT}
 
 
 def is_export(folder: Path) -> bool:
@@ -52,21 +57,19 @@ def is_export(folder: Path) -> bool:
     return (folder / "export.json").is_file()
 
 
-def read_header(folder: Path) -> dict[str, Any]:
+def read_header(folder: Path) -> ExportHeader:
     """Read ``export.json``.
 
     Raises:
         ValueError: it is damaged, or of another format.
     """
     path = folder / "export.json"
-    header = read_json(path)
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
+    content = read_json(path)
+    if not is_mapping(content) or content.get("format") != FORMAT:
         raise UsageError(f"{path} is not an export of format {FORMAT}")
-    validate(_Header, header, f"{path}")
-    if (
-        header["target"] not in TARGETS
-        or header["dtype"] != np.dtype(TARGETS[header["target"]].dtype(header["vocabulary"])).name
-    ):
+    header = validate(ExportHeader, content, f"{path}")
+    target = TARGETS.get(header.target)
+    if target is None or header.dtype != np.dtype(target.dtype(header.vocabulary)).name:
         raise UsageError(f"{path} is damaged: its target, parts, vocabulary and dtype do not go together; export again")
     return header
 
@@ -74,6 +77,11 @@ def read_header(folder: Path) -> dict[str, Any]:
 def record_path(folder: Path, stem: str) -> Path:
     """Where the record of a part is."""
     return folder / FOLDER / f"{stem}.json"
+
+
+def encode_part(part: Part) -> bytes:
+    """The record of a part as it is stored."""
+    return pretty_json(to_dict(part) | {"format": PART_FORMAT})
 
 
 def read_part(folder: Path, stem: str) -> Part | None:
@@ -85,11 +93,10 @@ def read_part(folder: Path, stem: str) -> Part | None:
     path = record_path(folder, stem)
     if not path.exists():
         return None
-    part = read_json(path)
-    if not isinstance(part, dict) or part.get("format") != PART_FORMAT:
+    content = read_json(path)
+    if not is_mapping(content) or content.get("format") != PART_FORMAT:
         raise UsageError(f"{path} is not a record of {PART_FORMAT}; remove it and run again")
-    validate(_Part, part, f"{path}")
-    return part
+    return validate(Part, content, f"{path}")
 
 
 def redo(stem: str) -> str:

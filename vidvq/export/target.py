@@ -4,14 +4,42 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TypeAlias
 
 import numpy as np
 
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.storage import attempt_file, publish_over
 
-Part = dict[str, Any]
+Files: TypeAlias = list[IO[bytes]]
+
+
+@dataclass(frozen=True)
+class PartFile:
+    """One file of a part: its name, size in bytes, and SHA-256 (hex)."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """The record of one exported token shard.
+
+    Attributes:
+        shard: file name of the token shard.
+        shard_sha256: its SHA-256 (hex).
+        clips: number of clips.
+        ids: number of ids, special tokens included.
+        files: the files that hold them, in the order of the target's suffixes.
+    """
+
+    shard: str
+    shard_sha256: str
+    clips: int
+    ids: int
+    files: tuple[PartFile, ...]
 
 
 @dataclass(frozen=True)
@@ -46,10 +74,10 @@ class Target:
     """
 
     suffixes: tuple[str, ...]
-    write: Callable[[list[Any], Iterator[Sequence], int, np.dtype], None]
+    write: Callable[[Files, Iterator[Sequence], int, np.dtype], None]
     read: Callable[[list[Path], np.dtype], Iterator[np.ndarray]]
     whole: Callable[[list[Part], np.dtype], dict[str, bytes]] = no_whole
-    dtype: Callable[[int], Any] = unsigned
+    dtype: Callable[[int], type[np.integer]] = unsigned
 
 
 def write_part(

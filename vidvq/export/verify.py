@@ -27,37 +27,37 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
         ValueError: ``export.json`` or a record is damaged.
     """
     header = read_header(folder)
-    target, dtype = TARGETS[header["target"]], np.dtype(header["dtype"])
+    target, dtype = TARGETS[header.target], np.dtype(header.dtype)
     problems: list[str] = []
     parts: list[Part] = []
-    for stem in header["parts"]:
+    for stem in header.parts:
         part = read_part(folder, stem)
         if part is None:
             problems.append(f"{stem}: is not finished; run the same command again")
             continue
         parts.append(part)
-        found = [*damaged_files(folder, part)] or [*_content(folder, part, target, header["vocabulary"], dtype)]
+        found = [*damaged_files(folder, part)] or [*_content(folder, part, target, header.vocabulary, dtype)]
         problems += [f"{line}; {redo(stem)}" for line in found]
-    if len(parts) == len(header["parts"]):
+    if len(parts) == len(header.parts):
         for name, data in target.whole(parts, dtype).items():
             path = folder / name
             if not path.is_file() or path.read_bytes() != data:
                 problems.append(f"{name}: is missing or differs from the parts' records; run the same command again")
-    return problems, len(header["parts"])
+    return problems, len(header.parts)
 
 
 def damaged_files(folder: Path, part: Part) -> Iterator[str]:
     """Say which files of a part are missing or hold other bytes than its record names."""
-    for file in part["files"]:
-        path = folder / file["name"]
+    for file in part.files:
+        path = folder / file.name
         if not path.is_file():
             yield f"{path.name}: is missing"
-        elif sha256_file(path) != file["sha256"]:
+        elif sha256_file(path) != file.sha256:
             yield f"{path.name}: its bytes differ from the record"
 
 
 def _content(folder: Path, part: Part, target: Target, vocabulary: int, dtype: np.dtype) -> Iterator[str]:
-    paths = [folder / file["name"] for file in part["files"]]
+    paths = [folder / file.name for file in part.files]
     clips = ids = highest = 0
     try:
         for sequence in target.read(paths, dtype):
@@ -66,8 +66,8 @@ def _content(folder: Path, part: Part, target: Target, vocabulary: int, dtype: n
     except _UNREADABLE as error:
         yield f"{paths[0].name}: is not readable ({_first_line(error)})"
         return
-    if (clips, ids) != (part["clips"], part["ids"]):
-        yield f"{paths[0].name}: holds {clips} clips of {ids} ids, its record says {part['clips']} of {part['ids']}"
+    if (clips, ids) != (part.clips, part.ids):
+        yield f"{paths[0].name}: holds {clips} clips of {ids} ids, its record says {part.clips} of {part.ids}"
     if highest >= vocabulary:
         yield f"{paths[0].name}: has the id {highest}, export.json says that ids are below {vocabulary}"
 
