@@ -1,0 +1,52 @@
+"""`vidvq demo --quick`: the commands of the demo with settings that the stages accept."""
+
+from pathlib import Path
+
+import pytest
+
+from vidvq.cli.arguments import split
+from vidvq.config import find_config, load
+from vidvq.demo import run
+from vidvq.shard import ShardConfig
+from vidvq.tokenize import TokenizeConfig
+from vidvq.train import TrainConfig
+
+
+@pytest.fixture
+def commands(monkeypatch, tmp_path) -> dict[str, list[str]]:
+    """The arguments of each command that a quick demo would run."""
+    ran: dict[str, list[str]] = {}
+
+    class Done:
+        returncode = 0
+
+    def note(arguments: list[str], check: bool) -> Done:
+        ran[" ".join(arguments[3:4]) + str(len(ran))] = arguments[3:]
+        return Done()
+
+    monkeypatch.setattr(run.subprocess, "run", note)
+    monkeypatch.setattr(run, "write_report", lambda out: None)
+    assert run.run_demo(tmp_path / "out", ["steps=25"], quick=True) == 0
+    return ran
+
+
+def settings(commands: dict[str, list[str]], name: str) -> list[str]:
+    return next(split(tuple(arguments))[1] for arguments in commands.values() if arguments[0] == name)
+
+
+def test_every_stage_accepts_the_settings_of_a_quick_demo(commands):
+    shard = load(ShardConfig, find_config("demo-shard"), settings(commands, "shard"))
+    train = load(TrainConfig, find_config("demo"), settings(commands, "train"))
+    tokenize = load(TokenizeConfig, None, settings(commands, "tokenize"))
+    assert shard.runtime.workers == tokenize.runtime.workers == 1
+    assert train.data.crop <= (shard.clip.short_side or 0)
+    assert train.adversarial, "the report shows the discriminator"
+
+
+def test_settings_of_the_user_win_over_those_of_quick(commands):
+    assert load(TrainConfig, find_config("demo"), settings(commands, "train")).steps == 25
+
+
+def test_a_demo_that_is_not_quick_has_no_settings_of_its_own():
+    names = [arguments for _, arguments in run._stages(Path("out"), (), (), ())]
+    assert not any("runtime.workers=1" in arguments or "clip.short_side=64" in arguments for arguments in names)
