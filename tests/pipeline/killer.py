@@ -14,18 +14,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jinja2  # noqa: F401
+import PIL.Image  # noqa: F401
+
 from vidvq.cli.main import run
 
 # Imported here, once, for all forks.
 if "tokenize" in sys.argv or "decode" in sys.argv:
     import torch
 
-    import vidvq.decode  # noqa: F401
-    from vidvq.tokenize import run_tokenize  # noqa: F401
+    import vidvq.decode
+    import vidvq.tokenize.thumbnails
+    import vidvq.tokenize.worker
 
     torch.set_num_threads(1)
 else:
-    from vidvq.shard import run_shard  # noqa: F401
+    import vidvq.jobs.report
+    import vidvq.shard.worker  # noqa: F401
 
 # A killed process loses nothing that it wrote; only a power cut asks for this, and it is slow.
 os.fsync = lambda file: None

@@ -97,6 +97,11 @@ def _run(
     if not inputs:
         raise UsageError(f"there is no input; see vidvq {stage_type.name} --help")
     settings = config.load(stage_type.config_type, config_path(config_name), overrides)
+    if settings.runtime.workers in {0, 1} or (len(inputs) == 1 and Path(inputs[0]).is_file()):
+        from vidvq.runtime import start_ahead
+
+        # A small job waits for libraries to load more than for anything else: the two processes load them at once.
+        start_ahead("vidvq.corpus.frames")
     stage = stage_type.open(inputs, settings, **options)
     if dry_run:
         return _show(estimate(stage, inputs), as_json)

@@ -31,6 +31,12 @@ class Feeder:
     def __init__(self) -> None:
         self._running: _Running | None = None
 
+    def release(self) -> None:
+        """Leave the child process to the next feeder that needs one: it has loaded its libraries already."""
+        if self._running:
+            _idle.append(self._running)
+            self._running = None
+
     def feed(
         self, function: Callable[[Item], Iterator[Result]], item: Item, deadline_s: float | None = None
     ) -> Generator[Result | WorkerDied, None, None]:
@@ -46,7 +52,7 @@ class Feeder:
         Raises:
             Exception: what the function raised.
         """
-        running = self._running or _Running()
+        running = self._running or _take_idle() or _Running()
         # A consumer that stops early leaves results in the pipe: that process is not used again.
         self._running = None
         try:
@@ -66,13 +72,21 @@ class Feeder:
                 running.stop()
 
 
+def start_ahead(module: str) -> None:
+    """Start a child process that loads a module while this process does something else; the next feeder takes it."""
+    _idle.append(_Running(module))
+
+
 class _Running:
     """The child process and our ends of its pipes. It is killed when this object is collected."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str = "") -> None:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
-        command = f"from vidvq.runtime.feeder import serve; serve({theirs_in}, {theirs_out})"
+        load = f"import {module}; " if module else ""
+        command = f"{load}from vidvq.runtime.feeder import serve; serve({theirs_in}, {theirs_out})"
+        # What the child inherits: a feeder that would start another child must not be given this one.
+        self.inherits = _inheritance()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", command],
@@ -86,6 +100,21 @@ class _Running:
         os.close(theirs_out)
         self.orders, self.results = FileIO(ours_out, "w"), FileIO(ours_in, "r")
         self.stop = weakref.finalize(self, _stop, self.process, self.orders, self.results)
+
+
+_idle: list[_Running] = []
+
+
+def _take_idle() -> _Running | None:
+    """An idle child process like the one that would be started now."""
+    for index, running in enumerate(_idle):
+        if running.inherits == _inheritance() and running.process.poll() is None:
+            return _idle.pop(index)
+    return None
+
+
+def _inheritance() -> tuple[int, list[str], str | None]:
+    return os.getpid(), list(sys.path), os.environ.get("TMPDIR")
 
 
 def _stop(process: subprocess.Popen[bytes], *pipes: FileIO) -> None:

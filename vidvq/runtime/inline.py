@@ -34,6 +34,7 @@ class InlinePool:
         source = iter(items)
         while some := list(islice(source, _TOGETHER)):
             yield from self._in_child(function, some, retries, deadline_s)
+        self._feeder.release()
 
     def _in_child(
         self, function: Callable[[Item], Result], items: list[Item], retries: int, deadline_s: float

@@ -78,6 +78,8 @@ class TokenShardWorker:
             with self._clock.activity("write"):
                 fill = partial(self._fill, task, file, counts, copied)
                 commit = commit_shard(task.out, task.shard, task.plan_id, fill)
+        for feeder in self._feeders:
+            feeder.release()
         return self._clock.result(commit, dict(copied), counts)
 
     def _fill(
