@@ -17,7 +17,7 @@ from itertools import repeat
 from pathlib import Path
 
 from vidvq.config import validate
-from vidvq.corpus.inputs import Source
+from vidvq.corpus.source import Source
 from vidvq.formats.commit import FOLDER, Commit, _encode, read_commits
 from vidvq.formats.summary import summarize
 from vidvq.formats.tar import Member

@@ -164,6 +164,6 @@ def test_videos_over_http_are_fetched_and_a_dead_link_is_a_failed_item(videos, t
         )
         server.shutdown()
     assert ran.code == 1
-    assert f"{url}/gone.mp4: is not there" in ran.err and "failed not_a_video: 1" in ran.err
+    assert f"{url}/gone.mp4: the server answers 404" in ran.err and "failed not_a_video: 1" in ran.err
     assert "5 ok, 2 failed" in ran.err
     assert vidvq("verify", tmp_path / "out").code == 0

@@ -1,5 +1,6 @@
 """Options and argument parsing shared by several commands."""
 
+import os
 import re
 from pathlib import Path
 
@@ -21,8 +22,8 @@ def config_path(name: str | None) -> Path | None:
 
 
 def is_override(argument: str) -> bool:
-    """Whether an argument is a setting ``key.sub=value``."""
-    return bool(_OVERRIDE.match(argument))
+    """Whether an argument is a setting ``key.sub=value``; a file of that name is an input."""
+    return bool(_OVERRIDE.match(argument)) and not os.path.lexists(argument)
 
 
 def split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:

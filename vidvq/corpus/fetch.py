@@ -2,20 +2,29 @@
 
 import errno
 import hashlib
+import http.client
+import io
+import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
+from urllib.parse import urlsplit
 
-from vidvq.corpus.inputs import Source
+from vidvq.corpus.lists import is_list, read_blob
+from vidvq.corpus.source import Source
+from vidvq.corpus.tars import open_tar
 from vidvq.storage import is_remote, place
 from vidvq.video import VideoError
 
 _CHUNK_BYTES = 1 << 20
 _TRIES = 3
 _PAUSE_S = 1.0
+# HTTP statuses that another try does not change: not found, gone.
+_LASTING = frozenset({404, 410})
 _CHANGED = "is not the file that was planned; restore it, or shard it anew"
 
 
@@ -29,10 +38,13 @@ def local_file(source: Source, max_bytes: int, sha256: str = "") -> Iterator[Pat
         sha256: in hex, that a copy must have, and a file whose version is unknown; "" for any.
 
     Raises:
-        VideoError: ``missing``, ``unreadable``, ``fetch_failed``, ``too_large`` or ``changed_since_plan``.
+        VideoError: ``missing``, ``unreadable``, ``fetch_failed``, ``fetch_failed(404)`` and the like, ``too_large``,
+            ``changed_since_plan``, or the reason of an entry that cannot be read.
         OSError: the disk is full.
     """
-    container = place(source.uri.rpartition("#")[0] if source.offset >= 0 else source.uri)
+    if source.failure:
+        raise VideoError(*source.failure)
+    container = place(source.container)
     if not is_remote(container):
         _refuse_changed(container, source)
         if source.offset < 0:
@@ -84,6 +96,9 @@ def _refuse_changed(path: Path, source: Source) -> None:
         raise VideoError("missing", "is not there") from error
     except OSError as error:
         raise VideoError("unreadable", f"cannot be opened: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        # To open a named pipe would wait for its writer.
+        raise VideoError("unreadable", "is no regular file")
     same_size = source.offset >= 0 or status.st_size == source.size
     if source.version and not (same_size and str(status.st_mtime_ns) == source.version):
         raise VideoError("changed_since_plan", _CHANGED)
@@ -94,23 +109,62 @@ def _fetch(container: Path, source: Source, copy: IO[bytes], max_bytes: int) -> 
         try:
             copy.seek(0)
             copy.truncate()
-            with container.open("rb") as file:
-                if source.offset >= 0:
-                    file.seek(source.offset)
+            with _open(container, source) as file:
                 _copy(file, copy, source, max_bytes)
             return
         except VideoError:
             raise
-        except FileNotFoundError as error:
-            raise VideoError("missing", "is not there") from error
-        except PermissionError as error:
-            raise VideoError("unreadable", "may not be read") from error
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise OSError(error.errno, error.strerror, copy.name) from error
-            if attempt == _TRIES - 1:
-                raise VideoError("fetch_failed", f"{_TRIES} tries failed: {' '.join(str(error).split())}") from error
+            failure, lasting = _failure(error, container)
+            if lasting or attempt == _TRIES - 1:
+                raise failure from error
             time.sleep(_PAUSE_S * 2**attempt)
+
+
+@contextmanager
+def _open(container: Path, source: Source) -> Iterator[IO[bytes]]:
+    """Open where the video begins."""
+    if source.offset < 0:
+        with container.open("rb") as file:
+            yield file
+    elif is_list(container):
+        column = source.member.partition(f"/{source.offset}/")[0]
+        with container.open("rb") as file:
+            yield io.BytesIO(read_blob(file, column, source.offset))
+    else:
+        with open_tar(container) as file:
+            file.seek(source.offset)
+            yield file
+
+
+def _failure(error: Exception, container: Path) -> tuple[VideoError, bool]:
+    """What a failed try means, and whether another one would fail too."""
+    if str(container).startswith(("http://", "https://")):
+        causes = list(_causes(error))
+        status = next((cause.status for cause in causes if isinstance(getattr(cause, "status", None), int)), None)
+        if status is None and any(isinstance(getattr(cause, "os_error", cause), socket.gaierror) for cause in causes):
+            detail = f"has a host that cannot be found: {urlsplit(str(container)).hostname}"
+            return VideoError("fetch_failed(unknown_host)", detail), False
+        if status is None and isinstance(error, FileNotFoundError) and error.__cause__ is None:
+            # fsspec says so of a 404 alone.
+            status = 404
+        if status is not None:
+            detail = f"the server answers {status} {http.client.responses.get(status, '')}".rstrip()
+            return VideoError(f"fetch_failed({status})", detail), status in _LASTING
+        error = cast(Exception, causes[-1])
+    elif isinstance(error, FileNotFoundError):
+        return VideoError("missing", "is not there"), True
+    elif isinstance(error, PermissionError):
+        return VideoError("unreadable", "may not be read"), True
+    return VideoError("fetch_failed", f"{_TRIES} tries failed: {' '.join(str(error).split())}"), False
+
+
+def _causes(error: BaseException | None) -> Iterator[Any]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def _copy(file: IO[bytes], copy: IO[bytes], source: Source, max_bytes: int) -> None:

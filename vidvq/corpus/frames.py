@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from vidvq.corpus.fetch import as_video_error, local_file
-from vidvq.corpus.inputs import Source
+from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import read_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import FrameReader, decode_clip, open_reader, sample_timeline, time_stretch

@@ -2,51 +2,26 @@
 
 import glob
 import hashlib
-import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vidvq.corpus.lists import LIST_SUFFIXES, Line, ListPolicy, read_list, read_tar_list
+from vidvq.corpus.lists import ListPolicy, is_list, read_list
+from vidvq.corpus.source import Source, failed_source, shown, source_at, uri_of
+from vidvq.corpus.tars import APPLE_DOUBLE, APPLE_DOUBLES, TAR_SUFFIXES, is_tar, read_tar
 from vidvq.errors import StoreError, UsageError
+from vidvq.log import info
 from vidvq.storage import canonical_json, is_remote, place
 
 SUFFIXES = frozenset(
     ".264 .265 .3g2 .3gp .apng .asf .avi .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v .m4v .mkv .mov "
     ".mp4 .mpeg .mpg .mts .mxf .nut .obu .ogg .ogv .qt .rm .rmvb .ts .vob .webm .wmv .wtv .y4m".split()
 )
-_TAR = ".tar"
 _SUM_BYTES = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One input video, or a stretch of one.
-
-    Attributes:
-        uri: absolute path or URL; of a video in a tar, ``TAR#MEMBER``.
-        size: bytes, or -1 where only opening it would tell.
-        version: changes when its content does: the time of last change in nanoseconds, or an etag; "" as for size.
-        offset: where in the tar it begins, or -1 for a file of its own.
-        start_s, end_s: the stretch to use, in seconds from the first frame; None for all.
-        carried: columns of the list to write beside each clip, as canonical JSON; "" for none.
-    """
-
-    uri: str
-    size: int = -1
-    version: str = ""
-    offset: int = -1
-    start_s: float | None = None
-    end_s: float | None = None
-    carried: str = ""
-
-    @property
-    def identity(self) -> str:
-        """What tells it from every other source: the uri, and the stretch where there is one."""
-        if self.start_s is None and self.end_s is None:
-            return self.uri
-        return f"{self.uri}#t={'' if self.start_s is None else self.start_s},{'' if self.end_s is None else self.end_s}"
+_SHOWN_KINDS = 8
+_PLAN_FILES = frozenset({"plan.json", "plan.parquet"})
 
 
 def list_sources(inputs: list[str], lists: ListPolicy) -> Iterator[Source]:
@@ -62,11 +37,14 @@ def list_sources(inputs: list[str], lists: ListPolicy) -> Iterator[Source]:
     if not inputs:
         raise UsageError("there is no input; give video files or directories, globs, lists or URLs")
     for given in inputs:
-        for source in _expand(given, lists):
+        passed: Counter[str] = Counter()
+        for source in _expand(given, lists, passed):
             digest = hashlib.blake2b(source.identity.encode(), digest_size=12).digest()
             if digest not in seen:
                 seen.add(digest)
                 yield source
+        if passed:
+            info(f"listed {shown(given)}{_but(passed)}")
 
 
 class Fingerprint:
@@ -91,25 +69,25 @@ class Fingerprint:
         return {"count": self._count, "bytes": self._bytes, "sum": f"{self._sum:064x}"}
 
 
-def _expand(given: str, lists: ListPolicy) -> Iterator[Source]:
+def _expand(given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
     path = place(given)
     try:
         if given.startswith(("http://", "https://")):
-            yield from _file(path, lists, told=True)
+            yield from _file(path, lists, passed, named=True)
         elif path.is_dir():
-            yield from _folder(path, given, lists)
+            yield from _folder(path, given, lists, passed)
         elif path.exists():
-            yield from _file(path, lists, told=True)
+            yield from _file(path, lists, passed, named=True)
         elif glob.has_magic(given):
-            yield from _glob(path, given, lists)
+            yield from _glob(path, given, lists, passed)
         else:
-            raise UsageError(f"input {given} does not exist; give video files, folders, globs, lists or URLs")
+            raise UsageError(f"input {shown(given)} does not exist; give video files, folders, globs, lists or URLs")
     except ImportError as error:
         raise UsageError(f"input {given} needs a library that is not installed: {error}") from error
     except (UsageError, StoreError):
         raise
     except OSError as error:
-        raise UsageError(f"input {given} cannot be read: {error.strerror or error}") from error
+        raise UsageError(f"input {shown(given)} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         # Stores raise what their own libraries raise: no credentials, no such endpoint.
         if not is_remote(path):
@@ -117,80 +95,75 @@ def _expand(given: str, lists: ListPolicy) -> Iterator[Source]:
         raise StoreError(f"input {given} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _folder(folder: Path, given: str, lists: ListPolicy) -> Iterator[Source]:
+def _folder(folder: Path, given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
     empty = True
-    for path in _walk(folder):
-        if path.suffix.lower() in SUFFIXES or path.suffix.lower() == _TAR:
+    for entry in _walk(folder, sorted(folder.iterdir(), key=lambda entry: entry.name), passed):
+        if isinstance(entry, Source):
             empty = False
-            yield from _file(path, lists, told=False)
+            yield entry
+        elif entry.name.startswith(APPLE_DOUBLE):
+            passed[APPLE_DOUBLES] += 1
+        elif entry.suffix.lower() in SUFFIXES or is_tar(entry):
+            empty = False
+            yield from _file(entry, lists, passed, named=False)
+        else:
+            passed[entry.suffix.lower() or "without a suffix"] += 1
     if empty:
-        raise UsageError(f"no video under {given}; a folder is searched for {' '.join(sorted(SUFFIXES))} {_TAR}")
+        raise UsageError(
+            f"no video under {shown(given)}{_but(passed)}; a folder is searched for {' '.join(sorted(SUFFIXES))} "
+            f"{' '.join(TAR_SUFFIXES)}"
+        )
 
 
-def _glob(path: Path, given: str, lists: ListPolicy) -> Iterator[Source]:
+def _glob(path: Path, given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
     found = _remote_glob(path) if is_remote(path) else [Path(name) for name in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207
     files = [file for file in found if file.is_file()]
     if not files:
-        raise UsageError(f"no file matches {given}")
+        raise UsageError(f"no file matches {shown(given)}")
     for file in files:
-        yield from _file(file, lists, told=True)
+        if file.name.startswith(APPLE_DOUBLE):
+            passed[APPLE_DOUBLES] += 1
+        else:
+            yield from _file(file, lists, passed, named=True)
 
 
 def _remote_glob(path: Any) -> list[Path]:
     return [place(path.fs.unstrip_protocol(name)) for name in sorted(path.fs.glob(path.path))]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if entry.is_dir():
-            if is_remote(entry) or not entry.is_symlink():
-                yield from _walk(entry)
-        else:
+def _walk(folder: Path, entries: list[Path], passed: Counter[str]) -> Iterator[Path | Source]:
+    """Yield the files below a folder by name, and a failed entry for each folder that cannot be read."""
+    for entry in entries:
+        try:
+            below = sorted(entry.iterdir(), key=lambda entry: entry.name) if entry.is_dir() else None
+        except OSError as error:
+            if is_remote(entry):
+                raise
+            yield failed_source(uri_of(entry), "unreadable", f"cannot be listed: {error.strerror or error}")
+            continue
+        if below is None:
             yield entry
+        elif not is_remote(entry) and entry.is_symlink():
+            passed["linked folders"] += 1
+        elif {inner.name for inner in below} >= _PLAN_FILES:
+            passed["output folders of vidvq"] += 1
+        else:
+            yield from _walk(entry, below, passed)
 
 
-def _file(path: Path, lists: ListPolicy, told: bool) -> Iterator[Source]:
-    suffix = path.suffix.lower()
-    if told and suffix in LIST_SUFFIXES:
-        for line in read_list(path, lists):
-            yield _line(line, path)
-    elif suffix == _TAR:
-        tar = source_at(_uri(path))
-        for member in read_tar_list(path, lists, SUFFIXES):
-            yield Source(
-                uri=f"{tar.uri}#{member.uri}",
-                size=member.size,
-                version=tar.version,
-                offset=member.offset,
-                carried=member.carried,
-            )
+def _file(path: Path, lists: ListPolicy, passed: Counter[str], named: bool) -> Iterator[Source]:
+    if named and is_list(path):
+        yield from read_list(path, lists, passed)
+    elif is_tar(path):
+        yield from read_tar(path, lists.carry, SUFFIXES, passed)
     else:
-        yield source_at(_uri(path))
+        yield source_at(uri_of(path))
 
 
-def _line(line: Line, path: Path) -> Source:
-    uri = line.uri
-    if "://" not in uri:
-        # A list travels with its videos: what is relative in it is relative to it.
-        uri = _uri(path.parent / uri)
-    found = source_at(uri) if "://" not in uri else Source(uri)
-    return Source(found.uri, found.size, found.version, -1, line.start_s, line.end_s, line.carried)
-
-
-def source_at(uri: str) -> Source:
-    """The source at a path or URL as it is now; of unknown size and version where it is not there or does not tell."""
-    path = place(uri)
-    try:
-        if is_remote(path):
-            details: dict[str, Any] = path.fs.info(path.path)  # type: ignore[attr-defined]
-            version = details.get("ETag") or details.get("etag") or details.get("LastModified") or ""
-            return Source(uri, details.get("size") or -1, str(version).strip('"'))
-        status = path.stat()
-        return Source(uri, status.st_size, str(status.st_mtime_ns))
-    except (OSError, ValueError):
-        # ValueError: a null byte in the name.
-        return Source(uri)
-
-
-def _uri(path: Path) -> str:
-    return str(path) if is_remote(path) else os.path.normpath(path.absolute())
+def _but(passed: Counter[str]) -> str:
+    """What was passed over, for a message: `` (passed over 3 .srt, 1 linked folders)``."""
+    if not passed:
+        return ""
+    shown_kinds = [f"{count} {shown(kind)}" for kind, count in passed.most_common(_SHOWN_KINDS)]
+    more = passed.total() - sum(count for _, count in passed.most_common(_SHOWN_KINDS))
+    return f" (passed over {', '.join(shown_kinds)}{f', {more} others' if more else ''})"

@@ -1,25 +1,38 @@
-"""Lists of videos: txt, csv, jsonl and parquet files, and tars that hold the videos themselves. Read as streams."""
+"""Lists of videos: txt, csv, tsv, jsonl and parquet files, read as streams."""
 
 import csv
 import json
 import math
-import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import time, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
+from vidvq.corpus.source import Source, base_name, carried_json, failed_source, shown, source_at, uri_of
 from vidvq.errors import UsageError
-from vidvq.formats.tar import check_name
-from vidvq.storage import canonical_json
+from vidvq.log import warn
 
-LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"})
-_URI_COLUMNS = ("uri", "url", "path", "video", "file")
-_RANGE_COLUMNS = {"start": "start_s", "end": "end_s"}
-_MAX_SIDECAR_BYTES = 1 << 20
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_URI_COLUMNS = (
+    "uri url path video file video_path video_url video_uri file_path filepath file_name filename videofile contenturl"
+).split()
+_START_COLUMNS = "start_s start start_time start_sec start_seconds begin begin_s".split()
+_END_COLUMNS = "end_s end end_time end_sec end_seconds stop stop_s".split()
+_LIKE_A_RANGE = re.compile(r"(^|_)(start|begin|end|stop|from|to|t0|t1|timestamps?|range|segment)(_|$)")
+_CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:[.,]\d*)?)")
+_MAX_PATH_BYTES = 4096
+_ROWS_PER_BATCH = 4096
+_BLOBS_PER_BATCH = 16
+_BUFFER_BYTES = 1 << 20
+# pyarrow creates these functions when it is imported, invisible to type checkers.
+pc: Any = pyarrow.compute
 
 
 @dataclass(frozen=True)
@@ -27,9 +40,10 @@ class ListPolicy:
     """Columns of csv, tsv, jsonl and parquet lists.
 
     Attributes:
-        uri: column with the path or URL of the video; None takes the first of uri, url, path, video and file.
-        start, end: column with the start (or end) of the range to use (seconds); None takes ``start_s`` (or ``end_s``)
-            where the list has it.
+        uri: column with the path or URL of the video; None takes the first of uri, url, path, video, file and other
+            usual names.
+        start, end: column with the start (or end) of the range to use, in seconds or as ``HH:MM:SS.mmm``; None takes
+            ``start_s`` or ``start`` (``end_s`` or ``end``) and other usual names where the list has one, "" takes none.
         carry: columns written to each clip's JSON, under ``carried``. For a tar of videos: fields of ``KEY.json``, and
             ``txt`` for the text of ``KEY.txt``.
     """
@@ -42,157 +56,226 @@ class ListPolicy:
     carry: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """What a list says of one video: see :class:`vidvq.corpus.inputs.Source`."""
-
-    uri: str
-    start_s: float | None = None
-    end_s: float | None = None
-    carried: str = ""
+def is_list(path: Path) -> bool:
+    """Whether a place has the name of a list."""
+    return base_name(path).endswith(LIST_SUFFIXES)
 
 
-@dataclass(frozen=True, slots=True)
-class TarMember:
-    """A video inside a tar: its member name, where its bytes are, and the columns beside it."""
+def read_list(path: Path, policy: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
+    """Yield the videos that a list names, by its suffix, and a failed entry for each row that cannot be understood.
 
-    uri: str
-    offset: int
-    size: int
-    carried: str
+    A relative path is relative to the list. A video inside a parquet file (Hugging Face's struct of ``bytes`` and
+    ``path``) stays there.
 
-
-def read_list(path: Path, policy: ListPolicy) -> Iterator[Line]:
-    """Yield the lines of a list, by its suffix. An empty line, or one without a uri, is skipped.
+    Args:
+        path: the list.
+        policy: the meaning of its columns.
+        passed: counts the rows that name no video.
 
     Raises:
-        ValueError: it is damaged, is not UTF-8, or lacks a column that the policy names.
+        UsageError: it is damaged, or lacks a column that the policy names.
     """
+    columns: _Columns | None = None
     try:
-        if path.suffix.lower() == ".txt":
-            with path.open("r", encoding="utf-8") as file:
-                for text in file:
-                    if text.strip():
-                        yield Line(text.strip())
-            return
-        columns: _Columns | None = None
-        for row in _rows(path):
+        for number, row in enumerate(_rows(path)):
             columns = columns or _Columns(path, policy, row)
-            line = columns.read(row)
-            if line.uri:
-                yield line
+            if source := columns.read(row, number):
+                yield source
+            else:
+                passed["rows without a video"] += 1
     except UsageError:
         raise
     except (ValueError, csv.Error, RecursionError, pa.ArrowException) as error:
         raise UsageError(f"list {path} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def read_tar_list(path: Path, policy: ListPolicy, suffixes: frozenset[str]) -> Iterator[TarMember]:
-    """Yield the videos in a WebDataset tar, and beside each what of its ``KEY.json`` and ``KEY.txt`` is to be carried.
+def read_blob(file: IO[bytes], column: str, row: int) -> bytes:
+    """The bytes of a video inside a parquet file.
+
+    Args:
+        file: the parquet file.
+        column: a struct with a field ``bytes``.
+        row: number of the row, from 0.
 
     Raises:
-        ValueError: not a readable tar.
+        IndexError: it has no such row.
     """
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            key, videos, carried = "", [], {}
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]
-                if not info.isreg():
-                    continue
-                stem, _, extension = info.name.partition(".")
-                if stem != key:
-                    yield from _sample(videos, carried)
-                    key, videos, carried = stem, [], {}
-                if f".{extension.rpartition('.')[2].lower()}" in suffixes:
-                    check_name(info.name.replace("/", "-"))
-                    videos.append((info.name, info.offset_data, info.size))
-                elif extension in {"json", "txt"} and policy.carry and info.size <= _MAX_SIDECAR_BYTES:
-                    sidecar = tar.extractfile(info)
-                    assert sidecar is not None
-                    carried |= _sidecar(sidecar.read(), extension, policy.carry, f"{path}: {info.name}")
-            yield from _sample(videos, carried)
-    except UsageError:
-        raise
-    except (tarfile.TarError, ValueError, EOFError) as error:
-        raise UsageError(f"{path} is not a readable tar: {error}") from error
+    table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES)
+    for group in range(table.num_row_groups):
+        rows = table.metadata.row_group(group).num_rows
+        if row < rows:
+            batches = table.iter_batches(1, row_groups=[group], columns=[f"{column}.bytes"])
+            for index, batch in enumerate(batches):
+                if index == row:
+                    return batch.column(0)[0].as_py()["bytes"]
+        row -= rows
+    raise IndexError(f"row {row}")
 
 
-def _sample(videos: list[tuple[str, int, int]], carried: dict[str, Any]) -> Iterator[TarMember]:
-    text = canonical_json(carried).decode() if carried else ""
-    for name, offset, size in videos:
-        yield TarMember(name, offset, size, text)
+@dataclass(frozen=True)
+class _Blob:
+    """A video inside a parquet file."""
 
-
-def _sidecar(data: bytes, extension: str, carry: tuple[str, ...], where: str) -> dict[str, Any]:
-    try:
-        if extension == "txt":
-            return {"txt": data.decode()} if "txt" in carry else {}
-        fields = json.loads(data)
-        return {name: fields[name] for name in carry if name in fields} if isinstance(fields, dict) else {}
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} cannot be read: {error}; leave it out, or set lists.carry=[]") from error
+    size: int
+    path: str | None
 
 
 def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        with path.open("rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=4096):
-                yield from batch.to_pylist()
+    name = base_name(path)
+    if name.endswith(".parquet"):
+        yield from _parquet_rows(path)
         return
-    with path.open("r", encoding="utf-8-sig", newline="") as file:
-        if suffix in {".csv", ".tsv"}:
-            yield from csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-            return
-        for number, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            row = json.loads(text)
-            if not isinstance(row, dict):
-                raise UsageError(f"list {path}: line {number} is a {type(row).__name__}; each must be a JSON object")
-            yield row
+    # One name that is not UTF-8 costs its own row alone.
+    with path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = _without_nul(file, path)
+        if name.endswith((".csv", ".tsv")):
+            yield from csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
+        elif name.endswith(".txt"):
+            yield from ({"uri": text} for text in lines if text.strip())
+        else:
+            yield from _json_rows(lines, path)
+
+
+def _without_nul(lines: IO[str], path: Path) -> Iterator[str]:
+    for text in lines:
+        if "\0" in text:
+            raise UsageError(f"list {path} is not text in UTF-8 (it holds a NUL byte); save it as UTF-8")
+        yield text
+
+
+def _json_rows(lines: Iterator[str], path: Path) -> Iterator[Mapping[str, Any]]:
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        row = json.loads(text)
+        if not isinstance(row, dict):
+            raise UsageError(f"list {path}: line {number} is a {type(row).__name__}; each must be a JSON object")
+        yield row
+
+
+def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    with path.open("rb") as file:
+        table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES)
+        blobs = {field.name for field in table.schema_arrow if _holds_videos(field.type)}
+        for batch in table.iter_batches(batch_size=_BLOBS_PER_BATCH if blobs else _ROWS_PER_BATCH):
+            names = batch.schema.names
+            columns = [
+                _blobs(batch.column(name)) if name in blobs else batch.column(name).to_pylist() for name in names
+            ]
+            yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _holds_videos(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind) or {kind.field(index).name for index in range(kind.num_fields)} != {
+        "bytes",
+        "path",
+    }:
+        return False
+    return pa.types.is_binary(kind.field("bytes").type) or pa.types.is_large_binary(kind.field("bytes").type)
+
+
+def _blobs(column: pa.Array) -> list[_Blob | None]:
+    sizes = pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()
+    paths = pc.struct_field(column, "path").to_pylist()
+    return [
+        None if size is None and path is None else _Blob(size or 0, path)
+        for size, path in zip(sizes, paths, strict=True)
+    ]
 
 
 class _Columns:
-    """Which columns of a list mean what, decided on its first row."""
+    """The meaning of the columns of a list, decided on its first row."""
 
     def __init__(self, path: Path, policy: ListPolicy, first: Mapping[str, Any]) -> None:
-        self.carry = policy.carry
-        there = ", ".join(first)
+        self._path = path
+        names = [name for name in first if name]
+        there = ", ".join(names)
+        lower = {name.lower(): name for name in reversed(names)}
 
-        def find(setting: str, wanted: str | None, usual: tuple[str, ...]) -> str | None:
+        def find(setting: str, wanted: str | None, usual: Sequence[str]) -> str | None:
             if wanted and wanted not in first:
                 raise UsageError(f"list {path} has no column {wanted!r} (lists.{setting}); it has {there}")
-            return wanted or next((name for name in usual if name in first), None)
+            return wanted if wanted is not None else next((lower[name] for name in usual if name in lower), None)
 
-        uri = find("uri", policy.uri, _URI_COLUMNS)
+        uri = find("uri", policy.uri or None, _URI_COLUMNS)
         if uri is None:
             raise UsageError(
                 f"list {path} has none of the columns {', '.join(_URI_COLUMNS)}; name one of {there} by lists.uri"
             )
-        self.uri = uri
-        self.start = find("start", policy.start, (_RANGE_COLUMNS["start"],))
-        self.end = find("end", policy.end, (_RANGE_COLUMNS["end"],))
+        self._uri = uri
+        self._start, self._end = find("start", policy.start, _START_COLUMNS), find("end", policy.end, _END_COLUMNS)
         for name in policy.carry:
             find("carry", name, ())
+        self._carry = policy.carry
+        self._table = source_at(uri_of(path))
+        used = {uri, self._start, self._end, *policy.carry}
+        unused = [name for name in names if name not in used and _LIKE_A_RANGE.search(name.lower())]
+        if unused and policy.start is None and policy.end is None and not (self._start and self._end):
+            warn(
+                f"list {path} has columns that look like a range and are not used: {', '.join(unused)}; "
+                "set lists.start and lists.end if they are seconds"
+            )
 
-    def read(self, row: Mapping[str, Any]) -> Line:
-        carried = {name: row[name] for name in self.carry if row.get(name) is not None}
+    def read(self, row: Mapping[str, Any], number: int) -> Source | None:
+        """The video of a row; None if the row names none."""
+        source = self._video(row.get(self._uri), number)
+        if source is None:
+            return None
+        source = replace(source, carried=carried_json({name: row.get(name) for name in self._carry}))
         try:
-            text = canonical_json(carried).decode() if carried else ""
-        except (TypeError, ValueError):
-            text = canonical_json({name: str(value) for name, value in carried.items()}).decode()
-        return Line(str(row.get(self.uri) or "").strip(), _seconds(row, self.start), _seconds(row, self.end), text)
+            start, end = self._seconds(row, self._start), self._seconds(row, self._end)
+        except ValueError as error:
+            # The range keeps the entry apart from one for the whole video.
+            return replace(source, size=-1, version=f"!bad_range: {shown(str(error))}", start_s=-1.0)
+        return replace(source, start_s=start, end_s=end)
+
+    def _video(self, value: Any, number: int) -> Source | None:
+        if isinstance(value, _Blob):
+            if value.size:
+                uri = f"{self._table.uri}#{self._uri}/{number}/{value.path or ''}"
+                return replace(self._table, uri=uri, size=value.size, offset=number)
+            value = value.path
+        if value is None or value != value:
+            return None
+        if isinstance(value, bytes):
+            if len(value) > _MAX_PATH_BYTES:
+                detail = f"holds {len(value)} bytes, which are no path; lists.uri={self._uri} must name videos"
+                return failed_source(f"{uri_of(self._path)}#{self._uri}/{number}", "bad_name", detail)
+            value = value.decode("utf-8", "surrogateescape")
+        text = str(value).strip()
+        if not text:
+            return None
+        if "://" not in text:
+            # A list travels with its videos.
+            return source_at(uri_of(self._path.parent / text))
+        # Asking a store about each of millions of videos would take longer than to plan them.
+        return Source(text) if shown(text) == text else source_at(text)
+
+    def _seconds(self, row: Mapping[str, Any], column: str | None) -> float | None:
+        value = row.get(column) if column else None
+        try:
+            return _parse_seconds(value)
+        except ValueError as error:
+            raise ValueError(f"has {column} {str(value)[:80]!r}; needs seconds or HH:MM:SS.mmm") from error
 
 
-def _seconds(row: Mapping[str, Any], column: str | None) -> float | None:
-    value = row.get(column) if column else None
-    if value is None or value == "":
+def _parse_seconds(value: Any) -> float | None:
+    """A time in seconds; None for none.
+
+    Raises:
+        ValueError: it is no finite time.
+    """
+    if value is None or value != value:
         return None
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = math.nan
-    # What is no time makes its item fail, not the job: no video has a time before its first frame.
-    return seconds if math.isfinite(seconds) else -1.0
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    text = value.isoformat() if isinstance(value, time) else str(value).strip()
+    if not text:
+        return None
+    if clock := _CLOCK.fullmatch(text):
+        hours, minutes, seconds = clock.groups()
+        return 3600.0 * int(hours or 0) + 60.0 * int(minutes) + float(seconds.replace(",", "."))
+    seconds = float(text)
+    if math.isinf(seconds):
+        raise ValueError("not finite")
+    return None if math.isnan(seconds) else seconds

@@ -10,7 +10,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Generic
 
-from vidvq.corpus.inputs import Source, list_sources
+from vidvq.corpus.inputs import list_sources
+from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit
 from vidvq.formats.plan import read_plan

@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidvq.corpus.inputs import Fingerprint, Source
+from vidvq.corpus.inputs import Fingerprint
+from vidvq.corpus.source import Source
 from vidvq.formats.arrow import encode_table, read_table
 from vidvq.formats.rows import codec_of
 from vidvq.jobs.stage import AnyVideoRow, VideoStage

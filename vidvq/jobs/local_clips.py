@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vidvq.corpus.fetch import local_file
-from vidvq.corpus.inputs import Source
+from vidvq.corpus.source import Source
 from vidvq.errors import StoreError, UsageError
 from vidvq.jobs.rows import ClipRow
 from vidvq.video import VideoError

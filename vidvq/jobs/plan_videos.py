@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vidvq.corpus.inputs import Fingerprint, Source, list_sources
+from vidvq.corpus.inputs import Fingerprint, list_sources
+from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.plan import Plan, create_plan, has_plan, read_plan, refuse_foreign, refuse_other_origin
 from vidvq.formats.rows import REMOVED, codec_of

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from vidvq.corpus.inputs import Source
+from vidvq.corpus.source import Source
 from vidvq.formats.rows import Int32, PlanRow
 
 

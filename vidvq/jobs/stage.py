@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
-from vidvq.corpus.inputs import Source
 from vidvq.corpus.lists import ListPolicy
+from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit, Outcome
 from vidvq.formats.plan import has_plan

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vidvq.corpus.inputs import Fingerprint, Source, list_sources, source_at
+from vidvq.corpus.inputs import Fingerprint, list_sources
+from vidvq.corpus.source import Source, source_at
 from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan, extend_plan, has_plan, read_plan
@@ -193,7 +194,7 @@ def _failed_keys(plan: Plan, reason: str | None, out: Path) -> set[str]:
         for commit in read_commits(out, plan.shard_names())
         if commit
         for outcome in commit.failed
-        if reason in {ANY_REASON, outcome.reason}
+        if reason in {ANY_REASON, outcome.reason, outcome.reason.partition("(")[0]}
     }
 
 
@@ -220,7 +221,9 @@ def _by_source(plan: Plan, row: type[AnyVideoRow]) -> Iterator[tuple[Source, lis
 
 def _refresh(source: Source) -> Source:
     """The source with the size and version that its file has now."""
-    container = source.uri.rpartition("#")[0] if source.offset >= 0 else source.uri
+    if source.failure:
+        return source
+    container = source.container
     now = source_at(container) if "://" not in container or source.version else Source(container)
     return replace(source, size=source.size if source.offset >= 0 else now.size, version=now.version)
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
-from vidvq.corpus.inputs import Source
+from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import clip_key
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.rows import PlannedClip

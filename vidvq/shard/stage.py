@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.config import to_dict
-from vidvq.corpus.inputs import Source
 from vidvq.corpus.lists import ListPolicy
+from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
 from vidvq.formats.commit import Commit

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.frames import window_of
-from vidvq.corpus.inputs import Source
+from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import clip_key
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.rows import PlannedSample

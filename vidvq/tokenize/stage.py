@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vidvq.config import to_dict
-from vidvq.corpus.inputs import Source
 from vidvq.corpus.lists import ListPolicy
+from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit
 from vidvq.formats.token_shard import PREFIX, TokenizerCard, write_tokenizer_card

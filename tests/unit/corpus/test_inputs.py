@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vidvq.corpus.inputs import Fingerprint, Source, list_sources
-from vidvq.corpus.lists import ListPolicy
+from vidvq.corpus.inputs import Fingerprint, list_sources
+from vidvq.corpus.lists import ListPolicy, is_list
+from vidvq.corpus.source import Source
+from vidvq.corpus.tars import is_tar
+from vidvq.storage import place
 
 ANY = ListPolicy()
 
@@ -78,7 +82,7 @@ def test_two_ranges_of_one_video_are_two_sources(videos):
     assert [source.start_s for source in list_sources([str(videos / "list.csv")], ANY)] == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("time", ["abc", "nan", "inf", "-3"])
+@pytest.mark.parametrize("time", ["abc", "inf", "-3", "1:99"])
 def test_a_time_that_is_none_is_left_for_its_item_to_fail(videos, time):
     (videos / "list.csv").write_text(f"uri,start_s\nb.mp4,{time}\n")
     (source,) = list_sources([str(videos / "list.csv")], ANY)
@@ -103,7 +107,8 @@ def test_a_list_without_its_columns_is_the_users_mistake(videos, policy, text, s
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), [("l.jsonl", b"[1]\n"), ("l.jsonl", b"{\n"), ("l.parquet", b"PAR1"), ("l.txt", b"\xff")]
+    ("name", "data"),
+    [("l.jsonl", b"[1]\n"), ("l.jsonl", b"{\n"), ("l.parquet", b"PAR1"), ("l.txt", "ä.mp4".encode("utf-16"))],
 )
 def test_a_damaged_list_is_named(videos, name, data):
     (videos / name).write_bytes(data)
@@ -166,3 +171,52 @@ def test_the_fingerprint_knows_the_set_and_not_its_order():
         alone = Fingerprint()
         alone.add(sources[0])
         assert other.value()["sum"] != alone.value()["sum"], field
+
+
+def test_a_name_that_is_not_utf8_is_one_failed_entry(videos):
+    Path(os.fsdecode(os.fsencode(videos) + b"/caf\xe9.mp4")).write_bytes(b"x")
+    sources = list(list_sources([str(videos)], ANY))
+    assert [source.uri for source in sources if source.failure] == [str(videos / r"caf\xe9.mp4")]
+    assert len(sources) == 4
+
+
+def test_a_folder_that_cannot_be_listed_is_one_failed_entry(videos, monkeypatch):
+    real = Path.iterdir
+
+    def refuse(self):
+        if self.name == "a":
+            raise PermissionError(13, "Permission denied")
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    bad, *good = list_sources([str(videos)], ANY)
+    assert bad.uri == str(videos / "a") and bad.failure == ("unreadable", "cannot be listed: Permission denied")
+    assert [Path(source.uri).name for source in good] == ["b.mp4", "c.webm"]
+
+
+def test_what_a_folder_is_searched_for_and_does_not_give_is_counted(videos, capsys):
+    for name in ("._b.mp4", "sub.srt", "other.srt", "README", "out/plan.json", "out/plan.parquet", "out/clips-0.tar"):
+        (videos / name).parent.mkdir(exist_ok=True)
+        (videos / name).write_bytes(b"")
+    (videos / "linked").symlink_to(videos / "a", target_is_directory=True)
+    assert names([videos]) == ["z.MKV", "b.mp4", "c.webm"]
+    told = capsys.readouterr().err.replace("\n", " ")
+    for part in ("2 .srt", "1 .md", "1 macOS ._ files", "1 without a suffix", "1 linked folders", "1 output folders"):
+        assert part in told, part
+
+
+def test_one_file_by_two_links_is_two_sources(videos):
+    (videos / "d.mp4").hardlink_to(videos / "b.mp4")
+    (videos / "e.mp4").symlink_to(videos / "b.mp4")
+    assert names([videos]) == ["z.MKV", "b.mp4", "c.webm", "d.mp4", "e.mp4"]
+
+
+def test_a_query_does_not_hide_a_suffix():
+    for url, list_, tar in (
+        ("https://host/x.csv?token=a/b.mp4", True, False),
+        ("https://host/x.tar?token=1", False, True),
+        ("https://host/x.mp4?list=x.csv", False, False),
+    ):
+        assert (is_list(place(url)), is_tar(place(url))) == (list_, tar), url
+    source = Source("https://host/x.tar?token=1#a.mp4", 1, "", 512)
+    assert (source.container, source.member) == ("https://host/x.tar?token=1", "a.mp4")

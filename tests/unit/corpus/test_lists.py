@@ -1,0 +1,153 @@
+"""Lists as people write them: columns by their usual names, times in several spellings, videos inside parquet files."""
+
+import json
+import math
+from collections import Counter
+from datetime import time, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vidvq.corpus.fetch import local_file
+from vidvq.corpus.inputs import list_sources
+from vidvq.corpus.lists import ListPolicy, read_list
+from vidvq.corpus.source import Source
+
+VIDEOS = {"a.mp4": b"first", "b.mp4": b"second"}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name, data in VIDEOS.items():
+        (tmp_path / name).write_bytes(data)
+    return tmp_path
+
+
+def read(path: Path, policy: ListPolicy | None = None) -> list[Source]:
+    return list(read_list(path, policy or ListPolicy(), Counter()))
+
+
+def names(path: Path) -> list[str]:
+    return [Path(source.uri).name for source in read(path)]
+
+
+def content(source: Source) -> bytes:
+    with local_file(source, 1 << 20) as path:
+        return path.read_bytes()
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_name(folder):
+    (folder / "list.txt").write_bytes(b"\xef\xbb\xbfa.mp4\r\nb.mp4\r\n")
+    assert names(folder / "list.txt") == ["a.mp4", "b.mp4"]
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl"])
+def test_a_name_that_is_not_utf8_costs_its_own_row_alone(folder, suffix):
+    lines = [b"a.mp4", b"caf\xe9.mp4", b"b.mp4"]
+    if suffix == "csv":
+        lines = [b"path", *lines]
+    elif suffix == "jsonl":
+        lines = [b'{"path": "%s"}' % line for line in lines]
+    (folder / f"list.{suffix}").write_bytes(b"\n".join(lines))
+    first, bad, last = read(folder / f"list.{suffix}")
+    assert not first.failure and not last.failure
+    assert bad.uri == str(folder / r"caf\xe9.mp4") and bad.failure[0] == "bad_name"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("00:00:01.5", 1.5),
+        ("01:02:03", 3723.0),
+        ("2:05", 125.0),
+        ("75:00", 4500.0),
+        ("00:00:01,25", 1.25),
+        ("12", 12.0),
+        ("1.5", 1.5),
+        ("", None),
+        ("nan", None),
+    ],
+)
+def test_times_are_seconds_or_a_clock(folder, text, seconds):
+    (folder / "list.csv").write_text(f'path,start_s,end_s\nb.mp4,"{text}",99999\n')
+    (source,) = read(folder / "list.csv")
+    assert (source.start_s, source.end_s) == (seconds, 99999.0)
+
+
+@pytest.mark.parametrize("value", [timedelta(seconds=1.5), time(0, 0, 1, 500_000), 1.5])
+def test_times_of_a_table_keep_their_type(folder, value):
+    pq.write_table(pa.table({"path": ["a.mp4"], "start": [value]}), folder / "list.parquet")
+    (source,) = read(folder / "list.parquet")
+    assert source.start_s == 1.5
+
+
+def test_a_time_that_is_none_is_shown_as_it_was_written(folder):
+    (folder / "list.csv").write_text("path,start_s,end_s\na.mp4,,\na.mp4,one,2\n")
+    whole, bad = read(folder / "list.csv")
+    assert bad.failure == ("bad_range", "has start_s 'one'; needs seconds or HH:MM:SS.mmm")
+    assert bad.identity != whole.identity
+
+
+@pytest.mark.parametrize(
+    "header", ["video,start,end", "URL,start_s,end_s", "video_path,start_time,end_time", "contentUrl,begin,stop"]
+)
+def test_columns_are_known_by_their_usual_names(folder, header, capsys):
+    (folder / "list.csv").write_text(f"{header}\nb.mp4,1,2\n")
+    (source,) = read(folder / "list.csv")
+    assert (Path(source.uri).name, source.start_s, source.end_s) == ("b.mp4", 1.0, 2.0)
+    assert "not used" not in capsys.readouterr().err
+
+
+def test_columns_like_a_range_that_are_not_used_are_named(folder, capsys):
+    (folder / "list.csv").write_text("video,start_frame,t1,caption\nb.mp4,25,50,x\n")
+    (source,) = read(folder / "list.csv")
+    assert source.start_s is None
+    assert "not used: start_frame, t1; set lists.start and lists.end" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_range_can_be_left_unused(folder):
+    (folder / "list.csv").write_text("video,start,end\nb.mp4,25,50\n")
+    (source,) = read(folder / "list.csv", ListPolicy(start="", end=""))
+    assert (source.start_s, source.end_s) == (None, None)
+
+
+def test_nan_is_none(folder):
+    rows = {"path": ["a.mp4", "b.mp4"], "start_s": [math.nan, 1.0], "score": [math.nan, 2.0]}
+    pq.write_table(pa.table(rows), folder / "list.parquet")
+    first, second = read(folder / "list.parquet", ListPolicy(carry=("score",)))
+    assert (first.start_s, first.carried) == (None, "")
+    assert (second.start_s, json.loads(second.carried)) == (1.0, {"score": 2.0})
+
+
+def test_rows_without_a_video_are_counted(folder):
+    (folder / "list.jsonl").write_text('{"path": "a.mp4"}\n{"path": NaN}\n{"path": " "}\n{"path": null}\n')
+    passed: Counter[str] = Counter()
+    assert len(list(read_list(folder / "list.jsonl", ListPolicy(), passed))) == 1
+    assert passed == {"rows without a video": 3}
+
+
+def test_paths_of_a_binary_column_are_read(folder):
+    pq.write_table(pa.table({"path": pa.array([b"a.mp4", b"caf\xe9.mp4", b"x" * 5000])}), folder / "list.parquet")
+    first, second, third = read(folder / "list.parquet")
+    assert content(first) == b"first"
+    assert second.failure[0] == "bad_name" and second.uri.endswith(r"caf\xe9.mp4")
+    assert third.failure[0] == "bad_name" and "5000 bytes" in third.failure[1]
+
+
+def test_videos_inside_a_parquet_file_are_read_where_they_are(folder):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    rows = [
+        {"bytes": b"inside", "path": "a.mp4"},
+        {"bytes": b"inside too", "path": "a.mp4"},
+        {"bytes": None, "path": "b.mp4"},
+        {"bytes": b"nameless", "path": None},
+        {"bytes": None, "path": None},
+    ]
+    path = folder / "train.parquet"
+    pq.write_table(pa.table({"video": pa.array(rows, kind), "caption": list("vwxyz")}), path, row_group_size=2)
+    sources = list(list_sources([str(path)], ListPolicy(carry=("caption",))))
+    assert [content(source) for source in sources] == [b"inside", b"inside too", b"second", b"nameless"]
+    assert [json.loads(source.carried)["caption"] for source in sources] == list("vwxy")
+    assert len({source.identity for source in sources}) == 4

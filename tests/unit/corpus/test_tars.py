@@ -1,0 +1,146 @@
+"""Tars as people pack them: one bad member, or one bad tar, is one failed entry."""
+
+import io
+import json
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vidvq.corpus.fetch import local_file
+from vidvq.corpus.inputs import SUFFIXES, list_sources
+from vidvq.corpus.lists import ListPolicy
+from vidvq.corpus.source import Source
+from vidvq.corpus.tars import read_tar
+
+CARRY = ("caption",)
+ONE = ("0001.mp4", b"first")
+
+
+def pack(path: Path, *members: tuple[str, bytes], mode: str = "w", **options) -> Path:
+    with tarfile.open(path, mode, **options) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def read(path: Path, passed: Counter[str] | None = None) -> list[Source]:
+    return list(read_tar(path, CARRY, SUFFIXES, Counter() if passed is None else passed))
+
+
+def content(source: Source) -> bytes:
+    with local_file(source, 1 << 20) as path:
+        return path.read_bytes()
+
+
+def test_a_leading_dot_is_no_part_of_a_name(tmp_path):
+    caption = b'{"caption": "one"}'
+    path = pack(tmp_path / "x.tar", ("./0001.json", caption), ("./0001.mp4", b"first"), ("./sub/0001.mp4", b"second"))
+    first, second = read(path)
+    assert (first.uri, second.uri) == (f"{path}#0001.mp4", f"{path}#sub/0001.mp4")
+    assert json.loads(first.carried) == {"caption": "one"} and second.carried == ""
+    assert [content(source) for source in (first, second)] == [b"first", b"second"]
+
+
+def test_a_dotted_folder_keeps_what_is_carried(tmp_path):
+    members = [(f"v1.{part}/0001.{kind}", data) for part in "01" for kind, data in (("json", b"{}"), ("mp4", b"x"))]
+    members[0] = (members[0][0], b'{"caption": "of v1.0"}')
+    first, second = read(pack(tmp_path / "x.tar", *members))
+    assert json.loads(first.carried) == {"caption": "of v1.0"} and second.carried == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "said"),
+    [
+        ("t" * 120 + ".mp4", "t" * 120 + ".mp4", "124 bytes; at most 100"),
+        ("back\\slash.mp4", "back\\slash.mp4", "a backslash"),
+        ("caf\udce9.mp4", r"caf\xe9.mp4", "not UTF-8"),
+        ("../up.mp4", "../up.mp4", "leaves the tar"),
+    ],
+)
+def test_a_member_with_a_bad_name_is_one_failed_entry(tmp_path, name, shown, said):
+    path = pack(tmp_path / "x.tar", (name, b"data"), ONE, format=tarfile.GNU_FORMAT)
+    bad, good = read(path)
+    assert bad.uri == f"{path}#{shown}" and bad.failure[0] == "bad_name" and said in bad.failure[1]
+    assert content(good) == b"first"
+
+
+def test_names_with_a_number_sign_are_read(tmp_path):
+    (source,) = read(pack(tmp_path / "x.tar", ("a#1.mp4", b"first")))
+    assert content(source) == b"first"
+
+
+def test_links_are_failed_entries(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        link = tarfile.TarInfo("link.mp4")
+        link.type, link.linkname = tarfile.SYMTYPE, "0001.mp4"
+        tar.addfile(link)
+    (source,) = read(tmp_path / "x.tar")
+    assert source.failure == ("not_a_file", "is a link to 0001.mp4 in its tar; pack the file itself")
+
+
+def _damage(data: bytes, kind: str) -> bytes:
+    second = data.index(b"0002.mp4")
+    return {
+        "cut in a member": data[: second + 700],
+        "cut in a header": data[: second + 100],
+        "damaged header": data[:second] + b"\xff" * 512 + data[second + 512 :],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["cut in a member", "cut in a header", "damaged header"])
+def test_a_torn_tar_gives_what_comes_before_and_one_failed_entry(tmp_path, kind):
+    path = pack(tmp_path / "x.tar", ONE, ("0002.mp4", b"2" * 1000), ("0003.mp4", b"third"))
+    path.write_bytes(_damage(path.read_bytes(), kind))
+    sources = read(path)
+    assert content(sources[0]) == b"first"
+    assert sources[-1].uri == str(path) and sources[-1].failure[0] == "torn_tar"
+    assert [source.failure is None for source in sources[1:-1]] == [True] * (kind == "cut in a member")
+
+
+@pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, b"\x1f\x8b" + b"\0" * 1000])
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_what_is_no_tar_is_one_failed_entry(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    (source,) = read(tmp_path / name)
+    assert source.failure[0] == "torn_tar"
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".TAR.GZ"])
+def test_a_compressed_tar_is_read(tmp_path, suffix):
+    path = pack(tmp_path / f"x{suffix}", ONE, ("0002.mp4", b"second"), mode="w:gz")
+    for given in (path, tmp_path):
+        sources = list(list_sources([str(given)], ListPolicy()))
+        assert [content(source) for source in sources] == [b"first", b"second"]
+
+
+def test_a_torn_compressed_tar_is_one_failed_entry(tmp_path):
+    path = pack(tmp_path / "x.tar.gz", ONE, ("0002.mp4", b"second" * 1000), mode="w:gz")
+    path.write_bytes(path.read_bytes()[:-40])
+    assert [source.failure[0] for source in read(path) if source.failure] == ["torn_tar"]
+
+
+def test_a_gzipped_tar_named_as_a_plain_one_is_one_failed_entry(tmp_path):
+    (source,) = read(pack(tmp_path / "x.tar", ONE, mode="w:gz"))
+    assert source.failure[0] == "torn_tar"
+
+
+def test_files_of_macos_are_passed_over_and_counted(tmp_path):
+    passed: Counter[str] = Counter()
+    (source,) = read(pack(tmp_path / "x.tar", ("._0001.mp4", b"\0\5\26\7"), ("d/._0001.mp4", b"\0"), ONE), passed)
+    assert content(source) == b"first" and passed == {"macOS ._ files": 2}
+
+
+@pytest.mark.parametrize("data", [b"{", b"\xff", b'{"caption": 1e999, "x": '])
+def test_damage_beside_a_video_costs_that_video(tmp_path, data):
+    bad, good = read(pack(tmp_path / "x.tar", ("0000.json", data), ("0000.mp4", b"data"), ONE))
+    assert bad.failure[0] == "bad_sidecar" and "0000.json" in bad.failure[1]
+    assert content(good) == b"first"
+
+
+def test_what_json_cannot_hold_is_carried_as_text(tmp_path):
+    (source,) = read(pack(tmp_path / "x.tar", ("0001.json", b'{"caption": [NaN, "\\ud800"]}'), ONE))
+    assert json.loads(source.carried) == {"caption": r"[nan, '\ud800']"}

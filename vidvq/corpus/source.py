@@ -1,0 +1,131 @@
+"""One input video as it was listed."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from vidvq.storage import canonical_json, is_remote, place
+
+_FAILURE = re.compile(r"!(\w+): (.*)", re.DOTALL)
+_CONTAINER = re.compile(r"(.*?\.(?:tar|tar\.gz|tgz|parquet)(?:\?[^#]*)?)#(.*)", re.DOTALL | re.IGNORECASE)
+# Python keeps the bytes of a name that are not UTF-8 as lone surrogates, which nothing can encode.
+_NOT_TEXT = re.compile("[\0\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input video, or a stretch of one, or an entry that names none.
+
+    Attributes:
+        uri: absolute path or URL; ``TAR#MEMBER`` for a video in a tar, ``PARQUET#COLUMN/ROW/NAME`` for one in a table.
+        size: bytes; -1 if only opening it would tell.
+        version: changes with the content: the modification time (ns) or an etag; "" if unknown; ``!REASON: DETAIL``
+            for an entry that cannot be read.
+        offset: where it begins in its tar (bytes), or its row in its table; -1 for a file of its own.
+        start_s, end_s: the range to use, in seconds from the first frame; None for all.
+        carried: columns of the list to write beside each clip, as canonical JSON; "" for none.
+    """
+
+    uri: str
+    size: int = -1
+    version: str = ""
+    offset: int = -1
+    start_s: float | None = None
+    end_s: float | None = None
+    carried: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Tells it from every other source: the uri, and the range if there is one."""
+        if self.start_s is None and self.end_s is None:
+            return self.uri
+        return f"{self.uri}#t={'' if self.start_s is None else self.start_s},{'' if self.end_s is None else self.end_s}"
+
+    @property
+    def failure(self) -> tuple[str, str] | None:
+        """Reason and detail of an entry that cannot be read; None for a video."""
+        found = _FAILURE.fullmatch(self.version)
+        return (found[1], found[2]) if found else None
+
+    @property
+    def container(self) -> str:
+        """Path or URL of the file that holds the video: its own, or that of its tar or table."""
+        return self._parts[0]
+
+    @property
+    def member(self) -> str:
+        """Name inside the container; "" for a file of its own."""
+        return self._parts[1]
+
+    @property
+    def _parts(self) -> tuple[str, str]:
+        found = _CONTAINER.fullmatch(self.uri) if self.offset >= 0 else None
+        return (found[1], found[2]) if found else (self.uri, "")
+
+
+def failed_source(uri: str, reason: str, detail: str) -> Source:
+    """An entry that becomes one failed item.
+
+    Args:
+        uri: names the entry; shown safely, whatever it holds.
+        reason: a short name that is counted.
+        detail: the same as a sentence, without its subject.
+    """
+    return Source(shown(uri), version=f"!{reason}: {shown(detail)}")
+
+
+def source_at(uri: str) -> Source:
+    """The source at a path or URL as it is now; of unknown size and version if it is missing or does not tell.
+
+    A name that is not UTF-8 gives a failed entry.
+    """
+    if _NOT_TEXT.search(uri):
+        return failed_source(uri, "bad_name", "has a name that is not UTF-8; rename it")
+    path = place(uri)
+    try:
+        if is_remote(path):
+            details: dict[str, Any] = path.fs.info(path.path)  # type: ignore[attr-defined]
+            version = details.get("ETag") or details.get("etag") or details.get("LastModified") or ""
+            return Source(uri, details.get("size") or -1, str(version).strip('"'))
+        status = path.stat()
+        return Source(uri, status.st_size, str(status.st_mtime_ns))
+    except OSError:
+        return Source(uri)
+
+
+def uri_of(path: Path) -> str:
+    """The absolute path or the URL of a place."""
+    return str(path) if is_remote(path) else os.path.normpath(path.absolute())
+
+
+def base_name(path: Path) -> str:
+    """File name of a place in lower case, without the query of a URL."""
+    text = str(path)
+    if text.startswith(("http://", "https://")):
+        text = urlsplit(text).path
+    return text.rpartition("/")[2].lower()
+
+
+def shown(text: str) -> str:
+    """Text that can be stored and printed: bytes that are not UTF-8 appear as ``\\xff``."""
+    return _NOT_TEXT.sub(_escape, text)
+
+
+def carried_json(values: Mapping[str, Any]) -> str:
+    """Columns to carry as canonical JSON; "" for none. What JSON cannot hold is carried as text."""
+    values = {name: value for name, value in values.items() if value is not None and value == value}
+    if not values:
+        return ""
+    try:
+        return canonical_json(values).decode()
+    except (TypeError, ValueError):
+        return canonical_json({name: shown(str(value)) for name, value in values.items()}).decode()
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code & 0xFF:02x}" if code == 0 or 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"

@@ -1,0 +1,141 @@
+"""Tars that hold the videos themselves, plain or compressed by gzip, read as streams."""
+
+import gzip
+import json
+import re
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any, cast
+
+from vidvq.corpus.source import Source, base_name, carried_json, failed_source, shown, source_at, uri_of
+from vidvq.formats.tar import BLOCK_BYTES
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+# What macOS puts beside each file: a few hundred bytes with the name of a video.
+APPLE_DOUBLE = "._"
+APPLE_DOUBLES = "macOS ._ files"
+_MAX_NAME_BYTES = 100
+_MAX_SIDECAR_BYTES = 1 << 20
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a place has the name of a tar."""
+    return base_name(path).endswith(TAR_SUFFIXES)
+
+
+@contextmanager
+def open_tar(path: Path) -> Iterator[IO[bytes]]:
+    """Open the content of a tar; one that is compressed is decompressed up to where it is read."""
+    with path.open("rb") as file:
+        if base_name(path).endswith(TAR_SUFFIXES[0]):
+            yield file
+            return
+        with gzip.GzipFile(fileobj=file) as content:
+            yield cast(IO[bytes], content)
+
+
+def read_tar(path: Path, carry: Collection[str], suffixes: Collection[str], passed: Counter[str]) -> Iterator[Source]:
+    """Yield the videos in a WebDataset tar, and a failed entry for each member or rest that cannot be read.
+
+    Args:
+        path: the tar.
+        carry: fields of ``KEY.json`` to carry, and ``txt`` for the content of ``KEY.txt``.
+        suffixes: of videos.
+        passed: counts what is passed over.
+    """
+    tar = source_at(uri_of(path))
+    if tar.failure:
+        yield tar
+        return
+    sample = _Sample(tar, carry, "")
+    try:
+        with open_tar(path) as file, tarfile.open(fileobj=file, mode="r:") as members:
+            while info := members.next():
+                # tarfile keeps every header it saw; tars may have many.
+                members.members = []  # type: ignore[attr-defined]
+                name = info.name.removeprefix("./")
+                folder, _, base = name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                suffix = f".{extension.rpartition('.')[2].lower()}"
+                if info.isdir():
+                    continue
+                if (key := f"{folder}/{stem}") != sample.key:
+                    yield from sample.sources()
+                    sample = _Sample(tar, carry, key)
+                if base.startswith(APPLE_DOUBLE):
+                    passed[APPLE_DOUBLES] += 1
+                elif suffix in suffixes:
+                    sample.add(name, info)
+                elif extension in {"json", "txt"} and carry and info.isreg() and info.size <= _MAX_SIDECAR_BYTES:
+                    content = members.extractfile(info)
+                    assert content is not None
+                    sample.read_sidecar(name, extension, content.read())
+            # tarfile takes a damaged header for the end.
+            file.seek(members.offset)  # type: ignore[attr-defined]
+            if any(file.read(BLOCK_BYTES)):
+                raise tarfile.ReadError(f"no header at byte {members.offset}")  # type: ignore[attr-defined]
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        yield from sample.sources()
+        detail = f"is not a whole tar ({error}); what comes before is used"
+        yield failed_source(tar.uri, "torn_tar", detail)
+        return
+    yield from sample.sources()
+
+
+class _Sample:
+    """Neighbouring members of one key: videos, and what is to be carried beside each."""
+
+    def __init__(self, tar: Source, carry: Collection[str], key: str) -> None:
+        self.key = key
+        self._tar, self._carry = tar, carry
+        self._videos: list[Source] = []
+        self._carried: dict[str, Any] = {}
+        self._damage = ""
+
+    def add(self, name: str, info: tarfile.TarInfo) -> None:
+        uri = f"{self._tar.uri}#{name}"
+        if not info.isreg() or info.issparse():
+            kind = f"is a link to {info.linkname}" if info.islnk() or info.issym() else "is no plain file"
+            self._videos.append(failed_source(uri, "not_a_file", f"{kind} in its tar; pack the file itself"))
+        elif fault := _name_fault(name):
+            self._videos.append(failed_source(uri, "bad_name", f"{fault}; rename it in the tar"))
+        else:
+            self._videos.append(Source(uri, info.size, self._tar.version, info.offset_data))
+
+    def read_sidecar(self, name: str, extension: str, data: bytes) -> None:
+        try:
+            if extension == "txt":
+                self._carried |= {"txt": data.decode()} if "txt" in self._carry else {}
+                return
+            fields = json.loads(data)
+            if isinstance(fields, dict):
+                self._carried |= {name: fields[name] for name in self._carry if name in fields}
+        except (ValueError, RecursionError) as error:
+            self._damage = f"has {shown(name)} beside it, which cannot be read: {error}; mend it, or set lists.carry=[]"
+
+    def sources(self) -> Iterator[Source]:
+        carried = carried_json(self._carried)
+        for source in self._videos:
+            if self._damage and not source.failure:
+                source = failed_source(source.uri, "bad_sidecar", self._damage)
+            yield replace(source, carried=carried)
+
+
+def _name_fault(name: str) -> str:
+    """Why a member's name is refused; "" if it is not."""
+    size = len(name.encode("utf-8", "surrogateescape"))
+    if size > _MAX_NAME_BYTES:
+        return f"has a name of {size} bytes; at most {_MAX_NAME_BYTES} are allowed"
+    if shown(name) != name:
+        return "has a name that is not UTF-8"
+    if "\\" in name or _CONTROL.search(name):
+        return "has a backslash or a control character in its name"
+    if name.startswith("/") or ".." in name.split("/"):
+        return "has a name that leaves the tar"
+    return ""
