@@ -174,9 +174,9 @@ def test_the_fingerprint_knows_the_set_and_not_its_order():
 
 
 def test_a_name_that_is_not_utf8_is_one_failed_entry(videos):
-    Path(os.fsdecode(os.fsencode(videos) + b"/caf\xe9.mp4")).write_bytes(b"x")
+    Path(os.fsdecode(os.fsencode(videos) + b"/na\xefve.mp4")).write_bytes(b"x")
     sources = list(list_sources([str(videos)], ANY))
-    assert [source.uri for source in sources if source.failure] == [str(videos / r"caf\xe9.mp4")]
+    assert [source.uri for source in sources if source.failure] == [str(videos / r"na\xefve.mp4")]
     assert len(sources) == 4
 
 
