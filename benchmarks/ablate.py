@@ -1,10 +1,10 @@
-"""Which choices are worth their cost? Small tokenizers at equal training FLOPs, data and bits, three seeds, real video.
+"""Ablations of the architecture: small tokenizers at equal training FLOPs, data and bits, on real video, three seeds.
 
     python benchmarks/ablate.py --train VIDEOS --held-out VIDEOS --out runs/ablate
 
-Every arm changes one choice of the first one. It sees the same batches in the same order, for as many steps as its own
-FLOPs, forward and backward, allow; then held-out clips go through its codes and are scored. A run that was interrupted
-goes on with the arm and seed that is missing. The table is written to OUT/table.md after each.
+Each arm changes one choice of the base arm. All arms train on the same batches in the same order, for the number of
+steps that the FLOP budget allows (forward and backward); then their reconstructions of held-out clips are scored.
+Rerunning the command resumes with the first missing arm and seed. OUT/table.md is updated after each run.
 """
 
 import json
@@ -23,7 +23,7 @@ from flops import count_gflop
 from torch import Tensor
 
 from vidvq import config as settings
-from vidvq.data import ClipBatches, DataConfig, clip_batches
+from vidvq.data import ClipDataset, DataConfig, iter_micro_batches
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.metrics.perceptual import load_perceptual
@@ -49,14 +49,14 @@ def _vq() -> VQConfig:
     return VQConfig(size=1024, warmup=40)
 
 
-# 10 bits a code in every arm; Haar in all but those that ask about it.
+# 10 bits per code in every arm; Haar patches in all arms except those that ablate the patch.
 BASE = TokenizerConfig(
     patch="haar",
     encoder=StackConfig((64, 128), (1, 2)),
     decoder=StackConfig((64, 128), (2, 3)),
     quantizer=QuantizerConfig(16, _vq(), _vq()),
 )
-# Frames merged by the network instead of the block transform: only there is a group more than one frame wide.
+# The network merges frames instead of the patch: causality matters only if layers see several frames of a group.
 LAYERED = replace(
     BASE,
     patch_size=2,
@@ -69,11 +69,18 @@ FSQ, BSQ = FSQConfig(levels=(8, 8, 4, 4)), LFQConfig(size=1024, spherical=True)
 
 @dataclass(frozen=True)
 class Arm:
-    """One choice. ``question`` is what it is compared under, ``against`` the arm it is compared with."""
+    """One configuration to train and score.
+
+    Attributes:
+        name: name of the arm, and prefix of its output folders.
+        question: the choice that the arm ablates; empty for the base arm.
+        description: description for the table.
+        model: architecture of the tokenizer.
+    """
 
     name: str
     question: str
-    says: str
+    description: str
     model: TokenizerConfig
 
 
@@ -116,13 +123,17 @@ ARMS = (
 
 
 @click.command()
-@click.option("--train", "train", multiple=True, required=True, help="A video or a folder of them; may be repeated.")
-@click.option("--held-out", multiple=True, required=True, help="The same, for the scores.")
+@click.option(
+    "--train", "train", multiple=True, required=True, help="Training video or folder of videos; may be repeated."
+)
+@click.option(
+    "--held-out", multiple=True, required=True, help="Video or folder of videos to score on; may be repeated."
+)
 @click.option("--out", default="runs/ablate", type=click.Path(path_type=Path), show_default=True)
-@click.option("--gflop", default=BUDGET_GFLOP, show_default=True, help="Training FLOPs of each run.")
-@click.option("--arm", "names", multiple=True, help="These arms alone.")
+@click.option("--gflop", default=BUDGET_GFLOP, show_default=True, help="Training budget of each run (GFLOP).")
+@click.option("--arm", "names", multiple=True, help="Run only this arm; may be repeated.")
 def main(train: tuple[str, ...], held_out: tuple[str, ...], out: Path, gflop: float, names: tuple[str, ...]) -> None:
-    """Run what is missing, and write OUT/table.md."""
+    """Train and score all missing arms and seeds, and write OUT/table.md."""
     clips = {}
     for part, videos in (("train", train), ("held-out", held_out)):
         clips[part] = out / "clips" / part
@@ -178,11 +189,11 @@ def _train(model: TokenizerConfig, clips: Path, seed: int, gflop: float) -> tupl
 
 def _batches(clips: Path, seed: int) -> Iterator[Tensor]:
     data = DataConfig((str(clips),), batch_size=BATCH, num_frames=FRAMES, crop=SIDE, shuffle=500, workers=1)
-    return (to_video(batch) for batch in clip_batches(ClipBatches(data, seed), 0))
+    return (to_video(batch) for batch in iter_micro_batches(ClipDataset(data, seed), 0))
 
 
 def _count(tokenizer: VideoTokenizer) -> tuple[float, float]:
-    """GFLOP of encoding one frame (of groups after the first), and of one training step."""
+    """Count the GFLOP to encode one frame (after frame 0) and those of one training step."""
     group = torch.zeros(1, 3, tokenizer.temporal_factor, SIDE, SIDE)
     batch = torch.zeros(BATCH, 3, FRAMES, SIDE, SIDE)
 
@@ -190,7 +201,7 @@ def _count(tokenizer: VideoTokenizer) -> tuple[float, float]:
         out = tokenizer(batch)
         (out.reconstruction.abs().mean() + out.commitment_loss).backward()
 
-    # In training mode it would move the codebooks.
+    # Eval mode: training mode would update the codebooks.
     tokenizer.eval()
     with torch.no_grad():
         encoding = count_gflop(lambda: tokenizer.encoder(group, TemporalCache()))
@@ -201,7 +212,7 @@ def _count(tokenizer: VideoTokenizer) -> tuple[float, float]:
 
 
 def _held_out(clips: Path) -> Iterator[Any]:
-    """Crops ``t h w c`` of the first clips of every video."""
+    """Yield centre crops ``t h w c`` of the first clips of each video."""
     seen: dict[str, int] = {}
     for shard in read_plan(clips).shard_names():
         for key, media, info in read_clips(clips / shard):
@@ -231,7 +242,7 @@ def _score(tokenizer: VideoTokenizer, originals: list[Any]) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()} | use | {"bits_per_pixel": bits}
 
 
-# And how many digits of them are told.
+# Scores of the table and their decimal places.
 _SCORES = (("psnr", 2), ("ssim", 3), ("perceptual", 3))
 
 
@@ -246,8 +257,8 @@ def _table(out: Path) -> str:
             continue
         figures = [_spread([run[name] for run in runs], digits) for name, digits in _SCORES]
         lines.append(
-            f"| {arm.question or 'all'} | {arm.says} | {' | '.join(figures)} | {len(runs)} | {runs[0]['steps']} | "
-            f"{runs[0]['encode_gflop_per_frame']:.3f} |"
+            f"| {arm.question or 'all'} | {arm.description} | {' | '.join(figures)} | {len(runs)} | "
+            f"{runs[0]['steps']} | {runs[0]['encode_gflop_per_frame']:.3f} |"
         )
     return "\n".join(lines) + "\n"
 

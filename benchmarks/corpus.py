@@ -1,16 +1,16 @@
-"""Pipeline efficiency: the corpus job's frames per second over those of the bare encoder, on the same cores.
+"""Efficiency of `vidvq tokenize`: its throughput relative to the bare encoder on the same cores.
 
     python benchmarks/corpus.py CLIPS CHECKPOINT [--workers 2] [--rounds 3]
 
-CLIPS is a directory of clip shards, many more than workers. In every round the bare encoder runs in as many processes
-as there are workers, one thread each, on clips that are decoded already, spread over the shards; so does the bare
-decoder. Then `vidvq tokenize` makes the whole directory anew. Its rate is taken twice: over the command's whole time,
-start and plan included, and from the first commit to the last, which is what a long job sees. Where decoding has no
-cores of its own, the job could at best take the time of both: that is the ceiling. The table gives medians over rounds.
+CLIPS is a directory with many more clip shards than workers. Each round runs the bare decoder and the bare encoder on
+clips from all shards, with one single-threaded process per worker; the encoder gets decoded clips. Then `vidvq
+tokenize` encodes the complete directory. Its throughput is measured for the whole command, including start-up and
+planning, and from the first commit to the last, as in a long job. If decoding shares the cores of the encoder, the
+ceiling is encoding time over encoding plus decoding time. The table shows medians over rounds.
 
-Wall time is worth something on an idle machine alone. So the table also has processor seconds: what a frame costs the
-bare encoder and decoder, and what it costs the job from the first commit to the last, all processes of Ray and of
-decoding included (Linux alone). Their ratio is the efficiency of a machine whose cores never wait.
+Wall time is meaningful only on an idle machine. The table therefore also shows CPU time per frame: of the bare encoder
+and decoder, and of the job from the first commit to the last, including all Ray and decoding processes (Linux only).
+Their ratio is the efficiency on a machine whose cores never wait.
 """
 
 import argparse
@@ -38,12 +38,13 @@ from vidvq.video.decode import decode_clip
 
 
 def main() -> None:
+    """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=Path)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bare-clips", type=int, default=64, help="for the bare encoder, all processes together")
+    parser.add_argument("--bare-clips", type=int, default=64, help="clips for the bare encoder, over all processes")
     options = parser.parse_args()
     rounds = []
     for _ in range(options.rounds):
@@ -56,34 +57,34 @@ def main() -> None:
     print(f"vidvq tokenize, commit to commit{steady:8.1f} frames/s")
     print(f"efficiency, commit to commit    {statistics.median(row[2] / row[0] for row in rounds):8.2f}")
     print(f"efficiency, whole command       {statistics.median(row[1] / row[0] for row in rounds):8.2f}")
-    print(f"processor, bare encoder         {encode_ms:8.2f} ms/frame")
-    print(f"processor, bare decoder         {decode_ms:8.2f} ms/frame")
-    print(f"processor, job, all processes   {job_ms:8.2f} ms/frame")
+    print(f"CPU time, bare encoder          {encode_ms:8.2f} ms/frame")
+    print(f"CPU time, bare decoder          {decode_ms:8.2f} ms/frame")
+    print(f"CPU time, job, all processes    {job_ms:8.2f} ms/frame")
     ceiling = statistics.median(row[-2] / (row[-2] + row[-1]) for row in rounds)
     print(f"ceiling, decoding on these cores{ceiling:8.2f}")
-    print(f"efficiency, processor           {statistics.median(row[-2] / row[-3] for row in rounds):8.2f}")
+    print(f"efficiency, CPU time            {statistics.median(row[-2] / row[-3] for row in rounds):8.2f}")
     print(f"bytes per token, whole tars     {size:8.2f}")
 
 
 def _bare(clips: Path, checkpoint: Path, workers: int, count: int) -> tuple[float, float, float]:
-    """Frames per second of all processes together, and processor milliseconds to encode and to decode a frame."""
+    """Measure the total frames per second, and the CPU time to encode and to decode a frame (ms)."""
     shards = [clips / shard for shard in read_plan(clips).shard_names()]
     start: Any = multiprocessing.get_context("spawn")
-    barrier, told = start.Barrier(workers), start.Queue()
+    barrier, results = start.Barrier(workers), start.Queue()
     processes = [
-        start.Process(target=_encode, args=(shards[index::workers], checkpoint, count // workers, barrier, told))
+        start.Process(target=_encode, args=(shards[index::workers], checkpoint, count // workers, barrier, results))
         for index in range(workers)
     ]
     for process in processes:
         process.start()
-    rates = [told.get() for _ in processes]
+    rates = [results.get() for _ in processes]
     for process in processes:
         process.join()
     speed, encode_ms, decode_ms = zip(*rates, strict=True)
     return sum(speed), statistics.mean(encode_ms), statistics.mean(decode_ms)
 
 
-def _encode(shards: list[Path], checkpoint: Path, count: int, barrier: Any, told: Any) -> None:
+def _encode(shards: list[Path], checkpoint: Path, count: int, barrier: Any, results: Any) -> None:
     torch.set_num_threads(1)
     tokenizer, _ = load_tokenizer(find_tokenizer(checkpoint))
     per_shard = -(-count // len(shards))
@@ -103,11 +104,11 @@ def _encode(shards: list[Path], checkpoint: Path, count: int, barrier: Any, told
             tokenizer.encode(video)
         encoding_s = monotonic() - started
         busy_s += process_time()
-    told.put((frames / encoding_s, busy_s / frames * 1e3, decoding_s / frames * 1e3))
+    results.put((frames / encoding_s, busy_s / frames * 1e3, decoding_s / frames * 1e3))
 
 
 def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, float, float]:
-    """Frames per second of the whole command, and after the first commits; bytes per token; processor ms per frame."""
+    """Measure frames per second of the command and after the first commits, bytes per token, CPU ms per frame."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "tokens")
         command = [sys.executable, "-m", "vidvq", "tokenize", str(clips), "--checkpoint", str(checkpoint)]
@@ -117,7 +118,7 @@ def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, flo
         ) as running:
             used = _watch(running)
         if running.returncode:
-            sys.exit(f"vidvq tokenize ended with {running.returncode}")
+            sys.exit(f"vidvq tokenize exited with code {running.returncode}")
         elapsed_s = monotonic() - started
         done = []
         for shard in read_plan(out).shard_names():
@@ -128,7 +129,7 @@ def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, flo
         frames = [totals["frames"] for _, totals in done]
         tokens = sum(totals["tokens"] for _, totals in done)
         size = sum((out / shard).stat().st_size for shard in read_plan(out).shard_names())
-        # The first commits of all workers fall together; what each has by then was made before.
+        # Start after the first commit of each worker: those shards were encoded before the measured interval.
         begun = done[workers - 1][0]
         times, seconds = zip(*used, strict=True)
         busy_s = float(np.interp(done[-1][0], times, seconds) - np.interp(begun, times, seconds))
@@ -137,9 +138,9 @@ def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, flo
 
 
 def _watch(command: subprocess.Popen[bytes]) -> list[tuple[float, float]]:
-    """``(time, processor seconds until then)`` of a command and all below it, until it ends."""
+    """Sample ``(time, CPU seconds so far)`` of a command and its descendants until it exits."""
     used: dict[tuple[str, str], float] = {}
-    told = []
+    results = []
     while command.poll() is None:
         below, found = {str(command.pid)}, {}
         for process in Path("/proc").glob("[0-9]*"):
@@ -150,9 +151,9 @@ def _watch(command: subprocess.Popen[bytes]) -> list[tuple[float, float]]:
         for pid in below & found.keys():
             ticks = int(found[pid][11]) + int(found[pid][12])
             used[pid, found[pid][19]] = ticks / os.sysconf("SC_CLK_TCK")
-        told.append((time(), sum(used.values())))
+        results.append((time(), sum(used.values())))
         sleep(0.5)
-    return told
+    return results
 
 
 if __name__ == "__main__":

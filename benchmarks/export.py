@@ -1,12 +1,11 @@
-"""How fast tokens are read back: token shards and every export, in ids per second, against a plain npy file per clip.
+"""Read throughput of token shards and all export formats (ids per second), relative to one npy file per clip.
 
     python benchmarks/export.py TOKENS [--clips 2000] [--rounds 7]
 
-TOKENS is a directory of token shards; its clips are repeated until there are --clips of them, and written in every
-form to a temporary folder. Then, in one process, each round reads each form once, clip by clip, to int64 ids as a
-training batch needs them. The files are in the page cache: this is the cost of parsing, not of disks. The table gives
-medians over the rounds. megatron, litdata and MDS are read by their own libraries where these are installed
-(`make bench-export` installs them).
+TOKENS is a directory of token shards. Its clips are repeated up to --clips and written in every format to a temporary
+folder. Each round reads each format once in one process, clip by clip, to int64 ids as a training batch needs them.
+Files are in the page cache, so parsing is measured, not disks. The table shows medians over rounds. megatron, litdata
+and MDS are read by their libraries if these are installed (`make bench-export` installs them).
 """
 
 import argparse
@@ -39,6 +38,7 @@ Clip = tuple[str, np.ndarray, TokenInfo]
 
 
 def main() -> None:
+    """Write all formats, run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokens", type=Path)
     parser.add_argument("--clips", type=int, default=2000)
@@ -59,7 +59,7 @@ def main() -> None:
         f"{len(clips)} clips, {sum(codes.size for _, codes, _ in clips)} codes; millions of ids/s, and the ratio to npy"
     )
     for name, column in rates.items():
-        # The first round warms caches.
+        # The first round warms up caches.
         ratio = statistics.median(
             rate / npy for rate, npy in zip(column[1:], rates["npy, a file per clip"][1:], strict=True)
         )
@@ -74,7 +74,7 @@ def _rate(read: Callable[[], Iterator[Any]]) -> float:
 
 
 def _shards(folder: Path, clips: list[Clip], layout: Layout) -> dict[str, Callable[[], Iterator[Any]]]:
-    """Plain npy, and token shards as vidvq writes them, by the names of the table."""
+    """Write npy files and token shards; return a reader for each, by its name in the table."""
     (folder / "npy").mkdir()
     for key, codes, _ in clips:
         np.save(folder / "npy" / f"{key}.npy", codes)
@@ -93,7 +93,7 @@ def _shards(folder: Path, clips: list[Clip], layout: Layout) -> dict[str, Callab
 
 
 def _exports(folder: Path, clips: list[Clip], layout: Layout) -> dict[str, Callable[[], Iterator[Any]]]:
-    """Every export and what reads it."""
+    """Write all exports; return a reader for each, by its name in the table."""
     forms: dict[str, Callable[[], Iterator[Any]]] = {}
     for name, target in TARGETS.items():
         out, dtype = folder / name, np.dtype(target.dtype(layout.vocabulary))
@@ -126,7 +126,7 @@ def _litdata(out: Path) -> Callable[[], Iterator[Any]]:
 
 
 def _mds(out: Path) -> Callable[[], Iterator[Any]]:
-    # Its vision data sets, of no use here, are all that wants torchvision.
+    # Stubs for torchvision, which only the unused vision datasets of the library need.
     for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
         sys.modules[name] = ModuleType(name)
         sys.modules[name].__spec__ = ModuleSpec(name, None)

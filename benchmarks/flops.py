@@ -1,4 +1,4 @@
-"""Floating-point operations of a call; a multiply and an add count as two."""
+"""FLOP counting; a multiply-add counts as two operations."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,8 @@ def _addmm_in_place(_: Any, left: tuple[int, ...], right: tuple[int, ...], **__:
 
 
 def count_gflop(call: Callable[[], object]) -> float:
-    """GFLOP of the convolutions and matrix products in a call, its backward pass included where it has one."""
-    # torch counts torch.addmm, and misses it in place.
+    """Count the GFLOP of convolutions and matrix products in a call, including a backward pass inside the call."""
+    # PyTorch counts torch.addmm, but not its in-place variant.
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_in_place}) as counter:
         call()
     return counter.get_total_flops() / 1e9

@@ -1,9 +1,9 @@
-"""What the tokenizers cost: parameters, FLOPs, time against this machine's best Conv3d rate, peak memory, bits.
+"""Cost of the tokenizers: parameters, FLOPs, time relative to the peak Conv3d rate, peak memory and bits per pixel.
 
     python benchmarks/model.py            # the sizes of configs/, 17x256x256, fp32
     python benchmarks/model.py base --agreement
 
-All in one run and by turns, medians: on a machine that does other work too the ratios still mean something.
+All measurements are interleaved and reported as medians, so that ratios remain meaningful on a busy machine.
 """
 
 import os
@@ -26,9 +26,9 @@ SIZES = ("nano", "small", "base", "large")
 COMPRESSIONS = {"4x8x8": (4, 4), "8x8x8": (8, 4), "8x16x16": (8, 8), "4x16x16": (4, 8)}
 FRAMES, SIDE = 17, 256
 ROUNDS = 7
-# Height and width of two matrices; their product shows what the device can do at most.
+# Side of two square matrices, whose product measures the peak rate of the device.
 MATMUL = 2048 if not torch.cuda.is_available() else 8192
-# Channels, and frames, height and width of what comes out: near what the networks themselves run.
+# Channels, and frames, height and width of the output: close to the layers of the networks.
 CONV3D = ((64, 8, 64, 64), (128, 8, 32, 32), (256, 4, 32, 32), (512, 4, 16, 16))
 
 
@@ -39,8 +39,8 @@ CONV3D = ((64, 8, 64, 64), (128, 8, 32, 32), (256, 4, 32, 32), (512, 4, 16, 16))
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--compiled", is_flag=True, help="Compile encoders and decoders.")
 @click.option("--batch", default=1, show_default=True, help="Clips per call.")
-@click.option("--agreement", is_flag=True, help="How many tokens stay the same in bf16, and compiled.")
-@click.option("--peak", is_flag=True, hidden=True, help="Encode once and tell this process's peak memory.")
+@click.option("--agreement", is_flag=True, help="Report the fraction of tokens that are the same in bf16 and compiled.")
+@click.option("--peak", is_flag=True, hidden=True, help="Encode once and print the peak memory of this process.")
 def main(
     sizes: tuple[str, ...],
     compression: str,
@@ -59,7 +59,7 @@ def main(
     tokenizers = {size: load(size, compression).to(device, kind) for size in sizes or SIZES}
     if peak:
         next(iter(tokenizers.values())).encode(video)
-        # Not getrusage: its maximum has the memory of the process that started this one.
+        # Not getrusage: its maximum includes the memory of the parent before exec.
         status = Path("/proc/self/status").read_text()
         click.echo(f"{int(status.partition('VmHWM:')[2].split()[0]) / 1024:.0f}")
         return
@@ -78,11 +78,11 @@ def main(
     convs = {shape: conv3d(shape, device, kind) for shape in CONV3D}
     peak_rate = matmul(device, kind)
     times: dict[object, list[float]] = {}
-    for turn in range(ROUNDS + 1):
+    for index in range(ROUNDS + 1):
         for name, call in {**convs, "matmul": peak_rate, **calls}.items():
             seconds = timed(call, device)
-            # The first turn warms up.
-            if turn:
+            # The first round warms up.
+            if index:
                 times.setdefault(name, []).append(seconds)
     rate = max(27 * 2 * c * c * t * h * w / 1e9 / median(times[c, t, h, w]) for c, t, h, w in CONV3D)
     product = 2 * MATMUL**3 / 1e9 / median(times["matmul"])
@@ -107,19 +107,19 @@ def main(
 
 
 def load(size: str, compression: str) -> VideoTokenizer:
-    """The tokenizer of a packaged config with random weights, in eval mode."""
+    """Create the tokenizer of a packaged config with random weights, in eval mode."""
     frames, patch = COMPRESSIONS[compression]
     data = settings.read_yaml(settings.find_config(size))["model"] | {"temporal_factor": frames, "patch_size": patch}
     tokenizer = VideoTokenizer(settings.validate(TokenizerConfig, data)).eval()
     for name, parameter in tokenizer.named_parameters():
-        # Blocks start as the identity; trained ones are not.
+        # Blocks are initialized to the identity, unlike trained ones.
         if name.endswith("time.mix.weight"):
             nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
     return tokenizer
 
 
 def conv3d(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """A 3x3x3 convolution to a shape; without padding, of which kernels skip the zeros that a count would take in."""
+    """Create a 3x3x3 convolution with a given output shape, without padding, so that kernels skip no counted zeros."""
     channels, *extent = shape
     layer = nn.Conv3d(channels, channels, 3).to(device, dtype, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     x = torch.randn(1, channels, *(side + 2 for side in extent)).to(device, dtype)
@@ -128,13 +128,13 @@ def conv3d(shape: tuple[int, int, int, int], device: str, dtype: torch.dtype) ->
 
 
 def matmul(device: str, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """A product of two large matrices."""
+    """Create a product of two large matrices."""
     left, right = (torch.randn(MATMUL, MATMUL, device=device, dtype=dtype) for _ in range(2))
     return lambda: left @ right
 
 
 def timed(call: Callable[[], object], device: str) -> float:
-    """Seconds of one call."""
+    """Measure the time of one call (seconds)."""
     started = perf_counter()
     call()
     if device != "cpu":
@@ -143,14 +143,14 @@ def timed(call: Callable[[], object], device: str) -> float:
 
 
 def peak_memory(size: str, compression: str) -> str:
-    """MB of a process of its own that loads torch and the tokenizer, and encodes."""
+    """Measure the peak memory of a separate process that loads PyTorch and the tokenizer, and encodes (MB)."""
     command = [sys.executable, __file__, size, "--compression", compression, "--peak"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     return done.stdout.strip()
 
 
 def agreements(tokenizer: VideoTokenizer, video: Tensor) -> list[tuple[str, float]]:
-    """The share of tokens that are those of fp32 in eager mode."""
+    """Compute the fraction of tokens that equal those of fp32 in eager mode, by execution mode."""
     exact = tokenizer.float().encode(video)
     found = []
     if video.is_cuda:

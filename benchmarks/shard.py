@@ -1,12 +1,12 @@
-"""How fast videos are decoded, resampled and scaled, and sharded, as a share of what the ffmpeg program does with them.
+"""Throughput of video readers and of `vidvq shard`, relative to the ffmpeg program on the same videos.
 
     python benchmarks/shard.py VIDEOS... [--fps 10] [--short-side 128] [--rounds 3] [--workers 2]
 
-Readers are compared for each codec and height by itself, the whole of `vidvq shard` on all videos together. Every round
-runs everything once, one behind the other; the table gives the medians over rounds of the ratio to ffmpeg in that
-round. ffmpeg gets one video after the other and as many threads as it likes; the readers run in as many processes as
-there are workers, one video each at a time. `vidvq shard` starts Ray in each round (about 5 seconds on two cores), so
-give it videos that take ffmpeg half a minute.
+Readers decode, resample and scale, and are compared per codec and height; `vidvq shard` runs on all videos. Each round
+runs everything once in sequence; the table shows medians over rounds of the ratio to ffmpeg in the same round. ffmpeg
+processes one video at a time with its default number of threads; the readers run in one process per worker, one video
+at a time. `vidvq shard` starts Ray in each round (about 5 seconds on two cores), so use videos that take ffmpeg at
+least 30 seconds.
 """
 
 import argparse
@@ -33,6 +33,7 @@ READERS = ("pyav", "decord", "torchcodec")
 
 
 def main() -> None:
+    """Run the rounds and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="+", type=Path)
     parser.add_argument("--fps", type=float, default=10)
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if not shutil.which("ffmpeg"):
-        sys.exit("the ffmpeg program is not installed; it is what is compared with")
+        sys.exit("the ffmpeg program is not installed; install it to compare with it")
     groups: dict[str, list[Path]] = defaultdict(list)
     frames: dict[str, int] = defaultdict(int)
     for video in options.videos:
@@ -66,25 +67,25 @@ def main() -> None:
         )
     whole: dict[str, Callable[[], None]] = {"vidvq shard": partial(_shard, options)}
     baseline = partial(_ffmpeg, options.videos, options, encode=True)
-    _print_table("the whole of vidvq shard, h264", _measure(baseline, whole, options.rounds), sum(frames.values()))
+    _print_table("vidvq shard, complete command, h264", _measure(baseline, whole, options.rounds), sum(frames.values()))
 
 
 def _measure(
     baseline: Callable[[], None], others: dict[str, Callable[[], None]], rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """Name -> (median seconds, median share of the baseline's speed)."""
-    took: dict[str, list[float]] = {name: [] for name in ("ffmpeg", *others)}
+    """Measure median time (seconds) and median speed relative to the baseline, by name."""
+    times: dict[str, list[float]] = {name: [] for name in ("ffmpeg", *others)}
     for _ in range(rounds):
         for name, run in {"ffmpeg": baseline, **others}.items():
-            began = time.perf_counter()
+            started = time.perf_counter()
             run()
-            took[name].append(time.perf_counter() - began)
+            times[name].append(time.perf_counter() - started)
     return {
         name: (
             statistics.median(seconds),
-            statistics.median(base / own for base, own in zip(took["ffmpeg"], seconds, strict=True)),
+            statistics.median(base / own for base, own in zip(times["ffmpeg"], seconds, strict=True)),
         )
-        for name, seconds in took.items()
+        for name, seconds in times.items()
     }
 
 

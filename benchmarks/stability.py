@@ -1,12 +1,12 @@
-"""Does adversarial training hold? The same short GAN run from ten seeds, on real video.
+"""Stability of adversarial training: the same short GAN run with ten seeds, on real video.
 
     python benchmarks/stability.py --train VIDEOS --held-out VIDEOS --out runs/stability
 
-A run is that of configs/nano.yaml with a smaller model, smaller codebooks and fifty times its adversarial weight (the
-0.1 of the larger configs), small enough for one core: 180 steps without the adversary, 120 with it. It holds if every
-loss was a number, no window of 25 steps left half of a codebook unused once its codes were placed, and the held-out
-PSNR of the averaged weights, from the adversary's start on, was never more than 2 dB below its best until then. Exit
-code 1 where one does not. A run that is there already is not made again.
+A run uses configs/nano.yaml with a smaller model, smaller codebooks and 50 times its adversarial weight (0.1, as in the
+larger configs), small enough for one core: 180 steps without the adversarial loss, 120 with it. A run is stable if all
+losses are finite, at least half of each codebook is used in every window of 25 steps after initialization, and the
+held-out PSNR of the averaged weights never drops more than 2 dB below its best since the adversarial loss started. The
+exit code is 1 if any run is unstable. Existing runs are reused.
 """
 
 import json
@@ -24,7 +24,7 @@ from vidvq.shard import ShardConfig, run_shard
 from vidvq.storage import write_atomic
 
 RUNS, STEPS, START, WARMUP, WINDOW = 10, 300, 180, 60, 25
-MIN_USAGE, MAX_FALL_DB = 0.5, 2.0
+MIN_USAGE, MAX_DROP_DB = 0.5, 2.0
 _RUN = [
     f"steps={STEPS}",
     "model.encoder={channels: [48, 96], blocks: [1, 1]}",
@@ -45,7 +45,7 @@ _RUN = [
 ]
 _CLIPS = {
     "train": ["clip.num_frames=17", "clip.min_frames=9", "clip.short_side=72", "clip.multiple=8"],
-    # The beginning of every video.
+    # The start of each video only.
     "held-out": [
         "clip.num_frames=9",
         "clip.min_frames=9",
@@ -58,35 +58,41 @@ _CLIPS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run went.
+    """Result of a run.
 
     Attributes:
-        finite: whether every loss was a number, and no batch was skipped.
-        usage: of each codebook, the lowest share in use in any window after its codes were placed.
-        before: held-out PSNR when the adversary came in, dB.
-        fall: from its best to its worst after that, dB, in this order, from then on.
-        after: held-out PSNR at the end, dB.
+        seed: seed of the run.
+        finite: whether all losses are finite and no batch was skipped.
+        usage: minimum fraction of codes in use in any window after initialization, by codebook.
+        before: held-out PSNR when the adversarial loss starts (dB).
+        max_drop: maximum drop of the held-out PSNR below its best since then (dB).
+        after: held-out PSNR at the end (dB).
     """
 
     seed: int
     finite: bool
     usage: dict[str, float]
     before: float
-    fall: float
+    max_drop: float
     after: float
 
     @property
-    def holds(self) -> bool:
-        return self.finite and min(self.usage.values()) > MIN_USAGE and self.fall <= MAX_FALL_DB
+    def is_stable(self) -> bool:
+        """Whether the run meets all criteria."""
+        return self.finite and min(self.usage.values()) > MIN_USAGE and self.max_drop <= MAX_DROP_DB
 
 
 @click.command()
-@click.option("--train", "train", multiple=True, required=True, help="A video or a folder of them; may be repeated.")
-@click.option("--held-out", multiple=True, required=True, help="The same, for the scores.")
+@click.option(
+    "--train", "train", multiple=True, required=True, help="Training video or folder of videos; may be repeated."
+)
+@click.option(
+    "--held-out", multiple=True, required=True, help="Video or folder of videos to score on; may be repeated."
+)
 @click.option("--out", default="runs/stability", type=click.Path(path_type=Path), show_default=True)
-@click.option("--seed", "seeds", multiple=True, type=int, help="These seeds alone.")
+@click.option("--seed", "seeds", multiple=True, type=int, help="Run only this seed; may be repeated.")
 def main(train: tuple[str, ...], held_out: tuple[str, ...], out: Path, seeds: tuple[int, ...]) -> None:
-    """Run what is missing, and write OUT/table.md."""
+    """Run all missing seeds, and write OUT/table.md."""
     for part, videos in (("train", train), ("held-out", held_out)):
         policy = settings.apply_overrides({}, [*_CLIPS[part], "runtime.workers=0"])
         run_shard(list(videos), out / part, settings.validate(ShardConfig, policy))
@@ -96,7 +102,7 @@ def main(train: tuple[str, ...], held_out: tuple[str, ...], out: Path, seeds: tu
     outcomes = [_outcome(out, seed) for seed in wanted]
     write_atomic(out / "table.md", _table(outcomes).encode())
     click.echo(_table(outcomes))
-    sys.exit(0 if all(outcome.holds for outcome in outcomes) else 1)
+    sys.exit(0 if all(outcome.is_stable for outcome in outcomes) else 1)
 
 
 def _run(out: Path, seed: int) -> None:
@@ -115,23 +121,21 @@ def _outcome(out: Path, seed: int) -> Outcome:
     settled = [line for line in lines if "usage_spatial" in line and line["step"] >= WARMUP + WINDOW]
     usage = {book: min(line[f"usage_{book}"] for line in settled) for book in ("spatial", "temporal")}
     scores = {line["step"]: line["held_out_psnr"] for line in lines if "held_out_psnr" in line}
-    played = [psnr for step, psnr in sorted(scores.items()) if step >= START]
-    fall = max(max(played[: at + 1]) - psnr for at, psnr in enumerate(played))
+    later = [psnr for step, psnr in sorted(scores.items()) if step >= START]
+    max_drop = max(max(later[: at + 1]) - psnr for at, psnr in enumerate(later))
     finite = all(map(isfinite, losses)) and " is skipped: " not in (run / "log").read_text()
-    return Outcome(seed, finite, usage, scores[START], fall, scores[STEPS])
+    return Outcome(seed, finite, usage, scores[START], max_drop, scores[STEPS])
 
 
 def _table(outcomes: list[Outcome]) -> str:
-    head = (
-        "| seed | all finite | lowest usage: spatial | temporal | PSNR before, dB | largest fall | at the end | holds |"
-    )
+    head = "| seed | all finite | min usage: spatial | temporal | PSNR before, dB | max drop | at the end | stable |"
     lines = [head, "|---" * 8 + "|"]
     for run in outcomes:
         cells = [run.seed, "yes" if run.finite else "NO", *(f"{use:.0%}" for use in run.usage.values())]
-        cells += [f"{run.before:.2f}", f"{run.fall:.2f}", f"{run.after:.2f}", "yes" if run.holds else "NO"]
+        cells += [f"{run.before:.2f}", f"{run.max_drop:.2f}", f"{run.after:.2f}", "yes" if run.is_stable else "NO"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    held = sum(run.holds for run in outcomes)
-    return "\n".join([*lines, "", f"{held} of {len(outcomes)} runs hold.", ""])
+    stable = sum(run.is_stable for run in outcomes)
+    return "\n".join([*lines, "", f"{stable} of {len(outcomes)} runs are stable.", ""])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a training step costs beside its bare arithmetic, and how long it waits for data.
+"""Overhead of a training step over its forward and backward passes, and time spent waiting for data.
 
     python benchmarks/train.py CLIPS [--config demo] [--rounds 5] [--steps 20] [KEY=VALUE]...
 
-Each round runs ``steps`` bare forward and backward passes of generator and discriminator on one batch (no engine,
-optimizer, average, guard, metrics or data), then as many steps of the trainer on real clips. The table gives medians
-over rounds. The discriminator trains from the first step.
+Each round runs ``steps`` bare forward and backward passes of the generator and the discriminator on one batch (without
+engine, optimizer, weight average, guard, metrics and data loading), then the same number of trainer steps on real
+clips. The table shows medians over rounds. The discriminator trains from the first step.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vidvq import config as settings
-from vidvq.data import ClipBatches, clip_batches
+from vidvq.data import ClipDataset, iter_micro_batches
 from vidvq.model.pixels import to_video
 from vidvq.train import TrainConfig
 from vidvq.train.distributed import init_distributed, shutdown_distributed
@@ -28,6 +28,7 @@ from vidvq.train.trainer import Trainer
 
 
 def main() -> None:
+    """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -40,8 +41,8 @@ def main() -> None:
     config = replace(config, loss=replace(config.loss, adversarial_start=0, discriminator_warmup=0))
     context = init_distributed(config.lost_after_s)
     trainer = Trainer(config, context, make_perceptual(config, context))
-    batches = clip_batches(ClipBatches(config.data, config.seed), 0)
-    # The warm-up of codebooks, the caches of clips, and the first use of every kernel are no part of a step's cost.
+    batches = iter_micro_batches(ClipDataset(config.data, config.seed), 0)
+    # Excludes codebook warm-up, clip caching and kernel initialization from the measurement.
     warmup = max(120, options.steps)
     _train(trainer, batches, warmup)
     video = to_video(next(batches)).to(context.device)
@@ -53,20 +54,20 @@ def main() -> None:
     shutdown_distributed()
     bare, step, wait = (statistics.median(column) for column in zip(*rounds, strict=True))
     print(f"{options.config}, batch {tuple(video.shape)}, {context.device}, {torch.get_num_threads()} threads")
-    print(f"bare forward and backward of both   {bare:.3f} s, {flops / bare / 1e9:.1f} GFLOP/s")
-    print(f"a step                              {step:.3f} s")
+    print(f"bare forward and backward, both     {bare:.3f} s, {flops / bare / 1e9:.1f} GFLOP/s")
+    print(f"trainer step                        {step:.3f} s")
     ratios = statistics.median(step / bare for bare, step, _ in rounds)
-    print(f"a step over the bare passes         {ratios:.2f}")
+    print(f"trainer step / bare passes          {ratios:.2f}")
     print(f"waiting for data                    {wait:.1%} of a step")
 
 
 def _train(trainer: Trainer, batches: Iterator[Tensor], steps: int) -> tuple[float, float]:
-    """Seconds per step of the trainer, and the fraction spent waiting for data."""
+    """Measure the time of a trainer step (seconds) and the fraction spent waiting for data."""
     waited_s, started = 0.0, monotonic()
     for _ in range(steps):
-        asked = monotonic()
+        waiting = monotonic()
         video = to_video(next(batches)).to(trainer.context.device)
-        waited_s += monotonic() - asked
+        waited_s += monotonic() - waiting
         result = trainer.forward_backward(video, 0)
         assert not isinstance(result, Skipped), result.reason
         trainer.finish_step()
@@ -76,7 +77,7 @@ def _train(trainer: Trainer, batches: Iterator[Tensor], steps: int) -> tuple[flo
 
 
 def _bare(trainer: Trainer, video: Tensor, steps: int) -> float:
-    """Seconds per bare forward and backward of generator and discriminator."""
+    """Measure the time of a bare forward and backward pass of both networks (seconds)."""
     tokenizer, discriminator, objective = trainer.tokenizer, trainer.discriminator, trainer.objective
     kept = {name: buffer.clone() for name, buffer in tokenizer.named_buffers()}
     started = monotonic()

@@ -1,10 +1,10 @@
-"""Make the tokenizer that ships with vidvq, and say on held-out video what it is worth.
+"""Train, package and score the tokenizer that ships with vidvq.
 
     python benchmarks/weights.py --train VIDEOS --held-out VIDEOS [--config bundled] [--work runs/weights]
 
-Shards both, trains as the config says, and puts the newest checkpoint into vidvq/weights in half precision. Then
-`vidvq tokenize`, `decode` and `evaluate` measure those very files on the held-out clips, and the table goes into
-vidvq/weights/README.md. What is finished in WORK is not done again.
+Shards all videos, trains with the config, and writes the newest checkpoint to vidvq/weights in half precision. Then
+`vidvq tokenize`, `decode` and `evaluate` score these files on the held-out clips, and the table is written to
+vidvq/weights/README.md. Completed stages in WORK are reused.
 """
 
 import shutil
@@ -21,21 +21,27 @@ import numpy as np
 from vidvq.formats.checkpoint import BUNDLED, find_checkpoint, read_checkpoint, write_checkpoint
 from vidvq.storage import read_json, write_atomic
 
-MOST_MIB = 12
+MAX_MIB = 12
 
 
 @click.command()
-@click.option("--train", "training", multiple=True, required=True, help="Videos to learn from; may be repeated.")
+@click.option("--train", "training", multiple=True, required=True, help="Training videos; may be repeated.")
 @click.option("--held-out", multiple=True, required=True, help="Videos to score on; may be repeated.")
-@click.option("--config", default="bundled", show_default=True, help="The training's config.")
-@click.option("--work", type=Path, default=Path("runs/weights"), show_default=True, help="Where all of it is made.")
+@click.option("--config", default="bundled", show_default=True, help="Config of the training run.")
+@click.option(
+    "--work",
+    type=Path,
+    default=Path("runs/weights"),
+    show_default=True,
+    help="Folder for clips, training run and scores.",
+)
 def main(training: tuple[str, ...], held_out: tuple[str, ...], config: str, work: Path) -> None:
-    """Train, bundle, score."""
+    """Train, package and score the tokenizer."""
     clips = {"train": work / "clips" / "train", "heldout": work / "clips" / "heldout"}
     for videos, out in zip((training, held_out), clips.values(), strict=True):
         vidvq("shard", *videos, "--out", str(out), "--config", "demo-shard", "clips_per_shard=16")
-    places = (f"data.clips={clips['train']}", f"evaluation.clips={clips['heldout']}", f"out={work / 'train'}")
-    vidvq("train", config, *places)
+    paths = (f"data.clips={clips['train']}", f"evaluation.clips={clips['heldout']}", f"out={work / 'train'}")
+    vidvq("train", config, *paths)
     step = bundle(work / "train")
     for folder in ("tokens", "decoded"):
         shutil.rmtree(work / folder, ignore_errors=True)
@@ -49,29 +55,29 @@ def main(training: tuple[str, ...], held_out: tuple[str, ...], config: str, work
 
 
 def vidvq(*arguments: str) -> None:
-    """Run a verb; end where it fails."""
+    """Run a vidvq command; exit if it fails."""
     code = subprocess.run([sys.executable, "-m", "vidvq", *arguments], check=False).returncode
     if code:
         sys.exit(code)
 
 
 def bundle(run: Path) -> int:
-    """The newest checkpoint of a run, in half precision, in the place of the one that ships; returns its step.
+    """Write the newest checkpoint of a run to vidvq/weights in half precision; returns its step.
 
-    Not the best one: that was chosen on the clips that the table is to be honest about.
+    The best checkpoint would bias the table, because it is selected on the same held-out clips.
     """
     checkpoint = read_checkpoint(find_checkpoint(run))
     tensors = {name: tensor.astype(np.float16) for name, tensor in checkpoint.tensors.items()}
     size = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
-    if size > MOST_MIB:
-        sys.exit(f"{checkpoint.path} has {size:.1f} MiB in half precision; at most {MOST_MIB} MiB may ship")
+    if size > MAX_MIB:
+        sys.exit(f"{checkpoint.path} has {size:.1f} MiB in half precision; at most {MAX_MIB} MiB may ship")
     step = checkpoint.config["step"]
     write_checkpoint(BUNDLED, checkpoint.config["model"], checkpoint.config["preprocessing"], tensors, step)
     return step
 
 
 def card(scores: dict[str, Any], config: str, step: int) -> str:
-    """The text beside the weights: what they are, and their held-out scores by video."""
+    """Render the README of the weights, with held-out scores by video."""
     videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for clip in scores["clips"]:
         videos["/".join(Path(clip["source"]).parts[-2:])].append(clip)

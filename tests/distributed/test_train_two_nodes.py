@@ -87,7 +87,7 @@ def test_a_lost_host_costs_nothing_but_time(clips_dir, tmp_path, stage, lost, cu
             assert jobs[1 - lost].wait(60) == 1
         assert not step_folder(out, 40).exists()
         (line,) = [line for line in log_of(tmp_path, hosts[1 - lost]).read_text().splitlines() if "vidvq: " in line]
-        assert line.startswith(f"vidvq: process {1 - lost} of 2 has lost another one: ")
+        assert line.startswith(f"vidvq: process {1 - lost} of 2 lost contact with another process: ")
         assert ("Timed out waiting 20000ms" if cut else "by peer") in line
         assert line.endswith("; start the job again to go on from its last checkpoint")
 

@@ -1,4 +1,4 @@
-"""What only a CUDA device shows. Imports the model alone, so that it runs where nothing else is installed."""
+"""Properties that need a CUDA device. Imports only vidvq.model, so that it runs without other dependencies."""
 
 import os
 
@@ -44,13 +44,13 @@ def test_chunks_and_batches_do_not_change_tokens_on_the_device(tokenizer, video,
     assert torch.equal(tokenizer.encode(video[1:]), whole[1:])
 
 
-def test_tokens_agree_with_the_cpu_for_the_most_part(tokenizer, video, device):
+def test_most_tokens_agree_with_the_cpu(tokenizer, video, device):
     on_cpu = tokenizer.cpu().encode(video.cpu())
     on_device = tokenizer.to(device).encode(video.to(device)).cpu()
     assert (on_cpu == on_device).float().mean() > 0.99
 
 
-def test_tiles_give_the_tokens_of_the_whole_frame_on_the_device(video, device):
+def test_tiled_tokens_equal_untiled_ones_on_the_device(video, device):
     torch.manual_seed(0)
     whole = VideoTokenizer(TokenizerConfig()).eval().to(device)
     tiled = VideoTokenizer(TokenizerConfig(tile=32)).eval().to(device)
@@ -62,15 +62,17 @@ def test_tiles_give_the_tokens_of_the_whole_frame_on_the_device(video, device):
 
 
 @pytest.mark.parametrize(("size", "dim"), [(8192, 16), (1 << 16, 18), (1 << 18, 8), (300, 3)])
-def test_the_fused_search_is_its_twin_in_plain_torch(size, dim, device):
+def test_the_fused_search_agrees_with_plain_torch(size, dim, device):
     pytest.importorskip("triton", reason="Triton comes with torch for CUDA on Linux")
-    from vidvq.model.quantize.search import nearest_in_blocks
-    from vidvq.model.quantize.search_triton import nearest_fused
+    from vidvq.model.quantize.search import nearest_codes_blockwise
+    from vidvq.model.quantize.search_triton import nearest_codes_fused
 
     torch.manual_seed(0)
     codebook, latents = torch.randn(size, dim, device=device), torch.randn(5000, dim, device=device)
     half_norms = codebook.square().sum(dim=1) / 2
-    found, expected = (search(latents, codebook, half_norms) for search in (nearest_fused, nearest_in_blocks))
+    found, expected = (
+        search(latents, codebook, half_norms) for search in (nearest_codes_fused, nearest_codes_blockwise)
+    )
     # Sums of another order: where two codes differ by less than their rounding, either may be taken.
     gaps = (latents - codebook[found]).square().sum(dim=1) - (latents - codebook[expected]).square().sum(dim=1)
     assert gaps.abs().max() < 1e-4
@@ -80,18 +82,20 @@ def test_the_fused_search_is_its_twin_in_plain_torch(size, dim, device):
         torch.randint(-2, 3, (5000, dim), device=device).float(),
     )
     half_norms = whole[0].square().sum(dim=1) / 2
-    assert torch.equal(nearest_fused(whole[1], whole[0], half_norms), nearest_in_blocks(whole[1], whole[0], half_norms))
+    assert torch.equal(
+        nearest_codes_fused(whole[1], whole[0], half_norms), nearest_codes_blockwise(whole[1], whole[0], half_norms)
+    )
 
 
-def test_the_fused_search_holds_no_distances(device):
+def test_the_fused_search_materializes_no_distances(device):
     pytest.importorskip("triton", reason="Triton comes with torch for CUDA on Linux")
     from vidvq.model.quantize import search
 
     codebook, latents = torch.randn(1 << 18, 8, device=device), torch.randn(20_000, 8, device=device)
-    search.nearest(latents, codebook)
+    search.nearest_codes(latents, codebook)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    search.nearest(latents, codebook)
+    search.nearest_codes(latents, codebook)
     # The distances would be 21 GB; the squares of the codes are 8 MB.
     assert torch.cuda.max_memory_allocated() - before < 64 << 20
 

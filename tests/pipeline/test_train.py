@@ -109,7 +109,7 @@ def test_a_finished_run_is_left_alone(clips_dir, whole):
     before = read_checkpoint(whole).fingerprints
     done = train(clips_dir, whole)
     assert done.returncode == 0
-    assert "is trained already" in done.stderr
+    assert "is already complete" in done.stderr
     assert read_checkpoint(whole).fingerprints == before
 
 

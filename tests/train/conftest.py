@@ -1,4 +1,4 @@
-"""Runs of `vidvq train` in processes of their own, small enough to compare number by number."""
+"""Small runs of `vidvq train` in subprocesses, to compare number by number."""
 
 import json
 import os

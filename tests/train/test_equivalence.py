@@ -1,10 +1,10 @@
-"""A DeepSpeed run is the loop that its YAML says: the same losses as plain torch, by every stage and any ranks."""
+"""DeepSpeed runs have the losses of a plain PyTorch loop, for all ZeRO stages and numbers of ranks."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from vidvq.data import ClipBatches, DataConfig
+from vidvq.data import ClipDataset, DataConfig
 from vidvq.formats.checkpoint import read_checkpoint
 from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
@@ -22,7 +22,7 @@ def plain_losses(clips_dir, steps: int) -> tuple[list[float], list[float]]:
     both = [
         torch.optim.AdamW(net.parameters(), 1e-3, (0.9, 0.99), weight_decay=0) for net in (tokenizer, discriminator)
     ]
-    data = ClipBatches(DataConfig((str(clips_dir),), batch_size=4, num_frames=5, crop=32, shuffle=256), seed=0)
+    data = ClipDataset(DataConfig((str(clips_dir),), batch_size=4, num_frames=5, crop=32, shuffle=256), seed=0)
     told: tuple[list[float], list[float]] = ([], [])
     means = [0.0, 0.0]
     for step in range(steps):
@@ -53,20 +53,20 @@ def plain(clips_dir) -> tuple[list[float], list[float]]:
     return plain_losses(clips_dir, 6)
 
 
-def test_one_process_steps_like_plain_torch(plain, whole):
+def test_one_process_trains_like_plain_torch(plain, whole):
     assert whole.column("loss") == pytest.approx(plain[0], rel=1e-5)
     assert whole.column("discriminator") == pytest.approx(plain[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)), 3])
-def test_every_stage_steps_like_plain_torch(plain, train, tmp_path, stage):
+def test_every_zero_stage_trains_like_plain_torch(plain, train, tmp_path, stage):
     run = train(tmp_path / "run", f"zero_stage={stage}")
     assert run.column("loss") == pytest.approx(plain[0], rel=1e-5)
     assert run.column("discriminator") == pytest.approx(plain[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 3)), 2])
-def test_two_processes_are_one_with_the_whole_batch(whole, train, tmp_path, stage, close):
+def test_two_ranks_train_like_one_with_the_whole_batch(whole, train, tmp_path, stage, close):
     run = train(tmp_path / "run", f"zero_stage={stage}", ranks=2)
     assert run.column("loss") == close(whole.column("loss"))
     assert run.column("discriminator") == close(whole.column("discriminator"))
@@ -77,7 +77,7 @@ def test_two_processes_are_one_with_the_whole_batch(whole, train, tmp_path, stag
     assert float(apart.mean()) < 2e-5, float(apart.mean())
 
 
-def test_the_entropy_of_a_batch_is_over_all_processes(train, tmp_path, close):
+def test_the_batch_entropy_covers_all_ranks(train, tmp_path, close):
     bits = "model.quantizer={dim: 4, spatial: {kind: lfq, size: 16, temperature: 1.0}, temporal: {kind: lfq, "
     books = f"{bits}size: 16, temperature: 1.0, spherical: true}}}}"
     one, two = (train(tmp_path / str(ranks), books, "zero_stage=2", ranks=ranks) for ranks in (1, 2))
@@ -86,7 +86,7 @@ def test_the_entropy_of_a_batch_is_over_all_processes(train, tmp_path, close):
 
 
 @pytest.mark.slow
-def test_accumulated_passes_are_one_batch(whole, train, tmp_path, close):
+def test_accumulated_micro_batches_equal_one_batch(whole, train, tmp_path, close):
     # Codebooks that follow averages are moved pass by pass; a grid has none.
     grid = "model.quantizer={dim: 3, spatial: {kind: fsq, levels: [5, 5, 5]}, temporal: null}"
     at_once, passes = (
@@ -117,7 +117,7 @@ def test_bf16_stays_near(whole, train, tmp_path, overrides):
 
 
 @pytest.mark.slow
-def test_fp16_learns_as_fp32_does_once_its_scale_is_found(train, tmp_path):
+def test_fp16_trains_like_fp32_once_its_loss_scale_settles(train, tmp_path):
     half, full = (train(tmp_path / name, f"precision={name}", "steps=40") for name in ("fp16", "fp32"))
     assert half.column("loss")[-1] == pytest.approx(full.column("loss")[-1], rel=0.1)
 
@@ -132,6 +132,6 @@ def test_fp16_learns_as_fp32_does_once_its_scale_is_found(train, tmp_path):
         ("generator.offload=true", "zero_stage=3"),
     ],
 )
-def test_other_forms_of_adam_step_alike(whole, train, tmp_path, overrides, close):
+def test_other_implementations_of_adam_agree(whole, train, tmp_path, overrides, close):
     run = train(tmp_path / "run", *overrides)
     assert run.column("loss") == close(whole.column("loss"))

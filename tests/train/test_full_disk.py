@@ -1,4 +1,4 @@
-"""The disk fills up while a run saves: one line, the checkpoints before stay, and with room the run goes on."""
+"""A disk that fills up during a save: a one-line error, intact checkpoints, and a resumable run."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def kib_of(folder) -> int:
 
 # In shares of a checkpoint: into the first, and into the second's training state and weights.
 @pytest.mark.parametrize("room", [1.5, pytest.param(0.5, marks=pytest.mark.slow), 1.95])
-def test_a_run_goes_on_once_there_is_room(room, small_disk, whole, train):
+def test_a_run_resumes_once_there_is_disk_space(room, small_disk, whole, train):
     size = kib_of(whole.out / "checkpoints/step-00000003")
     out = small_disk(kib_of(whole.out / "tensorboard") + round(room * size)) / "run"
     run = train(out, code=1)

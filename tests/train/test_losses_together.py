@@ -46,7 +46,7 @@ def test_a_decoder_trained_on_a_frozen_encoder_leaves_old_tokens_valid(whole, tr
     assert after.fingerprints.decoder != before.fingerprints.decoder
 
 
-def test_a_checkpoint_of_another_model_is_refused(whole, train, tmp_path):
+def test_a_checkpoint_of_another_model_is_rejected(whole, train, tmp_path):
     other = "model.decoder={channels: [16, 32], blocks: [1, 1]}"
     run = train(tmp_path / "run", f"start_from={whole.out}", other, code=2)
     assert "has another model: model.decoder.channels" in run.stderr.strip().splitlines()[-1]

@@ -1,6 +1,6 @@
-"""Clips in a bucket make the same run as clips on a disk."""
+"""Clips in an object store give the same run as clips on a disk."""
 
-from vidvq.data import ClipBatches, DataConfig
+from vidvq.data import ClipDataset, DataConfig
 
 
 def put(folder, bucket) -> str:
@@ -10,19 +10,19 @@ def put(folder, bucket) -> str:
     return f"s3://{bucket.name}/clips"
 
 
-def test_clips_in_a_bucket_make_the_same_run(clips_dir, bucket, whole, train, tmp_path):
+def test_clips_in_an_object_store_give_the_same_run(clips_dir, bucket, whole, train, tmp_path):
     url = put(clips_dir, bucket)
     run = train(tmp_path / "run", f"data.clips={url}", "data.cache_mib=0", f"evaluation.clips={url}")
-    assert "left out of training" not in run.stderr
+    assert "excluded from training" not in run.stderr
     assert [{name: line[name] for name in whole.lines[0]} for line in run.lines if "loss" in line] == whole.lines
 
 
-def test_one_answer_that_is_lost_changes_nothing(clips_dir, bucket, monkeypatch):
+def test_a_lost_response_is_retried(clips_dir, bucket, monkeypatch):
     from s3fs import S3FileSystem
 
     url = put(clips_dir, bucket)
     settings = {"batch_size": 4, "num_frames": 5, "crop": 32}
-    disk, store = (ClipBatches(DataConfig((where,), **settings), 0) for where in (str(clips_dir), url))
+    disk, store = (ClipDataset(DataConfig((where,), **settings), 0) for where in (str(clips_dir), url))
     real, lost = S3FileSystem._call_s3, []
 
     async def call(self, method, *arguments, **options):
@@ -36,6 +36,6 @@ def test_one_answer_that_is_lost_changes_nothing(clips_dir, bucket, monkeypatch)
     assert lost
 
 
-def test_a_bucket_without_clips_is_one_line(bucket, train, tmp_path):
+def test_an_empty_bucket_is_one_line(bucket, train, tmp_path):
     run = train(tmp_path / "run", f"data.clips=s3://{bucket.name}/none", code=2)
     assert run.stderr.strip().splitlines()[-1].startswith(f"vidvq: s3://{bucket.name}/none has no plan.json")

@@ -1,4 +1,4 @@
-"""Going on: on another number of processes, under another stage, past a torn checkpoint, after a bad batch."""
+"""Resume: with another number of ranks, another ZeRO stage, a torn checkpoint, or after a bad batch."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ def stopped_at_3(run, tmp_path):
     return out
 
 
-def test_a_resumed_run_is_the_same_to_the_bit(whole, train, tmp_path):
+def test_a_resumed_run_is_bit_identical(whole, train, tmp_path):
     out = stopped_at_3(whole, tmp_path)
     for left in (".training-00000006", "step-00000006.tmp.host-1-0"):
         (out / "checkpoints" / left).mkdir()
@@ -29,7 +29,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(whole, train, tmp_path):
     assert read_checkpoint(run.out).fingerprints == read_checkpoint(whole.out).fingerprints
 
 
-def test_a_run_of_an_older_vidvq_resumes(whole, train, tmp_path):
+def test_a_run_in_the_old_format_resumes(whole, train, tmp_path):
     out = stopped_at_3(whole, tmp_path)
     training = out / "checkpoints/step-00000003/training"
     state = json.loads((training / "state.json").read_text())
@@ -43,7 +43,7 @@ def test_a_run_of_an_older_vidvq_resumes(whole, train, tmp_path):
     assert read_checkpoint(run.out).fingerprints == read_checkpoint(whole.out).fingerprints
 
 
-def test_a_training_state_of_an_unknown_format_is_refused(whole, train, tmp_path):
+def test_a_training_state_of_an_unknown_format_is_rejected(whole, train, tmp_path):
     out = stopped_at_3(whole, tmp_path)
     path = out / "checkpoints/step-00000003/training/state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "vidvq.training/9"}))
@@ -52,13 +52,13 @@ def test_a_training_state_of_an_unknown_format_is_refused(whole, train, tmp_path
 
 
 @pytest.mark.parametrize("ranks", [2])
-def test_another_number_of_processes_goes_on(whole, train, tmp_path, ranks, close):
+def test_another_number_of_ranks_resumes(whole, train, tmp_path, ranks, close):
     run = train(stopped_at_3(whole, tmp_path), ranks=ranks)
     assert run.column("loss") == close(whole.column("loss"))
 
 
 @pytest.mark.parametrize("stages", [(3, 0), pytest.param((2, 3), marks=pytest.mark.slow)])
-def test_shares_of_two_processes_are_taken_up_by_one(whole, train, tmp_path, stages, close):
+def test_one_rank_resumes_the_state_of_two(whole, train, tmp_path, stages, close):
     before = train(tmp_path / "before", f"zero_stage={stages[0]}", ranks=2)
     out = stopped_at_3(before, tmp_path)
     run = train(out, f"zero_stage={stages[1]}", "data.workers=1", "lost_after_s=300")
@@ -78,7 +78,7 @@ def longer(train, tmp_path_factory):
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("training/state.json", "fingerprint")),
     ],
 )
-def test_a_torn_checkpoint_is_passed_over_with_a_warning(longer, train, tmp_path, name):
+def test_a_torn_checkpoint_is_skipped_with_a_warning(longer, train, tmp_path, name):
     out = shutil.copytree(longer.out, tmp_path / "run")
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(longer.out), str(out)))
     shutil.rmtree(out / "checkpoints/step-00000007")
@@ -94,7 +94,7 @@ def test_a_torn_checkpoint_is_passed_over_with_a_warning(longer, train, tmp_path
     assert read_checkpoint(run.out).fingerprints == read_checkpoint(longer.out).fingerprints
 
 
-def test_the_best_checkpoint_stays_beside_the_newest(train, clips_dir, tmp_path):
+def test_the_best_checkpoint_is_kept(train, clips_dir, tmp_path):
     run = train(
         tmp_path / "run",
         "checkpoint_every=1",

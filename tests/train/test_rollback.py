@@ -1,4 +1,4 @@
-"""A rollback loads the last checkpoint into the running trainer: from there the run is one that resumed from it."""
+"""A rollback is equivalent to resuming from the last checkpoint."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ Trainer.load_state = load_and_skip
 def test_a_rollback_is_a_resume_in_the_same_process(train, tmp_path, settings, ranks):
     settings = (*settings, f"data.micro_batch_size={2 // ranks}")
     rolled_back = train(tmp_path / "rolled", *settings, ranks=ranks, patch=ROLL_BACK.replace("STEP", "4"))
-    assert "step 5: a test; back to step 3, continuing with batch 5" in rolled_back.stderr
+    assert "step 5: a test; rolled back to step 3, continuing with batch 5" in rolled_back.stderr
     out = shutil.copytree(rolled_back.out, tmp_path / "resumed")
     shutil.rmtree(out / "checkpoints/step-00000006")
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(rolled_back.out), str(out)))
@@ -62,10 +62,10 @@ def test_a_rollback_is_a_resume_in_the_same_process(train, tmp_path, settings, r
     assert read_checkpoint(rolled_back.out).fingerprints == read_checkpoint(resumed.out).fingerprints
 
 
-def test_before_the_first_checkpoint_a_rollback_is_a_new_start(train, tmp_path):
+def test_without_a_checkpoint_a_rollback_restarts_the_run(train, tmp_path):
     settings = ("zero_stage=2", "data.micro_batch_size=2")
     rolled_back = train(tmp_path / "rolled", *settings, patch=ROLL_BACK.replace("STEP", "2"))
-    assert "step 3: a test; back to step 0, continuing with batch 3" in rolled_back.stderr
+    assert "step 3: a test; rolled back to step 0, continuing with batch 3" in rolled_back.stderr
     started = train(tmp_path / "started", *settings, patch=START_AT.replace("BATCH", "3"))
     assert rolled_back.lines == started.lines
     assert read_checkpoint(rolled_back.out).fingerprints == read_checkpoint(started.out).fingerprints

@@ -1,4 +1,4 @@
-"""A trainer that is built touches neither files nor random states."""
+"""Construction of a trainer changes neither files nor random states."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def damaged_run(tmp_path):
     return out
 
 
-def test_building_one_has_no_side_effects(settings, damaged_run, snapshot):
+def test_construction_has_no_side_effects(settings, damaged_run, snapshot):
     before = snapshot(damaged_run)
     arguments = ["data.clips=/nowhere", f"out={damaged_run}", *settings]
     done = subprocess.run([sys.executable, "-c", BUILD, *arguments], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Training batches: one order, nothing twice, nothing dropped, resumable."""
+"""Training batches: a deterministic, resumable order without repeated or dropped clips."""
 
 import re
 import shutil
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidvq.data import BucketConfig, ClipBatches, DataConfig, clip_batches
-from vidvq.data.clips import UnreadableBatch
+from vidvq.data import BucketConfig, ClipDataset, DataConfig, iter_micro_batches
+from vidvq.data.dataset import UnreadableBatch
 from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 from vidvq.shard import ShardConfig, run_shard
@@ -36,16 +36,16 @@ def config(folder: str, **changes) -> DataConfig:
     )
 
 
-def batches(dataset: ClipBatches, count: int) -> list[torch.Tensor]:
-    return list(islice(clip_batches(dataset, 0), count))
+def batches(dataset: ClipDataset, count: int) -> list[torch.Tensor]:
+    return list(islice(iter_micro_batches(dataset, 0), count))
 
 
-def keys_of(dataset: ClipBatches, count: int) -> list[list[str]]:
+def keys_of(dataset: ClipDataset, count: int) -> list[list[str]]:
     return [[dataset.index.keys[pick.clip] for pick in dataset.order.batch(number)[1]] for number in range(count)]
 
 
-def test_an_epoch_has_every_clip_once(clips):
-    dataset = ClipBatches(config(clips), seed=1)
+def test_an_epoch_contains_each_clip_once(clips):
+    dataset = ClipDataset(config(clips), seed=1)
     total = len(dataset.index.keys)
     keys = [key for batch in keys_of(dataset, total) for key in batch]
     assert total > 12
@@ -54,22 +54,22 @@ def test_an_epoch_has_every_clip_once(clips):
     assert keys[:total] != keys[total : 2 * total]
 
 
-def test_ranks_and_passes_share_a_batch_without_loss_or_repeat(clips):
-    whole = batches(ClipBatches(config(clips, batch_size=8), 1), 3)
-    ranks = [batches(ClipBatches(config(clips, batch_size=8, micro_batch_size=2), 1, rank, 2), 6) for rank in (0, 1)]
+def test_ranks_and_micro_batches_partition_a_batch(clips):
+    whole = batches(ClipDataset(config(clips, batch_size=8), 1), 3)
+    ranks = [batches(ClipDataset(config(clips, batch_size=8, micro_batch_size=2), 1, rank, 2), 6) for rank in (0, 1)]
     for number, batch in enumerate(whole):
         parts = [ranks[rank][2 * number + turn] for turn in (0, 1) for rank in (0, 1)]
         assert torch.equal(torch.cat(parts), batch)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(clips):
+def test_an_indivisible_batch_is_rejected(clips):
     with pytest.raises(ValueError, match=r"data\.batch_size=3 must be a multiple of 2 processes"):
-        ClipBatches(config(clips), 1, 0, 2)
+        ClipDataset(config(clips), 1, 0, 2)
 
 
-def test_data_sets_are_mixed_by_weight(clips, tmp_path):
+def test_datasets_are_mixed_by_weight(clips, tmp_path):
     other = str(shutil.copytree(clips, tmp_path / "other"))
-    dataset = ClipBatches(config(clips, clips={clips: 3.0, other: 1.0}, batch_size=10), 1)
+    dataset = ClipDataset(config(clips, clips={clips: 3.0, other: 1.0}, batch_size=10), 1)
     picked = [int(dataset.index.data_set[pick.clip]) for n in range(40) for pick in dataset.order.batch(n)[1]]
     assert abs(picked.count(0) - 300) <= 2
     assert all(abs(picked[:count].count(0) - 0.75 * count) <= 3 for count in range(1, 400))
@@ -80,11 +80,11 @@ def test_data_sets_are_mixed_by_weight(clips, tmp_path):
     assert len(set(first_set[:size])) == size, "each data set has epochs of its own"
 
 
-def test_clips_go_to_the_largest_bucket_that_they_fill(clips, tmp_path):
+def test_clips_are_assigned_to_the_largest_bucket_that_they_fill(clips, tmp_path):
     policy = ClipPolicy(num_frames=7, min_frames=7, short_side=32, multiple=8)
     run_shard([str(VIDEOS / "carphone.mp4")], tmp_path / "short", ShardConfig(policy, runtime=RuntimeConfig(workers=0)))
     shapes = (BucketConfig(9, 32, 32), BucketConfig(5, 32, 32), BucketConfig(1, 16, 16))
-    dataset = ClipBatches(config(clips, clips=(clips, str(tmp_path / "short")), buckets=shapes, batch_size=2), 1)
+    dataset = ClipDataset(config(clips, clips=(clips, str(tmp_path / "short")), buckets=shapes, batch_size=2), 1)
     seen = {}
     for number in range(40):
         bucket, picks = dataset.order.batch(number)
@@ -101,15 +101,15 @@ def test_images_and_videos_are_mixed(clips, tmp_path):
     )
     shapes = (BucketConfig(5, 32, 32), BucketConfig(1, 32, 32))
     mixed = {clips: 3.0, str(tmp_path / "images"): 1.0}
-    dataset = ClipBatches(config(clips, clips=mixed, buckets=shapes, batch_size=2), 1)
+    dataset = ClipDataset(config(clips, clips=mixed, buckets=shapes, batch_size=2), 1)
     frames = [dataset[number, 0].shape[1] for number in range(16)]
     assert set(frames) == {1, 5}
     assert 3 <= frames.count(1) <= 5
 
 
 def test_batches_are_a_function_of_the_seed(clips):
-    first, again = batches(ClipBatches(config(clips), 1), 4), batches(ClipBatches(config(clips), 1), 4)
-    other = batches(ClipBatches(config(clips), 2), 4)
+    first, again = batches(ClipDataset(config(clips), 1), 4), batches(ClipDataset(config(clips), 1), 4)
+    other = batches(ClipDataset(config(clips), 2), 4)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
     assert first[0].shape == (3, 5, 32, 32, 3)
@@ -117,36 +117,36 @@ def test_batches_are_a_function_of_the_seed(clips):
 
 
 @pytest.mark.parametrize("change", [{"cache_mib": 0}, {"threads": 3}, {"workers": 3}])
-def test_how_it_is_read_changes_nothing(clips, change):
-    one, other = batches(ClipBatches(config(clips), 1), 12), batches(ClipBatches(config(clips, **change), 1), 12)
+def test_batches_do_not_depend_on_how_they_are_read(clips, change):
+    one, other = batches(ClipDataset(config(clips), 1), 12), batches(ClipDataset(config(clips, **change), 1), 12)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("start", [1, 4])
-def test_a_start_in_the_middle_goes_on_where_it_was(clips, start):
-    dataset = ClipBatches(config(clips), 1)
-    rest = list(islice(clip_batches(dataset, start), 7 - start))
+def test_starting_in_the_middle_continues_the_same_order(clips, start):
+    dataset = ClipDataset(config(clips), 1)
+    rest = list(islice(iter_micro_batches(dataset, start), 7 - start))
     assert all(torch.equal(a, b) for a, b in zip(batches(dataset, 7)[start:], rest, strict=True))
 
 
-def test_a_far_batch_is_had_at_once(clips):
-    dataset = ClipBatches(config(clips, clips={clips: 1.0}), 1)
+def test_a_distant_batch_is_computed_quickly(clips):
+    dataset = ClipDataset(config(clips, clips={clips: 1.0}), 1)
     assert len(dataset.order.batch(3_000_000)[1]) == 3
 
 
 def test_short_clips_are_extended_by_their_last_frame(clips):
-    batch = ClipBatches(config(clips, num_frames=13), 1)[0, 0]
+    batch = ClipDataset(config(clips, num_frames=13), 1)[0, 0]
     assert torch.equal(batch[:, 9], batch[:, 12])
 
 
 def test_no_usable_clip_is_one_clear_error(clips):
     with pytest.raises(ValueError, match=r"data\.clips has no usable clip.*data\.crop=64"):
-        ClipBatches(config(clips, crop=64), 1)
+        ClipDataset(config(clips, crop=64), 1)
 
 
-def test_a_damaged_clip_is_said_and_another_takes_its_place(clips, tmp_path, capfd):
+def test_a_damaged_clip_is_replaced_with_a_warning(clips, tmp_path, capfd):
     copy = Path(shutil.copytree(clips, tmp_path / "copy"))
-    dataset = ClipBatches(config(str(copy)), 1)
+    dataset = ClipDataset(config(str(copy)), 1)
     _, picks = dataset.order.batch(0)
     media = dataset.index.media_range(picks[0].clip)
     data = bytearray(Path(media.shard).read_bytes())
@@ -154,24 +154,24 @@ def test_a_damaged_clip_is_said_and_another_takes_its_place(clips, tmp_path, cap
     Path(media.shard).write_bytes(data)
     batch = dataset[0, 0]
     assert batch.shape == (3, 5, 32, 32, 3)
-    assert torch.equal(batch[1:], ClipBatches(config(clips), 1)[0, 0][1:])
-    assert f"{dataset.index.keys[picks[0].clip]} is left out of training" in capfd.readouterr().err
+    assert torch.equal(batch[1:], ClipDataset(config(clips), 1)[0, 0][1:])
+    assert f"{dataset.index.keys[picks[0].clip]} is replaced by another clip" in capfd.readouterr().err
 
 
 def test_a_batch_without_a_readable_clip_is_one_clear_error(clips, tmp_path):
     copy = Path(shutil.copytree(clips, tmp_path / "copy"))
-    dataset = ClipBatches(config(str(copy)), 1)
+    dataset = ClipDataset(config(str(copy)), 1)
     for shard in copy.glob("*.tar"):
         shard.write_bytes(bytes(shard.stat().st_size))
     batch = dataset[0, 0]
     assert isinstance(batch, UnreadableBatch)
     assert "data.clips has no usable clip near" in batch.reason
     with pytest.raises(UsageError, match=re.escape(batch.reason)):
-        next(clip_batches(dataset, 0))
+        next(iter_micro_batches(dataset, 0))
 
 
-def test_a_shard_that_is_gone_is_one_clear_error(clips, tmp_path):
+def test_a_missing_shard_is_one_clear_error(clips, tmp_path):
     copy = Path(shutil.copytree(clips, tmp_path / "copy"))
     next(copy.glob("*.tar")).unlink()
     with pytest.raises(ValueError, match="clips-000.*cannot be read"):
-        ClipBatches(config(str(copy)), 1)
+        ClipDataset(config(str(copy)), 1)

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from vidvq.train.config import GuardConfig
-from vidvq.train.guard import BufferBackup, LossSpikeGuard, RollbackNeeded, Skipped
+from vidvq.train.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
 from vidvq.train.losses import (
     LeCam,
     adaptive_weight,
     discriminator_loss,
     generator_loss,
     gradient_penalty,
-    hide_blocks,
-    nudge,
+    mask_blocks,
+    perturb,
     wavelet_l1,
 )
 from vidvq.train.schedule import Ramp, learning_rate, weight_at
@@ -34,11 +34,11 @@ def test_non_saturating_loss_is_the_log_likelihood():
     assert float(generator_loss("non_saturating", fake)) == pytest.approx(float(-fake.sigmoid().log().mean()), rel=1e-6)
 
 
-def test_the_gradient_penalty_is_the_squared_gradient_on_average():
+def test_the_gradient_penalty_estimates_the_squared_gradient_norm():
     torch.manual_seed(0)
     slope = torch.randn(64)
     video = torch.randn(20_000, 64)
-    estimate = gradient_penalty(video @ slope, nudge(video) @ slope)
+    estimate = gradient_penalty(video @ slope, perturb(video) @ slope)
     assert float(estimate) == pytest.approx(float(slope.square().sum()), rel=0.05)
 
 
@@ -57,7 +57,7 @@ def test_lecam_pulls_towards_the_other_side():
     assert float(penalty) == pytest.approx((2 + 1) ** 2 + (1 + 2) ** 2)
 
 
-def test_the_wavelet_loss_sees_details_and_no_means():
+def test_the_wavelet_loss_ignores_means():
     flat = torch.zeros(1, 3, 2, 8, 8)
     assert float(wavelet_l1(flat + 0.5, flat)) == 0
     checks = flat.clone()
@@ -66,47 +66,47 @@ def test_the_wavelet_loss_sees_details_and_no_means():
     assert float(wavelet_l1(checks, flat)) == pytest.approx(1 / 3 / 2)
 
 
-def test_hidden_blocks_are_whole_and_as_many_as_asked():
+def test_masking_covers_the_given_fraction_of_whole_blocks():
     torch.manual_seed(0)
     video = torch.ones(4, 3, 9, 16, 16)
-    shown = hide_blocks(video, 0.5, (4, 8, 8))
+    shown = mask_blocks(video, 0.5, (4, 8, 8))
     blocks = torch.stack([shown[:, 0, t, y, x] for t in (0, 1, 5) for y in (0, 8) for x in (0, 8)], dim=1)
     assert (blocks.sum(dim=1) == 6).all()
     assert torch.equal(shown[:, :, 1:5, :8, :8].amin(dim=(2, 3, 4)), shown[:, :, 1:5, :8, :8].amax(dim=(2, 3, 4)))
-    assert hide_blocks(video[:, :, :1], 0.5, (4, 8, 8)).mean() == 0.5
+    assert mask_blocks(video[:, :, :1], 0.5, (4, 8, 8)).mean() == 0.5
 
 
-def test_a_ramp_moves_between_its_ends():
+def test_a_ramp_interpolates_between_its_ends():
     ramp = Ramp(begin=1.0, end=0.0, first=10, last=20)
     assert [ramp.at(step) for step in (0, 10, 15, 20, 99)] == [1, 1, 0.5, 0, 0]
     assert Ramp(begin=0.0, end=2.0, last=10, shape="cosine").at(5) == pytest.approx(1)
     assert weight_at(0.3, 7) == 0.3
 
 
-def test_the_learning_rate_warms_up_and_falls():
+def test_the_learning_rate_warms_up_and_decays():
     rates = [learning_rate(step, 100, 2.0, 0.1, 10) for step in (0, 9, 10, 55, 100)]
     assert rates == pytest.approx([0.2, 2.0, 2.0, 1.1, 0.2])
 
 
-def test_the_guard_takes_no_spike_and_no_nan_and_gives_up_in_time():
+def test_the_guard_skips_spikes_and_nan_and_requests_a_rollback():
     guard = LossSpikeGuard(GuardConfig(spike=3.0, patience=2))
     guard.restore([1.0] * 30)
     assert guard.check(2.9) is None
-    assert guard.check(3.1) == Skipped("its loss is 3.1, usual is 1")
+    assert guard.check(3.1) == Skipped("its loss is 3.1, the recent median 1")
     assert guard.check(1.0) is None
     assert guard.losses == [1.0] * 30 + [2.9, 1.0]
     assert guard.check(math.nan) == Skipped("its loss is nan")
     assert guard.check(math.inf) == Skipped("its loss is inf")
-    with pytest.raises(RollbackNeeded, match="3 batches in a row"):
+    with pytest.raises(RollbackNeeded, match="3 consecutive batches"):
         guard.check(math.nan)
     guard.restore([2.0])
     assert guard.losses == [2.0]
     assert guard.check(math.nan) == Skipped("its loss is nan"), "a rollback starts the count anew"
 
 
-def test_buffers_come_back():
+def test_a_buffer_snapshot_restores_buffers():
     module = nn.BatchNorm1d(2)
-    buffers = BufferBackup(module)
+    buffers = BufferSnapshot(module)
     buffers.save()
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module(torch.randn(4, 2))

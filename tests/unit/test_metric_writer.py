@@ -1,4 +1,4 @@
-"""What a run writes: lines that a resumed run does not repeat, and images of original above reconstruction."""
+"""Metrics of a run: no duplicate records after a resume, and images of originals above reconstructions."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vidvq.train.metric_writer import MetricWriter
 
 
-def test_lines_after_the_resumed_step_are_removed(tmp_path):
+def test_records_after_the_resumed_step_are_removed(tmp_path):
     writer = MetricWriter(tmp_path, 0)
     for step in (1, 2, 3):
         writer.scalars(step, {"loss": step / 2})

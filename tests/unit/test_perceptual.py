@@ -1,4 +1,4 @@
-"""The perceptual networks: ST-LPIPS against its published value, LPIPS against a plain writing of its formula."""
+"""Perceptual distances: ST-LPIPS against its published value, LPIPS against a plain implementation."""
 
 import pytest
 import torch
@@ -12,33 +12,33 @@ def frames(seed: int, count: int = 2) -> torch.Tensor:
     return F.interpolate(torch.rand(count, 3, 8, 8, generator=generator) * 2 - 1, size=64, mode="bicubic").clamp(-1, 1)
 
 
-def test_the_distance_is_none_to_itself_and_grows_with_the_change():
+def test_the_distance_is_zero_to_itself_and_grows_with_the_change():
     distance = load_perceptual("st_lpips", "alex")
     one = frames(0)
     assert float(distance(one, one)) == 0
     near, far = distance(one, one + 0.05 * frames(1)), distance(one, frames(1))
     assert 0 < float(near) < float(far)
-    assert distance.each(one, frames(1)).shape == (2,)
+    assert distance.per_frame(one, frames(1)).shape == (2,)
     assert not any(parameter.requires_grad for parameter in distance.parameters())
 
 
-def test_a_shift_of_a_pixel_is_nearly_nothing():
+def test_a_shift_of_one_pixel_is_a_small_distance():
     distance = load_perceptual("st_lpips", "alex")
     wide = F.interpolate(frames(3, 1), size=80, mode="bicubic").clamp(-1, 1)
     shifted = distance(wide[..., :64, :64], wide[..., :64, 1:65])
     assert float(shifted) < 0.25 * float(distance(wide[..., :64, :64], frames(4, 1)))
 
 
-def test_the_value_is_that_of_the_authors_network():
+def test_the_value_equals_the_published_one():
     """On the pair of their README, which is not ours to ship, this code gave d(ex_p0, ex_ref) = 0.7777554989 as theirs
     does; from then on this pair of our own holds it in place."""
     distance = load_perceptual("st_lpips", "alex")
     assert float(distance(frames(0), frames(1))) == pytest.approx(0.3992981, rel=1e-5)
 
 
-def test_what_is_missing_is_said_with_the_remedy(tmp_path):
+def test_missing_weights_are_reported_with_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="take net=alex"):
         load_perceptual("st_lpips", "vgg")
     (tmp_path / "weights.pth").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"weights\.pth holds no readable weights"):
+    with pytest.raises(ValueError, match=r"weights\.pth has no readable weights"):
         load_perceptual("lpips", "vgg", str(tmp_path / "weights.pth"))

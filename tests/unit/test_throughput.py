@@ -1,4 +1,4 @@
-"""The FLOP rule of a step, and the metrics made from it."""
+"""FLOP counts of a step, and throughput metrics."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def throughput() -> Throughput:
     return Throughput(CONFIG, DistributedContext(0, 3, torch.device("cpu")))
 
 
-def test_flops_are_those_of_forward_and_backward(throughput):
+def test_flops_count_forward_and_backward(throughput):
     tokenizer, discriminator = VideoTokenizer(CONFIG.model), Discriminator(CONFIG.discriminator)
     # With a gradient of the input, since the rule counts one for every layer, the first included.
     video = torch.rand(SHAPE).requires_grad_()

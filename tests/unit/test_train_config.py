@@ -1,4 +1,4 @@
-"""Settings of `vidvq train` that do not fit the model are refused before any work."""
+"""Settings of `vidvq train` that do not match the model are rejected early."""
 
 import pytest
 
@@ -27,7 +27,7 @@ from vidvq.train import TrainConfig
         (["data.num_frames=10", "data.buckets=[{num_frames: 9, height: 32, width: 32}]"], None),
     ],
 )
-def test_batches_are_whole_groups_of_whole_latents(overrides, message):
+def test_batch_shapes_must_be_whole_groups_and_latents(overrides, message):
     settings = ["data.clips=clips", "model.patch_size=4", *overrides]
     if message is None:
         load(TrainConfig, None, settings)

@@ -1,4 +1,4 @@
-"""How codes are used, and the alarm for codebooks that hardly are."""
+"""Codebook usage, and the warning about low usage."""
 
 import math
 
@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from vidvq.metrics.codes import use_of
+from vidvq.metrics.codes import codebook_usage
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.train.codebook_usage import UsageCounter
 from vidvq.train.distributed import DistributedContext
-from vidvq.train.usage import CodeUsage
 
 
-def test_a_codebook_of_which_little_is_used_is_named_once_its_codes_are_placed():
+def test_low_usage_is_reported_once_codes_are_initialized():
     stack = StackConfig((8, 8), (1, 1))
     books = QuantizerConfig(4, VQConfig(size=32, warmup=20), VQConfig(size=64, warmup=30))
-    usage = CodeUsage(
+    usage = UsageCounter(
         VideoTokenizer(TokenizerConfig(encoder=stack, decoder=stack, quantizer=books)),
         every=10,
         context=DistributedContext(0, 1, torch.device("cpu")),
@@ -35,9 +35,9 @@ def test_a_codebook_of_which_little_is_used_is_named_once_its_codes_are_placed()
     assert "only 6% of the 64 temporal codes" in told["temporal"]
 
 
-def test_use_counts_codes_and_their_spread():
-    use = use_of("spatial", np.array([1, 1, 1, 1, 0, 0, 0, 0]))
+def test_usage_counts_codes_and_their_perplexity():
+    use = codebook_usage("spatial", np.array([1, 1, 1, 1, 0, 0, 0, 0]))
     assert (use.used, use.share, use.tokens) == (4, 0.5, 4)
     assert use.perplexity == pytest.approx(4)
-    assert use_of("spatial", np.array([0, 3, 0])).perplexity == pytest.approx(1)
-    assert not math.isnan(use_of("spatial", np.zeros(8)).perplexity)
+    assert codebook_usage("spatial", np.array([0, 3, 0])).perplexity == pytest.approx(1)
+    assert not math.isnan(codebook_usage("spatial", np.zeros(8)).perplexity)

@@ -1,6 +1,6 @@
-"""Clips as training batches."""
+"""Training data: clip shards as batches of video."""
 
-from vidvq.data.clips import ClipBatches, clip_batches
 from vidvq.data.config import BucketConfig, DataConfig
+from vidvq.data.dataset import ClipDataset, iter_micro_batches
 
-__all__ = ["BucketConfig", "ClipBatches", "DataConfig", "clip_batches"]
+__all__ = ["BucketConfig", "ClipDataset", "DataConfig", "iter_micro_batches"]

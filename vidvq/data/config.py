@@ -16,7 +16,13 @@ def _one_or_many(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class BucketConfig:
-    """One shape of batch: frames per clip, height and width of the crop (pixels). One frame gives batches of images."""
+    """Shape of the clips of a batch.
+
+    Attributes:
+        num_frames: frames per clip (1 or more); 1 gives batches of images.
+        height: height of the random crop (pixels).
+        width: width of the random crop (pixels).
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -27,21 +33,22 @@ class BucketConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The clips of a training run, and how they are batched.
+    """Training clips and batching.
 
     Attributes:
         clips: directories or URLs written by ``vidvq shard``: one, a list, or a mapping of each to its sampling weight.
             Without weights all clips are equally likely.
-        batch_size: clips per step, over all processes and micro-batches; independent of the number of processes.
-        micro_batch_size: clips per micro-batch of one process; None takes the process's whole share at once.
-        num_frames: frames per clip, from a random start; shorter clips are extended by repeating the last frame.
-        crop: height and width of the random crop (pixels); smaller clips are left out, with a warning.
-        buckets: shapes of batches, in place of ``num_frames`` and ``crop``. A clip belongs to the largest that it
-            fills.
-        shuffle: size of the shuffle window (clips), after shards are shuffled.
-        workers: decoding processes per training process.
-        threads: decoding threads per worker.
-        cache_mib: cache of decoded clips per worker (MiB); small data sets are then decoded once.
+        batch_size: clips per optimizer step, over all processes and micro-batches (1 or more).
+        micro_batch_size: clips per micro-batch of one process (1 or more); None uses one micro-batch per step.
+        num_frames: frames per clip, from a random start (1 + a multiple of the temporal factor). Shorter clips are
+            extended by repeating the last frame.
+        crop: height and width of the random crop (pixels, 8 or more); smaller clips are skipped with a warning.
+        buckets: batch shapes that replace ``num_frames`` and ``crop``. Each clip is assigned to the largest bucket that
+            it fills.
+        shuffle: size of the shuffle window (clips); shards are shuffled first.
+        workers: decoding processes per training process (1 or more).
+        threads: decoding threads per worker (1 or more).
+        cache_mib: size of the cache of decoded clips per worker (MiB); small datasets are then decoded only once.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -61,14 +68,17 @@ class DataConfig:
 
     @property
     def shapes(self) -> tuple[BucketConfig, ...]:
-        """The shapes of batches."""
+        """Batch shapes: the buckets, or the single shape of ``num_frames`` and ``crop``."""
         return self.buckets or (BucketConfig(self.num_frames, self.crop, self.crop),)
 
     def micro_batch(self, ranks: int) -> int:
-        """Clips per micro-batch of one process.
+        """Return the number of clips per micro-batch of one process.
+
+        Args:
+            ranks: number of processes.
 
         Raises:
-            UsageError: the batch is not divisible by the processes.
+            UsageError: the batch size is not divisible by the number of processes.
         """
         micro = self.micro_batch_size or self.batch_size // ranks
         if not micro or self.batch_size % (micro * ranks):
@@ -77,5 +87,5 @@ class DataConfig:
         return micro
 
     def accumulation(self, ranks: int) -> int:
-        """Micro-batches of each process per step."""
+        """Return the number of gradient accumulation steps, that is micro-batches of a process per step."""
         return self.batch_size // (self.micro_batch(ranks) * ranks)

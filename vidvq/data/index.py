@@ -1,4 +1,4 @@
-"""Index of clips: where the bytes of each lie, so that a clip takes one read."""
+"""Index of clips by byte range, so that each clip is read with a single request."""
 
 import os
 from collections.abc import Iterator
@@ -56,16 +56,19 @@ class ClipIndex:
     width: np.ndarray
 
     def media_range(self, clip: int) -> ByteRange:
-        """The range of a clip's media."""
+        """Return the byte range of the media of a clip."""
         numbers = (int(column[clip]) for column in (self.offset, self.size, self.crc32))
         return ByteRange(self.shards[int(self.shard[clip])], *numbers)
 
 
-def read_index(folders: list[str]) -> ClipIndex:
-    """Index directories written by ``vidvq shard``; reads the JSON of every clip.
+def read_clip_index(folders: list[str]) -> ClipIndex:
+    """Index directories written by ``vidvq shard``; reads the JSON of each clip.
+
+    Args:
+        folders: paths or URLs of the directories.
 
     Raises:
-        UsageError: a directory is unfinished or damaged, or there are no clips.
+        UsageError: a directory is incomplete or damaged, or has no clips.
     """
     shards = [(number, *found) for number, folder in enumerate(folders) for found in _committed(place(folder))]
     rows: list[tuple[int, ...]] = []
@@ -77,15 +80,15 @@ def read_index(folders: list[str]) -> ClipIndex:
                 keys.append(key)
                 rows.append((index, number, media.offset, media.size, media.crc32, *size))
     if not rows:
-        raise UsageError(f"data.clips={','.join(folders)} holds no clips; give directories that vidvq shard wrote")
+        raise UsageError(f"data.clips={','.join(folders)} has no clips; use directories written by vidvq shard")
     return ClipIndex([path for _, path, _ in shards], keys, *np.array(rows, dtype=np.int64).T)
 
 
 def read_bytes(file: ByteRange) -> bytes:
-    """The bytes of one file in a shard.
+    """Read one file of a shard.
 
     Raises:
-        VideoError: the shard cannot be read, or the bytes differ from those committed.
+        VideoError: the shard cannot be read, or its bytes do not match the CRC-32.
     """
     try:
         data = _read(file)
@@ -106,7 +109,7 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
 
 
 def _read_shard(path: str, commit: Commit) -> list[tuple[str, ByteRange, tuple[int, int, int]]]:
-    """Key, media and ``(num_frames, height, width)`` of each clip in a shard."""
+    """Return key, media range and ``(num_frames, height, width)`` of each clip of a shard."""
     samples: dict[str, dict[str, ByteRange]] = {}
     for member, offset in commit.places():
         file = ByteRange(path, offset, member.size, member.crc32)
@@ -138,5 +141,5 @@ def _read(file: ByteRange) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _resolve_path(shard: str, process: int) -> Path:
-    """The shard's path. Cached per process: an object store's client, with its threads, does not survive a fork."""
+    """Resolve the path of a shard, cached per process: the threads of object store clients do not survive a fork."""
     return place(shard)

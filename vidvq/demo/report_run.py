@@ -19,7 +19,7 @@ from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card, read_tokens
 from vidvq.jobs import VideoRow
-from vidvq.metrics.codes import CodebookUse
+from vidvq.metrics.codes import CodebookUsage
 from vidvq.storage import read_json
 from vidvq.video.decode import decode_clip
 
@@ -149,7 +149,7 @@ def read_run(out: Path) -> DemoRun:
 def _read_evaluation(path: Path) -> Evaluation:
     fields = read_json(path)
     clips = tuple(ClipScore(**clip) for clip in fields["clips"])
-    return Evaluation(clips, tuple(CodebookUse(**book) for book in fields["codebooks"]), fields["token_fingerprint"])
+    return Evaluation(clips, tuple(CodebookUsage(**book) for book in fields["codebooks"]), fields["token_fingerprint"])
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""`vidvq evaluate`: how close decoded clips are to their originals, and what the tokens cost."""
+"""`vidvq evaluate`: reconstruction quality of decoded clips and bit rate of their tokens."""
 
 from vidvq.evaluate.job import run_evaluate
 

@@ -1,4 +1,4 @@
-"""Originals against what `vidvq decode` wrote from their tokens."""
+"""Comparison of original clips with the frames that `vidvq decode` writes from their tokens."""
 
 from dataclasses import asdict, dataclass
 from math import log2
@@ -12,7 +12,7 @@ from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
 from vidvq.log import progress
-from vidvq.metrics.codes import CodebookUse, CodeCounts
+from vidvq.metrics.codes import CodebookUsage, CodeCounts
 from vidvq.metrics.pixel import mean_frame, psnr, ssim
 from vidvq.storage import pretty_json, write_atomic
 from vidvq.video.decode import decode_clip
@@ -20,7 +20,21 @@ from vidvq.video.decode import decode_clip
 
 @dataclass(frozen=True)
 class ClipScore:
-    """One clip: its decoded frames and its repeated mean frame against the original. PSNR in dB."""
+    """Scores of a clip.
+
+    Attributes:
+        key: key of the clip.
+        source: source video.
+        num_frames: number of frames.
+        height: height of a frame (pixels).
+        width: width of a frame (pixels).
+        fps: frame rate (frames per second).
+        psnr: PSNR of the decoded frames (dB).
+        ssim: SSIM of the decoded frames.
+        mean_frame_psnr: PSNR of the repeated mean frame, a baseline (dB).
+        mean_frame_ssim: SSIM of the repeated mean frame.
+        bits_per_pixel: bits of all codes per pixel.
+    """
 
     key: str
     source: str
@@ -37,14 +51,20 @@ class ClipScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of `vidvq evaluate`; written as JSON."""
+    """Result of `vidvq evaluate`, written as JSON.
+
+    Attributes:
+        clips: scores of each clip.
+        codebooks: usage of each codebook.
+        token_fingerprint: token fingerprint of the tokenizer.
+    """
 
     clips: tuple[ClipScore, ...]
-    codebooks: tuple[CodebookUse, ...]
+    codebooks: tuple[CodebookUsage, ...]
     token_fingerprint: str
 
     def mean(self, name: str) -> float:
-        """Mean over clips of one of their figures."""
+        """Return the mean of a score over all clips, by the name of its field."""
         return float(np.mean([getattr(clip, name) for clip in self.clips]))
 
 
@@ -52,13 +72,16 @@ def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> 
     """Score decoded clips.
 
     Args:
-        clips: the original clip shards.
-        decoded: what ``vidvq decode ... format=png`` wrote.
-        tokens: the token shards they were decoded from.
-        out: a JSON file to write, or None.
+        clips: directory of the original clip shards.
+        decoded: directory written by ``vidvq decode ... format=png``.
+        tokens: directory of the token shards that were decoded.
+        out: JSON file to write, or None.
+
+    Returns:
+        Scores and codebook usage.
 
     Raises:
-        ValueError: frames are missing or of another size, or there is nothing to score.
+        UsageError: frames are missing or of another size, or no clip is in both directories.
     """
     card = read_tokenizer_card(tokens)
     grids = {key: codes for shard in _shards(tokens) for key, codes, _ in read_tokens(shard, card)}
@@ -70,7 +93,9 @@ def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> 
                     continue
                 original, result = decode_clip(media, key), _read_frames(decoded / key)
                 if original.shape != result.shape:
-                    raise UsageError(f"{decoded / key} holds {result.shape} frames, {key} has {original.shape}")
+                    raise UsageError(
+                        f"{decoded / key} has frames of shape {result.shape}, but clip {key} has {original.shape}"
+                    )
                 still = mean_frame(original)
                 scores.append(
                     ClipScore(
@@ -89,7 +114,7 @@ def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> 
                 )
                 bar.advance()
     if not scores:
-        raise UsageError(f"{clips} and {tokens} have no clip in common; give tokens that were made from these clips")
+        raise UsageError(f"{clips} and {tokens} have no clip in common; use the tokens of these clips")
     counts = CodeCounts(card)
     for codes in grids.values():
         counts.add(codes)

@@ -1,1 +1,1 @@
-"""Distances between videos and between frames, for training and for scoring."""
+"""Metrics of reconstructions and codebook usage, for training and evaluation."""

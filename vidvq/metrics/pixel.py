@@ -1,4 +1,4 @@
-"""Distances between two videos of one shape, ``t h w c`` uint8."""
+"""Pixel metrics of two videos of the same shape, ``t h w c`` uint8."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ _MAX_PSNR_DB = 100.0
 
 
 def psnr(original: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB over all pixels of the clip, peak 255; at most 100 (equal)."""
+    """Compute the peak signal-to-noise ratio (dB, peak 255) over all pixels; at most 100, for identical videos."""
     error = float(np.mean(np.square(original.astype(np.float64) - other)))
     return min(10 * float(np.log10(255**2 / error)), _MAX_PSNR_DB) if error else _MAX_PSNR_DB
 
 
 def ssim(original: np.ndarray, other: np.ndarray) -> float:
-    """Structural similarity (Wang et al. 2004: Gaussian window, sigma 1.5), mean over frames and colours; at most 1."""
-    # PSNR alone needs no scikit-image.
+    """Compute the mean structural similarity of frames and channels (Wang et al. 2004: Gaussian window, sigma 1.5)."""
+    # Imported here, because PSNR does not need scikit-image.
     from skimage.metrics import structural_similarity
 
     scores = [
@@ -26,6 +26,6 @@ def ssim(original: np.ndarray, other: np.ndarray) -> float:
 
 
 def mean_frame(video: np.ndarray) -> np.ndarray:
-    """The clip that repeats its own mean frame: what a codec without motion could at best do."""
+    """Repeat the mean frame of a clip, the best reconstruction without motion; a baseline."""
     frame = np.rint(video.mean(axis=0)).astype(np.uint8)
     return np.broadcast_to(frame, video.shape)

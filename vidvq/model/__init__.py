@@ -1,4 +1,4 @@
-"""The tokenizer. Imports torch and einops alone; :mod:`vidvq.pretrained` loads and saves weights."""
+"""The tokenizer network. Depends only on torch and einops; :mod:`vidvq.pretrained` loads and saves weights."""
 
 from vidvq.model.config import TokenizerConfig
 from vidvq.model.discriminator import Discriminator, DiscriminatorConfig

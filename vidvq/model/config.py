@@ -1,4 +1,4 @@
-"""The architecture of a tokenizer, as configs and checkpoints hold it."""
+"""Architecture of a tokenizer, as stored in configs and checkpoints."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
@@ -13,20 +13,24 @@ from vidvq.model.quantize.spatiotemporal import codebook_config
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A tokenizer's architecture.
+    """Architecture of a tokenizer.
 
     Attributes:
-        temporal_factor: frames per group, and per latent frame after the first; a power of two.
-        patch: transform of each block of pixels at the input and output.
-        patch_size: height and width of a block (pixels), a power of two; each stage after the first halves them again.
-        patch_frames: frames per block, a power of two; None means all frames of a group. If a group has more, the
-            stages after the first halve time until one latent frame is left.
-        causality: what a convolution over time sees: its whole group and the past (``group``), or the past only
-            (``strict``).
-        encoder, decoder: stages of the network, finest first; the same number in both.
-        quantizer: the codebooks.
-        tile: size above which a frame passes through the networks in overlapping tiles (pixels), in memory that does
-            not grow with the frame. It decides how sums are rounded, and so belongs to the architecture.
+        temporal_factor: temporal compression: frames per group, after frame 0 (a power of two). Each group becomes one
+            latent frame.
+        patch: transform between pixels and channels: ``unshuffle`` (pixel unshuffle) or ``haar`` (orthonormal Haar
+            transform).
+        patch_size: height and width of a patch (pixels, a power of two); each stage after the first halves the
+            resolution again.
+        patch_frames: frames of a patch (a power of two); None uses the whole group. The stages halve what remains of
+            ``temporal_factor``, the finest first.
+        causality: context of the convolutions over time: ``group`` sees up to the end of its group, ``strict`` only the
+            past.
+        encoder: channels and blocks of the encoder's stages, finest first.
+        decoder: channels and blocks of the decoder's stages, finest first; must have as many stages as the encoder.
+        quantizer: latent channels and codebooks.
+        tile: tile size (pixels). Frames much larger than a tile are processed in overlapping tiles, so that memory does
+            not grow with the frame. Tiling affects rounding, so it is part of the architecture.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -51,7 +55,8 @@ class TokenizerConfig:
                 raise UsageError(f"{name}={getattr(self, name)!r} must be {known[0]} or {known[1]}")
         if len(self.encoder.channels) != len(self.decoder.channels):
             raise UsageError(
-                f"encoder has {len(self.encoder.channels)} stages, decoder {len(self.decoder.channels)}; give as many"
+                f"encoder has {len(self.encoder.channels)} stages, decoder {len(self.decoder.channels)}; "
+                "they must have the same number"
             )
 
         per_block, changes = self.frames_per_block, len(self.encoder.channels) - 1
@@ -70,19 +75,20 @@ class TokenizerConfig:
 
     @property
     def frames_per_block(self) -> int:
-        """Frames that the block transform takes together."""
+        """Frames of a patch."""
         return self.temporal_factor if self.patch_frames is None else self.patch_frames
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Return the config as plain JSON types."""
         return _listed(asdict(self))
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TokenizerConfig":
-        """The inverse of :meth:`to_dict`.
+        """Build a config from the dictionary that :meth:`to_dict` returns.
 
         Raises:
-            ValueError: a field is unknown, missing or wrong.
+            UsageError: a field is unknown or its value is invalid.
+            TypeError: a field is missing or has the wrong type.
         """
         parts = dict(data)
         if "quantizer" in parts:

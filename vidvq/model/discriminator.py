@@ -1,4 +1,4 @@
-"""A small PatchGAN: a verdict for each patch of space and time, or of a frame (Isola et al. 2017)."""
+"""A PatchGAN discriminator with one logit per space-time patch or per frame patch (Isola et al. 2017)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,12 +11,14 @@ from vidvq.errors import UsageError
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Shape of the discriminator.
+    """Architecture of the discriminator.
 
     Attributes:
-        sees: ``motion`` judges patches of space and time, with 3D convolutions; ``frames`` judges each frame by itself.
-        channels: number of channels of the first layer; each further layer has twice as many.
-        layers: number of strided layers after the first; each halves height and width, and time with ``sees=motion``.
+        sees: input of a logit: ``motion`` classifies space-time patches with 3D convolutions, ``frames`` classifies
+            patches of single frames.
+        channels: channels of the first layer (1 or more); each further layer doubles them.
+        layers: strided layers after the first (0 or more). Each halves height and width, and with ``sees=motion`` also
+            time.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -31,29 +33,33 @@ class DiscriminatorConfig:
 
 
 class Discriminator(nn.Module):
-    """Video ``b c t h w`` to logits ``b 1 t' h' w'``: above 0 where a patch looks real."""
+    """Classifies patches of video ``b c t h w`` as real or reconstructed.
+
+    Args:
+        config: architecture of the network.
+    """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.by_frame = config.sees == "frames"
         width, taps = config.channels, 1 if self.by_frame else 3
-        around = (taps // 2, 1, 1)
-        first = nn.Conv3d(3, width, (taps, 4, 4), stride=(1, 2, 2), padding=around)
+        padding = (taps // 2, 1, 1)
+        first = nn.Conv3d(3, width, (taps, 4, 4), stride=(1, 2, 2), padding=padding)
         layers: list[nn.Module] = [first, nn.LeakyReLU(0.2)]
         for _ in range(config.layers):
             layers += [
-                nn.Conv3d(width, width * 2, (taps, 4, 4), stride=2, padding=around),
+                nn.Conv3d(width, width * 2, (taps, 4, 4), stride=2, padding=padding),
                 nn.GroupNorm(8 if width % 4 == 0 else 1, width * 2),
                 nn.LeakyReLU(0.2),
             ]
             width *= 2
-        layers.append(nn.Conv3d(width, 1, (taps, 3, 3), padding=around))
+        layers.append(nn.Conv3d(width, 1, (taps, 3, 3), padding=padding))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Judge a video in [-1, 1]."""
+        """Map video ``b c t h w`` in [-1, 1] to logits ``b 1 t' h' w'``, positive where a patch looks real."""
         if not self.by_frame:
             return self.layers(video)
-        # As a batch of images: norms must not see other frames either.
+        # A batch of images: group norm must not mix statistics of different frames.
         logits = self.layers(rearrange(video, "b c t h w -> (b t) c 1 h w"))
         return rearrange(logits, "(b t) c 1 h w -> b c t h w", t=video.shape[2])

@@ -1,4 +1,4 @@
-"""Video to latents, and latents to video."""
+"""Encoder (video to latents) and decoder (latents to video) networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from vidvq.model.patch import Patch, PatchKind
 
 @dataclass(frozen=True)
 class StackConfig:
-    """A stack of stages of an encoder or a decoder, from the finest to the coarsest.
+    """Stages of an encoder or a decoder, from the finest resolution to the coarsest.
 
     Attributes:
-        channels: number of channels of each stage; each stage after the first halves height and width.
-        blocks: number of residual blocks of each stage.
+        channels: channels of each stage; each stage after the first halves height and width.
+        blocks: residual blocks of each stage (0 or more); one entry per entry of ``channels``.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -31,19 +31,20 @@ class StackConfig:
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.blocks) or min(self.channels, default=0) < 1 or min(self.blocks) < 0:
-            raise UsageError(f"channels={list(self.channels)} and blocks={list(self.blocks)} must name the same stages")
+            raise UsageError(f"channels={list(self.channels)} and blocks={list(self.blocks)} must be of one length")
 
 
 @dataclass(frozen=True)
 class CodecLayout:
-    """The layout of the latents that encoder and decoder share.
+    """Layout of patches and latents, shared by the encoder and the decoder.
 
     Attributes:
-        patch: kind of the block transform at the pixels.
-        patch_frames, patch_size: frames, and height and width, of a block.
-        temporal_factor: frames per group; what the blocks leave of it is halved at the finest changes of size.
+        patch: transform between pixels and channels.
+        patch_frames: frames of a patch.
+        patch_size: height and width of a patch (pixels).
+        temporal_factor: frames per group; the finest resampling layers halve what the patch leaves of it.
         dim: channels of a latent.
-        causality: of the convolutions over time.
+        causality: context of the convolutions over time.
     """
 
     patch: PatchKind
@@ -54,13 +55,18 @@ class CodecLayout:
     causality: Causality
 
     def frames(self, stages: int) -> tuple[int, ...]:
-        """Frames of a group at each stage, finest first."""
+        """Return the frames of a group at each stage, finest first."""
         first = self.temporal_factor // self.patch_frames
         return tuple(max(first >> stage, 1) for stage in range(stages))
 
 
 class Encoder(nn.Module):
-    """``b c (g t) h w`` -> latents ``b d g h/s w/s``, causal over groups."""
+    """Maps video ``b c (g t) h w`` to latents ``b d g h/s w/s``, causally over groups.
+
+    Args:
+        config: stages of the network.
+        layout: layout of patches and latents.
+    """
 
     def __init__(self, config: StackConfig, layout: CodecLayout) -> None:
         super().__init__()
@@ -80,7 +86,7 @@ class Encoder(nn.Module):
 
     @property
     def receptive_radius(self) -> int:
-        """Largest distance of a latent from the pixels it depends on, in height or width (latents)."""
+        """Maximum distance between a latent and the pixels it depends on, along height or width (latents)."""
         radius = 0
         for index, blocks in reversed(list(enumerate(self.config.blocks))):
             radius += blocks
@@ -89,13 +95,23 @@ class Encoder(nn.Module):
         return -(-radius // (1 << (len(self.config.blocks) - 1)))
 
     def forward(self, video: Tensor, cache: TemporalCache) -> Tensor:
-        """Encode whole groups; ``cache`` carries the frames before them."""
+        """Encode complete groups.
+
+        Args:
+            video: ``b c (g t) h w`` in [-1, 1].
+            cache: past frames of each layer; updated in place.
+        """
         x = run_stages(self.stages, self.stem(self.patch(video)), cache)
         return rearrange(self.head(F.silu(self.norm(x))), "b t h w d -> b d t h w")
 
 
 class Decoder(nn.Module):
-    """Latents ``b d g h w`` -> ``b c (g t) (h s) (w s)``, causal over groups."""
+    """Maps latents ``b d g h w`` to video ``b c (g t) (h s) (w s)``, causally over groups.
+
+    Args:
+        config: stages of the network.
+        layout: layout of patches and latents.
+    """
 
     def __init__(self, config: StackConfig, layout: CodecLayout) -> None:
         super().__init__()
@@ -111,29 +127,34 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(channels[-1])
         self.head = SpatialConv(channels[-1], self.patch.channels)
-        # A decoder starts near grey: at full size its untrained details would be noise, and loud.
+        # Initial outputs are near grey: at full scale the details of an untrained decoder are loud noise.
         with torch.no_grad():
             self.head.weight.mul_(0.1)
             self.head.bias.zero_()  # type: ignore[union-attr]
 
     @property
     def receptive_radius(self) -> int:
-        """Largest distance of a pixel from the latents it depends on, in height or width (latents)."""
+        """Maximum distance between a pixel and the latents it depends on, along height or width (latents)."""
         radius = 1
         for index, blocks in enumerate(self.config.blocks):
-            # From a grid to the one of half its height and width.
+            # Distances halve at each step to a coarser grid.
             radius = (-(-radius // 2) if index else radius) + blocks
         return radius + 1
 
     def forward(self, latents: Tensor, cache: TemporalCache) -> Tensor:
-        """Decode whole groups; ``cache`` carries the frames before them."""
+        """Decode complete groups.
+
+        Args:
+            latents: ``b d g h w``.
+            cache: past frames of each layer; updated in place.
+        """
         x = self.stem(rearrange(latents, "b d t h w -> b t h w d").contiguous())
         x = run_stages(self.stages, x, cache)
         return self.patch.inverse(self.head(F.silu(self.norm(x))))
 
 
 def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, cache: TemporalCache) -> Tensor:
-    """Run a stack; residual blocks read the cache, resampling layers do not."""
+    """Apply the stages in order; only residual blocks use the cache."""
     for stage in stages:
         x = stage(x, cache) if isinstance(stage, ResBlock) else stage(x)
     return x
@@ -142,14 +163,15 @@ def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, cache: Te
 def run_batched(
     network: Encoder | Decoder, x: Tensor, past: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Run one group of every sample or tile at once.
+    """Process one group of all samples or tiles as a batch.
 
     Args:
-        x: the group's frames or latents, the batch first.
-        past: what this returned for the group before; None at the start of a stream.
+        network: encoder or decoder.
+        x: frames or latents of the group, batch first.
+        past: cached frames returned for the previous group; None at the start of a stream.
 
     Returns:
-        the network's output, and ``past`` for the next group.
+        The output of the network, and the cached frames for the next group.
     """
     cache = TemporalCache(past)
     return network(x, cache), tuple(cache.updated)
@@ -158,10 +180,10 @@ def run_batched(
 def run_per_sample(
     network: Encoder | Decoder, x: Tensor, past: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """:func:`run_batched` of one sample or tile after another, so that none depends on the size of the batch.
+    """Like :func:`run_batched`, one sample or tile at a time, so that the result does not depend on the batch size.
 
-    A kernel for a batch of five rounds otherwise than one for a batch of one: latents differ in their last bits, and
-    a latent midway between two codes by its code.
+    Kernels round differently for different batch sizes: latents differ in their last bits, and a latent midway between
+    two codes can be assigned to either.
     """
     if len(x) == 1:
         return run_batched(network, x, past)

@@ -1,7 +1,7 @@
-"""The interface between a tokenizer and the stages of the pipeline.
+"""The tokenizer interface that the pipeline stages depend on.
 
-A stage asks a :class:`Tokenizer` what it can do; it never asks which class it is. :mod:`vidvq.model.tokenizer` has the
-implementation that vidvq trains, :mod:`vidvq.pretrained.foreign` the adapters for other libraries' tokenizers.
+Stages query the capabilities of a :class:`Tokenizer` and never check its class. :mod:`vidvq.model.tokenizer` is the
+implementation that vidvq trains; :mod:`vidvq.pretrained.adapters` wraps tokenizers of other libraries.
 """
 
 from abc import abstractmethod
@@ -20,13 +20,13 @@ from vidvq.errors import UsageError
 
 @dataclass(frozen=True)
 class StreamState:
-    """What a batch of streams carries from one step to the next. A value: a step returns a new one.
+    """State of a batch of streams between two steps. Immutable: each step returns a new state.
 
     Attributes:
         kind: ``encode`` or ``decode``.
-        shape: batch, height and width of a step's input.
-        past: tensors whose first axis is the batch: ``n`` rows per stream, one per tile.
-        config: config of the tokenizer that made it; the layers of another one would misread the tensors.
+        shape: batch size, height and width of the input of a step.
+        past: cached frames of each layer. The first axis is the batch: ``n`` rows per stream, one per tile.
+        config: config of the tokenizer that created the state; other tokenizers reject it.
     """
 
     kind: str
@@ -35,10 +35,13 @@ class StreamState:
     config: object
 
     def select(self, index: int) -> "StreamState":
-        """The state of one stream of the batch; its tensors are views of the batch's.
+        """Return the state of one stream of the batch, as views of the batch's tensors.
+
+        Args:
+            index: position of the stream in the batch.
 
         Raises:
-            IndexError: the batch has no such stream.
+            IndexError: ``index`` is out of range.
         """
         batch = self.shape[0]
         if not 0 <= index < batch:
@@ -49,16 +52,16 @@ class StreamState:
 
     @staticmethod
     def stack(states: "Sequence[StreamState | None]") -> "StreamState | None":
-        """The state of a batch, from the states of its slots, one stream each.
+        """Combine the states of single streams into the state of a batch.
 
         Args:
-            states: None marks an empty slot, which is filled with zeros.
+            states: one state per slot; None marks an empty slot, which is filled with zeros.
 
         Returns:
-            None where every slot is empty, as at the start of all streams.
+            The state of the batch; None if every slot is empty.
 
         Raises:
-            ValueError: states of streams of different kinds, sizes or tokenizers.
+            UsageError: the states differ in kind, size or tokenizer.
         """
         known = [state for state in states if state is not None]
         if not known:
@@ -74,12 +77,14 @@ class StreamState:
 
 
 class Tokenizer(nn.Module):
-    """Video to a grid of codes and back. Frame 0 is a group by itself; later groups have ``temporal_factor`` frames.
+    """Converts video to a grid of codes and back.
+
+    Frame 0 is a group on its own; each later group has ``temporal_factor`` frames.
 
     Attributes:
         temporal_factor: frames per code, after frame 0.
-        spatial_factor: pixels per code, in height and in width.
-        supports_streaming: whether :meth:`encode_step` and :meth:`decode_step` work; whole videos always do.
+        spatial_factor: pixels per code, along height and width.
+        supports_streaming: whether :meth:`encode_step` and :meth:`decode_step` are implemented.
     """
 
     supports_streaming: ClassVar[bool] = False
@@ -89,7 +94,7 @@ class Tokenizer(nn.Module):
     @property
     @abstractmethod
     def codebooks(self) -> list[Codebook]:
-        """The codebooks, in the order of their offsets in a flat vocabulary."""
+        """Codebooks, in the order of their offsets in a flat vocabulary."""
 
     @property
     def device(self) -> torch.device:
@@ -98,68 +103,94 @@ class Tokenizer(nn.Module):
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
-        """Video ``b c t h w`` in [-1, 1], any number of frames and any size, to codes ``b lt lh lw`` int64."""
+        """Encode video.
+
+        Args:
+            video: ``b c t h w`` in [-1, 1]; any number of frames and any size.
+
+        Returns:
+            Codes ``b lt lh lw`` int64.
+        """
 
     @abstractmethod
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """Codes ``b lt lh lw`` to video ``b c t h w`` in [-1, 1], cropped to ``num_frames`` and ``size`` (h, w)."""
+        """Decode codes.
+
+        Args:
+            codes: ``b lt lh lw`` integers.
+            num_frames: number of frames to keep; None keeps all.
+            size: height and width to keep (pixels); None keeps all.
+
+        Returns:
+            Video ``b c t h w`` in [-1, 1].
+        """
 
     def encode_step(
         self, frames: Tensor, state: StreamState | None = None, batched: bool = False
     ) -> tuple[Tensor, StreamState]:
-        """Encode the next frames of a batch of streams; together the steps give the codes of :meth:`encode`.
+        """Encode the next frames of a batch of streams. The concatenated codes equal those of :meth:`encode`.
 
         Args:
-            frames: ``b c t h w`` in [-1, 1]: the first frame alone where ``state`` is None, then whole groups, of
-                multiples of the spatial factor in height and width, as :meth:`pad` makes them.
-            state: state after the step before.
-            batched: run the batch through the network at once instead of one sample after another. Codes may then
-                differ from those of :meth:`encode`, since kernels round by the shape of their input.
+            frames: ``b c t h w`` in [-1, 1]: frame 0 alone if ``state`` is None, otherwise complete groups. Height and
+                width are multiples of the spatial factor, as :meth:`pad` makes them.
+            state: state after the previous step; None at the start of the streams.
+            batched: process the batch in one call of the network instead of one sample at a time. Codes can then
+                differ from those of :meth:`encode`, because kernels round differently per input shape.
 
         Returns:
-            codes ``b g lh lw`` int64, and the state for the next step.
+            Codes ``b g lh lw`` int64, and the state for the next step.
 
         Raises:
-            ValueError: no streaming, an incomplete group, a wrong size, or the state of another stream.
+            UsageError: streaming is not supported, a group is incomplete, the size is not a multiple of the spatial
+                factor, or the state belongs to other streams.
         """
         raise UsageError(
             f"a {type(self).__name__} encodes whole clips and does not support streaming; cut the video into clips"
         )
 
     def decode_step(self, codes: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        """Decode the next groups of a batch of streams; together the steps give the video of :meth:`decode`.
+        """Decode the next groups of a batch of streams. The concatenated frames equal those of :meth:`decode`.
 
         Args:
-            codes: ``b g lh lw``: the first group alone where ``state`` is None.
-            state: state after the step before.
+            codes: ``b g lh lw`` integers: the first group alone if ``state`` is None.
+            state: state after the previous step; None at the start of the streams.
 
         Returns:
-            frames ``b c t h w`` in [-1, 1] (one frame for the first group), and the state for the next step.
+            Frames ``b c t h w`` in [-1, 1] (one frame for the first group), and the state for the next step.
 
         Raises:
-            ValueError: no streaming, a code out of range, or the state of another stream.
+            UsageError: streaming is not supported, a code is out of range, or the state belongs to other streams.
         """
         raise UsageError(f"a {type(self).__name__} decodes whole clips and does not support streaming; use decode")
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """The grid of codes ``lt lh lw`` that a video of this size becomes."""
+        """Return the shape ``lt lh lw`` of the codes of a video.
+
+        Args:
+            num_frames: number of frames.
+            height: height of a frame (pixels).
+            width: width of a frame (pixels).
+
+        Raises:
+            UsageError: a size is below 1.
+        """
         if min(num_frames, height, width) < 1:
             raise UsageError(f"a video of {num_frames} frames of {height}x{width} must have at least 1 of each")
         s = self.spatial_factor
         return 1 + -(-(num_frames - 1) // self.temporal_factor), -(-height // s), -(-width // s)
 
     def bits_per_pixel(self, num_frames: int, height: int, width: int) -> float:
-        """Bits of all codes of a video over its pixels, each codebook counted by log2 of its size."""
+        """Return the bits of all codes of a video (log2 of the codebook size each) per pixel."""
         lt, lh, lw = self.latent_shape(num_frames, height, width)
         first, later = self.codebooks[0], self.codebooks[-1]
         return lh * lw * (log2(first.size) + (lt - 1) * log2(later.size)) / (num_frames * height * width)
 
     def pad(self, video: Tensor, first: bool = True) -> Tensor:
-        """Repeat the last frame to fill the last group, and the borders to fill the last codes.
+        """Pad a video to complete groups and latents by repeating its last frame and its border pixels.
 
         Args:
             video: ``b c t h w``.
-            first: whether it begins with frame 0, a group by itself; otherwise it continues a stream.
+            first: whether the video starts with frame 0, a group on its own; False if it continues a stream.
         """
         t, h, w = video.shape[2:]
         s = self.spatial_factor
@@ -169,15 +200,15 @@ class Tokenizer(nn.Module):
     def crop_size(
         self, grid: Sequence[int], num_frames: int | None, size: tuple[int, int] | None
     ) -> tuple[int, int, int]:
-        """Frames, height and width that decoding keeps.
+        """Return the number of frames, the height and the width that decoding keeps.
 
         Args:
-            grid: the codes' ``lt lh lw``.
-            num_frames: frames to keep; None: all.
-            size: height and width to keep; None: all.
+            grid: shape of the codes, ``lt lh lw``.
+            num_frames: number of frames to keep; None keeps all.
+            size: height and width to keep (pixels); None keeps all.
 
         Raises:
-            ValueError: a video of that size does not become that grid.
+            UsageError: a video of that size has codes of another shape.
         """
         lt, lh, lw = grid
         frames = 1 + (lt - 1) * self.temporal_factor
@@ -203,7 +234,7 @@ class Tokenizer(nn.Module):
         if torch.compiler.is_compiling():
             return
         low, high = (float(value) for value in torch.aminmax(video))
-        # NaN fails both comparisons, and so is refused here too.
+        # Negated comparisons, so that NaN is rejected too.
         if not (low >= -1.001 and high <= 1.001):
             raise UsageError(f"video has values from {low:g} to {high:g}; they must be in [-1, 1]")
 

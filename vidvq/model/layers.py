@@ -1,9 +1,8 @@
-"""The parts that encoder and decoder are made of. Inside, a video is ``b t h w c`` in memory of that order.
+"""Layers of the encoder and the decoder. Activations are ``b t h w c``, contiguous in that order.
 
-Channels last is what convolutions, norms over channels and products of matrices all want, on CPUs and GPUs, so that
-nothing is ever transposed between them. Nothing averages over time, and nothing looks beyond the group it is in: a
-layer's output in group ``g`` depends on the groups up to ``g`` alone, and on at most ``TAPS - 1`` frames of the past
-ones, which a stream carries as its state.
+Channels-last memory suits convolutions, layer norms and matrix products on CPUs and GPUs alike, so no layer transposes
+its input. All layers are causal over groups: the output for group ``g`` depends on groups up to ``g``, and each layer
+uses at most ``TAPS - 1`` frames of earlier groups. Those frames are the state of a stream.
 """
 
 from typing import Literal
@@ -19,14 +18,13 @@ Causality = Literal["group", "strict"]
 
 
 class TemporalCache:
-    """The past frames that the causal layers of a network need, for one call of it.
+    """Past frames of the causal layers of a network, for one forward pass.
 
     Args:
-        tensors: ``TAPS - 1`` frames ``b 1 h w c`` for each causal layer, in the order in which the layers run; None at
-            the start of a stream.
+        tensors: ``TAPS - 1`` frames ``b 1 h w c`` per causal layer, in execution order; None at the start of a stream.
 
     Attributes:
-        updated: the same for the next call, filled in as the layers run.
+        updated: frames to cache for the next forward pass, appended as the layers run.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...] | None = None) -> None:
@@ -34,7 +32,14 @@ class TemporalCache:
         self.updated: list[Tensor] = []
 
     def prefix(self, x: Tensor) -> list[Tensor]:
-        """The next layer's ``TAPS - 1`` frames before ``x: b t h w c``; at the start of a stream, copies of frame 0."""
+        """Return the ``TAPS - 1`` frames before the input of the next layer, and cache the last frames of the input.
+
+        Args:
+            x: input of the layer, ``b t h w c``.
+
+        Returns:
+            Frames ``b 1 h w c``; copies of frame 0 at the start of a stream.
+        """
         if self._given is None:
             past = [x[:, :1]] * (TAPS - 1)
         else:
@@ -47,39 +52,47 @@ class TemporalCache:
 
 
 class SpatialConv(nn.Conv2d):
-    """A 3x3 convolution of each frame, ``b t h w c``; borders are zero-padded."""
+    """A 3x3 convolution of each frame with zero padding.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        stride: stride along height and width.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, 3, stride=stride, padding=1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``b t h w c`` -> ``b t h' w' c'``."""
+        """Map ``b t h w c`` to ``b t h' w' c'``."""
         y = super().forward(rearrange(x, "b t h w c -> (b t) c h w"))
         return rearrange(y, "(b t) c h w -> b t h w c", t=x.shape[1]).contiguous()
 
 
 class TemporalConv(nn.Module):
-    """A convolution over ``TAPS`` frames at each position.
+    """A convolution over ``TAPS`` frames at each spatial position.
 
-    ``strict``: the present frame and those before it. ``group``: the one before, the present, and the next one, but
-    never one of the next group, in whose place the group's last frame stands (group-causal convolution; Wu et al.
-    2024, "Improved Video VAE for Latent Video Diffusion Model", section 3.3). Where a group is one frame, both are
+    With ``strict`` the taps are the current frame and the frames before it. With ``group`` they are the previous, the
+    current and the next frame; the last frame of a group uses itself as the next one (group-causal convolution; Wu et
+    al. 2024, "Improved Video VAE for Latent Video Diffusion Model", section 3.3). Groups of one frame are always
     ``strict``.
 
     Args:
-        inputs, outputs: channels.
-        frames: in a group.
+        inputs: input channels.
+        outputs: output channels.
+        frames: frames per group.
+        causality: ``strict`` or ``group``.
     """
 
     def __init__(self, inputs: int, outputs: int, frames: int, causality: Causality) -> None:
         super().__init__()
         self.frames = frames
-        self.ahead = causality == "group" and frames > 1
+        self.looks_ahead = causality == "group" and frames > 1
         self.mix = nn.Linear(inputs * TAPS, outputs)
 
     def forward(self, x: Tensor, cache: TemporalCache) -> Tensor:
-        """``b t h w c`` -> the same."""
+        """Map ``b t h w c`` to ``b t h w c'``."""
         length = x.shape[1]
         prefix = cache.prefix(x)
         if length > 1:
@@ -87,21 +100,27 @@ class TemporalConv(nn.Module):
             taps = [line[:, offset : offset + length] for offset in range(TAPS)]
         else:
             taps = [*prefix, x]
-        if self.ahead:
+        if self.looks_ahead:
             grouped = rearrange(x, "b (g f) h w c -> b g f h w c", f=self.frames)
             following = torch.cat([grouped[:, :, 1:], grouped[:, :, -1:]], dim=2).flatten(1, 2)
             taps = [taps[-2], x, following]
-        # A product per tap: side by side in one tensor the taps would first have to be copied there.
+        # One product per tap: concatenating the taps would copy them.
         first, *others = self.mix.weight.chunk(TAPS, dim=1)
         y = F.linear(taps[0], first, self.mix.bias)
         for tap, weight in zip(taps[1:], others, strict=True):
-            # Autocast knows no products in place.
+            # Autocast does not cast the inputs of in-place products.
             y.flatten(0, -2).addmm_(tap.flatten(0, -2).to(y.dtype), weight.T.to(y.dtype))
         return y
 
 
 class Downsample(nn.Module):
-    """Half the height and width by a strided 3x3 convolution; ``merge`` frames become one, as further channels."""
+    """Halves height and width with a strided 3x3 convolution, and merges frames into channels.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        merge: frames merged into one.
+    """
 
     def __init__(self, inputs: int, outputs: int, merge: int) -> None:
         super().__init__()
@@ -109,12 +128,18 @@ class Downsample(nn.Module):
         self.conv = SpatialConv(inputs * merge, outputs, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``b (t m) h w c`` -> ``b t h/2 w/2 c'``."""
+        """Map ``b (t m) h w c`` to ``b t h/2 w/2 c'``."""
         return self.conv(rearrange(x, "b (t m) h w c -> b t h w (m c)", m=self.merge))
 
 
 class Upsample(nn.Module):
-    """Twice the height and width, ``split`` times the frames: a product per position, shuffled (Shi et al. 2016)."""
+    """Doubles height and width and multiplies the frames, by a pixel shuffle (Shi et al. 2016).
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        split: frames that one frame becomes.
+    """
 
     def __init__(self, inputs: int, outputs: int, split: int) -> None:
         super().__init__()
@@ -122,19 +147,19 @@ class Upsample(nn.Module):
         self.expand = nn.Linear(inputs, outputs * 4 * split)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``b t h w c`` -> ``b (t m) 2h 2w c'``."""
+        """Map ``b t h w c`` to ``b (t m) 2h 2w c'``."""
         return rearrange(self.expand(x), "b t h w (m p q c) -> b (t m) (h p) (w q) c", m=self.split, p=2, q=2)
 
 
 class ResBlock(nn.Module):
-    """A (2+1)D residual block: norm, SiLU, 3x3 over space; norm, SiLU, 3 taps over time (Tran et al. 2018).
+    """A (2+1)D residual block: norm, SiLU, spatial convolution; norm, SiLU, temporal convolution (Tran et al. 2018).
 
-    The norms are over the channels of each position (Ba et al. 2016), so that no place or time sees another by them.
+    Layer norm over the channels of each position (Ba et al. 2016) leaks no information between positions or frames.
 
     Args:
-        channels: in and out.
-        frames: in a group.
-        causality: of the taps over time.
+        channels: input and output channels.
+        frames: frames per group.
+        causality: context of the temporal convolution.
     """
 
     def __init__(self, channels: int, frames: int, causality: Causality) -> None:
@@ -143,12 +168,12 @@ class ResBlock(nn.Module):
         self.space = SpatialConv(channels, channels)
         self.norm_time = nn.LayerNorm(channels)
         self.time = TemporalConv(channels, channels, frames, causality)
-        # A block starts as the identity, so that depth costs nothing at first.
+        # Zero initialization: each block starts as the identity, so depth does not hinder early training.
         nn.init.zeros_(self.time.mix.weight)
         nn.init.zeros_(self.time.mix.bias)
 
     def forward(self, x: Tensor, cache: TemporalCache) -> Tensor:
-        """``b t h w c`` -> the same."""
-        # In place: at these sizes memory costs more time than arithmetic.
+        """Map ``b t h w c`` to the same shape."""
+        # In place: memory traffic dominates the time of these layers.
         hidden = self.space(F.silu(self.norm_space(x), inplace=True))
         return self.time(F.silu(self.norm_time(hidden), inplace=True), cache).add_(x)

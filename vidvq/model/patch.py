@@ -1,10 +1,10 @@
-"""Groups of frames to channels and back, without loss: plain unshuffling, or an orthonormal Haar transform.
+"""Lossless transform between pixel patches and channels: pixel unshuffle or an orthonormal Haar transform.
 
-The full-resolution stage of a convolutional codec is its dearest. An orthonormal transform of each ``t x s x s`` block
-into channels removes it. After a Haar transform the first channels are the block's mean and the rest its details (Haar
-1910; Cosmos-Tokenizer uses it the same way). The first and the last convolution could turn the one into the other, so
-the two differ in how training goes: details are a hundredth of the mean, while an optimizer such as Adam moves the
-weights of all channels alike. `make ablate` compares them.
+The full-resolution stage is the most expensive one of a convolutional codec. An orthonormal transform of each
+``t x s x s`` patch into channels removes it. After a Haar transform the first channels are the mean of the patch and
+the rest its details (Haar 1910; Cosmos-Tokenizer does the same). The first and last convolutions can express either
+basis, so the choice affects optimization only: details are a hundredth of the mean, while optimizers such as Adam
+update the weights of all channels equally. `make ablate` compares both.
 """
 
 from typing import Literal
@@ -19,7 +19,14 @@ PatchKind = Literal["haar", "unshuffle"]
 
 
 def haar_matrix(size: int) -> Tensor:
-    """The orthonormal Haar basis of ``size`` points (a power of two), one basis vector a row, the mean first."""
+    """Return the orthonormal Haar basis, one basis vector per row, the mean first.
+
+    Args:
+        size: number of points (a power of two).
+
+    Raises:
+        UsageError: ``size`` is not a power of two.
+    """
     if size < 1 or size & (size - 1):
         raise UsageError(f"size={size} must be a power of two")
     basis = torch.ones(1, 1)
@@ -31,12 +38,12 @@ def haar_matrix(size: int) -> Tensor:
 
 
 class Patch(nn.Module):
-    """``b c (g t) (h s) (w s)`` to ``b g h w (t s s c)`` by an orthonormal transform of each block.
+    """Transforms video ``b c (g t) (h s) (w s)`` to channels ``b g h w (t s s c)``, patch by patch.
 
     Args:
         kind: ``haar`` or ``unshuffle`` (the identity basis).
-        time: frames in a block.
-        space: height and width of a block, pixels.
+        time: frames of a patch.
+        space: height and width of a patch (pixels).
     """
 
     basis: Tensor
@@ -50,19 +57,19 @@ class Patch(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Channels of a block of RGB."""
+        """Channels of an RGB patch."""
         return 3 * self.time * self.space**2
 
     def forward(self, video: Tensor) -> Tensor:
-        """``b c (g t) (h s) (w s)`` -> ``b g h w (t s s c)``; the first ``s s c`` channels are constant in time."""
+        """Map ``b c (g t) (h s) (w s)`` to ``b g h w (t s s c)``; the first ``s s c`` channels are constant in time."""
         t, s = self.time, self.space
         blocks = rearrange(video, "b c (g t) (h p) (w q) -> b g h w c (t p q)", t=t, p=s, q=s)
-        # A flat block of ones has length sqrt(t) s; dividing by it keeps the network's input in [-1, 1].
+        # A patch of ones has norm sqrt(t) s; dividing by it keeps the input of the network in [-1, 1].
         coefficients = blocks @ (self.basis.to(video.dtype).T / (t**0.5 * s))
         return rearrange(coefficients, "b g h w c k -> b g h w (k c)")
 
     def inverse(self, channels: Tensor) -> Tensor:
-        """``b g h w (t s s c)`` -> ``b c (g t) (h s) (w s)``."""
+        """Map ``b g h w (t s s c)`` to ``b c (g t) (h s) (w s)``, the inverse of :meth:`forward`."""
         t, s = self.time, self.space
         coefficients = rearrange(channels, "b g h w (k c) -> b g h w c k", c=3)
         blocks = coefficients @ (self.basis.to(channels.dtype) * (t**0.5 * s))

@@ -1,4 +1,4 @@
-"""The one place where frames become tensors and tensors frames."""
+"""Conversion between uint8 frames and video tensors."""
 
 from typing import Any
 
@@ -9,28 +9,41 @@ from torch import Tensor
 from vidvq.errors import UsageError
 
 PREPROCESSING: dict[str, Any] = {"color": "rgb", "range": [-1.0, 1.0]}
-"""What is done to pixels before the encoder; part of the token fingerprint."""
+"""Preprocessing of pixels before the encoder; part of the token fingerprint."""
 
 
 def to_video(frames: Any) -> Tensor:
-    """Frames to a video tensor.
+    """Convert frames to a video tensor.
 
     Args:
-        frames: uint8 RGB, ``t h w c`` or ``b t h w c``; a tensor or a numpy array.
+        frames: RGB frames ``t h w c`` or ``b t h w c`` uint8; a tensor or a NumPy array.
 
     Returns:
-        float32 in [-1, 1], ``b c t h w``.
+        Video ``b c t h w`` float32 in [-1, 1].
+
+    Raises:
+        UsageError: wrong type, rank or number of channels.
     """
     pixels = torch.as_tensor(frames)
     if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3:
         raise UsageError(f"frames are {pixels.dtype} {tuple(pixels.shape)}; they must be uint8, [b] t h w 3")
     batch = pixels if pixels.ndim == 5 else pixels[None]
-    # One new tensor: three of a video's size cost more in memory that is mapped anew than in arithmetic.
+    # In place: page faults of freshly mapped memory cost more than the arithmetic.
     return rearrange(batch, "b t h w c -> b c t h w").float().div_(127.5).sub_(1)
 
 
 def to_frames(video: Tensor) -> Any:
-    """A video tensor ``1 c t h w`` in [-1, 1] to a numpy array of frames, ``t h w c`` uint8."""
+    """Convert a video tensor to frames.
+
+    Args:
+        video: ``1 c t h w`` in [-1, 1]; values outside are clamped.
+
+    Returns:
+        NumPy array of RGB frames ``t h w c`` uint8.
+
+    Raises:
+        UsageError: wrong rank, or a batch size other than 1.
+    """
     if video.ndim != 5 or video.shape[0] != 1:
         raise UsageError(f"video is {tuple(video.shape)}; it must be 1 c t h w")
     pixels = video[0].float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)

@@ -1,6 +1,6 @@
-"""Videos of any length to codes and back, in memory that does not grow with the length.
+"""Encoding and decoding of videos of any length in constant memory.
 
-The loops work with every :class:`Tokenizer`: one without streaming gets the whole video in one step.
+The functions accept every :class:`Tokenizer`; a tokenizer without streaming processes the whole video in one step.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,11 +14,14 @@ from vidvq.model.pixels import to_frames, to_video
 
 
 def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Any]:
-    """Cut a stream's frames into the steps that encode it: frame 0 alone, then the rest of each chunk.
+    """Split the frames of a stream into encoding steps: frame 0 alone, then the rest of each chunk.
 
     Args:
-        tokenizer: one without streaming gets all frames in one step.
-        chunks: frames ``t h w c`` uint8; frame 0 aside, all chunks but the last are whole groups.
+        tokenizer: the tokenizer; without streaming, all frames form one step.
+        chunks: chunks of frames ``t h w c`` uint8. After frame 0, all chunks except the last are complete groups.
+
+    Yields:
+        Frames ``t h w c`` uint8 of one step.
     """
     if not tokenizer.supports_streaming:
         yield torch.cat([torch.as_tensor(chunk) for chunk in chunks])
@@ -33,12 +36,16 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Any]:
             yield frames
 
 
-def to_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -> Tensor:
-    """Pixels of a step, ``1 c t h w`` on the tokenizer's device, padded as :meth:`Tokenizer.pad` does.
+def prepare_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -> Tensor:
+    """Convert the frames of a step to a padded video tensor on the device of the tokenizer.
 
     Args:
-        frames: ``t h w c`` uint8, as :func:`split_steps` yields them.
-        state: state after the step before; None at the start.
+        tokenizer: the tokenizer.
+        frames: frames ``t h w c`` uint8 that :func:`split_steps` yields.
+        state: state after the previous step; None at the start of a stream.
+
+    Returns:
+        Video ``1 c t h w`` in [-1, 1], padded by :meth:`Tokenizer.pad`.
     """
     return tokenizer.pad(to_video(frames).to(tokenizer.device), first=state is None)
 
@@ -47,29 +54,31 @@ def to_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -> Ten
 def encode_frames(
     tokenizer: Tokenizer, frames: Any, state: StreamState | None = None
 ) -> tuple[Tensor, StreamState | None]:
-    """Encode one step of one stream.
+    """Encode one step of a stream.
 
     Args:
-        frames: ``t h w c`` uint8, as :func:`split_steps` yields them.
-        state: state after the step before; None at the start.
+        tokenizer: the tokenizer.
+        frames: frames ``t h w c`` uint8 that :func:`split_steps` yields.
+        state: state after the previous step; None at the start of a stream.
 
     Returns:
-        codes ``g lh lw`` int64, and the state for the next step (None without streaming).
+        Codes ``g lh lw`` int64, and the state for the next step (None without streaming).
     """
     if not tokenizer.supports_streaming:
         return tokenizer.encode(to_video(frames).to(tokenizer.device))[0], None
-    codes, after = tokenizer.encode_step(to_step(tokenizer, frames, state), state)
+    codes, after = tokenizer.encode_step(prepare_step(tokenizer, frames, state), state)
     return codes[0], after
 
 
 def iter_encode(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Tensor]:
-    """Encode a video chunk by chunk; concatenated, the codes are those of the whole video at once.
+    """Encode a video chunk by chunk. The concatenated codes equal those of :meth:`Tokenizer.encode`.
 
     Args:
-        chunks: frames ``t h w c`` uint8; frame 0 aside, all chunks but the last are whole groups.
+        tokenizer: the tokenizer.
+        chunks: chunks of frames ``t h w c`` uint8. After frame 0, all chunks except the last are complete groups.
 
     Yields:
-        codes ``g lh lw`` int64 of one step.
+        Codes ``g lh lw`` int64 of one step.
     """
     state: StreamState | None = None
     for frames in split_steps(tokenizer, chunks):
@@ -79,24 +88,26 @@ def iter_encode(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Tensor]
 
 @torch.inference_mode()
 def iter_decode(tokenizer: Tokenizer, codes: Any, num_frames: int, size: tuple[int, int]) -> Iterator[Any]:
-    """Decode a grid of codes group by group.
+    """Decode codes group by group.
 
     Args:
-        codes: ``lt lh lw`` integers, a tensor or a numpy array.
-        num_frames, size: frames, and height and width, of the video before padding.
+        tokenizer: the tokenizer.
+        codes: ``lt lh lw`` integers; a tensor or a NumPy array.
+        num_frames: number of frames of the video before padding.
+        size: height and width of the video before padding (pixels).
 
     Yields:
-        numpy arrays of frames ``t h w c`` uint8, ``num_frames`` in all.
+        NumPy arrays of frames ``t h w c`` uint8, ``num_frames`` in total.
 
     Raises:
-        ValueError: a video of that size does not become that grid, or a code is out of range.
+        UsageError: a video of that size has codes of another shape, or a code is out of range.
     """
     left, height, width = tokenizer.crop_size(codes.shape, num_frames, size)
     if not tokenizer.supports_streaming:
         yield to_frames(tokenizer.decode(_to_codes(codes, tokenizer)[None], num_frames, size))
         return
     state: StreamState | None = None
-    # One group at a time in int64: an hour of codes is kept as small as it was read.
+    # Convert one group at a time: a long video in int64 takes several times the memory of its stored codes.
     for group in codes:
         video, state = tokenizer.decode_step(_to_codes(group, tokenizer)[None, None], state)
         frames = to_frames(video[:, :, :left, :height, :width])

@@ -1,9 +1,9 @@
-"""The tokenizer that vidvq trains: video to codes and codes to video, whole or as a stream, with the same result.
+"""The tokenizer that vidvq trains. Whole-video and streaming inference give identical results.
 
-Frame 0 is encoded on its own (an image is a video of one frame), then come groups of ``temporal_factor`` frames. Frame
-0 goes through the network as a group of its own copies, so that every step has one shape; since kernels are chosen by
-shape, whole videos are encoded by the very steps a stream takes, one sample and one tile of a large frame at a time.
-That is why tokens depend neither on how a video is cut into calls nor on what else is in the batch.
+Frame 0 is encoded on its own (an image is a video of one frame), followed by groups of ``temporal_factor`` frames.
+Frame 0 passes through the network as a group of copies, so every step has the same shape. Kernels are selected by
+shape, so whole videos are encoded with the same steps as a stream, one sample and one tile at a time. Tokens therefore
+depend neither on how a video is split into calls nor on the other samples of the batch.
 """
 
 from typing import ClassVar, NamedTuple
@@ -24,12 +24,12 @@ from vidvq.model.tiles import Tiles
 
 
 class Reconstruction(NamedTuple):
-    """Output of a training step.
+    """Output of a training forward pass.
 
     Attributes:
-        reconstruction: ``b c t h w``, not clamped.
+        reconstruction: video ``b c t h w``, not clamped.
         codes: ``b lt lh lw`` int64.
-        commitment_loss: the quantizer's loss, a scalar.
+        commitment_loss: loss of the quantizer, a scalar.
     """
 
     reconstruction: Tensor
@@ -38,7 +38,11 @@ class Reconstruction(NamedTuple):
 
 
 class VideoTokenizer(Tokenizer):
-    """A group-causal 3D-convolutional VQ autoencoder with spatiotemporal codebooks."""
+    """A group-causal (2+1)D-convolutional VQ autoencoder with spatiotemporal codebooks.
+
+    Args:
+        config: architecture of the networks and codebooks.
+    """
 
     supports_streaming: ClassVar[bool] = True
 
@@ -61,23 +65,26 @@ class VideoTokenizer(Tokenizer):
 
     @property
     def codebooks(self) -> list[Codebook]:
-        """The codebooks, in the order of their offsets in a flat vocabulary."""
+        """Codebooks, in the order of their offsets in a flat vocabulary."""
         return self.quantizer.codebooks
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the networks' weights."""
+        """Data type of the network weights."""
         return self.encoder.head.weight.dtype
 
     def forward(self, video: Tensor) -> Reconstruction:
-        """Reconstruct whole videos, all groups at once; the training step.
+        """Reconstruct complete videos, all groups in parallel. Used in training.
 
         Args:
-            video: ``b c t h w`` in [-1, 1]; t is 1 + a multiple of the temporal factor, h and w multiples of the
-                spatial factor.
+            video: ``b c t h w`` in [-1, 1]; ``t`` is 1 + a multiple of the temporal factor, ``h`` and ``w`` are
+                multiples of the spatial factor.
+
+        Returns:
+            The reconstruction, codes and commitment loss.
 
         Raises:
-            ValueError: a size is not such a multiple.
+            UsageError: wrong rank, channels, type, range or size.
         """
         self._check_video(video)
         t, h, w = video.shape[2:]
@@ -94,42 +101,46 @@ class VideoTokenizer(Tokenizer):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Video to codes.
+        """Encode video.
 
         Args:
-            video: ``b c t h w`` float in [-1, 1]; any number of frames and any size. The last frame is repeated to
-                fill the last group, the borders to fill the last patches.
+            video: ``b c t h w`` float in [-1, 1]; any number of frames and any size. :meth:`pad` fills the last group
+                and the border patches.
 
         Returns:
-            ``b lt lh lw`` int64, local to the codebook of their group: ``spatial`` at lt = 0, else ``temporal``.
+            Codes ``b lt lh lw`` int64, local to the codebook of their group: ``spatial`` for lt = 0, ``temporal``
+            otherwise.
 
         Raises:
-            ValueError: wrong rank, channels, type or range.
+            UsageError: wrong rank, channels, type, range or device.
         """
         self._check_video(video)
-        return torch.cat([self._encode_whole(sample) for sample in self.pad(video).split(1)])
+        return torch.cat([self._encode_sample(sample) for sample in self.pad(video).split(1)])
 
     @torch.no_grad()
     def encode_tiled(self, video: Tensor) -> Tensor:
-        """The codes of :meth:`encode`, for frames too large to be on the model's device as a whole.
+        """Encode video whose frames do not fit on the device. Returns the same codes as :meth:`encode`.
 
-        Each tile is encoded from the first frame to the last before the next; only that tile is moved to the device.
+        One tile at a time is moved to the device and encoded over all frames.
 
         Args:
-            video: as for :meth:`encode`; on any device.
+            video: ``b c t h w`` float in [-1, 1], on any device.
+
+        Returns:
+            Codes ``b lt lh lw`` int64.
 
         Raises:
-            ValueError: as for :meth:`encode`.
+            UsageError: wrong rank, channels, type or range.
         """
         self._check_video(video, any_device=True)
         padded, scale = self.pad(video), self.spatial_factor
         tiles = self._tiles("encode", padded.shape[3] // scale, padded.shape[4] // scale)
-        windows = tiles.cut(padded, scale)
+        windows = tiles.split(padded, scale)
         kept = [
-            tiles.keep(self._encode_whole(windows[index : index + 1].to(self.device)), index)
+            tiles.crop(self._encode_sample(windows[index : index + 1].to(self.device)), index)
             for index in range(len(windows))
         ]
-        return tiles.join(kept)
+        return tiles.merge(kept)
 
     @torch.no_grad()
     def encode_step(
@@ -137,10 +148,11 @@ class VideoTokenizer(Tokenizer):
     ) -> tuple[Tensor, StreamState]:
         """Encode the next frames of a batch of streams; see :meth:`Tokenizer.encode_step`.
 
-        ``batched`` has no effect on frames that are cut into tiles: tiles go through the network one by one.
+        ``batched`` has no effect on tiled frames: tiles are always processed one at a time.
 
         Raises:
-            ValueError: an incomplete group, a wrong size, or the state of another stream.
+            UsageError: a group is incomplete, the size is not a multiple of the spatial factor, or the state belongs to
+                other streams.
         """
         self._check_video(frames)
         b, _, t, h, w = frames.shape
@@ -154,18 +166,18 @@ class VideoTokenizer(Tokenizer):
 
     @torch.no_grad()
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """Codes to video.
+        """Decode codes.
 
         Args:
-            codes: ``b lt lh lw`` integers, as :meth:`encode` returns them.
-            num_frames: frames to keep; all of the last group by default.
-            size: height and width to keep; the whole grid by default.
+            codes: ``b lt lh lw`` integers, as returned by :meth:`encode`.
+            num_frames: number of frames to keep; None keeps the complete last group.
+            size: height and width to keep (pixels); None keeps the complete grid.
 
         Returns:
-            ``b c t h w`` in [-1, 1].
+            Video ``b c t h w`` in [-1, 1].
 
         Raises:
-            ValueError: wrong rank or type, a code out of range, or more frames or pixels asked for than there are.
+            UsageError: wrong rank or type, a code out of range, or a size that does not match the codes.
         """
         self._check_codes(codes, first=True)
         keep_t, keep_h, keep_w = self.crop_size(codes.shape[1:], num_frames, size)
@@ -181,7 +193,7 @@ class VideoTokenizer(Tokenizer):
         """Decode the next groups of a batch of streams; see :meth:`Tokenizer.decode_step`.
 
         Raises:
-            ValueError: as for :meth:`decode`, or the state of another stream.
+            UsageError: wrong rank or type, a code out of range, or the state belongs to other streams.
         """
         self._check_codes(codes, first=state is None)
         b, g, h, w = codes.shape
@@ -191,14 +203,14 @@ class VideoTokenizer(Tokenizer):
         return self._decode_groups(codes, state)
 
     def inference_state_dict(self) -> dict[str, Tensor]:
-        """The tensors that inference needs: both networks and the codebooks, without training statistics."""
+        """Return the tensors required for inference: networks and codebooks, without training statistics."""
         return {name: tensor for name, tensor in self.state_dict().items() if not _is_training_state(name)}
 
     def load_inference_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Load what :meth:`inference_state_dict` returned.
+        """Load the tensors that :meth:`inference_state_dict` returns.
 
         Raises:
-            ValueError: a tensor is missing, unknown or of another shape; names it.
+            UsageError: a tensor is missing, unexpected or of another shape; nothing is loaded.
         """
         mine = self.inference_state_dict()
         for name in sorted(mine.keys() ^ tensors.keys()):
@@ -210,7 +222,7 @@ class VideoTokenizer(Tokenizer):
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])
 
-    def _encode_whole(self, sample: Tensor) -> Tensor:
+    def _encode_sample(self, sample: Tensor) -> Tensor:
         codes, state = self._encode_groups(sample[:, :, :1], None)
         rest = self._encode_groups(sample[:, :, 1:], state)[0] if sample.shape[2] > 1 else codes[:, :0]
         return torch.cat([codes, rest], dim=1)
@@ -218,42 +230,42 @@ class VideoTokenizer(Tokenizer):
     def _encode_groups(
         self, frames: Tensor, state: StreamState | None, batched: bool = False
     ) -> tuple[Tensor, StreamState]:
-        """Frame 0 where there is no state, else whole groups; the arguments are known to be right."""
+        """Encode frame 0 (without a state) or complete groups of validated input."""
         b, h, w = frames.shape[0], *frames.shape[3:]
         r, s = self.temporal_factor, self.spatial_factor
         tiles = self._tiles("encode", h // s, w // s)
         run = run_batched if batched and len(tiles.spans) == 1 else run_per_sample
         parts = []
         for group in (repeat(frames, "b c 1 h w -> b c r h w", r=r),) if state is None else frames.split(r, dim=2):
-            latents, past = run(self.encoder, tiles.cut(group.to(self.dtype), s), state.past if state else None)
+            latents, past = run(self.encoder, tiles.split(group.to(self.dtype), s), state.past if state else None)
             kept = [
-                self.quantizer.encode(tiles.keep(window, index), first=state is None)
+                self.quantizer.encode(tiles.crop(window, index), first=state is None)
                 for index, window in enumerate(latents.split(1))
             ]
-            parts.append(tiles.join(kept))
+            parts.append(tiles.merge(kept))
             state = StreamState("encode", (b, h, w), past, self.config)
         assert state is not None
         return torch.cat(parts, dim=1), state
 
     def _decode_groups(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """The first group where there is no state, else any number; the arguments are known to be right."""
+        """Decode the first group (without a state) or any number of groups of validated codes."""
         b, h, w = codes.shape[0], *codes.shape[2:]
         s = self.spatial_factor
         tiles = self._tiles("decode", h, w)
         parts = []
         for group in codes.split(1, dim=1):
             latents = self.quantizer.lookup(group, first=state is None).to(self.dtype)
-            windows, past = run_per_sample(self.decoder, tiles.cut(latents), state.past if state else None)
-            frames = tiles.join([tiles.keep(window, index, s) for index, window in enumerate(windows.split(1))])
+            windows, past = run_per_sample(self.decoder, tiles.split(latents), state.past if state else None)
+            frames = tiles.merge([tiles.crop(window, index, s) for index, window in enumerate(windows.split(1))])
             parts.append((frames.mean(dim=2, keepdim=True) if state is None else frames).float().clamp(-1, 1))
             state = StreamState("decode", (b, h, w), past, self.config)
         assert state is not None
         return torch.cat(parts, dim=2), state
 
     def _tiles(self, kind: str, height: int, width: int) -> Tiles:
-        """How a frame of that many latents is cut."""
+        """Return the tiling of a frame of ``height`` x ``width`` latents."""
         margin = self.encoder.receptive_radius if kind == "encode" else self.decoder.receptive_radius
-        return Tiles.over((height, width), self.config.tile // self.spatial_factor, margin)
+        return Tiles.cover((height, width), self.config.tile // self.spatial_factor, margin)
 
     def _replicate_first_frame(self, video: Tensor) -> Tensor:
         first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)
@@ -270,13 +282,13 @@ class VideoTokenizer(Tokenizer):
     def _check_state(self, state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
         if state is not None and state.config != self.config:
             raise UsageError(
-                "the state is of a stream through a tokenizer of another config. "
-                "Pass the state that this stream's last step returned"
+                "the state is of a stream through a tokenizer of another config; "
+                "pass the state that the last step of this stream returned"
             )
         if state is not None and (state.kind, state.shape) != (kind, shape):
             raise UsageError(
-                f"the state is of a stream to {state.kind} with batch, height, width {state.shape}; this step is to "
-                f"{kind} {shape}. Pass the state that this stream's last step returned"
+                f"the state is of a stream to {state.kind} with batch, height, width {state.shape}, this step to "
+                f"{kind} {shape}; pass the state that the last step of this stream returned"
             )
 
 

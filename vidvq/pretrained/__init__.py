@@ -1,6 +1,6 @@
-"""Tokenizers with their weights: from and to checkpoint folders, the Hugging Face hub, other libraries' folders.
+"""Loading and saving of tokenizers: checkpoint folders, the Hugging Face hub, and models of other libraries.
 
-The networks themselves (:mod:`vidvq.model`) know no storage.
+The networks (:mod:`vidvq.model`) do not depend on storage.
 """
 
 from vidvq.pretrained.api import load_pretrained, save_pretrained

@@ -1,4 +1,4 @@
-"""The public functions that load and save a tokenizer, in folders and on the Hugging Face hub."""
+"""Public API to load and save tokenizers, in folders and on the Hugging Face hub."""
 
 from pathlib import Path
 from types import ModuleType
@@ -10,28 +10,36 @@ from vidvq.pretrained.checkpoint import load_tokenizer
 
 
 def load_pretrained(name: str | Path, **options: Any) -> Tokenizer:
-    """Load a tokenizer in eval mode on the CPU. Its weights are verified against their fingerprint.
+    """Load a tokenizer in eval mode on the CPU, and verify its weights against their fingerprint.
 
     Args:
-        name: a checkpoint folder, a training run (its newest checkpoint), a folder of another library's tokenizer
-            that :mod:`vidvq.pretrained.foreign` knows, or ``owner/name`` of a repository on the Hugging Face hub
-            (needs ``huggingface_hub``).
-        options: ``revision``, ``cache_dir``, ``token``, ``local_files_only`` and the like, for the hub alone.
+        name: checkpoint folder, run directory (its newest checkpoint is loaded), folder of a tokenizer supported by
+            :mod:`vidvq.pretrained.adapters`, or ``owner/name`` of a repository on the Hugging Face hub (requires
+            ``huggingface_hub``).
+        **options: arguments of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``cache_dir``.
+
+    Returns:
+        The tokenizer.
 
     Raises:
-        ValueError: there is none, it is damaged, or its weights do not fit its config.
+        UsageError: there is no tokenizer, it is damaged, or its weights do not match its config.
     """
     folder = Path(name)
     if not folder.exists() and str(name).count("/") == 1:
-        folder = _hub(f"{name} is no local folder; fetching it from the hub").download(str(name), **options)
+        folder = _hub(f"{name} is not a local folder; downloading from the hub").download(str(name), **options)
     return load_tokenizer(folder)[0]
 
 
 def save_pretrained(tokenizer: VideoTokenizer, folder: str | Path, **options: Any) -> None:
-    """Write a checkpoint folder with a model card; ``repo_id=`` and ``push_to_hub=True`` also upload it to the hub.
+    """Write a checkpoint folder with a model card, and optionally upload it to the Hugging Face hub.
+
+    Args:
+        tokenizer: the tokenizer.
+        folder: folder to write.
+        **options: arguments of ``ModelHubMixin.save_pretrained``; ``push_to_hub=True`` and ``repo_id`` upload it.
 
     Raises:
-        ValueError: ``huggingface_hub`` is not installed.
+        UsageError: ``huggingface_hub`` is not installed.
     """
     _hub("a model card").HubTokenizer(tokenizer).save_pretrained(Path(folder), **options)
 

@@ -1,4 +1,4 @@
-"""Tokenizers to checkpoint folders and back."""
+"""Loading and saving of tokenizers in checkpoint folders."""
 
 from pathlib import Path
 
@@ -10,31 +10,34 @@ from vidvq.formats.checkpoint import Fingerprints, find_checkpoint, read_checkpo
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer
 from vidvq.model.pixels import PREPROCESSING
-from vidvq.pretrained.foreign import foreign_kind, load_foreign
+from vidvq.pretrained.adapters import adapter_kind, load_adapter
 
 
 def find_tokenizer(path: Path) -> Path:
-    """The folder that :func:`load_tokenizer` loads: ``path``, or the newest checkpoint of a training run.
+    """Find the folder that :func:`load_tokenizer` loads: ``path``, or the newest checkpoint of a training run.
 
     Raises:
-        ValueError: ``path`` is neither, nor a folder that :mod:`vidvq.pretrained.foreign` knows.
+        UsageError: ``path`` is not a checkpoint, a run, or a folder supported by :mod:`vidvq.pretrained.adapters`.
     """
-    return path if foreign_kind(path) else find_checkpoint(path)
+    return path if adapter_kind(path) else find_checkpoint(path)
 
 
 def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
-    """Load a tokenizer in eval mode on the CPU, and the card that names it.
+    """Load a tokenizer in eval mode on the CPU, and its card.
 
     Args:
-        path: a checkpoint, a training run (its newest checkpoint), or a folder that
-            :mod:`vidvq.pretrained.foreign` knows.
+        path: checkpoint folder, run directory (its newest checkpoint is loaded), or folder supported by
+            :mod:`vidvq.pretrained.adapters`.
+
+    Returns:
+        The tokenizer, and the card that identifies it.
 
     Raises:
-        ValueError: there is none, it is damaged, or its weights do not fit its config.
+        UsageError: there is no tokenizer, it is damaged, or its weights do not match its config.
     """
-    if foreign_kind(path):
-        tokenizer, prints = load_foreign(path)
-        return tokenizer.eval().requires_grad_(False), _card(tokenizer, prints)
+    if adapter_kind(path):
+        tokenizer, fingerprints = load_adapter(path)
+        return tokenizer.eval().requires_grad_(False), _card(tokenizer, fingerprints)
     checkpoint = read_checkpoint(path)
     if checkpoint.config["preprocessing"] != PREPROCESSING:
         raise UsageError(
@@ -50,10 +53,10 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
     return tokenizer.eval().requires_grad_(False), _card(tokenizer, checkpoint.fingerprints)
 
 
-def _card(tokenizer: Tokenizer, prints: Fingerprints) -> TokenizerCard:
+def _card(tokenizer: Tokenizer, fingerprints: Fingerprints) -> TokenizerCard:
     return TokenizerCard(
-        token_fingerprint=prints.token,
-        decoder_fingerprint=prints.decoder,
+        token_fingerprint=fingerprints.token,
+        decoder_fingerprint=fingerprints.decoder,
         codebooks=tuple(tokenizer.codebooks),
         temporal_factor=tokenizer.temporal_factor,
         spatial_factor=tokenizer.spatial_factor,
@@ -64,10 +67,17 @@ def _card(tokenizer: Tokenizer, prints: Fingerprints) -> TokenizerCard:
 def save_tokenizer(
     folder: Path, tokenizer: VideoTokenizer, tensors: dict[str, Tensor], step: int, training: Path | None = None
 ) -> Fingerprints:
-    """Write a checkpoint of a tokenizer with the given tensors (its own, or their running averages).
+    """Write a checkpoint.
 
     Args:
-        training: folder of the trainer's state; it is moved into the checkpoint.
+        folder: checkpoint folder to create.
+        tokenizer: tokenizer that provides the config.
+        tensors: inference tensors to save: those of the tokenizer, or their moving averages.
+        step: training step that the checkpoint records.
+        training: folder of the training state, which is moved into the checkpoint; None for none.
+
+    Returns:
+        Fingerprints of the checkpoint.
     """
     arrays = {name: tensor.detach().float().contiguous().cpu().numpy() for name, tensor in tensors.items()}
     return write_checkpoint(folder, tokenizer.config.to_dict(), PREPROCESSING, arrays, step, training)

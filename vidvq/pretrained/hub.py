@@ -10,29 +10,38 @@ from vidvq.errors import UsageError
 from vidvq.model import VideoTokenizer
 from vidvq.pretrained.checkpoint import save_tokenizer
 
-# The files of a checkpoint: nothing else of a repository is fetched, and nothing is ever unpickled.
+# Files of a checkpoint. Nothing else is downloaded, and nothing is unpickled.
 _FILES = ["model.safetensors", "config.json", "fingerprint"]
 
 
 def download(name: str, **options: Any) -> Path:
-    """Fetch the checkpoint of a repository into the hub's cache; returns its folder.
+    """Download the checkpoint of a repository into the cache of the hub.
 
     Args:
-        name: ``owner/name``.
-        options: as ``huggingface_hub.snapshot_download`` takes them.
+        name: repository, as ``owner/name``.
+        **options: arguments of ``huggingface_hub.snapshot_download``.
+
+    Returns:
+        The local folder.
 
     Raises:
-        ValueError: there is no such repository, or the hub cannot be reached.
+        UsageError: the repository does not exist, or the hub cannot be reached.
     """
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES, **options))
     except (OSError, HFValidationError) as error:
         detail = str(error).strip().splitlines()[0]
-        raise UsageError(f"{name} is no local folder, and no repository that can be fetched: {detail}") from error
+        raise UsageError(
+            f"{name} is not a local folder, and not a repository that can be downloaded: {detail}"
+        ) from error
 
 
 class HubTokenizer(ModelHubMixin, library_name="vidvq", tags=["video-tokenizer"]):
-    """A tokenizer to write as a repository of the hub: the files of a checkpoint, and a model card."""
+    """Writes a tokenizer as a repository for the hub: the files of a checkpoint and a model card.
+
+    Args:
+        tokenizer: the tokenizer.
+    """
 
     def __init__(self, tokenizer: VideoTokenizer) -> None:
         self.tokenizer = tokenizer

@@ -14,7 +14,7 @@ import torch
 
 from vidvq.jobs.timing import Stopwatch
 from vidvq.model import StreamState, Tokenizer
-from vidvq.model.streaming import to_step
+from vidvq.model.streaming import prepare_step
 from vidvq.tokenize.encode import Answer, Step, encode_step
 
 Lane = Generator[Step, Answer, None]
@@ -64,7 +64,7 @@ def _encode(tokenizer: Tokenizer, steps: dict[int, Step], size: int) -> dict[int
 @torch.inference_mode()
 def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int) -> dict[int, Answer]:
     """One step of streams of one frame size, all at their start or all past it; empty slots are zeros."""
-    videos = {slot: to_step(tokenizer, step.frames, step.state) for slot, step in steps.items()}
+    videos = {slot: prepare_step(tokenizer, step.frames, step.state) for slot, step in steps.items()}
     some = next(iter(videos.values()))
     frames = some.new_zeros(size, 3, max(video.shape[2] for video in videos.values()), *some.shape[3:])
     for slot, video in videos.items():

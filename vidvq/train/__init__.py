@@ -1,4 +1,4 @@
-"""`vidvq train`: clip shards to a checkpoint."""
+"""`vidvq train`: trains a tokenizer on clip shards."""
 
 from vidvq.train.config import TrainConfig
 from vidvq.train.loop import run_train

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the newest complete one is resumed; the newest few and the best are kept."""
+"""Checkpoints of a run: resume from the newest complete one, keep the newest few and the best."""
 
 import shutil
 from pathlib import Path
@@ -18,16 +18,19 @@ _ATTEMPT = ".training-"
 
 
 def save_checkpoint(run: Path, config: TrainConfig, state: TrainingState, dtypes: dict[str, Any]) -> Fingerprints:
-    """Write a checkpoint of the weight average with the training state, and remove old ones; rank 0 alone calls it.
+    """Write a checkpoint of the averaged weights and the training state, and remove old checkpoints. Rank 0 only.
 
     Args:
-        run: the run's directory.
-        config: the run's config.
-        state: what a trainer's ``state_dict`` returned.
-        dtypes: numpy types of tensors that are not stored as float32; the fingerprints cover the type.
+        run: run directory.
+        config: config of the run.
+        state: state returned by the ``state_dict`` method of a trainer.
+        dtypes: NumPy types of tensors not stored as float32, by name; fingerprints cover the type.
+
+    Returns:
+        Fingerprints of the checkpoint.
 
     Raises:
-        OSError: the disk is full or not writable; the earlier checkpoints stay.
+        OSError: the disk is full or not writable; earlier checkpoints are unaffected.
     """
     step = state.progress.step
     folder, attempt = step_folder(run, step), run / "checkpoints" / f"{_ATTEMPT}{step:08d}"
@@ -48,10 +51,17 @@ def save_checkpoint(run: Path, config: TrainConfig, state: TrainingState, dtypes
 
 
 def latest_state(run: Path, context: DistributedContext) -> TrainingState | None:
-    """The newest complete training state, the same one on every rank; every rank calls it.
+    """Read the newest complete training state, the same on all ranks. Collective: call on every rank.
+
+    Args:
+        run: run directory.
+        context: this process in the job.
+
+    Returns:
+        The state; None if there is no complete checkpoint.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the state cannot be read.
     """
     found = _newest_complete(run) if context.rank == 0 else 0
     step = int(all_reduce_sum(torch.tensor(float(found), device=context.device)))
@@ -59,24 +69,24 @@ def latest_state(run: Path, context: DistributedContext) -> TrainingState | None
 
 
 def remove_partial_saves(run: Path) -> None:
-    """Remove the remains of saves that were killed or ran out of disk space; rank 0 alone calls it."""
+    """Remove partial files of saves that were killed or ran out of disk space. Rank 0 only."""
     for pattern in (f"{_ATTEMPT}*", "*.tmp.*"):
         for folder in (run / "checkpoints").glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _newest_complete(run: Path) -> int:
-    """Step of the newest complete checkpoint, 0 without one; warns of each newer one that is damaged."""
+    """Return the step of the newest complete checkpoint, 0 if none; warn about newer damaged ones."""
     for folder in reversed(list_steps(run)):
         damage = find_damage(folder / TRAINING)
         if damage is None:
             return _step_of(folder)
-        warn(f"{folder} {damage}; falling back to the checkpoint before it")
+        warn(f"{folder} {damage}; falling back to the previous checkpoint")
     return 0
 
 
 def _prune(run: Path, keep: int, best: int | None) -> None:
-    """Remove all checkpoints but the newest ``keep`` and the one of step ``best``."""
+    """Remove all checkpoints except the newest ``keep`` and that of step ``best``."""
     for folder in list_steps(run)[:-keep]:
         if _step_of(folder) != best:
             shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Settings of `vidvq train`. The DeepSpeed configuration is derived from them; there is no second file."""
+"""Settings of `vidvq train`. The DeepSpeed configuration is derived from them."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
@@ -17,20 +17,20 @@ Steps = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """An Adam with a linear warm-up and a cosine to ``final_lr``.
+    """An Adam optimizer with a linear warm-up and a cosine decay.
 
     Attributes:
-        kind: AdamW, or RAdam with decoupled weight decay.
-        lr: learning rate at the end of the warm-up.
-        final_lr: learning rate at the last step, as a fraction of ``lr``.
+        kind: ``adamw``, or ``radam`` with decoupled weight decay.
+        lr: peak learning rate, reached at the end of the warm-up (above 0).
+        betas: decay rates of the averages of the gradient and of its square.
+        eps: term added to the denominator for numerical stability (above 0).
+        weight_decay: decoupled weight decay, multiplied by the learning rate (0 or more).
         warmup_steps: length of the warm-up (steps).
-        clip_norm: global norm that gradients are clipped to.
-        fused: torch's fused kernel of AdamW.
-        offload: keep the optimizer's state and run its step on the CPU, with DeepSpeed's compiled Adam; needs
-            ZeRO 1 to 3.
-        betas: decay of the averages of the gradient and of its square.
-        eps: term added to the denominator of the update.
-        weight_decay: decoupled weight decay, per unit of learning rate.
+        final_lr: learning rate at the last step, as a fraction of ``lr`` (0 to 1).
+        clip_norm: maximum global norm of the gradients (above 0).
+        fused: use the fused AdamW kernel of PyTorch; for ``kind=adamw`` only.
+        offload: keep the optimizer state on the CPU and update there with DeepSpeed's compiled Adam; requires
+            ``kind=adamw`` and ``zero_stage`` 1 to 3.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -48,19 +48,19 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.kind != "adamw" and (self.fused or self.offload):
-            raise UsageError(f"kind={self.kind} has no fused or offloaded form; take kind=adamw")
+            raise UsageError(f"kind={self.kind} has no fused or offloaded implementation; use kind=adamw")
 
 
 @dataclass(frozen=True)
 class PerceptualConfig:
-    """The network of the perceptual loss.
+    """Network of the perceptual loss.
 
     Attributes:
-        kind: ``st_lpips`` reads all its weights from the package ``stlpips_pytorch``; ``lpips`` reads its linear
-            weights from the package ``lpips`` and the network's from ``backbone``.
-        net: backbone architecture.
-        backbone: torchvision's ImageNet weights of ``net``, a .pth file; for ``lpips`` alone.
-        frames: frames compared per clip, sampled at each step; None compares all.
+        kind: metric: ``st_lpips`` (weights from the package ``stlpips_pytorch``) or ``lpips`` (linear weights from the
+            package ``lpips``, network weights from ``backbone``).
+        net: architecture of the network: ``alex`` or ``vgg`` (``lpips`` only).
+        backbone: path of torchvision's ImageNet weights of ``net`` (.pth); required for ``lpips``, None otherwise.
+        frames: frames compared per clip, sampled at each step (1 or more); None compares all frames.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -72,30 +72,32 @@ class PerceptualConfig:
 
     def __post_init__(self) -> None:
         if (self.kind == "lpips") != (self.backbone is not None):
-            raise UsageError(f"backbone={self.backbone} goes with kind=lpips, and kind=lpips with a backbone")
+            raise UsageError(
+                f"kind={self.kind} with backbone={self.backbone}: kind=lpips needs a backbone, kind=st_lpips takes none"
+            )
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the loss terms; 0 leaves a term out. A weight is a number, or a ramp ``{begin, end, last}``.
+    """Weights of the loss terms. A weight is a number or a ramp ``{begin, end, last}``; 0 disables a term.
 
     Attributes:
-        l1, l2: on pixels in [-1, 1].
-        wavelet: L1 on the details of a Haar transform over height and width, two levels.
-        perceptual: weight of the distance that ``perceptual_net`` measures, frame by frame.
-        commitment: weight of the quantizer's own loss: commitment, and entropy where the codebook has one.
-        masked: L1 on clips of which ``mask`` hid a part of what the encoder saw.
-        adversarial: weight of the generator's adversarial loss; a VQ-VAE has 0.
-        adversarial_kind: loss of generator and discriminator.
-        adaptive: scale ``adversarial`` at each step by the norm of the other losses' gradient at the reconstruction
-            over that of the adversarial one's, up to ``adaptive_limit``.
-        adversarial_start: first step with the adversarial loss; the discriminator starts to train
-            ``discriminator_warmup`` steps earlier.
-        r1: weight of the gradient penalty on real video.
-        lecam: weight of the LeCAM regulariser on the discriminator.
+        l1: weight of the L1 distance of pixels in [-1, 1].
+        l2: weight of the mean squared error of pixels in [-1, 1].
+        wavelet: weight of the L1 distance of the detail coefficients of a two-level 2D Haar transform.
+        perceptual: weight of the perceptual distance of frames, measured by ``perceptual_net``.
         perceptual_net: network of the perceptual loss.
-        adaptive_limit: upper limit of the factor of ``adaptive``.
-        discriminator_warmup: steps that the discriminator trains before ``adversarial_start``.
+        commitment: weight of the loss of the quantizer: commitment loss, plus entropy loss for lookup-free codebooks.
+        masked: weight of the L1 distance on clips that the encoder sees partially masked, as set by ``mask``.
+        adversarial: weight of the adversarial loss of the generator; 0 trains a VQ-VAE.
+        adversarial_kind: loss of the generator and the discriminator: ``hinge`` or ``non_saturating``.
+        adaptive: scale ``adversarial`` at each step by the ratio of the gradient norms of the other losses and the
+            adversarial loss, taken at the reconstruction.
+        adaptive_limit: maximum of the ratio that ``adaptive`` applies (0 or more).
+        adversarial_start: first step with the adversarial loss (steps).
+        discriminator_warmup: number of steps that the discriminator trains before ``adversarial_start`` (steps).
+        r1: weight of the R1 gradient penalty on real video.
+        lecam: weight of the LeCAM regularizer of the discriminator.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -119,12 +121,13 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """The masks of ``loss.masked`` (He et al. 2022; for videos Tong et al. 2022).
+    """Masking for ``loss.masked`` (He et al. 2022; for video, Tong et al. 2022).
 
     Attributes:
-        clips: fraction of a micro-batch that is encoded a second time, with blocks hidden.
-        blocks: fraction of the blocks that are hidden.
-        size: time, height and width of a block (latents).
+        clips: fraction of the clips of a micro-batch that are encoded a second time with masked blocks (above 0, up to
+            1).
+        blocks: fraction of the blocks of a clip that are masked (between 0 and 1).
+        size: duration, height and width of a block (latents).
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -136,14 +139,14 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """Bad batches: when to skip one, and when to roll back.
+    """Handling of bad batches.
 
     Attributes:
-        spike: a batch is skipped, without a trace, where its reconstruction loss is not finite or exceeds this multiple
-            of the median of recent losses.
-        patience: batches skipped in a row before the run rolls back to its last checkpoint and continues with the data
-            after them.
-        rollbacks: rollbacks before the run gives up.
+        spike: ratio to the median of recent losses above which a batch is skipped (above 1). Batches with a non-finite
+            loss are always skipped; skipped batches leave the training state unchanged.
+        patience: number of consecutive skipped batches that is tolerated (1 or more); one more rolls back to the last
+            checkpoint and continues with the data after the skipped batches.
+        rollbacks: maximum number of rollbacks before the run stops (0 or more).
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -155,14 +158,14 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Scores on held-out clips during training.
+    """Evaluation on held-out clips during training.
 
     Attributes:
-        clips: a directory written by ``vidvq shard``; None disables evaluation.
-        every: interval (steps).
-        num_clips: number of clips, from the first on.
-        metric: score that selects the best checkpoint.
-        shown: clips that TensorBoard shows with their reconstructions.
+        clips: directory or URL of the held-out clips, written by ``vidvq shard``; None disables evaluation.
+        every: evaluation interval (steps).
+        num_clips: number of clips to score, taken from the start of the directory (1 or more).
+        metric: score that selects the best checkpoint: ``psnr``, ``ssim`` or ``perceptual``.
+        shown: number of clips written to TensorBoard with their reconstructions (0 or more).
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -176,31 +179,36 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """`vidvq train`.
+    """Settings of `vidvq train`.
 
     Attributes:
-        data: the training clips.
-        out: the run's directory: checkpoints, ``metrics.jsonl``, TensorBoard events.
-        seed: seed of the initial weights, the order of the data, and all randomness of a step.
-        steps: optimizer steps of the generator.
+        data: training clips and batching.
+        out: run directory, on a file system that all machines share: checkpoints, ``metrics.jsonl`` and TensorBoard
+            events.
+        seed: seed of the initial weights, the data order and the randomness of each step.
+        steps: number of optimizer steps of the generator (steps).
         model: architecture of the tokenizer.
         discriminator: architecture of the discriminator.
-        start_from: a checkpoint whose weights to start from.
-        train_only: ``decoder`` freezes the encoder and codebooks of ``start_from``, so that its tokens stay valid.
-        generator, discriminator_optimizer: the optimizers.
-        loss: terms of the loss and their weights.
-        mask: masks of ``loss.masked``.
-        guard: when to skip a batch, and when to roll back.
-        evaluation: scores on held-out clips during training.
-        ema_decay: decay of the averaged weights, which are saved; approached over the first steps.
-        log_every, checkpoint_every: intervals (steps).
-        usage_every: window over which the use of codes is counted, over all processes (steps).
-        keep_checkpoints: number of newest checkpoints kept; the best is kept as well.
-        zero_stage: DeepSpeed's ZeRO stage of both engines.
-        precision: weights are fp32; bf16 and fp16 are autocast. Quantization is always fp32.
-        checkpoint_activations: recompute activations of residual blocks in the backward pass, to save memory.
-        lost_after_s: time after which a process that the others wait for counts as lost, and the job ends (seconds);
-            more than the slowest save takes.
+        start_from: checkpoint or run that provides the initial weights; None starts from random weights.
+        train_only: networks to train: ``all``, or ``decoder`` to freeze the encoder and codebooks of ``start_from``,
+            which keeps its tokens valid.
+        generator: optimizer of the generator, that is the tokenizer.
+        discriminator_optimizer: optimizer of the discriminator.
+        loss: weights of the loss terms.
+        mask: masking for ``loss.masked``.
+        guard: handling of bad batches.
+        evaluation: evaluation on held-out clips.
+        ema_decay: decay of the averaged weights, which checkpoints contain (from 0, below 1); smaller during the first
+            steps.
+        log_every: interval of metrics (steps).
+        usage_every: window of codebook usage statistics, over all ranks (steps).
+        checkpoint_every: interval of checkpoints (steps).
+        keep_checkpoints: number of newest checkpoints to keep (1 or more); the best one is kept in addition.
+        zero_stage: DeepSpeed ZeRO stage of the generator and the discriminator (0 to 3).
+        precision: autocast type: ``fp32``, ``bf16`` or ``fp16``. Weights and quantization are always fp32.
+        checkpoint_activations: recompute the activations of residual blocks in the backward pass to save memory.
+        lost_after_s: time limit of a collective operation (seconds), longer than the slowest save. A rank that does not
+            respond in time counts as lost, and the job ends.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -232,21 +240,23 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self._check_shapes()
         if "://" in self.out:
-            raise UsageError(f"out={self.out} must be a folder of a file system that all machines share")
+            raise UsageError(f"out={self.out} must be a directory on a file system that all machines share")
         if self.zero_stage == 0 and (self.generator.offload or self.discriminator_optimizer.offload):
-            raise UsageError("zero_stage=0 keeps the optimizer on the device; offload=true needs zero_stage 1 to 3")
+            raise UsageError("offload=true needs zero_stage 1 to 3, but zero_stage=0")
         if self.precision == "fp16" and self.zero_stage:
-            # Under ZeRO, DeepSpeed (0.19) does not report an overflow to its loss scaler, whose first scale is too
-            # high: every step is skipped. It also clips gradients before they are unscaled.
+            # Under ZeRO, DeepSpeed (0.19) does not report overflows to its loss scaler, whose initial scale is too
+            # high, so every step is skipped. It also clips gradients before unscaling them.
             raise UsageError(
-                f"zero_stage={self.zero_stage} does not go with precision=fp16; take bf16, or zero_stage=0"
+                f"zero_stage={self.zero_stage} does not support precision=fp16; use precision=bf16, or zero_stage=0"
             )
         if self.train_only == "decoder" and self.start_from is None:
-            raise UsageError("train_only=decoder needs a checkpoint whose encoder it keeps; give start_from=")
+            raise UsageError("train_only=decoder needs a checkpoint that provides the encoder; set start_from=")
         if self.train_only == "decoder" and is_used(self.loss.masked):
-            raise UsageError("train_only=decoder keeps the encoder, which loss.masked would train; set loss.masked=0")
+            raise UsageError("train_only=decoder freezes the encoder, which loss.masked trains; set loss.masked=0")
         if self.evaluation.metric == "perceptual" and not is_used(self.loss.perceptual):
-            raise UsageError("evaluation.metric=perceptual needs the network of loss.perceptual; give it a weight")
+            raise UsageError(
+                "evaluation.metric=perceptual needs the network of loss.perceptual; set loss.perceptual above 0"
+            )
 
     @property
     def adversarial(self) -> bool:
@@ -255,11 +265,11 @@ class TrainConfig:
 
     @property
     def discriminator_start(self) -> int:
-        """The first step in which the discriminator trains."""
+        """First step in which the discriminator is trained."""
         return max(self.loss.adversarial_start - self.loss.discriminator_warmup, 0)
 
     def _check_shapes(self) -> None:
-        """Refuse batches that are not whole groups and whole latents, before any work starts."""
+        """Reject batch shapes that are not complete groups and latents."""
         r, s = self.model.temporal_factor, self.model.spatial_factor
         names = [f"data.buckets.{index}." for index in range(len(self.data.buckets))] or ["data."]
         for name, shape in zip(names, self.data.shapes, strict=True):

@@ -1,4 +1,4 @@
-"""The processes of a training job: the process group, its collectives, and the loss of a peer."""
+"""Distributed training: process group, collective operations and detection of lost ranks."""
 
 import os
 import re
@@ -10,13 +10,19 @@ import torch
 from torch import Tensor, distributed
 
 _LOOPBACK = "127.0.0.1"
-# Gloo puts its source line before the cause, and advice behind it.
+# Gloo prefixes the cause with its source location and appends advice.
 _GLOO = re.compile(r"\[\S*gloo\S*\] (?P<cause>.*?)(\. |$)")
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process in its training job: rank, number of processes, and device."""
+    """This process in the training job.
+
+    Attributes:
+        rank: global rank.
+        size: number of processes.
+        device: device of this process.
+    """
 
     rank: int
     size: int
@@ -24,10 +30,10 @@ class DistributedContext:
 
 
 def init_distributed(timeout_s: float) -> DistributedContext:
-    """Join the process group of torchrun or a scheduler (RANK, WORLD_SIZE, MASTER_ADDR...), or form one alone.
+    """Join the process group described by RANK, WORLD_SIZE and MASTER_ADDR, or create one with a single process.
 
     Args:
-        timeout_s: limit of a collective (seconds); a peer that takes longer counts as lost.
+        timeout_s: time limit of a collective operation (seconds); a rank that exceeds it counts as lost.
     """
     if "RANK" not in os.environ:
         with socket.socket() as probe:
@@ -43,12 +49,12 @@ def init_distributed(timeout_s: float) -> DistributedContext:
 
 
 def shutdown_distributed() -> None:
-    """Leave the process group; every rank calls it at the end."""
+    """Leave the process group. Collective: call on every rank."""
     distributed.destroy_process_group()
 
 
-def lost_peer(error: RuntimeError) -> str | None:
-    """The cause, in a few words, of a collective that failed because a peer is lost; None for any other error."""
+def peer_loss_cause(error: RuntimeError) -> str | None:
+    """Return the cause of a collective operation that failed because a rank is lost; None for other errors."""
     found = _GLOO.search(str(error))
     if found:
         return found["cause"]
@@ -56,14 +62,14 @@ def lost_peer(error: RuntimeError) -> str | None:
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Sum a tensor over all ranks, in place; every rank calls it."""
+    """Sum a tensor over all ranks, in place. Collective: call on every rank."""
     if _has_peers():
         distributed.all_reduce(tensor)
     return tensor
 
 
 def all_gather(tensor: Tensor) -> list[Tensor]:
-    """The tensors of all ranks, in their order; every rank calls it with the same shape."""
+    """Gather tensors of one shape from all ranks, in rank order. Collective: call on every rank."""
     if not _has_peers():
         return [tensor]
     gathered = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
@@ -72,12 +78,12 @@ def all_gather(tensor: Tensor) -> list[Tensor]:
 
 
 def any_rank(flag: bool, context: DistributedContext) -> bool:
-    """Whether the flag is set on any rank; every rank calls it."""
+    """Return whether the flag is set on any rank. Collective: call on every rank."""
     return bool(all_reduce_sum(torch.tensor(float(flag), device=context.device)))
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
+    """Wait for all ranks. Collective: call on every rank."""
     if _has_peers():
         distributed.barrier()
 

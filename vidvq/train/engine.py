@@ -1,7 +1,7 @@
-"""DeepSpeed, imported here alone: an engine for the generator and one for the discriminator.
+"""DeepSpeed engines of the generator and the discriminator. The only module that imports DeepSpeed.
 
-Weights and optimizer states leave and enter an engine as complete tensors, whatever its ZeRO stage. A state can be
-loaded at any time, also in the middle of a step.
+Weights and optimizer states are read and written as complete tensors, independent of the ZeRO stage. A state can be
+loaded at any time, even in the middle of a step.
 """
 
 import logging
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-# Chosen before DeepSpeed loads: without a GPU it would look for one.
+# Must be set before the import: without a GPU, DeepSpeed otherwise probes for accelerators.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-# DeepSpeed logs its start-up at length; a run has its own log.
+# Silences DeepSpeed's start-up messages; vidvq has its own log.
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 os.environ.setdefault("DS_LOG_LEVEL", "warning")
-# It calls collectives by names that torch deprecates, with a warning at each call.
+# DeepSpeed calls deprecated collectives, each of which warns.
 warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
 
 import deepspeed  # noqa: E402
@@ -37,21 +37,24 @@ from vidvq.train.config import OptimizerConfig, TrainConfig  # noqa: E402
 from vidvq.train.distributed import DistributedContext, all_gather  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-# Its shared-memory collectives for CPUs need a compiler when a job starts; gloo does the same without one.
+# DeepSpeed's shared-memory CPU collectives need a compiler at run time; gloo does not.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_engine(module: nn.Module, optimizer: OptimizerConfig, config: TrainConfig, context: DistributedContext) -> Any:
-    """A DeepSpeed engine around a module, whose weights stay fp32; bf16 and fp16 are autocast.
+    """Create a DeepSpeed engine for a module. Weights stay fp32; bf16 and fp16 use autocast.
 
     Args:
-        module: the network; its parameters that require a gradient are trained.
-        optimizer: the optimizer's settings.
-        config: the run's config; batch size, ZeRO stage and precision become DeepSpeed's.
+        module: the network; parameters that require a gradient are trained.
+        optimizer: settings of the optimizer.
+        config: config of the run; sets batch size, ZeRO stage and precision.
         context: this process in the job.
+
+    Returns:
+        The engine.
     """
-    # DeepSpeed partitions weights as flat memory, so that memory must follow the order of the axes.
+    # DeepSpeed partitions weights as flat memory, which must follow the order of the axes.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
@@ -60,53 +63,62 @@ def make_engine(module: nn.Module, optimizer: OptimizerConfig, config: TrainConf
         config=deepspeed_config(config, optimizer, context.size),
     )
     assert isinstance(engine, DeepSpeedEngine)
-    # DeepSpeed's own process group has a timeout of half an hour.
+    # DeepSpeed creates a process group with a timeout of 30 minutes.
     group: Any = engine.data_parallel_group
     _set_pg_timeout(timedelta(seconds=config.lost_after_s), group)
     return engine
 
 
 def set_lr(engine: Any, lr: float) -> None:
-    """Set the learning rate of the engine's next step."""
+    """Set the learning rate for the next step of an engine."""
     for group in _torch_optimizer(engine).param_groups:
         group["lr"] = lr
 
 
-def local_weight(parameter: nn.Parameter) -> Tensor:
-    """This rank's part of a weight: all of it, or under ZeRO 3 a flat, padded shard."""
+def local_shard(parameter: nn.Parameter) -> Tensor:
+    """Return the local shard of a weight: flat and padded under ZeRO 3, the complete weight otherwise."""
     return parameter.ds_tensor if _is_sharded(parameter) else parameter  # type: ignore[attr-defined]
 
 
-def whole_weight(parameter: nn.Parameter, local: Tensor) -> Tensor:
-    """Assemble a tensor that is laid out like a weight from the ranks' local parts; every rank calls it."""
+def gather_full(parameter: nn.Parameter, local: Tensor) -> Tensor:
+    """Gather a complete tensor from its shards on all ranks. Collective: call on every rank.
+
+    Args:
+        parameter: weight that determines shape and sharding.
+        local: local shard of a tensor sharded like the weight.
+    """
     if not _is_sharded(parameter):
         return local.detach()
     flat = torch.cat([shard.flatten() for shard in all_gather(local.detach())])
     return flat[: parameter.ds_numel].view(parameter.ds_shape)  # type: ignore[attr-defined]
 
 
-def local_part(parameter: nn.Parameter, whole: Tensor) -> Tensor:
-    """This rank's part of a complete tensor that is laid out like a weight; the inverse of :func:`whole_weight`."""
+def local_shard_of(parameter: nn.Parameter, whole: Tensor) -> Tensor:
+    """Return the local shard of a complete tensor that is sharded like a weight; the inverse of :func:`gather_full`."""
     if not _is_sharded(parameter):
         return whole
-    size = local_weight(parameter).numel()
+    size = local_shard(parameter).numel()
     start = size * torch.distributed.get_rank()
     flat = whole.flatten()[start : start + size]
     return nn.functional.pad(flat, (0, size - len(flat)))
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """A module's complete weights and its persistent buffers; every rank calls it."""
-    weights = {name: whole_weight(weight, local_weight(weight)) for name, weight in module.named_parameters()}
+def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """Return the complete weights and persistent buffers of a module. Collective: call on every rank."""
+    weights = {name: gather_full(weight, local_shard(weight)) for name, weight in module.named_parameters()}
     return weights | _persistent_buffers(module)
 
 
 @torch.no_grad()
 def load_weights(engine: Any, tensors: dict[str, Tensor]) -> None:
-    """Load what :func:`whole_state` returned, and drop the gradients of an unfinished step; every rank calls it.
+    """Load the tensors of :func:`full_state_dict` and discard accumulated gradients. Collective: call on every rank.
+
+    Args:
+        engine: engine of the module.
+        tensors: complete tensors by name.
 
     Raises:
-        ValueError: a tensor is missing, unknown or of another shape; nothing is changed then.
+        ValueError: a tensor is missing, unexpected or of another shape; nothing is changed.
     """
     module, stage = engine.module, engine.zero_optimization_stage()
     buffers = _persistent_buffers(module)
@@ -118,10 +130,10 @@ def load_weights(engine: Any, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"{wrong} has shape {found.get(wrong)}, not {expected.get(wrong)}")
     _drop_gradients(engine)
     if stage == 3:
-        # Releases the gathered weights, which would hide the shards.
+        # Releases the gathered weights, so that the shards are current.
         engine.optimizer.checkpoint_event_prologue()
     for name, weight in module.named_parameters():
-        local_weight(weight).data.copy_(local_part(weight, tensors[name]))
+        local_shard(weight).data.copy_(local_shard_of(weight, tensors[name]))
     for name, buffer in buffers.items():
         buffer.copy_(tensors[name])
     if stage:
@@ -131,7 +143,7 @@ def load_weights(engine: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(engine: Any) -> dict[str, Tensor]:
-    """The optimizer's complete moments by parameter, on the CPU, and its ``steps``; every rank calls it."""
+    """Return the complete moments of an optimizer, on the CPU, and its ``steps``. Collective: call on every rank."""
     slots = list(_torch_optimizer(engine).state.values())
     tensors = {"steps": torch.tensor(int(slots[0]["step"]) if slots else 0)}
     if slots:
@@ -142,18 +154,18 @@ def optimizer_state(engine: Any) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(engine: Any, tensors: dict[str, Tensor]) -> None:
-    """Load what :func:`optimizer_state` returned, under any ZeRO stage and number of ranks."""
+    """Load the tensors that :func:`optimizer_state` returned, under any ZeRO stage and number of ranks."""
     steps = int(tensors["steps"])
     if not steps and not _torch_optimizer(engine).state:
         return
-    _make_slots(engine, steps)
+    _init_optimizer_state(engine, steps)
     for name, parameter in engine.module.named_parameters():
         for moment in _MOMENTS if parameter.requires_grad and steps else ():
             _write_moment(engine, parameter, moment, tensors[f"{moment}.{name}"])
 
 
 def deepspeed_config(config: TrainConfig, optimizer: OptimizerConfig, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, derived from the run's."""
+    """Derive the DeepSpeed configuration from the config of a run."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if optimizer.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -172,7 +184,7 @@ def deepspeed_config(config: TrainConfig, optimizer: OptimizerConfig, ranks: int
 
 
 def half_precision(config: TrainConfig) -> torch.dtype | None:
-    """The type that autocast computes in; None for fp32."""
+    """Return the data type of autocast; None for fp32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
 
 
@@ -196,7 +208,7 @@ def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def _flat_groups(engine: Any) -> list[Tensor]:
-    """The tensors that the optimizer steps: the weights, or under ZeRO this rank's flat shards."""
+    """Return the tensors that the optimizer updates: the weights, or flat local shards under ZeRO."""
     stage = engine.zero_optimization_stage()
     if stage == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
@@ -205,8 +217,8 @@ def _flat_groups(engine: Any) -> list[Tensor]:
     return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
 
 
-def _make_slots(engine: Any, steps: int) -> None:
-    """Make the state that optimizers make in their first step: zero moments after ``steps`` steps."""
+def _init_optimizer_state(engine: Any, steps: int) -> None:
+    """Create the state that optimizers create in their first step, with zero moments and ``steps`` steps."""
     optimizer = _torch_optimizer(engine)
     whole = isinstance(optimizer, deepspeed.ops.adam.DeepSpeedCPUAdam)
     for tensor in _flat_groups(engine):
@@ -221,7 +233,7 @@ def _make_slots(engine: Any, steps: int) -> None:
 
 
 def _drop_gradients(engine: Any) -> None:
-    """Return to the start of a step; the micro-batches of an unfinished one have left gradients behind."""
+    """Discard the gradients that the micro-batches of an unfinished step accumulated."""
     engine.micro_steps = 0
     engine.zero_grad()
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
@@ -240,7 +252,7 @@ def _drop_gradients(engine: Any) -> None:
 def _read_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor:
     stage = engine.zero_optimization_stage()
     if stage == 3:
-        return whole_weight(parameter, safe_get_local_optimizer_state(parameter, moment).flatten())
+        return gather_full(parameter, safe_get_local_optimizer_state(parameter, moment).flatten())
     if stage:
         whole = safe_get_full_optimizer_state(parameter, moment)
         assert whole is not None
@@ -251,7 +263,7 @@ def _read_moment(engine: Any, parameter: nn.Parameter, moment: str) -> Tensor:
 def _write_moment(engine: Any, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
     stage = engine.zero_optimization_stage()
     if stage == 3:
-        safe_set_local_optimizer_state(parameter, local_part(parameter, value), moment)
+        safe_set_local_optimizer_state(parameter, local_shard_of(parameter, value), moment)
     elif stage:
         safe_set_full_optimizer_state(parameter, value, moment)
     else:

@@ -1,4 +1,4 @@
-"""Scores of the averaged weights on held-out clips, the same clips every time."""
+"""Evaluation of the averaged weights on a fixed set of held-out clips."""
 
 from math import log2
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
-from vidvq.metrics.codes import use_of
+from vidvq.metrics.codes import codebook_usage
 from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import VideoTokenizer
@@ -21,10 +21,15 @@ from vidvq.video.decode import decode_clip
 
 
 class Evaluator:
-    """Encodes and decodes held-out clips as a user would, divided among the ranks.
+    """Scores reconstructions of held-out clips with the inference path, distributed over the ranks.
+
+    Args:
+        config: config of the run.
+        context: this process in the job.
+        perceptual: network of the perceptual distance; None omits that score.
 
     Raises:
-        UsageError: the directory has no finished clip shards, or no clips.
+        UsageError: the directory has no clips.
     """
 
     def __init__(self, config: TrainConfig, context: DistributedContext, perceptual: PerceptualDistance | None) -> None:
@@ -32,11 +37,18 @@ class Evaluator:
         self._clips: list[tuple[str, bytes]] = []
         if config.evaluation.clips:
             self._clips = _read(place(config.evaluation.clips), config.evaluation.num_clips)
-            # A second network: the averages are scored, and under ZeRO 3 the trained weights are sharded.
+            # A separate network: averaged weights are scored, and under ZeRO 3 the trained weights are sharded.
             self._tokenizer = VideoTokenizer(config.model).to(context.device).eval().requires_grad_(False)
 
     def score(self, weights: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
-        """Scores by name, and the first clips with their reconstructions ``1 c t h w``; every rank calls it."""
+        """Score the held-out clips. Collective: call on every rank.
+
+        Args:
+            weights: inference tensors of the tokenizer.
+
+        Returns:
+            Scores by name, and pairs of clip and reconstruction ``1 c t h w`` for the clips to show.
+        """
         self._tokenizer.load_inference_state_dict(weights)
         books = self._tokenizer.codebooks
         counts = {book.name: torch.zeros(book.size, device=self._context.device) for book in books}
@@ -69,17 +81,17 @@ class Evaluator:
         scores = {"bits_per_pixel": named.pop("bits") / named.pop("pixels")}
         scores |= {name: value / len(self._clips) for name, value in named.items()}
         for name, count in counts.items():
-            use = use_of(name, all_reduce_sum(count).cpu().numpy())
+            use = codebook_usage(name, all_reduce_sum(count).cpu().numpy())
             scores[f"usage_{name}"], scores[f"perplexity_{name}"] = use.share, use.perplexity
         return scores, shown
 
-    def goodness(self, scores: dict[str, float]) -> float:
-        """The chosen score, signed so that larger is better."""
+    def selection_score(self, scores: dict[str, float]) -> float:
+        """Return the score that selects the best checkpoint, signed so that larger is better."""
         metric = self._config.metric
         return -scores[metric] if metric == "perceptual" else scores[metric]
 
     def summary(self, scores: dict[str, float]) -> str:
-        """The scores in one line."""
+        """Format the scores in one line."""
         parts = [f"{scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}", f"{scores['bits_per_pixel']:.4f} bits/pixel"]
         parts += [f"ST-LPIPS {scores['perceptual']:.3f}"] if "perceptual" in scores else []
         return ", ".join(parts + [f"{value:.0%} of {name[6:]}" for name, value in scores.items() if "usage" in name])
@@ -91,5 +103,5 @@ def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:
         if len(clips) < count and (folder / shard).is_file():
             clips += [(key, media) for key, media, _ in read_clips(folder / shard)]
     if not clips:
-        raise UsageError(f"evaluation.clips={folder} holds no clips; give a directory that vidvq shard wrote")
+        raise UsageError(f"evaluation.clips={folder} has no clips; use a directory written by vidvq shard")
     return clips[:count]

@@ -1,4 +1,4 @@
-"""Which batches are skipped, and how their traces are removed."""
+"""Detection of bad batches, and restoration of buffers after one is skipped."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -16,63 +16,84 @@ _MIN_HISTORY = 20
 
 
 class RollbackNeeded(Exception):
-    """The run's state is bad: too many batches in a row were, or the discriminator's loss is not finite."""
+    """The training state is bad: too many consecutive batches were skipped, or the discriminator loss is not finite."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A micro-batch that was not learned from and left no trace."""
+    """A skipped micro-batch, which left the training state unchanged.
+
+    Attributes:
+        reason: cause, for the log.
+    """
 
     reason: str
 
 
 class LossSpikeGuard:
-    """Compares losses with the median of recent good ones."""
+    """Detects loss spikes relative to the median of recent good losses.
+
+    Args:
+        config: thresholds.
+    """
 
     def __init__(self, config: GuardConfig) -> None:
         self._config = config
         self._losses: deque[float] = deque(maxlen=_HISTORY)
-        self._skipped_in_a_row = 0
+        self._consecutive_skips = 0
 
     @property
     def losses(self) -> list[float]:
-        """Recent good losses."""
+        """Recent good losses, oldest first."""
         return list(self._losses)
 
     def restore(self, losses: Iterable[float]) -> None:
-        """Start again from these losses."""
+        """Replace the recent losses and reset the count of skipped batches."""
         self._losses.clear()
         self._losses.extend(losses)
-        self._skipped_in_a_row = 0
+        self._consecutive_skips = 0
 
     def check(self, loss: float) -> Skipped | None:
-        """Whether to skip the micro-batch of this loss, which must be the same on every rank.
+        """Check the loss of a micro-batch.
+
+        Args:
+            loss: loss averaged over all ranks, so that all ranks decide alike.
+
+        Returns:
+            The reason to skip the micro-batch; None if the loss is good.
 
         Raises:
-            RollbackNeeded: more than ``patience`` in a row are bad.
+            RollbackNeeded: more than ``patience`` consecutive micro-batches are bad.
         """
         if not isfinite(loss):
             return self.skip(f"its loss is {loss}")
         if len(self._losses) >= _MIN_HISTORY and loss > self._config.spike * (usual := median(self._losses)):
-            return self.skip(f"its loss is {loss:.4g}, usual is {usual:.4g}")
+            return self.skip(f"its loss is {loss:.4g}, the recent median {usual:.4g}")
         self._losses.append(loss)
-        self._skipped_in_a_row = 0
+        self._consecutive_skips = 0
         return None
 
     def skip(self, reason: str) -> Skipped:
-        """Count a bad micro-batch.
+        """Record a bad micro-batch.
+
+        Args:
+            reason: cause, for the log.
 
         Raises:
-            RollbackNeeded: more than ``patience`` in a row are bad.
+            RollbackNeeded: more than ``patience`` consecutive micro-batches are bad.
         """
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row > self._config.patience:
-            raise RollbackNeeded(f"{self._skipped_in_a_row} batches in a row are bad; of the last one, {reason}")
+        self._consecutive_skips += 1
+        if self._consecutive_skips > self._config.patience:
+            raise RollbackNeeded(f"{self._consecutive_skips} consecutive batches are bad; of the last one, {reason}")
         return Skipped(reason)
 
 
-class BufferBackup:
-    """A copy of a module's buffers, which a training forward changes before its loss is known."""
+class BufferSnapshot:
+    """Snapshot of the buffers of a module, which a training forward pass updates before its loss is known.
+
+    Args:
+        module: module that owns the buffers.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -80,12 +101,12 @@ class BufferBackup:
 
     @torch.no_grad()
     def save(self) -> None:
-        """Copy the buffers."""
+        """Save the current buffers."""
         for name, buffer in self._module.named_buffers():
             self._copies.setdefault(name, torch.empty_like(buffer)).copy_(buffer)
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Copy them back."""
+        """Restore the saved buffers."""
         for name, buffer in self._module.named_buffers():
             buffer.copy_(self._copies[name])

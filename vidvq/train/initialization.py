@@ -1,4 +1,4 @@
-"""The start of a run: its networks, the weights of ``start_from``, and the state before the first step."""
+"""Initialization of a run: networks, weights of ``start_from``, and the state before the first step."""
 
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,24 @@ from vidvq.train.training_state import Progress, TrainingState
 
 
 def build_networks(config: TrainConfig) -> tuple[VideoTokenizer, Discriminator]:
-    """The networks with the initial weights of the run's seed; leaves the random state as it was."""
+    """Build the networks with initial weights drawn from the seed; the global random state is unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         return VideoTokenizer(config.model), Discriminator(config.discriminator)
 
 
-def read_start_weights(config: TrainConfig, resumed: Path | None) -> Checkpoint | None:
-    """The checkpoint that ``start_from`` names, or where the run resumes its own, which has the same frozen tensors.
+def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkpoint | None:
+    """Read the checkpoint that ``start_from`` names.
+
+    Args:
+        config: config of the run.
+        resumed: checkpoint that the run resumes from, read instead: it contains the same frozen tensors.
+
+    Returns:
+        The checkpoint; None without ``start_from``.
 
     Raises:
-        UsageError: it is no checkpoint of this model.
+        UsageError: the checkpoint is of another model, or cannot be read.
     """
     if config.start_from is None:
         return None
@@ -39,7 +46,7 @@ def read_start_weights(config: TrainConfig, resumed: Path | None) -> Checkpoint 
 
 
 def frozen_dtypes(config: TrainConfig, weights: Checkpoint | None) -> dict[str, Any]:
-    """Numpy types of the tensors that ``train_only`` freezes, which keep their type and so the token fingerprint."""
+    """Return the NumPy types of tensors that ``train_only`` freezes; keeping them keeps the token fingerprint."""
     if weights is None or config.train_only == "all":
         return {}
     frozen = ("encoder.", "quantizer.")
@@ -47,7 +54,12 @@ def frozen_dtypes(config: TrainConfig, weights: Checkpoint | None) -> dict[str, 
 
 
 def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingState:
-    """The state before the first step: the seed's weights, or those of ``start_from``; tensors on the CPU."""
+    """Create the training state before the first step, with tensors on the CPU.
+
+    Args:
+        config: config of the run.
+        weights: checkpoint that provides the weights; None draws them from the seed.
+    """
     tokenizer, discriminator = build_networks(config)
     if weights is not None:
         tokenizer.load_inference_state_dict({name: torch.from_numpy(array) for name, array in weights.tensors.items()})
@@ -64,10 +76,10 @@ def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingSt
 
 
 def make_perceptual(config: TrainConfig, context: DistributedContext) -> PerceptualDistance | None:
-    """The network of the perceptual loss; None where its weight is 0.
+    """Load the network of the perceptual loss; returns None if the loss is disabled.
 
     Raises:
-        UsageError: its weights are missing.
+        UsageError: the weights of the network are missing.
     """
     if not is_used(config.loss.perceptual):
         return None

@@ -1,4 +1,4 @@
-"""`vidvq train`: acquires the run directory and trains until completion, SIGTERM or an unrecoverable failure."""
+"""The training loop: acquires the run directory and trains until completion, SIGTERM or an unrecoverable failure."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vidvq import config as settings
-from vidvq.data import ClipBatches, clip_batches
+from vidvq.data import ClipDataset, iter_micro_batches
 from vidvq.errors import JobStopped, UsageError, WorkerLost
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder
 from vidvq.log import info, progress, warn
@@ -24,14 +24,14 @@ from vidvq.train.distributed import (
     any_rank,
     barrier,
     init_distributed,
-    lost_peer,
+    peer_loss_cause,
     shutdown_distributed,
 )
 from vidvq.train.evaluation import Evaluator
 from vidvq.train.guard import RollbackNeeded, Skipped
-from vidvq.train.initialization import frozen_dtypes, initial_state, make_perceptual, read_start_weights
+from vidvq.train.initialization import frozen_dtypes, initial_state, make_perceptual, read_initial_checkpoint
 from vidvq.train.metric_writer import MetricWriter
-from vidvq.train.profile import DATA, Profiler
+from vidvq.train.profiler import DATA, Profiler
 from vidvq.train.signals import StopSignal
 from vidvq.train.throughput import Throughput
 from vidvq.train.trainer import Trainer
@@ -40,7 +40,7 @@ _LOW_USAGE = 0.5
 _HIGH_ACCURACY = 0.98
 # Squared range of pixels in [-1, 1].
 _PEAK_SQUARED = 4
-# Settings that may change when a run resumes: they decide how it is computed, and not what is learned.
+# Settings that may change on resume: they affect the execution, not the result.
 _MAY_CHANGE = {
     "zero_stage",
     "checkpoint_activations",
@@ -53,44 +53,47 @@ _MAY_CHANGE = {
 
 
 def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None:
-    """Train a tokenizer; on rank 0 returns the fingerprints of the last checkpoint.
+    """Train a tokenizer, or resume its training.
 
     Args:
-        config: the run's config.
-        profile: write a trace of a few steps into the run's directory.
+        config: config of the run.
+        profile: write a profile of a few steps to the run directory.
+
+    Returns:
+        Fingerprints of the last checkpoint on rank 0; None on other ranks and for a finished run.
 
     Raises:
-        UsageError: the run's directory holds a run of another config, or the data is unusable.
-        OSError: the disk is full or not writable; the existing checkpoints stay.
+        UsageError: the run directory belongs to a run with another config, or the data is unusable.
+        OSError: the disk is full or not writable; existing checkpoints are unaffected.
         WorkerLost: another process of the job is lost.
-        JobStopped: SIGTERM arrived, and the last step is saved; or rollbacks do not help.
+        JobStopped: SIGTERM was received and the last step is saved, or the limit of rollbacks is reached.
     """
     run = Path(config.out)
     context = init_distributed(config.lost_after_s)
     try:
-        data = ClipBatches(config.data, config.seed, context.rank, context.size)
-        _acquire(run, config)
+        data = ClipDataset(config.data, config.seed, context.rank, context.size)
+        _acquire_run_directory(run, config)
         if is_checkpoint(step_folder(run, config.steps)):
-            info(f"{run} is trained already: {step_folder(run, config.steps)} exists")
+            info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
             return None
-        return _Loop(config, run, context, data, profile).fit()
+        return _TrainingLoop(config, run, context, data, profile).fit()
     except RuntimeError as error:
-        if cause := lost_peer(error):
-            message = f"process {context.rank} of {context.size} has lost another one: {cause}"
-            raise WorkerLost(f"{message}; start the job again to resume from its last checkpoint") from error
+        if cause := peer_loss_cause(error):
+            message = f"process {context.rank} of {context.size} lost contact with another process: {cause}"
+            raise WorkerLost(f"{message}; restart the job to resume from its last checkpoint") from error
         raise
     finally:
         shutdown_distributed()
 
 
-def _acquire(run: Path, config: TrainConfig) -> None:
-    """Write the resolved config, or refuse a directory that holds another."""
+def _acquire_run_directory(run: Path, config: TrainConfig) -> None:
+    """Write the resolved config; reject a directory that belongs to a run with another config."""
     path, mine = run / "config.yaml", settings.to_dict(config)
     if path.exists():
         found = differences("", settings.read_yaml(path), mine)
         differing = [line for line in found if line.partition(" ")[0] not in _MAY_CHANGE]
         if differing:
-            raise UsageError(f"{run} holds a run of another config: {'; '.join(differing)}. Give another out=")
+            raise UsageError(f"{run} belongs to a run with another config: {'; '.join(differing)}; use another out=")
     write_atomic(path, settings.dump(config).encode())
 
 
@@ -106,27 +109,29 @@ class _MeanTerms:
             self._sums[name] = self._sums.get(name, 0) + value.float()
         self._count += 1
 
-    def take(self, context: DistributedContext) -> dict[str, float]:
-        """The means, which start anew; every rank calls it."""
+    def compute_and_reset(self, context: DistributedContext) -> dict[str, float]:
+        """Return the means and reset. Collective: call on every rank."""
         names = sorted(self._sums)
         values = all_reduce_sum(torch.stack([self._sums[name] for name in names]))
         means = dict(zip(names, (values / (self._count * context.size)).tolist(), strict=True))
-        self.clear()
+        self.reset()
         return means
 
-    def clear(self) -> None:
+    def reset(self) -> None:
         self._sums, self._count = {}, 0
 
 
-class _Loop:
+class _TrainingLoop:
+    """State and steps of a training run."""
+
     def __init__(
-        self, config: TrainConfig, run: Path, context: DistributedContext, data: ClipBatches, profile: bool
+        self, config: TrainConfig, run: Path, context: DistributedContext, data: ClipDataset, profile: bool
     ) -> None:
         self.config, self.run, self.context, self.data = config, run, context, data
         if context.rank == 0:
             remove_partial_saves(run)
         state = latest_state(run, context)
-        weights = read_start_weights(config, state.checkpoint if state else None)
+        weights = read_initial_checkpoint(config, state.checkpoint if state else None)
         self.dtypes = frozen_dtypes(config, weights)
         perceptual = make_perceptual(config, context)
         self.evaluator = Evaluator(config, context, perceptual)
@@ -173,15 +178,15 @@ class _Loop:
         return prints
 
     def _step(self) -> None:
-        """One optimizer step, over as many micro-batches as make the batch."""
+        """Run one optimizer step over all micro-batches of a batch."""
         for micro_step in range(self.config.data.accumulation(self.context.size)):
-            self.terms.add(self._learn_from_good_batch(micro_step))
+            self.terms.add(self._train_micro_batch(micro_step))
         self.trainer.finish_step()
         self.throughput.finish_step()
         if self.profiler:
             self.profiler.step()
 
-    def _learn_from_good_batch(self, micro_step: int) -> dict[str, Tensor]:
+    def _train_micro_batch(self, micro_step: int) -> dict[str, Tensor]:
         while True:
             result = self.trainer.forward_backward(self._next_video(micro_step), micro_step)
             if not isinstance(result, Skipped):
@@ -193,20 +198,20 @@ class _Loop:
             self.batches = None
 
     def _next_video(self, micro_step: int) -> Tensor:
-        """The next micro-batch ``b c t h w`` on the device."""
-        position, asked = self.trainer.progress, monotonic()
+        """Return the next micro-batch ``b c t h w`` on the device."""
+        position, started = self.trainer.progress, monotonic()
         if self.batches is None:
-            self.batches = clip_batches(self.data, position.batch, micro_step)
+            self.batches = iter_micro_batches(self.data, position.batch, micro_step)
         with record_function(DATA):
             video = to_video(next(self.batches)).to(self.context.device, non_blocking=True)
-        self.throughput.record(tuple(video.shape), monotonic() - asked, position.step)
+        self.throughput.record(tuple(video.shape), monotonic() - started, position.step)
         return video
 
     def _roll_back(self, problem: str) -> int:
-        """Return to the last checkpoint and continue with the data after the bad batch; returns the steps lost.
+        """Load the last checkpoint and continue with the data after the bad batch; returns the number of lost steps.
 
         Raises:
-            JobStopped: the run has rolled back ``guard.rollbacks`` times already.
+            JobStopped: the limit of rollbacks is reached.
         """
         bad = self.trainer.progress
         if bad.rollbacks >= self.config.guard.rollbacks:
@@ -216,24 +221,25 @@ class _Loop:
             )
         state = latest_state(self.run, self.context)
         if state is None:
-            state = initial_state(self.config, read_start_weights(self.config, None))
+            state = initial_state(self.config, read_initial_checkpoint(self.config, None))
         self.trainer.load_state(state)
         position = self.trainer.progress
         position.batch, position.rollbacks = bad.batch + 1, bad.rollbacks + 1
         if self.context.rank == 0:
             warn(
-                f"step {bad.step + 1}: {problem}; back to step {position.step}, continuing with batch {position.batch}"
+                f"step {bad.step + 1}: {problem}; rolled back to step {position.step}, "
+                f"continuing with batch {position.batch}"
             )
         if self.writer:
             self.writer.close()
             self.writer = self._open_writer()
         self.batches = None
-        self.terms.clear()
+        self.terms.reset()
         self.throughput.reset()
         return bad.step - position.step
 
     def _save(self) -> Fingerprints | None:
-        """Write a checkpoint; every rank calls it."""
+        """Write a checkpoint. Collective: call on every rank."""
         state, prints = self.trainer.state_dict(), None
         if self.context.rank == 0:
             prints = save_checkpoint(self.run, self.config, state, self.dtypes)
@@ -241,8 +247,8 @@ class _Loop:
         return prints
 
     def _log(self, step: int) -> str | None:
-        """Write the metrics since the last call; every rank calls it. Rank 0 returns a note for the progress bar."""
-        metrics = self.terms.take(self.context)
+        """Write the metrics since the last call; rank 0 returns a note for the progress bar. Collective."""
+        metrics = self.terms.compute_and_reset(self.context)
         metrics["psnr"] = float(10 * torch.log10(_PEAK_SQUARED / torch.tensor(max(metrics["l2"], 1e-12))))
         metrics |= self.trainer.optimizer_metrics() | self.throughput.measure() | self.trainer.usage.measure()
         self.throughput.reset()
@@ -256,22 +262,22 @@ class _Loop:
         return f"loss {metrics['loss']:.4f} psnr {metrics['psnr']:.2f} dB"
 
     def _alarms(self, metrics: dict[str, float], step: int) -> dict[str, str]:
-        """Messages of the alarms that are on, by name; each is logged when it turns on."""
+        """Return the messages of active alarms by name. The caller logs an alarm once, when it becomes active."""
         alarms = self.trainer.usage.alarms(metrics, _LOW_USAGE, step)
         if metrics.get("accuracy", 0.0) > _HIGH_ACCURACY:
             alarms["balance"] = (
-                "the discriminator tells nearly every patch apart; lower its learning rate or raise loss.lecam"
+                "the discriminator classifies nearly every patch correctly; lower its learning rate or raise loss.lecam"
             )
         return alarms
 
     def _evaluate(self, step: int) -> None:
         scores, shown = self.evaluator.score(self.trainer.average.state_dict())
-        best = self.trainer.record_score(self.evaluator.goodness(scores))
+        best = self.trainer.record_score(self.evaluator.selection_score(scores))
         self.throughput.reset()
         if self.writer:
             self.writer.scalars(step, {f"held_out_{name}": value for name, value in scores.items()})
             self.writer.comparisons(step, shown)
-            note = ", the best so far" if best else ""
+            note = ", best so far" if best else ""
             info(f"held out at step {step}: {self.evaluator.summary(scores)}{note}")
 
     def _open_writer(self) -> MetricWriter | None:

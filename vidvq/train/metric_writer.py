@@ -1,4 +1,4 @@
-"""The metrics of a run: ``metrics.jsonl``, and TensorBoard."""
+"""Writer of training metrics: ``metrics.jsonl`` and TensorBoard."""
 
 import io
 import json
@@ -21,8 +21,8 @@ class MetricWriter:
     """Writes scalars, images and videos by step.
 
     Args:
-        run: the run's directory.
-        first: finished steps; records of later steps, from a killed or rolled back run, are removed.
+        run: run directory.
+        first: number of finished steps. Records of later steps, left by a killed or rolled-back run, are removed.
     """
 
     def __init__(self, run: Path, first: int) -> None:
@@ -33,14 +33,14 @@ class MetricWriter:
         self._lines = path.open("a", encoding="utf-8")
 
     def scalars(self, step: int, metrics: dict[str, Any]) -> None:
-        """Write one line, and a point on each curve."""
+        """Write the metrics of a step."""
         self._lines.write(json.dumps({"step": step} | metrics) + "\n")
         self._lines.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
 
     def comparisons(self, step: int, videos: list[tuple[Tensor, Tensor]]) -> None:
-        """Write pairs of videos ``1 c t h w`` in [-1, 1], one above the other: as videos, and their first frames."""
+        """Write pairs of videos ``1 c t h w`` in [-1, 1], stacked vertically, as animations and images."""
         for index, pair in enumerate(videos):
             frames = np.concatenate([to_frames(video) for video in pair], axis=1)
             self._board.add_image(f"held_out/{index}", frames[0], step, dataformats="HWC")
@@ -57,7 +57,7 @@ class MetricWriter:
 
 
 def _gif(frames: np.ndarray) -> bytes:
-    """Frames ``t h w c`` uint8 as an animated GIF, the form in which TensorBoard shows videos."""
+    """Encode frames ``t h w c`` uint8 as an animated GIF, the video format of TensorBoard."""
     first, *rest = (Image.fromarray(frame) for frame in frames)
     file = io.BytesIO()
     first.save(file, format="gif", save_all=True, append_images=rest, duration=1000 // _FPS, loop=0)

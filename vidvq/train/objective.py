@@ -1,4 +1,4 @@
-"""The losses of generator and discriminator, as functions of one micro-batch."""
+"""Losses of the generator and the discriminator on one micro-batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from vidvq.train.losses import (
     discriminator_loss,
     generator_loss,
     gradient_penalty,
-    hide_blocks,
-    nudge,
+    mask_blocks,
+    perturb,
     wavelet_l1,
 )
 from vidvq.train.schedule import is_used, weight_at
@@ -27,12 +27,12 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class GeneratorTerms:
-    """The generator's loss on a micro-batch.
+    """Loss of the generator on a micro-batch.
 
     Attributes:
-        total: the loss to minimise, a scalar with its graph.
-        terms: each term without its weight, detached.
-        guarded: weighted sum of all terms but the adversarial one, detached; the spike guard watches it.
+        total: loss to minimize, a scalar with gradient.
+        terms: unweighted loss terms by name, detached.
+        guarded: weighted sum of all terms except the adversarial one, detached; input of the spike guard.
     """
 
     total: Tensor
@@ -41,12 +41,12 @@ class GeneratorTerms:
 
 
 class Objective:
-    """The losses of a run.
+    """Loss functions of a run.
 
     Args:
-        config: the run's config.
-        block: frames, height and width of one latent, for masks.
-        perceptual: distance between two batches of frames ``n c h w``, or None.
+        config: config of the run.
+        block: frames, height and width that one latent covers; unit of the mask size.
+        perceptual: distance between two batches of frames ``n c h w``; None omits the term.
     """
 
     def __init__(self, config: TrainConfig, block: tuple[int, int, int], perceptual: Distance | None) -> None:
@@ -59,30 +59,44 @@ class Objective:
         self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]
 
     def tokenizer_input(self, video: Tensor) -> Tensor:
-        """The clips, followed by copies of some of them with blocks hidden."""
+        """Append masked copies of some clips to a micro-batch.
+
+        Args:
+            video: ``b c t h w`` in [-1, 1].
+
+        Returns:
+            The clips followed by their masked copies; ``video`` itself without ``loss.masked``.
+        """
         if not is_used(self.loss.masked):
             return video
         again = video[: max(round(self.mask.clips * len(video)), 1)]
-        return torch.cat([video, hide_blocks(again, self.mask.blocks, self._block)])
+        return torch.cat([video, mask_blocks(again, self.mask.blocks, self._block)])
 
     def generator(self, step: int, video: Tensor, out: Reconstruction, discriminate: Discriminate) -> GeneratorTerms:
-        """The generator's loss on the tokenizer's output for :meth:`tokenizer_input`."""
+        """Compute the loss of the generator.
+
+        Args:
+            step: step of the run, for weight schedules.
+            video: clips ``b c t h w`` in [-1, 1].
+            out: output of the tokenizer for :meth:`tokenizer_input`.
+            discriminate: maps video to logits; must not accumulate gradients of the discriminator.
+        """
         weights = self.loss
-        whole, hidden = out.reconstruction[: len(video)].float(), out.reconstruction[len(video) :].float()
+        whole, masked_output = out.reconstruction[: len(video)].float(), out.reconstruction[len(video) :].float()
         terms = {"commitment": out.commitment_loss}
         guarded = weight_at(weights.commitment, step) * out.commitment_loss
-        if len(hidden):
-            terms["masked"] = F.l1_loss(hidden, video[: len(hidden)])
+        if len(masked_output):
+            terms["masked"] = F.l1_loss(masked_output, video[: len(masked_output)])
             guarded = guarded + weight_at(weights.masked, step) * terms["masked"]
         distances = self._distances(video, whole)
         terms |= distances
-        guarded = guarded + self._weigh(step, distances)
+        guarded = guarded + self._weighted_sum(step, distances)
         total = guarded
         if self.adversarial and step >= weights.adversarial_start:
             terms["adversarial"] = generator_loss(weights.adversarial_kind, discriminate(whole))
             weight = weight_at(weights.adversarial, step)
             if weights.adaptive:
-                terms["adaptive_weight"] = self._adapt(step, video, whole, discriminate)
+                terms["adaptive_weight"] = self._adaptive_weight(step, video, whole, discriminate)
                 weight = weight * terms["adaptive_weight"]
             total = total + weight * terms["adversarial"]
         detached = {name: value.detach() for name, value in terms.items()}
@@ -91,21 +105,31 @@ class Objective:
     def discriminator(
         self, step: int, real: Tensor, fake: Tensor, discriminate: Discriminate
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss, with its graph, and its terms, detached."""
+        """Compute the loss of the discriminator.
+
+        Args:
+            step: step of the run, for weight schedules.
+            real: clips ``b c t h w`` in [-1, 1].
+            fake: their reconstructions, detached.
+            discriminate: maps video to logits.
+
+        Returns:
+            The loss, a scalar with gradient, and its terms and metrics by name, detached.
+        """
         weights = self.loss
         penalized = is_used(weights.r1)
-        shown = [real, fake, nudge(real)] if penalized else [real, fake]
-        on_real, on_fake, *on_nudged = discriminate(torch.cat(shown)).float().chunk(len(shown))
+        shown = [real, fake, perturb(real)] if penalized else [real, fake]
+        on_real, on_fake, *on_perturbed = discriminate(torch.cat(shown)).float().chunk(len(shown))
         terms = {"discriminator": discriminator_loss(weights.adversarial_kind, on_real, on_fake)}
         total = terms["discriminator"] + weight_at(weights.lecam, step) * self.lecam(on_real, on_fake)
         if penalized:
-            terms["r1"] = gradient_penalty(on_real, *on_nudged)
+            terms["r1"] = gradient_penalty(on_real, *on_perturbed)
             total = total + weight_at(weights.r1, step) * terms["r1"]
         terms |= {"logits_real": on_real.mean(), "logits_fake": on_fake.mean()}
         terms["accuracy"] = 0.5 * ((on_real > 0).float().mean() + (on_fake < 0).float().mean())
         return total, {name: value.detach() for name, value in terms.items()}
 
-    def _weigh(self, step: int, distances: dict[str, Tensor]) -> Tensor:
+    def _weighted_sum(self, step: int, distances: dict[str, Tensor]) -> Tensor:
         weighted = [weight_at(getattr(self.loss, name), step) * value for name, value in distances.items()]
         return torch.stack(weighted).sum()
 
@@ -118,15 +142,15 @@ class Objective:
         return terms
 
     def _frames(self, whole: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
-        """The frames to compare, ``n c h w``: all, or the configured number of each clip."""
+        """Return the frames ``n c h w`` to compare: all, or a random subset of the configured size."""
         count, t = self.loss.perceptual_net.frames, video.shape[2]
         if count is not None and count < t:
             chosen = torch.randperm(t, device=video.device)[:count].sort().values
             whole, video = whole[:, :, chosen], video[:, :, chosen]
         return whole.transpose(1, 2).flatten(0, 1), video.transpose(1, 2).flatten(0, 1)
 
-    def _adapt(self, step: int, video: Tensor, whole: Tensor, discriminate: Discriminate) -> Tensor:
+    def _adaptive_weight(self, step: int, video: Tensor, whole: Tensor, discriminate: Discriminate) -> Tensor:
         weights, leaf = self.loss, whole.detach().requires_grad_()
         distances = self._distances(video, leaf)
         adversarial = generator_loss(weights.adversarial_kind, discriminate(leaf))
-        return adaptive_weight(self._weigh(step, distances), adversarial, leaf, weights.adaptive_limit)
+        return adaptive_weight(self._weighted_sum(step, distances), adversarial, leaf, weights.adaptive_limit)

@@ -1,4 +1,4 @@
-"""Schedules of learning rates and loss weights: functions of the step alone, without state."""
+"""Stateless schedules of learning rates and loss weights."""
 
 from dataclasses import dataclass
 from math import cos, pi
@@ -11,12 +11,14 @@ from vidvq.errors import UsageError
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that moves between two values.
+    """A loss weight that changes from one value to another.
 
     Attributes:
-        begin, end: its values until step ``first`` and from step ``last`` on.
-        first, last: steps, counted from 0.
-        shape: curve between the two values.
+        begin: weight up to step ``first`` (0 or more).
+        end: weight from step ``last`` on (0 or more).
+        last: step at which the ramp ends (counted from 0); at least ``first``.
+        first: step at which the ramp starts (counted from 0).
+        shape: curve of the ramp: ``linear`` or ``cosine``.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -32,7 +34,7 @@ class Ramp:
             raise UsageError(f"last={self.last} must be at least first={self.first}")
 
     def at(self, step: int) -> float:
-        """The weight at a step."""
+        """Return the weight at a step."""
         if step >= self.last:
             return self.end
         share = max(step - self.first, 0) / (self.last - self.first) if self.last > self.first else 0.0
@@ -45,17 +47,25 @@ Weight = Annotated[float, Field(ge=0)] | Ramp
 
 
 def weight_at(weight: Weight, step: int) -> float:
-    """The value of a weight at a step."""
+    """Return the value of a weight at a step."""
     return weight.at(step) if isinstance(weight, Ramp) else weight
 
 
 def is_used(weight: Weight) -> bool:
-    """Whether a weight is above 0 at any step."""
+    """Return whether a weight is above 0 at any step."""
     return max(weight.begin, weight.end) > 0 if isinstance(weight, Ramp) else weight > 0
 
 
 def learning_rate(step: int, steps: int, lr: float, final: float, warmup: int) -> float:
-    """Linear from 0 to ``lr`` over ``warmup`` steps, then a cosine to ``lr * final`` at ``steps``."""
+    """Return the learning rate of a linear warm-up followed by a cosine decay.
+
+    Args:
+        step: current step, counted from 0.
+        steps: total number of steps.
+        lr: peak learning rate.
+        final: learning rate at the last step, as a fraction of ``lr``.
+        warmup: length of the warm-up (steps).
+    """
     if step < warmup:
         return lr * (step + 1) / warmup
     progress = min((step - warmup) / max(steps - warmup, 1), 1)

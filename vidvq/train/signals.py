@@ -1,11 +1,11 @@
-"""SIGTERM, which schedulers send before they kill: the run finishes its step and saves."""
+"""Handling of SIGTERM, which schedulers send before SIGKILL: the run finishes its step and saves."""
 
 import signal
 from types import FrameType
 
 
 class StopSignal:
-    """Records SIGTERM from its creation on.
+    """Records SIGTERM, starting from its creation.
 
     Attributes:
         received: whether SIGTERM has arrived.

@@ -1,4 +1,4 @@
-"""Throughput of a run, and its use of the device: seconds per step, wait for data, frames per second, FLOP/s, MFU."""
+"""Training throughput: step time, data wait, frames per second, FLOP/s and MFU."""
 
 from time import monotonic
 
@@ -10,7 +10,7 @@ from vidvq.model.layers import TemporalCache
 from vidvq.train.config import TrainConfig
 from vidvq.train.distributed import DistributedContext
 
-# Dense peak in TFLOP/s by precision (fp32 without TF32 matrix units), from the makers' data sheets.
+# Peak dense TFLOP/s by precision (fp32 without TF32), from vendor data sheets.
 _PEAKS = {
     "H200": {"bf16": 989, "fp16": 989, "fp32": 67},
     "H100": {"bf16": 989, "fp16": 989, "fp32": 67},
@@ -24,10 +24,14 @@ _BACKWARD_OF_INPUT = 2
 class Throughput:
     """Measures the steps since the last :meth:`reset`.
 
-    A micro-batch costs three forwards of the tokenizer (forward, and backward by inputs and by weights), two of the
-    frozen discriminator in the adversarial loss (forward, backward by inputs), and six of the discriminator's own
-    training (three each on real and on reconstructed video). The perceptual network is left out: MFU is about the
-    networks that learn.
+    A micro-batch costs three forward passes of the tokenizer (forward, backward to inputs, backward to weights), two of
+    the frozen discriminator in the adversarial loss (forward, backward to inputs), and six to train the discriminator
+    (three each on real and reconstructed video). MFU covers trained networks only and so excludes the perceptual
+    network.
+
+    Args:
+        config: config of the run.
+        context: this process in the job.
     """
 
     def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
@@ -36,23 +40,23 @@ class Throughput:
         self.reset()
 
     def record(self, shape: tuple[int, ...], wait_s: float, step: int) -> None:
-        """Add a micro-batch.
+        """Record a micro-batch.
 
         Args:
-            shape: this rank's share, ``b c t h w``.
-            wait_s: time spent waiting for it (seconds).
-            step: the step that it belongs to.
+            shape: shape ``b c t h w`` on this rank.
+            wait_s: time spent waiting for data (seconds).
+            step: step of the run.
         """
         self._waited_s += wait_s
         self._flops += self.flops(shape, step)
         self._frames += shape[0] * shape[2] * self._context.size
 
     def finish_step(self) -> None:
-        """Count a finished step."""
+        """Record the end of a step."""
         self._steps += 1
 
     def measure(self) -> dict[str, float]:
-        """Metrics by name; MFU on devices of known peak, peak memory on GPUs."""
+        """Return metrics by name, including MFU on devices with a known peak and peak memory on GPUs."""
         elapsed_s = max(monotonic() - self._started, 1e-9)
         metrics = {
             "step_s": elapsed_s / max(self._steps, 1),
@@ -71,7 +75,7 @@ class Throughput:
         self._started, self._steps, self._frames, self._waited_s, self._flops = monotonic(), 0, 0, 0.0, 0
 
     def flops(self, shape: tuple[int, ...], step: int) -> int:
-        """FLOPs of one micro-batch ``b c t h w`` at a step, forward and backward."""
+        """Return the FLOPs of a micro-batch of shape ``b c t h w`` at a step, forward and backward."""
         if shape not in self._forward:
             self._forward[shape] = _forward_flops(self._config, shape)
         tokenizer, discriminator = self._forward[shape]
@@ -90,7 +94,7 @@ class Throughput:
 
 
 def _forward_flops(config: TrainConfig, shape: tuple[int, ...]) -> tuple[int, int]:
-    """FLOPs of one forward of the tokenizer and of the discriminator, counted on the meta device."""
+    """Count the forward FLOPs of the tokenizer and of the discriminator on the meta device."""
     with torch.device("meta"):
         tokenizer, discriminator = VideoTokenizer(config.model), Discriminator(config.discriminator)
         video = torch.empty(shape)

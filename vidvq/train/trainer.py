@@ -1,7 +1,7 @@
 """The trainer: networks, engines, losses and statistics of a run.
 
-Building one allocates memory and does nothing else: no file is read, no random state changes. Resume and rollback
-load a :class:`~vidvq.train.training_state.TrainingState` into it.
+Construction only allocates memory; it reads no files and does not change the random state. Resume and rollback load a
+:class:`~vidvq.train.training_state.TrainingState`.
 """
 
 import math
@@ -14,44 +14,47 @@ from torch.profiler import record_function
 from vidvq.errors import UsageError
 from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.storage import sha256_bytes
+from vidvq.train.activation_checkpointing import checkpoint_activations
+from vidvq.train.codebook_usage import UsageCounter
 from vidvq.train.config import OptimizerConfig, TrainConfig
 from vidvq.train.distributed import DistributedContext, all_reduce_sum
 from vidvq.train.ema import WeightAverage
 from vidvq.train.engine import (
+    full_state_dict,
     half_precision,
     load_optimizer_state,
     load_weights,
     make_engine,
     optimizer_state,
     set_lr,
-    whole_state,
 )
-from vidvq.train.guard import BufferBackup, LossSpikeGuard, RollbackNeeded, Skipped
+from vidvq.train.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
 from vidvq.train.initialization import build_networks
-from vidvq.train.memory import checkpoint_activations
 from vidvq.train.objective import Objective
-from vidvq.train.profile import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES
+from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES
 from vidvq.train.schedule import learning_rate
 from vidvq.train.training_state import Progress, TrainingState
-from vidvq.train.usage import CodeUsage
 
 _MAX_PIXEL = 1.001
 
 
 class Trainer:
-    """Generator (the tokenizer) and discriminator in training.
+    """Trains the generator (the tokenizer) and the discriminator.
 
     Args:
-        config: the run's config.
-        context: this process in the job; every rank builds a trainer.
-        perceptual: the network of the perceptual loss, or None.
+        config: config of the run.
+        context: this process in the job; construct a trainer on every rank.
+        perceptual: network of the perceptual loss, or None.
 
     Attributes:
-        tokenizer, discriminator: the networks; under ZeRO 3 their weights are sharded.
-        average: the weight average.
-        usage: counts of codes.
-        objective: the losses.
-        guard: the check for loss spikes.
+        config: config of the run.
+        context: this process in the job.
+        tokenizer: the generator; its weights are sharded under ZeRO 3.
+        discriminator: the discriminator; its weights are sharded under ZeRO 3.
+        average: moving average of the weights.
+        usage: counts of code usage.
+        objective: loss functions.
+        guard: detection of loss spikes.
         progress: counters and running statistics.
     """
 
@@ -73,14 +76,17 @@ class Trainer:
             else None
         )
         self.average = WeightAverage(self.tokenizer, config.ema_decay)
-        self.usage = CodeUsage(self.tokenizer, config.usage_every, context)
+        self.usage = UsageCounter(self.tokenizer, config.usage_every, context)
         factors = (self.tokenizer.temporal_factor, self.tokenizer.spatial_factor, self.tokenizer.spatial_factor)
         self.objective = Objective(config, factors, perceptual)
-        self.guard, self._buffers = LossSpikeGuard(config.guard), BufferBackup(self.tokenizer)
+        self.guard, self._buffers = LossSpikeGuard(config.guard), BufferSnapshot(self.tokenizer)
         self.progress = Progress()
 
     def load_state(self, state: TrainingState) -> None:
-        """Continue from a state, in place of the trainer's own; every rank calls it, at any time.
+        """Replace the training state, at any time. Collective: call on every rank.
+
+        Args:
+            state: state to load.
 
         Raises:
             UsageError: the state is of other networks.
@@ -97,15 +103,15 @@ class Trainer:
         self.objective.lecam.real, self.objective.lecam.fake = self.progress.lecam
 
     def state_dict(self) -> TrainingState:
-        """The state after a finished step, to be written or copied: tensors may be live. Every rank calls it."""
+        """Return the state after a finished step; tensors may alias live ones. Collective: call on every rank."""
         tensors = {
-            "tokenizer": whole_state(self.tokenizer),
+            "tokenizer": full_state_dict(self.tokenizer),
             "average": self.average.state_dict(),
             "generator_optimizer": optimizer_state(self._generator_engine),
             "usage": self.usage.state_dict(),
         }
         if self._discriminator_engine:
-            tensors["discriminator"] = whole_state(self.discriminator)
+            tensors["discriminator"] = full_state_dict(self.discriminator)
             tensors["discriminator_optimizer"] = optimizer_state(self._discriminator_engine)
         lecam = self.objective.lecam
         progress = replace(
@@ -117,22 +123,24 @@ class Trainer:
         return TrainingState(progress, tensors)
 
     def forward_backward(self, video: Tensor, micro_step: int) -> dict[str, Tensor] | Skipped:
-        """Run forward and backward of both networks on one micro-batch; step the optimizers on the step's last one.
+        """Run forward and backward on one micro-batch; the optimizers step on the last one of a step.
 
         Args:
-            video: ``b c t h w`` in [-1, 1], this rank's share.
+            video: micro-batch ``b c t h w`` of this rank, in [-1, 1].
             micro_step: index of the micro-batch in the step.
 
         Returns:
-            The loss terms, scalars without gradient; or why the micro-batch is skipped, which leaves no trace.
+            Loss terms by name, detached; or the reason to skip the micro-batch, which leaves the state unchanged.
 
         Raises:
-            RollbackNeeded: the trainer's state is bad.
+            RollbackNeeded: the training state is bad.
         """
         step = self.progress.step
         self._set_learning_rates(step)
-        _seed(self.config.seed, step, self.progress.batch, micro_step * self.context.size + self.context.rank)
-        # The model raises for such input; here all ranks skip the batch together.
+        _seed_micro_batch(
+            self.config.seed, step, self.progress.batch, micro_step * self.context.size + self.context.rank
+        )
+        # The model would raise on one rank; here all ranks skip the batch together.
         if not float(self._mean(video.abs().amax())) <= _MAX_PIXEL:
             return self.guard.skip("its pixels are not in [-1, 1]")
         self._buffers.save()
@@ -154,7 +162,7 @@ class Trainer:
             return terms.terms | self._train_discriminator(self._discriminator_engine, step, video, reconstruction)
 
     def finish_step(self) -> None:
-        """Count a step after its last micro-batch, and update the weight average."""
+        """Complete a step after its last micro-batch: update the averaged weights and the counters."""
         with record_function(AVERAGE):
             self.average.update()
         self.progress.step += 1
@@ -162,7 +170,7 @@ class Trainer:
         self.usage.finish_step(self.progress.step)
 
     def optimizer_metrics(self) -> dict[str, float]:
-        """Learning rate and gradient norms of the last step."""
+        """Return the learning rate and gradient norms of the last step."""
         norms = {"grad_norm": self._generator_engine.get_global_grad_norm()}
         if self._discriminator_engine and self.progress.step > self.config.discriminator_start:
             norms["grad_norm_discriminator"] = self._discriminator_engine.get_global_grad_norm()
@@ -170,7 +178,7 @@ class Trainer:
         return {"lr": lr} | {name: float(norm) for name, norm in norms.items() if norm is not None}
 
     def record_score(self, score: float) -> bool:
-        """Record a score of this step, larger is better; returns whether it is the best so far."""
+        """Record an evaluation score (larger is better); returns whether it is the best so far."""
         best = self.progress.best is None or score > self.progress.best[0]
         if best:
             self.progress.best = (score, self.progress.step)
@@ -189,9 +197,10 @@ class Trainer:
         return terms
 
     def _discriminate_frozen(self, video: Tensor) -> Tensor:
-        """Logits of the discriminator in the generator's loss: its bare module with frozen weights.
+        """Compute logits for the generator loss with frozen weights of the discriminator.
 
-        Through its engine, DeepSpeed would take the generator's backward for the discriminator's.
+        Calls the module, not the engine: through the engine, DeepSpeed would treat the backward pass of the generator
+        as one of the discriminator.
         """
         half = half_precision(self.config)
         self.discriminator.requires_grad_(False)
@@ -213,16 +222,16 @@ class Trainer:
             load_weights(engine, state.tensors.get(name, {}))
         except ValueError as error:
             raise UsageError(
-                f"{state.checkpoint} has another {name} than this config; give the run's own config, or another out="
+                f"{state.checkpoint} has another {name} than this config; use the config of the run, or another out="
             ) from error
 
     def _mean(self, tensor: Tensor) -> Tensor:
-        """Mean over all ranks."""
+        """Average a tensor over all ranks."""
         return all_reduce_sum(tensor.detach().float().clone()) / self.context.size
 
 
-def _seed(seed: int, step: int, batch: int, share: int) -> None:
-    """Make all randomness of a micro-batch a function of these."""
+def _seed_micro_batch(seed: int, step: int, batch: int, share: int) -> None:
+    """Seed the random state of a micro-batch from its position in the run."""
     text = f"{seed}/{step}/{batch}/{share}".encode()
     torch.manual_seed(int(sha256_bytes(text)[:15], 16))
 

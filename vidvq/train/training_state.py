@@ -1,8 +1,8 @@
-"""The state of a training run, and its files: all that a run needs to resume to the same bits.
+"""Training state and its files. Resuming from it is bit-exact.
 
-Safetensors and JSON, complete and independent of ranks and ZeRO stages: a run may resume with another number of
-processes, another stage or another precision. Randomness and data are functions of the step and the batch, and so are
-not state. Nothing is unpickled.
+Files are safetensors and JSON with complete tensors, independent of the number of ranks and the ZeRO stage, so a run
+can resume with another number of processes or another stage. Randomness and data order are functions of step and batch
+number and need no state. Nothing is unpickled.
 """
 
 from dataclasses import dataclass, field
@@ -19,23 +19,23 @@ from vidvq.storage import pretty_json, read_json, sha256_bytes, sha256_file, wri
 
 FORMAT = "vidvq.training/2"
 _STATE = "state.json"
-# vidvq.training/1 named the optimizers' files otherwise.
+# Names of optimizer files in vidvq.training/1.
 _OLD_NAMES = {"generator": "generator_optimizer", "critic": "discriminator_optimizer"}
 _READABLE = {FORMAT, "vidvq.training/1"}
 
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """Counters and running statistics of a run.
 
     Attributes:
-        step: finished steps.
-        batch: number of the next batch of the data.
-        average_updates: updates of the weight average.
+        step: number of finished steps.
+        batch: number of the next data batch.
+        average_updates: number of updates of the averaged weights.
         lecam: running mean logits on real and on reconstructed video.
         losses: recent good losses, for the spike guard.
-        rollbacks: rollbacks so far.
-        best: the best score and its step.
+        rollbacks: number of rollbacks so far.
+        best: best evaluation score and its step; None before the first evaluation.
     """
 
     step: int = 0
@@ -49,13 +49,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything of a trainer that is saved.
+    """Complete state of a trainer.
 
     Attributes:
         progress: counters and running statistics.
-        tensors: complete tensors by name, on any device, in parts: ``tokenizer``, ``average``, ``usage``,
+        tensors: complete tensors by part and name, on any device. Parts: ``tokenizer``, ``average``, ``usage``,
             ``generator_optimizer``, and with an adversarial loss ``discriminator`` and ``discriminator_optimizer``.
-        checkpoint: the checkpoint that it was read from.
+        checkpoint: checkpoint that the state was read from; None for a new state.
     """
 
     progress: Progress
@@ -64,7 +64,11 @@ class TrainingState:
 
 
 def write_training_state(folder: Path, state: TrainingState) -> None:
-    """Write a state into a new folder.
+    """Write a state to a new folder.
+
+    Args:
+        folder: folder to create.
+        state: the state.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -79,24 +83,26 @@ def write_training_state(folder: Path, state: TrainingState) -> None:
 
 
 def read_training_state(folder: Path) -> TrainingState:
-    """Read the training folder of a checkpoint; also one of vidvq.training/1.
+    """Read the training state of a checkpoint, in the current format or in vidvq.training/1.
 
     Raises:
-        UsageError: it is damaged, or of an unknown format.
+        UsageError: the files are damaged, or their format is unknown.
     """
     state = read_json(folder / _STATE)
     if state.pop("format", None) not in _READABLE:
-        raise UsageError(f"{folder / _STATE} is not of format {FORMAT}; resume with the vidvq that wrote it")
+        raise UsageError(f"{folder / _STATE} is not of format {FORMAT}; resume with the version of vidvq that wrote it")
     try:
         names: list[str] = list(state.pop("sha256"))
         tensors = {_OLD_NAMES.get(name, name): load_file(folder / f"{name}.safetensors") for name in names}
         return TrainingState(Progress(**state), tensors, folder.parent)
     except (OSError, KeyError, TypeError, SafetensorError) as error:
-        raise UsageError(f"{folder} is damaged: {error}; remove that checkpoint to use the one before") from error
+        raise UsageError(
+            f"{folder} is damaged: {error}; remove this checkpoint to resume from the previous one"
+        ) from error
 
 
 def find_damage(folder: Path) -> str | None:
-    """The fault of a training folder, or None where all its files match their digests."""
+    """Describe the damage of a training folder; None if all files match their digests."""
     if not is_checkpoint(folder.parent) or not (folder / _STATE).is_file():
         return "has no training state"
     try:

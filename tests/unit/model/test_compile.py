@@ -1,4 +1,4 @@
-"""The step functions under torch.compile: one graph without a break, not one per step, and the same tokens."""
+"""Steps under torch.compile: one graph, no recompilation, the same tokens."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def make(codebook, **changes) -> VideoTokenizer:
         pytest.param("vq", {"tile": 16}, marks=pytest.mark.slow),
     ],
 )
-def test_steps_compile_without_a_break_and_not_anew_each_time(kind, changes):
+def test_steps_compile_to_one_graph_and_do_not_recompile(kind, changes):
     torch.compiler.reset()
     tokenizer = make(CODEBOOKS[kind], **changes)
     graphs = 0

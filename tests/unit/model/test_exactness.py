@@ -1,4 +1,4 @@
-"""Tokens and frames do not depend on how a video is fed: compared bit for bit, fp32 on the CPU, real pixels."""
+"""Tokens and frames do not depend on chunking or batching: compared bit for bit in fp32 on the CPU, on real video."""
 
 import subprocess
 import sys
@@ -81,12 +81,12 @@ def stream(tokenizer: VideoTokenizer, video: torch.Tensor, plan: list[int]) -> t
 
 
 @pytest.mark.parametrize("plan", [[1, 4, 4, 4, 4], [1, 16], [1, 12, 4], [1, 4, 12]], ids=str)
-def test_any_chunk_plan_gives_the_same_tokens(tokenizer, video, plan):
+def test_tokens_do_not_depend_on_chunking(tokenizer, video, plan):
     assert torch.equal(stream(tokenizer, video, plan), tokenizer.encode(video))
 
 
 @pytest.mark.parametrize("length", [1, 5, 9, 13])
-def test_a_prefix_gives_a_prefix_of_the_tokens(tokenizer, video, length):
+def test_a_prefix_of_a_video_has_a_prefix_of_its_tokens(tokenizer, video, length):
     codes = tokenizer.encode(video)
     assert torch.equal(tokenizer.encode(video[:, :, :length]), codes[:, : 1 + (length - 1) // 4])
 
@@ -125,7 +125,7 @@ def test_streams_do_not_depend_on_the_batch(video):
 
 
 @pytest.mark.parametrize("blocks", [(1, 0), (2, 2)], ids=str)
-def test_the_state_of_another_network_is_refused(tokenizer, video, blocks):
+def test_the_state_of_another_network_is_rejected(tokenizer, video, blocks):
     other = make_tokenizer(encoder=StackConfig((24, 32), blocks))
     _, state = other.encode_step(video[:, :, :1])
     with pytest.raises(ValueError, match="another config"):
@@ -149,13 +149,13 @@ def test_a_frame_changes_no_code_of_an_earlier_group(tokenizer, video, frame):
     assert not torch.equal(before[:, group], after[:, group])
 
 
-def test_later_groups_see_the_past(tokenizer, video):
+def test_later_groups_depend_on_the_past(tokenizer, video):
     changed = video.clone()
     changed[:, :, 0] = -changed[:, :, 0]
     assert not torch.equal(tokenizer.encode(video)[:, 1], tokenizer.encode(changed)[:, 1])
 
 
-def test_a_still_video_starts_as_it_goes_on(tokenizer, video):
+def test_a_static_video_has_constant_codes_from_the_start(tokenizer, video):
     """What comes before a stream is its first group, not nothing: no step at the start for the network to learn."""
     still = video[:, :, :1].expand(-1, -1, 13, -1, -1)
     latents = tokenizer.encoder(tokenizer._replicate_first_frame(still), TemporalCache())
@@ -166,7 +166,7 @@ def test_a_still_video_starts_as_it_goes_on(tokenizer, video):
     torch.testing.assert_close(frames[:, :, 12:], frames[:, :, :4], atol=1e-5, rtol=1e-5)
 
 
-def test_a_block_sees_no_further_than_its_kernel():
+def test_the_receptive_field_of_a_block_is_its_kernel():
     """Norms are per position: beyond the 3x3 of one frame and the taps over time nothing changes."""
     block = make_tokenizer().encoder.stages[0]
     x = torch.randn(1, 4, 7, 9, 24)
@@ -180,7 +180,7 @@ def test_a_block_sees_no_further_than_its_kernel():
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_training_forward_is_the_same_computation(kind, video):
+def test_the_training_forward_equals_inference(kind, video):
     tokenizer = MODELS[kind]
     out = tokenizer(video)
     codes = tokenizer.encode(video)
@@ -190,7 +190,7 @@ def test_training_forward_is_the_same_computation(kind, video):
 
 @pytest.mark.parametrize("size", [(1, 8, 8), (2, 9, 23), (6, 40, 17), (17, 33, 64)], ids=str)
 @pytest.mark.parametrize("factor", [(4, 4, 2), (8, 4, 2), (8, 8, 2), (4, 8, 2)], ids=str)
-def test_any_size_comes_back_as_it_went_in(size, factor):
+def test_any_size_round_trips(size, factor):
     temporal, patch, _ = factor
     tokenizer = make_tokenizer(temporal_factor=temporal, patch_size=patch)
     t, h, w = size
@@ -251,7 +251,7 @@ def test_no_code_depends_on_a_later_group(kind, video, frame, where):
 
 
 @pytest.mark.parametrize(("kind", "ahead"), [("layered", True), ("strict", False)])
-def test_strict_layers_see_no_later_frame_of_their_own_group(kind, ahead, video):
+def test_strict_layers_do_not_depend_on_later_frames_of_a_group(kind, ahead, video):
     """Frame 2 of a group, as the finest stage sees it, before and after a change of frame 3."""
     encoder = MODELS[kind].encoder
     clip = video[:, :, 1:5, :16, :16]
@@ -288,7 +288,7 @@ def clip() -> torch.Tensor:
     return to_video(open_reader(VIDEO, info, fit_size(info.height, info.width, 120, 8), "pyav").read(list(range(5))))
 
 
-def test_tiles_see_all_that_their_inner_part_depends_on(clip):
+def test_tile_margins_cover_the_receptive_field(clip):
     """The receptive radius is exact: the gradient of a latent, and of a pixel, ends there."""
     for changes in ({}, LAYERED, {"encoder": StackConfig((8, 8), (3, 2)), "decoder": StackConfig((8, 8), (3, 2))}):
         tokenizer = make_tokenizer(**changes)
@@ -307,17 +307,17 @@ def test_tiles_see_all_that_their_inner_part_depends_on(clip):
 
 
 @given(height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 20), margin=st.integers(0, 9))
-def test_tiles_cover_every_place_once_in_windows_of_one_shape(height, width, size, margin):
-    tiles = Tiles.over((height, width), size, margin)
+def test_tiles_of_one_shape_cover_every_position_once(height, width, size, margin):
+    tiles = Tiles.cover((height, width), size, margin)
     grid = torch.arange(height * width).view(1, 1, 1, height, width)
-    windows = tiles.cut(grid)
-    assert torch.equal(tiles.join([tiles.keep(window, i) for i, window in enumerate(windows.split(1))]), grid)
+    windows = tiles.split(grid)
+    assert torch.equal(tiles.merge([tiles.crop(window, i) for i, window in enumerate(windows.split(1))]), grid)
     rows, columns = zip(*tiles.spans, strict=True)
     for spans, length in ((rows, height), (columns, width)):
         for span in spans:
             assert span.stop - span.start <= size + 2 * margin
-            assert span.start == 0 or span.first - span.start >= margin
-            assert span.stop == length or span.stop - span.last >= margin
+            assert span.start == 0 or span.keep_start - span.start >= margin
+            assert span.stop == length or span.stop - span.keep_stop >= margin
 
 
 _LONG = """
@@ -342,7 +342,7 @@ print(groups, *peaks)
 
 
 @pytest.mark.slow
-def test_ten_minutes_of_video_take_the_memory_of_ten_seconds():
+def test_memory_does_not_grow_with_the_length_of_a_video():
     done = subprocess.run([sys.executable, "-c", _LONG, "600"], capture_output=True, text=True, check=True)
     groups, short, long = map(int, done.stdout.split())
     assert groups == 600 * 30 // 4

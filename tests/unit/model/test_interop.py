@@ -1,4 +1,4 @@
-"""Other libraries' tokenizers, with random weights, through the whole pipeline; and the hub's mixin."""
+"""Adapters for tokenizers of other libraries, with random weights, in the whole pipeline; and the Hugging Face hub."""
 
 import shutil
 from pathlib import Path
@@ -82,7 +82,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 @every_kind
-def test_the_whole_pipeline_runs_with_it(kind, folders, clips_dir, tmp_path, vidvq):
+def test_the_whole_pipeline_runs_with_an_adapter(kind, folders, clips_dir, tmp_path, vidvq):
     """Shard, tokenize, decode, evaluate, verify, as with a tokenizer of our own."""
     tokens, frames = tmp_path / "tokens", tmp_path / "frames"
     checkpoint = folders[kind]
@@ -100,7 +100,7 @@ def test_the_whole_pipeline_runs_with_it(kind, folders, clips_dir, tmp_path, vid
 
 @every_kind
 @pytest.mark.parametrize("size", [(1, 8, 8), (6, 19, 33)], ids=str)
-def test_any_size_comes_back_as_it_went_in_whatever_the_batch(kind, folders, size):
+def test_any_size_round_trips_in_any_batch(kind, folders, size):
     tokenizer, _ = load_tokenizer(folders[kind])
     t, h, w = size
     video = torch.rand(2, 3, t, h, w) * 2 - 1
@@ -113,7 +113,7 @@ def test_any_size_comes_back_as_it_went_in_whatever_the_batch(kind, folders, siz
     assert decoded.abs().max() <= 1
 
 
-def test_emu3_gives_its_own_codes_and_frames(folders):
+def test_emu3_codes_and_frames_equal_those_of_transformers(folders):
     transformers = pytest.importorskip("transformers")
     tokenizer, _ = load_tokenizer(folders["emu3"])
     model = transformers.Emu3VQVAE.from_pretrained(folders["emu3"])
@@ -126,7 +126,7 @@ def test_emu3_gives_its_own_codes_and_frames(folders):
     torch.testing.assert_close(tokenizer.decode(codes)[0, :, 1:].transpose(0, 1), frames.clamp(-1, 1))
 
 
-def test_vqmodel_gives_its_own_codes_and_frames(folders):
+def test_vqmodel_codes_and_frames_equal_those_of_diffusers(folders):
     diffusers = pytest.importorskip("diffusers")
     tokenizer, _ = load_tokenizer(folders["vqmodel"])
     model = diffusers.VQModel.from_pretrained(folders["vqmodel"], low_cpu_mem_usage=False)
@@ -140,7 +140,7 @@ def test_vqmodel_gives_its_own_codes_and_frames(folders):
 
 
 @every_kind
-def test_fingerprints_name_the_exact_weights(kind, folders, tmp_path):
+def test_fingerprints_identify_the_weights(kind, folders, tmp_path):
     before = load_tokenizer(folders[kind])[1]
     assert load_tokenizer(folders[kind])[1] == before
     torch.manual_seed(1)
@@ -160,7 +160,7 @@ def test_fingerprints_name_the_exact_weights(kind, folders, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "file"), [("emu3", "model.safetensors"), ("vqmodel", "diffusion_pytorch_model.safetensors")]
 )
-def test_pickled_or_missing_weights_are_refused(kind, file, folders, tmp_path):
+def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(folders[kind], tmp_path / kind)
@@ -191,14 +191,14 @@ def test_a_mistake_is_one_clear_error(folders, tmp_path):
 
 
 @every_kind
-def test_load_pretrained_takes_it_from_its_folder(kind, folders):
+def test_load_pretrained_reads_an_adapter_from_its_folder(kind, folders):
     tokenizer = load_pretrained(folders[kind])
     assert not tokenizer.training and not tokenizer.supports_streaming
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
     assert torch.equal(tokenizer.encode(video), load_tokenizer(folders[kind])[0].encode(video))
 
 
-def test_load_pretrained_reads_what_save_pretrained_wrote(checkpoint_dir, tmp_path):
+def test_save_and_load_pretrained_round_trip(checkpoint_dir, tmp_path):
     pytest.importorskip("huggingface_hub")
     tokenizer = load_pretrained(checkpoint_dir)
     save_pretrained(tokenizer, tmp_path / "saved")
@@ -210,7 +210,7 @@ def test_load_pretrained_reads_what_save_pretrained_wrote(checkpoint_dir, tmp_pa
     assert not again.training
 
 
-def test_load_pretrained_fetches_a_checkpoint_and_nothing_else(checkpoint_dir, monkeypatch):
+def test_load_pretrained_downloads_only_the_files_of_a_checkpoint(checkpoint_dir, monkeypatch):
     hub = pytest.importorskip("vidvq.pretrained.hub")
     asked = {}
 
@@ -231,12 +231,14 @@ def test_a_name_that_is_neither_folder_nor_repository_is_one_clear_error(tmp_pat
     hub = pytest.importorskip("vidvq.pretrained.hub")
     with pytest.raises(ValueError, match="is not a checkpoint .* nor a training run"):
         load_pretrained(tmp_path / "missing")
-    with pytest.raises(ValueError, match="some one/tokenizer is no local folder"):
+    with pytest.raises(ValueError, match="some one/tokenizer is not a local folder"):
         load_pretrained("some one/tokenizer")
 
     def unreachable(name, **options):
         raise OSError("Repository Not Found\nfor url: ...")
 
     monkeypatch.setattr(hub, "snapshot_download", unreachable)
-    with pytest.raises(ValueError, match="runs/trian is no local folder, and no repository .*: Repository Not Found$"):
+    with pytest.raises(
+        ValueError, match="runs/trian is not a local folder, and not a repository .*: Repository Not Found$"
+    ):
         load_pretrained("runs/trian")

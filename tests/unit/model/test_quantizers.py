@@ -1,4 +1,4 @@
-"""Every kind of quantizer: what all share, and each against its reference or against brute force."""
+"""All quantizers: shared properties, and each against a reference implementation or brute force."""
 
 import json
 from typing import Any
@@ -25,7 +25,7 @@ from vidvq.model.quantize import (
     VQConfig,
 )
 from vidvq.model.quantize.spatiotemporal import CODEBOOK_KINDS
-from vidvq.model.quantize.vq import pass_gradient
+from vidvq.model.quantize.vq import estimate_gradient
 
 DIM = 6
 KINDS = {
@@ -84,7 +84,7 @@ def test_encode_and_lookup_agree_with_forward(config):
 
 
 @every_kind
-def test_no_latents_are_no_codes(config):
+def test_empty_latents_give_empty_codes(config):
     book = make(config)
     quantized, codes, loss = book(torch.zeros(0, DIM))
     assert quantized.shape == (0, DIM)
@@ -93,7 +93,7 @@ def test_no_latents_are_no_codes(config):
 
 
 @every_kind
-def test_the_whole_codebook_comes_back(config):
+def test_all_codes_round_trip_through_lookup_and_encode(config):
     """Every code's vector is that code; greedy residual layers may find another sum nearer, and are left out."""
     book = make(config).eval()
     if isinstance(book, ResidualQuantizer):
@@ -195,7 +195,7 @@ def test_tokenizers_of_all_kinds_round_trip(kind):
 
 
 @pytest.mark.parametrize("kind", ["vq-gradient", "fsq", "bsq-projected", "residual-gradient"])
-def test_a_quantizers_parameters_count_for_the_tokens_alone(kind):
+def test_quantizer_parameters_affect_only_the_token_fingerprint(kind):
     mine = tokenizer(KINDS[kind], None)
 
     def prints():
@@ -245,14 +245,14 @@ def test_a_mapping_without_a_kind_is_vq():
         ({"kind": "vq", "update": "sgd"}, "quantizer.spatial.update='sgd': input should be 'ema' or 'gradient'"),
     ],
 )
-def test_a_wrong_field_is_one_readable_line(spatial, message):
+def test_an_invalid_field_is_reported_in_one_line(spatial, message):
     with pytest.raises(settings.ConfigError, match=message) as caught:
         settings.validate(TokenizerConfig, {"quantizer": {"spatial": spatial}})
     assert "\n" not in str(caught.value)
     assert "1 wrong field:" in str(caught.value)
 
 
-def test_an_unknown_kind_is_named_without_pydantic_too():
+def test_an_unknown_kind_is_reported_without_pydantic_too():
     with pytest.raises(ValueError, match="kind='pq' must be one of vq, fsq, lfq, residual"):
         TokenizerConfig.from_dict({"quantizer": {"spatial": {"kind": "pq"}}})
 
@@ -404,7 +404,7 @@ def test_rotation_agrees_with_vector_quantize_pytorch(dim):
     from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
     latents, codes, mask = torch.randn(100, dim, requires_grad=True), torch.randn(100, dim), torch.randn(100, dim)
-    done = pass_gradient(latents, codes, rotation=True)
+    done = estimate_gradient(latents, codes, rotation=True)
     assert torch.equal(done, codes)
     (done * mask).sum().backward()
     same = latents.detach().clone().requires_grad_()
@@ -418,7 +418,7 @@ def test_rotation_agrees_with_vector_quantize_pytorch(dim):
 def test_rotation_of_zero_and_opposite_vectors_is_finite():
     codes = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     latents = torch.tensor([[-1.0, 0.0], [0.0, 0.0], [1.0, 0.0]], requires_grad=True)
-    done = pass_gradient(latents, codes, rotation=True)
+    done = estimate_gradient(latents, codes, rotation=True)
     assert torch.equal(done, codes)
     done.sum().backward()
     assert grad(latents).isfinite().all()
@@ -441,7 +441,7 @@ def test_codebook_gradient_agrees_with_vector_quantize_pytorch(cosine):
     torch.testing.assert_close(ours.offset.grad, grad(vectors), atol=1e-6, rtol=1e-4)
 
 
-def test_a_codebook_learns_by_gradients_as_by_averages():
+def test_gradients_train_a_codebook_as_well_as_moving_averages():
     torch.manual_seed(0)
     centres = torch.randn(32, 8) * 3
 
@@ -465,7 +465,7 @@ def test_a_codebook_learns_by_gradients_as_by_averages():
     assert errors["gradient"] < max(1.5 * errors["ema"], 0.02)
 
 
-def test_placement_and_revival_write_no_parameter():
+def test_initialization_and_code_replacement_write_no_parameter():
     book = make(VQConfig(size=16, warmup=2, update="gradient", revive_below=0.1, decay=0.5), 8).train()
     with torch.no_grad():
         book.offset.fill_(3.0)
@@ -516,7 +516,7 @@ def test_residual_layers_warm_up_one_after_another_and_each_helps():
     assert errors[2] < 0.85 * errors[1] < 0.85**2 * errors[0]
 
 
-def test_every_residual_layer_commits_the_latents():
+def test_every_residual_layer_contributes_to_the_commitment_loss():
     book = make(ResidualConfig(depth=2, layer=VQConfig(size=8, warmup=0))).eval()
     latents = torch.randn(20, DIM, requires_grad=True)
     book(latents)[2].backward()

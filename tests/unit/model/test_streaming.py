@@ -1,4 +1,4 @@
-"""Streams: states that select and stack, and loops over chunks and groups that give the result of the whole video."""
+"""Streaming: selecting and stacking states; chunked results equal those of whole videos."""
 
 from itertools import pairwise
 
@@ -66,7 +66,7 @@ def chunks_of(frames: np.ndarray, *sizes: int) -> list[np.ndarray]:
 
 @every_tokenizer
 @pytest.mark.parametrize("sizes", [(), (1,), (5,), (9, 4), (1, 4, 4, 4), (13,)], ids=str)
-def test_chunks_give_the_codes_of_the_whole_video(tokenizer, sizes):
+def test_chunked_encoding_equals_whole_encoding(tokenizer, sizes):
     parts = list(iter_encode(tokenizer, iter(chunks_of(FRAMES, *sizes))))
     assert torch.equal(torch.cat(parts), tokenizer.encode(to_video(FRAMES))[0])
     assert tokenizer.supports_streaming or len(parts) == 1
@@ -82,7 +82,7 @@ def test_frame_0_alone_is_a_video(tokenizer):
 
 @every_tokenizer
 @pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.int64, "tensor"])
-def test_groups_give_the_frames_of_the_whole_grid(tokenizer, kind):
+def test_decoding_by_group_equals_whole_decoding(tokenizer, kind):
     codes = tokenizer.encode(to_video(FRAMES))
     grid = codes[0] if kind == "tensor" else codes[0].numpy().astype(kind)
     parts = list(iter_decode(tokenizer, grid, 15, (45, 101)))
@@ -93,14 +93,14 @@ def test_groups_give_the_frames_of_the_whole_grid(tokenizer, kind):
 
 @every_tokenizer
 @pytest.mark.parametrize(("length", "size"), [(18, (45, 101)), (15, (49, 101)), (13, (45, 101))])
-def test_a_grid_of_another_video_is_refused(tokenizer, length, size):
+def test_codes_of_another_shape_are_rejected(tokenizer, length, size):
     codes = tokenizer.encode(to_video(FRAMES))[0]
     with pytest.raises(ValueError, match="do not become a grid of 5x6x13 codes"):
         next(iter_decode(tokenizer, codes, length, size))
 
 
 @pytest.mark.parametrize("tile", [1024, 16], ids=["whole", "tiled"])
-def test_streams_are_taken_out_of_a_batch_and_put_into_another(tile):
+def test_streams_can_move_between_batches(tile):
     tokenizer = make_tokenizer(tile)
     video = to_video(FRAMES)[:, :, :13, :40, :96]
     batch = torch.cat([video, video.flip(2), -video])
@@ -121,11 +121,11 @@ def test_streams_are_taken_out_of_a_batch_and_put_into_another(tile):
     assert torch.equal(alone, tokenizer.decode(codes[1:2])[:, :, 1:])
 
 
-def test_streams_that_have_not_begun_have_no_state():
+def test_stacking_only_empty_slots_gives_no_state():
     assert StreamState.stack([None, None]) is None
 
 
-def test_states_that_do_not_fit_together_are_refused():
+def test_incompatible_states_are_rejected():
     tokenizer, video = make_tokenizer(), to_video(FRAMES)[:, :, :1]
     codes, encoding = tokenizer.encode_step(video[..., :40, :96])
     other = [

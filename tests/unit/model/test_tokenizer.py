@@ -1,4 +1,4 @@
-"""The tokenizer's interface: configs, weights, and one clear error for each mistake."""
+"""The tokenizer interface: configs, weights, and one clear error per mistake."""
 
 import json
 import subprocess
@@ -58,7 +58,7 @@ except ModuleNotFoundError as error:
 """
 
 
-def test_the_model_needs_torch_and_einops_alone():
+def test_the_model_imports_only_torch_and_einops():
     done = subprocess.run([sys.executable, "-c", _ALONE], capture_output=True, text=True, check=False)
     shape, guard = done.stdout.splitlines() or [done.stderr, ""]
     assert shape == "(1, 3, 5, 8, 8)", done.stderr
@@ -74,7 +74,7 @@ def test_haar_is_orthonormal(size):
 
 
 @pytest.mark.parametrize("kind", ["haar", "unshuffle"])
-def test_patch_loses_nothing(kind):
+def test_patch_is_lossless(kind):
     patch = Patch(kind, 4, 2)
     video = torch.randn(2, 3, 8, 6, 10)
     channels = patch(video)
@@ -105,7 +105,7 @@ def test_config_round_trips_by_itself_and_by_pydantic():
         ({"encoder": {"channels": [8], "blocks": [1]}}, "1 stages"),
     ],
 )
-def test_a_wrong_config_says_what_is_wrong(change, message):
+def test_an_invalid_config_is_explained(change, message):
     with pytest.raises(ValueError, match=message):
         TokenizerConfig.from_dict(SMALL.to_dict() | change)
 
@@ -118,7 +118,7 @@ def test_inference_weights_round_trip(tokenizer):
     assert all(name.startswith(("encoder.", "quantizer.", "decoder.")) for name in tokenizer.inference_state_dict())
 
 
-def test_a_missing_unknown_or_misshapen_tensor_is_named(tokenizer):
+def test_a_missing_unexpected_or_misshapen_tensor_is_named(tokenizer):
     weights = tokenizer.inference_state_dict()
     with pytest.raises(ValueError, match=r"encoder\.head\.bias is missing"):
         tokenizer.load_inference_state_dict({k: v for k, v in weights.items() if k != "encoder.head.bias"})
@@ -166,13 +166,13 @@ VIDEO = torch.zeros(1, 3, 5, 16, 16)
         (lambda t: t.decode(t.encode(VIDEO), num_frames=6), "num_frames=6 of 16x16 do not become"),
     ],
 )
-def test_a_mistake_gets_one_clear_line(tokenizer, call, message):
+def test_a_mistake_is_reported_in_one_line(tokenizer, call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call(tokenizer)
     assert "\n" not in str(caught.value)
 
 
-def test_a_discriminator_of_frames_sees_no_other_frame():
+def test_a_frame_discriminator_depends_on_single_frames():
     torch.manual_seed(0)
     discriminator = Discriminator(DiscriminatorConfig(sees="frames", channels=8, layers=1))
     video = torch.rand(2, 3, 5, 32, 32)
@@ -184,7 +184,7 @@ def test_a_discriminator_of_frames_sees_no_other_frame():
     assert same == [True, True, False, True, True]
 
 
-def test_discriminator_judges_patches():
+def test_the_discriminator_has_a_logit_per_patch():
     logits = Discriminator(DiscriminatorConfig(channels=8, layers=1))(torch.rand(2, 3, 9, 32, 32))
     assert logits.shape[:2] == (2, 1)
     assert logits[0].numel() > 1

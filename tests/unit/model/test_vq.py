@@ -1,4 +1,4 @@
-"""The codebook: nearest codes, moving averages, start, revival, precision, and agreement among processes."""
+"""The VQ codebook: search, moving averages, initialization, dead codes, precision, and agreement of ranks."""
 
 import os
 import socket
@@ -25,40 +25,40 @@ def make(size: int = 32, dim: int = 8, **changes) -> VectorQuantizer:
 def test_a_warm_up_of_any_length_fills_its_reservoir(warmup):
     book = make(size=8, dim=2, warmup=warmup).train()
     for _ in range(warmup):
-        assert book.warming
+        assert book.warming_up
         book(torch.randn(64, 2))
-    assert not book.warming
+    assert not book.warming_up
     assert book.reservoir.all(dim=1).all()
 
 
-def test_nearest_is_the_nearest(monkeypatch):
+def test_nearest_codes_agree_with_brute_force(monkeypatch):
     latents, codebook = torch.randn(1000, 8), torch.randn(50, 8)
     brute = torch.cdist(latents.double(), codebook.double()).argmin(dim=1)
-    assert torch.equal(search.nearest(latents, codebook), brute)
+    assert torch.equal(search.nearest_codes(latents, codebook), brute)
     for rows, chunk, block in ((7, 11, 2), (1000, 50, 1), (512, 1, 3)):
         monkeypatch.setattr(search, "_ROWS", rows)
         monkeypatch.setattr(search, "_CHUNK", chunk)
         monkeypatch.setattr(search, "_BLOCK", block)
-        assert torch.equal(search.nearest(latents, codebook), brute)
+        assert torch.equal(search.nearest_codes(latents, codebook), brute)
 
 
 @pytest.mark.parametrize("chunk", [8, 7, 64])
-def test_of_equal_codes_the_first_is_taken(monkeypatch, chunk):
+def test_ties_resolve_to_the_first_code(monkeypatch, chunk):
     monkeypatch.setattr(search, "_CHUNK", chunk)
     # Whole numbers, so that no rounding tells equal ones apart.
     codebook = torch.randint(-9, 10, (10, 4)).float().repeat(3, 1)
-    assert torch.equal(search.nearest(codebook, codebook), torch.arange(10).repeat(3))
+    assert torch.equal(search.nearest_codes(codebook, codebook), torch.arange(10).repeat(3))
 
 
-def test_what_fills_the_last_chunk_is_no_code(monkeypatch):
+def test_padding_of_the_last_chunk_is_never_returned(monkeypatch):
     monkeypatch.setattr(search, "_CHUNK", 8)
     codebook = torch.randn(11, 4)
-    codes = search.nearest(codebook[-1:].repeat(20, 1), codebook)
+    codes = search.nearest_codes(codebook[-1:].repeat(20, 1), codebook)
     assert torch.equal(codes, torch.full((20,), 10))
 
 
 @pytest.mark.parametrize("size", [8192, 1 << 18])
-def test_positions_times_codes_is_never_held(size):
+def test_latents_times_codes_is_never_materialized(size):
     torch.manual_seed(0)
     codebook, chosen = torch.randn(size, 16), torch.randint(size, (1200,))
     latents = codebook[chosen] + 0.01 * torch.randn(1200, 16)
@@ -74,7 +74,7 @@ def test_positions_times_codes_is_never_held(size):
             return out
 
     with Watch():
-        codes = search.nearest(latents, codebook)
+        codes = search.nearest_codes(latents, codebook)
     assert torch.equal(codes, chosen)
     # The largest are the codes beside their norms, and the chunk that each latent chose.
     assert largest <= max(search._ROWS * search._CHUNK * 17, size * 17)
@@ -82,8 +82,8 @@ def test_positions_times_codes_is_never_held(size):
 
 _INTERPRETED = """
 import torch
-from vidvq.model.quantize.search import nearest_in_blocks
-from vidvq.model.quantize.search_triton import nearest_fused
+from vidvq.model.quantize.search import nearest_codes_blockwise
+from vidvq.model.quantize.search_triton import nearest_codes_fused
 torch.manual_seed(0)
 for n, k, d in ((1, 2, 3), (70, 130, 8), (64, 64, 16), (65, 300, 18), (130, 257, 6)):
     for latents, codebook in (
@@ -92,14 +92,14 @@ for n, k, d in ((1, 2, 3), (70, 130, 8), (64, 64, 16), (65, 300, 18), (130, 257,
         (torch.randint(-1, 2, (n, d)).float(), torch.randint(-1, 2, (k, d)).float()),
     ):
         half = codebook.square().sum(dim=1) / 2
-        expected = nearest_in_blocks(latents, codebook, half)
-        assert torch.equal(nearest_fused(latents, codebook, half), expected), (n, k, d)
+        expected = nearest_codes_blockwise(latents, codebook, half)
+        assert torch.equal(nearest_codes_fused(latents, codebook, half), expected), (n, k, d)
 print("equal")
 """
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed; it comes with torch for CUDA")
-def test_the_fused_search_is_its_twin_in_plain_torch():
+def test_the_fused_search_agrees_with_plain_torch():
     """Interpreted, on the CPU; tests/gpu compiles it."""
     done = subprocess.run(
         [sys.executable, "-c", _INTERPRETED],
@@ -118,7 +118,7 @@ def test_kmeans_finds_clusters():
     start = points[torch.randperm(len(points))[:16]]
 
     def spread(codes: torch.Tensor) -> float:
-        return float((points - codes[search.nearest(points, codes)]).square().sum(dim=1).mean())
+        return float((points - codes[search.nearest_codes(points, codes)]).square().sum(dim=1).mean())
 
     assert spread(found) < 0.7 * spread(start)
     assert torch.equal(found, search.kmeans(points, 16, seed=0))
@@ -165,7 +165,7 @@ def test_gradient_passes_straight_through():
     assert torch.equal(latents.grad, torch.ones_like(latents))
 
 
-def test_warmup_passes_latents_and_then_places_the_codes():
+def test_warmup_passes_latents_then_initializes_the_codes():
     book = make(warmup=3).train()
     for step in range(3):
         latents = torch.randn(200, 8) + 5
@@ -178,7 +178,7 @@ def test_warmup_passes_latents_and_then_places_the_codes():
     assert loss > 0
 
 
-def test_dead_codes_move_to_latents():
+def test_dead_codes_are_replaced_by_latents():
     book = make(revive_below=0.1, decay=0.5).train()
     book.codebook[16:] = 100.0
     book.ema_sum.copy_(book.codebook)
@@ -188,7 +188,7 @@ def test_dead_codes_move_to_latents():
     assert book(torch.randn(4000, 8))[1].unique().numel() == 32
 
 
-def test_evaluation_moves_nothing():
+def test_eval_mode_updates_nothing():
     book = make(warmup=2).eval()
     before = {name: buffer.clone() for name, buffer in book.named_buffers()}
     book(torch.randn(100, 8))
@@ -235,7 +235,7 @@ def train_on_two_ranks(latents: torch.Tensor, **changes) -> tuple[torch.Tensor, 
     return torch.from_numpy(found[0][0]), torch.from_numpy(found[0][1])
 
 
-def test_two_processes_hold_the_codebook_of_one_with_the_joint_batch():
+def test_two_ranks_have_the_codebook_of_one_with_the_joint_batch():
     latents = torch.randn(5, 400, 8)
     codebook, counts = train_on_two_ranks(latents, decay=0.9, revive_below=0.0)
     alone = make(decay=0.9, revive_below=0.0).train()
@@ -246,13 +246,13 @@ def test_two_processes_hold_the_codebook_of_one_with_the_joint_batch():
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_two_processes_place_the_same_codes(update):
+def test_two_ranks_initialize_the_same_codes(update):
     codebook, _ = train_on_two_ranks(torch.randn(2, 800, 8) + 5, warmup=2, update=update)
     assert (codebook.mean() - 5).abs() < 0.5
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_two_processes_revive_the_same_codes(update):
+def test_two_ranks_replace_dead_codes_alike(update):
     # Latents far from the codes: nearly all die, and are revived in the first step of ten.
     codebook, _ = train_on_two_ranks(torch.randn(11, 400, 8) + 5, decay=0.5, revive_below=0.1, update=update)
     assert (codebook.mean(dim=1) > 2.5).float().mean() > 0.9

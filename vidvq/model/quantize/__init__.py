@@ -1,4 +1,4 @@
-"""Latents to codes and back."""
+"""Quantizers: latents to codes and back."""
 
 from vidvq.model.quantize.fsq import FiniteScalarQuantizer, FSQConfig
 from vidvq.model.quantize.interface import Quantizer

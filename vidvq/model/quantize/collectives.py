@@ -1,28 +1,33 @@
-"""Collective operations of a codebook over the processes of a training job, so that all hold the same one.
+"""Collective operations that keep codebooks identical on all ranks.
 
-In a single process, without ``torch.distributed``, each leaves its tensor as it is.
+Without an initialized ``torch.distributed`` process group they leave their tensors unchanged.
 """
 
 from torch import Tensor, distributed
 
 
 def all_reduce_sum(tensor: Tensor) -> None:
-    """Sum a tensor over all processes, in place."""
+    """Sum a tensor over all ranks, in place."""
     if _is_distributed():
         distributed.all_reduce(tensor)
 
 
 def broadcast_from_first(tensor: Tensor) -> None:
-    """Overwrite a tensor with that of rank 0, in place."""
+    """Overwrite a tensor with the one of rank 0, in place."""
     if _is_distributed():
         distributed.broadcast(tensor, src=0)
 
 
 def all_reduce_mean(mean: Tensor) -> Tensor:
-    """The mean over all processes of their means of equally many latents, with a gradient to this process's mean.
+    """Average a tensor over all ranks, keeping the gradient to the local tensor.
 
-    The gradient is that of a mean of this process alone: engines average gradients over the processes, which divides
-    it by their number.
+    The gradient is not divided by the number of ranks, because the training engine averages gradients over ranks.
+
+    Args:
+        mean: local mean over the same number of latents on each rank.
+
+    Returns:
+        The global mean.
     """
     if not _is_distributed():
         return mean

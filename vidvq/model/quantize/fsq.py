@@ -1,4 +1,4 @@
-"""Finite scalar quantization: each channel is rounded to a few levels, and the codebook is the grid of them.
+"""Finite scalar quantization: each channel is rounded to a few levels; the codebook is the grid of all combinations.
 
 Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple", section 3 and appendix A.1.
 """
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
-from vidvq.model.quantize.vq import MAX_SIZE, straight_through
+from vidvq.model.quantize.vq import MAX_CODEBOOK_SIZE, straight_through
 
 _MARGIN = 1e-3
 
 
 @dataclass(frozen=True)
 class FSQConfig:
-    """A grid of codes.
+    """A codebook for finite scalar quantization.
 
     Attributes:
-        kind: ``fsq``: finite scalar quantization, a fixed grid.
-        levels: number of levels of each channel of the grid; their product is the number of codes. If there are not as
-            many channels as latent channels, a learned projection maps to the grid and back.
+        kind: ``fsq``: finite scalar quantization, a fixed grid of codes.
+        levels: levels of each channel of the grid (3 or more); their product is the number of codes. Learned
+            projections map between latents and the grid if their numbers of channels differ.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -33,10 +33,10 @@ class FSQConfig:
     levels: tuple[int, ...] = (8, 5, 5, 5)
 
     def __post_init__(self) -> None:
-        if min(self.levels, default=0) < 3 or self.size > MAX_SIZE:
+        if min(self.levels, default=0) < 3 or self.size > MAX_CODEBOOK_SIZE:
             raise UsageError(
-                f"levels={list(self.levels)} must each be at least 3 and have a product of at most {MAX_SIZE}; "
-                "for two levels take kind=lfq"
+                f"levels={list(self.levels)} must each be at least 3 and have a product of at most "
+                f"{MAX_CODEBOOK_SIZE}; for two levels use kind=lfq"
             )
 
     @property
@@ -46,7 +46,12 @@ class FSQConfig:
 
 
 class FiniteScalarQuantizer(nn.Module):
-    """``n d`` latents to codes. Arithmetic is fp32 whatever the network's precision."""
+    """Finite scalar quantizer; see :class:`~vidvq.model.quantize.interface.Quantizer`.
+
+    Args:
+        config: the codebook.
+        dim: channels of a latent.
+    """
 
     levels: Tensor
     basis: Tensor
@@ -55,18 +60,19 @@ class FiniteScalarQuantizer(nn.Module):
         super().__init__()
         self.config, self.size = config, config.size
         self.projection = Projection(dim, len(config.levels))
-        # Integers, so that no change of the network's precision reaches them; not learned, so not saved.
+        # Integer buffers, so that `.to(dtype)` leaves them unchanged; constants, so not saved.
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
         self.register_buffer("basis", torch.tensor([1, *config.levels[:-1]]).cumprod(0), persistent=False)
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize, with a straight-through gradient of the rounding.
+        """Quantize with a straight-through gradient.
 
         Args:
             latents: ``n d``, any float type.
 
         Returns:
-            quantized ``n d`` in the latents' type, codes ``n``, and a loss of 0: a bounded grid needs no commitment.
+            Quantized latents ``n d`` of the same type, codes ``n``, and a loss of 0 (a bounded grid needs no commitment
+            loss).
         """
         with torch.autocast(latents.device.type, enabled=False):
             bounded = self._bound(self.projection.project_in(latents))
@@ -76,12 +82,12 @@ class FiniteScalarQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
-        """``n d`` -> codes ``n`` int64."""
+        """Map latents ``n d`` to codes ``n`` int64."""
         with torch.autocast(latents.device.type, enabled=False):
             return self._pack(self._bound(self.projection.project_in(latents)).round())
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes of any shape -> their vectors, fp32, with a last axis ``d``."""
+        """Map codes of any shape ``...`` to their vectors ``... d`` fp32."""
         with torch.autocast(codes.device.type, enabled=False):
             digits = (codes[..., None] // self.basis) % self.levels - self._half()
             return self.projection.project_out(digits.float() / self._half())
@@ -90,9 +96,9 @@ class FiniteScalarQuantizer(nn.Module):
         return self.levels // 2
 
     def _bound(self, z: Tensor) -> Tensor:
-        """``n l`` to the range that rounds to -floor(L / 2) ... ceil(L / 2) - 1, L values around 0 (appendix A.1)."""
+        """Squash ``n l`` to the range that rounds to the L values -floor(L / 2) ... ceil(L / 2) - 1 (appendix A.1)."""
         half = (self.levels - 1) * ((1 + _MARGIN) / 2)
-        # An even number of levels has no middle: half a step off, and 0 still falls on a level.
+        # An even number of levels has no middle level: shift by half a step, so that 0 is a level.
         offset = 0.5 * (self.levels % 2 == 0)
         return torch.tanh(z + torch.atanh(offset / half)) * half - offset
 
@@ -101,14 +107,19 @@ class FiniteScalarQuantizer(nn.Module):
 
 
 class Projection(nn.Module):
-    """A learned linear map from latents ``n d`` to ``n inner`` and one back; nothing where both are as wide."""
+    """Learned linear maps from latents to another number of channels and back; the identity if the numbers are equal.
+
+    Args:
+        dim: channels of a latent.
+        inner: channels inside the quantizer.
+    """
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
         self.inward = self.outward = None
         if dim != inner:
             self.inward, self.outward = nn.Linear(dim, inner), nn.Linear(inner, dim)
-            # It starts as a change of basis and its inverse: latents keep their scale, on which the levels depend.
+            # Initialized to an orthogonal map and its transpose, which keep the scale of latents that levels rely on.
             nn.init.orthogonal_(self.inward.weight)
             for layer in (self.inward, self.outward):
                 nn.init.zeros_(layer.bias)
@@ -116,11 +127,11 @@ class Projection(nn.Module):
                 self.outward.weight.copy_(self.inward.weight.T)
 
     def project_in(self, latents: Tensor) -> Tensor:
-        """``... d`` -> ``... inner`` fp32."""
+        """Map ``... d`` to ``... inner`` fp32."""
         return _linear(latents, self.inward)
 
     def project_out(self, grid: Tensor) -> Tensor:
-        """``... inner`` -> ``... d`` fp32."""
+        """Map ``... inner`` to ``... d`` fp32."""
         return _linear(grid, self.outward)
 
 

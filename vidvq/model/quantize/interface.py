@@ -6,7 +6,10 @@ from torch import Tensor
 
 
 class Quantizer(Protocol):
-    """Latents to codes of one codebook and back; an ``nn.Module``. Arithmetic is fp32 whatever the network's precision.
+    """Converts latents to codes of one codebook and back. Implementations are modules and compute in fp32.
+
+    Calling a quantizer maps latents ``n d`` of any float type to quantized latents ``n d`` of the same type, codes
+    ``n`` int64 and a scalar loss.
 
     Attributes:
         size: number of codes.
@@ -14,14 +17,13 @@ class Quantizer(Protocol):
 
     size: int
 
-    # As nn.Module types it: latents `n d` of any float type -> (quantized `n d` in the latents' type, codes `n` int64,
-    # a scalar loss).
+    # Typed like `nn.Module.__call__`.
     __call__: Any
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Latents ``n d`` to codes ``n`` int64."""
+        """Map latents ``n d`` to codes ``n`` int64."""
         ...
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes of any shape to their vectors, fp32, with a last axis ``d``."""
+        """Map codes of any shape ``...`` to their vectors ``... d`` fp32."""
         ...

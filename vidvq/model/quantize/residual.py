@@ -1,4 +1,4 @@
-"""Residual vector quantization: each codebook takes what the ones before it left over.
+"""Residual vector quantization: each layer quantizes the residual of the layers before it.
 
 Zeghidour et al. 2021, "SoundStream: An End-to-End Neural Audio Codec", section III-C.
 """
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from vidvq.errors import UsageError
-from vidvq.model.quantize.vq import MAX_SIZE, VectorQuantizer, VQConfig, pass_gradient
+from vidvq.model.quantize.vq import MAX_CODEBOOK_SIZE, VectorQuantizer, VQConfig, estimate_gradient
 
 
 @dataclass(frozen=True)
 class ResidualConfig:
-    """Codebooks one after another, seen from outside as one of ``layer.size ** depth`` codes.
+    """Residual codebooks that act as one codebook of ``layer.size ** depth`` codes.
 
     Attributes:
-        kind: ``residual``: several vector quantizers, each on the residual of those before.
-        depth: number of codebooks.
-        layer: settings of each codebook.
+        kind: ``residual``: residual vector quantization, several codebooks in sequence.
+        depth: number of layers (1 or more).
+        layer: codebook of each layer; ``cosine`` is not supported.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -30,24 +30,29 @@ class ResidualConfig:
     layer: VQConfig = field(default_factory=lambda: VQConfig(size=32))
 
     def __post_init__(self) -> None:
-        if self.depth < 1 or self.size > MAX_SIZE:
+        if self.depth < 1 or self.size > MAX_CODEBOOK_SIZE:
             raise UsageError(
-                f"depth={self.depth} of size={self.layer.size} must be at least 1 and make at most {MAX_SIZE} codes "
-                "(size ** depth)"
+                f"depth={self.depth} of size={self.layer.size} must be at least 1 and make at most "
+                f"{MAX_CODEBOOK_SIZE} codes (size ** depth)"
             )
         if self.layer.cosine:
-            raise UsageError("layer.cosine=True must be False: what is left over has a length as well as a direction")
+            raise UsageError("layer.cosine=True must be False: a residual has a length as well as a direction")
 
     @property
     def size(self) -> int:
-        """Number of codes, one for every choice of one code per layer."""
+        """Number of codes: all combinations of one code per layer."""
         return self.layer.size**self.depth
 
 
 class ResidualQuantizer(nn.Module):
-    """``n d`` latents to codes. A code's digits to the base ``layer.size`` are the layers' codes, the first highest.
+    """Residual vector quantizer; see :class:`~vidvq.model.quantize.interface.Quantizer`.
 
-    One number per position keeps every shape and format as it is with one codebook, at the same bits.
+    The digits of a code in base ``layer.size`` are the codes of the layers, the first layer highest. Shapes and formats
+    are therefore those of a single codebook, at the same number of bits.
+
+    Args:
+        config: the codebook.
+        dim: channels of a latent.
     """
 
     def __init__(self, config: ResidualConfig, dim: int) -> None:
@@ -56,15 +61,15 @@ class ResidualQuantizer(nn.Module):
         self.layers = nn.ModuleList(VectorQuantizer(config.layer, dim) for _ in range(config.depth))
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize; in training mode also move the codebooks.
+        """Quantize; in training mode also update the codebooks.
 
-        Layers are placed one after another: while one warms up, what it is given passes, and those after it wait.
+        Layers warm up one after another: a layer in warm-up passes its input unquantized, and later layers wait.
 
         Args:
             latents: ``n d``, any float type.
 
         Returns:
-            quantized ``n d`` in the latents' type, codes ``n``, and the mean of the layers' losses (a scalar).
+            Quantized latents ``n d`` of the same type, codes ``n``, and the mean loss of the layers (a scalar).
         """
         with torch.autocast(latents.device.type, enabled=False):
             x = latents.float()
@@ -74,29 +79,29 @@ class ResidualQuantizer(nn.Module):
                 assert isinstance(layer, VectorQuantizer)
                 codes = codes * layer.size
                 if not waiting:
-                    waiting = layer.warming
+                    waiting = layer.warming_up
                     part, digits, layer_loss = layer(x - total)
-                    # The gradient to the latents passes once, through the sum, not once per layer.
+                    # Gradients reach the latents once, through the sum, not once per layer.
                     total, codes, loss = total + part.detach(), codes + digits, loss + layer_loss / self.config.depth
-            return pass_gradient(x, total, self.config.layer.rotation).to(latents.dtype), codes, loss
+            return estimate_gradient(x, total, self.config.layer.rotation).to(latents.dtype), codes, loss
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
-        """``n d`` -> codes ``n`` int64."""
-        left, codes = latents.float(), torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        total = torch.zeros_like(left)
+        """Map latents ``n d`` to codes ``n`` int64."""
+        x, codes = latents.float(), torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        total = torch.zeros_like(x)
         for layer in self.layers:
             assert isinstance(layer, VectorQuantizer)
-            digits = layer.encode(left - total)
+            digits = layer.encode(x - total)
             total, codes = total + layer.lookup(digits), codes * layer.size + digits
         return codes
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes of any shape -> their vectors, fp32, with a last axis ``d``."""
-        # The first layer's first, as when it was encoded: sums in another order differ in their last bit.
-        places = [self.config.layer.size**place for place in reversed(range(self.config.depth))]
+        """Map codes of any shape ``...`` to their vectors ``... d`` fp32."""
+        # Sum in the order of encoding: another order rounds differently.
+        weights = [self.config.layer.size**digit for digit in reversed(range(self.config.depth))]
         parts = [
-            layer.lookup(codes // place % layer.size)  # type: ignore[operator]
-            for layer, place in zip(self.layers, places, strict=True)
+            layer.lookup(codes // weight % layer.size)  # type: ignore[operator]
+            for layer, weight in zip(self.layers, weights, strict=True)
         ]
         return sum(parts[1:], parts[0])

@@ -1,4 +1,4 @@
-"""Nearest codes, and k-means to place them first."""
+"""Nearest-code search, and k-means to initialize a codebook."""
 
 from importlib.util import find_spec
 
@@ -6,45 +6,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Latents whose scores are held at a time, codes in a chunk, and chunks in a block: a block's scores fit a core's cache.
+# Latents per block, codes per chunk, chunks per block: the scores of a block fit the cache of a core.
 _ROWS, _CHUNK, _BLOCK = 512, 64, 16
 _KMEANS_ROUNDS = 12
 
 
 @torch.no_grad()
-def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
-    """The nearest code of each latent in squared Euclidean distance; of equals, the first.
+def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Find the nearest code of each latent by squared Euclidean distance; ties resolve to the first code.
+
+    The distances of all latents to all codes are never materialized. On CUDA devices a Triton kernel keeps the best
+    code in registers if Triton is installed; otherwise blocks of latents and codes are compared.
 
     Args:
         latents: ``n d`` float32.
         codebook: ``k d`` float32.
 
     Returns:
-        ``n`` int64. Positions x codes is never held: on a CUDA device a Triton kernel keeps the best code so far in
-        registers, where Triton is installed; elsewhere blocks of both are compared, and the best of each chunk kept.
+        Codes ``n`` int64.
     """
     half_norms = codebook.square().sum(dim=1).mul(0.5)
     if latents.is_cuda and find_spec("triton") is not None:
-        from vidvq.model.quantize.search_triton import nearest_fused
+        from vidvq.model.quantize.search_triton import nearest_codes_fused
 
-        return nearest_fused(latents, codebook, half_norms)
-    return nearest_in_blocks(latents, codebook, half_norms)
+        return nearest_codes_fused(latents, codebook, half_norms)
+    return nearest_codes_blockwise(latents, codebook, half_norms)
 
 
-def nearest_in_blocks(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
-    """:func:`nearest` in plain torch; ``half_norms``: ``|c|^2 / 2`` of every code, ``k``."""
-    # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2): the first term is the same for every code, the rest one product.
+def nearest_codes_blockwise(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
+    """Compute :func:`nearest_codes` in plain torch.
+
+    Args:
+        latents: ``n d`` float32.
+        codebook: ``k d`` float32.
+        half_norms: ``|c|^2 / 2`` of each code, ``k``.
+
+    Returns:
+        Codes ``n`` int64.
+    """
+    # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2): the first term is constant, the rest is one matrix product.
     rows = torch.cat([codebook, -half_norms[:, None]], dim=1)
     if over := -len(rows) % _CHUNK:
         rows = torch.cat([rows, rows[-1:].expand(over, -1)])
     chunks = rows.view(-1, _CHUNK, rows.shape[1])
-    parts = [_nearest_of_few(part, chunks) for part in F.pad(latents, (0, 1), value=1.0).split(_ROWS)]
-    # The copies that fill the last chunk are of the last code.
+    parts = [_nearest_in_rows(part, chunks) for part in F.pad(latents, (0, 1), value=1.0).split(_ROWS)]
+    # The last chunk is padded with copies of the last code.
     return torch.cat(parts).clamp_(max=len(codebook) - 1) if parts else latents.new_zeros(0, dtype=torch.long)
 
 
-def _nearest_of_few(latents: Tensor, chunks: Tensor) -> Tensor:
-    """First the chunk, then the code in it: a maximum alone is much cheaper than one with its place."""
+def _nearest_in_rows(latents: Tensor, chunks: Tensor) -> Tensor:
+    """Find the best chunk, then the best code in it: a maximum is much cheaper than an argmax."""
     columns = latents.T.contiguous()
     best = []
     held = latents.new_empty(_BLOCK * _CHUNK, len(latents))
@@ -58,29 +69,29 @@ def _nearest_of_few(latents: Tensor, chunks: Tensor) -> Tensor:
 
 @torch.no_grad()
 def kmeans(latents: Tensor, size: int, seed: int) -> Tensor:
-    """Place ``size`` codes by Lloyd's algorithm (Lloyd 1982).
+    """Cluster latents with Lloyd's algorithm (Lloyd 1982).
 
     Args:
-        latents: ``n d`` float32; where ``n < size``, codes repeat with a little noise.
-        size: number of codes.
-        seed: of the start; the same latents and seed give the same codes.
+        latents: ``n d`` float32; if ``n < size``, initial centres repeat with a little noise.
+        size: number of clusters.
+        seed: seed of the initial centres; results are deterministic.
 
     Returns:
-        ``size d``.
+        Centres ``size d``.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(latents), generator=generator).to(latents.device)
     centres = latents[order[torch.arange(size, device=latents.device) % len(latents)]].clone()
     centres += 1e-3 * latents.std() * torch.randn(centres.shape, generator=generator).to(latents.device)
     for _ in range(_KMEANS_ROUNDS):
-        codes = nearest(latents, centres)
+        codes = nearest_codes(latents, centres)
         counts = torch.zeros(size, device=latents.device).index_add_(
             0, codes, torch.ones_like(codes, dtype=torch.float)
         )
         sums = torch.zeros_like(centres).index_add_(0, codes, latents)
         used = counts > 0
         centres[used] = sums[used] / counts[used, None]
-        # An empty cell starts again at some latent, so that every code is worth its place.
+        # Restart empty clusters at random latents, so that every code is used.
         empty = int((~used).sum())
         if empty:
             chosen = torch.randint(len(latents), (empty,), generator=generator).to(latents.device)

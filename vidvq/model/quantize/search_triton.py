@@ -1,4 +1,4 @@
-"""The nearest code of each latent in one Triton kernel. Nothing imports this but the search, on a CUDA device."""
+"""Nearest-code search as a fused Triton kernel. Imported only by the search, on CUDA devices."""
 
 import torch
 import triton  # type: ignore[import-not-found]
@@ -6,8 +6,8 @@ import triton.language as tl  # type: ignore[import-not-found]
 from torch import Tensor
 
 _ROWS, _CODES = 64, 64
-# The smallest inner dimension of a product.
-_LEAST_DIM = 16
+# Smallest inner dimension that `tl.dot` accepts.
+_MIN_DIM = 16
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def _nearest_kernel(
             other=0.0,
         )
         half = tl.load(half_norms + code, mask=code < num_codes, other=float("inf"))
-        # TF32 would take one code for another that is near.
+        # TF32 is too coarse to separate close codes.
         distance = half[None, :] - tl.dot(x, c, input_precision="ieee")
         least = tl.min(distance, axis=1)
         index = tl.argmin(distance, axis=1, tie_break_left=True) + start
@@ -49,16 +49,16 @@ def _nearest_kernel(
     tl.store(out + row, found.to(tl.int64), mask=row < num_latents)
 
 
-def nearest_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
-    """The nearest code of each latent; of equals, the first.
+def nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
+    """Find the nearest code of each latent; ties resolve to the first code.
 
     Args:
         latents: ``n d`` float32.
         codebook: ``k d`` float32.
-        half_norms: ``|c|^2 / 2`` of every code, ``k``.
+        half_norms: ``|c|^2 / 2`` of each code, ``k``.
 
     Returns:
-        ``n`` int64.
+        Codes ``n`` int64.
     """
     found = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
     if len(latents):
@@ -72,6 +72,6 @@ def nearest_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tens
             latents.shape[1],
             rows=_ROWS,
             codes=_CODES,
-            padded_dim=max(triton.next_power_of_2(latents.shape[1]), _LEAST_DIM),
+            padded_dim=max(triton.next_power_of_2(latents.shape[1]), _MIN_DIM),
         )
     return found

@@ -1,4 +1,4 @@
-"""Spatiotemporal codebooks: one for what a stream starts with (appearance), one for what follows (motion)."""
+"""Spatiotemporal codebooks: one for the first latent frame of a stream (appearance), one for the rest (motion)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,12 @@ from vidvq.model.quantize.vq import VectorQuantizer, VQConfig
 
 
 class CodebookKind(NamedTuple):
-    """One value of a codebook's ``kind``: its config, and the quantizer of that config and a latent's channels."""
+    """Classes of one kind of codebook.
+
+    Attributes:
+        config: config class.
+        quantizer: constructor of the quantizer, from a config and the number of latent channels.
+    """
 
     config: type[VQConfig | FSQConfig | LFQConfig | ResidualConfig]
     quantizer: Callable[[Any, int], Quantizer]
@@ -33,9 +38,9 @@ CODEBOOK_KINDS = {
 
 
 class _ByKind:
-    """A pydantic schema in which ``kind`` alone decides the config class of a mapping.
+    """A pydantic schema that selects the config class of a mapping by its ``kind``.
 
-    For a plain union pydantic would report the wrong fields of every member. A schema is a dict: it needs no import.
+    For a plain union pydantic reports the errors of all members. A schema is a dict, so pydantic is not imported.
     """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
@@ -57,10 +62,10 @@ CodebookConfig = Annotated[VQConfig | FSQConfig | LFQConfig | ResidualConfig, _B
 
 
 def codebook_config(data: dict[str, Any]) -> type[VQConfig | FSQConfig | LFQConfig | ResidualConfig]:
-    """The config class of a mapping of fields, by its ``kind`` (default ``vq``).
+    """Return the config class of a mapping by its ``kind`` (default ``vq``).
 
     Raises:
-        ValueError: there is no such kind.
+        UsageError: the kind is unknown.
     """
     kind = _kind_of(data)
     if not isinstance(kind, str) or kind not in CODEBOOK_KINDS:
@@ -70,12 +75,12 @@ def codebook_config(data: dict[str, Any]) -> type[VQConfig | FSQConfig | LFQConf
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """The codebooks of a tokenizer.
+    """Latent channels and codebooks of a tokenizer.
 
     Attributes:
-        dim: number of channels of a latent.
-        spatial: the codebook of a stream's first latent frame.
-        temporal: the codebook of all later ones; None makes ``spatial`` one joint codebook for all.
+        dim: number of latent channels (1 or more).
+        spatial: codebook of the first latent frame of a stream.
+        temporal: codebook of all later latent frames; None uses ``spatial`` as a joint codebook for all frames.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -90,12 +95,12 @@ class QuantizerConfig:
 
 
 class Quantized(NamedTuple):
-    """Latents after quantization.
+    """Output of a quantizer.
 
     Attributes:
-        latents: ``b d g h w``.
+        latents: quantized latents ``b d g h w``.
         codes: ``b g h w`` int64, local to the codebook of their group.
-        commitment_loss: scalar, averaged over positions.
+        commitment_loss: loss averaged over positions, a scalar.
     """
 
     latents: Tensor
@@ -104,17 +109,21 @@ class Quantized(NamedTuple):
 
 
 class SpatiotemporalQuantizer(nn.Module):
-    """Latents ``b d g h w`` to codes ``b g h w``, each group by the codebook it belongs to."""
+    """Quantizes latents ``b d g h w`` to codes ``b g h w``, each group with its codebook.
+
+    Args:
+        config: latent channels and codebooks.
+    """
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.spatial = _make(config.spatial, config.dim)
-        self.temporal = _make(config.temporal, config.dim) if config.temporal else None
+        self.spatial = _make_quantizer(config.spatial, config.dim)
+        self.temporal = _make_quantizer(config.temporal, config.dim) if config.temporal else None
 
     @property
     def codebooks(self) -> list[Codebook]:
-        """The codebooks, in the order of their offsets."""
+        """Codebooks, in the order of their offsets in a flat vocabulary."""
         if self.temporal is None:
             return [Codebook("joint", self.spatial.size, 0)]
         return [
@@ -123,7 +132,7 @@ class SpatiotemporalQuantizer(nn.Module):
         ]
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize whole streams, from their first group on."""
+        """Quantize complete streams ``b d g h w``; in training mode also update the codebooks."""
         parts = latents.split([1, latents.shape[2] - 1], dim=2) if self.temporal is not None else (latents,)
         done = [self._quantize(part, self.spatial if index == 0 else self.temporal) for index, part in enumerate(parts)]
         total = latents.shape[0] * latents[0, 0].numel()
@@ -133,16 +142,24 @@ class SpatiotemporalQuantizer(nn.Module):
         )
 
     def encode(self, latents: Tensor, first: bool) -> Tensor:
-        """Codes ``b g h w`` of some groups of a stream; ``first``: whether they start it (then there is one)."""
+        """Encode consecutive groups of a stream.
+
+        Args:
+            latents: ``b d g h w``.
+            first: whether this is the first group of the stream; then ``g`` is 1.
+
+        Returns:
+            Codes ``b g h w`` int64.
+        """
         flat = rearrange(latents, "b d g h w -> (b g h w) d")
-        codes = self._book(first).encode(flat)
+        codes = self._codebook_of(first).encode(flat)
         return codes.view(latents.shape[0], *latents.shape[2:])
 
     def lookup(self, codes: Tensor, first: bool) -> Tensor:
-        """Latents ``b d g h w`` of codes ``b g h w``."""
-        return rearrange(self._book(first).lookup(codes), "b g h w d -> b d g h w")
+        """Map codes ``b g h w`` to latents ``b d g h w`` fp32; ``first`` as for :meth:`encode`."""
+        return rearrange(self._codebook_of(first).lookup(codes), "b g h w d -> b d g h w")
 
-    def _book(self, first: bool) -> Quantizer:
+    def _codebook_of(self, first: bool) -> Quantizer:
         return self.spatial if first or self.temporal is None else self.temporal
 
     @staticmethod
@@ -158,5 +175,5 @@ class SpatiotemporalQuantizer(nn.Module):
         )
 
 
-def _make(config: CodebookConfig, dim: int) -> Quantizer:
+def _make_quantizer(config: CodebookConfig, dim: int) -> Quantizer:
     return CODEBOOK_KINDS[config.kind].quantizer(config, dim)

@@ -1,6 +1,6 @@
-"""Vector quantization with a codebook that follows its latents, by moving averages or by gradients.
+"""Vector quantization with codes learned by moving averages or by gradients.
 
-van den Oord et al. 2017, "Neural Discrete Representation Learning", eq. 3 and appendix A.1; the rotation trick is of
+van den Oord et al. 2017, "Neural Discrete Representation Learning", eq. 3 and appendix A.1; the rotation trick is from
 Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick", section 4.
 """
 
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from vidvq.errors import UsageError
 from vidvq.model.quantize.collectives import all_reduce_sum, broadcast_from_first
-from vidvq.model.quantize.search import kmeans, nearest
+from vidvq.model.quantize.search import kmeans, nearest_codes
 
-# Of any codebook: the statistics of use count every code, and tokens are stored in at most 32 bits.
-MAX_SIZE = 1 << 24
-# What training alone needs of a quantizer, by the last part of its name.
+# Usage statistics count each code, and tokens are stored in at most 32 bits.
+MAX_CODEBOOK_SIZE = 1 << 24
+# Last name component of the tensors that only training needs.
 TRAINING_STATE = ("ema_count", "ema_sum", "step", "reservoir")
 _EPSILON = 1e-5
 _REVIVE_EVERY = 10
@@ -26,19 +26,22 @@ _REVIVE_EVERY = 10
 
 @dataclass(frozen=True)
 class VQConfig:
-    """One codebook.
+    """A codebook for vector quantization.
 
     Attributes:
-        kind: ``vq``: vector quantization, codes learned by moving averages or gradients.
-        size: number of codes.
-        decay: decay of the moving averages, per step.
-        cosine: compare directions only; latents and codes are normalized to length 1.
-        warmup: training steps during which latents pass unquantized, before k-means initializes the codes.
-        revive_below: fraction of uniform use below which a code is dead, and is replaced by a latent of the batch.
-        update: what moves the codes: moving averages of their latents, or the gradient of the codebook loss.
-        codebook: weight of the codebook loss relative to the commitment's (1 / beta), for ``update=gradient``.
-        rotation: rotate and scale the gradient as the code is rotated and scaled relative to its latent, instead of
-            passing it straight through.
+        kind: ``vq``: vector quantization, codes learned from data.
+        size: number of codes (2 to 16777216).
+        decay: decay of the moving averages per step (from 0, below 1).
+        cosine: compare directions only, with latents and codes normalized to the unit sphere.
+        warmup: training steps in which latents pass unquantized, before k-means initializes the codes (steps).
+        revive_below: usage below which a dead code is replaced by a latent of the batch, as a fraction of uniform usage
+            (from 0, below 1).
+        update: update rule of the codes: ``ema`` (moving averages of their latents) or ``gradient`` (gradient of the
+            codebook loss).
+        codebook: weight of the codebook loss relative to the commitment loss (1 / beta in the paper), for
+            ``update=gradient`` (0 or more).
+        rotation: use the rotation trick: rotate and scale the gradient from the code to its latent instead of passing
+            it straight through.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -54,21 +57,25 @@ class VQConfig:
     rotation: bool = False
 
     def __post_init__(self) -> None:
-        if not 2 <= self.size <= MAX_SIZE:
-            raise UsageError(f"size={self.size} must be from 2 to {MAX_SIZE}")
+        if not 2 <= self.size <= MAX_CODEBOOK_SIZE:
+            raise UsageError(f"size={self.size} must be from 2 to {MAX_CODEBOOK_SIZE}")
         if self.warmup < 0 or self.codebook < 0 or not 0 <= self.decay < 1 or not 0 <= self.revive_below < 1:
             raise UsageError(f"{self} must have warmup and codebook >= 0, and decay and revive_below in [0, 1)")
 
 
 class VectorQuantizer(nn.Module):
-    """``n d`` latents to codes. Buffers and arithmetic are fp32 whatever the network's precision.
+    """Vector quantizer; see :class:`~vidvq.model.quantize.interface.Quantizer`. Buffers are always fp32.
 
-    All training state is in buffers; across processes counts and sums are added up before they are averaged, so every
-    process holds the same codebook as one process with the joint batch would.
+    All training state is in buffers. Counts and sums are reduced over all ranks before averaging, so every rank holds
+    the codebook that a single process would have with the joint batch.
 
-    With ``update=gradient`` a code is ``codebook + offset``: the buffer is where k-means or a revival put it, the
-    parameter how far gradients moved it since the start. So a placement never writes to a parameter, of which an
-    optimizer may hold another copy (ZeRO, bf16), and a parameter in bf16 does not round the codes themselves.
+    With ``update=gradient`` a code is ``codebook + offset``: a buffer that k-means and code replacement write, plus a
+    parameter that gradients update. Writing to a parameter is unsafe, because the optimizer may hold another copy
+    (ZeRO, bf16), and a bf16 parameter would round the codes.
+
+    Args:
+        config: the codebook.
+        dim: channels of a latent.
     """
 
     codebook: Tensor
@@ -89,42 +96,42 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("reservoir", torch.zeros(16 * config.size, dim))
 
     @property
-    def warming(self) -> bool:
-        """Whether the next step of training still passes latents unquantized."""
+    def warming_up(self) -> bool:
+        """Whether the next training step passes latents unquantized."""
         return self.training and int(self.step) < self.config.warmup
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize, with a gradient to the latents as if it were not; in training mode also move the codebook.
+        """Quantize, estimating the gradient to the latents; in training mode also update the codebook.
 
         Args:
             latents: ``n d``, any float type.
 
         Returns:
-            quantized ``n d`` in the latents' type, codes ``n``, and the commitment loss (a scalar, without weight),
-            with ``update=gradient`` plus ``codebook`` x the codebook loss.
+            Quantized latents ``n d`` of the same type, codes ``n``, and the unweighted commitment loss (a scalar); with
+            ``update=gradient``, ``codebook`` x the codebook loss is added.
         """
         with torch.autocast(latents.device.type, enabled=False):
             x = self._prepare(latents)
-            # In the warm-up too the parameter has a gradient, of 0: not every optimizer takes one that has none.
+            # A zero gradient during the warm-up: some optimizers reject parameters without one.
             loss = x.new_zeros(()) if self.offset is None else self.offset.float().sum() * 0
-            codes = nearest(x.detach(), self._vectors())
-            if self.training and len(x) and self._learn(x.detach(), codes):
+            codes = nearest_codes(x.detach(), self._vectors())
+            if self.training and len(x) and self._update_codebook(x.detach(), codes):
                 return latents, codes, loss
             quantized = self._vectors()[codes]
             if len(x):
                 loss = loss + F.mse_loss(x, quantized.detach())
                 if self.offset is not None:
                     loss = loss + self.config.codebook * F.mse_loss(quantized, x.detach())
-            return pass_gradient(x, quantized, self.config.rotation).to(latents.dtype), codes, loss
+            return estimate_gradient(x, quantized, self.config.rotation).to(latents.dtype), codes, loss
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
-        """``n d`` -> codes ``n`` int64."""
+        """Map latents ``n d`` to codes ``n`` int64."""
         with torch.autocast(latents.device.type, enabled=False):
-            return nearest(self._prepare(latents), self._vectors())
+            return nearest_codes(self._prepare(latents), self._vectors())
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes of any shape -> their vectors, fp32, with a last axis ``d``."""
+        """Map codes of any shape ``...`` to their vectors ``... d`` fp32."""
         return self._vectors()[codes]
 
     def _vectors(self) -> Tensor:
@@ -138,8 +145,8 @@ class VectorQuantizer(nn.Module):
         return F.normalize(x, dim=-1) if self.config.cosine else x
 
     @torch.no_grad()
-    def _learn(self, x: Tensor, codes: Tensor) -> bool:
-        """Take a batch into the codebook; True while the warm-up lasts."""
+    def _update_codebook(self, x: Tensor, codes: Tensor) -> bool:
+        """Update the codebook with a batch; returns True during the warm-up."""
         step = int(self.step)
         self.step += 1
         if step < self.config.warmup:
@@ -177,25 +184,25 @@ class VectorQuantizer(nn.Module):
         self.ema_sum[dead] = chosen * even
 
     def _fill_reservoir(self, x: Tensor, step: int) -> None:
-        """Fill the reservoir evenly over the warm-up, so that k-means sees the latents' late state as well."""
+        """Fill the reservoir evenly over the warm-up, so that k-means sees recent latents."""
         first, last = (at * len(self.reservoir) // self.config.warmup for at in (step, step + 1))
         rows = torch.arange(first, last, device=x.device)
         chosen = x[torch.randint(len(x), (len(rows),), device=x.device)]
         self.reservoir[rows] = chosen
 
     def _init_kmeans(self) -> None:
-        # The network moved while the reservoir filled: its later half is what latents look like now.
+        # The network changed during the warm-up: use the more recent half.
         latents = self.reservoir[len(self.reservoir) // 2 :].clone()
         broadcast_from_first(latents)
         centres = kmeans(latents, self.size, seed=0)
-        placed = F.normalize(centres) if self.config.cosine else centres
-        self.codebook.copy_(placed if self.offset is None else placed - self.offset.float())
-        counts = torch.bincount(nearest(latents, placed), minlength=self.size).float()
+        codes = F.normalize(centres) if self.config.cosine else centres
+        self.codebook.copy_(codes if self.offset is None else codes - self.offset.float())
+        counts = torch.bincount(nearest_codes(latents, codes), minlength=self.size).float()
         self.ema_count.copy_(counts.clamp(min=0.1) * (1.0 / counts.mean()))
-        self.ema_sum.copy_(placed * self.ema_count[:, None])
+        self.ema_sum.copy_(codes * self.ema_count[:, None])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
-        # A move to another device is followed, a change of precision is not: bf16 codebooks lose codes.
+        # Follow changes of the device but not of the data type: bf16 codebooks lose codes.
         buffers, self._buffers = self._buffers, {}
         super()._apply(fn, recurse)
         self._buffers = {
@@ -206,16 +213,24 @@ class VectorQuantizer(nn.Module):
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
-    """The value of ``quantized``, to the bit, with the gradient going to ``x`` unchanged (Bengio et al. 2013)."""
+    """Return exactly ``quantized``, with the gradient passed to ``x`` unchanged (Bengio et al. 2013)."""
     return quantized.detach() + (x - x.detach())
 
 
-def pass_gradient(x: Tensor, quantized: Tensor, rotation: bool) -> Tensor:
-    """The value of ``quantized`` ``n d``, to the bit, with its gradient going to ``x`` ``n d``.
+def estimate_gradient(x: Tensor, quantized: Tensor, rotation: bool) -> Tensor:
+    """Return exactly ``quantized``, with an estimated gradient to ``x``.
 
-    Straight through, or by the rotation trick: ``q = (|q| / |x|) R x`` with R the rotation from x to q in their plane,
-    ``R = I - 2 w w' + 2 q^ x^'`` for the unit vectors ``x^``, ``q^`` and ``w = (x^ + q^) / |x^ + q^|`` (section 4.2);
-    the scale and R count as constants, so that the angle between the gradient and q becomes that at x.
+    The estimator is straight-through, or the rotation trick: ``q = (|q| / |x|) R x`` with R the rotation from x to q in
+    their plane, ``R = I - 2 w w' + 2 q^ x^'`` for the unit vectors ``x^``, ``q^`` and ``w = (x^ + q^) / |x^ + q^|``
+    (section 4.2). Scale and R are constants, so the gradient keeps its angle to q when it is applied at x.
+
+    Args:
+        x: latents ``n d``.
+        quantized: their codes ``n d``.
+        rotation: use the rotation trick.
+
+    Returns:
+        Quantized latents ``n d``.
     """
     if not rotation:
         return straight_through(x, quantized)

@@ -1,4 +1,4 @@
-"""The terms of the generator's and the discriminator's loss."""
+"""Loss terms of the generator and the discriminator."""
 
 from vidvq.train.losses.adversarial import (
     LeCam,
@@ -6,10 +6,10 @@ from vidvq.train.losses.adversarial import (
     discriminator_loss,
     generator_loss,
     gradient_penalty,
-    nudge,
+    perturb,
 )
-from vidvq.train.losses.masking import hide_blocks
-from vidvq.train.losses.pixel import wavelet_l1
+from vidvq.train.losses.masking import mask_blocks
+from vidvq.train.losses.wavelet import wavelet_l1
 
 __all__ = [
     "LeCam",
@@ -17,7 +17,7 @@ __all__ = [
     "discriminator_loss",
     "generator_loss",
     "gradient_penalty",
-    "hide_blocks",
-    "nudge",
+    "mask_blocks",
+    "perturb",
     "wavelet_l1",
 ]

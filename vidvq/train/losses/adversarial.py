@@ -1,4 +1,4 @@
-"""The adversarial losses of generator and discriminator, and regularisers of the discriminator."""
+"""Adversarial losses, and regularizers of the discriminator."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,16 +8,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Kind = Literal["hinge", "non_saturating"]
-_NUDGE = 0.01
+_PERTURBATION = 0.01
 _TINY = 1e-8
 
 
 def discriminator_loss(kind: Kind, real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss.
+    """Compute the loss of the discriminator.
 
     Args:
-        kind: hinge (Lim and Ye 2017, "Geometric GAN", eq. 10), or non-saturating (Goodfellow et al. 2014, eq. 1).
-        real, fake: logits on real and on reconstructed video, any shape.
+        kind: ``hinge`` (Lim and Ye 2017, "Geometric GAN", eq. 10) or ``non_saturating`` (Goodfellow et al. 2014, eq.
+            1).
+        real: logits on real video, any shape.
+        fake: logits on reconstructed video, any shape.
+
+    Returns:
+        A scalar.
     """
     if kind == "hinge":
         return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
@@ -25,54 +30,72 @@ def discriminator_loss(kind: Kind, real: Tensor, fake: Tensor) -> Tensor:
 
 
 def generator_loss(kind: Kind, fake: Tensor) -> Tensor:
-    """The generator's loss: minus the mean logit on reconstructed video, or minus the log of being taken for real."""
+    """Compute the adversarial loss of the generator.
+
+    Args:
+        kind: ``hinge`` (negative mean logit) or ``non_saturating`` (negative log-likelihood of "real").
+        fake: logits on reconstructed video, any shape.
+
+    Returns:
+        A scalar.
+    """
     return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
 
 
-def nudge(video: Tensor) -> Tensor:
-    """Video moved a little in a random direction; what :func:`gradient_penalty` compares with."""
-    return video + _NUDGE * torch.randn_like(video)
+def perturb(video: Tensor) -> Tensor:
+    """Add a small random perturbation to a video, for :func:`gradient_penalty`."""
+    return video + _PERTURBATION * torch.randn_like(video)
 
 
-def gradient_penalty(logits: Tensor, nudged: Tensor) -> Tensor:
-    """R1, the squared norm of the discriminator's gradient at real video (Mescheder et al. 2018, eq. 9), estimated.
+def gradient_penalty(logits: Tensor, perturbed: Tensor) -> Tensor:
+    """Estimate the R1 penalty: the squared gradient norm of the discriminator at real video.
 
-    By a finite difference along a random direction e, ``|D(x + s e) - D(x)|^2 / s^2``, whose mean over directions is
-    the squared norm (Lin et al. 2025, "Diffusion Adversarial Post-Training", section 3.3, without the division). It
-    needs no second derivative, which ZeRO would not let through.
+    R1 is defined by Mescheder et al. 2018, eq. 9. The estimate is a finite difference along a random direction e,
+    ``|D(x + s e) - D(x)|^2 / s^2``, whose expectation over directions is the squared norm (Lin et al. 2025, "Diffusion
+    Adversarial Post-Training", section 3.3, without the division). It needs no second derivatives, which ZeRO does not
+    support.
 
     Args:
-        logits: of real video.
-        nudged: of what :func:`nudge` made of it.
+        logits: logits on real video.
+        perturbed: logits on the video that :func:`perturb` returned.
+
+    Returns:
+        A scalar.
     """
-    return ((nudged - logits) / _NUDGE).square().mean()
+    return ((perturbed - logits) / _PERTURBATION).square().mean()
 
 
 def adaptive_weight(other: Tensor, adversarial: Tensor, reconstruction: Tensor, limit: float) -> Tensor:
-    """How much heavier the adversarial loss would have to be to pull as hard as the others do.
+    """Compute the ratio of the gradient norms of the other losses and the adversarial loss.
 
-    Esser et al. 2021, "Taming Transformers", eq. 7, with the gradient taken at the reconstruction instead of at the
-    decoder's last layer: a gradient with respect to a weight does not pass ZeRO.
+    Esser et al. 2021, "Taming Transformers", eq. 7, except that gradients are taken at the reconstruction instead of
+    the last layer of the decoder: ZeRO does not support gradients with respect to a single weight.
 
     Args:
-        other, adversarial: scalars computed from ``reconstruction``.
-        reconstruction: a leaf that requires a gradient.
-        limit: the most it can be.
+        other: weighted sum of the other losses, a scalar computed from ``reconstruction``.
+        adversarial: adversarial loss, a scalar computed from ``reconstruction``.
+        reconstruction: leaf tensor that requires a gradient.
+        limit: maximum of the ratio.
 
     Returns:
-        a scalar without gradient.
+        The ratio, a scalar without gradient.
     """
-    (pull,) = torch.autograd.grad(other, reconstruction, retain_graph=True)
-    (push,) = torch.autograd.grad(adversarial, reconstruction, retain_graph=True)
-    return (pull.norm() / (push.norm() + _TINY)).clamp(0, limit).detach()
+    (other_gradient,) = torch.autograd.grad(other, reconstruction, retain_graph=True)
+    (adversarial_gradient,) = torch.autograd.grad(adversarial, reconstruction, retain_graph=True)
+    return (other_gradient.norm() / (adversarial_gradient.norm() + _TINY)).clamp(0, limit).detach()
 
 
 @dataclass
 class LeCam:
-    """LeCAM regulariser (Tseng et al. 2021, "Regularizing GANs under Limited Data", eq. 4).
+    """LeCAM regularizer (Tseng et al. 2021, "Regularizing GANs under Limited Data", eq. 4).
 
-    Holds running means of the discriminator's logits and pulls new logits towards the other side's mean, which keeps
-    a discriminator with little data from growing sure of itself.
+    Pulls logits on real and reconstructed video towards the running mean of each other, which prevents an
+    overconfident discriminator on little data.
+
+    Attributes:
+        decay: decay of the running means per update.
+        real: running mean of the logits on real video.
+        fake: running mean of the logits on reconstructed video.
     """
 
     decay: float = 0.99
@@ -80,10 +103,10 @@ class LeCam:
     fake: float = 0.0
 
     def __call__(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The penalty on these logits."""
+        """Compute the penalty for logits on real and on reconstructed video, a scalar."""
         return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
 
     def update(self, real: float, fake: float) -> None:
-        """Take the mean logits of a step, over all ranks, into the running means."""
+        """Update the running means with the mean logits of a micro-batch over all ranks."""
         self.real = self.decay * self.real + (1 - self.decay) * real
         self.fake = self.decay * self.fake + (1 - self.decay) * fake

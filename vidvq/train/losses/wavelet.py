@@ -1,4 +1,4 @@
-"""Distances in pixels, and in what a wavelet transform makes of them."""
+"""L1 distance of wavelet coefficients."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,14 @@ _LEVELS = 2
 
 
 def wavelet_l1(reconstruction: Tensor, video: Tensor) -> Tensor:
-    """L1 between the details of two videos: what an orthonormal 2D Haar transform leaves beside the means.
+    """Compute the L1 distance of the detail coefficients of two videos under a two-level 2D Haar transform.
 
     Args:
-        reconstruction, video: ``b c t h w``; height and width are multiples of 4.
+        reconstruction: video ``b c t h w``; height and width are multiples of 4.
+        video: video of the same shape.
 
     Returns:
-        the mean over two levels of the mean absolute difference of their detail coefficients.
+        Mean absolute difference of detail coefficients, averaged over the levels (a scalar).
     """
     means = reconstruction - video
     losses: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""Clip shards as training batches: the same for one seed, whatever the number of ranks, workers and restarts."""
+"""Clip shards as a training dataset. Batches depend on the seed only, not on ranks, workers or restarts."""
 
 import gc
 import os
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vidvq.data.batch_order import BatchOrder, SampledClip
 from vidvq.data.config import BucketConfig, DataConfig
-from vidvq.data.index import ClipIndex, read_bytes, read_index
-from vidvq.data.order import BatchOrder, Pick
+from vidvq.data.index import ClipIndex, read_bytes, read_clip_index
 from vidvq.errors import UsageError
 from vidvq.log import warn
 from vidvq.video import VideoError
@@ -27,27 +27,33 @@ _ATTEMPTS = 16
 
 @dataclass(frozen=True)
 class UnreadableBatch:
-    """A micro-batch for which no clip could be decoded; an exception from a worker process would be a traceback."""
+    """A micro-batch without a decodable clip. A value, because exceptions from data workers print a traceback.
+
+    Attributes:
+        reason: cause, for the user.
+    """
 
     reason: str
 
 
-class ClipBatches(Dataset[torch.Tensor | UnreadableBatch]):
-    """One rank's micro-batches ``b t h w c`` uint8, by ``(batch, micro_step)``.
+class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
+    """Micro-batches ``b t h w c`` uint8 of one rank, indexed by ``(batch, micro_step)``.
 
     Args:
-        config: the clips, the batch size and the shapes of batches.
+        config: clips, batch size and batch shapes.
         seed: seed of the order and the crops.
-        rank, ranks: this process, and the number of processes.
+        rank: rank of this process.
+        ranks: number of processes.
 
     Raises:
-        UsageError: a directory is unfinished, no clip is usable, or the batch is not divisible by the processes.
+        UsageError: a directory is incomplete, no clip is usable, or the batch size is not divisible by the number of
+            processes.
     """
 
     def __init__(self, config: DataConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
         self.config, self.seed, self.rank, self.ranks = config, seed, rank, ranks
         self.micro_batch = config.micro_batch(ranks)
-        self.index = read_index(list(config.clips))
+        self.index = read_clip_index(list(config.clips))
         bucket = assign_buckets(self.index, config.shapes)
         if left_out := int((bucket < 0).sum()):
             shapes = ", ".join(f"{shape.width}x{shape.height}" for shape in config.shapes)
@@ -55,7 +61,7 @@ class ClipBatches(Dataset[torch.Tensor | UnreadableBatch]):
             if left_out == len(bucket):
                 raise UsageError(f"data.clips has no usable clip: {message}; lower data.crop={config.crop}")
             if rank == 0:
-                warn(f"{message} and are left out of training")
+                warn(f"{message} and are excluded from training")
         weights = list(config.clips.values()) if isinstance(config.clips, dict) else None
         self.order = BatchOrder(self.index, bucket, weights, config.batch_size, config.shuffle, seed)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
@@ -65,38 +71,40 @@ class ClipBatches(Dataset[torch.Tensor | UnreadableBatch]):
         self._executors: dict[int, ThreadPoolExecutor] = {}
 
     def __getitem__(self, position: tuple[int, int]) -> torch.Tensor | UnreadableBatch:
-        """This rank's micro-batch of a batch."""
+        """Return a micro-batch of this rank."""
         number, micro_step = position
-        bucket, picks = self.order.batch(number)
+        bucket, samples = self.order.batch(number)
         first = (micro_step * self.ranks + self.rank) * self.micro_batch
-        mine = picks[first : first + self.micro_batch]
+        local = samples[first : first + self.micro_batch]
         try:
-            crops = list(self._executor().map(lambda pick: self._crop_of(bucket, pick), mine))
+            crops = list(self._executor().map(lambda sample: self._crop_of(bucket, sample), local))
         except UsageError as error:
             return UnreadableBatch(str(error))
         return torch.from_numpy(np.stack(crops))
 
     def _executor(self) -> ThreadPoolExecutor:
-        """The decoding threads of this process; those of its parent did not survive the fork."""
+        """Return the decoding threads of this process; threads of the parent do not survive a fork."""
         process = os.getpid()
         if process not in self._executors:
             self._executors[process] = ThreadPoolExecutor(self.config.threads)
         return self._executors[process]
 
-    def _crop_of(self, bucket: int, pick: Pick) -> np.ndarray:
+    def _crop_of(self, bucket: int, sample: SampledClip) -> np.ndarray:
         last = None
         for attempt in range(_ATTEMPTS):
-            clip = self.order.substitute(bucket, pick.clip, attempt) if attempt else pick.clip
+            clip = self.order.substitute(bucket, sample.clip, attempt) if attempt else sample.clip
             try:
                 frames = self._decode(clip)
-                random = Random(f"{self.seed}/{pick.epoch}/{self.index.keys[clip]}")
+                random = Random(f"{self.seed}/{sample.epoch}/{self.index.keys[clip]}")
                 return crop_clip(frames, self.config.shapes[bucket], random)
             except VideoError as error:
                 last = error
                 if clip not in self._warned:
                     self._warned.add(clip)
-                    warn(f"clip {self.index.keys[clip]} is left out of training, another takes its place: {error}")
-        raise UsageError(f"data.clips has no usable clip near {self.index.keys[pick.clip]}; the last one {last}")
+                    warn(f"clip {self.index.keys[clip]} is replaced by another clip: {error}")
+        raise UsageError(
+            f"data.clips has no usable clip near {self.index.keys[sample.clip]}; the last one tried {last}"
+        )
 
     def _decode(self, clip: int) -> np.ndarray:
         with self._lock:
@@ -115,7 +123,16 @@ class ClipBatches(Dataset[torch.Tensor | UnreadableBatch]):
 
 
 def assign_buckets(index: ClipIndex, shapes: tuple[BucketConfig, ...]) -> np.ndarray:
-    """The bucket of each clip: the largest that it fills; else the shortest whose crop it fills; else -1."""
+    """Assign each clip to the largest bucket that it fills.
+
+    Args:
+        index: the clips.
+        shapes: shape of each bucket.
+
+    Returns:
+        Index of the bucket of each clip. Clips shorter than all buckets are assigned to the shortest bucket whose crop
+        they fill; -1 marks clips smaller than all crops.
+    """
     by_size = sorted(range(len(shapes)), key=lambda i: shapes[i].num_frames * shapes[i].height * shapes[i].width)
     bucket = np.full(len(index.keys), -1)
     fits = {i: (index.height >= shapes[i].height) & (index.width >= shapes[i].width) for i in by_size}
@@ -127,7 +144,15 @@ def assign_buckets(index: ClipIndex, shapes: tuple[BucketConfig, ...]) -> np.nda
 
 
 def crop_clip(frames: np.ndarray, shape: BucketConfig, random: Random) -> np.ndarray:
-    """A random crop of a clip ``t h w c`` in time and space, of size ``shape``, mirrored with probability 0.5.
+    """Crop a clip randomly in time and space, and flip it horizontally with probability 0.5.
+
+    Args:
+        frames: clip ``t h w c``.
+        shape: size of the crop; shorter clips are extended by repeating the last frame.
+        random: source of randomness.
+
+    Returns:
+        Crop ``t h w c``.
 
     Raises:
         VideoError: the frames are smaller than the crop.
@@ -147,7 +172,7 @@ def crop_clip(frames: np.ndarray, shape: BucketConfig, random: Random) -> np.nda
 
 
 class _MicroBatchSampler:
-    """``(batch, micro_step)`` of every micro-batch from a given one, without end."""
+    """An endless sequence of positions ``(batch, micro_step)``, starting from a given one."""
 
     def __init__(self, number: int, micro_step: int, micro_steps: int) -> None:
         self._number, self._micro_step, self._micro_steps = number, micro_step, micro_steps
@@ -161,14 +186,22 @@ class _MicroBatchSampler:
                 number, micro_step = number + 1, 0
 
 
-def clip_batches(dataset: ClipBatches, number: int, micro_step: int = 0) -> Iterator[torch.Tensor]:
-    """Micro-batches ``b t h w c`` uint8 from one of batch ``number``, decoded ahead in worker processes.
+def iter_micro_batches(dataset: ClipDataset, number: int, micro_step: int = 0) -> Iterator[torch.Tensor]:
+    """Iterate over micro-batches, decoded ahead in worker processes.
+
+    Args:
+        dataset: micro-batches of this rank.
+        number: number of the first batch.
+        micro_step: index of the first micro-batch in that batch.
+
+    Yields:
+        Micro-batches ``b t h w c`` uint8, without end.
 
     Raises:
         UsageError: no clip of a micro-batch can be decoded.
     """
     config = dataset.config
-    # Without a generator the loader draws its seed from the run's random state, once more after each resume.
+    # Without a generator, the loader would draw its seed from the global random state, which resuming would change.
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -178,8 +211,8 @@ def clip_batches(dataset: ClipBatches, number: int, micro_step: int = 0) -> Iter
         prefetch_factor=2,
         generator=torch.Generator().manual_seed(dataset.seed),
     )
-    # Frames own threads of libswscale. A frame that awaits collection at the fork would be freed in a worker, which
-    # lacks those threads, and would wait for them forever.
+    # Frames own threads of libswscale. A frame collected after the fork would wait in the worker for threads that exist
+    # only in the parent.
     gc.collect()
     for batch in loader:
         if isinstance(batch, UnreadableBatch):
@@ -190,8 +223,8 @@ def clip_batches(dataset: ClipBatches, number: int, micro_step: int = 0) -> Iter
 def _start_worker(worker: int) -> None:
     gc.freeze()
     torch.set_num_threads(1)
-    # Schedulers and torchrun send SIGTERM to the whole process group, but the run still needs data to finish its step
-    # and save. Only a SIGTERM from the run itself ends a worker.
+    # Schedulers and torchrun send SIGTERM to the whole process group, but the run needs data to finish its step and
+    # save. Workers exit only on a SIGTERM from their parent.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     Thread(target=_exit_on_parent_sigterm, daemon=True).start()
 

@@ -1,55 +1,70 @@
-"""Use of each codebook, over a window of steps and all ranks."""
+"""Codebook usage over a window of steps and all ranks."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from vidvq.metrics.codes import use_of
+from vidvq.metrics.codes import codebook_usage
 from vidvq.model import VideoTokenizer
 from vidvq.train.distributed import DistributedContext, all_reduce_sum
 
-# Tokens per code; fewer do not show that an unseen code is unused.
+# With fewer tokens per code, a code without tokens may still be in use.
 _MIN_TOKENS_PER_CODE = 10
 
 
-class CodeUsage:
-    """Counts codes in windows of ``every`` steps; metrics cover the last complete window and the current one."""
+class UsageCounter:
+    """Counts code usage. Metrics cover the last complete window of steps and the current one.
+
+    Args:
+        tokenizer: tokenizer with the codebooks.
+        every: length of a window (steps).
+        context: this process in the job.
+
+    Attributes:
+        counts: by codebook, occurrences of each code in the last complete window and the current one, ``2 size``.
+    """
 
     def __init__(self, tokenizer: VideoTokenizer, every: int, context: DistributedContext) -> None:
         self._books, self._every, self._context = tokenizer.codebooks, every, context
         quantizer = tokenizer.config.quantizer
         parts = [part for part in (quantizer.spatial, quantizer.temporal) if part]
-        # During its warm-up a codebook's codes are not initialized.
+        # Codes are initialized at the end of the warm-up.
         self._settled = every + max(getattr(getattr(part, "layer", part), "warmup", 0) for part in parts)
         self.counts = {book.name: torch.zeros(2, book.size, device=context.device) for book in self._books}
 
     def add(self, codes: Tensor) -> None:
-        """Count the codes ``b lt lh lw`` of a micro-batch."""
+        """Count the codes ``b lt lh lw`` of a micro-batch on this rank."""
         for name, part in self._split(codes):
             counts = self.counts[name]
             counts[1] += torch.bincount(part.flatten(), minlength=counts.shape[1])
 
     def finish_step(self, step: int) -> None:
-        """Count a step, the ``step``-th of the run; a full window becomes the last complete one."""
+        """Start a new window after step ``step`` if the current window is complete."""
         if step % self._every == 0:
             for counts in self.counts.values():
                 counts[0] = counts[1]
                 counts[1] = 0
 
     def measure(self) -> dict[str, float]:
-        """Share of codes in use, perplexity, dead codes and tokens, by codebook; every rank calls it."""
+        """Return usage, perplexity, dead codes and tokens of each codebook. Collective: call on every rank."""
         metrics: dict[str, float] = {}
         for book in self._books:
             counts = all_reduce_sum(self.counts[book.name].sum(dim=0))
-            use = use_of(book.name, counts.cpu().numpy())
+            use = codebook_usage(book.name, counts.cpu().numpy())
             metrics[f"usage_{book.name}"], metrics[f"perplexity_{book.name}"] = use.share, use.perplexity
             metrics[f"dead_{book.name}"] = float(use.size - use.used)
             metrics[f"tokens_{book.name}"] = float(use.tokens)
         return metrics
 
     def alarms(self, metrics: dict[str, float], low: float, step: int) -> dict[str, str]:
-        """A message for each codebook whose share in use is below ``low``, once enough tokens were counted."""
+        """Return a warning for each codebook with low usage, once enough tokens are counted.
+
+        Args:
+            metrics: metrics returned by :meth:`measure`.
+            low: fraction of codes in use below which to warn.
+            step: number of finished steps.
+        """
         if step < self._settled:
             return {}
         return {
@@ -60,11 +75,11 @@ class CodeUsage:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The counts of all ranks; every rank calls it."""
+        """Return the counts summed over all ranks. Collective: call on every rank."""
         return {name: all_reduce_sum(counts.clone()).cpu() for name, counts in self.counts.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load what :meth:`state_dict` returned; rank 0 takes the counts of all ranks."""
+        """Load the counts that :meth:`state_dict` returned; they are kept on rank 0."""
         for name, counts in self.counts.items():
             counts.copy_(state[name] if self._context.rank == 0 else torch.zeros_like(counts))
 

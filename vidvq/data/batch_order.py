@@ -1,9 +1,9 @@
-"""The clips of every batch, as a function of the seed and the batch's number, for all ranks together.
+"""Random-access batch order: the clips of each global batch as a function of the seed and the batch number.
 
-The clips of one data set in one bucket are a stream: an endless sequence of epochs. Each epoch has every clip once,
-shuffled by shard and then within a window. A batch chooses its bucket, and each of its clips a data set, by weight;
-counting a low-discrepancy sequence gives how often each was chosen before. So batch 1,000,000 is computed without the
-batches before it, and the number of ranks or workers does not matter.
+The clips of one dataset in one bucket form a stream: an endless sequence of epochs. Each epoch contains each clip once,
+shuffled by shard and then within a window. Weighted low-discrepancy sequences choose the bucket of each batch and the
+dataset of each clip. Counting earlier choices gives positions in the streams, so any batch is computed without the
+batches before it, independent of the number of ranks and workers.
 """
 
 from collections import OrderedDict
@@ -13,23 +13,28 @@ import numpy as np
 
 from vidvq.data.index import ClipIndex
 
-# 2^64 over the golden ratio: multiples of it, modulo 2^64, fall evenly wherever one stops (Knuth, TAOCP 6.4).
+# 2^64 / golden ratio: its multiples modulo 2^64 are evenly spread in every prefix (Knuth, TAOCP 6.4).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 1 << 20
 _EPOCHS_KEPT = 16
 
 
 @dataclass(frozen=True)
-class Pick:
-    """One clip of a batch: its position in the index, and the epoch of its stream."""
+class SampledClip:
+    """One clip of a batch.
+
+    Attributes:
+        clip: position in the index.
+        epoch: epoch of the clip's stream.
+    """
 
     clip: int
     epoch: int
 
 
 @dataclass
-class _WeightedSequence:
-    """An endless sequence of choices, each in proportion to its weight in every prefix."""
+class _WeightedSampler:
+    """A deterministic endless sequence of choices that follows the weights closely in every prefix."""
 
     weights: np.ndarray
     _at: int = 0
@@ -46,8 +51,8 @@ class _WeightedSequence:
             spread = np.arange(first, last, dtype=np.uint64) * _GOLDEN
         return np.searchsorted(self._limits, spread, side="right")
 
-    def before(self, position: int) -> np.ndarray:
-        """How often each was chosen before ``position``."""
+    def counts_before(self, position: int) -> np.ndarray:
+        """Return the number of times each choice occurs before ``position``."""
         if position < self._at:
             self._at, self._counts = 0, np.zeros_like(self._counts)
         while self._at < position:
@@ -58,12 +63,12 @@ class _WeightedSequence:
 
 
 class BatchOrder:
-    """The batches of a run.
+    """Order of the batches of a run.
 
     Args:
         index: the clips.
-        bucket: the bucket of each clip; -1 where it fits none.
-        weights: relative weight of each data set; None makes all clips equally likely.
+        bucket: bucket of each clip; -1 excludes a clip.
+        weights: sampling weight of each dataset; None makes all clips equally likely.
         batch_size: clips per batch, over all ranks.
         window: size of the shuffle window (clips), after shards are shuffled.
         seed: seed of the order.
@@ -90,25 +95,31 @@ class BatchOrder:
             for b, name in enumerate(self.buckets)
             for d in range(sets)
         }
-        self._bucket_choices = _WeightedSequence(chances.sum(axis=1))
-        self._data_set_choices = [_WeightedSequence(row) for row in chances]
+        self._bucket_choices = _WeightedSampler(chances.sum(axis=1))
+        self._data_set_choices = [_WeightedSampler(row) for row in chances]
         self._epochs: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
 
-    def batch(self, number: int) -> tuple[int, list[Pick]]:
-        """The bucket and the clips of a batch."""
+    def batch(self, number: int) -> tuple[int, list[SampledClip]]:
+        """Return the bucket and the clips of a batch."""
         b = int(self._bucket_choices.choices(number, number + 1)[0])
-        first = int(self._bucket_choices.before(number)[b]) * self._batch_size
+        first = int(self._bucket_choices.counts_before(number)[b]) * self._batch_size
         sequence = self._data_set_choices[b]
-        counts = sequence.before(first).copy()
-        picks: list[Pick] = []
+        counts = sequence.counts_before(first).copy()
+        samples: list[SampledClip] = []
         for d in sequence.choices(first, first + self._batch_size):
             epoch, position = divmod(int(counts[d]), len(self._streams[b, d]))
-            picks.append(Pick(int(self._epoch(b, int(d), epoch)[position]), epoch))
+            samples.append(SampledClip(int(self._epoch(b, int(d), epoch)[position]), epoch))
             counts[d] += 1
-        return self.buckets[b], picks
+        return self.buckets[b], samples
 
     def substitute(self, bucket: int, clip: int, attempt: int) -> int:
-        """Another clip of the same stream, in place of one that cannot be decoded."""
+        """Return another clip of the same stream, to replace a clip that cannot be decoded.
+
+        Args:
+            bucket: bucket of the clip.
+            clip: position of the clip in the index.
+            attempt: number of the attempt, counted from 1.
+        """
         stream = self._streams[self.buckets.index(bucket), int(self._index.data_set[clip])]
         return int(stream[(int(np.searchsorted(stream, clip)) + attempt) % len(stream)])
 
@@ -122,7 +133,7 @@ class BatchOrder:
 
     def _shuffle(self, clips: np.ndarray, random: np.random.Generator) -> np.ndarray:
         shards = self._index.shard[clips]
-        # A random rank for every shard; a stable sort then keeps a shard's clips together.
+        # Random shard order; the stable sort keeps the clips of a shard together.
         ranks = random.permutation(int(shards.max()) + 1)
         rows = clips[np.argsort(ranks[shards], kind="stable")]
         windows = [rows[start : start + self._window] for start in range(0, len(rows), self._window)]

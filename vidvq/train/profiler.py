@@ -1,4 +1,4 @@
-"""`vidvq train --profile`: where the time of a few steps goes, by parts of a step and by operators."""
+"""`vidvq train --profile`: time of a few steps, by phase and by operator."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from vidvq.log import info, warn
 from vidvq.storage import write_atomic
 
-# What a step is made of; the loop and the trainer mark them with `record_function`.
+# Phases of a step, marked with `record_function` by the loop and the trainer.
 DATA, FORWARD, LOSSES, BACKWARD, DISCRIMINATOR, AVERAGE = PARTS = (
     "waiting for data",
     "generator, forward",
@@ -23,10 +23,10 @@ _ROWS = 15
 
 
 class Profiler:
-    """Records a few steps after the first ones; writes ``profile.txt`` and ``profile.json.gz``.
+    """Profiles a few steps after a warm-up; writes ``profile.txt`` and ``profile.json.gz`` to the run directory.
 
     Args:
-        run: the run's directory, which both go into.
+        run: run directory.
     """
 
     def __init__(self, run: Path) -> None:
@@ -41,7 +41,7 @@ class Profiler:
         self._profile.start()
 
     def step(self) -> None:
-        """Count a step of training."""
+        """Record the end of a training step."""
         if not self._left:
             return
         self._profile.step()
@@ -50,12 +50,12 @@ class Profiler:
             self._profile.stop()
 
     def close(self) -> None:
-        """End; every run calls it."""
+        """Stop profiling; warns if the run ended before the profile was complete."""
         if self._left:
             self._left = 0
             self._profile.stop()
             first = _WAIT + _WARMUP + 1
-            warn(f"there is no profile: it is of steps {first} to {first + _ACTIVE - 1} after the start")
+            warn(f"no profile was written: the run ended before step {first + _ACTIVE - 1} after its start")
 
     def _write(self, recorded: profile) -> None:
         trace = self._run / "profile.json.gz"
@@ -69,16 +69,16 @@ class Profiler:
     def _by_parts(self, events: list[Any], whole_us: float) -> list[str]:
         by_name = {event.key: event.cpu_time_total for event in events}
         spent = {part: by_name[part] for part in PARTS if part in by_name}
-        spent["all else"] = whole_us - sum(spent.values())
+        spent["other"] = whole_us - sum(spent.values())
         lines = [f"a step takes {whole_us / _ACTIVE / 1000:.1f} ms, mean of {_ACTIVE}", ""]
-        lines.append(f"{'part of a step':<44} {'ms':>9} {'share':>7}")
+        lines.append(f"{'phase':<44} {'ms':>9} {'share':>7}")
         return lines + [_row(part, us, whole_us) for part, us in spent.items()]
 
     def _by_operators(self, events: list[Any]) -> list[str]:
         operators = [event for event in events if event.key not in PARTS and not event.key.startswith("ProfilerStep")]
         spent = sorted(((self._own_us(event), event) for event in operators), key=lambda pair: -pair[0])
         whole_us = sum(us for us, _ in spent)
-        what = "kernel, time on the GPU" if self._cuda else "operator, time of its own"
+        what = "kernel, GPU time" if self._cuda else "operator, self CPU time"
         lines = [f"{what:<44} {'ms':>9} {'share':>7} {'calls':>7}"]
         return lines + [
             f"{_row(event.key, us, whole_us)} {event.count / _ACTIVE:>7.0f}" for us, event in spent[:_ROWS] if us

@@ -1,14 +1,14 @@
-"""Other libraries' tokenizers behind the same interface, so that the whole pipeline runs with them.
+"""Adapters for tokenizers of other libraries, which make them usable in the whole pipeline.
 
-The ``config.json`` of a folder names the kind of its tokenizer:
+The ``config.json`` of a folder determines its kind:
 
-- transformers' ``Emu3VQVAE``, as its ``save_pretrained`` writes it (``"model_type": "emu3_vqgan"``);
-- diffusers' ``VQModel``, the same (``"_class_name": "VQModel"``), applied to each frame;
-- a TorchScript pair ``encoder.jit`` and ``decoder.jit``, as Cosmos-Tokenizer ships them, with a ``config.json`` of
-  ``{"format": "vidvq.torchscript/1", "temporal_factor": 4, "spatial_factor": 8, "codebook_size": 64000}`` put beside.
+- ``Emu3VQVAE`` of transformers, as written by ``save_pretrained`` (``"model_type": "emu3_vqgan"``);
+- ``VQModel`` of diffusers, as written by ``save_pretrained`` (``"_class_name": "VQModel"``), applied to each frame;
+- a TorchScript pair ``encoder.jit`` and ``decoder.jit``, as distributed for Cosmos-Tokenizer, with a ``config.json``
+  such as ``{"format": "vidvq.torchscript/1", "temporal_factor": 4, "spatial_factor": 8, "codebook_size": 64000}``.
 
-Fingerprints are over the weights themselves, or over the TorchScript files. Weights are read from safetensors alone;
-TorchScript is code, which runs in its own interpreter: load only what you trust.
+Fingerprints cover the weights, or the TorchScript files. Weights are read only from safetensors. TorchScript files
+contain code: load them only from sources that you trust.
 """
 
 from dataclasses import dataclass
@@ -27,56 +27,66 @@ from vidvq.model.pixels import PREPROCESSING
 from vidvq.storage import read_json
 
 SCRIPT_FORMAT = "vidvq.torchscript/1"
-# Fields of a config.json that say how it was written, not what the network is.
+# Fields of a config.json that do not affect the network; excluded from fingerprints.
 _INCIDENTAL = {"transformers_version", "torch_dtype", "dtype", "architectures", "_diffusers_version", "_name_or_path"}
 
 
-class ForeignTokenizer(Tokenizer):
-    """One joint codebook; whole clips, one sample at a time, so that codes do not depend on the batch."""
+class TokenizerAdapter(Tokenizer):
+    """Base class of adapters: one joint codebook, no streaming.
+
+    Samples are processed one at a time, so that codes do not depend on the batch.
+
+    Attributes:
+        codebook_size: number of codes.
+    """
 
     codebook_size: int
 
     @property
     def codebooks(self) -> list[Codebook]:
-        """One, for all codes."""
+        """The single joint codebook."""
         return [Codebook("joint", self.codebook_size, 0)]
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        """Video to codes; see :meth:`Tokenizer.encode`.
+        """Encode video; see :meth:`Tokenizer.encode`.
 
         Raises:
-            ValueError: wrong rank, channels, type, range or device.
+            UsageError: wrong rank, channels, type, range or device.
         """
         self._check_video(video)
         return torch.cat([self._to_codes(sample.float()) for sample in self.pad(video).split(1)]).long()
 
     @torch.no_grad()
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        """Codes to video; see :meth:`Tokenizer.decode`.
+        """Decode codes; see :meth:`Tokenizer.decode`.
 
         Raises:
-            ValueError: wrong rank or type, a code out of range, or more frames or pixels asked for than there are.
+            UsageError: wrong rank or type, a code out of range, or a size that does not match the codes.
         """
         self._check_codes(codes, first=True)
         t, h, w = self.crop_size(codes.shape[1:], num_frames, size)
         return torch.cat([self._to_video(sample).float().clamp(-1, 1)[:, :, :t, :h, :w] for sample in codes.split(1)])
 
     def _to_codes(self, video: Tensor) -> Tensor:
-        """``1 c t h w`` of whole groups -> ``1 lt lh lw``."""
+        """Map video ``1 c t h w`` of complete groups to codes ``1 lt lh lw``."""
         raise NotImplementedError
 
     def _to_video(self, codes: Tensor) -> Tensor:
-        """The inverse."""
+        """Map codes ``1 lt lh lw`` to video ``1 c t h w`` of complete groups."""
         raise NotImplementedError
 
     def named_weights(self) -> dict[str, Tensor]:
-        """What the fingerprints are over: ``encoder.`` (all that decides the codes) and ``decoder.`` and a name."""
+        """Return the weights that fingerprints cover. Names start with ``encoder.`` (affects codes) or ``decoder.``."""
         raise NotImplementedError
 
 
-class Emu3Tokenizer(ForeignTokenizer):
-    """transformers' ``Emu3VQVAE`` (Wang et al. 2024). Frame 0 is a group of its own copies, as it takes an image."""
+class Emu3Tokenizer(TokenizerAdapter):
+    """Adapter for ``Emu3VQVAE`` of transformers (Wang et al. 2024). Frame 0 is encoded as a group of copies.
+
+    Args:
+        model: the ``Emu3VQVAE``.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -89,7 +99,7 @@ class Emu3Tokenizer(ForeignTokenizer):
         first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)
         frames = rearrange(torch.cat([first, video[:, :, 1:]], dim=2), "b c t h w -> b t c h w")
         t, h = frames.shape[1], frames.shape[3]
-        # It cuts the first two axes, which for a video are time and height, to a size in pixels: keep all.
+        # The model crops the first two axes, for video time and height, to `image_sizes`: keep everything.
         whole = [(t // self.temporal_factor * self.spatial_factor, h)]
         return self.model.encode(frames, image_sizes=whole).image_tokens[0][None]
 
@@ -100,12 +110,16 @@ class Emu3Tokenizer(ForeignTokenizer):
         return torch.cat([frames[:, :, :r].mean(dim=2, keepdim=True), frames[:, :, r:]], dim=2)
 
     def named_weights(self) -> dict[str, Tensor]:
-        """See :meth:`ForeignTokenizer.named_weights`."""
-        return _by_side(self.model, ("encoder.", "quant_conv.", "quantize."))
+        """Return the weights that fingerprints cover; see :meth:`TokenizerAdapter.named_weights`."""
+        return _prefix_by_side(self.model, ("encoder.", "quant_conv.", "quantize."))
 
 
-class FrameTokenizer(ForeignTokenizer):
-    """diffusers' ``VQModel`` (Esser et al. 2021), frame by frame."""
+class VQModelTokenizer(TokenizerAdapter):
+    """Adapter for ``VQModel`` of diffusers (Esser et al. 2021), applied frame by frame.
+
+    Args:
+        model: the ``VQModel``.
+    """
 
     temporal_factor = 1
 
@@ -132,18 +146,19 @@ class FrameTokenizer(ForeignTokenizer):
         return torch.stack(frames, dim=2)
 
     def named_weights(self) -> dict[str, Tensor]:
-        """See :meth:`ForeignTokenizer.named_weights`."""
-        return _by_side(self.model, ("encoder.", "quant_conv.", "quantize."))
+        """Return the weights that fingerprints cover; see :meth:`TokenizerAdapter.named_weights`."""
+        return _prefix_by_side(self.model, ("encoder.", "quant_conv.", "quantize."))
 
 
 @dataclass(frozen=True)
-class ScriptConfig:
-    """``config.json`` beside a TorchScript pair.
+class TorchScriptConfig:
+    """``config.json`` of a TorchScript pair.
 
     Attributes:
-        temporal_factor, spatial_factor: frames after the first, and pixels, per code.
+        temporal_factor: frames per code, after frame 0.
+        spatial_factor: pixels per code, along height and width.
         codebook_size: number of codes.
-        dtype: of the video that the encoder takes.
+        dtype: data type of the input of the encoder.
     """
 
     temporal_factor: int
@@ -152,15 +167,24 @@ class ScriptConfig:
     dtype: str = "bfloat16"
 
 
-class ScriptTokenizer(ForeignTokenizer):
-    """TorchScript: an encoder of ``1 + k r`` frames to ``(indices, ...)`` or indices, a decoder of indices to video."""
+class TorchScriptTokenizer(TokenizerAdapter):
+    """Adapter for a TorchScript pair.
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, config: ScriptConfig, files: dict[str, Tensor]) -> None:
+    Args:
+        encoder: maps ``1 + k r`` frames to codes, or to a tuple that starts with them.
+        decoder: maps codes to video.
+        config: factors and number of codes.
+        files: contents of the TorchScript files, by name; the fingerprints cover them.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, config: TorchScriptConfig, files: dict[str, Tensor]
+    ) -> None:
         super().__init__()
         self.encoder, self.decoder, self._files = encoder, decoder, files
         self.temporal_factor, self.spatial_factor = config.temporal_factor, config.spatial_factor
         self.codebook_size, self._dtype = config.codebook_size, getattr(torch, config.dtype)
-        # A frozen script has no parameter whose device could be asked for.
+        # A frozen script has no parameters that reveal its device.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
 
     @property
@@ -176,12 +200,12 @@ class ScriptTokenizer(ForeignTokenizer):
         return self.decoder(codes)
 
     def named_weights(self) -> dict[str, Tensor]:
-        """See :meth:`ForeignTokenizer.named_weights`."""
+        """Return the weights that fingerprints cover; see :meth:`TokenizerAdapter.named_weights`."""
         return self._files
 
 
-def foreign_kind(path: Path) -> str | None:
-    """Which tokenizer of another library a folder holds, by its ``config.json``; None where it is none."""
+def adapter_kind(path: Path) -> str | None:
+    """Return the kind of adapter that a folder needs, by its ``config.json``; None if it is not supported."""
     if not (path / "config.json").is_file():
         return None
     config = read_json(path / "config.json")
@@ -194,13 +218,16 @@ def foreign_kind(path: Path) -> str | None:
     return "vqmodel" if config.get("_class_name") == "VQModel" else None
 
 
-def load_foreign(path: Path) -> tuple[ForeignTokenizer, Fingerprints]:
-    """Load a folder that :func:`foreign_kind` knows, and its fingerprints.
+def load_adapter(path: Path) -> tuple[TokenizerAdapter, Fingerprints]:
+    """Load a folder supported by :func:`adapter_kind`.
+
+    Returns:
+        The tokenizer and its fingerprints.
 
     Raises:
-        ValueError: files are missing, damaged, or do not fit the config.
+        UsageError: a package or file is missing, or a file is damaged or does not match the config.
     """
-    kind, config = foreign_kind(path), read_json(path / "config.json")
+    kind, config = adapter_kind(path), read_json(path / "config.json")
     try:
         tokenizer = _LOADERS[str(kind)](path, config)
     except ModuleNotFoundError as error:
@@ -212,10 +239,10 @@ def load_foreign(path: Path) -> tuple[ForeignTokenizer, Fingerprints]:
     return tokenizer, fingerprint(model, PREPROCESSING, arrays)
 
 
-def _load_emu3(path: Path, _: dict[str, Any]) -> ForeignTokenizer:
+def _load_emu3(path: Path, _: dict[str, Any]) -> TokenizerAdapter:
     from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
 
-    # It is typed as returning the model alone.
+    # The annotated return type lacks the loading report.
     load: Any = Emu3VQVAE.from_pretrained
     model, report = load(
         path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
@@ -224,20 +251,20 @@ def _load_emu3(path: Path, _: dict[str, Any]) -> ForeignTokenizer:
     return Emu3Tokenizer(model)
 
 
-def _load_vqmodel(path: Path, _: dict[str, Any]) -> ForeignTokenizer:
+def _load_vqmodel(path: Path, _: dict[str, Any]) -> TokenizerAdapter:
     from diffusers.models.autoencoders.vq_model import VQModel
 
-    # It is typed as returning the model alone.
+    # The annotated return type lacks the loading report.
     load: Any = VQModel.from_pretrained
     model, report = load(
         path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
     )
     _check_complete(report)
-    return FrameTokenizer(model.float())
+    return VQModelTokenizer(model.float())
 
 
 def _check_complete(report: dict[str, Any]) -> None:
-    """Refuse weights that the library would fill up with random ones."""
+    """Reject incomplete weights, which the library would complete with random ones."""
     for name in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(name):
             raise UsageError(
@@ -245,8 +272,8 @@ def _check_complete(report: dict[str, Any]) -> None:
             )
 
 
-def _load_script(path: Path, config: dict[str, Any]) -> ForeignTokenizer:
-    fields = ScriptConfig(**{name: value for name, value in config.items() if name != "format"})
+def _load_script(path: Path, config: dict[str, Any]) -> TokenizerAdapter:
+    fields = TorchScriptConfig(**{name: value for name, value in config.items() if name != "format"})
     parts = {side: path / f"{side}.jit" for side in ("encoder", "decoder")}
     for file in parts.values():
         if not file.is_file():
@@ -256,13 +283,13 @@ def _load_script(path: Path, config: dict[str, Any]) -> ForeignTokenizer:
         for side, file in parts.items()
     }
     encoder, decoder = (torch.jit.load(str(file), map_location="cpu") for file in parts.values())
-    return ScriptTokenizer(encoder, decoder, fields, files)
+    return TorchScriptTokenizer(encoder, decoder, fields, files)
 
 
 _LOADERS = {"emu3": _load_emu3, "vqmodel": _load_vqmodel, "torchscript": _load_script}
 
 
-def _by_side(model: nn.Module, token_side: tuple[str, ...]) -> dict[str, Tensor]:
+def _prefix_by_side(model: nn.Module, token_side: tuple[str, ...]) -> dict[str, Tensor]:
     return {
         f"{'encoder' if name.startswith(token_side) else 'decoder'}.{name}": tensor
         for name, tensor in model.state_dict().items()

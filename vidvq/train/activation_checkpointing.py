@@ -1,4 +1,4 @@
-"""Activation checkpointing, put on the tokenizer from outside."""
+"""Activation checkpointing of the tokenizer, without changes to its modules."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,7 @@ from vidvq.model.layers import ResBlock, TemporalCache
 
 
 def checkpoint_activations(tokenizer: VideoTokenizer) -> None:
-    """Make every residual block compute its inner activations again in the backward pass (Chen et al. 2016)."""
+    """Recompute the activations of all residual blocks in the backward pass (Chen et al. 2016)."""
     for module in tokenizer.modules():
         if isinstance(module, ResBlock):
             module.forward = partial(_forward, module.forward)  # type: ignore[method-assign]
@@ -21,5 +21,5 @@ def checkpoint_activations(tokenizer: VideoTokenizer) -> None:
 def _forward(forward: Callable[[Tensor, TemporalCache], Tensor], x: Tensor, cache: TemporalCache) -> Tensor:
     if not torch.is_grad_enabled():
         return forward(x, cache)
-    # Whole videos start their stream here, and nothing reads the cache that a block would update.
+    # Training processes complete videos: the recomputed block starts from an empty cache, whose update is not used.
     return checkpoint(lambda x: forward(x, TemporalCache()), x, use_reentrant=False)  # type: ignore[return-value]
