@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import vidvq
 from vidvq.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
@@ -55,3 +57,16 @@ def test_pages_load_nothing_from_the_network():
 def test_the_files_that_a_page_names_exist(page):
     named = re.findall(r"`((?:vidvq|tests|configs|docker|launch|examples)/[\w./-]*\w)`", page.read_text())
     assert [name for name in named if not (ROOT / name).exists() and "NAME" not in name] == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*(ROOT / ".github").rglob("*.yml"), ROOT / "CITATION.cff", ROOT / ".pre-commit-config.yaml"],
+    ids=lambda path: path.name,
+)
+def test_files_that_only_a_server_reads_are_yaml(path):
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_the_citation_names_the_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == vidvq.__version__
