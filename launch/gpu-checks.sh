@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests and figures that need a CUDA device, without Ray, DeepSpeed or any video library: torch 2.11 or newer,
-# einops, pytest, click, pydantic and PyYAML are enough. Writes its report to $OUT (default: runs/gpu).
+# Runs the tests and benchmarks that need a CUDA device, without Ray, DeepSpeed or a video library. Requires torch 2.11
+# or newer, einops, pytest, click, pydantic and PyYAML. Writes its report to $OUT (default: runs/gpu).
 #
 #   launch/gpu-checks.sh            PYTHON=python3.12 launch/gpu-checks.sh            DEVICE=cpu for a dry run
 set -uo pipefail
@@ -14,7 +14,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$OUT"
 failed=0
 
-run() {  # run NAME COMMAND...: its output goes to the screen and to $OUT/NAME.txt; a failure does not stop the rest.
+run() {  # run NAME COMMAND...: copies the output to $OUT/NAME.txt; a failure does not stop the remaining checks.
   local name=$1
   shift
   echo "== $name: $*"

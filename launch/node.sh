@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Runs one machine's part of a vidvq job: training under torchrun, all else on a Ray cluster. Run it on each machine:
+# Runs one node's part of a vidvq job: training under torchrun, other commands on a Ray cluster. Run it on each node:
 #
 #   NODES=2 NODE_RANK=0 HEAD=node0:29500 launch/node.sh train CONFIG [KEY=VALUE]...
 #   NODES=2 NODE_RANK=0 HEAD=node0:29500 launch/node.sh shard VIDEOS... --out DIR
 #
-# NODES      machines (1)
-# NODE_RANK  which of them this is (0)
-# HEAD       host:port of machine 0, that all of them reach (127.0.0.1:29500)
-# NPROC      training processes on this machine (one per GPU, or 1 without a GPU)
-# GPUS       that each machine must have (0)
-# SHARED     a path that all machines must be able to write (the current directory)
-# CPUS       that Ray may use on this machine (all)
-# PYTHON     the interpreter (python)
-# RAY_AUTH_TOKEN, RAY_AUTH_MODE=token  keep strangers out of the Ray cluster; `vidvq submit` sets both
+# NODES      number of nodes (default: 1)
+# NODE_RANK  number of this node, from 0 (default: 0)
+# HEAD       HOST:PORT of node 0, reachable from all nodes (default: 127.0.0.1:29500)
+# NPROC      training processes on this node (default: one per GPU, or 1 without a GPU)
+# GPUS       GPUs that each node must have (default: 0)
+# SHARED     path that all nodes must be able to write (default: the current directory)
+# CPUS       CPU cores for Ray on this node (default: all)
+# PYTHON     Python interpreter (default: python)
+# RAY_AUTH_TOKEN, RAY_AUTH_MODE=token  restrict access to the Ray cluster; `vidvq submit` sets both
 #
-# The machines are looked at first (GPUs, disk, versions, whether they reach one another): within a minute it says no.
+# A preflight check of all nodes (GPUs, disk, versions, network) runs first and fails within a minute.
 set -euo pipefail
-# A signal to all of the group is for the command that runs; this waits for it.
+# A signal to the process group also reaches the running command; bash waits for it before it runs the trap.
 trap 'exit 143' TERM
 
 python=${PYTHON:-python}
@@ -32,10 +32,10 @@ if [ "$1" = train ]; then
   where=(--standalone)
   if [ "$nodes" -gt 1 ]; then
     where=(--nnodes "$nodes" --node-rank "$rank" --master-addr "${head%:*}" --master-port "${head##*:}")
-    # Gloo would take the interface that the machine's name stands for, which is often the loopback.
+    # By default Gloo binds to the interface that the host name resolves to, which is often the loopback.
     export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
   fi
-  # Saving a large model takes longer than the 30 s that torchrun would allow.
+  # Saving a large model takes longer than torchrun's default of 30 s.
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}
   "$python" -m torch.distributed.run "${where[@]}" --nproc-per-node "$nproc" -m vidvq "$@"
 elif [ "$nodes" = 1 ]; then
@@ -45,7 +45,7 @@ else
   if [ -n "${CPUS:-}" ]; then
     ray+=("--num-cpus=$CPUS")
   fi
-  # When the job is over nothing is left to be drained.
+  # Once the job has ended there are no tasks to drain.
   export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
   folder=$(mktemp -d)
   started=

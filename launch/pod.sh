@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The command of a training pod: node.sh, with the SIGTERM that a pod gets before it is ended passed on to all of it.
+# Command of a training pod: runs node.sh and forwards the pod's SIGTERM to its whole process group.
 set -euo pipefail
 
 setsid bash "$(dirname "$0")/node.sh" "$@" &

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Runs vidvq on the Ray cluster that this machine belongs to; what `vidvq submit` has a Ray job and a RayJob do.
+# Runs vidvq on this node's Ray cluster. `vidvq submit` uses it as the command of a Ray job and of a RayJob.
 #
 #   CONFIG=config.yaml SHARED=DIR launch/ray.sh tokenize CLIPS --checkpoint CHECKPOINT --out DIR
 #
-# CONFIG  the settings (config.yaml)
-# SHARED  a path that all machines must be able to write; without it that is not looked at
-# PYTHON  the interpreter (python)
+# CONFIG  file with the settings (default: config.yaml)
+# SHARED  path that all nodes must be able to write; if unset, the preflight check is skipped
+# PYTHON  Python interpreter (default: python)
 #
-# The machines are looked at first (disk, versions, the shared path): within a minute it says no.
+# A preflight check of all nodes (disk, versions, shared path) runs first and fails within a minute.
 set -euo pipefail
 
-# By its whole path: where nodes share a disk, Ray unpacks a job's folder anew for each, and this process stays in the old.
+# An absolute path: on nodes that share a disk, Ray replaces the job's folder for each node that joins, while this process
+# keeps the old one as its working directory.
 config=$(realpath "${CONFIG:-config.yaml}")
 exec "${PYTHON:-python}" -m vidvq.cli.ray_job "$@" --config "$config" runtime.address=auto

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs vidvq on hosts that plain ssh reaches without a password, and that share a file system:
+# Runs vidvq on hosts that share a file system and accept ssh without a password:
 #
 #   HOSTFILE=hosts launch/ssh.sh train CONFIG [KEY=VALUE]...
 #
-# HOSTFILE     lines of `host slots=8`: training processes there; the first host is where they meet
-# NODES        how many of them (all)
-# PORT         where they meet (29500)
-# NODE_SCRIPT  node.sh, where all hosts see it (launch/node.sh)
-# PYTHON       the interpreter, on all hosts
+# HOSTFILE     file with lines of `host slots=8`, the training processes per host; the first host is the rendezvous
+# NODES        number of hosts to use, from the top (default: all)
+# PORT         port of the rendezvous (default: 29500)
+# NODE_SCRIPT  path of node.sh, visible on all hosts (default: launch/node.sh)
+# PYTHON       Python interpreter on all hosts (default: python)
 set -euo pipefail
 
-"${PYTHON:-python}" -m vidvq.submit.fanout --hostfile "$HOSTFILE" --nodes "${NODES:-0}" --port "${PORT:-29500}" -- \
+"${PYTHON:-python}" -m vidvq.submit.ssh_launcher --hostfile "$HOSTFILE" --nodes "${NODES:-0}" --port "${PORT:-29500}" -- \
   bash "${NODE_SCRIPT:-launch/node.sh}" "$@"

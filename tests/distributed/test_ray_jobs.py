@@ -47,10 +47,10 @@ def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapsh
                 time.sleep(1)
             assert "ANYONE" not in done.stderr
             again = command(*submission)
-            assert "is there already: " in again.stderr
+            assert "was already submitted: " in again.stderr
             stranger = command(*submission, token=False)
             assert stranger.returncode == 2
-            assert "ANYONE WHO REACHES" in stranger.stderr
+            assert "ANYONE WHO CAN REACH" in stranger.stderr
             assert "Traceback" not in stranger.stderr
             while len(list((out / "commits").glob("*.json"))) < 2:
                 assert time.monotonic() < deadline, command("logs", run).stdout
@@ -66,7 +66,10 @@ def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapsh
 
 def test_mistakes_are_one_line(tmp_path, demo_videos, vidvq):
     command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "ray", "--run", tmp_path / "r"]
-    assert "must be the cluster's job interface" in vidvq(*command, "--address", "10.0.0.1:8265").error
-    assert "the Ray cluster at http://127.0.0.1:9 says" in vidvq(*command, "--address", "http://127.0.0.1:9").error
+    assert "must be the URL of the cluster's job server" in vidvq(*command, "--address", "10.0.0.1:8265").error
+    assert (
+        "request to the Ray cluster at http://127.0.0.1:9 failed"
+        in vidvq(*command, "--address", "http://127.0.0.1:9").error
+    )
     trained = vidvq("submit", "train", "demo", "--backend", "ray", "--run", tmp_path / "t")
     assert "training does not run as a Ray job" in trained.error

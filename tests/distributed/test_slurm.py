@@ -51,19 +51,19 @@ def ended(run: Path) -> bool:
 
 
 def log_of(run: Path) -> str:
-    return b"".join(jobs.follow(run, keep_on=False)).decode()
+    return b"".join(jobs.logs(run, follow=False)).decode()
 
 
-def test_training_over_two_nodes_saves_at_the_limit_is_queued_again_and_ends(cluster, clips_dir, tmp_path, vidvq):
+def test_training_over_two_nodes_saves_at_the_limit_is_requeued_and_ends(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run $(touch harm) '\"", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=40", *TINY]
     assert vidvq(*command, *NODES, "--run", run).code == 0
-    assert "is there already: " in vidvq(*command, *NODES, "--run", run).err
+    assert "was already submitted: " in vidvq(*command, *NODES, "--run", run).err
     until(lambda: bool(list_steps(out)) or ended(run), run)
     # What Slurm does when the time is up.
     job = json.loads((run / "attempts/1.json").read_text())["job"]
     subprocess.run(["scancel", "--signal=USR2", "--batch", job], check=True)
-    until(lambda: "queued again" in log_of(run), run)
+    until(lambda: "requeued" in log_of(run), run)
     saved = read_checkpoint(out).config["step"]
     assert saved < 40
     until(lambda: ended(run), run)
@@ -81,7 +81,7 @@ def test_slurm_itself_says_when_the_time_is_up(cluster, clips_dir, tmp_path, vid
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
     assert vidvq(*command, *NODES, "--run", run, "--time", "0:03:00").code == 0
-    until(lambda: "queued again" in log_of(run) or ended(run), run, 170)
+    until(lambda: "requeued" in log_of(run) or ended(run), run, 170)
     assert f"step {read_checkpoint(out).config['step']} is saved" in log_of(run)
     vidvq("submit", "cancel", run)
     until(lambda: ended(run), run)
@@ -119,15 +119,15 @@ def test_the_jobs_of_an_array_share_a_corpus(cluster, clips_dir, checkpoint_dir,
     assert jobs.status(run).state == "done", log_of(run)
     assert len(list((run / "logs").iterdir())) == 2
     assert snapshot(out) == snapshot(tokens_dir)
-    assert "is there already: done" in vidvq(*command, "--backend", "slurm", "--array", 2, "--run", run).err
+    assert "was already submitted: done" in vidvq(*command, "--backend", "slurm", "--array", 2, "--run", run).err
 
 
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--nodes", 3], 2, "nodes=3 are more than the 2 of partition main"),
-        (["--queue", "gold"], 2, "queue='gold' is no partition of this cluster; there are main"),
-        (["--gpus", 8], 1, "sbatch says: .*(node configuration|gres|GRES)"),
+        (["--nodes", 3], 2, "nodes=3 exceeds the 2 nodes of partition main"),
+        (["--queue", "gold"], 2, "queue='gold' is not a partition of this cluster; choose one of main"),
+        (["--gpus", 8], 1, "sbatch failed: .*(node configuration|gres|GRES)"),
     ],
 )
 def test_what_the_cluster_does_not_have_is_one_line(cluster, clips_dir, tmp_path, vidvq, options, code, said):

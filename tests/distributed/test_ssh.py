@@ -60,7 +60,7 @@ def hosts(tmp_path_factory, monkeypatch) -> Iterator[tuple[Host, Host, Path]]:
         yield one, other, hostfile
 
 
-def test_training_over_two_hosts_is_cancelled_goes_on_and_ends(hosts, clips_dir, tmp_path, vidvq):
+def test_training_over_two_hosts_is_cancelled_resumes_and_ends(hosts, clips_dir, tmp_path, vidvq):
     _, _, hostfile = hosts
     run, out = tmp_path / "run $(touch harm) '\"", tmp_path / "o'ut $(touch harm)"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=60", *TINY]
@@ -110,11 +110,11 @@ def test_tokenization_over_two_hosts_is_the_same_bytes(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "names no host"),
+        ("", "lists no hosts"),
         ("-oProxyCommand=touch slots=1", "must be `host slots=8`"),
         ("a slots=0", "must be `host slots=8`"),
-        ("a\na slots=2", "is there twice"),
-        ("a slots=1", "nodes=2 are more than the 1 hosts"),
+        ("a\na slots=2", "is listed twice"),
+        ("a slots=1", "nodes=2 exceeds the 1 hosts"),
     ],
 )
 def test_a_wrong_hostfile_is_one_line(clips_dir, tmp_path, vidvq, text, said):

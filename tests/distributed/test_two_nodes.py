@@ -86,25 +86,25 @@ def test_two_nodes_make_the_same_bytes_also_when_one_is_lost(demo_videos, tmp_pa
         assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "inline")
 
 
-def test_the_machines_of_a_cluster_are_looked_at(tmp_path_factory):
+def test_the_nodes_of_a_cluster_are_checked(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("p")
     with cluster(tmp_path) as (one, _, _):
-        look = [sys.executable, "-m", "vidvq.submit.preflight_ray", "--shared", str(tmp_path / "out")]
+        check = [sys.executable, "-m", "vidvq.submit.preflight_ray", "--shared", str(tmp_path / "out")]
 
         # As a Ray job finds it; this machine may have other clusters.
         environment = os.environ | TOKEN | {"RAY_ADDRESS": f"{one.address}:6379"}
 
         def preflight(*more: str) -> subprocess.CompletedProcess:
-            command = one.command(*look, *more)
+            command = one.command(*check, *more)
             return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=90)
 
         done = preflight()
         assert done.returncode == 0, done.stderr
         rows = done.stderr.splitlines()
-        assert [row.split()[0] for row in rows[:3]] == ["machine", "0", "1"]
+        assert [row.split()[0] for row in rows[:3]] == ["node", "0", "1"]
         assert rows[3] == "preflight: ready"
         assert not list(tmp_path.glob(".vidvq-preflight*"))
         small = preflight("--min-free-gib", "1e9")
         assert small.returncode == 2
-        assert "machine 1" in small.stderr
+        assert "node 1" in small.stderr
         assert "preflight: not ready" in small.stderr

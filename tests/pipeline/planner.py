@@ -30,7 +30,7 @@ from vidvq.shard import ShardStage
 from vidvq.shard.config import ShardConfig
 from vidvq.shard.probe import _clip
 from vidvq.shard.rows import PlannedClip
-from vidvq.storage import is_remote, place
+from vidvq.storage import is_remote, resolve_path
 from vidvq.tokenize import TokenizeClips, TokenizeConfig
 
 CLIPS_PER_VIDEO = 20
@@ -98,7 +98,7 @@ class Stage(ShardStage):
 
 
 def main() -> None:
-    folder, clips, per_shard = place(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, clips, per_shard = resolve_path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     count_requests() if is_remote(folder) else sys.addaudithook(ask)
     uris = (f"s3://a-bucket-of-films/{index % 997:03d}/film-{index:08d}.mp4" for index in range(clips // 20))
     sources = [Source(uri, 123_456_789, "d41d8cd98f00b204e9800998ecf8427e") for uri in uris]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vidvq.storage import create_once, is_remote, place, read_json, write_atomic
+from vidvq.storage import create_once, is_remote, read_json, resolve_path, write_atomic
 from vidvq.storage.objects import put_once
 
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=32 clip.multiple=8 clips_per_shard=3".split()
@@ -48,7 +48,7 @@ def test_a_bucket_is_sharded_into_a_bucket_as_onto_a_disk(videos, bucket, object
 def test_a_record_is_read_by_one_request(bucket, objects, monkeypatch):
     import s3fs
 
-    record = place(f"s3://{bucket.name}/record.json")
+    record = resolve_path(f"s3://{bucket.name}/record.json")
     bucket.put_object(Key="record.json", Body=b'{"a": 1}')
     asked = []
     call = s3fs.S3FileSystem._call_s3
@@ -95,7 +95,7 @@ def test_a_disk_that_is_too_full_to_fetch_to_fails_no_video(
 
 
 def test_what_is_created_once_is_never_put_over(bucket, objects):
-    path = place(f"s3://{bucket.name}/x")
+    path = resolve_path(f"s3://{bucket.name}/x")
     assert is_remote(path)
     assert create_once(path, b"first") and create_once(path, b"first")
     assert not create_once(path, b"second") and not put_once(b"third", path)

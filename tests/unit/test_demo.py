@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vidvq.cli.arguments import split
+from vidvq.cli.options import split
 from vidvq.config import find_config, load
 from vidvq.demo import run
 from vidvq.shard import ShardConfig

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import click
 
 from vidvq import config
-from vidvq.cli.arguments import split
+from vidvq.cli.options import split
 from vidvq.errors import UsageError
 from vidvq.settings import Setting, as_yaml, settings_of
 
@@ -142,6 +142,3 @@ def _stage_of(data: dict[str, Any], name: str) -> str:
         which = f"fits {', '.join(fits)}" if fits else "fits no command"
         raise UsageError(f"{name} {which}; name the command: vidvq config STAGE {name}")
     return fits[0]
-
-
-COMMANDS = (show_config,)

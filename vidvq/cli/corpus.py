@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidvq import config, log
-from vidvq.cli.arguments import config_option, config_path, is_override, json_option, out_option, split
 from vidvq.cli.config import settings_epilog
+from vidvq.cli.options import config_option, config_path, is_override, json_option, out_option, split
 from vidvq.errors import UsageError
 
 if TYPE_CHECKING:

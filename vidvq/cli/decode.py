@@ -8,7 +8,7 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.config import settings_epilog
-from vidvq.cli.place import Place, checkpoint_option
+from vidvq.cli.options import PathOrUrl, checkpoint_option
 from vidvq.errors import UsageError
 
 _GRID = re.compile(r"(\d+)[,x](\d+)[,x](\d+)")
@@ -33,15 +33,15 @@ def _grid(context: click.Context, parameter: click.Parameter, value: str | None)
 
 
 @click.command(short_help="Turn token shards back into video.", epilog=settings_epilog("decode"))
-@click.argument("tokens", type=Place())
+@click.argument("tokens", type=PathOrUrl())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @checkpoint_option
-@click.option("--out", required=True, type=Place(), help="A folder; for one clip or stretch also a file.")
+@click.option("--out", required=True, type=PathOrUrl(), help="A folder; for one clip or stretch also a file.")
 @click.option("--key", help="This one clip.")
 @click.option("--source", metavar="URI", help="A stretch of this video, in one file.")
 @click.option("--from", "start", callback=_seconds, metavar="SECONDS", help="Where the stretch starts.")
 @click.option("--to", "end", callback=_seconds, metavar="SECONDS", help="Where the stretch ends.")
-@click.option("--tokenizer", type=Place(), help="tokenizer.json for TOKENS that a generator wrote (npy, bin).")
+@click.option("--tokenizer", type=PathOrUrl(), help="tokenizer.json for TOKENS that a generator wrote (npy, bin).")
 @click.option("--flat", is_flag=True, help="The generator's ids count through all codebooks.")
 @click.option("--grid", callback=_grid, metavar="LT,LH,LW", help="The grid of one video, for ids without a shape.")
 def decode(

@@ -6,19 +6,19 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.config import settings_epilog
-from vidvq.cli.place import Place
+from vidvq.cli.options import PathOrUrl
 
 
 @click.command(short_help="Turn token shards into what trainers read.", epilog=settings_epilog("export"))
-@click.argument("tokens", type=Place())
+@click.argument("tokens", type=PathOrUrl())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--to", "target", required=True, help="megatron, litdata, parquet, mds, energon or bin.")
-@click.option("--out", required=True, type=Place(), help="Output directory, or s3://bucket/folder.")
+@click.option("--out", required=True, type=PathOrUrl(), help="Output directory, or s3://bucket/folder.")
 @click.option("--check", is_flag=True, help="Read all of it back and compare it with TOKENS, id by id.")
 def export(tokens: Path, overrides: tuple[str, ...], target: str, out: Path, check: bool) -> int:
     """Turn TOKENS (a directory that `vidvq tokenize` wrote) into flat sequences of ids, one per clip.
 
-    An interrupted export goes on where it stopped; the result is the same, byte for byte.
+    An interrupted export resumes with the same command; the result is the same, byte for byte.
 
     vidvq export tokens/ --to megatron --out megatron/ order=temporal
     """
@@ -28,6 +28,3 @@ def export(tokens: Path, overrides: tuple[str, ...], target: str, out: Path, che
     for line in run_export(tokens, target, out, settings, check).lines():
         log.info(line)
     return 0
-
-
-COMMANDS = (export,)

@@ -21,10 +21,22 @@ from typing import NoReturn
 import click
 
 from vidvq import __version__, storage
-from vidvq.cli import artifacts, export, stages, submit
-from vidvq.cli import config as config_command
+from vidvq.cli.config import show_config
+from vidvq.cli.decode import decode
+from vidvq.cli.demo import demo
+from vidvq.cli.evaluate import evaluate
+from vidvq.cli.export import export
+from vidvq.cli.inspect import inspect
+from vidvq.cli.shard import shard
+from vidvq.cli.submit import submit
+from vidvq.cli.tokenize import tokenize
+from vidvq.cli.train import train
+from vidvq.cli.verify import verify
+from vidvq.cli.view import view
 from vidvq.errors import JobStopped, StoreError, UsageError, WorkerLost
 from vidvq.video import VideoError
+
+COMMANDS = (shard, train, tokenize, decode, view, evaluate, demo, show_config, inspect, verify, export, submit)
 
 OK, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -41,7 +53,7 @@ def cli() -> None:
     """
 
 
-for command in (*stages.COMMANDS, *config_command.COMMANDS, *artifacts.COMMANDS, *export.COMMANDS, *submit.COMMANDS):
+for command in COMMANDS:
     cli.add_command(command)
 
 

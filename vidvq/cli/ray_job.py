@@ -1,6 +1,6 @@
-"""What a job of a Ray cluster runs: `python -m vidvq.cli.ray_job VERB...`: a look at the machines, then the verb.
+"""Entry point of a job on a Ray cluster: `python -m vidvq.cli.ray_job VERB...` runs the preflight, then the command.
 
-In one process: a job's folder is taken away from all of it when the first driver in it ends.
+Both run in one process, because Ray deletes a job's folder when the first driver of the job disconnects.
 """
 
 import os
@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 from vidvq.cli.main import run
-from vidvq.submit.preflight_ray import look_first
+from vidvq.submit.preflight_ray import check_cluster
 
 
 def main() -> int:
-    """Look where ``SHARED`` names a path that all machines must be able to write; then run the command line."""
+    """Run the preflight if ``SHARED`` names a path that all nodes must be able to write; then run the command line."""
     shared = os.environ.get("SHARED")
-    return (look_first(Path(shared)) if shared else 0) or run(sys.argv[1:])
+    return (check_cluster(Path(shared)) if shared else 0) or run(sys.argv[1:])
 
 
 if __name__ == "__main__":

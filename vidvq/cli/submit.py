@@ -1,4 +1,4 @@
-"""The verb `submit`: jobs on clusters, and how they stand."""
+"""`vidvq submit`: submit jobs to clusters, query them, read their logs, cancel them."""
 
 import os
 import sys
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidvq import config, log
-from vidvq.cli.arguments import config_option, config_path, out_option, split
-from vidvq.cli.place import checkpoint_option
+from vidvq.cli.options import checkpoint_option, config_option, config_path, out_option, split
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED
 
@@ -22,10 +21,10 @@ _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 @click.group(short_help="Run train, shard or tokenize on a cluster.")
 def submit() -> None:
-    """Run train, shard or tokenize on a cluster, and see how it stands.
+    """Run train, shard or tokenize on a cluster, and manage the jobs.
 
-    Everything about a job is kept in its run folder, by default runs/jobs/NAME. The same command again does no harm:
-    what is there already stays as it is, what failed or was cancelled goes on.
+    The run folder of a job, by default runs/jobs/NAME, records everything about it. Resubmitting is safe: the same
+    command leaves a running or finished job alone and resumes one that failed or was cancelled.
 
     \b
     vidvq submit train demo data.clips=shards/ out=runs/big --backend slurm --nodes 2 --gpus 8
@@ -33,39 +32,57 @@ def submit() -> None:
     """
 
 
-def _where(function: Callable[..., int]) -> Callable[..., int]:
-    """The options that say where a job runs."""
+def _resource_options(function: Callable[..., int]) -> Callable[..., int]:
+    """Add the options for the backend and the requested resources."""
     for option in reversed(
         (
             click.option("--backend", default="local", show_default=True, help="local, slurm, ssh, ray or kubernetes."),
-            click.option("--nodes", type=int, help="Machines; 1, or all of the hostfile."),
-            click.option("--gpus", default=0, show_default=True, help="GPUs of each machine."),
-            click.option("--cpus", type=int, help="CPU cores of each machine."),
-            click.option("--time", metavar="H:MM:SS", help="Limit of one stretch; training goes on in the next."),
-            click.option("--array", type=int, metavar="N", help="Slurm: N such jobs that share the corpus."),
-            click.option("--queue", help="Slurm's partition, or Kueue's queue."),
-            click.option("--address", metavar="URL", help="Ray: the cluster's job interface, http://HOST:8265."),
-            click.option("--hostfile", metavar="FILE", help="ssh: lines of `HOST slots=8`."),
-            click.option("--image", help="Kubernetes: the container image."),
-            click.option("--namespace", help="Kubernetes: the namespace."),
-            click.option("--volume", "volumes", multiple=True, metavar="CLAIM:/PATH", help="Kubernetes: shared disk."),
-            click.option("--secret", "secrets", multiple=True, help="Kubernetes: a secret's name, for variables."),
-            click.option("--retries", default=0, show_default=True, help="With --wait: attempts after a failed one."),
-            click.option("--wait", is_flag=True, help="Stay until it has ended; exit 1 where it failed."),
-            click.option("--dry-run", is_flag=True, help="Print exactly what would run; write and submit nothing."),
-            click.option("--run", "run_folder", type=click.Path(path_type=Path), help="The run folder."),
+            click.option("--nodes", type=int, help="Number of nodes. Default: all hosts of --hostfile, else 1."),
+            click.option("--gpus", default=0, show_default=True, help="GPUs per node."),
+            click.option("--cpus", type=int, help="CPU cores per node."),
+            click.option(
+                "--time", metavar="H:MM:SS", help="Time limit of one attempt; training is requeued and resumes."
+            ),
+            click.option("--array", type=int, metavar="N", help="Slurm: array of N jobs that share the corpus."),
+            click.option("--queue", help="Slurm partition or Kueue queue."),
+            click.option("--address", metavar="URL", help="Ray: URL of the job server, http://HOST:8265."),
+            click.option("--hostfile", metavar="FILE", help="ssh: file with lines of `HOST slots=8`."),
+            click.option("--image", help="Kubernetes: container image."),
+            click.option("--namespace", help="Kubernetes: namespace."),
+            click.option(
+                "--volume",
+                "volumes",
+                multiple=True,
+                metavar="CLAIM:/PATH",
+                help="Kubernetes: volume claim to mount in all pods; may be repeated.",
+            ),
+            click.option(
+                "--secret",
+                "secrets",
+                multiple=True,
+                metavar="NAME",
+                help="Kubernetes: secret whose keys become environment variables; may be repeated.",
+            ),
+            click.option(
+                "--retries", default=0, show_default=True, help="With --wait: retries after a failed attempt."
+            ),
+            click.option("--wait", is_flag=True, help="Wait until the job ends; exit with 1 if it failed."),
+            click.option("--dry-run", is_flag=True, help="Print the files and the command; write and submit nothing."),
+            click.option(
+                "--run", "run_folder", type=click.Path(path_type=Path), help="Run folder. Default: runs/jobs/NAME."
+            ),
         )
     ):
         function = option(function)
     return function
 
 
-@submit.command(short_help="Train a tokenizer there.")
+@submit.command(short_help="Train a tokenizer on a cluster.")
 @click.argument("config_name", metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@_where
-def train(config_name: str, overrides: tuple[str, ...], **where: Any) -> int:
-    """Train a tokenizer as `vidvq train CONFIG [KEY=VALUE]...` would, with GPUs x nodes processes."""
+@_resource_options
+def train(config_name: str, overrides: tuple[str, ...], **options: Any) -> int:
+    """Run `vidvq train CONFIG [KEY=VALUE]...` with one process per GPU of every node."""
     from vidvq.train import TrainConfig
 
     loaded = config.load(TrainConfig, config.find_config(config_name), list(overrides))
@@ -80,126 +97,123 @@ def train(config_name: str, overrides: tuple[str, ...], **where: Any) -> int:
     perceptual = settings["loss"]["perceptual_net"]
     for section, name in ((settings, "start_from"), (settings["evaluation"], "clips"), (perceptual, "backbone")):
         section[name] = section[name] and _absolute(section[name])
-    job = _job("train", (), settings, settings["out"], where)
+    job = _job("train", (), settings, settings["out"], options)
     loaded.data.micro_batch(job.resources.nodes * job.processes)
-    return _submit(job, where)
+    return _submit(job, options)
 
 
-@submit.command(short_help="Cut videos into clip shards there.")
+@submit.command(short_help="Cut videos into clip shards on a cluster.")
 @click.argument("videos", nargs=-1, metavar="[VIDEOS]... [KEY=VALUE]...")
 @out_option
 @config_option
-@_where
-def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **where: Any) -> int:
-    """Cut VIDEOS into clip shards as `vidvq shard` would, on a Ray cluster of its own."""
+@_resource_options
+def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **options: Any) -> int:
+    """Run `vidvq shard VIDEOS...` on a Ray cluster that is started for the job."""
     from vidvq.shard import ShardConfig
 
     inputs, overrides = split(videos)
     if not inputs:
-        raise UsageError("give video files or directories")
+        raise UsageError("VIDEOS is missing; give video files or directories")
     settings = config.to_dict(config.load(ShardConfig, config_path(config_name), overrides))
     target = _absolute(str(out))
-    return _submit(_job("shard", (*map(_absolute, inputs), "--out", target), settings, target, where), where)
+    return _submit(_job("shard", (*map(_absolute, inputs), "--out", target), settings, target, options), options)
 
 
-@submit.command(short_help="Turn clip shards or videos into token shards there.")
+@submit.command(short_help="Tokenize clip shards or videos on a cluster.")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCES... [KEY=VALUE]...")
 @checkpoint_option
 @out_option
 @config_option
-@_where
-def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, **where: Any) -> int:
-    """Turn SOURCES into token shards as `vidvq tokenize` would, on a Ray cluster of its own."""
+@_resource_options
+def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, **options: Any) -> int:
+    """Run `vidvq tokenize SOURCES...` on a Ray cluster that is started for the job."""
     from vidvq.tokenize import TokenizeConfig
 
     inputs, overrides = split(sources)
     if not inputs:
-        raise UsageError("give a directory of clip shards, or video files or directories")
+        raise UsageError("SOURCES is missing; give a directory of clip shards, or video files or directories")
     settings = config.to_dict(config.load(TokenizeConfig, config_path(config_name), overrides))
     target = _absolute(str(out))
-    # What ships with vidvq lies wherever vidvq lies on those machines.
+    # The bundled checkpoint has another path on each node, where vidvq is installed.
     weights = () if checkpoint == BUNDLED else ("--checkpoint", _absolute(str(checkpoint)))
     arguments = (*map(_absolute, inputs), *weights, "--out", target)
-    return _submit(_job("tokenize", arguments, settings, target, where), where)
+    return _submit(_job("tokenize", arguments, settings, target, options), options)
 
 
-@submit.command(short_help="Say how a job stands.")
+@submit.command(short_help="Print the state of a job.")
 @_RUN
 def status(run: Path) -> int:
-    """Say how the job of a run folder stands: waiting, running, done, failed, cancelled or lost."""
+    """Print the state of the job in run folder RUN: waiting, running, done, failed, cancelled or lost."""
     from vidvq import submit as jobs
 
     click.echo(jobs.status(run))
     return 0
 
 
-@submit.command(short_help="Print a job's output.")
+@submit.command(short_help="Print the output of a job.")
 @_RUN
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@click.option("-f", "--follow", is_flag=True, help="Follow the output until the job ends.")
 def logs(run: Path, follow: bool) -> int:
-    """Print the output of a run folder's job."""
+    """Print the output of the job in run folder RUN."""
     from vidvq import submit as jobs
 
-    for data in jobs.follow(run, keep_on=follow):
+    for data in jobs.logs(run, follow):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     return 0
 
 
-@submit.command(short_help="Stop a job; training saves first.")
+@submit.command(short_help="Cancel a job; training saves first.")
 @_RUN
 def cancel(run: Path) -> int:
-    """Ask the job of a run folder to stop. Training saves a checkpoint first; submit it again to go on."""
+    """Cancel the job in run folder RUN. Training saves a checkpoint first; submit the job again to resume it."""
     from vidvq import submit as jobs
 
     before = jobs.cancel(run)
-    log.info(f"{run} had ended before: {before}" if before.ended else f"{run} is asked to stop; it was {before}")
+    log.info(f"{run} has already ended: {before}" if before.ended else f"{run} is being cancelled; it was {before}")
     return 0
 
 
-def _job(verb: str, arguments: tuple[str, ...], settings: dict[str, Any], out: str, where: dict[str, Any]) -> "Job":
+def _job(verb: str, arguments: tuple[str, ...], settings: dict[str, Any], out: str, options: dict[str, Any]) -> "Job":
     from vidvq import submit as jobs
 
     names = ("gpus", "cpus", "time", "array", "queue", "image", "namespace", "volumes", "secrets", "address")
-    hostfile = _absolute(where["hostfile"]) if where["hostfile"] else None
-    nodes = where["nodes"]
+    hostfile = _absolute(options["hostfile"]) if options["hostfile"] else None
+    nodes = options["nodes"]
     if nodes is None:
         nodes = len(jobs.read_hostfile(Path(hostfile))) if hostfile else 1
-    resources = jobs.Resources(nodes=nodes, hostfile=hostfile, **{name: where[name] for name in names})
-    return jobs.Job(verb, arguments, settings, out, where["backend"], resources, os.getcwd(), sys.executable)  # noqa: PTH109
+    resources = jobs.Resources(nodes=nodes, hostfile=hostfile, **{name: options[name] for name in names})
+    return jobs.Job(verb, arguments, settings, out, options["backend"], resources, os.getcwd(), sys.executable)  # noqa: PTH109
 
 
-def _submit(job: "Job", where: dict[str, Any]) -> int:
+def _submit(job: "Job", options: dict[str, Any]) -> int:
     from vidvq import submit as jobs
 
-    run = where["run_folder"] or Path("runs/jobs", job.name)
-    if where["dry_run"]:
+    run = options["run_folder"] or Path("runs/jobs", job.name)
+    if options["dry_run"]:
         for line in jobs.preview(job, run):
             click.echo(line)
         return 0
-    if where["retries"] and not where["wait"]:
-        raise UsageError(f"retries={where['retries']} needs --wait; somebody must see that an attempt failed")
-    for attempt in range(where["retries"] + 1):
+    if options["retries"] and not options["wait"]:
+        raise UsageError(f"retries={options['retries']} needs --wait, because this command starts the retries")
+    for attempt in range(options["retries"] + 1):
         submitted = jobs.submit(job, run)
         if submitted.status:
-            log.info(f"{run} is there already: {submitted.status}")
+            log.info(f"{run} was already submitted: {submitted.status}")
         else:
-            log.info(f"{run} is submitted to {job.backend}: {submitted.ids}")
-        if not where["wait"]:
+            log.info(f"{run} submitted to {job.backend}: {submitted.ids}")
+        if not options["wait"]:
             break
         ended = jobs.wait(run)
         log.info(f"{run}: {ended}")
         if ended.state not in {"failed", "lost"}:
             return 0 if ended.state == "done" else 1
-        if attempt == where["retries"]:
+        if attempt == options["retries"]:
             return 1
     click.echo(run)
     return 0
 
 
 def _absolute(name: str) -> str:
-    """A path that means the same from everywhere; URLs do."""
+    """Make a path absolute; URLs are returned unchanged."""
     return name if "://" in name else os.path.abspath(name)  # noqa: PTH100
-
-
-COMMANDS = (submit,)

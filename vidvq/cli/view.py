@@ -5,14 +5,16 @@ from pathlib import Path
 import click
 
 from vidvq import log
-from vidvq.cli.place import Place, checkpoint_option
+from vidvq.cli.options import PathOrUrl, checkpoint_option
 
 
 @click.command(short_help="Look at tokens in a browser.")
-@click.argument("tokens", type=Place())
+@click.argument("tokens", type=PathOrUrl())
 @checkpoint_option
-@click.option("--clips", type=Place(), help="The clip shards the tokens were made from: shows the originals beside.")
-@click.option("--out", type=Place(), help="Write a page with the first clips to this file instead of serving all.")
+@click.option(
+    "--clips", type=PathOrUrl(), help="The clip shards the tokens were made from: shows the originals beside."
+)
+@click.option("--out", type=PathOrUrl(), help="Write a page with the first clips to this file instead of serving all.")
 @click.option(
     "--first", default=12, show_default=True, type=click.IntRange(1, 200), help="How many clips --out carries."
 )

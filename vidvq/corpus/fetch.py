@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from vidvq.corpus.lists import is_list, read_blob
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import open_tar
-from vidvq.storage import is_remote, place
+from vidvq.storage import is_remote, resolve_path
 from vidvq.video import VideoError
 
 _CHUNK_BYTES = 1 << 20
@@ -44,7 +44,7 @@ def local_file(source: Source, max_bytes: int, sha256: str = "") -> Iterator[Pat
     """
     if source.failure:
         raise VideoError(*source.failure)
-    container = place(source.container)
+    container = resolve_path(source.container)
     if not is_remote(container):
         _refuse_changed(container, source)
         if source.offset < 0:

@@ -13,7 +13,7 @@ from vidvq.corpus.source import Source, failed_source, shown, source_at, uri_of
 from vidvq.corpus.tars import APPLE_DOUBLE, APPLE_DOUBLES, TAR_SUFFIXES, is_tar, read_tar
 from vidvq.errors import StoreError, UsageError
 from vidvq.log import info
-from vidvq.storage import canonical_json, is_remote, place
+from vidvq.storage import canonical_json, is_remote, resolve_path
 
 SUFFIXES = frozenset(
     ".264 .265 .3g2 .3gp .apng .asf .avi .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v .m4v .mkv .mov "
@@ -70,7 +70,7 @@ class Fingerprint:
 
 
 def _expand(given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
-    path = place(given)
+    path = resolve_path(given)
     try:
         if given.startswith(("http://", "https://")):
             yield from _file(path, lists, passed, named=True)
@@ -128,7 +128,7 @@ def _glob(path: Path, given: str, lists: ListPolicy, passed: Counter[str]) -> It
 
 
 def _remote_glob(path: Any) -> list[Path]:
-    return [place(path.fs.unstrip_protocol(name)) for name in sorted(path.fs.glob(path.path))]
+    return [resolve_path(path.fs.unstrip_protocol(name)) for name in sorted(path.fs.glob(path.path))]
 
 
 def _walk(folder: Path, entries: list[Path], passed: Counter[str]) -> Iterator[Path | Source]:

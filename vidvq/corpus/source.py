@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vidvq.storage import canonical_json, is_remote, place
+from vidvq.storage import canonical_json, is_remote, resolve_path
 
 _FAILURE = re.compile(r"!(\w+): (.*)", re.DOTALL)
 _CONTAINER = re.compile(r"(.*?\.(?:tar|tar\.gz|tgz|parquet)(?:\?[^#]*)?)#(.*)", re.DOTALL | re.IGNORECASE)
@@ -85,7 +85,7 @@ def source_at(uri: str) -> Source:
     """
     if _NOT_TEXT.search(uri):
         return failed_source(uri, "bad_name", "has a name that is not UTF-8; rename it")
-    path = place(uri)
+    path = resolve_path(uri)
     try:
         if is_remote(path):
             details: dict[str, Any] = path.fs.info(path.path)  # type: ignore[attr-defined]

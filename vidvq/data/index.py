@@ -14,7 +14,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.plan import read_plan
-from vidvq.storage import is_remote, place, read_range
+from vidvq.storage import is_remote, read_range, resolve_path
 from vidvq.video import VideoError
 
 _THREADS = 8
@@ -70,7 +70,7 @@ def read_clip_index(folders: list[str]) -> ClipIndex:
     Raises:
         UsageError: a directory is incomplete or damaged, or has no clips.
     """
-    shards = [(number, *found) for number, folder in enumerate(folders) for found in _committed(place(folder))]
+    shards = [(number, *found) for number, folder in enumerate(folders) for found in _committed(resolve_path(folder))]
     rows: list[tuple[int, ...]] = []
     keys: list[str] = []
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -142,4 +142,4 @@ def _read(file: ByteRange) -> bytes:
 @lru_cache(maxsize=1024)
 def _resolve_path(shard: str, process: int) -> Path:
     """Resolve the path of a shard, cached per process: the threads of object store clients do not survive a fork."""
-    return place(shard)
+    return resolve_path(shard)

@@ -30,7 +30,7 @@ def find_key(known: list[TokenPlace], key: str, tokens: Path) -> TokenPlace:
     """The sample with a key.
 
     Raises:
-        ValueError: there is none.
+        UsageError: there is none.
     """
     for place in known:
         if place.key == key:
@@ -43,7 +43,7 @@ def find_stretch(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> lis
     """The samples that overlap a stretch of a video, in the order of their times.
 
     Raises:
-        ValueError: the video is not in the tokens, nothing of it is in range, or two of the samples overlap.
+        UsageError: the video is not in the tokens, nothing of it is in range, or two of the samples overlap.
     """
     wanted = _planned(tokens, known, stretch)
     infos: list[tuple[TokenPlace, TokenInfo]] = []

@@ -78,7 +78,7 @@ def index_generated(given: Generated, card: TokenizerCard) -> list[GeneratedPlac
     """The videos in a file, every id of which has been checked.
 
     Raises:
-        ValueError: the file cannot be read so, or an id is out of range; names its place.
+        UsageError: the file cannot be read so, or an id is out of range; names its place.
     """
     batch, many = _load(given, card)
     stem, places = given.path.stem, []

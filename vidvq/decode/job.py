@@ -1,4 +1,4 @@
-"""Tokens back to files: exactly as many frames as came in, at their times."""
+"""Decodes tokens to files with as many frames as the source had, at the same times."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -43,14 +43,14 @@ def run_decode(tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig, 
         checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
         out: ``KEY.mp4`` or ``KEY/000000.png`` go here; a clip's files appear whole or not at all, and those that are
             there are left alone. For one clip or a stretch it may be a file.
-        config: how.
-        stretch: decode this stretch of a video into one file.
+        config: the settings of the job.
+        stretch: interval of one video to decode into one file; None to decode whole clips.
 
     Returns:
-        How many clips there are.
+        The number of clips.
 
     Raises:
-        ValueError: another tokenizer's tokens, a damaged shard, a code out of range, an unknown key or source.
+        UsageError: another tokenizer's tokens, a damaged shard, a code out of range, an unknown key or source.
     """
     kind = config.format_for(out)
     folder = tokens.parent if tokens.is_file() else tokens
@@ -86,13 +86,15 @@ def run_decode_generated(given: Generated, tokenizer: Path, checkpoint: Path, ou
     Args:
         given: the file of codes.
         tokenizer: ``tokenizer.json`` of the tokens that the generator learned from, or the directory it is in.
-        checkpoint, out, config: as for :func:`run_decode`; a file of many videos becomes ``NAME-00000.mp4`` and on.
+        checkpoint: a checkpoint, or a training run, with the token fingerprint of ``tokenizer``.
+        out: output folder, or a file for a single video. A file of many videos becomes ``NAME-00000.mp4`` and so on.
+        config: the settings of the job.
 
     Returns:
-        How many videos there are.
+        The number of videos.
 
     Raises:
-        ValueError: the file cannot be read, a code is out of range, or the checkpoint is another tokenizer's.
+        UsageError: the file cannot be read, a code is out of range, or the checkpoint is another tokenizer's.
     """
     kind = config.format_for(out)
     folder = tokenizer.parent if tokenizer.is_file() else tokenizer
@@ -119,7 +121,7 @@ def _decode_all(
         pool = pools.get(len(items))
         for item, done in pool.map_stateful(make, items, gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(done, WorkerDied):
-                raise WorkerLost(f"{item.place.key}: {done.message}; run the same command again to go on")
+                raise WorkerLost(f"{item.place.key}: {done.message}; run the same command again to resume")
             advance()
 
 

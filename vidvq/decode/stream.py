@@ -31,14 +31,16 @@ def frames(
     Args:
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
         checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
-        key: which clip; or
-        source: which video, from ``start`` to before ``end`` (seconds on its timeline; None: all of it).
+        key: key of the clip to decode. Give either ``key`` or ``source``.
+        source: video to decode, as the tokens name it.
+        start: start of the interval (seconds on the source's timeline); None for the start of the video.
+        end: end of the interval, exclusive (seconds on the source's timeline); None for the end of the video.
 
     Yields:
-        frames with ``pixels`` (``h w c`` uint8 RGB), ``start`` and ``end`` (seconds on the source's timeline).
+        Frames with ``pixels`` (``h w c`` uint8 RGB), ``start`` and ``end`` (seconds on the source's timeline).
 
     Raises:
-        ValueError: neither key nor source is given or is known, nothing is in range, or another tokenizer's tokens.
+        UsageError: neither key nor source is given or is known, nothing is in range, or another tokenizer's tokens.
     """
     if (key is None) == (source is None):
         raise UsageError("give key= or source=, one of them")
@@ -59,7 +61,7 @@ def open_tokenizer(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, Tokenizer
     """Load the tokenizer for some tokens, on the GPU where there is one.
 
     Raises:
-        ValueError: the tokens were made by another one.
+        UsageError: the tokens were made by another one.
     """
     folder = tokens.parent if tokens.is_file() else tokens
     written = read_tokenizer_card(folder)
@@ -73,7 +75,7 @@ def check_same(folder: Path, written: TokenizerCard, checkpoint: Path, card: Tok
     """Refuse a checkpoint that did not make the tokens.
 
     Raises:
-        ValueError: names both.
+        UsageError: names both.
     """
     if card.token_fingerprint != written.token_fingerprint:
         raise UsageError(
@@ -86,7 +88,7 @@ def decode_groups(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> I
     """Yield the frames ``t h w c`` uint8 of each group of codes ``lt lh lw``: as many and as large as the source's.
 
     Raises:
-        ValueError: the codes are not those of such a video, or out of range; names the source.
+        UsageError: the codes are not those of such a video, or out of range; names the source.
     """
     try:
         yield from iter_decode(tokenizer, codes, info.num_frames, (info.height, info.width))

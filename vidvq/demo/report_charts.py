@@ -81,11 +81,17 @@ def line_chart(
     floor: float | None = None,
     ceiling: float | None = None,
 ) -> Chart:
-    """Lines over a common axis.
+    """Plot lines over a common x axis.
 
     Args:
-        marks: places on the x axis to point out, with a word each.
-        floor, ceiling: ends of the y axis; None fits the data.
+        title: title of the chart.
+        series: the lines.
+        x_label: label of the x axis.
+        y_label: label of the y axis.
+        log_y: whether the y axis is logarithmic.
+        marks: x positions to mark, each with its label.
+        floor: lower end of the y axis; None fits the data.
+        ceiling: upper end of the y axis; None fits the data.
     """
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _axes(title, x_label, y_label, title_pad=16 if marks else 9)
@@ -107,9 +113,10 @@ def line_chart(
 
 
 def frequency_chart(title: str, counts: dict[str, np.ndarray]) -> Chart:
-    """Share of tokens that each code of one codebook takes, most frequent first, for several sets of tokens.
+    """Plot the share of tokens per code of one codebook, most frequent code first, for several sets of tokens.
 
     Args:
+        title: title of the chart.
         counts: occurrences by code, for each set of tokens.
     """
     series: list[Series] = []

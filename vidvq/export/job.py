@@ -56,7 +56,7 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
         check: read all of it back afterwards and compare it with the token shards, id by id.
 
     Raises:
-        ValueError: a mistake in the arguments, a damaged shard, or (``check``) a difference that was found.
+        UsageError: a mistake in the arguments, a damaged shard, or (``check``) a difference that was found.
         OSError: the disk is full or not writable; the parts that were finished stay.
     """
     if target not in TARGETS:

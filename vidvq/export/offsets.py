@@ -50,7 +50,7 @@ def read_offsets(path: Path) -> np.ndarray:
     """The byte offsets of the samples, and the end.
 
     Raises:
-        ValueError: they do not fit the file.
+        UsageError: they do not fit the file.
     """
     with path.open("rb") as file:
         count = int.from_bytes(file.read(4), "little")

@@ -61,7 +61,7 @@ def read_header(folder: Path) -> ExportHeader:
     """Read ``export.json``.
 
     Raises:
-        ValueError: it is damaged, or of another format.
+        UsageError: it is damaged, or of another format.
     """
     path = folder / "export.json"
     content = read_json(path)
@@ -88,7 +88,7 @@ def read_part(folder: Path, stem: str) -> Part | None:
     """The record of a part, or None where it is not finished.
 
     Raises:
-        ValueError: it is damaged.
+        UsageError: it is damaged.
     """
     path = record_path(folder, stem)
     if not path.exists():

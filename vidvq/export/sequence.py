@@ -50,7 +50,7 @@ def sequence_to_grid(sequence: np.ndarray, grid: tuple[int, ...], layout: Layout
     """Ids back to local codes ``lt lh lw``: what :func:`grid_to_sequence` was given.
 
     Raises:
-        ValueError: the length is not the grid's, a special token is out of its place, or a code is out of range.
+        UsageError: the length is not the grid's, a special token is out of its place, or a code is out of range.
     """
     flat, specials = np.asarray(sequence).astype(np.int64), layout.specials
     times, high, wide = grid

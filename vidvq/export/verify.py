@@ -24,7 +24,7 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
         One line per problem, and the number of parts.
 
     Raises:
-        ValueError: ``export.json`` or a record is damaged.
+        UsageError: ``export.json`` or a record is damaged.
     """
     header = read_header(folder)
     target, dtype = TARGETS[header.target], np.dtype(header.dtype)
@@ -76,7 +76,7 @@ def compare(paths: list[Path], target: Target, dtype: np.dtype, expected: Iterat
     """Read a part back and compare it with the sequences that it should hold, id by id.
 
     Raises:
-        ValueError: it is missing or not readable, or the first difference.
+        UsageError: it is missing or not readable, or the first difference.
     """
     found = _readable(target.read(paths, dtype), paths, stem)
     for sequence in expected:

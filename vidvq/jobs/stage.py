@@ -21,7 +21,7 @@ from vidvq.formats.plan import has_plan
 from vidvq.formats.rows import PlanRow
 from vidvq.jobs.rows import ClipRow, VideoRow
 from vidvq.runtime import Pool, RuntimeConfig
-from vidvq.storage import place
+from vidvq.storage import resolve_path
 
 AnyRow = TypeVar("AnyRow", bound=PlanRow)
 AnyVideoRow = TypeVar("AnyVideoRow", bound=VideoRow)
@@ -320,7 +320,7 @@ class ClipStage(Stage[ClipRow]):
         Raises:
             UsageError: it is not the only input.
         """
-        planned = [place(given) for given in inputs if has_plan(place(given))]
+        planned = [resolve_path(given) for given in inputs if has_plan(resolve_path(given))]
         if planned and len(inputs) > 1:
             raise UsageError(f"{planned[0]} is a directory of shards; give it alone")
         return planned[0] if planned else None

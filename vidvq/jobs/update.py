@@ -23,7 +23,7 @@ from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.log import info
 from vidvq.runtime import Pools
-from vidvq.storage import differences, place
+from vidvq.storage import differences, resolve_path
 
 ANY_REASON = "*"
 
@@ -70,7 +70,7 @@ def check_update(plan: Plan, stage: str, inputs: list[str], update: CorpusUpdate
     if over_videos and inputs and update.add is None:
         raise UsageError(f"{inputs[0]} is one argument too many; --remove and --retry-failed take no videos")
     for given in update.add or ():
-        if has_plan(place(given)):
+        if has_plan(resolve_path(given)):
             raise UsageError(f"{given} is a directory of shards; --add takes videos, as {out} was made from")
 
 
@@ -229,4 +229,4 @@ def _refresh(source: Source) -> Source:
 
 
 def _as_listed(uri: str) -> str:
-    return uri if "://" in uri else str(place(uri).absolute())
+    return uri if "://" in uri else str(resolve_path(uri).absolute())

@@ -1,6 +1,6 @@
-"""Where work runs: in local processes or on Ray. The only place that imports Ray, and not before it is needed.
+"""Worker pools, in local processes or on Ray. The only package that imports Ray, and only once a job needs it.
 
-Ray schedules, spreads, retries and restarts; nothing here does it again. A unit of work must be idempotent.
+Scheduling, placement, retries and restarts are left to Ray. A unit of work must therefore be idempotent.
 """
 
 from vidvq.runtime.feeder import Feeder, start_ahead

@@ -1,6 +1,6 @@
-"""Generators that run in a child process, one step ahead of their consumer; no Ray needed.
+"""Runs generators in a child process, one step ahead of their consumer, without Ray.
 
-The process exits with its parent; a crash or deadline kills only the process.
+The process exits with its parent. A crash or an exceeded deadline kills the child process alone.
 """
 
 import faulthandler
@@ -26,7 +26,7 @@ class _End:
 
 
 class Feeder:
-    """Runs one generator after another in a child process, which restarts after a death."""
+    """Runs one generator after another in a child process, which is restarted after it dies."""
 
     def __init__(self) -> None:
         self._running: _Running | None = None
@@ -40,31 +40,35 @@ class Feeder:
     def feed(
         self, function: Callable[[Item], Iterator[Result]], item: Item, deadline_s: float | None = None
     ) -> Generator[Result | WorkerDied, None, None]:
-        """Yield what ``function(item)`` yields in the child; after its death, :class:`WorkerDied` and no more.
+        """Yield the items of the iterator ``function(item)``, which runs in the child process.
 
-        The child computes one result ahead: the pipe holds no more.
+        The child computes one result ahead; the pipe holds no more.
 
         Args:
-            function: importable by name, from a module that loads fast.
-            item: sent to the process.
-            deadline_s: wall time of one step after which the process exits, even inside a native library.
+            function: function importable by name, from a module that loads fast.
+            item: its argument, pickled.
+            deadline_s: time limit of one step (seconds), after which the process exits even inside a native library;
+                None for no limit.
+
+        Yields:
+            The results. If the child dies, the last one is :class:`WorkerDied`.
 
         Raises:
-            Exception: what the function raised.
+            Exception: the exception that the function raised.
         """
         running = self._running or _take_idle() or _Running()
-        # A consumer that stops early leaves results in the pipe: that process is not used again.
+        # A consumer that stops early leaves results in the pipe, so that process is not reused.
         self._running = None
         try:
             try:
-                send(running.orders, (function, item, deadline_s))
+                send(running.requests, (function, item, deadline_s))
                 while not isinstance(result := receive(running.results), _End | Exception):
                     yield result
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 yield WorkerDied(f"the process of {function.__name__} ended with {running.process.wait()}")
                 return
             if isinstance(result, Exception):
-                # Not where a death is told by its EOFError: the function may raise one too.
+                # Outside of the inner try: an EOFError there means a death, and the function may raise one too.
                 raise result
             self._running = running
         finally:
@@ -73,33 +77,33 @@ class Feeder:
 
 
 def start_ahead(module: str) -> None:
-    """Start a child process that loads a module while this process does something else; the next feeder takes it."""
+    """Start a child process that imports ``module`` in the background; the next feeder uses it."""
     _idle.append(_Running(module))
 
 
 class _Running:
-    """The child process and our ends of its pipes. It is killed when this object is collected."""
+    """The child process and the parent's ends of its pipes. Garbage collection of this object kills the process."""
 
     def __init__(self, module: str = "") -> None:
-        theirs_in, ours_out = os.pipe()
-        ours_in, theirs_out = os.pipe()
+        child_in, parent_out = os.pipe()
+        parent_in, child_out = os.pipe()
         load = f"import {module}; " if module else ""
-        command = f"{load}from vidvq.runtime.feeder import serve; serve({theirs_in}, {theirs_out})"
-        # What the child inherits: a feeder that would start another child must not be given this one.
+        command = f"{load}from vidvq.runtime.feeder import serve; serve({child_in}, {child_out})"
+        # A feeder takes this child only if its own child would inherit the same environment.
         self.inherits = _inheritance()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", command],
-            pass_fds=(theirs_in, theirs_out),
+            pass_fds=(child_in, child_out),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self.orders, self.results = FileIO(ours_out, "w"), FileIO(ours_in, "r")
-        self.stop = weakref.finalize(self, _stop, self.process, self.orders, self.results)
+        os.close(child_in)
+        os.close(child_out)
+        self.requests, self.results = FileIO(parent_out, "w"), FileIO(parent_in, "r")
+        self.stop = weakref.finalize(self, _stop, self.process, self.requests, self.results)
 
 
 _idle: list[_Running] = []
@@ -124,15 +128,20 @@ def _stop(process: subprocess.Popen[bytes], *pipes: FileIO) -> None:
         pipe.close()
 
 
-def serve(orders: int, results: int) -> None:
-    """Run the generators that arrive on one file descriptor, and send what they yield to the other."""
+def serve(requests: int, results: int) -> None:
+    """Run the requested generators until the parent closes the pipe.
+
+    Args:
+        requests: file descriptor to read requests from.
+        results: file descriptor to write results to.
+    """
     with (
-        FileIO(orders, "r") as orders_in,
+        FileIO(requests, "r") as requests_in,
         FileIO(results, "w") as results_out,
         suppress(EOFError, BrokenPipeError),
     ):
         while True:
-            function, item, deadline_s = receive(orders_in)
+            function, item, deadline_s = receive(requests_in)
             try:
                 steps = iter(function(item))
                 while not isinstance(result := _step(steps, deadline_s), _End):
@@ -147,7 +156,7 @@ def serve(orders: int, results: int) -> None:
 
 def _step(steps: Iterator[Any], deadline_s: float | None) -> Any:
     if deadline_s is not None:
-        # A native library that hangs may hold the GIL; faulthandler's own thread needs none to end the process.
+        # A hanging native library may hold the GIL; faulthandler's watchdog thread ends the process without it.
         faulthandler.dump_traceback_later(deadline_s, exit=True, file=sys.__stderr__ or sys.stderr)
     try:
         return next(steps, _End())

@@ -1,4 +1,4 @@
-"""The pool without Ray: calls run in this process, one at a time; those that may crash or hang, in a child process."""
+"""The pool without Ray. Calls run in this process, one at a time; calls with a deadline run in a child process."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -6,12 +6,12 @@ from itertools import islice
 from vidvq.runtime.feeder import Feeder
 from vidvq.runtime.interface import Item, Measure, Result, WorkerDied
 
-# Calls in one request to the child, which runs ahead as far as the pipe holds results.
-_TOGETHER = 32
+# Calls per request to the child process; more would only lengthen the list that travels.
+_BATCH = 32
 
 
 class InlinePool:
-    """For little work, for debugging, and where Ray is not installed. Calls with a deadline run in a child process."""
+    """Pool for small jobs, for debugging, and for installations without Ray. See :class:`vidvq.runtime.Pool`."""
 
     size = 1
 
@@ -32,8 +32,8 @@ class InlinePool:
             yield from ((item, function(item)) for item in items)
             return
         source = iter(items)
-        while some := list(islice(source, _TOGETHER)):
-            yield from self._in_child(function, some, retries, deadline_s)
+        while batch := list(islice(source, _BATCH)):
+            yield from self._in_child(function, batch, retries, deadline_s)
         self._feeder.release()
 
     def _in_child(
@@ -42,7 +42,7 @@ class InlinePool:
         tries = 0
         while items:
             done = 0
-            for result in self._feeder.feed(_each, (function, items), deadline_s):
+            for result in self._feeder.feed(_map_items, (function, items), deadline_s):
                 if isinstance(result, WorkerDied) and tries < retries:
                     tries += 1
                     break
@@ -70,6 +70,6 @@ class InlinePool:
         """See :meth:`vidvq.runtime.Pool.gauge`."""
 
 
-def _each(call: tuple[Callable[[Item], Result], list[Item]]) -> Iterator[Result]:
+def _map_items(call: tuple[Callable[[Item], Result], list[Item]]) -> Iterator[Result]:
     function, items = call
     yield from map(function, items)

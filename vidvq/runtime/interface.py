@@ -1,4 +1,4 @@
-"""What stages see of the runtime: a pool that maps functions over items, and how a user sizes it."""
+"""Interface of the runtime: the pool that stages map functions with, and its configuration."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Where a job runs.
+    """Execution of a job: number of workers, Ray cluster, and share of a job that several drivers split.
 
     Attributes:
         workers: number of concurrent workers; None means one per CPU of the machine or cluster. 0 and 1 run in local
@@ -38,7 +38,14 @@ class RuntimeConfig:
             raise UsageError(f"workers={self.workers} must be 0 (inline) or more")
 
     def order(self, total: int) -> list[int]:
-        """Indices of ``total`` units of work, in the order in which this driver takes them."""
+        """Order in which this driver processes the units of work.
+
+        Args:
+            total: number of units, at least 0.
+
+        Returns:
+            The indices 0 to ``total - 1``, own part first.
+        """
         part, parts = map(int, (self.part or "0/1").split("/"))
         edges = [total * edge // parts for edge in range(parts + 1)]
         work = list(range(edges[part], edges[part + 1]))
@@ -49,14 +56,24 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class WorkerDied:
-    """Takes the place of a result whose worker process died (killed, segfault, deadline) on every attempt."""
+    """Result of a call whose worker process died on every attempt (killed, crashed or past its deadline).
+
+    Attributes:
+        message: description of the last death.
+    """
 
     message: str
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of a running job: its name (``vidvq_tokenize_frames``), help text and label names."""
+    """A metric of a running job.
+
+    Attributes:
+        name: name of the metric, such as ``vidvq_tokenize_frames``.
+        description: help text that is exported with the metric.
+        labels: names of its labels.
+    """
 
     name: str
     description: str
@@ -64,10 +81,10 @@ class Measure:
 
 
 class Pool(Protocol):
-    """Maps functions over items with a bounded number in flight; may be passed into the functions it runs.
+    """Maps functions over items with a bounded number in flight. It may be passed to the functions that it runs.
 
     Attributes:
-        size: concurrent workers.
+        size: number of concurrent workers.
     """
 
     size: int
@@ -81,14 +98,21 @@ class Pool(Protocol):
         retries: int = 0,
         deadline_s: float | None = None,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """Yield ``(item, result)`` in the order of the items.
+        """Apply a stateless function to items.
 
         Args:
-            function: importable by name on every worker.
-            items: consumed as workers become free.
-            cpus: CPUs that one call occupies; 0 for a call that only waits for others.
-            retries: further attempts after a worker's death. An exception is raised here and never retried.
-            deadline_s: wall time after which the worker of a call is killed, even inside a native library.
+            function: function importable by name on every worker.
+            items: arguments, consumed as workers become free.
+            cpus: CPUs that one call occupies; 0 for a call that only waits for other calls.
+            retries: further attempts after the death of a worker. Exceptions are not retried.
+            deadline_s: time limit of a call (seconds), after which its worker is killed even inside a native library;
+                None for no limit.
+
+        Yields:
+            ``(item, result)`` in the order of the items.
+
+        Raises:
+            Exception: the exception that the function raised.
         """
         ...
 
@@ -100,22 +124,28 @@ class Pool(Protocol):
         cpus: float = 1,
         gpus: float = 0,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """Yield ``(item, result)``, in order of completion, from workers that each call ``make`` once, when first used.
+        """Apply functions with expensive state to items; each worker calls ``make`` once, on first use.
 
-        A worker that dies restarts and its item is retried three times. An exception is raised here.
+        A worker that dies is restarted, and its item is retried up to three times.
 
         Args:
-            make: importable by name on every worker; returns the function that takes the items.
-            items: consumed as workers become free.
-            cpus: CPUs that one worker occupies; 0 for one that only waits for others. Unused with ``gpus``.
-            gpus: GPUs that one worker occupies; the cluster's GPUs then set how many workers there are.
+            make: function importable by name on every worker; returns the function that takes the items.
+            items: arguments, consumed as workers become free.
+            cpus: CPUs that one worker occupies; 0 for a worker that only waits for others. Ignored if ``gpus`` is set.
+            gpus: GPUs that one worker occupies. The number of workers then follows from the cluster's GPUs.
+
+        Yields:
+            ``(item, result)`` in order of completion.
+
+        Raises:
+            Exception: the exception that ``make`` or the function raised.
         """
         ...
 
     def count(self, measure: Measure, amount: float, **labels: str) -> None:
-        """Add to a counter that the job's observers see; inline there are none."""
+        """Add ``amount`` to a counter. The inline pool exports no metrics."""
         ...
 
     def gauge(self, measure: Measure, value: float, **labels: str) -> None:
-        """Set a gauge, likewise."""
+        """Set a gauge to ``value``. The inline pool exports no metrics."""
         ...

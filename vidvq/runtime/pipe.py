@@ -1,6 +1,6 @@
-"""Objects through a pipe between two processes of ours, large arrays without a copy of them beside the pipe's own.
+"""Sends objects through a pipe between a process and its child; arrays travel out of band, without extra copies.
 
-Pickled whole, as by multiprocessing, a clip of frames is copied four times and costs more than its colour conversion.
+In-band pickling, as multiprocessing does it, copies a clip of frames four times and costs more than colour conversion.
 """
 
 import pickle
@@ -14,10 +14,10 @@ _COUNTS = struct.Struct("!QQ")
 
 
 def send(pipe: FileIO, value: Any) -> None:
-    """Write an object.
+    """Write an object to a pipe.
 
     Raises:
-        BrokenPipeError: nobody reads any more.
+        BrokenPipeError: the reader has closed the pipe.
     """
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
@@ -30,23 +30,23 @@ def send(pipe: FileIO, value: Any) -> None:
 
 
 def receive(pipe: FileIO) -> Any:
-    """Read what :func:`send` wrote.
+    """Read an object that :func:`send` wrote.
 
     Raises:
-        EOFError: the other process is gone.
+        EOFError: the writer has closed the pipe.
     """
-    count, size = _COUNTS.unpack(_exactly(pipe, _COUNTS.size))
-    head, *buffers = [_exactly(pipe, length) for length in struct.unpack(f"!{count}Q", _exactly(pipe, size))]
-    return pickle.loads(head, buffers=buffers)  # noqa: S301 (of a process that this one started)
+    count, size = _COUNTS.unpack(_read_exactly(pipe, _COUNTS.size))
+    head, *buffers = [_read_exactly(pipe, length) for length in struct.unpack(f"!{count}Q", _read_exactly(pipe, size))]
+    return pickle.loads(head, buffers=buffers)  # noqa: S301 (the sender is this process's parent or child)
 
 
-def _exactly(pipe: FileIO, size: int) -> memoryview:
-    # Of numpy, since a bytearray would be filled with zeros first.
-    found = np.empty(size, dtype=np.uint8).data
-    at = 0
-    while at < size:
-        got = pipe.readinto(found[at:])
-        if not got:
+def _read_exactly(pipe: FileIO, size: int) -> memoryview:
+    # np.empty, because a bytearray would be zeroed first.
+    buffer = np.empty(size, dtype=np.uint8).data
+    filled = 0
+    while filled < size:
+        count = pipe.readinto(buffer[filled:])
+        if not count:
             raise EOFError
-        at += got
-    return found
+        filled += count
+    return buffer

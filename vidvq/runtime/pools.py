@@ -1,4 +1,4 @@
-"""The pool that a job needs: local processes for little work, Ray for the rest, started when first needed."""
+"""Selects the pool for an amount of work: local processes for one unit, Ray for more. Ray starts on first use."""
 
 import os
 from collections.abc import Generator
@@ -10,7 +10,12 @@ from vidvq.runtime.interface import Pool, RuntimeConfig
 
 
 class Pools:
-    """Hands out the pool for an amount of work. Made by :func:`open_pools`."""
+    """Selects the pool for an amount of work. Created by :func:`open_pools`.
+
+    Args:
+        config: number of workers and Ray cluster.
+        stack: exit stack that stops Ray.
+    """
 
     def __init__(self, config: RuntimeConfig, stack: ExitStack) -> None:
         self._config, self._stack = config, stack
@@ -18,10 +23,13 @@ class Pools:
         self._ray: Pool | None = None
 
     def get(self, units: int) -> Pool:
-        """The pool for so many independent pieces of work.
+        """Return the pool for a number of independent units of work.
 
-        Ray takes longer to start than one piece of work to finish, so one piece runs without it. Once Ray runs, it
-        serves every later call.
+        Starting Ray takes longer than one unit of work, so a single unit runs inline. Once Ray runs, all later calls
+        use it.
+
+        Args:
+            units: number of units of work, at least 0.
 
         Raises:
             UsageError: Ray is not installed.
@@ -39,28 +47,35 @@ class Pools:
         return units <= 1 if self._config.workers is None else self._config.workers <= 1
 
     def _start_ray(self) -> Pool:
-        # Ray reports usage to its makers by default; a corpus job must not reach out of its cluster.
+        # Ray sends usage statistics by default; a corpus job must not contact hosts outside of its cluster.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             from vidvq.runtime.ray_pool import RayPool
             from vidvq.runtime.ray_start import connect
         except ImportError as error:
             raise UsageError(
-                "Ray is not installed; run `pip install 'vidvq[ray]'`, or give workers=0 to run inline"
+                "Ray is not installed; run `pip install 'vidvq[ray]'`, or set runtime.workers=0 to run inline"
             ) from error
         return RayPool(self._stack.enter_context(connect(self._config)))
 
 
 @contextmanager
 def open_pools(config: RuntimeConfig) -> Generator[Pools, None, None]:
-    """Open the pools of a job; Ray, where it was started, stops at the end."""
+    """Open the pools of a job; Ray is stopped on exit if it was started.
+
+    Yields:
+        The pools.
+    """
     with ExitStack() as stack:
         yield Pools(config, stack)
 
 
 @contextmanager
 def start(config: RuntimeConfig) -> Generator[Pool, None, None]:
-    """Open the one pool of a job whose amount of work is not known.
+    """Open one pool for a job whose amount of work is unknown.
+
+    Yields:
+        The pool.
 
     Raises:
         UsageError: Ray is not installed.

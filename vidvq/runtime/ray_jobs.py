@@ -1,4 +1,4 @@
-"""Ray's job interface: packages a folder, sends it to a cluster, and runs a command in it there."""
+"""Client of a Ray cluster's job server: uploads a folder and runs a command in it on the cluster."""
 
 from pathlib import Path
 from typing import Any
@@ -7,47 +7,52 @@ import vidvq
 from vidvq.errors import StoreError, UsageError
 
 
-def submit_job(address: str, submission_id: str, entrypoint: str, folder: Path, leave_out: list[str]) -> None:
-    """Submit a command; it runs in a copy of ``folder``, with this very vidvq.
+def submit_job(address: str, submission_id: str, entrypoint: str, folder: Path, excludes: list[str]) -> None:
+    """Submit a command, which runs in a copy of a folder with this installation's vidvq package.
 
     Args:
-        address: ``http://host:8265``.
-        submission_id: names the job; the cluster refuses a second of that name.
-        entrypoint: the command line.
-        folder: sent to the cluster.
-        leave_out: patterns of files in it that are not sent, as in a .gitignore.
+        address: URL of the job server, ``http://HOST:8265``.
+        submission_id: unique id of the job; the cluster rejects a second job with the same id.
+        entrypoint: shell command line.
+        folder: working directory to upload.
+        excludes: patterns of files in ``folder`` that are not uploaded, in .gitignore syntax.
 
     Raises:
-        StoreError: the cluster cannot be reached, or refuses.
+        UsageError: Ray is not installed.
+        StoreError: the cluster cannot be reached, or rejects the job.
     """
     package = Path(vidvq.__file__).parent
     environment = {
         "working_dir": str(folder),
         "py_modules": [str(package)],
-        "excludes": [*leave_out, "__pycache__", "demo/videos"],
+        "excludes": [*excludes, "__pycache__", "demo/videos"],
     }
-    _ask(address, "submit_job", entrypoint=entrypoint, submission_id=submission_id, runtime_env=environment)
+    _request(address, "submit_job", entrypoint=entrypoint, submission_id=submission_id, runtime_env=environment)
 
 
 def find_job(address: str, submission_id: str) -> tuple[str, str] | None:
-    """State and message of a job, or None where the cluster does not know it."""
-    for job in _ask(address, "list_jobs"):
+    """Look up a job; raises as :func:`submit_job`.
+
+    Returns:
+        Ray's status and message of the job, or None if the cluster has no such job.
+    """
+    for job in _request(address, "list_jobs"):
         if job.submission_id == submission_id:
             return job.status.value, job.message or ""
     return None
 
 
 def job_log(address: str, submission_id: str) -> str:
-    """Output of a job so far."""
-    return _ask(address, "get_job_logs", submission_id)
+    """Read the output of a job so far; raises as :func:`submit_job`."""
+    return _request(address, "get_job_logs", submission_id)
 
 
 def stop_job(address: str, submission_id: str) -> None:
-    """Send SIGTERM to a job's command, and SIGKILL seconds later."""
-    _ask(address, "stop_job", submission_id)
+    """Send SIGTERM to a job's command, and SIGKILL some seconds later; raises as :func:`submit_job`."""
+    _request(address, "stop_job", submission_id)
 
 
-def _ask(address: str, method: str, *arguments: Any, **named: Any) -> Any:
+def _request(address: str, method: str, *arguments: Any, **named: Any) -> Any:
     try:
         from ray.exceptions import RayError
         from ray.job_submission import JobSubmissionClient
@@ -56,4 +61,4 @@ def _ask(address: str, method: str, *arguments: Any, **named: Any) -> Any:
     try:
         return getattr(JobSubmissionClient(address), method)(*arguments, **named)
     except (OSError, RuntimeError, RayError) as error:
-        raise StoreError(f"the Ray cluster at {address} says: {' '.join(str(error).split())}") from error
+        raise StoreError(f"request to the Ray cluster at {address} failed: {' '.join(str(error).split())}") from error

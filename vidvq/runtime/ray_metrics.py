@@ -1,10 +1,10 @@
-"""Metrics of a running job, exported by Ray: every node serves them to Prometheus on its metrics port."""
+"""Metrics of a running job, exported by Ray. Every node serves them to Prometheus on its metrics port."""
 
 from ray.util.metrics import Counter, Gauge
 
 from vidvq.runtime.interface import Measure
 
-# Ray accepts each name once per process.
+# Ray rejects a second metric of the same name in one process.
 _counters: dict[str, Counter] = {}
 _gauges: dict[str, Gauge] = {}
 

@@ -1,6 +1,6 @@
-"""The pool on Ray."""
+"""The pool that runs calls as Ray tasks and actors."""
 
-# Ray's functions are typed in part.
+# Ray's functions are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import faulthandler
@@ -16,7 +16,7 @@ from vidvq.errors import StoreError
 from vidvq.runtime import ray_metrics
 from vidvq.runtime.interface import Item, Measure, Result, WorkerDied
 
-# Calls queued behind each running one, so that a worker never waits for the driver.
+# Calls queued in addition to the running ones, so that a worker never waits for the driver.
 _QUEUED = 2
 _RETRIES = 3
 _DEATHS = (
@@ -30,7 +30,11 @@ _DEATHS = (
 
 
 class RayPool:
-    """See :class:`vidvq.runtime.Pool`. It holds no handle, so it travels into tasks, which may use it in turn."""
+    """Pool on Ray. It holds no Ray handles, so tasks can receive and use it. See :class:`vidvq.runtime.Pool`.
+
+    Args:
+        size: number of concurrent workers.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -50,12 +54,12 @@ class RayPool:
         )
         source = iter(items)
         window = self.size if cpus == 0 else self.size + _QUEUED
-        flying = deque((item, task.remote(function, item, deadline_s)) for item in islice(source, window))
-        while flying:
-            item, reference = flying.popleft()
+        in_flight = deque((item, task.remote(function, item, deadline_s)) for item in islice(source, window))
+        while in_flight:
+            item, reference = in_flight.popleft()
             result = _result(reference)
             del reference
-            flying.extend((item, task.remote(function, item, deadline_s)) for item in islice(source, 1))
+            in_flight.extend((item, task.remote(function, item, deadline_s)) for item in islice(source, 1))
             yield item, result
 
     def map_stateful(
@@ -68,7 +72,7 @@ class RayPool:
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """See :meth:`vidvq.runtime.Pool.map_stateful`."""
         count = int(ray.cluster_resources().get("GPU", 0) / gpus) if gpus else self.size
-        actor: Any = ray.remote(_Keeper).options(
+        actor_class: Any = ray.remote(_StatefulWorker).options(
             num_cpus=0 if gpus else cpus,
             num_gpus=gpus,
             max_restarts=-1,
@@ -76,16 +80,16 @@ class RayPool:
             scheduling_strategy="SPREAD",
         )
         source = iter(items)
-        flying: dict[Any, tuple[Any, Item]] = {}
+        in_flight: dict[Any, tuple[Any, Item]] = {}
         for item in islice(source, max(count, 1)):
-            keeper = actor.remote(make)
-            flying[keeper.call.remote(item)] = (keeper, item)
-        while flying:
-            (ready,), _ = ray.wait(list(flying))
-            keeper, item = flying.pop(ready)
+            worker = actor_class.remote(make)
+            in_flight[worker.call.remote(item)] = (worker, item)
+        while in_flight:
+            (ready,), _ = ray.wait(list(in_flight))
+            worker, item = in_flight.pop(ready)
             result = _result(ready)
             for following in islice(source, 1):
-                flying[keeper.call.remote(following)] = (keeper, following)
+                in_flight[worker.call.remote(following)] = (worker, following)
             yield item, result
 
     def count(self, measure: Measure, amount: float, **labels: str) -> None:
@@ -100,7 +104,7 @@ class RayPool:
 def _timed(function: Callable[[Any], Any], item: Any, deadline_s: float | None) -> Any:
     if deadline_s is None:
         return function(item)
-    # A native library that hangs may hold the GIL; faulthandler's own thread needs no GIL to end the process.
+    # A hanging native library may hold the GIL; faulthandler's watchdog thread ends the process without it.
     faulthandler.dump_traceback_later(deadline_s, exit=True)
     try:
         return function(item)
@@ -108,15 +112,15 @@ def _timed(function: Callable[[Any], Any], item: Any, deadline_s: float | None) 
         faulthandler.cancel_dump_traceback_later()
 
 
-class _Keeper:
-    """An actor around what ``make`` returns."""
+class _StatefulWorker:
+    """Actor that calls the function returned by ``make``."""
 
     def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
         self._make = make
         self._function: Callable[[Any], Any] | None = None
 
     def call(self, item: Any) -> Any:
-        # Not in the constructor, whose exceptions Ray reports as the actor's death.
+        # Not in the constructor: Ray reports its exceptions as the death of the actor.
         if self._function is None:
             self._function = self._make()
         return self._function(item)
@@ -129,7 +133,7 @@ def _result(reference: Any) -> Any:
         return WorkerDied(str(error).splitlines()[0])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Exception):
-            # The text of Ray's error holds the worker's traceback.
+            # Ray's error carries the worker's traceback in its message.
             raise error.cause from error
         raise
     except ray.exceptions.RayError as error:

@@ -1,6 +1,6 @@
-"""Joins a Ray cluster, or starts one on this machine, within a time limit; whatever goes wrong is one line."""
+"""Joins a Ray cluster, or starts one on this machine, within a time limit. Any failure is a one-line error."""
 
-# Ray's functions are typed in part.
+# Ray's functions are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import logging
@@ -19,24 +19,30 @@ import ray
 from vidvq.errors import StoreError
 from vidvq.runtime.interface import RuntimeConfig
 
-# Ray's own limits add up to 13 minutes where an address accepts connections and never answers.
+# Ray's own limits add up to 13 minutes if an address accepts connections and never answers.
 START_LIMIT_S = 120.0
-_KNOCK_LIMIT_S = 10.0
-_AGAIN_S = 5.0
-# What an HTTP/2 client says first (RFC 9113, 3.4), with no settings; a server answers with a frame of its settings.
-_HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
+_CONNECT_LIMIT_S = 10.0
+_REPEAT_S = 5.0
+# Client connection preface with an empty SETTINGS frame (RFC 9113, 3.4); a server answers with its own SETTINGS frame.
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 _HTTP2_HEADER_BYTES, _HTTP2_SETTINGS = 9, 4
-# Ray replaces 127.0.0.1 by the machine's outward address, but not this one, which is loopback too on Linux.
+# Ray replaces 127.0.0.1 by the machine's external address, but keeps 127.0.0.2, which is loopback on Linux too.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 
 
-class _TooLate(BaseException):
-    """Ray has not started in time. Not an Exception, since Ray retries after those."""
+class _StartTimeout(BaseException):
+    """Ray did not start in time. Not an Exception, because Ray catches those and retries."""
 
 
 @contextmanager
 def connect(config: RuntimeConfig) -> Generator[int, None, None]:
-    """Join a Ray cluster or start a local one; yields how many workers to use.
+    """Join a Ray cluster or start a local one; it is shut down on exit.
+
+    Args:
+        config: number of workers and address of the cluster.
+
+    Yields:
+        The number of workers to use.
 
     Raises:
         StoreError: Ray does not start, or the cluster cannot be reached.
@@ -45,7 +51,7 @@ def connect(config: RuntimeConfig) -> Generator[int, None, None]:
         _join(config.address)
     else:
         _start_here(config.workers)
-    # Ray prints the deaths of workers to stdout, until its end, and stdout is for results alone.
+    # Ray reports dead workers on stdout until it is shut down; stdout is reserved for results.
     with redirect_stdout(sys.stderr):
         try:
             cpus = int(ray.cluster_resources().get("CPU", 1))
@@ -56,26 +62,26 @@ def connect(config: RuntimeConfig) -> Generator[int, None, None]:
 
 def _join(address: str) -> None:
     try:
-        _knock(address)
-        # The preflight of a cluster has connected already: if it disconnected, Ray would drop the folder of the job.
+        _check_reachable(address)
+        # The preflight may have connected this process already. Disconnecting would make Ray delete the job's folder.
         _init(address=address, ignore_reinit_error=True)
-    except (Exception, _TooLate) as error:
+    except (Exception, _StartTimeout) as error:
         raise StoreError(
-            f"the Ray cluster at {address} cannot be reached: {_line(error)}; check that it is up, that it runs Ray "
-            f"{ray.__version__} on Python {sys.version_info.major}.{sys.version_info.minor}, and that RAY_AUTH_TOKEN "
-            "is its token where it asks for one"
+            f"the Ray cluster at {address} cannot be reached: {_one_line(error)}; check that it is up, that it runs "
+            f"Ray {ray.__version__} on Python {sys.version_info.major}.{sys.version_info.minor}, and that "
+            "RAY_AUTH_TOKEN holds its token if it requires one"
         ) from error
 
 
 def _start_here(workers: int | None) -> None:
     try:
-        # Without a dashboard there is no job interface that would run what it is sent. Ray opens its other ports on
-        # every interface all the same, and asks for its token there.
+        # Without the dashboard there is no job server, which would run any command it receives. Ray's other ports
+        # still listen on every interface, and require its token.
         _init(address="local", num_cpus=workers, include_dashboard=False, _node_ip_address=_LOOPBACK)
-    except (Exception, _TooLate) as error:
+    except (Exception, _StartTimeout) as error:
         logs = os.path.join(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: PTH118
         raise StoreError(
-            f"Ray does not start on this machine: {_line(error)}; its logs are in {logs}; give runtime.workers=0 to "
+            f"Ray does not start on this machine: {_one_line(error)}; its logs are in {logs}; set runtime.workers=0 to "
             "run without it"
         ) from error
 
@@ -85,35 +91,37 @@ def _init(**options: Any) -> None:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
 
 
-def _knock(address: str) -> None:
-    """Fail soon where no Ray listens, or one that hangs; Ray itself would retry for minutes."""
+def _check_reachable(address: str) -> None:
+    """Fail early if the address does not answer as Ray does; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return
-    with socket.create_connection((host.rpartition("//")[2].strip("[]"), int(port)), timeout=_KNOCK_LIMIT_S) as server:
+    with socket.create_connection(
+        (host.rpartition("//")[2].strip("[]"), int(port)), timeout=_CONNECT_LIMIT_S
+    ) as server:
         if os.environ.get("RAY_USE_TLS", "0") != "0":
             return
-        server.sendall(_HTTP2_HELLO)
+        server.sendall(_HTTP2_PREFACE)
         header = b""
         while len(header) < _HTTP2_HEADER_BYTES and (more := server.recv(_HTTP2_HEADER_BYTES - len(header))):
             header += more
         if len(header) < _HTTP2_HEADER_BYTES or header[3] != _HTTP2_SETTINGS:
-            raise ConnectionError("what listens there is not Ray")
+            raise ConnectionError("another service than Ray listens there")
 
 
 @contextmanager
 def _time_limit(seconds: float) -> Generator[None, None, None]:
-    """Raise in the main thread when the time is up; elsewhere there is no limit but Ray's own."""
+    """Raise after the given time. Signals reach the main thread only; in other threads Ray's own limits apply."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def give_up(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise _TooLate(f"it has not started within {seconds:g} s")
+        raise _StartTimeout(f"it did not start within {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    # Again and again, should a handler in Ray swallow the first.
-    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+    # Repeated, in case an exception handler in Ray swallows the first.
+    signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_S)
     try:
         yield
     finally:
@@ -121,5 +129,5 @@ def _time_limit(seconds: float) -> Generator[None, None, None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,6 +1,6 @@
-"""One call on every node of a Ray cluster, all at once."""
+"""Calls a function once on every node of a Ray cluster, in parallel."""
 
-# Ray's functions are typed in part.
+# Ray's functions are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import logging
@@ -15,12 +15,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 @dataclass(frozen=True)
 class NodeResult:
-    """What a call returned on one node.
+    """Outcome of a call on one node.
 
     Attributes:
-        host: the node's name.
-        result: what the call returned; None where ``problem`` is set.
-        problem: why there is no result, or None.
+        host: host name of the node.
+        result: return value of the call; None if ``problem`` is set.
+        problem: why the call has no result; None if it has one.
     """
 
     host: str
@@ -29,11 +29,14 @@ class NodeResult:
 
 
 def run_on_nodes(function: Callable[[int], Any], limit_s: float) -> list[NodeResult]:
-    """Call ``function(number)`` on every node of the cluster that this one belongs to; this node is number 0.
+    """Call ``function(number)`` on every node of this node's cluster; this node is number 0.
 
     Args:
-        function: importable on every node.
-        limit_s: time after which a node without an answer counts as a problem.
+        function: function importable by name on every node.
+        limit_s: time limit for the answers (seconds); a node without one is a problem.
+
+    Returns:
+        One outcome per node, in order of their numbers.
     """
     ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     here = ray.get_runtime_context().get_node_id()
@@ -41,7 +44,7 @@ def run_on_nodes(function: Callable[[int], Any], limit_s: float) -> list[NodeRes
     nodes = sorted(alive, key=lambda node: node["NodeID"] != here)
     if not nodes:
         return []
-    # Number 0 first, alone: the others look for the file that it leaves.
+    # Node 0 runs first, alone: the others check for a file that it creates.
     calls = [_call_on(nodes[0], function, 0)]
     ray.wait(calls, timeout=limit_s)
     calls += [_call_on(node, function, number) for number, node in enumerate(nodes[1:], 1)]
@@ -50,8 +53,8 @@ def run_on_nodes(function: Callable[[int], Any], limit_s: float) -> list[NodeRes
 
 
 def _call_on(node: dict[str, Any], function: Callable[[int], Any], number: int) -> Any:
-    there: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_call).remote(function, number)
+    affinity: Any = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(_call).remote(function, number)
 
 
 def _call(function: Callable[[int], Any], number: int) -> Any:

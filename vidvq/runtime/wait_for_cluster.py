@@ -1,6 +1,6 @@
-"""Waits for a Ray cluster to come up, or to go: `python -m vidvq.runtime.wait_for_cluster HOST:PORT [NODES | gone]`."""
+"""Waits for a Ray cluster to start or stop: `python -m vidvq.runtime.wait_for_cluster HOST:PORT [NODES | gone]`."""
 
-# Ray's functions are typed in part.
+# Ray's functions are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
 import logging
@@ -13,10 +13,14 @@ _MISSES = 3
 
 
 def wait_for_cluster(address: str, nodes: int) -> None:
-    """Return when a cluster listens at ``HOST:PORT`` and has ``nodes`` nodes; 0 does not ask how many.
+    """Block until a cluster is up.
+
+    Args:
+        address: ``HOST:PORT`` of the cluster's head.
+        nodes: number of nodes that must have joined; 0 to wait for the head's port alone.
 
     Raises:
-        TimeoutError: it is not there within ``LIMIT_S``.
+        TimeoutError: the cluster is not up after ``LIMIT_S`` seconds.
     """
     deadline = time.monotonic() + LIMIT_S
     while (problem := _refusal(address)) is not None:
@@ -25,18 +29,18 @@ def wait_for_cluster(address: str, nodes: int) -> None:
         time.sleep(0.2)
     if not nodes:
         return
-    # Slow to import, and not needed for the rest.
+    # Slow to import, and not needed above.
     import ray
 
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    while (here := sum(node["Alive"] for node in ray.nodes())) < nodes:
+    while (alive := sum(node["Alive"] for node in ray.nodes())) < nodes:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{here} of {nodes} machines joined the Ray cluster at {address}")
+            raise TimeoutError(f"{alive} of {nodes} nodes joined the Ray cluster at {address} within {LIMIT_S} s")
         time.sleep(0.5)
 
 
 def wait_until_gone(address: str) -> None:
-    """Return when nothing listens at ``HOST:PORT`` any more."""
+    """Block until nothing listens at ``HOST:PORT``."""
     misses = 0
     while misses < _MISSES:
         misses = 0 if _refusal(address) is None else misses + 1

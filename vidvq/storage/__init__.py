@@ -18,7 +18,7 @@ from vidvq.storage.files import (
     write_atomic,
     write_over,
 )
-from vidvq.storage.objects import is_remote, place, read_range, refuse_unwritable, store_errors
+from vidvq.storage.objects import is_remote, read_range, refuse_unwritable, resolve_path, store_errors
 
 __all__ = [
     "attempt_file",
@@ -28,7 +28,6 @@ __all__ = [
     "differences",
     "is_remote",
     "make_folder",
-    "place",
     "pretty_json",
     "publish_once",
     "publish_over",
@@ -36,6 +35,7 @@ __all__ = [
     "read_range",
     "refuse_unwritable",
     "remove_attempts",
+    "resolve_path",
     "sha256_bytes",
     "sha256_file",
     "store_errors",

@@ -22,7 +22,7 @@ _LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure"}
 _NO_SUCH = "https://filesystem-spec.readthedocs.io lists them"
 
 
-def place(text: str) -> Path:
+def resolve_path(text: str) -> Path:
     """The file or folder that a person means: a path of this machine, or a URL such as ``s3://bucket/folder``.
 
     What comes back for a URL has the methods of :class:`pathlib.Path`.

@@ -1,9 +1,9 @@
-"""Jobs on clusters: a run folder that says what runs, and one backend per kind of cluster."""
+"""Submits jobs to clusters. A run folder records each job; one backend module per kind of cluster."""
 
 from vidvq.submit.backend import BACKENDS, Status
+from vidvq.submit.client import Submitted, cancel, logs, preview, status, submit, wait
 from vidvq.submit.hostfile import read_hostfile
-from vidvq.submit.job import VERBS, Job, Resources
-from vidvq.submit.run import Submitted, cancel, follow, preview, status, submit, wait
+from vidvq.submit.spec import VERBS, Job, Resources
 
 __all__ = [
     "BACKENDS",
@@ -13,7 +13,7 @@ __all__ = [
     "Status",
     "Submitted",
     "cancel",
-    "follow",
+    "logs",
     "preview",
     "read_hostfile",
     "status",

@@ -1,4 +1,4 @@
-"""What a kind of cluster must be able to do, and which there are."""
+"""The interface of a cluster backend, and the list of backends."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 from vidvq.errors import UsageError
-from vidvq.submit.folder import RunFolder
-from vidvq.submit.job import Job
+from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.spec import Job
 
 # Each is a module of this package with a class `Backend`.
 BACKENDS = ("local", "slurm", "ssh", "ray", "kubernetes")
@@ -15,11 +15,12 @@ BACKENDS = ("local", "slurm", "ssh", "ray", "kubernetes")
 
 @dataclass(frozen=True)
 class Status:
-    """How a job stands.
+    """State of a submitted job.
 
     Attributes:
-        state: ``waiting``, ``running``, ``done``, ``failed``, ``cancelled`` or ``lost`` (it ended, nobody knows how).
-        detail: in the cluster's own words.
+        state: ``waiting``, ``running``, ``done``, ``failed``, ``cancelled``, or ``lost`` (it ended without leaving an
+            exit code).
+        detail: the scheduler's own description.
     """
 
     state: str
@@ -27,66 +28,86 @@ class Status:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether the job has finished, successfully or not."""
         return self.state not in {"waiting", "running"}
 
     def __str__(self) -> str:
+        """``state (detail)``."""
         return f"{self.state} ({self.detail})" if self.detail else self.state
 
 
 class Backend(Protocol):
-    """A kind of cluster."""
+    """A kind of cluster.
+
+    Attributes:
+        takes: names of the fields of :class:`vidvq.submit.spec.Resources` that the backend supports.
+    """
 
     takes: ClassVar[frozenset[str]]
-    """The fields of :class:`vidvq.submit.job.Resources` that mean something there."""
 
     def check(self, job: Job, dry_run: bool) -> None:
-        """Refuse what cannot run, or, where it shall not only be shown, what cannot be submitted from here.
+        """Reject a job that the cluster cannot run.
+
+        Args:
+            job: the job to check.
+            dry_run: whether the job is only shown; the scheduler's client is then not required.
 
         Raises:
-            ValueError: one line: no scheduler here, no such queue, more nodes than there are.
+            UsageError: a resource is missing or exceeds the cluster, or the scheduler's client is not installed.
+            StoreError: the scheduler does not answer.
         """
         ...
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
-        """All that runs, by the names the files get in the run folder."""
+        """Scripts and manifests of a job.
+
+        Returns:
+            Contents by file name, relative to the run folder.
+        """
         ...
 
     def command(self, job: Job, run: RunFolder) -> list[str]:
-        """What is run here to submit them."""
+        """Command line that submits the job."""
         ...
 
     def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        """The ids of this very job where the cluster has it, though its run folder does not say so."""
+        """Look up a submitted job whose ids were never recorded, because the submitting process was killed.
+
+        Returns:
+            The scheduler's ids, or None if the scheduler does not know the job.
+        """
         ...
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
-        """Submit; returns the ids to keep.
+        """Submit the job.
+
+        Returns:
+            The scheduler's ids, to be recorded in the run folder.
 
         Raises:
-            ValueError: the cluster refused it, in its words.
+            StoreError: the scheduler rejects the job; quotes its message.
         """
         ...
 
     def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
-        """How it stands."""
+        """Query the state of a submitted job."""
         ...
 
     def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
-        """Its output so far, from a byte on."""
+        """Read the job's output from byte ``offset`` to its current end."""
         ...
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
-        """Ask it to stop; training saves first."""
+        """Request that the job stop; a training job saves a checkpoint first."""
         ...
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of that name.
+    """Load a backend by its name.
 
     Raises:
-        ValueError: there is none.
+        UsageError: the name is not in :data:`BACKENDS`.
     """
     if name not in BACKENDS:
-        raise UsageError(f"backend={name!r} is not known; there are {', '.join(BACKENDS)}")
+        raise UsageError(f"backend={name!r} is unknown; choose one of {', '.join(BACKENDS)}")
     return import_module(f"vidvq.submit.{name}").Backend()

@@ -1,6 +1,6 @@
-"""Scripts that run on this machine and outlive the command that started them, each a process group of its own.
+"""Backends whose jobs run on this machine and outlive the command that started them, one process group per job.
 
-All processes of a job inherit one locked file, so that whether it runs is asked of the kernel, not of a number.
+All processes of a job inherit a locked file, so the kernel answers whether the job runs; process ids can be reused.
 """
 
 import fcntl
@@ -8,65 +8,84 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vidvq.submit.backend import Status
-from vidvq.submit.folder import RunFolder
+from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.spec import Job
 
-# The job says its number too, so that it is known though whoever started it was killed.
+# The job records its own process id, so that it is known even if the process that started it was killed.
 _START = 'echo $$ >&"$1"; exec bash "$2"'
 
 
-def command(run: RunFolder) -> list[str]:
-    """What :func:`start` runs."""
-    return ["bash", str(run.script)]
+class DetachedBackend:
+    """Base class: runs the run folder's ``script.sh`` in a new session; subclasses write that script.
 
+    See :class:`vidvq.submit.backend.Backend` for the methods.
+    """
 
-def start(run: RunFolder) -> dict[str, Any]:
-    """Start the run folder's script; its output goes to ``logs/job.log``."""
-    with (run.logs / "job.log").open("ab") as log, _lock_file(run).open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        lock.truncate(0)
-        number = lock.fileno()
-        process = subprocess.Popen(
-            ["bash", "-c", _START, "bash", str(number), str(run.script)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            pass_fds=[number],
-        )
-        lock.write(f"{process.pid}\n")
-    return {"pid": process.pid}
+    takes: ClassVar[frozenset[str]]
 
+    def check(self, job: Job, dry_run: bool) -> None:
+        """See :class:`~vidvq.submit.backend.Backend`."""
 
-def find(run: RunFolder) -> dict[str, Any] | None:
-    """The ids of what runs there, or None."""
-    return {"pid": _pid(run)} if _runs(run) else None
+    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
+        """See :class:`~vidvq.submit.backend.Backend`."""
+        raise NotImplementedError
 
+    def command(self, job: Job, run: RunFolder) -> list[str]:
+        """See :class:`~vidvq.submit.backend.Backend`."""
+        return ["bash", str(run.script)]
 
-def status(run: RunFolder) -> Status:
-    """How it stands."""
-    if _runs(run):
-        return Status("running", f"process group {_pid(run)}")
-    code = run.exit_code()
-    if code == 0:
-        return Status("done")
-    if run.cancelled.exists():
-        return Status("cancelled")
-    if code is None:
-        return Status("lost", "it is gone and left no exit code; was the machine restarted?")
-    return Status("failed", f"exit code {code}")
+    def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
+        """See :class:`~vidvq.submit.backend.Backend`."""
+        return {"pid": _pid(run)} if _is_running(run) else None
 
+    def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
+        """Start the script; its output is appended to ``logs/job.log``."""
+        with (run.logs / "job.log").open("ab") as log, _lock_file(run).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            number = lock.fileno()
+            process = subprocess.Popen(
+                ["bash", "-c", _START, "bash", str(number), str(run.script)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=[number],
+            )
+            lock.write(f"{process.pid}\n")
+        return {"pid": process.pid}
 
-def read_log(run: RunFolder, offset: int) -> bytes:
-    """The output from a byte on."""
-    return read_from(run.logs / "job.log", offset)
+    def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
+        """See :class:`~vidvq.submit.backend.Backend`."""
+        if _is_running(run):
+            return Status("running", f"process group {_pid(run)}")
+        code = run.exit_code()
+        if code == 0:
+            return Status("done")
+        if run.cancelled.exists():
+            return Status("cancelled")
+        if code is None:
+            return Status("lost", "it ended without an exit code; was the machine restarted?")
+        return Status("failed", f"exit code {code}")
+
+    def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
+        """See :class:`~vidvq.submit.backend.Backend`."""
+        return read_from(run.logs / "job.log", offset)
+
+    def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
+        """Send SIGTERM to the process group."""
+        # A held lock proves that the group has a member, and its id is not reused while it has one.
+        if _is_running(run):
+            os.killpg(_pid(run), signal.SIGTERM)
 
 
 def read_from(path: Path, offset: int) -> bytes:
-    """A file's bytes from an offset on; none where there is no file."""
+    """Read a file from a byte offset to its end; empty if there is no file."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -75,18 +94,11 @@ def read_from(path: Path, offset: int) -> bytes:
         return b""
 
 
-def stop(run: RunFolder) -> None:
-    """Send SIGTERM to all of it."""
-    # A number stays taken as long as its group has a member, and the lock says that it has.
-    if _runs(run):
-        os.killpg(_pid(run), signal.SIGTERM)
-
-
 def _lock_file(run: RunFolder) -> Path:
     return run.path / "running"
 
 
-def _runs(run: RunFolder) -> bool:
+def _is_running(run: RunFolder) -> bool:
     try:
         with _lock_file(run).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -98,6 +110,6 @@ def _runs(run: RunFolder) -> bool:
 
 
 def _pid(run: RunFolder) -> int:
-    while not (said := _lock_file(run).read_text().split()) and _runs(run):
+    while not (recorded := _lock_file(run).read_text().split()) and _is_running(run):
         time.sleep(0.01)
-    return int(said[0])
+    return int(recorded[0])

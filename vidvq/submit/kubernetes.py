@@ -1,6 +1,7 @@
-"""Kubernetes: training as an indexed Job with a headless Service, which needs no operator; all else as a RayJob.
+"""Backend for Kubernetes. Training runs as an indexed Job with a headless Service; shard and tokenize as a RayJob.
 
-The manifest is a JSON list, so that no name in it can be read as anything else.
+Training needs no operator; a RayJob needs KubeRay.
+The manifest is written as JSON, so that no name in it needs YAML quoting.
 """
 
 import json
@@ -14,54 +15,56 @@ import yaml
 
 from vidvq.errors import StoreError, UsageError
 from vidvq.submit.backend import Status
-from vidvq.submit.folder import RunFolder
-from vidvq.submit.job import Job
+from vidvq.submit.run_folder import RunFolder
 from vidvq.submit.script import shared_out, template
+from vidvq.submit.spec import Job
 
 _PORT = 29500
-_AT = "/etc/vidvq"
-_SAVING_S = 600
+_MOUNT_PATH = "/etc/vidvq"
+_SAVE_LIMIT_S = 600
 _RETRIES = 3
 
 
 class Backend:
-    """See :class:`vidvq.submit.backend.Backend`."""
+    """Submits the job with kubectl. See :class:`vidvq.submit.backend.Backend`."""
 
     takes = frozenset({"nodes", "gpus", "cpus", "queue", "image", "namespace", "volumes", "secrets"})
 
     def check(self, job: Job, dry_run: bool) -> None:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         if not job.resources.image:
-            raise UsageError("the backend kubernetes needs --image, one that has vidvq; docker/ makes it")
+            raise UsageError(
+                "the kubernetes backend needs --image, an image with vidvq; build one with docker/Dockerfile"
+            )
         if not dry_run:
             _find_kubectl()
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         return {"manifest.json": json.dumps(manifest(job), indent=1) + "\n"}
 
     def command(self, job: Job, run: RunFolder) -> list[str]:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         return ["kubectl", *_namespace(job.resources.namespace), "apply", "-f", str(run.path / "manifest.json")]
 
     def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         return None
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         ids = {"kind": "job" if job.verb == "train" else "rayjob", "name": job.name, **_named(job)}
-        # Applying what is there changes nothing; what has ended is in the way of a new attempt.
+        # A finished job of the same name must be deleted first: applying its manifest again would change nothing.
         _kubectl(*_namespace(job.resources.namespace), "delete", "--ignore-not-found", f"{ids['kind']}/{job.name}")
         _kubectl(*self.command(job, run)[1:])
         return ids
 
     def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
-        """See the protocol."""
-        told = json.loads(_get(ids, "get", "--ignore-not-found", "-o", "json", f"{ids['kind']}/{ids['name']}") or "{}")
-        if not told:
+        """See :class:`~vidvq.submit.backend.Backend`."""
+        found = json.loads(_get(ids, "get", "--ignore-not-found", "-o", "json", f"{ids['kind']}/{ids['name']}") or "{}")
+        if not found:
             return Status("cancelled" if run.cancelled.exists() else "lost", f"no {ids['kind']}/{ids['name']}")
-        now = told.get("status", {})
+        now = found.get("status", {})
         if ids["kind"] == "rayjob":
             state = {"SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "cancelled", "RUNNING": "running"}
             return Status(state.get(now.get("jobStatus", ""), "waiting"), now.get("message", ""))
@@ -72,18 +75,18 @@ class Backend:
         return Status("running" if now.get("ready") else "waiting", f"{now.get('ready', 0)} pods ready")
 
     def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         label = "batch.kubernetes.io/job-name" if ids["kind"] == "job" else "job-name"
         chosen = ["--selector", f"{label}={ids['name']}", "--prefix", "--tail=-1"]
         return _get(ids, "logs", *chosen).encode()[offset:]
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         _get(ids, "delete", "--wait=false", f"{ids['kind']}/{ids['name']}")
 
 
 def manifest(job: Job) -> dict[str, Any]:
-    """All objects of a job."""
+    """Build the Kubernetes ``List`` of a job's objects: a ConfigMap, and a Service and Job or a RayJob."""
     files = {"config.yaml": yaml.safe_dump(job.settings, sort_keys=False), "node.sh": template("node.sh")}
     files["pod.sh"], files["ray.sh"] = template("pod.sh"), template("ray.sh")
     objects = [_object("v1", "ConfigMap", job, {"data": files})]
@@ -98,7 +101,7 @@ def manifest(job: Job) -> dict[str, Any]:
 
 def _training(job: Job) -> dict[str, Any]:
     nodes = job.resources.nodes
-    pod = _pod(job, ["bash", f"{_AT}/pod.sh", "train", f"{_AT}/config.yaml"])
+    pod = _pod(job, ["bash", f"{_MOUNT_PATH}/pod.sh", "train", f"{_MOUNT_PATH}/config.yaml"])
     rank = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     pod["containers"][0]["env"] += [
         {"name": "NODES", "value": str(nodes)},
@@ -107,12 +110,12 @@ def _training(job: Job) -> dict[str, Any]:
         {"name": "NPROC", "value": str(job.processes)},
         {"name": "GPUS", "value": str(job.resources.gpus)},
     ]
-    pod |= {"subdomain": job.name, "restartPolicy": "Never", "terminationGracePeriodSeconds": _SAVING_S}
+    pod |= {"subdomain": job.name, "restartPolicy": "Never", "terminationGracePeriodSeconds": _SAVE_LIMIT_S}
     spec = {
         "completionMode": "Indexed",
         "completions": nodes,
         "parallelism": nodes,
-        # One pod that fails takes the others along; then all start again and go on from the checkpoint.
+        # A pod that fails ends the others; all restart and resume from the checkpoint.
         "backoffLimit": _RETRIES * nodes,
         "template": {"metadata": {"labels": _labels(job)}, "spec": pod},
     }
@@ -120,7 +123,7 @@ def _training(job: Job) -> dict[str, Any]:
 
 
 def _ray_job(job: Job) -> dict[str, Any]:
-    command = ["env", f"CONFIG={_AT}/config.yaml", "bash", f"{_AT}/ray.sh", job.verb, *job.arguments]
+    command = ["env", f"CONFIG={_MOUNT_PATH}/config.yaml", "bash", f"{_MOUNT_PATH}/ray.sh", job.verb, *job.arguments]
     worker = {"groupName": "workers", "replicas": job.resources.nodes - 1, "minReplicas": job.resources.nodes - 1}
     worker |= {"maxReplicas": job.resources.nodes - 1, "rayStartParams": {}, "template": {"spec": _pod(job, None)}}
     cluster = {"headGroupSpec": {"rayStartParams": {}, "template": {"spec": _pod(job, None)}}}
@@ -136,23 +139,23 @@ def _ray_job(job: Job) -> dict[str, Any]:
 
 
 def _pod(job: Job, command: list[str] | None) -> dict[str, Any]:
-    asked = job.resources
-    limits = {"nvidia.com/gpu": str(asked.gpus)} if asked.gpus else {}
-    requests = {"cpu": str(asked.cpus)} if asked.cpus else {}
-    mounts = [{"name": "files", "mountPath": _AT, "readOnly": True}, {"name": "shm", "mountPath": "/dev/shm"}]
+    requested = job.resources
+    limits = {"nvidia.com/gpu": str(requested.gpus)} if requested.gpus else {}
+    requests = {"cpu": str(requested.cpus)} if requested.cpus else {}
+    mounts = [{"name": "files", "mountPath": _MOUNT_PATH, "readOnly": True}, {"name": "shm", "mountPath": "/dev/shm"}]
     volumes: list[dict[str, Any]] = [
         {"name": "files", "configMap": {"name": job.name}},
         {"name": "shm", "emptyDir": {"medium": "Memory"}},
     ]
-    for number, volume in enumerate(asked.volumes):
+    for number, volume in enumerate(requested.volumes):
         claim, _, path = volume.partition(":")
         volumes.append({"name": f"volume-{number}", "persistentVolumeClaim": {"claimName": claim}})
         mounts.append({"name": f"volume-{number}", "mountPath": path})
     container: dict[str, Any] = {
         "name": "vidvq",
-        "image": asked.image,
+        "image": requested.image,
         "env": [{"name": "SHARED", "value": shared_out(job)}],
-        "envFrom": [{"secretRef": {"name": name}} for name in asked.secrets],
+        "envFrom": [{"secretRef": {"name": name}} for name in requested.secrets],
         "resources": {"requests": requests, "limits": limits},
         "volumeMounts": mounts,
     }
@@ -185,10 +188,10 @@ def _kubectl(*arguments: str) -> str:
     _find_kubectl()
     done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise StoreError(f"kubectl says: {' '.join(done.stderr.split())}")
+        raise StoreError(f"kubectl failed: {' '.join(done.stderr.split())}")
     return done.stdout
 
 
 def _find_kubectl() -> None:
     if not shutil.which("kubectl"):
-        raise UsageError("kubectl is not on the path; or print the manifest with --dry-run")
+        raise UsageError("kubectl is not on the path; install it, or print the manifest with --dry-run")

@@ -1,8 +1,8 @@
-"""Looks at every machine of a job before it starts: `python -m vidvq.submit.preflight`, on each of them.
+"""Checks every node of a job before the job starts: run `python -m vidvq.submit.preflight` on each node.
 
-Machine 0 listens where the job will meet, the others connect to it, and each says what it has. Machine 0 prints a table
-and a verdict, and all of them exit with it: 0, or 2. On stdout each prints its own address and network interface, as
-seen from the meeting place.
+Node 0 listens at the job's rendezvous; the others connect and report. Node 0 prints a table and the verdict to stderr,
+and all nodes exit with it: 0 if ready, 2 if not. Each node prints its own address and network interface, as routed from
+the rendezvous, to stdout.
 """
 
 import argparse
@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from vidvq import __version__
-from vidvq.submit.route import interface_of
+from vidvq.submit.network import interface_of
 
 LIMIT_S = 60
 _MOST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a machine has.
+class NodeReport:
+    """Result of the checks on one node.
 
     Attributes:
-        rank: which machine it is.
-        host: its name.
-        vidvq: the version there.
-        gpus: devices that torch can use.
-        free_gib: disk space at the shared path.
-        problem: why it cannot write there, or does not see what machine 0 wrote; None where all is well.
+        rank: number of the node, from 0.
+        host: host name.
+        vidvq: installed version of vidvq.
+        gpus: GPUs visible to torch; 0 if none are required.
+        free_gib: free space at the shared path (GiB).
+        problem: why the shared path is unusable: not writable, or not the path that node 0 sees; None if it is usable.
     """
 
     rank: int
@@ -45,14 +45,14 @@ class Found:
     problem: str | None
 
 
-def look(rank: int, shared: Path, nonce: str, gpus: int) -> Found:
-    """Look at this machine.
+def probe_node(rank: int, shared: Path, nonce: str, gpus: int) -> NodeReport:
+    """Check this node.
 
     Args:
-        rank: which machine it is.
-        shared: must be writable here, and show what machine 0 wrote.
-        nonce: what that is; machine 0 writes it.
-        gpus: that are wanted; where none are, none are looked for.
+        rank: number of the node, from 0.
+        shared: path that must be writable here and hold the marker file of node 0.
+        nonce: random suffix of the marker file, which node 0 creates.
+        gpus: GPUs required per node; if 0, torch is not loaded to count them.
     """
     folder = shared
     while not folder.is_dir():
@@ -60,133 +60,145 @@ def look(rank: int, shared: Path, nonce: str, gpus: int) -> Found:
     problem, free = None, 0.0
     try:
         free = shutil.disk_usage(folder).free / 2**30
-        sign = folder / f".vidvq-preflight-{nonce}"
+        marker = folder / f".vidvq-preflight-{nonce}"
         if rank == 0:
-            sign.touch()
-        elif not sign.exists():
-            problem = f"{folder} is not the one that machine 0 sees"
-        mine = folder / f"{sign.name}-{rank}"
-        mine.touch()
-        mine.unlink()
+            marker.touch()
+        elif not marker.exists():
+            problem = f"{folder} is not the folder that node 0 sees"
+        own = folder / f"{marker.name}-{rank}"
+        own.touch()
+        own.unlink()
     except OSError as error:
         problem = f"{folder} cannot be written: {error.strerror}"
-    return Found(rank, socket.gethostname(), __version__, _count_gpus() if gpus else 0, round(free, 1), problem)
+    return NodeReport(rank, socket.gethostname(), __version__, _count_gpus() if gpus else 0, round(free, 1), problem)
 
 
-def judge(found: list[Found], nodes: int, gpus: int, min_free_gib: float) -> list[str]:
-    """What is wrong with the machines, a line each."""
-    here = {item.rank for item in found}
-    wrong = [f"machine {rank} did not reach the meeting place" for rank in range(nodes) if rank not in here]
-    for item in found:
-        who = f"machine {item.rank} ({item.host})"
+def find_problems(reports: list[NodeReport], nodes: int, gpus: int, min_free_gib: float) -> list[str]:
+    """Compare the nodes' reports with the requirements of a job.
+
+    Args:
+        reports: reports received, in rank order.
+        nodes: number of nodes in the job.
+        gpus: GPUs required per node.
+        min_free_gib: free space required at the shared path (GiB).
+
+    Returns:
+        One line per problem.
+    """
+    reached = {item.rank for item in reports}
+    problems = [f"node {rank} did not reach the rendezvous" for rank in range(nodes) if rank not in reached]
+    for item in reports:
+        who = f"node {item.rank} ({item.host})"
         if item.problem:
-            wrong.append(f"{who}: {item.problem}")
+            problems.append(f"{who}: {item.problem}")
         if item.gpus < gpus:
-            wrong.append(f"{who} has {item.gpus} GPUs, {gpus} are wanted")
+            problems.append(f"{who} has {item.gpus} GPUs; {gpus} are required")
         if item.free_gib < min_free_gib:
-            wrong.append(f"{who} has {item.free_gib} GiB free at the shared path, {min_free_gib:g} are wanted")
-        if item.vidvq != found[0].vidvq:
-            wrong.append(f"{who} has vidvq {item.vidvq}, machine {found[0].rank} has {found[0].vidvq}")
-    return wrong
+            problems.append(f"{who} has {item.free_gib} GiB free at the shared path; {min_free_gib:g} are required")
+        if item.vidvq != reports[0].vidvq:
+            problems.append(f"{who} has vidvq {item.vidvq}; node {reports[0].rank} has {reports[0].vidvq}")
+    return problems
 
 
-def table(found: list[Found]) -> list[str]:
-    """One line per machine, under a heading."""
-    rows = [("machine", "host", "vidvq", "GPUs", "free GiB", "shared path")]
-    for item in sorted(found, key=lambda item: item.rank):
-        shared = "wrong" if item.problem else "ok"
+def format_table(reports: list[NodeReport]) -> list[str]:
+    """Format the reports as a heading and one line per node."""
+    rows = [("node", "host", "vidvq", "GPUs", "free GiB", "shared path")]
+    for item in sorted(reports, key=lambda item: item.rank):
+        shared = "unusable" if item.problem else "ok"
         rows.append((str(item.rank), item.host, item.vidvq, str(item.gpus), f"{item.free_gib:g}", shared))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def tell(found: list[Found], wrong: list[str]) -> int:
-    """Print the table and the verdict; returns the exit code."""
-    print(*table(found), *wrong, sep="\n", file=sys.stderr)
-    print(f"preflight: {'not ready' if wrong else 'ready'}", file=sys.stderr, flush=True)
-    return 2 if wrong else 0
+def print_verdict(reports: list[NodeReport], problems: list[str]) -> int:
+    """Print the table, the problems and the verdict to stderr; returns the exit code."""
+    print(*format_table(reports), *problems, sep="\n", file=sys.stderr)
+    print(f"preflight: {'not ready' if problems else 'ready'}", file=sys.stderr, flush=True)
+    return 2 if problems else 0
 
 
 def main() -> int:
-    """The command."""
+    """Check this node as one of a job's nodes; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--head", required=True, help="host:port where the job meets, on machine 0")
-    parser.add_argument("--nodes", type=int, required=True)
-    parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--gpus", type=int, default=0)
-    parser.add_argument("--shared", type=Path, required=True)
-    parser.add_argument("--min-free-gib", type=float, default=1.0)
-    parser.add_argument("--limit-s", type=float, default=LIMIT_S)
-    asked = parser.parse_args()
-    host, _, port = asked.head.rpartition(":")
-    deadline = time.monotonic() + asked.limit_s
+    parser.add_argument("--head", required=True, help="HOST:PORT of the rendezvous, on node 0")
+    parser.add_argument("--nodes", type=int, required=True, help="number of nodes in the job")
+    parser.add_argument("--rank", type=int, required=True, help="number of this node, from 0")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs required per node")
+    parser.add_argument("--shared", type=Path, required=True, help="path that all nodes must be able to write")
+    parser.add_argument("--min-free-gib", type=float, default=1.0, help="free space required at the shared path (GiB)")
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="time limit (seconds)")
+    arguments = parser.parse_args()
+    host, _, port = arguments.head.rpartition(":")
+    deadline = time.monotonic() + arguments.limit_s
     nonce = secrets.token_hex(8)
-    if asked.rank:
-        return _join(asked, (host, int(port)), deadline)
-    found = [look(0, asked.shared.absolute(), nonce, asked.gpus)]
-    others = _gather(host, int(port), asked.nodes - 1, nonce, deadline)
-    found += [item for item, _ in others]
-    wrong = judge(found, asked.nodes, asked.gpus, asked.min_free_gib)
-    code = tell(found, wrong)
+    if arguments.rank:
+        return _report_to_head(arguments, (host, int(port)), deadline)
+    reports = [probe_node(0, arguments.shared.absolute(), nonce, arguments.gpus)]
+    others = _collect_reports(host, int(port), arguments.nodes - 1, nonce, deadline)
+    reports += [item for item, _ in others]
+    problems = find_problems(reports, arguments.nodes, arguments.gpus, arguments.min_free_gib)
+    code = print_verdict(reports, problems)
     for _, connection in others:
-        _send(connection, {"wrong": wrong})
+        _send(connection, {"problems": problems})
     for _, connection in others:
-        # The other side closes first, so that the port is free for the job at once.
+        # The peer closes first, so that no socket of node 0 stays in TIME_WAIT and the job can bind the port.
         connection.recv(1)
         connection.close()
-    sweep(asked.shared.absolute(), nonce)
+    remove_markers(arguments.shared.absolute(), nonce)
     address = socket.gethostbyname(host)
     print(address, interface_of(address))
     return code
 
 
-def _gather(host: str, port: int, count: int, nonce: str, deadline: float) -> list[tuple[Found, socket.socket]]:
-    found: dict[int, tuple[Found, socket.socket]] = {}
+def _collect_reports(
+    host: str, port: int, count: int, nonce: str, deadline: float
+) -> list[tuple[NodeReport, socket.socket]]:
+    reports: dict[int, tuple[NodeReport, socket.socket]] = {}
     if not count:
         return []
     try:
         server = socket.create_server((host, port), backlog=count)
     except OSError as error:
-        raise SystemExit(f"preflight: machine 0 cannot listen at {host}:{port}: {error.strerror}") from error
+        raise SystemExit(f"preflight: node 0 cannot listen at {host}:{port}: {error.strerror}") from error
     with server:
-        while len(found) < count and (left := deadline - time.monotonic()) > 0:
+        while len(reports) < count and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             try:
                 connection, _ = server.accept()
                 connection.settimeout(max(deadline - time.monotonic(), 0.1))
                 _send(connection, {"nonce": nonce})
-                item = Found(**_receive(connection))
+                item = NodeReport(**_receive(connection))
             except (OSError, ValueError, TypeError):
-                # Too late, or a stranger: whoever is missing at the end is named.
+                # Too late, or not one of the job's nodes: the nodes that are missing at the end are reported.
                 continue
-            found[item.rank] = (item, connection)
-    return [found[rank] for rank in sorted(found)]
+            reports[item.rank] = (item, connection)
+    return [reports[rank] for rank in sorted(reports)]
 
 
-def _join(asked: argparse.Namespace, head: tuple[str, int], deadline: float) -> int:
-    name = f"machine {asked.rank} ({socket.gethostname()})"
-    said = "no answer"
+def _report_to_head(arguments: argparse.Namespace, head: tuple[str, int], deadline: float) -> int:
+    name = f"node {arguments.rank} ({socket.gethostname()})"
+    reason = "no answer"
     while (left := deadline - time.monotonic()) > 0:
         try:
             connection = socket.create_connection(head, timeout=left)
         except OSError as error:
-            # It may not listen yet.
-            said = str(error)
+            # Node 0 may not listen yet.
+            reason = str(error)
             time.sleep(0.2)
             continue
         with connection:
             try:
                 nonce = _receive(connection)["nonce"]
-                mine = look(asked.rank, asked.shared.absolute(), nonce, asked.gpus)
-                _send(connection, asdict(mine))
-                wrong = _receive(connection)["wrong"]
+                own = probe_node(arguments.rank, arguments.shared.absolute(), nonce, arguments.gpus)
+                _send(connection, asdict(own))
+                problems = _receive(connection)["problems"]
             except (OSError, ValueError) as error:
-                said = str(error)
+                reason = str(error)
                 break
             address = connection.getsockname()[0]
         print(address, interface_of(address))
-        return 2 if wrong else 0
-    print(f"preflight: {name} cannot reach {asked.head}: {said}", file=sys.stderr)
+        return 2 if problems else 0
+    print(f"preflight: {name} cannot reach {arguments.head}: {reason}", file=sys.stderr)
     return 2
 
 
@@ -199,18 +211,18 @@ def _receive(connection: socket.socket) -> Any:
     while not data.endswith(b"\n"):
         more = connection.recv(4096)
         if not more or len(data) > _MOST_BYTES:
-            raise ConnectionError("the connection ended in the middle")
+            raise ConnectionError("the connection was closed in mid-message")
         data += more
     return json.loads(data)
 
 
-def sweep(shared: Path, nonce: str) -> None:
-    """Remove what :func:`look` left at the shared path."""
+def remove_markers(shared: Path, nonce: str) -> None:
+    """Remove the marker files of :func:`probe_node` from the shared path."""
     folder = shared
     while not folder.is_dir():
         folder = folder.parent
-    for sign in folder.glob(f".vidvq-preflight-{nonce}*"):
-        sign.unlink(missing_ok=True)
+    for marker in folder.glob(f".vidvq-preflight-{nonce}*"):
+        marker.unlink(missing_ok=True)
 
 
 def _count_gpus() -> int:

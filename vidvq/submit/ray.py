@@ -1,4 +1,4 @@
-"""Ray Jobs: a job of a Ray cluster that is there already. Training is for the other backends."""
+"""Backend for an existing Ray cluster, through its job server. It does not run training."""
 
 import os
 import shlex
@@ -10,69 +10,69 @@ from vidvq.errors import UsageError
 from vidvq.log import warn
 from vidvq.runtime import ray_jobs
 from vidvq.submit.backend import Status
-from vidvq.submit.folder import RunFolder
-from vidvq.submit.job import Job
+from vidvq.submit.run_folder import RunFolder
 from vidvq.submit.script import shared_out, template
+from vidvq.submit.spec import Job
 
 _DEFAULT = "http://127.0.0.1:8265"
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _STATES = {"PENDING": "waiting", "RUNNING": "running", "STOPPED": "cancelled", "SUCCEEDED": "done", "FAILED": "failed"}
-# All else in a run folder is for this side.
-_LEAVE_OUT = ["logs", "attempts", "lock", "job.json", "environment.json"]
+# Files of a run folder that the job does not need.
+_EXCLUDES = ["logs", "attempts", "lock", "job.json", "environment.json"]
 
 
 class Backend:
-    """See :class:`vidvq.submit.backend.Backend`."""
+    """Submits the job to a Ray job server. See :class:`vidvq.submit.backend.Backend`."""
 
     takes = frozenset({"address"})
 
     def check(self, job: Job, dry_run: bool) -> None:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         if job.verb == "train":
-            raise UsageError("training does not run as a Ray job; give --backend slurm, ssh, kubernetes or local")
+            raise UsageError("training does not run as a Ray job; use --backend slurm, ssh, kubernetes or local")
         address = _address(job)
         parts = urlsplit(address)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise UsageError(f"address={address!r} must be the cluster's job interface, http://HOST:8265")
+            raise UsageError(f"address={address!r} must be the URL of the cluster's job server, http://HOST:8265")
         if parts.hostname not in _LOOPBACK and os.environ.get("RAY_AUTH_MODE") != "token":
             warn(
-                f"ANYONE WHO REACHES {parts.netloc} CAN RUN COMMANDS THERE: no token is in use. Start the cluster with "
-                "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, and set both here"
+                f"ANYONE WHO CAN REACH {parts.netloc} CAN RUN COMMANDS THERE: no token is in use. Start the cluster "
+                "with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, and set both here"
             )
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         return {"script.sh": template("ray.sh")}
 
     def command(self, job: Job, run: RunFolder) -> list[str]:
-        """See the protocol."""
-        sent = ["--working-dir", str(run.path), "--submission-id", f"{job.name}-ATTEMPT"]
-        return ["ray", "job", "submit", "--address", _address(job), *sent, "--", *_entrypoint(job)]
+        """See :class:`~vidvq.submit.backend.Backend`."""
+        options = ["--working-dir", str(run.path), "--submission-id", f"{job.name}-ATTEMPT"]
+        return ["ray", "job", "submit", "--address", _address(job), *options, "--", *_entrypoint(job)]
 
     def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         ids = {"address": _address(job), "submission_id": f"{job.name}-{attempt}"}
         return ids if ray_jobs.find_job(**ids) else None
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         ids = {"address": _address(job), "submission_id": f"{job.name}-{attempt}"}
-        ray_jobs.submit_job(**ids, entrypoint=shlex.join(_entrypoint(job)), folder=run.path, leave_out=_LEAVE_OUT)
+        ray_jobs.submit_job(**ids, entrypoint=shlex.join(_entrypoint(job)), folder=run.path, excludes=_EXCLUDES)
         return ids
 
     def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         found = ray_jobs.find_job(ids["address"], ids["submission_id"])
         if not found:
-            return Status("lost", f"the cluster at {ids['address']} does not know {ids['submission_id']}")
+            return Status("lost", f"the cluster at {ids['address']} has no job {ids['submission_id']}")
         return Status(_STATES.get(found[0], "running"), f"{ids['submission_id']}: {' '.join(found[1].split())[:300]}")
 
     def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         return ray_jobs.job_log(ids["address"], ids["submission_id"]).encode()[offset:]
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
-        """See the protocol."""
+        """See :class:`~vidvq.submit.backend.Backend`."""
         ray_jobs.stop_job(ids["address"], ids["submission_id"])
 
 

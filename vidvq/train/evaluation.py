@@ -14,7 +14,7 @@ from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import VideoTokenizer
 from vidvq.model.pixels import to_frames, to_video
-from vidvq.storage import place
+from vidvq.storage import resolve_path
 from vidvq.train.config import TrainConfig
 from vidvq.train.distributed import DistributedContext, all_reduce_sum
 from vidvq.video.decode import decode_clip
@@ -36,7 +36,7 @@ class Evaluator:
         self._config, self._context, self._perceptual = config.evaluation, context, perceptual
         self._clips: list[tuple[str, bytes]] = []
         if config.evaluation.clips:
-            self._clips = _read(place(config.evaluation.clips), config.evaluation.num_clips)
+            self._clips = _read(resolve_path(config.evaluation.clips), config.evaluation.num_clips)
             # A separate network: averaged weights are scored, and under ZeRO 3 the trained weights are sharded.
             self._tokenizer = VideoTokenizer(config.model).to(context.device).eval().requires_grad_(False)
 

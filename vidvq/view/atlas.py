@@ -23,7 +23,9 @@ def decode_atlas(tokenizer: Tokenizer, card: TokenizerCard, usage: dict[str, np.
     most used spatial code.
 
     Args:
-        usage: how often each code occurs, by the codebook's name.
+        tokenizer: the tokenizer.
+        card: its card.
+        usage: occurrences of each code, by the codebook's name.
 
     Returns:
         per codebook its name, size, offset, ``codes`` by falling usage, ``counts``, and ``strip``: pixels

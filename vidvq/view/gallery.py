@@ -58,7 +58,7 @@ class Gallery:
         books: per codebook what :func:`vidvq.view.atlas.decode_atlas` says of it.
 
     Raises:
-        ValueError: another tokenizer's tokens, a damaged shard, or nothing to show.
+        UsageError: another tokenizer's tokens, a damaged shard, or nothing to show.
     """
 
     def __init__(self, tokens: Path, checkpoint: Path, clips: Path | None) -> None:

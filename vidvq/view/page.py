@@ -26,7 +26,7 @@ def build_page(gallery: Gallery, first: int | None) -> bytes:
         first: how many clips it carries; None for a page whose server has them all.
 
     Raises:
-        ValueError: a damaged shard.
+        UsageError: a damaged shard.
     """
     carried = []
     if first is not None:

@@ -19,7 +19,7 @@ class Search:
         clips: the plan of the clips that they were made from, or None.
 
     Raises:
-        ValueError: a damaged shard.
+        UsageError: a damaged shard.
     """
 
     def __init__(self, shards: list[Path], clips: Plan | None) -> None:

@@ -19,7 +19,7 @@ def serve(page: bytes, gallery: Gallery, port: int) -> None:
     """Serve the page on 127.0.0.1 until interrupted; port 0 takes a free one.
 
     Raises:
-        ValueError: the port is taken.
+        UsageError: the port is taken.
     """
     server = make_server(page, answers(gallery), port)
     info(f"http://127.0.0.1:{server.server_port}/ until Ctrl-C")

@@ -15,7 +15,7 @@ from vidvq.corpus.inputs import Fingerprint, list_sources
 from vidvq.corpus.lists import ListPolicy, is_list
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import is_tar
-from vidvq.storage import place
+from vidvq.storage import resolve_path
 
 ANY = ListPolicy()
 
@@ -217,6 +217,6 @@ def test_a_query_does_not_hide_a_suffix():
         ("https://host/x.tar?token=1", False, True),
         ("https://host/x.mp4?list=x.csv", False, False),
     ):
-        assert (is_list(place(url)), is_tar(place(url))) == (list_, tar), url
+        assert (is_list(resolve_path(url)), is_tar(resolve_path(url))) == (list_, tar), url
     source = Source("https://host/x.tar?token=1#a.mp4", 1, "", 512)
     assert (source.container, source.member) == ("https://host/x.tar?token=1", "a.mp4")

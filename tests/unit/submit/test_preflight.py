@@ -1,4 +1,4 @@
-"""The look at all machines before a job: processes on loopback stand for machines."""
+"""The check of all nodes before a job; processes on the loopback stand in for nodes."""
 
 import socket
 import subprocess
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vidvq.submit.preflight import Found, judge, table
+from vidvq.submit.preflight import NodeReport, find_problems, format_table
 
-GOOD = Found(0, "a", "1.0", 8, 100.0, None)
+GOOD = NodeReport(0, "a", "1.0", 8, 100.0, None)
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def port() -> int:
         return probe.getsockname()[1]
 
 
-def machine(port: int, rank: int, shared: Path, *more: object, nodes: int = 2) -> subprocess.Popen:
+def node(port: int, rank: int, shared: Path, *more: object, nodes: int = 2) -> subprocess.Popen:
     asked = ["--head", f"127.0.0.1:{port}", "--nodes", nodes, "--rank", rank, "--shared", shared, *more]
     return subprocess.Popen(
         [sys.executable, "-m", "vidvq.submit.preflight", *map(str, asked)],
@@ -30,15 +30,15 @@ def machine(port: int, rank: int, shared: Path, *more: object, nodes: int = 2) -
     )
 
 
-def test_machines_that_are_well_are_ready_and_leave_the_port_and_the_path_as_they_were(tmp_path, port):
-    # The others may be there first.
-    others = [machine(port, rank, tmp_path / "not/there/yet", nodes=3) for rank in (2, 1)]
+def test_healthy_nodes_are_ready_and_leave_the_port_and_the_path_unchanged(tmp_path, port):
+    # The other nodes may start first.
+    others = [node(port, rank, tmp_path / "not/there/yet", nodes=3) for rank in (2, 1)]
     time.sleep(0.5)
-    head = machine(port, 0, tmp_path / "not/there/yet", nodes=3)
+    head = node(port, 0, tmp_path / "not/there/yet", nodes=3)
     out, err = head.communicate(timeout=30)
     assert head.returncode == 0
     assert out == "127.0.0.1 lo\n"
-    assert err.splitlines()[0].split() == ["machine", "host", "vidvq", "GPUs", "free", "GiB", "shared", "path"]
+    assert err.splitlines()[0].split() == ["node", "host", "vidvq", "GPUs", "free", "GiB", "shared", "path"]
     assert len(err.splitlines()) == 5
     assert err.endswith("preflight: ready\n")
     for other in others:
@@ -48,16 +48,16 @@ def test_machines_that_are_well_are_ready_and_leave_the_port_and_the_path_as_the
     socket.create_server(("127.0.0.1", port)).close()
 
 
-def test_a_machine_that_does_not_come_is_named(tmp_path, port):
-    head = machine(port, 0, tmp_path, "--limit-s", 1)
+def test_a_missing_node_is_named(tmp_path, port):
+    head = node(port, 0, tmp_path, "--limit-s", 1)
     _, err = head.communicate(timeout=30)
     assert head.returncode == 2
-    assert "machine 1 did not reach the meeting place" in err
+    assert "node 1 did not reach the rendezvous" in err
     assert err.endswith("preflight: not ready\n")
 
 
-def test_a_machine_that_cannot_reach_the_head_says_so(tmp_path, port):
-    other = machine(port, 1, tmp_path, "--limit-s", 1)
+def test_a_node_that_cannot_reach_the_head_reports_it(tmp_path, port):
+    other = node(port, 1, tmp_path, "--limit-s", 1)
     _, err = other.communicate(timeout=30)
     assert other.returncode == 2
     assert f"cannot reach 127.0.0.1:{port}: [Errno 111] Connection refused" in err
@@ -67,16 +67,16 @@ def test_a_machine_that_cannot_reach_the_head_says_so(tmp_path, port):
 def test_a_path_that_is_not_shared_is_noticed_by_all(tmp_path, port):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()
-    other, head = machine(port, 1, tmp_path / "other"), machine(port, 0, tmp_path / "one")
+    other, head = node(port, 1, tmp_path / "other"), node(port, 0, tmp_path / "one")
     _, err = head.communicate(timeout=30)
     assert head.returncode == 2
-    assert "other is not the one that machine 0 sees" in err
+    assert "other is not the folder that node 0 sees" in err
     other.communicate(timeout=30)
     assert other.returncode == 2
 
 
-def test_strangers_at_the_meeting_place_do_no_harm(tmp_path, port):
-    head = machine(port, 0, tmp_path)
+def test_other_clients_at_the_rendezvous_are_ignored(tmp_path, port):
+    head = node(port, 0, tmp_path)
     while True:
         try:
             with socket.create_connection(("127.0.0.1", port)) as stranger:
@@ -84,29 +84,29 @@ def test_strangers_at_the_meeting_place_do_no_harm(tmp_path, port):
             break
         except ConnectionRefusedError:
             time.sleep(0.05)
-    other = machine(port, 1, tmp_path)
+    other = node(port, 1, tmp_path)
     _, err = head.communicate(timeout=30)
     assert head.returncode == 0, err
     other.communicate(timeout=30)
 
 
 def test_an_unwritable_path_is_named(port):
-    head = machine(port, 0, Path("/proc/nosuch"), nodes=1)
+    head = node(port, 0, Path("/proc/nosuch"), nodes=1)
     _, err = head.communicate(timeout=30)
     assert head.returncode == 2
     assert "/proc cannot be written" in err
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "problem"),
     [
-        (Found(1, "b", "1.0", 4, 100.0, None), "machine 1 (b) has 4 GPUs, 8 are wanted"),
-        (Found(1, "b", "1.0", 8, 0.5, None), "machine 1 (b) has 0.5 GiB free at the shared path, 1 are wanted"),
-        (Found(1, "b", "1.1", 8, 100.0, None), "machine 1 (b) has vidvq 1.1, machine 0 has 1.0"),
-        (Found(1, "b", "1.0", 8, 100.0, "/x is odd"), "machine 1 (b): /x is odd"),
+        (NodeReport(1, "b", "1.0", 4, 100.0, None), "node 1 (b) has 4 GPUs; 8 are required"),
+        (NodeReport(1, "b", "1.0", 8, 0.5, None), "node 1 (b) has 0.5 GiB free at the shared path; 1 are required"),
+        (NodeReport(1, "b", "1.1", 8, 100.0, None), "node 1 (b) has vidvq 1.1; node 0 has 1.0"),
+        (NodeReport(1, "b", "1.0", 8, 100.0, "/x is odd"), "node 1 (b): /x is odd"),
     ],
 )
-def test_what_is_wrong_is_said(other, said):
-    assert judge([GOOD, other], 2, 8, 1.0) == [said]
-    assert not judge([GOOD], 1, 8, 1.0)
-    assert table([other, GOOD])[1].startswith("0 ")
+def test_each_problem_is_reported(other, problem):
+    assert find_problems([GOOD, other], 2, 8, 1.0) == [problem]
+    assert not find_problems([GOOD], 1, 8, 1.0)
+    assert format_table([other, GOOD])[1].startswith("0 ")

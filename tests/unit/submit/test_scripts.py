@@ -9,7 +9,7 @@ import pytest
 
 from vidvq.submit import VERBS, Job, Resources
 from vidvq.submit.backend import get_backend
-from vidvq.submit.folder import RunFolder
+from vidvq.submit.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[3]
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")

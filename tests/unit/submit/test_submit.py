@@ -49,7 +49,7 @@ def test_a_job_with_hostile_names_runs_and_keeps_everything(there, demo_videos, 
     assert yaml.safe_load((run / "config.yaml").read_text())["clip"]["short_side"] == 32
     assert json.loads((run / "environment.json").read_text())["vidvq"] == __version__
     again = vidvq(*command)
-    assert "is there already: done" in again.err
+    assert "was already submitted: done" in again.err
     assert len(list((run / "attempts").iterdir())) == 1
 
 
@@ -86,7 +86,7 @@ def test_many_submissions_at_once_are_one(tmp_path):
     assert len(list((tmp_path / "run/attempts").glob("*.json"))) == 1
 
 
-def test_a_submission_killed_before_it_noted_the_ids_is_found_again(tmp_path):
+def test_a_submission_killed_before_it_recorded_the_ids_is_found_again(tmp_path):
     job = job_of(tmp_path, seconds=30)
     submit(job, tmp_path / "run")
     (tmp_path / "run/attempts/1.json").unlink()
@@ -108,7 +108,7 @@ def test_a_cancel_at_any_moment_stops_the_job(tmp_path, delay_s):
     assert now.state == "cancelled"
 
 
-def test_what_was_cancelled_or_failed_goes_on_by_the_same_command(tmp_path):
+def test_a_cancelled_or_failed_job_resumes_with_the_same_command(tmp_path):
     job = job_of(tmp_path, seconds=60)
     submit(job, tmp_path / "run")
     cancel(tmp_path / "run")
@@ -152,17 +152,17 @@ def test_retries_submit_again_up_to_a_cap(there, vidvq, demo_videos, monkeypatch
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--backend", "nosuch"], "backend='nosuch' is not known; there are local, slurm, ssh, ray, kubernetes"),
-        (["--nodes", "2"], "nodes=2 means nothing to the backend local"),
+        (["--backend", "nosuch"], "backend='nosuch' is unknown; choose one of local, slurm, ssh, ray, kubernetes"),
+        (["--nodes", "2"], "nodes=2 is not supported by the local backend"),
         (["--nodes", "0"], "nodes=0 must be 1 or more"),
         (["--gpus", "-1"], "gpus=-1 must be 0 or more"),
-        (["--queue", "a;b"], "queue='a;b' must be letters"),
+        (["--queue", "a;b"], "queue='a;b' must consist of letters"),
         (["--time", "soon"], "time='soon' must be H:MM:SS"),
         (["--volume", "claim"], "volume='claim' must be CLAIM:/path"),
         (["--secret", "A=b"], "secret='A=b' must be the name of a secret"),
         (["--retries", "2"], "retries=2 needs --wait"),
         (["--run", "/proc/nosuch/run"], "/proc/nosuch"),
-        (["--run", "a\nb"], "holds a control character"),
+        (["--run", "a\nb"], "contains a control character"),
         (["clip.fps=-1"], "clip.fps=-1"),
     ],
 )
@@ -180,7 +180,7 @@ def test_a_folder_that_is_no_run_is_refused(there, vidvq):
         assert "is not a run folder" in ran.error
 
 
-def test_a_job_is_named_by_what_it_is(tmp_path):
+def test_a_job_is_named_after_its_content(tmp_path):
     job, other = job_of(tmp_path), job_of(tmp_path, gpus=1)
     assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
     assert job.name != other.name

@@ -1,26 +1,15 @@
-"""The verbs that look at what is there: `inspect` and `verify`."""
+"""`vidvq verify`."""
 
 from pathlib import Path
 
 import click
 
 from vidvq import log
-from vidvq.cli.place import Place
-
-
-@click.command(short_help="Tell what a video, shard, plan, checkpoint or token shard is.")
-@click.argument("path", type=Place())
-def inspect(path: Path) -> int:
-    """Tell what PATH is and what is in it: any video, clip or token shard, directory of them, plan or checkpoint."""
-    from vidvq.cli.inspect import describe
-
-    for line in describe(path):
-        click.echo(line)
-    return 0
+from vidvq.cli.options import PathOrUrl
 
 
 @click.command(short_help="Prove a shard or token directory whole.")
-@click.argument("folder", metavar="DIR", type=Place())
+@click.argument("folder", metavar="DIR", type=PathOrUrl())
 def verify(folder: Path) -> int:
     """Prove that DIR, written by `vidvq shard`, `vidvq tokenize` or `vidvq export`, is whole.
 
@@ -56,6 +45,3 @@ def _count_shards(folder: Path) -> int:
     from vidvq.formats.plan import read_plan
 
     return read_plan(folder).num_shards
-
-
-COMMANDS = (inspect, verify)

@@ -1,4 +1,4 @@
-"""What is submitted: a verb with its arguments, and what it runs on."""
+"""Specification of a job: a vidvq command, its settings, and the resources it requests."""
 
 import re
 from dataclasses import asdict, dataclass, fields
@@ -17,21 +17,22 @@ _VOLUME = re.compile(r"[a-z0-9][a-z0-9.-]*:/[^:]*")
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks of a cluster, and which one. Each backend takes some of it and refuses the rest.
+    """Resources that a job requests. A backend rejects the settings it does not support.
 
     Attributes:
-        nodes: machines.
-        gpus: of each machine; 0 for none.
-        cpus: cores of each machine; None leaves that to the cluster.
-        time: limit of one stretch, ``H:MM:SS`` or ``D-HH:MM:SS``; None leaves it to the cluster. Training that reaches
-            it saves and is queued again.
-        array: jobs of so many ``nodes`` each, of an array, that share the work; None for a single job.
-        queue: to wait in: Slurm's partition, Kueue's queue; None for the default one.
-        address: of a Ray cluster's job interface, ``http://host:8265``.
-        hostfile: lines of ``host slots=8``, absolute path.
-        image: of the containers.
-        namespace: of Kubernetes; None for the current one.
-        volumes: ``CLAIM:/path``: volume claims that all pods see at a path.
+        nodes: number of nodes, at least 1.
+        gpus: GPUs per node; 0 for none.
+        cpus: CPU cores per node; None for the cluster's default.
+        time: time limit of one attempt, ``H:MM:SS`` or ``D-HH:MM:SS``; None for the cluster's default. Training saves a
+            checkpoint at the limit and is requeued.
+        array: size of a Slurm job array whose jobs share the work, 1 to 1000, each with ``nodes`` nodes; None for a
+            single job.
+        queue: Slurm partition or Kueue queue; None for the default.
+        address: URL of a Ray cluster's job server, ``http://HOST:8265``.
+        hostfile: absolute path of a file with lines of ``host slots=8``.
+        image: container image for Kubernetes.
+        namespace: Kubernetes namespace; None for the current one.
+        volumes: persistent volume claims to mount in all pods, each ``CLAIM:/path``.
         secrets: names of Kubernetes secrets whose keys become environment variables.
     """
 
@@ -61,17 +62,17 @@ class Resources:
             raise UsageError(f"time={self.time!r} must be H:MM:SS or D-HH:MM:SS")
         for name in ("queue", "namespace"):
             if (value := getattr(self, name)) is not None and not _PLAIN.fullmatch(value):
-                raise UsageError(f"{name}={value!r} must be letters, digits and . _ -")
+                raise UsageError(f"{name}={value!r} must consist of letters, digits and . _ -")
         for secret in self.secrets:
             if not _PLAIN.fullmatch(secret):
-                raise UsageError(f"secret={secret!r} must be the name of a secret, never what it holds")
+                raise UsageError(f"secret={secret!r} must be the name of a secret, never its value")
         for volume in self.volumes:
             if not _VOLUME.fullmatch(volume):
                 raise UsageError(f"volume={volume!r} must be CLAIM:/path")
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What was set to something else than its default."""
+    def requested(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, by name."""
         values = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
         return {name: value for name, (value, default) in values.items() if value != default}
 
@@ -81,14 +82,14 @@ class Job:
     """One job.
 
     Attributes:
-        verb: ``train``, ``shard`` or ``tokenize``.
-        arguments: behind the verb, paths absolute; the settings are not among them.
-        settings: the resolved configuration, as it is written to ``config.yaml``.
-        out: the output directory or URL, which all machines must be able to write.
-        backend: where it goes.
-        resources: what it asks for.
-        folder: where the command was given, absolute; the job runs there.
-        python: the interpreter, on every node.
+        verb: the vidvq command: ``train``, ``shard`` or ``tokenize``.
+        arguments: the command's arguments without settings; paths are absolute.
+        settings: the resolved configuration, written to ``config.yaml``.
+        out: output directory or URL, writable from all nodes.
+        backend: name of the backend.
+        resources: the requested resources.
+        folder: absolute path of the job's working directory, where the command was given.
+        python: path of the Python interpreter on every node.
     """
 
     verb: str
@@ -102,44 +103,48 @@ class Job:
 
     def __post_init__(self) -> None:
         if self.verb not in VERBS:
-            raise UsageError(f"verb={self.verb!r} cannot be submitted; there are {', '.join(VERBS)}")
+            raise UsageError(f"verb={self.verb!r} cannot be submitted; choose one of {', '.join(VERBS)}")
         if self.verb == "train" and self.resources.array is not None:
-            raise UsageError(f"array={self.resources.array} is for shard and tokenize; give training more nodes")
+            raise UsageError(f"array={self.resources.array} is for shard and tokenize; use more nodes for training")
         for name in (*self.arguments, self.out, self.folder, self.python, self.resources.hostfile or ""):
             refuse_control_characters(name)
 
     @property
     def key(self) -> str:
-        """Names the job by its content: the same submission has the same key."""
+        """Hash of the job's content; equal submissions have equal keys."""
         return sha256_bytes(canonical_json(self.to_dict()))[:12]
 
     @property
     def name(self) -> str:
-        """What a cluster's lists show: safe in any of them."""
+        """Name for the scheduler, valid on every backend."""
         return f"vidvq-{self.verb}-{self.key}"
 
     @property
     def processes(self) -> int:
-        """Training processes on each machine."""
+        """Training processes per node."""
         return max(self.resources.gpus, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """The job as plain JSON types."""
         return {name: _plain(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Job":
-        """What :meth:`to_dict` gave."""
-        asked: dict[str, Any] = dict(data["resources"])
-        asked.update(volumes=tuple(asked["volumes"]), secrets=tuple(asked["secrets"]))
-        resources = Resources(**asked)
+        """Rebuild a job from the result of :meth:`to_dict`."""
+        values: dict[str, Any] = dict(data["resources"])
+        values.update(volumes=tuple(values["volumes"]), secrets=tuple(values["secrets"]))
+        resources = Resources(**values)
         return cls(**(data | {"arguments": tuple(data["arguments"]), "resources": resources}))
 
 
 def refuse_control_characters(name: str) -> None:
-    """Refuse a path that would look like several lines in a script or a log."""
+    """Reject a name that would span several lines of a script or log.
+
+    Raises:
+        UsageError: the name has a control character.
+    """
     if not name.isprintable():
-        raise UsageError(f"{name!r} holds a control character; rename it")
+        raise UsageError(f"{name!r} contains a control character; rename it")
 
 
 def _plain(value: Any) -> Any:

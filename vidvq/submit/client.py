@@ -1,4 +1,4 @@
-"""Submitting, and asking after what was submitted."""
+"""Submits jobs, and queries, follows and cancels submitted ones."""
 
 import shlex
 import time
@@ -9,20 +9,20 @@ from typing import Any
 
 from vidvq.errors import UsageError
 from vidvq.submit.backend import Backend, Status, get_backend
-from vidvq.submit.folder import RunFolder, read_run
-from vidvq.submit.job import Job, refuse_control_characters
+from vidvq.submit.run_folder import RunFolder, read_run
+from vidvq.submit.spec import Job, refuse_control_characters
 
-_LOOK_EVERY_S = 0.5
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of a submission.
+    """Result of a submission.
 
     Attributes:
         run: the run folder.
-        ids: what the cluster calls the job.
-        status: how it stands; None where it was submitted just now.
+        ids: the scheduler's ids of the job.
+        status: state of the job if it was submitted before; None if it was submitted now.
     """
 
     run: RunFolder
@@ -31,10 +31,14 @@ class Submitted:
 
 
 def preview(job: Job, path: Path) -> Iterator[str]:
-    """Say what :func:`submit` would write and run, line by line; nothing is written.
+    """Yield the lines of the files that :func:`submit` would write and of the command it would run.
+
+    Args:
+        job: the job.
+        path: the run folder; nothing is written into it.
 
     Raises:
-        ValueError: it cannot run there.
+        UsageError: the backend cannot run the job.
     """
     backend, run = _checked(job, path, dry_run=True)
     for name, text in backend.files(job, run).items():
@@ -45,11 +49,18 @@ def preview(job: Job, path: Path) -> Iterator[str]:
 
 
 def submit(job: Job, path: Path) -> Submitted:
-    """Submit a job, unless it is there already; one that failed or was cancelled goes on by a new attempt.
+    """Submit a job. A job that waits, runs or is done is left alone; one that failed or was cancelled is resubmitted.
+
+    Args:
+        job: the job.
+        path: the run folder, created if missing.
+
+    Returns:
+        The scheduler's ids, and the state of a job that was submitted before.
 
     Raises:
-        ValueError: it cannot run there, or ``path`` holds another job; nothing was submitted.
-        OSError: the run folder cannot be written; nothing was submitted.
+        UsageError: the backend cannot run the job, or ``path`` holds another job; nothing was submitted.
+        OSError: the run folder cannot be written, or the scheduler rejects the job; nothing was submitted.
     """
     backend, run = _checked(job, path, dry_run=False)
     run.path.mkdir(parents=True, exist_ok=True)
@@ -61,23 +72,32 @@ def submit(job: Job, path: Path) -> Submitted:
             if not status.ended or status.state == "done":
                 return Submitted(run, ids, status)
         elif found := backend.find(job, run, attempt):
-            # Whoever submitted it was killed before it could note the ids.
-            run.keep_ids(found)
+            # The process that submitted it was killed before it recorded the ids.
+            run.record_ids(found)
             return Submitted(run, found, backend.status(run, found))
         run.exit_code_file.unlink(missing_ok=True)
         ids = backend.submit(job, run, attempt)
-        run.keep_ids(ids)
+        run.record_ids(ids)
         return Submitted(run, ids)
 
 
 def status(path: Path) -> Status:
-    """How the job of a run folder stands."""
+    """Query the state of a run folder's job.
+
+    Raises:
+        UsageError: ``path`` is not a run folder, or its job was never submitted.
+        StoreError: the scheduler does not answer.
+    """
     backend, run, ids = _opened(path)
     return backend.status(run, ids)
 
 
 def cancel(path: Path) -> Status:
-    """Ask a job to stop; returns how it stood before."""
+    """Request that a run folder's job stop; raises as :func:`status`.
+
+    Returns:
+        The state before the request.
+    """
     backend, run, ids = _opened(path)
     before = backend.status(run, ids)
     if not before.ended:
@@ -86,34 +106,43 @@ def cancel(path: Path) -> Status:
     return before
 
 
-def follow(path: Path, keep_on: bool) -> Iterator[bytes]:
-    """Yield the job's output so far; with ``keep_on``, and what follows until it ends."""
+def logs(path: Path, follow: bool) -> Iterator[bytes]:
+    """Yield a job's output; raises as :func:`status`.
+
+    Args:
+        path: the run folder.
+        follow: continue until the job ends, instead of stopping at the current end of the output.
+    """
     backend, run, ids = _opened(path)
     offset = 0
     while True:
-        ended = not keep_on or backend.status(run, ids).ended
+        ended = not follow or backend.status(run, ids).ended
         while data := backend.log(run, ids, offset):
             offset += len(data)
             yield data
         if ended:
             return
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_S)
 
 
 def wait(path: Path) -> Status:
-    """Return when a job has ended: how."""
+    """Block until a job ends; raises as :func:`status`.
+
+    Returns:
+        The final state.
+    """
     backend, run, ids = _opened(path)
-    while not (now := backend.status(run, ids)).ended:
-        time.sleep(_LOOK_EVERY_S)
-    return now
+    while not (current := backend.status(run, ids)).ended:
+        time.sleep(_POLL_S)
+    return current
 
 
 def _checked(job: Job, path: Path, dry_run: bool) -> tuple[Backend, RunFolder]:
     run, backend = RunFolder(path.absolute()), get_backend(job.backend)
     refuse_control_characters(str(run.path))
-    for name, value in job.resources.asked.items():
+    for name, value in job.resources.requested.items():
         if name not in backend.takes:
-            raise UsageError(f"{name}={value!r} means nothing to the backend {job.backend}; leave it out")
+            raise UsageError(f"{name}={value!r} is not supported by the {job.backend} backend; remove it")
     backend.check(job, dry_run)
     return backend, run
 

@@ -1,0 +1,57 @@
+"""Option types, shared options and argument parsing of the commands."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidvq import config, storage
+from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import BUNDLED
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+
+
+class PathOrUrl(click.ParamType):
+    """Parameter type of a local path or an object store URL; see :func:`vidvq.storage.resolve_path`."""
+
+    name = "path or url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Convert an argument to a path object; fails with a usage error if the URL is not supported."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return storage.resolve_path(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    type=PathOrUrl(),
+    default=BUNDLED,
+    show_default="the bundled checkpoint",
+    help="Checkpoint, or training run, whose newest checkpoint is used.",
+)
+out_option = click.option("--out", required=True, type=PathOrUrl(), help="Output directory, or s3://bucket/folder.")
+config_option = click.option("--config", "config_name", help="YAML file, or name of a packaged config.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+
+
+def config_path(name: str | None) -> Path | None:
+    """Path of the config that ``--config`` names; None if the option is absent."""
+    return config.find_config(name) if name else None
+
+
+def is_override(argument: str) -> bool:
+    """Whether an argument is a setting ``key.sub=value``; a file of that name is an input."""
+    return bool(_OVERRIDE.match(argument)) and not os.path.lexists(argument)
+
+
+def split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Split arguments into inputs and settings ``key.sub=value``."""
+    overrides = [argument for argument in arguments if is_override(argument)]
+    return [argument for argument in arguments if not is_override(argument)], overrides

@@ -1,0 +1,29 @@
+"""`vidvq shard`."""
+
+from typing import Any
+
+from vidvq.cli.corpus import corpus_command
+
+
+def _load_shard() -> Any:
+    from vidvq.shard import ShardStage
+
+    return ShardStage
+
+
+shard = corpus_command(
+    "shard",
+    _load_shard,
+    inputs="VIDEOS",
+    short_help="Cut videos into clip shards.",
+    help="""Cut VIDEOS into WebDataset shards of clips.
+
+    VIDEOS are files, folders, globs, lists (txt, csv, jsonl, parquet), tars of videos, and URLs (s3://, https://).
+    An interrupted job resumes with the same command; the result is the same, byte for byte.
+
+    \b
+    vidvq shard videos/ --out shards/ clip.num_frames=33 clip.short_side=128 runtime.workers=8
+    vidvq shard more/ --out shards/ --add
+    vidvq shard --out shards/ --retry-failed=fetch_failed
+    """,
+)

@@ -1,0 +1,32 @@
+"""`vidvq tokenize`."""
+
+from typing import Any
+
+from vidvq.cli.corpus import corpus_command
+from vidvq.cli.options import checkpoint_option
+
+
+def _load_tokenize() -> Any:
+    from vidvq.tokenize import TokenizeVideos
+
+    return TokenizeVideos
+
+
+tokenize = corpus_command(
+    "tokenize",
+    _load_tokenize,
+    inputs="SOURCES",
+    short_help="Turn clip shards or videos into token shards.",
+    help="""Turn SOURCES into token shards: a directory of clip shards, or videos as `vidvq shard` takes them.
+
+    A sample of raw video is a fresh start of the stream, gop_frames long; gop_frames=null makes one unbroken stream of
+    each video. An interrupted job resumes with the same command; the result is the same, byte for byte.
+
+    \b
+    vidvq tokenize shards/ --checkpoint runs/demo --out tokens/
+    vidvq tokenize videos/ more.csv --checkpoint runs/demo --out tokens/ gop_frames=65 video.short_side=256
+    vidvq tokenize new/ --checkpoint runs/demo --out tokens/ --add
+    vidvq tokenize --checkpoint runs/demo --out tokens/ --retry-failed=fetch_failed
+    """,
+    options=(checkpoint_option,),
+)

@@ -1,0 +1,169 @@
+"""What a path is, in a few plain lines."""
+
+from collections import Counter
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+
+from vidvq.errors import UsageError
+from vidvq.export.records import is_export, read_header, read_part
+from vidvq.formats.checkpoint import find_checkpoint, list_steps, read_checkpoint
+from vidvq.formats.clip_shard import PREFIX as CLIPS
+from vidvq.formats.clip_shard import parse_clip_info
+from vidvq.formats.commit import read_commit
+from vidvq.formats.plan import read_plan
+from vidvq.formats.summary import tell_stats
+from vidvq.formats.tar import read_samples
+from vidvq.formats.token_shard import MEDIA as TOKENS_MEDIA
+from vidvq.formats.token_shard import PACKED, TokenizerCard, parse_tokens, read_tokenizer_card
+from vidvq.storage import read_json
+
+_SHOWN = 10
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Say what ``path`` is, line by line.
+
+    Raises:
+        UsageError: it does not exist, or is nothing that vidvq knows.
+    """
+    if not path.exists():
+        raise UsageError(f"{path} does not exist; give a video, a shard, a plan, a checkpoint, or a directory of them")
+    if path.is_dir():
+        return _directory(path)
+    if path.suffix == ".tar":
+        return _shard(path)
+    if path.name in {"plan.json", "plan.parquet"}:
+        return _job(path.parent)
+    if path.name == "tokenizer.json":
+        return _tokenizer(read_tokenizer_card(path.parent))
+    if path.name in {"model.safetensors", "config.json", "fingerprint"}:
+        return _checkpoint(path.parent)
+    if path.suffix == ".json" and path.parent.name == "commits":
+        return _commit(path)
+    return _video(path)
+
+
+def _directory(path: Path) -> Iterator[str]:
+    if (path / "plan.json").is_file():
+        return _job(path)
+    if (path / "model.safetensors").is_file() or list_steps(path):
+        return _checkpoint(path)
+    if is_export(path):
+        return _export(path)
+    raise UsageError(f"{path} is a directory without plan.json or model.safetensors; vidvq did not write it")
+
+
+def _export(folder: Path) -> Iterator[str]:
+    header = read_header(folder)
+    parts = [part for stem in header.parts if (part := read_part(folder, stem))]
+    yield f"{folder}: an export to {header.target}, {len(parts)} of {len(header.parts)} parts finished"
+    clips, ids = sum(part.clips for part in parts), sum(part.ids for part in parts)
+    yield f"  {clips} clips, {ids} ids of {header.dtype}"
+    yield f"  vocabulary: {header.vocabulary} ids, special tokens {header.specials or 'none'}"
+    yield f"  order: {header.order} ({header.axes})"
+    yield f"  token fingerprint: {header.token_fingerprint}"
+
+
+def _job(folder: Path) -> Iterator[str]:
+    plan = read_plan(folder)
+    commits = [commit for name in plan.shard_names() if (commit := read_commit(folder, name))]
+    kind = "clip shards" if plan.stage == "shard" else "token shards"
+    yield f"{folder}: {kind} of plan {plan.plan_id[:12]}"
+    yield f"  planned: {plan.num_items} items in {plan.num_shards} shards"
+    yield f"  committed: {len(commits)} shards, {sum(commit.bytes for commit in commits) / 1e6:.1f} MB"
+    yield (
+        f"  items: {sum(commit.ok for commit in commits)} ok, {sum(len(commit.failed) for commit in commits)} failed, "
+        f"{sum(len(commit.filtered) for commit in commits)} filtered"
+    )
+    stats: Counter[str] = Counter()
+    for commit in commits:
+        stats.update(commit.stats)
+    yield from (f"  {line}" for line in tell_stats(stats))
+    for name, value in plan.made_from.items():
+        yield f"  made from {name}: {value}"
+    if (folder / "tokenizer.json").is_file():
+        yield from (f"  {line}" for line in _tokenizer(read_tokenizer_card(folder)))
+
+
+def _shard(path: Path) -> Iterator[str]:
+    card = read_tokenizer_card(path.parent) if (path.parent / "tokenizer.json").is_file() else None
+    lines: list[str] = []
+    count = 0
+    for key, files in read_samples(path):
+        count += 1
+        if count <= _SHOWN:
+            lines.append(f"  {key}: {_sample(path, key, files, card)}")
+    kind = "token shard" if card else "clip shard" if path.name.startswith(CLIPS) else "tar"
+    yield f"{path}: {kind}, {count} samples, {path.stat().st_size / 1e6:.1f} MB"
+    yield from lines
+    if count > _SHOWN:
+        yield f"  and {count - _SHOWN} more"
+
+
+def _sample(path: Path, key: str, files: dict[str, bytes], card: TokenizerCard | None) -> str:
+    if card and (TOKENS_MEDIA in files or PACKED in files):
+        codes, info = parse_tokens(files, card, f"{path}: {key}")
+        grid = "x".join(str(length) for length in codes.shape)
+        form = f"{codes.dtype}, packed" if PACKED in files else codes.dtype
+        return (
+            f"{grid} codes ({prod(codes.shape)} tokens, {form}) of {info.num_frames} frames "
+            f"{info.width}x{info.height} at {info.fps:g} fps from {info.source}"
+        )
+    if "json" in files and "mp4" in files:
+        info = parse_clip_info(files["json"], f"{path}: {key}")
+        return (
+            f"{info.num_frames} frames {info.width}x{info.height} at {info.fps:g} fps, {len(files['mp4'])} bytes, "
+            f"clip {info.clip_index} of {info.source}"
+        )
+    return ", ".join(f"{extension} ({len(data)} bytes)" for extension, data in files.items())
+
+
+def _tokenizer(card: TokenizerCard) -> Iterator[str]:
+    books = ", ".join(f"{book.name} {book.size} (from {book.offset})" for book in card.codebooks)
+    yield f"tokenizer {card.token_fingerprint[:12]}, decoder {card.decoder_fingerprint[:12]}"
+    yield f"  compression {card.temporal_factor}x{card.spatial_factor}x{card.spatial_factor}, codebooks: {books}"
+    yield f"  vocabulary {card.vocabulary}, raster order {card.raster_order}"
+
+
+def _checkpoint(path: Path) -> Iterator[str]:
+    checkpoint = read_checkpoint(find_checkpoint(path))
+    yield f"{checkpoint.path}: checkpoint at step {checkpoint.config['step']}"
+    yield f"  token fingerprint {checkpoint.fingerprints.token}"
+    yield f"  decoder fingerprint {checkpoint.fingerprints.decoder}"
+    for part in ("encoder", "quantizer", "decoder"):
+        sizes = [tensor.size for name, tensor in checkpoint.tensors.items() if name.startswith(part + ".")]
+        yield f"  {part}: {len(sizes)} tensors, {sum(sizes) / 1e6:.2f} M numbers"
+    for name, value in checkpoint.config["model"].items():
+        yield f"  {name}: {value}"
+
+
+def _commit(path: Path) -> Iterator[str]:
+    commit = read_commit(path.parent.parent, path.name.removesuffix(".json"))
+    assert commit is not None
+    yield f"{path}: commit record of {commit.shard}, plan {commit.plan_id[:12]}"
+    yield f"  {commit.ok} ok, {len(commit.failed)} failed, {len(commit.filtered)} filtered; {commit.bytes} bytes"
+    yield f"  sha256 {commit.sha256}"
+    for outcome in (*commit.failed, *commit.filtered):
+        yield f"  {outcome.key}: {outcome.reason}: {outcome.detail}"
+
+
+def _video(path: Path) -> Iterator[str]:
+    from vidvq.video import VideoError
+    from vidvq.video.probe import Limits, probe
+
+    try:
+        info = probe(path, Limits())
+    except VideoError as error:
+        if path.suffix == ".json":
+            content = read_json(path)
+            kind = content.get("format", "unknown") if isinstance(content, dict) else "unknown"
+            raise UsageError(f"{path} is JSON of format {kind}, not an artifact") from error
+        raise UsageError(f"{path} is not a usable video: {error}") from error
+    yield f"{path}: {info.codec} video in {info.container}"
+    duration_s = info.num_frames / info.fps
+    yield f"  {info.num_frames} frames {info.width}x{info.height}, {info.fps:.3f} fps, {duration_s:.2f} s"
+    steps = {b - a for a, b in zip(info.pts, info.pts[1:], strict=False)}
+    yield f"  time base {info.time_base}, {'variable' if len(steps) > 2 else 'constant'} frame rate"
+    if info.torn:
+        yield "  the file ends early: its index points past its end"
