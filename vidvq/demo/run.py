@@ -20,6 +20,12 @@ _QUICK_TRAINING = (
     *("steps=20", "generator.warmup_steps=5", "log_every=5", "checkpoint_every=20", "data.cache_mib=64"),
     *("model.quantizer.spatial.warmup=5", "model.quantizer.temporal.warmup=5"),
     *("loss.adversarial_start=15", "loss.discriminator_warmup=5"),
+    *(
+        "model.encoder.channels=[32,32]",
+        "model.decoder.channels=[32,32]",
+        "model.decoder.blocks=[1,2]",
+        "data.batch_size=2",
+    ),
 )
 _QUICK_SHARD = ("clip.short_side=64",)
 _QUICK_JOB = ("runtime.workers=1",)
