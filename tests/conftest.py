@@ -1,9 +1,10 @@
-"""What several tests share: tiny videos, a tiny tokenizer, one finished directory of each kind, places to put more."""
+"""Fixtures of several packages: tiny videos and tokenizers, finished directories, a small disk, an object store."""
 
 import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +20,10 @@ from av.video.stream import VideoStream
 from vidvq.cli.main import run
 from vidvq.log import console
 
-DEMO_VIDEOS = Path(__file__).parents[1] / "vidvq/demo/videos"
+_ROOT = Path(__file__).parents[1]
+# So that `tests.helpers` can be imported, by child processes too: vidvq hands sys.path on to them.
+sys.path.insert(0, str(_ROOT))
+DEMO_VIDEOS = _ROOT / "vidvq/demo/videos"
 # Small clips, several shards, no Ray.
 TINY = "clip.num_frames=9 clip.min_frames=5 clip.short_side=32 clip.multiple=8 clips_per_shard=4".split()
 INLINE = "runtime.workers=0"

@@ -8,11 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from namespaces import two_hosts, why_not
-from test_two_nodes import SETTINGS, TOKEN, ray_node, wait_for_both
 
 import vidvq as package
+from tests.helpers.namespaces import two_hosts, why_not
+from tests.helpers.ray_nodes import TOKEN, ray_node, wait_for_both
 
+SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=64 clip.multiple=8 clips_per_shard=2".split()
 REASON = why_not()
 needs_hosts = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 

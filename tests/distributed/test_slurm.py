@@ -3,32 +3,17 @@
 import json
 import re
 import subprocess
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from slurm_cluster import slurm, why_not
 
+from tests.helpers.slurm_cluster import slurm, why_not
+from tests.helpers.submitted_runs import TINY, has_ended, read_log, wait_until
 from vidvq import submit as jobs
 from vidvq.formats.checkpoint import list_steps, read_checkpoint
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 NODES = ["--backend", "slurm", "--nodes", 2]
-TINY = [
-    "data.batch_size=2",
-    "data.crop=32",
-    "data.num_frames=5",
-    "data.workers=1",
-    "checkpoint_every=2",
-    "log_every=1",
-    "model.encoder={channels: [8, 8], blocks: [1, 1]}",
-    "model.decoder={channels: [8, 8], blocks: [1, 1]}",
-    "model.quantizer.spatial={kind: vq, size: 32, warmup: 2}",
-    "model.quantizer.temporal={kind: vq, size: 32, warmup: 2}",
-    "loss.adversarial=0",
-]
 
 
 @pytest.fixture(scope="module")
@@ -38,36 +23,20 @@ def cluster(tmp_path_factory):
         yield environment
 
 
-def until(condition: Callable[[], bool], run: Path, limit_s: float = 120) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        log = "\n".join(path.read_text(errors="replace")[-3000:] for path in (run / "logs").iterdir())
-        assert time.monotonic() < deadline, f"{jobs.status(run)}\n{log}"
-        time.sleep(0.1)
-
-
-def ended(run: Path) -> bool:
-    return jobs.status(run).ended
-
-
-def log_of(run: Path) -> str:
-    return b"".join(jobs.logs(run, follow=False)).decode()
-
-
 def test_training_over_two_nodes_saves_at_the_limit_is_requeued_and_ends(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run $(touch harm) '\"", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=40", *TINY]
     assert vidvq(*command, *NODES, "--run", run).code == 0
     assert "was already submitted: " in vidvq(*command, *NODES, "--run", run).err
-    until(lambda: bool(list_steps(out)) or ended(run), run)
+    wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
     # What Slurm does when the time is up.
     job = json.loads((run / "attempts/1.json").read_text())["job"]
     subprocess.run(["scancel", "--signal=USR2", "--batch", job], check=True)
-    until(lambda: "requeued" in log_of(run), run)
+    wait_until(lambda: "requeued" in read_log(run), run)
     saved = read_checkpoint(out).config["step"]
     assert saved < 40
-    until(lambda: ended(run), run)
-    log = log_of(run)
+    wait_until(lambda: has_ended(run), run)
+    log = read_log(run)
     assert jobs.status(run).state == "done", log
     assert re.search(r"preflight: ready", log)
     assert f"step {saved} is saved" in log
@@ -81,10 +50,10 @@ def test_slurm_itself_says_when_the_time_is_up(cluster, clips_dir, tmp_path, vid
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
     assert vidvq(*command, *NODES, "--run", run, "--time", "0:03:00").code == 0
-    until(lambda: "requeued" in log_of(run) or ended(run), run, 170)
-    assert f"step {read_checkpoint(out).config['step']} is saved" in log_of(run)
+    wait_until(lambda: "requeued" in read_log(run) or has_ended(run), run, 170)
+    assert f"step {read_checkpoint(out).config['step']} is saved" in read_log(run)
     vidvq("submit", "cancel", run)
-    until(lambda: ended(run), run)
+    wait_until(lambda: has_ended(run), run)
     assert jobs.status(run).state == "cancelled"
 
 
@@ -92,11 +61,11 @@ def test_a_cancelled_training_saves_first(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
     assert vidvq(*command, *NODES, "--run", run).code == 0
-    until(lambda: bool(list_steps(out)) or ended(run), run)
+    wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
     assert vidvq("submit", "cancel", run).code == 0
-    until(lambda: ended(run), run)
+    wait_until(lambda: has_ended(run), run)
     assert jobs.status(run).state == "cancelled"
-    assert f"step {read_checkpoint(out).config['step']} is saved" in log_of(run)
+    assert f"step {read_checkpoint(out).config['step']} is saved" in read_log(run)
 
 
 def test_tokenization_runs_on_a_ray_cluster_inside_the_job(
@@ -105,8 +74,8 @@ def test_tokenization_runs_on_a_ray_cluster_inside_the_job(
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "--cpus", 1]
     assert vidvq(*command, *NODES, "--run", run).code == 0
-    until(lambda: ended(run), run, 180)
-    assert jobs.status(run).state == "done", log_of(run)
+    wait_until(lambda: has_ended(run), run, 180)
+    assert jobs.status(run).state == "done", read_log(run)
     assert snapshot(out) == snapshot(tokens_dir)
     subprocess.run(["scontrol", "ping"], check=True)
 
@@ -115,8 +84,8 @@ def test_the_jobs_of_an_array_share_a_corpus(cluster, clips_dir, checkpoint_dir,
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=0"]
     assert vidvq(*command, "--backend", "slurm", "--array", 2, "--run", run).code == 0
-    until(lambda: ended(run), run, 180)
-    assert jobs.status(run).state == "done", log_of(run)
+    wait_until(lambda: has_ended(run), run, 180)
+    assert jobs.status(run).state == "done", read_log(run)
     assert len(list((run / "logs").iterdir())) == 2
     assert snapshot(out) == snapshot(tokens_dir)
     assert "was already submitted: done" in vidvq(*command, "--backend", "slurm", "--array", 2, "--run", run).err

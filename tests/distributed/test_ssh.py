@@ -9,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from namespaces import Host, two_hosts, why_not
-from test_slurm import TINY, ended, log_of, until
 
+from tests.helpers.namespaces import Host, two_hosts, why_not
+from tests.helpers.submitted_runs import TINY, has_ended, read_log, wait_until
 from vidvq import submit as jobs
 from vidvq.formats.checkpoint import list_steps, read_checkpoint
 
@@ -66,16 +66,16 @@ def test_training_over_two_hosts_is_cancelled_resumes_and_ends(hosts, clips_dir,
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=60", *TINY]
     command += ["--backend", "ssh", "--hostfile", hostfile, "--run", run]
     assert vidvq(*command).code == 0
-    until(lambda: bool(list_steps(out)) or ended(run), run)
+    wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
     assert vidvq("submit", "cancel", run).code == 0
-    until(lambda: ended(run), run)
+    wait_until(lambda: has_ended(run), run)
     assert jobs.status(run).state == "cancelled"
-    assert f"step {read_checkpoint(out).config['step']} is saved" in log_of(run)
+    assert f"step {read_checkpoint(out).config['step']} is saved" in read_log(run)
     assert vidvq(*command).code == 0
-    until(lambda: ended(run), run)
-    assert jobs.status(run).state == "done", log_of(run)
+    wait_until(lambda: has_ended(run), run)
+    assert jobs.status(run).state == "done", read_log(run)
     assert read_checkpoint(out).config["step"] == 60
-    assert "10.77.0.1: preflight: ready" in log_of(run)
+    assert "10.77.0.1: preflight: ready" in read_log(run)
     assert not list(tmp_path.rglob("harm"))
 
 
@@ -84,15 +84,15 @@ def test_a_host_that_dies_ends_the_job_with_its_name(hosts, clips_dir, tmp_path,
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
     assert vidvq(*command, "--backend", "ssh", "--hostfile", hostfile, "--run", run).code == 0
-    until(lambda: bool(list_steps(out)) or ended(run), run)
+    wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
     other.kill_all()
     died = time.monotonic()
-    until(lambda: ended(run), run, 60)
+    wait_until(lambda: has_ended(run), run, 60)
     assert time.monotonic() - died < 30
     assert jobs.status(run).state == "failed"
-    assert "10.77.0.2 is lost: ssh ended; the job ends" in log_of(run)
+    assert "10.77.0.2 is lost: ssh ended; the job ends" in read_log(run)
     # Nothing of it is left but the first host's sshd.
-    until(lambda: len(one.pids()) <= 1, run, 30)
+    wait_until(lambda: len(one.pids()) <= 1, run, 30)
 
 
 @pytest.mark.slow
@@ -102,8 +102,8 @@ def test_tokenization_over_two_hosts_is_the_same_bytes(
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "--cpus", 1]
     assert vidvq(*command, "--backend", "ssh", "--hostfile", hosts[2], "--run", run).code == 0
-    until(lambda: ended(run), run)
-    assert jobs.status(run).state == "done", log_of(run)
+    wait_until(lambda: has_ended(run), run)
+    assert jobs.status(run).state == "done", read_log(run)
     assert snapshot(out) == snapshot(tokens_dir)
 
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from namespaces import Host, two_hosts, why_not
 
+from tests.helpers.namespaces import Host, two_hosts, why_not
 from vidvq.formats.checkpoint import read_checkpoint, step_folder
 
 REASON = why_not()

@@ -1,7 +1,6 @@
 """A Ray cluster of two nodes, in network namespaces: the same bytes as inline, with both nodes and when one is lost."""
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -11,44 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from namespaces import Host, two_hosts, why_not
+
+from tests.helpers.namespaces import Host, two_hosts, why_not
+from tests.helpers.ray_nodes import TOKEN, ray_node, wait_for_both
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=64 clip.multiple=8 clips_per_shard=2".split()
-# One token for all of the cluster; nobody else may join it.
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-RAY = Path(sys.executable).with_name("ray")
-
-
-@contextmanager
-def ray_node(host: Host, folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
-    """A Ray node that lives as long as its foreground process does."""
-    command = [RAY, "start", *arguments, f"--node-ip-address={host.address}", "--num-cpus=1", "--block"]
-    command += ["--disable-usage-stats", "--object-store-memory=100000000"]
-    with (folder / f"{host.name}.log").open("wb") as log:
-        node = subprocess.Popen(
-            host.command(*command), stdout=log, stderr=log, env=os.environ | TOKEN, start_new_session=True
-        )
-        try:
-            yield node
-        finally:
-            if node.poll() is None:
-                os.killpg(node.pid, signal.SIGKILL)
-            node.wait()
-
-
-def wait_for_both(one: Host, second: subprocess.Popen, log: Path) -> None:
-    """Wait until the cluster of a node on ``one`` has the second node too; ``log`` is the latter's."""
-    nodes = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(len(ray.nodes()))"
-    asked = one.command(sys.executable, "-c", nodes, f"{one.address}:6379")
-    deadline = time.monotonic() + 60
-    while second.poll() is None and time.monotonic() < deadline:
-        found = subprocess.run(asked, capture_output=True, text=True, check=False, env=os.environ | TOKEN, timeout=90)
-        if found.stdout.strip() == "2":
-            return
-        time.sleep(1)
-    pytest.fail(f"the cluster did not come up: {log.read_text()[-2000:]}")
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mutants import make_bases, make_mutants
 
+from tests.helpers.mutants import make_bases, make_mutants
 from vidvq.formats.clip_shard import read_clips
 from vidvq.video.decode import decode_clip
 

@@ -1,18 +1,19 @@
-"""Not one byte of a shard, a token or an export changes unless it is meant to: all are as recorded in ``golden.json``.
+"""Every file of the golden corpus has the digests recorded in ``golden.json``.
 
-After a change that is meant: ``python tests/pipeline/golden.py`` records anew, and names what differs.
+After an intended change of bytes, ``python tests/helpers/golden.py`` records the new ones.
 """
 
 import warnings
 from collections.abc import Iterator
 
-import golden
 import pytest
+
+from tests.helpers import golden
 
 
 @pytest.fixture(scope="module")
 def corpus(request) -> Iterator[golden.Golden]:
-    """The corpus; what its jobs write stays where a test fails."""
+    """The corpus; the output of its jobs is kept if a test fails."""
     failed = request.session.testsfailed
     with golden.alone():
         yield golden.Golden()

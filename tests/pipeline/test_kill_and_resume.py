@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-KILLER = Path(__file__).with_name("killer.py")
+KILLER = Path(__file__).parents[1] / "helpers/killer.py"
 
 
 def killer(*arguments: object) -> list[int]:

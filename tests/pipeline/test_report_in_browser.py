@@ -1,23 +1,17 @@
 """The demo's report in a real browser: its videos play, its pictures show, and nothing leaves the page."""
 
-import fcntl
 import json
 import os
-import select
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
-from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.helpers.browser import BROWSERS, Page
 from vidvq import config as settings
 from vidvq.data import DataConfig
 from vidvq.decode import DecodeConfig, run_decode
@@ -42,8 +36,6 @@ HEIGHT, WIDTH, FRAMES = 48, 64, 9
 SHOWN_HEIGHT, SHOWN_WIDTH = HEIGHT * 5, WIDTH * 5 * 2 + 8
 STEADY = tuple(range(0, FRAMES * 100, 100))
 UNEVEN = (0, 100, 200, 500, 600, 700, 1000, 1100, 1200)
-LAUNCH = "import os, sys; i, o, *c = sys.argv[1:]; os.dup2(int(i), 3); os.dup2(int(o), 4); os.execv(c[0], c)"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def brightness(frame: int) -> int:
@@ -106,96 +98,6 @@ def write_training(out: Path) -> None:
     (out / "train" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-class Page:
-    """A page in headless Chromium, spoken to through a pair of pipes, and all that it asked for and complained of."""
-
-    def __init__(self, executable: str, profile: Path, url: str) -> None:
-        self.events: list[dict[str, Any]] = []
-        self._ids = count(1)
-        self._buffer = b""
-        self._session: str | None = None
-        low_in, self._out = os.pipe()
-        self._in, low_out = os.pipe()
-        # Chromium reads from descriptor 3 and writes to 4; ours must not be these.
-        theirs = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (low_in, low_out)]
-        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        flags += "--disable-component-update --disable-sync --remote-debugging-pipe --window-size=1200,900"
-        # Whatever the page asks for, no name resolves; a test's own server on this machine may answer.
-        names = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-        command = [executable, *flags.split(), "--no-proxy-server", names, f"--user-data-dir={profile}"]
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, *map(str, theirs), *command, "about:blank"],
-            pass_fds=theirs,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for end in (low_in, low_out, *theirs):
-            os.close(end)
-        try:
-            target = self.call("Target.createTarget", url="about:blank")["targetId"]
-            self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            for domain in ("Page", "Runtime", "Log", "Network"):
-                self.call(f"{domain}.enable")
-            self.call("Page.navigate", url=url)
-            self._wait(lambda event: event.get("method") == "Page.loadEventFired")
-        except BaseException:
-            self.close()
-            raise
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        message: dict[str, Any] = {"id": next(self._ids), "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        reply = self._wait(lambda event: event.get("id") == message["id"])
-        assert "error" not in reply, f"{method}: {reply.get('error')}"
-        return reply["result"]
-
-    def ask(self, function: str) -> Any:
-        """What an async JavaScript function returns in the page."""
-        reply = self.call("Runtime.evaluate", expression=f"({function})()", awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in reply, reply["exceptionDetails"]
-        return reply["result"].get("value")
-
-    def requests(self) -> list[str]:
-        """Every URL that the page asked for, but what it carries itself."""
-        urls = [
-            event["params"]["request"]["url"]
-            for event in self.events
-            if event.get("method") == "Network.requestWillBeSent"
-        ]
-        return [url for url in urls if not url.startswith(("data:", "blob:"))]
-
-    def complaints(self) -> list[str]:
-        """Errors and warnings of the console, uncaught exceptions, and what the content policy refused."""
-        bad = {"Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled"}
-        return [json.dumps(event["params"]) for event in self.events if event.get("method") in bad]
-
-    def close(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        os.close(self._in)
-        os.close(self._out)
-
-    def _wait(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = 30) -> dict[str, Any]:
-        deadline = time.monotonic() + seconds
-        while True:
-            while b"\0" in self._buffer:
-                line, _, self._buffer = self._buffer.partition(b"\0")
-                event = json.loads(line)
-                self.events.append(event)
-                if wanted(event):
-                    return event
-            ready, _, _ = select.select([self._in], [], [], max(deadline - time.monotonic(), 0))
-            data = os.read(self._in, 1 << 20) if ready else b""
-            assert data, "Chromium ended" if ready else f"no answer from Chromium in {seconds:g} s"
-            self._buffer += data
-
-
 @pytest.fixture(scope="module")
 def browser() -> str:
     for name in BROWSERS:
@@ -215,7 +117,7 @@ def page(browser: str, run: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def test_videos_play_by_themselves_once_in_view(page: Page):
-    played = page.ask("""async () => {
+    played = page.evaluate("""async () => {
       const results = [];
       for (const video of document.querySelectorAll("video")) {
         video.scrollIntoView();
@@ -247,7 +149,7 @@ def test_videos_play_by_themselves_once_in_view(page: Page):
 
 
 def test_the_button_stops_every_video(page: Page):
-    paused = page.ask("""async () => {
+    paused = page.evaluate("""async () => {
       document.getElementById("toggle").click();
       await new Promise(done => setTimeout(done, 100));
       return [...document.querySelectorAll("video")].map(video => video.paused);
@@ -258,7 +160,7 @@ def test_the_button_stops_every_video(page: Page):
 @pytest.mark.parametrize(("index", "pts"), [(0, STEADY), (1, UNEVEN)])
 def test_every_frame_is_there_at_its_time_with_the_original_on_the_left(page: Page, index: int, pts: tuple[int, ...]):
     middles = [(start + end) / 2000 for start, end in zip(pts, (*pts[1:], pts[-1] + 100), strict=True)]
-    shown = page.ask(f"""async () => {{
+    shown = page.evaluate(f"""async () => {{
       const video = document.querySelectorAll("video")[{index}];
       video.scrollIntoView();
       video.pause();
@@ -282,14 +184,14 @@ def test_every_frame_is_there_at_its_time_with_the_original_on_the_left(page: Pa
 
 
 def test_every_picture_shows(page: Page):
-    widths = page.ask("""async () => [...document.images].map(image => image.complete ? image.naturalWidth : 0)""")
+    widths = page.evaluate("""async () => [...document.images].map(image => image.complete ? image.naturalWidth : 0)""")
     # A filmstrip for each clip; a frame and its codes for each latent time of one.
     assert len(widths) == 2 + 2 * 3
     assert all(widths)
 
 
 def test_charts_have_words_and_share_no_id(page: Page):
-    charts, ids = page.ask("""async () => [
+    charts, ids = page.evaluate("""async () => [
       [...document.querySelectorAll("svg")].map(svg => [svg.getAttribute("role"), svg.getAttribute("aria-label"),
         svg.querySelectorAll("path").length]),
       [...document.querySelectorAll("[id]")].map(element => element.id)]""")
@@ -299,9 +201,9 @@ def test_charts_have_words_and_share_no_id(page: Page):
 
 
 def test_nothing_leaves_the_page_and_nothing_is_complained_of(page: Page, run: Path):
-    page.ask("async () => new Promise(done => setTimeout(done, 300))")
+    page.evaluate("async () => new Promise(done => setTimeout(done, 300))")
     assert page.requests() == [(run / "report.html").as_uri()]
-    assert page.complaints() == []
+    assert page.errors() == []
 
 
 @pytest.mark.parametrize("policy", ["kept", "removed"])
@@ -314,9 +216,9 @@ def test_a_page_that_asks_the_network_is_noticed(browser: str, run: Path, tmp_pa
     other.write_text(text)
     page = Page(browser, tmp_path / "profile", other.as_uri())
     try:
-        page.ask("async () => new Promise(done => setTimeout(done, 300))")
+        page.evaluate("async () => new Promise(done => setTimeout(done, 300))")
         # With the policy the browser refuses, and says so; without it, it asks.
-        assert page.complaints()
+        assert page.errors()
         if policy == "removed":
             assert "http://report.invalid/pixel.png" in page.requests()
     finally:

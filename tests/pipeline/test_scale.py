@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-PLANNER = Path(__file__).with_name("planner.py")
+PLANNER = Path(__file__).parents[1] / "helpers/planner.py"
 GIB = 1 << 30
 
 
 def planned(folder: object, clips: int, clips_per_shard: int) -> dict[str, dict[str, float]]:
-    """Per step what :mod:`planner` measured."""
+    """Per step what :mod:`tests.helpers.planner` measured."""
     command = [sys.executable, str(PLANNER), str(folder), str(clips), str(clips_per_shard)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

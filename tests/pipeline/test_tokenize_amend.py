@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.decoders import decode_or_crash
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.formats.tar import read_samples
@@ -154,9 +155,6 @@ def test_a_failure_that_was_mended_gets_its_samples(videos, tokens, tokenize, ma
 def test_a_sample_that_failed_to_be_decoded_is_made_and_its_neighbour_is_copied(
     videos, tokens, tokenize, tmp_path, monkeypatch
 ):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from crashing_decoder import decode_or_crash
-
     with monkeypatch.context() as patch:
         patch.setattr("vidvq.tokenize.worker.decode_items", decode_or_crash)
         out = tokenize(tmp_path / "out", videos, *SETTINGS)
@@ -223,9 +221,6 @@ def test_tokens_of_clips_follow_their_clips(tokens_dir, checkpoint_dir, snapshot
 
 
 def test_failed_clips_are_retried(clips_dir, checkpoint_dir, tmp_path, snapshot, vidvq, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from crashing_decoder import decode_or_crash
-
     alone, out = tmp_path / "alone", tmp_path / "out"
     command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, INLINE[0])
     assert vidvq(*command, "--out", alone).code == 0

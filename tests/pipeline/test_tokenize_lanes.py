@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.decoders import decode_or_crash
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.jobs.timing import Stopwatch
@@ -164,16 +165,13 @@ def test_workers_change_no_byte_of_batched_shards(vidvq, videos, checkpoint_dir,
 def test_a_lane_whose_decoder_dies_costs_one_item_and_no_other_token(
     vidvq, videos, checkpoint_dir, tmp_path, monkeypatch
 ):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from crashing_decoder import decode_or_crash as by_name
-
     def run(name: str) -> dict[str, np.ndarray]:
         where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / name)
         assert vidvq("tokenize", videos, *where, *SETTINGS, "batch=3", INLINE).code == 0
         return samples(tmp_path / name)
 
     whole = run("whole")
-    monkeypatch.setattr("vidvq.tokenize.worker.decode_items", by_name)
+    monkeypatch.setattr("vidvq.tokenize.worker.decode_items", decode_or_crash)
     crashed = run("crashed")
     assert json.loads((tmp_path / "crashed/summary.json").read_bytes())["failed"]["decoder_died"]["count"] == 3
     assert list(crashed) == [key for key in whole if not key.endswith("-00002")]

@@ -1,14 +1,13 @@
 """Raw video to tokens: what comes out is what the whole video gives, whoever decoded which part of it when."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.helpers.decoders import count_or_die, decode_or_crash, process_id
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.model import iter_encode
@@ -120,63 +119,34 @@ def test_settings_of_raw_video_are_refused_for_clips(vidvq, clips_dir, tmp_path,
     assert (ran.code, "video.* is for raw video" in ran.error) == (2, True)
 
 
-def count_and_die(item):
-    yield 1
-    if item == "kill":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if item == "hang":
-        signal.pause()
-    if item == "raise":
-        raise ValueError("told")
-    yield 2
-
-
 @pytest.mark.parametrize("item", ["kill", "hang"])
-def test_a_decoder_that_crashes_or_hangs_ends_alone(item, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from test_tokenize_videos import count_and_die as by_name
-
-    *before, last = Feeder().feed(by_name, item, deadline_s=1.0)
+def test_a_decoder_that_crashes_or_hangs_ends_alone(item):
+    *before, last = Feeder().feed(count_or_die, item, deadline_s=1.0)
     assert before == [1]
     assert isinstance(last, WorkerDied)
 
 
-def test_an_exception_of_a_decoder_is_raised_where_it_is_consumed(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from test_tokenize_videos import count_and_die as by_name
-
-    assert list(Feeder().feed(by_name, "fine")) == [1, 2]
-    with pytest.raises(ValueError, match="told"):
-        list(Feeder().feed(by_name, "raise"))
+def test_an_exception_of_a_decoder_is_raised_where_it_is_consumed():
+    assert list(Feeder().feed(count_or_die, "fine")) == [1, 2]
+    with pytest.raises(ValueError, match="broken"):
+        list(Feeder().feed(count_or_die, "raise"))
 
 
-def who(item):
-    yield os.getpid()
-    if item == "kill":
-        os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def test_one_process_decodes_for_all_shards_until_it_dies(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from test_tokenize_videos import who as by_name
-
+def test_one_process_decodes_for_all_shards_until_it_dies():
     feeder = Feeder()
-    (first,), (second,) = feeder.feed(by_name, "a"), feeder.feed(by_name, "b")
+    (first,), (second,) = feeder.feed(process_id, "a"), feeder.feed(process_id, "b")
     assert first == second
-    third, last = feeder.feed(by_name, "kill")
+    third, last = feeder.feed(process_id, "kill")
     assert third == first
     assert isinstance(last, WorkerDied)
-    (fourth,) = feeder.feed(by_name, "c")
+    (fourth,) = feeder.feed(process_id, "c")
     assert fourth != first
 
 
 def test_an_item_that_kills_its_decoder_is_counted_and_the_others_are_made(
     vidvq, video, tmp_path, checkpoint_dir, monkeypatch
 ):
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from crashing_decoder import decode_or_crash as by_name
-
-    monkeypatch.setattr("vidvq.tokenize.worker.decode_items", by_name)
+    monkeypatch.setattr("vidvq.tokenize.worker.decode_items", decode_or_crash)
     out = tmp_path / "out"
     where = ("--checkpoint", checkpoint_dir, "--out", out)
     assert vidvq("tokenize", video, *where, *SETTINGS, "gop_frames=9", INLINE).code == 1

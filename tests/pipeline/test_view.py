@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from PIL import Image
-from test_report_in_browser import BROWSERS, Page
 
+from tests.helpers.browser import BROWSERS, Page
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.view import Gallery, build_page
 from vidvq.view.gallery import Code
@@ -163,7 +163,7 @@ def test_a_browser_searches(kind, request, gallery, tmp_path):
     where = request.getfixturevalue(kind)
     page = browse(tmp_path, where if kind == "served" else where.as_uri())
     try:
-        seen = page.ask(SEARCH)
+        seen = page.evaluate(SEARCH)
         keys = [line["key"] for line in gallery.lines(0, 100)["clips"]]
         total, listed = (13, 4) if kind == "served" else (3, 3)
         assert seen["hit"] == ["1 to 1 of 1", [keys[2]]] and seen["open"] == [keys[2], 1]
@@ -171,7 +171,7 @@ def test_a_browser_searches(kind, request, gallery, tmp_path):
         assert seen["many"] == seen["all"]
         assert seen["all"] == [f"1 to {listed} of {total}", keys[:listed]]
         assert seen["hidden"] == (kind == "written")
-        assert page.complaints() == []
+        assert page.errors() == []
     finally:
         page.close()
 
@@ -214,7 +214,7 @@ def test_a_long_sample_is_shown_from_its_start(gallery, monkeypatch):
 def test_a_browser_goes_through_all_clips_of_a_server(served, gallery, tmp_path):
     page = browse(tmp_path, served)
     try:
-        seen = page.ask("""async () => {
+        seen = page.evaluate("""async () => {
           const by = id => document.getElementById(id), wait = ms => new Promise(done => setTimeout(done, ms));
           const until = async test => { for (let i = 0; i < 200 && !test(); i++) await wait(50); };
           await until(() => document.body.dataset.ready);
@@ -250,7 +250,7 @@ def test_a_browser_goes_through_all_clips_of_a_server(served, gallery, tmp_path)
         code = gallery.clip(12)["codes"][0]
         assert seen["token"] == f"spatial code {code}"
         assert seen["places"] == len(gallery.occurrences(Code(0, code))["places"])
-        assert all(url.startswith(served) for url in page.requests()) and page.complaints() == []
+        assert all(url.startswith(served) for url in page.requests()) and page.errors() == []
     finally:
         page.close()
 
@@ -258,7 +258,7 @@ def test_a_browser_goes_through_all_clips_of_a_server(served, gallery, tmp_path)
 def test_a_browser_shows_scrubs_plays_and_finds_a_code(written, tmp_path):
     page = browse(tmp_path, written.as_uri())
     try:
-        seen = page.ask("""async () => {
+        seen = page.evaluate("""async () => {
           const by = id => document.getElementById(id), wait = ms => new Promise(done => setTimeout(done, ms));
           for (let i = 0; i < 100 && !document.body.dataset.ready; i++) await wait(50);
           const before = by("decoded").toDataURL();
@@ -284,6 +284,6 @@ def test_a_browser_shows_scrubs_plays_and_finds_a_code(written, tmp_path):
         assert f"Flat id {32 + code}" in seen["about"]
         assert seen["thumbs"] > 0 and seen["atlas"] == sum(len(book["codes"]) for book in data["books"])
         assert seen["played"] > 2 and not seen["wide"]
-        assert page.requests() == [written.as_uri()] and page.complaints() == []
+        assert page.requests() == [written.as_uri()] and page.errors() == []
     finally:
         page.close()

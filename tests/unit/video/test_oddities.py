@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from oddities import B_FRAMES, X264, by_ffmpeg, damage, ffmpeg, pack, remux, shown, write_field_pictures
 
+from tests.helpers.oddities import B_FRAMES, X264, by_ffmpeg, damage, ffmpeg, pack, remux, shown, write_field_pictures
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip, open_reader, sample_timeline, time_stretch
 from vidvq.video.geometry import FrameSize, fit_size, orientation

@@ -1,4 +1,4 @@
-"""Broken and hostile videos, made from real ones; the same seed makes the same files."""
+"""Damaged and hostile videos, made from real ones; the same seed makes the same files."""
 
 import random
 import struct

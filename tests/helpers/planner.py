@@ -1,8 +1,8 @@
-"""Plan a corpus of so many clips that do not exist, as `vidvq shard` and then `vidvq tokenize` do, and resume it.
+"""Script: plan and resume `vidvq shard`, then `vidvq tokenize`, over many clips that do not exist.
 
-A script, so that its memory is its own: `planner.py FOLDER CLIPS CLIPS_PER_SHARD [s3]`. Only the look into a video and
-the making of a shard are not real. Prints JSON: per step its seconds, its CPU seconds, the peak of memory so far in
-bytes, and how many files were opened or, with ``s3``, how many requests were sent.
+`planner.py FOLDER CLIPS CLIPS_PER_SHARD`, in its own process, so that its peak memory can be read. Probing a video and
+making a shard are replaced; everything else is real. Prints JSON: for each step its wall and CPU time (seconds), the
+peak memory until then (bytes), and the number of files opened, or of requests if FOLDER is on an object store.
 """
 
 import json
@@ -35,7 +35,7 @@ from vidvq.tokenize import TokenizeClips, TokenizeConfig
 
 CLIPS_PER_VIDEO = 20
 CARD = TokenizerCard("a" * 64, "b" * 64, (Codebook("spatial", 32, 0), Codebook("temporal", 64, 32)), 4, 8, {})
-# A killed process loses nothing that it wrote; only a power cut asks for this, and it is slow.
+# fsync protects against power cuts and is slow.
 os.fsync = lambda file: None
 console.quiet = True
 asked = 0
@@ -71,8 +71,8 @@ def step(name: str) -> Iterator[None]:
     steps[name] = seconds | {"peak": peak, "asked": asked - before}
 
 
-class Here(InlinePool):
-    """Looks in this process, where what is counted is counted; nothing can crash on videos that do not exist."""
+class CountedPool(InlinePool):
+    """Calls functions in this process, where file operations and requests are counted."""
 
     def map(self, function, items, **options):
         """See :meth:`vidvq.runtime.Pool.map`."""
@@ -80,19 +80,19 @@ class Here(InlinePool):
 
 
 class Pools:
-    """Gives out the one pool."""
+    """Always returns the same kind of pool."""
 
-    def get(self, units: int) -> Here:
+    def get(self, units: int) -> CountedPool:
         """See :class:`vidvq.runtime.Pools`."""
-        return Here()
+        return CountedPool()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(ShardStage):
-    """Probes nothing."""
+    """Stage whose probe invents clips."""
 
     def probe(self, source: Source) -> list[PlannedClip]:
-        """What a probe of a long video finds."""
+        """Twenty clips of a video."""
         digest = f"{int(source.uri[-12:-4]):064x}"
         return [_clip(source, digest, index, 33 * index, 33) for index in range(20)]
 

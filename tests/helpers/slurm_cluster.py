@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: munged, slurmctld and two slurmd of its own. Needs root, slurm-wlm and munge."""
+"""A Slurm cluster on this machine: munged, slurmctld and two slurmd. Needs root, slurm-wlm and munge."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ NODES = ("n1", "n2")
 
 
 def why_not() -> str | None:
-    """Why this machine cannot run one, or None where it can."""
+    """Why this machine cannot run a Slurm cluster; None if it can."""
     missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name)]
     if missing:
         return f"{', '.join(missing)} not installed (Debian: slurm-wlm, munge)"
@@ -23,7 +23,7 @@ def why_not() -> str | None:
 
 @contextmanager
 def slurm(folder: Path) -> Iterator[dict[str, str]]:
-    """Start it below ``folder``, whose path must be short; yields the environment that finds it."""
+    """Run a cluster with its files in ``folder``, whose path must be short; yields the environment of its clients."""
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
@@ -43,7 +43,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
                 "SlurmUser=root",
                 "AuthType=auth/munge",
                 "CredType=cred/munge",
-                # Seconds; a requeued job waits for as long before it starts again.
+                # A requeued job waits for this time (seconds) before it starts again.
                 f"AuthInfo=socket={folder}/munge.sock,cred_expire=5",
                 "ProctrackType=proctrack/pgid",
                 "TaskPlugin=task/none",

@@ -1,4 +1,4 @@
-"""Two machines on one: network namespaces with a cable between them. Needs root and iproute2."""
+"""Two hosts on one machine: network namespaces connected by a veth pair. Needs root and iproute2."""
 
 import os
 import shutil
@@ -11,28 +11,34 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Host:
-    """A network namespace: what runs in it sees its own address and loopback, and the other host."""
+    """A network namespace, in which processes see its loopback, its address and the other host.
+
+    Attributes:
+        name: name of the namespace.
+        address: IPv4 address.
+        cable: name of its end of the veth pair.
+    """
 
     name: str
     address: str
     cable: str
 
     def command(self, *arguments: object) -> list[str]:
-        """A command line that runs there."""
+        """The command line that runs a command in the namespace."""
         return ["ip", "netns", "exec", self.name, *map(str, arguments)]
 
     def pids(self) -> list[int]:
-        """All that runs there."""
-        told = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in told.stdout.split()]
+        """Ids of the processes in the namespace."""
+        listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in listed.stdout.split()]
 
     def kill_all(self) -> None:
-        """What a power cut does."""
+        """Kill all processes in the namespace, as a power cut does."""
         for pid in self.pids():
             os.kill(pid, signal.SIGKILL)
 
     def cut_cable(self) -> None:
-        """Nothing reaches the other host any more, not even that a connection has ended."""
+        """Disconnect the hosts, so that not even the end of a connection is noticed."""
         self._set_cable("down")
 
     def mend_cable(self) -> None:
@@ -44,7 +50,7 @@ class Host:
 
 
 def why_not() -> str | None:
-    """Why this machine cannot have namespaces, or None where it can."""
+    """Why this machine cannot create network namespaces; None if it can."""
     if not shutil.which("ip"):
         return "iproute2 is not installed"
     if os.geteuid():
@@ -59,7 +65,7 @@ def why_not() -> str | None:
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts that reach each other, and nothing else."""
+    """Yield two hosts that reach each other and nothing else."""
     stem = f"vvq{os.getpid() % 10000}"
     hosts = Host(f"{stem}a", "10.77.0.1", f"{stem}va"), Host(f"{stem}b", "10.77.0.2", f"{stem}vb")
 

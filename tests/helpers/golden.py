@@ -1,10 +1,10 @@
-"""Jobs over a small fixed corpus, and a digest of every file that they write, as kept in ``golden.json``.
+"""Jobs over a small fixed corpus, and digests of every file that they write, recorded in ``golden.json``.
 
-Each file has two digests. ``facts`` is of what no library decides: keys, counts, outcomes, times, rows of plans.
-``bytes`` is of the file as it is, and holds for the libraries that ``golden.json`` names.
+Each file has two digests. ``facts`` covers what does not depend on libraries: keys, counts, outcomes, times, rows of
+plans. ``bytes`` covers the whole file, and holds for the libraries that ``golden.json`` names.
 
-Record anew, after a change of bytes that is meant, with ``python tests/pipeline/golden.py``: it names the files whose
-digests differ from those recorded before. What it made stays in :data:`ROOT`.
+Record again after an intended change of bytes, with ``python tests/helpers/golden.py``: it prints the files whose
+digests have changed, and leaves the output in :data:`ROOT`.
 """
 
 import fcntl
@@ -29,18 +29,19 @@ import pyarrow.parquet as pq
 import vidvq
 from vidvq.cli.main import run
 
-# A key has the hash of its video's absolute path, so the corpus lies at the same place on every machine.
+# A key contains a hash of its video's absolute path, so the corpus has the same path on every machine.
 ROOT = Path("/tmp/vidvq-golden")
-RECORD = Path(__file__).with_name("golden.json")
-# Kept as files: an encoder of another build would make others.
-VIDEOS = Path(__file__).with_name("golden_videos")
+_PIPELINE = Path(__file__).parents[1] / "pipeline"
+RECORD = _PIPELINE / "golden.json"
+# Stored as files, since another build of an encoder gives other bytes.
+VIDEOS = _PIPELINE / "golden_videos"
 DEMO_VIDEOS = Path(vidvq.__file__).parent / "demo/videos"
 TARGETS = ("megatron", "bin", "parquet", "litdata", "mds", "energon")
-# A plan names a file by its time of last change (ns).
+# A plan records the modification time of each file (nanoseconds).
 _CHANGED_NS = 1_700_000_000 * 10**9
-# Accounts for people, not what a corpus is.
+# Reports of a run, which no stage reads.
 _ACCOUNTS = {"metrics.json", "report.html"}
-# What is left out of `facts`, by the libraries that decide it: the media, the weights' kernels, parquet's writer.
+# Fields left out of `facts`, since libraries decide them: decoders, kernels, the parquet writer.
 _HASHES = {"plan_id", "parent", "table", "table_sha256", "clip_shard_sha256", "tokens_sha256", "shard_sha256"}
 _VOLATILE = _HASHES | {"detail", "examples", "decoder", "quality"}
 _SCORE = "_e4"
@@ -53,10 +54,10 @@ Digests = dict[str, tuple[str, str]]
 
 
 class Golden:
-    """The corpus, and what became of it.
+    """The corpus, and the output of the jobs over it.
 
     Args:
-        root: an absolute folder, emptied first; the digests hold for :data:`ROOT` alone.
+        root: absolute path of a folder, emptied first; the recorded digests hold for :data:`ROOT` only.
     """
 
     def __init__(self, root: Path = ROOT) -> None:
@@ -91,7 +92,7 @@ class Golden:
         self._job = ""
 
     def digests(self, job: str) -> Digests:
-        """``job/file`` -> ``(facts, bytes)`` of one of :data:`JOBS`, which runs once, after those that it builds on."""
+        """``job/file`` -> ``(facts, bytes)`` of one of :data:`JOBS`; it runs once, after the jobs it depends on."""
         if job not in self._digests:
             for earlier in _AFTER.get(job, ()):
                 self.digests(earlier)
@@ -101,39 +102,39 @@ class Golden:
         return self._digests[job]
 
     def run(self, *arguments: object) -> None:
-        """Run a command line to a good end."""
+        """Run a command line that must succeed."""
         code = run([str(argument) for argument in arguments])
         assert code == 0, f"vidvq {' '.join(map(str, arguments))} ended with {code}"
 
     def take(self, out: Path, name: str = "") -> None:
-        """Take the digests of an output directory as it is now."""
+        """Record the digests of an output directory as it is now."""
         label = name or out.relative_to(self.root).as_posix()
         self._digests[self._job] |= {f"{label}/{file}": found for file, found in digest_folder(out).items()}
 
     def shard(self, name: str, *arguments: object) -> Path:
-        """Shard, and take the digests."""
+        """Shard, and record the digests."""
         out = self.root / "clips" / name
         self.run("shard", *arguments, "--out", out, *RUN)
         self.take(out)
         return out
 
     def tokenize(self, name: str, *arguments: object) -> Path:
-        """Tokenize, and take the digests."""
+        """Tokenize, and record the digests."""
         out = self.root / "tokens" / name
-        # The default is another on a GPU.
+        # The default on a GPU is another one.
         batch = [] if any(str(argument).startswith("batch=") for argument in arguments) else ["batch=1"]
         self.run("tokenize", *arguments, "--checkpoint", self.checkpoint, "--out", out, *batch, *RUN)
         self.take(out)
         return out
 
     def change(self, stage: str, out: Path, number: int, *arguments: object) -> None:
-        """Change a finished directory, and take the digests of what it is then."""
+        """Update a finished directory, and record its digests after the update."""
         checkpoint = ("--checkpoint", self.checkpoint) if stage == "tokenize" else ()
         self.run(stage, *arguments, "--out", out, *checkpoint, *RUN)
         self.take(out, f"{out.relative_to(self.root).as_posix()}-{number}")
 
     def growing(self, name: str) -> Path:
-        """A folder of four videos, one of them broken, that :meth:`grow` and :meth:`mend` change."""
+        """A folder of four videos, one of them damaged, for :meth:`grow` and :meth:`mend`."""
         folder = self.root / name
         folder.mkdir()
         for video in ("a.mp4", "b.mkv", "d.ts"):
@@ -143,13 +144,13 @@ class Golden:
         return folder
 
     def grow(self, folder: Path) -> None:
-        """A new video, and one that is there already under another name."""
+        """Add a new video, and a copy of an old one under another name."""
         shutil.copy(self.videos / "f.mkv", folder)
         shutil.copy(self.videos / "a.mp4", folder / "e.mp4")
         fix_times(folder)
 
     def mend(self, folder: Path) -> None:
-        """The broken one, whole."""
+        """Replace the damaged video by the whole one."""
         shutil.copy(self.videos / "c.mp4", folder)
         fix_times(folder)
 
@@ -174,7 +175,7 @@ def shard_lists(golden: Golden) -> None:
 
 
 def change_clips(golden: Golden) -> None:
-    """Clips that grow, shrink and mend, and tokens that follow them."""
+    """Updates of clips, and of the tokens made from them."""
     videos = golden.growing("growing")
     clips = golden.shard("changing", videos, *CLIPS, "clips_per_shard=2")
     tokens = golden.tokenize("following", clips)
@@ -191,7 +192,7 @@ def change_clips(golden: Golden) -> None:
 
 
 def tokenize_clips(golden: Golden) -> None:
-    """Tokens of clips in each way that they are written and made."""
+    """Tokens of clips with each setting of how they are made and written."""
     clips = golden.root / "clips/h264"
     golden.tokenize("npy", clips)
     golden.tokenize("packed", clips, "pack=true")
@@ -210,7 +211,7 @@ def tokenize_videos(golden: Golden) -> None:
 
 
 def change_videos(golden: Golden) -> None:
-    """Tokens of raw video that grow, shrink and mend."""
+    """Updates of tokens of raw video."""
     for name, settings in (
         ("changing-groups", ["gop_frames=5"]),
         ("changing-streams", ["gop_frames=null", "pack=true", "quality.share=1", "batch=2"]),
@@ -225,7 +226,7 @@ def change_videos(golden: Golden) -> None:
 
 
 def export_tokens(golden: Golden) -> None:
-    """Each target in two layouts or three; and of tokens that were changed."""
+    """Each target in two or three layouts, and tokens that were updated."""
     layouts = {"raster-clip": (), "temporal-none": ("order=temporal", "specials=none")}
     for target in TARGETS:
         for name, layout in layouts.items():
@@ -236,7 +237,7 @@ def export_tokens(golden: Golden) -> None:
 
 
 def export(golden: Golden, tokens: Path, target: str, name: str, *layout: str) -> None:
-    """Export, and take the digests."""
+    """Export, and record the digests."""
     out = golden.root / "exports" / f"{target}-{name}"
     golden.run("export", tokens, "--to", target, "--out", out, *layout)
     golden.take(out)
@@ -255,7 +256,7 @@ _AFTER = {"tokenize_clips": ("shard_encodings", "shard_lists"), "export_tokens":
 
 
 def stack() -> dict[str, str]:
-    """What decides on bytes beside vidvq's own code: libraries, and the kernels that the processor is given."""
+    """What the bytes depend on besides vidvq: versions of libraries, and the instruction set that kernels use."""
     import av
     import torch
 
@@ -268,7 +269,7 @@ def stack() -> dict[str, str]:
 
 
 def decided_by(file: str) -> tuple[str, ...]:
-    """The names in :func:`stack` that decide on the bytes of ``job/file``."""
+    """The names in :func:`stack` that the bytes of ``job/file`` depend on."""
     names = ["av", "ffmpeg", "numpy", "processor"]
     if file.startswith("clips/shots/"):
         names += ["scenedetect-headless", "opencv-python-headless"]
@@ -276,14 +277,14 @@ def decided_by(file: str) -> tuple[str, ...]:
         names += ["torch", "device"]
     if file.startswith("tokens/"):
         names += ["zstandard"]
-    # A plan's id is a hash of its table's, and every record carries it.
+    # Every commit record has the plan id, which covers the bytes of the plan's parquet table.
     if not file.endswith((".tar", "tokenizer.json")) and (not file.startswith("exports/") or "parquet" in file):
         names += ["pyarrow"]
     return tuple(names)
 
 
 def digest_folder(folder: Path) -> Digests:
-    """``file -> (facts, bytes)`` of all below a folder that is not an account for people."""
+    """``file -> (facts, bytes)`` of all files below a folder, without reports."""
     found: Digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in _ACCOUNTS:
@@ -344,20 +345,20 @@ def _version(name: str) -> str:
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Add a file that is nobody's and of no time."""
+    """Add a file without an owner, with modification time 0."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
 
 
 def fix_times(folder: Path) -> None:
-    """Give every file below a folder the same time of last change."""
+    """Set the modification time of every file below a folder to the same value."""
     for path in folder.rglob("*"):
         os.utime(path, ns=(_CHANGED_NS, _CHANGED_NS))
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """A tiny tokenizer whose weights are the bits of a generator, so that no library's initialization decides them."""
+    """A tiny tokenizer with weights from a bit generator, so that they do not depend on a library's initialization."""
     import torch
 
     from vidvq.model import TokenizerConfig, VideoTokenizer
@@ -390,7 +391,7 @@ def write_checkpoint(folder: Path) -> Path:
 
 
 def empty(root: Path) -> None:
-    """Remove all below a folder, which is made where it is missing."""
+    """Empty a folder; creates it if it does not exist."""
     root.mkdir(exist_ok=True)
     for path in root.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -398,7 +399,7 @@ def empty(root: Path) -> None:
 
 @contextmanager
 def alone(root: Path = ROOT) -> Iterator[None]:
-    """Have the folder to oneself: another run on this machine waits."""
+    """Lock the folder; another run on this machine waits."""
     root.mkdir(exist_ok=True)
     folder = os.open(root, os.O_RDONLY)
     try:
@@ -419,19 +420,19 @@ def read_record() -> tuple[dict[str, str], dict[str, Digests]]:
 
 
 def differences(expected: Digests, found: Digests, libraries: set[str]) -> list[str]:
-    """A line for each file that is missing, new or other; bytes that one of ``libraries`` decides do not count."""
+    """A line for each file that is missing, new or changed, ignoring bytes that depend on one of ``libraries``."""
     lines = [f"{file} is missing" for file in expected.keys() - found.keys()]
     lines += [f"{file} is new" for file in found.keys() - expected.keys()]
     for file in expected.keys() & found.keys():
         if expected[file][0] != found[file][0]:
-            lines.append(f"{file} says something else")
+            lines.append(f"{file} has other content")
         elif expected[file][1] != found[file][1] and libraries.isdisjoint(decided_by(file)):
-            lines.append(f"{file} has other bytes, and says the same")
+            lines.append(f"{file} has other bytes with the same content")
     return sorted(lines)
 
 
 def main() -> None:
-    """Record; names what differs from the record before."""
+    """Record the digests; prints what has changed."""
     before = read_record()[1] if RECORD.is_file() else {}
     with alone():
         golden = Golden()
@@ -440,7 +441,7 @@ def main() -> None:
     pairs = {job: {file: " ".join(found) for file, found in sorted(files.items())} for job, files in jobs.items()}
     RECORD.write_text(json.dumps({"stack": stack(), "jobs": pairs}, indent=1) + "\n")
     sys.stdout.write("".join(f"{line}\n" for line in changed))
-    sys.stdout.write(f"{len(changed)} files differ from the record before; see them in {ROOT}\n")
+    sys.stdout.write(f"{len(changed)} files differ from the previous record; see {ROOT}\n")
 
 
 if __name__ == "__main__":

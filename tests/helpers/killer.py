@@ -1,9 +1,9 @@
-"""Run a command line many times over and kill it, or race it against itself. A script: each run is a fork of it.
+"""Script: run a command line many times and kill it, or run it several times at once. Each run is a fork.
 
-`kill OUT_ROOT ARGUMENTS...`: runs ARGUMENTS with OUT_ROOT/N/out for @OUT and kills it with SIGKILL before its N-th file
-operation there, then runs it once more to the end; until N is more than there are.
-`race OUT_ROOT ARGUMENTS...`: runs it three times at once with OUT_ROOT/N/out, for N below TURNS.
-Prints JSON: a list of the last run's exit codes per N.
+`kill OUT_ROOT ARGUMENTS...` runs ARGUMENTS with OUT_ROOT/N/out for @OUT, kills it with SIGKILL before its N-th file
+operation in that folder, then runs it again to the end. N counts up from 0 until a run ends before its N-th operation.
+`race OUT_ROOT ARGUMENTS...` runs three processes at once with OUT_ROOT/N/out, for N below TURNS.
+Prints the exit codes of the last runs as a JSON list.
 """
 
 import json
@@ -19,7 +19,7 @@ import PIL.Image  # noqa: F401
 
 from vidvq.cli.main import run
 
-# Imported here, once, for all forks.
+# Imported once, so that a fork starts at once.
 if "tokenize" in sys.argv or "decode" in sys.argv:
     import torch
 
@@ -32,7 +32,7 @@ else:
     import vidvq.jobs.report
     import vidvq.shard.worker  # noqa: F401
 
-# A killed process loses nothing that it wrote; only a power cut asks for this, and it is slow.
+# fsync protects against power cuts, not against kills, and is slow.
 os.fsync = lambda file: None
 TURNS = 8
 EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir"}

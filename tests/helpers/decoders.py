@@ -1,0 +1,34 @@
+"""Generators for decoding processes, which import them by name: some crash, hang or raise."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+from vidvq.corpus.frames import ClipFrames, Piece, VideoFrames, decode_items
+
+
+def decode_or_crash(job: ClipFrames | VideoFrames) -> Iterator[Piece]:
+    """Decode, and crash with a segmentation fault on items whose keys end in ``-00002``."""
+    for piece in decode_items(job):
+        if piece.key.endswith("-00002"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        yield piece
+
+
+def count_or_die(item: str) -> Iterator[int]:
+    """Yield 1 and 2; ``kill`` crashes, ``hang`` waits and ``raise`` raises in between."""
+    yield 1
+    if item == "kill":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if item == "hang":
+        signal.pause()
+    if item == "raise":
+        raise ValueError("broken")
+    yield 2
+
+
+def process_id(item: str) -> Iterator[int]:
+    """Yield the id of the process; ``kill`` crashes it then."""
+    yield os.getpid()
+    if item == "kill":
+        os.kill(os.getpid(), signal.SIGSEGV)
