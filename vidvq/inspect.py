@@ -12,7 +12,7 @@ from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import parse_clip_info
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
-from vidvq.formats.summary import tell_stats
+from vidvq.formats.summary import format_stats
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_shard import MEDIA as TOKENS_MEDIA
 from vidvq.formats.token_shard import PACKED, TokenizerCard, parse_tokens, read_tokenizer_card
@@ -79,7 +79,7 @@ def _job(folder: Path) -> Iterator[str]:
     stats: Counter[str] = Counter()
     for commit in commits:
         stats.update(commit.stats)
-    yield from (f"  {line}" for line in tell_stats(stats))
+    yield from (f"  {line}" for line in format_stats(stats))
     for name, value in plan.made_from.items():
         yield f"  made from {name}: {value}"
     if (folder / "tokenizer.json").is_file():

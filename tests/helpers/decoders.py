@@ -4,15 +4,15 @@ import os
 import signal
 from collections.abc import Iterator
 
-from vidvq.corpus.frames import ClipFrames, Piece, VideoFrames, decode_items
+from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
 
 
-def decode_or_crash(job: ClipFrames | VideoFrames) -> Iterator[Piece]:
+def decode_or_crash(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
     """Decode, and crash with a segmentation fault on items whose keys end in ``-00002``."""
-    for piece in decode_items(job):
-        if piece.key.endswith("-00002"):
+    for message in decode_items(job):
+        if message.key.endswith("-00002"):
             os.kill(os.getpid(), signal.SIGSEGV)
-        yield piece
+        yield message
 
 
 def count_or_die(item: str) -> Iterator[int]:

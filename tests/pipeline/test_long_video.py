@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vidvq.formats.token_index import TokenPlace
+from vidvq.formats.token_index import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.model import VideoTokenizer
 
@@ -23,9 +23,9 @@ MINUTES = {"minute": 1, "hour": 60}
 def steps(monkeypatch) -> list[str]:
     """What a decoding in this process does: ``json`` for a sample looked at, ``codes`` for one read, ``group``."""
     seen: list[str] = []
-    info, read, step = TokenPlace.read_info, TokenPlace.read, VideoTokenizer.decode_step
-    monkeypatch.setattr(TokenPlace, "read_info", lambda *given: (seen.append("json"), info(*given))[1])
-    monkeypatch.setattr(TokenPlace, "read", lambda *given: (seen.append("codes"), read(*given))[1])
+    info, read, step = TokenLocation.read_info, TokenLocation.read, VideoTokenizer.decode_step
+    monkeypatch.setattr(TokenLocation, "read_info", lambda *given: (seen.append("json"), info(*given))[1])
+    monkeypatch.setattr(TokenLocation, "read", lambda *given: (seen.append("codes"), read(*given))[1])
     monkeypatch.setattr(VideoTokenizer, "decode_step", lambda *given: (seen.append("group"), step(*given))[1])
     return seen
 

@@ -1,1 +1,1 @@
-"""Which videos a corpus is made of, each as a local file, and how it changes: shared by the stages."""
+"""The inputs of the stages: listing videos, fetching them as local files, decoding planned items."""

@@ -1,4 +1,4 @@
-"""A source as a local file, since decoders are given nothing else: no URL, no bytes, no name from outside."""
+"""Sources as local files. For safety, decoders open local paths only: no URLs and no names from inside a file."""
 
 import errno
 import hashlib
@@ -30,12 +30,12 @@ _CHANGED = "is not the file that was planned; restore it, or shard it anew"
 
 @contextmanager
 def local_file(source: Source, max_bytes: int, sha256: str = "") -> Iterator[Path]:
-    """The source's own file where it has one on this machine, else a temporary copy of it.
+    """Yield the file of a source, or a temporary copy if it is remote or inside a tar.
 
     Args:
-        source: as it was listed.
-        max_bytes: a copy may have.
-        sha256: in hex, that a copy must have, and a file whose version is unknown; "" for any.
+        source: the source as listed.
+        max_bytes: maximum size of a copy (bytes).
+        sha256: expected SHA-256 (hex) of a copy, or of a local file of unknown version; "" skips the check.
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``fetch_failed``, ``fetch_failed(404)`` and the like, ``too_large``,
@@ -61,10 +61,10 @@ def local_file(source: Source, max_bytes: int, sha256: str = "") -> Iterator[Pat
 
 
 def as_video_error(error: Exception) -> VideoError:
-    """What an error means for the one video at hand: whatever a hostile file makes a library raise costs it alone.
+    """Convert an error to the failure of one video, whatever a library raised on it.
 
     Raises:
-        OSError: the error itself, where it is the disk that is full: that is no fault of a video.
+        OSError: the disk is full, which is not the fault of the video.
     """
     if isinstance(error, VideoError):
         return error

@@ -1,4 +1,7 @@
-"""Frames of planned items as a stream, in the order of the plan: what a decoding process runs, without torch."""
+"""Frames of planned items as a stream of messages, in the order of the plan.
+
+Runs in the decoding processes of `vidvq tokenize`. It is in this package so that they do not import torch.
+"""
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -21,7 +24,10 @@ from vidvq.video.probe import Limits, VideoInfo, probe
 
 
 class Window(Protocol):
-    """One item to decode: frames ``first`` to ``first + num_frames`` of the sampled timeline of a video."""
+    """One item to decode: frames ``first`` to ``first + num_frames`` of the sampled timeline of a video.
+
+    Attributes are those of :class:`vidvq.jobs.rows.VideoRow`.
+    """
 
     @property
     def key(self) -> str: ...
@@ -39,10 +45,10 @@ class Window(Protocol):
 
 @dataclass(frozen=True)
 class ClipFrames:
-    """Clips of one clip shard to decode; travels to a process.
+    """Clips of one clip shard to decode; sent to a decoding process.
 
     Attributes:
-        path: the clip shard, a local file.
+        path: local file of the clip shard.
         keys: keys of the clips.
     """
 
@@ -52,13 +58,13 @@ class ClipFrames:
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """Items of videos to decode; travels to a process.
+    """Items of videos to decode; sent to a decoding process.
 
     Attributes:
-        windows: the items, those of one video together.
-        policy: which frames are used, and in what size.
-        limits: caps on any one video.
-        chunk: number of frames decoded at a time, after the first frame.
+        windows: items, grouped by video.
+        policy: sampling and size of the frames.
+        limits: caps on a single video.
+        chunk: frames per message, after the first frame of an item.
     """
 
     windows: tuple[Window, ...]
@@ -68,8 +74,8 @@ class VideoFrames:
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """What an item consists of; fields as in :class:`vidvq.formats.token_shard.TokenInfo`."""
+class ItemInfo:
+    """Source, size and times of an item; fields as in :class:`vidvq.formats.token_shard.TokenInfo`."""
 
     source: str
     clip_index: int
@@ -83,21 +89,27 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One message of the decode stream. Per item: a header, then frame chunks ``t h w c`` uint8, then done or an error.
+class DecodeMessage:
+    """One message of the decode stream. Per item: its info, then frame chunks, then ``done`` or an error.
 
-    The first chunk of an item has ``1 + chunk`` frames, later ones ``chunk``, the last as many as are left.
+    Attributes:
+        key: key of the item.
+        info: the item, in its first message.
+        frames: ``t h w c`` uint8: ``1 + chunk`` frames in the first chunk of an item, ``chunk`` in later ones, the
+            remainder in the last.
+        error: why the item cannot be decoded; its last message.
+        done: True in the last message of a decoded item.
     """
 
     key: str
-    stretch: Stretch | None = None
+    info: ItemInfo | None = None
     frames: np.ndarray | None = None
     error: VideoError | None = None
     done: bool = False
 
 
-def decode_items(job: ClipFrames | VideoFrames) -> Iterator[Piece]:
-    """Yield the pieces of all items; an item that cannot be decoded ends with its error, and the next one begins."""
+def decode_items(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
+    """Yield the messages of all items. An item that cannot be decoded ends with an error; the next item follows."""
     if isinstance(job, ClipFrames):
         yield from _clips(job)
         return
@@ -107,13 +119,13 @@ def decode_items(job: ClipFrames | VideoFrames) -> Iterator[Piece]:
 
 def decode_first(job: ClipFrames | VideoFrames) -> np.ndarray | None:
     """The first frames ``t h w c`` uint8 of the first item; None if it cannot be decoded."""
-    for piece in decode_items(job):
-        if piece.error or piece.frames is not None:
-            return piece.frames
+    for message in decode_items(job):
+        if message.error or message.frames is not None:
+            return message.frames
     return None
 
 
-def _clips(job: ClipFrames) -> Iterator[Piece]:
+def _clips(job: ClipFrames) -> Iterator[DecodeMessage]:
     for key, media, clip in read_clips(job.path):
         if key not in job.keys:
             continue
@@ -122,15 +134,15 @@ def _clips(job: ClipFrames) -> Iterator[Piece]:
             if frames.shape != (clip.num_frames, clip.height, clip.width, 3):
                 raise VideoError("decode_error", f"{key} has frames {frames.shape}, its JSON says otherwise")
         except VideoError as error:
-            yield Piece(key, error=VideoError(error.reason, f"{clip.source}: {error.detail}"))
+            yield DecodeMessage(key, error=VideoError(error.reason, f"{clip.source}: {error.detail}"))
             continue
-        names = Stretch.__dataclass_fields__
-        yield Piece(key, stretch=Stretch(**{name: getattr(clip, name) for name in names}))
-        yield Piece(key, frames=frames)
-        yield Piece(key, done=True)
+        names = ItemInfo.__dataclass_fields__
+        yield DecodeMessage(key, info=ItemInfo(**{name: getattr(clip, name) for name in names}))
+        yield DecodeMessage(key, frames=frames)
+        yield DecodeMessage(key, done=True)
 
 
-def _video(job: VideoFrames, windows: list[Window]) -> Iterator[Piece]:
+def _video(job: VideoFrames, windows: list[Window]) -> Iterator[DecodeMessage]:
     left = list(windows)
     source = windows[0].source
     try:
@@ -147,34 +159,44 @@ def _video(job: VideoFrames, windows: list[Window]) -> Iterator[Piece]:
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         failure = as_video_error(error)
         for window in left:
-            yield Piece(window.key, error=VideoError(failure.reason, f"{source.uri}: {failure.detail}"))
+            yield DecodeMessage(window.key, error=VideoError(failure.reason, f"{source.uri}: {failure.detail}"))
 
 
 def _item(
-    job: VideoFrames, window: Window, reader: FrameReader, indices: Sequence[int], stretch: Stretch
-) -> Iterator[Piece]:
+    job: VideoFrames, window: Window, reader: FrameReader, indices: Sequence[int], info: ItemInfo
+) -> Iterator[DecodeMessage]:
     key, begin, end = window.key, window.first, window.first + window.num_frames
-    yield Piece(key, stretch=stretch)
+    yield DecodeMessage(key, info=info)
     edges = [begin, *range(begin + 1 + job.chunk, end, job.chunk), end]
     for start, stop in pairwise(edges):
         try:
             frames = reader.read(indices[start:stop])
         except VideoError as error:
-            yield Piece(key, error=VideoError(error.reason, f"{window.source.uri}: {error.detail}"))
+            yield DecodeMessage(key, error=VideoError(error.reason, f"{window.source.uri}: {error.detail}"))
             return
-        yield Piece(key, frames=frames)
-    yield Piece(key, done=True)
+        yield DecodeMessage(key, frames=frames)
+    yield DecodeMessage(key, done=True)
 
 
-def _describe(window: Window, info: VideoInfo, size: FrameSize, times: Sequence[int]) -> Stretch:
+def _describe(window: Window, info: VideoInfo, size: FrameSize, times: Sequence[int]) -> ItemInfo:
     pts, duration, fps = time_stretch(info, times, window.first, window.num_frames)
-    return Stretch(
+    return ItemInfo(
         window.source.uri, window.clip_index, len(pts), size.height, size.width, fps, str(info.time_base), pts, duration
     )
 
 
-def window_of(info: VideoInfo, times: Sequence[int], start_s: float, end_s: float) -> tuple[int, int]:
-    """The frames of a sampled timeline that are within seconds from the first frame: first, and one past the last."""
+def frame_range(info: VideoInfo, times: Sequence[int], start_s: float, end_s: float) -> tuple[int, int]:
+    """The frames of a sampled timeline in a time range.
+
+    Args:
+        info: the video.
+        times: presentation times of the sampled timeline (ticks).
+        start_s: start of the range, from the first frame (seconds).
+        end_s: end of the range, exclusive (seconds); may be infinite.
+
+    Returns:
+        Index of the first frame, and of the first frame after the range.
+    """
     begin, end = (
         (info.pts[0] + Fraction(second) / info.time_base) if second != float("inf") else second
         for second in (start_s, end_s)

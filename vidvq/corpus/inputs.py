@@ -1,4 +1,4 @@
-"""Which videos the user means: files, folders, globs, lists, tars of videos, URLs, in any mix."""
+"""Listing of inputs: video files, folders, globs, lists, tars of videos and URLs, in any mix."""
 
 import glob
 import hashlib
@@ -25,13 +25,18 @@ _PLAN_FILES = frozenset({"plan.json", "plan.parquet"})
 
 
 def list_sources(inputs: list[str], lists: ListPolicy) -> Iterator[Source]:
-    """Every video that the inputs name, in their order, each once; the videos of a folder by name.
+    """Yield every source that the inputs name, in their order and without repetition.
 
-    A folder counts with all below it, by suffix; a file counts as a list or a tar by its suffix, else as a video
-    whatever its name. A line of a list is taken as it is: what it names may be missing, and is then a failed item.
+    A folder is searched recursively for known suffixes, in the order of names. A file is a list or a tar by its
+    suffix, and a video otherwise. A video that a list names may be missing; it becomes a failed item.
+
+    Args:
+        inputs: paths, globs and URLs.
+        lists: columns of lists.
 
     Raises:
-        ValueError: an input does not exist or cannot be read, or a list lacks a column.
+        UsageError: an input does not exist or cannot be read, or a list lacks a column.
+        StoreError: an object store cannot be listed.
     """
     seen: set[bytes] = set()
     if not inputs:
@@ -48,9 +53,12 @@ def list_sources(inputs: list[str], lists: ListPolicy) -> Iterator[Source]:
 
 
 class Fingerprint:
-    """What a plan keeps of its inputs: how many, how many bytes, and a sum of one hash for each.
+    """Digest of the inputs of a plan: their number, total size, and the sum of their hashes.
 
-    The sum does not depend on their order, and inputs can be added and taken away.
+    The sum does not depend on the order of the inputs, and supports adding and removing them.
+
+    Args:
+        value: a value of :meth:`value` to continue from; None for no inputs.
     """
 
     def __init__(self, value: dict[str, Any] | None = None) -> None:
@@ -58,14 +66,14 @@ class Fingerprint:
         self._count, self._bytes, self._sum = value["count"], value["bytes"], int(value["sum"], 16)
 
     def add(self, source: Source, sign: int = 1) -> None:
-        """Count a source in, or out with ``sign=-1``."""
+        """Add a source, or remove it with ``sign=-1``."""
         digest = hashlib.sha256(canonical_json(asdict(source))).digest()
         self._count += sign
         self._bytes += sign * max(source.size, 0)
         self._sum = (self._sum + sign * int.from_bytes(digest)) % (1 << 8 * _SUM_BYTES)
 
     def value(self) -> dict[str, Any]:
-        """JSON types; equal for equal sets of sources."""
+        """The fingerprint as JSON types; equal for equal sets of sources."""
         return {"count": self._count, "bytes": self._bytes, "sum": f"{self._sum:064x}"}
 
 
@@ -89,7 +97,7 @@ def _expand(given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Sou
     except OSError as error:
         raise UsageError(f"input {shown(given)} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        # Stores raise what their own libraries raise: no credentials, no such endpoint.
+        # Clients of object stores raise their own exceptions, such as for missing credentials.
         if not is_remote(path):
             raise
         raise StoreError(f"input {given} cannot be read: {' '.join(str(error).split())}") from error

@@ -57,7 +57,7 @@ class ListPolicy:
 
 
 def is_list(path: Path) -> bool:
-    """Whether a place has the name of a list."""
+    """Whether a path has the suffix of a list."""
     return base_name(path).endswith(LIST_SUFFIXES)
 
 

@@ -18,16 +18,17 @@ _NOT_TEXT = re.compile("[\0\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One input video, or a stretch of one, or an entry that names none.
+    """One input video, a time range of one, or an entry that cannot be read.
 
     Attributes:
         uri: absolute path or URL; ``TAR#MEMBER`` for a video in a tar, ``PARQUET#COLUMN/ROW/NAME`` for one in a table.
         size: bytes; -1 if only opening it would tell.
         version: changes with the content: the modification time (ns) or an etag; "" if unknown; ``!REASON: DETAIL``
             for an entry that cannot be read.
-        offset: where it begins in its tar (bytes), or its row in its table; -1 for a file of its own.
-        start_s, end_s: the range to use, in seconds from the first frame; None for all.
-        carried: columns of the list to write beside each clip, as canonical JSON; "" for none.
+        offset: offset in the tar (bytes), or row in the table; -1 for a separate file.
+        start_s: start of the range to use, from the first frame (seconds); None for the start of the video.
+        end_s: end of the range (seconds); None for the end of the video.
+        carried: columns of the list to write to each clip's JSON, as canonical JSON; "" for none.
     """
 
     uri: str
@@ -40,7 +41,7 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """Tells it from every other source: the uri, and the range if there is one."""
+        """Identifier that is unique in a corpus: the uri, and the range if there is one."""
         if self.start_s is None and self.end_s is None:
             return self.uri
         return f"{self.uri}#t={'' if self.start_s is None else self.start_s},{'' if self.end_s is None else self.end_s}"
@@ -58,7 +59,7 @@ class Source:
 
     @property
     def member(self) -> str:
-        """Name inside the container; "" for a file of its own."""
+        """Name inside the container; "" for a separate file."""
         return self._parts[1]
 
     @property
@@ -71,15 +72,15 @@ def failed_source(uri: str, reason: str, detail: str) -> Source:
     """An entry that becomes one failed item.
 
     Args:
-        uri: names the entry; shown safely, whatever it holds.
-        reason: a short name that is counted.
-        detail: the same as a sentence, without its subject.
+        uri: name of the entry; escaped for printing.
+        reason: short name of the reason.
+        detail: the reason as a sentence without a subject.
     """
     return Source(shown(uri), version=f"!{reason}: {shown(detail)}")
 
 
 def source_at(uri: str) -> Source:
-    """The source at a path or URL as it is now; of unknown size and version if it is missing or does not tell.
+    """The source at a path or URL as it is now; with unknown size and version if it is missing or remote without them.
 
     A name that is not UTF-8 gives a failed entry.
     """
@@ -98,12 +99,12 @@ def source_at(uri: str) -> Source:
 
 
 def uri_of(path: Path) -> str:
-    """The absolute path or the URL of a place."""
+    """The absolute path, or the URL of a remote path."""
     return str(path) if is_remote(path) else os.path.normpath(path.absolute())
 
 
 def base_name(path: Path) -> str:
-    """File name of a place in lower case, without the query of a URL."""
+    """File name of a path in lower case, without the query of a URL."""
     text = str(path)
     if text.startswith(("http://", "https://")):
         text = urlsplit(text).path
@@ -116,7 +117,7 @@ def shown(text: str) -> str:
 
 
 def carried_json(values: Mapping[str, Any]) -> str:
-    """Columns to carry as canonical JSON; "" for none. What JSON cannot hold is carried as text."""
+    """Columns to carry as canonical JSON; "" for none. Values that JSON cannot hold are carried as text."""
     values = {name: value for name, value in values.items() if value is not None and value == value}
     if not values:
         return ""

@@ -1,4 +1,4 @@
-"""Tars that hold the videos themselves, plain or compressed by gzip, read as streams."""
+"""Tars of videos, plain or compressed by gzip, read as streams."""
 
 import gzip
 import json
@@ -25,13 +25,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a place has the name of a tar."""
+    """Whether a path has the suffix of a tar."""
     return base_name(path).endswith(TAR_SUFFIXES)
 
 
 @contextmanager
 def open_tar(path: Path) -> Iterator[IO[bytes]]:
-    """Open the content of a tar; one that is compressed is decompressed up to where it is read."""
+    """Open the content of a tar; a compressed one is decompressed as far as it is read."""
     with path.open("rb") as file:
         if base_name(path).endswith(TAR_SUFFIXES[0]):
             yield file
@@ -46,8 +46,8 @@ def read_tar(path: Path, carry: Collection[str], suffixes: Collection[str], pass
     Args:
         path: the tar.
         carry: fields of ``KEY.json`` to carry, and ``txt`` for the content of ``KEY.txt``.
-        suffixes: of videos.
-        passed: counts what is passed over.
+        suffixes: suffixes of videos.
+        passed: counts skipped members by kind.
     """
     tar = source_at(uri_of(path))
     if tar.failure:
@@ -89,7 +89,7 @@ def read_tar(path: Path, carry: Collection[str], suffixes: Collection[str], pass
 
 
 class _Sample:
-    """Neighbouring members of one key: videos, and what is to be carried beside each."""
+    """Consecutive members with one key: videos, and the fields to carry with each."""
 
     def __init__(self, tar: Source, carry: Collection[str], key: str) -> None:
         self.key = key
@@ -128,7 +128,7 @@ class _Sample:
 
 
 def _name_fault(name: str) -> str:
-    """Why a member's name is refused; "" if it is not."""
+    """Why the name of a member is refused; "" if it is accepted."""
     size = len(name.encode("utf-8", "surrogateescape"))
     if size > _MAX_NAME_BYTES:
         return f"has a name of {size} bytes; at most {_MAX_NAME_BYTES} are allowed"

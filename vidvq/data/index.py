@@ -111,7 +111,7 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
 def _read_shard(path: str, commit: Commit) -> list[tuple[str, ByteRange, tuple[int, int, int]]]:
     """Return key, media range and ``(num_frames, height, width)`` of each clip of a shard."""
     samples: dict[str, dict[str, ByteRange]] = {}
-    for member, offset in commit.places():
+    for member, offset in commit.member_offsets():
         file = ByteRange(path, offset, member.size, member.crc32)
         samples.setdefault(member.key, {})[member.name.partition(".")[2]] = file
     clips: list[tuple[str, ByteRange, tuple[int, int, int]]] = []

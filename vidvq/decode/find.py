@@ -10,7 +10,7 @@ from vidvq.decode.config import Stretch
 from vidvq.errors import UsageError
 from vidvq.formats.arrow import find_rows
 from vidvq.formats.plan import read_plan
-from vidvq.formats.token_index import TokenPlace, nearest
+from vidvq.formats.token_index import TokenLocation, suggest_nearest
 from vidvq.formats.token_shard import TokenInfo
 
 # The plan's seconds are floats; JSON is read of a neighbour more.
@@ -21,12 +21,12 @@ _SLACK_S = 0.001
 class Found:
     """A sample that has frames in a stretch, its JSON, and how many they are."""
 
-    place: TokenPlace
+    place: TokenLocation
     info: TokenInfo
     num_frames: int
 
 
-def find_key(known: list[TokenPlace], key: str, tokens: Path) -> TokenPlace:
+def find_key(known: list[TokenLocation], key: str, tokens: Path) -> TokenLocation:
     """The sample with a key.
 
     Raises:
@@ -35,18 +35,18 @@ def find_key(known: list[TokenPlace], key: str, tokens: Path) -> TokenPlace:
     for place in known:
         if place.key == key:
             return place
-    near = nearest(key, [place.key for place in known])
+    near = suggest_nearest(key, [place.key for place in known])
     raise UsageError(f"key={key} is not in {tokens}{near}; `vidvq inspect` lists the keys of a shard")
 
 
-def find_stretch(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> list[Found]:
+def find_stretch(tokens: Path, known: list[TokenLocation], stretch: Stretch) -> list[Found]:
     """The samples that overlap a stretch of a video, in the order of their times.
 
     Raises:
         UsageError: the video is not in the tokens, nothing of it is in range, or two of the samples overlap.
     """
     wanted = _planned(tokens, known, stretch)
-    infos: list[tuple[TokenPlace, TokenInfo]] = []
+    infos: list[tuple[TokenLocation, TokenInfo]] = []
     sources: set[str] = set()
     for place in known:
         if wanted is None or place.key in wanted:
@@ -55,7 +55,7 @@ def find_stretch(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> lis
             if info.source == stretch.source:
                 infos.append((place, info))
     if not infos:
-        near = nearest(stretch.source, sorted(sources))
+        near = suggest_nearest(stretch.source, sorted(sources))
         raise UsageError(f"source={stretch.source} is not in {tokens}{near}")
     infos.sort(key=lambda pair: times_of(pair[1])[0])
     found: list[Found] = []
@@ -86,7 +86,7 @@ def times_of(info: TokenInfo) -> list[tuple[Fraction, Fraction]]:
     return [(start * tick, after * tick) for start, after in pairwise((*info.pts, last))]
 
 
-def _planned(tokens: Path, known: list[TokenPlace], stretch: Stretch) -> set[str] | None:
+def _planned(tokens: Path, known: list[TokenLocation], stretch: Stretch) -> set[str] | None:
     """The keys of a stretch where the plan tells, as that of raw video does; None: every JSON is to be read."""
     folder = tokens.parent if tokens.is_file() else tokens
     table = read_plan(folder).table if (folder / "plan.json").is_file() else None

@@ -14,7 +14,7 @@ from vidvq.decode.generated import Generated, GeneratedPlace, index_generated
 from vidvq.decode.stream import check_same, decode_timed, open_tokenizer, within
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.plan import read_plan
-from vidvq.formats.token_index import TokenPlace, index_tokens
+from vidvq.formats.token_index import TokenLocation, index_tokens
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
 from vidvq.log import progress
 from vidvq.model import Tokenizer
@@ -31,7 +31,7 @@ _FILES = ("mp4", "gif", "npy")
 class Item:
     """One clip to decode into one file or folder; travels to a worker."""
 
-    place: TokenPlace | GeneratedPlace
+    place: TokenLocation | GeneratedPlace
     path: Path
 
 
@@ -143,7 +143,7 @@ def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int) -> Callable
 
 
 def _write_stretch(
-    tokens: Path, checkpoint: Path, known: list[TokenPlace], stretch: Stretch, path: Path, config: DecodeConfig
+    tokens: Path, checkpoint: Path, known: list[TokenLocation], stretch: Stretch, path: Path, config: DecodeConfig
 ) -> None:
     found = find_stretch(tokens, known, stretch)
     sizes = {(each.info.height, each.info.width) for each in found}
@@ -156,7 +156,7 @@ def _write_stretch(
     write_frames(path, config.format_for(path), timed, shape, config.crf)
 
 
-def _decode(tokenizer: Tokenizer, card: TokenizerCard, place: TokenPlace, stretch: Stretch) -> Iterator[Timed]:
+def _decode(tokenizer: Tokenizer, card: TokenizerCard, place: TokenLocation, stretch: Stretch) -> Iterator[Timed]:
     yield from within(stretch, decode_timed(tokenizer, *place.read(card)))
 
 

@@ -1,5 +1,5 @@
-"""What the stages write and read: plans, clip shards, checkpoints, token shards, commit records.
+"""File formats of the stages: plans, clip shards, checkpoints, token shards, commit records.
 
-Stages never import one another; they meet here. Everything is JSON, npy, parquet, tar, mp4 or safetensors,
+Stages never import one another; they share these formats. Files are JSON, npy, parquet, tar, mp4, mkv or safetensors,
 checksummed, and readable without vidvq. Nothing is ever unpickled.
 """

@@ -1,4 +1,4 @@
-"""Arrow tables as parquet, and look-ups in them. Holds the calls that pyarrow-stubs gives no types, or wrong ones."""
+"""Arrow tables as parquet, and lookups in them. Wraps the calls that pyarrow-stubs types incompletely or wrongly."""
 
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ compute: Any = pyarrow.compute
 
 
 def encode_table(table: pa.Table) -> bytes:
-    """A table as the content of a parquet file, compressed with zstd."""
+    """Encode a table as a parquet file, compressed with zstd."""
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")  # pyright: ignore[reportUnknownMemberType]
     return buffer.getvalue().to_pybytes()
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a parquet file, on a disk or in an object store."""
+    """Read a parquet file from a disk or an object store."""
     with path.open("rb") as file:
         return pq.read_table(file)  # pyright: ignore[reportUnknownMemberType]
 
@@ -37,7 +37,7 @@ def shards_of(table: pa.Table) -> np.ndarray:
 
 
 def find_keys(table: pa.Table, other: pa.Table) -> np.ndarray:
-    """For each row of ``table``, the first row of ``other`` with the same key; -1 where there is none."""
+    """For each row of ``table``, the first row of ``other`` with the same key; -1 if there is none."""
     return compute.index_in(table["key"], value_set=other["key"].combine_chunks()).fill_null(-1).to_numpy()
 
 

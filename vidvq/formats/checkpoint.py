@@ -1,7 +1,7 @@
 """Checkpoints: a folder with ``model.safetensors``, ``config.json`` and ``fingerprint``; optionally ``training/``.
 
-The *token* fingerprint covers all that decides which tokens come out: encoder, quantizer and preprocessing. The
-*decoder* fingerprint covers the rest. A better decoder on a frozen encoder leaves old tokens valid.
+The *token* fingerprint covers everything that tokens depend on: encoder, quantizer and preprocessing. The *decoder*
+fingerprint covers the rest. Old tokens stay valid when a decoder is retrained on a frozen encoder.
 """
 
 import hashlib
@@ -40,10 +40,10 @@ class Checkpoint:
     """A checkpoint in memory.
 
     Attributes:
-        path: the folder it came from.
-        config: ``config.json``: ``model`` (its config), ``preprocessing``, ``step``, ``tensors`` (their names).
-        tensors: names start with ``encoder.``, ``quantizer.`` or ``decoder.``.
-        fingerprints: computed from the tensors and the config, and equal to those in the folder.
+        path: folder of the checkpoint.
+        config: content of ``config.json``: ``model`` (a config), ``preprocessing``, ``step``, ``tensors`` (names).
+        tensors: weights by name; names start with ``encoder.``, ``quantizer.`` or ``decoder.``.
+        fingerprints: fingerprints of the tensors and the config, equal to those in the folder.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Config:
-    """The fields of ``config.json``, beside its format."""
+    """The fields of ``config.json``, without its format."""
 
     model: dict[str, Any]
     preprocessing: dict[str, Any]
@@ -63,12 +63,13 @@ class _Config:
 
 
 def fingerprint(model: dict[str, Any], preprocessing: dict[str, Any], tensors: dict[str, np.ndarray]) -> Fingerprints:
-    """Hash weights and the configuration that gives them their meaning.
+    """Hash weights and their configuration.
 
     Args:
-        model: the model's config; its ``decoder`` entry counts for the decoder, every other entry for the tokens.
-        preprocessing: what is done to pixels before the encoder.
-        tensors: by name; hashed by name, dtype, shape and bytes, in order of their names.
+        model: config of the model. Its ``decoder`` entry is part of the decoder fingerprint, all others of the token
+            fingerprint.
+        preprocessing: transform of pixels before the encoder.
+        tensors: weights by name. Hashed by name, dtype, shape and bytes, in order of names.
     """
     token_config = {name: value for name, value in model.items() if name != "decoder"}
     token = _digest({"model": token_config, "preprocessing": preprocessing}, tensors, ("encoder.", "quantizer."))
@@ -83,10 +84,18 @@ def write_checkpoint(
     step: int,
     training: Path | None = None,
 ) -> Fingerprints:
-    """Write a checkpoint folder; it appears whole under its final name or not at all.
+    """Write a checkpoint folder atomically, replacing one of the same name.
 
     Args:
-        training: a folder of the trainer's own state, moved into the checkpoint.
+        folder: the checkpoint's folder.
+        model: config of the model.
+        preprocessing: transform of pixels before the encoder.
+        tensors: weights by name.
+        step: training step.
+        training: folder with the state of the trainer, moved into the checkpoint; None for none.
+
+    Returns:
+        The fingerprints.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     attempt = attempt_path(folder)
@@ -116,7 +125,7 @@ def write_checkpoint(
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Where a training run keeps the checkpoint of a step."""
+    """Folder of the checkpoint of a step in a training run."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
@@ -128,15 +137,15 @@ def list_steps(run: Path) -> list[Path]:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder has the files of a checkpoint."""
+    """Whether a folder holds the files of a checkpoint."""
     return all((folder / name).is_file() for name in ("model.safetensors", "config.json", "fingerprint"))
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint folder, or the newest one of a training run.
+    """Folder of the checkpoint at ``path``, or of the newest one in a training run.
 
     Raises:
-        ValueError: there is none at ``path``.
+        UsageError: ``path`` is neither.
     """
     if is_checkpoint(path):
         return path
@@ -147,10 +156,10 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, or the newest one of a training run, and prove that it is what its fingerprint names.
+    """Read a checkpoint, or the newest one of a training run, and verify its fingerprints.
 
     Raises:
-        ValueError: a file is missing or damaged, or the content does not match the fingerprint.
+        UsageError: a file is missing or damaged, or the content does not match the fingerprint.
     """
     folder = find_checkpoint(path)
     config = read_json(folder / "config.json")

@@ -1,4 +1,4 @@
-"""Clip shards: WebDataset tars of ``KEY.mp4``, ``.mkv`` or ``.npy`` (the clip) and ``KEY.json`` (what it is of)."""
+"""Clip shards: WebDataset tars of ``KEY.mp4``, ``.mkv`` or ``.npy`` (the clip) and ``KEY.json`` (:class:`ClipInfo`)."""
 
 import hashlib
 import json
@@ -16,27 +16,28 @@ from vidvq.storage import canonical_json
 
 FORMAT = "vidvq.clip/1"
 PREFIX = "clips"
-# What a clip may be kept as, by extension.
+# Extensions of clips.
 MEDIA = ("mp4", "mkv", "npy")
 
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """The JSON beside a clip.
+    """The JSON of a clip.
 
     Attributes:
-        source: uri of the video it was cut from.
-        clip_index: which clip of that video, from 0.
-        time_base: seconds per tick as ``"1/15360"``.
-        pts: presentation time of each frame in ticks of the *source's* timeline; ``len(pts)`` is the frame count.
-        duration: ticks from the first frame to the end of the last one.
-        fps: mean frames per second over the clip.
-        height, width: pixels.
-        decoder: library and version that decoded the source.
-        policy: the settings the clip was made with.
-        carried: columns that the list of inputs had for the video: a caption, an id.
-        retimed: ``pts`` are not those in the file, whose times start again, jump or contradict one another; in the
-            JSON only where it is so.
+        source: uri of the video that the clip was cut from.
+        clip_index: index of the clip in that video, from 0.
+        time_base: length of a tick (seconds), as a fraction such as ``"1/15360"``.
+        pts: presentation time of each frame on the timeline of the *source* (ticks); ``len(pts)`` is the frame count.
+        duration: time from the first frame to the end of the last one (ticks).
+        fps: mean frame rate of the clip (frames per second).
+        height: height of a frame (pixels).
+        width: width of a frame (pixels).
+        decoder: library that decoded the source, with its version.
+        policy: settings that the clip was made with.
+        carried: columns carried from the list of inputs, such as a caption or an id.
+        retimed: whether ``pts`` were repaired, because the times in the file restart, jump or contradict one another.
+            The JSON has this key only if it is true.
     """
 
     source: str
@@ -54,7 +55,7 @@ class ClipInfo:
 
     @property
     def num_frames(self) -> int:
-        """Frames in the clip."""
+        """Number of frames."""
         return len(self.pts)
 
     @property
@@ -64,13 +65,13 @@ class ClipInfo:
 
 
 def clip_key(uri: str, clip_index: int) -> str:
-    """A clip's key: a readable stem, a hash of the whole uri, and the clip's index. Deterministic, without a dot."""
+    """Key of a clip: a readable stem, a hash of the uri, and the index of the clip. Contains no dot."""
     stem = re.sub(r"[^a-z0-9]+", "-", Path(uri).stem.lower()).strip("-")[:40] or "video"
     return f"{stem}-{hashlib.sha256(uri.encode()).hexdigest()[:10]}-{clip_index:05d}"
 
 
 def clip_files(media: bytes, extension: str, info: ClipInfo) -> dict[str, bytes]:
-    """The members of one clip by extension; the media's is one of :data:`MEDIA`."""
+    """The files of one clip by extension; that of the media is one of :data:`MEDIA`."""
     assert extension in MEDIA
     fields = asdict(info) | {"format": FORMAT}
     if not info.retimed:
@@ -79,10 +80,10 @@ def clip_files(media: bytes, extension: str, info: ClipInfo) -> dict[str, bytes]
 
 
 def parse_clip_info(data: bytes, where: str) -> ClipInfo:
-    """Read a clip's JSON.
+    """Parse the JSON of a clip.
 
     Raises:
-        ValueError: it is not one; ``where`` names the clip in the message.
+        UsageError: it is damaged; ``where`` names the clip in the message.
     """
     try:
         fields = json.loads(data)
@@ -98,10 +99,10 @@ def parse_clip_info(data: bytes, where: str) -> ClipInfo:
 
 
 def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:
-    """Yield ``(key, media, info)`` of each clip in a shard, one in memory at a time.
+    """Yield ``(key, media, info)`` of each clip in a shard, with one in memory at a time.
 
     Raises:
-        ValueError: the tar or a sample in it is not a clip shard's.
+        UsageError: the file is not a clip shard, or a clip in it is damaged.
     """
     for key, files in read_samples(path):
         yield key, files[media_of(files, f"{path}: {key}")], parse_clip_info(files["json"], f"{path}: {key}")
@@ -111,7 +112,7 @@ def media_of(files: Collection[str], where: str) -> str:
     """The extension of the media among the files of one clip.
 
     Raises:
-        ValueError: it is not one media file and one JSON.
+        UsageError: the files are not one media file and one JSON.
     """
     media = [extension for extension in MEDIA if extension in files]
     if len(media) != 1 or set(files) != {*media, "json"}:

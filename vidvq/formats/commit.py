@@ -1,8 +1,8 @@
-"""The commit record: a shard exists once, and only once, ``commits/SHARD.json`` says so.
+"""Commit records: a shard is finished once ``commits/SHARD.json`` exists.
 
-A writer makes the shard under an attempt name, gives it its final name, then creates the record. Both steps happen
-at most once per shard whoever tries, so two drivers on one output do not corrupt it, and a kill between any two
-instructions leaves either a committed shard or one that the next run makes again.
+A writer makes the shard under a temporary name, renames it, then creates the record. Both steps succeed at most once
+per shard, whichever driver tries, so several drivers can share an output directory. A kill at any point leaves either
+a committed shard or one that the next run makes again.
 """
 
 import time
@@ -31,6 +31,7 @@ from vidvq.storage import (
 
 FORMAT = "vidvq.commit/1"
 FOLDER = "commits"
+# Time that another writer may take from renaming its shard to creating the record (seconds).
 _OTHER_WRITER_S = 5.0
 _READERS = 16
 _MEMBER = tuple(member.name for member in fields(Member))
@@ -38,7 +39,13 @@ _MEMBER = tuple(member.name for member in fields(Member))
 
 @dataclass(frozen=True)
 class Outcome:
-    """Why an item is not in its shard: its key, a short reason (``too_short``), and a sentence for a person."""
+    """Why an item is not in its shard.
+
+    Attributes:
+        key: key of the item.
+        reason: short name of the reason, such as ``too_short``.
+        detail: the reason as a sentence.
+    """
 
     key: str
     reason: str
@@ -47,9 +54,18 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Commit:
-    """What one shard holds. ``sha256`` is None, and there is no tar, where not one item was ok.
+    """The record of one committed shard.
 
-    ``stats`` are stage-specific totals over the shard's ok items (frames, tokens), the same whoever made the shard.
+    Attributes:
+        shard: file name of the tar.
+        plan_id: ``plan_id`` of the plan it belongs to.
+        sha256: SHA-256 of the tar (hex); None if no item was ok, and there is no tar.
+        bytes: size of the tar.
+        ok: number of items in the tar.
+        failed: items that could not be made.
+        filtered: items that were left out on purpose.
+        members: files in the tar, in order.
+        stats: totals over the ok items, such as frames and tokens. They do not depend on the worker.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -66,11 +82,11 @@ class Commit:
 
     @property
     def items(self) -> int:
-        """How many planned items this record accounts for."""
+        """Number of planned items that this record accounts for."""
         return self.ok + len(self.failed) + len(self.filtered)
 
-    def places(self) -> Iterator[tuple[Member, int]]:
-        """Each member of the tar, and the offset of its content in bytes: nothing of the tar is read for it."""
+    def member_offsets(self) -> Iterator[tuple[Member, int]]:
+        """Yield each member of the tar and the offset of its content (bytes), without reading the tar."""
         offset = 0
         for member in self.members:
             offset += BLOCK_BYTES
@@ -79,7 +95,17 @@ class Commit:
 
 
 class ShardDraft:
-    """What a stage fills while it makes a shard: members in key order, and a reason for each item left out."""
+    """A shard in the making.
+
+    Args:
+        tar: receives the members.
+
+    Attributes:
+        ok: number of items added.
+        failed: items that could not be made.
+        filtered: items that were left out on purpose.
+        stats: totals over the added items.
+    """
 
     def __init__(self, tar: TarWriter) -> None:
         self._tar = tar
@@ -89,7 +115,13 @@ class ShardDraft:
         self.stats: dict[str, int] = {}
 
     def add(self, key: str, files: dict[str, bytes], **stats: int) -> None:
-        """Add an ok item: ``{extension: content}`` under its key; ``stats`` are summed over the shard."""
+        """Add an item.
+
+        Args:
+            key: key of the item.
+            files: content by extension.
+            stats: statistics, which are summed over the shard.
+        """
         for extension in sorted(files):
             self._tar.add(f"{key}.{extension}", files[extension])
         self.ok += 1
@@ -98,10 +130,10 @@ class ShardDraft:
 
 
 def read_commit(folder: Path, shard: str) -> Commit | None:
-    """The record of a shard, or None where it is not committed.
+    """The record of a shard; None if it is not committed.
 
     Raises:
-        ValueError: the record is damaged.
+        UsageError: the record is damaged.
     """
     try:
         return _read(_record(folder, shard))
@@ -110,13 +142,13 @@ def read_commit(folder: Path, shard: str) -> Commit | None:
 
 
 def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]:
-    """The records of shards, in their order, as :func:`read_commit` gives each.
+    """Yield the record of each shard as :func:`read_commit` does, in order.
 
-    An object store is asked once which there are, and for many of them at a time. One that was not there then is asked
-    for when its turn comes: another driver may have committed it meanwhile.
+    In an object store, records are listed once and read in parallel. A record that was not listed is requested again
+    when its turn comes, since another driver may have committed it in the meantime.
 
     Raises:
-        ValueError: a record is damaged.
+        UsageError: a record is damaged.
     """
     if not is_remote(folder):
         yield from (read_commit(folder, shard) for shard in shards)
@@ -136,16 +168,16 @@ def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]
 
 
 def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:
-    """Make a shard and commit it, or find that another writer has.
+    """Make a shard and commit it, unless another writer commits it first.
 
     Args:
         folder: the output directory.
-        shard: the tar's name, ``clips-000000.tar``.
-        plan_id: of the plan that the shard belongs to.
-        fill: adds the shard's items to a draft; what it adds depends on the plan alone.
+        shard: file name of the tar, such as ``clips-000000.tar``.
+        plan_id: ``plan_id`` of the plan that the shard belongs to.
+        fill: adds the items to a draft. What it adds must depend on the plan alone.
 
     Returns:
-        The record that stands: this writer's, or that of the one who was first.
+        The committed record, of this writer or of the one that was first.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left under a final name.
@@ -154,14 +186,14 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
         record = _write(folder, shard, plan_id, fill)
         create_once(_record(folder, shard), _encode(record))
     except FileNotFoundError:
-        # A writer that was first has swept away the attempts of the others, this one's among them.
+        # Another writer has committed the shard, and deleted the temporary files of all others.
         if not _record(folder, shard).exists():
             raise
     remove_attempts(folder, shard)
     remove_attempts(folder / FOLDER, shard + ".json")
-    standing = read_commit(folder, shard)
-    assert standing is not None
-    return standing
+    committed = read_commit(folder, shard)
+    assert committed is not None
+    return committed
 
 
 def _read(path: Path) -> Commit:
@@ -202,7 +234,7 @@ def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
     path = folder / shard
     if _record(folder, shard).exists() or publish_once(attempt, path) or sha256_file(path) == digest:
         return
-    # Other content under the final name without a record: its writer is about to record it, or was killed.
+    # The final name has other content and no record: its writer is about to create the record, or was killed.
     deadline = time.monotonic() + _OTHER_WRITER_S
     while time.monotonic() < deadline:
         if _record(folder, shard).exists():

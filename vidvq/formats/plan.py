@@ -6,7 +6,7 @@ every commit record carries. The content of a shard depends on the plan alone, n
 A finished plan changes by generations: each is an append-only pair of files beside those before it
 (``plan-0001.json``, ``plan-0001-DIGEST.parquet``). The rows of a generation are new items, in new shards or appended to
 an existing one, or replace the rows with the same keys. A shard that a generation touches gets a new name
-(``clips-000012-r1.tar``), so nothing committed is ever overwritten, and the old shard is deleted once the new one is
+(``clips-000012-r1.tar``), so nothing committed is ever overwritten. The old shard is deleted once the new one is
 committed.
 """
 
@@ -208,7 +208,7 @@ def read_plan(folder: Path) -> Plan:
 
 
 def create_plan(folder: Path, stage: str, prefix: str, made_from: dict[str, Any], table: pa.Table) -> Plan:
-    """Write the first generation of a plan, unless another driver has written one; return the plan that is there.
+    """Write the first generation of a plan, unless another driver has written one; return the plan on disk.
 
     Args:
         folder: the output directory; created if it does not exist.
@@ -270,7 +270,7 @@ def refuse_other_origin(
 
     Args:
         folder: the plan's directory.
-        plan: the plan that is there.
+        plan: the plan on disk.
         stage: name of the stage that runs now.
         made_from: what a plan made now would be made from.
         changed: what differs behind a hash in ``made_from``; only consumed if something differs.

@@ -1,4 +1,4 @@
-"""Samples of a shard's older form that its new form holds too: they are copied, not made again."""
+"""Samples of an older generation of a shard that can be copied instead of made again."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from vidvq.formats.tar import read_samples
 def reusable_samples(
     out: Path, older: Sequence[tuple[str, int]], rows: Sequence[PlanRow]
 ) -> dict[str, dict[str, bytes]]:
-    """The files, by key and extension, of samples that were committed and whose rows stand as they were.
+    """The files, by key and extension, of committed samples whose rows have not changed.
 
     Args:
         out: the output directory.
-        older: the names a shard had before, each with the generation of the plan it was made in, oldest first.
-        rows: of the shard as it is now; ``reason`` is "" for those to make.
+        older: earlier names of the shard, each with its generation of the plan, oldest first.
+        rows: current rows of the shard.
     """
     for name, generation in reversed(older):
         if commit := read_commit(out, name):
@@ -38,6 +38,6 @@ def _read(path: Path, commit: Commit, wanted: set[str]) -> dict[str, dict[str, b
             if key in wanted and whole:
                 found[key] = files
     except UsageError:
-        # What is damaged is made again.
+        # Damaged samples are made again.
         pass
     return found

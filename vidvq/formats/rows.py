@@ -1,4 +1,4 @@
-"""Typed plan rows, and the one place that maps them to parquet.
+"""Typed plan rows, and their conversion to and from Arrow tables.
 
 A stage describes its rows as a frozen dataclass derived from :class:`PlanRow`. Fields become columns in their order; a
 field that is itself a dataclass becomes one column for each of its fields. ``reason`` and ``detail`` come last.
@@ -31,7 +31,7 @@ class PlanRow:
         key: unique in its plan.
         shard: index of the shard that the item goes into; -1 until it is assigned.
         reason: why the item cannot be made, as a short name; "" for an item to make.
-        detail: the same as a sentence for a person.
+        detail: the reason as a sentence.
         generation: number of the plan's generation that wrote the row; not a column of its own table.
     """
 
@@ -49,7 +49,7 @@ class PlanRow:
         return "filtered" if self.reason in _FILTER_REASONS else "failed"
 
     def leave_out(self, reason: str, detail: str) -> Self:
-        """The same item, no longer to be made and counted as filtered."""
+        """A copy of the row that is filtered for a reason."""
         return replace(self, reason=reason, detail=detail)
 
     @property
@@ -66,6 +66,9 @@ _NOT_STORED = ("generation",)
 
 class RowCodec(Generic[Record]):
     """Converts dataclasses of one type to Arrow tables and back.
+
+    Args:
+        row: the dataclass.
 
     Attributes:
         schema: Arrow schema of the columns.

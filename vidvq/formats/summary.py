@@ -1,4 +1,4 @@
-"""What became of a plan: the sum over its commit records, that every item is in exactly once."""
+"""Summary of a finished job: the sum over its commit records, which account for every planned item once."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,14 +11,19 @@ from vidvq.formats.plan import Plan
 from vidvq.storage import pretty_json, remove_attempts, write_over
 
 _EXAMPLES = 5
-# A stat of this suffix is a sum of scores, in ten-thousandths, over the samples that ``scored`` counts.
+# Statistics with this suffix are sums of scores, in units of 1e-4, over the samples that ``scored`` counts.
 SCORE_SUFFIX = "_e4"
 SCORE_UNIT = 1e-4
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Items that are not there for one reason: how many, and what was said of the first few."""
+    """Failed or filtered items with the same reason.
+
+    Attributes:
+        count: number of items.
+        examples: details of the first few.
+    """
 
     count: int
     examples: tuple[str, ...]
@@ -26,10 +31,17 @@ class Reason:
 
 @dataclass(frozen=True)
 class JobSummary:
-    """The account of a finished job; written as ``summary.json``.
+    """Summary of a finished job; written as ``summary.json``.
 
-    ``failed`` and ``filtered`` are by reason. ``stats`` sums the stage's own counts over all shards; ``bytes`` is the
-    size of the tars.
+    Attributes:
+        plan_id: ``plan_id`` of the plan.
+        planned: number of planned items.
+        ok: number of items in the shards.
+        failed: failed items by reason.
+        filtered: filtered items by reason.
+        shards: number of tars.
+        bytes: size of all tars.
+        stats: sums of the statistics of all shards.
     """
 
     plan_id: str
@@ -43,25 +55,25 @@ class JobSummary:
 
     @property
     def num_failed(self) -> int:
-        """Failed items."""
+        """Number of failed items."""
         return sum(reason.count for reason in self.failed.values())
 
     @property
     def num_filtered(self) -> int:
-        """Filtered items."""
+        """Number of filtered items."""
         return sum(reason.count for reason in self.filtered.values())
 
     @property
     def failed_share(self) -> float:
-        """Failed items over planned items."""
+        """Fraction of planned items that failed (0 to 1)."""
         return self.num_failed / self.planned if self.planned else 0.0
 
     def lines(self) -> list[str]:
-        """The account in plain words: a line of totals, then each reason with examples."""
+        """The summary as text: a line of totals, then each reason with examples."""
         totals = f"{self.ok} ok, {self.num_failed} failed, {self.num_filtered} filtered of {self.planned} planned; "
-        told = tell_stats(self.stats)
-        told += [f"{self.bytes / tokens:.2f} bytes per token"] if (tokens := self.stats.get("tokens")) else []
-        counts = ", ".join(told)
+        counted = format_stats(self.stats)
+        counted += [f"{self.bytes / tokens:.2f} bytes per token"] if (tokens := self.stats.get("tokens")) else []
+        counts = ", ".join(counted)
         text = [totals + f"{self.shards} shards, {self.bytes / 1e6:.1f} MB" + (f", {counts}" if counts else "")]
         for verdict, reasons in (("failed", self.failed), ("filtered", self.filtered)):
             for name, reason in sorted(reasons.items()):
@@ -72,15 +84,15 @@ class JobSummary:
         return text
 
 
-def tell_stats(stats: dict[str, int]) -> list[str]:
-    """Totals of a stage in plain words: counts, and means of scores."""
+def format_stats(stats: dict[str, int]) -> list[str]:
+    """Statistics of a stage as text: counts, and means of scores."""
     counts = [f"{count} {name}" for name, count in sorted(stats.items()) if not name.endswith(SCORE_SUFFIX)]
     means = {
         name.removesuffix(SCORE_SUFFIX): total * SCORE_UNIT / stats["scored"]
         for name, total in sorted(stats.items())
         if name.endswith(SCORE_SUFFIX)
     }
-    return counts + [f"{name} {mean:.4g} on their mean" for name, mean in means.items()]
+    return counts + [f"mean {name} {mean:.4g}" for name, mean in means.items()]
 
 
 class _Tally:
@@ -100,10 +112,10 @@ class _Tally:
 
 
 def summarize(folder: Path, plan: Plan) -> JobSummary:
-    """Add up the commit records of a finished job, write ``summary.json``, and sweep what killed writers left.
+    """Add up the commit records of a finished job, write ``summary.json``, and delete leftovers of killed writers.
 
     Raises:
-        ValueError: a shard is not committed, or the records do not add up to the plan.
+        UsageError: a shard is not committed, or the records do not add up to the plan.
     """
     ok = size = shards = 0
     failed, filtered = _Tally(), _Tally()
@@ -122,8 +134,8 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
         plan.plan_id, plan.num_items, ok, failed.reasons(), filtered.reasons(), shards, size, dict(stats)
     )
     write_over(folder / "summary.json", pretty_json(asdict(summary)))
-    # All is committed: what is left under an attempt name is of writers that were killed, or came too late, and what
-    # is left under an older name has a newer shard in its place.
+    # All shards are committed. Temporary files belong to killed or late writers, and older generations of a shard are
+    # superseded.
     for index in plan.touched:
         for name in plan.superseded(index):
             (folder / name).unlink(missing_ok=True)

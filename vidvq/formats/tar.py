@@ -1,4 +1,4 @@
-"""WebDataset tars that come out byte-identical whoever wrote them, and a reader that trusts none of them."""
+"""WebDataset tars: a deterministic writer, and a reader for untrusted files."""
 
 import io
 import re
@@ -20,7 +20,13 @@ _REFUSED = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Member:
-    """One file in a shard: its name, size in bytes, and CRC-32 of its content."""
+    """One file in a tar.
+
+    Attributes:
+        name: file name.
+        size: size of its content (bytes).
+        crc32: CRC-32 of its content.
+    """
 
     name: str
     size: int
@@ -36,7 +42,7 @@ def check_name(name: str) -> None:
     """Refuse a member name that could escape a folder or confuse a reader.
 
     Raises:
-        ValueError: the name is empty, too long, holds a separator or control character, or starts with a dot or dash.
+        UsageError: the name is empty, too long, holds a separator or control character, or starts with a dot or dash.
     """
     if not name or len(name.encode()) > _MAX_NAME:
         raise UsageError(f"tar member {name[:120]!r} must have a name of 1 to {_MAX_NAME} bytes")
@@ -47,7 +53,14 @@ def check_name(name: str) -> None:
 
 
 class TarWriter:
-    """Writes members in the order given: ustar, mtime 0, owner 0, mode 0644, no user names."""
+    """Writes members in the order given: ustar, mtime 0, owner 0, mode 0644, no user names.
+
+    Args:
+        file: receives the tar.
+
+    Attributes:
+        members: members written until now.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
@@ -58,11 +71,11 @@ class TarWriter:
         """Append one member.
 
         Raises:
-            ValueError: the name is not safe, or is in the tar already.
+            UsageError: the name is not safe, or is already in the tar.
         """
         check_name(name)
         if name in self._names:
-            raise UsageError(f"tar member {name!r} is there already; keys must be unique")
+            raise UsageError(f"tar member {name!r} is already in the tar; keys must be unique")
         self._names.add(name)
         info = _header(name, len(data))
         self._tar.addfile(info, io.BytesIO(data))
@@ -74,19 +87,20 @@ class TarWriter:
 
 
 def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterator[tuple[str, bytes]]:
-    """Yield ``(name, content)`` in file order, one member in memory at a time.
+    """Yield ``(name, content)`` in file order, with one member in memory at a time.
 
     Raises:
-        ValueError: not a tar, a member that is not a regular file, an unsafe or repeated name, or a size over the cap.
+        UsageError: the file is not a tar, or has a member that is not a regular file, has an unsafe or repeated name,
+            or exceeds the size limit.
     """
     names: set[str] = set()
 
     def accept(name: str, size: int) -> None:
         check_name(name)
         if name in names:
-            raise UsageError(f"{path}: member {name!r} is there twice")
+            raise UsageError(f"{path}: member {name!r} occurs twice")
         if size > max_member_bytes or len(names) >= MAX_MEMBERS:
-            raise UsageError(f"{path}: member {name!r} goes over the caps on size or count")
+            raise UsageError(f"{path}: member {name!r} exceeds the limits on size or count")
         names.add(name)
 
     def whole(name: str, data: bytes, size: int) -> tuple[str, bytes]:
@@ -95,7 +109,7 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
         return name, data
 
     with path.open("rb") as file:
-        # Headers as plain as ours are read by hand, at several times the speed; from the first other one on, tarfile.
+        # Plain headers are parsed here, which is several times faster. From the first other header on, tarfile reads.
         while plain := _plain_header(header := file.read(BLOCK_BYTES)):
             name, size = plain
             accept(name, size)
@@ -125,7 +139,7 @@ def _plain_header(block: bytes) -> tuple[str, int] | None:
     if not size.isdigit() or not checksum.isdigit():
         return None
     try:
-        # The checksum is of the header with spaces in its own place.
+        # The checksum field itself counts as spaces.
         if int(checksum, 8) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
             return None
         return block[:100].partition(b"\0")[0].decode(), int(size, 8)
@@ -134,7 +148,7 @@ def _plain_header(block: bytes) -> tuple[str, int] | None:
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield ``(key, {extension: content})``: WebDataset's grouping of neighbouring members by key."""
+    """Yield ``(key, {extension: content})``, grouping consecutive members by key as WebDataset does."""
     key: str | None = None
     sample: dict[str, bytes] = {}
     for name, data in read_members(path):
@@ -149,10 +163,10 @@ def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def find_damage(path: Path, members: list[Member]) -> list[str]:
-    """Compare a tar with the members it was committed with, byte for byte of headers and padding.
+    """Compare a tar, including headers and padding, with the members in its commit record.
 
     Returns:
-        One line per damaged place, naming the member. Empty where nothing differs.
+        One line per difference, naming the member; empty if there is none.
     """
     problems: list[str] = []
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Codes packed without loss: as few bits each as their codebook needs, then zstd."""
+"""Lossless packing of codes: the minimum number of bits per code for its codebook, then zstd."""
 
 from collections.abc import Callable
 from itertools import groupby
@@ -9,24 +9,28 @@ import numpy as np
 from vidvq.errors import UsageError
 
 
-class Sized(Protocol):
-    """What has a number of codes: a codebook."""
+class HasSize(Protocol):
+    """A codebook."""
 
     @property
     def size(self) -> int:
-        """How many."""
+        """Number of codes."""
         ...
 
 
-BookOf = Callable[[int], Sized]
+CodebookOf = Callable[[int], HasSize]
 
 _LEVEL = 19
 
 
-def pack_codes(codes: np.ndarray, book_of: BookOf) -> bytes:
-    """Pack local codes ``lt lh lw``; those of a codebook of ``size`` take ceil(log2(size)) bits, the highest first.
+def pack_codes(codes: np.ndarray, book_of: CodebookOf) -> bytes:
+    """Pack local codes, each in ceil(log2(size)) bits, most significant bit first.
 
-    Latent times follow one another without padding; the last byte is filled with zeros.
+    Latent times are concatenated without padding; the last byte is padded with zeros.
+
+    Args:
+        codes: codes ``lt lh lw``, from 0.
+        book_of: the codebook of a latent time.
     """
     import zstandard
 
@@ -35,11 +39,19 @@ def pack_codes(codes: np.ndarray, book_of: BookOf) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress(packed)
 
 
-def unpack_codes(data: bytes, grid: tuple[int, ...], book_of: BookOf, dtype: type[np.unsignedinteger]) -> np.ndarray:
-    """The inverse of :func:`pack_codes` for a grid ``lt lh lw``.
+def unpack_codes(
+    data: bytes, grid: tuple[int, ...], book_of: CodebookOf, dtype: type[np.unsignedinteger]
+) -> np.ndarray:
+    """Unpack codes; the inverse of :func:`pack_codes`.
+
+    Args:
+        data: packed codes.
+        grid: shape ``lt lh lw``.
+        book_of: the codebook of a latent time.
+        dtype: type of the result.
 
     Raises:
-        ValueError: the data is damaged, or is not of such a grid.
+        UsageError: the data is damaged, or does not fit the grid.
     """
     import zstandard
 
@@ -49,13 +61,13 @@ def unpack_codes(data: bytes, grid: tuple[int, ...], book_of: BookOf, dtype: typ
     widths = [_width(book_of(t).size) for t in range(grid[0])]
     size = -(-area * sum(widths) // 8)
     try:
-        # Never more memory than the grid needs, whatever the frame says of itself.
+        # Decompress no more than the grid needs, whatever size the frame declares.
         if zstandard.frame_content_size(data) != size:
             raise UsageError(f"its packed codes are not the {size} bytes of a grid {grid}")
         packed = zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
         raise UsageError(f"its packed codes are damaged ({error})") from error
-    # Whole runs of one width at a time; a code's last byte may look for bytes beyond the end.
+    # Unpack runs of one width at a time. The padding is for codes in the last bytes, which are read as wider words.
     data_bytes = np.frombuffer(packed + bytes(4), dtype=np.uint8)
     codes, bit, done = np.empty(grid, dtype=dtype), 0, 0
     for width, run in groupby(widths):
@@ -75,7 +87,7 @@ def _to_bits(values: np.ndarray, width: int) -> np.ndarray:
 
 def _from_bits(data: np.ndarray, first_bit: int, count: int, width: int) -> np.ndarray:
     byte, bit = np.divmod(first_bit + width * np.arange(count, dtype=np.int64), 8)
-    # So many bytes hold any code, wherever in its first byte it starts.
+    # Number of bytes that contain a code at any bit offset.
     span = (width + 14) // 8
     word = data[byte].astype(np.uint64)
     for following in range(1, span):

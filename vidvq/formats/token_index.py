@@ -1,6 +1,6 @@
-"""Where each sample of token shards lies, so that one is read without those before it.
+"""Byte offsets of the samples in token shards, for random access.
 
-Of a finished directory the commit records tell; of a shard alone, its tar headers.
+For a finished directory they come from the commit records, for a single shard from its tar headers.
 """
 
 import tarfile
@@ -19,23 +19,33 @@ from vidvq.formats.token_shard import TokenInfo, TokenizerCard, parse_info, pars
 
 
 @dataclass(frozen=True)
-class TokenPlace:
-    """One sample: its shard, key, and for each member its extension, offset and size in bytes."""
+class TokenLocation:
+    """The location of one sample.
+
+    Attributes:
+        shard: file of the shard.
+        key: key of the sample.
+        members: extension, offset (bytes) and size (bytes) of each member.
+    """
 
     shard: Path
     key: str
     members: tuple[tuple[str, int, int], ...]
 
     def read_info(self) -> TokenInfo:
-        """Read the sample's JSON alone.
+        """Read the JSON of the sample only.
 
         Raises:
-            ValueError: it has none, or a damaged one.
+            UsageError: it is missing or damaged.
         """
         return parse_info(self._files({"json"}), f"{self.shard}: {self.key}")
 
     def read(self, card: TokenizerCard) -> tuple[np.ndarray, TokenInfo]:
-        """Read the codes ``lt lh lw`` and the JSON; raises as :func:`vidvq.formats.token_shard.parse_tokens`."""
+        """Read the codes ``lt lh lw`` and the JSON.
+
+        Raises:
+            UsageError: see :func:`vidvq.formats.token_shard.parse_tokens`.
+        """
         return parse_tokens(self._files(None), card, f"{self.shard}: {self.key}")
 
     def _files(self, wanted: set[str] | None) -> dict[str, bytes]:
@@ -48,28 +58,28 @@ class TokenPlace:
         return files
 
 
-def index_tokens(tokens: Path) -> list[TokenPlace]:
+def index_tokens(tokens: Path) -> list[TokenLocation]:
     """The samples of a directory of token shards, or of one shard, in order.
 
     Raises:
-        ValueError: the directory's job is unfinished, a shard of it is missing or torn, or one is not a readable tar.
+        UsageError: the job is unfinished, or a shard is missing, torn or not a readable tar.
     """
     if tokens.is_file():
         return index_shard(tokens)
-    places: list[TokenPlace] = []
+    found: list[TokenLocation] = []
     for shard, commit in _committed(tokens):
         samples: dict[str, list[tuple[str, int, int]]] = {}
-        for member, offset in commit.places():
+        for member, offset in commit.member_offsets():
             samples.setdefault(member.key, []).append((member.name.partition(".")[2], offset, member.size))
-        places += [TokenPlace(shard, key, tuple(members)) for key, members in samples.items()]
-    return places
+        found += [TokenLocation(shard, key, tuple(members)) for key, members in samples.items()]
+    return found
 
 
 def committed_shards(folder: Path) -> list[Path]:
-    """The token shards of a finished directory that hold anything.
+    """The token shards of a finished directory that are not empty.
 
     Raises:
-        ValueError: a shard of its plan is not committed, or its file is missing or of another size.
+        UsageError: a shard of its plan is not committed, or its file is missing or of another size.
     """
     return [shard for shard, _ in _committed(folder)]
 
@@ -92,11 +102,11 @@ def _committed(folder: Path) -> Iterator[tuple[Path, Commit]]:
         yield folder / name, commit
 
 
-def index_shard(shard: Path) -> list[TokenPlace]:
-    """The samples of one shard, in order; the content of its members is not read.
+def index_shard(shard: Path) -> list[TokenLocation]:
+    """The samples of one shard, in order, found without reading their content.
 
     Raises:
-        ValueError: it is not a readable tar of plain members.
+        UsageError: the file is not a readable tar of regular files.
     """
     samples: dict[str, list[tuple[str, int, int]]] = {}
     try:
@@ -110,10 +120,10 @@ def index_shard(shard: Path) -> list[TokenPlace]:
                 samples.setdefault(key, []).append((extension, member.offset_data, member.size))
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise UsageError(f"{shard} is not a readable shard: {error}") from error
-    return [TokenPlace(shard, key, tuple(members)) for key, members in samples.items()]
+    return [TokenLocation(shard, key, tuple(members)) for key, members in samples.items()]
 
 
-def nearest(name: str, names: list[str]) -> str:
-    """``; nearest: NAME`` where one of ``names`` is much like ``name``, else nothing."""
+def suggest_nearest(name: str, names: list[str]) -> str:
+    """``; nearest: NAME`` if one of ``names`` is similar to ``name``, else an empty string."""
     found = get_close_matches(name, names[:20_000], n=1, cutoff=0.5)
     return f"; nearest: {found[0]}" if found else ""

@@ -1,4 +1,4 @@
-"""Token shards: WebDataset tars of ``KEY.tokens.npy`` and ``KEY.json``, with one ``tokenizer.json`` per data set."""
+"""Token shards: WebDataset tars of ``KEY.tokens.npy`` and ``KEY.json``, with one ``tokenizer.json`` per directory."""
 
 import io
 import json
@@ -34,12 +34,14 @@ class TokenizerCard:
     """``tokenizer.json``: which weights made the tokens, and how to read the grids.
 
     Attributes:
-        token_fingerprint: of encoder, quantizer and preprocessing; another one means other tokens.
-        decoder_fingerprint: of the decoder that went with them; a better decoder leaves the tokens valid.
-        codebooks: in the order of their offsets.
-        temporal_factor, spatial_factor: frames (after the first) and pixels per latent.
-        preprocessing: what is done to pixels before the encoder.
-        tail_policy: how a last group that is not full was filled.
+        token_fingerprint: fingerprint of encoder, quantizer and preprocessing. Tokens with different ones do not mix.
+        decoder_fingerprint: fingerprint of the decoder of that checkpoint. Tokens stay valid with another decoder.
+        codebooks: the codebooks, in the order of their offsets.
+        temporal_factor: frames per latent time, after the first frame.
+        spatial_factor: pixels per latent, in height and width.
+        preprocessing: transform of pixels before the encoder.
+        tail_policy: padding of an incomplete last group of frames.
+        raster_order: order of the axes of a grid.
     """
 
     token_fingerprint: str
@@ -58,22 +60,31 @@ class TokenizerCard:
 
     @property
     def dtype(self) -> type[np.unsignedinteger]:
-        """uint16 where the flat vocabulary fits, else uint32."""
+        """uint16 if the flat vocabulary fits, else uint32."""
         return np.uint16 if self.vocabulary <= 1 << 16 else np.uint32
 
     def codebook_of(self, t: int) -> Codebook:
-        """The codebook of the latents at latent time ``t``."""
+        """The codebook of latent time ``t``."""
         return self.codebooks[0] if t == 0 or len(self.codebooks) == 1 else self.codebooks[1]
 
 
 @dataclass(frozen=True)
 class TokenInfo:
-    """The JSON beside a token grid: what decodes it to exactly the frames that came in, at their times.
+    """The JSON of a token sample: the size and times of the frames that it decodes to.
 
-    ``num_frames``, ``height`` and ``width`` are of the pixels before padding; ``pts`` in ticks of ``time_base`` on the
-    source's timeline, as in :class:`vidvq.formats.clip_shard.ClipInfo`; the JSON has them as
-    :mod:`vidvq.formats.frame_times` writes them. ``quality`` is what decoding scored, by metric
-    (``psnr`` in dB), where the sample was among those scored; otherwise the JSON has no such key.
+    Attributes:
+        source: uri of the video.
+        clip_index: index of the sample in the video, from 0.
+        grid: shape ``lt lh lw`` of the codes.
+        num_frames: number of frames, before padding to whole groups.
+        height: height of a frame before padding (pixels).
+        width: width of a frame before padding (pixels).
+        fps: mean frame rate (frames per second).
+        time_base: length of a tick (seconds), as a fraction such as ``"1/15360"``.
+        pts: presentation time of each frame on the timeline of the source (ticks). The JSON stores it as
+            :mod:`vidvq.formats.frame_times` does.
+        duration: time from the first frame to the end of the last one (ticks).
+        quality: scores by metric (``psnr`` in dB) of a sample that was scored; None, and not in the JSON, otherwise.
     """
 
     source: str
@@ -95,7 +106,7 @@ class TokenInfo:
 
 
 def write_tokenizer_card(folder: Path, card: TokenizerCard) -> None:
-    """Write ``tokenizer.json`` once."""
+    """Write ``tokenizer.json``, unless it exists."""
     create_once(folder / "tokenizer.json", pretty_json(asdict(card) | {"format": TOKENIZER_FORMAT}))
     remove_attempts(folder, "tokenizer.json")
 
@@ -104,7 +115,7 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
     """Read ``tokenizer.json``.
 
     Raises:
-        ValueError: it is missing or is not one.
+        UsageError: it is missing or damaged.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -121,17 +132,23 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
         raise UsageError(f"{path} is not readable: {error}") from error
     if not 1 <= len(card.codebooks) <= 2 or not 0 < card.vocabulary <= _MAX_CODES:
         raise UsageError(
-            f"{path} has {len(card.codebooks)} codebooks of {card.vocabulary} codes; rule: 1 or 2, below 2^32"
+            f"{path} has {len(card.codebooks)} codebooks with {card.vocabulary} codes; it must have 1 or 2, "
+            "with less than 2^32 codes"
         )
     return card
 
 
 def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: bool = False) -> dict[str, bytes]:
-    """The members of one sample by extension.
+    """The files of one sample by extension.
 
     Args:
-        codes: local codes, integers, ``lt lh lw``.
-        pack: as :mod:`vidvq.formats.token_bits` does, instead of as npy.
+        codes: local codes ``lt lh lw``, integers.
+        info: JSON of the sample.
+        card: card of the tokenizer.
+        pack: whether to pack the codes (:mod:`vidvq.formats.token_bits`) instead of writing npy.
+
+    Raises:
+        UsageError: a code is out of range.
     """
     check_codes(codes, card, info.source)
     fields = asdict(info) | {"format": FORMAT, "pts": to_runs(info.pts)}
@@ -144,10 +161,10 @@ def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: b
 
 
 def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
-    """Read one sample's JSON.
+    """Parse the JSON of a sample.
 
     Raises:
-        ValueError: it is missing or damaged; names ``where``.
+        UsageError: it is missing or damaged; ``where`` names the sample in the message.
     """
     try:
         fields = json.loads(files["json"])
@@ -164,10 +181,11 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
 
 
 def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tuple[np.ndarray, TokenInfo]:
-    """Read one sample's grid and JSON, and check them against the tokenizer.
+    """Parse the codes ``lt lh lw`` and the JSON of a sample, and check them against the tokenizer.
 
     Raises:
-        ValueError: a member is missing or damaged, the shapes disagree, or a code is out of range; names ``where``.
+        UsageError: a member is missing or damaged, the shapes disagree, or a code is out of range; ``where`` names the
+            sample in the message.
     """
     if files.keys() not in ({MEDIA, "json"}, {PACKED, "json"}):
         raise UsageError(f"{where} has {sorted(files)}; a token sample has ['json', '{MEDIA}']")
@@ -194,7 +212,7 @@ def _read_npy(data: bytes, grid: tuple[int, ...], dtype: type[np.unsignedinteger
 
 @lru_cache(maxsize=64)
 def _npy_header(grid: tuple[int, ...], dtype: type[np.unsignedinteger]) -> bytes:
-    # Parsing it takes longer than all else about a sample; the grids of a shard are few.
+    # Parsing a header takes longer than the rest of a sample, and a shard has few different grids.
     buffer = io.BytesIO()
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": grid}
     np.lib.format.write_array_header_1_0(buffer, header)
@@ -207,10 +225,16 @@ def check_codes(
     where: str,
     remedy: str = "The shard is damaged or belongs to another tokenizer",
 ) -> None:
-    """Refuse a code that its codebook does not have.
+    """Refuse codes that are out of range.
+
+    Args:
+        codes: local codes ``lt lh lw``.
+        card: card of the tokenizer.
+        where: name of the codes in the message.
+        remedy: what to do, for the message.
 
     Raises:
-        ValueError: names the code, its place and the codebook.
+        UsageError: names the first such code, its position and its codebook.
     """
     if codes.dtype.kind == "u" and codes.size:
         later = codes[1:].max(initial=0)
@@ -228,7 +252,11 @@ def check_codes(
 
 
 def read_tokens(path: Path, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
-    """Yield ``(key, codes lt lh lw, info)`` of each sample in a shard, one in memory at a time."""
+    """Yield ``(key, codes lt lh lw, info)`` of each sample in a shard, with one in memory at a time.
+
+    Raises:
+        UsageError: the file is not a readable tar, or a sample is damaged.
+    """
     for key, files in read_samples(path):
         codes, info = parse_tokens(files, card, f"{path}: {key}")
         yield key, codes, info

@@ -1,4 +1,4 @@
-"""The proof that an output directory is whole."""
+"""Verification of an output directory."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,7 +14,17 @@ from vidvq.storage import sha256_file
 
 @dataclass
 class VerifyReport:
-    """What a check found: one line per problem, and the account over the sound records."""
+    """The result of a verification.
+
+    Attributes:
+        problems: one line per problem.
+        items: number of planned items.
+        ok: number of items in the shards, by the readable records.
+        failed: number of failed items.
+        filtered: number of filtered items.
+        shards: number of planned shards.
+        bytes: size of the tars.
+    """
 
     problems: list[str] = field(default_factory=list[str])
     items: int = 0
@@ -29,11 +39,11 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
     """Check every shard of a directory against its plan and its commit records.
 
     Args:
-        folder: written by ``vidvq shard`` or ``vidvq tokenize``.
+        folder: output directory of ``vidvq shard`` or ``vidvq tokenize``.
         tick: called after each shard.
 
     Raises:
-        ValueError: there is no plan to check against.
+        UsageError: the directory has no plan.
     """
     plan = read_plan(folder)
     report = VerifyReport(items=plan.num_items, shards=plan.num_shards)
@@ -52,9 +62,9 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
         tick()
     for stray in sorted(path.name for path in folder.glob("*.tar") if path.name not in names):
         if stray in older:
-            report.problems.append(f"{stray}: {older[stray]} has taken its place; run the same command again")
+            report.problems.append(f"{stray}: is superseded by {older[stray]}; run the same command again")
         else:
-            report.problems.append(f"{stray}: is not in the plan; move it away")
+            report.problems.append(f"{stray}: is not in the plan; move it elsewhere")
     for stray in sorted((*folder.glob("*.tmp.*"), *(folder / FOLDER).glob("*.tmp.*"))):
         report.problems.append(f"{stray.name}: was left by a killed job; run the same command again, or remove it")
     return report
@@ -79,7 +89,7 @@ def _verify_shard(
     problems = _account(commit, keys, seen)
     path = folder / shard
     if commit.sha256 is None:
-        return problems + ([f"is there, but its record says it holds nothing; {redo}"] if path.exists() else [])
+        return problems + ([f"exists, but its record says it is empty; {redo}"] if path.exists() else [])
     if not path.is_file():
         return [*problems, f"is missing; {redo}"]
     if path.stat().st_size != commit.bytes:
@@ -98,7 +108,7 @@ def _account(commit: Commit, planned: list[str], seen: set[str]) -> list[str]:
     accounted += [outcome.key for outcome in (*commit.failed, *commit.filtered)]
     for key in accounted:
         if key in seen:
-            problems.append(f"{key} is there twice")
+            problems.append(f"{key} occurs twice")
         seen.add(key)
     problems += [f"{key} was planned and is not accounted for" for key in planned if key not in set(accounted)]
     problems += [f"{key} was never planned" for key in accounted if key not in set(planned)]

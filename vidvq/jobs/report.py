@@ -47,7 +47,7 @@ def read_sample(out: Path, commit: Commit, key: str) -> dict[str, bytes]:
     """The files of one sample by extension, read from where its commit record says they are."""
     found: dict[str, bytes] = {}
     with (out / commit.shard).open("rb") as file:
-        for member, offset in commit.places():
+        for member, offset in commit.member_offsets():
             if member.key == key:
                 file.seek(offset)
                 found[member.name.partition(".")[2]] = file.read(member.size)

@@ -11,5 +11,16 @@ __all__ = ["ShardConfig", "ShardStage", "run_shard"]
 
 
 def run_shard(inputs: list[str], out: Path, config: ShardConfig) -> JobSummary:
-    """Cut videos into clip shards, or finish a job that was interrupted; see :func:`vidvq.jobs.run_job`."""
+    """Cut videos into clip shards, or resume an interrupted job.
+
+    Args:
+        inputs: video files, folders, globs, lists and URLs.
+        out: the output directory.
+        config: settings.
+
+    Raises:
+        UsageError: a mistake in the arguments; nothing was changed.
+        WorkerLost: a worker died more often than it is restarted; committed shards stay.
+        OSError: the disk is full or not writable; committed shards stay.
+    """
     return run_job(ShardStage(config=config), inputs, out)

@@ -1,4 +1,4 @@
-"""Clips out of one video: runs in a worker of its own, so that a decoder that dies takes nothing else along."""
+"""Cutting the clips of one video. Runs in a separate process, so that a crash of a decoder costs one video."""
 
 import json
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ from vidvq.video.scores import luma_score, motion_score
 
 @dataclass(frozen=True)
 class CutJob:
-    """Clips of one video, in order; travels to a worker.
+    """Clips of one video to cut; sent to a worker.
 
     Attributes:
-        rows: the clips.
+        rows: the clips, in order.
         config: settings.
         decoders: decoders to try, in order; None chooses by codec.
     """
@@ -47,7 +47,16 @@ class CutJob:
 
 @dataclass(frozen=True)
 class Cut:
-    """What became of one clip: its files and number of frames, or why there are none."""
+    """The outcome of one clip: its files, or why there are none.
+
+    Attributes:
+        key: key of the clip.
+        files: content by extension; None if there is no clip.
+        num_frames: length of the clip (frames).
+        verdict: ``failed`` or ``filtered``; "" for a clip.
+        reason: short name of the reason.
+        detail: the reason as a sentence.
+    """
 
     key: str
     files: dict[str, bytes] | None
@@ -59,7 +68,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutResult:
-    """The clips of one job in order, and the time they took (seconds)."""
+    """The outcomes of one job in order, and the time it took (seconds)."""
 
     cuts: list[Cut]
     seconds: float
@@ -93,8 +102,8 @@ def _failed(row: PlannedClip, raised: Exception) -> Cut:
     return Cut(row.key, None, verdict="failed", reason=error.reason, detail=error.detail)
 
 
-def _not_worth(frames: np.ndarray, filters: FilterPolicy) -> tuple[str, str] | None:
-    """Why a clip is left out: reason and detail."""
+def _filter_reason(frames: np.ndarray, filters: FilterPolicy) -> tuple[str, str] | None:
+    """Reason and detail of the first filter that drops the clip; None if it passes."""
     if filters.min_luma and (luma := luma_score(frames)) < filters.min_luma:
         return "too_dark", f"has a brightness of {luma:.4f}; filters.min_luma={filters.min_luma:g}"
     if filters.min_motion and (motion := motion_score(frames)) < filters.min_motion:
@@ -122,7 +131,7 @@ class _Video:
                 failure = error
                 continue
             info = self._describe(row, decoder)
-            if verdict := _not_worth(frames, self.job.config.filters):
+            if verdict := _filter_reason(frames, self.job.config.filters):
                 return Cut(row.key, None, 0, "filtered", *verdict)
             extension, media = self._encode(frames, info.pts, info.duration, self.indices[window])
             return Cut(row.key, clip_files(media, extension, info), info.num_frames)

@@ -1,4 +1,4 @@
-"""Which clips a video gives, decided before the first one is cut."""
+"""The clips of a video, decided before the first one is cut."""
 
 import math
 from bisect import bisect_left
@@ -18,7 +18,7 @@ from vidvq.video.probe import VideoInfo, probe
 
 
 def probe_clips(source: Source, config: ShardConfig) -> list[PlannedClip]:
-    """The rows of one video: its clips, and a row with a verdict for what cannot become one. Never empty."""
+    """The rows of one video: its clips, and rows with a verdict for parts that cannot become clips. Never empty."""
     digest = ""
     try:
         window = _range(source)
@@ -101,12 +101,12 @@ def _range(source: Source) -> tuple[float, float]:
 
 
 def _windows(begin: int, end: int, policy: ClipPolicy, info: VideoInfo) -> Iterator[tuple[int, int]]:
-    """Where clips begin and how long they are, from frame ``begin`` to before ``end`` of the sampled timeline."""
+    """Yield the first frame and length of each clip from frame ``begin`` to ``end`` (exclusive) of the timeline."""
     if policy.encoding != "copy":
         for first in range(begin, end, policy.stride or policy.num_frames):
             yield first, min(policy.num_frames, end - first)
         return
-    # Whole groups of pictures, as many as a clip may hold; at the end of the video one needs no keyframe behind it.
+    # Whole groups of pictures, as many as fit into a clip. The last group of a video is not followed by a keyframe.
     edges = [key for key in info.keyframes if begin <= key < end]
     edges += [end] if end == info.num_frames or end in info.keyframes else []
     while len(edges) > 1:
@@ -119,7 +119,7 @@ def _windows(begin: int, end: int, policy: ClipPolicy, info: VideoInfo) -> Itera
 def _segments(
     info: VideoInfo, times: Sequence[int], shots: list[int], window: tuple[float, float]
 ) -> Iterator[tuple[int, int]]:
-    """Stretches of the sampled timeline that clips may be cut from: each shot, as far as it is in the window."""
+    """Yield the ranges of the sampled timeline that clips may be cut from: each shot, clipped to the window."""
     begin, end = info.pts[0] + window[0] / info.time_base, info.pts[0] + window[1] / info.time_base
     edges = [*(info.pts[shot] for shot in shots), math.inf]
     for start, stop in pairwise(edges):

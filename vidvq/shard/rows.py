@@ -1,4 +1,4 @@
-"""The rows of a plan of clips."""
+"""The plan rows of `vidvq shard`."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,10 +9,10 @@ from vidvq.jobs.rows import VideoRow
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedClip(VideoRow):
-    """One clip to cut, or an item that cannot become one.
+    """One clip to cut, or an item that cannot become a clip.
 
     Attributes:
-        verdict: what was decided without decoding: "" for a clip to cut, else ``failed`` or ``filtered``.
+        verdict: "" for a clip to cut; else ``failed`` or ``filtered``, as decided by probing.
     """
 
     num_frames: Int32 = 0
@@ -24,5 +24,5 @@ class PlannedClip(VideoRow):
         return self.verdict
 
     def leave_out(self, reason: str, detail: str) -> Self:
-        """The same item, no longer to be made and counted as filtered."""
+        """A copy of the row that is filtered for a reason."""
         return replace(self, verdict="filtered", reason=reason, detail=detail)

@@ -1,4 +1,4 @@
-"""Where a video cuts from one shot to the next, by PySceneDetect's adaptive detector on small frames."""
+"""Shot boundaries of a video, found by PySceneDetect's adaptive detector on downscaled frames."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +17,12 @@ _FRAMES_AT_A_TIME = 64
 
 
 def find_shots(path: Path, info: VideoInfo, policy: CutPolicy) -> list[int]:
-    """The index of each shot's first frame, the video's first frame among them. Decodes the whole video once.
+    """The index of the first frame of each shot, starting with 0. Decodes the whole video once.
 
-    Frames that cannot be decoded are passed over.
+    Frames that cannot be decoded are skipped.
 
     Raises:
-        VideoError: ``decode_error``; no decoder reads a frame of it.
+        VideoError: ``decode_error``: no decoder reads any frame.
     """
     failure: VideoError | None = None
     for decoder in decoders_for(info):
@@ -35,10 +35,10 @@ def find_shots(path: Path, info: VideoInfo, policy: CutPolicy) -> list[int]:
 
 
 def check_installed() -> None:
-    """Refuse ``cut.kind=shots`` before any work where its library is not there.
+    """Refuse ``cut.kind=shots`` before any work if its library is not installed.
 
     Raises:
-        ValueError: says what to install.
+        UsageError: PySceneDetect is not installed.
     """
     try:
         import scenedetect  # noqa: F401
@@ -62,7 +62,7 @@ def _find(path: Path, info: VideoInfo, policy: CutPolicy, decoder: DecoderName) 
 
 
 def _readable(reader: FrameReader, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Index and pixels of all frames that can be decoded."""
+    """Yield the index and pixels of each frame that can be decoded."""
     failure: VideoError | None = None
     found = 0
     for start in range(0, num_frames, _FRAMES_AT_A_TIME):

@@ -41,7 +41,7 @@ class ShardStage(VideoStage[PlannedClip]):
     sheet_title = "Clips drawn from all shards: first, middle and last frame"
     config_type = ShardConfig
     row = PlannedClip
-    # A shard's worker only waits for the processes that cut.
+    # The worker of a shard only waits for the calls that cut.
     cpus = 0
 
     @property
@@ -61,14 +61,14 @@ class ShardStage(VideoStage[PlannedClip]):
 
     @property
     def probes_per_worker(self) -> int:
-        """One video if it is decoded to find its shots."""
+        """1 if videos are decoded to find their shots; else the default."""
         return 1 if self.config.cut.kind == "shots" else super().probes_per_worker
 
     def check(self) -> None:
-        """Refuse what cannot run, before any work.
+        """Refuse settings that cannot run, before any work.
 
         Raises:
-            UsageError: the library that finds shots is not installed.
+            UsageError: PySceneDetect is needed and not installed.
         """
         if self.config.cut.kind == "shots":
             check_installed()
@@ -87,7 +87,7 @@ class ShardStage(VideoStage[PlannedClip]):
         return reject(source, "failed", reason, detail)
 
     def select(self, rows: Iterable[PlannedClip], existing: Iterable[PlannedClip]) -> Iterator[PlannedClip]:
-        """Replace the rows of a file whose bytes were there before by one row ``filtered(duplicate)``."""
+        """Replace the rows of a file with the same bytes as an earlier one by a single row ``filtered(duplicate)``."""
         known = {
             row.sha256: row.source.uri for row in existing if row.sha256 and row.reason not in {REMOVED, "duplicate"}
         }
@@ -106,7 +106,7 @@ class ShardStage(VideoStage[PlannedClip]):
         return len({row.source.uri for task in tasks for row in task.rows if not row.outcome})
 
     def worker(self, pool: Pool) -> ClipShardWorker:
-        """Build what makes clip shards."""
+        """Build the worker, in its process."""
         return ClipShardWorker(self.config, pool)
 
     def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, PlannedClip]], pool: Pool) -> Iterator[Thumbnail]:
@@ -118,7 +118,7 @@ class ShardStage(VideoStage[PlannedClip]):
                 info = parse_clip_info(files["json"], key)
                 frames = decode_clip(files[media_of(files, key)], key)
             except (OSError, KeyError, UsageError, VideoError):
-                # Another driver is cleaning up, or a shard was damaged in the meantime, which verify reports.
+                # Another driver deletes older shards, or a shard is damaged, which `vidvq verify` reports.
                 continue
             carried = "".join(f"; {name}: {value}" for name, value in sorted(info.carried.items()))
             caption = f"{info.num_frames} frames, {info.width}×{info.height}, {info.fps:.3g} fps{carried}"

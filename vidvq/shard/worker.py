@@ -1,4 +1,4 @@
-"""One clip shard: the clips of each video are cut in a process of their own, so that a crash costs one video."""
+"""The worker of `vidvq shard`: one call on the pool for each video of a shard, so that a crash costs one video."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,11 +21,11 @@ _RETRIES = 2
 
 
 class ClipShardWorker:
-    """Makes one clip shard after another.
+    """Makes clip shards.
 
     Args:
         config: settings.
-        pool: runs one call for each video.
+        pool: runs one call per video.
     """
 
     def __init__(self, config: ShardConfig, pool: Pool) -> None:
@@ -57,7 +57,7 @@ class ClipShardWorker:
                 writer.put(Sample(cut.key, cut.files, {"frames": cut.num_frames}))
 
     def _cut(self, rows: list[PlannedClip]) -> Iterator[Cut]:
-        """Yield the cuts of all rows, in order; those of one video are made in one pass over it."""
+        """Yield the outcomes of all rows, in order. The clips of one video are cut in one pass over it."""
         videos = groupby(rows, key=lambda row: (row.source.uri, row.source.version))
         jobs = [CutJob(tuple(same), self._config) for _, same in videos]
         results = self._pool.map(cut_clips, jobs, deadline_s=self._config.limits.deadline_s, retries=_RETRIES)
@@ -65,7 +65,7 @@ class ClipShardWorker:
             yield from self._rescue(job) if isinstance(result, WorkerDied) else self._take(result)
 
     def _rescue(self, job: CutJob) -> Iterator[Cut]:
-        """After deaths: cut each clip alone, so that a frame that kills costs one clip; then with the other decoder."""
+        """Cut each clip alone after a crash, so that a fatal frame costs one clip; then retry with PyAV."""
         deadline_s = self._config.limits.deadline_s
         alone = [replace(job, rows=(row,)) for row in job.rows]
         for single, result in self._pool.map(cut_clips, alone, deadline_s=deadline_s, retries=1):

@@ -11,17 +11,17 @@ __all__ = ["TokenizeClips", "TokenizeConfig", "TokenizeVideos", "open_stage", "r
 
 
 def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: TokenizeConfig) -> JobSummary:
-    """Tokenize clip shards or raw video, or finish a job that was interrupted.
+    """Tokenize clip shards or raw video, or resume an interrupted job.
 
     Args:
-        sources: a directory that ``vidvq shard`` finished; or video files, folders, globs, lists and URLs.
+        sources: a finished directory of ``vidvq shard``; or video files, folders, globs, lists and URLs.
         checkpoint: a checkpoint, or a training run.
         out: the output directory.
         config: settings.
 
     Raises:
         UsageError: a mistake in the arguments; nothing was changed.
-        JobStopped: the tokens are poorer than ``quality`` allows; committed shards stay.
+        JobStopped: a quality gate ended the job; committed shards stay.
         OSError: the disk is full or not writable; committed shards stay.
     """
     stage = open_stage(sources, checkpoint, config)

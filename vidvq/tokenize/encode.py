@@ -1,4 +1,4 @@
-"""A stream of frames as steps for an encoder that many streams share; see :mod:`vidvq.tokenize.lanes`."""
+"""Encoding steps of one sample, for an encoder that many streams share; see :mod:`vidvq.tokenize.batching`."""
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
@@ -9,32 +9,35 @@ from einops import pack
 from vidvq.model import StreamState, Tokenizer
 from vidvq.model.streaming import encode_frames, split_steps
 
-Answer = tuple[np.ndarray, StreamState | None]
+# Codes `lt lh lw` of a step, and the state after it.
+StepResult = tuple[np.ndarray, StreamState | None]
 
 
 @dataclass(frozen=True)
 class Step:
-    """Frames that a stream has ready to encode.
+    """Frames of a stream that are ready to encode.
 
     Attributes:
         frames: ``t h w c`` uint8, as :func:`vidvq.model.streaming.split_steps` yields them.
-        state: state after the stream's step before, None at the start.
+        state: state after the previous step of the stream; None at its start.
     """
 
     frames: np.ndarray
     state: StreamState | None = None
 
 
-Stream = Generator[Step, Answer, np.ndarray]
+SampleSteps = Generator[Step, StepResult, np.ndarray]
 
 
-def stream(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], dtype: type[np.unsignedinteger] = np.uint32) -> Stream:
-    """Yield one step after another, receive its codes and state, and return the codes ``lt lh lw`` of the video.
+def sample_steps(
+    tokenizer: Tokenizer, chunks: Iterable[np.ndarray], dtype: type[np.unsignedinteger] = np.uint32
+) -> SampleSteps:
+    """Yield the steps of one sample, receive the result of each, and return the codes ``lt lh lw`` of the sample.
 
     Args:
-        tokenizer: one without streaming gets the whole video as one step.
-        chunks: frames ``t h w c`` uint8; frame 0 aside, all chunks but the last are whole groups.
-        dtype: type that codes are kept in until the end, which for a video of hours is many.
+        tokenizer: a tokenizer; one without streaming gets the whole sample as one step.
+        chunks: frames ``t h w c`` uint8. Without frame 0, all chunks but the last are whole groups.
+        dtype: type of the codes held until the end; a video of hours has many.
     """
     state: StreamState | None = None
     parts = []
@@ -44,7 +47,7 @@ def stream(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], dtype: type[np.un
     return pack(parts, "* h w")[0]
 
 
-def encode_step(tokenizer: Tokenizer, step: Step) -> Answer:
-    """Encode one step by itself: codes ``g lh lw`` int64, and the state after it."""
+def encode_step(tokenizer: Tokenizer, step: Step) -> StepResult:
+    """Encode one step without a batch: codes ``g lh lw`` int64, and the state after it."""
     codes, state = encode_frames(tokenizer, step.frames, step.state)
     return codes.cpu().numpy(), state

@@ -1,10 +1,10 @@
-"""Which token samples a raw video gives: one for each fresh start of a stream, decided before the first is encoded."""
+"""The token samples of a raw video: one for each restart of the stream, decided before any frame is encoded."""
 
 import math
 from dataclasses import replace
 
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
-from vidvq.corpus.frames import window_of
+from vidvq.corpus.frames import frame_range
 from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import clip_key
 from vidvq.tokenize.config import TokenizeConfig
@@ -15,7 +15,7 @@ from vidvq.video.probe import probe
 
 
 def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]:
-    """The rows of one video: its samples, and a row with the reason for what cannot become one. Never empty."""
+    """The rows of one video: its samples, and rows with a reason for parts that cannot become samples. Never empty."""
     try:
         start_s = 0.0 if source.start_s is None else source.start_s
         end_s = math.inf if source.end_s is None else source.end_s
@@ -29,7 +29,7 @@ def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         failure = as_video_error(error)
         return [reject(source, failure.reason, failure.detail)]
-    begin, end = window_of(info, times, start_s, end_s)
+    begin, end = frame_range(info, times, start_s, end_s)
     rows: list[PlannedSample] = []
     for first in range(begin, end, config.gop_frames or max(end - begin, 1)):
         length = min(config.gop_frames or end - begin, end - first)
@@ -54,6 +54,6 @@ def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]
 
 
 def reject(source: Source, reason: str, detail: str, clip_index: int = 0) -> PlannedSample:
-    """The row of a video, or of a part of it, that cannot become a sample."""
+    """The row of a video, or of a part of it, that cannot become a sample. Without a reason, a row to complete."""
     key = clip_key(source.identity, clip_index)
     return PlannedSample(key=key, source=source, clip_index=clip_index, reason=reason, detail=detail)

@@ -1,4 +1,4 @@
-"""In-flight quality: some samples are decoded back while the frames they came from are still in memory."""
+"""Scores of samples, which are decoded while their original frames are still in memory."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -13,19 +13,25 @@ from vidvq.model import Tokenizer, iter_decode
 from vidvq.model.pixels import to_video
 from vidvq.tokenize.config import QualityPolicy
 
-# Of one sample, so that an unbroken stream of hours is scored in as little memory as it is encoded.
+# Frames that are kept of one sample: scoring an unbroken stream of hours must not need more memory than encoding it.
 _MAX_FRAMES = 129
 # The perceptual distance costs as much as encoding dozens of frames.
 _PERCEPTUAL_FRAMES = 4
 
 
 def is_scored(key: str, share: float) -> bool:
-    """Whether a sample is among the share that is scored: by its key alone, so the same whoever encodes it."""
+    """Whether a sample belongs to the share (0 to 1) that is scored. Depends on the key alone, not on the worker."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < share * 2**64
 
 
 def keep_frames(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], kept: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Pass chunks on, and keep those that :meth:`Scorer.score` needs: the first; without streaming all."""
+    """Yield chunks unchanged, and append to ``kept`` those that :meth:`Scorer.score` needs.
+
+    Args:
+        tokenizer: the tokenizer; without streaming, all chunks are needed, else the first ones.
+        chunks: frames ``t h w c`` uint8.
+        kept: the list to append to.
+    """
     for chunk in chunks:
         if not tokenizer.supports_streaming or sum(map(len, kept)) + len(chunk) <= _MAX_FRAMES:
             kept.append(chunk)
@@ -33,14 +39,14 @@ def keep_frames(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], kept: list[n
 
 
 class Scorer:
-    """Scores samples by what their tokens decode to.
+    """Scores samples by comparing their decoded tokens with the original frames.
 
     Args:
-        tokenizer: that encoded them.
-        policy: what is scored.
+        tokenizer: the tokenizer that encoded them.
+        policy: settings; ``perceptual`` adds ST-LPIPS.
 
     Raises:
-        ValueError: the weights of the perceptual distance are not installed.
+        UsageError: the weights of the perceptual distance are not installed.
     """
 
     def __init__(self, tokenizer: Tokenizer, policy: QualityPolicy) -> None:
@@ -49,10 +55,14 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, codes: np.ndarray, kept: list[np.ndarray]) -> dict[str, float]:
-        """Decode codes ``lt lh lw`` as far as frames were kept and compare.
+        """Decode the codes of the kept frames and compare.
+
+        Args:
+            codes: codes ``lt lh lw`` of the whole sample.
+            kept: its first frames, as chunks ``t h w c`` uint8.
 
         Returns:
-            ``psnr`` in dB, to a hundredth; where asked for, ``st_lpips``, to a ten-thousandth.
+            ``psnr`` (dB, two decimals) and, with ``perceptual``, ``st_lpips`` (four decimals).
         """
         frames = np.concatenate(kept)
         length, *size = frames.shape[:3]
@@ -70,5 +80,5 @@ class Scorer:
 
 
 def stats_of(scores: dict[str, float]) -> dict[str, int]:
-    """What a commit record adds up of a sample's scores: whole numbers, whose sum is the same in any order."""
+    """The scores of a sample as statistics of a commit record: integers, whose sum does not depend on their order."""
     return {"scored": 1} | {f"{name}{SCORE_SUFFIX}": round(value / SCORE_UNIT) for name, value in scores.items()}

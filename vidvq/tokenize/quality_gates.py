@@ -1,4 +1,4 @@
-"""Quality gates: when a job whose tokens have become poor is stopped."""
+"""Quality gates, which stop a job whose tokens have become poor."""
 
 from collections import deque
 from dataclasses import asdict
@@ -12,20 +12,20 @@ from vidvq.jobs.stage import Monitor, ShardResult
 from vidvq.metrics.codes import CodeCounts
 from vidvq.tokenize.config import QualityPolicy
 
-# Clips differ by some 4 dB from one another, so a mean of 64 is known to half a decibel.
+# The PSNR of clips has a standard deviation of about 4 dB, so a mean over 64 is accurate to half a decibel.
 _SCORED = 64
 # Perplexity is underestimated by a factor of about exp(-size / (2 * tokens)) (Miller 1955): half a percent at 100
-# tokens for each code, and a few percent since neighbouring tokens are alike.
+# tokens per code, and a few percent because neighbouring tokens are correlated.
 _TOKENS_PER_CODE = 100
-_REMEDY = "what is committed stays; check the checkpoint and the videos, or"
+_REMEDY = "committed shards stay; check the checkpoint and the videos, or"
 
 
 class QualityGates(Monitor):
-    """Stops a job by ``max_drop`` and ``min_usage``, over many shards, whichever run made them.
+    """Stops a job by ``max_drop`` (over shards of all runs) and ``min_usage`` (over shards of this run).
 
     Args:
-        card: the tokenizer's.
-        policy: the thresholds.
+        card: card of the tokenizer.
+        policy: thresholds.
     """
 
     def __init__(self, card: TokenizerCard, policy: QualityPolicy) -> None:
@@ -35,10 +35,10 @@ class QualityGates(Monitor):
         self._recent: deque[_Scores] = deque()
 
     def see(self, commit: Commit) -> None:
-        """Take in the scores of a shard.
+        """Add the scores of a shard.
 
         Raises:
-            JobStopped: the latest scored samples are poorer than the first by more than ``max_drop``.
+            JobStopped: the mean PSNR of the latest scored samples is more than ``max_drop`` below that of the first.
         """
         scores = _Scores.of(commit.stats)
         if self._policy.max_drop is None or not scores.count:
@@ -58,10 +58,10 @@ class QualityGates(Monitor):
             )
 
     def add(self, result: ShardResult) -> None:
-        """Take in the codes of a shard that this run made.
+        """Add the codes of a shard that this run made.
 
         Raises:
-            JobStopped: the tokens use less of a codebook than ``min_usage``.
+            JobStopped: the perplexity of a codebook, as a fraction of its size, is below ``min_usage``.
         """
         self._total.merge(result.details)
         if self._policy.min_usage is None:
@@ -76,23 +76,28 @@ class QualityGates(Monitor):
                     f"last {book.tokens} tokens; quality.min_usage={self._policy.min_usage:g}; {_REMEDY} "
                     "lower it and resume"
                 )
-            # A collapse late in a long job must not hide in the tokens of a good beginning.
+            # Start a new window, so that a late collapse is not averaged away.
             self._recent_codes.counts[index][:] = 0
 
     def metrics(self) -> dict[str, Any]:
-        """``codebooks``: how the tokens of this run use them."""
+        """``codebooks``: usage of each codebook by the tokens of this run."""
         return {"codebooks": [asdict(book) for book in self._total.use()]}
 
     def lines(self) -> list[str]:
-        """The same for a person."""
+        """The metrics as text."""
         return [f"{book.line()}, over {book.tokens} tokens of this run" for book in self._total.use() if book.tokens]
 
 
 def refuse_poor(shard: str, stats: dict[str, int], policy: QualityPolicy) -> None:
-    """Stop at a shard whose scored samples have a lower mean PSNR than ``min_psnr``, before it is committed.
+    """Refuse to commit a shard whose scored samples have a mean PSNR below ``min_psnr``.
+
+    Args:
+        shard: name of the shard.
+        stats: its statistics.
+        policy: thresholds.
 
     Raises:
-        JobStopped: names the shard and both figures.
+        JobStopped: the mean PSNR is below ``min_psnr``.
     """
     scores = _Scores.of(stats)
     if policy.min_psnr is None or not scores.count or scores.mean >= policy.min_psnr:

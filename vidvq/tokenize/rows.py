@@ -1,4 +1,4 @@
-"""The rows of a plan of tokens of raw video."""
+"""The plan rows of `vidvq tokenize` over raw video."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,11 @@ from vidvq.jobs.rows import VideoRow
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSample(VideoRow):
-    """One token sample: a fresh start of the stream, or an item that cannot become one.
+    """One token sample, which starts at a restart of the stream; or an item that cannot become a sample.
 
     Attributes:
-        begin_s: start of the sample, from the video's first frame (seconds), to find a moment by.
-        until_s: its end (seconds).
+        begin_s: start of the sample, from the first frame of the video (seconds). Used to find a time in the tokens.
+        until_s: end of the sample (seconds).
     """
 
     begin_s: float | None = None

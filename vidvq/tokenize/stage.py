@@ -35,14 +35,14 @@ _ESTIMATED_FRAMES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class _TokenizeStage(Stage[AnyRow], ABC):
-    """What both stages share.
+    """Base of both stages.
 
     Attributes:
-        config: settings, with what depends on the machine resolved.
+        config: settings, with ``batch`` resolved for this machine.
         checkpoint: folder of the tokenizer.
         card: the tokenizer's card.
         clips: directory of clip shards; None for raw video.
-        gpus: GPUs of a worker.
+        gpus: number of GPUs per worker.
     """
 
     config: TokenizeConfig
@@ -73,7 +73,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         return QualityGates(self.card, self.config.quality)
 
     def worker(self, pool: Pool) -> "TokenShardWorker":
-        """Build what makes token shards."""
+        """Build the worker, in its process."""
         from vidvq.tokenize.worker import TokenShardWorker
 
         return TokenShardWorker(self.checkpoint, self.config, self.clips)
@@ -91,7 +91,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         if (config.batch or 1) > 1:
             written["batch"] = config.batch
         if config.quality.share:
-            # A score depends on the decoder too.
+            # Scores depend on the decoder too.
             written["quality"] = {"share": config.quality.share, "decoder_fingerprint": self.card.decoder_fingerprint}
             written["quality"] |= {"perceptual": True} if config.quality.perceptual else {}
         return written
@@ -114,7 +114,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizeVideos(_TokenizeStage[PlannedSample], VideoStage[PlannedSample]):
-    """Tokenizes raw video: a sample for each fresh start of the stream."""
+    """Tokenizes raw video, with one sample for each restart of the stream."""
 
     row = PlannedSample
 
@@ -148,7 +148,7 @@ class TokenizeVideos(_TokenizeStage[PlannedSample], VideoStage[PlannedSample]):
         return reject(source, reason, detail)
 
     def shorten(self, rows: list[PlannedSample]) -> list[PlannedSample]:
-        """A few samples of one video, none of them long."""
+        """The first samples of one video, each cut to a few frames."""
         return [replace(row, num_frames=min(row.num_frames, _ESTIMATED_FRAMES)) for row in super().shorten(rows)]
 
 
@@ -159,12 +159,12 @@ class TokenizeClips(_TokenizeStage[ClipRow], ClipStage):
     row = ClipRow
 
     def identity(self) -> dict[str, Any]:
-        """The tokenizer."""
+        """Fingerprint of the tokenizer, and how samples are written."""
         return {"token_fingerprint": self.card.token_fingerprint} | self._written_as()
 
 
 def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> Stage[Any]:
-    """Check the arguments of a job and load what its workers need to know of the tokenizer.
+    """Check the arguments of a job, and read the card of the tokenizer.
 
     Args:
         sources: a directory of clip shards, or videos.
@@ -182,7 +182,7 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
     folder = find_tokenizer(checkpoint)
     tokenizer, card = load_tokenizer(folder)
     clips = ClipStage.find_clips(sources)
-    # Scoring may need weights that are not installed.
+    # Raises if scoring needs weights that are not installed.
     Scorer(tokenizer, config.quality)
     gpus = 1 if torch.cuda.is_available() else 0
     config = replace(config, batch=config.batch or (_GPU_BATCH if gpus else 1))
@@ -201,7 +201,7 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
 
 
 def _check_gop(gop_frames: int | None, temporal_factor: int) -> None:
-    """Refuse a length that the tokenizer's groups do not fill."""
+    """Refuse a length that is not a whole number of the tokenizer's groups."""
     if gop_frames is not None and (over := (gop_frames - 1) % temporal_factor):
         below = gop_frames - over
         raise UsageError(

@@ -1,4 +1,4 @@
-"""The contact sheet of a tokenize job: frames of drawn samples, above what their tokens decode to."""
+"""The contact sheet of a tokenize job: original frames of sampled items above their reconstructions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -20,7 +20,7 @@ from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Pool
 from vidvq.tokenize.config import TokenizeConfig
 
-# The first groups of a sample tell enough, and decoding costs more than encoding.
+# Number of groups that are decoded per sample; decoding costs more than encoding.
 _GROUPS = 3
 
 
@@ -32,7 +32,7 @@ def token_thumbnails(
     clips: Path | None,
     pool: Pool,
 ) -> Iterator[Thumbnail]:
-    """Yield the first, middle and last of the first frames of each sample, above their reconstruction.
+    """Yield three of the first frames of each sample (first, middle, last) above their reconstructions.
 
     Args:
         out: the output directory.

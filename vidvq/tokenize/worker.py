@@ -1,11 +1,11 @@
-"""One token shard after another: frames from decoding processes, codes from the encoder, samples into the shard.
+"""The worker of `vidvq tokenize`: frames from decoding processes, codes from the encoder, samples into the shard.
 
-    Feeder (a process per slot)          this process
-    video or clip -> frames --pieces-->  _stream (a generator per slot): Step -->  run_lanes: encoder, batched
-                                                       ^------- codes, state ------'
-                                         codes, JSON --> OrderedShardWriter --> tar, commit record
+    Feeder (a process per slot)            this process
+    video or clip -> frames --messages-->  _stream (a generator per slot): Step -->  run_slots: encoder, batched
+                                                         ^------- codes, state ------'
+                                           codes, JSON --> OrderedShardWriter --> tar, commit record
 
-Each slot encodes some of the shard's items one after another. Which items a slot has follows from the plan alone.
+Each slot encodes some items of the shard one after another. The plan alone determines the items of a slot.
 """
 
 from collections import Counter, deque
@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from vidvq.corpus.frames import ClipFrames, Piece, VideoFrames, decode_items
+from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.reuse import reusable_samples
@@ -33,23 +33,23 @@ from vidvq.jobs.timing import Stopwatch
 from vidvq.metrics.codes import CodeCounts
 from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
+from vidvq.tokenize.batching import SlotStream, run_slots
 from vidvq.tokenize.config import TokenizeConfig
-from vidvq.tokenize.encode import Step, stream
-from vidvq.tokenize.lanes import Lane, run_lanes
+from vidvq.tokenize.encode import Step, StepResult, sample_steps
 from vidvq.tokenize.quality import Scorer, is_scored, keep_frames, stats_of
 from vidvq.tokenize.quality_gates import refuse_poor
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.video import VideoError
 
-# Decoded at a time, in whole groups: enough that a step costs more than sending it, little enough for any memory.
+# Frames per message, rounded down to whole groups: enough to amortize sending them, and little memory.
 _CHUNK_FRAMES = 32
-# A decoding process may be killed from outside; one item that kills it three times is to blame.
-_TRIES = 3
+# A decoding process may be killed from outside. After three deaths on one item, the item is to blame.
+_MAX_DEATHS = 3
 Row: TypeAlias = ClipRow | PlannedSample
 
 
 class TokenShardWorker:
-    """Makes one token shard after another with a tokenizer that is loaded once.
+    """Makes token shards with a tokenizer that is loaded once.
 
     Args:
         checkpoint: folder of the tokenizer.
@@ -59,14 +59,14 @@ class TokenShardWorker:
 
     def __init__(self, checkpoint: Path, config: TokenizeConfig, clips: Path | None) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        # One thread on every machine, so that no sum is split differently and tokens never depend on machine size.
+        # One thread on every machine: threads split sums, so tokens would depend on the number of cores.
         torch.set_num_threads(1)
         self._tokenizer, self._card = load_tokenizer(checkpoint)
         self._tokenizer.to(device)
         self._config, self._clips = config, clips
         self._feeders = [Feeder() for _ in range(config.batch or 1)]
         self._scorer = Scorer(self._tokenizer, config.quality)
-        # On a GPU this thread waits while it encodes; on a CPU it waits only if other processes have its core.
+        # On a GPU this thread waits for the device while it encodes. On a CPU it waits only if it has no core.
         self._clock = Stopwatch(compute=("encode", "score") if device == "cpu" else ())
 
     def __call__(self, task: ShardTask[Any]) -> ShardResult:
@@ -100,29 +100,29 @@ class TokenShardWorker:
             stats = _stats(info)
             copied.update(stats)
             writer.put(Sample(key, files, stats))
-        run_lanes(self._tokenizer, streams, self._clock)
+        run_slots(self._tokenizer, streams, self._clock)
         refuse_poor(task.shard, draft.stats, self._config.quality)
 
     @property
     def _slots_interleave(self) -> bool:
-        """Whether slots take turns over the items of a shard, rather than having neighbours each.
+        """Whether slots take turns over the items of a shard, instead of getting consecutive items each.
 
-        Neighbouring items are decoded from one video in one pass. Unbroken streams share no video, and may be hours of
-        tokens that wait for their turn in the shard.
+        Consecutive items of one video are decoded in one pass. Unbroken streams share no video, and if a slot had
+        consecutive ones, hours of tokens would wait in memory for their turn in the shard.
         """
         return self._clips is None and self._config.gop_frames is None
 
     def _stream(
         self, left: "deque[Row]", file: Path | None, feeder: Feeder, writer: OrderedShardWriter, counts: CodeCounts
-    ) -> Lane:
-        """Encode the items of one slot in their order, while the next ones are decoded."""
+    ) -> SlotStream:
+        """Encode the items of one slot in order, while the next ones are decoded."""
         deaths = 0
         while left:
             before = len(left)
             decoded = feeder.feed(decode_items, self._frames_of(left, file), self._config.limits.deadline_s)
             if (yield from self._encode(decoded, left, writer, counts)):
                 deaths = deaths + 1 if len(left) == before else 1
-                if deaths >= _TRIES:
+                if deaths >= _MAX_DEATHS:
                     deaths = 0
                     row = left.popleft()
                     where = file or row.origin
@@ -142,37 +142,37 @@ class TokenShardWorker:
 
     def _encode(
         self,
-        decoded: Generator[Piece | WorkerDied, None, None],
+        decoded: Generator[DecodeMessage | WorkerDied, None, None],
         left: "deque[Row]",
         writer: OrderedShardWriter,
         counts: CodeCounts,
-    ) -> Generator[Step, tuple[np.ndarray, Any], bool]:
-        """Encode items and take each off ``left``; True if the decoding process died."""
+    ) -> Generator[Step, StepResult, bool]:
+        """Encode items and remove each from ``left``. Returns True if the decoding process died."""
         with closing(decoded):
-            pieces = self._clock.waiting("decode", decoded)
-            for piece in pieces:
-                if isinstance(piece, WorkerDied):
+            messages = self._clock.waiting("decode", decoded)
+            for message in messages:
+                if isinstance(message, WorkerDied):
                     return True
                 try:
-                    if piece.error:
-                        raise piece.error
-                    assert piece.stretch is not None
-                    frames, kept = _frames(pieces), []
-                    scored = is_scored(piece.key, self._config.quality.share)
+                    if message.error:
+                        raise message.error
+                    assert message.info is not None
+                    frames, kept = _frames(messages), []
+                    scored = is_scored(message.key, self._config.quality.share)
                     chunks = keep_frames(self._tokenizer, frames, kept) if scored else frames
-                    codes = yield from stream(self._tokenizer, chunks, self._card.dtype)
+                    codes = yield from sample_steps(self._tokenizer, chunks, self._card.dtype)
                 except _DecoderDied:
                     return True
                 except VideoError as error:
-                    writer.put(Rejected("failed", Outcome(piece.key, error.reason, error.detail)))
+                    writer.put(Rejected("failed", Outcome(message.key, error.reason, error.detail)))
                 else:
                     with self._clock.activity("score"):
                         quality = self._scorer.score(codes, kept) if scored else None
                     counts.add(codes)
                     grid = tuple(int(length) for length in codes.shape)
-                    info = TokenInfo(grid=grid, quality=quality, **vars(piece.stretch))
+                    info = TokenInfo(grid=grid, quality=quality, **vars(message.info))
                     files = token_files(codes, info, self._card, self._config.pack)
-                    writer.put(Sample(piece.key, files, _stats(info)))
+                    writer.put(Sample(message.key, files, _stats(info)))
                 left.popleft()
         return False
 
@@ -186,20 +186,20 @@ def _stats(info: TokenInfo) -> dict[str, int]:
 
 
 def _split(rows: Any, interleave: bool, slots: int) -> list[Any]:
-    """The items of each slot, by their position in the planned shard; those with nothing to encode keep theirs."""
+    """The items of each slot, by position in the planned shard, whether or not an item still has to be encoded."""
     if interleave:
         return [rows[slot::slots] for slot in range(slots)]
     edges = [len(rows) * slot // slots for slot in range(slots + 1)]
     return [rows[start:stop] for start, stop in pairwise(edges)]
 
 
-def _frames(pieces: Iterator[Piece | WorkerDied]) -> Iterator[np.ndarray]:
-    for piece in pieces:
-        if isinstance(piece, WorkerDied):
-            raise _DecoderDied(piece.message)
-        if piece.error:
-            raise piece.error
-        if piece.done:
+def _frames(messages: Iterator[DecodeMessage | WorkerDied]) -> Iterator[np.ndarray]:
+    for message in messages:
+        if isinstance(message, WorkerDied):
+            raise _DecoderDied(message.message)
+        if message.error:
+            raise message.error
+        if message.done:
             return
-        assert piece.frames is not None
-        yield piece.frames
+        assert message.frames is not None
+        yield message.frames

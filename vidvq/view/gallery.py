@@ -17,7 +17,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import Plan, read_plan
-from vidvq.formats.token_index import TokenPlace, committed_shards, index_shard
+from vidvq.formats.token_index import TokenLocation, committed_shards, index_shard
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.log import progress
 from vidvq.video.decode import decode_clip
@@ -83,7 +83,7 @@ class Gallery:
         """In how many clips codes are counted and found."""
         return len(self._grids)
 
-    def place(self, index: int) -> TokenPlace:
+    def place(self, index: int) -> TokenLocation:
         """Where a clip's tokens are.
 
         Raises:

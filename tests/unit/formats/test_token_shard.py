@@ -156,7 +156,7 @@ def test_a_code_passes_where_its_codebook_has_it_and_only_there(t, h, w, code):
         (files(b"PK\x03\x04" + b"\0" * 40), "not a readable token sample"),
         (files(npz(CODES)), "not a readable token sample"),
         (files(npy(CODES.astype(np.uint16)).replace(b"(3, 2, 2)", b"(9999999,9999999,9)")), "not a readable token"),
-        (files(num_frames=9), "pts are of 8 frames, its num_frames is 9"),
+        (files(num_frames=9), "pts have 8 frames, its num_frames is 9"),
         (files(pts=[0, [1, 10**12]], num_frames=10**12 + 1), "its num_frames is 1000000000001"),
         (files(pts=[0, [1, -3], [1, 10]]), "its num_frames is 8"),
         (files(pts=[0, [1.5, 7]]), "not whole numbers"),

@@ -168,7 +168,7 @@ def test_a_record_under_another_shards_name_is_found_out(folder):
 
 def test_a_stray_tar_is_named(folder):
     (folder / "tokens-000007.tar").write_bytes((folder / FIRST).read_bytes())
-    assert verify_folder(folder).problems == ["tokens-000007.tar: is not in the plan; move it away"]
+    assert verify_folder(folder).problems == ["tokens-000007.tar: is not in the plan; move it elsewhere"]
 
 
 @pytest.mark.parametrize("name", ["tokens-000000.tar.tmp.h-1-a", "commits/tokens-000000.tar.json.tmp.h-1-a"])
@@ -183,7 +183,7 @@ def test_a_tar_where_the_record_has_none_is_named(folder):
     nothing["failed"] = [{"key": key, "reason": "x", "detail": ""} for key in "abc"]
     edit(folder / RECORD, lambda record: record.update(nothing))
     (problem,) = verify_folder(folder).problems
-    assert problem.startswith(f"{FIRST}: is there, but its record says it holds nothing")
+    assert problem.startswith(f"{FIRST}: exists, but its record says it is empty")
 
 
 def test_a_key_that_was_never_planned_is_named(folder):
@@ -193,7 +193,7 @@ def test_a_key_that_was_never_planned_is_named(folder):
 
 def test_a_key_of_another_shard_is_named_twice_over(folder):
     rewrite(folder, sample("a") | sample("b") | sample("e"))
-    assert verify_folder(folder).problems == [f"{FIRST}: e was never planned", f"{SECOND}: e is there twice"]
+    assert verify_folder(folder).problems == [f"{FIRST}: e was never planned", f"{SECOND}: e occurs twice"]
 
 
 def test_a_key_that_is_lost_is_named(folder):
@@ -204,7 +204,7 @@ def test_a_key_that_is_lost_is_named(folder):
 def test_a_key_with_two_fates_is_named(folder):
     twice = {"key": "a", "reason": "decode_error", "detail": ""}
     edit(folder / RECORD, lambda record: record["failed"].append(twice))
-    assert verify_folder(folder).problems == [f"{FIRST}: a is there twice"]
+    assert verify_folder(folder).problems == [f"{FIRST}: a occurs twice"]
 
 
 def test_a_code_out_of_range_is_named_though_every_checksum_is_right(folder):

@@ -1,4 +1,4 @@
-"""Streams that are stepped together: their tokens depend on the batch's size and on nothing that is in it."""
+"""Batched encoding of streams: tokens depend on the size of the batch, and not on the other streams in it."""
 
 import json
 import tracemalloc
@@ -17,14 +17,14 @@ from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer, iter_encode
 from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.pretrained import load_tokenizer
-from vidvq.tokenize.encode import stream
-from vidvq.tokenize.lanes import run_lanes
+from vidvq.tokenize.batching import run_slots
+from vidvq.tokenize.encode import sample_steps
 
 INLINE = "runtime.workers=0"
 CHUNK = 8
 
 
-def a_video(seed: int, num_frames: int, height: int, width: int) -> np.ndarray:
+def make_frames(seed: int, num_frames: int, height: int, width: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
 
@@ -34,15 +34,15 @@ def chunks_of(video: np.ndarray) -> list[np.ndarray]:
     return [video[start:stop] for start, stop in pairwise(edges)]
 
 
-def encode_in_lanes(tokenizer: Tokenizer, lanes: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
-    """The codes of all videos, lane by lane."""
-    found: list[list[np.ndarray]] = [[] for _ in lanes]
+def encode_in_slots(tokenizer: Tokenizer, slots: list[list[np.ndarray]]) -> list[list[np.ndarray]]:
+    """The codes of all videos, slot by slot."""
+    found: list[list[np.ndarray]] = [[] for _ in slots]
 
-    def lane(place: int):
-        for video in lanes[place]:
-            found[place].append((yield from stream(tokenizer, chunks_of(video))))
+    def encode(slot: int):
+        for video in slots[slot]:
+            found[slot].append((yield from sample_steps(tokenizer, chunks_of(video))))
 
-    run_lanes(tokenizer, [lane(place) for place in range(len(lanes))], Stopwatch())
+    run_slots(tokenizer, [encode(slot) for slot in range(len(slots))], Stopwatch())
     return found
 
 
@@ -53,7 +53,7 @@ def tokenizer(checkpoint_dir) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def tiled_tokenizer() -> Tokenizer:
-    """One whose frames are cut into several tiles."""
+    """A tokenizer that encodes a frame in several tiles."""
     torch.manual_seed(0)
     small = StackConfig((8, 8), (1, 1))
     books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64))
@@ -64,36 +64,36 @@ def encode_alone(tokenizer: Tokenizer, video: np.ndarray) -> np.ndarray:
     return torch.cat(list(iter_encode(tokenizer, chunks_of(video)))).numpy()
 
 
-# Ragged lengths, short tails, sizes that are no multiple of the spatial factor, and lanes that end early.
-LANES = [
-    [a_video(0, 21, 32, 40), a_video(1, 1, 32, 40), a_video(2, 9, 24, 24)],
-    [a_video(3, 6, 32, 40)],
-    [a_video(4, 33, 24, 24), a_video(5, 10, 30, 35)],
+# Ragged lengths, short tails, sizes that are not a multiple of the spatial factor, and slots that end early.
+SLOTS = [
+    [make_frames(0, 21, 32, 40), make_frames(1, 1, 32, 40), make_frames(2, 9, 24, 24)],
+    [make_frames(3, 6, 32, 40)],
+    [make_frames(4, 33, 24, 24), make_frames(5, 10, 30, 35)],
     [],
 ]
 
 
-def test_what_else_is_in_the_batch_changes_no_token(tokenizer):
-    together = encode_in_lanes(tokenizer, LANES)
-    for place, videos in enumerate(LANES):
-        alone = encode_in_lanes(tokenizer, [videos if other == place else [] for other in range(len(LANES))])[place]
+def test_other_streams_in_the_batch_change_no_token(tokenizer):
+    together = encode_in_slots(tokenizer, SLOTS)
+    for slot, videos in enumerate(SLOTS):
+        alone = encode_in_slots(tokenizer, [videos if other == slot else [] for other in range(len(SLOTS))])[slot]
         assert len(alone) == len(videos)
-        for one, other, video in zip(alone, together[place], videos, strict=True):
+        for one, other, video in zip(alone, together[slot], videos, strict=True):
             assert one.shape == tokenizer.latent_shape(*video.shape[:3])
             assert np.array_equal(one, other)
 
 
-def test_streams_whose_frames_are_cut_into_tiles_are_stepped_together(tiled_tokenizer):
-    """Tiles go through the network one by one, so the tokens are those of each stream by itself, to the bit."""
-    lanes = [[a_video(0, 13, 48, 120)], [a_video(1, 21, 48, 120)], [], [a_video(2, 6, 48, 120)]]
-    for videos, found in zip(lanes, encode_in_lanes(tiled_tokenizer, lanes), strict=True):
+def test_tiled_streams_in_a_batch_have_the_tokens_of_each_stream_alone(tiled_tokenizer):
+    """Tiles are encoded one by one, so the tokens are exactly equal."""
+    slots = [[make_frames(0, 13, 48, 120)], [make_frames(1, 21, 48, 120)], [], [make_frames(2, 6, 48, 120)]]
+    for videos, found in zip(slots, encode_in_slots(tiled_tokenizer, slots), strict=True):
         for video, codes in zip(videos, found, strict=True):
             assert np.array_equal(codes, encode_alone(tiled_tokenizer, video))
 
 
 def test_a_long_stream_keeps_its_codes_as_small_as_they_are_written(tokenizer):
     groups = np.zeros((8, 64, 64), dtype=np.int64)
-    steps = stream(tokenizer, (np.zeros((1 + 4 * 8, 8, 8, 3), np.uint8) for _ in range(200)), np.uint16)
+    steps = sample_steps(tokenizer, (np.zeros((1 + 4 * 8, 8, 8, 3), np.uint8) for _ in range(200)), np.uint16)
     tracemalloc.start()
     next(steps)
     for _ in range(190):
@@ -103,9 +103,9 @@ def test_a_long_stream_keeps_its_codes_as_small_as_they_are_written(tokenizer):
     assert held < 1.1 * 190 * groups.size * np.uint16().itemsize
 
 
-def test_they_are_the_tokens_of_each_stream(tokenizer):
-    """But for latents midway between two codes: a batch's kernels may round otherwise."""
-    for videos, found in zip(LANES, encode_in_lanes(tokenizer, LANES), strict=True):
+def test_batched_tokens_are_those_of_each_stream_alone(tokenizer):
+    """Except for latents midway between two codes, since the kernels of a batch may round differently."""
+    for videos, found in zip(SLOTS, encode_in_slots(tokenizer, SLOTS), strict=True):
         for video, codes in zip(videos, found, strict=True):
             assert (codes == encode_alone(tokenizer, video)).mean() > 0.999
 
@@ -119,10 +119,10 @@ def test_all_batches_have_one_size(tokenizer, monkeypatch):
         return step(self, frames, state, batched)
 
     monkeypatch.setattr(VideoTokenizer, "encode_step", spy)
-    encode_in_lanes(tokenizer, LANES)
+    encode_in_slots(tokenizer, SLOTS)
     assert set(sizes) == {(4, True)}
-    steps = sum(1 + (len(video) > 1) + max(len(video) - 2, 0) // CHUNK for lane in LANES for video in lane)
-    assert len(sizes) < steps  # streams of one size did share steps
+    steps = sum(1 + (len(video) > 1) + max(len(video) - 2, 0) // CHUNK for slot in SLOTS for video in slot)
+    assert len(sizes) < steps  # so streams of one size shared steps
 
 
 def samples(folder: Path) -> dict[str, np.ndarray]:
@@ -132,8 +132,8 @@ def samples(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory, make_video) -> Path:
-    """Two sizes, lengths that no gop divides, and no video."""
-    folder = tmp_path_factory.mktemp("lanes")
+    """Videos of two sizes, with lengths that are no multiple of the interval, and a file that is no video."""
+    folder = tmp_path_factory.mktemp("slots")
     make_video(folder / "a.mp4", 50)
     make_video(folder / "b.mp4", 23, size=(48, 48))
     make_video(folder / "c.mp4", 31)
@@ -152,17 +152,17 @@ def test_workers_change_no_byte_of_batched_shards(vidvq, videos, checkpoint_dir,
     assert snapshot(tmp_path / "inline") == snapshot(tmp_path / "ray")
     assert vidvq("verify", tmp_path / "inline").code == 0
     batched, alone = samples(tmp_path / "inline"), samples(tmp_path / "alone")
-    assert list(batched) == list(alone)  # in the order of the plan
+    assert list(batched) == list(alone)  # the order of the plan
     for key, codes in batched.items():
         assert (codes == alone[key]).mean() > 0.999
     assert read_plan(tmp_path / "inline").made_from["batch"] == 3
     assert "batch" not in read_plan(tmp_path / "alone").made_from
-    # Another batch may round otherwise: it is another job.
+    # Another batch size may round differently, so it is another job.
     where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / "inline")
     assert "batch" in vidvq("tokenize", videos, *where, *SETTINGS, gop, "quality.share=0.5", INLINE).error
 
 
-def test_a_lane_whose_decoder_dies_costs_one_item_and_no_other_token(
+def test_a_slot_whose_decoder_dies_loses_one_item_and_changes_no_other_token(
     vidvq, videos, checkpoint_dir, tmp_path, monkeypatch
 ):
     def run(name: str) -> dict[str, np.ndarray]:
