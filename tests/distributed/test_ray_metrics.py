@@ -53,7 +53,7 @@ def test_what_a_shard_held_is_served_to_prometheus():
     assert found["vidvq_tokenize_efficiency", ""] == 0.75
 
 
-def test_a_run_that_goes_on_counts_earlier_failures_and_no_earlier_frames():
+def test_a_resumed_run_counts_earlier_failures_and_no_earlier_frames():
     note = ProgressNote()
     assert note.committed(made(5, "hdr").commit) == "1 failed"
     assert note.made(made(10, "hdr")).endswith(" tokens/s, 2 failed")

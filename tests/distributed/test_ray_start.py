@@ -1,4 +1,4 @@
-"""A Ray that does not start, or does not answer, is one line with a remedy, in bounded time."""
+"""Ray that does not start or respond gives a one-line error with a remedy, in bounded time."""
 
 import signal
 import socket

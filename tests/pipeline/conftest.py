@@ -1,4 +1,4 @@
-"""Corpora, answers of an object store that are lost, and ways to stop a job."""
+"""Tiny corpora, lost responses of an object store, and a job that is killed."""
 
 import os
 import signal
@@ -34,9 +34,9 @@ def tiny_clips(tmp_path_factory, tiny_corpus) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch) -> None:
-    """Inline runs in the tests' own process have none beside them: each would take half a second to start.
+    """Make inline runs call functions in the process of the test, which saves half a second and respects patches.
 
-    And what a test puts in a function's place is what runs. Tests of that process run vidvq in one of its own.
+    Tests of the child process run vidvq in a subprocess.
     """
     from vidvq.runtime import InlinePool
 

@@ -1,4 +1,4 @@
-"""What a user sees: results that can be trusted, reasons for what failed, and one line for a mistake."""
+"""The commands end to end: correct results, reasons for failures, and one-line usage errors."""
 
 import io
 import json
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_lacks_a_tensor_names_it(vidvq, tmp_path, clips_dir, c
     assert "lacks the tensor encoder.head.bias" in ran.error
 
 
-def test_a_full_disk_is_one_line_and_the_job_goes_on_later(
+def test_a_full_disk_is_one_line_and_the_job_resumes_later(
     vidvq, tmp_path, demo_videos, tiny_settings, clips_dir, snapshot, monkeypatch
 ):
     import errno
@@ -221,7 +221,7 @@ def test_a_full_disk_is_one_line_and_the_job_goes_on_later(
     assert snapshot(out) == snapshot(clips_dir)
 
 
-def test_inspect_tells_what_everything_is(vidvq, demo_videos, clips_dir, tokens_dir, checkpoint_dir):
+def test_inspect_describes_every_artifact(vidvq, demo_videos, clips_dir, tokens_dir, checkpoint_dir):
     told = {
         demo_videos / "heldout/cup.webm": "vp9 video in matroska",
         clips_dir: "clip shards of plan",

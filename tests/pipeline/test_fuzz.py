@@ -1,4 +1,4 @@
-"""A corpus of broken and hostile files: the run ends, every item is accounted for, and nothing asks the network."""
+"""A corpus of damaged and hostile files: the job ends, accounts for every item and opens no connection."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _MAX_RSS_BYTES = 1_500_000_000
 
 
 class Listener:
-    """Counts who connects to it."""
+    """Counts connections."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))

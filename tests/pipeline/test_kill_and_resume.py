@@ -1,4 +1,4 @@
-"""kill -9 anywhere, or two drivers at once: the directory comes out as if nothing had happened, byte for byte."""
+"""SIGKILL at any point, or several drivers at once: the directory has the same bytes as without."""
 
 import json
 import shutil

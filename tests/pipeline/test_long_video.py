@@ -1,4 +1,4 @@
-"""An hour of video: no stage keeps more of it in memory than of a minute, and any second of it is decoded alone."""
+"""An hour of video: it needs no more memory than a minute, and any second of it is decoded without the rest."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Full disks and decoders that die: one line, nothing half-written, and the job goes on when the machine can."""
+"""Full disks and crashing decoders: a one-line error, no partial files, and a job that resumes afterwards."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def check_nothing_half_done(out: Path, whole: dict[str, str], snapshot: Callable
 
 
 @pytest.mark.parametrize("kib", [4, 12, 40, 60, 84])
-def test_a_job_on_a_full_disk_goes_on_once_there_is_room(
+def test_a_job_on_a_full_disk_resumes_once_there_is_room(
     kib, small_disk, demo_videos, tiny_settings, clips_dir, snapshot, vidvq
 ):
     out = small_disk(kib) / "out"
@@ -38,7 +38,7 @@ def test_a_job_on_a_full_disk_goes_on_once_there_is_room(
 
 
 @pytest.mark.parametrize("kib", [4, 16, 60])
-def test_tokenizing_onto_a_full_disk_goes_on_once_there_is_room(
+def test_tokenizing_onto_a_full_disk_resumes_once_there_is_room(
     kib, small_disk, clips_dir, checkpoint_dir, tokens_dir, snapshot, vidvq
 ):
     out = small_disk(kib) / "out"
@@ -52,7 +52,7 @@ def test_tokenizing_onto_a_full_disk_goes_on_once_there_is_room(
     assert snapshot(out) == snapshot(tokens_dir)
 
 
-def check_goes_on_once_there_is_room(job, kib, small_disk, tmp_path, snapshot, vidvq) -> None:
+def check_resumes_once_there_is_room(job, kib, small_disk, tmp_path, snapshot, vidvq) -> None:
     """``job`` ends with ``--out``; a disk of so many KiB is too small for what it makes."""
     assert vidvq(*job, tmp_path / "whole").code == 0
     out = small_disk(kib) / "out"
@@ -66,12 +66,12 @@ def check_goes_on_once_there_is_room(job, kib, small_disk, tmp_path, snapshot, v
 
 
 @pytest.mark.parametrize("kib", [4, 16, 24])
-def test_tokenizing_videos_onto_a_full_disk_goes_on_once_there_is_room(
+def test_tokenizing_videos_onto_a_full_disk_resumes_once_there_is_room(
     kib, small_disk, demo_videos, checkpoint_dir, tmp_path, snapshot, vidvq
 ):
     settings = "video.short_side=32 video.multiple=8 gop_frames=9 items_per_shard=4".split()
     job = ("tokenize", demo_videos / "train/carphone.mp4", "--checkpoint", checkpoint_dir, *settings, INLINE, "--out")
-    check_goes_on_once_there_is_room(job, kib, small_disk, tmp_path, snapshot, vidvq)
+    check_resumes_once_there_is_room(job, kib, small_disk, tmp_path, snapshot, vidvq)
 
 
 @pytest.mark.parametrize("kind", ["mp4", "png"])
@@ -79,7 +79,7 @@ def test_decoding_onto_a_full_disk_leaves_whole_clips_alone(
     kind, small_disk, tokens_dir, checkpoint_dir, tmp_path, snapshot, vidvq
 ):
     job = ("decode", tokens_dir, "--checkpoint", checkpoint_dir, f"format={kind}", "--out")
-    check_goes_on_once_there_is_room(job, 80, small_disk, tmp_path, snapshot, vidvq)
+    check_resumes_once_there_is_room(job, 80, small_disk, tmp_path, snapshot, vidvq)
 
 
 # Every Python of the job runs this first: readers that die on files of certain names.
@@ -102,18 +102,18 @@ if decode:
     deadly(decode._DecordReader, ("crash", "hang", "poison"))
     deadly(decode._PyAVReader, ("poison",))
 """
-DEADLY_TO_LOOK_AT = """
+DEADLY_TO_PROBE = """
 import ctypes
 from vidvq.video import probe
 
 look = probe._first_frame
 
-def look_or_die(path):
+def probe_or_die(path):
     if "crash" in path.name or "hang" in path.name:
         ctypes.PyDLL(None).sleep(600) if "hang" in path.name else ctypes.string_at(0)
     return look(path)
 
-probe._first_frame = look_or_die
+probe._first_frame = probe_or_die
 """
 
 
@@ -147,11 +147,9 @@ def test_a_decoder_that_dies_or_hangs_costs_its_own_clips_at_most(tmp_path, make
 
 
 @pytest.mark.parametrize("verb", ["shard", "tokenize"])
-def test_inline_too_a_video_that_kills_whoever_looks_at_it_costs_itself_alone(
-    verb, tmp_path, make_video, checkpoint_dir
-):
+def test_an_inline_job_survives_a_video_that_crashes_the_prober(verb, tmp_path, make_video, checkpoint_dir):
     (tmp_path / "deadly").mkdir()
-    (tmp_path / "deadly/sitecustomize.py").write_text(DEADLY_TO_LOOK_AT)
+    (tmp_path / "deadly/sitecustomize.py").write_text(DEADLY_TO_PROBE)
     corpus, out = tmp_path / "corpus", tmp_path / "out"
     corpus.mkdir()
     for name in ("crash", "good", "hang"):

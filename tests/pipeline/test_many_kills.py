@@ -1,4 +1,4 @@
-"""An operator's nightmare: one corpus, kill -9 at random twenty times and more, on one, two and three workers."""
+"""One corpus, killed with SIGKILL at random twenty times and more, on one, two and three workers."""
 
 import os
 import random

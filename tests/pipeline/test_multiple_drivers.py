@@ -1,4 +1,4 @@
-"""Several drivers that share one corpus, as the jobs of a Slurm array do: what one alone makes, byte for byte."""
+"""Several drivers on one corpus, like the jobs of a Slurm array: the same bytes as one driver alone."""
 
 import subprocess
 import sys

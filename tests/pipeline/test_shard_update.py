@@ -1,4 +1,4 @@
-"""A corpus that grows, shrinks and mends: only what a change touches is made again, and all stays accounted for."""
+"""Updates of a corpus: only affected shards are made again, and every item stays accounted for."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ INLINE = "runtime.workers=0"
 
 
 def sources(folder: Path) -> dict[str, int]:
-    """Name of the source -> its clips, over all shards; each shard read in full."""
+    """Number of clips by name of the source, from the content of all shards."""
     found: dict[str, int] = {}
     for path in folder.glob("*.tar"):
         for _, _, info in read_clips(path):
@@ -59,7 +59,7 @@ def test_new_inputs_make_new_shards_and_leave_the_old_ones_alone(corpus, tmp_pat
     assert snapshot(out) == after, "the whole list is what the corpus was made from"
 
 
-def test_an_input_taken_out_leaves_its_shards_and_a_tombstone(corpus, snapshot, vidvq):
+def test_a_removed_input_leaves_its_shards_and_stays_in_the_plan(corpus, snapshot, vidvq):
     videos, out = corpus
     before = snapshot(out)
     ran = vidvq("shard", "--out", out, "--remove", videos / "d.mp4", INLINE, "max_failed=1")
@@ -78,16 +78,16 @@ def test_an_input_taken_out_leaves_its_shards_and_a_tombstone(corpus, snapshot, 
     ]
     assert len(removed) == 2 and all("d.mp4" in outcome.detail for outcome in removed)
     assert vidvq("verify", out).code == 0
-    # Its file may still lie there: the same command goes on, and does not bring it back.
+    # Its file may still exist: the original command does not add it again.
     assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE, "max_failed=1").code == 0
     assert "d.mp4" not in sources(out)
-    # Unless it is asked for.
+    # Only --add does.
     assert vidvq("shard", videos / "d.mp4", "--out", out, "--add", INLINE, "max_failed=1").code == 0
     assert sources(out) == {"a.mp4": 3, "b.mp4": 2, "d.mp4": 2, "e.mp4": 1}
     assert vidvq("verify", out).code == 0
 
 
-def test_a_failure_that_was_mended_gets_its_clips(corpus, make_video, snapshot, vidvq):
+def test_a_repaired_file_gets_its_clips_by_a_retry(corpus, make_video, snapshot, vidvq):
     videos, out = corpus
     before = snapshot(out)
     make_video(videos / "c.mp4", 12, size=(32, 80))
@@ -102,7 +102,7 @@ def test_a_failure_that_was_mended_gets_its_clips(corpus, make_video, snapshot, 
     assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE).code == 0
 
 
-def test_a_failure_that_lasts_stays_one(corpus, snapshot, vidvq):
+def test_a_retry_of_a_damaged_file_changes_nothing(corpus, snapshot, vidvq):
     _, out = corpus
     before = snapshot(out)
     assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
@@ -134,11 +134,11 @@ def test_a_clip_that_failed_to_be_cut_is_cut_and_its_neighbours_are_copied(corpu
     assert vidvq("verify", other).code == 0
 
 
-def test_a_change_that_was_killed_goes_on(corpus, snapshot, vidvq, tmp_path):
+def test_a_killed_update_resumes(corpus, snapshot, vidvq, tmp_path):
     videos, out = corpus
     twin = Path(shutil.copytree(out, tmp_path / "twin"))
     assert vidvq("shard", "--out", out, "--remove", videos / "a.mp4", INLINE, "max_failed=1").code == 0
-    # A kill right after the plan's generation was written.
+    # As after a kill between writing the plan's generation and the first shard.
     for name in ("plan-0001.json", *(path.name for path in out.glob("plan-0001-*.parquet"))):
         shutil.copy(out / name, twin / name)
     ran = vidvq("verify", twin)
@@ -157,7 +157,7 @@ def test_a_change_that_was_killed_goes_on(corpus, snapshot, vidvq, tmp_path):
         (["nowhere.mp4", "--add"], "nowhere.mp4 does not exist"),
     ],
 )
-def test_a_mistake_in_a_change_changes_nothing(corpus, snapshot, vidvq, arguments, said):
+def test_a_usage_error_in_an_update_changes_nothing(corpus, snapshot, vidvq, arguments, said):
     _, out = corpus
     before = snapshot(out)
     ran = vidvq("shard", "--out", out, INLINE, *arguments)
@@ -165,7 +165,7 @@ def test_a_mistake_in_a_change_changes_nothing(corpus, snapshot, vidvq, argument
     assert snapshot(out) == before
 
 
-def test_an_input_that_changed_is_to_be_taken_out_first(corpus, make_video, vidvq):
+def test_a_changed_input_must_be_removed_first(corpus, make_video, vidvq):
     videos, out = corpus
     make_video(videos / "a.mp4", 8)
     ran = vidvq("shard", videos, "--out", out, "--add", INLINE)
@@ -174,7 +174,7 @@ def test_an_input_that_changed_is_to_be_taken_out_first(corpus, make_video, vidv
     assert vidvq("shard", videos, "--out", out, "--add", INLINE, "max_failed=1").code == 0
     assert sources(out)["a.mp4"] == 2
     assert vidvq("verify", out).code == 0
-    # One of its three clips is there no longer; the video is.
+    # The video has lost one of its three clips.
     assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE, "max_failed=1").code == 0
 
 

@@ -1,4 +1,4 @@
-"""Tokens follow clips that grow, shrink and mend: only the token shards of changed clip shards are made again."""
+"""Tokens after updates of their clips: only the token shards of changed clip shards are made again."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def change(vidvq, corpus: tuple[Path, Path], make_video: Callable[..., Path], ki
 
 
 @pytest.mark.parametrize("changes", [["add"], ["a"], ["b"], ["retry"], ["add", "a", "retry", "b"]])
-def test_after_a_change_of_the_clips_the_tokens_are_those_of_the_clips_and_the_rest_is_left_alone(
+def test_after_an_update_of_the_clips_only_the_tokens_of_changed_shards_are_made_again(
     changes, corpus, tokenize, make_video, snapshot, vidvq, tmp_path
 ):
     out = tokenize(tmp_path / "tokens")
@@ -84,7 +84,7 @@ def test_after_a_change_of_the_clips_the_tokens_are_those_of_the_clips_and_the_r
     assert snapshot(out) == after
 
 
-def test_a_change_that_was_killed_goes_on(corpus, tokenize, make_video, snapshot, vidvq, tmp_path):
+def test_a_killed_update_resumes(corpus, tokenize, make_video, snapshot, vidvq, tmp_path):
     out = tokenize(tmp_path / "tokens")
     twin = Path(shutil.copytree(out, tmp_path / "twin"))
     change(vidvq, corpus, make_video, "a")

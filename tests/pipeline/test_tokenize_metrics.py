@@ -1,4 +1,4 @@
-"""Where a run's time went: each second of a worker in one stage, and none of it in what is committed."""
+"""Time accounting of a run: each second of a worker counts for one activity, and commits do not contain times."""
 
 import json
 
@@ -14,7 +14,7 @@ COMMIT = Commit("tokens-000000.tar", "plan", "", 0, 1, (), (), stats={"frames": 
 
 
 class Clock:
-    """Wall time and the time of this thread, that pass when told to."""
+    """Wall time and CPU time of this thread, which advance by method calls."""
 
     def __init__(self, monkeypatch) -> None:
         self.wall = self.cpu = 0.0

@@ -96,7 +96,7 @@ def test_a_collapsed_checkpoint_stops_the_command_and_what_is_committed_stays(
     assert vidvq("verify", out).code == 0
 
 
-def test_a_fall_is_found_again_by_the_run_that_goes_on(vidvq, clips_dir, checkpoint_dir, tmp_path, monkeypatch):
+def test_a_fall_is_found_again_by_the_run_that_resumes(vidvq, clips_dir, checkpoint_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("vidvq.tokenize.quality_gates._SCORED", 4)
     out = tmp_path / "out"
     command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=0")

@@ -1,4 +1,4 @@
-"""Tokens of raw videos that grow, shrink and mend: only what a change touches is made again."""
+"""Updates of tokens of raw video: only affected samples are encoded again."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def samples(folder: Path) -> dict[str, tuple[bytes, object]]:
 
 
 def sources(folder: Path) -> dict[str, int]:
-    """Name of the source -> its samples."""
+    """Number of samples by name of the source."""
     names = [Path(info.source).name for _, info in samples(folder).values()]
     return {name: names.count(name) for name in sorted(set(names))}
 
@@ -107,7 +107,7 @@ def test_what_reads_tokens_reads_changed_ones(videos, tokens, tokenize, make_vid
 
 
 @pytest.mark.parametrize("settings", [[], ["pack=true"], ["quality.share=1"], ["batch=2"], ["gop_frames=null"]])
-def test_a_video_taken_out_leaves_its_shards_and_a_tombstone_and_its_neighbours_are_copied(
+def test_a_removed_video_stays_in_the_plan_and_its_neighbours_are_copied(
     settings, videos, tokenize, snapshot, tmp_path, vidvq
 ):
     settings = [*SETTINGS, *settings]
@@ -135,12 +135,12 @@ def test_a_video_taken_out_leaves_its_shards_and_a_tombstone_and_its_neighbours_
     # Again, and by the first command: its file still lies there, and is not brought back.
     assert snapshot(tokenize(out, "--remove", videos / "b.mp4")) == after
     assert snapshot(tokenize(out, videos, *settings)) == after
-    # Unless it is asked for.
+    # Only --add does.
     tokenize(out, videos / "b.mp4", "--add")
     assert samples(out) == whole
 
 
-def test_a_failure_that_was_mended_gets_its_samples(videos, tokens, tokenize, make_video, snapshot, tmp_path):
+def test_a_repaired_file_gets_its_samples_by_a_retry(videos, tokens, tokenize, make_video, snapshot, tmp_path):
     before = snapshot(tokens)
     assert snapshot(tokenize(tokens, "--retry-failed")) == before, "a failure that lasts stays one"
     make_video(videos / "c.mp4", 13, size=(32, 80))
@@ -165,7 +165,7 @@ def test_a_sample_that_failed_to_be_decoded_is_made_and_its_neighbour_is_copied(
     assert frames_encoded(out) == 3, "the first sample of b.mp4, in the same shard, was not encoded again"
 
 
-def test_a_change_that_was_killed_goes_on(videos, tokens, tokenize, snapshot, vidvq, tmp_path):
+def test_a_killed_update_resumes(videos, tokens, tokenize, snapshot, vidvq, tmp_path):
     twins = [Path(shutil.copytree(tokens, tmp_path / name)) for name in ("one", "two")]
     tokenize(tokens, "--remove", videos / "a.mp4")
     # A kill right after the plan's generation was written; what stood may be damaged by then.
@@ -195,7 +195,7 @@ def test_a_change_that_was_killed_goes_on(videos, tokens, tokenize, snapshot, vi
         (["--retry-failed", "--checkpoint", "{other}"], "Give the --checkpoint that it was made by"),
     ],
 )
-def test_a_mistake_in_a_change_changes_nothing(
+def test_a_usage_error_in_an_update_changes_nothing(
     tokens, clips_dir, other_checkpoint, checkpoint_dir, snapshot, vidvq, arguments, said
 ):
     before = snapshot(tokens)

@@ -1,4 +1,4 @@
-"""Raw video to tokens: what comes out is what the whole video gives, whoever decoded which part of it when."""
+"""Tokens of raw video equal those of the whole video, whatever process decoded which part of it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Odd inputs and damaged artifacts: one line each, and nothing half-written."""
+"""Wrong arguments and damaged files: a one-line error each, and no partial files."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ INLINE = "runtime.workers=0"
         ("config.json", b"{}", "is not a checkpoint"),
     ],
 )
-def test_inspecting_what_is_nothing_is_said_in_one_line(tmp_path, vidvq, name, content, said):
+def test_inspecting_something_else_is_a_one_line_error(tmp_path, vidvq, name, content, said):
     path = tmp_path / name
     path.write_bytes(content)
     ran = vidvq("inspect", path)
@@ -33,7 +33,7 @@ def test_inspecting_what_is_nothing_is_said_in_one_line(tmp_path, vidvq, name, c
 
 
 @pytest.mark.parametrize("setting", ["deadline_s=0", "deadline_s=-1", "max_frames=-3", "max_pixels=0", "max_bytes=0"])
-def test_a_limit_that_nothing_can_keep_is_refused(tmp_path, demo_videos, vidvq, setting):
+def test_a_limit_below_every_video_is_refused(tmp_path, demo_videos, vidvq, setting):
     ran = vidvq("shard", demo_videos / "train", "--out", tmp_path / "out", f"limits.{setting}", INLINE)
     assert ran.code == 2
     assert setting.split("=")[0] in ran.error

@@ -1,4 +1,4 @@
-"""The proof that a directory is whole: it names what is not, and passes nothing that is not."""
+"""Verification of a directory: every kind of damage is found and named."""
 
 import hashlib
 import json
