@@ -112,7 +112,7 @@ def base_name(path: Path) -> str:
 
 
 def shown(text: str) -> str:
-    r"""Text that can be stored and printed: bytes that are not UTF-8 appear as ``\\xff``."""
+    r"""Text that can be stored and printed: bytes that are not UTF-8 appear as ``\xff``."""
     return _NOT_TEXT.sub(_escape, text)
 
 
