@@ -20,6 +20,7 @@ from vidvq.errors import UsageError
 from vidvq.settings import Setting, settings_of
 
 T = TypeVar("T")
+_TEXTS = frozenset({"where"})
 
 
 class ConfigError(UsageError):
@@ -88,7 +89,8 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
                 raise ConfigError(f"override {override!r} goes through {parent!r}, which is a value, not a mapping")
             node = child
         try:
-            node[last] = yaml.safe_load(text)
+            # An expression is text, whatever YAML makes of its quotes, colons and hashes.
+            node[last] = text if last in _TEXTS and text.strip() not in {"", "null"} else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r} is not YAML: {' '.join(str(error).split())}") from error
     return merged

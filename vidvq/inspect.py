@@ -10,6 +10,8 @@ from vidvq.export.records import is_export, read_header, read_part
 from vidvq.formats.checkpoint import find_checkpoint, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import parse_clip_info
+from vidvq.formats.columns import PREFIX as COLUMNS
+from vidvq.formats.columns import parse_columns
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.formats.summary import format_stats
@@ -68,7 +70,8 @@ def _export(folder: Path) -> Iterator[str]:
 def _job(folder: Path) -> Iterator[str]:
     plan = read_plan(folder)
     commits = [commit for name in plan.shard_names() if (commit := read_commit(folder, name))]
-    kind = "clip shards" if plan.stage == "shard" else "token shards"
+    kinds = {"shard": "clip shards", "tokenize": "token shards", "map": "columns"}
+    kind = kinds.get(plan.stage, f"shards of vidvq {plan.stage}")
     yield f"{folder}: {kind} of plan {plan.plan_id[:12]}"
     yield f"  planned: {plan.num_items} items in {plan.num_shards} shards"
     yield f"  committed: {len(commits)} shards, {sum(commit.bytes for commit in commits) / 1e6:.1f} MB"
@@ -94,7 +97,8 @@ def _shard(path: Path) -> Iterator[str]:
         count += 1
         if count <= _SHOWN:
             lines.append(f"  {key}: {_sample(path, key, files, card)}")
-    kind = "token shard" if card else "clip shard" if path.name.startswith(CLIPS) else "tar"
+    kinds = {CLIPS: "clip shard", COLUMNS: "column shard"}
+    kind = "token shard" if card else kinds.get(path.name.partition("-")[0], "tar")
     yield f"{path}: {kind}, {count} samples, {path.stat().st_size / 1e6:.1f} MB"
     yield from lines
     if count > _SHOWN:
@@ -116,6 +120,8 @@ def _sample(path: Path, key: str, files: dict[str, bytes], card: TokenizerCard |
             f"{info.num_frames} frames {info.width}x{info.height} at {info.fps:g} fps, {len(files['mp4'])} bytes, "
             f"clip {info.clip_index} of {info.source}"
         )
+    if path.name.startswith(COLUMNS):
+        return ", ".join(f"{name}={value!r}" for name, value in sorted(parse_columns(files, f"{path}: {key}").items()))
     return ", ".join(f"{extension} ({len(data)} bytes)" for extension, data in files.items())
 
 

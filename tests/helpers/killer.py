@@ -2,6 +2,7 @@
 
 `kill OUT_ROOT ARGUMENTS...` runs ARGUMENTS with OUT_ROOT/N/out for @OUT, kills it with SIGKILL before its N-th file
 operation in that folder, then runs it again to the end. N counts up from 0 until a run ends before its N-th operation.
+`kill/K` does so for each K-th N.
 `race OUT_ROOT ARGUMENTS...` runs three processes at once with OUT_ROOT/N/out, for N below TURNS.
 Prints the exit codes of the last runs as a JSON list.
 """
@@ -85,7 +86,8 @@ def main() -> None:
             pass
         return command(out)
 
-    for turn in range(TURNS if mode == "race" else 10_000):
+    mode, _, every = mode.partition("/")
+    for turn in range(TURNS) if mode == "race" else range(0, 10_000, int(every or 1)):
         out = Path(root) / str(turn) / "out"
         if mode == "race":
             start = time.monotonic() + 0.05

@@ -70,3 +70,20 @@ def test_files_that_only_a_server_reads_are_yaml(path):
 
 def test_the_citation_names_the_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == vidvq.__version__
+
+
+@pytest.mark.parametrize("name", ["brightness_stage.py", "pyproject.toml"])
+def test_the_blocks_of_the_walk_through_are_the_files_of_the_example(name):
+    blocks = re.findall(r"^```\w+\n(.*?)^```$", (ROOT / "docs/add-a-stage.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert (ROOT / "examples/brightness_stage" / name).read_text() in blocks
+
+
+def test_the_where_of_the_page_is_the_language():
+    from vidvq.formats.where import Where
+
+    page = (ROOT / "docs/map.md").read_text()
+    block = re.search(r"## where\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert block
+    rows = [{"motion": 1, "caption": "a dog", "fps": 25, "height": 360, "carried": {"licence": "cc0"}}, {}]
+    for line in block[1].splitlines():
+        assert [Where(line).selects(row) for row in rows] == [True, False]

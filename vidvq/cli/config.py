@@ -41,6 +41,12 @@ STAGES = {
         "vidvq shard VIDEOS... --out DIR --config FILE",
         ("clip", "cut", "filters", "lists", "clips_per_shard", "max_failed", "limits", "runtime"),
     ),
+    "map": Stage(
+        "vidvq.map.config",
+        "MapConfig",
+        "vidvq map CLIPS --function FUNCTION --config FILE",
+        ("where", "deadline_s", "gpus", "max_failed", "runtime", "version", "arguments"),
+    ),
     "train": Stage(
         "vidvq.train.config",
         "TrainConfig",
@@ -57,7 +63,18 @@ STAGES = {
         "TokenizeConfig",
         "vidvq tokenize SOURCES... --checkpoint CKPT --out DIR --config FILE",
         (
-            *("video", "gop_frames", "items_per_shard", "lists", "limits", "batch", "pack", "quality", "max_failed"),
+            *(
+                "video",
+                "gop_frames",
+                "items_per_shard",
+                "lists",
+                "limits",
+                "where",
+                "batch",
+                "pack",
+                "quality",
+                "max_failed",
+            ),
             "runtime",
         ),
     ),
@@ -89,7 +106,7 @@ def settings_epilog(name: str) -> str:
 def show_config(arguments: tuple[str, ...]) -> int:
     """Print every setting of STAGE with its type, meaning and default, as YAML that the command takes.
 
-    STAGE is shard, train, tokenize, decode or export. With FILE (a YAML file, or the name of a packaged one) and
+    STAGE is shard, map, train, tokenize, decode or export. With FILE (a YAML file, or the name of a packaged one) and
     KEY=VALUE the values are those that the command would use. STAGE may be left out where FILE tells it.
 
     \b

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidvq import config, log
-from vidvq.cli.config import settings_epilog
+from vidvq.cli.config import STAGES, settings_epilog
 from vidvq.cli.options import config_option, config_path, is_override, json_option, out_option, split
 from vidvq.errors import UsageError
 
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from vidvq.jobs import CorpusUpdate, Stage
 
 # What an update of a corpus may set: nothing that the plan depends on.
-_FREE = ("runtime.", "max_failed=", "quality.min_psnr=", "quality.max_drop=", "quality.min_usage=")
+_FREE = (
+    "runtime.",
+    "max_failed=",
+    "quality.min_psnr=",
+    "quality.max_drop=",
+    "quality.min_usage=",
+    "gpus=",
+    "deadline_s=",
+)
 _UPDATE_OPTIONS = (
     click.option("--add", is_flag=True, help="Add INPUTS to the corpus in --out, in new shards; its settings hold."),
     click.option(
@@ -35,6 +43,8 @@ def corpus_command(
     short_help: str,
     help: str,
     options: tuple[Callable[[Any], Any], ...] = (),
+    out: Callable[[Any], Any] = out_option,
+    kind: Callable[..., click.Command] = click.Command,
 ) -> click.Command:
     """Build the command of a stage.
 
@@ -45,11 +55,13 @@ def corpus_command(
         short_help: one line for the list of commands.
         help: the help text.
         options: options of this command alone, passed to ``Stage.open``.
+        out: the option ``--out``.
+        kind: class of the command.
     """
 
     def run(
         arguments: tuple[str, ...],
-        out: Path,
+        out: Path | None,
         config_name: str | None,
         as_json: bool,
         dry_run: bool,
@@ -63,23 +75,25 @@ def corpus_command(
             arguments, retry_failed = (*arguments, retry_failed), "*"
         given, overrides = split(arguments)
         stage_type = load()
+        target = out or stage_type.default_out(given, **own)
         if add + bool(remove) + bool(retry_failed) + dry_run > 1:
             raise UsageError("--add, --remove, --retry-failed and --dry-run are one job each; give one of them")
         if add or remove or retry_failed:
             from vidvq.jobs import CorpusUpdate
 
             update = CorpusUpdate(tuple(given) if add else None, remove, retry_failed)
-            return _update(stage_type, given, out, config_name, overrides, update, as_json, own)
-        return _run(stage_type, given, out, config_name, overrides, dry_run, as_json, own)
+            return _update(stage_type, given, target, config_name, overrides, update, as_json, own)
+        return _run(stage_type, given, target, config_name, overrides, dry_run, as_json, own)
 
     command: Any = run
     dry_run = click.option(
         "--dry-run", is_flag=True, help="Tell what would be made and how long it would take; write nothing."
     )
-    for option in reversed((*options, out_option, config_option, json_option, dry_run, *_UPDATE_OPTIONS)):
+    for option in reversed((*options, out, config_option, json_option, dry_run, *_UPDATE_OPTIONS)):
         command = option(command)
     command = click.argument("arguments", nargs=-1, metavar=f"[{inputs}]... [KEY=VALUE]...")(command)
-    return click.command(name, short_help=short_help, help=help, epilog=settings_epilog(name))(command)
+    epilog = settings_epilog(name) if name in STAGES else None
+    return click.command(name, cls=kind, short_help=short_help, help=help, epilog=epilog)(command)  # type: ignore[arg-type]
 
 
 def _run(

@@ -27,6 +27,8 @@ from vidvq.cli.demo import demo
 from vidvq.cli.evaluate import evaluate
 from vidvq.cli.export import export
 from vidvq.cli.inspect import inspect
+from vidvq.cli.installed import CommandGroup
+from vidvq.cli.map import map_clips
 from vidvq.cli.shard import shard
 from vidvq.cli.submit import submit
 from vidvq.cli.tokenize import tokenize
@@ -36,12 +38,26 @@ from vidvq.cli.view import view
 from vidvq.errors import JobStopped, StoreError, UsageError, WorkerLost
 from vidvq.video import VideoError
 
-COMMANDS = (shard, train, tokenize, decode, view, evaluate, demo, show_config, inspect, verify, export, submit)
+COMMANDS = (
+    shard,
+    map_clips,
+    train,
+    tokenize,
+    decode,
+    view,
+    evaluate,
+    demo,
+    show_config,
+    inspect,
+    verify,
+    export,
+    submit,
+)
 
 OK, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="vidvq")
 def cli() -> None:
     """Turn a corpus of video into discrete tokens, and tokens back into video.

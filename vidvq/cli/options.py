@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ checkpoint_option = click.option(
     help="Checkpoint, or training run, whose newest checkpoint is used.",
 )
 out_option = click.option("--out", required=True, type=PathOrUrl(), help="Output directory, or s3://bucket/folder.")
+
+
+def optional_out(default: str) -> Callable[[Any], Any]:
+    """Option ``--out`` of a command that has a default for it."""
+    return click.option("--out", type=PathOrUrl(), show_default=default, help="Output directory.")
+
+
 config_option = click.option("--config", "config_name", help="YAML file, or name of a packaged config.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 

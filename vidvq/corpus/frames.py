@@ -15,7 +15,7 @@ import numpy as np
 
 from vidvq.corpus.fetch import as_video_error, local_file
 from vidvq.corpus.source import Source
-from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import FrameReader, decode_clip, open_reader, sample_timeline, time_stretch
 from vidvq.video.geometry import FrameSize
@@ -108,6 +108,38 @@ class DecodeMessage:
     done: bool = False
 
 
+@dataclass(frozen=True)
+class DecodedClip:
+    """A clip with its frames, or with the error that decoding it ended in.
+
+    Attributes:
+        key: key of the clip.
+        info: its JSON.
+        frames: ``t h w c`` uint8; None after an error.
+        error: why there are no frames.
+    """
+
+    key: str
+    info: ClipInfo
+    frames: np.ndarray | None = None
+    error: VideoError | None = None
+
+
+def decode_clips(job: ClipFrames) -> Iterator[DecodedClip]:
+    """Yield the clips of a shard, in the order of the shard."""
+    for key, media, info in read_clips(job.path):
+        if key not in job.keys:
+            continue
+        try:
+            frames = decode_clip(media, key)
+            if frames.shape != (info.num_frames, info.height, info.width, 3):
+                raise VideoError("decode_error", f"{key} has frames {frames.shape}, its JSON says otherwise")
+        except VideoError as error:
+            yield DecodedClip(key, info, error=VideoError(error.reason, f"{info.source}: {error.detail}"))
+        else:
+            yield DecodedClip(key, info, frames)
+
+
 def decode_items(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
     """Yield the messages of all items. An item that cannot be decoded ends with an error; the next item follows."""
     if isinstance(job, ClipFrames):
@@ -126,20 +158,14 @@ def decode_first(job: ClipFrames | VideoFrames) -> np.ndarray | None:
 
 
 def _clips(job: ClipFrames) -> Iterator[DecodeMessage]:
-    for key, media, clip in read_clips(job.path):
-        if key not in job.keys:
+    names = ItemInfo.__dataclass_fields__
+    for clip in decode_clips(job):
+        if clip.error:
+            yield DecodeMessage(clip.key, error=clip.error)
             continue
-        try:
-            frames = decode_clip(media, key)
-            if frames.shape != (clip.num_frames, clip.height, clip.width, 3):
-                raise VideoError("decode_error", f"{key} has frames {frames.shape}, its JSON says otherwise")
-        except VideoError as error:
-            yield DecodeMessage(key, error=VideoError(error.reason, f"{clip.source}: {error.detail}"))
-            continue
-        names = ItemInfo.__dataclass_fields__
-        yield DecodeMessage(key, info=ItemInfo(**{name: getattr(clip, name) for name in names}))
-        yield DecodeMessage(key, frames=frames)
-        yield DecodeMessage(key, done=True)
+        yield DecodeMessage(clip.key, info=ItemInfo(**{name: getattr(clip.info, name) for name in names}))
+        yield DecodeMessage(clip.key, frames=clip.frames)
+        yield DecodeMessage(clip.key, done=True)
 
 
 def _video(job: VideoFrames, windows: list[Window]) -> Iterator[DecodeMessage]:

@@ -163,6 +163,7 @@ def _file(path: Path, lists: ListPolicy, passed: Counter[str], named: bool) -> I
     if named and is_list(path):
         yield from read_list(path, lists, passed)
     elif is_tar(path):
+        lists.refuse_where(path)
         yield from read_tar(path, lists.carry, SUFFIXES, passed)
     else:
         yield source_at(uri_of(path))

@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from vidvq.config import to_dict
 from vidvq.corpus.source import Source, base_name, carried_json, failed_source, shown, source_at, uri_of
 from vidvq.errors import UsageError
-from vidvq.log import warn
+from vidvq.formats.where import Untyped, Where
+from vidvq.log import info, warn
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _URI_COLUMNS = (
@@ -27,6 +29,7 @@ _START_COLUMNS = "start_s start start_time start_sec start_seconds begin begin_s
 _END_COLUMNS = "end_s end end_time end_sec end_seconds stop stop_s".split()
 _LIKE_A_RANGE = re.compile(r"(^|_)(start|begin|end|stop|from|to|t0|t1|timestamps?|range|segment)(_|$)")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:[.,]\d*)?)")
+_WHERE = "lists.where"
 _MAX_PATH_BYTES = 4096
 _ROWS_PER_BATCH = 4096
 _BLOBS_PER_BATCH = 16
@@ -46,6 +49,8 @@ class ListPolicy:
             ``start_s`` or ``start`` (``end_s`` or ``end``) and other usual names where the list has one, "" takes none.
         carry: columns written to each clip's JSON, under ``carried``. For a tar of videos: fields of ``KEY.json``, and
             ``txt`` for the text of ``KEY.txt``.
+        where: rows to use of csv, tsv, jsonl and parquet lists, as an expression over their columns; None for all. The
+            plan is that of a list without the other rows.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -54,6 +59,24 @@ class ListPolicy:
     start: str | None = None
     end: str | None = None
     carry: tuple[str, ...] = ()
+    where: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.where is not None:
+            Where(self.where, _WHERE)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as JSON types, as plans keep them; without ``where`` if there is none, as in older plans."""
+        return {name: value for name, value in to_dict(self).items() if name != "where" or value is not None}
+
+    def refuse_where(self, path: Path) -> None:
+        """Refuse an expression over the columns of a file that has none.
+
+        Raises:
+            UsageError: names the file.
+        """
+        if self.where is not None:
+            raise UsageError(f"{_WHERE} selects rows of csv, tsv, jsonl and parquet lists; {path} has no columns")
 
 
 def is_list(path: Path) -> bool:
@@ -76,13 +99,18 @@ def read_list(path: Path, policy: ListPolicy, passed: Counter[str]) -> Iterator[
         UsageError: it is damaged, or lacks a column that the policy names.
     """
     columns: _Columns | None = None
+    selection = _Selection(path, policy) if policy.where is not None else None
     try:
         for number, row in enumerate(_rows(path)):
             columns = columns or _Columns(path, policy, row)
+            if selection and not selection.selects(row):
+                continue
             if source := columns.read(row, number):
                 yield source
             else:
                 passed["rows without a video"] += 1
+        if selection:
+            selection.finish()
     except UsageError:
         raise
     except (ValueError, csv.Error, RecursionError, pa.ArrowException) as error:
@@ -181,6 +209,44 @@ def _blobs(column: pa.Array) -> list[_Blob | None]:
         None if size is None and path is None else _Blob(size or 0, path)
         for size, path in zip(sizes, paths, strict=True)
     ]
+
+
+class _Selection:
+    """Which rows of a list an expression selects, and how many."""
+
+    def __init__(self, path: Path, policy: ListPolicy) -> None:
+        name = base_name(path)
+        if name.endswith(".txt"):
+            policy.refuse_where(path)
+        self._path, self._where = path, Where(policy.where or "", _WHERE)
+        self._untyped = name.endswith((".csv", ".tsv"))
+        # A line of jsonl may lack a column that others have.
+        self._same_columns = not name.endswith((".jsonl", ".ndjson"))
+        self._names: set[str] = set()
+        self._rows = self._selected = 0
+
+    def selects(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row is selected."""
+        self._names.update(name for name in row if name)
+        if self._same_columns and not self._rows:
+            self._check()
+        self._rows += 1
+        if self._untyped:
+            # An empty cell is null.
+            row = {name: Untyped(row[name]) if row.get(name) else None for name in self._where.columns}
+        selected = self._where.selects(row)
+        self._selected += selected
+        return selected
+
+    def finish(self) -> None:
+        """Refuse a column that no row had, and tell how many rows were selected."""
+        if self._rows:
+            self._check()
+        info(f"{_WHERE} selects {self._selected} of {self._rows} rows of {self._path}")
+
+    def _check(self) -> None:
+        nested = {name for name in self._where.columns if name.partition(".")[0] in self._names}
+        self._where.check_columns(self._names | nested)
 
 
 class _Columns:

@@ -38,6 +38,8 @@ class DataConfig:
     Attributes:
         clips: directories or URLs written by ``vidvq shard``: one, a list, or a mapping of each to its sampling weight.
             Without weights all clips are equally likely.
+        where: clips to train on, as an expression over the columns in ``CLIPS/columns/`` and the fields of every clip;
+            None for all.
         batch_size: clips per optimizer step, over all processes and micro-batches (1 or more).
         micro_batch_size: clips per micro-batch of one process (1 or more); None uses one micro-batch per step.
         num_frames: frames per clip, from a random start (1 + a multiple of the temporal factor). Shorter clips are
@@ -56,6 +58,7 @@ class DataConfig:
     clips: Annotated[
         dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)
     ]
+    where: str | None = None
     batch_size: Size = 8
     micro_batch_size: Size | None = None
     num_frames: Size = 17

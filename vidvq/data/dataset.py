@@ -53,7 +53,7 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
     def __init__(self, config: DataConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
         self.config, self.seed, self.rank, self.ranks = config, seed, rank, ranks
         self.micro_batch = config.micro_batch(ranks)
-        self.index = read_clip_index(list(config.clips))
+        self.index = read_clip_index(list(config.clips), config.where)
         bucket = assign_buckets(self.index, config.shapes)
         if left_out := int((bucket < 0).sum()):
             shapes = ", ".join(f"{shape.width}x{shape.height}" for shape in config.shapes)

@@ -14,6 +14,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.plan import read_plan
+from vidvq.formats.selection import ClipSelection
 from vidvq.storage import is_remote, read_range, resolve_path
 from vidvq.video import VideoError
 
@@ -61,24 +62,31 @@ class ClipIndex:
         return ByteRange(self.shards[int(self.shard[clip])], *numbers)
 
 
-def read_clip_index(folders: list[str]) -> ClipIndex:
+def read_clip_index(folders: list[str], where: str | None = None) -> ClipIndex:
     """Index directories written by ``vidvq shard``; reads the JSON of each clip.
 
     Args:
         folders: paths or URLs of the directories.
+        where: an expression that selects clips (see :mod:`vidvq.formats.selection`); None for all.
 
     Raises:
         UsageError: a directory is incomplete or damaged, or has no clips.
     """
     shards = [(number, *found) for number, folder in enumerate(folders) for found in _committed(resolve_path(folder))]
+    selections = [_open_selection(resolve_path(folder), where) for folder in folders]
     rows: list[tuple[int, ...]] = []
     keys: list[str] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        per_shard = pool.map(lambda shard: _read_shard(*shard[1:]), shards)
+        per_shard = pool.map(lambda shard: _read_shard(shard[1], shard[2], selections[shard[0]]), shards)
         for index, ((number, _, _), clips) in enumerate(zip(shards, per_shard, strict=True)):
             for key, media, size in clips:
                 keys.append(key)
                 rows.append((index, number, media.offset, media.size, media.crc32, *size))
+    for selection in selections:
+        if selection:
+            selection.finish()
+    if not rows and where and shards:
+        raise UsageError(f"data.where={where!r} selects none of the clips in data.clips={','.join(folders)}")
     if not rows:
         raise UsageError(f"data.clips={','.join(folders)} has no clips; use directories written by vidvq shard")
     return ClipIndex([path for _, path, _ in shards], keys, *np.array(rows, dtype=np.int64).T)
@@ -99,6 +107,10 @@ def read_bytes(file: ByteRange) -> bytes:
     return data
 
 
+def _open_selection(folder: Path, where: str | None) -> ClipSelection | None:
+    return ClipSelection(folder, read_plan(folder), where, "data.where") if where else None
+
+
 def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
     for shard in read_plan(folder).shard_names():
         commit = read_commit(folder, shard)
@@ -108,8 +120,10 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
             yield str(folder / shard), commit
 
 
-def _read_shard(path: str, commit: Commit) -> list[tuple[str, ByteRange, tuple[int, int, int]]]:
-    """Return key, media range and ``(num_frames, height, width)`` of each clip of a shard."""
+def _read_shard(
+    path: str, commit: Commit, selection: ClipSelection | None
+) -> list[tuple[str, ByteRange, tuple[int, int, int]]]:
+    """Return key, media range and ``(num_frames, height, width)`` of each selected clip of a shard."""
     samples: dict[str, dict[str, ByteRange]] = {}
     for member, offset in commit.member_offsets():
         file = ByteRange(path, offset, member.size, member.crc32)
@@ -124,6 +138,8 @@ def _read_shard(path: str, commit: Commit) -> list[tuple[str, ByteRange, tuple[i
         if crc32(data) != files["json"].crc32:
             raise UsageError(f"{path} is damaged; run vidvq verify")
         info = parse_clip_info(data, f"{path}: {key}")
+        if selection and not selection.selects(key, info):
+            continue
         clips.append((key, files[media], (info.num_frames, info.height, info.width)))
     return clips
 

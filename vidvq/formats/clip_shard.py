@@ -11,7 +11,7 @@ from typing import Any
 
 from vidvq.config import validate
 from vidvq.errors import UsageError
-from vidvq.formats.tar import read_samples
+from vidvq.formats.tar import read_members, read_samples
 from vidvq.storage import canonical_json
 
 FORMAT = "vidvq.clip/1"
@@ -106,6 +106,18 @@ def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:
     """
     for key, files in read_samples(path):
         yield key, files[media_of(files, f"{path}: {key}")], parse_clip_info(files["json"], f"{path}: {key}")
+
+
+def read_infos(path: Path) -> Iterator[tuple[str, ClipInfo]]:
+    """Yield ``(key, info)`` of each clip in a shard.
+
+    Raises:
+        ValueError: the tar or a sample in it is not a clip shard's.
+    """
+    for name, data in read_members(path):
+        key, _, extension = name.partition(".")
+        if extension == "json":
+            yield key, parse_clip_info(data, f"{path}: {key}")
 
 
 def media_of(files: Collection[str], where: str) -> str:

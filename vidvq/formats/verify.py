@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vidvq.errors import UsageError
-from vidvq.formats import clip_shard, token_shard
+from vidvq.formats import clip_shard, columns, token_shard
 from vidvq.formats.commit import FOLDER, Commit, read_commit
 from vidvq.formats.plan import Plan, read_plan
-from vidvq.formats.tar import find_damage
+from vidvq.formats.tar import find_damage, read_samples
 from vidvq.storage import sha256_file
 
 
@@ -39,7 +39,7 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
     """Check every shard of a directory against its plan and its commit records.
 
     Args:
-        folder: output directory of ``vidvq shard`` or ``vidvq tokenize``.
+        folder: output directory of ``vidvq shard``, ``vidvq tokenize`` or another stage.
         tick: called after each shard.
 
     Raises:
@@ -47,7 +47,7 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
     """
     plan = read_plan(folder)
     report = VerifyReport(items=plan.num_items, shards=plan.num_shards)
-    check_content = _content_check(folder, plan.stage)
+    check_content = _content_check(folder, plan)
     report.problems += _check_card(folder, plan)
     seen: set[str] = set()
     names: set[str] = set()
@@ -125,11 +125,14 @@ def _check_card(folder: Path, plan: Plan) -> list[str]:
     return [f"tokenizer.json: names tokenizer {card.token_fingerprint[:12]}, the plan {planned[:12]}; restore it"]
 
 
-def _content_check(folder: Path, stage: str) -> Callable[[Path], list[str]]:
-    if stage == "tokenize":
+def _content_check(folder: Path, plan: Plan) -> Callable[[Path], list[str]]:
+    if plan.stage == "tokenize":
         card = token_shard.read_tokenizer_card(folder)
         return lambda path: _first_error(token_shard.read_tokens(path, card))
-    return lambda path: _first_error(clip_shard.read_clips(path))
+    # Of what other stages wrote, the checksums tell all that can be told.
+    readers = {clip_shard.PREFIX: clip_shard.read_clips, columns.PREFIX: columns.read_columns}
+    read = readers.get(plan.header.prefix, read_samples)
+    return lambda path: _first_error(read(path))
 
 
 def _first_error(samples: Iterable[object]) -> list[str]:

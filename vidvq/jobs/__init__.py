@@ -1,5 +1,6 @@
 """The corpus job, once for all stages: plan, resume, update, execute, account; see :mod:`vidvq.jobs.stage`."""
 
+from vidvq.jobs.clip_functions import ClipFunction, ClipFunctionConfig, ClipFunctionStage
 from vidvq.jobs.estimate import Estimate, estimate
 from vidvq.jobs.rows import ClipRow, VideoRow
 from vidvq.jobs.run import run_job
@@ -7,6 +8,9 @@ from vidvq.jobs.stage import ClipStage, Monitor, ShardResult, ShardTask, Stage, 
 from vidvq.jobs.update import CorpusUpdate
 
 __all__ = [
+    "ClipFunction",
+    "ClipFunctionConfig",
+    "ClipFunctionStage",
     "ClipRow",
     "ClipStage",
     "CorpusUpdate",

@@ -15,8 +15,10 @@ from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit
 from vidvq.formats.plan import read_plan
+from vidvq.formats.rows import NOT_SELECTED
+from vidvq.formats.selection import ClipSelection
 from vidvq.jobs.listing import probe_sources
-from vidvq.jobs.plan_clips import read_clip_shards, rows_of
+from vidvq.jobs.plan_clips import read_clip_shards, rows_of, select_rows
 from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ShardTask, Stage, VideoStage
 from vidvq.log import progress
 from vidvq.runtime import Pool, Pools, WorkerDied, open_pools
@@ -171,16 +173,27 @@ def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], pools: Poo
 
 def _sample_clips(stage: Stage[Any]) -> _Sample[Any]:
     assert isinstance(stage, ClipStage)
-    shards = list(read_clip_shards(stage.clips, read_plan(stage.clips)))
-    drawn = shards[:: max(len(shards) // _TASKS, 1)][:_TASKS]
+    plan = read_plan(stage.clips)
+    selection = ClipSelection(stage.clips, plan, stage.where, "where") if stage.where else None
+    shards = list(read_clip_shards(stage.clips, plan))
+    clips = sum(commit.ok for commit in shards)
+    rows = (
+        [[row for row in select_rows(shard, index, selection) if not row.outcome] for index, shard in enumerate(shards)]
+        if selection
+        else []
+    )
+    selected = sum(map(len, rows)) if selection else clips
+    drawn = range(0, len(shards), max(len(shards) // _TASKS, 1))[:_TASKS]
+    groups = [rows[index] if selection else list(rows_of(shards[index], index)) for index in drawn]
     return _Sample(
         inputs=len(shards),
         probed=len(shards),
-        items=sum(commit.ok for commit in shards),
+        items=selected,
         shards=len(shards),
-        frames=sum(commit.stats["frames"] for commit in shards),
+        frames=round(sum(commit.stats["frames"] for commit in shards) * selected / max(clips, 1)),
         exact=True,
-        groups=[list(rows_of(commit, index))[:_CLIPS_PER_TASK] for index, commit in enumerate(drawn)],
+        groups=[group[:_CLIPS_PER_TASK] for group in groups if group],
+        left_out={NOT_SELECTED: clips - selected} if clips > selected else {},
     )
 
 

@@ -1,8 +1,8 @@
 """The plan of a stage whose input is a directory of clip shards: one shard for each clip shard.
 
-A plan follows its clips. Where ``vidvq shard`` has updated the directory, the next run extends the plan: a clip shard
-that was made again, under a new name, gives its shard a new name too; a clip that it no longer holds stays in the plan
-as ``removed``; a new clip shard gets a new shard.
+A plan follows its clips, and the columns that ``where`` selects by. Where ``vidvq shard`` has updated the directory,
+the next run extends the plan: a clip shard that was made again, under a new name, gives its shard a new name too; a
+clip that it no longer holds stays in the plan as ``removed``; a new clip shard gets a new shard.
 """
 
 import hashlib
@@ -18,33 +18,49 @@ import pyarrow as pa
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import Plan, create_plan, extend_plan, has_plan, read_plan, refuse_other_origin
-from vidvq.formats.rows import REMOVED, codec_of
+from vidvq.formats.rows import NOT_SELECTED, REMOVED, codec_of
+from vidvq.formats.selection import ClipSelection
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import ClipStage
 
 SHARD_STAGE = "shard"
+# Entries of `made_from` that may change from one state of the inputs to a later one.
+_NO_INPUTS: dict[str, Any] = {"clips": None, "columns": None}
 
 
 def plan_clips(stage: ClipStage, out: Path) -> Plan:
     """The plan of an output directory: the one that is there, extended where its clips have changed, or a new one.
 
     Raises:
-        UsageError: the clips are unfinished or empty, or the plan that is there was made from other clips or settings.
+        UsageError: the clips are unfinished or empty, ``where`` is wrong, or the plan that is there was made from other
+            clips or settings.
     """
     clips = read_plan(stage.clips)
     digest = hashlib.sha256()
-    table = codec_of(ClipRow).to_table(_rows(read_clip_shards(stage.clips, clips), digest))
+    commits = read_clip_shards(stage.clips, clips)
+    selection = ClipSelection(stage.clips, clips, stage.where, "where") if stage.where else None
+    table = codec_of(ClipRow).to_table(_rows(commits, selection, digest))
     if not table.num_rows:
         raise UsageError(f"{stage.clips} holds no clips; nothing to {stage.name}")
     made_from = {"clips": {"plan_id": clips.plan_id, "sha256": digest.hexdigest()}} | stage.identity()
+    made_from |= selection.identity() if selection else {}
     if not has_plan(out):
         plan = create_plan(out, stage.name, stage.prefix, made_from, table)
     else:
         plan = read_plan(out)
-        if _follows(plan, clips, stage.name, made_from):
+        if _follows(plan, clips, selection, stage.name, made_from):
             return extend_plan(out, plan, made_from, codec_of(ClipRow).to_table(_changed_rows(plan, clips, table)))
     refuse_other_origin(out, plan, stage.name, made_from)
     return plan
+
+
+def select_rows(commit: Commit, index: int, selection: ClipSelection | None) -> Iterator[ClipRow]:
+    """Yield the rows of one clip shard's clips, for the shard with an index; those not selected are left out."""
+    selected = selection.keys(commit) if selection else set[str]()
+    for row in rows_of(commit, index):
+        if selection and row.key not in selected:
+            row = row.leave_out(NOT_SELECTED, f"where={selection.text}")
+        yield row
 
 
 def rows_of(commit: Commit, index: int) -> Iterator[ClipRow]:
@@ -68,11 +84,13 @@ def read_clip_shards(folder: Path, plan: Plan) -> Iterator[Commit]:
             yield commit
 
 
-def _rows(commits: Iterator[Commit], digest: Any) -> Iterator[ClipRow]:
+def _rows(commits: Iterator[Commit], selection: ClipSelection | None, digest: Any) -> Iterator[ClipRow]:
     """Yield the rows of all clips, and add the SHA-256 of each clip shard to ``digest``, one a line."""
     for index, commit in enumerate(commits):
         digest.update(f"{chr(10) if index else ''}{commit.sha256}".encode())
-        yield from rows_of(commit, index)
+        yield from select_rows(commit, index, selection)
+    if selection:
+        selection.finish()
 
 
 @dataclass(frozen=True)
@@ -88,17 +106,19 @@ class _ClipShard:
         return ClipRow(key=key, shard=self.index, clip_shard=self.name, clip_shard_sha256=self.sha256)
 
 
-def _follows(plan: Plan, clips: Plan, stage: str, made_from: dict[str, Any]) -> bool:
-    """Whether the plan was made by the same stage with the same settings from an earlier state of the same clips."""
+def _follows(plan: Plan, clips: Plan, selection: ClipSelection | None, stage: str, made_from: dict[str, Any]) -> bool:
+    """Whether the plan was made by the same stage with the same settings from an earlier state of the same inputs."""
     before = plan.made_from
-    if plan.stage != stage or "clips" not in before:
+    if plan.stage != stage or "clips" not in before or before == made_from:
         return False
-    same_settings = before | {"clips": None} == made_from | {"clips": None}
-    return same_settings and before["clips"] != made_from["clips"] and before["clips"]["plan_id"] in clips.ids
+    if before | _NO_INPUTS != made_from | _NO_INPUTS or before["clips"]["plan_id"] not in clips.ids:
+        return False
+    then, sets = before.get("columns", {}), selection.sets if selection else {}
+    return then.keys() == sets.keys() and all(then[name]["plan_id"] in sets[name].plan.ids for name in sets)
 
 
 def _changed_rows(plan: Plan, clips: Plan, table: pa.Table) -> Iterator[ClipRow]:
-    """Yield the rows of all shards whose clip shards have changed, in the order of the shards.
+    """Yield the rows of all shards whose clip shards or selections have changed, in the order of the shards.
 
     Args:
         plan: the plan as it is.
@@ -108,21 +128,28 @@ def _changed_rows(plan: Plan, clips: Plan, table: pa.Table) -> Iterator[ClipRow]
     names = {_stem(name): name for name in clips.shard_names()}
     codec = codec_of(ClipRow)
     then, now = _by_stem(plan.rows(ClipRow)), _by_stem(codec.from_table(table))
-    changed = [stem for stem, shard in then.items() if _differs(shard, now.get(stem))]
+    selected_then, selected_now = _left_out(plan.rows(ClipRow)), _left_out(codec.from_table(table))
+    changed = [
+        stem
+        for stem, shard in then.items()
+        if _differs(shard, now.get(stem)) or (selected_then[stem] != selected_now[stem] and stem in now)
+    ]
     new = [stem for stem in now if stem not in then]
-    old_keys = _keys(plan.rows(ClipRow), {then[stem].index for stem in changed})
-    keys = _keys(codec.from_table(table), {now[stem].index for stem in (*changed, *new) if stem in now})
+    old_rows = _rows_of_shards(plan.rows(ClipRow), {then[stem].index for stem in changed})
+    rows = _rows_of_shards(codec.from_table(table), {now[stem].index for stem in (*changed, *new) if stem in now})
     for stem in changed:
         # A clip shard that no longer holds any clip has no file; its name is that of its newest generation.
         there = now.get(stem, _ClipShard(names[stem], "", -1))
         shard = replace(there, index=then[stem].index)
-        present = keys.get(there.index, {})
-        yield from map(shard.row, present)
-        for key in old_keys[shard.index]:
+        present = rows.get(there.index, {})
+        for row in present.values():
+            yield replace(row, shard=shard.index)
+        for key in old_rows[shard.index]:
             if key not in present:
                 yield shard.row(key).leave_out(REMOVED, "its clip is there no longer")
     for index, stem in enumerate(new, plan.num_shards):
-        yield from map(replace(now[stem], index=index).row, keys[now[stem].index])
+        for row in rows[now[stem].index].values():
+            yield replace(row, shard=index)
 
 
 def _differs(then: _ClipShard, now: _ClipShard | None) -> bool:
@@ -135,12 +162,21 @@ def _by_stem(rows: Iterator[ClipRow]) -> dict[str, _ClipShard]:
     return {_stem(shard.name): shard for shard, _ in groupby(found)}
 
 
-def _keys(rows: Iterator[ClipRow], shards: set[int]) -> dict[int, dict[str, None]]:
-    """The keys in each of some shards, in order."""
-    found: dict[int, dict[str, None]] = defaultdict(dict)
+def _left_out(rows: Iterator[ClipRow]) -> dict[str, set[str]]:
+    """The keys that were not selected in each clip shard, by its stem."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row.reason == NOT_SELECTED:
+            found[_stem(row.clip_shard)].add(row.key)
+    return found
+
+
+def _rows_of_shards(rows: Iterator[ClipRow], shards: set[int]) -> dict[int, dict[str, ClipRow]]:
+    """The rows of some shards by key, in order."""
+    found: dict[int, dict[str, ClipRow]] = defaultdict(dict)
     for row in rows:
         if row.shard in shards:
-            found[row.shard][row.key] = None
+            found[row.shard][row.key] = row
     return found
 
 

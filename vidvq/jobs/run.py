@@ -17,7 +17,7 @@ from typing import Any
 
 from vidvq.errors import JobStopped, WorkerLost
 from vidvq.formats.commit import read_commits
-from vidvq.formats.plan import Plan, read_plan
+from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary, summarize
 from vidvq.jobs.plan_clips import plan_clips
 from vidvq.jobs.plan_videos import plan_videos
@@ -62,7 +62,7 @@ def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate 
     if isinstance(stage, VideoStage):
         return update_videos(stage, update, out, pools) if update else plan_videos(stage, inputs, out, pools)
     assert isinstance(stage, ClipStage), f"{type(stage).__name__} must be a VideoStage or a ClipStage"
-    return retry_clips(read_plan(out), update, out) if update else plan_clips(stage, out)
+    return retry_clips(stage, update, out) if update else plan_clips(stage, out)
 
 
 def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, pools: Pools) -> None:

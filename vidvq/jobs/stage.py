@@ -234,6 +234,15 @@ class Stage(ABC, Generic[AnyRow]):
         """
 
     @classmethod
+    def default_out(cls, inputs: list[str], **options: Any) -> Path:
+        """The output directory of a job that is given none.
+
+        Raises:
+            UsageError: the stage has no such rule.
+        """
+        raise UsageError("--out is missing; give an output directory")
+
+    @classmethod
     def settings_of(cls, made_from: dict[str, Any]) -> dict[str, Any]:
         """The settings that a plan was made with, as far as it keeps them."""
         return {each.name: made_from[each.name] for each in fields(cls.config_type) if each.name in made_from}
@@ -304,14 +313,28 @@ class ClipStage(Stage[ClipRow]):
     clips: Path
     row = ClipRow
 
+    @property
+    def where(self) -> str | None:
+        """An expression that selects clips (see :mod:`vidvq.formats.selection`): the setting ``where``, if any."""
+        return getattr(self.config, "where", None)
+
     @classmethod
     def open(cls, inputs: list[str], config: Any, **options: Any) -> "ClipStage":
         """Build the stage for a job over the one directory in ``inputs``."""
+        return cls(clips=cls.require_clips(inputs), config=config, **options)  # type: ignore[call-arg] (subclasses)
+
+    @classmethod
+    def require_clips(cls, inputs: Sequence[str]) -> Path:
+        """The one directory of clip shards in the inputs.
+
+        Raises:
+            UsageError: there is none, or it is not the only input.
+        """
         clips = cls.find_clips(inputs)
         if clips is None:
             got = " ".join(inputs) or "none"
             raise UsageError(f"vidvq {cls.name} takes a directory that vidvq shard wrote; got {got}")
-        return cls(clips=clips, config=config, **options)  # type: ignore[call-arg] (subclasses have a config)
+        return clips
 
     @staticmethod
     def find_clips(inputs: Sequence[str]) -> Path | None:

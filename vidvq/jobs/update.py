@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,7 +21,7 @@ from vidvq.formats.rows import GONE, REMOVED, codec_of
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.plan_videos import number_shards, sources_of
 from vidvq.jobs.rows import ClipRow
-from vidvq.jobs.stage import AnyVideoRow, VideoStage
+from vidvq.jobs.stage import AnyVideoRow, ClipStage, Stage, VideoStage
 from vidvq.log import info
 from vidvq.runtime import Pools
 from vidvq.storage import differences, resolve_path
@@ -82,9 +83,7 @@ def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Pat
             corpus was made by another tokenizer.
     """
     plan = read_plan(out)
-    identity = {name: value for name, value in stage.identity().items() if name in plan.made_from}
-    if found := list(differences("", {name: plan.made_from[name] for name in identity}, identity)):
-        raise UsageError(f"{out} was made otherwise: {'; '.join(found)}. Give the --checkpoint that it was made by")
+    _refuse_other_identity(stage, plan, out)
     if update.add is not None:
         return _add(stage, plan, list(update.add), out, pools)
     if update.remove:
@@ -92,12 +91,24 @@ def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Pat
     return _retry(stage, plan, update.retry, out, pools)
 
 
-def retry_clips(plan: Plan, update: CorpusUpdate, out: Path) -> Plan:
-    """Write the next generation of a plan over clip shards: its failed items again."""
+def retry_clips(stage: ClipStage, update: CorpusUpdate, out: Path) -> Plan:
+    """Write the next generation of a plan over clip shards: its failed items again.
+
+    Raises:
+        UsageError: the corpus was made by another tokenizer or function.
+    """
+    plan = read_plan(out)
+    _refuse_other_identity(stage, plan, out)
     failed = _failed_keys(plan, update.retry, out)
     rows = [row for row in plan.rows(ClipRow) if row.key in failed]
     info(f"{len(failed)} failed items, {len(rows)} to retry")
     return extend_plan(out, plan, plan.made_from, codec_of(ClipRow).to_table(rows)) if rows else plan
+
+
+def _refuse_other_identity(stage: Stage[Any], plan: Plan, out: Path) -> None:
+    identity = {name: value for name, value in stage.identity().items() if name in plan.made_from}
+    if found := list(differences("", {name: plan.made_from[name] for name in identity}, identity)):
+        raise UsageError(f"{out} was made otherwise: {'; '.join(found)}. Give what it was made with, or another --out")
 
 
 def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Path, pools: Pools) -> Plan:

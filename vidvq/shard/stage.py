@@ -76,7 +76,7 @@ class ShardStage(VideoStage[PlannedClip]):
     def identity(self) -> dict[str, Any]:
         """The settings that decide which clips there are and how they are encoded."""
         settings = to_dict(self.config)
-        return {name: settings[name] for name in _IDENTITY}
+        return {name: settings[name] for name in _IDENTITY} | {"lists": self.config.lists.identity()}
 
     def probe(self, source: Source) -> list[PlannedClip]:
         """The clips of one video."""

@@ -58,6 +58,8 @@ class TokenizeConfig:
         items_per_shard: planned samples per token shard of raw video.
         lists: the columns of input lists.
         limits: caps on a single video.
+        where: clips to tokenize, as an expression over their columns; None for all. The others are counted as
+            ``filtered(not_selected)``. Raw video has ``lists.where``.
         batch: streams that a worker encodes together, each decoded by its own process; None means 8 on a GPU and 1 on
             CPUs. Recorded in the plan, because kernels round differently for another batch size.
         pack: write codes bit-packed and compressed (``KEY.tokens.bits.zst``) instead of as npy; lossless.
@@ -73,6 +75,7 @@ class TokenizeConfig:
     items_per_shard: Annotated[int, Field(ge=1)] = 256
     lists: ListPolicy = field(default_factory=ListPolicy)
     limits: Limits = field(default_factory=Limits)
+    where: str | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
     pack: bool = False
     quality: QualityPolicy = field(default_factory=QualityPolicy)

@@ -137,6 +137,7 @@ class TokenizeVideos(_TokenizeStage[PlannedSample], VideoStage[PlannedSample]):
         """The settings that decide which frames are encoded, and the tokenizer."""
         settings = to_dict(self.config)
         decisive = {name: settings[name] for name in _VIDEO_IDENTITY}
+        decisive["lists"] = self.config.lists.identity()
         return decisive | {"token_fingerprint": self.card.token_fingerprint} | self._written_as()
 
     def probe(self, source: Source) -> list[PlannedSample]:
@@ -192,6 +193,10 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
                 f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with"
             )
         return TokenizeClips(clips=clips, config=config, checkpoint=folder, card=card, gpus=gpus)
+    if config.where:
+        raise UsageError(
+            f"where={config.where!r} selects clips; lists.where selects raw videos by the columns of lists"
+        )
     _check_gop(config.gop_frames, card.temporal_factor)
     if config.gop_frames is None and not tokenizer.supports_streaming:
         raise UsageError(

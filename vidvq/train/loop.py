@@ -90,7 +90,9 @@ def _acquire_run_directory(run: Path, config: TrainConfig) -> None:
     """Write the resolved config; reject a directory that belongs to a run with another config."""
     path, mine = run / "config.yaml", settings.to_dict(config)
     if path.exists():
-        found = differences("", settings.read_yaml(path), mine)
+        # Settings that an older vidvq did not write have their defaults.
+        theirs = settings.to_dict(settings.validate(TrainConfig, settings.read_yaml(path), str(path)))
+        found = differences("", theirs, mine)
         differing = [line for line in found if line.partition(" ")[0] not in _MAY_CHANGE]
         if differing:
             raise UsageError(f"{run} belongs to a run with another config: {'; '.join(differing)}; use another out=")

@@ -1,0 +1,21 @@
+"""Settings of `vidvq map`."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from vidvq.jobs.clip_functions import ClipFunctionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapConfig(ClipFunctionConfig):
+    """Settings of `vidvq map`.
+
+    Attributes:
+        version: version of the function, for what its source file does not tell: weights that it loads, a library.
+        arguments: keyword arguments of the function, class or factory.
+    """
+
+    version: Annotated[str, Field(coerce_numbers_to_str=True)] = ""
+    arguments: dict[str, Any] = field(default_factory=dict)

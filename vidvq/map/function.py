@@ -1,0 +1,139 @@
+"""The callable that ``--function`` names: found, hashed and built. This runs the user's own code."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+
+from vidvq.errors import UsageError
+from vidvq.formats.clip_shard import ClipInfo
+from vidvq.jobs.clip_functions import error_line
+from vidvq.storage import sha256_file
+
+# Frames `t h w c` uint8 (0 to 255) and the clip's JSON to a dict of text, numbers, bools and None.
+ColumnFunction: TypeAlias = Callable[[np.ndarray, ClipInfo], Mapping[str, Any]]
+_FORMS = "give module:callable or path/to/file.py:callable"
+
+
+@dataclass(frozen=True)
+class FunctionSource:
+    """A callable in a source file.
+
+    Attributes:
+        module: name of the module, or absolute path of the file.
+        name: name of the callable.
+        sha256: SHA-256 of the source file (hex).
+    """
+
+    module: str
+    name: str
+    sha256: str
+
+    def build(self, arguments: Mapping[str, Any]) -> ColumnFunction:
+        """Import it and build the function.
+
+        Args:
+            arguments: keyword arguments of the function, class or factory.
+
+        Raises:
+            UsageError: it cannot be imported, is another one than was planned with, or takes other arguments.
+        """
+        found, file = _import(self.module, self.name)
+        if sha256_file(file) != self.sha256:
+            raise UsageError(f"{file} is not the file that the job began with; put the same one on every machine")
+        return _bind(found, self.name, arguments)
+
+
+def find_function(reference: str, arguments: Mapping[str, Any]) -> FunctionSource:
+    """Import the callable and check that it takes a clip, without building it.
+
+    Args:
+        reference: ``module:callable``, or ``path/to/file.py:callable``.
+        arguments: keyword arguments of the function, class or factory.
+
+    Raises:
+        UsageError: there is none, or it takes other arguments.
+    """
+    module, colon, name = reference.rpartition(":")
+    if not colon or not module or not name.isidentifier():
+        raise UsageError(f"--function {reference} names no callable; {_FORMS}")
+    if module.endswith(".py"):
+        module = str(Path(module).absolute())
+    found, file = _import(module, name)
+    _refuse_other_arguments(found, name, arguments)
+    return FunctionSource(module, name, sha256_file(file))
+
+
+def _import(module: str, name: str) -> tuple[Any, Path]:
+    try:
+        loaded = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+    except UsageError:
+        raise
+    except Exception as error:
+        remedy = f"; {_FORMS}, and set PYTHONPATH to its folder" if isinstance(error, ModuleNotFoundError) else ""
+        raise UsageError(f"{module} cannot be imported: {error_line(error)}{remedy}") from error
+    found = getattr(loaded, name, None)
+    if not callable(found):
+        there = sorted(each for each, value in vars(loaded).items() if callable(value) and not each.startswith("_"))
+        what = "has no" if found is None else "has something else than a callable as"
+        raise UsageError(f"{module} {what} {name}; it has {', '.join(there) or 'no callable'}")
+    if not loaded.__file__:
+        raise UsageError(f"{module} has no source file; {_FORMS}")
+    return found, Path(loaded.__file__)
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; {_FORMS}")
+    name = f"vidvq_function_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    # As for a script, modules beside it can be imported.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _refuse_other_arguments(found: Any, name: str, arguments: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):
+        return
+    if not (_takes(signature, **arguments) or (not inspect.isclass(found) and _takes_clip(signature, arguments))):
+        given = f" and arguments={dict(arguments)}" if arguments else ""
+        raise UsageError(
+            f"{name}{signature} must take (frames, info){given}, or be a class or factory that takes "
+            f"{'those' if arguments else 'no'} arguments and returns such a function"
+        )
+
+
+def _bind(found: Any, name: str, arguments: Mapping[str, Any]) -> ColumnFunction:
+    is_class = inspect.isclass(found)
+    if not is_class and _takes_clip(inspect.signature(found), arguments):
+        return partial(found, **arguments) if arguments else found
+    built = found(**arguments)
+    if not callable(built):
+        raise UsageError(f"{name} built {type(built).__name__}; it must build a function of (frames, info)")
+    return cast(ColumnFunction, built)
+
+
+def _takes_clip(signature: inspect.Signature, arguments: Mapping[str, Any]) -> bool:
+    return _takes(signature, None, None, **arguments)
+
+
+def _takes(signature: inspect.Signature, *positional: Any, **named: Any) -> bool:
+    try:
+        signature.bind(*positional, **named)
+    except TypeError:
+        return False
+    return True
