@@ -145,7 +145,7 @@ def test_killed_at_random_on_two_workers_it_resumes_to_the_same_bytes(installed,
     [
         ("lost", "no_such_module:Stage", "of the package brightness-stage cannot be imported: ModuleNotFoundError"),
         ("lost", "brightness_stage:Nothing", "cannot be imported: AttributeError"),
-        ("config", "brightness_stage:BrightnessConfig", "must be a vidvq.jobs.Stage with all its methods"),
+        ("wrong", "brightness_stage:BrightnessConfig", "must be a vidvq.jobs.Stage with all its methods"),
         ("half", "vidvq.jobs:ClipFunctionStage", "must be a vidvq.jobs.Stage with all its methods"),
         ("bright", "brightness_stage:BrightnessStage", "names itself 'brightness'; its entry point must have the same"),
     ],

@@ -237,7 +237,9 @@ def test_an_unknown_column_of_jsonl_is_refused_once_all_lines_are_read(tmp_path)
 
 def test_lists_without_columns_are_refused(tmp_path):
     (tmp_path / "list.txt").write_text("a.mp4\n")
-    with pytest.raises(UsageError, match=r"lists\.where selects rows of csv, jsonl and parquet lists; .*list\.txt has"):
+    with pytest.raises(
+        UsageError, match=r"lists\.where selects rows of csv, tsv, jsonl and parquet lists; .*list\.txt has"
+    ):
         list(list_sources([str(tmp_path / "list.txt")], ListPolicy(where="a = 1")))
 
 
