@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from vidvq.export import TARGETS, ExportConfig, Layout, grid_to_sequence
-from vidvq.export.target import Sequence, write_part
+from vidvq.export.target import Part, PartFile, Sequence, write_part
 from vidvq.formats.tar import TarWriter
 from vidvq.formats.token_index import committed_shards
 from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_tokens, token_files
@@ -99,9 +99,9 @@ def _exports(folder: Path, clips: list[Clip], layout: Layout) -> dict[str, Calla
         out, dtype = folder / name, np.dtype(target.dtype(layout.vocabulary))
         sequences = (Sequence(key, grid_to_sequence(codes, layout), info) for key, codes, info in clips)
         paths = write_part(target, out, STEM, sequences, len(clips), layout.vocabulary)
-        files = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in paths]
+        files = tuple(PartFile(path.name, path.stat().st_size, sha256_file(path)) for path in paths)
         ids = sum(len(sequence) for sequence in target.read(paths, dtype))
-        for file, data in target.whole([{"clips": len(clips), "ids": ids, "files": files}], dtype).items():
+        for file, data in target.whole([Part(STEM, "", len(clips), ids, files)], dtype).items():
             (out / file).parent.mkdir(exist_ok=True)
             (out / file).write_bytes(data)
         library = LIBRARIES.get(name)

@@ -78,7 +78,7 @@ def test_a_run_stops_at_the_limit_of_rollbacks(train, tmp_path):
     [
         (("precision=fp16", "zero_stage=2"), "zero_stage=2 does not support precision=fp16"),
         (("generator.offload=true",), "offload=true needs zero_stage 1 to 3"),
-        (("train_only=decoder",), "give start_from="),
+        (("train_only=decoder",), "set start_from="),
         (("out=s3://bucket/run",), "out=s3://bucket/run must be a directory on a file system"),
         (
             ("data.num_frames=10",),
