@@ -9,7 +9,7 @@ from fractions import Fraction
 from importlib.metadata import version
 from math import floor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import av.error
@@ -188,13 +188,13 @@ class _Scaler:
 class _DecordReader:
     def __init__(self, path: Path, info: VideoInfo, size: FrameSize) -> None:
         try:
-            import decord
+            import decord  # pyright: ignore[reportMissingTypeStubs]
         except ImportError as error:
             raise VideoError("decode_error", f"decord is not installed: {error}") from error
         self._size = size
         self._errors = (decord.DECORDError, RuntimeError)
         try:
-            self._reader = decord.VideoReader(
+            self._reader: Any = decord.VideoReader(
                 str(path.absolute()),
                 ctx=decord.cpu(0),
                 width=size.scaled_width,
@@ -210,7 +210,7 @@ class _DecordReader:
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         try:
-            frames = self._reader.get_batch(list(indices)).asnumpy()
+            frames: np.ndarray = self._reader.get_batch(list(indices)).asnumpy()
         except self._errors as error:
             raise VideoError("decode_error", f"decord: {str(error).splitlines()[0]}") from error
         if frames.shape != (len(indices), self._size.scaled_height, self._size.scaled_width, 3):

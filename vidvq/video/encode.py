@@ -12,6 +12,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from PIL import Image
 
+from vidvq.video.pictures import VideoPacket
+
 # A sane clock for mp4 where the source has a coarse or an odd one.
 _MAX_TICKS_PER_S = 1_000_000
 # Container, codec, pixel format and options of what is kept without loss.
@@ -87,7 +89,8 @@ def encode_timed(
     lengths: dict[int, int] = {}
     # No tag of the encoder: the bytes must not depend on its build.
     with av.open(file, mode="w", format=container_format, options={"fflags": "+bitexact"}) as container:
-        stream = cast(VideoStream, container.add_stream(codec, options=options | {"flags": "+bitexact"}))
+        added = container.add_stream(codec, options=options | {"flags": "+bitexact"})  # pyright: ignore[reportUnknownMemberType]
+        stream = cast(VideoStream, added)
         stream.pix_fmt = pixels
         stream.time_base = stream.codec_context.time_base = clock
         stream.codec_context.gop_size = gop
@@ -98,11 +101,11 @@ def encode_timed(
             stream.codec_context.colorspace = Colorspace.SMPTE170M
             stream.codec_context.color_range = ColorRange.MPEG
 
-        def mux(packets: Iterable[av.Packet]) -> None:
+        def mux(packets: Iterable[VideoPacket]) -> None:
             for packet in packets:
                 # Without it the container gives the last frame a length of its own.
                 packet.duration = lengths.pop(packet.pts or 0, 1)
-                container.mux(packet)
+                container.mux(packet)  # pyright: ignore[reportUnknownMemberType]
 
         for pixels_of_frame, (start, end) in frames:
             if not lengths and not stream.codec_context.is_open:
@@ -110,8 +113,13 @@ def encode_timed(
             lengths[start] = max(end - start, 1)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_of_frame), format="rgb24")
             frame.pts, frame.time_base = start, clock
-            mux(stream.encode(frame))
-        mux(stream.encode(None))
+            mux(encode_frame(stream, frame))
+        mux(encode_frame(stream, None))
+
+
+def encode_frame(stream: VideoStream, frame: av.VideoFrame | None) -> list[VideoPacket]:
+    """The packets that an encoder puts out for a frame; None for the end."""
+    return cast("list[VideoPacket]", stream.encode(frame))  # pyright: ignore[reportUnknownMemberType]
 
 
 def mp4_kind(height: int, width: int, crf: int) -> tuple[str, str, str, dict[str, str]]:

@@ -1,5 +1,6 @@
 """The size and the shape that a video's frames come out in."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from math import atan2, ceil, degrees
@@ -69,7 +70,10 @@ def fit_size(
                 f"is {round(width)}x{round(height)} pixels, {whole[1]}x{whole[0]} at short_side={short_side}; "
                 f"a side is scaled up to {_LONGEST_SIDE} at most",
             )
-        cut = {"crop": lambda side: side // multiple, "pad": lambda side: ceil(Fraction(side, multiple))}
+        cut: dict[str, Callable[[int], int]] = {
+            "crop": lambda side: side // multiple,
+            "pad": lambda side: ceil(Fraction(side, multiple)),
+        }
         count = cut.get(fit, lambda side: round(Fraction(side, multiple)))
         target_height, target_width = (count(side) * multiple for side in whole)
         if 0 in (target_height, target_width):

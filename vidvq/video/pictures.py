@@ -1,16 +1,22 @@
 """What a few bits of a packet tell of the picture in it, without decoding."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
-import av
 from av.video.codeccontext import VideoCodecContext
 
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+# In quotes: PyAV's class is generic for type checkers alone.
+VideoPacket: TypeAlias = "Packet[VideoStream]"
 # Parameters and messages before a picture take no more than so much, as a rule.
 _HEAD_BYTES = 4096
 _SLICES = (1, 2, 5)
 
 
-def is_hidden(codec: str, packet: av.Packet) -> bool:
+def is_hidden(codec: str, packet: VideoPacket) -> bool:
     """Whether a packet holds a frame that others are predicted from and that is not shown itself (VP8, VP9)."""
     told = _HIDDEN.get(codec)
     return told is not None and told(packet)
@@ -21,7 +27,7 @@ def may_hide(codec: str) -> bool:
     return codec in _HIDDEN
 
 
-def is_b_picture(context: VideoCodecContext, packet: av.Packet) -> bool:
+def is_b_picture(context: VideoCodecContext, packet: VideoPacket) -> bool:
     """Whether a packet holds a picture that is predicted both ways (H.264, MPEG-1, MPEG-2, MPEG-4)."""
     head = bytes(memoryview(packet)[:_HEAD_BYTES])
     if context.name == "h264":
@@ -66,11 +72,11 @@ def _is_b_slice(unit: bytes) -> bool:
     return kind % 5 == 1
 
 
-def _hidden_vp8(packet: av.Packet) -> bool:
+def _hidden_vp8(packet: VideoPacket) -> bool:
     return not memoryview(packet)[0] & 0x10
 
 
-def _hidden_vp9(packet: av.Packet) -> bool:
+def _hidden_vp9(packet: VideoPacket) -> bool:
     """A frame that is not shown, in a packet without another one that is."""
     data = memoryview(packet)
     marker, last = data[0], data[-1]

@@ -151,7 +151,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
         raise VideoError("too_large", f"has {size} bytes; the cap is limits.max_bytes={limits.max_bytes}")
     with open_video(path) as container:
         stream = video_stream(container)
-        if stream.codec_context is None:
+        if stream.codec_context is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise VideoError("unknown_codec", f"its {container.format.name} stream has a codec that is not known")
         height, width = stream.codec_context.height, stream.codec_context.width
         if height < 1 or width < 1:

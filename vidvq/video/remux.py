@@ -11,7 +11,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidvq.video.container import VideoError
-from vidvq.video.pictures import is_hidden
+from vidvq.video.pictures import VideoPacket, is_hidden
 from vidvq.video.probe import VideoInfo
 from vidvq.video.stream import numbered_packets, one_line, open_video, video_stream
 
@@ -36,19 +36,21 @@ def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
             packets = _of_frames(source, stream, info, first, last)
             with av.open(buffer, mode="w", format="matroska", options={"fflags": "+bitexact"}) as container:
                 # Opaque: no encoder is looked for, which for AV1 has another name than the decoder.
-                copy = container.add_stream_from_template(stream, opaque=True)
+                copy = container.add_stream_from_template(stream, opaque=True)  # pyright: ignore[reportUnknownMemberType]
                 for packet, (pts, dts) in zip(packets, _clock(packets, info.pts[first]), strict=True):
                     packet.pts, packet.dts, packet.stream = pts, dts, copy
-                    container.mux(packet)
+                    container.mux(packet)  # pyright: ignore[reportUnknownMemberType]
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError("decode_error", f"its packets cannot be copied: {one_line(error)}") from error
     return buffer.getvalue()
 
 
-def _of_frames(source: InputContainer, stream: VideoStream, info: VideoInfo, first: int, last: int) -> list[av.Packet]:
+def _of_frames(
+    source: InputContainer, stream: VideoStream, info: VideoInfo, first: int, last: int
+) -> list[VideoPacket]:
     """The packets of frames ``first`` to ``last`` in order of decoding, each with its frame's time."""
     wanted = {info.pts[index] for index in range(first, last + 1)}
-    packets: list[av.Packet] = []
+    packets: list[VideoPacket] = []
     missing = set(wanted)
     for packet, tick in _timed(source, stream, info, first):
         if not packets and tick != info.pts[first]:
@@ -67,7 +69,7 @@ def _of_frames(source: InputContainer, stream: VideoStream, info: VideoInfo, fir
 
 def _timed(
     source: InputContainer, stream: VideoStream, info: VideoInfo, first: int
-) -> "Iterator[tuple[av.Packet, int | None]]":
+) -> "Iterator[tuple[VideoPacket, int | None]]":
     """Packets with their frames' times."""
     if info.packets is None:
         if info.finds_keyframes:
@@ -83,7 +85,7 @@ def _timed(
             yield packet, info.pts[places[number]]
 
 
-def _clock(packets: list[av.Packet], origin: int) -> list[tuple[int, int]]:
+def _clock(packets: list[VideoPacket], origin: int) -> list[tuple[int, int]]:
     """Presentation and decoding time of each packet; the file's own where they are whole, else the least that serve."""
     pts = [0 if packet.pts is None else packet.pts - origin for packet in packets]
     dts = [None if packet.dts is None else packet.dts - origin for packet in packets]

@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from vidvq.video.container import VideoError, container_format
+from vidvq.video.pictures import VideoPacket
 from vidvq.video.webp import as_matroska
 
 # Pictures that belong to a file and are not its video.
@@ -83,7 +84,7 @@ def video_stream(container: InputContainer) -> VideoStream:
 
 def _rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
     context = stream.codec_context
-    if context is None:
+    if context is None:  # pyright: ignore[reportUnnecessaryComparison]
         return False, False, False, 0
     moves = context.name not in _STILL_CODECS
     return True, moves, bool(stream.disposition & Disposition.default), context.width * context.height
@@ -122,17 +123,17 @@ def decode(container: InputContainer, stream: VideoStream, in_order: bool = Fals
     yield from order.rest()
 
 
-def _fed(context: VideoCodecContext, packet: "av.Packet | None", number: int, order: "_Order") -> list[VideoFrame]:
+def _fed(context: VideoCodecContext, packet: "VideoPacket | None", number: int, order: "_Order") -> list[VideoFrame]:
     """Frames that come out for a packet; None for the end."""
     try:
-        return context.decode(packet)
+        return context.decode(packet)  # pyright: ignore[reportUnknownMemberType]
     except av.error.FFmpegError:
         if packet is not None and not packet.is_discard:
             order.fail(number)
         return []
 
 
-def numbered_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, av.Packet]]:
+def numbered_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, VideoPacket]]:
     """The packets of a stream, counted from where reading began. A file that ends early ends here, too."""
     number = 0
     try:

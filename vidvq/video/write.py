@@ -13,7 +13,7 @@ from av.filter import Graph
 
 from vidvq.errors import UsageError
 from vidvq.storage import attempt_file, attempt_path, is_remote, publish_over, sync_folder, write_atomic
-from vidvq.video.encode import encode_png, encode_timed, mp4_clock, mp4_kind
+from vidvq.video.encode import encode_frame, encode_png, encode_timed, mp4_clock, mp4_kind
 
 _GOP_FRAMES = 250
 _GIF_TICK = Fraction(1, 100)
@@ -105,9 +105,10 @@ def _gif(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
     use.link_to(sink)
     graph.configure()
     with av.open(file, mode="w", format="gif", options={"loop": "0", "fflags": "+bitexact"}) as container:
-        stream = container.add_stream("gif", options={"flags": "+bitexact", "gifflags": "-transdiff"})
-        stream.height, stream.width, stream.pix_fmt = shape.height, shape.width, "pal8"  # type: ignore[attr-defined]
-        stream.time_base = stream.codec_context.time_base = _GIF_TICK  # type: ignore[attr-defined]
+        options = {"flags": "+bitexact", "gifflags": "-transdiff"}
+        stream = container.add_stream("gif", options=options)  # pyright: ignore[reportUnknownMemberType]
+        stream.height, stream.width, stream.pix_fmt = shape.height, shape.width, "pal8"
+        stream.time_base = stream.codec_context.time_base = _GIF_TICK
         length = 1
 
         def pull() -> None:
@@ -116,9 +117,9 @@ def _gif(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
                     frame = graph.vpull()
                 except (BlockingIOError, EOFError):
                     return
-                for packet in stream.encode(frame):  # type: ignore[attr-defined]
+                for packet in encode_frame(stream, frame):
                     packet.duration = length
-                    container.mux(packet)
+                    container.mux(packet)  # pyright: ignore[reportUnknownMemberType]
 
         for pixels, (start, end) in _in_ticks(frames, _GIF_TICK):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
