@@ -30,7 +30,8 @@ def line_of(ran: subprocess.CompletedProcess) -> str:
     """The one line on stderr of a job that failed by its machine."""
     assert ran.returncode == 1, ran.stderr
     assert ran.stdout == ""
-    (line,) = ran.stderr.splitlines()
+    # Inputs are listed before Ray is needed.
+    (line,) = [line for line in ran.stderr.splitlines() if not line.startswith("list: ")]
     return line
 
 
