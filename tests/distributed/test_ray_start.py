@@ -67,7 +67,7 @@ def test_an_address_where_nothing_listens(tmp_path):
 
 @pytest.mark.parametrize(
     ("answer", "problem"),
-    [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not Ray"), (None, "")],
+    [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "another service than Ray"), (None, "")],
     ids=["silence", "another protocol", "a closed door"],
 )
 def test_an_address_where_something_else_listens(tmp_path, answer, problem):
@@ -85,7 +85,7 @@ def test_a_ray_whose_processes_end_at_once(tmp_path, program):
     before = f"import ray._private.services as s; s.{program}_EXECUTABLE = {str(fake)!r}"
     line = line_of(shard(tmp_path / "out", "runtime.workers=2", before=before))
     assert line.startswith("vidvq: Ray does not start on this machine: ")
-    assert "give runtime.workers=0" in line
+    assert "set runtime.workers=0" in line
 
 
 def test_a_ray_that_is_too_slow(tmp_path):
@@ -95,7 +95,7 @@ def test_a_ray_that_is_too_slow(tmp_path):
 
 
 def test_a_limit_is_raised_through_what_swallows_it(monkeypatch):
-    monkeypatch.setattr(ray_start, "_AGAIN_S", 0.1)
+    monkeypatch.setattr(ray_start, "_REPEAT_S", 0.1)
     before = signal.getsignal(signal.SIGALRM)
     raised = 0
     with pytest.raises(ray_start._StartTimeout), ray_start._time_limit(0.1):

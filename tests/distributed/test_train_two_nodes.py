@@ -89,7 +89,7 @@ def test_a_lost_host_costs_nothing_but_time(clips_dir, tmp_path, stage, lost, cu
         (line,) = [line for line in log_of(tmp_path, hosts[1 - lost]).read_text().splitlines() if "vidvq: " in line]
         assert line.startswith(f"vidvq: process {1 - lost} of 2 lost contact with another process: ")
         assert ("Timed out waiting 20000ms" if cut else "by peer") in line
-        assert line.endswith("; start the job again to go on from its last checkpoint")
+        assert line.endswith("; restart the job to resume from its last checkpoint")
 
         if cut:
             hosts[lost].mend_cable()
