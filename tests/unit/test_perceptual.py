@@ -37,7 +37,7 @@ def test_the_value_equals_the_published_one():
 
 
 def test_missing_weights_are_reported_with_the_remedy(tmp_path):
-    with pytest.raises(ValueError, match="take net=alex"):
+    with pytest.raises(ValueError, match="use net=alex"):
         load_perceptual("st_lpips", "vgg")
     (tmp_path / "weights.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"weights\.pth has no readable weights"):

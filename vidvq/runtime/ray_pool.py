@@ -7,6 +7,8 @@ import faulthandler
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from math import inf
+from time import monotonic, sleep
 from typing import Any
 
 import ray
@@ -18,7 +20,8 @@ from vidvq.runtime.interface import Item, Measure, Result, WorkerDied
 
 # Calls queued in addition to the running ones, so that a worker never waits for the driver.
 _QUEUED = 2
-_RETRIES = 3
+# Ray takes up to half a minute to notice that a node is lost.
+_RETRY_DELAYS_S = (0.0, 5.0, 30.0)
 _DEATHS = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.ActorDiedError,
@@ -72,25 +75,47 @@ class RayPool:
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """See :meth:`vidvq.runtime.Pool.map_stateful`."""
         count = int(ray.cluster_resources().get("GPU", 0) / gpus) if gpus else self.size
+        # Ray's own restarts are off: while a lost node is not known to be lost, they are spent on it within seconds.
         actor_class: Any = ray.remote(_StatefulWorker).options(
             num_cpus=0 if gpus else cpus,
             num_gpus=gpus,
-            max_restarts=-1,
-            max_task_retries=_RETRIES,
+            max_restarts=0,
+            max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
         source = iter(items)
-        in_flight: dict[Any, tuple[Any, Item]] = {}
+        in_flight: dict[Any, tuple[Any, Item, int]] = {}
+        # Items to retry: when (monotonic seconds), the item, and how often it was tried.
+        delayed: list[tuple[float, Item, int]] = []
+
+        def start(worker: Any, item: Item, tries: int) -> None:
+            in_flight[worker.call.remote(item)] = (worker, item, tries)
+
         for item in islice(source, max(count, 1)):
-            worker = actor_class.remote(make)
-            in_flight[worker.call.remote(item)] = (worker, item)
-        while in_flight:
-            (ready,), _ = ray.wait(list(in_flight))
-            worker, item = in_flight.pop(ready)
-            result = _result(ready)
-            for following in islice(source, 1):
-                in_flight[worker.call.remote(following)] = (worker, following)
-            yield item, result
+            start(actor_class.remote(make), item, 0)
+        while in_flight or delayed:
+            now = monotonic()
+            for entry in [entry for entry in delayed if entry[0] <= now]:
+                delayed.remove(entry)
+                start(actor_class.remote(make), *entry[1:])
+            pause = max(min((due for due, _, _ in delayed), default=inf) - now, 0)
+            if not in_flight:
+                sleep(pause)
+                continue
+            done, _ = ray.wait(list(in_flight), timeout=None if pause == inf else pause)
+            for ready in done:
+                worker, item, tries = in_flight.pop(ready)
+                result = _result(ready)
+                if isinstance(result, WorkerDied):
+                    # It may be alive behind a broken connection, and would keep its resources.
+                    ray.kill(worker)
+                    if tries < len(_RETRY_DELAYS_S):
+                        delayed.append((monotonic() + _RETRY_DELAYS_S[tries], item, tries + 1))
+                        continue
+                    worker = actor_class.remote(make)
+                for following in islice(source, 1):
+                    start(worker, following, 0)
+                yield item, result
 
     def count(self, measure: Measure, amount: float, **labels: str) -> None:
         """See :meth:`vidvq.runtime.Pool.count`."""
