@@ -137,7 +137,7 @@ def test_another_function_version_or_argument_is_another_job(clips, vidvq, tmp_p
         ("@:motion", ["arguments.k=1"], "motion(frames, info) must take (frames, info) and arguments={'k': 1}, or be"),
         ("@:unbuildable", [], "the function of vidvq map cannot be built: OSError: no weights (map_functions.py:50)"),
         ("@:not_a_function", [], "cannot be built: not_a_function built int; it must build a function of"),
-        ("@:motion", ["verison=1"], "verison=1 is not a known field"),
+        ("@:motion", ["revision=1"], "revision=1 is not a known field"),
     ],
 )
 def test_mistakes_are_one_line(function, settings, message, clips, vidvq):
