@@ -77,8 +77,10 @@ class Feeder:
 
 
 def start_ahead(module: str) -> None:
-    """Start a child process that imports ``module`` in the background; the next feeder uses it."""
-    _idle.append(_Running(module))
+    """Start a child process that imports ``module`` in the background; the next feeder uses it. One idle is enough."""
+    running = _take_idle() or _Running(module)
+    # Those that died, or that a later environment cannot use, must not pile up.
+    _idle[:] = [running]
 
 
 class _Running:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from vidvq.runtime import InlinePool, RuntimeConfig, open_pools, ray_pool, ray_start, start
+from vidvq.runtime import InlinePool, RuntimeConfig, feeder, open_pools, ray_pool, ray_start, start
 
 
 @pytest.fixture
@@ -73,3 +73,17 @@ with open_pools(RuntimeConfig()) as pools:
 assert "ray" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def test_children_that_no_feeder_has_taken_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(feeder, "_idle", [])
+    feeder.start_ahead("json")
+    (first,) = feeder._idle
+    feeder.start_ahead("json")
+    assert feeder._idle == [first]
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    feeder.start_ahead("json")
+    (second,) = feeder._idle
+    assert second is not first
+    assert list(feeder.Feeder().feed(iter, [1, 2])) == [1, 2]
+    assert not feeder._idle
