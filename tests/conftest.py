@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from vidvq.cli.main import run
 from vidvq.log import console
+from vidvq.runtime import feeder
 
 _ROOT = Path(__file__).parents[1]
 # So that `tests.helpers` can be imported, by child processes too: vidvq hands sys.path on to them.
@@ -63,6 +64,16 @@ def vidvq(capsys) -> Callable[..., Ran]:
         return Ran(code, captured.out, captured.err)
 
     return command
+
+
+@pytest.fixture(autouse=True)
+def child_processes_of_earlier_tests(monkeypatch) -> None:
+    """Let a test use the idle child process of an earlier one: pytest's own variable does not distinguish them."""
+
+    def without_pytest() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+    monkeypatch.setattr(feeder, "_environment", without_pytest)
 
 
 @pytest.fixture(scope="session")

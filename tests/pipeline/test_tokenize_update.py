@@ -192,7 +192,7 @@ def test_a_killed_update_resumes(videos, tokens, tokenize, snapshot, vidvq, tmp_
         (["--retry-failed", "quality.min_psnr=9"], "min_psnr=9.0 needs share above 0"),
         (["nowhere.mp4", "--add"], "nowhere.mp4 does not exist"),
         (["{clips}", "--add"], "is a directory of shards; --add takes videos"),
-        (["--retry-failed", "--checkpoint", "{other}"], "Give the --checkpoint that it was made by"),
+        (["--retry-failed", "--checkpoint", "{other}"], "Give the --checkpoint or the function that made it"),
     ],
 )
 def test_a_usage_error_in_an_update_changes_nothing(

@@ -123,11 +123,10 @@ def test_a_record_with_a_field_of_another_type_is_one_line(tokens_dir, copy_of, 
     assert str(copy / record) in ran.error and next(iter(change)) in ran.error
 
 
-def test_a_list_with_a_null_byte_is_a_failed_item(tmp_path, vidvq):
+def test_a_list_with_a_null_byte_is_no_text(tmp_path, vidvq):
     (tmp_path / "list.csv").write_bytes(b"url\n\x00\n")
     ran = vidvq("shard", tmp_path / "list.csv", "--out", tmp_path / "out", INLINE)
-    assert ran.code == 1
-    assert "internal error" not in ran.err
+    assert ran.code == 2 and "list.csv is not text in UTF-8 (it holds a NUL byte); save it as UTF-8" in ran.error
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,10 @@ def retry_clips(stage: ClipStage, update: CorpusUpdate, out: Path) -> Plan:
 def _refuse_other_identity(stage: Stage[Any], plan: Plan, out: Path) -> None:
     identity = {name: value for name, value in stage.identity().items() if name in plan.made_from}
     if found := list(differences("", {name: plan.made_from[name] for name in identity}, identity)):
-        raise UsageError(f"{out} was made otherwise: {'; '.join(found)}. Give what it was made with, or another --out")
+        raise UsageError(
+            f"{out} was made with other weights or settings: {'; '.join(found)}. "
+            "Give the --checkpoint or the function that made it, or another --out"
+        )
 
 
 def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Path, pools: Pools) -> Plan:

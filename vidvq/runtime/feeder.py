@@ -34,7 +34,7 @@ class Feeder:
     def release(self) -> None:
         """Leave the child process to the next feeder that needs one: it has loaded its libraries already."""
         if self._running:
-            _idle.append(self._running)
+            _keep(self._running)
             self._running = None
 
     def feed(
@@ -77,10 +77,8 @@ class Feeder:
 
 
 def start_ahead(module: str) -> None:
-    """Start a child process that imports ``module`` in the background; the next feeder uses it. One idle is enough."""
-    running = _take_idle() or _Running(module)
-    # Those that died, or that a later environment cannot use, must not pile up.
-    _idle[:] = [running]
+    """Start a child process that imports ``module`` in the background; the next feeder uses it."""
+    _keep(_take_idle() or _Running(module))
 
 
 class _Running:
@@ -119,8 +117,17 @@ def _take_idle() -> _Running | None:
     return None
 
 
-def _inheritance() -> tuple[int, list[str], str | None]:
-    return os.getpid(), list(sys.path), os.environ.get("TMPDIR")
+def _keep(running: _Running) -> None:
+    """Keep one idle child process: those that died, or that the present environment does not suit, are stopped."""
+    _idle[:] = [running]
+
+
+def _inheritance() -> tuple[int, list[str], dict[str, str]]:
+    return os.getpid(), list(sys.path), _environment()
+
+
+def _environment() -> dict[str, str]:
+    return dict(os.environ)
 
 
 def _stop(process: subprocess.Popen[bytes], *pipes: FileIO) -> None:
