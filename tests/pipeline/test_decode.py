@@ -111,7 +111,7 @@ def test_a_stretch_is_the_frames_shown_in_it_and_reads_no_other_clip(vidvq, tmp_
         (["--from", "1"], "--from and --to need --source"),
         (["--source", "{source}", "--from", "early"], "is not a number of seconds"),
         (["--key", "{key}x"], "nearest: {key}"),
-        (["format=png"], "format=png does not fit --out out.npy"),
+        (["format=png"], "format=png contradicts --out out.npy"),
         ([], "is one file"),
         (["--flat"], "are for a generator's"),
     ],
@@ -213,8 +213,8 @@ def test_codes_out_of_range_are_named_and_nothing_is_written(vidvq, tmp_path, to
     assert "bad.npy[0]: id " in ran.error and "the temporal codebook has ids 32 to 95" in ran.error
     (tmp_path / "odd.bin").write_bytes(b"abc")
     for name, options, message in (
-        ("odd.bin", ["--grid", "1,1,1"], "its 3 bytes are not whole uint16 ids"),
-        ("bad.npy", ["--grid", "1,1,1"], "leave --grid away"),
+        ("odd.bin", ["--grid", "1,1,1"], "its 3 bytes are not a whole number of uint16 ids"),
+        ("bad.npy", ["--grid", "1,1,1"], "drop --grid"),
     ):
         ran = vidvq("decode", tmp_path / name, *made, *options)
         assert (ran.code, message in ran.error) == (2, True)

@@ -36,14 +36,18 @@ def _grid(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.argument("tokens", type=PathOrUrl())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @checkpoint_option
-@click.option("--out", required=True, type=PathOrUrl(), help="A folder; for one clip or stretch also a file.")
-@click.option("--key", help="This one clip.")
-@click.option("--source", metavar="URI", help="A stretch of this video, in one file.")
-@click.option("--from", "start", callback=_seconds, metavar="SECONDS", help="Where the stretch starts.")
-@click.option("--to", "end", callback=_seconds, metavar="SECONDS", help="Where the stretch ends.")
-@click.option("--tokenizer", type=PathOrUrl(), help="tokenizer.json for TOKENS that a generator wrote (npy, bin).")
-@click.option("--flat", is_flag=True, help="The generator's ids count through all codebooks.")
-@click.option("--grid", callback=_grid, metavar="LT,LH,LW", help="The grid of one video, for ids without a shape.")
+@click.option(
+    "--out", required=True, type=PathOrUrl(), help="Output folder, or a file for a single clip or an interval."
+)
+@click.option("--key", help="Key of the one clip to decode.")
+@click.option("--source", metavar="URI", help="URI of a video to decode into one file.")
+@click.option(
+    "--from", "start", callback=_seconds, metavar="SECONDS", help="Start of the interval on the timeline of the video."
+)
+@click.option("--to", "end", callback=_seconds, metavar="SECONDS", help="End of the interval, exclusive.")
+@click.option("--tokenizer", type=PathOrUrl(), help="tokenizer.json for a generator's codes (.npy or .bin).")
+@click.option("--flat", is_flag=True, help="The generator's ids index the joint vocabulary.")
+@click.option("--grid", callback=_grid, metavar="LT,LH,LW", help="Grid of one video, for ids without a shape.")
 def decode(
     tokens: Path,
     overrides: tuple[str, ...],
@@ -59,8 +63,8 @@ def decode(
 ) -> int:
     """Turn TOKENS (a directory that `vidvq tokenize` wrote, or one shard in it) back into video.
 
-    Writes OUT/KEY.mp4, or .gif, .npy, or KEY/000000.png... by format=: as many frames as went in, at their times.
-    What is in OUT already is left alone. TOKENS may also be codes that a generator made, an .npy or .bin file.
+    Writes OUT/KEY.mp4 (or .gif, .npy, KEY/000000.png by format=) with the frame count and frame times of the
+    source. Existing outputs are skipped. TOKENS may also be a generator's codes, an .npy or .bin file.
 
     \b
     vidvq decode tokens/ --checkpoint runs/demo --out decoded/ format=png
@@ -72,19 +76,19 @@ def decode(
     settings = config.load(stage.DecodeConfig, None, [*overrides, *([f"key={key}"] if key else [])])
     if tokens.suffix in {".npy", ".bin"}:
         if tokenizer is None or settings.fps is None:
-            raise UsageError(f"{tokens.name} is a file of codes; give --tokenizer (of what it was trained on) and fps=")
+            raise UsageError(f"{tokens.name} is a file of codes; give --tokenizer (the one it was trained on) and fps=")
         if source or settings.key or start is not None or end is not None:
             raise UsageError("--key, --source, --from and --to are for token shards, not for a file of codes")
         if not tokens.is_file():
             raise UsageError(f"{tokens} does not exist")
-        given = stage.Generated(tokens, settings.fps, flat, grid)
-        count = stage.run_decode_generated(given, tokenizer, checkpoint, out, settings)
+        codes = stage.GeneratedFile(tokens, settings.fps, flat, grid)
+        count = stage.run_decode_generated(codes, tokenizer, checkpoint, out, settings)
     else:
         if tokenizer or flat or grid or settings.fps:
             raise UsageError("--tokenizer, --flat, --grid and fps= are for a generator's .npy or .bin, not for shards")
         if source is None and (start is not None or end is not None):
-            raise UsageError("--from and --to need --source, the video whose seconds they are")
-        stretch = stage.Stretch(source, start, end) if source else None
-        count = stage.run_decode(tokens, checkpoint, out, settings, stretch)
+            raise UsageError("--from and --to need --source, the video on whose timeline they are")
+        interval = stage.VideoInterval(source, start, end) if source else None
+        count = stage.run_decode(tokens, checkpoint, out, settings, interval)
     log.info(f"{count} clips decoded into {out}")
     return 0

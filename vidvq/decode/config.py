@@ -39,22 +39,23 @@ class DecodeConfig:
         """The format to write into ``out``.
 
         Raises:
-            ValueError: ``format`` says one thing, the suffix of ``out`` another.
+            UsageError: ``format`` contradicts the suffix of ``out``.
         """
         suffix = out.suffix[1:].lower()
         named = next((name for name in get_args(Format) if name == suffix and name != "png"), None)
         if named and self.format not in (None, named):
-            raise UsageError(f"format={self.format} does not fit --out {out.name}; leave one of them away")
+            raise UsageError(f"format={self.format} contradicts --out {out.name}; give only one of them")
         return named or self.format or "mp4"
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """A stretch of one video: its frames that show at any time from ``start`` to before ``end``.
+class VideoInterval:
+    """An interval of one video: all frames visible at some time in ``[start, end)``.
 
     Attributes:
-        source: the video, as the tokens name it.
-        start, end: seconds on the source's timeline; None: where the video starts or ends.
+        source: URI of the video, as in the JSON of its token samples.
+        start: start of the interval (seconds on the source's timeline); None for the start of the video.
+        end: end of the interval, exclusive (seconds on the source's timeline); None for the end of the video.
     """
 
     source: str
@@ -66,5 +67,5 @@ class Stretch:
             raise UsageError(f"from={float(self.start):g} must be before to={float(self.end):g}")
 
     def overlaps(self, start: Fraction, end: Fraction) -> bool:
-        """Whether something shown from ``start`` to ``end`` is seen in the stretch."""
+        """Whether a frame shown from ``start`` to ``end`` (seconds) is visible in the interval."""
         return (self.end is None or start < self.end) and (self.start is None or end > self.start)

@@ -1,4 +1,4 @@
-"""Decodes tokens to files with as many frames as the source had, at the same times."""
+"""The decode job: token samples to video files with the frame count and the frame times of the source."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from vidvq.decode.config import DecodeConfig, Stretch
-from vidvq.decode.find import find_key, find_stretch
-from vidvq.decode.generated import Generated, GeneratedPlace, index_generated
-from vidvq.decode.stream import check_same, decode_timed, open_tokenizer, within
+from vidvq.decode.config import DecodeConfig, VideoInterval
+from vidvq.decode.find import find_clips, find_key
+from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
+from vidvq.decode.stream import check_fingerprint, decode_frames, in_interval, open_tokenizer
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import TokenLocation, index_tokens
@@ -21,7 +21,7 @@ from vidvq.model import Tokenizer
 from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.runtime import WorkerDied, open_pools
 from vidvq.storage import create_once, make_folder, pretty_json, read_json, remove_attempts
-from vidvq.video.write import Shape, Timed, write_frames
+from vidvq.video.write import TimedFrame, VideoShape, write_frames
 
 SETTINGS = "decode.json"
 _FILES = ("mp4", "gif", "npy")
@@ -29,50 +29,56 @@ _FILES = ("mp4", "gif", "npy")
 
 @dataclass(frozen=True)
 class Item:
-    """One clip to decode into one file or folder; travels to a worker."""
+    """One clip to decode into one file or folder, sent to a worker."""
 
-    place: TokenLocation | GeneratedPlace
+    location: TokenLocation | GeneratedClip
     path: Path
 
 
-def run_decode(tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig, stretch: Stretch | None = None) -> int:
-    """Decode token shards to files under ``out``, or finish a job that was interrupted.
+def run_decode(
+    tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig, interval: VideoInterval | None = None
+) -> int:
+    """Decode token shards to files under ``out``, or resume an interrupted job.
 
     Args:
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
         checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
-        out: ``KEY.mp4`` or ``KEY/000000.png`` go here; a clip's files appear whole or not at all, and those that are
-            there are left alone. For one clip or a stretch it may be a file.
+        out: output folder of ``KEY.mp4`` or ``KEY/000000.png``. Each clip is written atomically and existing ones are
+            skipped. May be a file for a single clip or an interval.
         config: the settings of the job.
-        stretch: interval of one video to decode into one file; None to decode whole clips.
+        interval: interval of one video to decode into one file; None to decode whole clips.
 
     Returns:
         The number of clips.
 
     Raises:
-        UsageError: another tokenizer's tokens, a damaged shard, a code out of range, an unknown key or source.
+        UsageError: the tokens are of another tokenizer, a shard is damaged, a code is out of range, or the key or
+            the source is unknown.
+        WorkerLost: a worker died; the same command resumes.
     """
     kind = config.format_for(out)
     folder = tokens.parent if tokens.is_file() else tokens
     written = read_tokenizer_card(folder)
     loaded = find_tokenizer(checkpoint)
     _, card = load_tokenizer(loaded)
-    check_same(folder, written, checkpoint, card)
+    check_fingerprint(folder, written, checkpoint, card)
     known = index_tokens(tokens)
-    if stretch:
+    if interval:
         if config.key:
-            raise UsageError("key= and --source are two ways to say what to decode; give one")
-        _write_stretch(tokens, checkpoint, known, stretch, _stretch_path(out, kind, stretch), config)
+            raise UsageError("key= and --source exclude each other; give one of them")
+        _write_interval(tokens, checkpoint, known, interval, _interval_path(out, kind, interval), config)
         return 1
     wanted = [find_key(known, config.key, tokens)] if config.key else known
     single = out.suffix[1:].lower() in _FILES
     if single and len(wanted) != 1:
-        raise UsageError(f"--out {out.name} is one file, {tokens} holds {len(wanted)} clips; give a folder, or --key")
+        raise UsageError(
+            f"--out {out.name} is one file, but {tokens} holds {len(wanted)} clips; give a folder, or --key"
+        )
     if single:
         items = [Item(wanted[0], out)]
     else:
-        items = [Item(place, out / (place.key if kind == "png" else f"{place.key}.{kind}")) for place in wanted]
-        _settle(out, folder, card, kind, config)
+        items = [Item(clip, out / (clip.key if kind == "png" else f"{clip.key}.{kind}")) for clip in wanted]
+        _record_settings(out, folder, card, kind, config)
     todo = [item for item in items if single or not item.path.exists()]
     with progress("decode", len(items), "clips") as bar:
         bar.advance(len(items) - len(todo))
@@ -80,33 +86,36 @@ def run_decode(tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig, 
     return len(items)
 
 
-def run_decode_generated(given: Generated, tokenizer: Path, checkpoint: Path, out: Path, config: DecodeConfig) -> int:
-    """Decode a generator's output.
+def run_decode_generated(
+    codes: GeneratedFile, tokenizer: Path, checkpoint: Path, out: Path, config: DecodeConfig
+) -> int:
+    """Decode the codes of a generator to files.
 
     Args:
-        given: the file of codes.
-        tokenizer: ``tokenizer.json`` of the tokens that the generator learned from, or the directory it is in.
+        codes: the file of codes.
+        tokenizer: ``tokenizer.json`` of the tokens that the generator was trained on, or its directory.
         checkpoint: a checkpoint, or a training run, with the token fingerprint of ``tokenizer``.
-        out: output folder, or a file for a single video. A file of many videos becomes ``NAME-00000.mp4`` and so on.
+        out: output folder, or a file for a single video. Several videos become ``NAME-00000.mp4`` and so on.
         config: the settings of the job.
 
     Returns:
         The number of videos.
 
     Raises:
-        UsageError: the file cannot be read, a code is out of range, or the checkpoint is another tokenizer's.
+        UsageError: the file is not readable, a code is out of range, or the checkpoint is of another tokenizer.
+        WorkerLost: a worker died; the same command resumes.
     """
     kind = config.format_for(out)
     folder = tokenizer.parent if tokenizer.is_file() else tokenizer
     loaded = find_tokenizer(checkpoint)
     _, card = open_tokenizer(folder, loaded)
-    # All of it is checked before the first is written.
-    places = index_generated(given, card)
+    # Check every code before the first file is written.
+    clips = index_generated(codes, card)
     single = out.suffix[1:].lower() in _FILES
-    if single and len(places) != 1:
-        raise UsageError(f"--out {out.name} is one file, {given.path} holds {len(places)} videos; give a folder")
-    named = [(place, place.key if kind == "png" else f"{place.key}.{kind}") for place in places]
-    items = [Item(place, out if single else out / name) for place, name in named]
+    if single and len(clips) != 1:
+        raise UsageError(f"--out {out.name} is one file, {codes.path} holds {len(clips)} videos; give a folder")
+    named = [(clip, clip.key if kind == "png" else f"{clip.key}.{kind}") for clip in clips]
+    items = [Item(clip, out if single else out / name) for clip, name in named]
     with progress("decode", len(items), "videos") as bar:
         _decode_all(items, partial(make_worker, loaded, folder, kind, config.crf), config, bar.advance)
     return len(items)
@@ -121,59 +130,68 @@ def _decode_all(
         pool = pools.get(len(items))
         for item, done in pool.map_stateful(make, items, gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(done, WorkerDied):
-                raise WorkerLost(f"{item.place.key}: {done.message}; run the same command again to resume")
+                raise WorkerLost(f"{item.location.key}: {done.message}; run the same command again to resume")
             advance()
 
 
 def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int) -> Callable[[Item], str]:
-    """Load the tokenizer once; returns what decodes a clip with it."""
-    # One thread whoever runs it, so that no sum is split another way and pixels never differ by machine size.
+    """Load the tokenizer once and return a function that decodes one clip; runs in a worker."""
+    # One thread: with more, the order of summation, and so the pixels, would depend on the number of cores.
     torch.set_num_threads(1)
     tokenizer, card = open_tokenizer(tokens, checkpoint)
 
     def decode(item: Item) -> str:
-        codes, info = item.place.read(card)
+        codes, info = item.location.read(card)
         if not item.path.parent.exists():
             make_folder(item.path.parent)
         remove_attempts(item.path.parent, item.path.name)
-        write_frames(item.path, kind, decode_timed(tokenizer, codes, info), _shape(info), crf)
-        return item.place.key
+        write_frames(item.path, kind, decode_frames(tokenizer, codes, info), _shape(info), crf)
+        return item.location.key
 
     return decode
 
 
-def _write_stretch(
-    tokens: Path, checkpoint: Path, known: list[TokenLocation], stretch: Stretch, path: Path, config: DecodeConfig
+def _write_interval(
+    tokens: Path,
+    checkpoint: Path,
+    known: list[TokenLocation],
+    interval: VideoInterval,
+    path: Path,
+    config: DecodeConfig,
 ) -> None:
-    found = find_stretch(tokens, known, stretch)
+    found = find_clips(tokens, known, interval)
     sizes = {(each.info.height, each.info.width) for each in found}
     if len(sizes) > 1:
-        raise UsageError(f"{stretch.source} changes its size within the stretch; decode its clips one by one, --key")
+        raise UsageError(
+            f"{interval.source} changes its size in_interval the interval; decode its clips one by one, --key"
+        )
     torch.set_num_threads(1)
     tokenizer, card = open_tokenizer(tokens, checkpoint)
-    timed = chain.from_iterable(_decode(tokenizer, card, each.place, stretch) for each in found)
+    timed = chain.from_iterable(_decode(tokenizer, card, each.location, interval) for each in found)
     shape = replace(_shape(found[0].info), num_frames=sum(each.num_frames for each in found))
     write_frames(path, config.format_for(path), timed, shape, config.crf)
 
 
-def _decode(tokenizer: Tokenizer, card: TokenizerCard, place: TokenLocation, stretch: Stretch) -> Iterator[Timed]:
-    yield from within(stretch, decode_timed(tokenizer, *place.read(card)))
+def _decode(
+    tokenizer: Tokenizer, card: TokenizerCard, location: TokenLocation, interval: VideoInterval
+) -> Iterator[TimedFrame]:
+    yield from in_interval(interval, decode_frames(tokenizer, *location.read(card)))
 
 
-def _stretch_path(out: Path, kind: str, stretch: Stretch) -> Path:
+def _interval_path(out: Path, kind: str, interval: VideoInterval) -> Path:
     if out.suffix[1:].lower() in _FILES:
         return out
-    edges = [f"-{name}-{float(edge):g}" for name, edge in (("from", stretch.start), ("to", stretch.end)) if edge]
-    stem = Path(stretch.source).stem + "".join(edges)
+    edges = [f"-{name}-{float(edge):g}" for name, edge in (("from", interval.start), ("to", interval.end)) if edge]
+    stem = Path(interval.source).stem + "".join(edges)
     return out / (stem if kind == "png" else f"{stem}.{kind}")
 
 
-def _shape(info: TokenInfo) -> Shape:
-    return Shape(info.num_frames, info.height, info.width, info.seconds_per_tick)
+def _shape(info: TokenInfo) -> VideoShape:
+    return VideoShape(info.num_frames, info.height, info.width, info.seconds_per_tick)
 
 
-def _settle(out: Path, tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig) -> None:
-    """Refuse to mix what different settings make: what is in ``out`` is not made again."""
+def _record_settings(out: Path, tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig) -> None:
+    """Record the settings in ``out``, or refuse others: existing files are skipped, so settings must not mix."""
     settings = {
         "tokens": read_plan(tokens).plan_id if (tokens / "plan.json").is_file() else None,
         "token_fingerprint": card.token_fingerprint,

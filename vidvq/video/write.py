@@ -1,4 +1,4 @@
-"""Frames to a file as they come, in memory that does not grow with their number: mp4, gif, png and npy."""
+"""Streaming writers of mp4, gif, png and npy: memory does not grow with the number of frames."""
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +20,13 @@ _GIF_TICK = Fraction(1, 100)
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A frame ``h w c`` uint8 RGB, and when it starts and ends on its video's timeline, seconds."""
+class TimedFrame:
+    """A frame with its time.
+
+    Attributes:
+        pixels: ``h w c`` uint8 RGB.
+        start, end: interval in which the frame is shown (seconds on the timeline of its video).
+    """
 
     pixels: np.ndarray
     start: Fraction
@@ -29,8 +34,14 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of what is to be written: frames, height and width in pixels, and seconds per tick of the frames' times."""
+class VideoShape:
+    """The shape of a video to write.
+
+    Attributes:
+        num_frames: number of frames.
+        height, width: size of the frames (pixels).
+        time_base: duration of a tick of the frame times (seconds).
+    """
 
     num_frames: int
     height: int
@@ -38,17 +49,18 @@ class Shape:
     time_base: Fraction
 
 
-def write_frames(path: Path, kind: str, frames: Iterable[Timed], shape: Shape, crf: int = 17) -> None:
-    """Write a video to ``path``, whole or not at all, in the place of what is there.
+def write_frames(path: Path, kind: str, frames: Iterable[TimedFrame], shape: VideoShape, crf: int = 17) -> None:
+    """Write a video to ``path`` atomically, replacing an existing one.
 
     Args:
-        path: a file; for ``png`` a folder of ``000000.png`` and on.
+        path: a file; for ``png`` a folder of ``000000.png`` and so on.
         kind: ``mp4``, ``gif``, ``png`` or ``npy``.
-        frames: as many as ``shape`` says, ascending; the first is shown at 0.
-        crf: x264's quality, for mp4.
+        frames: frames sorted by time; times are written relative to the first.
+        shape: number of frames, size and clock of the video.
+        crf: quality of x264 for mp4, from 0 (lossless) to 51 (worst).
 
     Raises:
-        ValueError: ``png`` into an object store, or another number of frames than was said.
+        UsageError: ``png`` into an object store, or the number of frames is not ``shape.num_frames``.
     """
     if kind == "png":
         _write_folder(path, _counted(frames, shape))
@@ -63,17 +75,17 @@ def write_frames(path: Path, kind: str, frames: Iterable[Timed], shape: Shape, c
     publish_over(attempt, path)
 
 
-def _counted(frames: Iterable[Timed], shape: Shape) -> Iterator[Timed]:
+def _counted(frames: Iterable[TimedFrame], shape: VideoShape) -> Iterator[TimedFrame]:
     count = 0
     for frame in frames:
         count += 1
         yield frame
     if count != shape.num_frames:
-        raise UsageError(f"{count} frames came, {shape.num_frames} were announced")
+        raise UsageError(f"got {count} frames, expected {shape.num_frames}")
 
 
-def _in_ticks(frames: Iterable[Timed], clock: Fraction) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    """Frames with start and end in ticks from the first; no two start together."""
+def _in_ticks(frames: Iterable[TimedFrame], clock: Fraction) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """Frames with start and end in ticks from the first frame; starts are strictly ascending."""
     origin: Fraction | None = None
     free = 0
     for frame in frames:
@@ -83,14 +95,14 @@ def _in_ticks(frames: Iterable[Timed], clock: Fraction) -> Iterator[tuple[np.nda
         yield frame.pixels, (start, max(round((frame.end - origin) / clock), free))
 
 
-def _mp4(file: IO[bytes], frames: Iterable[Timed], shape: Shape, crf: int) -> None:
+def _mp4(file: IO[bytes], frames: Iterable[TimedFrame], shape: VideoShape, crf: int) -> None:
     clock = mp4_clock(shape.time_base)
     kind = mp4_kind(shape.height, shape.width, crf)
     encode_timed(file, _in_ticks(frames, clock), clock, kind, min(_GOP_FRAMES, shape.num_frames))
 
 
-def _gif(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
-    """A palette of its own for each frame: one for all would need all of them first."""
+def _gif(file: IO[bytes], frames: Iterable[TimedFrame], shape: VideoShape) -> None:
+    """Encode a gif with one palette per frame: a shared palette would need all frames in memory."""
     graph = Graph()
     pixels_in = av.VideoFormat("rgb24", shape.width, shape.height)
     source = graph.add_buffer(width=shape.width, height=shape.height, format=pixels_in, time_base=_GIF_TICK)
@@ -131,7 +143,7 @@ def _gif(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
         pull()
 
 
-def _npy(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
+def _npy(file: IO[bytes], frames: Iterable[TimedFrame], shape: VideoShape) -> None:
     header = {
         "descr": "|u1",
         "fortran_order": False,
@@ -142,9 +154,9 @@ def _npy(file: IO[bytes], frames: Iterable[Timed], shape: Shape) -> None:
         file.write(np.ascontiguousarray(frame.pixels).tobytes())
 
 
-def _write_folder(path: Path, frames: Iterable[Timed]) -> None:
+def _write_folder(path: Path, frames: Iterable[TimedFrame]) -> None:
     if is_remote(path):
-        raise UsageError(f"format=png cannot be written to {path}; give a folder of this machine, or another format")
+        raise UsageError(f"format=png cannot be written to {path}; give a local folder, or another format")
     attempt = attempt_path(path)
     try:
         for index, frame in enumerate(frames):

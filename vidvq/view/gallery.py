@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from vidvq.decode.find import times_of
+from vidvq.decode.find import frame_times
 from vidvq.decode.stream import decode_groups, open_tokenizer
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
@@ -114,7 +114,7 @@ class Gallery:
         shown = 1 + -(-(len(decoded) - 1) // self.card.temporal_factor)
         original = self._original(place.key)
         same = original is not None and len(original) >= len(decoded) and original.shape[1:] == decoded.shape[1:]
-        times = times_of(info)
+        times = frame_times(info)
         return {
             "key": place.key,
             "source": info.source,
