@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from vidvq.export import TARGETS, ExportConfig, Layout, grid_to_sequence
-from vidvq.export.target import Part, PartFile, Sequence, write_part
+from vidvq.export.target import Part, PartFile, TokenSequence, write_part
 from vidvq.formats.tar import TarWriter
 from vidvq.formats.token_index import committed_shards
 from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_tokens, token_files
@@ -97,11 +97,11 @@ def _exports(folder: Path, clips: list[Clip], layout: Layout) -> dict[str, Calla
     forms: dict[str, Callable[[], Iterator[Any]]] = {}
     for name, target in TARGETS.items():
         out, dtype = folder / name, np.dtype(target.dtype(layout.vocabulary))
-        sequences = (Sequence(key, grid_to_sequence(codes, layout), info) for key, codes, info in clips)
+        sequences = (TokenSequence(key, grid_to_sequence(codes, layout), info) for key, codes, info in clips)
         paths = write_part(target, out, STEM, sequences, len(clips), layout.vocabulary)
         files = tuple(PartFile(path.name, path.stat().st_size, sha256_file(path)) for path in paths)
         ids = sum(len(sequence) for sequence in target.read(paths, dtype))
-        for file, data in target.whole([Part(STEM, "", len(clips), ids, files)], dtype).items():
+        for file, data in target.index_files([Part(STEM, "", len(clips), ids, files)], dtype).items():
             (out / file).parent.mkdir(exist_ok=True)
             (out / file).write_bytes(data)
         library = LIBRARIES.get(name)

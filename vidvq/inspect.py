@@ -1,4 +1,4 @@
-"""What a path is, in a few plain lines."""
+"""Short text descriptions of videos, shards, plans, checkpoints and exports."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ _SHOWN = 10
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Say what ``path`` is, line by line.
+    """Describe the artifact at ``path``, line by line.
 
     Raises:
-        UsageError: it does not exist, or is nothing that vidvq knows.
+        UsageError: the path does not exist, or its type is unknown.
     """
     if not path.exists():
         raise UsageError(f"{path} does not exist; give a video, a shard, a plan, a checkpoint, or a directory of them")
@@ -53,7 +53,7 @@ def _directory(path: Path) -> Iterator[str]:
         return _checkpoint(path)
     if is_export(path):
         return _export(path)
-    raise UsageError(f"{path} is a directory without plan.json or model.safetensors; vidvq did not write it")
+    raise UsageError(f"{path} has no plan.json, model.safetensors or export.json; vidvq did not write it")
 
 
 def _export(folder: Path) -> Iterator[str]:

@@ -167,11 +167,11 @@ def test_records_and_content_must_agree(tmp_path, tokens_dir, vidvq):
     part = json.loads(kept)
     record.write_text(json.dumps(part | {"ids": part["ids"] + 1}))
     ran = vidvq("verify", out)
-    assert ran.code == 1 and f"its record says {part['clips']} of {part['ids'] + 1}" in ran.out
+    assert ran.code == 1 and f"its record has {part['clips']} and {part['ids'] + 1}" in ran.out
     record.write_text(kept)
     header.write_text(json.dumps(json.loads(header.read_text()) | {"vocabulary": 50}))
     ran = vidvq("verify", out)
-    assert ran.code == 1 and "export.json says that ids are below 50" in ran.out
+    assert ran.code == 1 and "outside the vocabulary of 50 ids" in ran.out
     header.write_text(json.dumps(json.loads(header.read_text()) | {"target": "csv"}))
     assert "is damaged" in vidvq("verify", out).error
 

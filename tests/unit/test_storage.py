@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidvq.storage import (
@@ -21,7 +21,7 @@ from vidvq.storage import (
     read_json,
     remove_attempts,
     write_atomic,
-    write_over,
+    write_shared,
 )
 
 JSON = st.recursive(
@@ -134,6 +134,7 @@ def test_remove_attempts_touches_only_attempts_of_that_name(tmp_path):
     assert names(tmp_path) == ["a.tar", "a.tar.tmpx", "b.tar.tmp.h-1-2"]
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_equal_values_have_one_spelling(value):
     text = canonical_json(value)
@@ -170,6 +171,6 @@ def test_a_file_whose_attempt_another_driver_swept_is_written_again(tmp_path, mo
         return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", sweep_first)
-    write_over(tmp_path / "report.html", b"all of it")
+    write_shared(tmp_path / "report.html", b"all of it")
     assert (tmp_path / "report.html").read_bytes() == b"all of it"
     assert len(swept) == 2

@@ -1,4 +1,4 @@
-"""The verb `export`."""
+"""`vidvq export`."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from vidvq.cli.config import settings_epilog
 from vidvq.cli.options import PathOrUrl
 
 
-@click.command(short_help="Turn token shards into what trainers read.", epilog=settings_epilog("export"))
+@click.command(short_help="Export token shards to the formats of trainers.", epilog=settings_epilog("export"))
 @click.argument("tokens", type=PathOrUrl())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--to", "target", required=True, help="megatron, litdata, parquet, mds, energon or bin.")
 @click.option("--out", required=True, type=PathOrUrl(), help="Output directory, or s3://bucket/folder.")
-@click.option("--check", is_flag=True, help="Read all of it back and compare it with TOKENS, id by id.")
+@click.option("--check", is_flag=True, help="Read the export back and compare it with TOKENS, id by id.")
 def export(tokens: Path, overrides: tuple[str, ...], target: str, out: Path, check: bool) -> int:
-    """Turn TOKENS (a directory that `vidvq tokenize` wrote) into flat sequences of ids, one per clip.
+    """Export TOKENS (a directory that `vidvq tokenize` wrote) as flat sequences of ids, one per clip.
 
-    An interrupted export resumes with the same command; the result is the same, byte for byte.
+    An interrupted export resumes with the same command, to identical bytes.
 
     vidvq export tokens/ --to megatron --out megatron/ order=temporal
     """

@@ -1,4 +1,4 @@
-"""`vidvq export`: token shards to what the trainers of language models read."""
+"""`vidvq export`: token shards to the dataset formats of language-model trainers."""
 
 from vidvq.export.config import ExportConfig
 from vidvq.export.job import ExportSummary, run_export

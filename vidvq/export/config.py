@@ -24,4 +24,4 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         if self.specials == "group" and self.order != "raster":
-            raise UsageError("specials=group needs order=raster; in temporal order the groups lie interleaved")
+            raise UsageError("specials=group needs order=raster; temporal order interleaves the groups")

@@ -1,4 +1,4 @@
-"""A WebDataset with the metadata that megatron-energon's ``prepare`` would make, for its ``CrudeWebdataset``."""
+"""WebDataset shards with the metadata that ``energon prepare`` would write, for energon's ``CrudeWebdataset``."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidvq.export.target import Files, Part, Sequence, Target
+from vidvq.export.target import Files, Part, Target, TokenSequence
 from vidvq.formats.tar import TarWriter, read_samples
 from vidvq.storage import canonical_json, pretty_json
 
@@ -15,8 +15,8 @@ _META = ".nv-meta"
 _MEDIA = "tokens.npy"
 
 
-def _write(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
-    # The index has the offset of each sample's first header, and of the end of the last sample.
+def _write(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: np.dtype) -> None:
+    # The index holds the offset of the first header of each sample, and the end of the last sample.
     data, index = files
     tar = TarWriter(data)
     for sequence in sequences:
@@ -35,11 +35,11 @@ def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
         yield np.load(io.BytesIO(files[_MEDIA]), allow_pickle=False)
 
 
-def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
+def _index_files(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
     counts = {part.files[0].name: part.clips for part in parts}
     split = {"split_parts": {"train": list(counts)}, "exclude": []}
     crude = {"__module__": "megatron.energon", "__class__": "CrudeWebdataset"}
-    # Energon reads these two as YAML, of which JSON is a part.
+    # Energon reads the last two as YAML, of which JSON is a subset.
     return {
         f"{_META}/.info.json": pretty_json({"energon_version": None, "shard_counts": counts}),
         f"{_META}/split.yaml": pretty_json(split),
@@ -47,4 +47,4 @@ def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
     }
 
 
-ENERGON = Target((".tar", ".tar.idx"), _write, _read, _whole)
+ENERGON = Target((".tar", ".tar.idx"), _write, _read, _index_files)

@@ -1,4 +1,4 @@
-"""Ids alone in one file, and where each clip starts in another: ``bin`` and Megatron-LM's indexed dataset."""
+"""Ids in one file and clip offsets in another: ``bin`` and Megatron-LM's indexed dataset."""
 
 import struct
 from collections.abc import Iterator
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vidvq.export.target import Files, Sequence, Target
+from vidvq.export.target import Files, Target, TokenSequence
 
 _MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 _MEGATRON_DTYPES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 
 
-def _write_bin(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write_bin(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: np.dtype) -> None:
     data, index = files
     starts = [0]
     for sequence in sequences:
@@ -24,11 +24,12 @@ def _write_bin(files: Files, sequences: Iterator[Sequence], count: int, dtype: n
 def _read_bin(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
     with paths[1].open("rb") as file:
         starts = np.load(file, allow_pickle=False)
-    yield from read_lengths(paths[0], np.diff(starts), dtype)
+    yield from read_arrays(paths[0], np.diff(starts), dtype)
 
 
-def _write_megatron(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
-    # MMapIndexedDataset: magic, version, dtype code, sequences, documents, lengths, byte offsets, documents' starts.
+def _write_megatron(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: np.dtype) -> None:
+    # MMapIndexedDataset: magic, version, dtype code, number of sequences and documents, lengths, byte offsets,
+    # first sequence of each document.
     data, index = files
     lengths: list[int] = []
     for sequence in sequences:
@@ -46,11 +47,14 @@ def _read_megatron(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
     index = paths[1].read_bytes()
     count = struct.unpack_from("<Q", index, head - 16)[0]
     lengths = np.frombuffer(index, dtype="<i4", count=count, offset=head)
-    yield from read_lengths(paths[0], lengths, dtype)
+    yield from read_arrays(paths[0], lengths, dtype)
 
 
-def read_lengths(path: Path, lengths: np.ndarray, dtype: np.dtype, start: int = 0) -> Iterator[np.ndarray]:
-    """Yield arrays of so many ids, one after the other, from byte ``start`` on, and what is left over."""
+def read_arrays(path: Path, lengths: np.ndarray, dtype: np.dtype, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield consecutive arrays of the given lengths (ids), from byte ``start``.
+
+    Bytes left over come as one more array, so that callers see a wrong count.
+    """
     with path.open("rb") as file:
         file.seek(start)
         for length in lengths.tolist():

@@ -1,4 +1,4 @@
-"""The export job: ``export.json`` says what is made, then one idempotent unit of work per token shard."""
+"""The export job: write ``export.json``, then export each token shard, idempotently."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ import numpy as np
 
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
-from vidvq.export.records import ExportHeader, encode_part, read_part, record_path, redo
+from vidvq.export.records import ExportHeader, encode_part, read_part, record_path, redo_hint
 from vidvq.export.sequence import Layout, grid_to_sequence
-from vidvq.export.target import Part, PartFile, Sequence, Target, write_part
+from vidvq.export.target import Part, PartFile, Target, TokenSequence, write_part
 from vidvq.export.targets import TARGETS
-from vidvq.export.verify import compare, damaged_files
+from vidvq.export.verify import compare_part, damaged_files
 from vidvq.formats.commit import FOLDER, Commit, read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
@@ -32,7 +32,15 @@ from vidvq.storage import (
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What an export directory holds; ``ids`` counts special tokens too."""
+    """Counts of an export.
+
+    Attributes:
+        target: name of the target.
+        clips: number of clips.
+        ids: number of ids, special tokens included.
+        bytes: size of the files of all parts.
+        parts: number of parts, one per token shard.
+    """
 
     target: str
     clips: int
@@ -41,36 +49,36 @@ class ExportSummary:
     parts: int
 
     def lines(self) -> list[str]:
-        """The account in plain words."""
+        """The counts as text."""
         return [f"{self.target}: {self.clips} clips, {self.ids} ids, {self.parts} parts, {self.bytes / 1e6:.1f} MB"]
 
 
 def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check: bool = False) -> ExportSummary:
-    """Export a directory of token shards, or finish an export that was interrupted.
+    """Export a directory of token shards, or resume an interrupted export.
 
     Args:
         tokens: a directory that ``vidvq tokenize`` finished.
         target: one of :data:`vidvq.export.targets.TARGETS`.
         out: the output directory.
-        config: how sequences are made.
-        check: read all of it back afterwards and compare it with the token shards, id by id.
+        config: order and special tokens of the sequences.
+        check: read the export back at the end and compare_part it with the token shards, id by id.
 
     Raises:
-        UsageError: a mistake in the arguments, a damaged shard, or (``check``) a difference that was found.
-        OSError: the disk is full or not writable; the parts that were finished stay.
+        UsageError: an argument is wrong, a shard is damaged, or ``check`` found a difference.
+        OSError: the disk is full or not writable; finished parts are kept.
     """
     if target not in TARGETS:
-        raise UsageError(f"{target} is no target; export --to {' | '.join(TARGETS)}")
+        raise UsageError(f"{target} is not a target; give --to {' | '.join(TARGETS)}")
     layout = Layout(read_tokenizer_card(tokens), config)
     shards = _committed(tokens)
-    _declare(out, target, layout, shards)
+    _write_header(out, target, layout, shards)
     parts = []
     with progress("export", len(shards), "shards") as bar:
         for shard in shards:
             parts.append(_export(tokens, TARGETS[target], out, shard, layout))
             bar.advance()
     dtype = np.dtype(TARGETS[target].dtype(layout.vocabulary))
-    for name, data in TARGETS[target].whole(parts, dtype).items():
+    for name, data in TARGETS[target].index_files(parts, dtype).items():
         write_atomic(out / name, data)
         remove_attempts((out / name).parent)
     remove_attempts(out)
@@ -78,11 +86,11 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
     if check:
         for shard, part in zip(shards, parts, strict=True):
             stem = _stem(shard)
-            # A byte that no id is made of may be damaged too.
+            # Damage may also be outside the ids.
             for line in damaged_files(out, part):
-                raise UsageError(f"{out}: {line}; {redo(stem)}")
+                raise UsageError(f"{out}: {line}; {redo_hint(stem)}")
             paths = [out / (stem + suffix) for suffix in TARGETS[target].suffixes]
-            compare(paths, TARGETS[target], dtype, _sequences(tokens / shard.shard, layout), stem)
+            compare_part(paths, TARGETS[target], dtype, _sequences(tokens / shard.shard, layout), stem)
     return ExportSummary(
         target,
         sum(part.clips for part in parts),
@@ -104,7 +112,7 @@ def _committed(tokens: Path) -> list[Commit]:
         commits.append(commit)
     full = [commit for commit in commits if commit.sha256]
     if not full:
-        raise UsageError(f"{tokens} holds no tokens; nothing to export")
+        raise UsageError(f"{tokens} has no tokens to export")
     return full
 
 
@@ -112,7 +120,7 @@ def _stem(commit: Commit) -> str:
     return commit.shard.removesuffix(".tar")
 
 
-def _declare(out: Path, target: str, layout: Layout, shards: list[Commit]) -> None:
+def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit]) -> None:
     card = layout.card
     header = ExportHeader(
         target=target,
@@ -133,12 +141,12 @@ def _declare(out: Path, target: str, layout: Layout, shards: list[Commit]) -> No
         make_folder(out)
         create_once(path, pretty_json(header))
     if found := list(differences("", read_json(path), header)):
-        raise UsageError(f"{out} was made from something else: {'; '.join(found[:4])}. Give another --out")
+        raise UsageError(f"{out} was made from something else: {'; '.join(found[:4])}; give another --out")
 
 
-def _sequences(path: Path, layout: Layout) -> Iterator[Sequence]:
+def _sequences(path: Path, layout: Layout) -> Iterator[TokenSequence]:
     for key, codes, info in read_tokens(path, layout.card):
-        yield Sequence(key, grid_to_sequence(codes, layout), info)
+        yield TokenSequence(key, grid_to_sequence(codes, layout), info)
 
 
 def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Layout) -> Part:
@@ -146,10 +154,10 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
     if part := read_part(out, stem):
         return part
     if commit.sha256 is None or not path.is_file() or sha256_file(path) != commit.sha256:
-        raise UsageError(f"{path} is missing or not the one that was committed; run vidvq verify {tokens}")
+        raise UsageError(f"{path} is missing or differs from its commit record; run vidvq verify {tokens}")
     clips = ids = 0
 
-    def counted() -> Iterator[Sequence]:
+    def counted() -> Iterator[TokenSequence]:
         nonlocal clips, ids
         for sequence in _sequences(path, layout):
             clips, ids = clips + 1, ids + len(sequence.ids)
@@ -161,6 +169,6 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
         raise UsageError(f"{path} holds {clips} clips, its record says {commit.ok}; run vidvq verify {tokens}")
     part = Part(commit.shard, commit.sha256, clips, ids, files)
     create_once(record_path(out, stem), encode_part(part))
-    standing = read_part(out, stem)
-    assert standing is not None
-    return standing
+    recorded = read_part(out, stem)
+    assert recorded is not None
+    return recorded

@@ -1,20 +1,20 @@
-"""litdata's chunks for its ``TokensLoader``: one stream of ids, which is read in blocks of any size."""
+"""litdata chunks for its ``TokensLoader``: one stream of ids, read in blocks of any size."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from vidvq.export.flat import read_lengths
+from vidvq.export.flat import read_arrays
 from vidvq.export.offsets import OffsetWriter, read_offsets
-from vidvq.export.target import Files, Part, Sequence, Target
+from vidvq.export.target import Files, Part, Target, TokenSequence
 from vidvq.storage import pretty_json, sha256_bytes
 
-# torch's dtypes by their places in litdata's table.
+# Indices of torch dtypes in litdata's table.
 _DTYPES = {np.dtype(np.uint16): 20, np.dtype(np.int32): 15}
 
 
-def _write(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: np.dtype) -> None:
     chunk = OffsetWriter(files[0], count)
     for sequence in sequences:
         chunk.add(sequence.ids.astype(dtype).tobytes())
@@ -23,10 +23,10 @@ def _write(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dt
 
 def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
     offsets = read_offsets(paths[0])
-    yield from read_lengths(paths[0], np.diff(offsets) // dtype.itemsize, dtype, start=int(offsets[0]))
+    yield from read_arrays(paths[0], np.diff(offsets) // dtype.itemsize, dtype, start=int(offsets[0]))
 
 
-def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
+def _index_files(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
     files = [part.files[0] for part in parts]
     chunks = [
         {"chunk_bytes": file.bytes, "chunk_size": part.clips, "dim": part.ids, "filename": file.name}
@@ -45,11 +45,11 @@ def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
         "item_loader": "TokensLoader",
         "types": "tensor",
     }
-    # A name for this content: litdata drops what it has cached under another.
+    # litdata invalidates its cache when this value changes.
     content = sha256_bytes("\n".join(file.sha256 for file in files).encode())
     return {"index.json": pretty_json({"chunks": chunks, "config": config, "updated_at": content})}
 
 
 LITDATA = Target(
-    (".bin",), _write, _read, _whole, dtype=lambda vocabulary: np.uint16 if vocabulary <= 1 << 16 else np.int32
+    (".bin",), _write, _read, _index_files, dtype=lambda vocabulary: np.uint16 if vocabulary <= 1 << 16 else np.int32
 )

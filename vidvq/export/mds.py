@@ -1,4 +1,4 @@
-"""MDS, the shards of mosaicml-streaming: a sample per clip with its key, ids, grid, frames, rate and source."""
+"""MDS shards of mosaicml-streaming: one sample per clip, with key, ids, grid, frame count, frame rate and source."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vidvq.export.offsets import OffsetWriter, read_offsets
-from vidvq.export.target import Files, Part, Sequence, Target
+from vidvq.export.target import Files, Part, Target, TokenSequence
 from vidvq.storage import pretty_json
 
 _SHAPE_DTYPES = (np.uint8, np.uint16, np.uint32, np.uint64)
@@ -40,9 +40,9 @@ def _config(dtype: np.dtype) -> dict[str, Any]:
     }
 
 
-def _sample(sequence: Sequence, dtype: np.dtype) -> bytes:
+def _sample(sequence: TokenSequence, dtype: np.dtype) -> bytes:
     clip, length = sequence.info, len(sequence.ids)
-    # An array of no fixed shape says its number of axes and the width of its lengths, then its lengths.
+    # Arrays of variable shape start with the number of axes and the integer width of their lengths, then the lengths.
     width = next(index for index, kind in enumerate(_SHAPE_DTYPES) if length <= np.iinfo(kind).max)
     shape = bytes([1 << 2 | width]) + np.array([length], dtype=_SHAPE_DTYPES[width]).tobytes()
     columns = [
@@ -57,7 +57,7 @@ def _sample(sequence: Sequence, dtype: np.dtype) -> bytes:
     return np.array(ragged, dtype=np.uint32).tobytes() + b"".join(columns)
 
 
-def _write(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: np.dtype) -> None:
     shard = OffsetWriter(files[0], count, json.dumps(_config(dtype), sort_keys=True).encode())
     for sequence in sequences:
         shard.add(_sample(sequence, dtype))
@@ -74,7 +74,7 @@ def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
             yield np.frombuffer(tokens, dtype=dtype, offset=1 + (1 << tokens[0] % 4))
 
 
-def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
+def _index_files(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
     shards: list[dict[str, Any]] = []
     for part in parts:
         file = part.files[0]
@@ -83,4 +83,4 @@ def _whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
     return {"index.json": pretty_json({"version": 2, "shards": shards})}
 
 
-MDS = Target((".mds",), _write, _read, _whole)
+MDS = Target((".mds",), _write, _read, _index_files)

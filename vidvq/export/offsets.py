@@ -1,4 +1,4 @@
-"""What litdata's chunks and MDS shards share: a count, ``count + 1`` byte offsets (both uint32), then the samples."""
+"""Layout shared by litdata chunks and MDS shards: count and ``count + 1`` byte offsets (uint32), then the samples."""
 
 from pathlib import Path
 from typing import IO
@@ -11,12 +11,12 @@ _MAX_BYTES = 1 << 32
 
 
 class OffsetWriter:
-    """Writes samples one by one behind room for their offsets, and the offsets at the end.
+    """Writes samples one by one after space reserved for their offsets, then the offsets.
 
     Args:
-        file: seekable, empty.
-        count: how many samples will come.
-        header: stands between the offsets and the samples.
+        file: empty, seekable file.
+        count: number of samples to come.
+        header: bytes between the offsets and the samples.
     """
 
     def __init__(self, file: IO[bytes], count: int, header: bytes = b"") -> None:
@@ -29,33 +29,33 @@ class OffsetWriter:
         """Append one sample.
 
         Raises:
-            ValueError: the file would be larger than its format can address.
+            UsageError: the file would be larger than its format can address.
         """
         self._offsets.append(self._offsets[-1] + len(sample))
         if self._offsets[-1] >= _MAX_BYTES:
             raise UsageError(
-                f"a token shard gives more than {_MAX_BYTES} bytes, the most that one file of litdata or MDS "
-                "holds; tokenize into smaller shards, or export --to another target"
+                f"a token shard exports to more than {_MAX_BYTES} bytes, the limit of a litdata or MDS file; "
+                "tokenize into smaller shards, or export --to another target"
             )
         self._file.write(sample)
 
     def close(self) -> None:
         """Write the offsets; the file stays open."""
         self._file.seek(0)
-        # With another count than was announced this is no file that anyone reads; the job refuses it by its record.
+        # If fewer or more samples came than ``count``, the file is invalid; the job then refuses it by its clip count.
         self._file.write(np.array([self._count, *self._offsets], dtype="<u4").tobytes()[: 4 * (self._count + 2)])
 
 
 def read_offsets(path: Path) -> np.ndarray:
-    """The byte offsets of the samples, and the end.
+    """Byte offsets of the samples and of the end, int64.
 
     Raises:
-        UsageError: they do not fit the file.
+        UsageError: the offsets do not match the size of the file.
     """
     with path.open("rb") as file:
         count = int.from_bytes(file.read(4), "little")
         size = path.stat().st_size
         offsets = np.frombuffer(file.read(4 * (count + 1)) if 4 * (count + 2) <= size else b"", dtype="<u4")
     if len(offsets) != count + 1 or (np.diff(offsets.astype(np.int64)) < 0).any() or offsets[-1] != size:
-        raise UsageError(f"its offsets do not fit its {size} bytes")
+        raise UsageError(f"its offsets do not match its {size} bytes")
     return offsets.astype(np.int64)

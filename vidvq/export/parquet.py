@@ -1,4 +1,4 @@
-"""A row per clip in parquet."""
+"""Parquet with one row per clip."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidvq.export.target import Files, Sequence, Target
+from vidvq.export.target import Files, Target, TokenSequence
 
 _ROW_GROUP = 256
 
 
-def _write(files: Files, sequences: Iterator[Sequence], count: int, dtype: np.dtype) -> None:
+def _write(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: np.dtype) -> None:
     schema = pa.schema(
         [
             ("key", pa.string()),

@@ -1,4 +1,4 @@
-"""What an export says of itself: ``export.json`` once, and a record for each part that is finished."""
+"""Metadata of an export: ``export.json``, and a record per finished part."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +23,17 @@ class ExportHeader:
     """The content of ``export.json``.
 
     Attributes:
-        target: one of :data:`vidvq.export.targets.TARGETS`.
-        dtype: name of the ids' dtype.
-        token_fingerprint: of the tokenizer.
-        tokens_sha256: SHA-256 over those of the token shards, one a line (hex).
-        codebooks: in the order of their offsets.
+        target: name of the target, a key of :data:`vidvq.export.targets.TARGETS`.
+        dtype: dtype of the ids, such as ``uint16``.
+        token_fingerprint: token fingerprint of the tokenizer.
+        tokens_sha256: SHA-256 (hex) of the SHA-256 sums of the token shards, one per line.
+        codebooks: codebooks, sorted by offset.
         vocabulary: number of ids, special tokens included.
         specials: id of each special token.
-        order, axes: order of the codes, as in :class:`vidvq.export.config.ExportConfig`, and the axes it gives.
-        parts: stems of the parts' files.
-        padding: there is no id for it.
+        order: order of the ids, as in :class:`vidvq.export.config.ExportConfig`.
+        axes: axes of a sequence, slowest first: ``t h w`` or ``h w t``.
+        parts: stems of the file names of the parts.
+        padding: always None; there is no padding id.
     """
 
     target: str
@@ -48,7 +49,7 @@ class ExportHeader:
     padding: None = None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types, with the format."""
+        """The header as JSON types, with the format identifier."""
         return to_dict(self) | {"format": FORMAT}
 
 
@@ -61,7 +62,7 @@ def read_header(folder: Path) -> ExportHeader:
     """Read ``export.json``.
 
     Raises:
-        UsageError: it is damaged, or of another format.
+        UsageError: the file is damaged, or of another format.
     """
     path = folder / "export.json"
     content = read_json(path)
@@ -70,35 +71,35 @@ def read_header(folder: Path) -> ExportHeader:
     header = validate(ExportHeader, content, f"{path}")
     target = TARGETS.get(header.target)
     if target is None or header.dtype != np.dtype(target.dtype(header.vocabulary)).name:
-        raise UsageError(f"{path} is damaged: its target, parts, vocabulary and dtype do not go together; export again")
+        raise UsageError(f"{path} is damaged: its target, vocabulary and dtype are inconsistent; export again")
     return header
 
 
 def record_path(folder: Path, stem: str) -> Path:
-    """Where the record of a part is."""
+    """Path of the record of a part."""
     return folder / FOLDER / f"{stem}.json"
 
 
 def encode_part(part: Part) -> bytes:
-    """The record of a part as it is stored."""
+    """Encode the record of a part."""
     return pretty_json(to_dict(part) | {"format": PART_FORMAT})
 
 
 def read_part(folder: Path, stem: str) -> Part | None:
-    """The record of a part, or None where it is not finished.
+    """Read the record of a part; None if the part is unfinished.
 
     Raises:
-        UsageError: it is damaged.
+        UsageError: the record is damaged.
     """
     path = record_path(folder, stem)
     if not path.exists():
         return None
     content = read_json(path)
     if not is_mapping(content) or content.get("format") != PART_FORMAT:
-        raise UsageError(f"{path} is not a record of {PART_FORMAT}; remove it and run again")
+        raise UsageError(f"{path} is not a record of format {PART_FORMAT}; remove it and run the same command again")
     return validate(Part, content, f"{path}")
 
 
-def redo(stem: str) -> str:
-    """What makes a bad part anew."""
+def redo_hint(stem: str) -> str:
+    """The remedy for a damaged part, for error messages."""
     return f"remove {FOLDER}/{stem}.json, then run the same command again"

@@ -1,4 +1,4 @@
-"""A grid of codes as one flat sequence of ids, and back."""
+"""Conversion between a grid of codes and a flat sequence of ids."""
 
 from dataclasses import dataclass
 
@@ -13,28 +13,33 @@ _SPECIALS = {"none": (), "clip": ("clip_start", "clip_end"), "group": ("clip_sta
 
 @dataclass(frozen=True)
 class Layout:
-    """How sequences are made: an id is its codebook's offset and the local code; specials come after all codes."""
+    """Mapping from codes to ids: codebook offset plus local code, with special tokens after all codes.
+
+    Attributes:
+        card: card of the tokenizer.
+        config: order and special tokens.
+    """
 
     card: TokenizerCard
     config: ExportConfig
 
     @property
     def specials(self) -> dict[str, int]:
-        """The id of each special token; there is none for padding."""
+        """Id of each special token; there is no padding id."""
         return {name: self.card.vocabulary + index for index, name in enumerate(_SPECIALS[self.config.specials])}
 
     @property
     def vocabulary(self) -> int:
-        """Codes and specials together; ids are 0 to this, less one."""
+        """Number of ids: codes and special tokens."""
         return self.card.vocabulary + len(self.specials)
 
     def offsets(self, times: int) -> np.ndarray:
-        """What is added to the local codes of each latent time: ``t 1 1``."""
+        """Codebook offset of each latent frame, int64 ``t 1 1``."""
         return np.array([self.card.codebook_of(t).offset for t in range(times)], dtype=np.int64)[:, None, None]
 
 
 def grid_to_sequence(codes: np.ndarray, layout: Layout) -> np.ndarray:
-    """Local codes ``lt lh lw`` to ids, int64: ``[clip_start] ([group_start] ids...) [clip_end]``."""
+    """Flatten local codes ``lt lh lw`` to int64 ids: ``[clip_start] ([group_start] ids...) [clip_end]``."""
     ids = codes.astype(np.int64) + layout.offsets(codes.shape[0])
     specials = layout.specials
     if "group_start" in specials:
@@ -47,28 +52,33 @@ def grid_to_sequence(codes: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def sequence_to_grid(sequence: np.ndarray, grid: tuple[int, ...], layout: Layout) -> np.ndarray:
-    """Ids back to local codes ``lt lh lw``: what :func:`grid_to_sequence` was given.
+    """Restore local codes ``lt lh lw``; the inverse of :func:`grid_to_sequence`.
+
+    Args:
+        sequence: ids of one clip, special tokens included.
+        grid: shape ``lt lh lw``.
+        layout: layout of the export.
 
     Raises:
-        UsageError: the length is not the grid's, a special token is out of its place, or a code is out of range.
+        UsageError: the length does not match the grid, a special token is misplaced, or a code is out of range.
     """
     flat, specials = np.asarray(sequence).astype(np.int64), layout.specials
-    times, high, wide = grid
+    times, height, width = grid
     groups = times if "group_start" in specials else 0
-    length = times * high * wide + groups + (2 if specials else 0)
+    length = times * height * width + groups + (2 if specials else 0)
     if len(flat) != length:
         raise UsageError(f"a grid of {grid} is a sequence of {length} ids; got {len(flat)}")
     if specials:
         if flat[0] != specials["clip_start"] or flat[-1] != specials["clip_end"]:
-            raise UsageError(f"the sequence is not between clip_start and clip_end: {flat[0]} ... {flat[-1]}")
+            raise UsageError(f"the sequence must be between clip_start and clip_end; got {flat[0]} ... {flat[-1]}")
         flat = flat[1:-1]
     if groups:
         rows = flat.reshape(times, -1)
         if (rows[:, 0] != specials["group_start"]).any():
-            raise UsageError("a group does not begin with group_start")
+            raise UsageError("a group does not start with group_start")
         ids = rows[:, 1:].reshape(grid)
     elif layout.config.order == "temporal":
-        ids = flat.reshape(high, wide, times).transpose(2, 0, 1)
+        ids = flat.reshape(height, width, times).transpose(2, 0, 1)
     else:
         ids = flat.reshape(grid)
     codes = ids - layout.offsets(times)

@@ -1,4 +1,4 @@
-"""What a target is: how the sequences of one token shard are written for a trainer, and read back."""
+"""The interface of a target: writing the sequences of a token shard in a trainer's format, and reading them back."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,14 +9,20 @@ from typing import IO, TypeAlias
 import numpy as np
 
 from vidvq.formats.token_shard import TokenInfo
-from vidvq.storage import attempt_file, publish_over
+from vidvq.storage import attempt_file, publish_replace
 
 Files: TypeAlias = list[IO[bytes]]
 
 
 @dataclass(frozen=True)
 class PartFile:
-    """One file of a part: its name, size in bytes, and SHA-256 (hex)."""
+    """One file of a part.
+
+    Attributes:
+        name: file name.
+        bytes: size (bytes).
+        sha256: SHA-256 (hex).
+    """
 
     name: str
     bytes: int
@@ -29,10 +35,10 @@ class Part:
 
     Attributes:
         shard: file name of the token shard.
-        shard_sha256: its SHA-256 (hex).
+        shard_sha256: SHA-256 of the token shard (hex).
         clips: number of clips.
         ids: number of ids, special tokens included.
-        files: the files that hold them, in the order of the target's suffixes.
+        files: exported files, in the order of the target's suffixes.
     """
 
     shard: str
@@ -43,51 +49,66 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """One clip to write: ``ids`` is flat; ``info`` is what its token shard says of it."""
+class TokenSequence:
+    """One clip to write.
+
+    Attributes:
+        key: key of the clip.
+        ids: int64 ids, special tokens included, 1-d.
+        info: metadata of the clip in its token shard.
+    """
 
     key: str
     ids: np.ndarray
     info: TokenInfo
 
 
-def unsigned(vocabulary: int) -> type[np.unsignedinteger]:
-    """The smaller of uint16 and uint32 that holds all ids."""
+def smallest_unsigned(vocabulary: int) -> type[np.unsignedinteger]:
+    """uint16 if it holds all ids, else uint32."""
     return np.uint16 if vocabulary <= 1 << 16 else np.uint32
 
 
-def no_whole(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
-    """For the targets whose parts stand alone."""
+def no_index_files(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
+    """For targets without index files: their parts are self-contained."""
     return {}
 
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of export.
+    """An export format.
 
     Attributes:
-        suffixes: of the files that one token shard becomes.
-        write: puts so many sequences into one open file per suffix.
-        read: yields the ids of each clip, given the files' paths.
-        whole: the files that belong to all parts together, by name: a pure function of the parts' records.
-        dtype: of the ids, by the size of the vocabulary.
+        suffixes: suffixes of the files of one token shard.
+        write: writes sequences to open files, one per suffix; also receives their number and the dtype of the ids.
+        read: yields the ids of each clip from the paths of the files.
+        index_files: names and contents of the files that index all parts, a pure function of their records.
+        dtype: returns the dtype of the ids for a vocabulary size.
     """
 
     suffixes: tuple[str, ...]
-    write: Callable[[Files, Iterator[Sequence], int, np.dtype], None]
+    write: Callable[[Files, Iterator[TokenSequence], int, np.dtype], None]
     read: Callable[[list[Path], np.dtype], Iterator[np.ndarray]]
-    whole: Callable[[list[Part], np.dtype], dict[str, bytes]] = no_whole
-    dtype: Callable[[int], type[np.integer]] = unsigned
+    index_files: Callable[[list[Part], np.dtype], dict[str, bytes]] = no_index_files
+    dtype: Callable[[int], type[np.integer]] = smallest_unsigned
 
 
 def write_part(
-    target: Target, folder: Path, stem: str, sequences: Iterator[Sequence], count: int, vocabulary: int
+    target: Target, folder: Path, stem: str, sequences: Iterator[TokenSequence], count: int, vocabulary: int
 ) -> list[Path]:
-    """Write the files of one token shard; each appears whole or not at all. Returns their paths."""
+    """Write the files of one token shard, each atomically, and return their paths.
+
+    Args:
+        target: format of the files.
+        folder: output directory.
+        stem: stem of the file names.
+        sequences: sequences of the clips.
+        count: number of sequences.
+        vocabulary: number of ids.
+    """
     paths = [folder / (stem + suffix) for suffix in target.suffixes]
     with ExitStack() as stack:
         opened = [stack.enter_context(attempt_file(path)) for path in paths]
         target.write([file for file, _ in opened], sequences, count, np.dtype(target.dtype(vocabulary)))
     for (_, attempt), path in zip(opened, paths, strict=True):
-        publish_over(attempt, path)
+        publish_replace(attempt, path)
     return paths

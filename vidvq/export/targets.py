@@ -1,4 +1,4 @@
-"""The targets by name."""
+"""All targets by name."""
 
 from vidvq.export.energon import ENERGON
 from vidvq.export.flat import BIN, MEGATRON

@@ -1,4 +1,4 @@
-"""Whether an export is whole by its own records, and whether it holds what the token shards hold."""
+"""Verification of an export against its own records, and against the token shards."""
 
 import struct
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ import numpy as np
 import pyarrow as pa
 
 from vidvq.errors import UsageError
-from vidvq.export.records import read_header, read_part, redo
-from vidvq.export.target import Part, Sequence, Target
+from vidvq.export.records import read_header, read_part, redo_hint
+from vidvq.export.target import Part, Target, TokenSequence
 from vidvq.export.targets import TARGETS
 from vidvq.storage import sha256_file
 
-# What readers say of damaged bytes.
+# Exceptions that readers raise for damaged files.
 _UNREADABLE = (ValueError, OSError, EOFError, KeyError, IndexError, struct.error, pa.ArrowException)
 
 
 def verify_export(folder: Path) -> tuple[list[str], int]:
-    """Check an export against its records: every byte, the number of clips and ids, and every id's range.
+    """Check an export against its records: all bytes, the numbers of clips and ids, and the range of the ids.
 
     Returns:
         One line per problem, and the number of parts.
@@ -37,9 +37,9 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
             continue
         parts.append(part)
         found = [*damaged_files(folder, part)] or [*_content(folder, part, target, header.vocabulary, dtype)]
-        problems += [f"{line}; {redo(stem)}" for line in found]
+        problems += [f"{line}; {redo_hint(stem)}" for line in found]
     if len(parts) == len(header.parts):
-        for name, data in target.whole(parts, dtype).items():
+        for name, data in target.index_files(parts, dtype).items():
             path = folder / name
             if not path.is_file() or path.read_bytes() != data:
                 problems.append(f"{name}: is missing or differs from the parts' records; run the same command again")
@@ -47,7 +47,7 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
 
 
 def damaged_files(folder: Path, part: Part) -> Iterator[str]:
-    """Say which files of a part are missing or hold other bytes than its record names."""
+    """Describe the files of a part that are missing or differ from its record."""
     for file in part.files:
         path = folder / file.name
         if not path.is_file():
@@ -67,23 +67,32 @@ def _content(folder: Path, part: Part, target: Target, vocabulary: int, dtype: n
         yield f"{paths[0].name}: is not readable ({_first_line(error)})"
         return
     if (clips, ids) != (part.clips, part.ids):
-        yield f"{paths[0].name}: holds {clips} clips of {ids} ids, its record says {part.clips} of {part.ids}"
+        yield f"{paths[0].name}: has {clips} clips and {ids} ids, its record has {part.clips} and {part.ids}"
     if highest >= vocabulary:
-        yield f"{paths[0].name}: has the id {highest}, export.json says that ids are below {vocabulary}"
+        yield f"{paths[0].name}: has id {highest}, outside the vocabulary of {vocabulary} ids in export.json"
 
 
-def compare(paths: list[Path], target: Target, dtype: np.dtype, expected: Iterator[Sequence], stem: str) -> None:
-    """Read a part back and compare it with the sequences that it should hold, id by id.
+def compare_part(
+    paths: list[Path], target: Target, dtype: np.dtype, expected: Iterator[TokenSequence], stem: str
+) -> None:
+    """Compare an exported part with the expected sequences, id by id.
+
+    Args:
+        paths: files of the part.
+        target: format of the files.
+        dtype: dtype of the ids.
+        expected: sequences of the token shard.
+        stem: stem of the part, for error messages.
 
     Raises:
-        UsageError: it is missing or not readable, or the first difference.
+        UsageError: the part is missing, not readable, or differs.
     """
     found = _readable(target.read(paths, dtype), paths, stem)
     for sequence in expected:
         if not np.array_equal(next(found, np.array([])), sequence.ids):
-            raise UsageError(f"{paths[0]}: {sequence.key} differs; {redo(stem)}")
+            raise UsageError(f"{paths[0]}: {sequence.key} differs; {redo_hint(stem)}")
     if next(found, None) is not None:
-        raise UsageError(f"{paths[0]} holds more than its token shard; {redo(stem)}")
+        raise UsageError(f"{paths[0]} has more clips than its token shard; {redo_hint(stem)}")
 
 
 def _readable(sequences: Iterator[np.ndarray], paths: list[Path], stem: str) -> Iterator[np.ndarray]:
@@ -92,7 +101,7 @@ def _readable(sequences: Iterator[np.ndarray], paths: list[Path], stem: str) -> 
     except _UNREADABLE as error:
         missing = [path for path in paths if not path.is_file()]
         what = f"{missing[0]} is missing" if missing else f"{paths[0]} is not readable ({_first_line(error)})"
-        raise UsageError(f"{what}; {redo(stem)}") from error
+        raise UsageError(f"{what}; {redo_hint(stem)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from vidvq.storage import (
     is_remote,
     pretty_json,
     publish_once,
-    publish_over,
+    publish_replace,
     read_json,
     remove_attempts,
     sha256_file,
@@ -240,7 +240,7 @@ def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
         if _record(folder, shard).exists():
             return
         time.sleep(0.1)
-    publish_over(attempt, path)
+    publish_replace(attempt, path)
 
 
 def _record(folder: Path, shard: str) -> Path:

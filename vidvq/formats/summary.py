@@ -8,7 +8,7 @@ from pathlib import Path
 from vidvq.errors import UsageError
 from vidvq.formats.commit import FOLDER, Outcome, read_commits
 from vidvq.formats.plan import Plan
-from vidvq.storage import pretty_json, remove_attempts, write_over
+from vidvq.storage import pretty_json, remove_attempts, write_shared
 
 _EXAMPLES = 5
 # Statistics with this suffix are sums of scores, in units of 1e-4, over the samples that ``scored`` counts.
@@ -133,7 +133,7 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     summary = JobSummary(
         plan.plan_id, plan.num_items, ok, failed.reasons(), filtered.reasons(), shards, size, dict(stats)
     )
-    write_over(folder / "summary.json", pretty_json(asdict(summary)))
+    write_shared(folder / "summary.json", pretty_json(asdict(summary)))
     # All shards are committed. Temporary files belong to killed or late writers, and older generations of a shard are
     # superseded.
     for index in plan.touched:

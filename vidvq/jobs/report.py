@@ -16,7 +16,7 @@ from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary
 from vidvq.jobs.stage import AnyRow, Stage
 from vidvq.runtime import Pool
-from vidvq.storage import write_over
+from vidvq.storage import write_shared
 
 _THUMBNAIL_HEIGHT = 144
 
@@ -40,7 +40,7 @@ def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Pat
         settings=list(_flatten({name: value for name, value in plan.made_from.items() if name != "inputs"})),
         thumbnails=thumbnails,
     )
-    write_over(out / "report.html", page.encode())
+    write_shared(out / "report.html", page.encode())
 
 
 def read_sample(out: Path, commit: Commit, key: str) -> dict[str, bytes]:

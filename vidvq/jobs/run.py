@@ -28,7 +28,7 @@ from vidvq.jobs.timing import TimeAccounting
 from vidvq.jobs.update import CorpusUpdate, retry_clips, update_videos
 from vidvq.log import Bar, info, progress
 from vidvq.runtime import Pools, WorkerDied, open_pools
-from vidvq.storage import refuse_unwritable
+from vidvq.storage import check_writable
 
 
 def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUpdate | None = None) -> JobSummary:
@@ -47,7 +47,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
         OSError: the disk is full or not writable; committed shards stay.
     """
     stage.check()
-    refuse_unwritable(out)
+    check_writable(out)
     with open_pools(stage.config.runtime) as pools:
         plan = _plan(stage, inputs, out, update, pools)
         info(f"plan {plan.plan_id[:12]}: {plan.num_items} {stage.unit} in {plan.num_shards} shards")

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from vidvq.formats.commit import Commit
 from vidvq.jobs.stage import Activity, Monitor, ShardResult, Stage
-from vidvq.storage import pretty_json, write_over
+from vidvq.storage import pretty_json, write_shared
 
 FILE = "metrics.json"
 Entry = TypeVar("Entry")
@@ -144,7 +144,7 @@ class RunMetrics:
 
     def write(self, folder: Path) -> None:
         """Write ``metrics.json``, replacing that of an earlier run."""
-        write_over(folder / FILE, pretty_json(self.to_json()))
+        write_shared(folder / FILE, pretty_json(self.to_json()))
 
 
 class TimeAccounting:

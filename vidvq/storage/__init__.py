@@ -1,4 +1,4 @@
-"""Writes that either happen whole or not at all, on a disk or in an object store, and hashes of what was written."""
+"""Atomic writes and checksums, on a disk and in an object store."""
 
 from vidvq.storage.files import (
     attempt_file,
@@ -9,31 +9,31 @@ from vidvq.storage.files import (
     make_folder,
     pretty_json,
     publish_once,
-    publish_over,
+    publish_replace,
     read_json,
     remove_attempts,
     sha256_bytes,
     sha256_file,
     sync_folder,
     write_atomic,
-    write_over,
+    write_shared,
 )
-from vidvq.storage.objects import is_remote, read_range, refuse_unwritable, resolve_path, store_errors
+from vidvq.storage.objects import check_writable, is_remote, read_range, resolve_path, store_errors
 
 __all__ = [
     "attempt_file",
     "attempt_path",
     "canonical_json",
+    "check_writable",
     "create_once",
     "differences",
     "is_remote",
     "make_folder",
     "pretty_json",
     "publish_once",
-    "publish_over",
+    "publish_replace",
     "read_json",
     "read_range",
-    "refuse_unwritable",
     "remove_attempts",
     "resolve_path",
     "sha256_bytes",
@@ -41,5 +41,5 @@ __all__ = [
     "store_errors",
     "sync_folder",
     "write_atomic",
-    "write_over",
+    "write_shared",
 ]

@@ -1,4 +1,4 @@
-"""Writes that either happen whole or not at all, and never over what another writer committed."""
+"""Atomic writes that never replace what another writer committed."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ from vidvq.errors import UsageError
 from vidvq.storage.objects import is_remote, put, put_once, read_object
 
 _CHUNK_BYTES = 1 << 20
-# Each other driver sweeps once; so many may end in the same moment.
+# Every other driver removes leftover attempts once at its end; allow for this many at the same moment.
 _SWEEPS = 20
 
 
@@ -34,7 +34,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UsageError: the file is not JSON; names the file.
+        UsageError: the file is not JSON.
     """
     data = read_object(path) if is_remote(path) else path.read_bytes()
     try:
@@ -62,16 +62,19 @@ def sha256_file(path: Path) -> str:
 
 
 def attempt_path(path: Path) -> Path:
-    """A name beside ``path`` that no other writer uses: ``NAME.tmp.HOST-PID-RANDOM``."""
+    """A unique temporary name beside ``path``: ``NAME.tmp.HOST-PID-RANDOM``."""
     host = socket.gethostname().split(".")[0]
     return path.with_name(f"{path.name}.tmp.{host}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
 def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
-    """Open an attempt at ``path`` for writing; on leaving it is flushed to disk and still under its attempt name.
+    """Open a temporary file for writing; on exit it is flushed to disk, to be published under its final name.
 
-    For a path in an object store the attempt is a file of this machine. On an error the attempt is deleted.
+    For a path in an object store the temporary file is local. On an error it is deleted.
+
+    Yields:
+        The open file and its temporary path.
     """
     make_folder(path.parent)
     attempt = attempt_path(Path(tempfile.gettempdir(), path.name) if is_remote(path) else path)
@@ -83,13 +86,13 @@ def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
     except BaseException as error:
         attempt.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
-            # A failed write does not say which file it was for.
+            # A failed write does not name its file.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a whole file, replacing what was there."""
+    """Write a file atomically, replacing an existing one."""
     if is_remote(path):
         put(data, path)
         return
@@ -99,8 +102,8 @@ def write_atomic(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
-def write_over(path: Path, data: bytes) -> None:
-    """Write what each driver of a job writes at its end; again, where another one at its own end swept the attempt."""
+def write_shared(path: Path, data: bytes) -> None:
+    """Write a file that every driver of a job writes at its end; retry if another driver removed the temporary file."""
     for _ in range(_SWEEPS):
         with suppress(FileNotFoundError):
             write_atomic(path, data)
@@ -109,10 +112,10 @@ def write_over(path: Path, data: bytes) -> None:
 
 
 def publish_once(attempt: Path, path: Path) -> bool:
-    """Give a finished attempt its final name, unless the name is taken.
+    """Give a finished attempt its final name unless the name is taken.
 
     Returns:
-        True where this attempt is now ``path``; False where another one was there first, and the attempt is kept.
+        True if the attempt is now ``path``; False if ``path`` existed, in which case the attempt is kept.
     """
     if is_remote(path):
         if won := put_once(attempt, path):
@@ -125,7 +128,7 @@ def publish_once(attempt: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}:
             raise
-        # A file system without hard links: the check and the rename are two steps, the best it offers.
+        # A file system without hard links: checking and renaming in two steps is the best it offers.
         if path.exists():
             return False
         attempt.replace(path)
@@ -134,8 +137,8 @@ def publish_once(attempt: Path, path: Path) -> bool:
     return True
 
 
-def publish_over(attempt: Path, path: Path) -> None:
-    """Give a finished attempt its final name, in the place of what has it."""
+def publish_replace(attempt: Path, path: Path) -> None:
+    """Give a finished attempt its final name, replacing an existing file."""
     if is_remote(path):
         put(attempt, path)
         attempt.unlink(missing_ok=True)
@@ -145,7 +148,7 @@ def publish_over(attempt: Path, path: Path) -> None:
 
 
 def create_once(path: Path, data: bytes) -> bool:
-    """Create ``path`` with ``data`` unless it exists; True where this call created it."""
+    """Create ``path`` with ``data`` unless it exists; True if this call created it."""
     if is_remote(path):
         return put_once(data, path)
     with attempt_file(path) as (file, attempt):
@@ -153,7 +156,7 @@ def create_once(path: Path, data: bytes) -> bool:
     try:
         won = publish_once(attempt, path)
     except FileNotFoundError:
-        # A writer that was first has swept away the attempts of the others, this one's among them.
+        # The first writer has removed the attempts of all others, including this one.
         if not path.exists():
             raise
         return False
@@ -162,13 +165,13 @@ def create_once(path: Path, data: bytes) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it; an object store has none to make."""
+    """Create a folder and its parents; does nothing in an object store, which has no folders."""
     if not is_remote(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power loss."""
+    """Flush a folder to disk, so that renames in it survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -177,7 +180,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_attempts(folder: Path, name: str = "*") -> None:
-    """Delete what killed writers left behind under ``NAME.tmp.*``; an object store has no half-written objects."""
+    """Delete the temporary files ``NAME.tmp.*`` of killed writers; an object store has none."""
     if is_remote(folder):
         return
     for attempt in folder.glob(f"{name}.tmp.*"):
@@ -185,7 +188,7 @@ def remove_attempts(folder: Path, name: str = "*") -> None:
 
 
 def differences(path: str, old: Any, new: Any) -> Iterator[str]:
-    """Name every place where two JSON values differ: ``clip.fps was 10, now 12``."""
+    """Describe each difference between two JSON values, such as ``clip.fps was 10, now 12``."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             inner = f"{path}.{key}" if path else key

@@ -1,8 +1,8 @@
-"""Folders in an object store, by fsspec: the same names and the same guarantees as on a disk.
+"""Folders in an object store through fsspec, with the names and guarantees of a disk.
 
-An object appears whole or not at all, so a write needs no attempt name of its own; what must happen once is a
-conditional put (``If-None-Match: *``). A put whose answer is lost is repeated, here or inside the client, and then
-finds its own object there: so whoever finds one compares it with what it was about to write.
+Puts are atomic, so a write needs no temporary object. Create-once is a conditional put (``If-None-Match: *``). A put
+whose response is lost is retried, here or in the client, and then finds its own object; therefore an existing object
+is compared with the data to write.
 """
 
 import hashlib
@@ -17,15 +17,16 @@ from vidvq.errors import StoreError, UsageError
 _TRIES = 4
 _PAUSE_S = 0.5
 _CHUNK_BYTES = 1 << 20
-# What these raise is of no common kind: no credentials, an endpoint that is not there.
+# These libraries share no exception type for missing credentials or an unreachable endpoint.
 _LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure"}
-_NO_SUCH = "https://filesystem-spec.readthedocs.io lists them"
+_SCHEMES = "see https://filesystem-spec.readthedocs.io for the list"
 
 
 def resolve_path(text: str) -> Path:
-    """The file or folder that a person means: a path of this machine, or a URL such as ``s3://bucket/folder``.
+    """Resolve a local path or a URL such as ``s3://bucket/folder``.
 
-    What comes back for a URL has the methods of :class:`pathlib.Path`.
+    Returns:
+        A :class:`pathlib.Path`, or for a URL an object with the same methods.
 
     Raises:
         UsageError: the URL's scheme is unknown, its library is not installed, or it chains several (``a::b``).
@@ -36,30 +37,30 @@ def resolve_path(text: str) -> Path:
     if scheme in {"file", "local"}:
         return Path(rest)
     if "::" in text:
-        raise UsageError(f"{text} chains several file systems; give a plain URL")
+        raise UsageError(f"{text} chains file systems; give a plain URL")
     if not rest:
-        raise UsageError(f"{text} names nothing behind the scheme; give {scheme}://bucket/folder")
+        raise UsageError(f"{text} has no bucket; give {scheme}://bucket/folder")
     try:
         from upath import UPath
 
-        # A listing that was kept would hide what another writer has put there since.
+        # A cached listing would hide objects that other writers have put since.
         return cast(Path, UPath(text, use_listings_cache=False))
     except ImportError as error:
         raise UsageError(
             f"{text} needs a library that is not installed ({error}); run `pip install 'vidvq[remote]'`"
         ) from error
     except ValueError as error:
-        raise UsageError(f"{text} has a scheme that fsspec does not know ({error}); {_NO_SUCH}") from error
+        raise UsageError(f"{text} has a scheme that fsspec does not know ({error}); {_SCHEMES}") from error
 
 
 def is_remote(path: Path) -> bool:
-    """Whether a place is in an object store."""
+    """Whether a path is in an object store."""
     return not isinstance(path, Path)
 
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn what the libraries of object stores raise in this block into :class:`StoreError`."""
+    """Convert exceptions of object-store libraries in this block to :class:`StoreError`."""
     try:
         yield
     except Exception as error:
@@ -68,12 +69,12 @@ def store_errors() -> Iterator[None]:
         raise
 
 
-def refuse_unwritable(folder: Path) -> None:
-    """Fail before any work where a job could not put its output.
+def check_writable(folder: Path) -> None:
+    """Check with a test object that an output folder is writable; does nothing on a disk.
 
     Raises:
         UsageError: the bucket does not exist.
-        StoreError: it may not be written, or the store does not answer.
+        StoreError: the bucket is not writable, or the store does not respond.
     """
     if not is_remote(folder):
         return
@@ -83,38 +84,44 @@ def refuse_unwritable(folder: Path) -> None:
     except FileNotFoundError as error:
         raise UsageError(f"{folder} cannot be written: {_one_line(error)}") from error
     except Exception as error:
-        # Stores raise what their own libraries raise: no credentials, no such endpoint.
+        # Each store raises exceptions of its own library, such as for missing credentials.
         raise StoreError(f"{folder} cannot be written: {_one_line(error)}") from error
 
 
 def put_once(data: bytes | Path, path: Path) -> bool:
-    """Put a new object, from memory or from a local file, unless its name is taken.
+    """Put an object, from memory or from a local file, unless its name is taken.
 
     Returns:
-        True where the object at ``path`` now holds exactly this content; False where it holds other content.
+        True if the object at ``path`` now holds exactly this content; False if it holds other content.
 
     Raises:
-        OSError: the store refuses, or answers none of several tries.
+        OSError: the store refuses, or all retries failed.
     """
     return _put(data, path, "create")
 
 
 def put(data: bytes | Path, path: Path) -> None:
-    """Put an object, in the place of what was there."""
+    """Put an object, replacing an existing one."""
     _put(data, path, "overwrite")
 
 
 def read_object(path: Path) -> bytes:
-    """A whole object that is not empty, by one request; raises as :func:`read_range`."""
-    # From 0 on: asked for no range, s3fs first asks for the size.
+    """Read a whole, non-empty object with one request; raises what :func:`read_range` raises."""
+    # An open range from 0: without a range, s3fs first requests the size.
     return _get(path, start=0)
 
 
 def read_range(path: Path, start: int, size: int) -> bytes:
-    """Some bytes of an object, by one request.
+    """Read a byte range of an object with one request.
+
+    Args:
+        path: the object.
+        start: offset of the first byte.
+        size: number of bytes.
 
     Raises:
-        OSError: it is not there, or the store answers none of several tries.
+        OSError: the object does not exist.
+        StoreError: all retries failed.
     """
     return _get(path, start=start, end=start + size)
 
@@ -127,9 +134,9 @@ def _get(path: Path, **span: int) -> bytes:
         except (PermissionError, FileNotFoundError):
             raise
         except Exception as error:
-            # Stores raise what their own libraries raise: a connection that broke, an endpoint that is busy.
+            # Each store raises exceptions of its own library, such as for a broken connection.
             if attempt == _TRIES - 1:
-                raise StoreError(f"the object store does not answer: {_one_line(error)}") from error
+                raise StoreError(f"the object store does not respond: {_one_line(error)}") from error
             time.sleep(_PAUSE_S * 2**attempt)
     raise AssertionError("unreachable")
 
@@ -155,8 +162,8 @@ def _put(data: bytes | Path, path: Path, mode: str) -> bool:
 
 
 def _store(path: Path) -> tuple[Any, str]:
-    place = cast(Any, path)
-    return place.fs, place.path
+    remote = cast(Any, path)
+    return remote.fs, remote.path
 
 
 def _one_line(error: Exception) -> str:

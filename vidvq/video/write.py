@@ -12,7 +12,7 @@ import numpy as np
 from av.filter import Graph
 
 from vidvq.errors import UsageError
-from vidvq.storage import attempt_file, attempt_path, is_remote, publish_over, sync_folder, write_atomic
+from vidvq.storage import attempt_file, attempt_path, is_remote, publish_replace, sync_folder, write_atomic
 from vidvq.video.encode import encode_frame, encode_png, encode_timed, mp4_clock, mp4_kind
 
 _GOP_FRAMES = 250
@@ -72,7 +72,7 @@ def write_frames(path: Path, kind: str, frames: Iterable[TimedFrame], shape: Vid
     }
     with attempt_file(path) as (file, attempt):
         write[kind](file)
-    publish_over(attempt, path)
+    publish_replace(attempt, path)
 
 
 def _counted(frames: Iterable[TimedFrame], shape: VideoShape) -> Iterator[TimedFrame]:

@@ -122,8 +122,8 @@ def test_a_damaged_list_is_named(videos, name, data):
         ("{0}/none.mp4", "does not exist"),
         ("{0}/*.avi", "does not exist|no file matches"),
         ("{0}/empty", "no video under"),
-        ("zip::s3://bucket/x", "chains several"),
-        ("s3://", "names nothing"),
+        ("zip::s3://bucket/x", "chains file systems"),
+        ("s3://", "has no bucket"),
         ("nosuch://bucket/x", "does not know"),
     ],
 )

@@ -49,7 +49,7 @@ def test_a_wrong_sequence_is_refused():
     sequence = grid_to_sequence(CODES, layout)
     with pytest.raises(ValueError, match="14 ids; got 13"):
         sequence_to_grid(sequence[:-1], CODES.shape, layout)
-    with pytest.raises(ValueError, match="not between"):
+    with pytest.raises(ValueError, match="must be between"):
         sequence_to_grid(sequence[::-1], CODES.shape, layout)
     # A code of the temporal codebook at time 0.
     sequence[1] = 16
