@@ -1,8 +1,6 @@
 """Clip shards: WebDataset tars of ``KEY.mp4``, ``.mkv`` or ``.npy`` (the clip) and ``KEY.json`` (:class:`ClipInfo`)."""
 
-import hashlib
 import json
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -62,12 +60,6 @@ class ClipInfo:
     def seconds_per_tick(self) -> Fraction:
         """The time base as an exact fraction."""
         return Fraction(self.time_base)
-
-
-def clip_key(uri: str, clip_index: int) -> str:
-    """Key of a clip: a readable stem, a hash of the uri, and the index of the clip. Contains no dot."""
-    stem = re.sub(r"[^a-z0-9]+", "-", Path(uri).stem.lower()).strip("-")[:40] or "video"
-    return f"{stem}-{hashlib.sha256(uri.encode()).hexdigest()[:10]}-{clip_index:05d}"
 
 
 def clip_files(media: bytes, extension: str, info: ClipInfo) -> dict[str, bytes]:

@@ -63,7 +63,7 @@ class TarWriter:
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)
+        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT, encoding="utf-8")
         self.members: list[Member] = []
         self._names: set[str] = set()
 
@@ -117,7 +117,7 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
             file.seek(-size % BLOCK_BYTES, 1)
         file.seek(-len(header), 1)
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
                 for info in tar:
                     if not info.isreg():
                         raise UsageError(f"{path}: member {info.name!r} is not a regular file")

@@ -110,7 +110,7 @@ def index_shard(shard: Path) -> list[TokenLocation]:
     """
     samples: dict[str, list[tuple[str, int, int]]] = {}
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
             end = file.seek(0, 2)
             for member in tar:
                 check_name(member.name)

@@ -9,11 +9,13 @@ import pyarrow as pa
 from vidvq.corpus.inputs import Fingerprint, list_sources
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
+from vidvq.formats.keys import SCHEME
 from vidvq.formats.plan import Plan, create_plan, has_plan, read_plan, refuse_foreign, refuse_other_origin
 from vidvq.formats.rows import REMOVED, codec_of
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.rows import VideoRow
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
+from vidvq.jobs.unique_keys import separate_keys
 from vidvq.log import progress
 from vidvq.runtime import Pools
 
@@ -36,10 +38,10 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, po
     listing = Listing(list_sources(inputs, stage.lists))
     if not listing.parts:
         raise UsageError("the inputs name no video at all")
-    made_from = stage.identity() | {"inputs": listing.inputs.value()}
+    made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
     try:
         rows = probe_listing(stage, listing, made_from, out, pools.get(listing.units(stage)))
-        table = number_shards(stage, stage.select(rows, ()), 0)
+        table = separate_keys(number_shards(stage, stage.select(rows, ()), 0), stage.row)
     except FileNotFoundError:
         # Another driver has finished its plan, and has deleted the parts that this one was planning from.
         if not has_plan(out):
@@ -85,6 +87,8 @@ def _confirm(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path) -> Pl
             fingerprint.add(source)
             bar.advance()
     made_from = stage.identity() | {"inputs": fingerprint.value()}
+    # Keys stay as they were planned; the scheme of older ones is not recorded.
+    made_from |= {name: value for name, value in plan.made_from.items() if name == "key_scheme"}
     changes = _changes(plan, stage, inputs, removed)
     refuse_other_origin(out, plan, stage.name, made_from, changes)
     return plan

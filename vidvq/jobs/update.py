@@ -16,12 +16,14 @@ from vidvq.corpus.inputs import Fingerprint, list_sources
 from vidvq.corpus.source import Source, source_at
 from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
+from vidvq.formats.keys import SCHEME
 from vidvq.formats.plan import Plan, extend_plan, has_plan, read_plan
 from vidvq.formats.rows import GONE, REMOVED, codec_of
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.plan_videos import number_shards, sources_of
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import AnyVideoRow, ClipStage, Stage, VideoStage
+from vidvq.jobs.unique_keys import assign_keys
 from vidvq.log import info
 from vidvq.runtime import Pools
 from vidvq.storage import differences, resolve_path
@@ -123,7 +125,7 @@ def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Pat
     fingerprint = Fingerprint(plan.made_from["inputs"])
     for source in listing.sources():
         fingerprint.add(source)
-    rows = _probe_again(stage, listing, plan.rows(stage.row), out, pools)
+    rows = _probe_again(stage, plan, listing, plan.rows(stage.row), out, pools)
     return _extend(stage, plan, fingerprint, rows, out)
 
 
@@ -165,7 +167,7 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
         old |= {row.key: row for row in there}
         unclaimed |= {row.key: replace(row, source=now) for row in there}
     others = (row for row in plan.rows(stage.row) if row.key not in old)
-    for row in _probe_again(stage, Listing(probe), others, out, pools) if probe else ():
+    for row in _probe_again(stage, plan, Listing(probe), others, out, pools) if probe else ():
         unclaimed.pop(row.key, None)
         before = old.get(row.key)
         unchanged = before is not None and replace(row, shard=before.shard) == before
@@ -179,11 +181,16 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
 
 
 def _probe_again(
-    stage: VideoStage[AnyVideoRow], listing: Listing, others: Iterable[AnyVideoRow], out: Path, pools: Pools
+    stage: VideoStage[AnyVideoRow],
+    plan: Plan,
+    listing: Listing,
+    others: Iterable[AnyVideoRow],
+    out: Path,
+    pools: Pools,
 ) -> list[AnyVideoRow]:
-    made_from = stage.identity() | {"inputs": listing.inputs.value()}
+    made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
     rows = probe_listing(stage, listing, made_from, out, pools.get(listing.units(stage)))
-    return list(stage.select(rows, others))
+    return list(assign_keys(stage.select(rows, others), plan.rows(stage.row)))
 
 
 def _extend(

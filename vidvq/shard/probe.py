@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.source import Source
-from vidvq.formats.clip_shard import clip_key
+from vidvq.formats.keys import item_key, video_key
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.rows import PlannedClip
 from vidvq.shard.shots import find_shots
@@ -39,7 +39,7 @@ def reject(
 ) -> PlannedClip:
     """The row of a video, or of a part of it, that cannot become a clip."""
     return PlannedClip(
-        key=clip_key(source.identity, clip_index),
+        key=item_key(video_key(source.identity), clip_index),
         source=source,
         sha256=sha256,
         clip_index=clip_index,
@@ -81,7 +81,7 @@ def _clips(
 
 def _clip(source: Source, digest: str, clip_index: int, first: int, num_frames: int) -> PlannedClip:
     return PlannedClip(
-        key=clip_key(source.identity, clip_index),
+        key=item_key(video_key(source.identity), clip_index),
         source=source,
         sha256=digest,
         clip_index=clip_index,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.frames import frame_range
 from vidvq.corpus.source import Source
-from vidvq.formats.clip_shard import clip_key
+from vidvq.formats.keys import item_key, video_key
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.video import VideoError
@@ -55,5 +55,5 @@ def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]
 
 def reject(source: Source, reason: str, detail: str, clip_index: int = 0) -> PlannedSample:
     """The row of a video, or of a part of it, that cannot become a sample. Without a reason, a row to complete."""
-    key = clip_key(source.identity, clip_index)
+    key = item_key(video_key(source.identity), clip_index)
     return PlannedSample(key=key, source=source, clip_index=clip_index, reason=reason, detail=detail)

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from vidvq.formats.clip_shard import ClipInfo, clip_files, clip_key, parse_clip_info, read_clips
+from vidvq.formats.clip_shard import ClipInfo, clip_files, parse_clip_info, read_clips
 from vidvq.formats.commit import commit_shard
 
 INFO = ClipInfo(
@@ -68,24 +68,3 @@ def test_a_sample_has_a_clip_and_its_json_and_no_more(tmp_path, extra):
     commit_shard(tmp_path, "clips-000000.tar", "plan", lambda draft: draft.add("a", given))
     with pytest.raises(ValueError, match="a has .*; a clip has json and one of mp4, mkv, npy"):
         list(read_clips(tmp_path / "clips-000000.tar"))
-
-
-@pytest.mark.parametrize(
-    ("uri", "stem"),
-    [
-        ("/v/My Film.v2.mp4", "my-film-v2"),
-        ("/v/..mp4", "video"),
-        ("/v/-rf.mp4", "rf"),
-        ("/v/日本.mp4", "video"),
-        ("/v/" + "x" * 200 + ".mp4", "x" * 40),
-    ],
-)
-def test_a_key_is_readable_and_safe(uri, stem):
-    key = clip_key(uri, 7)
-    assert key.startswith(stem + "-") and key.endswith("-00007")
-    assert "." not in key and len(key) < 80
-    assert key == clip_key(uri, 7)
-
-
-def test_files_of_one_name_in_two_folders_have_two_keys():
-    assert clip_key("/a/x.mp4", 0) != clip_key("/b/x.mp4", 0)
