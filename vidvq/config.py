@@ -1,8 +1,7 @@
 """Configuration: YAML and `key.sub=value` overrides, merged as plain dicts and validated once.
 
-A config is a frozen stdlib dataclass that lives beside the code it configures and carries
-``__pydantic_config__ = {"extra": "forbid"}``; unions carry a ``kind``. There is no registry,
-no interpolation and no include.
+A config is a frozen dataclass beside the code that it configures, with ``__pydantic_config__ = {"extra": "forbid"}``;
+the members of a union have a ``kind``. There is no registry, no interpolation and no include.
 """
 
 import math
@@ -24,7 +23,7 @@ _TEXTS = frozenset({"where"})
 
 
 class ConfigError(UsageError):
-    """The user's configuration is wrong; the message names every wrong field and the value got."""
+    """Invalid configuration; the message lists every wrong field with its value."""
 
 
 def packaged(folder: str, name: str) -> Path:
@@ -32,7 +31,10 @@ def packaged(folder: str, name: str) -> Path:
 
     Args:
         folder: ``configs`` or ``launch``.
-        name: the file's name.
+        name: name of the file.
+
+    Raises:
+        ConfigError: no such file ships with vidvq.
     """
     package = Path(__file__).parent
     for root in (package, package.parent):
@@ -42,7 +44,11 @@ def packaged(folder: str, name: str) -> Path:
 
 
 def find_config(name: str) -> Path:
-    """Resolve what the user typed: a YAML file, or the bare name of a packaged one (``demo``)."""
+    """Resolve a YAML file, or the bare name of a packaged one (``demo``).
+
+    Raises:
+        ConfigError: there is no such file.
+    """
     path = Path(name)
     if path.is_file():
         return path
@@ -66,12 +72,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if data is None:
         return {}
     if not is_mapping(data):
-        raise ConfigError(f"config {path} holds a {type(data).__name__}; it must be a mapping of fields")
+        raise ConfigError(f"config {path} has a {type(data).__name__} at the top level; it must be a mapping of fields")
     return data
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Lay ``key.sub=value`` over a nested dict; values are read as YAML.
+    """Apply overrides ``key.sub=value`` to a copy of a nested dict; values are parsed as YAML.
 
     Raises:
         ConfigError: an override has no ``=``, or goes through a field that is not a mapping.
@@ -89,7 +95,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
                 raise ConfigError(f"override {override!r} goes through {parent!r}, which is a value, not a mapping")
             node = child
         try:
-            # An expression is text, whatever YAML makes of its quotes, colons and hashes.
+            # Keep an expression as text: YAML would interpret its quotes, colons and hashes.
             node[last] = text if last in _TEXTS and text.strip() not in {"", "null"} else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r} is not YAML: {' '.join(str(error).split())}") from error
@@ -100,7 +106,7 @@ def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
     """Build the dataclass ``kind`` from a plain dict.
 
     Raises:
-        ConfigError: one line that lists every wrong field by path, the rule, and the value got.
+        ConfigError: fields are wrong; the message lists each with its path, value and rule.
     """
     try:
         return _adapter(kind).validate_python(data)
@@ -116,7 +122,16 @@ def _adapter(kind: type[T]) -> TypeAdapter[T]:
 
 
 def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
-    """Read ``path`` (or start from defaults), apply overrides, validate once."""
+    """Read a config file, apply overrides and validate the result.
+
+    Args:
+        kind: the config dataclass.
+        path: YAML file; None for the defaults.
+        overrides: ``key.sub=value`` settings.
+
+    Raises:
+        ConfigError: the file, an override or a field is wrong.
+    """
     data = apply_overrides(read_yaml(path) if path else {}, overrides)
     source = str(path) if path else "config"
     _refuse_infinite(data, source)
@@ -124,7 +139,7 @@ def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
 
 
 def _refuse_infinite(value: Any, source: str, name: str = "") -> None:
-    """Settings are written beside every output as JSON, which has neither infinity nor NaN."""
+    """Refuse infinity and NaN: settings are saved with every output as JSON, which has neither."""
     if isinstance(value, dict):
         for key, item in cast(dict[Any, Any], value).items():
             _refuse_infinite(item, source, f"{name}.{key}" if name else str(key))
@@ -136,7 +151,7 @@ def _refuse_infinite(value: Any, source: str, name: str = "") -> None:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The resolved config as plain JSON types, as it is written beside every output."""
+    """The resolved config as JSON types, as saved with every output."""
     return _plain(asdict(config))
 
 
@@ -163,7 +178,7 @@ def _plain(value: Any) -> Any:
 
 
 def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
-    # A path names the user's own keys, so the union arm that pydantic adds to it is left out.
+    # Paths show the user's keys, without the union member that pydantic inserts.
     node: Any = data
     path: list[str] = []
     for part in detail["loc"]:
@@ -184,7 +199,7 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
 
 
 def _paths(settings: tuple[Setting, ...], data: Any) -> Iterator[str]:
-    """Paths of all settings; where a group has several kinds, those of the kind in ``data``."""
+    """Paths of all settings; for a group with several kinds, those of the kind in ``data``."""
     for setting in settings:
         yield setting.path
         node = _child(data, setting.name)
@@ -197,7 +212,7 @@ def _child(data: Any, name: str) -> Any:
 
 
 def _nearest(path: str, known: list[str]) -> str | None:
-    """The known path that was most likely meant: a similar name in the same group, or the same name in another."""
+    """The most likely intended path: a similar name in the same group, or the same name in another group."""
     group, dot, name = path.rpartition(".")
     siblings = [each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == group]
     if near := get_close_matches(name, siblings, 1):

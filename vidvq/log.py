@@ -1,6 +1,6 @@
-"""What a person reads while a job runs: messages, and progress bars on a terminal or periodic lines elsewhere.
+"""Messages and progress for people: progress bars on a terminal, periodic lines elsewhere.
 
-Everything goes to stderr; stdout is for results that a machine reads.
+Everything goes to stderr; stdout is for machine-readable results.
 """
 
 import sys
@@ -18,17 +18,17 @@ PLAIN_INTERVAL_S = 10.0
 
 
 def info(message: str) -> None:
-    """Tell the user something."""
+    """Print a message."""
     console.print(message, markup=False)
 
 
 def warn(message: str) -> None:
-    """Tell the user something that deserves a look."""
+    """Print a warning."""
     console.print("warning: " + message, style="yellow", markup=False)
 
 
 class _RateColumn(ProgressColumn):
-    """Rate and time to go, from the average of this run: `12.3 clips/s, eta 0:01:20`."""
+    """Mean rate of this run and remaining time: `12.3 clips/s, eta 0:01:20`."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -38,41 +38,58 @@ class _RateColumn(ProgressColumn):
         return Text(_rate_text(task.completed, task.total, task.elapsed or 0.0, self.unit), style="cyan")
 
 
-class Bar:
-    """A running count towards a total. Made by :func:`progress`."""
+class ProgressBar:
+    """Progress of a job, created by :func:`progress`.
+
+    Args:
+        label: name of the job.
+        total: number of units; None if unknown.
+        unit: name of the units (plural).
+    """
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = 0
         self.note = ""
-        self._started = self._told = time.monotonic()
+        self._started = self._last_printed = time.monotonic()
         self._live: tuple[Progress, TaskID] | None = None
 
     def advance(self, count: int = 1, note: str | None = None) -> None:
-        """Count ``count`` more as done, with an optional short note (a loss, a file) shown behind the bar."""
+        """Record progress.
+
+        Args:
+            count: number of units done since the last call.
+            note: short text to show after the bar, such as a loss; None keeps the last one.
+        """
         self.done += count
         self.note = self.note if note is None else note
         if self._live:
             bar, task = self._live
             bar.update(task, completed=self.done, note=self.note)
-        elif time.monotonic() - self._told > PLAIN_INTERVAL_S:
-            self.tell()
+        elif time.monotonic() - self._last_printed > PLAIN_INTERVAL_S:
+            self.print_line()
 
-    def tell(self) -> None:
-        """Print one plain line."""
-        self._told = time.monotonic()
-        rate = _rate_text(self.done, self.total, self._told - self._started, self.unit)
+    def print_line(self) -> None:
+        """Print the progress as one plain line."""
+        self._last_printed = time.monotonic()
+        rate = _rate_text(self.done, self.total, self._last_printed - self._started, self.unit)
         done = self.done if self.total is None else f"{self.done}/{self.total}"
         info(f"{self.label}: {done} {rate} {self.note}".rstrip())
 
 
 @contextmanager
-def progress(label: str, total: int | None, unit: str) -> Iterator[Bar]:
-    """Show progress towards ``total`` (None: unknown) ``unit``: a bar on a terminal, else a line every 10 s."""
-    bar = Bar(label, total, unit)
+def progress(label: str, total: int | None, unit: str) -> Iterator[ProgressBar]:
+    """Show progress: a bar on a terminal, else a line every 10 s.
+
+    Args:
+        label: name of the job.
+        total: number of units; None if unknown.
+        unit: name of the units (plural).
+    """
+    bar = ProgressBar(label, total, unit)
     if not sys.stderr.isatty():
         yield bar
-        bar.tell()
+        bar.print_line()
         return
     columns = (
         TextColumn("{task.description}"),

@@ -1,7 +1,7 @@
-"""Every setting of a config dataclass: its path, type, default and meaning, read from fields and docstrings.
+"""Settings of a config dataclass: path, type, default and meaning, from its fields and docstring.
 
-The meaning of a field is its entry in the ``Attributes:`` section of its class. `vidvq config`, the reference pages and
-the suggestion for a mistyped key are all made from the same walk.
+The meaning of a field is its entry in the ``Attributes:`` section of the class. `vidvq config`, the reference pages and
+the suggestions for mistyped keys share this module.
 """
 
 import inspect
@@ -25,11 +25,11 @@ class Setting:
     Attributes:
         path: dotted path, as in an override (``clip.num_frames``).
         type: type and range in words; empty for a group.
-        meaning: the sentence of the docstring; empty where it has none.
-        value: the default or the value given; None for a group and for a required setting without a value.
-        is_required: whether it has no default.
-        members: the settings of a group; None for a single setting.
-        kinds: for a group that has several kinds, the settings of each.
+        meaning: entry of the docstring; empty if there is none.
+        value: value, or the default; None for a group and for a required setting without a value.
+        is_required: whether the setting has no default.
+        members: settings of a group; None for a single setting.
+        kinds: settings of each kind, for a group with several kinds.
     """
 
     path: str
@@ -46,7 +46,7 @@ class Setting:
         return self.path.rpartition(".")[2]
 
     def walk(self) -> "Iterator[Setting]":
-        """Yield this setting and all below it."""
+        """Yield this setting and its descendants."""
         yield self
         for member in self.members or ():
             yield from member.walk()
@@ -55,7 +55,7 @@ class Setting:
 def settings_of(
     kind: type, values: Any = None, path: str = "", missing: frozenset[str] = frozenset()
 ) -> tuple[Setting, ...]:
-    """List the settings of a config dataclass, in their declared order.
+    """List the settings of a config dataclass, in declaration order.
 
     Args:
         kind: the dataclass.
@@ -72,7 +72,7 @@ def settings_of(
 
 
 def meanings_of(kind: type) -> dict[str, str]:
-    """The ``Attributes:`` section of a class and its bases, by field."""
+    """Entries of the ``Attributes:`` sections of a class and its bases, by field."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         _, _, section = inspect.cleandoc(base.__doc__ or "").partition("\nAttributes:\n")
@@ -89,9 +89,9 @@ def meanings_of(kind: type) -> dict[str, str]:
 
 
 def as_yaml(settings: tuple[Setting, ...]) -> str:
-    """Settings as YAML that a command takes, each below a comment with its meaning and type.
+    """Format settings as a YAML config file, with meaning and type in comments.
 
-    A required setting without a value is commented out.
+    Required settings without a value are commented out.
     """
     return "\n".join(_yaml_lines(settings, "")).lstrip("\n") + "\n"
 
@@ -114,7 +114,7 @@ def _default(field: "Field[Any]") -> Any:
 
 
 def _arms(hint: Any) -> list[Any]:
-    """Members of a union; the type itself where it is none."""
+    """Members of a union, or the type itself."""
     if get_origin(hint) is Annotated:
         return _arms(get_args(hint)[0])
     if get_origin(hint) in {Union, types.UnionType}:
@@ -123,7 +123,7 @@ def _arms(hint: Any) -> list[Any]:
 
 
 def describe_type(hint: Any) -> str:
-    """A type and its range in words, such as ``integer, 1 or more; or null``."""
+    """Describe a type and its range, such as ``integer, 1 or more; or null``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         limits = _limits(arguments[1:])
@@ -144,7 +144,7 @@ def describe_type(hint: Any) -> str:
 
 
 def _limits(metadata: tuple[Any, ...]) -> str:
-    """The range that pydantic's ``Field`` sets, in words."""
+    """Describe the range set by pydantic's ``Field``."""
     found: dict[str, Any] = {}
     for each in metadata:
         for limit in getattr(each, "metadata", ()):
@@ -175,14 +175,14 @@ def _yaml_lines(settings: tuple[Setting, ...], indent: str) -> Iterator[str]:
 
 
 def plain_text(meaning: str) -> str:
-    """A docstring's sentence for a terminal: without markup, beginning with a capital, None spelled as YAML does."""
+    """Convert a docstring entry for a terminal: no markup, capitalized, ``null`` for None."""
     text = re.sub(r"\bNone\b", "null", re.sub(r":\w+:`([^`]+)`", r"\1", meaning)).replace("``", "")
     is_code = meaning.startswith("``")
     return text if is_code else text[:1].upper() + text[1:]
 
 
 def flow_yaml(value: Any) -> str:
-    """A value as YAML on one line."""
+    """Format a value as YAML on one line."""
     text = yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")
 

@@ -19,7 +19,7 @@ from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.view import Gallery, build_page
 from vidvq.view.gallery import Code
 from vidvq.view.page import render
-from vidvq.view.serve import answers, make_server
+from vidvq.view.serve import build_routes, make_server
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def served(gallery) -> Iterator[str]:
     # The page's policy names its script by its hash.
     script = page.rpartition(b"<script>")[2].partition(b"</script>")[0]
     old = page.partition(b"'sha256-")[2].partition(b"'")[0]
-    server = make_server(page.replace(old, b64encode(sha256(script).digest())), answers(gallery), 0)
+    server = make_server(page.replace(old, b64encode(sha256(script).digest())), build_routes(gallery), 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -90,7 +90,7 @@ def test_the_server_answers_its_page_on_this_machine_alone(served, gallery):
     for path in ("/clip?index=99", "/clip?index=-1", "/clip?index=x", "/clip", "/clip?other=1", "/code?book=7&code=0"):
         status, said = get(served, path)
         assert status == 400 and said and b"Traceback" not in said
-    assert b"clip 99 is not one of 0 to 12" in get(served, "/clip?index=99")[1]
+    assert b"clip 99 is out of range; the clips are 0 to 12" in get(served, "/clip?index=99")[1]
 
 
 def test_every_clip_can_be_had_and_is_what_its_shard_holds(served, tokens_dir):
@@ -125,8 +125,8 @@ def two_sources(request, tmp_path, make_video, checkpoint_dir, vidvq, tiny_setti
 
 def test_clips_are_found_by_their_keys_and_sources_over_all_shards(two_sources):
     def found(text: str, start: int = 0, count: int = 100) -> tuple[int, list[int]]:
-        lines = two_sources.lines(start, count, text)
-        assert all(line["key"] == two_sources.place(line["index"]).key for line in lines["clips"])
+        lines = two_sources.list_clips(start, count, text)
+        assert all(line["key"] == two_sources.locate(line["index"]).key for line in lines["clips"])
         return lines["total"], [line["index"] for line in lines["clips"]]
 
     assert found("/Garden/garden.MP4") == (4, [0, 1, 2, 3])
@@ -164,7 +164,7 @@ def test_a_browser_searches(kind, request, gallery, tmp_path):
     page = browse(tmp_path, where if kind == "served" else where.as_uri())
     try:
         seen = page.evaluate(SEARCH)
-        keys = [line["key"] for line in gallery.lines(0, 100)["clips"]]
+        keys = [line["key"] for line in gallery.list_clips(0, 100)["clips"]]
         total, listed = (13, 4) if kind == "served" else (3, 3)
         assert seen["hit"] == ["1 to 1 of 1", [keys[2]]] and seen["open"] == [keys[2], 1]
         assert seen["none"] == ["none", []]
@@ -243,7 +243,7 @@ def test_a_browser_goes_through_all_clips_of_a_server(served, gallery, tmp_path)
             about: by("about").textContent, places: document.querySelectorAll("#places button").length,
             current: document.querySelector("#clips [aria-current=true]").firstChild.textContent};
         }""")
-        lines = gallery.lines(0, 100)["clips"]
+        lines = gallery.list_clips(0, 100)["clips"]
         assert seen["keys"] == [line["key"] for line in lines]
         assert seen["back"] == "1 to 4 of 13" and seen["last"] == "13 to 13 of 13"
         assert seen["current"] == lines[12]["key"]

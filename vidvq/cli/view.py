@@ -8,19 +8,23 @@ from vidvq import log
 from vidvq.cli.options import PathOrUrl, checkpoint_option
 
 
-@click.command(short_help="Look at tokens in a browser.")
+@click.command(short_help="Browse tokens and decoded clips.")
 @click.argument("tokens", type=PathOrUrl())
 @checkpoint_option
+@click.option("--clips", type=PathOrUrl(), help="Clip shards that the tokens were made from, to show the originals.")
+@click.option("--out", type=PathOrUrl(), help="Write a page of the first clips to this file instead of serving all.")
 @click.option(
-    "--clips", type=PathOrUrl(), help="The clip shards the tokens were made from: shows the originals beside."
+    "--first", default=12, show_default=True, type=click.IntRange(1, 200), help="Number of clips in the page of --out."
 )
-@click.option("--out", type=PathOrUrl(), help="Write a page with the first clips to this file instead of serving all.")
 @click.option(
-    "--first", default=12, show_default=True, type=click.IntRange(1, 200), help="How many clips --out carries."
+    "--port",
+    default=8765,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port on 127.0.0.1, or 0.",
 )
-@click.option("--port", default=8765, show_default=True, type=click.IntRange(0, 65535), help="Of 127.0.0.1.")
 def view(tokens: Path, checkpoint: Path, clips: Path | None, out: Path | None, first: int, port: int) -> int:
-    """Show the clips in TOKENS, decoded, with their codes, and what each code decodes to.
+    """Show the clips in TOKENS: decoded frames, their codes, and the patch that each code decodes to.
 
     vidvq view tokens/ --clips shards/ --checkpoint runs/demo
     """

@@ -26,7 +26,7 @@ from vidvq.jobs.stage import AnyRow, ClipStage, Monitor, ShardTask, Stage, Video
 from vidvq.jobs.telemetry import ProgressNote, Telemetry
 from vidvq.jobs.timing import TimeAccounting
 from vidvq.jobs.update import CorpusUpdate, retry_clips, update_videos
-from vidvq.log import Bar, info, progress
+from vidvq.log import ProgressBar, info, progress
 from vidvq.runtime import Pools, WorkerDied, open_pools
 from vidvq.storage import check_writable
 
@@ -95,7 +95,7 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, pools: Pools) -> N
 
 
 def _tasks(
-    stage: Stage[AnyRow], plan: Plan, out: Path, monitor: Monitor, note: ProgressNote, bar: Bar
+    stage: Stage[AnyRow], plan: Plan, out: Path, monitor: Monitor, note: ProgressNote, bar: ProgressBar
 ) -> Iterator[ShardTask[AnyRow]]:
     """Yield the shards that are not committed, in this driver's order of work."""
     order = stage.config.runtime.order(plan.num_shards)

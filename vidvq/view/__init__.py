@@ -1,4 +1,4 @@
-"""`vidvq view`: tokens in a browser."""
+"""`vidvq view`: a browser page of decoded clips, their codes and the codebooks."""
 
 from vidvq.view.gallery import Gallery
 from vidvq.view.page import build_page

@@ -1,4 +1,4 @@
-"""What each code decodes to: the model's vocabulary made visible."""
+"""The atlas: the image patch that each code decodes to."""
 
 from typing import Any
 
@@ -11,41 +11,49 @@ from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_frames
 
 MAX_CODES = 256
-# Codes around the one that is shown, so that it does not stand at a border.
-_AROUND = 3
+# Side of the decoded grid (codes). The middle one is shown, away from the border.
+_SIDE = 3
 
 
 @torch.inference_mode()
 def decode_atlas(tokenizer: Tokenizer, card: TokenizerCard, usage: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """The most used codes of each codebook, and their patches.
+    """Decode the most used codes of each codebook.
 
-    A spatial code is decoded as frame 0 of a grid of nothing else; a temporal one as the group after a frame 0 of the
-    most used spatial code.
+    A spatial code is decoded as frame 0 of a grid of this code only, a temporal code as the group that follows a frame
+    0 of the most used spatial code.
 
     Args:
         tokenizer: the tokenizer.
-        card: its card.
-        usage: occurrences of each code, by the codebook's name.
+        card: card of the tokenizer.
+        usage: occurrences of each code, by name of the codebook.
 
     Returns:
-        per codebook its name, size, offset, ``codes`` by falling usage, ``counts``, and ``strip``: pixels
-        ``h w c`` uint8, a row per code and a column per frame.
+        For each codebook its name, size and offset, ``codes`` sorted by usage, ``counts``, and ``strip``: pixels
+        ``h w c`` uint8, one row per code and one column per frame.
     """
     spatial = most_used(card, usage)
     return [_book(tokenizer, card, book, usage[book.name], spatial) for book in card.codebooks]
 
 
 def most_used(card: TokenizerCard, usage: dict[str, np.ndarray]) -> int:
-    """The code of frame 0 that occurs most."""
+    """The most frequent code of frame 0."""
     return int(usage[card.codebooks[0].name].argmax())
 
 
 @torch.inference_mode()
 def decode_patch(tokenizer: Tokenizer, card: TokenizerCard, book: Codebook, code: int, spatial: int) -> np.ndarray:
-    """What one code decodes to: ``h w c`` uint8, a column per frame; ``spatial`` is what a temporal one follows."""
+    """Decode one code to a patch ``h w c`` uint8, one column per frame.
+
+    Args:
+        tokenizer: the tokenizer.
+        card: card of the tokenizer.
+        book: codebook of the code.
+        code: local code.
+        spatial: code of frame 0 if ``book`` is the temporal codebook.
+    """
     temporal = book is not card.codebooks[0]
-    s, middle = card.spatial_factor, (_AROUND // 2) * card.spatial_factor
-    grid = torch.full((1, 2 if temporal else 1, _AROUND, _AROUND), code, dtype=torch.int64)
+    s, middle = card.spatial_factor, (_SIDE // 2) * card.spatial_factor
+    grid = torch.full((1, 2 if temporal else 1, _SIDE, _SIDE), code, dtype=torch.int64)
     if temporal:
         grid[:, 0] = spatial
     pixels = to_frames(tokenizer.decode(grid.to(tokenizer.device)))[1 if temporal else 0 :]

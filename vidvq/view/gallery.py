@@ -1,4 +1,4 @@
-"""The clips of a directory of tokens, each read and decoded when it is asked for, and where codes occur in them."""
+"""Lazy access to the clips of a token directory: decoding on request, and occurrences of codes."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -23,100 +23,114 @@ from vidvq.log import progress
 from vidvq.video.decode import decode_clip
 from vidvq.view.atlas import decode_atlas, decode_patch, most_used
 from vidvq.view.pictures import jpeg_sheet, png_strip
-from vidvq.view.search import Search
+from vidvq.view.search import SearchIndex
 
-# A long sample is shown from its start.
+# Longer samples are cut to this number of frames.
 MAX_FRAMES = 129
-# Codes are counted, and found again, in so many samples at most, and so many codes of them.
+# Limits of the samples and codes that are counted and searched.
 _COUNTED = 2000
 _COUNTED_CODES = 64_000_000
-# Of its places so many are shown, from so few clips: each has to be decoded for it.
-_FOUND = 24
-_FOUND_IN = 6
+# Limits of the occurrences shown and of their clips; each of these clips must be decoded.
+_SHOWN = 24
+_SHOWN_CLIPS = 6
 
 
 @dataclass(frozen=True)
 class Code:
-    """One code: its codebook's place in the card, and itself."""
+    """One code.
+
+    Attributes:
+        book: index of its codebook in the card.
+        code: local code.
+    """
 
     book: int
     code: int
 
 
 class Gallery:
-    """What there is to look at.
+    """Clips and codebooks of a token directory, for the page.
 
     Args:
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
         checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
-        clips: the clip shards they were made from, or None.
+        clips: directory of the clip shards that the tokens were made from, to show the originals; None for none.
 
     Attributes:
-        card: of the tokenizer.
-        total: how many clips there are.
-        counted: in how many of them codes are counted; where not in all, in some at random.
-        books: per codebook what :func:`vidvq.view.atlas.decode_atlas` says of it.
+        card: card of the tokenizer.
+        total: number of clips.
+        books: result of :func:`vidvq.view.atlas.decode_atlas`, with PNG data URIs as strips.
 
     Raises:
-        UsageError: another tokenizer's tokens, a damaged shard, or nothing to show.
+        UsageError: the tokens are of another tokenizer, a shard is damaged, or there are no clips.
     """
 
     def __init__(self, tokens: Path, checkpoint: Path, clips: Path | None) -> None:
-        # Grids this small are slower on many threads than on one.
+        # Grids this small decode slower on several threads than on one.
         torch.set_num_threads(1)
         self._tokenizer, self.card = open_tokenizer(tokens, checkpoint)
         self._shards = [tokens] if tokens.is_file() else committed_shards(tokens)
-        # The clips before each shard, so that no shard is opened before something in it is asked for.
+        # Cumulative clip counts, so that a shard is opened only when one of its clips is requested.
         self._ends = list(accumulate(_count(shard) for shard in self._shards))
         self.total = self._ends[-1] if self._ends else 0
         if not self.total:
-            raise UsageError(f"{tokens} holds no clips; nothing to show")
+            raise UsageError(f"{tokens} has no clips to show")
         self._clips = (clips, read_plan(clips)) if clips else None
-        # Made when something is searched for.
-        self._search = cache(lambda: Search(self._shards, self._clips[1] if self._clips else None))
+        # Built at the first search.
+        self._search = cache(lambda: SearchIndex(self._shards, self._clips[1] if self._clips else None))
         self._index = lru_cache(maxsize=256)(index_shard)
         self._grids: dict[int, np.ndarray] = {}
         self.books = self._count_codes()
 
     @property
     def counted(self) -> int:
-        """In how many clips codes are counted and found."""
+        """Number of clips whose codes are counted and searched; a random subset of a large directory."""
         return len(self._grids)
 
-    def place(self, index: int) -> TokenLocation:
-        """Where a clip's tokens are.
+    def locate(self, index: int) -> TokenLocation:
+        """Locate the tokens of a clip.
 
         Raises:
-            ValueError: there is no such clip.
+            UsageError: the index is out of range.
         """
         if not 0 <= index < self.total:
-            raise UsageError(f"clip {index} is not one of 0 to {self.total - 1}")
+            raise UsageError(f"clip {index} is out of range; the clips are 0 to {self.total - 1}")
         shard = bisect_right(self._ends, index)
         return self._index(self._shards[shard])[index - (self._ends[shard - 1] if shard else 0)]
 
-    def lines(self, start: int, count: int, text: str = "") -> dict[str, Any]:
-        """How many clips have some words in their key or source, and what the list says of some, without decoding."""
+    def list_clips(self, start: int, count: int, text: str = "") -> dict[str, Any]:
+        """Search clips, without decoding them.
+
+        Args:
+            start: index of the first result to return.
+            count: maximum number of results to return.
+            text: words that the key or the source must contain; empty for all clips.
+
+        Returns:
+            The number of matches (``total``), and index, key, source and duration (seconds) of those asked for
+            (``clips``).
+        """
         found = self._search().find(text) if text.strip() else range(self.total)
         clips = []
         for index in found[max(start, 0) : max(start, 0) + max(count, 0)]:
-            place = self.place(index)
-            info = place.read_info()
-            clips.append({"index": index, "key": place.key, "source": info.source, "duration": _duration(info)})
+            location = self.locate(index)
+            info = location.read_info()
+            clips.append({"index": index, "key": location.key, "source": info.source, "duration": _duration(info)})
         return {"total": len(found), "clips": clips}
 
     def clip(self, index: int) -> dict[str, Any]:
-        """All that the page shows of one clip, its pictures among it."""
-        place = self.place(index)
-        codes, info = place.read(self.card)
+        """Everything that the page shows of one clip, including its frames as data URIs."""
+        location = self.locate(index)
+        codes, info = location.read(self.card)
         groups = decode_groups(self._tokenizer, codes, info)
         decoded = np.concatenate(list(islice(groups, 1 + -(-(MAX_FRAMES - 1) // self.card.temporal_factor))))
         decoded = decoded[:MAX_FRAMES]
         shown = 1 + -(-(len(decoded) - 1) // self.card.temporal_factor)
-        original = self._original(place.key)
+        original = self._original(location.key)
         same = original is not None and len(original) >= len(decoded) and original.shape[1:] == decoded.shape[1:]
         times = frame_times(info)
         return {
-            "key": place.key,
+            "key": location.key,
             "source": info.source,
             "clip": info.clip_index,
             "fps": info.fps,
@@ -133,24 +147,29 @@ class Gallery:
         }
 
     def occurrences(self, of: Code) -> dict[str, Any]:
-        """How often a code occurs in the clips that are counted, some of the places, and what a rare one decodes to."""
+        """Find occurrences of a code in the counted clips.
+
+        Returns:
+            Their number (``count``), some positions (``places``), and the decoded patch if the atlas lacks the code
+            (``patch``).
+        """
         if not 0 <= of.book < len(self.books):
-            raise UsageError(f"codebook {of.book} is not one of 0 to {len(self.books) - 1}")
+            raise UsageError(f"codebook {of.book} is out of range; the codebooks are 0 to {len(self.books) - 1}")
         book, count, found = self.card.codebooks[of.book], 0, []
         for index, grid in sorted(self._grids.items()):
             here = [row for row in np.argwhere(grid == of.code) if self.card.codebook_of(row[0]) == book]
             count += len(here)
-            # A long sample is shown from its start.
-            shown = [row for row in here if (row[0] - 1) * self.card.temporal_factor + 1 < MAX_FRAMES][:_FOUND]
-            if shown and len(found) < _FOUND_IN:
+            # Frames after the first MAX_FRAMES are not shown.
+            shown = [row for row in here if (row[0] - 1) * self.card.temporal_factor + 1 < MAX_FRAMES][:_SHOWN]
+            if shown and len(found) < _SHOWN_CLIPS:
                 found.append([{"index": index, "t": int(t), "y": int(y), "x": int(x)} for t, y, x in shown])
-        spread = [place for turn in zip_longest(*found) for place in turn if place][:_FOUND]
-        # The atlas has the most used codes alone.
+        spread = [position for turn in zip_longest(*found) for position in turn if position][:_SHOWN]
+        # The atlas has only the most used codes.
         rare = 0 <= of.code < book.size and of.code not in self.books[of.book]["codes"]
         patch = decode_patch(self._tokenizer, self.card, book, of.code, self._spatial) if rare else None
         return {
             "count": count,
-            "places": sorted(spread, key=lambda place: place["index"]),
+            "places": sorted(spread, key=lambda position: position["index"]),
             "patch": None if patch is None else png_strip(patch),
         }
 
@@ -161,7 +180,7 @@ class Gallery:
         left = _COUNTED_CODES
         with progress("view", len(chosen), "clips") as bar:
             for index in chosen:
-                codes, _ = self.place(index).read(self.card)
+                codes, _ = self.locate(index).read(self.card)
                 left -= codes.size
                 if left < 0 and self._grids:
                     break

@@ -1,4 +1,4 @@
-"""The page: one HTML file that carries its first clips, or asks the server that gave it for each as it is opened."""
+"""The HTML page: self-contained with the first clips, or served and loading each clip on demand."""
 
 import json
 from base64 import b64encode
@@ -14,19 +14,22 @@ from vidvq.view.gallery import Gallery
 from vidvq.view.pictures import COLUMNS
 
 _TEMPLATES = Path(__file__).parent
-# Colours and letters of all pages.
+# Colours and fonts shared by all pages.
 _PALETTE = Path(__file__).parents[1] / "palette.css"
 
 
 def build_page(gallery: Gallery, first: int | None) -> bytes:
-    """Make the page.
+    """Build the page.
 
     Args:
-        gallery: what to show.
-        first: how many clips it carries; None for a page whose server has them all.
+        gallery: clips and codebooks to show.
+        first: number of clips to embed; None for a page that loads clips from its server.
+
+    Returns:
+        The page, UTF-8.
 
     Raises:
-        UsageError: a damaged shard.
+        UsageError: a shard is damaged.
     """
     carried = []
     if first is not None:
@@ -47,10 +50,15 @@ def build_page(gallery: Gallery, first: int | None) -> bytes:
 
 
 def render(data: dict[str, Any], fingerprint: str) -> bytes:
-    """The HTML around some data."""
+    """Render the page around its data.
+
+    Args:
+        data: content of the page's JSON element.
+        fingerprint: token fingerprint of the tokenizer.
+    """
     script = (_TEMPLATES / "view.js").read_text()
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    # Within a script element nothing but "<" can end it.
+    # Only "<" can end a script element.
     carried = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     text = environment.get_template("view.html.j2").render(
         style=Markup("".join(path.read_text(encoding="utf-8") for path in (_PALETTE, _TEMPLATES / "view.css"))),

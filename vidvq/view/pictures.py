@@ -1,4 +1,4 @@
-"""Pictures as data URIs."""
+"""Images as data URIs."""
 
 import io
 from base64 import b64encode
@@ -12,7 +12,10 @@ COLUMNS = 8
 
 
 def jpeg_sheet(frames: np.ndarray) -> str:
-    """All frames in one picture, row by row: any browser shows it, and any frame of it at once."""
+    """Encode frames ``t h w c`` uint8 as one JPEG contact sheet, in rows of ``COLUMNS``.
+
+    Unlike a video, any browser shows it, with immediate access to every frame.
+    """
     t, h, w, _ = frames.shape
     rows = -(-t // COLUMNS)
     sheet = np.zeros((rows * h, COLUMNS * w, 3), dtype=np.uint8)
@@ -25,5 +28,5 @@ def jpeg_sheet(frames: np.ndarray) -> str:
 
 
 def png_strip(pixels: np.ndarray) -> str:
-    """One picture, exact to the pixel."""
+    """Encode pixels ``h w c`` uint8 as a lossless PNG."""
     return f"data:image/png;base64,{b64encode(encode_png(pixels)).decode()}"

@@ -1,4 +1,4 @@
-"""Which clips are meant, by words of their keys and sources, over a whole directory."""
+"""Full-text search of clips by key and source."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,15 +11,15 @@ from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.token_index import index_shard
 
 
-class Search:
-    """The names of all clips, packed: those of millions fit into memory.
+class SearchIndex:
+    """Keys and sources of all clips in Arrow arrays, which hold those of millions of clips in memory.
 
     Args:
-        shards: token shards, in their order.
-        clips: the plan of the clips that they were made from, or None.
+        shards: token shards, in order.
+        clips: plan of the clip shards that the tokens were made from; None if unknown.
 
     Raises:
-        UsageError: a damaged shard.
+        UsageError: a shard is damaged.
     """
 
     def __init__(self, shards: list[Path], clips: Plan | None) -> None:
@@ -29,9 +29,9 @@ class Search:
             plans.append(read_plan(shards[0].parent))
         table = next((plan.table for plan in plans if "uri" in plan.table.column_names), None)
         if table is None:
-            # Only the samples themselves tell.
+            # No plan has the sources; read them from the samples.
             sources = pa.array(
-                (place.read_info().source for shard in shards for place in index_shard(shard)), pa.string()
+                (sample.read_info().source for shard in shards for sample in index_shard(shard)), pa.string()
             )
         else:
             planned = table["key"].combine_chunks()
@@ -39,7 +39,7 @@ class Search:
         self._columns = keys, pc.fill_null(sources, "")
 
     def find(self, text: str) -> list[int]:
-        """The clips, by their places, that have every word of ``text`` in their key or source, whatever its case."""
+        """Indices of the clips whose key or source contains every word of ``text``, ignoring case."""
         found = None
         for word in text.split():
             key, source = (pc.match_substring(column, word, ignore_case=True) for column in self._columns)
@@ -51,5 +51,5 @@ class Search:
 def _keys(shard: Path) -> Iterable[str]:
     commit = read_commit(shard.parent, shard.name)
     if commit is None:
-        return [place.key for place in index_shard(shard)]
+        return [sample.key for sample in index_shard(shard)]
     return dict.fromkeys(member.key for member in commit.members)

@@ -1,4 +1,4 @@
-"""The page and its clips on the loopback address, and nothing else."""
+"""HTTP server of the page and its clips, on the loopback address only."""
 
 import json
 from collections.abc import Callable
@@ -12,16 +12,21 @@ from vidvq.errors import UsageError
 from vidvq.log import info
 from vidvq.view.gallery import Code, Gallery
 
-Answer = Callable[..., Any]
+Route = Callable[..., Any]
 
 
 def serve(page: bytes, gallery: Gallery, port: int) -> None:
-    """Serve the page on 127.0.0.1 until interrupted; port 0 takes a free one.
+    """Serve the page on 127.0.0.1 until interrupted.
+
+    Args:
+        page: the page.
+        gallery: source of its clips.
+        port: TCP port; 0 for a free one.
 
     Raises:
-        UsageError: the port is taken.
+        UsageError: the port is in use.
     """
-    server = make_server(page, answers(gallery), port)
+    server = make_server(page, build_routes(gallery), port)
     info(f"http://127.0.0.1:{server.server_port}/ until Ctrl-C")
     try:
         server.serve_forever()
@@ -31,13 +36,13 @@ def serve(page: bytes, gallery: Gallery, port: int) -> None:
         server.server_close()
 
 
-def answers(gallery: Gallery) -> dict[str, Answer]:
-    """What the page may ask for, by path; the arguments of each are whole numbers of these names, and a ``text``."""
-    # One clip is decoded at a time; the pages of several browsers wait.
+def build_routes(gallery: Gallery) -> dict[str, Route]:
+    """Functions behind the paths that the page requests; query parameters are integers, except ``text``."""
+    # Decode one clip at a time; other requests wait.
     lock = Lock()
 
-    def lines(start: int, count: int, text: str = "") -> Any:
-        return gallery.lines(start, min(count, 100), text)
+    def clips(start: int, count: int, text: str = "") -> Any:
+        return gallery.list_clips(start, min(count, 100), text)
 
     @lru_cache(maxsize=64)
     def clip(index: int) -> Any:
@@ -46,35 +51,39 @@ def answers(gallery: Gallery) -> dict[str, Answer]:
     def code(book: int, code: int) -> Any:
         return gallery.occurrences(Code(book, code))
 
-    def alone(answer: Answer) -> Answer:
-        def locked(**asked: Any) -> Any:
+    def exclusive(route: Route) -> Route:
+        def locked(**query: Any) -> Any:
             with lock:
-                return answer(**asked)
+                return route(**query)
 
         return locked
 
-    return {"/clips": alone(lines), "/clip": alone(clip), "/code": alone(code)}
+    return {"/clips": exclusive(clips), "/clip": exclusive(clip), "/code": exclusive(code)}
 
 
-def make_server(page: bytes, answers: dict[str, Answer], port: int) -> ThreadingHTTPServer:
-    """A server of the page on 127.0.0.1, not yet started."""
+def make_server(page: bytes, routes: dict[str, Route], port: int) -> ThreadingHTTPServer:
+    """Create a server of the page on 127.0.0.1, not yet started.
+
+    Raises:
+        UsageError: the port is in use.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            # Another site's name that resolves to this machine must not read the page.
+            # Reject other host names (DNS rebinding).
             host = (self.headers.get("Host") or "").rpartition(":")[0]
-            asked = urlsplit(self.path)
+            request = urlsplit(self.path)
             if host not in {"127.0.0.1", "localhost"}:
                 self.send_error(404)
             elif self.path == "/":
                 self._send(200, "text/html; charset=utf-8", page)
-            elif asked.path in answers:
+            elif request.path in routes:
                 try:
-                    values = {name: given[0] for name, given in parse_qs(asked.query).items()}
+                    values = {name: given[0] for name, given in parse_qs(request.query).items()}
                     known = {name: value if name == "text" else int(value) for name, value in values.items()}
-                    found = answers[asked.path](**known)
+                    found = routes[request.path](**known)
                 except (ValueError, TypeError, OSError) as error:
-                    # A damaged shard, or a question that the page does not ask.
+                    # A damaged shard, or parameters that the page never sends.
                     self._send(400, "text/plain; charset=utf-8", str(error).encode())
                 else:
                     self._send(200, "application/json", json.dumps(found, separators=(",", ":")).encode())
@@ -95,4 +104,6 @@ def make_server(page: bytes, answers: dict[str, Answer], port: int) -> Threading
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
-        raise UsageError(f"port={port} of 127.0.0.1 cannot be had ({error.strerror}); give another --port") from error
+        raise UsageError(
+            f"port {port} of 127.0.0.1 is not free ({error.strerror}); give another --port"
+        ) from error
