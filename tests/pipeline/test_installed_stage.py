@@ -145,9 +145,9 @@ def test_killed_at_random_on_two_workers_it_resumes_to_the_same_bytes(installed,
     [
         ("lost", "no_such_module:Stage", "of the package brightness-stage cannot be imported: ModuleNotFoundError"),
         ("lost", "brightness_stage:Nothing", "cannot be imported: AttributeError"),
-        ("wrong", "brightness_stage:BrightnessConfig", "must be a vidvq.jobs.Stage with all its methods"),
-        ("half", "vidvq.jobs:ClipFunctionStage", "must be a vidvq.jobs.Stage with all its methods"),
-        ("bright", "brightness_stage:BrightnessStage", "names itself 'brightness'; its entry point must have the same"),
+        ("wrong", "brightness_stage:BrightnessConfig", "must be a subclass of vidvq.jobs.Stage"),
+        ("half", "vidvq.jobs:ClipFunctionStage", "must be a subclass of vidvq.jobs.Stage"),
+        ("bright", "brightness_stage:BrightnessStage", "has the name 'brightness'; its entry point must have the same"),
     ],
 )
 def test_a_wrong_entry_point_is_one_line(name, value, message, tmp_path, monkeypatch, clips_dir, vidvq):

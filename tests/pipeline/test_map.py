@@ -122,7 +122,7 @@ def test_another_function_version_or_argument_is_another_job(clips, vidvq, tmp_p
     assert "arguments.k was absent, now 2" in vidvq(*job, "arguments.k=2").error
     source.write_text("def f(frames, info, k=1):\n    return {'a': k + 1}\n")
     assert "was made from something else: function.sha256 was" in vidvq(*job).error
-    assert "was made otherwise: function.sha256 was" in vidvq(*job, "--retry-failed").error
+    assert "function.sha256 was" in vidvq(*job, "--retry-failed").error
 
 
 @pytest.mark.parametrize(
@@ -131,12 +131,12 @@ def test_another_function_version_or_argument_is_another_job(clips, vidvq, tmp_p
         ("motion", [], "--function motion names no callable; give module:callable or path/to/file.py:callable"),
         ("no_such_module:f", [], "no_such_module cannot be imported: ModuleNotFoundError: No module named"),
         ("@/nowhere.py:f", [], "nowhere.py does not exist; give module:callable or path/to/file.py:callable"),
-        ("@:nothing", [], "map_functions.py has no nothing; it has Counter, bad, factory, motion"),
-        ("@:CONSTANT", [], "has something else than a callable as CONSTANT"),
+        ("@:nothing", [], "map_functions.py has no nothing; its callables are: Counter, bad, factory, motion"),
+        ("@:CONSTANT", [], "has an object that is not callable as CONSTANT"),
         ("@:one_argument", [], "one_argument(frames) must take (frames, info), or be a class or factory that takes no"),
         ("@:motion", ["arguments.k=1"], "motion(frames, info) must take (frames, info) and arguments={'k': 1}, or be"),
         ("@:unbuildable", [], "the function of vidvq map cannot be built: OSError: no weights (map_functions.py:50)"),
-        ("@:not_a_function", [], "cannot be built: not_a_function built int; it must build a function of"),
+        ("@:not_a_function", [], "cannot be built: not_a_function returned int; it must return a function of"),
         ("@:motion", ["revision=1"], "revision=1 is not a known field"),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_syntax_error_and_a_wrong_directory_are_one_line(clips, tokens_dir, tm
     job = ("--function", f"{FUNCTIONS}:motion", INLINE)
     assert "takes a directory that vidvq shard wrote; got" in vidvq("map", tmp_path, *job).error
     assert "was written by vidvq tokenize" in vidvq("map", tokens_dir, *job, "--out", tmp_path / "out").error
-    assert "there is no input" in vidvq("map", *job, "--out", tmp_path / "out").error
+    assert "no inputs are given" in vidvq("map", *job, "--out", tmp_path / "out").error
 
 
 def test_a_function_on_two_workers_gives_the_same_bytes(clips, snapshot, tmp_path, vidvq):

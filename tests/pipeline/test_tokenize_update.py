@@ -186,9 +186,9 @@ def test_a_killed_update_resumes(videos, tokens, tokenize, snapshot, vidvq, tmp_
     ("arguments", "said"),
     [
         (["--remove", "/nowhere.mp4"], "has no input /nowhere.mp4"),
-        (["--remove", "/x.mp4", "--add"], "are one job each"),
+        (["--remove", "/x.mp4", "--add"], "exclude each other"),
         (["x.mp4", "--remove", "/x.mp4"], "take no videos"),
-        (["--retry-failed", "gop_frames=9"], "gop_frames=9 cannot be set here"),
+        (["--retry-failed", "gop_frames=9"], "gop_frames=9 cannot be changed"),
         (["--retry-failed", "quality.min_psnr=9"], "min_psnr=9.0 needs share above 0"),
         (["nowhere.mp4", "--add"], "nowhere.mp4 does not exist"),
         (["{clips}", "--add"], "is a directory of shards; --add takes videos"),

@@ -43,7 +43,7 @@ def test_a_limit_below_every_video_is_refused(tmp_path, demo_videos, vidvq, sett
 def test_settings_without_a_video_ask_for_one(tmp_path, vidvq):
     ran = vidvq("shard", "clip.fps=3", "--out", tmp_path / "out")
     assert ran.code == 2
-    assert "there is no input; see vidvq shard --help" in ran.error
+    assert "no inputs are given; see vidvq shard --help" in ran.error
 
 
 def test_yaml_that_is_not_yaml_is_one_line(tmp_path, demo_videos, vidvq):

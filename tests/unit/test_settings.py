@@ -77,7 +77,7 @@ def test_a_required_setting_is_commented_out_until_it_is_given():
 def test_a_file_that_fits_two_commands_needs_the_command(tmp_path):
     path = tmp_path / "both.yaml"
     path.write_text("max_failed: 0.5\n")
-    with pytest.raises(UsageError, match="fits shard, map, tokenize"):
+    with pytest.raises(UsageError, match="matches shard, map, tokenize"):
         CliRunner().invoke(cli, ["config", str(path)], catch_exceptions=False)
     assert printed("tokenize", str(path))["max_failed"] == 0.5
 

@@ -10,7 +10,7 @@ from vidvq.cli.options import split
 from vidvq.errors import UsageError
 from vidvq.settings import Setting, as_yaml, settings_of
 
-# Stands for a required setting that the user has not given.
+# Value of a required setting that is not given.
 _PLACEHOLDER = "REQUIRED"
 
 
@@ -21,7 +21,7 @@ class Stage(NamedTuple):
         module: module of its config class.
         type_name: name of the config class.
         usage: command line that takes the YAML.
-        groups: top-level settings, in their declared order. Written out, so that `--help` loads no stage.
+        groups: top-level settings, in declaration order; repeated here so that `--help` imports no stage.
     """
 
     module: str
@@ -30,7 +30,7 @@ class Stage(NamedTuple):
     groups: tuple[str, ...]
 
     def config_type(self) -> type[Any]:
-        """The config class; imports its stage."""
+        """Import and return the config class."""
         return getattr(import_module(self.module), self.type_name)
 
 
@@ -94,7 +94,7 @@ STAGES = {
 
 
 def settings_epilog(name: str) -> str:
-    """The end of a command's help: its settings, and where to read about them."""
+    """Epilog of a command's help: its settings and its manual page."""
     return (
         f"Settings (KEY=VALUE): {', '.join(STAGES[name].groups)}. `vidvq config {name}` prints all of them with "
         f"default, type and meaning. Manual: docs/{name}.md."
@@ -107,7 +107,7 @@ def show_config(arguments: tuple[str, ...]) -> int:
     """Print every setting of STAGE with its type, meaning and default, as YAML that the command takes.
 
     STAGE is shard, map, train, tokenize, decode or export. With FILE (a YAML file, or the name of a packaged one) and
-    KEY=VALUE the values are those that the command would use. STAGE may be left out where FILE tells it.
+    KEY=VALUE, the values are those that the command would use. STAGE is optional if FILE determines it.
 
     \b
     vidvq config shard > shard.yaml
@@ -117,11 +117,11 @@ def show_config(arguments: tuple[str, ...]) -> int:
     names, overrides = split(arguments)
     stage_name = names.pop(0) if names and names[0] in STAGES else None
     if len(names) > 1:
-        raise UsageError(f"{names[0]!r} is not a command with settings; there are {', '.join(STAGES)}")
+        raise UsageError(f"{names[0]!r} is not a command with settings; choose from {', '.join(STAGES)}")
     if not names and not stage_name:
         for name, stage in STAGES.items():
             click.echo(f"{name}: {', '.join(stage.groups)}")
-        click.echo("`vidvq config STAGE` prints all settings of one.")
+        click.echo("`vidvq config STAGE` prints all settings of a stage.")
         return 0
     data = config.read_yaml(config.find_config(names[0])) if names else {}
     stage_name = stage_name or _stage_of(data, names[0])
@@ -132,7 +132,7 @@ def show_config(arguments: tuple[str, ...]) -> int:
 
 
 def resolve(kind: type[Any], data: dict[str, Any]) -> tuple[Setting, ...]:
-    """The settings of ``kind`` with the values of ``data``; a required setting may be missing.
+    """Settings of ``kind`` with the values of ``data``; required settings may be missing.
 
     Raises:
         ConfigError: a value is wrong.
@@ -153,9 +153,9 @@ def _is_given(data: dict[str, Any], path: str) -> bool:
 
 
 def _stage_of(data: dict[str, Any], name: str) -> str:
-    """The one command that has all top-level keys of a file."""
+    """The only command whose settings include all top-level keys of a file."""
     fits = [stage for stage, known in STAGES.items() if data.keys() <= set(known.groups)]
     if len(fits) != 1:
-        which = f"fits {', '.join(fits)}" if fits else "fits no command"
+        which = f"matches {', '.join(fits)}" if fits else "matches no command"
         raise UsageError(f"{name} {which}; name the command: vidvq config STAGE {name}")
     return fits[0]

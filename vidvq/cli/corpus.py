@@ -1,4 +1,4 @@
-"""The commands of the corpus job: one for each stage, with the same options."""
+"""Commands of corpus stages, all with the same options."""
 
 import json
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from vidvq.errors import UsageError
 if TYPE_CHECKING:
     from vidvq.jobs import CorpusUpdate, Stage
 
-# What an update of a corpus may set: nothing that the plan depends on.
-_FREE = (
+# Settings that an update of a corpus may change: those that the plan does not depend on.
+_CHANGEABLE = (
     "runtime.",
     "max_failed=",
     "quality.min_psnr=",
@@ -27,7 +27,7 @@ _FREE = (
     "deadline_s=",
 )
 _UPDATE_OPTIONS = (
-    click.option("--add", is_flag=True, help="Add INPUTS to the corpus in --out, in new shards; its settings hold."),
+    click.option("--add", is_flag=True, help="Add INPUTS to the corpus in --out, in new shards, with its settings."),
     click.option(
         "--remove", multiple=True, metavar="URI", help="Remove an input from the corpus in --out; may be repeated."
     ),
@@ -51,11 +51,11 @@ def corpus_command(
     Args:
         name: name of the command.
         load: imports the stage; called when the command runs.
-        inputs: what inputs are called in the usage line.
-        short_help: one line for the list of commands.
-        help: the help text.
-        options: options of this command alone, passed to ``Stage.open``.
-        out: the option ``--out``.
+        inputs: name of the inputs in the usage line.
+        short_help: line in the list of commands.
+        help: help text.
+        options: additional options of this command, passed to ``Stage.open``.
+        out: option ``--out``.
         kind: class of the command.
     """
 
@@ -71,13 +71,13 @@ def corpus_command(
         **own: Any,
     ) -> int:
         if retry_failed and is_override(retry_failed):
-            # In `--retry-failed key=value` the setting is taken for the reason.
+            # In `--retry-failed key=value` click takes the setting for the reason.
             arguments, retry_failed = (*arguments, retry_failed), "*"
         given, overrides = split(arguments)
         stage_type = load()
         target = out or stage_type.default_out(given, **own)
         if add + bool(remove) + bool(retry_failed) + dry_run > 1:
-            raise UsageError("--add, --remove, --retry-failed and --dry-run are one job each; give one of them")
+            raise UsageError("--add, --remove, --retry-failed and --dry-run exclude each other; give one of them")
         if add or remove or retry_failed:
             from vidvq.jobs import CorpusUpdate
 
@@ -87,7 +87,7 @@ def corpus_command(
 
     command: Any = run
     dry_run = click.option(
-        "--dry-run", is_flag=True, help="Tell what would be made and how long it would take; write nothing."
+        "--dry-run", is_flag=True, help="Estimate the output and the time it takes, without writing anything."
     )
     for option in reversed((*options, out, config_option, json_option, dry_run, *_UPDATE_OPTIONS)):
         command = option(command)
@@ -109,12 +109,12 @@ def _run(
     from vidvq.jobs import estimate, run_job
 
     if not inputs:
-        raise UsageError(f"there is no input; see vidvq {stage_type.name} --help")
+        raise UsageError(f"no inputs are given; see vidvq {stage_type.name} --help")
     settings = config.load(stage_type.config_type, config_path(config_name), overrides)
     if settings.runtime.workers in {0, 1} or (len(inputs) == 1 and Path(inputs[0]).is_file()):
         from vidvq.runtime import start_ahead
 
-        # A small job waits for libraries to load more than for anything else: the two processes load them at once.
+        # The start of a small job is dominated by imports: let the decoding process import while this one does.
         start_ahead("vidvq.corpus.frames")
     stage = stage_type.open(inputs, settings, **options)
     if dry_run:
@@ -136,9 +136,9 @@ def _update(
     from vidvq.jobs import run_job
     from vidvq.jobs.update import check_update
 
-    foreign = [config_name] if config_name else [each for each in overrides if not each.startswith(_FREE)]
-    if foreign:
-        raise UsageError(f"{foreign[0]} cannot be set here; the corpus in {out} keeps its settings")
+    fixed = [config_name] if config_name else [each for each in overrides if not each.startswith(_CHANGEABLE)]
+    if fixed:
+        raise UsageError(f"{fixed[0]} cannot be changed by an update; the corpus in {out} keeps its settings")
     plan = read_plan(out)
     check_update(plan, stage_type.name, inputs, update, out)
     settings = config.validate(

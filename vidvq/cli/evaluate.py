@@ -11,10 +11,10 @@ from vidvq.cli.options import PathOrUrl
 @click.command(short_help="Score decoded clips against their originals.")
 @click.argument("clips", type=PathOrUrl())
 @click.argument("decoded", type=PathOrUrl())
-@click.option("--tokens", required=True, type=PathOrUrl(), help="The tokens DECODED was made from.")
+@click.option("--tokens", required=True, type=PathOrUrl(), help="Tokens that DECODED was made from.")
 @click.option("--out", type=PathOrUrl(), help="Write the scores to this JSON file.")
 def evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> int:
-    """Score what `vidvq decode ... format=png` wrote into DECODED against the originals in CLIPS.
+    """Score DECODED, the output of `vidvq decode ... format=png`, against the originals in CLIPS.
 
     vidvq evaluate shards/ decoded/ --tokens tokens/ --out scores.json
     """

@@ -20,14 +20,14 @@ _GROUP = "vidvq.stages"
 
 
 class CommandGroup(click.Group):
-    """vidvq's own commands, and those of installed stages. A name of vidvq's own cannot be taken."""
+    """Built-in commands and those of installed stages; built-in names take precedence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
         return sorted({*super().list_commands(ctx), *entry_points(group=_GROUP).names})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name; None if there is none."""
+        """The command with a name; None if there is none."""
         if own := super().get_command(ctx, cmd_name):
             return own
         found = entry_points(group=_GROUP, name=cmd_name)
@@ -55,7 +55,7 @@ def _build(entry: EntryPoint) -> click.Command:
         inputs="INPUTS",
         short_help=f"Stage of the package {_package(entry)}.",
         help="",
-        out=optional_out("the stage's own, if it has one"),
+        out=optional_out("that of the stage, if it has one"),
         kind=partial(_StageCommand, load),
     )
 
@@ -69,9 +69,11 @@ def _load(entry: EntryPoint) -> type[Any]:
     except Exception as error:
         raise UsageError(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
     if not (inspect.isclass(stage) and issubclass(stage, Stage)) or inspect.isabstract(stage):
-        raise UsageError(f"{where}: {entry.value} must be a vidvq.jobs.Stage with all its methods")
+        raise UsageError(
+            f"{where}: {entry.value} must be a subclass of vidvq.jobs.Stage that implements all its methods"
+        )
     if stage.name != entry.name:
-        raise UsageError(f"{where} names itself {stage.name!r}; its entry point must have the same name")
+        raise UsageError(f"{where} has the name {stage.name!r}; its entry point must have the same name")
     return stage
 
 

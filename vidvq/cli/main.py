@@ -1,11 +1,11 @@
-"""The command group, and the one place where an exception becomes a line and an exit code.
+"""The command group, and the conversion of exceptions to an error line and an exit code.
 
 ====  ================================================================================================
 code  meaning
 ====  ================================================================================================
-0     All well.
-1     More items failed than the threshold; or a rule stopped the job, a worker, disk or store gave out.
-2     The user's mistake: a wrong setting, a missing or damaged input, a library that is not installed.
+0     Success.
+1     More items failed than max_failed, a quality gate stopped the job, or a worker, disk or store failed.
+2     Usage error: a wrong setting, a missing or damaged input, a library that is not installed.
 70    A bug in vidvq. The traceback is in a log file.
 130   Interrupted.
 ====  ================================================================================================
@@ -64,8 +64,8 @@ def cli() -> None:
 
     videos --shard--> clip shards --train--> checkpoint --tokenize--> token shards --decode--> frames
 
-    Settings are key.sub=value after the arguments; they override a YAML file where one is given. `vidvq config STAGE`
-    prints them all. VIDVQ_DEBUG=1 shows the traceback of an error.
+    Settings are key.sub=value after the arguments and override a YAML file. `vidvq config STAGE` prints all of them.
+    VIDVQ_DEBUG=1 shows the traceback of an error.
     """
 
 
@@ -79,7 +79,7 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line; returns its exit code."""
+    """Run one command line and return its exit code."""
     try:
         with storage.store_errors():
             return cli.main(arguments, prog_name="vidvq", standalone_mode=False) or OK
@@ -87,17 +87,17 @@ def run(arguments: list[str]) -> int:
         click.echo(error.format_message())
         return OK
     except Exception as error:  # noqa: BLE001 (each becomes a line and an exit code)
-        code, message = _judge(error, arguments)
+        code, message = _describe(error, arguments)
         if os.environ.get("VIDVQ_DEBUG"):
             traceback.print_exc()
         click.echo(f"vidvq: {' '.join(message.split())}", err=True)
         return code
 
 
-def _judge(error: Exception, arguments: list[str]) -> tuple[int, str]:
+def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
     """Exit code and message of an exception."""
     if isinstance(error, click.Abort) and isinstance(error.__cause__, EOFError):
-        # click takes every EOFError for the keyboard's; here a torn file raises it.
+        # click takes every EOFError for one of the keyboard; here a truncated file raised it.
         error = error.__cause__
     match error:
         case click.ClickException():
@@ -116,8 +116,8 @@ def _judge(error: Exception, arguments: list[str]) -> tuple[int, str]:
             return FAILED, str(error)
         case OSError():
             what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-            return FAILED, f"{what}; mend that and run the same command again to resume"
-        # Of torch, which is not imported here: a RuntimeError by that name.
+            return FAILED, f"{what}; fix this and run the same command again to resume"
+        # torch.OutOfMemoryError, by name: torch is not imported here.
         case _ if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return FAILED, f"out of memory {error}".strip() + "; use smaller clips, shards or batches, or fewer workers"
     return BUG, f"internal error: {type(error).__name__}: {_first_line(error)}; {_write_log(error, arguments)}"
@@ -128,10 +128,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _write_log(error: Exception, arguments: list[str]) -> str:
-    """Write the traceback where there is room for it; returns where it is and what to do with it."""
+    """Write the traceback to a file and return where it is and what to do with it."""
     text = "".join(traceback.format_exception(error))
     try:
-        # In $TMPDIR, /tmp, /var/tmp, /usr/tmp or the current directory: the first that can be written.
+        # The first writable folder of $TMPDIR, /tmp, /var/tmp, /usr/tmp and the current one.
         handle, path = tempfile.mkstemp(prefix="vidvq-error-", suffix=".log")
         with os.fdopen(handle, "w") as file:
             file.write(f"vidvq {__version__}, Python {platform.python_version()}, {platform.platform()}\n")

@@ -19,13 +19,13 @@ map_clips = corpus_command(
     _load_map,
     inputs="CLIPS",
     short_help="Run a function over clips; write its results as columns.",
-    help="""Run a function over the clips in CLIPS, a directory of clip shards, and write what it returns as columns.
+    help="""Run a function over the clips in CLIPS, a directory of clip shards, and write its results as columns.
 
     FUNCTION takes the frames of a clip (`t h w c` uint8) and its JSON (vidvq.formats.clip_shard.ClipInfo), and returns
-    a dict of text, numbers, bools and None. A class or factory is called once in each worker, to load a model, and
-    gives such a function. It is imported and run as your own code, in a process of its own: what it prints is not
-    shown, and a clip that it raises on, crashes on or hangs on is counted as failed. `where` then selects by the
-    columns. A function that was changed is another job and needs another --out.
+    a dict of text, numbers, bools and None. A class or factory is called once per worker, for example to
+    load a model, and returns such a function. The function runs in a separate process; its standard output is
+    discarded, and a clip on which it raises, crashes or hangs is counted as failed. `where` selects by the columns.
+    A changed function is another job and needs another --out.
 
     \b
     vidvq map shards/ --function motion.py:motion

@@ -35,7 +35,7 @@ checkpoint_option = click.option(
     type=PathOrUrl(),
     default=BUNDLED,
     show_default="the bundled checkpoint",
-    help="Checkpoint, or training run, whose newest checkpoint is used.",
+    help="Checkpoint, or training run to use the newest checkpoint of.",
 )
 out_option = click.option("--out", required=True, type=PathOrUrl(), help="Output directory, or s3://bucket/folder.")
 

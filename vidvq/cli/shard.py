@@ -19,7 +19,7 @@ shard = corpus_command(
     help="""Cut VIDEOS into WebDataset shards of clips.
 
     VIDEOS are files, folders, globs, lists (txt, csv, jsonl, parquet), tars of videos, and URLs (s3://, https://).
-    An interrupted job resumes with the same command; the result is the same, byte for byte.
+    An interrupted job resumes with the same command, to identical bytes.
 
     \b
     vidvq shard videos/ --out shards/ clip.num_frames=33 clip.short_side=128 runtime.workers=8

@@ -113,7 +113,7 @@ def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **options
 
     inputs, overrides = split(videos)
     if not inputs:
-        raise UsageError("VIDEOS is missing; give video files or directories")
+        raise UsageError("no VIDEOS are given; give video files or directories")
     settings = config.to_dict(config.load(ShardConfig, config_path(config_name), overrides))
     target = _absolute(str(out))
     return _submit(_job("shard", (*map(_absolute, inputs), "--out", target), settings, target, options), options)
@@ -131,10 +131,10 @@ def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name:
 
     inputs, overrides = split(sources)
     if not inputs:
-        raise UsageError("SOURCES is missing; give a directory of clip shards, or video files or directories")
+        raise UsageError("no SOURCES are given; give a directory of clip shards, or video files or directories")
     settings = config.to_dict(config.load(TokenizeConfig, config_path(config_name), overrides))
     target = _absolute(str(out))
-    # The bundled checkpoint has another path on each node, where vidvq is installed.
+    # The path of the bundled checkpoint depends on where each node has vidvq installed.
     weights = () if checkpoint == BUNDLED else ("--checkpoint", _absolute(str(checkpoint)))
     arguments = (*map(_absolute, inputs), *weights, "--out", target)
     return _submit(_job("tokenize", arguments, settings, target, options), options)

@@ -17,10 +17,10 @@ tokenize = corpus_command(
     _load_tokenize,
     inputs="SOURCES",
     short_help="Turn clip shards or videos into token shards.",
-    help="""Turn SOURCES into token shards: a directory of clip shards, or videos as `vidvq shard` takes them.
+    help="""Turn SOURCES into token shards: a directory of clip shards, or videos in any form that `vidvq shard` takes.
 
-    A sample of raw video is a fresh start of the stream, gop_frames long; gop_frames=null makes one unbroken stream of
-    each video. An interrupted job resumes with the same command; the result is the same, byte for byte.
+    Raw video is split into independent samples of gop_frames frames; gop_frames=null makes one sample of each video.
+    An interrupted job resumes with the same command, to identical bytes.
 
     \b
     vidvq tokenize shards/ --checkpoint runs/demo --out tokens/

@@ -11,16 +11,16 @@ from vidvq.cli.config import settings_epilog
 @click.command(short_help="Train a tokenizer on clip shards.", epilog=settings_epilog("train"))
 @click.argument("config_name", metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--profile", is_flag=True, help="Record steps 8 to 10: a table by parts and operators, and a trace.")
+@click.option("--profile", is_flag=True, help="Profile steps 8 to 10: tables by part and operator, and a trace.")
 def train(config_name: str, overrides: tuple[str, ...], profile: bool) -> int:
-    """Train a tokenizer as CONFIG (a YAML file, or the name of a packaged one) says.
+    """Train a tokenizer with the settings in CONFIG, a YAML file or the name of a packaged one.
 
-    On several devices or nodes start it with torchrun: torchrun --nproc-per-node 8 -m vidvq train CONFIG.
+    To use several devices or nodes, start it with torchrun: torchrun --nproc-per-node 8 -m vidvq train CONFIG.
 
     vidvq train demo data.clips=shards/train out=runs/demo
     """
-    # Read when torch loads. By default its threads spin at every barrier, and where another process wants a core
-    # too, a step then takes many times as long; this little costs a fifth on an idle machine.
+    # Read when torch loads. By default OpenMP threads spin at every barrier, which makes a step many times slower
+    # when other processes use the cores. Short spinning costs a fifth on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from vidvq.train import TrainConfig, run_train
 

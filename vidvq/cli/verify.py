@@ -8,12 +8,12 @@ from vidvq import log
 from vidvq.cli.options import PathOrUrl
 
 
-@click.command(short_help="Prove a shard or token directory whole.")
+@click.command(short_help="Verify a directory of shards or an export.")
 @click.argument("folder", metavar="DIR", type=PathOrUrl())
 def verify(folder: Path) -> int:
-    """Prove that DIR, written by `vidvq shard`, `vidvq tokenize` or `vidvq export`, is whole.
+    """Verify DIR, a directory that `vidvq shard`, `vidvq map`, `vidvq tokenize` or `vidvq export` wrote.
 
-    Every planned item is accounted for exactly once, every checksum is right, every code is in range.
+    Checks that every planned item is accounted for exactly once, every checksum matches and every code is in range.
     """
     from vidvq.export import is_export, verify_export
     from vidvq.formats.verify import verify_folder

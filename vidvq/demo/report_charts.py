@@ -1,4 +1,4 @@
-"""Charts of the report: inline SVG by matplotlib, in the page's own font and colours, light and dark."""
+"""Charts of the report: inline SVG by matplotlib, with fonts and colours of the page (light and dark)."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# Colours that matplotlib writes and that the page then takes from its style sheet.
+# Placeholder colours that matplotlib writes, replaced by variables of the style sheet.
 _INK, _MUTED, _GRID = "#010101", "#020202", "#030303"
 _SERIES = ("#010201", "#010202", "#010203", "#010204")
 _VARIABLES = {
@@ -55,7 +55,13 @@ _SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart: its name, its ``<svg>`` element (with a text alternative), and what it shows in words."""
+    """A chart.
+
+    Attributes:
+        title: title of the chart.
+        svg: ``<svg>`` element, with ``summary`` as its text alternative.
+        summary: description of the chart in words.
+    """
 
     title: str
     svg: str
@@ -64,7 +70,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart; not-a-number leaves a gap."""
+    """One line of a chart; NaN leaves a gap."""
 
     label: str
     x: Sequence[float]
@@ -104,8 +110,8 @@ def line_chart(
             axes.set_ylim(bottom=floor, top=ceiling)
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        for place, word in marks:
-            _mark(axes, place, word)
+        for position, label in marks:
+            _mark(axes, position, label)
         if len(series) > 1:
             _legend(figure, len(series))
         summary = f"{title}. " + "; ".join(_describe(line) for line in series) + "."
@@ -157,14 +163,14 @@ def _legend(figure: Figure, entries: int) -> None:
     figure.legend(loc="outside lower center", ncols=entries if entries <= 3 else 2)
 
 
-def _mark(axes: Axes, place: float, word: str) -> None:
-    """A vertical line, with its word on the side that has more room."""
-    axes.axvline(place, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
+def _mark(axes: Axes, position: float, label: str) -> None:
+    """Draw a vertical line, with its label on the side that has more room."""
+    axes.axvline(position, color=_MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
     left, right = axes.get_xlim()
-    after = place < (left + right) / 2
+    after = position < (left + right) / 2
     axes.annotate(
-        word,
-        (place, 1),
+        label,
+        (position, 1),
         xycoords=("data", "axes fraction"),
         xytext=(3 if after else -3, 0),
         textcoords="offset points",
@@ -183,7 +189,7 @@ def _describe(line: Series) -> str:
 
 
 def _svg(figure: Figure, title: str, summary: str) -> str:
-    """The bare ``<svg>``: colours and font of the page, ids of its own, a text alternative, no metadata."""
+    """The ``<svg>`` element with colours and font of the page, unique ids, a text alternative and no metadata."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

@@ -1,4 +1,4 @@
-"""Pictures and videos of the report, as ``data:`` URIs."""
+"""Images and videos of the report, as ``data:`` URIs."""
 
 import io
 from base64 import b64encode
@@ -16,7 +16,7 @@ from vidvq.video.encode import encode_mp4, encode_png
 GAP_PIXELS = 8
 _GREY = 128
 _SHOWN_SHORT_SIDE = 256
-# The first of these qualities of x264 whose file is small enough; a video of noise takes the last.
+# Qualities of x264, best first; the first whose file is small enough is used, else the last.
 _VIDEO_CRFS = (18, 23, 28)
 _VIDEO_BYTES = 350_000
 _DIFFERENCE_GAIN = 4
@@ -25,7 +25,13 @@ _SHOWN_GROUPS = 4
 
 @dataclass(frozen=True)
 class Picture:
-    """An image or a video: where it is, its own size in pixels, and what it shows in words."""
+    """An image or a video.
+
+    Attributes:
+        uri: data URI.
+        width, height: size (pixels).
+        alt: text alternative.
+    """
 
     uri: str
     width: int
@@ -35,7 +41,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class TokenPicture:
-    """One latent time of a clip: the frames it stands for, and its codes as a map of colours."""
+    """One latent frame of a clip.
+
+    Attributes:
+        title: latent time, codebook and frames.
+        frame: last frame of the group.
+        codes: grid of codes, one colour per code.
+    """
 
     title: str
     frame: Picture
@@ -43,9 +55,9 @@ class TokenPicture:
 
 
 def comparison_video(clip: HeldOut) -> Picture:
-    """Original (left) and reconstruction (right) in one H.264 video at the clip's own frame times.
+    """Original (left) and reconstruction (right) in one H.264 video, with the frame times of the clip.
 
-    Twice the size or more, so that the halved colour resolution of yuv420p loses nothing of the frames.
+    Enlarged at least twice, so that the halved chroma resolution of yuv420p loses no detail.
     """
     before, after = (_enlarge(frames) for frames in (clip.original, clip.reconstruction))
     gap = np.full((*before.shape[:2], GAP_PIXELS, 3), _GREY, dtype=np.uint8)
@@ -76,12 +88,12 @@ def filmstrip(clip: HeldOut) -> Picture:
 
 
 def still_frames(num_frames: int) -> list[int]:
-    """Which frames a filmstrip shows: first, middle, last; fewer where there are fewer."""
+    """Indices of the first, middle and last frame; fewer if the clip is shorter."""
     return sorted({0, num_frames // 2, num_frames - 1})
 
 
 def token_pictures(clip: HeldOut, card: TokenizerCard, checkpoint: Checkpoint) -> list[TokenPicture]:
-    """The first latent times of a clip: a frame each, and the grid of codes that stands for it."""
+    """Images of the first latent frames of a clip: a frame of each group, and its grid of codes."""
     palettes = {book.name: _palette(book, checkpoint) for book in card.codebooks}
     pictures: list[TokenPicture] = []
     for t, codes in enumerate(clip.codes[:_SHOWN_GROUPS]):
@@ -102,9 +114,9 @@ def token_pictures(clip: HeldOut, card: TokenizerCard, checkpoint: Checkpoint) -
 
 
 def _palette(book: Codebook, checkpoint: Checkpoint) -> np.ndarray:
-    """A colour for each code, ``k 3`` uint8: like colours for like vectors, where the codebook has vectors.
+    """Colours of the codes, uint8 ``k 3``: similar for similar vectors, random if the codebook has no vectors.
 
-    The three main directions of the vectors are red, green and blue, each spread evenly by rank.
+    The three principal components of the vectors are red, green and blue, each spread evenly by rank.
     """
     vectors = checkpoint.tensors.get(f"quantizer.{book.name}.codebook")
     if vectors is None or vectors.shape[0] != book.size or min(vectors.shape) < 3:

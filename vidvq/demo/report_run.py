@@ -1,4 +1,4 @@
-"""What a demo run left on disk, read back for its report. Only files under the run's directory are opened."""
+"""Outputs of a demo run, read for its report. Only files in the directory of the run are opened."""
 
 import json
 from collections.abc import Iterator
@@ -38,7 +38,14 @@ STAGES = (
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One held-out clip: its frames before and after (``t h w c`` uint8), its tokens ``lt lh lw`` and its scores."""
+    """One held-out clip.
+
+    Attributes:
+        original, reconstruction: frames ``t h w c`` uint8.
+        codes: codes ``lt lh lw``.
+        info: metadata of the tokens.
+        score: scores of the reconstruction.
+    """
 
     original: np.ndarray
     reconstruction: np.ndarray
@@ -48,22 +55,22 @@ class HeldOut:
 
     @property
     def title(self) -> str:
-        """``bikes.mp4, clip 0``."""
+        """Title such as ``bikes.mp4, clip 0``."""
         return f"{PurePath(self.info.source).name}, clip {self.info.clip_index}"
 
 
 @dataclass(frozen=True)
 class Split:
-    """The accounts of one half of the videos, ``train`` or ``heldout``.
+    """Counts of one split of the videos, ``train`` or ``heldout``.
 
     Attributes:
-        videos: bytes of each source by file name.
-        clips, tokens: the ``summary.json`` of `vidvq shard` and `vidvq tokenize`.
-        frames: frames in the clips.
-        raw_bytes: the clips as uncompressed RGB.
-        token_bits: the tokens, each at log2 of its codebook's size.
-        array_bytes: the tokens as they are stored, without tar and JSON.
-        code_counts: how often each code occurs, by codebook.
+        videos: size of each source (bytes), by file name.
+        clips, tokens: content of ``summary.json`` of `vidvq shard` and `vidvq tokenize`.
+        frames: number of frames in the clips.
+        raw_bytes: size of the clips as uncompressed RGB (bytes).
+        token_bits: information in the tokens (bits), log2 of the codebook size for each.
+        array_bytes: size of the token arrays (bytes), without tar and JSON.
+        code_counts: occurrences of each code, by codebook.
     """
 
     videos: dict[str, int]
@@ -77,7 +84,7 @@ class Split:
 
     @property
     def compression(self) -> float:
-        """Uncompressed RGB over tokens, both in bits."""
+        """Compression ratio: uncompressed RGB over tokens (bits)."""
         return self.raw_bytes * 8 / self.token_bits
 
 
@@ -86,13 +93,14 @@ class DemoRun:
     """A finished demo run.
 
     Attributes:
-        out: its directory.
-        card: of the tokenizer that made the held-out tokens.
-        checkpoint: the trained weights, proven against their fingerprint.
-        config: the training's resolved config.
-        metrics: the lines of ``metrics.jsonl``.
-        evaluation: the held-out scores.
-        seconds: wall time by stage, in the order they ran.
+        out: directory of the run.
+        card: card of the tokenizer that made the held-out tokens.
+        checkpoint: trained checkpoint, verified against its fingerprint.
+        config: resolved config of the training.
+        metrics: lines of ``metrics.jsonl``.
+        evaluation: scores of the held-out clips.
+        seconds: wall time of each stage (seconds), in execution order.
+        splits: counts of the splits, by name.
     """
 
     out: Path
@@ -106,7 +114,7 @@ class DemoRun:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
-        """Numbers stored in the checkpoint, by part: encoder, quantizer (the codebooks), decoder."""
+        """Number of parameters in the checkpoint, by part: encoder, quantizer (the codebooks) and decoder."""
         counts: dict[str, int] = {}
         for name, tensor in self.checkpoint.tensors.items():
             part = name.split(".")[0]
@@ -114,7 +122,7 @@ class DemoRun:
         return counts
 
     def held_out(self) -> Iterator[HeldOut]:
-        """The scored clips, one in memory at a time, in the order of their keys."""
+        """Yield the scored clips in key order, one at a time in memory."""
         scores = {score.key: score for score in self.evaluation.clips}
         tokens = {key: (codes, info) for key, codes, info in _samples(self.out, "heldout", self.card)}
         for shard in _shards(self.out / "clips" / "heldout"):
@@ -129,7 +137,7 @@ def read_run(out: Path) -> DemoRun:
     """Read a demo run.
 
     Raises:
-        ValueError: a stage's output is missing or damaged.
+        UsageError: the output of a stage is missing or damaged.
         OSError: a file cannot be read.
     """
     card = read_tokenizer_card(out / "tokens" / "heldout")

@@ -1,4 +1,4 @@
-"""What each stage of a demo run did, in a sentence, and the command that does it again."""
+"""One-sentence summaries of the stages of a demo run, and the commands that repeat them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,14 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage: its wall time, its share of the whole, and what went in and came out."""
+    """One stage.
+
+    Attributes:
+        name: name of the stage.
+        seconds: wall time (seconds).
+        share: share of the total time, 0 to 1.
+        did: summary of its inputs and outputs.
+    """
 
     name: str
     seconds: float
@@ -21,13 +28,13 @@ class StageRow:
 
 
 def stage_rows(run: DemoRun) -> list[StageRow]:
-    """The stages in the order they ran."""
+    """The stages in execution order."""
     total = sum(run.seconds.values()) or 1.0
     return [StageRow(name, taken, taken / total, _did(run, name)) for name, taken in run.seconds.items()]
 
 
 def commands(run: DemoRun) -> list[str]:
-    """The commands that make this run again; the training's resolved config holds all that was set."""
+    """Commands that repeat this run, with the resolved config of the training."""
     clips, tokens, train = run.out / "clips", run.out / "tokens", str(run.out / "train")
     png = str(run.out / "decoded" / "png")
     trained = ["--checkpoint", train]
@@ -44,7 +51,7 @@ def commands(run: DemoRun) -> list[str]:
 
 
 def in_bytes(count: float) -> str:
-    """``4.7 MB``, decimal units."""
+    """Format bytes in decimal units, such as ``4.7 MB``."""
     for size, unit in _UNITS:
         if count >= size:
             return f"{count / size:.1f} {unit}"
@@ -52,7 +59,7 @@ def in_bytes(count: float) -> str:
 
 
 def in_time(seconds: float) -> str:
-    """``7 min 12 s``, or ``3.4 s``."""
+    """Format a duration, such as ``7 min 12 s`` or ``3.4 s``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -60,7 +67,7 @@ def in_time(seconds: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 clip``, ``30,512 tokens``."""
+    """Format a count with its noun, such as ``1 clip`` or ``30,512 tokens``."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
@@ -88,11 +95,11 @@ def _sharded(split: Split) -> str:
 
 def _trained(run: DemoRun) -> str:
     data, steps = run.config["data"], run.metrics[-1]["step"]
-    pace = sum(line["step_s"] for line in run.metrics) / len(run.metrics)
+    step_s = sum(line["step_s"] for line in run.metrics) / len(run.metrics)
     wait = sum(line["data_wait"] for line in run.metrics) / len(run.metrics)
     return (
         f"{steps:,} steps of {data['batch_size']} crops, {data['num_frames']}×{data['crop']}×{data['crop']} each; "
-        f"{pace:.2f} s a step, {100 * wait:.1f} % of it waiting for data"
+        f"{step_s:.2f} s a step, {100 * wait:.1f} % of it waiting for data"
     )
 
 

@@ -1,4 +1,4 @@
-"""The demo is the real commands, one process each, and a page that shows what came out."""
+"""The demo: the regular commands, each in a process, and a report of their results."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from vidvq.storage import pretty_json, write_atomic
 VIDEOS = Path(__file__).parent / "videos"
 
 
-# Settings of a run that shows that everything works, not what the model can do.
+# Settings for a smoke test; the model is too small and too briefly trained to be useful.
 _QUICK_TRAINING = (
     *("steps=20", "generator.warmup_steps=5", "log_every=5", "checkpoint_every=20", "data.cache_mib=64"),
     *("model.quantizer.spatial.warmup=5", "model.quantizer.temporal.warmup=5"),
@@ -35,9 +35,9 @@ def run_demo(out: Path, overrides: list[str], quick: bool = False) -> int:
     """Run every stage into ``out`` and write ``out/report.html``.
 
     Args:
-        out: the output directory. Stages that finished on an earlier run are not done again.
+        out: output directory. Finished stages are skipped.
         overrides: ``key=value`` settings of the training.
-        quick: train for 20 steps on small clips, and start no Ray.
+        quick: whether to train only 20 steps on small clips, without Ray.
 
     Returns:
         0, or the exit code of the stage that failed.
@@ -50,7 +50,7 @@ def run_demo(out: Path, overrides: list[str], quick: bool = False) -> int:
         code = subprocess.run([sys.executable, "-m", "vidvq", *arguments], check=False).returncode
         if code:
             return code
-        # A stage that was there already takes a moment; what it took when it ran is what counts.
+        # A skipped stage takes a moment; keep the time of its real run.
         seconds[name] = max(seconds.get(name, 0.0), monotonic() - started)
         write_atomic(out / "stages.json", pretty_json(seconds))
     write_report(out)

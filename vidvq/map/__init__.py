@@ -1,4 +1,4 @@
-"""`vidvq map`: a user's function over the clips of clip shards, its results as columns beside them."""
+"""`vidvq map`: runs a user's function over clips and writes its results as columns."""
 
 from vidvq.map.config import MapConfig
 from vidvq.map.stage import MapStage

@@ -13,7 +13,7 @@ class MapConfig(ClipFunctionConfig):
     """Settings of `vidvq map`.
 
     Attributes:
-        version: version of the function, for what its source file does not tell: weights that it loads, a library.
+        version: version of the function, for what its source file does not determine, such as weights or a library.
         arguments: keyword arguments of the function, class or factory.
     """
 

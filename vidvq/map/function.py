@@ -1,4 +1,4 @@
-"""The callable that ``--function`` names: found, hashed and built. This runs the user's own code."""
+"""The callable of ``--function``: import, hash and construction. Runs the user's code."""
 
 import importlib
 import importlib.util
@@ -37,29 +37,31 @@ class FunctionSource:
     sha256: str
 
     def build(self, arguments: Mapping[str, Any]) -> ColumnFunction:
-        """Import it and build the function.
+        """Import the callable and build the function.
 
         Args:
             arguments: keyword arguments of the function, class or factory.
 
         Raises:
-            UsageError: it cannot be imported, is another one than was planned with, or takes other arguments.
+            UsageError: the callable cannot be imported, differs from the planned one, or rejects the arguments.
         """
         found, file = _import(self.module, self.name)
         if sha256_file(file) != self.sha256:
-            raise UsageError(f"{file} is not the file that the job began with; put the same one on every machine")
+            raise UsageError(
+                f"{file} differs from the file that the job was planned with; use the same file on every machine"
+            )
         return _bind(found, self.name, arguments)
 
 
 def find_function(reference: str, arguments: Mapping[str, Any]) -> FunctionSource:
-    """Import the callable and check that it takes a clip, without building it.
+    """Import the callable and check its signature, without building the function.
 
     Args:
         reference: ``module:callable``, or ``path/to/file.py:callable``.
         arguments: keyword arguments of the function, class or factory.
 
     Raises:
-        UsageError: there is none, or it takes other arguments.
+        UsageError: the callable does not exist, or rejects the arguments.
     """
     module, colon, name = reference.rpartition(":")
     if not colon or not module or not name.isidentifier():
@@ -67,7 +69,7 @@ def find_function(reference: str, arguments: Mapping[str, Any]) -> FunctionSourc
     if module.endswith(".py"):
         module = str(Path(module).absolute())
     found, file = _import(module, name)
-    _refuse_other_arguments(found, name, arguments)
+    _check_signature(found, name, arguments)
     return FunctionSource(module, name, sha256_file(file))
 
 
@@ -82,8 +84,8 @@ def _import(module: str, name: str) -> tuple[Any, Path]:
     found = getattr(loaded, name, None)
     if not callable(found):
         there = sorted(each for each, value in vars(loaded).items() if callable(value) and not each.startswith("_"))
-        what = "has no" if found is None else "has something else than a callable as"
-        raise UsageError(f"{module} {what} {name}; it has {', '.join(there) or 'no callable'}")
+        what = "has no" if found is None else "has an object that is not callable as"
+        raise UsageError(f"{module} {what} {name}; its callables are: {', '.join(there) or 'none'}")
     if not loaded.__file__:
         raise UsageError(f"{module} has no source file; {_FORMS}")
     return found, Path(loaded.__file__)
@@ -96,7 +98,7 @@ def _import_file(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    # As for a script, modules beside it can be imported.
+    # As for a script, modules beside the file can be imported.
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     sys.modules[name] = module
@@ -104,7 +106,7 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def _refuse_other_arguments(found: Any, name: str, arguments: Mapping[str, Any]) -> None:
+def _check_signature(found: Any, name: str, arguments: Mapping[str, Any]) -> None:
     try:
         signature = inspect.signature(found)
     except (TypeError, ValueError):
@@ -123,7 +125,7 @@ def _bind(found: Any, name: str, arguments: Mapping[str, Any]) -> ColumnFunction
         return partial(found, **arguments) if arguments else found
     built = found(**arguments)
     if not callable(built):
-        raise UsageError(f"{name} built {type(built).__name__}; it must build a function of (frames, info)")
+        raise UsageError(f"{name} returned {type(built).__name__}; it must return a function of (frames, info)")
     return cast(ColumnFunction, built)
 
 

@@ -35,11 +35,11 @@ class MapStage(ClipFunctionStage):
 
     @classmethod
     def default_out(cls, inputs: list[str], **options: Any) -> Path:
-        """The directory ``columns/NAME`` beside the clips, where NAME is that of the function."""
+        """The directory ``columns/NAME`` in the clip directory, with the name of the function."""
         return cls.require_clips(inputs) / FOLDER / options["function"].rpartition(":")[2]
 
     def identity(self) -> dict[str, Any]:
-        """The function, its version and its arguments."""
+        """Name and hash of the function, its version and its arguments."""
         function = {"name": self.source.name, "sha256": self.source.sha256}
         return {"function": function, "version": self.config.version, "arguments": self.config.arguments}
 

@@ -104,6 +104,4 @@ def make_server(page: bytes, routes: dict[str, Route], port: int) -> ThreadingHT
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
-        raise UsageError(
-            f"port {port} of 127.0.0.1 is not free ({error.strerror}); give another --port"
-        ) from error
+        raise UsageError(f"port {port} of 127.0.0.1 is not free ({error.strerror}); give another --port") from error

@@ -13,7 +13,7 @@
   let clip, sheets, current = 0, start = 0, frame = 0, playing = null, chosen = null, latest = 0;
   let listed = 0, shown = [], words = "";
 
-  // A page that carries its clips has all of them here; another asks the server that gave it.
+  // A saved page embeds its clips; a served page requests them.
   const ask = async path => {
     const answer = await fetch(path);
     if (!answer.ok) throw new Error(await answer.text());
@@ -80,7 +80,7 @@
   function show() {
     if (!clip) return;
     if (sheets[0]) draw(by("original"), sheets[0], clip, frame);
-    // The decoded frame is drawn larger, so that the lines of the grid are thin.
+    // Draw the decoded frame enlarged, so that the grid lines are thin.
     const scale = Math.max(1, Math.min(8, Math.round(640 / clip.width))), canvas = by("decoded");
     canvas.width = clip.width * scale;
     canvas.height = clip.height * scale;
@@ -127,7 +127,7 @@
     stop();
     clip = next;
     current = index;
-    // The chosen code stays; the place was in the clip before.
+    // Keep the chosen code; its position was in the previous clip.
     if (chosen) chosen = {...chosen, t: undefined, y: undefined, x: undefined};
     sheets = loaded;
     frame = at || 0;
@@ -138,7 +138,7 @@
       (clip.frames > clip.starts.length ? `, the first ${clip.starts.length} of ${clip.frames} frames` : "") +
       (clip.psnr === null ? "" : `, PSNR ${clip.psnr.toFixed(2)} dB`);
     by("scrub").max = clip.starts.length - 1;
-    // What was searched for stays listed.
+    // Keep the search results listed.
     if (words || shown.includes(index)) mark();
     else await list(index - index % LIST);
     show();
@@ -194,7 +194,7 @@
       if (strip) Object.assign(chosen, {strip, row: 0});
       patch();
       if (found.count > found.places.length)
-        by("about").textContent = said + `Below are ${found.places.length} places of ${found.count}.`;
+        by("about").textContent = said + `Below are ${found.places.length} of ${found.count} occurrences.`;
       for (const spot of found.places) thumbnail(spot, book, code);
     }, error => { if (mine === chosen) by("about").textContent = said + error.message; });
   }
