@@ -9,7 +9,7 @@ import ray
 from vidvq.formats.commit import Commit, Outcome
 from vidvq.jobs.stage import ShardResult
 from vidvq.jobs.telemetry import ProgressNote, Telemetry
-from vidvq.runtime import RuntimeConfig, start
+from vidvq.runtime import RuntimeConfig, open_pool
 from vidvq.tokenize import TokenizeClips
 
 
@@ -36,7 +36,7 @@ def scrape(wanted: str) -> dict[tuple[str, str], float]:
 
 
 def test_what_a_shard_held_is_served_to_prometheus():
-    with start(RuntimeConfig(workers=2)) as pool:
+    with open_pool(RuntimeConfig(workers=2)) as pool:
         telemetry, note = Telemetry(TokenizeClips, pool), ProgressNote()
         for result, efficiency in ((made(30, "decode_error", "decode_error", "hdr"), 0.5), (made(10), 0.75)):
             telemetry.publish(result, efficiency)

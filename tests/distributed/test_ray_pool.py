@@ -11,7 +11,7 @@ import pytest
 from ray import cloudpickle
 
 from vidvq.errors import UsageError
-from vidvq.runtime import InlinePool, Pool, RuntimeConfig, WorkerDied, start
+from vidvq.runtime import InlinePool, Pool, RuntimeConfig, WorkerDied, open_pool
 from vidvq.video import VideoError
 
 # Workers cannot import this file by name, so what is in it travels by value.
@@ -20,7 +20,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 @pytest.fixture(scope="module")
 def ray_pool() -> Iterator[Pool]:
-    with start(RuntimeConfig(workers=2)) as pool:
+    with open_pool(RuntimeConfig(workers=2)) as pool:
         yield pool
 
 

@@ -79,11 +79,11 @@ class CountedPool(InlinePool):
         return ((item, function(item)) for item in items)
 
 
-class Pools:
+class Runtime:
     """Always returns the same kind of pool."""
 
-    def get(self, units: int) -> CountedPool:
-        """See :class:`vidvq.runtime.Pools`."""
+    def pool(self, units: int) -> CountedPool:
+        """See :class:`vidvq.runtime.Runtime`."""
         return CountedPool()
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     stage = Stage(config=validate(ShardConfig, {"clips_per_shard": per_shard}))
     out, tokens = folder / "clips", folder / "tokens"
     with step("shard: plan"):
-        plan = plan_videos.plan_videos(stage, [], out, Pools())
+        plan = plan_videos.plan_videos(stage, [], out, Runtime())
     assert plan.num_items == clips
     for index, (name, rows) in enumerate(plan.shards(PlannedClip)):
         members = tuple(Member(f"{row.key}.{kind}", 1000, 1) for row in rows for kind in ("json", "mp4"))
@@ -115,7 +115,7 @@ def main() -> None:
             (out / FOLDER).mkdir(exist_ok=True)
         (out / FOLDER / f"{name}.json").write_bytes(_encode(record))
     with step("shard: resume and add up"):
-        plan = plan_videos.plan_videos(stage, [], out, Pools())
+        plan = plan_videos.plan_videos(stage, [], out, Runtime())
         assert all(read_commits(out, plan.shard_names()))
         assert summarize(out, plan).ok == clips
     with step("tokenize: plan"):

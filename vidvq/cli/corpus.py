@@ -112,10 +112,10 @@ def _run(
         raise UsageError(f"no inputs are given; see vidvq {stage_type.name} --help")
     settings = config.load(stage_type.config_type, config_path(config_name), overrides)
     if settings.runtime.workers in {0, 1} or (len(inputs) == 1 and Path(inputs[0]).is_file()):
-        from vidvq.runtime import start_ahead
+        from vidvq.runtime import warm_up
 
         # The start of a small job is dominated by imports: let the decoding process import while this one does.
-        start_ahead("vidvq.corpus.frames")
+        warm_up("vidvq.corpus.frames")
     stage = stage_type.open(inputs, settings, **options)
     if dry_run:
         return _show(estimate(stage, inputs), as_json)

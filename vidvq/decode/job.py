@@ -19,7 +19,7 @@ from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_c
 from vidvq.log import progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import find_tokenizer, load_tokenizer
-from vidvq.runtime import WorkerDied, open_pools
+from vidvq.runtime import WorkerDied, open_runtime
 from vidvq.storage import create_once, make_folder, pretty_json, read_json, remove_attempts
 from vidvq.video.write import TimedFrame, VideoShape, write_frames
 
@@ -126,8 +126,8 @@ def _decode_all(
 ) -> None:
     if not items:
         return
-    with open_pools(config.runtime) as pools:
-        pool = pools.get(len(items))
+    with open_runtime(config.runtime) as runtime:
+        pool = runtime.pool(len(items))
         for item, done in pool.map_stateful(make, items, gpus=1 if torch.cuda.is_available() else 0):
             if isinstance(done, WorkerDied):
                 raise WorkerLost(f"{item.location.key}: {done.message}; run the same command again to resume")

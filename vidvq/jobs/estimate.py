@@ -21,7 +21,7 @@ from vidvq.jobs.listing import probe_sources
 from vidvq.jobs.plan_clips import read_clip_shards, rows_of, select_rows
 from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ShardTask, Stage, VideoStage
 from vidvq.log import progress
-from vidvq.runtime import Pool, Pools, WorkerDied, open_pools
+from vidvq.runtime import Pool, Runtime, WorkerDied, open_runtime
 
 _PROBED = 256
 _TASKS = 8
@@ -96,10 +96,10 @@ def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:
     Raises:
         UsageError: a mistake in the arguments.
     """
-    with open_pools(stage.config.runtime) as pools:
-        sample = _sample_videos(stage, inputs, pools) if isinstance(stage, VideoStage) else _sample_clips(stage)
+    with open_runtime(stage.config.runtime) as runtime:
+        sample = _sample_videos(stage, inputs, runtime) if isinstance(stage, VideoStage) else _sample_clips(stage)
         tasks = [ShardTask(Path(), f"sample-{number}.tar", "", rows) for number, rows in enumerate(sample.groups)]
-        pool = pools.get(sample.shards)
+        pool = runtime.pool(sample.shards)
         made = _make(stage, tasks, pool)
         workers = max(min(pool.size, sample.shards), 1)
     ok = sum(commit.ok for commit, _ in made)
@@ -142,11 +142,11 @@ def reservoir_sample(sources: Iterable[Source], size: int) -> tuple[int, list[So
     return count, sample
 
 
-def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], pools: Pools) -> _Sample[AnyVideoRow]:
+def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: Runtime) -> _Sample[AnyVideoRow]:
     count, sources = reservoir_sample(list_sources(inputs, stage.lists), _PROBED)
     if not count:
         raise UsageError("the inputs name no video at all")
-    pool = pools.get(-(-len(sources) // stage.probes_per_worker))
+    pool = runtime.pool(-(-len(sources) // stage.probes_per_worker))
     began = monotonic()
     probed: list[list[AnyVideoRow]] = []
     with progress("probe", len(sources), "videos") as bar:

@@ -17,17 +17,17 @@ from vidvq.jobs.rows import VideoRow
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.jobs.unique_keys import separate_keys
 from vidvq.log import progress
-from vidvq.runtime import Pools
+from vidvq.runtime import Runtime
 
 
-def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, pools: Pools) -> Plan:
+def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, runtime: Runtime) -> Plan:
     """The plan of an output directory: the one that is there, or a new one.
 
     Args:
         stage: probes the videos.
         inputs: files, folders, globs, lists, tars of videos and URLs.
         out: the output directory.
-        pools: run the probes.
+        runtime: runtime of the job, for probing.
 
     Raises:
         UsageError: an input does not exist, or the plan that is there was made from other inputs or settings.
@@ -40,7 +40,7 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, po
         raise UsageError("the inputs name no video at all")
     made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
     try:
-        rows = probe_listing(stage, listing, made_from, out, pools.get(listing.units(stage)))
+        rows = probe_listing(stage, listing, made_from, out, runtime.pool(listing.units(stage)))
         table = separate_keys(number_shards(stage, stage.select(rows, ()), 0), stage.row)
     except FileNotFoundError:
         # Another driver has finished its plan, and has deleted the parts that this one was planning from.

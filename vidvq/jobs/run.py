@@ -27,7 +27,7 @@ from vidvq.jobs.telemetry import ProgressNote, Telemetry
 from vidvq.jobs.timing import TimeAccounting
 from vidvq.jobs.update import CorpusUpdate, retry_clips, update_videos
 from vidvq.log import ProgressBar, info, progress
-from vidvq.runtime import Pools, WorkerDied, open_pools
+from vidvq.runtime import Runtime, WorkerDied, open_runtime
 from vidvq.storage import check_writable
 
 
@@ -48,24 +48,24 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
     """
     stage.check()
     check_writable(out)
-    with open_pools(stage.config.runtime) as pools:
-        plan = _plan(stage, inputs, out, update, pools)
+    with open_runtime(stage.config.runtime) as runtime:
+        plan = _plan(stage, inputs, out, update, runtime)
         info(f"plan {plan.plan_id[:12]}: {plan.num_items} {stage.unit} in {plan.num_shards} shards")
         stage.begin(out)
-        _make_shards(stage, plan, out, pools)
+        _make_shards(stage, plan, out, runtime)
         summary = summarize(out, plan)
-        write_report(stage, plan, summary, out, pools.get(1))
+        write_report(stage, plan, summary, out, runtime.pool(1))
     return summary
 
 
-def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate | None, pools: Pools) -> Plan:
+def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate | None, runtime: Runtime) -> Plan:
     if isinstance(stage, VideoStage):
-        return update_videos(stage, update, out, pools) if update else plan_videos(stage, inputs, out, pools)
+        return update_videos(stage, update, out, runtime) if update else plan_videos(stage, inputs, out, runtime)
     assert isinstance(stage, ClipStage), f"{type(stage).__name__} must be a VideoStage or a ClipStage"
     return retry_clips(stage, update, out) if update else plan_clips(stage, out)
 
 
-def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, pools: Pools) -> None:
+def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) -> None:
     note, monitor = ProgressNote(), stage.monitor()
     with progress(stage.name, plan.num_items, stage.unit) as bar:
         tasks = _tasks(stage, plan, out, monitor, note, bar)
@@ -73,7 +73,7 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, pools: Pools) -> N
         first = list(islice(tasks, 2))
         if not first:
             return
-        pool = pools.get(stage.units(first))
+        pool = runtime.pool(stage.units(first))
         accounting, telemetry = TimeAccounting(), Telemetry(stage, pool)
         worker = partial(stage.worker, pool)
         results = pool.map_stateful(worker, chain(first, tasks), cpus=stage.cpus, gpus=stage.gpus)

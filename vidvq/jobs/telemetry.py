@@ -6,7 +6,7 @@ from typing import Any
 
 from vidvq.formats.commit import Commit
 from vidvq.jobs.stage import ShardResult, Stage
-from vidvq.runtime import Measure, Pool
+from vidvq.runtime import Metric, Pool
 
 
 class Telemetry:
@@ -20,11 +20,11 @@ class Telemetry:
     def __init__(self, stage: Stage[Any], pool: Pool) -> None:
         prefix = f"vidvq_{stage.name}"
         self._pool = pool
-        self._items = Measure(f"{prefix}_items", "Items accounted for by this run.", ("outcome", "reason"))
-        self._shards = Measure(f"{prefix}_shards", "Shards committed by this run.")
-        self._totals = {name: Measure(f"{prefix}_{name}", f"Number of {name} of this run.") for name in stage.totals}
-        self._seconds = Measure(f"{prefix}_worker_seconds", "Time of all workers by activity (seconds).", ("stage",))
-        self._efficiency = Measure(f"{prefix}_efficiency", "Share of the stage's own work in the workers' time.")
+        self._items = Metric(f"{prefix}_items", "Items accounted for by this run.", ("outcome", "reason"))
+        self._shards = Metric(f"{prefix}_shards", "Shards committed by this run.")
+        self._totals = {name: Metric(f"{prefix}_{name}", f"Number of {name} of this run.") for name in stage.totals}
+        self._seconds = Metric(f"{prefix}_worker_seconds", "Time of all workers by activity (seconds).", ("stage",))
+        self._efficiency = Metric(f"{prefix}_efficiency", "Share of the stage's own work in the workers' time.")
 
     def publish(self, result: ShardResult, efficiency: float) -> None:
         """Publish a shard of this run, and the efficiency so far (0 to 1)."""

@@ -25,7 +25,7 @@ from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import AnyVideoRow, ClipStage, Stage, VideoStage
 from vidvq.jobs.unique_keys import assign_keys
 from vidvq.log import info
-from vidvq.runtime import Pools
+from vidvq.runtime import Runtime
 from vidvq.storage import differences, resolve_path
 
 ANY_REASON = "*"
@@ -77,7 +77,7 @@ def check_update(plan: Plan, stage: str, inputs: list[str], update: CorpusUpdate
             raise UsageError(f"{given} is a directory of shards; --add takes videos, as {out} was made from")
 
 
-def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Path, pools: Pools) -> Plan:
+def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Path, runtime: Runtime) -> Plan:
     """Write the next generation of a plan over videos, unless the plan has all of the update already.
 
     Raises:
@@ -87,10 +87,10 @@ def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Pat
     plan = read_plan(out)
     _refuse_other_identity(stage, plan, out)
     if update.add is not None:
-        return _add(stage, plan, list(update.add), out, pools)
+        return _add(stage, plan, list(update.add), out, runtime)
     if update.remove:
         return _remove(stage, plan, {_as_listed(uri) for uri in update.remove}, out)
-    return _retry(stage, plan, update.retry, out, pools)
+    return _retry(stage, plan, update.retry, out, runtime)
 
 
 def retry_clips(stage: ClipStage, update: CorpusUpdate, out: Path) -> Plan:
@@ -116,7 +116,7 @@ def _refuse_other_identity(stage: Stage[Any], plan: Plan, out: Path) -> None:
         )
 
 
-def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Path, pools: Pools) -> Plan:
+def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Path, runtime: Runtime) -> Plan:
     known = {source.identity: source for source in sources_of(plan, stage.row)}
     listing = Listing(_new(list_sources(inputs, stage.lists), known))
     if not listing.parts:
@@ -125,7 +125,7 @@ def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Pat
     fingerprint = Fingerprint(plan.made_from["inputs"])
     for source in listing.sources():
         fingerprint.add(source)
-    rows = _probe_again(stage, plan, listing, plan.rows(stage.row), out, pools)
+    rows = _probe_again(stage, plan, listing, plan.rows(stage.row), out, runtime)
     return _extend(stage, plan, fingerprint, rows, out)
 
 
@@ -145,7 +145,7 @@ def _remove(stage: VideoStage[AnyVideoRow], plan: Plan, uris: set[str], out: Pat
     return _extend(stage, plan, fingerprint, rows, out) if rows else plan
 
 
-def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: Path, pools: Pools) -> Plan:
+def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: Path, runtime: Runtime) -> Plan:
     failed = _failed_keys(plan, reason, out)
     fingerprint = Fingerprint(plan.made_from["inputs"])
     rows: list[AnyVideoRow] = []
@@ -167,7 +167,7 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
         old |= {row.key: row for row in there}
         unclaimed |= {row.key: replace(row, source=now) for row in there}
     others = (row for row in plan.rows(stage.row) if row.key not in old)
-    for row in _probe_again(stage, plan, Listing(probe), others, out, pools) if probe else ():
+    for row in _probe_again(stage, plan, Listing(probe), others, out, runtime) if probe else ():
         unclaimed.pop(row.key, None)
         before = old.get(row.key)
         unchanged = before is not None and replace(row, shard=before.shard) == before
@@ -186,10 +186,10 @@ def _probe_again(
     listing: Listing,
     others: Iterable[AnyVideoRow],
     out: Path,
-    pools: Pools,
+    runtime: Runtime,
 ) -> list[AnyVideoRow]:
     made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
-    rows = probe_listing(stage, listing, made_from, out, pools.get(listing.units(stage)))
+    rows = probe_listing(stage, listing, made_from, out, runtime.pool(listing.units(stage)))
     return list(assign_keys(stage.select(rows, others), plan.rows(stage.row)))
 
 

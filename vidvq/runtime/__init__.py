@@ -1,22 +1,22 @@
-"""Worker pools, in local processes or on Ray. The only package that imports Ray, and only once a job needs it.
+"""Execution of work in local processes or on Ray. The only package that imports Ray, and only once a job needs it.
 
 Scheduling, placement, retries and restarts are left to Ray. A unit of work must therefore be idempotent.
 """
 
-from vidvq.runtime.feeder import Feeder, start_ahead
+from vidvq.runtime.feeder import Feeder, warm_up
 from vidvq.runtime.inline import InlinePool
-from vidvq.runtime.interface import Measure, Pool, RuntimeConfig, WorkerDied
-from vidvq.runtime.pools import Pools, open_pools, start
+from vidvq.runtime.interface import Metric, Pool, RuntimeConfig, WorkerDied
+from vidvq.runtime.runtime import Runtime, open_pool, open_runtime
 
 __all__ = [
     "Feeder",
     "InlinePool",
-    "Measure",
+    "Metric",
     "Pool",
-    "Pools",
+    "Runtime",
     "RuntimeConfig",
     "WorkerDied",
-    "open_pools",
-    "start",
-    "start_ahead",
+    "open_pool",
+    "open_runtime",
+    "warm_up",
 ]

@@ -76,7 +76,7 @@ class Feeder:
                 running.stop()
 
 
-def start_ahead(module: str) -> None:
+def warm_up(module: str) -> None:
     """Start a child process that imports ``module`` in the background; the next feeder uses it."""
     _keep(_take_idle() or _Running(module))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from vidvq.runtime.feeder import Feeder
-from vidvq.runtime.interface import Item, Measure, Result, WorkerDied
+from vidvq.runtime.interface import Item, Metric, Result, WorkerDied
 
 # Calls per request to the child process; more would only lengthen the list that travels.
 _BATCH = 32
@@ -63,10 +63,10 @@ class InlinePool:
         for item in items:
             yield item, function(item)
 
-    def count(self, measure: Measure, amount: float, **labels: str) -> None:
+    def count(self, metric: Metric, amount: float, **labels: str) -> None:
         """See :meth:`vidvq.runtime.Pool.count`."""
 
-    def gauge(self, measure: Measure, value: float, **labels: str) -> None:
+    def gauge(self, metric: Metric, value: float, **labels: str) -> None:
         """See :meth:`vidvq.runtime.Pool.gauge`."""
 
 

@@ -66,7 +66,7 @@ class WorkerDied:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """A metric of a running job.
 
     Attributes:
@@ -142,10 +142,10 @@ class Pool(Protocol):
         """
         ...
 
-    def count(self, measure: Measure, amount: float, **labels: str) -> None:
+    def count(self, metric: Metric, amount: float, **labels: str) -> None:
         """Add ``amount`` to a counter. The inline pool exports no metrics."""
         ...
 
-    def gauge(self, measure: Measure, value: float, **labels: str) -> None:
+    def gauge(self, metric: Metric, value: float, **labels: str) -> None:
         """Set a gauge to ``value``. The inline pool exports no metrics."""
         ...

@@ -2,23 +2,23 @@
 
 from ray.util.metrics import Counter, Gauge
 
-from vidvq.runtime.interface import Measure
+from vidvq.runtime.interface import Metric
 
 # Ray rejects a second metric of the same name in one process.
 _counters: dict[str, Counter] = {}
 _gauges: dict[str, Gauge] = {}
 
 
-def count(measure: Measure, amount: float, **labels: str) -> None:
+def count(metric: Metric, amount: float, **labels: str) -> None:
     """Add to a counter, which Ray exports as ``ray_NAME_total``."""
-    if measure.name not in _counters:
-        _counters[measure.name] = Counter(measure.name, measure.description, measure.labels)
+    if metric.name not in _counters:
+        _counters[metric.name] = Counter(metric.name, metric.description, metric.labels)
     if amount > 0:
-        _counters[measure.name].inc(amount, labels)
+        _counters[metric.name].inc(amount, labels)
 
 
-def gauge(measure: Measure, value: float, **labels: str) -> None:
+def gauge(metric: Metric, value: float, **labels: str) -> None:
     """Set a gauge, which Ray exports as ``ray_NAME``."""
-    if measure.name not in _gauges:
-        _gauges[measure.name] = Gauge(measure.name, measure.description, measure.labels)
-    _gauges[measure.name].set(value, labels)
+    if metric.name not in _gauges:
+        _gauges[metric.name] = Gauge(metric.name, metric.description, metric.labels)
+    _gauges[metric.name].set(value, labels)

@@ -16,7 +16,7 @@ import ray.exceptions
 
 from vidvq.errors import StoreError
 from vidvq.runtime import ray_metrics
-from vidvq.runtime.interface import Item, Measure, Result, WorkerDied
+from vidvq.runtime.interface import Item, Metric, Result, WorkerDied
 
 # Calls queued in addition to the running ones, so that a worker never waits for the driver.
 _QUEUED = 2
@@ -117,13 +117,13 @@ class RayPool:
                     start(worker, following, 0)
                 yield item, result
 
-    def count(self, measure: Measure, amount: float, **labels: str) -> None:
+    def count(self, metric: Metric, amount: float, **labels: str) -> None:
         """See :meth:`vidvq.runtime.Pool.count`."""
-        ray_metrics.count(measure, amount, **labels)
+        ray_metrics.count(metric, amount, **labels)
 
-    def gauge(self, measure: Measure, value: float, **labels: str) -> None:
+    def gauge(self, metric: Metric, value: float, **labels: str) -> None:
         """See :meth:`vidvq.runtime.Pool.gauge`."""
-        ray_metrics.gauge(measure, value, **labels)
+        ray_metrics.gauge(metric, value, **labels)
 
 
 def _timed(function: Callable[[Any], Any], item: Any, deadline_s: float | None) -> Any:

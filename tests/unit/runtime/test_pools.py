@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from vidvq.runtime import InlinePool, RuntimeConfig, feeder, open_pools, ray_pool, ray_start, start
+from vidvq.runtime import InlinePool, RuntimeConfig, feeder, open_pool, open_runtime, ray_pool, ray_start
 
 
 @pytest.fixture
@@ -30,46 +30,46 @@ def starts(monkeypatch) -> list[str]:
     [(0, 99, True), (1, 99, True), (2, 1, False), (None, 0, True), (None, 1, True), (None, 2, False)],
 )
 def test_little_work_and_few_workers_run_without_ray(starts, workers, units, inline):
-    with open_pools(RuntimeConfig(workers=workers)) as pools:
-        assert isinstance(pools.get(units), InlinePool if inline else ray_pool.RayPool)
+    with open_runtime(RuntimeConfig(workers=workers)) as runtime:
+        assert isinstance(runtime.pool(units), InlinePool if inline else ray_pool.RayPool)
     assert starts == ([] if inline else ["start", "stop"])
 
 
 @pytest.mark.parametrize(("workers", "inline"), [(None, False), (1, False), (0, True)])
 def test_a_cluster_that_was_named_is_used_even_for_little_work(starts, workers, inline):
-    with open_pools(RuntimeConfig(workers=workers, address="auto")) as pools:
-        assert isinstance(pools.get(1), InlinePool if inline else ray_pool.RayPool)
+    with open_runtime(RuntimeConfig(workers=workers, address="auto")) as runtime:
+        assert isinstance(runtime.pool(1), InlinePool if inline else ray_pool.RayPool)
 
 
 def test_ray_starts_once_when_first_needed_and_serves_all_that_follows(starts):
-    with open_pools(RuntimeConfig()) as pools:
-        assert isinstance(pools.get(1), InlinePool)
+    with open_runtime(RuntimeConfig()) as runtime:
+        assert isinstance(runtime.pool(1), InlinePool)
         assert starts == []
-        on_ray = pools.get(7)
+        on_ray = runtime.pool(7)
         assert starts == ["start"]
-        assert pools.get(7) is pools.get(1) is on_ray
+        assert runtime.pool(7) is runtime.pool(1) is on_ray
     assert starts == ["start", "stop"]
 
 
 def test_ray_stops_where_the_job_fails(starts):
-    with pytest.raises(RuntimeError), open_pools(RuntimeConfig()) as pools:
-        pools.get(2)
+    with pytest.raises(RuntimeError), open_runtime(RuntimeConfig()) as runtime:
+        runtime.pool(2)
         raise RuntimeError
     assert starts == ["start"]
 
 
 def test_an_unknown_amount_of_work_is_rays(starts):
-    with start(RuntimeConfig()) as pool:
+    with open_pool(RuntimeConfig()) as pool:
         assert isinstance(pool, ray_pool.RayPool)
 
 
 def test_an_inline_pool_imports_no_ray():
     script = """
 import sys
-from vidvq.runtime import RuntimeConfig, open_pools
-with open_pools(RuntimeConfig()) as pools:
-    assert list(pools.get(1).map(str, [1], deadline_s=60)) == [(1, "1")]
-    assert list(pools.get(1).map_stateful(lambda: str, [1])) == [(1, "1")]
+from vidvq.runtime import RuntimeConfig, open_runtime
+with open_runtime(RuntimeConfig()) as runtime:
+    assert list(runtime.pool(1).map(str, [1], deadline_s=60)) == [(1, "1")]
+    assert list(runtime.pool(1).map_stateful(lambda: str, [1])) == [(1, "1")]
 assert "ray" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
@@ -77,12 +77,12 @@ assert "ray" not in sys.modules
 
 def test_children_that_no_feeder_has_taken_do_not_pile_up(monkeypatch):
     monkeypatch.setattr(feeder, "_idle", [])
-    feeder.start_ahead("json")
+    feeder.warm_up("json")
     (first,) = feeder._idle
-    feeder.start_ahead("json")
+    feeder.warm_up("json")
     assert feeder._idle == [first]
     monkeypatch.setenv("TMPDIR", "/elsewhere")
-    feeder.start_ahead("json")
+    feeder.warm_up("json")
     (second,) = feeder._idle
     assert second is not first
     assert list(feeder.Feeder().feed(iter, [1, 2])) == [1, 2]

@@ -1,4 +1,4 @@
-"""Selects the pool for an amount of work: local processes for one unit, Ray for more. Ray starts on first use."""
+"""The runtime of a job: a local pool for one unit of work, Ray for more. Ray starts on first use."""
 
 import os
 from collections.abc import Generator
@@ -9,8 +9,8 @@ from vidvq.runtime.inline import InlinePool
 from vidvq.runtime.interface import Pool, RuntimeConfig
 
 
-class Pools:
-    """Selects the pool for an amount of work. Created by :func:`open_pools`.
+class Runtime:
+    """Provides the pools of a job. Created by :func:`open_runtime`.
 
     Args:
         config: number of workers and Ray cluster.
@@ -22,7 +22,7 @@ class Pools:
         self._inline = InlinePool()
         self._ray: Pool | None = None
 
-    def get(self, units: int) -> Pool:
+    def pool(self, units: int) -> Pool:
         """Return the pool for a number of independent units of work.
 
         Starting Ray takes longer than one unit of work, so a single unit runs inline. Once Ray runs, all later calls
@@ -60,18 +60,18 @@ class Pools:
 
 
 @contextmanager
-def open_pools(config: RuntimeConfig) -> Generator[Pools, None, None]:
-    """Open the pools of a job; Ray is stopped on exit if it was started.
+def open_runtime(config: RuntimeConfig) -> Generator[Runtime, None, None]:
+    """Open the runtime of a job; Ray is stopped on exit if it was started.
 
     Yields:
-        The pools.
+        The runtime.
     """
     with ExitStack() as stack:
-        yield Pools(config, stack)
+        yield Runtime(config, stack)
 
 
 @contextmanager
-def start(config: RuntimeConfig) -> Generator[Pool, None, None]:
+def open_pool(config: RuntimeConfig) -> Generator[Pool, None, None]:
     """Open one pool for a job whose amount of work is unknown.
 
     Yields:
@@ -81,5 +81,5 @@ def start(config: RuntimeConfig) -> Generator[Pool, None, None]:
         UsageError: Ray is not installed.
         StoreError: Ray does not start, or the cluster cannot be reached.
     """
-    with open_pools(config) as pools:
-        yield pools.get(units=2)
+    with open_runtime(config) as runtime:
+        yield runtime.pool(units=2)
