@@ -20,11 +20,11 @@ from vidvq import config as settings
 from vidvq.data import ClipDataset, iter_micro_batches
 from vidvq.model.pixels import to_video
 from vidvq.train import TrainConfig
-from vidvq.train.distributed import init_distributed, shutdown_distributed
-from vidvq.train.guard import Skipped
 from vidvq.train.initialization import make_perceptual
 from vidvq.train.throughput import Throughput
 from vidvq.train.trainer import Trainer
+from vidvq.training.distributed import init_distributed, shutdown_distributed
+from vidvq.training.guard import Skipped
 
 
 def main() -> None:

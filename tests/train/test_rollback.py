@@ -9,7 +9,7 @@ from vidvq.formats.checkpoint import read_checkpoint
 
 # The batch of the step is half learned: both engines hold gradients of its first micro-batch.
 ROLL_BACK = """
-from vidvq.train.guard import RollbackNeeded
+from vidvq.training.guard import RollbackNeeded
 from vidvq.train.trainer import Trainer
 forward_backward, raised = Trainer.forward_backward, []
 def roll_back_once(self, video, micro_step):

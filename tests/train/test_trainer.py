@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from vidvq import config as settings
 from vidvq.train import TrainConfig
-from vidvq.train.distributed import init_distributed, shutdown_distributed
+from vidvq.training.distributed import init_distributed, shutdown_distributed
 from vidvq.train.trainer import Trainer
 config = settings.load(TrainConfig, settings.find_config("demo"), sys.argv[1:])
 context = init_distributed(60)

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from vidvq.train.config import GuardConfig
-from vidvq.train.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
 from vidvq.train.losses import (
     LeCam,
     adaptive_weight,
@@ -18,7 +17,8 @@ from vidvq.train.losses import (
     perturb,
     wavelet_l1,
 )
-from vidvq.train.schedule import Ramp, learning_rate, weight_at
+from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
+from vidvq.training.schedule import Ramp, learning_rate, weight_at
 
 
 def test_hinge_loss_is_zero_beyond_the_margins():

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vidvq.train.metric_writer import MetricWriter
+from vidvq.training.metric_writer import MetricWriter
 
 
 def test_records_after_the_resumed_step_are_removed(tmp_path):

@@ -9,8 +9,8 @@ from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, Vid
 from vidvq.model.encoder import StackConfig
 from vidvq.train import TrainConfig
 from vidvq.train.config import LossConfig
-from vidvq.train.distributed import DistributedContext
 from vidvq.train.throughput import Throughput
+from vidvq.training.distributed import DistributedContext
 
 SHAPE = (2, 3, 5, 32, 32)
 STACK = StackConfig((8, 8), (1, 1))

@@ -11,7 +11,7 @@ from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.train.codebook_usage import UsageCounter
-from vidvq.train.distributed import DistributedContext
+from vidvq.training.distributed import DistributedContext
 
 
 def test_low_usage_is_reported_once_codes_are_initialized():

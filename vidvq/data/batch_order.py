@@ -8,15 +8,28 @@ batches before it, independent of the number of ranks and workers.
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
-
-from vidvq.data.index import ClipIndex
 
 # 2^64 / golden ratio: its multiples modulo 2^64 are evenly spread in every prefix (Knuth, TAOCP 6.4).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 1 << 20
 _EPOCHS_KEPT = 16
+
+
+class Index(Protocol):
+    """Clips or token samples in the order of their shards; one entry per sample in each column."""
+
+    @property
+    def shard(self) -> np.ndarray:
+        """Index of the shard."""
+        ...
+
+    @property
+    def data_set(self) -> np.ndarray:
+        """Index of the directory."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class BatchOrder:
 
     def __init__(
         self,
-        index: ClipIndex,
+        index: Index,
         bucket: np.ndarray,
         weights: list[float] | None,
         batch_size: int,

@@ -31,8 +31,34 @@ class BucketConfig:
     width: Size
 
 
+class Batching:
+    """Batches over processes and micro-batches; the base of settings with ``batch_size`` and ``micro_batch_size``."""
+
+    batch_size: int
+    micro_batch_size: int | None
+
+    def micro_batch(self, ranks: int) -> int:
+        """Return the number of clips per micro-batch of one process.
+
+        Args:
+            ranks: number of processes.
+
+        Raises:
+            UsageError: the batch size is not divisible by the number of processes.
+        """
+        micro = self.micro_batch_size or self.batch_size // ranks
+        if not micro or self.batch_size % (micro * ranks):
+            each = f" x data.micro_batch_size={micro}" if self.micro_batch_size else ""
+            raise UsageError(f"data.batch_size={self.batch_size} must be a multiple of {ranks} processes{each}")
+        return micro
+
+    def accumulation(self, ranks: int) -> int:
+        """Return the number of gradient accumulation steps, that is micro-batches of a process per step."""
+        return self.batch_size // (self.micro_batch(ranks) * ranks)
+
+
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Batching):
     """Training clips and batching.
 
     Attributes:
@@ -74,21 +100,29 @@ class DataConfig:
         """Batch shapes: the buckets, or the single shape of ``num_frames`` and ``crop``."""
         return self.buckets or (BucketConfig(self.num_frames, self.crop, self.crop),)
 
-    def micro_batch(self, ranks: int) -> int:
-        """Return the number of clips per micro-batch of one process.
 
-        Args:
-            ranks: number of processes.
+@dataclass(frozen=True)
+class TokenDataConfig(Batching):
+    """Training tokens and batching.
 
-        Raises:
-            UsageError: the batch size is not divisible by the number of processes.
-        """
-        micro = self.micro_batch_size or self.batch_size // ranks
-        if not micro or self.batch_size % (micro * ranks):
-            each = f" x data.micro_batch_size={micro}" if self.micro_batch_size else ""
-            raise UsageError(f"data.batch_size={self.batch_size} must be a multiple of {ranks} processes{each}")
-        return micro
+    Attributes:
+        tokens: directories of token shards of one tokenizer: one, a list, or a mapping of each to its sampling weight.
+            Without weights all samples are equally likely.
+        batch_size: samples per optimizer step, over all processes and micro-batches (1 or more).
+        micro_batch_size: samples per micro-batch of one process (1 or more); None uses one micro-batch per step.
+        latents: latent frames per sample (1 or more). Of a longer sample, latent frame 0 and a random run of the later
+            ones are used; shorter samples are used whole. A batch holds samples of one grid.
+        shuffle: size of the shuffle window (samples); shards are shuffled first.
+        workers: reading processes per training process; 0 reads in the training process.
+    """
 
-    def accumulation(self, ranks: int) -> int:
-        """Return the number of gradient accumulation steps, that is micro-batches of a process per step."""
-        return self.batch_size // (self.micro_batch(ranks) * ranks)
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    tokens: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)
+    ]
+    batch_size: Size = 16
+    micro_batch_size: Size | None = None
+    latents: Size = 5
+    shuffle: Size = 10_000
+    workers: Annotated[int, Field(ge=0)] = 1

@@ -1,39 +1,25 @@
 """Clip shards as a training dataset. Batches depend on the seed only, not on ranks, workers or restarts."""
 
-import gc
 import os
-import signal
 from collections import OrderedDict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from random import Random
-from threading import Lock, Thread
+from threading import Lock
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vidvq.data.batch_order import BatchOrder, SampledClip
 from vidvq.data.config import BucketConfig, DataConfig
 from vidvq.data.index import ClipIndex, read_bytes, read_clip_index
+from vidvq.data.micro_batches import UnreadableBatch
 from vidvq.errors import UsageError
 from vidvq.log import warn
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip
 
 _ATTEMPTS = 16
-
-
-@dataclass(frozen=True)
-class UnreadableBatch:
-    """A micro-batch without a decodable clip. A value, because exceptions from data workers print a traceback.
-
-    Attributes:
-        reason: cause, for the user.
-    """
-
-    reason: str
 
 
 class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
@@ -169,67 +155,3 @@ def crop_clip(frames: np.ndarray, shape: BucketConfig, random: Random) -> np.nda
         cropped = cropped[:, :, ::-1]
     missing = shape.num_frames - len(cropped)
     return np.concatenate([cropped, np.repeat(cropped[-1:], missing, axis=0)]) if missing else cropped
-
-
-class _MicroBatchSampler:
-    """An endless sequence of positions ``(batch, micro_step)``, starting from a given one."""
-
-    def __init__(self, number: int, micro_step: int, micro_steps: int) -> None:
-        self._number, self._micro_step, self._micro_steps = number, micro_step, micro_steps
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        number, micro_step = self._number, self._micro_step
-        while True:
-            yield number, micro_step
-            micro_step += 1
-            if micro_step == self._micro_steps:
-                number, micro_step = number + 1, 0
-
-
-def iter_micro_batches(dataset: ClipDataset, number: int, micro_step: int = 0) -> Iterator[torch.Tensor]:
-    """Iterate over micro-batches, decoded ahead in worker processes.
-
-    Args:
-        dataset: micro-batches of this rank.
-        number: number of the first batch.
-        micro_step: index of the first micro-batch in that batch.
-
-    Yields:
-        Micro-batches ``b t h w c`` uint8, without end.
-
-    Raises:
-        UsageError: no clip of a micro-batch can be decoded.
-    """
-    config = dataset.config
-    # Without a generator, the loader would draw its seed from the global random state, which resuming would change.
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=_MicroBatchSampler(number, micro_step, config.accumulation(dataset.ranks)),
-        num_workers=config.workers,
-        worker_init_fn=_start_worker,
-        prefetch_factor=2,
-        generator=torch.Generator().manual_seed(dataset.seed),
-    )
-    # Frames own threads of libswscale. A frame collected after the fork would wait in the worker for threads that exist
-    # only in the parent.
-    gc.collect()
-    for batch in loader:
-        if isinstance(batch, UnreadableBatch):
-            raise UsageError(batch.reason)
-        yield batch
-
-
-def _start_worker(worker: int) -> None:
-    gc.freeze()
-    torch.set_num_threads(1)
-    # Schedulers and torchrun send SIGTERM to the whole process group, but the run needs data to finish its step and
-    # save. Workers exit only on a SIGTERM from their parent.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    Thread(target=_exit_on_parent_sigterm, daemon=True).start()
-
-
-def _exit_on_parent_sigterm() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

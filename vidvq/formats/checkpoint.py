@@ -72,8 +72,8 @@ def fingerprint(model: dict[str, Any], preprocessing: dict[str, Any], tensors: d
         tensors: weights by name. Hashed by name, dtype, shape and bytes, in order of names.
     """
     token_config = {name: value for name, value in model.items() if name != "decoder"}
-    token = _digest({"model": token_config, "preprocessing": preprocessing}, tensors, ("encoder.", "quantizer."))
-    return Fingerprints(token, _digest({"decoder": model.get("decoder")}, tensors, ("decoder.",)))
+    token = digest_tensors({"model": token_config, "preprocessing": preprocessing}, tensors, ("encoder.", "quantizer."))
+    return Fingerprints(token, digest_tensors({"decoder": model.get("decoder")}, tensors, ("decoder.",)))
 
 
 def write_checkpoint(
@@ -97,21 +97,35 @@ def write_checkpoint(
     Returns:
         The fingerprints.
     """
+    prints = fingerprint(model, preprocessing, tensors)
+    config = {"format": FORMAT, "model": model, "preprocessing": preprocessing, "step": step}
+    write_model_folder(folder, config, asdict(prints), tensors, training)
+    return prints
+
+
+def write_model_folder(
+    folder: Path,
+    config: dict[str, Any],
+    fingerprints: dict[str, str],
+    tensors: dict[str, np.ndarray],
+    training: Path | None = None,
+) -> None:
+    """Write the three files of a checkpoint of any kind, and its training state, atomically.
+
+    Args:
+        folder: the checkpoint's folder; one of the same name is replaced.
+        config: content of ``config.json`` without ``tensors``; its ``format`` names the kind.
+        fingerprints: content of ``fingerprint``.
+        tensors: weights by name.
+        training: folder with the state of the trainer, moved into the checkpoint; None for none.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     attempt = attempt_path(folder)
-    prints = fingerprint(model, preprocessing, tensors)
-    config = {
-        "format": FORMAT,
-        "model": model,
-        "preprocessing": preprocessing,
-        "step": step,
-        "tensors": sorted(tensors),
-    }
     try:
         attempt.mkdir()
-        write_atomic(attempt / "model.safetensors", save(tensors, metadata={"format": FORMAT}))
-        write_atomic(attempt / "config.json", pretty_json(config))
-        write_atomic(attempt / "fingerprint", pretty_json(asdict(prints)))
+        write_atomic(attempt / "model.safetensors", save(tensors, metadata={"format": str(config["format"])}))
+        write_atomic(attempt / "config.json", pretty_json(config | {"tensors": sorted(tensors)}))
+        write_atomic(attempt / "fingerprint", pretty_json(fingerprints))
         if training is not None:
             training.replace(attempt / TRAINING)
         if folder.exists():
@@ -121,7 +135,6 @@ def write_checkpoint(
         shutil.rmtree(attempt, ignore_errors=True)
         raise
     sync_folder(folder.parent)
-    return prints
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -184,7 +197,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(folder, config, tensors, prints)
 
 
-def _digest(config: dict[str, Any], tensors: dict[str, np.ndarray], prefixes: tuple[str, ...]) -> str:
+def digest_tensors(config: dict[str, Any], tensors: dict[str, np.ndarray], prefixes: tuple[str, ...] = ("",)) -> str:
+    """SHA-256 (hex) of a config and of the tensors whose names start with one of ``prefixes``, in order of names."""
     digest = hashlib.sha256(canonical_json(config))
     for name in sorted(tensors):
         if name.startswith(prefixes):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidvq.metrics.codes import codebook_usage
 from vidvq.model import VideoTokenizer
-from vidvq.train.distributed import DistributedContext, all_reduce_sum
+from vidvq.training.distributed import DistributedContext, all_reduce_sum
 
 # With fewer tokens per code, a code without tokens may still be in use.
 _MIN_TOKENS_PER_CODE = 10

@@ -8,47 +8,8 @@ from pydantic import Field
 from vidvq.data import DataConfig
 from vidvq.errors import UsageError
 from vidvq.model import DiscriminatorConfig, TokenizerConfig
-from vidvq.train.schedule import Weight, is_used
-
-FORBID = {"extra": "forbid"}
-NonNegative = Annotated[float, Field(ge=0)]
-Steps = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """An Adam optimizer with a linear warm-up and a cosine decay.
-
-    Attributes:
-        kind: ``adamw``, or ``radam`` with decoupled weight decay.
-        lr: peak learning rate, reached at the end of the warm-up (above 0).
-        betas: decay rates of the averages of the gradient and of its square.
-        eps: term added to the denominator for numerical stability (above 0).
-        weight_decay: decoupled weight decay, multiplied by the learning rate (0 or more).
-        warmup_steps: length of the warm-up (steps).
-        final_lr: learning rate at the last step, as a fraction of ``lr`` (0 to 1).
-        clip_norm: maximum global norm of the gradients (above 0).
-        fused: use the fused AdamW kernel of PyTorch; for ``kind=adamw`` only.
-        offload: keep the optimizer state on the CPU and update there with DeepSpeed's compiled Adam; requires
-            ``kind=adamw`` and ``zero_stage`` 1 to 3.
-    """
-
-    __pydantic_config__: ClassVar = FORBID
-
-    kind: Literal["adamw", "radam"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: NonNegative = 0.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
-    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.0
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    fused: bool = False
-    offload: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind != "adamw" and (self.fused or self.offload):
-            raise UsageError(f"kind={self.kind} has no fused or offloaded implementation; use kind=adamw")
+from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps
+from vidvq.training.schedule import Weight, is_used
 
 
 @dataclass(frozen=True)
@@ -135,25 +96,6 @@ class MaskConfig:
     clips: Annotated[float, Field(gt=0, le=1)] = 0.25
     blocks: Annotated[float, Field(gt=0, lt=1)] = 0.5
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 2, 2)
-
-
-@dataclass(frozen=True)
-class GuardConfig:
-    """Handling of bad batches.
-
-    Attributes:
-        spike: ratio to the median of recent losses above which a batch is skipped (above 1). Batches with a non-finite
-            loss are always skipped; skipped batches leave the training state unchanged.
-        patience: number of consecutive skipped batches that is tolerated (1 or more); one more rolls back to the last
-            checkpoint and continues with the data after the skipped batches.
-        rollbacks: maximum number of rollbacks before the run stops (0 or more).
-    """
-
-    __pydantic_config__: ClassVar = FORBID
-
-    spike: Annotated[float, Field(gt=1)] = 10.0
-    patience: Annotated[int, Field(ge=1)] = 3
-    rollbacks: Annotated[int, Field(ge=0)] = 3
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from vidvq.model import VideoTokenizer
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.storage import resolve_path
 from vidvq.train.config import TrainConfig
-from vidvq.train.distributed import DistributedContext, all_reduce_sum
+from vidvq.training.distributed import DistributedContext, all_reduce_sum
 from vidvq.video.decode import decode_clip
 
 

@@ -11,9 +11,9 @@ from vidvq.metrics.perceptual import PerceptualDistance, load_perceptual
 from vidvq.model import Discriminator, VideoTokenizer
 from vidvq.storage import differences
 from vidvq.train.config import TrainConfig
-from vidvq.train.distributed import DistributedContext
-from vidvq.train.schedule import is_used
-from vidvq.train.training_state import Progress, TrainingState
+from vidvq.training.distributed import DistributedContext
+from vidvq.training.schedule import is_used
+from vidvq.training.training_state import Progress, TrainingState
 
 
 def build_networks(config: TrainConfig) -> tuple[VideoTokenizer, Discriminator]:

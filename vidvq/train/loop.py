@@ -5,36 +5,36 @@ from contextlib import nullcontext
 from pathlib import Path
 from time import monotonic
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from vidvq import config as settings
 from vidvq.data import ClipDataset, iter_micro_batches
-from vidvq.errors import JobStopped, UsageError, WorkerLost
-from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder
+from vidvq.errors import JobStopped, WorkerLost
+from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder, write_checkpoint
 from vidvq.log import info, progress, warn
-from vidvq.model.pixels import to_video
-from vidvq.storage import differences, write_atomic
-from vidvq.train.checkpoints import latest_state, remove_partial_saves, save_checkpoint
+from vidvq.model.pixels import PREPROCESSING, to_video
 from vidvq.train.config import TrainConfig
-from vidvq.train.distributed import (
+from vidvq.train.evaluation import Evaluator
+from vidvq.train.initialization import frozen_dtypes, initial_state, make_perceptual, read_initial_checkpoint
+from vidvq.train.profiler import DATA, Profiler
+from vidvq.train.throughput import Throughput
+from vidvq.train.trainer import Trainer
+from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
+from vidvq.training.distributed import (
     DistributedContext,
-    all_reduce_sum,
     any_rank,
     barrier,
     init_distributed,
     peer_loss_cause,
     shutdown_distributed,
 )
-from vidvq.train.evaluation import Evaluator
-from vidvq.train.guard import RollbackNeeded, Skipped
-from vidvq.train.initialization import frozen_dtypes, initial_state, make_perceptual, read_initial_checkpoint
-from vidvq.train.metric_writer import MetricWriter
-from vidvq.train.profiler import DATA, Profiler
-from vidvq.train.signals import StopSignal
-from vidvq.train.throughput import Throughput
-from vidvq.train.trainer import Trainer
+from vidvq.training.guard import RollbackNeeded, Skipped
+from vidvq.training.mean_terms import MeanTerms
+from vidvq.training.metric_writer import MetricWriter
+from vidvq.training.run_directory import acquire_run_directory
+from vidvq.training.signals import StopSignal
 
 _LOW_USAGE = 0.5
 _HIGH_ACCURACY = 0.98
@@ -72,7 +72,7 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
     context = init_distributed(config.lost_after_s)
     try:
         data = ClipDataset(config.data, config.seed, context.rank, context.size)
-        _acquire_run_directory(run, config)
+        acquire_run_directory(run, config, _MAY_CHANGE)
         if is_checkpoint(step_folder(run, config.steps)):
             info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
             return None
@@ -84,43 +84,6 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
         raise
     finally:
         shutdown_distributed()
-
-
-def _acquire_run_directory(run: Path, config: TrainConfig) -> None:
-    """Write the resolved config; reject a directory that belongs to a run with another config."""
-    path, mine = run / "config.yaml", settings.to_dict(config)
-    if path.exists():
-        # Settings that an older vidvq did not write have their defaults.
-        theirs = settings.to_dict(settings.validate(TrainConfig, settings.read_yaml(path), str(path)))
-        found = differences("", theirs, mine)
-        differing = [line for line in found if line.partition(" ")[0] not in _MAY_CHANGE]
-        if differing:
-            raise UsageError(f"{run} belongs to a run with another config: {'; '.join(differing)}; use another out=")
-    write_atomic(path, settings.dump(config).encode())
-
-
-class _MeanTerms:
-    """Means of loss terms over micro-batches and ranks."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0) + value.float()
-        self._count += 1
-
-    def compute_and_reset(self, context: DistributedContext) -> dict[str, float]:
-        """Return the means and reset. Collective: call on every rank."""
-        names = sorted(self._sums)
-        values = all_reduce_sum(torch.stack([self._sums[name] for name in names]))
-        means = dict(zip(names, (values / (self._count * context.size)).tolist(), strict=True))
-        self.reset()
-        return means
-
-    def reset(self) -> None:
-        self._sums, self._count = {}, 0
 
 
 class _TrainingLoop:
@@ -143,7 +106,7 @@ class _TrainingLoop:
             info(f"resuming from {state.checkpoint}")
         self.profiler = Profiler(run) if profile and context.rank == 0 else None
         self.throughput = Throughput(config, context)
-        self.terms = _MeanTerms()
+        self.terms = MeanTerms()
         self.alarms: set[str] = set()
         self.writer = self._open_writer()
         self.batches: Iterator[Tensor] | None = None
@@ -244,8 +207,14 @@ class _TrainingLoop:
         """Write a checkpoint. Collective: call on every rank."""
         state, prints = self.trainer.state_dict(), None
         if self.context.rank == 0:
-            prints = save_checkpoint(self.run, self.config, state, self.dtypes)
+            prints = save_checkpoint(self.run, state, self.config.keep_checkpoints, self.dtypes, self._write)
         barrier()
+        return prints
+
+    def _write(self, folder: Path, tensors: dict[str, np.ndarray], training: Path) -> Fingerprints:
+        step = self.trainer.progress.step
+        prints = write_checkpoint(folder, self.config.model.to_dict(), PREPROCESSING, tensors, step, training)
+        info(f"saved {folder} (token {prints.token[:12]}, decoder {prints.decoder[:12]})")
         return prints
 
     def _log(self, step: int) -> str | None:

@@ -19,7 +19,7 @@ from vidvq.train.losses import (
     perturb,
     wavelet_l1,
 )
-from vidvq.train.schedule import is_used, weight_at
+from vidvq.training.schedule import is_used, weight_at
 
 Discriminate = Callable[[Tensor], Tensor]
 Distance = Callable[[Tensor, Tensor], Tensor]

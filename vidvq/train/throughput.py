@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidvq.model import Discriminator, VideoTokenizer
 from vidvq.model.layers import TemporalCache
 from vidvq.train.config import TrainConfig
-from vidvq.train.distributed import DistributedContext
+from vidvq.training.distributed import DistributedContext
 
 # Peak dense TFLOP/s by precision (fp32 without TF32), from vendor data sheets.
 _PEAKS = {

@@ -1,7 +1,7 @@
 """The trainer: networks, engines, losses and statistics of a run.
 
 Construction only allocates memory; it reads no files and does not change the random state. Resume and rollback load a
-:class:`~vidvq.train.training_state.TrainingState`.
+:class:`~vidvq.training.training_state.TrainingState`.
 """
 
 import math
@@ -13,13 +13,15 @@ from torch.profiler import record_function
 
 from vidvq.errors import UsageError
 from vidvq.metrics.perceptual import PerceptualDistance
-from vidvq.storage import sha256_bytes
 from vidvq.train.activation_checkpointing import checkpoint_activations
 from vidvq.train.codebook_usage import UsageCounter
-from vidvq.train.config import OptimizerConfig, TrainConfig
-from vidvq.train.distributed import DistributedContext, all_reduce_sum
-from vidvq.train.ema import WeightAverage
-from vidvq.train.engine import (
+from vidvq.train.config import TrainConfig
+from vidvq.train.initialization import build_networks
+from vidvq.train.objective import Objective
+from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES
+from vidvq.training.distributed import DistributedContext, all_reduce_sum
+from vidvq.training.ema import WeightAverage
+from vidvq.training.engine import (
     full_state_dict,
     half_precision,
     load_optimizer_state,
@@ -28,12 +30,9 @@ from vidvq.train.engine import (
     optimizer_state,
     set_lr,
 )
-from vidvq.train.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
-from vidvq.train.initialization import build_networks
-from vidvq.train.objective import Objective
-from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES
-from vidvq.train.schedule import learning_rate
-from vidvq.train.training_state import Progress, TrainingState
+from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
+from vidvq.training.random_state import seed_micro_batch
+from vidvq.training.training_state import Progress, TrainingState
 
 _MAX_PIXEL = 1.001
 
@@ -75,7 +74,7 @@ class Trainer:
             if config.adversarial
             else None
         )
-        self.average = WeightAverage(self.tokenizer, config.ema_decay)
+        self.average = WeightAverage(self.tokenizer, config.ema_decay, self.tokenizer.inference_state_dict().keys())
         self.usage = UsageCounter(self.tokenizer, config.usage_every, context)
         factors = (self.tokenizer.temporal_factor, self.tokenizer.spatial_factor, self.tokenizer.spatial_factor)
         self.objective = Objective(config, factors, perceptual)
@@ -137,7 +136,7 @@ class Trainer:
         """
         step = self.progress.step
         self._set_learning_rates(step)
-        _seed_micro_batch(
+        seed_micro_batch(
             self.config.seed, step, self.progress.batch, micro_step * self.context.size + self.context.rank
         )
         # The model would raise on one rank; here all ranks skip the batch together.
@@ -174,7 +173,7 @@ class Trainer:
         norms = {"grad_norm": self._generator_engine.get_global_grad_norm()}
         if self._discriminator_engine and self.progress.step > self.config.discriminator_start:
             norms["grad_norm_discriminator"] = self._discriminator_engine.get_global_grad_norm()
-        lr = _lr_at(self.config.generator, self.progress.step - 1, self.config.steps)
+        lr = self.config.generator.lr_at(self.progress.step - 1, self.config.steps)
         return {"lr": lr} | {name: float(norm) for name, norm in norms.items() if norm is not None}
 
     def record_score(self, score: float) -> bool:
@@ -211,10 +210,10 @@ class Trainer:
 
     def _set_learning_rates(self, step: int) -> None:
         config = self.config
-        set_lr(self._generator_engine, _lr_at(config.generator, step, config.steps))
+        set_lr(self._generator_engine, config.generator.lr_at(step, config.steps))
         if self._discriminator_engine:
             start = config.discriminator_start
-            lr = _lr_at(config.discriminator_optimizer, max(step - start, 0), config.steps - start)
+            lr = config.discriminator_optimizer.lr_at(max(step - start, 0), config.steps - start)
             set_lr(self._discriminator_engine, lr)
 
     def _load_network(self, name: str, engine, state: TrainingState) -> None:
@@ -228,13 +227,3 @@ class Trainer:
     def _mean(self, tensor: Tensor) -> Tensor:
         """Average a tensor over all ranks."""
         return all_reduce_sum(tensor.detach().float().clone()) / self.context.size
-
-
-def _seed_micro_batch(seed: int, step: int, batch: int, share: int) -> None:
-    """Seed the random state of a micro-batch from its position in the run."""
-    text = f"{seed}/{step}/{batch}/{share}".encode()
-    torch.manual_seed(int(sha256_bytes(text)[:15], 16))
-
-
-def _lr_at(optimizer: OptimizerConfig, step: int, steps: int) -> float:
-    return learning_rate(step, steps, optimizer.lr, optimizer.final_lr, optimizer.warmup_steps)

@@ -1,32 +1,34 @@
 """Exponential moving average of the weights, which checkpoints contain."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
-from vidvq.model import VideoTokenizer
-from vidvq.train.engine import gather_full, local_shard, local_shard_of
+from vidvq.training.engine import gather_full, local_shard, local_shard_of
 
 _EARLY = 10
 
 
 class WeightAverage:
-    """Moving average of the inference tensors: encoder, decoder and codebooks.
+    """Moving average of the weights of a module, and of some of its buffers.
 
     Under ZeRO 3 each rank averages its shard of the weights. The decay after ``n`` updates is
     ``min(decay, (1 + n) / (10 + n))``, so that the initial weights are quickly forgotten.
 
     Args:
-        tokenizer: the trained tokenizer.
+        module: the trained module.
         decay: decay per update.
+        buffers: names of the buffers to average.
 
     Attributes:
         decay: decay per update.
         updates: number of updates so far.
     """
 
-    def __init__(self, tokenizer: VideoTokenizer, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, buffers: Collection[str] = ()) -> None:
         self.decay, self.updates = decay, 0
-        self._tokenizer = tokenizer
+        self._module, self._buffers = module, frozenset(buffers)
         self._average = {name: local.detach().float().clone() for name, _, local in self._current()}
 
     @torch.no_grad()
@@ -54,7 +56,6 @@ class WeightAverage:
 
     def _current(self) -> list[tuple[str, Tensor, Tensor]]:
         """Return name, module tensor and local shard of each averaged tensor."""
-        kept = self._tokenizer.inference_state_dict().keys()
-        weights = [(name, weight, local_shard(weight)) for name, weight in self._tokenizer.named_parameters()]
-        buffers = [(name, buffer, buffer) for name, buffer in self._tokenizer.named_buffers() if name in kept]
+        weights = [(name, weight, local_shard(weight)) for name, weight in self._module.named_parameters()]
+        buffers = [(name, buffer, buffer) for name, buffer in self._module.named_buffers() if name in self._buffers]
         return weights + buffers

@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from vidvq.train.config import GuardConfig
+from vidvq.training.config import GuardConfig
 
 _HISTORY = 100
 _MIN_HISTORY = 20

@@ -1,4 +1,4 @@
-"""DeepSpeed engines of the generator and the discriminator. The only module that imports DeepSpeed.
+"""DeepSpeed engines of trained networks. The only module that imports DeepSpeed.
 
 Weights and optimizer states are read and written as complete tensors, independent of the ZeRO stage. A state can be
 loaded at any time, even in the middle of a step.
@@ -33,8 +33,8 @@ from deepspeed.utils import (  # noqa: E402
 )
 from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
 
-from vidvq.train.config import OptimizerConfig, TrainConfig  # noqa: E402
-from vidvq.train.distributed import DistributedContext, all_gather  # noqa: E402
+from vidvq.training.config import EngineSettings, OptimizerConfig  # noqa: E402
+from vidvq.training.distributed import DistributedContext, all_gather  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed's shared-memory CPU collectives need a compiler at run time; gloo does not.
@@ -42,7 +42,9 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_engine(module: nn.Module, optimizer: OptimizerConfig, config: TrainConfig, context: DistributedContext) -> Any:
+def make_engine(
+    module: nn.Module, optimizer: OptimizerConfig, config: EngineSettings, context: DistributedContext
+) -> Any:
     """Create a DeepSpeed engine for a module. Weights stay fp32; bf16 and fp16 use autocast.
 
     Args:
@@ -164,7 +166,7 @@ def load_optimizer_state(engine: Any, tensors: dict[str, Tensor]) -> None:
             _write_moment(engine, parameter, moment, tensors[f"{moment}.{name}"])
 
 
-def deepspeed_config(config: TrainConfig, optimizer: OptimizerConfig, ranks: int) -> dict[str, Any]:
+def deepspeed_config(config: EngineSettings, optimizer: OptimizerConfig, ranks: int) -> dict[str, Any]:
     """Derive the DeepSpeed configuration from the config of a run."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if optimizer.offload:
@@ -183,12 +185,12 @@ def deepspeed_config(config: TrainConfig, optimizer: OptimizerConfig, ranks: int
     }
 
 
-def half_precision(config: TrainConfig) -> torch.dtype | None:
+def half_precision(config: EngineSettings) -> torch.dtype | None:
     """Return the data type of autocast; None for fp32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
 
 
-def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig, config: TrainConfig) -> Any:
+def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig, config: EngineSettings) -> Any:
     settings: dict[str, Any] = {
         "lr": optimizer.lr,
         "betas": optimizer.betas,

@@ -1,33 +1,36 @@
 """Checkpoints of a run: resume from the newest complete one, keep the newest few and the best."""
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from vidvq.formats.checkpoint import TRAINING, Fingerprints, list_steps, step_folder, write_checkpoint
-from vidvq.log import info, warn
-from vidvq.model.pixels import PREPROCESSING
-from vidvq.train.config import TrainConfig
-from vidvq.train.distributed import DistributedContext, all_reduce_sum
-from vidvq.train.training_state import TrainingState, find_damage, read_training_state, write_training_state
+from vidvq.formats.checkpoint import TRAINING, list_steps, step_folder
+from vidvq.log import warn
+from vidvq.training.distributed import DistributedContext, all_reduce_sum
+from vidvq.training.training_state import TrainingState, find_damage, read_training_state, write_training_state
 
+T = TypeVar("T")
+Write = Callable[[Path, dict[str, np.ndarray], Path], T]
 _ATTEMPT = ".training-"
 
 
-def save_checkpoint(run: Path, config: TrainConfig, state: TrainingState, dtypes: dict[str, Any]) -> Fingerprints:
+def save_checkpoint(run: Path, state: TrainingState, keep: int, dtypes: Mapping[str, Any], write: Write[T]) -> T:
     """Write a checkpoint of the averaged weights and the training state, and remove old checkpoints. Rank 0 only.
 
     Args:
         run: run directory.
-        config: config of the run.
-        state: state returned by the ``state_dict`` method of a trainer.
+        state: state after a finished step.
+        keep: number of newest checkpoints to keep; the best one is kept in addition.
         dtypes: NumPy types of tensors not stored as float32, by name; fingerprints cover the type.
+        write: writes the checkpoint's folder from its path, the averaged weights and the folder with the training
+            state, and returns its fingerprints.
 
     Returns:
-        Fingerprints of the checkpoint.
+        What ``write`` returned.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are unaffected.
@@ -40,13 +43,12 @@ def save_checkpoint(run: Path, config: TrainConfig, state: TrainingState, dtypes
     }
     try:
         write_training_state(attempt, state)
-        prints = write_checkpoint(folder, config.model.to_dict(), PREPROCESSING, arrays, step, attempt)
+        prints = write(folder, arrays, attempt)
     except OSError:
         remove_partial_saves(run)
         raise
-    info(f"saved {folder} (token {prints.token[:12]}, decoder {prints.decoder[:12]})")
     best = state.progress.best
-    _prune(run, config.keep_checkpoints, best[1] if best else None)
+    _prune(run, keep, best[1] if best else None)
     return prints
 
 

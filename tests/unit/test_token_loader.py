@@ -1,0 +1,85 @@
+"""Batches of tokens: the same on any number of ranks and workers, and after a restart."""
+
+import numpy as np
+import pytest
+import torch
+
+from vidvq.data import TokenLoader, pack_samples
+from vidvq.data.tokens import make_sample
+from vidvq.errors import UsageError
+from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_shard import read_tokenizer_card
+
+
+def first_batches(loader, count):
+    batches = iter(loader)
+    return [next(batches) for _ in range(count)]
+
+
+def test_a_batch_holds_the_codes_of_its_keys(tokens_dir):
+    loader = TokenLoader(str(tokens_dir), 2, latents=99)
+    stored = {place.key: place.read(loader.card)[0] for place in index_tokens(tokens_dir)}
+    seen = set()
+    for batch in first_batches(loader, len(stored)):
+        for key, codes in zip(batch.keys, batch.codes, strict=True):
+            assert np.array_equal(codes.numpy(), stored[key])
+            seen.add(key)
+    assert seen == set(stored)
+
+
+def test_long_samples_are_cut_after_latent_frame_0(tokens_dir):
+    loader = TokenLoader(str(tokens_dir), 4, latents=2)
+    stored = {place.key: place.read(loader.card)[0] for place in index_tokens(tokens_dir)}
+    starts = set()
+    for batch in first_batches(loader, 12):
+        assert batch.latents[:, 0].eq(0).all() and batch.codes.shape[1] == 2
+        for key, codes, latents in zip(*batch, strict=True):
+            assert np.array_equal(codes.numpy(), stored[key][latents.numpy()])
+            starts.add(int(latents[1]))
+    assert len(starts) > 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_continues_exactly(tokens_dir, workers):
+    whole = first_batches(TokenLoader(str(tokens_dir), 2, latents=2, seed=3), 6)
+    interrupted = TokenLoader(str(tokens_dir), 2, latents=2, seed=3, workers=workers)
+    first_batches(interrupted, 4)
+    resumed = TokenLoader(str(tokens_dir), 2, latents=2, seed=3)
+    resumed.load_state_dict(interrupted.state_dict())
+    for expected, got in zip(whole[4:], first_batches(resumed, 2), strict=True):
+        assert expected.keys == got.keys and torch.equal(expected.codes, got.codes)
+    with pytest.raises(UsageError, match="seed=3, this loader has seed=0"):
+        TokenLoader(str(tokens_dir), 2).load_state_dict(interrupted.state_dict())
+
+
+def test_ranks_share_the_batches_of_one_process(tokens_dir):
+    whole = first_batches(TokenLoader(str(tokens_dir), 4), 3)
+    parts = [first_batches(TokenLoader(str(tokens_dir), 4, rank=rank, ranks=2), 3) for rank in range(2)]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert batch.keys == [key for share in shares for key in share.keys]
+
+
+def test_packing_keeps_ids_and_positions(tokens_dir):
+    card = read_tokenizer_card(tokens_dir)
+    codes = np.arange(3 * 2 * 2).reshape(3, 2, 2) % 32
+    samples = [
+        make_sample("a", codes, np.array([0, 2]), card),
+        make_sample("b", codes[:, :1], np.array([0, 1, 2]), card),
+    ]
+    packed = pack_samples(samples, 16)
+    assert packed.cu_seqlens.tolist() == [0, 8, 14] and packed.keep.sum() == 14
+    start, stop = packed.cu_seqlens[1:]
+    for place, (t, h, w) in enumerate(packed.positions[start:stop].tolist()):
+        offset = card.codebook_of(t).offset
+        assert packed.ids[start + place] == codes[t, h, w] + offset
+    assert packed.positions[:8, 0].unique().tolist() == [0, 2]
+    with pytest.raises(UsageError, match="have 14 tokens; length=13"):
+        pack_samples(samples, 13)
+
+
+def test_tokens_of_two_tokenizers_are_refused(tokens_dir, copy_of):
+    other = copy_of(tokens_dir)
+    card = other / "tokenizer.json"
+    card.write_text(card.read_text().replace(read_tokenizer_card(other).token_fingerprint, "f" * 64))
+    with pytest.raises(UsageError, match="different tokenizers"):
+        TokenLoader((str(tokens_dir), str(other)), 2)

@@ -1,0 +1,120 @@
+"""Iteration over the micro-batches of a dataset in worker processes, from any position."""
+
+import gc
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch.utils.data import DataLoader
+
+from vidvq.errors import UsageError
+
+T = TypeVar("T", covariant=True)
+
+
+@dataclass(frozen=True)
+class UnreadableBatch:
+    """A micro-batch without a readable sample. A value, because exceptions from data workers print a traceback.
+
+    Attributes:
+        reason: cause, for the user.
+    """
+
+    reason: str
+
+
+class BatchSettings(Protocol):
+    """Settings of the workers and of the batches."""
+
+    @property
+    def workers(self) -> int:
+        """Number of reading processes."""
+        ...
+
+    def accumulation(self, ranks: int) -> int:
+        """Return the number of micro-batches of a process per batch."""
+        ...
+
+
+class MicroBatches(Protocol[T]):
+    """A dataset of the micro-batches of one rank, indexed by ``(batch, micro_step)``."""
+
+    seed: int
+    ranks: int
+
+    @property
+    def config(self) -> BatchSettings:
+        """Settings of the workers and of the batches."""
+        ...
+
+    def __getitem__(self, position: tuple[int, int]) -> T | UnreadableBatch:
+        """Return a micro-batch."""
+        ...
+
+
+class _MicroBatchSampler:
+    """An endless sequence of positions ``(batch, micro_step)``, starting from a given one."""
+
+    def __init__(self, number: int, micro_step: int, micro_steps: int) -> None:
+        self._number, self._micro_step, self._micro_steps = number, micro_step, micro_steps
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        number, micro_step = self._number, self._micro_step
+        while True:
+            yield number, micro_step
+            micro_step += 1
+            if micro_step == self._micro_steps:
+                number, micro_step = number + 1, 0
+
+
+def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 0) -> Iterator[T]:
+    """Iterate over micro-batches, read ahead in worker processes.
+
+    Args:
+        dataset: micro-batches of this rank.
+        number: number of the first batch.
+        micro_step: index of the first micro-batch in that batch.
+
+    Yields:
+        Micro-batches, without end.
+
+    Raises:
+        UsageError: no sample of a micro-batch can be read.
+    """
+    config = dataset.config
+    # Without a generator, the loader would draw its seed from the global random state, which resuming would change.
+    loader: Any = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=_MicroBatchSampler(number, micro_step, config.accumulation(dataset.ranks)),
+        num_workers=config.workers,
+        worker_init_fn=_start_worker,
+        prefetch_factor=2 if config.workers else None,
+        generator=torch.Generator().manual_seed(dataset.seed),
+    )
+    # Frames own threads of libswscale. A frame collected after the fork would wait in the worker for threads that exist
+    # only in the parent.
+    gc.collect()
+    for batch in loader:
+        if isinstance(batch, UnreadableBatch):
+            raise UsageError(batch.reason)
+        yield batch
+
+
+def _start_worker(worker: int) -> None:
+    gc.freeze()
+    torch.set_num_threads(1)
+    # Schedulers and torchrun send SIGTERM to the whole process group, but the run needs data to finish its step and
+    # save. Workers exit only on a SIGTERM from their parent.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Thread(target=_exit_on_parent_sigterm, daemon=True).start()
+
+
+def _exit_on_parent_sigterm() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

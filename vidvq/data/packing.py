@@ -1,0 +1,49 @@
+"""Samples of different grids in one sequence of fixed length, for attention over variable lengths."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vidvq.data.tokens import TokenSample
+from vidvq.errors import UsageError
+
+
+class PackedTokens(NamedTuple):
+    """Samples one after the other in raster order, then padding.
+
+    Attributes:
+        ids: ``n`` int64, ids of the flat vocabulary over all codebooks; 0 where padded.
+        positions: ``n 3`` int64, the place of each id: latent frame of the clip, row, column; 0 where padded.
+        cu_seqlens: ``samples + 1`` int32, the index of the first id of each sample, and the end of the last.
+        keep: ``n`` bool, False where padded.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    cu_seqlens: Tensor
+    keep: Tensor
+
+
+def pack_samples(samples: Sequence[TokenSample], length: int) -> PackedTokens:
+    """Pack samples into one sequence.
+
+    Args:
+        samples: samples of any grids.
+        length: length of the sequence.
+
+    Raises:
+        UsageError: the samples have more tokens than ``length``.
+    """
+    sizes = [sample.ids.size for sample in samples]
+    if sum(sizes) > length:
+        raise UsageError(f"{len(samples)} samples have {sum(sizes)} tokens; length={length} must be at least that")
+    ids, positions = torch.zeros(length, dtype=torch.int64), torch.zeros(length, 3, dtype=torch.int64)
+    ends = np.cumsum([0, *sizes])
+    for sample, start, stop in zip(samples, ends, ends[1:], strict=False):
+        ids[start:stop] = torch.from_numpy(sample.ids.ravel())
+        axes = (sample.latents, *(np.arange(side) for side in sample.codes.shape[1:]))
+        positions[start:stop] = torch.from_numpy(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3))
+    return PackedTokens(ids, positions, torch.tensor(ends, dtype=torch.int32), torch.arange(length) < int(ends[-1]))

@@ -1,0 +1,241 @@
+"""Token shards as a training dataset. Batches depend on the seed only, not on ranks, workers or restarts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vidvq.data.batch_order import BatchOrder, SampledClip
+from vidvq.data.config import TokenDataConfig
+from vidvq.data.micro_batches import UnreadableBatch, iter_micro_batches
+from vidvq.errors import UsageError
+from vidvq.formats.token_index import TokenLocation, index_tokens
+from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card
+from vidvq.storage import resolve_path
+
+
+@dataclass(frozen=True)
+class TokenIndex:
+    """The samples of one or more directories, in the order of their shards. Columns have one entry per sample.
+
+    Attributes:
+        card: card of the tokenizer.
+        locations: where each sample is.
+        shard: index of the shard.
+        data_set: index of the directory.
+        grid: ``n 3``: shape ``lt lh lw`` of each sample.
+    """
+
+    card: TokenizerCard
+    locations: list[TokenLocation]
+    shard: np.ndarray
+    data_set: np.ndarray
+    grid: np.ndarray
+
+
+class TokenSample(NamedTuple):
+    """A sample, or the part of it that is trained on.
+
+    Attributes:
+        key: key of the sample.
+        codes: ``lt lh lw`` int64, local to their codebooks.
+        ids: the same as ids of the flat vocabulary over all codebooks.
+        latents: ``lt`` int64, the index of each latent frame in the whole sample; the first is 0.
+    """
+
+    key: str
+    codes: np.ndarray
+    ids: np.ndarray
+    latents: np.ndarray
+
+
+class TokenBatch(NamedTuple):
+    """Samples of one grid.
+
+    Attributes:
+        keys: keys of the samples.
+        codes: ``b lt lh lw`` int64, local to their codebooks: the first codebook of the card for latent frame 0, the
+            last for later ones.
+        latents: ``b lt`` int64, the index of each latent frame in the whole sample; the first is 0.
+    """
+
+    keys: list[str]
+    codes: Tensor
+    latents: Tensor
+
+
+def read_token_index(folders: list[str]) -> TokenIndex:
+    """Index directories of token shards; reads the JSON of each sample.
+
+    Raises:
+        UsageError: a directory is incomplete or damaged, has no samples, or is of another tokenizer than the others.
+    """
+    card: TokenizerCard | None = None
+    locations: list[TokenLocation] = []
+    data_set: list[int] = []
+    for number, given in enumerate(folders):
+        folder = resolve_path(given)
+        found = read_tokenizer_card(folder)
+        if card and found.token_fingerprint != card.token_fingerprint:
+            raise UsageError(
+                f"{folders[0]} and {given} are of different tokenizers ({card.token_fingerprint[:12]}, "
+                f"{found.token_fingerprint[:12]}); train on tokens of one"
+            )
+        card = card or found
+        here = index_tokens(folder)
+        locations += here
+        data_set += [number] * len(here)
+    if not locations or card is None:
+        raise UsageError(f"{', '.join(folders)} has no token samples")
+    names: dict[Path, int] = {}
+    shard = [names.setdefault(place.shard, len(names)) for place in locations]
+    grid = np.array([place.read_info().grid for place in locations])
+    return TokenIndex(card, locations, np.array(shard), np.array(data_set), grid)
+
+
+class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
+    """Micro-batches of one rank, indexed by ``(batch, micro_step)``.
+
+    Args:
+        config: tokens and batch size.
+        seed: seed of the order and of the parts of long samples.
+        rank: rank of this process.
+        ranks: number of processes.
+
+    Raises:
+        UsageError: a directory is incomplete or damaged, or the batch size is not divisible by the number of processes.
+    """
+
+    def __init__(self, config: TokenDataConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        self.config, self.seed, self.rank, self.ranks = config, seed, rank, ranks
+        self.micro_batch = config.micro_batch(ranks)
+        self.index = read_token_index(list(config.tokens))
+        self.card = self.index.card
+        shapes = self.index.grid.copy()
+        shapes[:, 0] = np.minimum(shapes[:, 0], config.latents)
+        self.shapes, bucket = np.unique(shapes, axis=0, return_inverse=True)
+        weights = list(config.tokens.values()) if isinstance(config.tokens, dict) else None
+        self.order = BatchOrder(self.index, bucket.ravel(), weights, config.batch_size, config.shuffle, seed)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.index.locations)
+
+    def __getitem__(self, position: tuple[int, int]) -> TokenBatch | UnreadableBatch:
+        """Return a micro-batch of this rank."""
+        try:
+            return collate(self.samples(*position))
+        except UsageError as error:
+            return UnreadableBatch(str(error))
+
+    def samples(self, number: int, micro_step: int = 0, from_start: bool = False) -> list[TokenSample]:
+        """Return the samples of a micro-batch of this rank.
+
+        Args:
+            number: number of the batch.
+            micro_step: index of the micro-batch in the batch.
+            from_start: take the first latent frames of a sample that is too long, instead of a random run.
+
+        Raises:
+            UsageError: a shard is damaged.
+        """
+        first = (micro_step * self.ranks + self.rank) * self.micro_batch
+        local = self.order.batch(number)[1][first : first + self.micro_batch]
+        return [self._read(sample, from_start) for sample in local]
+
+    def _read(self, sample: SampledClip, from_start: bool) -> TokenSample:
+        place = self.index.locations[sample.clip]
+        codes, _ = place.read(self.card)
+        latents = np.arange(len(codes))
+        if len(codes) > self.config.latents:
+            length = self.config.latents - 1
+            random = Random(f"{self.seed}/{sample.epoch}/{place.key}")
+            start = 1 if from_start else random.randint(1, len(codes) - length)
+            latents = np.concatenate([latents[:1], latents[start : start + length]])
+        return make_sample(place.key, codes, latents, self.card)
+
+
+def make_sample(key: str, codes: np.ndarray, latents: np.ndarray, card: TokenizerCard) -> TokenSample:
+    """Cut latent frames out of the codes ``lt lh lw`` of a sample."""
+    part = codes[latents].astype(np.int64)
+    offsets = np.array([card.codebook_of(int(t)).offset for t in latents])[:, None, None]
+    return TokenSample(key, part, part + offsets, latents.astype(np.int64))
+
+
+def collate(samples: list[TokenSample]) -> TokenBatch:
+    """Stack samples of one grid."""
+    codes = torch.from_numpy(np.stack([sample.codes for sample in samples]))
+    return TokenBatch(
+        [sample.key for sample in samples], codes, torch.from_numpy(np.stack([s.latents for s in samples]))
+    )
+
+
+class TokenLoader:
+    """An endless iterable of batches that resumes exactly, for a training loop of any library.
+
+    A batch is a function of the seed and of its number, so the state is one number, which fits any number of ranks and
+    workers: with the same ``batch_size``, all ranks together see the same samples in the same batches.
+
+    Args:
+        tokens: directories of token shards of one tokenizer: one, a list, or a mapping of each to its sampling weight.
+        batch_size: samples per batch over all ranks; a rank gets ``batch_size / ranks``.
+        latents: latent frames per sample; see :class:`TokenDataConfig`.
+        seed: seed of the order.
+        rank: rank of this process.
+        ranks: number of processes.
+        workers: reading processes; 0 reads in this process.
+        shuffle: size of the shuffle window (samples).
+
+    Raises:
+        UsageError: a directory is incomplete or damaged, or ``batch_size`` is not divisible by ``ranks``.
+    """
+
+    def __init__(
+        self,
+        tokens: str | tuple[str, ...] | dict[str, float],
+        batch_size: int,
+        latents: int = 5,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+        workers: int = 0,
+        shuffle: int = 10_000,
+    ) -> None:
+        folders = (tokens,) if isinstance(tokens, str) else tokens
+        config = TokenDataConfig(folders, batch_size, None, latents, shuffle, workers)
+        self.dataset = TokenDataset(config, seed, rank, ranks)
+        self._batch = 0
+
+    @property
+    def card(self) -> TokenizerCard:
+        """Card of the tokenizer."""
+        return self.dataset.card
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        """Yield batches of this rank from the current position, without end."""
+        for batch in iter_micro_batches(self.dataset, self._batch):
+            self._batch += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position after the last batch that was yielded."""
+        return {"batch": self._batch, "seed": self.dataset.seed, "batch_size": self.dataset.config.batch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a position; takes effect for the next iterator.
+
+        Raises:
+            UsageError: the state is of another seed or batch size.
+        """
+        mine = self.state_dict()
+        for name in ("seed", "batch_size"):
+            if state[name] != mine[name]:
+                raise UsageError(f"the state is of {name}={state[name]}, this loader has {name}={mine[name]}")
+        self._batch = int(state["batch"])

@@ -1,0 +1,1 @@
+"""What every training run shares: the DeepSpeed engine, exact resume, the guard, averaged weights and metrics."""

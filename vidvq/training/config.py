@@ -1,0 +1,113 @@
+"""Settings that every training run has, and what the engine reads of a run's config."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from vidvq.errors import UsageError
+from vidvq.training.schedule import learning_rate
+
+FORBID = {"extra": "forbid"}
+NonNegative = Annotated[float, Field(ge=0)]
+Steps = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """An Adam optimizer with a linear warm-up and a cosine decay.
+
+    Attributes:
+        kind: ``adamw``, or ``radam`` with decoupled weight decay.
+        lr: peak learning rate, reached at the end of the warm-up (above 0).
+        betas: decay rates of the averages of the gradient and of its square.
+        eps: term added to the denominator for numerical stability (above 0).
+        weight_decay: decoupled weight decay, multiplied by the learning rate (0 or more).
+        warmup_steps: length of the warm-up (steps).
+        final_lr: learning rate at the last step, as a fraction of ``lr`` (0 to 1).
+        clip_norm: maximum global norm of the gradients (above 0).
+        fused: use the fused AdamW kernel of PyTorch; for ``kind=adamw`` only.
+        offload: keep the optimizer state on the CPU and update there with DeepSpeed's compiled Adam; requires
+            ``kind=adamw`` and ``zero_stage`` 1 to 3.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+
+    kind: Literal["adamw", "radam"] = "adamw"
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: NonNegative = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    final_lr: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    fused: bool = False
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind != "adamw" and (self.fused or self.offload):
+            raise UsageError(f"kind={self.kind} has no fused or offloaded implementation; use kind=adamw")
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """Return the learning rate at a step (counted from 0) of a run of ``steps`` steps."""
+        return learning_rate(step, steps, self.lr, self.final_lr, self.warmup_steps)
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """Handling of bad batches.
+
+    Attributes:
+        spike: ratio to the median of recent losses above which a batch is skipped (above 1). Batches with a non-finite
+            loss are always skipped; skipped batches leave the training state unchanged.
+        patience: number of consecutive skipped batches that is tolerated (1 or more); one more rolls back to the last
+            checkpoint and continues with the data after the skipped batches.
+        rollbacks: maximum number of rollbacks before the run stops (0 or more).
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+
+    spike: Annotated[float, Field(gt=1)] = 10.0
+    patience: Annotated[int, Field(ge=1)] = 3
+    rollbacks: Annotated[int, Field(ge=0)] = 3
+
+
+class BatchSettings(Protocol):
+    """Sizes of the batches of a run."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per optimizer step, over all processes and micro-batches."""
+        ...
+
+    def micro_batch(self, ranks: int) -> int:
+        """Return the number of samples per micro-batch of one process."""
+        ...
+
+    def accumulation(self, ranks: int) -> int:
+        """Return the number of micro-batches of a process per step."""
+        ...
+
+
+class EngineSettings(Protocol):
+    """The part of a run's config that an engine depends on."""
+
+    @property
+    def data(self) -> BatchSettings:
+        """Batching."""
+        ...
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed ZeRO stage (0 to 3)."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Autocast type: ``fp32``, ``bf16`` or ``fp16``."""
+        ...
+
+    @property
+    def lost_after_s(self) -> float:
+        """Time limit of a collective operation (seconds)."""
+        ...

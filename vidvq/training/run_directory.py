@@ -1,0 +1,31 @@
+"""The directory of a training run, which belongs to one config."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from vidvq import config as settings
+from vidvq.errors import UsageError
+from vidvq.storage import differences, write_atomic
+
+
+def acquire_run_directory(run: Path, config: Any, may_change: Collection[str]) -> None:
+    """Write the resolved config; reject a directory that belongs to a run with another config.
+
+    Args:
+        run: run directory.
+        config: config of the run, a dataclass.
+        may_change: settings that may change on resume, by path: they affect the execution, not the result.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    path, mine = run / "config.yaml", settings.to_dict(config)
+    if path.exists():
+        # Settings that an older vidvq did not write have their defaults.
+        theirs = settings.to_dict(settings.validate(type(config), settings.read_yaml(path), str(path)))
+        found = differences("", theirs, mine)
+        differing = [line for line in found if line.partition(" ")[0] not in may_change]
+        if differing:
+            raise UsageError(f"{run} belongs to a run with another config: {'; '.join(differing)}; use another out=")
+    write_atomic(path, settings.dump(config).encode())
