@@ -7,6 +7,10 @@ from pathlib import Path
 import av
 import numpy as np
 
+from vidvq.video.decode import open_reader
+from vidvq.video.geometry import fit_size
+from vidvq.video.probe import Limits, VideoInfo, probe
+
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10")
 B_FRAMES = ("-bf", "3", "-b_strategy", "0", "-sc_threshold", "0", "-g", "20")
 
@@ -28,6 +32,13 @@ def shown(frames: np.ndarray) -> list[int]:
     """Which frames these are, by their bars."""
     bars = frames.reshape(*frames.shape[:2], 8, -1).mean(axis=(1, 3)) > 125
     return [int(index) for index in bars @ (1 << np.arange(8))]
+
+
+def opened(path: Path) -> tuple[VideoInfo, Callable[[int, int], np.ndarray]]:
+    """A video's timeline, and a function that reads some of its frames at their own size."""
+    info = probe(path, Limits())
+    reader = open_reader(path, info, fit_size(*info.shown_size, None, 1), "pyav")
+    return info, lambda first, after: reader.read(range(first, after))
 
 
 def remux(source: Path, target: Path, change: Callable[[list[av.Packet]], object], **options: str) -> Path:

@@ -12,6 +12,8 @@ _TS_PACKET = 188
 _TS_STEPS = (_TS_PACKET, _TS_PACKET + 4, _TS_PACKET + 16)
 _TS_MARKS = 4
 _WEBP_MOVES = 2
+# Brands of still pictures in the container of mp4.
+_STILLS = {b"avif", b"heic", b"heix", b"heim", b"heis", b"mif1"}
 _ATOMS = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 _MAGIC = (
     (b"\x1a\x45\xdf\xa3", "matroska"),
@@ -83,7 +85,7 @@ def sniff(head: bytes) -> str | None:
     :mod:`vidvq.video.webp`). Playlists, subtitles, still images and sound are not among them.
     """
     if head[4:8] in _ATOMS:
-        return "mov"
+        return None if head[4:8] == b"ftyp" and head[8:12] in _STILLS else "mov"
     if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
         return "avi"
     if head.startswith(b"RIFF") and head[8:16] == b"WEBPVP8X":

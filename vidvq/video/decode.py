@@ -15,13 +15,14 @@ import av
 import av.error
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 
 from vidvq.video.colour import unsupported_colour
 from vidvq.video.container import VideoError, sniff
 from vidvq.video.deinterlace import Numbered, deinterlaced
 from vidvq.video.geometry import FrameSize
 from vidvq.video.probe import DecoderName, VideoInfo
-from vidvq.video.stream import decode, open_video, video_stream
+from vidvq.video.stream import Decoded, decode, open_video, video_stream
 
 # decord polls its decoding thread so many times at the end of a file, then gives up. A count that a busy machine can
 # use up makes the outcome a matter of timing, and so the bytes of a clip; what truly hangs meets the job's deadline.
@@ -277,25 +278,45 @@ class _PyAVReader:
 
     def _start(self, first: int) -> Iterator[Numbered]:
         """Yield the frames that are there as planned, in order; one that is not is left out."""
+        if self._info.packets is None and self._info.finds_keyframes and first > _REORDER_FRAMES:
+            with open_video(self._path) as container:
+                stream = video_stream(container)
+                # Far enough back that the keyframe found is not one that is shown after the frame wanted.
+                container.seek(self._info.pts[first - _REORDER_FRAMES], stream=stream)
+                frames = self._by_time(decode(container, stream))
+                begun = next(frames, None)
+                if begun and begun[0] <= first and _decodes_alone(stream, begun[1]):
+                    yield begun
+                    yield from frames
+                    return
         with open_video(self._path) as container:
-            stream = video_stream(container)
-            if self._info.packets is not None:
-                for index, decoded in enumerate(decode(container, stream, in_order=True)):
-                    if index < self._info.num_frames and decoded.packet == self._info.packets[index] and decoded.frame:
-                        yield index, decoded.frame
-                return
-            # Far enough back that the keyframe found is not one that is shown after the frame wanted.
-            start = first - _REORDER_FRAMES
-            if start > 0 and self._info.finds_keyframes:
-                container.seek(self._info.pts[start], stream=stream)
-            before, lost = -1, False
-            for decoded in decode(container, stream):
-                place = -1 if decoded.pts is None else bisect_left(self._info.pts, decoded.pts)
-                known = place < self._info.num_frames and self._info.pts[place] == decoded.pts
-                if not decoded.frame or not known or place <= before:
-                    continue
-                # A frame that never came may be one that the next are predicted from.
-                lost = not decoded.frame.key_frame and (lost or 0 <= before < place - 1)
-                before = place
-                if not lost:
-                    yield place, decoded.frame
+            decoded = decode(container, video_stream(container), in_order=self._info.packets is not None)
+            yield from self._by_time(decoded) if self._info.packets is None else self._by_order(decoded)
+
+    def _by_order(self, decoded: Iterator[Decoded]) -> Iterator[Numbered]:
+        assert self._info.packets is not None
+        for index, one in enumerate(decoded):
+            if index < self._info.num_frames and one.packet == self._info.packets[index] and one.frame:
+                yield index, one.frame
+
+    def _by_time(self, decoded: Iterator[Decoded]) -> Iterator[Numbered]:
+        before, lost = -1, False
+        for one in decoded:
+            place = -1 if one.pts is None else bisect_left(self._info.pts, one.pts)
+            known = place < self._info.num_frames and self._info.pts[place] == one.pts
+            if not one.frame or not known or place <= before:
+                continue
+            # A frame that never came may be one that the next are predicted from.
+            lost = not one.frame.key_frame and (lost or 0 <= before < place - 1)
+            before = place
+            if not lost:
+                yield place, one.frame
+
+
+def _decodes_alone(stream: VideoStream, frame: av.VideoFrame) -> bool:
+    """Whether a frame after a seek is one to begin at.
+
+    Some files mark every packet as a keyframe, or pictures that are refreshed bit by bit; and a seek loses a palette
+    that the file has once.
+    """
+    return not frame.format.has_palette and bool(frame.key_frame or stream.codec_context.codec.intra_only)

@@ -55,7 +55,7 @@ class Packets:
         """Read all packets of a file; of a torn file, those before the tear.
 
         Raises:
-            VideoError: ``unreadable``, or ``too_large``: over ``max_frames``.
+            VideoError: ``unreadable``, ``encrypted``, or ``too_large``: over ``max_frames``.
         """
         pts, keys = array("q"), bytearray()
         # AVI stores frames in order of decoding and no other time; those are the times that frames are shown at.
@@ -72,6 +72,8 @@ class Packets:
                 is_key = packet.is_keyframe
                 if begins_with_key is None:
                     begins_with_key = is_key
+                if is_key and packet.has_sidedata("encryption_info"):
+                    raise VideoError("encrypted", "has encrypted frames; decrypt it first")
                 if packet.is_discard or (hidden and is_hidden(context.name, packet)):
                     continue
                 tick = packet.dts if by_dts else packet.pts

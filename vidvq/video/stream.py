@@ -69,8 +69,8 @@ def open_video(path: Path) -> InputContainer:
 def video_stream(container: InputContainer) -> VideoStream:
     """The stream to use: the one flagged as default, else the largest, else the first.
 
-    Cover art and thumbnails are never used, and a stream of a codec for still pictures, or of an unknown codec, only
-    where there is no other.
+    Cover art and thumbnails are never used, and a stream of a codec for still pictures, of an unknown codec, or of one
+    frame beside others flagged alike, only where there is no other.
 
     Raises:
         VideoError: ``no_video_stream``.
@@ -82,12 +82,13 @@ def video_stream(container: InputContainer) -> VideoStream:
     return max(streams, key=_rank)
 
 
-def _rank(stream: VideoStream) -> tuple[bool, bool, bool, int]:
+def _rank(stream: VideoStream) -> tuple[bool, bool, bool, bool, int]:
     context = stream.codec_context
     if context is None:  # pyright: ignore[reportUnnecessaryComparison]
-        return False, False, False, 0
+        return False, False, False, False, 0
     moves = context.name not in _STILL_CODECS
-    return True, moves, bool(stream.disposition & Disposition.default), context.width * context.height
+    default = bool(stream.disposition & Disposition.default)
+    return True, moves, default, stream.frames != 1, context.width * context.height
 
 
 @dataclass(frozen=True, slots=True, eq=False)

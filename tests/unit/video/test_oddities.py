@@ -12,7 +12,18 @@ import av
 import numpy as np
 import pytest
 
-from tests.helpers.oddities import B_FRAMES, X264, by_ffmpeg, damage, ffmpeg, pack, remux, shown, write_field_pictures
+from tests.helpers.oddities import (
+    B_FRAMES,
+    X264,
+    by_ffmpeg,
+    damage,
+    ffmpeg,
+    opened,
+    pack,
+    remux,
+    shown,
+    write_field_pictures,
+)
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip, open_reader, sample_timeline, time_stretch
 from vidvq.video.geometry import FrameSize, fit_size, orientation
@@ -23,20 +34,6 @@ pytestmark = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg p
 NUM_FRAMES = 60
 HEIGHT, WIDTH = 64, 128
 ALL = list(range(NUM_FRAMES))
-
-
-@pytest.fixture(scope="module")
-def master(make_video, tmp_path_factory) -> Path:
-    """Sixty frames at 25 a second, without loss."""
-    path = tmp_path_factory.mktemp("master") / "master.mkv"
-    return make_video(path, NUM_FRAMES, size=(HEIGHT, WIDTH), codec="ffv1")
-
-
-def opened(path: Path) -> tuple[VideoInfo, Callable[[int, int], np.ndarray]]:
-    """A video's timeline, and a function that reads some of its frames at their own size."""
-    info = probe(path, Limits())
-    reader = open_reader(path, info, fit_size(*info.shown_size, None, 1), "pyav")
-    return info, lambda first, after: reader.read(range(first, after))
 
 
 def failed_clips(path: Path, length: int) -> tuple[list[int], list[int]]:
