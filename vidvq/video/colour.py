@@ -1,4 +1,4 @@
-"""Colours of decoded frames: what can become RGB, and what is said of the rest."""
+"""Colour spaces of decoded frames, and refusal of those that cannot be converted to RGB."""
 
 import av
 import av.error
@@ -8,8 +8,8 @@ from av.video.reformatter import VideoReformatter
 from vidvq.video.container import VideoError
 from vidvq.video.stream import one_line
 
-# libav's numbers: transfer curves that are not for SDR, the matrices that are or pass for BT.601, those that swscale
-# knows beside them, the full range.
+# Enum values of libav: HDR transfer curves; matrices that are, or are treated as, BT.601; all matrices that swscale
+# knows; full range.
 _HDR = {16: "PQ", 18: "HLG"}
 _BT601 = (2, 5, 6)
 _KNOWN_MATRICES = (0, 1, *_BT601, 4, 7, 9)
@@ -28,7 +28,7 @@ _MATRIX_NAMES = {
 
 
 def refuse_unsupported(frame: VideoFrame) -> None:
-    """Refuse a frame whose colours do not become right RGB.
+    """Refuse a frame whose colours cannot be converted to correct RGB.
 
     Raises:
         VideoError: ``hdr`` or ``unsupported_colour``.
@@ -52,6 +52,6 @@ def unsupported_colour(frame: VideoFrame, error: Exception) -> VideoError:
 
 
 def is_plain(frame: VideoFrame) -> bool:
-    """Whether a frame is 8-bit, not interlaced, and of BT.601 in limited range or untagged."""
+    """Whether a frame is 8-bit, progressive, and limited-range BT.601 or untagged."""
     eight_bit = all(component.bits == 8 for component in frame.format.components)
     return eight_bit and not frame.interlaced_frame and frame.colorspace in _BT601 and frame.color_range != _FULL

@@ -1,4 +1,4 @@
-"""Frames that hold two fields, made into one picture each by libav's bwdif, at their own places and times."""
+"""Deinterlacing with FFmpeg's bwdif: one frame per frame, with unchanged order and times."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -11,16 +11,19 @@ Numbered = tuple[int, av.VideoFrame]
 
 
 def deinterlaced(frames: Iterator[Numbered]) -> Iterator[Numbered]:
-    """Yield the same frames, those that are flagged as interlaced made whole, the others to the bit as they came.
+    """Deinterlace the frames that are flagged as interlaced; yield all others unchanged.
 
-    A frame made whole follows from itself and the frames before and after it alone, so it does not matter where a
-    walk through a video began, but for its first frame.
+    A deinterlaced frame depends only on the frame itself and its neighbours. Except for the first frame, the result
+    therefore does not depend on where decoding starts.
 
     Args:
-        frames: ``(index, frame)`` in the order of their display.
+        frames: ``(index, frame)`` in display order.
+
+    Yields:
+        ``(index, frame)`` in the same order.
 
     Raises:
-        av.error.FFmpegError: bwdif cannot take them.
+        av.error.FFmpegError: bwdif does not support the frames.
     """
     fields: _Fields | None = None
     before: Numbered | None = None
@@ -32,7 +35,7 @@ def deinterlaced(frames: Iterator[Numbered]) -> Iterator[Numbered]:
         if fields is None and frame.interlaced_frame:
             fields = _Fields(frame)
             if before and fields.takes(before[1]):
-                # It has gone out already, and is here as a neighbour.
+                # Already yielded; only a neighbour of this frame.
                 assert not fields.feed(before)
                 fields.skip()
         if fields is None:
@@ -45,7 +48,7 @@ def deinterlaced(frames: Iterator[Numbered]) -> Iterator[Numbered]:
 
 
 class _Fields:
-    """bwdif for frames of one size and format. It is one frame behind what it is fed."""
+    """bwdif for frames of one size and format; its output lags its input by one frame."""
 
     def __init__(self, frame: av.VideoFrame) -> None:
         self._shape = _shape(frame)
@@ -65,7 +68,7 @@ class _Fields:
         return _shape(frame) == self._shape
 
     def skip(self) -> None:
-        """Of the frames inside give out none."""
+        """Discard the frames that are still inside."""
         self._skipped = len(self._inside)
 
     def feed(self, numbered: Numbered) -> list[Numbered]:

@@ -1,4 +1,4 @@
-"""Where a file ends by its own account: before that, its tail is missing."""
+"""The end of a file according to its container, to detect truncation."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +9,7 @@ from av.video.stream import VideoStream
 
 
 def is_torn(path: Path, container: InputContainer, stream: VideoStream) -> bool:
-    """Whether a file ends before its container's index or length says."""
+    """Whether a file is shorter than the index or the length in its container."""
     size = path.stat().st_size
     if container.format.name.startswith("avi"):
         with path.open("rb") as file:
@@ -20,28 +20,28 @@ def is_torn(path: Path, container: InputContainer, stream: VideoStream) -> bool:
 
 
 def _matroska_end(path: Path) -> int:
-    """Where a matroska file ends by its own account; 0 where it does not say, as in a live recording."""
+    """Size of a Matroska file according to its header (bytes); 0 if unknown, as in a live recording."""
     with path.open("rb") as file:
         head = file.read(4096)
-    place = 0
+    position = 0
     for element in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # the EBML header, then the segment
-        if head[place : place + 4] != element or place + 4 >= len(head) or not head[place + 4]:
+        if head[position : position + 4] != element or position + 4 >= len(head) or not head[position + 4]:
             return 0
-        # The first bit set says how many bytes the length has; all other bits set: unknown.
-        width = 9 - head[place + 4].bit_length()
+        # The position of the first set bit gives the number of bytes of the length. All other bits set: unknown.
+        width = 9 - head[position + 4].bit_length()
         mask = (1 << 7 * width) - 1
-        length = int.from_bytes(head[place + 4 : place + 4 + width], "big") & mask
+        length = int.from_bytes(head[position + 4 : position + 4 + width], "big") & mask
         if length == mask:
             return 0
-        start = place + 4 + width
-        place = start + length
-    return place
+        start = position + 4 + width
+        position = start + length
+    return position
 
 
 def end_of_only_stream(container: InputContainer, time_base: Fraction) -> int | None:
-    """When a matroska file of one stream ends by its own account (ticks), None where it does not say.
+    """End time of a Matroska file with a single stream (ticks); None if unknown.
 
-    It may store no duration of its last frame.
+    The duration of the last frame may not be stored elsewhere.
     """
     if not container.format.name.startswith("matroska") or len(container.streams) > 1 or not container.duration:
         return None

@@ -1,4 +1,4 @@
-"""The size and the shape that a video's frames come out in."""
+"""Size and orientation of output frames."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +11,18 @@ import numpy as np
 from vidvq.video.container import VideoError
 
 Fit = Literal["crop", "pad", "stretch"]
-# No side is scaled up beyond this (pixels): a strip of a picture would cost as much memory as a film.
+# Limit of upscaling (pixels), because a narrow strip of video could otherwise take gigabytes.
 _LONGEST_SIDE = 8192
 
 
 @dataclass(frozen=True)
 class FrameSize:
-    """Scale to ``scaled_height x scaled_width``, then crop or pad about the centre to ``height x width``. Pixels."""
+    """Size of output frames: scale, then crop or pad around the centre.
+
+    Attributes:
+        scaled_height, scaled_width: size to scale to (pixels).
+        height, width: final size (pixels).
+    """
 
     scaled_height: int
     scaled_width: int
@@ -25,7 +30,7 @@ class FrameSize:
     width: int
 
     def frame(self, frames: np.ndarray) -> np.ndarray:
-        """Crop what is too large and pad with black what is too small, in ``t h w c`` frames."""
+        """Crop or pad scaled frames ``t h w c`` to the final size; padding is black."""
         top, left = (self.scaled_height - self.height) // 2, (self.scaled_width - self.width) // 2
         inside = frames[:, max(top, 0) : max(top, 0) + self.height, max(left, 0) : max(left, 0) + self.width]
         if inside.shape[1:3] == (self.height, self.width):
@@ -44,19 +49,18 @@ def fit_size(
     size: tuple[int, int] | None = None,
     fit: Fit = "crop",
 ) -> FrameSize:
-    """How a picture is scaled and framed.
+    """Compute the size of output frames.
 
     Args:
-        height, width: of the picture as it is shown, in square pixels.
-        short_side: pixels to scale the short side to; None keeps the size. Not used where there is a ``size``.
-        multiple: that height and width must be of.
-        size: ``(height, width)`` for all; None keeps the shape of the picture, but for the multiple.
-        fit: ``crop`` fills the frame and cuts off what is over, ``pad`` shows all and fills up with black,
-            ``stretch`` does neither and bends the shape.
+        height, width: displayed size of the source (square pixels).
+        short_side: length to scale the short side to (pixels); None keeps it. Ignored if ``size`` is set.
+        multiple: number that height and width must be multiples of (pixels).
+        size: fixed ``(height, width)`` (pixels); None keeps the aspect ratio, up to ``multiple``.
+        fit: ``crop`` around the centre, ``pad`` with black, or ``stretch`` to another aspect ratio.
 
     Raises:
-        VideoError: ``too_small`` where not one multiple fits; ``too_large`` where the long side would be scaled up to
-            over 8192 pixels.
+        VideoError: ``too_small`` if a side is shorter than ``multiple``; ``too_large`` if a side would be scaled up to
+            more than 8192 pixels.
     """
     if size:
         target_height, target_width = size
@@ -91,20 +95,21 @@ def fit_size(
 
 
 def orientation(matrix: "tuple[int, ...] | None") -> tuple[int, bool]:
-    """How a picture with a display matrix is shown, to the nearest quarter turn.
+    """Orientation of a picture with a display matrix, to the nearest quarter turn.
 
     Args:
-        matrix: ``a b u c d v x y w`` row by row; a pixel at ``(x, y)`` is shown at ``(ax + cy, bx + dy)``.
+        matrix: ``a b u c d v x y w`` in row-major order, 16.16 fixed point; a pixel at ``(x, y)`` is shown at
+            ``(ax + cy, bx + dy)``. None for no matrix.
 
     Returns:
-        ``(quarter_turns, mirrored)``: counter-clockwise turns, then a mirror left to right.
+        ``(quarter_turns, mirrored)``: counter-clockwise turns, then a horizontal flip.
     """
     if matrix is None:
         return 0, False
-    a, b, c, d = (matrix[place] / 65536 for place in (0, 1, 3, 4))
+    a, b, c, d = (matrix[index] / 65536 for index in (0, 1, 3, 4))
     mirrored = a * d - b * c < 0
     if mirrored:
-        # Undo the mirror, which comes last, to leave the turn.
+        # Undo the flip, which is applied last, to leave the rotation.
         a, c = -a, -c
     angle = degrees(atan2(c - b, a + d))
     return round(angle / 90) % 4, mirrored

@@ -1,4 +1,4 @@
-"""What a few bits of a packet tell of the picture in it, without decoding."""
+"""Properties of a picture from the header bits of its packet, without decoding."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
@@ -9,52 +9,52 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-# In quotes: PyAV's class is generic for type checkers alone.
+# Quoted: PyAV's class is generic only for type checkers.
 VideoPacket: TypeAlias = "Packet[VideoStream]"
-# Parameters and messages before a picture take no more than so much, as a rule.
+# Parameter sets and messages before a picture are usually shorter.
 _HEAD_BYTES = 4096
 _SLICES = (1, 2, 5)
 
 
 def is_hidden(codec: str, packet: VideoPacket) -> bool:
-    """Whether a packet holds a frame that others are predicted from and that is not shown itself (VP8, VP9)."""
-    told = _HIDDEN.get(codec)
-    return told is not None and told(packet)
+    """Whether a packet holds a reference frame that is not shown (VP8, VP9)."""
+    test = _HIDDEN.get(codec)
+    return test is not None and test(packet)
 
 
 def may_hide(codec: str) -> bool:
-    """Whether :func:`is_hidden` needs to be asked."""
+    """Whether a codec has hidden frames; see :func:`is_hidden`."""
     return codec in _HIDDEN
 
 
 def is_b_picture(context: VideoCodecContext, packet: VideoPacket) -> bool:
-    """Whether a packet holds a picture that is predicted both ways (H.264, MPEG-1, MPEG-2, MPEG-4)."""
+    """Whether a packet holds a bidirectionally predicted picture (H.264, MPEG-1, MPEG-2, MPEG-4)."""
     head = bytes(memoryview(packet)[:_HEAD_BYTES])
     if context.name == "h264":
         return any(_is_b_slice(unit) for unit in _units(head, context.extradata or b"") if unit[0] & 31 in _SLICES)
     if context.name == "mpeg4":
-        place = head.find(b"\x00\x00\x01\xb6") + 4
-        return 4 <= place < len(head) and head[place] >> 6 == 2
+        position = head.find(b"\x00\x00\x01\xb6") + 4
+        return 4 <= position < len(head) and head[position] >> 6 == 2
     if context.name in ("mpeg1video", "mpeg2video"):
-        # Ten bits of place in its group, then three of the kind of picture.
-        place = head.find(b"\x00\x00\x01\x00") + 5
-        return 5 <= place < len(head) and head[place] >> 3 & 7 == 3
+        # Ten bits of temporal reference, then three of the picture coding type.
+        position = head.find(b"\x00\x00\x01\x00") + 5
+        return 5 <= position < len(head) and head[position] >> 3 & 7 == 3
     return False
 
 
 def _units(data: bytes, extradata: bytes) -> Iterator[bytes]:
-    """The units of an H.264 packet, behind start codes or their lengths; the last may be cut short."""
+    """NAL units of an H.264 packet, after start codes or lengths; the last may be incomplete."""
     if not extradata.startswith(b"\x01"):
         for unit in data.split(b"\x00\x00\x01")[1:]:
             if unit:
                 yield unit
         return
     width = (extradata[4] & 3) + 1 if len(extradata) > 4 else 4
-    place = 0
-    while place + width < len(data):
-        length = int.from_bytes(data[place : place + width], "big")
-        yield data[place + width : place + width + max(length, 1)]
-        place += width + length
+    position = 0
+    while position + width < len(data):
+        length = int.from_bytes(data[position : position + width], "big")
+        yield data[position + width : position + width + max(length, 1)]
+        position += width + length
 
 
 def _is_b_slice(unit: bytes) -> bool:
@@ -77,11 +77,11 @@ def _hidden_vp8(packet: VideoPacket) -> bool:
 
 
 def _hidden_vp9(packet: VideoPacket) -> bool:
-    """A frame that is not shown, in a packet without another one that is."""
+    """Whether a packet has only a frame that is not shown."""
     data = memoryview(packet)
     marker, last = data[0], data[-1]
     profile = marker >> 5 & 1 | marker >> 3 & 2
-    # Two bits of mark and two of profile (three of profile 3), then: an old frame is shown, keyframe or not, shown.
+    # Frame marker (two bits), profile (two, three in profile 3), show_existing_frame, frame_type, show_frame.
     shown = marker >> (0 if profile == 3 else 1) & 1
     shows_old = marker >> (2 if profile == 3 else 3) & 1
     return last & 0xE0 != 0xC0 and not shown and not shows_old

@@ -1,4 +1,4 @@
-"""Which frames of a video are used, and in what size."""
+"""Settings for the sampling and scaling of frames."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -11,7 +11,7 @@ from vidvq.video.probe import VideoInfo
 
 @dataclass(frozen=True)
 class VideoPolicy:
-    """Which frames of a video are used, and in what size.
+    """Sampling and scaling of the frames of a video.
 
     Attributes:
         fps: rate to sample at, by time (frames per second); None keeps every frame of the source.
@@ -31,9 +31,9 @@ class VideoPolicy:
     fit: Fit = "crop"
 
     def frame_size(self, info: VideoInfo) -> FrameSize:
-        """How the frames of a video are scaled and framed.
+        """Size of the frames of a video, with this policy.
 
         Raises:
-            VideoError: ``too_small``.
+            VideoError: ``too_small`` or ``too_large``.
         """
         return fit_size(*info.shown_size, self.short_side, self.multiple, self.size, self.fit)

@@ -1,7 +1,7 @@
-"""What is in a video, counted rather than believed: the container's own frame count is never used.
+"""Probing of a video: format and timeline, counted from its packets or frames.
 
-Where packets can be trusted they tell the timeline; reading them costs a fraction of decoding. Where they cannot, one
-pass of the decoder tells it: which frames there are, in which order, at which times.
+The frame count in the container is never used. The timeline comes from the packets if they can be trusted, at a
+fraction of the cost of decoding. Otherwise the whole video is decoded once for the number, order and times of frames.
 """
 
 import time
@@ -27,11 +27,11 @@ from vidvq.video.timeline import continuous, usual_step
 
 DecoderName = Literal["decord", "pyav"]
 
-# Pixels so many times wider than high, or the other way round, are a mistake in the file.
+# Pixel aspect ratios from this up, and their inverses, are errors in the file.
 _ODD_ASPECT = 10
-# Demuxers that find the keyframe before a time; others are read from the start.
+# Demuxers that can seek to a keyframe; other files are read from the start.
 _SEEKABLE = {"mov", "matroska", "avi"}
-# A last frame that is shown so many times as long as usual is held.
+# A last frame shown this many times longer than usual is held.
 _HELD_STEPS = 2
 
 
@@ -62,28 +62,27 @@ class Limits:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """A video's timeline and format.
+    """Format and timeline of a video.
 
     Attributes:
-        container: libav demuxer.
-        codec: libav's name of the codec, ``h264``.
-        height, width: coded pixels.
-        time_base: seconds per tick.
-        pts: presentation time of every frame in ticks, strictly ascending. Packed, since an hour has a hundred
-            thousand.
-        torn: the file ends before its container's index or length says, so its tail is missing.
-        open_groups: frames are stored behind a keyframe and shown before it.
-        keyframes: indices of the frames that decode alone with all that follow them, ascending.
-        quarter_turns: counter-clockwise turns that show the picture upright, from the display matrix.
-        mirrored: the picture is to be mirrored left to right after it is turned.
-        pixel_aspect: width of a pixel over its height.
-        is_interlaced: its first frame holds two fields, and is not shown as it is stored.
-        is_plain: 8-bit, upright, not interlaced, and of BT.601 in limited range or untagged.
-        packets: the packet of the stream that each frame came from, where a pass of the decoder told the timeline;
-            None where packets did.
-        retimed: ``pts`` differ from the times in the file, which start again, jump or contradict one another.
-        held: ticks that the last frame stays on screen where that is far longer than usual; else 0.
-        max_frames: the most frames that a timeline sampled from this one may have.
+        container: name of the libav demuxer.
+        codec: libav name of the codec, such as ``h264``.
+        height, width: coded size (pixels).
+        time_base: duration of a tick (seconds).
+        pts: presentation time of every frame (ticks), strictly ascending; a packed array, because videos may have
+            millions of frames.
+        torn: whether the file is truncated: shorter than the index or length in its container.
+        open_groups: whether frames stored after a keyframe are shown before it.
+        keyframes: indices of the frames at which decoding can start, ascending.
+        quarter_turns: number of counter-clockwise quarter turns to show the picture upright, from the display matrix.
+        mirrored: whether to flip the picture horizontally after the rotation.
+        pixel_aspect: width of a pixel divided by its height.
+        is_interlaced: whether the first frame is interlaced.
+        is_plain: whether the video is 8-bit, upright, progressive, and limited-range BT.601 or untagged.
+        packets: index of the packet of each frame if the timeline comes from decoding; None if it comes from packets.
+        retimed: whether ``pts`` differ from the times in the file, which restart, jump or contradict each other.
+        held: duration of the last frame if it is far longer than usual (ticks); otherwise 0.
+        max_frames: maximum number of frames of a timeline sampled from this one.
     """
 
     container: str
@@ -107,43 +106,43 @@ class VideoInfo:
 
     @property
     def shown_size(self) -> tuple[Fraction, Fraction]:
-        """``(height, width)`` as it is shown: upright, in square pixels."""
+        """Displayed ``(height, width)``: upright, in square pixels."""
         height, width = Fraction(self.height), self.width * self.pixel_aspect
         return (width, height) if self.quarter_turns % 2 else (height, width)
 
     @property
     def finds_keyframes(self) -> bool:
-        """Whether its demuxer finds the keyframe before a time; other files are read from the start."""
+        """Whether the demuxer can seek to a keyframe; other files are read from the start."""
         return demuxer(self.container) in _SEEKABLE
 
     @property
     def num_frames(self) -> int:
-        """Frames found in the file."""
+        """Number of frames in the file."""
         return len(self.pts)
 
     @property
     def tick_per_frame(self) -> int:
-        """The usual ticks from one frame to the next (the median); of a single frame, how long it is shown."""
+        """Median step from one frame to the next (ticks); for a single frame, its duration."""
         steps = np.sort(np.diff(np.asarray(self.pts, dtype=np.int64)))
         return max(int(steps[len(steps) // 2]), 1) if len(steps) else max(self.held, 1)
 
     @property
     def end(self) -> int:
-        """Tick at which the last frame goes off the screen."""
+        """End of the last frame (ticks)."""
         return self.pts[-1] + (self.held or self.tick_per_frame)
 
     @property
     def fps(self) -> float:
-        """Mean frames per second over the whole video."""
+        """Mean frame rate (frames per second)."""
         ticks = self.pts[-1] - self.pts[0] + self.tick_per_frame
         return float(self.num_frames / (ticks * self.time_base))
 
 
 def probe(path: Path, limits: Limits) -> VideoInfo:
-    """Read a video's packets and return its timeline; where they cannot be trusted, decode it once.
+    """Probe a video: read its packets, and decode it once if they cannot be trusted.
 
     Raises:
-        VideoError: unreadable, over a limit, or without frames.
+        VideoError: the video is not readable, exceeds a limit, or has no frames.
     """
     deadline = time.monotonic() + limits.deadline_s
     size = path.stat().st_size if path.exists() else 0
@@ -176,7 +175,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
         )
         trusted = packets.are_trusted(container, stream)
         end = end_of_only_stream(container, info.time_base)
-    # Not before the container is closed: libav keeps an index of the whole file for each that is open.
+    # Reopen the file only after closing it: libav keeps an index of the whole file for each open container.
     if trusted:
         info = replace(info, pts=packets.timeline(), keyframes=packets.keyframes())
         return _finished(info, _first_frame(path), packets.last_ends, end)
@@ -186,7 +185,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
 
 
 def _finished(info: VideoInfo, first: VideoFrame | None, *ends: int | None) -> VideoInfo:
-    """With what the first frame tells, and how long the last one is held."""
+    """Add orientation and colour of the first frame, and the duration of a held last frame."""
     shown = max((end for end in ends if end is not None), default=0) - info.pts[-1]
     step = info.tick_per_frame if info.num_frames > 1 else 0
     info = replace(info, held=info.held or (shown if shown > 0 and shown >= _HELD_STEPS * step else 0))
@@ -208,7 +207,7 @@ def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
 
 
 def _first_frame(path: Path) -> VideoFrame | None:
-    """What tells of rotation and colour; None where it cannot be decoded, which is for the reader to tell."""
+    """First frame, for orientation and colour; None if it cannot be decoded, which the reader reports."""
     with open_video(path) as container:
         found = next(decode(container, video_stream(container)), None)
     if found is None or found.frame is None:
@@ -220,17 +219,20 @@ def _first_frame(path: Path) -> VideoFrame | None:
 def _confirmed(
     path: Path, info: VideoInfo, limits: Limits, deadline: float, clock: "array[int] | None"
 ) -> tuple[VideoInfo, VideoFrame]:
-    """The timeline that the decoder puts out, with its first frame.
+    """Decode the whole video for its timeline.
 
     Args:
         path, limits: as for :func:`probe`.
-        info: what is known.
-        deadline: of the monotonic clock.
-        clock: times of the packets where they are in order in the file. If frames are shown in another order, those
-            were the times of decoding, and frames are shown at them one by one.
+        info: info without a timeline.
+        deadline: time limit (seconds on the monotonic clock).
+        clock: times of the packets (ticks) if they ascend in file order; None otherwise. If frames come in another
+            order, these are decoding times, and are assigned to the frames in output order.
+
+    Returns:
+        The info with its timeline, and the first frame.
 
     Raises:
-        VideoError: ``too_large``, ``too_slow``, or nothing can be decoded.
+        VideoError: ``too_large``, ``too_slow``, or no frame can be decoded.
     """
     times: list[int | None] = []
     decoding_times: list[int | None] = []
@@ -266,15 +268,15 @@ def _confirmed(
     step = usual_step(times) or max(round(1 / (rate * info.time_base)), 1)
     longest = int(LONGEST_PAUSE_S / info.time_base) if demuxer(info.container) in RECORDED else None
     pts, retimed = continuous(times, step, longest)
-    # Of the frames behind a keyframe in the file none may be shown before it.
+    # Decoding can start at a keyframe if no frame stored after it is shown before it.
     furthest = np.maximum.accumulate(np.asarray(packets))
-    alone = tuple(key for key in keys if furthest[key] == packets[key])
-    open_groups = len(alone) < len(keys)
+    closed = tuple(key for key in keys if furthest[key] == packets[key])
+    open_groups = len(closed) < len(keys)
     return replace(
         info,
         pts=pts,
         packets=packets,
-        keyframes=alone,
+        keyframes=closed,
         open_groups=open_groups,
         retimed=retimed,
         held=held if held >= _HELD_STEPS * step else 0,

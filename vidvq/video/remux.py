@@ -1,4 +1,4 @@
-"""Clips whose packets are copied as they are, where the cut falls so that they decode alone."""
+"""Stream copy: clips of copied packets, where a cut allows independent decoding."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,20 @@ from vidvq.video.stream import numbered_packets, one_line, open_video, video_str
 
 
 def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
-    """The frames ``indices`` of a video as matroska, not one of them decoded or encoded.
+    """Copy frames of a video to Matroska, without decoding or encoding.
+
+    Args:
+        path: the video.
+        info: its timeline.
+        indices: consecutive indices of the frames.
+
+    Returns:
+        The content of the Matroska file.
 
     Raises:
-        VideoError: ``not_on_keyframes``: the first frame is no keyframe, or a frame needs one outside;
-            ``not_copyable``: packets and frames are not one to one; ``decode_error``: the packets cannot be read or
-            written.
+        VideoError: ``not_on_keyframes`` if the first frame is not a keyframe, or a frame depends on one outside;
+            ``not_copyable`` if packets do not correspond to frames one to one; ``decode_error`` if packets cannot be
+            read or written.
     """
     first, last = indices[0], indices[-1]
     if list(indices) != list(range(first, last + 1)):
@@ -35,7 +43,7 @@ def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
             stream = video_stream(source)
             packets = _of_frames(source, stream, info, first, last)
             with av.open(buffer, mode="w", format="matroska", options={"fflags": "+bitexact"}) as container:
-                # Opaque: no encoder is looked for, which for AV1 has another name than the decoder.
+                # Opaque skips the search for an encoder, which for AV1 has another name than the decoder.
                 copy = container.add_stream_from_template(stream, opaque=True)  # pyright: ignore[reportUnknownMemberType]
                 for packet, (pts, dts) in zip(packets, _clock(packets, info.pts[first]), strict=True):
                     packet.pts, packet.dts, packet.stream = pts, dts, copy
@@ -48,7 +56,7 @@ def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
 def _of_frames(
     source: InputContainer, stream: VideoStream, info: VideoInfo, first: int, last: int
 ) -> list[VideoPacket]:
-    """The packets of frames ``first`` to ``last`` in order of decoding, each with its frame's time."""
+    """Packets of frames ``first`` to ``last`` in decoding order, with the times of their frames."""
     wanted = {info.pts[index] for index in range(first, last + 1)}
     packets: list[VideoPacket] = []
     missing = set(wanted)
@@ -60,7 +68,7 @@ def _of_frames(
         packet.pts = tick
         packets.append(packet)
         missing.discard(tick)
-    # In order of decoding, the clip's packets must come one behind the other from its keyframe on.
+    # In decoding order, the packets of the clip must be contiguous from its keyframe.
     if missing:
         detail = f"frames {first} to {last} do not decode alone; change clip.num_frames"
         raise VideoError("not_on_keyframes", detail)
@@ -70,23 +78,23 @@ def _of_frames(
 def _timed(
     source: InputContainer, stream: VideoStream, info: VideoInfo, first: int
 ) -> "Iterator[tuple[VideoPacket, int | None]]":
-    """Packets with their frames' times."""
+    """Packets with the times of their frames (ticks)."""
     if info.packets is None:
         if info.finds_keyframes:
             source.seek(info.pts[first], stream=stream)
         for _, packet in numbered_packets(source, stream):
             yield packet, packet.pts
         return
-    places = {number: index for index, number in enumerate(info.packets)}
+    frame_of = {number: index for index, number in enumerate(info.packets)}
     for number, packet in numbered_packets(source, stream):
-        if number not in places and number > info.packets[first]:
+        if number not in frame_of and number > info.packets[first]:
             raise VideoError("not_copyable", "has packets without a frame, or two packets for one")
-        if number in places:
-            yield packet, info.pts[places[number]]
+        if number in frame_of:
+            yield packet, info.pts[frame_of[number]]
 
 
 def _clock(packets: list[VideoPacket], origin: int) -> list[tuple[int, int]]:
-    """Presentation and decoding time of each packet; the file's own where they are whole, else the least that serve."""
+    """Presentation and decoding times of packets (ticks), the latter generated if invalid in the file."""
     pts = [0 if packet.pts is None else packet.pts - origin for packet in packets]
     dts = [None if packet.dts is None else packet.dts - origin for packet in packets]
     known = [tick for tick in dts if tick is not None]

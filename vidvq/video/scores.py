@@ -1,4 +1,4 @@
-"""Cheap scores of a clip, to leave out what teaches nothing: black pictures and pictures that stand still."""
+"""Cheap scores to filter dark and static clips."""
 
 import numpy as np
 
@@ -8,22 +8,22 @@ _GRID = 64
 
 
 def luma_score(frames: np.ndarray) -> float:
-    """Mean brightness of ``t h w c`` uint8 RGB frames: 0 is black, 1 is white."""
+    """Mean brightness of frames ``t h w c`` uint8 RGB, from 0 (black) to 1 (white)."""
     return float(_small_luma(frames).mean())
 
 
 def motion_score(frames: np.ndarray) -> float:
-    """Mean change of a pixel's brightness from one frame to the next, 0 to 1; 0 for a single frame.
+    """Mean absolute change of brightness between consecutive frames, from 0 to 1; 0 for a single frame.
 
-    About 0.002 for a talking head, 0.02 for a camera that pans; the noise of a camera alone stays below 0.001, since
-    each pixel is a mean over some of the source's.
+    About 0.002 for a talking head and 0.02 for a panning camera. Camera noise stays below 0.001, because pixels are
+    averaged over blocks.
     """
     luma = _small_luma(frames)
     return float(np.abs(np.diff(luma, axis=0)).mean()) if len(luma) > 1 else 0.0
 
 
 def _small_luma(frames: np.ndarray) -> np.ndarray:
-    """Brightness ``t h w`` in 0 to 1, averaged over blocks to at most about ``_GRID`` pixels a side."""
+    """Brightness ``t h w`` from 0 to 1, averaged over blocks so that a side has about ``_GRID`` pixels."""
     luma = frames.astype(np.float32) @ (_LUMA / 255)
     for axis in (1, 2):
         block = max(luma.shape[axis] // _GRID, 1)

@@ -1,17 +1,18 @@
-"""Times of a video's frames: one ascending timeline from what a file says, and the frames that are on screen on it."""
+"""Repair of frame times: one strictly ascending timeline from the times in a file."""
 
 from array import array
 from collections.abc import Sequence
 
 import numpy as np
 
-# A time out of place is repaired where the timeline goes on within so many frames.
+# Maximum number of consecutive frames with wrong times that are repaired.
 _STRAYS = 16
+# Number of frames in ascending order that count as the start of another recording.
 _A_RECORDING = 3
 
 
 def usual_step(times: Sequence[int | None]) -> int:
-    """The median of the ticks from one frame to the next, at least 1; 0 where no two times ascend."""
+    """Median step from one frame to the next (ticks), at least 1; 0 if no two times ascend."""
     known = np.asarray([time for time in times if time is not None], dtype=np.int64)
     steps = np.sort(np.diff(known))
     steps = steps[steps > 0]
@@ -19,29 +20,29 @@ def usual_step(times: Sequence[int | None]) -> int:
 
 
 def continuous(times: Sequence[int | None], step: int, longest: int | None) -> "tuple[array[int], bool]":
-    """One strictly ascending timeline of frames in the order in which a decoder puts them out.
+    """Repair the times of frames, given in decoder output order, to be strictly ascending.
 
-    Frames with an unknown time, or with a time out of place among its neighbours, are spread evenly between those;
-    where times start again, or jump by more than ``longest``, what follows is moved to begin one step later.
+    Frames with an unknown time, or a time that contradicts their neighbours, are spaced evenly between them. If times
+    restart or jump by more than ``longest``, the following frames are shifted to start one step later.
 
     Args:
-        times: time of each frame (ticks); None where it is unknown.
-        step: the usual ticks from one frame to the next.
-        longest: the most ticks from one frame to the next that are a pause and not another recording; None for any.
+        times: time of each frame (ticks); None if unknown.
+        step: median step from one frame to the next (ticks).
+        longest: longest pause within a recording (ticks); a longer one starts another recording. None for no limit.
 
     Returns:
-        ``(times, whether a known time had to change)``.
+        The times (ticks), and whether a known time was changed.
     """
     step = max(step, 1)
     pts = array("q")
-    # Of the last frame whose time holds: its index, its time in the file, and what was added to it.
+    # The last frame with a valid time: its index, its time in the file, and the shift of its time.
     last, stored, offset, moved = -1, 0, 0, False
 
     def put(index: int, time: int) -> None:
-        """Add the frame ``index`` at ``time``, and those that are left out before it between the last and it."""
+        """Append frame ``index`` at ``time``, after the skipped frames before it, evenly spaced."""
         gap = index - last
         before = pts[-1] if pts else time - gap * step
-        pts.extend(before + (time - before) * place // gap for place in range(1, gap))
+        pts.extend(before + (time - before) * number // gap for number in range(1, gap))
         pts.append(time)
 
     for index, time in enumerate(times):
@@ -67,7 +68,7 @@ def continuous(times: Sequence[int | None], step: int, longest: int | None) -> "
             put(ahead, known + offset)
             last, stored = ahead, known
     start = pts[-1] if pts else -step
-    pts.extend(start + step * place for place in range(1, len(times) - len(pts) + 1))
+    pts.extend(start + step * number for number in range(1, len(times) - len(pts) + 1))
     return pts, moved
 
 
@@ -84,14 +85,14 @@ def _resumes(
     step: int,
     longest: int | None,
 ) -> int | None:
-    """Where the timeline goes on behind frame ``index``, if that is a stray: None if it is not.
+    """Index of the frame at which the timeline resumes if frame ``index`` has a wrong time; None if it has not.
 
     Args:
         times, step, longest: see :func:`continuous`.
         index: the frame in question.
-        beyond: its time where that lies ahead: it is a stray if later frames come before it.
-        stored: time of frame ``last``, the last one that holds.
-        last: see ``stored``.
+        beyond: its time if that is plausible (ticks); it is wrong if later frames have earlier times.
+        stored: time of frame ``last`` (ticks).
+        last: index of the last frame with a valid time.
     """
     if beyond is not None and beyond - stored <= _STRAYS * step * (index - last):
         return None
@@ -99,7 +100,7 @@ def _resumes(
     for ahead in range(index + 1, min(index + 1 + _STRAYS, len(times))):
         time, before = times[ahead], times[ahead - 1]
         ascending = ascending and (time is None or before is None or time > before)
-        # Frames in good order among themselves are no strays: another recording begins, and overlaps this one.
+        # Frames in ascending order are not errors: another recording starts here and overlaps the last one.
         if ascending and ahead - index >= _A_RECORDING:
             return None
         if time is None or (beyond is not None and time >= beyond):

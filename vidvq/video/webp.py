@@ -1,4 +1,4 @@
-"""Animated WebP, which FFmpeg does not read: decoded by Pillow, and handed on as FFV1 in matroska, without loss."""
+"""Animated WebP, which FFmpeg does not read: decoded by Pillow and converted losslessly to FFV1 in Matroska."""
 
 import io
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from vidvq.video.container import VideoError
 from vidvq.video.encode import FFV1_KIND, encode_timed
 
 _TICK = Fraction(1, 1000)
-# What browsers show a frame for that names no duration (ms).
+# Duration that browsers use for a frame without one (ms).
 _DEFAULT_MS = 100
-# Of all frames together, since they are kept in memory.
+# Limit of the pixels of all frames, which are kept in memory.
 _MAX_PIXELS = 1 << 29
 
 
 def as_matroska(path: Path) -> io.BytesIO:
-    """The frames of an animation at their times, in a file in memory.
+    """Convert an animation to a Matroska file in memory, with its frame times.
 
     Raises:
         VideoError: ``unreadable`` or ``too_large``.
