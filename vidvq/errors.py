@@ -1,20 +1,20 @@
-"""Exceptions that the command line knows how to report. Any other exception is a bug in vidvq.
+"""Exceptions that the command line reports in one line. Any other exception is a bug in vidvq.
 
-Each message is one line: the value, the rule it breaks, and the remedy.
+A message gives the value, the rule that it breaks, and the remedy.
 """
 
 
 class UsageError(ValueError):
-    """A mistake of the user: a wrong setting, a missing or damaged input. Exit code 2."""
+    """A usage error: a wrong setting, a missing or damaged input. Exit code 2."""
 
 
 class JobStopped(Exception):
-    """A job that one of its own rules ended, such as a quality gate. Committed work stays. Exit code 1."""
+    """A job was stopped by a rule, such as a quality gate. Committed work is kept. Exit code 1."""
 
 
 class WorkerLost(Exception):
-    """A worker process that died more often than it is restarted. Committed work stays. Exit code 1."""
+    """A worker process died more often than it is restarted. Committed work is kept. Exit code 1."""
 
 
 class StoreError(OSError):
-    """A disk, object store or cluster that does not answer or refuses. Exit code 1."""
+    """A disk, object store or cluster does not respond, or refuses. Exit code 1."""

@@ -1,4 +1,4 @@
-"""The corpus job, once for all stages: plan, resume, update, execute, account; see :mod:`vidvq.jobs.stage`."""
+"""The corpus job of all stages: plan, resume, update, execute and account; see :mod:`vidvq.jobs.stage`."""
 
 from vidvq.jobs.clip_functions import ClipFunction, ClipFunctionConfig, ClipFunctionStage
 from vidvq.jobs.estimate import Estimate, estimate

@@ -39,14 +39,14 @@ _TRIES = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFunctionConfig:
-    """Settings of every stage that is a function of clips; a stage with more settings derives from it.
+    """Settings of stages that apply a function to clips; stages with more settings derive from it.
 
     Attributes:
         deadline_s: time limit of decoding one clip, and of one call of the function (seconds).
-        where: which clips, as an expression over columns; the others are counted as ``filtered(not_selected)``.
-        gpus: GPUs of a worker; a fraction shares one among several.
-        max_failed: share of the clips that may fail before the exit code is 1 (0 to 1).
-        runtime: where the job runs; has no influence on the output.
+        where: expression over columns that selects clips; the others count as ``filtered(not_selected)``.
+        gpus: GPUs of a worker; a fraction shares a GPU among workers.
+        max_failed: maximum share of failed clips (0 to 1); above it the exit code is 1.
+        runtime: execution of the job; does not affect the output.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -83,24 +83,24 @@ class ClipFunctionStage(ClipStage):
 
     @abstractmethod
     def function(self) -> ClipFunction:
-        """Build the function, once in each worker: the place to load a model.
+        """Build the function, for example load a model; called once in each worker.
 
         The same clip must give the same files. An exception of the function fails its clip as ``function_error``.
 
         Raises:
-            UsageError: it cannot be built; the job ends.
+            UsageError: the function cannot be built; the job ends.
         """
 
     def worker(self, pool: Pool) -> "ClipFunctionWorker":
-        """Build what makes shards."""
+        """Build the function that makes shards."""
         return ClipFunctionWorker(self)
 
 
 class ClipFunctionWorker:
-    """Makes one shard after another.
+    """Makes shards; one per worker process.
 
     Args:
-        stage: gives the function.
+        stage: stage that provides the function.
     """
 
     def __init__(self, stage: ClipFunctionStage) -> None:
@@ -143,7 +143,7 @@ class ClipFunctionWorker:
                 raise UsageError(f"{file} lacks {left[0].key}, which was planned")
 
     def _make(self, file: Path, left: deque[ClipRow], writer: OrderedShardWriter) -> bool:
-        """Make samples and take each clip off ``left``; False if the decoding process died."""
+        """Make samples and remove each clip from ``left``; False if the decoding process died."""
         job = ClipFrames(file, frozenset(row.key for row in left))
         decoded = self._decoder.feed(decode_clips, job, self._stage.config.deadline_s)
         with closing(decoded):
@@ -202,17 +202,17 @@ class ClipFunctionWorker:
 
 @dataclass(frozen=True)
 class FunctionError:
-    """An exception of the user's code, as one line: exceptions of unknown types do not travel between processes."""
+    """An exception of the user's code as one line, because exceptions of unknown types may not be picklable."""
 
     line: str
 
 
 def error_line(error: BaseException) -> str:
-    """An exception in one line, with the file and line it came from; a library's are of no help."""
+    """Format an exception in one line, with the file and line in the user's code."""
     frames = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
+    position = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{position}"
 
 
 # The function of this process.
@@ -246,11 +246,11 @@ def _call_function(clip: DecodedClip) -> Iterator[dict[str, bytes] | FunctionErr
 
 
 def _is_files(made: object) -> TypeGuard[dict[str, bytes]]:
-    """Whether a function returned files: one of the user's own may return anything."""
+    """Whether a user's function returned a dict of files."""
     return isinstance(made, dict) and all(isinstance(data, bytes) for data in cast(dict[object, object], made).values())
 
 
 def _only(results: Generator[Any, None, None]) -> Any:
-    """The one result of a generator, which runs to its end, so that its process is used again."""
+    """The only result of a generator, exhausted so that its process can be reused."""
     (result,) = results
     return result

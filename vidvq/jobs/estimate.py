@@ -1,4 +1,4 @@
-"""What a job would make and cost (``--dry-run``), from a sample that is really made, in a temporary folder."""
+"""Estimate of the output and the time of a job (``--dry-run``), from a sample made in a temporary folder."""
 
 import random
 import tempfile
@@ -30,17 +30,17 @@ _CLIPS_PER_TASK = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """What ``--dry-run`` found. Everything the sample was too small for is extrapolated from it.
+    """Result of ``--dry-run``, extrapolated from a sample unless ``exact``.
 
     Attributes:
-        unit: what an item is called, in plural.
+        unit: name of the items (plural).
         inputs: number of videos, or of clip shards.
         probed: number of inputs that were probed.
         items: number of items that would be made.
         shards: number of shards.
         stats: totals of the items that would be made: frames, tokens.
         bytes: size of the shards.
-        left_out: reason -> number of items that the plan would count as failed or filtered.
+        left_out: number of items that the plan would count as failed or filtered, by reason.
         exact: whether ``items``, ``shards`` and frames are counted, not extrapolated.
         sampled: number of items that were made to estimate the rest.
         workers: number of workers that ``seconds`` is for.
@@ -61,7 +61,7 @@ class Estimate:
     seconds: float | None
 
     def lines(self) -> list[str]:
-        """The estimate for a person."""
+        """The estimate as text."""
         about = "" if self.exact else "about "
         counts = [f"{about}{self.items} {self.unit}", *(f"about {count} {name}" for name, count in self.stats.items())]
         text = [
@@ -77,7 +77,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Sample(Generic[AnyRow]):
-    """A corpus as far as it is known without making anything, and the rows to make as a sample."""
+    """Counts of a corpus, known or extrapolated from probing, and the rows to make as a sample."""
 
     inputs: int
     probed: int
@@ -104,7 +104,7 @@ def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:
         workers = max(min(pool.size, sample.shards), 1)
     ok = sum(commit.ok for commit, _ in made)
     frames = sum(commit.stats.get("frames", 0) for commit, _ in made)
-    # A clip that is shorter than others costs less; where a stage counts frames, they tell more than items.
+    # Scale by frames if the stage counts them, because clips differ in length; otherwise by items.
     scale = sample.frames / frames if frames else sample.items / ok if ok else 0.0
     totals: Counter[str] = Counter()
     for commit, _ in made:
@@ -127,7 +127,7 @@ def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:
 
 
 def reservoir_sample(sources: Iterable[Source], size: int) -> tuple[int, list[Source]]:
-    """Count sources, and draw a uniform sample that is always the same (Vitter 1985, algorithm R)."""
+    """Count sources, and draw a uniform, deterministic sample (Vitter 1985, algorithm R)."""
     generator = random.Random(0)
     sample: list[Source] = []
     count = 0
@@ -145,7 +145,7 @@ def reservoir_sample(sources: Iterable[Source], size: int) -> tuple[int, list[So
 def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: Runtime) -> _Sample[AnyVideoRow]:
     count, sources = reservoir_sample(list_sources(inputs, stage.lists), _PROBED)
     if not count:
-        raise UsageError("the inputs name no video at all")
+        raise UsageError("the inputs contain no videos")
     pool = runtime.pool(-(-len(sources) // stage.probes_per_worker))
     began = monotonic()
     probed: list[list[AnyVideoRow]] = []
@@ -209,7 +209,7 @@ def _make(stage: Stage[Any], tasks: list[ShardTask[Any]], pool: Pool) -> list[tu
 
 
 class _TimedWorker:
-    """Makes shards in a temporary folder; returns each record and the time it took (seconds)."""
+    """Makes shards in a temporary folder, and returns each record with its time (seconds)."""
 
     def __init__(self, stage: Stage[Any], pool: Pool) -> None:
         self._make = stage.worker(pool)

@@ -27,12 +27,12 @@ _PROBE_RETRIES = 2
 
 
 class Listing:
-    """The sources of a plan in their order, packed so that millions fit into memory.
+    """The sources of a plan in order, in Arrow tables, so that millions fit into memory.
 
     Attributes:
-        parts: tables of :class:`Source`, of a fixed number of rows but for the last.
-        inputs: their fingerprint, which the plan keeps.
-        digest: SHA-256 of the sources in their order (hex).
+        parts: tables of :class:`Source`, all of the same number of rows except the last.
+        inputs: fingerprint of the inputs, as recorded in the plan.
+        digest: SHA-256 of the sources in order (hex).
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
@@ -53,11 +53,11 @@ class Listing:
         return sum(len(part) for part in self.parts)
 
     def units(self, stage: VideoStage[Any]) -> int:
-        """Number of workers that the sources are worth."""
+        """Number of workers that probing the sources can occupy."""
         return -(-len(self) // stage.probes_per_worker)
 
     def sources(self) -> Iterator[Source]:
-        """Yield the sources in their order."""
+        """Yield the sources in order."""
         for part in self.parts:
             yield from _SOURCES.from_table(part)
 
@@ -65,14 +65,14 @@ class Listing:
 def probe_listing(
     stage: VideoStage[AnyVideoRow], listing: Listing, made_from: dict[str, Any], out: Path, pool: Pool
 ) -> Iterator[AnyVideoRow]:
-    """Yield the rows of all sources in order; parts that an earlier run has saved are read, not probed again.
+    """Yield the rows of all sources in order; parts saved by an earlier run are not probed again.
 
     Args:
-        stage: probes the sources.
+        stage: stage that probes the sources.
         listing: the sources.
-        made_from: what the rows depend on; parts made from something else are not used.
-        out: the output directory, which holds the parts until :func:`remove_parts`.
-        pool: runs the probes.
+        made_from: everything that the rows depend on; parts with other values are ignored.
+        out: output directory, which holds the parts until :func:`remove_parts`.
+        pool: pool for probing.
 
     Raises:
         FileNotFoundError: another driver has finished the plan and deleted the parts.

@@ -14,10 +14,10 @@ from vidvq.video import VideoError
 
 @contextmanager
 def local_clips(clips: Path, row: ClipRow) -> Generator[Path | None]:
-    """A clip shard, or a temporary copy if it is not on this machine, with the content that was planned.
+    """Open a clip shard, or a temporary copy if it is remote, after checking that it is the planned one.
 
     Args:
-        clips: a directory of clip shards.
+        clips: directory of clip shards.
         row: any clip of the shard.
 
     Yields:

@@ -29,7 +29,7 @@ _NO_INPUTS: dict[str, Any] = {"clips": None, "columns": None}
 
 
 def plan_clips(stage: ClipStage, out: Path) -> Plan:
-    """The plan of an output directory: the one that is there, extended where its clips have changed, or a new one.
+    """Read the plan of an output directory, updated if the clips have changed, or write a new one.
 
     Raises:
         UsageError: the clips are unfinished or empty, ``where`` is wrong, or the plan that is there was made from other
@@ -41,7 +41,7 @@ def plan_clips(stage: ClipStage, out: Path) -> Plan:
     selection = ClipSelection(stage.clips, clips, stage.where, "where") if stage.where else None
     table = codec_of(ClipRow).to_table(_rows(commits, selection, digest))
     if not table.num_rows:
-        raise UsageError(f"{stage.clips} holds no clips; nothing to {stage.name}")
+        raise UsageError(f"{stage.clips} has no clips to {stage.name}")
     made_from = {"clips": {"plan_id": clips.plan_id, "sha256": digest.hexdigest()}} | stage.identity()
     made_from |= selection.identity() if selection else {}
     if not has_plan(out):
@@ -85,7 +85,7 @@ def read_clip_shards(folder: Path, plan: Plan) -> Iterator[Commit]:
 
 
 def _rows(commits: Iterator[Commit], selection: ClipSelection | None, digest: Any) -> Iterator[ClipRow]:
-    """Yield the rows of all clips, and add the SHA-256 of each clip shard to ``digest``, one a line."""
+    """Yield the rows of all clips, and add the SHA-256 of each clip shard to ``digest``, one per line."""
     for index, commit in enumerate(commits):
         digest.update(f"{chr(10) if index else ''}{commit.sha256}".encode())
         yield from select_rows(commit, index, selection)
@@ -95,7 +95,7 @@ def _rows(commits: Iterator[Commit], selection: ClipSelection | None, digest: An
 
 @dataclass(frozen=True)
 class _ClipShard:
-    """A clip shard as a plan has it: ``index`` is that of the shard made from it."""
+    """A clip shard in a plan; ``index`` is that of the shard made from it."""
 
     name: str
     sha256: str
@@ -121,9 +121,9 @@ def _changed_rows(plan: Plan, clips: Plan, table: pa.Table) -> Iterator[ClipRow]
     """Yield the rows of all shards whose clip shards or selections have changed, in the order of the shards.
 
     Args:
-        plan: the plan as it is.
-        clips: the plan of the clips as it is now.
-        table: the rows that a plan made now would have.
+        plan: current plan.
+        clips: current plan of the clips.
+        table: rows of a plan made from the current clips.
     """
     names = {_stem(name): name for name in clips.shard_names()}
     codec = codec_of(ClipRow)
@@ -163,7 +163,7 @@ def _by_stem(rows: Iterator[ClipRow]) -> dict[str, _ClipShard]:
 
 
 def _left_out(rows: Iterator[ClipRow]) -> dict[str, set[str]]:
-    """The keys that were not selected in each clip shard, by its stem."""
+    """Keys that were not selected, by stem of the clip shard."""
     found: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row.reason == NOT_SELECTED:
@@ -172,7 +172,7 @@ def _left_out(rows: Iterator[ClipRow]) -> dict[str, set[str]]:
 
 
 def _rows_of_shards(rows: Iterator[ClipRow], shards: set[int]) -> dict[int, dict[str, ClipRow]]:
-    """The rows of some shards by key, in order."""
+    """Rows of some shards by key, in order."""
     found: dict[int, dict[str, ClipRow]] = defaultdict(dict)
     for row in rows:
         if row.shard in shards:
@@ -181,5 +181,5 @@ def _rows_of_shards(rows: Iterator[ClipRow], shards: set[int]) -> dict[int, dict
 
 
 def _stem(name: str) -> str:
-    """The same for ``clips-000012.tar`` and ``clips-000012-r1.tar``."""
+    """Stem without the generation: equal for ``clips-000012.tar`` and ``clips-000012-r1.tar``."""
     return name.removesuffix(".tar").partition("-r")[0]

@@ -21,10 +21,10 @@ from vidvq.runtime import Runtime
 
 
 def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, runtime: Runtime) -> Plan:
-    """The plan of an output directory: the one that is there, or a new one.
+    """Read the plan of an output directory, or probe the inputs and write a new one.
 
     Args:
-        stage: probes the videos.
+        stage: stage that probes the videos.
         inputs: files, folders, globs, lists, tars of videos and URLs.
         out: the output directory.
         runtime: runtime of the job, for probing.
@@ -37,13 +37,13 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
     refuse_foreign(out)
     listing = Listing(list_sources(inputs, stage.lists))
     if not listing.parts:
-        raise UsageError("the inputs name no video at all")
+        raise UsageError("the inputs contain no videos")
     made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
     try:
         rows = probe_listing(stage, listing, made_from, out, runtime.pool(listing.units(stage)))
         table = separate_keys(number_shards(stage, stage.select(rows, ()), 0), stage.row)
     except FileNotFoundError:
-        # Another driver has finished its plan, and has deleted the parts that this one was planning from.
+        # Another driver has written the plan and deleted the parts that this one was reading.
         if not has_plan(out):
             raise
         return _confirm(stage, inputs, out)
@@ -54,7 +54,7 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
 
 
 def number_shards(stage: VideoStage[AnyVideoRow], rows: Iterable[AnyVideoRow], first_shard: int) -> pa.Table:
-    """Assign rows to shards from ``first_shard`` on, a fixed number to each; returns the table of the rows."""
+    """Assign rows to shards from ``first_shard``, a fixed number to each, and return their table."""
     numbered = (replace(row, shard=first_shard + index // stage.per_shard) for index, row in enumerate(rows))
     return codec_of(stage.row).to_table(numbered)
 
@@ -69,7 +69,7 @@ def sources_of(plan: Plan, row: type[AnyVideoRow]) -> Iterator[Source]:
 
 
 def removed_uris(plan: Plan, row: type[VideoRow]) -> set[str]:
-    """The uris of sources that were removed from a plan, and not added again."""
+    """URIs of sources that were removed from a plan and not added again."""
     if len(plan.headers) == 1:
         return set()
     removed, present = set[str](), set[str]()

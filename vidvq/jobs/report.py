@@ -1,4 +1,4 @@
-"""``report.html``: what became of the inputs, and a contact sheet of samples drawn from all over the corpus."""
+"""``report.html``: counts of the items by outcome, and a contact sheet of random samples."""
 
 from base64 import b64encode
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ _THUMBNAIL_HEIGHT = 144
 
 
 def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Path, pool: Pool) -> None:
-    """Write ``report.html``: one file without network access, the same for the same corpus."""
-    # Imported here since they cost a tenth of a second, which a job that is done already would spend too.
+    """Write ``report.html``, a deterministic, self-contained file."""
+    # Imported here to keep the start of every job a tenth of a second shorter.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -44,7 +44,7 @@ def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Pat
 
 
 def read_sample(out: Path, commit: Commit, key: str) -> dict[str, bytes]:
-    """The files of one sample by extension, read from where its commit record says they are."""
+    """Read the files of one sample by extension, at the offsets in its commit record."""
     found: dict[str, bytes] = {}
     with (out / commit.shard).open("rb") as file:
         for member, offset in commit.member_offsets():

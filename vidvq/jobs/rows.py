@@ -11,7 +11,7 @@ class VideoRow(PlanRow):
     """One item cut from a video: frames ``first`` to ``first + num_frames`` of its sampled timeline.
 
     Attributes:
-        source: the video as it was listed; its range is that of the list, not of the item.
+        source: the video, as listed; its range is that of the list, not of the item.
         sha256: SHA-256 of the video (hex); "" if it could not be read.
         clip_index: index of the item among those of its source, from 0.
         first: first frame.

@@ -69,7 +69,7 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
     note, monitor = ProgressNote(), stage.monitor()
     with progress(stage.name, plan.num_items, stage.unit) as bar:
         tasks = _tasks(stage, plan, out, monitor, note, bar)
-        # Two tasks tell whether there is work for more than one worker.
+        # Two tasks are enough to see whether there is work for more than one worker.
         first = list(islice(tasks, 2))
         if not first:
             return

@@ -1,4 +1,4 @@
-"""Samples into a shard in the order of the plan, whatever order they become ready in."""
+"""Writing of samples in plan order, independent of the order in which they are ready."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from vidvq.formats.commit import Outcome, ShardDraft
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample to write: its files by extension, and what it adds to the statistics of its shard."""
+    """A sample to write: its files by extension, and its contribution to the statistics of the shard."""
 
     key: str
     files: dict[str, bytes]
@@ -34,7 +34,7 @@ Item: TypeAlias = Sample | Rejected
 
 
 class OrderedShardWriter:
-    """Holds items back until all those before them are there.
+    """Buffers items until all items before them have been added.
 
     Args:
         draft: the shard.
@@ -47,7 +47,7 @@ class OrderedShardWriter:
         self._early: dict[str, Item] = {}
 
     def put(self, item: Item) -> None:
-        """Take one item; each key comes once, in any order."""
+        """Add one item; each key must be added once, in any order."""
         self._early[item.key] = item
         while self._keys and (ready := self._early.pop(self._keys[0], None)):
             self._keys.popleft()

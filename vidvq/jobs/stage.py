@@ -1,8 +1,8 @@
-"""What a stage of the corpus job is: `vidvq shard`, `vidvq tokenize`, `vidvq map`, and the stages that users add.
+"""Interface of the stages of the corpus job: `vidvq shard`, `vidvq tokenize`, `vidvq map`, and those of users.
 
-A stage says three things: what the bytes of its shards depend on (:meth:`Stage.identity`), which items an input gives
-(:meth:`VideoStage.probe`; a stage over clips has one item for each clip), and how one shard is made
-(:meth:`Stage.worker`). Planning, resuming, updating, scheduling, accounting and reporting are the same for all stages.
+A stage defines what the bytes of its shards depend on (:meth:`Stage.identity`), which items an input contains
+(:meth:`VideoStage.probe`; a stage over clips has one item per clip), and how to make one shard
+(:meth:`Stage.worker`). Planning, resuming, updating, scheduling, accounting and reporting are common to all stages.
 
     inputs --plan--> rows, grouped into shards --worker--> one tar and one commit record per shard --> summary, report
 """
@@ -31,8 +31,8 @@ class StageConfig(Protocol):
     """Settings that every stage has.
 
     Attributes:
-        max_failed: share of the items that may fail before the exit code is 1 (0 to 1).
-        runtime: where the job runs; has no influence on the output.
+        max_failed: maximum share of failed items (0 to 1); above it the exit code is 1.
+        runtime: execution of the job; does not affect the output.
     """
 
     @property
@@ -44,13 +44,13 @@ class StageConfig(Protocol):
 
 @dataclass(frozen=True)
 class ShardTask(Generic[AnyRow]):
-    """One shard to make; travels to a worker.
+    """One shard to make, sent to a worker.
 
     Attributes:
-        out: the output directory.
+        out: output directory.
         shard: file name of the shard.
         plan_id: ``plan_id`` of its commit record.
-        rows: its items, in the order of the plan.
+        rows: items of the shard, in plan order.
         older: earlier names of the shard with their generations, oldest first; their samples may be reused.
     """
 
@@ -61,7 +61,7 @@ class ShardTask(Generic[AnyRow]):
     older: Sequence[tuple[str, int]] = ()
 
     def left_out(self) -> Iterator[tuple[str, Outcome]]:
-        """Yield what the plan has decided already: ``failed`` or ``filtered``, and the outcome."""
+        """Yield the items that failed or were filtered in planning: ``failed`` or ``filtered``, and the outcome."""
         for row in self.rows:
             if row.outcome:
                 yield row.outcome, Outcome(row.key, row.reason, f"{row.origin}: {row.detail}")
@@ -69,15 +69,15 @@ class ShardTask(Generic[AnyRow]):
 
 @dataclass(frozen=True)
 class ShardResult:
-    """One shard that is committed, and what its worker knows of it beside the record.
+    """One committed shard, and the worker's measurements of it.
 
     Attributes:
-        commit: the commit record; another driver may have written it.
+        commit: commit record; another driver may have written it.
         worker: id of the worker.
         alive_s: time since the worker was ready (seconds).
         seconds: time spent on this shard by activity (seconds).
-        copied: those of the record's statistics that belong to samples copied from an older form of the shard.
-        details: whatever the stage's :class:`Monitor` reads.
+        copied: the part of the record's statistics that belongs to samples copied from an older version of the shard.
+        details: additional values for the :class:`Monitor` of the stage.
     """
 
     commit: Commit
@@ -89,7 +89,7 @@ class ShardResult:
 
     @property
     def made(self) -> dict[str, int]:
-        """The record's statistics without those of copied samples."""
+        """Statistics of the record without those of copied samples."""
         return {name: count - self.copied.get(name, 0) for name, count in self.commit.stats.items()}
 
 
@@ -97,38 +97,38 @@ Worker: TypeAlias = Callable[[ShardTask[AnyRow]], ShardResult]
 
 
 class Monitor:
-    """Watches a job's shards as they are committed. A stage with quality gates overrides it."""
+    """Observer of the committed shards of a job. Stages with quality gates override it."""
 
     def see(self, commit: Commit) -> None:
-        """Take in the record of a shard, made by this run or an earlier one.
+        """Process the record of a shard, made by this run or an earlier one.
 
         Raises:
-            JobStopped: a gate is closed.
+            JobStopped: a quality gate failed.
         """
 
     def add(self, result: ShardResult) -> None:
-        """Take in a shard made by this run.
+        """Process a shard made by this run.
 
         Raises:
-            JobStopped: a gate is closed.
+            JobStopped: a quality gate failed.
         """
 
     def metrics(self) -> dict[str, Any]:
-        """What the stage adds to ``metrics.json``, as JSON types."""
+        """Entries of the stage in ``metrics.json``, as JSON types."""
         return {}
 
     def lines(self) -> list[str]:
-        """The same for a person."""
+        """The metrics as text."""
         return []
 
 
 @dataclass(frozen=True)
 class Activity:
-    """What workers spend time on, for the report of a run.
+    """An activity of workers, for the time accounting of a run.
 
     Attributes:
-        name: what it is, such as "encoding".
-        remedy: what helps if it takes much of the time; "" for the stage's own work.
+        name: name of the activity, such as "encoding".
+        remedy: advice if it takes much of the time; "" for the main work of the stage.
     """
 
     name: str
@@ -137,12 +137,12 @@ class Activity:
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One picture of the contact sheet in ``report.html``.
+    """One image of the contact sheet in ``report.html``.
 
     Attributes:
         key: key of the item.
-        caption: one line.
-        jpeg: the picture.
+        caption: caption (one line).
+        jpeg: image, encoded as JPEG.
     """
 
     key: str
@@ -151,20 +151,20 @@ class Thumbnail:
 
 
 class Stage(ABC, Generic[AnyRow]):
-    """One stage of the corpus job. Travels to workers by pickle, so it holds settings and paths alone.
+    """A stage of the corpus job. Pickled for workers, so it has only settings and paths.
 
     Attributes:
         name: name of the command and of the stage in plans.
-        prefix: prefix of the shards' names.
-        unit: what an item is called, in plural.
-        work: the activity (a key of ``activities``) that is the stage's own work.
-        activities: what workers spend time on, by the names in :attr:`ShardResult.seconds`.
-        totals: the statistics of commit records that are reported as rates.
+        prefix: prefix of shard names.
+        unit: name of the items (plural).
+        work: key in ``activities`` of the main work of the stage.
+        activities: activities of workers, by the names in :attr:`ShardResult.seconds`.
+        totals: names of the statistics in commit records to report as rates.
         thumbnail_count: number of samples on the contact sheet of ``report.html``.
-        sheet_title: its heading.
+        sheet_title: heading of the contact sheet.
         config_type: type of the settings, a frozen dataclass with ``max_failed`` and ``runtime``.
-        row: type of the plan's rows.
-        cpus: CPUs of a worker; 0 if it only waits for calls it makes on the pool.
+        row: type of the rows of the plan.
+        cpus: CPUs of a worker; 0 if it only waits for its calls to the pool.
         gpus: GPUs of a worker.
     """
 
@@ -184,39 +184,40 @@ class Stage(ABC, Generic[AnyRow]):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """All that the bytes of the shards depend on beside the inputs, as JSON types."""
+        """Everything except the inputs that the bytes of the shards depend on, as JSON types."""
 
     @abstractmethod
     def worker(self, pool: Pool) -> "Worker[AnyRow]":
-        """Build what makes shards, once in each worker process.
+        """Build the function that makes shards; called once in each worker process.
 
         Args:
-            pool: for calls of its own, such as one call for each video of a shard.
+            pool: pool for nested calls, such as one call per video of a shard.
 
         Returns:
-            A callable that makes and commits one shard. The same task gives the same bytes, however often it runs.
+            A callable that makes and commits one shard. It must be deterministic: repeated calls with a task write the
+            same bytes.
         """
 
     def check(self) -> None:
-        """Refuse what cannot run, before any work.
+        """Check the settings before any work.
 
         Raises:
-            UsageError: says what is wrong and what to do.
+            UsageError: the stage cannot run with these settings.
         """
 
     def begin(self, out: Path) -> None:
-        """Write what belongs to the output directory as a whole, before the first shard."""
+        """Write files that belong to the whole output directory, before the first shard."""
 
     def monitor(self) -> Monitor:
-        """Build what watches one run."""
+        """Build the monitor of one run."""
         return Monitor()
 
     def units(self, tasks: Sequence[ShardTask[AnyRow]]) -> int:
-        """Number of pieces of work in these tasks that can run at the same time."""
+        """Number of units of work in these tasks that can run in parallel."""
         return len(tasks)
 
     def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, AnyRow]], pool: Pool) -> Iterator[Thumbnail]:
-        """Yield pictures of drawn samples (commit record and row) for ``report.html``; none by default."""
+        """Yield thumbnails of randomly drawn samples for ``report.html``; none by default."""
         return iter(())
 
     @classmethod
@@ -225,26 +226,26 @@ class Stage(ABC, Generic[AnyRow]):
         """Build the stage for a job.
 
         Args:
-            inputs: the inputs of the job; none for an update of a corpus of videos.
-            config: settings, of :attr:`config_type`.
-            options: options of the command beside the settings.
+            inputs: inputs of the job; empty for an update of a corpus of videos.
+            config: settings, an instance of :attr:`config_type`.
+            options: additional options of the command.
 
         Raises:
-            UsageError: a mistake in the arguments.
+            UsageError: an argument is wrong.
         """
 
     @classmethod
     def default_out(cls, inputs: list[str], **options: Any) -> Path:
-        """The output directory of a job that is given none.
+        """Default output directory.
 
         Raises:
-            UsageError: the stage has no such rule.
+            UsageError: the stage has no default.
         """
         raise UsageError("--out is missing; give an output directory")
 
     @classmethod
     def settings_of(cls, made_from: dict[str, Any]) -> dict[str, Any]:
-        """The settings that a plan was made with, as far as it keeps them."""
+        """The settings of a plan, as far as its header has them."""
         return {each.name: made_from[each.name] for each in fields(cls.config_type) if each.name in made_from}
 
 
@@ -252,8 +253,8 @@ class VideoStage(Stage[AnyVideoRow]):
     """A stage whose inputs are videos.
 
     Attributes:
-        lists: meaning of the columns of lists.
-        per_shard: number of planned items in one shard.
+        lists: interpretation of the columns of lists.
+        per_shard: number of planned items per shard.
         deadline_s: time limit of probing one video (seconds).
     """
 
@@ -269,7 +270,7 @@ class VideoStage(Stage[AnyVideoRow]):
 
     @property
     def probes_per_worker(self) -> int:
-        """Number of videos that are not worth a second worker to probe."""
+        """Number of videos to probe before a second worker pays off."""
         return 32
 
     @classmethod
@@ -279,35 +280,35 @@ class VideoStage(Stage[AnyVideoRow]):
 
     @abstractmethod
     def probe(self, source: Source) -> list[AnyVideoRow]:
-        """The rows of one video: items to make, and a row with a reason for what cannot be made.
+        """Probe one video: rows of the items to make, and rows with a reason for those that cannot be made.
 
-        Runs in a worker and never raises; never empty.
+        Runs in a worker. Must not raise, and must return at least one row.
         """
 
     @abstractmethod
     def reject(self, source: Source, reason: str, detail: str) -> AnyVideoRow:
-        """The row of a video that fails as a whole."""
+        """Build the row of a video that fails as a whole."""
 
     def select(self, rows: Iterable[AnyVideoRow], existing: Iterable[AnyVideoRow]) -> Iterator[AnyVideoRow]:
-        """Filter the rows of a plan by what only the whole corpus tells, such as duplicates.
+        """Filter the rows of a plan by properties of the whole corpus, such as duplicates.
 
         Args:
-            rows: new rows, those of one source together.
-            existing: rows that stand beside them.
+            rows: new rows, grouped by source.
+            existing: rows that are already in the plan.
         """
         return iter(rows)
 
     def shorten(self, rows: list[AnyVideoRow]) -> list[AnyVideoRow]:
-        """A few of the rows of one video, for an estimate."""
+        """Select a few rows of one video, for an estimate."""
         return rows[:8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipStage(Stage[ClipRow]):
-    """A stage whose input is a directory of clip shards; it makes one shard for each of them.
+    """A stage whose input is a directory of clip shards; it makes one shard per clip shard.
 
     Attributes:
-        clips: the directory.
+        clips: directory of clip shards.
     """
 
     clips: Path
@@ -315,7 +316,7 @@ class ClipStage(Stage[ClipRow]):
 
     @property
     def where(self) -> str | None:
-        """An expression that selects clips (see :mod:`vidvq.formats.selection`): the setting ``where``, if any."""
+        """Expression that selects clips, from the setting ``where``; see :mod:`vidvq.formats.selection`."""
         return getattr(self.config, "where", None)
 
     @classmethod
@@ -325,10 +326,10 @@ class ClipStage(Stage[ClipRow]):
 
     @classmethod
     def require_clips(cls, inputs: Sequence[str]) -> Path:
-        """The one directory of clip shards in the inputs.
+        """The directory of clip shards, which must be the only input.
 
         Raises:
-            UsageError: there is none, or it is not the only input.
+            UsageError: there is no such directory, or it is not the only input.
         """
         clips = cls.find_clips(inputs)
         if clips is None:
@@ -345,5 +346,5 @@ class ClipStage(Stage[ClipRow]):
         """
         planned = [resolve_path(given) for given in inputs if has_plan(resolve_path(given))]
         if planned and len(inputs) > 1:
-            raise UsageError(f"{planned[0]} is a directory of shards; give it alone")
+            raise UsageError(f"{planned[0]} is a directory of shards; give no other inputs")
         return planned[0] if planned else None

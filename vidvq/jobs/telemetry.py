@@ -1,4 +1,4 @@
-"""What an observer of a run sees: a note behind the progress bar, and metrics that Ray serves to Prometheus."""
+"""Telemetry of a run: the note after the progress bar, and metrics that Ray serves to Prometheus."""
 
 from collections import Counter
 from time import monotonic
@@ -13,8 +13,8 @@ class Telemetry:
     """Publishes the metrics of a run, shard by shard, as ``vidvq_STAGE_*``.
 
     Args:
-        stage: names the metrics.
-        pool: carries them to where they are served.
+        stage: stage that determines the names of the metrics.
+        pool: pool that exports them.
     """
 
     def __init__(self, stage: Stage[Any], pool: Pool) -> None:
@@ -42,7 +42,7 @@ class Telemetry:
 
 
 class ProgressNote:
-    """The note behind the progress bar: rates of this run, and failed items of the whole job."""
+    """The note after the progress bar: rates of this run, and failed items of the whole job."""
 
     def __init__(self) -> None:
         self._began = monotonic()

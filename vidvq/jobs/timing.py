@@ -1,4 +1,4 @@
-"""Where the time of a run went: seconds by activity in each worker, and their sum over all workers."""
+"""Time accounting of a run: seconds by activity in each worker, and their sum over all workers."""
 
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterator
@@ -27,7 +27,7 @@ _SHOWN_SHARE = 0.005
 
 
 class Stopwatch:
-    """Seconds by activity in one worker; where one activity runs inside another, they count for the inner one.
+    """Seconds by activity in one worker; nested activities count for the inner one only.
 
     Args:
         compute: activities that only compute, on this thread. Wall time beyond their CPU time counts as ``core``
@@ -44,7 +44,7 @@ class Stopwatch:
 
     @contextmanager
     def activity(self, name: str) -> Generator[None]:
-        """Count the time inside as ``name``."""
+        """Count the time in the block as ``name``."""
         self._book()
         self._open.append(name)
         try:
@@ -54,7 +54,7 @@ class Stopwatch:
             self._open.pop()
 
     def waiting(self, name: str, entries: Iterator[Entry]) -> Iterator[Entry]:
-        """Pass entries on, and count the wait for each as ``name``."""
+        """Yield the entries, and count the wait for each as ``name``."""
         while True:
             with self.activity(name):
                 try:
@@ -64,14 +64,14 @@ class Stopwatch:
             yield entry
 
     def move(self, seconds: float, source: str, target: str) -> None:
-        """Count seconds of one activity as another; no more than it has."""
+        """Move seconds from one activity to another, at most those that it has."""
         self._book()
         moved = min(seconds, self._seconds[source])
         self._seconds[source] -= moved
         self._seconds[target] += moved
 
     def result(self, commit: Commit, copied: dict[str, int] | None = None, details: Any = None) -> ShardResult:
-        """The result of a shard; the time until now is its own."""
+        """Build the result of a shard, with the time since the last result."""
         self._book()
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
         return ShardResult(commit, self.worker, monotonic() - self._ready, seconds, copied or {}, details)
@@ -89,19 +89,19 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """What one run did and how its workers spent their time; written as ``metrics.json``, also by a run that stopped.
+    """Totals and worker times of one run; written as ``metrics.json``, even if the run was stopped.
 
     Attributes:
-        work: the activity that is the stage's own work.
+        work: activity that is the main work of the stage.
         activities: all activities by name.
         wall_s: time from the start of the workers to the last shard (seconds).
         workers: number of workers that made a shard.
         start_s: mean time for a worker to become ready (seconds).
         efficiency: share of ``work`` in the workers' time (0 to 1).
         seconds: time of all workers by activity (seconds).
-        totals: what this run made, by name: frames, tokens.
-        extra: what the stage adds, as JSON types.
-        extra_lines: the same for a person.
+        totals: totals of this run by name, such as frames and tokens.
+        extra: entries of the stage, as JSON types.
+        extra_lines: entries of the stage as text.
     """
 
     work: str
@@ -116,7 +116,7 @@ class RunMetrics:
     extra_lines: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The metrics for a person; nothing if no shard was made."""
+        """The metrics as text; empty if no shard was made."""
         if not any(self.totals.values()):
             return []
         total = sum(self.seconds.values())
@@ -138,7 +138,7 @@ class RunMetrics:
         return text
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types, with totals and extras beside the times."""
+        """The metrics as JSON types, with totals and extras at the top level."""
         times = {name: getattr(self, name) for name in ("wall_s", "workers", "start_s", "efficiency", "seconds")}
         return times | self.totals | self.extra
 
@@ -148,7 +148,7 @@ class RunMetrics:
 
 
 class TimeAccounting:
-    """Adds up the results of a run; starts when the workers do."""
+    """Sums the results of a run; create it when the workers start."""
 
     def __init__(self) -> None:
         self._began = monotonic()
@@ -157,14 +157,14 @@ class TimeAccounting:
         self.totals: Counter[str] = Counter()
 
     def add(self, result: ShardResult) -> None:
-        """Take in a shard at the moment it is committed."""
+        """Add a shard when it is committed."""
         self._ready.setdefault(result.worker, monotonic() - result.alive_s)
         for name, seconds in result.seconds.items():
             self._seconds[name] += seconds
         self.totals.update(result.made)
 
     def report(self, stage: Stage[Any], monitor: Monitor) -> RunMetrics:
-        """The metrics of the run until now."""
+        """The metrics of the run so far."""
         ended = monotonic()
         starts = [max(ready - self._began, 0.0) for ready in self._ready.values()]
         alive = sum(ended - ready for ready in self._ready.values())

@@ -1,7 +1,7 @@
 """Updates of a finished corpus: more inputs, inputs removed, failures retried.
 
 Each writes the plan's next generation (see :mod:`vidvq.formats.plan`); the job then makes the shards it touches, and
-copies the samples that stand.
+copies the samples that are still valid.
 """
 
 from collections.abc import Iterable, Iterator
@@ -36,7 +36,7 @@ class CorpusUpdate:
     """One update of a corpus; exactly one field is set.
 
     Attributes:
-        add: inputs, of which those that are new join the corpus.
+        add: inputs to add; those that the corpus already has are skipped.
         remove: uris of inputs to remove; their items stay in the plan as ``removed``.
         retry: a reason, or :data:`ANY_REASON`: items that failed for it are tried again. Where probing failed or the
             file has changed, the video is probed again.
@@ -48,7 +48,7 @@ class CorpusUpdate:
 
 
 def check_update(plan: Plan, stage: str, inputs: list[str], update: CorpusUpdate, out: Path) -> None:
-    """Refuse an update that the corpus does not support, before any work.
+    """Check that the corpus supports an update, before any work.
 
     Args:
         plan: the plan of the corpus.
@@ -71,14 +71,14 @@ def check_update(plan: Plan, stage: str, inputs: list[str], update: CorpusUpdate
     if not over_videos and len(inputs) != 1:
         raise UsageError(f"{out} is made from clip shards; give their directory: vidvq {stage} CLIPS --out {out} ...")
     if over_videos and inputs and update.add is None:
-        raise UsageError(f"{inputs[0]} is one argument too many; --remove and --retry-failed take no videos")
+        raise UsageError(f"{inputs[0]} is an extra argument; --remove and --retry-failed take no videos")
     for given in update.add or ():
         if has_plan(resolve_path(given)):
             raise UsageError(f"{given} is a directory of shards; --add takes videos, as {out} was made from")
 
 
 def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Path, runtime: Runtime) -> Plan:
-    """Write the next generation of a plan over videos, unless the plan has all of the update already.
+    """Write the next generation of a plan over videos, unless the plan already contains the update.
 
     Raises:
         UsageError: an input cannot be listed, was changed since it was planned, or is not there to be removed; or the
@@ -94,7 +94,7 @@ def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Pat
 
 
 def retry_clips(stage: ClipStage, update: CorpusUpdate, out: Path) -> Plan:
-    """Write the next generation of a plan over clip shards: its failed items again.
+    """Write the next generation of a plan over clip shards, which retries its failed items.
 
     Raises:
         UsageError: the corpus was made by another tokenizer or function.
@@ -141,7 +141,7 @@ def _remove(stage: VideoStage[AnyVideoRow], plan: Plan, uris: set[str], out: Pat
             if present:
                 fingerprint.add(source, -1)
     if missing := sorted(uris - found):
-        raise UsageError(f"{out} has no input {missing[0]}; give it as the plan has it, see vidvq inspect {out}")
+        raise UsageError(f"{out} has no input {missing[0]}; give its URI as in the plan; see vidvq inspect {out}")
     return _extend(stage, plan, fingerprint, rows, out) if rows else plan
 
 
@@ -150,7 +150,7 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
     fingerprint = Fingerprint(plan.made_from["inputs"])
     rows: list[AnyVideoRow] = []
     probe: list[Source] = []
-    # Rows of the videos to probe again, by key: as they are, and with the source as it is now.
+    # Rows of the videos to probe again, by key: current rows, and rows with the current source.
     old: dict[str, AnyVideoRow] = {}
     unclaimed: dict[str, AnyVideoRow] = {}
     for source, there in _by_source(plan, stage.row):
@@ -158,7 +158,7 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
             continue
         now = _refresh(source)
         if now == source and not any(row.key in failed and row.reason for row in there):
-            # Probing went well and the file is the same: only the items that failed are made again.
+            # The file is unchanged and was probed successfully: retry only its failed items.
             rows += [row for row in there if row.key in failed]
             continue
         fingerprint.add(source, -1)
@@ -173,7 +173,7 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
         unchanged = before is not None and replace(row, shard=before.shard) == before
         if not unchanged or (row.key in failed and not row.reason):
             rows.append(row)
-    # What the file no longer gives stays in the plan, unless an earlier update has left it out.
+    # Items that the file no longer contains stay in the plan, unless an earlier update has removed them.
     gone = (row for row in unclaimed.values() if row.reason not in {REMOVED, GONE})
     rows += [row.leave_out(GONE, "is not in the file as it is now") for row in gone]
     info(f"{len(failed)} failed items, {len(rows)} to retry")
@@ -225,7 +225,7 @@ def _new(sources: Iterator[Source], known: dict[str, Source]) -> Iterator[Source
         if there is None:
             yield source
         elif there != source:
-            raise UsageError(f"{source.uri} was changed since it was planned; remove it first: --remove {source.uri}")
+            raise UsageError(f"{source.uri} has changed since it was planned; remove it first: --remove {source.uri}")
 
 
 def _by_source(plan: Plan, row: type[AnyVideoRow]) -> Iterator[tuple[Source, list[AnyVideoRow]]]:
@@ -241,7 +241,7 @@ def _by_source(plan: Plan, row: type[AnyVideoRow]) -> Iterator[tuple[Source, lis
 
 
 def _refresh(source: Source) -> Source:
-    """The source with the size and version that its file has now."""
+    """The source with the current size and version of its file."""
     if source.failure:
         return source
     container = source.container
