@@ -1,4 +1,4 @@
-"""A stage of its own for vidvq: how bright each clip is, as columns beside the clips.
+"""Example stage for vidvq: measures the brightness of each clip, as columns.
 
 `pip install ./examples/brightness_stage` adds the command `vidvq brightness CLIPS`.
 """
@@ -40,15 +40,15 @@ class BrightnessStage(ClipFunctionStage):
 
     @classmethod
     def default_out(cls, inputs: list[str], **options: Any) -> Path:
-        """The directory that `where` finds the columns in."""
+        """The directory in which `where` finds the columns."""
         return cls.require_clips(inputs) / "columns" / cls.name
 
     def identity(self) -> dict[str, Any]:
-        """What the results depend on beside the clips. A new version of the code is a new number."""
+        """Everything that the results depend on except the clips. Increase the version when the code changes."""
         return {"version": 1, "dark": self.config.dark}
 
     def function(self) -> ClipFunction:
-        """Build what measures one clip; a model would be loaded here, once in each worker."""
+        """Build the function that measures one clip; load a model here, once per worker."""
         dark = self.config.dark
 
         def measure(frames: np.ndarray, info: ClipInfo) -> dict[str, bytes]:
