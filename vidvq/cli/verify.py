@@ -29,6 +29,8 @@ def verify(folder: Path) -> int:
         return 0
     with log.progress("verify", _count_shards(folder), "shards") as bar:
         report = verify_folder(folder, bar.advance)
+    for note in report.notes:
+        log.info(f"{folder}: {note}")
     for problem in report.problems:
         click.echo(problem)
     if report.problems:

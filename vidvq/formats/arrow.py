@@ -8,6 +8,13 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from vidvq.errors import UsageError
+
+_MAX_ROWS = 1 << 31
+# A table of equal rows is packed well; what is forged is packed better.
+_MIN_UNPACKED = 64 << 20
+_MAX_UNPACKED = 1000
+
 # pyarrow creates these functions when it is imported; the stubs know them with other signatures.
 compute: Any = pyarrow.compute
 
@@ -20,9 +27,23 @@ def encode_table(table: pa.Table) -> bytes:
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a parquet file from a disk or an object store."""
-    with path.open("rb") as file:
-        return pq.read_table(file)  # pyright: ignore[reportUnknownMemberType]
+    """Read a parquet file from a disk or an object store.
+
+    Raises:
+        UsageError: it is not parquet, or unpacks to more than :data:`_MAX_UNPACKED` times its size.
+    """
+    try:
+        with path.open("rb") as file:
+            about = pq.ParquetFile(file)
+            size = file.seek(0, 2)
+            groups = (about.metadata.row_group(index) for index in range(about.metadata.num_row_groups))
+            unpacked = sum(group.total_byte_size for group in groups)
+            if about.metadata.num_rows > _MAX_ROWS or not 0 <= unpacked <= max(_MIN_UNPACKED, _MAX_UNPACKED * size):
+                raise UsageError(f"{path} would unpack from {size} to {unpacked} bytes; vidvq did not write it")
+            return about.read()
+    except pa.ArrowException as error:
+        line = " ".join(str(error).split())
+        raise UsageError(f"{path} is not readable parquet ({line[:200]}); restore it from a copy") from error
 
 
 def keys_of(table: pa.Table) -> list[str]:

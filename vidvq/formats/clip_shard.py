@@ -1,16 +1,18 @@
 """Clip shards: WebDataset tars of ``KEY.mp4``, ``.mkv`` or ``.npy`` (the clip) and ``KEY.json`` (:class:`ClipInfo`)."""
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from vidvq.config import validate
+from pydantic import Field
+
 from vidvq.errors import UsageError
+from vidvq.formats.frame_times import MAX_FRAMES
+from vidvq.formats.schema import Count, Pixels, Text, Ticks, parse
 from vidvq.formats.tar import read_members, read_samples
-from vidvq.storage import canonical_json
+from vidvq.storage import canonical_json, parse_json
 
 FORMAT = "vidvq.clip/1"
 PREFIX = "clips"
@@ -62,6 +64,26 @@ class ClipInfo:
         return Fraction(self.time_base)
 
 
+@dataclass(frozen=True)
+class _InfoFile:
+    """The JSON of a clip; fields as in :class:`ClipInfo`."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    source: Text
+    clip_index: Count
+    time_base: Text
+    pts: Annotated[tuple[Ticks, ...], Field(min_length=1, max_length=MAX_FRAMES)]
+    duration: Ticks
+    fps: Annotated[float, Field(ge=0)]
+    height: Pixels
+    width: Pixels
+    decoder: Text
+    policy: dict[str, Any]
+    carried: dict[str, Any] = field(default_factory=dict[str, Any])
+    retimed: bool = False
+
+
 def clip_files(media: bytes, extension: str, info: ClipInfo) -> dict[str, bytes]:
     """The files of one clip by extension; that of the media is one of :data:`MEDIA`."""
     assert extension in MEDIA
@@ -78,16 +100,12 @@ def parse_clip_info(data: bytes, where: str) -> ClipInfo:
         UsageError: it is damaged; ``where`` names the clip in the message.
     """
     try:
-        fields = json.loads(data)
-        if fields.pop("format") != FORMAT:
-            raise UsageError(f"its format is not {FORMAT}")
-        validate(ClipInfo, fields, "its content")
-        info = ClipInfo(**(fields | {"pts": tuple(int(tick) for tick in fields["pts"])}))
-        if not info.pts or info.height < 1 or info.width < 1 or Fraction(info.time_base) <= 0:
-            raise UsageError("no frames, no size or no time base")
-        return info
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        found = parse(_InfoFile, parse_json(data, "it"), FORMAT, "it", "restore the shard")
+        if Fraction(found.time_base) <= 0:
+            raise UsageError(f"its time_base {found.time_base} is not above 0")
+    except (ValueError, ZeroDivisionError) as error:
         raise UsageError(f"{where} has no readable clip JSON: {error}") from error
+    return ClipInfo(**vars(found))
 
 
 def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:

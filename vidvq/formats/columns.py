@@ -4,7 +4,6 @@ A sample is one canonical JSON object: ``{"columns": {NAME: VALUE, ...}, "format
 shards have the prefix :data:`PREFIX` and hold such samples writes columns; ``vidvq map`` is one.
 """
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -16,7 +15,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan, has_plan, read_plan
 from vidvq.formats.tar import read_samples
-from vidvq.storage import canonical_json, sha256_bytes
+from vidvq.storage import canonical_json, parse_json, sha256_bytes
 
 FORMAT = "vidvq.columns/1"
 PREFIX = "columns"
@@ -67,7 +66,7 @@ def parse_columns(files: Mapping[str, bytes], where: str) -> dict[str, Value]:
     """
     try:
         (data,) = (files[name] for name in files if name == "json")
-        content = json.loads(data)
+        content = parse_json(data, "it")
         if set(files) != {"json"} or content["format"] != FORMAT:
             raise UsageError(f"its format is not {FORMAT}")
         return check_columns(content["columns"])

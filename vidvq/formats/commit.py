@@ -9,32 +9,38 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from vidvq.config import validate
+from pydantic import Field
+
 from vidvq.errors import UsageError
+from vidvq.formats.schema import MAX_LABEL, MAX_TEXT, Count, Digest, FileName, Label, MemberName, Text, parse
 from vidvq.formats.tar import BLOCK_BYTES, Member, TarWriter
 from vidvq.storage import (
     attempt_file,
     create_once,
+    inside,
     is_remote,
     pretty_json,
     publish_once,
     publish_replace,
     read_json,
     remove_attempts,
+    seal,
     sha256_file,
 )
 
 FORMAT = "vidvq.commit/1"
 FOLDER = "commits"
+_REDO = "remove it, then run the same command again"
 # Time that another writer may take from renaming its shard to creating the record (seconds).
 _OTHER_WRITER_S = 5.0
 _READERS = 16
-_MEMBER = tuple(member.name for member in fields(Member))
+# The end of a tar: two empty blocks, filled up to 20 blocks.
+_MAX_END_BYTES = 20 * BLOCK_BYTES + 1
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,11 @@ class Outcome:
         detail: the reason as a sentence.
     """
 
-    key: str
-    reason: str
-    detail: str = ""
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    key: MemberName
+    reason: Label
+    detail: Text = ""
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,11 @@ class Commit:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    shard: str
-    plan_id: str
-    sha256: str | None
-    bytes: int
-    ok: int
+    shard: FileName
+    plan_id: Text
+    sha256: Digest | None
+    bytes: Count
+    ok: Count
     failed: tuple[Outcome, ...]
     filtered: tuple[Outcome, ...]
     members: tuple[Member, ...] = ()
@@ -92,6 +100,23 @@ class Commit:
             offset += BLOCK_BYTES
             yield member, offset
             offset += -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+@dataclass(frozen=True)
+class _CommitFile:
+    """The JSON of a record; fields as in :class:`Commit`, members as lists."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    shard: FileName
+    plan_id: Text
+    sha256: Digest | None
+    bytes: Count
+    ok: Count
+    failed: tuple[Outcome, ...]
+    filtered: tuple[Outcome, ...]
+    members: tuple[tuple[MemberName, Count, Annotated[int, Field(ge=0, lt=1 << 32)]], ...]
+    stats: dict[Label, Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]]
 
 
 class ShardDraft:
@@ -136,7 +161,7 @@ def read_commit(folder: Path, shard: str) -> Commit | None:
         UsageError: the record is damaged.
     """
     try:
-        return _read(_record(folder, shard))
+        return _read(record_of(folder, shard))
     except FileNotFoundError:
         return None
 
@@ -159,7 +184,7 @@ def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]
         ahead: deque[tuple[str, Future[Commit] | None]] = deque()
         while True:
             for shard in islice(shards, 2 * _READERS - len(ahead)):
-                path = _record(folder, shard)
+                path = record_of(folder, shard)
                 ahead.append((shard, readers.submit(_read, path) if path.name in there else None))
             if not ahead:
                 return
@@ -184,10 +209,10 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
     """
     try:
         record = _write(folder, shard, plan_id, fill)
-        create_once(_record(folder, shard), _encode(record))
+        create_once(record_of(folder, shard), _encode(record))
     except FileNotFoundError:
         # Another writer has committed the shard, and deleted the temporary files of all others.
-        if not _record(folder, shard).exists():
+        if not record_of(folder, shard).exists():
             raise
     remove_attempts(folder, shard)
     remove_attempts(folder / FOLDER, shard + ".json")
@@ -197,14 +222,25 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
 
 
 def _read(path: Path) -> Commit:
-    data = read_json(path)
-    try:
-        if data.pop("format") != FORMAT:
-            raise UsageError("another format")
-        members = [dict(zip(_MEMBER, item, strict=True)) for item in data["members"]]
-        return validate(Commit, data | {"members": members}, "its content")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path} is not a commit record of {FORMAT} ({error}); remove it and run again") from error
+    found = parse(_CommitFile, read_json(path), FORMAT, f"{path}", _REDO)
+    fault = _contradiction(found) if path.name == f"{found.shard}.json" else f"it is the record of {found.shard}"
+    if fault:
+        raise UsageError(f"{path} is not a record of its shard: {fault}; {_REDO}")
+    members = tuple(Member(*member) for member in found.members)
+    return Commit(**(vars(found) | {"members": members}))
+
+
+def _contradiction(record: _CommitFile) -> str:
+    """What in a record contradicts the rest of it; "" for nothing."""
+    names = [name for name, _, _ in record.members]
+    if len(set(names)) != len(names):
+        return "a member is in it twice"
+    size = sum(BLOCK_BYTES + -(-size // BLOCK_BYTES) * BLOCK_BYTES for _, size, _ in record.members)
+    if record.sha256 is None and (record.bytes or record.ok or names or record.stats):
+        return "it has content, and no sha256"
+    if record.sha256 is not None and not size < record.bytes < size + _MAX_END_BYTES:
+        return f"bytes={record.bytes} do not fit its members, which need {size}"
+    return ""
 
 
 def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:
@@ -223,8 +259,8 @@ def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], 
         sha256=digest if draft.ok else None,
         bytes=size if draft.ok else 0,
         ok=draft.ok,
-        failed=tuple(draft.failed),
-        filtered=tuple(draft.filtered),
+        failed=tuple(map(_bounded, draft.failed)),
+        filtered=tuple(map(_bounded, draft.filtered)),
         members=tuple(tar.members),
         stats=draft.stats,
     )
@@ -232,22 +268,28 @@ def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], 
 
 def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
     path = folder / shard
-    if _record(folder, shard).exists() or publish_once(attempt, path) or sha256_file(path) == digest:
+    if record_of(folder, shard).exists() or publish_once(attempt, path) or sha256_file(path) == digest:
         return
     # The final name has other content and no record: its writer is about to create the record, or was killed.
     deadline = time.monotonic() + _OTHER_WRITER_S
     while time.monotonic() < deadline:
-        if _record(folder, shard).exists():
+        if record_of(folder, shard).exists():
             return
         time.sleep(0.1)
     publish_replace(attempt, path)
 
 
-def _record(folder: Path, shard: str) -> Path:
-    return folder / FOLDER / f"{shard}.json"
+def _bounded(outcome: Outcome) -> Outcome:
+    """An outcome as long as its schema allows: messages of libraries and functions have any length."""
+    return replace(outcome, reason=outcome.reason[:MAX_LABEL], detail=outcome.detail[:MAX_TEXT])
+
+
+def record_of(folder: Path, shard: str) -> Path:
+    """The file of a shard's record."""
+    return inside(folder / FOLDER, f"{shard}.json")
 
 
 def _encode(record: Commit) -> bytes:
     data = asdict(record) | {"format": FORMAT}
     data["members"] = [[member.name, member.size, member.crc32] for member in record.members]
-    return pretty_json(data)
+    return pretty_json(seal(data))

@@ -9,7 +9,8 @@ from typing import Any
 from vidvq.errors import UsageError
 
 # Days of video. The limit keeps a damaged JSON of a few bytes from allocating all memory.
-_MAX_FRAMES = 20_000_000
+MAX_FRAMES = 20_000_000
+_MAX_TICKS = 1 << 64
 
 
 def to_runs(pts: tuple[int, ...]) -> list[int | list[int]]:
@@ -28,6 +29,8 @@ def from_runs(runs: Any, num_frames: int) -> tuple[int, ...]:
     counts = [count for _, count in rest]
     if any(type(value) is not int for run in rest for value in run) or type(first) is not int:
         raise UsageError("its pts are not whole numbers")
-    if any(count < 1 for count in counts) or 1 + sum(counts) != num_frames or num_frames > _MAX_FRAMES:
+    if not all(-_MAX_TICKS < value < _MAX_TICKS for run in ((first,), *rest) for value in run):
+        raise UsageError("its pts are beyond 65 bits")
+    if any(count < 1 for count in counts) or 1 + sum(counts) != num_frames or num_frames > MAX_FRAMES:
         raise UsageError(f"its pts have {1 + sum(counts)} frames, its num_frames is {num_frames}")
     return tuple(accumulate((step for step, count in rest for step in repeat(step, count)), initial=first))

@@ -10,22 +10,26 @@ an existing one, or replace the rows with the same keys. A shard that a generati
 committed.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
-from vidvq.config import is_mapping, validate
+from vidvq.config import is_mapping
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.arrow import encode_table, find_keys, keys_of, read_table, shards_of
 from vidvq.formats.rows import Row, codec_of
+from vidvq.formats.schema import Count, Digest, FileName, Label, parse
 from vidvq.storage import (
     canonical_json,
     create_once,
     differences,
+    inside,
     pretty_json,
     read_json,
     remove_attempts,
@@ -35,7 +39,10 @@ from vidvq.storage import (
 )
 
 FORMAT = "vidvq.plan/2"
+_CHECKS = "checks"
+_MAX_SHARDS = 100_000_000
 _SHOWN_DIFFERENCES = 8
+_TABLE = re.compile(r"plan\.parquet|plan-\d{4}-[0-9a-f]{12}\.parquet")
 _PLANNING_FILES = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.", "planning")
 
 
@@ -44,7 +51,6 @@ class PlanHeader:
     """The content of ``plan.json``, or of the JSON file of a later generation.
 
     Attributes:
-        format: :data:`FORMAT`.
         stage: name of the stage that made the plan.
         made_from: all that the content of the shards depends on (inputs, settings, tokenizer), as JSON types.
         items: number of items, of this and all earlier generations.
@@ -54,25 +60,37 @@ class PlanHeader:
         table: file name of the rows.
         table_sha256: SHA-256 of that file (hex).
         parent: ``plan_id`` of the generation before; None for the first.
+        files: SHA-256 (hex) of the files of the directory beside the shards, such as ``tokenizer.json``, by name. Plans
+            of older versions have none.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    format: str
-    stage: str
+    stage: Label
     made_from: dict[str, Any]
-    items: int
-    shards: int
-    first_shard: int
-    prefix: str
-    table: str
-    table_sha256: str
-    parent: str | None
+    items: Count
+    shards: Annotated[int, Field(ge=0, le=_MAX_SHARDS)]
+    first_shard: Annotated[int, Field(ge=0, le=_MAX_SHARDS)]
+    prefix: FileName
+    table: FileName
+    table_sha256: Digest
+    parent: Digest | None
+    files: dict[FileName, Digest] = field(default_factory=dict[str, str])
+
+    def to_json(self) -> dict[str, Any]:
+        """The header as it is hashed; without ``files`` if there are none."""
+        fields = asdict(self) | {"format": FORMAT}
+        return fields if self.files else {name: value for name, value in fields.items() if name != "files"}
 
     @property
     def plan_id(self) -> str:
         """SHA-256 of the header (hex), which covers all generations before it."""
-        return sha256_bytes(canonical_json(asdict(self)))
+        return sha256_bytes(canonical_json(self.to_json()))
+
+    def encode(self) -> bytes:
+        """The file: the header, and a check of each of its values, by which an edited one is named."""
+        fields = self.to_json()
+        return pretty_json(fields | {_CHECKS: {path: _check(value) for path, value in _leaves(fields)}})
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,10 @@ class Plan:
         """The ``plan_id`` in a shard's commit record: that of the last generation that touched the shard."""
         return self.headers[self._generations(index)[-1]].plan_id
 
+    def file_of(self, index: int) -> str:
+        """Name of the header of the last generation that touched a shard."""
+        return _header_name(self._generations(index)[-1])
+
     def superseded(self, index: int) -> list[str]:
         """Earlier names of a shard, oldest first."""
         return self._names(index)[:-1]
@@ -150,10 +172,15 @@ class Plan:
         for index, table in self._tables(order):
             yield self.shard_name(index), list(codec.from_table(table))
 
+    def shard_tables(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield ``(shard name, its rows)`` of all shards in order, whatever the stage."""
+        for index, table in self._tables(None):
+            yield self.shard_name(index), table
+
     def shard_keys(self) -> Iterator[tuple[str, list[str]]]:
         """Yield ``(shard name, keys of its items)`` of all shards in order, whatever the stage."""
-        for index, table in self._tables(None):
-            yield self.shard_name(index), keys_of(table)
+        for name, table in self.shard_tables():
+            yield name, keys_of(table)
 
     def rows(self, row: type[Row]) -> Iterator[Row]:
         """Yield all rows; only a few thousand are held as Python objects at a time."""
@@ -194,6 +221,7 @@ def read_plan(folder: Path) -> Plan:
             raise UsageError(
                 f"{folder / _header_name(len(headers) - 1)} does not follow the plan before it; restore it from a copy"
             )
+    _refuse_contradictions(folder, headers)
     table = _read_table(folder, headers[0], 0)
     touched: dict[int, tuple[int, ...]] = {}
     for number, header in enumerate(headers[1:], 1):
@@ -204,10 +232,18 @@ def read_plan(folder: Path) -> Plan:
             touched[index] = (*touched.get(index, ()), number)
         table = _merge(table, update)
         table = _concat(table, added.filter(is_new))
+    _refuse_other_table(folder, headers[-1], table)
     return Plan(tuple(headers), table, touched)
 
 
-def create_plan(folder: Path, stage: str, prefix: str, made_from: dict[str, Any], table: pa.Table) -> Plan:
+def create_plan(
+    folder: Path,
+    stage: str,
+    prefix: str,
+    made_from: dict[str, Any],
+    table: pa.Table,
+    files: Mapping[str, bytes] | None = None,
+) -> Plan:
     """Write the first generation of a plan, unless another driver has written one; return the plan on disk.
 
     Args:
@@ -216,6 +252,7 @@ def create_plan(folder: Path, stage: str, prefix: str, made_from: dict[str, Any]
         prefix: prefix of the shards' names.
         made_from: see :class:`PlanHeader`.
         table: the rows in the order of their shards.
+        files: the files of the directory beside the shards, by name; the plan keeps their digests.
 
     Raises:
         UsageError: the directory holds other files.
@@ -223,8 +260,9 @@ def create_plan(folder: Path, stage: str, prefix: str, made_from: dict[str, Any]
     refuse_foreign(folder)
     digest = _write_table(folder, table)
     shards = int(shards_of(table).max()) + 1 if table.num_rows else 0
-    header = PlanHeader(FORMAT, stage, made_from, table.num_rows, shards, 0, prefix, "plan.parquet", digest, None)
-    create_once(folder / "plan.json", pretty_json(asdict(header)))
+    digests = {name: sha256_bytes(data) for name, data in (files or {}).items()}
+    header = PlanHeader(stage, made_from, table.num_rows, shards, 0, prefix, "plan.parquet", digest, None, digests)
+    create_once(folder / "plan.json", header.encode())
     remove_attempts(folder, "plan.*")
     return read_plan(folder)
 
@@ -256,11 +294,39 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
         table_sha256=sha256_bytes(data),
         parent=plan.plan_id,
     )
-    create_once(folder / _header_name(number), pretty_json(asdict(header)))
+    create_once(folder / _header_name(number), header.encode())
     extended = read_plan(folder)
     if extended.headers[number] != header:
         raise JobStopped(f"{folder} was changed by another driver in the meantime; run the same command again")
     return extended
+
+
+def write_files(folder: Path, plan: Plan, files: Mapping[str, bytes]) -> None:
+    """Write the files of a directory beside its shards, where they are missing or are not those of the plan.
+
+    Args:
+        folder: the plan's directory.
+        plan: the plan; one of an older version knows no files, and takes those that are there.
+        files: their content by name, as this job would write it.
+
+    Raises:
+        UsageError: a file is missing or damaged, and this job would write another one.
+    """
+    for name, data in files.items():
+        path, planned = inside(folder, name), plan.header.files.get(name)
+        there = path.is_file()
+        if planned and there and sha256_file(path) == planned:
+            continue
+        if planned and sha256_bytes(data) != planned:
+            raise UsageError(
+                f"{path} is {'not the one' if there else 'missing, and not the one'} that the plan was made with; "
+                "restore it from a copy, or resume with the inputs that the plan was made with"
+            )
+        if planned and there:
+            write_atomic(path, data)
+        else:
+            create_once(path, data)
+        remove_attempts(folder, name)
 
 
 def refuse_other_origin(
@@ -320,21 +386,75 @@ def _concat(table: pa.Table, more: pa.Table) -> pa.Table:
 
 
 def _header_name(number: int) -> str:
-    return f"plan-{number:04d}.json"
+    return f"plan-{number:04d}.json" if number else "plan.json"
 
 
 def _read_header(path: Path) -> PlanHeader:
-    header = read_json(path)
-    if not is_mapping(header) or header.get("format") != FORMAT:
-        raise UsageError(f"{path} is not a plan of format {FORMAT}")
-    return validate(PlanHeader, header, f"{path}")
+    fields = read_json(path)
+    checks: Any = fields.pop(_CHECKS, None) if is_mapping(fields) else None
+    header = parse(PlanHeader, fields, FORMAT, f"{path}")
+    if checks is not None:
+        found = {name: _check(value) for name, value in _leaves(fields)}
+        known: dict[str, Any] = checks if is_mapping(checks) else {}
+        if edited := sorted(name for name in known.keys() | found.keys() if known.get(name) != found.get(name)):
+            value = dict(_leaves(fields)).get(edited[0], "absent")
+            raise UsageError(
+                f"{path}: {edited[0]} was edited after planning (now {str(value)[:80]}); set it back, or restore the "
+                "file from a copy"
+            )
+    return header
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings by dotted path."""
+    if is_mapping(value) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{path}.{name}" if path else name)
+    else:
+        yield path, value
+
+
+def _check(value: Any) -> str:
+    return sha256_bytes(canonical_json(value))[:8]
+
+
+def _refuse_contradictions(folder: Path, headers: list[PlanHeader]) -> None:
+    """Refuse generations whose numbers or names contradict one another.
+
+    Raises:
+        UsageError: names the file.
+    """
+    before: PlanHeader | None = None
+    for number, header in enumerate(headers):
+        first = before.shards if before else 0
+        same = not before or (header.prefix, header.stage, header.files) == (before.prefix, before.stage, before.files)
+        grown = not before or (header.shards >= before.shards and header.items >= before.items)
+        if not same or not grown or header.first_shard != first or not _TABLE.fullmatch(header.table):
+            raise UsageError(f"{folder / _header_name(number)} contradicts itself or the plan before it; restore it from a copy")
+        before = header
+
+
+def _refuse_other_table(folder: Path, header: PlanHeader, table: pa.Table) -> None:
+    """Refuse rows that are not those of a plan: too many, repeated keys, shards out of order or out of range.
+
+    Raises:
+        UsageError: names the directory.
+    """
+    shards = shards_of(table)
+    in_order = not len(shards) or (shards[0] >= 0 and shards[-1] < header.shards and bool((np.diff(shards) >= 0).all()))
+    keys = table.column("key").combine_chunks()
+    if table.num_rows != header.items or not in_order or len(keys.unique()) != len(keys) or keys.null_count:
+        raise UsageError(f"{folder}: the rows of the plan are not the {header.items} items of its header; restore both")
 
 
 def _read_table(folder: Path, header: PlanHeader, number: int) -> pa.Table:
-    path = folder / Path(header.table).name
+    path = inside(folder, header.table)
     if not path.is_file() or sha256_file(path) != header.table_sha256:
         raise UsageError(f"{path} is missing or not the one its plan was written with; restore it from a copy")
     table = read_table(path)
+    names = {"key": pa.string(), "shard": pa.int32()}
+    if any(name not in table.column_names or table.schema.field(name).type != kind for name, kind in names.items()):
+        raise UsageError(f"{path} has no columns key (string) and shard (int32); restore it from a copy")
     return table.append_column("generation", pa.array(np.full(table.num_rows, number, dtype=np.int32)))
 
 

@@ -23,6 +23,13 @@ NOT_SELECTED = "not_selected"
 _FILTER_REASONS = frozenset({REMOVED, GONE, NOT_SELECTED})
 
 
+def verdict_of(reason: str) -> str:
+    """``""`` without a reason, else ``failed`` or ``filtered``."""
+    if not reason:
+        return ""
+    return "filtered" if reason in _FILTER_REASONS else "failed"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
     """One planned item.
@@ -44,9 +51,7 @@ class PlanRow:
     @property
     def outcome(self) -> str:
         """``""`` for an item to make, else ``failed`` or ``filtered``."""
-        if not self.reason:
-            return ""
-        return "filtered" if self.reason in _FILTER_REASONS else "failed"
+        return verdict_of(self.reason)
 
     def leave_out(self, reason: str, detail: str) -> Self:
         """A copy of the row that is filtered for a reason."""

@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 
 from vidvq.errors import UsageError
-from vidvq.formats.commit import FOLDER, Outcome, read_commits
+from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commits, record_of
 from vidvq.formats.plan import Plan
-from vidvq.storage import pretty_json, remove_attempts, write_shared
+from vidvq.storage import inside, pretty_json, remove_attempts, write_shared
 
+SUMMARY = "summary.json"
 _EXAMPLES = 5
 # Statistics with this suffix are sums of scores, in units of 1e-4, over the samples that ``scored`` counts.
 SCORE_SUFFIX = "_e4"
@@ -88,11 +90,18 @@ def format_stats(stats: dict[str, int]) -> list[str]:
     """Statistics of a stage as text: counts, and means of scores."""
     counts = [f"{count} {name}" for name, count in sorted(stats.items()) if not name.endswith(SCORE_SUFFIX)]
     means = {
-        name.removesuffix(SCORE_SUFFIX): total * SCORE_UNIT / stats["scored"]
+        name.removesuffix(SCORE_SUFFIX): total * SCORE_UNIT / max(stats.get("scored", 1), 1)
         for name, total in sorted(stats.items())
         if name.endswith(SCORE_SUFFIX)
     }
     return counts + [f"mean {name} {mean:.4g}" for name, mean in means.items()]
+
+
+def sample_stats(num_frames: int, grid: tuple[int, ...], quality: dict[str, float] | None) -> dict[str, int]:
+    """The statistics of one token sample; scores as integers, whose sum does not depend on their order."""
+    scores = quality or {}
+    scored = {f"{name}{SCORE_SUFFIX}": round(value / SCORE_UNIT) for name, value in scores.items()}
+    return {"frames": num_frames, "tokens": prod(grid)} | ({"scored": 1} | scored if scores else {})
 
 
 class _Tally:
@@ -111,35 +120,71 @@ class _Tally:
         return {name: Reason(count, tuple(self.examples[name])) for name, count in sorted(self.counts.items())}
 
 
+class RecordSum:
+    """Adds up the commit records of a job, in the order of its shards."""
+
+    def __init__(self) -> None:
+        self._ok = self._bytes = self._shards = 0
+        self._failed, self._filtered = _Tally(), _Tally()
+        self._stats: Counter[str] = Counter()
+
+    def add(self, commit: Commit) -> None:
+        """Add one record."""
+        self._ok += commit.ok
+        self._bytes += commit.bytes
+        self._shards += commit.sha256 is not None
+        self._failed.add(commit.failed)
+        self._filtered.add(commit.filtered)
+        self._stats.update(commit.stats)
+
+    def summary(self, plan: Plan) -> JobSummary:
+        """The sum."""
+        failed, filtered = self._failed.reasons(), self._filtered.reasons()
+        return JobSummary(
+            plan.plan_id, plan.num_items, self._ok, failed, filtered, self._shards, self._bytes, dict(self._stats)
+        )
+
+
 def summarize(folder: Path, plan: Plan) -> JobSummary:
     """Add up the commit records of a finished job, write ``summary.json``, and delete leftovers of killed writers.
 
     Raises:
         UsageError: a shard is not committed, or the records do not add up to the plan.
     """
-    ok = size = shards = 0
-    failed, filtered = _Tally(), _Tally()
-    stats: Counter[str] = Counter()
+    total = RecordSum()
     commits = read_commits(folder, plan.shard_names())
     for index, ((shard, keys), commit) in enumerate(zip(plan.shard_keys(), commits, strict=True)):
-        if commit is None or commit.plan_id != plan.id_of(index) or commit.items != len(keys):
+        if commit:
+            refuse_other_plan(folder, plan, index, commit)
+        if commit is None or commit.items != len(keys):
             raise UsageError(f"{folder}: {shard} is not committed whole; run the same command again")
-        ok += commit.ok
-        size += commit.bytes
-        shards += commit.sha256 is not None
-        failed.add(commit.failed)
-        filtered.add(commit.filtered)
-        stats.update(commit.stats)
-    summary = JobSummary(
-        plan.plan_id, plan.num_items, ok, failed.reasons(), filtered.reasons(), shards, size, dict(stats)
-    )
-    write_shared(folder / "summary.json", pretty_json(asdict(summary)))
+        total.add(commit)
+    summary = total.summary(plan)
+    write_shared(folder / SUMMARY, encode_summary(summary))
     # All shards are committed. Temporary files belong to killed or late writers, and older generations of a shard are
     # superseded.
     for index in plan.touched:
         for name in plan.superseded(index):
-            (folder / name).unlink(missing_ok=True)
-            (folder / FOLDER / f"{name}.json").unlink(missing_ok=True)
+            inside(folder, name).unlink(missing_ok=True)
+            record_of(folder, name).unlink(missing_ok=True)
     remove_attempts(folder)
     remove_attempts(folder / FOLDER)
     return summary
+
+
+def encode_summary(summary: JobSummary) -> bytes:
+    """The content of ``summary.json``."""
+    return pretty_json(asdict(summary))
+
+
+def refuse_other_plan(folder: Path, plan: Plan, index: int, commit: Commit) -> None:
+    """Refuse a committed shard that was made from another plan than the one that is there.
+
+    Raises:
+        UsageError: names both; the plan was edited, or files of two directories were mixed.
+    """
+    if commit.plan_id != plan.id_of(index):
+        raise UsageError(
+            f"{folder}: {commit.shard} was made from plan {commit.plan_id[:12]}, {plan.file_of(index)} is plan "
+            f"{plan.id_of(index)[:12]}; restore {plan.file_of(index)} from a copy, or give another --out"
+        )

@@ -1,7 +1,6 @@
 """WebDataset tars: a deterministic writer, and a reader for untrusted files."""
 
 import io
-import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ from typing import IO
 from zlib import crc32
 
 from vidvq.errors import UsageError
+from vidvq.storage import check_name
 
 BLOCK_BYTES = 512
 MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 16 << 30
 _MAX_NAME = 100  # what a ustar header holds without a prefix
-_REFUSED = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,13 @@ class Member:
         return self.name.partition(".")[0]
 
 
-def check_name(name: str) -> None:
+def check_member(name: str) -> None:
     """Refuse a member name that could escape a folder or confuse a reader.
 
     Raises:
-        UsageError: the name is empty, too long, holds a separator or control character, or starts with a dot or dash.
+        UsageError: see :func:`vidvq.storage.check_name`; at most 100 bytes are allowed.
     """
-    if not name or len(name.encode()) > _MAX_NAME:
-        raise UsageError(f"tar member {name[:120]!r} must have a name of 1 to {_MAX_NAME} bytes")
-    if _REFUSED.search(name):
-        raise UsageError(f"tar member {name!r} must not hold a slash or a control character")
-    if name[0] in ".-":
-        raise UsageError(f"tar member {name!r} must not start with a dot or a dash")
+    check_name(name, "tar member", _MAX_NAME)
 
 
 class TarWriter:
@@ -73,7 +67,7 @@ class TarWriter:
         Raises:
             UsageError: the name is not safe, or is already in the tar.
         """
-        check_name(name)
+        check_member(name)
         if name in self._names:
             raise UsageError(f"tar member {name!r} is already in the tar; keys must be unique")
         self._names.add(name)
@@ -96,7 +90,7 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
     names: set[str] = set()
 
     def accept(name: str, size: int) -> None:
-        check_name(name)
+        check_member(name)
         if name in names:
             raise UsageError(f"{path}: member {name!r} occurs twice")
         if size > max_member_bytes or len(names) >= MAX_MEMBERS:

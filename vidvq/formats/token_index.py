@@ -14,7 +14,7 @@ import numpy as np
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import read_plan
-from vidvq.formats.tar import MAX_MEMBER_BYTES, check_name
+from vidvq.formats.tar import MAX_MEMBER_BYTES, check_member
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, parse_info, parse_tokens
 
 
@@ -113,7 +113,7 @@ def index_shard(shard: Path) -> list[TokenLocation]:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
             end = file.seek(0, 2)
             for member in tar:
-                check_name(member.name)
+                check_member(member.name)
                 if not member.isreg() or member.size > MAX_MEMBER_BYTES or member.offset_data + member.size > end:
                     raise UsageError(f"member {member.name} is not a plain file, or the file ends within it")
                 key, _, extension = member.name.partition(".")

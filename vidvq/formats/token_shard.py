@@ -1,28 +1,30 @@
 """Token shards: WebDataset tars of ``KEY.tokens.npy`` and ``KEY.json``, with one ``tokenizer.json`` per directory."""
 
 import io
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from vidvq.codebook import Codebook
-from vidvq.config import is_mapping, validate
 from vidvq.errors import UsageError
 from vidvq.formats.frame_times import from_runs, to_runs
+from vidvq.formats.npy import read_npy
+from vidvq.formats.schema import Count, Label, Pixels, Text, Ticks, parse
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_bits import pack_codes, unpack_codes
-from vidvq.storage import canonical_json, create_once, pretty_json, read_json, remove_attempts
+from vidvq.storage import canonical_json, parse_json, pretty_json, read_json
 
 FORMAT = "vidvq.tokens/2"
 TOKENIZER_FORMAT = "vidvq.tokenizer/1"
 PREFIX = "tokens"
+CARD = "tokenizer.json"
 MEDIA = "tokens.npy"
 PACKED = "tokens.bits.zst"
 RASTER_ORDER = "t h w"
@@ -105,10 +107,53 @@ class TokenInfo:
         return Fraction(self.time_base)
 
 
-def write_tokenizer_card(folder: Path, card: TokenizerCard) -> None:
-    """Write ``tokenizer.json``, unless it exists."""
-    create_once(folder / "tokenizer.json", pretty_json(asdict(card) | {"format": TOKENIZER_FORMAT}))
-    remove_attempts(folder, "tokenizer.json")
+@dataclass(frozen=True)
+class _BookFile:
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: Label
+    size: Annotated[int, Field(ge=1, le=_MAX_CODES)]
+    offset: Annotated[int, Field(ge=0, le=_MAX_CODES)]
+
+
+@dataclass(frozen=True)
+class _CardFile:
+    """The JSON of a card; fields as in :class:`TokenizerCard`."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    token_fingerprint: Text
+    decoder_fingerprint: Text
+    codebooks: Annotated[tuple[_BookFile, ...], Field(min_length=1, max_length=2)]
+    temporal_factor: Annotated[int, Field(ge=1, le=4096)]
+    spatial_factor: Annotated[int, Field(ge=1, le=4096)]
+    preprocessing: dict[str, Any]
+    tail_policy: Literal["replicate"] = "replicate"
+    raster_order: Literal["t h w"] = RASTER_ORDER
+
+
+@dataclass(frozen=True)
+class _InfoFile:
+    """The JSON of a sample; fields as in :class:`TokenInfo`, frame times as runs."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    source: Text
+    clip_index: Count
+    grid: tuple[int, int, int]
+    num_frames: Annotated[int, Field(ge=1)]
+    height: Pixels
+    width: Pixels
+    fps: Annotated[float, Field(ge=0)]
+    time_base: Text
+    pts: tuple[Any, ...]
+    duration: Ticks
+    quality: dict[Label, float] | None = None
+
+
+def encode_tokenizer_card(card: TokenizerCard) -> bytes:
+    """The content of ``tokenizer.json``."""
+    return pretty_json(asdict(card) | {"format": TOKENIZER_FORMAT})
 
 
 def read_tokenizer_card(folder: Path) -> TokenizerCard:
@@ -117,25 +162,18 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
     Raises:
         UsageError: it is missing or damaged.
     """
-    path = folder / "tokenizer.json"
+    path = folder / CARD
     if not path.is_file():
-        raise UsageError(f"{folder} has no tokenizer.json; give a directory that vidvq tokenize wrote")
-    try:
-        fields = read_json(path)
-        if fields.pop("format") != TOKENIZER_FORMAT:
-            raise UsageError(f"its format is not {TOKENIZER_FORMAT}")
-        validate(TokenizerCard, fields, "its content")
-        card = TokenizerCard(**(fields | {"codebooks": tuple(Codebook(**book) for book in fields["codebooks"])}))
-        if any(type(book.size) is not int or book.size < 1 for book in card.codebooks):
-            raise UsageError("a codebook has no size")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path} is not readable: {error}") from error
-    if not 1 <= len(card.codebooks) <= 2 or not 0 < card.vocabulary <= _MAX_CODES:
+        raise UsageError(f"{folder} has no {CARD}; give a directory that vidvq tokenize wrote")
+    found = parse(_CardFile, read_json(path), TOKENIZER_FORMAT, f"{path}")
+    books = tuple(Codebook(**vars(book)) for book in found.codebooks)
+    sizes = [book.size for book in books]
+    if [book.offset for book in books] != [0, *sizes[:-1]] or sum(sizes) > _MAX_CODES:
         raise UsageError(
-            f"{path} has {len(card.codebooks)} codebooks with {card.vocabulary} codes; it must have 1 or 2, "
-            "with less than 2^32 codes"
+            f"{path}: the codebooks of {sizes} codes have the offsets {[book.offset for book in books]}, where each "
+            "begins at the end of the one before; restore it from a copy"
         )
-    return card
+    return TokenizerCard(**(vars(found) | {"codebooks": books}))
 
 
 def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: bool = False) -> dict[str, bytes]:
@@ -166,18 +204,16 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
     Raises:
         UsageError: it is missing or damaged; ``where`` names the sample in the message.
     """
+    if "json" not in files:
+        raise UsageError(f"{where} is not a readable token sample: it has no json")
     try:
-        fields = json.loads(files["json"])
-        if fields.pop("format") != FORMAT:
-            raise UsageError(f"its format is not {FORMAT}")
-        quality = fields.get("quality", {})
-        if not is_mapping(quality) or any(type(value) not in (int, float) for value in quality.values()):
-            raise UsageError("its quality is not a number by metric")
-        pts = from_runs(fields["pts"], fields["num_frames"])
-        validate(TokenInfo, fields | {"pts": ()}, "its content")
-        return TokenInfo(**(fields | {"grid": tuple(fields["grid"]), "pts": pts}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        found = parse(_InfoFile, parse_json(files["json"], "its JSON"), FORMAT, "its JSON", "restore the shard")
+        pts = from_runs(found.pts, found.num_frames)
+        if Fraction(found.time_base) <= 0:
+            raise UsageError(f"its time_base {found.time_base} is not above 0")
+    except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"{where} is not a readable token sample: {error}") from error
+    return TokenInfo(**(vars(found) | {"pts": pts}))
 
 
 def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tuple[np.ndarray, TokenInfo]:
@@ -207,7 +243,7 @@ def _read_npy(data: bytes, grid: tuple[int, ...], dtype: type[np.unsignedinteger
     header = _npy_header(grid, dtype)
     if data.startswith(header) and len(data) - len(header) == math.prod(grid) * dtype().itemsize:
         return np.frombuffer(data, dtype, offset=len(header)).reshape(grid).copy()
-    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    return read_npy(data).copy()
 
 
 @lru_cache(maxsize=64)

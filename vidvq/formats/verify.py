@@ -1,15 +1,28 @@
-"""Verification of an output directory."""
+"""Verification of an output directory: every field of its plan, records, card and summary against the bytes."""
 
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
+from zlib import crc32
+
+import pyarrow as pa
 
 from vidvq.errors import UsageError
 from vidvq.formats import clip_shard, columns, token_shard
-from vidvq.formats.commit import FOLDER, Commit, read_commit
+from vidvq.formats.arrow import keys_of
+from vidvq.formats.commit import FOLDER, Commit, read_commit, record_of
 from vidvq.formats.plan import Plan, read_plan
-from vidvq.formats.tar import find_damage, read_samples
-from vidvq.storage import sha256_file
+from vidvq.formats.rows import verdict_of
+from vidvq.formats.summary import SUMMARY, RecordSum, encode_summary, sample_stats
+from vidvq.formats.tar import Member, find_damage, read_samples
+from vidvq.storage import SEAL, inside, read_json, sha256_file
+
+_SHOWN = 5
+
+# The statistics of one sample, given its files by extension and its name for messages.
+SampleReader: TypeAlias = Callable[[dict[str, bytes], str], dict[str, int]]
 
 
 @dataclass
@@ -18,6 +31,7 @@ class VerifyReport:
 
     Attributes:
         problems: one line per problem.
+        notes: one line per thing that could not be checked, because an older version wrote no digest of it.
         items: number of planned items.
         ok: number of items in the shards, by the readable records.
         failed: number of failed items.
@@ -27,6 +41,7 @@ class VerifyReport:
     """
 
     problems: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
     items: int = 0
     ok: int = 0
     failed: int = 0
@@ -43,102 +58,211 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
         tick: called after each shard.
 
     Raises:
-        UsageError: the directory has no plan.
+        UsageError: the directory has no plan, or it was edited.
     """
     plan = read_plan(folder)
-    report = VerifyReport(items=plan.num_items, shards=plan.num_shards)
-    check_content = _content_check(folder, plan)
-    report.problems += _check_card(folder, plan)
-    seen: set[str] = set()
-    names: set[str] = set()
-    older = {name: plan.shard_name(index) for index in plan.touched for name in plan.superseded(index)}
-    for index, (shard, keys) in enumerate(plan.shard_keys()):
-        names.add(shard)
-        report.problems += [
-            f"{shard}: {problem}" for problem in _verify_shard(folder, shard, keys, plan.id_of(index), seen, report)
-        ]
-        if (folder / shard).is_file() and not any(problem.startswith(shard) for problem in report.problems):
-            report.problems += check_content(folder / shard)
-        tick()
-    for stray in sorted(path.name for path in folder.glob("*.tar") if path.name not in names):
-        if stray in older:
-            report.problems.append(f"{stray}: is superseded by {older[stray]}; run the same command again")
+    return _Verification(folder, plan).run(tick)
+
+
+class _Verification:
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self._folder, self._plan = folder, plan
+        self._report = VerifyReport(items=plan.num_items, shards=plan.num_shards)
+        self._problems = self._report.problems
+        self._seen: set[str] = set()
+        self._sum = RecordSum()
+        self._unsealed = 0
+        # plan_id in the records of each generation's shards, with the shards that have it.
+        self._made_by: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        self._read = _reader(folder, plan)
+
+    def run(self, tick: Callable[[], None]) -> VerifyReport:
+        self._problems += _check_files(self._folder, self._plan, self._report.notes)
+        names: set[str] = set()
+        for index, (shard, table) in enumerate(self._plan.shard_tables()):
+            names.add(shard)
+            self._problems += [f"{shard}: {problem}" for problem in self._verify_shard(index, shard, table)]
+            tick()
+        self._problems += self._other_plans()
+        self._check_summary()
+        self._problems += self._strays(names)
+        if self._unsealed:
+            self._report.notes.append(
+                f"{self._unsealed} records of an older version have no digest: reasons of failures are not checked"
+            )
+        return self._report
+
+    def _verify_shard(self, index: int, shard: str, table: pa.Table) -> Iterator[str]:
+        try:
+            commit = read_commit(self._folder, shard)
+        except UsageError as error:
+            yield str(error)
+            return
+        if commit is None:
+            yield "is not committed; run the same command again"
+            return
+        self._unsealed += SEAL not in read_json(record_of(self._folder, shard))
+        self._made_by[self._plan.file_of(index)][commit.plan_id].append(index)
+        self._report.ok += commit.ok
+        self._report.failed += len(commit.failed)
+        self._report.filtered += len(commit.filtered)
+        self._report.bytes += commit.bytes
+        self._sum.add(commit)
+        yield from self._account(commit, keys_of(table))
+        yield from _check_planned(commit, table)
+        yield from self._check_tar(commit)
+
+    def _account(self, commit: Commit, planned: list[str]) -> Iterator[str]:
+        accounted = list(dict.fromkeys(member.key for member in commit.members))
+        if len(accounted) != commit.ok:
+            yield f"holds {len(accounted)} keys, its record says {commit.ok}"
+        accounted += [outcome.key for outcome in (*commit.failed, *commit.filtered)]
+        for key in accounted:
+            if key in self._seen:
+                yield f"{key} occurs twice"
+            self._seen.add(key)
+        yield from (f"{key} was planned and is not accounted for" for key in planned if key not in set(accounted))
+        yield from (f"{key} was never planned" for key in accounted if key not in set(planned))
+
+    def _check_tar(self, commit: Commit) -> Iterator[str]:
+        shard, path = commit.shard, inside(self._folder, commit.shard)
+        redo = f"remove {shard} and {FOLDER}/{shard}.json, then run the same command again"
+        if commit.sha256 is None:
+            if path.exists():
+                yield f"exists, but its record says it is empty; {redo}"
+            return
+        if not path.is_file():
+            yield f"is missing; {redo}"
+            return
+        if path.stat().st_size != commit.bytes:
+            yield f"has {path.stat().st_size} bytes, its record says {commit.bytes}; {redo}"
+        damage = find_damage(path, list(commit.members))
+        if sha256_file(path) != commit.sha256:
+            yield from (f"{found}; {redo}" for found in damage or ["its bytes differ from the record"])
+        elif damage:
+            remedy = f"remove {FOLDER}/{shard}.json, then run the same command again"
+            yield from (f"its record is not that of its tar: {found}; {remedy}" for found in damage)
         else:
-            report.problems.append(f"{stray}: is not in the plan; move it elsewhere")
-    for stray in sorted((*folder.glob("*.tmp.*"), *(folder / FOLDER).glob("*.tmp.*"))):
-        report.problems.append(f"{stray.name}: was left by a killed job; run the same command again, or remove it")
-    return report
+            yield from self._check_content(path, commit)
+
+    def _check_content(self, path: Path, commit: Commit) -> Iterator[str]:
+        members: list[Member] = []
+        stats: Counter[str] = Counter()
+        try:
+            for key, files in read_samples(path):
+                members += [Member(f"{key}.{name}", len(data), crc32(data)) for name, data in files.items()]
+                stats.update(self._read(files, f"{path}: {key}"))
+        except UsageError as error:
+            yield str(error)
+            return
+        remedy = f"remove {FOLDER}/{commit.shard}.json, then run the same command again"
+        if members != list(commit.members):
+            yield f"its members are not those of its record; {remedy}"
+        for name in sorted(stats.keys() | (commit.stats.keys() if stats else ())):
+            if stats[name] != commit.stats.get(name, 0):
+                yield f"holds {stats[name]} {name}, its record says {commit.stats.get(name, 0)}; {remedy}"
+
+    def _other_plans(self) -> Iterator[str]:
+        """Shards of other plans. Where all of a generation agree, it is the plan that was edited."""
+        ids = {self._plan.file_of(index): self._plan.id_of(index) for index in range(self._plan.num_shards)}
+        for name, found in self._made_by.items():
+            others = {plan_id: shards for plan_id, shards in found.items() if plan_id != ids[name]}
+            if others and len(found) == 1:
+                ((plan_id, shards),) = others.items()
+                yield (
+                    f"{name}: was edited after planning: it is plan {ids[name][:12]}, its {len(shards)} committed "
+                    f"shards were made from plan {plan_id[:12]}; restore it from a copy, and leave the shards alone"
+                )
+                continue
+            for plan_id, shards in others.items():
+                for shard in map(self._plan.shard_name, shards):
+                    yield (
+                        f"{shard}: was made from another plan ({plan_id[:12]}, not {ids[name][:12]}); remove {shard} "
+                        f"and {FOLDER}/{shard}.json, then run the same command again"
+                    )
+
+    def _check_summary(self) -> None:
+        path = self._folder / SUMMARY
+        if self._problems or not path.is_file():
+            return
+        expected = encode_summary(self._sum.summary(self._plan))
+        if path.read_bytes() != expected:
+            self._problems.append(f"{SUMMARY}: is not the sum of the records; run the same command again")
+
+    def _strays(self, names: set[str]) -> Iterator[str]:
+        plan, folder = self._plan, self._folder
+        older = {name: plan.shard_name(index) for index in plan.touched for name in plan.superseded(index)}
+        for stray in sorted(path.name for path in folder.glob("*.tar") if path.name not in names):
+            if stray in older:
+                yield f"{stray}: is superseded by {older[stray]}; run the same command again"
+            else:
+                yield f"{stray}: is not in the plan; move it elsewhere"
+        records = (path.name for path in (folder / FOLDER).glob("*.json"))
+        for stray in sorted(name for name in records if name.removesuffix(".json") not in {*names, *older}):
+            yield f"{FOLDER}/{stray}: is the record of a shard that is not in the plan; move it elsewhere"
+        for stray in sorted((*folder.glob("*.tmp.*"), *(folder / FOLDER).glob("*.tmp.*"))):
+            yield f"{stray.name}: was left by a killed job; run the same command again, or remove it"
 
 
-def _verify_shard(
-    folder: Path, shard: str, keys: list[str], plan_id: str, seen: set[str], report: VerifyReport
-) -> list[str]:
-    redo = f"remove {shard} and {FOLDER}/{shard}.json, then run the same command again"
-    try:
-        commit = read_commit(folder, shard)
-    except UsageError as error:
-        return [str(error)]
-    if commit is None:
-        return ["is not committed; run the same command again"]
-    if commit.plan_id != plan_id:
-        return [f"was made from another plan ({commit.plan_id[:12]}, not {plan_id[:12]}); {redo}"]
-    report.ok += commit.ok
-    report.failed += len(commit.failed)
-    report.filtered += len(commit.filtered)
-    report.bytes += commit.bytes
-    problems = _account(commit, keys, seen)
-    path = folder / shard
-    if commit.sha256 is None:
-        return problems + ([f"exists, but its record says it is empty; {redo}"] if path.exists() else [])
-    if not path.is_file():
-        return [*problems, f"is missing; {redo}"]
-    if path.stat().st_size != commit.bytes:
-        problems.append(f"has {path.stat().st_size} bytes, its record says {commit.bytes}; {redo}")
-    if sha256_file(path) != commit.sha256:
-        damage = find_damage(path, list(commit.members)) or ["its bytes differ from the record"]
-        problems += [f"{found}; {redo}" for found in damage]
-    return problems
-
-
-def _account(commit: Commit, planned: list[str], seen: set[str]) -> list[str]:
-    problems: list[str] = []
-    accounted = list(dict.fromkeys(member.key for member in commit.members))
-    if len(accounted) != commit.ok:
-        problems.append(f"holds {len(accounted)} keys, its record says {commit.ok}")
-    accounted += [outcome.key for outcome in (*commit.failed, *commit.filtered)]
-    for key in accounted:
-        if key in seen:
-            problems.append(f"{key} occurs twice")
-        seen.add(key)
-    problems += [f"{key} was planned and is not accounted for" for key in planned if key not in set(accounted)]
-    problems += [f"{key} was never planned" for key in accounted if key not in set(planned)]
-    return problems
-
-
-def _check_card(folder: Path, plan: Plan) -> list[str]:
+def _check_files(folder: Path, plan: Plan, notes: list[str]) -> Iterator[str]:
+    """Compare the files beside the shards with the plan."""
+    for name, digest in plan.header.files.items():
+        path = inside(folder, name)
+        if not path.is_file() or sha256_file(path) != digest:
+            state = "was changed after planning" if path.is_file() else "is missing"
+            yield f"{name}: {state}; restore it from a copy, or run the same command again"
     if plan.stage != "tokenize":
-        return []
+        return
     card = token_shard.read_tokenizer_card(folder)
-    planned = plan.made_from["token_fingerprint"]
-    if card.token_fingerprint == planned:
-        return []
-    return [f"tokenizer.json: names tokenizer {card.token_fingerprint[:12]}, the plan {planned[:12]}; restore it"]
+    planned = plan.made_from.get("token_fingerprint")
+    if card.token_fingerprint != planned:
+        yield f"{token_shard.CARD}: names tokenizer {card.token_fingerprint[:12]}, the plan {str(planned)[:12]}; restore it"
+    if token_shard.CARD not in plan.header.files:
+        notes.append(
+            f"{token_shard.CARD}: the plan of an older version has no digest of it; its fingerprint alone is checked"
+        )
 
 
-def _content_check(folder: Path, plan: Plan) -> Callable[[Path], list[str]]:
+def _check_planned(commit: Commit, table: pa.Table) -> Iterator[str]:
+    """Compare the outcomes in a record with those that the plan has decided."""
+    found = {outcome.key: ("failed", outcome) for outcome in commit.failed}
+    found |= {outcome.key: ("filtered", outcome) for outcome in commit.filtered}
+    wrong: list[str] = []
+    names = [name for name in ("key", "verdict", "reason", "detail") if name in table.column_names]
+    rows: list[dict[str, Any]] = table.select(names).to_pylist() if "reason" in names else []
+    for row in rows:
+        verdict = row["verdict"] if "verdict" in row else verdict_of(row["reason"])
+        if verdict:
+            got, outcome = found.get(row["key"], ("ok", None))
+            detail = outcome.detail if outcome else ""
+            if got != verdict or not outcome or outcome.reason != row["reason"] or row["detail"] not in detail:
+                wrong.append(f"{row['key']} is {got} in the record, {verdict}({row['reason']}) in the plan")
+    yield from wrong[:_SHOWN]
+    if len(wrong) > _SHOWN:
+        yield f"and {len(wrong) - _SHOWN} more items differ from the plan"
+
+
+def _reader(folder: Path, plan: Plan) -> SampleReader:
+    """What checks a sample of this directory, and gives its statistics."""
     if plan.stage == "tokenize":
         card = token_shard.read_tokenizer_card(folder)
-        return lambda path: _first_error(token_shard.read_tokens(path, card))
-    # Of what other stages wrote, the checksums tell all that can be told.
-    readers = {clip_shard.PREFIX: clip_shard.read_clips, columns.PREFIX: columns.read_columns}
-    read = readers.get(plan.header.prefix, read_samples)
-    return lambda path: _first_error(read(path))
 
+        def read_tokens(files: dict[str, bytes], where: str) -> dict[str, int]:
+            _, info = token_shard.parse_tokens(files, card, where)
+            return sample_stats(info.num_frames, info.grid, info.quality)
 
-def _first_error(samples: Iterable[object]) -> list[str]:
-    try:
-        for _ in samples:
-            pass
-    except UsageError as error:
-        return [str(error)]
-    return []
+        return read_tokens
+    # The statistics of other stages are their own.
+    has_stats = plan.stage == "shard"
+
+    def read_clip(files: dict[str, bytes], where: str) -> dict[str, int]:
+        clip_shard.media_of(files, where)
+        info = clip_shard.parse_clip_info(files["json"], where)
+        return {"frames": info.num_frames} if has_stats else {}
+
+    def read_columns(files: dict[str, bytes], where: str) -> dict[str, int]:
+        columns.parse_columns(files, where)
+        return {}
+
+    readers: dict[str, SampleReader] = {clip_shard.PREFIX: read_clip, columns.PREFIX: read_columns}
+    return readers.get(plan.header.prefix, lambda files, where: {})

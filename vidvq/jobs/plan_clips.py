@@ -45,7 +45,7 @@ def plan_clips(stage: ClipStage, out: Path) -> Plan:
     made_from = {"clips": {"plan_id": clips.plan_id, "sha256": digest.hexdigest()}} | stage.identity()
     made_from |= selection.identity() if selection else {}
     if not has_plan(out):
-        plan = create_plan(out, stage.name, stage.prefix, made_from, table)
+        plan = create_plan(out, stage.name, stage.prefix, made_from, table, stage.files())
     else:
         plan = read_plan(out)
         if _follows(plan, clips, selection, stage.name, made_from):

@@ -47,7 +47,7 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
         if not has_plan(out):
             raise
         return _confirm(stage, inputs, out)
-    plan = create_plan(out, stage.name, stage.prefix, made_from, table)
+    plan = create_plan(out, stage.name, stage.prefix, made_from, table, stage.files())
     remove_parts(out)
     refuse_other_origin(out, plan, stage.name, made_from)
     return plan

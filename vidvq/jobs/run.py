@@ -17,8 +17,8 @@ from typing import Any
 
 from vidvq.errors import JobStopped, WorkerLost
 from vidvq.formats.commit import read_commits
-from vidvq.formats.plan import Plan
-from vidvq.formats.summary import JobSummary, summarize
+from vidvq.formats.plan import Plan, write_files
+from vidvq.formats.summary import JobSummary, refuse_other_plan, summarize
 from vidvq.jobs.plan_clips import plan_clips
 from vidvq.jobs.plan_videos import plan_videos
 from vidvq.jobs.report import write_report
@@ -51,7 +51,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
     with open_runtime(stage.config.runtime) as runtime:
         plan = _plan(stage, inputs, out, update, runtime)
         info(f"plan {plan.plan_id[:12]}: {plan.num_items} {stage.unit} in {plan.num_shards} shards")
-        stage.begin(out)
+        write_files(out, plan, stage.files())
         _make_shards(stage, plan, out, runtime)
         summary = summarize(out, plan)
         write_report(stage, plan, summary, out, runtime.pool(1))
@@ -102,6 +102,7 @@ def _tasks(
     commits = read_commits(out, plan.shard_names(order))
     for index, (shard, rows), commit in zip(order, plan.shards(stage.row, order), commits, strict=True):
         if commit:
+            refuse_other_plan(out, plan, index, commit)
             monitor.see(commit)
             bar.advance(len(rows), note.committed(commit))
         else:

@@ -205,8 +205,9 @@ class Stage(ABC, Generic[AnyRow]):
             UsageError: the stage cannot run with these settings.
         """
 
-    def begin(self, out: Path) -> None:
-        """Write files that belong to the whole output directory, before the first shard."""
+    def files(self) -> dict[str, bytes]:
+        """The files of the output directory beside the shards, by name; the plan keeps their digests."""
+        return {}
 
     def monitor(self) -> Monitor:
         """Build the monitor of one run."""

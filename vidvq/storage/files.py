@@ -18,6 +18,10 @@ from vidvq.storage.objects import is_remote, put, put_once, read_object
 _CHUNK_BYTES = 1 << 20
 # Every other driver removes leftover attempts once at its end; allow for this many at the same moment.
 _SWEEPS = 20
+_MAX_JSON_BYTES = 256 << 20
+_MAX_JSON_DEPTH = 64
+# Key of the digest of a JSON file in itself.
+SEAL = "digest"
 
 
 def canonical_json(value: Any) -> bytes:
@@ -34,17 +38,63 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UsageError: the file is not JSON.
+        UsageError: the file is not JSON, too large or nested too deep; names the file.
     """
-    data = read_object(path) if is_remote(path) else path.read_bytes()
+    if not is_remote(path) and path.stat().st_size > _MAX_JSON_BYTES:
+        raise UsageError(f"{path} has {path.stat().st_size} bytes; JSON files of vidvq have at most {_MAX_JSON_BYTES}")
+    return parse_json(read_object(path) if is_remote(path) else path.read_bytes(), str(path))
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse untrusted JSON.
+
+    Raises:
+        UsageError: it is not JSON (NaN, repeated keys and numbers of thousands of digits are not), or nested too deep;
+            ``where`` names it.
+    """
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        value = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON ({error}); it is damaged or was not written by vidvq") from error
+        raise UsageError(f"{where} is not JSON ({error}); it is damaged or was not written by vidvq") from error
+    level, depth = [value], 0
+    while level := [inner for outer in level for inner in _children(outer)]:
+        depth += 1
+        if depth > _MAX_JSON_DEPTH:
+            raise UsageError(f"{where} is nested over {_MAX_JSON_DEPTH} levels deep; it was not written by vidvq")
+    return value
+
+
+def _children(value: Any) -> list[Any]:
+    """The lists and mappings in one."""
+    values: Any = value.values() if isinstance(value, dict) else value
+    return [each for each in values if isinstance(each, dict | list)] if isinstance(value, dict | list) else []
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}")
+
+
+def seal(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON fields with ``digest``, the SHA-256 of the canonical JSON of all others."""
+    return fields | {SEAL: sha256_bytes(canonical_json(fields))}
+
+
+def refuse_broken_seal(fields: dict[str, Any], where: str, remedy: str) -> None:
+    """Refuse JSON whose ``digest`` is that of other content. Files of older versions have none.
+
+    Raises:
+        UsageError: a field was changed after the file was written; ``where`` names the file.
+    """
+    rest = {name: value for name, value in fields.items() if name != SEAL}
+    if SEAL in fields and fields[SEAL] != sha256_bytes(canonical_json(rest)):
+        raise UsageError(f"{where} was changed after it was written: its digest is that of other content; {remedy}")
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from vidvq.formats.summary import SCORE_SUFFIX, SCORE_UNIT
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
 from vidvq.model import Tokenizer, iter_decode
@@ -77,8 +76,3 @@ class Scorer:
 
     def _frame(self, frames: np.ndarray, at: int) -> torch.Tensor:
         return to_video(frames[at : at + 1])[:, :, 0].to(self._tokenizer.device)
-
-
-def stats_of(scores: dict[str, float]) -> dict[str, int]:
-    """The scores of a sample as statistics of a commit record: integers, whose sum does not depend on their order."""
-    return {"scored": 1} | {f"{name}{SCORE_SUFFIX}": round(value / SCORE_UNIT) for name, value in scores.items()}

@@ -14,7 +14,7 @@ from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit
-from vidvq.formats.token_shard import PREFIX, TokenizerCard, write_tokenizer_card
+from vidvq.formats.token_shard import CARD, PREFIX, TokenizerCard, encode_tokenizer_card
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import Activity, AnyRow, ClipStage, Stage, Thumbnail, VideoStage
 from vidvq.runtime import Pool
@@ -64,9 +64,9 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     thumbnail_count = 6
     sheet_title = "Samples drawn from all shards: originals above, decoded frames below"
 
-    def begin(self, out: Path) -> None:
-        """Write ``tokenizer.json``."""
-        write_tokenizer_card(out, self.card)
+    def files(self) -> dict[str, bytes]:
+        """``tokenizer.json``."""
+        return {CARD: encode_tokenizer_card(self.card)}
 
     def monitor(self) -> QualityGates:
         """Build the quality gates."""

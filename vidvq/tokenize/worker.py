@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,6 +23,7 @@ from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_i
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.reuse import reusable_samples
+from vidvq.formats.summary import sample_stats
 from vidvq.formats.token_shard import TokenInfo, parse_info, token_files
 from vidvq.jobs.local_clips import local_clips
 from vidvq.jobs.rows import ClipRow
@@ -36,7 +36,7 @@ from vidvq.runtime import Feeder, WorkerDied
 from vidvq.tokenize.batching import SlotStream, run_slots
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.encode import Step, StepResult, sample_steps
-from vidvq.tokenize.quality import Scorer, is_scored, keep_frames, stats_of
+from vidvq.tokenize.quality import Scorer, is_scored, keep_frames
 from vidvq.tokenize.quality_gates import refuse_poor
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.video import VideoError
@@ -182,7 +182,7 @@ class _DecoderDied(Exception):
 
 
 def _stats(info: TokenInfo) -> dict[str, int]:
-    return {"frames": info.num_frames, "tokens": prod(info.grid)} | (stats_of(info.quality) if info.quality else {})
+    return sample_stats(info.num_frames, info.grid, info.quality)
 
 
 def _split(rows: Any, interleave: bool, slots: int) -> list[Any]:

@@ -139,9 +139,69 @@ def test_a_damaged_header_is_refused_by_name(plan_dir, content):
         read_plan(plan_dir)
 
 
-def test_an_edited_header_is_another_plan(plan_dir):
-    before = read_plan(plan_dir).plan_id
+def edit(plan_dir, change, keep_checks=True):
     header = json.loads((plan_dir / "plan.json").read_text())
-    header["made_from"]["clip"]["fps"] = 11
+    change(header)
+    if not keep_checks:
+        del header["checks"]
     (plan_dir / "plan.json").write_text(json.dumps(header))
+
+
+def test_an_edited_setting_is_named(plan_dir):
+    edit(plan_dir, lambda header: header["made_from"]["clip"].update(fps=11))
+    with pytest.raises(ValueError, match=r"made_from\.clip\.fps was edited after planning \(now 11\); set it back"):
+        read_plan(plan_dir)
+
+
+def test_an_edited_header_of_an_older_version_is_another_plan(plan_dir):
+    before = read_plan(plan_dir).plan_id
+    edit(plan_dir, lambda header: header["made_from"]["clip"].update(fps=11), keep_checks=False)
     assert read_plan(plan_dir).plan_id != before
+
+
+def test_a_plan_without_checks_is_the_same_plan(plan_dir):
+    before = read_plan(plan_dir).plan_id
+    edit(plan_dir, lambda header: None, keep_checks=False)
+    assert read_plan(plan_dir).plan_id == before
+
+
+def deep(levels):
+    value: object = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"prefix": "../victim/clips"}, "prefix"),
+        ({"prefix": "/etc/clips"}, "prefix"),
+        ({"prefix": "a\u0000b"}, "prefix"),
+        ({"table": "../plan.parquet"}, "table"),
+        ({"table": "other.parquet"}, "contradicts itself"),
+        ({"items": 5}, "are not the 5 items"),
+        ({"items": "4"}, "items='4'"),
+        ({"items": True}, "items=True"),
+        ({"shards": 1}, "rows of the plan"),
+        ({"shards": -1}, "shards=-1"),
+        ({"shards": 10**15}, "shards="),
+        ({"first_shard": 1}, "contradicts itself"),
+        ({"made_from": []}, "made_from"),
+        ({"made_from": deep(70)}, "nested over"),
+        ({"files": {"../x": "a" * 64}}, "files"),
+        ({"parent": 7}, "parent"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_forged_header_is_refused_in_one_line(plan_dir, fields, said):
+    edit(plan_dir, lambda header: header.update(fields), keep_checks=False)
+    with pytest.raises(ValueError, match=r"plan") as error:
+        read_plan(plan_dir)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_json_nested_beyond_the_parser_is_refused_in_one_line(plan_dir):
+    (plan_dir / "plan.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="is not JSON"):
+        read_plan(plan_dir)

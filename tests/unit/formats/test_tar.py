@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from webdataset.compat import WebDataset
 
-from vidvq.formats.tar import Member, TarWriter, check_name, find_damage, read_members, read_samples
+from vidvq.formats.tar import Member, TarWriter, check_member, find_damage, read_members, read_samples
 
 FILES = {"a.json": b"{}", "a.mp4": b"\x00\x01" * 700, "b.json": b'{"x":1}', "b.mp4": b""}
 
@@ -82,7 +82,7 @@ def test_webdataset_reads_it(tmp_path):
 )
 def test_an_unsafe_name_is_refused(name):
     with pytest.raises(ValueError, match="tar member"):
-        check_name(name)
+        check_member(name)
 
 
 def test_a_name_is_written_once(tmp_path):

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
-from vidvq.formats.plan import create_plan
+from vidvq.formats.plan import create_plan, write_files
+from vidvq.formats.summary import sample_stats, summarize
 from vidvq.formats.tar import TarWriter
-from vidvq.formats.token_shard import Codebook, TokenInfo, TokenizerCard, token_files, write_tokenizer_card
+from vidvq.formats.token_shard import Codebook, TokenInfo, TokenizerCard, encode_tokenizer_card, token_files
 from vidvq.formats.verify import verify_folder
+from vidvq.storage import seal
 
 CARD = TokenizerCard("aa" * 32, "bb" * 32, (Codebook("spatial", 16, 0), Codebook("temporal", 64, 16)), 4, 8, {})
 INFO = TokenInfo("/v/a.mp4", 0, (2, 2, 2), 5, 16, 16, 25.0, "1/25", (0, 1, 2, 3, 4), 5)
@@ -28,21 +30,24 @@ def codes_of(key: str) -> np.ndarray:
 
 def make(folder: Path, plan_table: Callable) -> None:
     made_from = {"token_fingerprint": CARD.token_fingerprint}
-    plan = create_plan(folder, "tokenize", "tokens", made_from, plan_table("abcd", "ef"))
-    write_tokenizer_card(folder, CARD)
+    files = {"tokenizer.json": encode_tokenizer_card(CARD)}
+    plan = create_plan(folder, "tokenize", "tokens", made_from, plan_table("abcd", "ef"), files)
+    write_files(folder, plan, files)
+    stats = sample_stats(INFO.num_frames, INFO.grid, None)
 
     def fill(draft: ShardDraft) -> None:
-        draft.add("a", token_files(codes_of("a"), INFO, CARD))
-        draft.add("b", token_files(codes_of("b"), INFO, CARD))
+        draft.add("a", token_files(codes_of("a"), INFO, CARD), **stats)
+        draft.add("b", token_files(codes_of("b"), INFO, CARD), **stats)
         draft.failed.append(Outcome("c", "decode_error"))
         draft.filtered.append(Outcome("d", "too_short"))
 
     def fill_second(draft: ShardDraft) -> None:
         for key in "ef":
-            draft.add(key, token_files(codes_of(key), INFO, CARD))
+            draft.add(key, token_files(codes_of(key), INFO, CARD), **stats)
 
     commit_shard(folder, FIRST, plan.plan_id, fill)
     commit_shard(folder, SECOND, plan.plan_id, fill_second)
+    summarize(folder, plan)
 
 
 @pytest.fixture
@@ -52,9 +57,11 @@ def folder(tmp_path, plan_table) -> Path:
 
 
 def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a JSON file, with a digest that fits, as a forger would."""
     data = json.loads(path.read_text())
+    digest = data.pop("digest", None)
     change(data)
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(seal(data) if digest else data))
 
 
 def rewrite(folder: Path, files: dict[str, bytes], shard: str = FIRST) -> None:
@@ -70,6 +77,7 @@ def rewrite(folder: Path, files: dict[str, bytes], shard: str = FIRST) -> None:
         record["sha256"], record["bytes"] = hashlib.sha256(data).hexdigest(), len(data)
         record["members"] = [[member.name, member.size, member.crc32] for member in tar.members]
         record["ok"] = len({member.key for member in tar.members})
+        record["stats"] = {name: count * record["ok"] for name, count in sample_stats(5, (2, 2, 2), None).items()}
 
     edit(folder / f"commits/{shard}.json", agree)
 
@@ -179,7 +187,7 @@ def test_what_a_killed_job_left_is_named(folder, name):
 
 
 def test_a_tar_where_the_record_has_none_is_named(folder):
-    nothing = {"sha256": None, "bytes": 0, "ok": 0, "members": [], "failed": [["a", "x"], ["b", "x"], ["c", "x"]]}
+    nothing = {"sha256": None, "bytes": 0, "ok": 0, "members": [], "stats": {}}
     nothing["failed"] = [{"key": key, "reason": "x", "detail": ""} for key in "abc"]
     edit(folder / RECORD, lambda record: record.update(nothing))
     (problem,) = verify_folder(folder).problems

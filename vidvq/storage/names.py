@@ -1,0 +1,38 @@
+"""Names from untrusted files as paths. Every name that a plan, record, card, tar or export gives goes through here."""
+
+import re
+from pathlib import Path
+
+from vidvq.errors import UsageError
+
+_MAX_NAME_BYTES = 255
+_REFUSED = re.compile(r"[/\\\x00-\x1f\x7f]")
+
+
+def check_name(name: str, what: str = "file name", max_bytes: int = _MAX_NAME_BYTES) -> str:
+    """Refuse a name that could leave a folder or confuse a reader; returns it.
+
+    Raises:
+        UsageError: it is empty or too long, has a separator or a control character, is no UTF-8, or starts with a dot
+            or a dash. ``what`` names it in the message.
+    """
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} {name[:120]!r} must be UTF-8") from error
+    if not 1 <= size <= max_bytes:
+        raise UsageError(f"{what} {name[:120]!r} must have 1 to {max_bytes} bytes")
+    if _REFUSED.search(name):
+        raise UsageError(f"{what} {name!r} must not contain a slash, a backslash or a control character")
+    if name[0] in ".-":
+        raise UsageError(f"{what} {name!r} must not start with a dot or a dash")
+    return name
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of an untrusted name in a folder.
+
+    Raises:
+        UsageError: see :func:`check_name`.
+    """
+    return folder / check_name(name)
