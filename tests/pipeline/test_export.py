@@ -11,6 +11,7 @@ import pytest
 
 from vidvq.export import ExportConfig, Layout, job, sequence_to_grid
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
+from vidvq.storage import seal
 
 TARGETS = ["megatron", "bin", "parquet", "litdata", "mds", "energon"]
 
@@ -165,15 +166,32 @@ def test_records_and_content_must_agree(tmp_path, tokens_dir, vidvq):
     record, header = out / "commits/tokens-000000.json", out / "export.json"
     kept = record.read_text()
     part = json.loads(kept)
-    record.write_text(json.dumps(part | {"ids": part["ids"] + 1}))
+    record.write_text(json.dumps(resealed(part | {"ids": part["ids"] + 1})))
     ran = vidvq("verify", out)
     assert ran.code == 1 and f"its record has {part['clips']} and {part['ids'] + 1}" in ran.out
     record.write_text(kept)
-    header.write_text(json.dumps(json.loads(header.read_text()) | {"vocabulary": 50}))
-    ran = vidvq("verify", out)
-    assert ran.code == 1 and "outside the vocabulary of 50 ids" in ran.out
-    header.write_text(json.dumps(json.loads(header.read_text()) | {"target": "csv"}))
-    assert "is damaged" in vidvq("verify", out).error
+    fields = json.loads(header.read_text())
+    forged = {
+        "vocabulary": 50,
+        "target": "csv",
+        "dtype": "int64",
+        "order": "temporal",
+        "specials": {"clip_start": 0, "clip_end": 1},
+        "codebooks": [fields["codebooks"][0], fields["codebooks"][1] | {"offset": 0}],
+        "parts": [*fields["parts"], fields["parts"][0]],
+    }
+    for name, value in forged.items():
+        header.write_text(json.dumps(resealed(fields | {name: value})))
+        assert "is damaged" in vidvq("verify", out).error, name
+    header.write_text(json.dumps(resealed(fields | {"tokens_sha256": "0" * 64})))
+    assert "tokens_sha256" in vidvq("verify", out).out
+    header.write_text(json.dumps(fields | {"token_fingerprint": "0" * 64}))
+    assert "was changed after it was written" in vidvq("verify", out).error
+
+
+def resealed(fields: dict) -> dict:
+    """With a digest that fits, as a forger would write it."""
+    return seal({name: value for name, value in fields.items() if name != "digest"})
 
 
 @pytest.mark.parametrize("target", ["litdata", "mds"])

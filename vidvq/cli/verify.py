@@ -11,13 +11,26 @@ from vidvq.cli.options import PathOrUrl
 @click.command(short_help="Verify a directory of shards or an export.")
 @click.argument("folder", metavar="DIR", type=PathOrUrl())
 def verify(folder: Path) -> int:
-    """Verify DIR, a directory that `vidvq shard`, `vidvq map`, `vidvq tokenize` or `vidvq export` wrote.
+    """Verify DIR, a directory that `vidvq shard`, `map`, `tokenize` or `export` wrote, or a checkpoint.
 
-    Checks that every planned item is accounted for exactly once, every checksum matches and every code is in range.
+    Checks that every planned item is accounted for exactly once, every field agrees with the bytes, every checksum
+    matches and every code is in range.
     """
     from vidvq.export import is_export, verify_export
+    from vidvq.formats.checkpoint import is_checkpoint, verify_checkpoint
     from vidvq.formats.verify import verify_folder
 
+    if is_checkpoint(folder):
+        problems, notes = verify_checkpoint(folder)
+        for note in notes:
+            log.info(f"{folder}: {note}")
+        for problem in problems:
+            click.echo(problem)
+        if problems:
+            click.echo(f"{folder}: {len(problems)} problems in a checkpoint", err=True)
+            return 1
+        click.echo(f"{folder} is whole: a checkpoint")
+        return 0
     if is_export(folder):
         problems, parts = verify_export(folder)
         for problem in problems:

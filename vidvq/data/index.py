@@ -117,7 +117,10 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
         if commit is None:
             raise UsageError(f"{folder}: {shard} is not committed; finish vidvq shard first")
         if commit.sha256:
-            yield str(folder / shard), commit
+            path = folder / shard
+            if not is_remote(path) and (size := path.stat().st_size) != commit.bytes:
+                raise UsageError(f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify")
+            yield str(path), commit
 
 
 def _read_shard(

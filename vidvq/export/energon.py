@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vidvq.export.target import Files, Part, Target, TokenSequence
+from vidvq.formats.npy import read_npy
 from vidvq.formats.tar import TarWriter, read_samples
 from vidvq.storage import canonical_json, pretty_json
 
@@ -32,7 +33,7 @@ def _write(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: 
 
 def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
     for _, files in read_samples(paths[0]):
-        yield np.load(io.BytesIO(files[_MEDIA]), allow_pickle=False)
+        yield read_npy(files[_MEDIA])
 
 
 def _index_files(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vidvq.errors import UsageError
 from vidvq.export.target import Files, Target, TokenSequence
+from vidvq.formats.npy import read_npy
 
 _MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 _MEGATRON_DTYPES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
@@ -22,8 +24,9 @@ def _write_bin(files: Files, sequences: Iterator[TokenSequence], count: int, dty
 
 
 def _read_bin(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
-    with paths[1].open("rb") as file:
-        starts = np.load(file, allow_pickle=False)
+    starts = read_npy(paths[1].read_bytes())
+    if starts.dtype != np.int64 or starts.ndim != 1 or not len(starts) or starts[0]:
+        raise UsageError("its index is not one of int64 from 0 on")
     yield from read_arrays(paths[0], np.diff(starts), dtype)
 
 
@@ -35,18 +38,27 @@ def _write_megatron(files: Files, sequences: Iterator[TokenSequence], count: int
     for sequence in sequences:
         data.write(sequence.ids.astype(dtype).tobytes())
         lengths.append(len(sequence.ids))
-    pointers = np.cumsum([0, *lengths], dtype=np.int64)[:-1] * dtype.itemsize
-    index.write(_MEGATRON_MAGIC + struct.pack("<QB", 1, _MEGATRON_DTYPES[dtype]))
-    index.write(struct.pack("<QQ", len(lengths), len(lengths) + 1))
-    index.write(np.array(lengths, dtype="<i4").tobytes() + pointers.astype("<i8").tobytes())
-    index.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+    index.write(_megatron_index(np.array(lengths, dtype="<i4"), dtype))
+
+
+def _megatron_index(lengths: np.ndarray, dtype: np.dtype) -> bytes:
+    pointers = np.cumsum([0, *lengths.tolist()], dtype=np.int64)[:-1] * dtype.itemsize
+    head = _MEGATRON_MAGIC + struct.pack("<QB", 1, _MEGATRON_DTYPES[dtype])
+    head += struct.pack("<QQ", len(lengths), len(lengths) + 1)
+    starts = np.arange(len(lengths) + 1, dtype="<i8")
+    return head + lengths.astype("<i4").tobytes() + pointers.astype("<i8").tobytes() + starts.tobytes()
 
 
 def _read_megatron(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
     head = len(_MEGATRON_MAGIC) + struct.calcsize("<QB") + struct.calcsize("<QQ")
     index = paths[1].read_bytes()
     count = struct.unpack_from("<Q", index, head - 16)[0]
+    if len(index) != head + count * 12 + (count + 1) * 8:
+        raise UsageError(f"its index has {len(index)} bytes, not those of {count} sequences")
     lengths = np.frombuffer(index, dtype="<i4", count=count, offset=head)
+    expected = _megatron_index(lengths, dtype)
+    if index != expected:
+        raise UsageError("its index is not that of its lengths")
     yield from read_arrays(paths[0], lengths, dtype)
 
 
@@ -56,7 +68,10 @@ def read_arrays(path: Path, lengths: np.ndarray, dtype: np.dtype, start: int = 0
     Bytes left over come as one more array, so that callers see a wrong count.
     """
     with path.open("rb") as file:
+        size = file.seek(0, 2)
         file.seek(start)
+        if min(lengths.tolist(), default=0) < 0 or start + int(lengths.sum()) * dtype.itemsize > size:
+            raise UsageError(f"its index names more ids than its {size} bytes hold")
         for length in lengths.tolist():
             yield np.frombuffer(file.read(length * dtype.itemsize), dtype=dtype)
         if rest := file.read(dtype.itemsize):

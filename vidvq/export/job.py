@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
-from vidvq.export.records import ExportHeader, encode_part, read_part, record_path, redo_hint
-from vidvq.export.sequence import Layout, grid_to_sequence
+from vidvq.export.records import ExportHeader, encode_part, read_part, record_path, redo_hint, tokens_digest
+from vidvq.export.sequence import AXES, Layout, grid_to_sequence
 from vidvq.export.target import Part, PartFile, Target, TokenSequence, write_part
 from vidvq.export.targets import TARGETS
 from vidvq.export.verify import compare_part, damaged_files
@@ -18,13 +19,13 @@ from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.log import progress
 from vidvq.storage import (
+    SEAL,
     create_once,
     differences,
     make_folder,
     pretty_json,
     read_json,
     remove_attempts,
-    sha256_bytes,
     sha256_file,
     write_atomic,
 )
@@ -126,12 +127,12 @@ def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit]) 
         target=target,
         dtype=np.dtype(TARGETS[target].dtype(layout.vocabulary)).name,
         token_fingerprint=card.token_fingerprint,
-        tokens_sha256=sha256_bytes("\n".join(commit.sha256 or "" for commit in shards).encode()),
+        tokens_sha256=tokens_digest([commit.sha256 or "" for commit in shards]),
         codebooks=card.codebooks,
         vocabulary=layout.vocabulary,
         specials=layout.specials,
         order=layout.config.order,
-        axes="t h w" if layout.config.order == "raster" else "h w t",
+        axes=AXES[layout.config.order],
         parts=tuple(_stem(commit) for commit in shards),
     ).to_json()
     path = out / "export.json"
@@ -140,7 +141,11 @@ def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit]) 
             raise UsageError(f"{out} is not empty and has no export.json (found {found[0]}); give an empty --out")
         make_folder(out)
         create_once(path, pretty_json(header))
-    if found := list(differences("", read_json(path), header)):
+    there = read_json(path)
+    if is_mapping(there) and SEAL not in there:
+        # An older version wrote no digest.
+        header.pop(SEAL)
+    if found := list(differences("", there, header)):
         raise UsageError(f"{out} was made from something else: {'; '.join(found[:4])}; give another --out")
 
 

@@ -1,18 +1,22 @@
 """Metadata of an export: ``export.json``, and a record per finished part."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from vidvq.codebook import Codebook
-from vidvq.config import is_mapping, to_dict, validate
+from vidvq.config import to_dict
 from vidvq.errors import UsageError
+from vidvq.export.sequence import AXES, special_names
 from vidvq.export.target import Part
 from vidvq.export.targets import TARGETS
 from vidvq.formats.commit import FOLDER
-from vidvq.storage import pretty_json, read_json
+from vidvq.formats.schema import Count, Digest, FileName, Label, Text, parse
+from vidvq.storage import inside, pretty_json, read_json, seal, sha256_bytes
 
 FORMAT = "vidvq.export/1"
 PART_FORMAT = "vidvq.export-part/1"
@@ -36,21 +40,23 @@ class ExportHeader:
         padding: always None; there is no padding id.
     """
 
-    target: str
-    dtype: str
-    token_fingerprint: str
-    tokens_sha256: str
-    codebooks: tuple[Codebook, ...]
-    vocabulary: int
-    specials: dict[str, int]
-    order: str
-    axes: str
-    parts: tuple[str, ...]
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    target: Label
+    dtype: Label
+    token_fingerprint: Text
+    tokens_sha256: Digest
+    codebooks: Annotated[tuple[Codebook, ...], Field(min_length=1, max_length=2)]
+    vocabulary: Count
+    specials: dict[Label, Count]
+    order: Literal["raster", "temporal"]
+    axes: Label
+    parts: Annotated[tuple[FileName, ...], Field(min_length=1)]
     padding: None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The header as JSON types, with the format identifier."""
-        return to_dict(self) | {"format": FORMAT}
+        """The header as JSON types, with the format identifier and a digest."""
+        return seal(to_dict(self) | {"format": FORMAT})
 
 
 def is_export(folder: Path) -> bool:
@@ -65,24 +71,49 @@ def read_header(folder: Path) -> ExportHeader:
         UsageError: the file is damaged, or of another format.
     """
     path = folder / "export.json"
-    content = read_json(path)
-    if not is_mapping(content) or content.get("format") != FORMAT:
-        raise UsageError(f"{path} is not an export of format {FORMAT}")
-    header = validate(ExportHeader, content, f"{path}")
-    target = TARGETS.get(header.target)
-    if target is None or header.dtype != np.dtype(target.dtype(header.vocabulary)).name:
-        raise UsageError(f"{path} is damaged: its target, vocabulary and dtype are inconsistent; export again")
+    header = parse(ExportHeader, read_json(path), FORMAT, f"{path}", "export again")
+    if fault := _contradiction(header):
+        raise UsageError(f"{path} is damaged: {fault}; export again")
     return header
+
+
+def _contradiction(header: ExportHeader) -> str:
+    """What in a header contradicts the rest of it; "" for nothing."""
+    target = TARGETS.get(header.target)
+    if target is None:
+        return f"target={header.target} is none of {', '.join(TARGETS)}"
+    if header.dtype != np.dtype(target.dtype(header.vocabulary)).name:
+        return f"dtype={header.dtype} is not that of {header.vocabulary} ids for {header.target}"
+    sizes = [book.size for book in header.codebooks]
+    if min(sizes) < 1 or [book.offset for book in header.codebooks] != [0, *sizes[:-1]]:
+        return f"its codebooks of {sizes} codes do not follow one another"
+    names = list(header.specials)
+    codes = sum(sizes)
+    if sorted(header.specials.values()) != list(range(codes, codes + len(names))) or header.specials != {
+        name: codes + index for index, name in enumerate(special_names(names))
+    }:
+        return f"specials={header.specials} do not follow its {codes} codes"
+    if header.vocabulary != codes + len(names):
+        return f"vocabulary={header.vocabulary} is not {codes} codes and {len(names)} special tokens"
+    if header.axes != AXES[header.order]:
+        return f"axes={header.axes} are not those of order={header.order}"
+    twice = next((stem for stem, count in Counter(header.parts).items() if count > 1), "")
+    return f"part {twice} is in it twice" if twice else ""
+
+
+def tokens_digest(shards_sha256: list[str]) -> str:
+    """``tokens_sha256``: a digest over those of the token shards, one a line."""
+    return sha256_bytes("\n".join(shards_sha256).encode())
 
 
 def record_path(folder: Path, stem: str) -> Path:
     """Path of the record of a part."""
-    return folder / FOLDER / f"{stem}.json"
+    return inside(folder / FOLDER, f"{stem}.json")
 
 
 def encode_part(part: Part) -> bytes:
     """Encode the record of a part."""
-    return pretty_json(to_dict(part) | {"format": PART_FORMAT})
+    return pretty_json(seal(to_dict(part) | {"format": PART_FORMAT}))
 
 
 def read_part(folder: Path, stem: str) -> Part | None:
@@ -94,10 +125,11 @@ def read_part(folder: Path, stem: str) -> Part | None:
     path = record_path(folder, stem)
     if not path.exists():
         return None
-    content = read_json(path)
-    if not is_mapping(content) or content.get("format") != PART_FORMAT:
-        raise UsageError(f"{path} is not a record of format {PART_FORMAT}; remove it and run the same command again")
-    return validate(Part, content, f"{path}")
+    part = parse(Part, read_json(path), PART_FORMAT, f"{path}", redo_hint(stem))
+    names = [file.name for file in part.files]
+    if part.shard != f"{stem}.tar" or any(not name.startswith(f"{stem}.") for name in names):
+        raise UsageError(f"{path} is the record of {part.shard} with {', '.join(names)[:200]}; {redo_hint(stem)}")
+    return part
 
 
 def redo_hint(stem: str) -> str:

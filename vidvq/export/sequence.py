@@ -1,5 +1,6 @@
 """Conversion between a grid of codes and a flat sequence of ids."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,14 @@ from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
 from vidvq.formats.token_shard import TokenizerCard, check_codes
 
+AXES = {"raster": "t h w", "temporal": "h w t"}
 _SPECIALS = {"none": (), "clip": ("clip_start", "clip_end"), "group": ("clip_start", "clip_end", "group_start")}
+
+
+def special_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The special tokens of the layout that has these, in the order of their ids; none if there is no such layout."""
+    wanted = set(names)
+    return next((found for found in _SPECIALS.values() if set(found) == wanted), ())
 
 
 @dataclass(frozen=True)

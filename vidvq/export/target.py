@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import IO, ClassVar, TypeAlias
 
 import numpy as np
 
+from vidvq.formats.schema import Count, Digest, FileName
 from vidvq.formats.token_shard import TokenInfo
-from vidvq.storage import attempt_file, publish_replace
+from vidvq.storage import attempt_file, inside, publish_replace
 
 Files: TypeAlias = list[IO[bytes]]
 
@@ -24,9 +25,11 @@ class PartFile:
         sha256: SHA-256 (hex).
     """
 
-    name: str
-    bytes: int
-    sha256: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: FileName
+    bytes: Count
+    sha256: Digest
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,12 @@ class Part:
         files: exported files, in the order of the target's suffixes.
     """
 
-    shard: str
-    shard_sha256: str
-    clips: int
-    ids: int
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    shard: FileName
+    shard_sha256: Digest
+    clips: Count
+    ids: Count
     files: tuple[PartFile, ...]
 
 
@@ -105,7 +110,7 @@ def write_part(
         count: number of sequences.
         vocabulary: number of ids.
     """
-    paths = [folder / (stem + suffix) for suffix in target.suffixes]
+    paths = [inside(folder, stem + suffix) for suffix in target.suffixes]
     with ExitStack() as stack:
         opened = [stack.enter_context(attempt_file(path)) for path in paths]
         target.write([file for file, _ in opened], sequences, count, np.dtype(target.dtype(vocabulary)))

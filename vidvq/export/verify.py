@@ -8,50 +8,79 @@ import numpy as np
 import pyarrow as pa
 
 from vidvq.errors import UsageError
-from vidvq.export.records import read_header, read_part, redo_hint
+from vidvq.export.records import ExportHeader, read_header, read_part, redo_hint, tokens_digest
 from vidvq.export.target import Part, Target, TokenSequence
 from vidvq.export.targets import TARGETS
-from vidvq.storage import sha256_file
+from vidvq.formats.commit import FOLDER
+from vidvq.storage import inside, sha256_file
 
 # Exceptions that readers raise for damaged files.
 _UNREADABLE = (ValueError, OSError, EOFError, KeyError, IndexError, struct.error, pa.ArrowException)
 
 
 def verify_export(folder: Path) -> tuple[list[str], int]:
-    """Check an export against its records: all bytes, the numbers of clips and ids, and the range of the ids.
+    """Check an export against its records: all fields and bytes, the numbers of clips and ids, and the range of the ids.
 
     Returns:
         One line per problem, and the number of parts.
 
     Raises:
-        UsageError: ``export.json`` or a record is damaged.
+        UsageError: ``export.json`` is damaged.
     """
     header = read_header(folder)
     target, dtype = TARGETS[header.target], np.dtype(header.dtype)
     problems: list[str] = []
     parts: list[Part] = []
     for stem in header.parts:
-        part = read_part(folder, stem)
+        try:
+            part = read_part(folder, stem)
+        except UsageError as error:
+            problems.append(f"{stem}: {error}")
+            continue
         if part is None:
             problems.append(f"{stem}: is not finished; run the same command again")
             continue
         parts.append(part)
+        names = [stem + suffix for suffix in target.suffixes]
+        if [file.name for file in part.files] != names:
+            problems.append(f"{stem}: its record names other files than {', '.join(names)}; {redo_hint(stem)}")
+            continue
         found = [*damaged_files(folder, part)] or [*_content(folder, part, target, header.vocabulary, dtype)]
         problems += [f"{line}; {redo_hint(stem)}" for line in found]
+    whole: dict[str, bytes] = {}
     if len(parts) == len(header.parts):
-        for name, data in target.index_files(parts, dtype).items():
+        if tokens_digest([part.shard_sha256 for part in parts]) != header.tokens_sha256:
+            problems.append("export.json: its tokens_sha256 is not that of the parts; export again")
+        whole = target.index_files(parts, dtype)
+        for name, data in whole.items():
             path = folder / name
             if not path.is_file() or path.read_bytes() != data:
                 problems.append(f"{name}: is missing or differs from the parts' records; run the same command again")
+        problems += _strays(folder, header, {*whole, *(file.name for part in parts for file in part.files)})
     return problems, len(header.parts)
+
+
+def _strays(folder: Path, header: ExportHeader, known: set[str]) -> Iterator[str]:
+    """Say which files are in the directory that a reader would take for parts of the export."""
+    suffixes = TARGETS[header.target].suffixes
+    for name in sorted(path.name for path in folder.iterdir() if path.is_file()):
+        if ".tmp." in name:
+            yield f"{name}: was left by a killed job; run the same command again, or remove it"
+        elif name.endswith(suffixes) and name not in known:
+            yield f"{name}: is not in the export; move it elsewhere"
+    for name in sorted(path.name for path in (folder / FOLDER).iterdir()):
+        if name.removesuffix(".json") not in header.parts:
+            yield f"{FOLDER}/{name}: is the record of no part; move it elsewhere"
 
 
 def damaged_files(folder: Path, part: Part) -> Iterator[str]:
     """Describe the files of a part that are missing or differ from its record."""
     for file in part.files:
-        path = folder / file.name
+        path = inside(folder, file.name)
         if not path.is_file():
             yield f"{path.name}: is missing"
+        elif path.stat().st_size != file.bytes:
+            yield f"{path.name}: has {path.stat().st_size} bytes, its record says {file.bytes}"
         elif sha256_file(path) != file.sha256:
             yield f"{path.name}: its bytes differ from the record"
 

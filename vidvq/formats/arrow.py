@@ -40,7 +40,7 @@ def read_table(path: Path) -> pa.Table:
             unpacked = sum(group.total_byte_size for group in groups)
             if about.metadata.num_rows > _MAX_ROWS or not 0 <= unpacked <= max(_MIN_UNPACKED, _MAX_UNPACKED * size):
                 raise UsageError(f"{path} would unpack from {size} to {unpacked} bytes; vidvq did not write it")
-            return about.read()
+            return about.read()  # pyright: ignore[reportUnknownMemberType]
     except pa.ArrowException as error:
         line = " ".join(str(error).split())
         raise UsageError(f"{path} is not readable parquet ({line[:200]}); restore it from a copy") from error

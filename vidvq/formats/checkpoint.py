@@ -8,22 +8,34 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVariableType]
 
-from vidvq.config import is_mapping, validate
+from vidvq.config import is_mapping
 from vidvq.errors import UsageError
-from vidvq.storage import attempt_path, canonical_json, pretty_json, read_json, sync_folder, write_atomic
+from vidvq.formats.schema import Count, Digest, Label, parse
+from vidvq.storage import (
+    attempt_path,
+    canonical_json,
+    pretty_json,
+    read_json,
+    sha256_bytes,
+    sha256_file,
+    sync_folder,
+    write_atomic,
+)
 
 FORMAT = "vidvq.checkpoint/1"
 TRAINING = "training"
 # The checkpoint that ships with vidvq.
 BUNDLED = Path(__file__).parent.parent / "weights"
+CONFIG, WEIGHTS, PRINTS = "config.json", "model.safetensors", "fingerprint"
+_PARTS = ("encoder.", "quantizer.", "decoder.")
 _STEP = re.compile(r"step-(\d{8})$")
 
 
@@ -56,10 +68,23 @@ class Checkpoint:
 class _Config:
     """The fields of ``config.json``, without its format."""
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
     model: dict[str, Any]
     preprocessing: dict[str, Any]
-    step: int
-    tensors: list[str]
+    step: Count
+    tensors: tuple[Label, ...]
+
+
+@dataclass(frozen=True)
+class _PrintsFile:
+    """The JSON of ``fingerprint``: ``files`` has the SHA-256 of the other files by name; older versions wrote none."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    token: Digest
+    decoder: Digest
+    files: dict[str, Digest] = field(default_factory=dict[str, str])
 
 
 def fingerprint(model: dict[str, Any], preprocessing: dict[str, Any], tensors: dict[str, np.ndarray]) -> Fingerprints:
@@ -115,7 +140,7 @@ def write_model_folder(
     Args:
         folder: the checkpoint's folder; one of the same name is replaced.
         config: content of ``config.json`` without ``tensors``; its ``format`` names the kind.
-        fingerprints: content of ``fingerprint``.
+        fingerprints: content of ``fingerprint``, without the digests of the other files.
         tensors: weights by name.
         training: folder with the state of the trainer, moved into the checkpoint; None for none.
     """
@@ -123,9 +148,14 @@ def write_model_folder(
     attempt = attempt_path(folder)
     try:
         attempt.mkdir()
-        write_atomic(attempt / "model.safetensors", save(tensors, metadata={"format": str(config["format"])}))
-        write_atomic(attempt / "config.json", pretty_json(config | {"tensors": sorted(tensors)}))
-        write_atomic(attempt / "fingerprint", pretty_json(fingerprints))
+        files = {
+            CONFIG: pretty_json(config | {"tensors": sorted(tensors)}),
+            WEIGHTS: save(tensors, metadata={"format": str(config["format"])}),
+        }
+        for name, data in files.items():
+            write_atomic(attempt / name, data)
+        digests = {name: sha256_bytes(data) for name, data in files.items()}
+        write_atomic(attempt / PRINTS, pretty_json(fingerprints | {"files": digests}))
         if training is not None:
             training.replace(attempt / TRAINING)
         if folder.exists():
@@ -151,7 +181,7 @@ def list_steps(run: Path) -> list[Path]:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds the files of a checkpoint."""
-    return all((folder / name).is_file() for name in ("model.safetensors", "config.json", "fingerprint"))
+    return all((folder / name).is_file() for name in (WEIGHTS, CONFIG, PRINTS))
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -175,26 +205,55 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UsageError: a file is missing or damaged, or the content does not match the fingerprint.
     """
     folder = find_checkpoint(path)
-    config = read_json(folder / "config.json")
-    stored = read_json(folder / "fingerprint")
-    if not is_mapping(config) or config.get("format") != FORMAT:
-        raise UsageError(f"{folder / 'config.json'} is not of format {FORMAT}")
-    validate(_Config, config, f"{folder / 'config.json'}")
+    config, stored = read_json(folder / CONFIG), _read_prints(folder)
+    parse(_Config, config, FORMAT, f"{folder / CONFIG}")
     try:
-        tensors = load_file(folder / "model.safetensors")
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder / 'model.safetensors'} is damaged: {error}; restore it from a copy") from error
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{folder / WEIGHTS} is damaged: {error}; restore it from a copy") from error
+    if foreign := [name for name in tensors if not name.startswith(_PARTS)]:
+        raise UsageError(
+            f"{folder / WEIGHTS} has the unknown tensor {foreign[0][:80]}; names start with {', '.join(_PARTS)}"
+        )
     for name in sorted(set(config["tensors"]) ^ tensors.keys()):
         what = "has the unknown tensor" if name in tensors else "lacks the tensor"
-        raise UsageError(f"{folder / 'model.safetensors'} {what} {name}; restore it from a copy")
+        raise UsageError(f"{folder / WEIGHTS} {what} {name}; restore it from a copy")
     prints = fingerprint(config["model"], config["preprocessing"], tensors)
-    if asdict(prints) != stored:
-        is_prints = is_mapping(stored) and isinstance(stored.get("token"), str)
+    if prints != Fingerprints(stored.token, stored.decoder):
         raise UsageError(
             f"{folder}: weights or config do not match the fingerprint (token {prints.token[:12]}, "
-            f"stored {stored['token'][:12] if is_prints else stored}); restore it from a copy"
+            f"stored {stored.token[:12]}); restore it from a copy"
         )
     return Checkpoint(folder, config, tensors, prints)
+
+
+def verify_checkpoint(folder: Path) -> tuple[list[str], list[str]]:
+    """Check a checkpoint byte by byte; the state of its training is not read.
+
+    Returns:
+        One line per problem; and one line per thing that could not be checked, because an older version wrote no
+        digest of it.
+    """
+    try:
+        read_checkpoint(folder)
+        stored = _read_prints(folder).files
+    except UsageError as error:
+        return [str(error)], []
+    if not stored:
+        return [], [f"an older version wrote no digests of {CONFIG} and {WEIGHTS}: the step is not checked"]
+    return [
+        f"{name}: was changed after it was written; restore it from a copy"
+        for name in sorted({CONFIG, WEIGHTS, *stored})
+        if name not in {CONFIG, WEIGHTS} or sha256_file(folder / name) != stored.get(name)
+    ], []
+
+
+def _read_prints(folder: Path) -> _PrintsFile:
+    stored = read_json(folder / PRINTS)
+    # The file has no format of its own.
+    return parse(
+        _PrintsFile, {"format": FORMAT} | stored if is_mapping(stored) else stored, FORMAT, str(folder / PRINTS)
+    )
 
 
 def digest_tensors(config: dict[str, Any], tensors: dict[str, np.ndarray], prefixes: tuple[str, ...] = ("",)) -> str:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -226,8 +226,8 @@ def _read(path: Path) -> Commit:
     fault = _contradiction(found) if path.name == f"{found.shard}.json" else f"it is the record of {found.shard}"
     if fault:
         raise UsageError(f"{path} is not a record of its shard: {fault}; {_REDO}")
-    members = tuple(Member(*member) for member in found.members)
-    return Commit(**(vars(found) | {"members": members}))
+    fields: dict[str, Any] = {**vars(found), "members": tuple(Member(*member) for member in found.members)}
+    return Commit(**fields)
 
 
 def _contradiction(record: _CommitFile) -> str:

@@ -1,4 +1,4 @@
-"""Npy files from untrusted bytes. A header never decides how much memory is taken: its size must be that of the file."""
+"""Npy files from untrusted bytes. The size that a header says must be that of the file."""
 
 import io
 import math

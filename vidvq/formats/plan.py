@@ -430,7 +430,9 @@ def _refuse_contradictions(folder: Path, headers: list[PlanHeader]) -> None:
         same = not before or (header.prefix, header.stage, header.files) == (before.prefix, before.stage, before.files)
         grown = not before or (header.shards >= before.shards and header.items >= before.items)
         if not same or not grown or header.first_shard != first or not _TABLE.fullmatch(header.table):
-            raise UsageError(f"{folder / _header_name(number)} contradicts itself or the plan before it; restore it from a copy")
+            raise UsageError(
+                f"{folder / _header_name(number)} contradicts itself or the plan before it; restore it from a copy"
+            )
         before = header
 
 
@@ -452,8 +454,8 @@ def _read_table(folder: Path, header: PlanHeader, number: int) -> pa.Table:
     if not path.is_file() or sha256_file(path) != header.table_sha256:
         raise UsageError(f"{path} is missing or not the one its plan was written with; restore it from a copy")
     table = read_table(path)
-    names = {"key": pa.string(), "shard": pa.int32()}
-    if any(name not in table.column_names or table.schema.field(name).type != kind for name, kind in names.items()):
+    kinds = dict(zip(table.column_names, map(str, table.schema.types), strict=True))
+    if (kinds.get("key"), kinds.get("shard")) != ("string", "int32"):
         raise UsageError(f"{path} has no columns key (string) and shard (int32); restore it from a copy")
     return table.append_column("generation", pa.array(np.full(table.num_rows, number, dtype=np.int32)))
 

@@ -76,7 +76,7 @@ def parse(kind: type[T], data: Any, format: str, where: str, remedy: str = "rest
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 

@@ -141,6 +141,11 @@ def _plain_header(block: bytes) -> tuple[str, int] | None:
         return None
 
 
+def read_header(file: IO[bytes]) -> tuple[str, int] | None:
+    """Name and size of the member whose header comes next; None where there is no plain header."""
+    return _plain_header(file.read(BLOCK_BYTES))
+
+
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield ``(key, {extension: content})``, grouping consecutive members by key as WebDataset does."""
     key: str | None = None

@@ -14,8 +14,11 @@ import numpy as np
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import read_plan
-from vidvq.formats.tar import MAX_MEMBER_BYTES, check_member
+from vidvq.formats.tar import BLOCK_BYTES, MAX_MEMBER_BYTES, check_member, read_header
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, parse_info, parse_tokens
+from vidvq.storage import inside
+
+_VERIFY = "run vidvq verify on its directory"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,12 @@ class TokenLocation:
         with self.shard.open("rb") as file:
             for extension, offset, size in self.members:
                 if wanted is None or extension in wanted:
-                    file.seek(offset)
+                    # What lies there must be the member that the record names, else a clip gets another one's key.
+                    file.seek(offset - BLOCK_BYTES)
+                    if read_header(file) != (f"{self.key}.{extension}", size):
+                        raise UsageError(
+                            f"{self.shard}: {self.key}.{extension} is not where its record says; {_VERIFY}"
+                        )
                     files[extension] = file.read(size)
         return files
 
@@ -92,7 +100,7 @@ def _committed(folder: Path) -> Iterator[tuple[Path, Commit]]:
         if commit.sha256 is None:
             continue
         try:
-            size = (folder / name).stat().st_size
+            size = inside(folder, name).stat().st_size
         except FileNotFoundError:
             raise UsageError(f"{folder / name} is missing; run vidvq verify {folder}") from None
         if size != commit.bytes:

@@ -173,7 +173,8 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
             f"{path}: the codebooks of {sizes} codes have the offsets {[book.offset for book in books]}, where each "
             "begins at the end of the one before; restore it from a copy"
         )
-    return TokenizerCard(**(vars(found) | {"codebooks": books}))
+    fields: dict[str, Any] = {**vars(found), "codebooks": books}
+    return TokenizerCard(**fields)
 
 
 def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: bool = False) -> dict[str, bytes]:
@@ -213,7 +214,8 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
             raise UsageError(f"its time_base {found.time_base} is not above 0")
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UsageError(f"{where} is not a readable token sample: {error}") from error
-    return TokenInfo(**(vars(found) | {"pts": pts}))
+    fields: dict[str, Any] = {**vars(found), "pts": pts}
+    return TokenInfo(**fields)
 
 
 def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tuple[np.ndarray, TokenInfo]:

@@ -216,7 +216,8 @@ def _check_files(folder: Path, plan: Plan, notes: list[str]) -> Iterator[str]:
     card = token_shard.read_tokenizer_card(folder)
     planned = plan.made_from.get("token_fingerprint")
     if card.token_fingerprint != planned:
-        yield f"{token_shard.CARD}: names tokenizer {card.token_fingerprint[:12]}, the plan {str(planned)[:12]}; restore it"
+        names = f"names tokenizer {card.token_fingerprint[:12]}, the plan {str(planned)[:12]}"
+        yield f"{token_shard.CARD}: {names}; restore it"
     if token_shard.CARD not in plan.header.files:
         notes.append(
             f"{token_shard.CARD}: the plan of an older version has no digest of it; its fingerprint alone is checked"

@@ -1,0 +1,112 @@
+"""A change of any byte of a directory is named by `vidvq verify`, or does not change what the directory says."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidvq.cli.main import run
+from vidvq.errors import UsageError
+from vidvq.export import verify_export
+from vidvq.formats.checkpoint import verify_checkpoint, write_checkpoint
+from vidvq.formats.verify import verify_folder
+
+# What describes a run to people; no command reads it, and nothing in it is verified.
+ACCOUNTS = {"metrics.json", "report.html"}
+TARGETS = ("megatron", "bin", "parquet", "litdata", "mds", "energon")
+# Flips in each file of the default run: the ends, and places spread evenly between.
+SAMPLED = 9
+
+
+def verify_plan(folder: Path) -> list[str]:
+    return verify_folder(folder).problems
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("flips") / "checkpoint"
+    tensors = {f"{part}.w": np.arange(3, dtype=np.float32) for part in ("encoder", "quantizer", "decoder")}
+    write_checkpoint(folder, {"encoder": {}, "decoder": {"channels": [8]}}, {"range": [-1, 1]}, tensors, step=7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_tokens(tmp_path_factory, tiny_clips, checkpoint_dir) -> Path:
+    out = tmp_path_factory.mktemp("flips") / "tokens"
+    job = ["tokenize", str(tiny_clips), "--checkpoint", str(checkpoint_dir), "--out", str(out), "runtime.workers=0"]
+    assert run(job) == 0
+    return out
+
+
+def flips(folder: Path, count: int | None) -> list[tuple[Path, int]]:
+    """The places to change: all, or so many of each file."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name not in ACCOUNTS:
+            size = path.stat().st_size
+            places = range(size) if count is None else np.unique(np.linspace(0, size - 1, count).astype(int)).tolist()
+            found += [(path, place) for place in places]
+    return found
+
+
+def unseen(folder: Path, verify: Callable[[Path], list[str]], count: int | None, bit: int) -> tuple[int, list[str]]:
+    """How many flips were tried; and those that nothing named although they change what a file says."""
+    assert verify(folder) == []
+    missed: list[str] = []
+    tried = flips(folder, count)
+    for path, place in tried:
+        whole = path.read_bytes()
+        data = bytearray(whole)
+        data[place] ^= bit
+        path.write_bytes(data)
+        try:
+            named = bool(verify(folder))
+        except UsageError as error:
+            named = True
+            assert "\n" not in str(error)
+        if not named and not says_the_same(path, whole, bytes(data)):
+            missed.append(f"{path.relative_to(folder)}:{place} {whole[place]:#x}")
+        path.write_bytes(whole)
+    return len(tried), missed
+
+
+def says_the_same(path: Path, before: bytes, after: bytes) -> bool:
+    """Whether a change is of white space between the values of a JSON file."""
+    if path.suffix != ".json" and path.name != "fingerprint":
+        return False
+    try:
+        return json.loads(before) == json.loads(after)
+    except ValueError:
+        return False
+
+
+@pytest.fixture(params=["clips", "tokens", "packed", "checkpoint", *TARGETS])
+def kind(request, tmp_path, copy_of, tiny_clips, tiny_tokens, checkpoint_dir, checkpoint, vidvq):
+    """A small directory of one kind, and what verifies it."""
+    if request.param == "checkpoint":
+        return copy_of(checkpoint), lambda folder: verify_checkpoint(folder)[0]
+    if request.param in {"clips", "tokens"}:
+        return copy_of(tiny_clips if request.param == "clips" else tiny_tokens), verify_plan
+    if request.param == "packed":
+        job = ("tokenize", tiny_clips, "--checkpoint", checkpoint_dir, "--out", tmp_path / "out", "pack=true")
+        assert vidvq(*job, "quality.share=1", "runtime.workers=0").code == 0
+        return tmp_path / "out", verify_plan
+    assert vidvq("export", tiny_tokens, "--to", request.param, "--out", tmp_path / "out").code == 0
+    return tmp_path / "out", lambda folder: verify_export(folder)[0]
+
+
+def test_a_flip_in_any_region_of_any_file_is_named(kind):
+    folder, verify = kind
+    tried, missed = unseen(folder, verify, SAMPLED, 0x01)
+    assert tried >= 3 * SAMPLED
+    assert not missed, f"{len(missed)} of {tried} flips: {missed[:20]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bit", [0x01, 0x20])
+def test_a_flip_of_every_byte_is_named(kind, bit):
+    folder, verify = kind
+    tried, missed = unseen(folder, verify, None, bit)
+    assert not missed, f"{len(missed)} of {tried} flips: {missed[:20]}"
