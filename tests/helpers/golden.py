@@ -42,7 +42,7 @@ _CHANGED_NS = 1_700_000_000 * 10**9
 # Reports of a run, which no stage reads.
 _ACCOUNTS = {"metrics.json", "report.html"}
 # Fields left out of `facts`, since libraries decide them: decoders, kernels, the parquet writer.
-_HASHES = {"plan_id", "parent", "table", "table_sha256", "clip_shard_sha256", "tokens_sha256", "shard_sha256"}
+_HASHES = {"digest", "plan_id", "parent", "table", "table_sha256", "clip_shard_sha256", "tokens_sha256", "shard_sha256"}
 _VOLATILE = _HASHES | {"detail", "examples", "decoder", "quality"}
 _SCORE = "_e4"
 
@@ -308,7 +308,7 @@ def _facts(path: Path) -> Any:
     content = json.loads(path.read_bytes())
     if path.name.startswith("plan"):
         # Tokens of clips name the clips' plan and hashes.
-        return _drop(content, _VOLATILE | {"clips"})
+        return _drop(content, _VOLATILE | {"clips", "checks", "files"})
     if "members" in content:
         content["members"] = [name for name, _, _ in content["members"]]
     return content if path.name == "tokenizer.json" else _drop(content, _VOLATILE | {"bytes", "sha256"})

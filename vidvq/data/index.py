@@ -118,7 +118,7 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
             raise UsageError(f"{folder}: {shard} is not committed; finish vidvq shard first")
         if commit.sha256:
             path = folder / shard
-            if not is_remote(path) and (size := path.stat().st_size) != commit.bytes:
+            if not is_remote(path) and path.is_file() and (size := path.stat().st_size) != commit.bytes:
                 raise UsageError(f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify")
             yield str(path), commit
 

@@ -16,6 +16,7 @@ from vidvq.export.target import Part
 from vidvq.export.targets import TARGETS
 from vidvq.formats.commit import FOLDER
 from vidvq.formats.schema import Count, Digest, FileName, Label, Text, parse
+from vidvq.formats.token_shard import codebook_fault
 from vidvq.storage import inside, pretty_json, read_json, seal, sha256_bytes
 
 FORMAT = "vidvq.export/1"
@@ -84,11 +85,10 @@ def _contradiction(header: ExportHeader) -> str:
         return f"target={header.target} is none of {', '.join(TARGETS)}"
     if header.dtype != np.dtype(target.dtype(header.vocabulary)).name:
         return f"dtype={header.dtype} is not that of {header.vocabulary} ids for {header.target}"
-    sizes = [book.size for book in header.codebooks]
-    if min(sizes) < 1 or [book.offset for book in header.codebooks] != [0, *sizes[:-1]]:
-        return f"its codebooks of {sizes} codes do not follow one another"
+    if fault := codebook_fault(header.codebooks):
+        return fault
     names = list(header.specials)
-    codes = sum(sizes)
+    codes = sum(book.size for book in header.codebooks)
     if sorted(header.specials.values()) != list(range(codes, codes + len(names))) or header.specials != {
         name: codes + index for index, name in enumerate(special_names(names))
     }:

@@ -19,7 +19,7 @@ _UNREADABLE = (ValueError, OSError, EOFError, KeyError, IndexError, struct.error
 
 
 def verify_export(folder: Path) -> tuple[list[str], int]:
-    """Check an export against its records: all fields and bytes, the numbers of clips and ids, and the range of the ids.
+    """Check an export against its records: all fields and bytes, the numbers of clips and ids, the range of the ids.
 
     Returns:
         One line per problem, and the number of parts.
@@ -40,11 +40,11 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
         if part is None:
             problems.append(f"{stem}: is not finished; run the same command again")
             continue
-        parts.append(part)
         names = [stem + suffix for suffix in target.suffixes]
         if [file.name for file in part.files] != names:
             problems.append(f"{stem}: its record names other files than {', '.join(names)}; {redo_hint(stem)}")
             continue
+        parts.append(part)
         found = [*damaged_files(folder, part)] or [*_content(folder, part, target, header.vocabulary, dtype)]
         problems += [f"{line}; {redo_hint(stem)}" for line in found]
     whole: dict[str, bytes] = {}

@@ -10,9 +10,10 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVariableType]
 
@@ -84,7 +85,7 @@ class _PrintsFile:
 
     token: Digest
     decoder: Digest
-    files: dict[str, Digest] = field(default_factory=dict[str, str])
+    files: Annotated[dict[str, Digest], Field(min_length=1)] = field(default_factory=dict[str, str])
 
 
 def fingerprint(model: dict[str, Any], preprocessing: dict[str, Any], tensors: dict[str, np.ndarray]) -> Fingerprints:

@@ -39,8 +39,8 @@ _REDO = "remove it, then run the same command again"
 # Time that another writer may take from renaming its shard to creating the record (seconds).
 _OTHER_WRITER_S = 5.0
 _READERS = 16
-# The end of a tar: two empty blocks, filled up to 20 blocks.
-_MAX_END_BYTES = 20 * BLOCK_BYTES + 1
+# A tar ends with two empty blocks, and is filled up to a multiple of 20 blocks.
+_END_BYTES, _RECORD_BYTES = 2 * BLOCK_BYTES, 20 * BLOCK_BYTES
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,9 @@ def _contradiction(record: _CommitFile) -> str:
     size = sum(BLOCK_BYTES + -(-size // BLOCK_BYTES) * BLOCK_BYTES for _, size, _ in record.members)
     if record.sha256 is None and (record.bytes or record.ok or names or record.stats):
         return "it has content, and no sha256"
-    if record.sha256 is not None and not size < record.bytes < size + _MAX_END_BYTES:
-        return f"bytes={record.bytes} do not fit its members, which need {size}"
+    whole = -(-(size + _END_BYTES) // _RECORD_BYTES) * _RECORD_BYTES
+    if record.sha256 is not None and record.bytes != whole:
+        return f"bytes={record.bytes} do not fit its members, which need {whole}"
     return ""
 
 

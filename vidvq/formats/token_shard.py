@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -167,14 +167,20 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
         raise UsageError(f"{folder} has no {CARD}; give a directory that vidvq tokenize wrote")
     found = parse(_CardFile, read_json(path), TOKENIZER_FORMAT, f"{path}")
     books = tuple(Codebook(**vars(book)) for book in found.codebooks)
-    sizes = [book.size for book in books]
-    if [book.offset for book in books] != [0, *sizes[:-1]] or sum(sizes) > _MAX_CODES:
-        raise UsageError(
-            f"{path}: the codebooks of {sizes} codes have the offsets {[book.offset for book in books]}, where each "
-            "begins at the end of the one before; restore it from a copy"
-        )
+    if fault := codebook_fault(books):
+        raise UsageError(f"{path}: {fault}; restore it from a copy")
     fields: dict[str, Any] = {**vars(found), "codebooks": books}
     return TokenizerCard(**fields)
+
+
+def codebook_fault(books: Sequence[Codebook]) -> str:
+    """Why codebooks are not those of a tokenizer, whose vocabulary they fill one after another; "" if they are."""
+    names, sizes, offsets = zip(*((book.name, book.size, book.offset) for book in books), strict=True)
+    if names not in {("joint",), ("spatial", "temporal")}:
+        return f"the codebooks are {', '.join(names)[:80]}; they must be joint, or spatial and temporal"
+    if min(sizes) < 1 or list(offsets) != [0, *sizes[:-1]] or sum(sizes) > _MAX_CODES:
+        return f"the codebooks of {list(sizes)} codes have the offsets {list(offsets)}; each begins where one ends"
+    return ""
 
 
 def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: bool = False) -> dict[str, bytes]:
