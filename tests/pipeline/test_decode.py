@@ -56,7 +56,9 @@ def test_every_kind_holds_the_same_frames_at_their_times(vidvq, tmp_path, tokens
     assert decoded.shape == pixels.shape
     # Colour is halved in size there; brightness is not.
     assert np.abs((decoded.astype(int) - pixels) @ [0.299, 0.587, 0.114]).mean() < 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.gif", "clip.mp4", "clip.npy"]
+    outputs = ["clip.gif", "clip.mp4", "clip.npy"]
+    markers = [f"{name}.decode.json" for name in outputs]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*outputs, *markers])
 
 
 def test_where_samples_lie_is_known_from_the_records_without_a_look_at_the_tars(tokens_dir, tmp_path, monkeypatch):
@@ -141,6 +143,36 @@ def test_workers_change_nothing_and_what_is_there_is_left(vidvq, tmp_path, token
     assert (ran.code, "was decoded with format=npy, now gif" in ran.error) == (2, True)
 
 
+def test_a_file_is_overwritten_only_by_force(vidvq, tmp_path, tokens_dir, where, place):
+    out = tmp_path / "mine.npy"
+    out.write_bytes(b"precious")
+    one = ("decode", tokens_dir, *where, "--out", out, "--key", place.key)
+    interval = ("decode", tokens_dir, *where, "--out", out, "--source", place.read_info().source, "--to", "0.2")
+    for command in (one, interval):
+        ran = vidvq(*command)
+        assert ran.code == 2 and "exists and was not written by vidvq decode" in ran.error and "--force" in ran.error
+        assert out.read_bytes() == b"precious"
+    assert vidvq(*one, "--force").code == 0
+    whole, stamp = out.read_bytes(), out.stat().st_mtime_ns
+    # The same command again keeps what is there; another one does not touch it.
+    assert vidvq(*one).code == 0 and out.stat().st_mtime_ns == stamp
+    ran = vidvq(*interval)
+    assert ran.code == 2 and "was decoded from other tokens or settings" in ran.error
+    assert out.read_bytes() == whole
+    assert vidvq(*interval, "--force").code == 0 and out.read_bytes() != whole
+
+
+def test_codes_are_not_overwritten_by_what_they_decode_to(vidvq, tmp_path, tokens_dir, where, place):
+    codes, _ = place.read(read_tokenizer_card(tokens_dir))
+    np.save(tmp_path / "made.npy", codes)
+    before = (tmp_path / "made.npy").read_bytes()
+    made = ("--tokenizer", tokens_dir, *where, "fps=25")
+    for out in (tmp_path / "made.npy", tmp_path / "." / "made.npy"):
+        ran = vidvq("decode", tmp_path / "made.npy", *made, "--out", out, "--force")
+        assert ran.code == 2 and "is the file of codes itself" in ran.error
+    assert (tmp_path / "made.npy").read_bytes() == before
+
+
 def test_what_a_generator_made_decodes_as_its_codes_do(vidvq, tmp_path, tokens_dir, where, place):
     card = read_tokenizer_card(tokens_dir)
     codes, _ = place.read(card)
@@ -155,13 +187,15 @@ def test_what_a_generator_made_decodes_as_its_codes_do(vidvq, tmp_path, tokens_d
     grid = ",".join(map(str, codes.shape))
     made = ("--tokenizer", tokens_dir / "tokenizer.json", *where, "fps=12.5")
     for name, options in (("local", []), ("flat", ["--flat", "--grid", grid])):
-        assert vidvq("decode", tmp_path / f"{name}.npy", *made, "--out", tmp_path / "o.npy", *options).code == 0
+        out = ("--out", tmp_path / "o.npy", "--force")
+        assert vidvq("decode", tmp_path / f"{name}.npy", *made, *out, *options).code == 0
         assert np.array_equal(np.load(tmp_path / "o.npy"), true)
     for name, options in (("batch.npy", []), ("two.bin", ["--flat", "--grid", grid])):
         out = tmp_path / name.partition(".")[0]
         assert vidvq("decode", tmp_path / name, *made, "--out", out, *options, "format=npy").code == 0
-        assert [path.name for path in sorted(out.iterdir())] == [f"{out.name}-{index:05d}.npy" for index in (0, 1)]
-        for path in out.iterdir():
+        names = {f"{out.name}-{index:05d}.npy" for index in (0, 1)}
+        assert {path.name for path in out.iterdir()} == {*names, "decode.json"}
+        for path in out.glob("*.npy"):
             assert np.array_equal(np.load(path), true)
     assert vidvq("decode", tmp_path / "local.npy", *made, "--out", tmp_path / "o.mp4").code == 0
     with av.open(str(tmp_path / "o.mp4")) as container:
@@ -175,9 +209,9 @@ def test_a_generators_batch_is_the_same_over_workers(vidvq, tmp_path, tokens_dir
     for name, workers in (("inline", 0), ("ray", 2)):
         made = ("--tokenizer", tokens_dir, *where, "--out", tmp_path / name, "fps=25", f"runtime.workers={workers}")
         assert vidvq("decode", tmp_path / "batch.npy", *made).code == 0
-    assert len(snapshot(tmp_path / "ray")) == 5
+    assert len(list((tmp_path / "ray").glob("*.mp4"))) == 5
     assert snapshot(tmp_path / "inline") == snapshot(tmp_path / "ray")
-    assert len(set(snapshot(tmp_path / "ray").values())) == 5
+    assert len(set(snapshot(tmp_path / "ray").values())) == 6
 
 
 @pytest.mark.slow

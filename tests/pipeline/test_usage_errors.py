@@ -19,7 +19,7 @@ INLINE = "runtime.workers=0"
         ("x.tar", b"", "is not a readable tar"),
         ("x.mp4", b"", "empty_file"),
         ("x.mp4", b"#EXTM3U\n", "not_a_video"),
-        ("plan.json", b"{}", "is not a plan"),
+        ("plan.json", b"{}", "is not of format vidvq.plan/2"),
         ("tokenizer.json", b"[]", "tokenizer.json"),
         ("config.json", b"{}", "is not a checkpoint"),
     ],

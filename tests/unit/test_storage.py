@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from vidvq.storage import (
     canonical_json,
     create_once,
     differences,
+    exclusive_lock,
     publish_once,
     read_json,
     remove_attempts,
@@ -29,6 +31,34 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
+
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from vidvq.storage import exclusive_lock
+with exclusive_lock(Path(sys.argv[1]), "wait"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_is_held_by_one_process_and_free_when_it_is_killed(tmp_path):
+    owner = subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None and owner.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"is in use by process {owner.pid} on .*; give another"):
+            with exclusive_lock(tmp_path, "give another"):
+                raise AssertionError("two hold it")
+    finally:
+        owner.kill()
+        owner.wait()
+    with exclusive_lock(tmp_path, "give another"):
+        assert f'"pid": {os.getpid()}' in (tmp_path / "lock.json").read_text()
+    # Whatever the file says of a dead owner.
+    (tmp_path / "lock.json").write_text("[" * 9)
+    with exclusive_lock(tmp_path, "give another"):
+        pass
 
 
 def names(folder: Path) -> list[str]:

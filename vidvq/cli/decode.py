@@ -39,6 +39,7 @@ def _grid(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option(
     "--out", required=True, type=PathOrUrl(), help="Output folder, or a file for a single clip or an interval."
 )
+@click.option("--force", is_flag=True, help="Overwrite outputs that exist.")
 @click.option("--key", help="Key of the one clip to decode.")
 @click.option("--source", metavar="URI", help="URI of a video to decode into one file.")
 @click.option(
@@ -53,6 +54,7 @@ def decode(
     overrides: tuple[str, ...],
     checkpoint: Path,
     out: Path,
+    force: bool,
     key: str | None,
     source: str | None,
     start: Fraction | None,
@@ -64,7 +66,8 @@ def decode(
     """Turn TOKENS (a directory that `vidvq tokenize` wrote, or one shard in it) back into video.
 
     Writes OUT/KEY.mp4 (or .gif, .npy, KEY/000000.png by format=) with the frame count and frame times of the
-    source. Existing outputs are skipped. TOKENS may also be a generator's codes, an .npy or .bin file.
+    source. Existing outputs of the same tokens are skipped, other files are not overwritten. TOKENS may also be a
+    generator's codes, an .npy or .bin file.
 
     \b
     vidvq decode tokens/ --checkpoint runs/demo --out decoded/ format=png
@@ -82,13 +85,13 @@ def decode(
         if not tokens.is_file():
             raise UsageError(f"{tokens} does not exist")
         codes = stage.GeneratedFile(tokens, settings.fps, flat, grid)
-        count = stage.run_decode_generated(codes, tokenizer, checkpoint, out, settings)
+        count = stage.run_decode_generated(codes, tokenizer, checkpoint, out, settings, force)
     else:
         if tokenizer or flat or grid or settings.fps:
             raise UsageError("--tokenizer, --flat, --grid and fps= are for a generator's .npy or .bin, not for shards")
         if source is None and (start is not None or end is not None):
             raise UsageError("--from and --to need --source, the video on whose timeline they are")
         interval = stage.VideoInterval(source, start, end) if source else None
-        count = stage.run_decode(tokens, checkpoint, out, settings, interval)
+        count = stage.run_decode(tokens, checkpoint, out, settings, interval, force)
     log.info(f"{count} clips decoded into {out}")
     return 0

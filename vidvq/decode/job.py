@@ -5,10 +5,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from vidvq.config import is_mapping
 from vidvq.decode.config import DecodeConfig, VideoInterval
+from vidvq.decode.existing import is_done, mark_done
 from vidvq.decode.find import find_clips, find_key
 from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
 from vidvq.decode.stream import check_fingerprint, decode_frames, in_interval, open_tokenizer
@@ -20,7 +23,17 @@ from vidvq.log import progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.runtime import WorkerDied, open_runtime
-from vidvq.storage import create_once, make_folder, pretty_json, read_json, remove_attempts
+from vidvq.storage import (
+    create_once,
+    inside,
+    is_remote,
+    make_folder,
+    pretty_json,
+    read_json,
+    remove_attempts,
+    sha256_file,
+    write_atomic,
+)
 from vidvq.video.write import TimedFrame, VideoShape, write_frames
 
 SETTINGS = "decode.json"
@@ -36,7 +49,12 @@ class Item:
 
 
 def run_decode(
-    tokens: Path, checkpoint: Path, out: Path, config: DecodeConfig, interval: VideoInterval | None = None
+    tokens: Path,
+    checkpoint: Path,
+    out: Path,
+    config: DecodeConfig,
+    interval: VideoInterval | None = None,
+    force: bool = False,
 ) -> int:
     """Decode token shards to files under ``out``, or resume an interrupted job.
 
@@ -47,6 +65,7 @@ def run_decode(
             skipped. May be a file for a single clip or an interval.
         config: the settings of the job.
         interval: interval of one video to decode into one file; None to decode whole clips.
+        force: overwrite outputs that exist.
 
     Returns:
         The number of clips.
@@ -66,7 +85,12 @@ def run_decode(
     if interval:
         if config.key:
             raise UsageError("key= and --source exclude each other; give one of them")
-        _write_interval(tokens, checkpoint, known, interval, _interval_path(out, kind, interval), config)
+        edges = [None if edge is None else str(edge) for edge in (interval.start, interval.end)]
+        made_from = _settings(folder, card, kind, config) | {"source": interval.source, "interval": edges}
+        path = _interval_path(out, kind, interval)
+        if not is_done(path, made_from, force):
+            _write_interval(tokens, checkpoint, known, interval, path, config)
+            mark_done(path, made_from)
         return 1
     wanted = [find_key(known, config.key, tokens)] if config.key else known
     single = out.suffix[1:].lower() in _FILES
@@ -77,17 +101,23 @@ def run_decode(
     if single:
         items = [Item(wanted[0], out)]
     else:
-        items = [Item(clip, out / (clip.key if kind == "png" else f"{clip.key}.{kind}")) for clip in wanted]
-        _record_settings(out, folder, card, kind, config)
-    todo = [item for item in items if single or not item.path.exists()]
+        items = [Item(clip, inside(out, clip.key if kind == "png" else f"{clip.key}.{kind}")) for clip in wanted]
+        _record_settings(out, _settings(folder, card, kind, config), force)
+    made_from = _settings(folder, card, kind, config) | {"key": config.key}
+    if single:
+        todo = [item for item in items if not is_done(item.path, made_from, force)]
+    else:
+        todo = [item for item in items if force or not item.path.exists()]
     with progress("decode", len(items), "clips") as bar:
         bar.advance(len(items) - len(todo))
         _decode_all(todo, partial(make_worker, loaded, folder, kind, config.crf), config, bar.advance)
+    if single and todo:
+        mark_done(out, made_from)
     return len(items)
 
 
 def run_decode_generated(
-    codes: GeneratedFile, tokenizer: Path, checkpoint: Path, out: Path, config: DecodeConfig
+    codes: GeneratedFile, tokenizer: Path, checkpoint: Path, out: Path, config: DecodeConfig, force: bool = False
 ) -> int:
     """Decode the codes of a generator to files.
 
@@ -97,6 +127,7 @@ def run_decode_generated(
         checkpoint: a checkpoint, or a training run, with the token fingerprint of ``tokenizer``.
         out: output folder, or a file for a single video. Several videos become ``NAME-00000.mp4`` and so on.
         config: the settings of the job.
+        force: overwrite outputs that exist.
 
     Returns:
         The number of videos.
@@ -115,9 +146,22 @@ def run_decode_generated(
     if single and len(clips) != 1:
         raise UsageError(f"--out {out.name} is one file, {codes.path} holds {len(clips)} videos; give a folder")
     named = [(clip, clip.key if kind == "png" else f"{clip.key}.{kind}") for clip in clips]
-    items = [Item(clip, out if single else out / name) for clip, name in named]
+    items = [Item(clip, out if single else inside(out, name)) for clip, name in named]
+    if not is_remote(out) and any(item.path.exists() and item.path.samefile(codes.path) for item in items):
+        raise UsageError(f"--out {out} is the file of codes itself; give another --out")
+    made_from = _settings(folder, card, kind, config)
+    made_from |= {"tokens": sha256_file(codes.path), "fps": codes.fps, "flat": codes.flat}
+    made_from["grid"] = list(codes.grid) if codes.grid else None
+    if single:
+        todo = [item for item in items if not is_done(item.path, made_from, force)]
+    else:
+        _record_settings(out, made_from, force)
+        todo = [item for item in items if force or not item.path.exists()]
     with progress("decode", len(items), "videos") as bar:
-        _decode_all(items, partial(make_worker, loaded, folder, kind, config.crf), config, bar.advance)
+        bar.advance(len(items) - len(todo))
+        _decode_all(todo, partial(make_worker, loaded, folder, kind, config.crf), config, bar.advance)
+    if single and todo:
+        mark_done(out, made_from)
     return len(items)
 
 
@@ -162,9 +206,7 @@ def _write_interval(
     found = find_clips(tokens, known, interval)
     sizes = {(each.info.height, each.info.width) for each in found}
     if len(sizes) > 1:
-        raise UsageError(
-            f"{interval.source} changes its size in_interval the interval; decode its clips one by one, --key"
-        )
+        raise UsageError(f"{interval.source} changes its size in the interval; decode its clips one by one, --key")
     torch.set_num_threads(1)
     tokenizer, card = open_tokenizer(tokens, checkpoint)
     timed = chain.from_iterable(_decode(tokenizer, card, each.location, interval) for each in found)
@@ -190,19 +232,27 @@ def _shape(info: TokenInfo) -> VideoShape:
     return VideoShape(info.num_frames, info.height, info.width, info.seconds_per_tick)
 
 
-def _record_settings(out: Path, tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig) -> None:
-    """Record the settings in ``out``, or refuse others: existing files are skipped, so settings must not mix."""
-    settings = {
+def _settings(tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig) -> dict[str, Any]:
+    """All that an output depends on."""
+    return {
         "tokens": read_plan(tokens).plan_id if (tokens / "plan.json").is_file() else None,
         "token_fingerprint": card.token_fingerprint,
         "decoder_fingerprint": card.decoder_fingerprint,
         "format": kind,
         "crf": config.crf if kind == "mp4" else None,
     }
+
+
+def _record_settings(out: Path, settings: dict[str, Any], force: bool) -> None:
+    """Record the settings in ``out``, or refuse others: existing files are skipped, so settings must not mix."""
     make_folder(out)
+    if force:
+        write_atomic(out / SETTINGS, pretty_json(settings))
     if create_once(out / SETTINGS, pretty_json(settings)):
         return
     was = read_json(out / SETTINGS)
+    if not is_mapping(was):
+        raise UsageError(f"{out / SETTINGS} was not written by vidvq decode; give another --out")
     for name, value in settings.items():
         if was.get(name) != value:
             raise UsageError(f"{out} was decoded with {name}={was.get(name)}, now {value}; give another --out")

@@ -19,6 +19,7 @@ from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.log import progress
 from vidvq.storage import (
+    PREFLIGHT_MARKER,
     SEAL,
     create_once,
     differences,
@@ -137,7 +138,8 @@ def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit]) 
     ).to_json()
     path = out / "export.json"
     if not path.exists():
-        if out.exists() and (found := sorted(p.name for p in out.iterdir() if not p.name.startswith("export.json."))):
+        ours = ("export.json.", PREFLIGHT_MARKER)
+        if out.exists() and (found := sorted(p.name for p in out.iterdir() if not p.name.startswith(ours))):
             raise UsageError(f"{out} is not empty and has no export.json (found {found[0]}); give an empty --out")
         make_folder(out)
         create_once(path, pretty_json(header))

@@ -26,6 +26,7 @@ from vidvq.formats.arrow import encode_table, find_keys, keys_of, read_table, sh
 from vidvq.formats.rows import Row, codec_of
 from vidvq.formats.schema import Count, Digest, FileName, Label, parse
 from vidvq.storage import (
+    PREFLIGHT_MARKER,
     canonical_json,
     create_once,
     differences,
@@ -43,7 +44,7 @@ _CHECKS = "checks"
 _MAX_SHARDS = 100_000_000
 _SHOWN_DIFFERENCES = 8
 _TABLE = re.compile(r"plan\.parquet|plan-\d{4}-[0-9a-f]{12}\.parquet")
-_PLANNING_FILES = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.", "planning")
+_PLANNING_FILES = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.", "planning", PREFLIGHT_MARKER)
 
 
 @dataclass(frozen=True)

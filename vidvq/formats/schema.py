@@ -60,7 +60,7 @@ def parse(kind: type[T], data: Any, format: str, where: str, remedy: str = "rest
     """
     if not is_mapping(data) or data.get("format") != format:
         found = str(data.get("format"))[:_SHOWN_CHARACTERS] if is_mapping(data) else type(data).__name__
-        raise UsageError(f"{where} is not of format {format} but {found}; {remedy}")
+        raise UsageError(f"{where} is not of format {format} (got {found}); {remedy}")
     fields = {name: value for name, value in data.items() if name not in {"format", SEAL}}
     try:
         # pydantic takes lists as tuples in JSON alone.

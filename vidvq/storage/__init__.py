@@ -1,6 +1,7 @@
 """Atomic writes and checksums, on a disk and in an object store."""
 
 from vidvq.storage.files import (
+    PREFLIGHT_MARKER,
     SEAL,
     attempt_file,
     attempt_path,
@@ -22,10 +23,12 @@ from vidvq.storage.files import (
     write_atomic,
     write_shared,
 )
+from vidvq.storage.lock import exclusive_lock
 from vidvq.storage.names import check_name, inside
 from vidvq.storage.objects import check_writable, is_remote, read_range, resolve_path, store_errors
 
 __all__ = [
+    "PREFLIGHT_MARKER",
     "SEAL",
     "attempt_file",
     "attempt_path",
@@ -34,6 +37,7 @@ __all__ = [
     "check_writable",
     "create_once",
     "differences",
+    "exclusive_lock",
     "inside",
     "is_remote",
     "make_folder",

@@ -20,6 +20,8 @@ _CHUNK_BYTES = 1 << 20
 _SWEEPS = 20
 _MAX_JSON_BYTES = 256 << 20
 _MAX_JSON_DEPTH = 64
+# Start of the names of files by which the nodes of a job find out whether they share a folder; a killed one leaves one.
+PREFLIGHT_MARKER = ".vidvq-preflight-"
 # Key of the digest of a JSON file in itself.
 SEAL = "digest"
 

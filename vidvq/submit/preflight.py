@@ -13,15 +13,18 @@ import shutil
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vidvq import __version__
+from vidvq.storage import PREFLIGHT_MARKER
 from vidvq.submit.network import interface_of
 
 LIMIT_S = 60
 _MOST_BYTES = 1 << 16
+_STALE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def probe_node(rank: int, shared: Path, nonce: str, gpus: int) -> NodeReport:
     problem, free = None, 0.0
     try:
         free = shutil.disk_usage(folder).free / 2**30
-        marker = folder / f".vidvq-preflight-{nonce}"
+        marker = folder / f"{PREFLIGHT_MARKER}{nonce}"
         if rank == 0:
             marker.touch()
         elif not marker.exists():
@@ -221,8 +224,11 @@ def remove_markers(shared: Path, nonce: str) -> None:
     folder = shared
     while not folder.is_dir():
         folder = folder.parent
-    for marker in folder.glob(f".vidvq-preflight-{nonce}*"):
-        marker.unlink(missing_ok=True)
+    for marker in folder.glob(f"{PREFLIGHT_MARKER}*"):
+        with suppress(OSError):
+            # Markers of others are removed too, where their job was killed long ago.
+            if marker.name.startswith(f"{PREFLIGHT_MARKER}{nonce}") or time.time() - marker.stat().st_mtime > _STALE_S:
+                marker.unlink()
 
 
 def _count_gpus() -> int:

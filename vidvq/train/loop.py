@@ -33,7 +33,7 @@ from vidvq.training.distributed import (
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.metric_writer import MetricWriter
-from vidvq.training.run_directory import acquire_run_directory
+from vidvq.training.run_directory import acquire_run_directory, locked_run_directory
 from vidvq.training.signals import StopSignal
 
 _LOW_USAGE = 0.5
@@ -63,7 +63,7 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
         Fingerprints of the last checkpoint on rank 0; None on other ranks and for a finished run.
 
     Raises:
-        UsageError: the run directory belongs to a run with another config, or the data is unusable.
+        UsageError: the run directory belongs to a run with another config or is in use, or the data is unusable.
         OSError: the disk is full or not writable; existing checkpoints are unaffected.
         WorkerLost: another process of the job is lost.
         JobStopped: SIGTERM was received and the last step is saved, or the limit of rollbacks is reached.
@@ -72,11 +72,12 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
     context = init_distributed(config.lost_after_s)
     try:
         data = ClipDataset(config.data, config.seed, context.rank, context.size)
-        acquire_run_directory(run, config, _MAY_CHANGE)
-        if is_checkpoint(step_folder(run, config.steps)):
-            info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
-            return None
-        return _TrainingLoop(config, run, context, data, profile).fit()
+        with locked_run_directory(run, context):
+            acquire_run_directory(run, config, _MAY_CHANGE)
+            if is_checkpoint(step_folder(run, config.steps)):
+                info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
+                return None
+            return _TrainingLoop(config, run, context, data, profile).fit()
     except RuntimeError as error:
         if cause := peer_loss_cause(error):
             message = f"process {context.rank} of {context.size} lost contact with another process: {cause}"

@@ -1,12 +1,33 @@
 """The directory of a training run, which belongs to one config."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from vidvq import config as settings
 from vidvq.errors import UsageError
-from vidvq.storage import differences, write_atomic
+from vidvq.storage import differences, exclusive_lock, write_atomic
+from vidvq.training.distributed import DistributedContext, any_rank
+
+
+@contextmanager
+def locked_run_directory(run: Path, context: DistributedContext) -> Iterator[None]:
+    """Hold the lock of a run directory, on rank 0. Collective: all ranks fail if another job holds it.
+
+    Raises:
+        UsageError: another training holds it; rank 0 names its host and process id.
+    """
+    refused: UsageError | None = None
+    with ExitStack() as stack:
+        if context.rank == 0:
+            try:
+                stack.enter_context(exclusive_lock(run, "wait for it, stop it, or give another out="))
+            except UsageError as error:
+                refused = error
+        if any_rank(refused is not None, context):
+            raise refused or UsageError(f"{run} is in use by another training, which rank 0 names")
+        yield
 
 
 def acquire_run_directory(run: Path, config: Any, may_change: Collection[str]) -> None:

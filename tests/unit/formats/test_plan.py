@@ -94,6 +94,14 @@ def test_a_plan_killed_half_way_is_made_again(tmp_path, plan_dir, plan_table, en
     assert sorted(path.name for path in out.iterdir()) == ["plan.json", "plan.parquet"]
 
 
+def test_a_marker_that_a_killed_preflight_left_stops_nothing(tmp_path, plan_table, ensure_plan):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".vidvq-preflight-0123abcd").touch()
+    ensure_plan(out, "shard", "clips", MADE_FROM, lambda: plan_table("abc"))
+    assert read_plan(out).num_items == 3
+
+
 def test_who_is_overtaken_while_planning_takes_the_plan_that_stands(tmp_path, plan_table, ensure_plan):
     def overtaken():
         ensure_plan(tmp_path / "out", "shard", "clips", MADE_FROM, lambda: plan_table("abc", "d"))

@@ -1,0 +1,36 @@
+"""Outputs that exist already. A file is never overwritten, unless the user says so."""
+
+from pathlib import Path
+from typing import Any
+
+from vidvq.errors import UsageError
+from vidvq.storage import pretty_json, read_json, write_atomic
+
+
+def is_done(path: Path, made_from: dict[str, Any], force: bool) -> bool:
+    """Whether an output exists and was decoded from the same tokens with the same settings.
+
+    Args:
+        path: the output, a file or a folder of frames.
+        made_from: tokens and settings, as JSON types.
+        force: overwrite what is there.
+
+    Raises:
+        UsageError: there is something else.
+    """
+    if force or not path.exists():
+        return False
+    was = read_json(_marker(path)) if _marker(path).is_file() else None
+    if was == made_from:
+        return True
+    what = "was decoded from other tokens or settings" if was else "was not written by vidvq decode"
+    raise UsageError(f"{path} exists and {what}; give another --out, or --force to overwrite it")
+
+
+def mark_done(path: Path, made_from: dict[str, Any]) -> None:
+    """Record what an output was made from in ``PATH.decode.json``."""
+    write_atomic(_marker(path), pretty_json(made_from))
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}.decode.json")

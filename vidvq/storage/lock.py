@@ -1,0 +1,53 @@
+"""The lock of a directory: one process at a time. The kernel releases it when its owner dies, however it dies."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vidvq.errors import UsageError
+
+NAME = "lock.json"
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+@contextmanager
+def exclusive_lock(folder: Path, remedy: str) -> Iterator[None]:
+    """Hold the lock of a directory: ``lock.json``, which names the host and process of its owner.
+
+    It is a POSIX lock: child processes do not inherit it, and network file systems share it between hosts. On a file
+    system without locks nothing is held.
+
+    Args:
+        folder: the directory; created if it does not exist.
+        remedy: what to do if another process holds it, for the message.
+
+    Raises:
+        UsageError: another process holds it; names its host and process id.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise UsageError(f"{folder} is in use by {_owner(descriptor)}; {remedy}") from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _owner(descriptor: int) -> str:
+    """The owner in words, as far as the file tells."""
+    try:
+        owner = json.loads(os.pread(descriptor, 4096, 0))
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:80]}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
