@@ -8,12 +8,17 @@ import pytest
 import torch
 
 from tests.helpers.decoders import count_or_die, decode_or_crash, process_id
+from tests.helpers.oddities import remux
+from vidvq.config import validate
+from vidvq.corpus.source import source_at
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.model import iter_encode
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
+from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.probe import probe_samples
 from vidvq.video.decode import open_reader
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import Limits, probe
@@ -58,6 +63,16 @@ def test_each_gop_is_the_stream_started_afresh_and_tells_when_it_is(vidvq, video
     assert [(round(row["begin_s"], 6), round(row["until_s"], 6)) for row in rows][1] == (0.36, 0.72)
     assert rows[-1]["until_s"] == pytest.approx(2.0)
     assert vidvq("verify", out).code == 0
+
+
+def test_a_sample_lasts_as_long_as_its_last_frame_is_held(tmp_path, make_video):
+    def hold(packets):
+        packets[-1].duration = round(8 / packets[-1].time_base)
+
+    make_video(tmp_path / "a.mkv", 12, codec_options={"bf": "0"})
+    source = source_at(str(remux(tmp_path / "a.mkv", tmp_path / "v.mkv", hold)))
+    rows = probe_samples(source, validate(TokenizeConfig, {"gop_frames": 5}))
+    assert [round(row.until_s, 3) for row in rows] == [0.2, 0.4, 8.44]
 
 
 def test_without_gops_a_video_is_one_unbroken_stream(vidvq, video, tmp_path, checkpoint_dir):

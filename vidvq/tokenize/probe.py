@@ -33,7 +33,10 @@ def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]
     rows: list[PlannedSample] = []
     for first in range(begin, end, config.gop_frames or max(end - begin, 1)):
         length = min(config.gop_frames or end - begin, end - first)
-        after = times[first + length] if first + length < len(times) else times[-1] + info.tick_per_frame
+        if first + length < len(times):
+            after = times[first + length]
+        else:
+            after = info.end if times[-1] == info.pts[-1] else times[-1] + info.tick_per_frame
         rows.append(
             replace(
                 reject(source, "", "", len(rows)),

@@ -443,6 +443,35 @@ def test_telecined_frames_come_one_by_one_and_whole(master, tmp_path):
     assert len(frames) == len(theirs) == NUM_FRAMES * 5 // 4
 
 
+def _pull_down(stream: bytearray) -> None:
+    """Set the flags of film at 24 frames a second on a disc of 30: every other frame repeats a field."""
+    place, number = 0, 0
+    while (place := stream.find(b"\x00\x00\x01\xb5", place) + 4) > 3:
+        kind = stream[place] >> 4
+        if kind == 1:  # of the sequence: not progressive
+            stream[place + 1] &= ~0x08
+        elif kind == 8:  # of a picture: top field first, a field repeated
+            top, repeats = ((1, 1), (0, 0), (0, 1), (1, 0))[number % 4]
+            stream[place + 3] = stream[place + 3] & ~0x82 | top << 7 | repeats << 1
+            number += 1
+
+
+@pytest.mark.parametrize("name", ["v.mpg", "v.ts", "v.mkv"])
+def test_pulled_down_film_comes_frame_by_frame_at_its_own_times(name, master, tmp_path):
+    rate = ("-vf", "setpts=N*1001/30000/TB", "-r", "30000/1001")
+    ffmpeg("-i", master, *rate, "-c:v", "mpeg2video", "-q:v", "2", tmp_path / "film.m2v")
+    stream = bytearray((tmp_path / "film.m2v").read_bytes())
+    _pull_down(stream)
+    (tmp_path / "film.m2v").write_bytes(stream)
+    ffmpeg("-fflags", "+genpts", "-i", tmp_path / "film.m2v", "-c", "copy", tmp_path / name)
+    info, read = opened(tmp_path / name)
+    frames = read(0, info.num_frames)
+    assert not info.is_interlaced and shown(frames) == ALL
+    assert np.array_equal(frames, by_ffmpeg(tmp_path / name, HEIGHT, WIDTH)), "no field is mixed into another frame"
+    fields = [round(step * 60000 / 1001) for step in seconds_apart(info)]
+    assert fields[:8] == [3, 2] * 4
+
+
 def test_a_webp_animation_comes_frame_by_frame(tmp_path):
     from PIL import Image
 
