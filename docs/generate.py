@@ -20,7 +20,7 @@ from vidvq.cli.main import cli
 from vidvq.settings import Setting, flow_yaml, plain_text, settings_of
 
 DOCS = Path(__file__).parent
-_PART = re.compile(r"(<!-- generated: (options|settings) ([\w ]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- generated: (options|settings) ([\w -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main(arguments: list[str]) -> int:

@@ -70,7 +70,7 @@ def _export(folder: Path) -> Iterator[str]:
 def _job(folder: Path) -> Iterator[str]:
     plan = read_plan(folder)
     commits = [commit for name in plan.shard_names() if (commit := read_commit(folder, name))]
-    kinds = {"shard": "clip shards", "tokenize": "token shards", "map": "columns"}
+    kinds = {"shard": "clip shards", "tokenize": "token shards", "generate": "token shards", "map": "columns"}
     kind = kinds.get(plan.stage, f"shards of vidvq {plan.stage}")
     yield f"{folder}: {kind} of plan {plan.plan_id[:12]}"
     yield f"  planned: {plan.num_items} items in {plan.num_shards} shards"

@@ -179,6 +179,10 @@ def test_every_config_file_loads_and_says_its_command(path):
     assert "vidvq " in header, "the header gives the command"
     if "clips_per_shard" in yaml.safe_load(path.read_text()):
         assert load(ShardConfig, path, []) != ShardConfig()
+    elif path.name.startswith("generate-"):
+        from vidvq.generate.config import GenerateTrainConfig
+
+        assert load(GenerateTrainConfig, path, []).data.tokens
     else:
         from vidvq.train.config import TrainConfig
 

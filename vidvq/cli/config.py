@@ -34,6 +34,9 @@ class Stage(NamedTuple):
         return getattr(import_module(self.module), self.type_name)
 
 
+# Settings that all commands of `vidvq generate` share, but `train`.
+_REQUEST = ("seed", "sampling", "format", "deadline_s", "max_failed", "runtime")
+
 STAGES = {
     "shard": Stage(
         "vidvq.shard.config",
@@ -78,6 +81,40 @@ STAGES = {
             "runtime",
         ),
     ),
+    "generate-train": Stage(
+        "vidvq.generate.config",
+        "GenerateTrainConfig",
+        "vidvq generate train TOKENS... --out RUN --config FILE",
+        (
+            *("data", "out", "seed", "steps", "objective", "model", "tasks", "pixels", "conditions", "optimizer"),
+            *("guard", "held_out", "ema_decay", "log_every", "checkpoint_every", "keep_checkpoints", "zero_stage"),
+            *("precision", "lost_after_s"),
+        ),
+    ),
+    "generate-sample": Stage(
+        "vidvq.generate.requests",
+        "SampleConfig",
+        "vidvq generate sample RUN --out DIR --config FILE",
+        (*_REQUEST, "n", "label", "frames", "height", "width", "fps", "items_per_shard"),
+    ),
+    "generate-predict": Stage(
+        "vidvq.generate.requests",
+        "PredictConfig",
+        "vidvq generate predict RUN CLIPS|TOKENS --out DIR --config FILE",
+        (*_REQUEST, "given", "frames", "columns"),
+    ),
+    "generate-interpolate": Stage(
+        "vidvq.generate.requests",
+        "InterpolateConfig",
+        "vidvq generate interpolate RUN CLIPS --out DIR --config FILE",
+        (*_REQUEST, "every"),
+    ),
+    "generate-fill": Stage(
+        "vidvq.generate.requests",
+        "FillConfig",
+        "vidvq generate fill RUN CLIPS --out DIR --config FILE",
+        (*_REQUEST, "box", "outside"),
+    ),
     "decode": Stage(
         "vidvq.decode.config",
         "DecodeConfig",
@@ -97,7 +134,7 @@ def settings_epilog(name: str) -> str:
     """Epilog of a command's help: its settings and its manual page."""
     return (
         f"Settings (KEY=VALUE): {', '.join(STAGES[name].groups)}. `vidvq config {name}` prints all of them with "
-        f"default, type and meaning. Manual: docs/{name}.md."
+        f"default, type and meaning. Manual: docs/{name.partition('-')[0]}.md."
     )
 
 
@@ -106,8 +143,9 @@ def settings_epilog(name: str) -> str:
 def show_config(arguments: tuple[str, ...]) -> int:
     """Print every setting of STAGE with its type, meaning and default, as YAML that the command takes.
 
-    STAGE is shard, map, train, tokenize, decode or export. With FILE (a YAML file, or the name of a packaged one) and
-    KEY=VALUE, the values are those that the command would use. STAGE is optional if FILE determines it.
+    STAGE is shard, map, train, tokenize, decode, export, or generate-train, -sample, -predict, -interpolate or -fill.
+    With FILE (a YAML file, or the name of a packaged one) and KEY=VALUE, the values are those that the command would
+    use. STAGE is optional if FILE determines it.
 
     \b
     vidvq config shard > shard.yaml

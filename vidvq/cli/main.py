@@ -26,6 +26,7 @@ from vidvq.cli.decode import decode
 from vidvq.cli.demo import demo
 from vidvq.cli.evaluate import evaluate
 from vidvq.cli.export import export
+from vidvq.cli.generate import generate
 from vidvq.cli.inspect import inspect
 from vidvq.cli.installed import CommandGroup
 from vidvq.cli.map import map_clips
@@ -44,6 +45,7 @@ COMMANDS = (
     train,
     tokenize,
     decode,
+    generate,
     view,
     evaluate,
     demo,

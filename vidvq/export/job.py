@@ -16,7 +16,7 @@ from vidvq.export.targets import TARGETS
 from vidvq.export.verify import compare_part, damaged_files
 from vidvq.formats.commit import FOLDER, Commit, read_commit
 from vidvq.formats.plan import read_plan
-from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
+from vidvq.formats.token_shard import PREFIX, read_tokenizer_card, read_tokens
 from vidvq.log import progress
 from vidvq.storage import (
     PREFLIGHT_MARKER,
@@ -104,7 +104,7 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
 
 def _committed(tokens: Path) -> list[Commit]:
     plan = read_plan(tokens)
-    if plan.stage != "tokenize":
+    if plan.header.prefix != PREFIX:
         raise UsageError(f"{tokens} was written by vidvq {plan.stage}; give a directory of token shards")
     commits = []
     for shard in plan.shard_names():

@@ -211,7 +211,7 @@ def _check_files(folder: Path, plan: Plan, notes: list[str]) -> Iterator[str]:
         if not path.is_file() or sha256_file(path) != digest:
             state = "was changed after planning" if path.is_file() else "is missing"
             yield f"{name}: {state}; restore it from a copy, or run the same command again"
-    if plan.stage != "tokenize":
+    if plan.header.prefix != token_shard.PREFIX:
         return
     card = token_shard.read_tokenizer_card(folder)
     planned = plan.made_from.get("token_fingerprint")
@@ -245,12 +245,13 @@ def _check_planned(commit: Commit, table: pa.Table) -> Iterator[str]:
 
 def _reader(folder: Path, plan: Plan) -> SampleReader:
     """What checks a sample of this directory, and gives its statistics."""
-    if plan.stage == "tokenize":
+    if plan.header.prefix == token_shard.PREFIX:
         card = token_shard.read_tokenizer_card(folder)
 
         def read_tokens(files: dict[str, bytes], where: str) -> dict[str, int]:
             _, info = token_shard.parse_tokens(files, card, where)
-            return sample_stats(info.num_frames, info.grid, info.quality)
+            # The statistics of other stages are their own.
+            return sample_stats(info.num_frames, info.grid, info.quality) if plan.stage == "tokenize" else {}
 
         return read_tokens
     # The statistics of other stages are their own.

@@ -4,7 +4,7 @@ from vidvq.jobs.clip_functions import ClipFunction, ClipFunctionConfig, ClipFunc
 from vidvq.jobs.estimate import Estimate, estimate
 from vidvq.jobs.rows import ClipRow, VideoRow
 from vidvq.jobs.run import run_job
-from vidvq.jobs.stage import ClipStage, Monitor, ShardResult, ShardTask, Stage, VideoStage
+from vidvq.jobs.stage import ClipStage, ListedStage, Monitor, ShardResult, ShardTask, Stage, VideoStage
 from vidvq.jobs.update import CorpusUpdate
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ClipStage",
     "CorpusUpdate",
     "Estimate",
+    "ListedStage",
     "Monitor",
     "ShardResult",
     "ShardTask",

@@ -20,9 +20,10 @@ from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan, write_files
 from vidvq.formats.summary import JobSummary, refuse_other_plan, summarize
 from vidvq.jobs.plan_clips import plan_clips
+from vidvq.jobs.plan_listed import plan_listed
 from vidvq.jobs.plan_videos import plan_videos
 from vidvq.jobs.report import write_report
-from vidvq.jobs.stage import AnyRow, ClipStage, Monitor, ShardTask, Stage, VideoStage
+from vidvq.jobs.stage import AnyRow, ClipStage, ListedStage, Monitor, ShardTask, Stage, VideoStage
 from vidvq.jobs.telemetry import ProgressNote, Telemetry
 from vidvq.jobs.timing import TimeAccounting
 from vidvq.jobs.update import CorpusUpdate, retry_clips, update_videos
@@ -61,7 +62,10 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
 def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate | None, runtime: Runtime) -> Plan:
     if isinstance(stage, VideoStage):
         return update_videos(stage, update, out, runtime) if update else plan_videos(stage, inputs, out, runtime)
-    assert isinstance(stage, ClipStage), f"{type(stage).__name__} must be a VideoStage or a ClipStage"
+    if isinstance(stage, ListedStage):
+        assert update is None, "a listed stage has no update"
+        return plan_listed(stage, out)
+    assert isinstance(stage, ClipStage), f"{type(stage).__name__} must be a VideoStage, a ClipStage or a ListedStage"
     return retry_clips(stage, update, out) if update else plan_clips(stage, out)
 
 

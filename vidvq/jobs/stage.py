@@ -250,6 +250,14 @@ class Stage(ABC, Generic[AnyRow]):
         return {each.name: made_from[each.name] for each in fields(cls.config_type) if each.name in made_from}
 
 
+class ListedStage(Stage[AnyRow]):
+    """A stage that lists its items itself."""
+
+    @abstractmethod
+    def rows(self) -> Iterator[AnyRow]:
+        """Yield all items in the order of their shards; the same as long as :meth:`identity` is the same."""
+
+
 class VideoStage(Stage[AnyVideoRow]):
     """A stage whose inputs are videos.
 

@@ -1,0 +1,214 @@
+"""`vidvq generate` as a user runs it: trains, resumes, generates token shards, and refuses what cannot work."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.helpers.generators import make_card, write_random
+from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_shard import read_tokenizer_card
+
+FAST = ("sampling.steps=2", "format=none")
+TRAIN = (
+    *("steps=4", "checkpoint_every=2", "log_every=1", "keep_checkpoints=9", "data.batch_size=2", "data.workers=0"),
+    *("model={width: 24, depth: 1, heads: 2}", "optimizer.warmup_steps=0"),
+)
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory, tokens_dir):
+    """A generator with random weights that was trained for every task."""
+    return write_random(tmp_path_factory.mktemp("generator") / "run", make_card(read_tokenizer_card(tokens_dir)))
+
+
+def codes_of(folder):
+    card = read_tokenizer_card(folder)
+    return {place.key: place.read(card) for place in index_tokens(folder)}
+
+
+def train(tokens, out, *overrides):
+    command = [sys.executable, "-m", "vidvq", "generate", "train", str(tokens), "--out", str(out), *TRAIN, *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_a_run_resumes_exactly_and_its_generator_makes_tokens(tmp_path, tokens_dir, clips_dir, checkpoint_dir, vidvq):
+    tasks = ("tasks={generate: 1, predict: 1, interpolate: 1, fill: 1}", f"pixels.clips=[{clips_dir}]")
+    settings = (*tasks, f"pixels.tokenizer={checkpoint_dir}", f"held_out.tokens={tokens_dir}", "held_out.every=2")
+    run, whole, last = tmp_path / "run", tmp_path / "whole", "checkpoints/step-00000004"
+    train(tokens_dir, run, *settings)
+    shutil.copytree(run, whole)
+    shutil.rmtree(run / last)
+    assert "resuming from" in train(tokens_dir, run, *settings)
+    for file in ("model.safetensors", "fingerprint", "training/optimizer.safetensors"):
+        assert (run / last / file).read_bytes() == (whole / last / file).read_bytes()
+    timings = {"step_s", "data_wait", "tokens_per_s"}
+    first, second = (
+        [
+            {name: value for name, value in json.loads(line).items() if name not in timings}
+            for line in (folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in (run, whole)
+    )
+    assert first == second and [line["step"] for line in first] == [1, 2, 2, 3, 4, 4]
+    samples = tmp_path / "samples"
+    done = vidvq("generate", "sample", run, "--out", samples, "--checkpoint", checkpoint_dir, "n=2", "sampling.steps=2")
+    assert done.code == 0, done.err
+    assert {path.suffix for path in (samples / "video").iterdir()} == {".mp4", ".json"}
+
+
+def test_samples_are_token_shards_like_any_other(tmp_path, generator, tokens_dir, vidvq):
+    out = tmp_path / "samples"
+    done = vidvq("generate", "sample", generator, "--out", out, "n=3", "items_per_shard=2", *FAST)
+    assert done.code == 0, done.err
+    assert read_tokenizer_card(out) == read_tokenizer_card(tokens_dir)
+    made = codes_of(out)
+    assert {codes.shape for codes, _ in made.values()} == {(3, 4, 5)}
+    assert {(info.num_frames, info.height, info.width, info.fps) for _, info in made.values()} == {(9, 32, 40, 25.0)}
+    assert len({codes.tobytes() for codes, _ in made.values()}) == 3
+    assert vidvq("verify", out).code == 0
+    assert vidvq("export", out, "--to", "bin", "--out", tmp_path / "bin", "--check").code == 0
+    told = json.loads((out / "generator.json").read_text())
+    assert told["task"] == "generate" and told["seed"] == 0
+
+
+def test_samples_do_not_depend_on_shards_or_interruptions(tmp_path, generator, vidvq, snapshot):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    for out in (whole, again):
+        assert vidvq("generate", "sample", generator, "--out", out, "n=4", "items_per_shard=2", *FAST).code == 0
+    assert snapshot(whole) == snapshot(again)
+    # As a job that was killed leaves it: a shard without its record, and one that is missing.
+    (again / "commits/tokens-000000.tar.json").unlink()
+    (again / "commits/tokens-000001.tar.json").unlink()
+    (again / "tokens-000001.tar").unlink()
+    assert vidvq("generate", "sample", generator, "--out", again, "n=4", "items_per_shard=2", *FAST).code == 0
+    assert snapshot(whole) == snapshot(again)
+    one = tmp_path / "one"
+    assert vidvq("generate", "sample", generator, "--out", one, "n=4", *FAST).code == 0
+    assert all(np.array_equal(codes, codes_of(one)[key][0]) for key, (codes, _) in codes_of(whole).items())
+    other = vidvq("generate", "sample", generator, "--out", one, "n=4", "seed=1", *FAST)
+    assert other.code == 2 and "seed" in other.error
+
+
+@pytest.mark.slow
+def test_samples_do_not_depend_on_the_workers(tmp_path, generator, vidvq, snapshot):
+    found = []
+    for workers in (0, 2, 3):
+        out = tmp_path / str(workers)
+        arguments = ("n=6", "items_per_shard=1", f"runtime.workers={workers}", *FAST)
+        assert vidvq("generate", "sample", generator, "--out", out, *arguments).code == 0
+        found.append(snapshot(out))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_prediction_begins_with_what_is_given(tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq):
+    out, pixels = tmp_path / "tokens", tmp_path / "pixels"
+    assert vidvq("generate", "predict", generator, tokens_dir, "--out", out, "given=5", "frames=21", *FAST).code == 0
+    given, made = codes_of(tokens_dir), codes_of(out)
+    assert given.keys() == made.keys()
+    for key, (codes, info) in made.items():
+        assert codes.shape[0] == 6 and np.array_equal(codes[:2], given[key][0][:2])
+        assert info.num_frames == len(info.pts) == 21 and info.pts[:9] == given[key][1].pts
+    arguments = ("--checkpoint", checkpoint_dir, "given=5", *FAST)
+    done = vidvq("generate", "predict", generator, clips_dir, "--out", pixels, *arguments)
+    assert done.code == 0, done.err
+    for key, (codes, _) in codes_of(pixels).items():
+        assert codes.shape == given[key][0].shape and np.array_equal(codes[:2], given[key][0][:2])
+
+
+def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, tokens_dir, copy_of, vidvq):
+    damaged = copy_of(tokens_dir, "damaged")
+    place = index_tokens(damaged)[1]
+    _, offset, size = next(member for member in place.members if member[0] == "tokens.npy")
+    data = bytearray(place.shard.read_bytes())
+    data[offset + size - 1] = 0xFF
+    place.shard.write_bytes(data)
+    out = tmp_path / "out"
+    done = vidvq("generate", "predict", generator, damaged, "--out", out, *FAST)
+    assert done.code == 1 and "bad_prompt" in done.err
+    assert place.key not in codes_of(out) and len(codes_of(out)) == len(index_tokens(damaged)) - 1
+    assert vidvq("verify", out).code == 0
+
+
+@pytest.mark.parametrize("task", ["interpolate", "fill"])
+def test_hidden_pixels_do_not_change_what_is_generated(tmp_path, generator, clips_dir, checkpoint_dir, task, vidvq):
+    from vidvq.formats.clip_shard import read_clips
+    from vidvq.generate.make import Maker
+    from vidvq.generate.requests import FillConfig, InterpolateConfig, SamplingConfig
+    from vidvq.video.decode import decode_clip
+
+    key, media, info = next(iter(read_clips(sorted(clips_dir.glob("*.tar"))[0])))
+    frames = decode_clip(media, key)
+    sampling = SamplingConfig(steps=2)
+    fill = FillConfig(box=(8, 8, 16, 16), sampling=sampling)
+    config = InterpolateConfig(sampling=sampling) if task == "interpolate" else fill
+    maker = Maker(generator, config, checkpoint_dir)
+    hidden, visible = frames.copy(), frames.copy()
+    part = np.s_[1:-1] if task == "interpolate" else np.s_[:, 8:24, 8:24]
+    hidden[part] = 255 - hidden[part]
+    visible[0, :8] = 255 - visible[0, :8]
+    made = maker.from_pixels(frames, info)
+    assert maker.from_pixels(hidden, info) == made
+    assert maker.from_pixels(visible, info) != made
+    out = tmp_path / "out"
+    box = () if task == "interpolate" else ("box=[8,8,16,16]",)
+    done = vidvq("generate", task, generator, clips_dir, "--out", out, "--checkpoint", checkpoint_dir, *box, *FAST)
+    assert done.code == 0, done.err
+    assert codes_of(out)[key][0].shape == info_grid(made)
+
+
+def info_grid(files):
+    return tuple(json.loads(files["json"])["grid"])
+
+
+def test_mistakes_are_one_line_before_any_work(tmp_path, generator, tokens_dir, clips_dir, other_checkpoint, vidvq):
+    out = tmp_path / "out"
+    card = make_card(read_tokenizer_card(tokens_dir), tasks=("generate",), labels=("cat",), label="kind")
+    plain = write_random(tmp_path / "plain", card)
+    foreign = tmp_path / "foreign"
+    shutil.copytree(tokens_dir, foreign)
+    text = (foreign / "tokenizer.json").read_text()
+    fingerprint = read_tokenizer_card(tokens_dir).token_fingerprint
+    (foreign / "tokenizer.json").write_text(text.replace(fingerprint, "f" * 64))
+    for arguments, expected in {
+        ("predict", plain, tokens_dir): "was not trained to predict; it was trained to generate",
+        ("sample", plain, "class=dog"): "class=dog was never seen in training; there are cat",
+        ("sample", generator, "class=cat"): "class=cat: this generator was trained without classes",
+        ("sample", generator, "height=64"): "frames of 64x40 are larger than the 32x40",
+        ("sample", generator, tokens_dir): "one argument too many",
+        ("sample", tokens_dir): "is not a checkpoint",
+        ("sample", other_checkpoint): "is not a generator",
+        ("predict", generator, foreign): "was trained on tokens of tokenizer",
+        ("predict", generator, tokens_dir, "given=4"): "given=4 must be 1 + a multiple of 4; nearest 1 or 5",
+        ("predict", generator, tokens_dir, "frames=5"): "frames=5 must be more than given=5",
+        ("predict", generator, tokens_dir, f"columns={clips_dir}"): "was trained without conditions from columns",
+        ("predict", generator): "predict takes one directory of clip shards or token shards; got none",
+        ("fill", generator, clips_dir): "fill needs the part to generate: box=",
+        ("fill", generator, tokens_dir, "box=[0,0,8,8]"): "tokens of a visible part have seen the hidden part",
+        ("interpolate", generator, clips_dir, "--checkpoint", other_checkpoint): "is of tokenizer",
+    }.items():
+        done = vidvq("generate", *arguments, "--out", out)
+        assert done.code == 2 and expected in done.error, (arguments, done.err)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("objective=next", "tasks.fill=1", "pixels.clips=[c]"), "tasks.fill needs objective=masked"),
+        (("tasks.interpolate=1",), "tasks.interpolate needs the pixels of the clips"),
+        (("conditions.label=kind",), "conditions.label is a column of clips; set pixels.clips="),
+        (("tasks={generate: 0, predict: 0}",), "tasks has no weight above 0"),
+        (("data.latents=1",), "data.latents=1 leaves nothing to predict"),
+    ],
+)
+def test_mistakes_in_training_settings_are_one_line(tmp_path, tokens_dir, overrides, expected, vidvq):
+    done = vidvq("generate", "train", tokens_dir, "--out", tmp_path / "run", *overrides)
+    assert done.code == 2 and expected in done.error

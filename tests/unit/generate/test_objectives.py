@@ -1,0 +1,71 @@
+"""Which codes are hidden, and bits per code."""
+
+from math import log, log2
+
+import numpy as np
+import pytest
+import torch
+
+from vidvq.codebook import Codebook
+from vidvq.formats.token_shard import TokenizerCard
+from vidvq.generate.likelihood import CountModels, sample_nats
+from vidvq.generate.objectives import draw_holes, stratified_holes
+from vidvq.generate.transformer import TransformerConfig, VideoTransformer
+
+SHAPE = (64, 4, 3, 5)
+
+
+def random(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("objective", ["masked", "next"])
+@pytest.mark.parametrize("task", ["generate", "predict"])
+def test_every_sample_has_something_to_learn(task, objective):
+    holes = draw_holes(task, objective, SHAPE, random())
+    counts = holes.flatten(1).sum(1)
+    assert counts.min() > 0 and len(counts.unique()) > 10
+    assert holes[:, 0].any() == (task == "generate")
+    if task == "predict" and objective == "masked":
+        given = (~holes.flatten(2).any(2)).int().cumprod(1).sum(1)
+        assert set(given.tolist()) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("objective", ["masked", "next"])
+@pytest.mark.parametrize("given", [0, 2])
+def test_the_estimate_of_a_constant_loss_is_exact(objective, given):
+    total = torch.zeros(SHAPE[0])
+    for holes, weights in stratified_holes(SHAPE, given, objective, 3, random()):
+        assert not holes[:, :given].any()
+        total += (holes * weights).flatten(1).sum(1)
+    torch.testing.assert_close(total, torch.full_like(total, float((4 - given) * 15)))
+
+
+@pytest.mark.parametrize("objective", ["masked", "next"])
+def test_a_network_that_knows_nothing_has_the_bits_of_its_codebooks(objective):
+    network = VideoTransformer(TransformerConfig(12, 1, 2), (4, 16)).requires_grad_(False)
+    for head in network.heads:
+        head.outputs[0].weight.zero_()
+        head.outputs[0].bias.zero_()
+    codes = torch.randint(0, 4, SHAPE, generator=random())
+    nats = sample_nats(network, objective, codes, 0, 2, "seed")
+    each = 15 * log(4) + 45 * log(16) if objective == "next" else None
+    if each:
+        assert nats / 64 == pytest.approx(each, rel=1e-4)
+    else:
+        # Which codebook a hidden code is of is left to chance.
+        assert nats / 64 == pytest.approx(15 * log(4) + 45 * log(16), rel=0.03)
+
+
+def test_count_models_know_frequencies_and_what_came_before():
+    card = TokenizerCard("a", "b", (Codebook("joint", 8, 0),), 4, 8, {})
+    still = np.tile(np.random.default_rng(0).permutation(8)[None, None], (30, 1, 1))
+    models = CountModels(card)
+    models.add(still)
+    bits = models.bits([still])
+    assert bits["uniform"] == 3
+    assert bits["unigram"] == pytest.approx(3, abs=0.01)
+    assert bits["bigram"] < 0.4 and bits["temporal"] < 0.4
+    rare = CountModels(card)
+    rare.add(np.zeros((30, 1, 8), dtype=int))
+    assert rare.bits([np.zeros((5, 1, 8), dtype=int)])["unigram"] == pytest.approx(-log2(241 / 248))

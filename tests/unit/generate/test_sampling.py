@@ -1,0 +1,116 @@
+"""Samples: orders, given codes, conditions, contexts that slide."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers.generators import make_card
+from vidvq.errors import UsageError
+from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.generate.examples import seeded
+from vidvq.generate.network import build_network
+from vidvq.generate.requests import SamplingConfig
+from vidvq.generate.sampling import Condition, reveal_counts, reveal_order, sample_codes
+
+SHAPE = (3, 4, 5)
+
+
+@pytest.fixture(scope="module")
+def card(tokens_dir):
+    return make_card(read_tokenizer_card(tokens_dir), labels=("cat", "dog"))
+
+
+@pytest.fixture(scope="module")
+def network(card):
+    made = build_network(card).eval().requires_grad_(False)
+    for weight in made.parameters():
+        weight.mul_(4)
+    return made
+
+
+def draw(network, card, shape=SHAPE, given=None, condition=None, seed="a", **settings):
+    config = SamplingConfig(**({"steps": 4} | settings))
+    return sample_codes(network, card, shape, given, condition or Condition(), config, seeded(seed))
+
+
+@pytest.mark.parametrize("order", ["halton", "random"])
+def test_an_order_is_a_permutation(order):
+    drawn = [reveal_order((3, 4, 5), order, seeded(str(seed))).tolist() for seed in range(3)]
+    assert all(sorted(each) == list(range(60)) for each in drawn) and drawn[0] != drawn[1]
+
+
+def test_a_halton_order_spreads_its_first_codes_over_the_grid():
+    def emptiest(order):
+        """Codes in the emptiest eighth of the grid among the first quarter."""
+        spread = []
+        for seed in range(20):
+            first = reveal_order((4, 8, 8), order, seeded(str(seed)))[:64].numpy()
+            t, h, w = np.unravel_index(first, (4, 8, 8))
+            spread.append(np.bincount(4 * (t // 2) + 2 * (h // 4) + w // 4, minlength=8).min())
+        return np.mean(spread)
+
+    assert emptiest("halton") > 5.5 > 5 > emptiest("random")
+
+
+def test_each_step_reveals_something_until_all_is():
+    for count in (1, 5, 400):
+        for steps in (1, 4, 12):
+            ends = reveal_counts(count, steps)
+            assert ends[-1] == count and sorted(set(ends)) == ends and len(ends) <= steps
+
+
+@pytest.mark.parametrize("objective", ["masked", "next"])
+@pytest.mark.parametrize("order", ["halton", "random", "confidence"])
+def test_samples_depend_on_the_seed_alone_and_keep_what_is_given(network, card, objective, order):
+    card = replace(card, objective=objective)
+    first = draw(network, card, order=order)
+    assert np.array_equal(first, draw(network, card, order=order))
+    assert not np.array_equal(first, draw(network, card, order=order, seed="b"))
+    assert first[0].max() < 32 <= first[1:].max() < 64
+    given = draw(network, card, order=order, given=first[:2], seed="b")
+    assert np.array_equal(given[:2], first[:2]) and not np.array_equal(given[2], first[2])
+
+
+@pytest.mark.parametrize("objective", ["masked", "next"])
+def test_a_longer_clip_slides_its_context(network, card, objective):
+    card = replace(card, objective=objective)
+    start = draw(network, card)
+    longer = draw(network, card, (8, 4, 5), start)
+    assert longer.shape == (8, 4, 5) and np.array_equal(longer[:3], start)
+    assert len({frame.tobytes() for frame in longer}) == 8
+
+
+def test_the_cache_does_not_change_samples(network, card, monkeypatch):
+    card = replace(card, objective="next")
+    cached = draw(network, card, given=draw(network, card)[:1], seed="c", guidance=2.0, condition=Condition(1))
+    frames = []
+
+    def uncached(x, cache, append):
+        """A pass over all frames with two streams, as in training."""
+        complete = frames[: cache.frames]
+        if append:
+            frames[cache.frames :] = list(x.unbind(1))
+            cache.frames += x.shape[1]
+            return None
+        clean = torch.stack([*complete, x[:, 0]], dim=1)
+        return network.hidden(clean, clean)[:, -1:]
+
+    monkeypatch.setattr(network, "forward_cached", uncached)
+    assert np.array_equal(
+        cached, draw(network, card, given=draw(network, card)[:1], seed="c", guidance=2.0, condition=Condition(1))
+    )
+
+
+def test_classes_and_guidance_change_samples(network, card):
+    cat, dog = (draw(network, card, condition=Condition(label)) for label in (1, 2))
+    assert not np.array_equal(cat, dog)
+    assert not np.array_equal(cat, draw(network, card, condition=Condition(1), guidance=3.0))
+    greedy = draw(network, card, temperature=0.0)
+    assert np.array_equal(greedy[0], draw(network, card, temperature=0.0, order="halton")[0])
+
+
+def test_a_larger_frame_than_trained_on_is_refused(network, card):
+    with pytest.raises(UsageError, match="frames of 40x40 are larger than the 32x40"):
+        draw(network, card, (3, 5, 5))

@@ -1,0 +1,118 @@
+"""What sees what, and probabilities that add up."""
+
+import pytest
+import torch
+
+from vidvq.errors import UsageError
+from vidvq.generate.transformer import Cache, TransformerConfig, VideoTransformer
+from vidvq.generate.vocabulary import CodebookHead, factorize
+
+SHAPE = (2, 4, 3, 2)
+
+
+def network(attention="full", **options):
+    torch.manual_seed(0)
+    made = VideoTransformer(TransformerConfig(24, 3, 2, 2.0, attention), (11, 13), **options).eval()
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(4)
+    return made.requires_grad_(False)
+
+
+def codes():
+    return torch.randint(0, 11, SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def holes_at(*positions):
+    holes = torch.zeros(SHAPE, dtype=torch.bool)
+    for position in positions:
+        holes[position] = True
+    return holes
+
+
+@pytest.mark.parametrize("attention", ["full", "axial"])
+def test_next_sees_complete_frames_of_the_past_and_its_own_visible_codes_alone(attention):
+    model, before = network(attention), codes()
+    holes = holes_at((0, 2, 1, 1))
+    nll = model(before, holes, True)
+    for position, matters in {(0, 1, 2, 0): True, (0, 2, 1, 0): True, (0, 3, 0, 0): False, (1, 1, 0, 0): False}.items():
+        after = before.clone()
+        after[position] = (after[position] + 1) % 11
+        assert bool((model(after, holes, True) != nll).any()) == matters, position
+    # The hidden code itself is only what is predicted.
+    clean = model.embed(before, None)
+    changed = before.clone()
+    changed[0, 2, 1, 1] += 1
+    assert torch.equal(
+        model.hidden(model.embed(before, holes), clean)[0, 2, 1, 1],
+        model.hidden(model.embed(changed, holes), model.embed(changed, None))[0, 2, 1, 1],
+    )
+
+
+def test_masked_sees_all_visible_codes_and_no_hidden_one():
+    model, before = network(), codes()
+    holes = holes_at((0, 1, 0, 0), (0, 2, 1, 1))
+    hidden = model.hidden(model.embed(before, holes))
+    for position, matters in {(0, 3, 2, 1): True, (0, 0, 0, 0): True, (0, 2, 1, 1): False, (1, 0, 0, 0): False}.items():
+        after = before.clone()
+        after[position] = (after[position] + 1) % 11
+        same = torch.equal(model.hidden(model.embed(after, holes))[0, 1, 0, 0], hidden[0, 1, 0, 0])
+        assert same != matters, position
+
+
+@pytest.mark.parametrize("attention", ["full", "axial"])
+def test_the_cache_gives_what_a_pass_over_all_frames_gives(attention):
+    model, whole = network(attention), codes()
+    holes = torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)) < 0.5
+    expected = model.hidden(model.embed(whole, holes), model.embed(whole, None))
+    cache = Cache()
+    model.forward_cached(model.embed(whole[:, :2], None), cache, append=True)
+    for t in (2, 3):
+        got = model.forward_cached(model.embed(whole[:, t : t + 1], holes[:, t : t + 1], t), cache, append=False)
+        torch.testing.assert_close(got, expected[:, t : t + 1], atol=1e-4, rtol=1e-4)
+        model.forward_cached(model.embed(whole[:, t : t + 1], None, t), cache, append=True)
+    assert cache.frames == 4
+
+
+def test_positions_matter():
+    model, same = network(), torch.zeros(SHAPE, dtype=torch.int64)
+    hidden = model.hidden(model.embed(same, holes_at((0, 1)))).flatten(1, 3)[0, 6:12]
+    assert len({tuple(vector.tolist()) for vector in hidden}) == 6
+
+
+@pytest.mark.parametrize(("size", "limit"), [(7, 7), (7, 6), (12, 6), (65_537, 1 << 16)])
+def test_the_probabilities_of_all_codes_add_up_to_one(size, limit):
+    torch.manual_seed(0)
+    head = CodebookHead(size, 8, limit)
+    assert len(head.digits) == (1 if size <= limit else 2)
+    nll = head.nll(torch.randn(1, 8).expand(size, 8), torch.arange(size))
+    assert torch.exp(-nll.detach().double()).sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_factorised_head_samples_codes_of_the_codebook_alone():
+    torch.manual_seed(0)
+    head = CodebookHead(7, 8, limit=6)
+    assert factorize(7, 6) == (3, 3)
+    drawn = head.sample(torch.randn(500, 8), lambda logits: torch.distributions.Categorical(logits=logits).sample())
+    assert set(drawn.tolist()) == set(range(7))
+
+
+def test_dropped_conditions_are_those_of_none():
+    model = network(labels=3, actions=2, sees_blanked=True)
+    grid, kept = codes(), torch.tensor([True, False])
+    given = {
+        "labels": torch.tensor([2, 2]),
+        "actions": torch.ones(2, 4, 2),
+        "blanked": codes(),
+        "visible": torch.ones(SHAPE),
+    }
+    some, none = model.condition(grid, **given, kept=kept), model.condition(grid)
+    assert torch.equal(some[1], none[1].expand_as(some[1])) and not torch.equal(some[0], none[0].expand_as(some[0]))
+    for name in given:
+        without = model.condition(grid, **{key: value for key, value in given.items() if key not in (name, "visible")})
+        assert name == "visible" or not torch.equal(without[0].expand_as(some[0]), some[0]), name
+
+
+def test_a_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(UsageError, match="width=10 depth=1 heads=4"):
+        TransformerConfig(10, 1, 4)

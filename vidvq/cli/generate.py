@@ -1,0 +1,156 @@
+"""`vidvq generate`."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vidvq import config, log
+from vidvq.cli.config import settings_epilog
+from vidvq.cli.options import PathOrUrl, checkpoint_option, config_option, config_path, json_option, out_option, split
+
+
+@click.group(short_help="Train a generator on token shards; generate, predict, interpolate and fill in video.")
+def generate() -> None:
+    """Train a generator on token shards, and let it make token shards and video.
+
+    \b
+    vidvq generate train runs/tokens --out runs/generator
+    vidvq generate sample runs/generator --out runs/samples n=16
+    vidvq generate predict runs/generator runs/tokens --out runs/predicted given=5
+    vidvq generate interpolate runs/generator runs/clips --out runs/between
+    vidvq generate fill runs/generator runs/clips --out runs/filled box=[16,16,32,32]
+    """
+
+
+@generate.command(short_help="Train a generator on token shards.", epilog=settings_epilog("generate-train"))
+@click.argument("arguments", nargs=-1, metavar="TOKENS... [KEY=VALUE]...")
+@click.option("--out", metavar="RUN", help="Run directory; the same as out=.")
+@click.option("--config", "config_name", default="generate-nano", show_default=True, help="YAML file, or packaged one.")
+def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
+    """Train a generator on TOKENS, directories of token shards of one tokenizer.
+
+    An interrupted run resumes with the same command. On several devices or nodes start it with torchrun:
+    torchrun --nproc-per-node 8 -m vidvq generate train TOKENS --out RUN.
+
+    \b
+    vidvq generate train runs/tokens --out runs/generator
+    vidvq generate train runs/tokens --out runs/generator tasks.interpolate=1 pixels.clips=[runs/clips]
+    vidvq generate train runs/tokens --out runs/generator --config generate-small objective=next
+    """
+    # See vidvq.cli.train.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    from vidvq.generate.config import GenerateTrainConfig
+    from vidvq.generate.loop import run_generate_train
+
+    tokens, overrides = split(arguments)
+    given = [f"data.tokens={list(tokens)}"] if tokens else []
+    given += [f"out={out}"] if out else []
+    settings = config.load(GenerateTrainConfig, config.find_config(config_name), [*given, *overrides])
+    run_generate_train(settings)
+    return 0
+
+
+def _request(name: str, inputs: str, type_name: str, short_help: str, help: str) -> Any:
+    """Build a command that generates: ``RUN``, inputs and settings."""
+
+    def run(
+        run: Path, arguments: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, as_json: bool
+    ) -> int:
+        from vidvq.generate import requests
+        from vidvq.generate.open import open_request
+        from vidvq.jobs import run_job
+
+        given, overrides = split(arguments)
+        # A class is a label in Python, where the word is taken.
+        overrides = [
+            f"label={each.removeprefix('class=')}" if each.startswith("class=") else each for each in overrides
+        ]
+        settings = config.load(getattr(requests, type_name), config_path(config_name), overrides)
+        stage = open_request(run, given, settings, checkpoint)
+        summary = run_job(stage, given, out)
+        for line in summary.lines():
+            log.info(line)
+        if settings.format != "none" and summary.ok:
+            _decode(out, checkpoint, settings.format)
+        if as_json:
+            click.echo(json.dumps(asdict(summary)))
+        if summary.failed_share > settings.max_failed:
+            log.warn(
+                f"{summary.failed_share:.1%} of the samples failed; the threshold is max_failed={settings.max_failed:g}"
+            )
+            return 1
+        return 0
+
+    command: Any = run
+    for option in (json_option, config_option, out_option, checkpoint_option):
+        command = option(command)
+    command = click.argument("arguments", nargs=-1, metavar=f"{inputs}[KEY=VALUE]...")(command)
+    command = click.argument("run", type=PathOrUrl())(command)
+    return generate.command(name, short_help=short_help, help=help, epilog=settings_epilog(f"generate-{name}"))(command)
+
+
+def _decode(out: Path, checkpoint: Path, kind: Any) -> None:
+    from vidvq.decode import DecodeConfig, run_decode
+
+    count = run_decode(out, checkpoint, out / "video", DecodeConfig(format=kind))
+    log.info(f"{count} clips decoded into {out / 'video'}")
+
+
+def _help(text: str) -> str:
+    return f"""{text}
+
+    Writes token shards of the same tokenizer into OUT, and decodes them into OUT/video with --checkpoint, the tokenizer
+    (format=none: tokens only). An interrupted job resumes with the same command; the samples depend on the seed, not on
+    the workers.
+    """
+
+
+_request(
+    "sample",
+    "",
+    "SampleConfig",
+    "Generate clips from nothing, or from a class.",
+    _help("""Generate n= clips, of a class with class=.
+
+    \b
+    vidvq generate sample runs/generator --out runs/samples n=16 seed=1 sampling.steps=12
+    vidvq generate sample runs/generator --out runs/samples class=cat sampling.guidance=2"""),
+)
+_request(
+    "predict",
+    "CLIPS|TOKENS ",
+    "PredictConfig",
+    "Continue clips from their first frames.",
+    _help("""Continue the clips in CLIPS (clip shards) or TOKENS (token shards) from their first given= frames.
+
+    \b
+    vidvq generate predict runs/generator runs/tokens --out runs/predicted given=5 frames=33"""),
+)
+_request(
+    "interpolate",
+    "CLIPS ",
+    "InterpolateConfig",
+    "Generate the frames between given ones.",
+    _help("""Generate the frames of CLIPS (clip shards) between the first and the last one, or between every= frames.
+
+    The frames between are blanked before the tokenizer sees a clip, so that nothing of them reaches the condition.
+
+    \b
+    vidvq generate interpolate runs/generator runs/clips --out runs/between every=8"""),
+)
+_request(
+    "fill",
+    "CLIPS ",
+    "FillConfig",
+    "Generate a part of the picture.",
+    _help("""Generate the box=[LEFT,TOP,WIDTH,HEIGHT] (pixels) of CLIPS (clip shards); outside=true: all but the box.
+
+    The hidden part is blanked before the tokenizer sees a clip, so that nothing of it reaches the condition.
+
+    \b
+    vidvq generate fill runs/generator runs/clips --out runs/filled box=[16,16,32,32]"""),
+)

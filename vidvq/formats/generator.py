@@ -1,0 +1,111 @@
+"""Checkpoints of generators: a folder with ``model.safetensors``, ``config.json`` and ``fingerprint``.
+
+``config.json`` holds the generator's card: which tokens it was trained on, what it was trained for, and its network.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
+
+from vidvq.config import is_mapping, validate
+from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import digest_tensors, find_checkpoint, write_model_folder
+from vidvq.formats.token_shard import TokenizerCard
+from vidvq.storage import read_json
+
+FORMAT = "vidvq.generator/1"
+Objective = Literal["masked", "next"]
+
+
+@dataclass(frozen=True)
+class GeneratorCard:
+    """What a generator was trained on and for.
+
+    Attributes:
+        tokenizer: card of the tokenizer whose tokens it was trained on.
+        objective: ``masked`` or ``next``.
+        tasks: names of the tasks it was trained for: ``generate``, ``predict``, ``interpolate``, ``fill``.
+        shapes: shapes ``lt lh lw`` it was trained on, the most frequent first.
+        fps: median frame rate of the training samples (frames per second).
+        model: config of the network.
+        label: column of the class condition; "" without one.
+        labels: the classes, in the order of their embeddings.
+        actions: column of the action condition; "" without one.
+        action_mean: mean of each number of an action, over the training frames.
+        action_scale: standard deviation of each number of an action; 1 where it never changes.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    tokenizer: TokenizerCard
+    objective: Objective
+    tasks: tuple[str, ...]
+    shapes: tuple[tuple[int, int, int], ...]
+    fps: float
+    model: dict[str, Any]
+    label: str = ""
+    labels: tuple[str, ...] = ()
+    actions: str = ""
+    action_mean: tuple[float, ...] = ()
+    action_scale: tuple[float, ...] = ()
+
+    @property
+    def limits(self) -> tuple[int, int, int]:
+        """Largest ``lt lh lw`` it was trained on."""
+        lt, lh, lw = (max(shape[axis] for shape in self.shapes) for axis in range(3))
+        return lt, lh, lw
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A generator in memory.
+
+    Attributes:
+        path: folder of the checkpoint.
+        card: what it was trained on and for.
+        tensors: weights by name.
+        fingerprint: SHA-256 over card and weights (hex).
+        step: training step.
+    """
+
+    path: Path
+    card: GeneratorCard
+    tensors: dict[str, np.ndarray]
+    fingerprint: str
+    step: int
+
+
+def write_generator(
+    folder: Path, card: GeneratorCard, tensors: dict[str, np.ndarray], step: int, training: Path | None = None
+) -> str:
+    """Write a checkpoint folder atomically, replacing one of the same name; returns its fingerprint."""
+    fields = asdict(card)
+    print_ = digest_tensors(fields, tensors)
+    config = {"format": FORMAT, "generator": fields, "step": step}
+    write_model_folder(folder, config, {"generator": print_}, tensors, training)
+    return print_
+
+
+def read_generator(path: Path) -> Generator:
+    """Read a generator, or the newest one of a training run, and verify its fingerprint.
+
+    Raises:
+        UsageError: a file is missing or damaged, or it is a checkpoint of another kind.
+    """
+    folder = find_checkpoint(path)
+    config, stored = read_json(folder / "config.json"), read_json(folder / "fingerprint")
+    if not is_mapping(config) or config.get("format") != FORMAT or not is_mapping(config.get("generator")):
+        raise UsageError(f"{folder} is not a generator ({FORMAT}); give a run of vidvq generate train")
+    card = validate(GeneratorCard, config["generator"], f"{folder / 'config.json'}")
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UsageError(f"{folder / 'model.safetensors'} is damaged: {error}; restore it from a copy") from error
+    print_ = digest_tensors(asdict(card), tensors)
+    if not is_mapping(stored) or stored.get("generator") != print_:
+        raise UsageError(f"{folder}: weights or config do not match the fingerprint; restore it from a copy")
+    return Generator(folder, card, tensors, print_, int(config.get("step", 0)))

@@ -1,0 +1,140 @@
+"""Class and action conditions, from the columns of the clips that tokens were made from."""
+
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vidvq.errors import UsageError
+from vidvq.formats.clip_shard import read_infos
+from vidvq.formats.columns import read_table
+from vidvq.formats.commit import read_commits
+from vidvq.formats.generator import GeneratorCard
+from vidvq.formats.plan import read_plan
+from vidvq.storage import resolve_path
+
+_CARRIED = "carried."
+
+
+def read_values(folders: Iterable[str], name: str) -> dict[str, Any]:
+    """Read one column of the clips of some directories: key -> value; clips without one are left out.
+
+    Args:
+        folders: directories of clip shards.
+        name: a column in ``CLIPS/columns/``, or ``carried.NAME`` of the clips' JSON.
+
+    Raises:
+        UsageError: no clip has it.
+    """
+    found: dict[str, Any] = {}
+    known: set[str] = set()
+    for given in folders:
+        folder = resolve_path(given)
+        if name.startswith(_CARRIED):
+            plan = read_plan(folder)
+            for commit in read_commits(folder, plan.shard_names()):
+                for key, info in read_infos(folder / commit.shard) if commit and commit.sha256 else ():
+                    known.update(f"{_CARRIED}{column}" for column in info.carried)
+                    found[key] = info.carried.get(name.removeprefix(_CARRIED))
+        else:
+            table = read_table(folder, {name})
+            known |= table.names
+            found |= {key: row.get(name) for key, row in table.rows.items()}
+    found = {key: value for key, value in found.items() if value is not None}
+    if not found:
+        raise UsageError(f"no clip in {', '.join(folders)} has the column {name}; there are {_listed(known)}")
+    return found
+
+
+def label_name(value: Any) -> str:
+    """The name of a class."""
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Actions:
+    """The actions of clips.
+
+    Attributes:
+        by_key: key -> ``t a`` float32, one row for each frame.
+        mean: mean of each number over all frames.
+        scale: standard deviation of each number; 1 where it never changes.
+    """
+
+    by_key: dict[str, np.ndarray]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+def parse_actions(value: Any, where: str) -> np.ndarray:
+    """Parse the actions of one clip, a JSON list, to ``t a`` float32.
+
+    Raises:
+        UsageError: it is no list of numbers, or of lists of equally many numbers.
+    """
+    try:
+        rows = np.array(json.loads(value) if isinstance(value, str) else value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where} is not a JSON list with a number, or a list of numbers, for each frame") from error
+    rows = rows[:, None] if rows.ndim == 1 else rows
+    if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
+        raise UsageError(f"{where} has shape {rows.shape}; it must be a JSON list of a row of finite numbers per frame")
+    return rows
+
+
+def read_actions(folders: Collection[str], name: str) -> Actions:
+    """Read the actions of all clips.
+
+    Raises:
+        UsageError: a clip's are malformed, or have another number of numbers than the others'.
+    """
+    by_key = {key: parse_actions(value, f"column {name} of {key}") for key, value in read_values(folders, name).items()}
+    widths = {rows.shape[1] for rows in by_key.values()}
+    if len(widths) > 1:
+        raise UsageError(f"column {name} has from {min(widths)} to {max(widths)} numbers per frame; give all as many")
+    frames = np.concatenate(list(by_key.values()))
+    mean, scale = frames.mean(axis=0), frames.std(axis=0)
+    scale[scale == 0] = 1
+    return Actions(by_key, tuple(mean.tolist()), tuple(scale.tolist()))
+
+
+def actions_of_latents(rows: np.ndarray, latents: np.ndarray, card: GeneratorCard) -> np.ndarray:
+    """The actions of latent frames, normalized: ``lt a`` for ``a`` numbers of each frame of a group.
+
+    Args:
+        rows: actions ``t a`` of the frames of a clip; the last one stands for those beyond it.
+        latents: index of each latent frame.
+        card: card of the generator.
+    """
+    r = card.tokenizer.temporal_factor
+    # Latent frame 0 is frame 0, latent frame j the frames from 1 + (j - 1) r on.
+    frames = np.where(latents[:, None] == 0, 0, 1 + (latents[:, None] - 1) * r + np.arange(r))
+    chosen = rows[np.minimum(frames, len(rows) - 1)]
+    normalized = (chosen - np.array(card.action_mean)) / np.array(card.action_scale)
+    return normalized.reshape(len(latents), -1).astype(np.float32)
+
+
+def actions_per_latent(card: GeneratorCard) -> int:
+    """Numbers of the action condition of one latent frame."""
+    return card.tokenizer.temporal_factor * len(card.action_mean)
+
+
+def label_index(card: GeneratorCard, name: Any) -> int:
+    """Index of a class in the model, from 1.
+
+    Raises:
+        UsageError: the generator has no classes, or was never trained on this one.
+    """
+    if not card.labels:
+        raise UsageError(f"class={name}: this generator was trained without classes")
+    if label_name(name) not in card.labels:
+        raise UsageError(f"class={name} was never seen in training; there are {_listed(card.labels)}")
+    return 1 + card.labels.index(label_name(name))
+
+
+def _listed(names: Collection[str], limit: int = 12) -> str:
+    shown = sorted(names)
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return (", ".join(shown[:limit]) or "none") + more

@@ -1,0 +1,138 @@
+"""Training examples: codes, the task of the batch, and its conditions."""
+
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vidvq.data import TokenBatch, TokenDataset, TokenSample
+from vidvq.data.index import ByteRange, read_bytes, read_clip_index
+from vidvq.data.micro_batches import UnreadableBatch
+from vidvq.data.tokens import collate
+from vidvq.errors import UsageError
+from vidvq.formats.generator import GeneratorCard
+from vidvq.generate.blanking import Blanked, draw_hidden, encode_visible
+from vidvq.generate.conditions import actions_of_latents, actions_per_latent
+from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
+from vidvq.model import Tokenizer
+from vidvq.model.pixels import to_video
+from vidvq.video import VideoError
+from vidvq.video.decode import decode_clip
+
+
+class Examples(NamedTuple):
+    """A micro-batch of samples of one grid and one task.
+
+    Attributes:
+        tokens: codes ``b lt lh lw`` and keys.
+        task: name of the task.
+        labels: class of each sample ``b`` int64, from 1; 0 for none; None without a class condition.
+        actions: ``b lt a`` float, NaN for none; None without an action condition.
+        blanked: condition of ``interpolate`` and ``fill``; None for other tasks.
+    """
+
+    tokens: TokenBatch
+    task: str
+    labels: Tensor | None
+    actions: Tensor | None
+    blanked: Blanked | None
+
+
+class ExampleDataset(Dataset[Examples | UnreadableBatch]):
+    """Micro-batches of one rank, indexed by ``(batch, micro_step)``.
+
+    Args:
+        config: config of the run.
+        card: card of the generator.
+        tokens: the tokens of this rank.
+        labels: class of a clip by key.
+        actions: actions ``t a`` of a clip by key.
+        tokenizer: encodes blanked clips; None without such tasks.
+
+    Raises:
+        UsageError: a token sample has no clip in ``pixels.clips``.
+    """
+
+    def __init__(
+        self,
+        config: GenerateTrainConfig,
+        card: GeneratorCard,
+        tokens: TokenDataset,
+        labels: dict[str, int],
+        actions: dict[str, np.ndarray],
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self.config, self.seed, self.ranks = config.data, config.seed, tokens.ranks
+        self._tasks, self._card, self._tokens = config.tasks.weights, card, tokens
+        self._labels, self._actions, self._tokenizer = labels, actions, tokenizer
+        self._media: dict[str, ByteRange] = {}
+        if tokenizer is not None and config.pixels is not None:
+            index = read_clip_index(list(config.pixels.clips))
+            self._media = {key: index.media_range(clip) for clip, key in enumerate(index.keys)}
+            missing = [place.key for place in tokens.index.locations if place.key not in self._media]
+            if missing:
+                raise UsageError(
+                    f"pixels.clips has no clip {missing[0]} ({len(missing)} of {len(tokens)} are missing); give the "
+                    "directories that data.tokens was made from"
+                )
+
+    def __getitem__(self, position: tuple[int, int]) -> Examples | UnreadableBatch:
+        """Return a micro-batch of this rank."""
+        number, micro_step = position
+        task = draw_task(self._tasks, self.seed, number, micro_step)
+        try:
+            samples = self._tokens.samples(number, micro_step, from_start=task in BLANKED_TASKS)
+            blanked = self._blank(samples, task, position) if task in BLANKED_TASKS else None
+        except (UsageError, VideoError) as error:
+            return UnreadableBatch(str(error))
+        return make_examples(samples, task, self._card, self._labels, self._actions, blanked)
+
+    def _blank(self, samples: list[TokenSample], task: str, position: tuple[int, int]) -> Blanked:
+        assert self._tokenizer is not None
+        codes, visible = [], []
+        for sample in samples:
+            file = self._media[sample.key]
+            frames = decode_clip(read_bytes(file), sample.key)
+            frames = frames[: 1 + (len(sample.codes) - 1) * self._tokenizer.temporal_factor]
+            generator = seeded(f"{self.seed}/{position}/{sample.key}")
+            found = encode_visible(
+                self._tokenizer, to_video(frames), draw_hidden(task, frames.shape[:3], generator)[None]
+            )
+            codes.append(found.codes)
+            visible.append(found.visible)
+        return Blanked(torch.cat(codes), torch.cat(visible))
+
+
+def make_examples(
+    samples: list[TokenSample],
+    task: str,
+    card: GeneratorCard,
+    labels: dict[str, int],
+    actions: dict[str, np.ndarray],
+    blanked: Blanked | None = None,
+) -> Examples:
+    """Collate samples, and look up their conditions; a sample without one has none."""
+    chosen = torch.tensor([labels.get(sample.key, 0) for sample in samples]) if card.labels else None
+    moves = None
+    if card.action_mean:
+        none = np.full((len(samples[0].latents), actions_per_latent(card)), np.nan, dtype=np.float32)
+        rows = [
+            actions_of_latents(actions[sample.key], sample.latents, card) if sample.key in actions else none
+            for sample in samples
+        ]
+        moves = torch.from_numpy(np.stack(rows))
+    return Examples(collate(samples), task, chosen, moves, blanked)
+
+
+def draw_task(weights: dict[str, float], seed: int, number: int, micro_step: int) -> str:
+    """Draw the task of a micro-batch, the same on all ranks."""
+    random = Random(f"{seed}/{number}/{micro_step}/task")
+    return random.choices(list(weights), list(weights.values()))[0]
+
+
+def seeded(text: str) -> torch.Generator:
+    """A source of randomness that is a function of a text."""
+    return torch.Generator().manual_seed(Random(text).getrandbits(63))

@@ -1,0 +1,62 @@
+"""Loss on held-out tokens during training."""
+
+from itertools import groupby
+from math import log
+
+import torch
+from torch import Tensor
+
+from vidvq.data.tokens import make_sample, read_token_index
+from vidvq.errors import UsageError
+from vidvq.formats.generator import GeneratorCard
+from vidvq.generate.config import GenerateTrainConfig
+from vidvq.generate.likelihood import sample_nats
+from vidvq.generate.network import build_network
+from vidvq.training.distributed import DistributedContext, all_reduce_sum
+
+_DRAWS = 4
+
+
+class HeldOutLoss:
+    """Bits per token on held-out samples, without conditions.
+
+    Args:
+        config: config of the run.
+        card: card of the generator.
+        context: this process in the job; each rank measures its share of the samples.
+
+    Raises:
+        UsageError: the samples are of another tokenizer, or none fits the shapes the run is trained on.
+    """
+
+    def __init__(self, config: GenerateTrainConfig, card: GeneratorCard, context: DistributedContext) -> None:
+        assert config.held_out.tokens is not None
+        index = read_token_index([config.held_out.tokens])
+        if index.card.token_fingerprint != card.tokenizer.token_fingerprint:
+            raise UsageError(
+                f"held_out.tokens={config.held_out.tokens} is of tokenizer {index.card.token_fingerprint[:12]}, "
+                f"data.tokens of {card.tokenizer.token_fingerprint[:12]}; tokenize both with one"
+            )
+        self._card, self._context = card, context
+        lt, lh, lw = card.limits
+        fitting = [at for at, grid in enumerate(index.grid) if grid[1] <= lh and grid[2] <= lw]
+        if not fitting:
+            raise UsageError(f"held_out.tokens={config.held_out.tokens} has no sample of up to {lh}x{lw} latents")
+        samples = []
+        for at in fitting[: config.held_out.samples][context.rank :: context.size]:
+            codes = index.locations[at].read(card.tokenizer)[0][:lt]
+            samples.append(make_sample(index.locations[at].key, codes, torch.arange(len(codes)).numpy(), index.card))
+        samples.sort(key=lambda sample: (sample.codes.shape, sample.key))
+        self._samples = [torch.from_numpy(sample.codes)[None] for sample in samples]
+        self._network = build_network(card).to(context.device).eval()
+
+    def measure(self, weights: dict[str, Tensor]) -> float:
+        """Return the mean bits per token with these weights. Collective: call on every rank."""
+        self._network.load_state_dict(weights)
+        nats, tokens = 0.0, 0
+        for shape, group in groupby(self._samples, key=lambda codes: codes.shape):
+            codes = torch.cat(list(group)).to(self._context.device)
+            nats += sample_nats(self._network, self._card.objective, codes, 0, _DRAWS, f"held out {shape}")
+            tokens += codes.numel()
+        total = all_reduce_sum(torch.tensor([nats, tokens], dtype=torch.float64, device=self._context.device))
+        return float(total[0] / total[1].clamp(min=1) / log(2))

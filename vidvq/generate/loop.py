@@ -1,0 +1,269 @@
+"""The training loop of a generator: acquires the run directory and trains until completion or SIGTERM."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from math import log
+from pathlib import Path
+from statistics import median
+from time import monotonic
+
+import numpy as np
+
+from vidvq.data import TokenDataset, iter_micro_batches
+from vidvq.errors import JobStopped, UsageError, WorkerLost
+from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, step_folder
+from vidvq.formats.generator import GeneratorCard, write_generator
+from vidvq.generate.conditions import Actions, label_name, read_actions, read_values
+from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
+from vidvq.generate.examples import ExampleDataset, Examples
+from vidvq.generate.held_out import HeldOutLoss
+from vidvq.generate.trainer import GeneratorTrainer
+from vidvq.log import info, progress, warn
+from vidvq.model import Tokenizer
+from vidvq.pretrained import load_tokenizer
+from vidvq.storage import resolve_path
+from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
+from vidvq.training.distributed import (
+    DistributedContext,
+    any_rank,
+    barrier,
+    init_distributed,
+    peer_loss_cause,
+    shutdown_distributed,
+)
+from vidvq.training.guard import RollbackNeeded, Skipped
+from vidvq.training.mean_terms import MeanTerms
+from vidvq.training.metric_writer import MetricWriter
+from vidvq.training.run_directory import acquire_run_directory, locked_run_directory
+from vidvq.training.signals import StopSignal
+
+# Settings that may change on resume: they affect the execution, not the result.
+_MAY_CHANGE = {"zero_stage", "lost_after_s", "keep_checkpoints", "data.workers"}
+# Samples that the median frame rate is taken from.
+_RATED = 256
+
+
+def run_generate_train(config: GenerateTrainConfig) -> None:
+    """Train a generator, or resume its training.
+
+    Args:
+        config: config of the run.
+
+    Raises:
+        UsageError: the run directory belongs to a run with another config or is in use, or the data is unusable.
+        OSError: the disk is full or not writable; existing checkpoints are unaffected.
+        WorkerLost: another process of the job is lost.
+        JobStopped: SIGTERM was received and the last step is saved, or the limit of rollbacks is reached.
+    """
+    run = Path(config.out)
+    context = init_distributed(config.lost_after_s)
+    try:
+        tokens = TokenDataset(config.data, config.seed, context.rank, context.size)
+        card, dataset = _open_data(config, tokens)
+        with locked_run_directory(run, context):
+            acquire_run_directory(run, config, _MAY_CHANGE)
+            if is_checkpoint(step_folder(run, config.steps)):
+                info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
+                return
+            _TrainingLoop(config, run, context, card, dataset).fit()
+    except RuntimeError as error:
+        if cause := peer_loss_cause(error):
+            message = f"process {context.rank} of {context.size} lost contact with another process: {cause}"
+            raise WorkerLost(f"{message}; restart the job to resume from its last checkpoint") from error
+        raise
+    finally:
+        shutdown_distributed()
+
+
+def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[GeneratorCard, ExampleDataset]:
+    """Describe the generator that the data and the settings make, and open its examples."""
+    clips = config.pixels.clips if config.pixels else ()
+    wanted = {place.key for place in tokens.index.locations}
+    labels: dict[str, str] = {}
+    actions = Actions({}, (), ())
+    if config.conditions.label:
+        values = read_values(clips, config.conditions.label)
+        labels = {key: label_name(value) for key, value in values.items() if key in wanted}
+    if config.conditions.actions:
+        actions = read_actions(clips, config.conditions.actions)
+    names = tuple(sorted(set(labels.values())))
+    rates = [place.read_info().fps for place in tokens.index.locations[:_RATED]]
+    counts = {tuple(map(int, shape)): 0 for shape in tokens.shapes}
+    for grid in tokens.index.grid:
+        counts[min(int(grid[0]), config.data.latents), int(grid[1]), int(grid[2])] += 1
+    if config.tasks.predict and max(shape[0] for shape in counts) < 2:
+        raise UsageError("tasks.predict needs samples of 2 or more latent frames; data.tokens has only images")
+    card = GeneratorCard(
+        tokenizer=tokens.card,
+        objective=config.objective,
+        tasks=tuple(config.tasks.weights),
+        shapes=tuple(sorted(counts, key=lambda shape: (-counts[shape], shape))),  # type: ignore[arg-type]
+        fps=float(median(rates)),
+        model=vars(config.model),
+        label=config.conditions.label or "",
+        labels=names,
+        actions=config.conditions.actions or "",
+        action_mean=actions.mean,
+        action_scale=actions.scale,
+    )
+    numbers = {key: 1 + names.index(name) for key, name in labels.items()}
+    return card, ExampleDataset(config, card, tokens, numbers, actions.by_key, _tokenizer(config, card))
+
+
+def _tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokenizer | None:
+    """The tokenizer that encodes blanked clips; None without such tasks."""
+    if config.pixels is None or not BLANKED_TASKS & config.tasks.weights.keys():
+        return None
+    path = resolve_path(config.pixels.tokenizer) if config.pixels.tokenizer else BUNDLED
+    tokenizer, found = load_tokenizer(path)
+    if found.token_fingerprint != card.tokenizer.token_fingerprint:
+        raise UsageError(
+            f"data.tokens was made by tokenizer {card.tokenizer.token_fingerprint[:12]}, {path} is tokenizer "
+            f"{found.token_fingerprint[:12]}; set pixels.tokenizer to the first"
+        )
+    return tokenizer
+
+
+class _TrainingLoop:
+    """State and steps of a training run."""
+
+    def __init__(
+        self,
+        config: GenerateTrainConfig,
+        run: Path,
+        context: DistributedContext,
+        card: GeneratorCard,
+        dataset: ExampleDataset,
+    ) -> None:
+        self.config, self.run, self.context, self.card, self.dataset = config, run, context, card, dataset
+        if context.rank == 0:
+            remove_partial_saves(run)
+        self.held_out = HeldOutLoss(config, card, context) if config.held_out.tokens else None
+        self.trainer = GeneratorTrainer(config, card, context)
+        state = latest_state(run, context)
+        self.trainer.load_state(state or self.trainer.initial_state())
+        if context.rank == 0:
+            size = sum(weight.numel() for weight in self.trainer.average.state_dict().values())
+            info(f"resuming from {state.checkpoint}" if state else f"{size / 1e6:.1f} million weights")
+        self.terms, self.by_task = MeanTerms(), {task: MeanTerms() for task in card.tasks}
+        self.started, self.waited_s, self.tokens, self.steps = monotonic(), 0.0, 0, 0
+        self.writer = self._open_writer()
+        self.batches: Iterator[Examples] | None = None
+
+    def fit(self) -> None:
+        config, stop_signal = self.config, StopSignal()
+        with progress("generate train", config.steps, "steps") if self.context.rank == 0 else nullcontext() as bar:
+            if bar:
+                bar.advance(self.trainer.progress.step)
+            while self.trainer.progress.step < config.steps:
+                try:
+                    for micro_step in range(config.data.accumulation(self.context.size)):
+                        self._train_micro_batch(micro_step)
+                except RollbackNeeded as problem:
+                    lost = self._roll_back(str(problem))
+                    if bar:
+                        bar.advance(-lost)
+                    continue
+                self.trainer.finish_step()
+                self.steps += 1
+                done = self.trainer.progress.step
+                note = self._log(done) if done % config.log_every == 0 or done == config.steps else None
+                if bar:
+                    bar.advance(note=note)
+                if self.held_out and (done % config.held_out.every == 0 or done == config.steps):
+                    self._evaluate(done)
+                stop = any_rank(stop_signal.received, self.context)
+                if done % config.checkpoint_every == 0 or done == config.steps or stop:
+                    self._save()
+                if stop and done < config.steps:
+                    raise JobStopped(f"stopped by SIGTERM; step {done} is saved, run the same command to resume")
+        if self.writer:
+            self.writer.close()
+
+    def _train_micro_batch(self, micro_step: int) -> None:
+        while True:
+            examples = self._next(micro_step)
+            result = self.trainer.forward_backward(examples, micro_step)
+            if not isinstance(result, Skipped):
+                self.terms.add(result)
+                self.by_task[examples.task].add(result)
+                return
+            position = self.trainer.progress
+            if self.context.rank == 0:
+                warn(f"step {position.step + 1}: batch {position.batch} is skipped: {result.reason}")
+            position.batch += 1
+            self.batches = None
+
+    def _next(self, micro_step: int) -> Examples:
+        started = monotonic()
+        if self.batches is None:
+            self.batches = iter_micro_batches(self.dataset, self.trainer.progress.batch, micro_step)
+        examples = next(self.batches)
+        self.waited_s += monotonic() - started
+        self.tokens += examples.tokens.codes.numel() * self.context.size
+        return examples
+
+    def _roll_back(self, problem: str) -> int:
+        """Load the last checkpoint and continue with the data after the bad batch; returns the number of lost steps.
+
+        Raises:
+            JobStopped: the limit of rollbacks is reached.
+        """
+        bad = self.trainer.progress
+        if bad.rollbacks >= self.config.guard.rollbacks:
+            raise JobStopped(
+                f"step {bad.step + 1}: {problem}, after {bad.rollbacks} rollbacks; lower optimizer.lr, or use "
+                "precision=fp32"
+            )
+        self.trainer.load_state(latest_state(self.run, self.context) or self.trainer.initial_state())
+        position = self.trainer.progress
+        position.batch, position.rollbacks = bad.batch + 1, bad.rollbacks + 1
+        if self.context.rank == 0:
+            warn(f"step {bad.step + 1}: {problem}; rolled back to step {position.step}")
+        if self.writer:
+            self.writer.close()
+            self.writer = self._open_writer()
+        self.batches = None
+        for terms in (self.terms, *self.by_task.values()):
+            terms.reset()
+        return bad.step - position.step
+
+    def _save(self) -> None:
+        """Write a checkpoint. Collective: call on every rank."""
+        state = self.trainer.state_dict()
+        if self.context.rank == 0:
+            save_checkpoint(self.run, state, self.config.keep_checkpoints, {}, self._write)
+        barrier()
+
+    def _write(self, folder: Path, tensors: dict[str, np.ndarray], training: Path) -> None:
+        print_ = write_generator(folder, self.card, tensors, self.trainer.progress.step, training)
+        info(f"saved {folder} (generator {print_[:12]})")
+
+    def _log(self, step: int) -> str | None:
+        """Write the metrics since the last call; rank 0 returns a note for the progress bar. Collective."""
+        metrics = self.terms.compute_and_reset(self.context)
+        for task, terms in self.by_task.items():
+            if terms.count:
+                metrics[f"loss_{task}"] = terms.compute_and_reset(self.context)["loss"]
+        elapsed_s = max(monotonic() - self.started, 1e-9)
+        metrics |= self.trainer.optimizer_metrics() | {
+            "step_s": elapsed_s / max(self.steps, 1),
+            "data_wait": self.waited_s / elapsed_s,
+            "tokens_per_s": self.tokens / elapsed_s,
+        }
+        self.started, self.waited_s, self.tokens, self.steps = monotonic(), 0.0, 0, 0
+        if not self.writer:
+            return None
+        self.writer.scalars(step, metrics)
+        return f"loss {metrics['loss'] / log(2):.2f} bits, {metrics['tokens_per_s']:.0f} tokens/s"
+
+    def _evaluate(self, step: int) -> None:
+        assert self.held_out is not None
+        bits = self.held_out.measure(self.trainer.average.state_dict())
+        best = self.trainer.record_loss(bits)
+        if self.writer:
+            self.writer.scalars(step, {"held_out_bits": bits})
+            info(f"held out at step {step}: {bits:.3f} bits per token{', lowest so far' if best else ''}")
+
+    def _open_writer(self) -> MetricWriter | None:
+        return MetricWriter(self.run, self.trainer.progress.step) if self.context.rank == 0 else None

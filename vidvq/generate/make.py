@@ -1,0 +1,154 @@
+"""Makes single samples: what a prompt holds to the files of its token sample."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vidvq.errors import UsageError
+from vidvq.formats.clip_shard import ClipInfo
+from vidvq.formats.generator import Generator, GeneratorCard, read_generator
+from vidvq.formats.token_shard import TokenInfo, token_files
+from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
+from vidvq.generate.conditions import actions_of_latents, label_index
+from vidvq.generate.examples import seeded
+from vidvq.generate.network import load_network
+from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, RequestConfig, SampleConfig
+from vidvq.generate.sampling import Condition, sample_codes
+from vidvq.model import Tokenizer
+from vidvq.model.pixels import to_video
+from vidvq.pretrained import load_tokenizer
+
+# Largest denominator of a frame rate, as of 30000/1001.
+_MAX_DENOMINATOR = 1001
+
+
+class Maker:
+    """A generator that is loaded once; makes one sample after another.
+
+    Args:
+        generator: folder of the generator.
+        config: what to make.
+        tokenizer: folder of the tokenizer, where conditions are pixels; None where they are tokens.
+    """
+
+    def __init__(self, generator: Path, config: RequestConfig, tokenizer: Path | None = None) -> None:
+        # One thread on every machine: threads split sums, so samples would depend on the number of cores.
+        torch.set_num_threads(1)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found: Generator = read_generator(generator)
+        self.card: GeneratorCard = found.card
+        self._network = load_network(found).to(self._device)
+        self._name = f"generator:{found.fingerprint[:12]}"
+        self._config = config
+        self._tokenizer: Tokenizer | None = None
+        if tokenizer:
+            self._tokenizer, _ = load_tokenizer(tokenizer)
+            self._tokenizer.to(self._device)
+
+    def sample(self, key: str, index: int) -> dict[str, bytes]:
+        """Make a sample from nothing, or from a class."""
+        config = self._config
+        assert isinstance(config, SampleConfig)
+        frames, height, width = sample_size(self.card, config)
+        r, s = self.card.tokenizer.temporal_factor, self.card.tokenizer.spatial_factor
+        shape = (1 + -(-(frames - 1) // r), -(-height // s), -(-width // s))
+        label = 0 if config.label is None else label_index(self.card, config.label)
+        codes = self._codes(key, shape, None, Condition(label))
+        clock = 1 / Fraction(config.fps or self.card.fps).limit_denominator(_MAX_DENOMINATOR)
+        times = {"fps": float(1 / clock), "time_base": str(clock), "pts": tuple(range(frames)), "duration": frames}
+        return self._files(codes, TokenInfo(self._name, index, shape, frames, height, width, **times))
+
+    def predict(
+        self, key: str, codes: np.ndarray, info: TokenInfo, label: int = 0, actions: np.ndarray | None = None
+    ) -> dict[str, bytes]:
+        """Continue a clip.
+
+        Args:
+            key: key of the prompt, which decides its randomness.
+            codes: ``lt lh lw`` of at least the given frames.
+            info: JSON of the clip.
+            label: class, from 1; 0 for none.
+            actions: actions ``t a`` of the frames; None for none.
+        """
+        config = self._config
+        assert isinstance(config, PredictConfig)
+        r = self.card.tokenizer.temporal_factor
+        given, frames = 1 + (config.given - 1) // r, config.frames or info.num_frames
+        if info.num_frames < config.given or frames <= config.given:
+            raise UsageError(
+                f"{info.num_frames} frames, {frames} with what is generated, are too few for {config.given}"
+            )
+        latents = np.arange(1 + -(-(frames - 1) // r))
+        moves = None
+        if self.card.action_mean and actions is not None:
+            moves = torch.from_numpy(actions_of_latents(actions, latents, self.card))
+        shape = (len(latents), codes.shape[1], codes.shape[2])
+        made = self._codes(key, shape, codes[:given], Condition(label, moves))
+        return self._files(made, replace(extend_times(info, frames), grid=shape, quality=None))
+
+    def from_pixels(self, frames: np.ndarray, info: ClipInfo) -> dict[str, bytes]:
+        """Predict, interpolate or fill in a clip of frames ``t h w c`` uint8."""
+        config, tokenizer = self._config, self._tokenizer
+        assert tokenizer is not None
+        key = f"{info.source}#{info.clip_index}"
+        video = to_video(frames).to(self._device)
+        grid = tokenizer.latent_shape(len(frames), info.height, info.width)
+        names = ("source", "clip_index", "num_frames", "height", "width", "fps", "time_base", "pts", "duration")
+        tokens = TokenInfo(grid=grid, **{name: getattr(info, name) for name in names})
+        if isinstance(config, PredictConfig):
+            if len(frames) < config.given:
+                raise UsageError(f"has {len(frames)} frames, fewer than given={config.given}")
+            return self.predict(key, tokenizer.encode(video[:, :, : config.given])[0].cpu().numpy(), tokens)
+        hidden = hidden_pixels(config, frames.shape[:3]).to(self._device)
+        condition = Condition(blanked=encode_visible(tokenizer, video, hidden[None]))
+        return self._files(self._codes(key, grid, None, condition), tokens)
+
+    def _codes(
+        self, key: str, shape: tuple[int, int, int], given: np.ndarray | None, condition: Condition
+    ) -> np.ndarray:
+        random = seeded(f"{self._config.seed}/{key}")
+        return sample_codes(self._network, self.card, shape, given, condition, self._config.sampling, random)
+
+    def _files(self, codes: np.ndarray, info: TokenInfo) -> dict[str, bytes]:
+        return token_files(codes, info, self.card.tokenizer)
+
+
+def sample_size(card: GeneratorCard, config: SampleConfig) -> tuple[int, int, int]:
+    """Frames, height and width (pixels) of the samples of a request."""
+    lt, lh, lw = card.shapes[0]
+    r, s = card.tokenizer.temporal_factor, card.tokenizer.spatial_factor
+    return config.frames or 1 + (lt - 1) * r, config.height or lh * s, config.width or lw * s
+
+
+def hidden_pixels(config: RequestConfig, shape: tuple[int, int, int]) -> torch.Tensor:
+    """The pixels ``t h w`` that a request hides.
+
+    Raises:
+        UsageError: it hides none, or all.
+    """
+    t, h, w = shape
+    if isinstance(config, InterpolateConfig):
+        hidden = hide_frames(shape, sorted({*range(0, t, config.every or t), t - 1}))
+        rule = "has no frame between the given ones; give longer clips"
+    else:
+        assert isinstance(config, FillConfig) and config.box
+        hidden = hide_box(shape, config.box)
+        hidden = ~hidden if config.outside else hidden
+        rule = f"has {w}x{h} pixels; box={','.join(map(str, config.box))} must cover a part of them"
+    if hidden.all() or not hidden.any():
+        raise UsageError(rule)
+    return hidden
+
+
+def extend_times(info: TokenInfo, frames: int) -> TokenInfo:
+    """The JSON of a clip with another number of frames: cut, or with its last step repeated."""
+    times = list(info.pts)
+    step = times[-1] - times[-2] if len(times) > 1 else max(info.duration, 1)
+    times += [times[-1] + step * (at + 1) for at in range(frames + 1 - len(times))]
+    duration = info.duration if frames == info.num_frames else times[frames] - times[0]
+    return TokenInfo(
+        **{**asdict(info), "pts": tuple(times[:frames]), "num_frames": frames, "duration": duration, "quality": None}
+    )

@@ -1,0 +1,42 @@
+"""The network that a generator's card describes, with its weights."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from vidvq.config import validate
+from vidvq.errors import UsageError
+from vidvq.formats.generator import Generator, GeneratorCard
+from vidvq.generate.conditions import actions_per_latent
+from vidvq.generate.config import BLANKED_TASKS
+from vidvq.generate.transformer import TransformerConfig, VideoTransformer
+
+
+def build_network(card: GeneratorCard, seed: int = 0) -> VideoTransformer:
+    """Build the network with initial weights drawn from the seed; the global random state is unchanged."""
+    config = validate(TransformerConfig, card.model, "the generator's model")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return VideoTransformer(
+            config,
+            tuple(book.size for book in card.tokenizer.codebooks),
+            len(card.labels),
+            actions_per_latent(card),
+            bool(BLANKED_TASKS & set(card.tasks)),
+        )
+
+
+def load_network(generator: Generator) -> VideoTransformer:
+    """Build the network of a generator with its weights, for sampling.
+
+    Raises:
+        UsageError: the weights are of another network.
+    """
+    network = build_network(generator.card)
+    tensors: dict[str, Any] = {name: torch.from_numpy(np.asarray(array)) for name, array in generator.tensors.items()}
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UsageError(f"{generator.path} has weights of another network: {str(error).splitlines()[-1]}") from error
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,144 @@
+"""Opens a request: checks it against the generator, and builds its stage, before any work starts."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vidvq.errors import UsageError
+from vidvq.formats.generator import Generator, GeneratorCard, read_generator
+from vidvq.formats.plan import has_plan, read_plan
+from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
+from vidvq.generate.conditions import label_index, label_name, read_actions, read_values
+from vidvq.generate.make import sample_size
+from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, RequestConfig, SampleConfig
+from vidvq.generate.sampling import check_shape
+from vidvq.generate.stage import GenerateClips, PredictTokens, SampleStage
+from vidvq.jobs.plan_clips import SHARD_STAGE
+from vidvq.jobs.stage import Stage
+from vidvq.pretrained import find_tokenizer, load_tokenizer
+from vidvq.storage import canonical_json, resolve_path, sha256_bytes
+
+_TASKS = {
+    SampleConfig: "generate",
+    PredictConfig: "predict",
+    InterpolateConfig: "interpolate",
+    FillConfig: "fill",
+}
+
+
+def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint: Path) -> Stage[Any]:
+    """Check a request and build its stage.
+
+    Args:
+        run: a generator, or a run of `vidvq generate train`.
+        inputs: what is continued, interpolated or filled in: one directory of clip shards, or for ``predict`` of token
+            shards.
+        config: what to make.
+        checkpoint: the tokenizer, or its training run.
+
+    Raises:
+        UsageError: the generator was not trained for it, or the inputs do not fit it.
+    """
+    import torch
+
+    generator, task = read_generator(run), _TASKS[type(config)]
+    if task not in generator.card.tasks:
+        raise UsageError(
+            f"{run} was not trained to {task}; it was trained to {', '.join(generator.card.tasks)}. Train one with "
+            f"tasks.{task}=1"
+        )
+    common: dict[str, Any] = {
+        "task": task,
+        "generator": generator.path,
+        "fingerprint": generator.fingerprint,
+        "card": generator.card,
+        "config": config,
+        "gpus": 1 if torch.cuda.is_available() else 0,
+    }
+    if isinstance(config, SampleConfig):
+        if inputs:
+            raise UsageError(f"{inputs[0]} is one argument too many; sample takes a run alone")
+        _check_sample(generator.card, config)
+        return SampleStage(**common)
+    if len(inputs) != 1 or not has_plan(folder := resolve_path(inputs[0])):
+        kinds = "clip shards or token shards" if task == "predict" else "clip shards"
+        raise UsageError(f"{task} takes one directory of {kinds}; got {' '.join(inputs) or 'none'}")
+    if isinstance(config, PredictConfig):
+        _check_given(generator.card, config)
+    if isinstance(config, FillConfig) and config.box is None:
+        raise UsageError("fill needs the part to generate: box=[LEFT,TOP,WIDTH,HEIGHT], in pixels")
+    plan = read_plan(folder)
+    if plan.header.prefix == PREFIX:
+        if not isinstance(config, PredictConfig):
+            raise UsageError(
+                f"{folder} holds tokens, and tokens of a visible part have seen the hidden part; give the clip shards"
+            )
+        return PredictTokens(**common, tokens=folder, **_conditions(generator, folder, config))
+    if plan.stage != SHARD_STAGE:
+        raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
+    if isinstance(config, PredictConfig) and config.columns:
+        raise UsageError(f"columns={config.columns} needs tokens, whose keys are those of the clips; give token shards")
+    tokenizer = find_tokenizer(checkpoint)
+    _, card = load_tokenizer(tokenizer)
+    _check_tokenizer(generator, card.token_fingerprint, str(checkpoint))
+    return GenerateClips(clips=folder, **common, tokenizer=tokenizer)
+
+
+def _check_sample(card: GeneratorCard, config: SampleConfig) -> None:
+    if config.label is not None:
+        label_index(card, config.label)
+    frames, height, width = sample_size(card, config)
+    r, s = card.tokenizer.temporal_factor, card.tokenizer.spatial_factor
+    check_shape(card, (1 + -(-(frames - 1) // r), -(-height // s), -(-width // s)))
+
+
+def _check_given(card: GeneratorCard, config: PredictConfig) -> None:
+    r = card.tokenizer.temporal_factor
+    if over := (config.given - 1) % r:
+        below = config.given - over
+        raise UsageError(f"given={config.given} must be 1 + a multiple of {r}; nearest {below} or {below + r}")
+    if config.frames is not None and config.frames <= config.given:
+        raise UsageError(f"frames={config.frames} must be more than given={config.given}")
+
+
+def _check_tokenizer(generator: Generator, fingerprint: str, where: str) -> None:
+    wanted = generator.card.tokenizer.token_fingerprint
+    if fingerprint != wanted:
+        raise UsageError(
+            f"{generator.path} was trained on tokens of tokenizer {wanted[:12]}; {where} is of tokenizer "
+            f"{fingerprint[:12]}"
+        )
+
+
+def _conditions(generator: Generator, tokens: Path, config: PredictConfig) -> dict[str, Any]:
+    """Check the tokens, and read the conditions of their clips."""
+    card = generator.card
+    _check_tokenizer(generator, read_tokenizer_card(tokens).token_fingerprint, str(tokens))
+    places = index_tokens(tokens)
+    if not places:
+        raise UsageError(f"{tokens} holds no tokens; nothing to predict")
+    for place in places:
+        _, lh, lw = place.read_info().grid
+        check_shape(card, (1, lh, lw))
+    if config.columns is None:
+        return {}
+    if not card.label and not card.actions:
+        raise UsageError(f"columns={config.columns}: this generator was trained without conditions from columns")
+    keys = {place.key for place in places}
+    labels: dict[str, int] = {}
+    actions: dict[str, np.ndarray] = {}
+    if card.label:
+        values = read_values([config.columns], card.label)
+        labels = {key: label_index(card, label_name(value)) for key, value in values.items() if key in keys}
+    if card.actions:
+        found = read_actions([config.columns], card.actions)
+        if len(found.mean) != len(card.action_mean):
+            raise UsageError(
+                f"column {card.actions} has {len(found.mean)} numbers per frame; this generator was trained with "
+                f"{len(card.action_mean)}"
+            )
+        actions = {key: rows for key, rows in found.by_key.items() if key in keys}
+    digest = sha256_bytes(canonical_json([labels, {key: rows.tolist() for key, rows in actions.items()}]))
+    return {"labels": labels, "actions": actions, "conditions": digest}
