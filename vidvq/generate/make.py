@@ -149,6 +149,4 @@ def extend_times(info: TokenInfo, frames: int) -> TokenInfo:
     step = times[-1] - times[-2] if len(times) > 1 else max(info.duration, 1)
     times += [times[-1] + step * (at + 1) for at in range(frames + 1 - len(times))]
     duration = info.duration if frames == info.num_frames else times[frames] - times[0]
-    return TokenInfo(
-        **{**asdict(info), "pts": tuple(times[:frames]), "num_frames": frames, "duration": duration, "quality": None}
-    )
+    return replace(info, pts=tuple(times[:frames]), num_frames=frames, duration=duration, quality=None)
