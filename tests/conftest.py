@@ -1,4 +1,4 @@
-"""Fixtures of several packages: tiny videos and tokenizers, finished directories, a small disk, an object store."""
+"""Shared fixtures: tiny videos and tokenizers, finished directories, a small disk, an object store."""
 
 import hashlib
 import os
@@ -32,13 +32,13 @@ INLINE = "runtime.workers=0"
 
 @pytest.fixture(scope="session")
 def tiny_settings() -> list[str]:
-    """Overrides of `vidvq shard` for small clips in several shards; where it runs is for the test to say."""
+    """Overrides of `vidvq shard` for small clips in several shards; tests add their runtime settings."""
     return list(TINY)
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What one command line gave."""
+    """Result of one command line."""
 
     code: int
     out: str
@@ -46,7 +46,7 @@ class Ran:
 
     @property
     def error(self) -> str:
-        """The one line that a user's mistake leaves on stderr."""
+        """The one line on stderr of a usage error."""
         assert "Traceback" not in self.err
         lines = [line for line in self.err.splitlines() if line.startswith("vidvq: ")]
         assert len(lines) == 1 and self.err.endswith(lines[0] + "\n"), self.err
@@ -78,13 +78,13 @@ def child_processes_of_earlier_tests(monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def demo_videos() -> Path:
-    """The folder of the real excerpts, ``train/`` and ``heldout/``."""
+    """The folder of the demo videos, with ``train/`` and ``heldout/``."""
     return DEMO_VIDEOS
 
 
 @pytest.fixture(scope="session")
 def snapshot() -> Callable[[Path], dict[str, str]]:
-    """Every file below a folder, with the hash of its content; but for what a run says of its own time."""
+    """Hashes of all files below a folder, except reports of run times."""
 
     def take(folder: Path) -> dict[str, str]:
         return {
@@ -107,7 +107,7 @@ def write_video(
     codec_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """A video whose frame ``i`` shows the bits of ``i`` as eight dark and light bars, and so tells which it is."""
+    """Write a video whose frame ``i`` shows the bits of ``i`` as eight dark or light bars, to identify frames."""
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = cast(VideoStream, container.add_stream(codec, rate=25, options=codec_options or {}))
         stream.height, stream.width = size
@@ -125,7 +125,7 @@ def write_video(
 
 
 def write_audio(path: Path) -> Path:
-    """Half a second of silence in mp4, without a picture."""
+    """Write half a second of silence as mp4, without video."""
     with av.open(str(path), "w") as container:
         stream = cast(AudioStream, container.add_stream("aac", rate=8000, layout="mono"))
         for index in range(4):
@@ -150,7 +150,7 @@ def make_audio() -> Callable[[Path], Path]:
 
 @pytest.fixture(scope="session")
 def clips_dir(tmp_path_factory) -> Path:
-    """A finished directory of clip shards; not to be changed."""
+    """A finished directory of clip shards; tests must not change it."""
     console.quiet = True
     out = tmp_path_factory.mktemp("shared") / "clips"
     assert run(["shard", str(DEMO_VIDEOS / "train/carphone.mp4"), "--out", str(out), *TINY, INLINE]) == 0
@@ -182,13 +182,13 @@ def _save(folder: Path, seed: int, other_decoder: bool = False) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint_dir(tmp_path_factory) -> Path:
-    """A tiny untrained tokenizer; not to be changed."""
+    """A tiny untrained tokenizer; tests must not change it."""
     return _save(tmp_path_factory.mktemp("shared") / "checkpoint", seed=0)
 
 
 @pytest.fixture(scope="session")
 def other_checkpoint(tmp_path_factory) -> Path:
-    """Another tokenizer: another token fingerprint."""
+    """A tokenizer with another token fingerprint."""
     return _save(tmp_path_factory.mktemp("shared") / "other", seed=1)
 
 
@@ -200,7 +200,7 @@ def better_decoder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokens_dir(tmp_path_factory, clips_dir, checkpoint_dir) -> Path:
-    """A finished directory of token shards, made from ``clips_dir``; not to be changed."""
+    """A finished directory of token shards, made from ``clips_dir``; tests must not change it."""
     console.quiet = True
     out = tmp_path_factory.mktemp("shared") / "tokens"
     assert run(["tokenize", str(clips_dir), "--checkpoint", str(checkpoint_dir), "--out", str(out), INLINE]) == 0
@@ -210,7 +210,7 @@ def tokens_dir(tmp_path_factory, clips_dir, checkpoint_dir) -> Path:
 
 @pytest.fixture
 def copy_of(tmp_path) -> Callable[[Path], Path]:
-    """A copy of a shared directory, for a test that changes it."""
+    """Copy a shared directory, for a test that changes it."""
 
     def copy(folder: Path, name: str = "copy") -> Path:
         return Path(shutil.copytree(folder, tmp_path / name))
@@ -239,7 +239,7 @@ def _mount(*arguments: object) -> bool:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
-    """``small_disk(kib)``: a file system of its own with so much room; called again, it gets more."""
+    """``small_disk(kib)`` mounts a separate file system of this size; further calls resize it."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -258,7 +258,7 @@ def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
-    """A real S3 server on loopback, and the environment that sends every S3 client to it."""
+    """Run a real S3 server on loopback, with the environment that directs all S3 clients to it."""
     from moto.server import ThreadedMotoServer
     from s3fs import S3FileSystem
 
@@ -273,7 +273,7 @@ def server() -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
-    # One that is kept from before would still ask another server.
+    # A cached client would still use another server.
     S3FileSystem.clear_instance_cache()
     yield
     for name, value in before.items():
@@ -283,7 +283,7 @@ def server() -> Iterator[None]:
 
 @pytest.fixture
 def bucket(server, request) -> Any:
-    """An empty bucket, by a client of another library."""
+    """An empty bucket, accessed with another library than vidvq uses."""
     import boto3
 
     name = f"b{abs(hash(request.node.name)) % 10**10}"
@@ -292,5 +292,5 @@ def bucket(server, request) -> Any:
 
 @pytest.fixture
 def objects(bucket) -> Callable[[], dict[str, bytes]]:
-    """Name -> content of all that is in the bucket now."""
+    """Contents of all objects in the bucket, by name."""
     return lambda: {item.key: item.get()["Body"].read() for item in bucket.objects.all()}

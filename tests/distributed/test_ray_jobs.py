@@ -1,4 +1,4 @@
-"""Jobs through `vidvq submit --backend ray`: the job interface of a cluster of two nodes, one of them lost."""
+"""`vidvq submit --backend ray`: jobs on a cluster of two nodes, one of which is lost."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapsh
                 environment = os.environ | (TOKEN if token else {"RAY_AUTH_MODE": "disabled"})
                 return subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
-            # The two share a disk here: for a node that comes while a job runs Ray replaces the folder of the job.
+            # The nodes share a disk, so Ray replaces the folder of the job when a node joins while it runs.
             wait_for_both(one, second, tmp_path / f"{other.name}.log")
             submission = ["shard", demo_videos / "train", "--out", out, *settings, "--backend", "ray", "--run", run]
             submission += ["--address", f"http://{one.address}:8265"]
@@ -65,7 +65,7 @@ def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapsh
             assert "preflight: ready" in told
 
 
-def test_mistakes_are_one_line(tmp_path, demo_videos, vidvq):
+def test_usage_errors_are_one_line(tmp_path, demo_videos, vidvq):
     command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "ray", "--run", tmp_path / "r"]
     assert "must be the URL of the cluster's job server" in vidvq(*command, "--address", "10.0.0.1:8265").error
     assert (

@@ -1,4 +1,4 @@
-"""A job's figures, scraped from the port on which Ray serves them to Prometheus."""
+"""Metrics of a job, scraped from Ray's Prometheus port."""
 
 import re
 import time
@@ -20,7 +20,7 @@ def made(ok: int, *reasons: str) -> ShardResult:
 
 
 def scrape(wanted: str) -> dict[tuple[str, str], float]:
-    """``{(name, labels that are ours): value}``, once a name is there."""
+    """Wait for a metric and return all of them as ``{(name, own labels): value}``."""
     node = ray.nodes()[0]
     deadline = time.monotonic() + 60
     while True:
@@ -35,7 +35,7 @@ def scrape(wanted: str) -> dict[tuple[str, str], float]:
         time.sleep(0.5)
 
 
-def test_what_a_shard_held_is_served_to_prometheus():
+def test_counts_of_a_shard_are_served_to_prometheus():
     with open_pool(RuntimeConfig(workers=2)) as pool:
         telemetry, note = Telemetry(TokenizeClips, pool), ProgressNote()
         for result, efficiency in ((made(30, "decode_error", "decode_error", "hdr"), 0.5), (made(10), 0.75)):
@@ -53,7 +53,7 @@ def test_what_a_shard_held_is_served_to_prometheus():
     assert found["vidvq_tokenize_efficiency", ""] == 0.75
 
 
-def test_a_resumed_run_counts_earlier_failures_and_no_earlier_frames():
+def test_a_resumed_run_counts_earlier_failures_but_not_earlier_frames():
     note = ProgressNote()
     assert note.committed(made(5, "hdr").commit) == "1 failed"
     assert note.made(made(10, "hdr")).endswith(" tokens/s, 2 failed")

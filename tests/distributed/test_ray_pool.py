@@ -1,4 +1,4 @@
-"""The pool, inline and on a local Ray: order kept, work bounded, deaths survived, nothing lost."""
+"""The pool, inline and on a local Ray: order, bounded work, dead workers, no lost items."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ from vidvq.errors import UsageError
 from vidvq.runtime import InlinePool, Pool, RuntimeConfig, WorkerDied, open_pool
 from vidvq.video import VideoError
 
-# Workers cannot import this file by name, so what is in it travels by value.
+# Workers cannot import this file by name, so its contents are pickled by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
@@ -62,12 +62,12 @@ def die_once(marker: Path) -> str:
     return "survived"
 
 
-def test_results_come_in_the_order_of_the_items(pool):
+def test_results_are_in_the_order_of_the_items(pool):
     assert list(pool.map(slow_first, range(12))) == [(number, number) for number in range(12)]
 
 
 @pytest.mark.parametrize("cpus", [0, 1])
-def test_items_are_taken_only_as_room_comes_free(pool, cpus):
+def test_items_are_consumed_only_as_workers_become_free(pool, cpus):
     taken = 0
 
     def items() -> Iterator[int]:
@@ -82,12 +82,12 @@ def test_items_are_taken_only_as_room_comes_free(pool, cpus):
     assert taken == 50
 
 
-def test_no_item_is_no_work(pool):
+def test_no_items_give_no_results(pool):
     assert list(pool.map(double, [])) == []
 
 
 @pytest.mark.parametrize(("what", "kind"), [("value", ValueError), ("video", VideoError)])
-def test_an_exception_keeps_its_type_and_is_not_tried_again(pool, what, kind):
+def test_an_exception_keeps_its_type_and_is_not_retried(pool, what, kind):
     with pytest.raises(kind) as error:
         list(pool.map(act, ["a", what], retries=3))
     assert type(error.value) is kind
@@ -96,14 +96,14 @@ def test_an_exception_keeps_its_type_and_is_not_tried_again(pool, what, kind):
 
 
 @pytest.mark.parametrize("what", ["segfault", "exit"])
-def test_a_worker_that_dies_takes_no_other_item_along(pool, what):
+def test_a_dead_worker_loses_only_its_own_item(pool, what):
     results = dict(pool.map(act, ["a", what, "b", "c"], deadline_s=30))
     assert isinstance(results.pop(what), WorkerDied)
     assert results == {"a": "A", "b": "B", "c": "C"}
 
 
 @pytest.mark.parametrize("what", ["hang", "hang holding the GIL"])
-def test_a_worker_that_hangs_is_ended_at_its_deadline(pool, what):
+def test_a_hanging_worker_is_killed_at_its_deadline(pool, what):
     started = time.monotonic()
     results = dict(pool.map(act, ["a", what, "b"], deadline_s=2))
     assert isinstance(results.pop(what), WorkerDied)
@@ -111,17 +111,17 @@ def test_a_worker_that_hangs_is_ended_at_its_deadline(pool, what):
     assert time.monotonic() - started < 30
 
 
-def test_a_deadline_is_for_each_call_and_not_for_the_worker(pool):
+def test_a_deadline_applies_to_each_call_and_not_to_the_worker(pool):
     assert [result for _, result in pool.map(slow_first, [0, 0, 0, 0, 0, 0], deadline_s=1.5)] == [0] * 6
 
 
-def test_a_call_is_repeated_after_a_death_where_that_was_asked_for(pool, tmp_path):
+def test_a_call_is_retried_after_a_death_if_requested(pool, tmp_path):
     ((_, result),) = pool.map(die_once, [tmp_path / "marker"], deadline_s=60, retries=1)
     assert result == "survived"
 
 
 class Counter:
-    """Remembers, by file, how often it was made and what it was asked."""
+    """Records in files how often it was built and what it was called with."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -142,14 +142,14 @@ def maker(folder: Path) -> Callable[[], Counter]:
     return lambda: Counter(folder)
 
 
-def test_a_stateful_worker_that_dies_is_made_again_and_its_item_repeated(ray_pool, tmp_path):
+def test_a_dead_stateful_worker_is_restarted_and_its_item_retried(ray_pool, tmp_path):
     results = sorted(ray_pool.map_stateful(maker(tmp_path), range(8)))
     assert results == [(number, number * 2) for number in range(8)]
     assert (tmp_path / "died").exists()
     assert len(list(tmp_path.glob("made-*"))) == 3
 
 
-def test_an_item_that_always_kills_is_given_up_and_no_other_is_lost(ray_pool, tmp_path):
+def test_an_item_that_always_kills_its_worker_is_given_up_and_no_other_is_lost(ray_pool, tmp_path):
     results = dict(ray_pool.map_stateful(maker(tmp_path), [1, 99, 2, 4, 5]))
     assert isinstance(results.pop(99), WorkerDied)
     assert results == {1: 2, 2: 4, 4: 8, 5: 10}
@@ -167,13 +167,13 @@ def make_or_raise(how: str) -> Callable[[], Callable[[int], int]]:
     return make
 
 
-def test_an_exception_while_a_stateful_worker_is_made_keeps_its_type(pool):
+def test_an_exception_of_make_keeps_its_type(pool):
     with pytest.raises(UsageError, match="a mistake"):
         list(pool.map_stateful(make_or_raise("a mistake"), [1, 2]))
 
 
 class Cutter:
-    """Waits for calls on the pool, as the maker of a shard does."""
+    """Waits for calls to the pool, like the worker of a shard."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -182,10 +182,10 @@ class Cutter:
         return [result for _, result in self.pool.map(double, range(number))]
 
 
-def test_stateful_workers_that_wait_for_others_leave_them_the_cpus(pool):
+def test_stateful_workers_that_wait_for_others_occupy_no_cpus(pool):
     found = dict(pool.map_stateful(lambda: Cutter(pool), [3, 4, 5, 6], cpus=0))
     assert found == {number: [2 * each for each in range(number)] for number in (3, 4, 5, 6)}
 
 
-def test_stateful_results_are_those_of_the_items(pool):
+def test_stateful_results_match_their_items(pool):
     assert sorted(pool.map_stateful(lambda: double, range(5))) == [(number, number * 2) for number in range(5)]

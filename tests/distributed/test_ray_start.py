@@ -17,7 +17,7 @@ from vidvq.runtime import ray_start
 
 
 def shard(out: Path, *settings: str, before: str = "") -> subprocess.CompletedProcess:
-    """Run `vidvq shard`, in a process in which ``before`` was run."""
+    """Run `vidvq shard` in a process, after the code ``before``."""
     video = next((Path(ray_start.__file__).parents[1] / "demo/videos/train").glob("*.mp4"))
     script = (
         f"import sys\nfrom vidvq.cli.main import run\n{before}\nsys.exit(run({['shard', str(video)]!r} + sys.argv[1:]))"
@@ -27,7 +27,7 @@ def shard(out: Path, *settings: str, before: str = "") -> subprocess.CompletedPr
 
 
 def line_of(ran: subprocess.CompletedProcess) -> str:
-    """The one line on stderr of a job that failed by its machine."""
+    """The only line on stderr of a job that failed with exit code 1."""
     assert ran.returncode == 1, ran.stderr
     assert ran.stdout == ""
     # Inputs are listed before Ray is needed.
@@ -37,7 +37,7 @@ def line_of(ran: subprocess.CompletedProcess) -> str:
 
 @contextmanager
 def server(answer: bytes | None) -> Iterator[int]:
-    """The port of a server that accepts every connection, says ``answer`` and waits; None closes it at once."""
+    """Run a server that accepts connections, sends ``answer`` and waits; None closes them. Yields its port."""
     connections = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -78,7 +78,7 @@ def test_an_address_where_something_else_listens(tmp_path, answer, problem):
 
 
 @pytest.mark.parametrize("program", ["GCS_SERVER", "RAYLET"])
-def test_a_ray_whose_processes_end_at_once(tmp_path, program):
+def test_ray_processes_that_exit_at_once(tmp_path, program):
     fake = tmp_path / "fake"
     fake.write_text("#!/bin/sh\nexit 3\n")
     fake.chmod(0o755)
@@ -88,13 +88,13 @@ def test_a_ray_whose_processes_end_at_once(tmp_path, program):
     assert "set runtime.workers=0" in line
 
 
-def test_a_ray_that_is_too_slow(tmp_path):
+def test_ray_that_starts_too_slowly(tmp_path):
     before = "from vidvq.runtime import ray_start; ray_start.START_LIMIT_S = 0.5"
     line = line_of(shard(tmp_path / "out", "runtime.workers=2", before=before))
     assert "it did not start within 0.5 s" in line
 
 
-def test_a_limit_is_raised_through_what_swallows_it(monkeypatch):
+def test_the_time_limit_is_not_swallowed_by_broad_handlers(monkeypatch):
     monkeypatch.setattr(ray_start, "_REPEAT_S", 0.1)
     before = signal.getsignal(signal.SIGALRM)
     raised = 0
@@ -111,7 +111,7 @@ def test_a_limit_is_raised_through_what_swallows_it(monkeypatch):
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_another_version_of_ray_is_named(monkeypatch):
+def test_another_version_of_ray_is_reported(monkeypatch):
     def init(**_: object) -> None:
         raise RuntimeError("Version mismatch:\n  the cluster has Ray: 2.1")
 

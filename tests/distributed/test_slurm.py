@@ -1,4 +1,4 @@
-"""Jobs through `vidvq submit --backend slurm`, on a real Slurm of two nodes."""
+"""`vidvq submit --backend slurm`, on a real Slurm of two nodes."""
 
 import json
 import re
@@ -23,13 +23,13 @@ def cluster(tmp_path_factory):
         yield environment
 
 
-def test_training_over_two_nodes_saves_at_the_limit_is_requeued_and_ends(cluster, clips_dir, tmp_path, vidvq):
+def test_training_on_two_nodes_saves_at_the_time_limit_is_requeued_and_completes(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run $(touch harm) '\"", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=40", *TINY]
     assert vidvq(*command, *NODES, "--run", run).code == 0
     assert "was already submitted: " in vidvq(*command, *NODES, "--run", run).err
     wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
-    # What Slurm does when the time is up.
+    # The signal that Slurm sends shortly before the time limit.
     job = json.loads((run / "attempts/1.json").read_text())["job"]
     subprocess.run(["scancel", "--signal=USR2", "--batch", job], check=True)
     wait_until(lambda: "requeued" in read_log(run), run)
@@ -46,7 +46,7 @@ def test_training_over_two_nodes_saves_at_the_limit_is_requeued_and_ends(cluster
 
 
 @pytest.mark.slow
-def test_slurm_itself_says_when_the_time_is_up(cluster, clips_dir, tmp_path, vidvq):
+def test_slurm_signals_the_time_limit(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
     assert vidvq(*command, *NODES, "--run", run, "--time", "0:03:00").code == 0
@@ -57,7 +57,7 @@ def test_slurm_itself_says_when_the_time_is_up(cluster, clips_dir, tmp_path, vid
     assert jobs.status(run).state == "cancelled"
 
 
-def test_a_cancelled_training_saves_first(cluster, clips_dir, tmp_path, vidvq):
+def test_a_cancelled_training_saves_a_checkpoint(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
     assert vidvq(*command, *NODES, "--run", run).code == 0
@@ -99,7 +99,7 @@ def test_the_jobs_of_an_array_share_a_corpus(cluster, clips_dir, checkpoint_dir,
         (["--gpus", 8], 1, "sbatch failed: .*(node configuration|gres|GRES)"),
     ],
 )
-def test_what_the_cluster_does_not_have_is_one_line(cluster, clips_dir, tmp_path, vidvq, options, code, said):
+def test_unavailable_resources_are_a_one_line_error(cluster, clips_dir, tmp_path, vidvq, options, code, said):
     ran = vidvq(
         *["submit", "train", "demo", f"data.clips={clips_dir}", "data.batch_size=24", "--backend", "slurm"],
         *["--run", tmp_path / "r", *options],
@@ -108,7 +108,7 @@ def test_what_the_cluster_does_not_have_is_one_line(cluster, clips_dir, tmp_path
     assert re.search(said, ran.error)
 
 
-def test_no_slurm_is_one_line(clips_dir, tmp_path, vidvq, monkeypatch):
+def test_missing_slurm_is_a_one_line_error(clips_dir, tmp_path, vidvq, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     ran = vidvq("submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "slurm", "--run", tmp_path / "r")
     assert ran.code == 2

@@ -1,4 +1,4 @@
-"""Jobs through `vidvq submit --backend ssh`: two hosts, each a network namespace with an sshd."""
+"""`vidvq submit --backend ssh`, on two hosts: network namespaces, each with an sshd."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def keygen(path: Path) -> Path:
 
 @contextmanager
 def sshd(host: Host, folder: Path) -> Iterator[subprocess.Popen]:
-    """An sshd in a namespace."""
+    """Run an sshd in a namespace."""
     Path("/run/sshd").mkdir(exist_ok=True)
     options = ["-o", "PidFile=none", "-o", "UsePAM=no", "-o", "StrictModes=no", "-o", "PasswordAuthentication=no"]
     options += ["-o", f"AuthorizedKeysFile={folder}/client.pub", "-h", str(folder / "host"), "-f", "/dev/null"]
@@ -47,7 +47,7 @@ def hosts(tmp_path_factory, monkeypatch) -> Iterator[tuple[Host, Host, Path]]:
         one, other = stack.enter_context(two_hosts())
         for host in (one, other):
             stack.enter_context(sshd(host, folder))
-        # The command's own machine is the first host; all else about ssh is its user's configuration.
+        # The command runs on the first host; everything else about ssh is in the user's configuration.
         (folder / "bin").mkdir()
         options = f"-i {folder}/client -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
         wrapper = folder / "bin/ssh"
@@ -60,7 +60,7 @@ def hosts(tmp_path_factory, monkeypatch) -> Iterator[tuple[Host, Host, Path]]:
         yield one, other, hostfile
 
 
-def test_training_over_two_hosts_is_cancelled_resumes_and_ends(hosts, clips_dir, tmp_path, vidvq):
+def test_training_on_two_hosts_is_cancelled_resumes_and_completes(hosts, clips_dir, tmp_path, vidvq):
     _, _, hostfile = hosts
     run, out = tmp_path / "run $(touch harm) '\"", tmp_path / "o'ut $(touch harm)"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=60", *TINY]
@@ -79,7 +79,7 @@ def test_training_over_two_hosts_is_cancelled_resumes_and_ends(hosts, clips_dir,
     assert not list(tmp_path.rglob("harm"))
 
 
-def test_a_host_that_dies_ends_the_job_with_its_name(hosts, clips_dir, tmp_path, vidvq):
+def test_a_lost_host_ends_the_job_and_is_named(hosts, clips_dir, tmp_path, vidvq):
     one, other, hostfile = hosts
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
@@ -91,12 +91,12 @@ def test_a_host_that_dies_ends_the_job_with_its_name(hosts, clips_dir, tmp_path,
     assert time.monotonic() - died < 30
     assert jobs.status(run).state == "failed"
     assert "10.77.0.2 is lost: ssh ended; the job ends" in read_log(run)
-    # Nothing of it is left but the first host's sshd.
+    # Only the sshd of the first host is left.
     wait_until(lambda: len(one.pids()) <= 1, run, 30)
 
 
 @pytest.mark.slow
-def test_tokenization_over_two_hosts_is_the_same_bytes(
+def test_tokenization_on_two_hosts_writes_the_same_bytes(
     hosts, clips_dir, checkpoint_dir, tokens_dir, tmp_path, vidvq, snapshot
 ):
     run, out = tmp_path / "run", tmp_path / "out"
@@ -117,7 +117,7 @@ def test_tokenization_over_two_hosts_is_the_same_bytes(
         ("a slots=1", "nodes=2 exceeds the 1 hosts"),
     ],
 )
-def test_a_wrong_hostfile_is_one_line(clips_dir, tmp_path, vidvq, text, said):
+def test_an_invalid_hostfile_is_a_one_line_error(clips_dir, tmp_path, vidvq, text, said):
     hostfile = tmp_path / "hosts"
     hostfile.write_text(text)
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "ssh", "--run", tmp_path / "r"]

@@ -1,5 +1,5 @@
-"""Training over two hosts that meet by torchrun. One is lost: the job ends with a line, goes on when it is started
-again, and comes to the weights of a run that nothing happened to."""
+"""Training on two hosts with torchrun. If one is lost, the job ends with a one-line error, resumes when restarted, and
+reaches the weights of an undisturbed run."""
 
 import json
 import os
@@ -42,7 +42,7 @@ TIMINGS = {"step_s", "data_wait", "frames_per_s", "tflops"}
 def training(
     hosts: tuple[Host, Host], folder: Path, clips: Path, out: Path, stage: int
 ) -> Iterator[list[subprocess.Popen]]:
-    """The same command on both hosts; the first of them holds torchrun's store."""
+    """Start the same command on both hosts; the first runs the store of torchrun."""
     meeting = {"NNODES": "2", "NPROC": "1", "HEAD": f"{hosts[0].address}:29500", "PYTHON": sys.executable}
     command = [ROOT / "launch/torchrun.sh", "demo", f"data.clips={clips}", f"out={out}", f"zero_stage={stage}"]
     jobs = []
@@ -63,12 +63,12 @@ def log_of(folder: Path, host: Host) -> Path:
     return folder / f"{host.name}.log"
 
 
-def told(out: Path) -> list[dict[str, float]]:
+def read_metrics(out: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]
 
 
-# Killed, a process's connections end at once; where the cable went first, nobody hears of it.
+# The connections of a killed process close at once, unless the cable was cut before.
 @pytest.mark.parametrize(("stage", "lost", "cut"), [(2, 1, True), (2, 0, True), (3, 0, False)])
 def test_a_lost_host_costs_nothing_but_time(clips_dir, tmp_path, stage, lost, cut):
     with two_hosts() as hosts:
@@ -96,5 +96,5 @@ def test_a_lost_host_costs_nothing_but_time(clips_dir, tmp_path, stage, lost, cu
         with training(hosts, tmp_path, clips_dir, out, stage) as jobs:
             assert [job.wait(90) for job in jobs] == [0, 0], log_of(tmp_path, hosts[0]).read_text()
         assert "resuming from" in log_of(tmp_path, hosts[0]).read_text()
-    assert told(out) == told(tmp_path / "whole")
+    assert read_metrics(out) == read_metrics(tmp_path / "whole")
     assert read_checkpoint(out).fingerprints == read_checkpoint(tmp_path / "whole").fingerprints

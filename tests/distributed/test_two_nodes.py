@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes, in network namespaces: the same bytes as inline, with both nodes and when one is lost."""
+"""A Ray cluster of two network namespaces writes the same bytes as inline, also if a node is lost."""
 
 import os
 import signal
@@ -59,7 +59,7 @@ def test_the_nodes_of_a_cluster_are_checked(tmp_path_factory):
     with cluster(tmp_path) as (one, _, _):
         check = [sys.executable, "-m", "vidvq.submit.preflight_ray", "--shared", str(tmp_path / "out")]
 
-        # As a Ray job finds it; this machine may have other clusters.
+        # As in a Ray job; this machine may have other clusters.
         environment = os.environ | TOKEN | {"RAY_ADDRESS": f"{one.address}:6379"}
 
         def preflight(*more: str) -> subprocess.CompletedProcess:

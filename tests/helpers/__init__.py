@@ -1,1 +1,1 @@
-"""Helpers of several tests, imported as ``tests.helpers.NAME``; scripts among them are run by path."""
+"""Shared test helpers, imported as ``tests.helpers.NAME``; scripts are run by path."""

@@ -9,14 +9,14 @@ LOADED: list[str] = []
 
 
 def motion(frames, info):
-    """The mean change of a pixel from frame to frame, and what the function saw."""
+    """Mean change of pixels between frames, and properties of the arguments."""
     assert frames.dtype == np.uint8 and frames.shape == (info.num_frames, info.height, info.width, 3)
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean() / 255
     return {"motion": change, "index": info.clip_index, "moves": bool(change > 0.007), "note": None}
 
 
 def bad(frames, info):
-    """Goes wrong on most clips, in another way on each."""
+    """Fails on most clips, in a different way on each."""
     match info.clip_index:
         case 1:
             return [1]
@@ -32,7 +32,7 @@ def bad(frames, info):
 
 
 class Counter:
-    """Counts its calls, and so shows that it is built once; not the same for the same clip, which is not allowed."""
+    """Counts its calls to show that it is built once. Not deterministic, which real functions must be."""
 
     def __init__(self, start=0):
         self.calls = start

@@ -1,4 +1,4 @@
-"""Damaged and hostile videos, made from real ones; the same seed makes the same files."""
+"""Damaged and hostile videos, derived deterministically from real ones."""
 
 import random
 import struct
@@ -24,7 +24,7 @@ _BASES = (
 
 
 def make_bases(folder: Path, sources: list[Path]) -> list[Path]:
-    """Twenty-four frames of real video in each of eight containers and codecs, some thousand bytes each."""
+    """Encode 24 frames of real video in eight containers and codecs, a few kB each."""
     bases = []
     for number, (name, codec, pixels) in enumerate(_BASES):
         source = sources[number % len(sources)]
@@ -42,7 +42,7 @@ def make_bases(folder: Path, sources: list[Path]) -> list[Path]:
 
 
 def make_mutants(folder: Path, bases: list[Path], count: int, url: str, seed: int = 0) -> None:
-    """Write ``count`` files; those that name a place name ``url``."""
+    """Write ``count`` files; those with references refer to ``url``."""
     dice = random.Random(seed)
     whole = {path: path.read_bytes() for path in bases}
     for number in range(count):
@@ -94,7 +94,7 @@ def _misnamed(dice: random.Random, data: bytearray, other: bytes, url: str) -> b
 
 
 def _huge_numbers(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
-    """Sizes, counts, times and offsets in the index of an mp4, at their largest or negative."""
+    """Set sizes, counts, times and offsets in the index of an mp4 to their maximum or to negative values."""
     boxes = (b"tkhd", b"avc1", b"hev1", b"stts", b"stsz", b"stsc", b"stco", b"ctts", b"elst", b"mdhd", b"mvhd")
     found = [data.find(box) for box in boxes if data.find(box) > 0] or [min(40, len(data) - 60)]
     place = dice.choice(found) + dice.choice((4, 8, 12, 16, 20, 24, 28, 32))
@@ -116,7 +116,7 @@ def _playlist(dice: random.Random, data: bytearray, other: bytes, url: str) -> b
 
 
 def _reference(dice: random.Random, data: bytearray, other: bytes, url: str) -> bytes | bytearray:
-    """A data reference of an mp4 that points elsewhere, where it should say that the data is in the file."""
+    """Make a data reference of an mp4 point to another file."""
     place = data.find(b"url \x00\x00\x00\x01")
     name = url.encode() + b"/d.mp4\0"
     if place > 0:

@@ -21,7 +21,7 @@ RAY = Path(sys.executable).with_name("ray")
 
 @contextmanager
 def ray_node(host: Host, folder: Path, *arguments: str) -> Iterator[subprocess.Popen]:
-    """A Ray node that lives as long as its foreground process does."""
+    """Run a Ray node; it ends with its foreground process."""
     command = [RAY, "start", *arguments, f"--node-ip-address={host.address}", "--num-cpus=1", "--block"]
     command += ["--disable-usage-stats", "--object-store-memory=100000000"]
     with (folder / f"{host.name}.log").open("wb") as log:

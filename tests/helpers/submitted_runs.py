@@ -1,4 +1,4 @@
-"""Small training runs through `vidvq submit`, and waits for what becomes of them."""
+"""Small training runs with `vidvq submit`, and waiting for their states."""
 
 import time
 from collections.abc import Callable
@@ -37,5 +37,5 @@ def has_ended(run: Path) -> bool:
 
 
 def read_log(run: Path) -> str:
-    """The log of a run until now."""
+    """The log of a run so far."""
     return b"".join(jobs.logs(run, follow=False)).decode()

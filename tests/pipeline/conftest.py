@@ -13,7 +13,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory, make_video) -> Path:
-    """Two videos that become two clips, and one that is too short."""
+    """Two videos of one clip each, and one that is too short."""
     folder = tmp_path_factory.mktemp("corpus")
     make_video(folder / "one.mp4", 4)
     make_video(folder / "short.mp4", 2)

@@ -1,4 +1,4 @@
-"""Tokens to files of every kind: whole clips, stretches of a video, and what a generator made."""
+"""`vidvq decode` in every format: complete clips, intervals of a video, and generated codes."""
 
 import json
 import shutil
@@ -18,12 +18,12 @@ from vidvq.formats.token_shard import read_tokenizer_card
 
 
 @pytest.fixture
-def place(tokens_dir):
+def location(tokens_dir):
     return index_tokens(tokens_dir)[0]
 
 
 @pytest.fixture
-def where(checkpoint_dir):
+def weights(checkpoint_dir):
     return ("--checkpoint", checkpoint_dir)
 
 
@@ -37,11 +37,11 @@ def gif_of(path):
     return np.stack(frames), lengths
 
 
-def test_every_kind_holds_the_same_frames_at_their_times(vidvq, tmp_path, tokens_dir, place, where):
-    info = place.read_info()
+def test_all_formats_have_the_same_frames_and_times(vidvq, tmp_path, tokens_dir, location, weights):
+    info = location.read_info()
     for kind in ("npy", "gif", "mp4"):
         out = tmp_path / f"clip.{kind}"
-        assert vidvq("decode", tokens_dir, *where, "--out", out, "--key", place.key, "crf=0").code == 0
+        assert vidvq("decode", tokens_dir, *weights, "--out", out, "--key", location.key, "crf=0").code == 0
     pixels = np.load(tmp_path / "clip.npy", allow_pickle=False)
     assert pixels.shape == (info.num_frames, info.height, info.width, 3)
     gif, lengths = gif_of(tmp_path / "clip.gif")
@@ -54,16 +54,16 @@ def test_every_kind_holds_the_same_frames_at_their_times(vidvq, tmp_path, tokens
         decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
         assert float(stream.duration * stream.time_base) == pytest.approx(seconds, abs=1e-3)
     assert decoded.shape == pixels.shape
-    # Colour is halved in size there; brightness is not.
+    # Chroma is subsampled there; luma is not.
     assert np.abs((decoded.astype(int) - pixels) @ [0.299, 0.587, 0.114]).mean() < 4
     outputs = ["clip.gif", "clip.mp4", "clip.npy"]
     markers = [f"{name}.decode.json" for name in outputs]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*outputs, *markers])
 
 
-def test_where_samples_lie_is_known_from_the_records_without_a_look_at_the_tars(tokens_dir, tmp_path, monkeypatch):
+def test_sample_offsets_come_from_the_records_without_opening_tars(tokens_dir, tmp_path, monkeypatch):
     shards = committed_shards(tokens_dir)
-    by_headers = [place for shard in shards for place in index_shard(shard)]
+    by_headers = [location for shard in shards for location in index_shard(shard)]
     monkeypatch.setattr(tarfile, "open", None)
     assert index_tokens(tokens_dir) == by_headers
     torn = tmp_path / "torn"
@@ -74,32 +74,34 @@ def test_where_samples_lie_is_known_from_the_records_without_a_look_at_the_tars(
         index_tokens(torn)
 
 
-def test_a_stretch_is_the_frames_shown_in_it_and_reads_no_other_clip(vidvq, tmp_path, tokens_dir, where, monkeypatch):
-    places = index_tokens(tokens_dir)
-    infos = [place.read_info() for place in places]
+def test_an_interval_has_the_frames_shown_in_it_and_reads_no_other_clip(
+    vidvq, tmp_path, tokens_dir, weights, monkeypatch
+):
+    locations = index_tokens(tokens_dir)
+    infos = [location.read_info() for location in locations]
     tick = infos[0].seconds_per_tick
     # From within the third clip to within the fifth.
     start, end = infos[2].pts[4] * tick, infos[4].pts[3] * tick
     read = []
-    whole = type(places[0]).read
-    monkeypatch.setattr(type(places[0]), "read", lambda self, card: (read.append(self.key), whole(self, card))[1])
+    whole = type(locations[0]).read
+    monkeypatch.setattr(type(locations[0]), "read", lambda self, card: (read.append(self.key), whole(self, card))[1])
     out = tmp_path / "part.npy"
     source = infos[0].source
     edges = ("--from", str(start), "--to", str(end))
-    assert vidvq("decode", tokens_dir, *where, "--source", source, *edges, "--out", out).code == 0
-    assert read == [place.key for place in places[2:5]]
+    assert vidvq("decode", tokens_dir, *weights, "--source", source, *edges, "--out", out).code == 0
+    assert read == [location.key for location in locations[2:5]]
     got = np.load(out)
     assert len(got) == 5 + 9 + 3
     mp4 = tmp_path / "part.mp4"
-    assert vidvq("decode", tokens_dir, *where, "--source", source, *edges, "--out", mp4).code == 0
+    assert vidvq("decode", tokens_dir, *weights, "--source", source, *edges, "--out", mp4).code == 0
     with av.open(str(mp4)) as container:
         stream = container.streams.video[0]
         times = sorted(packet.pts * stream.time_base for packet in container.demux(stream) if packet.size)
     shown = [*infos[2].pts[4:], *infos[3].pts, *infos[4].pts[:3]]
     assert times == [(pts - shown[0]) * tick for pts in shown]
-    frames = stage.frames(tokens_dir, where[1], source=source, start=start, end=end)
+    frames = stage.frames(tokens_dir, weights[1], source=source, start=start, end=end)
     assert np.array_equal(np.stack([frame.pixels for frame in frames]), got)
-    one = list(stage.frames(tokens_dir, where[1], key=places[3].key))
+    one = list(stage.frames(tokens_dir, weights[1], key=locations[3].key))
     assert np.array_equal(np.stack([frame.pixels for frame in one]), got[5:14])
     assert [frame.start for frame in one] == [pts * tick for pts in infos[3].pts]
 
@@ -118,43 +120,43 @@ def test_a_stretch_is_the_frames_shown_in_it_and_reads_no_other_clip(vidvq, tmp_
         (["--flat"], "are for a generator's"),
     ],
 )
-def test_a_mistake_leaves_nothing(vidvq, tmp_path, tokens_dir, where, place, arguments, message):
-    words = {"source": place.read_info().source, "key": place.key}
+def test_a_usage_error_writes_nothing(vidvq, tmp_path, tokens_dir, weights, location, arguments, message):
+    words = {"source": location.read_info().source, "key": location.key}
     given = [argument.format(**words) for argument in arguments]
-    ran = vidvq("decode", tokens_dir, *where, "--out", tmp_path / "out.npy", *given)
+    ran = vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "out.npy", *given)
     assert (ran.code, list(tmp_path.iterdir())) == (2, [])
     assert message.format(**words) in ran.error
 
 
-def test_workers_change_nothing_and_what_is_there_is_left(vidvq, tmp_path, tokens_dir, where, snapshot):
+def test_output_does_not_depend_on_workers_and_existing_files_are_kept(vidvq, tmp_path, tokens_dir, weights, snapshot):
     for workers in (0, 2):
         out = tmp_path / str(workers)
-        assert vidvq("decode", tokens_dir, *where, "--out", out, "format=npy", f"runtime.workers={workers}").code == 0
+        assert vidvq("decode", tokens_dir, *weights, "--out", out, "format=npy", f"runtime.workers={workers}").code == 0
     assert snapshot(tmp_path / "0") == snapshot(tmp_path / "2")
     before = snapshot(tmp_path / "0")
     gone, kept = sorted((tmp_path / "0").glob("*.npy"))[:2]
     gone.unlink()
     (tmp_path / "0" / f"{gone.name}.tmp.host-1-00").write_bytes(b"half")
     stamp = kept.stat().st_mtime_ns
-    assert vidvq("decode", tokens_dir, *where, "--out", tmp_path / "0", "format=npy").code == 0
+    assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "0", "format=npy").code == 0
     assert snapshot(tmp_path / "0") == before
     assert kept.stat().st_mtime_ns == stamp
-    ran = vidvq("decode", tokens_dir, *where, "--out", tmp_path / "0", "format=gif")
+    ran = vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "0", "format=gif")
     assert (ran.code, "was decoded with format=npy, now gif" in ran.error) == (2, True)
 
 
-def test_a_file_is_overwritten_only_by_force(vidvq, tmp_path, tokens_dir, where, place):
+def test_a_file_is_overwritten_only_with_force(vidvq, tmp_path, tokens_dir, weights, location):
     out = tmp_path / "mine.npy"
     out.write_bytes(b"precious")
-    one = ("decode", tokens_dir, *where, "--out", out, "--key", place.key)
-    interval = ("decode", tokens_dir, *where, "--out", out, "--source", place.read_info().source, "--to", "0.2")
+    one = ("decode", tokens_dir, *weights, "--out", out, "--key", location.key)
+    interval = ("decode", tokens_dir, *weights, "--out", out, "--source", location.read_info().source, "--to", "0.2")
     for command in (one, interval):
         ran = vidvq(*command)
         assert ran.code == 2 and "exists and was not written by vidvq decode" in ran.error and "--force" in ran.error
         assert out.read_bytes() == b"precious"
     assert vidvq(*one, "--force").code == 0
     whole, stamp = out.read_bytes(), out.stat().st_mtime_ns
-    # The same command again keeps what is there; another one does not touch it.
+    # The same command keeps the file; another one refuses to overwrite it.
     assert vidvq(*one).code == 0 and out.stat().st_mtime_ns == stamp
     ran = vidvq(*interval)
     assert ran.code == 2 and "was decoded from other tokens or settings" in ran.error
@@ -162,21 +164,21 @@ def test_a_file_is_overwritten_only_by_force(vidvq, tmp_path, tokens_dir, where,
     assert vidvq(*interval, "--force").code == 0 and out.read_bytes() != whole
 
 
-def test_codes_are_not_overwritten_by_what_they_decode_to(vidvq, tmp_path, tokens_dir, where, place):
-    codes, _ = place.read(read_tokenizer_card(tokens_dir))
+def test_decoding_does_not_overwrite_the_file_of_codes(vidvq, tmp_path, tokens_dir, weights, location):
+    codes, _ = location.read(read_tokenizer_card(tokens_dir))
     np.save(tmp_path / "made.npy", codes)
     before = (tmp_path / "made.npy").read_bytes()
-    made = ("--tokenizer", tokens_dir, *where, "fps=25")
+    made = ("--tokenizer", tokens_dir, *weights, "fps=25")
     for out in (tmp_path / "made.npy", tmp_path / "." / "made.npy"):
         ran = vidvq("decode", tmp_path / "made.npy", *made, "--out", out, "--force")
         assert ran.code == 2 and "is the file of codes itself" in ran.error
     assert (tmp_path / "made.npy").read_bytes() == before
 
 
-def test_what_a_generator_made_decodes_as_its_codes_do(vidvq, tmp_path, tokens_dir, where, place):
+def test_generated_codes_decode_like_the_codes_of_a_shard(vidvq, tmp_path, tokens_dir, weights, location):
     card = read_tokenizer_card(tokens_dir)
-    codes, _ = place.read(card)
-    assert vidvq("decode", tokens_dir, *where, "--out", tmp_path / "true.npy", "--key", place.key).code == 0
+    codes, _ = location.read(card)
+    assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "true.npy", "--key", location.key).code == 0
     true = np.load(tmp_path / "true.npy")
     offsets = np.array([card.codebook_of(t).offset for t in range(len(codes))])[:, None, None]
     flat = (codes + offsets).astype("<u2")
@@ -185,7 +187,7 @@ def test_what_a_generator_made_decodes_as_its_codes_do(vidvq, tmp_path, tokens_d
     np.save(tmp_path / "batch.npy", np.stack([codes, codes]).astype(np.int64))
     (tmp_path / "two.bin").write_bytes(flat.tobytes() * 2)
     grid = ",".join(map(str, codes.shape))
-    made = ("--tokenizer", tokens_dir / "tokenizer.json", *where, "fps=12.5")
+    made = ("--tokenizer", tokens_dir / "tokenizer.json", *weights, "fps=12.5")
     for name, options in (("local", []), ("flat", ["--flat", "--grid", grid])):
         out = ("--out", tmp_path / "o.npy", "--force")
         assert vidvq("decode", tmp_path / f"{name}.npy", *made, *out, *options).code == 0
@@ -202,12 +204,14 @@ def test_what_a_generator_made_decodes_as_its_codes_do(vidvq, tmp_path, tokens_d
         assert container.streams.video[0].average_rate == Fraction(25, 2)
 
 
-def test_a_generators_batch_is_the_same_over_workers(vidvq, tmp_path, tokens_dir, where, place, snapshot):
-    codes, _ = place.read(read_tokenizer_card(tokens_dir))
+def test_a_batch_of_generated_codes_decodes_the_same_on_workers(
+    vidvq, tmp_path, tokens_dir, weights, location, snapshot
+):
+    codes, _ = location.read(read_tokenizer_card(tokens_dir))
     batch = np.stack([np.roll(codes, shift, axis=2) for shift in range(5)])
     np.save(tmp_path / "batch.npy", batch)
     for name, workers in (("inline", 0), ("ray", 2)):
-        made = ("--tokenizer", tokens_dir, *where, "--out", tmp_path / name, "fps=25", f"runtime.workers={workers}")
+        made = ("--tokenizer", tokens_dir, *weights, "--out", tmp_path / name, "fps=25", f"runtime.workers={workers}")
         assert vidvq("decode", tmp_path / "batch.npy", *made).code == 0
     assert len(list((tmp_path / "ray").glob("*.mp4"))) == 5
     assert snapshot(tmp_path / "inline") == snapshot(tmp_path / "ray")
@@ -215,7 +219,7 @@ def test_a_generators_batch_is_the_same_over_workers(vidvq, tmp_path, tokens_dir
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_length_of_a_stream(tmp_path, tokens_dir, where):
+def test_memory_does_not_grow_with_the_length_of_a_stream(tmp_path, tokens_dir, weights):
     measure = (
         "import resource, sys; from vidvq.cli.main import run; assert run(sys.argv[1:]) == 0; "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
@@ -225,7 +229,7 @@ def test_memory_does_not_grow_with_the_length_of_a_stream(tmp_path, tokens_dir, 
         codes = np.random.default_rng(0).integers(0, 32, (groups, 8, 8), dtype=np.uint16)
         np.save(tmp_path / f"{groups}.npy", codes)
         out = tmp_path / f"{groups}.mp4"
-        made = ["--tokenizer", tokens_dir, *where, "--out", out, "fps=25"]
+        made = ["--tokenizer", tokens_dir, *weights, "--out", out, "fps=25"]
         command = [sys.executable, "-c", measure, "decode", tmp_path / f"{groups}.npy", *made]
         ran = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=True)
         peak_kib.append(int(ran.stdout.split()[-1]))
@@ -235,12 +239,12 @@ def test_memory_does_not_grow_with_the_length_of_a_stream(tmp_path, tokens_dir, 
     assert peak_kib[1] - peak_kib[0] < 20_000, peak_kib
 
 
-def test_codes_out_of_range_are_named_and_nothing_is_written(vidvq, tmp_path, tokens_dir, where, place):
-    codes, _ = place.read(read_tokenizer_card(tokens_dir))
+def test_codes_out_of_range_are_reported_and_nothing_is_written(vidvq, tmp_path, tokens_dir, weights, location):
+    codes, _ = location.read(read_tokenizer_card(tokens_dir))
     bad = np.stack([codes, codes])
     bad[1, 2, 1, 3] = 64
     np.save(tmp_path / "bad.npy", bad)
-    made = ("--tokenizer", tokens_dir, *where, "--out", tmp_path / "out", "fps=25")
+    made = ("--tokenizer", tokens_dir, *weights, "--out", tmp_path / "out", "fps=25")
     ran = vidvq("decode", tmp_path / "bad.npy", *made)
     assert "bad.npy[1]: code 64 at t=2 h=1 w=3 is out of range; the temporal codebook has codes 0 to 63" in ran.error
     ran = vidvq("decode", tmp_path / "bad.npy", *made, "--flat")

@@ -1,4 +1,4 @@
-"""Exports hold the ids of the token shards, one for one, and are the same whoever was interrupted."""
+"""Exports have exactly the ids of the token shards, and the same bytes after an interruption."""
 
 import json
 import struct
@@ -22,7 +22,7 @@ def grids(tokens: Path) -> list[np.ndarray]:
 
 
 def read_megatron(folder: Path) -> list[np.ndarray]:
-    """By megatron-core's published layout, sharing nothing with the writer."""
+    """Read megatron-core's published layout, independently of the writer."""
     clips = []
     for path in sorted(folder.glob("*.idx")):
         with path.open("rb") as file:
@@ -60,7 +60,7 @@ READERS = {"megatron": read_megatron, "bin": read_bin, "parquet": read_parquet}
 
 @pytest.mark.parametrize("order", ["raster", "temporal"])
 @pytest.mark.parametrize("target", READERS)
-def test_every_id_comes_back_from_a_reader(tmp_path, tokens_dir, vidvq, target, order):
+def test_every_id_is_read_back(tmp_path, tokens_dir, vidvq, target, order):
     out = tmp_path / "out"
     assert vidvq("export", tokens_dir, "--to", target, "--out", out, "--check", f"order={order}").code == 0
     layout = Layout(read_tokenizer_card(tokens_dir), ExportConfig(order))
@@ -74,7 +74,7 @@ def test_every_id_comes_back_from_a_reader(tmp_path, tokens_dir, vidvq, target, 
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_interrupted_export_goes_on_to_the_same_bytes(tmp_path, tokens_dir, vidvq, snapshot, monkeypatch, target):
+def test_an_interrupted_export_resumes_to_the_same_bytes(tmp_path, tokens_dir, vidvq, snapshot, monkeypatch, target):
     whole, out = tmp_path / "whole", tmp_path / "out"
     command = ("export", tokens_dir, "--to", target, "--out")
     assert vidvq(*command, whole).code == 0
@@ -82,7 +82,7 @@ def test_an_interrupted_export_goes_on_to_the_same_bytes(tmp_path, tokens_dir, v
 
     def dies(path, data):
         calls.append(path)
-        if len(calls) == 3:  # export.json, the first part's record; the second part has no record
+        if len(calls) == 3:  # after export.json and the record of the first part
             raise OSError("killed")
         return kept(path, data)
 
@@ -94,13 +94,13 @@ def test_an_interrupted_export_goes_on_to_the_same_bytes(tmp_path, tokens_dir, v
     assert snapshot(out) == snapshot(whole)
 
 
-def test_an_unknown_target_is_one_line_that_names_them(tmp_path, tokens_dir, vidvq):
+def test_an_unknown_target_is_a_one_line_error_with_the_known_ones(tmp_path, tokens_dir, vidvq):
     ran = vidvq("export", tokens_dir, "--to", "csv", "--out", tmp_path / "out")
     assert ran.code == 2 and all(target in ran.error for target in TARGETS)
     assert not (tmp_path / "out").exists()
 
 
-def test_inspect_knows_an_export(tmp_path, tokens_dir, vidvq):
+def test_inspect_describes_an_export(tmp_path, tokens_dir, vidvq):
     assert vidvq("export", tokens_dir, "--to", "mds", "--out", tmp_path / "out").code == 0
     ran = vidvq("inspect", tmp_path / "out")
     assert ran.code == 0 and "an export to mds, 4 of 4 parts finished" in ran.out and "'clip_start': 96" in ran.out
@@ -114,7 +114,7 @@ def test_unfinished_tokens_are_refused(tmp_path, tokens_dir, copy_of, vidvq):
     assert not (tmp_path / "out").exists()
 
 
-def test_another_order_into_the_same_folder_is_refused(tmp_path, tokens_dir, vidvq):
+def test_another_order_for_the_same_folder_is_refused(tmp_path, tokens_dir, vidvq):
     command = ("export", tokens_dir, "--to", "bin", "--out", tmp_path / "out")
     assert vidvq(*command).code == 0
     ran = vidvq(*command, "order=temporal")
@@ -139,7 +139,7 @@ def test_damage_is_found(tmp_path, tokens_dir, vidvq, target):
     path.unlink()
     ran = vidvq("export", tokens_dir, "--to", target, "--out", out, "--check")
     assert ran.code == 2 and f"{path.name}: is missing" in ran.error
-    # The remedy that every one of these lines names.
+    # The remedy in all of these messages.
     (out / f"commits/{path.name.partition('.')[0]}.json").unlink()
     assert vidvq("export", tokens_dir, "--to", target, "--out", out, "--check").code == 0
     assert path.read_bytes() == whole
@@ -148,7 +148,7 @@ def test_damage_is_found(tmp_path, tokens_dir, vidvq, target):
 @pytest.mark.parametrize(
     ("target", "name"), [("litdata", "index.json"), ("mds", "index.json"), ("energon", ".nv-meta/split.yaml")]
 )
-def test_what_belongs_to_all_parts_is_verified_and_made_again(tmp_path, tokens_dir, vidvq, snapshot, target, name):
+def test_index_files_are_verified_and_restored(tmp_path, tokens_dir, vidvq, snapshot, target, name):
     out = tmp_path / "out"
     command = ("export", tokens_dir, "--to", target, "--out", out)
     assert vidvq(*command).code == 0
@@ -195,7 +195,7 @@ def resealed(fields: dict) -> dict:
 
 
 @pytest.mark.parametrize("target", ["litdata", "mds"])
-def test_a_part_that_its_format_cannot_address_is_refused(tmp_path, tokens_dir, vidvq, monkeypatch, target):
+def test_a_part_too_large_for_its_format_is_refused(tmp_path, tokens_dir, vidvq, monkeypatch, target):
     monkeypatch.setattr("vidvq.export.offsets._MAX_BYTES", 500)
     ran = vidvq("export", tokens_dir, "--to", target, "--out", tmp_path / "out")
     assert ran.code == 2 and "more than 500 bytes" in ran.error

@@ -1,4 +1,4 @@
-"""Exports out of and into an object store, against a real S3 server on loopback: as on a disk, byte for byte."""
+"""`vidvq export` from and to an object store (a real S3 server on loopback): the same bytes as on a disk."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from vidvq.export import TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_bucket_is_exported_into_a_bucket_as_onto_a_disk(
+def test_exporting_in_a_bucket_writes_the_same_bytes_as_on_a_disk(
     bucket, objects, tokens_dir, tmp_path, snapshot, vidvq, target
 ):
     for path in tokens_dir.rglob("*"):

@@ -140,7 +140,7 @@ def test_another_function_version_or_argument_is_another_job(clips, vidvq, tmp_p
         ("@:motion", ["revision=1"], "revision=1 is not a known field"),
     ],
 )
-def test_mistakes_are_one_line(function, settings, message, clips, vidvq):
+def test_usage_errors_are_one_line(function, settings, message, clips, vidvq):
     path = FUNCTIONS if function.startswith("@:") else FUNCTIONS.parent
     ran = vidvq("map", clips, "--function", function.replace("@", str(path)), *settings, INLINE)
     assert ran.code == 2 and message in ran.error

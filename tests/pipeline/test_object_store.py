@@ -28,7 +28,7 @@ def videos(tmp_path, bucket, make_video) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bucket_is_sharded_into_a_bucket_as_onto_a_disk(videos, bucket, objects, tmp_path, vidvq, workers):
+def test_sharding_in_a_bucket_writes_the_same_bytes_as_on_a_disk(videos, bucket, objects, tmp_path, vidvq, workers):
     source, out = f"s3://{bucket.name}/videos", f"s3://{bucket.name}/out"
     settings = [*SETTINGS, f"runtime.workers={workers}", "max_failed=1"]
     assert vidvq("shard", source, "--out", tmp_path / "disk", *settings).code == 0
@@ -38,7 +38,7 @@ def test_a_bucket_is_sharded_into_a_bucket_as_onto_a_disk(videos, bucket, object
         found = {name.removeprefix("out/"): data for name, data in objects().items() if name.startswith("out/")}
         disk = {path.relative_to(tmp_path / "disk").as_posix(): path for path in (tmp_path / "disk").rglob("*")}
         written = {name: path.read_bytes() for name, path in disk.items() if path.is_file()}
-        # The times of two runs differ.
+        # Times differ between runs.
         assert found.keys() == written.keys()
         assert found | {"metrics.json": b""} == written | {"metrics.json": b""}
     assert vidvq("verify", out).code == 0
@@ -48,7 +48,7 @@ def test_a_bucket_is_sharded_into_a_bucket_as_onto_a_disk(videos, bucket, object
     assert "out/clips-000000.tar" not in objects()
 
 
-def test_a_record_is_read_by_one_request(bucket, objects, monkeypatch):
+def test_a_record_is_read_with_one_request(bucket, objects, monkeypatch):
     import s3fs
 
     record = resolve_path(f"s3://{bucket.name}/record.json")
@@ -65,7 +65,7 @@ def test_a_record_is_read_by_one_request(bucket, objects, monkeypatch):
     assert asked == ["get_object"]
 
 
-def test_an_answer_that_is_lost_neither_loses_nor_doubles(
+def test_a_lost_response_neither_loses_nor_duplicates_clips(
     videos, bucket, objects, tmp_path, vidvq, lose_answers, monkeypatch
 ):
     lost = lose_answers("out/")
@@ -81,7 +81,7 @@ def test_an_answer_that_is_lost_neither_loses_nor_doubles(
 
 
 @pytest.mark.parametrize("verb", ["shard", "tokenize"])
-def test_a_disk_that_is_too_full_to_fetch_to_fails_no_video(
+def test_a_full_disk_while_fetching_stops_the_job_and_fails_no_video(
     bucket, demo_videos, small_disk, checkpoint_dir, tmp_path, monkeypatch, vidvq, verb
 ):
     bucket.upload_file(str(demo_videos / "train/phone.mkv"), "videos/a.mkv")
@@ -97,7 +97,7 @@ def test_a_disk_that_is_too_full_to_fetch_to_fails_no_video(
     assert ran.code == 0, ran.err
 
 
-def test_what_is_created_once_is_never_put_over(bucket, objects):
+def test_create_once_never_overwrites_an_object(bucket, objects):
     path = resolve_path(f"s3://{bucket.name}/x")
     assert is_remote(path)
     assert create_once(path, b"first") and create_once(path, b"first")
@@ -107,14 +107,14 @@ def test_what_is_created_once_is_never_put_over(bucket, objects):
     assert objects() == {"x": b"fourth"}
 
 
-def test_a_source_that_changes_in_the_bucket_is_not_cut_by_the_old_plan(videos, bucket, tmp_path, vidvq, make_video):
+def test_a_changed_object_is_not_cut_by_the_old_plan(videos, bucket, tmp_path, vidvq, make_video):
     out = tmp_path / "out"
     source = f"s3://{bucket.name}/videos"
     assert vidvq("shard", source, "--out", out, *SETTINGS, INLINE, "max_failed=1").code == 0
     bucket.upload_file(str(make_video(tmp_path / "new.mp4", 16)), "videos/a.mp4")
     ran = vidvq("shard", source, "--out", out, *SETTINGS, INLINE, "max_failed=1")
     assert ran.code == 2 and f"{source}/a.mp4 was changed" in ran.error
-    # A kill had left the shard unmade, and the list does not tell versions.
+    # The shard is missing after a kill, and lists contain no versions.
     (out / "clips-000000.tar").unlink()
     (out / "commits/clips-000000.tar.json").unlink()
     ran = vidvq("shard", "--out", out, "--retry-failed=none", INLINE)
@@ -129,14 +129,14 @@ def test_a_source_that_changes_in_the_bucket_is_not_cut_by_the_old_plan(videos, 
         ("s3://{0}/videos", "s3://{0}-not/out", "-not/out cannot be written"),
     ],
 )
-def test_a_bucket_that_is_not_there_is_one_line_before_any_work(videos, bucket, objects, vidvq, source, out, said):
+def test_a_missing_bucket_is_a_one_line_error_before_any_work(videos, bucket, objects, vidvq, source, out, said):
     before = objects()
     ran = vidvq("shard", source.format(bucket.name), "--out", out.format(bucket.name), *SETTINGS, INLINE)
     assert ran.code == 2 and said in ran.error
     assert objects() == before
 
 
-def test_no_credentials_is_one_line(videos, bucket, vidvq, monkeypatch):
+def test_missing_credentials_are_a_one_line_error(videos, bucket, vidvq, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -1,4 +1,4 @@
-"""`vidvq shard` end to end: the same bytes however it runs, and every input accounted for."""
+"""`vidvq shard` end to end: reproducible bytes, and every input accounted for."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def clips_of(folder: Path) -> list:
 
 
 def reasons(folder: Path) -> dict[str, list[str]]:
-    """Input file name -> why something of it is not there."""
+    """Reasons of failed and filtered items, by name of the input file."""
     found: dict[str, list[str]] = {}
     for name, rows in read_plan(folder).shards(PlannedClip):
         record = read_commit(folder, name)
@@ -37,7 +37,7 @@ def reasons(folder: Path) -> dict[str, list[str]]:
 
 @pytest.fixture
 def hostile_corpus(tmp_path, demo_videos, make_video, make_audio) -> Path:
-    """One good video among all that a corpus can hold against you."""
+    """A corpus of one good video and many kinds of broken files."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     make_video(folder / "good.mp4", 20)
@@ -88,11 +88,11 @@ def test_a_corpus_of_broken_files_is_sharded_and_each_is_reported(hostile_corpus
     assert vidvq("verify", out).code == 0
 
 
-def test_failures_below_the_threshold_are_no_failure(hostile_corpus, tmp_path, vidvq):
+def test_exit_code_is_0_if_failures_stay_below_the_threshold(hostile_corpus, tmp_path, vidvq):
     assert vidvq("shard", hostile_corpus, "--out", tmp_path / "out", *SETTINGS, INLINE, "max_failed=1").code == 0
 
 
-def test_with_workers_of_ray_the_bytes_are_the_same(hostile_corpus, tmp_path, vidvq, snapshot):
+def test_ray_workers_write_the_same_bytes(hostile_corpus, tmp_path, vidvq, snapshot):
     inline, ray = tmp_path / "inline", tmp_path / "ray"
     assert vidvq("shard", hostile_corpus, "--out", inline, *SETTINGS, INLINE).code == 1
     ran = vidvq("shard", hostile_corpus, "--out", ray, "--json", *SETTINGS, "runtime.workers=2")
@@ -101,8 +101,8 @@ def test_with_workers_of_ray_the_bytes_are_the_same(hostile_corpus, tmp_path, vi
     assert snapshot(ray) == snapshot(inline)
 
 
-def test_a_clip_shows_the_frames_that_its_times_say(tmp_path, make_video, vidvq):
-    """Across clips and shards, with frames out of order and groups of pictures open."""
+def test_frames_of_a_clip_match_its_times(tmp_path, make_video, vidvq):
+    """Includes reordered frames and open groups of pictures."""
     options = {"x264-params": "bframes=3:b-adapt=0:keyint=12:scenecut=0:open-gop=1", "crf": "5"}
     for name in ("a.mp4", "b.mkv", "c.ts"):
         make_video(tmp_path / name, 60, codec_options=options)
@@ -118,7 +118,7 @@ def test_a_clip_shows_the_frames_that_its_times_say(tmp_path, make_video, vidvq)
     assert all(frames == list(range(60)) for frames in seen.values()) and len(seen) == 3
 
 
-def test_clips_keep_the_uneven_times_of_their_source(demo_videos, tmp_path, vidvq):
+def test_clips_keep_variable_frame_times(demo_videos, tmp_path, vidvq):
     source = demo_videos / "train/phone.mkv"
     with av.open(str(source)) as container:
         stream = container.streams.video[0]
@@ -135,7 +135,7 @@ def test_clips_keep_the_uneven_times_of_their_source(demo_videos, tmp_path, vidv
         assert written == [time - expected[0] for time in expected]
 
 
-def test_a_clip_says_where_it_came_from(clips_dir, demo_videos):
+def test_the_json_of_a_clip_describes_its_source(clips_dir, demo_videos):
     (key, _, info), *_ = clips_of(clips_dir)
     assert key.startswith("carphone-")
     assert info.source == (demo_videos / "train/carphone.mp4").absolute().as_posix()
@@ -146,7 +146,7 @@ def test_a_clip_says_where_it_came_from(clips_dir, demo_videos):
     assert abs(info.fps - 29.97) < 0.01
 
 
-def test_a_source_that_changes_after_the_plan_fails_by_that_name(tmp_path, make_video, vidvq):
+def test_a_source_that_changes_after_planning_fails_with_that_reason(tmp_path, make_video, vidvq):
     video = make_video(tmp_path / "v.mp4", 16)
     out = tmp_path / "out"
     assert vidvq("shard", video, "--out", out, *SETTINGS, INLINE, "clips_per_shard=1").code == 0
@@ -174,7 +174,7 @@ def test_a_source_that_changes_after_the_plan_fails_by_that_name(tmp_path, make_
         (["limits.max_frames=1000"], "limits.max_frames was 1080000, now 1000"),
     ],
 )
-def test_another_setting_into_the_same_directory_is_refused(
+def test_other_settings_for_the_same_directory_are_refused(
     clips_dir, demo_videos, tiny_settings, copy_of, snapshot, vidvq, change, said
 ):
     out = copy_of(clips_dir)
@@ -184,14 +184,14 @@ def test_another_setting_into_the_same_directory_is_refused(
     assert snapshot(out) == snapshot(clips_dir)
 
 
-def test_another_corpus_into_the_same_directory_is_refused(clips_dir, demo_videos, tiny_settings, copy_of, vidvq):
+def test_other_inputs_for_the_same_directory_are_refused(clips_dir, demo_videos, tiny_settings, copy_of, vidvq):
     out = copy_of(clips_dir)
     ran = vidvq("shard", demo_videos / "train/portrait_man.mp4", "--out", out, *tiny_settings, INLINE)
     assert ran.code == 2
     assert "portrait_man.mp4 was added" in ran.error and "carphone.mp4 was removed" in ran.error
 
 
-def test_a_directory_of_something_else_is_refused_untouched(demo_videos, tmp_path, vidvq):
+def test_a_foreign_directory_is_refused_and_unchanged(demo_videos, tmp_path, vidvq):
     (tmp_path / "thesis.tex").write_text("mine")
     ran = vidvq("shard", demo_videos / "train/carphone.mp4", "--out", tmp_path, INLINE)
     assert ran.code == 2 and "found thesis.tex" in ran.error
@@ -206,7 +206,7 @@ def test_a_video_named_like_an_option_is_found_in_its_directory(tmp_path, make_v
     assert len(clips_of(tmp_path / "out")) == 1
 
 
-def test_a_list_decides_what_is_used_and_what_goes_beside_each_clip(tmp_path, make_video, vidvq):
+def test_a_list_selects_ranges_and_carried_columns(tmp_path, make_video, vidvq):
     make_video(tmp_path / "v.mp4", 50)
     lines = ("path,start_s,end_s,caption", "v.mp4,0.4,0.8,first", "v.mp4,1.0,,last", "v.mp4,9,10,never")
     (tmp_path / "list.csv").write_text("\n".join(lines))
@@ -223,7 +223,7 @@ def test_a_list_decides_what_is_used_and_what_goes_beside_each_clip(tmp_path, ma
     ], "0.4 s to 0.8 s is frames 10 to 19; nothing outside of a range"
 
 
-def test_no_clip_crosses_a_cut(tmp_path, demo_videos, vidvq):
+def test_no_clip_crosses_a_shot_boundary(tmp_path, demo_videos, vidvq):
     names = ("train/carphone.mp4", "heldout/bikes.mp4")
     parts = [decode_clip((demo_videos / name).read_bytes(), name)[:30] for name in names]
     height, width = (min(part.shape[axis] for part in parts) // 2 * 2 for axis in (1, 2))
@@ -247,7 +247,7 @@ def test_no_clip_crosses_a_cut(tmp_path, demo_videos, vidvq):
     assert crossing, "windows cross them: the test can tell"
 
 
-def test_a_source_below_the_least_size_and_the_second_of_two_twins_are_filtered(tmp_path, make_video, vidvq):
+def test_small_and_duplicate_sources_are_filtered(tmp_path, make_video, vidvq):
     make_video(tmp_path / "a.mp4", 8)
     (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     make_video(tmp_path / "c.mp4", 8, size=(16, 32))
@@ -256,7 +256,7 @@ def test_a_source_below_the_least_size_and_the_second_of_two_twins_are_filtered(
     assert reasons(out) == {"b.mp4": ["duplicate"], "c.mp4": ["too_small"]}
 
 
-def test_videos_in_a_tar_are_sharded_as_if_they_were_files(tmp_path, make_video, vidvq):
+def test_videos_in_a_tar_are_sharded_like_files(tmp_path, make_video, vidvq):
     (tmp_path / "v").mkdir()
     for name in ("a", "b"):
         make_video(tmp_path / f"v/{name}.mp4", 16 if name == "a" else 12)
@@ -273,7 +273,7 @@ def test_videos_in_a_tar_are_sharded_as_if_they_were_files(tmp_path, make_video,
     assert {info.carried["caption"] for _, _, info in members} == {"of a", "of b"}
 
 
-def test_a_dry_run_says_what_the_run_then_does_and_writes_nothing(hostile_corpus, tmp_path, snapshot, vidvq):
+def test_a_dry_run_predicts_the_run_and_writes_nothing(hostile_corpus, tmp_path, snapshot, vidvq):
     before = snapshot(tmp_path)
     ran = vidvq("shard", hostile_corpus, "--out", tmp_path / "out", "--dry-run", "--json", *SETTINGS, INLINE)
     assert ran.code == 0 and snapshot(tmp_path) == before
@@ -287,7 +287,7 @@ def test_a_dry_run_says_what_the_run_then_does_and_writes_nothing(hostile_corpus
     assert 0.5 < told["bytes"] / summary["bytes"] < 2
 
 
-def test_planning_that_was_killed_goes_on_where_it_was(tmp_path, make_video, snapshot, vidvq, monkeypatch):
+def test_killed_planning_resumes(tmp_path, make_video, snapshot, vidvq, monkeypatch):
     from vidvq.shard import stage as stages
 
     make_video(tmp_path / "a.mp4", 8)
@@ -315,7 +315,7 @@ def test_planning_that_was_killed_goes_on_where_it_was(tmp_path, make_video, sna
     assert snapshot(tmp_path / "other") == snapshot(tmp_path / "out")
 
 
-def test_the_report_shows_every_verdict_and_clips_of_the_corpus(hostile_corpus, tmp_path, vidvq):
+def test_the_report_shows_all_reasons_and_clips(hostile_corpus, tmp_path, vidvq):
     vidvq("shard", hostile_corpus, "--out", tmp_path / "out", *SETTINGS, INLINE)
     page = (tmp_path / "out/report.html").read_text()
     for name in ("truncated", "not_a_video", "too_short", "playlist.mp4", "clip.crf"):
@@ -325,7 +325,7 @@ def test_the_report_shows_every_verdict_and_clips_of_the_corpus(hostile_corpus, 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_metrics_tell_where_the_time_went(demo_videos, tmp_path, vidvq, workers):
+def test_metrics_account_for_the_time_of_workers(demo_videos, tmp_path, vidvq, workers):
     out = tmp_path / "out"
     job = ("shard", demo_videos, "--out", out, *SETTINGS, f"runtime.workers={workers}", "max_failed=1")
     ran = vidvq(*job)
@@ -334,6 +334,6 @@ def test_metrics_tell_where_the_time_went(demo_videos, tmp_path, vidvq, workers)
     assert 1 <= metrics["workers"] <= max(workers, 1)
     assert metrics["seconds"]["cut"] > 0 and 0 < metrics["efficiency"] <= 1
     assert "of their time cutting clips" in ran.err
-    # A run that has nothing to do keeps the metrics of the one that had.
+    # A run without work keeps the metrics of the run before it.
     assert "of their time cutting clips" not in vidvq(*job).err
     assert json.loads((out / "metrics.json").read_bytes()) == metrics

@@ -1,4 +1,4 @@
-"""Tokens out of and into an object store, against a real S3 server on loopback: as on a disk, byte for byte."""
+"""`vidvq tokenize` from and to an object store (a real S3 server on loopback): the same bytes as on a disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ INLINE = "runtime.workers=0"
 
 @pytest.fixture(params=["clips", "videos"])
 def source(request, bucket, clips_dir, make_video, tmp_path) -> tuple[str, list[str]]:
-    """Clip shards, or videos, in the bucket: ``(url, settings)``."""
+    """URL of clip shards or videos in the bucket, and the settings to tokenize them."""
     if request.param == "clips":
         folder, settings = clips_dir, []
     else:
@@ -27,7 +27,7 @@ def source(request, bucket, clips_dir, make_video, tmp_path) -> tuple[str, list[
 
 @pytest.fixture
 def same(objects, snapshot) -> Callable[[Path], None]:
-    """Assert that ``out/`` in the bucket holds the files of a folder, and no more."""
+    """Assert that ``out/`` in the bucket has exactly the files of a folder."""
 
     def check(folder: Path) -> None:
         found = {name.removeprefix("out/"): data for name, data in objects().items() if name.startswith("out/")}
@@ -38,7 +38,7 @@ def same(objects, snapshot) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_bucket_is_tokenized_into_a_bucket_as_onto_a_disk(
+def test_tokenizing_in_a_bucket_writes_the_same_bytes_as_on_a_disk(
     source, workers, bucket, same, checkpoint_dir, tmp_path, snapshot, vidvq
 ):
     url, settings = source
@@ -57,7 +57,7 @@ def test_a_bucket_is_tokenized_into_a_bucket_as_onto_a_disk(
     assert snapshot(tmp_path / "remote") == snapshot(tmp_path / "local")
 
 
-def test_an_answer_that_is_lost_neither_loses_nor_doubles_tokens(
+def test_a_lost_response_neither_loses_nor_duplicates_tokens(
     source, bucket, same, checkpoint_dir, tmp_path, lose_answers, vidvq
 ):
     url, settings = source
@@ -71,7 +71,7 @@ def test_an_answer_that_is_lost_neither_loses_nor_doubles_tokens(
 
 
 @pytest.mark.parametrize("source", ["videos"], indirect=True)
-def test_tokens_in_a_bucket_follow_their_videos(source, bucket, objects, make_video, checkpoint_dir, tmp_path, vidvq):
+def test_updates_of_a_corpus_work_in_a_bucket(source, bucket, objects, make_video, checkpoint_dir, tmp_path, vidvq):
     url, settings = source
     job = ("tokenize", "--checkpoint", checkpoint_dir, INLINE, "max_failed=1", "--out")
     out = f"s3://{bucket.name}/out"
@@ -80,7 +80,7 @@ def test_tokens_in_a_bucket_follow_their_videos(source, bucket, objects, make_vi
     new = make_video(tmp_path / "new.mp4", 12)
     bucket.upload_file(str(new), "in/c.mp4")
     bucket.upload_file(str(new), "in/d.mp4")
-    # The list of a store does not tell of each change; what failed is looked at again.
+    # The listing of a store does not show every change; failed items are probed again.
     for change in (["--retry-failed"], [url, "--add"], ["--remove", f"{url}/a.mp4"], [url, *settings]):
         ran = vidvq(*job, out, *change)
         assert ran.code == 0, ran.err
@@ -100,7 +100,7 @@ def test_tokens_in_a_bucket_follow_their_videos(source, bucket, objects, make_vi
     assert changed == anew and anew
 
 
-def test_a_damaged_clip_shard_in_a_bucket_is_one_line_and_no_shard(
+def test_a_damaged_clip_shard_in_a_bucket_is_a_one_line_error(
     bucket, objects, clips_dir, checkpoint_dir, tmp_path, vidvq
 ):
     for path in clips_dir.rglob("*"):

@@ -1,4 +1,4 @@
-"""The page of `vidvq view`: what it carries, and how it behaves in a real browser."""
+"""The page of `vidvq view`: its data, and its behaviour in a real browser."""
 
 import http.client
 import io
@@ -36,9 +36,9 @@ def written(tmp_path_factory, gallery):
 
 @pytest.fixture
 def served(gallery) -> Iterator[str]:
-    """The address of a server whose list has four clips on a page."""
+    """URL of a server whose list shows four clips per page."""
     page = build_page(gallery, None).replace(b"LIST = 40", b"LIST = 4")
-    # The page's policy names its script by its hash.
+    # The content security policy has the hash of the script.
     script = page.rpartition(b"<script>")[2].partition(b"</script>")[0]
     old = page.partition(b"'sha256-")[2].partition(b"'")[0]
     server = make_server(page.replace(old, b64encode(sha256(script).digest())), build_routes(gallery), 0)
@@ -73,7 +73,7 @@ def carried(text: str) -> dict:
     return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
 
 
-def test_a_hostile_name_stays_text(written):
+def test_a_hostile_name_is_escaped(written):
     data = carried(written.read_text())
     assert len(data["clips"]) == 3 and all(clip["original"] for clip in data["clips"])
     hostile = "</script><script>alert(1)</script>"
@@ -83,7 +83,7 @@ def test_a_hostile_name_stays_text(written):
     assert carried(text)["clips"][0]["source"] == hostile
 
 
-def test_the_server_answers_its_page_on_this_machine_alone(served, gallery):
+def test_the_server_serves_only_its_page_and_only_locally(served, gallery):
     assert get(served, "/")[0] == 200
     for path, host in (("/", "evil.example:1"), ("/clip?index=0", "evil.example:1"), ("/etc/passwd", "localhost:1")):
         assert get(served, path, host)[0] == 404
@@ -93,7 +93,7 @@ def test_the_server_answers_its_page_on_this_machine_alone(served, gallery):
     assert b"clip 99 is out of range; the clips are 0 to 12" in get(served, "/clip?index=99")[1]
 
 
-def test_every_clip_can_be_had_and_is_what_its_shard_holds(served, tokens_dir):
+def test_every_clip_is_served_as_in_its_shard(served, tokens_dir):
     card = read_tokenizer_card(tokens_dir)
     samples = [sample for shard in sorted(tokens_dir.glob("*.tar")) for sample in read_tokens(shard, card)]
     listed = json.loads(get(served, "/clips?start=0&count=100")[1])
@@ -108,7 +108,7 @@ def test_every_clip_can_be_had_and_is_what_its_shard_holds(served, tokens_dir):
 
 @pytest.fixture(params=["clips", "shards alone", "raw video"])
 def two_sources(request, tmp_path, make_video, checkpoint_dir, vidvq, tiny_settings) -> Gallery:
-    """Four clips of each of two videos; what says where a clip is from is another each time."""
+    """Four clips of each of two videos; the sources come from the clips, the shards or the plan."""
     for name in ("Garden", "street"):
         (tmp_path / name).mkdir()
         make_video(tmp_path / name / f"{name}.mp4", 36, size=(32, 64 if name == "street" else 72))
@@ -123,7 +123,7 @@ def two_sources(request, tmp_path, make_video, checkpoint_dir, vidvq, tiny_setti
     return Gallery(out, checkpoint_dir, clips if request.param == "clips" else None)
 
 
-def test_clips_are_found_by_their_keys_and_sources_over_all_shards(two_sources):
+def test_search_finds_clips_by_key_and_source_in_all_shards(two_sources):
     def found(text: str, start: int = 0, count: int = 100) -> tuple[int, list[int]]:
         lines = two_sources.list_clips(start, count, text)
         assert all(line["key"] == two_sources.locate(line["index"]).key for line in lines["clips"])
@@ -159,7 +159,7 @@ SEARCH = """async () => {
 
 
 @pytest.mark.parametrize("kind", ["written", "served"])
-def test_a_browser_searches(kind, request, gallery, tmp_path):
+def test_search_in_a_browser(kind, request, gallery, tmp_path):
     where = request.getfixturevalue(kind)
     page = browse(tmp_path, where if kind == "served" else where.as_uri())
     try:
@@ -176,7 +176,7 @@ def test_a_browser_searches(kind, request, gallery, tmp_path):
         page.close()
 
 
-def test_occurrences_are_all_counted_and_each_is_one(gallery, tokens_dir):
+def test_all_occurrences_are_counted_and_correct(gallery, tokens_dir):
     card = read_tokenizer_card(tokens_dir)
     grids = [codes for shard in sorted(tokens_dir.glob("*.tar")) for _, codes, _ in read_tokens(shard, card)]
     for book, parts in ((0, [grid[:1] for grid in grids]), (1, [grid[1:] for grid in grids])):
@@ -189,7 +189,7 @@ def test_occurrences_are_all_counted_and_each_is_one(gallery, tokens_dir):
                 assert (place["t"] > 0) == (book == 1)
 
 
-def test_a_code_that_the_atlas_leaves_out_is_decoded_when_it_is_asked_for(gallery, monkeypatch):
+def test_a_code_outside_the_atlas_is_decoded_on_request(gallery, monkeypatch):
     shown = gallery.books[1]["codes"]
     assert gallery.occurrences(Code(1, shown[0]))["patch"] is None
     before = png_size(gallery.books[1]["strip"])
@@ -202,7 +202,7 @@ def test_a_code_that_the_atlas_leaves_out_is_decoded_when_it_is_asked_for(galler
             assert np.array_equal(np.asarray(one), np.asarray(all_of_them)[:side])
 
 
-def test_a_long_sample_is_shown_from_its_start(gallery, monkeypatch):
+def test_a_long_sample_is_cut_to_its_first_frames(gallery, monkeypatch):
     whole = gallery.clip(0)
     monkeypatch.setattr("vidvq.view.gallery.MAX_FRAMES", 5)
     start = gallery.clip(0)
@@ -211,7 +211,7 @@ def test_a_long_sample_is_shown_from_its_start(gallery, monkeypatch):
     assert start["duration"] == pytest.approx(whole["starts"][5])
 
 
-def test_a_browser_goes_through_all_clips_of_a_server(served, gallery, tmp_path):
+def test_a_browser_visits_all_clips_of_a_server(served, gallery, tmp_path):
     page = browse(tmp_path, served)
     try:
         seen = page.evaluate("""async () => {

@@ -1,4 +1,4 @@
-"""What a server or a file system answers becomes a reason that tells one fault from another."""
+"""Failures of a server or a file system become distinct reasons."""
 
 import http.server
 import os
@@ -18,7 +18,7 @@ from vidvq.video import VideoError
 
 @contextmanager
 def answering(status: int) -> Iterator[tuple[str, Counter[str]]]:
-    """A server that gives each request one status: its address, and the requests by method."""
+    """Run a server that responds to every request with one status; yields its URL and the request counts by method."""
     asked: Counter[str] = Counter()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -46,7 +46,7 @@ def failure(source: Source) -> VideoError:
 
 
 @pytest.mark.parametrize(("status", "tries"), [(403, 3), (404, 1), (410, 1), (429, 3), (500, 3)])
-def test_the_status_of_a_server_is_the_reason_and_what_may_pass_is_retried(monkeypatch, status, tries):
+def test_the_http_status_is_the_reason_and_transient_errors_are_retried(monkeypatch, status, tries):
     pauses: list[float] = []
     monkeypatch.setattr(fetch.time, "sleep", pauses.append)
     with answering(status) as (url, asked):
@@ -56,7 +56,7 @@ def test_the_status_of_a_server_is_the_reason_and_what_may_pass_is_retried(monke
     assert [pause for pause in pauses if pause >= 1] == [1.0, 2.0][: tries - 1]
 
 
-def test_an_unknown_host_is_told_apart(monkeypatch):
+def test_an_unknown_host_has_its_own_reason(monkeypatch):
     monkeypatch.setattr(fetch, "_PAUSE_S", 0)
 
     def refuse(*arguments, **options):
@@ -67,7 +67,7 @@ def test_an_unknown_host_is_told_apart(monkeypatch):
     assert error.reason == "fetch_failed(unknown_host)" and "nowhere.invalid" in error.detail
 
 
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_a_fifo_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     assert failure(Source(str(tmp_path / "pipe.mp4"))).detail == "is no regular file"
 

@@ -1,4 +1,4 @@
-"""What the user names becomes the sources of a plan: each once, in order, with what a list says of it."""
+"""Inputs become the sources of a plan: unique, in order, with the values of their lists."""
 
 import io
 import json
@@ -33,21 +33,21 @@ def names(inputs: list, policy: ListPolicy = ANY) -> list[str]:
     return [Path(source.uri).name for source in list_sources([str(given) for given in inputs], policy)]
 
 
-def test_a_folder_counts_by_suffix_and_name_and_a_file_whatever_it_is_called(videos):
+def test_folders_are_searched_by_suffix_and_files_are_taken_by_any_name(videos):
     assert names([videos]) == ["z.MKV", "b.mp4", "c.webm"]
     assert names([videos / "a/notes.md"]) == ["notes.md"]
 
 
-def test_each_source_counts_once_in_the_order_given(videos):
+def test_sources_are_unique_and_in_input_order(videos):
     assert names([videos / "c.webm", videos, f"{videos}/*.mp4"]) == ["c.webm", "z.MKV", "b.mp4"]
 
 
-def test_a_glob_reaches_below(videos):
+def test_a_glob_is_recursive(videos):
     assert names([f"{videos}/**/*.[mM]*"]) == ["notes.md", "z.MKV", "b.mp4"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
-def test_lists_give_uris_ranges_and_what_is_to_be_carried(videos, suffix):
+def test_lists_give_uris_ranges_and_carried_columns(videos, suffix):
     rows = [
         {"url": "b.mp4", "start_s": 0.5, "end_s": 2.0, "caption": 'a "quoted", one', "id": 7},
         {"url": "s3://bucket/x.mp4", "start_s": None, "end_s": None, "caption": "ünïcode", "id": 8},
@@ -72,7 +72,7 @@ def test_lists_give_uris_ranges_and_what_is_to_be_carried(videos, suffix):
     assert (third.size, third.version, third.start_s) == (-1, "", 1.0), "a missing file is an item, not an error"
 
 
-def test_a_text_list_is_a_uri_a_line(videos):
+def test_a_text_list_has_one_uri_per_line(videos):
     (videos / "list.txt").write_text("b.mp4\n\n  a/z.MKV  \n")
     assert names([videos / "list.txt"]) == ["b.mp4", "z.MKV"]
 
@@ -83,7 +83,7 @@ def test_two_ranges_of_one_video_are_two_sources(videos):
 
 
 @pytest.mark.parametrize("time", ["abc", "inf", "-3", "1:99"])
-def test_a_time_that_is_none_is_left_for_its_item_to_fail(videos, time):
+def test_an_invalid_time_fails_its_item(videos, time):
     (videos / "list.csv").write_text(f"uri,start_s\nb.mp4,{time}\n")
     (source,) = list_sources([str(videos / "list.csv")], ANY)
     assert source.start_s is not None and source.start_s < 0
@@ -99,7 +99,7 @@ def test_a_time_that_is_none_is_left_for_its_item_to_fail(videos, time):
         (ANY, 'uri\n"b.mp4\n', "cannot be read"),
     ],
 )
-def test_a_list_without_its_columns_is_the_users_mistake(videos, policy, text, said):
+def test_a_list_without_the_configured_columns_is_a_usage_error(videos, policy, text, said):
     (videos / "list.csv").write_text(text)
     with pytest.raises(ValueError) as error:
         list(list_sources([str(videos / "list.csv")], policy))
@@ -110,7 +110,7 @@ def test_a_list_without_its_columns_is_the_users_mistake(videos, policy, text, s
     ("name", "data"),
     [("l.jsonl", b"[1]\n"), ("l.jsonl", b"{\n"), ("l.parquet", b"PAR1"), ("l.txt", "ä.mp4".encode("utf-16"))],
 )
-def test_a_damaged_list_is_named(videos, name, data):
+def test_a_damaged_list_is_a_usage_error_with_its_name(videos, name, data):
     (videos / name).write_bytes(data)
     with pytest.raises(ValueError, match=name):
         list(list_sources([str(videos / name)], ANY))
@@ -127,13 +127,13 @@ def test_a_damaged_list_is_named(videos, name, data):
         ("nosuch://bucket/x", "does not know"),
     ],
 )
-def test_an_input_that_is_not_there_is_one_clear_error(videos, given, said):
+def test_a_missing_input_is_one_clear_error(videos, given, said):
     (videos / "empty").mkdir()
     with pytest.raises(ValueError, match=said):
         list(list_sources([given.format(videos)], ANY))
 
 
-def test_a_tar_of_videos_gives_its_members_where_they_lie(videos):
+def test_a_tar_gives_the_offsets_of_its_videos(videos):
     path = videos / "x.tar"
     with tarfile.open(path, "w") as tar:
         for name, data in (
@@ -152,7 +152,7 @@ def test_a_tar_of_videos_gives_its_members_where_they_lie(videos):
     assert [data[source.offset : source.offset + source.size] for source in (one, two)] == [b"first", b"second"]
 
 
-def test_the_fingerprint_knows_the_set_and_not_its_order():
+def test_the_fingerprint_depends_on_the_set_but_not_its_order():
     sources = [Source(f"/v/{number}.mp4", number, str(number)) for number in range(5)]
     forth, back = Fingerprint(), Fingerprint()
     for source in sources:
@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_listed_is_one_failed_entry(videos, monkeypatch)
     assert [Path(source.uri).name for source in good] == ["b.mp4", "c.webm"]
 
 
-def test_what_a_folder_is_searched_for_and_does_not_give_is_counted(videos, capsys):
+def test_skipped_files_of_a_folder_are_counted(videos, capsys):
     for name in ("._b.mp4", "sub.srt", "other.srt", "README", "out/plan.json", "out/plan.parquet", "out/clips-0.tar"):
         (videos / name).parent.mkdir(exist_ok=True)
         (videos / name).write_bytes(b"")
@@ -205,7 +205,7 @@ def test_what_a_folder_is_searched_for_and_does_not_give_is_counted(videos, caps
         assert part in told, part
 
 
-def test_one_file_by_two_links_is_two_sources(videos):
+def test_two_links_to_a_file_are_two_sources(videos):
     (videos / "d.mp4").hardlink_to(videos / "b.mp4")
     (videos / "e.mp4").symlink_to(videos / "b.mp4")
     assert names([videos]) == ["z.MKV", "b.mp4", "c.webm", "d.mp4", "e.mp4"]

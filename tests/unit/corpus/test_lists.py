@@ -1,4 +1,4 @@
-"""Lists as people write them: columns by their usual names, times in several spellings, videos inside parquet files."""
+"""Lists: common column names, several time formats, videos inside parquet files."""
 
 import json
 import math
@@ -38,13 +38,13 @@ def content(source: Source) -> bytes:
         return path.read_bytes()
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_name(folder):
+def test_a_byte_order_mark_and_windows_line_ends_are_ignored(folder):
     (folder / "list.txt").write_bytes(b"\xef\xbb\xbfa.mp4\r\nb.mp4\r\n")
     assert names(folder / "list.txt") == ["a.mp4", "b.mp4"]
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl"])
-def test_a_name_that_is_not_utf8_costs_its_own_row_alone(folder, suffix):
+def test_a_name_that_is_not_utf8_fails_only_its_row(folder, suffix):
     lines = [b"a.mp4", b"na\xefve.mp4", b"b.mp4"]
     if suffix == "csv":
         lines = [b"path", *lines]
@@ -70,20 +70,20 @@ def test_a_name_that_is_not_utf8_costs_its_own_row_alone(folder, suffix):
         ("nan", None),
     ],
 )
-def test_times_are_seconds_or_a_clock(folder, text, seconds):
+def test_times_are_seconds_or_clock_times(folder, text, seconds):
     (folder / "list.csv").write_text(f'path,start_s,end_s\nb.mp4,"{text}",99999\n')
     (source,) = read(folder / "list.csv")
     assert (source.start_s, source.end_s) == (seconds, 99999.0)
 
 
 @pytest.mark.parametrize("value", [timedelta(seconds=1.5), time(0, 0, 1, 500_000), 1.5])
-def test_times_of_a_table_keep_their_type(folder, value):
+def test_numeric_times_of_a_table_keep_their_type(folder, value):
     pq.write_table(pa.table({"path": ["a.mp4"], "start": [value]}), folder / "list.parquet")
     (source,) = read(folder / "list.parquet")
     assert source.start_s == 1.5
 
 
-def test_a_time_that_is_none_is_shown_as_it_was_written(folder):
+def test_an_invalid_time_is_quoted_in_the_error(folder):
     (folder / "list.csv").write_text("path,start_s,end_s\na.mp4,,\na.mp4,one,2\n")
     whole, bad = read(folder / "list.csv")
     assert bad.failure == ("bad_range", "has start_s 'one'; needs seconds or HH:MM:SS.mmm")
@@ -93,21 +93,21 @@ def test_a_time_that_is_none_is_shown_as_it_was_written(folder):
 @pytest.mark.parametrize(
     "header", ["video,start,end", "URL,start_s,end_s", "video_path,start_time,end_time", "contentUrl,begin,stop"]
 )
-def test_columns_are_known_by_their_usual_names(folder, header, capsys):
+def test_common_column_names_are_recognized(folder, header, capsys):
     (folder / "list.csv").write_text(f"{header}\nb.mp4,1,2\n")
     (source,) = read(folder / "list.csv")
     assert (Path(source.uri).name, source.start_s, source.end_s) == ("b.mp4", 1.0, 2.0)
     assert "not used" not in capsys.readouterr().err
 
 
-def test_columns_like_a_range_that_are_not_used_are_named(folder, capsys):
+def test_unused_columns_that_look_like_a_range_are_reported(folder, capsys):
     (folder / "list.csv").write_text("video,start_frame,t1,caption\nb.mp4,25,50,x\n")
     (source,) = read(folder / "list.csv")
     assert source.start_s is None
     assert "not used: start_frame, t1; set lists.start and lists.end" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_a_range_can_be_left_unused(folder):
+def test_a_range_can_be_disabled(folder):
     (folder / "list.csv").write_text("video,start,end\nb.mp4,25,50\n")
     (source,) = read(folder / "list.csv", ListPolicy(start="", end=""))
     assert (source.start_s, source.end_s) == (None, None)
@@ -136,7 +136,7 @@ def test_paths_of_a_binary_column_are_read(folder):
     assert third.failure[0] == "bad_name" and "5000 bytes" in third.failure[1]
 
 
-def test_videos_inside_a_parquet_file_are_read_where_they_are(folder):
+def test_videos_inside_a_parquet_file_are_read_in_place(folder):
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     rows = [
         {"bytes": b"inside", "path": "a.mp4"},

@@ -1,4 +1,4 @@
-"""Tars as people pack them: one bad member, or one bad tar, is one failed entry."""
+"""Tars of videos: a bad member or a bad tar is one failed entry."""
 
 import io
 import json
@@ -36,7 +36,7 @@ def content(source: Source) -> bytes:
         return path.read_bytes()
 
 
-def test_a_leading_dot_is_no_part_of_a_name(tmp_path):
+def test_a_leading_dot_folder_is_removed_from_names(tmp_path):
     caption = b'{"caption": "one"}'
     path = pack(tmp_path / "x.tar", ("./0001.json", caption), ("./0001.mp4", b"first"), ("./sub/0001.mp4", b"second"))
     first, second = read(path)
@@ -45,7 +45,7 @@ def test_a_leading_dot_is_no_part_of_a_name(tmp_path):
     assert [content(source) for source in (first, second)] == [b"first", b"second"]
 
 
-def test_a_dotted_folder_keeps_what_is_carried(tmp_path):
+def test_a_folder_with_a_dot_keeps_carried_values(tmp_path):
     members = [(f"v1.{part}/0001.{kind}", data) for part in "01" for kind, data in (("json", b"{}"), ("mp4", b"x"))]
     members[0] = (members[0][0], b'{"caption": "of v1.0"}')
     first, second = read(pack(tmp_path / "x.tar", *members))
@@ -92,7 +92,7 @@ def _damage(data: bytes, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["cut in a member", "cut in a header", "damaged header"])
-def test_a_torn_tar_gives_what_comes_before_and_one_failed_entry(tmp_path, kind):
+def test_a_truncated_tar_gives_the_members_before_the_damage_and_one_failed_entry(tmp_path, kind):
     path = pack(tmp_path / "x.tar", ONE, ("0002.mp4", b"2" * 1000), ("0003.mp4", b"third"))
     path.write_bytes(_damage(path.read_bytes(), kind))
     sources = read(path)
@@ -103,7 +103,7 @@ def test_a_torn_tar_gives_what_comes_before_and_one_failed_entry(tmp_path, kind)
 
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, b"\x1f\x8b" + b"\0" * 1000])
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
-def test_what_is_no_tar_is_one_failed_entry(tmp_path, name, data):
+def test_a_file_that_is_not_a_tar_is_one_failed_entry(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     (source,) = read(tmp_path / name)
     assert source.failure[0] == "torn_tar"
@@ -117,7 +117,7 @@ def test_a_compressed_tar_is_read(tmp_path, suffix):
         assert [content(source) for source in sources] == [b"first", b"second"]
 
 
-def test_a_torn_compressed_tar_is_one_failed_entry(tmp_path):
+def test_a_truncated_compressed_tar_is_one_failed_entry(tmp_path):
     path = pack(tmp_path / "x.tar.gz", ONE, ("0002.mp4", b"second" * 1000), mode="w:gz")
     path.write_bytes(path.read_bytes()[:-40])
     assert [source.failure[0] for source in read(path) if source.failure] == ["torn_tar"]
@@ -128,19 +128,19 @@ def test_a_gzipped_tar_named_as_a_plain_one_is_one_failed_entry(tmp_path):
     assert source.failure[0] == "torn_tar"
 
 
-def test_files_of_macos_are_passed_over_and_counted(tmp_path):
+def test_files_of_macos_are_skipped_and_counted(tmp_path):
     passed: Counter[str] = Counter()
     (source,) = read(pack(tmp_path / "x.tar", ("._0001.mp4", b"\0\5\26\7"), ("d/._0001.mp4", b"\0"), ONE), passed)
     assert content(source) == b"first" and passed == {"macOS ._ files": 2}
 
 
 @pytest.mark.parametrize("data", [b"{", b"\xff", b'{"caption": 1e999, "x": '])
-def test_damage_beside_a_video_costs_that_video(tmp_path, data):
+def test_a_damaged_sidecar_fails_its_video(tmp_path, data):
     bad, good = read(pack(tmp_path / "x.tar", ("0000.json", data), ("0000.mp4", b"data"), ONE))
     assert bad.failure[0] == "bad_sidecar" and "0000.json" in bad.failure[1]
     assert content(good) == b"first"
 
 
-def test_what_json_cannot_hold_is_carried_as_text(tmp_path):
+def test_values_without_a_json_type_are_carried_as_text(tmp_path):
     (source,) = read(pack(tmp_path / "x.tar", ("0001.json", b'{"caption": [NaN, "\\ud800"]}'), ONE))
     assert json.loads(source.carried) == {"caption": r"[nan, '\ud800']"}
