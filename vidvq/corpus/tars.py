@@ -5,7 +5,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,7 +45,8 @@ def read_tar(path: Path, carry: Collection[str], suffixes: Collection[str], pass
 
     Args:
         path: the tar.
-        carry: fields of ``KEY.json`` to carry, and ``txt`` for the content of ``KEY.txt``.
+        carry: fields of ``KEY.json`` to carry, and ``txt`` for the content of ``KEY.txt``. KEY ends at the first dot
+            (WebDataset's rule), or is the whole name of a video before its suffix, since titles have dots.
         suffixes: suffixes of videos.
         passed: counts skipped members by kind.
     """
@@ -61,21 +62,21 @@ def read_tar(path: Path, carry: Collection[str], suffixes: Collection[str], pass
                 members.members = []  # type: ignore[attr-defined]
                 name = info.name.removeprefix("./")
                 folder, _, base = name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                suffix = f".{extension.rpartition('.')[2].lower()}"
+                stem, _, kind = base.rpartition(".")
+                suffix = f".{kind.lower()}"
                 if info.isdir():
                     continue
-                if (key := f"{folder}/{stem}") != sample.key:
+                if (key := f"{folder}/{base.partition('.')[0]}") != sample.key:
                     yield from sample.sources()
                     sample = _Sample(tar, carry, key)
                 if base.startswith(APPLE_DOUBLE):
                     passed[APPLE_DOUBLES] += 1
                 elif suffix in suffixes:
-                    sample.add(name, info)
-                elif extension in {"json", "txt"} and carry and info.isreg() and info.size <= _MAX_SIDECAR_BYTES:
+                    sample.add(name, f"{folder}/{stem}", info)
+                elif kind in {"json", "txt"} and carry and info.isreg() and info.size <= _MAX_SIDECAR_BYTES:
                     content = members.extractfile(info)
                     assert content is not None
-                    sample.read_sidecar(name, extension, content.read())
+                    sample.read_sidecar(name, f"{folder}/{stem}", kind, content.read())
             # tarfile takes a damaged header for the end.
             file.seek(members.offset)  # type: ignore[attr-defined]
             if any(file.read(BLOCK_BYTES)):
@@ -94,37 +95,41 @@ class _Sample:
     def __init__(self, tar: Source, carry: Collection[str], key: str) -> None:
         self.key = key
         self._tar, self._carry = tar, carry
-        self._videos: list[Source] = []
-        self._carried: dict[str, Any] = {}
-        self._damage = ""
+        # Videos with their names before the suffix; fields and damage of sidecars by the same.
+        self._videos: list[tuple[Source, str]] = []
+        self._carried: dict[str, dict[str, Any]] = defaultdict(dict)
+        self._damage: dict[str, str] = {}
 
-    def add(self, name: str, info: tarfile.TarInfo) -> None:
+    def add(self, name: str, stem: str, info: tarfile.TarInfo) -> None:
         uri = f"{self._tar.uri}#{name}"
         if not info.isreg() or info.issparse():
             kind = f"is a link to {info.linkname}" if info.islnk() or info.issym() else "is no plain file"
-            self._videos.append(failed_source(uri, "not_a_file", f"{kind} in its tar; pack the file itself"))
+            source = failed_source(uri, "not_a_file", f"{kind} in its tar; pack the file itself")
         elif fault := _name_fault(name):
-            self._videos.append(failed_source(uri, "bad_name", f"{fault}; rename it in the tar"))
+            source = failed_source(uri, "bad_name", f"{fault}; rename it in the tar")
         else:
-            self._videos.append(Source(uri, info.size, self._tar.version, info.offset_data))
+            source = Source(uri, info.size, self._tar.version, info.offset_data)
+        self._videos.append((source, stem))
 
-    def read_sidecar(self, name: str, extension: str, data: bytes) -> None:
+    def read_sidecar(self, name: str, stem: str, kind: str, data: bytes) -> None:
         try:
-            if extension == "txt":
-                self._carried |= {"txt": data.decode()} if "txt" in self._carry else {}
+            if kind == "txt":
+                self._carried[stem] |= {"txt": data.decode()} if "txt" in self._carry else {}
                 return
             fields = json.loads(data)
             if isinstance(fields, dict):
-                self._carried |= {name: fields[name] for name in self._carry if name in fields}
+                self._carried[stem] |= {name: fields[name] for name in self._carry if name in fields}
         except (ValueError, RecursionError) as error:
-            self._damage = f"has {shown(name)} beside it, which cannot be read: {error}; mend it, or set lists.carry=[]"
+            self._damage[stem] = (
+                f"has {shown(name)} beside it, which cannot be read: {error}; mend it, or set lists.carry=[]"
+            )
 
     def sources(self) -> Iterator[Source]:
-        carried = carried_json(self._carried)
-        for source in self._videos:
-            if self._damage and not source.failure:
-                source = failed_source(source.uri, "bad_sidecar", self._damage)
-            yield replace(source, carried=carried)
+        for source, stem in self._videos:
+            damage = self._damage.get(stem) or self._damage.get(self.key)
+            if damage and not source.failure:
+                source = failed_source(source.uri, "bad_sidecar", damage)
+            yield replace(source, carried=carried_json(self._carried[self.key] | self._carried[stem]))
 
 
 def _name_fault(name: str) -> str:

@@ -68,6 +68,26 @@ def test_a_member_with_a_bad_name_is_one_failed_entry(tmp_path, name, shown, sai
     assert content(good) == b"first"
 
 
+def test_a_name_with_dots_keeps_what_is_carried(tmp_path):
+    def about(caption: str) -> bytes:
+        return json.dumps({"caption": caption}).encode()
+
+    members = [
+        ("Track 2.0 (clean).mp4", b"first"),
+        ("Track 2.0 (clean).json", about("clean")),
+        ("Track 2.1.mp4", b"second"),
+        ("Track 2.1.json", b"{"),
+        ("0001.mp4", b"third"),
+        ("0001.low.mp4", b"fourth"),
+        ("0001.low.json", about("low")),
+        ("0001.json", about("both")),
+        ("0001.meta.json", b"{"),
+    ]
+    first, second, third, fourth = read(pack(tmp_path / "x.tar", *members))
+    assert [json.loads(source.carried)["caption"] for source in (first, third, fourth)] == ["clean", "both", "low"]
+    assert second.failure and second.failure[0] == "bad_sidecar"
+
+
 def test_names_with_a_number_sign_are_read(tmp_path):
     (source,) = read(pack(tmp_path / "x.tar", ("a#1.mp4", b"first")))
     assert content(source) == b"first"

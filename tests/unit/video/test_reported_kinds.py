@@ -106,7 +106,13 @@ KINDS: dict[str, tuple[Build, list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Kinds much like another one here.
+_ALIKE = {"trimmed-hevc", "palette-mov", "size-changes-mkv", "alpha-prores", "timecode-mov", "short-groups-hevc"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in _ALIKE else []) for kind in KINDS]
+)
 def test_every_frame_comes_wherever_reading_begins(kind, master, tmp_path):
     build, expected = KINDS[kind]
     path = build(master, tmp_path)
