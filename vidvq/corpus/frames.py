@@ -17,7 +17,7 @@ from vidvq.corpus.fetch import as_video_error, local_file
 from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.video import VideoError
-from vidvq.video.decode import FrameReader, decode_clip, open_reader, sample_timeline, time_stretch
+from vidvq.video.decode import FrameReader, clip_times, decode_clip, open_reader, sample_timeline
 from vidvq.video.geometry import FrameSize
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import Limits, VideoInfo, probe
@@ -205,7 +205,7 @@ def _item(
 
 
 def _describe(window: Window, info: VideoInfo, size: FrameSize, times: Sequence[int]) -> ItemInfo:
-    pts, duration, fps = time_stretch(info, times, window.first, window.num_frames)
+    pts, duration, fps = clip_times(info, times, window.first, window.num_frames)
     return ItemInfo(
         window.source.uri, window.clip_index, len(pts), size.height, size.width, fps, str(info.time_base), pts, duration
     )

@@ -17,12 +17,12 @@ from vidvq.video import VideoError
 from vidvq.video.decode import (
     DecoderName,
     FrameReader,
+    clip_times,
     decode_clip,
     decoder_version,
     decoders_for,
     open_reader,
     sample_timeline,
-    time_stretch,
 )
 from vidvq.video.encode import encode_ffv1, encode_mp4, encode_npy
 from vidvq.video.probe import VideoInfo, probe
@@ -161,7 +161,7 @@ class _Video:
         return "mkv", media
 
     def _describe(self, row: PlannedClip, decoder: DecoderName) -> ClipInfo:
-        pts, duration, fps = time_stretch(self.info, self.times, row.first, row.num_frames)
+        pts, duration, fps = clip_times(self.info, self.times, row.first, row.num_frames)
         return ClipInfo(
             source=row.source.uri,
             clip_index=row.clip_index,

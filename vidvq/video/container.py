@@ -1,18 +1,18 @@
-"""What a file is, by its first bytes, before any demuxer sees it.
+"""Detection of the container format from the first bytes of a file.
 
-A playlist or a script handed to libav makes it open other files and URLs. So a container is recognised by its magic,
-anything else is refused, and the demuxer is then named, never guessed.
+With playlists and scripts, libav opens other files and URLs. Therefore the demuxer is chosen by magic bytes, never
+guessed by libav, and all other files are refused.
 """
 
 import re
 from pathlib import Path
 
 _TS_PACKET = 188
-# A transport stream's packets, those with a 4-byte timestamp before each, and those with 16 bytes of parity behind.
+# Packet sizes of transport streams: plain, with a 4-byte timestamp before, and with 16 bytes of parity after.
 _TS_STEPS = (_TS_PACKET, _TS_PACKET + 4, _TS_PACKET + 16)
 _TS_MARKS = 4
 _WEBP_MOVES = 2
-# Brands of still pictures in the container of mp4.
+# Brands of still pictures in an mp4 container.
 _STILLS = {b"avif", b"heic", b"heix", b"heim", b"heis", b"mif1"}
 _ATOMS = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 _MAGIC = (
@@ -36,16 +36,18 @@ _MAGIC = (
     (b"\x00\x00\x01\xb0", "m4v"),
     (b"\x00\x00\x01\x0f", "vc1"),
 )
-# The first unit of a raw stream: parameters, or the delimiter before them.
+# First unit of a raw stream: parameter sets, or an access unit delimiter.
 _RAW_H264 = re.compile(rb"\x00{2,3}\x01[\x67\x27\x47\x09]")
 _RAW_HEVC = re.compile(rb"\x00{2,3}\x01[\x40\x42\x46]\x01")
 _RAW_MPEG4 = re.compile(rb"\x00\x00\x01[\x00-\x0e]")
 
 
 class VideoError(Exception):
-    """A video that cannot be used: a short reason that is counted, and a sentence for a person.
+    """A video that cannot be used. Not an error of the user: a corpus job continues without the video.
 
-    It is not the user's mistake; a corpus goes on without the video.
+    Attributes:
+        reason: short reason, for counting.
+        detail: description, continuing a sentence that starts with the video.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -58,7 +60,7 @@ class VideoError(Exception):
 
 
 def container_format(path: Path) -> str:
-    """The libav demuxer for a file, one of those that :func:`sniff` names.
+    """Detect the libav demuxer for a file; see :func:`sniff`.
 
     Raises:
         VideoError: ``unreadable``, ``empty_file`` or ``not_a_video``.
@@ -77,12 +79,12 @@ def container_format(path: Path) -> str:
 
 
 def sniff(head: bytes) -> str | None:
-    """The libav demuxer for a file that starts with ``head`` (1024 bytes, or all there is), or None.
+    """Detect the libav demuxer for a file that starts with ``head`` (1024 bytes, or the whole file); None if unknown.
 
-    These alone are ever opened: ``mov``, ``matroska``, ``avi``, ``flv``, ``mpegts``, ``mpeg``, ``ogg``, ``asf``,
+    Only these are ever opened: ``mov``, ``matroska``, ``avi``, ``flv``, ``mpegts``, ``mpeg``, ``ogg``, ``asf``,
     ``mxf``, ``dv``, ``nut``, ``rm``, ``wtv``, ``ivf``, ``obu``, ``yuv4mpegpipe``, ``gif``, ``apng``, the raw streams
     ``h264``, ``hevc``, ``m4v``, ``mpegvideo`` and ``vc1``, and ``webp``, an animation that Pillow decodes (see
-    :mod:`vidvq.video.webp`). Playlists, subtitles, still images and sound are not among them.
+    :mod:`vidvq.video.webp`). Playlists, subtitles, still images and sound are refused.
     """
     if head[4:8] in _ATOMS:
         return None if head[4:8] == b"ftyp" and head[8:12] in _STILLS else "mov"
@@ -102,7 +104,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def _has_ts_marks(head: bytes) -> bool:
-    """A recording may begin anywhere in a packet."""
+    """Whether sync bytes occur at the packet size of a transport stream, from any offset."""
     for step in _TS_STEPS:
         for start in range(step):
             marks = head[start::step]

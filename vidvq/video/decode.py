@@ -1,4 +1,4 @@
-"""Frames of a video: by PyAV, or by decord where it is right; and the clips that vidvq itself wrote, from memory."""
+"""Decoding of frames of a video with PyAV, or decord where it is reliable, and of clips in memory."""
 
 import io
 import os
@@ -19,30 +19,28 @@ from av.video.stream import VideoStream
 
 from vidvq.video.colour import unsupported_colour
 from vidvq.video.container import VideoError, sniff
-from vidvq.video.deinterlace import Numbered, deinterlaced
+from vidvq.video.deinterlace import Numbered, deinterlace
 from vidvq.video.geometry import FrameSize
 from vidvq.video.probe import DecoderName, VideoInfo
 from vidvq.video.stream import Decoded, decode, open_video, video_stream
 
-# decord polls its decoding thread so many times at the end of a file, then gives up. A count that a busy machine can
-# use up makes the outcome a matter of timing, and so the bytes of a clip; what truly hangs meets the job's deadline.
-# Set before its library loads.
+# Number of polls of decord's decoding thread at the end of a file. A low limit makes success, and so the bytes of a
+# clip, depend on machine load; real hangs are caught by the deadline of the job. Must be set before the import.
 os.environ["DECORD_EOF_RETRY_MAX"] = "1000000000"
 
-# Frames may come out of order by as many as a codec's reorder buffer holds.
+# Maximum size of a codec's reorder buffer (frames).
 _REORDER_FRAMES = 32
-# Decoding so many frames that nobody wants costs less than a seek, which may go back to a keyframe before them.
-_WORTH_A_SEEK = 256
+# Number of unwanted frames to decode instead of seeking; a seek may go back to a keyframe before them.
+_SKIP_FRAMES = 256
 _NPY = b"\x93NUMPY"
 
 
 def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[DecoderName, ...]:
-    """Which decoders to try on a video, in order.
+    """Decoders to try on a video, in order.
 
-    PyAV is right on all that it reads, and the same each time. decord 0.6.0 gives wrong frames after a seek, without
-    an error, where groups of pictures are open or the demuxer does not find keyframes; knows no rotation, range,
-    matrix or fields; and on a damaged file it gives out by timing, so that two runs differ in which decoder made a
-    clip.
+    PyAV is correct and deterministic. decord 0.6.0 silently returns wrong frames after a seek if groups of pictures are
+    open or the demuxer cannot seek to keyframes. It ignores rotation, colour range, matrix and interlacing. On a
+    damaged file it fails non-deterministically, so that runs differ in which decoder made a clip.
     """
     exact = info.codec != "hevc" and not info.open_groups and info.finds_keyframes
     exact = exact and info.packets is None
@@ -50,14 +48,18 @@ def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[Deco
 
 
 def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[Sequence[int], Sequence[int]]:
-    """Which source frames make the video at ``fps``, by time and not by count.
+    """Resample the timeline of a video, by time.
+
+    Args:
+        info: the video.
+        fps: target rate (frames per second); None keeps every frame at its time.
 
     Returns:
-        ``(frame indices, their pts)``: for ``fps=None`` every frame at its own time; else, for each tick of the new
-        clock, the frame that is on screen then, so that variable frame rates come out right.
+        Indices of source frames, and their times (ticks). With ``fps``, the frame on screen at each tick of the new
+        clock, which is correct for variable frame rates.
 
     Raises:
-        VideoError: ``too_large``; more than ``info.max_frames`` frames.
+        VideoError: ``too_large``, if there are more than ``info.max_frames`` frames.
     """
     if fps is None:
         return range(info.num_frames), info.pts
@@ -75,19 +77,21 @@ def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[Sequence[int], 
     return array("q", (max(bisect_right(info.pts, time) - 1, 0) for time in times)), times
 
 
-def time_stretch(
+def clip_times(
     info: VideoInfo, times: Sequence[int], first: int, num_frames: int
 ) -> tuple[tuple[int, ...], int, float]:
-    """When some frames of a sampled timeline are shown.
+    """Times of the frames of a clip.
 
     Args:
-        info: of the video.
-        times: of all its sampled frames, as :func:`sample_timeline` returns them.
-        first, num_frames: which of them.
+        info: the video.
+        times: times of all sampled frames (ticks), from :func:`sample_timeline`.
+        first: index of the first frame of the clip.
+        num_frames: number of frames of the clip.
 
     Returns:
-        ``(pts, duration, fps)``: ticks; ticks until the frame after them, or at the end of the video until the last
-        frame is off the screen where it is held, else as long as their own frames on average; mean frames per second.
+        Times of the frames (ticks), duration of the clip (ticks) and mean frame rate (frames per second). The duration
+        lasts until the next frame of the video. At the end of the video it lasts until the end of a held last frame;
+        otherwise the last frame has the mean duration of the others.
     """
     after = first + num_frames
     pts = tuple(times[first:after])
@@ -107,77 +111,83 @@ class FrameReader(Protocol):
     """Reads frames of one open video."""
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Decode some frames.
+        """Decode frames.
 
         Args:
-            indices: which frames, ascending; may repeat.
+            indices: indices of the frames, ascending; may repeat.
 
         Returns:
-            ``t h w c`` uint8 RGB, scaled and cropped, one frame for each index.
+            Frames ``t h w c`` uint8 RGB, scaled and cropped, one per index.
 
         Raises:
-            VideoError: ``decode_error``; a frame is missing or damaged.
+            VideoError: ``decode_error``, if a frame is missing or damaged.
         """
         ...
 
 
 def open_reader(path: Path, info: VideoInfo, size: FrameSize, decoder: DecoderName) -> FrameReader:
-    """Open a local video whose timeline :func:`vidvq.video.probe.probe` found.
+    """Open a local video for reading frames.
+
+    Args:
+        path: the video.
+        info: result of :func:`vidvq.video.probe.probe`.
+        size: size of the frames.
+        decoder: decoder to use.
 
     Raises:
-        VideoError: ``decode_error``; the decoder cannot open it, or disagrees about the number of frames.
+        VideoError: ``decode_error``, if the decoder cannot open the video, or finds another number of frames.
     """
     return _DecordReader(path, info, size) if decoder == "decord" else _PyAVReader(path, info, size)
 
 
 def decoder_version(decoder: DecoderName) -> str:
-    """``decord 0.6.0``: what is recorded with a clip."""
+    """Name and version of a decoder, as recorded with a clip: ``decord 0.6.0``."""
     return f"{decoder} {version('av' if decoder == 'pyav' else decoder)}"
 
 
-def decode_clip(media: bytes, where: str) -> np.ndarray:
-    """Decode a whole clip that vidvq wrote.
+def decode_clip(media: bytes, label: str) -> np.ndarray:
+    """Decode a clip of a clip shard.
 
     Args:
-        media: an mp4, matroska or npy file in memory.
-        where: names the clip in an error.
+        media: content of an mp4, Matroska or npy file.
+        label: name of the clip, for error messages.
 
     Returns:
-        ``t h w c`` uint8 RGB.
+        Frames ``t h w c`` uint8 RGB.
 
     Raises:
-        VideoError: ``decode_error``; none of these, or damaged.
+        VideoError: ``decode_error``, if the content is of another format, or damaged.
     """
     try:
         if media.startswith(_NPY):
             frames = np.load(io.BytesIO(media), allow_pickle=False)
             if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-                raise VideoError("decode_error", f"{where} has {frames.dtype} {frames.shape}, not t h w 3 of uint8")
+                raise VideoError("decode_error", f"{label} has {frames.dtype} {frames.shape}, not t h w 3 of uint8")
             return frames
         container_format = sniff(media[:1024])
         if container_format not in {"mov", "matroska"}:
-            raise VideoError("decode_error", f"{where} is not an mp4, mkv or npy file")
+            raise VideoError("decode_error", f"{label} is not an mp4, mkv or npy file")
         with av.open(io.BytesIO(media), mode="r", format=container_format) as container:
             if not container.streams.video:
-                raise VideoError("decode_error", f"{where} has no video stream")
+                raise VideoError("decode_error", f"{label} has no video stream")
             container.streams.video[0].thread_type = "NONE"
             scaler = _Scaler()
             frames = [scaler.rgb(frame) for frame in container.decode(video=0)]
     except (av.error.FFmpegError, ValueError, EOFError) as error:
-        raise VideoError("decode_error", f"{where}: {error}") from error
+        raise VideoError("decode_error", f"{label}: {error}") from error
     if not frames:
-        raise VideoError("decode_error", f"{where} has no frames")
+        raise VideoError("decode_error", f"{label} has no frames")
     return np.stack(frames)
 
 
 class _Scaler:
-    """Frames to RGB. One for all frames of a video, on one thread: a frame's own would start threads for each."""
+    """Conversion of frames to RGB, shared by the frames of a video; PyAV's default starts threads for each frame."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()
 
     def rgb(self, frame: av.VideoFrame, **size: int) -> np.ndarray:
-        """``h w c`` uint8 RGB."""
+        """Convert a frame to ``h w c`` uint8 RGB."""
         try:
             return self._reformatter.reformat(
                 frame, **size, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
@@ -216,46 +226,46 @@ class _DecordReader:
             raise VideoError("decode_error", f"decord: {str(error).splitlines()[0]}") from error
         if frames.shape != (len(indices), self._size.scaled_height, self._size.scaled_width, 3):
             raise VideoError("decode_error", f"decord gave frames of shape {frames.shape}")
-        return self._size.frame(frames)
+        return self._size.crop_or_pad(frames)
 
 
 class _PyAVReader:
-    """Goes through the video once, as long as what is asked for lies ahead; what was read last is kept for overlaps."""
+    """Reads forward without seeking if possible; keeps the frames of the last read for overlapping reads."""
 
     def __init__(self, path: Path, info: VideoInfo, size: FrameSize) -> None:
         self._path, self._info, self._size = path, info, size
-        self._walk: Iterator[Numbered] = iter(())
-        self._next = info.num_frames  # the least index that the walk may still give
+        self._frames: Iterator[Numbered] = iter(())
+        self._next = info.num_frames  # lowest index that may still come
         self._ahead: Numbered | None = None
-        self._kept: dict[int, np.ndarray] = {}
-        self._lost: set[int] = set()  # frames that are damaged or not there
+        self._last_read: dict[int, np.ndarray] = {}
+        self._lost: set[int] = set()  # damaged or missing frames
         self._scaler = _Scaler()
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         wanted = set(indices)
-        found = {index: frame for index, frame in self._kept.items() if index in wanted}
+        found = {index: frame for index, frame in self._last_read.items() if index in wanted}
         if unread := wanted - found.keys() - self._lost:
             self._go_to(min(unread))
             self._read(unread, found)
-            self._kept = found
+            self._last_read = found
         if missing := sorted(wanted - found.keys()):
             self._lost.update(missing)
             raise VideoError(
                 "decode_error", f"{len(missing)} of {len(wanted)} frames cannot be decoded (first: {missing[0]})"
             )
-        return self._size.frame(np.stack([found[index] for index in indices]))
+        return self._size.crop_or_pad(np.stack([found[index] for index in indices]))
 
     def _go_to(self, first: int) -> None:
-        if not self._next <= first <= self._next + _WORTH_A_SEEK:
-            self._walk, self._ahead, self._next = self._shown(first), None, 0
+        if not self._next <= first <= self._next + _SKIP_FRAMES:
+            self._frames, self._ahead, self._next = self._shown(first), None, 0
 
     def _read(self, wanted: set[int], found: dict[int, np.ndarray]) -> None:
-        """Scale the wanted frames; the one behind the last of them is kept for the next read."""
+        """Decode and scale the wanted frames; the first frame after them is kept for the next read."""
         last = max(wanted)
         while self._next <= last:
-            numbered, self._ahead = self._ahead or next(self._walk, None), None
+            numbered, self._ahead = self._ahead or next(self._frames, None), None
             if numbered is None or numbered[0] > last:
-                # What was wanted and has not come does not come any more.
+                # Wanted frames that have not come by now are missing.
                 self._ahead, self._next = numbered, last + 1
                 return
             index, frame = numbered
@@ -272,16 +282,16 @@ class _PyAVReader:
 
     def _shown(self, first: int) -> Iterator[Numbered]:
         try:
-            yield from deinterlaced(self._start(first))
+            yield from deinterlace(self._start(first))
         except av.error.FFmpegError as error:
             raise VideoError("decode_error", f"its interlaced frames cannot be made whole: {error}") from error
 
     def _start(self, first: int) -> Iterator[Numbered]:
-        """Yield the frames that are there as planned, in order; one that is not is left out."""
+        """Yield the frames that match the timeline, in order; others are skipped."""
         if self._info.packets is None and self._info.finds_keyframes and first > _REORDER_FRAMES:
             with open_video(self._path) as container:
                 stream = video_stream(container)
-                # Far enough back that the keyframe found is not one that is shown after the frame wanted.
+                # Seek far enough back that the keyframe is not shown after the wanted frame.
                 container.seek(self._info.pts[first - _REORDER_FRAMES], stream=stream)
                 frames = self._by_time(decode(container, stream))
                 begun = next(frames, None)
@@ -302,21 +312,21 @@ class _PyAVReader:
     def _by_time(self, decoded: Iterator[Decoded]) -> Iterator[Numbered]:
         before, lost = -1, False
         for one in decoded:
-            place = -1 if one.pts is None else bisect_left(self._info.pts, one.pts)
-            known = place < self._info.num_frames and self._info.pts[place] == one.pts
-            if not one.frame or not known or place <= before:
+            index = -1 if one.pts is None else bisect_left(self._info.pts, one.pts)
+            known = index < self._info.num_frames and self._info.pts[index] == one.pts
+            if not one.frame or not known or index <= before:
                 continue
-            # A frame that never came may be one that the next are predicted from.
-            lost = not one.frame.key_frame and (lost or 0 <= before < place - 1)
-            before = place
+            # The next frames may be predicted from a missing frame.
+            lost = not one.frame.key_frame and (lost or 0 <= before < index - 1)
+            before = index
             if not lost:
-                yield place, one.frame
+                yield index, one.frame
 
 
 def _decodes_alone(stream: VideoStream, frame: av.VideoFrame) -> bool:
-    """Whether a frame after a seek is one to begin at.
+    """Whether decoding may start at a frame after a seek.
 
-    Some files mark every packet as a keyframe, or pictures that are refreshed bit by bit; and a seek loses a palette
-    that the file has once.
+    Some files mark every packet as a keyframe, or use gradual refresh; and a seek loses a palette that is stored only
+    once.
     """
     return not frame.format.has_palette and bool(frame.key_frame or stream.codec_context.codec.intra_only)

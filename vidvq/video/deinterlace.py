@@ -10,10 +10,10 @@ from av.filter import Graph
 Numbered = tuple[int, av.VideoFrame]
 
 
-def deinterlaced(frames: Iterator[Numbered]) -> Iterator[Numbered]:
+def deinterlace(frames: Iterator[Numbered]) -> Iterator[Numbered]:
     """Deinterlace the frames that are flagged as interlaced; yield all others unchanged.
 
-    A deinterlaced frame depends only on the frame itself and its neighbours. Except for the first frame, the result
+    A deinterlace frame depends only on the frame itself and its neighbours. Except for the first frame, the result
     therefore does not depend on where decoding starts.
 
     Args:

@@ -29,7 +29,7 @@ class FrameSize:
     height: int
     width: int
 
-    def frame(self, frames: np.ndarray) -> np.ndarray:
+    def crop_or_pad(self, frames: np.ndarray) -> np.ndarray:
         """Crop or pad scaled frames ``t h w c`` to the final size; padding is black."""
         top, left = (self.scaled_height - self.height) // 2, (self.scaled_width - self.width) // 2
         inside = frames[:, max(top, 0) : max(top, 0) + self.height, max(left, 0) : max(left, 0) + self.width]

@@ -1,4 +1,4 @@
-"""What the packets of a video stream tell without being decoded, and whether it can be trusted."""
+"""The timeline of a video stream from its packets, without decoding, and whether it can be trusted."""
 
 from array import array
 from dataclasses import dataclass
@@ -10,36 +10,36 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidvq.video.container import VideoError
-from vidvq.video.pictures import is_b_picture, is_hidden, may_hide
+from vidvq.video.pictures import has_hidden_frames, is_b_picture, is_hidden
 from vidvq.video.stream import demuxer, one_line
 
-# Demuxers whose packets may be trusted, and those of recordings, where so long a pause (s) is another recording.
+# Demuxers whose packets may be trusted; and those of recordings, in which a longer pause (seconds) starts another one.
 _TRUSTED = {"mov", "matroska", "avi", "flv", "asf", "mpegts", "mpeg"}
 RECORDED = {"mpegts", "mpeg"}
 LONGEST_PAUSE_S = 10
-# A frame may be shown as many frames after its place in the file as a run of B-frames is long.
+# Maximum distance of a frame from its position in display order.
 _REORDER_FRAMES = 32
-# A packet of MPEG-4 so small holds no picture: it stands for one that came packed in the packet before.
+# Smaller MPEG-4 packets have no picture: they are placeholders for one packed into the packet before.
 _NO_PICTURE_BYTES = 8
-# libav's numbers of the field order: unknown, and frames that are not of fields.
+# Field orders of libav for progressive video: unknown, progressive.
 _NO_FIELDS = (0, 1)
-# Codecs with pictures to be shown before others that came sooner, which :func:`is_b_picture` does not know.
+# Codecs with B-frames that :func:`is_b_picture` does not detect.
 _OTHER_B_CODECS = {"hevc", "vc1", "wmv3", "rv30", "rv40"}
 _UNKNOWN = -(1 << 63)
 
 
 @dataclass(frozen=True)
 class Packets:
-    """Of the packets of a video stream, in their order in the file, those that hold a frame to show.
+    """Packets of a video stream with a shown frame, in file order.
 
     Attributes:
-        pts: their presentation times.
-        keys: which of them are keyframes.
-        begins_with_key: the very first packet is one, shown or not.
-        has_b_pictures: among the first, in order of their times, is one that is to be shown before another.
-        smallest: bytes of the smallest.
-        last_ends: when the last frame to be shown ends, ticks.
-        by_dts: the times are decoding times, since the container stores no others.
+        pts: presentation times (ticks), int64.
+        keys: whether each packet is a keyframe, bool.
+        begins_with_key: whether the first packet of the stream, shown or not, is a keyframe.
+        has_b_pictures: whether one of the first packets with ascending times has a B-picture.
+        smallest: size of the smallest packet (bytes).
+        last_ends: end of the last frame in display order (ticks); None if unknown.
+        by_dts: whether ``pts`` are decoding times, because the container stores no others.
     """
 
     pts: np.ndarray
@@ -52,18 +52,18 @@ class Packets:
 
     @classmethod
     def read(cls, container: InputContainer, stream: VideoStream, max_frames: int) -> "Packets":
-        """Read all packets of a file; of a torn file, those before the tear.
+        """Read all packets of a file; of a truncated file, those before the end.
 
         Raises:
-            VideoError: ``unreadable``, ``encrypted``, or ``too_large``: over ``max_frames``.
+            VideoError: ``unreadable``, ``encrypted``, or ``too_large`` (more than ``max_frames``).
         """
         pts, keys = array("q"), bytearray()
-        # AVI stores frames in order of decoding and no other time; those are the times that frames are shown at.
+        # AVI stores only decoding times, in decoding order; frames are shown at these times.
         by_dts = _is_out_of_order_avi(container, stream)
         begins_with_key, smallest = None, 1 << 62
         last_pts, last_ends = _UNKNOWN, None
         context = stream.codec_context
-        hidden = may_hide(context.name)
+        hidden = has_hidden_frames(context.name)
         has_b_pictures = False
         try:
             for packet in container.demux(stream):
@@ -92,7 +92,7 @@ class Packets:
         except av.error.FFmpegError as error:
             if not pts:
                 raise VideoError("unreadable", f"no packet can be read: {one_line(error)}") from error
-            # A torn tail: what came before it is whole.
+            # The file is truncated; the packets before are valid.
         if not pts:
             raise VideoError("unreadable", "its video stream has no frames")
         return cls(
@@ -107,36 +107,36 @@ class Packets:
 
     @property
     def _last_keys(self) -> np.ndarray:
-        """For each packet, the index of the last keyframe among those up to it, -1 for none."""
+        """Index of the last keyframe up to each packet; -1 for none."""
         return np.maximum.accumulate(np.where(self.keys, np.arange(len(self.pts)), -1))
 
     @property
     def _leading(self) -> np.ndarray:
-        """Which packets are shown before the keyframe that they come behind."""
+        """Whether each packet is shown before the keyframe that precedes it."""
         return (self._last_keys >= 0) & (self.pts < self.pts[self._last_keys])
 
     @property
     def open_groups(self) -> bool:
-        """Frames are stored behind a keyframe and shown before it."""
+        """Whether frames stored after a keyframe are shown before it."""
         return bool(self._leading.any())
 
     @property
     def are_in_order(self) -> bool:
-        """Each has a time, and it is after that of the one before."""
+        """Whether all packets have times, strictly ascending."""
         return bool(self.pts[0] != _UNKNOWN and (np.diff(self.pts) > 0).all())
 
     def timeline(self) -> "array[int]":
-        """All times, ascending."""
+        """All times (ticks), ascending."""
         return array("q", np.sort(self.pts).tobytes())
 
     def keyframes(self) -> tuple[int, ...]:
-        """Places in the timeline of the keyframes that no frame behind them is shown before."""
+        """Indices in the timeline of the keyframes at which decoding can start."""
         closed = self.keys.copy()
         closed[self._last_keys[self._leading]] = False
         return tuple(np.searchsorted(np.sort(self.pts), np.sort(self.pts[closed])).tolist())
 
     def are_trusted(self, container: InputContainer, stream: VideoStream) -> bool:
-        """Whether the decoder will put out one frame for each packet, in order of presentation time."""
+        """Whether the decoder outputs one frame per packet, in order of presentation time."""
         name, codec = demuxer(container.format.name), stream.codec_context
         if name not in _TRUSTED or (codec.name == "h264" and codec.field_order not in _NO_FIELDS):
             return False

@@ -22,7 +22,7 @@ def is_hidden(codec: str, packet: VideoPacket) -> bool:
     return test is not None and test(packet)
 
 
-def may_hide(codec: str) -> bool:
+def has_hidden_frames(codec: str) -> bool:
     """Whether a codec has hidden frames; see :func:`is_hidden`."""
     return codec in _HIDDEN
 

@@ -23,7 +23,7 @@ from vidvq.video.ending import end_of_only_stream, is_torn
 from vidvq.video.geometry import orientation
 from vidvq.video.packets import LONGEST_PAUSE_S, RECORDED, Packets
 from vidvq.video.stream import decode, demuxer, open_video, video_stream
-from vidvq.video.timeline import continuous, usual_step
+from vidvq.video.timeline import median_step, repair_timeline
 
 DecoderName = Literal["decord", "pyav"]
 
@@ -265,9 +265,9 @@ def _confirmed(
         times = list(clock) if len(clock) == len(times) else decoding_times
     elif times.count(None) > len(times) // 2:
         times = decoding_times
-    step = usual_step(times) or max(round(1 / (rate * info.time_base)), 1)
+    step = median_step(times) or max(round(1 / (rate * info.time_base)), 1)
     longest = int(LONGEST_PAUSE_S / info.time_base) if demuxer(info.container) in RECORDED else None
-    pts, retimed = continuous(times, step, longest)
+    pts, retimed = repair_timeline(times, step, longest)
     # Decoding can start at a keyframe if no frame stored after it is shown before it.
     furthest = np.maximum.accumulate(np.asarray(packets))
     closed = tuple(key for key in keys if furthest[key] == packets[key])

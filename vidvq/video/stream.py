@@ -1,4 +1,4 @@
-"""One video stream of a local file: opened, chosen among others, and decoded past what is damaged in it."""
+"""The video stream of a local file: opening, selection, and decoding that continues after damage."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -17,23 +17,23 @@ from vidvq.video.container import VideoError, container_format
 from vidvq.video.pictures import VideoPacket
 from vidvq.video.webp import as_matroska
 
-# Pictures that belong to a file and are not its video.
+# Streams of pictures that are not the video.
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
-# Codecs of still pictures: beside another video such a stream is a cover, whatever the container calls it.
+# Codecs of still pictures: next to another video stream, such a stream is a cover.
 _STILL_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
-# A recording may begin inside a group of pictures, but not so many packets before the first that can be shown.
-_PATIENCE = 3000
+# Give up if none of this number of packets can be decoded. Recordings may start inside a group of pictures.
+_MAX_SKIPPED = 3000
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What a decoder put out at one place of a stream.
+    """Output of a decoder for one packet.
 
     Attributes:
-        packet: the packet it came from, counted from where decoding began.
-        pts: presentation time (ticks); None where the file gives none.
-        dts: the decoding time of the packet that made the decoder put it out (ticks).
-        frame: None where a packet is damaged, or a frame is predicted from one that is.
+        packet: index of the packet, from the start of decoding.
+        pts: presentation time (ticks); None if the file has none.
+        dts: decoding time of the packet that triggered the output (ticks).
+        frame: the frame; None if its packet is damaged, or it is predicted from a damaged frame.
     """
 
     packet: int
@@ -43,10 +43,10 @@ class Decoded:
 
 
 def open_video(path: Path) -> InputContainer:
-    """Open a video for reading: demuxer named by its magic, local files alone, no threads started by libav.
+    """Open a local video, with the demuxer chosen by magic bytes and no access to other files.
 
     Raises:
-        VideoError: it cannot be opened, or has no video stream.
+        VideoError: the file cannot be opened, or has no video stream.
     """
     demuxer = container_format(path)
     try:
@@ -67,10 +67,10 @@ def open_video(path: Path) -> InputContainer:
 
 
 def video_stream(container: InputContainer) -> VideoStream:
-    """The stream to use: the one flagged as default, else the largest, else the first.
+    """Select the video stream: the one flagged as default, else the largest, else the first.
 
-    Cover art and thumbnails are never used, and a stream of a codec for still pictures, of an unknown codec, or of one
-    frame beside others flagged alike, only where there is no other.
+    Cover art and thumbnails are never used. Streams of still-picture or unknown codecs, or of a single frame, are used
+    only if there is no better one with the same flags.
 
     Raises:
         VideoError: ``no_video_stream``.
@@ -93,22 +93,23 @@ def _rank(stream: VideoStream) -> tuple[bool, bool, bool, bool, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Tag:
-    """Goes through a decoder with a packet. PyAV tells such objects apart by identity, which small numbers share."""
+    """Number attached to a packet. An object, because PyAV compares by identity, which small integers share."""
 
     number: int
 
 
 def decode(container: InputContainer, stream: VideoStream, in_order: bool = False) -> Iterator[Decoded]:
-    """Yield what the decoder puts out, in its order, from the first frame that can be shown on.
+    """Decode a stream in output order, from the first frame that can be shown.
 
-    A damaged packet does not end it. In its place comes a :class:`Decoded` without a frame, and so does each frame up
-    to the next keyframe, since those are predicted from it. Which frames are whole depends on the packets since the
-    keyframe before them, not on where decoding began.
+    Decoding continues after damage: a damaged packet, and each frame up to the next keyframe, because these are
+    predicted from it, become :class:`Decoded` without a frame. Which frames are valid depends only on the packets since
+    the keyframe before them, not on where decoding started.
 
     Args:
-        container, stream: as they were opened.
-        in_order: frames are known by their order alone, not by their times. Then those that a decoder held back when a
-            packet failed count as damaged too, since their place among the lost ones is not known.
+        container: the open container.
+        stream: video stream of the container.
+        in_order: whether frames are identified by order instead of time. Frames that the decoder held back when a
+            packet failed then count as damaged too, because their order among the lost ones is unknown.
     """
     context = stream.codec_context
     stream.thread_type = "NONE"
@@ -117,15 +118,17 @@ def decode(container: InputContainer, stream: VideoStream, in_order: bool = Fals
     number = 0
     for number, packet in numbered_packets(container, stream):
         packet.opaque = _Tag(number)
-        yield from order.place(_fed(context, packet, number, order), number)
-        if number >= _PATIENCE and not order.begun:
+        yield from order.insert(_decode_packet(context, packet, number, order), number)
+        if number >= _MAX_SKIPPED and not order.begun:
             return
-    yield from order.place(_fed(context, None, number, order), number)
+    yield from order.insert(_decode_packet(context, None, number, order), number)
     yield from order.rest()
 
 
-def _fed(context: VideoCodecContext, packet: "VideoPacket | None", number: int, order: "_Order") -> list[VideoFrame]:
-    """Frames that come out for a packet; None for the end."""
+def _decode_packet(
+    context: VideoCodecContext, packet: "VideoPacket | None", number: int, order: "_Order"
+) -> list[VideoFrame]:
+    """Frames that the decoder outputs for a packet; None flushes it."""
     try:
         return context.decode(packet)  # pyright: ignore[reportUnknownMemberType]
     except av.error.FFmpegError:
@@ -135,7 +138,7 @@ def _fed(context: VideoCodecContext, packet: "VideoPacket | None", number: int, 
 
 
 def numbered_packets(container: InputContainer, stream: VideoStream) -> Iterator[tuple[int, VideoPacket]]:
-    """The packets of a stream, counted from where reading began. A file that ends early ends here, too."""
+    """Yield the packets of a stream, numbered from the current position; stops where a truncated file ends."""
     number = 0
     try:
         for packet in container.demux(stream):
@@ -147,7 +150,7 @@ def numbered_packets(container: InputContainer, stream: VideoStream) -> Iterator
 
 
 class _Order:
-    """Puts damage in its place among the frames as they come out of a decoder.
+    """Inserts damaged packets in order among the decoded frames.
 
     Args:
         in_order: see :func:`decode`.
@@ -161,12 +164,12 @@ class _Order:
         self._damaged = False
 
     def fail(self, number: int) -> None:
-        """Take note of a packet that cannot be decoded."""
+        """Record a packet that cannot be decoded."""
         self._failed.append(number)
         self._damaged = self._damaged or self._in_order
 
-    def place(self, frames: list[VideoFrame], fed: int) -> Iterator[Decoded]:
-        """Yield frames that came out when the packet ``fed`` went in, behind the failed packets before them."""
+    def insert(self, frames: list[VideoFrame], fed: int) -> Iterator[Decoded]:
+        """Yield the frames output for packet ``fed``, after the failed packets that precede them."""
         for frame in frames:
             tag = frame.opaque
             number = tag.number if isinstance(tag, _Tag) else fed
@@ -183,7 +186,7 @@ class _Order:
             yield from self._begin(Decoded(self._failed.popleft()))
 
     def rest(self) -> Iterator[Decoded]:
-        """Yield what failed behind the last frame."""
+        """Yield the failed packets after the last frame."""
         yield from self._before(self._failed[-1] + 1 if self._failed else 0)
 
     def _begin(self, decoded: Decoded) -> Iterator[Decoded]:
@@ -193,10 +196,10 @@ class _Order:
 
 
 def one_line(error: Exception) -> str:
-    """An error's words without its line breaks."""
+    """The message of an error without line breaks."""
     return " ".join(str(error).split())
 
 
 def demuxer(names: str) -> str:
-    """The first of libav's names of a demuxer: ``mov`` of ``mov,mp4,m4a``."""
+    """First libav name of a demuxer, such as ``mov`` of ``mov,mp4,m4a``."""
     return names.partition(",")[0]

@@ -11,7 +11,7 @@ _STRAYS = 16
 _A_RECORDING = 3
 
 
-def usual_step(times: Sequence[int | None]) -> int:
+def median_step(times: Sequence[int | None]) -> int:
     """Median step from one frame to the next (ticks), at least 1; 0 if no two times ascend."""
     known = np.asarray([time for time in times if time is not None], dtype=np.int64)
     steps = np.sort(np.diff(known))
@@ -19,7 +19,7 @@ def usual_step(times: Sequence[int | None]) -> int:
     return int(steps[len(steps) // 2]) if len(steps) else 0
 
 
-def continuous(times: Sequence[int | None], step: int, longest: int | None) -> "tuple[array[int], bool]":
+def repair_timeline(times: Sequence[int | None], step: int, longest: int | None) -> "tuple[array[int], bool]":
     """Repair the times of frames, given in decoder output order, to be strictly ascending.
 
     Frames with an unknown time, or a time that contradicts their neighbours, are spaced evenly between them. If times
@@ -88,7 +88,7 @@ def _resumes(
     """Index of the frame at which the timeline resumes if frame ``index`` has a wrong time; None if it has not.
 
     Args:
-        times, step, longest: see :func:`continuous`.
+        times, step, longest: see :func:`repair_timeline`.
         index: the frame in question.
         beyond: its time if that is plausible (ticks); it is wrong if later frames have earlier times.
         stored: time of frame ``last`` (ticks).

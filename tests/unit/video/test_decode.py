@@ -172,7 +172,7 @@ def test_a_video_smaller_than_a_multiple_is_too_small():
 def test_the_crop_is_of_the_centre():
     frames = np.zeros((1, 10, 12, 3), np.uint8)
     frames[:, 1:9, 2:10] = 255
-    assert fit_size(10, 12, None, 8).frame(frames).min() == 255
+    assert fit_size(10, 12, None, 8).crop_or_pad(frames).min() == 255
 
 
 def timeline(pts: list[int], time_base: Fraction = Fraction(1, 100)) -> VideoInfo:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vidvq.video.decode import FrameReader, _Scaler, decoders_for, open_reader
-from vidvq.video.deinterlace import deinterlaced
+from vidvq.video.deinterlace import deinterlace
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import Limits, VideoInfo, probe
 
@@ -45,7 +45,7 @@ def test_frames_are_those_of_ffmpegs_own_filter(fields):
     with av.open(str(fields)) as container:
         frames = list(container.decode(video=0))
     assert all(frame.interlaced_frame for frame in frames)
-    made = list(deinterlaced(enumerate(frames)))
+    made = list(deinterlace(enumerate(frames)))
     assert [index for index, _ in made] == list(range(len(frames)))
     theirs = ffmpeg("-i", fields, "-vf", "bwdif=send_frame:auto:interlaced", "-f", "rawvideo", "-")
     mine = np.stack([frame.to_ndarray() for _, frame in made])
@@ -79,9 +79,9 @@ def test_among_progressive_frames_only_the_others_are_touched(demo_videos, field
         before = list(container.decode(video=0))[:5]
     with av.open(str(fields)) as container:
         within = [frame.reformat(format="yuv420p") for frame in list(container.decode(video=0))[:5]]
-    assert [made for _, made in deinterlaced(enumerate(before))] == before, "not even copied"
+    assert [made for _, made in deinterlace(enumerate(before))] == before, "not even copied"
     frames = [*before, *within, *before]
-    made = [frame.to_ndarray() for _, frame in deinterlaced(enumerate(frames))]
+    made = [frame.to_ndarray() for _, frame in deinterlace(enumerate(frames))]
     same = [np.array_equal(one.to_ndarray(), two) for one, two in zip(frames, made, strict=True)]
     assert same == [True] * 5 + [False] * 5 + [True] * 5
 
@@ -92,7 +92,7 @@ def test_another_size_on_the_way_begins_anew(fields):
     small = [frame.reformat(width=64, height=48) for frame in frames]
     for whole, part in zip(frames, small, strict=True):
         part.pts, part.time_base = whole.pts, whole.time_base
-    made = list(deinterlaced(enumerate(chain(frames, small, frames))))
+    made = list(deinterlace(enumerate(chain(frames, small, frames))))
     assert [index for index, _ in made] == list(range(24))
     assert [frame.width for _, frame in made] == [frame.width for frame in chain(frames, small, frames)]
 

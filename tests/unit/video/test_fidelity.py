@@ -192,7 +192,7 @@ def test_a_varying_frame_rate_is_sampled_by_time_as_ffmpeg_does(frames, tmp_path
 def test_a_fixed_size_is_cropped_padded_or_stretched(fit, size, expected):
     found = fit_size(360, 640, None, 8, size, fit)
     assert (found.scaled_height, found.scaled_width, found.height, found.width) == expected
-    framed = found.frame(np.full((2, found.scaled_height, found.scaled_width, 3), 200, np.uint8))
+    framed = found.crop_or_pad(np.full((2, found.scaled_height, found.scaled_width, 3), 200, np.uint8))
     assert framed.shape == (2, 64, 64, 3)
     black = (framed == 0).all(axis=3)[0]
     assert black.mean() == ((64 - 36) / 64 if fit == "pad" else 0)

@@ -25,7 +25,7 @@ from tests.helpers.oddities import (
     write_field_pictures,
 )
 from vidvq.video import VideoError
-from vidvq.video.decode import decode_clip, open_reader, sample_timeline, time_stretch
+from vidvq.video.decode import clip_times, decode_clip, open_reader, sample_timeline
 from vidvq.video.geometry import FrameSize, fit_size, orientation
 from vidvq.video.probe import Limits, VideoInfo, probe
 from vidvq.video.remux import copy_packets
@@ -370,7 +370,7 @@ def test_the_last_frame_is_shown_as_long_as_the_file_says(name, make_video, tmp_
     info, _ = opened(remux(tmp_path / f"a{name}", tmp_path / name, hold))
     indices, times = sample_timeline(info, 25)
     assert abs(len(indices) - 19 - 50) <= 1 and set(indices[20:]) == {19}
-    pts, duration, _ = time_stretch(info, info.pts, 10, 10)
+    pts, duration, _ = clip_times(info, info.pts, 10, 10)
     assert float(duration * info.time_base) == pytest.approx(9 / 25 + 2, abs=0.05)
     assert len(pts) == 10 and times[0] == info.pts[0]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidvq.video.timeline import continuous, usual_step
+from vidvq.video.timeline import median_step, repair_timeline
 
 
 @pytest.mark.parametrize(
@@ -33,17 +33,17 @@ from vidvq.video.timeline import continuous, usual_step
 )
 def test_only_times_out_of_place_change(times, expected, moved):
     longest = 10_000
-    found, changed = continuous(times, usual_step(times), longest)
+    found, changed = repair_timeline(times, median_step(times), longest)
     assert (list(found), changed) == (expected, moved)
 
 
 def test_without_a_longest_pause_a_jump_ahead_is_a_pause():
-    assert list(continuous([0, 40, 900000, 900040], 40, None)[0]) == [0, 40, 900000, 900040]
+    assert list(repair_timeline([0, 40, 900000, 900040], 40, None)[0]) == [0, 40, 900000, 900040]
 
 
 @given(st.lists(st.none() | st.integers(-200, 200), max_size=60), st.sampled_from([None, 30]))
 def test_a_timeline_always_ascends_and_has_every_frame(times, longest):
-    found, _ = continuous(times, usual_step(times), longest)
+    found, _ = repair_timeline(times, median_step(times), longest)
     assert len(found) == len(times)
     assert all(a < b for a, b in pairwise(found))
 
@@ -55,5 +55,5 @@ def test_a_timeline_that_ascends_is_not_touched(start, steps):
     for step in steps:
         total += step
         times.append(total)
-    assert continuous(times, usual_step(times), None) == (continuous(times, 1, None)[0], False)
-    assert list(continuous(times, usual_step(times), None)[0]) == times
+    assert repair_timeline(times, median_step(times), None) == (repair_timeline(times, 1, None)[0], False)
+    assert list(repair_timeline(times, median_step(times), None)[0]) == times
