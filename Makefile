@@ -10,8 +10,11 @@ PINS := docker/constraints.txt
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
 
+# Test files run in parallel processes, one for each core.
+JOBS ?= auto
+
 test: $(VENV)/.with-test  ## The tests that need no GPU and little time.
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist worksteal
 
 test-slow: $(VENV)/.with-test  ## The tests that take minutes.
 	$(BIN)/pytest -m slow
