@@ -22,9 +22,9 @@ def made(ok: int, *reasons: str) -> ShardResult:
 def scrape(wanted: str) -> dict[tuple[str, str], float]:
     """Wait for a metric and return all of them as ``{(name, own labels): value}``."""
     node = ray.nodes()[0]
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while True:
-        with urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10) as page:
+        with urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=60) as page:
             lines = re.findall(r"^ray_(vidvq_\w+)\{(.*)\} (\S+)$", page.read().decode(), re.MULTILINE)
         found = {
             (name, ",".join(re.findall(r'(?:outcome|reason|stage)="[^"]*"', labels))): float(value)

@@ -77,7 +77,7 @@ def test_a_lost_host_costs_nothing_but_time(clips_dir, tmp_path, stage, lost, cu
 
         out = tmp_path / "out"
         with training(hosts, tmp_path, clips_dir, out, stage) as jobs:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 300
             while not (step_folder(out, 10) / "fingerprint").exists():
                 assert time.monotonic() < deadline and jobs[0].poll() is None, log_of(tmp_path, hosts[0]).read_text()
                 time.sleep(0.02)

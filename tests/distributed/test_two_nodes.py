@@ -64,7 +64,7 @@ def test_the_nodes_of_a_cluster_are_checked(tmp_path_factory):
 
         def preflight(*more: str) -> subprocess.CompletedProcess:
             command = one.command(*check, *more)
-            return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=90)
+            return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
 
         done = preflight()
         assert done.returncode == 0, done.stderr

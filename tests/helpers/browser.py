@@ -102,7 +102,7 @@ class Page:
         os.close(self._in)
         os.close(self._out)
 
-    def _wait(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = 30) -> dict[str, Any]:
+    def _wait(self, wanted: Callable[[dict[str, Any]], bool], seconds: float = 120) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while True:
             while b"\0" in self._buffer:

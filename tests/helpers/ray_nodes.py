@@ -16,6 +16,8 @@ from tests.helpers.namespaces import Host
 
 # Token of the cluster, so that no other process on this machine can join it.
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+# Tries of a node to find its head (one each 2 s), which is slow to come up on a busy machine.
+PATIENCE = {"RAY_NUM_REDIS_GET_RETRIES": "150"}
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -26,7 +28,7 @@ def ray_node(host: Host, folder: Path, *arguments: str) -> Iterator[subprocess.P
     command += ["--disable-usage-stats", "--object-store-memory=100000000"]
     with (folder / f"{host.name}.log").open("wb") as log:
         node = subprocess.Popen(
-            host.command(*command), stdout=log, stderr=log, env=os.environ | TOKEN, start_new_session=True
+            host.command(*command), stdout=log, stderr=log, env=os.environ | TOKEN | PATIENCE, start_new_session=True
         )
         try:
             yield node
@@ -40,9 +42,9 @@ def wait_for_both(one: Host, second: subprocess.Popen, log: Path) -> None:
     """Wait until the cluster of a node on ``one`` has the second node too; ``log`` is the latter's."""
     nodes = "import ray, sys; ray.init(address=sys.argv[1], logging_level='ERROR'); print(len(ray.nodes()))"
     asked = one.command(sys.executable, "-c", nodes, f"{one.address}:6379")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while second.poll() is None and time.monotonic() < deadline:
-        found = subprocess.run(asked, capture_output=True, text=True, check=False, env=os.environ | TOKEN, timeout=90)
+        found = subprocess.run(asked, capture_output=True, text=True, check=False, env=os.environ | TOKEN, timeout=300)
         if found.stdout.strip() == "2":
             return
         time.sleep(1)

@@ -94,7 +94,7 @@ def _running(command: list[str], environment: dict[str, str], folder: Path) -> I
 
 
 def _wait_until_idle(environment: dict[str, str], folder: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         shown = subprocess.run(
             ["sinfo", "-h", "-o", "%T|%D"], env=environment, capture_output=True, text=True, check=False

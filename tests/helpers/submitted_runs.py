@@ -22,7 +22,7 @@ TINY = [
 ]
 
 
-def wait_until(condition: Callable[[], bool], run: Path, limit_s: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], run: Path, limit_s: float = 400) -> None:
     """Wait for a condition; fails with the run's status and logs after ``limit_s`` seconds."""
     deadline = time.monotonic() + limit_s
     while not condition():

@@ -54,7 +54,7 @@ def kill_when() -> Callable[[list[str], Callable[[], bool]], int]:
         job = subprocess.Popen(
             [sys.executable, "-m", "vidvq", *arguments], start_new_session=True, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while job.poll() is None and not condition() and time.monotonic() < deadline:
             time.sleep(0.002)
         if job.poll() is None:

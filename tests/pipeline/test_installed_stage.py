@@ -128,7 +128,7 @@ def test_killed_at_random_on_two_workers_it_resumes_to_the_same_bytes(installed,
         [*command, "runtime.workers=2"], start_new_session=True, stderr=subprocess.DEVNULL, env=installed
     )
     wanted = random.Random().randrange(1, 3)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while job.poll() is None and len(list((out / "commits").glob("*.tar.json"))) < wanted:
         assert time.monotonic() < deadline
         time.sleep(0.005)

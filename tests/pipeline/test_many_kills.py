@@ -53,7 +53,7 @@ def start_and_kill(command: list[str], out: Path, kinds: list[str], dice: random
     """Start a job, kill one helper of each of ``kinds`` while it runs, then the driver; returns what was killed."""
     killed = []
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     for kind in (*kinds, "driver"):
         wanted = max(committed(out) + dice.randrange(0, 3), 1)
         while process.poll() is None and committed(out) < wanted and time.monotonic() < deadline:

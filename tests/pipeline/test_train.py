@@ -70,7 +70,7 @@ def stop_at(clips_dir: Path, out: Path, folder: str, number: signal.Signals) -> 
     with subprocess.Popen(
         command(clips_dir, out), stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (out / "checkpoints" / folder / "fingerprint").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline

@@ -49,7 +49,7 @@ def served(gallery) -> Iterator[str]:
 
 
 def get(address: str, path: str, host: str = "127.0.0.1:1") -> tuple[int, bytes]:
-    link = http.client.HTTPConnection("127.0.0.1", urlsplit(address).port, timeout=20)
+    link = http.client.HTTPConnection("127.0.0.1", urlsplit(address).port, timeout=300)
     link.request("GET", path, headers={"Host": host})
     answer = link.getresponse()
     got = answer.status, answer.read()

@@ -102,7 +102,7 @@ def test_a_cancel_at_any_moment_stops_the_job(tmp_path, delay_s):
     submit(job, tmp_path / "run")
     time.sleep(delay_s)
     cancel(tmp_path / "run")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while not (now := status(tmp_path / "run")).ended and time.monotonic() < deadline:
         time.sleep(0.02)
     assert now.state == "cancelled"
