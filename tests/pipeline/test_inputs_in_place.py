@@ -1,5 +1,8 @@
 """Inputs as people lay them out: outputs beside them, names that look like settings, and files that come back."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,14 @@ def test_a_name_with_an_equals_sign_is_an_input_where_it_exists(name, tmp_path, 
     ran = vidvq("shard", name, "--out", "out", *SETTINGS, *RUN)
     assert ran.code == 0, ran.err
     assert sources(tmp_path / "out") == [path.name]
+
+
+def test_a_name_is_printed_in_any_encoding(tmp_path, make_video, vidvq):
+    make_video(tmp_path / "кино.mp4", 4)
+    assert vidvq("shard", tmp_path / "кино.mp4", "--out", tmp_path / "out", *SETTINGS, *RUN).code == 0
+    inspect = [sys.executable, "-m", "vidvq", "inspect", str(tmp_path / "out/clips-000000.tar")]
+    ran = subprocess.run(inspect, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"})
+    assert ran.returncode == 0 and rb"\u043a\u0438\u043d\u043e-" in ran.stdout, ran
 
 
 def test_a_retry_takes_a_reason_or_all_of_one_kind(tmp_path, make_video, monkeypatch, vidvq):

@@ -16,6 +16,7 @@ import platform
 import sys
 import tempfile
 import traceback
+from io import TextIOWrapper
 from typing import NoReturn
 
 import click
@@ -77,6 +78,9 @@ for command in COMMANDS:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Names are in any script; a stdout in another encoding shows what it lacks as escapes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
