@@ -212,3 +212,65 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, generator, tokens_dir, 
 def test_mistakes_in_training_settings_are_one_line(tmp_path, tokens_dir, overrides, expected, vidvq):
     done = vidvq("generate", "train", tokens_dir, "--out", tmp_path / "run", *overrides)
     assert done.code == 2 and expected in done.error
+
+
+def test_evaluate_measures_beside_baselines_and_the_ceiling(
+    tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq
+):
+    run = tmp_path / "run"
+    shutil.copytree(generator, run / "checkpoints/step-00000001")
+    (run / "config.yaml").write_text(f"data: {{tokens: [{tokens_dir}]}}")
+    out = tmp_path / "scores.json"
+    arguments = (
+        "--clips",
+        clips_dir,
+        "--checkpoint",
+        checkpoint_dir,
+        "--out",
+        out,
+        "clips=2",
+        "samples=1",
+        "seeds=[0]",
+    )
+    done = vidvq("generate", "evaluate", run, tokens_dir, *arguments, "sampling.steps=1")
+    assert done.code == 0, done.err
+    scores = json.loads(out.read_text())
+    assert scores["bits"]["uniform"] == pytest.approx((5 + 6 + 6) / 3)
+    # Held-out clips that were trained on: counts know them.
+    assert (
+        scores["bits"]["temporal"] < scores["bits"]["unigram"] < scores["bits"]["uniform"] < scores["bits"]["generator"]
+    )
+    assert scores["nearest_held_out"] == 0 and 0 < scores["nearest"] <= 1 and scores["copies"] == 0
+    for task in ("predict", "interpolate", "fill"):
+        found = scores["tasks"][task]["psnr"]
+        assert found.keys() == {"generator", "baseline", "ceiling"} and min(found.values()) > 0
+    assert len(scores["tasks"]["predict"]["curve"]["generator"]) == 4
+    assert scores["tasks"]["predict"]["psnr"]["baseline"] > scores["tasks"]["predict"]["psnr"]["generator"]
+    wrong = vidvq("generate", "evaluate", run, tokens_dir, "given=3")
+    assert wrong.code == 2 and "given=3 must be 1 + a multiple of 4" in wrong.error
+
+
+def test_classes_and_actions_come_from_columns(tmp_path, tokens_dir, clips_dir, copy_of, checkpoint_dir, vidvq):
+    clips = copy_of(clips_dir, "clips")
+    function = tmp_path / "columns.py"
+    function.write_text(
+        "import json\n"
+        "def columns(frames, info):\n"
+        "    return {'kind': 'odd' if info.clip_index % 2 else 'even',"
+        " 'move': json.dumps([[i, info.clip_index] for i in range(len(frames))])}\n"
+    )
+    assert vidvq("map", clips, "--function", f"{function}:columns", "runtime.workers=0").code == 0
+    run = tmp_path / "run"
+    conditions = ("conditions={label: kind, actions: move}", f"pixels.clips=[{clips}]", "steps=2", "objective=next")
+    train(tokens_dir, run, *conditions)
+    samples = ("--checkpoint", checkpoint_dir, "n=1", *FAST)
+    odd, even = tmp_path / "odd", tmp_path / "even"
+    assert vidvq("generate", "sample", run, "--out", odd, "class=odd", "sampling.guidance=2", *samples).code == 0
+    assert vidvq("generate", "sample", run, "--out", even, "class=even", "sampling.guidance=2", *samples).code == 0
+    assert json.loads((odd / "generator.json").read_text())["label"] == "odd"
+    wrong = vidvq("generate", "sample", run, "--out", tmp_path / "none", "class=none", *samples)
+    assert wrong.code == 2 and "there are even, odd" in wrong.error
+    out = tmp_path / "predicted"
+    done = vidvq("generate", "predict", run, tokens_dir, "--out", out, f"columns={clips}", *FAST)
+    assert done.code == 0, done.err
+    assert len(codes_of(out)) == len(codes_of(tokens_dir))

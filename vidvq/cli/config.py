@@ -115,6 +115,12 @@ STAGES = {
         "vidvq generate fill RUN CLIPS --out DIR --config FILE",
         (*_REQUEST, "box", "outside"),
     ),
+    "generate-evaluate": Stage(
+        "vidvq.generate.evaluate",
+        "EvaluateConfig",
+        "vidvq generate evaluate RUN TOKENS --clips CLIPS KEY=VALUE...",
+        ("clips", "given", "samples", "seeds", "sampling", "perceptual"),
+    ),
     "decode": Stage(
         "vidvq.decode.config",
         "DecodeConfig",
@@ -143,7 +149,8 @@ def settings_epilog(name: str) -> str:
 def show_config(arguments: tuple[str, ...]) -> int:
     """Print every setting of STAGE with its type, meaning and default, as YAML that the command takes.
 
-    STAGE is shard, map, train, tokenize, decode, export, or generate-train, -sample, -predict, -interpolate or -fill.
+    STAGE is shard, map, train, tokenize, decode, export, or generate-train, -sample, -predict, -interpolate, -fill or
+    -evaluate.
     With FILE (a YAML file, or the name of a packaged one) and KEY=VALUE, the values are those that the command would
     use. STAGE is optional if FILE determines it.
 

@@ -1,7 +1,7 @@
 """Bits per token of a generator, and of what anyone can do without one."""
 
 from collections.abc import Iterable
-from math import log, log2
+from math import log2
 
 import numpy as np
 import torch
@@ -64,7 +64,8 @@ class CountModels:
         self._card = card
         self._unigram = [np.zeros(book.size) for book in card.codebooks]
         self._pairs: dict[str, dict[tuple[int, int, int, int], int]] = {"bigram": {}, "temporal": {}}
-        self._context: dict[str, dict[tuple[int, int, int], int]] = {"bigram": {}, "temporal": {}}
+        # Of each context: how often it was seen, and how many different codes followed.
+        self._contexts: dict[str, dict[tuple[int, int, int], list[int]]] = {"bigram": {}, "temporal": {}}
 
     def add(self, codes: np.ndarray) -> None:
         """Count the codes ``lt lh lw`` of a sample."""
@@ -72,9 +73,11 @@ class CountModels:
             np.add.at(self._unigram[book], frames.ravel(), 1)
         for kind, entries in self._with_context(codes):
             for context, code in entries:
-                pair = (*context, code)
-                self._pairs[kind][pair] = self._pairs[kind].get(pair, 0) + 1
-                self._context[kind][context] = self._context[kind].get(context, 0) + 1
+                seen = self._contexts[kind].setdefault(context, [0, 0])
+                count = self._pairs[kind].get((*context, code), 0)
+                self._pairs[kind][*context, code] = count + 1
+                seen[0] += 1
+                seen[1] += not count
 
     def bits(self, samples: Iterable[np.ndarray]) -> dict[str, float]:
         """Mean bits per token of samples ``lt lh lw``, by model."""
@@ -92,10 +95,10 @@ class CountModels:
 
     def _bits(self, kind: str, context: tuple[int, int, int], code: int) -> float:
         unigram = float(self._shares(context[0])[code])
-        seen = self._context[kind].get(context, 0)
-        # Witten-Bell style: as much weight on the unigram as one observation has.
-        probability = (self._pairs[kind].get((*context, code), 0) + unigram) / (seen + 1)
-        return -log(probability) / log(2)
+        seen, followers = self._contexts[kind].get(context, (0, 0))
+        # The unigram weighs as much as different codes followed (Witten and Bell 1991).
+        count = self._pairs[kind].get((*context, code), 0)
+        return -log2((count + max(followers, 1) * unigram) / (seen + max(followers, 1)))
 
     def _shares(self, book: int) -> np.ndarray:
         counts = self._unigram[book]
