@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
+from tarfile import RECORDSIZE
 
 from vidvq.config import validate
 from vidvq.corpus.source import Source
 from vidvq.formats.commit import FOLDER, Commit, _encode, read_commits
 from vidvq.formats.summary import summarize
-from vidvq.formats.tar import Member
+from vidvq.formats.tar import BLOCK_BYTES, Member
 from vidvq.formats.token_shard import Codebook, TokenizerCard
 from vidvq.jobs import ClipRow, plan_videos
 from vidvq.jobs.plan_clips import plan_clips
@@ -110,7 +111,9 @@ def main() -> None:
     assert plan.num_items == clips
     for index, (name, rows) in enumerate(plan.shards(PlannedClip)):
         members = tuple(Member(f"{row.key}.{kind}", 1000, 1) for row in rows for kind in ("json", "mp4"))
-        record = Commit(name, plan.id_of(index), f"{index:064x}", 1000, len(rows), (), (), members, {"frames": 33})
+        # Two blocks of content and a header for each member; a tar is filled up to whole records with its end.
+        size = -(-(3 * BLOCK_BYTES * len(members) + 2 * BLOCK_BYTES) // RECORDSIZE) * RECORDSIZE
+        record = Commit(name, plan.id_of(index), f"{index:064x}", size, len(rows), (), (), members, {"frames": 33})
         if not is_remote(out):
             (out / FOLDER).mkdir(exist_ok=True)
         (out / FOLDER / f"{name}.json").write_bytes(_encode(record))
