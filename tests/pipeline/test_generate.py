@@ -137,6 +137,22 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     assert vidvq("verify", out).code == 0
 
 
+def test_videos_are_inputs_too(tmp_path, generator, demo_videos, checkpoint_dir, make_video, vidvq):
+    short = make_video(tmp_path / "short.mp4", 3)
+    (tmp_path / "torn.mp4").write_bytes(short.read_bytes()[:300])
+    videos = (demo_videos / "train/carphone.mp4", short, tmp_path / "torn.mp4")
+    options = ("--checkpoint", checkpoint_dir, *FAST)
+    for task, settings in {"predict": (), "interpolate": (), "fill": ("box=[8,8,16,16]",)}.items():
+        out = tmp_path / task
+        done = vidvq("generate", task, generator, *videos, "--out", out, *settings, *options)
+        assert done.code == 1 and "too_short" in done.err and done.err.count("3 planned") == 1, done.err
+        ((codes, info),) = codes_of(out).values()
+        assert codes.shape == (3, 4, 5) and (info.num_frames, info.height, info.width) == (9, 32, 40)
+        assert vidvq("verify", out).code == 0
+    wrong = vidvq("generate", "predict", generator, short, "--out", tmp_path / "none", "columns=clips", *options)
+    assert wrong.code == 2 and "needs tokens" in wrong.error
+
+
 @pytest.mark.parametrize("task", ["interpolate", "fill"])
 def test_hidden_pixels_do_not_change_what_is_generated(tmp_path, generator, clips_dir, checkpoint_dir, task, vidvq):
     from vidvq.formats.clip_shard import read_clips
@@ -189,7 +205,7 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         ("predict", generator, tokens_dir, "given=4"): "given=4 must be 1 + a multiple of 4; nearest 1 or 5",
         ("predict", generator, tokens_dir, "frames=5"): "frames=5 must be more than given=5",
         ("predict", generator, tokens_dir, f"columns={clips_dir}"): "was trained without conditions from columns",
-        ("predict", generator): "predict takes one directory of clip shards or token shards; got none",
+        ("predict", generator): "predict takes a directory of clip shards or token shards, or videos",
         ("fill", generator, clips_dir): "fill needs the part to generate: box=",
         ("fill", generator, tokens_dir, "box=[0,0,8,8]"): "tokens of a visible part have seen the hidden part",
         ("interpolate", generator, clips_dir, "--checkpoint", other_checkpoint): "is of tokenizer",

@@ -36,6 +36,8 @@ class Stage(NamedTuple):
 
 # Settings that all commands of `vidvq generate` share, but `train`.
 _REQUEST = ("seed", "sampling", "format", "deadline_s", "max_failed", "runtime")
+# Those of the commands that take clips or videos.
+_INPUT = ("video", "lists", "limits", "items_per_shard")
 
 STAGES = {
     "shard": Stage(
@@ -100,20 +102,20 @@ STAGES = {
     "generate-predict": Stage(
         "vidvq.generate.requests",
         "PredictConfig",
-        "vidvq generate predict RUN CLIPS|TOKENS --out DIR --config FILE",
-        (*_REQUEST, "given", "frames", "columns"),
+        "vidvq generate predict RUN CLIPS|TOKENS|VIDEOS... --out DIR --config FILE",
+        (*_REQUEST, *_INPUT, "given", "frames", "columns"),
     ),
     "generate-interpolate": Stage(
         "vidvq.generate.requests",
         "InterpolateConfig",
-        "vidvq generate interpolate RUN CLIPS --out DIR --config FILE",
-        (*_REQUEST, "every"),
+        "vidvq generate interpolate RUN CLIPS|VIDEOS... --out DIR --config FILE",
+        (*_REQUEST, *_INPUT, "every"),
     ),
     "generate-fill": Stage(
         "vidvq.generate.requests",
         "FillConfig",
-        "vidvq generate fill RUN CLIPS --out DIR --config FILE",
-        (*_REQUEST, "box", "outside"),
+        "vidvq generate fill RUN CLIPS|VIDEOS... --out DIR --config FILE",
+        (*_REQUEST, *_INPUT, "box", "outside"),
     ),
     "generate-evaluate": Stage(
         "vidvq.generate.evaluate",

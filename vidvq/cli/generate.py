@@ -150,20 +150,20 @@ _request(
 )
 _request(
     "predict",
-    "CLIPS|TOKENS ",
+    "CLIPS|TOKENS|VIDEOS... ",
     "PredictConfig",
     "Continue clips from their first frames.",
-    _help("""Continue the clips in CLIPS (clip shards) or TOKENS (token shards) from their first given= frames.
+    _help("""Continue CLIPS (clip shards), TOKENS (token shards) or VIDEOS from their first given= frames.
 
     \b
     vidvq generate predict runs/generator runs/tokens --out runs/predicted given=5 frames=33"""),
 )
 _request(
     "interpolate",
-    "CLIPS ",
+    "CLIPS|VIDEOS... ",
     "InterpolateConfig",
     "Generate the frames between given ones.",
-    _help("""Generate the frames of CLIPS (clip shards) between the first and the last one, or between every= frames.
+    _help("""Generate the frames of CLIPS (clip shards) or VIDEOS between the first and the last one, or every= ones.
 
     The frames between are blanked before the tokenizer sees a clip, so that nothing of them reaches the condition.
 
@@ -172,11 +172,12 @@ _request(
 )
 _request(
     "fill",
-    "CLIPS ",
+    "CLIPS|VIDEOS... ",
     "FillConfig",
     "Generate a part of the picture.",
-    _help("""Generate the box=[LEFT,TOP,WIDTH,HEIGHT] (pixels) of CLIPS (clip shards); outside=true: all but the box.
+    _help("""Generate the box=[LEFT,TOP,WIDTH,HEIGHT] (pixels) of CLIPS (clip shards) or VIDEOS.
 
+    With outside=true, all but the box. Of a video, as many frames are used as the generator was trained on.
     The hidden part is blanked before the tokenizer sees a clip, so that nothing of it reaches the condition.
 
     \b

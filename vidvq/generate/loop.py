@@ -141,9 +141,10 @@ class _TrainingLoop:
         self.held_out = HeldOutLoss(config, card, context) if config.held_out.tokens else None
         self.trainer = GeneratorTrainer(config, card, context)
         state = latest_state(run, context)
-        self.trainer.load_state(state or self.trainer.initial_state())
+        loaded = state or self.trainer.initial_state()
+        self.trainer.load_state(loaded)
         if context.rank == 0:
-            size = sum(weight.numel() for weight in self.trainer.average.state_dict().values())
+            size = sum(weight.numel() for weight in loaded.tensors["network"].values())
             info(f"resuming from {state.checkpoint}" if state else f"{size / 1e6:.1f} million weights")
         self.terms, self.by_task = MeanTerms(), {task: MeanTerms() for task in card.tasks}
         self.started, self.waited_s, self.tokens, self.steps = monotonic(), 0.0, 0, 0

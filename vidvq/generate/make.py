@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vidvq.corpus.frames import ItemInfo
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.generator import Generator, GeneratorCard, read_generator
@@ -89,7 +90,7 @@ class Maker:
         made = self._codes(key, shape, codes[:given], Condition(label, moves))
         return self._files(made, replace(extend_times(info, frames), grid=shape, quality=None))
 
-    def from_pixels(self, frames: np.ndarray, info: ClipInfo) -> dict[str, bytes]:
+    def from_pixels(self, frames: np.ndarray, info: ClipInfo | ItemInfo) -> dict[str, bytes]:
         """Predict, interpolate or fill in a clip of frames ``t h w c`` uint8."""
         config, tokenizer = self._config, self._tokenizer
         assert tokenizer is not None

@@ -1,5 +1,6 @@
 """Opens a request: checks it against the generator, and builds its stage, before any work starts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
 from vidvq.generate.conditions import label_index, label_name, read_actions, read_values
 from vidvq.generate.make import sample_size
-from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, RequestConfig, SampleConfig
+from vidvq.generate.requests import (
+    FillConfig,
+    InputConfig,
+    InterpolateConfig,
+    PredictConfig,
+    RequestConfig,
+    SampleConfig,
+)
 from vidvq.generate.sampling import check_shape
 from vidvq.generate.stage import GenerateClips, PredictTokens, SampleStage
+from vidvq.generate.video_stage import GenerateVideos
 from vidvq.jobs.plan_clips import SHARD_STAGE
 from vidvq.jobs.stage import Stage
 from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.storage import canonical_json, resolve_path, sha256_bytes
+from vidvq.video.policy import VideoPolicy
 
 _TASKS = {
     SampleConfig: "generate",
@@ -34,7 +44,7 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
     Args:
         run: a generator, or a run of `vidvq generate train`.
         inputs: what is continued, interpolated or filled in: one directory of clip shards, or for ``predict`` of token
-            shards.
+            shards; or videos, as `vidvq shard` takes them.
         config: what to make.
         checkpoint: the tokenizer, or its training run.
 
@@ -62,13 +72,22 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
             raise UsageError(f"{inputs[0]} is one argument too many; sample takes a run alone")
         _check_sample(generator.card, config)
         return SampleStage(**common)
-    if len(inputs) != 1 or not has_plan(folder := resolve_path(inputs[0])):
-        kinds = "clip shards or token shards" if task == "predict" else "clip shards"
-        raise UsageError(f"{task} takes one directory of {kinds}; got {' '.join(inputs) or 'none'}")
+    assert isinstance(config, InputConfig)
+    if not inputs:
+        kinds = "a directory of clip shards or token shards" if task == "predict" else "a directory of clip shards"
+        raise UsageError(f"{task} takes {kinds}, or videos; got none")
     if isinstance(config, PredictConfig):
         _check_given(generator.card, config)
     if isinstance(config, FillConfig) and config.box is None:
         raise UsageError("fill needs the part to generate: box=[LEFT,TOP,WIDTH,HEIGHT], in pixels")
+    planned = [folder for folder in map(resolve_path, inputs) if has_plan(folder)]
+    if planned and len(inputs) > 1:
+        raise UsageError(f"{planned[0]} is a directory of shards; give it alone")
+    if not planned:
+        return _open_videos(generator, config, checkpoint, common)
+    (folder,) = planned
+    if config.video is not None:
+        raise UsageError(f"video.* is for videos; {folder} holds shards, whose frames have the size they were cut with")
     plan = read_plan(folder)
     if plan.header.prefix == PREFIX:
         if not isinstance(config, PredictConfig):
@@ -80,10 +99,31 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
     if isinstance(config, PredictConfig) and config.columns:
         raise UsageError(f"columns={config.columns} needs tokens, whose keys are those of the clips; give token shards")
+    return GenerateClips(clips=folder, **common, tokenizer=_tokenizer(generator, checkpoint))
+
+
+def _open_videos(generator: Generator, config: InputConfig, checkpoint: Path, common: dict[str, Any]) -> GenerateVideos:
+    card = generator.card
+    if isinstance(config, PredictConfig) and config.columns:
+        raise UsageError(f"columns={config.columns} needs tokens, whose keys are those of the clips; give token shards")
+    (_, lh, lw), s = card.shapes[0], card.tokenizer.spatial_factor
+    video = config.video or VideoPolicy(size=(lh * s, lw * s))
+    longest = 1 + (card.limits[0] - 1) * card.tokenizer.temporal_factor
+    frames = longest
+    if isinstance(config, PredictConfig):
+        frames = config.given
+        config = replace(config, frames=config.frames or max(longest, config.given + 1))
+    tokenizer = _tokenizer(generator, checkpoint)
+    common["config"] = config
+    return GenerateVideos(**common, tokenizer=tokenizer, frames=frames, video=video)
+
+
+def _tokenizer(generator: Generator, checkpoint: Path) -> Path:
+    """The folder of the tokenizer, which must be that of the generator."""
     tokenizer = find_tokenizer(checkpoint)
     _, card = load_tokenizer(tokenizer)
     _check_tokenizer(generator, card.token_fingerprint, str(checkpoint))
-    return GenerateClips(clips=folder, **common, tokenizer=tokenizer)
+    return tokenizer
 
 
 def _check_sample(card: GeneratorCard, config: SampleConfig) -> None:

@@ -5,7 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from vidvq.corpus.lists import ListPolicy
 from vidvq.runtime import RuntimeConfig
+from vidvq.video.policy import VideoPolicy
+from vidvq.video.probe import Limits
 
 _FORBID = {"extra": "forbid"}
 Count = Annotated[int, Field(ge=1)]
@@ -95,12 +98,30 @@ class SampleConfig(RequestConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(RequestConfig):
+class InputConfig(RequestConfig):
+    """Settings of the commands that take clips or videos; ``video``, ``lists``, ``limits`` are for videos.
+
+    Attributes:
+        video: sampling and size of the frames of videos; None for the size of most training samples, cropped.
+        lists: the columns of input lists.
+        limits: caps on a single video.
+        items_per_shard: videos per token shard.
+    """
+
+    video: VideoPolicy | None = None
+    lists: ListPolicy = field(default_factory=ListPolicy)
+    limits: Limits = field(default_factory=Limits)
+    items_per_shard: Count = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(InputConfig):
     """Settings of `vidvq generate predict`.
 
     Attributes:
         given: frames that are given, from the start of each clip (1 + a multiple of the temporal factor).
-        frames: frames of the result, with the given ones; None for as many as the clip has.
+        frames: frames of the result, with the given ones; None for as many as the clip has, or for videos as many as
+            the longest training samples have.
         columns: directory of the clip shards that the tokens were made from, for generators with conditions from
             columns; None generates without conditions.
     """
@@ -115,7 +136,7 @@ class PredictConfig(RequestConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterpolateConfig(RequestConfig):
+class InterpolateConfig(InputConfig):
     """Settings of `vidvq generate interpolate`.
 
     Attributes:
@@ -131,7 +152,7 @@ class InterpolateConfig(RequestConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FillConfig(RequestConfig):
+class FillConfig(InputConfig):
     """Settings of `vidvq generate fill`.
 
     Attributes:

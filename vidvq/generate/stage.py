@@ -48,7 +48,7 @@ class PromptRow(PlanRow):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _GenerateStage(Stage[AnyRow], ABC):
+class GenerateStage(Stage[AnyRow], ABC):
     """Base of the stages.
 
     Attributes:
@@ -82,7 +82,7 @@ class _GenerateStage(Stage[AnyRow], ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PromptStage(_GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
+class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
     """Base of the stages whose prompts need no pixels."""
 
     row = PromptRow
@@ -210,7 +210,7 @@ class PromptWorker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateClips(_GenerateStage[Any], ClipFunctionStage):
+class GenerateClips(GenerateStage[Any], ClipFunctionStage):
     """Predicts, interpolates or fills in the clips of clip shards, from their pixels.
 
     Attributes:

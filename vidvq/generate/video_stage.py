@@ -1,0 +1,196 @@
+"""Videos as inputs of `vidvq generate`: the first frames of each are predicted from, interpolated or filled in."""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vidvq.config import to_dict
+from vidvq.corpus.fetch import as_video_error, content_hash, local_file
+from vidvq.corpus.frames import DecodeMessage, ItemInfo, VideoFrames, decode_items, frame_range
+from vidvq.corpus.lists import ListPolicy
+from vidvq.corpus.source import Source
+from vidvq.errors import UsageError
+from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
+from vidvq.formats.keys import item_key, video_key
+from vidvq.formats.reuse import reusable_samples
+from vidvq.generate.requests import InputConfig
+from vidvq.generate.stage import GenerateStage
+from vidvq.jobs.rows import VideoRow
+from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
+from vidvq.jobs.stage import Activity, ShardResult, ShardTask, VideoStage
+from vidvq.jobs.timing import Stopwatch
+from vidvq.runtime import Feeder, Pool, WorkerDied
+from vidvq.video import VideoError
+from vidvq.video.decode import sample_timeline
+from vidvq.video.policy import VideoPolicy
+from vidvq.video.probe import probe
+
+if TYPE_CHECKING:
+    from vidvq.generate.make import Maker
+
+# A decoding process may be killed from outside. After three deaths on one video, the video is to blame.
+_MAX_DEATHS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
+    """Predicts, interpolates or fills in the first frames of videos.
+
+    Attributes:
+        tokenizer: folder of the tokenizer.
+        frames: frames that are used of each video.
+        video: sampling and size of the frames.
+    """
+
+    config: InputConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
+    config_type = InputConfig
+    tokenizer: Path
+    frames: int
+    video: VideoPolicy
+    row = VideoRow
+    unit = "videos"
+    totals = ("samples",)
+    activities = {  # noqa: RUF012 (a constant)
+        "process": Activity("generating"),
+        "decode": Activity("waiting for decoded frames", "more CPUs for each worker"),
+    }
+
+    @property
+    def lists(self) -> ListPolicy:
+        """Meaning of the columns of lists."""
+        return self.config.lists
+
+    @property
+    def per_shard(self) -> int:
+        """Number of videos of one shard."""
+        return self.config.items_per_shard
+
+    @property
+    def deadline_s(self) -> float:
+        """Time limit of probing one video (seconds)."""
+        return self.config.limits.deadline_s
+
+    def identity(self) -> dict[str, Any]:
+        """Those of every task, and which frames are used."""
+        config = self.config
+        used = {"frames_used": self.frames, "video": to_dict(self.video), "lists": config.lists.identity()}
+        return super().identity() | used | {"limits": to_dict(config.limits), "items_per_shard": config.items_per_shard}
+
+    def probe(self, source: Source) -> list[VideoRow]:
+        """The row of one video."""
+        try:
+            start_s = 0.0 if source.start_s is None else source.start_s
+            end_s = math.inf if source.end_s is None else source.end_s
+            with local_file(source, self.config.limits.max_bytes) as path:
+                info = probe(path, self.config.limits)
+                digest = content_hash(path)
+            self.video.frame_size(info)
+            _, times = sample_timeline(info, self.video.fps)
+            begin, end = frame_range(info, times, start_s, end_s)
+            if end - begin < self.frames:
+                raise VideoError("too_short", f"has {max(end - begin, 0)} frames; {self.frames} are needed")
+        except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
+            failure = as_video_error(error)
+            return [self.reject(source, failure.reason, failure.detail)]
+        key = item_key(video_key(source.identity), 0)
+        return [VideoRow(key=key, source=source, sha256=digest, first=begin, num_frames=self.frames)]
+
+    def reject(self, source: Source, reason: str, detail: str) -> VideoRow:
+        """The row of a video that fails."""
+        return VideoRow(key=item_key(video_key(source.identity), 0), source=source, reason=reason, detail=detail)
+
+    def worker(self, pool: Pool) -> "GenerateVideosWorker":
+        """Build the worker, in its process."""
+        from vidvq.generate.make import Maker
+
+        return GenerateVideosWorker(self, Maker(self.generator, self.config, self.tokenizer))
+
+
+class GenerateVideosWorker:
+    """Makes one shard after another.
+
+    Args:
+        stage: what to make.
+        maker: the generator.
+    """
+
+    def __init__(self, stage: GenerateVideos, maker: "Maker") -> None:
+        self._stage, self._maker, self._feeder, self._clock = stage, maker, Feeder(), Stopwatch()
+
+    def __call__(self, task: ShardTask[VideoRow]) -> ShardResult:
+        """Make and commit a shard."""
+        copied = dict[str, int]()
+        with self._clock.activity("write"):
+            commit = commit_shard(task.out, task.shard, task.plan_id, partial(self._fill, task, copied))
+        return self._clock.result(commit, copied)
+
+    def _fill(self, task: ShardTask[VideoRow], copied: dict[str, int], draft: ShardDraft) -> None:
+        writer = OrderedShardWriter(draft, [row.key for row in task.rows])
+        for verdict, outcome in task.left_out():
+            writer.put(Rejected(verdict, outcome))
+        reused = reusable_samples(task.out, task.older, task.rows)
+        for key, files in reused.items():
+            copied["samples"] = copied.get("samples", 0) + 1
+            writer.put(Sample(key, files, {"samples": 1}))
+        left = deque(row for row in task.rows if not row.outcome and row.key not in reused)
+        deaths = 0
+        while left:
+            before = len(left)
+            if not self._make(left, writer):
+                deaths = deaths + 1 if len(left) == before else 1
+                if deaths >= _MAX_DEATHS:
+                    deaths, row = 0, left.popleft()
+                    detail = f"{row.origin}: the decoder crashed on it or ran past its deadline"
+                    writer.put(Rejected("failed", Outcome(row.key, "decoder_died", detail)))
+
+    def _make(self, left: "deque[VideoRow]", writer: OrderedShardWriter) -> bool:
+        """Make samples and take each video off ``left``; False if the decoding process died."""
+        job = VideoFrames(tuple(left), self._stage.video, self._stage.config.limits, self._stage.frames)
+        with closing(self._feeder.feed(decode_items, job, self._stage.deadline_s)) as decoded:
+            messages = self._clock.waiting("decode", decoded)
+            for first in messages:
+                if isinstance(first, WorkerDied):
+                    return False
+                item = _collect(first, messages)
+                if item is None:
+                    return False
+                row = left.popleft()
+                assert row.key == first.key
+                writer.put(self._sample(row, item))
+        return True
+
+    def _sample(self, row: VideoRow, item: "tuple[np.ndarray, ItemInfo] | VideoError") -> Sample | Rejected:
+        if isinstance(item, VideoError):
+            return Rejected("failed", Outcome(row.key, item.reason, item.detail))
+        try:
+            with self._clock.activity("process"):
+                return Sample(row.key, self._maker.from_pixels(*item), {"samples": 1})
+        except UsageError as error:
+            return Rejected("failed", Outcome(row.key, "bad_prompt", f"{row.origin}: {error}"))
+
+
+def _collect(
+    first: DecodeMessage, messages: Iterator[DecodeMessage | WorkerDied]
+) -> "tuple[np.ndarray, ItemInfo] | VideoError | None":
+    """The frames and the JSON of one item, or why there are none; None if the decoding process died."""
+    if first.error:
+        return first.error
+    assert first.info is not None
+    chunks: list[np.ndarray] = []
+    for message in messages:
+        if isinstance(message, WorkerDied):
+            return None
+        if message.error:
+            return message.error
+        if message.done:
+            return np.concatenate(chunks), first.info
+        assert message.frames is not None
+        chunks.append(message.frames)
+    return None
