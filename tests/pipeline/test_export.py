@@ -11,7 +11,7 @@ import pytest
 
 from vidvq.export import ExportConfig, Layout, job, sequence_to_grid
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
-from vidvq.storage import seal
+from vidvq.storage import add_digest
 
 TARGETS = ["megatron", "bin", "parquet", "litdata", "mds", "energon"]
 
@@ -191,7 +191,7 @@ def test_records_and_content_must_agree(tmp_path, tokens_dir, vidvq):
 
 def resealed(fields: dict) -> dict:
     """With a digest that fits, as a forger would write it."""
-    return seal({name: value for name, value in fields.items() if name != "digest"})
+    return add_digest({name: value for name, value in fields.items() if name != "digest"})
 
 
 @pytest.mark.parametrize("target", ["litdata", "mds"])

@@ -14,7 +14,7 @@ from vidvq.export import verify_export
 from vidvq.formats.checkpoint import verify_checkpoint
 from vidvq.formats.verify import verify_folder
 from vidvq.inspect import describe
-from vidvq.storage import seal
+from vidvq.storage import add_digest
 
 WRONG: tuple[Any, ...] = (
     None,
@@ -64,7 +64,7 @@ def write_forged(file: Path, content: dict) -> None:
     content = {name: value for name, value in content.items() if name != "checks"}
     if "digest" in content:
         with suppress(UnicodeEncodeError):
-            content = seal({name: value for name, value in content.items() if name != "digest"})
+            content = add_digest({name: value for name, value in content.items() if name != "digest"})
     file.write_text(json.dumps(content))
 
 
@@ -169,7 +169,7 @@ def test_clips_whose_names_were_swapped_are_not_decoded_as_one_another(
 
     forge_record(tokens, swap)
     ran = vidvq("verify", tokens)
-    assert ran.code == 1 and "its record is not that of its tar" in ran.out
+    assert ran.code == 1 and "its record does not match the tar" in ran.out
     ran = vidvq("decode", tokens, "--checkpoint", checkpoint_dir, "--out", tmp_path / "out")
     assert ran.code == 2 and "is not where its record says" in ran.error
 
@@ -196,7 +196,7 @@ def test_a_prefix_deletes_nothing_elsewhere(tmp_path, copy_of, tiny_clips, vidvq
 def _uris(clips: Path) -> list[str]:
     from vidvq.formats.plan import read_plan
 
-    return read_plan(clips).table.column("uri").to_pylist()
+    return [str(uri) for uri in read_plan(clips).table.column("uri").to_pylist()]
 
 
 def test_an_edited_setting_is_named_and_resuming_says_so_once(copy_of, tiny_corpus, tiny_clips, vidvq):
@@ -213,7 +213,7 @@ def test_an_edited_setting_is_named_and_resuming_says_so_once(copy_of, tiny_corp
     (clips / "plan.json").write_text(json.dumps(plan))
     ran = vidvq("verify", clips)
     (line,) = ran.out.splitlines()
-    assert ran.code == 1 and line.startswith("plan.json: was edited") and "leave the shards alone" in line
+    assert ran.code == 1 and line.startswith("plan.json: was edited") and "keep the shards" in line
     ran = vidvq(*command)
     assert ran.code == 2 and "restore plan.json" in ran.error and "run the same command" not in ran.error
 

@@ -29,7 +29,7 @@ def verify(folder: Path) -> int:
         if problems:
             click.echo(f"{folder}: {len(problems)} problems in a checkpoint", err=True)
             return 1
-        click.echo(f"{folder} is whole: a checkpoint")
+        click.echo(f"{folder} is intact: a checkpoint")
         return 0
     if is_export(folder):
         problems, parts = verify_export(folder)
@@ -38,7 +38,7 @@ def verify(folder: Path) -> int:
         if problems:
             click.echo(f"{folder}: {len(problems)} problems in {parts} parts", err=True)
             return 1
-        click.echo(f"{folder} is whole: an export of {parts} parts")
+        click.echo(f"{folder} is intact: an export of {parts} parts")
         return 0
     with log.progress("verify", _count_shards(folder), "shards") as bar:
         report = verify_folder(folder, bar.advance)
@@ -50,7 +50,7 @@ def verify(folder: Path) -> int:
         click.echo(f"{folder}: {len(report.problems)} problems in {report.shards} shards", err=True)
         return 1
     click.echo(
-        f"{folder} is whole: {report.items} items planned, {report.ok} ok, {report.failed} failed, "
+        f"{folder} is intact: {report.items} items planned, {report.ok} ok, {report.failed} failed, "
         f"{report.filtered} filtered, {report.shards} shards, {report.bytes / 1e6:.1f} MB"
     )
     return 0

@@ -11,9 +11,9 @@ import torch
 
 from vidvq.config import is_mapping
 from vidvq.decode.config import DecodeConfig, VideoInterval
-from vidvq.decode.existing import is_done, mark_done
 from vidvq.decode.find import find_clips, find_key
 from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
+from vidvq.decode.overwrite import is_done, mark_done
 from vidvq.decode.stream import check_fingerprint, decode_frames, in_interval, open_tokenizer
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.plan import read_plan
@@ -25,12 +25,12 @@ from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.runtime import WorkerDied, open_runtime
 from vidvq.storage import (
     create_once,
-    inside,
     is_remote,
     make_folder,
     pretty_json,
     read_json,
     remove_attempts,
+    safe_join,
     sha256_file,
     write_atomic,
 )
@@ -65,7 +65,7 @@ def run_decode(
             skipped. May be a file for a single clip or an interval.
         config: the settings of the job.
         interval: interval of one video to decode into one file; None to decode whole clips.
-        force: overwrite outputs that exist.
+        force: whether to overwrite existing outputs.
 
     Returns:
         The number of clips.
@@ -101,7 +101,7 @@ def run_decode(
     if single:
         items = [Item(wanted[0], out)]
     else:
-        items = [Item(clip, inside(out, clip.key if kind == "png" else f"{clip.key}.{kind}")) for clip in wanted]
+        items = [Item(clip, safe_join(out, clip.key if kind == "png" else f"{clip.key}.{kind}")) for clip in wanted]
         _record_settings(out, _settings(folder, card, kind, config), force)
     made_from = _settings(folder, card, kind, config) | {"key": config.key}
     if single:
@@ -127,7 +127,7 @@ def run_decode_generated(
         checkpoint: a checkpoint, or a training run, with the token fingerprint of ``tokenizer``.
         out: output folder, or a file for a single video. Several videos become ``NAME-00000.mp4`` and so on.
         config: the settings of the job.
-        force: overwrite outputs that exist.
+        force: whether to overwrite existing outputs.
 
     Returns:
         The number of videos.
@@ -146,9 +146,9 @@ def run_decode_generated(
     if single and len(clips) != 1:
         raise UsageError(f"--out {out.name} is one file, {codes.path} holds {len(clips)} videos; give a folder")
     named = [(clip, clip.key if kind == "png" else f"{clip.key}.{kind}") for clip in clips]
-    items = [Item(clip, out if single else inside(out, name)) for clip, name in named]
+    items = [Item(clip, out if single else safe_join(out, name)) for clip, name in named]
     if not is_remote(out) and any(item.path.exists() and item.path.samefile(codes.path) for item in items):
-        raise UsageError(f"--out {out} is the file of codes itself; give another --out")
+        raise UsageError(f"--out {out} is the input file; give another --out")
     made_from = _settings(folder, card, kind, config)
     made_from |= {"tokens": sha256_file(codes.path), "fps": codes.fps, "flat": codes.flat}
     made_from["grid"] = list(codes.grid) if codes.grid else None
@@ -206,7 +206,9 @@ def _write_interval(
     found = find_clips(tokens, known, interval)
     sizes = {(each.info.height, each.info.width) for each in found}
     if len(sizes) > 1:
-        raise UsageError(f"{interval.source} changes its size in the interval; decode its clips one by one, --key")
+        raise UsageError(
+            f"{interval.source} changes its frame size in the interval; decode its clips one by one with --key"
+        )
     torch.set_num_threads(1)
     tokenizer, card = open_tokenizer(tokens, checkpoint)
     timed = chain.from_iterable(_decode(tokenizer, card, each.location, interval) for each in found)
@@ -233,7 +235,7 @@ def _shape(info: TokenInfo) -> VideoShape:
 
 
 def _settings(tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig) -> dict[str, Any]:
-    """All that an output depends on."""
+    """Everything that an output depends on."""
     return {
         "tokens": read_plan(tokens).plan_id if (tokens / "plan.json").is_file() else None,
         "token_fingerprint": card.token_fingerprint,

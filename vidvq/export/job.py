@@ -19,8 +19,8 @@ from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card, read_tokens
 from vidvq.log import progress
 from vidvq.storage import (
+    DIGEST_KEY,
     PREFLIGHT_MARKER,
-    SEAL,
     create_once,
     differences,
     make_folder,
@@ -144,9 +144,9 @@ def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit]) 
         make_folder(out)
         create_once(path, pretty_json(header))
     there = read_json(path)
-    if is_mapping(there) and SEAL not in there:
+    if is_mapping(there) and DIGEST_KEY not in there:
         # An older version wrote no digest.
-        header.pop(SEAL)
+        header.pop(DIGEST_KEY)
     if found := list(differences("", there, header)):
         raise UsageError(f"{out} was made from something else: {'; '.join(found[:4])}; give another --out")
 
@@ -173,7 +173,7 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
     paths = write_part(target, out, stem, counted(), commit.ok, layout.vocabulary)
     files = tuple(PartFile(file.name, file.stat().st_size, sha256_file(file)) for file in paths)
     if clips != commit.ok:
-        raise UsageError(f"{path} holds {clips} clips, its record says {commit.ok}; run vidvq verify {tokens}")
+        raise UsageError(f"{path} has {clips} clips, its record has {commit.ok}; run vidvq verify {tokens}")
     part = Part(commit.shard, commit.sha256, clips, ids, files)
     create_once(record_path(out, stem), encode_part(part))
     recorded = read_part(out, stem)

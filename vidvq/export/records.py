@@ -17,7 +17,7 @@ from vidvq.export.targets import TARGETS
 from vidvq.formats.commit import FOLDER
 from vidvq.formats.schema import Count, Digest, FileName, Label, Text, parse
 from vidvq.formats.token_shard import codebook_fault
-from vidvq.storage import inside, pretty_json, read_json, seal, sha256_bytes
+from vidvq.storage import add_digest, pretty_json, read_json, safe_join, sha256_bytes
 
 FORMAT = "vidvq.export/1"
 PART_FORMAT = "vidvq.export-part/1"
@@ -57,7 +57,7 @@ class ExportHeader:
 
     def to_json(self) -> dict[str, Any]:
         """The header as JSON types, with the format identifier and a digest."""
-        return seal(to_dict(self) | {"format": FORMAT})
+        return add_digest(to_dict(self) | {"format": FORMAT})
 
 
 def is_export(folder: Path) -> bool:
@@ -79,12 +79,12 @@ def read_header(folder: Path) -> ExportHeader:
 
 
 def _contradiction(header: ExportHeader) -> str:
-    """What in a header contradicts the rest of it; "" for nothing."""
+    """Describe the first inconsistency of a header; "" if there is none."""
     target = TARGETS.get(header.target)
     if target is None:
-        return f"target={header.target} is none of {', '.join(TARGETS)}"
+        return f"target={header.target} is not one of {', '.join(TARGETS)}"
     if header.dtype != np.dtype(target.dtype(header.vocabulary)).name:
-        return f"dtype={header.dtype} is not that of {header.vocabulary} ids for {header.target}"
+        return f"dtype={header.dtype} does not match {header.vocabulary} ids for {header.target}"
     if fault := codebook_fault(header.codebooks):
         return fault
     names = list(header.specials)
@@ -96,24 +96,24 @@ def _contradiction(header: ExportHeader) -> str:
     if header.vocabulary != codes + len(names):
         return f"vocabulary={header.vocabulary} is not {codes} codes and {len(names)} special tokens"
     if header.axes != AXES[header.order]:
-        return f"axes={header.axes} are not those of order={header.order}"
+        return f"axes={header.axes} do not match order={header.order}"
     twice = next((stem for stem, count in Counter(header.parts).items() if count > 1), "")
-    return f"part {twice} is in it twice" if twice else ""
+    return f"part {twice} occurs twice" if twice else ""
 
 
 def tokens_digest(shards_sha256: list[str]) -> str:
-    """``tokens_sha256``: a digest over those of the token shards, one a line."""
+    """SHA-256 of the SHA-256 sums of the token shards, one per line (``tokens_sha256``)."""
     return sha256_bytes("\n".join(shards_sha256).encode())
 
 
 def record_path(folder: Path, stem: str) -> Path:
     """Path of the record of a part."""
-    return inside(folder / FOLDER, f"{stem}.json")
+    return safe_join(folder / FOLDER, f"{stem}.json")
 
 
 def encode_part(part: Part) -> bytes:
     """Encode the record of a part."""
-    return pretty_json(seal(to_dict(part) | {"format": PART_FORMAT}))
+    return pretty_json(add_digest(to_dict(part) | {"format": PART_FORMAT}))
 
 
 def read_part(folder: Path, stem: str) -> Part | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vidvq.formats.schema import Count, Digest, FileName
 from vidvq.formats.token_shard import TokenInfo
-from vidvq.storage import attempt_file, inside, publish_replace
+from vidvq.storage import attempt_file, publish_replace, safe_join
 
 Files: TypeAlias = list[IO[bytes]]
 
@@ -110,7 +110,7 @@ def write_part(
         count: number of sequences.
         vocabulary: number of ids.
     """
-    paths = [inside(folder, stem + suffix) for suffix in target.suffixes]
+    paths = [safe_join(folder, stem + suffix) for suffix in target.suffixes]
     with ExitStack() as stack:
         opened = [stack.enter_context(attempt_file(path)) for path in paths]
         target.write([file for file, _ in opened], sequences, count, np.dtype(target.dtype(vocabulary)))

@@ -12,7 +12,7 @@ from vidvq.export.records import ExportHeader, read_header, read_part, redo_hint
 from vidvq.export.target import Part, Target, TokenSequence
 from vidvq.export.targets import TARGETS
 from vidvq.formats.commit import FOLDER
-from vidvq.storage import inside, sha256_file
+from vidvq.storage import safe_join, sha256_file
 
 # Exceptions that readers raise for damaged files.
 _UNREADABLE = (ValueError, OSError, EOFError, KeyError, IndexError, struct.error, pa.ArrowException)
@@ -42,7 +42,7 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
             continue
         names = [stem + suffix for suffix in target.suffixes]
         if [file.name for file in part.files] != names:
-            problems.append(f"{stem}: its record names other files than {', '.join(names)}; {redo_hint(stem)}")
+            problems.append(f"{stem}: its record does not have the files {', '.join(names)}; {redo_hint(stem)}")
             continue
         parts.append(part)
         found = [*damaged_files(folder, part)] or [*_content(folder, part, target, header.vocabulary, dtype)]
@@ -50,7 +50,7 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
     whole: dict[str, bytes] = {}
     if len(parts) == len(header.parts):
         if tokens_digest([part.shard_sha256 for part in parts]) != header.tokens_sha256:
-            problems.append("export.json: its tokens_sha256 is not that of the parts; export again")
+            problems.append("export.json: its tokens_sha256 does not match the parts; export again")
         whole = target.index_files(parts, dtype)
         for name, data in whole.items():
             path = folder / name
@@ -61,7 +61,7 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
 
 
 def _strays(folder: Path, header: ExportHeader, known: set[str]) -> Iterator[str]:
-    """Say which files are in the directory that a reader would take for parts of the export."""
+    """Describe extra files in the directory that a reader could take for parts of the export."""
     suffixes = TARGETS[header.target].suffixes
     for name in sorted(path.name for path in folder.iterdir() if path.is_file()):
         if ".tmp." in name:
@@ -70,17 +70,17 @@ def _strays(folder: Path, header: ExportHeader, known: set[str]) -> Iterator[str
             yield f"{name}: is not in the export; move it elsewhere"
     for name in sorted(path.name for path in (folder / FOLDER).iterdir()):
         if name.removesuffix(".json") not in header.parts:
-            yield f"{FOLDER}/{name}: is the record of no part; move it elsewhere"
+            yield f"{FOLDER}/{name}: is not the record of a part; move it elsewhere"
 
 
 def damaged_files(folder: Path, part: Part) -> Iterator[str]:
     """Describe the files of a part that are missing or differ from its record."""
     for file in part.files:
-        path = inside(folder, file.name)
+        path = safe_join(folder, file.name)
         if not path.is_file():
             yield f"{path.name}: is missing"
         elif path.stat().st_size != file.bytes:
-            yield f"{path.name}: has {path.stat().st_size} bytes, its record says {file.bytes}"
+            yield f"{path.name}: has {path.stat().st_size} bytes, its record has {file.bytes}"
         elif sha256_file(path) != file.sha256:
             yield f"{path.name}: its bytes differ from the record"
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from vidvq.errors import UsageError
 
 _MAX_ROWS = 1 << 31
-# A table of equal rows is packed well; what is forged is packed better.
+# Compression limits (bytes, ratio): tables of equal rows compress well, decompression bombs even better.
 _MIN_UNPACKED = 64 << 20
 _MAX_UNPACKED = 1000
 
@@ -30,7 +30,7 @@ def read_table(path: Path) -> pa.Table:
     """Read a parquet file from a disk or an object store.
 
     Raises:
-        UsageError: it is not parquet, or unpacks to more than :data:`_MAX_UNPACKED` times its size.
+        UsageError: the file is not parquet, or decompresses to more than :data:`_MAX_UNPACKED` times its size.
     """
     try:
         with path.open("rb") as file:
@@ -39,7 +39,7 @@ def read_table(path: Path) -> pa.Table:
             groups = (about.metadata.row_group(index) for index in range(about.metadata.num_row_groups))
             unpacked = sum(group.total_byte_size for group in groups)
             if about.metadata.num_rows > _MAX_ROWS or not 0 <= unpacked <= max(_MIN_UNPACKED, _MAX_UNPACKED * size):
-                raise UsageError(f"{path} would unpack from {size} to {unpacked} bytes; vidvq did not write it")
+                raise UsageError(f"{path} would decompress from {size} to {unpacked} bytes; vidvq did not write it")
             return about.read()  # pyright: ignore[reportUnknownMemberType]
     except pa.ArrowException as error:
         line = " ".join(str(error).split())

@@ -79,7 +79,7 @@ class _Config:
 
 @dataclass(frozen=True)
 class _PrintsFile:
-    """The JSON of ``fingerprint``: ``files`` has the SHA-256 of the other files by name; older versions wrote none."""
+    """The JSON of ``fingerprint``; ``files`` has the SHA-256 of the other files by name, except in older versions."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -229,11 +229,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def verify_checkpoint(folder: Path) -> tuple[list[str], list[str]]:
-    """Check a checkpoint byte by byte; the state of its training is not read.
+    """Verify all bytes of a checkpoint, except its training state.
 
     Returns:
-        One line per problem; and one line per thing that could not be checked, because an older version wrote no
-        digest of it.
+        One line per problem, and one line per check that was skipped because an older version recorded no digest.
     """
     try:
         read_checkpoint(folder)
@@ -241,7 +240,7 @@ def verify_checkpoint(folder: Path) -> tuple[list[str], list[str]]:
     except UsageError as error:
         return [str(error)], []
     if not stored:
-        return [], [f"an older version wrote no digests of {CONFIG} and {WEIGHTS}: the step is not checked"]
+        return [], [f"an older version recorded no digests of {CONFIG} and {WEIGHTS}; the step is not verified"]
     return [
         f"{name}: was changed after it was written; restore it from a copy"
         for name in sorted({CONFIG, WEIGHTS, *stored})
@@ -251,7 +250,7 @@ def verify_checkpoint(folder: Path) -> tuple[list[str], list[str]]:
 
 def _read_prints(folder: Path) -> _PrintsFile:
     stored = read_json(folder / PRINTS)
-    # The file has no format of its own.
+    # The file has no format field.
     return parse(
         _PrintsFile, {"format": FORMAT} | stored if is_mapping(stored) else stored, FORMAT, str(folder / PRINTS)
     )

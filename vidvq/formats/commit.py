@@ -20,16 +20,16 @@ from vidvq.errors import UsageError
 from vidvq.formats.schema import MAX_LABEL, MAX_TEXT, Count, Digest, FileName, Label, MemberName, Text, parse
 from vidvq.formats.tar import BLOCK_BYTES, Member, TarWriter
 from vidvq.storage import (
+    add_digest,
     attempt_file,
     create_once,
-    inside,
     is_remote,
     pretty_json,
     publish_once,
     publish_replace,
     read_json,
     remove_attempts,
-    seal,
+    safe_join,
     sha256_file,
 )
 
@@ -39,7 +39,7 @@ _REDO = "remove it, then run the same command again"
 # Time that another writer may take from renaming its shard to creating the record (seconds).
 _OTHER_WRITER_S = 5.0
 _READERS = 16
-# A tar ends with two empty blocks, and is filled up to a multiple of 20 blocks.
+# A tar ends with two empty blocks, and is padded to a multiple of 20 blocks.
 _END_BYTES, _RECORD_BYTES = 2 * BLOCK_BYTES, 20 * BLOCK_BYTES
 
 
@@ -161,7 +161,7 @@ def read_commit(folder: Path, shard: str) -> Commit | None:
         UsageError: the record is damaged.
     """
     try:
-        return _read(record_of(folder, shard))
+        return _read(record_path(folder, shard))
     except FileNotFoundError:
         return None
 
@@ -184,7 +184,7 @@ def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]
         ahead: deque[tuple[str, Future[Commit] | None]] = deque()
         while True:
             for shard in islice(shards, 2 * _READERS - len(ahead)):
-                path = record_of(folder, shard)
+                path = record_path(folder, shard)
                 ahead.append((shard, readers.submit(_read, path) if path.name in there else None))
             if not ahead:
                 return
@@ -209,10 +209,10 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
     """
     try:
         record = _write(folder, shard, plan_id, fill)
-        create_once(record_of(folder, shard), _encode(record))
+        create_once(record_path(folder, shard), _encode(record))
     except FileNotFoundError:
         # Another writer has committed the shard, and deleted the temporary files of all others.
-        if not record_of(folder, shard).exists():
+        if not record_path(folder, shard).exists():
             raise
     remove_attempts(folder, shard)
     remove_attempts(folder / FOLDER, shard + ".json")
@@ -231,16 +231,16 @@ def _read(path: Path) -> Commit:
 
 
 def _contradiction(record: _CommitFile) -> str:
-    """What in a record contradicts the rest of it; "" for nothing."""
+    """Describe the first inconsistency of a record; "" if there is none."""
     names = [name for name, _, _ in record.members]
     if len(set(names)) != len(names):
-        return "a member is in it twice"
+        return "a member occurs twice"
     size = sum(BLOCK_BYTES + -(-size // BLOCK_BYTES) * BLOCK_BYTES for _, size, _ in record.members)
     if record.sha256 is None and (record.bytes or record.ok or names or record.stats):
-        return "it has content, and no sha256"
+        return "it has content, but no sha256"
     whole = -(-(size + _END_BYTES) // _RECORD_BYTES) * _RECORD_BYTES
     if record.sha256 is not None and record.bytes != whole:
-        return f"bytes={record.bytes} do not fit its members, which need {whole}"
+        return f"bytes={record.bytes} does not match its members, which need {whole}"
     return ""
 
 
@@ -269,28 +269,28 @@ def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], 
 
 def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
     path = folder / shard
-    if record_of(folder, shard).exists() or publish_once(attempt, path) or sha256_file(path) == digest:
+    if record_path(folder, shard).exists() or publish_once(attempt, path) or sha256_file(path) == digest:
         return
     # The final name has other content and no record: its writer is about to create the record, or was killed.
     deadline = time.monotonic() + _OTHER_WRITER_S
     while time.monotonic() < deadline:
-        if record_of(folder, shard).exists():
+        if record_path(folder, shard).exists():
             return
         time.sleep(0.1)
     publish_replace(attempt, path)
 
 
 def _bounded(outcome: Outcome) -> Outcome:
-    """An outcome as long as its schema allows: messages of libraries and functions have any length."""
+    """Truncate an outcome to its schema; messages of libraries and functions may be arbitrarily long."""
     return replace(outcome, reason=outcome.reason[:MAX_LABEL], detail=outcome.detail[:MAX_TEXT])
 
 
-def record_of(folder: Path, shard: str) -> Path:
-    """The file of a shard's record."""
-    return inside(folder / FOLDER, f"{shard}.json")
+def record_path(folder: Path, shard: str) -> Path:
+    """Path of the record of a shard."""
+    return safe_join(folder / FOLDER, f"{shard}.json")
 
 
 def _encode(record: Commit) -> bytes:
     data = asdict(record) | {"format": FORMAT}
     data["members"] = [[member.name, member.size, member.crc32] for member in record.members]
-    return pretty_json(seal(data))
+    return pretty_json(add_digest(data))

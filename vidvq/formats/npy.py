@@ -1,4 +1,4 @@
-"""Npy files from untrusted bytes. The size that a header says must be that of the file."""
+"""Parsing of npy files from untrusted sources: the size in the header must match the data."""
 
 import io
 import math
@@ -9,10 +9,10 @@ from vidvq.errors import UsageError
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """Parse an npy file of numbers; the array is read-only.
+    """Parse an npy file of numbers to a read-only array.
 
     Raises:
-        UsageError: it is none, holds objects, or its header says another size than it has.
+        UsageError: the data is not an npy file, has Python objects, or does not match the size in its header.
     """
     file = io.BytesIO(data)
     try:
@@ -25,6 +25,6 @@ def read_npy(data: bytes) -> np.ndarray:
     if dtype.hasobject:
         raise UsageError("it holds Python objects, which are never read (allow_pickle=False)")
     if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != left or not dtype.itemsize:
-        raise UsageError(f"its npy header says {dtype} {shape}, {left} bytes follow")
+        raise UsageError(f"its npy header has {dtype} {shape}, but {left} bytes follow")
     flat = np.frombuffer(data, dtype, offset=file.tell())
     return flat.reshape(shape, order="F" if fortran_order else "C")

@@ -30,10 +30,10 @@ from vidvq.storage import (
     canonical_json,
     create_once,
     differences,
-    inside,
     pretty_json,
     read_json,
     remove_attempts,
+    safe_join,
     sha256_bytes,
     sha256_file,
     write_atomic,
@@ -61,8 +61,8 @@ class PlanHeader:
         table: file name of the rows.
         table_sha256: SHA-256 of that file (hex).
         parent: ``plan_id`` of the generation before; None for the first.
-        files: SHA-256 (hex) of the files of the directory beside the shards, such as ``tokenizer.json``, by name. Plans
-            of older versions have none.
+        files: SHA-256 (hex) of the other files of the directory, such as ``tokenizer.json``, by name. Empty in plans of
+            older versions.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -79,7 +79,7 @@ class PlanHeader:
     files: dict[FileName, Digest] = field(default_factory=dict[str, str])
 
     def to_json(self) -> dict[str, Any]:
-        """The header as it is hashed; without ``files`` if there are none."""
+        """The fields to hash; without ``files`` if there are none."""
         fields = asdict(self) | {"format": FORMAT}
         return fields if self.files else {name: value for name, value in fields.items() if name != "files"}
 
@@ -89,7 +89,7 @@ class PlanHeader:
         return sha256_bytes(canonical_json(self.to_json()))
 
     def encode(self) -> bytes:
-        """The file: the header, and a check of each of its values, by which an edited one is named."""
+        """Encode the file: the header, and a checksum of each value, which locates an edit."""
         fields = self.to_json()
         return pretty_json(fields | {_CHECKS: {path: _check(value) for path, value in _leaves(fields)}})
 
@@ -253,7 +253,7 @@ def create_plan(
         prefix: prefix of the shards' names.
         made_from: see :class:`PlanHeader`.
         table: the rows in the order of their shards.
-        files: the files of the directory beside the shards, by name; the plan keeps their digests.
+        files: contents of the other files of the directory, by name; the plan records their digests.
 
     Raises:
         UsageError: the directory holds other files.
@@ -303,27 +303,27 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
 
 
 def write_files(folder: Path, plan: Plan, files: Mapping[str, bytes]) -> None:
-    """Write the files of a directory beside its shards, where they are missing or are not those of the plan.
+    """Write the other files of a directory if they are missing or differ from the plan.
 
     Args:
-        folder: the plan's directory.
-        plan: the plan; one of an older version knows no files, and takes those that are there.
-        files: their content by name, as this job would write it.
+        folder: directory of the plan.
+        plan: the plan; that of an older version has no digests and accepts existing files.
+        files: contents that this job would write, by name.
 
     Raises:
-        UsageError: a file is missing or damaged, and this job would write another one.
+        UsageError: a file is missing or damaged, and this job would write other content than planned.
     """
     for name, data in files.items():
-        path, planned = inside(folder, name), plan.header.files.get(name)
-        there = path.is_file()
-        if planned and there and sha256_file(path) == planned:
+        path, planned = safe_join(folder, name), plan.header.files.get(name)
+        exists = path.is_file()
+        if planned and exists and sha256_file(path) == planned:
             continue
         if planned and sha256_bytes(data) != planned:
             raise UsageError(
-                f"{path} is {'not the one' if there else 'missing, and not the one'} that the plan was made with; "
-                "restore it from a copy, or resume with the inputs that the plan was made with"
+                f"{path} {'differs from the planned one' if exists else 'is missing'}, and this job would write "
+                "another one; restore it from a copy, or resume with the inputs that the plan was made with"
             )
-        if planned and there:
+        if planned and exists:
             write_atomic(path, data)
         else:
             create_once(path, data)
@@ -420,10 +420,10 @@ def _check(value: Any) -> str:
 
 
 def _refuse_contradictions(folder: Path, headers: list[PlanHeader]) -> None:
-    """Refuse generations whose numbers or names contradict one another.
+    """Refuse generations with inconsistent numbers or names.
 
     Raises:
-        UsageError: names the file.
+        UsageError: a generation is inconsistent with itself or with the one before.
     """
     before: PlanHeader | None = None
     for number, header in enumerate(headers):
@@ -432,26 +432,28 @@ def _refuse_contradictions(folder: Path, headers: list[PlanHeader]) -> None:
         grown = not before or (header.shards >= before.shards and header.items >= before.items)
         if not same or not grown or header.first_shard != first or not _TABLE.fullmatch(header.table):
             raise UsageError(
-                f"{folder / _header_name(number)} contradicts itself or the plan before it; restore it from a copy"
+                f"{folder / _header_name(number)} is inconsistent with itself or its parent; restore it from a copy"
             )
         before = header
 
 
 def _refuse_other_table(folder: Path, header: PlanHeader, table: pa.Table) -> None:
-    """Refuse rows that are not those of a plan: too many, repeated keys, shards out of order or out of range.
+    """Refuse invalid rows of a plan: a wrong number, repeated keys, shards out of order or out of range.
 
     Raises:
-        UsageError: names the directory.
+        UsageError: the rows do not match the header.
     """
     shards = shards_of(table)
     in_order = not len(shards) or (shards[0] >= 0 and shards[-1] < header.shards and bool((np.diff(shards) >= 0).all()))
     keys = table.column("key").combine_chunks()
     if table.num_rows != header.items or not in_order or len(keys.unique()) != len(keys) or keys.null_count:
-        raise UsageError(f"{folder}: the rows of the plan are not the {header.items} items of its header; restore both")
+        raise UsageError(
+            f"{folder}: the rows of the plan do not match the {header.items} items of its header; restore both"
+        )
 
 
 def _read_table(folder: Path, header: PlanHeader, number: int) -> pa.Table:
-    path = inside(folder, header.table)
+    path = safe_join(folder, header.table)
     if not path.is_file() or sha256_file(path) != header.table_sha256:
         raise UsageError(f"{path} is missing or not the one its plan was written with; restore it from a copy")
     table = read_table(path)

@@ -1,6 +1,6 @@
-"""Strict parsing of the JSON that directories are described with: types, ranges, lengths and names.
+"""Strict parsing of JSON files: types, ranges, lengths and names.
 
-Nothing is converted: ``"3"``, ``3.0`` and ``true`` are no integers. Unknown fields are refused.
+Values are not converted: ``"3"``, ``3.0`` and ``true`` are not integers. Unknown fields are refused.
 """
 
 from functools import cache
@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.tar import check_member
-from vidvq.storage import SEAL, canonical_json, check_name, refuse_broken_seal
+from vidvq.storage import DIGEST_KEY, canonical_json, check_digest, check_name
 
 T = TypeVar("T")
 
@@ -35,13 +35,13 @@ def _member_name(name: str) -> str:
 Count: TypeAlias = Annotated[int, Field(ge=0, le=_MAX_INT)]
 Ticks: TypeAlias = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Pixels: TypeAlias = Annotated[int, Field(ge=1, le=1 << 20)]
-# Name of a file in the directory that names it.
+# Name of a file in the same directory.
 FileName: TypeAlias = Annotated[str, AfterValidator(_file_name)]
 MemberName: TypeAlias = Annotated[str, AfterValidator(_member_name)]
 Digest: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Short names: of a reason, a stage, a codebook, a statistic.
 Label: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]
-# Sentences, uris and the like.
+# Sentences, URIs and similar text.
 Text: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
 
 
@@ -50,10 +50,10 @@ def parse(kind: type[T], data: Any, format: str, where: str, remedy: str = "rest
 
     Args:
         kind: the dataclass; its fields have the types of this module.
-        data: what the file holds.
-        format: what its ``format`` must be.
-        where: name of the file in messages.
-        remedy: what to do, for messages.
+        data: content of the file.
+        format: required value of ``format``.
+        where: name of the file, for error messages.
+        remedy: remedy, for error messages.
 
     Raises:
         UsageError: one line that names the first wrong fields; or a field differs from what the digest covers.
@@ -61,7 +61,7 @@ def parse(kind: type[T], data: Any, format: str, where: str, remedy: str = "rest
     if not is_mapping(data) or data.get("format") != format:
         found = str(data.get("format"))[:_SHOWN_CHARACTERS] if is_mapping(data) else type(data).__name__
         raise UsageError(f"{where} is not of format {format} (got {found}); {remedy}")
-    fields = {name: value for name, value in data.items() if name not in {"format", SEAL}}
+    fields = {name: value for name, value in data.items() if name not in {"format", DIGEST_KEY}}
     try:
         # pydantic takes lists as tuples in JSON alone.
         parsed = _adapter(kind).validate_json(canonical_json(fields), strict=True)
@@ -71,7 +71,7 @@ def parse(kind: type[T], data: Any, format: str, where: str, remedy: str = "rest
         raise UsageError(f"{where}: {'; '.join(problems[:_SHOWN_PROBLEMS])}{more}; {remedy}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not readable ({_short(str(error))}); {remedy}") from error
-    refuse_broken_seal(data, where, remedy)
+    check_digest(data, where, remedy)
     return parsed
 
 

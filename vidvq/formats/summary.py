@@ -7,9 +7,9 @@ from math import prod
 from pathlib import Path
 
 from vidvq.errors import UsageError
-from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commits, record_of
+from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commits, record_path
 from vidvq.formats.plan import Plan
-from vidvq.storage import inside, pretty_json, remove_attempts, write_shared
+from vidvq.storage import pretty_json, remove_attempts, safe_join, write_shared
 
 SUMMARY = "summary.json"
 _EXAMPLES = 5
@@ -98,7 +98,7 @@ def format_stats(stats: dict[str, int]) -> list[str]:
 
 
 def sample_stats(num_frames: int, grid: tuple[int, ...], quality: dict[str, float] | None) -> dict[str, int]:
-    """The statistics of one token sample; scores as integers, whose sum does not depend on their order."""
+    """Statistics of one token sample; scores are integers, so that sums do not depend on the order."""
     scores = quality or {}
     scored = {f"{name}{SCORE_SUFFIX}": round(value / SCORE_UNIT) for name, value in scores.items()}
     return {"frames": num_frames, "tokens": prod(grid)} | ({"scored": 1} | scored if scores else {})
@@ -121,7 +121,7 @@ class _Tally:
 
 
 class RecordSum:
-    """Adds up the commit records of a job, in the order of its shards."""
+    """Sums the commit records of a job, in shard order."""
 
     def __init__(self) -> None:
         self._ok = self._bytes = self._shards = 0
@@ -138,7 +138,7 @@ class RecordSum:
         self._stats.update(commit.stats)
 
     def summary(self, plan: Plan) -> JobSummary:
-        """The sum."""
+        """The sum as the summary of a plan."""
         failed, filtered = self._failed.reasons(), self._filtered.reasons()
         return JobSummary(
             plan.plan_id, plan.num_items, self._ok, failed, filtered, self._shards, self._bytes, dict(self._stats)
@@ -165,8 +165,8 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     # superseded.
     for index in plan.touched:
         for name in plan.superseded(index):
-            inside(folder, name).unlink(missing_ok=True)
-            record_of(folder, name).unlink(missing_ok=True)
+            safe_join(folder, name).unlink(missing_ok=True)
+            record_path(folder, name).unlink(missing_ok=True)
     remove_attempts(folder)
     remove_attempts(folder / FOLDER)
     return summary
@@ -178,10 +178,10 @@ def encode_summary(summary: JobSummary) -> bytes:
 
 
 def refuse_other_plan(folder: Path, plan: Plan, index: int, commit: Commit) -> None:
-    """Refuse a committed shard that was made from another plan than the one that is there.
+    """Refuse a committed shard of another plan.
 
     Raises:
-        UsageError: names both; the plan was edited, or files of two directories were mixed.
+        UsageError: the plan was edited, or files of two directories were mixed.
     """
     if commit.plan_id != plan.id_of(index):
         raise UsageError(

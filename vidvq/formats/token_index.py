@@ -16,7 +16,7 @@ from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import read_plan
 from vidvq.formats.tar import BLOCK_BYTES, MAX_MEMBER_BYTES, check_member, read_header
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, parse_info, parse_tokens
-from vidvq.storage import inside
+from vidvq.storage import safe_join
 
 _VERIFY = "run vidvq verify on its directory"
 
@@ -100,7 +100,7 @@ def _committed(folder: Path) -> Iterator[tuple[Path, Commit]]:
         if commit.sha256 is None:
             continue
         try:
-            size = inside(folder, name).stat().st_size
+            size = safe_join(folder, name).stat().st_size
         except FileNotFoundError:
             raise UsageError(f"{folder / name} is missing; run vidvq verify {folder}") from None
         if size != commit.bytes:

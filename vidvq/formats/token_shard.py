@@ -174,12 +174,12 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
 
 
 def codebook_fault(books: Sequence[Codebook]) -> str:
-    """Why codebooks are not those of a tokenizer, whose vocabulary they fill one after another; "" if they are."""
+    """Describe what is wrong with the codebooks of a tokenizer; "" if they are valid."""
     names, sizes, offsets = zip(*((book.name, book.size, book.offset) for book in books), strict=True)
     if names not in {("joint",), ("spatial", "temporal")}:
         return f"the codebooks are {', '.join(names)[:80]}; they must be joint, or spatial and temporal"
     if min(sizes) < 1 or list(offsets) != [0, *sizes[:-1]] or sum(sizes) > _MAX_CODES:
-        return f"the codebooks of {list(sizes)} codes have the offsets {list(offsets)}; each begins where one ends"
+        return f"the codebooks of {list(sizes)} codes have offsets {list(offsets)}; each must start where the last ends"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Verification of an output directory: every field of its plan, records, card and summary against the bytes."""
+"""Verification of an output directory: all fields of plan, records, card and summary against the bytes."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -12,16 +12,16 @@ import pyarrow as pa
 from vidvq.errors import UsageError
 from vidvq.formats import clip_shard, columns, token_shard
 from vidvq.formats.arrow import keys_of
-from vidvq.formats.commit import FOLDER, Commit, read_commit, record_of
+from vidvq.formats.commit import FOLDER, Commit, read_commit, record_path
 from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.rows import verdict_of
 from vidvq.formats.summary import SUMMARY, RecordSum, encode_summary, sample_stats
 from vidvq.formats.tar import Member, find_damage, read_samples
-from vidvq.storage import SEAL, inside, read_json, sha256_file
+from vidvq.storage import DIGEST_KEY, read_json, safe_join, sha256_file
 
 _SHOWN = 5
 
-# The statistics of one sample, given its files by extension and its name for messages.
+# Checks one sample and returns its statistics; arguments are its files by extension, and its name for messages.
 SampleReader: TypeAlias = Callable[[dict[str, bytes], str], dict[str, int]]
 
 
@@ -31,7 +31,7 @@ class VerifyReport:
 
     Attributes:
         problems: one line per problem.
-        notes: one line per thing that could not be checked, because an older version wrote no digest of it.
+        notes: one line per check that was skipped, because an older version recorded no digest.
         items: number of planned items.
         ok: number of items in the shards, by the readable records.
         failed: number of failed items.
@@ -58,7 +58,7 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
         tick: called after each shard.
 
     Raises:
-        UsageError: the directory has no plan, or it was edited.
+        UsageError: the directory has no plan, or its plan was edited.
     """
     plan = read_plan(folder)
     return _Verification(folder, plan).run(tick)
@@ -71,7 +71,7 @@ class _Verification:
         self._problems = self._report.problems
         self._seen: set[str] = set()
         self._sum = RecordSum()
-        self._unsealed = 0
+        self._without_digest = 0
         # plan_id in the records of each generation's shards, with the shards that have it.
         self._made_by: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         self._read = _reader(folder, plan)
@@ -86,9 +86,9 @@ class _Verification:
         self._problems += self._other_plans()
         self._check_summary()
         self._problems += self._strays(names)
-        if self._unsealed:
+        if self._without_digest:
             self._report.notes.append(
-                f"{self._unsealed} records of an older version have no digest: reasons of failures are not checked"
+                f"{self._without_digest} records of an older version have no digest; failure reasons are not verified"
             )
         return self._report
 
@@ -101,7 +101,7 @@ class _Verification:
         if commit is None:
             yield "is not committed; run the same command again"
             return
-        self._unsealed += SEAL not in read_json(record_of(self._folder, shard))
+        self._without_digest += DIGEST_KEY not in read_json(record_path(self._folder, shard))
         self._made_by[self._plan.file_of(index)][commit.plan_id].append(index)
         self._report.ok += commit.ok
         self._report.failed += len(commit.failed)
@@ -115,17 +115,17 @@ class _Verification:
     def _account(self, commit: Commit, planned: list[str]) -> Iterator[str]:
         accounted = list(dict.fromkeys(member.key for member in commit.members))
         if len(accounted) != commit.ok:
-            yield f"holds {len(accounted)} keys, its record says {commit.ok}"
+            yield f"has {len(accounted)} keys, its record has {commit.ok}"
         accounted += [outcome.key for outcome in (*commit.failed, *commit.filtered)]
         for key in accounted:
             if key in self._seen:
                 yield f"{key} occurs twice"
             self._seen.add(key)
-        yield from (f"{key} was planned and is not accounted for" for key in planned if key not in set(accounted))
-        yield from (f"{key} was never planned" for key in accounted if key not in set(planned))
+        yield from (f"{key} was planned but is not accounted for" for key in planned if key not in set(accounted))
+        yield from (f"{key} is not in the plan" for key in accounted if key not in set(planned))
 
     def _check_tar(self, commit: Commit) -> Iterator[str]:
-        shard, path = commit.shard, inside(self._folder, commit.shard)
+        shard, path = commit.shard, safe_join(self._folder, commit.shard)
         redo = f"remove {shard} and {FOLDER}/{shard}.json, then run the same command again"
         if commit.sha256 is None:
             if path.exists():
@@ -135,13 +135,13 @@ class _Verification:
             yield f"is missing; {redo}"
             return
         if path.stat().st_size != commit.bytes:
-            yield f"has {path.stat().st_size} bytes, its record says {commit.bytes}; {redo}"
+            yield f"has {path.stat().st_size} bytes, its record has {commit.bytes}; {redo}"
         damage = find_damage(path, list(commit.members))
         if sha256_file(path) != commit.sha256:
             yield from (f"{found}; {redo}" for found in damage or ["its bytes differ from the record"])
         elif damage:
             remedy = f"remove {FOLDER}/{shard}.json, then run the same command again"
-            yield from (f"its record is not that of its tar: {found}; {remedy}" for found in damage)
+            yield from (f"its record does not match the tar: {found}; {remedy}" for found in damage)
         else:
             yield from self._check_content(path, commit)
 
@@ -157,21 +157,21 @@ class _Verification:
             return
         remedy = f"remove {FOLDER}/{commit.shard}.json, then run the same command again"
         if members != list(commit.members):
-            yield f"its members are not those of its record; {remedy}"
+            yield f"its members differ from its record; {remedy}"
         for name in sorted(stats.keys() | (commit.stats.keys() if stats else ())):
             if stats[name] != commit.stats.get(name, 0):
-                yield f"holds {stats[name]} {name}, its record says {commit.stats.get(name, 0)}; {remedy}"
+                yield f"has {stats[name]} {name}, its record has {commit.stats.get(name, 0)}; {remedy}"
 
     def _other_plans(self) -> Iterator[str]:
-        """Shards of other plans. Where all of a generation agree, it is the plan that was edited."""
+        """Describe shards of other plans. If all shards of a generation agree on another plan, the plan was edited."""
         ids = {self._plan.file_of(index): self._plan.id_of(index) for index in range(self._plan.num_shards)}
         for name, found in self._made_by.items():
             others = {plan_id: shards for plan_id, shards in found.items() if plan_id != ids[name]}
             if others and len(found) == 1:
                 ((plan_id, shards),) = others.items()
                 yield (
-                    f"{name}: was edited after planning: it is plan {ids[name][:12]}, its {len(shards)} committed "
-                    f"shards were made from plan {plan_id[:12]}; restore it from a copy, and leave the shards alone"
+                    f"{name}: was edited after planning: it is plan {ids[name][:12]}, but its {len(shards)} committed "
+                    f"shards were made from plan {plan_id[:12]}; restore it from a copy, and keep the shards"
                 )
                 continue
             for plan_id, shards in others.items():
@@ -187,7 +187,7 @@ class _Verification:
             return
         expected = encode_summary(self._sum.summary(self._plan))
         if path.read_bytes() != expected:
-            self._problems.append(f"{SUMMARY}: is not the sum of the records; run the same command again")
+            self._problems.append(f"{SUMMARY}: differs from the sum of the records; run the same command again")
 
     def _strays(self, names: set[str]) -> Iterator[str]:
         plan, folder = self._plan, self._folder
@@ -205,9 +205,9 @@ class _Verification:
 
 
 def _check_files(folder: Path, plan: Plan, notes: list[str]) -> Iterator[str]:
-    """Compare the files beside the shards with the plan."""
+    """Compare the directory's other files with their digests in the plan."""
     for name, digest in plan.header.files.items():
-        path = inside(folder, name)
+        path = safe_join(folder, name)
         if not path.is_file() or sha256_file(path) != digest:
             state = "was changed after planning" if path.is_file() else "is missing"
             yield f"{name}: {state}; restore it from a copy, or run the same command again"
@@ -216,16 +216,16 @@ def _check_files(folder: Path, plan: Plan, notes: list[str]) -> Iterator[str]:
     card = token_shard.read_tokenizer_card(folder)
     planned = plan.made_from.get("token_fingerprint")
     if card.token_fingerprint != planned:
-        names = f"names tokenizer {card.token_fingerprint[:12]}, the plan {str(planned)[:12]}"
+        names = f"is of tokenizer {card.token_fingerprint[:12]}, the plan of {str(planned)[:12]}"
         yield f"{token_shard.CARD}: {names}; restore it"
     if token_shard.CARD not in plan.header.files:
         notes.append(
-            f"{token_shard.CARD}: the plan of an older version has no digest of it; its fingerprint alone is checked"
+            f"{token_shard.CARD}: the plan of an older version has no digest of it; only its fingerprint is verified"
         )
 
 
 def _check_planned(commit: Commit, table: pa.Table) -> Iterator[str]:
-    """Compare the outcomes in a record with those that the plan has decided."""
+    """Compare the outcomes in a record with those decided in planning."""
     found = {outcome.key: ("failed", outcome) for outcome in commit.failed}
     found |= {outcome.key: ("filtered", outcome) for outcome in commit.filtered}
     wrong: list[str] = []
@@ -244,17 +244,17 @@ def _check_planned(commit: Commit, table: pa.Table) -> Iterator[str]:
 
 
 def _reader(folder: Path, plan: Plan) -> SampleReader:
-    """What checks a sample of this directory, and gives its statistics."""
+    """The function that checks the samples of this directory."""
     if plan.header.prefix == token_shard.PREFIX:
         card = token_shard.read_tokenizer_card(folder)
 
         def read_tokens(files: dict[str, bytes], where: str) -> dict[str, int]:
             _, info = token_shard.parse_tokens(files, card, where)
-            # The statistics of other stages are their own.
+            # Other stages define their own statistics.
             return sample_stats(info.num_frames, info.grid, info.quality) if plan.stage == "tokenize" else {}
 
         return read_tokens
-    # The statistics of other stages are their own.
+    # Other stages define their own statistics.
     has_stats = plan.stage == "shard"
 
     def read_clip(files: dict[str, bytes], where: str) -> dict[str, int]:

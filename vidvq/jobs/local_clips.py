@@ -9,7 +9,7 @@ from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
 from vidvq.errors import StoreError, UsageError
 from vidvq.jobs.rows import ClipRow
-from vidvq.storage import inside
+from vidvq.storage import safe_join
 from vidvq.video import VideoError
 
 
@@ -31,7 +31,7 @@ def local_clips(clips: Path, row: ClipRow) -> Generator[Path | None]:
     if not row.clip_shard_sha256:
         yield None
         return
-    path = inside(clips, row.clip_shard)
+    path = safe_join(clips, row.clip_shard)
     with ExitStack() as stack:
         try:
             file = stack.enter_context(local_file(Source(str(path)), sys.maxsize, row.clip_shard_sha256))

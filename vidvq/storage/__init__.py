@@ -1,11 +1,13 @@
 """Atomic writes and checksums, on a disk and in an object store."""
 
 from vidvq.storage.files import (
+    DIGEST_KEY,
     PREFLIGHT_MARKER,
-    SEAL,
+    add_digest,
     attempt_file,
     attempt_path,
     canonical_json,
+    check_digest,
     create_once,
     differences,
     make_folder,
@@ -14,9 +16,7 @@ from vidvq.storage.files import (
     publish_once,
     publish_replace,
     read_json,
-    refuse_broken_seal,
     remove_attempts,
-    seal,
     sha256_bytes,
     sha256_file,
     sync_folder,
@@ -24,21 +24,22 @@ from vidvq.storage.files import (
     write_shared,
 )
 from vidvq.storage.lock import exclusive_lock
-from vidvq.storage.names import check_name, inside
+from vidvq.storage.names import check_name, safe_join
 from vidvq.storage.objects import check_writable, is_remote, read_range, resolve_path, store_errors
 
 __all__ = [
+    "DIGEST_KEY",
     "PREFLIGHT_MARKER",
-    "SEAL",
+    "add_digest",
     "attempt_file",
     "attempt_path",
     "canonical_json",
+    "check_digest",
     "check_name",
     "check_writable",
     "create_once",
     "differences",
     "exclusive_lock",
-    "inside",
     "is_remote",
     "make_folder",
     "parse_json",
@@ -47,10 +48,9 @@ __all__ = [
     "publish_replace",
     "read_json",
     "read_range",
-    "refuse_broken_seal",
     "remove_attempts",
     "resolve_path",
-    "seal",
+    "safe_join",
     "sha256_bytes",
     "sha256_file",
     "store_errors",

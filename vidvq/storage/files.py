@@ -20,10 +20,10 @@ _CHUNK_BYTES = 1 << 20
 _SWEEPS = 20
 _MAX_JSON_BYTES = 256 << 20
 _MAX_JSON_DEPTH = 64
-# Start of the names of files by which the nodes of a job find out whether they share a folder; a killed one leaves one.
+# Prefix of the files with which the nodes of a job check that they share a folder; a killed node leaves one behind.
 PREFLIGHT_MARKER = ".vidvq-preflight-"
-# Key of the digest of a JSON file in itself.
-SEAL = "digest"
+# Key of the digest that a JSON file has of its other fields.
+DIGEST_KEY = "digest"
 
 
 def canonical_json(value: Any) -> bytes:
@@ -40,7 +40,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UsageError: the file is not JSON, too large or nested too deep; names the file.
+        UsageError: the file is not JSON, too large or too deeply nested.
     """
     if not is_remote(path) and path.stat().st_size > _MAX_JSON_BYTES:
         raise UsageError(f"{path} has {path.stat().st_size} bytes; JSON files of vidvq have at most {_MAX_JSON_BYTES}")
@@ -50,9 +50,12 @@ def read_json(path: Path) -> Any:
 def parse_json(data: bytes, where: str) -> Any:
     """Parse untrusted JSON.
 
+    Args:
+        data: the JSON.
+        where: name of the data, for error messages.
+
     Raises:
-        UsageError: it is not JSON (NaN, repeated keys and numbers of thousands of digits are not), or nested too deep;
-            ``where`` names it.
+        UsageError: the data is not JSON, too deeply nested, or has NaN, repeated keys or huge numbers.
     """
     try:
         value = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_unique)
@@ -62,12 +65,12 @@ def parse_json(data: bytes, where: str) -> Any:
     while level := [inner for outer in level for inner in _children(outer)]:
         depth += 1
         if depth > _MAX_JSON_DEPTH:
-            raise UsageError(f"{where} is nested over {_MAX_JSON_DEPTH} levels deep; it was not written by vidvq")
+            raise UsageError(f"{where} is nested more than {_MAX_JSON_DEPTH} levels deep; it was not written by vidvq")
     return value
 
 
 def _children(value: Any) -> list[Any]:
-    """The lists and mappings in one."""
+    """Lists and mappings directly in a value."""
     values: Any = value.values() if isinstance(value, dict) else value
     return [each for each in values if isinstance(each, dict | list)] if isinstance(value, dict | list) else []
 
@@ -83,20 +86,25 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}")
 
 
-def seal(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON fields with ``digest``, the SHA-256 of the canonical JSON of all others."""
-    return fields | {SEAL: sha256_bytes(canonical_json(fields))}
+def add_digest(fields: dict[str, Any]) -> dict[str, Any]:
+    """Add ``digest``, the SHA-256 of the canonical JSON of all other fields."""
+    return fields | {DIGEST_KEY: sha256_bytes(canonical_json(fields))}
 
 
-def refuse_broken_seal(fields: dict[str, Any], where: str, remedy: str) -> None:
-    """Refuse JSON whose ``digest`` is that of other content. Files of older versions have none.
+def check_digest(fields: dict[str, Any], where: str, remedy: str) -> None:
+    """Check the ``digest`` of JSON fields; those of older versions have none.
+
+    Args:
+        fields: fields of the file.
+        where: name of the file, for error messages.
+        remedy: remedy, for error messages.
 
     Raises:
-        UsageError: a field was changed after the file was written; ``where`` names the file.
+        UsageError: a field was changed after the file was written.
     """
-    rest = {name: value for name, value in fields.items() if name != SEAL}
-    if SEAL in fields and fields[SEAL] != sha256_bytes(canonical_json(rest)):
-        raise UsageError(f"{where} was changed after it was written: its digest is that of other content; {remedy}")
+    rest = {name: value for name, value in fields.items() if name != DIGEST_KEY}
+    if DIGEST_KEY in fields and fields[DIGEST_KEY] != sha256_bytes(canonical_json(rest)):
+        raise UsageError(f"{where} was changed after it was written: its digest does not match; {remedy}")
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The lock of a directory: one process at a time. The kernel releases it when its owner dies, however it dies."""
+"""An exclusive lock of a directory, released by the kernel when its owner ends."""
 
 import errno
 import fcntl
@@ -17,17 +17,17 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 @contextmanager
 def exclusive_lock(folder: Path, remedy: str) -> Iterator[None]:
-    """Hold the lock of a directory: ``lock.json``, which names the host and process of its owner.
+    """Hold the lock ``lock.json`` of a directory, which contains the host and process id of its owner.
 
-    It is a POSIX lock: child processes do not inherit it, and network file systems share it between hosts. On a file
-    system without locks nothing is held.
+    A POSIX lock: child processes do not inherit it, and network file systems share it between hosts. On a file system
+    without locks it has no effect.
 
     Args:
         folder: the directory; created if it does not exist.
-        remedy: what to do if another process holds it, for the message.
+        remedy: remedy if another process holds the lock, for the error message.
 
     Raises:
-        UsageError: another process holds it; names its host and process id.
+        UsageError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
@@ -45,7 +45,7 @@ def exclusive_lock(folder: Path, remedy: str) -> Iterator[None]:
 
 
 def _owner(descriptor: int) -> str:
-    """The owner in words, as far as the file tells."""
+    """Describe the owner, if known."""
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
         return f"process {int(owner['pid'])} on {str(owner['host'])[:80]}"

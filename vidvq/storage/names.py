@@ -1,4 +1,4 @@
-"""Names from untrusted files as paths. Every name that a plan, record, card, tar or export gives goes through here."""
+"""Safe paths from untrusted names, for all names in plans, records, cards, tars and exports."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ _REFUSED = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
 def check_name(name: str, what: str = "file name", max_bytes: int = _MAX_NAME_BYTES) -> str:
-    """Refuse a name that could leave a folder or confuse a reader; returns it.
+    """Check a name that could leave a folder or confuse a reader, and return it.
 
     Raises:
         UsageError: it is empty or too long, has a separator or a control character, is no UTF-8, or starts with a dot
@@ -29,7 +29,7 @@ def check_name(name: str, what: str = "file name", max_bytes: int = _MAX_NAME_BY
     return name
 
 
-def inside(folder: Path, name: str) -> Path:
+def safe_join(folder: Path, name: str) -> Path:
     """The path of an untrusted name in a folder.
 
     Raises:

@@ -15,7 +15,7 @@ from vidvq.formats.summary import sample_stats, summarize
 from vidvq.formats.tar import TarWriter
 from vidvq.formats.token_shard import Codebook, TokenInfo, TokenizerCard, encode_tokenizer_card, token_files
 from vidvq.formats.verify import verify_folder
-from vidvq.storage import seal
+from vidvq.storage import add_digest
 
 CARD = TokenizerCard("aa" * 32, "bb" * 32, (Codebook("spatial", 16, 0), Codebook("temporal", 64, 16)), 4, 8, {})
 INFO = TokenInfo("/v/a.mp4", 0, (2, 2, 2), 5, 16, 16, 25.0, "1/25", (0, 1, 2, 3, 4), 5)
@@ -61,7 +61,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     data = json.loads(path.read_text())
     digest = data.pop("digest", None)
     change(data)
-    path.write_text(json.dumps(seal(data) if digest else data))
+    path.write_text(json.dumps(add_digest(data) if digest else data))
 
 
 def rewrite(folder: Path, files: dict[str, bytes], shard: str = FIRST) -> None:
@@ -196,17 +196,17 @@ def test_a_tar_where_the_record_has_none_is_named(folder):
 
 def test_a_key_that_was_never_planned_is_named(folder):
     rewrite(folder, sample("a") | sample("b") | sample("z"))
-    assert verify_folder(folder).problems == [f"{FIRST}: z was never planned"]
+    assert verify_folder(folder).problems == [f"{FIRST}: z is not in the plan"]
 
 
 def test_a_key_of_another_shard_is_named_twice_over(folder):
     rewrite(folder, sample("a") | sample("b") | sample("e"))
-    assert verify_folder(folder).problems == [f"{FIRST}: e was never planned", f"{SECOND}: e occurs twice"]
+    assert verify_folder(folder).problems == [f"{FIRST}: e is not in the plan", f"{SECOND}: e occurs twice"]
 
 
 def test_a_key_that_is_lost_is_named(folder):
     rewrite(folder, sample("a"))
-    assert verify_folder(folder).problems == [f"{FIRST}: b was planned and is not accounted for"]
+    assert verify_folder(folder).problems == [f"{FIRST}: b was planned but is not accounted for"]
 
 
 def test_a_key_with_two_fates_is_named(folder):

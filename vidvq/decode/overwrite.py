@@ -1,4 +1,4 @@
-"""Outputs that exist already. A file is never overwritten, unless the user says so."""
+"""Existing outputs: skipped if they are up to date, and overwritten only with ``--force``."""
 
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ def is_done(path: Path, made_from: dict[str, Any], force: bool) -> bool:
     """Whether an output exists and was decoded from the same tokens with the same settings.
 
     Args:
-        path: the output, a file or a folder of frames.
+        path: output file, or folder of frames.
         made_from: tokens and settings, as JSON types.
-        force: overwrite what is there.
+        force: whether to overwrite an existing output.
 
     Raises:
-        UsageError: there is something else.
+        UsageError: the output exists and has other content.
     """
     if force or not path.exists():
         return False
