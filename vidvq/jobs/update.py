@@ -141,7 +141,9 @@ def _remove(stage: VideoStage[AnyVideoRow], plan: Plan, uris: set[str], out: Pat
             if present:
                 fingerprint.add(source, -1)
     if missing := sorted(uris - found):
-        raise UsageError(f"{out} has no input {missing[0]}; give its URI as in the plan; see vidvq inspect {out}")
+        raise UsageError(
+            f"{out} has no input {missing[0]}; give its URI as in the plan; vidvq inspect shows those of a shard"
+        )
     return _extend(stage, plan, fingerprint, rows, out) if rows else plan
 
 
