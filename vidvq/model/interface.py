@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
+from vidvq.model.step_shape import StepShape
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class StreamState:
         shape: batch size, height and width of the input of a step.
         past: cached frames of each layer. The first axis is the batch: ``n`` rows per stream, one per tile.
         config: config of the tokenizer that created the state; other tokenizers reject it.
+        ended: whether the last step was shorter than the step shape; the streams cannot continue.
     """
 
     kind: str
     shape: tuple[int, int, int]
     past: tuple[Tensor, ...]
     config: object
+    ended: bool = False
 
     def select(self, index: int) -> "StreamState":
         """Return the state of one stream of the batch, as views of the batch's tensors.
@@ -85,9 +88,14 @@ class Tokenizer(nn.Module):
         temporal_factor: frames per code, after frame 0.
         spatial_factor: pixels per code, along height and width.
         supports_streaming: whether :meth:`encode_step` and :meth:`decode_step` are implemented.
+        step_shape: streams and groups of one call of the network. Tokens depend on it, because kernels round
+            differently per shape; tokenizers without streaming process one sample at a time.
+        checks_range: whether steps and training check that pixels are in [-1, 1], which waits for the device.
     """
 
     supports_streaming: ClassVar[bool] = False
+    step_shape: StepShape = StepShape()
+    checks_range: bool = True
     temporal_factor: int
     spatial_factor: int
 
@@ -125,24 +133,24 @@ class Tokenizer(nn.Module):
             Video ``b c t h w`` in [-1, 1].
         """
 
-    def encode_step(
-        self, frames: Tensor, state: StreamState | None = None, batched: bool = False
-    ) -> tuple[Tensor, StreamState]:
+    def encode_step(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Encode the next frames of a batch of streams. The concatenated codes equal those of :meth:`encode`.
+
+        Streams of several groups per step (:attr:`step_shape`) take whole steps until their last one;
+        :func:`vidvq.model.iter_encode` collects frames into them.
 
         Args:
             frames: ``b c t h w`` in [-1, 1]: frame 0 alone if ``state`` is None, otherwise complete groups. Height and
-                width are multiples of the spatial factor, as :meth:`pad` makes them.
+                width are multiples of the spatial factor, as :meth:`pad` makes them. With several groups per step, the
+                first ones follow frame 0.
             state: state after the previous step; None at the start of the streams.
-            batched: process the batch in one call of the network instead of one sample at a time. Codes can then
-                differ from those of :meth:`encode`, because kernels round differently per input shape.
 
         Returns:
             Codes ``b g lh lw`` int64, and the state for the next step.
 
         Raises:
             UsageError: streaming is not supported, a group is incomplete, the size is not a multiple of the spatial
-                factor, or the state belongs to other streams.
+                factor, or the state belongs to other streams or is that of an ended stream.
         """
         raise UsageError(
             f"a {type(self).__name__} encodes whole clips and does not support streaming; cut the video into clips"
@@ -152,16 +160,28 @@ class Tokenizer(nn.Module):
         """Decode the next groups of a batch of streams. The concatenated frames equal those of :meth:`decode`.
 
         Args:
-            codes: ``b g lh lw`` integers: the first group alone if ``state`` is None.
+            codes: ``b g lh lw`` integers: the first group alone if ``state`` is None. Streams of several groups per
+                step (:attr:`step_shape`) take whole steps until their last one.
             state: state after the previous step; None at the start of the streams.
 
         Returns:
             Frames ``b c t h w`` in [-1, 1] (one frame for the first group), and the state for the next step.
 
         Raises:
-            UsageError: streaming is not supported, a code is out of range, or the state belongs to other streams.
+            UsageError: streaming is not supported, a code is out of range, or the state belongs to other streams or is
+                that of an ended stream.
         """
         raise UsageError(f"a {type(self).__name__} decodes whole clips and does not support streaming; use decode")
+
+    def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:
+        """Return the step shape for frames of a size.
+
+        Args:
+            height: height of a padded frame (pixels).
+            width: width of a padded frame (pixels).
+            kind: ``encode`` or ``decode``.
+        """
+        return self.step_shape.for_frames(height, width, self.temporal_factor)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the shape ``lt lh lw`` of the codes of a video.
@@ -231,7 +251,7 @@ class Tokenizer(nn.Module):
         if not any_device:
             self._check_device(video, "video")
         # A compiled step cannot branch on values.
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self.checks_range:
             return
         low, high = (float(value) for value in torch.aminmax(video))
         # Negated comparisons, so that NaN is rejected too.
@@ -246,7 +266,7 @@ class Tokenizer(nn.Module):
         if codes.ndim != 4 or codes.is_floating_point() or 0 in codes.shape:
             raise UsageError(f"codes are {codes.dtype} {tuple(codes.shape)}; they must be integers, b lt lh lw")
         self._check_device(codes, "codes")
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not self.checks_range:
             return
         books = self.codebooks
         spans = [(codes[:, :1], books[0]), (codes[:, 1:], books[-1])] if first else [(codes, books[-1])]

@@ -3,7 +3,7 @@
 The functions accept every :class:`Tokenizer`; a tokenizer without streaming processes the whole video in one step.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,17 @@ from torch import Tensor
 
 from vidvq.model.interface import StreamState, Tokenizer
 from vidvq.model.pixels import to_frames, to_video
+from vidvq.model.step_shape import StepShape
 
 
-def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Any]:
-    """Split the frames of a stream into encoding steps: frame 0 alone, then the rest of each chunk.
+def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None = None) -> Iterator[Any]:
+    """Split the frames of a stream into encoding steps, whatever the chunks are.
 
     Args:
         tokenizer: the tokenizer; without streaming, all frames form one step.
         chunks: chunks of frames ``t h w c`` uint8. After frame 0, all chunks except the last are complete groups.
+        groups: groups per step; 1 yields frame 0 and then the rest of each chunk. None uses the step shape of the
+            tokenizer for frames of this size.
 
     Yields:
         Frames ``t h w c`` uint8 of one step.
@@ -26,28 +29,47 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Any]:
     if not tokenizer.supports_streaming:
         yield torch.cat([torch.as_tensor(chunk) for chunk in chunks])
         return
-    first = True
+    first, held = True, []
     for chunk in chunks:
-        if first:
-            yield chunk[:1]
-        frames = chunk[1:] if first else chunk
-        first = False
-        if len(frames):
-            yield frames
+        if groups is None:
+            groups = groups_per_step(tokenizer, chunk.shape[1:3])
+        held.append(chunk)
+        wanted = StepShape(groups=groups).num_frames(tokenizer.temporal_factor, first)
+        while (count := sum(map(len, held))) >= wanted:
+            frames = _join(held)
+            # Steps of one group need no buffer: the encoder splits a chunk itself.
+            taken = count if groups == 1 and not first else wanted
+            yield frames[:taken]
+            held, first = [frames[taken:]] if taken < count else [], False
+            wanted = StepShape(groups=groups).num_frames(tokenizer.temporal_factor, first)
+    if held:
+        yield _join(held)
+
+
+def groups_per_step(tokenizer: Tokenizer, size: Sequence[int]) -> int:
+    """Return the groups per step for frames of a size before padding (height and width in pixels)."""
+    s = tokenizer.spatial_factor
+    height, width = (-(-side // s) * s for side in size)
+    return tokenizer.shape_for(height, width).groups
+
+
+def _join(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else torch.cat([torch.as_tensor(part) for part in parts])
 
 
 def prepare_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -> Tensor:
-    """Convert the frames of a step to a padded video tensor on the device of the tokenizer.
+    """Convert the frames of a step to a padded video tensor on the device of the tokenizer, where they become floats.
 
     Args:
         tokenizer: the tokenizer.
-        frames: frames ``t h w c`` uint8 that :func:`split_steps` yields.
+        frames: frames ``t h w c`` or ``b t h w c`` uint8 that :func:`split_steps` yields.
         state: state after the previous step; None at the start of a stream.
 
     Returns:
-        Video ``1 c t h w`` in [-1, 1], padded by :meth:`Tokenizer.pad`.
+        Video ``b c t h w`` in [-1, 1], padded by :meth:`Tokenizer.pad`.
     """
-    return tokenizer.pad(to_video(frames).to(tokenizer.device), first=state is None)
+    pixels = torch.as_tensor(frames).to(tokenizer.device, non_blocking=True)
+    return tokenizer.pad(to_video(pixels), first=state is None)
 
 
 @torch.inference_mode()
@@ -65,7 +87,7 @@ def encode_frames(
         Codes ``g lh lw`` int64, and the state for the next step (None without streaming).
     """
     if not tokenizer.supports_streaming:
-        return tokenizer.encode(to_video(frames).to(tokenizer.device))[0], None
+        return tokenizer.encode(to_video(torch.as_tensor(frames).to(tokenizer.device)))[0], None
     codes, after = tokenizer.encode_step(prepare_step(tokenizer, frames, state), state)
     return codes[0], after
 
@@ -107,9 +129,12 @@ def iter_decode(tokenizer: Tokenizer, codes: Any, num_frames: int, size: tuple[i
         yield to_frames(tokenizer.decode(_to_codes(codes, tokenizer)[None], num_frames, size))
         return
     state: StreamState | None = None
-    # Convert one group at a time: a long video in int64 takes several times the memory of its stored codes.
-    for group in codes:
-        video, state = tokenizer.decode_step(_to_codes(group, tokenizer)[None, None], state)
+    padded = tuple(-(-side // tokenizer.spatial_factor) * tokenizer.spatial_factor for side in size)
+    groups = tokenizer.shape_for(*padded, kind="decode").groups
+    # Convert one step at a time: a long video in int64 takes several times the memory of its stored codes.
+    for start in range(0, len(codes), groups):
+        part = _to_codes(codes[start : start + groups], tokenizer)[None]
+        video, state = tokenizer.decode_step(part, state)
         frames = to_frames(video[:, :, :left, :height, :width])
         left -= len(frames)
         yield frames

@@ -49,6 +49,11 @@ class Tiles:
         """
         return cls(tuple(product(_spans(grid[0], size, margin), _spans(grid[1], size, margin))))
 
+    def window(self, scale: int = 1) -> tuple[int, int]:
+        """Return height and width of a window (latents x ``scale``)."""
+        row, column = self.spans[0]
+        return (row.stop - row.start) * scale, (column.stop - column.start) * scale
+
     def split(self, x: Tensor, scale: int = 1) -> Tensor:
         """Split frames into windows.
 

@@ -1,12 +1,15 @@
 """The tokenizer that vidvq trains. Whole-video and streaming inference give identical results.
 
 Frame 0 is encoded on its own (an image is a video of one frame), followed by groups of ``temporal_factor`` frames.
-Frame 0 passes through the network as a group of copies, so every step has the same shape. Kernels are selected by
-shape, so whole videos are encoded with the same steps as a stream, one sample and one tile at a time. Tokens therefore
-depend neither on how a video is split into calls nor on the other samples of the batch.
+Frame 0 passes through the network as a group of copies, so every call has the same shape. Kernels are selected by
+shape, so whole videos are encoded with the same calls as a stream, of :attr:`Tokenizer.step_shape`: by default one
+group of one sample or tile. Tokens therefore depend neither on how a video is split into calls nor on the other samples
+of the batch.
 """
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import repeat
@@ -14,12 +17,14 @@ from torch import Tensor
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
+from vidvq.model.capture import CapturedCall
 from vidvq.model.config import TokenizerConfig
-from vidvq.model.encoder import CodecLayout, Decoder, Encoder, run_batched, run_per_sample
+from vidvq.model.encoder import CodecLayout, Decoder, Encoder, run_in_blocks, run_network
 from vidvq.model.interface import StreamState, Tokenizer
 from vidvq.model.layers import TemporalCache
 from vidvq.model.quantize import SpatiotemporalQuantizer
 from vidvq.model.quantize.vq import TRAINING_STATE
+from vidvq.model.step_shape import StepShape
 from vidvq.model.tiles import Tiles
 
 
@@ -35,6 +40,18 @@ class Reconstruction(NamedTuple):
     reconstruction: Tensor
     codes: Tensor
     commitment_loss: Tensor
+
+
+class StepCalls(NamedTuple):
+    """The calls that encoding and decoding consist of: plain methods, compiled, or captured.
+
+    Attributes:
+        encode: maps ``first``, frames and cached frames to codes and cached frames.
+        decode: maps ``first``, codes and cached frames to frames and cached frames.
+    """
+
+    encode: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+    decode: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
 
 class VideoTokenizer(Tokenizer):
@@ -62,6 +79,8 @@ class VideoTokenizer(Tokenizer):
         self.encoder = Encoder(config.encoder, layout)
         self.quantizer = SpatiotemporalQuantizer(config.quantizer)
         self.decoder = Decoder(config.decoder, layout)
+        self._calls = StepCalls(self._encode_call, self._decode_call)
+        self._compiled_pass: Callable[[Tensor], Reconstruction] | None = None
 
     @property
     def codebooks(self) -> list[Codebook]:
@@ -95,6 +114,35 @@ class VideoTokenizer(Tokenizer):
                 f"nearest: {low} or {low + self.temporal_factor}"
             )
         self._check_multiples(h, w)
+        # K-means at the end of a warm-up has loops that depend on data.
+        if self._compiled_pass is None or self.quantizer.warming_up:
+            return self._reconstruct(video)
+        self.quantizer.begin_pass(1 + (t - 1) // self.temporal_factor)
+        return self._compiled_pass(video)
+
+    def compile_training(self, **options: Any) -> None:
+        """Compile the training forward pass after the warm-up of the codebooks.
+
+        Args:
+            **options: arguments of ``torch.compile``.
+        """
+        self._compiled_pass = torch.compile(self._reconstruct, fullgraph=True, **options)
+
+    def compile_steps(self, capture: bool = False, **options: Any) -> None:
+        """Compile the calls that encoding and decoding consist of.
+
+        Args:
+            capture: record each call as a CUDA graph and replay it.
+            **options: arguments of ``torch.compile``.
+        """
+        self._calls = StepCalls(
+            torch.compile(self._encode_call, fullgraph=True, dynamic=False, **options),
+            torch.compile(self._decode_call, fullgraph=True, dynamic=False, **options),
+        )
+        if capture:
+            self._calls = StepCalls(CapturedCall(self._calls.encode), CapturedCall(self._calls.decode))
+
+    def _reconstruct(self, video: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.encoder(self._replicate_first_frame(video), TemporalCache()))
         groups = self.decoder(quantized.latents, TemporalCache())
         return Reconstruction(self._merge_first_group(groups), quantized.codes, quantized.commitment_loss)
@@ -115,13 +163,13 @@ class VideoTokenizer(Tokenizer):
             UsageError: wrong rank, channels, type, range or device.
         """
         self._check_video(video)
-        return torch.cat([self._encode_sample(sample) for sample in self.pad(video).split(1)])
+        return self._encode_groups(self.pad(video), None)[0]
 
     @torch.no_grad()
     def encode_tiled(self, video: Tensor) -> Tensor:
         """Encode video whose frames do not fit on the device. Returns the same codes as :meth:`encode`.
 
-        One tile at a time is moved to the device and encoded over all frames.
+        As many tiles as a call has streams are moved to the device at a time and encoded over all frames.
 
         Args:
             video: ``b c t h w`` float in [-1, 1], on any device.
@@ -136,33 +184,32 @@ class VideoTokenizer(Tokenizer):
         padded, scale = self.pad(video), self.spatial_factor
         tiles = self._tiles("encode", padded.shape[3] // scale, padded.shape[4] // scale)
         windows = tiles.split(padded, scale)
-        kept = [
-            tiles.crop(self._encode_sample(windows[index : index + 1].to(self.device)), index)
-            for index in range(len(windows))
-        ]
+        streams = self.shape_for(*padded.shape[3:]).streams
+        kept = []
+        for start in range(0, len(windows), streams):
+            codes = self._encode_groups(windows[start : start + streams].to(self.device), None)[0]
+            kept += [tiles.crop(window, start + index) for index, window in enumerate(codes.split(1))]
         return tiles.merge(kept)
 
     @torch.no_grad()
-    def encode_step(
-        self, frames: Tensor, state: StreamState | None = None, batched: bool = False
-    ) -> tuple[Tensor, StreamState]:
+    def encode_step(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Encode the next frames of a batch of streams; see :meth:`Tokenizer.encode_step`.
-
-        ``batched`` has no effect on tiled frames: tiles are always processed one at a time.
 
         Raises:
             UsageError: a group is incomplete, the size is not a multiple of the spatial factor, or the state belongs to
-                other streams.
+                other streams or is that of an ended stream.
         """
         self._check_video(frames)
         b, _, t, h, w = frames.shape
         r = self.temporal_factor
-        if (state is None and t != 1) or (state is not None and t % r):
-            rule = "1 at the start of a stream" if state is None else f"a multiple of {r}"
+        longer = self.step_shape.groups > 1
+        if t % r if state is not None else (t - 1) % r or (t > 1 and not longer):
+            starting = f"1 + a multiple of {r}" if longer else "1"
+            rule = f"{starting} at the start of a stream" if state is None else f"a multiple of {r}"
             raise UsageError(f"num_frames={t} must be {rule}")
         self._check_multiples(h, w)
         self._check_state(state, "encode", (b, h, w))
-        return self._encode_groups(frames, state, batched)
+        return self._encode_groups(frames, state)
 
     @torch.no_grad()
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
@@ -181,26 +228,28 @@ class VideoTokenizer(Tokenizer):
         """
         self._check_codes(codes, first=True)
         keep_t, keep_h, keep_w = self.crop_size(codes.shape[1:], num_frames, size)
-        samples = []
-        for sample in codes.split(1):
-            video, state = self._decode_groups(sample[:, :1], None)
-            rest = self._decode_groups(sample[:, 1:], state)[0] if codes.shape[1] > 1 else video[:, :, :0]
-            samples.append(torch.cat([video, rest], dim=2))
-        return torch.cat(samples)[:, :, :keep_t, :keep_h, :keep_w]
+        return self._decode_groups(codes, None)[0][:, :, :keep_t, :keep_h, :keep_w]
 
     @torch.no_grad()
     def decode_step(self, codes: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Decode the next groups of a batch of streams; see :meth:`Tokenizer.decode_step`.
 
         Raises:
-            UsageError: wrong rank or type, a code out of range, or the state belongs to other streams.
+            UsageError: wrong rank or type, a code out of range, or the state belongs to other streams or is that of an
+                ended stream.
         """
         self._check_codes(codes, first=state is None)
         b, g, h, w = codes.shape
-        if state is None and g != 1:
+        if state is None and g != 1 and self.step_shape.groups == 1:
             raise UsageError(f"groups={g} must be 1 at the start of a stream")
         self._check_state(state, "decode", (b, h, w))
         return self._decode_groups(codes, state)
+
+    def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:
+        """Return the step shape for frames of a size, one tile of which is an element of a call."""
+        s = self.spatial_factor
+        window = self._tiles(kind, height // s, width // s).window(s)
+        return self.step_shape.for_frames(*window, self.temporal_factor)
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """Return the tensors required for inference: networks and codebooks, without training statistics."""
@@ -222,45 +271,87 @@ class VideoTokenizer(Tokenizer):
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])
 
-    def _encode_sample(self, sample: Tensor) -> Tensor:
-        codes, state = self._encode_groups(sample[:, :, :1], None)
-        rest = self._encode_groups(sample[:, :, 1:], state)[0] if sample.shape[2] > 1 else codes[:, :0]
-        return torch.cat([codes, rest], dim=1)
-
-    def _encode_groups(
-        self, frames: Tensor, state: StreamState | None, batched: bool = False
-    ) -> tuple[Tensor, StreamState]:
-        """Encode frame 0 (without a state) or complete groups of validated input."""
+    def _encode_groups(self, frames: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        """Encode complete groups of validated input, from frame 0 without a state."""
         b, h, w = frames.shape[0], *frames.shape[3:]
         r, s = self.temporal_factor, self.spatial_factor
         tiles = self._tiles("encode", h // s, w // s)
-        run = run_batched if batched and len(tiles.spans) == 1 else run_per_sample
-        parts = []
-        for group in (repeat(frames, "b c 1 h w -> b c r h w", r=r),) if state is None else frames.split(r, dim=2):
-            latents, past = run(self.encoder, tiles.split(group.to(self.dtype), s), state.past if state else None)
-            kept = [
-                self.quantizer.encode(tiles.crop(window, index), first=state is None)
-                for index, window in enumerate(latents.split(1))
-            ]
-            parts.append(tiles.merge(kept))
-            state = StreamState("encode", (b, h, w), past, self.config)
+        shape = self.shape_for(h, w)
+        parts, start = [], 0
+        while start < frames.shape[2]:
+            first = state is None
+            piece = frames[:, :, start : start + shape.num_frames(r, first)]
+            start += piece.shape[2]
+            head = [repeat(piece[:, :, :1], "b c 1 h w -> b c r h w", r=r), piece[:, :, 1:]] if first else [piece]
+            groups = -(-piece.shape[2] // r) if not first else 1 + (piece.shape[2] - 1) // r
+            if groups < shape.groups:
+                head.append(piece[:, :, -1:].expand(-1, -1, (shape.groups - groups) * r, -1, -1))
+            x = tiles.split(torch.cat(head, dim=2) if len(head) > 1 else piece, s)
+            codes, past = self._encode_windows(x.to(self.dtype), state, tiles, shape.streams)
+            parts.append(codes[:, :groups])
+            state = StreamState("encode", (b, h, w), past, self.config, ended=groups < shape.groups)
         assert state is not None
-        return torch.cat(parts, dim=1), state
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], state
+
+    def _encode_windows(
+        self, windows: Tensor, state: StreamState | None, tiles: Tiles, streams: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Encode one step of all windows ``(b n) c t h w``; returns codes ``b g lh lw`` and the cached frames."""
+        first, past = state is None, state.past if state else None
+        if len(tiles.spans) == 1:
+            return run_in_blocks(partial(self._calls.encode, first), windows, past, streams)
+        if streams == 1:
+            # Margins are cropped before the search, whose sums are rounded by the number of latents.
+            latents, past = run_in_blocks(partial(run_network, self.encoder), windows, past, streams)
+            kept = [
+                self.quantizer.encode(tiles.crop(window, index), first) for index, window in enumerate(latents.split(1))
+            ]
+        else:
+            codes, past = run_in_blocks(partial(self._calls.encode, first), windows, past, streams)
+            kept = [tiles.crop(window, index) for index, window in enumerate(codes.split(1))]
+        return tiles.merge(kept), past
 
     def _decode_groups(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Decode the first group (without a state) or any number of groups of validated codes."""
+        """Decode any number of groups of validated codes, from the first group without a state."""
         b, h, w = codes.shape[0], *codes.shape[2:]
         s = self.spatial_factor
         tiles = self._tiles("decode", h, w)
+        shape = self.shape_for(h * s, w * s, "decode")
         parts = []
-        for group in codes.split(1, dim=1):
-            latents = self.quantizer.lookup(group, first=state is None).to(self.dtype)
-            windows, past = run_per_sample(self.decoder, tiles.split(latents), state.past if state else None)
-            frames = tiles.merge([tiles.crop(window, index, s) for index, window in enumerate(windows.split(1))])
-            parts.append((frames.mean(dim=2, keepdim=True) if state is None else frames).float().clamp(-1, 1))
-            state = StreamState("decode", (b, h, w), past, self.config)
+        for piece in codes.split(shape.groups, dim=1):
+            first, past, groups = state is None, state.past if state else None, piece.shape[1]
+            if groups < shape.groups:
+                piece = torch.cat([piece, piece[:, -1:].expand(-1, shape.groups - groups, -1, -1)], dim=1)
+            if len(tiles.spans) == 1:
+                frames, past = run_in_blocks(partial(self._calls.decode, first), piece, past, shape.streams)
+            else:
+                latents = self.quantizer.lookup(piece, first).to(self.dtype)
+                network = partial(run_network, self.decoder)
+                windows, past = run_in_blocks(network, tiles.split(latents), past, shape.streams)
+                kept = [tiles.crop(window, index, s) for index, window in enumerate(windows.split(1))]
+                frames = self._finish(tiles.merge(kept), first)
+            parts.append(frames[:, :, : StepShape(groups=groups).num_frames(self.temporal_factor, first)])
+            state = StreamState("decode", (b, h, w), past, self.config, ended=groups < shape.groups)
         assert state is not None
-        return torch.cat(parts, dim=2), state
+        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0], state
+
+    def _encode_call(
+        self, first: bool, frames: Tensor, past: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Map frames ``b c (g r) h w`` to codes ``b g lh lw``; ``first``: whether they start a stream."""
+        latents, after = run_network(self.encoder, frames, past)
+        return self.quantizer.encode(latents, first), _own(after, latents.shape[2])
+
+    def _decode_call(
+        self, first: bool, codes: Tensor, past: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Map codes ``b g lh lw`` to frames ``b c t h w`` in [-1, 1]; ``first``: whether they start a stream."""
+        latents = self.quantizer.lookup(codes, first).to(self.dtype)
+        frames, after = run_network(self.decoder, latents, past)
+        return self._finish(frames, first), _own(after, codes.shape[1])
+
+    def _finish(self, frames: Tensor, first: bool) -> Tensor:
+        return (self._merge_first_group(frames) if first else frames).float().clamp(-1, 1)
 
     def _tiles(self, kind: str, height: int, width: int) -> Tiles:
         """Return the tiling of a frame of ``height`` x ``width`` latents."""
@@ -273,7 +364,8 @@ class VideoTokenizer(Tokenizer):
 
     def _merge_first_group(self, groups: Tensor) -> Tensor:
         r = self.temporal_factor
-        return torch.cat([groups[:, :, :r].mean(dim=2, keepdim=True), groups[:, :, r:]], dim=2)
+        first = groups[:, :, :r].mean(dim=2, keepdim=True)
+        return torch.cat([first, groups[:, :, r:]], dim=2) if groups.shape[2] > r else first
 
     def _check_multiples(self, height: int, width: int) -> None:
         if height % self.spatial_factor or width % self.spatial_factor:
@@ -285,11 +377,21 @@ class VideoTokenizer(Tokenizer):
                 "the state is of a stream through a tokenizer of another config; "
                 "pass the state that the last step of this stream returned"
             )
+        if state is not None and state.ended:
+            raise UsageError(
+                f"the stream has ended with a step of fewer than {self.step_shape.groups} groups; pass whole steps of "
+                f"{self.step_shape.groups} groups until its end"
+            )
         if state is not None and (state.kind, state.shape) != (kind, shape):
             raise UsageError(
                 f"the state is of a stream to {state.kind} with batch, height, width {state.shape}, this step to "
                 f"{kind} {shape}; pass the state that the last step of this stream returned"
             )
+
+
+def _own(past: tuple[Tensor, ...], groups: int) -> tuple[Tensor, ...]:
+    """Copy cached frames, which are views, so that a state does not hold the activations of a long call."""
+    return tuple(tensor.clone() for tensor in past) if groups > 1 else past
 
 
 def _is_training_state(name: str) -> bool:

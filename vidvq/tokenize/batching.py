@@ -2,7 +2,8 @@
 
 Kernels round differently for other shapes, and may do so for another slot. Batches are therefore always padded to the
 number of slots, and a stream keeps its slot: its codes do not depend on the other streams. The caller assigns items to
-slots by the plan alone. Streams of different frame sizes are encoded in separate batches.
+slots by the plan alone. Streams of different frame sizes are encoded in separate batches. The step shape of the
+tokenizer determines the groups of a step.
 """
 
 from collections import defaultdict
@@ -63,17 +64,21 @@ def _encode(tokenizer: Tokenizer, steps: dict[int, Step], size: int) -> dict[int
 
 @torch.inference_mode()
 def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int) -> dict[int, StepResult]:
-    """Encode one step of streams of one frame size, all at their first step or all past it; empty slots hold zeros."""
-    videos = {slot: prepare_step(tokenizer, step.frames, step.state) for slot, step in steps.items()}
-    some = next(iter(videos.values()))
-    frames = some.new_zeros(size, 3, max(video.shape[2] for video in videos.values()), *some.shape[3:])
-    for slot, video in videos.items():
-        frames[slot, :, : video.shape[2]] = video[0]
-    states = [steps[slot].state if slot in steps else None for slot in range(size)]
-    codes, after = tokenizer.encode_step(frames, StreamState.stack(states), batched=True)
+    """Encode one step of streams of one frame size, all at their first step or all past it; empty slots are black."""
+    some = next(iter(steps.values()))
+    first, r = some.state is None, tokenizer.temporal_factor
+    groups = {slot: -(-(len(step.frames) - first) // r) + first for slot, step in steps.items()}
+    length = max(groups.values()) * r - (r - 1) * first
+    # One copy to the device, of bytes: floats would be four times as many.
+    pinned = tokenizer.device.type == "cuda"
+    pixels = torch.zeros(size, length, *some.frames.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+    for slot, step in steps.items():
+        count = len(step.frames)
+        pixels[slot, :count] = torch.as_tensor(step.frames)
+        # An incomplete last group is filled with its last frame.
+        pixels[slot, count : groups[slot] * r - (r - 1) * first] = pixels[slot, count - 1].clone()
+    state = StreamState.stack([steps[slot].state if slot in steps else None for slot in range(size)])
+    codes, after = tokenizer.encode_step(prepare_step(tokenizer, pixels, state), state)
     found = codes.cpu().numpy()
     # A step is shorter than others only at the end of its stream, so the state after the padding is not used again.
-    return {
-        slot: (found[slot, : max(video.shape[2] // tokenizer.temporal_factor, 1)], after.select(slot))
-        for slot, video in videos.items()
-    }
+    return {slot: (found[slot, : groups[slot]], after.select(slot)) for slot in steps}

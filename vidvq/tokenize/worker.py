@@ -31,6 +31,7 @@ from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
 from vidvq.jobs.stage import ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.metrics.codes import CodeCounts
+from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
 from vidvq.tokenize.batching import SlotStream, run_slots
@@ -63,6 +64,9 @@ class TokenShardWorker:
         torch.set_num_threads(1)
         self._tokenizer, self._card = load_tokenizer(checkpoint)
         self._tokenizer.to(device)
+        self._tokenizer.step_shape = StepShape(config.batch or 1)
+        # Frames are bytes.
+        self._tokenizer.checks_range = False
         self._config, self._clips = config, clips
         self._feeders = [Feeder() for _ in range(config.batch or 1)]
         self._scorer = Scorer(self._tokenizer, config.quality)

@@ -1,6 +1,6 @@
 """Collective operations that keep codebooks identical on all ranks.
 
-Without an initialized ``torch.distributed`` process group they leave their tensors unchanged.
+Without a ``torch.distributed`` process group of several ranks they leave their tensors unchanged.
 """
 
 from torch import Tensor, distributed
@@ -15,7 +15,10 @@ def all_reduce_sum(tensor: Tensor) -> None:
 def broadcast_from_first(tensor: Tensor) -> None:
     """Overwrite a tensor with the one of rank 0, in place."""
     if _is_distributed():
-        distributed.broadcast(tensor, src=0)
+        # A sum, because torch.compile cannot trace a broadcast.
+        if distributed.get_rank():
+            tensor.zero_()
+        distributed.all_reduce(tensor)
 
 
 def all_reduce_mean(mean: Tensor) -> Tensor:
@@ -37,4 +40,4 @@ def all_reduce_mean(mean: Tensor) -> Tensor:
 
 
 def _is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

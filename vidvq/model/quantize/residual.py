@@ -71,6 +71,8 @@ class ResidualQuantizer(nn.Module):
         Returns:
             Quantized latents ``n d`` of the same type, codes ``n``, and the mean loss of the layers (a scalar).
         """
+        if not torch.compiler.is_compiling():
+            self.begin_pass()
         with torch.autocast(latents.device.type, enabled=False):
             x = latents.float()
             total, codes = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -79,11 +81,21 @@ class ResidualQuantizer(nn.Module):
                 assert isinstance(layer, VectorQuantizer)
                 codes = codes * layer.size
                 if not waiting:
-                    waiting = layer.warming_up
-                    part, digits, layer_loss = layer(x - total)
+                    waiting = self.training and layer.passes_through
+                    part, digits, layer_loss = layer.run_pass(x - total)
                     # Gradients reach the latents once, through the sum, not once per layer.
                     total, codes, loss = total + part.detach(), codes + digits, loss + layer_loss / self.config.depth
             return estimate_gradient(x, total, self.config.layer.rotation).to(latents.dtype), codes, loss
+
+    def begin_pass(self) -> None:
+        """See :meth:`VectorQuantizer.begin_pass`. Layers after one in its warm-up wait."""
+        if not self.training:
+            return
+        for layer in self.layers:
+            assert isinstance(layer, VectorQuantizer)
+            layer.begin_pass()
+            if layer.passes_through:
+                return
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 # Latents per block, codes per chunk, chunks per block: the scores of a block fit the cache of a core.
 _ROWS, _CHUNK, _BLOCK = 512, 64, 16
 _KMEANS_ROUNDS = 12
+_HAS_TRITON = find_spec("triton") is not None
 
 
 @torch.no_grad()
@@ -26,11 +27,22 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
         Codes ``n`` int64.
     """
     half_norms = codebook.square().sum(dim=1).mul(0.5)
-    if latents.is_cuda and find_spec("triton") is not None:
-        from vidvq.model.quantize.search_triton import nearest_codes_fused
-
-        return nearest_codes_fused(latents, codebook, half_norms)
+    if latents.is_cuda and _HAS_TRITON:
+        return _nearest_codes_fused(latents, codebook, half_norms)
     return nearest_codes_blockwise(latents, codebook, half_norms)
+
+
+# An operator of its own: torch.compile must not trace the launch of the kernel.
+@torch.library.custom_op("vidvq::nearest_codes_fused", mutates_args=())
+def _nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
+    from vidvq.model.quantize.search_triton import nearest_codes_fused
+
+    return nearest_codes_fused(latents, codebook, half_norms)
+
+
+@_nearest_codes_fused.register_fake
+def _(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
+    return latents.new_empty(len(latents), dtype=torch.long)
 
 
 def nearest_codes_blockwise(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:

@@ -131,6 +131,21 @@ class SpatiotemporalQuantizer(nn.Module):
             Codebook("temporal", self.temporal.size, self.spatial.size),
         ]
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether the next training pass passes latents of some codebook unquantized."""
+        return any(book.warming_up for book in self.modules() if isinstance(book, VectorQuantizer))
+
+    def begin_pass(self, groups: int) -> None:
+        """See :meth:`VectorQuantizer.begin_pass`.
+
+        Args:
+            groups: number of groups of the pass.
+        """
+        for book in (self.spatial, self.temporal if groups > 1 else None):
+            if isinstance(book, VectorQuantizer | ResidualQuantizer):
+                book.begin_pass()
+
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize complete streams ``b d g h w``; in training mode also update the codebooks."""
         parts = latents.split([1, latents.shape[2] - 1], dim=2) if self.temporal is not None else (latents,)
@@ -146,21 +161,32 @@ class SpatiotemporalQuantizer(nn.Module):
 
         Args:
             latents: ``b d g h w``.
-            first: whether this is the first group of the stream; then ``g`` is 1.
+            first: whether the first of them is the first group of the stream.
 
         Returns:
             Codes ``b g h w`` int64.
         """
-        flat = rearrange(latents, "b d g h w -> (b g h w) d")
-        codes = self._codebook_of(first).encode(flat)
-        return codes.view(latents.shape[0], *latents.shape[2:])
+        parts = []
+        for book, start, stop in self._spans(latents.shape[2], first):
+            part = latents[:, :, start:stop]
+            codes = book.encode(rearrange(part, "b d g h w -> (b g h w) d"))
+            parts.append(codes.view(part.shape[0], *part.shape[2:]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def lookup(self, codes: Tensor, first: bool) -> Tensor:
         """Map codes ``b g h w`` to latents ``b d g h w`` fp32; ``first`` as for :meth:`encode`."""
-        return rearrange(self._codebook_of(first).lookup(codes), "b g h w d -> b d g h w")
+        parts = [book.lookup(codes[:, start:stop]) for book, start, stop in self._spans(codes.shape[1], first)]
+        vectors = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return rearrange(vectors, "b g h w d -> b d g h w")
 
-    def _codebook_of(self, first: bool) -> Quantizer:
-        return self.spatial if first or self.temporal is None else self.temporal
+    def _spans(self, groups: int, first: bool) -> list[tuple[Quantizer, int, int]]:
+        """Return each codebook that encodes consecutive groups, with the first group and the one after the last."""
+        if self.temporal is None:
+            return [(self.spatial, 0, groups)]
+        if not first:
+            return [(self.temporal, 0, groups)]
+        spans = [(self.spatial, 0, 1), (self.temporal, 1, groups)]
+        return [span for span in spans if span[1] < span[2]]
 
     @staticmethod
     def _quantize(latents: Tensor, book: Quantizer | None) -> Quantized:

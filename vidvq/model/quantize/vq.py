@@ -76,6 +76,9 @@ class VectorQuantizer(nn.Module):
     Args:
         config: the codebook.
         dim: channels of a latent.
+
+    Attributes:
+        passes_through: whether the current training pass passes latents unquantized.
     """
 
     codebook: Tensor
@@ -94,11 +97,31 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("ema_sum", self.codebook.clone())
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         self.register_buffer("reservoir", torch.zeros(16 * config.size, dim))
+        # The step on the host, and the version of the buffer that it was read from.
+        self._host_step, self._step_version = 0, -1
+        self.passes_through, self._revives = config.warmup > 0, True
 
     @property
     def warming_up(self) -> bool:
         """Whether the next training step passes latents unquantized."""
-        return self.training and int(self.step) < self.config.warmup
+        return self.training and self._read_step() < self.config.warmup
+
+    def begin_pass(self) -> None:
+        """Decide on the host what the next training pass does; called before a compiled pass, and by others themselves.
+
+        The device is read only after the step was loaded or restored.
+        """
+        if not self.training:
+            return
+        step = self._read_step()
+        self.passes_through, self._revives = step < self.config.warmup, step % _REVIVE_EVERY == 0
+        self.step += 1
+        self._host_step, self._step_version = step + 1, self.step._version
+
+    def _read_step(self) -> int:
+        if self.step._version != self._step_version:
+            self._host_step, self._step_version = int(self.step), self.step._version
+        return self._host_step
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize, estimating the gradient to the latents; in training mode also update the codebook.
@@ -110,6 +133,12 @@ class VectorQuantizer(nn.Module):
             Quantized latents ``n d`` of the same type, codes ``n``, and the unweighted commitment loss (a scalar); with
             ``update=gradient``, ``codebook`` x the codebook loss is added.
         """
+        if len(latents) and not torch.compiler.is_compiling():
+            self.begin_pass()
+        return self.run_pass(latents)
+
+    def run_pass(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Like :meth:`forward`, after :meth:`begin_pass`. One graph; only a pass of the warm-up reads the device."""
         with torch.autocast(latents.device.type, enabled=False):
             x = self._prepare(latents)
             # A zero gradient during the warm-up: some optimizers reject parameters without one.
@@ -146,10 +175,9 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _update_codebook(self, x: Tensor, codes: Tensor) -> bool:
-        """Update the codebook with a batch; returns True during the warm-up."""
-        step = int(self.step)
-        self.step += 1
-        if step < self.config.warmup:
+        """Update the codebook with a batch; returns True during the warm-up. Reads no device after the warm-up."""
+        if self.passes_through:
+            step = self._host_step - 1
             self._fill_reservoir(x, step)
             if step + 1 == self.config.warmup:
                 self._init_kmeans()
@@ -162,7 +190,7 @@ class VectorQuantizer(nn.Module):
             all_reduce_sum(sums)
             self.ema_sum.lerp_(sums, 1 - self.config.decay)
             self._ema_update()
-        if step % _REVIVE_EVERY == 0:
+        if self._revives:
             self._replace_dead_codes(x)
         return False
 
@@ -175,13 +203,13 @@ class VectorQuantizer(nn.Module):
     def _replace_dead_codes(self, x: Tensor) -> None:
         even = self.ema_count.mean()
         dead = self.ema_count < self.config.revive_below * even
-        if not dead.any():
-            return
-        chosen = x[torch.randint(len(x), (int(dead.sum()),), device=x.device)]
+        # A latent for every code, dead or not: their number would have to be read from the device.
+        chosen = x[torch.randint(len(x), (self.size,), device=x.device)]
         broadcast_from_first(chosen)
-        self.codebook[dead] = chosen if self.offset is None else chosen - self.offset[dead].float()
-        self.ema_count[dead] = even
-        self.ema_sum[dead] = chosen * even
+        codes = chosen if self.offset is None else chosen - self.offset.float()
+        self.codebook.copy_(torch.where(dead[:, None], codes, self.codebook))
+        self.ema_sum.copy_(torch.where(dead[:, None], chosen * even, self.ema_sum))
+        self.ema_count.copy_(torch.where(dead, even, self.ema_count))
 
     def _fill_reservoir(self, x: Tensor, step: int) -> None:
         """Fill the reservoir evenly over the warm-up, so that k-means sees recent latents."""
@@ -204,6 +232,7 @@ class VectorQuantizer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
         # Follow changes of the device but not of the data type: bf16 codebooks lose codes.
         buffers, self._buffers = self._buffers, {}
+        self._step_version = -1
         super()._apply(fn, recurse)
         self._buffers = {
             name: buffer if buffer is None else buffer.to(fn(buffer[:0] if buffer.ndim else buffer).device)

@@ -1,0 +1,83 @@
+"""Encoding, decoding and the training forward pass are one graph each, in fp32 and bf16, on the CPU and on CUDA."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import StackConfig
+from vidvq.model.quantize import FSQConfig, LFQConfig, QuantizerConfig, ResidualConfig, VQConfig, search
+from vidvq.model.step_shape import StepShape
+
+BOOKS = {
+    "vq": VQConfig(size=32, warmup=2),
+    "gradient": VQConfig(size=32, warmup=2, update="gradient", rotation=True, cosine=True),
+    "residual": ResidualConfig(depth=2, layer=VQConfig(size=8, warmup=2)),
+    "fsq": FSQConfig(levels=(5, 4)),
+    "bsq": LFQConfig(size=16, spherical=True),
+}
+VIDEO = torch.rand(2, 3, 9, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def make(kind: str) -> VideoTokenizer:
+    torch.manual_seed(0)
+    small = StackConfig((8, 8), (1, 1))
+    books = QuantizerConfig(4, BOOKS[kind], BOOKS[kind])
+    return VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books))
+
+
+@pytest.mark.parametrize("half", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "kind", ["vq", *(pytest.param(kind, marks=pytest.mark.slow) for kind in BOOKS if kind != "vq")]
+)
+def test_the_training_forward_is_one_graph(kind, half):
+    torch.compiler.reset()
+    plain, compiled = make(kind).train(), make(kind).train()
+    graphs = 0
+
+    def count(module, _):
+        nonlocal graphs
+        graphs += 1
+        return module
+
+    compiled.compile_training(backend=count)
+    # Two steps of warm-up in eager mode, steps with and without the replacement of dead codes.
+    for step in range(13):
+        results = []
+        for tokenizer in (plain, compiled):
+            torch.manual_seed(step)
+            with torch.autocast("cpu", dtype=half, enabled=half is not None):
+                results.append(tokenizer(VIDEO * (1 - step / 20)))
+        for expected, found in zip(*results, strict=True):
+            assert torch.equal(expected, found), step
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), compiled.buffers(), strict=True))
+    assert graphs <= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_of_many_groups_are_one_graph(dtype):
+    torch.compiler.reset()
+    tokenizer = make("vq").eval().to(dtype)
+    tokenizer.step_shape = StepShape(2, 3)
+    codes = tokenizer.encode(VIDEO)
+    frames = tokenizer.decode(codes)
+    tokenizer.compile_steps(backend="eager")
+    assert torch.equal(tokenizer.encode(VIDEO), codes)
+    assert torch.equal(tokenizer.decode(codes), frames)
+
+
+def test_the_search_on_cuda_is_one_operator(monkeypatch):
+    """Traced with tensors that claim to be on a CUDA device; the kernel is not launched."""
+    torch.compiler.reset()
+    monkeypatch.setattr(search, "_HAS_TRITON", True)
+    graphs = []
+
+    def keep(module, _):
+        graphs.append(module)
+        return module
+
+    with FakeTensorMode():
+        latents, codebook = torch.empty(70, 8, device="cuda"), torch.empty(32, 8, device="cuda")
+        codes = torch.compile(search.nearest_codes, fullgraph=True, backend=keep)(latents, codebook)
+    assert (codes.shape, codes.dtype, codes.device.type) == ((70,), torch.int64, "cuda")
+    assert "nearest_codes_fused" in graphs[0].code

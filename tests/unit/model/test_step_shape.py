@@ -1,0 +1,104 @@
+"""Step shapes: equal shapes give equal tokens, whatever the batch and the chunks; one call has few kernels."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from vidvq.model import TokenizerConfig, VideoTokenizer, iter_decode, iter_encode
+from vidvq.model.encoder import StackConfig
+from vidvq.model.launches import LaunchCounter
+from vidvq.model.pixels import to_frames, to_video
+from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.model.step_shape import StepShape
+
+FRAMES = np.random.default_rng(0).integers(0, 256, (14, 20, 36, 3), dtype=np.uint8)
+
+
+def make_tokenizer(shape: StepShape, tile: int = 1024) -> VideoTokenizer:
+    torch.manual_seed(0)
+    small = StackConfig((16, 24), (1, 1))
+    books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64))
+    tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books, tile=tile)).eval()
+    with torch.no_grad():
+        for name, parameter in tokenizer.named_parameters():
+            # A new residual block is the identity and has no past.
+            if name.endswith("time.mix.weight"):
+                parameter.normal_(std=0.1)
+    tokenizer.step_shape = shape
+    return tokenizer
+
+
+every_shape = pytest.mark.parametrize(
+    ("shape", "tile"),
+    [(StepShape(1, 3), 1024), (StepShape(3, 1), 1024), (StepShape(3, 2), 1024), (StepShape(2, 3), 16)],
+)
+
+
+@every_shape
+@pytest.mark.parametrize("sizes", [(), (5,), (1, 4, 4)], ids=str)
+def test_chunks_change_no_token(shape, tile, sizes):
+    tokenizer = make_tokenizer(shape, tile)
+    edges = [0, *np.cumsum(sizes, dtype=int), len(FRAMES)]
+    parts = list(iter_encode(tokenizer, [FRAMES[start:stop] for start, stop in pairwise(edges)]))
+    assert torch.equal(torch.cat(parts), tokenizer.encode(to_video(FRAMES))[0])
+    assert {len(part) for part in parts[1:-1]} <= {shape.groups} or shape.groups == 1
+
+
+@every_shape
+def test_the_batch_changes_no_token_and_no_frame(shape, tile):
+    tokenizer = make_tokenizer(shape, tile)
+    video = to_video(FRAMES)
+    batch = torch.cat([video, video.flip(2), -video, video.flip(3)])
+    codes = tokenizer.encode(batch)
+    assert torch.equal(tokenizer.encode(video), codes[:1])
+    assert torch.equal(tokenizer.encode_tiled(batch), codes)
+    decoded = tokenizer.decode(codes, 14, (20, 36))
+    assert torch.equal(tokenizer.decode(codes[:1], 14, (20, 36)), decoded[:1])
+    assert np.array_equal(np.concatenate(list(iter_decode(tokenizer, codes[0], 14, (20, 36)))), to_frames(decoded[:1]))
+    # Other shapes differ by rounding alone.
+    other = make_tokenizer(StepShape(), tile)
+    assert (other.encode(batch) == codes).float().mean() > 0.999
+    torch.testing.assert_close(other.decode(codes, 14, (20, 36)), decoded, atol=1e-4, rtol=0)
+
+
+def test_a_stream_ends_with_its_first_short_step():
+    tokenizer, video = make_tokenizer(StepShape(1, 3)), to_video(np.concatenate([FRAMES] * 2))[..., :16, :32]
+    codes, state = tokenizer.encode_step(video[:, :, :9])
+    assert codes.shape[1] == 3
+    short, ended = tokenizer.encode_step(video[:, :, 9:17], state)
+    assert short.shape[1] == 2
+    with pytest.raises(ValueError, match="ended with a step of fewer than 3 groups"):
+        tokenizer.encode_step(video[:, :, 17:21], ended)
+    # The groups after the end were padding: two groups, or the same two and a third.
+    whole, _ = tokenizer.encode_step(video[:, :, 9:21], state)
+    assert torch.equal(whole[:, :2], short)
+
+
+def test_a_state_holds_no_more_memory_than_its_frames():
+    tokenizer = make_tokenizer(StepShape(1, 4))
+    _, state = tokenizer.encode_step(to_video(FRAMES)[:, :, :13, :16, :32])
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.past)
+
+
+def test_large_frames_take_fewer_streams_then_fewer_groups():
+    shape = StepShape(8, 9, max_pixels=8 * 9 * 4 * 64 * 64)
+    assert str(shape.for_frames(64, 64, 4)) == "8x9"
+    assert str(shape.for_frames(128, 64, 4)) == "4x9"
+    assert str(shape.for_frames(512, 128, 4)) == "1x4"
+    assert str(shape.for_frames(4096, 4096, 4)) == "1x1"
+    with pytest.raises(ValueError, match="0 streams x 1 groups must be at least 1 x 1"):
+        StepShape(0, 1)
+
+
+@pytest.mark.parametrize(("streams", "bound"), [(1, 4), (8, 1)])
+def test_kernels_per_frame(streams, bound):
+    tokenizer = make_tokenizer(StepShape(streams, 9))
+    video = torch.zeros(streams, 3, 33, 16, 16)
+    with LaunchCounter() as counted:
+        codes, _ = tokenizer.encode_step(video)
+    assert counted.kernels.total() / (33 * streams) <= bound, counted.kernels
+    with LaunchCounter() as counted:
+        tokenizer.decode_step(codes)
+    assert counted.kernels.total() / (33 * streams) <= bound, counted.kernels
