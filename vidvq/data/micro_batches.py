@@ -94,6 +94,7 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
         num_workers=config.workers,
         worker_init_fn=_start_worker,
         prefetch_factor=2 if config.workers else None,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(dataset.seed),
     )
     # Frames own threads of libswscale. A frame collected after the fork would wait in the worker for threads that exist

@@ -44,6 +44,8 @@ class TokenizerCard:
         preprocessing: transform of pixels before the encoder.
         tail_policy: padding of an incomplete last group of frames.
         raster_order: order of the axes of a grid.
+        execution: how the tokens were computed: kind of device, precision, whether compiled, streams and groups per
+            call. None, and not in the JSON, for the default on CPUs.
     """
 
     token_fingerprint: str
@@ -54,6 +56,7 @@ class TokenizerCard:
     preprocessing: dict[str, Any]
     tail_policy: str = "replicate"
     raster_order: str = RASTER_ORDER
+    execution: dict[str, Any] | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -130,6 +133,7 @@ class _CardFile:
     preprocessing: dict[str, Any]
     tail_policy: Literal["replicate"] = "replicate"
     raster_order: Literal["t h w"] = RASTER_ORDER
+    execution: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,8 @@ class _InfoFile:
 
 def encode_tokenizer_card(card: TokenizerCard) -> bytes:
     """The content of ``tokenizer.json``."""
-    return pretty_json(asdict(card) | {"format": TOKENIZER_FORMAT})
+    fields = {name: value for name, value in asdict(card).items() if (name, value) != ("execution", None)}
+    return pretty_json(fields | {"format": TOKENIZER_FORMAT})
 
 
 def read_tokenizer_card(folder: Path) -> TokenizerCard:

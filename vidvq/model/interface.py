@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log2
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +172,21 @@ class Tokenizer(nn.Module):
                 that of an ended stream.
         """
         raise UsageError(f"a {type(self).__name__} decodes whole clips and does not support streaming; use decode")
+
+    def use_half(self, dtype: torch.dtype) -> None:
+        """Run the networks in a 16-bit type; quantization stays fp32. Without streaming there is no effect.
+
+        Args:
+            dtype: ``torch.bfloat16`` or ``torch.float16``.
+        """
+
+    def compile_steps(self, capture: bool = False, **options: Any) -> None:
+        """Compile the calls that encoding and decoding consist of. Without streaming there is no effect.
+
+        Args:
+            capture: record each call as a CUDA graph and replay it.
+            **options: arguments of ``torch.compile``.
+        """
 
     def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:
         """Return the step shape for frames of a size.

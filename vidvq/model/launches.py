@@ -1,5 +1,6 @@
 """Counts of what a device is asked for: kernels, reads by the host and bytes copied. They need no device to be true."""
 
+import traceback
 from collections import Counter
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _ALLOCATES = ("empty", "new_empty", "detach", "lift_fresh", "alias")
+_READS = ("_local_scalar_dense", "nonzero", "is_nonzero")
 _COPIES = ("_to_copy", "copy_")
 
 
@@ -16,6 +18,7 @@ class LaunchCounter(TorchDispatchMode):
     Attributes:
         kernels: number of operators by name, without views and allocations.
         reads: number of times that the host reads a value; on a GPU each of them waits for the device.
+        where: number of those reads by the function that asks for them.
         bytes_to_device: bytes copied from the host to another device.
     """
 
@@ -23,14 +26,15 @@ class LaunchCounter(TorchDispatchMode):
         super().__init__()
         self.kernels: Counter[str] = Counter()
         self.reads = 0
+        self.where: Counter[str] = Counter()
         self.bytes_to_device = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count one operator and run it."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "nonzero", "is_nonzero"):
-            self.reads += 1
+        if name in _READS:
+            self._read()
         if name in _COPIES:
             target, source = (args[0], args[1]) if name == "copy_" else (out, args[0])
             self._copy(source, target)
@@ -46,7 +50,12 @@ class LaunchCounter(TorchDispatchMode):
         if source.device.type == "cpu":
             self.bytes_to_device += source.nbytes
         elif target.device.type == "cpu":
-            self.reads += 1
+            self._read()
+
+    def _read(self) -> None:
+        self.reads += 1
+        frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
+        self.where[f"{frames[-3].filename.rpartition('/')[2]}: {frames[-3].name}"] += 1
 
 
 def _first(out: Any) -> Any:

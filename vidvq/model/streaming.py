@@ -129,8 +129,8 @@ def iter_decode(tokenizer: Tokenizer, codes: Any, num_frames: int, size: tuple[i
         yield to_frames(tokenizer.decode(_to_codes(codes, tokenizer)[None], num_frames, size))
         return
     state: StreamState | None = None
-    padded = tuple(-(-side // tokenizer.spatial_factor) * tokenizer.spatial_factor for side in size)
-    groups = tokenizer.shape_for(*padded, kind="decode").groups
+    s = tokenizer.spatial_factor
+    groups = tokenizer.shape_for(-(-height // s) * s, -(-width // s) * s, kind="decode").groups
     # Convert one step at a time: a long video in int64 takes several times the memory of its stored codes.
     for start in range(0, len(codes), groups):
         part = _to_codes(codes[start : start + groups], tokenizer)[None]

@@ -128,13 +128,13 @@ class VideoTokenizer(Tokenizer):
         """
         self._compiled_pass = torch.compile(self._reconstruct, fullgraph=True, **options)
 
-    def compile_steps(self, capture: bool = False, **options: Any) -> None:
-        """Compile the calls that encoding and decoding consist of.
+    def use_half(self, dtype: torch.dtype) -> None:
+        """See :meth:`Tokenizer.use_half`."""
+        self.encoder.to(dtype)
+        self.decoder.to(dtype)
 
-        Args:
-            capture: record each call as a CUDA graph and replay it.
-            **options: arguments of ``torch.compile``.
-        """
+    def compile_steps(self, capture: bool = False, **options: Any) -> None:
+        """See :meth:`Tokenizer.compile_steps`."""
         self._calls = StepCalls(
             torch.compile(self._encode_call, fullgraph=True, dynamic=False, **options),
             torch.compile(self._decode_call, fullgraph=True, dynamic=False, **options),
@@ -184,7 +184,7 @@ class VideoTokenizer(Tokenizer):
         padded, scale = self.pad(video), self.spatial_factor
         tiles = self._tiles("encode", padded.shape[3] // scale, padded.shape[4] // scale)
         windows = tiles.split(padded, scale)
-        streams = self.shape_for(*padded.shape[3:]).streams
+        streams = self.shape_for(padded.shape[3], padded.shape[4]).streams
         kept = []
         for start in range(0, len(windows), streams):
             codes = self._encode_groups(windows[start : start + streams].to(self.device), None)[0]
@@ -248,8 +248,8 @@ class VideoTokenizer(Tokenizer):
     def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:
         """Return the step shape for frames of a size, one tile of which is an element of a call."""
         s = self.spatial_factor
-        window = self._tiles(kind, height // s, width // s).window(s)
-        return self.step_shape.for_frames(*window, self.temporal_factor)
+        tile_height, tile_width = self._tiles(kind, height // s, width // s).window(s)
+        return self.step_shape.for_frames(tile_height, tile_width, self.temporal_factor)
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """Return the tensors required for inference: networks and codebooks, without training statistics."""

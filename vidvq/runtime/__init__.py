@@ -6,7 +6,7 @@ Scheduling, placement, retries and restarts are left to Ray. A unit of work must
 from vidvq.runtime.feeder import Feeder, warm_up
 from vidvq.runtime.inline import InlinePool
 from vidvq.runtime.interface import Metric, Pool, RuntimeConfig, WorkerDied
-from vidvq.runtime.runtime import Runtime, open_pool, open_runtime
+from vidvq.runtime.runtime import Runtime, count_gpus, open_pool, open_runtime
 
 __all__ = [
     "Feeder",
@@ -16,6 +16,7 @@ __all__ = [
     "Runtime",
     "RuntimeConfig",
     "WorkerDied",
+    "count_gpus",
     "open_pool",
     "open_runtime",
     "warm_up",

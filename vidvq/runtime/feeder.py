@@ -14,15 +14,23 @@ from contextlib import suppress
 from io import FileIO
 from typing import Any, TypeVar
 
+from vidvq.runtime import shared
 from vidvq.runtime.interface import WorkerDied
 from vidvq.runtime.pipe import receive, send
+from vidvq.runtime.shared import BlockReader, BlockWriter
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# Results that the parent has not received yet, before the child waits.
+_AHEAD = 1
 
 
 class _End:
     """Marks the end of a generator in the pipe."""
+
+
+class _ParentGone(Exception):
+    """The parent has ended, or has given this process up."""
 
 
 class Feeder:
@@ -42,7 +50,7 @@ class Feeder:
     ) -> Generator[Result | WorkerDied, None, None]:
         """Yield the items of the iterator ``function(item)``, which runs in the child process.
 
-        The child computes one result ahead; the pipe holds no more.
+        The child computes one result ahead. Large arrays of a result are in shared memory.
 
         Args:
             function: function importable by name, from a module that loads fast.
@@ -62,8 +70,10 @@ class Feeder:
         try:
             try:
                 send(running.requests, (function, item, deadline_s))
-                while not isinstance(result := receive(running.results), _End | Exception):
+                while not isinstance(result := running.receive(), _End | Exception):
                     yield result
+                    # The consumer may keep it; this process must not.
+                    del result
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 yield WorkerDied(f"the process of {function.__name__} ended with {running.process.wait()}")
                 return
@@ -87,23 +97,39 @@ class _Running:
     def __init__(self, module: str = "") -> None:
         child_in, parent_out = os.pipe()
         parent_in, child_out = os.pipe()
+        permits_in, permits_out = os.pipe()
+        memory = shared.create_file() if shared.supported() else None
         load = f"import {module}; " if module else ""
-        command = f"{load}from vidvq.runtime.feeder import serve; serve({child_in}, {child_out})"
+        served = f"{child_in}, {child_out}, {permits_in}, {memory}"
+        command = f"{load}from vidvq.runtime.feeder import serve; serve({served})"
         # A feeder takes this child only if its own child would inherit the same environment.
         self.inherits = _inheritance()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", command],
-            pass_fds=(child_in, child_out),
+            pass_fds=(child_in, child_out, permits_in, *([] if memory is None else [memory])),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(child_in)
-        os.close(child_out)
+        for end in (child_in, child_out, permits_in):
+            os.close(end)
         self.requests, self.results = FileIO(parent_out, "w"), FileIO(parent_in, "r")
-        self.stop = weakref.finalize(self, _stop, self.process, self.requests, self.results)
+        self._permits = FileIO(permits_out, "w")
+        files = [self.requests, self.results, self._permits]
+        self._blocks = None
+        if memory is not None:
+            self._blocks = BlockReader(memory)
+            files.append(FileIO(memory, "r"))
+        self.stop = weakref.finalize(self, _stop, self.process, *files)
+
+    def receive(self) -> Any:
+        """Receive a result, and permit the child to send another."""
+        result = receive(self.results, self._blocks)
+        with suppress(BrokenPipeError):
+            self._permits.write(b"1")
+        return result
 
 
 _idle: list[_Running] = []
@@ -137,30 +163,46 @@ def _stop(process: subprocess.Popen[bytes], *pipes: FileIO) -> None:
         pipe.close()
 
 
-def serve(requests: int, results: int) -> None:
+def serve(requests: int, results: int, permits: int, memory: int | None) -> None:
     """Run the requested generators until the parent closes the pipe.
 
     Args:
         requests: file descriptor to read requests from.
         results: file descriptor to write results to.
+        permits: file descriptor to read a byte from for each result that the parent has received.
+        memory: file descriptor of the memory for large arrays; None to write them to ``results``.
     """
     with (
         FileIO(requests, "r") as requests_in,
         FileIO(results, "w") as results_out,
-        suppress(EOFError, BrokenPipeError),
+        FileIO(permits, "r") as permits_in,
+        suppress(EOFError, BrokenPipeError, _ParentGone),
     ):
+        blocks = None if memory is None else BlockWriter(memory)
+        unreceived = 0
+
+        def reply(result: Any) -> None:
+            nonlocal unreceived
+            # Shared memory would hold any number of results.
+            while unreceived >= _AHEAD:
+                if not permits_in.read(1):
+                    raise _ParentGone
+                unreceived -= 1
+            send(results_out, result, blocks)
+            unreceived += 1
+
         while True:
             function, item, deadline_s = receive(requests_in)
             try:
                 steps = iter(function(item))
                 while not isinstance(result := _step(steps, deadline_s), _End):
-                    send(results_out, result)
-            except BrokenPipeError:
+                    reply(result)
+            except (BrokenPipeError, _ParentGone):
                 raise
             except Exception as error:  # noqa: BLE001 (raised by the parent)
                 error.add_note("".join(traceback.format_exception(error)))
                 result = error
-            send(results_out, result)
+            reply(result)
 
 
 def _step(steps: Iterator[Any], deadline_s: float | None) -> Any:

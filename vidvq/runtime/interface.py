@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
 from vidvq.errors import UsageError
 
@@ -16,12 +16,15 @@ class RuntimeConfig:
     """Execution of a job: number of workers, Ray cluster, and share of a job that several drivers split.
 
     Attributes:
-        workers: number of concurrent workers; None means one per CPU of the machine or cluster. 0 and 1 run in local
-            processes, without Ray, as does a job that has one unit of work.
+        workers: number of concurrent workers; None means one per CPU of the machine or cluster, or one per GPU (or
+            share of one). 0 and 1 run in local processes, without Ray, as does a job that has one unit of work.
         address: address of the Ray cluster to join (``auto`` for the one that this machine belongs to); None uses this
             machine only.
         part: ``I/N``, with I from 0: this is driver I of N drivers that share the job. It processes its own part of the
             shards first, then takes work from the end of the others' parts until all are done.
+        gpus_per_worker: GPUs of one worker of a stage that runs on GPUs; a fraction lets several workers share one.
+        compile: whether networks are compiled: ``auto`` does so on GPUs, where calls are also recorded as CUDA graphs;
+            ``off`` never does. Compiled networks round differently, so plans record it.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -29,11 +32,16 @@ class RuntimeConfig:
     workers: int | None = None
     address: str | None = None
     part: str | None = None
+    gpus_per_worker: float = 1.0
+    compile: Literal["auto", "off"] = "auto"
 
     def __post_init__(self) -> None:
         mine = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part or "0/1")
         if not mine or int(mine[1]) >= int(mine[2]):
             raise UsageError(f"part={self.part!r} must be I/N with I from 0 to N - 1, such as 0/4")
+        share = self.gpus_per_worker
+        if not share > 0 or (share > 1 and share != int(share)):
+            raise UsageError(f"gpus_per_worker={share:g} must be a fraction above 0, or a whole number")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"workers={self.workers} must be 0 (inline) or more")
 
@@ -132,7 +140,8 @@ class Pool(Protocol):
             make: function importable by name on every worker; returns the function that takes the items.
             items: arguments, consumed as workers become free.
             cpus: CPUs that one worker occupies; 0 for a worker that only waits for others. Ignored if ``gpus`` is set.
-            gpus: GPUs that one worker occupies. The number of workers then follows from the cluster's GPUs.
+            gpus: GPUs that one worker occupies. Unless the number of workers is configured, it follows from the
+                cluster's GPUs, and grows with them.
 
         Yields:
             ``(item, result)`` in order of completion.

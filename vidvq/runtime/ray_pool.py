@@ -20,6 +20,8 @@ from vidvq.runtime.interface import Item, Metric, Result, WorkerDied
 
 # Calls queued in addition to the running ones, so that a worker never waits for the driver.
 _QUEUED = 2
+# Interval at which the GPUs of a cluster are counted again (seconds).
+_COUNT_EVERY_S = 10.0
 # Ray takes up to half a minute to notice that a node is lost.
 _RETRY_DELAYS_S = (0.0, 5.0, 30.0)
 _DEATHS = (
@@ -37,10 +39,11 @@ class RayPool:
 
     Args:
         size: number of concurrent workers.
+        workers: number of workers that is configured; None derives that of stages on GPUs from the cluster.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, workers: int | None = None) -> None:
+        self.size, self._workers = size, workers
 
     def map(
         self,
@@ -74,7 +77,6 @@ class RayPool:
         gpus: float = 0,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """See :meth:`vidvq.runtime.Pool.map_stateful`."""
-        count = int(ray.cluster_resources().get("GPU", 0) / gpus) if gpus else self.size
         # Ray's own restarts are off: while a lost node is not known to be lost, they are spent on it within seconds.
         actor_class: Any = ray.remote(_StatefulWorker).options(
             num_cpus=0 if gpus else cpus,
@@ -91,14 +93,23 @@ class RayPool:
         def start(worker: Any, item: Item, tries: int) -> None:
             in_flight[worker.call.remote(item)] = (worker, item, tries)
 
-        for item in islice(source, max(count, 1)):
+        wanted, counted_at = self._count_workers(gpus), monotonic()
+        for item in islice(source, wanted):
             start(actor_class.remote(make), item, 0)
         while in_flight or delayed:
             now = monotonic()
+            if gpus and now - counted_at > _COUNT_EVERY_S:
+                # The cluster may have grown.
+                more, counted_at = self._count_workers(gpus) - wanted, now
+                for item in islice(source, max(more, 0)):
+                    start(actor_class.remote(make), item, 0)
+                wanted += max(more, 0)
             for entry in [entry for entry in delayed if entry[0] <= now]:
                 delayed.remove(entry)
                 start(actor_class.remote(make), *entry[1:])
             pause = max(min((due for due, _, _ in delayed), default=inf) - now, 0)
+            if gpus:
+                pause = min(pause, _COUNT_EVERY_S)
             if not in_flight:
                 sleep(pause)
                 continue
@@ -116,6 +127,12 @@ class RayPool:
                 for following in islice(source, 1):
                     start(worker, following, 0)
                 yield item, result
+
+    def _count_workers(self, gpus: float) -> int:
+        if not gpus:
+            return max(self.size, 1)
+        # Without a GPU yet, one worker waits for the cluster to add some.
+        return self._workers or max(int(ray.cluster_resources().get("GPU", 0) / gpus), 1)
 
     def count(self, metric: Metric, amount: float, **labels: str) -> None:
         """See :meth:`vidvq.runtime.Pool.count`."""

@@ -60,6 +60,16 @@ def connect(config: RuntimeConfig) -> Generator[int, None, None]:
             ray.shutdown()
 
 
+def count_cluster_gpus(address: str) -> float:
+    """Join a Ray cluster and return the number of its GPUs. The process stays connected.
+
+    Raises:
+        StoreError: the cluster cannot be reached.
+    """
+    _join(address)
+    return float(ray.cluster_resources().get("GPU", 0.0))
+
+
 def _join(address: str) -> None:
     try:
         _check_reachable(address)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 
 from vidvq.errors import UsageError
 from vidvq.runtime.inline import InlinePool
@@ -47,16 +48,11 @@ class Runtime:
         return units <= 1 if self._config.workers is None else self._config.workers <= 1
 
     def _start_ray(self) -> Pool:
-        # Ray sends usage statistics by default; a corpus job must not contact hosts outside of its cluster.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            from vidvq.runtime.ray_pool import RayPool
-            from vidvq.runtime.ray_start import connect
-        except ImportError as error:
-            raise UsageError(
-                "Ray is not installed; run `pip install 'vidvq[ray]'`, or set runtime.workers=0 to run inline"
-            ) from error
-        return RayPool(self._stack.enter_context(connect(self._config)))
+        _prepare_ray()
+        from vidvq.runtime.ray_pool import RayPool
+        from vidvq.runtime.ray_start import connect
+
+        return RayPool(self._stack.enter_context(connect(self._config)), self._config.workers)
 
 
 @contextmanager
@@ -83,3 +79,25 @@ def open_pool(config: RuntimeConfig) -> Generator[Pool, None, None]:
     """
     with open_runtime(config) as runtime:
         yield runtime.pool(units=2)
+
+
+def count_gpus(config: RuntimeConfig) -> float | None:
+    """Return the GPUs of the cluster that a job joins; None if it joins none and has those of this machine.
+
+    Raises:
+        UsageError: Ray is not installed.
+        StoreError: the cluster cannot be reached.
+    """
+    if config.address is None or config.workers == 0:
+        return None
+    _prepare_ray()
+    from vidvq.runtime.ray_start import count_cluster_gpus
+
+    return count_cluster_gpus(config.address)
+
+
+def _prepare_ray() -> None:
+    # Ray sends usage statistics by default; a corpus job must not contact hosts outside of its cluster.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if find_spec("ray") is None:
+        raise UsageError("Ray is not installed; run `pip install 'vidvq[ray]'`, or set runtime.workers=0 to run inline")

@@ -9,13 +9,14 @@ tokenizer determines the groups of a step.
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
+from time import monotonic
 from typing import Any
 
 import torch
 
 from vidvq.jobs.timing import Stopwatch
 from vidvq.model import StreamState, Tokenizer
-from vidvq.model.streaming import prepare_step
+from vidvq.model.streaming import groups_per_step, prepare_step
 from vidvq.tokenize.encode import Step, StepResult, encode_step
 
 SlotStream = Generator[Step, StepResult, None]
@@ -44,20 +45,40 @@ def run_slots(tokenizer: Tokenizer, slots: Sequence[SlotStream], clock: Stopwatc
             advance(slot, None)
         while waiting:
             steps, waiting = waiting, {}
+            started = monotonic()
             with clock.activity("encode"):
                 results = _encode(tokenizer, steps, len(slots))
+            clock.move((monotonic() - started) * _padding(tokenizer, steps, results, len(slots)), "encode", "pad")
             for slot, result in sorted(results.items()):
                 advance(slot, result)
+
+
+def _padding(tokenizer: Tokenizer, steps: dict[int, Step], results: dict[int, StepResult], slots: int) -> float:
+    """Return the share (0 to 1) of padded groups in what was just encoded: in short last steps, and in empty slots."""
+    if not tokenizer.supports_streaming:
+        return 0.0
+    encoded = needed = 0
+    for alike in _by_size(steps).values():
+        lengths = [len(results[slot][0]) for slot in alike]
+        groups = groups_per_step(tokenizer, next(iter(alike.values())).frames.shape[1:3])
+        encoded += slots * -(-max(lengths) // groups) * groups
+        needed += sum(lengths)
+    return 1 - needed / encoded
+
+
+def _by_size(steps: dict[int, Step]) -> dict[tuple[Any, ...], dict[int, Step]]:
+    """Group steps that one call can encode: of one frame size, and all at the start of their streams or none."""
+    alike: dict[tuple[Any, ...], dict[int, Step]] = defaultdict(dict)
+    for slot, step in steps.items():
+        alike[step.state is None, *step.frames.shape[1:3]][slot] = step
+    return alike
 
 
 def _encode(tokenizer: Tokenizer, steps: dict[int, Step], size: int) -> dict[int, StepResult]:
     if size == 1 or not tokenizer.supports_streaming:
         return {slot: encode_step(tokenizer, step) for slot, step in steps.items()}
-    alike: dict[tuple[Any, ...], dict[int, Step]] = defaultdict(dict)
-    for slot, step in steps.items():
-        alike[step.state is None, step.frames.shape[1:3]][slot] = step
     results: dict[int, StepResult] = {}
-    for group in alike.values():
+    for group in _by_size(steps).values():
         results |= _encode_batch(tokenizer, group, size)
     return results
 

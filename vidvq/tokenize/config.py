@@ -1,7 +1,7 @@
 """Settings of `vidvq tokenize`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,13 @@ from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import Limits
+
+# Streams of a worker on a GPU, by default; more gain little, and each has a decoding process.
+GPU_STREAMS = 8
+# Longer samples are encoded in several steps.
+_MAX_GROUPS = 17
+# Pixels of one call that fit a GPU of 40 GB with the largest configuration.
+_MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,15 @@ class TokenizeConfig:
             ``filtered(not_selected)``. Raw video has ``lists.where``.
         batch: streams that a worker encodes together, each decoded by its own process; None means 8 on a GPU and 1 on
             CPUs. Recorded in the plan, because kernels round differently for another batch size.
+        groups: groups of each stream that are encoded together; None means all groups of a sample on a GPU (at most 17)
+            and 1 on CPUs. Recorded in the plan, as ``batch`` is.
+        device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, where there are some.
+        precision: type of the networks on a GPU: ``bf16``, ``tf32`` or ``fp32``; None means ``bf16`` there, and
+            ``fp32`` on CPUs. Quantization is always fp32.
         pack: write codes bit-packed and compressed (``KEY.tokens.bits.zst``) instead of as npy; lossless.
         quality: scoring during the job, and the thresholds that stop it.
         max_failed: fraction of items that may fail before the exit code is 1.
-        runtime: where the job runs; does not change the output.
+        runtime: where the job runs; does not change the output, except ``compile`` on GPUs.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -77,7 +89,63 @@ class TokenizeConfig:
     limits: Limits = field(default_factory=Limits)
     where: str | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
+    groups: Annotated[int, Field(ge=1, le=256)] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "tf32", "bf16"] | None = None
     pack: bool = False
     quality: QualityPolicy = field(default_factory=QualityPolicy)
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How samples are encoded: all that decides how sums are rounded, beside the weights.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        precision: of the networks: ``fp32``, ``tf32`` or ``bf16``.
+        compiled: whether the networks are compiled.
+        streams: streams per call of the encoder.
+        groups: groups of each stream per call.
+        max_pixels: pixels of a call, above which streams and then groups are halved.
+    """
+
+    device: str
+    precision: str
+    compiled: bool
+    streams: int
+    groups: int
+    max_pixels: int
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is the execution on CPUs with one group per call, which plans and cards do not record."""
+        return (self.device, self.precision, self.compiled, self.groups) == ("cpu", "fp32", False, 1)
+
+
+CPU = Execution("cpu", "fp32", False, 1, 1, _MAX_PIXELS)
+
+
+def resolve_execution(config: TokenizeConfig, device: str, sample_groups: int) -> Execution:
+    """Decide how samples are encoded.
+
+    Args:
+        config: settings.
+        device: ``cpu`` or ``cuda``.
+        sample_groups: groups of most samples; used on GPUs.
+
+    Raises:
+        UsageError: the precision is not available on the device.
+    """
+    on_gpu = device == "cuda"
+    if not on_gpu and config.precision not in (None, "fp32"):
+        raise UsageError(f"precision={config.precision} needs a GPU; on CPUs the precision is fp32")
+    return Execution(
+        device=device,
+        precision=config.precision or ("bf16" if on_gpu else "fp32"),
+        compiled=on_gpu and config.runtime.compile == "auto",
+        streams=config.batch or (GPU_STREAMS if on_gpu else 1),
+        groups=config.groups or (min(sample_groups, _MAX_GROUPS) if on_gpu else 1),
+        max_pixels=_MAX_PIXELS,
+    )

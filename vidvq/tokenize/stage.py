@@ -5,7 +5,7 @@ Imports no torch: the processes that probe and decode load this module.
 
 from abc import ABC
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,13 @@ from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit
+from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import CARD, PREFIX, TokenizerCard, encode_tokenizer_card
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import Activity, AnyRow, ClipStage, Stage, Thumbnail, VideoStage
-from vidvq.runtime import Pool
-from vidvq.tokenize.config import TokenizeConfig
+from vidvq.log import info
+from vidvq.runtime import Pool, count_gpus
+from vidvq.tokenize.config import CPU, Execution, TokenizeConfig, resolve_execution
 from vidvq.tokenize.probe import probe_samples, reject
 from vidvq.tokenize.quality_gates import QualityGates
 from vidvq.tokenize.rows import PlannedSample
@@ -27,7 +29,8 @@ from vidvq.video.policy import VideoPolicy
 if TYPE_CHECKING:
     from vidvq.tokenize.worker import TokenShardWorker
 
-_GPU_BATCH = 8
+# Groups per call for streams without a common length.
+_STREAM_GROUPS = 8
 _VIDEO_IDENTITY = ("video", "gop_frames", "items_per_shard", "lists", "limits")
 # An unbroken stream may be hours long.
 _ESTIMATED_FRAMES = 128
@@ -38,7 +41,8 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     """Base of both stages.
 
     Attributes:
-        config: settings, with ``batch`` resolved for this machine.
+        config: settings.
+        execution: how samples are encoded.
         checkpoint: folder of the tokenizer.
         card: the tokenizer's card.
         clips: directory of clip shards; None for raw video.
@@ -48,6 +52,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     config: TokenizeConfig
     checkpoint: Path
     card: TokenizerCard
+    execution: Execution = CPU
     clips: Path | None = None
     gpus: float = 0
     name = "tokenize"
@@ -55,6 +60,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     work = "encode"
     activities = {  # noqa: RUF012 (a constant)
         "encode": Activity("encoding"),
+        "pad": Activity("encoding padding", "groups and batch that suit the lengths of the samples"),
         "fetch": Activity("reading and checking clip shards", "storage that is nearer or faster"),
         "decode": Activity("waiting for decoded frames", "more CPUs for each worker"),
         "score": Activity("scoring", "a smaller quality.share"),
@@ -66,7 +72,8 @@ class _TokenizeStage(Stage[AnyRow], ABC):
 
     def files(self) -> dict[str, bytes]:
         """``tokenizer.json``."""
-        return {CARD: encode_tokenizer_card(self.card)}
+        execution = None if self.execution.is_default else asdict(self.execution)
+        return {CARD: encode_tokenizer_card(replace(self.card, execution=execution))}
 
     def monitor(self) -> QualityGates:
         """Build the quality gates."""
@@ -76,7 +83,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         """Build the worker, in its process."""
         from vidvq.tokenize.worker import TokenShardWorker
 
-        return TokenShardWorker(self.checkpoint, self.config, self.clips)
+        return TokenShardWorker(self.checkpoint, self.config, self.clips, self.execution)
 
     def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, AnyRow]], pool: Pool) -> Iterator[Thumbnail]:
         """Yield originals above decoded frames."""
@@ -88,8 +95,10 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         """How samples are written. Defaults are left out, so that older plans keep their ids."""
         config = self.config
         written: dict[str, Any] = {"pack": True} if config.pack else {}
-        if (config.batch or 1) > 1:
-            written["batch"] = config.batch
+        if self.execution.is_default and self.execution.streams > 1:
+            written["batch"] = self.execution.streams
+        if not self.execution.is_default:
+            written["execution"] = asdict(self.execution)
         if config.quality.share:
             # Scores depend on the decoder too.
             written["quality"] = {"share": config.quality.share, "decoder_fingerprint": self.card.decoder_fingerprint}
@@ -105,7 +114,10 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     def settings_of(cls, made_from: dict[str, Any]) -> dict[str, Any]:
         """The settings that a plan was made with, as far as it keeps them."""
         settings = super().settings_of(made_from)
-        settings["batch"] = made_from.get("batch", 1)
+        execution = made_from.get("execution", {})
+        settings["batch"] = execution.get("streams", made_from.get("batch", 1))
+        if execution:
+            settings |= {name: execution[name] for name in ("device", "precision", "groups")}
         # The fingerprint of the decoder that scored comes from the checkpoint.
         settings["quality"] = {**made_from.get("quality", {})}
         settings["quality"].pop("decoder_fingerprint", None)
@@ -175,8 +187,6 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
     Raises:
         UsageError: a mistake in the arguments.
     """
-    import torch
-
     from vidvq.pretrained import find_tokenizer, load_tokenizer
     from vidvq.tokenize.quality import Scorer
 
@@ -185,14 +195,18 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
     clips = ClipStage.find_clips(sources)
     # Raises if scoring needs weights that are not installed.
     Scorer(tokenizer, config.quality)
-    gpus = 1 if torch.cuda.is_available() else 0
-    config = replace(config, batch=config.batch or (_GPU_BATCH if gpus else 1))
+    device = _find_device(config)
+    gpus = config.runtime.gpus_per_worker if device == "cuda" else 0
+    frames = _sample_frames(clips) if clips else config.gop_frames
+    groups = tokenizer.latent_shape(frames, 1, 1)[0] if frames and tokenizer.supports_streaming else _STREAM_GROUPS
+    execution = resolve_execution(config, device, groups)
+    found: dict[str, Any] = {"config": config, "execution": execution, "checkpoint": folder, "card": card, "gpus": gpus}
     if clips:
         if config.video != VideoPolicy():
             raise UsageError(
                 f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with"
             )
-        return TokenizeClips(clips=clips, config=config, checkpoint=folder, card=card, gpus=gpus)
+        return TokenizeClips(clips=clips, **found)
     if config.where:
         raise UsageError(
             f"where={config.where!r} selects clips; lists.where selects raw videos by the columns of lists"
@@ -202,7 +216,36 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
         raise UsageError(
             f"gop_frames=null needs a tokenizer that supports streaming; {type(tokenizer).__name__} does not"
         )
-    return TokenizeVideos(config=config, checkpoint=folder, card=card, gpus=gpus)
+    return TokenizeVideos(**found)
+
+
+def _find_device(config: TokenizeConfig) -> str:
+    """Return ``cpu`` or ``cuda``: what is asked for, or what the cluster or this machine has.
+
+    Raises:
+        UsageError: a GPU is asked for, and there is none.
+        StoreError: the cluster cannot be reached.
+    """
+    if config.device == "cpu":
+        return "cpu"
+    in_cluster = count_gpus(config.runtime)
+    if in_cluster is None:
+        import torch
+
+        if not torch.cuda.is_available() and config.device == "cuda":
+            raise UsageError(
+                "device=cuda: torch finds no CUDA device on this machine; set device=cpu or runtime.address"
+            )
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not in_cluster and config.device == "cuda":
+        info("the Ray cluster has no GPU yet; the job waits until it adds one (device=cpu runs without)")
+    return "cuda" if in_cluster or config.device == "cuda" else "cpu"
+
+
+def _sample_frames(clips: Path) -> int | None:
+    """Return the length of a full clip of a directory of clip shards (frames)."""
+    clip = read_plan(clips).made_from.get("clip")
+    return clip.get("num_frames") if isinstance(clip, dict) else None
 
 
 def _check_gop(gop_frames: int | None, temporal_factor: int) -> None:

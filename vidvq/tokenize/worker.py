@@ -31,11 +31,11 @@ from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
 from vidvq.jobs.stage import ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.metrics.codes import CodeCounts
-from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Feeder, WorkerDied
 from vidvq.tokenize.batching import SlotStream, run_slots
-from vidvq.tokenize.config import TokenizeConfig
+from vidvq.tokenize.config import Execution, TokenizeConfig
+from vidvq.tokenize.device import prepare
 from vidvq.tokenize.encode import Step, StepResult, sample_steps
 from vidvq.tokenize.quality import Scorer, is_scored, keep_frames
 from vidvq.tokenize.quality_gates import refuse_poor
@@ -54,24 +54,24 @@ class TokenShardWorker:
 
     Args:
         checkpoint: folder of the tokenizer.
-        config: settings, with ``batch`` resolved.
+        config: settings.
         clips: directory of clip shards; None for raw video.
+        execution: how samples are encoded.
+
+    Raises:
+        UsageError: the job runs on GPUs, and this worker has none, or not the memory for a step.
     """
 
-    def __init__(self, checkpoint: Path, config: TokenizeConfig, clips: Path | None) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, checkpoint: Path, config: TokenizeConfig, clips: Path | None, execution: Execution) -> None:
         # One thread on every machine: threads split sums, so tokens would depend on the number of cores.
         torch.set_num_threads(1)
         self._tokenizer, self._card = load_tokenizer(checkpoint)
-        self._tokenizer.to(device)
-        self._tokenizer.step_shape = StepShape(config.batch or 1)
-        # Frames are bytes.
-        self._tokenizer.checks_range = False
+        prepare(self._tokenizer, execution)
         self._config, self._clips = config, clips
-        self._feeders = [Feeder() for _ in range(config.batch or 1)]
+        self._feeders = [Feeder() for _ in range(execution.streams)]
         self._scorer = Scorer(self._tokenizer, config.quality)
         # On a GPU this thread waits for the device while it encodes. On a CPU it waits only if it has no core.
-        self._clock = Stopwatch(compute=("encode", "score") if device == "cpu" else ())
+        self._clock = Stopwatch(compute=("encode", "score") if execution.device == "cpu" else ())
 
     def __call__(self, task: ShardTask[Any]) -> ShardResult:
         """Make and commit a shard."""
@@ -82,8 +82,8 @@ class TokenShardWorker:
             with self._clock.activity("write"):
                 fill = partial(self._fill, task, file, counts, copied)
                 commit = commit_shard(task.out, task.shard, task.plan_id, fill)
-        for feeder in self._feeders:
-            feeder.release()
+        # One is enough for whatever else this process decodes; starting the others again would take long.
+        self._feeders[0].release()
         return self._clock.result(commit, dict(copied), counts)
 
     def _fill(

@@ -36,8 +36,9 @@ class UsageCounter:
     def add(self, codes: Tensor) -> None:
         """Count the codes ``b lt lh lw`` of a micro-batch on this rank."""
         for name, part in self._split(codes):
-            counts = self.counts[name]
-            counts[1] += torch.bincount(part.flatten(), minlength=counts.shape[1])
+            # Not bincount, which reads the largest code from the device.
+            used = part.flatten()
+            self.counts[name][1].index_add_(0, used, torch.ones_like(used, dtype=torch.float))
 
     def finish_step(self, step: int) -> None:
         """Start a new window after step ``step`` if the current window is complete."""

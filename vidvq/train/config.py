@@ -148,6 +148,8 @@ class TrainConfig:
         keep_checkpoints: number of newest checkpoints to keep (1 or more); the best one is kept in addition.
         zero_stage: DeepSpeed ZeRO stage of the generator and the discriminator (0 to 3).
         precision: autocast type: ``fp32``, ``bf16`` or ``fp16``. Weights and quantization are always fp32.
+        compile: compile the forward and backward passes of the tokenizer, after the warm-up of its codebooks, and of
+            the discriminator; not with ``zero_stage=3``.
         checkpoint_activations: recompute the activations of residual blocks in the backward pass to save memory.
         lost_after_s: time limit of a collective operation (seconds), longer than the slowest save. A rank that does not
             respond in time counts as lost, and the job ends.
@@ -176,6 +178,7 @@ class TrainConfig:
     keep_checkpoints: Steps = 3
     zero_stage: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
     checkpoint_activations: bool = False
     lost_after_s: Annotated[float, Field(gt=0)] = 600.0
 
@@ -191,6 +194,8 @@ class TrainConfig:
             raise UsageError(
                 f"zero_stage={self.zero_stage} does not support precision=fp16; use precision=bf16, or zero_stage=0"
             )
+        if self.compile and self.zero_stage == 3:
+            raise UsageError("compile=true needs zero_stage 0 to 2, but zero_stage=3, which gathers weights in between")
         if self.train_only == "decoder" and self.start_from is None:
             raise UsageError("train_only=decoder needs a checkpoint that provides the encoder; set start_from=")
         if self.train_only == "decoder" and is_used(self.loss.masked):

@@ -24,7 +24,6 @@ from vidvq.train.trainer import Trainer
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
 from vidvq.training.distributed import (
     DistributedContext,
-    any_rank,
     barrier,
     init_distributed,
     peer_loss_cause,
@@ -35,6 +34,7 @@ from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.metric_writer import MetricWriter
 from vidvq.training.run_directory import acquire_run_directory, locked_run_directory
 from vidvq.training.signals import StopSignal
+from vidvq.training.upload import Uploader
 
 _LOW_USAGE = 0.5
 _HIGH_ACCURACY = 0.98
@@ -44,6 +44,7 @@ _PEAK_SQUARED = 4
 _MAY_CHANGE = {
     "zero_stage",
     "checkpoint_activations",
+    "compile",
     "lost_after_s",
     "keep_checkpoints",
     "data.workers",
@@ -111,10 +112,12 @@ class _TrainingLoop:
         self.alarms: set[str] = set()
         self.writer = self._open_writer()
         self.batches: Iterator[Tensor] | None = None
+        self.uploader = Uploader(context.device)
 
     def fit(self) -> Fingerprints | None:
         config, prints = self.config, None
         stop_signal = StopSignal()
+        self.trainer.stop_requested = lambda: stop_signal.received
         with progress("train", config.steps, "steps") if self.context.rank == 0 else nullcontext() as bar:
             if bar:
                 bar.advance(self.trainer.progress.step)
@@ -132,7 +135,8 @@ class _TrainingLoop:
                     bar.advance(note=note)
                 if config.evaluation.clips and (done % config.evaluation.every == 0 or done == config.steps):
                     self._evaluate(done)
-                stop = any_rank(stop_signal.received, self.context)
+                # One process alone need not agree with others, and may stop a step earlier.
+                stop = self.trainer.stop_agreed or (self.context.size == 1 and stop_signal.received)
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     prints = self._save()
                 if stop and done < config.steps:
@@ -169,8 +173,11 @@ class _TrainingLoop:
         if self.batches is None:
             self.batches = iter_micro_batches(self.data, position.batch, micro_step)
         with record_function(DATA):
-            video = to_video(next(self.batches)).to(self.context.device, non_blocking=True)
-        self.throughput.record(tuple(video.shape), monotonic() - started, position.step)
+            batch = next(self.batches)
+            waited_s = monotonic() - started
+            # Bytes travel, on a stream of their own while the device still computes; they become floats there.
+            video = to_video(self.uploader(batch))
+        self.throughput.record(tuple(video.shape), waited_s, position.step)
         return video
 
     def _roll_back(self, problem: str) -> int:

@@ -5,6 +5,7 @@ Construction only allocates memory; it reads no files and does not change the ra
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,7 @@ from vidvq.train.config import TrainConfig
 from vidvq.train.initialization import build_networks
 from vidvq.train.objective import Objective
 from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES
-from vidvq.training.distributed import DistributedContext, all_reduce_sum
+from vidvq.training.distributed import DistributedContext, all_reduce_sum, read_values
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
     full_state_dict,
@@ -55,6 +56,8 @@ class Trainer:
         objective: loss functions.
         guard: detection of loss spikes.
         progress: counters and running statistics.
+        stop_requested: tells whether this rank was asked to stop; set by the caller.
+        stop_agreed: whether any rank was, as of the last micro-batch; the same on all ranks.
     """
 
     def __init__(
@@ -67,6 +70,11 @@ class Trainer:
             tokenizer.quantizer.requires_grad_(False).eval()
         if config.checkpoint_activations:
             checkpoint_activations(tokenizer)
+        # Batches are checked before they are learned from, on all ranks together.
+        tokenizer.checks_range = False
+        if config.compile:
+            tokenizer.compile_training()
+            discriminator.compile()
         self.tokenizer, self.discriminator = tokenizer.to(context.device), discriminator.to(context.device)
         self._generator_engine = make_engine(self.tokenizer, config.generator, config, context)
         self._discriminator_engine = (
@@ -80,6 +88,8 @@ class Trainer:
         self.objective = Objective(config, factors, perceptual)
         self.guard, self._buffers = LossSpikeGuard(config.guard), BufferSnapshot(self.tokenizer)
         self.progress = Progress()
+        self.stop_requested: Callable[[], bool] = lambda: False
+        self.stop_agreed = False
 
     def load_state(self, state: TrainingState) -> None:
         """Replace the training state, at any time. Collective: call on every rank.
@@ -139,26 +149,29 @@ class Trainer:
         seed_micro_batch(
             self.config.seed, step, self.progress.batch, micro_step * self.context.size + self.context.rank
         )
-        # The model would raise on one rank; here all ranks skip the batch together.
-        if not float(self._mean(video.abs().amax())) <= _MAX_PIXEL:
-            return self.guard.skip("its pixels are not in [-1, 1]")
         self._buffers.save()
         with record_function(FORWARD):
             out = self._generator_engine(self.objective.tokenizer_input(video))
         with record_function(LOSSES):
             terms = self.objective.generator(step, video, out, self._discriminate_frozen)
-        if skipped := self.guard.check(float(self._mean(terms.guarded))):
+        engine = self._discriminator_engine if step >= self.config.discriminator_start else None
+        loss, more = None, {}
+        if engine is not None:
+            with record_function(DISCRIMINATOR):
+                fake = out.reconstruction[: len(video)].detach().float()
+                loss, more = self.objective.discriminator(step, video, fake, engine)
+        if skipped := self._judge(video, terms.guarded, loss, more):
             self._buffers.restore()
             return skipped
         with record_function(BACKWARD):
             self._generator_engine.backward(terms.total)
             self._generator_engine.step()
         self.usage.add(out.codes[: len(video)].detach())
-        if self._discriminator_engine is None or step < self.config.discriminator_start:
-            return terms.terms
-        with record_function(DISCRIMINATOR):
-            reconstruction = out.reconstruction[: len(video)].detach().float()
-            return terms.terms | self._train_discriminator(self._discriminator_engine, step, video, reconstruction)
+        if engine is not None:
+            with record_function(DISCRIMINATOR):
+                engine.backward(loss)
+                engine.step()
+        return terms.terms | more
 
     def finish_step(self) -> None:
         """Complete a step after its last micro-batch: update the averaged weights and the counters."""
@@ -183,17 +196,38 @@ class Trainer:
             self.progress.best = (score, self.progress.step)
         return best
 
-    def _train_discriminator(self, engine, step: int, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        loss, terms = self.objective.discriminator(step, real, fake, engine)
-        mean, on_real, on_fake = self._mean(
-            torch.stack([loss.detach(), terms["logits_real"], terms["logits_fake"]])
-        ).tolist()
-        if not math.isfinite(mean):
-            raise RollbackNeeded(f"the discriminator's loss is {mean}")
-        self.objective.lecam.update(on_real, on_fake)
-        engine.backward(loss)
-        engine.step()
-        return terms
+    def _judge(
+        self, video: Tensor, guarded: Tensor, discriminator_loss: Tensor | None, terms: dict[str, Tensor]
+    ) -> Skipped | None:
+        """Decide on all ranks alike whether a micro-batch is learned from. The only read of the device in a step.
+
+        Args:
+            video: the micro-batch.
+            guarded: loss that the guard checks.
+            discriminator_loss: loss of the discriminator; None in steps without it.
+            terms: terms of that loss.
+
+        Returns:
+            The reason to skip the micro-batch; None if it is good.
+
+        Raises:
+            RollbackNeeded: the training state is bad.
+        """
+        values = [video.abs().amax(), guarded, video.new_full((), float(self.stop_requested()))]
+        if discriminator_loss is not None:
+            values += [discriminator_loss.detach(), terms["logits_real"], terms["logits_fake"]]
+        largest, mean, stop, *others = read_values(self._mean(torch.stack([value.float() for value in values])))
+        self.stop_agreed = self.stop_agreed or stop > 0
+        if not largest <= _MAX_PIXEL:
+            return self.guard.skip("its pixels are not in [-1, 1]")
+        if skipped := self.guard.check(mean):
+            return skipped
+        if others:
+            loss, on_real, on_fake = others
+            if not math.isfinite(loss):
+                raise RollbackNeeded(f"the discriminator's loss is {loss}")
+            self.objective.lecam.update(on_real, on_fake)
+        return None
 
     def _discriminate_frozen(self, video: Tensor) -> Tensor:
         """Compute logits for the generator loss with frozen weights of the discriminator.

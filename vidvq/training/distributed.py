@@ -68,6 +68,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def read_values(tensor: Tensor) -> list[float]:
+    """Return the values of a vector on the host, in one copy, which waits for all work that is queued on the device."""
+    return tensor.tolist()
+
+
 def all_gather(tensor: Tensor) -> list[Tensor]:
     """Gather tensors of one shape from all ranks, in rank order. Collective: call on every rank."""
     if not _has_peers():

@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
+from torch import _foreach_lerp_ as foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
 
 from vidvq.training.engine import gather_full, local_shard, local_shard_of
 
@@ -36,8 +37,9 @@ class WeightAverage:
         """Add the current weights to the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (_EARLY + self.updates))
-        for name, _, local in self._current():
-            self._average[name].lerp_(local.detach().float(), 1 - decay)
+        current = self._current()
+        averages = [self._average[name] for name, _, _ in current]
+        foreach_lerp_(averages, [local.detach().float() for _, _, local in current], 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the complete averaged tensors by name. Collective: call on every rank."""

@@ -8,6 +8,7 @@ from statistics import median
 
 import torch
 from torch import Tensor, nn
+from torch import _foreach_copy_ as foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 
 from vidvq.training.config import GuardConfig
 
@@ -102,11 +103,13 @@ class BufferSnapshot:
     @torch.no_grad()
     def save(self) -> None:
         """Save the current buffers."""
-        for name, buffer in self._module.named_buffers():
-            self._copies.setdefault(name, torch.empty_like(buffer)).copy_(buffer)
+        buffers = dict(self._module.named_buffers())
+        for name in buffers.keys() - self._copies.keys():
+            self._copies[name] = torch.empty_like(buffers[name])
+        foreach_copy_([self._copies[name] for name in buffers], list(buffers.values()))
 
     @torch.no_grad()
     def restore(self) -> None:
         """Restore the saved buffers."""
-        for name, buffer in self._module.named_buffers():
-            buffer.copy_(self._copies[name])
+        buffers = dict(self._module.named_buffers())
+        foreach_copy_(list(buffers.values()), [self._copies[name] for name in buffers])

@@ -461,7 +461,7 @@ def test_gradients_train_a_codebook_as_well_as_moving_averages():
                 optimizer.step()
         latents = batch()
         errors[update] = float((book.eval()(latents)[0] - latents).square().mean())
-    assert errors["ema"] < 1
+    assert errors["ema"] < 1.5
     assert errors["gradient"] < max(1.5 * errors["ema"], 0.02)
 
 

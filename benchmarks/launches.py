@@ -1,0 +1,158 @@
+"""Counts what a GPU would be asked for, without one, and prints one JSON line.
+
+    python benchmarks/launches.py
+
+encode_kernels_per_frame  kernels that a step of `vidvq tokenize` launches, with the step shape of a GPU
+decode_kernels_per_frame  the same for a step of decoding
+h2d_bytes_per_frame       bytes that a step copies to the device, per subpixel (channel of a pixel)
+device_reads_per_step     times that a training step waits for a value of the device
+graph_breaks              breaks that torch.compile finds in encoding, decoding and the training forward pass
+handover_ratio            rate of frames from a decoding process through shared memory, over that through a pipe
+
+The ratio needs a machine that is not busy; the others are counts.
+"""
+
+import json
+from collections.abc import Iterator
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from vidvq import config as settings
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.launches import LaunchCounter
+from vidvq.model.quantize import VectorQuantizer
+from vidvq.model.step_shape import StepShape
+from vidvq.model.streaming import prepare_step
+from vidvq.runtime import Feeder, shared
+from vidvq.tokenize.config import GPU_STREAMS
+
+GROUPS, SIDE = 9, 32
+CHUNK = (33, 256, 256, 3)
+ROUNDS, MESSAGES = 5, 40
+
+
+def main() -> None:
+    """Print the JSON line."""
+    print(json.dumps(count() | {"handover_ratio": round(handover_ratio(), 2)}))
+
+
+def count(size: str = "base") -> dict[str, float]:
+    """Count kernels, copies, reads and graph breaks of a packaged configuration."""
+    tokenizer = load(size)
+    tokenizer.step_shape = shape = StepShape(GPU_STREAMS, GROUPS)
+    tokenizer.checks_range = False
+    frames = shape.num_frames(tokenizer.temporal_factor, first=True)
+    pixels = torch.zeros(shape.streams, frames, SIDE, SIDE, 3, dtype=torch.uint8)
+    with torch.inference_mode():
+        with LaunchCounter() as encoding:
+            codes, _ = tokenizer.encode_step(prepare_step(tokenizer, pixels, None))
+        with LaunchCounter() as decoding:
+            tokenizer.decode_step(codes)
+        breaks = graph_breaks(tokenizer, codes)
+        with LaunchCounter() as copying:
+            prepare_step(tokenizer.to("meta"), pixels, None)
+    total = shape.streams * frames
+    return {
+        "encode_kernels_per_frame": round(encoding.kernels.total() / total, 3),
+        "decode_kernels_per_frame": round(decoding.kernels.total() / total, 3),
+        "h2d_bytes_per_frame": copying.bytes_to_device / pixels.numel(),
+        "device_reads_per_step": reads_per_step(),
+        "graph_breaks": breaks,
+    }
+
+
+def load(size: str) -> VideoTokenizer:
+    """Create the tokenizer of a packaged configuration with random weights."""
+    data = settings.read_yaml(settings.find_config(size))["model"]
+    return VideoTokenizer(settings.validate(TokenizerConfig, data)).eval()
+
+
+def graph_breaks(tokenizer: VideoTokenizer, codes: torch.Tensor) -> int:
+    """Count the graph breaks of encoding, decoding and, after the warm-up, of the training forward pass."""
+    small = tokenizer.step_shape
+    tokenizer.step_shape = StepShape(1, 2)
+    video = torch.zeros(1, 3, 1 + tokenizer.temporal_factor, SIDE, SIDE)
+    breaks = 0
+    with torch.inference_mode(False), torch.no_grad():
+        for call, given in ((tokenizer.encode, video), (tokenizer.decode, codes[:1, :2].clone())):
+            breaks += torch._dynamo.explain(call)(given).graph_break_count
+        trained = VideoTokenizer(tokenizer.config).train()
+        for book in trained.modules():
+            if isinstance(book, VectorQuantizer):
+                book.passes_through = False
+        breaks += torch._dynamo.explain(trained._reconstruct)(video).graph_break_count
+    tokenizer.step_shape = small
+    return breaks
+
+
+def reads_per_step() -> int:
+    """Count the values that a training step reads."""
+    from vidvq.train import TrainConfig, trainer
+    from vidvq.train.initialization import initial_state
+    from vidvq.training.distributed import init_distributed, shutdown_distributed
+
+    fused = {"fused": True}
+    small = {"channels": [8, 8], "blocks": [1, 1]}
+    config = settings.validate(
+        TrainConfig,
+        {
+            "data": {"clips": "unused", "batch_size": 1},
+            "model": {"encoder": small, "decoder": small},
+            "generator": fused,
+            "discriminator_optimizer": fused,
+        },
+    )
+    copies: list[int] = []
+    read = trainer.read_values
+    trainer.read_values = lambda tensor: (copies.append(1), read(tensor))[1]
+    context = init_distributed(60)
+    try:
+        made = trainer.Trainer(config, context)
+        made.load_state(initial_state(config, None))
+        video = torch.zeros(1, 3, 5, 32, 32)
+        for _ in range(2):
+            copies.clear()
+            with LaunchCounter() as counted:
+                made.forward_backward(video, 0)
+                made.finish_step()
+    finally:
+        trainer.read_values = read
+        shutdown_distributed()
+    return counted.reads + len(copies)
+
+
+def messages(count: int) -> Iterator[np.ndarray]:
+    """Yield chunks of frames, as a decoding process does."""
+    frames = np.zeros(CHUNK, np.uint8)
+    for _ in range(count):
+        yield frames
+
+
+def handover_ratio() -> float:
+    """Measure both ways in turns; returns the ratio of the medians."""
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    supported = shared.supported
+    for _ in range(ROUNDS):
+        for through_memory, measured in rates.items():
+            shared.supported = (lambda: True) if through_memory else (lambda: False)
+            measured.append(_rate())
+    shared.supported = supported
+    return median(rates[True]) / median(rates[False])
+
+
+def _rate() -> float:
+    stream = Feeder().feed(messages, MESSAGES)
+    # The process starts, and the memory is mapped.
+    for _ in range(4):
+        next(stream)
+    started, received = perf_counter(), 0
+    for frames in stream:
+        received += getattr(frames, "nbytes", 0)
+    return received / (perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
