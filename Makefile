@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
-.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-export bench-gpu \
+.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-launches bench-export bench-gpu \
   ablate weights bench-stability check lint docs wheel format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
@@ -42,6 +42,9 @@ CHECKPOINT ?= runs/demo/train
 
 bench-tokenize: $(VENV)/.with-all  ## The corpus job's rate over the bare encoder's, on CLIPS=DIR CHECKPOINT=DIR.
 	$(BIN)/python benchmarks/corpus.py $(CLIPS) $(CHECKPOINT)
+
+bench-launches: $(VENV)/.with-all  ## Kernels, copies, reads and graph breaks that a GPU would see, as one JSON line.
+	$(BIN)/python benchmarks/launches.py
 
 TOKENS ?= runs/demo/tokens/train
 

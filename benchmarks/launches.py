@@ -13,12 +13,9 @@ The ratio needs a machine that is not busy; the others are counts.
 """
 
 import json
-from collections.abc import Iterator
-from statistics import median
-from time import perf_counter
 
-import numpy as np
 import torch
+from handover import handover_ratio
 
 from vidvq import config as settings
 from vidvq.model import TokenizerConfig, VideoTokenizer
@@ -26,12 +23,9 @@ from vidvq.model.launches import LaunchCounter
 from vidvq.model.quantize import VectorQuantizer
 from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import prepare_step
-from vidvq.runtime import Feeder, shared
 from vidvq.tokenize.config import GPU_STREAMS
 
 GROUPS, SIDE = 9, 32
-CHUNK = (33, 256, 256, 3)
-ROUNDS, MESSAGES = 5, 40
 
 
 def main() -> None:
@@ -122,36 +116,6 @@ def reads_per_step() -> int:
         trainer.read_values = read
         shutdown_distributed()
     return counted.reads + len(copies)
-
-
-def messages(count: int) -> Iterator[np.ndarray]:
-    """Yield chunks of frames, as a decoding process does."""
-    frames = np.zeros(CHUNK, np.uint8)
-    for _ in range(count):
-        yield frames
-
-
-def handover_ratio() -> float:
-    """Measure both ways in turns; returns the ratio of the medians."""
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    supported = shared.supported
-    for _ in range(ROUNDS):
-        for through_memory, measured in rates.items():
-            shared.supported = (lambda: True) if through_memory else (lambda: False)
-            measured.append(_rate())
-    shared.supported = supported
-    return median(rates[True]) / median(rates[False])
-
-
-def _rate() -> float:
-    stream = Feeder().feed(messages, MESSAGES)
-    # The process starts, and the memory is mapped.
-    for _ in range(4):
-        next(stream)
-    started, received = perf_counter(), 0
-    for frames in stream:
-        received += getattr(frames, "nbytes", 0)
-    return received / (perf_counter() - started)
 
 
 if __name__ == "__main__":

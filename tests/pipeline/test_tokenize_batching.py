@@ -167,6 +167,37 @@ def test_workers_change_no_byte_of_batched_shards(vidvq, videos, checkpoint_dir,
     assert "batch" in vidvq("tokenize", videos, *where, *SETTINGS, gop, "quality.share=0.5", INLINE).error
 
 
+def test_several_groups_per_call_are_recorded(vidvq, videos, checkpoint_dir, tmp_path):
+    where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / "out", *SETTINGS, INLINE)
+    assert vidvq("tokenize", videos, *where, "batch=2", "groups=2").code == 0
+    assert vidvq("verify", tmp_path / "out").code == 0
+    recorded = json.loads((tmp_path / "out/tokenizer.json").read_bytes())["execution"]
+    assert recorded == read_plan(tmp_path / "out").made_from["execution"]
+    assert [recorded[name] for name in ("device", "precision", "compiled", "streams", "groups")] == [
+        "cpu",
+        "fp32",
+        False,
+        2,
+        2,
+    ]
+    assert json.loads((tmp_path / "out/metrics.json").read_bytes())["seconds"]["pad"] > 0
+    assert "execution.groups" in vidvq("tokenize", videos, *where, "batch=2", "groups=3").error
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("device=cuda", "torch finds no CUDA device on this machine"),
+        ("precision=bf16", "precision=bf16 needs a GPU"),
+        ("runtime.gpus_per_worker=1.5", "must be a fraction above 0, or a whole number"),
+    ],
+)
+def test_settings_for_gpus_are_refused_without_one(vidvq, videos, checkpoint_dir, tmp_path, setting, message):
+    done = vidvq("tokenize", videos, "--checkpoint", checkpoint_dir, "--out", tmp_path / "out", setting)
+    assert done.code == 2 and message in done.error
+
+
 def test_a_slot_whose_decoder_dies_loses_one_item_and_changes_no_other_token(
     vidvq, videos, checkpoint_dir, tmp_path, monkeypatch
 ):

@@ -22,7 +22,7 @@ from vidvq.runtime.shared import BlockReader, BlockWriter
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # Results that the parent has not received yet, before the child waits.
-_AHEAD = 1
+_AHEAD = 2
 
 
 class _End:
@@ -50,7 +50,7 @@ class Feeder:
     ) -> Generator[Result | WorkerDied, None, None]:
         """Yield the items of the iterator ``function(item)``, which runs in the child process.
 
-        The child computes one result ahead. Large arrays of a result are in shared memory.
+        The child computes a few results ahead. Large arrays of a result are in shared memory.
 
         Args:
             function: function importable by name, from a module that loads fast.

@@ -1,6 +1,10 @@
 """Step shapes: equal shapes give equal tokens, whatever the batch and the chunks; one call has few kernels."""
 
+import json
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,9 @@ from vidvq.model.launches import LaunchCounter
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.model.step_shape import StepShape
+from vidvq.model.streaming import prepare_step
+
+ROOT = Path(__file__).parents[3]
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (14, 20, 36, 3), dtype=np.uint8)
 
@@ -102,3 +109,24 @@ def test_kernels_per_frame(streams, bound):
     with LaunchCounter() as counted:
         tokenizer.decode_step(codes)
     assert counted.kernels.total() / (33 * streams) <= bound, counted.kernels
+
+
+def test_pixels_travel_as_bytes():
+    tokenizer = make_tokenizer(StepShape(2, 3)).to("meta")
+    pixels = torch.zeros(2, 9, 20, 36, 3, dtype=torch.uint8)
+    with LaunchCounter() as counted:
+        video = prepare_step(tokenizer, pixels, None)
+    assert counted.bytes_to_device == pixels.numel()
+    assert (video.shape, video.dtype) == ((2, 3, 9, 24, 40), torch.float32)
+
+
+@pytest.mark.slow
+def test_the_counts_of_a_gpu_step_hold():
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/launches.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert counts["encode_kernels_per_frame"] <= 2 and counts["decode_kernels_per_frame"] <= 4
+    assert counts["h2d_bytes_per_frame"] == counts["device_reads_per_step"] == 1
+    assert counts["graph_breaks"] == 0
