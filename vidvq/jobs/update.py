@@ -141,9 +141,7 @@ def _remove(stage: VideoStage[AnyVideoRow], plan: Plan, uris: set[str], out: Pat
             if present:
                 fingerprint.add(source, -1)
     if missing := sorted(uris - found):
-        raise UsageError(
-            f"{out} has no input {missing[0]}; give its URI as in the plan; vidvq inspect shows those of a shard"
-        )
+        raise UsageError(f"{out} has no input {missing[0]}; give a URI of the plan (vidvq inspect SHARD lists them)")
     return _extend(stage, plan, fingerprint, rows, out) if rows else plan
 
 
