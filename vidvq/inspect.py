@@ -7,12 +7,13 @@ from pathlib import Path
 
 from vidvq.errors import UsageError
 from vidvq.export.records import is_export, read_header, read_part
-from vidvq.formats.checkpoint import find_checkpoint, list_steps, read_checkpoint
+from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import parse_clip_info
 from vidvq.formats.columns import PREFIX as COLUMNS
 from vidvq.formats.columns import parse_columns
 from vidvq.formats.commit import read_commit
+from vidvq.formats.generator import Generator, read_generator
 from vidvq.formats.plan import read_plan
 from vidvq.formats.summary import format_stats
 from vidvq.formats.tar import read_samples
@@ -133,7 +134,11 @@ def _tokenizer(card: TokenizerCard) -> Iterator[str]:
 
 
 def _checkpoint(path: Path) -> Iterator[str]:
-    checkpoint = read_checkpoint(find_checkpoint(path))
+    folder = find_checkpoint(path)
+    if is_generator(folder):
+        yield from _generator(read_generator(folder))
+        return
+    checkpoint = read_checkpoint(folder)
     yield f"{checkpoint.path}: checkpoint at step {checkpoint.config['step']}"
     yield f"  token fingerprint {checkpoint.fingerprints.token}"
     yield f"  decoder fingerprint {checkpoint.fingerprints.decoder}"
@@ -142,6 +147,18 @@ def _checkpoint(path: Path) -> Iterator[str]:
         yield f"  {part}: {len(sizes)} tensors, {sum(sizes) / 1e6:.2f} M numbers"
     for name, value in checkpoint.config["model"].items():
         yield f"  {name}: {value}"
+
+
+def _generator(generator: Generator) -> Iterator[str]:
+    card, sizes = generator.card, [tensor.size for tensor in generator.tensors.values()]
+    yield f"{generator.path}: generator at step {generator.step}, {sum(sizes) / 1e6:.2f} M numbers"
+    yield f"  fingerprint {generator.fingerprint}"
+    yield f"  objective {card.objective}, tasks {', '.join(card.tasks)}"
+    yield f"  trained on {'; '.join('x'.join(map(str, shape)) for shape in card.shapes)} latents, {card.fps:.3g} fps"
+    for name, column in (("classes", card.label), ("actions", card.actions)):
+        if column:
+            yield f"  {name} from the column {column}" + (f": {', '.join(card.labels)}" if name == "classes" else "")
+    yield from (f"  {line}" for line in _tokenizer(card.tokenizer))
 
 
 def _commit(path: Path) -> Iterator[str]:

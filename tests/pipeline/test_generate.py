@@ -184,6 +184,20 @@ def info_grid(files):
     return tuple(json.loads(files["json"])["grid"])
 
 
+def test_a_generator_is_inspected_verified_and_no_tokenizer(tmp_path, generator, tokens_dir, vidvq):
+    assert "tasks generate, predict, interpolate, fill" in vidvq("inspect", generator).out
+    assert vidvq("verify", generator).code == 0
+    wrong = vidvq("decode", tokens_dir, "--checkpoint", generator, "--out", tmp_path / "out")
+    assert wrong.code == 2 and "is a generator, of vidvq generate train" in wrong.error
+    for name in ("model.safetensors", "config.json"):
+        changed = tmp_path / name
+        shutil.copytree(generator, changed)
+        data = bytearray((changed / name).read_bytes())
+        data[-3] ^= 1
+        (changed / name).write_bytes(data)
+        assert vidvq("verify", changed).code == 1
+
+
 def test_mistakes_are_one_line_before_any_work(tmp_path, generator, tokens_dir, clips_dir, other_checkpoint, vidvq):
     out = tmp_path / "out"
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("generate",), labels=("cat",), label="kind")

@@ -17,19 +17,21 @@ def verify(folder: Path) -> int:
     matches and every code is in range.
     """
     from vidvq.export import is_export, verify_export
-    from vidvq.formats.checkpoint import is_checkpoint, verify_checkpoint
+    from vidvq.formats.checkpoint import is_checkpoint, is_generator, verify_checkpoint
+    from vidvq.formats.generator import verify_generator
     from vidvq.formats.verify import verify_folder
 
     if is_checkpoint(folder):
-        problems, notes = verify_checkpoint(folder)
+        kind = "generator" if is_generator(folder) else "checkpoint"
+        problems, notes = (verify_generator(folder), []) if kind == "generator" else verify_checkpoint(folder)
         for note in notes:
             log.info(f"{folder}: {note}")
         for problem in problems:
             click.echo(problem)
         if problems:
-            click.echo(f"{folder}: {len(problems)} problems in a checkpoint", err=True)
+            click.echo(f"{folder}: {len(problems)} problems in a {kind}", err=True)
             return 1
-        click.echo(f"{folder} is intact: a checkpoint")
+        click.echo(f"{folder} is intact: a {kind}")
         return 0
     if is_export(folder):
         problems, parts = verify_export(folder)

@@ -7,7 +7,7 @@ fingerprint covers the rest. Old tokens stay valid when a decoder is retrained o
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -32,6 +32,7 @@ from vidvq.storage import (
 )
 
 FORMAT = "vidvq.checkpoint/1"
+GENERATOR_FORMAT = "vidvq.generator/1"
 TRAINING = "training"
 # The checkpoint that ships with vidvq.
 BUNDLED = Path(__file__).parent.parent / "weights"
@@ -185,6 +186,15 @@ def is_checkpoint(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (WEIGHTS, CONFIG, PRINTS))
 
 
+def is_generator(folder: Path) -> bool:
+    """Whether a checkpoint is that of a generator; False if that cannot be read."""
+    try:
+        config = read_json(folder / CONFIG)
+    except UsageError:
+        return False
+    return is_mapping(config) and config.get("format") == GENERATOR_FORMAT
+
+
 def find_checkpoint(path: Path) -> Path:
     """Folder of the checkpoint at ``path``, or of the newest one in a training run.
 
@@ -206,6 +216,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         UsageError: a file is missing or damaged, or the content does not match the fingerprint.
     """
     folder = find_checkpoint(path)
+    if is_generator(folder):
+        raise UsageError(f"{folder} is a generator, of vidvq generate train; give the tokenizer of its tokens")
     config, stored = read_json(folder / CONFIG), _read_prints(folder)
     parse(_Config, config, FORMAT, f"{folder / CONFIG}")
     try:
@@ -241,11 +253,21 @@ def verify_checkpoint(folder: Path) -> tuple[list[str], list[str]]:
         return [str(error)], []
     if not stored:
         return [], [f"an older version recorded no digests of {CONFIG} and {WEIGHTS}; the step is not verified"]
+    return changed_files(folder, stored), []
+
+
+def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Name the files of a checkpoint whose bytes are not those that were written.
+
+    Args:
+        folder: the checkpoint's folder.
+        digests: SHA-256 of each file by name (hex), as ``fingerprint`` has them.
+    """
     return [
         f"{name}: was changed after it was written; restore it from a copy"
-        for name in sorted({CONFIG, WEIGHTS, *stored})
-        if name not in {CONFIG, WEIGHTS} or sha256_file(folder / name) != stored.get(name)
-    ], []
+        for name in sorted({CONFIG, WEIGHTS, *digests})
+        if name not in {CONFIG, WEIGHTS} or sha256_file(folder / name) != digests.get(name)
+    ]
 
 
 def _read_prints(folder: Path) -> _PrintsFile:

@@ -13,11 +13,19 @@ from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariable
 
 from vidvq.config import is_mapping, validate
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import digest_tensors, find_checkpoint, write_model_folder
+from vidvq.formats.checkpoint import (
+    CONFIG,
+    GENERATOR_FORMAT,
+    PRINTS,
+    WEIGHTS,
+    changed_files,
+    digest_tensors,
+    find_checkpoint,
+    write_model_folder,
+)
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.storage import read_json
 
-FORMAT = "vidvq.generator/1"
 Objective = Literal["masked", "next"]
 
 
@@ -85,7 +93,7 @@ def write_generator(
     """Write a checkpoint folder atomically, replacing one of the same name; returns its fingerprint."""
     fields = asdict(card)
     print_ = digest_tensors(fields, tensors)
-    config = {"format": FORMAT, "generator": fields, "step": step}
+    config = {"format": GENERATOR_FORMAT, "generator": fields, "step": step}
     write_model_folder(folder, config, {"generator": print_}, tensors, training)
     return print_
 
@@ -97,15 +105,25 @@ def read_generator(path: Path) -> Generator:
         UsageError: a file is missing or damaged, or it is a checkpoint of another kind.
     """
     folder = find_checkpoint(path)
-    config, stored = read_json(folder / "config.json"), read_json(folder / "fingerprint")
-    if not is_mapping(config) or config.get("format") != FORMAT or not is_mapping(config.get("generator")):
-        raise UsageError(f"{folder} is not a generator ({FORMAT}); give a run of vidvq generate train")
-    card = validate(GeneratorCard, config["generator"], f"{folder / 'config.json'}")
+    config, stored = read_json(folder / CONFIG), read_json(folder / PRINTS)
+    if not is_mapping(config) or config.get("format") != GENERATOR_FORMAT or not is_mapping(config.get("generator")):
+        raise UsageError(f"{folder} is not a generator ({GENERATOR_FORMAT}); give a run of vidvq generate train")
+    card = validate(GeneratorCard, config["generator"], f"{folder / CONFIG}")
     try:
-        tensors = load_file(folder / "model.safetensors")
+        tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder / 'model.safetensors'} is damaged: {error}; restore it from a copy") from error
+        raise UsageError(f"{folder / WEIGHTS} is damaged: {error}; restore it from a copy") from error
     print_ = digest_tensors(asdict(card), tensors)
     if not is_mapping(stored) or stored.get("generator") != print_:
         raise UsageError(f"{folder}: weights or config do not match the fingerprint; restore it from a copy")
     return Generator(folder, card, tensors, print_, int(config.get("step", 0)))
+
+
+def verify_generator(folder: Path) -> list[str]:
+    """Check a generator byte by byte, one line per problem; the state of its training is not read."""
+    try:
+        read_generator(folder)
+        digests = read_json(folder / PRINTS).get("files", {})
+    except UsageError as error:
+        return [str(error)]
+    return changed_files(folder, digests) if is_mapping(digests) else [f"{PRINTS}: has no digests; restore it"]
