@@ -60,7 +60,7 @@ STAGES = {
             *("data", "out", "seed", "steps", "model", "discriminator", "start_from", "train_only", "generator"),
             *("discriminator_optimizer", "loss", "mask", "guard", "evaluation", "ema_decay", "log_every"),
             *("usage_every", "checkpoint_every", "keep_checkpoints", "zero_stage", "precision"),
-            *("checkpoint_activations", "lost_after_s"),
+            *("compile", "checkpoint_activations", "lost_after_s"),
         ),
     ),
     "tokenize": Stage(
@@ -68,19 +68,8 @@ STAGES = {
         "TokenizeConfig",
         "vidvq tokenize SOURCES... --checkpoint CKPT --out DIR --config FILE",
         (
-            *(
-                "video",
-                "gop_frames",
-                "items_per_shard",
-                "lists",
-                "limits",
-                "where",
-                "batch",
-                "pack",
-                "quality",
-                "max_failed",
-            ),
-            "runtime",
+            *("video", "gop_frames", "items_per_shard", "lists", "limits", "where", "batch", "groups", "device"),
+            *("precision", "pack", "quality", "max_failed", "runtime"),
         ),
     ),
     "generate-train": Stage(
