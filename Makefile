@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
-.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-launches bench-export bench-gpu \
-  ablate weights bench-stability check lint docs wheel format clean
+.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-export \
+  bench-launches bench-gpu gpu-bundle ablate weights bench-stability check lint docs wheel format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
@@ -53,6 +53,18 @@ bench-export: $(VENV)/.with-all $(VENV)/readers  ## How fast TOKENS=DIR and its 
 
 bench-gpu:  ## The GPU's tests and figures, with whatever python and torch there are: make bench-gpu PYTHON=python3
 	PYTHON=$(PYTHON) launch/gpu-checks.sh
+
+# Without torch, which a GPU machine has.
+GPU_WHEELS := einops numpy pytest click pydantic pyyaml
+
+gpu-bundle: $(VENV)/.with-test  ## One folder for a GPU machine without a network: code, wheels for Python 3.12, the script.
+	rm -rf runs/gpu-bundle
+	mkdir -p runs/gpu-bundle
+	git archive HEAD vidvq benchmarks tests launch configs pyproject.toml ':!vidvq/demo/videos' | tar -x -C runs/gpu-bundle
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version 3.12 \
+	  --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --constraint $(PINS) \
+	  --dest runs/gpu-bundle/wheels $(GPU_WHEELS)
+	du -sh runs/gpu-bundle
 
 # Videos and folders of them to train the ablation on, and to score it on.
 TRAIN ?= vidvq/demo/videos/train

@@ -36,7 +36,7 @@ def main() -> None:
 def count(size: str = "base") -> dict[str, float]:
     """Count kernels, copies, reads and graph breaks of a packaged configuration."""
     tokenizer = load(size)
-    tokenizer.step_shape = shape = StepShape(GPU_STREAMS, GROUPS)
+    tokenizer.step_shape = tokenizer.decode_shape = shape = StepShape(GPU_STREAMS, GROUPS)
     tokenizer.checks_range = False
     frames = shape.num_frames(tokenizer.temporal_factor, first=True)
     pixels = torch.zeros(shape.streams, frames, SIDE, SIDE, 3, dtype=torch.uint8)
@@ -66,8 +66,8 @@ def load(size: str) -> VideoTokenizer:
 
 def graph_breaks(tokenizer: VideoTokenizer, codes: torch.Tensor) -> int:
     """Count the graph breaks of encoding, decoding and, after the warm-up, of the training forward pass."""
-    small = tokenizer.step_shape
-    tokenizer.step_shape = StepShape(1, 2)
+    shape = tokenizer.step_shape
+    tokenizer.step_shape = tokenizer.decode_shape = StepShape(1, 2)
     video = torch.zeros(1, 3, 1 + tokenizer.temporal_factor, SIDE, SIDE)
     breaks = 0
     with torch.inference_mode(False), torch.no_grad():
@@ -78,7 +78,7 @@ def graph_breaks(tokenizer: VideoTokenizer, codes: torch.Tensor) -> int:
             if isinstance(book, VectorQuantizer):
                 book.passes_through = False
         breaks += torch._dynamo.explain(trained._reconstruct)(video).graph_break_count
-    tokenizer.step_shape = small
+    tokenizer.step_shape = tokenizer.decode_shape = shape
     return breaks
 
 

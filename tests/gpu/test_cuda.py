@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.step_shape import StepShape
 
 pytestmark = pytest.mark.gpu
 
@@ -119,3 +120,21 @@ def test_a_bf16_step_trains_and_quantizes_in_fp32(video, device):
     assert tokenizer.encoder.head.weight.grad is not None
     assert tokenizer.encoder.head.weight.grad.isfinite().all()
     assert {buffer.dtype for buffer in tokenizer.quantizer.buffers() if buffer.is_floating_point()} == {torch.float32}
+
+
+def test_captured_steps_have_the_tokens_of_compiled_ones(video, device):
+    torch.compiler.reset()
+    tokenizer = VideoTokenizer(TokenizerConfig()).eval().to(device)
+    tokenizer.step_shape = tokenizer.decode_shape = StepShape(2, 3)
+    clip = video.to(device)
+    tokenizer.compile_steps()
+    codes = tokenizer.encode(clip)
+    frames = tokenizer.decode(codes)
+    tokenizer.compile_steps(capture=True)
+    for _ in range(2):
+        assert torch.equal(tokenizer.encode(clip), codes)
+        assert torch.equal(tokenizer.decode(codes), frames)
+    # Results of a replay are not overwritten by the next one.
+    other = tokenizer.encode(-clip)
+    assert not torch.equal(other, codes)
+    assert torch.equal(tokenizer.encode(clip), codes)

@@ -13,8 +13,12 @@ from vidvq.errors import UsageError
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
 from vidvq.model import Tokenizer, iter_decode
+from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import load_tokenizer
 from vidvq.video.write import TimedFrame
+
+# Groups that one call of the decoder processes on a GPU.
+_GPU_GROUPS = 8
 
 
 def frames(
@@ -71,7 +75,9 @@ def open_tokenizer(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, Tokenizer
     written = read_tokenizer_card(folder)
     tokenizer, card = load_tokenizer(checkpoint)
     check_fingerprint(folder, written, checkpoint, card)
-    tokenizer.to("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        tokenizer.to("cuda")
+        tokenizer.decode_shape = StepShape(1, _GPU_GROUPS)
     return tokenizer, written
 
 

@@ -90,11 +90,13 @@ class Tokenizer(nn.Module):
         supports_streaming: whether :meth:`encode_step` and :meth:`decode_step` are implemented.
         step_shape: streams and groups of one call of the network. Tokens depend on it, because kernels round
             differently per shape; tokenizers without streaming process one sample at a time.
+        decode_shape: the same for decoding.
         checks_range: whether steps and training check that pixels are in [-1, 1], which waits for the device.
     """
 
     supports_streaming: ClassVar[bool] = False
     step_shape: StepShape = StepShape()
+    decode_shape: StepShape = StepShape()
     checks_range: bool = True
     temporal_factor: int
     spatial_factor: int
@@ -161,7 +163,7 @@ class Tokenizer(nn.Module):
 
         Args:
             codes: ``b g lh lw`` integers: the first group alone if ``state`` is None. Streams of several groups per
-                step (:attr:`step_shape`) take whole steps until their last one.
+                step (:attr:`decode_shape`) take whole steps until their last one.
             state: state after the previous step; None at the start of the streams.
 
         Returns:
@@ -196,7 +198,8 @@ class Tokenizer(nn.Module):
             width: width of a padded frame (pixels).
             kind: ``encode`` or ``decode``.
         """
-        return self.step_shape.for_frames(height, width, self.temporal_factor)
+        shape = self.step_shape if kind == "encode" else self.decode_shape
+        return shape.for_frames(height, width, self.temporal_factor)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the shape ``lt lh lw`` of the codes of a video.

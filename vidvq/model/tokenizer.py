@@ -240,7 +240,7 @@ class VideoTokenizer(Tokenizer):
         """
         self._check_codes(codes, first=state is None)
         b, g, h, w = codes.shape
-        if state is None and g != 1 and self.step_shape.groups == 1:
+        if state is None and g != 1 and self.decode_shape.groups == 1:
             raise UsageError(f"groups={g} must be 1 at the start of a stream")
         self._check_state(state, "decode", (b, h, w))
         return self._decode_groups(codes, state)
@@ -249,7 +249,7 @@ class VideoTokenizer(Tokenizer):
         """Return the step shape for frames of a size, one tile of which is an element of a call."""
         s = self.spatial_factor
         tile_height, tile_width = self._tiles(kind, height // s, width // s).window(s)
-        return self.step_shape.for_frames(tile_height, tile_width, self.temporal_factor)
+        return super().shape_for(tile_height, tile_width, kind)
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """Return the tensors required for inference: networks and codebooks, without training statistics."""
@@ -378,9 +378,10 @@ class VideoTokenizer(Tokenizer):
                 "pass the state that the last step of this stream returned"
             )
         if state is not None and state.ended:
+            groups = (self.step_shape if kind == "encode" else self.decode_shape).groups
             raise UsageError(
-                f"the stream has ended with a step of fewer than {self.step_shape.groups} groups; pass whole steps of "
-                f"{self.step_shape.groups} groups until its end"
+                f"the stream has ended with a step of fewer than {groups} groups; pass whole steps of {groups} groups "
+                "until its end"
             )
         if state is not None and (state.kind, state.shape) != (kind, shape):
             raise UsageError(

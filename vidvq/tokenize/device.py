@@ -34,6 +34,8 @@ def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
     if execution.precision == "bf16":
         tokenizer.use_half(torch.bfloat16)
     tokenizer.step_shape = StepShape(execution.streams, execution.groups, execution.max_pixels)
+    # Samples are scored one at a time.
+    tokenizer.decode_shape = StepShape(1, execution.groups, execution.max_pixels)
     # Frames are bytes, so their range is known.
     tokenizer.checks_range = False
     if execution.compiled:

@@ -58,7 +58,7 @@ def test_the_training_forward_is_one_graph(kind, half):
 def test_steps_of_many_groups_are_one_graph(dtype):
     torch.compiler.reset()
     tokenizer = make("vq").eval().to(dtype)
-    tokenizer.step_shape = StepShape(2, 3)
+    tokenizer.step_shape = tokenizer.decode_shape = StepShape(2, 3)
     codes = tokenizer.encode(VIDEO)
     frames = tokenizer.decode(codes)
     tokenizer.compile_steps(backend="eager")

@@ -33,7 +33,7 @@ def make_tokenizer(shape: StepShape, tile: int = 1024) -> VideoTokenizer:
             # A new residual block is the identity and has no past.
             if name.endswith("time.mix.weight"):
                 parameter.normal_(std=0.1)
-    tokenizer.step_shape = shape
+    tokenizer.step_shape = tokenizer.decode_shape = shape
     return tokenizer
 
 

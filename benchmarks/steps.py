@@ -1,0 +1,63 @@
+"""Rate of encoding and decoding steps by their shape, as one JSON line per measurement.
+
+    python benchmarks/steps.py base --device cuda --dtype bfloat16 --mode captured --shapes 1x1,1x9,8x9,32x9
+
+The rate is that of what `vidvq tokenize` runs: pixels travel to the device as bytes, and codes come back.
+"""
+
+import json
+from statistics import median
+
+import click
+import torch
+from flops import count_gflop
+from model import load, matmul, timed
+
+from vidvq.model.step_shape import StepShape
+from vidvq.model.streaming import prepare_step
+
+MODES = ("eager", "compiled", "captured")
+
+
+@click.command()
+@click.argument("size", default="base")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--mode", type=click.Choice(MODES), default="eager", show_default=True)
+@click.option("--shapes", default="1x1,8x9", show_default=True, help="Streams x groups, separated by commas.")
+@click.option("--side", default=256, show_default=True, help="Height and width of a frame (pixels).")
+@click.option("--rounds", default=5, show_default=True)
+def main(size: str, device: str, dtype: str, mode: str, shapes: str, side: int, rounds: int) -> None:
+    """Measure one SIZE of configs/."""
+    kind = getattr(torch, dtype)
+    product = matmul(device, kind)
+    peak = count_gflop(product) / median([timed(product, device) for _ in range(rounds + 1)][1:])
+    for text in shapes.split(","):
+        streams, groups = map(int, text.split("x"))
+        tokenizer = load(size, "4x8x8").to(device)
+        tokenizer.use_half(kind)
+        tokenizer.step_shape = tokenizer.decode_shape = shape = StepShape(streams, groups)
+        tokenizer.checks_range = False
+        frames = shape.num_frames(tokenizer.temporal_factor, first=True)
+        pixels = torch.randint(0, 256, (streams, frames, side, side, 3), dtype=torch.uint8)
+        pixels = pixels.pin_memory() if device != "cpu" else pixels
+        with torch.inference_mode():
+            codes, _ = tokenizer.encode_step(prepare_step(tokenizer, pixels, None))
+            calls = {
+                "encode": lambda t=tokenizer, p=pixels: t.encode_step(prepare_step(t, p, None))[0].cpu(),
+                "decode": lambda t=tokenizer, c=codes: t.decode_step(c),
+            }
+            gflop = {name: count_gflop(call) for name, call in calls.items()}
+            if mode != "eager":
+                tokenizer.compile_steps(capture=mode == "captured")
+            for name, call in calls.items():
+                # The first calls compile and record.
+                first_s = timed(call, device)
+                seconds = median([timed(call, device) for _ in range(rounds)])
+                row = {"size": size, "step": name, "shape": text, "mode": mode, "dtype": dtype, "device": device}
+                row |= {"frames_per_s": round(streams * frames / seconds, 1), "first_s": round(first_s, 2)}
+                print(json.dumps(row | {"share_of_peak": round(gflop[name] / seconds / peak, 4)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
