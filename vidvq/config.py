@@ -19,6 +19,7 @@ from vidvq.errors import UsageError
 from vidvq.settings import Setting, settings_of
 
 T = TypeVar("T")
+_MAX_YAML_VALUES = 100_000
 _TEXTS = frozenset({"where"})
 
 
@@ -64,7 +65,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
@@ -73,6 +74,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not is_mapping(data):
         raise ConfigError(f"config {path} has a {type(data).__name__} at the top level; it must be a mapping of fields")
+    return data
+
+
+def _load_yaml(text: str) -> Any:
+    """Load YAML, with a bound on what its aliases unfold to.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, nested too deep, or unfolds to too many values.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except (RecursionError, ValueError) as error:
+        raise yaml.YAMLError(f"it cannot be read ({error})") from error
+    left, count = [data], 0
+    while left:
+        value = left.pop()
+        count += 1
+        if count > _MAX_YAML_VALUES:
+            raise yaml.YAMLError(f"it unfolds to over {_MAX_YAML_VALUES} values")
+        if isinstance(value, dict | list):
+            inner = cast("dict[Any, Any]", value).values() if isinstance(value, dict) else cast("list[Any]", value)
+            left.extend(inner)
     return data
 
 
@@ -96,7 +119,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
             node = child
         try:
             # Keep an expression as text: YAML would interpret its quotes, colons and hashes.
-            node[last] = text if last in _TEXTS and text.strip() not in {"", "null"} else yaml.safe_load(text)
+            node[last] = text if last in _TEXTS and text.strip() not in {"", "null"} else _load_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r} is not YAML: {' '.join(str(error).split())}") from error
     return merged

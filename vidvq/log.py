@@ -12,19 +12,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+from vidvq.redact import redact
+
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 PLAIN_INTERVAL_S = 10.0
 
 
 def info(message: str) -> None:
     """Print a message."""
-    console.print(message, markup=False)
+    console.print(redact(message), markup=False)
 
 
 def warn(message: str) -> None:
     """Print a warning."""
-    console.print("warning: " + message, style="yellow", markup=False)
+    console.print("warning: " + redact(message), style="yellow", markup=False)
 
 
 class _RateColumn(ProgressColumn):

@@ -164,6 +164,7 @@ def test_videos_over_http_are_fetched_and_a_dead_link_is_a_failed_item(videos, t
             *SETTINGS,
             INLINE,
             "lists.carry=[caption]",
+            "lists.allow_private=true",
         )
         server.shutdown()
     assert ran.code == 1

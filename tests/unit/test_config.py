@@ -187,3 +187,15 @@ def test_every_config_file_loads_and_says_its_command(path):
         from vidvq.train.config import TrainConfig
 
         assert load(TrainConfig, path, []).data.clips
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]\n", "a: " + "[" * 5000, "a: " + "9" * 5000], ids=range(4))
+def test_yaml_that_unfolds_without_end_is_refused_in_one_line(tmp_path, text):
+    with pytest.raises(ConfigError, match="is not YAML") as error:
+        read_yaml(write(tmp_path / "c.yaml", text))
+    assert "\n" not in str(error.value)

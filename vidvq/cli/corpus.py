@@ -25,6 +25,7 @@ _CHANGEABLE = (
     "quality.min_usage=",
     "gpus=",
     "deadline_s=",
+    "lists.allow_private=",
 )
 _UPDATE_OPTIONS = (
     click.option("--add", is_flag=True, help="Add INPUTS to the corpus in --out, in new shards, with its settings."),

@@ -15,12 +15,14 @@ from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
 from vidvq.corpus.lists import is_list, read_blob
+from vidvq.corpus.public_hosts import PRIVATE, public_client
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import open_tar
 from vidvq.storage import is_remote, resolve_path
 from vidvq.video import VideoError
 
 _CHUNK_BYTES = 1 << 20
+_HTTP = ("http://", "https://")
 _TRIES = 3
 _PAUSE_S = 1.0
 # HTTP statuses that another try does not change: not found, gone.
@@ -29,13 +31,14 @@ _CHANGED = "is not the file that was planned; restore it, or shard it anew"
 
 
 @contextmanager
-def local_file(source: Source, max_bytes: int, sha256: str = "") -> Iterator[Path]:
+def local_file(source: Source, max_bytes: int, sha256: str = "", allow_private: bool = False) -> Iterator[Path]:
     """Yield the file of a source, or a temporary copy if it is remote or inside a tar.
 
     Args:
         source: the source as listed.
         max_bytes: maximum size of a copy (bytes).
         sha256: expected SHA-256 (hex) of a copy, or of a local file of unknown version; "" skips the check.
+        allow_private: whether a URL may lead to a private, loopback or link-local address, by itself or by a redirect.
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``fetch_failed``, ``fetch_failed(404)`` and the like, ``too_large``,
@@ -45,6 +48,8 @@ def local_file(source: Source, max_bytes: int, sha256: str = "") -> Iterator[Pat
     if source.failure:
         raise VideoError(*source.failure)
     container = resolve_path(source.container)
+    if not allow_private and source.container.startswith(_HTTP):
+        container = type(container)(source.container, use_listings_cache=False, get_client=public_client)
     if not is_remote(container):
         _refuse_changed(container, source)
         if source.offset < 0:
@@ -141,8 +146,12 @@ def _open(container: Path, source: Source) -> Iterator[IO[bytes]]:
 
 def _failure(error: Exception, container: Path) -> tuple[VideoError, bool]:
     """What a failed try means, and whether another one would fail too."""
-    if str(container).startswith(("http://", "https://")):
+    if str(container).startswith(_HTTP):
         causes = list(_causes(error))
+        if refused := next((str(cause) for cause in causes if PRIVATE in str(cause)), ""):
+            address = refused.partition(f" {PRIVATE}")[0].rpartition("[")[2].rpartition(" ")[2]
+            detail = f"{urlsplit(str(container)).hostname} leads to {address}, which {PRIVATE}"
+            return VideoError("fetch_failed(private_address)", detail), True
         status = next((cause.status for cause in causes if isinstance(getattr(cause, "status", None), int)), None)
         if status is None and any(isinstance(getattr(cause, "os_error", cause), socket.gaierror) for cause in causes):
             detail = f"has a host that cannot be found: {urlsplit(str(container)).hostname}"

@@ -65,12 +65,14 @@ class VideoFrames:
         policy: sampling and size of the frames.
         limits: caps on a single video.
         chunk: frames per message, after the first frame of an item.
+        allow_private: whether URLs may lead to private addresses.
     """
 
     windows: tuple[Window, ...]
     policy: VideoPolicy
     limits: Limits
     chunk: int
+    allow_private: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def decode_clips(job: ClipFrames) -> Iterator[DecodedClip]:
         if key not in job.keys:
             continue
         try:
-            frames = decode_clip(media, key)
+            frames = decode_clip(media, key, (info.num_frames, info.height, info.width))
             if frames.shape != (info.num_frames, info.height, info.width, 3):
                 raise VideoError("decode_error", f"{key} has frames {frames.shape}, its JSON says otherwise")
         except VideoError as error:
@@ -172,7 +174,7 @@ def _video(job: VideoFrames, windows: list[Window]) -> Iterator[DecodeMessage]:
     left = list(windows)
     source = windows[0].source
     try:
-        with local_file(source, job.limits.max_bytes, windows[0].sha256) as path:
+        with local_file(source, job.limits.max_bytes, windows[0].sha256, job.allow_private) as path:
             info = probe(path, job.limits)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)

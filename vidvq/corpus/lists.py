@@ -20,6 +20,7 @@ from vidvq.corpus.source import Source, base_name, carried_json, failed_source, 
 from vidvq.errors import UsageError
 from vidvq.formats.where import Untyped, Where
 from vidvq.log import info, warn
+from vidvq.storage import is_remote
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _URI_COLUMNS = (
@@ -30,9 +31,12 @@ _END_COLUMNS = "end_s end end_time end_sec end_seconds stop stop_s".split()
 _LIKE_A_RANGE = re.compile(r"(^|_)(start|begin|end|stop|from|to|t0|t1|timestamps?|range|segment)(_|$)")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:[.,]\d*)?)")
 _WHERE = "lists.where"
+_SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"})
 _MAX_PATH_BYTES = 4096
 _ROWS_PER_BATCH = 4096
 _BLOBS_PER_BATCH = 16
+_ROWS_AT_ONCE = 64
+_MAX_TEXT_BYTES = 1 << 20
 _BUFFER_BYTES = 1 << 20
 # pyarrow creates these functions when it is imported, invisible to type checkers.
 pc: Any = pyarrow.compute
@@ -51,6 +55,9 @@ class ListPolicy:
             ``txt`` for the text of ``KEY.txt``.
         where: rows to use of csv, tsv, jsonl and parquet lists, as an expression over their columns; None for all. The
             plan is that of a list without the other rows.
+        roots: folders that the local files of a list must be in; none for any. A list at a URL names no local files;
+            of URLs a list may name ``http``, ``https``, ``s3``, ``gs``, ``az``, ``abfs`` and ``hf``.
+        allow_private: whether URLs may lead to private, loopback and link-local addresses.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -60,14 +67,18 @@ class ListPolicy:
     end: str | None = None
     carry: tuple[str, ...] = ()
     where: str | None = None
+    roots: tuple[str, ...] = ()
+    allow_private: bool = False
 
     def __post_init__(self) -> None:
         if self.where is not None:
             Where(self.where, _WHERE)
 
     def identity(self) -> dict[str, Any]:
-        """The settings as JSON types, as plans keep them; without ``where`` if there is none, as in older plans."""
-        return {name: value for name, value in to_dict(self).items() if name != "where" or value is not None}
+        """The settings that decide what is listed, as plans keep them: ``where`` and ``roots`` only if they are set."""
+        settings = to_dict(self)
+        del settings["allow_private"]
+        return {name: value for name, value in settings.items() if name not in {"where", "roots"} or value}
 
     def refuse_where(self, path: Path) -> None:
         """Refuse an expression over the columns of a file that has none.
@@ -183,14 +194,27 @@ def _json_rows(lines: Iterator[str], path: Path) -> Iterator[Mapping[str, Any]]:
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     with path.open("rb") as file:
-        table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES)
+        texts = [field.name for field in pq.read_schema(file) if pa.types.is_string(field.type)]
+        # Texts stay packed until their length is known: one that all rows repeat takes next to no room in the file.
+        table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, read_dictionary=texts)
         blobs = {field.name for field in table.schema_arrow if _holds_videos(field.type)}
         for batch in table.iter_batches(batch_size=_BLOBS_PER_BATCH if blobs else _ROWS_PER_BATCH):
             names = batch.schema.names
-            columns = [
-                _blobs(batch.column(name)) if name in blobs else batch.column(name).to_pylist() for name in names
-            ]
-            yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+            for name in names:
+                _refuse_long(batch.column(name), name)
+            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                part = batch.slice(start, _ROWS_AT_ONCE)
+                columns = [
+                    _blobs(part.column(name)) if name in blobs else part.column(name).to_pylist() for name in names
+                ]
+                yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _refuse_long(column: pa.Array, name: str) -> None:
+    if isinstance(column, pa.DictionaryArray) and len(column.dictionary):
+        longest = pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+        if longest > _MAX_TEXT_BYTES:
+            raise ValueError(f"column {name} has a text of {longest} bytes; at most {_MAX_TEXT_BYTES} are allowed")
 
 
 def _holds_videos(kind: pa.DataType) -> bool:
@@ -272,7 +296,7 @@ class _Columns:
         self._start, self._end = find("start", policy.start, _START_COLUMNS), find("end", policy.end, _END_COLUMNS)
         for name in policy.carry:
             find("carry", name, ())
-        self._carry = policy.carry
+        self._carry, self._roots = policy.carry, policy.roots
         self._table = source_at(uri_of(path))
         used = {uri, self._start, self._end, *policy.carry}
         unused = [name for name in names if name not in used and _LIKE_A_RANGE.search(name.lower())]
@@ -311,11 +335,25 @@ class _Columns:
         text = str(value).strip()
         if not text:
             return None
+        if fault := self._fault(text):
+            return failed_source(text, "not_allowed", fault)
         if "://" not in text:
             # A list travels with its videos.
             return source_at(uri_of(self._path.parent / text))
         # Asking a store about each of millions of videos would take longer than to plan them.
         return Source(text) if shown(text) == text else source_at(text)
+
+    def _fault(self, text: str) -> str:
+        """Why a list may not name a place; "" if it may."""
+        scheme, sign, _ = text.partition("://")
+        if sign:
+            allowed = scheme.lower() in _SCHEMES and "::" not in text
+            return "" if allowed else f"is no URL that a list may name; those are {', '.join(sorted(_SCHEMES))}"
+        if is_remote(self._path) or not self._roots:
+            return ""
+        place = (self._path.parent / text).resolve()
+        inside = any(place.is_relative_to(Path(root).resolve()) for root in self._roots)
+        return "" if inside else "is in none of the folders of lists.roots"
 
     def _seconds(self, row: Mapping[str, Any], column: str | None) -> float | None:
         value = row.get(column) if column else None

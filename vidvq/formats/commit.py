@@ -19,6 +19,7 @@ from pydantic import Field
 from vidvq.errors import UsageError
 from vidvq.formats.schema import MAX_LABEL, MAX_TEXT, Count, Digest, FileName, Label, MemberName, Text, parse
 from vidvq.formats.tar import BLOCK_BYTES, Member, TarWriter
+from vidvq.redact import redact
 from vidvq.storage import (
     add_digest,
     attempt_file,
@@ -281,8 +282,8 @@ def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
 
 
 def _bounded(outcome: Outcome) -> Outcome:
-    """Truncate an outcome to its schema; messages of libraries and functions may be arbitrarily long."""
-    return replace(outcome, reason=outcome.reason[:MAX_LABEL], detail=outcome.detail[:MAX_TEXT])
+    """Hide credentials in an outcome and truncate it to its schema; messages of libraries may be arbitrarily long."""
+    return replace(outcome, reason=outcome.reason[:MAX_LABEL], detail=redact(outcome.detail)[:MAX_TEXT])
 
 
 def record_path(folder: Path, shard: str) -> Path:

@@ -17,6 +17,7 @@ from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.rows import verdict_of
 from vidvq.formats.summary import SUMMARY, RecordSum, encode_summary, sample_stats
 from vidvq.formats.tar import Member, find_damage, read_samples
+from vidvq.redact import redact
 from vidvq.storage import DIGEST_KEY, read_json, safe_join, sha256_file
 
 _SHOWN = 5
@@ -236,7 +237,7 @@ def _check_planned(commit: Commit, table: pa.Table) -> Iterator[str]:
         if verdict:
             got, outcome = found.get(row["key"], ("ok", None))
             detail = outcome.detail if outcome else ""
-            if got != verdict or not outcome or outcome.reason != row["reason"] or row["detail"] not in detail:
+            if got != verdict or not outcome or outcome.reason != row["reason"] or redact(row["detail"]) not in detail:
                 wrong.append(f"{row['key']} is {got} in the record, {verdict}({row['reason']}) in the plan")
     yield from wrong[:_SHOWN]
     if len(wrong) > _SHOWN:

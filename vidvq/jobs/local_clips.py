@@ -34,7 +34,7 @@ def local_clips(clips: Path, row: ClipRow) -> Generator[Path | None]:
     path = safe_join(clips, row.clip_shard)
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(local_file(Source(str(path)), sys.maxsize, row.clip_shard_sha256))
+            file = stack.enter_context(local_file(Source(str(path)), sys.maxsize, row.clip_shard_sha256, True))
         except VideoError as error:
             if error.reason == "fetch_failed":
                 raise StoreError(f"{path}: {error.detail}; run the same command again to resume") from error

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from vidvq.corpus.source import Source
 from vidvq.formats.rows import Int32, PlanRow
+from vidvq.redact import redact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class VideoRow(PlanRow):
 
     @property
     def origin(self) -> str:
-        """The uri of the video."""
-        return self.source.uri
+        """The uri of the video, without credentials."""
+        return redact(self.source.uri)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,8 @@ def cut_clips(job: CutJob) -> CutResult:
 def _cut_all(job: CutJob) -> list[Cut]:
     try:
         row = job.rows[0]
-        with local_file(row.source, job.config.limits.max_bytes, row.sha256) as path:
+        allow_private = job.config.lists.allow_private
+        with local_file(row.source, job.config.limits.max_bytes, row.sha256, allow_private) as path:
             video = _Video(path, probe(path, job.config.limits), job)
             return [_cut(video, row) for row in job.rows]
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)

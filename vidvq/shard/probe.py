@@ -22,7 +22,7 @@ def probe_clips(source: Source, config: ShardConfig) -> list[PlannedClip]:
     digest = ""
     try:
         window = _range(source)
-        with local_file(source, config.limits.max_bytes) as path:
+        with local_file(source, config.limits.max_bytes, allow_private=config.lists.allow_private) as path:
             info = probe(path, config.limits)
             digest = content_hash(path)
             if min(info.height, info.width) < config.filters.min_side:

@@ -21,7 +21,7 @@ def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]
         end_s = math.inf if source.end_s is None else source.end_s
         if not 0 <= start_s < end_s:
             raise VideoError("bad_range", f"has start {start_s} and end {end_s}; needs 0 <= start < end, seconds")
-        with local_file(source, config.limits.max_bytes) as path:
+        with local_file(source, config.limits.max_bytes, allow_private=config.lists.allow_private) as path:
             info = probe(path, config.limits)
             digest = content_hash(path)
         config.video.frame_size(info)

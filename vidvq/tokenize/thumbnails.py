@@ -75,6 +75,6 @@ def _originals(row: Any, count: int, config: TokenizeConfig, clips: Path | None,
             assert file is not None, "a sample was made from the shard"
             job: ClipFrames | VideoFrames = ClipFrames(file, frozenset([row.key]))
         else:
-            job = VideoFrames((row,), config.video, config.limits, max(count - 1, 1))
+            job = VideoFrames((row,), config.video, config.limits, max(count - 1, 1), config.lists.allow_private)
         ((_, found),) = pool.map(decode_first, [job], deadline_s=config.limits.deadline_s)
     return found[:count] if isinstance(found, np.ndarray) and len(found) >= count else None

@@ -142,7 +142,7 @@ class TokenShardWorker:
         group = self._tokenizer.temporal_factor
         chunk = max(_CHUNK_FRAMES // group, 1) * group
         windows = tuple(row for row in rows if isinstance(row, PlannedSample))
-        return VideoFrames(windows, self._config.video, self._config.limits, chunk)
+        return VideoFrames(windows, self._config.video, self._config.limits, chunk, self._config.lists.allow_private)
 
     def _encode(
         self,

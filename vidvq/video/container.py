@@ -74,7 +74,7 @@ def container_format(path: Path) -> str:
         raise VideoError("empty_file", "has no bytes")
     found = sniff(head)
     if found is None:
-        raise VideoError("not_a_video", f"starts with {head[:16]!r}, which is no known video container")
+        raise VideoError("not_a_video", "starts like no known video container")
     return found
 
 

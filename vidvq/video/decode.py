@@ -1,6 +1,7 @@
 """Decoding of frames of a video with PyAV, or decord where it is reliable, and of clips in memory."""
 
 import io
+import math
 import os
 from array import array
 from bisect import bisect_left, bisect_right
@@ -17,6 +18,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
+from vidvq.formats.npy import read_npy
 from vidvq.video.colour import unsupported_colour
 from vidvq.video.container import VideoError, sniff
 from vidvq.video.deinterlace import Numbered, deinterlace
@@ -32,6 +34,9 @@ os.environ["DECORD_EOF_RETRY_MAX"] = "1000000000"
 _REORDER_FRAMES = 32
 # Number of unwanted frames to decode instead of seeking; a seek may go back to a keyframe before them.
 _SKIP_FRAMES = 256
+# Maximum size of the frames of one clip (bytes).
+MAX_CLIP_BYTES = 4 << 30
+_TOO_LARGE = f"the frames of a clip may take {MAX_CLIP_BYTES} bytes"
 _NPY = b"\x93NUMPY"
 
 
@@ -145,25 +150,29 @@ def decoder_version(decoder: DecoderName) -> str:
     return f"{decoder} {version('av' if decoder == 'pyav' else decoder)}"
 
 
-def decode_clip(media: bytes, label: str) -> np.ndarray:
+def decode_clip(media: bytes, label: str, shape: tuple[int, int, int] | None = None) -> np.ndarray:
     """Decode a clip of a clip shard.
 
     Args:
         media: content of an mp4, Matroska or npy file.
         label: name of the clip, for error messages.
+        shape: number of frames, height and width in the clip's JSON; decoding ends at the first frame that differs.
 
     Returns:
         Frames ``t h w c`` uint8 RGB.
 
     Raises:
-        VideoError: ``decode_error``, if the content is of another format, or damaged.
+        VideoError: ``decode_error``, if the content is of another format or shape, or damaged; ``too_large``, if its
+            frames take over :data:`MAX_CLIP_BYTES`.
     """
+    if shape and math.prod(shape) * 3 > MAX_CLIP_BYTES:
+        raise VideoError("too_large", f"{label} has {shape[0]} frames {shape[2]}x{shape[1]}; {_TOO_LARGE}")
     try:
         if media.startswith(_NPY):
-            frames = np.load(io.BytesIO(media), allow_pickle=False)
-            if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-                raise VideoError("decode_error", f"{label} has {frames.dtype} {frames.shape}, not t h w 3 of uint8")
-            return frames
+            stored = read_npy(media)
+            if stored.dtype != np.uint8 or stored.ndim != 4 or stored.shape[3] != 3:
+                raise VideoError("decode_error", f"{label} has {stored.dtype} {stored.shape}, not t h w 3 of uint8")
+            return stored.copy()
         container_format = sniff(media[:1024])
         if container_format not in {"mov", "matroska"}:
             raise VideoError("decode_error", f"{label} is not an mp4, mkv or npy file")
@@ -171,8 +180,15 @@ def decode_clip(media: bytes, label: str) -> np.ndarray:
             if not container.streams.video:
                 raise VideoError("decode_error", f"{label} has no video stream")
             container.streams.video[0].thread_type = "NONE"
-            scaler = _Scaler()
-            frames = [scaler.rgb(frame) for frame in container.decode(video=0)]
+            scaler, size = _Scaler(), 0
+            frames: list[np.ndarray] = []
+            for frame in container.decode(video=0):
+                size += 3 * frame.width * frame.height
+                if shape and (len(frames) == shape[0] or (frame.height, frame.width) != shape[1:]):
+                    raise VideoError("decode_error", f"{label} has other frames than its JSON says: {shape}")
+                if size > MAX_CLIP_BYTES:
+                    raise VideoError("too_large", f"{label} has more than {len(frames)} frames; {_TOO_LARGE}")
+                frames.append(scaler.rgb(frame))
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise VideoError("decode_error", f"{label}: {error}") from error
     if not frames:

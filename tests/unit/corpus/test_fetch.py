@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from vidvq.corpus import fetch
+from vidvq.corpus import fetch, public_hosts
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
 from vidvq.video import VideoError
 
 
 @contextmanager
-def answering(status: int) -> Iterator[tuple[str, Counter[str]]]:
+def answering(status: int, location: str = "") -> Iterator[tuple[str, Counter[str]]]:
     """Run a server that responds to every request with one status; yields its URL and the request counts by method."""
     asked: Counter[str] = Counter()
 
@@ -26,6 +26,8 @@ def answering(status: int) -> Iterator[tuple[str, Counter[str]]]:
             asked[self.command] += 1
             self.send_response(status)
             self.send_header("Content-Length", "0")
+            if location:
+                self.send_header("Location", location)
             self.end_headers()
 
         do_HEAD = do_GET
@@ -39,8 +41,8 @@ def answering(status: int) -> Iterator[tuple[str, Counter[str]]]:
         server.shutdown()
 
 
-def failure(source: Source) -> VideoError:
-    with pytest.raises(VideoError) as error, local_file(source, 1 << 20):
+def failure(source: Source, allow_private: bool = True) -> VideoError:
+    with pytest.raises(VideoError) as error, local_file(source, 1 << 20, allow_private=allow_private):
         pass
     return error.value
 
@@ -65,6 +67,48 @@ def test_an_unknown_host_has_its_own_reason(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     error = failure(Source("http://nowhere.invalid/a.mp4"))
     assert error.reason == "fetch_failed(unknown_host)" and "nowhere.invalid" in error.detail
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "2130706433"])
+def test_a_private_address_is_not_connected_to(host):
+    with answering(200) as (url, asked):
+        error = failure(Source(url.replace("127.0.0.1", host)), allow_private=False)
+    assert error.reason in {"fetch_failed(private_address)", "fetch_failed"} and not asked
+    if host == "localhost":
+        assert "localhost leads to" in error.detail and "lists.allow_private=true" in error.detail
+
+
+def test_a_redirect_to_a_private_address_is_not_followed(monkeypatch):
+    # The first server counts as public, what it redirects to does not.
+    real = public_hosts.is_public
+    with answering(200) as (secret, asked), answering(302, secret.replace("127.0.0.1", "127.0.0.2")) as (url, first):
+        monkeypatch.setattr(public_hosts, "is_public", lambda address: address == "127.0.0.1" or real(address))
+        error = failure(Source(url), allow_private=False)
+    assert error.reason == "fetch_failed(private_address)" and "127.0.0.2" in error.detail
+    assert first and not asked
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("224.0.0.1", False),
+        ("0.0.0.0", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:8.8.8.8", True),
+    ],
+)
+def test_which_addresses_are_public(address, public):
+    assert public_hosts.is_public(address) == public
 
 
 def test_a_fifo_is_not_opened(tmp_path):

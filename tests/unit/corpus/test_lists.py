@@ -151,3 +151,33 @@ def test_videos_inside_a_parquet_file_are_read_in_place(folder):
     assert [content(source) for source in sources] == [b"inside", b"inside too", b"second", b"nameless"]
     assert [json.loads(source.carried)["caption"] for source in sources] == list("vwxy")
     assert len({source.identity for source in sources}) == 4
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["file:///etc/passwd", "local:///etc/passwd", "ftp://h/x.mp4", "s3::http://h/x", "memory://x.mp4", "data://x"],
+)
+def test_a_list_names_no_url_of_another_scheme(folder, place):
+    (folder / "list.txt").write_text(f"a.mp4\n{place}\nhttps://host/x.mp4\n")
+    one, other, third = read(folder / "list.txt")
+    assert (one.failure, third.failure) == (None, None)
+    assert other.failure and other.failure[0] == "not_allowed"
+
+
+def test_local_files_of_a_list_are_below_the_roots(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "x.mp4"
+    elsewhere.write_bytes(b"x")
+    (folder / "link.mp4").symlink_to(elsewhere)
+    (folder / "list.txt").write_text(f"a.mp4\n{elsewhere}\n../x.mp4\nlink.mp4\n")
+    found = read(folder / "list.txt", ListPolicy(roots=(str(folder),)))
+    assert [source.failure and source.failure[0] for source in found] == [None, *["not_allowed"] * 3]
+    assert all(source.failure is None for source in read(folder / "list.txt"))
+
+
+def test_a_text_that_every_row_of_a_small_parquet_file_repeats_takes_no_memory(folder):
+    long = "x" * (2 << 20)
+    table = pa.table({"path": ["a.mp4"] * 4096, "caption": [long] * 4096})
+    pq.write_table(table, folder / "list.parquet", compression="zstd")
+    assert (folder / "list.parquet").stat().st_size < 1 << 20
+    with pytest.raises(ValueError, match="column caption has a text of 2097152 bytes"):
+        read(folder / "list.parquet")

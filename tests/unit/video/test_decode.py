@@ -1,5 +1,6 @@
 """Frames: the very ones asked for, by either decoder, from anywhere in the file."""
 
+import io
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidvq.video import VideoError
+from vidvq.video import VideoError, decode
 from vidvq.video.decode import (
     DecoderName,
     decode_clip,
@@ -233,3 +234,25 @@ def test_a_clip_in_memory_decodes_whole():
 def test_a_damaged_clip_is_an_error_that_names_it(media):
     with pytest.raises(VideoError, match="decode_error: some-key"):
         decode_clip(media, "some-key")
+
+
+def test_a_clip_that_unfolds_beyond_its_json_or_the_limit_ends_early(monkeypatch):
+    media = clip()
+    assert decode_clip(media, "a", (5, 16, 16)).shape == (5, 16, 16, 3)
+    for shape in ((4, 16, 16), (5, 8, 16)):
+        with pytest.raises(VideoError, match="decode_error: a has other frames than its JSON says"):
+            decode_clip(media, "a", shape)
+    with pytest.raises(VideoError, match="too_large: a has 100000 frames"):
+        decode_clip(media, "a", (100_000, 1080, 1920))
+    monkeypatch.setattr(decode, "MAX_CLIP_BYTES", 3 * 16 * 16 * 3)
+    with pytest.raises(VideoError, match="too_large: a has more than 3 frames"):
+        decode_clip(media, "a")
+
+
+def test_the_header_of_an_npy_clip_takes_no_memory():
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": (200_000, 1000, 1000, 3)}
+    )
+    with pytest.raises(VideoError, match="decode_error: a: its npy header says uint8"):
+        decode_clip(file.getvalue() + bytes(100), "a")

@@ -1,0 +1,44 @@
+"""Credentials in URLs never reach a record, a report or a log."""
+
+import json
+
+import pytest
+
+from vidvq import log
+from vidvq.formats.commit import Outcome, commit_shard
+from vidvq.redact import redact
+
+SIGNED = "https://host/a.mp4?X-Amz-Credential=AKIA/x&X-Amz-Signature=abcdef&part=2"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (SIGNED, "https://host/a.mp4?X-Amz-Credential=***&X-Amz-Signature=***&part=2"),
+        ("see s3://me:secret@host/x.mp4: torn", "see s3://***@host/x.mp4: torn"),
+        (
+            "https://h/x?sig=a%2Bb&sv=2024 and https://h/y?token=t",
+            "https://h/x?sig=***&sv=2024 and https://h/y?token=***",
+        ),
+        ("https://h/x?access_token=t#frag", "https://h/x?access_token=***#frag"),
+        ("https://h/keys/x.mp4?page=3", "https://h/keys/x.mp4?page=3"),
+        ("/videos/a?key=b.mp4", "/videos/a?key=b.mp4"),
+        ("mail@host is no URL", "mail@host is no URL"),
+    ],
+)
+def test_what_a_url_gives_away_is_hidden(text, shown):
+    assert redact(text) == shown
+
+
+def test_records_and_log_lines_are_without_credentials(tmp_path, capsys):
+    commit_shard(tmp_path, "clips-000000.tar", "plan", lambda draft: draft.failed.append(Outcome("a", "torn", SIGNED)))
+    record = (tmp_path / "commits/clips-000000.tar.json").read_text()
+    assert "abcdef" not in record and json.loads(record)["failed"][0]["detail"] == redact(SIGNED)
+    log.info(SIGNED)
+    log.warn(SIGNED)
+    assert "abcdef" not in capsys.readouterr().err
+
+
+def test_a_file_name_is_logged_as_it_is(capsys):
+    log.info("/videos/:smile:[bold].mp4")
+    assert capsys.readouterr().err == "/videos/:smile:[bold].mp4\n"
