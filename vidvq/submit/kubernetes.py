@@ -23,6 +23,14 @@ _PORT = 29500
 _MOUNT_PATH = "/etc/vidvq"
 _SAVE_LIMIT_S = 600
 _RETRIES = 3
+# User of the image that docker/Dockerfile builds; also the group of the mounted volumes.
+_USER = 1000
+_GIB_PER_CPU = 2
+_SHM_LIMIT = "16Gi"
+# Finished jobs, and their pods and logs, are deleted after this time.
+_KEEP_S = 7 * 86400
+# Paths of the container's own system, and of other mounts.
+_SYSTEM = frozenset("bin boot dev etc lib lib32 lib64 opt proc root run sbin sys tmp usr var".split())
 
 
 class Backend:
@@ -36,6 +44,8 @@ class Backend:
             raise UsageError(
                 "the kubernetes backend needs --image, an image with vidvq; build one with docker/Dockerfile"
             )
+        for volume in job.resources.volumes:
+            _check_mount(volume.partition(":")[2], volume)
         if not dry_run:
             _find_kubectl()
 
@@ -117,6 +127,7 @@ def _training(job: Job) -> dict[str, Any]:
         "parallelism": nodes,
         # A pod that fails ends the others; all restart and resume from the checkpoint.
         "backoffLimit": _RETRIES * nodes,
+        "ttlSecondsAfterFinished": _KEEP_S,
         "template": {"metadata": {"labels": _labels(job)}, "spec": pod},
     }
     return _object("batch/v1", "Job", job, {"spec": spec})
@@ -133,6 +144,7 @@ def _ray_job(job: Job) -> dict[str, Any]:
         "entrypoint": shlex.join(command),
         "backoffLimit": _RETRIES,
         "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": _KEEP_S,
         "rayClusterSpec": cluster,
     }
     return _object("ray.io/v1", "RayJob", job, {"spec": spec})
@@ -141,11 +153,12 @@ def _ray_job(job: Job) -> dict[str, Any]:
 def _pod(job: Job, command: list[str] | None) -> dict[str, Any]:
     requested = job.resources
     limits = {"nvidia.com/gpu": str(requested.gpus)} if requested.gpus else {}
-    requests = {"cpu": str(requested.cpus)} if requested.cpus else {}
+    requests = {"memory": f"{_GIB_PER_CPU * (requested.cpus or 4)}Gi"}
+    requests |= {"cpu": str(requested.cpus)} if requested.cpus else {}
     mounts = [{"name": "files", "mountPath": _MOUNT_PATH, "readOnly": True}, {"name": "shm", "mountPath": "/dev/shm"}]
     volumes: list[dict[str, Any]] = [
         {"name": "files", "configMap": {"name": job.name}},
-        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _SHM_LIMIT}},
     ]
     for number, volume in enumerate(requested.volumes):
         claim, _, path = volume.partition(":")
@@ -154,12 +167,39 @@ def _pod(job: Job, command: list[str] | None) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "vidvq",
         "image": requested.image,
+        "imagePullPolicy": "IfNotPresent",
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "env": [{"name": "SHARED", "value": shared_out(job)}],
         "envFrom": [{"secretRef": {"name": name}} for name in requested.secrets],
         "resources": {"requests": requests, "limits": limits},
         "volumeMounts": mounts,
     }
-    return {"containers": [container | ({"command": command} if command else {})], "volumes": volumes}
+    return {
+        "containers": [container | ({"command": command} if command else {})],
+        "volumes": volumes,
+        "automountServiceAccountToken": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "fsGroup": _USER,
+            # Large volumes are not searched at every start.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def _check_mount(path: str, volume: str) -> None:
+    """Refuse to mount a volume over the container's own system.
+
+    Raises:
+        UsageError: names the volume.
+    """
+    parts = path.split("/")
+    if not path.startswith("/") or len(parts) < 2 or parts[1] in {"", *_SYSTEM} or ".." in parts:
+        raise UsageError(
+            f"volume {volume} must be mounted at a path of its own, such as {volume.partition(':')[0]}:/data"
+        )
 
 
 def _object(version: str, kind: str, job: Job, rest: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -18,7 +19,7 @@ import yaml
 from vidvq import config
 from vidvq.formats.checkpoint import list_steps, read_checkpoint
 from vidvq.submit import Job, Resources
-from vidvq.submit.kubernetes import manifest
+from vidvq.submit.kubernetes import Backend, manifest
 from vidvq.train import TrainConfig
 
 ASKED = Resources(nodes=2, gpus=0, image="vidvq:0.1", volumes=("data:/data",), secrets=("s3-keys",), namespace="ml")
@@ -58,6 +59,29 @@ def test_core_objects_keep_to_the_published_schema(verb):
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
             kubernetes_validate.validate(pod, "1.37", strict=True)
+
+
+@pytest.mark.parametrize("verb", ["train", "shard"])
+def test_pods_are_restricted_as_an_administrator_expects(verb):
+    made = objects(job_of(verb))
+    spec = (made["Job"] if verb == "train" else made["RayJob"])["spec"]
+    assert spec["ttlSecondsAfterFinished"] > 0
+    groups = [spec] if verb == "train" else [spec["rayClusterSpec"]["headGroupSpec"]]
+    for pod in (group["template"]["spec"] for group in groups):
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 1000
+        assert pod["securityContext"]["fsGroup"] == 1000
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["resources"]["requests"]["memory"] and container["imagePullPolicy"] == "IfNotPresent"
+        shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
+        assert shm["emptyDir"]["sizeLimit"]
+
+
+@pytest.mark.parametrize("path", ["/", "/etc", "/etc/vidvq", "/dev/shm", "/proc/1", "/usr/lib", "/data/../etc"])
+def test_a_volume_over_the_system_is_refused(path):
+    job = replace(job_of("shard"), resources=replace(ASKED, volumes=(f"data:{path}",)))
+    with pytest.raises(ValueError, match="must be mounted at a path of its own"):
+        Backend().check(job, dry_run=True)
 
 
 PUBLISHED = os.environ.get("KUBERAY_CRD")
