@@ -152,7 +152,8 @@ class GenerateVideosWorker:
 
     def _make(self, left: "deque[VideoRow]", writer: OrderedShardWriter) -> bool:
         """Make samples and take each video off ``left``; False if the decoding process died."""
-        job = VideoFrames(tuple(left), self._stage.video, self._stage.config.limits, self._stage.frames)
+        config = self._stage.config
+        job = VideoFrames(tuple(left), self._stage.video, config.limits, self._stage.frames, config.lists.allow_private)
         with closing(self._feeder.feed(decode_items, job, self._stage.deadline_s)) as decoded:
             messages = self._clock.waiting("decode", decoded)
             for first in messages:
