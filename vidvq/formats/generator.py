@@ -113,7 +113,8 @@ def read_generator(path: Path) -> Generator:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, ValueError, KeyError) as error:
         raise UsageError(f"{folder / WEIGHTS} is damaged: {error}; restore it from a copy") from error
-    print_ = digest_tensors(asdict(card), tensors)
+    # Of the JSON as it is, so that a field that a later version adds does not matter.
+    print_ = digest_tensors(config["generator"], tensors)
     if not is_mapping(stored) or stored.get("generator") != print_:
         raise UsageError(f"{folder}: weights or config do not match the fingerprint; restore it from a copy")
     return Generator(folder, card, tensors, print_, int(config.get("step", 0)))
