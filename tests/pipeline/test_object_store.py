@@ -75,8 +75,11 @@ def test_a_lost_response_neither_loses_nor_duplicates_clips(
     assert len(lost) >= 6, "every write had its first answer lost"
     monkeypatch.undo()
     assert vidvq("shard", f"s3://{bucket.name}/videos", "--out", tmp_path / "disk", *settings).code == 0
+    written = objects()
     for path in (tmp_path / "disk").glob("**/*.*"):
-        assert objects()[f"out/{path.relative_to(tmp_path / 'disk').as_posix()}"] == path.read_bytes()
+        # Times differ between runs.
+        if path.name != "metrics.json":
+            assert written[f"out/{path.relative_to(tmp_path / 'disk').as_posix()}"] == path.read_bytes()
     assert vidvq("verify", f"s3://{bucket.name}/out").code == 0
 
 
