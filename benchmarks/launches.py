@@ -40,7 +40,8 @@ def count(size: str = "base") -> dict[str, float]:
     tokenizer.checks_range = False
     frames = shape.num_frames(tokenizer.temporal_factor, first=True)
     pixels = torch.zeros(shape.streams, frames, SIDE, SIDE, 3, dtype=torch.uint8)
-    with torch.inference_mode():
+    # Not in inference mode, which does not decompose operators before they are counted.
+    with torch.no_grad():
         with LaunchCounter() as encoding:
             codes, _ = tokenizer.encode_step(prepare_step(tokenizer, pixels, None))
         with LaunchCounter() as decoding:
@@ -70,7 +71,7 @@ def graph_breaks(tokenizer: VideoTokenizer, codes: torch.Tensor) -> int:
     tokenizer.step_shape = tokenizer.decode_shape = StepShape(1, 2)
     video = torch.zeros(1, 3, 1 + tokenizer.temporal_factor, SIDE, SIDE)
     breaks = 0
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         for call, given in ((tokenizer.encode, video), (tokenizer.decode, codes[:1, :2].clone())):
             breaks += torch._dynamo.explain(call)(given).graph_break_count
         trained = VideoTokenizer(tokenizer.config).train()
