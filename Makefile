@@ -87,11 +87,11 @@ lint: $(VENV)/.with-dev  ## Lint, format, spelling, types, import rules, generat
 	$(BIN)/codespell
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/reference.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 docs: $(VENV)/.with-dev  ## Rewrite the generated parts of the pages, and build them into site/.
-	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/reference.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 wheel: $(VENV)/.with-dev  ## Build dist/*.whl.

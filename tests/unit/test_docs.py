@@ -23,7 +23,7 @@ def anchors(page: Path) -> set[str]:
 
 def test_the_generated_parts_are_up_to_date():
     check = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "generate.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "docs" / "reference.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert check.returncode == 0, check.stderr
 

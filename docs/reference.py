@@ -1,7 +1,7 @@
 """Write the generated parts of the pages: the options of each command, and its settings.
 
-    python docs/generate.py           rewrite docs/*.md in place
-    python docs/generate.py --check   exit with 1 if a page is out of date
+    python docs/reference.py           rewrite docs/*.md in place
+    python docs/reference.py --check   exit with 1 if a page is out of date
 
 A page holds a generated part between ``<!-- generated: NAME -->`` and ``<!-- end -->``. NAME is ``options COMMAND`` or
 ``settings STAGE``.
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     outdated = [path for path in sorted(DOCS.glob("*.md")) if render(path.read_text()) != path.read_text()]
     if "--check" in arguments:
         for path in outdated:
-            click.echo(f"docs/{path.name} is out of date; run python docs/generate.py", err=True)
+            click.echo(f"docs/{path.name} is out of date; run python docs/reference.py", err=True)
         return 1 if outdated else 0
     for path in outdated:
         path.write_text(render(path.read_text()))
