@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import av
@@ -74,6 +76,13 @@ def child_processes_of_earlier_tests(monkeypatch) -> None:
         return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
     monkeypatch.setattr(feeder, "_environment", without_pytest)
+
+
+@pytest.fixture(scope="session")
+def make_short_folder() -> Iterator[Callable[[], Path]]:
+    """``make_short_folder()``: an empty folder with a short path, as sockets need (at most 107 characters)."""
+    with ExitStack() as folders:
+        yield lambda: Path(folders.enter_context(TemporaryDirectory(prefix="vvq", ignore_cleanup_errors=True)))
 
 
 @pytest.fixture(scope="session")

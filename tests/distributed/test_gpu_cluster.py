@@ -13,9 +13,9 @@ REASON = why_not()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 
-def test_workers_run_on_the_gpus_of_the_cluster(demo_videos, checkpoint_dir, tmp_path_factory):
-    # Ray keeps sockets below this folder, and their paths must be short.
-    tmp_path = tmp_path_factory.mktemp("g")
+def test_workers_run_on_the_gpus_of_the_cluster(demo_videos, checkpoint_dir, make_short_folder):
+    # Ray keeps sockets below this folder.
+    tmp_path = make_short_folder()
     with two_hosts() as (one, other):
         head = ("--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={tmp_path / 'r1'}")
         second_node = (f"--address={one.address}:6379", "--num-gpus=1")

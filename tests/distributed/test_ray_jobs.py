@@ -19,9 +19,9 @@ needs_hosts = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
 
 @needs_hosts
-def test_a_job_survives_the_loss_of_a_node(demo_videos, tmp_path_factory, snapshot, vidvq, monkeypatch):
-    # Ray keeps sockets below this folder, and their paths must be short.
-    tmp_path = tmp_path_factory.mktemp("j")
+def test_a_job_survives_the_loss_of_a_node(demo_videos, make_short_folder, snapshot, vidvq, monkeypatch):
+    # Ray keeps sockets below this folder.
+    tmp_path = make_short_folder()
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(Path(package.__file__).parents[1]))
     settings = [*SETTINGS, "clips_per_shard=1"]

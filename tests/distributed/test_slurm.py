@@ -17,8 +17,8 @@ NODES = ["--backend", "slurm", "--nodes", 2]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with slurm(tmp_path_factory.mktemp("s")) as environment, pytest.MonkeyPatch.context() as patch:
+def cluster(make_short_folder):
+    with slurm(make_short_folder()) as environment, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", environment["SLURM_CONF"])
         yield environment
 

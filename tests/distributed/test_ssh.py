@@ -39,8 +39,8 @@ def sshd(host: Host, folder: Path) -> Iterator[subprocess.Popen]:
 
 
 @pytest.fixture
-def hosts(tmp_path_factory, monkeypatch) -> Iterator[tuple[Host, Host, Path]]:
-    folder = tmp_path_factory.mktemp("h")
+def hosts(make_short_folder, monkeypatch) -> Iterator[tuple[Host, Host, Path]]:
+    folder = make_short_folder()
     keygen(folder / "host")
     keygen(folder / "client")
     with ExitStack() as stack:

@@ -34,9 +34,9 @@ def shard(host: Host, demo_videos: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(host.command(*command), stderr=subprocess.PIPE, env=os.environ | TOKEN, text=True)
 
 
-def test_two_nodes_make_the_same_bytes_also_when_one_is_lost(demo_videos, tmp_path_factory, snapshot, vidvq):
-    # Ray keeps sockets below this folder, and their paths must be short.
-    tmp_path = tmp_path_factory.mktemp("n")
+def test_two_nodes_make_the_same_bytes_also_when_one_is_lost(demo_videos, make_short_folder, snapshot, vidvq):
+    # Ray keeps sockets below this folder.
+    tmp_path = make_short_folder()
     job = ["shard", demo_videos / "train", *SETTINGS, "runtime.workers=0"]
     assert vidvq(*job, "--out", tmp_path / "inline").code == 0
     with cluster(tmp_path) as (one, _, second):
@@ -54,8 +54,8 @@ def test_two_nodes_make_the_same_bytes_also_when_one_is_lost(demo_videos, tmp_pa
         assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "inline")
 
 
-def test_the_nodes_of_a_cluster_are_checked(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("p")
+def test_the_nodes_of_a_cluster_are_checked(make_short_folder):
+    tmp_path = make_short_folder()
     with cluster(tmp_path) as (one, _, _):
         check = [sys.executable, "-m", "vidvq.submit.preflight_ray", "--shared", str(tmp_path / "out")]
 

@@ -254,5 +254,5 @@ def test_the_header_of_an_npy_clip_takes_no_memory():
     np.lib.format.write_array_header_1_0(
         file, {"descr": "|u1", "fortran_order": False, "shape": (200_000, 1000, 1000, 3)}
     )
-    with pytest.raises(VideoError, match="decode_error: a: its npy header says uint8"):
+    with pytest.raises(VideoError, match="decode_error: a: its npy header has uint8"):
         decode_clip(file.getvalue() + bytes(100), "a")
