@@ -124,9 +124,11 @@ def test_start_from_another_model_is_one_line(train, whole, tmp_path):
 def test_a_truncated_shard_is_reported_by_name(train, clips_dir, copy_of, tmp_path):
     clips = copy_of(clips_dir)
     shard = sorted(clips.glob("*.tar"))[1]
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[: size // 2])
     run = train(tmp_path / "run", f"data.clips={clips}", code=2)
-    assert run.stderr.strip() == f"vidvq: {shard} is damaged; run vidvq verify"
+    said = f"vidvq: {shard} has {size // 2} bytes, not the {size} of its record; run vidvq verify"
+    assert run.stderr.strip() == said
 
 
 def test_more_ranks_than_clips_of_a_batch_are_rejected(train, tmp_path):
