@@ -59,10 +59,10 @@ def test_a_retry_takes_a_reason_or_all_of_one_kind(tmp_path, make_video, monkeyp
         make_video(tmp_path / name, 4, size=(32, 64 + 8 * index))
     out = tmp_path / "out"
 
-    def refuse(source, *arguments):
+    def refuse(source, *arguments, **options):
         if reason := answers.get(Path(source.uri).name):
             raise VideoError(reason, "is not there today")
-        return local_file(source, *arguments)
+        return local_file(source, *arguments, **options)
 
     with monkeypatch.context() as today:
         today.setattr(probe, "local_file", refuse)
