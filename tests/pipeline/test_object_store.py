@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from vidvq.corpus.inputs import list_sources
+from vidvq.corpus.lists import ListPolicy
 from vidvq.storage import create_once, is_remote, read_json, resolve_path, write_atomic
+from vidvq.storage import objects as objects_module
 from vidvq.storage.objects import put_once
 
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=32 clip.multiple=8 clips_per_shard=3".split()
@@ -174,3 +177,29 @@ def test_videos_over_http_are_fetched_and_a_dead_link_is_a_failed_item(videos, t
     assert f"{url}/gone.mp4: the server answers 404" in ran.err and "failed not_a_video: 1" in ran.err
     assert "5 ok, 2 failed" in ran.err
     assert vidvq("verify", tmp_path / "out").code == 0
+
+
+def test_keys_with_an_empty_part_are_listed_and_read(bucket, make_video, tmp_path, vidvq):
+    video = str(make_video(tmp_path / "v.mp4", 8))
+    keys = ["v/a.mp4", "v/d//c.mp4", "v/v/g.mp4", "v//b.mp4", "v//e/f.mp4"]
+    for key in keys:
+        bucket.upload_file(video, key)
+    found = list(list_sources([f"s3://{bucket.name}/v"], ListPolicy()))
+    assert [source.uri for source in found] == [f"s3://{bucket.name}/{key}" for key in keys]
+    assert len({source.version for source in found}) == 1 and found[0].size > 0
+    ran = vidvq("shard", f"s3://{bucket.name}/v", "--out", tmp_path / "out", *SETTINGS, INLINE)
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize("verb", ["verify", "inspect", "shard"])
+def test_a_store_that_does_not_respond_is_no_missing_directory(bucket, tmp_path, vidvq, monkeypatch, verb):
+    from s3fs import S3FileSystem
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(objects_module, "_PAUSE_S", 0)
+    S3FileSystem.clear_instance_cache()
+    ran = vidvq(verb, f"s3://{bucket.name}/x", *(["--out", tmp_path / "out", INLINE] if verb == "shard" else []))
+    S3FileSystem.clear_instance_cache()
+    assert ran.code == 1
+    assert "Could not connect" in ran.error

@@ -112,3 +112,22 @@ def test_a_damaged_clip_shard_in_a_bucket_is_a_one_line_error(
     ran = vidvq("tokenize", f"s3://{bucket.name}/in", "--checkpoint", checkpoint_dir, "--out", out, INLINE)
     assert ran.code == 2 and "in/clips-000000.tar" in ran.error and f"vidvq verify s3://{bucket.name}/in" in ran.error
     assert not [name for name in objects() if name.startswith("out/tokens-")]
+
+
+def test_a_checkpoint_in_a_bucket_gives_the_tokens_of_its_copy_on_a_disk(
+    bucket, clips_dir, checkpoint_dir, tmp_path, snapshot, vidvq
+):
+    for path in checkpoint_dir.iterdir():
+        if path.is_file():
+            bucket.upload_file(str(path), f"checkpoint/{path.name}")
+    url = f"s3://{bucket.name}/checkpoint"
+    for name, checkpoint in ("disk", checkpoint_dir), ("store", url):
+        ran = vidvq("tokenize", clips_dir, "--checkpoint", checkpoint, "--out", tmp_path / name, INLINE)
+        assert ran.code == 0, ran.err
+    assert snapshot(tmp_path / "store") == snapshot(tmp_path / "disk")
+    for verb in "verify", "inspect":
+        ran = vidvq(verb, url)
+        assert ran.code == 0, ran.err + ran.out
+    bucket.Object("checkpoint/model.safetensors").put(Body=b"x" * 100)
+    ran = vidvq("tokenize", clips_dir, "--checkpoint", url, "--out", tmp_path / "other", INLINE)
+    assert ran.code == 2 and "model.safetensors is damaged" in ran.error

@@ -105,7 +105,7 @@ def _expand(given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Sou
 
 def _folder(folder: Path, given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
     empty = True
-    for entry in _walk(folder, sorted(folder.iterdir(), key=lambda entry: entry.name), passed):
+    for entry in _walk(folder, _entries(folder), passed):
         if isinstance(entry, Source):
             empty = False
             yield entry
@@ -143,7 +143,7 @@ def _walk(folder: Path, entries: list[Path], passed: Counter[str]) -> Iterator[P
     """Yield the files below a folder by name, and a failed entry for each folder that cannot be read."""
     for entry in entries:
         try:
-            below = sorted(entry.iterdir(), key=lambda entry: entry.name) if entry.is_dir() else None
+            below = _entries(entry) if entry.is_dir() else None
         except OSError as error:
             if is_remote(entry):
                 raise
@@ -157,6 +157,21 @@ def _walk(folder: Path, entries: list[Path], passed: Counter[str]) -> Iterator[P
             passed["output folders of vidvq"] += 1
         else:
             yield from _walk(entry, below, passed)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Entries of a folder in the order of names; in an object store followed by objects named ``FOLDER//NAME``."""
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    if not is_remote(folder) or all(entry.name != folder.name for entry in entries):
+        return entries
+    # UPath names the part between two slashes as the folder.
+    store, key = folder.fs, folder.path.rstrip("/")  # type: ignore[attr-defined]
+    names = set(store.ls(key, detail=False))
+    below = [name for name in sorted(store.find(key)) if name.startswith(f"{key}//")]
+    return [
+        *(entry for entry in entries if entry.path in names),  # type: ignore[attr-defined]
+        *(resolve_path(store.unstrip_protocol(name)) for name in below),
+    ]
 
 
 def _file(path: Path, lists: ListPolicy, passed: Counter[str], named: bool) -> Iterator[Source]:

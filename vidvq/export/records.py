@@ -17,7 +17,7 @@ from vidvq.export.targets import TARGETS
 from vidvq.formats.commit import FOLDER
 from vidvq.formats.schema import Count, Digest, FileName, Label, Text, parse
 from vidvq.formats.token_shard import codebook_fault
-from vidvq.storage import add_digest, pretty_json, read_json, safe_join, sha256_bytes
+from vidvq.storage import add_digest, file_exists, pretty_json, read_json, safe_join, sha256_bytes
 
 FORMAT = "vidvq.export/1"
 PART_FORMAT = "vidvq.export-part/1"
@@ -62,7 +62,7 @@ class ExportHeader:
 
 def is_export(folder: Path) -> bool:
     """Whether a directory was written by ``vidvq export``."""
-    return (folder / "export.json").is_file()
+    return file_exists(folder / "export.json")
 
 
 def read_header(folder: Path) -> ExportHeader:
@@ -123,7 +123,7 @@ def read_part(folder: Path, stem: str) -> Part | None:
         UsageError: the record is damaged.
     """
     path = record_path(folder, stem)
-    if not path.exists():
+    if not file_exists(path):
         return None
     part = parse(Part, read_json(path), PART_FORMAT, f"{path}", redo_hint(stem))
     names = [file.name for file in part.files]

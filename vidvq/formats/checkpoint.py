@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVariableType]
+from safetensors.numpy import load, load_file, save  # pyright: ignore[reportUnknownVariableType]
 
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
@@ -23,8 +23,11 @@ from vidvq.formats.schema import Count, Digest, Label, parse
 from vidvq.storage import (
     attempt_path,
     canonical_json,
+    file_exists,
+    is_remote,
     pretty_json,
     read_json,
+    read_object,
     sha256_bytes,
     sha256_file,
     sync_folder,
@@ -183,7 +186,7 @@ def list_steps(run: Path) -> list[Path]:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds the files of a checkpoint."""
-    return all((folder / name).is_file() for name in (WEIGHTS, CONFIG, PRINTS))
+    return all(file_exists(folder / name) for name in (WEIGHTS, CONFIG, PRINTS))
 
 
 def is_generator(folder: Path) -> bool:
@@ -220,10 +223,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UsageError(f"{folder} is a generator, of vidvq generate train; give the tokenizer of its tokens")
     config, stored = read_json(folder / CONFIG), _read_prints(folder)
     parse(_Config, config, FORMAT, f"{folder / CONFIG}")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{folder / WEIGHTS} is damaged: {error}; restore it from a copy") from error
+    tensors = read_tensors(folder / WEIGHTS)
     if foreign := [name for name in tensors if not name.startswith(_PARTS)]:
         raise UsageError(
             f"{folder / WEIGHTS} has the unknown tensor {foreign[0][:80]}; names start with {', '.join(_PARTS)}"
@@ -238,6 +238,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"stored {stored.token[:12]}); restore it from a copy"
         )
     return Checkpoint(folder, config, tensors, prints)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read weights by name, from a disk or an object store.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    try:
+        return load(read_object(path)) if is_remote(path) else load_file(path)
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is damaged: {error}; restore it from a copy") from error
 
 
 def verify_checkpoint(folder: Path) -> tuple[list[str], list[str]]:

@@ -24,6 +24,7 @@ from vidvq.storage import (
     add_digest,
     attempt_file,
     create_once,
+    file_exists,
     is_remote,
     pretty_json,
     publish_once,
@@ -213,7 +214,7 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
         create_once(record_path(folder, shard), _encode(record))
     except FileNotFoundError:
         # Another writer has committed the shard, and deleted the temporary files of all others.
-        if not record_path(folder, shard).exists():
+        if not file_exists(record_path(folder, shard)):
             raise
     remove_attempts(folder, shard)
     remove_attempts(folder / FOLDER, shard + ".json")
@@ -270,12 +271,12 @@ def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], 
 
 def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
     path = folder / shard
-    if record_path(folder, shard).exists() or publish_once(attempt, path) or sha256_file(path) == digest:
+    if file_exists(record_path(folder, shard)) or publish_once(attempt, path) or sha256_file(path) == digest:
         return
     # The final name has other content and no record: its writer is about to create the record, or was killed.
     deadline = time.monotonic() + _OTHER_WRITER_S
     while time.monotonic() < deadline:
-        if record_path(folder, shard).exists():
+        if file_exists(record_path(folder, shard)):
             return
         time.sleep(0.1)
     publish_replace(attempt, path)

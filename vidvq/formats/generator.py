@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
 from vidvq.config import is_mapping, validate
 from vidvq.errors import UsageError
@@ -21,6 +19,7 @@ from vidvq.formats.checkpoint import (
     changed_files,
     digest_tensors,
     find_checkpoint,
+    read_tensors,
     write_model_folder,
 )
 from vidvq.formats.token_shard import TokenizerCard
@@ -109,10 +108,7 @@ def read_generator(path: Path) -> Generator:
     if not is_mapping(config) or config.get("format") != GENERATOR_FORMAT or not is_mapping(config.get("generator")):
         raise UsageError(f"{folder} is not a generator ({GENERATOR_FORMAT}); give a run of vidvq generate train")
     card = validate(GeneratorCard, config["generator"], f"{folder / CONFIG}")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder / WEIGHTS} is damaged: {error}; restore it from a copy") from error
+    tensors = read_tensors(folder / WEIGHTS)
     # Of the JSON as it is, so that a field that a later version adds does not matter.
     print_ = digest_tensors(config["generator"], tensors)
     if not is_mapping(stored) or stored.get("generator") != print_:

@@ -30,6 +30,7 @@ from vidvq.storage import (
     canonical_json,
     create_once,
     differences,
+    file_exists,
     pretty_json,
     read_json,
     remove_attempts,
@@ -204,7 +205,7 @@ class Plan:
 
 def has_plan(folder: Path) -> bool:
     """Whether a directory has a plan."""
-    return (folder / "plan.json").is_file()
+    return file_exists(folder / "plan.json")
 
 
 def read_plan(folder: Path) -> Plan:
@@ -216,7 +217,7 @@ def read_plan(folder: Path) -> Plan:
     if not has_plan(folder):
         raise UsageError(f"{folder} has no plan.json; give a directory that vidvq shard or vidvq tokenize wrote")
     headers = [_read_header(folder / "plan.json")]
-    while (folder / _header_name(len(headers))).is_file():
+    while file_exists(folder / _header_name(len(headers))):
         headers.append(_read_header(folder / _header_name(len(headers))))
         if headers[-1].parent != headers[-2].plan_id:
             raise UsageError(
@@ -315,7 +316,7 @@ def write_files(folder: Path, plan: Plan, files: Mapping[str, bytes]) -> None:
     """
     for name, data in files.items():
         path, planned = safe_join(folder, name), plan.header.files.get(name)
-        exists = path.is_file()
+        exists = file_exists(path)
         if planned and exists and sha256_file(path) == planned:
             continue
         if planned and sha256_bytes(data) != planned:
@@ -363,7 +364,7 @@ def refuse_foreign(folder: Path) -> None:
         UsageError: names the first file that was found.
     """
     for name in sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []:
-        if not name.startswith(_PLANNING_FILES) and not (folder / "plan.json").exists():
+        if not name.startswith(_PLANNING_FILES) and not has_plan(folder):
             raise UsageError(f"{folder} is not empty and has no plan.json (found {name}); give an empty --out")
 
 
@@ -454,7 +455,7 @@ def _refuse_other_table(folder: Path, header: PlanHeader, table: pa.Table) -> No
 
 def _read_table(folder: Path, header: PlanHeader, number: int) -> pa.Table:
     path = safe_join(folder, header.table)
-    if not path.is_file() or sha256_file(path) != header.table_sha256:
+    if not file_exists(path) or sha256_file(path) != header.table_sha256:
         raise UsageError(f"{path} is missing or not the one its plan was written with; restore it from a copy")
     table = read_table(path)
     kinds = dict(zip(table.column_names, map(str, table.schema.types), strict=True))
@@ -467,9 +468,9 @@ def _write_table(folder: Path, table: pa.Table) -> str:
     data = encode_table(table)
     # If another driver has written its plan in the meantime, that plan stands, with its own table.
     try:
-        if not (folder / "plan.json").exists():
+        if not has_plan(folder):
             write_atomic(folder / "plan.parquet", data)
     except FileNotFoundError:
-        if not (folder / "plan.json").exists():
+        if not has_plan(folder):
             raise
     return sha256_bytes(data)

@@ -19,7 +19,7 @@ from vidvq.formats.npy import read_npy
 from vidvq.formats.schema import Count, Label, Pixels, Text, Ticks, parse
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_bits import pack_codes, unpack_codes
-from vidvq.storage import canonical_json, parse_json, pretty_json, read_json
+from vidvq.storage import canonical_json, file_exists, parse_json, pretty_json, read_json
 
 FORMAT = "vidvq.tokens/2"
 TOKENIZER_FORMAT = "vidvq.tokenizer/1"
@@ -168,7 +168,7 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
         UsageError: it is missing or damaged.
     """
     path = folder / CARD
-    if not path.is_file():
+    if not file_exists(path):
         raise UsageError(f"{folder} has no {CARD}; give a directory that vidvq tokenize wrote")
     found = parse(_CardFile, read_json(path), TOKENIZER_FORMAT, f"{path}")
     books = tuple(Codebook(**vars(book)) for book in found.codebooks)

@@ -24,7 +24,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Fingerprints, fingerprint
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import PREPROCESSING
-from vidvq.storage import read_json
+from vidvq.storage import file_exists, read_json
 
 SCRIPT_FORMAT = "vidvq.torchscript/1"
 # Fields of a config.json that do not affect the network; excluded from fingerprints.
@@ -206,7 +206,7 @@ class TorchScriptTokenizer(TokenizerAdapter):
 
 def adapter_kind(path: Path) -> str | None:
     """Return the kind of adapter that a folder needs, by its ``config.json``; None if it is not supported."""
-    if not (path / "config.json").is_file():
+    if not file_exists(path / "config.json"):
         return None
     config = read_json(path / "config.json")
     if not isinstance(config, dict):

@@ -7,15 +7,16 @@ from typing import Any
 from vidvq.errors import UsageError
 from vidvq.model import Tokenizer, VideoTokenizer
 from vidvq.pretrained.checkpoint import load_tokenizer
+from vidvq.storage import resolve_path
 
 
 def load_pretrained(name: str | Path, **options: Any) -> Tokenizer:
     """Load a tokenizer in eval mode on the CPU, and verify its weights against their fingerprint.
 
     Args:
-        name: checkpoint folder, run directory (its newest checkpoint is loaded), folder of a tokenizer supported by
-            :mod:`vidvq.pretrained.adapters`, or ``owner/name`` of a repository on the Hugging Face hub (requires
-            ``huggingface_hub``).
+        name: checkpoint folder or its URL, run directory (its newest checkpoint is loaded), folder of a tokenizer that
+            :mod:`vidvq.pretrained.adapters` supports, or ``owner/name`` of a repository on the Hugging Face hub
+            (requires ``huggingface_hub``).
         **options: arguments of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``cache_dir``.
 
     Returns:
@@ -24,7 +25,7 @@ def load_pretrained(name: str | Path, **options: Any) -> Tokenizer:
     Raises:
         UsageError: there is no tokenizer, it is damaged, or its weights do not match its config.
     """
-    folder = Path(name)
+    folder = resolve_path(str(name))
     if not folder.exists() and str(name).count("/") == 1:
         folder = _hub(f"{name} is not a local folder; downloading from the hub").download(str(name), **options)
     return load_tokenizer(folder)[0]

@@ -25,7 +25,15 @@ from vidvq.storage.files import (
 )
 from vidvq.storage.lock import exclusive_lock
 from vidvq.storage.names import check_name, safe_join
-from vidvq.storage.objects import check_writable, is_remote, read_range, resolve_path, store_errors
+from vidvq.storage.objects import (
+    check_writable,
+    file_exists,
+    is_remote,
+    read_object,
+    read_range,
+    resolve_path,
+    store_errors,
+)
 
 __all__ = [
     "DIGEST_KEY",
@@ -40,6 +48,7 @@ __all__ = [
     "create_once",
     "differences",
     "exclusive_lock",
+    "file_exists",
     "is_remote",
     "make_folder",
     "parse_json",
@@ -47,6 +56,7 @@ __all__ = [
     "publish_once",
     "publish_replace",
     "read_json",
+    "read_object",
     "read_range",
     "remove_attempts",
     "resolve_path",

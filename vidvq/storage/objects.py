@@ -7,7 +7,7 @@ is compared with the data to write.
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -126,11 +126,33 @@ def read_range(path: Path, start: int, size: int) -> bytes:
     return _get(path, start=start, end=start + size)
 
 
+def file_exists(path: Path) -> bool:
+    """Whether a path is a file on a disk, or an object in a store.
+
+    Unlike ``path.is_file()``, which takes an object of a store that does not respond for a missing one.
+
+    Raises:
+        OSError: the store refuses.
+        StoreError: all retries failed.
+    """
+    if not is_remote(path):
+        return path.is_file()
+    store, key = _store(path)
+    try:
+        return _retry(lambda: store.info(key))["type"] == "file"
+    except FileNotFoundError:
+        return False
+
+
 def _get(path: Path, **span: int) -> bytes:
     store, key = _store(path)
+    return _retry(lambda: store.cat_file(key, **span))
+
+
+def _retry(request: Callable[[], Any]) -> Any:
     for attempt in range(_TRIES):
         try:
-            return store.cat_file(key, **span)
+            return request()
         except (PermissionError, FileNotFoundError):
             raise
         except Exception as error:

@@ -9,7 +9,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
 from vidvq.metrics.perceptual import PerceptualDistance, load_perceptual
 from vidvq.model import Discriminator, VideoTokenizer
-from vidvq.storage import differences
+from vidvq.storage import differences, resolve_path
 from vidvq.train.config import TrainConfig
 from vidvq.training.distributed import DistributedContext
 from vidvq.training.schedule import is_used
@@ -38,7 +38,7 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
     """
     if config.start_from is None:
         return None
-    checkpoint = read_checkpoint(resumed or Path(config.start_from))
+    checkpoint = read_checkpoint(resumed or resolve_path(config.start_from))
     differing = list(differences("model", checkpoint.config["model"], config.model.to_dict()))
     if differing:
         raise UsageError(f"{checkpoint.path} has another model: {'; '.join(differing)}")
