@@ -12,6 +12,10 @@ class JobStopped(Exception):
     """A job was stopped by a rule, such as a quality gate. Committed work is kept. Exit code 1."""
 
 
+class JobTerminated(JobStopped):
+    """A training run received SIGTERM and has saved its last step. Exit code 143."""
+
+
 class WorkerLost(Exception):
     """A worker process died more often than it is restarted. Committed work is kept. Exit code 1."""
 

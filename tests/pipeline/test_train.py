@@ -80,6 +80,7 @@ def stop_at(clips_dir: Path, out: Path, folder: str, number: signal.Signals) -> 
         else:
             process.send_signal(number)
         _, stderr = process.communicate(timeout=120)
+        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 143)
         return stderr
 
 

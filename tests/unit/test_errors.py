@@ -11,9 +11,9 @@ import click
 import numpy as np
 import pytest
 
-from vidvq.cli.main import BUG, FAILED, INTERRUPTED, OK, USAGE, cli
+from vidvq.cli.main import BUG, FAILED, INTERRUPTED, OK, TERMINATED, USAGE, cli
 from vidvq.config import ConfigError
-from vidvq.errors import JobStopped, StoreError, UsageError, WorkerLost
+from vidvq.errors import JobStopped, JobTerminated, StoreError, UsageError, WorkerLost
 from vidvq.runtime import Feeder
 from vidvq.video import VideoError
 
@@ -68,6 +68,8 @@ class _NoCredentials(Exception):
         (FileNotFoundError(errno.ENOENT, "No such file", "a.tar"), 2, "No such file: a.tar"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "Not a directory: a/b"),
         (JobStopped("PSNR fell"), 1, "PSNR fell"),
+        (JobTerminated("step 4 is saved"), 143, "step 4 is saved"),
+        (SystemExit(15), 143, "terminated; run the same command again"),
         (WorkerLost("a worker died"), 1, "a worker died"),
         (StoreError("Ray failed"), 1, "Ray failed"),
         (_NoCredentials("no credentials"), 1, "the object store cannot be reached: no credentials"),
@@ -165,6 +167,6 @@ def test_an_exception_keeps_its_type_out_of_a_process(error):
 
 def test_the_exit_codes_are_documented():
     page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-    for code in (OK, FAILED, USAGE, BUG, INTERRUPTED):
+    for code in (OK, FAILED, USAGE, BUG, INTERRUPTED, TERMINATED):
         assert re.search(rf"^\| {code} ", page, re.MULTILINE)
     assert BUG == os.EX_SOFTWARE

@@ -8,15 +8,18 @@ code  meaning
 2     Usage error: a wrong setting, a missing or damaged input, a library that is not installed.
 70    A bug in vidvq. The traceback is in a log file.
 130   Interrupted.
+143   Terminated by SIGTERM.
 ====  ================================================================================================
 """
 
 import os
 import platform
+import signal
 import sys
 import tempfile
 import traceback
 from io import TextIOWrapper
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -37,7 +40,7 @@ from vidvq.cli.tokenize import tokenize
 from vidvq.cli.train import train
 from vidvq.cli.verify import verify
 from vidvq.cli.view import view
-from vidvq.errors import JobStopped, StoreError, UsageError, WorkerLost
+from vidvq.errors import JobStopped, JobTerminated, StoreError, UsageError, WorkerLost
 from vidvq.redact import redact
 from vidvq.video import VideoError
 
@@ -58,7 +61,7 @@ COMMANDS = (
     submit,
 )
 
-OK, FAILED, USAGE, BUG, INTERRUPTED = 0, 1, 2, 70, 130
+OK, FAILED, USAGE, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -82,7 +85,15 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, TextIOWrapper):
         # Names are in any script; a stdout in another encoding shows what it lacks as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """Unwind the stack, so that temporary files are deleted and child processes end."""
+    # A second signal must not end the cleanup.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(number)
 
 
 def run(arguments: list[str]) -> int:
@@ -93,6 +104,11 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return OK
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        click.echo("vidvq: terminated; run the same command again to resume", err=True)
+        return TERMINATED
     except Exception as error:  # noqa: BLE001 (each becomes a line and an exit code)
         code, message = _describe(error, arguments)
         if os.environ.get("VIDVQ_DEBUG"):
@@ -113,6 +129,8 @@ def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
             return INTERRUPTED, "interrupted; run the same command again to resume"
         case UsageError() | VideoError():
             return USAGE, str(error)
+        case JobTerminated():
+            return TERMINATED, str(error)
         case JobStopped() | WorkerLost() | StoreError():
             return FAILED, str(error)
         case ModuleNotFoundError(name=str(name)) if not name.startswith("vidvq"):

@@ -10,7 +10,7 @@ from time import monotonic
 import numpy as np
 
 from vidvq.data import TokenDataset, iter_micro_batches
-from vidvq.errors import JobStopped, UsageError, WorkerLost
+from vidvq.errors import JobStopped, JobTerminated, UsageError, WorkerLost
 from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
 from vidvq.generate.conditions import Actions, label_name, read_actions, read_values
@@ -53,7 +53,8 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
         UsageError: the run directory belongs to a run with another config or is in use, or the data is unusable.
         OSError: the disk is full or not writable; existing checkpoints are unaffected.
         WorkerLost: another process of the job is lost.
-        JobStopped: SIGTERM was received and the last step is saved, or the limit of rollbacks is reached.
+        JobTerminated: SIGTERM was received and the last step is saved.
+        JobStopped: the limit of rollbacks is reached.
     """
     run = Path(config.out)
     context = init_distributed(config.lost_after_s)
@@ -177,7 +178,7 @@ class _TrainingLoop:
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     self._save()
                 if stop and done < config.steps:
-                    raise JobStopped(f"stopped by SIGTERM; step {done} is saved, run the same command to resume")
+                    raise JobTerminated(f"stopped by SIGTERM; step {done} is saved, run the same command to resume")
         if self.writer:
             self.writer.close()
 

@@ -97,8 +97,19 @@ def _start_here(workers: int | None) -> None:
 
 
 def _init(**options: Any) -> None:
-    with _time_limit(START_LIMIT_S):
+    with _time_limit(START_LIMIT_S), _own_sigterm():
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+
+
+@contextmanager
+def _own_sigterm() -> Generator[None, None, None]:
+    """Keep this process's handler of SIGTERM. Ray's prints a C++ stack."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and callable(before):
+            signal.signal(signal.SIGTERM, before)
 
 
 def _check_reachable(address: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vidvq.data import ClipDataset, iter_micro_batches
-from vidvq.errors import JobStopped, WorkerLost
+from vidvq.errors import JobStopped, JobTerminated, WorkerLost
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder, write_checkpoint
 from vidvq.log import info, progress, warn
 from vidvq.model.pixels import PREPROCESSING, to_video
@@ -67,7 +67,8 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
         UsageError: the run directory belongs to a run with another config or is in use, or the data is unusable.
         OSError: the disk is full or not writable; existing checkpoints are unaffected.
         WorkerLost: another process of the job is lost.
-        JobStopped: SIGTERM was received and the last step is saved, or the limit of rollbacks is reached.
+        JobTerminated: SIGTERM was received and the last step is saved.
+        JobStopped: the limit of rollbacks is reached.
     """
     run = Path(config.out)
     context = init_distributed(config.lost_after_s)
@@ -140,7 +141,7 @@ class _TrainingLoop:
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     prints = self._save()
                 if stop and done < config.steps:
-                    raise JobStopped(f"stopped by SIGTERM; step {done} is saved, run the same command to resume")
+                    raise JobTerminated(f"stopped by SIGTERM; step {done} is saved, run the same command to resume")
         if self.writer:
             self.writer.close()
         if self.profiler:

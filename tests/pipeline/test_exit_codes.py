@@ -1,0 +1,70 @@
+"""Exit codes of real processes, one test per row of the table in docs/operations.md."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs/operations.md"
+SMALL = "clip.num_frames=8 clip.min_frames=4 clip.short_side=64 clip.multiple=8 clips_per_shard=1".split()
+BUG = "import vidvq.inspect; vidvq.inspect.describe = lambda path: 1 // 0\n"
+
+
+def start(*arguments: object, before: str = "") -> subprocess.Popen:
+    """Start a command line in a process and session of its own, after the code ``before``."""
+    script = f"{before}from vidvq.cli import main\nmain()"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "before"),
+    [
+        (0, ("config", "shard"), ""),
+        (1, ("shard", "text.mp4", "--out", "out", "runtime.workers=0"), ""),
+        (2, ("inspect", "missing"), ""),
+        (70, ("inspect", "text.mp4"), BUG),
+    ],
+)
+def test_a_process_ends_with_the_documented_code(tmp_path, code, arguments, before):
+    (tmp_path / "text.mp4").write_text("no video")
+    command = [tmp_path / name if name in {"text.mp4", "out", "missing"} else name for name in arguments]
+    with start(*command, before=before) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert bool(err) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("code", "number", "workers", "everyone"),
+    [
+        (130, signal.SIGINT, 0, False),
+        (143, signal.SIGTERM, 0, False),
+        (143, signal.SIGTERM, 2, False),
+        # As schedulers do: Ray's processes receive it too.
+        (143, signal.SIGTERM, 2, True),
+    ],
+)
+def test_a_signal_gives_its_code_and_one_line(tmp_path, demo_videos, code, number, workers, everyone):
+    out = tmp_path / "out"
+    with start("shard", demo_videos / "train", "--out", out, *SMALL, f"runtime.workers={workers}") as process:
+        while not list(out.glob("commits/*.json")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        (os.killpg if everyone else os.kill)(process.pid, number)
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    last = err.splitlines()[-1]
+    assert re.fullmatch(r"vidvq: (terminated|interrupted); run the same command again to resume", last)
+    assert "Traceback" not in err and "***" not in err
+
+
+def test_the_table_has_these_codes_alone():
+    section = PAGE.read_text().split("## Exit codes")[1].split("\n## ")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) ", section, re.MULTILINE)] == [0, 1, 2, 70, 130, 143]
