@@ -5,10 +5,11 @@ implementation that vidvq trains; :mod:`vidvq.pretrained.adapters` wraps tokeniz
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from math import log2
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from torch.nn import functional as F
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 from vidvq.model.step_shape import StepShape
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,21 @@ class StreamState:
         return replace(first, shape=(len(states) * first.shape[0], *first.shape[1:]), past=past)
 
 
+# Types that are neither integers nor floating-point numbers.
+_NO_CODES = (torch.bool, torch.complex64, torch.complex128)
+
+
+def without_autocast(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Disable autocast in a method, so that its results are those that shards are written with."""
+
+    @wraps(method)
+    def run(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 class Tokenizer(nn.Module):
     """Converts video to a grid of codes and back.
 
@@ -116,7 +135,7 @@ class Tokenizer(nn.Module):
         """Encode video.
 
         Args:
-            video: ``b c t h w`` in [-1, 1]; any number of frames and any size.
+            video: ``b c t h w`` in [-1, 1], a tensor or a NumPy array; any number of frames and any size.
 
         Returns:
             Codes ``b lt lh lw`` int64.
@@ -127,7 +146,7 @@ class Tokenizer(nn.Module):
         """Decode codes.
 
         Args:
-            codes: ``b lt lh lw`` integers.
+            codes: ``b lt lh lw``, a tensor or a NumPy array of any integer type.
             num_frames: number of frames to keep; None keeps all.
             size: height and width to keep (pixels); None keeps all.
 
@@ -259,6 +278,23 @@ class Tokenizer(nn.Module):
             )
         return keep_t, keep_h, keep_w
 
+    def _as_tensor(self, value: Any, name: str) -> Tensor:
+        """Return a tensor as it is, and an array as a tensor on this device."""
+        if isinstance(value, Tensor):
+            return value
+        try:
+            if not hasattr(value, "__array__"):
+                raise TypeError("no array")
+            return torch.tensor(value, device=self.device)
+        except (TypeError, ValueError) as error:
+            kind = f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+            raise UsageError(f"{name} is a {kind}; it must be a tensor or a NumPy array of numbers") from error
+
+    def _as_codes(self, codes: Any) -> Tensor:
+        """Return codes of any integer type as int64; other values as they are."""
+        codes = self._as_tensor(codes, "codes")
+        return codes if codes.is_floating_point() or codes.dtype in _NO_CODES else codes.long()
+
     def _check_video(self, video: Tensor, any_device: bool = False) -> None:
         if video.ndim != 5 or video.shape[1] != 3:
             raise UsageError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
@@ -281,7 +317,7 @@ class Tokenizer(nn.Module):
             raise UsageError(f"{name} is on {tensor.device}, the tokenizer on {self.device}; move one to the other")
 
     def _check_codes(self, codes: Tensor, first: bool) -> None:
-        if codes.ndim != 4 or codes.is_floating_point() or 0 in codes.shape:
+        if codes.ndim != 4 or codes.is_floating_point() or codes.dtype in _NO_CODES or 0 in codes.shape:
             raise UsageError(f"codes are {codes.dtype} {tuple(codes.shape)}; they must be integers, b lt lh lw")
         self._check_device(codes, "codes")
         if torch.compiler.is_compiling() or not self.checks_range:

@@ -20,7 +20,7 @@ from vidvq.errors import UsageError
 from vidvq.model.capture import CapturedCall
 from vidvq.model.config import TokenizerConfig
 from vidvq.model.encoder import CodecLayout, Decoder, Encoder, run_in_blocks, run_network
-from vidvq.model.interface import StreamState, Tokenizer
+from vidvq.model.interface import StreamState, Tokenizer, without_autocast
 from vidvq.model.layers import TemporalCache
 from vidvq.model.quantize import SpatiotemporalQuantizer
 from vidvq.model.quantize.vq import TRAINING_STATE
@@ -148,12 +148,13 @@ class VideoTokenizer(Tokenizer):
         return Reconstruction(self._merge_first_group(groups), quantized.codes, quantized.commitment_loss)
 
     @torch.no_grad()
+    @without_autocast
     def encode(self, video: Tensor) -> Tensor:
         """Encode video.
 
         Args:
-            video: ``b c t h w`` float in [-1, 1]; any number of frames and any size. :meth:`pad` fills the last group
-                and the border patches.
+            video: ``b c t h w`` float in [-1, 1], a tensor or a NumPy array; any number of frames and any size.
+                :meth:`pad` fills the last group and the border patches.
 
         Returns:
             Codes ``b lt lh lw`` int64, local to the codebook of their group: ``spatial`` for lt = 0, ``temporal``
@@ -162,10 +163,12 @@ class VideoTokenizer(Tokenizer):
         Raises:
             UsageError: wrong rank, channels, type, range or device.
         """
+        video = self._as_tensor(video, "video")
         self._check_video(video)
         return self._encode_groups(self.pad(video), None)[0]
 
     @torch.no_grad()
+    @without_autocast
     def encode_tiled(self, video: Tensor) -> Tensor:
         """Encode video whose frames do not fit on the device. Returns the same codes as :meth:`encode`.
 
@@ -180,6 +183,7 @@ class VideoTokenizer(Tokenizer):
         Raises:
             UsageError: wrong rank, channels, type or range.
         """
+        video = self._as_tensor(video, "video")
         self._check_video(video, any_device=True)
         padded, scale = self.pad(video), self.spatial_factor
         tiles = self._tiles("encode", padded.shape[3] // scale, padded.shape[4] // scale)
@@ -192,6 +196,7 @@ class VideoTokenizer(Tokenizer):
         return tiles.merge(kept)
 
     @torch.no_grad()
+    @without_autocast
     def encode_step(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Encode the next frames of a batch of streams; see :meth:`Tokenizer.encode_step`.
 
@@ -199,6 +204,7 @@ class VideoTokenizer(Tokenizer):
             UsageError: a group is incomplete, the size is not a multiple of the spatial factor, or the state belongs to
                 other streams or is that of an ended stream.
         """
+        frames = self._as_tensor(frames, "video")
         self._check_video(frames)
         b, _, t, h, w = frames.shape
         r = self.temporal_factor
@@ -212,11 +218,12 @@ class VideoTokenizer(Tokenizer):
         return self._encode_groups(frames, state)
 
     @torch.no_grad()
+    @without_autocast
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """Decode codes.
 
         Args:
-            codes: ``b lt lh lw`` integers, as returned by :meth:`encode`.
+            codes: ``b lt lh lw``, a tensor or a NumPy array of any integer type, local to the codebook of their group.
             num_frames: number of frames to keep; None keeps the complete last group.
             size: height and width to keep (pixels); None keeps the complete grid.
 
@@ -226,11 +233,13 @@ class VideoTokenizer(Tokenizer):
         Raises:
             UsageError: wrong rank or type, a code out of range, or a size that does not match the codes.
         """
+        codes = self._as_codes(codes)
         self._check_codes(codes, first=True)
         keep_t, keep_h, keep_w = self.crop_size(codes.shape[1:], num_frames, size)
         return self._decode_groups(codes, None)[0][:, :, :keep_t, :keep_h, :keep_w]
 
     @torch.no_grad()
+    @without_autocast
     def decode_step(self, codes: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Decode the next groups of a batch of streams; see :meth:`Tokenizer.decode_step`.
 
@@ -238,6 +247,7 @@ class VideoTokenizer(Tokenizer):
             UsageError: wrong rank or type, a code out of range, or the state belongs to other streams or is that of an
                 ended stream.
         """
+        codes = self._as_codes(codes)
         self._check_codes(codes, first=state is None)
         b, g, h, w = codes.shape
         if state is None and g != 1 and self.decode_shape.groups == 1:

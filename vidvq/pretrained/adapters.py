@@ -23,6 +23,7 @@ from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Fingerprints, fingerprint
 from vidvq.model import Tokenizer
+from vidvq.model.interface import without_autocast
 from vidvq.model.pixels import PREPROCESSING
 from vidvq.storage import file_exists, read_json
 
@@ -48,22 +49,26 @@ class TokenizerAdapter(Tokenizer):
         return [Codebook("joint", self.codebook_size, 0)]
 
     @torch.no_grad()
+    @without_autocast
     def encode(self, video: Tensor) -> Tensor:
         """Encode video; see :meth:`Tokenizer.encode`.
 
         Raises:
             UsageError: wrong rank, channels, type, range or device.
         """
+        video = self._as_tensor(video, "video")
         self._check_video(video)
         return torch.cat([self._to_codes(sample.float()) for sample in self.pad(video).split(1)]).long()
 
     @torch.no_grad()
+    @without_autocast
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """Decode codes; see :meth:`Tokenizer.decode`.
 
         Raises:
             UsageError: wrong rank or type, a code out of range, or a size that does not match the codes.
         """
+        codes = self._as_codes(codes)
         self._check_codes(codes, first=True)
         t, h, w = self.crop_size(codes.shape[1:], num_frames, size)
         return torch.cat([self._to_video(sample).float().clamp(-1, 1)[:, :, :t, :h, :w] for sample in codes.split(1)])

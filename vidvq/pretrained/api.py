@@ -6,17 +6,19 @@ from typing import Any
 
 from vidvq.errors import UsageError
 from vidvq.model import Tokenizer, VideoTokenizer
+from vidvq.model.quantize.vq import VectorQuantizer
 from vidvq.pretrained.checkpoint import load_tokenizer
 from vidvq.storage import resolve_path
 
 
-def load_pretrained(name: str | Path, **options: Any) -> Tokenizer:
-    """Load a tokenizer in eval mode on the CPU, and verify its weights against their fingerprint.
+def load_pretrained(name: str | Path, *, trainable: bool = False, **options: Any) -> Tokenizer:
+    """Load a tokenizer on the CPU, and verify its weights against their fingerprint.
 
     Args:
         name: checkpoint folder or its URL, run directory (its newest checkpoint is loaded), folder of a tokenizer that
             :mod:`vidvq.pretrained.adapters` supports, or ``owner/name`` of a repository on the Hugging Face hub
             (requires ``huggingface_hub``).
+        trainable: return it in train mode with gradients, for fine-tuning; False returns it frozen, in eval mode.
         **options: arguments of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``cache_dir``.
 
     Returns:
@@ -28,7 +30,14 @@ def load_pretrained(name: str | Path, **options: Any) -> Tokenizer:
     folder = resolve_path(str(name))
     if not folder.exists() and str(name).count("/") == 1:
         folder = _hub(f"{name} is not a local folder; downloading from the hub").download(str(name), **options)
-    return load_tokenizer(folder)[0]
+    tokenizer = load_tokenizer(folder)[0]
+    if trainable:
+        tokenizer.train().requires_grad_(True)
+        for module in tokenizer.modules():
+            if isinstance(module, VectorQuantizer):
+                # The statistics of its training are not part of a checkpoint.
+                module.skip_warmup()
+    return tokenizer
 
 
 def save_pretrained(tokenizer: VideoTokenizer, folder: str | Path, **options: Any) -> None:

@@ -210,6 +210,18 @@ def test_save_and_load_pretrained_round_trip(checkpoint_dir, tmp_path):
     assert not again.training
 
 
+def test_a_trainable_tokenizer_keeps_its_codebooks_and_has_gradients(checkpoint_dir):
+    frozen, tokenizer = load_pretrained(checkpoint_dir), load_pretrained(checkpoint_dir, trainable=True)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters()) and not frozen.training
+    assert all(parameter.requires_grad for parameter in tokenizer.parameters()) and tokenizer.training
+    video = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    result = tokenizer(video)
+    assert torch.equal(result.codes, frozen.encode(video))
+    assert result.commitment_loss > 0
+    (result.reconstruction.square().mean() + result.commitment_loss).backward()
+    assert all(parameter.grad is not None for parameter in tokenizer.parameters())
+
+
 def test_load_pretrained_downloads_only_the_files_of_a_checkpoint(checkpoint_dir, monkeypatch):
     hub = pytest.importorskip("vidvq.pretrained.hub")
     asked = {}

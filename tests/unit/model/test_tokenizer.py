@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -163,6 +164,14 @@ VIDEO = torch.zeros(1, 3, 5, 16, 16)
         (lambda t: t.decode(t.encode(VIDEO)[0]), "b lt lh lw"),
         (lambda t: t.decode(torch.full((1, 2, 2, 2), 40)), "code 40 is out of range; the spatial"),
         (lambda t: t.decode(torch.full((1, 1, 2, 2), -1)), "code -1 is out of range"),
+        (lambda t: t.encode("video.mp4"), "video is a str; it must be a tensor or a NumPy array"),
+        (lambda t: t.encode(None), "video is a NoneType"),
+        (lambda t: t.encode(VIDEO.numpy()[0]), "must be b 3 t h w"),
+        (lambda t: t.encode(np.zeros((1, 3, 1, 8, 8), dtype="U1")), "video is a ndarray of <U1"),
+        (lambda t: t.encode(VIDEO.to(torch.complex64)), "must be float"),
+        (lambda t: t.decode([[[[1]]]]), "codes is a list"),
+        (lambda t: t.decode(torch.ones(1, 1, 2, 2, dtype=torch.bool)), "must be integers"),
+        (lambda t: t.decode(np.full((1, 1, 2, 2), 60000, dtype=np.uint16)), "code 60000 is out of range"),
         (lambda t: t.decode(t.encode(VIDEO), num_frames=6), "num_frames=6 of 16x16 do not become"),
     ],
 )
@@ -170,6 +179,30 @@ def test_a_mistake_is_reported_in_one_line(tokenizer, call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call(tokenizer)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int16", "int32", "int64"])
+def test_codes_of_any_integer_type_decode_alike(tokenizer, dtype):
+    codes = tokenizer.encode(VIDEO)
+    array = codes.numpy().astype(dtype)
+    array.flags.writeable = False
+    assert torch.equal(tokenizer.decode(array), tokenizer.decode(codes))
+    assert torch.equal(tokenizer.decode(torch.tensor(array)), tokenizer.decode(codes))
+
+
+def test_arrays_are_encoded_as_tensors_are(tokenizer):
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    assert torch.equal(tokenizer.encode(video.numpy()), tokenizer.encode(video))
+    assert torch.equal(tokenizer.encode_step(video.numpy()[:, :, :1])[0], tokenizer.encode(video[:, :, :1]))
+
+
+def test_autocast_does_not_change_what_is_encoded_or_decoded(tokenizer):
+    video = torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    codes = tokenizer.encode(video)
+    frames = tokenizer.decode(codes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(tokenizer.encode(video), codes)
+        assert torch.equal(tokenizer.decode(codes), frames)
 
 
 def test_a_frame_discriminator_depends_on_single_frames():

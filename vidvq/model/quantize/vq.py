@@ -106,6 +106,13 @@ class VectorQuantizer(nn.Module):
         """Whether the next training step passes latents unquantized."""
         return self.training and self._read_step() < self.config.warmup
 
+    @torch.no_grad()
+    def skip_warmup(self) -> None:
+        """Train the present codebook further, as if its warm-up had ended."""
+        self.step.fill_(self.config.warmup)
+        self.ema_count.fill_(1)
+        self.ema_sum.copy_(self.codebook)
+
     def begin_pass(self) -> None:
         """Decide on the host what the next training pass does; called before a compiled pass, and by others themselves.
 
