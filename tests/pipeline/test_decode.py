@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import vidvq.decode as stage
+from vidvq.export import ExportConfig, Layout, grid_to_sequence
 from vidvq.formats.token_index import committed_shards, index_shard, index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 
@@ -202,6 +203,36 @@ def test_generated_codes_decode_like_the_codes_of_a_shard(vidvq, tmp_path, token
     assert vidvq("decode", tmp_path / "local.npy", *made, "--out", tmp_path / "o.mp4").code == 0
     with av.open(str(tmp_path / "o.mp4")) as container:
         assert container.streams.video[0].average_rate == Fraction(25, 2)
+
+
+@pytest.mark.parametrize("specials", ["clip", "group"])
+def test_ids_with_the_special_tokens_of_an_export_decode_like_the_shard(
+    vidvq, tmp_path, tokens_dir, weights, location, specials
+):
+    card = read_tokenizer_card(tokens_dir)
+    codes, _ = location.read(card)
+    ids = grid_to_sequence(codes, Layout(card, ExportConfig(specials=specials)))
+    grid = ("--flat", "--grid", ",".join(map(str, codes.shape)))
+    made = ("--tokenizer", tokens_dir, *weights, "fps=25", "format=npy", *grid, "--out")
+    (tmp_path / "ids.bin").write_bytes(np.concatenate([ids, ids]).astype("<u2").tobytes())
+    assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "true.npy", "--key", location.key).code == 0
+    ran = vidvq("decode", tmp_path / "ids.bin", *made, tmp_path / "out")
+    assert ran.code == 0, ran.err
+    for index in (0, 1):
+        made_frames = np.load(tmp_path / f"out/ids-{index:05d}.npy")
+        assert np.array_equal(made_frames, np.load(tmp_path / "true.npy"))
+    np.save(tmp_path / "cut.npy", np.delete(np.concatenate([ids, ids]), 5))
+    ran = vidvq("decode", tmp_path / "cut.npy", *made, tmp_path / "cut")
+    assert ran.code == 2
+    # The number of ids is wrong too, but the special token shows where.
+    assert f"the special token {card.vocabulary + (1 if specials == 'clip' else 2)} at " in ran.error
+
+
+@pytest.mark.parametrize("name", ["codes.npz", "codes.safetensors"])
+def test_another_file_of_codes_is_named(vidvq, tmp_path, tokens_dir, weights, name):
+    (tmp_path / name).write_bytes(b"PK")
+    ran = vidvq("decode", tmp_path / name, "--tokenizer", tokens_dir, *weights, "fps=25", "--out", tmp_path / "out")
+    assert ran.code == 2 and f"{name} is not read; save its array of codes as .npy" in ran.error
 
 
 def test_a_batch_of_generated_codes_decodes_the_same_on_workers(

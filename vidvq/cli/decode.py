@@ -77,6 +77,8 @@ def decode(
     from vidvq import decode as stage
 
     settings = config.load(stage.DecodeConfig, None, [*overrides, *([f"key={key}"] if key else [])])
+    if tokens.suffix in {".npz", ".safetensors", ".pt"}:
+        raise UsageError(f"{tokens.name} is not read; save its array of codes as .npy, with numpy.save")
     if tokens.suffix in {".npy", ".bin"}:
         if tokenizer is None or settings.fps is None:
             raise UsageError(f"{tokens.name} is a file of codes; give --tokenizer (the one it was trained on) and fps=")

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vidvq.errors import UsageError
-from vidvq.formats.token_shard import TokenInfo, TokenizerCard, check_codes
+from vidvq.formats.token_shard import SPECIALS, TokenInfo, TokenizerCard, check_codes
 
 _MAX_DENOMINATOR = 1001
+_Ids = type[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,8 @@ class GeneratedFile:
         path: ``.npy`` of integers ``[b] lt lh lw``, or ``.bin`` of bare uint16 (uint32 where the vocabulary needs it),
             little-endian, one grid after another in raster order.
         fps: frame rate of the decoded video (frames per second).
-        flat: whether ids index the joint vocabulary (codebook offset plus code); otherwise each codebook starts at 0.
+        flat: whether ids index the joint vocabulary (codebook offset plus code), with or without the special tokens of
+            `vidvq export`; otherwise each codebook starts at 0.
         grid: shape ``lt lh lw`` of one video; required if the file stores no shape.
     """
 
@@ -92,17 +96,7 @@ def index_generated(file: GeneratedFile, card: TokenizerCard) -> list[GeneratedC
 def _load(file: GeneratedFile, card: TokenizerCard) -> tuple[np.ndarray, bool]:
     """All grids ``b lt lh lw``, and whether their number is part of the file's shape."""
     path = file.path
-    try:
-        if path.suffix == ".npy":
-            ids = np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            size = path.stat().st_size
-            item = np.dtype(card.dtype).newbyteorder("<")
-            if size % item.itemsize or not size:
-                raise UsageError(f"its {size} bytes are not a whole number of {item.name} ids")
-            ids = np.memmap(path, dtype=item, mode="r")
-    except (ValueError, EOFError) as error:
-        raise UsageError(f"{path} is not a readable file of codes: {error}") from error
+    ids = _open(path, card.dtype)
     if ids.dtype.kind not in "iu":
         raise UsageError(f"{path} holds {ids.dtype}; codes are integers")
     if ids.ndim in (3, 4) and ids.size:
@@ -114,9 +108,49 @@ def _load(file: GeneratedFile, card: TokenizerCard) -> tuple[np.ndarray, bool]:
     if file.grid is None:
         raise UsageError(f"{path} has {ids.size} ids without a shape; give --grid LT,LH,LW")
     tokens = int(np.prod(file.grid))
+    if file.flat:
+        ids = _without_specials(file, card.dtype, card.vocabulary, path.stat().st_mtime_ns)
     if ids.size % tokens:
         raise UsageError(f"{path} has {ids.size} ids; --grid {file.grid} needs a multiple of {tokens}")
     return ids.reshape(-1, *file.grid), ids.size > tokens
+
+
+def _open(path: Path, dtype: _Ids) -> np.ndarray:
+    """Map the ids of a file; a ``.bin`` has bare ids of the type."""
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        size = path.stat().st_size
+        item = np.dtype(dtype).newbyteorder("<")
+        if size % item.itemsize or not size:
+            raise UsageError(f"its {size} bytes are not a whole number of {item.name} ids")
+        return np.memmap(path, dtype=item, mode="r")
+    except (ValueError, EOFError) as error:
+        raise UsageError(f"{path} is not a readable file of codes: {error}") from error
+
+
+# Each video of a file reads it again.
+@lru_cache(maxsize=1)
+def _without_specials(file: GeneratedFile, dtype: _Ids, vocabulary: int, modified_ns: int) -> np.ndarray:
+    """Flat ids without the special tokens that `vidvq export` writes around clips and before latent frames.
+
+    Raises:
+        UsageError: a special token is elsewhere.
+    """
+    ids = _open(file.path, dtype)
+    assert file.grid is not None
+    places = np.flatnonzero((ids >= vocabulary) & (ids < vocabulary + len(SPECIALS)))
+    if not len(places):
+        return ids
+    before = places - np.arange(len(places))
+    starts_group = ids[places] == vocabulary + SPECIALS.index("group_start")
+    period = np.where(starts_group, file.grid[1] * file.grid[2], int(np.prod(file.grid)))
+    if len(bad := np.flatnonzero(before % period)):
+        raise UsageError(
+            f"{file.path}: the special token {int(ids[places[bad[0]]])} at {int(places[bad[0]])} is inside a grid of "
+            f"{file.grid}; the ids are cut off, or of another --grid"
+        )
+    return np.delete(ids, places)
 
 
 def _local(ids: np.ndarray, card: TokenizerCard, label: str) -> np.ndarray:

@@ -7,10 +7,10 @@ import numpy as np
 
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
-from vidvq.formats.token_shard import TokenizerCard, check_codes
+from vidvq.formats.token_shard import SPECIALS, TokenizerCard, check_codes
 
 AXES = {"raster": "t h w", "temporal": "h w t"}
-_SPECIALS = {"none": (), "clip": ("clip_start", "clip_end"), "group": ("clip_start", "clip_end", "group_start")}
+_SPECIALS = {"none": (), "clip": SPECIALS[:2], "group": SPECIALS}
 
 
 def special_names(names: Iterable[str]) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ MEDIA = "tokens.npy"
 PACKED = "tokens.bits.zst"
 RASTER_ORDER = "t h w"
 _MAX_CODES = 1 << 32
+# Special tokens of exported sequences, in the order of their ids, which follow those of all codes.
+SPECIALS = ("clip_start", "clip_end", "group_start")
 
 
 @dataclass(frozen=True)
