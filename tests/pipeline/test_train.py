@@ -106,6 +106,27 @@ def test_a_terminated_run_saves_first(clips_dir, whole, tmp_path):
     assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
 
 
+def test_of_two_runs_at_once_in_one_directory_the_second_says_who_has_it(clips_dir, whole, tmp_path):
+    out = tmp_path / "run"
+    with subprocess.Popen(command(clips_dir, out), stderr=subprocess.PIPE, text=True) as first:
+        lock = out / "lock.json"
+        while not (lock.exists() and lock.read_bytes()):
+            assert first.poll() is None
+            time.sleep(0.02)
+        # So that it cannot finish before the second one starts.
+        first.send_signal(signal.SIGSTOP)
+        try:
+            second = train(clips_dir, out)
+        finally:
+            first.send_signal(signal.SIGCONT)
+        _, stderr = first.communicate(timeout=300)
+    assert second.returncode == 2
+    assert second.stderr.splitlines()[-1].startswith(f"vidvq: {out} is in use by process {first.pid} on ")
+    assert "Traceback" not in second.stderr
+    assert first.returncode == 0, stderr
+    assert told(out) == told(whole)
+
+
 def test_a_finished_run_is_left_alone(clips_dir, whole):
     before = read_checkpoint(whole).fingerprints
     done = train(clips_dir, whole)
