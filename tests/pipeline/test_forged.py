@@ -193,6 +193,27 @@ def test_a_prefix_deletes_nothing_elsewhere(tmp_path, copy_of, tiny_clips, vidvq
     assert [path.read_bytes() for path in sorted(victim.iterdir())] == [b"precious"] * 2
 
 
+@pytest.mark.parametrize("name", ["commits", "columns"])
+def test_a_folder_that_is_a_link_is_neither_written_to_nor_emptied(tmp_path, copy_of, tiny_clips, vidvq, name):
+    clips, victim = copy_of(tiny_clips), tmp_path / "victim"
+    victim.mkdir()
+    if (clips / name).exists():
+        for path in (clips / name).iterdir():
+            path.rename(victim / path.name)
+        (clips / name).rmdir()
+    (clips / name).symlink_to(victim)
+    uri = next(line for line in _uris(tiny_clips))
+    before = sorted(path.name for path in victim.iterdir())
+    for command in (
+        ("shard", "--remove", uri, "--out", clips, "runtime.workers=0"),
+        ("map", clips, "--function", "tests.helpers.map_functions:motion", "runtime.workers=0"),
+        ("verify", clips),
+    ):
+        ran = vidvq(*command)
+        assert ran.code == 2 and f"{clips / name} is a link" in ran.error
+    assert sorted(path.name for path in victim.iterdir()) == before
+
+
 def _uris(clips: Path) -> list[str]:
     from vidvq.formats.plan import read_plan
 

@@ -31,6 +31,7 @@ from vidvq.storage import (
     create_once,
     differences,
     file_exists,
+    is_remote,
     pretty_json,
     read_json,
     remove_attempts,
@@ -44,6 +45,8 @@ FORMAT = "vidvq.plan/2"
 _CHECKS = "checks"
 _MAX_SHARDS = 100_000_000
 _SHOWN_DIFFERENCES = 8
+# Folders in an output directory that are written to.
+_FOLDERS = ("commits", "columns")
 _TABLE = re.compile(r"plan\.parquet|plan-\d{4}-[0-9a-f]{12}\.parquet")
 _PLANNING_FILES = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.", "planning", PREFLIGHT_MARKER)
 
@@ -212,10 +215,13 @@ def read_plan(folder: Path) -> Plan:
     """Read and check the plan of an output directory.
 
     Raises:
-        UsageError: there is none, or its files do not belong together.
+        UsageError: there is none, its files do not belong together, or a folder in it is a link.
     """
     if not has_plan(folder):
         raise UsageError(f"{folder} has no plan.json; give a directory that vidvq shard or vidvq tokenize wrote")
+    for name in _FOLDERS:
+        if not is_remote(folder) and (folder / name).is_symlink():
+            raise UsageError(f"{folder / name} is a link; records would be written elsewhere; replace it by the folder")
     headers = [_read_header(folder / "plan.json")]
     while file_exists(folder / _header_name(len(headers))):
         headers.append(_read_header(folder / _header_name(len(headers))))
