@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
+from typing import Any, cast
 
+from vidvq.corpus.lists import is_list
 from vidvq.errors import UsageError
 from vidvq.export.records import is_export, read_header, read_part
 from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
@@ -44,6 +46,8 @@ def describe(path: Path) -> Iterator[str]:
         return _checkpoint(path.parent)
     if path.suffix == ".json" and path.parent.name == "commits":
         return _commit(path)
+    if is_list(path):
+        raise UsageError(f"{path} is a list of videos; vidvq shard {path} --dry-run shows what it names")
     return _video(path)
 
 
@@ -54,7 +58,17 @@ def _directory(path: Path) -> Iterator[str]:
         return _checkpoint(path)
     if is_export(path):
         return _export(path)
+    if (path / "decode.json").is_file():
+        return _decoded(path)
     raise UsageError(f"{path} has no plan.json, model.safetensors or export.json; vidvq did not write it")
+
+
+def _decoded(folder: Path) -> Iterator[str]:
+    settings = read_json(folder / "decode.json")
+    names = [path.name for path in folder.iterdir() if path.name != "decode.json" and ".tmp." not in path.name]
+    yield f"{folder}: {len(names)} decoded clips"
+    if isinstance(settings, dict):
+        yield from (f"  {name}: {value}" for name, value in sorted(cast("dict[str, Any]", settings).items()))
 
 
 def _export(folder: Path) -> Iterator[str]:

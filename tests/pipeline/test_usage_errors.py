@@ -16,6 +16,8 @@ INLINE = "runtime.workers=0"
         ("x.json", b'{"a": 1}', "is JSON of format unknown"),
         ("x.json", b"[1]", "x.json"),
         ("x.json", b"{", "x.json"),
+        ("x.csv", b"url\n", "is a list of videos; vidvq shard"),
+        ("x.parquet", b"PAR1", "is a list of videos; vidvq shard"),
         ("x.tar", b"", "is not a readable tar"),
         ("x.mp4", b"", "empty_file"),
         ("x.mp4", b"#EXTM3U\n", "not_a_video"),
@@ -141,3 +143,11 @@ def test_a_checkpoint_with_a_broken_config_is_one_line(tmp_path, clips_dir, chec
     assert ran.code == 2
     assert str(copy) in ran.error
     assert not (tmp_path / "out").exists()
+
+
+def test_inspect_describes_a_folder_of_decoded_clips(tmp_path, tokens_dir, checkpoint_dir, vidvq):
+    out = tmp_path / "decoded"
+    assert vidvq("decode", tokens_dir, "--checkpoint", checkpoint_dir, "--out", out, "format=npy", INLINE).code == 0
+    ran = vidvq("inspect", out)
+    assert ran.code == 0
+    assert f"{len(list(out.glob('*.npy')))} decoded clips" in ran.out
