@@ -1,5 +1,6 @@
 """`vidvq verify`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -24,37 +25,29 @@ def verify(folder: Path) -> int:
     if is_checkpoint(folder):
         kind = "generator" if is_generator(folder) else "checkpoint"
         problems, notes = (verify_generator(folder), []) if kind == "generator" else verify_checkpoint(folder)
-        for note in notes:
-            log.info(f"{folder}: {note}")
-        for problem in problems:
-            click.echo(problem)
-        if problems:
-            click.echo(f"{folder}: {len(problems)} problems in a {kind}", err=True)
-            return 1
-        click.echo(f"{folder} is intact: a {kind}")
-        return 0
+        return _report(folder, problems, notes, f"a {kind}", f"a {kind}")
     if is_export(folder):
         problems, parts = verify_export(folder)
-        for problem in problems:
-            click.echo(problem)
-        if problems:
-            click.echo(f"{folder}: {len(problems)} problems in {parts} parts", err=True)
-            return 1
-        click.echo(f"{folder} is intact: an export of {parts} parts")
-        return 0
+        return _report(folder, problems, [], f"{parts} parts", f"an export of {parts} parts")
     with log.progress("verify", _count_shards(folder), "shards") as bar:
         report = verify_folder(folder, bar.advance)
-    for note in report.notes:
-        log.info(f"{folder}: {note}")
-    for problem in report.problems:
-        click.echo(problem)
-    if report.problems:
-        click.echo(f"{folder}: {len(report.problems)} problems in {report.shards} shards", err=True)
-        return 1
-    click.echo(
-        f"{folder} is intact: {report.items} items planned, {report.ok} ok, {report.failed} failed, "
-        f"{report.filtered} filtered, {report.shards} shards, {report.bytes / 1e6:.1f} MB"
+    summary = (
+        f"{report.items} items planned, {report.ok} ok, {report.failed} failed, {report.filtered} filtered, "
+        f"{report.shards} shards, {report.bytes / 1e6:.1f} MB"
     )
+    return _report(folder, report.problems, report.notes, f"{report.shards} shards", summary)
+
+
+def _report(folder: Path, problems: Sequence[str], notes: Sequence[str], searched: str, summary: str) -> int:
+    """Print what was found; returns the exit code."""
+    for note in notes:
+        log.info(f"{folder}: {note}")
+    for problem in problems:
+        click.echo(problem)
+    if problems:
+        click.echo(f"{folder}: {len(problems)} problems in {searched}", err=True)
+        return 1
+    click.echo(f"{folder} is intact: {summary}")
     return 0
 
 

@@ -10,7 +10,7 @@ from time import monotonic
 import numpy as np
 
 from vidvq.data import TokenDataset, iter_micro_batches
-from vidvq.errors import JobStopped, JobTerminated, UsageError, WorkerLost
+from vidvq.errors import JobTerminated, UsageError
 from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
 from vidvq.generate.conditions import Actions, label_name, read_actions, read_values
@@ -18,7 +18,7 @@ from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
 from vidvq.generate.examples import ExampleDataset, Examples
 from vidvq.generate.held_out import HeldOutLoss
 from vidvq.generate.trainer import GeneratorTrainer
-from vidvq.log import info, progress, warn
+from vidvq.log import info, progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import load_tokenizer
 from vidvq.storage import resolve_path
@@ -27,13 +27,12 @@ from vidvq.training.distributed import (
     DistributedContext,
     any_rank,
     barrier,
-    init_distributed,
-    peer_loss_cause,
-    shutdown_distributed,
+    training_job,
 )
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.metric_writer import MetricWriter
+from vidvq.training.recovery import roll_back, skip_batch
 from vidvq.training.run_directory import acquire_run_directory, locked_run_directory
 from vidvq.training.signals import StopSignal
 
@@ -57,8 +56,7 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
         JobStopped: the limit of rollbacks is reached.
     """
     run = Path(config.out)
-    context = init_distributed(config.lost_after_s)
-    try:
+    with training_job(config.lost_after_s) as context:
         tokens = TokenDataset(config.data, config.seed, context.rank, context.size)
         card, dataset = _open_data(config, tokens)
         with locked_run_directory(run, context):
@@ -67,13 +65,6 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
                 info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
                 return
             _TrainingLoop(config, run, context, card, dataset).fit()
-    except RuntimeError as error:
-        if cause := peer_loss_cause(error):
-            message = f"process {context.rank} of {context.size} lost contact with another process: {cause}"
-            raise WorkerLost(f"{message}; restart the job to resume from its last checkpoint") from error
-        raise
-    finally:
-        shutdown_distributed()
 
 
 def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[GeneratorCard, ExampleDataset]:
@@ -190,10 +181,7 @@ class _TrainingLoop:
                 self.terms.add(result)
                 self.by_task[examples.task].add(result)
                 return
-            position = self.trainer.progress
-            if self.context.rank == 0:
-                warn(f"step {position.step + 1}: batch {position.batch} is skipped: {result.reason}")
-            position.batch += 1
+            skip_batch(self.trainer.progress, result, self.context)
             self.batches = None
 
     def _next(self, micro_step: int) -> Examples:
@@ -211,24 +199,21 @@ class _TrainingLoop:
         Raises:
             JobStopped: the limit of rollbacks is reached.
         """
-        bad = self.trainer.progress
-        if bad.rollbacks >= self.config.guard.rollbacks:
-            raise JobStopped(
-                f"step {bad.step + 1}: {problem}, after {bad.rollbacks} rollbacks; lower optimizer.lr, or use "
-                "precision=fp32"
-            )
-        self.trainer.load_state(latest_state(self.run, self.context) or self.trainer.initial_state())
-        position = self.trainer.progress
-        position.batch, position.rollbacks = bad.batch + 1, bad.rollbacks + 1
-        if self.context.rank == 0:
-            warn(f"step {bad.step + 1}: {problem}; rolled back to step {position.step}")
+        lost = roll_back(
+            self.trainer,
+            lambda: latest_state(self.run, self.context) or self.trainer.initial_state(),
+            problem,
+            limit=self.config.guard.rollbacks,
+            remedy="lower optimizer.lr, or use precision=fp32",
+            context=self.context,
+        )
         if self.writer:
             self.writer.close()
             self.writer = self._open_writer()
         self.batches = None
         for terms in (self.terms, *self.by_task.values()):
             terms.reset()
-        return bad.step - position.step
+        return lost
 
     def _save(self) -> None:
         """Write a checkpoint. Collective: call on every rank."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vidvq.data import ClipDataset, iter_micro_batches
-from vidvq.errors import JobStopped, JobTerminated, WorkerLost
+from vidvq.errors import JobTerminated
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder, write_checkpoint
 from vidvq.log import info, progress, warn
 from vidvq.model.pixels import PREPROCESSING, to_video
@@ -25,15 +25,15 @@ from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_
 from vidvq.training.distributed import (
     DistributedContext,
     barrier,
-    init_distributed,
-    peer_loss_cause,
-    shutdown_distributed,
+    training_job,
 )
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.metric_writer import MetricWriter
+from vidvq.training.recovery import roll_back, skip_batch
 from vidvq.training.run_directory import acquire_run_directory, locked_run_directory
 from vidvq.training.signals import StopSignal
+from vidvq.training.training_state import TrainingState
 from vidvq.training.upload import Uploader
 
 _LOW_USAGE = 0.5
@@ -71,8 +71,7 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
         JobStopped: the limit of rollbacks is reached.
     """
     run = Path(config.out)
-    context = init_distributed(config.lost_after_s)
-    try:
+    with training_job(config.lost_after_s) as context:
         data = ClipDataset(config.data, config.seed, context.rank, context.size)
         with locked_run_directory(run, context):
             acquire_run_directory(run, config, _MAY_CHANGE)
@@ -80,13 +79,6 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
                 info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
                 return None
             return _TrainingLoop(config, run, context, data, profile).fit()
-    except RuntimeError as error:
-        if cause := peer_loss_cause(error):
-            message = f"process {context.rank} of {context.size} lost contact with another process: {cause}"
-            raise WorkerLost(f"{message}; restart the job to resume from its last checkpoint") from error
-        raise
-    finally:
-        shutdown_distributed()
 
 
 class _TrainingLoop:
@@ -162,10 +154,7 @@ class _TrainingLoop:
             result = self.trainer.forward_backward(self._next_video(micro_step), micro_step)
             if not isinstance(result, Skipped):
                 return result
-            position = self.trainer.progress
-            if self.context.rank == 0:
-                warn(f"step {position.step + 1}: batch {position.batch} is skipped: {result.reason}")
-            position.batch += 1
+            skip_batch(self.trainer.progress, result, self.context)
             self.batches = None
 
     def _next_video(self, micro_step: int) -> Tensor:
@@ -187,30 +176,25 @@ class _TrainingLoop:
         Raises:
             JobStopped: the limit of rollbacks is reached.
         """
-        bad = self.trainer.progress
-        if bad.rollbacks >= self.config.guard.rollbacks:
-            raise JobStopped(
-                f"step {bad.step + 1}: {problem}, after {bad.rollbacks} rollbacks; lower the learning rates, "
-                "raise loss.lecam, or use precision=fp32"
-            )
-        state = latest_state(self.run, self.context)
-        if state is None:
-            state = initial_state(self.config, read_initial_checkpoint(self.config, None))
-        self.trainer.load_state(state)
-        position = self.trainer.progress
-        position.batch, position.rollbacks = bad.batch + 1, bad.rollbacks + 1
-        if self.context.rank == 0:
-            warn(
-                f"step {bad.step + 1}: {problem}; rolled back to step {position.step}, "
-                f"continuing with batch {position.batch}"
-            )
+        lost = roll_back(
+            self.trainer,
+            self._last_state,
+            problem,
+            limit=self.config.guard.rollbacks,
+            remedy="lower the learning rates, raise loss.lecam, or use precision=fp32",
+            context=self.context,
+        )
         if self.writer:
             self.writer.close()
             self.writer = self._open_writer()
         self.batches = None
         self.terms.reset()
         self.throughput.reset()
-        return bad.step - position.step
+        return lost
+
+    def _last_state(self) -> TrainingState:
+        state = latest_state(self.run, self.context)
+        return state or initial_state(self.config, read_initial_checkpoint(self.config, None))
 
     def _save(self) -> Fingerprints | None:
         """Write a checkpoint. Collective: call on every rank."""

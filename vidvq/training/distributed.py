@@ -3,11 +3,15 @@
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
+
+from vidvq.errors import WorkerLost
 
 _LOOPBACK = "127.0.0.1"
 # Gloo prefixes the cause with its source location and appends advice.
@@ -53,7 +57,29 @@ def shutdown_distributed() -> None:
     distributed.destroy_process_group()
 
 
-def peer_loss_cause(error: RuntimeError) -> str | None:
+@contextmanager
+def training_job(timeout_s: float) -> Iterator[DistributedContext]:
+    """Join the process group of a training job, and leave it at the end.
+
+    Args:
+        timeout_s: time limit of a collective operation (seconds); a rank that exceeds it counts as lost.
+
+    Raises:
+        WorkerLost: another process of the job is lost.
+    """
+    context = init_distributed(timeout_s)
+    try:
+        yield context
+    except RuntimeError as error:
+        if cause := _peer_loss_cause(error):
+            message = f"process {context.rank} of {context.size} lost contact with another process: {cause}"
+            raise WorkerLost(f"{message}; restart the job to resume from its last checkpoint") from error
+        raise
+    finally:
+        shutdown_distributed()
+
+
+def _peer_loss_cause(error: RuntimeError) -> str | None:
     """Return the cause of a collective operation that failed because a rank is lost; None for other errors."""
     found = _GLOO.search(str(error))
     if found:
