@@ -10,7 +10,7 @@ MODEL = {"width": 24, "depth": 2, "heads": 2, "mlp": 2.0, "attention": "full", "
 
 
 def make_card(tokenizer: TokenizerCard, **changes) -> GeneratorCard:
-    """The card of a tiny generator that was trained for every task."""
+    """Return the card of a tiny generator for every task."""
     fields = {
         "tokenizer": tokenizer,
         "objective": "masked",
@@ -23,7 +23,7 @@ def make_card(tokenizer: TokenizerCard, **changes) -> GeneratorCard:
 
 
 def write_random(folder: Path, card: GeneratorCard, seed: int = 0) -> Path:
-    """Write a generator of that card whose samples depend on all that it sees, unlike those of initial weights."""
+    """Write a generator whose random weights are large enough that its samples depend on all inputs."""
     weights = build_network(card, seed).state_dict()
     scale = {name: 40 if name.startswith("embeddings.") else 4 for name in weights}
     tensors = {name: (weight * scale[name]).numpy() for name, weight in weights.items()}

@@ -1,4 +1,4 @@
-"""`vidvq generate` as a user runs it: trains, resumes, generates token shards, and refuses what cannot work."""
+"""`vidvq generate` end to end: training, resume, generated token shards, evaluation, and errors before any work."""
 
 import json
 import os
@@ -22,13 +22,13 @@ TRAIN = (
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory, tokens_dir):
-    """A generator with random weights that was trained for every task."""
+    """A generator for every task, with random weights."""
     return write_random(tmp_path_factory.mktemp("generator") / "run", make_card(read_tokenizer_card(tokens_dir)))
 
 
 def codes_of(folder):
     card = read_tokenizer_card(folder)
-    return {place.key: place.read(card) for place in index_tokens(folder)}
+    return {location.key: location.read(card) for location in index_tokens(folder)}
 
 
 def train(tokens, out, *overrides):
@@ -75,8 +75,8 @@ def test_samples_are_token_shards_like_any_other(tmp_path, generator, tokens_dir
     assert len({codes.tobytes() for codes, _ in made.values()}) == 3
     assert vidvq("verify", out).code == 0
     assert vidvq("export", out, "--to", "bin", "--out", tmp_path / "bin", "--check").code == 0
-    told = json.loads((out / "generator.json").read_text())
-    assert told["task"] == "generate" and told["seed"] == 0
+    recorded = json.loads((out / "generator.json").read_text())
+    assert recorded["task"] == "generate" and recorded["seed"] == 0
 
 
 def test_samples_do_not_depend_on_shards_or_interruptions(tmp_path, generator, vidvq, snapshot):
@@ -84,7 +84,7 @@ def test_samples_do_not_depend_on_shards_or_interruptions(tmp_path, generator, v
     for out in (whole, again):
         assert vidvq("generate", "sample", generator, "--out", out, "n=4", "items_per_shard=2", *FAST).code == 0
     assert snapshot(whole) == snapshot(again)
-    # As a job that was killed leaves it: a shard without its record, and one that is missing.
+    # The state after a kill: one shard without its record, one missing.
     (again / "commits/tokens-000000.tar.json").unlink()
     (again / "commits/tokens-000001.tar.json").unlink()
     (again / "tokens-000001.tar").unlink()
@@ -108,7 +108,7 @@ def test_samples_do_not_depend_on_the_workers(tmp_path, generator, vidvq, snapsh
     assert found[0] == found[1] == found[2]
 
 
-def test_a_prediction_begins_with_what_is_given(tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq):
+def test_a_prediction_begins_with_the_given_codes(tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq):
     out, pixels = tmp_path / "tokens", tmp_path / "pixels"
     assert vidvq("generate", "predict", generator, tokens_dir, "--out", out, "given=5", "frames=21", *FAST).code == 0
     given, made = codes_of(tokens_dir), codes_of(out)
@@ -125,19 +125,19 @@ def test_a_prediction_begins_with_what_is_given(tmp_path, generator, tokens_dir,
 
 def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, tokens_dir, copy_of, vidvq):
     damaged = copy_of(tokens_dir, "damaged")
-    place = index_tokens(damaged)[1]
-    _, offset, size = next(member for member in place.members if member[0] == "tokens.npy")
-    data = bytearray(place.shard.read_bytes())
+    location = index_tokens(damaged)[1]
+    _, offset, size = next(member for member in location.members if member[0] == "tokens.npy")
+    data = bytearray(location.shard.read_bytes())
     data[offset + size - 1] = 0xFF
-    place.shard.write_bytes(data)
+    location.shard.write_bytes(data)
     out = tmp_path / "out"
     done = vidvq("generate", "predict", generator, damaged, "--out", out, *FAST)
     assert done.code == 1 and "bad_prompt" in done.err
-    assert place.key not in codes_of(out) and len(codes_of(out)) == len(index_tokens(damaged)) - 1
+    assert location.key not in codes_of(out) and len(codes_of(out)) == len(index_tokens(damaged)) - 1
     assert vidvq("verify", out).code == 0
 
 
-def test_videos_are_inputs_too(tmp_path, generator, demo_videos, checkpoint_dir, make_video, vidvq):
+def test_predict_interpolate_and_fill_take_videos(tmp_path, generator, demo_videos, checkpoint_dir, make_video, vidvq):
     short = make_video(tmp_path / "short.mp4", 3)
     (tmp_path / "torn.mp4").write_bytes(short.read_bytes()[:300])
     videos = (demo_videos / "train/carphone.mp4", short, tmp_path / "torn.mp4")
@@ -154,9 +154,9 @@ def test_videos_are_inputs_too(tmp_path, generator, demo_videos, checkpoint_dir,
 
 
 @pytest.mark.parametrize("task", ["interpolate", "fill"])
-def test_hidden_pixels_do_not_change_what_is_generated(tmp_path, generator, clips_dir, checkpoint_dir, task, vidvq):
+def test_hidden_pixels_do_not_change_the_samples(tmp_path, generator, clips_dir, checkpoint_dir, task, vidvq):
     from vidvq.formats.clip_shard import read_clips
-    from vidvq.generate.make import Maker
+    from vidvq.generate.pipeline import GenerationPipeline
     from vidvq.generate.requests import FillConfig, InterpolateConfig, SamplingConfig
     from vidvq.video.decode import decode_clip
 
@@ -165,14 +165,14 @@ def test_hidden_pixels_do_not_change_what_is_generated(tmp_path, generator, clip
     sampling = SamplingConfig(steps=2)
     fill = FillConfig(box=(8, 8, 16, 16), sampling=sampling)
     config = InterpolateConfig(sampling=sampling) if task == "interpolate" else fill
-    maker = Maker(generator, config, checkpoint_dir)
+    pipeline = GenerationPipeline(generator, config, checkpoint_dir)
     hidden, visible = frames.copy(), frames.copy()
     part = np.s_[1:-1] if task == "interpolate" else np.s_[:, 8:24, 8:24]
     hidden[part] = 255 - hidden[part]
     visible[0, :8] = 255 - visible[0, :8]
-    made = maker.from_pixels(frames, info)
-    assert maker.from_pixels(hidden, info) == made
-    assert maker.from_pixels(visible, info) != made
+    made = pipeline.from_pixels(frames, info)
+    assert pipeline.from_pixels(hidden, info) == made
+    assert pipeline.from_pixels(visible, info) != made
     out = tmp_path / "out"
     box = () if task == "interpolate" else ("box=[8,8,16,16]",)
     done = vidvq("generate", task, generator, clips_dir, "--out", out, "--checkpoint", checkpoint_dir, *box, *FAST)
@@ -184,7 +184,7 @@ def info_grid(files):
     return tuple(json.loads(files["json"])["grid"])
 
 
-def test_a_generator_is_inspected_verified_and_no_tokenizer(tmp_path, generator, tokens_dir, vidvq):
+def test_a_generator_can_be_inspected_and_verified_but_not_used_as_a_tokenizer(tmp_path, generator, tokens_dir, vidvq):
     assert "tasks generate, predict, interpolate, fill" in vidvq("inspect", generator).out
     assert vidvq("verify", generator).code == 0
     wrong = vidvq("decode", tokens_dir, "--checkpoint", generator, "--out", tmp_path / "out")
@@ -198,7 +198,7 @@ def test_a_generator_is_inspected_verified_and_no_tokenizer(tmp_path, generator,
         assert vidvq("verify", changed).code == 1
 
 
-def test_mistakes_are_one_line_before_any_work(tmp_path, generator, tokens_dir, clips_dir, other_checkpoint, vidvq):
+def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, clips_dir, other_checkpoint, vidvq):
     out = tmp_path / "out"
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("generate",), labels=("cat",), label="kind")
     plain = write_random(tmp_path / "plain", card)
@@ -209,7 +209,7 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, generator, tokens_dir, 
     (foreign / "tokenizer.json").write_text(text.replace(fingerprint, "f" * 64))
     for arguments, expected in {
         ("predict", plain, tokens_dir): "was not trained to predict; it was trained to generate",
-        ("sample", plain, "class=dog"): "class=dog was never seen in training; there are cat",
+        ("sample", plain, "class=dog"): "class=dog was never seen in training; available: cat",
         ("sample", generator, "class=cat"): "class=cat: this generator was trained without classes",
         ("sample", generator, "height=64"): "frames of 64x40 are larger than the 32x40",
         ("sample", generator, tokens_dir): "one argument too many",
@@ -218,11 +218,11 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         ("predict", generator, foreign): "was trained on tokens of tokenizer",
         ("predict", generator, tokens_dir, "given=4"): "given=4 must be 1 + a multiple of 4; nearest 1 or 5",
         ("predict", generator, tokens_dir, "frames=5"): "frames=5 must be more than given=5",
-        ("predict", generator, tokens_dir, f"columns={clips_dir}"): "was trained without conditions from columns",
+        ("predict", generator, tokens_dir, f"columns={clips_dir}"): "was trained without conditions",
         ("predict", generator): "predict takes a directory of clip shards or token shards, or videos",
-        ("fill", generator, clips_dir): "fill needs the part to generate: box=",
-        ("fill", generator, tokens_dir, "box=[0,0,8,8]"): "tokens of a visible part have seen the hidden part",
-        ("interpolate", generator, clips_dir, "--checkpoint", other_checkpoint): "is of tokenizer",
+        ("fill", generator, clips_dir): "fill needs the region to generate: set box=",
+        ("fill", generator, tokens_dir, "box=[0,0,8,8]"): "tokens of visible pixels depend on hidden ones",
+        ("interpolate", generator, clips_dir, "--checkpoint", other_checkpoint): "has tokenizer",
     }.items():
         done = vidvq("generate", *arguments, "--out", out)
         assert done.code == 2 and expected in done.error, (arguments, done.err)
@@ -233,40 +233,31 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, generator, tokens_dir, 
     ("overrides", "expected"),
     [
         (("objective=next", "tasks.fill=1", "pixels.clips=[c]"), "tasks.fill needs objective=masked"),
-        (("tasks.interpolate=1",), "tasks.interpolate needs the pixels of the clips"),
-        (("conditions.label=kind",), "conditions.label is a column of clips; set pixels.clips="),
+        (("tasks.interpolate=1",), "tasks.interpolate needs pixels"),
+        (("conditions.label=kind",), "conditions.label is a column of the clips; set pixels.clips="),
         (("tasks={generate: 0, predict: 0}",), "tasks has no weight above 0"),
         (("data.latents=1",), "data.latents=1 leaves nothing to predict"),
     ],
 )
-def test_mistakes_in_training_settings_are_one_line(tmp_path, tokens_dir, overrides, expected, vidvq):
+def test_a_mistake_in_the_training_settings_is_one_line(tmp_path, tokens_dir, overrides, expected, vidvq):
     done = vidvq("generate", "train", tokens_dir, "--out", tmp_path / "run", *overrides)
     assert done.code == 2 and expected in done.error
 
 
-def test_evaluate_measures_beside_baselines_and_the_ceiling(
+def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq
 ):
     run = tmp_path / "run"
     shutil.copytree(generator, run / "checkpoints/step-00000001")
     (run / "config.yaml").write_text(f"data: {{tokens: [{tokens_dir}]}}")
     out = tmp_path / "scores.json"
-    arguments = (
-        "--clips",
-        clips_dir,
-        "--checkpoint",
-        checkpoint_dir,
-        "--out",
-        out,
-        "clips=2",
-        "samples=1",
-        "seeds=[0]",
-    )
-    done = vidvq("generate", "evaluate", run, tokens_dir, *arguments, "sampling.steps=1")
+    options = ("--clips", clips_dir, "--checkpoint", checkpoint_dir, "--out", out)
+    settings = ("clips=2", "samples=1", "seeds=[0]", "sampling.steps=1")
+    done = vidvq("generate", "evaluate", run, tokens_dir, *options, *settings)
     assert done.code == 0, done.err
     scores = json.loads(out.read_text())
     assert scores["bits"]["uniform"] == pytest.approx((5 + 6 + 6) / 3)
-    # Held-out clips that were trained on: counts know them.
+    # The held-out clips are the training clips, so the n-gram models fit them.
     assert (
         scores["bits"]["temporal"] < scores["bits"]["unigram"] < scores["bits"]["uniform"] < scores["bits"]["generator"]
     )
@@ -299,7 +290,7 @@ def test_classes_and_actions_come_from_columns(tmp_path, tokens_dir, clips_dir, 
     assert vidvq("generate", "sample", run, "--out", even, "class=even", "sampling.guidance=2", *samples).code == 0
     assert json.loads((odd / "generator.json").read_text())["label"] == "odd"
     wrong = vidvq("generate", "sample", run, "--out", tmp_path / "none", "class=none", *samples)
-    assert wrong.code == 2 and "there are even, odd" in wrong.error
+    assert wrong.code == 2 and "available: even, odd" in wrong.error
     out = tmp_path / "predicted"
     done = vidvq("generate", "predict", run, tokens_dir, "--out", out, f"columns={clips}", *FAST)
     assert done.code == 0, done.err

@@ -15,7 +15,7 @@ from vidvq.cli.options import PathOrUrl, checkpoint_option, config_option, confi
 
 @click.group(short_help="Train a generator on token shards; generate, predict, interpolate and fill in video.")
 def generate() -> None:
-    """Train a generator on token shards, and let it make token shards and video.
+    """Train a generator on token shards, and generate token shards and video with it.
 
     \b
     vidvq generate train runs/tokens --out runs/generator
@@ -65,11 +65,11 @@ def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
 def evaluate(
     run: Path, tokens: Path, overrides: tuple[str, ...], clips: Path | None, checkpoint: Path, out: Path | None
 ) -> int:
-    """Score RUN on TOKENS, held-out token shards, beside what anyone would do without a generator.
+    """Score RUN on TOKENS (held-out token shards), next to trivial baselines.
 
-    Bits per token beside unigram and bigrams over the training tokens; PSNR of predictions, interpolations and fills
-    beside the last frame repeated, the ends blended and the mean around, with the tokenizer's own reconstruction as the
-    ceiling; the share of samples that copy a training sample.
+    Bits per token, next to unigram and bigrams of the training tokens. PSNR of predictions, interpolations and fills,
+    next to the repeated last frame, the linear blend and the surrounding mean, with the tokenizer's reconstruction as
+    the ceiling. The fraction of samples that copy a training sample.
 
     \b
     vidvq generate evaluate runs/generator runs/heldout-tokens --clips runs/heldout-clips --out scores.json
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def _request(name: str, inputs: str, type_name: str, short_help: str, help: str) -> Any:
-    """Build a command that generates: ``RUN``, inputs and settings."""
+    """Register a command that generates from ``RUN``, inputs and settings."""
 
     def run(
         run: Path, arguments: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, as_json: bool
@@ -93,7 +93,7 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
         from vidvq.jobs import run_job
 
         given, overrides = split(arguments)
-        # A class is a label in Python, where the word is taken.
+        # ``class`` is a keyword in Python, so the field is named ``label``.
         overrides = [
             f"label={each.removeprefix('class=')}" if each.startswith("class=") else each for each in overrides
         ]
@@ -131,9 +131,8 @@ def _decode(out: Path, checkpoint: Path, kind: Any) -> None:
 def _help(text: str) -> str:
     return f"""{text}
 
-    Writes token shards of the same tokenizer into OUT, and decodes them into OUT/video with --checkpoint, the tokenizer
-    (format=none: tokens only). An interrupted job resumes with the same command; the samples depend on the seed, not on
-    the workers.
+    Writes token shards into OUT, and decodes them into OUT/video with the tokenizer --checkpoint (format=none skips
+    that). An interrupted job resumes with the same command. Samples depend on the seed, not on the workers.
     """
 
 
@@ -141,8 +140,8 @@ _request(
     "sample",
     "",
     "SampleConfig",
-    "Generate clips from nothing, or from a class.",
-    _help("""Generate n= clips, of a class with class=.
+    "Generate clips without a prompt.",
+    _help("""Generate n= clips, optionally of one class (class=).
 
     \b
     vidvq generate sample runs/generator --out runs/samples n=16 seed=1 sampling.steps=12
@@ -165,7 +164,7 @@ _request(
     "Generate the frames between given ones.",
     _help("""Generate the frames of CLIPS (clip shards) or VIDEOS between the first and the last one, or every= ones.
 
-    The frames between are blanked before the tokenizer sees a clip, so that nothing of them reaches the condition.
+    The frames to generate are blanked before encoding, so that they cannot leak into the condition.
 
     \b
     vidvq generate interpolate runs/generator runs/clips --out runs/between every=8"""),
@@ -174,11 +173,11 @@ _request(
     "fill",
     "CLIPS|VIDEOS... ",
     "FillConfig",
-    "Generate a part of the picture.",
-    _help("""Generate the box=[LEFT,TOP,WIDTH,HEIGHT] (pixels) of CLIPS (clip shards) or VIDEOS.
+    "Generate a region of the picture.",
+    _help("""Generate the region box=[LEFT,TOP,WIDTH,HEIGHT] (pixels) of CLIPS (clip shards) or VIDEOS.
 
-    With outside=true, all but the box. Of a video, as many frames are used as the generator was trained on.
-    The hidden part is blanked before the tokenizer sees a clip, so that nothing of it reaches the condition.
+    With outside=true, the region outside the box. Of a video, the first frames are used, as many as the longest
+    training sample has. The region is blanked before encoding, so that it cannot leak into the condition.
 
     \b
     vidvq generate fill runs/generator runs/clips --out runs/filled box=[16,16,32,32]"""),

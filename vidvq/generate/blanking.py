@@ -1,8 +1,8 @@
-"""Conditions that cannot leak: hidden pixels are blanked before the tokenizer sees the video.
+"""Blanking of hidden pixels before encoding, so that they cannot leak into the condition.
 
-The tokens of a visible region have seen what lies around it, as far as the tokenizer's receptive field reaches. So they
-are never taken from a whole video: what is to be generated is replaced by mid-grey, and the result is encoded, as in
-MAGVIT (Yu et al. 2023). Prefixes need no such care, because groups are causal.
+A token depends on all pixels in the tokenizer's receptive field, so the tokens of a visible region depend on hidden
+pixels nearby. Therefore the pixels to generate are replaced by mid-grey and the result is encoded, as in MAGVIT (Yu et
+al. 2023). Prefixes need no blanking, because groups are causal.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _BLANK = 0.0
 
 
 @dataclass(frozen=True)
-class Blanked:
-    """A condition: what is left of a video.
+class BlankedVideo:
+    """A video encoded with its hidden pixels blanked, as a condition.
 
     Attributes:
-        codes: ``b lt lh lw`` int64, of the video with its hidden pixels blanked.
-        visible: ``b lt lh lw`` float, the share of the pixels of each latent that are not hidden (0 to 1).
+        codes: codes of the blanked video, ``b lt lh lw`` int64.
+        visible: fraction of the pixels of each latent that are visible (0 to 1), ``b lt lh lw`` float.
     """
 
     codes: Tensor
@@ -31,34 +31,34 @@ class Blanked:
 
 
 @torch.no_grad()
-def encode_visible(tokenizer: Tokenizer, video: Tensor, hidden: Tensor) -> Blanked:
-    """Encode what is visible of a video. The result is the same whatever the hidden pixels are.
+def encode_visible(tokenizer: Tokenizer, video: Tensor, hidden: Tensor) -> BlankedVideo:
+    """Encode the visible pixels of a video. The result does not depend on the hidden pixels.
 
     Args:
-        tokenizer: the tokenizer.
+        tokenizer: tokenizer that encodes the blanked video.
         video: ``b c t h w`` in [-1, 1].
-        hidden: ``b t h w`` bool, pixels to blank.
+        hidden: pixels to blank, ``b t h w`` bool.
     """
     blanked = torch.where(hidden[:, None], torch.full_like(video, _BLANK), video)
-    share = tokenizer.pad((~hidden)[:, None].to(video.dtype))
+    visible = tokenizer.pad((~hidden)[:, None].to(video.dtype))
     r, s = tokenizer.temporal_factor, tokenizer.spatial_factor
-    first, later = F.avg_pool3d(share[:, :, :1], (1, s, s)), F.avg_pool3d(share[:, :, 1:], (r, s, s))
-    return Blanked(tokenizer.encode(blanked), torch.cat([first, later], dim=2)[:, 0])
+    first, later = F.avg_pool3d(visible[:, :, :1], (1, s, s)), F.avg_pool3d(visible[:, :, 1:], (r, s, s))
+    return BlankedVideo(tokenizer.encode(blanked), torch.cat([first, later], dim=2)[:, 0])
 
 
 def hide_frames(shape: tuple[int, int, int], kept: list[int]) -> Tensor:
-    """Hide all frames but some: ``t h w`` bool."""
+    """Return a mask ``t h w`` bool that hides all frames but the kept ones (indices)."""
     hidden = torch.ones(shape, dtype=torch.bool)
     hidden[kept] = False
     return hidden
 
 
 def hide_box(shape: tuple[int, int, int], box: tuple[int, int, int, int]) -> Tensor:
-    """Hide a box of every frame: ``t h w`` bool.
+    """Return a mask ``t h w`` bool that hides a box in every frame.
 
     Args:
-        shape: frames, height and width (pixels).
-        box: left, top, width and height (pixels).
+        shape: number of frames, height and width (pixels).
+        box: left edge, top edge, width and height (pixels).
     """
     left, top, width, height = box
     hidden = torch.zeros(shape, dtype=torch.bool)
@@ -66,21 +66,26 @@ def hide_box(shape: tuple[int, int, int], box: tuple[int, int, int, int]) -> Ten
     return hidden
 
 
-def draw_hidden(task: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    """Draw the hidden pixels ``t h w`` of a training sample.
+def draw_hidden_pixels(task: str, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw the hidden pixels ``t h w`` bool of a training sample.
 
-    ``interpolate`` keeps the first and the last frame, or every k-th frame and the last. ``fill`` hides a box of a
-    quarter to three quarters of each side, or, for one sample in four, everything but the box.
+    ``interpolate`` keeps every k-th frame (k from 2) and the last one. ``fill`` hides a box of a quarter to three
+    quarters of each side or, for one sample in four, everything outside the box.
+
+    Args:
+        task: ``interpolate`` or ``fill``.
+        shape: number of frames, height and width (pixels).
+        rng: source of randomness.
     """
 
-    def draw(low: int, high: int) -> int:
-        """Return an integer from ``low`` to ``high``."""
-        return int(torch.randint(low, max(high, low) + 1, (), generator=generator))
+    def randint(low: int, high: int) -> int:
+        """Return an integer from ``low`` to ``high``, both included."""
+        return int(torch.randint(low, max(high, low) + 1, (), generator=rng))
 
     t, h, w = shape
     if task == "interpolate":
-        step = draw(2, max(t - 1, 2))
+        step = randint(2, max(t - 1, 2))
         return hide_frames(shape, sorted({*range(0, t, step), t - 1}))
-    height, width = draw(h // 4, 3 * h // 4), draw(w // 4, 3 * w // 4)
-    hidden = hide_box(shape, (draw(0, w - width), draw(0, h - height), width, height))
-    return ~hidden if draw(0, 3) == 0 else hidden
+    height, width = randint(h // 4, 3 * h // 4), randint(w // 4, 3 * w // 4)
+    hidden = hide_box(shape, (randint(0, w - width), randint(0, h - height), width, height))
+    return ~hidden if randint(0, 3) == 0 else hidden

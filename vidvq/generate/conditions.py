@@ -1,4 +1,4 @@
-"""Class and action conditions, from the columns of the clips that tokens were made from."""
+"""Class and action conditions, read from columns of the source clips."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -19,14 +19,17 @@ _CARRIED = "carried."
 
 
 def read_values(folders: Iterable[str], name: str) -> dict[str, Any]:
-    """Read one column of the clips of some directories: key -> value; clips without one are left out.
+    """Read one column of the clips in some directories.
 
     Args:
         folders: directories of clip shards.
-        name: a column in ``CLIPS/columns/``, or ``carried.NAME`` of the clips' JSON.
+        name: column in ``CLIPS/columns/``, or ``carried.NAME`` for a field of the clips' JSON.
+
+    Returns:
+        Values by clip key; clips without a value are omitted.
 
     Raises:
-        UsageError: no clip has it.
+        UsageError: no clip has the column.
     """
     found: dict[str, Any] = {}
     known: set[str] = set()
@@ -44,23 +47,23 @@ def read_values(folders: Iterable[str], name: str) -> dict[str, Any]:
             found |= {key: row.get(name) for key, row in table.rows.items()}
     found = {key: value for key, value in found.items() if value is not None}
     if not found:
-        raise UsageError(f"no clip in {', '.join(folders)} has the column {name}; there are {_listed(known)}")
+        raise UsageError(f"no clip in {', '.join(folders)} has the column {name}; available: {_join_names(known)}")
     return found
 
 
 def label_name(value: Any) -> str:
-    """The name of a class."""
+    """Return the name of a class, given as text or a number."""
     return str(value)
 
 
 @dataclass(frozen=True)
 class Actions:
-    """The actions of clips.
+    """Actions of clips, and the statistics that normalize them.
 
     Attributes:
-        by_key: key -> ``t a`` float32, one row for each frame.
-        mean: mean of each number over all frames.
-        scale: standard deviation of each number; 1 where it never changes.
+        by_key: actions ``t a`` float32 by clip key, one row per frame.
+        mean: mean of each component over all frames.
+        scale: standard deviation of each component; 1 for a constant one.
     """
 
     by_key: dict[str, np.ndarray]
@@ -69,47 +72,65 @@ class Actions:
 
 
 def parse_actions(value: Any, where: str) -> np.ndarray:
-    """Parse the actions of one clip, a JSON list, to ``t a`` float32.
+    """Parse the actions of one clip.
+
+    Args:
+        value: JSON list of numbers, or of lists of numbers of one length; as text or parsed.
+        where: description of the value, for error messages.
+
+    Returns:
+        Actions ``t a`` float32.
 
     Raises:
-        UsageError: it is no list of numbers, or of lists of equally many numbers.
+        UsageError: the value is malformed.
     """
     try:
         rows = np.array(json.loads(value) if isinstance(value, str) else value, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{where} is not a JSON list with a number, or a list of numbers, for each frame") from error
+        raise UsageError(f"{where} is not a JSON list with one number, or one list of numbers, per frame") from error
     rows = rows[:, None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
-        raise UsageError(f"{where} has shape {rows.shape}; it must be a JSON list of a row of finite numbers per frame")
+        raise UsageError(
+            f"{where} has shape {rows.shape}; it must be a JSON list with a row of finite numbers per frame"
+        )
     return rows
 
 
 def read_actions(folders: Collection[str], name: str) -> Actions:
-    """Read the actions of all clips.
+    """Read the actions of all clips in some directories.
+
+    Args:
+        folders: directories of clip shards.
+        name: column, as for :func:`read_values`.
 
     Raises:
-        UsageError: a clip's are malformed, or have another number of numbers than the others'.
+        UsageError: no clip has the column, a value is malformed, or clips differ in the length of their rows.
     """
     by_key = {key: parse_actions(value, f"column {name} of {key}") for key, value in read_values(folders, name).items()}
     widths = {rows.shape[1] for rows in by_key.values()}
     if len(widths) > 1:
-        raise UsageError(f"column {name} has from {min(widths)} to {max(widths)} numbers per frame; give all as many")
+        raise UsageError(
+            f"column {name} has {min(widths)} to {max(widths)} numbers per frame; all clips need the same number"
+        )
     frames = np.concatenate(list(by_key.values()))
     mean, scale = frames.mean(axis=0), frames.std(axis=0)
     scale[scale == 0] = 1
     return Actions(by_key, tuple(mean.tolist()), tuple(scale.tolist()))
 
 
-def actions_of_latents(rows: np.ndarray, latents: np.ndarray, card: GeneratorCard) -> np.ndarray:
-    """The actions of latent frames, normalized: ``lt a`` for ``a`` numbers of each frame of a group.
+def latent_actions(rows: np.ndarray, latents: np.ndarray, card: GeneratorCard) -> np.ndarray:
+    """Gather and normalize the actions of latent frames.
 
     Args:
-        rows: actions ``t a`` of the frames of a clip; the last one stands for those beyond it.
-        latents: index of each latent frame.
+        rows: actions ``t a`` of the frames of a clip; the last row is repeated for frames beyond it.
+        latents: indices ``lt`` of the latent frames.
         card: card of the generator.
+
+    Returns:
+        ``lt n`` float32: the actions of all frames of a group, concatenated.
     """
     r = card.tokenizer.temporal_factor
-    # Latent frame 0 is frame 0, latent frame j the frames from 1 + (j - 1) r on.
+    # Latent frame 0 is frame 0; latent frame j is the r frames from 1 + (j - 1) r.
     frames = np.where(latents[:, None] == 0, 0, 1 + (latents[:, None] - 1) * r + np.arange(r))
     chosen = rows[np.minimum(frames, len(rows) - 1)]
     normalized = (chosen - np.array(card.action_mean)) / np.array(card.action_scale)
@@ -117,24 +138,24 @@ def actions_of_latents(rows: np.ndarray, latents: np.ndarray, card: GeneratorCar
 
 
 def actions_per_latent(card: GeneratorCard) -> int:
-    """Numbers of the action condition of one latent frame."""
+    """Return the length of the action condition of one latent frame; 0 without actions."""
     return card.tokenizer.temporal_factor * len(card.action_mean)
 
 
 def label_index(card: GeneratorCard, name: Any) -> int:
-    """Index of a class in the model, from 1.
+    """Return the index of a class in the model, from 1.
 
     Raises:
-        UsageError: the generator has no classes, or was never trained on this one.
+        UsageError: the generator was trained without classes, or not on this one.
     """
     if not card.labels:
         raise UsageError(f"class={name}: this generator was trained without classes")
     if label_name(name) not in card.labels:
-        raise UsageError(f"class={name} was never seen in training; there are {_listed(card.labels)}")
+        raise UsageError(f"class={name} was never seen in training; available: {_join_names(card.labels)}")
     return 1 + card.labels.index(label_name(name))
 
 
-def _listed(names: Collection[str], limit: int = 12) -> str:
+def _join_names(names: Collection[str], limit: int = 12) -> str:
     shown = sorted(names)
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return (", ".join(shown[:limit]) or "none") + more

@@ -14,13 +14,13 @@ from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerCon
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What the generator is trained for: the weight of each task, by which the task of a batch is drawn.
+    """Training tasks. The task of a batch is drawn in proportion to these weights (0 or more).
 
     Attributes:
         generate: weight of generating whole clips.
         predict: weight of continuing given frames.
-        interpolate: weight of filling in the frames between given ones; needs ``pixels`` and ``objective=masked``.
-        fill: weight of filling in a part of the picture; needs ``pixels`` and ``objective=masked``.
+        interpolate: weight of generating the frames between given ones; needs ``pixels`` and ``objective=masked``.
+        fill: weight of generating a region of every frame; needs ``pixels`` and ``objective=masked``.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -32,18 +32,18 @@ class TaskConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each task above 0, by name."""
+        """Weights above 0, by task."""
         named = {each.name: float(getattr(self, each.name)) for each in fields(self)}
         return {name: weight for name, weight in named.items() if weight > 0}
 
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """The clips that the tokens were made from: their pixels, for tasks with blanked conditions, and their columns.
+    """Source clips of the tokens: pixels for the tasks with blanked conditions, and columns.
 
     Attributes:
-        clips: directory of the clip shards; one for each directory of tokens.
-        tokenizer: checkpoint, or training run, that made the tokens; encodes blanked clips. None: the bundled one.
+        clips: directories of clip shards, one for each directory of tokens.
+        tokenizer: checkpoint or training run that made the tokens, to encode blanked clips; None for the bundled one.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -54,13 +54,13 @@ class PixelConfig:
 
 @dataclass(frozen=True)
 class ConditionConfig:
-    """Conditions from columns beside the clips in ``pixels.clips``, or carried along with them (``carried.NAME``).
+    """Conditions, read from columns of ``pixels.clips``: ``NAME`` in ``columns/``, or ``carried.NAME`` of a list.
 
     Attributes:
         label: column with the class of a clip (text or a number); None for no class condition.
-        actions: column with the action of each frame: a JSON list with a number, or a list of numbers, for each frame
-            of the clip, which led to that frame; None for no action condition.
-        drop: share of the samples that are trained without conditions, for classifier-free guidance (0 to below 1).
+        actions: column with the actions of a clip: a JSON list with one number, or one list of numbers, per frame: the
+            action that led to the frame; None for no action condition.
+        drop: fraction of the samples trained without conditions, for classifier-free guidance (0 to below 1).
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -72,12 +72,12 @@ class ConditionConfig:
 
 @dataclass(frozen=True)
 class HeldOutConfig:
-    """Loss on held-out tokens during training.
+    """Evaluation on held-out tokens during training.
 
     Attributes:
         tokens: directory of held-out token shards; None for no evaluation.
         every: evaluation interval (steps).
-        samples: number of samples, taken from the start of the directory (1 or more).
+        samples: number of samples to evaluate, from the start of the directory (1 or more).
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -93,28 +93,29 @@ class GenerateTrainConfig:
 
     Attributes:
         data: training tokens and batching.
-        out: run directory, on a file system that all machines share: checkpoints, ``metrics.jsonl`` and TensorBoard
-            events.
+        out: run directory for checkpoints, ``metrics.jsonl`` and TensorBoard events, on a file system that all nodes
+            share.
         seed: seed of the initial weights, the data order and the randomness of each step.
-        steps: number of optimizer steps (steps).
-        objective: ``masked`` predicts hidden codes from all others, in few parallel steps (Chang et al. 2022; Yu et al.
-            2023); ``next`` generates one latent frame after the other, each in few parallel steps.
+        steps: number of optimizer steps.
+        objective: ``masked`` predicts masked codes from all others (Chang et al. 2022; Yu et al. 2023); ``next``
+            predicts one latent frame after another. Both decode in few parallel steps: of the clip, or of each latent
+            frame.
         model: size and attention of the transformer.
-        tasks: weights of the tasks.
-        pixels: the clips that the tokens were made from; None where neither blanked pixels nor columns are needed.
-        conditions: conditions from columns.
-        optimizer: optimizer.
+        tasks: weights of the training tasks.
+        pixels: source clips of the tokens; None if neither blanked conditions nor columns are used.
+        conditions: conditions read from columns.
+        optimizer: optimizer and learning-rate schedule.
         guard: handling of bad batches.
-        held_out: loss on held-out tokens.
-        ema_decay: decay of the averaged weights, which checkpoints contain (from 0, below 1); smaller during the first
+        held_out: evaluation on held-out tokens.
+        ema_decay: decay of the averaged weights that checkpoints contain (0 to below 1); smaller during the first
             steps.
-        log_every: interval of metrics (steps).
-        checkpoint_every: interval of checkpoints (steps).
+        log_every: logging interval (steps).
+        checkpoint_every: checkpoint interval (steps).
         keep_checkpoints: number of newest checkpoints to keep (1 or more); the one with the lowest held-out loss is
-            kept in addition.
+            kept too.
         zero_stage: DeepSpeed ZeRO stage (0 to 3).
-        precision: autocast type: ``fp32``, ``bf16`` or ``fp16``. Weights are always fp32.
-        lost_after_s: time limit of a collective operation (seconds), longer than the slowest save.
+        precision: autocast dtype: ``fp32``, ``bf16`` or ``fp16``. Weights are always fp32.
+        lost_after_s: timeout of a collective operation (seconds); must exceed the duration of the slowest save.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -145,17 +146,16 @@ class GenerateTrainConfig:
             raise UsageError("tasks has no weight above 0; set one, such as tasks.generate=1")
         blanked = sorted(BLANKED_TASKS & tasks.keys())
         if blanked and self.objective == "next":
-            raise UsageError(f"tasks.{blanked[0]} needs objective=masked: its condition lies in the future too")
+            raise UsageError(f"tasks.{blanked[0]} needs objective=masked, because its condition includes later frames")
         if blanked and self.pixels is None:
             raise UsageError(
-                f"tasks.{blanked[0]} needs the pixels of the clips; set pixels.clips= to the directory of clip shards "
-                "that data.tokens was made from"
+                f"tasks.{blanked[0]} needs pixels; set pixels.clips= to the clip shards that data.tokens was made from"
             )
         for name in ("label", "actions"):
             if getattr(self.conditions, name) and self.pixels is None:
-                raise UsageError(f"conditions.{name} is a column of clips; set pixels.clips= to their directory")
+                raise UsageError(f"conditions.{name} is a column of the clips; set pixels.clips= to their directory")
         if "://" in self.out:
-            raise UsageError(f"out={self.out} must be a directory on a file system that all machines share")
+            raise UsageError(f"out={self.out} must be a directory on a file system that all nodes share")
         if self.zero_stage == 0 and self.optimizer.offload:
             raise UsageError("offload=true needs zero_stage 1 to 3, but zero_stage=0")
         if self.precision == "fp16" and self.zero_stage:
@@ -166,5 +166,5 @@ class GenerateTrainConfig:
             raise UsageError(f"data.latents={self.data.latents} leaves nothing to predict; set 2 or more")
 
 
-# Tasks whose condition is the video with its hidden pixels blanked, encoded.
+# Tasks whose condition is the encoded video with its hidden pixels blanked.
 BLANKED_TASKS = frozenset({"interpolate", "fill"})

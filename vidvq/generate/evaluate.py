@@ -1,4 +1,4 @@
-"""`vidvq generate evaluate`: a generator against what anyone would do without one, on held-out clips."""
+"""`vidvq generate evaluate`: scores of a generator on held-out clips, next to trivial baselines."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -18,8 +18,8 @@ from vidvq.formats.token_index import TokenLocation, index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
 from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
-from vidvq.generate.examples import seeded
-from vidvq.generate.likelihood import CountModels, sample_nats
+from vidvq.generate.examples import seeded_rng
+from vidvq.generate.likelihood import NgramModels, sample_nats
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import Count, SamplingConfig
 from vidvq.generate.sampling import Condition, sample_codes
@@ -32,8 +32,9 @@ from vidvq.pretrained import load_tokenizer
 from vidvq.storage import pretty_json, resolve_path, write_atomic
 from vidvq.video.decode import decode_clip
 
-# A sample that shares more than this of its codes with a training sample is a copy of it.
-_COPY = 0.5
+# Fraction of equal codes above which a sample counts as a copy of a training sample.
+_COPY_SHARE = 0.5
+# Number of estimates of bits per token to average.
 _DRAWS = 8
 
 
@@ -42,12 +43,12 @@ class EvaluateConfig:
     """Settings of `vidvq generate evaluate`.
 
     Attributes:
-        clips: number of held-out samples, from the start of the directory (1 or more).
-        given: frames that are given to a prediction (1 + a multiple of the temporal factor).
-        samples: number of samples to compare with the training samples; 0 for none.
-        seeds: seeds of the samples; scores are means over them.
-        sampling: how codes are drawn.
-        perceptual: compute ST-LPIPS beside PSNR.
+        clips: number of held-out clips to score, from the start of the directory (1 or more).
+        given: number of frames that condition a prediction (1 + a multiple of the temporal factor).
+        samples: number of samples to generate and compare with the training samples; 0 for none.
+        seeds: sampling seeds; scores are means over them.
+        sampling: sampling of the codes.
+        perceptual: whether to compute ST-LPIPS as well as PSNR.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -62,14 +63,15 @@ class EvaluateConfig:
 
 @dataclass
 class TaskScore:
-    """Scores of one task against the original pixels, over the frames or the part that was generated.
+    """Scores of one task, over the generated frames or region.
+
+    The keys of the scores are ``generator``, ``baseline``, and ``ceiling``: the tokenizer's reconstruction of the clip.
 
     Attributes:
-        psnr: mean PSNR over clips (dB) of the generator, the baseline and the ceiling, which is what the tokenizer
-            reconstructs from the clip's own tokens.
-        st_lpips: mean ST-LPIPS of the same (lower is better); empty if not computed.
-        curve: PSNR by frame after the given ones (dB), of the same; for predictions.
-        baseline: what the baseline is.
+        baseline: description of the baseline.
+        psnr: mean PSNR over clips (dB).
+        st_lpips: mean ST-LPIPS over clips (lower is better); empty if not computed.
+        curve: mean PSNR of each predicted frame (dB); empty for other tasks.
     """
 
     baseline: str
@@ -84,15 +86,15 @@ class GeneratorScores:
 
     Attributes:
         generator: fingerprint of the generator.
-        clips: number of held-out samples.
-        skipped: number of held-out samples that are larger than the generator was trained on.
-        bits: bits per token: of the generator, of the generator given the first frames (``predict``), and of counts
-            over the training tokens: ``uniform``, ``unigram``, ``bigram`` (in raster order), ``temporal`` (one latent
-            frame earlier).
+        clips: number of held-out clips.
+        skipped: number of clips skipped because their frames are larger than those the generator was trained on.
+        bits: bits per token of the generator, of the generator given the first frames (``predict``), and of n-gram
+            models of the training tokens: ``uniform``, ``unigram``, ``bigram`` (previous code in raster order) and
+            ``temporal`` (code at the same position of the previous latent frame).
         tasks: scores by task.
-        copies: share of the samples that are copies of a training sample.
-        nearest: mean share of codes in which samples differ from the nearest training sample.
-        nearest_held_out: the same for the held-out samples.
+        copies: fraction of the samples that are copies of a training sample (0 to 1); None if not measured.
+        nearest: mean fraction of codes that differ between a sample and the nearest training sample (0 to 1).
+        nearest_held_out: the same for the held-out clips.
     """
 
     generator: str
@@ -105,19 +107,19 @@ class GeneratorScores:
     nearest_held_out: float | None = None
 
     def lines(self) -> list[str]:
-        """Return the scores as text."""
+        """Return the scores as lines of text."""
         text = [f"{self.clips} held-out clips" + (f", {self.skipped} too large" if self.skipped else "")]
         text.append("bits per token: " + ", ".join(f"{name} {bits:.2f}" for name, bits in self.bits.items()))
         for task, score in self.tasks.items():
-            named = {"generator": "generator", "baseline": score.baseline, "ceiling": "the tokenizer's ceiling"}
+            named = {"generator": "generator", "baseline": score.baseline, "ceiling": "tokenizer's reconstruction"}
             parts = [f"{named[name]} {score.psnr[name]:.2f} dB" for name in named]
             if score.st_lpips:
                 parts.append("ST-LPIPS " + ", ".join(f"{score.st_lpips[name]:.3f}" for name in named))
             text.append(f"{task}: " + ", ".join(parts))
         if self.copies is not None and self.nearest is not None and self.nearest_held_out is not None:
             text.append(
-                f"{self.copies:.0%} of the samples are copies; their nearest training sample differs in "
-                f"{self.nearest:.0%} of the codes, that of a held-out clip in {self.nearest_held_out:.0%}"
+                f"{self.copies:.0%} of the samples are copies; codes that differ from the nearest training sample: "
+                f"{self.nearest:.0%} (held-out clips: {self.nearest_held_out:.0%})"
             )
         return text
 
@@ -128,15 +130,15 @@ def run_generate_evaluate(
     """Evaluate a generator.
 
     Args:
-        run: a run of `vidvq generate train`.
+        run: generator, or run of `vidvq generate train`.
         tokens: directory of held-out token shards.
         config: settings.
-        clips: directory of the clip shards of these tokens; None measures no pixels.
-        checkpoint: the tokenizer.
-        out: JSON file to write, or None.
+        clips: directory of the clip shards that the tokens were made from; None skips the scores of pixels.
+        checkpoint: tokenizer that decodes the samples; used with ``clips`` only.
+        out: JSON file to write; None writes none.
 
     Raises:
-        UsageError: the tokens or the tokenizer do not fit the generator.
+        UsageError: the tokens or the tokenizer do not match the generator, or a clip is missing.
     """
     evaluation = _Evaluation(run, tokens, config, clips, checkpoint)
     scores = evaluation.measure()
@@ -159,12 +161,17 @@ class _Evaluation:
         if (config.given - 1) % r:
             raise UsageError(f"given={config.given} must be 1 + a multiple of {r}")
         _, lh, lw = self.card.limits
-        places = index_tokens(tokens)
-        self.places = [place for place in places if (grid := place.read_info().grid)[1] <= lh and grid[2] <= lw]
-        if not self.places:
-            raise UsageError(f"{tokens} has no sample of up to {lh}x{lw} latents, as the generator was trained on")
-        skipped, self.places = len(places) - len(self.places), self.places[: config.clips]
-        self.scores = GeneratorScores(generator.fingerprint, len(self.places), skipped)
+        locations = index_tokens(tokens)
+        grids = [location.read_info().grid for location in locations]
+        self.locations = [
+            location for location, grid in zip(locations, grids, strict=True) if grid[1] <= lh and grid[2] <= lw
+        ]
+        if not self.locations:
+            raise UsageError(
+                f"{tokens} has no sample of at most {lh}x{lw} latents, the largest that the generator was trained on"
+            )
+        skipped, self.locations = len(locations) - len(self.locations), self.locations[: config.clips]
+        self.scores = GeneratorScores(generator.fingerprint, len(self.locations), skipped)
         self.tokenizer: Tokenizer | None = None
         if clips is not None:
             self.tokenizer, card = load_tokenizer(checkpoint)
@@ -174,7 +181,7 @@ class _Evaluation:
         self.perceptual = load_perceptual("st_lpips", "alex").to(self.device) if config.perceptual else None
 
     def measure(self) -> GeneratorScores:
-        held_out = [place.read(self.card.tokenizer)[0][: self.card.limits[0]] for place in self.places]
+        held_out = [location.read(self.card.tokenizer)[0][: self.card.limits[0]] for location in self.locations]
         self._measure_bits(held_out)
         if self.clips is not None:
             self._measure_pixels(self.clips)
@@ -186,39 +193,39 @@ class _Evaluation:
         wanted = self.card.tokenizer.token_fingerprint
         if fingerprint != wanted:
             raise UsageError(
-                f"{where} is of tokenizer {fingerprint[:12]}; the generator was trained on tokens of {wanted[:12]}"
+                f"{where} has tokenizer {fingerprint[:12]}; the generator was trained on tokens of {wanted[:12]}"
             )
 
     def _measure_bits(self, held_out: list[np.ndarray]) -> None:
         given = 1 + (self.config.given - 1) // self.card.tokenizer.temporal_factor
         nats, tokens = {"generator": 0.0, "predict": 0.0}, {"generator": 0, "predict": 0}
         with progress("bits", len(held_out), "clips") as bar:
-            for place, codes in zip(self.places, held_out, strict=True):
+            for location, codes in zip(self.locations, held_out, strict=True):
                 grid = torch.from_numpy(codes.astype(np.int64))[None].to(self.device)
                 for name, first in (("generator", 0), ("predict", given)):
                     if len(codes) > first:
-                        seed = f"bits/{place.key}/{first}"
+                        seed = f"bits/{location.key}/{first}"
                         nats[name] += sample_nats(self.network, self.card.objective, grid, first, _DRAWS, seed)
                         tokens[name] += codes[first:].size
                 bar.advance()
         self.scores.bits = {name: nats[name] / tokens[name] / log(2) for name in nats if tokens[name]}
         if self.training:
-            counts = CountModels(self.card.tokenizer)
+            models = NgramModels(self.card.tokenizer)
             for codes in self.training:
-                counts.add(codes)
-            self.scores.bits |= counts.bits(held_out)
+                models.add(codes)
+            self.scores.bits |= models.bits(held_out)
 
     def _measure_pixels(self, clips: Path) -> None:
         index = read_clip_index([str(clips)])
         by_key = {key: index.media_range(at) for at, key in enumerate(index.keys)}
-        missing = [place.key for place in self.places if place.key not in by_key]
+        missing = [location.key for location in self.locations if location.key not in by_key]
         if missing:
-            raise UsageError(f"{clips} has no clip {missing[0]}; give the clips that the tokens were made from")
+            raise UsageError(f"{clips} has no clip {missing[0]}; pass the clips that the tokens were made from")
         rows: dict[str, list[dict[str, Any]]] = {}
-        with progress("pixels", len(self.places), "clips") as bar:
-            for place in self.places:
-                frames = decode_clip(read_bytes(by_key[place.key]), place.key)
-                for task, row in self._score_clip(place, frames):
+        with progress("pixels", len(self.locations), "clips") as bar:
+            for location in self.locations:
+                frames = decode_clip(read_bytes(by_key[location.key]), location.key)
+                for task, row in self._score_clip(location, frames):
                     rows.setdefault(task, []).append(row)
                 bar.advance()
         for task, found in rows.items():
@@ -232,9 +239,9 @@ class _Evaluation:
                     score.curve[name] = np.mean([row[name]["curve"][:length] for row in found], axis=0).tolist()
             self.scores.tasks[task] = score
 
-    def _score_clip(self, place: TokenLocation, frames: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Score all tasks that the generator was trained for on one clip of frames ``t h w c`` uint8."""
-        codes, info = place.read(self.card.tokenizer)
+    def _score_clip(self, location: TokenLocation, frames: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the scores of all trained tasks on one clip of frames ``t h w c`` uint8."""
+        codes, info = location.read(self.card.tokenizer)
         longest = 1 + (self.card.limits[0] - 1) * self.card.tokenizer.temporal_factor
         if len(frames) > longest:
             frames, codes = frames[:longest], codes[: self.card.limits[0]]
@@ -254,8 +261,8 @@ class _Evaluation:
             condition = Condition(blanked=None if task == "predict" else self._blanked(frames, part))
             made = []
             for seed in self.config.seeds:
-                random = seeded(f"{seed}/{place.key}/{task}")
-                drawn = sample_codes(self.network, self.card, shape, first, condition, self.config.sampling, random)
+                rng = seeded_rng(f"{seed}/{location.key}/{task}")
+                drawn = sample_codes(self.network, self.card, shape, first, condition, self.config.sampling, rng)
                 made.append(self._decode(drawn, len(frames), size))
             base = {
                 "predict": lambda: repeat_last(frames, given),
@@ -281,7 +288,7 @@ class _Evaluation:
         return np.concatenate(list(iter_decode(self.tokenizer, codes, num_frames, size)))
 
     def _compare(self, original: np.ndarray, other: np.ndarray, part: np.ndarray) -> dict[str, Any]:
-        """PSNR over the hidden part, ST-LPIPS over the frames that have one, and PSNR of each such frame."""
+        """Compute PSNR over the hidden pixels, ST-LPIPS over the frames with hidden pixels, and PSNR per such frame."""
         frames = part.any((1, 2))
         row: dict[str, Any] = {"psnr": psnr(original[part], other[part])}
         row["curve"] = [psnr(original[at][part[at]], other[at][part[at]]) for at in np.flatnonzero(frames)]
@@ -300,20 +307,20 @@ class _Evaluation:
         config, distances = replace(self.config.sampling, guidance=1.0), []
         with progress("samples", self.config.samples, "samples") as bar:
             for index in range(self.config.samples):
-                random = seeded(f"{self.config.seeds[0]}/copies/{index}")
-                drawn = sample_codes(self.network, self.card, shape, None, Condition(), config, random)
+                rng = seeded_rng(f"{self.config.seeds[0]}/copies/{index}")
+                drawn = sample_codes(self.network, self.card, shape, None, Condition(), config, rng)
                 distances.append(_nearest(drawn, by_shape.get(shape, [])))
                 bar.advance()
-        self.scores.copies = float(np.mean([distance < 1 - _COPY for distance in distances]))
+        self.scores.copies = float(np.mean([distance < 1 - _COPY_SHARE for distance in distances]))
         self.scores.nearest = float(np.mean(distances))
         own = [_nearest(codes, by_shape[codes.shape]) for codes in held_out if codes.shape in by_shape]
         self.scores.nearest_held_out = float(np.mean(own)) if own else 1.0
 
 
 _BASELINES = {
-    "predict": "the last frame repeated",
-    "interpolate": "the ends blended",
-    "fill": "the mean around",
+    "predict": "last frame repeated",
+    "interpolate": "linear blend",
+    "fill": "surrounding mean",
 }
 
 
@@ -322,20 +329,20 @@ def _mean_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _nearest(codes: np.ndarray, others: list[np.ndarray]) -> float:
-    """Share of codes that differ from the nearest of some samples; 1 if there is none."""
+    """Return the fraction of codes that differ from the nearest of the other samples; 1 without others."""
     return min((float((codes != other).mean()) for other in others), default=1.0)
 
 
 def _training_samples(run: Path, checkpoint: Path, card: GeneratorCard) -> list[np.ndarray]:
-    """The codes of all training samples, as the run's config names them; none if they are not there."""
+    """Read the codes of all training samples that the run's config names; empty, with a warning, if unavailable."""
     for folder in (run, checkpoint.parent.parent):
         if (folder / "config.yaml").is_file():
             found = settings.read_yaml(folder / "config.yaml")["data"]["tokens"]
             try:
-                places = [place for given in found for place in index_tokens(resolve_path(given))]
-                return [place.read(card.tokenizer)[0] for place in places]
+                locations = [location for given in found for location in index_tokens(resolve_path(given))]
+                return [location.read(card.tokenizer)[0] for location in locations]
             except (UsageError, OSError) as error:
-                warn(f"the training tokens cannot be read, so nothing is compared with them: {error}")
+                warn(f"the training tokens cannot be read; skipping comparisons with them: {error}")
                 return []
-    warn(f"{run} has no config.yaml, so nothing is compared with the training tokens")
+    warn(f"{run} has no config.yaml; skipping comparisons with the training tokens")
     return []

@@ -1,4 +1,4 @@
-"""Training examples: codes, the task of the batch, and its conditions."""
+"""Training examples: codes with a task and its conditions."""
 
 from random import Random
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from vidvq.data.micro_batches import UnreadableBatch
 from vidvq.data.tokens import collate
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
-from vidvq.generate.blanking import Blanked, draw_hidden, encode_visible
-from vidvq.generate.conditions import actions_of_latents, actions_per_latent
+from vidvq.generate.blanking import BlankedVideo, draw_hidden_pixels, encode_visible
+from vidvq.generate.conditions import actions_per_latent, latent_actions
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
@@ -24,13 +24,13 @@ from vidvq.video.decode import decode_clip
 
 
 class Examples(NamedTuple):
-    """A micro-batch of samples of one grid and one task.
+    """A micro-batch of samples with one grid and one task.
 
     Attributes:
         tokens: codes ``b lt lh lw`` and keys.
         task: name of the task.
-        labels: class of each sample ``b`` int64, from 1; 0 for none; None without a class condition.
-        actions: ``b lt a`` float, NaN for none; None without an action condition.
+        labels: class of each sample, ``b`` int64 from 1, 0 for none; None without a class condition.
+        actions: actions ``b lt a`` float, NaN where missing; None without an action condition.
         blanked: condition of ``interpolate`` and ``fill``; None for other tasks.
     """
 
@@ -38,7 +38,7 @@ class Examples(NamedTuple):
     task: str
     labels: Tensor | None
     actions: Tensor | None
-    blanked: Blanked | None
+    blanked: BlankedVideo | None
 
 
 class ExampleDataset(Dataset[Examples | UnreadableBatch]):
@@ -47,10 +47,10 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
     Args:
         config: config of the run.
         card: card of the generator.
-        tokens: the tokens of this rank.
-        labels: class of a clip by key.
-        actions: actions ``t a`` of a clip by key.
-        tokenizer: encodes blanked clips; None without such tasks.
+        tokens: tokens of this rank.
+        labels: class index by clip key, from 1.
+        actions: actions ``t a`` by clip key.
+        tokenizer: tokenizer for blanked clips; None if no task needs it.
 
     Raises:
         UsageError: a token sample has no clip in ``pixels.clips``.
@@ -72,11 +72,11 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
         if tokenizer is not None and config.pixels is not None:
             index = read_clip_index(list(config.pixels.clips))
             self._media = {key: index.media_range(clip) for clip, key in enumerate(index.keys)}
-            missing = [place.key for place in tokens.index.locations if place.key not in self._media]
+            missing = [location.key for location in tokens.index.locations if location.key not in self._media]
             if missing:
                 raise UsageError(
-                    f"pixels.clips has no clip {missing[0]} ({len(missing)} of {len(tokens)} are missing); give the "
-                    "directories that data.tokens was made from"
+                    f"pixels.clips has no clip {missing[0]} ({len(missing)} of {len(tokens)} are missing); set it to "
+                    "the directories that data.tokens was made from"
                 )
 
     def __getitem__(self, position: tuple[int, int]) -> Examples | UnreadableBatch:
@@ -90,20 +90,19 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
             return UnreadableBatch(str(error))
         return make_examples(samples, task, self._card, self._labels, self._actions, blanked)
 
-    def _blank(self, samples: list[TokenSample], task: str, position: tuple[int, int]) -> Blanked:
+    def _blank(self, samples: list[TokenSample], task: str, position: tuple[int, int]) -> BlankedVideo:
         assert self._tokenizer is not None
         codes, visible = [], []
         for sample in samples:
             file = self._media[sample.key]
             frames = decode_clip(read_bytes(file), sample.key)
             frames = frames[: 1 + (len(sample.codes) - 1) * self._tokenizer.temporal_factor]
-            generator = seeded(f"{self.seed}/{position}/{sample.key}")
-            found = encode_visible(
-                self._tokenizer, to_video(frames), draw_hidden(task, frames.shape[:3], generator)[None]
-            )
-            codes.append(found.codes)
-            visible.append(found.visible)
-        return Blanked(torch.cat(codes), torch.cat(visible))
+            rng = seeded_rng(f"{self.seed}/{position}/{sample.key}")
+            hidden = draw_hidden_pixels(task, frames.shape[:3], rng)
+            blanked = encode_visible(self._tokenizer, to_video(frames), hidden[None])
+            codes.append(blanked.codes)
+            visible.append(blanked.visible)
+        return BlankedVideo(torch.cat(codes), torch.cat(visible))
 
 
 def make_examples(
@@ -112,27 +111,36 @@ def make_examples(
     card: GeneratorCard,
     labels: dict[str, int],
     actions: dict[str, np.ndarray],
-    blanked: Blanked | None = None,
+    blanked: BlankedVideo | None = None,
 ) -> Examples:
-    """Collate samples, and look up their conditions; a sample without one has none."""
-    chosen = torch.tensor([labels.get(sample.key, 0) for sample in samples]) if card.labels else None
-    moves = None
+    """Collate samples with their conditions.
+
+    Args:
+        samples: samples of one grid.
+        task: name of the task.
+        card: card of the generator.
+        labels: class index by clip key; other clips have no class.
+        actions: actions ``t a`` by clip key; other clips have no actions.
+        blanked: condition of ``interpolate`` and ``fill``.
+    """
+    class_indices = torch.tensor([labels.get(sample.key, 0) for sample in samples]) if card.labels else None
+    action_rows = None
     if card.action_mean:
-        none = np.full((len(samples[0].latents), actions_per_latent(card)), np.nan, dtype=np.float32)
+        missing = np.full((len(samples[0].latents), actions_per_latent(card)), np.nan, dtype=np.float32)
         rows = [
-            actions_of_latents(actions[sample.key], sample.latents, card) if sample.key in actions else none
+            latent_actions(actions[sample.key], sample.latents, card) if sample.key in actions else missing
             for sample in samples
         ]
-        moves = torch.from_numpy(np.stack(rows))
-    return Examples(collate(samples), task, chosen, moves, blanked)
+        action_rows = torch.from_numpy(np.stack(rows))
+    return Examples(collate(samples), task, class_indices, action_rows, blanked)
 
 
 def draw_task(weights: dict[str, float], seed: int, number: int, micro_step: int) -> str:
     """Draw the task of a micro-batch, the same on all ranks."""
-    random = Random(f"{seed}/{number}/{micro_step}/task")
-    return random.choices(list(weights), list(weights.values()))[0]
+    rng = Random(f"{seed}/{number}/{micro_step}/task")
+    return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def seeded(text: str) -> torch.Generator:
-    """A source of randomness that is a function of a text."""
+def seeded_rng(text: str) -> torch.Generator:
+    """Return a random number generator seeded by a text, equal on all platforms."""
     return torch.Generator().manual_seed(Random(text).getrandbits(63))

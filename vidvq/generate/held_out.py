@@ -1,4 +1,4 @@
-"""Loss on held-out tokens during training."""
+"""Bits per token on held-out tokens during training."""
 
 from itertools import groupby
 from math import log
@@ -14,6 +14,7 @@ from vidvq.generate.likelihood import sample_nats
 from vidvq.generate.network import build_network
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
 
+# Number of estimates of bits per token to average.
 _DRAWS = 4
 
 
@@ -23,10 +24,10 @@ class HeldOutLoss:
     Args:
         config: config of the run.
         card: card of the generator.
-        context: this process in the job; each rank measures its share of the samples.
+        context: distributed context of this process; each rank evaluates its part of the samples.
 
     Raises:
-        UsageError: the samples are of another tokenizer, or none fits the shapes the run is trained on.
+        UsageError: the tokens have another tokenizer than the training data, or all samples are too large.
     """
 
     def __init__(self, config: GenerateTrainConfig, card: GeneratorCard, context: DistributedContext) -> None:
@@ -34,18 +35,21 @@ class HeldOutLoss:
         index = read_token_index([config.held_out.tokens])
         if index.card.token_fingerprint != card.tokenizer.token_fingerprint:
             raise UsageError(
-                f"held_out.tokens={config.held_out.tokens} is of tokenizer {index.card.token_fingerprint[:12]}, "
-                f"data.tokens of {card.tokenizer.token_fingerprint[:12]}; tokenize both with one"
+                f"held_out.tokens={config.held_out.tokens} has tokenizer {index.card.token_fingerprint[:12]}, "
+                f"data.tokens has {card.tokenizer.token_fingerprint[:12]}; tokenize both with the same one"
             )
         self._card, self._context = card, context
         lt, lh, lw = card.limits
-        fitting = [at for at, grid in enumerate(index.grid) if grid[1] <= lh and grid[2] <= lw]
+        fitting = [i for i, grid in enumerate(index.grid) if grid[1] <= lh and grid[2] <= lw]
         if not fitting:
-            raise UsageError(f"held_out.tokens={config.held_out.tokens} has no sample of up to {lh}x{lw} latents")
+            raise UsageError(
+                f"held_out.tokens={config.held_out.tokens} has no sample of at most {lh}x{lw} latents, the largest in "
+                "data.tokens"
+            )
         samples = []
-        for at in fitting[: config.held_out.samples][context.rank :: context.size]:
-            codes = index.locations[at].read(card.tokenizer)[0][:lt]
-            samples.append(make_sample(index.locations[at].key, codes, torch.arange(len(codes)).numpy(), index.card))
+        for i in fitting[: config.held_out.samples][context.rank :: context.size]:
+            codes = index.locations[i].read(card.tokenizer)[0][:lt]
+            samples.append(make_sample(index.locations[i].key, codes, torch.arange(len(codes)).numpy(), index.card))
         samples.sort(key=lambda sample: (sample.codes.shape, sample.key))
         self._samples = [torch.from_numpy(sample.codes)[None] for sample in samples]
         self._network = build_network(card).to(context.device).eval()

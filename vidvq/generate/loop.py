@@ -38,8 +38,8 @@ from vidvq.training.signals import StopSignal
 
 # Settings that may change on resume: they affect the execution, not the result.
 _MAY_CHANGE = {"zero_stage", "lost_after_s", "keep_checkpoints", "data.workers"}
-# Samples that the median frame rate is taken from.
-_RATED = 256
+# Number of samples whose median frame rate the card records.
+_FPS_SAMPLES = 256
 
 
 def run_generate_train(config: GenerateTrainConfig) -> None:
@@ -51,9 +51,9 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
     Raises:
         UsageError: the run directory belongs to a run with another config or is in use, or the data is unusable.
         OSError: the disk is full or not writable; existing checkpoints are unaffected.
-        WorkerLost: another process of the job is lost.
-        JobTerminated: SIGTERM was received and the last step is saved.
-        JobStopped: the limit of rollbacks is reached.
+        WorkerLost: another process of the job was lost.
+        JobTerminated: SIGTERM was received; the last step is saved.
+        JobStopped: the maximum number of rollbacks was reached.
     """
     run = Path(config.out)
     with training_job(config.lost_after_s) as context:
@@ -68,9 +68,9 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
 
 
 def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[GeneratorCard, ExampleDataset]:
-    """Describe the generator that the data and the settings make, and open its examples."""
+    """Build the card of the generator from data and settings, and open the training examples."""
     clips = config.pixels.clips if config.pixels else ()
-    wanted = {place.key for place in tokens.index.locations}
+    wanted = {location.key for location in tokens.index.locations}
     labels: dict[str, str] = {}
     actions = Actions({}, (), ())
     if config.conditions.label:
@@ -79,7 +79,7 @@ def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[Gener
     if config.conditions.actions:
         actions = read_actions(clips, config.conditions.actions)
     names = tuple(sorted(set(labels.values())))
-    rates = [place.read_info().fps for place in tokens.index.locations[:_RATED]]
+    rates = [location.read_info().fps for location in tokens.index.locations[:_FPS_SAMPLES]]
     counts = {tuple(map(int, shape)): 0 for shape in tokens.shapes}
     for grid in tokens.index.grid:
         counts[min(int(grid[0]), config.data.latents), int(grid[1]), int(grid[2])] += 1
@@ -98,20 +98,20 @@ def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[Gener
         action_mean=actions.mean,
         action_scale=actions.scale,
     )
-    numbers = {key: 1 + names.index(name) for key, name in labels.items()}
-    return card, ExampleDataset(config, card, tokens, numbers, actions.by_key, _tokenizer(config, card))
+    indices = {key: 1 + names.index(name) for key, name in labels.items()}
+    return card, ExampleDataset(config, card, tokens, indices, actions.by_key, _load_tokenizer(config, card))
 
 
-def _tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokenizer | None:
-    """The tokenizer that encodes blanked clips; None without such tasks."""
+def _load_tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokenizer | None:
+    """Load the tokenizer that encodes blanked clips; None if no task needs it."""
     if config.pixels is None or not BLANKED_TASKS & config.tasks.weights.keys():
         return None
     path = resolve_path(config.pixels.tokenizer) if config.pixels.tokenizer else BUNDLED
     tokenizer, found = load_tokenizer(path)
     if found.token_fingerprint != card.tokenizer.token_fingerprint:
         raise UsageError(
-            f"data.tokens was made by tokenizer {card.tokenizer.token_fingerprint[:12]}, {path} is tokenizer "
-            f"{found.token_fingerprint[:12]}; set pixels.tokenizer to the first"
+            f"data.tokens was made by tokenizer {card.tokenizer.token_fingerprint[:12]}, but {path} is tokenizer "
+            f"{found.token_fingerprint[:12]}; set pixels.tokenizer to the one that made the tokens"
         )
     return tokenizer
 
@@ -194,10 +194,10 @@ class _TrainingLoop:
         return examples
 
     def _roll_back(self, problem: str) -> int:
-        """Load the last checkpoint and continue with the data after the bad batch; returns the number of lost steps.
+        """Load the last checkpoint and continue with the data after the bad batch; return the number of lost steps.
 
         Raises:
-            JobStopped: the limit of rollbacks is reached.
+            JobStopped: the maximum number of rollbacks was reached.
         """
         lost = roll_back(
             self.trainer,
@@ -223,11 +223,11 @@ class _TrainingLoop:
         barrier()
 
     def _write(self, folder: Path, tensors: dict[str, np.ndarray], training: Path) -> None:
-        print_ = write_generator(folder, self.card, tensors, self.trainer.progress.step, training)
-        info(f"saved {folder} (generator {print_[:12]})")
+        fingerprint = write_generator(folder, self.card, tensors, self.trainer.progress.step, training)
+        info(f"saved {folder} (generator {fingerprint[:12]})")
 
     def _log(self, step: int) -> str | None:
-        """Write the metrics since the last call; rank 0 returns a note for the progress bar. Collective."""
+        """Write the metrics since the last call; return a note for the progress bar on rank 0. Collective."""
         metrics = self.terms.compute_and_reset(self.context)
         for task, terms in self.by_task.items():
             if terms.count:

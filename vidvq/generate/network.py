@@ -1,4 +1,4 @@
-"""The network that a generator's card describes, with its weights."""
+"""Construction of a generator's network from its card, and loading of its weights."""
 
 from typing import Any
 
@@ -14,7 +14,11 @@ from vidvq.generate.transformer import TransformerConfig, VideoTransformer
 
 
 def build_network(card: GeneratorCard, seed: int = 0) -> VideoTransformer:
-    """Build the network with initial weights drawn from the seed; the global random state is unchanged."""
+    """Build the network with initial weights drawn from the seed; the global random state is unchanged.
+
+    Raises:
+        UsageError: the card holds an invalid model config.
+    """
     config = validate(TransformerConfig, card.model, "the generator's model")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -28,15 +32,17 @@ def build_network(card: GeneratorCard, seed: int = 0) -> VideoTransformer:
 
 
 def load_network(generator: Generator) -> VideoTransformer:
-    """Build the network of a generator with its weights, for sampling.
+    """Build the network of a generator with its weights, in evaluation mode and without gradients.
 
     Raises:
-        UsageError: the weights are of another network.
+        UsageError: the weights do not fit the network.
     """
     network = build_network(generator.card)
     tensors: dict[str, Any] = {name: torch.from_numpy(np.asarray(array)) for name, array in generator.tensors.items()}
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise UsageError(f"{generator.path} has weights of another network: {str(error).splitlines()[-1]}") from error
+        raise UsageError(
+            f"{generator.path}: the weights do not fit the network: {str(error).splitlines()[-1].strip()}"
+        ) from error
     return network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Which codes are hidden, in training and to measure bits per code."""
+"""Masks of hidden codes, for training and for estimates of bits per code."""
 
 from collections.abc import Iterator
 from math import pi
@@ -7,70 +7,72 @@ import torch
 from torch import Tensor
 
 
-def draw_holes(task: str, objective: str, shape: tuple[int, int, int, int], generator: torch.Generator) -> Tensor:
-    """Draw the hidden positions ``b t h w`` of a training batch.
+def draw_mask(task: str, objective: str, shape: tuple[int, int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw the mask of a training batch.
 
-    ``masked`` hides a share of all codes that follows the cosine schedule of sampling (Chang et al. 2022), and with
-    ``predict`` none of a prefix of random length. ``next`` draws a share for each latent frame; with ``predict``, the
-    first frame is given.
+    ``masked`` draws one ratio of hidden codes per sample from the cosine schedule (Chang et al. 2022); with
+    ``predict``, a prefix of random length stays visible. ``next`` draws a ratio per latent frame; with ``predict``, the
+    first frame stays visible.
 
     Args:
         task: name of the task.
         objective: ``masked`` or ``next``.
-        shape: shape of the batch.
-        generator: source of randomness.
+        shape: shape ``b t h w`` of the batch.
+        rng: source of randomness.
+
+    Returns:
+        Mask ``b t h w`` bool, True for hidden codes; at least one per sample.
     """
     b, t, h, w = shape
     if objective == "next":
-        holes = _hide(torch.rand(b, t, generator=generator), (b, t, h * w), generator).reshape(shape)
+        mask = _hide(torch.rand(b, t, generator=rng), (b, t, h * w), rng).reshape(shape)
         if task == "predict":
-            holes[:, 0] = False
-        return holes
-    holes = _hide(torch.rand(b, generator=generator), (b, t * h * w), generator).reshape(shape)
+            mask[:, 0] = False
+        return mask
+    mask = _hide(torch.rand(b, generator=rng), (b, t * h * w), rng).reshape(shape)
     if task == "predict":
-        given = torch.randint(1, t, (b,), generator=generator)
+        given = torch.randint(1, t, (b,), generator=rng)
         hidden = torch.arange(t) >= given[:, None]
-        holes &= hidden[:, :, None, None]
-        # The last code of the last frame stands in where chance has hidden none of a sample's.
-        holes[holes.flatten(1).sum(1) == 0, -1, -1, -1] = True
-    return holes
+        mask &= hidden[:, :, None, None]
+        # A sample without a hidden code hides the last code of its last frame.
+        mask[mask.flatten(1).sum(1) == 0, -1, -1, -1] = True
+    return mask
 
 
-def _hide(draws: Tensor, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Hide a share of each row, at least one position: the cosine schedule at ``draws`` (0 to 1)."""
+def _hide(draws: Tensor, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Hide random positions of each row, at least one; their ratio is the cosine schedule at ``draws`` (0 to 1)."""
     count = (torch.cos(draws * pi / 2) * shape[-1]).ceil().clamp(1, shape[-1])
-    ranks = torch.rand(shape, generator=generator).argsort(-1).argsort(-1)
+    ranks = torch.rand(shape, generator=rng).argsort(-1).argsort(-1)
     return ranks < count[..., None]
 
 
-def stratified_holes(
-    shape: tuple[int, int, int, int], given: int, objective: str, draws: int, generator: torch.Generator
+def stratified_masks(
+    shape: tuple[int, int, int, int], given: int, objective: str, draws: int, rng: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield hidden positions to estimate bits per code with, and the weight of each hidden code.
+    """Yield masks and weights that estimate the negative log-likelihood of a batch.
 
-    A model that fills in codes in a random order has the likelihood of that order; its mean over orders is bounded by
-    ``n`` times the mean, over the number of hidden codes from 1 to ``n``, of the mean loss of the hidden codes (Uria et
-    al. 2014). ``draws`` evenly spread numbers estimate that mean. With ``next``, the order is random within each latent
-    frame.
+    The negative log-likelihood of ``n`` codes, revealed one by one in a random order, is at most ``n`` times the mean
+    loss of a hidden code, averaged over numbers of hidden codes from 1 to ``n`` (Uria et al. 2014). ``draws`` evenly
+    spaced numbers estimate that average. With ``next``, the order is random within each latent frame.
 
     Args:
         shape: shape ``b t h w`` of the batch.
-        given: number of latent frames that are given.
+        given: number of first latent frames that stay visible and do not count.
         objective: ``masked`` or ``next``.
-        draws: number of estimates.
-        generator: source of randomness.
+        draws: number of masks to yield.
+        rng: source of randomness.
 
     Yields:
-        Hidden positions, and weights: the weighted sum of the losses of the hidden codes, over all draws, estimates the
-        nats of all codes that are not given.
+        Mask ``b t h w`` bool, True for hidden codes, and weights ``b t h w`` float. The weighted sum of the losses of
+        the hidden codes, over all masks, is the estimate (nats).
     """
     b, t, h, w = shape
     rows, n = ((b, t - given), h * w) if objective == "next" else ((b,), (t - given) * h * w)
-    shift = torch.rand(rows, generator=generator)
+    shift = torch.rand(rows, generator=rng)
     for draw in range(draws):
         count = (((draw + shift) / draws) * n).floor().clamp(max=n - 1) + 1
-        ranks = torch.rand(*rows, n, generator=generator).argsort(-1).argsort(-1)
+        ranks = torch.rand(*rows, n, generator=rng).argsort(-1).argsort(-1)
         part = (ranks < count[..., None]).reshape(b, t - given, h, w)
         weight = (n / count / draws)[..., None].expand(*rows, n).reshape(b, t - given, h, w)
-        none = torch.zeros(b, given, h, w)
-        yield torch.cat([none.bool(), part], dim=1), torch.cat([none, weight], dim=1)
+        visible = torch.zeros(b, given, h, w)
+        yield torch.cat([visible.bool(), part], dim=1), torch.cat([visible, weight], dim=1)

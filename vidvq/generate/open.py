@@ -1,4 +1,4 @@
-"""Opens a request: checks it against the generator, and builds its stage, before any work starts."""
+"""Opening of a request: checks it against the generator and builds its stage, before any work starts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
 from vidvq.generate.conditions import label_index, label_name, read_actions, read_values
-from vidvq.generate.make import sample_size
+from vidvq.generate.pipeline import sample_size
 from vidvq.generate.requests import (
     FillConfig,
     InputConfig,
@@ -42,14 +42,14 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
     """Check a request and build its stage.
 
     Args:
-        run: a generator, or a run of `vidvq generate train`.
-        inputs: what is continued, interpolated or filled in: one directory of clip shards, or for ``predict`` of token
-            shards; or videos, as `vidvq shard` takes them.
-        config: what to make.
-        checkpoint: the tokenizer, or its training run.
+        run: generator, or run of `vidvq generate train`.
+        inputs: one directory of clip shards (or, for ``predict``, of token shards), or videos as for `vidvq shard`;
+            empty for ``sample``.
+        config: settings of the request; their type decides the task.
+        checkpoint: tokenizer, or its training run.
 
     Raises:
-        UsageError: the generator was not trained for it, or the inputs do not fit it.
+        UsageError: the generator was not trained for the task, or the inputs do not fit it.
     """
     import torch
 
@@ -69,7 +69,7 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
     }
     if isinstance(config, SampleConfig):
         if inputs:
-            raise UsageError(f"{inputs[0]} is one argument too many; sample takes a run alone")
+            raise UsageError(f"{inputs[0]} is one argument too many; sample takes a run and settings only")
         _check_sample(generator.card, config)
         return SampleStage(**common)
     assert isinstance(config, InputConfig)
@@ -79,33 +79,33 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
     if isinstance(config, PredictConfig):
         _check_given(generator.card, config)
     if isinstance(config, FillConfig) and config.box is None:
-        raise UsageError("fill needs the part to generate: box=[LEFT,TOP,WIDTH,HEIGHT], in pixels")
+        raise UsageError("fill needs the region to generate: set box=[LEFT,TOP,WIDTH,HEIGHT] (pixels)")
     planned = [folder for folder in map(resolve_path, inputs) if has_plan(folder)]
     if planned and len(inputs) > 1:
-        raise UsageError(f"{planned[0]} is a directory of shards; give it alone")
+        raise UsageError(f"{planned[0]} is a directory of shards; pass it without other inputs")
     if not planned:
         return _open_videos(generator, config, checkpoint, common)
     (folder,) = planned
     if config.video is not None:
-        raise UsageError(f"video.* is for videos; {folder} holds shards, whose frames have the size they were cut with")
+        raise UsageError(f"video.* is for videos; the frames of the shards in {folder} have a fixed size")
     plan = read_plan(folder)
     if plan.header.prefix == PREFIX:
         if not isinstance(config, PredictConfig):
             raise UsageError(
-                f"{folder} holds tokens, and tokens of a visible part have seen the hidden part; give the clip shards"
+                f"{folder} holds tokens, and tokens of visible pixels depend on hidden ones; pass the clip shards"
             )
         return PredictTokens(**common, tokens=folder, **_conditions(generator, folder, config))
     if plan.stage != SHARD_STAGE:
-        raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
+        raise UsageError(f"{folder} was written by vidvq {plan.stage}; pass a directory of clip shards")
     if isinstance(config, PredictConfig) and config.columns:
-        raise UsageError(f"columns={config.columns} needs tokens, whose keys are those of the clips; give token shards")
-    return GenerateClips(clips=folder, **common, tokenizer=_tokenizer(generator, checkpoint))
+        raise UsageError(f"columns={config.columns} needs tokens as input, not pixels; pass the token shards")
+    return GenerateClips(clips=folder, **common, tokenizer=_find_tokenizer(generator, checkpoint))
 
 
 def _open_videos(generator: Generator, config: InputConfig, checkpoint: Path, common: dict[str, Any]) -> GenerateVideos:
     card = generator.card
     if isinstance(config, PredictConfig) and config.columns:
-        raise UsageError(f"columns={config.columns} needs tokens, whose keys are those of the clips; give token shards")
+        raise UsageError(f"columns={config.columns} needs tokens as input, not videos; pass the token shards")
     (_, lh, lw), s = card.shapes[0], card.tokenizer.spatial_factor
     video = config.video or VideoPolicy(size=(lh * s, lw * s))
     longest = 1 + (card.limits[0] - 1) * card.tokenizer.temporal_factor
@@ -113,13 +113,13 @@ def _open_videos(generator: Generator, config: InputConfig, checkpoint: Path, co
     if isinstance(config, PredictConfig):
         frames = config.given
         config = replace(config, frames=config.frames or max(longest, config.given + 1))
-    tokenizer = _tokenizer(generator, checkpoint)
+    tokenizer = _find_tokenizer(generator, checkpoint)
     common["config"] = config
     return GenerateVideos(**common, tokenizer=tokenizer, frames=frames, video=video)
 
 
-def _tokenizer(generator: Generator, checkpoint: Path) -> Path:
-    """The folder of the tokenizer, which must be that of the generator."""
+def _find_tokenizer(generator: Generator, checkpoint: Path) -> Path:
+    """Return the folder of the tokenizer, after checking that it made the generator's tokens."""
     tokenizer = find_tokenizer(checkpoint)
     _, card = load_tokenizer(tokenizer)
     _check_tokenizer(generator, card.token_fingerprint, str(checkpoint))
@@ -147,26 +147,26 @@ def _check_tokenizer(generator: Generator, fingerprint: str, where: str) -> None
     wanted = generator.card.tokenizer.token_fingerprint
     if fingerprint != wanted:
         raise UsageError(
-            f"{generator.path} was trained on tokens of tokenizer {wanted[:12]}; {where} is of tokenizer "
+            f"{generator.path} was trained on tokens of tokenizer {wanted[:12]}; {where} has tokenizer "
             f"{fingerprint[:12]}"
         )
 
 
 def _conditions(generator: Generator, tokens: Path, config: PredictConfig) -> dict[str, Any]:
-    """Check the tokens, and read the conditions of their clips."""
+    """Check the tokens, and read the conditions of their clips as arguments of :class:`PredictTokens`."""
     card = generator.card
     _check_tokenizer(generator, read_tokenizer_card(tokens).token_fingerprint, str(tokens))
-    places = index_tokens(tokens)
-    if not places:
+    locations = index_tokens(tokens)
+    if not locations:
         raise UsageError(f"{tokens} holds no tokens; nothing to predict")
-    for place in places:
-        _, lh, lw = place.read_info().grid
+    for location in locations:
+        _, lh, lw = location.read_info().grid
         check_shape(card, (1, lh, lw))
     if config.columns is None:
         return {}
     if not card.label and not card.actions:
-        raise UsageError(f"columns={config.columns}: this generator was trained without conditions from columns")
-    keys = {place.key for place in places}
+        raise UsageError(f"columns={config.columns}: this generator was trained without conditions")
+    keys = {location.key for location in locations}
     labels: dict[str, int] = {}
     actions: dict[str, np.ndarray] = {}
     if card.label:

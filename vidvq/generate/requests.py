@@ -1,4 +1,4 @@
-"""Settings of the commands that generate: what to make, and how. Imports no torch."""
+"""Settings of `vidvq generate` sample, predict, interpolate and fill. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,14 +16,14 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How codes are drawn.
+    """Sampling of the codes.
 
     Attributes:
-        steps: parallel decoding steps, for the grid (``masked``) or for each latent frame (``next``) (1 or more).
-        temperature: 1 samples from the model's distribution, lower values sharpen it, 0 takes the most probable code.
-        top_p: share of the probability that codes are drawn from, the most probable ones first (above 0, up to 1).
-        guidance: classifier-free guidance scale of the conditions (Ho and Salimans 2022); 1 is off.
-        order: order of revealing codes: ``halton``, ``random``, or ``confidence``.
+        steps: number of parallel decoding steps, per clip (``masked``) or per latent frame (``next``) (1 or more).
+        temperature: softmax temperature (0 or more); 1 keeps the model's distribution, 0 takes the most probable code.
+        top_p: cumulative probability of the codes that nucleus sampling keeps (above 0, at most 1); 1 keeps all.
+        guidance: scale of classifier-free guidance (Ho and Salimans 2022), 0 or more; 1 turns it off.
+        order: order of revealing the codes: ``halton``, ``random`` or ``confidence``.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -42,17 +42,17 @@ def _in_process() -> RuntimeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RequestConfig:
-    """Settings of every command that generates.
+    """Settings of all commands that generate.
 
     Attributes:
-        seed: seed of the samples; with the key of a prompt it decides its sample, whatever the workers.
-        sampling: how codes are drawn.
-        format: what the tokens are decoded to, into ``OUT/video``: ``mp4``, ``gif``, ``png`` or ``npy``; ``none``
-            writes tokens only.
-        deadline_s: time limit of decoding one clip, and of generating from it (seconds).
-        max_failed: share of the samples that may fail before the exit code is 1 (0 to 1).
-        runtime: where the job runs; does not change the output. The default runs in this process, because Ray takes
-            seconds to start.
+        seed: sampling seed. A sample depends on the seed and its key, not on the workers.
+        sampling: sampling of the codes.
+        format: format of the decoded video in ``OUT/video``: ``mp4``, ``gif``, ``png`` or ``npy``; ``none`` writes
+            tokens only.
+        deadline_s: time limit for decoding one clip and generating from it (seconds).
+        max_failed: fraction of the samples that may fail (0 to 1); above it the exit code is 1.
+        runtime: workers of the job; they do not change the output. By default the job runs in this process, because
+            Ray takes seconds to start.
     """
 
     __pydantic_config__: ClassVar = _FORBID
@@ -65,7 +65,7 @@ class RequestConfig:
     runtime: RuntimeConfig = field(default_factory=_in_process)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the samples depend on, as JSON types."""
+        """Return the settings that the samples depend on, as JSON types."""
         return {"seed": self.seed, "sampling": vars(self.sampling)}
 
 
@@ -74,13 +74,13 @@ class SampleConfig(RequestConfig):
     """Settings of `vidvq generate sample`.
 
     Attributes:
-        n: number of samples.
-        label: class of the samples (on the command line also ``class=``); None for none.
-        frames: frames per sample; None for as many as most training samples have.
-        height: height of a frame (pixels); None for that of most training samples.
-        width: width of a frame (pixels); None for that of most training samples.
+        n: number of samples (1 or more).
+        label: class of the samples, ``class=`` on the command line; None for no class.
+        frames: number of frames per sample; None for the most frequent one of the training samples.
+        height: frame height (pixels); None for the most frequent one of the training samples.
+        width: frame width (pixels); None for the most frequent one of the training samples.
         fps: frame rate (frames per second); None for the median of the training samples.
-        items_per_shard: samples per token shard.
+        items_per_shard: number of samples per token shard (1 or more).
     """
 
     n: Count = 16
@@ -99,13 +99,14 @@ class SampleConfig(RequestConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig(RequestConfig):
-    """Settings of the commands that take clips or videos; ``video``, ``lists``, ``limits`` are for videos.
+    """Settings of the commands that take clips or videos.
 
     Attributes:
-        video: sampling and size of the frames of videos; None for the size of most training samples, cropped.
-        lists: the columns of input lists.
-        limits: caps on a single video.
-        items_per_shard: videos per token shard.
+        video: frame rate and size of videos; None scales and crops them to the most frequent size of the training
+            samples.
+        lists: columns of input lists of videos.
+        limits: limits on a single video.
+        items_per_shard: number of videos per token shard (1 or more).
     """
 
     video: VideoPolicy | None = None
@@ -119,11 +120,10 @@ class PredictConfig(InputConfig):
     """Settings of `vidvq generate predict`.
 
     Attributes:
-        given: frames that are given, from the start of each clip (1 + a multiple of the temporal factor).
-        frames: frames of the result, with the given ones; None for as many as the clip has, or for videos as many as
-            the longest training samples have.
-        columns: directory of the clip shards that the tokens were made from, for generators with conditions from
-            columns; None generates without conditions.
+        given: number of first frames of each clip to continue (1 + a multiple of the temporal factor).
+        frames: number of frames of the result, including the given ones; None for the length of the clip, or for
+            videos that of the longest training sample.
+        columns: directory of clip shards with the columns of the conditions; None generates without conditions.
     """
 
     given: Count = 5
@@ -140,8 +140,8 @@ class InterpolateConfig(InputConfig):
     """Settings of `vidvq generate interpolate`.
 
     Attributes:
-        every: keep the first and the last frame and each frame with a multiple of this index; None keeps the first and
-            the last frame alone.
+        every: interval of the frames to keep (frames, 2 or more), counted from the first; the last frame is kept too.
+            None keeps the first and the last frame.
     """
 
     every: Annotated[int, Field(ge=2)] | None = None
@@ -156,8 +156,8 @@ class FillConfig(InputConfig):
     """Settings of `vidvq generate fill`.
 
     Attributes:
-        box: what to generate in every frame: left, top, width and height (pixels); required.
-        outside: generate what lies outside the box instead.
+        box: region to generate in every frame: left edge, top edge, width and height (pixels); required.
+        outside: whether to generate the region outside the box instead.
     """
 
     box: tuple[int, int, int, int] | None = None

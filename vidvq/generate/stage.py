@@ -1,4 +1,4 @@
-"""What `vidvq generate` makes, as stages of the corpus job. Imports no torch: decoding processes load this module."""
+"""Stages of `vidvq generate`, run as corpus jobs. Imports no torch: decoding processes load this module."""
 
 from abc import ABC
 from collections.abc import Iterator
@@ -24,18 +24,18 @@ from vidvq.runtime import Pool
 from vidvq.storage import pretty_json, sha256_bytes
 
 if TYPE_CHECKING:
-    from vidvq.generate.make import Maker
+    from vidvq.generate.pipeline import GenerationPipeline
 
 FORMAT = "vidvq.generated/1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptRow(PlanRow):
-    """One sample to make.
+    """One sample to generate.
 
     Attributes:
-        source: file name of the token shard that gives its first frames; "" for none.
-        index: index of the sample.
+        source: file name of the token shard with the given frames; "" for none.
+        index: index of the sample in its token shard, or among all samples without one.
     """
 
     source: str = ""
@@ -43,7 +43,7 @@ class PromptRow(PlanRow):
 
     @property
     def origin(self) -> str:
-        """The token shard, or the key."""
+        """Token shard of the prompt, or the key of the sample."""
         return self.source or self.key
 
 
@@ -54,10 +54,10 @@ class GenerateStage(Stage[AnyRow], ABC):
     Attributes:
         task: name of the task.
         generator: folder of the generator.
-        fingerprint: its fingerprint.
-        card: its card.
-        config: what to make.
-        gpus: GPUs of a worker.
+        fingerprint: fingerprint of the generator.
+        card: card of the generator.
+        config: settings of the request.
+        gpus: number of GPUs per worker.
     """
 
     task: str
@@ -71,19 +71,19 @@ class GenerateStage(Stage[AnyRow], ABC):
     thumbnail_count = 0
 
     def identity(self) -> dict[str, Any]:
-        """The generator, the task and how samples are drawn."""
+        """Return what the samples depend on: generator, task and settings."""
         made_by = {"generator": self.fingerprint, "token_fingerprint": self.card.tokenizer.token_fingerprint}
         return {"task": self.task} | made_by | self.config.identity()
 
     def files(self) -> dict[str, bytes]:
-        """Return ``tokenizer.json``, and ``generator.json``: what generated the tokens."""
+        """Return ``tokenizer.json``, and ``generator.json``, which records what generated the tokens."""
         made_by = pretty_json({"format": FORMAT} | self.identity())
         return {CARD: encode_tokenizer_card(self.card.tokenizer), "generator.json": made_by}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
-    """Base of the stages whose prompts need no pixels."""
+    """Base of the stages whose prompts are tokens or nothing."""
 
     row = PromptRow
     unit = "samples"
@@ -96,39 +96,44 @@ class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
         return cls(config=config, **options)
 
     def worker(self, pool: Pool) -> "PromptWorker":
-        """Build the worker, in its process."""
-        from vidvq.generate.make import Maker
+        """Build a worker in the current process."""
+        from vidvq.generate.pipeline import GenerationPipeline
 
-        return PromptWorker(self, Maker(self.generator, self.config))
+        return PromptWorker(self, GenerationPipeline(self.generator, self.config))
 
-    def make(self, maker: "Maker", row: PromptRow, place: TokenLocation | None) -> dict[str, bytes]:
-        """Make the files of one sample.
+    def make(self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
+        """Generate the files of one sample.
+
+        Args:
+            pipeline: loaded generator.
+            row: sample to generate.
+            location: token sample of the prompt; None without one.
 
         Raises:
-            UsageError: the prompt cannot be used; the sample counts as failed.
+            UsageError: the prompt is unusable; the sample counts as failed.
         """
         raise NotImplementedError
 
-    def places(self, shard: str) -> dict[str, TokenLocation]:
-        """The token samples of a shard that prompts are read from, by key."""
+    def locations(self, shard: str) -> dict[str, TokenLocation]:
+        """Return the token samples of a shard that holds prompts, by key."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleStage(_PromptStage):
-    """Samples from nothing, or from a class."""
+    """Generates clips without a prompt, optionally of a class."""
 
     config: SampleConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
     config_type = SampleConfig
 
     def rows(self) -> Iterator[PromptRow]:
-        """Yield a row for each sample."""
+        """Yield one row per sample."""
         for index in range(self.config.n):
             yield PromptRow(key=f"sample-{index:06d}", shard=index // self.config.items_per_shard, index=index)
 
-    def make(self, maker: "Maker", row: PromptRow, place: TokenLocation | None) -> dict[str, bytes]:
-        """Make one sample."""
-        return maker.sample(row.key, row.index)
+    def make(self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
+        """Generate one sample."""
+        return pipeline.sample(row.key, row.index)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +141,10 @@ class PredictTokens(_PromptStage):
     """Continues the samples of a directory of token shards.
 
     Attributes:
-        tokens: the directory.
-        labels: class of a clip by key, from 1.
-        actions: actions ``t a`` of a clip by key.
-        conditions: SHA-256 of the conditions (hex); "" without.
+        tokens: directory of token shards.
+        labels: class index by clip key, from 1.
+        actions: actions ``t a`` by clip key.
+        conditions: SHA-256 of the conditions (hex); "" without conditions.
     """
 
     config: PredictConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
@@ -150,7 +155,7 @@ class PredictTokens(_PromptStage):
     conditions: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """Those of every task, and the tokens."""
+        """Return what the samples depend on; includes the tokens."""
         plan = read_plan(self.tokens)
         digests = [commit.sha256 or "" for commit in read_commits(self.tokens, plan.shard_names()) if commit]
         given = {"plan_id": plan.plan_id, "sha256": sha256_bytes("\n".join(digests).encode())}
@@ -158,7 +163,7 @@ class PredictTokens(_PromptStage):
         return found | ({"conditions": self.conditions} if self.conditions else {})
 
     def rows(self) -> Iterator[PromptRow]:
-        """Yield a row for each sample of the tokens; one output shard for each token shard."""
+        """Yield one row per token sample; each token shard becomes one output shard."""
         plan, shard = read_plan(self.tokens), 0
         for commit in read_commits(self.tokens, plan.shard_names()):
             if commit and commit.sha256:
@@ -167,38 +172,38 @@ class PredictTokens(_PromptStage):
                     yield PromptRow(key=key, shard=shard, source=commit.shard, index=index)
                 shard += 1
 
-    def places(self, shard: str) -> dict[str, TokenLocation]:
-        """The token samples of a shard, by key."""
-        return {place.key: place for place in index_shard(self.tokens / shard)} if shard else {}
+    def locations(self, shard: str) -> dict[str, TokenLocation]:
+        """Return the token samples of a shard, by key."""
+        return {location.key: location for location in index_shard(self.tokens / shard)} if shard else {}
 
-    def make(self, maker: "Maker", row: PromptRow, place: TokenLocation | None) -> dict[str, bytes]:
+    def make(self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
         """Continue one sample."""
-        if place is None:
+        if location is None:
             raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
-        codes, info = place.read(self.card.tokenizer)
-        return maker.predict(row.key, codes, info, self.labels.get(row.key, 0), self.actions.get(row.key))
+        codes, info = location.read(self.card.tokenizer)
+        return pipeline.predict(row.key, codes, info, self.labels.get(row.key, 0), self.actions.get(row.key))
 
 
 class PromptWorker:
-    """Makes one shard after another.
+    """Generates shards.
 
     Args:
-        stage: what to make.
-        maker: the generator.
+        stage: stage of the job.
+        pipeline: loaded generator.
     """
 
-    def __init__(self, stage: _PromptStage, maker: "Maker") -> None:
-        self._stage, self._maker, self._clock = stage, maker, Stopwatch()
+    def __init__(self, stage: _PromptStage, pipeline: "GenerationPipeline") -> None:
+        self._stage, self._pipeline, self._clock = stage, pipeline, Stopwatch()
 
     def __call__(self, task: ShardTask[PromptRow]) -> ShardResult:
-        """Make and commit a shard."""
+        """Generate and commit a shard."""
 
         def fill(draft: ShardDraft) -> None:
-            places = self._stage.places(task.rows[0].source)
+            locations = self._stage.locations(task.rows[0].source)
             for row in task.rows:
                 try:
                     with self._clock.activity("process"):
-                        files = self._stage.make(self._maker, row, places.get(row.key))
+                        files = self._stage.make(self._pipeline, row, locations.get(row.key))
                 except UsageError as error:
                     draft.failed.append(Outcome(row.key, "bad_prompt", f"{row.key}: {error}"))
                 else:
@@ -211,7 +216,7 @@ class PromptWorker:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateClips(GenerateStage[Any], ClipFunctionStage):
-    """Predicts, interpolates or fills in the clips of clip shards, from their pixels.
+    """Predicts, interpolates or fills the clips of clip shards.
 
     Attributes:
         tokenizer: folder of the tokenizer.
@@ -224,11 +229,11 @@ class GenerateClips(GenerateStage[Any], ClipFunctionStage):
 
     def function(self) -> ClipFunction:
         """Load the generator and the tokenizer."""
-        from vidvq.generate.make import Maker
+        from vidvq.generate.pipeline import GenerationPipeline
 
-        maker = Maker(self.generator, self.config, self.tokenizer)
+        pipeline = GenerationPipeline(self.generator, self.config, self.tokenizer)
 
         def make(frames: np.ndarray, info: ClipInfo) -> dict[str, bytes]:
-            return maker.from_pixels(frames, info)
+            return pipeline.from_pixels(frames, info)
 
         return make

@@ -1,4 +1,4 @@
-"""The trainer: network, engine, averaged weights and guard of a run."""
+"""Trainer of a generator: network, engine, averaged weights and guard."""
 
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.config import GenerateTrainConfig
-from vidvq.generate.examples import Examples, seeded
+from vidvq.generate.examples import Examples, seeded_rng
 from vidvq.generate.network import build_network
-from vidvq.generate.objectives import draw_holes
+from vidvq.generate.objectives import draw_mask
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
@@ -32,12 +32,12 @@ class GeneratorTrainer:
     Args:
         config: config of the run.
         card: card of the generator.
-        context: this process in the job; construct a trainer on every rank.
+        context: distributed context of this process; construct a trainer on every rank.
 
     Attributes:
-        network: the transformer; its weights are sharded under ZeRO 3.
-        average: moving average of the weights.
-        guard: detection of loss spikes.
+        network: transformer; its weights are sharded under ZeRO 3.
+        average: exponential moving average of the weights.
+        guard: detector of loss spikes.
         progress: counters and running statistics.
     """
 
@@ -50,22 +50,23 @@ class GeneratorTrainer:
         self.progress = Progress()
 
     def initial_state(self) -> TrainingState:
-        """The state before the first step, with tensors on the CPU."""
+        """Return the state before the first step, with tensors on the CPU."""
         weights = build_network(self.card, self.config.seed).state_dict()
         tensors = {"network": weights, "average": weights, "optimizer": {"steps": torch.tensor(0)}}
         return TrainingState(Progress(), tensors)
 
     def load_state(self, state: TrainingState) -> None:
-        """Replace the training state, at any time. Collective: call on every rank.
+        """Replace the training state. Collective: call on every rank.
 
         Raises:
-            UsageError: the state is of another network.
+            UsageError: the state does not fit the network.
         """
         try:
             load_weights(self._engine, state.tensors.get("network", {}))
         except ValueError as error:
             raise UsageError(
-                f"{state.checkpoint} has another network than this config; use the config of the run, or another out="
+                f"{state.checkpoint} does not fit the network of this config; use the config of the run, or another "
+                "out="
             ) from error
         load_optimizer_state(self._engine, state.tensors["optimizer"])
         self.progress = replace(state.progress, losses=list(state.progress.losses))
@@ -73,7 +74,7 @@ class GeneratorTrainer:
         self.guard.restore(self.progress.losses)
 
     def state_dict(self) -> TrainingState:
-        """Return the state after a finished step; tensors may alias live ones. Collective: call on every rank."""
+        """Return the state after a finished step. Tensors may alias the live ones. Collective: call on every rank."""
         tensors = {
             "network": full_state_dict(self.network),
             "average": self.average.state_dict(),
@@ -85,19 +86,24 @@ class GeneratorTrainer:
     def forward_backward(self, examples: Examples, micro_step: int) -> dict[str, Tensor] | Skipped:
         """Run forward and backward on one micro-batch; the optimizer steps on the last one of a step.
 
+        Args:
+            examples: micro-batch of this rank.
+            micro_step: index of the micro-batch in the step.
+
         Returns:
-            Loss terms by name, detached: the loss (nats per hidden code); or the reason to skip the micro-batch, which
-            leaves the state unchanged.
+            Loss terms by name, detached: ``loss`` (nats per hidden code); or the reason why the micro-batch was
+            skipped, which leaves the state unchanged.
 
         Raises:
-            RollbackNeeded: the training state is bad.
+            RollbackNeeded: too many consecutive batches were skipped.
         """
-        config, position = self.config, self.progress
-        set_lr(self._engine, config.optimizer.lr_at(position.step, config.steps))
-        share = micro_step * self.context.size + self.context.rank
-        seed_micro_batch(config.seed, position.step, position.batch, share)
-        random = seeded(f"{config.seed}/{position.step}/{position.batch}/{share}/holes")
-        loss = compute_loss(self._engine, examples, config.objective, config.conditions.drop, random)
+        config, progress = self.config, self.progress
+        set_lr(self._engine, config.optimizer.lr_at(progress.step, config.steps))
+        micro_batch = micro_step * self.context.size + self.context.rank
+        seed_micro_batch(config.seed, progress.step, progress.batch, micro_batch)
+        # The text is part of the seed; changing it changes the masks of every run.
+        rng = seeded_rng(f"{config.seed}/{progress.step}/{progress.batch}/{micro_batch}/holes")
+        loss = compute_loss(self._engine, examples, config.objective, config.conditions.drop, rng)
         if skipped := self.guard.check(float(self._mean(loss))):
             return skipped
         self._engine.backward(loss)
@@ -105,19 +111,19 @@ class GeneratorTrainer:
         return {"loss": loss.detach().float()}
 
     def finish_step(self) -> None:
-        """Complete a step after its last micro-batch: update the averaged weights and the counters."""
+        """Complete a step: update the averaged weights and the counters."""
         self.average.update()
         self.progress.step += 1
         self.progress.batch += 1
 
     def optimizer_metrics(self) -> dict[str, float]:
-        """Return the learning rate and gradient norm of the last step."""
+        """Return the learning rate and the gradient norm of the last step."""
         norm = self._engine.get_global_grad_norm()
         lr = self.config.optimizer.lr_at(self.progress.step - 1, self.config.steps)
         return {"lr": lr} | ({} if norm is None else {"grad_norm": float(norm)})
 
     def record_loss(self, loss: float) -> bool:
-        """Record a held-out loss; returns whether it is the lowest so far."""
+        """Record a held-out loss; return whether it is the lowest so far."""
         best = self.progress.best is None or -loss > self.progress.best[0]
         if best:
             self.progress.best = (-loss, self.progress.step)
@@ -129,32 +135,35 @@ class GeneratorTrainer:
 
 
 def compute_loss(
-    network: torch.nn.Module, examples: Examples, objective: str, drop: float, random: torch.Generator
+    network: torch.nn.Module, examples: Examples, objective: str, drop: float, rng: torch.Generator
 ) -> Tensor:
-    """Mean loss of the hidden codes (nats), a scalar with gradient.
+    """Compute the mean loss of the hidden codes (nats per code).
 
     Args:
-        network: the transformer, or its engine.
-        examples: a micro-batch.
+        network: transformer, or its engine.
+        examples: micro-batch.
         objective: ``masked`` or ``next``.
-        drop: share of the samples whose conditions are dropped.
-        random: source of randomness.
+        drop: fraction of the samples whose conditions are dropped (0 to below 1).
+        rng: source of randomness, on the CPU.
+
+    Returns:
+        Scalar with gradient.
     """
     device = next(network.parameters()).device
     codes = examples.tokens.codes.to(device)
     b, t, h, w = codes.shape
-    holes = draw_holes(examples.task, objective, (b, t, h, w), random).to(device)
-    kept = (torch.rand(b, generator=random) >= drop).to(device)
-    return network(codes, holes, objective == "next", kept=kept, **condition_tensors(examples, device)).mean()
+    mask = draw_mask(examples.task, objective, (b, t, h, w), rng).to(device)
+    kept = (torch.rand(b, generator=rng) >= drop).to(device)
+    return network(codes, mask, objective == "next", kept=kept, **condition_tensors(examples, device)).mean()
 
 
 def condition_tensors(examples: Examples, device: torch.device) -> dict[str, Tensor | None]:
-    """The conditions of a micro-batch as arguments of the network."""
+    """Return the conditions of a micro-batch as keyword arguments of the network."""
     blanked = examples.blanked
-    found = {
+    conditions = {
         "labels": examples.labels,
         "actions": examples.actions,
         "blanked": blanked.codes if blanked else None,
         "visible": blanked.visible if blanked else None,
     }
-    return {name: None if tensor is None else tensor.to(device) for name, tensor in found.items()}
+    return {name: None if tensor is None else tensor.to(device) for name, tensor in conditions.items()}

@@ -1,12 +1,12 @@
-"""The video transformer: from a latent grid of codes to a hidden vector for each position. Imports torch and einops.
+"""Video transformer over a latent grid of codes. Imports torch and einops.
 
-Positions are rotary in time, height and width, so that one model takes every grid up to the size it was trained on.
-Attention is over the whole grid, or alternates between space and time (``axial``), whose cost grows slower.
+Positions are rotary in time, height and width, so one model takes every grid up to the size it was trained on.
+Attention covers the whole grid (``full``), or alternates between space and time (``axial``), which costs less.
 
-A forward pass has one or two *streams* of the same grid. ``masked`` has one: codes with holes, and every position sees
-every other. ``next`` has two: the complete codes, where a latent frame sees itself and the frames before it; and codes
-with holes, where a latent frame sees itself and the complete frames before it. So one pass trains all latent frames,
-and sampling keeps the keys and values of complete frames (:class:`Cache`).
+A forward pass processes one or two *streams* of the same grid. ``masked`` has one stream of masked codes, in which
+every position attends to every other. ``next`` has two: in the complete stream, a latent frame attends to itself and
+earlier frames; in the masked stream, it attends to itself and to earlier frames of the complete stream. So one pass
+trains all latent frames, and sampling can cache the keys and values of complete frames (:class:`KVCache`).
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from vidvq.errors import UsageError
 from vidvq.generate.vocabulary import CodebookEmbedding, CodebookHead
 
-# Wavelengths of the rotary positions span 2 pi to about this many latents.
+# Wavelengths of the rotary positions range from 2 pi to about 2 pi times this number (latents).
 _ROTARY_BASE = 100.0
 
 
@@ -29,12 +29,12 @@ class TransformerConfig:
     """Size and attention of the transformer.
 
     Attributes:
-        width: length of a hidden vector (a multiple of ``heads``).
+        width: length of a hidden vector; an even multiple of ``heads``, at least 6 per head.
         depth: number of blocks (1 or more).
         heads: number of attention heads (1 or more).
         mlp: width of the feed-forward layers as a multiple of ``width`` (above 0).
-        attention: ``full``: every position sees the whole grid; ``axial``: blocks alternate between space and time.
-        dropout: share of the outputs of each layer that is dropped in training (from 0, below 1).
+        attention: ``full`` attends to the whole grid; ``axial`` alternates between attention in space and in time.
+        dropout: dropout probability of the output of each attention and feed-forward layer (0 to below 1).
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -59,13 +59,13 @@ class TransformerConfig:
 
 
 @dataclass
-class Cache:
-    """Keys and values of complete latent frames, by block; one sample batch's own.
+class KVCache:
+    """Keys and values of the complete latent frames of one batch.
 
     Attributes:
-        frames: number of latent frames that it holds.
-        keys: ``b a t h w d`` by block (``a`` heads).
-        values: the same for the values.
+        frames: number of latent frames in the cache.
+        keys: keys ``b a t h w d`` by block (``a`` heads).
+        values: values of the same shape by block.
     """
 
     frames: int = 0
@@ -78,12 +78,11 @@ class VideoTransformer(nn.Module):
 
     Args:
         config: size and attention.
-        codebooks: number of codes of the first latent frame's codebook, and of the later ones'; one for both if equal
-            and shared.
+        codebooks: sizes of the codebooks of latent frame 0 and of later latent frames; one size for a shared codebook.
         labels: number of classes; 0 without a class condition.
-        actions: numbers per latent frame; 0 without an action condition.
-        sees_blanked: whether codes of blanked video can be a condition (``interpolate``, ``fill``).
-        limit: size up to which a codebook is not factorised.
+        actions: length of the action condition of a latent frame; 0 without one.
+        sees_blanked: whether codes of a blanked video can be a condition (``interpolate``, ``fill``).
+        limit: largest codebook that is not factorised (codes).
     """
 
     def __init__(
@@ -99,12 +98,13 @@ class VideoTransformer(nn.Module):
         self.config, self.codebooks = config, codebooks
         width = config.width
         self.embeddings = nn.ModuleList([CodebookEmbedding(size, width, limit) for size in codebooks])
-        # Vectors are entries of embeddings, because ZeRO 3 gathers the weights of modules that are called.
+        # Learned vectors are entries of embeddings, because ZeRO 3 gathers the weights of modules that are called.
+        # ``holes`` is the embedding of a hidden code; checkpoints store it under this name.
         self.holes = _small_embedding(len(codebooks), width)
         self.blocks = nn.ModuleList([Block(config, index) for index in range(config.depth)])
         self.norm = nn.RMSNorm(width)
         self.heads = nn.ModuleList([CodebookHead(size, width, limit) for size in codebooks])
-        # Entry 0 stands for no class.
+        # Entry 0 means no class.
         self.labels = _small_embedding(labels + 1, width) if labels else None
         self.actions = nn.Linear(actions, width) if actions else None
         self.no_action = _small_embedding(1, width) if actions else None
@@ -113,12 +113,12 @@ class VideoTransformer(nn.Module):
         self.no_blanked = _small_embedding(1, width) if sees_blanked else None
         self.rotary = Rotary(width // config.heads)
 
-    def embed(self, codes: Tensor, holes: Tensor | None, first: int = 0) -> Tensor:
+    def embed(self, codes: Tensor, mask: Tensor | None, first: int = 0) -> Tensor:
         """Embed codes.
 
         Args:
-            codes: ``b t h w`` int64, local to the codebook of their latent frame.
-            holes: positions ``b t h w`` whose codes are hidden; None for none.
+            codes: ``b t h w`` int64, indices into the codebook of their latent frame.
+            mask: ``b t h w`` bool, True for hidden codes; None hides none.
             first: index of the first latent frame.
 
         Returns:
@@ -127,9 +127,9 @@ class VideoTransformer(nn.Module):
         parts = []
         for book, frames in self._by_codebook(codes.shape[1], first):
             vectors = self.embeddings[book](codes[:, frames])
-            if holes is not None:
-                hole = self.holes(torch.tensor(book, device=codes.device)).to(vectors.dtype)
-                vectors = torch.where(holes[:, frames, ..., None], hole, vectors)
+            if mask is not None:
+                hidden = self.holes(torch.tensor(book, device=codes.device)).to(vectors.dtype)
+                vectors = torch.where(mask[:, frames, ..., None], hidden, vectors)
             parts.append(vectors)
         return torch.cat(parts, dim=1)
 
@@ -146,12 +146,12 @@ class VideoTransformer(nn.Module):
         """Embed conditions, to be added to the embeddings of codes.
 
         Args:
-            like: codes ``b t h w``, for their shape.
-            labels: class of each sample ``b`` int64, from 1; 0 for none.
-            actions: ``b t a`` float; NaN for none.
-            blanked: codes ``b t h w`` of the video whose hidden pixels were blanked; None for none.
-            visible: share ``b t h w`` of the pixels of each latent that were not blanked (0 to 1).
-            kept: samples ``b`` whose conditions are not dropped; None keeps all.
+            like: codes ``b t h w``, for their shape and device.
+            labels: class of each sample, ``b`` int64 from 1, 0 for none; None for no class.
+            actions: actions ``b t a`` float, NaN where missing; None for no actions.
+            blanked: codes ``b t h w`` of the video with its hidden pixels blanked; None for none.
+            visible: visible fraction of the pixels of each latent, ``b t h w`` (0 to 1); None for none.
+            kept: ``b`` bool, False for samples whose conditions are dropped; None keeps all.
             first: index of the first latent frame.
 
         Returns:
@@ -165,75 +165,84 @@ class VideoTransformer(nn.Module):
             known = like.new_zeros(b) if labels is None else labels
             total = total + self.labels(known * keep)[:, None, None, None]
         if self.actions is not None and self.no_action is not None:
-            numbers = total.new_full((b, t, self.actions.in_features), torch.nan) if actions is None else actions
-            missing = numbers.isnan().any(-1, keepdim=True) | ~keep[:, None, None]
-            vectors = torch.where(missing, self.no_action(zero), self.actions(numbers.nan_to_num()))
+            rows = total.new_full((b, t, self.actions.in_features), torch.nan) if actions is None else actions
+            missing = rows.isnan().any(-1, keepdim=True) | ~keep[:, None, None]
+            vectors = torch.where(missing, self.no_action(zero), self.actions(rows.nan_to_num()))
             total = total + vectors[:, :, None, None]
         if self.blanked is not None and self.visible is not None and self.no_blanked is not None:
             none = self.no_blanked(zero)
             if blanked is None or visible is None:
-                # A product, so that every rank has a gradient for every weight.
+                # Zero times the unused layers, so that every rank has a gradient for every weight.
                 total = total + none + 0 * self.visible(total[..., :1]) + 0 * self.blanked(none)
             else:
                 seen = self.blanked(self.embed(blanked, None, first)) + self.visible(visible[..., None].to(total.dtype))
                 total = total + torch.where(keep[:, None, None, None, None], seen, none)
         return total
 
-    def forward(self, codes: Tensor, holes: Tensor, two_streams: bool, **conditions: Tensor | None) -> Tensor:
-        """Return the negative log-likelihood (nats) of each hidden code ``n``, in raster order by codebook.
+    def forward(self, codes: Tensor, mask: Tensor, two_streams: bool, **conditions: Tensor | None) -> Tensor:
+        """Compute the negative log-likelihood (nats) of the hidden codes.
 
         Args:
             codes: ``b t h w`` int64.
-            holes: positions ``b t h w`` that are hidden.
-            two_streams: whether a latent frame sees the complete frames before it (``next``), or all that is not hidden
-                (``masked``).
-            conditions: arguments of :meth:`condition`.
+            mask: ``b t h w`` bool, True for hidden codes.
+            two_streams: True for ``next``: a latent frame sees complete earlier frames only. False for ``masked``: it
+                sees all codes that are not hidden.
+            **conditions: arguments of :meth:`condition`.
+
+        Returns:
+            ``n`` float, in raster order by codebook.
         """
         extra = self.condition(codes, **conditions)  # type: ignore[arg-type] (first is not among them)
-        noisy = self.embed(codes, holes) + extra
-        return self.nll(self.hidden(noisy, self.embed(codes, None) + extra if two_streams else None), codes, holes)
+        noisy = self.embed(codes, mask) + extra
+        return self.nll(self.hidden(noisy, self.embed(codes, None) + extra if two_streams else None), codes, mask)
 
     def hidden(self, noisy: Tensor, clean: Tensor | None = None) -> Tensor:
         """Compute the hidden vectors of all positions.
 
         Args:
-            noisy: embedded codes with holes, and conditions: ``b t h w c``.
-            clean: embedded complete codes, and conditions, for ``next``; None for ``masked``.
+            noisy: embeddings of the masked codes plus conditions, ``b t h w c``.
+            clean: embeddings of the complete codes plus conditions, for ``next``; None for ``masked``.
 
         Returns:
             ``b t h w c``, normalized.
         """
         x = noisy[:, None] if clean is None else torch.stack([clean, noisy], dim=1)
         t, h, w = noisy.shape[1:4]
-        turn = self.rotary(torch.arange(t, device=x.device), h, w)
+        rotation = self.rotary(torch.arange(t, device=x.device), h, w)
         for block in self.blocks:
-            x = block(x, turn)
+            x = block(x, rotation)
         return self.norm(x[:, -1])
 
-    def forward_cached(self, x: Tensor, cache: Cache, append: bool) -> Tensor:
-        """Compute the hidden vectors of latent frames that follow those in a cache.
+    def forward_cached(self, x: Tensor, cache: KVCache, append: bool) -> Tensor:
+        """Compute the hidden vectors of the latent frames that follow those in a cache.
 
         Args:
-            x: ``b t h w c``: with ``append`` complete frames, otherwise one frame with holes.
-            cache: keys and values of the frames before.
-            append: add the keys and values of these frames to the cache.
+            x: embeddings plus conditions, ``b t h w c``: complete frames with ``append``, otherwise one masked frame.
+            cache: keys and values of the earlier frames.
+            append: whether to add the keys and values of these frames to the cache.
+
+        Returns:
+            ``b t h w c``, normalized.
         """
         t, h, w = x.shape[1:4]
-        turn = self.rotary(torch.arange(cache.frames, cache.frames + t, device=x.device), h, w)
+        rotation = self.rotary(torch.arange(cache.frames, cache.frames + t, device=x.device), h, w)
         for block in self.blocks:
-            x = block.forward_cached(x, turn, cache, append)  # type: ignore[operator]
+            x = block.forward_cached(x, rotation, cache, append)  # type: ignore[operator]
         if append:
             cache.frames += t
         return self.norm(x)
 
     def nll(self, hidden: Tensor, codes: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
-        """Return the negative log-likelihood (nats) of each chosen code ``n``, in raster order by codebook.
+        """Compute the negative log-likelihood (nats) of chosen codes.
 
         Args:
-            hidden: ``b t h w c``.
+            hidden: hidden vectors ``b t h w c``.
             codes: ``b t h w`` int64.
-            chosen: positions ``b t h w``.
+            chosen: ``b t h w`` bool, True for the codes to score.
             first: index of the first latent frame.
+
+        Returns:
+            ``n`` float, in raster order by codebook.
         """
         parts = [
             self.heads[book].nll(hidden[:, frames][chosen[:, frames]], codes[:, frames][chosen[:, frames]])  # type: ignore[union-attr,operator]
@@ -242,37 +251,37 @@ class VideoTransformer(nn.Module):
         return torch.cat(parts)
 
     def codebook_index(self, t: int) -> int:
-        """Index of the codebook of latent frame ``t``."""
+        """Return the index of the codebook of latent frame ``t``."""
         return 0 if t == 0 else len(self.codebooks) - 1
 
     def _by_codebook(self, t: int, first: int) -> list[tuple[int, slice]]:
-        """Codebook and latent frames of each run of frames with one codebook."""
+        """Return the latent frames of each codebook as (codebook, frames)."""
         if first or len(self.codebooks) == 1 or t == 1:
             return [(self.codebook_index(first), slice(0, t))]
         return [(0, slice(0, 1)), (1, slice(1, t))]
 
 
 class Rotary(nn.Module):
-    """Rotary positions along time, height and width (Su et al. 2021), each on a third of the pairs of a head.
+    """Rotary position embeddings (Su et al. 2021); time, height and width rotate a third of the pairs of a head each.
 
     Args:
-        size: length of a head's vectors (even, 6 or more).
+        size: length of the vectors of a head (even, 6 or more).
     """
 
     def __init__(self, size: int) -> None:
         super().__init__()
         pairs = size // 2
-        self._along = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
+        self._pairs = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
 
     def forward(self, times: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
         """Return cosines and sines ``t h w d/2`` of the positions of a grid."""
         axes = (times, torch.arange(h, device=times.device), torch.arange(w, device=times.device))
         angles = []
-        for axis, (places, pairs) in enumerate(zip(axes, self._along, strict=True)):
-            speed = _ROTARY_BASE ** (-torch.arange(pairs, device=times.device) / max(pairs, 1))
+        for axis, (positions, pairs) in enumerate(zip(axes, self._pairs, strict=True)):
+            frequencies = _ROTARY_BASE ** (-torch.arange(pairs, device=times.device) / max(pairs, 1))
             shape = [1, 1, 1, pairs]
-            shape[axis] = len(places)
-            angles.append((places[:, None] * speed).reshape(shape).expand(len(times), h, w, pairs))
+            shape[axis] = len(positions)
+            angles.append((positions[:, None] * frequencies).reshape(shape).expand(len(times), h, w, pairs))
         whole = torch.cat(angles, dim=-1)
         return whole.cos(), whole.sin()
 
@@ -283,15 +292,16 @@ def _small_embedding(count: int, width: int) -> nn.Embedding:
     return table
 
 
-Turn = tuple[Tensor, Tensor]
+# Cosines and sines ``t h w d/2`` of the rotary angles.
+Rotation = tuple[Tensor, Tensor]
 
 
 class Block(nn.Module):
-    """One pre-norm block: attention, then a SwiGLU layer (Shazeer 2020).
+    """Pre-norm block of attention and a SwiGLU layer (Shazeer 2020).
 
     Args:
         config: size and attention of the transformer.
-        index: index of the block.
+        index: index of the block; with ``axial``, even blocks attend in space and odd ones in time.
     """
 
     def __init__(self, config: TransformerConfig, index: int) -> None:
@@ -301,7 +311,7 @@ class Block(nn.Module):
         self.scope = "full" if config.attention == "full" else ("time" if index % 2 else "space")
         self.before, self.between = nn.RMSNorm(width), nn.RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        # Normalized queries and keys keep the logits of attention bounded (Dehghani et al. 2023).
+        # Normalized queries and keys bound the attention logits (Dehghani et al. 2023).
         self.query_norm, self.key_norm = nn.RMSNorm(width // config.heads), nn.RMSNorm(width // config.heads)
         self.out = nn.Linear(width, width, bias=False)
         self.gate = nn.Linear(width, 2 * hidden, bias=False)
@@ -310,10 +320,10 @@ class Block(nn.Module):
         for last in (self.out, self.down):
             nn.init.normal_(last.weight, std=0.02 / (2 * config.depth) ** 0.5)
 
-    def forward(self, x: Tensor, turn: Turn) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
         """Map ``b s t h w c`` (``s`` streams) to the same shape."""
         b, s, t, h, w, _ = x.shape
-        query, key, value = self._project(x, turn)
+        query, key, value = self._project(x, rotation)
         if self.scope == "space":
             shape, mask = "b a s t h w d -> (b s t) a (h w) d", None
         elif self.scope == "time":
@@ -325,10 +335,10 @@ class Block(nn.Module):
         out = rearrange(out, f"{right} -> {left}", b=b, s=s, t=t, h=h, w=w)
         return self._finish(x, out)
 
-    def forward_cached(self, x: Tensor, turn: Turn, cache: Cache, append: bool) -> Tensor:
-        """Map frames ``b t h w c`` that follow those of a cache to the same shape."""
+    def forward_cached(self, x: Tensor, rotation: Rotation, cache: KVCache, append: bool) -> Tensor:
+        """Map frames ``b t h w c`` that follow those in a cache to the same shape."""
         b, t, h, w, _ = x.shape
-        query, key, value = (part[:, :, 0] for part in self._project(x[:, None], turn))
+        query, key, value = (part[:, :, 0] for part in self._project(x[:, None], rotation))
         if cache.frames:
             key = torch.cat([cache.keys[self.index], key], dim=2)
             value = torch.cat([cache.values[self.index], value], dim=2)
@@ -346,10 +356,10 @@ class Block(nn.Module):
         out = rearrange(out, f"{right} -> {left}", b=b, t=t, h=h, w=w)
         return self._finish(x[:, None], out[:, :, None])[:, 0]
 
-    def _project(self, x: Tensor, turn: Turn) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         parts = rearrange(self.qkv(self.before(x)), "b s t h w (n a d) -> n b a s t h w d", n=3, a=self.count)
         query, key, value = parts.unbind(0)
-        return _rotate(self.query_norm(query), turn), _rotate(self.key_norm(key), turn), value
+        return _rotate(self.query_norm(query), rotation), _rotate(self.key_norm(key), rotation), value
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.dropout(self.out(rearrange(attended, "b a s t h w d -> b s t h w (a d)")))
@@ -357,25 +367,25 @@ class Block(nn.Module):
         return x + self.dropout(self.down(F.silu(gate) * up))
 
 
-def _rotate(x: Tensor, turn: Turn) -> Tensor:
-    """Turn the pairs of vectors ``... t h w d`` by the angles of their positions."""
-    cosine, sine = (part.to(x.dtype) for part in turn)
+def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate the pairs of vectors ``... t h w d`` by the angles of their positions."""
+    cosine, sine = (part.to(x.dtype) for part in rotation)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
 
 def _stream_mask(streams: int, t: int, area: int, device: torch.device) -> Tensor | None:
-    """Which positions ``s t h w`` see which: all with one stream, else as the module's docstring says."""
+    """Return the attention mask (query, key) over positions ``s t h w``; None attends to all. See the module."""
     if streams == 1:
         return None
     time = torch.arange(t, device=device)
-    upto, before, same = (time[:, None] >= time, time[:, None] > time, time[:, None] == time)
-    mask = torch.cat([torch.cat([upto, torch.zeros_like(upto)], 1), torch.cat([before, same], 1)])
+    causal, earlier, same = (time[:, None] >= time, time[:, None] > time, time[:, None] == time)
+    mask = torch.cat([torch.cat([causal, torch.zeros_like(causal)], 1), torch.cat([earlier, same], 1)])
     return mask.repeat_interleave(area, 0).repeat_interleave(area, 1)
 
 
 def _causal_mask(t: int, total: int, area: int, device: torch.device) -> Tensor | None:
-    """Which of the last ``t`` of ``total`` latent frames see which: those up to their own."""
+    """Return the causal attention mask (query, key) of the last ``t`` of ``total`` latent frames; None for one."""
     if t == 1:
         return None
     mask = torch.arange(total - t, total, device=device)[:, None] >= torch.arange(total, device=device)

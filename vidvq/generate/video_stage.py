@@ -1,4 +1,4 @@
-"""Videos as inputs of `vidvq generate`: the first frames of each are predicted from, interpolated or filled in."""
+"""Stage of `vidvq generate` whose inputs are videos: their first frames are continued, interpolated or filled."""
 
 import math
 from collections import deque
@@ -33,20 +33,20 @@ from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import probe
 
 if TYPE_CHECKING:
-    from vidvq.generate.make import Maker
+    from vidvq.generate.pipeline import GenerationPipeline
 
-# A decoding process may be killed from outside. After three deaths on one video, the video is to blame.
+# Retry a decoder that was killed from outside; after three deaths on one video, count the video as failed.
 _MAX_DEATHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
-    """Predicts, interpolates or fills in the first frames of videos.
+    """Predicts, interpolates or fills the first frames of videos.
 
     Attributes:
         tokenizer: folder of the tokenizer.
-        frames: frames that are used of each video.
-        video: sampling and size of the frames.
+        frames: number of frames to use of each video.
+        video: frame rate and size of the frames.
     """
 
     config: InputConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
@@ -64,27 +64,27 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
 
     @property
     def lists(self) -> ListPolicy:
-        """Meaning of the columns of lists."""
+        """Columns of input lists."""
         return self.config.lists
 
     @property
     def per_shard(self) -> int:
-        """Number of videos of one shard."""
+        """Number of videos per shard."""
         return self.config.items_per_shard
 
     @property
     def deadline_s(self) -> float:
-        """Time limit of probing one video (seconds)."""
+        """Time limit for probing one video (seconds)."""
         return self.config.limits.deadline_s
 
     def identity(self) -> dict[str, Any]:
-        """Those of every task, and which frames are used."""
+        """Return what the samples depend on; includes the choice of frames."""
         config = self.config
         used = {"frames_used": self.frames, "video": to_dict(self.video), "lists": config.lists.identity()}
         return super().identity() | used | {"limits": to_dict(config.limits), "items_per_shard": config.items_per_shard}
 
     def probe(self, source: Source) -> list[VideoRow]:
-        """The row of one video."""
+        """Probe a video; return its row, which records a failure instead of raising."""
         try:
             start_s = 0.0 if source.start_s is None else source.start_s
             end_s = math.inf if source.end_s is None else source.end_s
@@ -103,29 +103,29 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
         return [VideoRow(key=key, source=source, sha256=digest, first=begin, num_frames=self.frames)]
 
     def reject(self, source: Source, reason: str, detail: str) -> VideoRow:
-        """The row of a video that fails."""
+        """Return the row of a failed video."""
         return VideoRow(key=item_key(video_key(source.identity), 0), source=source, reason=reason, detail=detail)
 
     def worker(self, pool: Pool) -> "GenerateVideosWorker":
-        """Build the worker, in its process."""
-        from vidvq.generate.make import Maker
+        """Build a worker in the current process."""
+        from vidvq.generate.pipeline import GenerationPipeline
 
-        return GenerateVideosWorker(self, Maker(self.generator, self.config, self.tokenizer))
+        return GenerateVideosWorker(self, GenerationPipeline(self.generator, self.config, self.tokenizer))
 
 
 class GenerateVideosWorker:
-    """Makes one shard after another.
+    """Generates shards.
 
     Args:
-        stage: what to make.
-        maker: the generator.
+        stage: stage of the job.
+        pipeline: loaded generator.
     """
 
-    def __init__(self, stage: GenerateVideos, maker: "Maker") -> None:
-        self._stage, self._maker, self._feeder, self._clock = stage, maker, Feeder(), Stopwatch()
+    def __init__(self, stage: GenerateVideos, pipeline: "GenerationPipeline") -> None:
+        self._stage, self._pipeline, self._feeder, self._clock = stage, pipeline, Feeder(), Stopwatch()
 
     def __call__(self, task: ShardTask[VideoRow]) -> ShardResult:
-        """Make and commit a shard."""
+        """Generate and commit a shard."""
         copied = dict[str, int]()
         with self._clock.activity("write"):
             commit = commit_shard(task.out, task.shard, task.plan_id, partial(self._fill, task, copied))
@@ -151,7 +151,7 @@ class GenerateVideosWorker:
                     writer.put(Rejected("failed", Outcome(row.key, "decoder_died", detail)))
 
     def _make(self, left: "deque[VideoRow]", writer: OrderedShardWriter) -> bool:
-        """Make samples and take each video off ``left``; False if the decoding process died."""
+        """Generate samples and remove each finished video from ``left``; return False if the decoder died."""
         config = self._stage.config
         job = VideoFrames(tuple(left), self._stage.video, config.limits, self._stage.frames, config.lists.allow_private)
         with closing(self._feeder.feed(decode_items, job, self._stage.deadline_s)) as decoded:
@@ -172,7 +172,7 @@ class GenerateVideosWorker:
             return Rejected("failed", Outcome(row.key, item.reason, item.detail))
         try:
             with self._clock.activity("process"):
-                return Sample(row.key, self._maker.from_pixels(*item), {"samples": 1})
+                return Sample(row.key, self._pipeline.from_pixels(*item), {"samples": 1})
         except UsageError as error:
             return Rejected("failed", Outcome(row.key, "bad_prompt", f"{row.origin}: {error}"))
 
@@ -180,7 +180,7 @@ class GenerateVideosWorker:
 def _collect(
     first: DecodeMessage, messages: Iterator[DecodeMessage | WorkerDied]
 ) -> "tuple[np.ndarray, ItemInfo] | VideoError | None":
-    """The frames and the JSON of one item, or why there are none; None if the decoding process died."""
+    """Collect the frames and metadata of one item, or its error; None if the decoder died."""
     if first.error:
         return first.error
     assert first.info is not None

@@ -1,8 +1,8 @@
 """Embeddings and output heads of codebooks. A codebook of more than 65,536 codes is factorised into two digits.
 
 A code of a factorised codebook is ``high * base + low`` (asymmetric token factorisation; Luo et al. 2024). Its
-embedding is the sum of those of its digits. The head predicts the high digit, then the low digit given the high one, so
-that the probabilities of all codes add up to one.
+embedding is the sum of the embeddings of its digits. The head predicts the high digit, then the low digit given the
+high one, so the probabilities of all codes sum to one.
 """
 
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _MAX_SIZE = 1 << 16
-# Logits ``n k`` to digits ``n``.
-Choose = Callable[[Tensor], Tensor]
+# Samples digits ``n`` from logits ``n k``.
+SampleDigit = Callable[[Tensor], Tensor]
 
 
 def factorize(size: int, limit: int = _MAX_SIZE) -> tuple[int, ...]:
-    """Return the number of values of each digit of a code, the most significant first.
+    """Return the number of values of each digit of a code, most significant digit first.
 
     Args:
-        size: number of codes of the codebook.
-        limit: size up to which a codebook has one digit.
+        size: size of the codebook (codes).
+        limit: largest codebook that has a single digit (codes).
     """
     if size <= limit:
         return (size,)
@@ -31,12 +31,12 @@ def factorize(size: int, limit: int = _MAX_SIZE) -> tuple[int, ...]:
 
 
 class CodebookEmbedding(nn.Module):
-    """Maps codes of one codebook to vectors.
+    """Embedding of the codes of one codebook.
 
     Args:
-        size: number of codes.
+        size: size of the codebook (codes).
         width: length of a vector.
-        limit: size up to which a codebook is not factorised.
+        limit: largest codebook that is not factorised (codes).
 
     Attributes:
         digits: number of values of each digit of a code.
@@ -56,12 +56,12 @@ class CodebookEmbedding(nn.Module):
 
 
 class CodebookHead(nn.Module):
-    """Predicts codes of one codebook from hidden vectors.
+    """Output head that predicts the codes of one codebook from hidden vectors.
 
     Args:
-        size: number of codes.
+        size: size of the codebook (codes).
         width: length of a hidden vector.
-        limit: size up to which a codebook is not factorised.
+        limit: largest codebook that is not factorised (codes).
     """
 
     def __init__(self, size: int, width: int, limit: int = _MAX_SIZE) -> None:
@@ -74,52 +74,54 @@ class CodebookHead(nn.Module):
         """Return the negative log-likelihood (nats) of each code.
 
         Args:
-            hidden: ``n c``.
+            hidden: hidden vectors ``n c``.
             codes: ``n`` int64.
         """
         digits = split_digits(codes, self.digits)
         parts = [
-            F.cross_entropy(self._logits(hidden, place, digits[0]).float(), digit, reduction="none")
-            for place, digit in enumerate(digits)
+            F.cross_entropy(self._logits(hidden, index, digits[0]).float(), digit, reduction="none")
+            for index, digit in enumerate(digits)
         ]
         return torch.stack(parts).sum(0)
 
-    def sample(self, hidden: Tensor, choose: Choose, unconditional: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        """Choose a code for each hidden vector.
+    def sample(
+        self, hidden: Tensor, sample_digit: SampleDigit, unconditional: Tensor | None = None, scale: float = 1.0
+    ) -> Tensor:
+        """Sample a code for each hidden vector.
 
         Args:
-            hidden: ``n c``.
-            choose: picks a digit from each row of logits.
-            unconditional: ``n c`` without the conditions, for classifier-free guidance; None for none.
-            scale: guidance scale: 1 samples from the conditional distribution.
+            hidden: hidden vectors ``n c``.
+            sample_digit: samples a digit from each row of logits ``n k``.
+            unconditional: hidden vectors ``n c`` without conditions, for classifier-free guidance; None turns it off.
+            scale: guidance scale (0 or more); 1 samples from the conditional distribution.
 
         Returns:
             Codes ``n`` int64.
         """
         codes = hidden.new_zeros(len(hidden), dtype=torch.int64)
         first: Tensor | None = None
-        for place, count in enumerate(self.digits):
-            logits = self._logits(hidden, place, first).float()
+        for index, count in enumerate(self.digits):
+            logits = self._logits(hidden, index, first).float()
             if unconditional is not None:
-                without = self._logits(unconditional, place, first).float()
+                without = self._logits(unconditional, index, first).float()
                 logits = torch.where(logits.isneginf(), logits, without + scale * (logits - without))
-            digit = choose(logits)
+            digit = sample_digit(logits)
             first = digit if first is None else first
             codes = codes * count + digit
         return codes
 
-    def _logits(self, hidden: Tensor, place: int, first: Tensor | None) -> Tensor:
-        if not place:
+    def _logits(self, hidden: Tensor, index: int, first: Tensor | None) -> Tensor:
+        if not index:
             return self.outputs[0](hidden)
         assert self.earlier is not None and first is not None
-        logits = self.outputs[place](hidden + self.earlier(first))
-        # The last high digit has fewer low digits where the size is not a product.
-        beyond = first[:, None] * self.digits[1] + torch.arange(self.digits[1], device=hidden.device) >= self.size
-        return logits.masked_fill(beyond, -torch.inf)
+        logits = self.outputs[index](hidden + self.earlier(first))
+        # The last high digit has fewer low digits if the size is not a product.
+        invalid = first[:, None] * self.digits[1] + torch.arange(self.digits[1], device=hidden.device) >= self.size
+        return logits.masked_fill(invalid, -torch.inf)
 
 
 def split_digits(codes: Tensor, digits: tuple[int, ...]) -> list[Tensor]:
-    """Split codes into digits, the most significant first."""
+    """Split codes into digits, most significant first."""
     if len(digits) == 1:
         return [codes]
     return [codes // digits[1], codes % digits[1]]

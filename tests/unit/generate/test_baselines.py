@@ -1,4 +1,4 @@
-"""What a generator is compared with."""
+"""Trivial baselines: the last frame, the linear blend, the surrounding mean."""
 
 import numpy as np
 

@@ -1,9 +1,9 @@
-"""No bit of a hidden pixel reaches a condition."""
+"""Conditions are independent of the hidden pixels, to the bit."""
 
 import pytest
 import torch
 
-from vidvq.generate.blanking import draw_hidden, encode_visible, hide_box, hide_frames
+from vidvq.generate.blanking import draw_hidden_pixels, encode_visible, hide_box, hide_frames
 from vidvq.pretrained import load_tokenizer
 
 SHAPE = (9, 32, 40)
@@ -24,13 +24,13 @@ def tokenizer(checkpoint_dir):
     ],
     ids=["ends", "every", "box", "outside"],
 )
-def test_the_condition_is_the_same_whatever_the_hidden_pixels_are(tokenizer, hidden):
+def test_hidden_pixels_do_not_change_the_condition(tokenizer, hidden):
     torch.manual_seed(0)
     video, other = torch.rand(1, 3, *SHAPE) * 2 - 1, torch.rand(1, 3, *SHAPE) * 2 - 1
     mixed = torch.where(hidden, other, video)
     first, second = encode_visible(tokenizer, video, hidden[None]), encode_visible(tokenizer, mixed, hidden[None])
     assert torch.equal(first.codes, second.codes) and torch.equal(first.visible, second.visible)
-    # The codes of the visible part of a whole video would have told.
+    # Codes of the complete video would differ in the visible region.
     visible = first.visible == 1
     assert visible.any()
     assert not torch.equal(tokenizer.encode(video)[visible], tokenizer.encode(mixed)[visible]) or hidden[0].sum() == 0
@@ -47,7 +47,7 @@ def test_what_is_visible_does_reach_the_condition(tokenizer):
 
 @pytest.mark.parametrize("task", ["interpolate", "fill"])
 def test_drawn_parts_are_neither_nothing_nor_all(task):
-    drawn = [draw_hidden(task, SHAPE, torch.Generator().manual_seed(seed)) for seed in range(40)]
+    drawn = [draw_hidden_pixels(task, SHAPE, torch.Generator().manual_seed(seed)) for seed in range(40)]
     assert all(0 < hidden.float().mean() < 1 for hidden in drawn)
     assert len({hidden.numpy().tobytes() for hidden in drawn}) > 4
     if task == "interpolate":

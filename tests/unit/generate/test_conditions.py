@@ -1,4 +1,4 @@
-"""Actions of frames, gathered for latent frames."""
+"""Parsing of actions, and their gathering by latent frame."""
 
 import numpy as np
 import pytest
@@ -6,23 +6,23 @@ import pytest
 from tests.helpers.generators import make_card
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.conditions import actions_of_latents, parse_actions
+from vidvq.generate.conditions import latent_actions, parse_actions
 
 
 def test_a_latent_frame_has_the_actions_of_its_frames(tokens_dir):
     card = make_card(read_tokenizer_card(tokens_dir), actions="move", action_mean=(1.0,), action_scale=(2.0,))
     rows = np.arange(1, 8, dtype=np.float32)[:, None]
-    # Latent frame 0 is frame 0; 1 is frames 1 to 4; 2 is frames 5 to 8, of which 7 and 8 are not there.
-    found = actions_of_latents(rows, np.array([0, 1, 2]), card) * 2 + 1
+    # Latent frame 0 is frame 0; 1 is frames 1 to 4; 2 is frames 5 to 8, of which 7 and 8 are missing.
+    found = latent_actions(rows, np.array([0, 1, 2]), card) * 2 + 1
     assert found.tolist() == [[1, 1, 1, 1], [2, 3, 4, 5], [6, 7, 7, 7]]
-    assert np.array_equal(actions_of_latents(rows, np.array([0, 2]), card) * 2 + 1, found[[0, 2]])
+    assert np.array_equal(latent_actions(rows, np.array([0, 2]), card) * 2 + 1, found[[0, 2]])
 
 
 @pytest.mark.parametrize("value", ["[1, [2]]", "up", "[]", '["a"]', "[[1, NaN]]", "[[[1]]]"])
-def test_what_is_no_list_of_rows_of_numbers_is_refused(value):
+def test_malformed_actions_are_refused(value):
     with pytest.raises(UsageError, match="column move of a"):
         parse_actions(value, "column move of a")
 
 
-def test_numbers_and_rows_of_numbers_are_actions():
+def test_actions_are_numbers_or_rows_of_numbers():
     assert parse_actions("[0, 1]", "").tolist() == [[0], [1]] and parse_actions([[1, 2]], "").tolist() == [[1, 2]]

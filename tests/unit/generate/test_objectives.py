@@ -1,4 +1,4 @@
-"""Which codes are hidden, and bits per code."""
+"""Training masks, and estimates of bits per code."""
 
 from math import log, log2
 
@@ -8,8 +8,8 @@ import torch
 
 from vidvq.codebook import Codebook
 from vidvq.formats.token_shard import TokenizerCard
-from vidvq.generate.likelihood import CountModels, sample_nats
-from vidvq.generate.objectives import draw_holes, stratified_holes
+from vidvq.generate.likelihood import NgramModels, sample_nats
+from vidvq.generate.objectives import draw_mask, stratified_masks
 from vidvq.generate.transformer import TransformerConfig, VideoTransformer
 
 SHAPE = (64, 4, 3, 5)
@@ -21,13 +21,13 @@ def random(seed=0):
 
 @pytest.mark.parametrize("objective", ["masked", "next"])
 @pytest.mark.parametrize("task", ["generate", "predict"])
-def test_every_sample_has_something_to_learn(task, objective):
-    holes = draw_holes(task, objective, SHAPE, random())
-    counts = holes.flatten(1).sum(1)
+def test_every_sample_has_hidden_codes(task, objective):
+    mask = draw_mask(task, objective, SHAPE, random())
+    counts = mask.flatten(1).sum(1)
     assert counts.min() > 0 and len(counts.unique()) > 10
-    assert holes[:, 0].any() == (task == "generate")
+    assert mask[:, 0].any() == (task == "generate")
     if task == "predict" and objective == "masked":
-        given = (~holes.flatten(2).any(2)).int().cumprod(1).sum(1)
+        given = (~mask.flatten(2).any(2)).int().cumprod(1).sum(1)
         assert set(given.tolist()) == {1, 2, 3}
 
 
@@ -35,9 +35,9 @@ def test_every_sample_has_something_to_learn(task, objective):
 @pytest.mark.parametrize("given", [0, 2])
 def test_the_estimate_of_a_constant_loss_is_exact(objective, given):
     total = torch.zeros(SHAPE[0])
-    for holes, weights in stratified_holes(SHAPE, given, objective, 3, random()):
-        assert not holes[:, :given].any()
-        total += (holes * weights).flatten(1).sum(1)
+    for mask, weights in stratified_masks(SHAPE, given, objective, 3, random()):
+        assert not mask[:, :given].any()
+        total += (mask * weights).flatten(1).sum(1)
     torch.testing.assert_close(total, torch.full_like(total, float((4 - given) * 15)))
 
 
@@ -53,19 +53,19 @@ def test_a_network_that_knows_nothing_has_the_bits_of_its_codebooks(objective):
     if each:
         assert nats / 64 == pytest.approx(each, rel=1e-4)
     else:
-        # Which codebook a hidden code is of is left to chance.
+        # The share of hidden codes in each codebook is random.
         assert nats / 64 == pytest.approx(15 * log(4) + 45 * log(16), rel=0.03)
 
 
-def test_count_models_know_frequencies_and_what_came_before():
+def test_ngram_models_fit_frequencies_and_contexts():
     card = TokenizerCard("a", "b", (Codebook("joint", 8, 0),), 4, 8, {})
     still = np.tile(np.random.default_rng(0).permutation(8)[None, None], (30, 1, 1))
-    models = CountModels(card)
+    models = NgramModels(card)
     models.add(still)
     bits = models.bits([still])
     assert bits["uniform"] == 3
     assert bits["unigram"] == pytest.approx(3, abs=0.01)
     assert bits["bigram"] < 0.5 and bits["temporal"] < 0.5
-    rare = CountModels(card)
+    rare = NgramModels(card)
     rare.add(np.zeros((30, 1, 8), dtype=int))
     assert rare.bits([np.zeros((5, 1, 8), dtype=int)])["unigram"] == pytest.approx(-log2(241 / 248))

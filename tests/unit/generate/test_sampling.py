@@ -1,4 +1,4 @@
-"""Samples: orders, given codes, conditions, contexts that slide."""
+"""Sampling: reveal orders, given codes, conditions, sliding contexts."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import torch
 from tests.helpers.generators import make_card
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.examples import seeded
+from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import build_network
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.sampling import Condition, reveal_counts, reveal_order, sample_codes
@@ -32,12 +32,12 @@ def network(card):
 
 def draw(network, card, shape=SHAPE, given=None, condition=None, seed="a", **settings):
     config = SamplingConfig(**({"steps": 4} | settings))
-    return sample_codes(network, card, shape, given, condition or Condition(), config, seeded(seed))
+    return sample_codes(network, card, shape, given, condition or Condition(), config, seeded_rng(seed))
 
 
 @pytest.mark.parametrize("order", ["halton", "random"])
 def test_an_order_is_a_permutation(order):
-    drawn = [reveal_order((3, 4, 5), order, seeded(str(seed))).tolist() for seed in range(3)]
+    drawn = [reveal_order((3, 4, 5), order, seeded_rng(str(seed))).tolist() for seed in range(3)]
     assert all(sorted(each) == list(range(60)) for each in drawn) and drawn[0] != drawn[1]
 
 
@@ -46,7 +46,7 @@ def test_a_halton_order_spreads_its_first_codes_over_the_grid():
         """Codes in the emptiest eighth of the grid among the first quarter."""
         spread = []
         for seed in range(20):
-            first = reveal_order((4, 8, 8), order, seeded(str(seed)))[:64].numpy()
+            first = reveal_order((4, 8, 8), order, seeded_rng(str(seed)))[:64].numpy()
             t, h, w = np.unravel_index(first, (4, 8, 8))
             spread.append(np.bincount(4 * (t // 2) + 2 * (h // 4) + w // 4, minlength=8).min())
         return np.mean(spread)
@@ -54,7 +54,7 @@ def test_a_halton_order_spreads_its_first_codes_over_the_grid():
     assert emptiest("halton") > 5.5 > 5 > emptiest("random")
 
 
-def test_each_step_reveals_something_until_all_is():
+def test_each_step_reveals_a_code_and_the_last_one_all():
     for count in (1, 5, 400):
         for steps in (1, 4, 12):
             ends = reveal_counts(count, steps)
@@ -63,7 +63,7 @@ def test_each_step_reveals_something_until_all_is():
 
 @pytest.mark.parametrize("objective", ["masked", "next"])
 @pytest.mark.parametrize("order", ["halton", "random", "confidence"])
-def test_samples_depend_on_the_seed_alone_and_keep_what_is_given(network, card, objective, order):
+def test_samples_depend_on_the_seed_alone_and_keep_the_given_codes(network, card, objective, order):
     card = replace(card, objective=objective)
     first = draw(network, card, order=order)
     assert np.array_equal(first, draw(network, card, order=order))
@@ -88,7 +88,7 @@ def test_the_cache_does_not_change_samples(network, card, monkeypatch):
     frames = []
 
     def uncached(x, cache, append):
-        """A pass over all frames with two streams, as in training."""
+        """Run all frames with two streams, as in training."""
         complete = frames[: cache.frames]
         if append:
             frames[cache.frames :] = list(x.unbind(1))

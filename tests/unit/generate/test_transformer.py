@@ -1,10 +1,10 @@
-"""What sees what, and probabilities that add up."""
+"""Attention masks, the cache, and normalized probabilities."""
 
 import pytest
 import torch
 
 from vidvq.errors import UsageError
-from vidvq.generate.transformer import Cache, TransformerConfig, VideoTransformer
+from vidvq.generate.transformer import KVCache, TransformerConfig, VideoTransformer
 from vidvq.generate.vocabulary import CodebookHead, factorize
 
 SHAPE = (2, 4, 3, 2)
@@ -23,52 +23,52 @@ def codes():
     return torch.randint(0, 11, SHAPE, generator=torch.Generator().manual_seed(1))
 
 
-def holes_at(*positions):
-    holes = torch.zeros(SHAPE, dtype=torch.bool)
+def mask_at(*positions):
+    mask = torch.zeros(SHAPE, dtype=torch.bool)
     for position in positions:
-        holes[position] = True
-    return holes
+        mask[position] = True
+    return mask
 
 
 @pytest.mark.parametrize("attention", ["full", "axial"])
-def test_next_sees_complete_frames_of_the_past_and_its_own_visible_codes_alone(attention):
+def test_next_attends_only_to_complete_earlier_frames_and_visible_codes_of_the_same_frame(attention):
     model, before = network(attention), codes()
-    holes = holes_at((0, 2, 1, 1))
-    nll = model(before, holes, True)
+    mask = mask_at((0, 2, 1, 1))
+    nll = model(before, mask, True)
     for position, matters in {(0, 1, 2, 0): True, (0, 2, 1, 0): True, (0, 3, 0, 0): False, (1, 1, 0, 0): False}.items():
         after = before.clone()
         after[position] = (after[position] + 1) % 11
-        assert bool((model(after, holes, True) != nll).any()) == matters, position
-    # The hidden code itself is only what is predicted.
+        assert bool((model(after, mask, True) != nll).any()) == matters, position
+    # The hidden code itself is a target only.
     clean = model.embed(before, None)
     changed = before.clone()
     changed[0, 2, 1, 1] += 1
     assert torch.equal(
-        model.hidden(model.embed(before, holes), clean)[0, 2, 1, 1],
-        model.hidden(model.embed(changed, holes), model.embed(changed, None))[0, 2, 1, 1],
+        model.hidden(model.embed(before, mask), clean)[0, 2, 1, 1],
+        model.hidden(model.embed(changed, mask), model.embed(changed, None))[0, 2, 1, 1],
     )
 
 
-def test_masked_sees_all_visible_codes_and_no_hidden_one():
+def test_masked_attends_to_all_visible_codes_and_no_hidden_one():
     model, before = network(), codes()
-    holes = holes_at((0, 1, 0, 0), (0, 2, 1, 1))
-    hidden = model.hidden(model.embed(before, holes))
+    mask = mask_at((0, 1, 0, 0), (0, 2, 1, 1))
+    hidden = model.hidden(model.embed(before, mask))
     for position, matters in {(0, 3, 2, 1): True, (0, 0, 0, 0): True, (0, 2, 1, 1): False, (1, 0, 0, 0): False}.items():
         after = before.clone()
         after[position] = (after[position] + 1) % 11
-        same = torch.equal(model.hidden(model.embed(after, holes))[0, 1, 0, 0], hidden[0, 1, 0, 0])
+        same = torch.equal(model.hidden(model.embed(after, mask))[0, 1, 0, 0], hidden[0, 1, 0, 0])
         assert same != matters, position
 
 
 @pytest.mark.parametrize("attention", ["full", "axial"])
-def test_the_cache_gives_what_a_pass_over_all_frames_gives(attention):
+def test_cached_and_uncached_hidden_vectors_are_equal(attention):
     model, whole = network(attention), codes()
-    holes = torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)) < 0.5
-    expected = model.hidden(model.embed(whole, holes), model.embed(whole, None))
-    cache = Cache()
+    mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(2)) < 0.5
+    expected = model.hidden(model.embed(whole, mask), model.embed(whole, None))
+    cache = KVCache()
     model.forward_cached(model.embed(whole[:, :2], None), cache, append=True)
     for t in (2, 3):
-        got = model.forward_cached(model.embed(whole[:, t : t + 1], holes[:, t : t + 1], t), cache, append=False)
+        got = model.forward_cached(model.embed(whole[:, t : t + 1], mask[:, t : t + 1], t), cache, append=False)
         torch.testing.assert_close(got, expected[:, t : t + 1], atol=1e-4, rtol=1e-4)
         model.forward_cached(model.embed(whole[:, t : t + 1], None, t), cache, append=True)
     assert cache.frames == 4
@@ -76,12 +76,12 @@ def test_the_cache_gives_what_a_pass_over_all_frames_gives(attention):
 
 def test_positions_matter():
     model, same = network(), torch.zeros(SHAPE, dtype=torch.int64)
-    hidden = model.hidden(model.embed(same, holes_at((0, 1)))).flatten(1, 3)[0, 6:12]
+    hidden = model.hidden(model.embed(same, mask_at((0, 1)))).flatten(1, 3)[0, 6:12]
     assert len({tuple(vector.tolist()) for vector in hidden}) == 6
 
 
 @pytest.mark.parametrize(("size", "limit"), [(7, 7), (7, 6), (12, 6), (65_537, 1 << 16)])
-def test_the_probabilities_of_all_codes_add_up_to_one(size, limit):
+def test_the_probabilities_of_all_codes_sum_to_one(size, limit):
     torch.manual_seed(0)
     head = CodebookHead(size, 8, limit)
     assert len(head.digits) == (1 if size <= limit else 2)
@@ -89,7 +89,7 @@ def test_the_probabilities_of_all_codes_add_up_to_one(size, limit):
     assert torch.exp(-nll.detach().double()).sum().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_a_factorised_head_samples_codes_of_the_codebook_alone():
+def test_a_factorised_head_samples_valid_codes_only():
     torch.manual_seed(0)
     head = CodebookHead(7, 8, limit=6)
     assert factorize(7, 6) == (3, 3)
@@ -97,7 +97,7 @@ def test_a_factorised_head_samples_codes_of_the_codebook_alone():
     assert set(drawn.tolist()) == set(range(7))
 
 
-def test_dropped_conditions_are_those_of_none():
+def test_dropped_conditions_equal_no_conditions():
     model = network(labels=3, actions=2, sees_blanked=True)
     grid, kept = codes(), torch.tensor([True, False])
     given = {
@@ -113,6 +113,6 @@ def test_dropped_conditions_are_those_of_none():
         assert name == "visible" or not torch.equal(without[0].expand_as(some[0]), some[0]), name
 
 
-def test_a_width_that_heads_do_not_divide_is_refused():
+def test_a_width_that_is_no_multiple_of_heads_is_refused():
     with pytest.raises(UsageError, match="width=10 depth=1 heads=4"):
         TransformerConfig(10, 1, 4)

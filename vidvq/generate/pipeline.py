@@ -1,4 +1,4 @@
-"""Makes single samples: what a prompt holds to the files of its token sample."""
+"""Generation of single samples: from a prompt to the files of a token sample."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -13,8 +13,8 @@ from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.token_shard import TokenInfo, token_files
 from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
-from vidvq.generate.conditions import actions_of_latents, label_index
-from vidvq.generate.examples import seeded
+from vidvq.generate.conditions import label_index, latent_actions
+from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, RequestConfig, SampleConfig
 from vidvq.generate.sampling import Condition, sample_codes
@@ -22,21 +22,24 @@ from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
 
-# Largest denominator of a frame rate, as of 30000/1001.
+# Largest denominator of a frame rate, for rates such as 30000/1001.
 _MAX_DENOMINATOR = 1001
 
 
-class Maker:
-    """A generator that is loaded once; makes one sample after another.
+class GenerationPipeline:
+    """A loaded generator, and the settings of a request.
 
     Args:
         generator: folder of the generator.
-        config: what to make.
-        tokenizer: folder of the tokenizer, where conditions are pixels; None where they are tokens.
+        config: settings of the request.
+        tokenizer: folder of the tokenizer that encodes pixels; None if prompts are tokens or nothing.
+
+    Raises:
+        UsageError: a checkpoint is missing, damaged or of another kind.
     """
 
     def __init__(self, generator: Path, config: RequestConfig, tokenizer: Path | None = None) -> None:
-        # One thread on every machine: threads split sums, so samples would depend on the number of cores.
+        # One thread: the number of threads changes the order of sums, so samples would depend on the machine.
         torch.set_num_threads(1)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         found: Generator = read_generator(generator)
@@ -50,7 +53,18 @@ class Maker:
             self._tokenizer.to(self._device)
 
     def sample(self, key: str, index: int) -> dict[str, bytes]:
-        """Make a sample from nothing, or from a class."""
+        """Generate a sample without a prompt, optionally of a class.
+
+        Args:
+            key: key of the sample; with the seed it determines the codes.
+            index: index of the sample.
+
+        Returns:
+            Files of the sample, by extension.
+
+        Raises:
+            UsageError: the size or the class is not one that the generator was trained on.
+        """
         config = self._config
         assert isinstance(config, SampleConfig)
         frames, height, width = sample_size(self.card, config)
@@ -58,8 +72,8 @@ class Maker:
         shape = (1 + -(-(frames - 1) // r), -(-height // s), -(-width // s))
         label = 0 if config.label is None else label_index(self.card, config.label)
         codes = self._codes(key, shape, None, Condition(label))
-        clock = 1 / Fraction(config.fps or self.card.fps).limit_denominator(_MAX_DENOMINATOR)
-        times = {"fps": float(1 / clock), "time_base": str(clock), "pts": tuple(range(frames)), "duration": frames}
+        tick = 1 / Fraction(config.fps or self.card.fps).limit_denominator(_MAX_DENOMINATOR)
+        times = {"fps": float(1 / tick), "time_base": str(tick), "pts": tuple(range(frames)), "duration": frames}
         return self._files(codes, TokenInfo(self._name, index, shape, frames, height, width, **times))
 
     def predict(
@@ -68,11 +82,17 @@ class Maker:
         """Continue a clip.
 
         Args:
-            key: key of the prompt, which decides its randomness.
-            codes: ``lt lh lw`` of at least the given frames.
-            info: JSON of the clip.
-            label: class, from 1; 0 for none.
+            key: key of the clip; with the seed it determines the codes.
+            codes: codes ``lt lh lw``; at least those of the given frames.
+            info: metadata of the clip.
+            label: class index, from 1; 0 for none.
             actions: actions ``t a`` of the frames; None for none.
+
+        Returns:
+            Files of the sample, by extension.
+
+        Raises:
+            UsageError: the clip is too short.
         """
         config = self._config
         assert isinstance(config, PredictConfig)
@@ -80,18 +100,29 @@ class Maker:
         given, frames = 1 + (config.given - 1) // r, config.frames or info.num_frames
         if info.num_frames < config.given or frames <= config.given:
             raise UsageError(
-                f"{info.num_frames} frames, {frames} with what is generated, are too few for {config.given}"
+                f"has {info.num_frames} frames, too few for given={config.given} and {frames} frames in the result"
             )
         latents = np.arange(1 + -(-(frames - 1) // r))
-        moves = None
+        action_rows = None
         if self.card.action_mean and actions is not None:
-            moves = torch.from_numpy(actions_of_latents(actions, latents, self.card))
+            action_rows = torch.from_numpy(latent_actions(actions, latents, self.card))
         shape = (len(latents), codes.shape[1], codes.shape[2])
-        made = self._codes(key, shape, codes[:given], Condition(label, moves))
+        made = self._codes(key, shape, codes[:given], Condition(label, action_rows))
         return self._files(made, replace(extend_times(info, frames), grid=shape, quality=None))
 
     def from_pixels(self, frames: np.ndarray, info: ClipInfo | ItemInfo) -> dict[str, bytes]:
-        """Predict, interpolate or fill in a clip of frames ``t h w c`` uint8."""
+        """Predict, interpolate or fill a clip, as the request says.
+
+        Args:
+            frames: ``t h w c`` uint8.
+            info: metadata of the clip.
+
+        Returns:
+            Files of the sample, by extension.
+
+        Raises:
+            UsageError: the clip is too short, too long or too large for the request or the generator.
+        """
         config, tokenizer = self._config, self._tokenizer
         assert tokenizer is not None
         key = f"{info.source}#{info.clip_index}"
@@ -110,44 +141,44 @@ class Maker:
     def _codes(
         self, key: str, shape: tuple[int, int, int], given: np.ndarray | None, condition: Condition
     ) -> np.ndarray:
-        random = seeded(f"{self._config.seed}/{key}")
-        return sample_codes(self._network, self.card, shape, given, condition, self._config.sampling, random)
+        rng = seeded_rng(f"{self._config.seed}/{key}")
+        return sample_codes(self._network, self.card, shape, given, condition, self._config.sampling, rng)
 
     def _files(self, codes: np.ndarray, info: TokenInfo) -> dict[str, bytes]:
         return token_files(codes, info, self.card.tokenizer)
 
 
 def sample_size(card: GeneratorCard, config: SampleConfig) -> tuple[int, int, int]:
-    """Frames, height and width (pixels) of the samples of a request."""
+    """Return the number of frames, height and width (pixels) of the samples of a request."""
     lt, lh, lw = card.shapes[0]
     r, s = card.tokenizer.temporal_factor, card.tokenizer.spatial_factor
     return config.frames or 1 + (lt - 1) * r, config.height or lh * s, config.width or lw * s
 
 
 def hidden_pixels(config: RequestConfig, shape: tuple[int, int, int]) -> torch.Tensor:
-    """The pixels ``t h w`` that a request hides.
+    """Return the pixels ``t h w`` bool that a request generates.
 
     Raises:
-        UsageError: it hides none, or all.
+        UsageError: the request generates no pixel, or all of them.
     """
     t, h, w = shape
     if isinstance(config, InterpolateConfig):
         hidden = hide_frames(shape, sorted({*range(0, t, config.every or t), t - 1}))
-        rule = "has no frame between the given ones; give longer clips"
+        problem = f"has {t} frames, none between the given ones; use longer clips"
     else:
         assert isinstance(config, FillConfig) and config.box
         hidden = hide_box(shape, config.box)
         hidden = ~hidden if config.outside else hidden
-        rule = f"has {w}x{h} pixels; box={','.join(map(str, config.box))} must cover a part of them"
+        problem = f"has {w}x{h} pixels; box={','.join(map(str, config.box))} must cover some of them, not all"
     if hidden.all() or not hidden.any():
-        raise UsageError(rule)
+        raise UsageError(problem)
     return hidden
 
 
 def extend_times(info: TokenInfo, frames: int) -> TokenInfo:
-    """The JSON of a clip with another number of frames: cut, or with its last step repeated."""
+    """Change the number of frames in the metadata of a clip: cut times, or repeat the last interval."""
     times = list(info.pts)
     step = times[-1] - times[-2] if len(times) > 1 else max(info.duration, 1)
-    times += [times[-1] + step * (at + 1) for at in range(frames + 1 - len(times))]
+    times += [times[-1] + step * (i + 1) for i in range(frames + 1 - len(times))]
     duration = info.duration if frames == info.num_frames else times[frames] - times[0]
     return replace(info, pts=tuple(times[:frames]), num_frames=frames, duration=duration, quality=None)
