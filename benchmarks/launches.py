@@ -103,8 +103,8 @@ def reads_per_step() -> int:
         },
     )
     copies: list[int] = []
-    read = trainer.read_values
-    trainer.read_values = lambda tensor: (copies.append(1), read(tensor))[1]
+    read = trainer.to_host
+    trainer.to_host = lambda tensor: (copies.append(1), read(tensor))[1]
     context = init_distributed(60)
     try:
         made = trainer.Trainer(config, context)
@@ -116,7 +116,7 @@ def reads_per_step() -> int:
                 made.forward_backward(video, 0)
                 made.finish_step()
     finally:
-        trainer.read_values = read
+        trainer.to_host = read
         shutdown_distributed()
     return counted.reads + len(copies)
 

@@ -41,7 +41,7 @@ def batches(dataset: ClipDataset, count: int) -> list[torch.Tensor]:
 
 
 def keys_of(dataset: ClipDataset, count: int) -> list[list[str]]:
-    return [[dataset.index.keys[pick.clip] for pick in dataset.order.batch(number)[1]] for number in range(count)]
+    return [[dataset.index.keys[pick.index] for pick in dataset.order.batch(number)[1]] for number in range(count)]
 
 
 def test_an_epoch_contains_each_clip_once(clips):
@@ -70,11 +70,11 @@ def test_an_indivisible_batch_is_rejected(clips):
 def test_datasets_are_mixed_by_weight(clips, tmp_path):
     other = str(shutil.copytree(clips, tmp_path / "other"))
     dataset = ClipDataset(config(clips, clips={clips: 3.0, other: 1.0}, batch_size=10), 1)
-    picked = [int(dataset.index.data_set[pick.clip]) for n in range(40) for pick in dataset.order.batch(n)[1]]
+    picked = [int(dataset.index.data_set[pick.index]) for n in range(40) for pick in dataset.order.batch(n)[1]]
     assert abs(picked.count(0) - 300) <= 2
     assert all(abs(picked[:count].count(0) - 0.75 * count) <= 3 for count in range(1, 400))
     first_set = [
-        pick.clip for n in range(40) for pick in dataset.order.batch(n)[1] if not dataset.index.data_set[pick.clip]
+        pick.index for n in range(40) for pick in dataset.order.batch(n)[1] if not dataset.index.data_set[pick.index]
     ]
     size = len(dataset.index.keys) // 2
     assert len(set(first_set[:size])) == size, "each data set has epochs of its own"
@@ -88,7 +88,7 @@ def test_clips_are_assigned_to_the_largest_bucket_that_they_fill(clips, tmp_path
     seen = {}
     for number in range(40):
         bucket, picks = dataset.order.batch(number)
-        lengths = {int(dataset.index.num_frames[pick.clip]) for pick in picks}
+        lengths = {int(dataset.index.num_frames[pick.index]) for pick in picks}
         assert all((length >= 9) == (bucket == 0) for length in lengths)
         seen[bucket] = dataset[number, 0].shape
     assert seen == {0: (2, 9, 32, 32, 3), 1: (2, 5, 32, 32, 3)}
@@ -148,14 +148,14 @@ def test_a_damaged_clip_is_replaced_with_a_warning(clips, tmp_path, capfd):
     copy = Path(shutil.copytree(clips, tmp_path / "copy"))
     dataset = ClipDataset(config(str(copy)), 1)
     _, picks = dataset.order.batch(0)
-    media = dataset.index.media_range(picks[0].clip)
+    media = dataset.index.media_range(picks[0].index)
     data = bytearray(Path(media.shard).read_bytes())
     data[media.offset + 100] ^= 0xFF
     Path(media.shard).write_bytes(data)
     batch = dataset[0, 0]
     assert batch.shape == (3, 5, 32, 32, 3)
     assert torch.equal(batch[1:], ClipDataset(config(clips), 1)[0, 0][1:])
-    assert f"{dataset.index.keys[picks[0].clip]} is replaced by another clip" in capfd.readouterr().err
+    assert f"{dataset.index.keys[picks[0].index]} is replaced by another clip" in capfd.readouterr().err
 
 
 def test_a_batch_without_a_readable_clip_is_one_clear_error(clips, tmp_path):

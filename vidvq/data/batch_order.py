@@ -1,9 +1,9 @@
-"""Random-access batch order: the clips of each global batch as a function of the seed and the batch number.
+"""Random-access batch order: the samples of each global batch as a function of the seed and the batch number.
 
-The clips of one dataset in one bucket form a stream: an endless sequence of epochs. Each epoch contains each clip once,
-shuffled by shard and then within a window. Weighted low-discrepancy sequences choose the bucket of each batch and the
-dataset of each clip. Counting earlier choices gives positions in the streams, so any batch is computed without the
-batches before it, independent of the number of ranks and workers.
+The samples (clips or token samples) of one dataset in one bucket form a stream: an endless sequence of epochs. Each
+epoch contains each sample once, shuffled by shard and then within a window. Weighted low-discrepancy sequences choose
+the bucket of each batch and the dataset of each sample. Counting earlier choices gives positions in the streams, so any
+batch is computed without the batches before it, independent of the number of ranks and workers.
 """
 
 from collections import OrderedDict
@@ -18,30 +18,30 @@ _CHUNK = 1 << 20
 _EPOCHS_KEPT = 16
 
 
-class Index(Protocol):
+class SampleIndex(Protocol):
     """Clips or token samples in the order of their shards; one entry per sample in each column."""
 
     @property
     def shard(self) -> np.ndarray:
-        """Index of the shard."""
+        """Index of the shard of each sample."""
         ...
 
     @property
     def data_set(self) -> np.ndarray:
-        """Index of the directory."""
+        """Index of the directory of each sample."""
         ...
 
 
 @dataclass(frozen=True)
-class SampledClip:
-    """One clip of a batch.
+class SampledItem:
+    """One sample of a batch.
 
     Attributes:
-        clip: position in the index.
-        epoch: epoch of the clip's stream.
+        index: position of the sample in the index.
+        epoch: epoch of the sample's stream.
     """
 
-    clip: int
+    index: int
     epoch: int
 
 
@@ -50,28 +50,29 @@ class _WeightedSampler:
     """A deterministic endless sequence of choices that follows the weights closely in every prefix."""
 
     weights: np.ndarray
-    _at: int = 0
+    _position: int = 0
     _counts: np.ndarray = field(init=False)
     _limits: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        shares = np.cumsum(self.weights)[:-1] / self.weights.sum()
-        self._limits = np.array([min(int(share * 2.0**64), 2**64 - 1) for share in shares], dtype=np.uint64)
+        fractions = np.cumsum(self.weights)[:-1] / self.weights.sum()
+        self._limits = np.array([min(int(limit * 2.0**64), 2**64 - 1) for limit in fractions], dtype=np.uint64)
         self._counts = np.zeros(len(self.weights), dtype=np.int64)
 
     def choices(self, first: int, last: int) -> np.ndarray:
+        """Return the choices at positions ``first`` to ``last - 1``."""
         with np.errstate(over="ignore"):
             spread = np.arange(first, last, dtype=np.uint64) * _GOLDEN
         return np.searchsorted(self._limits, spread, side="right")
 
     def counts_before(self, position: int) -> np.ndarray:
         """Return the number of times each choice occurs before ``position``."""
-        if position < self._at:
-            self._at, self._counts = 0, np.zeros_like(self._counts)
-        while self._at < position:
-            last = min(self._at + _CHUNK, position)
-            self._counts = self._counts + np.bincount(self.choices(self._at, last), minlength=len(self._counts))
-            self._at = last
+        if position < self._position:
+            self._position, self._counts = 0, np.zeros_like(self._counts)
+        while self._position < position:
+            last = min(self._position + _CHUNK, position)
+            self._counts = self._counts + np.bincount(self.choices(self._position, last), minlength=len(self._counts))
+            self._position = last
         return self._counts
 
 
@@ -79,17 +80,17 @@ class BatchOrder:
     """Order of the batches of a run.
 
     Args:
-        index: the clips.
-        bucket: bucket of each clip; -1 excludes a clip.
-        weights: sampling weight of each dataset; None makes all clips equally likely.
-        batch_size: clips per batch, over all ranks.
-        window: size of the shuffle window (clips), after shards are shuffled.
+        index: clips or token samples.
+        bucket: bucket of each sample; -1 excludes it.
+        weights: sampling weight of each dataset; None makes all samples equally likely.
+        batch_size: samples per batch, over all ranks.
+        window: size of the shuffle window (samples); shards are shuffled first.
         seed: seed of the order.
     """
 
     def __init__(
         self,
-        index: Index,
+        index: SampleIndex,
         bucket: np.ndarray,
         weights: list[float] | None,
         batch_size: int,
@@ -98,43 +99,45 @@ class BatchOrder:
     ) -> None:
         self._index, self._batch_size, self._window, self._seed = index, batch_size, window, seed
         sets = int(index.data_set.max()) + 1
-        sizes = np.array([[np.sum((bucket == b) & (index.data_set == d)) for d in range(sets)] for b in _used(bucket)])
+        sizes = np.array(
+            [[np.sum((bucket == b) & (index.data_set == d)) for d in range(sets)] for b in _bucket_indices(bucket)]
+        )
         usable = sizes.sum(axis=0)
-        per_clip = np.ones(sets) if weights is None else np.array(weights) / np.maximum(usable, 1)
-        chances = sizes * per_clip
-        self.buckets = _used(bucket)
+        per_sample = np.ones(sets) if weights is None else np.array(weights) / np.maximum(usable, 1)
+        stream_weights = sizes * per_sample
+        self.buckets = _bucket_indices(bucket)
         self._streams = {
             (b, d): np.flatnonzero((bucket == name) & (index.data_set == d))
             for b, name in enumerate(self.buckets)
             for d in range(sets)
         }
-        self._bucket_choices = _WeightedSampler(chances.sum(axis=1))
-        self._data_set_choices = [_WeightedSampler(row) for row in chances]
+        self._bucket_choices = _WeightedSampler(stream_weights.sum(axis=1))
+        self._data_set_choices = [_WeightedSampler(row) for row in stream_weights]
         self._epochs: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
 
-    def batch(self, number: int) -> tuple[int, list[SampledClip]]:
-        """Return the bucket and the clips of a batch."""
+    def batch(self, number: int) -> tuple[int, list[SampledItem]]:
+        """Return the bucket and the samples of a batch."""
         b = int(self._bucket_choices.choices(number, number + 1)[0])
         first = int(self._bucket_choices.counts_before(number)[b]) * self._batch_size
         sequence = self._data_set_choices[b]
         counts = sequence.counts_before(first).copy()
-        samples: list[SampledClip] = []
+        samples: list[SampledItem] = []
         for d in sequence.choices(first, first + self._batch_size):
             epoch, position = divmod(int(counts[d]), len(self._streams[b, d]))
-            samples.append(SampledClip(int(self._epoch(b, int(d), epoch)[position]), epoch))
+            samples.append(SampledItem(int(self._epoch(b, int(d), epoch)[position]), epoch))
             counts[d] += 1
         return self.buckets[b], samples
 
-    def substitute(self, bucket: int, clip: int, attempt: int) -> int:
-        """Return another clip of the same stream, to replace a clip that cannot be decoded.
+    def substitute(self, bucket: int, index: int, attempt: int) -> int:
+        """Return the index of another sample of the same stream, to replace one that cannot be decoded.
 
         Args:
-            bucket: bucket of the clip.
-            clip: position of the clip in the index.
+            bucket: bucket of the sample.
+            index: position of the sample in the index.
             attempt: number of the attempt, counted from 1.
         """
-        stream = self._streams[self.buckets.index(bucket), int(self._index.data_set[clip])]
-        return int(stream[(int(np.searchsorted(stream, clip)) + attempt) % len(stream)])
+        stream = self._streams[self.buckets.index(bucket), int(self._index.data_set[index])]
+        return int(stream[(int(np.searchsorted(stream, index)) + attempt) % len(stream)])
 
     def _epoch(self, b: int, d: int, epoch: int) -> np.ndarray:
         key = (b, d, epoch)
@@ -144,14 +147,14 @@ class BatchOrder:
                 self._epochs.popitem(last=False)
         return self._epochs[key]
 
-    def _shuffle(self, clips: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        shards = self._index.shard[clips]
-        # Random shard order; the stable sort keeps the clips of a shard together.
-        ranks = random.permutation(int(shards.max()) + 1)
-        rows = clips[np.argsort(ranks[shards], kind="stable")]
+    def _shuffle(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        shards = self._index.shard[samples]
+        # Random shard order; the stable sort keeps the samples of a shard together.
+        ranks = rng.permutation(int(shards.max()) + 1)
+        rows = samples[np.argsort(ranks[shards], kind="stable")]
         windows = [rows[start : start + self._window] for start in range(0, len(rows), self._window)]
-        return np.concatenate([random.permutation(rows) for rows in windows])
+        return np.concatenate([rng.permutation(rows) for rows in windows])
 
 
-def _used(bucket: np.ndarray) -> list[int]:
+def _bucket_indices(bucket: np.ndarray) -> list[int]:
     return sorted({int(name) for name in bucket if name >= 0})

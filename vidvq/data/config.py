@@ -32,19 +32,24 @@ class BucketConfig:
 
 
 class Batching:
-    """Batches over processes and micro-batches; the base of settings with ``batch_size`` and ``micro_batch_size``."""
+    """Division of batches among processes and micro-batches; base of the settings of datasets.
+
+    Attributes:
+        batch_size: samples per optimizer step, over all processes and micro-batches.
+        micro_batch_size: samples per micro-batch of one process; None uses one micro-batch per step.
+    """
 
     batch_size: int
     micro_batch_size: int | None
 
     def micro_batch(self, ranks: int) -> int:
-        """Return the number of clips per micro-batch of one process.
+        """Return the number of samples per micro-batch of one process.
 
         Args:
             ranks: number of processes.
 
         Raises:
-            UsageError: the batch size is not divisible by the number of processes.
+            UsageError: the batch size is not a multiple of the processes times the micro-batch size.
         """
         micro = self.micro_batch_size or self.batch_size // ranks
         if not micro or self.batch_size % (micro * ranks):
@@ -53,7 +58,7 @@ class Batching:
         return micro
 
     def accumulation(self, ranks: int) -> int:
-        """Return the number of gradient accumulation steps, that is micro-batches of a process per step."""
+        """Return the number of gradient accumulation steps: micro-batches of one process per optimizer step."""
         return self.batch_size // (self.micro_batch(ranks) * ranks)
 
 
@@ -64,8 +69,8 @@ class DataConfig(Batching):
     Attributes:
         clips: directories or URLs written by ``vidvq shard``: one, a list, or a mapping of each to its sampling weight.
             Without weights all clips are equally likely.
-        where: clips to train on, as an expression over the columns in ``CLIPS/columns/`` and the fields of every clip;
-            None for all.
+        where: expression that selects the clips to train on, over the columns in ``CLIPS/columns/`` and the fields of
+            the clips' JSON; None for all.
         batch_size: clips per optimizer step, over all processes and micro-batches (1 or more).
         micro_batch_size: clips per micro-batch of one process (1 or more); None uses one micro-batch per step.
         num_frames: frames per clip, from a random start (1 + a multiple of the temporal factor). Shorter clips are
@@ -110,10 +115,10 @@ class TokenDataConfig(Batching):
             Without weights all samples are equally likely.
         batch_size: samples per optimizer step, over all processes and micro-batches (1 or more).
         micro_batch_size: samples per micro-batch of one process (1 or more); None uses one micro-batch per step.
-        latents: latent frames per sample (1 or more). Of a longer sample, latent frame 0 and a random run of the later
-            ones are used; shorter samples are used whole. A batch holds samples of one grid.
+        latents: maximum number of latent frames per sample (1 or more). A longer sample is cut to latent frame 0 and a
+            random run of later ones. All samples of a batch have the same grid.
         shuffle: size of the shuffle window (samples); shards are shuffled first.
-        workers: reading processes per training process; 0 reads in the training process.
+        workers: reading processes per training process (0 or more); 0 reads in the training process.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

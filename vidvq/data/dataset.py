@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from vidvq.data.batch_order import BatchOrder, SampledClip
+from vidvq.data.batch_order import BatchOrder, SampledItem
 from vidvq.data.config import BucketConfig, DataConfig
 from vidvq.data.index import ClipIndex, read_bytes, read_clip_index
 from vidvq.data.micro_batches import UnreadableBatch
@@ -19,6 +19,7 @@ from vidvq.log import warn
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip
 
+# Clips to try before a micro-batch counts as unreadable.
 _ATTEMPTS = 16
 
 
@@ -32,8 +33,8 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
         ranks: number of processes.
 
     Raises:
-        UsageError: a directory is incomplete, no clip is usable, or the batch size is not divisible by the number of
-            processes.
+        UsageError: a directory is incomplete, no clip is usable, or the batch size is not a multiple of the processes
+            times the micro-batch size.
     """
 
     def __init__(self, config: DataConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
@@ -41,10 +42,10 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
         self.micro_batch = config.micro_batch(ranks)
         self.index = read_clip_index(list(config.clips), config.where)
         bucket = assign_buckets(self.index, config.shapes)
-        if left_out := int((bucket < 0).sum()):
+        if excluded := int((bucket < 0).sum()):
             shapes = ", ".join(f"{shape.width}x{shape.height}" for shape in config.shapes)
-            message = f"{left_out} of {len(bucket)} clips are smaller than the crop ({shapes})"
-            if left_out == len(bucket):
+            message = f"{excluded} of {len(bucket)} clips are smaller than the crop ({shapes})"
+            if excluded == len(bucket):
                 raise UsageError(f"data.clips has no usable clip: {message}; lower data.crop={config.crop}")
             if rank == 0:
                 warn(f"{message} and are excluded from training")
@@ -57,7 +58,7 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
         self._executors: dict[int, ThreadPoolExecutor] = {}
 
     def __getitem__(self, position: tuple[int, int]) -> torch.Tensor | UnreadableBatch:
-        """Return a micro-batch of this rank."""
+        """Return a micro-batch of this rank: ``b t h w c`` uint8, or the reason why no clip is readable."""
         number, micro_step = position
         bucket, samples = self.order.batch(number)
         first = (micro_step * self.ranks + self.rank) * self.micro_batch
@@ -75,21 +76,22 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
             self._executors[process] = ThreadPoolExecutor(self.config.threads)
         return self._executors[process]
 
-    def _crop_of(self, bucket: int, sample: SampledClip) -> np.ndarray:
+    def _crop_of(self, bucket: int, sample: SampledItem) -> np.ndarray:
         last = None
         for attempt in range(_ATTEMPTS):
-            clip = self.order.substitute(bucket, sample.clip, attempt) if attempt else sample.clip
+            clip = self.order.substitute(bucket, sample.index, attempt) if attempt else sample.index
             try:
                 frames = self._decode(clip)
-                random = Random(f"{self.seed}/{sample.epoch}/{self.index.keys[clip]}")
-                return crop_clip(frames, self.config.shapes[bucket], random)
+                rng = Random(f"{self.seed}/{sample.epoch}/{self.index.keys[clip]}")
+                return crop_clip(frames, self.config.shapes[bucket], rng)
             except VideoError as error:
                 last = error
                 if clip not in self._warned:
                     self._warned.add(clip)
                     warn(f"clip {self.index.keys[clip]} is replaced by another clip: {error}")
         raise UsageError(
-            f"data.clips has no usable clip near {self.index.keys[sample.clip]}; the last one tried {last}"
+            f"data.clips has no usable clip near {self.index.keys[sample.index]}: {_ATTEMPTS} clips failed, the last "
+            f"one {last}"
         )
 
     def _decode(self, clip: int) -> np.ndarray:
@@ -112,7 +114,7 @@ def assign_buckets(index: ClipIndex, shapes: tuple[BucketConfig, ...]) -> np.nda
     """Assign each clip to the largest bucket that it fills.
 
     Args:
-        index: the clips.
+        index: clips to assign.
         shapes: shape of each bucket.
 
     Returns:
@@ -129,13 +131,13 @@ def assign_buckets(index: ClipIndex, shapes: tuple[BucketConfig, ...]) -> np.nda
     return bucket
 
 
-def crop_clip(frames: np.ndarray, shape: BucketConfig, random: Random) -> np.ndarray:
+def crop_clip(frames: np.ndarray, shape: BucketConfig, rng: Random) -> np.ndarray:
     """Crop a clip randomly in time and space, and flip it horizontally with probability 0.5.
 
     Args:
         frames: clip ``t h w c``.
         shape: size of the crop; shorter clips are extended by repeating the last frame.
-        random: source of randomness.
+        rng: source of randomness.
 
     Returns:
         Crop ``t h w c``.
@@ -147,11 +149,11 @@ def crop_clip(frames: np.ndarray, shape: BucketConfig, random: Random) -> np.nda
         raise VideoError(
             "too_small", f"is {frames.shape[2]}x{frames.shape[1]} pixels; the crop is {shape.width}x{shape.height}"
         )
-    first = random.randint(0, max(frames.shape[0] - shape.num_frames, 0))
-    top = random.randint(0, frames.shape[1] - shape.height)
-    left = random.randint(0, frames.shape[2] - shape.width)
+    first = rng.randint(0, max(frames.shape[0] - shape.num_frames, 0))
+    top = rng.randint(0, frames.shape[1] - shape.height)
+    left = rng.randint(0, frames.shape[2] - shape.width)
     cropped = frames[first : first + shape.num_frames, top : top + shape.height, left : left + shape.width]
-    if random.random() < 0.5:
+    if rng.random() < 0.5:
         cropped = cropped[:, :, ::-1]
     missing = shape.num_frames - len(cropped)
     return np.concatenate([cropped, np.repeat(cropped[-1:], missing, axis=0)]) if missing else cropped

@@ -23,7 +23,14 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class ByteRange:
-    """One file in a shard: the shard's path or URL, offset and length (bytes), and CRC-32."""
+    """One file in a shard.
+
+    Attributes:
+        shard: path or URL of the shard.
+        offset: offset of the file (bytes).
+        size: length of the file (bytes).
+        crc32: CRC-32 of the file.
+    """
 
     shard: str
     offset: int
@@ -58,8 +65,8 @@ class ClipIndex:
 
     def media_range(self, clip: int) -> ByteRange:
         """Return the byte range of the media of a clip."""
-        numbers = (int(column[clip]) for column in (self.offset, self.size, self.crc32))
-        return ByteRange(self.shards[int(self.shard[clip])], *numbers)
+        fields = (int(column[clip]) for column in (self.offset, self.size, self.crc32))
+        return ByteRange(self.shards[int(self.shard[clip])], *fields)
 
 
 def read_clip_index(folders: list[str], where: str | None = None) -> ClipIndex:
@@ -67,10 +74,10 @@ def read_clip_index(folders: list[str], where: str | None = None) -> ClipIndex:
 
     Args:
         folders: paths or URLs of the directories.
-        where: an expression that selects clips (see :mod:`vidvq.formats.selection`); None for all.
+        where: expression that selects clips (see :mod:`vidvq.formats.selection`); None for all.
 
     Raises:
-        UsageError: a directory is incomplete or damaged, or has no clips.
+        UsageError: a directory is incomplete or damaged, or no clip is selected.
     """
     shards = [(number, *found) for number, folder in enumerate(folders) for found in _committed(resolve_path(folder))]
     selections = [_open_selection(resolve_path(folder), where) for folder in folders]

@@ -1,4 +1,4 @@
-"""Samples of different grids in one sequence of fixed length, for attention over variable lengths."""
+"""Packing of samples of different grids into one sequence of fixed length, for variable-length attention."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,13 +12,14 @@ from vidvq.errors import UsageError
 
 
 class PackedTokens(NamedTuple):
-    """Samples one after the other in raster order, then padding.
+    """A packed sequence: the tokens of each sample in raster order, then padding.
 
     Attributes:
-        ids: ``n`` int64, ids of the flat vocabulary over all codebooks; 0 where padded.
-        positions: ``n 3`` int64, the place of each id: latent frame of the clip, row, column; 0 where padded.
-        cu_seqlens: ``samples + 1`` int32, the index of the first id of each sample, and the end of the last.
-        keep: ``n`` bool, False where padded.
+        ids: ids in the flat vocabulary over all codebooks, ``n`` int64; 0 for padding.
+        positions: latent frame, row and column of each token, ``n 3`` int64; 0 for padding.
+        cu_seqlens: cumulative sequence lengths, ``samples + 1`` int32: the start of each sample, and the end of the
+            last.
+        keep: mask ``n`` bool, False for padding.
     """
 
     ids: Tensor
@@ -32,7 +33,7 @@ def pack_samples(samples: Sequence[TokenSample], length: int) -> PackedTokens:
 
     Args:
         samples: samples of any grids.
-        length: length of the sequence.
+        length: length of the sequence (tokens).
 
     Raises:
         UsageError: the samples have more tokens than ``length``.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidvq.data.batch_order import BatchOrder, SampledClip
+from vidvq.data.batch_order import BatchOrder, SampledItem
 from vidvq.data.config import TokenDataConfig
 from vidvq.data.micro_batches import UnreadableBatch, iter_micro_batches
 from vidvq.errors import UsageError
@@ -26,10 +26,10 @@ class TokenIndex:
 
     Attributes:
         card: card of the tokenizer.
-        locations: where each sample is.
+        locations: location of each sample in its shard.
         shard: index of the shard.
         data_set: index of the directory.
-        grid: ``n 3``: shape ``lt lh lw`` of each sample.
+        grid: shape ``lt lh lw`` of each sample, ``n 3``.
     """
 
     card: TokenizerCard
@@ -40,13 +40,13 @@ class TokenIndex:
 
 
 class TokenSample(NamedTuple):
-    """A sample, or the part of it that is trained on.
+    """A sample, possibly cut in time.
 
     Attributes:
         key: key of the sample.
-        codes: ``lt lh lw`` int64, local to their codebooks.
-        ids: the same as ids of the flat vocabulary over all codebooks.
-        latents: ``lt`` int64, the index of each latent frame in the whole sample; the first is 0.
+        codes: indices into the codebooks, ``lt lh lw`` int64.
+        ids: the same codes as ids in the flat vocabulary over all codebooks, ``lt lh lw`` int64.
+        latents: index of each latent frame in the complete sample, ``lt`` int64; the first is 0.
     """
 
     key: str
@@ -56,13 +56,13 @@ class TokenSample(NamedTuple):
 
 
 class TokenBatch(NamedTuple):
-    """Samples of one grid.
+    """A batch of samples with one grid.
 
     Attributes:
         keys: keys of the samples.
-        codes: ``b lt lh lw`` int64, local to their codebooks: the first codebook of the card for latent frame 0, the
-            last for later ones.
-        latents: ``b lt`` int64, the index of each latent frame in the whole sample; the first is 0.
+        codes: indices into the codebooks, ``b lt lh lw`` int64: the card's first codebook for latent frame 0, its last
+            one for later latent frames.
+        latents: index of each latent frame in the complete sample, ``b lt`` int64; the first is 0.
     """
 
     keys: list[str]
@@ -74,28 +74,28 @@ def read_token_index(folders: list[str]) -> TokenIndex:
     """Index directories of token shards; reads the JSON of each sample.
 
     Raises:
-        UsageError: a directory is incomplete or damaged, has no samples, or is of another tokenizer than the others.
+        UsageError: a directory is incomplete or damaged, there are no samples, or tokenizers differ.
     """
     card: TokenizerCard | None = None
     locations: list[TokenLocation] = []
     data_set: list[int] = []
     for number, given in enumerate(folders):
         folder = resolve_path(given)
-        found = read_tokenizer_card(folder)
-        if card and found.token_fingerprint != card.token_fingerprint:
+        own = read_tokenizer_card(folder)
+        if card and own.token_fingerprint != card.token_fingerprint:
             raise UsageError(
-                f"{folders[0]} and {given} are of different tokenizers ({card.token_fingerprint[:12]}, "
-                f"{found.token_fingerprint[:12]}); train on tokens of one"
+                f"{folders[0]} and {given} were made by different tokenizers ({card.token_fingerprint[:12]}, "
+                f"{own.token_fingerprint[:12]}); train on tokens of a single tokenizer"
             )
-        card = card or found
-        here = index_tokens(folder)
-        locations += here
-        data_set += [number] * len(here)
+        card = card or own
+        found = index_tokens(folder)
+        locations += found
+        data_set += [number] * len(found)
     if not locations or card is None:
         raise UsageError(f"{', '.join(folders)} has no token samples")
     names: dict[Path, int] = {}
-    shard = [names.setdefault(place.shard, len(names)) for place in locations]
-    grid = np.array([place.read_info().grid for place in locations])
+    shard = [names.setdefault(location.shard, len(names)) for location in locations]
+    grid = np.array([location.read_info().grid for location in locations])
     return TokenIndex(card, locations, np.array(shard), np.array(data_set), grid)
 
 
@@ -104,12 +104,13 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
 
     Args:
         config: tokens and batch size.
-        seed: seed of the order and of the parts of long samples.
+        seed: seed of the order and of the cuts of long samples.
         rank: rank of this process.
         ranks: number of processes.
 
     Raises:
-        UsageError: a directory is incomplete or damaged, or the batch size is not divisible by the number of processes.
+        UsageError: a directory is incomplete or damaged, or the batch size is not a multiple of the processes times the
+            micro-batch size.
     """
 
     def __init__(self, config: TokenDataConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
@@ -124,7 +125,7 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
         self.order = BatchOrder(self.index, bucket.ravel(), weights, config.batch_size, config.shuffle, seed)
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.index.locations)
 
     def __getitem__(self, position: tuple[int, int]) -> TokenBatch | UnreadableBatch:
@@ -140,7 +141,7 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
         Args:
             number: number of the batch.
             micro_step: index of the micro-batch in the batch.
-            from_start: take the first latent frames of a sample that is too long, instead of a random run.
+            from_start: whether to cut long samples to their first latent frames instead of a random run.
 
         Raises:
             UsageError: a shard is damaged.
@@ -149,23 +150,23 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
         local = self.order.batch(number)[1][first : first + self.micro_batch]
         return [self._read(sample, from_start) for sample in local]
 
-    def _read(self, sample: SampledClip, from_start: bool) -> TokenSample:
-        place = self.index.locations[sample.clip]
-        codes, _ = place.read(self.card)
+    def _read(self, sample: SampledItem, from_start: bool) -> TokenSample:
+        location = self.index.locations[sample.index]
+        codes, _ = location.read(self.card)
         latents = np.arange(len(codes))
         if len(codes) > self.config.latents:
             length = self.config.latents - 1
-            random = Random(f"{self.seed}/{sample.epoch}/{place.key}")
-            start = 1 if from_start else random.randint(1, len(codes) - length)
+            rng = Random(f"{self.seed}/{sample.epoch}/{location.key}")
+            start = 1 if from_start else rng.randint(1, len(codes) - length)
             latents = np.concatenate([latents[:1], latents[start : start + length]])
-        return make_sample(place.key, codes, latents, self.card)
+        return make_sample(location.key, codes, latents, self.card)
 
 
 def make_sample(key: str, codes: np.ndarray, latents: np.ndarray, card: TokenizerCard) -> TokenSample:
-    """Cut latent frames out of the codes ``lt lh lw`` of a sample."""
-    part = codes[latents].astype(np.int64)
+    """Select latent frames (indices ``n``) from the codes ``lt lh lw`` of a sample."""
+    selected = codes[latents].astype(np.int64)
     offsets = np.array([card.codebook_of(int(t)).offset for t in latents])[:, None, None]
-    return TokenSample(key, part, part + offsets, latents.astype(np.int64))
+    return TokenSample(key, selected, selected + offsets, latents.astype(np.int64))
 
 
 def collate(samples: list[TokenSample]) -> TokenBatch:
@@ -177,19 +178,19 @@ def collate(samples: list[TokenSample]) -> TokenBatch:
 
 
 class TokenLoader:
-    """An endless iterable of batches that resumes exactly, for a training loop of any library.
+    """An endless iterable of token batches with exact resume, for any training loop.
 
-    A batch is a function of the seed and of its number, so the state is one number, which fits any number of ranks and
-    workers: with the same ``batch_size``, all ranks together see the same samples in the same batches.
+    A batch is a function of the seed and its number, so the state is a single number that is valid for any number of
+    ranks and workers: with the same ``batch_size``, all ranks together see the same batches.
 
     Args:
-        tokens: directories of token shards of one tokenizer: one, a list, or a mapping of each to its sampling weight.
-        batch_size: samples per batch over all ranks; a rank gets ``batch_size / ranks``.
-        latents: latent frames per sample; see :class:`TokenDataConfig`.
+        tokens: directories of token shards of one tokenizer: one, a tuple, or a mapping of each to its sampling weight.
+        batch_size: samples per batch over all ranks; each rank gets ``batch_size / ranks``.
+        latents: maximum number of latent frames per sample; see :class:`TokenDataConfig`.
         seed: seed of the order.
         rank: rank of this process.
         ranks: number of processes.
-        workers: reading processes; 0 reads in this process.
+        workers: number of reading processes; 0 reads in this process.
         shuffle: size of the shuffle window (samples).
 
     Raises:
@@ -219,23 +220,23 @@ class TokenLoader:
         return self.dataset.card
 
     def __iter__(self) -> Iterator[TokenBatch]:
-        """Yield batches of this rank from the current position, without end."""
+        """Yield batches of this rank, endlessly, from the current position."""
         for batch in iter_micro_batches(self.dataset, self._batch):
             self._batch += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position after the last batch that was yielded."""
+        """Return the position after the last yielded batch."""
         return {"batch": self._batch, "seed": self.dataset.seed, "batch_size": self.dataset.config.batch_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a position; takes effect for the next iterator.
+        """Set the position; takes effect for the next iterator.
 
         Raises:
-            UsageError: the state is of another seed or batch size.
+            UsageError: the state belongs to another seed or batch size.
         """
         mine = self.state_dict()
         for name in ("seed", "batch_size"):
             if state[name] != mine[name]:
-                raise UsageError(f"the state is of {name}={state[name]}, this loader has {name}={mine[name]}")
+                raise UsageError(f"the state has {name}={state[name]}, but this loader has {name}={mine[name]}")
         self._batch = int(state["batch"])

@@ -18,7 +18,7 @@ from vidvq.storage import resolve_path
 _CARRIED = "carried."
 
 
-def read_values(folders: Iterable[str], name: str) -> dict[str, Any]:
+def read_column(folders: Iterable[str], name: str) -> dict[str, Any]:
     """Read one column of the clips in some directories.
 
     Args:
@@ -101,12 +101,12 @@ def read_actions(folders: Collection[str], name: str) -> Actions:
 
     Args:
         folders: directories of clip shards.
-        name: column, as for :func:`read_values`.
+        name: column, as for :func:`read_column`.
 
     Raises:
         UsageError: no clip has the column, a value is malformed, or clips differ in the length of their rows.
     """
-    by_key = {key: parse_actions(value, f"column {name} of {key}") for key, value in read_values(folders, name).items()}
+    by_key = {key: parse_actions(value, f"column {name} of {key}") for key, value in read_column(folders, name).items()}
     widths = {rows.shape[1] for rows in by_key.values()}
     if len(widths) > 1:
         raise UsageError(

@@ -13,7 +13,7 @@ from vidvq.data import TokenDataset, iter_micro_batches
 from vidvq.errors import JobTerminated, UsageError
 from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
-from vidvq.generate.conditions import Actions, label_name, read_actions, read_values
+from vidvq.generate.conditions import Actions, label_name, read_actions, read_column
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
 from vidvq.generate.examples import ExampleDataset, Examples
 from vidvq.generate.held_out import HeldOutLoss
@@ -74,7 +74,7 @@ def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[Gener
     labels: dict[str, str] = {}
     actions = Actions({}, (), ())
     if config.conditions.label:
-        values = read_values(clips, config.conditions.label)
+        values = read_column(clips, config.conditions.label)
         labels = {key: label_name(value) for key, value in values.items() if key in wanted}
     if config.conditions.actions:
         actions = read_actions(clips, config.conditions.actions)

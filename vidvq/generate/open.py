@@ -11,7 +11,7 @@ from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
-from vidvq.generate.conditions import label_index, label_name, read_actions, read_values
+from vidvq.generate.conditions import label_index, label_name, read_actions, read_column
 from vidvq.generate.pipeline import sample_size
 from vidvq.generate.requests import (
     FillConfig,
@@ -170,7 +170,7 @@ def _conditions(generator: Generator, tokens: Path, config: PredictConfig) -> di
     labels: dict[str, int] = {}
     actions: dict[str, np.ndarray] = {}
     if card.label:
-        values = read_values([config.columns], card.label)
+        values = read_column([config.columns], card.label)
         labels = {key: label_index(card, label_name(value)) for key, value in values.items() if key in keys}
     if card.actions:
         found = read_actions([config.columns], card.actions)

@@ -22,6 +22,7 @@ from vidvq.train.profiler import DATA, Profiler
 from vidvq.train.throughput import Throughput
 from vidvq.train.trainer import Trainer
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
+from vidvq.training.device_copy import DeviceCopier
 from vidvq.training.distributed import (
     DistributedContext,
     barrier,
@@ -34,7 +35,6 @@ from vidvq.training.recovery import roll_back, skip_batch
 from vidvq.training.run_directory import acquire_run_directory, locked_run_directory
 from vidvq.training.signals import StopSignal
 from vidvq.training.training_state import TrainingState
-from vidvq.training.upload import Uploader
 
 _LOW_USAGE = 0.5
 _HIGH_ACCURACY = 0.98
@@ -105,7 +105,7 @@ class _TrainingLoop:
         self.alarms: set[str] = set()
         self.writer = self._open_writer()
         self.batches: Iterator[Tensor] | None = None
-        self.uploader = Uploader(context.device)
+        self.device_copier = DeviceCopier(context.device)
 
     def fit(self) -> Fingerprints | None:
         config, prints = self.config, None
@@ -166,7 +166,7 @@ class _TrainingLoop:
             batch = next(self.batches)
             waited_s = monotonic() - started
             # Bytes travel, on a stream of their own while the device still computes; they become floats there.
-            video = to_video(self.uploader(batch))
+            video = to_video(self.device_copier(batch))
         self.throughput.record(tuple(video.shape), waited_s, position.step)
         return video
 

@@ -20,7 +20,7 @@ from vidvq.train.config import TrainConfig
 from vidvq.train.initialization import build_networks
 from vidvq.train.objective import Objective
 from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES
-from vidvq.training.distributed import DistributedContext, all_reduce_sum, read_values
+from vidvq.training.distributed import DistributedContext, all_reduce_sum, to_host
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
     full_state_dict,
@@ -216,7 +216,7 @@ class Trainer:
         values = [video.abs().amax(), guarded, video.new_full((), float(self.stop_requested()))]
         if discriminator_loss is not None:
             values += [discriminator_loss.detach(), terms["logits_real"], terms["logits_fake"]]
-        largest, mean, stop, *others = read_values(self._mean(torch.stack([value.float() for value in values])))
+        largest, mean, stop, *others = to_host(self._mean(torch.stack([value.float() for value in values])))
         self.stop_agreed = self.stop_agreed or stop > 0
         if not largest <= _MAX_PIXEL:
             return self.guard.skip("its pixels are not in [-1, 1]")

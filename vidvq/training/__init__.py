@@ -1,1 +1,1 @@
-"""What every training run shares: the DeepSpeed engine, exact resume, the guard, averaged weights and metrics."""
+"""Shared parts of all training runs: DeepSpeed engine, exact resume, loss guard, averaged weights and metrics."""

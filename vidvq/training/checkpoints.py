@@ -1,4 +1,4 @@
-"""Checkpoints of a run: resume from the newest complete one, keep the newest few and the best."""
+"""Checkpoints of a run: resume from the newest complete one; keep the newest few and the best."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,13 +24,13 @@ def save_checkpoint(run: Path, state: TrainingState, keep: int, dtypes: Mapping[
     Args:
         run: run directory.
         state: state after a finished step.
-        keep: number of newest checkpoints to keep; the best one is kept in addition.
+        keep: number of newest checkpoints to keep; the best one is kept too.
         dtypes: NumPy types of tensors not stored as float32, by name; fingerprints cover the type.
-        write: writes the checkpoint's folder from its path, the averaged weights and the folder with the training
-            state, and returns its fingerprints.
+        write: function of the checkpoint folder, the averaged weights and the folder of the training state; writes the
+            checkpoint and returns its fingerprints.
 
     Returns:
-        What ``write`` returned.
+        Return value of ``write``.
 
     Raises:
         OSError: the disk is full or not writable; earlier checkpoints are unaffected.
@@ -43,13 +43,13 @@ def save_checkpoint(run: Path, state: TrainingState, keep: int, dtypes: Mapping[
     }
     try:
         write_training_state(attempt, state)
-        prints = write(folder, arrays, attempt)
+        fingerprints = write(folder, arrays, attempt)
     except OSError:
         remove_partial_saves(run)
         raise
     best = state.progress.best
     _prune(run, keep, best[1] if best else None)
-    return prints
+    return fingerprints
 
 
 def latest_state(run: Path, context: DistributedContext) -> TrainingState | None:
@@ -57,7 +57,7 @@ def latest_state(run: Path, context: DistributedContext) -> TrainingState | None
 
     Args:
         run: run directory.
-        context: this process in the job.
+        context: distributed context of this process.
 
     Returns:
         The state; None if there is no complete checkpoint.
@@ -88,7 +88,7 @@ def _newest_complete(run: Path) -> int:
 
 
 def _prune(run: Path, keep: int, best: int | None) -> None:
-    """Remove all checkpoints except the newest ``keep`` and that of step ``best``."""
+    """Remove all checkpoints except the ``keep`` newest ones and the one of step ``best``."""
     for folder in list_steps(run)[:-keep]:
         if _step_of(folder) != best:
             shutil.rmtree(folder)

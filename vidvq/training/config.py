@@ -1,4 +1,4 @@
-"""Settings that every training run has, and what the engine reads of a run's config."""
+"""Settings shared by all training runs, and the settings that an engine reads."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol
@@ -15,20 +15,20 @@ Steps = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """An Adam optimizer with a linear warm-up and a cosine decay.
+    """Adam optimizer with a learning rate that warms up linearly and decays as a cosine.
 
     Attributes:
         kind: ``adamw``, or ``radam`` with decoupled weight decay.
         lr: peak learning rate, reached at the end of the warm-up (above 0).
-        betas: decay rates of the averages of the gradient and of its square.
+        betas: decay rates of the running averages of the gradient and of its square (0 to below 1).
         eps: term added to the denominator for numerical stability (above 0).
         weight_decay: decoupled weight decay, multiplied by the learning rate (0 or more).
         warmup_steps: length of the warm-up (steps).
         final_lr: learning rate at the last step, as a fraction of ``lr`` (0 to 1).
         clip_norm: maximum global norm of the gradients (above 0).
-        fused: use the fused AdamW kernel of PyTorch; for ``kind=adamw`` only.
-        offload: keep the optimizer state on the CPU and update there with DeepSpeed's compiled Adam; requires
-            ``kind=adamw`` and ``zero_stage`` 1 to 3.
+        fused: whether to use PyTorch's fused AdamW kernel; requires ``kind=adamw``.
+        offload: whether to keep the optimizer state on the CPU and update it there with DeepSpeed's compiled Adam;
+            requires ``kind=adamw`` and ``zero_stage`` 1 to 3.
     """
 
     __pydantic_config__: ClassVar = FORBID
@@ -60,8 +60,8 @@ class GuardConfig:
     Attributes:
         spike: ratio to the median of recent losses above which a batch is skipped (above 1). Batches with a non-finite
             loss are always skipped; skipped batches leave the training state unchanged.
-        patience: number of consecutive skipped batches that is tolerated (1 or more); one more rolls back to the last
-            checkpoint and continues with the data after the skipped batches.
+        patience: number of consecutive batches that may be skipped (1 or more). One more rolls back to the last
+            checkpoint, and training continues with the data after the skipped batches.
         rollbacks: maximum number of rollbacks before the run stops (0 or more).
     """
 
@@ -90,7 +90,7 @@ class BatchSettings(Protocol):
 
 
 class EngineSettings(Protocol):
-    """The part of a run's config that an engine depends on."""
+    """The settings of a run that an engine depends on."""
 
     @property
     def data(self) -> BatchSettings:
@@ -104,7 +104,7 @@ class EngineSettings(Protocol):
 
     @property
     def precision(self) -> str:
-        """Autocast type: ``fp32``, ``bf16`` or ``fp16``."""
+        """Autocast dtype: ``fp32``, ``bf16`` or ``fp16``."""
         ...
 
     @property

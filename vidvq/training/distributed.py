@@ -20,11 +20,11 @@ _GLOO = re.compile(r"\[\S*gloo\S*\] (?P<cause>.*?)(\. |$)")
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """This process in the training job.
+    """Rank and device of this process in a training job.
 
     Attributes:
         rank: global rank.
-        size: number of processes.
+        size: number of processes (world size).
         device: device of this process.
     """
 
@@ -64,8 +64,11 @@ def training_job(timeout_s: float) -> Iterator[DistributedContext]:
     Args:
         timeout_s: time limit of a collective operation (seconds); a rank that exceeds it counts as lost.
 
+    Yields:
+        Context of this process.
+
     Raises:
-        WorkerLost: another process of the job is lost.
+        WorkerLost: another process of the job was lost.
     """
     context = init_distributed(timeout_s)
     try:
@@ -94,8 +97,8 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def read_values(tensor: Tensor) -> list[float]:
-    """Return the values of a vector on the host, in one copy, which waits for all work that is queued on the device."""
+def to_host(tensor: Tensor) -> list[float]:
+    """Copy a vector to the host, which waits for all work queued on the device."""
     return tensor.tolist()
 
 

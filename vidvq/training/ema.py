@@ -8,18 +8,19 @@ from torch import _foreach_lerp_ as foreach_lerp_  # pyright: ignore[reportPriva
 
 from vidvq.training.engine import gather_full, local_shard, local_shard_of
 
+# Speed at which the initial weights are forgotten (updates); see WeightAverage.
 _EARLY = 10
 
 
 class WeightAverage:
-    """Moving average of the weights of a module, and of some of its buffers.
+    """Exponential moving average of the weights of a module, and of some of its buffers.
 
-    Under ZeRO 3 each rank averages its shard of the weights. The decay after ``n`` updates is
+    Under ZeRO 3 each rank averages its shard of the weights. The decay of update ``n`` is
     ``min(decay, (1 + n) / (10 + n))``, so that the initial weights are quickly forgotten.
 
     Args:
-        module: the trained module.
-        decay: decay per update.
+        module: trained module.
+        decay: decay per update (0 to below 1).
         buffers: names of the buffers to average.
 
     Attributes:

@@ -48,15 +48,12 @@ def make_engine(
     """Create a DeepSpeed engine for a module. Weights stay fp32; bf16 and fp16 use autocast.
 
     Args:
-        module: the network; parameters that require a gradient are trained.
+        module: network to train; parameters that do not require a gradient stay frozen.
         optimizer: settings of the optimizer.
-        config: config of the run; sets batch size, ZeRO stage and precision.
-        context: this process in the job.
-
-    Returns:
-        The engine.
+        config: config of the run, for batch size, ZeRO stage and precision.
+        context: distributed context of this process.
     """
-    # DeepSpeed partitions weights as flat memory, which must follow the order of the axes.
+    # DeepSpeed partitions weights as flat memory, which must be in the order of the axes.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
@@ -96,7 +93,12 @@ def gather_full(parameter: nn.Parameter, local: Tensor) -> Tensor:
 
 
 def local_shard_of(parameter: nn.Parameter, whole: Tensor) -> Tensor:
-    """Return the local shard of a complete tensor that is sharded like a weight; the inverse of :func:`gather_full`."""
+    """Cut the local shard of a weight out of a complete tensor; the inverse of :func:`gather_full`.
+
+    Args:
+        parameter: weight that determines shape and sharding.
+        whole: complete tensor.
+    """
     if not _is_sharded(parameter):
         return whole
     size = local_shard(parameter).numel()
@@ -145,7 +147,7 @@ def load_weights(engine: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(engine: Any) -> dict[str, Tensor]:
-    """Return the complete moments of an optimizer, on the CPU, and its ``steps``. Collective: call on every rank."""
+    """Return the complete moments of an optimizer on the CPU, and its number of ``steps``. Collective."""
     slots = list(_torch_optimizer(engine).state.values())
     tensors = {"steps": torch.tensor(int(slots[0]["step"]) if slots else 0)}
     if slots:
@@ -156,7 +158,7 @@ def optimizer_state(engine: Any) -> dict[str, Tensor]:
 
 
 def load_optimizer_state(engine: Any, tensors: dict[str, Tensor]) -> None:
-    """Load the tensors that :func:`optimizer_state` returned, under any ZeRO stage and number of ranks."""
+    """Load the tensors of :func:`optimizer_state`, under any ZeRO stage and number of ranks."""
     steps = int(tensors["steps"])
     if not steps and not _torch_optimizer(engine).state:
         return
@@ -186,7 +188,7 @@ def deepspeed_config(config: EngineSettings, optimizer: OptimizerConfig, ranks: 
 
 
 def half_precision(config: EngineSettings) -> torch.dtype | None:
-    """Return the data type of autocast; None for fp32."""
+    """Return the dtype of autocast; None for fp32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
 
 

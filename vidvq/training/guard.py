@@ -1,4 +1,4 @@
-"""Detection of bad batches, and restoration of buffers after one is skipped."""
+"""Detection of bad batches, and restoration of buffers after a skipped batch."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -12,6 +12,7 @@ from torch import _foreach_copy_ as foreach_copy_  # pyright: ignore[reportPriva
 
 from vidvq.training.config import GuardConfig
 
+# Number of recent losses for the median, and the number from which it is used.
 _HISTORY = 100
 _MIN_HISTORY = 20
 
@@ -58,7 +59,7 @@ class LossSpikeGuard:
         """Check the loss of a micro-batch.
 
         Args:
-            loss: loss averaged over all ranks, so that all ranks decide alike.
+            loss: loss averaged over all ranks, so that all ranks decide the same.
 
         Returns:
             The reason to skip the micro-batch; None if the loss is good.
@@ -85,12 +86,12 @@ class LossSpikeGuard:
         """
         self._consecutive_skips += 1
         if self._consecutive_skips > self._config.patience:
-            raise RollbackNeeded(f"{self._consecutive_skips} consecutive batches are bad; of the last one, {reason}")
+            raise RollbackNeeded(f"{self._consecutive_skips} consecutive batches are bad; for the last one, {reason}")
         return Skipped(reason)
 
 
 class BufferSnapshot:
-    """Snapshot of the buffers of a module, which a training forward pass updates before its loss is known.
+    """Snapshot of the buffers of a module, which a training forward pass updates before the loss is known.
 
     Args:
         module: module that owns the buffers.

@@ -1,4 +1,4 @@
-"""Means of loss terms over the micro-batches and ranks of some steps."""
+"""Means of loss terms over micro-batches and ranks."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from vidvq.training.distributed import DistributedContext, all_reduce_sum
 
 
 class MeanTerms:
-    """Means of loss terms over micro-batches and ranks."""
+    """Accumulator of loss terms, averaged over micro-batches and ranks."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -19,7 +19,7 @@ class MeanTerms:
         return self._count
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Add the terms of one micro-batch."""
+        """Add the terms of one micro-batch (scalars)."""
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0) + value.float()
         self._count += 1
@@ -33,5 +33,5 @@ class MeanTerms:
         return means
 
     def reset(self) -> None:
-        """Forget all terms."""
+        """Discard all terms."""
         self._sums, self._count = {}, 0

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from vidvq.model.pixels import to_frames
 from vidvq.storage import write_atomic
 
+# Frame rate of animations (frames per second).
 _FPS = 8
 
 
@@ -22,7 +23,7 @@ class MetricWriter:
 
     Args:
         run: run directory.
-        first: number of finished steps. Records of later steps, left by a killed or rolled-back run, are removed.
+        first: number of finished steps; records of later steps, left by a killed or rolled-back run, are removed.
     """
 
     def __init__(self, run: Path, first: int) -> None:

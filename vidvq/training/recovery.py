@@ -1,4 +1,4 @@
-"""Recovery of a training loop: bad batches are skipped, bad states are rolled back to the last checkpoint."""
+"""Recovery of a training loop: skips bad batches, and rolls bad states back to the last checkpoint."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -11,7 +11,7 @@ from vidvq.training.training_state import Progress, TrainingState
 
 
 class Recoverable(Protocol):
-    """A trainer, as far as recovery needs it.
+    """A trainer that can be rolled back.
 
     Attributes:
         progress: counters of the run; replaced by :meth:`load_state`.
@@ -20,15 +20,15 @@ class Recoverable(Protocol):
     progress: Progress
 
     def load_state(self, state: TrainingState) -> None:
-        """Continue from a state."""
+        """Replace the training state."""
         ...
 
 
-def skip_batch(position: Progress, skipped: Skipped, context: DistributedContext) -> None:
-    """Continue with the next batch, and say so on rank 0."""
+def skip_batch(progress: Progress, skipped: Skipped, context: DistributedContext) -> None:
+    """Advance to the next batch, with a warning on rank 0."""
     if context.rank == 0:
-        warn(f"step {position.step + 1}: batch {position.batch} is skipped: {skipped.reason}")
-    position.batch += 1
+        warn(f"step {progress.step + 1}: batch {progress.batch} is skipped: {skipped.reason}")
+    progress.batch += 1
 
 
 def roll_back(
@@ -43,28 +43,28 @@ def roll_back(
     """Load the last checkpoint and continue with the data after the bad batch. Collective: call on every rank.
 
     Args:
-        trainer: the trainer with the bad state.
+        trainer: trainer with the bad state.
         last_state: returns the state to continue from.
-        problem: what is wrong, for messages.
+        problem: description of the problem, for messages.
         limit: maximum number of rollbacks of a run.
-        remedy: what to change once the limit is reached.
-        context: this process.
+        remedy: advice for when the limit is reached.
+        context: distributed context of this process.
 
     Returns:
         Number of lost steps.
 
     Raises:
-        JobStopped: the limit of rollbacks is reached.
+        JobStopped: the maximum number of rollbacks was reached.
     """
     bad = trainer.progress
     if bad.rollbacks >= limit:
         raise JobStopped(f"step {bad.step + 1}: {problem}, after {bad.rollbacks} rollbacks; {remedy}")
     trainer.load_state(last_state())
-    position = trainer.progress
-    position.batch, position.rollbacks = bad.batch + 1, bad.rollbacks + 1
+    progress = trainer.progress
+    progress.batch, progress.rollbacks = bad.batch + 1, bad.rollbacks + 1
     if context.rank == 0:
         warn(
-            f"step {bad.step + 1}: {problem}; rolled back to step {position.step}, "
-            f"continuing with batch {position.batch}"
+            f"step {bad.step + 1}: {problem}; rolled back to step {progress.step}, "
+            f"continuing with batch {progress.batch}"
         )
-    return bad.step - position.step
+    return bad.step - progress.step

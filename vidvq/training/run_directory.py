@@ -1,4 +1,4 @@
-"""The directory of a training run, which belongs to one config."""
+"""The directory of a training run: its lock, and the config it belongs to."""
 
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,17 +16,17 @@ def locked_run_directory(run: Path, context: DistributedContext) -> Iterator[Non
     """Hold the lock of a run directory, on rank 0. Collective: all ranks fail if another job holds it.
 
     Raises:
-        UsageError: another training holds it; rank 0 names its host and process id.
+        UsageError: another run holds the lock; rank 0 names its host and process id.
     """
     refused: UsageError | None = None
     with ExitStack() as stack:
         if context.rank == 0:
             try:
-                stack.enter_context(exclusive_lock(run, "wait for it, stop it, or give another out="))
+                stack.enter_context(exclusive_lock(run, "wait for it, stop it, or use another out="))
             except UsageError as error:
                 refused = error
         if any_rank(refused is not None, context):
-            raise refused or UsageError(f"{run} is in use by another training, which rank 0 names")
+            raise refused or UsageError(f"{run} is in use by another run; see the message of rank 0")
         yield
 
 
@@ -35,15 +35,15 @@ def acquire_run_directory(run: Path, config: Any, may_change: Collection[str]) -
 
     Args:
         run: run directory.
-        config: config of the run, a dataclass.
-        may_change: settings that may change on resume, by path: they affect the execution, not the result.
+        config: config of the run (a dataclass).
+        may_change: settings that may change on resume, by path, because they affect the execution, not the result.
 
     Raises:
-        UsageError: names what differs.
+        UsageError: the directory belongs to a run with another config; names the differences.
     """
     path, mine = run / "config.yaml", settings.to_dict(config)
     if path.exists():
-        # Settings that an older vidvq did not write have their defaults.
+        # Settings missing from the config of an older vidvq get their defaults.
         theirs = settings.to_dict(settings.validate(type(config), settings.read_yaml(path), str(path)))
         found = differences("", theirs, mine)
         differing = [line for line in found if line.partition(" ")[0] not in may_change]

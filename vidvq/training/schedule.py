@@ -14,10 +14,10 @@ class Ramp:
     """A loss weight that changes from one value to another.
 
     Attributes:
-        begin: weight up to step ``first`` (0 or more).
-        end: weight from step ``last`` on (0 or more).
-        last: step at which the ramp ends (counted from 0); at least ``first``.
-        first: step at which the ramp starts (counted from 0).
+        begin: weight until step ``first`` (0 or more).
+        end: weight from step ``last`` (0 or more).
+        last: last step of the ramp, counted from 0; at least ``first``.
+        first: first step of the ramp, counted from 0.
         shape: curve of the ramp: ``linear`` or ``cosine``.
     """
 
@@ -37,10 +37,10 @@ class Ramp:
         """Return the weight at a step."""
         if step >= self.last:
             return self.end
-        share = max(step - self.first, 0) / (self.last - self.first) if self.last > self.first else 0.0
+        progress = max(step - self.first, 0) / (self.last - self.first) if self.last > self.first else 0.0
         if self.shape == "cosine":
-            share = 0.5 * (1 - cos(pi * share))
-        return self.begin + (self.end - self.begin) * share
+            progress = 0.5 * (1 - cos(pi * progress))
+        return self.begin + (self.end - self.begin) * progress
 
 
 Weight = Annotated[float, Field(ge=0)] | Ramp

@@ -1,4 +1,4 @@
-"""Handling of SIGTERM, which schedulers send before SIGKILL: the run finishes its step and saves."""
+"""Handling of SIGTERM, which schedulers send before SIGKILL, so that a run can finish its step and save."""
 
 import signal
 from types import FrameType

@@ -53,8 +53,8 @@ class TrainingState:
 
     Attributes:
         progress: counters and running statistics.
-        tensors: complete tensors by part and name, on any device. Parts: ``tokenizer``, ``average``, ``usage``,
-            ``generator_optimizer``, and with an adversarial loss ``discriminator`` and ``discriminator_optimizer``.
+        tensors: complete tensors by part and name, on any device. A part is a file: ``average`` for the averaged
+            weights; the others depend on the trainer.
         checkpoint: checkpoint that the state was read from; None for a new state.
     """
 
@@ -68,7 +68,7 @@ def write_training_state(folder: Path, state: TrainingState) -> None:
 
     Args:
         folder: folder to create.
-        state: the state.
+        state: state to write.
 
     Raises:
         OSError: the disk is full or not writable.

@@ -1,11 +1,11 @@
-"""Copies batches to the device while it computes."""
+"""Copying of batches to the device, overlapped with computation."""
 
 import torch
 from torch import Tensor
 
 
-class Uploader:
-    """Copies tensors to a device; on CUDA devices on a stream of its own.
+class DeviceCopier:
+    """Copies tensors to a device, on a separate stream for CUDA devices.
 
     Args:
         device: device of the training process.
@@ -16,7 +16,7 @@ class Uploader:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Return a batch on the device. The copy of pinned memory overlaps with work that is queued already."""
+        """Return a copy of a batch on the device. A copy from pinned memory overlaps with work queued before."""
         if self._stream is None:
             return batch.to(self._device)
         with torch.cuda.stream(self._stream):
