@@ -58,12 +58,12 @@ def test_ranks_and_micro_batches_partition_a_batch(clips):
     whole = batches(ClipDataset(config(clips, batch_size=8), 1), 3)
     ranks = [batches(ClipDataset(config(clips, batch_size=8, micro_batch_size=2), 1, rank, 2), 6) for rank in (0, 1)]
     for number, batch in enumerate(whole):
-        parts = [ranks[rank][2 * number + turn] for turn in (0, 1) for rank in (0, 1)]
+        parts = [ranks[rank][2 * number + micro_step] for micro_step in (0, 1) for rank in (0, 1)]
         assert torch.equal(torch.cat(parts), batch)
 
 
 def test_an_indivisible_batch_is_rejected(clips):
-    with pytest.raises(ValueError, match=r"data\.batch_size=3 must be a multiple of 2 processes"):
+    with pytest.raises(UsageError, match=r"data\.batch_size=3 must be a multiple of 2 processes"):
         ClipDataset(config(clips), 1, 0, 2)
 
 
@@ -77,7 +77,7 @@ def test_datasets_are_mixed_by_weight(clips, tmp_path):
         pick.index for n in range(40) for pick in dataset.order.batch(n)[1] if not dataset.index.data_set[pick.index]
     ]
     size = len(dataset.index.keys) // 2
-    assert len(set(first_set[:size])) == size, "each data set has epochs of its own"
+    assert len(set(first_set[:size])) == size, "each directory has its own epochs"
 
 
 def test_clips_are_assigned_to_the_largest_bucket_that_they_fill(clips, tmp_path):
@@ -140,7 +140,7 @@ def test_short_clips_are_extended_by_their_last_frame(clips):
 
 
 def test_no_usable_clip_is_one_clear_error(clips):
-    with pytest.raises(ValueError, match=r"data\.clips has no usable clip.*data\.crop=64"):
+    with pytest.raises(UsageError, match=r"data\.clips has no usable clip.*data\.crop=64"):
         ClipDataset(config(clips, crop=64), 1)
 
 
@@ -173,5 +173,5 @@ def test_a_batch_without_a_readable_clip_is_one_clear_error(clips, tmp_path):
 def test_a_missing_shard_is_one_clear_error(clips, tmp_path):
     copy = Path(shutil.copytree(clips, tmp_path / "copy"))
     next(copy.glob("*.tar")).unlink()
-    with pytest.raises(ValueError, match="clips-000.*cannot be read"):
+    with pytest.raises(UsageError, match="clips-000.*cannot be read"):
         ClipDataset(config(str(copy)), 1)

@@ -1,4 +1,4 @@
-"""Batches of tokens: the same on any number of ranks and workers, and after a restart."""
+"""Batches of tokens are equal on any number of ranks and workers, and after a resume."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def first_batches(loader, count):
 
 def test_a_batch_holds_the_codes_of_its_keys(tokens_dir):
     loader = TokenLoader(str(tokens_dir), 2, latents=99)
-    stored = {place.key: place.read(loader.card)[0] for place in index_tokens(tokens_dir)}
+    stored = {location.key: location.read(loader.card)[0] for location in index_tokens(tokens_dir)}
     seen = set()
     for batch in first_batches(loader, len(stored)):
         for key, codes in zip(batch.keys, batch.codes, strict=True):
@@ -29,7 +29,7 @@ def test_a_batch_holds_the_codes_of_its_keys(tokens_dir):
 
 def test_long_samples_are_cut_after_latent_frame_0(tokens_dir):
     loader = TokenLoader(str(tokens_dir), 4, latents=2)
-    stored = {place.key: place.read(loader.card)[0] for place in index_tokens(tokens_dir)}
+    stored = {location.key: location.read(loader.card)[0] for location in index_tokens(tokens_dir)}
     starts = set()
     for batch in first_batches(loader, 12):
         assert batch.latents[:, 0].eq(0).all() and batch.codes.shape[1] == 2
@@ -48,15 +48,15 @@ def test_resuming_continues_exactly(tokens_dir, workers):
     resumed.load_state_dict(interrupted.state_dict())
     for expected, got in zip(whole[4:], first_batches(resumed, 2), strict=True):
         assert expected.keys == got.keys and torch.equal(expected.codes, got.codes)
-    with pytest.raises(UsageError, match="seed=3, this loader has seed=0"):
+    with pytest.raises(UsageError, match="seed=3, but this loader has seed=0"):
         TokenLoader(str(tokens_dir), 2).load_state_dict(interrupted.state_dict())
 
 
 def test_ranks_share_the_batches_of_one_process(tokens_dir):
     whole = first_batches(TokenLoader(str(tokens_dir), 4), 3)
     parts = [first_batches(TokenLoader(str(tokens_dir), 4, rank=rank, ranks=2), 3) for rank in range(2)]
-    for batch, *shares in zip(whole, *parts, strict=True):
-        assert batch.keys == [key for share in shares for key in share.keys]
+    for batch, *by_rank in zip(whole, *parts, strict=True):
+        assert batch.keys == [key for part in by_rank for key in part.keys]
 
 
 def test_packing_keeps_ids_and_positions(tokens_dir):
@@ -69,9 +69,9 @@ def test_packing_keeps_ids_and_positions(tokens_dir):
     packed = pack_samples(samples, 16)
     assert packed.cu_seqlens.tolist() == [0, 8, 14] and packed.keep.sum() == 14
     start, stop = packed.cu_seqlens[1:]
-    for place, (t, h, w) in enumerate(packed.positions[start:stop].tolist()):
+    for index, (t, h, w) in enumerate(packed.positions[start:stop].tolist()):
         offset = card.codebook_of(t).offset
-        assert packed.ids[start + place] == codes[t, h, w] + offset
+        assert packed.ids[start + index] == codes[t, h, w] + offset
     assert packed.positions[:8, 0].unique().tolist() == [0, 2]
     with pytest.raises(UsageError, match="have 14 tokens; length=13"):
         pack_samples(samples, 13)
