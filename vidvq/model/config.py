@@ -7,7 +7,7 @@ from vidvq.errors import UsageError
 from vidvq.model.encoder import StackConfig
 from vidvq.model.layers import Causality
 from vidvq.model.patch import PatchKind
-from vidvq.model.quantize import QuantizerConfig
+from vidvq.model.quantize import DifferentialConfig, QuantizerConfig
 from vidvq.model.quantize.spatiotemporal import codebook_config
 
 
@@ -80,7 +80,11 @@ class TokenizerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain JSON types."""
-        return _listed(asdict(self))
+        data = _listed(asdict(self))
+        # Configs written before differential quantization existed have no such field; fingerprints cover the config.
+        if self.quantizer.differential is None:
+            del data["quantizer"]["differential"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TokenizerConfig":
@@ -96,6 +100,8 @@ class TokenizerConfig:
             for name in ("spatial", "temporal"):
                 if quantizer.get(name) is not None:
                     quantizer[name] = _build_codebook(quantizer[name])
+            if quantizer.get("differential") is not None:
+                quantizer["differential"] = _build(DifferentialConfig, quantizer["differential"])
             parts["quantizer"] = _build(QuantizerConfig, quantizer)
         for name in {"encoder", "decoder"} & parts.keys():
             parts[name] = _build(StackConfig, {key: tuple(value) for key, value in parts[name].items()})

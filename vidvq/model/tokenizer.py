@@ -310,11 +310,12 @@ class VideoTokenizer(Tokenizer):
         first, past = state is None, state.past if state else None
         if len(tiles.spans) == 1:
             return run_in_blocks(partial(self._calls.encode, first), windows, past, streams)
-        if streams == 1:
+        if streams == 1 and not self.quantizer.num_state_tensors:
             # Margins are cropped before the search, whose sums are rounded by the number of latents.
             latents, past = run_in_blocks(partial(run_network, self.encoder), windows, past, streams)
             kept = [
-                self.quantizer.encode(tiles.crop(window, index), first) for index, window in enumerate(latents.split(1))
+                self.quantizer.encode(tiles.crop(window, index), first)[0]
+                for index, window in enumerate(latents.split(1))
             ]
         else:
             codes, past = run_in_blocks(partial(self._calls.encode, first), windows, past, streams)
@@ -335,9 +336,11 @@ class VideoTokenizer(Tokenizer):
             if len(tiles.spans) == 1:
                 frames, past = run_in_blocks(partial(self._calls.decode, first), piece, past, shape.streams)
             else:
-                latents = self.quantizer.lookup(piece, first).to(self.dtype)
+                past, known = self._split_state(past)
+                latents, known = self.quantizer.lookup(piece, first, known)
                 network = partial(run_network, self.decoder)
-                windows, past = run_in_blocks(network, tiles.split(latents), past, shape.streams)
+                windows, past = run_in_blocks(network, tiles.split(latents.to(self.dtype)), past, shape.streams)
+                past = (*past, *known)
                 kept = [tiles.crop(window, index, s) for index, window in enumerate(windows.split(1))]
                 frames = self._finish(tiles.merge(kept), first)
             parts.append(frames[:, :, : StepShape(groups=groups).num_frames(self.temporal_factor, first)])
@@ -349,16 +352,24 @@ class VideoTokenizer(Tokenizer):
         self, first: bool, frames: Tensor, past: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Map frames ``b c (g r) h w`` to codes ``b g lh lw``; ``first``: whether they start a stream."""
+        past, known = self._split_state(past)
         latents, after = run_network(self.encoder, frames, past)
-        return self.quantizer.encode(latents, first), _own(after, latents.shape[2])
+        codes, known = self.quantizer.encode(latents, first, known)
+        return codes, _own((*after, *known), latents.shape[2])
 
     def _decode_call(
         self, first: bool, codes: Tensor, past: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Map codes ``b g lh lw`` to frames ``b c t h w`` in [-1, 1]; ``first``: whether they start a stream."""
-        latents = self.quantizer.lookup(codes, first).to(self.dtype)
-        frames, after = run_network(self.decoder, latents, past)
-        return self._finish(frames, first), _own(after, codes.shape[1])
+        past, known = self._split_state(past)
+        latents, known = self.quantizer.lookup(codes, first, known)
+        frames, after = run_network(self.decoder, latents.to(self.dtype), past)
+        return self._finish(frames, first), _own((*after, *known), codes.shape[1])
+
+    def _split_state(self, past: tuple[Tensor, ...] | None) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...]]:
+        """Split the state of a stream into the cached frames of the network and the state of the quantizer."""
+        count = self.quantizer.num_state_tensors
+        return (past, ()) if past is None or not count else (past[:-count], past[-count:])
 
     def _finish(self, frames: Tensor, first: bool) -> Tensor:
         return (self._merge_first_group(frames) if first else frames).float().clamp(-1, 1)

@@ -134,6 +134,8 @@ class TrainConfig:
         start_from: checkpoint or run that provides the initial weights; None starts from random weights.
         train_only: networks to train: ``all``, or ``decoder`` to freeze the encoder and codebooks of ``start_from``,
             which keeps its tokens valid.
+        new_quantizer: whether ``start_from`` provides only the networks. Codebooks are then drawn from the seed, and
+            ``model.quantizer`` may differ; latent channels that the checkpoint lacks start without effect.
         generator: optimizer of the generator, that is the tokenizer.
         discriminator_optimizer: optimizer of the discriminator.
         loss: weights of the loss terms.
@@ -165,6 +167,7 @@ class TrainConfig:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     start_from: str | None = None
     train_only: Literal["all", "decoder"] = "all"
+    new_quantizer: bool = False
     generator: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -198,6 +201,10 @@ class TrainConfig:
             raise UsageError("compile=true needs zero_stage 0 to 2, but zero_stage=3, which gathers weights in between")
         if self.train_only == "decoder" and self.start_from is None:
             raise UsageError("train_only=decoder needs a checkpoint that provides the encoder; set start_from=")
+        if self.new_quantizer and (self.start_from is None or self.train_only == "decoder"):
+            raise UsageError(
+                "new_quantizer=true replaces the codebooks of a checkpoint; set start_from= and train_only=all"
+            )
         if self.train_only == "decoder" and is_used(self.loss.masked):
             raise UsageError("train_only=decoder freezes the encoder, which loss.masked trains; set loss.masked=0")
         if self.evaluation.metric == "perceptual" and not is_used(self.loss.perceptual):

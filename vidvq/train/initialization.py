@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
@@ -39,7 +40,10 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
     if config.start_from is None:
         return None
     checkpoint = read_checkpoint(resumed or resolve_path(config.start_from))
-    differing = list(differences("model", checkpoint.config["model"], config.model.to_dict()))
+    theirs, ours = dict(checkpoint.config["model"]), config.model.to_dict()
+    if config.new_quantizer and resumed is None:
+        theirs["quantizer"] = ours["quantizer"]
+    differing = list(differences("model", theirs, ours))
     if differing:
         raise UsageError(f"{checkpoint.path} has another model: {'; '.join(differing)}")
     return checkpoint
@@ -62,7 +66,10 @@ def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingSt
     """
     tokenizer, discriminator = build_networks(config)
     if weights is not None:
-        tokenizer.load_inference_state_dict({name: torch.from_numpy(array) for name, array in weights.tensors.items()})
+        tensors = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
+        if config.new_quantizer:
+            tensors = _without_quantizer(tensors, tokenizer)
+        tokenizer.load_inference_state_dict(tensors)
     tensors = {
         "tokenizer": tokenizer.state_dict(),
         "average": tokenizer.inference_state_dict(),
@@ -73,6 +80,25 @@ def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingSt
         tensors["discriminator"] = discriminator.state_dict()
         tensors["discriminator_optimizer"] = {"steps": torch.tensor(0)}
     return TrainingState(Progress(), tensors)
+
+
+def _without_quantizer(tensors: dict[str, Tensor], tokenizer: VideoTokenizer) -> dict[str, Tensor]:
+    """Replace the codebooks of a checkpoint by those of a tokenizer, and fit the layers next to them to its latents.
+
+    Shared latent channels keep their weights. Further ones keep the initial weights of the encoder; the decoder starts
+    to use them from zero, so that the reconstruction of continuous latents is unchanged.
+    """
+    initial = tokenizer.inference_state_dict()
+    merged = {name: tensor for name, tensor in tensors.items() if not name.startswith("quantizer.")}
+    merged |= {name: tensor for name, tensor in initial.items() if name.startswith("quantizer.")}
+    for name, axis in (("encoder.head.weight", 0), ("encoder.head.bias", 0), ("decoder.stem.weight", 1)):
+        theirs, ours = tensors[name].float(), initial[name].clone()
+        shared = min(theirs.shape[axis], ours.shape[axis])
+        if axis:
+            ours.zero_()
+        ours.narrow(axis, 0, shared).copy_(theirs.narrow(axis, 0, shared))
+        merged[name] = ours
+    return merged
 
 
 def make_perceptual(config: TrainConfig, context: DistributedContext) -> PerceptualDistance | None:

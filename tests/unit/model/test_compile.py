@@ -5,20 +5,31 @@ import torch
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
-from vidvq.model.quantize import FSQConfig, LFQConfig, QuantizerConfig, ResidualConfig, VQConfig
+from vidvq.model.quantize import (
+    DifferentialConfig,
+    FSQConfig,
+    LFQConfig,
+    QuantizerConfig,
+    ResidualConfig,
+    SimVQConfig,
+    VQConfig,
+)
 
 CODEBOOKS = {
     "vq": VQConfig(size=32),
+    "simvq": SimVQConfig(size=32),
     "fsq": FSQConfig(levels=(4, 3, 3)),
     "bsq": LFQConfig(size=32, spherical=True),
     "residual": ResidualConfig(depth=2, layer=VQConfig(size=4)),
 }
+DIFFERENCES = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=32), DifferentialConfig())
 
 
 def make(codebook, **changes) -> VideoTokenizer:
     torch.manual_seed(0)
     small = StackConfig((8, 8), (1, 1))
-    config = TokenizerConfig(encoder=small, decoder=small, quantizer=QuantizerConfig(4, codebook, codebook), **changes)
+    books = {"quantizer": QuantizerConfig(4, codebook, codebook)} | changes
+    config = TokenizerConfig(encoder=small, decoder=small, **books)
     return VideoTokenizer(config).eval()
 
 
@@ -28,6 +39,8 @@ def make(codebook, **changes) -> VideoTokenizer:
         ("vq", {}),
         *(pytest.param(kind, {}, marks=pytest.mark.slow) for kind in CODEBOOKS if kind != "vq"),
         pytest.param("vq", {"tile": 16}, marks=pytest.mark.slow),
+        pytest.param("vq", {"quantizer": DIFFERENCES}, marks=pytest.mark.slow),
+        pytest.param("vq", {"quantizer": DIFFERENCES, "tile": 16}, marks=pytest.mark.slow),
     ],
 )
 def test_steps_compile_to_one_graph_and_do_not_recompile(kind, changes):

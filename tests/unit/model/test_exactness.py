@@ -13,7 +13,7 @@ from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
 from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_video
-from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
 from vidvq.model.tiles import Tiles
 from vidvq.video.decode import open_reader
 from vidvq.video.geometry import fit_size
@@ -53,11 +53,14 @@ LAYERED = {
     "encoder": StackConfig((8, 16, 24), (1, 1, 1)),
     "decoder": StackConfig((8, 16, 24), (1, 1, 1)),
 }
+DIFFERENCES = {"quantizer": QuantizerConfig(8, VQConfig(size=64), VQConfig(size=128), DifferentialConfig())}
 MODELS = {
     "blocks": make_tokenizer(),
     "layered": make_tokenizer(**LAYERED),
     "strict": make_tokenizer(**LAYERED, causality="strict"),
     "tiled": make_tokenizer(tile=16),
+    "differences": make_tokenizer(**DIFFERENCES),
+    "tiled-differences": make_tokenizer(**DIFFERENCES, tile=16),
 }
 # Seeds are fixed, so that a rare tie between two codes cannot fail on one machine today and not tomorrow.
 exactly = settings(
@@ -268,7 +271,9 @@ def test_strict_layers_do_not_depend_on_later_frames_of_a_group(kind, ahead, vid
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, LAYERED, {"encoder": StackConfig((8, 8), (3, 2))}], ids=["blocks", "layered", "deep"]
+    "changes",
+    [{}, LAYERED, {"encoder": StackConfig((8, 8), (3, 2))}, DIFFERENCES],
+    ids=["blocks", "layered", "deep", "differences"],
 )
 @exactly
 @given(height=st.integers(8, 120), width=st.integers(8, 144), tile=st.integers(1, 5))

@@ -13,6 +13,7 @@ from vidvq.formats.checkpoint import fingerprint
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
 from vidvq.model.quantize import (
+    DifferentialConfig,
     FiniteScalarQuantizer,
     FSQConfig,
     LFQConfig,
@@ -20,6 +21,8 @@ from vidvq.model.quantize import (
     QuantizerConfig,
     ResidualConfig,
     ResidualQuantizer,
+    SimVectorQuantizer,
+    SimVQConfig,
     SpatiotemporalQuantizer,
     VectorQuantizer,
     VQConfig,
@@ -33,6 +36,7 @@ KINDS = {
     "vq-cosine-rotation": VQConfig(size=64, warmup=0, cosine=True, rotation=True),
     "vq-gradient": VQConfig(size=64, warmup=0, update="gradient"),
     "vq-gradient-cosine": VQConfig(size=64, warmup=0, update="gradient", cosine=True, rotation=True),
+    "simvq": SimVQConfig(size=64),
     "fsq": FSQConfig(levels=(5, 4, 3)),
     "fsq-as-wide": FSQConfig(levels=(3, 4, 3, 3, 3, 3)),
     "fsq-wider": FSQConfig(levels=(3,) * 7),
@@ -155,18 +159,27 @@ def test_most_codes_are_used_on_gaussian_latents(config):
     assert codes.unique().numel() > 0.75 * min(book.size, 1000) * (0.5 if book.size > 1000 else 1)
 
 
+@pytest.mark.parametrize("differential", [False, True], ids=["each", "differences"])
 @pytest.mark.parametrize("temporal", [None, *KINDS], ids=["joint", *KINDS])
 @pytest.mark.parametrize("spatial", ["vq", "fsq", "bsq", "residual"])
-def test_kinds_mix(spatial, temporal):
+def test_kinds_mix(spatial, temporal, differential):
     torch.manual_seed(0)
-    book = SpatiotemporalQuantizer(QuantizerConfig(DIM, KINDS[spatial], KINDS[temporal] if temporal else None)).eval()
-    latents = torch.randn(2, DIM, 3, 2, 5)
+    coding = DifferentialConfig() if differential and temporal else None
+    books = QuantizerConfig(DIM, KINDS[spatial], KINDS[temporal] if temporal else None, coding)
+    book = SpatiotemporalQuantizer(books).eval()
+    latents = torch.randn(2, DIM, 4, 2, 5)
     done = book(latents)
-    first, later = latents[:, :, :1], latents[:, :, 1:]
-    codes = torch.cat([book.encode(first, first=True), book.encode(later, first=False)], dim=1)
-    assert torch.equal(codes, done.codes)
-    found = torch.cat([book.lookup(codes[:, :1], first=True), book.lookup(codes[:, 1:], first=False)], dim=2)
-    assert torch.equal(found, done.latents)
+    parts, found, past, known = [], [], (), ()
+    for start, stop in ((0, 1), (1, 2), (2, 4)):
+        codes, past = book.encode(latents[:, :, start:stop], start == 0, past)
+        vectors, known = book.lookup(codes, start == 0, known)
+        parts.append(codes)
+        found.append(vectors)
+        assert len(past) == len(known) == book.num_state_tensors
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(past, known, strict=True))
+    assert torch.equal(torch.cat(parts, dim=1), done.codes)
+    # Products of other shapes are rounded differently.
+    torch.testing.assert_close(torch.cat(found, dim=2), done.latents, atol=1e-5, rtol=0)
     assert [entry.offset for entry in book.codebooks] == [0, KINDS[spatial].size][: len(book.codebooks)]
 
 
@@ -236,8 +249,8 @@ def test_a_mapping_without_a_kind_is_vq():
         ({"kind": "fsq", "levels": [2, 8]}, r"levels=\[2, 8\] must each be at least 3.*kind=lfq"),
         ({"kind": "lfq", "size": 1000}, "size=1000 must be a power of two from 2 to 16777216; nearest: 512 or 1024"),
         ({"kind": "lfq", "temperature": 0}, "must have temperature > 0"),
-        ({"kind": "pq"}, "quantizer.spatial={'kind': 'pq'}: must be a mapping of kind vq, fsq, lfq or residual"),
-        ({"kind": ["vq"]}, "must be a mapping of kind vq, fsq, lfq or residual"),
+        ({"kind": "pq"}, "quantizer.spatial={'kind': 'pq'}: must be a mapping of kind vq, simvq, fsq, lfq or residual"),
+        ({"kind": ["vq"]}, "must be a mapping of kind vq, simvq, fsq, lfq or residual"),
         (7, "quantizer.spatial=7: must be a mapping of kind"),
         ({"kind": "residual", "layer": {"size": 1 << 20}}, "depth=2 of size=1048576 must"),
         ({"kind": "residual", "layer": {"cosine": True, "size": 8}}, "layer.cosine=True must be False"),
@@ -253,7 +266,7 @@ def test_an_invalid_field_is_reported_in_one_line(spatial, message):
 
 
 def test_an_unknown_kind_is_reported_without_pydantic_too():
-    with pytest.raises(ValueError, match="kind='pq' must be one of vq, fsq, lfq, residual"):
+    with pytest.raises(ValueError, match="kind='pq' must be one of vq, simvq, fsq, lfq, residual"):
         TokenizerConfig.from_dict({"quantizer": {"spatial": {"kind": "pq"}}})
 
 
@@ -439,6 +452,48 @@ def test_codebook_gradient_agrees_with_vector_quantize_pytorch(cosine):
     expected.backward()
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(ours.offset.grad, grad(vectors), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+def test_simvq_agrees_with_vector_quantize_pytorch(rotation):
+    book = make(SimVQConfig(size=64, codebook=4.0, rotation=rotation))
+    theirs = reference.SimVQ(
+        DIM, 64, rotation_trick=rotation, input_to_quantize_commit_loss_weight=0.25, commitment_weight=4.0
+    )
+    with torch.no_grad():
+        theirs.frozen_codebook.copy_(book.codebook)
+        book.map.weight.copy_(torch.randn(DIM, DIM) / DIM**0.5)
+        theirs.code_transform.weight.copy_(book.map.weight)
+    latents = torch.randn(500, DIM)
+    mine, other = latents.clone().requires_grad_(), latents.clone().requires_grad_()
+    quantized, codes, loss = book(mine)
+    expected, indices, expected_loss = theirs(other[None])
+    assert torch.equal(codes, indices[0])
+    torch.testing.assert_close(quantized, expected[0])
+    torch.testing.assert_close(loss, expected_loss)
+    target = torch.randn(500, DIM)
+    ((quantized - target).square().sum() + loss).backward()
+    ((expected[0] - target).square().sum() + expected_loss).backward()
+    torch.testing.assert_close(grad(mine), grad(other), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(grad(book.map.weight), grad(theirs.code_transform.weight))
+
+
+def test_simvq_learns_a_map_and_no_code():
+    book = make(SimVQConfig(size=64)).train()
+    frozen = book.codebook.clone()
+    optimizer = torch.optim.Adam(book.parameters(), lr=0.02)
+    shape = torch.randn(DIM, DIM)
+    errors = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        latents = torch.randn(1000, DIM) @ shape
+        quantized, _, loss = book(latents)
+        loss.backward()
+        optimizer.step()
+        errors.append((quantized - latents).square().mean().item())
+    assert isinstance(book, SimVectorQuantizer)
+    assert torch.equal(book.codebook, frozen)
+    assert errors[-1] < 0.6 * errors[0]
 
 
 def test_gradients_train_a_codebook_as_well_as_moving_averages():

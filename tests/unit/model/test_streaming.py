@@ -11,13 +11,13 @@ from vidvq.codebook import Codebook
 from vidvq.model import StreamState, Tokenizer, TokenizerConfig, VideoTokenizer, iter_decode, iter_encode
 from vidvq.model.encoder import StackConfig
 from vidvq.model.pixels import to_frames, to_video
-from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
 
 
-def make_tokenizer(tile: int = 1024, seed: int = 0) -> VideoTokenizer:
+def make_tokenizer(tile: int = 1024, seed: int = 0, differential: DifferentialConfig | None = None) -> VideoTokenizer:
     torch.manual_seed(seed)
     small = StackConfig((16, 24), (1, 1))
-    books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64))
+    books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64), differential)
     tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books, tile=tile)).eval()
     with torch.no_grad():
         for name, parameter in tokenizer.named_parameters():
@@ -54,7 +54,12 @@ class WholeVideos(Tokenizer):
         return torch.nn.functional.interpolate(video, scale_factor=(4.0, 8.0, 8.0))[:, :, 3:][:, :, :t, :h, :w]
 
 
-TOKENIZERS = {"streams": make_tokenizer(), "tiled": make_tokenizer(tile=16), "whole": WholeVideos()}
+TOKENIZERS = {
+    "streams": make_tokenizer(),
+    "tiled": make_tokenizer(tile=16),
+    "differences": make_tokenizer(tile=16, differential=DifferentialConfig()),
+    "whole": WholeVideos(),
+}
 every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS.keys())
 FRAMES = np.random.default_rng(0).integers(0, 256, (15, 45, 101, 3), dtype=np.uint8)
 
@@ -99,9 +104,10 @@ def test_codes_of_another_shape_are_rejected(tokenizer, length, size):
         next(iter_decode(tokenizer, codes, length, size))
 
 
+@pytest.mark.parametrize("differential", [None, DifferentialConfig()], ids=["each", "differences"])
 @pytest.mark.parametrize("tile", [1024, 16], ids=["whole", "tiled"])
-def test_streams_can_move_between_batches(tile):
-    tokenizer = make_tokenizer(tile)
+def test_streams_can_move_between_batches(tile, differential):
+    tokenizer = make_tokenizer(tile, differential=differential)
     video = to_video(FRAMES)[:, :, :13, :40, :96]
     batch = torch.cat([video, video.flip(2), -video])
     codes = tokenizer.encode(batch)

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
+from vidvq.model.quantize.differential import DifferentialCoding, DifferentialConfig, Prediction
 from vidvq.model.quantize.fsq import FiniteScalarQuantizer, FSQConfig
 from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.lfq import LFQConfig, LookupFreeQuantizer
 from vidvq.model.quantize.residual import ResidualConfig, ResidualQuantizer
+from vidvq.model.quantize.simvq import SimVectorQuantizer, SimVQConfig
 from vidvq.model.quantize.vq import VectorQuantizer, VQConfig
+
+AnyCodebook = VQConfig | SimVQConfig | FSQConfig | LFQConfig | ResidualConfig
 
 
 class CodebookKind(NamedTuple):
@@ -25,12 +29,13 @@ class CodebookKind(NamedTuple):
         quantizer: constructor of the quantizer, from a config and the number of latent channels.
     """
 
-    config: type[VQConfig | FSQConfig | LFQConfig | ResidualConfig]
+    config: type[AnyCodebook]
     quantizer: Callable[[Any, int], Quantizer]
 
 
 CODEBOOK_KINDS = {
     "vq": CodebookKind(VQConfig, VectorQuantizer),
+    "simvq": CodebookKind(SimVQConfig, SimVectorQuantizer),
     "fsq": CodebookKind(FSQConfig, FiniteScalarQuantizer),
     "lfq": CodebookKind(LFQConfig, LookupFreeQuantizer),
     "residual": CodebookKind(ResidualConfig, ResidualQuantizer),
@@ -58,10 +63,10 @@ def _kind_of(data: Any) -> Any:
     return data.get("kind", "vq") if isinstance(data, dict) else getattr(data, "kind", None)
 
 
-CodebookConfig = Annotated[VQConfig | FSQConfig | LFQConfig | ResidualConfig, _ByKind()]
+CodebookConfig = Annotated[AnyCodebook, _ByKind()]
 
 
-def codebook_config(data: dict[str, Any]) -> type[VQConfig | FSQConfig | LFQConfig | ResidualConfig]:
+def codebook_config(data: dict[str, Any]) -> type[AnyCodebook]:
     """Return the config class of a mapping by its ``kind`` (default ``vq``).
 
     Raises:
@@ -81,6 +86,8 @@ class QuantizerConfig:
         dim: number of latent channels (1 or more).
         spatial: codebook of the first latent frame of a stream.
         temporal: codebook of all later latent frames; None uses ``spatial`` as a joint codebook for all frames.
+        differential: quantize differences to a prediction from past codes with the temporal codebook; None quantizes
+            each latent frame by itself.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -88,10 +95,13 @@ class QuantizerConfig:
     dim: int = 16
     spatial: CodebookConfig = field(default_factory=lambda: VQConfig(size=512))
     temporal: CodebookConfig | None = field(default_factory=lambda: VQConfig(size=1024))
+    differential: DifferentialConfig | None = None
 
     def __post_init__(self) -> None:
         if self.dim < 1:
             raise UsageError(f"dim={self.dim} must be at least 1")
+        if self.differential and self.temporal is None:
+            raise UsageError("differential needs a temporal codebook: differences and latents cannot share one")
 
 
 class Quantized(NamedTuple):
@@ -120,6 +130,12 @@ class SpatiotemporalQuantizer(nn.Module):
         self.config = config
         self.spatial = _make_quantizer(config.spatial, config.dim)
         self.temporal = _make_quantizer(config.temporal, config.dim) if config.temporal else None
+        self.coding = DifferentialCoding(config.differential) if config.differential else None
+
+    @property
+    def num_state_tensors(self) -> int:
+        """Number of tensors that a stream keeps between two groups for the quantizer."""
+        return len(Prediction._fields) if self.coding else 0
 
     @property
     def codebooks(self) -> list[Codebook]:
@@ -149,35 +165,61 @@ class SpatiotemporalQuantizer(nn.Module):
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize complete streams ``b d g h w``; in training mode also update the codebooks."""
         parts = latents.split([1, latents.shape[2] - 1], dim=2) if self.temporal is not None else (latents,)
-        done = [self._quantize(part, self.spatial if index == 0 else self.temporal) for index, part in enumerate(parts)]
+        done = [self._quantize(parts[0], self.spatial)]
+        if len(parts) > 1:
+            done.append(self._quantize(parts[1], self.temporal, done[0].latents))
         total = latents.shape[0] * latents[0, 0].numel()
         loss = sum((part.commitment_loss * (part.codes.numel() / total) for part in done), latents.new_zeros(()))
         return Quantized(
             torch.cat([part.latents for part in done], dim=2), torch.cat([part.codes for part in done], dim=1), loss
         )
 
-    def encode(self, latents: Tensor, first: bool) -> Tensor:
+    def encode(self, latents: Tensor, first: bool, past: tuple[Tensor, ...] = ()) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Encode consecutive groups of a stream.
 
         Args:
             latents: ``b d g h w``.
             first: whether the first of them is the first group of the stream.
+            past: state after the previous group of the stream; without ``first`` only.
 
         Returns:
-            Codes ``b g h w`` int64.
+            Codes ``b g h w`` int64, and the state after the last group, ``num_state_tensors`` tensors with the batch
+            first.
         """
         parts = []
         for book, start, stop in self._spans(latents.shape[2], first):
             part = latents[:, :, start:stop]
-            codes = book.encode(rearrange(part, "b d g h w -> (b g h w) d"))
-            parts.append(codes.view(part.shape[0], *part.shape[2:]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            if self.coding and book is self.temporal:
+                codes, past = self.coding.encode(book, part, Prediction(*past))
+            else:
+                codes = book.encode(rearrange(part, "b d g h w -> (b g h w) d")).view(part.shape[0], *part.shape[2:])
+                if self.coding:
+                    past = self.coding.start(book.lookup(codes[:, 0]))
+            parts.append(codes)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), past
 
-    def lookup(self, codes: Tensor, first: bool) -> Tensor:
-        """Map codes ``b g h w`` to latents ``b d g h w`` fp32; ``first`` as for :meth:`encode`."""
-        parts = [book.lookup(codes[:, start:stop]) for book, start, stop in self._spans(codes.shape[1], first)]
+    def lookup(self, codes: Tensor, first: bool, past: tuple[Tensor, ...] = ()) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Map codes ``b g h w`` to latents ``b d g h w`` fp32.
+
+        Args:
+            codes: codes of consecutive groups of a stream.
+            first: as for :meth:`encode`.
+            past: as for :meth:`encode`.
+
+        Returns:
+            The latents, and the state after the last group.
+        """
+        parts = []
+        for book, start, stop in self._spans(codes.shape[1], first):
+            if self.coding and book is self.temporal:
+                vectors, past = self.coding.decode(book, codes[:, start:stop], Prediction(*past))
+            else:
+                vectors = book.lookup(codes[:, start:stop])
+                if self.coding:
+                    past = self.coding.start(vectors[:, 0])
+            parts.append(vectors)
         vectors = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return rearrange(vectors, "b g h w d -> b d g h w")
+        return rearrange(vectors, "b g h w d -> b d g h w"), past
 
     def _spans(self, groups: int, first: bool) -> list[tuple[Quantizer, int, int]]:
         """Return each codebook that encodes consecutive groups, with the first group and the one after the last."""
@@ -188,9 +230,12 @@ class SpatiotemporalQuantizer(nn.Module):
         spans = [(self.spatial, 0, 1), (self.temporal, 1, groups)]
         return [span for span in spans if span[1] < span[2]]
 
-    @staticmethod
-    def _quantize(latents: Tensor, book: Quantizer | None) -> Quantized:
+    def _quantize(self, latents: Tensor, book: Quantizer | None, before: Tensor | None = None) -> Quantized:
+        """Quantize groups with one codebook; ``before``: the quantized group before them, ``b d 1 h w``."""
         assert book is not None
+        if self.coding and before is not None and latents.shape[2]:
+            past = self.coding.start(rearrange(before.detach(), "b d 1 h w -> b h w d"))
+            return Quantized(*self.coding.train_pass(book, latents, past))
         b, _, g, h, w = latents.shape
         quantized, codes, loss = book(rearrange(latents, "b d g h w -> (b g h w) d"))
         shape = {"b": b, "g": g, "h": h, "w": w}

@@ -63,7 +63,20 @@ class VQConfig:
             raise UsageError(f"{self} must have warmup and codebook >= 0, and decay and revive_below in [0, 1)")
 
 
-class VectorQuantizer(nn.Module):
+class Fp32Buffers(nn.Module):
+    """A module whose buffers follow changes of the device but not of the data type: bf16 codebooks lose codes."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Fp32Buffers":
+        buffers, self._buffers = self._buffers, {}
+        super()._apply(fn, recurse)
+        self._buffers = {
+            name: buffer if buffer is None else buffer.to(fn(buffer[:0] if buffer.ndim else buffer).device)
+            for name, buffer in buffers.items()
+        }
+        return self
+
+
+class VectorQuantizer(Fp32Buffers):
     """Vector quantizer; see :class:`~vidvq.model.quantize.interface.Quantizer`. Buffers are always fp32.
 
     All training state is in buffers. Counts and sums are reduced over all ranks before averaging, so every rank holds
@@ -237,14 +250,8 @@ class VectorQuantizer(nn.Module):
         self.ema_sum.copy_(codes * self.ema_count[:, None])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VectorQuantizer":
-        # Follow changes of the device but not of the data type: bf16 codebooks lose codes.
-        buffers, self._buffers = self._buffers, {}
         self._step_version = -1
         super()._apply(fn, recurse)
-        self._buffers = {
-            name: buffer if buffer is None else buffer.to(fn(buffer[:0] if buffer.ndim else buffer).device)
-            for name, buffer in buffers.items()
-        }
         return self
 
 
