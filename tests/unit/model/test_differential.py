@@ -8,7 +8,14 @@ import torch
 from vidvq.errors import UsageError
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import StackConfig
-from vidvq.model.quantize import DifferentialConfig, FSQConfig, QuantizerConfig, SpatiotemporalQuantizer, VQConfig
+from vidvq.model.quantize import (
+    DifferentialConfig,
+    FSQConfig,
+    QuantizerConfig,
+    SpatiotemporalQuantizer,
+    VectorQuantizer,
+    VQConfig,
+)
 from vidvq.model.quantize.differential import DifferentialCoding, Prediction
 
 DIM = 6
@@ -17,7 +24,12 @@ BOOK = VQConfig(size=256, warmup=0)
 
 def make(differential: DifferentialConfig | None = None) -> SpatiotemporalQuantizer:
     torch.manual_seed(0)
-    return SpatiotemporalQuantizer(QuantizerConfig(DIM, BOOK, BOOK, differential or DifferentialConfig())).eval()
+    book = SpatiotemporalQuantizer(QuantizerConfig(DIM, BOOK, BOOK, differential or DifferentialConfig(target=0.5)))
+    assert isinstance(book.temporal, VectorQuantizer)
+    with torch.no_grad():
+        # Trained codes have many lengths; those of a random codebook are alike.
+        book.temporal.codebook.mul_(torch.exp(torch.randn(BOOK.size, 1)))
+    return book.eval()
 
 
 def errors(book: SpatiotemporalQuantizer, latents: torch.Tensor) -> list[float]:

@@ -39,7 +39,7 @@ class DifferentialConfig:
 
     reach: float = 2.0
     start: float = 0.5
-    smallest: float = 0.03
+    smallest: float = 0.1
     largest: float = 2.0
     target: float = 1.0
 

@@ -1,0 +1,44 @@
+"""Training the networks of a checkpoint with other codebooks."""
+
+import shutil
+
+import numpy as np
+
+from vidvq.formats.checkpoint import read_checkpoint
+
+WIDER = (
+    "model.quantizer={dim: 5, spatial: {kind: simvq, size: 32}, temporal: {kind: vq, size: 64, warmup: 2}, "
+    "differential: {smallest: 0.2}}"
+)
+
+
+def test_networks_are_kept_and_codebooks_drawn_anew(train, whole, tmp_path):
+    start = (f"start_from={whole.out}", "new_quantizer=true", WIDER)
+    frozen = train(tmp_path / "frozen", *start, "generator.lr=1.0e-12", "steps=1", "checkpoint_every=1")
+    before, after = read_checkpoint(whole.out), read_checkpoint(frozen.out)
+    changed = {"encoder.head.weight", "encoder.head.bias", "decoder.stem.weight"}
+    for name, array in before.tensors.items():
+        if not name.startswith("quantizer.") and name not in changed:
+            np.testing.assert_allclose(after.tensors[name], array, rtol=0, atol=1e-9, err_msg=name)
+    head, stem = after.tensors["encoder.head.weight"], after.tensors["decoder.stem.weight"]
+    np.testing.assert_allclose(head[:3], before.tensors["encoder.head.weight"], rtol=0, atol=1e-9)
+    assert np.abs(head[3:]).mean() > 1e-3
+    np.testing.assert_allclose(stem[:, :3], before.tensors["decoder.stem.weight"], rtol=0, atol=1e-9)
+    # Without effect at first.
+    assert np.abs(stem[:, 3:]).max() < 1e-9
+    assert after.config["model"]["quantizer"]["differential"]["smallest"] == 0.2
+
+    # Resumes like any other run.
+    run = train(tmp_path / "run", *start)
+    done = read_checkpoint(run.out)
+    assert done.tensors["decoder.stem.weight"][:, 3:].std() > 1e-5
+    shutil.rmtree(run.out / "checkpoints/step-00000006")
+    assert read_checkpoint(train(run.out, *start).out).fingerprints == done.fingerprints
+
+
+def test_it_needs_a_checkpoint_with_the_same_networks(train, whole, tmp_path):
+    run = train(tmp_path / "run", "new_quantizer=true", code=2)
+    assert "new_quantizer=true replaces the codebooks of a checkpoint; set start_from=" in run.stderr
+    other = "model.encoder={channels: [16, 32], blocks: [1, 1]}"
+    run = train(tmp_path / "run", f"start_from={whole.out}", "new_quantizer=true", WIDER, other, code=2)
+    assert "has another model: model.encoder.channels" in run.stderr.strip().splitlines()[-1]
