@@ -100,7 +100,7 @@ def test_a_mistake_is_one_line(train, tmp_path, overrides, message):
     ("change", "part"),
     [
         ("model.encoder={channels: [8, 24], blocks: [1, 1]}", "tokenizer"),
-        ("discriminator.channels=16", "discriminator"),
+        pytest.param("discriminator.channels=16", "discriminator", marks=pytest.mark.slow),
     ],
 )
 def test_a_config_that_does_not_match_the_checkpoint_is_one_line(train, whole, tmp_path, change, part, snapshot):

@@ -11,7 +11,7 @@ def kib_of(folder) -> int:
 
 
 # In shares of a checkpoint: into the first, and into the second's training state and weights.
-@pytest.mark.parametrize("room", [1.5, pytest.param(0.5, marks=pytest.mark.slow), 1.95])
+@pytest.mark.parametrize("room", [1.95, *(pytest.param(room, marks=pytest.mark.slow) for room in (0.5, 1.5))])
 def test_a_run_resumes_once_there_is_disk_space(room, small_disk, whole, train):
     size = kib_of(whole.out / "checkpoints/step-00000003")
     out = small_disk(kib_of(whole.out / "tensorboard") + round(room * size)) / "run"

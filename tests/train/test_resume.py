@@ -57,7 +57,8 @@ def test_another_number_of_ranks_resumes(whole, train, tmp_path, ranks, close):
     assert run.column("loss") == close(whole.column("loss"))
 
 
-@pytest.mark.parametrize("stages", [(3, 0), pytest.param((2, 3), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [(3, 0), (2, 3)])
 def test_one_rank_resumes_the_state_of_two(whole, train, tmp_path, stages, close):
     before = train(tmp_path / "before", f"zero_stage={stages[0]}", ranks=2)
     out = stopped_at_3(before, tmp_path)

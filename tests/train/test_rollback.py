@@ -32,13 +32,13 @@ Trainer.load_state = load_and_skip
 @pytest.mark.parametrize(
     "settings",
     [
-        ("zero_stage=2",),
         ("zero_stage=3",),
         *(
             pytest.param(settings, marks=pytest.mark.slow)
             for settings in [
                 ("zero_stage=0",),
                 ("zero_stage=1",),
+                ("zero_stage=2",),
                 ("zero_stage=0", "precision=bf16"),
                 ("zero_stage=2", "precision=bf16", "generator.offload=true"),
                 ("zero_stage=3", "discriminator_optimizer.offload=true"),
