@@ -129,6 +129,12 @@ STAGES = {
         "vidvq decode TOKENS --checkpoint CKPT --out DIR KEY=VALUE...",
         ("format", "key", "crf", "fps", "runtime"),
     ),
+    "evaluate": Stage(
+        "vidvq.evaluate.config",
+        "EvaluateConfig",
+        "vidvq evaluate CLIPS --checkpoint CKPT KEY=VALUE...",
+        ("codecs", "perceptual", "lpips_backbone", "lpips_net", "static_deviation", "worst"),
+    ),
     "export": Stage(
         "vidvq.export.config",
         "ExportConfig",
@@ -151,8 +157,8 @@ def settings_epilog(name: str) -> str:
 def show_config(arguments: tuple[str, ...]) -> int:
     """Print every setting of STAGE with its type, meaning and default, as YAML that the command takes.
 
-    STAGE is shard, map, train, tokenize, decode, export, or generate-train, -sample, -predict, -interpolate, -fill or
-    -evaluate.
+    STAGE is shard, map, train, tokenize, decode, evaluate, export, or generate-train, -sample, -predict, -interpolate,
+    -fill or -evaluate.
     With FILE (a YAML file, or the name of a packaged one) and KEY=VALUE, the values are those that the command would
     use. STAGE is optional if FILE determines it.
 

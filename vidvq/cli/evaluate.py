@@ -4,27 +4,60 @@ from pathlib import Path
 
 import click
 
-from vidvq import log
-from vidvq.cli.options import PathOrUrl
+from vidvq import config, log
+from vidvq.cli.config import settings_epilog
+from vidvq.cli.options import PathOrUrl, TokenizerPath, split
+from vidvq.errors import UsageError
+from vidvq.storage import resolve_path
 
 
-@click.command(short_help="Score decoded clips against their originals.")
+@click.command(short_help="Score decoded clips, or tokenizers, against originals.", epilog=settings_epilog("evaluate"))
 @click.argument("clips", type=PathOrUrl())
-@click.argument("decoded", type=PathOrUrl())
-@click.option("--tokens", required=True, type=PathOrUrl(), help="Tokens that DECODED was made from.")
+@click.argument("arguments", nargs=-1, metavar="[DECODED] [KEY=VALUE]...")
+@click.option("--tokens", type=PathOrUrl(), help="Tokens that DECODED was made from.")
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    type=TokenizerPath(),
+    multiple=True,
+    help="Tokenizer to encode and decode CLIPS with, or `bundled` for the bundled one; may be repeated.",
+)
 @click.option("--out", type=PathOrUrl(), help="Write the scores to this JSON file.")
-def evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> int:
-    """Score DECODED, the output of `vidvq decode ... format=png`, against the originals in CLIPS.
+@click.option("--report", type=PathOrUrl(), help="Write a page of the worst clips to this HTML file.")
+def evaluate(
+    clips: Path,
+    arguments: tuple[str, ...],
+    tokens: Path | None,
+    checkpoints: tuple[Path, ...],
+    out: Path | None,
+    report: Path | None,
+) -> int:
+    """Score reconstructions of CLIPS, a directory of clip shards, against the originals.
 
+    With DECODED, the output of `vidvq decode ... format=png`, its frames are scored. With --checkpoint, CLIPS are
+    encoded and decoded here; several tokenizers are scored side by side.
+
+    \b
     vidvq evaluate shards/ decoded/ --tokens tokens/ --out scores.json
+    vidvq evaluate shards/ --checkpoint runs/a --checkpoint runs/b codecs=[x264,svtav1] --report worst.html
     """
-    from vidvq.evaluate import run_evaluate
+    from vidvq.evaluate import EvaluateConfig, run_evaluate, run_evaluate_tokenizers
+    from vidvq.evaluate.scores import lines
 
-    scores = run_evaluate(clips, decoded, tokens, out)
-    log.info(
-        f"{len(scores.clips)} clips: PSNR {scores.mean('psnr'):.2f} dB, SSIM {scores.mean('ssim'):.3f}; "
-        f"their mean frames: {scores.mean('mean_frame_psnr'):.2f} dB, {scores.mean('mean_frame_ssim'):.3f}"
-    )
-    for book in scores.codebooks:
-        log.info(book.line())
+    given, overrides = split(arguments)
+    settings = config.load(EvaluateConfig, None, overrides)
+    if len(given) > 1:
+        raise UsageError(f"one DECODED is scored, but {len(given)} are given: {', '.join(given)}")
+    if bool(given) == bool(checkpoints):
+        raise UsageError("give either DECODED with --tokens, or --checkpoint")
+    if bool(given) != bool(tokens):
+        raise UsageError("DECODED and --tokens belong together; give both, or --checkpoint alone")
+    if tokens:
+        evaluations = [run_evaluate(clips, resolve_path(given[0]), tokens, out, settings, report)]
+    else:
+        evaluations = run_evaluate_tokenizers(clips, checkpoints, out, settings, report)
+    for line in lines(evaluations):
+        log.info(line)
+    if report:
+        log.info(f"the worst clips are in {report}")
     return 0

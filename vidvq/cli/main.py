@@ -26,6 +26,7 @@ import click
 
 from vidvq import __version__, storage
 from vidvq.cli.config import show_config
+from vidvq.cli.convert import convert
 from vidvq.cli.decode import decode
 from vidvq.cli.demo import demo
 from vidvq.cli.evaluate import evaluate
@@ -58,6 +59,7 @@ COMMANDS = (
     inspect,
     verify,
     export,
+    convert,
     submit,
 )
 

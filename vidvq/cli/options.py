@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from vidvq import config, storage
+from vidvq import config, log, storage
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED
+from vidvq.formats.plugin_reference import find_plugin
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -30,12 +31,32 @@ class PathOrUrl(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class TokenizerPath(PathOrUrl):
+    """Parameter type of a checkpoint, a training run, or a tokenizer of another package.
+
+    Such a tokenizer is named as in :mod:`vidvq.formats.plugin_reference`, and its code is run; for a module or file,
+    which is not installed by its name, a warning says so.
+    """
+
+    name = "checkpoint"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Convert an argument to a path object, and ``bundled`` to the bundled checkpoint."""
+        if value == "bundled" and not Path(value).exists():
+            return BUNDLED
+        path = super().convert(value, param, ctx)
+        reference = find_plugin(path)
+        if reference and reference.attribute:
+            log.warn(f"--checkpoint {reference} runs the code of {reference.name}")
+        return path
+
+
 checkpoint_option = click.option(
     "--checkpoint",
-    type=PathOrUrl(),
+    type=TokenizerPath(),
     default=BUNDLED,
     show_default="the bundled checkpoint",
-    help="Checkpoint, or training run to use the newest checkpoint of.",
+    help="Checkpoint, training run to use the newest checkpoint of, or tokenizer of another package.",
 )
 out_option = click.option("--out", required=True, type=PathOrUrl(), help="Output directory, or s3://bucket/folder.")
 

@@ -12,6 +12,7 @@ from vidvq import config, log
 from vidvq.cli.options import checkpoint_option, config_option, config_path, out_option, split
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED
+from vidvq.formats.plugin_reference import find_plugin
 
 if TYPE_CHECKING:
     from vidvq.submit import Job
@@ -135,7 +136,9 @@ def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name:
     settings = config.to_dict(config.load(TokenizeConfig, config_path(config_name), overrides))
     target = _absolute(str(out))
     # The path of the bundled checkpoint depends on where each node has vidvq installed.
-    weights = () if checkpoint == BUNDLED else ("--checkpoint", _absolute(str(checkpoint)))
+    reference = find_plugin(checkpoint)
+    tokenizer = str(reference.absolute()) if reference else _absolute(str(checkpoint))
+    weights = () if checkpoint == BUNDLED else ("--checkpoint", tokenizer)
     arguments = (*map(_absolute, inputs), *weights, "--out", target)
     return _submit(_job("tokenize", arguments, settings, target, options), options)
 

@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from vidvq import __version__
 from vidvq.demo.report_charts import Chart, Series, frequency_chart, line_chart
-from vidvq.demo.report_media import Picture, TokenPicture, comparison_video, filmstrip, still_frames, token_pictures
+from vidvq.demo.report_media import Picture, TokenPicture, comparison_video, filmstrip, token_pictures
 from vidvq.demo.report_run import DemoRun, HeldOut, read_run
 from vidvq.demo.report_stages import commands, counted, in_bytes, in_time, stage_rows
-from vidvq.evaluate.job import ClipScore
+from vidvq.evaluate.media import still_frames
+from vidvq.evaluate.scores import ClipScore
 from vidvq.storage import write_atomic
 
 _TEMPLATES = Path(__file__).parent

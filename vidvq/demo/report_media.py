@@ -1,25 +1,16 @@
 """Images and videos of the report, as ``data:`` URIs."""
 
-import io
-from base64 import b64encode
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from vidvq.codebook import Codebook
 from vidvq.demo.report_run import HeldOut
+from vidvq.evaluate.media import DIFFERENCE_GAIN, data_uri, encode_jpeg, side_by_side, still_frames, still_sheet
 from vidvq.formats.checkpoint import Checkpoint
 from vidvq.formats.token_shard import TokenizerCard
-from vidvq.video.encode import encode_mp4, encode_png
+from vidvq.video.encode import encode_png
 
-GAP_PIXELS = 8
-_GREY = 128
-_SHOWN_SHORT_SIDE = 256
-# Qualities of x264, best first; the first whose file is small enough is used, else the last.
-_VIDEO_CRFS = (18, 23, 28)
-_VIDEO_BYTES = 350_000
-_DIFFERENCE_GAIN = 4
 _SHOWN_GROUPS = 4
 
 
@@ -55,41 +46,22 @@ class TokenPicture:
 
 
 def comparison_video(clip: HeldOut) -> Picture:
-    """Original (left) and reconstruction (right) in one H.264 video, with the frame times of the clip.
-
-    Enlarged at least twice, so that the halved chroma resolution of yuv420p loses no detail.
-    """
-    before, after = (_enlarge(frames) for frames in (clip.original, clip.reconstruction))
-    gap = np.full((*before.shape[:2], GAP_PIXELS, 3), _GREY, dtype=np.uint8)
-    frames = np.concatenate([before, gap, after], axis=2)
-    media = b""
-    for crf in _VIDEO_CRFS:
-        media = encode_mp4(frames, clip.info.pts, clip.info.seconds_per_tick, crf)
-        if len(media) <= _VIDEO_BYTES:
-            break
+    """Original (left) and reconstruction (right) in one H.264 video, with the frame times of the clip."""
+    videos = [clip.original, clip.reconstruction]
+    media, (width, height) = side_by_side(videos, clip.info.pts, clip.info.seconds_per_tick)
     alt = f"{clip.title}: the original on the left, the reconstruction from tokens on the right"
-    return Picture(_uri("video/mp4", media), frames.shape[2], frames.shape[1], alt)
+    return Picture(data_uri("video/mp4", media), width, height, alt)
 
 
 def filmstrip(clip: HeldOut) -> Picture:
     """First, middle and last frame (columns): original, reconstruction, and their difference (rows)."""
-    shown = still_frames(len(clip.original))
-    before, after = clip.original[shown], clip.reconstruction[shown]
-    difference = np.abs(before.astype(np.int16) - after.astype(np.int16)) * _DIFFERENCE_GAIN
-    rows = [_row(frames) for frames in (before, after, difference.clip(0, 255).astype(np.uint8))]
-    line = np.full((4, rows[0].shape[1], 3), _GREY, dtype=np.uint8)
-    sheet = np.concatenate([rows[0], line, rows[1], line, rows[2]])
-    numbers = ", ".join(str(index) for index in shown)
+    sheet = still_sheet(clip.original, [clip.reconstruction])
+    numbers = ", ".join(str(index) for index in still_frames(len(clip.original)))
     alt = (
         f"{clip.title}, frames {numbers} from left to right; from top to bottom the original, the reconstruction, "
-        f"and their absolute difference times {_DIFFERENCE_GAIN}"
+        f"and their absolute difference times {DIFFERENCE_GAIN}"
     )
-    return Picture(_uri("image/jpeg", _jpeg(sheet)), sheet.shape[1], sheet.shape[0], alt)
-
-
-def still_frames(num_frames: int) -> list[int]:
-    """Indices of the first, middle and last frame; fewer if the clip is shorter."""
-    return sorted({0, num_frames // 2, num_frames - 1})
+    return Picture(data_uri("image/jpeg", encode_jpeg(sheet)), sheet.shape[1], sheet.shape[0], alt)
 
 
 def token_pictures(clip: HeldOut, card: TokenizerCard, checkpoint: Checkpoint) -> list[TokenPicture]:
@@ -127,29 +99,6 @@ def _palette(book: Codebook, checkpoint: Checkpoint) -> np.ndarray:
     return np.rint(30 + 210 * ranks / (book.size - 1)).astype(np.uint8)
 
 
-def _enlarge(frames: np.ndarray) -> np.ndarray:
-    height, width = frames.shape[1:3]
-    times = max(2, round(_SHOWN_SHORT_SIDE / min(height, width)))
-    size = (width * times, height * times)
-    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
-
-
-def _row(frames: np.ndarray) -> np.ndarray:
-    line = np.full((frames.shape[1], 4, 3), _GREY, dtype=np.uint8)
-    parts = [part for frame in frames for part in (line, frame)]
-    return np.concatenate(parts[1:], axis=1)
-
-
 def _image(kind: str, pixels: np.ndarray, alt: str) -> Picture:
-    media = encode_png(pixels) if kind == "image/png" else _jpeg(pixels)
-    return Picture(_uri(kind, media), pixels.shape[1], pixels.shape[0], alt)
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=85, subsampling=0)
-    return buffer.getvalue()
-
-
-def _uri(kind: str, media: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(media).decode()}"
+    media = encode_png(pixels) if kind == "image/png" else encode_jpeg(pixels)
+    return Picture(data_uri(kind, media), pixels.shape[1], pixels.shape[0], alt)

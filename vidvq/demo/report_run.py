@@ -13,7 +13,7 @@ from PIL import Image
 
 from vidvq.config import read_yaml
 from vidvq.errors import UsageError
-from vidvq.evaluate.job import ClipScore, Evaluation
+from vidvq.evaluate.scores import ClipScore, Evaluation
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan

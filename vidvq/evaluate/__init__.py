@@ -1,5 +1,6 @@
-"""`vidvq evaluate`: reconstruction quality of decoded clips and bit rate of their tokens."""
+"""`vidvq evaluate`: reconstruction quality of decoded clips or of tokenizers, and bit rate of their tokens."""
 
-from vidvq.evaluate.job import run_evaluate
+from vidvq.evaluate.config import EvaluateConfig
+from vidvq.evaluate.job import run_evaluate, run_evaluate_tokenizers
 
-__all__ = ["run_evaluate"]
+__all__ = ["EvaluateConfig", "run_evaluate", "run_evaluate_tokenizers"]

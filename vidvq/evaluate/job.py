@@ -1,74 +1,35 @@
-"""Comparison of original clips with the frames that `vidvq decode` writes from their tokens."""
+"""Evaluation of tokenizers on clips."""
 
-from dataclasses import asdict, dataclass
-from math import log2
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from vidvq.errors import UsageError
-from vidvq.formats.clip_shard import read_clips
-from vidvq.formats.plan import read_plan
-from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
+from vidvq.evaluate.config import EvaluateConfig
+from vidvq.evaluate.reconstruct import DecodedFiles, InProcess, Reconstructor, list_shards
+from vidvq.evaluate.scores import ClipScore, CodecScore, Evaluation, VideoScorer, finish, nominal_bits
+from vidvq.formats.checkpoint import BUNDLED
+from vidvq.formats.clip_shard import ClipInfo, read_clips, read_infos
+from vidvq.formats.token_shard import TokenizerCard
+from vidvq.log import info as say
 from vidvq.log import progress
-from vidvq.metrics.codes import CodebookUsage, CodeCounts
-from vidvq.metrics.pixel import mean_frame, psnr, ssim
+from vidvq.metrics.pixel import mean_frame
 from vidvq.storage import pretty_json, write_atomic
 from vidvq.video.decode import decode_clip
+from vidvq.video.reference_codecs import CodecName, EqualBitsSearch, check_codec
 
 
-@dataclass(frozen=True)
-class ClipScore:
-    """Scores of a clip.
-
-    Attributes:
-        key: key of the clip.
-        source: source video.
-        num_frames: number of frames.
-        height: height of a frame (pixels).
-        width: width of a frame (pixels).
-        fps: frame rate (frames per second).
-        psnr: PSNR of the decoded frames (dB).
-        ssim: SSIM of the decoded frames.
-        mean_frame_psnr: PSNR of the repeated mean frame, a baseline (dB).
-        mean_frame_ssim: SSIM of the repeated mean frame.
-        bits_per_pixel: bits of all codes per pixel.
-    """
-
-    key: str
-    source: str
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-    psnr: float
-    ssim: float
-    mean_frame_psnr: float
-    mean_frame_ssim: float
-    bits_per_pixel: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Result of `vidvq evaluate`, written as JSON.
-
-    Attributes:
-        clips: scores of each clip.
-        codebooks: usage of each codebook.
-        token_fingerprint: token fingerprint of the tokenizer.
-    """
-
-    clips: tuple[ClipScore, ...]
-    codebooks: tuple[CodebookUsage, ...]
-    token_fingerprint: str
-
-    def mean(self, name: str) -> float:
-        """Return the mean of a score over all clips, by the name of its field."""
-        return float(np.mean([getattr(clip, name) for clip in self.clips]))
-
-
-def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> Evaluation:
+def run_evaluate(
+    clips: Path,
+    decoded: Path,
+    tokens: Path,
+    out: Path | None = None,
+    config: EvaluateConfig | None = None,
+    report: Path | None = None,
+) -> Evaluation:
     """Score decoded clips.
 
     Args:
@@ -76,69 +37,144 @@ def run_evaluate(clips: Path, decoded: Path, tokens: Path, out: Path | None) -> 
         decoded: directory written by ``vidvq decode ... format=png``.
         tokens: directory of the token shards that were decoded.
         out: JSON file to write, or None.
+        config: settings; None for the defaults.
+        report: HTML page of the worst clips to write, or None.
 
     Returns:
         Scores and codebook usage.
 
     Raises:
-        UsageError: frames are missing or of another size, or no clip is in both directories.
+        UsageError: frames are missing or of another size, no clip is in both directories, or a setting needs what is
+            not installed.
     """
-    card = read_tokenizer_card(tokens)
-    grids = {key: codes for shard in _shards(tokens) for key, codes, _ in read_tokens(shard, card)}
-    scores: list[ClipScore] = []
-    with progress("evaluate", len(grids), "clips") as bar:
-        for shard in _shards(clips):
-            for key, media, info in read_clips(shard):
-                if key not in grids:
-                    continue
-                original, result = decode_clip(media, key), _read_frames(decoded / key)
-                if original.shape != result.shape:
-                    raise UsageError(
-                        f"{decoded / key} has frames of shape {result.shape}, but clip {key} has {original.shape}"
-                    )
-                still = mean_frame(original)
-                scores.append(
-                    ClipScore(
-                        key=key,
-                        source=info.source,
-                        num_frames=info.num_frames,
-                        height=info.height,
-                        width=info.width,
-                        fps=info.fps,
-                        psnr=psnr(original, result),
-                        ssim=ssim(original, result),
-                        mean_frame_psnr=psnr(original, still),
-                        mean_frame_ssim=ssim(original, still),
-                        bits_per_pixel=_bits(grids[key], card) / (info.num_frames * info.height * info.width),
-                    )
-                )
-                bar.advance()
-    if not scores:
+    files = DecodedFiles(decoded, tokens)
+    known = set(_infos(clips))
+    if not known & files.keys:
         raise UsageError(f"{clips} and {tokens} have no clip in common; use the tokens of these clips")
-    counts = CodeCounts(card)
-    for codes in grids.values():
-        counts.add(codes)
-    evaluation = Evaluation(tuple(scores), counts.use(), card.token_fingerprint)
+    if strange := files.keys - known:
+        say(f"{len(strange)} of {len(files.keys)} clips in {tokens} are not in {clips}, and are not scored")
+    if without := known - files.keys:
+        say(f"{len(without)} of {len(known)} clips in {clips} have no tokens in {tokens}, and are not scored")
+    evaluation = _evaluate(clips, [files], config or EvaluateConfig(), report)[0]
     if out:
         write_atomic(out, pretty_json(asdict(evaluation)))
     return evaluation
 
 
-def _shards(folder: Path) -> list[Path]:
-    return [path for name in read_plan(folder).shard_names() if (path := folder / name).is_file()]
+def run_evaluate_tokenizers(
+    clips: Path,
+    checkpoints: Sequence[Path],
+    out: Path | None = None,
+    config: EvaluateConfig | None = None,
+    report: Path | None = None,
+) -> list[Evaluation]:
+    """Encode, decode and score clips with one or more tokenizers in this process.
+
+    Args:
+        clips: directory of clip shards.
+        checkpoints: checkpoints, training runs, or other tokenizers that `vidvq tokenize` takes.
+        out: JSON file to write, or None.
+        config: settings; None for the defaults.
+        report: HTML page of the worst clips to write, or None.
+
+    Returns:
+        Scores and codebook usage of each tokenizer.
+
+    Raises:
+        UsageError: a tokenizer is given twice or cannot be loaded, there are no clips, or a setting needs what is not
+            installed.
+    """
+    names = ["bundled" if path == BUNDLED else str(path) for path in checkpoints]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UsageError(f"--checkpoint {twice[0]} is given twice; give each tokenizer once")
+    if not _infos(clips):
+        raise UsageError(f"{clips} has no clips")
+    tokenizers = [InProcess(path, name) for path, name in zip(checkpoints, names, strict=True)]
+    evaluations = _evaluate(clips, tokenizers, config or EvaluateConfig(), report)
+    if out:
+        write_atomic(out, pretty_json({"evaluations": [asdict(each) for each in evaluations]}))
+    return evaluations
 
 
-def _read_frames(folder: Path) -> np.ndarray:
-    paths = sorted(folder.glob("*.png"))
-    if not paths:
-        raise UsageError(f"{folder} has no frames; run vidvq decode with format=png first")
-    frames: list[np.ndarray] = []
-    for path in paths:
-        with Image.open(path) as image:
-            frames.append(np.asarray(image.convert("RGB")))
-    return np.stack(frames)
+def _infos(clips: Path) -> dict[str, ClipInfo]:
+    return {key: info for shard in list_shards(clips) for key, info in read_infos(shard)}
 
 
-def _bits(codes: np.ndarray, card: TokenizerCard) -> float:
-    per_group = codes.shape[1] * codes.shape[2]
-    return sum(per_group * log2(card.codebook_of(t).size) for t in range(codes.shape[0]))
+def _evaluate(
+    clips: Path, sources: Sequence[Reconstructor], config: EvaluateConfig, report: Path | None
+) -> list[Evaluation]:
+    for codec in config.codecs:
+        check_codec(codec)
+    scorer = VideoScorer(config)
+    worst = None
+    if report:
+        from vidvq.evaluate.page import WorstClips
+
+        worst = WorstClips(config.worst, [source.name for source in sources])
+    scored: list[list[tuple[ClipScore, np.ndarray]]] = [[] for _ in sources]
+    wanted = {key for key in _infos(clips) if all(source.has(key) for source in sources)}
+    with progress("evaluate", len(wanted), "clips") as bar:
+        for key, frames, info in _originals(clips, wanted):
+            results = [source.reconstruct(key, frames, info) for source in sources]
+            original = _Original(key, frames, info, scorer, config.codecs)
+            scores = [
+                original.score(codes, decoded, source.card)
+                for source, (codes, decoded) in zip(sources, results, strict=True)
+            ]
+            for found, score, (codes, _) in zip(scored, scores, results, strict=True):
+                found.append((score, codes))
+            if worst:
+                worst.add(info, frames, [decoded for _, decoded in results], scores)
+            bar.advance()
+    evaluations = [finish(source.name, source.card, found) for source, found in zip(sources, scored, strict=True)]
+    if worst and report:
+        write_atomic(report, worst.render(evaluations))
+    return evaluations
+
+
+def _originals(clips: Path, wanted: set[str]) -> Iterator[tuple[str, np.ndarray, ClipInfo]]:
+    for shard in list_shards(clips):
+        for key, media, info in read_clips(shard):
+            if key in wanted:
+                yield key, decode_clip(media, key), info
+
+
+class _Original:
+    """An original clip, and what all reconstructions of it are compared with."""
+
+    def __init__(
+        self, key: str, frames: np.ndarray, info: ClipInfo, scorer: VideoScorer, codecs: Sequence[CodecName]
+    ) -> None:
+        self._key, self._frames, self._info, self._scorer = key, frames, info, scorer
+        self._mask = scorer.static_mask(frames)
+        self._still = scorer.score(frames, mean_frame(frames), self._mask)
+        self._searches = {name: EqualBitsSearch(name, frames, info.fps) for name in codecs}
+
+    def score(self, codes: np.ndarray, decoded: np.ndarray, card: TokenizerCard) -> ClipScore:
+        """Score frames ``t h w c`` uint8 that were decoded from codes ``lt lh lw``."""
+        info = self._info
+        bits, pixels = nominal_bits(codes, card), info.num_frames * info.height * info.width
+        scores, curves = self._scorer.score_frames(self._frames, decoded, self._mask)
+        return ClipScore(
+            key=self._key,
+            source=info.source,
+            num_frames=info.num_frames,
+            height=info.height,
+            width=info.width,
+            fps=info.fps,
+            **vars(scores),
+            frame_psnr=curves.psnr,
+            frame_ssim=curves.ssim,
+            frame_st_lpips=curves.st_lpips,
+            mean_frame_psnr=self._still.psnr,
+            mean_frame_ssim=self._still.ssim,
+            mean_frame=self._still,
+            static_share=float(self._mask.mean()),
+            bits_per_pixel=bits / pixels,
+            codecs={name: self._score_codec(search, bits, pixels) for name, search in self._searches.items()},
+        )
+
+    def _score_codec(self, search: EqualBitsSearch, bits: float, pixels: int) -> CodecScore:
+        coded = search.largest_within(bits)
+        scores = self._scorer.score(self._frames, coded.frames, self._mask)
+        return CodecScore(**vars(scores), crf=coded.crf, bits_per_pixel=coded.bits / pixels, fits=coded.bits <= bits)

@@ -7,7 +7,6 @@ A crash or hang in either process costs one clip. Which clip fails for it is dec
 may be killed from outside.
 """
 
-import traceback
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -31,6 +30,7 @@ from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
 from vidvq.jobs.stage import Activity, ClipStage, ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Feeder, Pool, RuntimeConfig, WorkerDied
+from vidvq.user_code import error_line
 
 # Frames `t h w c` uint8 (0 to 255) and the clip's JSON to the files of its sample by extension.
 ClipFunction: TypeAlias = Callable[[np.ndarray, ClipInfo], dict[str, bytes]]
@@ -205,14 +205,6 @@ class FunctionError:
     """An exception of the user's code as one line, because exceptions of unknown types may not be picklable."""
 
     line: str
-
-
-def error_line(error: BaseException) -> str:
-    """Format an exception in one line, with the file and line in the user's code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    frames = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-    position = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{position}"
 
 
 # The function of this process.

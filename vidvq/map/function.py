@@ -1,9 +1,6 @@
 """The callable of ``--function``: import, hash and construction. Runs the user's code."""
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +11,8 @@ import numpy as np
 
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo
-from vidvq.jobs.clip_functions import error_line
 from vidvq.storage import sha256_file
+from vidvq.user_code import import_callable
 
 # Frames `t h w c` uint8 (0 to 255) and the clip's JSON to a dict of text, numbers, bools and None.
 ColumnFunction: TypeAlias = Callable[[np.ndarray, ClipInfo], Mapping[str, Any]]
@@ -74,36 +71,7 @@ def find_function(reference: str, arguments: Mapping[str, Any]) -> FunctionSourc
 
 
 def _import(module: str, name: str) -> tuple[Any, Path]:
-    try:
-        loaded = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
-    except UsageError:
-        raise
-    except Exception as error:
-        remedy = f"; {_FORMS}, and set PYTHONPATH to its folder" if isinstance(error, ModuleNotFoundError) else ""
-        raise UsageError(f"{module} cannot be imported: {error_line(error)}{remedy}") from error
-    found = getattr(loaded, name, None)
-    if not callable(found):
-        there = sorted(each for each, value in vars(loaded).items() if callable(value) and not each.startswith("_"))
-        what = "has no" if found is None else "has an object that is not callable as"
-        raise UsageError(f"{module} {what} {name}; its callables are: {', '.join(there) or 'none'}")
-    if not loaded.__file__:
-        raise UsageError(f"{module} has no source file; {_FORMS}")
-    return found, Path(loaded.__file__)
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UsageError(f"{path} does not exist; {_FORMS}")
-    name = f"vidvq_function_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    # As for a script, modules beside the file can be imported.
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return import_callable(module, name, _FORMS, "vidvq_function_")
 
 
 def _check_signature(found: Any, name: str, arguments: Mapping[str, Any]) -> None:

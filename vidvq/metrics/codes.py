@@ -1,6 +1,7 @@
 """Codebook usage: how many codes occur in tokens, and how evenly; in tokenization and in training."""
 
 from dataclasses import dataclass
+from math import log2
 
 import numpy as np
 
@@ -30,6 +31,11 @@ class CodebookUsage:
         """Fraction of the codes that occur."""
         return self.used / self.size
 
+    @property
+    def entropy(self) -> float:
+        """Empirical entropy of the distribution of codes, of order 0 (bits per code)."""
+        return log2(self.perplexity) if self.perplexity else 0.0
+
     def line(self) -> str:
         """The usage in one line of text."""
         return f"{self.name} codebook: {self.used} of {self.size} codes in use, perplexity {self.perplexity:.0f}"
@@ -56,6 +62,18 @@ class CodeCounts:
         """Add the counts of another instance."""
         for own, more in zip(self.counts, other.counts, strict=True):
             own += more
+
+    def entropy_bits(self, codes: np.ndarray) -> float:
+        """Size of codes ``lt lh lw`` (bits) with an ideal code for the counted frequencies, without its table.
+
+        This is the cross entropy of order 0: no context, and each codebook has its own distribution. All codes must
+        have been counted.
+        """
+        bits = 0.0
+        for t, group in enumerate(codes):
+            counts = self.counts[self._card.codebooks.index(self._card.codebook_of(t))]
+            bits -= float(np.log2(counts[group] / counts.sum()).sum())
+        return bits
 
     def use(self) -> tuple[CodebookUsage, ...]:
         """Usage of each codebook."""

@@ -3,6 +3,8 @@
 import numpy as np
 
 _MAX_PSNR_DB = 100.0
+# BT.601 luma.
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def psnr(original: np.ndarray, other: np.ndarray) -> float:
@@ -11,8 +13,23 @@ def psnr(original: np.ndarray, other: np.ndarray) -> float:
     return min(10 * float(np.log10(255**2 / error)), _MAX_PSNR_DB) if error else _MAX_PSNR_DB
 
 
+def frame_psnr(original: np.ndarray, other: np.ndarray) -> list[float]:
+    """Compute the PSNR of each frame (dB)."""
+    return [psnr(a, b) for a, b in zip(original, other, strict=True)]
+
+
+def masked_psnr(original: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float | None:
+    """Compute the PSNR (dB) over the positions of a mask ``h w`` in all frames; None if the mask is empty."""
+    return psnr(original[:, mask], other[:, mask]) if mask.any() else None
+
+
 def ssim(original: np.ndarray, other: np.ndarray) -> float:
     """Compute the mean structural similarity of frames and channels (Wang et al. 2004: Gaussian window, sigma 1.5)."""
+    return float(np.mean(np.asarray(frame_ssim(original, other))))
+
+
+def frame_ssim(original: np.ndarray, other: np.ndarray) -> list[float]:
+    """Compute the structural similarity of each frame; see :func:`ssim`."""
     # Imported here, because PSNR does not need scikit-image.
     from skimage.metrics import structural_similarity
 
@@ -22,7 +39,31 @@ def ssim(original: np.ndarray, other: np.ndarray) -> float:
         )
         for a, b in zip(original, other, strict=True)
     ]
-    return float(np.mean(np.asarray(scores)))
+    return np.asarray(scores).tolist()
+
+
+def flicker(original: np.ndarray, other: np.ndarray) -> float:
+    """Compute the root mean square error of the differences between consecutive frames (levels, 0 to 510).
+
+    A constant error of all frames counts as 0; 0 for a single frame.
+    """
+    if len(original) < 2:
+        return 0.0
+    errors = original.astype(np.float32) - other
+    return float(np.sqrt(np.mean(np.square(np.diff(errors, axis=0)), dtype=np.float64)))
+
+
+def static_mask(video: np.ndarray, deviation: float) -> np.ndarray:
+    """Mark the static positions of a video.
+
+    Args:
+        video: frames ``t h w c`` uint8.
+        deviation: largest standard deviation over time of the luma of a static position (levels, 0 to 255).
+
+    Returns:
+        Mask ``h w``; True marks static positions.
+    """
+    return (video.astype(np.float32) @ _LUMA).std(axis=0) <= deviation
 
 
 def mean_frame(video: np.ndarray) -> np.ndarray:

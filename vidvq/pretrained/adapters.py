@@ -2,15 +2,19 @@
 
 The ``config.json`` of a folder determines its kind:
 
-- ``Emu3VQVAE`` of transformers, as written by ``save_pretrained`` (``"model_type": "emu3_vqgan"``);
+- ``Emu3VQVAE`` of transformers, as written by ``save_pretrained`` (``"model_type": "emu3_vqgan"``), and the same
+  network as BAAI publishes it (``"model_type": "Emu3VisionVQ"``), which needs no code of theirs;
 - ``VQModel`` of diffusers, as written by ``save_pretrained`` (``"_class_name": "VQModel"``), applied to each frame;
-- a TorchScript pair ``encoder.jit`` and ``decoder.jit``, as distributed for Cosmos-Tokenizer, with a ``config.json``
-  such as ``{"format": "vidvq.torchscript/1", "temporal_factor": 4, "spatial_factor": 8, "codebook_size": 64000}``.
+- a TorchScript pair ``encoder.jit`` and ``decoder.jit`` with a ``config.json`` such as ``{"format":
+  "vidvq.torchscript/1", "temporal_factor": 4, "spatial_factor": 8, "codebook_size": 64000}``;
+- without such a config, the pair is one of the discrete video tokenizers of Cosmos-Tokenizer, as published; its factors
+  are measured.
 
 Fingerprints cover the weights, or the TorchScript files. Weights are read only from safetensors. TorchScript files
 contain code: load them only from sources that you trust.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,34 @@ from vidvq.model.pixels import PREPROCESSING
 from vidvq.storage import file_exists, read_json
 
 SCRIPT_FORMAT = "vidvq.torchscript/1"
+# FSQ levels 8, 8, 8, 5, 5, 5 (Agarwal et al. 2025, "Cosmos World Foundation Model Platform", sec. 4).
+_COSMOS_CODES = 64000
+# A video of 1 + 16 frames of 64x64 has whole codes at every published compression.
+_COSMOS_PROBE = (17, 64)
+# Fields of the published config of Emu3 and those of transformers.
+_EMU3_FIELDS = {
+    "codebook_size": "codebook_size",
+    "embed_dim": "embed_dim",
+    "z_channels": "latent_channels",
+    "double_z": "double_latent",
+    "in_channels": "in_channels",
+    "out_channels": "out_channels",
+    "temporal_downsample_factor": "temporal_downsample_factor",
+    "ch": "base_channels",
+    "ch_mult": "channel_multiplier",
+    "num_res_blocks": "num_res_blocks",
+    "attn_resolutions": "attn_resolutions",
+}
+# Names of the published tensors of Emu3 and those of transformers, in the order of application.
+_EMU3_NAMES = (
+    (r"\.mid\.attn_1\.norm\.", ".middle_block.attn_norm."),
+    (r"\.mid\.", ".middle_block."),
+    (r"^encoder\.down\.", "encoder.down_block.down."),
+    (r"^decoder\.up\.", "decoder.up_block.up."),
+    (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
+    (r"(\.attn_1|\.attn\.\d+)\.([qkv])\.", r"\1.\2_proj."),
+    (r"(\.attn_1|\.attn\.\d+)\.proj_out\.", r"\1.out_proj."),
+)
 # Fields of a config.json that do not affect the network; excluded from fingerprints.
 _INCIDENTAL = {"transformers_version", "torch_dtype", "dtype", "architectures", "_diffusers_version", "_name_or_path"}
 
@@ -210,17 +242,20 @@ class TorchScriptTokenizer(TokenizerAdapter):
 
 
 def adapter_kind(path: Path) -> str | None:
-    """Return the kind of adapter that a folder needs, by its ``config.json``; None if it is not supported."""
-    if not file_exists(path / "config.json"):
-        return None
-    config = read_json(path / "config.json")
+    """Return the kind of adapter that a folder needs, by its files and ``config.json``; None if it is not supported."""
+    config = read_json(path / "config.json") if file_exists(path / "config.json") else {}
     if not isinstance(config, dict):
         return None
     if config.get("format") == SCRIPT_FORMAT:
         return "torchscript"
     if config.get("model_type") == "emu3_vqgan":
         return "emu3"
-    return "vqmodel" if config.get("_class_name") == "VQModel" else None
+    if config.get("model_type") == "Emu3VisionVQ":
+        return "emu3-published"
+    if config.get("_class_name") == "VQModel":
+        return "vqmodel"
+    is_pair = "format" not in config and all(file_exists(path / f"{side}.jit") for side in ("encoder", "decoder"))
+    return "cosmos" if is_pair else None
 
 
 def load_adapter(path: Path) -> tuple[TokenizerAdapter, Fingerprints]:
@@ -232,12 +267,13 @@ def load_adapter(path: Path) -> tuple[TokenizerAdapter, Fingerprints]:
     Raises:
         UsageError: a package or file is missing, or a file is damaged or does not match the config.
     """
-    kind, config = adapter_kind(path), read_json(path / "config.json")
+    kind = adapter_kind(path)
+    config = read_json(path / "config.json") if file_exists(path / "config.json") else {}
     try:
         tokenizer = _LOADERS[str(kind)](path, config)
     except ModuleNotFoundError as error:
         raise UsageError(f"{path} needs {error.name}; run `pip install 'vidvq[interop]'`") from error
-    except (OSError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise UsageError(f"{path} is not a readable {kind} tokenizer: {' '.join(str(error).split())[:300]}") from error
     arrays = {name: tensor.detach().numpy() for name, tensor in tokenizer.named_weights().items()}
     model = {"kind": kind} | {name: value for name, value in config.items() if name not in _INCIDENTAL}
@@ -254,6 +290,34 @@ def _load_emu3(path: Path, _: dict[str, Any]) -> TokenizerAdapter:
     )
     _check_complete(report)
     return Emu3Tokenizer(model)
+
+
+def _load_emu3_published(path: Path, config: dict[str, Any]) -> TokenizerAdapter:
+    """Load the published weights into the network of transformers, which has other names for the same tensors."""
+    from safetensors.torch import load_file
+    from transformers.models.emu3.configuration_emu3 import Emu3VQVAEConfig
+    from transformers.models.emu3.modeling_emu3 import Emu3VQVAE
+
+    fields = {new: config[old] for old, new in _EMU3_FIELDS.items() if old in config}
+    # Attention is as wide as the deepest stage.
+    fields["hidden_size"] = config.get("ch", 256) * list(config.get("ch_mult", (1, 2, 2, 4)))[-1]
+    if not (path / "model.safetensors").is_file():
+        raise UsageError("model.safetensors is missing")
+    model: Any = Emu3VQVAE(Emu3VQVAEConfig(**fields))
+    wanted = model.state_dict()
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in load_file(path / "model.safetensors").items():
+        for pattern, replacement in _EMU3_NAMES:
+            name = re.sub(pattern, replacement, name)
+        # Attention is published as 1x1 convolutions.
+        is_linear = name in wanted and wanted[name].ndim == 2 and tensor.ndim == 4
+        tensors[name] = (tensor[:, :, 0, 0] if is_linear else tensor).float()
+    for what, names in (("missing", wanted.keys() - tensors.keys()), ("unexpected", tensors.keys() - wanted.keys())):
+        # Counters of batch norms do not affect the output.
+        if lacking := [name for name in names if not name.endswith("num_batches_tracked")]:
+            raise UsageError(f"its weights have {what} keys: {', '.join(sorted(lacking)[:3])}")
+    model.load_state_dict(tensors, strict=False)
+    return Emu3Tokenizer(model.eval())
 
 
 def _load_vqmodel(path: Path, _: dict[str, Any]) -> TokenizerAdapter:
@@ -279,6 +343,30 @@ def _check_complete(report: dict[str, Any]) -> None:
 
 def _load_script(path: Path, config: dict[str, Any]) -> TokenizerAdapter:
     fields = TorchScriptConfig(**{name: value for name, value in config.items() if name != "format"})
+    encoder, decoder, files = _read_scripts(path)
+    return TorchScriptTokenizer(encoder, decoder, fields, files)
+
+
+def _load_cosmos(path: Path, _: dict[str, Any]) -> TokenizerAdapter:
+    """Load a published pair. Its config.json, if any, has no factors: they follow from the codes of a black video."""
+    encoder, decoder, files = _read_scripts(path)
+    frames, side = _COSMOS_PROBE
+    video = torch.zeros(1, 3, frames, side, side, dtype=torch.bfloat16)
+    with torch.no_grad():
+        output = encoder(video)
+    codes = output[0] if isinstance(output, tuple | list) else output
+    if codes.is_floating_point() or codes.ndim != 4 or codes.shape[1] < 2:
+        kind = str(codes.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"encoder.jit gives {kind} {tuple(codes.shape)} for {frames} frames; only discrete video tokenizers (DV) "
+            "have integer codes b lt lh lw"
+        )
+    fields = TorchScriptConfig((frames - 1) // (codes.shape[1] - 1), side // codes.shape[2], _COSMOS_CODES)
+    return TorchScriptTokenizer(encoder, decoder, fields, files)
+
+
+def _read_scripts(path: Path) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
+    """Read the encoder, the decoder, and the bytes of both files."""
     parts = {side: path / f"{side}.jit" for side in ("encoder", "decoder")}
     for file in parts.values():
         if not file.is_file():
@@ -288,10 +376,16 @@ def _load_script(path: Path, config: dict[str, Any]) -> TokenizerAdapter:
         for side, file in parts.items()
     }
     encoder, decoder = (torch.jit.load(str(file), map_location="cpu") for file in parts.values())
-    return TorchScriptTokenizer(encoder, decoder, fields, files)
+    return encoder, decoder, files
 
 
-_LOADERS = {"emu3": _load_emu3, "vqmodel": _load_vqmodel, "torchscript": _load_script}
+_LOADERS = {
+    "emu3": _load_emu3,
+    "emu3-published": _load_emu3_published,
+    "vqmodel": _load_vqmodel,
+    "torchscript": _load_script,
+    "cosmos": _load_cosmos,
+}
 
 
 def _prefix_by_side(model: nn.Module, token_side: tuple[str, ...]) -> dict[str, Tensor]:

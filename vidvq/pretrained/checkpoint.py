@@ -7,18 +7,25 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Fingerprints, find_checkpoint, read_checkpoint, write_checkpoint
+from vidvq.formats.plugin_reference import find_plugin
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer
 from vidvq.model.pixels import PREPROCESSING
 from vidvq.pretrained.adapters import adapter_kind, load_adapter
+from vidvq.pretrained.plugins import load_plugin
 
 
 def find_tokenizer(path: Path) -> Path:
-    """Find the folder that :func:`load_tokenizer` loads: ``path``, or the newest checkpoint of a training run.
+    """Find what :func:`load_tokenizer` loads: ``path``, or the newest checkpoint of a training run.
+
+    A reference to a plug-in is returned with absolute paths, for processes in another folder.
 
     Raises:
-        UsageError: ``path`` is not a checkpoint, a run, or a folder supported by :mod:`vidvq.pretrained.adapters`.
+        UsageError: ``path`` is not a checkpoint, a run, a folder supported by :mod:`vidvq.pretrained.adapters`, or a
+            reference as in :mod:`vidvq.formats.plugin_reference`.
     """
+    if reference := find_plugin(path):
+        return Path(str(reference.absolute()))
     return path if adapter_kind(path) else find_checkpoint(path)
 
 
@@ -26,8 +33,8 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
     """Load a tokenizer in eval mode on the CPU, and its card.
 
     Args:
-        path: checkpoint folder, run directory (its newest checkpoint is loaded), or folder supported by
-            :mod:`vidvq.pretrained.adapters`.
+        path: checkpoint folder, run directory (its newest checkpoint is loaded), folder supported by
+            :mod:`vidvq.pretrained.adapters`, or reference as in :mod:`vidvq.formats.plugin_reference`.
 
     Returns:
         The tokenizer, and the card that identifies it.
@@ -35,8 +42,9 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
     Raises:
         UsageError: there is no tokenizer, it is damaged, or its weights do not match its config.
     """
-    if adapter_kind(path):
-        tokenizer, fingerprints = load_adapter(path)
+    reference = find_plugin(path)
+    if reference or adapter_kind(path):
+        tokenizer, fingerprints = load_plugin(reference) if reference else load_adapter(path)
         return tokenizer.eval().requires_grad_(False), _card(tokenizer, fingerprints)
     checkpoint = read_checkpoint(path)
     if checkpoint.config["preprocessing"] != PREPROCESSING:

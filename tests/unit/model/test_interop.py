@@ -30,6 +30,13 @@ class _Decoder(nn.Module):
         return nn.functional.interpolate(video, scale_factor=[4.0, 8.0, 8.0])[:, :, 3:]
 
 
+class _Latents(nn.Module):
+    """The encoder of a continuous tokenizer."""
+
+    def forward(self, video: Tensor) -> Tensor:
+        return video[..., ::8, ::8]
+
+
 def write_emu3(folder: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.Emu3VQVAEConfig(
@@ -44,6 +51,51 @@ def write_emu3(folder: Path) -> None:
     with torch.no_grad():
         model.quantize.embedding.weight.normal_()
     model.save_pretrained(folder)
+
+
+def write_published_emu3(folder: Path) -> None:
+    """The network of ``write_emu3`` with attention in the last stage, as BAAI publishes it."""
+    transformers = pytest.importorskip("transformers")
+    from safetensors.torch import save_file
+
+    sizes = {"codebook_size": 64, "num_res_blocks": 1, "attn_resolutions": [1]}
+    config = transformers.Emu3VQVAEConfig(base_channels=32, channel_multiplier=[1, 2], hidden_size=64, **sizes)
+    model = transformers.Emu3VQVAE(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "num_batches" not in name:
+                tensor.add_(torch.rand_like(tensor) * 0.1)
+    model.save_pretrained(folder.parent / "emu3-transformers")
+    folder.mkdir()
+    tensors = {publish_name(name): tensor for name, tensor in model.state_dict().items()}
+    shaped = {
+        name: tensor[:, :, None, None] if tensor.ndim == 2 and ".attn" in name else tensor
+        for name, tensor in tensors.items()
+    }
+    save_file({name: tensor.contiguous() for name, tensor in shaped.items()}, folder / "model.safetensors")
+    fields = {"model_type": "Emu3VisionVQ", "architectures": ["Emu3VisionVQModel"], "ch": 32, "ch_mult": [1, 2]}
+    (folder / "config.json").write_bytes(pretty_json(fields | sizes | {"z_channels": 4, "embed_dim": 4}))
+
+
+def publish_name(name: str) -> str:
+    """The name of a tensor of transformers' network in the published weights."""
+    parts = name.split(".")
+    if "middle_block" in parts:
+        parts[1:3] = ["mid", "attn_1", "norm"] if parts[2] == "attn_norm" else ["mid", parts[2]]
+    for side in ("down", "up"):
+        if parts[1] == f"{side}_block":
+            del parts[1]
+            if parts[3] == "attn_norms":
+                parts[3:5] = ["attn", parts[4], "norm"]
+    names = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "proj_out"}
+    return ".".join(names.get(part, part) for part in parts)
+
+
+def write_cosmos(folder: Path) -> None:
+    """A pair as NVIDIA publishes it, whose config.json says nothing of the factors."""
+    write_script(folder)
+    (folder / "autoencoder.jit").write_bytes(b"not needed")
+    (folder / "config.json").write_bytes(pretty_json({"architectures": ["CosmosTokenizer"]}))
 
 
 def write_vqmodel(folder: Path) -> None:
@@ -68,7 +120,13 @@ def write_script(folder: Path) -> None:
     (folder / "config.json").write_bytes(pretty_json({"format": "vidvq.torchscript/1"} | fields))
 
 
-WRITERS = {"emu3": write_emu3, "vqmodel": write_vqmodel, "torchscript": write_script}
+WRITERS = {
+    "emu3": write_emu3,
+    "emu3-published": write_published_emu3,
+    "vqmodel": write_vqmodel,
+    "torchscript": write_script,
+    "cosmos": write_cosmos,
+}
 every_kind = pytest.mark.parametrize("kind", WRITERS)
 
 
@@ -126,6 +184,35 @@ def test_emu3_codes_and_frames_equal_those_of_transformers(folders):
     torch.testing.assert_close(tokenizer.decode(codes)[0, :, 1:].transpose(0, 1), frames.clamp(-1, 1))
 
 
+def test_published_emu3_has_the_codes_and_frames_of_the_converted_one(folders):
+    published, _ = load_tokenizer(folders["emu3-published"])
+    converted, _ = load_tokenizer(folders["emu3-published"].parent / "emu3-transformers")
+    video = torch.rand(1, 3, 5, 16, 24) * 2 - 1
+    codes = converted.encode(video)
+    assert len(codes.unique()) > 2
+    assert torch.equal(published.encode(video), codes)
+    assert torch.equal(published.decode(codes), converted.decode(codes))
+
+
+@pytest.mark.parametrize("config", ["of its own", "absent"])
+def test_a_published_cosmos_folder_needs_no_config_of_ours(config, folders, tmp_path):
+    folder = shutil.copytree(folders["cosmos"], tmp_path / "cosmos")
+    if config == "absent":
+        (folder / "config.json").unlink()
+    tokenizer, card = load_tokenizer(folder)
+    assert (tokenizer.temporal_factor, tokenizer.spatial_factor) == (4, 8)
+    assert [(book.size, book.offset) for book in card.codebooks] == [(64000, 0)]
+
+
+def test_a_continuous_tokenizer_is_one_clear_error(tmp_path):
+    write_cosmos(tmp_path / "latents")
+    latents = torch.jit.trace(_Latents(), torch.zeros(1, 3, 17, 16, 16).bfloat16())
+    latents.save(str(tmp_path / "latents/encoder.jit"))
+    with pytest.raises(ValueError, match=r"gives bfloat16 \(1, 3, 17, 8, 8\) for 17 frames; only discrete") as caught:
+        load_tokenizer(tmp_path / "latents")
+    assert "\n" not in str(caught.value)
+
+
 def test_vqmodel_codes_and_frames_equal_those_of_diffusers(folders):
     diffusers = pytest.importorskip("diffusers")
     tokenizer, _ = load_tokenizer(folders["vqmodel"])
@@ -144,7 +231,7 @@ def test_fingerprints_identify_the_weights(kind, folders, tmp_path):
     before = load_tokenizer(folders[kind])[1]
     assert load_tokenizer(folders[kind])[1] == before
     torch.manual_seed(1)
-    if kind != "torchscript":
+    if kind not in {"torchscript", "cosmos"}:
         WRITERS[kind](tmp_path / "other")
         after = load_tokenizer(tmp_path / "other")[1]
         assert after.token_fingerprint != before.token_fingerprint
@@ -158,7 +245,12 @@ def test_fingerprints_identify_the_weights(kind, folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "file"), [("emu3", "model.safetensors"), ("vqmodel", "diffusion_pytorch_model.safetensors")]
+    ("kind", "file"),
+    [
+        ("emu3", "model.safetensors"),
+        ("emu3-published", "model.safetensors"),
+        ("vqmodel", "diffusion_pytorch_model.safetensors"),
+    ],
 )
 def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
     from safetensors.torch import load_file, save_file

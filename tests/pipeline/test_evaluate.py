@@ -1,0 +1,157 @@
+"""`vidvq evaluate`: decoded files, tokenizers side by side, codecs at equal bits, the page of the worst clips."""
+
+import json
+import re
+from math import log2
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
+
+
+@pytest.fixture(scope="module")
+def decoded(tmp_path_factory, tokens_dir, checkpoint_dir) -> Path:
+    from vidvq.cli.main import run
+
+    out = tmp_path_factory.mktemp("decoded") / "frames"
+    arguments = ["decode", tokens_dir, "--checkpoint", checkpoint_dir, "--out", out, "format=png"]
+    assert run([str(each) for each in arguments]) == 0
+    return out
+
+
+@pytest.fixture
+def scores(clips_dir, decoded, tokens_dir, tmp_path, vidvq):
+    """Evaluate decoded files with settings."""
+
+    def evaluate(*settings: str) -> dict:
+        out = tmp_path / "scores.json"
+        ran = vidvq("evaluate", clips_dir, decoded, "--tokens", tokens_dir, "--out", out, *settings)
+        assert ran.code == 0, ran.err
+        return json.loads(out.read_text())
+
+    return evaluate
+
+
+def test_static_and_moving_parts_flicker_curves_and_entropy_are_scored(scores, tokens_dir):
+    found = scores("perceptual=true")
+    card = read_tokenizer_card(tokens_dir)
+    grids = [codes for path in sorted(tokens_dir.glob("*.tar")) for _, codes, _ in read_tokens(path, card)]
+    assert len(found["clips"]) == len(grids) > 2
+    for clip in found["clips"]:
+        assert len(clip["frame_psnr"]) == len(clip["frame_ssim"]) == len(clip["frame_st_lpips"]) == clip["num_frames"]
+        assert np.mean(clip["frame_ssim"]) == pytest.approx(clip["ssim"])
+        assert np.mean(clip["frame_st_lpips"]) == pytest.approx(clip["st_lpips"])
+        assert clip["mean_frame"]["psnr"] == clip["mean_frame_psnr"] and clip["mean_frame"]["ssim"] > 0
+        share, parts = clip["static_share"], {True: clip["static_psnr"], False: clip["moving_psnr"]}
+        error = sum((share if static else 1 - share) * 10 ** (-(psnr or 0) / 10) for static, psnr in parts.items())
+        assert error == pytest.approx(10 ** (-clip["psnr"] / 10))
+        assert clip["flicker"] > 0
+        assert 0 < clip["entropy_bits_per_pixel"] <= clip["bits_per_pixel"]
+    # The clips together have the empirical entropy of each codebook.
+    expected = 0.0
+    for at, book in enumerate(card.codebooks):
+        codes = np.concatenate([(grid[:1] if at == 0 else grid[1:]).ravel() for grid in grids])
+        share = np.unique(codes, return_counts=True)[1] / len(codes)
+        entropy = -float((share * np.log2(share)).sum())
+        assert found["code_entropy"][book.name] == pytest.approx(entropy)
+        expected += entropy * len(codes)
+    pixels = [clip["num_frames"] * clip["height"] * clip["width"] for clip in found["clips"]]
+    got = sum(n * clip["entropy_bits_per_pixel"] for n, clip in zip(pixels, found["clips"], strict=True))
+    assert got == pytest.approx(expected)
+    assert found["codebooks"][0].keys() == {"name", "size", "used", "perplexity", "tokens"}
+
+
+def test_tokenizers_side_by_side_have_the_scores_of_tokenize_and_decode(
+    scores, clips_dir, checkpoint_dir, other_checkpoint, tmp_path, vidvq
+):
+    out = tmp_path / "both.json"
+    ran = vidvq("evaluate", clips_dir, "--checkpoint", checkpoint_dir, "--checkpoint", other_checkpoint, "--out", out)
+    assert ran.code == 0, ran.err
+    first, second = json.loads(out.read_text())["evaluations"]
+    alone = scores()
+    assert first["clips"] == alone["clips"] and first["codebooks"] == alone["codebooks"]
+    assert first["name"] == str(checkpoint_dir) and second["name"] == str(other_checkpoint)
+    assert second["token_fingerprint"] != first["token_fingerprint"]
+    lines = ran.err.splitlines()
+    header = next(line for line in lines if "PSNR" in line and "static" in line)
+    assert header.split() == ["PSNR", "static", "moving", "SSIM", "flicker", "bits/pixel", "entropy-coded"]
+    rows = [line for line in lines if line.startswith((str(checkpoint_dir), str(other_checkpoint), "mean frame"))]
+    assert f"{np.mean([clip['psnr'] for clip in first['clips']]):.2f}" == rows[0].split()[1]
+    assert f"{np.mean([clip['psnr'] for clip in second['clips']]):.2f}" == rows[1].split()[1]
+
+
+def test_codecs_are_scored_at_no_more_than_the_bits_of_the_tokens(scores, tokens_dir):
+    found = scores("codecs=[x264,svtav1]")
+    card = read_tokenizer_card(tokens_dir)
+    grids = {key: codes for path in tokens_dir.glob("*.tar") for key, codes, _ in read_tokens(path, card)}
+    for clip in found["clips"]:
+        codes = grids[clip["key"]]
+        bits = codes[0].size * log2(card.codebooks[0].size) + codes[1:].size * log2(card.codebooks[-1].size)
+        nominal = bits / (clip["num_frames"] * clip["height"] * clip["width"])
+        assert clip["bits_per_pixel"] == pytest.approx(nominal)
+        assert set(clip["codecs"]) == {"x264", "svtav1"}
+        for codec in clip["codecs"].values():
+            assert codec["fits"] == (codec["bits_per_pixel"] <= nominal)
+            # An untrained tokenizer is no match.
+            assert codec["psnr"] > clip["psnr"] and 0 < codec["ssim"] <= 1
+
+
+def test_the_page_has_the_worst_clips_first_and_loads_nothing(clips_dir, decoded, tokens_dir, tmp_path, scores, vidvq):
+    page = tmp_path / "worst.html"
+    ran = vidvq("evaluate", clips_dir, decoded, "--tokens", tokens_dir, "--report", page, "worst=3")
+    assert ran.code == 0, ran.err
+    text = page.read_text()
+    worst = sorted((clip["psnr"], clip["key"]) for clip in scores()["clips"])
+    assert re.findall(r"<p class=\"note\"><code>(.*?)</code></p>", text) == [key for _, key in worst[:3]]
+    assert text.count("data:video/mp4;base64,") == 3 == text.count("data:image/jpeg;base64,")
+    assert not re.search(r"https?://", text)
+    assert "default-src 'none'" in text and "<script" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either DECODED with --tokens, or --checkpoint"),
+        (["DECODED"], "DECODED and --tokens belong together"),
+        (["DECODED", "--tokens", "TOKENS", "--checkpoint", "CHECKPOINT"], "give either DECODED with --tokens, or"),
+        (["--checkpoint", "CHECKPOINT", "--checkpoint", "CHECKPOINT"], "is given twice; give each tokenizer once"),
+        (["--checkpoint", "CHECKPOINT", "codecs=[x266]"], "codecs"),
+        (["--checkpoint", "CHECKPOINT", "lpips_backbone=missing.pth"], "missing.pth has no readable weights"),
+        (["EMPTY", "--tokens", "TOKENS"], "has no frames; run vidvq decode with format=png first"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    arguments, message, clips_dir, decoded, tokens_dir, checkpoint_dir, tmp_path, vidvq
+):
+    (tmp_path / "empty").mkdir()
+    places = {"DECODED": decoded, "TOKENS": tokens_dir, "CHECKPOINT": checkpoint_dir, "EMPTY": tmp_path / "empty"}
+    ran = vidvq("evaluate", clips_dir, *(places.get(each, each) for each in arguments))
+    assert ran.code == 2
+    assert message in ran.error
+
+
+def test_other_clips_and_other_frames_are_one_clear_line(
+    clips_dir, tiny_clips, decoded, tokens_dir, copy_of, vidvq, tmp_path
+):
+    ran = vidvq("evaluate", tiny_clips, decoded, "--tokens", tokens_dir)
+    assert ran.code == 2 and "have no clip in common; use the tokens of these clips" in ran.error
+    short = copy_of(decoded)
+    next(short.glob("*/000003.png")).unlink()
+    ran = vidvq("evaluate", clips_dir, short, "--tokens", tokens_dir)
+    assert ran.code == 2 and "decode the tokens of these clips" in ran.error
+
+
+def test_clips_without_tokens_are_counted(clips_dir, checkpoint_dir, decoded, tmp_path, vidvq):
+    from vidvq.formats.clip_shard import read_clips
+
+    keys = sorted(key for path in clips_dir.glob("*.tar") for key, *_ in read_clips(path))
+    tokens = tmp_path / "some"
+    where = f"where=key in ('{keys[0]}', '{keys[1]}')"
+    job = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", tokens, "runtime.workers=0", where)
+    assert vidvq(*job).code == 0
+    ran = vidvq("evaluate", clips_dir, decoded, "--tokens", tokens)
+    assert ran.code == 0
+    assert f"{len(keys) - 2} of {len(keys)} clips in {clips_dir} have no tokens in {tokens}" in ran.err
+    assert "2 clips, means over clips" in ran.err

@@ -1,0 +1,46 @@
+"""Pixel metrics against plain formulas."""
+
+import numpy as np
+import pytest
+
+from vidvq.metrics.pixel import flicker, frame_psnr, frame_ssim, masked_psnr, psnr, ssim, static_mask
+
+
+def video(seed: int, frames: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (frames, 16, 24, 3), dtype=np.uint8)
+
+
+def test_flicker_is_the_error_of_frame_differences():
+    original, other = video(0), video(1)
+    differences = np.diff(original.astype(float), axis=0) - np.diff(other.astype(float), axis=0)
+    assert flicker(original, other) == pytest.approx(np.sqrt((differences**2).mean()))
+    darker = (original // 2 + 10).astype(np.uint8)
+    constant = np.clip(darker.astype(int) + 7, 0, 255).astype(np.uint8)
+    assert flicker(darker, constant) == 0
+    assert flicker(original[:1], other[:1]) == 0
+
+
+def test_a_position_is_static_up_to_the_deviation_of_its_luma():
+    still = np.full((4, 16, 24, 3), 100, dtype=np.uint8)
+    still[::2, :, :6] = 110  # standard deviation 5
+    still[::2, :, 6:12] = 102  # standard deviation 1
+    expected = np.ones((16, 24), dtype=bool)
+    expected[:, :6] = False
+    assert np.array_equal(static_mask(still, 4.0), expected)
+    assert static_mask(still, 5.5).all()
+    assert not static_mask(still, 0.5)[:, :12].any() and static_mask(still, 0.5)[:, 12:].all()
+
+
+def test_the_parts_of_a_mask_add_up_to_the_whole_error():
+    original, other = video(0), video(1)
+    mask = np.zeros((16, 24), dtype=bool)
+    mask[:, :8] = True
+    parts = [10 ** (-masked_psnr(original, other, each) / 10) for each in (mask, ~mask)]
+    assert parts[0] / 3 + parts[1] * 2 / 3 == pytest.approx(10 ** (-psnr(original, other) / 10))
+    assert masked_psnr(original, other, np.zeros_like(mask)) is None
+
+
+def test_scores_of_frames_are_those_of_single_frames():
+    original, other = video(0), video(1)
+    assert frame_psnr(original, other) == [psnr(original[t : t + 1], other[t : t + 1]) for t in range(4)]
+    assert np.mean(frame_ssim(original, other)) == pytest.approx(ssim(original, other))

@@ -1,0 +1,63 @@
+"""Reference codecs at equal bits."""
+
+import numpy as np
+import pytest
+
+from vidvq.errors import UsageError
+from vidvq.metrics.pixel import psnr
+from vidvq.video import reference_codecs
+from vidvq.video.reference_codecs import CODECS, EqualBitsSearch, check_codec, encode_at
+
+
+@pytest.fixture(scope="module")
+def frames() -> np.ndarray:
+    """A textured picture that moves to the right, 9 frames of 64x96."""
+    rng = np.random.default_rng(0)
+    picture = np.kron(rng.integers(0, 256, (8, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    return np.stack([np.roll(picture, 2 * t, axis=1) for t in range(9)])
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_chosen_quality_is_the_best_that_fits(name, frames):
+    check_codec(name)
+    search = EqualBitsSearch(name, frames, 25.0)
+    limit = encode_at(name, frames, 25.0, 30).bits
+    chosen = search.largest_within(limit)
+    assert chosen.bits <= limit
+    assert chosen.crf <= 30
+    crfs = CODECS[name].crfs
+    better = encode_at(name, frames, 25.0, crfs[crfs.index(chosen.crf) - 1])
+    assert better.bits > limit
+    assert chosen.frames.shape == frames.shape
+    assert psnr(frames, chosen.frames) > 20
+    # The search goes on from what it has encoded.
+    assert search.largest_within(10**9).crf == crfs[0]
+    assert search.largest_within(1).crf == crfs[-1]
+
+
+@pytest.mark.parametrize("name", ["x264", "x265"])
+def test_an_odd_size_and_a_single_frame_are_coded(name, frames):
+    coded = encode_at(name, frames[:1, :63, :95], 0, 20)
+    assert coded.frames.shape == (1, 63, 95, 3)
+    assert psnr(frames[:1, :63, :95], coded.frames) > 25
+
+
+def test_the_text_of_an_encoder_does_not_count_as_bits(frames):
+    still = np.full_like(frames, 128)
+    # x264 writes its settings, some 700 bytes, into the first packet.
+    assert encode_at("x264", still, 25.0, 51).bits < 8 * 300
+
+
+def test_a_missing_encoder_is_one_clear_error(monkeypatch, frames):
+    from dataclasses import replace
+
+    lacking = replace(CODECS["x265"], encoder="libnothing")
+    monkeypatch.setitem(reference_codecs.CODECS, "x265", lacking)
+    with pytest.raises(UsageError, match="codecs=x265 needs libnothing, which this build of PyAV .* lacks; leave x265"):
+        check_codec("x265")
+
+
+def test_a_size_that_an_encoder_rejects_is_one_clear_error(frames):
+    with pytest.raises(UsageError, match="codecs=svtav1: libsvtav1 rejects 9 frames of 63x95") as caught:
+        encode_at("svtav1", frames[:, :63, :95], 25.0, 30)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,40 @@
+"""`vidvq convert`."""
+
+from pathlib import Path
+
+import click
+
+from vidvq import config, log
+
+
+@click.command(short_help="Make safetensors of a pickled checkpoint.")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--keys", type=click.Path(path_type=Path), help="YAML or JSON file: entry, drop, rename, config; see the manual."
+)
+@click.option(
+    "--model-config",
+    type=click.Path(path_type=Path),
+    help="YAML or JSON file that becomes the config.json of the folder.",
+)
+def convert(checkpoint: Path, out: Path, keys: Path | None, model_config: Path | None) -> int:
+    """Write the weights in CHECKPOINT, a file of torch.save (.ckpt, .pth, .pt), as a folder of safetensors.
+
+    Only tensors are read, and no code is run: a checkpoint that needs code is refused. With a config.json of a
+    tokenizer that vidvq knows, the folder is loaded once, and then is a --checkpoint of every command.
+
+    \b
+    vidvq convert model.ckpt --out runs/converted --keys keys.yaml --model-config config.json
+    """
+    from vidvq.pretrained import convert as job
+
+    found = job.convert(
+        checkpoint,
+        out,
+        job.read_key_map(keys) if keys else job.KeyMap(),
+        config.read_yaml(model_config) if model_config else None,
+    )
+    for line in found.lines():
+        log.info(line)
+    return 0

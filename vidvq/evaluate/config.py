@@ -1,0 +1,34 @@
+"""Settings of `vidvq evaluate`."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from vidvq.video.reference_codecs import CodecName
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of `vidvq evaluate`.
+
+    Attributes:
+        codecs: codecs to encode every clip with, at the best constant quality whose size does not exceed the bits of
+            the clip's tokens.
+        perceptual: compute ST-LPIPS of every frame, which costs as much as encoding dozens of clips.
+        lpips_backbone: path of torchvision's ImageNet weights of ``lpips_net`` (.pth), to compute LPIPS of every frame;
+            None for no LPIPS.
+        lpips_net: network of LPIPS.
+        static_deviation: largest standard deviation over time of the luma of a static position in the original (levels,
+            0 to 255); the other positions are moving.
+        worst: number of clips in the page of ``--report``.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    codecs: tuple[CodecName, ...] = ()
+    perceptual: bool = False
+    lpips_backbone: str | None = None
+    lpips_net: Literal["alex", "vgg"] = "vgg"
+    static_deviation: Annotated[float, Field(ge=0, le=255)] = 4.0
+    worst: Annotated[int, Field(ge=1, le=1000)] = 24

@@ -1,0 +1,99 @@
+"""Originals beside reconstructions, as videos and stills for HTML pages."""
+
+import io
+from base64 import b64encode
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from PIL import Image
+
+from vidvq.video.encode import encode_mp4
+
+_GAP_PIXELS = 8
+DIFFERENCE_GAIN = 4
+_LINE_PIXELS = 4
+_GREY = 128
+_SHOWN_SHORT_SIDE = 256
+# Qualities of x264, best first; the first whose file is small enough is used, else the last.
+_VIDEO_CRFS = (18, 23, 28)
+_VIDEO_BYTES = 350_000
+
+
+def side_by_side(
+    videos: Sequence[np.ndarray], pts: tuple[int, ...], seconds_per_tick: Fraction
+) -> tuple[bytes, tuple[int, int]]:
+    """Encode videos next to each other in one H.264 video.
+
+    Enlarged at least twice, so that the halved chroma resolution of yuv420p loses no detail.
+
+    Args:
+        videos: frames ``t h w c`` uint8 of each, all of one shape.
+        pts: time of each frame (ticks).
+        seconds_per_tick: duration of a tick (seconds).
+
+    Returns:
+        The mp4, and its width and height (pixels).
+    """
+    first, *others = (_enlarge(video) for video in videos)
+    gap = np.full((*first.shape[:2], _GAP_PIXELS, 3), _GREY, dtype=np.uint8)
+    frames = np.concatenate([first, *(part for other in others for part in (gap, other))], axis=2)
+    media = b""
+    for crf in _VIDEO_CRFS:
+        media = encode_mp4(frames, pts, seconds_per_tick, crf)
+        if len(media) <= _VIDEO_BYTES:
+            break
+    return media, (frames.shape[2], frames.shape[1])
+
+
+def still_frames(num_frames: int) -> list[int]:
+    """Indices of the first, middle and last frame; fewer if the clip is shorter."""
+    return sorted({0, num_frames // 2, num_frames - 1})
+
+
+def still_sheet(original: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """Combine the frames of :func:`still_frames` (columns) of an original and its reconstructions (rows).
+
+    Below each reconstruction is its absolute difference from the original, times ``DIFFERENCE_GAIN``.
+
+    Args:
+        original: frames ``t h w c`` uint8.
+        others: reconstructions of the same shape.
+
+    Returns:
+        Pixels ``h w c`` uint8.
+    """
+    shown = still_frames(len(original))
+    before = original[shown]
+    rows = [_row(before)]
+    line = np.full((_LINE_PIXELS, rows[0].shape[1], 3), _GREY, dtype=np.uint8)
+    for other in others:
+        after = other[shown]
+        difference = np.abs(before.astype(np.int16) - after.astype(np.int16)) * DIFFERENCE_GAIN
+        rows += [line, _row(after), line, _row(difference.clip(0, 255).astype(np.uint8))]
+    return np.concatenate(rows)
+
+
+def encode_jpeg(pixels: np.ndarray) -> bytes:
+    """Encode pixels ``h w c`` uint8 as JPEG without chroma subsampling."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=85, subsampling=0)
+    return buffer.getvalue()
+
+
+def data_uri(kind: str, media: bytes) -> str:
+    """Encode media of a MIME type as a data URI."""
+    return f"data:{kind};base64,{b64encode(media).decode()}"
+
+
+def _enlarge(frames: np.ndarray) -> np.ndarray:
+    height, width = frames.shape[1:3]
+    times = max(2, round(_SHOWN_SHORT_SIDE / min(height, width)))
+    size = (width * times, height * times)
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
+
+
+def _row(frames: np.ndarray) -> np.ndarray:
+    line = np.full((frames.shape[1], _LINE_PIXELS, 3), _GREY, dtype=np.uint8)
+    parts = [part for frame in frames for part in (line, frame)]
+    return np.concatenate(parts[1:], axis=1)

@@ -1,0 +1,164 @@
+"""The HTML page of the worst clips: originals beside reconstructions, in one file without network access."""
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from vidvq.evaluate.media import DIFFERENCE_GAIN, data_uri, encode_jpeg, side_by_side, still_frames, still_sheet
+from vidvq.evaluate.scores import ClipScore, Evaluation, table
+from vidvq.formats.clip_shard import ClipInfo
+
+_TEMPLATES = Path(__file__).parent
+# Colours and fonts shared by all pages.
+_PALETTE = Path(__file__).parents[1] / "palette.css"
+_CHART_WIDTH, _CHART_HEIGHT = 640, 120
+_COLOURS = 4
+
+
+@dataclass(frozen=True)
+class Curve:
+    """PSNR by frame of one tokenizer.
+
+    Attributes:
+        name: name of the tokenizer.
+        points: coordinates of a polyline, as SVG has them.
+        colour: number of its colour in the palette.
+        low, high: smallest and largest value (dB).
+    """
+
+    name: str
+    points: str
+    colour: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """One clip of the page; entries are ordered by PSNR.
+
+    Attributes:
+        psnr: PSNR of the first tokenizer (dB).
+        key: key of the clip.
+        title: source and index of the clip.
+        video: data URI of the original and the reconstructions, side by side.
+        size: width and height of the video (pixels).
+        stills: data URI of the first, middle and last frame.
+        shown: indices of these frames.
+        rows: name and scores of each tokenizer and of the mean frame.
+        curves: PSNR by frame.
+    """
+
+    psnr: float
+    key: str
+    title: str = field(compare=False)
+    video: str = field(compare=False)
+    size: tuple[int, int] = field(compare=False)
+    stills: str = field(compare=False)
+    shown: tuple[int, ...] = field(compare=False)
+    rows: tuple[tuple[str, ...], ...] = field(compare=False)
+    curves: tuple[Curve, ...] = field(compare=False)
+
+
+class WorstClips:
+    """The clips with the lowest PSNR of the first tokenizer, with their pictures.
+
+    Args:
+        count: number of clips to keep.
+        names: names of the tokenizers.
+    """
+
+    def __init__(self, count: int, names: Sequence[str]) -> None:
+        self._count, self._names = count, [name or "decoded" for name in names]
+        self._entries: list[Entry] = []
+
+    def add(
+        self, info: ClipInfo, original: np.ndarray, frames: Sequence[np.ndarray], scores: Sequence[ClipScore]
+    ) -> None:
+        """Add a clip, unless enough worse ones are known.
+
+        Args:
+            info: JSON of the clip.
+            original: frames ``t h w c`` uint8.
+            frames: reconstruction by each tokenizer.
+            scores: score of each tokenizer.
+        """
+        first = scores[0]
+        full = len(self._entries) == self._count
+        if full and (first.psnr, first.key) >= (self._entries[-1].psnr, self._entries[-1].key):
+            return
+        media, size = side_by_side([original, *frames], info.pts, info.seconds_per_tick)
+        entry = Entry(
+            psnr=first.psnr,
+            key=first.key,
+            title=f"{PurePath(info.source).name}, clip {info.clip_index}",
+            video=data_uri("video/mp4", media),
+            size=size,
+            stills=data_uri("image/jpeg", encode_jpeg(still_sheet(original, frames))),
+            shown=tuple(still_frames(len(original))),
+            rows=tuple(_rows(self._names, scores)),
+            curves=_curves(self._names, scores),
+        )
+        insort(self._entries, entry)
+        del self._entries[self._count :]
+
+    def render(self, evaluations: list[Evaluation]) -> bytes:
+        """Render the page, UTF-8.
+
+        Args:
+            evaluations: scores of the tokenizers.
+        """
+        environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+        styles = (_PALETTE, _TEMPLATES / "page.css")
+        text = environment.get_template("page.html.j2").render(
+            style=Markup("".join(path.read_text(encoding="utf-8") for path in styles)),
+            table=table(evaluations),
+            entries=self._entries,
+            total=len(evaluations[0].clips),
+            names=self._names,
+            gain=DIFFERENCE_GAIN,
+            width=_CHART_WIDTH,
+            height=_CHART_HEIGHT,
+        )
+        return text.encode()
+
+
+def _rows(names: Sequence[str], scores: Sequence[ClipScore]) -> list[tuple[str, ...]]:
+    found = [(name, score) for name, score in zip(names, scores, strict=True)]
+    rows = [(name, *_cells(score.psnr, score.static_psnr, score.moving_psnr, score.ssim)) for name, score in found]
+    still = scores[0].mean_frame
+    if still:
+        rows.append(("mean frame", *_cells(still.psnr, still.static_psnr, still.moving_psnr, still.ssim)))
+    return rows
+
+
+def _cells(psnr: float, static: float | None, moving: float | None, ssim: float) -> tuple[str, ...]:
+    return (*("-" if value is None else f"{value:.2f}" for value in (psnr, static, moving)), f"{ssim:.3f}")
+
+
+def _curves(names: Sequence[str], scores: Sequence[ClipScore]) -> tuple[Curve, ...]:
+    """Lines of PSNR by frame, all on one scale; none for a single frame."""
+    values = [value for score in scores for value in score.frame_psnr]
+    low, high = min(values), max(values)
+    length = len(scores[0].frame_psnr)
+    if length < 2:
+        return ()
+    scale = (_CHART_HEIGHT - 2) / ((high - low) or 1)
+    return tuple(
+        Curve(
+            name=name,
+            points=" ".join(
+                f"{index * _CHART_WIDTH / (length - 1):.1f},{_CHART_HEIGHT - 1 - (value - low) * scale:.1f}"
+                for index, value in enumerate(score.frame_psnr)
+            ),
+            colour=1 + position % _COLOURS,
+            low=low,
+            high=high,
+        )
+        for position, (name, score) in enumerate(zip(names, scores, strict=True))
+    )

@@ -1,0 +1,132 @@
+"""Sources of codes and reconstructions: decoded files, or a tokenizer in this process."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from vidvq.errors import UsageError
+from vidvq.formats.clip_shard import ClipInfo
+from vidvq.formats.plan import read_plan
+from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
+
+
+class Reconstructor(Protocol):
+    """Gives codes and reconstructions of clips.
+
+    Attributes:
+        name: name in tables.
+        card: card of the tokenizer.
+    """
+
+    name: str
+    card: TokenizerCard
+
+    def has(self, key: str) -> bool:
+        """Whether there is a reconstruction of a clip."""
+        ...
+
+    def reconstruct(self, key: str, original: np.ndarray, info: ClipInfo) -> tuple[np.ndarray, np.ndarray]:
+        """Return the codes ``lt lh lw`` and the reconstructed frames ``t h w c`` uint8 of a clip.
+
+        Raises:
+            UsageError: they do not belong to the clip.
+        """
+        ...
+
+
+class DecodedFiles:
+    """Frames that `vidvq decode ... format=png` wrote, and the tokens that they were decoded from.
+
+    Args:
+        decoded: directory of the frames.
+        tokens: directory of the token shards.
+    """
+
+    def __init__(self, decoded: Path, tokens: Path) -> None:
+        self.name = ""
+        self.card = read_tokenizer_card(tokens)
+        self._decoded = decoded
+        self._grids = {key: codes for shard in list_shards(tokens) for key, codes, _ in read_tokens(shard, self.card)}
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of the clips with tokens."""
+        return set(self._grids)
+
+    def has(self, key: str) -> bool:
+        """Whether there are tokens of a clip."""
+        return key in self._grids
+
+    def reconstruct(self, key: str, original: np.ndarray, info: ClipInfo) -> tuple[np.ndarray, np.ndarray]:
+        """Read the frames of a clip; see :class:`Reconstructor`."""
+        frames = _read_frames(self._decoded / key)
+        if original.shape != frames.shape:
+            raise UsageError(
+                f"{self._decoded / key} has frames of shape {frames.shape}, but clip {key} has {original.shape}; "
+                "decode the tokens of these clips"
+            )
+        return self._grids[key], frames
+
+
+class InProcess:
+    """A tokenizer that encodes and decodes as `vidvq tokenize` and `vidvq decode` do.
+
+    On a CPU, codes and frames are those of these commands with their default settings. On a GPU, the networks run in
+    fp32.
+
+    Args:
+        checkpoint: checkpoint, training run, or other tokenizer that these commands take.
+        name: name in tables.
+
+    Raises:
+        UsageError: there is no tokenizer, or it is damaged.
+    """
+
+    def __init__(self, checkpoint: Path, name: str) -> None:
+        import torch
+
+        from vidvq.pretrained import find_tokenizer, load_tokenizer
+
+        # One thread, as in the commands: threads split sums.
+        torch.set_num_threads(1)
+        self.name = name
+        self._tokenizer, self.card = load_tokenizer(find_tokenizer(checkpoint))
+        if torch.cuda.is_available():
+            self._tokenizer.to("cuda")
+
+    def has(self, key: str) -> bool:
+        """True: every clip can be reconstructed."""
+        return True
+
+    def reconstruct(self, key: str, original: np.ndarray, info: ClipInfo) -> tuple[np.ndarray, np.ndarray]:
+        """Encode and decode a clip; see :class:`Reconstructor`."""
+        import torch
+
+        from vidvq.model import iter_decode, iter_encode
+
+        try:
+            codes = torch.cat(list(iter_encode(self._tokenizer, [original]))).cpu().numpy()
+            frames = np.concatenate(list(iter_decode(self._tokenizer, codes, len(original), original.shape[1:3])))
+        except UsageError as error:
+            raise UsageError(f"clip {key}: {error}") from error
+        return codes, frames
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """Paths of the shards of a directory that are there."""
+    return [path for name in read_plan(folder).shard_names() if (path := folder / name).is_file()]
+
+
+def _read_frames(folder: Path) -> np.ndarray:
+    paths = sorted(folder.glob("*.png"))
+    if not paths:
+        raise UsageError(f"{folder} has no frames; run vidvq decode with format=png first")
+    frames: list[np.ndarray] = []
+    for path in paths:
+        with Image.open(path) as image:
+            frames.append(np.asarray(image.convert("RGB")))
+    if len({frame.shape for frame in frames}) > 1:
+        raise UsageError(f"{folder} has frames of several sizes; decode the tokens again")
+    return np.stack(frames)

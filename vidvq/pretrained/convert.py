@@ -1,0 +1,203 @@
+"""`vidvq convert`: a folder of safetensors and a config from a pickled PyTorch checkpoint.
+
+The checkpoint is read with ``torch.load(weights_only=True)``, which builds tensors and containers and runs no code.
+"""
+
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vidvq import config
+from vidvq.errors import UsageError
+from vidvq.storage import attempt_path, pretty_json, sync_folder, write_atomic
+
+_WEIGHTS = "model.safetensors"
+# diffusers names its weights otherwise.
+_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+# Where training frameworks keep the weights, tried in this order; the whole file if there is none.
+_ENTRIES = ("state_dict", "model_state_dict", "model", "module", "generator", "ema", "params")
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """Content of the file of ``--keys``.
+
+    Attributes:
+        entry: dotted path of the state dict in the checkpoint; None to find it.
+        drop: regular expressions; tensors whose name matches one from the start are left out.
+        rename: regular expressions to their replacements, applied in this order, each to every name.
+        config: content of ``config.json``; None to leave it to ``--model-config``.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    entry: str | None = None
+    drop: tuple[str, ...] = ()
+    rename: dict[Annotated[str, Field(min_length=1)], str] = field(default_factory=dict[str, str])
+    config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Result of a conversion.
+
+    Attributes:
+        out: the folder.
+        tensors: number of tensors.
+        parameters: number of their elements.
+        dropped: number of entries that were left out.
+        entry: path of the state dict in the checkpoint; empty for the whole file.
+        tokenizer: class that `--checkpoint` loads the folder as; None if it is none that vidvq knows.
+    """
+
+    out: Path
+    tensors: int
+    parameters: int
+    dropped: int
+    entry: str
+    tokenizer: str | None
+
+    def lines(self) -> list[str]:
+        """The result in lines of text."""
+        source = f" of {self.entry}" if self.entry else ""
+        found = [f"{self.tensors} tensors{source} with {self.parameters:,} elements written to {self.out}"]
+        if self.dropped:
+            found.append(f"{self.dropped} entries left out")
+        known = f"it is loaded as {self.tokenizer}" if self.tokenizer else "it is no tokenizer that vidvq knows"
+        return [*found, f"as a --checkpoint, {known}"]
+
+
+def convert(source: Path, out: Path, keys: KeyMap, model_config: dict[str, Any] | None = None) -> Converted:
+    """Convert a pickled checkpoint.
+
+    Args:
+        source: checkpoint that ``torch.save`` wrote (.ckpt, .pth, .pt, .bin).
+        out: folder to write; must not exist.
+        keys: the state dict in it, and the names of the tensors.
+        model_config: content of ``config.json``; None for that of ``keys``.
+
+    Raises:
+        UsageError: the checkpoint needs code to be loaded, is damaged or has no tensors, two tensors get one name, a
+            regular expression is wrong, or ``out`` exists.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists; give another --out")
+    if model_config and keys.config:
+        raise UsageError("the config is given twice, by --model-config and in --keys; give it once")
+    entry, state = _find_state(_load(source), keys.entry, source)
+    tensors, dropped = _rename(state, keys)
+    settings = model_config or keys.config
+    tokenizer = _write(out, tensors, settings)
+    return Converted(out, len(tensors), sum(map(Tensor.numel, tensors.values())), dropped, entry, tokenizer)
+
+
+def read_key_map(path: Path) -> KeyMap:
+    """Read a YAML or JSON file of ``--keys``.
+
+    Raises:
+        UsageError: it is not readable, or a field is wrong.
+    """
+    return config.load(KeyMap, path, [])
+
+
+def _load(source: Path) -> Any:
+    if not source.is_file():
+        raise UsageError(f"{source} does not exist")
+    try:
+        return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:
+        found = re.search(r"(?:GLOBAL|global|Unsupported class) ([\w.]+)", str(error))
+        if found:
+            raise UsageError(
+                f"{source} needs {found[1]} to be loaded, which is code and may do anything; ask its authors for "
+                "safetensors, or for a file of tensors alone"
+            ) from error
+        detail = " ".join(str(error).split())[:200]
+        raise UsageError(f"{source} is not a checkpoint of tensors that torch.save wrote: {detail}") from error
+
+
+def _find_state(loaded: Any, entry: str | None, source: Path) -> tuple[str, dict[str, Any]]:
+    """Return the path and the content of the state dict."""
+    if entry is not None:
+        for part in entry.split("."):
+            if not isinstance(loaded, dict) or part not in loaded:
+                there = ", ".join(map(str, loaded)) if isinstance(loaded, dict) else type(loaded).__name__
+                raise UsageError(f"{source} has no entry {entry}; at {part!r} there is: {there[:300]}")
+            loaded = loaded[part]
+        found = entry
+    else:
+        found = ""
+        if isinstance(loaded, dict) and not any(isinstance(value, Tensor) for value in loaded.values()):
+            found = next((name for name in _ENTRIES if isinstance(loaded.get(name), dict)), "")
+            loaded = loaded[found] if found else loaded
+    if not isinstance(loaded, dict) or not any(isinstance(value, Tensor) for value in loaded.values()):
+        there = ", ".join(map(str, loaded)) if isinstance(loaded, dict) else type(loaded).__name__
+        raise UsageError(
+            f"{source} has no tensors in {found or 'its top level'}, only: {there[:300]}; set entry: in --keys"
+        )
+    return found, loaded
+
+
+def _rename(state: dict[str, Any], keys: KeyMap) -> tuple[dict[str, Tensor], int]:
+    """Return the tensors by their new names, and the number of entries that were left out."""
+    try:
+        drop = [re.compile(pattern) for pattern in keys.drop]
+        rename = [(re.compile(pattern), new) for pattern, new in keys.rename.items()]
+    except re.error as error:
+        raise UsageError(f"{error.pattern!r} in --keys is not a regular expression: {error}") from error
+    tensors: dict[str, Tensor] = {}
+    came_from: dict[str, str] = {}
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or any(pattern.match(name) for pattern in drop):
+            continue
+        new = name
+        for pattern, replacement in rename:
+            try:
+                new = pattern.sub(replacement, new)
+            except (re.error, IndexError) as error:
+                raise UsageError(f"{replacement!r} in --keys is not a replacement: {error}") from error
+        if new in tensors:
+            raise UsageError(f"{came_from[new]} and {name} both become {new}; change rename: in --keys")
+        # Tensors may share memory, which safetensors refuses.
+        tensors[new], came_from[new] = value.detach().clone().contiguous(), name
+    if not tensors:
+        raise UsageError("drop: in --keys leaves no tensors")
+    return tensors, len(state) - len(tensors)
+
+
+def _write(out: Path, tensors: dict[str, Tensor], settings: dict[str, Any] | None) -> str | None:
+    """Write the folder atomically, and return the class of the tokenizer that it holds."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    attempt = attempt_path(out)
+    try:
+        attempt.mkdir()
+        is_diffusers = settings is not None and "_class_name" in settings
+        save_file(tensors, attempt / (_DIFFUSERS_WEIGHTS if is_diffusers else _WEIGHTS), metadata={"format": "pt"})
+        if settings is not None:
+            write_atomic(attempt / "config.json", pretty_json(settings))
+        tokenizer = _tokenizer_in(attempt, out)
+        attempt.replace(out)
+    except BaseException:
+        shutil.rmtree(attempt, ignore_errors=True)
+        raise
+    sync_folder(out.parent)
+    return tokenizer
+
+
+def _tokenizer_in(folder: Path, out: Path) -> str | None:
+    """Load the folder if its config names a tokenizer, to prove that its names and shapes are right."""
+    from vidvq.pretrained.adapters import adapter_kind, load_adapter
+
+    if not adapter_kind(folder):
+        return None
+    try:
+        return type(load_adapter(folder)[0]).__name__
+    except UsageError as error:
+        raise UsageError(str(error).replace(str(folder), str(out))) from error

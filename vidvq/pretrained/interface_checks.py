@@ -1,0 +1,182 @@
+"""Checks of a tokenizer against the rules of :class:`vidvq.model.Tokenizer`: what it declares, and what it returns."""
+
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vidvq.codebook import Codebook
+from vidvq.errors import UsageError
+from vidvq.model import StreamState, Tokenizer
+from vidvq.user_code import error_line
+
+
+def check_declaration(tokenizer: Any) -> None:
+    """Check the class and the attributes of a tokenizer.
+
+    Raises:
+        UsageError: a rule is broken; the message names the rule and the value.
+    """
+    if not isinstance(tokenizer, Tokenizer):
+        raise UsageError(f"it is a {type(tokenizer).__name__}; it must be a subclass of vidvq.model.Tokenizer")
+    for name in ("temporal_factor", "spatial_factor"):
+        value = getattr(tokenizer, name, None)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UsageError(f"{name}={value!r} must be an integer, 1 or more")
+    _check_codebooks(_call("codebooks", lambda: tokenizer.codebooks))
+    try:
+        device: Any = tokenizer.device
+    except StopIteration:
+        raise UsageError("it has no parameters; define the property device") from None
+    if not isinstance(device, torch.device):
+        raise UsageError(f"device={device!r} must be a torch.device")
+    for name in ("encode_step", "decode_step"):
+        if tokenizer.supports_streaming and getattr(type(tokenizer), name) is getattr(Tokenizer, name):
+            raise UsageError(f"supports_streaming is True, but {name} is not implemented")
+
+
+def _check_codebooks(books: Any) -> None:
+    if not isinstance(books, list) or not 1 <= len(books) <= 2 or not all(isinstance(b, Codebook) for b in books):
+        raise UsageError(f"codebooks={books!r} must be a list of one or two vidvq.codebook.Codebook")
+    offset = 0
+    for book in books:
+        if book.size < 1 or book.offset != offset or not book.name:
+            raise UsageError(
+                f"codebook {book} must have a name, a size of 1 or more, and the offset {offset}, the sum of the sizes "
+                "before it"
+            )
+        offset += book.size
+    if len(books) == 2 and books[0].name == books[1].name:
+        raise UsageError(f"both codebooks have the name {books[0].name!r}; names must differ")
+
+
+def check_codes(tokenizer: Tokenizer, codes: Any, shape: Sequence[int], first: bool = True) -> None:
+    """Check codes that a tokenizer returned.
+
+    Args:
+        tokenizer: the tokenizer.
+        codes: what it returned.
+        shape: the shape ``b lt lh lw`` that they must have.
+        first: whether they start with frame 0.
+
+    Raises:
+        UsageError: a rule is broken.
+    """
+    if not isinstance(codes, Tensor):
+        raise UsageError(f"codes are a {type(codes).__name__}; they must be an int64 tensor")
+    if codes.dtype != torch.int64 or tuple(codes.shape) != tuple(shape):
+        raise UsageError(
+            f"codes are {str(codes.dtype).removeprefix('torch.')} {tuple(codes.shape)}; they must be int64 "
+            f"{tuple(shape)}, b lt lh lw"
+        )
+    books = tokenizer.codebooks
+    parts = [(codes[:, :1], books[0]), (codes[:, 1:], books[-1])] if first else [(codes, books[-1])]
+    for part, book in parts:
+        if part.numel() and not 0 <= int(part.min()) <= int(part.max()) < book.size:
+            raise UsageError(
+                f"codes are {int(part.min())} to {int(part.max())}; those of the {book.name} codebook must be 0 to "
+                f"{book.size - 1}"
+            )
+
+
+def check_video(video: Any, shape: Sequence[int]) -> None:
+    """Check video ``b c t h w`` that a tokenizer returned.
+
+    Raises:
+        UsageError: it is not of the shape, not float, or not in [-1, 1].
+    """
+    if not isinstance(video, Tensor):
+        raise UsageError(f"the video is a {type(video).__name__}; it must be a tensor")
+    if not video.is_floating_point() or tuple(video.shape) != tuple(shape):
+        raise UsageError(
+            f"the video is {str(video.dtype).removeprefix('torch.')} {tuple(video.shape)}; it must be float "
+            f"{tuple(shape)}, b c t h w"
+        )
+    low, high = (float(value) for value in torch.aminmax(video))
+    if not (low >= -1.001 and high <= 1.001):
+        raise UsageError(f"the video has values from {low:g} to {high:g}; they must be in [-1, 1]")
+
+
+def check_state(state: Any) -> None:
+    """Check a state that a step returned.
+
+    Raises:
+        UsageError: it is no :class:`StreamState`.
+    """
+    if not isinstance(state, StreamState):
+        raise UsageError(f"the state is a {type(state).__name__}; it must be a vidvq.model.StreamState")
+
+
+def guard_calls(tokenizer: Tokenizer, name: str) -> None:
+    """Check everything that a tokenizer returns from now on, and report its exceptions in one line.
+
+    Args:
+        tokenizer: the tokenizer; its methods are replaced on the instance.
+        name: name in error messages.
+    """
+    encode, decode = tokenizer.encode, tokenizer.decode
+    encode_step, decode_step = tokenizer.encode_step, tokenizer.decode_step
+
+    @wraps(encode)
+    def checked_encode(video: Any) -> Tensor:
+        with _Where(name, "encode"):
+            codes = encode(video)
+            check_codes(tokenizer, codes, (len(video), *tokenizer.latent_shape(*video.shape[2:])))
+        return codes
+
+    @wraps(decode)
+    def checked_decode(codes: Any, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        with _Where(name, "decode"):
+            video = decode(codes, num_frames, size)
+            check_video(video, (len(codes), 3, *tokenizer.crop_size(codes.shape[1:], num_frames, size)))
+        return video
+
+    @wraps(encode_step)
+    def checked_encode_step(frames: Any, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        with _Where(name, "encode_step"):
+            codes, after = encode_step(frames, state)
+            b, _, t, h, w = frames.shape
+            groups = tokenizer.latent_shape(t, h, w)[0] if state is None else t // tokenizer.temporal_factor
+            s = tokenizer.spatial_factor
+            check_codes(tokenizer, codes, (b, groups, h // s, w // s), first=state is None)
+            check_state(after)
+        return codes, after
+
+    @wraps(decode_step)
+    def checked_decode_step(codes: Any, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        with _Where(name, "decode_step"):
+            video, after = decode_step(codes, state)
+            b, groups, lh, lw = codes.shape
+            r, s = tokenizer.temporal_factor, tokenizer.spatial_factor
+            check_video(video, (b, 3, groups * r - (r - 1 if state is None else 0), lh * s, lw * s))
+            check_state(after)
+        return video, after
+
+    tokenizer.encode, tokenizer.decode = checked_encode, checked_decode
+    tokenizer.encode_step, tokenizer.decode_step = checked_encode_step, checked_decode_step
+
+
+class _Where:
+    """Puts the tokenizer and the method in front of the message of an exception."""
+
+    def __init__(self, name: str, method: str) -> None:
+        self._name, self._method = name, method
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, UsageError):
+            raise UsageError(f"tokenizer {self._name}, {self._method}: {error}") from error
+        # Out of memory has a message of its own, and torch's is no MemoryError.
+        if isinstance(error, Exception) and not isinstance(error, MemoryError | torch.OutOfMemoryError):
+            raise UsageError(f"tokenizer {self._name}, {self._method} raised {error_line(error)}") from error
+
+
+def _call(what: str, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        raise UsageError(f"{what} raised {error_line(error)}") from error
