@@ -1,12 +1,15 @@
 """Train, package and score the tokenizer that ships with vidvq.
 
     python benchmarks/weights.py --train VIDEOS --held-out VIDEOS [--config bundled] [--work runs/weights]
+        [--start CHECKPOINT] [--budget-s SECONDS]
 
-Shards all videos, trains with the config, and writes the newest checkpoint to vidvq/weights in half precision. Then
+Shards all videos, trains with the config, and writes the newest checkpoint to vidvq/weights in half precision. With a
+budget, a few steps are timed first, and the run gets as many steps as fit; its schedule ends with them. Then
 `vidvq tokenize`, `decode` and `evaluate` score these files on the held-out clips, and the table is written to
 vidvq/weights/README.md. Completed stages in WORK are reused.
 """
 
+import json
 import shutil
 import statistics
 import subprocess
@@ -22,6 +25,7 @@ from vidvq.formats.checkpoint import BUNDLED, find_checkpoint, read_checkpoint, 
 from vidvq.storage import read_json, write_atomic
 
 MAX_MIB = 12
+TIMED_STEPS = 12
 
 
 @click.command()
@@ -35,13 +39,26 @@ MAX_MIB = 12
     show_default=True,
     help="Folder for clips, training run and scores.",
 )
-def main(training: tuple[str, ...], held_out: tuple[str, ...], config: str, work: Path) -> None:
+@click.option("--start", help="Checkpoint whose networks are trained further, with new codebooks.")
+@click.option("--budget-s", type=int, help="Time for training (seconds); the config gives the steps otherwise.")
+def main(
+    training: tuple[str, ...],
+    held_out: tuple[str, ...],
+    config: str,
+    work: Path,
+    start: str | None,
+    budget_s: int | None,
+) -> None:
     """Train, package and score the tokenizer."""
     clips = {"train": work / "clips" / "train", "heldout": work / "clips" / "heldout"}
     for videos, out in zip((training, held_out), clips.values(), strict=True):
         vidvq("shard", *videos, "--out", str(out), "--config", "demo-shard", "clips_per_shard=16")
-    paths = (f"data.clips={clips['train']}", f"evaluation.clips={clips['heldout']}", f"out={work / 'train'}")
-    vidvq("train", config, *paths)
+    settings = [f"data.clips={clips['train']}", f"evaluation.clips={clips['heldout']}"]
+    if start:
+        settings += [f"start_from={start}", "new_quantizer=true"]
+    if budget_s:
+        settings.append(f"steps={steps_within(budget_s, config, settings, work / 'timing')}")
+    vidvq("train", config, *settings, f"out={work / 'train'}")
     step = bundle(work / "train")
     for folder in ("tokens", "decoded"):
         shutil.rmtree(work / folder, ignore_errors=True)
@@ -52,6 +69,22 @@ def main(training: tuple[str, ...], held_out: tuple[str, ...], config: str, work
         "evaluate", str(clips["heldout"]), str(work / "decoded"), "--tokens", str(work / "tokens"), "--out", str(scores)
     )
     write_atomic(BUNDLED / "README.md", card(read_json(scores), config, step).encode())
+
+
+def steps_within(budget_s: int, config: str, settings: list[str], out: Path) -> int:
+    """Return the steps that fit a budget, from the time of a few, which ``out`` keeps for a resumed run."""
+    if not (out / "metrics.jsonl").exists() or not _step_times(out):
+        shutil.rmtree(out, ignore_errors=True)
+        vidvq("train", config, *settings, f"out={out}", f"steps={TIMED_STEPS}", "log_every=2")
+    seconds = statistics.median(_step_times(out))
+    steps = max(int(budget_s / seconds), 1)
+    click.echo(f"{seconds:.2f} s per step: training ends at step {steps}, after about {budget_s} s")
+    return steps
+
+
+def _step_times(out: Path) -> list[float]:
+    lines = (json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines())
+    return [line["step_s"] for line in lines if "step_s" in line]
 
 
 def vidvq(*arguments: str) -> None:
