@@ -108,6 +108,12 @@ ARMS = (
         replace(UNSHUFFLE, quantizer=QuantizerConfig(16, _vq(), _vq(), DifferentialConfig())),
     ),
     Arm(
+        "linear",
+        "memory",
+        "the same, 24 of 40 channels with a linear path",
+        replace(UNSHUFFLE, quantizer=QuantizerConfig(40, _vq(), _vq(), DifferentialConfig()), linear=24),
+    ),
+    Arm(
         "no-patch",
         "patch",
         "no patch: strided convolutions from full resolution",

@@ -29,6 +29,8 @@ class TokenizerConfig:
         encoder: channels and blocks of the encoder's stages, finest first.
         decoder: channels and blocks of the decoder's stages, finest first; must have as many stages as the encoder.
         quantizer: latent channels and codebooks.
+        linear: latent channels, among those of the quantizer, with a linear path beside the networks from the pixels of a
+            block to its latent, and back (0 to ``quantizer.dim``). Fine detail of static scenes passes through them.
         tile: tile size (pixels). Frames much larger than a tile are processed in overlapping tiles, so that memory does
             not grow with the frame. Tiling affects rounding, so it is part of the architecture.
     """
@@ -43,6 +45,7 @@ class TokenizerConfig:
     encoder: StackConfig = field(default_factory=StackConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     decoder: StackConfig = field(default_factory=lambda: StackConfig(blocks=(2, 3)))
+    linear: int = 0
     tile: int = 1024
 
     def __post_init__(self) -> None:
@@ -65,6 +68,8 @@ class TokenizerConfig:
                 f"patch_frames={per_block} must be from {max(self.temporal_factor >> changes, 1)} to "
                 f"temporal_factor={self.temporal_factor}: {changes + 1} stages halve time at most {changes} times"
             )
+        if not 0 <= self.linear <= self.quantizer.dim:
+            raise UsageError(f"linear={self.linear} must be from 0 to quantizer.dim={self.quantizer.dim}")
         if self.tile < self.spatial_factor:
             raise UsageError(f"tile={self.tile} must be at least the spatial factor, {self.spatial_factor}")
 
@@ -81,9 +86,11 @@ class TokenizerConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the config as plain JSON types."""
         data = _listed(asdict(self))
-        # Configs written before differential quantization existed have no such field; fingerprints cover the config.
+        # Fingerprints cover the config: those written before these fields existed must stay as they are.
         if self.quantizer.differential is None:
             del data["quantizer"]["differential"]
+        if not self.linear:
+            del data["linear"]
         return data
 
     @classmethod

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
+from vidvq.model.blocks import Blocks
 from vidvq.model.layers import Causality, Downsample, ResBlock, SpatialConv, TemporalCache, Upsample
 from vidvq.model.patch import Patch, PatchKind
 
@@ -45,6 +46,7 @@ class CodecLayout:
         temporal_factor: frames per group; the finest resampling layers halve what the patch leaves of it.
         dim: channels of a latent.
         causality: context of the convolutions over time.
+        linear: last channels of a latent, with a linear path from and to the pixels of their block.
     """
 
     patch: PatchKind
@@ -53,6 +55,7 @@ class CodecLayout:
     temporal_factor: int
     dim: int
     causality: Causality
+    linear: int = 0
 
     def frames(self, stages: int) -> tuple[int, ...]:
         """Return the frames of a group at each stage, finest first."""
@@ -83,6 +86,12 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(config.channels[-1])
         self.head = nn.Linear(config.channels[-1], layout.dim)
+        self.blocks = self.linear = None
+        if layout.linear:
+            self.blocks = Blocks(layout.temporal_factor, layout.patch_size << (len(config.channels) - 1))
+            self.linear = nn.Linear(self.blocks.size, layout.linear, bias=False)
+            with torch.no_grad():
+                self.linear.weight.copy_(self.blocks.lowest_frequencies(layout.linear))
 
     @property
     def receptive_radius(self) -> int:
@@ -102,7 +111,11 @@ class Encoder(nn.Module):
             cache: past frames of each layer; updated in place.
         """
         x = run_stages(self.stages, self.stem(self.patch(video)), cache)
-        return rearrange(self.head(F.silu(self.norm(x))), "b t h w d -> b d t h w")
+        latents = self.head(F.silu(self.norm(x)))
+        if self.blocks is not None and self.linear is not None:
+            passed = self.linear(self.blocks(video))
+            latents = latents + F.pad(passed, (latents.shape[-1] - passed.shape[-1], 0))
+        return rearrange(latents, "b t h w d -> b d t h w")
 
 
 class Decoder(nn.Module):
@@ -131,6 +144,12 @@ class Decoder(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(0.1)
             self.head.bias.zero_()  # type: ignore[union-attr]
+        self.blocks = self.linear = None
+        if layout.linear:
+            self.blocks = Blocks(layout.temporal_factor, layout.patch_size << (len(channels) - 1))
+            self.linear = nn.Linear(layout.linear, self.blocks.size, bias=False)
+            with torch.no_grad():
+                self.linear.weight.copy_(self.blocks.lowest_frequencies(layout.linear).T)
 
     @property
     def receptive_radius(self) -> int:
@@ -148,9 +167,12 @@ class Decoder(nn.Module):
             latents: ``b d g h w``.
             cache: past frames of each layer; updated in place.
         """
-        x = self.stem(rearrange(latents, "b d t h w -> b t h w d").contiguous())
-        x = run_stages(self.stages, x, cache)
-        return self.patch.inverse(self.head(F.silu(self.norm(x))))
+        z = rearrange(latents, "b d t h w -> b t h w d").contiguous()
+        x = run_stages(self.stages, self.stem(z), cache)
+        video = self.patch.inverse(self.head(F.silu(self.norm(x))))
+        if self.blocks is not None and self.linear is not None:
+            video = video + self.blocks.inverse(self.linear(z[..., -self.linear.in_features :]))
+        return video
 
 
 def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, cache: TemporalCache) -> Tensor:

@@ -75,6 +75,7 @@ class VideoTokenizer(Tokenizer):
             config.temporal_factor,
             config.quantizer.dim,
             config.causality,
+            config.linear,
         )
         self.encoder = Encoder(config.encoder, layout)
         self.quantizer = SpatiotemporalQuantizer(config.quantizer)

@@ -43,6 +43,12 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
     theirs, ours = dict(checkpoint.config["model"]), config.model.to_dict()
     if config.new_quantizer and resumed is None:
         theirs["quantizer"] = ours["quantizer"]
+        dim, known = config.model.quantizer.dim, checkpoint.config["model"]["quantizer"]["dim"]
+        if config.model.linear and dim != known:
+            raise UsageError(
+                f"model.quantizer.dim={dim} must be {known}, as in {checkpoint.path}: "
+                f"model.linear={config.model.linear} uses the last channels"
+            )
     differing = list(differences("model", theirs, ours))
     if differing:
         raise UsageError(f"{checkpoint.path} has another model: {'; '.join(differing)}")

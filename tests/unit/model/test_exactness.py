@@ -61,6 +61,7 @@ MODELS = {
     "tiled": make_tokenizer(tile=16),
     "differences": make_tokenizer(**DIFFERENCES),
     "tiled-differences": make_tokenizer(**DIFFERENCES, tile=16),
+    "linear": make_tokenizer(**DIFFERENCES, linear=6),
 }
 # Seeds are fixed, so that a rare tie between two codes cannot fail on one machine today and not tomorrow.
 exactly = settings(
