@@ -29,8 +29,8 @@ class TokenizerConfig:
         encoder: channels and blocks of the encoder's stages, finest first.
         decoder: channels and blocks of the decoder's stages, finest first; must have as many stages as the encoder.
         quantizer: latent channels and codebooks.
-        linear: latent channels, among those of the quantizer, with a linear path beside the networks from the pixels of a
-            block to its latent, and back (0 to ``quantizer.dim``). Fine detail of static scenes passes through them.
+        linear: latent channels, among those of the quantizer, with a linear path beside the networks from the pixels of
+            a block to its latent, and back (0 to ``quantizer.dim``). Fine detail of static scenes passes through them.
         tile: tile size (pixels). Frames much larger than a tile are processed in overlapping tiles, so that memory does
             not grow with the frame. Tiling affects rounding, so it is part of the architecture.
     """
