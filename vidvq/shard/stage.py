@@ -36,7 +36,7 @@ class ShardStage(VideoStage[PlannedClip]):
     work = "cut"
     activities = {  # noqa: RUF012 (a constant)
         "cut": Activity("cutting clips"),
-        "wait": Activity("waiting for a CPU to cut on", "more CPUs"),
+        "wait": Activity("waiting for a CPU core", "more CPUs"),
     }
     sheet_title = "Clips drawn from all shards: first, middle and last frame"
     config_type = ShardConfig
