@@ -23,9 +23,10 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from vidvq.video.decode import decoders_for, open_reader, sample_timeline
+from vidvq.video.decode import decoders_for, open_reader
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import Limits, probe
+from vidvq.video.sampling import sample_timeline
 
 CLIP_FRAMES = 33
 CRF = 17

@@ -1,12 +1,20 @@
 """Short text descriptions of videos, shards, plans, checkpoints and exports."""
 
+import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-from vidvq.corpus.lists import is_list
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vidvq.corpus.inputs import SUFFIXES
+from vidvq.corpus.lists import is_list, names_videos
+from vidvq.corpus.tars import is_tar, read_tar
 from vidvq.errors import UsageError
 from vidvq.export.records import is_export, read_header, read_part
 from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
@@ -36,10 +44,12 @@ def describe(path: Path) -> Iterator[str]:
         raise UsageError(f"{path} does not exist; give a video, a shard, a plan, a checkpoint, or a directory of them")
     if path.is_dir():
         return _directory(path)
-    if path.suffix == ".tar":
-        return _shard(path)
+    if is_tar(path):
+        return _shard(path) if _is_shard(path) else _foreign_tar(path)
     if path.name in {"plan.json", "plan.parquet"}:
         return _job(path.parent)
+    if path.suffix == ".parquet":
+        return _parquet(path)
     if path.name == "tokenizer.json":
         return _tokenizer(read_tokenizer_card(path.parent))
     if path.name in {"model.safetensors", "config.json", "fingerprint"}:
@@ -102,6 +112,79 @@ def _job(folder: Path) -> Iterator[str]:
         yield f"  made from {name}: {value}"
     if (folder / "tokenizer.json").is_file():
         yield from (f"  {line}" for line in _tokenizer(read_tokenizer_card(folder)))
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    """Describe a table of a job or an export, or one that vidvq did not write."""
+    if is_export(path.parent):
+        return _export(path.parent)
+    if path.name.startswith("plan-") and (path.parent / "plan.json").is_file():
+        return _job(path.parent)
+    try:
+        table = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from error
+    kinds = [f"{field.name} ({field.type})" for field in table.schema_arrow]
+    return _table(path, table.metadata.num_rows, kinds, names_videos(table.schema_arrow))
+
+
+def _table(path: Path, rows: int, columns: list[str], is_list: bool) -> Iterator[str]:
+    yield f"{path}: parquet file that vidvq did not write, {rows} rows"
+    yield f"  columns: {', '.join(columns[:_SHOWN])}" + (f" and {len(columns) - _SHOWN} more" * (len(columns) > _SHOWN))
+    if is_list:
+        yield f"  a list of videos; vidvq shard {path} --dry-run shows what it names"
+    else:
+        yield "  no column names videos; lists.uri=COLUMN makes a list of videos of it"
+
+
+def _is_shard(path: Path) -> bool:
+    """Whether a tar is a shard of vidvq: by the plan or the card beside it, or by its name and its first sample."""
+    if path.suffix != ".tar":
+        return False
+    if (path.parent / "tokenizer.json").is_file() or (path.parent / "plan.json").is_file():
+        return True
+    if path.name.partition("-")[0] not in {CLIPS, COLUMNS}:
+        return False
+    try:
+        key, files = next(read_samples(path))
+        parse_clip_info(files["json"], key) if path.name.startswith(CLIPS) else parse_columns(files, key)
+    except (StopIteration, KeyError, ValueError):
+        return False
+    return True
+
+
+def _foreign_tar(path: Path) -> Iterator[str]:
+    """Describe a tar that vidvq did not write, as `vidvq shard` would read it."""
+    kinds, skipped = Counter[str](), Counter[str]()
+    shown: list[str] = []
+    videos = 0
+    for source in read_tar(path, (), SUFFIXES, skipped):
+        if source.failure:
+            kinds[source.failure[0]] += 1
+            continue
+        videos += 1
+        if len(shown) < _SHOWN:
+            shown.append(f"  {source.member} ({source.size} bytes)")
+    yield f"{path}: tar that vidvq did not write, {videos} videos, {path.stat().st_size / 1e6:.1f} MB"
+    yield from shown
+    if videos > len(shown):
+        yield f"  and {videos - len(shown)} more"
+    if others := _other_members(path):
+        yield f"  other members: {', '.join(f'{count} {kind}' for kind, count in others.most_common(_SHOWN))}"
+    yield from (f"  {count} members cannot be read: {reason}" for reason, count in sorted(kinds.items()))
+    if videos:
+        yield f"  vidvq shard {path} --out DIR makes clips of them"
+
+
+def _other_members(path: Path) -> Counter[str]:
+    """Number of members that are no videos, by suffix; of a damaged tar, of its whole part."""
+    found = Counter[str]()
+    with suppress(tarfile.TarError, EOFError, OSError, zlib.error), tarfile.open(path) as members:
+        for member in members:
+            suffix = Path(member.name).suffix.lower()
+            if not member.isdir() and suffix not in SUFFIXES:
+                found[suffix or "without a suffix"] += 1
+    return found
 
 
 def _shard(path: Path) -> Iterator[str]:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vidvq.cli.main import run
 from vidvq.errors import UsageError
 from vidvq.export import verify_export
 from vidvq.formats.checkpoint import verify_checkpoint, write_checkpoint
 from vidvq.formats.verify import verify_folder
+from vidvq.training.training_state import Progress, TrainingState, write_training_state
 
 # What describes a run to people; no command reads it, and nothing in it is verified.
 ACCOUNTS = {"metrics.json", "report.html"}
@@ -28,7 +30,10 @@ def verify_plan(folder: Path) -> list[str]:
 def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("flips") / "checkpoint"
     tensors = {f"{part}.w": np.arange(3, dtype=np.float32) for part in ("encoder", "quantizer", "decoder")}
-    write_checkpoint(folder, {"encoder": {}, "decoder": {"channels": [8]}}, {"range": [-1, 1]}, tensors, step=7)
+    state = TrainingState(Progress(step=7, losses=[0.5]), {"average": {"w": torch.ones(3)}})
+    write_training_state(folder.with_name("training"), state)
+    model = {"encoder": {}, "decoder": {"channels": [8]}}
+    write_checkpoint(folder, model, {"range": [-1, 1]}, tensors, step=7, training=folder.with_name("training"))
     return folder
 
 

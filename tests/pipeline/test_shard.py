@@ -96,7 +96,7 @@ def test_ray_workers_write_the_same_bytes(hostile_corpus, tmp_path, vidvq, snaps
     inline, ray = tmp_path / "inline", tmp_path / "ray"
     assert vidvq("shard", hostile_corpus, "--out", inline, *SETTINGS, INLINE).code == 1
     ran = vidvq("shard", hostile_corpus, "--out", ray, "--json", *SETTINGS, "runtime.workers=2")
-    assert ran.code == 1
+    assert ran.code == 1 and ran.out, ran.err
     assert json.loads(ran.out)["planned"] > 0, "nothing but the result is on stdout"
     assert snapshot(ray) == snapshot(inline)
 

@@ -55,7 +55,10 @@ def test_a_rollback_is_a_resume_in_the_same_process(train, tmp_path, settings, r
     shutil.rmtree(out / "checkpoints/step-00000006")
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(rolled_back.out), str(out)))
     path = out / "checkpoints/step-00000003/training/state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"batch": 5, "rollbacks": 1}))
+    state = json.loads(path.read_text())
+    # As an older version wrote it: a digest would have to fit.
+    del state["digest"]
+    path.write_text(json.dumps(state | {"batch": 5, "rollbacks": 1}))
     resumed = train(out, *settings, ranks=ranks)
     assert "resuming from" in resumed.stderr
     assert rolled_back.lines == resumed.lines

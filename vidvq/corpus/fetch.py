@@ -4,9 +4,9 @@ import errno
 import hashlib
 import http.client
 import io
+import os
 import socket
 import stat
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
 
+from vidvq.corpus.download import TooSlow, call_within
 from vidvq.corpus.lists import is_list, read_blob
-from vidvq.corpus.public_hosts import PRIVATE, public_client
+from vidvq.corpus.public_hosts import PRIVATE, http_options
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import open_tar
-from vidvq.storage import is_remote, resolve_path
+from vidvq.storage import is_remote, resolve_path, sweep, temporary_copy
 from vidvq.video import VideoError
+from vidvq.video.probe import Limits
+from vidvq.watchdog import pause
 
 _CHUNK_BYTES = 1 << 20
 _HTTP = ("http://", "https://")
@@ -27,11 +30,23 @@ _TRIES = 3
 _PAUSE_S = 1.0
 # HTTP statuses that another try does not change: not found, gone.
 _LASTING = frozenset({404, 410})
+# HTTP statuses of missing, wrong or expired credentials.
+_DENIED = frozenset({401, 403})
+DENIED = frozenset(f"fetch_failed({status})" for status in _DENIED)
 _CHANGED = "is not the file that was planned; restore it, or shard it anew"
+# Time after the limit of a download at which the process is ended, in case it hangs in a native library (seconds).
+_GRACE_S = 60.0
+_swept_by = 0
 
 
 @contextmanager
-def local_file(source: Source, max_bytes: int, sha256: str = "", allow_private: bool = False) -> Iterator[Path]:
+def local_file(
+    source: Source,
+    max_bytes: int,
+    sha256: str = "",
+    allow_private: bool = False,
+    deadline_s: float = Limits.download_deadline_s,
+) -> Iterator[Path]:
     """Yield the file of a source, or a temporary copy if it is remote or inside a tar.
 
     Args:
@@ -39,6 +54,7 @@ def local_file(source: Source, max_bytes: int, sha256: str = "", allow_private: 
         max_bytes: maximum size of a copy (bytes).
         sha256: expected SHA-256 (hex) of a copy, or of a local file of unknown version; "" skips the check.
         allow_private: whether a URL may lead to a private, loopback or link-local address, by itself or by a redirect.
+        deadline_s: time limit of the download (seconds).
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``fetch_failed``, ``fetch_failed(404)`` and the like, ``too_large``,
@@ -47,9 +63,7 @@ def local_file(source: Source, max_bytes: int, sha256: str = "", allow_private: 
     """
     if source.failure:
         raise VideoError(*source.failure)
-    container = resolve_path(source.container)
-    if not allow_private and source.container.startswith(_HTTP):
-        container = type(container)(source.container, use_listings_cache=False, get_client=public_client)
+    container = _container(source, allow_private)
     if not is_remote(container):
         _refuse_changed(container, source)
         if source.offset < 0:
@@ -57,12 +71,29 @@ def local_file(source: Source, max_bytes: int, sha256: str = "", allow_private: 
                 raise VideoError("changed_since_plan", _CHANGED)
             yield container
             return
-    with tempfile.NamedTemporaryFile(prefix="vidvq-") as copy:
-        _fetch(container, source, copy, max_bytes)
+    _sweep_once()
+    with temporary_copy() as copy:
+        with pause(deadline_s + _GRACE_S):
+            _fetch_within(deadline_s, container, source, copy, max_bytes)
         copy.flush()
         if sha256 and content_hash(Path(copy.name)) != sha256:
             raise VideoError("changed_since_plan", _CHANGED)
         yield Path(copy.name)
+
+
+def is_denied(source: Source, allow_private: bool = False) -> bool:
+    """Whether a server denies a source: the credentials are missing, wrong or expired."""
+    container = _container(source, allow_private)
+
+    def read_first() -> None:
+        with _open(container, source) as file:
+            file.read(1)
+
+    try:
+        call_within(_GRACE_S, read_first)
+    except Exception as error:  # noqa: BLE001 (counted and named, by _failure)
+        return _failure(error, container)[0].reason in DENIED
+    return False
 
 
 def as_video_error(error: Exception) -> VideoError:
@@ -92,6 +123,28 @@ def content_hash(path: Path) -> str:
     except OSError as error:
         raise VideoError("unreadable", f"cannot be read: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def _container(source: Source, allow_private: bool) -> Path:
+    if not source.container.startswith(_HTTP):
+        return resolve_path(source.container)
+    return resolve_path(source.container, **http_options(allow_private))
+
+
+def _sweep_once() -> None:
+    """Delete the copies of killed processes, once per process: one that replaces a killed one finds its copy."""
+    global _swept_by
+    if _swept_by != os.getpid():
+        _swept_by = os.getpid()
+        sweep()
+
+
+def _fetch_within(seconds: float, container: Path, source: Source, copy: IO[bytes], max_bytes: int) -> None:
+    try:
+        call_within(seconds, _fetch, container, source, copy, max_bytes)
+    except TooSlow as error:
+        detail = f"takes over limits.download_deadline_s={seconds:g} to download"
+        raise VideoError("fetch_failed(too_slow)", detail) from error
 
 
 def _refuse_changed(path: Path, source: Source) -> None:
@@ -165,6 +218,8 @@ def _failure(error: Exception, container: Path) -> tuple[VideoError, bool]:
         error = cast(Exception, causes[-1])
     elif isinstance(error, FileNotFoundError):
         return VideoError("missing", "is not there"), True
+    elif isinstance(error, PermissionError) and is_remote(container):
+        return VideoError("fetch_failed(403)", f"the store denies access: {' '.join(str(error).split())}"), True
     elif isinstance(error, PermissionError):
         return VideoError("unreadable", "may not be read"), True
     return VideoError("fetch_failed", f"{_TRIES} tries failed: {' '.join(str(error).split())}"), False

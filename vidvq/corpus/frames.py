@@ -17,10 +17,11 @@ from vidvq.corpus.fetch import as_video_error, local_file
 from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.video import VideoError
-from vidvq.video.decode import FrameReader, clip_times, decode_clip, open_reader, sample_timeline
+from vidvq.video.decode import FrameReader, decode_clip, open_reader
 from vidvq.video.geometry import FrameSize
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.sampling import clip_times, sample_timeline
 
 
 class Window(Protocol):
@@ -174,7 +175,10 @@ def _video(job: VideoFrames, windows: list[Window]) -> Iterator[DecodeMessage]:
     left = list(windows)
     source = windows[0].source
     try:
-        with local_file(source, job.limits.max_bytes, windows[0].sha256, job.allow_private) as path:
+        limits = job.limits
+        with local_file(
+            source, limits.max_bytes, windows[0].sha256, job.allow_private, limits.download_deadline_s
+        ) as path:
             info = probe(path, job.limits)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)

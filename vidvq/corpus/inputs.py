@@ -4,7 +4,7 @@ import glob
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from vidvq.corpus.tars import APPLE_DOUBLE, APPLE_DOUBLES, TAR_SUFFIXES, is_tar,
 from vidvq.errors import StoreError, UsageError
 from vidvq.log import info
 from vidvq.storage import canonical_json, is_remote, resolve_path
+from vidvq.video.probe import Limits
 
 SUFFIXES = frozenset(
     ".264 .265 .3g2 .3gp .apng .asf .avi .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v .m4v .mkv .mov "
@@ -24,7 +25,9 @@ _SHOWN_KINDS = 8
 _PLAN_FILES = frozenset({"plan.json", "plan.parquet"})
 
 
-def list_sources(inputs: list[str], lists: ListPolicy) -> Iterator[Source]:
+def list_sources(
+    inputs: list[str], lists: ListPolicy, deadline_s: float = Limits.download_deadline_s
+) -> Iterator[Source]:
     """Yield every source that the inputs name, in their order and without repetition.
 
     A folder is searched recursively for known suffixes, in the order of names. A file is a list or a tar by its
@@ -33,6 +36,7 @@ def list_sources(inputs: list[str], lists: ListPolicy) -> Iterator[Source]:
     Args:
         inputs: paths, globs and URLs.
         lists: columns of lists.
+        deadline_s: time limit of each read of a remote list or tar (seconds).
 
     Raises:
         UsageError: an input does not exist or cannot be read, or a list lacks a column.
@@ -43,7 +47,7 @@ def list_sources(inputs: list[str], lists: ListPolicy) -> Iterator[Source]:
         raise UsageError("there is no input; give video files or directories, globs, lists or URLs")
     for given in inputs:
         passed: Counter[str] = Counter()
-        for source in _expand(given, lists, passed):
+        for source in _expand(given, _Reading(lists, passed, deadline_s)):
             digest = hashlib.blake2b(source.identity.encode(), digest_size=12).digest()
             if digest not in seen:
                 seen.add(digest)
@@ -77,17 +81,26 @@ class Fingerprint:
         return {"count": self._count, "bytes": self._bytes, "sum": f"{self._sum:064x}"}
 
 
-def _expand(given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
+@dataclass(frozen=True)
+class _Reading:
+    """How one input is read: columns of lists, counts of skipped entries, time limit of each read (seconds)."""
+
+    lists: ListPolicy
+    passed: Counter[str]
+    deadline_s: float
+
+
+def _expand(given: str, reading: _Reading) -> Iterator[Source]:
     path = resolve_path(given)
     try:
         if given.startswith(("http://", "https://")):
-            yield from _file(path, lists, passed, named=True)
+            yield from _file(path, reading, named=True)
         elif path.is_dir():
-            yield from _folder(path, given, lists, passed)
+            yield from _folder(path, given, reading)
         elif path.exists():
-            yield from _file(path, lists, passed, named=True)
+            yield from _file(path, reading, named=True)
         elif glob.has_magic(given):
-            yield from _glob(path, given, lists, passed)
+            yield from _glob(path, given, reading)
         else:
             raise UsageError(f"input {shown(given)} does not exist; give video files, folders, globs, lists or URLs")
     except ImportError as error:
@@ -103,36 +116,34 @@ def _expand(given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Sou
         raise StoreError(f"input {given} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _folder(folder: Path, given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
+def _folder(folder: Path, given: str, reading: _Reading) -> Iterator[Source]:
     empty = True
-    for entry in _walk(folder, _entries(folder), passed):
+    for entry in _walk(folder, _entries(folder), reading.passed):
         if isinstance(entry, Source):
             empty = False
             yield entry
         elif entry.name.startswith(APPLE_DOUBLE):
-            passed[APPLE_DOUBLES] += 1
+            reading.passed[APPLE_DOUBLES] += 1
         elif entry.suffix.lower() in SUFFIXES or is_tar(entry):
             empty = False
-            yield from _file(entry, lists, passed, named=False)
+            yield from _file(entry, reading, named=False)
         else:
-            passed[entry.suffix.lower() or "without a suffix"] += 1
+            reading.passed[entry.suffix.lower() or "without a suffix"] += 1
     if empty:
-        raise UsageError(
-            f"no video under {shown(given)}{_but(passed)}; a folder is searched for {' '.join(sorted(SUFFIXES))} "
-            f"{' '.join(TAR_SUFFIXES)}"
-        )
+        suffixes = " ".join([*sorted(SUFFIXES), *TAR_SUFFIXES])
+        raise UsageError(f"no video under {shown(given)}{_but(reading.passed)}; a folder is searched for {suffixes}")
 
 
-def _glob(path: Path, given: str, lists: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
+def _glob(path: Path, given: str, reading: _Reading) -> Iterator[Source]:
     found = _remote_glob(path) if is_remote(path) else [Path(name) for name in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207
     files = [file for file in found if file.is_file()]
     if not files:
         raise UsageError(f"no file matches {shown(given)}")
     for file in files:
         if file.name.startswith(APPLE_DOUBLE):
-            passed[APPLE_DOUBLES] += 1
+            reading.passed[APPLE_DOUBLES] += 1
         else:
-            yield from _file(file, lists, passed, named=True)
+            yield from _file(file, reading, named=True)
 
 
 def _remote_glob(path: Any) -> list[Path]:
@@ -174,12 +185,12 @@ def _entries(folder: Path) -> list[Path]:
     ]
 
 
-def _file(path: Path, lists: ListPolicy, passed: Counter[str], named: bool) -> Iterator[Source]:
+def _file(path: Path, reading: _Reading, named: bool) -> Iterator[Source]:
     if named and is_list(path):
-        yield from read_list(path, lists, passed)
+        yield from read_list(path, reading.lists, reading.passed, reading.deadline_s)
     elif is_tar(path):
-        lists.refuse_where(path)
-        yield from read_tar(path, lists.carry, SUFFIXES, passed)
+        reading.lists.refuse_where(path)
+        yield from read_tar(path, reading.lists.carry, SUFFIXES, reading.passed, reading.deadline_s)
     else:
         yield source_at(uri_of(path))
 

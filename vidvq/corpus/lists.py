@@ -1,6 +1,7 @@
 """Lists of videos: txt, csv, tsv, jsonl and parquet files, read as streams."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -16,11 +17,13 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from vidvq.config import to_dict
+from vidvq.corpus.download import open_within
 from vidvq.corpus.source import Source, base_name, carried_json, failed_source, shown, source_at, uri_of
 from vidvq.errors import UsageError
 from vidvq.formats.where import Untyped, Where
 from vidvq.log import info, warn
-from vidvq.storage import is_remote
+from vidvq.storage import is_chained, is_remote
+from vidvq.video.probe import Limits
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _URI_COLUMNS = (
@@ -95,7 +98,16 @@ def is_list(path: Path) -> bool:
     return base_name(path).endswith(LIST_SUFFIXES)
 
 
-def read_list(path: Path, policy: ListPolicy, passed: Counter[str]) -> Iterator[Source]:
+def names_videos(schema: pa.Schema) -> bool:
+    """Whether a table has a column by which it is a list of videos, without ``lists.uri``."""
+    return any(name.lower() in _URI_COLUMNS for name in schema.names) or any(
+        _holds_videos(schema.field(name).type) for name in schema.names
+    )
+
+
+def read_list(
+    path: Path, policy: ListPolicy, passed: Counter[str], deadline_s: float = Limits.download_deadline_s
+) -> Iterator[Source]:
     """Yield the videos that a list names, by its suffix, and a failed entry for each row that cannot be understood.
 
     A relative path is relative to the list. A video inside a parquet file (Hugging Face's struct of ``bytes`` and
@@ -105,14 +117,16 @@ def read_list(path: Path, policy: ListPolicy, passed: Counter[str]) -> Iterator[
         path: the list.
         policy: the meaning of its columns.
         passed: counts the rows that name no video.
+        deadline_s: time limit of each read of a remote list (seconds).
 
     Raises:
         UsageError: it is damaged, or lacks a column that the policy names.
+        StoreError: its server does not answer in time.
     """
     columns: _Columns | None = None
     selection = _Selection(path, policy) if policy.where is not None else None
     try:
-        for number, row in enumerate(_rows(path)):
+        for number, row in enumerate(_rows(path, deadline_s)):
             columns = columns or _Columns(path, policy, row)
             if selection and not selection.selects(row):
                 continue
@@ -159,13 +173,15 @@ class _Blob:
     path: str | None
 
 
-def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(path: Path, deadline_s: float) -> Iterator[Mapping[str, Any]]:
     name = base_name(path)
     if name.endswith(".parquet"):
-        yield from _parquet_rows(path)
+        yield from _parquet_rows(path, deadline_s)
         return
     # One name that is not UTF-8 costs its own row alone.
-    with path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with io.TextIOWrapper(
+        open_within(path, deadline_s), encoding="utf-8-sig", errors="surrogateescape", newline=""
+    ) as file:
         lines = _without_nul(file, path)
         if name.endswith((".csv", ".tsv")):
             yield from csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
@@ -192,8 +208,8 @@ def _json_rows(lines: Iterator[str], path: Path) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open("rb") as file:
+def _parquet_rows(path: Path, deadline_s: float) -> Iterator[Mapping[str, Any]]:
+    with open_within(path, deadline_s) as file:
         texts = [field.name for field in pq.read_schema(file) if pa.types.is_string(field.type)]
         # Texts stay packed until their length is known: one that all rows repeat takes next to no room in the file.
         table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, read_dictionary=texts)
@@ -347,7 +363,7 @@ class _Columns:
         """Why a list may not name a place; "" if it may."""
         scheme, sign, _ = text.partition("://")
         if sign:
-            allowed = scheme.lower() in _SCHEMES and "::" not in text
+            allowed = scheme.lower() in _SCHEMES and not is_chained(text)
             return "" if allowed else f"is no URL that a list may name; those are {', '.join(sorted(_SCHEMES))}"
         if is_remote(self._path) or not self._roots:
             return ""

@@ -7,6 +7,8 @@ import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+# Time to connect, and from one byte to the next (seconds).
+_CONNECT_S, _SILENCE_S = 30.0, 60.0
 PRIVATE = "is a private address; lists.allow_private=true allows those"
 
 
@@ -18,11 +20,27 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast
 
 
-async def public_client(**options: Any) -> Any:
-    """An HTTP client of aiohttp that connects to public addresses alone, as fsspec's ``get_client``."""
+def http_options(allow_private: bool) -> dict[str, Any]:
+    """Options of fsspec for HTTP: connections to public addresses alone, unless others are allowed; timeouts."""
+    return {"get_client": _any_client if allow_private else _public_client}
+
+
+async def _public_client(**options: Any) -> Any:
     import aiohttp
 
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=_public_socket), **options)
+    return _client(options | {"connector": aiohttp.TCPConnector(socket_factory=_public_socket)})
+
+
+async def _any_client(**options: Any) -> Any:
+    return _client(options)
+
+
+def _client(options: dict[str, Any]) -> Any:
+    import aiohttp
+
+    # The default ends every request after five minutes; the time of a whole download is limited elsewhere.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
+    return aiohttp.ClientSession(**options, timeout=timeout)
 
 
 def _public_socket(info: tuple[Any, ...]) -> socket.socket:

@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
+from vidvq.corpus.download import open_within
 from vidvq.corpus.source import Source, base_name, carried_json, failed_source, shown, source_at, uri_of
 from vidvq.formats.tar import BLOCK_BYTES
+from vidvq.video.probe import Limits
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 # What macOS puts beside each file: a few hundred bytes with the name of a video.
@@ -30,9 +32,14 @@ def is_tar(path: Path) -> bool:
 
 
 @contextmanager
-def open_tar(path: Path) -> Iterator[IO[bytes]]:
-    """Open the content of a tar; a compressed one is decompressed as far as it is read."""
-    with path.open("rb") as file:
+def open_tar(path: Path, deadline_s: float = Limits.download_deadline_s) -> Iterator[IO[bytes]]:
+    """Open the content of a tar; a compressed one is decompressed as far as it is read.
+
+    Args:
+        path: the tar.
+        deadline_s: time limit of each read of a remote tar (seconds).
+    """
+    with open_within(path, deadline_s) as file:
         if base_name(path).endswith(TAR_SUFFIXES[0]):
             yield file
             return
@@ -40,7 +47,13 @@ def open_tar(path: Path) -> Iterator[IO[bytes]]:
             yield cast(IO[bytes], content)
 
 
-def read_tar(path: Path, carry: Collection[str], suffixes: Collection[str], passed: Counter[str]) -> Iterator[Source]:
+def read_tar(
+    path: Path,
+    carry: Collection[str],
+    suffixes: Collection[str],
+    passed: Counter[str],
+    deadline_s: float = Limits.download_deadline_s,
+) -> Iterator[Source]:
     """Yield the videos in a WebDataset tar, and a failed entry for each member or rest that cannot be read.
 
     Args:
@@ -49,6 +62,7 @@ def read_tar(path: Path, carry: Collection[str], suffixes: Collection[str], pass
             (WebDataset's rule), or is the whole name of a video before its suffix, since titles have dots.
         suffixes: suffixes of videos.
         passed: counts skipped members by kind.
+        deadline_s: time limit of each read of a remote tar (seconds).
     """
     tar = source_at(uri_of(path))
     if tar.failure:
@@ -56,7 +70,7 @@ def read_tar(path: Path, carry: Collection[str], suffixes: Collection[str], pass
         return
     sample = _Sample(tar, carry, "")
     try:
-        with open_tar(path) as file, tarfile.open(fileobj=file, mode="r:") as members:
+        with open_tar(path, deadline_s) as file, tarfile.open(fileobj=file, mode="r:") as members:
             while info := members.next():
                 # tarfile keeps every header it saw; tars may have many.
                 members.members = []  # type: ignore[attr-defined]

@@ -20,6 +20,8 @@ from safetensors.numpy import load, load_file, save  # pyright: ignore[reportUnk
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.schema import Count, Digest, Label, parse
+from vidvq.formats.training_state import FOLDER as TRAINING
+from vidvq.formats.training_state import training_damage
 from vidvq.storage import (
     attempt_path,
     canonical_json,
@@ -36,7 +38,6 @@ from vidvq.storage import (
 
 FORMAT = "vidvq.checkpoint/1"
 GENERATOR_FORMAT = "vidvq.generator/1"
-TRAINING = "training"
 # The checkpoint that ships with vidvq.
 BUNDLED = Path(__file__).parent.parent / "weights"
 CONFIG, WEIGHTS, PRINTS = "config.json", "model.safetensors", "fingerprint"
@@ -253,7 +254,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def verify_checkpoint(folder: Path) -> tuple[list[str], list[str]]:
-    """Verify all bytes of a checkpoint, except its training state.
+    """Verify all bytes of a checkpoint, and of its training state if it has one.
 
     Returns:
         One line per problem, and one line per check that was skipped because an older version recorded no digest.
@@ -265,7 +266,13 @@ def verify_checkpoint(folder: Path) -> tuple[list[str], list[str]]:
         return [str(error)], []
     if not stored:
         return [], [f"an older version recorded no digests of {CONFIG} and {WEIGHTS}; the step is not verified"]
-    return changed_files(folder, stored), []
+    return [*changed_files(folder, stored), *changed_training(folder)], []
+
+
+def changed_training(folder: Path) -> list[str]:
+    """One line if the training state of a checkpoint is not the one that was written."""
+    damage = training_damage(folder / TRAINING)
+    return [f"{TRAINING}: {damage}; restore it from a copy, or remove the folder"] if damage else []
 
 
 def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:

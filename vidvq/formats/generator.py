@@ -17,6 +17,7 @@ from vidvq.formats.checkpoint import (
     PRINTS,
     WEIGHTS,
     changed_files,
+    changed_training,
     digest_tensors,
     find_checkpoint,
     read_tensors,
@@ -117,10 +118,12 @@ def read_generator(path: Path) -> Generator:
 
 
 def verify_generator(folder: Path) -> list[str]:
-    """Check a generator byte by byte, one line per problem; the state of its training is not read."""
+    """Verify all bytes of a generator, and of its training state if it has one; one line per problem."""
     try:
         read_generator(folder)
         digests = read_json(folder / PRINTS).get("files", {})
     except UsageError as error:
         return [str(error)]
-    return changed_files(folder, digests) if is_mapping(digests) else [f"{PRINTS}: has no digests; restore it"]
+    if not is_mapping(digests):
+        return [f"{PRINTS}: has no digests; restore it"]
+    return [*changed_files(folder, digests), *changed_training(folder)]

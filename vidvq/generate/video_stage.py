@@ -26,17 +26,14 @@ from vidvq.jobs.rows import VideoRow
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
 from vidvq.jobs.stage import Activity, ShardResult, ShardTask, VideoStage
 from vidvq.jobs.timing import Stopwatch
-from vidvq.runtime import Feeder, Pool, WorkerDied
+from vidvq.runtime import Deaths, Feeder, Pool, WorkerDied, describe_death
 from vidvq.video import VideoError
-from vidvq.video.decode import sample_timeline
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import probe
+from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
 if TYPE_CHECKING:
     from vidvq.generate.pipeline import GenerationPipeline
-
-# Retry a decoder that was killed from outside; after three deaths on one video, count the video as failed.
-_MAX_DEATHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +78,24 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
         """Return what the samples depend on; includes the choice of frames."""
         config = self.config
         used = {"frames_used": self.frames, "video": to_dict(self.video), "lists": config.lists.identity()}
-        return super().identity() | used | {"limits": to_dict(config.limits), "items_per_shard": config.items_per_shard}
+        used |= {"limits": config.limits.identity(), "items_per_shard": config.items_per_shard}
+        return super().identity() | used
 
     def probe(self, source: Source) -> list[VideoRow]:
         """Probe a video; return its row, which records a failure instead of raising."""
         try:
             start_s = 0.0 if source.start_s is None else source.start_s
             end_s = math.inf if source.end_s is None else source.end_s
-            with local_file(source, self.config.limits.max_bytes) as path:
+            limits, allow_private = self.config.limits, self.config.lists.allow_private
+            with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
                 info = probe(path, self.config.limits)
                 digest = content_hash(path)
             self.video.frame_size(info)
             _, times = sample_timeline(info, self.video.fps)
-            begin, end = frame_range(info, times, start_s, end_s)
+            ranges = overlaps(gapless_ranges(info, self.video.fps), *frame_range(info, times, start_s, end_s))
+            begin, end = next(ranges, (0, 0))
             if end - begin < self.frames:
-                raise VideoError("too_short", f"has {max(end - begin, 0)} frames; {self.frames} are needed")
+                raise VideoError("too_short", f"has {end - begin} frames; {self.frames} are needed")
         except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
             failure = as_video_error(error)
             return [self.reject(source, failure.reason, failure.detail)]
@@ -123,6 +123,7 @@ class GenerateVideosWorker:
 
     def __init__(self, stage: GenerateVideos, pipeline: "GenerationPipeline") -> None:
         self._stage, self._pipeline, self._feeder, self._clock = stage, pipeline, Feeder(), Stopwatch()
+        self._access = stage.access_watch()
 
     def __call__(self, task: ShardTask[VideoRow]) -> ShardResult:
         """Generate and commit a shard."""
@@ -139,33 +140,36 @@ class GenerateVideosWorker:
         for key, files in reused.items():
             copied["samples"] = copied.get("samples", 0) + 1
             writer.put(Sample(key, files, {"samples": 1}))
-        left = deque(row for row in task.rows if not row.outcome and row.key not in reused)
-        deaths = 0
+        rows = [row for row in task.rows if not row.outcome and row.key not in reused]
+        left = deque(rows)
+        deaths = Deaths()
         while left:
             before = len(left)
-            if not self._make(left, writer):
-                deaths = deaths + 1 if len(left) == before else 1
-                if deaths >= _MAX_DEATHS:
-                    deaths, row = 0, left.popleft()
-                    detail = f"{row.origin}: the decoder crashed on it or ran past its deadline"
-                    writer.put(Rejected("failed", Outcome(row.key, "decoder_died", detail)))
+            if death := self._make(left, writer):
+                if len(left) < before:
+                    deaths.reset()
+                if deaths.give_up(death):
+                    deaths.reset()
+                    row = left.popleft()
+                    detail = "the decoder crashed on it or ran past its deadline"
+                    reason, detail = describe_death(death, "decoder_died", detail)
+                    writer.put(Rejected("failed", Outcome(row.key, reason, f"{row.origin}: {detail}")))
+        self._access.see_shard(rows, draft.failed)
 
-    def _make(self, left: "deque[VideoRow]", writer: OrderedShardWriter) -> bool:
-        """Generate samples and remove each finished video from ``left``; return False if the decoder died."""
+    def _make(self, left: "deque[VideoRow]", writer: OrderedShardWriter) -> WorkerDied | None:
+        """Generate samples and remove each finished video from ``left``; return the death of the decoder, if it died."""
         config = self._stage.config
         job = VideoFrames(tuple(left), self._stage.video, config.limits, self._stage.frames, config.lists.allow_private)
         with closing(self._feeder.feed(decode_items, job, self._stage.deadline_s)) as decoded:
             messages = self._clock.waiting("decode", decoded)
             for first in messages:
-                if isinstance(first, WorkerDied):
-                    return False
-                item = _collect(first, messages)
-                if item is None:
-                    return False
+                item = first if isinstance(first, WorkerDied) else _collect(first, messages)
+                if isinstance(item, WorkerDied):
+                    return item
                 row = left.popleft()
-                assert row.key == first.key
+                assert isinstance(first, DecodeMessage) and row.key == first.key
                 writer.put(self._sample(row, item))
-        return True
+        return None
 
     def _sample(self, row: VideoRow, item: "tuple[np.ndarray, ItemInfo] | VideoError") -> Sample | Rejected:
         if isinstance(item, VideoError):
@@ -179,19 +183,19 @@ class GenerateVideosWorker:
 
 def _collect(
     first: DecodeMessage, messages: Iterator[DecodeMessage | WorkerDied]
-) -> "tuple[np.ndarray, ItemInfo] | VideoError | None":
-    """Collect the frames and metadata of one item, or its error; None if the decoder died."""
+) -> "tuple[np.ndarray, ItemInfo] | VideoError | WorkerDied":
+    """Collect the frames and metadata of one item, or its error, or the death of the decoder."""
     if first.error:
         return first.error
     assert first.info is not None
     chunks: list[np.ndarray] = []
     for message in messages:
         if isinstance(message, WorkerDied):
-            return None
+            return message
         if message.error:
             return message.error
         if message.done:
             return np.concatenate(chunks), first.info
         assert message.frames is not None
         chunks.append(message.frames)
-    return None
+    raise AssertionError("an item without an end")

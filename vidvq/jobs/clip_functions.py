@@ -29,7 +29,7 @@ from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
 from vidvq.jobs.stage import Activity, ClipStage, ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
-from vidvq.runtime import Feeder, Pool, RuntimeConfig, WorkerDied
+from vidvq.runtime import Deaths, Feeder, Pool, RuntimeConfig, WorkerDied, describe_death
 from vidvq.user_code import error_line
 
 # Frames `t h w c` uint8 (0 to 255) and the clip's JSON to the files of its sample by extension.
@@ -130,26 +130,28 @@ class ClipFunctionWorker:
                 copied["frames"] = copied.get("frames", 0) + info.num_frames
                 writer.put(Sample(key, reused[key], {"frames": info.num_frames}))
         left = deque(row for row in task.rows if not row.outcome and row.key not in reused)
-        deaths = 0
+        deaths = Deaths(_TRIES)
         while left:
             assert file is not None
             before = len(left)
-            if not self._make(file, left, writer):
-                deaths = deaths + 1 if len(left) == before else 1
-                if deaths >= _TRIES:
-                    deaths = 0
-                    self._reject(writer, left.popleft(), "decoder_died", f"the decoder {self._crashed}")
+            if death := self._make(file, left, writer):
+                if len(left) < before:
+                    deaths.reset()
+                if deaths.give_up(death):
+                    deaths.reset()
+                    verdict = describe_death(death, "decoder_died", f"the decoder {self._crashed}")
+                    self._reject(writer, left.popleft(), *verdict)
             elif left:
                 raise UsageError(f"{file} lacks {left[0].key}, which was planned")
 
-    def _make(self, file: Path, left: deque[ClipRow], writer: OrderedShardWriter) -> bool:
-        """Make samples and remove each clip from ``left``; False if the decoding process died."""
+    def _make(self, file: Path, left: deque[ClipRow], writer: OrderedShardWriter) -> WorkerDied | None:
+        """Make samples and remove each clip from ``left``; returns the death of the decoding process, if it died."""
         job = ClipFrames(file, frozenset(row.key for row in left))
         decoded = self._decoder.feed(decode_clips, job, self._stage.config.deadline_s)
         with closing(decoded):
             for clip in self._clock.waiting("decode", decoded):
                 if isinstance(clip, WorkerDied):
-                    return False
+                    return clip
                 row = left.popleft()
                 assert row.key == clip.key
                 if clip.error:
@@ -160,11 +162,12 @@ class ClipFunctionWorker:
                     writer.put(Sample(row.key, made, {"frames": clip.info.num_frames}))
                 else:
                     self._reject(writer, row, *made)
-        return True
+        return None
 
     def _call(self, clip: DecodedClip) -> dict[str, bytes] | tuple[str, str]:
         """The files of one clip, or the reason and detail of its failure."""
-        for _ in range(_TRIES):
+        deaths = Deaths(_TRIES)
+        while True:
             self._load()
             with self._clock.activity("process"):
                 made = _only(self._runner.feed(_call_function, clip, self._stage.config.deadline_s))
@@ -173,7 +176,8 @@ class ClipFunctionWorker:
             if not isinstance(made, WorkerDied):
                 return made
             self._loaded = False
-        return "function_died", f"the function {self._crashed}"
+            if deaths.give_up(made):
+                return describe_death(made, "function_died", f"the function {self._crashed}")
 
     def _load(self) -> None:
         """Build the function in its process, unless it is there.

@@ -22,6 +22,7 @@ from vidvq.jobs.plan_clips import read_clip_shards, rows_of, select_rows
 from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ShardTask, Stage, VideoStage
 from vidvq.log import progress
 from vidvq.runtime import Pool, Runtime, WorkerDied, open_runtime
+from vidvq.storage import temporary_prefix
 
 _PROBED = 256
 _TASKS = 8
@@ -143,14 +144,14 @@ def reservoir_sample(sources: Iterable[Source], size: int) -> tuple[int, list[So
 
 
 def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: Runtime) -> _Sample[AnyVideoRow]:
-    count, sources = reservoir_sample(list_sources(inputs, stage.lists), _PROBED)
+    count, sources = reservoir_sample(list_sources(inputs, stage.lists, stage.download_deadline_s), _PROBED)
     if not count:
         raise UsageError("the inputs contain no videos")
     pool = runtime.pool(-(-len(sources) // stage.probes_per_worker))
     began = monotonic()
     probed: list[list[AnyVideoRow]] = []
     with progress("probe", len(sources), "videos") as bar:
-        for rows in probe_sources(stage, sources, pool):
+        for _, rows in probe_sources(stage, sources, pool):
             probed.append(rows)
             bar.advance()
     scale = count / len(sources)
@@ -216,7 +217,7 @@ class _TimedWorker:
         self._warm = False
 
     def __call__(self, task: ShardTask[Any]) -> tuple[Commit, float]:
-        with tempfile.TemporaryDirectory(prefix="vidvq-dry-run-") as scratch:
+        with tempfile.TemporaryDirectory(prefix=temporary_prefix("dry-run")) as scratch:
             if not self._warm:
                 self._make(replace(task, out=Path(scratch, "warm-up")))
                 self._warm = True

@@ -16,7 +16,7 @@ from vidvq.formats.arrow import encode_table, read_table
 from vidvq.formats.rows import codec_of
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.log import progress
-from vidvq.runtime import Pool, WorkerDied
+from vidvq.runtime import Pool, WorkerDied, describe_death
 from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_bytes, write_atomic
 
 _FOLDER = "planning"
@@ -76,11 +76,13 @@ def probe_listing(
 
     Raises:
         FileNotFoundError: another driver has finished the plan and deleted the parts.
+        JobStopped: credentials have expired.
     """
     codec = codec_of(stage.row)
     folder = out / _FOLDER
     stem = sha256_bytes(canonical_json([made_from, listing.digest]))[:16]
     make_folder(folder)
+    access = stage.access_watch()
     paths = [folder / f"{stem}-{number:06d}.parquet" for number in range(len(listing.parts))]
     with progress("plan", len(listing), "videos") as bar:
         for number in stage.config.runtime.order(len(paths)):
@@ -89,9 +91,11 @@ def probe_listing(
                 bar.advance(len(part))
                 continue
             rows: list[AnyVideoRow] = []
-            for found in probe_sources(stage, _SOURCES.from_table(part), pool):
+            for source, found in probe_sources(stage, _SOURCES.from_table(part), pool):
+                access.see(source, {row.reason for row in found})
                 rows += found
                 bar.advance()
+            access.settle()
             if len(paths) == 1:
                 yield from rows
                 return
@@ -100,13 +104,15 @@ def probe_listing(
         yield from codec.from_table(read_table(path))
 
 
-def probe_sources(stage: VideoStage[AnyVideoRow], sources: Iterable[Source], pool: Pool) -> Iterator[list[AnyVideoRow]]:
-    """Yield the rows of each source, in order."""
+def probe_sources(
+    stage: VideoStage[AnyVideoRow], sources: Iterable[Source], pool: Pool
+) -> Iterator[tuple[Source, list[AnyVideoRow]]]:
+    """Yield each source with its rows, in order."""
     probed = pool.map(stage.probe, sources, deadline_s=stage.deadline_s, retries=_PROBE_RETRIES)
     for source, rows in probed:
         if isinstance(rows, WorkerDied):
-            rows = [stage.reject(source, "decoder_died", "the prober crashed or hung on it")]
-        yield rows
+            rows = [stage.reject(source, *describe_death(rows, "decoder_died", "the prober crashed or hung on it"))]
+        yield source, rows
 
 
 def remove_parts(out: Path) -> None:

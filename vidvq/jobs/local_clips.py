@@ -36,7 +36,7 @@ def local_clips(clips: Path, row: ClipRow) -> Generator[Path | None]:
         try:
             file = stack.enter_context(local_file(Source(str(path)), sys.maxsize, row.clip_shard_sha256, True))
         except VideoError as error:
-            if error.reason == "fetch_failed":
+            if error.reason.startswith("fetch_failed"):
                 raise StoreError(f"{path}: {error.detail}; run the same command again to resume") from error
             raise UsageError(f"{path} is missing or not the one that was planned; run vidvq verify {clips}") from error
         yield file

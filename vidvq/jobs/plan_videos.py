@@ -35,7 +35,7 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
     if has_plan(out):
         return _confirm(stage, inputs, out)
     refuse_foreign(out)
-    listing = Listing(list_sources(inputs, stage.lists))
+    listing = Listing(list_sources(inputs, stage.lists, stage.download_deadline_s))
     if not listing.parts:
         raise UsageError("the inputs contain no videos")
     made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
@@ -83,7 +83,7 @@ def _confirm(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path) -> Pl
     removed = removed_uris(plan, stage.row) if plan.stage == stage.name else set[str]()
     fingerprint = Fingerprint()
     with progress("list", None, "videos") as bar:
-        for source in _without(removed, list_sources(inputs, stage.lists)):
+        for source in _without(removed, list_sources(inputs, stage.lists, stage.download_deadline_s)):
             fingerprint.add(source)
             bar.advance()
     made_from = stage.identity() | {"inputs": fingerprint.value()}
@@ -102,7 +102,10 @@ def _changes(plan: Plan, stage: VideoStage[AnyVideoRow], inputs: list[str], remo
     if "uri" not in plan.table.column_names:
         return
     old = {source.identity: source for source in sources_of(plan, stage.row)}
-    new = {source.identity: source for source in _without(removed, list_sources(inputs, stage.lists))}
+    new = {
+        source.identity: source
+        for source in _without(removed, list_sources(inputs, stage.lists, stage.download_deadline_s))
+    }
     yield from (f"{name} was added" for name in sorted(new.keys() - old.keys()))
     yield from (f"{name} was removed" for name in sorted(old.keys() - new.keys()))
     yield from (f"{name} was changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name])

@@ -29,7 +29,7 @@ from vidvq.jobs.timing import TimeAccounting
 from vidvq.jobs.update import CorpusUpdate, retry_clips, update_videos
 from vidvq.log import ProgressBar, info, progress
 from vidvq.runtime import Runtime, WorkerDied, open_runtime
-from vidvq.storage import check_writable
+from vidvq.storage import check_writable, sweep
 
 
 def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUpdate | None = None) -> JobSummary:
@@ -48,6 +48,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
         OSError: the disk is full or not writable; committed shards stay.
     """
     stage.check()
+    sweep()
     check_writable(out)
     with open_runtime(stage.config.runtime) as runtime:
         plan = _plan(stage, inputs, out, update, runtime)

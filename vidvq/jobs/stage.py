@@ -19,9 +19,11 @@ from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit, Outcome
 from vidvq.formats.plan import has_plan
 from vidvq.formats.rows import PlanRow
+from vidvq.jobs.access import AccessWatch
 from vidvq.jobs.rows import ClipRow, VideoRow
 from vidvq.runtime import Pool, RuntimeConfig
 from vidvq.storage import resolve_path
+from vidvq.video.probe import Limits
 
 AnyRow = TypeVar("AnyRow", bound=PlanRow)
 AnyVideoRow = TypeVar("AnyVideoRow", bound=VideoRow)
@@ -276,6 +278,20 @@ class VideoStage(Stage[AnyVideoRow]):
     @property
     @abstractmethod
     def deadline_s(self) -> float: ...
+
+    @property
+    def download_deadline_s(self) -> float:
+        """Time limit of each read of a remote list or tar (seconds)."""
+        return self._limits.download_deadline_s
+
+    @property
+    def _limits(self) -> Limits:
+        """Those of the settings, if they have any."""
+        return getattr(self.config, "limits", Limits())
+
+    def access_watch(self) -> AccessWatch:
+        """Build what stops the job when its credentials have expired."""
+        return AccessWatch(self.lists.allow_private, self._limits.allow_denied)
 
     @property
     def probes_per_worker(self) -> int:

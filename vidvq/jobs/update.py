@@ -118,7 +118,7 @@ def _refuse_other_identity(stage: Stage[Any], plan: Plan, out: Path) -> None:
 
 def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Path, runtime: Runtime) -> Plan:
     known = {source.identity: source for source in sources_of(plan, stage.row)}
-    listing = Listing(_new(list_sources(inputs, stage.lists), known))
+    listing = Listing(_new(list_sources(inputs, stage.lists, stage.download_deadline_s), known))
     if not listing.parts:
         info(f"every input is in {out} already")
         return plan

@@ -3,12 +3,14 @@
 Scheduling, placement, retries and restarts are left to Ray. A unit of work must therefore be idempotent.
 """
 
+from vidvq.runtime.deaths import Deaths, describe_death
 from vidvq.runtime.feeder import Feeder, warm_up
 from vidvq.runtime.inline import InlinePool
 from vidvq.runtime.interface import Metric, Pool, RuntimeConfig, WorkerDied
 from vidvq.runtime.runtime import Runtime, count_gpus, open_pool, open_runtime
 
 __all__ = [
+    "Deaths",
     "Feeder",
     "InlinePool",
     "Metric",
@@ -17,6 +19,7 @@ __all__ = [
     "RuntimeConfig",
     "WorkerDied",
     "count_gpus",
+    "describe_death",
     "open_pool",
     "open_runtime",
     "warm_up",

@@ -3,8 +3,8 @@
 The process exits with its parent. A crash or an exceeded deadline kills the child process alone.
 """
 
-import faulthandler
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 from vidvq.runtime import shared
 from vidvq.runtime.interface import WorkerDied
+from vidvq.runtime.oom import count_oom_kills
 from vidvq.runtime.pipe import receive, send
 from vidvq.runtime.shared import BlockReader, BlockWriter
+from vidvq.watchdog import exit_after
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,7 +77,7 @@ class Feeder:
                     # The consumer may keep it; this process must not.
                     del result
             except (EOFError, BrokenPipeError, ConnectionResetError):
-                yield WorkerDied(f"the process of {function.__name__} ended with {running.process.wait()}")
+                yield running.death(function.__name__)
                 return
             if isinstance(result, Exception):
                 # Outside of the inner try: an EOFError there means a death, and the function may raise one too.
@@ -98,6 +100,7 @@ class _Running:
         child_in, parent_out = os.pipe()
         parent_in, child_out = os.pipe()
         permits_in, permits_out = os.pipe()
+        self._oom_kills = count_oom_kills()
         memory = shared.create_file() if shared.supported() else None
         load = f"import {module}; " if module else ""
         served = f"{child_in}, {child_out}, {permits_in}, {memory}"
@@ -123,6 +126,16 @@ class _Running:
             self._blocks = BlockReader(memory)
             files.append(FileIO(memory, "r"))
         self.stop = weakref.finalize(self, _stop, self.process, *files)
+
+    def death(self, work: str) -> WorkerDied:
+        """Describe the death of the process, which closed its pipes."""
+        code = self.process.wait()
+        message = f"the process of {work} ended with {code}"
+        # This process kills only children whose results nobody waits for.
+        if code != -signal.SIGKILL:
+            return WorkerDied(message)
+        for_memory = self._oom_kills is not None and (count_oom_kills() or 0) > self._oom_kills
+        return WorkerDied(message, "out_of_memory" if for_memory else "killed")
 
     def receive(self) -> Any:
         """Receive a result, and permit the child to send another."""
@@ -206,10 +219,5 @@ def serve(requests: int, results: int, permits: int, memory: int | None) -> None
 
 
 def _step(steps: Iterator[Any], deadline_s: float | None) -> Any:
-    if deadline_s is not None:
-        # A hanging native library may hold the GIL; faulthandler's watchdog thread ends the process without it.
-        faulthandler.dump_traceback_later(deadline_s, exit=True, file=sys.__stderr__ or sys.stderr)
-    try:
+    with exit_after(deadline_s):
         return next(steps, _End())
-    finally:
-        faulthandler.cancel_dump_traceback_later()

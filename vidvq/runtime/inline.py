@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
+from vidvq.runtime.deaths import Deaths
 from vidvq.runtime.feeder import Feeder
 from vidvq.runtime.interface import Item, Metric, Result, WorkerDied
 
@@ -39,15 +40,15 @@ class InlinePool:
     def _in_child(
         self, function: Callable[[Item], Result], items: list[Item], retries: int, deadline_s: float
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        tries = 0
+        deaths = Deaths(1 + retries)
         while items:
             done = 0
             for result in self._feeder.feed(_map_items, (function, items), deadline_s):
-                if isinstance(result, WorkerDied) and tries < retries:
-                    tries += 1
+                if isinstance(result, WorkerDied) and not deaths.give_up(result):
                     break
                 yield items[done], result
-                done, tries = done + 1, 0
+                deaths.reset()
+                done += 1
             items = items[done:]
 
     def map_stateful(

@@ -68,9 +68,12 @@ class WorkerDied:
 
     Attributes:
         message: description of the last death.
+        cause: ``died`` if it crashed or ran past its deadline; ``out_of_memory`` if the system killed it for memory;
+            ``killed`` if something else killed it. The last two say nothing about the item.
     """
 
     message: str
+    cause: Literal["died", "killed", "out_of_memory"] = "died"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 # Ray's functions are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
-import faulthandler
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -17,6 +16,7 @@ import ray.exceptions
 from vidvq.errors import StoreError
 from vidvq.runtime import ray_metrics
 from vidvq.runtime.interface import Item, Metric, Result, WorkerDied
+from vidvq.watchdog import exit_after
 
 # Calls queued in addition to the running ones, so that a worker never waits for the driver.
 _QUEUED = 2
@@ -144,14 +144,8 @@ class RayPool:
 
 
 def _timed(function: Callable[[Any], Any], item: Any, deadline_s: float | None) -> Any:
-    if deadline_s is None:
+    with exit_after(deadline_s):
         return function(item)
-    # A hanging native library may hold the GIL; faulthandler's watchdog thread ends the process without it.
-    faulthandler.dump_traceback_later(deadline_s, exit=True)
-    try:
-        return function(item)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 class _StatefulWorker:
@@ -172,7 +166,8 @@ def _result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except _DEATHS as error:
-        return WorkerDied(str(error).splitlines()[0])
+        for_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+        return WorkerDied(str(error).splitlines()[0], "out_of_memory" if for_memory else "died")
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Exception):
             # Ray's error carries the worker's traceback in its message.

@@ -14,19 +14,11 @@ from vidvq.formats.clip_shard import ClipInfo, clip_files
 from vidvq.shard.config import FilterPolicy, ShardConfig
 from vidvq.shard.rows import PlannedClip
 from vidvq.video import VideoError
-from vidvq.video.decode import (
-    DecoderName,
-    FrameReader,
-    clip_times,
-    decode_clip,
-    decoder_version,
-    decoders_for,
-    open_reader,
-    sample_timeline,
-)
+from vidvq.video.decode import DecoderName, FrameReader, decode_clip, decoder_version, decoders_for, open_reader
 from vidvq.video.encode import encode_ffv1, encode_mp4, encode_npy
 from vidvq.video.probe import VideoInfo, probe
 from vidvq.video.remux import copy_packets
+from vidvq.video.sampling import clip_times, sample_timeline
 from vidvq.video.scores import luma_score, motion_score
 
 
@@ -83,8 +75,8 @@ def cut_clips(job: CutJob) -> CutResult:
 def _cut_all(job: CutJob) -> list[Cut]:
     try:
         row = job.rows[0]
-        allow_private = job.config.lists.allow_private
-        with local_file(row.source, job.config.limits.max_bytes, row.sha256, allow_private) as path:
+        limits, allow_private = job.config.limits, job.config.lists.allow_private
+        with local_file(row.source, limits.max_bytes, row.sha256, allow_private, limits.download_deadline_s) as path:
             video = _Video(path, probe(path, job.config.limits), job)
             return [_cut(video, row) for row in job.rows]
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)

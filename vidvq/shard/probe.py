@@ -13,8 +13,8 @@ from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.rows import PlannedClip
 from vidvq.shard.shots import find_shots
 from vidvq.video import VideoError
-from vidvq.video.decode import sample_timeline
 from vidvq.video.probe import VideoInfo, probe
+from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
 
 def probe_clips(source: Source, config: ShardConfig) -> list[PlannedClip]:
@@ -22,7 +22,8 @@ def probe_clips(source: Source, config: ShardConfig) -> list[PlannedClip]:
     digest = ""
     try:
         window = _range(source)
-        with local_file(source, config.limits.max_bytes, allow_private=config.lists.allow_private) as path:
+        limits, allow_private = config.limits, config.lists.allow_private
+        with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
             info = probe(path, config.limits)
             digest = content_hash(path)
             if min(info.height, info.width) < config.filters.min_side:
@@ -57,7 +58,7 @@ def _clips(
     shots = find_shots(path, info, config.cut) if config.cut.kind == "shots" else [0]
     rows: list[PlannedClip] = []
     longest = 0
-    for begin, end in _segments(info, times, shots, window):
+    for begin, end in _segments(info, times, gapless_ranges(info, config.clip.fps), shots, window):
         longest = max(longest, end - begin)
         for first, length in _windows(begin, end, config.clip, info):
             if length >= config.clip.min_frames:
@@ -117,10 +118,14 @@ def _windows(begin: int, end: int, policy: ClipPolicy, info: VideoInfo) -> Itera
 
 
 def _segments(
-    info: VideoInfo, times: Sequence[int], shots: list[int], window: tuple[float, float]
+    info: VideoInfo,
+    times: Sequence[int],
+    ranges: Sequence[tuple[int, int]],
+    shots: list[int],
+    window: tuple[float, float],
 ) -> Iterator[tuple[int, int]]:
-    """Yield the ranges of the sampled timeline that clips may be cut from: each shot, clipped to the window."""
+    """Yield the ranges of the sampled timeline that clips may be cut from: each shot, without gaps, in the window."""
     begin, end = info.pts[0] + window[0] / info.time_base, info.pts[0] + window[1] / info.time_base
     edges = [*(info.pts[shot] for shot in shots), math.inf]
     for start, stop in pairwise(edges):
-        yield bisect_left(times, max(start, begin)), bisect_left(times, min(stop, end))
+        yield from overlaps(ranges, bisect_left(times, max(start, begin)), bisect_left(times, min(stop, end)))

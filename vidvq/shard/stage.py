@@ -76,7 +76,8 @@ class ShardStage(VideoStage[PlannedClip]):
     def identity(self) -> dict[str, Any]:
         """The settings that decide which clips there are and how they are encoded."""
         settings = to_dict(self.config)
-        return {name: settings[name] for name in _IDENTITY} | {"lists": self.config.lists.identity()}
+        normal = {"lists": self.config.lists.identity(), "limits": self.config.limits.identity()}
+        return {name: settings[name] for name in _IDENTITY} | normal
 
     def probe(self, source: Source) -> list[PlannedClip]:
         """The clips of one video."""

@@ -8,10 +8,11 @@ from itertools import groupby
 from vidvq.formats.clip_shard import parse_clip_info
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.reuse import reusable_samples
+from vidvq.jobs.access import AccessWatch
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
 from vidvq.jobs.stage import ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
-from vidvq.runtime import Pool, WorkerDied
+from vidvq.runtime import Pool, WorkerDied, describe_death
 from vidvq.shard.config import ShardConfig
 from vidvq.shard.cut import Cut, CutJob, CutResult, cut_clips
 from vidvq.shard.rows import PlannedClip
@@ -31,6 +32,7 @@ class ClipShardWorker:
     def __init__(self, config: ShardConfig, pool: Pool) -> None:
         self._config, self._pool = config, pool
         self._clock = Stopwatch()
+        self._access = AccessWatch(config.lists.allow_private, config.limits.allow_denied)
 
     def __call__(self, task: ShardTask[PlannedClip]) -> ShardResult:
         """Make and commit a shard."""
@@ -55,6 +57,7 @@ class ClipShardWorker:
                 writer.put(Rejected(cut.verdict, Outcome(row.key, cut.reason, f"{row.origin}: {cut.detail}")))
             else:
                 writer.put(Sample(cut.key, cut.files, {"frames": cut.num_frames}))
+        self._access.see_shard(rows, draft.failed)
 
     def _cut(self, rows: list[PlannedClip]) -> Iterator[Cut]:
         """Yield the outcomes of all rows, in order. The clips of one video are cut in one pass over it."""
@@ -74,7 +77,8 @@ class ClipShardWorker:
                 ((_, result),) = self._pool.map(cut_clips, other, deadline_s=deadline_s, retries=1)
             if isinstance(result, WorkerDied):
                 detail = f"every decoder crashed on it or ran past limits.deadline_s={deadline_s:g}"
-                yield Cut(single.rows[0].key, None, verdict="failed", reason="decoder_died", detail=detail)
+                reason, detail = describe_death(result, "decoder_died", detail)
+                yield Cut(single.rows[0].key, None, verdict="failed", reason=reason, detail=detail)
             else:
                 yield from self._take(result)
 

@@ -28,12 +28,14 @@ from vidvq.storage.names import check_name, safe_join
 from vidvq.storage.objects import (
     check_writable,
     file_exists,
+    is_chained,
     is_remote,
     read_object,
     read_range,
     resolve_path,
     store_errors,
 )
+from vidvq.storage.temporary import sweep, temporary_copy, temporary_prefix
 
 __all__ = [
     "DIGEST_KEY",
@@ -49,6 +51,7 @@ __all__ = [
     "differences",
     "exclusive_lock",
     "file_exists",
+    "is_chained",
     "is_remote",
     "make_folder",
     "parse_json",
@@ -64,7 +67,10 @@ __all__ = [
     "sha256_bytes",
     "sha256_file",
     "store_errors",
+    "sweep",
     "sync_folder",
+    "temporary_copy",
+    "temporary_prefix",
     "write_atomic",
     "write_shared",
 ]

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import secrets
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from typing import IO, Any
 
 from vidvq.errors import UsageError
 from vidvq.storage.objects import is_remote, put, put_once, read_object
+from vidvq.storage.temporary import PREFIX, owner
 
 _CHUNK_BYTES = 1 << 20
 # Every other driver removes leftover attempts once at its end; allow for this many at the same moment.
@@ -123,8 +123,7 @@ def sha256_file(path: Path) -> str:
 
 def attempt_path(path: Path) -> Path:
     """A unique temporary name beside ``path``: ``NAME.tmp.HOST-PID-RANDOM``."""
-    host = socket.gethostname().split(".")[0]
-    return path.with_name(f"{path.name}.tmp.{host}-{os.getpid()}-{secrets.token_hex(4)}")
+    return path.with_name(f"{path.name}.tmp.{owner()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -137,7 +136,7 @@ def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
         The open file and its temporary path.
     """
     make_folder(path.parent)
-    attempt = attempt_path(Path(tempfile.gettempdir(), path.name) if is_remote(path) else path)
+    attempt = attempt_path(Path(tempfile.gettempdir(), PREFIX + path.name) if is_remote(path) else path)
     try:
         with attempt.open("xb") as file:
             yield file, attempt

@@ -6,14 +6,17 @@ is compared with the data to write.
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, cast
 
 from vidvq.errors import StoreError, UsageError
 
+_IPV6 = re.compile(r"(\w+://(?:[^/@\s]*@)?\[)([0-9a-f:.]+)(?=\])", re.IGNORECASE)
 _TRIES = 4
 _PAUSE_S = 0.5
 _CHUNK_BYTES = 1 << 20
@@ -22,8 +25,12 @@ _LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure"}
 _SCHEMES = "see https://filesystem-spec.readthedocs.io for the list"
 
 
-def resolve_path(text: str) -> Path:
+def resolve_path(text: str, **options: Any) -> Path:
     """Resolve a local path or a URL such as ``s3://bucket/folder``.
+
+    Args:
+        text: the path or URL.
+        options: options of its file system.
 
     Returns:
         A :class:`pathlib.Path`, or for a URL an object with the same methods.
@@ -36,6 +43,7 @@ def resolve_path(text: str) -> Path:
         return Path(text)
     if scheme in {"file", "local"}:
         return Path(rest)
+    text = _without_double_colon(text)
     if "::" in text:
         raise UsageError(f"{text} chains file systems; give a plain URL")
     if not rest:
@@ -44,13 +52,29 @@ def resolve_path(text: str) -> Path:
         from upath import UPath
 
         # A cached listing would hide objects that other writers have put since.
-        return cast(Path, UPath(text, use_listings_cache=False))
+        return cast(Path, UPath(text, use_listings_cache=False, **options))
     except ImportError as error:
         raise UsageError(
             f"{text} needs a library that is not installed ({error}); run `pip install 'vidvq[remote]'`"
         ) from error
     except ValueError as error:
         raise UsageError(f"{text} has a scheme that fsspec does not know ({error}); {_SCHEMES}") from error
+
+
+def is_chained(url: str) -> bool:
+    """Whether fsspec takes a URL for a chain of file systems (``a::b``)."""
+    return "::" in _without_double_colon(url)
+
+
+def _without_double_colon(url: str) -> str:
+    """The URL with all groups of an IPv6 address: fsspec splits ``http://[::1]/`` at the colons."""
+    found = _IPV6.match(url)
+    if not found:
+        return url
+    try:
+        return found[1] + IPv6Address(found[2]).exploded + url[found.end() :]
+    except ValueError:
+        return url
 
 
 def is_remote(path: Path) -> bool:

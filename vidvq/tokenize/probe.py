@@ -1,6 +1,7 @@
 """The token samples of a raw video: one for each restart of the stream, decided before any frame is encoded."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
@@ -10,8 +11,8 @@ from vidvq.formats.keys import item_key, video_key
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.video import VideoError
-from vidvq.video.decode import sample_timeline
 from vidvq.video.probe import probe
+from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
 
 def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]:
@@ -21,18 +22,18 @@ def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]
         end_s = math.inf if source.end_s is None else source.end_s
         if not 0 <= start_s < end_s:
             raise VideoError("bad_range", f"has start {start_s} and end {end_s}; needs 0 <= start < end, seconds")
-        with local_file(source, config.limits.max_bytes, allow_private=config.lists.allow_private) as path:
+        limits, allow_private = config.limits, config.lists.allow_private
+        with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
             info = probe(path, config.limits)
             digest = content_hash(path)
         config.video.frame_size(info)
         _, times = sample_timeline(info, config.video.fps)
+        ranges = gapless_ranges(info, config.video.fps)
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         failure = as_video_error(error)
         return [reject(source, failure.reason, failure.detail)]
-    begin, end = frame_range(info, times, start_s, end_s)
     rows: list[PlannedSample] = []
-    for first in range(begin, end, config.gop_frames or max(end - begin, 1)):
-        length = min(config.gop_frames or end - begin, end - first)
+    for first, length in _windows(ranges, *frame_range(info, times, start_s, end_s), config.gop_frames):
         if first + length < len(times):
             after = times[first + length]
         else:
@@ -54,6 +55,13 @@ def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]
         detail = f"the file ends early; its {info.num_frames} frames are used"
         rows.append(reject(source, "truncated", detail, len(rows)))
     return rows
+
+
+def _windows(ranges: list[tuple[int, int]], begin: int, end: int, gop_frames: int | None) -> Iterator[tuple[int, int]]:
+    """Yield the first frame and the length of each sample: the stream restarts after every gap."""
+    for start, stop in overlaps(ranges, begin, end):
+        for first in range(start, stop, gop_frames or stop - start):
+            yield first, min(gop_frames or stop - start, stop - first)
 
 
 def reject(source: Source, reason: str, detail: str, clip_index: int = 0) -> PlannedSample:

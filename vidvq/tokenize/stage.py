@@ -149,7 +149,7 @@ class TokenizeVideos(_TokenizeStage[PlannedSample], VideoStage[PlannedSample]):
         """The settings that decide which frames are encoded, and the tokenizer."""
         settings = to_dict(self.config)
         decisive = {name: settings[name] for name in _VIDEO_IDENTITY}
-        decisive["lists"] = self.config.lists.identity()
+        decisive |= {"lists": self.config.lists.identity(), "limits": self.config.limits.identity()}
         return decisive | {"token_fingerprint": self.card.token_fingerprint} | self._written_as()
 
     def probe(self, source: Source) -> list[PlannedSample]:

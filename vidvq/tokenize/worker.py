@@ -25,6 +25,7 @@ from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.summary import sample_stats
 from vidvq.formats.token_shard import TokenInfo, parse_info, token_files
+from vidvq.jobs.access import AccessWatch
 from vidvq.jobs.local_clips import local_clips
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
@@ -32,7 +33,7 @@ from vidvq.jobs.stage import ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.metrics.codes import CodeCounts
 from vidvq.pretrained import load_tokenizer
-from vidvq.runtime import Feeder, WorkerDied
+from vidvq.runtime import Deaths, Feeder, WorkerDied, describe_death
 from vidvq.tokenize.batching import SlotStream, run_slots
 from vidvq.tokenize.config import Execution, TokenizeConfig
 from vidvq.tokenize.device import prepare
@@ -44,8 +45,6 @@ from vidvq.video import VideoError
 
 # Frames per message, rounded down to whole groups: enough to amortize sending them, and little memory.
 _CHUNK_FRAMES = 32
-# A decoding process may be killed from outside. After three deaths on one item, the item is to blame.
-_MAX_DEATHS = 3
 Row: TypeAlias = ClipRow | PlannedSample
 
 
@@ -70,6 +69,7 @@ class TokenShardWorker:
         self._config, self._clips = config, clips
         self._feeders = [Feeder() for _ in range(execution.streams)]
         self._scorer = Scorer(self._tokenizer, config.quality)
+        self._access = AccessWatch(config.lists.allow_private, config.limits.allow_denied)
         # On a GPU this thread waits for the device while it encodes. On a CPU it waits only if it has no core.
         self._clock = Stopwatch(compute=("encode", "score") if execution.device == "cpu" else ())
 
@@ -105,6 +105,8 @@ class TokenShardWorker:
             copied.update(stats)
             writer.put(Sample(key, files, stats))
         run_slots(self._tokenizer, streams, self._clock)
+        if self._clips is None:
+            self._access.see_shard([row for row in task.rows if row.key not in reused], draft.failed)
         refuse_poor(task.shard, draft.stats, self._config.quality)
 
     @property
@@ -120,19 +122,20 @@ class TokenShardWorker:
         self, left: "deque[Row]", file: Path | None, feeder: Feeder, writer: OrderedShardWriter, counts: CodeCounts
     ) -> SlotStream:
         """Encode the items of one slot in order, while the next ones are decoded."""
-        deaths = 0
+        deaths = Deaths()
         while left:
             before = len(left)
-            decoded = feeder.feed(decode_items, self._frames_of(left, file), self._config.limits.deadline_s)
-            if (yield from self._encode(decoded, left, writer, counts)):
-                deaths = deaths + 1 if len(left) == before else 1
-                if deaths >= _MAX_DEATHS:
-                    deaths = 0
+            deadline_s = self._config.limits.deadline_s
+            decoded = feeder.feed(decode_items, self._frames_of(left, file), deadline_s)
+            if death := (yield from self._encode(decoded, left, writer, counts)):
+                if len(left) < before:
+                    deaths.reset()
+                if deaths.give_up(death):
+                    deaths.reset()
                     row = left.popleft()
-                    where = file or row.origin
-                    limit = f"limits.deadline_s={self._config.limits.deadline_s:g}"
-                    detail = f"{where}: the decoder crashed on it or ran past {limit}"
-                    writer.put(Rejected("failed", Outcome(row.key, "decoder_died", detail)))
+                    detail = f"the decoder crashed on it or ran past limits.deadline_s={deadline_s:g}"
+                    reason, detail = describe_death(death, "decoder_died", detail)
+                    writer.put(Rejected("failed", Outcome(row.key, reason, f"{file or row.origin}: {detail}")))
             elif left:
                 raise UsageError(f"{file or left[0].origin} lacks {left[0].key}, which was planned")
 
@@ -150,13 +153,13 @@ class TokenShardWorker:
         left: "deque[Row]",
         writer: OrderedShardWriter,
         counts: CodeCounts,
-    ) -> Generator[Step, StepResult, bool]:
-        """Encode items and remove each from ``left``. Returns True if the decoding process died."""
+    ) -> Generator[Step, StepResult, WorkerDied | None]:
+        """Encode items and remove each from ``left``. Returns the death of the decoding process, if it died."""
         with closing(decoded):
             messages = self._clock.waiting("decode", decoded)
             for message in messages:
                 if isinstance(message, WorkerDied):
-                    return True
+                    return message
                 try:
                     if message.error:
                         raise message.error
@@ -165,8 +168,8 @@ class TokenShardWorker:
                     scored = is_scored(message.key, self._config.quality.share)
                     chunks = keep_frames(self._tokenizer, frames, kept) if scored else frames
                     codes = yield from sample_steps(self._tokenizer, chunks, self._card.dtype)
-                except _DecoderDied:
-                    return True
+                except _DecoderDied as died:
+                    return died.death
                 except VideoError as error:
                     writer.put(Rejected("failed", Outcome(message.key, error.reason, error.detail)))
                 else:
@@ -178,11 +181,15 @@ class TokenShardWorker:
                     files = token_files(codes, info, self._card, self._config.pack)
                     writer.put(Sample(message.key, files, _stats(info)))
                 left.popleft()
-        return False
+        return None
 
 
 class _DecoderDied(Exception):
-    """The decoding process crashed or ran past its deadline."""
+    """The decoding process died."""
+
+    def __init__(self, death: WorkerDied) -> None:
+        super().__init__(death.message)
+        self.death = death
 
 
 def _stats(info: TokenInfo) -> dict[str, int]:
@@ -200,7 +207,7 @@ def _split(rows: Any, interleave: bool, slots: int) -> list[Any]:
 def _frames(messages: Iterator[DecodeMessage | WorkerDied]) -> Iterator[np.ndarray]:
     for message in messages:
         if isinstance(message, WorkerDied):
-            raise _DecoderDied(message.message)
+            raise _DecoderDied(message)
         if message.error:
             raise message.error
         if message.done:

@@ -7,7 +7,6 @@ number and need no state. Nothing is unpickled.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -15,13 +14,11 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import is_checkpoint
-from vidvq.storage import pretty_json, read_json, sha256_bytes, sha256_file, write_atomic
+from vidvq.formats.training_state import FORMAT, STATE, is_of_another_format, read_state_file, training_damage
+from vidvq.storage import add_digest, pretty_json, sha256_bytes, write_atomic
 
-FORMAT = "vidvq.training/2"
-_STATE = "state.json"
 # Names of optimizer files in vidvq.training/1.
 _OLD_NAMES = {"generator": "generator_optimizer", "critic": "discriminator_optimizer"}
-_READABLE = {FORMAT, "vidvq.training/1"}
 
 
 @dataclass
@@ -79,7 +76,7 @@ def write_training_state(folder: Path, state: TrainingState) -> None:
         data = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
         digests[name] = sha256_bytes(data)
         write_atomic(folder / f"{name}.safetensors", data)
-    write_atomic(folder / _STATE, pretty_json({"format": FORMAT, "sha256": digests, **vars(state.progress)}))
+    write_atomic(folder / STATE, pretty_json(add_digest({"format": FORMAT, "sha256": digests, **vars(state.progress)})))
 
 
 def read_training_state(folder: Path) -> TrainingState:
@@ -88,29 +85,19 @@ def read_training_state(folder: Path) -> TrainingState:
     Raises:
         UsageError: the files are damaged, or their format is unknown.
     """
-    state = read_json(folder / _STATE)
-    if state.pop("format", None) not in _READABLE:
-        raise UsageError(f"{folder / _STATE} is not of format {FORMAT}; resume with the version of vidvq that wrote it")
+    state = read_state_file(folder)
     try:
-        names: list[str] = list(state.pop("sha256"))
-        tensors = {_OLD_NAMES.get(name, name): load_file(folder / f"{name}.safetensors") for name in names}
-        return TrainingState(Progress(**state), tensors, folder.parent)
-    except (OSError, KeyError, TypeError, SafetensorError) as error:
+        tensors = {_OLD_NAMES.get(name, name): load_file(folder / f"{name}.safetensors") for name in state.sha256}
+    except (OSError, SafetensorError) as error:
         raise UsageError(
             f"{folder} is damaged: {error}; remove this checkpoint to resume from the previous one"
         ) from error
+    counters = {name: value for name, value in vars(state).items() if name != "sha256"}
+    return TrainingState(Progress(**counters), tensors, folder.parent)
 
 
 def find_damage(folder: Path) -> str | None:
-    """Describe the damage of a training folder; None if all files match their digests."""
-    if not is_checkpoint(folder.parent) or not (folder / _STATE).is_file():
+    """Describe the damage of a training folder; None if all files match their digests, or another version wrote it."""
+    if not is_checkpoint(folder.parent) or not (folder / STATE).is_file():
         return "has no training state"
-    try:
-        digests: dict[str, Any] = read_json(folder / _STATE)["sha256"]
-    except (ValueError, KeyError, TypeError):
-        return f"has a damaged {_STATE}"
-    for name, digest in digests.items():
-        path = folder / f"{name}.safetensors"
-        if not path.is_file() or sha256_file(path) != digest:
-            return f"has a torn {path.name}"
-    return None
+    return None if is_of_another_format(folder) else training_damage(folder)

@@ -3,12 +3,9 @@
 import io
 import math
 import os
-from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from importlib.metadata import version
-from math import floor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,66 +47,6 @@ def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[Deco
     exact = info.codec != "hevc" and not info.open_groups and info.finds_keyframes
     exact = exact and info.packets is None
     return ("decord", "pyav") if preferred == "decord" and exact and info.is_plain else ("pyav",)
-
-
-def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[Sequence[int], Sequence[int]]:
-    """Resample the timeline of a video, by time.
-
-    Args:
-        info: the video.
-        fps: target rate (frames per second); None keeps every frame at its time.
-
-    Returns:
-        Indices of source frames, and their times (ticks). With ``fps``, the frame on screen at each tick of the new
-        clock, which is correct for variable frame rates.
-
-    Raises:
-        VideoError: ``too_large``, if there are more than ``info.max_frames`` frames.
-    """
-    if fps is None:
-        return range(info.num_frames), info.pts
-    start, end = info.pts[0], info.end
-    step = 1 / (Fraction(fps).limit_denominator(100_000) * info.time_base)
-    count = max(floor((end - start) / step + Fraction(1, 2)), 1)
-    if count > info.max_frames:
-        seconds = float((end - start) * info.time_base)
-        raise VideoError(
-            "too_large",
-            f"lasts {seconds:.0f} s by its timestamps, {count} frames at fps={fps:g}; "
-            f"the cap is limits.max_frames={info.max_frames}",
-        )
-    times = array("q", (start + floor(index * step + Fraction(1, 2)) for index in range(count)))
-    return array("q", (max(bisect_right(info.pts, time) - 1, 0) for time in times)), times
-
-
-def clip_times(
-    info: VideoInfo, times: Sequence[int], first: int, num_frames: int
-) -> tuple[tuple[int, ...], int, float]:
-    """Times of the frames of a clip.
-
-    Args:
-        info: the video.
-        times: times of all sampled frames (ticks), from :func:`sample_timeline`.
-        first: index of the first frame of the clip.
-        num_frames: number of frames of the clip.
-
-    Returns:
-        Times of the frames (ticks), duration of the clip (ticks) and mean frame rate (frames per second). The duration
-        lasts until the next frame of the video. At the end of the video it lasts until the end of a held last frame;
-        otherwise the last frame has the mean duration of the others.
-    """
-    after = first + num_frames
-    pts = tuple(times[first:after])
-    if after < len(times):
-        end = times[after]
-    elif info.held and pts[-1] == info.pts[-1]:
-        end = info.end
-    elif num_frames > 1:
-        end = pts[-1] + (pts[-1] - pts[0]) // (num_frames - 1)
-    else:
-        end = pts[0] + info.tick_per_frame
-    duration = max(end - pts[0], 1)
-    return pts, duration, round(float(num_frames / (duration * Fraction(info.time_base))), 6)
 
 
 class FrameReader(Protocol):

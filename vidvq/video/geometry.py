@@ -60,7 +60,7 @@ def fit_size(
 
     Raises:
         VideoError: ``too_small`` if a side is shorter than ``multiple``; ``too_large`` if a side would be scaled up to
-            more than 8192 pixels.
+            more than 8192 pixels, before it is cropped.
     """
     if size:
         target_height, target_width = size
@@ -68,12 +68,8 @@ def fit_size(
     else:
         scale = Fraction(short_side) / min(height, width) if short_side else Fraction(1)
         whole = max(round(height * scale), 1), max(round(width * scale), 1)
-        if scale > 1 and max(whole) > _LONGEST_SIDE:
-            raise VideoError(
-                "too_large",
-                f"is {round(width)}x{round(height)} pixels, {whole[1]}x{whole[0]} at short_side={short_side}; "
-                f"a side is scaled up to {_LONGEST_SIDE} at most",
-            )
+        if scale > 1:
+            _refuse_long(height, width, whole, f"short_side={short_side}")
         cut: dict[str, Callable[[int], int]] = {
             "crop": lambda side: side // multiple,
             "pad": lambda side: ceil(Fraction(side, multiple)),
@@ -91,7 +87,18 @@ def fit_size(
         return FrameSize(target_height, target_width, target_height, target_width)
     scale = max(scales) if fit == "crop" else min(scales)
     scaled = max(round(height * scale), 1), max(round(width * scale), 1)
+    if scale > 1 and max(scaled) > max(size):
+        _refuse_long(height, width, scaled, f"size={list(size)}")
     return FrameSize(*scaled, target_height, target_width)
+
+
+def _refuse_long(height: Fraction | int, width: Fraction | int, scaled: tuple[int, int], setting: str) -> None:
+    if max(scaled) > _LONGEST_SIDE:
+        raise VideoError(
+            "too_large",
+            f"is {round(width)}x{round(height)} pixels, {scaled[1]}x{scaled[0]} at {setting}; "
+            f"a side is scaled up to {_LONGEST_SIDE} at most",
+        )
 
 
 def orientation(matrix: "tuple[int, ...] | None") -> tuple[int, bool]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -45,6 +45,13 @@ class Limits:
         max_bytes: maximum size of the file (bytes).
         deadline_s: time limit (seconds): for the decode of one source within one shard by `vidvq shard`, for each step
             of the decode by `vidvq tokenize`. The decoding process is killed when it is exceeded.
+        download_deadline_s: time limit of the download of one video, and of each read of a remote list or tar
+            (seconds); not part of ``deadline_s``.
+        allow_denied: whether a source that the server denies (HTTP 401 or 403) always counts as failed. Otherwise a job
+            stops once its credentials have expired: the newest sources that need some are denied, and so is one that
+            was served before.
+        max_gap_s: maximum time that a rate setting repeats one frame for (seconds). A frame that is held longer is a
+            gap: no clip crosses it. None for no maximum.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -53,11 +60,22 @@ class Limits:
     max_frames: int = 1_080_000
     max_bytes: int = 64 << 30
     deadline_s: float = 600.0
+    download_deadline_s: float = 3600.0
+    allow_denied: bool = False
+    max_gap_s: float | None = 60.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
+            if value is not None and name != "allow_denied" and not value > 0:
                 raise UsageError(f"{name}={value} must be more than 0")
+
+    def identity(self) -> dict[str, Any]:
+        """The limits that decide what is planned, as plans keep them: ``max_gap_s`` only if it is not the default."""
+        kept = asdict(self)
+        del kept["download_deadline_s"], kept["allow_denied"]
+        if self.max_gap_s == Limits.max_gap_s:
+            del kept["max_gap_s"]
+        return kept
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,8 @@ class VideoInfo:
         packets: index of the packet of each frame if the timeline comes from decoding; None if it comes from packets.
         retimed: whether ``pts`` differ from the times in the file, which restart, jump or contradict each other.
         held: duration of the last frame if it is far longer than usual (ticks); otherwise 0.
-        max_frames: maximum number of frames of a timeline sampled from this one.
+        max_frames: maximum number of frames of a timeline sampled from this one, without gaps.
+        max_gap_s: maximum time that a frame is repeated for in such a timeline (seconds); None for no maximum.
     """
 
     container: str
@@ -103,6 +122,7 @@ class VideoInfo:
     retimed: bool = False
     held: int = 0
     max_frames: int = Limits.max_frames
+    max_gap_s: float | None = None
 
     @property
     def shown_size(self) -> tuple[Fraction, Fraction]:
@@ -172,6 +192,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             open_groups=packets.open_groups,
             pixel_aspect=Fraction(aspect) if aspect and _ODD_ASPECT > aspect > 1 / _ODD_ASPECT else Fraction(1),
             max_frames=limits.max_frames,
+            max_gap_s=limits.max_gap_s,
         )
         trusted = packets.are_trusted(container, stream)
         end = end_of_only_stream(container, info.time_base)

@@ -12,17 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vidvq.video import VideoError, decode
-from vidvq.video.decode import (
-    DecoderName,
-    decode_clip,
-    decoder_version,
-    decoders_for,
-    open_reader,
-    sample_timeline,
-)
+from vidvq.video.decode import DecoderName, decode_clip, decoder_version, decoders_for, open_reader
 from vidvq.video.encode import encode_mp4
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
 DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"
 VIDEOS = sorted(path for path in DEMO.glob("*/*") if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
@@ -196,6 +190,48 @@ def timeline(pts: list[int], time_base: Fraction = Fraction(1, 100)) -> VideoInf
 )
 def test_frames_are_sampled_by_time(pts, fps, indices, times):
     assert [*map(list, sample_timeline(timeline(pts), fps))] == [indices, times]
+
+
+@pytest.mark.parametrize(
+    ("pts", "held", "fps", "max_gap_s", "shown"),
+    [
+        # ticks of a hundredth of a second; a frame held too long stays for the usual time
+        ([0, 10, 20, 620, 630], 0, 10, 1, [[0, 1, 2], [3, 4]]),
+        ([0, 10, 20, 120, 130], 0, 10, 1, [[0, 1, 2, *[2] * 9, 3, 4]]),
+        ([0, 10, 20, 620, 630], 0, 10, None, [[0, 1, *[2] * 60, 3, 4]]),
+        # the last frame, and a still picture
+        ([0, 10, 20], 9000, 10, 1, [[0, 1, 2]]),
+        ([0], 9000, 10, 1, [[0] * 10]),
+        # two frames far apart
+        ([0, 9000], 0, 10, 1, [[0] * 10, [1] * 10]),
+        # a slow clock repeats no frame
+        ([0, 200, 400, 600], 0, 0.5, 1, [[0, 1, 2, 3]]),
+    ],
+)
+def test_no_frame_is_held_over_a_gap(pts, held, fps, max_gap_s, shown):
+    info = replace(timeline(pts), held=held, max_gap_s=max_gap_s)
+    indices, _ = sample_timeline(info, fps)
+    assert [list(indices[begin:end]) for begin, end in gapless_ranges(info, fps)] == shown
+    assert gapless_ranges(info, None) == [(0, len(pts))]
+
+
+def test_frames_in_a_gap_do_not_count():
+    late = 10 << 36
+    info = replace(timeline([0, 10, 20, late, late + 10]), max_gap_s=1, max_frames=5)
+    indices, times = sample_timeline(info, 10)
+    assert len(indices) == len(times) > 1 << 36 and times[-1] == late + 10
+    with pytest.raises(VideoError, match=r"5 frames at fps=10; the cap is limits.max_frames=4"):
+        sample_timeline(replace(info, max_frames=4), 10)
+    with pytest.raises(VideoError, match="too_large: lasts"):
+        sample_timeline(timeline([0, 1 << 60]), 1000)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "parts"),
+    [(0, 99, [(2, 5), (7, 9)]), (3, 8, [(3, 5), (7, 8)]), (5, 7, []), (4, 5, [(4, 5)]), (9, 9, []), (8, 3, [])],
+)
+def test_the_parts_of_ranges_in_a_window(begin, end, parts):
+    assert list(overlaps([(2, 5), (7, 9)], begin, end)) == parts
 
 
 @given(

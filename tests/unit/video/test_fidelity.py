@@ -166,7 +166,7 @@ def test_hdr_is_refused_by_name_and_never_passed_off_as_sdr(frames, tmp_path, tr
 
 @needs_ffmpeg
 def test_a_varying_frame_rate_is_sampled_by_time_as_ffmpeg_does(frames, tmp_path):
-    from vidvq.video.decode import sample_timeline
+    from vidvq.video.sampling import sample_timeline
 
     pts = [0, 1, 2, 3, 4, 5, 40, 80, 82, 84, 120, 160]
     path = write(tmp_path / "v.mkv", frames, pts=pts)

@@ -5,6 +5,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,10 +26,11 @@ from tests.helpers.oddities import (
     write_field_pictures,
 )
 from vidvq.video import VideoError
-from vidvq.video.decode import clip_times, decode_clip, open_reader, sample_timeline
+from vidvq.video.decode import decode_clip, open_reader
 from vidvq.video.geometry import FrameSize, fit_size, orientation
 from vidvq.video.probe import Limits, VideoInfo, probe
 from vidvq.video.remux import copy_packets
+from vidvq.video.sampling import clip_times, gapless_ranges, sample_timeline
 
 pytestmark = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg program is not installed")
 NUM_FRAMES = 60
@@ -213,14 +215,19 @@ def test_a_jump_of_a_recording_is_another_recording(master, tmp_path):
     assert info.retimed and set(seconds_apart(info)) == {0.04}
 
 
-def test_a_pause_is_kept_and_one_too_long_to_sample_is_refused_at_once(master, tmp_path):
+def test_a_pause_is_kept_and_no_frame_is_held_over_a_long_one(master, tmp_path):
     ffmpeg("-i", master, "-vf", "setpts=PTS+gte(N\\,30)*4000000/TB", *X264, "-fps_mode", "passthrough",
            tmp_path / "pause.mkv")  # fmt: skip
     info, read = opened(tmp_path / "pause.mkv")
     assert shown(read(0, info.num_frames)) == ALL
     assert not info.retimed and max(seconds_apart(info)) == pytest.approx(4e6, abs=1)
+    indices, times = sample_timeline(info, 25)
+    before, after = (list(indices[begin:end]) for begin, end in gapless_ranges(info, 25))
+    assert before == list(range(30)) and after == list(range(30, NUM_FRAMES))
+    assert len(times) == pytest.approx(4e6 * 25 + NUM_FRAMES, abs=2)
+    unlimited = replace(info, max_gap_s=None)
     with pytest.raises(VideoError, match="too_large: lasts 4000002 s by its timestamps, 120000072 frames at fps=30"):
-        sample_timeline(info, 30)
+        sample_timeline(unlimited, 30)
 
 
 @pytest.mark.parametrize("codec", [("-c:v", "mpeg2video", "-bf", "2", "-g", "15", "-q:v", "2"), (*X264, "-g", "20")])

@@ -1,0 +1,60 @@
+"""`vidvq inspect` names what vidvq did not write."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+
+def pack(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix != ".tar" else "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("name", ["films.tar", "films.tar.gz", "clips-000000.tar"])
+def test_a_foreign_tar_is_described_as_it_would_be_read(tmp_path, vidvq, name):
+    path = pack(tmp_path / name, {"a/x.mp4": b"12", "a/x.json": b"{}", "a/y.mkv": b"345", "README": b"z"})
+    ran = vidvq("inspect", path)
+    assert ran.code == 0, ran.err
+    first, *lines = ran.out.splitlines()
+    assert f"{name}: tar that vidvq did not write, 2 videos" in first
+    assert "  a/x.mp4 (2 bytes)" in lines and "  other members: 1 .json, 1 without a suffix" in lines
+
+
+def test_a_tar_without_videos_and_a_torn_one(tmp_path, vidvq):
+    path = pack(tmp_path / "images.tar", {"0.jpg": b"1", "1.jpg": b"2"})
+    ran = vidvq("inspect", path)
+    assert ran.code == 0 and "0 videos" in ran.out and "other members: 2 .jpg" in ran.out
+    path = pack(tmp_path / "torn.tar", {"x.mp4": b"1" * 5000})
+    path.write_bytes(path.read_bytes()[:2000])
+    ran = vidvq("inspect", path)
+    assert ran.code == 0 and "cannot be read: torn_tar" in ran.out
+
+
+def test_a_lone_shard_is_a_shard(clips_dir, tmp_path, vidvq):
+    shard = sorted(clips_dir.glob("*.tar"))[0]
+    (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    ran = vidvq("inspect", tmp_path / shard.name)
+    assert ran.code == 0 and "clip shard, 4 samples" in ran.out
+
+
+def test_parquet_files_are_named(tmp_path, clips_dir, copy_of, vidvq):
+    pq.write_table(pa.table({"url": ["a.mp4"], "caption": ["a"]}), tmp_path / "list.parquet")
+    ran = vidvq("inspect", tmp_path / "list.parquet")
+    assert ran.code == 0 and "that vidvq did not write, 1 rows" in ran.out and "a list of videos" in ran.out
+    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "numbers.parquet")
+    ran = vidvq("inspect", tmp_path / "numbers.parquet")
+    assert ran.code == 0 and "columns: x (int64)" in ran.out and "no column names videos" in ran.out
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    ran = vidvq("inspect", tmp_path / "broken.parquet")
+    assert ran.code == 2 and "is not a readable parquet file" in ran.error
+    out = copy_of(clips_dir)
+    (out / "plan-0001-0123456789ab.parquet").write_bytes((out / "plan.parquet").read_bytes())
+    assert "clip shards of plan" in vidvq("inspect", out / "plan-0001-0123456789ab.parquet").out
