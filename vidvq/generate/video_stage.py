@@ -157,7 +157,7 @@ class GenerateVideosWorker:
         self._access.see_shard(rows, draft.failed)
 
     def _make(self, left: "deque[VideoRow]", writer: OrderedShardWriter) -> WorkerDied | None:
-        """Generate samples and remove each finished video from ``left``; return the death of the decoder, if it died."""
+        """Generate samples and remove each finished video from ``left``; return its decoder's death, if any."""
         config = self._stage.config
         job = VideoFrames(tuple(left), self._stage.video, config.limits, self._stage.frames, config.lists.allow_private)
         with closing(self._feeder.feed(decode_items, job, self._stage.deadline_s)) as decoded:
