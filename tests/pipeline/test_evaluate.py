@@ -119,6 +119,7 @@ def test_the_page_has_the_worst_clips_first_and_loads_nothing(clips_dir, decoded
         (["--checkpoint", "CHECKPOINT", "--checkpoint", "CHECKPOINT"], "is given twice; give each tokenizer once"),
         (["--checkpoint", "CHECKPOINT", "codecs=[x266]"], "codecs"),
         (["--checkpoint", "CHECKPOINT", "lpips_backbone=missing.pth"], "missing.pth has no readable weights"),
+        (["--checkpoint", "CHECKPOINT", "protocol=tokenbench"], "protocol=tokenbench: the clips were compressed again"),
         (["EMPTY", "--tokens", "TOKENS"], "has no frames; run vidvq decode with format=png first"),
     ],
 )
@@ -155,3 +156,26 @@ def test_clips_without_tokens_are_counted(clips_dir, checkpoint_dir, decoded, tm
     assert ran.code == 0
     assert f"{len(keys) - 2} of {len(keys)} clips in {clips_dir} have no tokens in {tokens}" in ran.err
     assert "2 clips, means over clips" in ran.err
+
+
+def test_lpips_is_scored_with_a_backbone_file(scores, tmp_path, monkeypatch):
+    """With random weights in place of the package's and torchvision's, which are not part of vidvq."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
+    backbone = {
+        f"features.{index}.{part}": torch.rand(shape, generator=generator) * 0.1
+        for index, (outputs, inputs, side) in shapes.items()
+        for part, shape in (("weight", (outputs, inputs, side, side)), ("bias", (outputs,)))
+    }
+    torch.save(backbone, tmp_path / "alexnet.pth")
+    weights = tmp_path / "site/lpips/weights/v0.1"
+    weights.mkdir(parents=True)
+    (tmp_path / "site/lpips/__init__.py").write_text("raise AssertionError('the package is imported')\n")
+    linear = {f"lin{i}.model.1.weight": torch.rand(1, each[0], 1, 1) for i, each in enumerate(shapes.values())}
+    torch.save(linear, weights / "alex.pth")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    found = scores(f"lpips_backbone={tmp_path / 'alexnet.pth'}", "lpips_net=alex")
+    assert all(clip["lpips"] > 0 and clip["st_lpips"] is None for clip in found["clips"])
+    assert all(clip["mean_frame"]["lpips"] > 0 for clip in found["clips"])

@@ -133,7 +133,7 @@ STAGES = {
         "vidvq.evaluate.config",
         "EvaluateConfig",
         "vidvq evaluate CLIPS --checkpoint CKPT KEY=VALUE...",
-        ("codecs", "perceptual", "lpips_backbone", "lpips_net", "static_deviation", "worst"),
+        ("codecs", "perceptual", "lpips_backbone", "lpips_net", "static_deviation", "protocol", "worst"),
     ),
     "export": Stage(
         "vidvq.export.config",

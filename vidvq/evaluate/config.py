@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from vidvq.evaluate.protocols import ProtocolName
 from vidvq.video.reference_codecs import CodecName
 
 
@@ -21,6 +22,8 @@ class EvaluateConfig:
         lpips_net: network of LPIPS.
         static_deviation: largest standard deviation over time of the luma of a static position in the original (levels,
             0 to 255); the other positions are moving.
+        protocol: protocol of a published table, which decides the clips and the definitions of PSNR and SSIM; None for
+            any clips.
         worst: number of clips in the page of ``--report``.
     """
 
@@ -31,4 +34,5 @@ class EvaluateConfig:
     lpips_backbone: str | None = None
     lpips_net: Literal["alex", "vgg"] = "vgg"
     static_deviation: Annotated[float, Field(ge=0, le=255)] = 4.0
+    protocol: ProtocolName | None = None
     worst: Annotated[int, Field(ge=1, le=1000)] = 24

@@ -9,10 +9,12 @@ import numpy as np
 
 from vidvq.errors import UsageError
 from vidvq.evaluate.config import EvaluateConfig
+from vidvq.evaluate.protocols import PROTOCOLS
 from vidvq.evaluate.reconstruct import DecodedFiles, InProcess, Reconstructor, list_shards
 from vidvq.evaluate.scores import ClipScore, CodecScore, Evaluation, VideoScorer, finish, nominal_bits
 from vidvq.formats.checkpoint import BUNDLED
 from vidvq.formats.clip_shard import ClipInfo, read_clips, read_infos
+from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.log import info as say
 from vidvq.log import progress
@@ -105,6 +107,14 @@ def _evaluate(
 ) -> list[Evaluation]:
     for codec in config.codecs:
         check_codec(codec)
+    infos = _infos(clips)
+    if config.protocol:
+        protocol = PROTOCOLS[config.protocol]
+        try:
+            protocol.check(infos, read_plan(clips).made_from)
+        except UsageError as error:
+            raise UsageError(f"protocol={config.protocol}: {error}") from error
+        say(f"protocol {config.protocol}: PSNR by {protocol.psnr}, {protocol.ssim} SSIM; {protocol.cite}")
     scorer = VideoScorer(config)
     worst = None
     if report:
@@ -112,7 +122,7 @@ def _evaluate(
 
         worst = WorstClips(config.worst, [source.name for source in sources])
     scored: list[list[tuple[ClipScore, np.ndarray]]] = [[] for _ in sources]
-    wanted = {key for key in _infos(clips) if all(source.has(key) for source in sources)}
+    wanted = {key for key in infos if all(source.has(key) for source in sources)}
     with progress("evaluate", len(wanted), "clips") as bar:
         for key, frames, info in _originals(clips, wanted):
             results = [source.reconstruct(key, frames, info) for source in sources]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from vidvq.evaluate.config import EvaluateConfig
+from vidvq.evaluate.protocols import PROTOCOLS
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.metrics.codes import CodebookUsage, CodeCounts
 from vidvq.metrics.pixel import flicker, frame_psnr, frame_ssim, masked_psnr, psnr, static_mask
@@ -162,6 +163,9 @@ class VideoScorer:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self._deviation = config.static_deviation
+        protocol = PROTOCOLS[config.protocol] if config.protocol else None
+        self._by_frame = protocol is not None and protocol.psnr == "frame"
+        self._gaussian = protocol is None or protocol.ssim == "gaussian"
         self._st_lpips = self._lpips = None
         if config.perceptual or config.lpips_backbone:
             from vidvq.metrics.perceptual import load_perceptual
@@ -188,9 +192,9 @@ class VideoScorer:
     def score_frames(self, original: np.ndarray, other: np.ndarray, mask: np.ndarray) -> tuple[Scores, Curves]:
         """Score a video as :meth:`score` does, and its frames."""
         st_lpips, lpips = _distances(self._st_lpips, original, other), _distances(self._lpips, original, other)
-        ssim = frame_ssim(original, other)
+        ssim, by_frame = frame_ssim(original, other, self._gaussian), frame_psnr(original, other)
         scores = Scores(
-            psnr=psnr(original, other),
+            psnr=float(np.mean(by_frame)) if self._by_frame else psnr(original, other),
             ssim=float(np.mean(np.asarray(ssim))),
             static_psnr=masked_psnr(original, other, mask),
             moving_psnr=masked_psnr(original, other, ~mask),
@@ -198,7 +202,7 @@ class VideoScorer:
             st_lpips=float(np.mean(st_lpips)) if st_lpips else None,
             lpips=float(np.mean(lpips)) if lpips else None,
         )
-        return scores, Curves(tuple(frame_psnr(original, other)), tuple(ssim), tuple(st_lpips))
+        return scores, Curves(tuple(by_frame), tuple(ssim), tuple(st_lpips))
 
 
 def _distances(distance: "PerceptualDistance | None", original: np.ndarray, other: np.ndarray) -> list[float]:

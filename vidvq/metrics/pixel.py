@@ -28,15 +28,21 @@ def ssim(original: np.ndarray, other: np.ndarray) -> float:
     return float(np.mean(np.asarray(frame_ssim(original, other))))
 
 
-def frame_ssim(original: np.ndarray, other: np.ndarray) -> list[float]:
-    """Compute the structural similarity of each frame; see :func:`ssim`."""
+def frame_ssim(original: np.ndarray, other: np.ndarray, gaussian: bool = True) -> list[float]:
+    """Compute the structural similarity of each frame; see :func:`ssim`.
+
+    Args:
+        original: frames ``t h w c`` uint8.
+        other: frames of the same shape.
+        gaussian: whether the window is Gaussian with sigma 1.5; False for 7x7 pixels of equal weight and the sample
+            covariance.
+    """
     # Imported here, because PSNR does not need scikit-image.
     from skimage.metrics import structural_similarity
 
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False} if gaussian else {}
     scores = [
-        structural_similarity(
-            a, b, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-        )
+        structural_similarity(a, b, channel_axis=-1, data_range=255, **window)
         for a, b in zip(original, other, strict=True)
     ]
     return np.asarray(scores).tolist()
