@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, pi
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.blanking import BlankedVideo
+from vidvq.generate.previous import previous_codes
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.transformer import KVCache, VideoTransformer
 
@@ -123,6 +125,26 @@ def _window_condition(condition: Condition, frames: list[int]) -> Condition:
     return Condition(condition.label, actions, condition.blanked)
 
 
+class _Prediction(NamedTuple):
+    """Output of the network for masked codes.
+
+    Attributes:
+        vectors: hidden vectors ``b t h w c``, or flat ``b n c``.
+        copies: codes that each position can copy, ``b t h w m``, or flat ``b n m``; None without copying.
+    """
+
+    vectors: Tensor
+    copies: Tensor | None
+
+    def flatten(self) -> "_Prediction":
+        """Flatten the positions."""
+        return _Prediction(self.vectors.flatten(1, 3), None if self.copies is None else self.copies.flatten(1, 3))
+
+    def at(self, sample: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return hidden vectors and copies at flat positions of one sample."""
+        return self.vectors[sample, positions], None if self.copies is None else self.copies[sample, positions]
+
+
 class _Window:
     """Latent frames within the generator's context, of which the first ``given`` are complete."""
 
@@ -140,13 +162,16 @@ class _Window:
         # Guidance needs a second copy of the sample, without conditions.
         copies = self.copies = 2 if config.guidance != 1 else 1
         blanked = condition.blanked
+        self.pixels = (
+            None if blanked is None else blanked.codes.to(device).expand(copies, -1, -1, -1),
+            None if blanked is None else blanked.visible.to(device).expand(copies, -1, -1, -1),
+            torch.arange(copies, device=device) == 0,
+        )
         self.extra = network.condition(
             codes.expand(copies, *codes.shape),
             torch.full((copies,), condition.label, device=device),
             None if condition.actions is None else condition.actions.to(device).expand(copies, -1, -1),
-            None if blanked is None else blanked.codes.to(device).expand(copies, -1, -1, -1),
-            None if blanked is None else blanked.visible.to(device).expand(copies, -1, -1, -1),
-            torch.arange(copies, device=device) == 0,
+            *self.pixels,
         ).expand(copies, len(codes), -1, -1, -1)
 
     def decode_masked(self) -> Tensor:
@@ -155,44 +180,64 @@ class _Window:
         mask = torch.zeros(codes.shape, dtype=torch.bool, device=codes.device)
         mask[self.given :] = True
 
-        def hidden(codes: Tensor, mask: Tensor) -> Tensor:
-            return self.network.hidden(self._embed(codes, mask) + self.extra)
+        def predict(codes: Tensor, mask: Tensor) -> _Prediction:
+            previous = self._expand(previous_codes(codes[None], mask[None])[0])
+            vectors = self.network.hidden(self._embed(codes, mask, previous) + self.extra)
+            return _Prediction(vectors, self.network.candidates(previous, *self.pixels))
 
-        return self._reveal(codes, mask, hidden, 0)
+        return self._reveal(codes, mask, predict, 0)
 
     def decode_next(self) -> Tensor:
         """Generate one frame after another, with cached keys and values of the frames before."""
         codes, cache = self.codes.clone(), KVCache()
         if self.given:
-            self._append(codes[: self.given], cache)
+            self._append(codes, self.given, cache)
         for t in range(self.given, len(codes)):
-            extra = self.extra[:, t : t + 1]
+            previous = self._previous(codes, t, t + 1)
+            copies = self.network.candidates(previous, first=t)
 
-            def hidden(codes: Tensor, mask: Tensor, extra: Tensor = extra, first: int = t) -> Tensor:
-                return self.network.forward_cached(self._embed(codes, mask, first) + extra, cache, append=False)
+            def predict(
+                frame: Tensor,
+                mask: Tensor,
+                previous: Tensor = previous,
+                copies: Tensor | None = copies,
+                first: int = t,
+            ) -> _Prediction:
+                x = self._embed(frame, mask, previous, first) + self.extra[:, first : first + 1]
+                return _Prediction(self.network.forward_cached(x, cache, append=False), copies)
 
             frame = codes[t : t + 1]
-            codes[t : t + 1] = self._reveal(frame.clone(), torch.ones_like(frame, dtype=torch.bool), hidden, t)
+            codes[t : t + 1] = self._reveal(frame.clone(), torch.ones_like(frame, dtype=torch.bool), predict, t)
             if t + 1 < len(codes):
-                self._append(codes[t : t + 1], cache)
+                self._append(codes, t + 1, cache)
         return codes
 
-    def _append(self, codes: Tensor, cache: KVCache) -> None:
+    def _append(self, codes: Tensor, end: int, cache: KVCache) -> None:
+        """Append the latent frames before ``end`` that the cache lacks."""
         first = cache.frames
-        x = self._embed(codes, None, first) + self.extra[:, first : first + len(codes)]
+        x = self._embed(codes[first:end], None, self._previous(codes, first, end), first) + self.extra[:, first:end]
         self.network.forward_cached(x, cache, append=True)
 
-    def _embed(self, codes: Tensor, mask: Tensor | None, first: int = 0) -> Tensor:
-        shape = (self.copies, *codes.shape)
-        return self.network.embed(codes.expand(shape), None if mask is None else mask.expand(shape), first)
+    def _previous(self, codes: Tensor, first: int, end: int) -> Tensor:
+        before = codes[None, first - 1 : first] if first else None
+        return self._expand(previous_codes(codes[None, first:end], before=before)[0])
 
-    def _reveal(self, codes: Tensor, mask: Tensor, hidden: Callable[[Tensor, Tensor], Tensor], first: int) -> Tensor:
+    def _expand(self, codes: Tensor) -> Tensor:
+        return codes.expand(self.copies, *codes.shape)
+
+    def _embed(self, codes: Tensor, mask: Tensor | None, previous: Tensor, first: int = 0) -> Tensor:
+        expanded = None if mask is None else self._expand(mask)
+        return self.network.embed(self._expand(codes), expanded, first, previous)
+
+    def _reveal(
+        self, codes: Tensor, mask: Tensor, predict: Callable[[Tensor, Tensor], "_Prediction"], first: int
+    ) -> Tensor:
         """Reveal the hidden codes ``t h w`` step by step.
 
         Args:
             codes: codes; changed in place.
             mask: True for hidden codes; cleared in place.
-            hidden: maps codes and mask to hidden vectors ``b t h w c``.
+            predict: maps codes and mask to a prediction of all positions.
             first: index of the first latent frame.
         """
         shape = (codes.shape[0], codes.shape[1], codes.shape[2])
@@ -200,10 +245,10 @@ class _Window:
         order = order[mask.flatten()[order]]
         done = 0
         for end in reveal_counts(len(order), self.config.steps):
-            vectors = hidden(codes, mask).flatten(1, 3)
+            prediction = predict(codes, mask).flatten()
             if self.config.order == "confidence":
                 left = order[mask.flatten()[order]]
-                drawn, confidence = self._draw(vectors, left, shape, first)
+                drawn, confidence = self._draw(prediction, left, shape, first)
                 # Gumbel noise, annealed to 0 (Chang et al. 2022).
                 noise = _gumbel(confidence.shape, self.rng).to(confidence.device)
                 noise = noise * self.config.temperature * (1 - end / len(order))
@@ -211,14 +256,14 @@ class _Window:
                 chosen, drawn = left[best], drawn[best]
             else:
                 chosen = order[done:end]
-                drawn, _ = self._draw(vectors, chosen, shape, first)
+                drawn, _ = self._draw(prediction, chosen, shape, first)
             codes.view(-1)[chosen] = drawn
             mask.view(-1)[chosen] = False
             done = end
         return codes
 
     def _draw(
-        self, vectors: Tensor, positions: Tensor, shape: tuple[int, int, int], first: int
+        self, prediction: "_Prediction", positions: Tensor, shape: tuple[int, int, int], first: int
     ) -> tuple[Tensor, Tensor]:
         """Draw codes for flat positions; return them with their log-probabilities."""
         drawn, log_probability = torch.zeros_like(positions), torch.zeros(len(positions), device=positions.device)
@@ -228,10 +273,10 @@ class _Window:
             if not chosen.any():
                 continue
             sampler = _DigitSampler(self.config, self.rng)
-            conditional = vectors[0, positions[chosen]]
-            unconditional = vectors[-1, positions[chosen]] if self.copies > 1 else None
+            vectors, copies = prediction.at(0, positions[chosen])
+            unconditional = prediction.at(1, positions[chosen]) if self.copies > 1 else None
             head = self.network.heads[book]
-            drawn[chosen] = head.sample(conditional, sampler, unconditional, self.config.guidance)  # type: ignore[operator,union-attr]
+            drawn[chosen] = head.sample(vectors, sampler, copies, unconditional, self.config.guidance)  # type: ignore[operator,union-attr]
             assert sampler.log_probability is not None
             log_probability[chosen] = sampler.log_probability
         return drawn, log_probability

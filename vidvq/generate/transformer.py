@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
+from vidvq.generate.previous import UNKNOWN, PreviousInput, neighbors, previous_codes
 from vidvq.generate.vocabulary import CodebookEmbedding, CodebookHead
 
 # Wavelengths of the rotary positions range from 2 pi to about 2 pi times this number (latents).
@@ -35,6 +36,8 @@ class TransformerConfig:
         mlp: width of the feed-forward layers as a multiple of ``width`` (above 0).
         attention: ``full`` attends to the whole grid; ``axial`` alternates between attention in space and in time.
         dropout: dropout probability of the output of each attention and feed-forward layer (0 to below 1).
+        copy_radius: radius of the window of the previous latent frame that each position has as an input and can copy
+            codes from (latents, 0 or more); None for no window.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -45,6 +48,7 @@ class TransformerConfig:
     mlp: float = 2.5
     attention: Literal["full", "axial"] = "full"
     dropout: float = 0.0
+    copy_radius: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads or self.width // self.heads % 2:
@@ -56,6 +60,8 @@ class TransformerConfig:
             raise UsageError(f"width={self.width} must be at least 6 per head, two for each axis; heads={self.heads}")
         if self.mlp <= 0 or not 0 <= self.dropout < 1:
             raise UsageError(f"mlp={self.mlp} must be above 0, dropout={self.dropout} from 0 to below 1")
+        if self.copy_radius is not None and self.copy_radius < 0:
+            raise UsageError(f"copy_radius={self.copy_radius} must be 0 or more, or null for no window")
 
 
 @dataclass
@@ -103,7 +109,12 @@ class VideoTransformer(nn.Module):
         self.holes = _small_embedding(len(codebooks), width)
         self.blocks = nn.ModuleList([Block(config, index) for index in range(config.depth)])
         self.norm = nn.RMSNorm(width)
-        self.heads = nn.ModuleList([CodebookHead(size, width, limit) for size in codebooks])
+        # Number of codes that a position can copy.
+        self.copies = 0
+        if config.copy_radius is not None:
+            self.copies = (2 * config.copy_radius + 1) ** 2 + sees_blanked
+            self.previous = PreviousInput(width, config.copy_radius)
+        self.heads = nn.ModuleList([CodebookHead(size, width, limit, self.copies) for size in codebooks])
         # Entry 0 means no class.
         self.labels = _small_embedding(labels + 1, width) if labels else None
         self.actions = nn.Linear(actions, width) if actions else None
@@ -113,17 +124,31 @@ class VideoTransformer(nn.Module):
         self.no_blanked = _small_embedding(1, width) if sees_blanked else None
         self.rotary = Rotary(width // config.heads)
 
-    def embed(self, codes: Tensor, mask: Tensor | None, first: int = 0) -> Tensor:
-        """Embed codes.
+    def embed(self, codes: Tensor, mask: Tensor | None, first: int = 0, previous: Tensor | None = None) -> Tensor:
+        """Embed codes, and with ``copy_radius`` those around each in the previous latent frame.
 
         Args:
             codes: ``b t h w`` int64, indices into the codebook of their latent frame.
             mask: ``b t h w`` bool, True for hidden codes; None hides none.
             first: index of the first latent frame.
+            previous: :func:`previous_codes` of these codes; None leaves them out.
 
         Returns:
             ``b t h w c``.
         """
+        vectors = self._embed(codes, mask, first)
+        if previous is None or not self.copies:
+            return vectors
+        parts, unknown = [], previous == UNKNOWN
+        # No latent frame comes before latent frame 0.
+        start = 0 if first else 1
+        if start:
+            parts.append(self._embed(previous[:, :1].clamp(min=0), unknown[:, :1], 0))
+        if codes.shape[1] > start:
+            parts.append(self._embed(previous[:, start:].clamp(min=0), unknown[:, start:], first - 1 + start))
+        return vectors + self.previous(torch.cat(parts, dim=1))
+
+    def _embed(self, codes: Tensor, mask: Tensor | None, first: int) -> Tensor:
         parts = []
         for book, frames in self._by_codebook(codes.shape[1], first):
             vectors = self.embeddings[book](codes[:, frames])
@@ -132,6 +157,41 @@ class VideoTransformer(nn.Module):
                 vectors = torch.where(mask[:, frames, ..., None], hidden, vectors)
             parts.append(vectors)
         return torch.cat(parts, dim=1)
+
+    def candidates(
+        self,
+        previous: Tensor,
+        blanked: Tensor | None = None,
+        visible: Tensor | None = None,
+        kept: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor | None:
+        """Return the codes that each position can copy.
+
+        Args:
+            previous: :func:`previous_codes`, ``b t h w``.
+            blanked: see :meth:`condition`.
+            visible: see :meth:`condition`.
+            kept: see :meth:`condition`.
+            first: index of the first latent frame.
+
+        Returns:
+            ``b t h w m`` int64, ``UNKNOWN`` for none; None without ``copy_radius``.
+        """
+        if not self.copies:
+            return None
+        assert self.config.copy_radius is not None
+        found = neighbors(previous, self.config.copy_radius)
+        if len(self.codebooks) > 1:
+            # Latent frame 1 has another codebook than latent frame 0.
+            found[:, : max(2 - first, 0)] = UNKNOWN
+        if self.blanked is None:
+            return found
+        given = torch.full_like(previous, UNKNOWN)
+        if blanked is not None and visible is not None:
+            given = torch.where(visible > 0, blanked, UNKNOWN)
+            given = given if kept is None else given.masked_fill(~kept[:, None, None, None], UNKNOWN)
+        return torch.cat([found, given[..., None]], dim=-1)
 
     def condition(
         self,
@@ -193,8 +253,11 @@ class VideoTransformer(nn.Module):
             ``n`` float, in raster order by codebook.
         """
         extra = self.condition(codes, **conditions)  # type: ignore[arg-type] (first is not among them)
-        noisy = self.embed(codes, mask) + extra
-        return self.nll(self.hidden(noisy, self.embed(codes, None) + extra if two_streams else None), codes, mask)
+        previous = previous_codes(codes, None if two_streams else mask)
+        copies = self.candidates(previous, conditions.get("blanked"), conditions.get("visible"), conditions.get("kept"))
+        noisy = self.embed(codes, mask, previous=previous) + extra
+        clean = self.embed(codes, None, previous=previous) + extra if two_streams else None
+        return self.nll(self.hidden(noisy, clean), codes, mask, copies)
 
     def hidden(self, noisy: Tensor, clean: Tensor | None = None) -> Tensor:
         """Compute the hidden vectors of all positions.
@@ -232,22 +295,26 @@ class VideoTransformer(nn.Module):
             cache.frames += t
         return self.norm(x)
 
-    def nll(self, hidden: Tensor, codes: Tensor, chosen: Tensor, first: int = 0) -> Tensor:
+    def nll(
+        self, hidden: Tensor, codes: Tensor, chosen: Tensor, copies: Tensor | None = None, first: int = 0
+    ) -> Tensor:
         """Compute the negative log-likelihood (nats) of chosen codes.
 
         Args:
             hidden: hidden vectors ``b t h w c``.
             codes: ``b t h w`` int64.
             chosen: ``b t h w`` bool, True for the codes to score.
+            copies: result of :meth:`candidates`.
             first: index of the first latent frame.
 
         Returns:
             ``n`` float, in raster order by codebook.
         """
-        parts = [
-            self.heads[book].nll(hidden[:, frames][chosen[:, frames]], codes[:, frames][chosen[:, frames]])  # type: ignore[union-attr,operator]
-            for book, frames in self._by_codebook(codes.shape[1], first)
-        ]
+        parts = []
+        for book, frames in self._by_codebook(codes.shape[1], first):
+            here = chosen[:, frames]
+            candidates = None if copies is None else copies[:, frames][here]
+            parts.append(self.heads[book].nll(hidden[:, frames][here], codes[:, frames][here], candidates))  # type: ignore[union-attr,operator]
         return torch.cat(parts)
 
     def codebook_index(self, t: int) -> int:
