@@ -295,3 +295,16 @@ def test_classes_and_actions_come_from_columns(tmp_path, tokens_dir, clips_dir, 
     done = vidvq("generate", "predict", run, tokens_dir, "--out", out, f"columns={clips}", *FAST)
     assert done.code == 0, done.err
     assert len(codes_of(out)) == len(codes_of(tokens_dir))
+    scores = tmp_path / "scores.json"
+    measured = ("--clips", clips, "--checkpoint", checkpoint_dir, "--out", scores, "--pictures", tmp_path / "pictures")
+    small = ("clips=2", "samples=0", "seeds=[0]", "sampling.steps=1")
+    done = vidvq("generate", "evaluate", run, tokens_dir, *measured, *small)
+    assert done.code == 0, done.err
+    bits = json.loads(scores.read_text())["bits"]
+    assert bits["predict"] != bits["unconditional"] and abs(bits["predict"] - bits["unconditional"]) < 1
+    made = {path.name: np.load(path) for path in (tmp_path / "pictures").iterdir()}
+    assert made.keys() == {f"predict-{name}.npy" for name in ("original", "generator", "baseline", "ceiling")}
+    assert {frames.shape for frames in made.values()} == {(9, 32, 40, 3)}
+    assert np.array_equal(made["predict-baseline.npy"][5:], np.repeat(made["predict-original.npy"][4:5], 4, axis=0))
+    card = json.loads((run / "checkpoints/step-00000002/config.json").read_text())["generator"]
+    assert len(card["action_choices"]) == 12 and len(card["action_choices"][0]) == 2

@@ -123,6 +123,12 @@ STAGES = {
         "vidvq generate evaluate RUN TOKENS --clips CLIPS KEY=VALUE...",
         ("clips", "given", "samples", "seeds", "sampling", "perceptual"),
     ),
+    "generate-play": Stage(
+        "vidvq.generate.requests",
+        "PlayConfig",
+        "vidvq generate play RUN KEY=VALUE...",
+        ("seed", "starts", "given", "keys", "sampling"),
+    ),
     "decode": Stage(
         "vidvq.decode.config",
         "DecodeConfig",

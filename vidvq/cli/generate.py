@@ -11,6 +11,7 @@ import click
 from vidvq import config, log
 from vidvq.cli.config import settings_epilog
 from vidvq.cli.options import PathOrUrl, checkpoint_option, config_option, config_path, json_option, out_option, split
+from vidvq.errors import UsageError
 
 
 @click.group(short_help="Train a generator on token shards; generate, predict, interpolate and fill in video.")
@@ -62,8 +63,15 @@ def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
 @click.option("--clips", type=PathOrUrl(), help="The clip shards that TOKENS was made from; without them, no PSNR.")
 @checkpoint_option
 @click.option("--out", type=PathOrUrl(), help="Write the scores to this JSON file.")
+@click.option("--pictures", type=PathOrUrl(), help="Write the frames of the first clip into this folder, as npy.")
 def evaluate(
-    run: Path, tokens: Path, overrides: tuple[str, ...], clips: Path | None, checkpoint: Path, out: Path | None
+    run: Path,
+    tokens: Path,
+    overrides: tuple[str, ...],
+    clips: Path | None,
+    checkpoint: Path,
+    out: Path | None,
+    pictures: Path | None,
 ) -> int:
     """Score RUN on TOKENS (held-out token shards), next to trivial baselines.
 
@@ -77,8 +85,40 @@ def evaluate(
     from vidvq.generate.evaluate import EvaluateConfig, run_generate_evaluate
 
     settings = config.load(EvaluateConfig, None, list(overrides))
-    for line in run_generate_evaluate(run, tokens, settings, clips, checkpoint, out).lines():
+    for line in run_generate_evaluate(run, tokens, settings, clips, checkpoint, out, pictures).lines():
         log.info(line)
+    return 0
+
+
+@generate.command(short_help="Steer a generator in a browser page.", epilog=settings_epilog("generate-play"))
+@click.argument("run", type=PathOrUrl())
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--tokens", type=PathOrUrl(), help="Token shards to start from. [default: the training tokens]")
+@checkpoint_option
+@config_option
+@click.option("--port", default=8766, show_default=True, type=click.IntRange(0, 65535), help="Port on 127.0.0.1, or 0.")
+def play(
+    run: Path, overrides: tuple[str, ...], tokens: Path | None, checkpoint: Path, config_name: str | None, port: int
+) -> int:
+    """Serve a page on 127.0.0.1 in which RUN continues clips frame by frame.
+
+    Of a generator with actions, each key is an action: keys= names them, else the digits are the most frequent actions
+    of the training clips. A generator without actions plays its prediction.
+
+    \b
+    vidvq generate play runs/world/generator --checkpoint runs/world/tokenizer "keys={ArrowLeft: [-1], ArrowRight: [1]}"
+    """
+    from vidvq.generate.evaluate import training_tokens
+    from vidvq.generate.requests import PlayConfig
+    from vidvq.view.play import Game, build_play_page, play_routes
+    from vidvq.view.serve import serve
+
+    settings = config.load(PlayConfig, config_path(config_name), list(overrides))
+    folder = tokens or next(iter(training_tokens(run)), None)
+    if folder is None:
+        raise UsageError(f"{run} has no config.yaml that names its training tokens; set --tokens")
+    game = Game(run, folder, checkpoint, settings)
+    serve(build_play_page(game), play_routes(game), port)
     return 0
 
 

@@ -28,11 +28,11 @@ def view(tokens: Path, checkpoint: Path, clips: Path | None, out: Path | None, f
 
     vidvq view tokens/ --clips shards/ --checkpoint runs/demo
     """
-    from vidvq.view import Gallery, build_page, serve
+    from vidvq.view import Gallery, build_page, build_routes, serve
 
     gallery = Gallery(tokens, checkpoint, clips)
     if out is None:
-        serve(build_page(gallery, None), gallery, port)
+        serve(build_page(gallery, None), build_routes(gallery), port)
         return 0
     from vidvq.storage import write_atomic
 

@@ -45,6 +45,7 @@ class GeneratorCard:
         actions: column of the action condition; "" without one.
         action_mean: mean of each number of an action, over the training frames.
         action_scale: standard deviation of each number of an action; 1 where it never changes.
+        action_choices: the most frequent actions of the training frames, the most frequent first.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -60,6 +61,7 @@ class GeneratorCard:
     actions: str = ""
     action_mean: tuple[float, ...] = ()
     action_scale: tuple[float, ...] = ()
+    action_choices: tuple[tuple[float, ...], ...] = ()
 
     @property
     def limits(self) -> tuple[int, int, int]:

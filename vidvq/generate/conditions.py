@@ -16,6 +16,8 @@ from vidvq.formats.plan import read_plan
 from vidvq.storage import resolve_path
 
 _CARRIED = "carried."
+# Number of frequent actions in the card of a generator.
+_CHOICES = 12
 
 
 def read_column(folders: Iterable[str], name: str) -> dict[str, Any]:
@@ -64,11 +66,13 @@ class Actions:
         by_key: actions ``t a`` float32 by clip key, one row per frame.
         mean: mean of each component over all frames.
         scale: standard deviation of each component; 1 for a constant one.
+        choices: the most frequent actions, most frequent first.
     """
 
     by_key: dict[str, np.ndarray]
     mean: tuple[float, ...]
     scale: tuple[float, ...]
+    choices: tuple[tuple[float, ...], ...] = ()
 
 
 def parse_actions(value: Any, where: str) -> np.ndarray:
@@ -115,7 +119,9 @@ def read_actions(folders: Collection[str], name: str) -> Actions:
     frames = np.concatenate(list(by_key.values()))
     mean, scale = frames.mean(axis=0), frames.std(axis=0)
     scale[scale == 0] = 1
-    return Actions(by_key, tuple(mean.tolist()), tuple(scale.tolist()))
+    rows, counts = np.unique(frames, axis=0, return_counts=True)
+    choices = rows[np.argsort(-counts, kind="stable")[:_CHOICES]]
+    return Actions(by_key, tuple(mean.tolist()), tuple(scale.tolist()), tuple(map(tuple, choices.tolist())))
 
 
 def latent_actions(rows: np.ndarray, latents: np.ndarray, card: GeneratorCard) -> np.ndarray:
@@ -140,6 +146,23 @@ def latent_actions(rows: np.ndarray, latents: np.ndarray, card: GeneratorCard) -
 def actions_per_latent(card: GeneratorCard) -> int:
     """Return the length of the action condition of one latent frame; 0 without actions."""
     return card.tokenizer.temporal_factor * len(card.action_mean)
+
+
+def check_action_width(card: GeneratorCard, width: int) -> None:
+    """Check that actions have as many components as those the generator was trained with.
+
+    Args:
+        card: card of the generator.
+        width: components of an action.
+
+    Raises:
+        UsageError: they have another number.
+    """
+    if width != len(card.action_mean):
+        raise UsageError(
+            f"column {card.actions} has {width} numbers per frame; this generator was trained with "
+            f"{len(card.action_mean)}"
+        )
 
 
 def label_index(card: GeneratorCard, name: Any) -> int:

@@ -18,6 +18,7 @@ from vidvq.formats.token_index import TokenLocation, index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
 from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
+from vidvq.generate.conditions import check_action_width, label_name, latent_actions, read_actions, read_column
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.likelihood import NgramModels, sample_nats
 from vidvq.generate.network import load_network
@@ -31,6 +32,7 @@ from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
 from vidvq.storage import pretty_json, resolve_path, write_atomic
 from vidvq.video.decode import decode_clip
+from vidvq.video.encode import encode_npy
 
 # Fraction of equal codes above which a sample counts as a copy of a training sample.
 _COPY_SHARE = 0.5
@@ -88,9 +90,11 @@ class GeneratorScores:
         generator: fingerprint of the generator.
         clips: number of held-out clips.
         skipped: number of clips skipped because their frames are larger than those the generator was trained on.
-        bits: bits per token of the generator, of the generator given the first frames (``predict``), and of n-gram
-            models of the training tokens: ``uniform``, ``unigram``, ``bigram`` (previous code in raster order) and
-            ``temporal`` (code at the same position of the previous latent frame).
+        bits: bits per token of the generator (if it was trained to ``generate``), of the generator given the first
+            frames (``predict``), of the same with its conditions dropped (``unconditional``, if it has conditions), and
+            of n-gram models of the training tokens: ``uniform``, ``unigram``, ``bigram`` (previous code in raster
+            order) and ``temporal`` (code at the same position of the previous latent frame). Without ``generate``, all
+            cover the frames after the given ones only.
         tasks: scores by task.
         copies: fraction of the samples that are copies of a training sample (0 to 1); None if not measured.
         nearest: mean fraction of codes that differ between a sample and the nearest training sample (0 to 1).
@@ -113,6 +117,9 @@ class GeneratorScores:
         for task, score in self.tasks.items():
             named = {"generator": "generator", "baseline": score.baseline, "ceiling": "tokenizer's reconstruction"}
             parts = [f"{named[name]} {score.psnr[name]:.2f} dB" for name in named]
+            if score.curve:
+                first = ", ".join(f"{score.curve[name][0]:.2f}" for name in named)
+                parts.append(f"first generated frame {first} dB")
             if score.st_lpips:
                 parts.append("ST-LPIPS " + ", ".join(f"{score.st_lpips[name]:.3f}" for name in named))
             text.append(f"{task}: " + ", ".join(parts))
@@ -125,7 +132,13 @@ class GeneratorScores:
 
 
 def run_generate_evaluate(
-    run: Path, tokens: Path, config: EvaluateConfig, clips: Path | None, checkpoint: Path, out: Path | None
+    run: Path,
+    tokens: Path,
+    config: EvaluateConfig,
+    clips: Path | None,
+    checkpoint: Path,
+    out: Path | None,
+    pictures: Path | None = None,
 ) -> GeneratorScores:
     """Evaluate a generator.
 
@@ -136,11 +149,13 @@ def run_generate_evaluate(
         clips: directory of the clip shards that the tokens were made from; None skips the scores of pixels.
         checkpoint: tokenizer that decodes the samples; used with ``clips`` only.
         out: JSON file to write; None writes none.
+        pictures: folder for the frames of the first clip, ``TASK-NAME.npy`` (``t h w c`` uint8) with the names
+            ``original``, ``generator`` (first seed), ``baseline`` and ``ceiling``; None writes none.
 
     Raises:
         UsageError: the tokens or the tokenizer do not match the generator, or a clip is missing.
     """
-    evaluation = _Evaluation(run, tokens, config, clips, checkpoint)
+    evaluation = _Evaluation(run, tokens, config, clips, checkpoint, pictures)
     scores = evaluation.measure()
     if out:
         write_atomic(out, pretty_json(asdict(scores)))
@@ -148,9 +163,17 @@ def run_generate_evaluate(
 
 
 class _Evaluation:
-    def __init__(self, run: Path, tokens: Path, config: EvaluateConfig, clips: Path | None, checkpoint: Path) -> None:
+    def __init__(
+        self,
+        run: Path,
+        tokens: Path,
+        config: EvaluateConfig,
+        clips: Path | None,
+        checkpoint: Path,
+        pictures: Path | None,
+    ) -> None:
         torch.set_num_threads(1)
-        self.config, self.clips = config, clips
+        self.config, self.clips, self.pictures = config, clips, pictures
         generator = read_generator(run)
         self.card: GeneratorCard = generator.card
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -177,7 +200,8 @@ class _Evaluation:
             self.tokenizer, card = load_tokenizer(checkpoint)
             self._check_same(card.token_fingerprint, str(checkpoint))
             self.tokenizer.to(self.device)
-        self.training = _training_samples(run, generator.path, self.card)
+        self.labels, self.actions = _read_conditions(self.card, clips)
+        self.training = _training_samples(run, self.card)
         self.perceptual = load_perceptual("st_lpips", "alex").to(self.device) if config.perceptual else None
 
     def measure(self) -> GeneratorScores:
@@ -197,15 +221,20 @@ class _Evaluation:
             )
 
     def _measure_bits(self, held_out: list[np.ndarray]) -> None:
-        given = 1 + (self.config.given - 1) // self.card.tokenizer.temporal_factor
-        nats, tokens = {"generator": 0.0, "predict": 0.0}, {"generator": 0, "predict": 0}
+        given, generates = self._given, "generate" in self.card.tasks
+        wanted = {"generator": 0} if generates else {}
+        wanted |= {"predict": given}
+        wanted |= {"unconditional": given} if self.labels or self.actions else {}
+        nats, tokens = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0)
         with progress("bits", len(held_out), "clips") as bar:
             for location, codes in zip(self.locations, held_out, strict=True):
                 grid = torch.from_numpy(codes.astype(np.int64))[None].to(self.device)
-                for name, first in (("generator", 0), ("predict", given)):
+                conditions = self._condition_tensors(location.key, len(codes))
+                for name, first in wanted.items():
                     if len(codes) > first:
                         seed = f"bits/{location.key}/{first}"
-                        nats[name] += sample_nats(self.network, self.card.objective, grid, first, _DRAWS, seed)
+                        known = {} if name == "unconditional" else conditions
+                        nats[name] += sample_nats(self.network, self.card.objective, grid, first, _DRAWS, seed, **known)
                         tokens[name] += codes[first:].size
                 bar.advance()
         self.scores.bits = {name: nats[name] / tokens[name] / log(2) for name in nats if tokens[name]}
@@ -213,7 +242,26 @@ class _Evaluation:
             models = NgramModels(self.card.tokenizer)
             for codes in self.training:
                 models.add(codes)
-            self.scores.bits |= models.bits(held_out)
+            self.scores.bits |= models.bits(held_out, 0 if generates else given)
+
+    @property
+    def _given(self) -> int:
+        """Number of latent frames that are given to a prediction."""
+        return 1 + (self.config.given - 1) // self.card.tokenizer.temporal_factor
+
+    def _condition(self, key: str, latents: int) -> Condition:
+        """Return the class and the actions of a clip, as far as they are known."""
+        rows = self.actions.get(key)
+        actions = None if rows is None else torch.from_numpy(latent_actions(rows, np.arange(latents), self.card))
+        return Condition(self.labels.get(key, 0), actions)
+
+    def _condition_tensors(self, key: str, latents: int) -> dict[str, torch.Tensor | None]:
+        """Return the same as arguments of the network."""
+        condition = self._condition(key, latents)
+        return {
+            "labels": torch.tensor([condition.label], device=self.device),
+            "actions": None if condition.actions is None else condition.actions[None].to(self.device),
+        }
 
     def _measure_pixels(self, clips: Path) -> None:
         index = read_clip_index([str(clips)])
@@ -257,8 +305,10 @@ class _Evaluation:
             h, w = size
             hidden["fill"] = hide_box(frames.shape[:3], (w // 4, h // 4, w // 2, h // 2)).numpy()
         for task, part in hidden.items():
-            first = codes[: 1 + (given - 1) // self.card.tokenizer.temporal_factor] if task == "predict" else None
-            condition = Condition(blanked=None if task == "predict" else self._blanked(frames, part))
+            first = codes[: self._given] if task == "predict" else None
+            condition = self._condition(location.key, len(codes))
+            if task != "predict":
+                condition = replace(condition, blanked=self._blanked(frames, part))
             made = []
             for seed in self.config.seeds:
                 rng = seeded_rng(f"{seed}/{location.key}/{task}")
@@ -269,6 +319,10 @@ class _Evaluation:
                 "interpolate": lambda: blend(frames, [0, len(frames) - 1]),
                 "fill": lambda part=part: surrounding_mean(frames, part),
             }[task]()
+            if self.pictures is not None and location.key == self.locations[0].key:
+                named = {"original": frames, "generator": made[0], "baseline": base, "ceiling": ceiling}
+                for name, each in named.items():
+                    write_atomic(self.pictures / f"{task}-{name}.npy", encode_npy(each))
             yield (
                 task,
                 {
@@ -324,6 +378,26 @@ _BASELINES = {
 }
 
 
+def _read_conditions(card: GeneratorCard, clips: Path | None) -> tuple[dict[str, int], dict[str, np.ndarray]]:
+    """Read the class (from 1) and the actions ``t a`` of each clip, by key; empty without clips or conditions.
+
+    Raises:
+        UsageError: the clips lack the column, or have actions of another length than the generator's.
+    """
+    if clips is None:
+        return {}, {}
+    labels: dict[str, int] = {}
+    actions: dict[str, np.ndarray] = {}
+    if card.label:
+        known = {name: 1 + at for at, name in enumerate(card.labels)}
+        labels = {key: known.get(label_name(value), 0) for key, value in read_column([str(clips)], card.label).items()}
+    if card.actions:
+        found = read_actions([str(clips)], card.actions)
+        check_action_width(card, len(found.mean))
+        actions = found.by_key
+    return labels, actions
+
+
 def _mean_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
 
@@ -333,16 +407,21 @@ def _nearest(codes: np.ndarray, others: list[np.ndarray]) -> float:
     return min((float((codes != other).mean()) for other in others), default=1.0)
 
 
-def _training_samples(run: Path, checkpoint: Path, card: GeneratorCard) -> list[np.ndarray]:
-    """Read the codes of all training samples that the run's config names; empty, with a warning, if unavailable."""
-    for folder in (run, checkpoint.parent.parent):
+def training_tokens(run: Path) -> list[Path]:
+    """Return the directories of the training tokens that a run's config names; empty for a generator without a run."""
+    for folder in (run, run.parent.parent):
         if (folder / "config.yaml").is_file():
-            found = settings.read_yaml(folder / "config.yaml")["data"]["tokens"]
-            try:
-                locations = [location for given in found for location in index_tokens(resolve_path(given))]
-                return [location.read(card.tokenizer)[0] for location in locations]
-            except (UsageError, OSError) as error:
-                warn(f"the training tokens cannot be read; skipping comparisons with them: {error}")
-                return []
-    warn(f"{run} has no config.yaml; skipping comparisons with the training tokens")
+            return [resolve_path(given) for given in settings.read_yaml(folder / "config.yaml")["data"]["tokens"]]
     return []
+
+
+def _training_samples(run: Path, card: GeneratorCard) -> list[np.ndarray]:
+    """Read the codes of all training samples that the run's config names; empty, with a warning, if unavailable."""
+    folders = training_tokens(run)
+    if not folders:
+        warn(f"{run} has no config.yaml; skipping comparisons with the training tokens")
+    try:
+        return [location.read(card.tokenizer)[0] for folder in folders for location in index_tokens(folder)]
+    except (UsageError, OSError) as error:
+        warn(f"the training tokens cannot be read; skipping comparisons with them: {error}")
+        return []

@@ -79,18 +79,24 @@ class NgramModels:
                 seen[0] += 1
                 seen[1] += not count
 
-    def bits(self, samples: Iterable[np.ndarray]) -> dict[str, float]:
-        """Return the mean bits per token of samples ``lt lh lw``, by model."""
+    def bits(self, samples: Iterable[np.ndarray], given: int = 0) -> dict[str, float]:
+        """Return the mean bits per token by model.
+
+        Args:
+            samples: codes ``lt lh lw``.
+            given: number of first latent frames that are context only.
+        """
         sums = {"uniform": 0.0, "unigram": 0.0, "bigram": 0.0, "temporal": 0.0}
         tokens = 0
         for codes in samples:
-            tokens += codes.size
-            for book, frames in self._split_by_codebook(codes):
+            context = codes[:given].size
+            tokens += codes.size - context
+            for book, frames in self._split_by_codebook(codes, given):
                 probabilities = self._unigram_probabilities(book)
                 sums["uniform"] += frames.size * log2(self._card.codebooks[book].size)
                 sums["unigram"] -= float(np.log2(probabilities[frames]).sum())
             for kind, entries in self._with_context(codes):
-                sums[kind] += sum(self._bits(kind, context, code) for context, code in entries)
+                sums[kind] += sum(self._bits(kind, *entry) for entry in entries[context:])
         return {name: bits / max(tokens, 1) for name, bits in sums.items()}
 
     def _bits(self, kind: str, context: tuple[int, int, int], code: int) -> float:
@@ -105,9 +111,9 @@ class NgramModels:
         counts = self._unigram[book]
         return (counts + 1) / (counts.sum() + len(counts))
 
-    def _split_by_codebook(self, codes: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    def _split_by_codebook(self, codes: np.ndarray, given: int = 0) -> list[tuple[int, np.ndarray]]:
         last = len(self._card.codebooks) - 1
-        return [(0, codes[:1]), (last, codes[1:])] if len(codes) > 1 else [(0, codes)]
+        return [(0, codes[given:1]), (last, codes[max(given, 1) :])]
 
     def _with_context(self, codes: np.ndarray) -> Iterable[tuple[str, list[tuple[tuple[int, int, int], int]]]]:
         """Yield each model's contexts with the codes that follow.

@@ -97,6 +97,7 @@ def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[Gener
         actions=config.conditions.actions or "",
         action_mean=actions.mean,
         action_scale=actions.scale,
+        action_choices=actions.choices,
     )
     indices = {key: 1 + names.index(name) for key, name in labels.items()}
     return card, ExampleDataset(config, card, tokens, indices, actions.by_key, _load_tokenizer(config, card))

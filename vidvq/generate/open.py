@@ -11,7 +11,7 @@ from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
-from vidvq.generate.conditions import label_index, label_name, read_actions, read_column
+from vidvq.generate.conditions import check_action_width, label_index, label_name, read_actions, read_column
 from vidvq.generate.pipeline import sample_size
 from vidvq.generate.requests import (
     FillConfig,
@@ -174,11 +174,7 @@ def _conditions(generator: Generator, tokens: Path, config: PredictConfig) -> di
         labels = {key: label_index(card, label_name(value)) for key, value in values.items() if key in keys}
     if card.actions:
         found = read_actions([config.columns], card.actions)
-        if len(found.mean) != len(card.action_mean):
-            raise UsageError(
-                f"column {card.actions} has {len(found.mean)} numbers per frame; this generator was trained with "
-                f"{len(card.action_mean)}"
-            )
+        check_action_width(card, len(found.mean))
         actions = {key: rows for key, rows in found.by_key.items() if key in keys}
     digest = sha256_bytes(canonical_json([labels, {key: rows.tolist() for key, rows in actions.items()}]))
     return {"labels": labels, "actions": actions, "conditions": digest}

@@ -166,3 +166,25 @@ class FillConfig(InputConfig):
     def identity(self) -> dict[str, Any]:
         """The settings that the samples depend on, as JSON types."""
         return super().identity() | {"box": list(self.box or ()), "outside": self.outside}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayConfig:
+    """Settings of `vidvq generate play`.
+
+    Attributes:
+        seed: seed of the frames; the same keys lead to the same frames.
+        starts: number of samples to start from (1 or more).
+        given: frames of a start (1 + a multiple of the temporal factor).
+        keys: action of each key, by the name that browsers give it: ``{ArrowLeft: [-1, 0]}``; None for the digits, with
+            the most frequent actions of the training clips.
+        sampling: how codes are drawn.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+
+    seed: int = 0
+    starts: Count = 24
+    given: Count = 1
+    keys: dict[str, tuple[float, ...]] | None = None
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=6))

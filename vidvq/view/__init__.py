@@ -2,6 +2,6 @@
 
 from vidvq.view.gallery import Gallery
 from vidvq.view.page import build_page
-from vidvq.view.serve import serve
+from vidvq.view.serve import build_routes, serve
 
-__all__ = ["Gallery", "build_page", "serve"]
+__all__ = ["Gallery", "build_page", "build_routes", "serve"]

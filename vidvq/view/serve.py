@@ -15,18 +15,18 @@ from vidvq.view.gallery import Code, Gallery
 Route = Callable[..., Any]
 
 
-def serve(page: bytes, gallery: Gallery, port: int) -> None:
+def serve(page: bytes, routes: dict[str, Route], port: int) -> None:
     """Serve the page on 127.0.0.1 until interrupted.
 
     Args:
         page: the page.
-        gallery: source of its clips.
+        routes: functions behind the paths that the page requests.
         port: TCP port; 0 for a free one.
 
     Raises:
         UsageError: the port is in use.
     """
-    server = make_server(page, build_routes(gallery), port)
+    server = make_server(page, routes, port)
     info(f"http://127.0.0.1:{server.server_port}/ until Ctrl-C")
     try:
         server.serve_forever()

@@ -1,0 +1,209 @@
+"""`vidvq generate play`: a browser page in which a generator continues clips, steered by keys."""
+
+import json
+from base64 import b64encode
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from vidvq.errors import UsageError
+from vidvq.formats.generator import GeneratorCard, read_generator
+from vidvq.formats.token_index import TokenLocation, index_tokens
+from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.generate.network import load_network
+from vidvq.generate.requests import PlayConfig
+from vidvq.generate.rollout import Rollout
+from vidvq.pretrained import load_tokenizer
+from vidvq.view.pictures import png_strip
+
+_TEMPLATES = Path(__file__).parent
+_PALETTE = _TEMPLATES.parent / "palette.css"
+# Rollouts that are kept; an older one cannot be continued.
+_KEPT = 8
+# Longer rollouts start anew, so that their memory is bounded.
+_MAX_LATENTS = 10_000
+
+
+class Game:
+    """Starts and rollouts, for the page.
+
+    Args:
+        run: a generator, or a run of `vidvq generate train`.
+        tokens: directory of token shards to start from.
+        checkpoint: the tokenizer, or its training run.
+        config: settings.
+
+    Attributes:
+        card: card of the generator.
+        keys: action of each key.
+        idle: action without a key; None for one that is not known.
+        size: height and width of a frame (pixels).
+
+    Raises:
+        UsageError: the generator was not trained to predict, the tokens or the tokenizer do not fit it, or the keys do
+            not.
+    """
+
+    def __init__(self, run: Path, tokens: Path, checkpoint: Path, config: PlayConfig) -> None:
+        torch.set_num_threads(1)
+        generator = read_generator(run)
+        self.card: GeneratorCard = generator.card
+        if "predict" not in self.card.tasks:
+            raise UsageError(f"{run} was not trained to predict; train one with tasks.predict=1")
+        r = self.card.tokenizer.temporal_factor
+        if (config.given - 1) % r:
+            raise UsageError(f"given={config.given} must be 1 + a multiple of {r}")
+        self._config, self._given = config, 1 + (config.given - 1) // r
+        self._check_tokenizer(read_tokenizer_card(tokens).token_fingerprint, str(tokens))
+        self._starts = self._find_starts(tokens)
+        self.keys = _keys(self.card, config)
+        still = tuple(0.0 for _ in self.card.action_mean)
+        self.idle = still if still and still in {*self.keys.values(), *self.card.action_choices} else None
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._network = load_network(generator).to(device)
+        self._tokenizer, found = load_tokenizer(checkpoint)
+        self._check_tokenizer(found.token_fingerprint, str(checkpoint))
+        self._tokenizer.to(device)
+        info = self._starts[0].read_info()
+        self.size = (info.height, info.width)
+        self._rollouts: dict[int, tuple[Rollout, int]] = {}
+        self._number = 0
+
+    @property
+    def total(self) -> int:
+        """Number of starts."""
+        return len(self._starts)
+
+    def start(self, start: int) -> dict[str, Any]:
+        """Begin a rollout.
+
+        Returns:
+            Its number (``rollout``) and the frames of the start as data URIs (``frames``).
+
+        Raises:
+            UsageError: the start is out of range, or its shard is damaged.
+        """
+        if not 0 <= start < self.total:
+            raise UsageError(f"start {start} is out of range; the starts are 0 to {self.total - 1}")
+        place = self._starts[start]
+        codes, info = place.read(self.card.tokenizer)
+        seed = f"{self._config.seed}/{place.key}"
+        size = (info.height, info.width)
+        rollout = Rollout(
+            self._network, self.card, self._tokenizer, codes[: self._given], self._config.sampling, seed, size
+        )
+        self._number += 1
+        self._rollouts[self._number] = (rollout, self._given)
+        while len(self._rollouts) > _KEPT:
+            del self._rollouts[min(self._rollouts)]
+        return {"rollout": self._number, "frames": _pictures(rollout.start())}
+
+    def step(self, rollout: int, key: int) -> dict[str, Any]:
+        """Continue a rollout by one latent frame.
+
+        Args:
+            rollout: number of the rollout.
+            key: index of a key, or -1 for none.
+
+        Returns:
+            The frames as data URIs (``frames``).
+
+        Raises:
+            UsageError: the rollout has ended, or there is no such key.
+        """
+        found, latents = self._rollouts.get(rollout, (None, 0))
+        if found is None or latents >= _MAX_LATENTS:
+            raise UsageError(f"rollout {rollout} has ended; begin another")
+        if not -1 <= key < len(self.keys):
+            raise UsageError(f"key {key} is out of range; there are {len(self.keys)} keys")
+        action = self.idle if key < 0 else list(self.keys.values())[key]
+        frames = found.step(action)
+        self._rollouts[rollout] = (found, latents + 1)
+        return {"frames": _pictures(frames)}
+
+    def _check_tokenizer(self, fingerprint: str, where: str) -> None:
+        wanted = self.card.tokenizer.token_fingerprint
+        if fingerprint != wanted:
+            raise UsageError(
+                f"{where} is of tokenizer {fingerprint[:12]}; the generator was trained on tokens of {wanted[:12]}"
+            )
+
+    def _find_starts(self, tokens: Path) -> list[TokenLocation]:
+        _, lh, lw = self.card.limits
+        found: list[TokenLocation] = []
+        for place in index_tokens(tokens):
+            grid = place.read_info().grid
+            if grid[0] >= self._given and grid[1] <= lh and grid[2] <= lw:
+                found.append(place)
+        if not found:
+            raise UsageError(f"{tokens} has no sample of {self._given} or more latent frames of up to {lh}x{lw}")
+        # Evenly spread, because neighbors are often of one video.
+        chosen = np.linspace(0, len(found) - 1, min(self._config.starts, len(found))).round().astype(int)
+        return [found[at] for at in chosen]
+
+
+def build_play_page(game: Game) -> bytes:
+    """Build the page, UTF-8."""
+    script = (_TEMPLATES / "play.js").read_text(encoding="utf-8")
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    data = {
+        "keys": [{"key": key, "action": list(action)} for key, action in game.keys.items()],
+        "starts": game.total,
+        "fps": game.card.fps,
+        "height": game.size[0],
+        "width": game.size[1],
+    }
+    text = environment.get_template("play.html.j2").render(
+        style=Markup("".join(path.read_text(encoding="utf-8") for path in (_PALETTE, _TEMPLATES / "play.css"))),
+        script=Markup(script),
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
+        # Only "<" can end a script element.
+        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
+        keys=game.keys,
+        column=game.card.actions,
+        fingerprint=game.card.tokenizer.token_fingerprint[:12],
+    )
+    return text.encode()
+
+
+def play_routes(game: Game) -> dict[str, Callable[..., Any]]:
+    """Functions behind the paths that the page requests; query parameters are integers."""
+    # One request at a time; others wait.
+    lock = Lock()
+
+    def exclusive(route: Callable[..., Any]) -> Callable[..., Any]:
+        def locked(**query: Any) -> Any:
+            with lock:
+                return route(**query)
+
+        return locked
+
+    return {"/start": exclusive(game.start), "/step": exclusive(game.step)}
+
+
+def _keys(card: GeneratorCard, config: PlayConfig) -> dict[str, tuple[float, ...]]:
+    """The action of each key."""
+    width = len(card.action_mean)
+    if not width:
+        if config.keys:
+            raise UsageError("keys: this generator was trained without actions")
+        return {}
+    if config.keys is None:
+        return {str(1 + index): action for index, action in enumerate(card.action_choices[:9])}
+    for key, action in config.keys.items():
+        if len(action) != width:
+            raise UsageError(
+                f"keys.{key} has {len(action)} numbers; an action of this generator has {width} (column {card.actions})"
+            )
+    return config.keys
+
+
+def _pictures(frames: np.ndarray) -> list[str]:
+    return [png_strip(frame) for frame in frames]
