@@ -6,22 +6,27 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Barrier
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vidvq.errors import UsageError
 from vidvq.storage import (
     attempt_file,
     canonical_json,
     create_once,
     differences,
     exclusive_lock,
+    is_chained,
     publish_once,
     read_json,
     remove_attempts,
+    resolve_path,
     write_atomic,
     write_shared,
 )
@@ -204,3 +209,16 @@ def test_a_file_whose_attempt_another_driver_swept_is_written_again(tmp_path, mo
     write_shared(tmp_path / "report.html", b"all of it")
     assert (tmp_path / "report.html").read_bytes() == b"all of it"
     assert len(swept) == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [("http://[::1]:8000/a.mp4", "::1"), ("https://me@[2001:db8::7]/a.mp4?sig=x", "2001:db8::7")],
+)
+def test_an_ipv6_address_is_no_chain_of_file_systems(url, host):
+    found = urlsplit(str(resolve_path(url))).hostname
+    assert found and ip_address(found) == ip_address(host) and not is_chained(url)
+    for chained in (f"{url}::x", f"simplecache::{url}", "http://[::1/a"):
+        assert is_chained(chained)
+        with pytest.raises(UsageError, match="chains file systems"):
+            resolve_path(chained)

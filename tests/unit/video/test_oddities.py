@@ -497,6 +497,12 @@ def test_a_strip_is_not_scaled_up_without_end():
     with pytest.raises(VideoError, match="too_large: is 400x8 pixels, 12800x256 at short_side=256"):
         fit_size(8, 400, 256, 2)
     assert fit_size(8, 250, 256, 2) == FrameSize(256, 8000, 256, 8000)
+    with pytest.raises(
+        VideoError, match=r"8x8192 pixels, 256x262144 at size=\[256, 256\]; a side is scaled up to 8192"
+    ):
+        fit_size(8192, 8, None, 2, (256, 256), "crop")
+    assert fit_size(8192, 8, None, 2, (256, 256), "pad").scaled_height == 256
+    assert fit_size(100, 100, None, 2, (9000, 9000), "crop").width == 9000, "a size that is asked for"
     assert fit_size(100, 9000, None, 2).width == 9000, "a picture that is so large already"
 
 
