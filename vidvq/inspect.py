@@ -165,11 +165,14 @@ def _foreign_tar(path: Path) -> Iterator[str]:
         videos += 1
         if len(shown) < _SHOWN:
             shown.append(f"  {source.member} ({source.size} bytes)")
+    others = _other_members(path)
+    if kinds["torn_tar"] and not videos and not others:
+        raise UsageError(f"{path} is not a readable tar; it is damaged, or no tar")
     yield f"{path}: tar that vidvq did not write, {videos} videos, {path.stat().st_size / 1e6:.1f} MB"
     yield from shown
     if videos > len(shown):
         yield f"  and {videos - len(shown)} more"
-    if others := _other_members(path):
+    if others:
         yield f"  other members: {', '.join(f'{count} {kind}' for kind, count in others.most_common(_SHOWN))}"
     yield from (f"  {count} members cannot be read: {reason}" for reason, count in sorted(kinds.items()))
     if videos:

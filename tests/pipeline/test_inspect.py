@@ -32,8 +32,8 @@ def test_a_tar_without_videos_and_a_torn_one(tmp_path, vidvq):
     path = pack(tmp_path / "images.tar", {"0.jpg": b"1", "1.jpg": b"2"})
     ran = vidvq("inspect", path)
     assert ran.code == 0 and "0 videos" in ran.out and "other members: 2 .jpg" in ran.out
-    path = pack(tmp_path / "torn.tar", {"x.mp4": b"1" * 5000})
-    path.write_bytes(path.read_bytes()[:2000])
+    path = pack(tmp_path / "torn.tar", {"x.mp4": b"1" * 5000, "y.mp4": b"2"})
+    path.write_bytes(path.read_bytes()[:5800])
     ran = vidvq("inspect", path)
     assert ran.code == 0 and "cannot be read: torn_tar" in ran.out
 

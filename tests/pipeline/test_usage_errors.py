@@ -17,7 +17,7 @@ INLINE = "runtime.workers=0"
         ("x.json", b"[1]", "x.json"),
         ("x.json", b"{", "x.json"),
         ("x.csv", b"url\n", "is a list of videos; vidvq shard"),
-        ("x.parquet", b"PAR1", "is a list of videos; vidvq shard"),
+        ("x.parquet", b"PAR1", "is not a readable parquet file"),
         ("x.tar", b"", "is not a readable tar"),
         ("x.mp4", b"", "empty_file"),
         ("x.mp4", b"#EXTM3U\n", "not_a_video"),
