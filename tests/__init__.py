@@ -1,0 +1,1 @@
+"""Tests. A package, because some distributions install a top-level package ``tests``, which would come first."""
