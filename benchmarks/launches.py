@@ -9,10 +9,11 @@ device_reads_per_step     times that a training step waits for a value of the de
 graph_breaks              breaks that torch.compile finds in encoding, decoding and the training forward pass
 handover_ratio            rate of frames from a decoding process through shared memory, over that through a pipe
 
-The ratio needs a machine that is not busy; the others are counts.
+The ratio needs a machine that is not busy; the others are counts. The exit code is 1 if a figure is out of its bounds.
 """
 
 import json
+import sys
 
 import torch
 from handover import handover_ratio
@@ -26,11 +27,25 @@ from vidvq.model.streaming import prepare_step
 from vidvq.tokenize.config import GPU_STREAMS
 
 GROUPS, SIDE = 9, 32
+AT_MOST = {
+    "encode_kernels_per_frame": 2,
+    "decode_kernels_per_frame": 4,
+    "h2d_bytes_per_frame": 1,
+    "device_reads_per_step": 1,
+    "graph_breaks": 0,
+}
+AT_LEAST = {"handover_ratio": 2}
 
 
-def main() -> None:
-    """Print the JSON line."""
-    print(json.dumps(count() | {"handover_ratio": round(handover_ratio(), 2)}))
+def main() -> int:
+    """Print the JSON line; returns the exit code."""
+    found = count() | {"handover_ratio": round(handover_ratio(), 2)}
+    print(json.dumps(found))
+    missed = [f"{name} is {found[name]}, above {most}" for name, most in AT_MOST.items() if found[name] > most]
+    missed += [f"{name} is {found[name]}, below {least}" for name, least in AT_LEAST.items() if found[name] < least]
+    for line in missed:
+        print(line, file=sys.stderr)
+    return 1 if missed else 0
 
 
 def count(size: str = "base") -> dict[str, float]:
@@ -122,4 +137,4 @@ def reads_per_step() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,8 @@
 import gzip
 import json
 
+from vidvq.train.profiler import count_requests
+
 
 def test_a_profile_accounts_for_the_time_of_a_step(train, tmp_path):
     run = train(tmp_path / "run", "steps=11", "--profile")
@@ -14,6 +16,10 @@ def test_a_profile_accounts_for_the_time_of_a_step(train, tmp_path):
     assert shares["generator, backward and step"] > 5 and shares["discriminator"] > 1
     assert shares["waiting for data"] >= 0 and 0 <= shares["other"] < 50
     assert "aten::convolution_backward" in operators
+    counts = {line[:44].strip(): float(line.split()[-1]) for line in parts.splitlines() if " per step" in line}
+    # DeepSpeed reads the norms of both networks; the guard's copy is no read on a CPU.
+    assert counts["operators launched per step"] > 500 and 0 < counts["values read by the host per step"] < 10
+    assert counts["MiB copied to the device per step"] == 0
     with gzip.open(run.out / "profile.json.gz") as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
     assert {"generator, forward", "aten::convolution_backward"} <= names
@@ -23,3 +29,13 @@ def test_a_run_too_short_for_a_profile_warns(train, tmp_path):
     run = train(tmp_path / "run", "steps=2", "--profile")
     assert "warning: no profile was written: the run ended before step 10 after its start" in run.stderr
     assert not (run.out / "profile.txt").exists()
+
+
+def test_a_trace_of_a_gpu_counts_kernels_and_copies():
+    events = [{"name": "gemm", "cat": "kernel"}] * 6 + [{"name": "aten::mm", "cat": "cpu_op"}] * 9
+    events += [{"name": "aten::_local_scalar_dense", "cat": "cpu_op"}, {"name": "process_name"}]
+    copies = [("Memcpy HtoD (Pinned -> Device)", 3 << 20), ("Memcpy DtoH (Device -> Pageable)", 1 << 19)]
+    copies += [("Memcpy DtoD (Device -> Device)", 1 << 30)]
+    events += [{"name": name, "cat": "gpu_memcpy", "args": {"bytes": size}} for name, size in copies]
+    assert [float(line.split()[-1]) for line in count_requests(events, steps=1)] == [6, 1, 3, 0.5]
+    assert next(iter(count_requests(events, steps=1))).startswith("kernels launched per step")

@@ -5,15 +5,18 @@ import shutil
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from vidvq.data import BucketConfig, ClipDataset, DataConfig, iter_micro_batches
+from vidvq.data.clip_cache import ClipCache
 from vidvq.data.dataset import UnreadableBatch
 from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 from vidvq.shard import ShardConfig, run_shard
 from vidvq.shard.config import ClipPolicy
+from vidvq.video.decode import decode_clip
 
 VIDEOS = Path(__file__).parents[2] / "vidvq/demo/videos/train"
 
@@ -120,6 +123,34 @@ def test_batches_are_a_function_of_the_seed(clips):
 def test_batches_do_not_depend_on_how_they_are_read(clips, change):
     one, other = batches(ClipDataset(config(clips), 1), 12), batches(ClipDataset(config(clips, **change), 1), 12)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_all_workers_share_the_decoded_clips(clips, tmp_path, monkeypatch):
+    log = tmp_path / "decoded"
+
+    def decode(data, key):
+        with log.open("a") as file:
+            file.write(f"{key}\n")
+        return decode_clip(data, key)
+
+    monkeypatch.setattr("vidvq.data.dataset.decode_clip", decode)
+    dataset = ClipDataset(config(clips, workers=3, batch_size=1), 1)
+    total = len(dataset.index.keys)
+    batches(dataset, 6 * total)
+    # A worker may decode a clip that another one is decoding, where two epochs meet.
+    assert total <= len(log.read_text().splitlines()) < 1.5 * total
+
+
+def test_clips_that_do_not_fit_into_the_cache_are_decoded_again():
+    cache = ClipCache(3, 1000)
+    clips = [np.full((2, 8, 8, 3), index, np.uint8) for index in range(3)]
+    for index, frames in enumerate(clips):
+        cache.put(index, frames)
+        cache.put(index, frames)
+    assert np.array_equal(cache.get(0), clips[0]) and np.array_equal(cache.get(1), clips[1])
+    assert cache.get(2) is None
+    with pytest.raises(ValueError, match="read-only"):
+        cache.get(0)[:] = 0
 
 
 @pytest.mark.parametrize("start", [1, 4])

@@ -81,7 +81,8 @@ class DataConfig(Batching):
         shuffle: size of the shuffle window (clips); shards are shuffled first.
         workers: decoding processes per training process (1 or more).
         threads: decoding threads per worker (1 or more).
-        cache_mib: size of the cache of decoded clips per worker (MiB); small datasets are then decoded only once.
+        cache_mib: size of the cache of decoded clips (MiB per worker), which the workers of a training process share;
+            small datasets are then decoded only once.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

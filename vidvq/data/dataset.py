@@ -1,16 +1,15 @@
 """Clip shards as a training dataset. Batches depend on the seed only, not on ranks, workers or restarts."""
 
 import os
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from threading import Lock
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from vidvq.data.batch_order import BatchOrder, SampledItem
+from vidvq.data.clip_cache import ClipCache
 from vidvq.data.config import BucketConfig, DataConfig
 from vidvq.data.index import ClipIndex, read_bytes, read_clip_index
 from vidvq.data.micro_batches import UnreadableBatch
@@ -51,9 +50,8 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
                 warn(f"{message} and are excluded from training")
         weights = list(config.clips.values()) if isinstance(config.clips, dict) else None
         self.order = BatchOrder(self.index, bucket, weights, config.batch_size, config.shuffle, seed)
-        self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._cached_bytes = 0
-        self._lock = Lock()
+        capacity = (config.cache_mib << 20) * config.workers
+        self._cache = ClipCache(len(self.index.keys), capacity) if capacity else None
         self._warned: set[int] = set()
         self._executors: dict[int, ThreadPoolExecutor] = {}
 
@@ -95,18 +93,11 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
         )
 
     def _decode(self, clip: int) -> np.ndarray:
-        with self._lock:
-            if clip in self._cache:
-                self._cache.move_to_end(clip)
-                return self._cache[clip]
-        frames = decode_clip(read_bytes(self.index.media_range(clip)), self.index.keys[clip])
-        with self._lock:
-            if clip not in self._cache:
-                self._cache[clip] = frames
-                self._cached_bytes += frames.nbytes
-            while self._cached_bytes > self.config.cache_mib << 20:
-                _, oldest = self._cache.popitem(last=False)
-                self._cached_bytes -= oldest.nbytes
+        frames = self._cache.get(clip) if self._cache else None
+        if frames is None:
+            frames = decode_clip(read_bytes(self.index.media_range(clip)), self.index.keys[clip])
+            if self._cache:
+                self._cache.put(clip, frames)
         return frames
 
 

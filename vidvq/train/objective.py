@@ -47,14 +47,21 @@ class Objective:
         config: config of the run.
         block: frames, height and width that one latent covers; unit of the mask size.
         perceptual: distance between two batches of frames ``n c h w``; None omits the term.
+        perceptual_type: type of the network of ``perceptual``; None for fp32.
     """
 
-    def __init__(self, config: TrainConfig, block: tuple[int, int, int], perceptual: Distance | None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        block: tuple[int, int, int],
+        perceptual: Distance | None,
+        perceptual_type: torch.dtype | None = None,
+    ) -> None:
         self.loss: LossConfig = config.loss
         self.mask: MaskConfig = config.mask
         self.adversarial = config.adversarial
         self.lecam = LeCam()
-        self._perceptual = perceptual
+        self._perceptual, self._perceptual_type = perceptual, perceptual_type
         along = zip(block, config.mask.size, strict=True)
         self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]
 
@@ -138,7 +145,9 @@ class Objective:
         if is_used(self.loss.wavelet):
             terms["wavelet"] = wavelet_l1(whole, video)
         if self._perceptual is not None:
-            terms["perceptual"] = self._perceptual(*self._frames(whole, video))
+            half = self._perceptual_type
+            with torch.autocast(video.device.type, dtype=half, enabled=half is not None):
+                terms["perceptual"] = self._perceptual(*self._frames(whole, video))
         return terms
 
     def _frames(self, whole: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,9 @@
-"""`vidvq train --profile`: time of a few steps, by phase and by operator."""
+"""`vidvq train --profile`: time of a few steps, by phase and by operator, and what a step asks of the device."""
 
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,8 @@ DATA, FORWARD, LOSSES, BACKWARD, DISCRIMINATOR, AVERAGE = PARTS = (
 )
 _WAIT, _WARMUP, _ACTIVE = 5, 2, 3
 _ROWS = 15
+# Operators that return a value to the host, which waits for the device.
+_READS = {"aten::_local_scalar_dense", "aten::nonzero"}
 
 
 class Profiler:
@@ -62,7 +68,10 @@ class Profiler:
         recorded.export_chrome_trace(str(trace))
         events = list(recorded.key_averages())
         whole_us = next(event.cpu_time_total for event in events if event.key.startswith("ProfilerStep"))
-        text = "\n".join([*self._by_parts(events, whole_us), "", *self._by_operators(events)]) + "\n"
+        with gzip.open(trace) as file:
+            counted = list(count_requests(json.load(file)["traceEvents"]))
+        tables = [self._by_parts(events, whole_us), counted, self._by_operators(events)]
+        text = "\n".join(line for table in tables for line in (*table, ""))
         write_atomic(self._run / "profile.txt", text.encode())
         info(f"{text}wrote {self._run / 'profile.txt'}, and {trace} for https://ui.perfetto.dev")
 
@@ -86,6 +95,31 @@ class Profiler:
 
     def _own_us(self, event: Any) -> float:
         return event.self_device_time_total if self._cuda else event.self_cpu_time_total
+
+
+def count_requests(events: Iterable[Mapping[str, Any]], steps: int = _ACTIVE) -> Iterable[str]:
+    """Yield a line for each thing that a step asks of the device: launches, values read by the host, bytes copied.
+
+    Args:
+        events: events of a trace. Without a GPU, its operators are counted in place of kernels.
+        steps: number of steps in the trace.
+    """
+    kernels: Counter[bool] = Counter()
+    reads = 0
+    copied: Counter[str] = Counter()
+    for event in events:
+        name, category = event.get("name", ""), event.get("cat")
+        if category == "kernel" or (category == "cpu_op" and name.startswith("aten::")):
+            kernels[category == "kernel"] += 1
+        reads += name in _READS
+        if category == "gpu_memcpy":
+            for direction in ("HtoD", "DtoH"):
+                copied[direction] += event["args"]["bytes"] if direction in name else 0
+    launched = "kernels" if kernels[True] else "operators"
+    yield f"{f'{launched} launched per step':<44} {kernels[bool(kernels[True])] / steps:>9.0f}"
+    yield f"{'values read by the host per step':<44} {reads / steps:>9.1f}"
+    yield f"{'MiB copied to the device per step':<44} {copied['HtoD'] / steps / 2**20:>9.1f}"
+    yield f"{'MiB copied from the device per step':<44} {copied['DtoH'] / steps / 2**20:>9.1f}"
 
 
 def _row(name: str, us: float, whole_us: float) -> str:

@@ -85,7 +85,9 @@ class Trainer:
         self.average = WeightAverage(self.tokenizer, config.ema_decay, self.tokenizer.inference_state_dict().keys())
         self.usage = UsageCounter(self.tokenizer, config.usage_every, context)
         factors = (self.tokenizer.temporal_factor, self.tokenizer.spatial_factor, self.tokenizer.spatial_factor)
-        self.objective = Objective(config, factors, perceptual)
+        # On CPUs bf16 is slower than fp32; in fp16 the gradients of this network would underflow.
+        half = torch.bfloat16 if config.precision == "bf16" and context.device.type == "cuda" else None
+        self.objective = Objective(config, factors, perceptual, half)
         self.guard, self._buffers = LossSpikeGuard(config.guard), BufferSnapshot(self.tokenizer)
         self.progress = Progress()
         self.stop_requested: Callable[[], bool] = lambda: False
