@@ -207,7 +207,7 @@ def test_a_slot_whose_decoder_dies_loses_one_item_and_changes_no_other_token(
         return samples(tmp_path / name)
 
     whole = run("whole")
-    monkeypatch.setattr("vidvq.tokenize.worker.decode_items", decode_or_crash)
+    monkeypatch.setattr("vidvq.tokenize.decoders.decode_items", decode_or_crash)
     crashed = run("crashed")
     assert json.loads((tmp_path / "crashed/summary.json").read_bytes())["failed"]["decoder_died"]["count"] == 3
     assert list(crashed) == [key for key in whole if not key.endswith("-00002")]

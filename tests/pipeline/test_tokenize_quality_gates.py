@@ -12,7 +12,7 @@ from vidvq.jobs.stage import ShardResult
 from vidvq.metrics.codes import CodeCounts
 from vidvq.runtime import InlinePool, WorkerDied
 from vidvq.tokenize.config import QualityPolicy
-from vidvq.tokenize.quality_gates import QualityGates
+from vidvq.tokenize.quality_gates import QualityGates, ShardDetails
 
 CARD = TokenizerCard("t", "d", (Codebook("spatial", 4, 0), Codebook("temporal", 8, 4)), 4, 8, {})
 
@@ -23,7 +23,7 @@ def shard(number: int, scored: int, psnr: float) -> Commit:
 
 
 def result(shard: str, counted: CodeCounts) -> ShardResult:
-    return ShardResult(Commit(shard, "plan", "", 0, 1, (), ()), "worker", 1.0, {}, details=counted)
+    return ShardResult(Commit(shard, "plan", "", 0, 1, (), ()), "worker", 1.0, {}, details=ShardDetails(counted))
 
 
 def counts(codes: np.ndarray) -> CodeCounts:

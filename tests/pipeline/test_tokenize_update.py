@@ -156,7 +156,7 @@ def test_a_sample_that_failed_to_be_decoded_is_made_and_its_neighbour_is_copied(
     videos, tokens, tokenize, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("vidvq.tokenize.worker.decode_items", decode_or_crash)
+        patch.setattr("vidvq.tokenize.decoders.decode_items", decode_or_crash)
         out = tokenize(tmp_path / "out", videos, *SETTINGS)
     assert json.loads((out / "summary.json").read_bytes())["failed"]["decoder_died"]["count"] == 1
     assert sources(out)["a.mp4"] == 2
@@ -225,7 +225,7 @@ def test_failed_clips_are_retried(clips_dir, checkpoint_dir, tmp_path, snapshot,
     command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, INLINE[0])
     assert vidvq(*command, "--out", alone).code == 0
     with monkeypatch.context() as patch:
-        patch.setattr("vidvq.tokenize.worker.decode_items", decode_or_crash)
+        patch.setattr("vidvq.tokenize.decoders.decode_items", decode_or_crash)
         assert vidvq(*command, "--out", out).code == 1
     failed = json.loads((out / "summary.json").read_bytes())["failed"]["decoder_died"]["count"]
     ran = vidvq(*command, "--out", out, "--retry-failed=decoder_died")

@@ -161,7 +161,7 @@ def test_one_process_decodes_for_all_shards_until_it_dies():
 def test_an_item_that_kills_its_decoder_is_counted_and_the_others_are_made(
     vidvq, video, tmp_path, checkpoint_dir, monkeypatch
 ):
-    monkeypatch.setattr("vidvq.tokenize.worker.decode_items", decode_or_crash)
+    monkeypatch.setattr("vidvq.tokenize.decoders.decode_items", decode_or_crash)
     out = tmp_path / "out"
     where = ("--checkpoint", checkpoint_dir, "--out", out)
     assert vidvq("tokenize", video, *where, *SETTINGS, "gop_frames=9", INLINE).code == 1

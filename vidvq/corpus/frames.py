@@ -5,10 +5,11 @@ Runs in the decoding processes of `vidvq tokenize`. It is in this package so tha
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
 from pathlib import Path
+from time import monotonic
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +23,10 @@ from vidvq.video.geometry import FrameSize
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import Limits, VideoInfo, probe
 from vidvq.video.sampling import clip_times, sample_timeline
+
+# Clips, or frames of a video, that one process decodes before it is another one's turn. A turn within a video starts
+# with a seek, and frames since the keyframe before it are decoded twice.
+TURN_CLIPS, TURN_FRAMES = 16, 512
 
 
 class Window(Protocol):
@@ -51,10 +56,12 @@ class ClipFrames:
     Attributes:
         path: local file of the clip shard.
         keys: keys of the clips.
+        share: index of the process, and number of processes, which decode the clips in turns.
     """
 
     path: Path
     keys: frozenset[str]
+    share: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class VideoFrames:
         limits: caps on a single video.
         chunk: frames per message, after the first frame of an item.
         allow_private: whether URLs may lead to private addresses.
+        share: index of the process, and number of processes, which decode the items in turns.
     """
 
     windows: tuple[Window, ...]
@@ -74,6 +82,7 @@ class VideoFrames:
     limits: Limits
     chunk: int
     allow_private: bool = False
+    share: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,8 @@ class DecodeMessage:
             remainder in the last.
         error: why the item cannot be decoded; its last message.
         done: True in the last message of a decoded item.
+        turn_ends: True in a message without an item: the next ones come from the next process.
+        busy_s: time that the process spent on this message (seconds).
     """
 
     key: str
@@ -109,6 +120,20 @@ class DecodeMessage:
     frames: np.ndarray | None = None
     error: VideoError | None = None
     done: bool = False
+    turn_ends: bool = False
+    busy_s: float = 0.0
+
+
+_TURN_ENDS = DecodeMessage("", turn_ends=True)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Frames ``start`` to ``stop`` of a window, counted from its first."""
+
+    window: Window
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -129,9 +154,14 @@ class DecodedClip:
 
 
 def decode_clips(job: ClipFrames) -> Iterator[DecodedClip]:
-    """Yield the clips of a shard, in the order of the shard."""
+    """Yield the clips of a shard, in the order of the shard; of several processes, those of its turns."""
+    own, processes = job.share
+    index = -1
     for key, media, info in read_clips(job.path):
         if key not in job.keys:
+            continue
+        index += 1
+        if index // TURN_CLIPS % processes != own:
             continue
         try:
             frames = decode_clip(media, key, (info.num_frames, info.height, info.width))
@@ -144,12 +174,15 @@ def decode_clips(job: ClipFrames) -> Iterator[DecodedClip]:
 
 
 def decode_items(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
-    """Yield the messages of all items. An item that cannot be decoded ends with an error; the next item follows."""
-    if isinstance(job, ClipFrames):
-        yield from _clips(job)
-        return
-    for _, windows in groupby(job.windows, key=lambda window: (window.source.uri, window.source.version)):
-        yield from _video(job, list(windows))
+    """Yield the messages of all items. An item that cannot be decoded ends with an error; the next item follows.
+
+    One of several processes yields the messages of its turns, each of which ends with ``turn_ends``.
+    """
+    messages = _clips(job) if isinstance(job, ClipFrames) else _videos(job)
+    started = monotonic()
+    for message in messages:
+        yield replace(message, busy_s=monotonic() - started)
+        started = monotonic()
 
 
 def decode_first(job: ClipFrames | VideoFrames) -> np.ndarray | None:
@@ -162,7 +195,9 @@ def decode_first(job: ClipFrames | VideoFrames) -> np.ndarray | None:
 
 def _clips(job: ClipFrames) -> Iterator[DecodeMessage]:
     names = ItemInfo.__dataclass_fields__
-    for clip in decode_clips(job):
+    for index, clip in enumerate(decode_clips(job)):
+        if index and index % TURN_CLIPS == 0 and job.share[1] > 1:
+            yield _TURN_ENDS
         if clip.error:
             yield DecodeMessage(clip.key, error=clip.error)
             continue
@@ -171,35 +206,79 @@ def _clips(job: ClipFrames) -> Iterator[DecodeMessage]:
         yield DecodeMessage(clip.key, done=True)
 
 
-def _video(job: VideoFrames, windows: list[Window]) -> Iterator[DecodeMessage]:
-    left = list(windows)
-    source = windows[0].source
+def _videos(job: VideoFrames) -> Iterator[DecodeMessage]:
+    own, processes = job.share
+    number = 0
+    for _, windows in groupby(job.windows, key=lambda window: (window.source.uri, window.source.version)):
+        turns = _turns(list(windows), job.chunk, processes)
+        mine = [turn for index, turn in enumerate(turns, number) if index % processes == own]
+        number += len(turns)
+        if mine:
+            yield from _video(job, mine)
+
+
+def _turns(windows: list[Window], chunk: int, processes: int) -> list[list[_Part]]:
+    """Split the windows of one video into turns of about ``TURN_FRAMES``; long windows are cut between messages."""
+    if processes == 1:
+        return [[_Part(window, 0, window.num_frames) for window in windows]]
+    turns: list[list[_Part]] = []
+    left = 0
+    for window in windows:
+        length = window.num_frames
+        if length > 2 * TURN_FRAMES:
+            step = max(TURN_FRAMES // chunk, 1) * chunk
+            edges = [0, *range(1 + step, length, step), length]
+            turns += [[_Part(window, start, stop)] for start, stop in pairwise(edges)]
+            left = 0
+            continue
+        if left <= 0:
+            turns.append([])
+            left = TURN_FRAMES
+        turns[-1].append(_Part(window, 0, length))
+        left -= length
+    return turns
+
+
+def _video(job: VideoFrames, turns: list[list[_Part]]) -> Iterator[DecodeMessage]:
+    left = [list(turn) for turn in turns]
+    end = [_TURN_ENDS] if job.share[1] > 1 else []
+    window = turns[0][0].window
+    source = window.source
     try:
         limits = job.limits
         with local_file(
-            source, limits.max_bytes, windows[0].sha256, job.allow_private, limits.download_deadline_s
+            source, limits.max_bytes, window.sha256, job.allow_private, limits.download_deadline_s
         ) as path:
             info = probe(path, job.limits)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)
             reader = open_reader(path, info, size, "pyav")
             while left:
-                yield from _item(job, left[0], reader, indices, _describe(left[0], info, size, times))
+                while left[0]:
+                    part = left[0][0]
+                    yield from _item(job, part, reader, indices, _describe(part.window, info, size, times))
+                    left[0].pop(0)
                 left.pop(0)
+                yield from end
     except GeneratorExit:
         raise
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         failure = as_video_error(error)
-        for window in left:
-            yield DecodeMessage(window.key, error=VideoError(failure.reason, f"{source.uri}: {failure.detail}"))
+        for turn in left:
+            for part in turn:
+                detail = f"{source.uri}: {failure.detail}"
+                yield DecodeMessage(part.window.key, error=VideoError(failure.reason, detail))
+            yield from end
 
 
 def _item(
-    job: VideoFrames, window: Window, reader: FrameReader, indices: Sequence[int], info: ItemInfo
+    job: VideoFrames, part: _Part, reader: FrameReader, indices: Sequence[int], info: ItemInfo
 ) -> Iterator[DecodeMessage]:
-    key, begin, end = window.key, window.first, window.first + window.num_frames
-    yield DecodeMessage(key, info=info)
-    edges = [begin, *range(begin + 1 + job.chunk, end, job.chunk), end]
+    window, key = part.window, part.window.key
+    begin, end = window.first + part.start, window.first + part.stop
+    if part.start == 0:
+        yield DecodeMessage(key, info=info)
+    edges = [begin, *range(begin + job.chunk + (part.start == 0), end, job.chunk), end]
     for start, stop in pairwise(edges):
         try:
             frames = reader.read(indices[start:stop])
@@ -207,7 +286,8 @@ def _item(
             yield DecodeMessage(key, error=VideoError(error.reason, f"{window.source.uri}: {error.detail}"))
             return
         yield DecodeMessage(key, frames=frames)
-    yield DecodeMessage(key, done=True)
+    if part.stop == window.num_frames:
+        yield DecodeMessage(key, done=True)
 
 
 def _describe(window: Window, info: VideoInfo, size: FrameSize, times: Sequence[int]) -> ItemInfo:

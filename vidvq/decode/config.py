@@ -22,6 +22,8 @@ class DecodeConfig:
             (``t h w c`` uint8); None follows the suffix of the output, else mp4.
         key: key of the one sample to decode; None decodes all.
         crf: quality of x264 for mp4, from 0 (lossless) to 51 (worst).
+        batch: clips of one length and size that a worker decodes together; None means 8 on a GPU and 1 on CPUs. Frames
+            do not depend on the other clips.
         fps: frame rate of a generator's output (frames per second), which carries no frame times.
         runtime: where the job runs; does not change the output. The default runs in this process, because Ray takes
             seconds to start.
@@ -32,6 +34,7 @@ class DecodeConfig:
     format: Format | None = None
     key: str | None = None
     crf: Annotated[int, Field(ge=0, le=51)] = 17
+    batch: Annotated[int, Field(ge=1, le=256)] | None = None
     fps: Annotated[float, Field(gt=0, le=1000)] | None = None
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(workers=0))
 

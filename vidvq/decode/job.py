@@ -1,7 +1,7 @@
 """The decode job: token samples to video files with the frame count and the frame times of the source."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from vidvq.config import is_mapping
+from vidvq.decode.batch import GPU_CLIPS, Clip, Item, decode_together
 from vidvq.decode.config import DecodeConfig, VideoInterval
 from vidvq.decode.find import find_clips, find_key
-from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
+from vidvq.decode.generated import GeneratedFile, index_generated
 from vidvq.decode.overwrite import is_done, mark_done
 from vidvq.decode.stream import check_fingerprint, decode_frames, in_interval, open_tokenizer
 from vidvq.errors import UsageError, WorkerLost
@@ -38,14 +39,6 @@ from vidvq.video.write import TimedFrame, VideoShape, write_frames
 
 SETTINGS = "decode.json"
 _FILES = ("mp4", "gif", "npy")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One clip to decode into one file or folder, sent to a worker."""
-
-    location: TokenLocation | GeneratedClip
-    path: Path
 
 
 def run_decode(
@@ -110,7 +103,7 @@ def run_decode(
         todo = [item for item in items if force or not item.path.exists()]
     with progress("decode", len(items), "clips") as bar:
         bar.advance(len(items) - len(todo))
-        _decode_all(todo, partial(make_worker, loaded, folder, kind, config.crf), config, bar.advance)
+        _decode_all(todo, loaded, folder, kind, config, bar.advance)
     if single and todo:
         mark_done(out, made_from)
     return len(items)
@@ -159,38 +152,54 @@ def run_decode_generated(
         todo = [item for item in items if force or not item.path.exists()]
     with progress("decode", len(items), "videos") as bar:
         bar.advance(len(items) - len(todo))
-        _decode_all(todo, partial(make_worker, loaded, folder, kind, config.crf), config, bar.advance)
+        _decode_all(todo, loaded, folder, kind, config, bar.advance)
     if single and todo:
         mark_done(out, made_from)
     return len(items)
 
 
 def _decode_all(
-    items: list[Item], make: Callable[[], Callable[[Item], str]], config: DecodeConfig, advance: Callable[[], None]
+    items: list[Item], checkpoint: Path, tokens: Path, kind: str, config: DecodeConfig, advance: Callable[[int], None]
 ) -> None:
     if not items:
         return
+    gpu = torch.cuda.is_available()
+    batch = config.batch or (GPU_CLIPS if gpu else 1)
+    batches = [tuple(items[start : start + batch]) for start in range(0, len(items), batch)]
+    make = partial(make_worker, checkpoint, tokens, kind, config.crf, batch)
     with open_runtime(config.runtime) as runtime:
-        pool = runtime.pool(len(items))
-        for item, done in pool.map_stateful(make, items, gpus=1 if torch.cuda.is_available() else 0):
+        pool = runtime.pool(len(batches))
+        for together, done in pool.map_stateful(make, batches, gpus=1 if gpu else 0):
             if isinstance(done, WorkerDied):
-                raise WorkerLost(f"{item.location.key}: {done.message}; run the same command again to resume")
-            advance()
+                raise WorkerLost(f"{together[0].location.key}: {done.message}; run the same command again to resume")
+            advance(len(together))
 
 
-def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int) -> Callable[[Item], str]:
-    """Load the tokenizer once and return a function that decodes one clip; runs in a worker."""
+def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int, batch: int) -> Callable[[tuple[Item, ...]], int]:
+    """Load the tokenizer once and return a function that decodes a few clips; runs in a worker."""
     # One thread: with more, the order of summation, and so the pixels, would depend on the number of cores.
     torch.set_num_threads(1)
-    tokenizer, card = open_tokenizer(tokens, checkpoint)
+    tokenizer, card = open_tokenizer(tokens, checkpoint, batch)
 
-    def decode(item: Item) -> str:
-        codes, info = item.location.read(card)
+    def write(item: Item, frames: Iterator[TimedFrame], info: TokenInfo) -> None:
         if not item.path.parent.exists():
             make_folder(item.path.parent)
         remove_attempts(item.path.parent, item.path.name)
-        write_frames(item.path, kind, decode_frames(tokenizer, codes, info), _shape(info), crf)
-        return item.location.key
+        write_frames(item.path, kind, frames, _shape(info), crf)
+
+    def decode(items: tuple[Item, ...]) -> int:
+        if len(items) == 1:
+            codes, info = items[0].location.read(card)
+            write(items[0], decode_frames(tokenizer, codes, info), info)
+            return 1
+        alike: dict[tuple[int, ...], list[Clip]] = {}
+        for item in items:
+            clip = Clip(item, *item.location.read(card))
+            alike.setdefault(clip.shape, []).append(clip)
+        for clips in alike.values():
+            for clip, frames in decode_together(tokenizer, clips):
+                write(clip.item, frames, clip.info)
+        return len(items)
 
     return decode
 

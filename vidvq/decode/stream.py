@@ -62,8 +62,13 @@ def frames(
         yield from in_interval(interval, decode_frames(tokenizer, *found.location.read(card)))
 
 
-def open_tokenizer(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, TokenizerCard]:
+def open_tokenizer(tokens: Path, checkpoint: Path, batch: int = 1) -> tuple[Tokenizer, TokenizerCard]:
     """Load a tokenizer to decode tokens, on a GPU if there is one.
+
+    Args:
+        tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
+        checkpoint: a checkpoint, or a training run.
+        batch: clips per call of the decoder on a GPU.
 
     Returns:
         The tokenizer and the card of the tokens.
@@ -77,7 +82,7 @@ def open_tokenizer(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, Tokenizer
     check_fingerprint(folder, written, checkpoint, card)
     if torch.cuda.is_available():
         tokenizer.to("cuda")
-        tokenizer.decode_shape = StepShape(1, _GPU_GROUPS)
+        tokenizer.decode_shape = StepShape(batch, _GPU_GROUPS)
     return tokenizer, written
 
 
@@ -108,8 +113,13 @@ def decode_groups(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> I
 
 def decode_frames(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[TimedFrame]:
     """Yield each frame with its time on the source's timeline."""
+    yield from with_times(decode_groups(tokenizer, codes, info), info)
+
+
+def with_times(groups: Iterable[np.ndarray], info: TokenInfo) -> Iterator[TimedFrame]:
+    """Yield each frame of arrays ``t h w c`` uint8 with its time on the source's timeline."""
     times = iter(frame_times(info))
-    for group in decode_groups(tokenizer, codes, info):
+    for group in groups:
         for pixels in group:
             yield TimedFrame(pixels, *next(times))
 

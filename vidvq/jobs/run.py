@@ -51,6 +51,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
     sweep()
     check_writable(out)
     with open_runtime(stage.config.runtime) as runtime:
+        stage = stage.settle(out, runtime)
         plan = _plan(stage, inputs, out, update, runtime)
         info(f"plan {plan.plan_id[:12]}: {plan.num_items} {stage.unit} in {plan.num_shards} shards")
         write_files(out, plan, stage.files())

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
@@ -21,7 +21,7 @@ from vidvq.formats.plan import has_plan
 from vidvq.formats.rows import PlanRow
 from vidvq.jobs.access import AccessWatch
 from vidvq.jobs.rows import ClipRow, VideoRow
-from vidvq.runtime import Pool, RuntimeConfig
+from vidvq.runtime import Pool, Runtime, RuntimeConfig
 from vidvq.storage import resolve_path
 from vidvq.video.probe import Limits
 
@@ -206,6 +206,15 @@ class Stage(ABC, Generic[AnyRow]):
         Raises:
             UsageError: the stage cannot run with these settings.
         """
+
+    def settle(self, out: Path, runtime: Runtime) -> Self:
+        """Return the stage with all that depends on the machines of the job; called before it is planned.
+
+        Args:
+            out: the output directory, with a plan if the job is resumed.
+            runtime: runtime of the job.
+        """
+        return self
 
     def files(self) -> dict[str, bytes]:
         """The files of the output directory beside the shards, by name; the plan keeps their digests."""

@@ -3,7 +3,7 @@
 from vidvq.model.config import TokenizerConfig
 from vidvq.model.discriminator import Discriminator, DiscriminatorConfig
 from vidvq.model.interface import StreamState, Tokenizer
-from vidvq.model.streaming import iter_decode, iter_encode
+from vidvq.model.streaming import iter_decode, iter_decode_batch, iter_encode
 from vidvq.model.tokenizer import Reconstruction, VideoTokenizer
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "TokenizerConfig",
     "VideoTokenizer",
     "iter_decode",
+    "iter_decode_batch",
     "iter_encode",
 ]

@@ -108,7 +108,6 @@ def iter_encode(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Tensor]
         yield codes
 
 
-@torch.inference_mode()
 def iter_decode(tokenizer: Tokenizer, codes: Any, num_frames: int, size: tuple[int, int]) -> Iterator[Any]:
     """Decode codes group by group.
 
@@ -124,19 +123,43 @@ def iter_decode(tokenizer: Tokenizer, codes: Any, num_frames: int, size: tuple[i
     Raises:
         UsageError: a video of that size has codes of another shape, or a code is out of range.
     """
-    left, height, width = tokenizer.crop_size(codes.shape, num_frames, size)
+    for (frames,) in iter_decode_batch(tokenizer, [codes], num_frames, size):
+        yield frames
+
+
+@torch.inference_mode()
+def iter_decode_batch(
+    tokenizer: Tokenizer, codes: Sequence[Any], num_frames: int, size: tuple[int, int]
+) -> Iterator[list[Any]]:
+    """Decode the codes of several videos of one length and size, group by group.
+
+    The frames of a video do not depend on the others: :attr:`Tokenizer.decode_shape` determines the videos of a call.
+
+    Args:
+        tokenizer: the tokenizer.
+        codes: for each video ``lt lh lw`` integers; tensors or NumPy arrays.
+        num_frames: number of frames of each video before padding.
+        size: height and width of the videos before padding (pixels).
+
+    Yields:
+        For each video a NumPy array of frames ``t h w c`` uint8, ``num_frames`` in total.
+
+    Raises:
+        UsageError: a video of that size has codes of another shape, or a code is out of range.
+    """
+    left, height, width = tokenizer.crop_size(codes[0].shape, num_frames, size)
     if not tokenizer.supports_streaming:
-        yield to_frames(tokenizer.decode(_to_codes(codes, tokenizer)[None], num_frames, size))
+        yield [to_frames(tokenizer.decode(_to_codes(one, tokenizer)[None], num_frames, size)) for one in codes]
         return
     state: StreamState | None = None
     s = tokenizer.spatial_factor
     groups = tokenizer.shape_for(-(-height // s) * s, -(-width // s) * s, kind="decode").groups
     # Convert one step at a time: a long video in int64 takes several times the memory of its stored codes.
-    for start in range(0, len(codes), groups):
-        part = _to_codes(codes[start : start + groups], tokenizer)[None]
+    for start in range(0, len(codes[0]), groups):
+        part = torch.stack([_to_codes(one[start : start + groups], tokenizer) for one in codes])
         video, state = tokenizer.decode_step(part, state)
-        frames = to_frames(video[:, :, :left, :height, :width])
-        left -= len(frames)
+        frames = [to_frames(one) for one in video[:, :, :left, :height, :width].split(1)]
+        left -= len(frames[0])
         yield frames
 
 

@@ -7,7 +7,7 @@ from vidvq.runtime.deaths import Deaths, describe_death
 from vidvq.runtime.feeder import Feeder, warm_up
 from vidvq.runtime.inline import InlinePool
 from vidvq.runtime.interface import Metric, Pool, RuntimeConfig, WorkerDied
-from vidvq.runtime.runtime import Runtime, count_gpus, open_pool, open_runtime
+from vidvq.runtime.runtime import Runtime, cores_per_worker, count_gpus, open_pool, open_runtime
 
 __all__ = [
     "Deaths",
@@ -18,6 +18,7 @@ __all__ = [
     "Runtime",
     "RuntimeConfig",
     "WorkerDied",
+    "cores_per_worker",
     "count_gpus",
     "describe_death",
     "open_pool",

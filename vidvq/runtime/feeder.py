@@ -48,17 +48,22 @@ class Feeder:
             self._running = None
 
     def feed(
-        self, function: Callable[[Item], Iterator[Result]], item: Item, deadline_s: float | None = None
+        self,
+        function: Callable[[Item], Iterator[Result]],
+        item: Item,
+        deadline_s: float | None = None,
+        ahead: int = _AHEAD,
     ) -> Generator[Result | WorkerDied, None, None]:
-        """Yield the items of the iterator ``function(item)``, which runs in the child process.
+        """Start ``function(item)`` in the child process, and yield the items of the iterator that it returns.
 
-        The child computes a few results ahead. Large arrays of a result are in shared memory.
+        The child starts at once and computes a few results ahead. Large arrays of a result are in shared memory.
 
         Args:
             function: function importable by name, from a module that loads fast.
             item: its argument, pickled.
             deadline_s: time limit of one step (seconds), after which the process exits even inside a native library;
                 None for no limit.
+            ahead: results that the consumer has not received yet, before the child waits (1 or more).
 
         Yields:
             The results. If the child dies, the last one is :class:`WorkerDied`.
@@ -66,12 +71,22 @@ class Feeder:
         Raises:
             Exception: the exception that the function raised.
         """
+        results = self._feed(function, item, deadline_s, ahead)
+        # Up to the request.
+        next(results)
+        return results
+
+    def _feed(
+        self, function: Callable[[Any], Iterator[Any]], item: Any, deadline_s: float | None, ahead: int
+    ) -> Generator[Any, None, None]:
         running = self._running or _take_idle() or _Running()
         # A consumer that stops early leaves results in the pipe, so that process is not reused.
         self._running = None
         try:
+            with suppress(BrokenPipeError):
+                send(running.requests, (function, item, deadline_s, ahead))
+            yield None
             try:
-                send(running.requests, (function, item, deadline_s))
                 while not isinstance(result := running.receive(), _End | Exception):
                     yield result
                     # The consumer may keep it; this process must not.
@@ -192,12 +207,12 @@ def serve(requests: int, results: int, permits: int, memory: int | None) -> None
         suppress(EOFError, BrokenPipeError, _ParentGone),
     ):
         blocks = None if memory is None else BlockWriter(memory)
-        unreceived = 0
+        unreceived, ahead = 0, _AHEAD
 
         def reply(result: Any) -> None:
             nonlocal unreceived
             # Shared memory would hold any number of results.
-            while unreceived >= _AHEAD:
+            while unreceived >= ahead:
                 if not permits_in.read(1):
                     raise _ParentGone
                 unreceived -= 1
@@ -205,7 +220,7 @@ def serve(requests: int, results: int, permits: int, memory: int | None) -> None
             unreceived += 1
 
         while True:
-            function, item, deadline_s = receive(requests_in)
+            function, item, deadline_s, ahead = receive(requests_in)
             try:
                 steps = iter(function(item))
                 while not isinstance(result := _step(steps, deadline_s), _End):

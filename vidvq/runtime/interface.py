@@ -25,6 +25,9 @@ class RuntimeConfig:
         gpus_per_worker: GPUs of one worker of a stage that runs on GPUs; a fraction lets several workers share one.
         compile: whether networks are compiled: ``auto`` does so on GPUs, where calls are also recorded as CUDA graphs;
             ``off`` never does. Compiled networks round differently, so plans record it.
+        decoders: decoding processes of a worker of ``vidvq tokenize`` (1 or more, at least one per stream); ``auto``
+            starts one per stream, and after each shard as many as the encoder needs by the rates measured on it, at
+            most one per core.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -34,6 +37,7 @@ class RuntimeConfig:
     part: str | None = None
     gpus_per_worker: float = 1.0
     compile: Literal["auto", "off"] = "auto"
+    decoders: Literal["auto"] | int = "auto"
 
     def __post_init__(self) -> None:
         mine = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part or "0/1")
@@ -44,6 +48,8 @@ class RuntimeConfig:
             raise UsageError(f"gpus_per_worker={share:g} must be a fraction above 0, or a whole number")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"workers={self.workers} must be 0 (inline) or more")
+        if self.decoders != "auto" and self.decoders < 1:
+            raise UsageError(f"decoders={self.decoders} must be auto, or 1 or more")
 
     def order(self, total: int) -> list[int]:
         """Order in which this driver processes the units of work.

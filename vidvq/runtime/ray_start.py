@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
+from math import ceil
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -68,6 +69,22 @@ def count_cluster_gpus(address: str) -> float:
     """
     _join(address)
     return float(ray.cluster_resources().get("GPU", 0.0))
+
+
+def count_workers_here(config: RuntimeConfig, on_gpu: bool) -> int:
+    """Return the number of workers of a job on this node (1 or more), if Ray spreads them evenly; called in a worker.
+
+    Args:
+        config: number of workers and GPUs per worker.
+        on_gpu: whether the workers run on GPUs.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    name, each = ("GPU", config.gpus_per_worker) if on_gpu else ("CPU", 1)
+    slots = {node["NodeID"]: node["Resources"].get(name, 0) / each for node in ray.nodes() if node["Alive"]}
+    own, total = slots.get(here, 0), sum(slots.values())
+    if config.workers is not None and total:
+        own = min(own, config.workers * own / total)
+    return max(ceil(own), 1)
 
 
 def _join(address: str) -> None:

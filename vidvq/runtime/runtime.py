@@ -1,9 +1,11 @@
 """The runtime of a job: a local pool for one unit of work, Ray for more. Ray starts on first use."""
 
 import os
+import sys
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 from vidvq.errors import UsageError
 from vidvq.runtime.inline import InlinePool
@@ -94,6 +96,22 @@ def count_gpus(config: RuntimeConfig) -> float | None:
     from vidvq.runtime.ray_start import count_cluster_gpus
 
     return count_cluster_gpus(config.address)
+
+
+def cores_per_worker(config: RuntimeConfig, on_gpu: bool) -> int:
+    """Return the number of cores of this machine for each worker on it (1 or more); called in a worker.
+
+    Args:
+        config: number of workers and GPUs per worker.
+        on_gpu: whether the workers run on GPUs.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return cores
+    from vidvq.runtime.ray_start import count_workers_here
+
+    return max(cores // count_workers_here(config, on_gpu), 1)
 
 
 def _prepare_ray() -> None:

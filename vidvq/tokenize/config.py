@@ -1,7 +1,7 @@
 """Settings of `vidvq tokenize`."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -74,6 +74,8 @@ class TokenizeConfig:
         device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, where there are some.
         precision: type of the networks on a GPU: ``bf16``, ``tf32`` or ``fp32``; None means ``bf16`` there, and
             ``fp32`` on CPUs. Quantization is always fp32.
+        mixed_gpus: whether GPUs of different kinds may work on the job; tokens then depend, by rounding, on the kind of
+            GPU. Recorded in the plan.
         pack: write codes bit-packed and compressed (``KEY.tokens.bits.zst``) instead of as npy; lossless.
         quality: scoring during the job, and the thresholds that stop it.
         max_failed: fraction of items that may fail before the exit code is 1.
@@ -92,6 +94,7 @@ class TokenizeConfig:
     groups: Annotated[int, Field(ge=1, le=256)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] | None = None
+    mixed_gpus: bool = False
     pack: bool = False
     quality: QualityPolicy = field(default_factory=QualityPolicy)
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -109,6 +112,7 @@ class Execution:
         streams: streams per call of the encoder.
         groups: groups of each stream per call.
         max_pixels: pixels of a call, above which streams and then groups are halved.
+        gpu: name of the kind of GPU; ``any`` if the kinds may differ; None on CPUs, and in plans of older versions.
     """
 
     device: str
@@ -117,6 +121,11 @@ class Execution:
     streams: int
     groups: int
     max_pixels: int
+    gpu: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields for plans and cards."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def is_default(self) -> bool:
@@ -124,6 +133,7 @@ class Execution:
         return (self.device, self.precision, self.compiled, self.groups) == ("cpu", "fp32", False, 1)
 
 
+ANY_GPU = "any"
 CPU = Execution("cpu", "fp32", False, 1, 1, _MAX_PIXELS)
 
 
@@ -148,4 +158,5 @@ def resolve_execution(config: TokenizeConfig, device: str, sample_groups: int) -
         streams=config.batch or (GPU_STREAMS if on_gpu else 1),
         groups=config.groups or (min(sample_groups, _MAX_GROUPS) if on_gpu else 1),
         max_pixels=_MAX_PIXELS,
+        gpu=ANY_GPU if on_gpu and config.mixed_gpus else None,
     )

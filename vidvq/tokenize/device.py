@@ -1,13 +1,17 @@
 """Puts a tokenizer on the device of a worker, with the precision and the step shape of the job."""
 
 import socket
+from dataclasses import replace
+from math import isqrt
+from pathlib import Path
 
 import torch
 
 from vidvq.errors import UsageError
 from vidvq.model import Tokenizer
 from vidvq.model.step_shape import StepShape
-from vidvq.tokenize.config import Execution
+from vidvq.pretrained import load_tokenizer
+from vidvq.tokenize.config import ANY_GPU, Execution
 
 
 def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
@@ -18,7 +22,7 @@ def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
         execution: how samples are encoded.
 
     Raises:
-        UsageError: there is no CUDA device, though the job runs on GPUs.
+        UsageError: there is no CUDA device, though the job runs on GPUs, or one of another kind than planned.
     """
     if execution.device == "cuda":
         if not torch.cuda.is_available():
@@ -26,17 +30,82 @@ def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
                 f"{socket.gethostname()} was given a GPU, but its torch {torch.__version__} finds no CUDA device; "
                 "install torch for CUDA there, or set device=cpu"
             )
-        tf32 = execution.precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        _check_kind(execution)
         # The fastest kernel of a shape would be chosen by timing, and not be the same one in every worker.
         torch.backends.cudnn.benchmark = False
+        allow_tf32(execution.precision == "tf32")
     tokenizer.to(execution.device)
     if execution.precision == "bf16":
         tokenizer.use_half(torch.bfloat16)
     tokenizer.step_shape = StepShape(execution.streams, execution.groups, execution.max_pixels)
-    # Samples are scored one at a time.
-    tokenizer.decode_shape = StepShape(1, execution.groups, execution.max_pixels)
+    # On CPUs a batch of samples to score is no faster than one after another.
+    together = execution.streams if execution.device == "cuda" else 1
+    tokenizer.decode_shape = StepShape(together, execution.groups, execution.max_pixels)
     # Frames are bytes, so their range is known.
     tokenizer.checks_range = False
     if execution.compiled:
         tokenizer.compile_steps(capture=True)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Set whether CUDA devices may round the factors of fp32 products to TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def probe_gpu(checkpoint: Path, execution: Execution, decodes: bool) -> Execution:
+    """Try the largest step of a job on the GPU of this process. Runs in a worker, before the job is planned.
+
+    Args:
+        checkpoint: folder of the tokenizer.
+        execution: how samples are to be encoded; with ``gpu`` as ``any``, the kind is not recorded.
+        decodes: whether samples are decoded as well, to be scored.
+
+    Returns:
+        The execution with the kind of the GPU, and with ``max_pixels`` halved until a step fits the memory.
+
+    Raises:
+        UsageError: there is no GPU, or not even the smallest step fits its memory.
+    """
+    tokenizer, _ = load_tokenizer(checkpoint)
+    prepare(tokenizer, replace(execution, compiled=False, gpu=None))
+    found = replace(execution, gpu=execution.gpu or torch.cuda.get_device_name())
+    while not _fits(tokenizer, found, decodes):
+        if found.max_pixels < tokenizer.temporal_factor * tokenizer.spatial_factor**2:
+            raise UsageError(
+                f"{socket.gethostname()}: not even a step of one group fits the memory of its "
+                f"{torch.cuda.get_device_name()}; free the memory that other processes use, or set device=cpu"
+            )
+        found = replace(found, max_pixels=found.max_pixels // 2)
+    return found
+
+
+@torch.inference_mode()
+def _fits(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> bool:
+    """Whether a step with as many pixels as the execution allows fits the memory."""
+    streams, groups, pixels = execution.streams, execution.groups, execution.max_pixels
+    s = tokenizer.spatial_factor
+    side = max(isqrt(pixels // (streams * groups * tokenizer.temporal_factor)) // s, 1) * s
+    tokenizer.step_shape = StepShape(streams, groups, pixels)
+    tokenizer.decode_shape = StepShape(tokenizer.decode_shape.streams, groups, pixels)
+    frames = tokenizer.step_shape.num_frames(tokenizer.temporal_factor, first=True)
+    try:
+        if tokenizer.supports_streaming:
+            video = torch.zeros(streams, 3, frames, side, side, device=tokenizer.device)
+            codes, _ = tokenizer.encode_step(video)
+            if decodes:
+                tokenizer.decode_step(codes)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        if tokenizer.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return True
+
+
+def _check_kind(execution: Execution) -> None:
+    mine = torch.cuda.get_device_name()
+    if execution.gpu not in (None, ANY_GPU, mine):
+        raise UsageError(
+            f"{socket.gethostname()} has a {mine}, and the job was planned for {execution.gpu}, whose tokens may "
+            "differ by rounding; run on GPUs of that kind, or give another --out with mixed_gpus=true"
+        )

@@ -1,14 +1,15 @@
 """Scores of samples, which are decoded while their original frames are still in memory."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
-from vidvq.model import Tokenizer, iter_decode
+from vidvq.model import Tokenizer, iter_decode_batch
 from vidvq.model.pixels import to_video
 from vidvq.tokenize.config import QualityPolicy
 
@@ -52,7 +53,6 @@ class Scorer:
         self._tokenizer = tokenizer
         self._distance = load_perceptual("st_lpips", "alex").to(tokenizer.device) if policy.perceptual else None
 
-    @torch.inference_mode()
     def score(self, codes: np.ndarray, kept: list[np.ndarray]) -> dict[str, float]:
         """Decode the codes of the kept frames and compare.
 
@@ -63,10 +63,34 @@ class Scorer:
         Returns:
             ``psnr`` (dB, two decimals) and, with ``perceptual``, ``st_lpips`` (four decimals).
         """
-        frames = np.concatenate(kept)
-        length, *size = frames.shape[:3]
+        return self.score_together([codes], [np.concatenate(kept)])[0]
+
+    @torch.inference_mode()
+    def score_together(
+        self, codes: Sequence[np.ndarray | None], frames: Sequence[np.ndarray]
+    ) -> list[dict[str, float]]:
+        """Decode the codes of samples of one length and size in the same calls, and compare.
+
+        Args:
+            codes: codes ``lt lh lw`` of the whole samples, by slot; None for an empty slot.
+            frames: first frames ``t h w c`` uint8 of each sample; not of the empty slots.
+
+        Returns:
+            The scores of each sample, as :meth:`score` returns them.
+        """
+        length, *size = frames[0].shape[:3]
         groups = self._tokenizer.latent_shape(length, *size)[0]
-        decoded = np.concatenate(list(iter_decode(self._tokenizer, codes[:groups], length, (size[0], size[1]))))
+        given = [one[:groups] for one in codes if one is not None]
+        slots = list(range(len(given)))
+        if self._tokenizer.decode_shape.streams > 1:
+            # Each sample keeps its slot, as in the encoder: kernels may round differently for another one.
+            slots = [slot for slot, one in enumerate(codes) if one is not None]
+            given = [np.zeros_like(given[0]) if one is None else one[:groups] for one in codes]
+        parts = list(iter_decode_batch(self._tokenizer, given, length, (size[0], size[1])))
+        decoded = [np.concatenate([part[slot] for part in parts]) for slot in slots]
+        return [self._compare(*pair) for pair in zip(frames, decoded, strict=True)]
+
+    def _compare(self, frames: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
         scores = {"psnr": round(psnr(frames, decoded), 2)}
         if self._distance:
             some = sorted(set(np.linspace(0, len(frames) - 1, _PERCEPTUAL_FRAMES).round().astype(int)))
@@ -76,3 +100,52 @@ class Scorer:
 
     def _frame(self, frames: np.ndarray, at: int) -> torch.Tensor:
         return to_video(frames[at : at + 1])[:, :, 0].to(self._tokenizer.device)
+
+
+class _Waiting(NamedTuple):
+    codes: np.ndarray
+    frames: np.ndarray
+    write: Callable[[dict[str, float]], None]
+
+
+class ScoreQueue:
+    """Collects samples of one length and size, at most one of each slot, and scores them together.
+
+    Args:
+        scorer: scores samples.
+        slots: number of slots; 1 scores each sample at once.
+    """
+
+    def __init__(self, scorer: Scorer, slots: int) -> None:
+        self._scorer, self._slots = scorer, slots
+        self._waiting: dict[int, _Waiting] = {}
+
+    def put(
+        self, slot: int, codes: np.ndarray, kept: list[np.ndarray], write: Callable[[dict[str, float]], None]
+    ) -> None:
+        """Add a sample, which is scored now or later.
+
+        Args:
+            slot: index of the slot that encoded it.
+            codes: codes ``lt lh lw`` of the whole sample.
+            kept: its first frames, as chunks ``t h w c`` uint8.
+            write: receives the scores.
+        """
+        frames = np.concatenate(kept)
+        slot %= self._slots
+        if slot in self._waiting or any(one.frames.shape != frames.shape for one in self._waiting.values()):
+            self.flush()
+        self._waiting[slot] = _Waiting(codes, frames, write)
+        if len(self._waiting) == self._slots:
+            self.flush()
+
+    def flush(self) -> None:
+        """Score the samples that wait."""
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return
+        samples = [waiting.get(slot) for slot in range(self._slots)]
+        present = [one for one in samples if one]
+        scores = self._scorer.score_together([one and one.codes for one in samples], [one.frames for one in present])
+        for one, score in zip(present, scores, strict=True):
+            one.write(score)

@@ -1,7 +1,7 @@
 """Quality gates, which stop a job whose tokens have become poor."""
 
 from collections import deque
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from vidvq.errors import JobStopped
@@ -20,6 +20,23 @@ _TOKENS_PER_CODE = 100
 _REMEDY = "committed shards stay; check the checkpoint and the videos, or"
 
 
+@dataclass(frozen=True)
+class ShardDetails:
+    """Measurements of a shard, beside its record.
+
+    Attributes:
+        codes: counts of the codes that were encoded.
+        compared: number of tokens that were compared with fp32.
+        differing: number of those that differ.
+        decoders: number of decoding processes of the worker.
+    """
+
+    codes: CodeCounts
+    compared: int = 0
+    differing: int = 0
+    decoders: int = 0
+
+
 class QualityGates(Monitor):
     """Stops a job by ``max_drop`` (over shards of all runs) and ``min_usage`` (over shards of this run).
 
@@ -31,6 +48,8 @@ class QualityGates(Monitor):
     def __init__(self, card: TokenizerCard, policy: QualityPolicy) -> None:
         self._card, self._policy = card, policy
         self._total, self._recent_codes = CodeCounts(card), CodeCounts(card)
+        self._compared = self._differing = 0
+        self._decoders: dict[str, int] = {}
         self._reference = _Scores()
         self._recent: deque[_Scores] = deque()
 
@@ -63,10 +82,14 @@ class QualityGates(Monitor):
         Raises:
             JobStopped: the perplexity of a codebook, as a fraction of its size, is below ``min_usage``.
         """
-        self._total.merge(result.details)
+        details: ShardDetails = result.details
+        self._total.merge(details.codes)
+        self._compared += details.compared
+        self._differing += details.differing
+        self._decoders[result.worker] = details.decoders
         if self._policy.min_usage is None:
             return
-        self._recent_codes.merge(result.details)
+        self._recent_codes.merge(details.codes)
         for index, book in enumerate(self._recent_codes.use()):
             if book.tokens < _TOKENS_PER_CODE * book.size:
                 continue
@@ -80,12 +103,27 @@ class QualityGates(Monitor):
             self._recent_codes.counts[index][:] = 0
 
     def metrics(self) -> dict[str, Any]:
-        """``codebooks``: usage of each codebook by the tokens of this run."""
-        return {"codebooks": [asdict(book) for book in self._total.use()]}
+        """What the run measured.
+
+        ``codebooks`` is the usage of each codebook by the tokens of this run, ``decoders`` the number of decoding
+        processes of all workers at its end. ``fp32_agreement`` counts the tokens that were compared with those of fp32,
+        and those that differ.
+        """
+        found: dict[str, Any] = {"codebooks": [asdict(book) for book in self._total.use()]}
+        found["decoders"] = sum(self._decoders.values())
+        if self._compared:
+            found["fp32_agreement"] = {"compared": self._compared, "differing": self._differing}
+        return found
 
     def lines(self) -> list[str]:
         """The metrics as text."""
-        return [f"{book.line()}, over {book.tokens} tokens of this run" for book in self._total.use() if book.tokens]
+        text = [f"{book.line()}, over {book.tokens} tokens of this run" for book in self._total.use() if book.tokens]
+        if self._compared:
+            share = self._differing / self._compared
+            text.append(
+                f"{share:.2%} of {self._compared} tokens, from the first samples of each worker, differ from fp32"
+            )
+        return text
 
 
 def refuse_poor(shard: str, stats: dict[str, int], policy: QualityPolicy) -> None:

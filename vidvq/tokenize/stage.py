@@ -4,23 +4,24 @@ Imports no torch: the processes that probe and decode load this module.
 """
 
 from abc import ABC
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from vidvq.config import to_dict
 from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
-from vidvq.errors import UsageError
+from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.commit import Commit
-from vidvq.formats.plan import read_plan
+from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_shard import CARD, PREFIX, TokenizerCard, encode_tokenizer_card
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import Activity, AnyRow, ClipStage, Stage, Thumbnail, VideoStage
 from vidvq.log import info
-from vidvq.runtime import Pool, count_gpus
-from vidvq.tokenize.config import CPU, Execution, TokenizeConfig, resolve_execution
+from vidvq.runtime import Pool, Runtime, WorkerDied, count_gpus
+from vidvq.tokenize.config import ANY_GPU, CPU, Execution, TokenizeConfig, resolve_execution
 from vidvq.tokenize.probe import probe_samples, reject
 from vidvq.tokenize.quality_gates import QualityGates
 from vidvq.tokenize.rows import PlannedSample
@@ -70,9 +71,29 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     thumbnail_count = 6
     sheet_title = "Samples drawn from all shards: originals above, decoded frames below"
 
+    def settle(self, out: Path, runtime: Runtime) -> Self:
+        """Find out which GPU the job runs on and how much fits its memory; a plan that is there has recorded both."""
+        if self.execution.device != "cuda":
+            return self
+        if has_plan(out):
+            recorded: dict[str, Any] = read_plan(out).made_from.get("execution", {})
+            kept = {name: recorded.get(name, getattr(self.execution, name)) for name in ("gpu", "max_pixels")}
+            return replace(self, execution=replace(self.execution, **kept))
+        pool = runtime.pool(1)
+        make = partial(_make_probe, self.checkpoint, self.config.quality.share > 0)
+        ((_, found),) = pool.map_stateful(make, [self.execution], gpus=self.gpus)
+        if isinstance(found, WorkerDied):
+            raise WorkerLost(f"the trial of a step on a GPU: {found.message}")
+        if found.max_pixels < self.execution.max_pixels:
+            info(
+                f"a step of {self.execution.max_pixels / 1e6:.0f} megapixels does not fit the memory of {found.gpu}; "
+                f"steps have at most {found.max_pixels / 1e6:.0f} megapixels, with fewer streams or groups"
+            )
+        return replace(self, execution=found)
+
     def files(self) -> dict[str, bytes]:
         """``tokenizer.json``."""
-        execution = None if self.execution.is_default else asdict(self.execution)
+        execution = None if self.execution.is_default else self.execution.to_json()
         return {CARD: encode_tokenizer_card(replace(self.card, execution=execution))}
 
     def monitor(self) -> QualityGates:
@@ -98,7 +119,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         if self.execution.is_default and self.execution.streams > 1:
             written["batch"] = self.execution.streams
         if not self.execution.is_default:
-            written["execution"] = asdict(self.execution)
+            written["execution"] = self.execution.to_json()
         if config.quality.share:
             # Scores depend on the decoder too.
             written["quality"] = {"share": config.quality.share, "decoder_fingerprint": self.card.decoder_fingerprint}
@@ -118,6 +139,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         settings["batch"] = execution.get("streams", made_from.get("batch", 1))
         if execution:
             settings |= {name: execution[name] for name in ("device", "precision", "groups")}
+            settings["mixed_gpus"] = execution.get("gpu") == ANY_GPU
         # The fingerprint of the decoder that scored comes from the checkpoint.
         settings["quality"] = {**made_from.get("quality", {})}
         settings["quality"].pop("decoder_fingerprint", None)
@@ -217,6 +239,12 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
             f"gop_frames=null needs a tokenizer that supports streaming; {type(tokenizer).__name__} does not"
         )
     return TokenizeVideos(**found)
+
+
+def _make_probe(checkpoint: Path, decodes: bool) -> Callable[[Execution], Execution]:
+    from vidvq.tokenize.device import probe_gpu
+
+    return lambda execution: probe_gpu(checkpoint, execution, decodes)
 
 
 def _find_device(config: TokenizeConfig) -> str:

@@ -1,6 +1,6 @@
 """The worker of `vidvq tokenize`: frames from decoding processes, codes from the encoder, samples into the shard.
 
-    Feeder (a process per slot)            this process
+    Decoders (processes for each slot)     this process
     video or clip -> frames --messages-->  _stream (a generator per slot): Step -->  run_slots: encoder, batched
                                                          ^------- codes, state ------'
                                            codes, JSON --> OrderedShardWriter --> tar, commit record
@@ -11,16 +11,18 @@ Each slot encodes some items of the shard one after another. The plan alone dete
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from socket import gethostname
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
-from vidvq.errors import UsageError
+from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames
+from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.summary import sample_stats
@@ -33,19 +35,24 @@ from vidvq.jobs.stage import ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.metrics.codes import CodeCounts
 from vidvq.pretrained import load_tokenizer
-from vidvq.runtime import Deaths, Feeder, WorkerDied, describe_death
+from vidvq.runtime import Deaths, WorkerDied, cores_per_worker, describe_death
+from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.batching import SlotStream, run_slots
 from vidvq.tokenize.config import Execution, TokenizeConfig
+from vidvq.tokenize.decoders import Decoders
 from vidvq.tokenize.device import prepare
 from vidvq.tokenize.encode import Step, StepResult, sample_steps
-from vidvq.tokenize.quality import Scorer, is_scored, keep_frames
-from vidvq.tokenize.quality_gates import refuse_poor
+from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
+from vidvq.tokenize.quality_gates import ShardDetails, refuse_poor
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.video import VideoError
 
 # Frames per message, rounded down to whole groups: enough to amortize sending them, and little memory.
 _CHUNK_FRAMES = 32
+# Activities that keep the encoder busy.
+_ENCODER = ("encode", "pad", "score")
 Row: TypeAlias = ClipRow | PlannedSample
+Decoded: TypeAlias = Generator[DecodeMessage | WorkerDied, None, None]
 
 
 class TokenShardWorker:
@@ -67,44 +74,66 @@ class TokenShardWorker:
         self._tokenizer, self._card = load_tokenizer(checkpoint)
         prepare(self._tokenizer, execution)
         self._config, self._clips = config, clips
-        self._feeders = [Feeder() for _ in range(execution.streams)]
+        cores = cores_per_worker(config.runtime, on_gpu=execution.device == "cuda")
+        self._streams = execution.streams
+        self._decoders = Decoders(execution.streams, config.runtime.decoders, cores)
         self._scorer = Scorer(self._tokenizer, config.quality)
         self._access = AccessWatch(config.lists.allow_private, config.limits.allow_denied)
+        self._agreement = AgreementCheck(checkpoint, execution)
         # On a GPU this thread waits for the device while it encodes. On a CPU it waits only if it has no core.
         self._clock = Stopwatch(compute=("encode", "score") if execution.device == "cpu" else ())
 
     def __call__(self, task: ShardTask[Any]) -> ShardResult:
-        """Make and commit a shard."""
-        counts, copied = CodeCounts(self._card), Counter[str]()
+        """Make and commit a shard.
+
+        Raises:
+            JobStopped: the memory of the GPU is full.
+        """
+        counted, copied = _Counts(CodeCounts(self._card)), Counter[str]()
         with ExitStack() as stack:
             with self._clock.activity("fetch"):
                 file = stack.enter_context(local_clips(self._clips, task.rows[0])) if self._clips else None
             with self._clock.activity("write"):
-                fill = partial(self._fill, task, file, counts, copied)
-                commit = commit_shard(task.out, task.shard, task.plan_id, fill)
-        # One is enough for whatever else this process decodes; starting the others again would take long.
-        self._feeders[0].release()
-        return self._clock.result(commit, dict(copied), counts)
+                fill = partial(self._fill, task, file, counted, copied)
+                try:
+                    commit = commit_shard(task.out, task.shard, task.plan_id, fill)
+                except torch.OutOfMemoryError as error:
+                    raise JobStopped(
+                        f"{task.shard}: a step of {self._tokenizer.step_shape} streams x groups does not fit the "
+                        f"memory of the GPU of {gethostname()}; free what other processes use, and run the same "
+                        "command again"
+                    ) from error
+        self._decoders.release()
+        details = ShardDetails(counted.codes, counted.compared, counted.differing, self._decoders.count)
+        result = self._clock.result(commit, dict(copied), details)
+        self._decoders.adapt(sum(result.seconds.get(name, 0.0) for name in _ENCODER))
+        return result
 
     def _fill(
-        self, task: ShardTask[Any], file: Path | None, counts: CodeCounts, copied: Counter[str], draft: ShardDraft
+        self, task: ShardTask[Any], file: Path | None, counted: "_Counts", copied: Counter[str], draft: ShardDraft
     ) -> None:
         for verdict, outcome in task.left_out():
             (draft.failed if verdict == "failed" else draft.filtered).append(outcome)
         writer = OrderedShardWriter(draft, [row.key for row in task.rows if not row.outcome])
         reused = reusable_samples(task.out, task.older, task.rows)
-        streams = []
-        for part, feeder in zip(
-            _split(task.rows, self._slots_interleave, len(self._feeders)), self._feeders, strict=True
-        ):
-            left = deque(row for row in part if not row.outcome and row.key not in reused)
-            streams.append(self._stream(left, file, feeder, writer, counts))
         for key, files in reused.items():
             info = parse_info(files, key)
             stats = _stats(info)
             copied.update(stats)
             writer.put(Sample(key, files, stats))
-        run_slots(self._tokenizer, streams, self._clock)
+        # Unbroken streams have too many tokens to let them wait for one another.
+        scores = ScoreQueue(self._scorer, 1 if self._slots_interleave else self._streams)
+        shard = _Shard(file, writer, scores, counted)
+        with ExitStack() as stack:
+            streams = []
+            for slot, part in enumerate(_split(task.rows, self._slots_interleave, self._streams)):
+                left = deque(row for row in part if not row.outcome and row.key not in reused)
+                # All processes start before the first one is waited for.
+                first = stack.enter_context(closing(self._decode(slot, left, file))) if left else None
+                streams.append(self._stream(shard, slot, left, first))
+            run_slots(self._tokenizer, streams, self._clock)
+        with self._clock.activity("score"):
+            scores.flush()
         if self._clips is None:
             self._access.see_shard([row for row in task.rows if row.key not in reused], draft.failed)
         refuse_poor(task.shard, draft.stats, self._config.quality)
@@ -118,26 +147,36 @@ class TokenShardWorker:
         """
         return self._clips is None and self._config.gop_frames is None
 
-    def _stream(
-        self, left: "deque[Row]", file: Path | None, feeder: Feeder, writer: OrderedShardWriter, counts: CodeCounts
-    ) -> SlotStream:
-        """Encode the items of one slot in order, while the next ones are decoded."""
+    def _decode(self, slot: int, left: "deque[Row]", file: Path | None) -> Decoded:
+        return self._decoders.messages(slot, self._frames_of(left, file), self._config.limits.deadline_s)
+
+    def _stream(self, shard: "_Shard", slot: int, left: "deque[Row]", first: Decoded | None) -> SlotStream:
+        """Encode the items of one slot in order, while the next ones are decoded.
+
+        Args:
+            shard: the shard.
+            slot: index of the slot.
+            left: its items; each is removed when it is done.
+            first: their messages, already being decoded; None without items.
+        """
         deaths = Deaths()
         while left:
             before = len(left)
-            deadline_s = self._config.limits.deadline_s
-            decoded = feeder.feed(decode_items, self._frames_of(left, file), deadline_s)
-            if death := (yield from self._encode(decoded, left, writer, counts)):
+            decoded, first = first or self._decode(slot, left, shard.file), None
+            if death := (yield from self._encode(shard, slot, decoded, left)):
                 if len(left) < before:
                     deaths.reset()
                 if deaths.give_up(death):
                     deaths.reset()
                     row = left.popleft()
-                    detail = f"the decoder crashed on it or ran past limits.deadline_s={deadline_s:g}"
-                    reason, detail = describe_death(death, "decoder_died", detail)
-                    writer.put(Rejected("failed", Outcome(row.key, reason, f"{file or row.origin}: {detail}")))
+                    limit = f"limits.deadline_s={self._config.limits.deadline_s:g}"
+                    reason, detail = describe_death(
+                        death, "decoder_died", f"the decoder crashed on it or ran past {limit}"
+                    )
+                    detail = f"{shard.file or row.origin}: {detail}"
+                    shard.writer.put(Rejected("failed", Outcome(row.key, reason, detail)))
             elif left:
-                raise UsageError(f"{file or left[0].origin} lacks {left[0].key}, which was planned")
+                raise UsageError(f"{shard.file or left[0].origin} lacks {left[0].key}, which was planned")
 
     def _frames_of(self, rows: "deque[Row]", file: Path | None) -> ClipFrames | VideoFrames:
         if file:
@@ -148,11 +187,7 @@ class TokenShardWorker:
         return VideoFrames(windows, self._config.video, self._config.limits, chunk, self._config.lists.allow_private)
 
     def _encode(
-        self,
-        decoded: Generator[DecodeMessage | WorkerDied, None, None],
-        left: "deque[Row]",
-        writer: OrderedShardWriter,
-        counts: CodeCounts,
+        self, shard: "_Shard", slot: int, decoded: Decoded, left: "deque[Row]"
     ) -> Generator[Step, StepResult, WorkerDied | None]:
         """Encode items and remove each from ``left``. Returns the death of the decoding process, if it died."""
         with closing(decoded):
@@ -166,22 +201,61 @@ class TokenShardWorker:
                     assert message.info is not None
                     frames, kept = _frames(messages), []
                     scored = is_scored(message.key, self._config.quality.share)
-                    chunks = keep_frames(self._tokenizer, frames, kept) if scored else frames
+                    compared = self._agreement.takes()
+                    chunks = keep_frames(self._tokenizer, frames, kept) if scored or compared else frames
                     codes = yield from sample_steps(self._tokenizer, chunks, self._card.dtype)
                 except _DecoderDied as died:
                     return died.death
                 except VideoError as error:
-                    writer.put(Rejected("failed", Outcome(message.key, error.reason, error.detail)))
+                    shard.writer.put(Rejected("failed", Outcome(message.key, error.reason, error.detail)))
                 else:
+                    shard.counted.codes.add(codes)
+                    write = partial(self._write, shard.writer, message.key, message.info, codes)
                     with self._clock.activity("score"):
-                        quality = self._scorer.score(codes, kept) if scored else None
-                    counts.add(codes)
-                    grid = tuple(int(length) for length in codes.shape)
-                    info = TokenInfo(grid=grid, quality=quality, **vars(message.info))
-                    files = token_files(codes, info, self._card, self._config.pack)
-                    writer.put(Sample(message.key, files, _stats(info)))
+                        if compared:
+                            shard.counted.compare(*self._agreement.compare(codes, kept))
+                        if scored:
+                            shard.scores.put(slot, codes, kept, write)
+                    if not scored:
+                        write(None)
                 left.popleft()
         return None
+
+    def _write(
+        self,
+        writer: OrderedShardWriter,
+        key: str,
+        item: ItemInfo,
+        codes: np.ndarray,
+        quality: dict[str, float] | None,
+    ) -> None:
+        grid = tuple(int(length) for length in codes.shape)
+        info = TokenInfo(grid=grid, quality=quality, **vars(item))
+        writer.put(Sample(key, token_files(codes, info, self._card, self._config.pack), _stats(info)))
+
+
+@dataclass
+class _Counts:
+    """Counts of a shard."""
+
+    codes: CodeCounts
+    compared: int = 0
+    differing: int = 0
+
+    def compare(self, compared: int, differing: int) -> None:
+        """Add tokens that were compared with fp32, and those that differ."""
+        self.compared += compared
+        self.differing += differing
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """The shard that is being made: its clips (None for raw video), and what becomes of its samples."""
+
+    file: Path | None
+    writer: OrderedShardWriter
+    scores: ScoreQueue
+    counted: _Counts
 
 
 class _DecoderDied(Exception):

@@ -1,0 +1,176 @@
+"""Several decoding processes per stream: the same shards, and as many processes as the encoder needs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.helpers.decoders import decode_or_crash
+from vidvq.corpus import frames as corpus_frames
+from vidvq.corpus.frames import ClipFrames, VideoFrames, decode_items
+from vidvq.tokenize import decoders
+from vidvq.tokenize.decoders import Decoders, Rates, decoders_per_stream
+
+INLINE = "runtime.workers=0"
+RAW = ("video.short_side=32", "video.multiple=8", "items_per_shard=7", "max_failed=1")
+
+
+@pytest.mark.parametrize(
+    ("encode_s", "decode_s", "streams", "cores", "expected"),
+    [
+        (10.0, 4.0, 1, 16, 1),  # The encoder is slower.
+        (1.0, 4.0, 1, 16, 5),  # Four keep up on average, a quarter more over varying videos.
+        (1.0, 12.0, 8, 16, 2),  # 15 processes, the same number for each stream.
+        (1.0, 12.0, 8, 15, 1),  # No more than cores.
+        (1.0, 100.0, 4, 64, 16),
+        (0.0, 5.0, 2, 8, 4),  # An encoder too fast to measure.
+    ],
+)
+def test_the_number_of_processes_follows_from_the_rates(encode_s, decode_s, streams, cores, expected):
+    assert decoders_per_stream(Rates(100, encode_s, decode_s), streams, cores) == expected
+
+
+class FakeFeeder:
+    """Decodes in this process."""
+
+    def feed(self, function, item, deadline_s=None, ahead=2):
+        return (message for message in function(item))
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.fixture
+def short_turns(monkeypatch):
+    """Turns of two clips or 20 frames, in this process."""
+    monkeypatch.setattr(decoders, "Feeder", FakeFeeder)
+    monkeypatch.setattr(corpus_frames, "TURN_CLIPS", 2)
+    monkeypatch.setattr(corpus_frames, "TURN_FRAMES", 20)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory, make_video):
+    """Videos shorter and much longer than a turn, one that ends in the middle of a frame, and a file that is none."""
+    folder = tmp_path_factory.mktemp("videos")
+    make_video(folder / "a.mp4", 150, codec_options={"g": "12"})
+    make_video(folder / "b.mp4", 23, size=(48, 48))
+    make_video(folder / "c.mp4", 31)
+    torn = make_video(folder / "torn.mkv", 90).read_bytes()
+    (folder / "torn.mkv").write_bytes(torn[: len(torn) * 2 // 3])
+    (folder / "bad.mp4").write_text("no video")
+    return folder
+
+
+@pytest.mark.parametrize("settings", [("gop_frames=9",), ("gop_frames=null",), ("gop_frames=9", "batch=2")], ids=str)
+def test_turns_change_no_byte_of_raw_video(vidvq, videos, checkpoint_dir, tmp_path, snapshot, short_turns, settings):
+    for count in (1, 3):
+        where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / str(count))
+        assert vidvq("tokenize", videos, *where, *RAW, *settings, INLINE, f"runtime.decoders={count}").code == 0
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "3")
+    streams = 2 if "batch=2" in settings else 1
+    metrics = json.loads((tmp_path / "3/metrics.json").read_bytes())
+    assert metrics["decoders"] == -(-3 // streams) * streams
+
+
+def test_turns_change_no_byte_of_clips(vidvq, clips_dir, checkpoint_dir, tmp_path, snapshot, short_turns):
+    for count in (1, 3):
+        where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / str(count))
+        assert vidvq("tokenize", clips_dir, *where, INLINE, f"runtime.decoders={count}").code == 0
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "3")
+
+
+def test_each_process_decodes_its_own_turns_only(clips_dir, monkeypatch):
+    monkeypatch.setattr(corpus_frames, "TURN_CLIPS", 2)
+    shard = sorted(clips_dir.glob("*.tar"))[0]
+    keys = [key for key, _, _ in corpus_frames.read_clips(shard)]
+    assert len(keys) >= 3
+    decoded = []
+    for index in range(2):
+        messages = decode_items(ClipFrames(shard, frozenset(keys), share=(index, 2)))
+        decoded.append([message.key for message in messages if message.done])
+    assert decoded == [[*keys[0:2], *keys[4:6]], keys[2:4]]
+
+
+def test_real_processes_take_turns_and_one_that_dies_costs_one_item(
+    vidvq, videos, checkpoint_dir, tmp_path, snapshot, monkeypatch
+):
+    settings = ("gop_frames=9", *RAW, INLINE)
+    where = ("--checkpoint", checkpoint_dir, "--out")
+    assert vidvq("tokenize", videos, *where, tmp_path / "one", *settings).code == 0
+    assert vidvq("tokenize", videos, *where, tmp_path / "two", *settings, "runtime.decoders=2").code == 0
+    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
+    monkeypatch.setattr("vidvq.tokenize.decoders.decode_items", decode_or_crash)
+    for count in (1, 2):
+        out = tmp_path / f"crash{count}"
+        assert vidvq("tokenize", videos, *where, out, *settings, f"runtime.decoders={count}").code == 0
+        assert json.loads((out / "summary.json").read_bytes())["failed"]["decoder_died"]["count"] >= 3
+    assert snapshot(tmp_path / "crash1") == snapshot(tmp_path / "crash2")
+
+
+def test_processes_are_added_and_removed_after_a_shard(clips_dir, monkeypatch):
+    monkeypatch.setattr(decoders, "Feeder", FakeFeeder)
+    shard = sorted(clips_dir.glob("*.tar"))[0]
+    job = ClipFrames(shard, frozenset(key for key, _, _ in corpus_frames.read_clips(shard)))
+
+    def decode(found: Decoders) -> list[np.ndarray]:
+        return [message.frames for message in found.messages(1, job, 60) if message.frames is not None]
+
+    found = Decoders(2, "auto", cores=8)
+    assert found.count == 2
+    before = decode(found)
+    found.adapt(encode_s=1e-6)
+    assert found.count == 8
+    after = decode(found)
+    assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
+    found.adapt(encode_s=1e6)
+    assert found.count == 2
+    found.adapt(encode_s=1e-6)
+    assert found.count == 2, "nothing was decoded since"
+    fixed = Decoders(2, 3, cores=8)
+    decode(fixed)
+    fixed.adapt(encode_s=1e-6)
+    assert fixed.count == 4
+
+
+def test_a_setting_out_of_range_is_refused(vidvq, clips_dir, checkpoint_dir, tmp_path):
+    done = vidvq("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", tmp_path / "o", "runtime.decoders=0")
+    assert done.code == 2 and "decoders=0 must be auto, or 1 or more" in done.error
+
+
+def test_a_damaged_part_fails_the_whole_item_once(make_video, tmp_path, monkeypatch):
+    """Parts of one item are decoded by different processes; the item is reported once."""
+    monkeypatch.setattr(decoders, "Feeder", FakeFeeder)
+    monkeypatch.setattr(corpus_frames, "TURN_FRAMES", 20)
+    from vidvq.corpus.source import Source
+    from vidvq.tokenize.rows import PlannedSample
+    from vidvq.video.policy import VideoPolicy
+    from vidvq.video.probe import Limits
+
+    video = make_video(tmp_path / "a.mp4", 90)
+    rows = tuple(
+        PlannedSample(key=f"k{index}", source=Source(str(video)), first=0, num_frames=length)
+        for index, length in enumerate((90, 30))
+    )
+    real = corpus_frames.open_reader
+
+    def broken(*arguments):
+        reader = real(*arguments)
+        read = reader.read
+
+        def fail(indices):
+            if 50 in indices:
+                raise corpus_frames.VideoError("decode_error", "broken")
+            return read(indices)
+
+        reader.read = fail
+        return reader
+
+    monkeypatch.setattr(corpus_frames, "open_reader", broken)
+    found = Decoders(1, 3, cores=8)
+    job = VideoFrames(rows, VideoPolicy(), Limits(), 8)
+    messages = list(found.messages(0, job, 60))
+    assert [message.key for message in messages if message.error] == ["k0"]
+    assert [message.key for message in messages if message.done] == ["k1"]
+    error = next(index for index, message in enumerate(messages) if message.error)
+    assert {message.key for message in messages[error + 1 :]} == {"k1"}
+    assert sum(len(message.frames) for message in messages if message.frames is not None and message.key == "k1") == 30

@@ -1,0 +1,178 @@
+"""What a job on GPUs does before it starts, with a CPU in the place of the GPU: its kind, and what fits its memory."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from vidvq.formats.plan import read_plan
+from vidvq.model import VideoTokenizer
+from vidvq.tokenize import device
+from vidvq.tokenize.config import Execution
+from vidvq.tokenize.worker import TokenShardWorker
+
+SETTINGS = ("runtime.workers=0", "runtime.compile=off", "batch=4", "groups=2")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """``gpu(name, max_pixels)``: torch finds a GPU, which has memory for steps of that many pixels."""
+    fits, move = device._fits, VideoTokenizer.to
+
+    def install(name: str = "GPU A", max_pixels: float = float("inf")) -> list[int]:
+        tried: list[int] = []
+
+        def limited(self, frames, state=None):
+            b, _, _, h, w = frames.shape
+            tried.append(b * self.temporal_factor * self.step_shape.groups * h * w)
+            if tried[-1] > max_pixels:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return torch.zeros(b, 1, 1, 1, dtype=torch.int64), None
+
+        def trial(*arguments):
+            with monkeypatch.context() as patch:
+                # Steps of the trial are too large for a CPU.
+                patch.setattr(VideoTokenizer, "encode_step", limited)
+                return fits(*arguments)
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+        monkeypatch.setattr(VideoTokenizer, "to", lambda self, *a, **k: self if a == ("cuda",) else move(self, *a, **k))
+        monkeypatch.setattr(device, "_fits", trial)
+        return tried
+
+    return install
+
+
+@pytest.fixture
+def run(vidvq, clips_dir, checkpoint_dir, tmp_path):
+    """``run(*settings)``: tokenize into the folder of this test."""
+    return lambda *settings: vidvq(
+        "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", tmp_path / "out", *SETTINGS, *settings
+    )
+
+
+def recorded(folder) -> dict:
+    execution = read_plan(folder).made_from["execution"]
+    assert json.loads((folder / "tokenizer.json").read_bytes())["execution"] == execution
+    return execution
+
+
+def test_a_step_that_fits_is_recorded_as_it_is(gpu, run, tmp_path):
+    tried = gpu()
+    done = run()
+    assert done.code == 0 and "does not fit" not in done.err
+    assert recorded(tmp_path / "out") == {
+        "device": "cuda",
+        "precision": "bf16",
+        "compiled": False,
+        "streams": 4,
+        "groups": 2,
+        "max_pixels": 1 << 27,
+        "gpu": "GPU A",
+    }
+    # One step, of nearly as many pixels as there may be.
+    assert len(tried) == 1 and 0.9 < tried[0] / (1 << 27) <= 1
+
+
+def test_a_step_is_halved_before_the_job_until_it_fits(gpu, run, tmp_path):
+    tried = gpu(max_pixels=1 << 25)
+    done = run()
+    assert done.code == 0
+    assert "does not fit the memory of GPU A; steps have at most 34 megapixels" in " ".join(done.err.split())
+    assert recorded(tmp_path / "out")["max_pixels"] == 1 << 25
+    assert len(tried) == 3
+    # Resuming takes what the plan has, without another trial.
+    (tmp_path / "out/summary.json").unlink()
+    tried = gpu(max_pixels=1 << 20)
+    assert run().code == 0 and not tried
+
+
+def test_a_gpu_too_small_for_any_step_is_refused(gpu, run, tmp_path):
+    gpu(max_pixels=0)
+    done = run()
+    assert done.code == 2 and "not even a step of one group fits the memory of its GPU A" in done.error
+    assert not (tmp_path / "out/plan.json").exists()
+
+
+def test_memory_that_others_take_later_stops_the_job(gpu, run, tmp_path, monkeypatch):
+    gpu()
+
+    def full(self, frames, state=None):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(VideoTokenizer, "encode_step", full)
+    done = run()
+    assert done.code == 1
+    assert "a step of 4x2 streams x groups does not fit the memory of the GPU" in done.error
+
+
+def test_a_gpu_of_another_kind_is_refused_unless_the_plan_allows_it(gpu, run, tmp_path, vidvq, clips_dir):
+    gpu("GPU A")
+    assert run().code == 0
+    commit = next((tmp_path / "out/commits").glob("*.json"))
+    commit.unlink()
+    gpu("GPU B")
+    refused = run()
+    assert refused.code == 2
+    assert "has a GPU B, and the job was planned for GPU A, whose tokens may differ by rounding" in refused.error
+    # The permission is part of the plan.
+    assert "execution.gpu" in run("mixed_gpus=true").error
+    gpu("GPU A")
+    assert run().code == 0
+
+
+def test_gpus_of_all_kinds_work_on_a_plan_that_says_so(gpu, run, tmp_path):
+    gpu("GPU A")
+    assert run("mixed_gpus=true").code == 0
+    assert recorded(tmp_path / "out")["gpu"] == "any"
+    next((tmp_path / "out/commits").glob("*.json")).unlink()
+    gpu("GPU B")
+    assert run("mixed_gpus=true").code == 0
+
+
+def test_a_plan_without_a_kind_resumes_on_any(gpu, run, tmp_path, monkeypatch):
+    gpu("GPU A")
+    # As versions before the kind was recorded wrote it.
+    with monkeypatch.context() as patch:
+        patch.setattr(device, "probe_gpu", lambda checkpoint, execution, decodes: execution)
+        assert run().code == 0
+    assert "gpu" not in recorded(tmp_path / "out")
+    next((tmp_path / "out/commits").glob("*.json")).unlink()
+    assert run().code == 0
+    assert "gpu" not in recorded(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("precision", "differs"), [("bf16", True), ("fp32", False)])
+def test_tokens_of_a_lower_precision_are_compared_with_fp32(gpu, run, tmp_path, precision, differs):
+    gpu()
+    done = run(f"precision={precision}")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_bytes())
+    assert ("differ from fp32" in done.err) == differs == ("fp32_agreement" in metrics)
+    if differs:
+        found = metrics["fp32_agreement"]
+        assert 0 < found["differing"] < 0.2 * found["compared"]
+        share = found["differing"] / found["compared"]
+        assert f"{share:.2%} of {found['compared']} tokens, from the first samples of each worker" in " ".join(
+            done.err.split()
+        )
+
+
+def test_the_reference_has_the_tokens_of_fp32(checkpoint_dir, monkeypatch):
+    """The worker's own tokens in fp32 do not differ, whatever it is said to compute in."""
+    from vidvq.tokenize.agreement import AgreementCheck
+    from vidvq.tokenize.config import TokenizeConfig
+
+    execution = Execution("cpu", "bf16", False, 2, 3, 1 << 27)
+    check = AgreementCheck(checkpoint_dir, execution)
+    assert [check.takes() for _ in range(9)] == [True] * 8 + [False]
+    frames = np.random.default_rng(0).integers(0, 256, (21, 24, 40, 3), dtype=np.uint8)
+    chunks = [frames[:9], frames[9:]]
+    plain = TokenShardWorker(checkpoint_dir, TokenizeConfig(), None, Execution("cpu", "fp32", False, 2, 3, 1 << 27))
+    from vidvq.model import iter_encode
+
+    codes = torch.cat(list(iter_encode(plain._tokenizer, chunks))).numpy()
+    assert check.compare(codes, chunks) == (codes.size, 0)
+    codes[0, 0, :2] += 1
+    assert check.compare(codes, chunks) == (codes.size, 2)

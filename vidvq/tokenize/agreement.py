@@ -1,0 +1,56 @@
+"""How many tokens of a sample differ from those of the same networks in fp32."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vidvq.model import iter_encode
+from vidvq.model.step_shape import StepShape
+from vidvq.pretrained import load_tokenizer
+from vidvq.tokenize.config import Execution
+from vidvq.tokenize.device import allow_tf32
+
+# Samples that each worker encodes again, the first ones of its run.
+SAMPLES = 8
+
+
+class AgreementCheck:
+    """Encodes the first samples of a worker again, in fp32 and not compiled, if the job runs in another precision.
+
+    Args:
+        checkpoint: folder of the tokenizer.
+        execution: how samples are encoded.
+    """
+
+    def __init__(self, checkpoint: Path, execution: Execution) -> None:
+        self._execution, self._left = execution, 0
+        if execution.precision == "fp32":
+            return
+        self._left = SAMPLES
+        self._reference, _ = load_tokenizer(checkpoint)
+        self._reference.to(execution.device)
+        self._reference.step_shape = StepShape(execution.streams, execution.groups, execution.max_pixels)
+        self._reference.checks_range = False
+
+    def takes(self) -> bool:
+        """Whether the next sample is compared; counts it."""
+        self._left -= 1
+        return self._left >= 0
+
+    def compare(self, codes: np.ndarray, kept: list[np.ndarray]) -> tuple[int, int]:
+        """Encode the first frames of a sample again.
+
+        Args:
+            codes: codes ``lt lh lw`` of the whole sample.
+            kept: its first frames, as chunks ``t h w c`` uint8.
+
+        Returns:
+            Number of tokens compared, and of those that differ.
+        """
+        allow_tf32(False)
+        try:
+            expected = torch.cat(list(iter_encode(self._reference, kept))).cpu().numpy()
+        finally:
+            allow_tf32(self._execution.precision == "tf32")
+        return expected.size, int((codes[: len(expected)] != expected).sum())
