@@ -13,9 +13,12 @@ import pytest
 from PIL import Image
 
 import vidvq.decode as stage
+from vidvq.decode import batch
+from vidvq.decode import job as decode_job
 from vidvq.export import ExportConfig, Layout, grid_to_sequence
 from vidvq.formats.token_index import committed_shards, index_shard, index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.model.step_shape import StepShape
 
 
 @pytest.fixture
@@ -289,3 +292,40 @@ def test_codes_out_of_range_are_reported_and_nothing_is_written(vidvq, tmp_path,
         assert (ran.code, message in ran.error) == (2, True)
     assert not (tmp_path / "out").exists()
     assert json.loads((tokens_dir / "tokenizer.json").read_bytes())["codebooks"][1]["offset"] == 32
+
+
+def test_the_frames_of_a_clip_do_not_depend_on_the_batch(vidvq, tmp_path, tokens_dir, weights, snapshot, monkeypatch):
+    """On CPUs, with several clips per call as on a GPU, and where a batch does not fit into memory."""
+    together = []
+    real = batch.iter_decode_batch
+
+    def count(tokenizer, codes, *size):
+        together.append(len(codes))
+        return real(tokenizer, codes, *size)
+
+    monkeypatch.setattr(batch, "iter_decode_batch", count)
+
+    def frames(name: str, *settings: str) -> dict[str, str]:
+        assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / name, "format=npy", *settings).code == 0
+        return snapshot(tmp_path / name)
+
+    alone = frames("alone")
+    assert not together
+    assert frames("four", "batch=4") == alone
+    assert max(together) > 1
+    open_tokenizer = decode_job.open_tokenizer
+
+    def as_on_a_gpu(*arguments):
+        tokenizer, card = open_tokenizer(*arguments)
+        tokenizer.decode_shape = StepShape(4, 2)
+        return tokenizer, card
+
+    monkeypatch.setattr(decode_job, "open_tokenizer", as_on_a_gpu)
+    padded = frames("padded", "batch=1")
+    assert frames("batched", "batch=4") == padded
+    infos = [location.read_info() for location in index_tokens(tokens_dir)]
+    largest = max(3 * info.num_frames * info.height * info.width for info in infos)
+    monkeypatch.setattr(batch, "_MAX_BYTES", 2 * largest)
+    together.clear()
+    assert frames("small", "batch=4") == padded
+    assert max(together) == 2

@@ -1,6 +1,7 @@
 """Samples scored in flight: by the frames that `vidvq decode` gives, and poor ones stop the job."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_tokens
 from vidvq.metrics.pixel import psnr
 from vidvq.model.pixels import to_frames
+from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import load_tokenizer
 from vidvq.tokenize.config import QualityPolicy
-from vidvq.tokenize.quality import Scorer, is_scored, keep_frames
+from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
 
 INLINE = "runtime.workers=0"
 
@@ -147,3 +149,34 @@ def test_the_perceptual_score_is_of_frames_of_the_sample(checkpoint_dir):
 def test_the_share_is_met(share):
     chosen = sum(is_scored(f"key-{index}", share) for index in range(2000)) / 2000
     assert chosen == pytest.approx(share, abs=0.04) and (share not in (0, 1) or chosen == share)
+
+
+def test_samples_scored_together_have_the_scores_of_each_alone(checkpoint_dir):
+    tokenizer = load_tokenizer(checkpoint_dir)[0]
+    rng = np.random.default_rng(0)
+    kept = [[rng.integers(0, 256, (9, 24, size, 3), dtype=np.uint8)] for size in (40, 40, 32, 40, 40)]
+    codes = [rng.integers(0, 32, (3, 3, size // 8)) for size in (40, 40, 32, 40, 40)]
+    for shape in (StepShape(1, 1), StepShape(3, 2)):
+        tokenizer.decode_shape = shape
+        scorer = Scorer(tokenizer, QualityPolicy(share=1))
+        alone = [scorer.score(*pair) for pair in zip(codes, kept, strict=True)]
+        together: dict[int, dict[str, float]] = {}
+        calls, decode = [], type(tokenizer).decode_step
+
+        def count(self, codes, state=None, calls=calls, decode=decode):
+            calls.append(len(codes))
+            return decode(self, codes, state)
+
+        def keep(index, scores, together=together):
+            together[index] = scores
+
+        queue = ScoreQueue(scorer, 3)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(tokenizer), "decode_step", count)
+            # The slot of a sample in the batch is that of its stream; the third sample has another size.
+            for index, slot in enumerate((0, 2, 1, 1, 1)):
+                queue.put(slot, codes[index], kept[index], partial(keep, index))
+            assert len(together) == 4
+            queue.flush()
+        assert [together[index] for index in range(5)] == alone
+        assert set(calls) == ({1, 2} if shape.streams == 1 else {3})

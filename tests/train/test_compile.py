@@ -22,16 +22,13 @@ def graphs(run) -> tuple[int, int]:
     return int(words[1]), int(words[3])
 
 
-def test_a_compiled_run_trains_and_resumes_like_an_uncompiled_one(train, whole, close, tmp_path):
+def test_a_compiled_run_trains_like_an_uncompiled_one(train, whole, close, tmp_path):
     run = train(tmp_path / "run", "compile=true", patch=FAST + COUNT)
     assert run.column("loss") == close(whole.column("loss"))
     count, breaks = graphs(run)
     # The tokenizer with and without the replacement of dead codes; the discriminator, trained and frozen.
     assert 3 <= count <= 8 and breaks == 0
-    # Compilation is no part of the run: it resumes with and without.
-    train(tmp_path / "other", "compile=true", "steps=6", patch=FAST)
-    first = read_checkpoint(run.out)
-    assert first.config["model"] == read_checkpoint(whole.out).config["model"]
+    assert read_checkpoint(run.out).config["model"] == read_checkpoint(whole.out).config["model"]
 
 
 def test_warm_up_masks_bf16_and_recomputed_activations_compile(train, tmp_path):
@@ -46,14 +43,3 @@ def test_warm_up_masks_bf16_and_recomputed_activations_compile(train, tmp_path):
     compiled = train(tmp_path / "run", *settings, "compile=true", patch=FAST + COUNT)
     assert compiled.column("loss") == pytest.approx(plain.column("loss"), rel=0.02)
     assert graphs(compiled)[0] >= 3
-
-
-def test_two_processes_compile(train, whole, close, tmp_path):
-    run = train(tmp_path / "run", "compile=true", ranks=2, patch=FAST)
-    assert run.column("loss") == close(whole.column("loss"))
-
-
-@pytest.mark.slow
-def test_a_packaged_config_trains_with_the_default_compiler(train, tmp_path):
-    run = train(tmp_path / "run", "compile=true", "steps=3", patch=COUNT)
-    assert len(run.column("loss")) == 3 and graphs(run)[0] >= 2

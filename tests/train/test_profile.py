@@ -17,8 +17,8 @@ def test_a_profile_accounts_for_the_time_of_a_step(train, tmp_path):
     assert shares["waiting for data"] >= 0 and 0 <= shares["other"] < 50
     assert "aten::convolution_backward" in operators
     counts = {line[:44].strip(): float(line.split()[-1]) for line in parts.splitlines() if " per step" in line}
-    # DeepSpeed reads the norms of both networks; the guard's copy is no read on a CPU.
-    assert counts["operators launched per step"] > 500 and 0 < counts["values read by the host per step"] < 10
+    # The optimizers read their own counters, which are on the CPU on every device.
+    assert counts["operators launched per step"] > 500 and counts["reads by the host per step"] > 1
     assert counts["MiB copied to the device per step"] == 0
     with gzip.open(run.out / "profile.json.gz") as file:
         names = {event.get("name") for event in json.load(file)["traceEvents"]}
@@ -38,4 +38,5 @@ def test_a_trace_of_a_gpu_counts_kernels_and_copies():
     copies += [("Memcpy DtoD (Device -> Device)", 1 << 30)]
     events += [{"name": name, "cat": "gpu_memcpy", "args": {"bytes": size}} for name, size in copies]
     assert [float(line.split()[-1]) for line in count_requests(events, steps=1)] == [6, 1, 3, 0.5]
+    assert [float(line.split()[-1]) for line in count_requests(events[6:17], steps=1)] == [10, 1, 0, 0]
     assert next(iter(count_requests(events, steps=1))).startswith("kernels launched per step")

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from vidvq.data import DataConfig
 from vidvq.metrics.perceptual import load_perceptual
+from vidvq.train.config import LossConfig, TrainConfig
+from vidvq.train.objective import Objective
 
 
 def frames(seed: int, count: int = 2) -> torch.Tensor:
@@ -42,3 +45,20 @@ def test_missing_weights_are_reported_with_the_remedy(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"weights\.pth has no readable weights"):
         load_perceptual("lpips", "vgg", str(tmp_path / "weights.pth"))
+
+
+def test_the_loss_in_bf16_is_close_to_that_in_fp32():
+    """Value and gradient of the perceptual term, as a run with precision=bf16 computes it on a GPU."""
+    distance = load_perceptual("st_lpips", "alex")
+    config = TrainConfig(DataConfig(("unused",)), loss=LossConfig(perceptual=1.0))
+    video = frames(0)[:, :, None]
+    found = {}
+    for kind in (None, torch.bfloat16):
+        whole = frames(1)[:, :, None].requires_grad_()
+        terms = Objective(config, (4, 8, 8), distance, kind)._distances(video, whole)
+        (gradient,) = torch.autograd.grad(terms["perceptual"], whole)
+        found[kind] = terms["perceptual"].item(), gradient.flatten()
+        assert gradient.dtype == terms["perceptual"].dtype == torch.float32
+    assert found[None][0] != found[torch.bfloat16][0]
+    assert found[torch.bfloat16][0] == pytest.approx(found[None][0], rel=0.01)
+    assert F.cosine_similarity(found[None][1], found[torch.bfloat16][1], dim=0) > 0.98

@@ -195,15 +195,16 @@ def decode_first(job: ClipFrames | VideoFrames) -> np.ndarray | None:
 
 def _clips(job: ClipFrames) -> Iterator[DecodeMessage]:
     names = ItemInfo.__dataclass_fields__
-    for index, clip in enumerate(decode_clips(job)):
-        if index and index % TURN_CLIPS == 0 and job.share[1] > 1:
-            yield _TURN_ENDS
+    for count, clip in enumerate(decode_clips(job), 1):
         if clip.error:
             yield DecodeMessage(clip.key, error=clip.error)
-            continue
-        yield DecodeMessage(clip.key, info=ItemInfo(**{name: getattr(clip.info, name) for name in names}))
-        yield DecodeMessage(clip.key, frames=clip.frames)
-        yield DecodeMessage(clip.key, done=True)
+        else:
+            yield DecodeMessage(clip.key, info=ItemInfo(**{name: getattr(clip.info, name) for name in names}))
+            yield DecodeMessage(clip.key, frames=clip.frames)
+            yield DecodeMessage(clip.key, done=True)
+        # A turn cut short is the last one of all.
+        if count % TURN_CLIPS == 0 and job.share[1] > 1:
+            yield _TURN_ENDS
 
 
 def _videos(job: VideoFrames) -> Iterator[DecodeMessage]:

@@ -3,12 +3,19 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+
+from pydantic import BeforeValidator
 
 from vidvq.errors import UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def _off_in_yaml(value: Any) -> Any:
+    """YAML reads ``off`` as false."""
+    return "off" if value is False else value
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class RuntimeConfig:
     address: str | None = None
     part: str | None = None
     gpus_per_worker: float = 1.0
-    compile: Literal["auto", "off"] = "auto"
+    compile: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = "auto"
     decoders: Literal["auto"] | int = "auto"
 
     def __post_init__(self) -> None:

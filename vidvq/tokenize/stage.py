@@ -77,8 +77,10 @@ class _TokenizeStage(Stage[AnyRow], ABC):
             return self
         if has_plan(out):
             recorded: dict[str, Any] = read_plan(out).made_from.get("execution", {})
-            kept = {name: recorded.get(name, getattr(self.execution, name)) for name in ("gpu", "max_pixels")}
-            return replace(self, execution=replace(self.execution, **kept))
+            kept = replace(self.execution, max_pixels=recorded.get("max_pixels", self.execution.max_pixels))
+            if ANY_GPU not in (kept.gpu, recorded.get("gpu")):
+                kept = replace(kept, gpu=recorded.get("gpu"))
+            return replace(self, execution=kept)
         pool = runtime.pool(1)
         make = partial(_make_probe, self.checkpoint, self.config.quality.share > 0)
         ((_, found),) = pool.map_stateful(make, [self.execution], gpus=self.gpus)

@@ -98,26 +98,30 @@ class Profiler:
 
 
 def count_requests(events: Iterable[Mapping[str, Any]], steps: int = _ACTIVE) -> Iterable[str]:
-    """Yield a line for each thing that a step asks of the device: launches, values read by the host, bytes copied.
+    """Yield a line for each thing that a step asks of the device: launches, reads by the host, bytes copied.
 
     Args:
-        events: events of a trace. Without a GPU, its operators are counted in place of kernels.
+        events: events of a trace. Without a GPU, operators are counted in place of kernels, and values that Python asks
+            for in place of copies.
         steps: number of steps in the trace.
     """
-    kernels: Counter[bool] = Counter()
-    reads = 0
+    counts: Counter[str] = Counter()
     copied: Counter[str] = Counter()
     for event in events:
         name, category = event.get("name", ""), event.get("cat")
-        if category == "kernel" or (category == "cpu_op" and name.startswith("aten::")):
-            kernels[category == "kernel"] += 1
-        reads += name in _READS
-        if category == "gpu_memcpy":
+        if category == "kernel":
+            counts["kernels"] += 1
+        elif category == "cpu_op" and name.startswith("aten::"):
+            counts["operators"] += 1
+            counts["values"] += name in _READS
+        elif category == "gpu_memcpy":
             for direction in ("HtoD", "DtoH"):
-                copied[direction] += event["args"]["bytes"] if direction in name else 0
-    launched = "kernels" if kernels[True] else "operators"
-    yield f"{f'{launched} launched per step':<44} {kernels[bool(kernels[True])] / steps:>9.0f}"
-    yield f"{'values read by the host per step':<44} {reads / steps:>9.1f}"
+                if direction in name:
+                    counts[direction] += 1
+                    copied[direction] += event["args"]["bytes"]
+    launched, read = ("kernels", "DtoH") if counts["kernels"] else ("operators", "values")
+    yield f"{f'{launched} launched per step':<44} {counts[launched] / steps:>9.0f}"
+    yield f"{'reads by the host per step':<44} {counts[read] / steps:>9.1f}"
     yield f"{'MiB copied to the device per step':<44} {copied['HtoD'] / steps / 2**20:>9.1f}"
     yield f"{'MiB copied from the device per step':<44} {copied['DtoH'] / steps / 2**20:>9.1f}"
 
