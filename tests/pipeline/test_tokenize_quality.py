@@ -80,11 +80,11 @@ def test_a_poor_shard_stops_the_job_and_what_is_committed_stays(
     command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, INLINE)
     command = (*command, "quality.share=1", "quality.min_psnr=30")
 
-    def told(scorer, codes, kept):
+    def told(scorer, codes, frames):
         # The first shard is good, all behind it are not.
-        return {"psnr": 10.0 if list(out.glob("commits/*.json")) else 40.0}
+        return [{"psnr": 10.0 if list(out.glob("commits/*.json")) else 40.0}] * len(frames)
 
-    monkeypatch.setattr("vidvq.tokenize.quality.Scorer.score", told)
+    monkeypatch.setattr("vidvq.tokenize.quality.Scorer.score_together", told)
     ran = vidvq(*command)
     assert ran.code == 1
     assert [path.name for path in out.glob("*.tar")] == ["tokens-000000.tar"]
