@@ -247,9 +247,7 @@ def _video(job: VideoFrames, turns: list[list[_Part]]) -> Iterator[DecodeMessage
     source = window.source
     try:
         limits = job.limits
-        with local_file(
-            source, limits.max_bytes, window.sha256, job.allow_private, limits.download_deadline_s
-        ) as path:
+        with local_file(source, limits.max_bytes, window.sha256, job.allow_private, limits.download_deadline_s) as path:
             info = probe(path, job.limits)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)
