@@ -20,9 +20,12 @@ from typing import Any
 
 import click
 import numpy as np
+from linear_path import extend
 
+from vidvq.config import find_config, load
 from vidvq.formats.checkpoint import BUNDLED, find_checkpoint, read_checkpoint, write_checkpoint
 from vidvq.storage import read_json, write_atomic
+from vidvq.train.config import TrainConfig
 
 MAX_MIB = 12
 TIMED_STEPS = 12
@@ -55,7 +58,7 @@ def main(
         vidvq("shard", *videos, "--out", str(out), "--config", "demo-shard", "clips_per_shard=16")
     settings = [f"data.clips={clips['train']}", f"evaluation.clips={clips['heldout']}"]
     if start:
-        settings += [f"start_from={start}", "new_quantizer=true"]
+        settings += _start(Path(start), clips["train"], config, work / "start")
     if budget_s:
         settings.append(f"steps={steps_within(budget_s, config, settings, work / 'timing')}")
     vidvq("train", config, *settings, f"out={work / 'train'}")
@@ -69,6 +72,16 @@ def main(
         "evaluate", str(clips["heldout"]), str(work / "decoded"), "--tokens", str(work / "tokens"), "--out", str(scores)
     )
     write_atomic(BUNDLED / "README.md", card(read_json(scores), config, step).encode())
+
+
+def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
+    """Return the settings that start from a checkpoint; it gets a linear path where the config has one."""
+    model = load(TrainConfig, find_config(config), []).model
+    if model.linear and not read_checkpoint(find_checkpoint(checkpoint)).config["model"].get("linear"):
+        if not out.exists():
+            extend(find_checkpoint(checkpoint), clips, load(TrainConfig, find_config(config), []), out, every=3)
+        return [f"start_from={out}"]
+    return [f"start_from={checkpoint}", "new_quantizer=true"]
 
 
 def steps_within(budget_s: int, config: str, settings: list[str], out: Path) -> int:
