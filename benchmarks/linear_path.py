@@ -26,7 +26,7 @@ from vidvq.pretrained import load_pretrained
 from vidvq.train.config import TrainConfig
 from vidvq.video.decode import decode_clip
 
-# Errors in linear channels of this scale cost as much pixel energy as errors in those of the networks (of size `small`).
+# Errors in linear channels of this scale cost as much pixel energy as errors in those of the networks (size `small`).
 SCALE = 0.6
 
 
