@@ -43,6 +43,7 @@ TIMED_STEPS = 12
     help="Folder for clips, training run and scores.",
 )
 @click.option("--start", help="Checkpoint whose networks are trained further, with new codebooks.")
+@click.option("--history", default="", help="Sentences on the start, for the README of the weights.")
 @click.option("--budget-s", type=int, help="Time for training (seconds); the config gives the steps otherwise.")
 def main(
     training: tuple[str, ...],
@@ -50,6 +51,7 @@ def main(
     config: str,
     work: Path,
     start: str | None,
+    history: str,
     budget_s: int | None,
 ) -> None:
     """Train, package and score the tokenizer."""
@@ -71,7 +73,9 @@ def main(
     vidvq(
         "evaluate", str(clips["heldout"]), str(work / "decoded"), "--tokens", str(work / "tokens"), "--out", str(scores)
     )
-    write_atomic(BUNDLED / "README.md", card(read_json(scores), config, step).encode())
+    write_atomic(
+        BUNDLED / "README.md", card(read_json(scores), config, step, f"{history}\n\n" if history else "").encode()
+    )
 
 
 def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
@@ -122,7 +126,7 @@ def bundle(run: Path) -> int:
     return step
 
 
-def card(scores: dict[str, Any], config: str, step: int) -> str:
+def card(scores: dict[str, Any], config: str, step: int, history: str) -> str:
     """Render the README of the weights, with held-out scores by video."""
     videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for clip in scores["clips"]:
@@ -132,12 +136,13 @@ def card(scores: dict[str, Any], config: str, step: int) -> str:
     use = "; ".join(f"{book['used']} of {book['size']} {book['name']} codes" for book in scores["codebooks"])
     return f"""# The tokenizer that ships with vidvq
 
-Trained by `configs/{config}.yaml` for {step} steps; its weights are kept in half precision. Token fingerprint
+{history}Trained by `configs/{config}.yaml` for {step} steps; its weights are kept in half precision. Token fingerprint
 `{scores["token_fingerprint"][:12]}`. A small model for a first look and for tests of a pipeline, not one to train a
 video generator on: of videos that hardly move, a mean frame is closer than what it decodes.
 
 Held-out videos, whole, short side 128 pixels, at their own rate; means over clips of at most 33 frames. "Mean frame"
-is the score of the clip's mean frame, repeated. In use on them: {use}.
+is the score of the clip's mean frame, repeated. Codes in use on them:
+{use}.
 
 | video | clips | PSNR, dB | SSIM | mean frame: PSNR | SSIM | bits/pixel |
 |---|---|---|---|---|---|---|
@@ -146,7 +151,7 @@ is the score of the clip's mean frame, repeated. In use on them: {use}.
 
 Made, and this table measured, by
 
-    make weights TRAIN="VIDEOS..." HELD_OUT="VIDEOS..."
+    make weights TRAIN="VIDEOS..." HELD_OUT="VIDEOS..." [START=CHECKPOINT] [BUDGET_S=SECONDS]
 """
 
 
