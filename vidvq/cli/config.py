@@ -80,7 +80,7 @@ STAGES = {
         "vidvq tokenize SOURCES... --checkpoint CKPT --out DIR --config FILE",
         (
             *("video", "gop_frames", "items_per_shard", "lists", "limits", "where", "batch", "groups", "device"),
-            *("precision", "pack", "quality", "max_failed", "runtime"),
+            *("precision", "mixed_gpus", "pack", "quality", "max_failed", "runtime"),
         ),
     ),
     "generate-train": Stage(
@@ -133,7 +133,7 @@ STAGES = {
         "vidvq.decode.config",
         "DecodeConfig",
         "vidvq decode TOKENS --checkpoint CKPT --out DIR KEY=VALUE...",
-        ("format", "key", "crf", "fps", "runtime"),
+        ("format", "key", "crf", "batch", "fps", "runtime"),
     ),
     "evaluate": Stage(
         "vidvq.evaluate.config",
