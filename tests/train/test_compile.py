@@ -43,3 +43,9 @@ def test_warm_up_masks_bf16_and_recomputed_activations_compile(train, tmp_path):
     compiled = train(tmp_path / "run", *settings, "compile=true", patch=FAST + COUNT)
     assert compiled.column("loss") == pytest.approx(plain.column("loss"), rel=0.02)
     assert graphs(compiled)[0] >= 3
+
+
+@pytest.mark.slow
+def test_two_processes_compile(train, whole, close, tmp_path):
+    run = train(tmp_path / "run", "compile=true", ranks=2, patch=FAST)
+    assert run.column("loss") == close(whole.column("loss"))
