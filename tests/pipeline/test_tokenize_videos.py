@@ -149,7 +149,8 @@ def test_an_exception_of_a_decoder_is_raised_where_it_is_consumed():
 
 def test_one_process_decodes_for_all_shards_until_it_dies():
     feeder = Feeder()
-    (first,), (second,) = feeder.feed(process_id, "a"), feeder.feed(process_id, "b")
+    (first,) = feeder.feed(process_id, "a")
+    (second,) = feeder.feed(process_id, "b")
     assert first == second
     third, last = feeder.feed(process_id, "kill")
     assert third == first
