@@ -10,8 +10,8 @@ PINS := docker/constraints.txt
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
 	$(BIN)/vidvq demo
 
-# Tests run in parallel processes. Two more than cores, because many tests wait for the processes that they start.
-JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 2)
+# Tests run in parallel processes. One more than cores, because many tests wait for the processes that they start.
+JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 
 test: $(VENV)/.with-test  ## The tests that need no GPU and little time.
 	$(BIN)/pytest -n $(JOBS) --dist worksteal

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 
-LIMIT_S = 120
+LIMIT_S = 300
 _MISSES = 3
 
 
