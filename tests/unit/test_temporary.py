@@ -94,3 +94,14 @@ def test_an_attempt_for_an_object_store_can_be_swept(folder):
 
     with attempt_file(resolve_path("s3://bucket/clips-000000.tar")) as (_, attempt):
         assert attempt.name.startswith("vidvq-clips-000000.tar.tmp.") and attempt.parent == folder
+
+
+def test_a_dead_process_that_nobody_has_waited_for_owns_nothing(folder):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    copy = folder / f"vidvq-copy.tmp.{owner().rpartition('-')[0]}-{process.pid}-abcdefgh"
+    copy.touch()
+    # Waits for its end and leaves it as it is.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    sweep()
+    assert not copy.exists()
+    process.wait()

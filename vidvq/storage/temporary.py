@@ -64,6 +64,9 @@ def _is_alive(process: int) -> bool:
         return False
     except (OSError, OverflowError):
         return True
+    # A dead process keeps its number until its parent, or PID 1 of a container, waits for it.
+    with suppress(OSError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     return True
 
 
