@@ -31,6 +31,7 @@ def test_a_compiled_run_trains_like_an_uncompiled_one(train, whole, close, tmp_p
     assert read_checkpoint(run.out).config["model"] == read_checkpoint(whole.out).config["model"]
 
 
+@pytest.mark.slow
 def test_warm_up_masks_bf16_and_recomputed_activations_compile(train, tmp_path):
     books = (
         "model.quantizer={dim: 4, spatial: {kind: vq, size: 16, warmup: 2}, temporal: {kind: vq, size: 16, warmup: 2}}"
