@@ -1,13 +1,12 @@
 """Expired credentials stop a job with one line; after renewal the same command finishes it, with nothing failed."""
 
-import http.server
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.http_server import QuietHandler, serve
 from vidvq.corpus.source import Source
 from vidvq.errors import JobStopped
 from vidvq.formats.commit import read_commit
@@ -35,7 +34,7 @@ def server(tmp_path, make_video) -> Iterator[Server]:
     data = make_video(tmp_path / "served.mp4", 8).read_bytes()
     state = Server()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             state.asked.append(self.path)
             body = b"" if state.denies(self.path) else data
@@ -45,16 +44,8 @@ def server(tmp_path, make_video) -> Iterator[Server]:
             if self.command == "GET":
                 self.wfile.write(body)
 
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        state.url = f"http://127.0.0.1:{served.server_port}"
+    with serve(Handler) as state.url:
         yield state
-        served.shutdown()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What a job that was killed leaves outside of its output; and decoders that are killed from outside."""
 
-import http.server
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.http_server import QuietHandler, serve
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
 from vidvq.runtime import deaths
 
@@ -25,7 +25,7 @@ def stalled(tmp_path, make_video) -> Iterator[tuple[str, threading.Event]]:
     data = make_video(tmp_path / "served.mp4", 8).read_bytes()
     go_on = threading.Event()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
@@ -35,17 +35,9 @@ def stalled(tmp_path, make_video) -> Iterator[tuple[str, threading.Event]]:
                 go_on.wait()
                 self.wfile.write(data[len(data) // 2 :])
 
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v.mp4", go_on
+    with serve(Handler) as url:
+        yield f"{url}/v.mp4", go_on
         go_on.set()
-        server.shutdown()
 
 
 def test_the_copies_of_a_killed_job_are_deleted_by_the_next(stalled, tmp_path):

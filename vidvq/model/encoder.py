@@ -62,6 +62,10 @@ class CodecLayout:
         first = self.temporal_factor // self.patch_frames
         return tuple(max(first >> stage, 1) for stage in range(stages))
 
+    def blocks(self, stages: int) -> Blocks:
+        """Return the pixels of each latent, of networks with ``stages`` stages."""
+        return Blocks(self.temporal_factor, self.patch_size << (stages - 1))
+
 
 class Encoder(nn.Module):
     """Maps video ``b c (g t) h w`` to latents ``b d g h/s w/s``, causally over groups.
@@ -88,7 +92,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(config.channels[-1], layout.dim)
         self.blocks = self.linear = None
         if layout.linear:
-            self.blocks = Blocks(layout.temporal_factor, layout.patch_size << (len(config.channels) - 1))
+            self.blocks = layout.blocks(len(config.channels))
             self.linear = nn.Linear(self.blocks.size, layout.linear, bias=False)
             with torch.no_grad():
                 self.linear.weight.copy_(self.blocks.lowest_frequencies(layout.linear))
@@ -146,7 +150,7 @@ class Decoder(nn.Module):
             self.head.bias.zero_()  # type: ignore[union-attr]
         self.blocks = self.linear = None
         if layout.linear:
-            self.blocks = Blocks(layout.temporal_factor, layout.patch_size << (len(channels) - 1))
+            self.blocks = layout.blocks(len(channels))
             self.linear = nn.Linear(layout.linear, self.blocks.size, bias=False)
             with torch.no_grad():
                 self.linear.weight.copy_(self.blocks.lowest_frequencies(layout.linear).T)

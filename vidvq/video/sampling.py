@@ -1,6 +1,7 @@
 """Sampling of the timeline of a video at a constant rate, and the times of the clips that are cut from it."""
 
 import math
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
@@ -88,8 +89,35 @@ def _seconds(info: VideoInfo) -> float:
     return float((info.end - info.pts[0]) * info.time_base)
 
 
-class Clock(Sequence[int]):
-    """Times of a constant rate (ticks), rounded, computed as they are read: a file may claim to last for years.
+class _Computed(Sequence[int], ABC):
+    """Integers that are computed as they are read: a file may claim to last for years.
+
+    Args:
+        arguments: what each integer is computed from.
+    """
+
+    def __init__(self, arguments: Sequence[int]) -> None:
+        self._arguments = arguments
+
+    @abstractmethod
+    def _compute(self, argument: int) -> int: ...
+
+    def __len__(self) -> int:
+        return len(self._arguments)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> "array[int]": ...
+    def __getitem__(self, index: int | slice) -> "int | array[int]":
+        """The integer at one index, or those at several."""
+        if isinstance(index, slice):
+            return array("q", map(self._compute, self._arguments[index]))
+        return self._compute(self._arguments[index])
+
+
+class Clock(_Computed):
+    """Times of a constant rate (ticks), rounded.
 
     Args:
         start: first time (ticks).
@@ -98,30 +126,18 @@ class Clock(Sequence[int]):
     """
 
     def __init__(self, start: int, step: Fraction, count: int) -> None:
+        super().__init__(range(count))
         self.step = step
-        self._start, self._numbers = start, range(count)
+        self._start = start
 
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-    @overload
-    def __getitem__(self, index: slice) -> "array[int]": ...
-    def __getitem__(self, index: int | slice) -> "int | array[int]":
-        """The time of one tick, or of several."""
-        if isinstance(index, slice):
-            return array("q", map(self._time, self._numbers[index]))
-        return self._time(self._numbers[index])
-
-    def _time(self, number: int) -> int:
-        # math.floor(number * step + 1 / 2) in whole numbers.
+    def _compute(self, argument: int) -> int:
+        # math.floor(argument * step + 1 / 2) in whole numbers.
         over, under = self.step.numerator, self.step.denominator
-        return self._start + (2 * number * over + under) // (2 * under)
+        return self._start + (2 * argument * over + under) // (2 * under)
 
 
-class OnScreen(Sequence[int]):
-    """Indices of the frames on screen at given times, computed as they are read.
+class OnScreen(_Computed):
+    """Indices of the frames on screen at given times.
 
     Args:
         pts: time of each frame (ticks), ascending.
@@ -129,23 +145,11 @@ class OnScreen(Sequence[int]):
     """
 
     def __init__(self, pts: Sequence[int], times: Clock) -> None:
-        self._pts, self._times = pts, times
+        super().__init__(times)
+        self._pts = pts
 
-    def __len__(self) -> int:
-        return len(self._times)
-
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-    @overload
-    def __getitem__(self, index: slice) -> "array[int]": ...
-    def __getitem__(self, index: int | slice) -> "int | array[int]":
-        """The frame at one time, or at several."""
-        if isinstance(index, slice):
-            return array("q", map(self._at, self._times[index]))
-        return self._at(self._times[index])
-
-    def _at(self, time: int) -> int:
-        return max(bisect_right(self._pts, time) - 1, 0)
+    def _compute(self, argument: int) -> int:
+        return max(bisect_right(self._pts, argument) - 1, 0)
 
 
 def clip_times(

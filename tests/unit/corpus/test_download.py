@@ -1,6 +1,5 @@
 """Downloads have a time limit of their own; that of the decode does not run meanwhile."""
 
-import http.server
 import subprocess
 import sys
 import threading
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.helpers.http_server import QuietHandler, serve
 from vidvq.corpus.download import TooSlow, call_within, open_within
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.lists import ListPolicy, read_list
@@ -25,7 +25,7 @@ def slow(request) -> Iterator[str]:
     """A server that answers, and then sends nothing, or a byte now and then."""
     over = threading.Event()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Length", "1000000")
@@ -36,17 +36,9 @@ def slow(request) -> Iterator[str]:
                     self.wfile.write(b"x")
                     self.wfile.flush()
 
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/a"
+    with serve(Handler) as url:
+        yield f"{url}/a"
         over.set()
-        server.shutdown()
 
 
 def test_a_slow_download_fails_with_its_own_reason(slow):

@@ -1,15 +1,14 @@
 """Failures of a server or a file system become distinct reasons."""
 
-import http.server
 import os
 import socket
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from tests.helpers.http_server import QuietHandler, serve
 from vidvq.corpus import fetch, public_hosts
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
@@ -21,7 +20,7 @@ def answering(status: int, location: str = "") -> Iterator[tuple[str, Counter[st
     """Run a server that responds to every request with one status; yields its URL and the request counts by method."""
     asked: Counter[str] = Counter()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self):
             asked[self.command] += 1
             self.send_response(status)
@@ -30,15 +29,8 @@ def answering(status: int, location: str = "") -> Iterator[tuple[str, Counter[st
                 self.send_header("Location", location)
             self.end_headers()
 
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/a.mp4", asked
-        server.shutdown()
+    with serve(Handler) as url:
+        yield f"{url}/a.mp4", asked
 
 
 def failure(source: Source, allow_private: bool = True) -> VideoError:
