@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
+from hypothesis import settings
 
 from vidvq.cli.main import run
 from vidvq.log import console
@@ -26,6 +27,9 @@ from vidvq.runtime import feeder
 _ROOT = Path(__file__).parents[1]
 # So that `tests.helpers` can be imported, by child processes too: vidvq hands sys.path on to them.
 sys.path.insert(0, str(_ROOT))
+# Hypothesis fails an example of over 200 ms by default, which says something of the machine, not of the code.
+settings.register_profile("no-clock", deadline=None)
+settings.load_profile("no-clock")
 DEMO_VIDEOS = _ROOT / "vidvq/demo/videos"
 # Small clips, several shards, no Ray.
 TINY = "clip.num_frames=9 clip.min_frames=5 clip.short_side=32 clip.multiple=8 clips_per_shard=4".split()
