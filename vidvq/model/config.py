@@ -89,6 +89,8 @@ class TokenizerConfig:
         # Fingerprints cover the config: those written before these fields existed must stay as they are.
         if self.quantizer.differential is None:
             del data["quantizer"]["differential"]
+        elif self.quantizer.differential.refresh is None:
+            del data["quantizer"]["differential"]["refresh"]
         if not self.linear:
             del data["linear"]
         return data
@@ -108,7 +110,10 @@ class TokenizerConfig:
                 if quantizer.get(name) is not None:
                     quantizer[name] = _build_codebook(quantizer[name])
             if quantizer.get("differential") is not None:
-                quantizer["differential"] = _build(DifferentialConfig, quantizer["differential"])
+                differential = dict(quantizer["differential"])
+                if differential.get("refresh") is not None:
+                    differential["refresh"] = _build_codebook(differential["refresh"])
+                quantizer["differential"] = _build(DifferentialConfig, differential)
             parts["quantizer"] = _build(QuantizerConfig, quantizer)
         for name in {"encoder", "decoder"} & parts.keys():
             parts[name] = _build(StackConfig, {key: tuple(value) for key, value in parts[name].items()})

@@ -28,7 +28,8 @@ class UsageCounter:
     def __init__(self, tokenizer: VideoTokenizer, every: int, context: DistributedContext) -> None:
         self._books, self._every, self._context = tokenizer.codebooks, every, context
         quantizer = tokenizer.config.quantizer
-        parts = [part for part in (quantizer.spatial, quantizer.temporal) if part]
+        refresh = quantizer.differential and quantizer.differential.refresh
+        parts = [part for part in (quantizer.spatial, quantizer.temporal, refresh) if part]
         # Codes are initialized at the end of the warm-up.
         self._settled = every + max(getattr(getattr(part, "layer", part), "warmup", 0) for part in parts)
         self.counts = {book.name: torch.zeros(2, book.size, device=context.device) for book in self._books}

@@ -20,6 +20,7 @@ from vidvq.model.quantize.differential import DifferentialCoding, Prediction
 
 DIM = 6
 BOOK = VQConfig(size=256, warmup=0)
+REFRESHED = DifferentialConfig(target=0.5, refresh=BOOK)
 
 
 def make(differential: DifferentialConfig | None = None) -> SpatiotemporalQuantizer:
@@ -59,6 +60,51 @@ def test_a_change_of_scene_is_recovered_from():
     assert found[19] < 0.35 * found[0]
 
 
+def test_a_refresh_code_recovers_a_change_of_scene_at_once():
+    latents = torch.randn(1, DIM, 1, 12, 12).repeat(1, 1, 12, 1, 1)
+    latents[:, :, 8:] = 3 * torch.randn(1, DIM, 1, 12, 12)
+    plain, book = make(), make(REFRESHED)
+    assert book.refresh is not None
+    book.refresh.codebook.copy_(3 * torch.randn(BOOK.size, DIM))
+    found, without = errors(book, latents), errors(plain, latents)
+    assert found[7] < 0.35 * found[0]
+    assert found[8] < 0.8 * without[8]
+    codes, _ = book.encode(latents, first=True)
+    fresh = codes >= BOOK.size
+    assert book.codebooks[1].size == 2 * BOOK.size > codes.max()
+    assert not fresh[:, :1].any()
+    assert fresh[:, 8].float().mean() > 0.6 > 0.2 > fresh[:, 2:8].float().mean()
+    # Its latents are those of the codebook, whatever came before.
+    decoded, state = book.lookup(codes[:, :9], first=True)
+    restarted = decoded[0, :, 8][:, fresh[0, 8]].T
+    assert torch.equal(restarted, book.refresh.lookup(codes[0, 8][fresh[0, 8]] - BOOK.size))
+    assert (state[1][0][fresh[0, 8]] == REFRESHED.start).all()
+
+
+def test_latents_that_take_a_code_of_the_other_codebook_train_nothing():
+    torch.manual_seed(0)
+    book = VectorQuantizer(replace(BOOK, update="gradient", revive_below=0.9), DIM).train()
+    near, far = torch.randn(50, DIM), torch.full((50, DIM), 100.0)
+    used = torch.arange(100) < 50
+    alone = VectorQuantizer(replace(BOOK, update="gradient", revive_below=0.9), DIM).train()
+    alone.load_state_dict(book.state_dict())
+    for part in (book, alone):
+        part.begin_pass()
+    _, _, loss = book.run_pass(torch.cat([near, far]), used)
+    _, _, wanted = alone.run_pass(near)
+    # Means over all latents, and over those that are used; dead codes were replaced by used latents at random.
+    assert book.codebook.max() < 10
+    assert loss.item() < 2 * wanted.item()
+    averaged = VectorQuantizer(replace(BOOK, revive_below=0.0), DIM).train()
+    same = VectorQuantizer(replace(BOOK, revive_below=0.0), DIM).train()
+    same.load_state_dict(averaged.state_dict())
+    for part in (averaged, same):
+        part.begin_pass()
+    averaged.run_pass(torch.cat([near, far]), used)
+    same.run_pass(near)
+    torch.testing.assert_close(averaged.codebook, same.codebook)
+
+
 def test_the_step_size_follows_the_codes_within_its_limits():
     config = DifferentialConfig(start=0.5, smallest=0.1, largest=1.0)
     coding = DifferentialCoding(config)
@@ -80,10 +126,18 @@ def test_nothing_is_predicted_beyond_the_reach():
     assert torch.equal(coding.difference(latents, near), (latents - 0.75 * known) / 0.5)
 
 
-@pytest.mark.parametrize("temporal", [BOOK, FSQConfig(levels=(3, 4, 3, 3, 3, 3))], ids=["vq", "fsq"])
-def test_training_quantizes_like_inference(temporal):
+@pytest.mark.parametrize(
+    ("temporal", "differential"),
+    [
+        (BOOK, DifferentialConfig()),
+        (FSQConfig(levels=(3, 4, 3, 3, 3, 3)), DifferentialConfig()),
+        (BOOK, DifferentialConfig(refresh=VQConfig(size=128, warmup=0))),
+    ],
+    ids=["vq", "fsq", "refresh"],
+)
+def test_training_quantizes_like_inference(temporal, differential):
     torch.manual_seed(0)
-    book = SpatiotemporalQuantizer(QuantizerConfig(DIM, BOOK, temporal, DifferentialConfig())).eval()
+    book = SpatiotemporalQuantizer(QuantizerConfig(DIM, BOOK, temporal, differential)).eval()
     latents = torch.randn(2, DIM, 5, 4, 4, requires_grad=True)
     done = book(latents)
     codes, _ = book.encode(latents.detach(), first=True)
@@ -92,8 +146,9 @@ def test_training_quantizes_like_inference(temporal):
     assert done.commitment_loss.isfinite()
 
 
-def test_the_gradient_passes_straight_through_and_the_commitment_is_in_units_of_latents():
-    book = make()
+@pytest.mark.parametrize("differential", [None, REFRESHED], ids=["differences", "refresh"])
+def test_the_gradient_passes_straight_through_and_the_commitment_is_in_units_of_latents(differential):
+    book = make(differential)
     latents = torch.randn(1, DIM, 5, 3, 3, requires_grad=True)
     target = torch.randn_like(latents)
     done = book(latents)
@@ -106,16 +161,23 @@ def test_the_gradient_passes_straight_through_and_the_commitment_is_in_units_of_
     torch.testing.assert_close(latents.grad, 2 * error / error.numel(), atol=1e-6, rtol=1e-3)
 
 
-def test_the_codebook_learns_differences():
+@pytest.mark.parametrize("refresh", [None, replace(BOOK, warmup=1), replace(BOOK, warmup=3)], ids=str)
+def test_the_codebook_learns_differences(refresh):
     torch.manual_seed(0)
-    config = QuantizerConfig(DIM, replace(BOOK, warmup=2), replace(BOOK, warmup=2), DifferentialConfig())
+    book = replace(BOOK, warmup=2)
+    config = QuantizerConfig(DIM, book, book, DifferentialConfig(refresh=refresh))
     book = SpatiotemporalQuantizer(config).train()
-    found = []
+    found, fresh = [], []
     for _ in range(60):
         moving = torch.randn(4, DIM, 1, 8, 8) + 0.1 * torch.randn(4, DIM, 5, 8, 8).cumsum(dim=2)
-        found.append((book(moving).latents - moving).square().mean().item())
+        moving[:, :, 3:, :3] = torch.randn(4, DIM, 1, 3, 8)
+        done = book(moving)
+        found.append((done.latents - moving).square().mean().item())
+        fresh.append((done.codes >= 256)[:, 3, :3].float().mean().item())
     assert found[0] == pytest.approx(0, abs=1e-9)
-    assert found[-1] < 0.9 * found[3]
+    assert sum(found[-10:]) < 0.95 * sum(found[4:14])
+    assert (fresh[-1] > 0.3) == bool(refresh)
+    assert book.warming_up is False
 
 
 def test_differences_and_latents_do_not_share_a_codebook():
@@ -125,11 +187,23 @@ def test_differences_and_latents_do_not_share_a_codebook():
         DifferentialConfig(largest=0.01)
 
 
+def test_refresh_codes_need_two_codebooks_of_vectors():
+    with pytest.raises(UsageError, match="refresh needs a temporal codebook of kind vq without cosine"):
+        QuantizerConfig(DIM, BOOK, FSQConfig(levels=(3, 4)), REFRESHED)
+    with pytest.raises(UsageError, match="refresh.cosine=True must be False"):
+        DifferentialConfig(refresh=VQConfig(cosine=True))
+    with pytest.raises(UsageError, match="may have 16777216 codes together"):
+        QuantizerConfig(DIM, BOOK, VQConfig(size=1 << 24), REFRESHED)
+
+
 def test_configs_without_it_are_written_as_before():
     plain = TokenizerConfig()
     assert "differential" not in plain.to_dict()["quantizer"]
     mine = TokenizerConfig(quantizer=QuantizerConfig(DIM, BOOK, BOOK, DifferentialConfig(reach=1.5)))
     assert TokenizerConfig.from_dict(mine.to_dict()) == mine
+    assert "refresh" not in mine.to_dict()["quantizer"]["differential"]
+    fresh = TokenizerConfig(quantizer=QuantizerConfig(DIM, BOOK, BOOK, REFRESHED))
+    assert TokenizerConfig.from_dict(fresh.to_dict()) == fresh
 
 
 def test_an_empty_slot_of_a_batch_does_not_disturb_the_others():

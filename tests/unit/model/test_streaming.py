@@ -58,6 +58,7 @@ TOKENIZERS = {
     "streams": make_tokenizer(),
     "tiled": make_tokenizer(tile=16),
     "differences": make_tokenizer(tile=16, differential=DifferentialConfig()),
+    "refresh": make_tokenizer(tile=16, differential=DifferentialConfig(refresh=VQConfig(size=64))),
     "whole": WholeVideos(),
 }
 every_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS.keys())

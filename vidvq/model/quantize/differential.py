@@ -2,11 +2,12 @@
 
 Cummiskey, Jayant and Flanagan 1973, "Adaptive Quantization in Differential PCM Coding of Speech", applied to latents at
 each position. Predictions and step sizes are functions of past codes alone, so the decoder repeats them. A static scene
-is thereby coded like a residual quantizer whose depth is time.
+is thereby coded like a residual quantizer whose depth is time. Refresh codes replace a latent where it changes suddenly,
+like the intra-coded blocks of video codecs.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.model.quantize.interface import Quantizer
-from vidvq.model.quantize.vq import VectorQuantizer
+from vidvq.model.quantize.vq import VectorQuantizer, VQConfig
 
 _TINY = 1e-6
 
@@ -25,14 +26,17 @@ class DifferentialConfig:
 
     With the quantized latent y and the step size s of the last group, the temporal codebook quantizes
     ``(z - a y) / s`` with ``a = max(0, 1 - (s / reach) ** 2)``. For a code with vector q, the next step size is
-    ``s * sqrt(rms(q) / target)``.
+    ``s * sqrt(rms(q) / target)``. With a refresh codebook, a position takes the code that leaves the smaller error: that
+    of the difference, or that of the latent itself, after which the step size is ``start``.
 
     Attributes:
         reach: step size from which nothing is predicted (above 0); about 1.4 x the RMS of latents.
-        start: step size after the first group of a stream (above 0).
+        start: step size after the first group of a stream and after a refresh code (above 0).
         smallest: smallest step size (above 0).
         largest: largest step size (at least ``smallest``).
         target: RMS of the vector of a code at which the step size stays (above 0).
+        refresh: codebook of latents, whose codes follow those of the temporal codebook; needs ``kind: vq`` for both,
+            without ``cosine``. None codes differences only.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -42,10 +46,13 @@ class DifferentialConfig:
     smallest: float = 0.1
     largest: float = 2.0
     target: float = 1.0
+    refresh: VQConfig | None = None
 
     def __post_init__(self) -> None:
         if min(self.reach, self.start, self.smallest, self.target) <= 0 or self.largest < self.smallest:
             raise UsageError(f"{self} must have values above 0, and largest >= smallest")
+        if self.refresh and self.refresh.cosine:
+            raise UsageError("differential.refresh.cosine=True must be False: latents have lengths")
 
 
 class Prediction(NamedTuple):
@@ -58,6 +65,18 @@ class Prediction(NamedTuple):
 
     latents: Tensor
     scale: Tensor
+
+
+class Books(NamedTuple):
+    """Codebooks of the latent frames after the first.
+
+    Attributes:
+        differences: codebook of differences.
+        refresh: codebook of latents.
+    """
+
+    differences: Quantizer
+    refresh: VectorQuantizer | None
 
 
 class DifferentialCoding:
@@ -87,11 +106,11 @@ class DifferentialCoding:
         scale = (past.scale * ratio).clamp(config.smallest, config.largest)
         return Prediction(self._predict(past) + past.scale * vectors, scale)
 
-    def encode(self, book: Quantizer, latents: Tensor, past: Prediction) -> tuple[Tensor, Prediction]:
+    def encode(self, books: Books, latents: Tensor, past: Prediction) -> tuple[Tensor, Prediction]:
         """Encode consecutive groups.
 
         Args:
-            book: codebook of differences.
+            books: the codebooks.
             latents: ``b d g h w``.
             past: state before the first of them.
 
@@ -100,59 +119,107 @@ class DifferentialCoding:
         """
         codes = []
         for group in rearrange(latents.float(), "b d g h w -> g b h w d").unbind():
-            found = book.encode(self.difference(group, past).flatten(0, 2)).view(group.shape[:3])
+            found, past, _ = self._encode_group(books, group, past)
             codes.append(found)
-            past = self.update(book.lookup(found), past)
         return torch.stack(codes, dim=1), past
 
-    def decode(self, book: Quantizer, codes: Tensor, past: Prediction) -> tuple[Tensor, Prediction]:
+    def decode(self, books: Books, codes: Tensor, past: Prediction) -> tuple[Tensor, Prediction]:
         """Decode codes ``b g h w`` of consecutive groups to latents ``b g h w d``, and return the state after them."""
         latents = []
         # Group by group, like the encoder: a product of another shape is rounded differently, and errors would add up.
         for group in codes.unbind(dim=1):
-            past = self.update(book.lookup(group), past)
+            past = self._decode_group(books, group, past)
             latents.append(past.latents)
         return torch.stack(latents, dim=1), past
 
-    def train_pass(self, book: Any, latents: Tensor, past: Prediction) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize groups ``b d g h w`` with gradients, and update the codebook once with all of them.
+    def train_pass(self, books: Books, latents: Tensor, past: Prediction) -> tuple[Tensor, Tensor, Tensor]:
+        """Quantize groups ``b d g h w`` with gradients, and update the codebooks once with all of them.
 
-        Predictions and step sizes are constants for the gradient. Losses of the codebook count in units of latents, not
-        of steps: static places, whose steps are small, would dominate them otherwise.
+        Predictions, step sizes and the choice of a codebook are constants for the gradient. Losses of the codebooks
+        count in units of latents, not of steps: static places, whose steps are small, would dominate them otherwise.
+        While a codebook warms up, latents pass through that of differences.
 
         Args:
-            book: codebook of differences.
+            books: the codebooks.
             latents: ``b d g h w``.
             past: state before the first group.
 
         Returns:
             Quantized latents ``b d g h w``, codes ``b g h w`` and the loss, a scalar.
         """
+        book, refresh = books
         z = rearrange(latents.float(), "b d g h w -> g b h w d")
-        if hasattr(book, "begin_pass") and not torch.compiler.is_compiling():
-            book.begin_pass()
-        passes = book.training and any(
-            part.passes_through for part in book.modules() if isinstance(part, VectorQuantizer)
-        )
-        pasts = []
+        if not torch.compiler.is_compiling():
+            for part in books:
+                if hasattr(part, "begin_pass"):
+                    part.begin_pass()  # type: ignore[union-attr]
+        passes = any(_passes_through(part) for part in books)
+        pasts, choices = [], []
         with torch.no_grad():
             for group in z.detach().unbind():
                 pasts.append(past)
-                vectors = self.difference(group, past)
-                if not passes:
-                    vectors = book.lookup(book.encode(vectors.flatten(0, 2))).view(group.shape)
-                past = self.update(vectors, past)
-        known = Prediction(*(torch.stack(tensors) for tensors in zip(*pasts, strict=True)))
+                if passes:
+                    fresh = torch.zeros_like(past.scale, dtype=torch.bool)
+                    past = self.update(self.difference(group, past), past)
+                else:
+                    _, past, fresh = self._encode_group(books, group, past)
+                choices.append(fresh)
+        known, fresh = Prediction(*(torch.stack(tensors) for tensors in zip(*pasts, strict=True))), torch.stack(choices)
         steps = scale_gradient(self.difference(z, known), known.scale.square())
-        run = book.run_pass if hasattr(book, "run_pass") else book
-        vectors, codes, loss = run(steps.flatten(0, 3))
+        run = book.run_pass if hasattr(book, "run_pass") else book  # type: ignore[attr-defined]
+        if refresh is None:
+            vectors, codes, loss = run(steps.flatten(0, 3))
+        else:
+            vectors, codes, loss = run(steps.flatten(0, 3), ~fresh.flatten())
         moved = scale_gradient(known.scale * vectors.view(z.shape), known.scale.square().reciprocal())
-        quantized = rearrange(self._predict(known) + moved, "g b h w d -> b d g h w").to(latents.dtype)
-        return quantized, rearrange(codes.view(z.shape[:4]), "g b h w -> b g h w"), loss
+        quantized, codes = self._predict(known) + moved, codes.view(z.shape[:4])
+        if refresh is not None:
+            # Each latent warms the codebook up, and those that took its codes train it.
+            used = None if refresh.passes_through else fresh.flatten()
+            vectors, others, other_loss = refresh.run_pass(z.flatten(0, 3), used)
+            quantized = torch.where(fresh, vectors.view(z.shape), quantized)
+            codes = torch.where(fresh[..., 0], book.size + others.view(codes.shape), codes)
+            loss = loss + other_loss
+        quantized = rearrange(quantized, "g b h w d -> b d g h w").to(latents.dtype)
+        return quantized, rearrange(codes, "g b h w -> b g h w"), loss
+
+    def _encode_group(self, books: Books, latents: Tensor, past: Prediction) -> tuple[Tensor, Prediction, Tensor]:
+        """Return the codes of latents ``b h w d``, the state after them, and which are refresh codes, ``b h w 1``."""
+        book, refresh = books
+        codes = book.encode(self.difference(latents, past).flatten(0, 2)).view(latents.shape[:3])
+        after = self.update(book.lookup(codes), past)
+        if refresh is None:
+            return codes, after, torch.zeros_like(after.scale, dtype=torch.bool)
+        others = refresh.encode(latents.flatten(0, 2)).view(latents.shape[:3])
+        restarted = self.start(refresh.lookup(others))
+        errors = [(latents - state.latents).square().sum(dim=-1, keepdim=True) for state in (restarted, after)]
+        fresh = errors[0] < errors[1]
+        return torch.where(fresh[..., 0], book.size + others, codes), _select(fresh, restarted, after), fresh
+
+    def _decode_group(self, books: Books, codes: Tensor, past: Prediction) -> Prediction:
+        """Return the state after codes ``b h w``."""
+        book, refresh = books
+        if refresh is None:
+            return self.update(book.lookup(codes), past)
+        after = self.update(book.lookup(codes.clamp(max=book.size - 1)), past)
+        restarted = self.start(refresh.lookup((codes - book.size).clamp(min=0)))
+        return _select((codes >= book.size)[..., None], restarted, after)
 
     def _predict(self, past: Prediction) -> Tensor:
         weight = (1 - (past.scale / self.config.reach).square()).clamp(min=0)
         return weight * past.latents
+
+
+def _passes_through(book: Quantizer | None) -> bool:
+    return (
+        isinstance(book, torch.nn.Module)
+        and book.training
+        and any(part.passes_through for part in book.modules() if isinstance(part, VectorQuantizer))
+    )
+
+
+def _select(chosen: Tensor, yes: Prediction, no: Prediction) -> Prediction:
+    return Prediction(*(torch.where(chosen, *pair) for pair in zip(yes, no, strict=True)))
 
 
 def scale_gradient(x: Tensor, factor: Tensor) -> Tensor:

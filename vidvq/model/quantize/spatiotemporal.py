@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
-from vidvq.model.quantize.differential import DifferentialCoding, DifferentialConfig, Prediction
+from vidvq.model.quantize.differential import Books, DifferentialCoding, DifferentialConfig, Prediction
 from vidvq.model.quantize.fsq import FiniteScalarQuantizer, FSQConfig
 from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.lfq import LFQConfig, LookupFreeQuantizer
 from vidvq.model.quantize.residual import ResidualConfig, ResidualQuantizer
 from vidvq.model.quantize.simvq import SimVectorQuantizer, SimVQConfig
-from vidvq.model.quantize.vq import VectorQuantizer, VQConfig
+from vidvq.model.quantize.vq import MAX_CODEBOOK_SIZE, VectorQuantizer, VQConfig
 
 AnyCodebook = VQConfig | SimVQConfig | FSQConfig | LFQConfig | ResidualConfig
 
@@ -102,6 +102,11 @@ class QuantizerConfig:
             raise UsageError(f"dim={self.dim} must be at least 1")
         if self.differential and self.temporal is None:
             raise UsageError("differential needs a temporal codebook: differences and latents cannot share one")
+        if self.differential and self.differential.refresh:
+            if not isinstance(self.temporal, VQConfig) or self.temporal.cosine:
+                raise UsageError("differential.refresh needs a temporal codebook of kind vq without cosine")
+            if self.temporal.size + self.differential.refresh.size > MAX_CODEBOOK_SIZE:
+                raise UsageError(f"temporal and differential.refresh may have {MAX_CODEBOOK_SIZE} codes together")
 
 
 class Quantized(NamedTuple):
@@ -131,6 +136,8 @@ class SpatiotemporalQuantizer(nn.Module):
         self.spatial = _make_quantizer(config.spatial, config.dim)
         self.temporal = _make_quantizer(config.temporal, config.dim) if config.temporal else None
         self.coding = DifferentialCoding(config.differential) if config.differential else None
+        refresh = config.differential and config.differential.refresh
+        self.refresh = VectorQuantizer(refresh, config.dim) if refresh else None
 
     @property
     def num_state_tensors(self) -> int:
@@ -144,7 +151,7 @@ class SpatiotemporalQuantizer(nn.Module):
             return [Codebook("joint", self.spatial.size, 0)]
         return [
             Codebook("spatial", self.spatial.size, 0),
-            Codebook("temporal", self.temporal.size, self.spatial.size),
+            Codebook("temporal", self.temporal.size + (self.refresh.size if self.refresh else 0), self.spatial.size),
         ]
 
     @property
@@ -158,7 +165,7 @@ class SpatiotemporalQuantizer(nn.Module):
         Args:
             groups: number of groups of the pass.
         """
-        for book in (self.spatial, self.temporal if groups > 1 else None):
+        for book in (self.spatial, *((self.temporal, self.refresh) if groups > 1 else ())):
             if isinstance(book, VectorQuantizer | ResidualQuantizer):
                 book.begin_pass()
 
@@ -190,7 +197,7 @@ class SpatiotemporalQuantizer(nn.Module):
         for book, start, stop in self._spans(latents.shape[2], first):
             part = latents[:, :, start:stop]
             if self.coding and book is self.temporal:
-                codes, past = self.coding.encode(book, part, Prediction(*past))
+                codes, past = self.coding.encode(Books(book, self.refresh), part, Prediction(*past))
             else:
                 codes = book.encode(rearrange(part, "b d g h w -> (b g h w) d")).view(part.shape[0], *part.shape[2:])
                 if self.coding:
@@ -212,7 +219,8 @@ class SpatiotemporalQuantizer(nn.Module):
         parts = []
         for book, start, stop in self._spans(codes.shape[1], first):
             if self.coding and book is self.temporal:
-                vectors, past = self.coding.decode(book, codes[:, start:stop], Prediction(*past))
+                books = Books(book, self.refresh)
+                vectors, past = self.coding.decode(books, codes[:, start:stop], Prediction(*past))
             else:
                 vectors = book.lookup(codes[:, start:stop])
                 if self.coding:
@@ -235,7 +243,7 @@ class SpatiotemporalQuantizer(nn.Module):
         assert book is not None
         if self.coding and before is not None and latents.shape[2]:
             past = self.coding.start(rearrange(before.detach(), "b d 1 h w -> b h w d"))
-            return Quantized(*self.coding.train_pass(book, latents, past))
+            return Quantized(*self.coding.train_pass(Books(book, self.refresh), latents, past))
         b, _, g, h, w = latents.shape
         quantized, codes, loss = book(rearrange(latents, "b d g h w -> (b g h w) d"))
         shape = {"b": b, "g": g, "h": h, "w": w}

@@ -157,20 +157,25 @@ class VectorQuantizer(Fp32Buffers):
             self.begin_pass()
         return self.run_pass(latents)
 
-    def run_pass(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Like :meth:`forward`, after :meth:`begin_pass`. One graph; only a pass of the warm-up reads the device."""
+    def run_pass(self, latents: Tensor, used: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Like :meth:`forward`, after :meth:`begin_pass`. One graph; only a pass of the warm-up reads the device.
+
+        Args:
+            latents: ``n d``, any float type.
+            used: the latents that count, ``n`` bool: others add nothing to the loss and to the codes. None counts all.
+        """
         with torch.autocast(latents.device.type, enabled=False):
             x = self._prepare(latents)
             # A zero gradient during the warm-up: some optimizers reject parameters without one.
             loss = x.new_zeros(()) if self.offset is None else self.offset.float().sum() * 0
             codes = nearest_codes(x.detach(), self._vectors())
-            if self.training and len(x) and self._update_codebook(x.detach(), codes):
+            if self.training and len(x) and self._update_codebook(x.detach(), codes, used):
                 return latents, codes, loss
             quantized = self._vectors()[codes]
             if len(x):
-                loss = loss + F.mse_loss(x, quantized.detach())
+                loss = loss + _mean_square(x - quantized.detach(), used)
                 if self.offset is not None:
-                    loss = loss + self.config.codebook * F.mse_loss(quantized, x.detach())
+                    loss = loss + self.config.codebook * _mean_square(quantized - x.detach(), used)
             return estimate_gradient(x, quantized, self.config.rotation).to(latents.dtype), codes, loss
 
     @torch.no_grad()
@@ -194,7 +199,7 @@ class VectorQuantizer(Fp32Buffers):
         return F.normalize(x, dim=-1) if self.config.cosine else x
 
     @torch.no_grad()
-    def _update_codebook(self, x: Tensor, codes: Tensor) -> bool:
+    def _update_codebook(self, x: Tensor, codes: Tensor, used: Tensor | None) -> bool:
         """Update the codebook with a batch; returns True during the warm-up. Reads no device after the warm-up."""
         if self.passes_through:
             step = self._host_step - 1
@@ -202,16 +207,17 @@ class VectorQuantizer(Fp32Buffers):
             if step + 1 == self.config.warmup:
                 self._init_kmeans()
             return True
-        counts = torch.zeros_like(self.ema_count).index_add_(0, codes, torch.ones(len(x), device=x.device))
+        weights = torch.ones(len(x), device=x.device) if used is None else used.float()
+        counts = torch.zeros_like(self.ema_count).index_add_(0, codes, weights)
         all_reduce_sum(counts)
         self.ema_count.lerp_(counts, 1 - self.config.decay)
         if self.offset is None:
-            sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, x)
+            sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, x if used is None else x * weights[:, None])
             all_reduce_sum(sums)
             self.ema_sum.lerp_(sums, 1 - self.config.decay)
             self._ema_update()
         if self._revives:
-            self._replace_dead_codes(x)
+            self._replace_dead_codes(x, used)
         return False
 
     def _ema_update(self) -> None:
@@ -220,11 +226,11 @@ class VectorQuantizer(Fp32Buffers):
         centres = self.ema_sum / smoothed[:, None]
         self.codebook.copy_(F.normalize(centres) if self.config.cosine else centres)
 
-    def _replace_dead_codes(self, x: Tensor) -> None:
+    def _replace_dead_codes(self, x: Tensor, used: Tensor | None) -> None:
         even = self.ema_count.mean()
         dead = self.ema_count < self.config.revive_below * even
         # A latent for every code, dead or not: their number would have to be read from the device.
-        chosen = x[torch.randint(len(x), (self.size,), device=x.device)]
+        chosen = x[_draw(len(x), self.size, used, x.device)]
         broadcast_from_first(chosen)
         codes = chosen if self.offset is None else chosen - self.offset.float()
         self.codebook.copy_(torch.where(dead[:, None], codes, self.codebook))
@@ -253,6 +259,20 @@ class VectorQuantizer(Fp32Buffers):
         self._step_version = -1
         super()._apply(fn, recurse)
         return self
+
+
+def _mean_square(error: Tensor, used: Tensor | None) -> Tensor:
+    square = error.square()
+    return square.mean() if used is None else (square * used[:, None]).mean()
+
+
+def _draw(latents: int, number: int, used: Tensor | None, device: torch.device) -> Tensor:
+    """Draw indices of used latents, with replacement; of any if none is used."""
+    if used is None:
+        return torch.randint(latents, (number,), device=device)
+    ends = used.cumsum(0)
+    ranks = (torch.rand(number, device=device) * ends[-1]).long()
+    return torch.searchsorted(ends, ranks, right=True).clamp(max=latents - 1)
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
