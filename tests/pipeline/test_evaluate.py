@@ -119,6 +119,14 @@ def test_the_page_has_the_worst_clips_first_and_loads_nothing(clips_dir, decoded
         (["--checkpoint", "CHECKPOINT", "--checkpoint", "CHECKPOINT"], "is given twice; give each tokenizer once"),
         (["--checkpoint", "CHECKPOINT", "codecs=[x266]"], "codecs"),
         (["--checkpoint", "CHECKPOINT", "lpips_backbone=missing.pth"], "missing.pth has no readable weights"),
+        (
+            ["--checkpoint", "CHECKPOINT", "fvd_backbone=missing.pt", "fvd_frames=9"],
+            "missing.pt has no readable weights",
+        ),
+        (
+            ["--checkpoint", "CHECKPOINT", "fvd_backbone=x", "fvd_frames=99"],
+            "FVD needs 2 or more windows",
+        ),
         (["--checkpoint", "CHECKPOINT", "protocol=tokenbench"], "protocol=tokenbench: the clips were compressed again"),
         (["EMPTY", "--tokens", "TOKENS"], "has no frames; run vidvq decode with format=png first"),
     ],
@@ -179,3 +187,25 @@ def test_lpips_is_scored_with_a_backbone_file(scores, tmp_path, monkeypatch):
     found = scores(f"lpips_backbone={tmp_path / 'alexnet.pth'}", "lpips_net=alex")
     assert all(clip["lpips"] > 0 and clip["st_lpips"] is None for clip in found["clips"])
     assert all(clip["mean_frame"]["lpips"] > 0 for clip in found["clips"])
+
+
+def test_fvd_is_scored_with_a_backbone_file(clips_dir, checkpoint_dir, tmp_path, monkeypatch, vidvq):
+    """With features that cost less than those of I3D: the means of the channels over a window."""
+    import torch
+
+    from vidvq.evaluate import fvd
+
+    class Means:
+        def features(self, video: torch.Tensor) -> torch.Tensor:
+            return video.mean(dim=(2, 3, 4))
+
+    monkeypatch.setattr(fvd, "load_i3d", lambda _: Means())
+    monkeypatch.setattr(fvd, "FEATURES", 3)
+    out = tmp_path / "scores.json"
+    job = ("evaluate", clips_dir, "--checkpoint", checkpoint_dir, "--checkpoint", "bundled", "--out", out)
+    ran = vidvq(*job, "fvd_backbone=i3d.pt", "fvd_frames=9")
+    assert ran.code == 0, ran.err
+    tiny, bundled = json.loads(out.read_text())["evaluations"]
+    assert tiny["fvd_windows"] == bundled["fvd_windows"] == sum(clip["num_frames"] // 9 for clip in tiny["clips"])
+    assert 0 < bundled["fvd"] < tiny["fvd"]
+    assert f"bundled: FVD {bundled['fvd']:.2f} over {bundled['fvd_windows']} windows" in ran.err

@@ -8,7 +8,7 @@ from vidvq.formats.checkpoint import read_checkpoint
 
 WIDER = (
     "model.quantizer={dim: 5, spatial: {kind: simvq, size: 32}, temporal: {kind: vq, size: 64, warmup: 2}, "
-    "differential: {smallest: 0.2}}"
+    "differential: {smallest: 0.2, refresh: {size: 32, warmup: 2}}}"
 )
 
 

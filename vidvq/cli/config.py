@@ -139,7 +139,17 @@ STAGES = {
         "vidvq.evaluate.config",
         "EvaluateConfig",
         "vidvq evaluate CLIPS --checkpoint CKPT KEY=VALUE...",
-        ("codecs", "perceptual", "lpips_backbone", "lpips_net", "static_deviation", "protocol", "worst"),
+        (
+            "codecs",
+            "perceptual",
+            "lpips_backbone",
+            "lpips_net",
+            "fvd_backbone",
+            "fvd_frames",
+            "static_deviation",
+            "protocol",
+            "worst",
+        ),
     ),
     "export": Stage(
         "vidvq.export.config",

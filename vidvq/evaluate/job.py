@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +123,11 @@ def _evaluate(
         worst = WorstClips(config.worst, [source.name for source in sources])
     scored: list[list[tuple[ClipScore, np.ndarray]]] = [[] for _ in sources]
     wanted = {key for key in infos if all(source.has(key) for source in sources)}
+    fvd = None
+    if config.fvd_backbone:
+        from vidvq.evaluate.fvd import FvdScorer
+
+        fvd = FvdScorer(config, {key: infos[key] for key in wanted}, len(sources))
     with progress("evaluate", len(wanted), "clips") as bar:
         for key, frames, info in _originals(clips, wanted):
             results = [source.reconstruct(key, frames, info) for source in sources]
@@ -133,10 +138,17 @@ def _evaluate(
             ]
             for found, score, (codes, _) in zip(scored, scores, results, strict=True):
                 found.append((score, codes))
+            if fvd:
+                fvd.add(frames, [decoded for _, decoded in results])
             if worst:
                 worst.add(info, frames, [decoded for _, decoded in results], scores)
             bar.advance()
     evaluations = [finish(source.name, source.card, found) for source, found in zip(sources, scored, strict=True)]
+    if fvd:
+        evaluations = [
+            replace(evaluation, fvd=distance, fvd_windows=fvd.windows)
+            for evaluation, distance in zip(evaluations, fvd.distances(), strict=True)
+        ]
     if worst and report:
         write_atomic(report, worst.render(evaluations))
     return evaluations

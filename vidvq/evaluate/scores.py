@@ -124,6 +124,8 @@ class Evaluation:
         token_fingerprint: token fingerprint of the tokenizer.
         name: name of the tokenizer in tables; empty for decoded files.
         code_entropy: empirical entropy of order 0 of each codebook (bits per code), by its name.
+        fvd: Fréchet video distance to the originals (lower is better); None if not computed.
+        fvd_windows: number of windows of frames that ``fvd`` compares.
     """
 
     clips: tuple[ClipScore, ...]
@@ -131,6 +133,8 @@ class Evaluation:
     token_fingerprint: str
     name: str = ""
     code_entropy: dict[str, float] = field(default_factory=dict)
+    fvd: float | None = None
+    fvd_windows: int = 0
 
     def mean(self, name: str) -> float:
         """Return the mean of a score over all clips, by the name of its field."""
@@ -303,6 +307,8 @@ def lines(evaluations: list[Evaluation]) -> Iterator[str]:
         prefix = f"{evaluation.name}: " if len(evaluations) > 1 else ""
         for book in evaluation.codebooks:
             yield f"{prefix}{book.line()}, entropy {book.entropy:.2f} of {log2(book.size):.2f} bits per code"
+        if evaluation.fvd is not None:
+            yield f"{prefix}FVD {evaluation.fvd:.2f} over {evaluation.fvd_windows} windows"
         for codec in evaluation.clips[0].codecs:
             if over := sum(not clip.codecs[codec].fits for clip in evaluation.clips):
                 yield f"{prefix}{codec} needs more bits than the tokens at its worst quality on {over} clips"

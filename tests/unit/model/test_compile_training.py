@@ -33,7 +33,8 @@ def make(kind: str) -> VideoTokenizer:
     torch.manual_seed(0)
     small = StackConfig((8, 8), (1, 1))
     spatial, _, differences = kind.partition("-")
-    books = QuantizerConfig(4, BOOKS[spatial], BOOKS[spatial], DifferentialConfig() if differences else None)
+    coding = DifferentialConfig(refresh=VQConfig(size=16, warmup=2)) if differences else None
+    books = QuantizerConfig(4, BOOKS[spatial], BOOKS[spatial], coding)
     return VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books))
 
 

@@ -2,8 +2,8 @@
 
 Cummiskey, Jayant and Flanagan 1973, "Adaptive Quantization in Differential PCM Coding of Speech", applied to latents at
 each position. Predictions and step sizes are functions of past codes alone, so the decoder repeats them. A static scene
-is thereby coded like a residual quantizer whose depth is time. Refresh codes replace a latent where it changes suddenly,
-like the intra-coded blocks of video codecs.
+is thereby coded like a residual quantizer whose depth is time. Refresh codes replace latents that change suddenly, like
+the intra-coded blocks of video codecs.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class DifferentialConfig:
 
     With the quantized latent y and the step size s of the last group, the temporal codebook quantizes
     ``(z - a y) / s`` with ``a = max(0, 1 - (s / reach) ** 2)``. For a code with vector q, the next step size is
-    ``s * sqrt(rms(q) / target)``. With a refresh codebook, a position takes the code that leaves the smaller error: that
-    of the difference, or that of the latent itself, after which the step size is ``start``.
+    ``s * sqrt(rms(q) / target)``. With a refresh codebook, a position takes the code that leaves the smaller error,
+    that of the difference or that of the latent itself; after the latter the step size is ``start``.
 
     Attributes:
         reach: step size from which nothing is predicted (above 0); about 1.4 x the RMS of latents.
