@@ -73,10 +73,10 @@ HELD_OUT ?= vidvq/demo/videos/heldout
 ablate: $(VENV)/.with-all  ## Which choices of architecture are worth their cost; writes runs/ablate/table.md.
 	$(BIN)/python benchmarks/ablate.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v))
 
-# START: a checkpoint to train further. BUDGET_S: seconds for training.
+# START: a checkpoint to train further. FINISH: config of a second run. BUDGET_S: seconds for training.
 weights: $(VENV)/.with-all  ## Train, score and put in place the tokenizer that ships: make weights TRAIN=... HELD_OUT=...
 	$(BIN)/python benchmarks/weights.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v)) \
-	  $(if $(START),--start $(START)) $(if $(BUDGET_S),--budget-s $(BUDGET_S))
+	  $(if $(START),--start $(START)) $(if $(FINISH),--finish $(FINISH)) $(if $(BUDGET_S),--budget-s $(BUDGET_S))
 
 bench-stability: $(VENV)/.with-all  ## Ten short GAN runs from ten seeds: does any collapse? Writes runs/stability/table.md.
 	$(BIN)/python benchmarks/stability.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v))

@@ -1,12 +1,12 @@
 """Train, package and score the tokenizer that ships with vidvq.
 
     python benchmarks/weights.py --train VIDEOS --held-out VIDEOS [--config bundled] [--work runs/weights]
-        [--start CHECKPOINT] [--budget-s SECONDS]
+        [--start CHECKPOINT] [--finish CONFIG] [--budget-s SECONDS]
 
-Shards all videos, trains with the config, and writes the newest checkpoint to vidvq/weights in half precision. With a
-budget, a few steps are timed first, and the run gets as many steps as fit; its schedule ends with them. Then
-`vidvq tokenize`, `decode` and `evaluate` score these files on the held-out clips, and the table is written to
-vidvq/weights/README.md. Completed stages in WORK are reused.
+Shards all videos, trains with the config, then with a second one that continues (the decoder alone, say), and writes
+the newest checkpoint to vidvq/weights in half precision. With a budget, a few steps are timed first, and each run gets
+as many steps as fit; its schedule ends with them. Then `vidvq tokenize`, `decode` and `evaluate` score these files on
+the held-out clips, and the table is written to vidvq/weights/README.md. Completed stages in WORK are reused.
 """
 
 import json
@@ -29,6 +29,8 @@ from vidvq.train.config import TrainConfig
 
 MAX_MIB = 12
 TIMED_STEPS = 12
+# Share of a budget for the second run.
+FINISHING = 0.2
 
 
 @click.command()
@@ -43,6 +45,7 @@ TIMED_STEPS = 12
     help="Folder for clips, training run and scores.",
 )
 @click.option("--start", help="Checkpoint whose networks are trained further, with new codebooks.")
+@click.option("--finish", help="Config of a second run, which starts from the first.")
 @click.option("--history", default="", help="Sentences on the start, for the README of the weights.")
 @click.option("--budget-s", type=int, help="Time for training (seconds); the config gives the steps otherwise.")
 def main(
@@ -51,6 +54,7 @@ def main(
     config: str,
     work: Path,
     start: str | None,
+    finish: str | None,
     history: str,
     budget_s: int | None,
 ) -> None:
@@ -58,13 +62,18 @@ def main(
     clips = {"train": work / "clips" / "train", "heldout": work / "clips" / "heldout"}
     for videos, out in zip((training, held_out), clips.values(), strict=True):
         vidvq("shard", *videos, "--out", str(out), "--config", "demo-shard", "clips_per_shard=16")
-    settings = [f"data.clips={clips['train']}", f"evaluation.clips={clips['heldout']}"]
-    if start:
-        settings += _start(Path(start), clips["train"], config, work / "start")
-    if budget_s:
-        settings.append(f"steps={steps_within(budget_s, config, settings, work / 'timing')}")
-    vidvq("train", config, *settings, f"out={work / 'train'}")
-    step = bundle(work / "train")
+    shared = [f"data.clips={clips['train']}", f"evaluation.clips={clips['heldout']}"]
+    runs = [(config, _start(Path(start), clips["train"], config, work / "start") if start else [], work / "train")]
+    if finish:
+        runs.append((finish, [f"start_from={work / 'train'}"], work / "finish"))
+    trained = []
+    for name, settings, out in runs:
+        settings = [*shared, *settings]
+        if budget_s:
+            share = (FINISHING if out.name == "finish" else 1 - FINISHING) if finish else 1
+            settings.append(f"steps={steps_within(int(budget_s * share), name, settings, out.with_suffix('.timing'))}")
+        vidvq("train", name, *settings, f"out={out}")
+        trained.append((name, bundle(out)))
     for folder in ("tokens", "decoded"):
         shutil.rmtree(work / folder, ignore_errors=True)
     vidvq("tokenize", str(clips["heldout"]), "--out", str(work / "tokens"))
@@ -73,9 +82,7 @@ def main(
     vidvq(
         "evaluate", str(clips["heldout"]), str(work / "decoded"), "--tokens", str(work / "tokens"), "--out", str(scores)
     )
-    write_atomic(
-        BUNDLED / "README.md", card(read_json(scores), config, step, f"{history}\n\n" if history else "").encode()
-    )
+    write_atomic(BUNDLED / "README.md", card(read_json(scores), trained, f"{history}\n\n" if history else "").encode())
 
 
 def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
@@ -126,8 +133,15 @@ def bundle(run: Path) -> int:
     return step
 
 
-def card(scores: dict[str, Any], config: str, step: int, history: str) -> str:
-    """Render the README of the weights, with held-out scores by video."""
+def card(scores: dict[str, Any], trained: list[tuple[str, int]], history: str) -> str:
+    """Render the README of the weights, with held-out scores by video.
+
+    Args:
+        scores: JSON that ``vidvq evaluate`` wrote.
+        trained: config and steps of each run.
+        history: what came before the first of them.
+    """
+    runs = ", then ".join(f"by `configs/{name}.yaml` for {step} steps" for name, step in trained)
     videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for clip in scores["clips"]:
         videos["/".join(Path(clip["source"]).parts[-2:])].append(clip)
@@ -136,9 +150,10 @@ def card(scores: dict[str, Any], config: str, step: int, history: str) -> str:
     use = "; ".join(f"{book['used']} of {book['size']} {book['name']} codes" for book in scores["codebooks"])
     return f"""# The tokenizer that ships with vidvq
 
-{history}Trained by `configs/{config}.yaml` for {step} steps; its weights are kept in half precision. Token fingerprint
-`{scores["token_fingerprint"][:12]}`. A small model for a first look and for tests of a pipeline, not one to train a
-video generator on: of videos that hardly move, a mean frame is closer than what it decodes.
+{history}Trained {runs}; its weights are kept in half precision.
+Token fingerprint `{scores["token_fingerprint"][:12]}`. A small model for a first look and for tests of
+a pipeline, not one to train a video generator on: of videos that hardly move, a mean frame is closer than what it
+decodes.
 
 Held-out videos, whole, short side 128 pixels, at their own rate; means over clips of at most 33 frames. "Mean frame"
 is the score of the clip's mean frame, repeated. Codes in use on them:
@@ -151,7 +166,7 @@ is the score of the clip's mean frame, repeated. Codes in use on them:
 
 Made, and this table measured, by
 
-    make weights TRAIN="VIDEOS..." HELD_OUT="VIDEOS..." [START=CHECKPOINT] [BUDGET_S=SECONDS]
+    make weights TRAIN="VIDEOS..." HELD_OUT="VIDEOS..." [START=CHECKPOINT] [FINISH=CONFIG] [BUDGET_S=SECONDS]
 """
 
 
