@@ -13,9 +13,12 @@ from av.error import FFmpegError
 from av.video.codeccontext import VideoCodecContext
 
 from vidvq.errors import UsageError
+from vidvq.video import ffmpeg_program
 from vidvq.video.pictures import VideoPacket
 
 CodecName = Literal["x264", "x265", "svtav1"]
+# Scaling of chroma, the default of the ffmpeg program. That of PyAV is bilinear, and loses up to 5 dB at hard edges.
+_CHROMA = "BICUBIC"
 _START_CODE = re.compile(b"\x00\x00\x00?\x01")
 
 
@@ -81,19 +84,26 @@ CODECS: dict[str, ReferenceCodec] = {
 
 
 def check_codec(name: str) -> None:
-    """Check that PyAV has the encoder and the decoder of a codec.
+    """Check that PyAV, or else the ffmpeg program, has a codec.
 
     Raises:
-        UsageError: one is missing.
+        UsageError: neither has its encoder and decoder.
     """
     codec = CODECS[name]
-    for each, mode in ((codec.encoder, "w"), (codec.decoder, "r")):
-        try:
-            av.Codec(each, cast(Literal["r", "w"], mode))
-        except ValueError as error:
-            raise UsageError(
-                f"codecs={name} needs {each}, which this build of PyAV {av.__version__} lacks; leave {name} out"
-            ) from error
+    if not _in_pyav(codec) and not ffmpeg_program.has_encoder(codec.encoder):
+        raise UsageError(
+            f"codecs={name} needs {codec.encoder}, which neither this build of PyAV {av.__version__} nor an ffmpeg "
+            f"program has; install ffmpeg with {codec.encoder}, or leave {name} out"
+        )
+
+
+def _in_pyav(codec: ReferenceCodec) -> bool:
+    try:
+        for name, mode in ((codec.encoder, "w"), (codec.decoder, "r")):
+            av.Codec(name, cast(Literal["r", "w"], mode))
+    except ValueError:
+        return False
+    return True
 
 
 class EqualBitsSearch:
@@ -148,37 +158,58 @@ def encode_at(name: str, frames: np.ndarray, fps: float, crf: float) -> CodedCli
     # SVT-AV1 writes its settings to stderr otherwise.
     os.environ.setdefault("SVT_LOG", "1")
     try:
-        encoder = _open_encoder(codec, frames, fps, crf)
-        packets: list[VideoPacket] = []
-        for index, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame = frame.reformat(format=encoder.pix_fmt)
-            frame.pts, frame.time_base = index, encoder.time_base
-            packets += _encode(encoder, frame)
-        packets += _encode(encoder, None)
+        packets, decoded = (_by_pyav if _in_pyav(codec) else _by_program)(codec, frames, fps, crf)
     except (FFmpegError, ValueError) as error:
         height, width = frames.shape[1:3]
         raise UsageError(
             f"codecs={name}: {codec.encoder} rejects {len(frames)} frames of {height}x{width} ({error}); leave it out"
         ) from error
-    decoded = _decode(codec, packets, encoder.extradata)
     if len(decoded) != len(frames):
         raise UsageError(f"codecs={name}: {len(frames)} frames went in and {len(decoded)} came out; leave {name} out")
-    return CodedClip(crf, 8 * sum(_picture_bytes(codec, bytes(packet)) for packet in packets), np.stack(decoded))
+    return CodedClip(crf, 8 * sum(_picture_bytes(codec, packet) for packet in packets), np.stack(decoded))
+
+
+def _by_pyav(codec: ReferenceCodec, frames: np.ndarray, fps: float, crf: float) -> tuple[list[bytes], list[np.ndarray]]:
+    encoder = _open_encoder(codec, frames, fps, crf)
+    packets: list[VideoPacket] = []
+    for index, pixels in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        frame = frame.reformat(format=encoder.pix_fmt, interpolation=_CHROMA)
+        frame.pts, frame.time_base = index, encoder.time_base
+        packets += _encode(encoder, frame)
+    packets += _encode(encoder, None)
+    return [bytes(packet) for packet in packets], _decode(codec, packets, encoder.extradata)
+
+
+def _by_program(
+    codec: ReferenceCodec, frames: np.ndarray, fps: float, crf: float
+) -> tuple[list[bytes], list[np.ndarray]]:
+    options = {"pix_fmt": _pixel_format(frames), "g": str(len(frames))} | _options(codec, crf)
+    return ffmpeg_program.transcode(frames, str(_rate(fps)), codec.encoder, options)
+
+
+def _pixel_format(frames: np.ndarray) -> str:
+    # Chroma is subsampled only at even sizes.
+    return "yuv444p" if frames.shape[1] % 2 or frames.shape[2] % 2 else "yuv420p"
+
+
+def _rate(fps: float) -> Fraction:
+    return Fraction(fps or 25).limit_denominator(1001)
+
+
+def _options(codec: ReferenceCodec, crf: float) -> dict[str, str]:
+    # Headers outside of the packets, as containers have them.
+    return codec.options | {"crf": f"{crf:g}", "flags": "+global_header"}
 
 
 def _open_encoder(codec: ReferenceCodec, frames: np.ndarray, fps: float, crf: float) -> VideoCodecContext:
     encoder = cast(VideoCodecContext, av.CodecContext.create(codec.encoder, "w"))
     encoder.height, encoder.width = frames.shape[1:3]
-    # Chroma is subsampled only at even sizes.
-    odd = encoder.height % 2 or encoder.width % 2
-    encoder.pix_fmt = "yuv444p" if odd else "yuv420p"
-    rate = Fraction(fps or 25).limit_denominator(1001)
-    encoder.framerate, encoder.time_base = rate, 1 / rate
+    encoder.pix_fmt = _pixel_format(frames)
+    encoder.framerate, encoder.time_base = _rate(fps), 1 / _rate(fps)
     encoder.gop_size = len(frames)
     encoder.thread_count = 1
-    # Headers outside of the packets, as containers have them.
-    encoder.options = codec.options | {"crf": f"{crf:g}", "flags": "+global_header"}
+    encoder.options = _options(codec, crf)
     encoder.open()
     return encoder
 
@@ -195,7 +226,10 @@ def _decode(codec: ReferenceCodec, packets: list[VideoPacket], headers: bytes | 
     found: list[av.VideoFrame] = []
     for packet in (*packets, None):
         found += decoder.decode(packet)  # pyright: ignore[reportUnknownMemberType]
-    return [frame.to_ndarray(format="rgb24") for frame in sorted(found, key=lambda frame: frame.pts or 0)]
+    return [
+        frame.to_ndarray(format="rgb24", interpolation=_CHROMA)
+        for frame in sorted(found, key=lambda frame: frame.pts or 0)
+    ]
 
 
 def _picture_bytes(codec: ReferenceCodec, packet: bytes) -> int:

@@ -1,5 +1,8 @@
 """Reference codecs at equal bits."""
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -49,13 +52,32 @@ def test_the_text_of_an_encoder_does_not_count_as_bits(frames):
     assert encode_at("x264", still, 25.0, 51).bits < 8 * 300
 
 
-def test_a_missing_encoder_is_one_clear_error(monkeypatch, frames):
-    from dataclasses import replace
-
-    lacking = replace(CODECS["x265"], encoder="libnothing")
-    monkeypatch.setitem(reference_codecs.CODECS, "x265", lacking)
-    with pytest.raises(UsageError, match="codecs=x265 needs libnothing, which this build of PyAV .* lacks; leave x265"):
+def test_a_missing_encoder_is_one_clear_error(monkeypatch):
+    monkeypatch.setitem(reference_codecs.CODECS, "x265", replace(CODECS["x265"], encoder="libnothing"))
+    with pytest.raises(UsageError, match=r"codecs=x265 needs libnothing, which neither this build of PyAV .* nor an"):
         check_codec("x265")
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
+@pytest.mark.parametrize("name", CODECS)
+def test_the_ffmpeg_program_codes_what_pyav_cannot(name, frames, monkeypatch):
+    expected = encode_at(name, frames, 25.0, 30)
+    # PyAV has no decoder of this name; the program takes its own.
+    monkeypatch.setitem(reference_codecs.CODECS, name, replace(CODECS[name], decoder="nothing"))
+    check_codec(name)
+    found = encode_at(name, frames, 25.0, 30)
+    assert found.frames.shape == frames.shape
+    # Versions of the encoder may differ.
+    assert found.bits == pytest.approx(expected.bits, rel=0.25)
+    assert psnr(frames, found.frames) == pytest.approx(psnr(frames, expected.frames), abs=1)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
+def test_a_clip_that_the_ffmpeg_program_rejects_is_one_clear_error(frames, monkeypatch):
+    monkeypatch.setitem(reference_codecs.CODECS, "svtav1", replace(CODECS["svtav1"], decoder="nothing"))
+    with pytest.raises(UsageError, match="codecs=svtav1: libsvtav1 rejects 9 frames of 63x95 .ffmpeg fails") as caught:
+        encode_at("svtav1", frames[:, :63, :95], 25.0, 30)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_size_that_an_encoder_rejects_is_one_clear_error(frames):
