@@ -111,7 +111,8 @@ def test_a_flip_in_any_region_of_any_file_is_named(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bit", [0x01, 0x20])
-def test_a_flip_of_every_byte_is_named(kind, bit):
+def test_a_flip_of_every_byte_is_named(kind, bit, record_property):
     folder, verify = kind
     tried, missed = unseen(folder, verify, None, bit)
+    record_property("flips", tried)
     assert not missed, f"{len(missed)} of {tried} flips: {missed[:20]}"

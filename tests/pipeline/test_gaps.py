@@ -1,5 +1,6 @@
 """A gap in time makes no clips of one held picture, and no clip crosses it."""
 
+import shutil
 from pathlib import Path
 
 import av
@@ -60,3 +61,23 @@ def test_a_stream_of_tokens_restarts_after_a_gap(paused):
     assert first.num_frames + second.num_frames <= FRAMES
     (whole,) = probe_samples(source_at(str(paused)), TokenizeConfig(config.video, None, limits=Limits(max_gap_s=None)))
     assert whole.num_frames > GAP_S * 10
+
+
+def test_a_side_is_scaled_up_to_the_limit_alone(make_video, tmp_path, vidvq):
+    strip = make_video(tmp_path / "strip.mp4", 8, size=(8, 64))
+    job = (
+        "shard",
+        strip,
+        "--out",
+        tmp_path / "out",
+        "clip.num_frames=4",
+        "clip.min_frames=4",
+        "clip.short_side=32",
+        "runtime.workers=0",
+    )
+    assert vidvq(*job, "limits.max_side=255").code == 1
+    ran = vidvq(*job)
+    assert ran.code == 2 and "limits.max_side was 255" in ran.error
+    shutil.rmtree(tmp_path / "out")
+    assert vidvq(*job).code == 0
+    assert "max_side" not in (tmp_path / "out/plan.json").read_text(), "plans of older versions have no such limit"

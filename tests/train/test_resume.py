@@ -96,6 +96,16 @@ def test_a_torn_checkpoint_is_skipped_with_a_warning(longer, train, tmp_path, na
     assert read_checkpoint(run.out).fingerprints == read_checkpoint(longer.out).fingerprints
 
 
+@pytest.mark.parametrize("name", ["training/average.safetensors", pytest.param("fingerprint", marks=pytest.mark.slow)])
+def test_a_run_whose_checkpoints_are_all_damaged_stops(whole, train, tmp_path, name):
+    out = stopped_at_3(whole, tmp_path)
+    folder = out / "checkpoints/step-00000003"
+    (folder / name).unlink()
+    run = train(out, code=2)
+    assert f"{out / 'checkpoints'} has no complete checkpoint" in run.stderr.strip().splitlines()[-1]
+    assert folder.is_dir() and "Traceback" not in run.stderr
+
+
 def test_the_best_checkpoint_is_kept(train, clips_dir, tmp_path):
     run = train(
         tmp_path / "run",

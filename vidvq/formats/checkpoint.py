@@ -42,7 +42,7 @@ GENERATOR_FORMAT = "vidvq.generator/1"
 BUNDLED = Path(__file__).parent.parent / "weights"
 CONFIG, WEIGHTS, PRINTS = "config.json", "model.safetensors", "fingerprint"
 _PARTS = ("encoder.", "quantizer.", "decoder.")
-_STEP = re.compile(r"step-(\d{8})$")
+_STEP = re.compile(r"step-(\d{8})")
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,12 @@ def write_model_folder(
         write_atomic(attempt / PRINTS, pretty_json(fingerprints | {"files": digests}))
         if training is not None:
             training.replace(attempt / TRAINING)
+        # Never half deleted under its own name, whenever this process is killed.
+        before = attempt_path(folder)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.replace(before)
         attempt.replace(folder)
+        shutil.rmtree(before, ignore_errors=True)
     except BaseException:
         shutil.rmtree(attempt, ignore_errors=True)
         raise
@@ -178,11 +181,11 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def list_steps(run: Path) -> list[Path]:
-    """The checkpoints of a training run, oldest first."""
+def list_steps(run: Path, damaged: bool = False) -> list[Path]:
+    """The checkpoints of a training run, oldest first; ``damaged`` includes folders that lack files."""
     folder = run / "checkpoints"
     found: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
-    return sorted(entry for entry in found if _STEP.search(entry.name) and is_checkpoint(entry))
+    return sorted(entry for entry in found if _STEP.fullmatch(entry.name) and (damaged or is_checkpoint(entry)))
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import TRAINING, list_steps, step_folder
 from vidvq.log import warn
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
@@ -16,6 +17,8 @@ from vidvq.training.training_state import TrainingState, find_damage, read_train
 T = TypeVar("T")
 Write = Callable[[Path, dict[str, np.ndarray], Path], T]
 _ATTEMPT = ".training-"
+# In place of a step.
+_ALL_DAMAGED = -1
 
 
 def save_checkpoint(run: Path, state: TrainingState, keep: int, dtypes: Mapping[str, Any], write: Write[T]) -> T:
@@ -60,13 +63,18 @@ def latest_state(run: Path, context: DistributedContext) -> TrainingState | None
         context: distributed context of this process.
 
     Returns:
-        The state; None if there is no complete checkpoint.
+        The state; None if there is no checkpoint.
 
     Raises:
-        UsageError: the state cannot be read.
+        UsageError: the state cannot be read, or all checkpoints are damaged: starting over could cost days of work.
     """
     found = _newest_complete(run) if context.rank == 0 else 0
     step = int(all_reduce_sum(torch.tensor(float(found), device=context.device)))
+    if step == _ALL_DAMAGED:
+        raise UsageError(
+            f"{run / 'checkpoints'} has no complete checkpoint to resume from; restore one from a copy, or start over "
+            "with another out="
+        )
     return read_training_state(step_folder(run, step) / TRAINING) if step else None
 
 
@@ -78,13 +86,14 @@ def remove_partial_saves(run: Path) -> None:
 
 
 def _newest_complete(run: Path) -> int:
-    """Return the step of the newest complete checkpoint, 0 if none; warn about newer damaged ones."""
-    for folder in reversed(list_steps(run)):
+    """Return the step of the newest complete checkpoint, 0 if there are none at all; warn about damaged ones."""
+    folders = list_steps(run, damaged=True)
+    for folder in reversed(folders):
         damage = find_damage(folder / TRAINING)
         if damage is None:
             return _step_of(folder)
-        warn(f"{folder} {damage}; falling back to the previous checkpoint")
-    return 0
+        warn(f"{folder} {damage}; looking for an earlier checkpoint")
+    return _ALL_DAMAGED if folders else 0
 
 
 def _prune(run: Path, keep: int, best: int | None) -> None:

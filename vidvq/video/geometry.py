@@ -11,8 +11,8 @@ import numpy as np
 from vidvq.video.container import VideoError
 
 Fit = Literal["crop", "pad", "stretch"]
-# Limit of upscaling (pixels), because a narrow strip of video could otherwise take gigabytes.
-_LONGEST_SIDE = 8192
+# Default limit of upscaling (pixels), because a narrow strip of video could otherwise take gigabytes.
+MAX_SIDE = 8192
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def fit_size(
     multiple: int,
     size: tuple[int, int] | None = None,
     fit: Fit = "crop",
+    max_side: int = MAX_SIDE,
 ) -> FrameSize:
     """Compute the size of output frames.
 
@@ -57,10 +58,11 @@ def fit_size(
         multiple: number that height and width must be multiples of (pixels).
         size: fixed ``(height, width)`` (pixels); None keeps the aspect ratio, up to ``multiple``.
         fit: ``crop`` around the centre, ``pad`` with black, or ``stretch`` to another aspect ratio.
+        max_side: maximum length to scale a side up to, before it is cropped (pixels).
 
     Raises:
         VideoError: ``too_small`` if a side is shorter than ``multiple``; ``too_large`` if a side would be scaled up to
-            more than 8192 pixels, before it is cropped.
+            more than ``max_side``.
     """
     if size:
         target_height, target_width = size
@@ -69,7 +71,7 @@ def fit_size(
         scale = Fraction(short_side) / min(height, width) if short_side else Fraction(1)
         whole = max(round(height * scale), 1), max(round(width * scale), 1)
         if scale > 1:
-            _refuse_long(height, width, whole, f"short_side={short_side}")
+            _refuse_long(height, width, whole, f"short_side={short_side}", max_side)
         cut: dict[str, Callable[[int], int]] = {
             "crop": lambda side: side // multiple,
             "pad": lambda side: ceil(Fraction(side, multiple)),
@@ -88,16 +90,18 @@ def fit_size(
     scale = max(scales) if fit == "crop" else min(scales)
     scaled = max(round(height * scale), 1), max(round(width * scale), 1)
     if scale > 1 and max(scaled) > max(size):
-        _refuse_long(height, width, scaled, f"size={list(size)}")
+        _refuse_long(height, width, scaled, f"size={list(size)}", max_side)
     return FrameSize(*scaled, target_height, target_width)
 
 
-def _refuse_long(height: Fraction | int, width: Fraction | int, scaled: tuple[int, int], setting: str) -> None:
-    if max(scaled) > _LONGEST_SIDE:
+def _refuse_long(
+    height: Fraction | int, width: Fraction | int, scaled: tuple[int, int], setting: str, max_side: int
+) -> None:
+    if max(scaled) > max_side:
         raise VideoError(
             "too_large",
             f"is {round(width)}x{round(height)} pixels, {scaled[1]}x{scaled[0]} at {setting}; "
-            f"a side is scaled up to {_LONGEST_SIDE} at most",
+            f"the cap is limits.max_side={max_side}",
         )
 
 

@@ -36,4 +36,4 @@ class VideoPolicy:
         Raises:
             VideoError: ``too_small`` or ``too_large``.
         """
-        return fit_size(*info.shown_size, self.short_side, self.multiple, self.size, self.fit)
+        return fit_size(*info.shown_size, self.short_side, self.multiple, self.size, self.fit, info.max_side)

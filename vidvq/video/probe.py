@@ -20,7 +20,7 @@ from vidvq.errors import UsageError
 from vidvq.video.colour import is_plain, refuse_unsupported
 from vidvq.video.container import VideoError
 from vidvq.video.ending import end_of_only_stream, is_torn
-from vidvq.video.geometry import orientation
+from vidvq.video.geometry import MAX_SIDE, orientation
 from vidvq.video.packets import LONGEST_PAUSE_S, RECORDED, Packets
 from vidvq.video.stream import decode, demuxer, open_video, video_stream
 from vidvq.video.timeline import median_step, repair_timeline
@@ -33,6 +33,8 @@ _ODD_ASPECT = 10
 _SEEKABLE = {"mov", "matroska", "avi"}
 # A last frame shown this many times longer than usual is held.
 _HELD_STEPS = 2
+# Demuxers of containers that store the duration of each frame. Others derive it from a frame rate.
+_STORE_DURATIONS = {"mov", "gif", "apng"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Limits:
             was served before.
         max_gap_s: maximum time that a rate setting repeats one frame for (seconds). A frame that is held longer is a
             gap: no clip crosses it. None for no maximum.
+        max_side: maximum length that a side of a frame is scaled up to (pixels).
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -63,6 +66,7 @@ class Limits:
     download_deadline_s: float = 3600.0
     allow_denied: bool = False
     max_gap_s: float | None = 60.0
+    max_side: int = MAX_SIDE
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -70,11 +74,12 @@ class Limits:
                 raise UsageError(f"{name}={value} must be more than 0")
 
     def identity(self) -> dict[str, Any]:
-        """The limits that decide what is planned, as plans keep them: ``max_gap_s`` only if it is not the default."""
+        """The limits that decide what is planned, as plans keep them: the newer ones only if they are not default."""
         kept = asdict(self)
         del kept["download_deadline_s"], kept["allow_denied"]
-        if self.max_gap_s == Limits.max_gap_s:
-            del kept["max_gap_s"]
+        for name in ("max_gap_s", "max_side"):
+            if kept[name] == getattr(Limits, name):
+                del kept[name]
         return kept
 
 
@@ -100,8 +105,10 @@ class VideoInfo:
         packets: index of the packet of each frame if the timeline comes from decoding; None if it comes from packets.
         retimed: whether ``pts`` differ from the times in the file, which restart, jump or contradict each other.
         held: duration of the last frame if it is far longer than usual (ticks); otherwise 0.
+        last: duration of the last frame according to the container (ticks); 0 if it stores none.
         max_frames: maximum number of frames of a timeline sampled from this one, without gaps.
         max_gap_s: maximum time that a frame is repeated for in such a timeline (seconds); None for no maximum.
+        max_side: maximum length that a side of a frame is scaled up to (pixels).
     """
 
     container: str
@@ -121,8 +128,10 @@ class VideoInfo:
     packets: Sequence[int] | None = None
     retimed: bool = False
     held: int = 0
+    last: int = 0
     max_frames: int = Limits.max_frames
     max_gap_s: float | None = None
+    max_side: int = Limits.max_side
 
     @property
     def shown_size(self) -> tuple[Fraction, Fraction]:
@@ -150,6 +159,17 @@ class VideoInfo:
     def end(self) -> int:
         """End of the last frame (ticks)."""
         return self.pts[-1] + (self.held or self.tick_per_frame)
+
+    @property
+    def ends_unusually(self) -> bool:
+        """Whether the rate varies and the last frame, as stored, is shown for another time than the median.
+
+        A last frame alone does not make a rate vary, except of two frames. Rounding to ticks does not either.
+        """
+        steps = np.diff(np.asarray(self.pts, dtype=np.int64))
+        if not self.last or not len(steps) or abs(self.last - self.tick_per_frame) <= 1:
+            return False
+        return len(steps) == 1 or int(steps.max() - steps.min()) > 1
 
     @property
     def fps(self) -> float:
@@ -193,23 +213,31 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             pixel_aspect=Fraction(aspect) if aspect and _ODD_ASPECT > aspect > 1 / _ODD_ASPECT else Fraction(1),
             max_frames=limits.max_frames,
             max_gap_s=limits.max_gap_s,
+            max_side=limits.max_side,
         )
         trusted = packets.are_trusted(container, stream)
         end = end_of_only_stream(container, info.time_base)
     # Reopen the file only after closing it: libav keeps an index of the whole file for each open container.
     if trusted:
         info = replace(info, pts=packets.timeline(), keyframes=packets.keyframes())
+        stored = packets.last_ends if demuxer(info.container) in _STORE_DURATIONS else end
+        info = replace(info, last=_duration(info, stored))
         return _finished(info, _first_frame(path), packets.last_ends, end)
     clock = packets.timeline() if packets.are_in_order else None
     info, first = _confirmed(path, info, limits, deadline, clock)
-    return _finished(info, first, None, None)
+    return _finished(info, first)
+
+
+def _duration(info: VideoInfo, end: int | None) -> int:
+    """Duration of the last frame if it ends at ``end`` (ticks); 0 if that is unknown or no time after it."""
+    return 0 if end is None else max(end - info.pts[-1], 0)
 
 
 def _finished(info: VideoInfo, first: VideoFrame | None, *ends: int | None) -> VideoInfo:
     """Add orientation and colour of the first frame, and the duration of a held last frame."""
-    shown = max((end for end in ends if end is not None), default=0) - info.pts[-1]
+    shown = max(_duration(info, end) for end in (*ends, None))
     step = info.tick_per_frame if info.num_frames > 1 else 0
-    info = replace(info, held=info.held or (shown if shown > 0 and shown >= _HELD_STEPS * step else 0))
+    info = replace(info, held=info.held or (shown if shown >= _HELD_STEPS * step else 0))
     if first is None:
         return replace(info, is_plain=False)
     turns, mirrored = orientation(_display_matrix(first))
@@ -260,7 +288,7 @@ def _confirmed(
     packets = array("q")
     keys: list[int] = []
     first: VideoFrame | None = None
-    held = 0
+    held = last = 0
     with open_video(path) as container:
         stream = video_stream(container)
         for decoded in decode(container, stream, in_order=True):
@@ -270,6 +298,7 @@ def _confirmed(
             times.append(decoded.pts)
             decoding_times.append(decoded.dts)
             packets.append(decoded.packet)
+            last = decoded.frame.duration if decoded.frame is not None else 0
             if decoded.frame is not None:
                 held = decoded.frame.duration
                 if decoded.frame.key_frame:
@@ -300,5 +329,6 @@ def _confirmed(
         keyframes=closed,
         open_groups=open_groups,
         retimed=retimed,
-        held=held if held >= _HELD_STEPS * step else 0,
+        held=held if held >= _HELD_STEPS * step or len(pts) == 1 else 0,
+        last=last if demuxer(info.container) in _STORE_DURATIONS and not retimed else 0,
     ), first

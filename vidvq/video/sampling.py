@@ -165,8 +165,8 @@ def clip_times(
 
     Returns:
         Times of the frames (ticks), duration of the clip (ticks) and mean frame rate (frames per second). The duration
-        lasts until the next frame of the video. At the end of the video it lasts until the end of a held last frame;
-        otherwise the last frame has the mean duration of the others.
+        lasts until the next frame of the video. At the end of the video it lasts until the end of a held last frame,
+        or of an unusual one of a variable rate; otherwise the last frame has the mean duration of the others.
     """
     after = first + num_frames
     pts = tuple(times[first:after])
@@ -174,6 +174,8 @@ def clip_times(
         end = times[after]
     elif info.held and pts[-1] == info.pts[-1]:
         end = info.end
+    elif info.ends_unusually and not isinstance(times, Clock):
+        end = pts[-1] + info.last
     elif num_frames > 1:
         end = pts[-1] + (pts[-1] - pts[0]) // (num_frames - 1)
     else:

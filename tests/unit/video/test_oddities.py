@@ -498,7 +498,7 @@ def test_a_strip_is_not_scaled_up_without_end():
         fit_size(8, 400, 256, 2)
     assert fit_size(8, 250, 256, 2) == FrameSize(256, 8000, 256, 8000)
     with pytest.raises(
-        VideoError, match=r"8x8192 pixels, 256x262144 at size=\[256, 256\]; a side is scaled up to 8192"
+        VideoError, match=r"8x8192 pixels, 256x262144 at size=\[256, 256\]; the cap is limits.max_side=8192"
     ):
         fit_size(8192, 8, None, 2, (256, 256), "crop")
     assert fit_size(8192, 8, None, 2, (256, 256), "pad").scaled_height == 256
