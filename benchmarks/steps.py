@@ -6,6 +6,7 @@ The rate is that of what `vidvq tokenize` runs: pixels travel to the device as b
 """
 
 import json
+from collections.abc import Callable
 from statistics import median
 
 import click
@@ -13,6 +14,7 @@ import torch
 from flops import count_gflop
 from model import load, matmul, timed
 
+from vidvq.model.launches import LaunchCounter
 from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import prepare_step
 
@@ -41,13 +43,15 @@ def main(size: str, device: str, dtype: str, mode: str, shapes: str, side: int, 
         frames = shape.num_frames(tokenizer.temporal_factor, first=True)
         pixels = torch.randint(0, 256, (streams, frames, side, side, 3), dtype=torch.uint8)
         pixels = pixels.pin_memory() if device != "cpu" else pixels
-        with torch.inference_mode():
+        # In inference mode, operators would not be decomposed before they are counted.
+        with torch.no_grad():
             codes, _ = tokenizer.encode_step(prepare_step(tokenizer, pixels, None))
             calls = {
                 "encode": lambda t=tokenizer, p=pixels: t.encode_step(prepare_step(t, p, None))[0].cpu(),
                 "decode": lambda t=tokenizer, c=codes: t.decode_step(c),
             }
             gflop = {name: count_gflop(call) for name, call in calls.items()}
+            launches = {name: count_launches(call) for name, call in calls.items()}
             if mode != "eager":
                 tokenizer.compile_steps(capture=mode == "captured")
             for name, call in calls.items():
@@ -56,7 +60,15 @@ def main(size: str, device: str, dtype: str, mode: str, shapes: str, side: int, 
                 seconds = median([timed(call, device) for _ in range(rounds)])
                 row = {"size": size, "step": name, "shape": text, "mode": mode, "dtype": dtype, "device": device}
                 row |= {"frames_per_s": round(streams * frames / seconds, 1), "first_s": round(first_s, 2)}
+                row |= {"operators_per_frame": round(launches[name] / (streams * frames), 3)}
                 print(json.dumps(row | {"share_of_peak": round(gflop[name] / seconds / peak, 4)}), flush=True)
+
+
+def count_launches(call: Callable[[], object]) -> int:
+    """Count the operators of a call that is not compiled, without views."""
+    with LaunchCounter() as counted:
+        call()
+    return counted.kernels.total()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Train, package and score the tokenizer that ships with vidvq.
 
     python benchmarks/weights.py --train VIDEOS --held-out VIDEOS [--config bundled] [--work runs/weights]
-        [--start CHECKPOINT] [--finish CONFIG] [--budget-s SECONDS]
+        [--start CHECKPOINT] [--finish CONFIG] [--budget-s SECONDS] [--out vidvq/weights] [KEY=VALUE]...
+    python benchmarks/weights.py --clips FOLDER [...]
 
-Shards all videos, trains with the config, then with a second one that continues (the decoder alone, say), and writes
-the newest checkpoint to vidvq/weights in half precision. With a budget, a few steps are timed first, and each run gets
-as many steps as fit; its schedule ends with them. Then `vidvq tokenize`, `decode` and `evaluate` score these files on
-the held-out clips, and the table is written to vidvq/weights/README.md. Completed stages in WORK are reused.
+Shards all videos, trains with the config and the settings, then with a second config that continues (the decoder alone,
+say), and writes the newest checkpoint to OUT in half precision. With a budget, a few steps are timed first, and each
+run gets as many steps as fit; its schedule ends with them. Then `vidvq tokenize`, `decode` and `evaluate` score these
+files on the held-out clips, and the table is written to OUT/README.md. Completed stages in WORK are reused. With
+``--clips``, the finished directories FOLDER/train and FOLDER/heldout take the place of the videos.
 """
 
 import json
@@ -31,11 +33,15 @@ MAX_MIB = 12
 TIMED_STEPS = 12
 # Share of a budget for the second run.
 FINISHING = 0.2
+# Without Ray, which a machine for a short run may lack; scoring is short.
+INLINE = "runtime.workers=0"
 
 
 @click.command()
-@click.option("--train", "training", multiple=True, required=True, help="Training videos; may be repeated.")
-@click.option("--held-out", multiple=True, required=True, help="Videos to score on; may be repeated.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--train", "training", multiple=True, help="Training videos; may be repeated.")
+@click.option("--held-out", multiple=True, help="Videos to score on; may be repeated.")
+@click.option("--clips", type=Path, help="Folder of clip shards, train and heldout, in place of videos.")
 @click.option("--config", default="bundled", show_default=True, help="Config of the training run.")
 @click.option(
     "--work",
@@ -47,42 +53,52 @@ FINISHING = 0.2
 @click.option("--start", help="Checkpoint whose networks are trained further, with new codebooks.")
 @click.option("--finish", help="Config of a second run, which starts from the first.")
 @click.option("--history", default="", help="Sentences on the start, for the README of the weights.")
+@click.option(
+    "--out", type=Path, default=BUNDLED, show_default="vidvq/weights", help="Folder for the weights and their README."
+)
 @click.option("--budget-s", type=int, help="Time for training (seconds); the config gives the steps otherwise.")
 def main(
+    overrides: tuple[str, ...],
     training: tuple[str, ...],
     held_out: tuple[str, ...],
+    clips: Path | None,
     config: str,
     work: Path,
     start: str | None,
     finish: str | None,
     history: str,
+    out: Path,
     budget_s: int | None,
 ) -> None:
-    """Train, package and score the tokenizer."""
-    clips = {"train": work / "clips" / "train", "heldout": work / "clips" / "heldout"}
-    for videos, out in zip((training, held_out), clips.values(), strict=True):
-        vidvq("shard", *videos, "--out", str(out), "--config", "demo-shard", "clips_per_shard=16")
-    shared = [f"data.clips={clips['train']}", f"evaluation.clips={clips['heldout']}"]
-    runs = [(config, _start(Path(start), clips["train"], config, work / "start") if start else [], work / "train")]
+    """Train, package and score the tokenizer; KEY=VALUE are settings of the training runs."""
+    if not clips and not (training and held_out):
+        raise click.UsageError("give --train and --held-out videos, or --clips")
+    folders = {name: (clips or work / "clips") / name for name in ("train", "heldout")}
+    for videos, folder in zip((training, held_out), folders.values(), strict=True):
+        if not clips:
+            vidvq("shard", *videos, "--out", str(folder), "--config", "demo-shard", "clips_per_shard=16")
+    shared = [f"data.clips={folders['train']}", f"evaluation.clips={folders['heldout']}"]
+    runs = [(config, _start(Path(start), folders["train"], config, work / "start") if start else [], work / "train")]
     if finish:
         runs.append((finish, [f"start_from={work / 'train'}"], work / "finish"))
     trained = []
-    for name, settings, out in runs:
-        settings = [*shared, *settings]
+    for name, settings, run in runs:
+        settings = [*shared, *settings, *overrides]
         if budget_s:
-            share = (FINISHING if out.name == "finish" else 1 - FINISHING) if finish else 1
-            settings.append(f"steps={steps_within(int(budget_s * share), name, settings, out.with_suffix('.timing'))}")
-        vidvq("train", name, *settings, f"out={out}")
-        trained.append((name, bundle(out)))
+            share = (FINISHING if run.name == "finish" else 1 - FINISHING) if finish else 1
+            settings.append(f"steps={steps_within(int(budget_s * share), name, settings, run.with_suffix('.timing'))}")
+        vidvq("train", name, *settings, f"out={run}")
+        trained.append((name, bundle(run, out)))
     for folder in ("tokens", "decoded"):
         shutil.rmtree(work / folder, ignore_errors=True)
-    vidvq("tokenize", str(clips["heldout"]), "--out", str(work / "tokens"))
-    vidvq("decode", str(work / "tokens"), "--out", str(work / "decoded"), "format=png")
-    scores = work / "scores.json"
-    vidvq(
-        "evaluate", str(clips["heldout"]), str(work / "decoded"), "--tokens", str(work / "tokens"), "--out", str(scores)
-    )
-    write_atomic(BUNDLED / "README.md", card(read_json(scores), trained, f"{history}\n\n" if history else "").encode())
+    names = (folders["heldout"], work / "tokens", work / "decoded", work / "scores.json")
+    held, tokens, decoded, scores = map(str, names)
+    vidvq("tokenize", held, "--checkpoint", str(out), "--out", tokens, INLINE)
+    vidvq("decode", tokens, "--checkpoint", str(out), "--out", decoded, "format=png")
+    vidvq("evaluate", held, decoded, "--tokens", tokens, "--out", scores)
+    found = read_json(Path(scores))
+    write_atomic(out / "README.md", card(found, trained, f"{history}\n\n" if history else "").encode())
+    click.echo(json.dumps(totals(found) | {"steps": sum(step for _, step in trained)}))
 
 
 def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
@@ -118,8 +134,8 @@ def vidvq(*arguments: str) -> None:
         sys.exit(code)
 
 
-def bundle(run: Path) -> int:
-    """Write the newest checkpoint of a run to vidvq/weights in half precision; returns its step.
+def bundle(run: Path, out: Path = BUNDLED) -> int:
+    """Write the newest checkpoint of a run to a folder in half precision; returns its step.
 
     The best checkpoint would bias the table, because it is selected on the same held-out clips.
     """
@@ -129,7 +145,7 @@ def bundle(run: Path) -> int:
     if size > MAX_MIB:
         sys.exit(f"{checkpoint.path} has {size:.1f} MiB in half precision; at most {MAX_MIB} MiB may ship")
     step = checkpoint.config["step"]
-    write_checkpoint(BUNDLED, checkpoint.config["model"], checkpoint.config["preprocessing"], tensors, step)
+    write_checkpoint(out, checkpoint.config["model"], checkpoint.config["preprocessing"], tensors, step)
     return step
 
 
@@ -168,6 +184,12 @@ Made, and this table measured, by
 
     make weights TRAIN="VIDEOS..." HELD_OUT="VIDEOS..." [START=CHECKPOINT] [FINISH=CONFIG] [BUDGET_S=SECONDS]
 """
+
+
+def totals(scores: dict[str, Any]) -> dict[str, float]:
+    """Return the means over all clips."""
+    fields = ("psnr", "ssim", "mean_frame_psnr", "mean_frame_ssim", "bits_per_pixel")
+    return {field: round(statistics.mean(clip[field] for clip in scores["clips"]), 4) for field in fields}
 
 
 def _row(name: str, clips: list[dict[str, Any]]) -> str:

@@ -1,62 +1,112 @@
 #!/usr/bin/env bash
-# Runs the tests and benchmarks that need a CUDA device, the most valuable first, within BUDGET_S seconds. Needs neither
-# Ray, DeepSpeed nor a video library: torch 2.11 or newer, einops, numpy, pytest, click, pydantic and PyYAML. Every part
-# writes its output to $OUT (default: runs/gpu) as it goes, so that an early end loses little.
+# Runs the tests and benchmarks that need a CUDA device, the most valuable first, within BUDGET_S seconds.
 #
 #   launch/gpu-checks.sh            PYTHON=python3.12 launch/gpu-checks.sh            DEVICE=cpu for a dry run
+#
+# Needs torch 2.11 or newer, numpy, pyarrow, rich, safetensors, pillow, tensorboard and scikit-image. The rest, clip
+# shards included, is in the folder BUNDLE that `make gpu-bundle` wrote (default: this one, or runs/gpu-bundle).
+#
+# Each part has its own limit. As it ends, its figures are in $OUT: results.jsonl, table.md, and all output in log.txt.
+# The last part trains the bundled tokenizer further for the rest of the time, and leaves it in $OUT/weights with its
+# metrics and its scores on held-out videos. START: the checkpoint to start from. TRAINING_S: time kept for it. ONLY: a
+# regular expression of the names of parts.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
 OUT=${OUT:-runs/gpu}
+WORK=${WORK:-runs/gpu-work}
 BUDGET_S=${BUDGET_S:-540}
-HALF=bfloat16
-# Most CPUs have no bf16 arithmetic, and emulate it slowly.
-[ "$DEVICE" != cpu ] || HALF=float32
-SIZES=${SIZES:-"nano small base large"}
-MAIN=${MAIN:-base}
-SHAPES=${SHAPES:-1x1,1x9,8x9,32x9}
-SIDE=${SIDE:-256}
-ROUNDS=${ROUNDS:-5}
-export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-mkdir -p "$OUT"
+START=${START:-vidvq/weights}
+ONLY=${ONLY:-.}
+[ -n "${BUNDLE:-}" ] || { [ -e packages.tar.xz ] && BUNDLE=.; } || BUNDLE=runs/gpu-bundle
+CORES=$(env -u OMP_NUM_THREADS nproc)
+if [ "$DEVICE" = cuda ]; then
+  HALF=bfloat16
+  : "${MAIN:=base}" "${SHAPES:=1x1,1x9,8x9,32x9}" "${SIDE:=256}" "${ROUNDS:=5}" "${SIZES:=nano small base large}"
+  : "${CONFIGS:=small base vqgan-base-128}" "${BATCH:=32}" "${STEPS:=90}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
+  : "${STEP_SETTINGS:=data.workers=12 data.cache_mib=1024}"
+  : "${SETTINGS:=precision=bf16 data.batch_size=64 data.workers=12 data.cache_mib=1024 evaluation.every=1000000 checkpoint_every=500}"
+else
+  # Most CPUs have no bf16 arithmetic, and emulate it slowly. Everything is as small as it can be.
+  HALF=float32
+  : "${MAIN:=nano}" "${SHAPES:=1x1,2x2}" "${SIDE:=32}" "${ROUNDS:=1}" "${SIZES:=}"
+  : "${CONFIGS:=nano}" "${BATCH:=1}" "${STEPS:=30}" "${CLIPS:=4}" "${TRAINING_S:=60}"
+  : "${STEP_SETTINGS:=data.crop=32 data.num_frames=5 data.workers=1 precision=fp32}"
+  : "${SETTINGS:=data.batch_size=1 data.num_frames=5 data.workers=1 evaluation.clips=null}"
+fi
+mkdir -p "$OUT" "$WORK"
+WORK=$(cd "$WORK" && pwd)
+: > "$OUT/log.txt"
+: > "$OUT/results.jsonl"
+if [ -e "$BUNDLE/packages.tar.xz" ] && [ ! -e "$WORK/packages" ]; then
+  mkdir "$WORK/packages" && tar -xf "$BUNDLE/packages.tar.xz" -C "$WORK/packages"
+fi
+export PYTHONPATH=$PWD:$WORK/packages${PYTHONPATH:+:$PYTHONPATH}
 failed=0
 SECONDS=0
 
 part() {  # part NAME LIMIT_S COMMAND...: a failure, or a part that takes too long, does not stop the others.
-  local name=$1 limit=$2 left=$((BUDGET_S - SECONDS))
+  local name=$1 limit=$2 left=$((BUDGET_S - SECONDS)) began=$SECONDS code
   shift 2
+  [[ $name =~ $ONLY ]] || return
   if [ "$left" -le 5 ]; then
-    echo "== $name: no time left" | tee "$OUT/$name.txt"
+    echo "== $name: no time left" | tee -a "$OUT/log.txt"
     failed=1
     return
   fi
-  [ "$limit" -lt "$left" ] || limit=$left
-  echo "== $name (at most $limit s): $*"
-  timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$OUT/$name.txt"
-  if [ "${PIPESTATUS[0]}" != 0 ]; then
-    echo "== $name FAILED"
-    failed=1
+  # A dry run shows that parts work, on however slow a machine.
+  [ "$limit" -lt "$left" ] && [ "$DEVICE" = cuda ] || limit=$left
+  echo "== $name (at most $limit s): $*" | tee -a "$OUT/log.txt"
+  timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$OUT/log.txt" /dev/stderr \
+    | "$PYTHON" benchmarks/table.py --part "$name" >> "$OUT/results.jsonl"
+  code=${PIPESTATUS[0]}
+  echo "== $name: exit code $code after $((SECONDS - began)) s" | tee -a "$OUT/log.txt"
+  [ "$code" = 0 ] || failed=1
+  "$PYTHON" benchmarks/table.py "$OUT/results.jsonl" > "$OUT/table.md"
+}
+
+extra() {  # extra NAME LIMIT_S COMMAND...: a part that must leave the time for training.
+  if [ $((BUDGET_S - SECONDS - $2)) -ge "$TRAINING_S" ]; then
+    part "$@"
+  else
+    echo "== $1: left out" | tee -a "$OUT/log.txt"
   fi
 }
 
-steps() {  # steps MODE DTYPE LIMIT_S
-  part "steps-$1-$2" "$3" "$PYTHON" benchmarks/steps.py "$MAIN" --device "$DEVICE" --dtype "$2" --mode "$1" \
+steps() {  # steps PART MODE DTYPE LIMIT_S
+  "$1" "steps, $2" "$4" "$PYTHON" benchmarks/steps.py "$MAIN" --device "$DEVICE" --dtype "$3" --mode "$2" \
     --shapes "$SHAPES" --side "$SIDE" --rounds "$ROUNDS"
 }
 
-part machine 60 "$PYTHON" -c 'import platform, torch; print(platform.python_version(), torch.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device")'
-steps eager "$HALF" 60
-if [ "$DEVICE" = cuda ]; then
-  steps captured bfloat16 120
-  export VIDVQ_REQUIRE_GPU=1
-  part tests 120 "$PYTHON" -m pytest tests/gpu/test_cuda.py -m gpu -q -p no:cacheprovider --noconftest
-  steps compiled bfloat16 90
-fi
-[ "$HALF" = float32 ] || steps eager float32 60
+training() {  # training PART NAME LIMIT_S SETTINGS...
+  # shellcheck disable=SC2086
+  "$1" "$2" "$3" "$PYTHON" benchmarks/training.py "$BUNDLE/clips/train" $CONFIGS --batch "$BATCH" --steps "$STEPS" \
+    $STEP_SETTINGS "${@:4}"
+}
+
+part machine 60 "$PYTHON" -c 'import json, os, platform, torch
+device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, "device": device, "cores": os.cpu_count()}))'
+[ "$DEVICE" = cpu ] || steps part captured "$HALF" 80
 # shellcheck disable=SC2086
-part sizes 120 "$PYTHON" benchmarks/model.py $SIZES --device "$DEVICE" --dtype "$HALF"
-part agreement 60 "$PYTHON" benchmarks/model.py "$MAIN" --device "$DEVICE" --agreement
-cat "$OUT"/steps-*.txt > "$OUT/steps.jsonl" 2>/dev/null
-echo "== done in $SECONDS s"
+part job 90 "$PYTHON" benchmarks/job.py "$BUNDLE/clips/train" --clips "$CLIPS" --device "$DEVICE" --decoders "$CORES"
+training part training 110
+steps part eager "$HALF" 40
+[ "$DEVICE" = cpu ] || VIDVQ_REQUIRE_GPU=1 \
+  part tests 60 "$PYTHON" -m pytest tests/gpu/test_cuda.py -m gpu -q -p no:cacheprovider --noconftest
+training extra "training, compiled" 90 compile=true
+[ "$DEVICE" = cpu ] || steps extra compiled "$HALF" 60
+# shellcheck disable=SC2086
+[ -z "$SIZES" ] || extra sizes 60 "$PYTHON" benchmarks/model.py $SIZES --device "$DEVICE" --dtype "$HALF"
+extra agreement 40 "$PYTHON" benchmarks/model.py "$MAIN" --device "$DEVICE" --agreement
+# A third of the rest, at most 90 s, is for starting, timing a few steps and scoring.
+left=$((BUDGET_S - SECONDS)) aside=$((left / 3 < 90 ? left / 3 : 90))
+# shellcheck disable=SC2086
+part weights "$left" "$PYTHON" benchmarks/weights.py --clips "$BUNDLE/clips" --start "$START" --work "$WORK/weights" \
+  --out "$OUT/weights" --budget-s $((left - aside > 10 ? left - aside : 10)) $SETTINGS
+for file in train/metrics.jsonl scores.json; do
+  [ ! -e "$WORK/weights/$file" ] || { mkdir -p "$OUT/weights" && cp "$WORK/weights/$file" "$OUT/weights/"; }
+done
+echo "== done in $SECONDS s" | tee -a "$OUT/log.txt"
 exit $failed

@@ -1,0 +1,158 @@
+"""`vidvq tokenize` end to end in one worker, over the rates of its encoder and of its decoding processes.
+
+    python benchmarks/job.py CLIPS [--clips 3000] [--device cuda] [--decoders 16] [--checkpoint DIR] [KEY=VALUE]...
+
+CLIPS is a finished directory of clip shards; its clips are repeated under other keys until there are enough. The rates
+are measured first: of decoding processes that decode only, and of steps of the encoder on frames of each size in CLIPS.
+Prints one JSON line. ``efficiency`` is the rate of the job over the lower of the two rates, ``starved`` the activity
+that took the most time of the worker beside encoding, and ``share_*`` its share and that of the others.
+"""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow as pa
+import torch
+
+from vidvq.formats.checkpoint import BUNDLED
+from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.commit import ShardDraft, commit_shard
+from vidvq.formats.plan import create_plan, read_plan
+from vidvq.formats.tar import read_samples
+from vidvq.model.streaming import prepare_step
+from vidvq.pretrained import find_tokenizer, load_tokenizer
+from vidvq.storage import read_json
+from vidvq.tokenize.config import TokenizeConfig, resolve_execution
+from vidvq.tokenize.device import prepare
+from vidvq.video.decode import decode_clip
+
+ROUNDS = 5
+Size = tuple[int, int, int]
+
+
+@click.command()
+@click.argument("clips", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--clips", "count", default=3000, show_default=True, help="Clips to tokenize.")
+@click.option("--per-shard", default=256, show_default=True, help="Clips per shard.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--decoders", default=os.cpu_count() or 1, show_default="cores", help="Decoding processes.")
+@click.option("--checkpoint", type=Path, help="Tokenizer; the bundled one by default.")
+def main(
+    clips: Path,
+    overrides: tuple[str, ...],
+    count: int,
+    per_shard: int,
+    device: str,
+    decoders: int,
+    checkpoint: Path | None,
+) -> None:
+    """Measure a job on clips repeated from CLIPS."""
+    media = [data for shard in read_plan(clips).shard_names() for _, data, _ in read_clips(clips / shard)]
+    decoding = decoding_rate(media, decoders)
+    encoding = encoding_rate(checkpoint, device, [decode_clip(data, "clip") for data in media])
+    with tempfile.TemporaryDirectory() as folder:
+        many, out = Path(folder, "clips"), Path(folder, "tokens")
+        repeat_clips(clips, many, count, per_shard)
+        command = [sys.executable, "-m", "vidvq", "tokenize", str(many), "--out", str(out), f"device={device}"]
+        command += ["--checkpoint", str(checkpoint)] if checkpoint else []
+        started = monotonic()
+        subprocess.run([*command, "runtime.workers=0", f"runtime.decoders={decoders}", *overrides], check=True)
+        whole_s = monotonic() - started
+        print(json.dumps(summary(read_json(out / "metrics.json"), encoding, decoding, whole_s)))
+
+
+def summary(metrics: dict[str, Any], encoding: float, decoding: float, whole_s: float) -> dict[str, Any]:
+    """Relate the metrics of a job to the rates of its parts (frames per second)."""
+    rate, seconds = metrics["frames"] / metrics["wall_s"], metrics["seconds"]
+    shares = {name: s / sum(seconds.values()) for name, s in sorted(seconds.items(), key=lambda entry: -entry[1])}
+    return {
+        "frames": metrics["frames"],
+        "frames_per_s": round(rate, 1),
+        "encoder_frames_per_s": round(encoding, 1),
+        "decoders_frames_per_s": round(decoding, 1),
+        "efficiency": round(rate / min(encoding, decoding), 3),
+        "decoders": metrics["decoders"],
+        "whole_s": round(whole_s, 1),
+        "start_s": metrics["start_s"],
+        "starved": next(name for name in shares if name != "encode"),
+    } | {f"share_{name}": round(share, 3) for name, share in shares.items() if share >= 0.005}
+
+
+def repeat_clips(clips: Path, out: Path, count: int, per_shard: int) -> None:
+    """Write a finished directory of clip shards with ``count`` clips, which are those of ``clips`` in turn."""
+    plan = read_plan(clips)
+    samples = [entry for shard in plan.shard_names() for entry in read_samples(clips / shard)]
+    rows = [plan.table.column("key").to_pylist().index(key) for key, _ in samples]
+    table = plan.table.drop_columns(["key", "shard", "generation"]).take([rows[i % len(rows)] for i in range(count)])
+    keys = [f"{samples[index % len(samples)][0]}-{index:06d}" for index in range(count)]
+    shards = pa.array([index // per_shard for index in range(count)], pa.int32())
+    table = table.append_column("key", pa.array(keys)).append_column("shard", shards)
+    repeated = create_plan(out, "shard", "clips", {"repeats": plan.plan_id, "clips": count}, table)
+    turns = zip(keys, cycle(samples), strict=False)
+
+    def fill(draft: ShardDraft) -> None:
+        for key, (_, files) in islice(turns, per_shard):
+            draft.add(key, files)
+
+    for index in range(repeated.num_shards):
+        commit_shard(out, repeated.shard_name(index), repeated.plan_id, fill)
+
+
+def decoding_rate(media: list[bytes], processes: int, seconds: float = 3) -> float:
+    """Measure the frames per second that all decoding processes together decode."""
+    start = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=start) as pool:
+        return sum(pool.map(_decode, [media] * processes, [seconds] * processes))
+
+
+def _decode(media: list[bytes], seconds: float) -> float:
+    decode_clip(media[0], "clip")
+    started, frames = monotonic(), 0
+    for data in cycle(media):
+        frames += len(decode_clip(data, "clip"))
+        if monotonic() - started > seconds:
+            break
+    return frames / (monotonic() - started)
+
+
+def encoding_rate(checkpoint: Path | None, device: str, clips: list[np.ndarray]) -> float:
+    """Measure the frames per second of the encoder, in steps of the shape that a job has on the device."""
+    torch.set_num_threads(1)
+    tokenizer, _ = load_tokenizer(find_tokenizer(checkpoint or BUNDLED))
+    longest = max(map(len, clips))
+    execution = resolve_execution(TokenizeConfig(), device, 1 + (longest - 1) // tokenizer.temporal_factor)
+    prepare(tokenizer, execution)
+    sizes: Counter[Size] = Counter((len(clip), clip.shape[1], clip.shape[2]) for clip in clips)
+    seconds = 0.0
+    for (frames, height, width), number in sizes.items():
+        pixels = torch.zeros(execution.streams, frames, height, width, 3, dtype=torch.uint8)
+        pixels = pixels.pin_memory() if device == "cuda" else pixels
+        # The first calls compile and record.
+        times = [_encode_s(tokenizer, pixels) for _ in range(ROUNDS + 2)][2:]
+        seconds += median(times) * number / execution.streams
+    return sum(map(len, clips)) / seconds
+
+
+@torch.inference_mode()
+def _encode_s(tokenizer: Any, pixels: torch.Tensor) -> float:
+    started = monotonic()
+    tokenizer.encode(prepare_step(tokenizer, pixels, None)).cpu()
+    return monotonic() - started
+
+
+if __name__ == "__main__":
+    main()

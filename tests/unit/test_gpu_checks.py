@@ -1,0 +1,104 @@
+"""`launch/gpu-checks.sh`: every part calls a benchmark with arguments that it has, and leaves its figures."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from vidvq import config
+from vidvq.train.config import TrainConfig
+
+ROOT = Path(__file__).parents[2]
+# Notes each call, prints a figure in place of a benchmark, and lets the tables be made.
+STUB = """#!/bin/sh
+case "$1" in
+benchmarks/table.py) exec "$REAL" "$@" ;;
+esac
+for word in "$@"; do printf '%s\\n' "$word"; done > "$CALLS/$(date +%s%N)"
+echo "in text"; echo '{"value": 3, "top": ["a", "b"]}'; exit "${CODE:-0}"
+"""
+
+
+@dataclass
+class Checks:
+    """A run of the script.
+
+    Attributes:
+        done: the process.
+        calls: arguments of each call of Python, in order.
+        out: what the script left.
+    """
+
+    done: subprocess.CompletedProcess[str]
+    calls: list[list[str]]
+    out: Path
+
+
+def checks(folder: Path, **environment: str) -> Checks:
+    """Run the script with a Python that only notes how it is called."""
+    calls, stub = folder / "calls", folder / "python"
+    calls.mkdir()
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    given = {"PYTHON": str(stub), "REAL": sys.executable, "CALLS": str(calls), "BUNDLE": str(folder)}
+    given |= {"OUT": str(folder / "out"), "WORK": str(folder / "work")}
+    script = [ROOT / "launch/gpu-checks.sh"]
+    done = subprocess.run(script, env=os.environ | given | environment, capture_output=True, text=True, check=False)
+    return Checks(done, [path.read_text().splitlines() for path in sorted(calls.iterdir())], folder / "out")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_each_part_calls_a_benchmark_with_arguments_that_it_has(device, tmp_path, monkeypatch):
+    found = checks(tmp_path, DEVICE=device)
+    assert found.done.returncode == 0, found.done.stderr
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    called = set()
+    for script, *arguments in found.calls:
+        if script.startswith("benchmarks/"):
+            assert (ROOT / script).is_file()
+            name = Path(script).stem
+            called.add(name)
+            (tmp_path / "clips/train").mkdir(parents=True, exist_ok=True)
+            context = importlib.import_module(name).main.make_context(name, [*arguments])
+            settings = [word for word in arguments if "=" in word]
+            for packaged in context.params.get("configs", ()) if name == "training" else [context.params.get("config")]:
+                if packaged and "=" not in packaged:
+                    config.load(TrainConfig, config.find_config(packaged), settings)
+    assert {"steps", "job", "training", "weights", "model"} <= called
+
+
+def test_figures_and_tables_are_left_as_the_parts_end(tmp_path):
+    found = checks(tmp_path, DEVICE="cpu", CODE="3")
+    assert found.done.returncode == 1
+    rows = [json.loads(line) for line in (found.out / "results.jsonl").read_text().splitlines()]
+    assert [row["part"] for row in rows] == [
+        "machine",
+        "job",
+        "training",
+        "steps, eager",
+        "training, compiled",
+        "agreement",
+        "weights",
+    ]
+    assert rows[1]["value"] == 3
+    assert "## job\n\n| value | top |\n|---|---|\n| 3 | a, b |" in (found.out / "table.md").read_text()
+    log = (found.out / "log.txt").read_text()
+    assert "in text" in log and "== weights: exit code 3 after" in log
+
+
+def test_nothing_starts_without_time_and_training_gets_its_own(tmp_path):
+    found = checks(tmp_path, DEVICE="cpu", BUDGET_S="5000", TRAINING_S="4990")
+    assert "== agreement: left out" in found.done.stdout
+    weights = next(call for call in found.calls if call[0] == "benchmarks/weights.py")
+    assert 4000 < int(weights[weights.index("--budget-s") + 1]) <= 4910
+
+
+def test_a_budget_that_is_spent_fails(tmp_path):
+    found = checks(tmp_path, DEVICE="cpu", BUDGET_S="5")
+    assert found.done.returncode == 1 and not found.calls
+    assert "== weights: no time left" in found.done.stdout
