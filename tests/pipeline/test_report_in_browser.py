@@ -28,12 +28,13 @@ from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.storage import pretty_json
 from vidvq.tokenize import TokenizeConfig, run_tokenize
 from vidvq.train.config import TrainConfig
-from vidvq.video.encode import encode_mp4
+from vidvq.video.encode import encode_mp4, encode_npy
 
 INLINE = RuntimeConfig(workers=0)
 HEIGHT, WIDTH, FRAMES = 48, 64, 9
-# What the report makes of a clip: two panels, enlarged to a short side of about 256 pixels, and a gap of 8.
-SHOWN_HEIGHT, SHOWN_WIDTH = HEIGHT * 5, WIDTH * 5 * 2 + 8
+# What the report makes of a clip: three panels, enlarged to a short side of about 256 pixels, and gaps of 8.
+SHOWN_HEIGHT, SHOWN_WIDTH = HEIGHT * 5, WIDTH * 5 * 3 + 2 * 8
+TASKS = {"predict": "last frame repeated", "interpolate": "linear blend"}
 STEADY = tuple(range(0, FRAMES * 100, 100))
 UNEVEN = (0, 100, 200, 500, 600, 700, 1000, 1100, 1200)
 
@@ -71,10 +72,29 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_decode(out / "tokens" / "heldout", out / "train", png, DecodeConfig("png"))
     run_decode(out / "tokens" / "heldout", out / "train", out / "decoded" / "mp4", DecodeConfig("mp4"))
     run_evaluate(out / "clips" / "heldout", png, out / "tokens" / "heldout", out / "scores.json")
+    # The tokenizer that ships with vidvq takes longer than this one to decode.
+    shutil.copytree(png, out / "bundled" / "png")
+    run_evaluate(out / "clips" / "heldout", png, out / "tokens" / "heldout", out / "bundled" / "scores.json")
+    write_generated(out)
     stages = ("shard train", "shard heldout", "train", "tokenize train", "tokenize heldout", "decode png", "evaluate")
+    stages += ("tokenize bundled", "evaluate bundled", "generate train", "generate evaluate")
     (out / "stages.json").write_bytes(pretty_json({stage: 1.5 for stage in stages}))
     write_report(out)
     return out
+
+
+def write_generated(out: Path) -> None:
+    """Scores and frames as `vidvq generate evaluate` writes them."""
+    folder, scores = out / "generated", {"clips": 3, "skipped": 1, "tasks": {}}
+    folder.mkdir()
+    for at, (task, baseline) in enumerate(TASKS.items()):
+        psnr = {"generator": 11.5 + at, "baseline": 21.5 + at, "ceiling": 31.5 + at}
+        scores["tasks"][task] = {"baseline": baseline, "psnr": psnr}
+        for name in ("original", "generator", "baseline", "ceiling"):
+            (folder / f"{task}-{name}.npy").write_bytes(encode_npy(frames_of_test_video()))
+    (folder / "scores.json").write_bytes(pretty_json(scores))
+    (out / "generator").mkdir()
+    (out / "generator" / "config.yaml").write_text("steps: 150\n")
 
 
 def write_training(out: Path) -> None:
@@ -172,8 +192,8 @@ def test_every_frame_is_there_at_its_time_with_the_original_on_the_left(page: Pa
         video.currentTime = middle;
         const time = await Promise.race([frame, new Promise(done => setTimeout(() => done(-1), 5000))]);
         pen.drawImage(video, 0, 0);
-        const at = share => pen.getImageData(Math.round(video.videoWidth * share), 100, 1, 1).data[0];
-        results.push([time, at(0.12), at(0.37)]);
+        const at = column => pen.getImageData(column, 100, 1, 1).data[0];
+        results.push([time, at(80), at(240)]);
       }}
       return results;
     }}""")
@@ -185,9 +205,27 @@ def test_every_frame_is_there_at_its_time_with_the_original_on_the_left(page: Pa
 
 def test_every_picture_shows(page: Page):
     widths = page.evaluate("""async () => [...document.images].map(image => image.complete ? image.naturalWidth : 0)""")
-    # A filmstrip for each clip; a frame and its codes for each latent time of one.
-    assert len(widths) == 2 + 2 * 3
+    # A filmstrip for each clip and each task; a frame and its codes for each latent time of one clip.
+    assert len(widths) == 2 + len(TASKS) + 2 * 3
     assert all(widths)
+
+
+def test_the_generator_and_the_bundled_tokenizer_stand_beside_the_trained_one(page: Page):
+    rows = page.evaluate("""async () => [...document.querySelectorAll("tbody tr")].map(
+      row => [...row.children].map(cell => cell.textContent))""")
+    assert ["predict", "11.50", "21.50", "last frame repeated", "31.50"] in rows
+    assert ["interpolate", "12.50", "22.50", "linear blend", "32.50"] in rows
+    trained, bundled = (next(row for row in rows if row[0] == name) for name in ("trained here", "bundled"))
+    assert trained[1:] == bundled[1:]
+    text = page.evaluate("async () => document.body.textContent")
+    assert "150 steps" in text and "1 held-out clip has larger frames" in text
+
+
+def test_a_run_of_an_older_version_has_neither(run: Path, tmp_path: Path):
+    older = tmp_path / "older"
+    shutil.copytree(run, older, ignore=shutil.ignore_patterns("bundled", "generated", "generator"))
+    text = write_report(older).read_text()
+    assert "PSNR" in text and "A generator on the tokens" not in text and "undled tokenizer" not in text
 
 
 def test_charts_have_words_and_share_no_id(page: Page):

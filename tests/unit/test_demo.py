@@ -7,6 +7,8 @@ import pytest
 from vidvq.cli.options import split
 from vidvq.config import find_config, load
 from vidvq.demo import run
+from vidvq.generate.config import GenerateTrainConfig
+from vidvq.generate.evaluate import EvaluateConfig
 from vidvq.shard import ShardConfig
 from vidvq.tokenize import TokenizeConfig
 from vidvq.train import TrainConfig
@@ -30,8 +32,9 @@ def commands(monkeypatch, tmp_path) -> dict[str, list[str]]:
     return ran
 
 
-def settings(commands: dict[str, list[str]], name: str) -> list[str]:
-    return next(split(tuple(arguments))[1] for arguments in commands.values() if arguments[0] == name)
+def settings(commands: dict[str, list[str]], *name: str) -> list[str]:
+    found = next(arguments for arguments in commands.values() if tuple(arguments[: len(name)]) == name)
+    return split(tuple(found))[1]
 
 
 def test_every_stage_accepts_the_settings_of_a_quick_demo(commands):
@@ -41,6 +44,14 @@ def test_every_stage_accepts_the_settings_of_a_quick_demo(commands):
     assert shard.runtime.workers == tokenize.runtime.workers == 1
     assert train.data.crop <= (shard.clip.short_side or 0)
     assert train.adversarial, "the report shows the discriminator"
+    tokens = "data.tokens=tokens"
+    generator = load(
+        GenerateTrainConfig, find_config("generate-demo"), [tokens, *settings(commands, "generate", "train")]
+    )
+    scores = load(EvaluateConfig, None, settings(commands, "generate", "evaluate"))
+    # The given frames of a prediction leave at least one latent frame to predict.
+    assert generator.data.latents > 1 + (scores.given - 1) // train.model.temporal_factor
+    assert {"predict", "interpolate"} <= generator.tasks.weights.keys() and generator.steps < 10
 
 
 def test_settings_of_the_user_win_over_those_of_quick(commands):
@@ -48,5 +59,5 @@ def test_settings_of_the_user_win_over_those_of_quick(commands):
 
 
 def test_a_demo_that_is_not_quick_has_no_settings_of_its_own():
-    names = [arguments for _, arguments in run._stages(Path("out"), (), (), ())]
+    names = [arguments for _, arguments in run._stages(Path("out"), run._Settings())]
     assert not any("runtime.workers=1" in arguments or "clip.short_side=64" in arguments for arguments in names)

@@ -11,7 +11,15 @@ from markupsafe import Markup
 
 from vidvq import __version__
 from vidvq.demo.report_charts import Chart, Series, frequency_chart, line_chart
-from vidvq.demo.report_media import Picture, TokenPicture, comparison_video, filmstrip, token_pictures
+from vidvq.demo.report_media import (
+    Picture,
+    TokenPicture,
+    comparison_video,
+    filmstrip,
+    generated_frames,
+    generated_strip,
+    token_pictures,
+)
 from vidvq.demo.report_run import DemoRun, HeldOut, read_run
 from vidvq.demo.report_stages import commands, counted, in_bytes, in_time, stage_rows
 from vidvq.evaluate.media import still_frames
@@ -35,6 +43,7 @@ class ClipView:
 
     title: str
     score: ClipScore
+    bundled: ClipScore | None
     grid: tuple[int, ...]
     video: Picture
     stills: Picture
@@ -99,6 +108,7 @@ def _context(run: DemoRun) -> dict[str, Any]:
         "better_ssim": sum(clip.ssim > clip.mean_frame_ssim for clip in run.evaluation.clips),
         "clips": views,
         "tokens": tokens,
+        "generated": [(made, generated_strip(made), generated_frames(made)) for made in run.generated],
         "usage_charts": _usage_charts(run),
         "training_charts": _training_charts(run),
         "stages": stage_rows(run),
@@ -109,7 +119,8 @@ def _context(run: DemoRun) -> dict[str, Any]:
 
 def _view(clip: HeldOut) -> ClipView:
     shown = still_frames(len(clip.original))
-    return ClipView(clip.title, clip.score, clip.info.grid, comparison_video(clip), filmstrip(clip), shown)
+    scores = clip.score, clip.bundled_score
+    return ClipView(clip.title, *scores, clip.info.grid, comparison_video(clip), filmstrip(clip), shown)
 
 
 def _token_view(clip: HeldOut, run: DemoRun) -> TokenView:

@@ -5,8 +5,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from vidvq.codebook import Codebook
-from vidvq.demo.report_run import HeldOut
-from vidvq.evaluate.media import DIFFERENCE_GAIN, data_uri, encode_jpeg, side_by_side, still_frames, still_sheet
+from vidvq.demo.report_run import NAMES, Generated, HeldOut
+from vidvq.evaluate.media import (
+    DIFFERENCE_GAIN,
+    data_uri,
+    encode_jpeg,
+    side_by_side,
+    stack_rows,
+    still_frames,
+    still_sheet,
+)
 from vidvq.formats.checkpoint import Checkpoint
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.video.encode import encode_png
@@ -46,22 +54,39 @@ class TokenPicture:
 
 
 def comparison_video(clip: HeldOut) -> Picture:
-    """Original (left) and reconstruction (right) in one H.264 video, with the frame times of the clip."""
-    videos = [clip.original, clip.reconstruction]
+    """Original, reconstruction and that of the bundled tokenizer, from left to right, in one H.264 video."""
+    videos = [clip.original, clip.reconstruction, *([] if clip.bundled is None else [clip.bundled])]
     media, (width, height) = side_by_side(videos, clip.info.pts, clip.info.seconds_per_tick)
     alt = f"{clip.title}: the original on the left, the reconstruction from tokens on the right"
+    if clip.bundled is not None:
+        alt = f"{clip.title}, from left to right: original, reconstruction, reconstruction of the bundled tokenizer"
     return Picture(data_uri("video/mp4", media), width, height, alt)
 
 
 def filmstrip(clip: HeldOut) -> Picture:
-    """First, middle and last frame (columns): original, reconstruction, and their difference (rows)."""
-    sheet = still_sheet(clip.original, [clip.reconstruction])
+    """First, middle and last frame (columns): original, each reconstruction and its difference (rows)."""
+    sheet = still_sheet(clip.original, [clip.reconstruction, *([] if clip.bundled is None else [clip.bundled])])
     numbers = ", ".join(str(index) for index in still_frames(len(clip.original)))
     alt = (
         f"{clip.title}, frames {numbers} from left to right; from top to bottom the original, the reconstruction, "
         f"and their absolute difference times {DIFFERENCE_GAIN}"
+        + ("" if clip.bundled is None else ", and both for the bundled tokenizer")
     )
     return Picture(data_uri("image/jpeg", encode_jpeg(sheet)), sheet.shape[1], sheet.shape[0], alt)
+
+
+def generated_strip(made: Generated) -> Picture:
+    """Frames of a generated clip (columns): original, generator, baseline and ceiling (rows)."""
+    shown = generated_frames(made)
+    sheet = stack_rows([made.frames[name][shown] for name in NAMES])
+    numbers = ", ".join(str(index) for index in shown)
+    alt = f"{made.task}, frames {numbers}; from top to bottom: original, generator, {made.baseline}, ceiling"
+    return Picture(data_uri("image/jpeg", encode_jpeg(sheet)), sheet.shape[1], sheet.shape[0], alt)
+
+
+def generated_frames(made: Generated) -> list[int]:
+    """Indices of the frames of a generated clip that are shown: four, evenly spread."""
+    return np.linspace(0, len(made.frames["original"]) - 1, 4).round().astype(int).tolist()
 
 
 def token_pictures(clip: HeldOut, card: TokenizerCard, checkpoint: Checkpoint) -> list[TokenPicture]:

@@ -16,6 +16,7 @@ from vidvq.errors import UsageError
 from vidvq.evaluate.scores import ClipScore, Evaluation
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
 from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.npy import read_npy
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card, read_tokens
 from vidvq.jobs import VideoRow
@@ -24,6 +25,8 @@ from vidvq.storage import read_json
 from vidvq.video.decode import decode_clip
 
 SPLITS = ("train", "heldout")
+# Frames of each task of the generator.
+NAMES = ("original", "generator", "baseline", "ceiling")
 STAGES = (
     "shard train",
     "shard heldout",
@@ -33,6 +36,11 @@ STAGES = (
     "decode png",
     "decode mp4",
     "evaluate",
+    "tokenize bundled",
+    "decode bundled",
+    "evaluate bundled",
+    "generate train",
+    "generate evaluate",
 )
 
 
@@ -45,6 +53,8 @@ class HeldOut:
         codes: codes ``lt lh lw``.
         info: metadata of the tokens.
         score: scores of the reconstruction.
+        bundled: reconstruction of the bundled tokenizer; None for a run without one.
+        bundled_score: its scores.
     """
 
     original: np.ndarray
@@ -52,6 +62,8 @@ class HeldOut:
     codes: np.ndarray
     info: TokenInfo
     score: ClipScore
+    bundled: np.ndarray | None = None
+    bundled_score: ClipScore | None = None
 
     @property
     def title(self) -> str:
@@ -89,6 +101,23 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Generated:
+    """Result of the generator for one task, on held-out clips.
+
+    Attributes:
+        task: ``predict`` or ``interpolate``.
+        baseline: what the baseline is.
+        psnr: mean PSNR of the generated frames (dB) of ``generator``, ``baseline`` and ``ceiling``.
+        frames: frames ``t h w c`` uint8 of the first clip, of the same and of the ``original``.
+    """
+
+    task: str
+    baseline: str
+    psnr: dict[str, float]
+    frames: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
 class DemoRun:
     """A finished demo run.
 
@@ -99,8 +128,13 @@ class DemoRun:
         config: resolved config of the training.
         metrics: lines of ``metrics.jsonl``.
         evaluation: scores of the held-out clips.
+        bundled: the same of the bundled tokenizer; None for a run without it.
         seconds: wall time of each stage (seconds), in execution order.
         splits: counts of the splits, by name.
+        generated: results of the generator, by task; none for a run without one.
+        generator_clips: number of held-out clips that the generator was scored on.
+        too_large: number of held-out clips whose frames are larger than those the generator was trained on.
+        generator_steps: training steps of the generator.
     """
 
     out: Path
@@ -109,8 +143,13 @@ class DemoRun:
     config: dict[str, Any]
     metrics: list[dict[str, float]]
     evaluation: Evaluation
+    bundled: Evaluation | None
     seconds: dict[str, float]
     splits: dict[str, Split]
+    generated: list[Generated]
+    generator_clips: int
+    too_large: int
+    generator_steps: int
 
     @cached_property
     def parameters(self) -> dict[str, int]:
@@ -124,13 +163,16 @@ class DemoRun:
     def held_out(self) -> Iterator[HeldOut]:
         """Yield the scored clips in key order, one at a time in memory."""
         scores = {score.key: score for score in self.evaluation.clips}
+        shipped = {score.key: score for score in self.bundled.clips} if self.bundled else {}
         tokens = {key: (codes, info) for key, codes, info in _samples(self.out, "heldout", self.card)}
         for shard in _shards(self.out / "clips" / "heldout"):
             for key, media, _ in read_clips(shard):
                 if key in scores:
                     codes, info = tokens[key]
                     decoded = _read_frames(self.out / "decoded" / "png" / key)
-                    yield HeldOut(decode_clip(media, key), decoded, codes, info, scores[key])
+                    other = _read_frames(self.out / "bundled" / "png" / key) if key in shipped else None
+                    original = decode_clip(media, key)
+                    yield HeldOut(original, decoded, codes, info, scores[key], other, shipped.get(key))
 
 
 def read_run(out: Path) -> DemoRun:
@@ -142,6 +184,8 @@ def read_run(out: Path) -> DemoRun:
     """
     card = read_tokenizer_card(out / "tokens" / "heldout")
     seconds: dict[str, float] = read_json(out / "stages.json")
+    scored = out / "generated" / "scores.json"
+    made: dict[str, Any] = read_json(scored) if scored.is_file() else {}
     return DemoRun(
         out=out,
         card=card,
@@ -149,8 +193,13 @@ def read_run(out: Path) -> DemoRun:
         config=read_yaml(out / "train" / "config.yaml"),
         metrics=_read_metrics(out / "train" / "metrics.jsonl"),
         evaluation=_read_evaluation(out / "scores.json"),
+        bundled=_read_evaluation(shipped) if (shipped := out / "bundled" / "scores.json").is_file() else None,
         seconds={stage: seconds[stage] for stage in STAGES if stage in seconds},
         splits={name: _read_split(out, name, card) for name in SPLITS},
+        generated=_read_generated(out / "generated", made),
+        generator_clips=made.get("clips", 0),
+        too_large=made.get("skipped", 0),
+        generator_steps=_generator_steps(out / "generator" / "config.yaml"),
     )
 
 
@@ -158,6 +207,19 @@ def _read_evaluation(path: Path) -> Evaluation:
     fields = read_json(path)
     clips = tuple(ClipScore(**clip) for clip in fields["clips"])
     return Evaluation(clips, tuple(CodebookUsage(**book) for book in fields["codebooks"]), fields["token_fingerprint"])
+
+
+def _read_generated(folder: Path, scores: dict[str, Any]) -> list[Generated]:
+    """Read the results of the generator from the folder of its pictures and the content of ``scores.json``."""
+    made: list[Generated] = []
+    for task, score in scores.get("tasks", {}).items():
+        frames = {name: read_npy((folder / f"{task}-{name}.npy").read_bytes()) for name in NAMES}
+        made.append(Generated(task, score["baseline"], score["psnr"], frames))
+    return made
+
+
+def _generator_steps(path: Path) -> int:
+    return int(read_yaml(path)["steps"]) if path.is_file() else 0
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:

@@ -7,6 +7,8 @@ from shlex import join
 from vidvq.demo.report_run import SPLITS, DemoRun, Split
 
 _VIDEOS = "vidvq/demo/videos"
+# Settings of `vidvq generate evaluate`.
+GENERATOR_SCORES = ("clips=4", "samples=0", "seeds=[0]", "sampling.temperature=0.5")
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -47,6 +49,22 @@ def commands(run: DemoRun) -> list[str]:
         ["decode", str(tokens / "heldout"), *trained, "--out", str(run.out / "decoded" / "mp4"), "format=mp4"],
         ["evaluate", str(clips / "heldout"), png, *scored],
     ]
+    if run.bundled:
+        shipped = run.out / "bundled"
+        png, made = str(shipped / "png"), str(shipped / "tokens")
+        lines += [
+            ["tokenize", str(clips / "heldout"), "--out", made],
+            ["decode", made, "--out", png, "format=png"],
+            ["evaluate", str(clips / "heldout"), png, "--tokens", made, "--out", str(shipped / "scores.json")],
+        ]
+    if run.generated:
+        made = str(run.out / "generated")
+        scored = ["--clips", str(clips / "heldout"), *trained, "--out", f"{made}/scores.json", "--pictures", made]
+        evaluated = ["evaluate", str(run.out / "generator"), str(tokens / "heldout"), *scored, *GENERATOR_SCORES]
+        lines += [
+            ["generate", "train", "--config", str(run.out / "generator" / "config.yaml")],
+            ["generate", *evaluated],
+        ]
     return [join(["vidvq", *line]) for line in lines]
 
 
@@ -75,10 +93,14 @@ def _did(run: DemoRun, stage: str) -> str:
     verb, _, which = stage.partition(" ")
     if verb == "shard":
         return _sharded(run.splits[which])
+    if which == "bundled":
+        return _bundled(run, verb)
     if verb == "tokenize":
         return _tokenized(run.splits[which])
     if verb == "decode":
         return _decoded(run, which)
+    if verb == "generate":
+        return _generated(run, which)
     return _trained(run) if verb == "train" else _evaluated(run)
 
 
@@ -123,3 +145,15 @@ def _decoded(run: DemoRun, kind: str) -> str:
 
 def _evaluated(run: DemoRun) -> str:
     return f"{counted(len(run.evaluation.clips), 'clip')}: every decoded frame against its original"
+
+
+def _bundled(run: DemoRun, verb: str) -> str:
+    if verb == "evaluate" and run.bundled:
+        return f"{run.bundled.mean('psnr'):.2f} dB; the trained one: {run.evaluation.mean('psnr'):.2f} dB"
+    return f"{counted(run.splits['heldout'].tokens['ok'], 'clip')}, with the tokenizer that ships with vidvq"
+
+
+def _generated(run: DemoRun, which: str) -> str:
+    if which == "train":
+        return f"{counted(run.generator_steps, 'step')} of a transformer on the training tokens"
+    return ", ".join(f"{made.task}: {made.psnr['generator']:.1f} dB" for made in run.generated)

@@ -65,13 +65,20 @@ def still_sheet(original: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarra
     """
     shown = still_frames(len(original))
     before = original[shown]
-    rows = [_row(before)]
-    line = np.full((_LINE_PIXELS, rows[0].shape[1], 3), _GREY, dtype=np.uint8)
+    rows = [before]
     for other in others:
         after = other[shown]
         difference = np.abs(before.astype(np.int16) - after.astype(np.int16)) * DIFFERENCE_GAIN
-        rows += [line, _row(after), line, _row(difference.clip(0, 255).astype(np.uint8))]
-    return np.concatenate(rows)
+        rows += [after, difference.clip(0, 255).astype(np.uint8)]
+    return stack_rows(rows)
+
+
+def stack_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrange frames ``n h w c`` uint8 of each row in a grid ``h w c`` with grey lines between them."""
+    sheets = [_row(frames) for frames in rows]
+    line = np.full((_LINE_PIXELS, sheets[0].shape[1], 3), _GREY, dtype=np.uint8)
+    parts = [part for sheet in sheets for part in (line, sheet)]
+    return np.concatenate(parts[1:])
 
 
 def encode_jpeg(pixels: np.ndarray) -> bytes:
