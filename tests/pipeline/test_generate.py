@@ -123,18 +123,30 @@ def test_a_prediction_begins_with_the_given_codes(tmp_path, generator, tokens_di
         assert codes.shape == given[key][0].shape and np.array_equal(codes[:2], given[key][0][:2])
 
 
-def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, tokens_dir, copy_of, vidvq):
+def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, tokens_dir, copy_of, vidvq, snapshot):
     damaged = copy_of(tokens_dir, "damaged")
     location = index_tokens(damaged)[1]
     _, offset, size = next(member for member in location.members if member[0] == "tokens.npy")
     data = bytearray(location.shard.read_bytes())
     data[offset + size - 1] = 0xFF
+    whole = location.shard.read_bytes()
     location.shard.write_bytes(data)
     out = tmp_path / "out"
     done = vidvq("generate", "predict", generator, damaged, "--out", out, *FAST)
     assert done.code == 1 and "bad_prompt" in done.err
     assert location.key not in codes_of(out) and len(codes_of(out)) == len(index_tokens(damaged)) - 1
     assert vidvq("verify", out).code == 0
+    location.shard.write_bytes(whole)
+    done = vidvq("generate", "predict", generator, damaged, "--out", out, *FAST, "--retry-failed=bad_prompt")
+    assert done.code == 0 and "1 failed items, 1 to retry" in done.err, done.err
+    assert vidvq("generate", "predict", generator, damaged, "--out", tmp_path / "fresh", *FAST).code == 0
+    retried, fresh = (snapshot(folder) for folder in (out, tmp_path / "fresh"))
+    # The name of a shard that was made again has the number of its generation.
+    shards = {digest for name, digest in fresh.items() if name.endswith(".tar")}
+    assert shards and shards <= set(retried.values())
+    assert vidvq("verify", out).code == 0
+    missing = vidvq("generate", "predict", generator, damaged, "--out", tmp_path / "none", *FAST, "--retry-failed")
+    assert missing.code == 2 and "has no failed samples to retry" in missing.error
 
 
 def test_predict_interpolate_and_fill_take_videos(tmp_path, generator, demo_videos, checkpoint_dir, make_video, vidvq):
@@ -149,6 +161,15 @@ def test_predict_interpolate_and_fill_take_videos(tmp_path, generator, demo_vide
         ((codes, info),) = codes_of(out).values()
         assert codes.shape == (3, 4, 5) and (info.num_frames, info.height, info.width) == (9, 32, 40)
         assert vidvq("verify", out).code == 0
+    np.save(tmp_path / "mask.npy", np.arange(40) < np.full((32, 1), 24))
+    for task, setting in {"interpolate": "insert=3", "fill": f"mask={tmp_path / 'mask.npy'}"}.items():
+        out = tmp_path / f"{task} more"
+        done = vidvq("generate", task, generator, videos[0], "--out", out, setting, *options)
+        assert done.code == 0, done.err
+        ((codes, info),) = codes_of(out).values()
+        assert codes.shape == (3, 4, 5) and len(info.pts) == info.num_frames == 9
+    larger = vidvq("generate", "fill", generator, videos[0], "--out", tmp_path / "larger", "box=[40,0,8,32]", *options)
+    assert larger.code == 1 and "frames of 32x48 are larger than the 32x40" in larger.err
     wrong = vidvq("generate", "predict", generator, short, "--out", tmp_path / "none", "columns=clips", *options)
     assert wrong.code == 2 and "needs tokens" in wrong.error
 
@@ -221,6 +242,8 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         ("predict", generator, tokens_dir, f"columns={clips_dir}"): "was trained without conditions",
         ("predict", generator): "predict takes a directory of clip shards or token shards, or videos",
         ("fill", generator, clips_dir): "fill needs the region to generate: set box=",
+        ("fill", generator, clips_dir, "mask=none.png"): "mask=none.png cannot be read",
+        ("interpolate", generator, "a.mp4", "insert=8"): "set 7 or less",
         ("fill", generator, tokens_dir, "box=[0,0,8,8]"): "tokens of visible pixels depend on hidden ones",
         ("interpolate", generator, clips_dir, "--checkpoint", other_checkpoint): "has tokenizer",
     }.items():

@@ -10,8 +10,18 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.config import settings_epilog
-from vidvq.cli.options import PathOrUrl, checkpoint_option, config_option, config_path, json_option, out_option, split
+from vidvq.cli.options import (
+    PathOrUrl,
+    checkpoint_option,
+    config_option,
+    config_path,
+    is_override,
+    json_option,
+    out_option,
+    split,
+)
 from vidvq.errors import UsageError
+from vidvq.formats.plan import has_plan
 
 
 @click.group(short_help="Train a generator on token shards; generate, predict, interpolate and fill in video.")
@@ -126,12 +136,21 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
     """Register a command that generates from ``RUN``, inputs and settings."""
 
     def run(
-        run: Path, arguments: tuple[str, ...], checkpoint: Path, out: Path, config_name: str | None, as_json: bool
+        run: Path,
+        arguments: tuple[str, ...],
+        checkpoint: Path,
+        out: Path,
+        config_name: str | None,
+        as_json: bool,
+        retry_failed: str | None,
     ) -> int:
         from vidvq.generate import requests
         from vidvq.generate.open import open_request
-        from vidvq.jobs import run_job
+        from vidvq.jobs import CorpusUpdate, run_job
 
+        if retry_failed and is_override(retry_failed):
+            # In `--retry-failed key=value` click takes the setting for the reason.
+            arguments, retry_failed = (*arguments, retry_failed), "*"
         given, overrides = split(arguments)
         # ``class`` is a keyword in Python, so the field is named ``label``.
         overrides = [
@@ -139,7 +158,9 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
         ]
         settings = config.load(getattr(requests, type_name), config_path(config_name), overrides)
         stage = open_request(run, given, settings, checkpoint)
-        summary = run_job(stage, given, out)
+        if retry_failed and not has_plan(out):
+            raise UsageError(f"{out} has no failed samples to retry; run the command without --retry-failed first")
+        summary = run_job(stage, given, out, CorpusUpdate(retry=retry_failed) if retry_failed else None)
         for line in summary.lines():
             log.info(line)
         if settings.format != "none" and summary.ok:
@@ -154,7 +175,10 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
         return 0
 
     command: Any = run
-    for option in (json_option, config_option, out_option, checkpoint_option):
+    retry = click.option(
+        "--retry-failed", is_flag=False, flag_value="*", metavar="[=REASON]", help="Retry failed samples of --out."
+    )
+    for option in (retry, json_option, config_option, out_option, checkpoint_option):
         command = option(command)
     command = click.argument("arguments", nargs=-1, metavar=f"{inputs}[KEY=VALUE]...")(command)
     command = click.argument("run", type=PathOrUrl())(command)
@@ -204,21 +228,25 @@ _request(
     "Generate the frames between given ones.",
     _help("""Generate the frames of CLIPS (clip shards) or VIDEOS between the first and the last one, or every= ones.
 
+    insert= keeps all frames and generates as many between each two, which raises the frame rate.
     The frames to generate are blanked before encoding, so that they cannot leak into the condition.
 
     \b
-    vidvq generate interpolate runs/generator runs/clips --out runs/between every=8"""),
+    vidvq generate interpolate runs/generator runs/clips --out runs/between every=8
+    vidvq generate interpolate runs/generator runs/clips --out runs/slower insert=1"""),
 )
 _request(
     "fill",
     "CLIPS|VIDEOS... ",
     "FillConfig",
     "Generate a region of the picture.",
-    _help("""Generate the region box=[LEFT,TOP,WIDTH,HEIGHT] (pixels) of CLIPS (clip shards) or VIDEOS.
+    _help("""Generate the region box=[LEFT,TOP,WIDTH,HEIGHT] (pixels) of CLIPS (clip shards) or VIDEOS, or mask=FILE.
 
-    With outside=true, the region outside the box. Of a video, the first frames are used, as many as the longest
-    training sample has. The region is blanked before encoding, so that it cannot leak into the condition.
+    A box that reaches outside the frame enlarges it. With outside=true, the rest of the frame is generated. Of a video,
+    the first frames are used, as many as the longest training sample has. The region is blanked before encoding, so
+    that it cannot leak into the condition.
 
     \b
-    vidvq generate fill runs/generator runs/clips --out runs/filled box=[16,16,32,32]"""),
+    vidvq generate fill runs/generator runs/clips --out runs/filled box=[16,16,32,32]
+    vidvq generate fill runs/generator runs/clips --out runs/repaired mask=scratches.png"""),
 )

@@ -112,7 +112,8 @@ class GeneratorScores:
 
     def lines(self) -> list[str]:
         """Return the scores as lines of text."""
-        text = [f"{self.clips} held-out clips" + (f", {self.skipped} too large" if self.skipped else "")]
+        counted = f"{self.clips} held-out clip" + ("" if self.clips == 1 else "s")
+        text = [counted + (f", {self.skipped} too large" if self.skipped else "")]
         text.append("bits per token: " + ", ".join(f"{name} {bits:.2f}" for name, bits in self.bits.items()))
         for task, score in self.tasks.items():
             named = {"generator": "generator", "baseline": score.baseline, "ceiling": "tokenizer's reconstruction"}

@@ -13,6 +13,7 @@ from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
 from vidvq.generate.conditions import check_action_width, label_index, label_name, read_actions, read_column
 from vidvq.generate.pipeline import sample_size
+from vidvq.generate.regions import read_mask
 from vidvq.generate.requests import (
     FillConfig,
     InputConfig,
@@ -78,8 +79,13 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
         raise UsageError(f"{task} takes {kinds}, or videos; got none")
     if isinstance(config, PredictConfig):
         _check_given(generator.card, config)
-    if isinstance(config, FillConfig) and config.box is None:
-        raise UsageError("fill needs the region to generate: set box=[LEFT,TOP,WIDTH,HEIGHT] (pixels)")
+    if isinstance(config, FillConfig):
+        if config.box is None and config.mask is None:
+            raise UsageError(
+                "fill needs the region to generate: set box=[LEFT,TOP,WIDTH,HEIGHT] (pixels), or mask=FILE"
+            )
+        if config.mask:
+            read_mask(config.mask)
     planned = [folder for folder in map(resolve_path, inputs) if has_plan(folder)]
     if planned and len(inputs) > 1:
         raise UsageError(f"{planned[0]} is a directory of shards; pass it without other inputs")
@@ -110,6 +116,13 @@ def _open_videos(generator: Generator, config: InputConfig, checkpoint: Path, co
     video = config.video or VideoPolicy(size=(lh * s, lw * s))
     longest = 1 + (card.limits[0] - 1) * card.tokenizer.temporal_factor
     frames = longest
+    if isinstance(config, InterpolateConfig) and config.insert:
+        frames = 1 + (longest - 1) // (config.insert + 1)
+        if frames < 2:
+            raise UsageError(
+                f"insert={config.insert} makes at least {config.insert + 2} frames, more than the {longest} that this "
+                f"generator was trained on; set {longest - 2} or less"
+            )
     if isinstance(config, PredictConfig):
         frames = config.given
         config = replace(config, frames=config.frames or max(longest, config.given + 1))

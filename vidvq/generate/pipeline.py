@@ -12,12 +12,13 @@ from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.token_shard import TokenInfo, token_files
-from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
+from vidvq.generate.blanking import encode_visible
 from vidvq.generate.conditions import label_index, latent_actions
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import load_network
+from vidvq.generate.regions import prepare, read_mask
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, RequestConfig, SampleConfig
-from vidvq.generate.sampling import Condition, sample_codes
+from vidvq.generate.sampling import Condition, check_shape, sample_codes
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
@@ -47,6 +48,8 @@ class GenerationPipeline:
         self._network = load_network(found).to(self._device)
         self._name = f"generator:{found.fingerprint[:12]}"
         self._config = config
+        masked = isinstance(config, FillConfig) and config.mask
+        self._mask = read_mask(masked) if masked else None
         self._tokenizer: Tokenizer | None = None
         if tokenizer:
             self._tokenizer, _ = load_tokenizer(tokenizer)
@@ -126,17 +129,22 @@ class GenerationPipeline:
         config, tokenizer = self._config, self._tokenizer
         assert tokenizer is not None
         key = f"{info.source}#{info.clip_index}"
-        video = to_video(frames).to(self._device)
         grid = tokenizer.latent_shape(len(frames), info.height, info.width)
         names = ("source", "clip_index", "num_frames", "height", "width", "fps", "time_base", "pts", "duration")
         tokens = TokenInfo(grid=grid, **{name: getattr(info, name) for name in names})
         if isinstance(config, PredictConfig):
             if len(frames) < config.given:
                 raise UsageError(f"has {len(frames)} frames, fewer than given={config.given}")
-            return self.predict(key, tokenizer.encode(video[:, :, : config.given])[0].cpu().numpy(), tokens)
-        hidden = hidden_pixels(config, frames.shape[:3]).to(self._device)
-        condition = Condition(blanked=encode_visible(tokenizer, video, hidden[None]))
-        return self._files(self._codes(key, grid, None, condition), tokens)
+            video = to_video(frames[: config.given]).to(self._device)
+            return self.predict(key, tokenizer.encode(video)[0].cpu().numpy(), tokens)
+        assert isinstance(config, InterpolateConfig | FillConfig)
+        frames, part, tokens = prepare(config, frames, tokens, self._mask)
+        grid = tokenizer.latent_shape(*frames.shape[:3])
+        # Encoding costs memory and time, so the size is checked first.
+        check_shape(self.card, grid, fixed_length=True)
+        hidden = torch.from_numpy(part)[None].to(self._device)
+        condition = Condition(blanked=encode_visible(tokenizer, to_video(frames).to(self._device), hidden))
+        return self._files(self._codes(key, grid, None, condition), replace(tokens, grid=grid))
 
     def _codes(
         self, key: str, shape: tuple[int, int, int], given: np.ndarray | None, condition: Condition
@@ -153,26 +161,6 @@ def sample_size(card: GeneratorCard, config: SampleConfig) -> tuple[int, int, in
     lt, lh, lw = card.shapes[0]
     r, s = card.tokenizer.temporal_factor, card.tokenizer.spatial_factor
     return config.frames or 1 + (lt - 1) * r, config.height or lh * s, config.width or lw * s
-
-
-def hidden_pixels(config: RequestConfig, shape: tuple[int, int, int]) -> torch.Tensor:
-    """Return the pixels ``t h w`` bool that a request generates.
-
-    Raises:
-        UsageError: the request generates no pixel, or all of them.
-    """
-    t, h, w = shape
-    if isinstance(config, InterpolateConfig):
-        hidden = hide_frames(shape, sorted({*range(0, t, config.every or t), t - 1}))
-        problem = f"has {t} frames, none between the given ones; use longer clips"
-    else:
-        assert isinstance(config, FillConfig) and config.box
-        hidden = hide_box(shape, config.box)
-        hidden = ~hidden if config.outside else hidden
-        problem = f"has {w}x{h} pixels; box={','.join(map(str, config.box))} must cover some of them, not all"
-    if hidden.all() or not hidden.any():
-        raise UsageError(problem)
-    return hidden
 
 
 def extend_times(info: TokenInfo, frames: int) -> TokenInfo:

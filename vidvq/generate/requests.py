@@ -6,7 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from vidvq.corpus.lists import ListPolicy
+from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
+from vidvq.storage import resolve_path, sha256_bytes
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import Limits
 
@@ -142,13 +144,20 @@ class InterpolateConfig(InputConfig):
     Attributes:
         every: interval of the frames to keep (frames, 2 or more), counted from the first; the last frame is kept too.
             None keeps the first and the last frame.
+        insert: number of frames to generate between all consecutive frames (1 or more), which raises the frame rate by
+            one more than this; None inserts none.
     """
 
     every: Annotated[int, Field(ge=2)] | None = None
+    insert: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.every and self.insert:
+            raise UsageError(f"every={self.every} and insert={self.insert} exclude each other; set one of them")
 
     def identity(self) -> dict[str, Any]:
         """The settings that the samples depend on, as JSON types."""
-        return super().identity() | {"every": self.every}
+        return super().identity() | {"every": self.every} | ({"insert": self.insert} if self.insert else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,16 +165,27 @@ class FillConfig(InputConfig):
     """Settings of `vidvq generate fill`.
 
     Attributes:
-        box: region to generate in every frame: left edge, top edge, width and height (pixels); required.
-        outside: whether to generate the region outside the box instead.
+        box: region to generate in every frame: left edge, top edge, width and height (pixels). Parts outside the frame
+            enlarge it. None uses ``mask``.
+        mask: file with the region to generate, of the size of the frames: a PNG, bright where to generate, or an npy of
+            shape ``h w`` or ``t h w``, 0 where not; None uses ``box``.
+        outside: whether to generate the rest of the frame instead of the box or the mask.
     """
 
     box: tuple[int, int, int, int] | None = None
+    mask: str | None = None
     outside: bool = False
 
+    def __post_init__(self) -> None:
+        if self.box and self.mask:
+            raise UsageError(f"box={','.join(map(str, self.box))} and mask={self.mask} exclude each other; set one")
+        if self.box and min(self.box[2:]) < 1:
+            raise UsageError(f"box={','.join(map(str, self.box))} needs a width and a height of 1 or more (pixels)")
+
     def identity(self) -> dict[str, Any]:
-        """The settings that the samples depend on, as JSON types."""
-        return super().identity() | {"box": list(self.box or ()), "outside": self.outside}
+        """The settings that the samples depend on, as JSON types; of a mask, its content."""
+        found = super().identity() | {"box": list(self.box or ()), "outside": self.outside}
+        return found | ({"mask": sha256_bytes(resolve_path(self.mask).read_bytes())} if self.mask else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from vidvq.jobs.report import write_report
 from vidvq.jobs.stage import AnyRow, ClipStage, ListedStage, Monitor, ShardTask, Stage, VideoStage
 from vidvq.jobs.telemetry import ProgressNote, Telemetry
 from vidvq.jobs.timing import TimeAccounting
-from vidvq.jobs.update import CorpusUpdate, retry_clips, update_videos
+from vidvq.jobs.update import CorpusUpdate, retry_clips, retry_listed, update_videos
 from vidvq.log import ProgressBar, info, progress
 from vidvq.runtime import Runtime, WorkerDied, open_runtime
 from vidvq.storage import check_writable, sweep
@@ -65,8 +65,7 @@ def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate 
     if isinstance(stage, VideoStage):
         return update_videos(stage, update, out, runtime) if update else plan_videos(stage, inputs, out, runtime)
     if isinstance(stage, ListedStage):
-        assert update is None, "a listed stage has no update"
-        return plan_listed(stage, out)
+        return retry_listed(stage, update, out) if update else plan_listed(stage, out)
     assert isinstance(stage, ClipStage), f"{type(stage).__name__} must be a VideoStage, a ClipStage or a ListedStage"
     return retry_clips(stage, update, out) if update else plan_clips(stage, out)
 

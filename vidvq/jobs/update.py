@@ -22,7 +22,7 @@ from vidvq.formats.rows import GONE, REMOVED, codec_of
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.plan_videos import number_shards, sources_of
 from vidvq.jobs.rows import ClipRow
-from vidvq.jobs.stage import AnyVideoRow, ClipStage, Stage, VideoStage
+from vidvq.jobs.stage import AnyVideoRow, ClipStage, ListedStage, Stage, VideoStage
 from vidvq.jobs.unique_keys import assign_keys
 from vidvq.log import info
 from vidvq.runtime import Runtime
@@ -105,6 +105,20 @@ def retry_clips(stage: ClipStage, update: CorpusUpdate, out: Path) -> Plan:
     rows = [row for row in plan.rows(ClipRow) if row.key in failed]
     info(f"{len(failed)} failed items, {len(rows)} to retry")
     return extend_plan(out, plan, plan.made_from, codec_of(ClipRow).to_table(rows)) if rows else plan
+
+
+def retry_listed(stage: ListedStage[Any], update: CorpusUpdate, out: Path) -> Plan:
+    """Write the next generation of a plan of listed items, which retries the failed ones.
+
+    Raises:
+        UsageError: the corpus was made from something else.
+    """
+    plan = read_plan(out)
+    _refuse_other_identity(stage, plan, out)
+    failed = _failed_keys(plan, update.retry, out)
+    rows = [row for row in plan.rows(stage.row) if row.key in failed]
+    info(f"{len(failed)} failed items, {len(rows)} to retry")
+    return extend_plan(out, plan, plan.made_from, codec_of(stage.row).to_table(rows)) if rows else plan
 
 
 def _refuse_other_identity(stage: Stage[Any], plan: Plan, out: Path) -> None:

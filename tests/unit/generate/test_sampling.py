@@ -82,14 +82,17 @@ def test_a_longer_clip_slides_its_context(network, card, objective):
     assert len({frame.tobytes() for frame in longer}) == 8
 
 
-def test_the_cache_does_not_change_samples(network, card, monkeypatch):
+@pytest.mark.parametrize("steps", [4, SHAPE[1] * SHAPE[2]], ids=["parallel", "code by code"])
+def test_the_cache_does_not_change_samples(network, card, monkeypatch, steps):
     card = replace(card, objective="next")
-    cached = draw(network, card, given=draw(network, card)[:1], seed="c", guidance=2.0, condition=Condition(1))
-    frames = []
+    settings = {"seed": "c", "guidance": 2.0, "condition": Condition(1), "steps": steps}
+    cached = draw(network, card, given=draw(network, card)[:1], **settings)
+    frames, masks = [], []
 
     def uncached(x, cache, append):
         """Run all frames with two streams, as in training."""
         complete = frames[: cache.frames]
+        masks.append(append)
         if append:
             frames[cache.frames :] = list(x.unbind(1))
             cache.frames += x.shape[1]
@@ -98,9 +101,8 @@ def test_the_cache_does_not_change_samples(network, card, monkeypatch):
         return network.hidden(clean, clean)[:, -1:]
 
     monkeypatch.setattr(network, "forward_cached", uncached)
-    assert np.array_equal(
-        cached, draw(network, card, given=draw(network, card)[:1], seed="c", guidance=2.0, condition=Condition(1))
-    )
+    assert np.array_equal(cached, draw(network, card, given=draw(network, card)[:1], **settings))
+    assert masks.count(False) >= 2 * steps
 
 
 def test_classes_and_guidance_change_samples(network, card):

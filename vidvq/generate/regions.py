@@ -1,0 +1,124 @@
+"""Pixels that a request generates, and the frames and times of its result."""
+
+import io
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vidvq.errors import UsageError
+from vidvq.formats.npy import read_npy
+from vidvq.formats.token_shard import TokenInfo
+from vidvq.generate.requests import FillConfig, InterpolateConfig
+from vidvq.storage import resolve_path
+
+# Smallest value of a hidden pixel in a greyscale mask.
+_HIDDEN = 128
+
+
+def read_mask(path: str) -> np.ndarray:
+    """Read the mask of the pixels to generate: a PNG for all frames, or an npy of shape ``h w`` or ``t h w``.
+
+    Args:
+        path: path or URL. Pixels of a PNG are hidden from half brightness, values of an npy unless 0.
+
+    Returns:
+        ``t h w`` or ``1 h w`` bool, True for hidden pixels.
+
+    Raises:
+        UsageError: the file is missing, unreadable, or of another shape.
+    """
+    try:
+        data = resolve_path(path).read_bytes()
+        if path.endswith(".npy"):
+            mask = read_npy(data) != 0
+        else:
+            with Image.open(io.BytesIO(data)) as image:
+                mask = np.asarray(image.convert("L")) >= _HIDDEN
+    except (UsageError, OSError, UnidentifiedImageError) as error:
+        raise UsageError(f"mask={path} cannot be read: {error}; set it to a PNG or npy file") from error
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3:
+        raise UsageError(f"mask={path} has shape {mask.shape}; it must be h w, or t h w")
+    return mask
+
+
+def prepare(
+    config: InterpolateConfig | FillConfig, frames: np.ndarray, info: TokenInfo, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, TokenInfo]:
+    """Arrange the frames of a result: those given, and places for those to generate.
+
+    Args:
+        config: settings of the request.
+        frames: frames ``t h w c`` uint8 of the clip.
+        info: metadata of the clip.
+        mask: :func:`read_mask` of the request; None for a box.
+
+    Returns:
+        Frames ``t h w c`` uint8 of the result, the mask ``t h w`` bool of the pixels to generate, and its metadata with
+        the grid of the clip.
+
+    Raises:
+        UsageError: the request generates no pixel or all of them, or the mask has another size than the frames.
+    """
+    if isinstance(config, InterpolateConfig):
+        return _interpolate(config, frames, info)
+    t, h, w = frames.shape[:3]
+    if mask is not None:
+        if mask.shape[1:] != (h, w) or len(mask) not in (1, t):
+            size = "x".join(map(str, mask.shape))
+            raise UsageError(f"has {t} frames of {h}x{w} pixels; mask={config.mask} has {size}, so use another mask")
+        hidden = np.broadcast_to(mask, (t, h, w)).copy()
+        hidden = ~hidden if config.outside else hidden
+    else:
+        assert config.box
+        frames, hidden = _box(config.box, config.outside, frames)
+    if hidden.all() or not hidden.any():
+        region = f"mask={config.mask}" if config.box is None else f"box={','.join(map(str, config.box))}"
+        raise UsageError(f"has {w}x{h} pixels; {region} must cover some of them, not all")
+    return frames, hidden, replace(info, height=frames.shape[1], width=frames.shape[2])
+
+
+def _box(box: tuple[int, int, int, int], outside: bool, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hide a box; parts of it outside the frame enlarge the frame."""
+    left, top, width, height = box
+    _, h, w, _ = frames.shape
+    inside = np.zeros(frames.shape[:3], dtype=bool)
+    inside[:, max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)] = True
+    if outside:
+        return frames, ~inside
+    margins = ((0, 0), (max(-top, 0), max(top + height - h, 0)), (max(-left, 0), max(left + width - w, 0)))
+    return np.pad(frames, (*margins, (0, 0))), np.pad(inside, margins, constant_values=True)
+
+
+def _interpolate(
+    config: InterpolateConfig, frames: np.ndarray, info: TokenInfo
+) -> tuple[np.ndarray, np.ndarray, TokenInfo]:
+    if config.insert:
+        step = config.insert + 1
+        frames, info = np.repeat(frames, step, axis=0)[: (len(frames) - 1) * step + 1], _insert_times(info, step)
+    t = len(frames)
+    step = config.insert + 1 if config.insert else config.every or t
+    hidden = np.ones(frames.shape[:3], dtype=bool)
+    hidden[sorted({*range(0, t, step), t - 1})] = False
+    if not hidden.any():
+        raise UsageError(f"has {t} frames, none between the given ones; use longer clips")
+    return frames, hidden, info
+
+
+def _insert_times(info: TokenInfo, step: int) -> TokenInfo:
+    """Divide the intervals between frames into ``step`` equal ones."""
+    pts = [
+        before * step + at * (after - before)
+        for before, after in zip(info.pts, info.pts[1:], strict=False)
+        for at in range(step)
+    ]
+    return replace(
+        info,
+        num_frames=(info.num_frames - 1) * step + 1,
+        fps=info.fps * step,
+        time_base=str(Fraction(info.time_base) / step),
+        pts=(*pts, info.pts[-1] * step),
+        duration=info.duration * step,
+    )
