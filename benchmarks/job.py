@@ -2,8 +2,9 @@
 
     python benchmarks/job.py CLIPS [--clips 3000] [--device cuda] [--decoders 16] [--checkpoint DIR] [KEY=VALUE]...
 
-CLIPS is a finished directory of clip shards; its clips are repeated under other keys until there are enough. The rates
-are measured first: of decoding processes that decode only, and of steps of the encoder on frames of each size in CLIPS.
+CLIPS is a finished directory of clip shards; its clips of the most frequent size are repeated under other keys until
+there are enough. The rates are measured first, on these clips: of decoding processes alone, and of the encoder
+in steps of the shape that the job has on the device.
 Prints one JSON line. ``efficiency`` is the rate of the job over the lower of the two rates, ``starved`` the activity
 that took the most time of the worker beside encoding, and ``share_*`` its share and that of the others.
 """
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
@@ -23,12 +25,11 @@ from time import monotonic
 from typing import Any
 
 import click
-import numpy as np
 import pyarrow as pa
 import torch
 
 from vidvq.formats.checkpoint import BUNDLED
-from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.formats.commit import ShardDraft, commit_shard
 from vidvq.formats.plan import create_plan, read_plan
 from vidvq.formats.tar import read_samples
@@ -61,12 +62,15 @@ def main(
     checkpoint: Path | None,
 ) -> None:
     """Measure a job on clips repeated from CLIPS."""
-    media = [data for shard in read_plan(clips).shard_names() for _, data, _ in read_clips(clips / shard)]
-    decoding = decoding_rate(media, decoders)
-    encoding = encoding_rate(checkpoint, device, [decode_clip(data, "clip") for data in media])
+    found = [entry for shard in read_plan(clips).shard_names() for entry in read_clips(clips / shard)]
+    # Each size would be compiled anew.
+    size = Counter(_size(info) for _, _, info in found).most_common(1)[0][0]
+    media = {key: data for key, data, info in found if _size(info) == size}
+    decoding = decoding_rate([*media.values()], decoders)
+    encoding = encoding_rate(checkpoint, device, size)
     with tempfile.TemporaryDirectory() as folder:
         many, out = Path(folder, "clips"), Path(folder, "tokens")
-        repeat_clips(clips, many, count, per_shard)
+        repeat_clips(clips, many, media.keys(), count, per_shard)
         command = [sys.executable, "-m", "vidvq", "tokenize", str(many), "--out", str(out), f"device={device}"]
         command += ["--checkpoint", str(checkpoint)] if checkpoint else []
         started = monotonic()
@@ -92,11 +96,16 @@ def summary(metrics: dict[str, Any], encoding: float, decoding: float, whole_s: 
     } | {f"share_{name}": round(share, 3) for name, share in shares.items() if share >= 0.005}
 
 
-def repeat_clips(clips: Path, out: Path, count: int, per_shard: int) -> None:
-    """Write a finished directory of clip shards with ``count`` clips, which are those of ``clips`` in turn."""
+def _size(info: ClipInfo) -> Size:
+    return info.num_frames, info.height, info.width
+
+
+def repeat_clips(clips: Path, out: Path, taken: Collection[str], count: int, per_shard: int) -> None:
+    """Write a finished directory of clip shards with ``count`` clips, which are the ``taken`` ones in turn."""
     plan = read_plan(clips)
-    samples = [entry for shard in plan.shard_names() for entry in read_samples(clips / shard)]
-    rows = [plan.table.column("key").to_pylist().index(key) for key, _ in samples]
+    samples = [entry for shard in plan.shard_names() for entry in read_samples(clips / shard) if entry[0] in taken]
+    planned = plan.table.column("key").to_pylist()
+    rows = [planned.index(key) for key, _ in samples]
     table = plan.table.drop_columns(["key", "shard", "generation"]).take([rows[i % len(rows)] for i in range(count)])
     keys = [f"{samples[index % len(samples)][0]}-{index:06d}" for index in range(count)]
     shards = pa.array([index // per_shard for index in range(count)], pa.int32())
@@ -129,22 +138,17 @@ def _decode(media: list[bytes], seconds: float) -> float:
     return frames / (monotonic() - started)
 
 
-def encoding_rate(checkpoint: Path | None, device: str, clips: list[np.ndarray]) -> float:
-    """Measure the frames per second of the encoder, in steps of the shape that a job has on the device."""
+def encoding_rate(checkpoint: Path | None, device: str, size: Size) -> float:
+    """Measure the frames per second of the encoder on clips of a size (frames, height, width)."""
     torch.set_num_threads(1)
     tokenizer, _ = load_tokenizer(find_tokenizer(checkpoint or BUNDLED))
-    longest = max(map(len, clips))
-    execution = resolve_execution(TokenizeConfig(), device, 1 + (longest - 1) // tokenizer.temporal_factor)
+    execution = resolve_execution(TokenizeConfig(), device, 1 + (size[0] - 1) // tokenizer.temporal_factor)
     prepare(tokenizer, execution)
-    sizes: Counter[Size] = Counter((len(clip), clip.shape[1], clip.shape[2]) for clip in clips)
-    seconds = 0.0
-    for (frames, height, width), number in sizes.items():
-        pixels = torch.zeros(execution.streams, frames, height, width, 3, dtype=torch.uint8)
-        pixels = pixels.pin_memory() if device == "cuda" else pixels
-        # The first calls compile and record.
-        times = [_encode_s(tokenizer, pixels) for _ in range(ROUNDS + 2)][2:]
-        seconds += median(times) * number / execution.streams
-    return sum(map(len, clips)) / seconds
+    pixels = torch.zeros(execution.streams, *size, 3, dtype=torch.uint8)
+    pixels = pixels.pin_memory() if device == "cuda" else pixels
+    # The first calls compile and record.
+    times = [_encode_s(tokenizer, pixels) for _ in range(ROUNDS + 2)][2:]
+    return execution.streams * size[0] / median(times)
 
 
 @torch.inference_mode()

@@ -23,8 +23,8 @@ ONLY=${ONLY:-.}
 CORES=$(env -u OMP_NUM_THREADS nproc)
 if [ "$DEVICE" = cuda ]; then
   HALF=bfloat16
-  : "${MAIN:=base}" "${SHAPES:=1x1,1x9,8x9,32x9}" "${SIDE:=256}" "${ROUNDS:=5}" "${SIZES:=nano small base large}"
-  : "${CONFIGS:=small base vqgan-base-128}" "${BATCH:=32}" "${STEPS:=90}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
+  : "${MAIN:=base}" "${SHAPES:=8x9,32x9,1x9,1x1}" "${SIDE:=256}" "${ROUNDS:=5}" "${SIZES:=nano small base large}"
+  : "${CONFIGS:=small base vqgan-base-128}" "${BATCH:=32}" "${STEPS:=60}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
   : "${STEP_SETTINGS:=data.workers=12 data.cache_mib=1024}"
   : "${SETTINGS:=precision=bf16 data.batch_size=64 data.workers=12 data.cache_mib=1024 evaluation.every=1000000 checkpoint_every=500}"
 else
@@ -88,13 +88,13 @@ training() {  # training PART NAME LIMIT_S SETTINGS...
 part machine 60 "$PYTHON" -c 'import json, os, platform, torch
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
 print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, "device": device, "cores": os.cpu_count()}))'
-[ "$DEVICE" = cpu ] || steps part captured "$HALF" 80
+[ "$DEVICE" = cpu ] || steps part captured "$HALF" 100
 # shellcheck disable=SC2086
 part job 90 "$PYTHON" benchmarks/job.py "$BUNDLE/clips/train" --clips "$CLIPS" --device "$DEVICE" --decoders "$CORES"
 training part training 110
 steps part eager "$HALF" 40
 [ "$DEVICE" = cpu ] || VIDVQ_REQUIRE_GPU=1 \
-  part tests 60 "$PYTHON" -m pytest tests/gpu/test_cuda.py -m gpu -q -p no:cacheprovider --noconftest
+  part tests 90 "$PYTHON" -m pytest tests/gpu/test_cuda.py -m gpu -q -p no:cacheprovider --noconftest
 training extra "training, compiled" 90 compile=true
 [ "$DEVICE" = cpu ] || steps extra compiled "$HALF" 60
 # shellcheck disable=SC2086
