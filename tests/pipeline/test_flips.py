@@ -38,6 +38,18 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def one_shard(tmp_path_factory, make_video) -> Path:
+    """One clip and one video that is too short, in one shard: small enough to change every byte."""
+    folder = tmp_path_factory.mktemp("flips")
+    (folder / "videos").mkdir()
+    make_video(folder / "videos/one.mp4", 4)
+    make_video(folder / "videos/short.mp4", 2)
+    settings = "clip.num_frames=4 clip.min_frames=4 clip.short_side=16 clip.multiple=8 runtime.workers=0".split()
+    assert run(["shard", str(folder / "videos"), "--out", str(folder / "clips"), *settings]) == 0
+    return folder / "clips"
+
+
+@pytest.fixture(scope="module")
 def tiny_tokens(tmp_path_factory, tiny_clips, checkpoint_dir) -> Path:
     out = tmp_path_factory.mktemp("flips") / "tokens"
     job = ["tokenize", str(tiny_clips), "--checkpoint", str(checkpoint_dir), "--out", str(out), "runtime.workers=0"]
@@ -88,15 +100,15 @@ def says_the_same(path: Path, before: bytes, after: bytes) -> bool:
 
 
 @pytest.fixture(params=["clips", "tokens", "packed", "checkpoint", *TARGETS])
-def kind(request, tmp_path, copy_of, tiny_clips, tiny_tokens, checkpoint_dir, checkpoint, vidvq):
+def kind(request, tmp_path, copy_of, one_shard, tiny_tokens, checkpoint_dir, checkpoint, vidvq):
     """A small directory of one kind, and what verifies it."""
     if request.param == "checkpoint":
         return copy_of(checkpoint), lambda folder: verify_checkpoint(folder)[0]
-    if request.param in {"clips", "tokens"}:
-        return copy_of(tiny_clips if request.param == "clips" else tiny_tokens), verify_plan
-    if request.param == "packed":
-        job = ("tokenize", tiny_clips, "--checkpoint", checkpoint_dir, "--out", tmp_path / "out", "pack=true")
-        assert vidvq(*job, "quality.share=1", "runtime.workers=0").code == 0
+    if request.param == "clips":
+        return copy_of(one_shard), verify_plan
+    if request.param in {"tokens", "packed"}:
+        job = ("tokenize", one_shard, "--checkpoint", checkpoint_dir, "--out", tmp_path / "out", "runtime.workers=0")
+        assert vidvq(*job, *(["pack=true", "quality.share=1"] if request.param == "packed" else [])).code == 0
         return tmp_path / "out", verify_plan
     assert vidvq("export", tiny_tokens, "--to", request.param, "--out", tmp_path / "out").code == 0
     return tmp_path / "out", lambda folder: verify_export(folder)[0]
@@ -110,6 +122,8 @@ def test_a_flip_in_any_region_of_any_file_is_named(kind):
 
 
 @pytest.mark.slow
+# 20,000 verifications of the largest directory; minutes on an idle machine.
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("bit", [0x01, 0x20])
 def test_a_flip_of_every_byte_is_named(kind, bit, record_property):
     folder, verify = kind
