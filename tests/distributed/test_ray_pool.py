@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from ray import cloudpickle
 
 from vidvq.errors import UsageError
-from vidvq.runtime import InlinePool, Pool, RuntimeConfig, WorkerDied, open_pool
+from vidvq.runtime import InlinePool, Pool, RuntimeConfig, WorkerDied, deaths, open_pool
 from vidvq.video import VideoError
 
 # Workers cannot import this file by name, so its contents are pickled by value.
@@ -118,6 +119,34 @@ def test_a_deadline_applies_to_each_call_and_not_to_the_worker(pool):
 def test_a_call_is_retried_after_a_death_if_requested(pool, tmp_path):
     ((_, result),) = pool.map(die_once, [tmp_path / "marker"], deadline_s=60, retries=1)
     assert result == "survived"
+
+
+def be_killed(item: tuple[str, Path, int]) -> str:
+    """Kill the process of this call, or its parent, so many times."""
+    what, folder, times = item
+    if what != "nothing" and len(list(folder.iterdir())) < times:
+        (folder / f"{time.monotonic_ns()}").touch()
+        os.kill(os.getpid() if what == "child" else os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    return "survived"
+
+
+@pytest.mark.parametrize(("kind", "what"), [("inline", "child"), ("ray", "child"), ("ray", "worker")])
+def test_a_killed_process_is_not_blamed_on_its_item(kind, what, request, tmp_path, monkeypatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(deaths.time, "sleep", pauses.append)
+    pool = InlinePool() if kind == "inline" else request.getfixturevalue("ray_pool")
+    # Other calls may be on the worker that is killed.
+    often, once, other = (
+        (what, tmp_path / name, times) for name, times in (("often", 99), ("once", 1), ("nothing", 0))
+    )
+    for _, folder, _ in (often, once, other):
+        folder.mkdir()
+    ((_, killed),) = pool.map(be_killed, [often], deadline_s=60)
+    assert isinstance(killed, WorkerDied) and killed.cause == "killed"
+    assert pauses == [1, 2, 4, 8, 16]
+    assert [result for _, result in pool.map(be_killed, [once, other], deadline_s=60)] == ["survived"] * 2
+    assert len(list(once[1].iterdir())) == 1
 
 
 class Counter:

@@ -1,4 +1,4 @@
-"""Exit codes of real processes, one test per row of the table in docs/operations.md."""
+"""Exit codes of real processes, one test per row of the table in docs/operations.md, also on a busy machine (slow)."""
 
 import os
 import re
@@ -6,13 +6,37 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs/operations.md"
 SMALL = "clip.num_frames=8 clip.min_frames=4 clip.short_side=64 clip.multiple=8 clips_per_shard=1".split()
+# Python ends such a thread inside of C++, which aborts the process.
+NATIVE_THREADS = """
+import threading, time, torch
+torch.set_num_threads(1)
+square = torch.ones(200, 200)
+def multiply():
+    while True:
+        torch.mm(square, square)
+for _ in range(4):
+    threading.Thread(target=multiply, daemon=True).start()
+time.sleep(0.3)
+"""
 BUG = "import vidvq.inspect; vidvq.inspect.describe = lambda path: 1 // 0\n"
+
+
+@pytest.fixture(scope="module", params=["idle", pytest.param("busy", marks=pytest.mark.slow)])
+def machine(request) -> Iterator[str]:
+    """A machine as it is, or with two busy processes per core."""
+    count = 2 * (os.cpu_count() or 1) if request.param == "busy" else 0
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    yield request.param
+    for process in busy:
+        process.kill()
+        process.wait()
 
 
 def start(*arguments: object, before: str = "") -> subprocess.Popen:
@@ -22,12 +46,14 @@ def start(*arguments: object, before: str = "") -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
+@pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize(
     ("code", "arguments", "before"),
     [
         (0, ("config", "shard"), ""),
         (1, ("shard", "text.mp4", "--out", "out", "runtime.workers=0"), ""),
         (2, ("inspect", "missing"), ""),
+        (2, ("inspect", "missing"), NATIVE_THREADS),
         (70, ("inspect", "text.mp4"), BUG),
     ],
 )
@@ -41,6 +67,7 @@ def test_a_process_ends_with_the_documented_code(tmp_path, code, arguments, befo
     assert bool(err) == bool(code)
 
 
+@pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize(
     ("code", "number", "workers", "everyone"),
     [

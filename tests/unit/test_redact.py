@@ -1,11 +1,15 @@
 """Credentials in URLs never reach a record, a report or a log."""
 
 import json
+import os
+from functools import partial
 
+import pyarrow as pa
 import pytest
 
 from vidvq import log
 from vidvq.formats.commit import Outcome, commit_shard
+from vidvq.formats.plan import create_plan, extend_plan
 from vidvq.redact import redact
 
 SIGNED = "https://host/a.mp4?X-Amz-Credential=AKIA/x&X-Amz-Signature=abcdef&part=2"
@@ -42,3 +46,14 @@ def test_records_and_log_lines_are_without_credentials(tmp_path, capsys):
 def test_a_file_name_is_logged_as_it_is(capsys):
     log.info("/videos/:smile:[bold].mp4")
     assert capsys.readouterr().err == "/videos/:smile:[bold].mp4\n"
+
+
+@pytest.mark.parametrize(("uri", "mode"), [(SIGNED, 0o600), ("https://host/a.mp4?part=2", 0o644), ("/a.mp4", 0o644)])
+def test_a_plan_with_secrets_is_readable_by_its_owner_alone(uri, mode, tmp_path, request):
+    request.addfinalizer(partial(os.umask, os.umask(0o022)))
+    table = pa.table({"key": ["a"], "shard": pa.array([0], pa.int32()), "uri": [uri]})
+    plan = create_plan(tmp_path, "shard", "clips", {}, table)
+    assert (tmp_path / "plan.parquet").stat().st_mode & 0o777 == mode
+    extend_plan(tmp_path, plan, {}, table)
+    (extended,) = tmp_path.glob("plan-0001-*.parquet")
+    assert extended.stat().st_mode & 0o777 == mode

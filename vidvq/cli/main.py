@@ -12,12 +12,15 @@ code  meaning
 ====  ================================================================================================
 """
 
+import atexit
 import os
 import platform
 import signal
 import sys
 import tempfile
+import threading
 import traceback
+from contextlib import suppress
 from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
@@ -88,7 +91,23 @@ def main() -> NoReturn:
         # Names are in any script; a stdout in another encoding shows what it lacks as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(sys.argv[1:]))
+    _exit(run(sys.argv[1:]))
+
+
+def _exit(code: int) -> NoReturn:
+    """End this process as :mod:`multiprocessing` ends its children: the interpreter is not finalized.
+
+    Finalization ends a daemon thread that returns from a native library by unwinding its stack, and C++ then aborts the
+    process ("terminate called without an active exception", code 134 instead of ``code``).
+    """
+    # Join threads, run what is registered for the exit (which ends child processes), and flush.
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        # A closed pipe has no reader to tell.
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

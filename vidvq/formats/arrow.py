@@ -9,6 +9,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from vidvq.errors import UsageError
+from vidvq.redact import redact
 
 _MAX_ROWS = 1 << 31
 # Compression limits (bytes, ratio): tables of equal rows compress well, decompression bombs even better.
@@ -24,6 +25,15 @@ def encode_table(table: pa.Table) -> bytes:
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")  # pyright: ignore[reportUnknownMemberType]
     return buffer.getvalue().to_pybytes()
+
+
+def holds_secrets(table: pa.Table) -> bool:
+    """Whether a URL in the column ``uri`` holds credentials or a signature."""
+    if "uri" not in table.column_names:
+        return False
+    uris = table.column("uri")
+    urls = uris.filter(compute.match_substring(uris, "://"))
+    return any(url and redact(url) != url for chunk in urls.chunks for url in chunk.to_pylist())
 
 
 def read_table(path: Path) -> pa.Table:

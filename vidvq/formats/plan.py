@@ -22,7 +22,7 @@ from pydantic import Field
 
 from vidvq.config import is_mapping
 from vidvq.errors import JobStopped, UsageError
-from vidvq.formats.arrow import encode_table, find_keys, keys_of, read_table, shards_of
+from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, keys_of, read_table, shards_of
 from vidvq.formats.rows import Row, codec_of
 from vidvq.formats.schema import Count, Digest, FileName, Label, parse
 from vidvq.storage import (
@@ -291,7 +291,7 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
     number = len(plan.headers)
     data = encode_table(table)
     name = f"plan-{number:04d}-{sha256_bytes(data)[:12]}.parquet"
-    write_atomic(folder / name, data)
+    write_atomic(folder / name, data, holds_secrets(table))
     header = replace(
         plan.header,
         made_from=made_from,
@@ -475,7 +475,7 @@ def _write_table(folder: Path, table: pa.Table) -> str:
     # If another driver has written its plan in the meantime, that plan stands, with its own table.
     try:
         if not has_plan(folder):
-            write_atomic(folder / "plan.parquet", data)
+            write_atomic(folder / "plan.parquet", data, holds_secrets(table))
     except FileNotFoundError:
         if not has_plan(folder):
             raise

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from vidvq.corpus.inputs import Fingerprint
 from vidvq.corpus.source import Source
-from vidvq.formats.arrow import encode_table, read_table
+from vidvq.formats.arrow import encode_table, holds_secrets, read_table
 from vidvq.formats.rows import codec_of
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.log import progress
@@ -99,7 +99,8 @@ def probe_listing(
             if len(paths) == 1:
                 yield from rows
                 return
-            write_atomic(paths[number], encode_table(codec.to_table(rows)))
+            table = codec.to_table(rows)
+            write_atomic(paths[number], encode_table(table), holds_secrets(table))
     for path in paths:
         yield from codec.from_table(read_table(path))
 

@@ -2,21 +2,24 @@
 
 # Ray's functions are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportPrivateImportUsage=false
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from math import inf
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.exceptions
+from ray import cloudpickle
 
 from vidvq.errors import StoreError
 from vidvq.runtime import ray_metrics
+from vidvq.runtime.deaths import Deaths
 from vidvq.runtime.interface import Item, Metric, Result, WorkerDied
-from vidvq.watchdog import exit_after
+from vidvq.runtime.isolated import call_in_child
 
 # Calls queued in addition to the running ones, so that a worker never waits for the driver.
 _QUEUED = 2
@@ -55,17 +58,26 @@ class RayPool:
         deadline_s: float | None = None,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """See :meth:`vidvq.runtime.Pool.map`."""
-        task = ray.remote(_timed).options(
-            name=function.__name__, num_cpus=cpus, max_retries=retries, scheduling_strategy="SPREAD"
+        # Retried here, not by Ray, which does not pause after a kill and counts it like a crash.
+        task: Any = ray.remote(_call if deadline_s is None else _isolated).options(
+            name=function.__name__, num_cpus=cpus, max_retries=0, scheduling_strategy="SPREAD"
         )
+
+        def start(item: Item) -> Any:
+            return task.remote(cloudpickle.dumps((function, item)), deadline_s)
+
         source = iter(items)
         window = self.size if cpus == 0 else self.size + _QUEUED
-        in_flight = deque((item, task.remote(function, item, deadline_s)) for item in islice(source, window))
+        in_flight = deque((item, start(item)) for item in islice(source, window))
+        # A call with a deadline runs in a child of Ray's worker, so it cannot crash the worker.
+        cause = "died" if deadline_s is None else "killed"
         while in_flight:
             item, reference = in_flight.popleft()
-            result = _result(reference)
+            deaths = Deaths(1 + retries)
+            while isinstance(result := _result(reference, cause), WorkerDied) and not deaths.give_up(result):
+                reference = start(item)
             del reference
-            in_flight.extend((item, task.remote(function, item, deadline_s)) for item in islice(source, 1))
+            in_flight.extend((item, start(item)) for item in islice(source, 1))
             yield item, result
 
     def map_stateful(
@@ -143,9 +155,13 @@ class RayPool:
         ray_metrics.gauge(metric, value, **labels)
 
 
-def _timed(function: Callable[[Any], Any], item: Any, deadline_s: float | None) -> Any:
-    with exit_after(deadline_s):
-        return function(item)
+def _call(call: bytes, _deadline_s: None) -> Any:
+    function, item = cloudpickle.loads(call)
+    return function(item)
+
+
+def _isolated(call: bytes, deadline_s: float) -> Any:
+    return call_in_child(call, deadline_s)
 
 
 class _StatefulWorker:
@@ -162,12 +178,12 @@ class _StatefulWorker:
         return self._function(item)
 
 
-def _result(reference: Any) -> Any:
+def _result(reference: Any, cause: Literal["died", "killed"] = "died") -> Any:
     try:
         return ray.get(reference)
     except _DEATHS as error:
         for_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
-        return WorkerDied(str(error).splitlines()[0], "out_of_memory" if for_memory else "died")
+        return WorkerDied(str(error).splitlines()[0], "out_of_memory" if for_memory else cause)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, Exception):
             # Ray's error carries the worker's traceback in its message.

@@ -150,12 +150,14 @@ def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
         raise
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file atomically, replacing an existing one."""
+def write_atomic(path: Path, data: bytes, private: bool = False) -> None:
+    """Write a file atomically, replacing an existing one; only its owner may read it if it is ``private``."""
     if is_remote(path):
         put(data, path)
         return
     with attempt_file(path) as (file, attempt):
+        if private:
+            attempt.chmod(0o600)
         file.write(data)
     attempt.replace(path)
     sync_folder(path.parent)
