@@ -287,7 +287,8 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     assert scores["nearest_held_out"] == 0 and 0 < scores["nearest"] <= 1 and scores["copies"] == 0
     for task in ("predict", "interpolate", "fill"):
         found = scores["tasks"][task]["psnr"]
-        assert found.keys() == {"generator", "baseline", "ceiling"} and min(found.values()) > 0
+        assert found.keys() == {"generator", "probable", "baseline", "ceiling"} and min(found.values()) > 0
+        assert found["probable"] != found["generator"]
     assert len(scores["tasks"]["predict"]["curve"]["generator"]) == 4
     assert scores["tasks"]["predict"]["psnr"]["baseline"] > scores["tasks"]["predict"]["psnr"]["generator"]
     wrong = vidvq("generate", "evaluate", run, tokens_dir, "given=3")

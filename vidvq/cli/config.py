@@ -109,13 +109,13 @@ STAGES = {
         "vidvq.generate.requests",
         "InterpolateConfig",
         "vidvq generate interpolate RUN CLIPS|VIDEOS... --out DIR --config FILE",
-        (*_REQUEST, *_INPUT, "every"),
+        (*_REQUEST, *_INPUT, "every", "insert"),
     ),
     "generate-fill": Stage(
         "vidvq.generate.requests",
         "FillConfig",
         "vidvq generate fill RUN CLIPS|VIDEOS... --out DIR --config FILE",
-        (*_REQUEST, *_INPUT, "box", "outside"),
+        (*_REQUEST, *_INPUT, "box", "mask", "outside"),
     ),
     "generate-evaluate": Stage(
         "vidvq.generate.evaluate",

@@ -67,7 +67,8 @@ class EvaluateConfig:
 class TaskScore:
     """Scores of one task, over the generated frames or region.
 
-    The keys of the scores are ``generator``, ``baseline``, and ``ceiling``: the tokenizer's reconstruction of the clip.
+    The keys of the scores are ``generator``, ``probable`` (the most probable codes instead of random draws),
+    ``baseline``, and ``ceiling``: the tokenizer's reconstruction of the clip.
 
     Attributes:
         baseline: description of the baseline.
@@ -116,7 +117,8 @@ class GeneratorScores:
         text = [counted + (f", {self.skipped} too large" if self.skipped else "")]
         text.append("bits per token: " + ", ".join(f"{name} {bits:.2f}" for name, bits in self.bits.items()))
         for task, score in self.tasks.items():
-            named = {"generator": "generator", "baseline": score.baseline, "ceiling": "tokenizer's reconstruction"}
+            named = {"generator": "generator", "probable": "most probable codes", "baseline": score.baseline}
+            named |= {"ceiling": "tokenizer's reconstruction"}
             parts = [f"{named[name]} {score.psnr[name]:.2f} dB" for name in named]
             if score.curve:
                 first = ", ".join(f"{score.curve[name][0]:.2f}" for name in named)
@@ -279,7 +281,7 @@ class _Evaluation:
                 bar.advance()
         for task, found in rows.items():
             score = TaskScore(_BASELINES[task])
-            for name in ("generator", "baseline", "ceiling"):
+            for name in ("generator", "probable", "baseline", "ceiling"):
                 score.psnr[name] = float(np.mean([row[name]["psnr"] for row in found]))
                 if self.perceptual:
                     score.st_lpips[name] = float(np.mean([row[name]["st_lpips"] for row in found]))
@@ -310,11 +312,14 @@ class _Evaluation:
             condition = self._condition(location.key, len(codes))
             if task != "predict":
                 condition = replace(condition, blanked=self._blanked(frames, part))
+            sampling = self.config.sampling
+            draws = [(seed, sampling) for seed in self.config.seeds]
             made = []
-            for seed in self.config.seeds:
+            for seed, config in [*draws, (self.config.seeds[0], replace(sampling, temperature=0.0))]:
                 rng = seeded_rng(f"{seed}/{location.key}/{task}")
-                drawn = sample_codes(self.network, self.card, shape, first, condition, self.config.sampling, rng)
+                drawn = sample_codes(self.network, self.card, shape, first, condition, config, rng)
                 made.append(self._decode(drawn, len(frames), size))
+            probable = made.pop()
             base = {
                 "predict": lambda: repeat_last(frames, given),
                 "interpolate": lambda: blend(frames, [0, len(frames) - 1]),
@@ -328,6 +333,7 @@ class _Evaluation:
                 task,
                 {
                     "generator": _mean_rows([self._compare(frames, each, part) for each in made]),
+                    "probable": self._compare(frames, probable, part),
                     "baseline": self._compare(frames, base, part),
                     "ceiling": self._compare(frames, ceiling, part),
                 },
