@@ -105,8 +105,8 @@ left=$((BUDGET_S - SECONDS)) aside=$((left / 3 < 90 ? left / 3 : 90))
 # shellcheck disable=SC2086
 part weights "$left" "$PYTHON" benchmarks/weights.py --clips "$BUNDLE/clips" --start "$START" --work "$WORK/weights" \
   --out "$OUT/weights" --budget-s $((left - aside > 10 ? left - aside : 10)) $SETTINGS
-for file in train/metrics.jsonl scores.json; do
-  [ ! -e "$WORK/weights/$file" ] || { mkdir -p "$OUT/weights" && cp "$WORK/weights/$file" "$OUT/weights/"; }
-done
+# The scores are in weights/README.md.
+metrics=$WORK/weights/train/metrics.jsonl
+[ ! -e "$metrics" ] || { mkdir -p "$OUT/weights" && cp "$metrics" "$OUT/weights/"; }
 echo "== done in $SECONDS s" | tee -a "$OUT/log.txt"
 exit $failed
