@@ -4,6 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := docker/constraints.txt
 
+# What an extra installs of the others.
+INCLUDED_dev := test all shard
+INCLUDED_test := all shard
+INCLUDED_all := shard
+
 .PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-export \
   bench-launches bench-gpu gpu-bundle ablate weights bench-stability check lint docs wheel format clean
 
@@ -127,4 +132,4 @@ $(VENV)/.with-%: pyproject.toml $(PINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS) setuptools wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(PINS) --editable '.[$*]'
-	touch $@
+	touch $(foreach extra,$* $(INCLUDED_$*),$(VENV)/.with-$(extra))

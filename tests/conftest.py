@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import av
 import numpy as np
@@ -24,9 +24,15 @@ from vidvq.cli.main import run
 from vidvq.log import console
 from vidvq.runtime import feeder
 
+if TYPE_CHECKING:
+    from tests.helpers.warm import WarmInterpreter
+
 _ROOT = Path(__file__).parents[1]
 # So that `tests.helpers` can be imported, by child processes too: vidvq hands sys.path on to them.
 sys.path.insert(0, str(_ROOT))
+# Read when torch loads, here and in child processes. Tests run in as many processes as there are cores: the threads of
+# one would wait for those of others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Hypothesis fails an example of over 200 ms by default, which says something of the machine, not of the code.
 settings.register_profile("no-clock", deadline=None)
 settings.load_profile("no-clock")
@@ -70,6 +76,15 @@ def vidvq(capsys) -> Callable[..., Ran]:
         return Ran(code, captured.out, captured.err)
 
     return command
+
+
+@pytest.fixture(scope="session")
+def warm() -> "Iterator[WarmInterpreter]":
+    """Starts commands in forks of a process that has imported what training and tokenization import."""
+    from tests.helpers.warm import warm_interpreter
+
+    with warm_interpreter("vidvq.train", "vidvq.generate.loop", "vidvq.tokenize.worker", "vidvq.shard.worker") as warm:
+        yield warm
 
 
 @pytest.fixture(autouse=True)

@@ -178,7 +178,8 @@ def test_a_dead_stateful_worker_is_restarted_and_its_item_retried(ray_pool, tmp_
     assert len(list(tmp_path.glob("made-*"))) == 3
 
 
-def test_an_item_that_always_kills_its_worker_is_given_up_and_no_other_is_lost(ray_pool, tmp_path):
+def test_an_item_that_always_kills_its_worker_is_given_up_and_no_other_is_lost(ray_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("vidvq.runtime.ray_pool._RETRY_DELAYS_S", (0.0, 0.1, 0.1))
     results = dict(ray_pool.map_stateful(maker(tmp_path), [1, 99, 2, 4, 5]))
     assert isinstance(results.pop(99), WorkerDied)
     assert results == {1: 2, 2: 4, 4: 8, 5: 10}

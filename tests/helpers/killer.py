@@ -3,7 +3,7 @@
 `kill OUT_ROOT ARGUMENTS...` runs ARGUMENTS with OUT_ROOT/N/out for @OUT, kills it with SIGKILL before its N-th file
 operation in that folder, then runs it again to the end. N counts up from 0 until a run ends before its N-th operation.
 `kill/K` does so for each K-th N.
-`race OUT_ROOT ARGUMENTS...` runs three processes at once with OUT_ROOT/N/out, for N below TURNS.
+`race/K OUT_ROOT ARGUMENTS...` runs three processes at once with OUT_ROOT/N/out, for N below K.
 Prints the exit codes of the last runs as a JSON list.
 """
 
@@ -39,7 +39,6 @@ os.fsync = lambda file: None
 # Calls run in the process that is killed, so that their file operations are counted too, and no run starts a child.
 runtime.InlinePool.map = lambda self, function, items, **options: ((item, function(item)) for item in items)  # pyright: ignore[reportAttributeAccessIssue]
 runtime.warm_up = lambda module: None
-TURNS = 8
 EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir"}
 
 
@@ -91,7 +90,7 @@ def main() -> None:
         return command(out)
 
     mode, _, every = mode.partition("/")
-    for turn in range(TURNS) if mode == "race" else range(0, 10_000, int(every or 1)):
+    for turn in range(int(every)) if mode == "race" else range(0, 10_000, int(every or 1)):
         out = Path(root) / str(turn) / "out"
         if mode == "race":
             start = time.monotonic() + 0.05

@@ -5,10 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from tests.helpers.warm import WarmInterpreter, warm_interpreter
+from vidvq.runtime import feeder
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +36,17 @@ def tiny_clips(tmp_path_factory, tiny_corpus) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def tiny_tokens(tmp_path_factory, tiny_clips, checkpoint_dir) -> Path:
+    """The tokens of ``tiny_clips`` in two shards; tests must not change them."""
+    from vidvq.cli.main import run
+
+    out = tmp_path_factory.mktemp("tiny") / "tokens"
+    job = ["tokenize", str(tiny_clips), "--checkpoint", str(checkpoint_dir), "--out", str(out), "runtime.workers=0"]
+    assert run(job) == 0
+    return out
+
+
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch) -> None:
     """Make inline runs call functions in the process of the test, which saves half a second and respects patches.
@@ -44,6 +59,23 @@ def one_process(monkeypatch) -> None:
         return ((item, function(item)) for item in items)
 
     monkeypatch.setattr(InlinePool, "map", run_here)
+
+
+@pytest.fixture(scope="session")
+def warm_decoder() -> Iterator[WarmInterpreter]:
+    """Starts commands in forks of a process that has imported what decodes video."""
+    with warm_interpreter("vidvq.corpus.frames", "vidvq.runtime.feeder", "vidvq.shard.worker") as warm:
+        yield warm
+
+
+@pytest.fixture(autouse=True)
+def warm_child_processes(monkeypatch, warm_decoder) -> None:
+    """Make jobs in the process of the test start their child processes as forks, which saves half a second each.
+
+    Those of jobs in a subprocess are started as ever.
+    """
+    shim = SimpleNamespace(Popen=warm_decoder.popen, DEVNULL=subprocess.DEVNULL)
+    monkeypatch.setattr(feeder, "subprocess", shim)
 
 
 @pytest.fixture

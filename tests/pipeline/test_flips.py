@@ -49,14 +49,6 @@ def one_shard(tmp_path_factory, make_video) -> Path:
     return folder / "clips"
 
 
-@pytest.fixture(scope="module")
-def tiny_tokens(tmp_path_factory, tiny_clips, checkpoint_dir) -> Path:
-    out = tmp_path_factory.mktemp("flips") / "tokens"
-    job = ["tokenize", str(tiny_clips), "--checkpoint", str(checkpoint_dir), "--out", str(out), "runtime.workers=0"]
-    assert run(job) == 0
-    return out
-
-
 def flips(folder: Path, count: int | None) -> list[tuple[Path, int]]:
     """The places to change: all, or so many of each file."""
     found = []

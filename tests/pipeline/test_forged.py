@@ -75,16 +75,6 @@ def outcome(check: Callable[[], list[str]]) -> list[str]:
         return [str(error)]
 
 
-@pytest.fixture(scope="module")
-def tiny_tokens(tmp_path_factory, tiny_clips, checkpoint_dir) -> Path:
-    from vidvq.cli.main import run
-
-    out = tmp_path_factory.mktemp("forged") / "tokens"
-    job = ["tokenize", str(tiny_clips), "--checkpoint", str(checkpoint_dir), "--out", str(out), "runtime.workers=0"]
-    assert run(job) == 0
-    return out
-
-
 @pytest.fixture
 def directory(request, copy_of, tiny_clips, tiny_tokens, checkpoint_dir, vidvq, tmp_path) -> tuple[Path, Callable]:
     if request.param == "export":

@@ -1,10 +1,7 @@
 """`vidvq generate` end to end: training, resume, generated token shards, evaluation, and errors before any work."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -31,15 +28,19 @@ def codes_of(folder):
     return {location.key: location.read(card) for location in index_tokens(folder)}
 
 
-def train(tokens, out, *overrides):
-    command = [sys.executable, "-m", "vidvq", "generate", "train", str(tokens), "--out", str(out), *TRAIN, *overrides]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+@pytest.fixture(scope="module")
+def train(warm):
+    def run(tokens, out, *overrides):
+        done = warm.run("generate", "train", tokens, "--out", out, *TRAIN, *overrides)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    return run
 
 
-def test_a_run_resumes_exactly_and_its_generator_makes_tokens(tmp_path, tokens_dir, clips_dir, checkpoint_dir, vidvq):
+def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
+    train, tmp_path, tokens_dir, clips_dir, checkpoint_dir, vidvq
+):
     tasks = ("tasks={generate: 1, predict: 1, interpolate: 1, fill: 1}", f"pixels.clips=[{clips_dir}]")
     settings = (*tasks, f"pixels.tokenizer={checkpoint_dir}", f"held_out.tokens={tokens_dir}", "held_out.every=2")
     run, whole, last = tmp_path / "run", tmp_path / "whole", "checkpoints/step-00000004"
@@ -295,7 +296,7 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     assert wrong.code == 2 and "given=3 must be 1 + a multiple of 4" in wrong.error
 
 
-def test_classes_and_actions_come_from_columns(tmp_path, tokens_dir, clips_dir, copy_of, checkpoint_dir, vidvq):
+def test_classes_and_actions_come_from_columns(train, tmp_path, tokens_dir, clips_dir, copy_of, checkpoint_dir, vidvq):
     clips = copy_of(clips_dir, "clips")
     function = tmp_path / "columns.py"
     function.write_text(

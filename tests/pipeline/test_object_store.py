@@ -1,13 +1,13 @@
 """Object stores as input and output, against a real S3 server on loopback; videos over HTTP."""
 
-import http.server
 import tempfile
-import threading
 from functools import partial
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.http_server import serve
 from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.lists import ListPolicy
 from vidvq.storage import create_once, is_remote, read_json, resolve_path, write_atomic
@@ -156,10 +156,7 @@ def test_missing_credentials_are_a_one_line_error(videos, bucket, vidvq, monkeyp
 
 
 def test_videos_over_http_are_fetched_and_a_dead_link_is_a_failed_item(videos, tmp_path, vidvq):
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(videos))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
+    with serve(partial(SimpleHTTPRequestHandler, directory=str(videos))) as url:
         (tmp_path / "list.csv").write_text(f"url,caption\n{url}/a.mp4,one\n{url}/gone.mp4,two\n{url}/c.mp4,three\n")
         ran = vidvq(
             "shard",
@@ -172,7 +169,6 @@ def test_videos_over_http_are_fetched_and_a_dead_link_is_a_failed_item(videos, t
             "lists.carry=[caption]",
             "lists.allow_private=true",
         )
-        server.shutdown()
     assert ran.code == 1
     assert f"{url}/gone.mp4: the server answers 404" in ran.err and "failed not_a_video: 1" in ran.err
     assert "5 ok, 2 failed" in ran.err

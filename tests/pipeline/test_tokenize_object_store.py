@@ -37,7 +37,11 @@ def same(objects, snapshot) -> Callable[[Path], None]:
     return check
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("source", "workers"),
+    [("clips", 0), ("videos", 0), ("clips", 2), pytest.param("videos", 2, marks=pytest.mark.slow)],
+    indirect=["source"],
+)
 def test_tokenizing_in_a_bucket_writes_the_same_bytes_as_on_a_disk(
     source, workers, bucket, same, checkpoint_dir, tmp_path, snapshot, vidvq
 ):

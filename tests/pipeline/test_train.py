@@ -5,8 +5,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,11 +33,12 @@ SETTINGS = [
 
 
 def command(clips_dir: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "vidvq", "train", "demo", f"data.clips={clips_dir}", f"out={out}", *SETTINGS, *more]
+    return ["train", "demo", f"data.clips={clips_dir}", f"out={out}", *SETTINGS, *more]
 
 
-def train(clips_dir: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(clips_dir, out, *more), capture_output=True, text=True, check=False, timeout=300)
+@pytest.fixture(scope="module")
+def train(warm) -> Callable[..., subprocess.CompletedProcess[str]]:
+    return lambda clips_dir, out, *more: warm.run(*command(clips_dir, out, *more))
 
 
 def told(out: Path) -> list[dict]:
@@ -46,7 +48,7 @@ def told(out: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def whole(clips_dir, tmp_path_factory) -> Path:
+def whole(train, clips_dir, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
     done = train(clips_dir, out)
     assert done.returncode == 0, done.stderr
@@ -66,27 +68,26 @@ def test_a_run_leaves_checkpoints_metrics_and_events(whole):
     assert (whole / "config.yaml").is_file()
 
 
-def stop_at(clips_dir: Path, out: Path, folder: str, number: signal.Signals) -> str:
-    with subprocess.Popen(
-        command(clips_dir, out), stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+def stop_at(warm, clips_dir: Path, out: Path, folder: str, number: signal.Signals) -> str:
+    job = warm.start(*command(clips_dir, out), start_new_session=True)
+    try:
         deadline = time.monotonic() + 300
         while not (out / "checkpoints" / folder / "fingerprint").exists():
-            assert process.poll() is None
+            assert job.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        if number == signal.SIGKILL:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        _, stderr = process.communicate(timeout=120)
-        assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 143)
-        return stderr
+        job.send_signal(number)
+        _, stderr = job.communicate(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 143)
+    return stderr
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(clips_dir, whole, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_weights(train, warm, clips_dir, whole, tmp_path):
     out = tmp_path / "run"
-    stop_at(clips_dir, out, "step-00000004", signal.SIGKILL)
+    stop_at(warm, clips_dir, out, "step-00000004", signal.SIGKILL)
     assert not (out / "checkpoints/step-00000010").exists()
     done = train(clips_dir, out)
     assert done.returncode == 0, done.stderr
@@ -95,9 +96,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(clips_dir, whole, tmp_path):
     assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
 
 
-def test_a_terminated_run_saves_first(clips_dir, whole, tmp_path):
+def test_a_terminated_run_saves_first(train, warm, clips_dir, whole, tmp_path):
     out = tmp_path / "run"
-    stderr = stop_at(clips_dir, out, "step-00000004", signal.SIGTERM)
+    stderr = stop_at(warm, clips_dir, out, "step-00000004", signal.SIGTERM)
     assert "is saved, run the same command to resume" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
     done = train(clips_dir, out)
@@ -106,20 +107,20 @@ def test_a_terminated_run_saves_first(clips_dir, whole, tmp_path):
     assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
 
 
-def test_of_two_runs_at_once_in_one_directory_the_second_says_who_has_it(clips_dir, whole, tmp_path):
+def test_of_two_runs_at_once_in_one_directory_the_second_says_who_has_it(train, warm, clips_dir, whole, tmp_path):
     out = tmp_path / "run"
-    with subprocess.Popen(command(clips_dir, out), stderr=subprocess.PIPE, text=True) as first:
-        lock = out / "lock.json"
-        while not (lock.exists() and lock.read_bytes()):
-            assert first.poll() is None
-            time.sleep(0.02)
-        # So that it cannot finish before the second one starts.
-        first.send_signal(signal.SIGSTOP)
-        try:
-            second = train(clips_dir, out)
-        finally:
-            first.send_signal(signal.SIGCONT)
-        _, stderr = first.communicate(timeout=300)
+    first = warm.start(*command(clips_dir, out))
+    lock = out / "lock.json"
+    while not (lock.exists() and lock.read_bytes()):
+        assert first.poll() is None
+        time.sleep(0.02)
+    # So that it cannot finish before the second one starts.
+    first.send_signal(signal.SIGSTOP)
+    try:
+        second = train(clips_dir, out)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    _, stderr = first.communicate(timeout=300)
     assert second.returncode == 2
     assert second.stderr.splitlines()[-1].startswith(f"vidvq: {out} is in use by process {first.pid} on ")
     assert "Traceback" not in second.stderr
@@ -127,7 +128,7 @@ def test_of_two_runs_at_once_in_one_directory_the_second_says_who_has_it(clips_d
     assert told(out) == told(whole)
 
 
-def test_a_finished_run_is_left_alone(clips_dir, whole):
+def test_a_finished_run_is_left_alone(train, clips_dir, whole):
     before = read_checkpoint(whole).fingerprints
     done = train(clips_dir, whole)
     assert done.returncode == 0
@@ -135,7 +136,7 @@ def test_a_finished_run_is_left_alone(clips_dir, whole):
     assert read_checkpoint(whole).fingerprints == before
 
 
-def test_another_config_in_the_same_place_is_refused(clips_dir, whole):
+def test_another_config_in_the_same_place_is_refused(train, clips_dir, whole):
     done = train(clips_dir, whole, "generator.lr=5e-4")
     assert done.returncode == 2
     assert "generator.lr was 0.00" in done.stderr
@@ -151,13 +152,11 @@ def test_another_config_in_the_same_place_is_refused(clips_dir, whole):
         ("steps=0", "vidvq: .*1 wrong field: steps=0"),
     ],
 )
-def test_a_mistake_is_one_line(clips_dir, tmp_path, change, message):
-    code = subprocess.run(
-        command(clips_dir, tmp_path / "run", change), capture_output=True, text=True, check=False, timeout=120
-    )
-    assert code.returncode == 2
-    last = code.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in code.stderr
+def test_a_mistake_is_one_line(train, clips_dir, tmp_path, change, message):
+    done = train(clips_dir, tmp_path / "run", change)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
     assert re.match(message, last), last
 
 

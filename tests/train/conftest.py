@@ -1,18 +1,18 @@
-"""Small runs of `vidvq train` in subprocesses, to compare number by number."""
+"""Small runs of `vidvq train` in processes of their own, to compare number by number."""
 
 import json
 import os
 import random
+import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.warm import COMMAND
+
 TIMINGS = {"step_s", "data_wait", "frames_per_s", "tflops"}
 # Nothing random but the data: FSQ has no start-up, and every loss is there from the first step.
 SETTINGS = [
@@ -70,27 +70,35 @@ def settings() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def train(clips_dir) -> Callable[..., Run]:
+def train(clips_dir, warm) -> Callable[..., Run]:
     """``train(out, *overrides, ranks=1, code=0, patch="")``: run it; ``patch`` is code that runs in it first."""
 
     def run(out: Path, *overrides: str, ranks: int = 1, code: int = 0, patch: str = "") -> Run:
         arguments = ["train", "demo", f"data.clips={clips_dir}", f"out={out}", *SETTINGS, *overrides]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
-        if ranks > 1 and patch:
-            script = out.with_suffix(".py")
-            script.write_text(f"{patch}\nfrom vidvq.cli import main\nmain()")
-            launcher = ["torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}"]
-            command = [sys.executable, "-m", *launcher, str(script), *arguments]
-        elif ranks > 1:
-            environment |= {"NPROC": str(ranks), "HEAD": f"127.0.0.1:{free_port()}"}
-            command = [str(ROOT / "launch/torchrun.sh"), *arguments[1:]]
-        else:
-            command = [sys.executable, "-c", f"{patch}\nfrom vidvq.cli import main\nmain()", *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
-        assert done.returncode == code, done.stderr
-        return Run(out, done.stderr)
+        command = f"{patch}\n{COMMAND}"
+        if ranks == 1:
+            done = warm.run(*arguments, code=command)
+            assert done.returncode == code, done.stderr
+            return Run(out, done.stderr)
+        # As torchrun starts them.
+        group = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        forks = [
+            warm.start(*arguments, code=command, env=os.environ | _texts(group | {"RANK": rank, "LOCAL_RANK": rank}))
+            for rank in range(ranks)
+        ]
+        try:
+            errors = [fork.communicate(timeout=300)[1] for fork in forks]
+        finally:
+            for fork in forks:
+                fork.send_signal(signal.SIGKILL)
+        assert [fork.wait() for fork in forks] == [code] * ranks, errors
+        return Run(out, "".join(errors))
 
     return run
+
+
+def _texts(variables: dict[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in variables.items()}
 
 
 @pytest.fixture(scope="session")

@@ -220,7 +220,9 @@ def train_on_two_ranks(latents: torch.Tensor, **changes) -> tuple[torch.Tensor, 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    # Its forks need not import torch.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     results = context.Queue()
     processes = [
         context.Process(target=_rank, args=(rank, port, changes, latents, results), daemon=True) for rank in range(2)
