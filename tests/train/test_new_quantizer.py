@@ -1,10 +1,17 @@
 """Training the networks of a checkpoint with other codebooks."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import torch
 
-from vidvq.formats.checkpoint import read_checkpoint
+from vidvq.data import DataConfig
+from vidvq.formats.checkpoint import BUNDLED, read_checkpoint
+from vidvq.model import TokenizerConfig
+from vidvq.model.quantize import VQConfig
+from vidvq.train.config import TrainConfig
+from vidvq.train.initialization import initial_state
 
 WIDER = (
     "model.quantizer={dim: 5, spatial: {kind: simvq, size: 32}, temporal: {kind: vq, size: 64, warmup: 2}, "
@@ -34,6 +41,18 @@ def test_networks_are_kept_and_codebooks_drawn_anew(train, whole, tmp_path):
     assert done.tensors["decoder.stem.weight"][:, 3:].std() > 1e-5
     shutil.rmtree(run.out / "checkpoints/step-00000006")
     assert read_checkpoint(train(run.out, *start).out).fingerprints == done.fingerprints
+
+
+def test_codebooks_of_a_checkpoint_do_not_warm_up_again():
+    weights = read_checkpoint(BUNDLED)
+    model = TokenizerConfig.from_dict(weights.config["model"])
+    assert isinstance(model.quantizer.temporal, VQConfig) and model.quantizer.temporal.warmup > 0
+    config = TrainConfig(data=DataConfig(("clips",)), model=model, start_from="bundled")
+    state = initial_state(config, weights).tensors["tokenizer"]
+    assert state["quantizer.temporal.step"] == model.quantizer.temporal.warmup
+    assert torch.equal(state["quantizer.temporal.ema_sum"], state["quantizer.temporal.codebook"])
+    anew = initial_state(replace(config, new_quantizer=True), weights).tensors["tokenizer"]
+    assert anew["quantizer.temporal.step"] == 0
 
 
 def test_it_needs_a_checkpoint_with_the_same_networks(train, whole, tmp_path):

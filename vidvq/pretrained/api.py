@@ -7,7 +7,6 @@ from typing import Any
 from vidvq.errors import UsageError
 from vidvq.formats.plugin_reference import find_plugin
 from vidvq.model import Tokenizer, VideoTokenizer
-from vidvq.model.quantize.vq import VectorQuantizer
 from vidvq.pretrained.checkpoint import load_tokenizer
 from vidvq.storage import resolve_path
 
@@ -35,10 +34,9 @@ def load_pretrained(name: str | Path, *, trainable: bool = False, **options: Any
     tokenizer = load_tokenizer(folder)[0]
     if trainable:
         tokenizer.train().requires_grad_(True)
-        for module in tokenizer.modules():
-            if isinstance(module, VectorQuantizer):
-                # The statistics of its training are not part of a checkpoint.
-                module.skip_warmup()
+        if isinstance(tokenizer, VideoTokenizer):
+            # The statistics of its training are not part of a checkpoint.
+            tokenizer.quantizer.skip_warmup()
     return tokenizer
 
 

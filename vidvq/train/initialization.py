@@ -76,6 +76,8 @@ def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingSt
         if config.new_quantizer:
             tensors = _without_quantizer(tensors, tokenizer)
         tokenizer.load_inference_state_dict(tensors)
+        if not config.new_quantizer:
+            tokenizer.quantizer.skip_warmup()
     tensors = {
         "tokenizer": tokenizer.state_dict(),
         "average": tokenizer.inference_state_dict(),

@@ -159,6 +159,12 @@ class SpatiotemporalQuantizer(nn.Module):
         """Whether the next training pass passes latents of some codebook unquantized."""
         return any(book.warming_up for book in self.modules() if isinstance(book, VectorQuantizer))
 
+    def skip_warmup(self) -> None:
+        """Train the present codebooks further, as if their warm-up had ended."""
+        for book in self.modules():
+            if isinstance(book, VectorQuantizer):
+                book.skip_warmup()
+
     def begin_pass(self, groups: int) -> None:
         """See :meth:`VectorQuantizer.begin_pass`.
 
