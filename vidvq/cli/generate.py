@@ -21,7 +21,6 @@ from vidvq.cli.options import (
     split,
 )
 from vidvq.errors import UsageError
-from vidvq.formats.plan import has_plan
 
 
 @click.group(short_help="Train a generator on token shards; generate, predict, interpolate and fill in video.")
@@ -144,6 +143,7 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
         as_json: bool,
         retry_failed: str | None,
     ) -> int:
+        from vidvq.formats.plan import has_plan
         from vidvq.generate import requests
         from vidvq.generate.open import open_request
         from vidvq.jobs import CorpusUpdate, run_job
