@@ -14,7 +14,7 @@ from vidvq.cli.options import PathOrUrl
 def demo(overrides: tuple[str, ...], out: Path | None, quick: bool) -> int:
     """Shard the bundled videos, train on them, tokenize, decode, and write OUT/report.html.
 
-    Takes about 5 minutes on 2 CPU cores. KEY=VALUE are settings of the training.
+    Takes 5 to 10 minutes on 2 CPU cores. KEY=VALUE are settings of the training.
     """
     from vidvq.demo import run_demo
 
