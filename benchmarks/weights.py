@@ -134,7 +134,7 @@ def vidvq(*arguments: str) -> None:
         sys.exit(code)
 
 
-def bundle(run: Path, out: Path = BUNDLED) -> int:
+def bundle(run: Path, out: Path) -> int:
     """Write the newest checkpoint of a run to a folder in half precision; returns its step.
 
     The best checkpoint would bias the table, because it is selected on the same held-out clips.

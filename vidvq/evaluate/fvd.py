@@ -21,9 +21,6 @@ class FvdScorer:
         infos: clips that are scored.
         sources: number of tokenizers.
 
-    Attributes:
-        windows: number of windows added.
-
     Raises:
         UsageError: the weights cannot be read, or the clips have fewer than two windows.
     """
@@ -39,13 +36,16 @@ class FvdScorer:
         self._network = load_i3d(Path(config.fvd_backbone))
         self._originals = FeatureMoments(FEATURES)
         self._decoded = [FeatureMoments(FEATURES) for _ in range(sources)]
-        self.windows = 0
+
+    @property
+    def windows(self) -> int:
+        """Number of windows added."""
+        return self._originals.count
 
     def add(self, original: np.ndarray, decoded: Sequence[np.ndarray]) -> None:
         """Add a clip ``t h w c`` uint8 and its reconstruction by each tokenizer."""
         for start in range(0, len(original) - self._frames + 1, self._frames):
             window = slice(start, start + self._frames)
-            self.windows += 1
             for moments, frames in zip((self._originals, *self._decoded), (original, *decoded), strict=True):
                 moments.add(self._network.features(to_video(frames[window])).numpy())
 

@@ -53,16 +53,21 @@ def hide_frames(shape: tuple[int, int, int], kept: list[int]) -> Tensor:
     return hidden
 
 
+def hide_between(shape: tuple[int, int, int], every: int) -> Tensor:
+    """Return a mask ``t h w`` bool that hides all frames but each ``every``-th, from the first, and the last one."""
+    return hide_frames(shape, sorted({*range(0, shape[0], every), shape[0] - 1}))
+
+
 def hide_box(shape: tuple[int, int, int], box: tuple[int, int, int, int]) -> Tensor:
     """Return a mask ``t h w`` bool that hides a box in every frame.
 
     Args:
         shape: number of frames, height and width (pixels).
-        box: left edge, top edge, width and height (pixels).
+        box: left edge, top edge, width and height (pixels); parts outside the frame are left out.
     """
     left, top, width, height = box
     hidden = torch.zeros(shape, dtype=torch.bool)
-    hidden[:, top : top + height, left : left + width] = True
+    hidden[:, max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)] = True
     return hidden
 
 
@@ -84,8 +89,7 @@ def draw_hidden_pixels(task: str, shape: tuple[int, int, int], rng: torch.Genera
 
     t, h, w = shape
     if task == "interpolate":
-        step = randint(2, max(t - 1, 2))
-        return hide_frames(shape, sorted({*range(0, t, step), t - 1}))
+        return hide_between(shape, randint(2, max(t - 1, 2)))
     height, width = randint(h // 4, 3 * h // 4), randint(w // 4, 3 * w // 4)
     hidden = hide_box(shape, (randint(0, w - width), randint(0, h - height), width, height))
     return ~hidden if randint(0, 3) == 0 else hidden

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from vidvq.errors import UsageError
 from vidvq.formats.npy import read_npy
 from vidvq.formats.token_shard import TokenInfo
+from vidvq.generate.blanking import hide_between, hide_box
 from vidvq.generate.requests import FillConfig, InterpolateConfig
 from vidvq.storage import resolve_path
 
@@ -84,8 +85,7 @@ def _box(box: tuple[int, int, int, int], outside: bool, frames: np.ndarray) -> t
     """Hide a box; parts of it outside the frame enlarge the frame."""
     left, top, width, height = box
     _, h, w, _ = frames.shape
-    inside = np.zeros(frames.shape[:3], dtype=bool)
-    inside[:, max(top, 0) : max(top + height, 0), max(left, 0) : max(left + width, 0)] = True
+    inside = hide_box(frames.shape[:3], box).numpy()
     if outside:
         return frames, ~inside
     margins = ((0, 0), (max(-top, 0), max(top + height - h, 0)), (max(-left, 0), max(left + width - w, 0)))
@@ -100,8 +100,7 @@ def _interpolate(
         frames, info = np.repeat(frames, step, axis=0)[: (len(frames) - 1) * step + 1], _insert_times(info, step)
     t = len(frames)
     step = config.insert + 1 if config.insert else config.every or t
-    hidden = np.ones(frames.shape[:3], dtype=bool)
-    hidden[sorted({*range(0, t, step), t - 1})] = False
+    hidden = hide_between(frames.shape[:3], step).numpy()
     if not hidden.any():
         raise UsageError(f"has {t} frames, none between the given ones; use longer clips")
     return frames, hidden, info

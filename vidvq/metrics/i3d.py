@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
+from vidvq.metrics.perceptual import read_weights
 
 FEATURES = 400
 # Shortest video that the last pooling layer takes (frames).
@@ -158,13 +159,7 @@ def load_i3d(path: Path) -> I3D:
     Raises:
         UsageError: the file cannot be read, or has weights of another network.
     """
-    try:
-        if path.suffix == ".safetensors":
-            tensors = safetensors.torch.load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UsageError(f"{path} has no readable weights: {str(error).splitlines()[0]}") from error
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else read_weights(path)
     network = I3D()
     renamed = {name if name.startswith("logits.") else f"stem.{name}": tensor for name, tensor in dict(tensors).items()}
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items() if "num_batches" not in name}
@@ -177,6 +172,13 @@ def load_i3d(path: Path) -> I3D:
         )
     network.load_state_dict(renamed, strict=False)
     return network.eval().requires_grad_(False)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:
+        raise UsageError(f"{path} has no readable weights: {str(error).splitlines()[0]}") from error
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -97,16 +97,16 @@ def load_perceptual(kind: Kind, net: Net, backbone: str | None = None) -> Percep
         if net != "alex":
             raise UsageError(f"net={net} is not available for kind=st_lpips; use net=alex, or kind=lpips")
         distance = PerceptualDistance(_alex(shift_tolerant=True), [64, 192, 384, 256, 256])
-        tensors = _read(_in_package("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"))
+        tensors = read_weights(_in_package("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"))
         _load_weights(distance, tensors, [name for name in tensors if name.startswith("net.") and ".filt" not in name])
         return distance
     stages, widths = (_alex(False), [64, 192, 384, 256, 256]) if net == "alex" else (_vgg(), [64, 128, 256, 512, 512])
     distance = PerceptualDistance(stages, widths)
     if backbone is None:
         raise UsageError("kind=lpips needs the ImageNet weights of the network; set backbone=FILE.pth")
-    tensors = _read(Path(backbone))
+    tensors = read_weights(Path(backbone))
     names = [name for name in tensors if name.startswith("features.")]
-    _load_weights(distance, tensors | _read(_in_package("lpips", f"weights/v0.1/{net}.pth")), names)
+    _load_weights(distance, tensors | read_weights(_in_package("lpips", f"weights/v0.1/{net}.pth")), names)
     return distance
 
 
@@ -158,7 +158,12 @@ def _in_package(package: str, name: str) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file of tensors by PyTorch, without running code from it.
+
+    Raises:
+        UsageError: the file cannot be read, or holds more than tensors.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

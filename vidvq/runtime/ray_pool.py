@@ -59,7 +59,7 @@ class RayPool:
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """See :meth:`vidvq.runtime.Pool.map`."""
         # Retried here, not by Ray, which does not pause after a kill and counts it like a crash.
-        task: Any = ray.remote(_call if deadline_s is None else _isolated).options(
+        task: Any = ray.remote(_call if deadline_s is None else call_in_child).options(
             name=function.__name__, num_cpus=cpus, max_retries=0, scheduling_strategy="SPREAD"
         )
 
@@ -158,10 +158,6 @@ class RayPool:
 def _call(call: bytes, _deadline_s: None) -> Any:
     function, item = cloudpickle.loads(call)
     return function(item)
-
-
-def _isolated(call: bytes, deadline_s: float) -> Any:
-    return call_in_child(call, deadline_s)
 
 
 class _StatefulWorker:

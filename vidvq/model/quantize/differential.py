@@ -17,8 +17,6 @@ from vidvq.errors import UsageError
 from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.vq import VectorQuantizer, VQConfig
 
-_TINY = 1e-6
-
 
 @dataclass(frozen=True)
 class DifferentialConfig:
