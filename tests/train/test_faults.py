@@ -135,3 +135,10 @@ def test_more_ranks_than_clips_of_a_batch_are_rejected(train, tmp_path):
     run = train(tmp_path / "run", ranks=3, code=2)
     told = [line for line in run.stderr.splitlines() if line.startswith("vidvq: ")]
     assert told == ["vidvq: data.batch_size=4 must be a multiple of 3 processes"] * 3
+
+
+def test_a_process_that_never_finds_the_others_reports_a_lost_worker(train, tmp_path):
+    group = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    run = train(tmp_path / "run", "lost_after_s=1", code=1, patch=f"import os; os.environ.update({group})")
+    line = run.stderr.strip().splitlines()[-1]
+    assert line.startswith("vidvq: process 1 of 2 lost contact with another process: ")

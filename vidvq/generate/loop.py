@@ -28,6 +28,7 @@ from vidvq.training.distributed import (
     any_rank,
     barrier,
     training_job,
+    world_size,
 )
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
@@ -56,6 +57,8 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
         JobStopped: the maximum number of rollbacks was reached.
     """
     run = Path(config.out)
+    # Before joining: a process that leaves first would make the others fail for another reason.
+    config.data.micro_batch(world_size())
     with training_job(config.lost_after_s) as context:
         tokens = TokenDataset(config.data, config.seed, context.rank, context.size)
         card, dataset = _open_data(config, tokens)

@@ -27,6 +27,7 @@ from vidvq.training.distributed import (
     DistributedContext,
     barrier,
     training_job,
+    world_size,
 )
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
@@ -71,6 +72,8 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
         JobStopped: the limit of rollbacks is reached.
     """
     run = Path(config.out)
+    # Before joining: a process that leaves first would make the others fail for another reason.
+    config.data.micro_batch(world_size())
     with training_job(config.lost_after_s) as context:
         data = ClipDataset(config.data, config.seed, context.rank, context.size)
         with locked_run_directory(run, context):

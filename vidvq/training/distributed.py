@@ -52,6 +52,11 @@ def init_distributed(timeout_s: float) -> DistributedContext:
     return DistributedContext(distributed.get_rank(), distributed.get_world_size(), device)
 
 
+def world_size() -> int:
+    """Return the number of processes of this training job, which is known before they have joined."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
+
+
 def shutdown_distributed() -> None:
     """Leave the process group. Collective: call on every rank."""
     distributed.destroy_process_group()
@@ -70,16 +75,18 @@ def training_job(timeout_s: float) -> Iterator[DistributedContext]:
     Raises:
         WorkerLost: another process of the job was lost.
     """
-    context = init_distributed(timeout_s)
     try:
-        yield context
+        # Joining fails too if a process has already left.
+        yield init_distributed(timeout_s)
     except RuntimeError as error:
         if cause := _peer_loss_cause(error):
-            message = f"process {context.rank} of {context.size} lost contact with another process: {cause}"
+            rank = os.environ["RANK"]
+            message = f"process {rank} of {world_size()} lost contact with another process: {cause}"
             raise WorkerLost(f"{message}; restart the job to resume from its last checkpoint") from error
         raise
     finally:
-        shutdown_distributed()
+        if distributed.is_initialized():
+            shutdown_distributed()
 
 
 def _peer_loss_cause(error: RuntimeError) -> str | None:
