@@ -27,7 +27,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from vidvq.export import TARGETS, ExportConfig, Layout, grid_to_sequence
-from vidvq.export.target import Part, PartFile, TokenSequence, write_part
+from vidvq.export.target import TokenSequence, write_part
+from vidvq.formats.export_records import Part, PartFile
 from vidvq.formats.tar import TarWriter
 from vidvq.formats.token_index import committed_shards
 from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card, read_tokens, token_files

@@ -16,13 +16,14 @@ from vidvq.corpus.inputs import SUFFIXES
 from vidvq.corpus.lists import is_list, names_videos
 from vidvq.corpus.tars import is_tar, read_tar
 from vidvq.errors import UsageError
-from vidvq.export.records import is_export, read_header, read_part
+from vidvq.export.records import read_header
 from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import parse_clip_info
 from vidvq.formats.columns import PREFIX as COLUMNS
 from vidvq.formats.columns import parse_columns
 from vidvq.formats.commit import read_commit
+from vidvq.formats.export_records import is_export, read_part
 from vidvq.formats.generator import Generator, read_generator
 from vidvq.formats.plan import read_plan
 from vidvq.formats.summary import format_stats

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from vidvq.data import TokenLoader
 from vidvq.export import ExportConfig, Layout, job, sequence_to_grid
+from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.storage import add_digest
 
@@ -200,3 +202,51 @@ def test_a_part_too_large_for_its_format_is_refused(tmp_path, tokens_dir, vidvq,
     ran = vidvq("export", tokens_dir, "--to", target, "--out", tmp_path / "out")
     assert ran.code == 2 and "more than 500 bytes" in ran.error
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json"]
+
+
+@pytest.mark.parametrize("settings", [("specials=group",), ("order=temporal", "specials=none")])
+def test_a_megatron_export_with_samples_trains_like_its_token_shards(tmp_path, tokens_dir, vidvq, settings):
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    command = ("export", tokens_dir, "--to", "megatron", *settings, "--check", "--out")
+    assert vidvq(*command, plain).code == 0 and vidvq(*command, out, "samples=true").code == 0
+    added = {path.name for path in out.iterdir()} - {path.name for path in plain.iterdir()}
+    assert added == {"tokenizer.json", *(f"{path.stem}.samples.jsonl" for path in out.glob("*.bin"))}
+    assert all((out / path.name).read_bytes() == path.read_bytes() for path in plain.glob("*.bin"))
+    assert vidvq("verify", out).code == 0
+    shards, export = index_tokens(tokens_dir), index_tokens(out)
+    card = read_tokenizer_card(out)
+    assert card == read_tokenizer_card(tokens_dir)
+    for one, other in zip(shards, export, strict=True):
+        (codes, info), (restored, same) = one.read(card), other.read(card)
+        assert one.key == other.key and info == same == other.read_info()
+        assert codes.dtype == restored.dtype and np.array_equal(codes, restored)
+    loaders = [TokenLoader(str(folder), batch_size=2, latents=2, seed=3) for folder in (tokens_dir, out)]
+    for _, (one, other) in zip(range(6), zip(*loaders, strict=True), strict=False):
+        assert one.keys == other.keys and one.codes.equal(other.codes) and one.latents.equal(other.latents)
+
+
+def test_an_export_that_cannot_be_trained_on_is_one_line(tmp_path, tokens_dir, vidvq):
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    export = ("export", tokens_dir, "--out")
+    wrong = vidvq(*export, out, "--to", "bin", "samples=true")
+    assert wrong.code == 2 and "samples=true is for --to megatron" in wrong.error and not out.exists()
+    assert vidvq(*export, plain, "--to", "megatron", "order=temporal").code == 0
+    wrong = vidvq("generate", "train", plain, "--out", tmp_path / "run")
+    assert wrong.code == 2 and "--to megatron order=temporal specials=clip samples=true" in wrong.error
+    assert vidvq(*export, out, "--to", "megatron", "samples=true").code == 0
+    lines = next(out.glob("*.samples.jsonl"))
+    whole = lines.read_bytes()
+    lines.write_bytes(whole[:-1])
+    assert "has another size than its record" in vidvq("generate", "train", out, "--out", tmp_path / "run").error
+    assert vidvq("verify", out).code == 1
+    lines.write_bytes(whole)
+    card = out / "tokenizer.json"
+    text = card.read_text()
+    card.write_text(text.replace(json.loads(text)["token_fingerprint"], "0" * 64))
+    assert "of another tokenizer" in vidvq("verify", out).err
+    assert "of different tokenizers" in vidvq("generate", "train", out, "--out", tmp_path / "run").error
+    card.write_text(text)
+    record = next((out / "commits").glob("*.json"))
+    record.unlink()
+    wrong = vidvq("generate", "train", out, "--out", tmp_path / "run")
+    assert wrong.code == 2 and "finish vidvq export first" in wrong.error

@@ -276,7 +276,7 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     (run / "config.yaml").write_text(f"data: {{tokens: [{tokens_dir}]}}")
     out = tmp_path / "scores.json"
     options = ("--clips", clips_dir, "--checkpoint", checkpoint_dir, "--out", out)
-    settings = ("clips=2", "samples=1", "seeds=[0]", "sampling.steps=1")
+    settings = ("clips=2", "samples=2", "seeds=[0]", "sampling.steps=1", "compare_steps=[1,3]")
     done = vidvq("generate", "evaluate", run, tokens_dir, *options, *settings)
     assert done.code == 0, done.err
     scores = json.loads(out.read_text())
@@ -292,6 +292,18 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
         assert found["probable"] != found["generator"]
     assert len(scores["tasks"]["predict"]["curve"]["generator"]) == 4
     assert scores["tasks"]["predict"]["psnr"]["baseline"] > scores["tasks"]["predict"]["psnr"]["generator"]
+    tasks = {"generate", "predict", "interpolate", "fill"}
+    # The held-out clips are the training clips.
+    assert scores["frechet"].keys() == {"training", *tasks} and scores["frechet"]["training"] == pytest.approx(
+        0, abs=1e-6
+    )
+    assert min(scores["frechet"][task] for task in tasks) > 0.01
+    one, three = scores["steps"]["1"], scores["steps"]["3"]
+    for task in tasks - {"generate"}:
+        assert one["psnr"][task] == scores["tasks"][task]["psnr"]["generator"] != three["psnr"][task]
+    assert {name: scores["frechet"][name] for name in tasks} == one["frechet"] != three["frechet"]
+    assert 0 < one["seconds"] < three["seconds"]
+    assert "3 decoding steps: " in done.err and "Fréchet distance in the tokenizer's latent space: " in done.err
     wrong = vidvq("generate", "evaluate", run, tokens_dir, "given=3")
     assert wrong.code == 2 and "given=3 must be 1 + a multiple of 4" in wrong.error
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from vidvq.formats.token_index import TokenLocation
+from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.model import VideoTokenizer
 

@@ -112,8 +112,8 @@ class TokenDataConfig(Batching):
     """Training tokens and batching.
 
     Attributes:
-        tokens: directories of token shards of one tokenizer: one, a list, or a mapping of each to its sampling weight.
-            Without weights all samples are equally likely.
+        tokens: directories of token shards of one tokenizer, or ``megatron`` exports of them (``samples=true``): one, a
+            list, or a mapping of each to its sampling weight. Without weights all samples are equally likely.
         batch_size: samples per optimizer step, over all processes and micro-batches (1 or more).
         micro_batch_size: samples per micro-batch of one process (1 or more); None uses one micro-batch per step.
         latents: maximum number of latent frames per sample (1 or more). A longer sample is cut to latent frame 0 and a

@@ -15,7 +15,9 @@ from vidvq.data.batch_order import BatchOrder, SampledItem
 from vidvq.data.config import TokenDataConfig
 from vidvq.data.micro_batches import UnreadableBatch, iter_micro_batches
 from vidvq.errors import UsageError
-from vidvq.formats.token_index import TokenLocation, index_tokens
+from vidvq.formats.export_records import is_export
+from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card
 from vidvq.storage import resolve_path
 
@@ -71,7 +73,7 @@ class TokenBatch(NamedTuple):
 
 
 def read_token_index(folders: list[str]) -> TokenIndex:
-    """Index directories of token shards; reads the JSON of each sample.
+    """Index directories of token shards, or ``megatron`` exports of them; reads the JSON of each sample.
 
     Raises:
         UsageError: a directory is incomplete or damaged, there are no samples, or tokenizers differ.
@@ -81,6 +83,8 @@ def read_token_index(folders: list[str]) -> TokenIndex:
     data_set: list[int] = []
     for number, given in enumerate(folders):
         folder = resolve_path(given)
+        # An export without grids has no card.
+        found = index_tokens(folder) if is_export(folder) else None
         own = read_tokenizer_card(folder)
         if card and own.token_fingerprint != card.token_fingerprint:
             raise UsageError(
@@ -88,7 +92,7 @@ def read_token_index(folders: list[str]) -> TokenIndex:
                 f"{own.token_fingerprint[:12]}); train on tokens of a single tokenizer"
             )
         card = card or own
-        found = index_tokens(folder)
+        found = found or index_tokens(folder)
         locations += found
         data_set += [number] * len(found)
     if not locations or card is None:

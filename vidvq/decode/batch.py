@@ -9,7 +9,7 @@ import numpy as np
 from vidvq.decode.generated import GeneratedClip
 from vidvq.decode.stream import decode_frames, with_times
 from vidvq.errors import UsageError
-from vidvq.formats.token_index import TokenLocation
+from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.model import Tokenizer, iter_decode_batch
 from vidvq.video.write import TimedFrame

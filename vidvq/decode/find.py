@@ -10,7 +10,8 @@ from vidvq.decode.config import VideoInterval
 from vidvq.errors import UsageError
 from vidvq.formats.arrow import find_rows
 from vidvq.formats.plan import read_plan
-from vidvq.formats.token_index import TokenLocation, suggest_nearest
+from vidvq.formats.token_index import suggest_nearest
+from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo
 
 # Plan times are floats: widen the interval slightly, then check the exact times in the JSON.

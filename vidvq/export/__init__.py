@@ -2,10 +2,10 @@
 
 from vidvq.export.config import ExportConfig
 from vidvq.export.job import ExportSummary, run_export
-from vidvq.export.records import is_export
-from vidvq.export.sequence import Layout, grid_to_sequence, sequence_to_grid
 from vidvq.export.targets import TARGETS
 from vidvq.export.verify import verify_export
+from vidvq.formats.export_records import is_export
+from vidvq.formats.sequence import Layout, grid_to_sequence, sequence_to_grid
 
 __all__ = [
     "TARGETS",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vidvq.export.target import Files, Part, Target, TokenSequence
+from vidvq.export.target import Files, Target, TokenSequence
+from vidvq.formats.export_records import Part
 from vidvq.formats.npy import read_npy
 from vidvq.formats.tar import TarWriter, read_samples
 from vidvq.storage import canonical_json, pretty_json

@@ -9,14 +9,24 @@ import numpy as np
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
-from vidvq.export.records import ExportHeader, encode_part, read_part, record_path, redo_hint, tokens_digest
-from vidvq.export.sequence import AXES, Layout, grid_to_sequence
-from vidvq.export.target import Part, PartFile, Target, TokenSequence, write_part
+from vidvq.export.records import target_of
+from vidvq.export.target import Target, TokenSequence, write_part
 from vidvq.export.targets import TARGETS
 from vidvq.export.verify import compare_part, damaged_files
 from vidvq.formats.commit import FOLDER, Commit, read_commit
+from vidvq.formats.export_records import (
+    ExportHeader,
+    Part,
+    PartFile,
+    encode_part,
+    read_part,
+    record_path,
+    redo_hint,
+    tokens_digest,
+)
 from vidvq.formats.plan import read_plan
-from vidvq.formats.token_shard import PREFIX, read_tokenizer_card, read_tokens
+from vidvq.formats.sequence import AXES, Layout, grid_to_sequence
+from vidvq.formats.token_shard import CARD, PREFIX, encode_tokenizer_card, read_tokenizer_card, read_tokens
 from vidvq.log import progress
 from vidvq.storage import (
     DIGEST_KEY,
@@ -71,16 +81,20 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
     """
     if target not in TARGETS:
         raise UsageError(f"{target} is not a target; give --to {' | '.join(TARGETS)}")
+    if config.samples and target != "megatron":
+        raise UsageError(f"samples=true is for --to megatron; {target} has metadata of its own, or no grid")
     layout = Layout(read_tokenizer_card(tokens), config)
     shards = _committed(tokens)
-    _write_header(out, target, layout, shards)
+    kind = target_of(_write_header(out, target, layout, shards, config))
+    if config.samples:
+        write_atomic(out / CARD, encode_tokenizer_card(layout.card))
     parts = []
     with progress("export", len(shards), "shards") as bar:
         for shard in shards:
-            parts.append(_export(tokens, TARGETS[target], out, shard, layout))
+            parts.append(_export(tokens, kind, out, shard, layout))
             bar.advance()
-    dtype = np.dtype(TARGETS[target].dtype(layout.vocabulary))
-    for name, data in TARGETS[target].index_files(parts, dtype).items():
+    dtype = np.dtype(kind.dtype(layout.vocabulary))
+    for name, data in kind.index_files(parts, dtype).items():
         write_atomic(out / name, data)
         remove_attempts((out / name).parent)
     remove_attempts(out)
@@ -91,8 +105,8 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
             # Damage may also be outside the ids.
             for line in damaged_files(out, part):
                 raise UsageError(f"{out}: {line}; {redo_hint(stem)}")
-            paths = [out / (stem + suffix) for suffix in TARGETS[target].suffixes]
-            compare_part(paths, TARGETS[target], dtype, _sequences(tokens / shard.shard, layout), stem)
+            paths = [out / (stem + suffix) for suffix in kind.suffixes]
+            compare_part(paths, kind, dtype, _sequences(tokens / shard.shard, layout), stem)
     return ExportSummary(
         target,
         sum(part.clips for part in parts),
@@ -122,9 +136,9 @@ def _stem(commit: Commit) -> str:
     return commit.shard.removesuffix(".tar")
 
 
-def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit]) -> None:
+def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit], config: ExportConfig) -> ExportHeader:
     card = layout.card
-    header = ExportHeader(
+    made = ExportHeader(
         target=target,
         dtype=np.dtype(TARGETS[target].dtype(layout.vocabulary)).name,
         token_fingerprint=card.token_fingerprint,
@@ -135,7 +149,9 @@ def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit]) 
         order=layout.config.order,
         axes=AXES[layout.config.order],
         parts=tuple(_stem(commit) for commit in shards),
-    ).to_json()
+        samples=config.samples,
+    )
+    header = made.to_json()
     path = out / "export.json"
     if not path.exists():
         ours = ("export.json.", PREFLIGHT_MARKER)
@@ -149,6 +165,7 @@ def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit]) 
         header.pop(DIGEST_KEY)
     if found := list(differences("", there, header)):
         raise UsageError(f"{out} was made from something else: {'; '.join(found[:4])}; give another --out")
+    return made
 
 
 def _sequences(path: Path, layout: Layout) -> Iterator[TokenSequence]:

@@ -7,7 +7,8 @@ import numpy as np
 
 from vidvq.export.flat import read_arrays
 from vidvq.export.offsets import OffsetWriter, read_offsets
-from vidvq.export.target import Files, Part, Target, TokenSequence
+from vidvq.export.target import Files, Target, TokenSequence
+from vidvq.formats.export_records import Part
 from vidvq.storage import pretty_json, sha256_bytes
 
 # Indices of torch dtypes in litdata's table.

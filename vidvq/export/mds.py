@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from vidvq.export.offsets import OffsetWriter, read_offsets
-from vidvq.export.target import Files, Part, Target, TokenSequence
+from vidvq.export.target import Files, Target, TokenSequence
+from vidvq.formats.export_records import Part
 from vidvq.storage import pretty_json
 
 _SHAPE_DTYPES = (np.uint8, np.uint16, np.uint32, np.uint64)

@@ -4,53 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, ClassVar, TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 
-from vidvq.formats.schema import Count, Digest, FileName
+from vidvq.formats.export_records import Part
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.storage import attempt_file, publish_replace, safe_join
 
 Files: TypeAlias = list[IO[bytes]]
-
-
-@dataclass(frozen=True)
-class PartFile:
-    """One file of a part.
-
-    Attributes:
-        name: file name.
-        bytes: size (bytes).
-        sha256: SHA-256 (hex).
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    name: FileName
-    bytes: Count
-    sha256: Digest
-
-
-@dataclass(frozen=True)
-class Part:
-    """The record of one exported token shard.
-
-    Attributes:
-        shard: file name of the token shard.
-        shard_sha256: SHA-256 of the token shard (hex).
-        clips: number of clips.
-        ids: number of ids, special tokens included.
-        files: exported files, in the order of the target's suffixes.
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    shard: FileName
-    shard_sha256: Digest
-    clips: Count
-    ids: Count
-    files: tuple[PartFile, ...]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 
 from vidvq.errors import UsageError
-from vidvq.export.records import ExportHeader, read_header, read_part, redo_hint, tokens_digest
-from vidvq.export.target import Part, Target, TokenSequence
-from vidvq.export.targets import TARGETS
+from vidvq.export.records import read_header, target_of
+from vidvq.export.target import Target, TokenSequence
 from vidvq.formats.commit import FOLDER
+from vidvq.formats.export_records import ExportHeader, Part, read_part, redo_hint, tokens_digest
+from vidvq.formats.token_shard import CARD, read_tokenizer_card
 from vidvq.storage import safe_join, sha256_file
 
 # Exceptions that readers raise for damaged files.
@@ -28,7 +29,7 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
         UsageError: ``export.json`` is damaged.
     """
     header = read_header(folder)
-    target, dtype = TARGETS[header.target], np.dtype(header.dtype)
+    target, dtype = target_of(header), np.dtype(header.dtype)
     problems: list[str] = []
     parts: list[Part] = []
     for stem in header.parts:
@@ -47,6 +48,7 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
         parts.append(part)
         found = [*damaged_files(folder, part)] or [*_content(folder, part, target, header.vocabulary, dtype)]
         problems += [f"{line}; {redo_hint(stem)}" for line in found]
+    problems += _card_problems(folder, header) if header.samples else []
     whole: dict[str, bytes] = {}
     if len(parts) == len(header.parts):
         if tokens_digest([part.shard_sha256 for part in parts]) != header.tokens_sha256:
@@ -60,9 +62,20 @@ def verify_export(folder: Path) -> tuple[list[str], int]:
     return problems, len(header.parts)
 
 
+def _card_problems(folder: Path, header: ExportHeader) -> list[str]:
+    """Describe what is wrong with the tokenizer card of an export."""
+    try:
+        card = read_tokenizer_card(folder)
+    except UsageError as error:
+        return [f"{CARD}: {error}"]
+    if (card.token_fingerprint, card.codebooks) != (header.token_fingerprint, header.codebooks):
+        return [f"{CARD}: is of another tokenizer than export.json; remove it, then run the same command again"]
+    return []
+
+
 def _strays(folder: Path, header: ExportHeader, known: set[str]) -> Iterator[str]:
     """Describe extra files in the directory that a reader could take for parts of the export."""
-    suffixes = TARGETS[header.target].suffixes
+    suffixes = target_of(header).suffixes
     for name in sorted(path.name for path in folder.iterdir() if path.is_file()):
         if ".tmp." in name:
             yield f"{name}: was left by a killed job; run the same command again, or remove it"

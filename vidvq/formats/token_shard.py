@@ -203,13 +203,18 @@ def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: b
         UsageError: a code is out of range.
     """
     check_codes(codes, card, info.source)
-    fields = asdict(info) | {"format": FORMAT, "pts": to_runs(info.pts)}
-    text = canonical_json({name: value for name, value in fields.items() if (name, value) != ("quality", None)})
+    text = canonical_json(info_fields(info))
     if pack:
         return {PACKED: pack_codes(codes, card.codebook_of), "json": text}
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(codes, dtype=card.dtype), allow_pickle=False)
     return {MEDIA: buffer.getvalue(), "json": text}
+
+
+def info_fields(info: TokenInfo) -> dict[str, Any]:
+    """The JSON of a sample."""
+    fields = asdict(info) | {"format": FORMAT, "pts": to_runs(info.pts)}
+    return {name: value for name, value in fields.items() if (name, value) != ("quality", None)}
 
 
 def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:

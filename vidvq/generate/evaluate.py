@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from math import log
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from time import perf_counter
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +21,12 @@ from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
 from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
 from vidvq.generate.conditions import check_action_width, label_name, latent_actions, read_actions, read_column
 from vidvq.generate.examples import seeded_rng
+from vidvq.generate.latent_distance import LatentDistance
 from vidvq.generate.likelihood import NgramModels, sample_nats
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import Count, SamplingConfig
 from vidvq.generate.sampling import Condition, sample_codes
+from vidvq.generate.scores import GeneratorScores, StepScore, TaskScore
 from vidvq.log import progress, warn
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
@@ -47,9 +50,11 @@ class EvaluateConfig:
     Attributes:
         clips: number of held-out clips to score, from the start of the directory (1 or more).
         given: number of frames that condition a prediction (1 + a multiple of the temporal factor).
-        samples: number of samples to generate and compare with the training samples; 0 for none.
+        samples: number of samples to generate, and to compare with the training samples and the held-out clips; 0 for
+            none.
         seeds: sampling seeds; scores are means over them.
         sampling: sampling of the codes.
+        compare_steps: numbers of decoding steps to compare (1 or more each), in quality and time.
         perceptual: whether to compute ST-LPIPS as well as PSNR.
     """
 
@@ -60,78 +65,8 @@ class EvaluateConfig:
     samples: Annotated[int, Field(ge=0)] = 16
     seeds: tuple[int, ...] = (0, 1, 2)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    compare_steps: tuple[Count, ...] = ()
     perceptual: bool = False
-
-
-@dataclass
-class TaskScore:
-    """Scores of one task, over the generated frames or region.
-
-    The keys of the scores are ``generator``, ``probable`` (the most probable codes instead of random draws),
-    ``baseline``, and ``ceiling``: the tokenizer's reconstruction of the clip.
-
-    Attributes:
-        baseline: description of the baseline.
-        psnr: mean PSNR over clips (dB).
-        st_lpips: mean ST-LPIPS over clips (lower is better); empty if not computed.
-        curve: mean PSNR of each predicted frame (dB); empty for other tasks.
-    """
-
-    baseline: str
-    psnr: dict[str, float] = field(default_factory=dict)
-    st_lpips: dict[str, float] = field(default_factory=dict)
-    curve: dict[str, list[float]] = field(default_factory=dict)
-
-
-@dataclass
-class GeneratorScores:
-    """Result of `vidvq generate evaluate`, written as JSON.
-
-    Attributes:
-        generator: fingerprint of the generator.
-        clips: number of held-out clips.
-        skipped: number of clips skipped because their frames are larger than those the generator was trained on.
-        bits: bits per token of the generator (if it was trained to ``generate``), of the generator given the first
-            frames (``predict``), of the same with its conditions dropped (``unconditional``, if it has conditions), and
-            of n-gram models of the training tokens: ``uniform``, ``unigram``, ``bigram`` (previous code in raster
-            order) and ``temporal`` (code at the same position of the previous latent frame). Without ``generate``, all
-            cover the frames after the given ones only.
-        tasks: scores by task.
-        copies: fraction of the samples that are copies of a training sample (0 to 1); None if not measured.
-        nearest: mean fraction of codes that differ between a sample and the nearest training sample (0 to 1).
-        nearest_held_out: the same for the held-out clips.
-    """
-
-    generator: str
-    clips: int
-    skipped: int
-    bits: dict[str, float] = field(default_factory=dict)
-    tasks: dict[str, TaskScore] = field(default_factory=dict)
-    copies: float | None = None
-    nearest: float | None = None
-    nearest_held_out: float | None = None
-
-    def lines(self) -> list[str]:
-        """Return the scores as lines of text."""
-        counted = f"{self.clips} held-out clip" + ("" if self.clips == 1 else "s")
-        text = [counted + (f", {self.skipped} too large" if self.skipped else "")]
-        text.append("bits per token: " + ", ".join(f"{name} {bits:.2f}" for name, bits in self.bits.items()))
-        for task, score in self.tasks.items():
-            named = {"generator": "generator", "probable": "most probable codes", "baseline": score.baseline}
-            named |= {"ceiling": "tokenizer's reconstruction"}
-            parts = [f"{named[name]} {score.psnr[name]:.2f} dB" for name in named]
-            if score.curve:
-                first = ", ".join(f"{score.curve[name][0]:.2f}" for name in named)
-                parts.append(f"first generated frame {first} dB")
-            if score.st_lpips:
-                parts.append("ST-LPIPS " + ", ".join(f"{score.st_lpips[name]:.3f}" for name in named))
-            text.append(f"{task}: " + ", ".join(parts))
-        if self.copies is not None and self.nearest is not None and self.nearest_held_out is not None:
-            text.append(
-                f"{self.copies:.0%} of the samples are copies; codes that differ from the nearest training sample: "
-                f"{self.nearest:.0%} (held-out clips: {self.nearest_held_out:.0%})"
-            )
-        return text
 
 
 def run_generate_evaluate(
@@ -150,7 +85,7 @@ def run_generate_evaluate(
         tokens: directory of held-out token shards.
         config: settings.
         clips: directory of the clip shards that the tokens were made from; None skips the scores of pixels.
-        checkpoint: tokenizer that decodes the samples; used with ``clips`` only.
+        checkpoint: tokenizer that decodes the samples, and in whose latent space distances are measured.
         out: JSON file to write; None writes none.
         pictures: folder for the frames of the first clip, ``TASK-NAME.npy`` (``t h w c`` uint8) with the names
             ``original``, ``generator`` (first seed), ``baseline`` and ``ceiling``; None writes none.
@@ -163,6 +98,22 @@ def run_generate_evaluate(
     if out:
         write_atomic(out, pretty_json(asdict(scores)))
     return scores
+
+
+class _Prompt(NamedTuple):
+    """One task on one clip.
+
+    Attributes:
+        task: name of the task.
+        hidden: pixels to generate, ``t h w`` bool.
+        given: codes of the given latent frames, ``t lh lw``; None for none.
+        condition: conditions of the sample.
+    """
+
+    task: str
+    hidden: np.ndarray
+    given: np.ndarray | None
+    condition: Condition
 
 
 class _Evaluation:
@@ -198,11 +149,7 @@ class _Evaluation:
             )
         skipped, self.locations = len(locations) - len(self.locations), self.locations[: config.clips]
         self.scores = GeneratorScores(generator.fingerprint, len(self.locations), skipped)
-        self.tokenizer: Tokenizer | None = None
-        if clips is not None:
-            self.tokenizer, card = load_tokenizer(checkpoint)
-            self._check_same(card.token_fingerprint, str(checkpoint))
-            self.tokenizer.to(self.device)
+        self.tokenizer = self._load_tokenizer(checkpoint)
         self.labels, self.actions = _read_conditions(self.card, clips)
         self.training = _training_samples(run, self.card)
         self.perceptual = load_perceptual("st_lpips", "alex").to(self.device) if config.perceptual else None
@@ -210,11 +157,49 @@ class _Evaluation:
     def measure(self) -> GeneratorScores:
         held_out = [location.read(self.card.tokenizer)[0][: self.card.limits[0]] for location in self.locations]
         self._measure_bits(held_out)
+        self.distance = self._open_distance(held_out)
         if self.clips is not None:
             self._measure_pixels(self.clips)
-        if self.config.samples and self.training and "generate" in self.card.tasks:
-            self._measure_copies(held_out)
+        if self.config.samples and "generate" in self.card.tasks:
+            drawn = self._draw_samples(self.config.sampling)
+            self.scores.frechet |= self._measure_distances({"generate": drawn})
+            if self.training:
+                self._measure_copies(drawn, held_out)
+        if self.training:
+            spread = np.linspace(0, len(self.training) - 1, len(held_out)).round().astype(int)
+            chosen = [self.training[at][: self.card.limits[0]] for at in spread]
+            self.scores.frechet |= self._measure_distances({"training": chosen}) if self.scores.frechet else {}
+        for steps in self.config.compare_steps:
+            self.scores.steps[str(steps)] = self._compare_steps(replace(self.config.sampling, steps=steps))
         return self.scores
+
+    def _load_tokenizer(self, checkpoint: Path) -> Tokenizer | None:
+        """Load the tokenizer; without clips, None if it did not make the tokens."""
+        tokenizer, card = load_tokenizer(checkpoint)
+        if self.clips is not None:
+            self._check_same(card.token_fingerprint, str(checkpoint))
+        elif card.token_fingerprint != self.card.tokenizer.token_fingerprint:
+            return None
+        return tokenizer.to(self.device)
+
+    def _open_distance(self, held_out: list[np.ndarray]) -> LatentDistance | None:
+        """Return the distance to the held-out clips; None, with a warning, if it cannot be measured."""
+        if self.tokenizer is None:
+            warn("skipping Fréchet distances; set --checkpoint to the tokenizer of the tokens")
+            return None
+        if len(held_out) < 2:
+            warn("skipping Fréchet distances: they need 2 or more held-out clips")
+            return None
+        try:
+            return LatentDistance(self.tokenizer, held_out)
+        except UsageError as error:
+            warn(f"skipping Fréchet distances: {error}")
+            return None
+
+    def _measure_distances(self, clips: dict[str, list[np.ndarray]]) -> dict[str, float]:
+        if self.distance is None:
+            return {}
+        return {name: self.distance.measure(found) for name, found in clips.items() if len(found) > 1}
 
     def _check_same(self, fingerprint: str, where: str) -> None:
         wanted = self.card.tokenizer.token_fingerprint
@@ -267,18 +252,15 @@ class _Evaluation:
         }
 
     def _measure_pixels(self, clips: Path) -> None:
-        index = read_clip_index([str(clips)])
-        by_key = {key: index.media_range(at) for at, key in enumerate(index.keys)}
-        missing = [location.key for location in self.locations if location.key not in by_key]
-        if missing:
-            raise UsageError(f"{clips} has no clip {missing[0]}; pass the clips that the tokens were made from")
         rows: dict[str, list[dict[str, Any]]] = {}
+        drawn: dict[str, list[np.ndarray]] = {}
         with progress("pixels", len(self.locations), "clips") as bar:
-            for location in self.locations:
-                frames = decode_clip(read_bytes(by_key[location.key]), location.key)
-                for task, row in self._score_clip(location, frames):
-                    rows.setdefault(task, []).append(row)
+            for location, frames in self._read_clips(clips):
+                for prompt, codes, row in self._score_clip(location, frames):
+                    rows.setdefault(prompt.task, []).append(row)
+                    drawn.setdefault(prompt.task, []).append(codes)
                 bar.advance()
+        self.scores.frechet |= self._measure_distances(drawn)
         for task, found in rows.items():
             score = TaskScore(_BASELINES[task])
             for name in ("generator", "probable", "baseline", "ceiling"):
@@ -290,47 +272,89 @@ class _Evaluation:
                     score.curve[name] = np.mean([row[name]["curve"][:length] for row in found], axis=0).tolist()
             self.scores.tasks[task] = score
 
-    def _score_clip(self, location: TokenLocation, frames: np.ndarray) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield the scores of all trained tasks on one clip of frames ``t h w c`` uint8."""
-        codes, info = location.read(self.card.tokenizer)
+    def _compare_steps(self, sampling: SamplingConfig) -> StepScore:
+        """Measure random samples with other sampling settings, and the time that they take."""
+        seconds: list[float] = []
+        psnrs: dict[str, list[float]] = {}
+        drawn: dict[str, list[np.ndarray]] = {}
+        with progress(f"{sampling.steps} steps", len(self.locations) if self.clips else 1, "clips") as bar:
+            for location, frames in self._read_clips(self.clips) if self.clips else ():
+                for prompt in self._prompts(location, frames):
+                    for seed in self.config.seeds:
+                        started = perf_counter()
+                        codes = self._draw(prompt, location, seed, sampling)
+                        seconds.append(perf_counter() - started)
+                        made = self._decode(codes, len(frames), frames.shape[1:3])
+                        psnrs.setdefault(prompt.task, []).append(psnr(frames[prompt.hidden], made[prompt.hidden]))
+                        if seed == self.config.seeds[0]:
+                            drawn.setdefault(prompt.task, []).append(codes)
+                bar.advance()
+            if self.config.samples and "generate" in self.card.tasks:
+                started = perf_counter()
+                drawn["generate"] = self._draw_samples(sampling)
+                seconds += [(perf_counter() - started) / self.config.samples] * self.config.samples
+        found = {task: float(np.mean(values)) for task, values in psnrs.items()}
+        return StepScore(float(np.mean(seconds)) if seconds else 0.0, found, self._measure_distances(drawn))
+
+    def _read_clips(self, clips: Path) -> Iterator[tuple[TokenLocation, np.ndarray]]:
+        """Yield the held-out samples with their frames ``t h w c`` uint8, at most as many as the generator knows."""
+        index = read_clip_index([str(clips)])
+        by_key = {key: index.media_range(at) for at, key in enumerate(index.keys)}
+        missing = [location.key for location in self.locations if location.key not in by_key]
+        if missing:
+            raise UsageError(f"{clips} has no clip {missing[0]}; pass the clips that the tokens were made from")
         longest = 1 + (self.card.limits[0] - 1) * self.card.tokenizer.temporal_factor
-        if len(frames) > longest:
-            frames, codes = frames[:longest], codes[: self.card.limits[0]]
-        size, shape = (info.height, info.width), (codes.shape[0], codes.shape[1], codes.shape[2])
-        ceiling, given = self._decode(codes, len(frames), size), self.config.given
-        hidden: dict[str, np.ndarray] = {}
+        for location in self.locations:
+            yield location, decode_clip(read_bytes(by_key[location.key]), location.key)[:longest]
+
+    def _prompts(self, location: TokenLocation, frames: np.ndarray) -> Iterator[_Prompt]:
+        """Yield the trained tasks on one clip of frames ``t h w c`` uint8."""
+        codes = self._codes(location)
+        condition, given = self._condition(location.key, len(codes)), self.config.given
+        shape, (h, w) = frames.shape[:3], frames.shape[1:3]
         if "predict" in self.card.tasks and len(frames) > given:
-            hidden["predict"] = np.zeros(frames.shape[:3], dtype=bool)
-            hidden["predict"][given:] = True
+            hidden = np.zeros(shape, dtype=bool)
+            hidden[given:] = True
+            yield _Prompt("predict", hidden, codes[: self._given], condition)
+        blanked: dict[str, np.ndarray] = {}
         if "interpolate" in self.card.tasks and len(frames) > 2:
-            hidden["interpolate"] = hide_frames(frames.shape[:3], [0, len(frames) - 1]).numpy()
+            blanked["interpolate"] = hide_frames(shape, [0, len(frames) - 1]).numpy()
         if "fill" in self.card.tasks:
-            h, w = size
-            hidden["fill"] = hide_box(frames.shape[:3], (w // 4, h // 4, w // 2, h // 2)).numpy()
-        for task, part in hidden.items():
-            first = codes[: self._given] if task == "predict" else None
-            condition = self._condition(location.key, len(codes))
-            if task != "predict":
-                condition = replace(condition, blanked=self._blanked(frames, part))
-            sampling = self.config.sampling
-            draws = [(seed, sampling) for seed in self.config.seeds]
-            made = []
-            for seed, config in [*draws, (self.config.seeds[0], replace(sampling, temperature=0.0))]:
-                rng = seeded_rng(f"{seed}/{location.key}/{task}")
-                drawn = sample_codes(self.network, self.card, shape, first, condition, config, rng)
-                made.append(self._decode(drawn, len(frames), size))
-            probable = made.pop()
+            blanked["fill"] = hide_box(shape, (w // 4, h // 4, w // 2, h // 2)).numpy()
+        for task, hidden in blanked.items():
+            yield _Prompt(task, hidden, None, replace(condition, blanked=self._blanked(frames, hidden)))
+
+    def _codes(self, location: TokenLocation) -> np.ndarray:
+        return location.read(self.card.tokenizer)[0][: self.card.limits[0]]
+
+    def _draw(self, prompt: _Prompt, location: TokenLocation, seed: int, sampling: SamplingConfig) -> np.ndarray:
+        lt, lh, lw = self._codes(location).shape
+        rng = seeded_rng(f"{seed}/{location.key}/{prompt.task}")
+        return sample_codes(self.network, self.card, (lt, lh, lw), prompt.given, prompt.condition, sampling, rng)
+
+    def _score_clip(
+        self, location: TokenLocation, frames: np.ndarray
+    ) -> Iterator[tuple[_Prompt, np.ndarray, dict[str, Any]]]:
+        """Yield each task on one clip of frames ``t h w c`` uint8, with the codes of the first seed and the scores."""
+        size, sampling, seeds = frames.shape[1:3], self.config.sampling, self.config.seeds
+        ceiling = self._decode(self._codes(location), len(frames), size)
+        for prompt in self._prompts(location, frames):
+            drawn = [self._draw(prompt, location, seed, sampling) for seed in seeds]
+            drawn.append(self._draw(prompt, location, seeds[0], replace(sampling, temperature=0.0)))
+            *made, probable = (self._decode(codes, len(frames), size) for codes in drawn)
+            part = prompt.hidden
             base = {
-                "predict": lambda: repeat_last(frames, given),
+                "predict": lambda: repeat_last(frames, self.config.given),
                 "interpolate": lambda: blend(frames, [0, len(frames) - 1]),
                 "fill": lambda part=part: surrounding_mean(frames, part),
-            }[task]()
+            }[prompt.task]()
             if self.pictures is not None and location.key == self.locations[0].key:
                 named = {"original": frames, "generator": made[0], "baseline": base, "ceiling": ceiling}
                 for name, each in named.items():
-                    write_atomic(self.pictures / f"{task}-{name}.npy", encode_npy(each))
+                    write_atomic(self.pictures / f"{prompt.task}-{name}.npy", encode_npy(each))
             yield (
-                task,
+                prompt,
+                drawn[0],
                 {
                     "generator": _mean_rows([self._compare(frames, each, part) for each in made]),
                     "probable": self._compare(frames, probable, part),
@@ -344,9 +368,9 @@ class _Evaluation:
         video = to_video(frames).to(self.device)
         return encode_visible(self.tokenizer, video, torch.from_numpy(hidden)[None].to(self.device))
 
-    def _decode(self, codes: np.ndarray, num_frames: int, size: tuple[int, int]) -> np.ndarray:
+    def _decode(self, codes: np.ndarray, num_frames: int, size: tuple[int, ...]) -> np.ndarray:
         assert self.tokenizer is not None
-        return np.concatenate(list(iter_decode(self.tokenizer, codes, num_frames, size)))
+        return np.concatenate(list(iter_decode(self.tokenizer, codes, num_frames, (size[0], size[1]))))
 
     def _compare(self, original: np.ndarray, other: np.ndarray, part: np.ndarray) -> dict[str, Any]:
         """Compute PSNR over the hidden pixels, ST-LPIPS over the frames with hidden pixels, and PSNR per such frame."""
@@ -359,19 +383,23 @@ class _Evaluation:
                 row["st_lpips"] = float(self.perceptual(*pair).mean())
         return row
 
-    def _measure_copies(self, held_out: list[np.ndarray]) -> None:
+    def _draw_samples(self, sampling: SamplingConfig) -> list[np.ndarray]:
+        """Generate samples without a condition, of the most frequent grid."""
+        shape, config, drawn = self.card.shapes[0], replace(sampling, guidance=1.0), list[np.ndarray]()
+        with progress("samples", self.config.samples, "samples") as bar:
+            for index in range(self.config.samples):
+                # The text is part of the seed; changing it changes the samples of every evaluation.
+                rng = seeded_rng(f"{self.config.seeds[0]}/copies/{index}")
+                drawn.append(sample_codes(self.network, self.card, shape, None, Condition(), config, rng))
+                bar.advance()
+        return drawn
+
+    def _measure_copies(self, drawn: list[np.ndarray], held_out: list[np.ndarray]) -> None:
         by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
         for codes in self.training:
             cut = codes[: self.card.limits[0]]
             by_shape.setdefault(cut.shape, []).append(cut)
-        shape = self.card.shapes[0]
-        config, distances = replace(self.config.sampling, guidance=1.0), []
-        with progress("samples", self.config.samples, "samples") as bar:
-            for index in range(self.config.samples):
-                rng = seeded_rng(f"{self.config.seeds[0]}/copies/{index}")
-                drawn = sample_codes(self.network, self.card, shape, None, Condition(), config, rng)
-                distances.append(_nearest(drawn, by_shape.get(shape, [])))
-                bar.advance()
+        distances = [_nearest(codes, by_shape.get(codes.shape, [])) for codes in drawn]
         self.scores.copies = float(np.mean([distance < 1 - _COPY_SHARE for distance in distances]))
         self.scores.nearest = float(np.mean(distances))
         own = [_nearest(codes, by_shape[codes.shape]) for codes in held_out if codes.shape in by_shape]

@@ -13,7 +13,6 @@ from vidvq.generate.objectives import stratified_masks
 from vidvq.generate.transformer import VideoTransformer
 
 
-@torch.no_grad()
 def sample_nats(
     network: VideoTransformer,
     objective: str,
@@ -25,6 +24,23 @@ def sample_nats(
 ) -> float:
     """Estimate an upper bound of the negative log-likelihood (nats) of a batch, summed over its codes.
 
+    The arguments are those of :func:`position_nats`.
+    """
+    return float(position_nats(network, objective, codes, given, draws, seed, **conditions).sum())
+
+
+@torch.no_grad()
+def position_nats(
+    network: VideoTransformer,
+    objective: str,
+    codes: Tensor,
+    given: int,
+    draws: int,
+    seed: str,
+    **conditions: Tensor | None,
+) -> Tensor:
+    """Estimate the contribution of each code to an upper bound of the negative log-likelihood of a batch.
+
     Args:
         network: network of the generator.
         objective: ``masked`` or ``next``.
@@ -33,21 +49,26 @@ def sample_nats(
         draws: number of estimates to average.
         seed: seed text of the estimates.
         **conditions: arguments of :meth:`VideoTransformer.condition`.
+
+    Returns:
+        ``b t h w`` float64 (nats); 0 for given codes.
     """
-    rng, total = seeded_rng(seed), 0.0
+    rng, total = seeded_rng(seed), torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
     b, t, h, w = codes.shape
     for mask, weights in stratified_masks((b, t, h, w), given, objective, draws, rng):
         mask = mask.to(codes.device)
         nats = network(codes, mask, objective == "next", **conditions)
-        total += float((nats * select_by_codebook(weights.to(codes.device), mask, network)).sum())
+        at = chosen_positions(mask, network)
+        total[at] += (nats * weights.to(codes.device)[at]).double()
     return total
 
 
-def select_by_codebook(values: Tensor, chosen: Tensor, network: VideoTransformer) -> Tensor:
-    """Select values ``b t h w`` at the chosen positions, in the order of :meth:`VideoTransformer.nll`."""
-    if len(network.codebooks) == 1 or chosen.shape[1] == 1:
-        return values[chosen]
-    return torch.cat([values[:, :1][chosen[:, :1]], values[:, 1:][chosen[:, 1:]]])
+def chosen_positions(chosen: Tensor, network: VideoTransformer) -> tuple[Tensor, ...]:
+    """Return the indices of the chosen positions ``b t h w``, in the order of :meth:`VideoTransformer.nll`."""
+    positions = chosen.nonzero()
+    if len(network.codebooks) > 1:
+        positions = positions[(positions[:, 1] > 0).long().argsort(stable=True)]
+    return positions.unbind(1)
 
 
 class NgramModels:

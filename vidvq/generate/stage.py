@@ -14,7 +14,8 @@ from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, read_commits
 from vidvq.formats.generator import GeneratorCard
 from vidvq.formats.plan import read_plan
 from vidvq.formats.rows import PlanRow
-from vidvq.formats.token_index import TokenLocation, index_shard
+from vidvq.formats.token_index import index_shard
+from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import CARD, PREFIX, encode_tokenizer_card
 from vidvq.generate.requests import PredictConfig, RequestConfig, SampleConfig
 from vidvq.jobs.clip_functions import ClipFunction, ClipFunctionStage
@@ -127,8 +128,8 @@ class SampleStage(_PromptStage):
     config_type = SampleConfig
 
     def rows(self) -> Iterator[PromptRow]:
-        """Yield one row per sample."""
-        for index in range(self.config.n):
+        """Yield one row per sample; those of one text follow one another."""
+        for index in range(self.config.n * max(len(self.config.texts()), 1)):
             yield PromptRow(key=f"sample-{index:06d}", shard=index // self.config.items_per_shard, index=index)
 
     def make(self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
@@ -144,6 +145,7 @@ class PredictTokens(_PromptStage):
         tokens: directory of token shards.
         labels: class index by clip key, from 1.
         actions: actions ``t a`` by clip key.
+        texts: texts by clip key.
         conditions: SHA-256 of the conditions (hex); "" without conditions.
     """
 
@@ -152,6 +154,7 @@ class PredictTokens(_PromptStage):
     tokens: Path
     labels: dict[str, int] = field(default_factory=dict[str, int])
     actions: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    texts: dict[str, str] = field(default_factory=dict[str, str])
     conditions: str = ""
 
     def identity(self) -> dict[str, Any]:
@@ -181,7 +184,8 @@ class PredictTokens(_PromptStage):
         if location is None:
             raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
         codes, info = location.read(self.card.tokenizer)
-        return pipeline.predict(row.key, codes, info, self.labels.get(row.key, 0), self.actions.get(row.key))
+        label, actions, text = self.labels.get(row.key, 0), self.actions.get(row.key), self.texts.get(row.key)
+        return pipeline.predict(row.key, codes, info, label, actions, text)
 
 
 class PromptWorker:

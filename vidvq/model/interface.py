@@ -154,6 +154,20 @@ class Tokenizer(nn.Module):
             Video ``b c t h w`` in [-1, 1].
         """
 
+    def latents(self, codes: Tensor) -> Tensor:
+        """Return the quantized latents that codes stand for: the input of the decoder.
+
+        Args:
+            codes: ``b lt lh lw`` int64.
+
+        Returns:
+            Latents ``b d lt lh lw`` fp32.
+
+        Raises:
+            UsageError: the tokenizer does not expose its latents.
+        """
+        raise UsageError(f"a {type(self).__name__} does not expose its latents")
+
     def encode_step(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Encode the next frames of a batch of streams. The concatenated codes equal those of :meth:`encode`.
 

@@ -241,6 +241,14 @@ class VideoTokenizer(Tokenizer):
 
     @torch.no_grad()
     @without_autocast
+    def latents(self, codes: Tensor) -> Tensor:
+        """Return the quantized latents of codes; see :meth:`Tokenizer.latents`."""
+        codes = self._as_codes(codes)
+        self._check_codes(codes, first=True)
+        return self.quantizer.lookup(codes, first=True)[0]
+
+    @torch.no_grad()
+    @without_autocast
     def decode_step(self, codes: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Decode the next groups of a batch of streams; see :meth:`Tokenizer.decode_step`.
 

@@ -17,7 +17,8 @@ from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import Plan, read_plan
-from vidvq.formats.token_index import TokenLocation, committed_shards, index_shard
+from vidvq.formats.token_index import committed_shards, index_shard
+from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.log import progress
 from vidvq.video.decode import decode_clip

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard, read_generator
-from vidvq.formats.token_index import TokenLocation, index_tokens
+from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import PlayConfig

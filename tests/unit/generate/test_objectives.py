@@ -8,7 +8,7 @@ import torch
 
 from vidvq.codebook import Codebook
 from vidvq.formats.token_shard import TokenizerCard
-from vidvq.generate.likelihood import NgramModels, sample_nats
+from vidvq.generate.likelihood import NgramModels, chosen_positions, sample_nats
 from vidvq.generate.objectives import draw_mask, stratified_masks
 from vidvq.generate.transformer import TransformerConfig, VideoTransformer
 
@@ -71,3 +71,17 @@ def test_ngram_models_fit_frequencies_and_contexts():
     rare = NgramModels(card)
     rare.add(np.zeros((30, 1, 8), dtype=int))
     assert rare.bits([np.zeros((5, 1, 8), dtype=int)])["unigram"] == pytest.approx(-log2(241 / 248))
+
+
+def test_positions_are_in_the_order_of_the_losses():
+    torch.manual_seed(0)
+    network = VideoTransformer(TransformerConfig(24, 1, 2), (11, 13)).eval()
+    codes = torch.randint(0, 11, (2, 3, 2, 2), generator=torch.Generator().manual_seed(1))
+    mask = torch.rand(codes.shape, generator=torch.Generator().manual_seed(2)) < 0.6
+    with torch.no_grad():
+        hidden = network.hidden(network.embed(codes, mask))
+        nats = network.nll(hidden, codes, mask)
+        for value, *at in zip(nats, *chosen_positions(mask, network), strict=True):
+            single = torch.zeros_like(mask)
+            single[tuple(at)] = True
+            assert torch.isclose(network.nll(hidden, codes, single)[0], value)

@@ -2,15 +2,42 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from vidvq.errors import UsageError
-from vidvq.export.config import ExportConfig
 from vidvq.formats.token_shard import SPECIALS, TokenizerCard, check_codes
 
 AXES = {"raster": "t h w", "temporal": "h w t"}
 _SPECIALS = {"none": (), "clip": SPECIALS[:2], "group": SPECIALS}
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """Order and special tokens of the sequences.
+
+    Attributes:
+        order: order of the ids of a clip: ``raster`` (``t h w``) or ``temporal`` (``h w t``, all times of one position
+            first).
+        specials: special tokens: ``clip`` (a start and an end token around each clip), ``group`` (in addition a start
+            token before each latent frame; raster order only) or ``none``.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    order: Literal["raster", "temporal"] = "raster"
+    specials: Literal["none", "clip", "group"] = "clip"
+
+    def __post_init__(self) -> None:
+        if self.specials == "group" and self.order != "raster":
+            raise UsageError("specials=group needs order=raster; temporal order interleaves the groups")
+
+
+def specials_setting(names: Iterable[str]) -> Literal["none", "clip", "group"]:
+    """The setting ``specials`` of a layout with these special tokens."""
+    count = len(set(names))
+    return "group" if count == len(SPECIALS) else "clip" if count else "none"
 
 
 def special_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -29,7 +56,7 @@ class Layout:
     """
 
     card: TokenizerCard
-    config: ExportConfig
+    config: SequenceConfig
 
     @property
     def specials(self) -> dict[str, int]:

@@ -1,0 +1,107 @@
+"""Scores of `vidvq generate evaluate`."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class TaskScore:
+    """Scores of one task, over the generated frames or region.
+
+    The keys of the scores are ``generator``, ``probable`` (the most probable codes instead of random draws),
+    ``baseline``, and ``ceiling``: the tokenizer's reconstruction of the clip.
+
+    Attributes:
+        baseline: description of the baseline.
+        psnr: mean PSNR over clips (dB).
+        st_lpips: mean ST-LPIPS over clips (lower is better); empty if not computed.
+        curve: mean PSNR of each predicted frame (dB); empty for other tasks.
+    """
+
+    baseline: str
+    psnr: dict[str, float] = field(default_factory=dict)
+    st_lpips: dict[str, float] = field(default_factory=dict)
+    curve: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class StepScore:
+    """Scores with another number of decoding steps.
+
+    Attributes:
+        seconds: mean time to generate a clip, without encoding and decoding (seconds).
+        psnr: mean PSNR over clips and seeds (dB), by task.
+        frechet: Fréchet distance in the tokenizer's latent space, by task; see :class:`GeneratorScores`.
+    """
+
+    seconds: float
+    psnr: dict[str, float] = field(default_factory=dict)
+    frechet: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class GeneratorScores:
+    """Result of `vidvq generate evaluate`, written as JSON.
+
+    Attributes:
+        generator: fingerprint of the generator.
+        clips: number of held-out clips.
+        skipped: number of clips skipped because their frames are larger than those the generator was trained on.
+        bits: bits per token of the generator (if it was trained to ``generate``), of the generator given the first
+            frames (``predict``), of the same with its conditions dropped (``unconditional``, if it has conditions), and
+            of n-gram models of the training tokens: ``uniform``, ``unigram``, ``bigram`` (previous code in raster
+            order) and ``temporal`` (code at the same position of the previous latent frame). Without ``generate``, all
+            cover the frames after the given ones only.
+        tasks: scores by task.
+        copies: fraction of the samples that are copies of a training sample (0 to 1); None if not measured.
+        nearest: mean fraction of codes that differ between a sample and the nearest training sample (0 to 1).
+        nearest_held_out: the same for the held-out clips.
+        frechet: Fréchet distance to the held-out clips in the tokenizer's latent space (lower is better; see
+            :class:`vidvq.generate.latent_distance.LatentDistance`), by task: of the samples (``generate``) and of the
+            clips of the first seed (other tasks). ``training`` is the distance of as many training samples as there
+            are held-out clips; compare with it, as few clips make every distance large. Empty if not measured.
+        steps: scores by number of decoding steps, for ``compare_steps``.
+    """
+
+    generator: str
+    clips: int
+    skipped: int
+    bits: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, TaskScore] = field(default_factory=dict)
+    copies: float | None = None
+    nearest: float | None = None
+    nearest_held_out: float | None = None
+    frechet: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, StepScore] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return the scores as lines of text."""
+        counted = f"{self.clips} held-out clip" + ("" if self.clips == 1 else "s")
+        text = [counted + (f", {self.skipped} too large" if self.skipped else "")]
+        text.append("bits per token: " + ", ".join(f"{name} {bits:.2f}" for name, bits in self.bits.items()))
+        for task, score in self.tasks.items():
+            named = {"generator": "generator", "probable": "most probable codes", "baseline": score.baseline}
+            named |= {"ceiling": "tokenizer's reconstruction"}
+            parts = [f"{named[name]} {score.psnr[name]:.2f} dB" for name in named]
+            if score.curve:
+                first = ", ".join(f"{score.curve[name][0]:.2f}" for name in named)
+                parts.append(f"first generated frame {first} dB")
+            if score.st_lpips:
+                parts.append("ST-LPIPS " + ", ".join(f"{score.st_lpips[name]:.3f}" for name in named))
+            text.append(f"{task}: " + ", ".join(parts))
+        if self.copies is not None and self.nearest is not None and self.nearest_held_out is not None:
+            text.append(
+                f"{self.copies:.0%} of the samples are copies; codes that differ from the nearest training sample: "
+                f"{self.nearest:.0%} (held-out clips: {self.nearest_held_out:.0%})"
+            )
+        if self.frechet:
+            text.append(f"Fréchet distance in the tokenizer's latent space: {_join(self.frechet, '.3f')}")
+        for steps, score in self.steps.items():
+            parts = [f"{score.seconds:.2f} s per clip"]
+            parts += [f"PSNR {_join(score.psnr, '.2f')} dB"] if score.psnr else []
+            parts += [f"Fréchet distance {_join(score.frechet, '.3f')}"] if score.frechet else []
+            text.append(f"{steps} decoding step{'' if steps == '1' else 's'}: " + "; ".join(parts))
+        return text
+
+
+def _join(values: dict[str, float], digits: str) -> str:
+    return ", ".join(f"{name} {value:{digits}}" for name, value in values.items())
