@@ -97,13 +97,25 @@ STAGES = {
         "vidvq.generate.requests",
         "SampleConfig",
         "vidvq generate sample RUN --out DIR --config FILE",
-        (*_REQUEST, "n", "label", "frames", "height", "width", "fps", "items_per_shard"),
+        (
+            *_REQUEST,
+            "n",
+            "label",
+            "text",
+            "prompts",
+            "text_encoder",
+            "frames",
+            "height",
+            "width",
+            "fps",
+            "items_per_shard",
+        ),
     ),
     "generate-predict": Stage(
         "vidvq.generate.requests",
         "PredictConfig",
         "vidvq generate predict RUN CLIPS|TOKENS|VIDEOS... --out DIR --config FILE",
-        (*_REQUEST, *_INPUT, "given", "frames", "columns"),
+        (*_REQUEST, *_INPUT, "given", "frames", "columns", "text_encoder"),
     ),
     "generate-interpolate": Stage(
         "vidvq.generate.requests",
@@ -121,7 +133,7 @@ STAGES = {
         "vidvq.generate.evaluate",
         "EvaluateConfig",
         "vidvq generate evaluate RUN TOKENS --clips CLIPS KEY=VALUE...",
-        ("clips", "given", "samples", "seeds", "sampling", "perceptual"),
+        ("clips", "given", "samples", "seeds", "sampling", "compare_steps", "perceptual", "text_encoder"),
     ),
     "generate-play": Stage(
         "vidvq.generate.requests",
@@ -155,7 +167,7 @@ STAGES = {
         "vidvq.export.config",
         "ExportConfig",
         "vidvq export TOKENS --to TARGET --out DIR KEY=VALUE...",
-        ("order", "specials"),
+        ("order", "specials", "samples"),
     ),
 }
 

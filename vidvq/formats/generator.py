@@ -46,6 +46,10 @@ class GeneratorCard:
         action_mean: mean of each number of an action, over the training frames.
         action_scale: standard deviation of each number of an action; 1 where it never changes.
         action_choices: the most frequent actions of the training frames, the most frequent first.
+        text: column of the text condition; "" without one.
+        text_encoder: folder or name of the text encoder; "" without one.
+        text_width: length of a state of the text encoder; 0 without one.
+        text_probe: numbers of the state of a fixed text, which identify the encoder.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -62,6 +66,10 @@ class GeneratorCard:
     action_mean: tuple[float, ...] = ()
     action_scale: tuple[float, ...] = ()
     action_choices: tuple[tuple[float, ...], ...] = ()
+    text: str = ""
+    text_encoder: str = ""
+    text_width: int = 0
+    text_probe: tuple[float, ...] = ()
 
     @property
     def limits(self) -> tuple[int, int, int]:
@@ -93,7 +101,8 @@ def write_generator(
     folder: Path, card: GeneratorCard, tensors: dict[str, np.ndarray], step: int, training: Path | None = None
 ) -> str:
     """Write a checkpoint folder atomically, replacing one of the same name; returns its fingerprint."""
-    fields = asdict(card)
+    # Without a text condition the card is that of earlier versions, and so is its fingerprint.
+    fields = {name: value for name, value in asdict(card).items() if card.text or not name.startswith("text")}
     print_ = digest_tensors(fields, tensors)
     config = {"format": GENERATOR_FORMAT, "generator": fields, "step": step}
     write_model_folder(folder, config, {"generator": print_}, tensors, training)

@@ -60,6 +60,9 @@ class ConditionConfig:
         label: column with the class of a clip (text or a number); None for no class condition.
         actions: column with the actions of a clip: a JSON list with one number, or one list of numbers, per frame: the
             action that led to the frame; None for no action condition.
+        text: column with a text about a clip; None for no text condition. Needs ``text_encoder``.
+        text_encoder: T5 encoder or CLIP text model of the library transformers, as a folder or a name on the hub; it
+            stays frozen.
         drop: fraction of the samples trained without conditions, for classifier-free guidance (0 to below 1).
     """
 
@@ -67,6 +70,8 @@ class ConditionConfig:
 
     label: str | None = None
     actions: str | None = None
+    text: str | None = None
+    text_encoder: str | None = None
     drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
@@ -151,7 +156,12 @@ class GenerateTrainConfig:
             raise UsageError(
                 f"tasks.{blanked[0]} needs pixels; set pixels.clips= to the clip shards that data.tokens was made from"
             )
-        for name in ("label", "actions"):
+        if bool(self.conditions.text) != bool(self.conditions.text_encoder):
+            raise UsageError(
+                f"conditions.text={self.conditions.text} conditions.text_encoder={self.conditions.text_encoder}: texts "
+                "need both, the column and a text encoder (a folder of a T5 encoder or a CLIP text model)"
+            )
+        for name in ("label", "actions", "text"):
             if getattr(self.conditions, name) and self.pixels is None:
                 raise UsageError(f"conditions.{name} is a column of the clips; set pixels.clips= to their directory")
         if "://" in self.out:

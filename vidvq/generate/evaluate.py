@@ -15,18 +15,20 @@ from vidvq import config as settings
 from vidvq.data.index import read_bytes, read_clip_index
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard, read_generator
-from vidvq.formats.token_index import TokenLocation, index_tokens
+from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
 from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
 from vidvq.generate.conditions import check_action_width, label_name, latent_actions, read_actions, read_column
-from vidvq.generate.examples import seeded_rng
+from vidvq.generate.examples import Columns, seeded_rng
 from vidvq.generate.latent_distance import LatentDistance
 from vidvq.generate.likelihood import NgramModels, sample_nats
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import Count, SamplingConfig
 from vidvq.generate.sampling import Condition, sample_codes
 from vidvq.generate.scores import GeneratorScores, StepScore, TaskScore
+from vidvq.generate.text import open_text_encoder
 from vidvq.log import progress, warn
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
@@ -56,6 +58,8 @@ class EvaluateConfig:
         sampling: sampling of the codes.
         compare_steps: numbers of decoding steps to compare (1 or more each), in quality and time.
         perceptual: whether to compute ST-LPIPS as well as PSNR.
+        text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
+            training.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -67,6 +71,7 @@ class EvaluateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     compare_steps: tuple[Count, ...] = ()
     perceptual: bool = False
+    text_encoder: str | None = None
 
 
 def run_generate_evaluate(
@@ -150,7 +155,7 @@ class _Evaluation:
         skipped, self.locations = len(locations) - len(self.locations), self.locations[: config.clips]
         self.scores = GeneratorScores(generator.fingerprint, len(self.locations), skipped)
         self.tokenizer = self._load_tokenizer(checkpoint)
-        self.labels, self.actions = _read_conditions(self.card, clips)
+        self.columns = _read_conditions(self.card, clips, config.text_encoder)
         self.training = _training_samples(run, self.card)
         self.perceptual = load_perceptual("st_lpips", "alex").to(self.device) if config.perceptual else None
 
@@ -212,7 +217,7 @@ class _Evaluation:
         given, generates = self._given, "generate" in self.card.tasks
         wanted = {"generator": 0} if generates else {}
         wanted |= {"predict": given}
-        wanted |= {"unconditional": given} if self.labels or self.actions else {}
+        wanted |= {"unconditional": given} if any(self.columns[:3]) else {}
         nats, tokens = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0)
         with progress("bits", len(held_out), "clips") as bar:
             for location, codes in zip(self.locations, held_out, strict=True):
@@ -238,17 +243,21 @@ class _Evaluation:
         return 1 + (self.config.given - 1) // self.card.tokenizer.temporal_factor
 
     def _condition(self, key: str, latents: int) -> Condition:
-        """Return the class and the actions of a clip, as far as they are known."""
-        rows = self.actions.get(key)
+        """Return the class, the actions and the text of a clip, as far as they are known."""
+        rows, text = self.columns.actions.get(key), self.columns.texts.get(key)
         actions = None if rows is None else torch.from_numpy(latent_actions(rows, np.arange(latents), self.card))
-        return Condition(self.labels.get(key, 0), actions)
+        states = None if text is None or self.columns.encoder is None else self.columns.encoder.encode(text)
+        return Condition(self.columns.labels.get(key, 0), actions, text=states)
 
     def _condition_tensors(self, key: str, latents: int) -> dict[str, torch.Tensor | None]:
         """Return the same as arguments of the network."""
         condition = self._condition(key, latents)
+        text = None if condition.text is None else condition.text[None].to(self.device)
         return {
             "labels": torch.tensor([condition.label], device=self.device),
             "actions": None if condition.actions is None else condition.actions[None].to(self.device),
+            "text": text,
+            "text_mask": None if text is None else torch.ones_like(text[..., 0], dtype=torch.bool),
         }
 
     def _measure_pixels(self, clips: Path) -> None:
@@ -413,24 +422,28 @@ _BASELINES = {
 }
 
 
-def _read_conditions(card: GeneratorCard, clips: Path | None) -> tuple[dict[str, int], dict[str, np.ndarray]]:
-    """Read the class (from 1) and the actions ``t a`` of each clip, by key; empty without clips or conditions.
+def _read_conditions(card: GeneratorCard, clips: Path | None, text_encoder: str | None) -> Columns:
+    """Read the conditions of the clips; empty without clips or conditions.
 
     Raises:
-        UsageError: the clips lack the column, or have actions of another length than the generator's.
+        UsageError: the clips lack a column, have actions of another length than the generator's, or there is no text
+            encoder.
     """
+    columns = Columns({}, {}, {})
     if clips is None:
-        return {}, {}
-    labels: dict[str, int] = {}
-    actions: dict[str, np.ndarray] = {}
+        return columns
     if card.label:
         known = {name: 1 + at for at, name in enumerate(card.labels)}
-        labels = {key: known.get(label_name(value), 0) for key, value in read_column([str(clips)], card.label).items()}
+        values = read_column([str(clips)], card.label)
+        columns = columns._replace(labels={key: known.get(label_name(value), 0) for key, value in values.items()})
     if card.actions:
         found = read_actions([str(clips)], card.actions)
         check_action_width(card, len(found.mean))
-        actions = found.by_key
-    return labels, actions
+        columns = columns._replace(actions=found.by_key)
+    if card.text:
+        texts = {key: str(value) for key, value in read_column([str(clips)], card.text).items()}
+        columns = columns._replace(texts=texts, encoder=open_text_encoder(card, text_encoder))
+    return columns
 
 
 def _mean_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.blanking import BlankedVideo, draw_hidden_pixels, encode_visible
 from vidvq.generate.conditions import actions_per_latent, latent_actions
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
+from vidvq.generate.text import TextEncoder, pad_texts
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
 from vidvq.video import VideoError
@@ -32,6 +33,7 @@ class Examples(NamedTuple):
         labels: class of each sample, ``b`` int64 from 1, 0 for none; None without a class condition.
         actions: actions ``b lt a`` float, NaN where missing; None without an action condition.
         blanked: condition of ``interpolate`` and ``fill``; None for other tasks.
+        text: states of the texts ``b n d`` and their mask ``b n``; None without a text condition.
     """
 
     tokens: TokenBatch
@@ -39,6 +41,23 @@ class Examples(NamedTuple):
     labels: Tensor | None
     actions: Tensor | None
     blanked: BlankedVideo | None
+    text: tuple[Tensor, Tensor] | None = None
+
+
+class Columns(NamedTuple):
+    """Conditions of the clips by key; clips without an entry have no such condition.
+
+    Attributes:
+        labels: class index, from 1.
+        actions: actions ``t a``.
+        texts: texts.
+        encoder: encoder of the texts; None without a text condition.
+    """
+
+    labels: dict[str, int]
+    actions: dict[str, np.ndarray]
+    texts: dict[str, str]
+    encoder: TextEncoder | None = None
 
 
 class ExampleDataset(Dataset[Examples | UnreadableBatch]):
@@ -48,8 +67,7 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
         config: config of the run.
         card: card of the generator.
         tokens: tokens of this rank.
-        labels: class index by clip key, from 1.
-        actions: actions ``t a`` by clip key.
+        columns: conditions of the clips.
         tokenizer: tokenizer for blanked clips; None if no task needs it.
 
     Raises:
@@ -61,13 +79,12 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
         config: GenerateTrainConfig,
         card: GeneratorCard,
         tokens: TokenDataset,
-        labels: dict[str, int],
-        actions: dict[str, np.ndarray],
+        columns: Columns,
         tokenizer: Tokenizer | None,
     ) -> None:
         self.config, self.seed, self.ranks = config.data, config.seed, tokens.ranks
         self._tasks, self._card, self._tokens = config.tasks.weights, card, tokens
-        self._labels, self._actions, self._tokenizer = labels, actions, tokenizer
+        self._columns, self._tokenizer = columns, tokenizer
         self._media: dict[str, ByteRange] = {}
         if tokenizer is not None and config.pixels is not None:
             index = read_clip_index(list(config.pixels.clips))
@@ -88,7 +105,7 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
             blanked = self._blank(samples, task, position) if task in BLANKED_TASKS else None
         except (UsageError, VideoError) as error:
             return UnreadableBatch(str(error))
-        return make_examples(samples, task, self._card, self._labels, self._actions, blanked)
+        return make_examples(samples, task, self._card, self._columns, blanked)
 
     def _blank(self, samples: list[TokenSample], task: str, position: tuple[int, int]) -> BlankedVideo:
         assert self._tokenizer is not None
@@ -109,8 +126,7 @@ def make_examples(
     samples: list[TokenSample],
     task: str,
     card: GeneratorCard,
-    labels: dict[str, int],
-    actions: dict[str, np.ndarray],
+    columns: Columns,
     blanked: BlankedVideo | None = None,
 ) -> Examples:
     """Collate samples with their conditions.
@@ -119,20 +135,26 @@ def make_examples(
         samples: samples of one grid.
         task: name of the task.
         card: card of the generator.
-        labels: class index by clip key; other clips have no class.
-        actions: actions ``t a`` by clip key; other clips have no actions.
+        columns: conditions of the clips.
         blanked: condition of ``interpolate`` and ``fill``.
     """
-    class_indices = torch.tensor([labels.get(sample.key, 0) for sample in samples]) if card.labels else None
+    class_indices = torch.tensor([columns.labels.get(sample.key, 0) for sample in samples]) if card.labels else None
     action_rows = None
     if card.action_mean:
         missing = np.full((len(samples[0].latents), actions_per_latent(card)), np.nan, dtype=np.float32)
         rows = [
-            latent_actions(actions[sample.key], sample.latents, card) if sample.key in actions else missing
+            latent_actions(columns.actions[sample.key], sample.latents, card)
+            if sample.key in columns.actions
+            else missing
             for sample in samples
         ]
         action_rows = torch.from_numpy(np.stack(rows))
-    return Examples(collate(samples), task, class_indices, action_rows, blanked)
+    text = None
+    if columns.encoder is not None:
+        texts = [columns.texts.get(sample.key) for sample in samples]
+        states = [None if each is None else columns.encoder.encode(each) for each in texts]
+        text = pad_texts(states, card.text_width)
+    return Examples(collate(samples), task, class_indices, action_rows, blanked, text)
 
 
 def draw_task(weights: dict[str, float], seed: int, number: int, micro_step: int) -> str:

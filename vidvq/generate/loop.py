@@ -15,8 +15,9 @@ from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
 from vidvq.generate.conditions import Actions, label_name, read_actions, read_column
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
-from vidvq.generate.examples import ExampleDataset, Examples
+from vidvq.generate.examples import Columns, ExampleDataset, Examples
 from vidvq.generate.held_out import HeldOutLoss
+from vidvq.generate.text import TextEncoder
 from vidvq.generate.trainer import GeneratorTrainer
 from vidvq.log import info, progress
 from vidvq.model import Tokenizer
@@ -81,6 +82,12 @@ def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[Gener
         labels = {key: label_name(value) for key, value in values.items() if key in wanted}
     if config.conditions.actions:
         actions = read_actions(clips, config.conditions.actions)
+    texts: dict[str, str] = {}
+    encoder = None
+    if config.conditions.text and config.conditions.text_encoder:
+        values = read_column(clips, config.conditions.text)
+        texts = {key: str(value) for key, value in values.items() if key in wanted}
+        encoder = TextEncoder(config.conditions.text_encoder)
     names = tuple(sorted(set(labels.values())))
     rates = [location.read_info().fps for location in tokens.index.locations[:_FPS_SAMPLES]]
     counts = {tuple(map(int, shape)): 0 for shape in tokens.shapes}
@@ -101,9 +108,14 @@ def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[Gener
         action_mean=actions.mean,
         action_scale=actions.scale,
         action_choices=actions.choices,
+        text=config.conditions.text or "",
+        text_encoder=config.conditions.text_encoder or "",
+        text_width=encoder.width if encoder else 0,
+        text_probe=encoder.probe if encoder else (),
     )
     indices = {key: 1 + names.index(name) for key, name in labels.items()}
-    return card, ExampleDataset(config, card, tokens, indices, actions.by_key, _load_tokenizer(config, card))
+    columns = Columns(indices, actions.by_key, texts, encoder)
+    return card, ExampleDataset(config, card, tokens, columns, _load_tokenizer(config, card))
 
 
 def _load_tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokenizer | None:

@@ -28,6 +28,7 @@ def build_network(card: GeneratorCard, seed: int = 0) -> VideoTransformer:
             len(card.labels),
             actions_per_latent(card),
             bool(BLANKED_TASKS & set(card.tasks)),
+            text_width=card.text_width,
         )
 
 

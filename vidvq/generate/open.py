@@ -24,6 +24,7 @@ from vidvq.generate.requests import (
 )
 from vidvq.generate.sampling import check_shape
 from vidvq.generate.stage import GenerateClips, PredictTokens, SampleStage
+from vidvq.generate.text import open_text_encoder
 from vidvq.generate.video_stage import GenerateVideos
 from vidvq.jobs.plan_clips import SHARD_STAGE
 from vidvq.jobs.stage import Stage
@@ -142,6 +143,8 @@ def _find_tokenizer(generator: Generator, checkpoint: Path) -> Path:
 def _check_sample(card: GeneratorCard, config: SampleConfig) -> None:
     if config.label is not None:
         label_index(card, config.label)
+    if config.texts():
+        open_text_encoder(card, config.text_encoder)
     frames, height, width = sample_size(card, config)
     r, s = card.tokenizer.temporal_factor, card.tokenizer.spatial_factor
     check_shape(card, (1 + -(-(frames - 1) // r), -(-height // s), -(-width // s)))
@@ -177,7 +180,7 @@ def _conditions(generator: Generator, tokens: Path, config: PredictConfig) -> di
         check_shape(card, (1, lh, lw))
     if config.columns is None:
         return {}
-    if not card.label and not card.actions:
+    if not card.label and not card.actions and not card.text:
         raise UsageError(f"columns={config.columns}: this generator was trained without conditions")
     keys = {location.key for location in locations}
     labels: dict[str, int] = {}
@@ -189,5 +192,11 @@ def _conditions(generator: Generator, tokens: Path, config: PredictConfig) -> di
         found = read_actions([config.columns], card.actions)
         check_action_width(card, len(found.mean))
         actions = {key: rows for key, rows in found.by_key.items() if key in keys}
-    digest = sha256_bytes(canonical_json([labels, {key: rows.tolist() for key, rows in actions.items()}]))
-    return {"labels": labels, "actions": actions, "conditions": digest}
+    texts: dict[str, str] = {}
+    if card.text:
+        open_text_encoder(card, config.text_encoder)
+        found_texts = read_column([config.columns], card.text)
+        texts = {key: str(value) for key, value in found_texts.items() if key in keys}
+    values = [labels, {key: rows.tolist() for key, rows in actions.items()}, *([texts] if card.text else [])]
+    digest = sha256_bytes(canonical_json(values))
+    return {"labels": labels, "actions": actions, "texts": texts, "conditions": digest}

@@ -19,6 +19,7 @@ from vidvq.generate.network import load_network
 from vidvq.generate.regions import prepare, read_mask
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, RequestConfig, SampleConfig
 from vidvq.generate.sampling import Condition, check_shape, sample_codes
+from vidvq.generate.text import TextEncoder, open_text_encoder
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
@@ -50,13 +51,16 @@ class GenerationPipeline:
         self._config = config
         masked = isinstance(config, FillConfig) and config.mask
         self._mask = read_mask(masked) if masked else None
+        # Loaded with the first text.
+        self._encoder: TextEncoder | None = None
+        self._texts = config.texts() if isinstance(config, SampleConfig) else ()
         self._tokenizer: Tokenizer | None = None
         if tokenizer:
             self._tokenizer, _ = load_tokenizer(tokenizer)
             self._tokenizer.to(self._device)
 
     def sample(self, key: str, index: int) -> dict[str, bytes]:
-        """Generate a sample without a prompt, optionally of a class.
+        """Generate a sample without given frames, optionally of a class or a text.
 
         Args:
             key: key of the sample; with the seed it determines the codes.
@@ -74,13 +78,20 @@ class GenerationPipeline:
         r, s = self.card.tokenizer.temporal_factor, self.card.tokenizer.spatial_factor
         shape = (1 + -(-(frames - 1) // r), -(-height // s), -(-width // s))
         label = 0 if config.label is None else label_index(self.card, config.label)
-        codes = self._codes(key, shape, None, Condition(label))
+        text = self._encode(self._texts[index // config.n]) if self._texts else None
+        codes = self._codes(key, shape, None, Condition(label, text=text))
         tick = 1 / Fraction(config.fps or self.card.fps).limit_denominator(_MAX_DENOMINATOR)
         times = {"fps": float(1 / tick), "time_base": str(tick), "pts": tuple(range(frames)), "duration": frames}
         return self._files(codes, TokenInfo(self._name, index, shape, frames, height, width, **times))
 
     def predict(
-        self, key: str, codes: np.ndarray, info: TokenInfo, label: int = 0, actions: np.ndarray | None = None
+        self,
+        key: str,
+        codes: np.ndarray,
+        info: TokenInfo,
+        label: int = 0,
+        actions: np.ndarray | None = None,
+        text: str | None = None,
     ) -> dict[str, bytes]:
         """Continue a clip.
 
@@ -90,6 +101,7 @@ class GenerationPipeline:
             info: metadata of the clip.
             label: class index, from 1; 0 for none.
             actions: actions ``t a`` of the frames; None for none.
+            text: text about the clip; None for none.
 
         Returns:
             Files of the sample, by extension.
@@ -110,7 +122,7 @@ class GenerationPipeline:
         if self.card.action_mean and actions is not None:
             action_rows = torch.from_numpy(latent_actions(actions, latents, self.card))
         shape = (len(latents), codes.shape[1], codes.shape[2])
-        made = self._codes(key, shape, codes[:given], Condition(label, action_rows))
+        made = self._codes(key, shape, codes[:given], Condition(label, action_rows, text=self._encode(text)))
         return self._files(made, replace(extend_times(info, frames), grid=shape, quality=None))
 
     def from_pixels(self, frames: np.ndarray, info: ClipInfo | ItemInfo) -> dict[str, bytes]:
@@ -145,6 +157,14 @@ class GenerationPipeline:
         hidden = torch.from_numpy(part)[None].to(self._device)
         condition = Condition(blanked=encode_visible(tokenizer, to_video(frames).to(self._device), hidden))
         return self._files(self._codes(key, grid, None, condition), replace(tokens, grid=grid))
+
+    def _encode(self, text: str | None) -> torch.Tensor | None:
+        if text is None:
+            return None
+        if self._encoder is None:
+            assert isinstance(self._config, SampleConfig | PredictConfig)
+            self._encoder = open_text_encoder(self.card, self._config.text_encoder)
+        return self._encoder.encode(text)
 
     def _codes(
         self, key: str, shape: tuple[int, int, int], given: np.ndarray | None, condition: Condition

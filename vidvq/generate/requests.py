@@ -76,8 +76,12 @@ class SampleConfig(RequestConfig):
     """Settings of `vidvq generate sample`.
 
     Attributes:
-        n: number of samples (1 or more).
+        n: number of samples, of each text (1 or more).
         label: class of the samples, ``class=`` on the command line; None for no class.
+        text: text of the samples; None for no text.
+        prompts: text file with one text per line, blank lines left out; None for ``text``.
+        text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
+            training.
         frames: number of frames per sample; None for the most frequent one of the training samples.
         height: frame height (pixels); None for the most frequent one of the training samples.
         width: frame width (pixels); None for the most frequent one of the training samples.
@@ -87,6 +91,9 @@ class SampleConfig(RequestConfig):
 
     n: Count = 16
     label: str | int | float | None = None
+    text: str | None = None
+    prompts: str | None = None
+    text_encoder: str | None = None
     frames: Count | None = None
     height: Count | None = None
     width: Count | None = None
@@ -96,7 +103,29 @@ class SampleConfig(RequestConfig):
     def identity(self) -> dict[str, Any]:
         """The settings that the samples depend on, as JSON types."""
         names = ("n", "label", "frames", "height", "width", "fps", "items_per_shard")
-        return super().identity() | {name: getattr(self, name) for name in names}
+        texts = {"texts": list(self.texts())} if self.texts() else {}
+        return super().identity() | {name: getattr(self, name) for name in names} | texts
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.prompts is not None:
+            raise UsageError(f"text={self.text} and prompts={self.prompts} exclude each other; set one of them")
+
+    def texts(self) -> tuple[str, ...]:
+        """Return the texts to sample; empty for no text condition.
+
+        Raises:
+            UsageError: ``prompts`` is not readable or holds no text.
+        """
+        if self.prompts is None:
+            return () if self.text is None else (self.text,)
+        try:
+            lines = resolve_path(self.prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"prompts={self.prompts} cannot be read as a text file: {error}") from error
+        found = tuple(line.strip() for line in lines if line.strip())
+        if not found:
+            raise UsageError(f"prompts={self.prompts} holds no text; write one per line")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +155,14 @@ class PredictConfig(InputConfig):
         frames: number of frames of the result, including the given ones; None for the length of the clip, or for
             videos that of the longest training sample.
         columns: directory of clip shards with the columns of the conditions; None generates without conditions.
+        text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
+            training.
     """
 
     given: Count = 5
     frames: Count | None = None
     columns: str | None = None
+    text_encoder: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """The settings that the samples depend on, as JSON types."""

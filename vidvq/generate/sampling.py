@@ -6,7 +6,7 @@ codes of a step over the grid (Besnier et al. 2025), or a random permutation. Re
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import cos, pi
 from typing import NamedTuple
@@ -34,11 +34,13 @@ class Condition:
         label: class index, from 1; 0 for none.
         actions: normalized actions ``t a`` of the latent frames; None for none.
         blanked: visible part of the video, for ``interpolate`` and ``fill``; None for other tasks.
+        text: states ``n d`` of a text; None for none.
     """
 
     label: int = 0
     actions: Tensor | None = None
     blanked: BlankedVideo | None = None
+    text: Tensor | None = None
 
 
 @torch.no_grad()
@@ -122,7 +124,7 @@ def check_shape(card: GeneratorCard, shape: tuple[int, int, int], fixed_length: 
 def _window_condition(condition: Condition, frames: list[int]) -> Condition:
     """Return the conditions of some latent frames."""
     actions = None if condition.actions is None else condition.actions[frames]
-    return Condition(condition.label, actions, condition.blanked)
+    return replace(condition, actions=actions)
 
 
 class _Prediction(NamedTuple):
@@ -167,6 +169,9 @@ class _Window:
             None if blanked is None else blanked.visible.to(device).expand(copies, -1, -1, -1),
             torch.arange(copies, device=device) == 0,
         )
+        text = None if condition.text is None else condition.text.to(device).expand(copies, -1, -1)
+        text_mask = None if text is None else torch.ones(text.shape[:2], dtype=torch.bool, device=device)
+        self.text = network.context(copies, text, text_mask, self.pixels[2])
         self.extra = network.condition(
             codes.expand(copies, *codes.shape),
             torch.full((copies,), condition.label, device=device),
@@ -182,7 +187,7 @@ class _Window:
 
         def predict(codes: Tensor, mask: Tensor) -> _Prediction:
             previous = self._expand(previous_codes(codes[None], mask[None])[0])
-            vectors = self.network.hidden(self._embed(codes, mask, previous) + self.extra)
+            vectors = self.network.hidden(self._embed(codes, mask, previous) + self.extra, text=self.text)
             return _Prediction(vectors, self.network.candidates(previous, *self.pixels))
 
         return self._reveal(codes, mask, predict, 0)
@@ -204,7 +209,7 @@ class _Window:
                 first: int = t,
             ) -> _Prediction:
                 x = self._embed(frame, mask, previous, first) + self.extra[:, first : first + 1]
-                return _Prediction(self.network.forward_cached(x, cache, append=False), copies)
+                return _Prediction(self.network.forward_cached(x, cache, append=False, text=self.text), copies)
 
             frame = codes[t : t + 1]
             codes[t : t + 1] = self._reveal(frame.clone(), torch.ones_like(frame, dtype=torch.bool), predict, t)
@@ -216,7 +221,7 @@ class _Window:
         """Append the latent frames before ``end`` that the cache lacks."""
         first = cache.frames
         x = self._embed(codes[first:end], None, self._previous(codes, first, end), first) + self.extra[:, first:end]
-        self.network.forward_cached(x, cache, append=True)
+        self.network.forward_cached(x, cache, append=True, text=self.text)
 
     def _previous(self, codes: Tensor, first: int, end: int) -> Tensor:
         before = codes[None, first - 1 : first] if first else None

@@ -165,5 +165,7 @@ def condition_tensors(examples: Examples, device: torch.device) -> dict[str, Ten
         "actions": examples.actions,
         "blanked": blanked.codes if blanked else None,
         "visible": blanked.visible if blanked else None,
+        "text": examples.text[0] if examples.text else None,
+        "text_mask": examples.text[1] if examples.text else None,
     }
     return {name: None if tensor is None else tensor.to(device) for name, tensor in conditions.items()}

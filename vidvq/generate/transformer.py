@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from vidvq.errors import UsageError
 from vidvq.generate.previous import UNKNOWN, PreviousInput, neighbors, previous_codes
+from vidvq.generate.text_attention import TextAttention, TextContext, TextProjection
 from vidvq.generate.vocabulary import CodebookEmbedding, CodebookHead
 
 # Wavelengths of the rotary positions range from 2 pi to about 2 pi times this number (latents).
@@ -89,6 +90,7 @@ class VideoTransformer(nn.Module):
         actions: length of the action condition of a latent frame; 0 without one.
         sees_blanked: whether codes of a blanked video can be a condition (``interpolate``, ``fill``).
         limit: largest codebook that is not factorised (codes).
+        text_width: length of a state of the text encoder; 0 without a text condition.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class VideoTransformer(nn.Module):
         actions: int = 0,
         sees_blanked: bool = False,
         limit: int = 1 << 16,
+        text_width: int = 0,
     ) -> None:
         super().__init__()
         self.config, self.codebooks = config, codebooks
@@ -107,7 +110,7 @@ class VideoTransformer(nn.Module):
         # Learned vectors are entries of embeddings, because ZeRO 3 gathers the weights of modules that are called.
         # ``holes`` is the embedding of a hidden code; checkpoints store it under this name.
         self.holes = _small_embedding(len(codebooks), width)
-        self.blocks = nn.ModuleList([Block(config, index) for index in range(config.depth)])
+        self.blocks = nn.ModuleList([Block(config, index, text_width > 0) for index in range(config.depth)])
         self.norm = nn.RMSNorm(width)
         # Number of codes that a position can copy.
         self.copies = 0
@@ -122,6 +125,7 @@ class VideoTransformer(nn.Module):
         self.blanked = nn.Linear(width, width, bias=False) if sees_blanked else None
         self.visible = nn.Linear(1, width) if sees_blanked else None
         self.no_blanked = _small_embedding(1, width) if sees_blanked else None
+        self.text = TextProjection(text_width, width) if text_width else None
         self.rotary = Rotary(width // config.heads)
 
     def embed(self, codes: Tensor, mask: Tensor | None, first: int = 0, previous: Tensor | None = None) -> Tensor:
@@ -247,24 +251,34 @@ class VideoTransformer(nn.Module):
             mask: ``b t h w`` bool, True for hidden codes.
             two_streams: True for ``next``: a latent frame sees complete earlier frames only. False for ``masked``: it
                 sees all codes that are not hidden.
-            **conditions: arguments of :meth:`condition`.
+            **conditions: arguments of :meth:`condition`, and ``text`` and ``text_mask`` of :meth:`context`.
 
         Returns:
             ``n`` float, in raster order by codebook.
         """
+        text = self.context(
+            len(codes), conditions.pop("text", None), conditions.pop("text_mask", None), conditions.get("kept")
+        )
         extra = self.condition(codes, **conditions)  # type: ignore[arg-type] (first is not among them)
         previous = previous_codes(codes, None if two_streams else mask)
         copies = self.candidates(previous, conditions.get("blanked"), conditions.get("visible"), conditions.get("kept"))
         noisy = self.embed(codes, mask, previous=previous) + extra
         clean = self.embed(codes, None, previous=previous) + extra if two_streams else None
-        return self.nll(self.hidden(noisy, clean), codes, mask, copies)
+        return self.nll(self.hidden(noisy, clean, text), codes, mask, copies)
 
-    def hidden(self, noisy: Tensor, clean: Tensor | None = None) -> Tensor:
+    def context(
+        self, batch: int, text: Tensor | None = None, text_mask: Tensor | None = None, kept: Tensor | None = None
+    ) -> TextContext | None:
+        """Project the texts of a batch; see :class:`TextProjection`. None without a text condition."""
+        return None if self.text is None else self.text(batch, text, text_mask, kept)
+
+    def hidden(self, noisy: Tensor, clean: Tensor | None = None, text: TextContext | None = None) -> Tensor:
         """Compute the hidden vectors of all positions.
 
         Args:
             noisy: embeddings of the masked codes plus conditions, ``b t h w c``.
             clean: embeddings of the complete codes plus conditions, for ``next``; None for ``masked``.
+            text: result of :meth:`context`.
 
         Returns:
             ``b t h w c``, normalized.
@@ -273,16 +287,17 @@ class VideoTransformer(nn.Module):
         t, h, w = noisy.shape[1:4]
         rotation = self.rotary(torch.arange(t, device=x.device), h, w)
         for block in self.blocks:
-            x = block(x, rotation)
+            x = block(x, rotation, text)
         return self.norm(x[:, -1])
 
-    def forward_cached(self, x: Tensor, cache: KVCache, append: bool) -> Tensor:
+    def forward_cached(self, x: Tensor, cache: KVCache, append: bool, text: TextContext | None = None) -> Tensor:
         """Compute the hidden vectors of the latent frames that follow those in a cache.
 
         Args:
             x: embeddings plus conditions, ``b t h w c``: complete frames with ``append``, otherwise one masked frame.
             cache: keys and values of the earlier frames.
             append: whether to add the keys and values of these frames to the cache.
+            text: result of :meth:`context`.
 
         Returns:
             ``b t h w c``, normalized.
@@ -290,7 +305,7 @@ class VideoTransformer(nn.Module):
         t, h, w = x.shape[1:4]
         rotation = self.rotary(torch.arange(cache.frames, cache.frames + t, device=x.device), h, w)
         for block in self.blocks:
-            x = block.forward_cached(x, rotation, cache, append)  # type: ignore[operator]
+            x = block.forward_cached(x, rotation, cache, append, text)  # type: ignore[operator]
         if append:
             cache.frames += t
         return self.norm(x)
@@ -369,10 +384,12 @@ class Block(nn.Module):
     Args:
         config: size and attention of the transformer.
         index: index of the block; with ``axial``, even blocks attend in space and odd ones in time.
+        text: whether the block also attends to a text.
     """
 
-    def __init__(self, config: TransformerConfig, index: int) -> None:
+    def __init__(self, config: TransformerConfig, index: int, text: bool = False) -> None:
         super().__init__()
+        self.text = TextAttention(config.width, config.heads, config.depth) if text else None
         width, hidden = config.width, max(round(config.width * config.mlp), 1)
         self.index, self.count = index, config.heads
         self.scope = "full" if config.attention == "full" else ("time" if index % 2 else "space")
@@ -387,8 +404,9 @@ class Block(nn.Module):
         for last in (self.out, self.down):
             nn.init.normal_(last.weight, std=0.02 / (2 * config.depth) ** 0.5)
 
-    def forward(self, x: Tensor, rotation: Rotation) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, text: TextContext | None = None) -> Tensor:
         """Map ``b s t h w c`` (``s`` streams) to the same shape."""
+        x = self._read_text(x, text)
         b, s, t, h, w, _ = x.shape
         query, key, value = self._project(x, rotation)
         if self.scope == "space":
@@ -402,8 +420,11 @@ class Block(nn.Module):
         out = rearrange(out, f"{right} -> {left}", b=b, s=s, t=t, h=h, w=w)
         return self._finish(x, out)
 
-    def forward_cached(self, x: Tensor, rotation: Rotation, cache: KVCache, append: bool) -> Tensor:
+    def forward_cached(
+        self, x: Tensor, rotation: Rotation, cache: KVCache, append: bool, text: TextContext | None = None
+    ) -> Tensor:
         """Map frames ``b t h w c`` that follow those in a cache to the same shape."""
+        x = self._read_text(x, text)
         b, t, h, w, _ = x.shape
         query, key, value = (part[:, :, 0] for part in self._project(x[:, None], rotation))
         if cache.frames:
@@ -422,6 +443,9 @@ class Block(nn.Module):
         left, right = shape.split(" -> ")
         out = rearrange(out, f"{right} -> {left}", b=b, t=t, h=h, w=w)
         return self._finish(x[:, None], out[:, :, None])[:, 0]
+
+    def _read_text(self, x: Tensor, text: TextContext | None) -> Tensor:
+        return x if self.text is None or text is None else self.text(x, text)
 
     def _project(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         parts = rearrange(self.qkv(self.before(x)), "b s t h w (n a d) -> n b a s t h w d", n=3, a=self.count)
