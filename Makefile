@@ -9,7 +9,7 @@ INCLUDED_dev := test all shard
 INCLUDED_test := all shard
 INCLUDED_all := shard
 
-.PHONY: demo test test-slow test-gpu test-readers bench-shard bench-model bench-train bench-tokenize bench-export \
+.PHONY: demo test test-slow test-gpu test-kernels test-readers bench-shard bench-model bench-train bench-tokenize bench-export \
   bench-launches bench-gpu gpu-bundle ablate weights bench-stability check lint docs wheel format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
@@ -26,6 +26,10 @@ test-slow: $(VENV)/.with-test  ## The tests that take minutes.
 
 test-gpu: $(VENV)/.with-test  ## The tests that need a CUDA device; they fail, not skip, without one.
 	VIDVQ_REQUIRE_GPU=1 $(BIN)/pytest -m gpu
+
+# Beside .venv, not in it: Triton would be a third of it. Interpreted, kernels need no GPU.
+test-kernels: $(VENV)/.with-test $(VENV)/triton  ## The Triton kernels, interpreted on the CPU.
+	TRITON_INTERPRET=1 PYTHONPATH=$(VENV)/triton $(BIN)/pytest -m kernels tests/kernels
 
 # Beside .venv, not in it: their own pins contradict one another's and ours, and would bring gigabytes.
 test-readers: $(VENV)/.with-test $(VENV)/readers  ## Exports, read back by the libraries that they are for.
@@ -126,6 +130,9 @@ clean:
 $(VENV)/readers: tests/readers/libraries.txt $(VENV)/.with-test
 	rm -rf $@
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ --requirement $<
+
+$(VENV)/triton: $(VENV)/.with-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ 'triton>=3.6'
 
 $(VENV)/.with-%: pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vidvq needs Python 3.11 or newer; run make PYTHON=python3.11")'

@@ -2,11 +2,13 @@
 
     python benchmarks/steps.py base --device cuda --dtype bfloat16 --mode captured --shapes 1x1,1x9,8x9,32x9
 
-The rate is that of what `vidvq tokenize` runs: pixels travel to the device as bytes, and codes come back.
+The rate is that of what `vidvq tokenize` runs: pixels travel to the device as bytes, and codes come back. The mode
+``triton`` captures the encoder's Triton kernels.
 """
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from statistics import median
 
 import click
@@ -18,7 +20,7 @@ from vidvq.model.launches import LaunchCounter
 from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import prepare_step
 
-MODES = ("eager", "compiled", "captured")
+MODES = ("eager", "compiled", "captured", "triton")
 
 
 @click.command()
@@ -31,6 +33,9 @@ MODES = ("eager", "compiled", "captured")
 @click.option("--rounds", default=5, show_default=True)
 def main(size: str, device: str, dtype: str, mode: str, shapes: str, side: int, rounds: int) -> None:
     """Measure one SIZE of configs/."""
+    if mode == "triton" and find_spec("triton") is None:
+        print(json.dumps({"size": size, "mode": mode, "note": "Triton is not installed"}))
+        return
     kind = getattr(torch, dtype)
     product = matmul(device, kind)
     peak = count_gflop(product) / median([timed(product, device) for _ in range(rounds + 1)][1:])
@@ -52,8 +57,11 @@ def main(size: str, device: str, dtype: str, mode: str, shapes: str, side: int, 
             }
             gflop = {name: count_gflop(call) for name, call in calls.items()}
             launches = {name: count_launches(call) for name, call in calls.items()}
+            if mode == "triton":
+                tokenizer.use_triton()
+                del calls["decode"]
             if mode != "eager":
-                tokenizer.compile_steps(capture=mode == "captured")
+                tokenizer.compile_steps(capture=mode != "compiled")
             for name, call in calls.items():
                 # The first calls compile and record.
                 first_s = timed(call, device)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import StackConfig
 from vidvq.model.step_shape import StepShape
 
 pytestmark = pytest.mark.gpu
@@ -99,6 +100,33 @@ def test_the_fused_search_materializes_no_distances(device):
     search.nearest_codes(latents, codebook)
     # The distances would be 21 GB; the squares of the codes are 8 MB.
     assert torch.cuda.max_memory_allocated() - before < 64 << 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_of_triton_kernels_depend_on_their_receptive_field_alone(dtype, video, device):
+    pytest.importorskip("triton", reason="Triton comes with torch for CUDA on Linux")
+    config = TokenizerConfig(encoder=StackConfig((64, 96), (1, 1)))
+    tokenizer = VideoTokenizer(config).eval().to(device)
+    with torch.no_grad():
+        for name, parameter in tokenizer.encoder.named_parameters():
+            # A new residual block is the identity and has no past.
+            if name.endswith("time.mix.weight"):
+                parameter.normal_(std=0.05)
+    tokenizer.use_half(dtype)
+    clip = video.to(device)
+    plain = tokenizer.encode(clip)
+    tokenizer.use_triton()
+    codes = tokenizer.encode(clip)
+    assert (codes == plain).float().mean() > (0.98 if dtype == torch.float32 else 0.8)
+    for shape in (StepShape(2, 3), StepShape(1, 2), StepShape(8, 1)):
+        tokenizer.step_shape = shape
+        assert torch.equal(tokenizer.encode(clip), codes)
+    part = tokenizer.encode(clip[..., 8:])
+    margin = tokenizer.encoder.receptive_radius
+    assert torch.equal(part[..., margin:], codes[..., 1 + margin :])
+    tokenizer.compile_steps(capture=True)
+    for _ in range(2):
+        assert torch.equal(tokenizer.encode(clip), codes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

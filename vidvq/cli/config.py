@@ -80,7 +80,7 @@ STAGES = {
         "vidvq tokenize SOURCES... --checkpoint CKPT --out DIR --config FILE",
         (
             *("video", "gop_frames", "items_per_shard", "lists", "limits", "where", "batch", "groups", "device"),
-            *("precision", "mixed_gpus", "pack", "quality", "max_failed", "runtime"),
+            *("precision", "kernels", "mixed_gpus", "pack", "quality", "max_failed", "runtime"),
         ),
     ),
     "generate-train": Stage(

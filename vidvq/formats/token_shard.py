@@ -46,8 +46,8 @@ class TokenizerCard:
         preprocessing: transform of pixels before the encoder.
         tail_policy: padding of an incomplete last group of frames.
         raster_order: order of the axes of a grid.
-        execution: how the tokens were computed: kind of device, precision, whether compiled, streams and groups per
-            call. None, and not in the JSON, for the default on CPUs.
+        execution: how the tokens were computed: kind of device, precision, kernels, whether compiled, streams and
+            groups per call. None, and not in the JSON, for the default on CPUs.
     """
 
     token_fingerprint: str

@@ -215,6 +215,14 @@ class Tokenizer(nn.Module):
             dtype: ``torch.bfloat16`` or ``torch.float16``.
         """
 
+    def use_triton(self) -> None:
+        """Encode with Triton kernels, whose rounding does not depend on the step shape or the frame size.
+
+        Raises:
+            UsageError: the tokenizer has no such kernels, or Triton is not installed.
+        """
+        raise UsageError(f"a {type(self).__name__} has no Triton kernels; set kernels=torch")
+
     def compile_steps(self, capture: bool = False, **options: Any) -> None:
         """Compile the calls that encoding and decoding consist of. Without streaming there is no effect.
 

@@ -7,6 +7,7 @@ basis, so the choice affects optimization only: details are a hundredth of the m
 update the weights of all channels equally. `make ablate` compares both.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -60,12 +61,17 @@ class Patch(nn.Module):
         """Channels of an RGB patch."""
         return 3 * self.time * self.space**2
 
-    def forward(self, video: Tensor) -> Tensor:
-        """Map ``b c (g t) (h s) (w s)`` to ``b g h w (t s s c)``; the first ``s s c`` channels are constant in time."""
+    def forward(self, video: Tensor, multiply: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> Tensor:
+        """Map ``b c (g t) (h s) (w s)`` to ``b g h w (t s s c)``; the first ``s s c`` channels are constant in time.
+
+        Args:
+            video: the pixels.
+            multiply: product of vectors ``... k`` and a matrix ``k k``.
+        """
         t, s = self.time, self.space
         blocks = rearrange(video, "b c (g t) (h p) (w q) -> b g h w c (t p q)", t=t, p=s, q=s)
         # A patch of ones has norm sqrt(t) s; dividing by it keeps the input of the network in [-1, 1].
-        coefficients = blocks @ (self.basis.to(video.dtype).T / (t**0.5 * s))
+        coefficients = multiply(blocks, self.basis.to(video.dtype).T / (t**0.5 * s))
         return rearrange(coefficients, "b g h w c k -> b g h w (k c)")
 
     def inverse(self, channels: Tensor) -> Tensor:

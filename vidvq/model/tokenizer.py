@@ -9,6 +9,7 @@ of the batch.
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -134,12 +135,18 @@ class VideoTokenizer(Tokenizer):
         self.encoder.to(dtype)
         self.decoder.to(dtype)
 
+    def use_triton(self) -> None:
+        """See :meth:`Tokenizer.use_triton`."""
+        if find_spec("triton") is None:
+            raise UsageError("Triton is not installed; install torch for CUDA, which brings it, or set kernels=torch")
+        self.encoder.fused = True
+
     def compile_steps(self, capture: bool = False, **options: Any) -> None:
-        """See :meth:`Tokenizer.compile_steps`."""
-        self._calls = StepCalls(
-            torch.compile(self._encode_call, fullgraph=True, dynamic=False, **options),
-            torch.compile(self._decode_call, fullgraph=True, dynamic=False, **options),
-        )
+        """See :meth:`Tokenizer.compile_steps`. Triton kernels are compiled already."""
+        encode = self._encode_call
+        if not self.encoder.fused:
+            encode = torch.compile(encode, fullgraph=True, dynamic=False, **options)
+        self._calls = StepCalls(encode, torch.compile(self._decode_call, fullgraph=True, dynamic=False, **options))
         if capture:
             self._calls = StepCalls(CapturedCall(self._calls.encode), CapturedCall(self._calls.decode))
 

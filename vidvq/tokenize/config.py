@@ -74,6 +74,8 @@ class TokenizeConfig:
         device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, where there are some.
         precision: type of the networks on a GPU: ``bf16``, ``tf32`` or ``fp32``; None means ``bf16`` there, and
             ``fp32`` on CPUs. Quantization is always fp32.
+        kernels: kernels of the encoder on a GPU: those of ``torch``, or ``triton``, whose rounding depends neither on
+            ``batch`` and ``groups`` nor on the frame size. Recorded in the plan.
         mixed_gpus: whether GPUs of different kinds may work on the job; tokens then depend, by rounding, on the kind of
             GPU. Recorded in the plan.
         pack: write codes bit-packed and compressed (``KEY.tokens.bits.zst``) instead of as npy; lossless.
@@ -94,6 +96,7 @@ class TokenizeConfig:
     groups: Annotated[int, Field(ge=1, le=256)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "tf32", "bf16"] | None = None
+    kernels: Literal["torch", "triton"] = "torch"
     mixed_gpus: bool = False
     pack: bool = False
     quality: QualityPolicy = field(default_factory=QualityPolicy)
@@ -113,6 +116,7 @@ class Execution:
         groups: groups of each stream per call.
         max_pixels: pixels of a call, above which streams and then groups are halved.
         gpu: name of the kind of GPU; ``any`` if the kinds may differ; None on CPUs, and in plans of older versions.
+        kernels: ``triton``; None for the kernels of torch.
     """
 
     device: str
@@ -122,6 +126,7 @@ class Execution:
     groups: int
     max_pixels: int
     gpu: str | None = None
+    kernels: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields for plans and cards."""
@@ -146,11 +151,13 @@ def resolve_execution(config: TokenizeConfig, device: str, sample_groups: int) -
         sample_groups: groups of most samples; used on GPUs.
 
     Raises:
-        UsageError: the precision is not available on the device.
+        UsageError: the precision or the kernels are not available on the device.
     """
     on_gpu = device == "cuda"
     if not on_gpu and config.precision not in (None, "fp32"):
         raise UsageError(f"precision={config.precision} needs a GPU; on CPUs the precision is fp32")
+    if not on_gpu and config.kernels == "triton":
+        raise UsageError("kernels=triton needs a GPU; on CPUs set kernels=torch")
     return Execution(
         device=device,
         precision=config.precision or ("bf16" if on_gpu else "fp32"),
@@ -159,4 +166,5 @@ def resolve_execution(config: TokenizeConfig, device: str, sample_groups: int) -
         groups=config.groups or (min(sample_groups, _MAX_GROUPS) if on_gpu else 1),
         max_pixels=_MAX_PIXELS,
         gpu=ANY_GPU if on_gpu and config.mixed_gpus else None,
+        kernels="triton" if config.kernels == "triton" else None,
     )

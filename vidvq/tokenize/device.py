@@ -22,7 +22,8 @@ def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
         execution: how samples are encoded.
 
     Raises:
-        UsageError: there is no CUDA device, though the job runs on GPUs, or one of another kind than planned.
+        UsageError: there is no CUDA device, though the job runs on GPUs, or one of another kind than planned;
+            or Triton kernels are asked for, and there are none.
     """
     if execution.device == "cuda":
         if not torch.cuda.is_available():
@@ -37,6 +38,8 @@ def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
     tokenizer.to(execution.device)
     if execution.precision == "bf16":
         tokenizer.use_half(torch.bfloat16)
+    if execution.kernels == "triton":
+        tokenizer.use_triton()
     tokenizer.step_shape = StepShape(execution.streams, execution.groups, execution.max_pixels)
     # On CPUs a batch of samples to score is no faster than one after another.
     together = execution.streams if execution.device == "cuda" else 1

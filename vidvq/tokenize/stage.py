@@ -141,6 +141,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         settings["batch"] = execution.get("streams", made_from.get("batch", 1))
         if execution:
             settings |= {name: execution[name] for name in ("device", "precision", "groups")}
+            settings["kernels"] = execution.get("kernels", "torch")
             settings["mixed_gpus"] = execution.get("gpu") == ANY_GPU
         # The fingerprint of the decoder that scored comes from the checkpoint.
         settings["quality"] = {**made_from.get("quality", {})}

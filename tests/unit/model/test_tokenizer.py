@@ -46,8 +46,8 @@ builtins.__import__ = guarded
 import torch
 import vidvq.model
 for module in pkgutil.walk_packages(vidvq.model.__path__, "vidvq.model."):
-    # Triton comes with torch, for CUDA alone; the search imports this module where it is installed.
-    if not module.name.endswith("search_triton"):
+    # Triton comes with torch, for CUDA alone; these modules are imported where it is installed.
+    if not module.name.endswith("search_triton") and "kernels." not in module.name:
         import_module(module.name)
 tokenizer = vidvq.model.VideoTokenizer(vidvq.model.TokenizerConfig()).eval()
 video = torch.zeros(1, 3, 5, 8, 8)

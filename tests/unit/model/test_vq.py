@@ -2,9 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -78,37 +75,6 @@ def test_latents_times_codes_is_never_materialized(size):
     assert torch.equal(codes, chosen)
     # The largest are the codes beside their norms, and the chunk that each latent chose.
     assert largest <= max(search._ROWS * search._CHUNK * 17, size * 17)
-
-
-_INTERPRETED = """
-import torch
-from vidvq.model.quantize.search import nearest_codes_blockwise
-from vidvq.model.quantize.search_triton import nearest_codes_fused
-torch.manual_seed(0)
-for n, k, d in ((1, 2, 3), (70, 130, 8), (64, 64, 16), (65, 300, 18), (130, 257, 6)):
-    for latents, codebook in (
-        (torch.randn(n, d), torch.randn(k, d)),
-        # Whole numbers, of which sums are exact: many codes are equally near, or equal.
-        (torch.randint(-1, 2, (n, d)).float(), torch.randint(-1, 2, (k, d)).float()),
-    ):
-        half = codebook.square().sum(dim=1) / 2
-        expected = nearest_codes_blockwise(latents, codebook, half)
-        assert torch.equal(nearest_codes_fused(latents, codebook, half), expected), (n, k, d)
-print("equal")
-"""
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed; it comes with torch for CUDA")
-def test_the_fused_search_agrees_with_plain_torch():
-    """Interpreted, on the CPU; tests/gpu compiles it."""
-    done = subprocess.run(
-        [sys.executable, "-c", _INTERPRETED],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip() == "equal", done.stderr
 
 
 def test_kmeans_finds_clusters():

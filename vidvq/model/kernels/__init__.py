@@ -1,0 +1,6 @@
+"""Triton kernels of the encoder. A latent depends, to the bit, on its receptive field alone.
+
+Libraries choose a kernel, and with it the order of sums, by the shape of a call. These kernels have one tile size and
+one order of summation per layer, so that neither the streams and groups of a call nor the frame size changes a token.
+Imported only where they are used: Triton comes with torch for CUDA.
+"""
