@@ -76,6 +76,21 @@ def test_a_step_that_fits_is_recorded_as_it_is(gpu, run, tmp_path):
     assert len(tried) == 1 and 0.9 < tried[0] / (1 << 27) <= 1
 
 
+def test_triton_kernels_are_recorded_and_need_a_gpu_and_triton(gpu, run, tmp_path, monkeypatch):
+    refused = run("kernels=triton", "device=cpu")
+    assert refused.code == 2 and "kernels=triton needs a GPU" in refused.error
+    gpu()
+    with monkeypatch.context() as patch:
+        patch.setattr("vidvq.model.tokenizer.find_spec", lambda name: None)
+        refused = run("kernels=triton")
+    assert refused.code == 2 and "Triton is not installed" in refused.error
+    assert not (tmp_path / "out/plan.json").exists()
+    used = []
+    monkeypatch.setattr(VideoTokenizer, "use_triton", lambda self: used.append(self))
+    assert run("kernels=triton").code == 0 and used
+    assert recorded(tmp_path / "out")["kernels"] == "triton"
+
+
 def test_a_step_is_halved_before_the_job_until_it_fits(gpu, run, tmp_path):
     tried = gpu(max_pixels=1 << 25)
     done = run()
