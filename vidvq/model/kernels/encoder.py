@@ -9,7 +9,7 @@ from vidvq.model.encoder import Encoder
 from vidvq.model.kernels.pointwise import pointwise
 from vidvq.model.kernels.spatial import spatial
 from vidvq.model.kernels.temporal import temporal
-from vidvq.model.layers import ResBlock, TemporalCache
+from vidvq.model.layers import Downsample, ResBlock, TemporalCache
 
 
 @torch.no_grad()
@@ -31,6 +31,7 @@ def encode(encoder: Encoder, video: Tensor, cache: TemporalCache) -> Tensor:
             _, hidden = spatial(active, stage.space, stage.norm_time, keep=False)
             x, active = temporal(hidden, stage.time, cache, x, *_following(encoder, index))
         else:
+            assert isinstance(stage, Downsample)
             merged = rearrange(x, "b (t m) h w c -> b t h w (m c)", m=stage.merge)
             x, active = spatial(merged, stage.conv, *_following(encoder, index))
     latents = pointwise(active, encoder.head.weight, encoder.head.bias)
