@@ -1,5 +1,6 @@
 """Ray that does not start or respond gives a one-line error with a remedy, in bounded time."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -82,7 +83,8 @@ def test_ray_processes_that_exit_at_once(tmp_path, program):
     fake = tmp_path / "fake"
     fake.write_text("#!/bin/sh\nexit 3\n")
     fake.chmod(0o755)
-    before = f"import ray._private.services as s; s.{program}_EXECUTABLE = {str(fake)!r}"
+    before = f"import ray._private.services as s; s.{program}_EXECUTABLE = {str(fake)!r}\n"
+    before += "from vidvq.runtime import ray_start; ray_start._TRIES = 1"
     line = line_of(shard(tmp_path / "out", "runtime.workers=2", before=before))
     assert line.startswith("vidvq: Ray does not start on this machine: ")
     assert "set runtime.workers=0" in line
@@ -109,6 +111,54 @@ def test_the_time_limit_is_not_swallowed_by_broad_handlers(monkeypatch):
     assert raised == 2
     assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+class SlowNode:
+    """As Ray's class of this kind: its constructor starts processes, and fails if they take too long."""
+
+    def __init__(self, failures: list[str], ended: list[str]) -> None:
+        self._ended = ended
+        if failures:
+            raise Exception(failures.pop())
+
+    def kill_all_processes(self, **_: object) -> None:
+        self._ended.append("processes")
+
+
+def test_a_start_over_the_limit_of_ray_is_retried(monkeypatch):
+    failures, ended = ["The current node timed out during startup."] * 2, []
+    monkeypatch.setattr(ray_start.ray, "init", lambda **_: SlowNode(failures, ended))
+    ray_start._start_here(2)
+    assert not failures
+    assert ended == ["processes"] * 2
+
+
+@pytest.mark.parametrize(("failure", "tries"), [("timed out during startup", 3), ("no space left", 1)])
+def test_retries_of_a_start_are_limited(monkeypatch, failure, tries):
+    failures = [failure] * 4
+    monkeypatch.setattr(ray_start.ray, "init", lambda **_: SlowNode(failures, []))
+    with pytest.raises(StoreError, match=f"Ray does not start on this machine: {failure}; "):
+        ray_start._start_here(2)
+    assert len(failures) == 4 - tries
+
+
+def test_a_signal_while_ray_connects_reaches_our_handler(monkeypatch):
+    received = []
+
+    def connect() -> None:
+        signal.signal(signal.SIGTERM, lambda *_: received.append("handler of Ray"))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(ray_start.worker, "connect", connect)
+    monkeypatch.setattr(ray_start.ray, "init", lambda **_: ray_start.worker.connect())
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append("our handler"))
+    try:
+        ray_start._start_here(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == ["our handler"]
+    assert ray_start.worker.connect is connect
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_another_version_of_ray_is_reported(monkeypatch):

@@ -25,6 +25,7 @@ for _ in range(4):
     threading.Thread(target=multiply, daemon=True).start()
 time.sleep(0.3)
 """
+LATE_SIGNAL = "import atexit, os, signal; atexit.register(os.kill, os.getpid(), signal.SIGTERM)\n"
 BUG = "import vidvq.inspect; vidvq.inspect.describe = lambda path: 1 // 0\n"
 
 
@@ -51,6 +52,7 @@ def start(*arguments: object, before: str = "") -> subprocess.Popen:
     ("code", "arguments", "before"),
     [
         (0, ("config", "shard"), ""),
+        (0, ("config", "shard"), LATE_SIGNAL),
         (1, ("shard", "text.mp4", "--out", "out", "runtime.workers=0"), ""),
         (2, ("inspect", "missing"), ""),
         (2, ("inspect", "missing"), NATIVE_THREADS),

@@ -5,6 +5,8 @@ import os
 import pickle
 import re
 import tempfile
+import threading
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -85,6 +87,16 @@ def test_an_exception_becomes_a_line_and_an_exit_code(raising, temporary, error,
     ran = raising(error)
     assert ran.code == code
     assert ran.error.startswith(f"vidvq: {line}")
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), StoreError("Ray failed"), RuntimeError("a bug")])
+def test_whatever_ends_a_terminated_command_gives_143(raising, temporary, monkeypatch, error):
+    terminated = threading.Event()
+    terminated.set()
+    monkeypatch.setattr(import_module("vidvq.cli.main"), "_terminated", terminated)
+    ran = raising(error)
+    assert (ran.code, ran.error) == (143, "vidvq: terminated; run the same command again to resume")
     assert not list(temporary.iterdir())
 
 

@@ -67,6 +67,8 @@ COMMANDS = (
 )
 
 OK, FAILED, USAGE, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
+# Set on SIGTERM. Libraries replace the exception that ends the command: Ray's calls raise SystemExit(1).
+_terminated = threading.Event()
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -100,6 +102,8 @@ def _exit(code: int) -> NoReturn:
     Finalization ends a daemon thread that returns from a native library by unwinding its stack, and C++ then aborts the
     process ("terminate called without an active exception", code 134 instead of ``code``).
     """
+    # The command is over, and so is what a signal could stop.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Join threads, run what is registered for the exit (which ends child processes), and flush.
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()
@@ -114,6 +118,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     """Unwind the stack, so that temporary files are deleted and child processes end."""
     # A second signal must not end the cleanup.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _terminated.set()
     sys.exit(number)
 
 
@@ -125,12 +130,12 @@ def run(arguments: list[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return OK
-    except SystemExit as error:
-        if error.code != signal.SIGTERM:
+    except (SystemExit, Exception) as error:
+        if _terminated.is_set() or (isinstance(error, SystemExit) and error.code == signal.SIGTERM):
+            click.echo("vidvq: terminated; run the same command again to resume", err=True)
+            return TERMINATED
+        if isinstance(error, SystemExit):
             raise
-        click.echo("vidvq: terminated; run the same command again to resume", err=True)
-        return TERMINATED
-    except Exception as error:  # noqa: BLE001 (each becomes a line and an exit code)
         code, message = _describe(error, arguments)
         if os.environ.get("VIDVQ_DEBUG"):
             traceback.print_exc()

@@ -12,16 +12,20 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
 from math import ceil
+from traceback import walk_tb
 from types import FrameType
 from typing import Any, NoReturn
 
 import ray
+from ray._private import worker
 
 from vidvq.errors import StoreError
 from vidvq.runtime.interface import RuntimeConfig
 
 # Ray's own limits add up to 13 minutes if an address accepts connections and never answers.
 START_LIMIT_S = 120.0
+# Within it: Ray gives up after 20 to 30 s, which a start takes on a busy machine.
+_TRIES, _SLOW_START = 3, "timed out during startup"
 _CONNECT_LIMIT_S = 10.0
 _REPEAT_S = 5.0
 # Client connection preface with an empty SETTINGS frame (RFC 9113, 3.4); a server answers with its own SETTINGS frame.
@@ -104,7 +108,7 @@ def _start_here(workers: int | None) -> None:
     try:
         # Without the dashboard there is no job server, which would run any command it receives. Ray's other ports
         # still listen on every interface, and require its token.
-        _init(address="local", num_cpus=workers, include_dashboard=False, _node_ip_address=_LOOPBACK)
+        _init(_TRIES, address="local", num_cpus=workers, include_dashboard=False, _node_ip_address=_LOOPBACK)
     except (Exception, _StartTimeout) as error:
         logs = os.path.join(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "session_latest", "logs")  # noqa: PTH118
         raise StoreError(
@@ -113,20 +117,51 @@ def _start_here(workers: int | None) -> None:
         ) from error
 
 
-def _init(**options: Any) -> None:
+def _init(tries: int = 1, **options: Any) -> None:
     with _time_limit(START_LIMIT_S), _own_sigterm():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        while True:
+            try:
+                ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            except Exception as error:
+                tries -= 1
+                if not tries or _SLOW_START not in str(error):
+                    raise
+                _end_processes(error)
+            else:
+                return
+
+
+def _end_processes(error: Exception) -> None:
+    """End the processes of a node that failed to start; only the frames of its constructor still refer to it."""
+    for frame, _ in walk_tb(error.__traceback__):
+        if end := getattr(frame.f_locals.get("self"), "kill_all_processes", None):
+            end(check_alive=False, allow_graceful=False)
 
 
 @contextmanager
 def _own_sigterm() -> Generator[None, None, None]:
-    """Keep this process's handler of SIGTERM. Ray's prints a C++ stack."""
+    """Keep this process's handler of SIGTERM. Ray's prints a C++ stack, so a signal waits until it is replaced."""
     before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    connect = worker.connect
+
+    def connect_undisturbed(*arguments: Any, **options: Any) -> None:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            connect(*arguments, **options)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    # Not around the whole start: processes that Ray starts before it connects would inherit the mask.
+    worker.connect = connect_undisturbed
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread() and callable(before):
-            signal.signal(signal.SIGTERM, before)
+        worker.connect = connect
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_reachable(address: str) -> None:
