@@ -16,7 +16,8 @@ from tests.helpers.namespaces import Host, two_hosts, why_not
 from vidvq.formats.checkpoint import read_checkpoint, step_folder
 
 REASON = why_not()
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+# By default, tests/distributed/test_ssh.py loses a host, and tests/train/test_resume.py compares a resumed run.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
     "steps=40",
@@ -69,11 +70,7 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
 
 
 # The connections of a killed process close at once, unless the cable was cut before.
-# The other cases repeat it at 80 s each.
-@pytest.mark.parametrize(
-    ("stage", "lost", "cut"),
-    [(2, 0, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 1, True), (3, 0, False)))],
-)
+@pytest.mark.parametrize(("stage", "lost", "cut"), [(2, 0, True), (2, 1, True), (3, 0, False)])
 def test_a_lost_host_costs_nothing_but_time(clips_dir, tmp_path, stage, lost, cut):
     with two_hosts() as hosts:
         with training(hosts, tmp_path, clips_dir, tmp_path / "whole", stage) as jobs:

@@ -34,6 +34,8 @@ def shard(host: Host, demo_videos: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(host.command(*command), stderr=subprocess.PIPE, env=os.environ | TOKEN, text=True)
 
 
+# By default, test_ray_jobs.py loses a node.
+@pytest.mark.slow
 def test_two_nodes_make_the_same_bytes_also_when_one_is_lost(demo_videos, make_short_folder, snapshot, vidvq):
     # Ray keeps sockets below this folder.
     tmp_path = make_short_folder()

@@ -13,9 +13,10 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs/operations.md"
 SMALL = "clip.num_frames=8 clip.min_frames=4 clip.short_side=64 clip.multiple=8 clips_per_shard=1".split()
-# Python ends such a thread inside of C++, which aborts the process.
+# Python ends such a thread inside of C++, which aborts the process. Imports come first, or the threads slow them down.
 NATIVE_THREADS = """
 import threading, time, torch
+import vidvq.cli, vidvq.inspect
 torch.set_num_threads(1)
 square = torch.ones(200, 200)
 def multiply():

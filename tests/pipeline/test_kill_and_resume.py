@@ -37,7 +37,7 @@ def command(request) -> list[object]:
     return ["tokenize", *source, "--checkpoint", checkpoint, "--out", "@OUT", "runtime.workers=0"]
 
 
-@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_before_any_of_its_file_operations_a_job_resumes_to_the_same_bytes(command, step, tmp_path, snapshot):
     codes = killer(f"kill/{step}", tmp_path, *command)
     assert len(codes) * step > 30, "a job has that many file operations at least"
@@ -49,7 +49,7 @@ def test_killed_before_any_of_its_file_operations_a_job_resumes_to_the_same_byte
         assert snapshot(tmp_path / str(operation) / "out") == whole, f"killed before file operation {operation}"
 
 
-@pytest.mark.parametrize("turns", [4, pytest.param(16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("turns", [2, pytest.param(16, marks=pytest.mark.slow)])
 def test_three_drivers_at_once_leave_one_whole_directory(command, turns, tmp_path, snapshot):
     codes = killer(f"race/{turns}", tmp_path, *command)
     assert set(codes) == {0}

@@ -146,7 +146,7 @@ def test_a_decoder_that_dies_or_hangs_costs_its_own_clips_at_most(tmp_path, make
     assert all("poison.mp4: every decoder crashed" in outcome.detail for outcome in failed)
 
 
-@pytest.mark.parametrize("verb", ["shard", "tokenize"])
+@pytest.mark.parametrize("verb", ["shard", pytest.param("tokenize", marks=pytest.mark.slow)])
 def test_an_inline_job_survives_a_video_that_crashes_the_prober(verb, tmp_path, make_video, checkpoint_dir):
     (tmp_path / "deadly").mkdir()
     (tmp_path / "deadly/sitecustomize.py").write_text(DEADLY_TO_PROBE)

@@ -104,6 +104,8 @@ def test_twenty_kills_at_random_change_not_one_byte(kind, workers, request, demo
     print(f"{kind}, {workers} workers: {dict(killed)} killed, {committed(out)} shards")
 
 
+# By default, tests/pipeline/test_kill_and_resume.py kills a driver, and test_machine_failures.py a decoder.
+@pytest.mark.slow
 def test_a_decoder_a_worker_and_the_driver_killed_change_no_token(request, demo_videos, tmp_path, snapshot, vidvq):
     job = job_of("videos", demo_videos / "train/box.mp4", request)
     out, whole = tmp_path / "out", tmp_path / "whole"

@@ -19,7 +19,7 @@ def jobs(tiny_corpus, tiny_clips, checkpoint_dir):
     }
 
 
-@pytest.mark.parametrize("verb", ["shard", "tokenize"])
+@pytest.mark.parametrize("verb", ["shard", pytest.param("tokenize", marks=pytest.mark.slow)])
 def test_all_parts_at_once_make_what_one_driver_makes(verb, jobs, tmp_path, vidvq, snapshot):
     assert vidvq(*jobs[verb], "--out", tmp_path / "alone").code in {0, 1}
     command = [sys.executable, "-m", "vidvq", *map(str, jobs[verb]), "--out", str(tmp_path / "shared")]

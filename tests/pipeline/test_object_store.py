@@ -30,7 +30,8 @@ def videos(tmp_path, bucket, make_video) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# By default, workers write to a bucket in tests/pipeline/test_tokenize_object_store.py.
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_sharding_in_a_bucket_writes_the_same_bytes_as_on_a_disk(videos, bucket, objects, tmp_path, vidvq, workers):
     source, out = f"s3://{bucket.name}/videos", f"s3://{bucket.name}/out"
     settings = [*SETTINGS, f"runtime.workers={workers}", "max_failed=1"]

@@ -324,7 +324,8 @@ def test_the_report_shows_all_reasons_and_clips(hostile_corpus, tmp_path, vidvq)
     assert 'src="data:' in page and 'src="http' not in page and "url(" not in page and "<script" not in page
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+# By default, workers are in test_tokenize_metrics.py.
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_metrics_account_for_the_time_of_workers(demo_videos, tmp_path, vidvq, workers):
     out = tmp_path / "out"
     job = ("shard", demo_videos, "--out", out, *SETTINGS, f"runtime.workers={workers}", "max_failed=1")

@@ -149,7 +149,7 @@ def videos(tmp_path_factory, make_video) -> Path:
 SETTINGS = ("video.short_side=32", "video.multiple=8", "gop_frames=9", "items_per_shard=7", "max_failed=1")
 
 
-@pytest.mark.parametrize("gop", ["gop_frames=9", "gop_frames=null"])
+@pytest.mark.parametrize("gop", ["gop_frames=9", pytest.param("gop_frames=null", marks=pytest.mark.slow)])
 def test_workers_change_no_byte_of_batched_shards(vidvq, videos, checkpoint_dir, tmp_path, snapshot, gop):
     for name, *settings in (("inline", "batch=3", INLINE), ("ray", "batch=3", "runtime.workers=2"), ("alone", INLINE)):
         where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / name)

@@ -44,7 +44,7 @@ def test_a_share_chosen_by_key_carries_what_decoding_gives(vidvq, clips_dir, che
     assert vidvq("verify", out).code == 0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_code_usage_is_said_of_all_that_was_encoded(vidvq, clips_dir, checkpoint_dir, tmp_path, workers):
     out = tmp_path / "out"
     command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, f"runtime.workers={workers}")

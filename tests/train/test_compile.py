@@ -4,7 +4,7 @@ import pytest
 
 from vidvq.formats.checkpoint import read_checkpoint
 
-# Traces and differentiates as the default backend does, without a compiler.
+# "eager" traces as the default backend does, "aot_eager" differentiates too; neither compiles.
 FAST = """
 import functools, torch
 torch.compile = functools.partial(torch.compile, backend="aot_eager")
@@ -22,8 +22,9 @@ def graphs(run) -> tuple[int, int]:
     return int(words[1]), int(words[3])
 
 
-def test_a_compiled_run_trains_like_an_uncompiled_one(train, whole, close, tmp_path):
-    run = train(tmp_path / "run", "compile=true", patch=FAST + COUNT)
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_a_compiled_run_trains_like_an_uncompiled_one(train, whole, close, tmp_path, backend):
+    run = train(tmp_path / "run", "compile=true", patch=FAST.replace("aot_eager", backend) + COUNT)
     assert run.column("loss") == close(whole.column("loss"))
     count, breaks = graphs(run)
     # The tokenizer with and without the replacement of dead codes; the discriminator, trained and frozen.

@@ -124,12 +124,12 @@ def test_the_entrypoint_of_a_ray_job_is_quoted():
     assert "/data/a b'c\"$(touch harm)" in said.stdout.splitlines()
 
 
-def test_the_pods_command_trains_as_two_processes_and_saves_when_asked_to_stop(tmp_path, clips_dir):
-    out = tmp_path / "out"
-    overrides = [f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
+def start_pods(folder: Path, clips: Path, out: Path, python: Path) -> list[subprocess.Popen]:
+    """Start the command of both pods on this machine, with another interpreter."""
+    overrides = [f"data.clips={clips}", f"out={out}", "steps=100000", *TINY]
     settings = config.to_dict(config.load(TrainConfig, config.find_config("demo"), overrides))
     made = objects(job_of("train", settings, str(out)))
-    etc = tmp_path / "etc"
+    etc = folder / "etc"
     etc.mkdir()
     for name, text in made["ConfigMap"]["data"].items():
         (etc / name).write_text(text)
@@ -141,15 +141,42 @@ def test_the_pods_command_trains_as_two_processes_and_saves_when_asked_to_stop(t
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         variables["HEAD"] = f"127.0.0.1:{probe.getsockname()[1]}"
-    pods = [
+    return [
         subprocess.Popen(
             command,
-            env=os.environ | variables | {"NODE_RANK": str(rank), "PYTHON": sys.executable},
+            env=os.environ | variables | {"NODE_RANK": str(rank), "PYTHON": str(python)},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
+
+
+def test_the_pods_command_starts_torchrun_with_the_rank_of_the_pod(tmp_path, clips_dir):
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$1 $2" in\n'
+        "  *torch.distributed.run) printf '%s\\n' \"$@\";;\n"
+        "  -c*) echo 1;;\n"
+        f'  *) exec {sys.executable} "$@";;\n'
+        "esac\n"
+    )
+    python.chmod(0o755)
+    for rank, pod in enumerate(start_pods(tmp_path, clips_dir, tmp_path / "out", python)):
+        said, errors = pod.communicate(timeout=300)
+        assert pod.returncode == 0, errors
+        words = said.splitlines()
+        assert words[:6] == ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank)]
+        assert words[-4:] == ["-m", "vidvq", "train", str(tmp_path / "etc/config.yaml")]
+
+
+# By default, tests/distributed/test_ssh.py starts torchrun on two hosts.
+@pytest.mark.slow
+def test_the_pods_command_trains_as_two_processes_and_saves_when_asked_to_stop(tmp_path, clips_dir):
+    out = tmp_path / "out"
+    pods = start_pods(tmp_path, clips_dir, out, Path(sys.executable))
     deadline = time.monotonic() + 300
     while not list_steps(out):
         assert all(pod.poll() is None for pod in pods), [pod.communicate() for pod in pods]
