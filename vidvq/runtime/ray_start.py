@@ -121,13 +121,15 @@ def _init(tries: int = 1, **options: Any) -> None:
     with _time_limit(START_LIMIT_S), _own_sigterm():
         while True:
             try:
-                ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+                # The exception says it in one line; Ray logs the reports of its processes.
+                ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **options)
             except Exception as error:
                 tries -= 1
                 if not tries or _SLOW_START not in str(error):
                     raise
                 _end_processes(error)
             else:
+                logging.getLogger("ray").setLevel(logging.ERROR)
                 return
 
 
