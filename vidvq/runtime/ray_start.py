@@ -24,7 +24,7 @@ from vidvq.runtime.interface import RuntimeConfig
 
 # Ray's own limits add up to 13 minutes if an address accepts connections and never answers.
 START_LIMIT_S = 120.0
-# Within it: Ray gives up after 20 to 30 s, which a start takes on a busy machine.
+# Ray itself gives up after 20 to 30 s, which parts of a start take on a busy machine.
 _TRIES, _SLOW_START = 3, "timed out during startup"
 _CONNECT_LIMIT_S = 10.0
 _REPEAT_S = 5.0
@@ -118,19 +118,18 @@ def _start_here(workers: int | None) -> None:
 
 
 def _init(tries: int = 1, **options: Any) -> None:
-    with _time_limit(START_LIMIT_S), _own_sigterm():
-        while True:
-            try:
+    for left in reversed(range(tries)):
+        try:
+            with _time_limit(START_LIMIT_S), _own_sigterm():
                 # The exception says it in one line; Ray logs the reports of its processes.
                 ray.init(logging_level=logging.CRITICAL, log_to_driver=False, **options)
-            except Exception as error:
-                tries -= 1
-                if not tries or _SLOW_START not in str(error):
-                    raise
-                _end_processes(error)
-            else:
-                logging.getLogger("ray").setLevel(logging.ERROR)
-                return
+        except Exception as error:
+            if not left or _SLOW_START not in str(error):
+                raise
+            _end_processes(error)
+        else:
+            logging.getLogger("ray").setLevel(logging.ERROR)
+            return
 
 
 def _end_processes(error: Exception) -> None:
