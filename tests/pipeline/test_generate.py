@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.generators import make_card, write_random
+from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 
@@ -272,6 +273,23 @@ def test_a_mistake_in_the_training_settings_is_one_line(tmp_path, tokens_dir, ov
     assert done.code == 2 and expected in done.error
 
 
+def check_statistics(path, bits, tokens_dir):
+    found = read_code_statistics(path)
+    card = read_tokenizer_card(tokens_dir)
+    counts, sums = np.zeros(2), np.zeros(2)
+    grids = [location.read(card)[0] for location in index_tokens(tokens_dir)[:2]]
+    for at, book in enumerate(found.books):
+        values = np.concatenate([(grid[1:] if at else grid[:1]).ravel() for grid in grids])
+        expected, times = np.unique(values, return_counts=True)
+        assert sorted(zip(book.codes, book.counts, strict=True)) == list(zip(expected, times, strict=True))
+        for code, nearest in zip(book.codes, book.nearest, strict=True):
+            assert code not in nearest and set(nearest) < set(book.codes)
+        counts[at], sums[at] = times.sum(), np.dot(book.counts, book.bits)
+    assert sums.sum() / counts.sum() == pytest.approx(bits)
+    # All clips have one grid, so means over places and over times agree with it.
+    assert np.mean(found.bits_by_time) == pytest.approx(bits) == np.mean(found.bits_by_place)
+
+
 def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq
 ):
@@ -281,9 +299,10 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     out = tmp_path / "scores.json"
     options = ("--clips", clips_dir, "--checkpoint", checkpoint_dir, "--out", out)
     settings = ("clips=2", "samples=2", "seeds=[0]", "sampling.steps=1", "compare_steps=[1,3]")
-    done = vidvq("generate", "evaluate", run, tokens_dir, *options, *settings)
+    done = vidvq("generate", "evaluate", run, tokens_dir, *options, *settings, "--codes", tmp_path / "codes.json")
     assert done.code == 0, done.err
     scores = json.loads(out.read_text())
+    check_statistics(tmp_path / "codes.json", scores["bits"]["generator"], tokens_dir)
     assert scores["bits"]["uniform"] == pytest.approx((5 + 6 + 6) / 3)
     # The held-out clips are the training clips, so the n-gram models fit them.
     assert (

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 
 from tests.helpers.browser import BROWSERS, Page
+from vidvq.errors import UsageError
+from vidvq.formats.code_statistics import BookStatistics, CodeStatistics, write_code_statistics
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.view import Gallery, build_page
 from vidvq.view.gallery import Code
@@ -287,3 +289,44 @@ def test_a_browser_shows_scrubs_plays_and_finds_a_code(written, tmp_path):
         assert page.requests() == [written.as_uri()] and page.errors() == []
     finally:
         page.close()
+
+
+@pytest.fixture
+def statistics(tmp_path, tokens_dir):
+    """Statistics of a generator in which every code occurs."""
+    card = read_tokenizer_card(tokens_dir)
+    books = [
+        BookStatistics(book.name, [*range(book.size)], [1] * book.size, [2.5] * book.size, [[3, 7]] * book.size)
+        for book in card.codebooks
+    ]
+    found = CodeStatistics("f" * 64, card.token_fingerprint, books, [None, 3.0, 4.5], [[1.0, 2.0], [3.0, None]])
+    write_code_statistics(tmp_path / "codes.json", found)
+    return tmp_path / "codes.json"
+
+
+def test_a_browser_shows_how_predictable_codes_are(tmp_path, tokens_dir, checkpoint_dir, statistics):
+    written = tmp_path / "view.html"
+    written.write_bytes(build_page(Gallery(tokens_dir, checkpoint_dir, None, statistics), 1))
+    page = browse(tmp_path, written.as_uri())
+    try:
+        seen = page.evaluate("""async () => {
+          const by = id => document.getElementById(id), wait = ms => new Promise(done => setTimeout(done, ms));
+          for (let i = 0; i < 100 && !document.body.dataset.ready; i++) await wait(50);
+          const button = document.querySelector(".atlas button");
+          button.click();
+          return {label: button.textContent, about: by("about").textContent, place: by("bits-place").textContent,
+            time: by("bits-time").textContent, columns: by("bits-place").style.gridTemplateColumns};
+        }""")
+        assert seen["label"].endswith(" 2.5 bits") and seen["columns"].startswith("repeat(2,")
+        assert "The generator needs 2.50 bits for it. Nearest in its embedding: 3, 7. " in seen["about"]
+        assert (seen["place"], seen["time"]) == ("1.02.03.0\u2013", "\u20133.04.5")
+        assert page.errors() == []
+    finally:
+        page.close()
+
+
+def test_statistics_of_another_tokenizer_are_refused(tokens_dir, checkpoint_dir, statistics):
+    fingerprint = read_tokenizer_card(tokens_dir).token_fingerprint
+    statistics.write_text(statistics.read_text().replace(fingerprint, "0" * 64))
+    with pytest.raises(UsageError, match="is of tokenizer 000000000000"):
+        Gallery(tokens_dir, checkpoint_dir, None, statistics)

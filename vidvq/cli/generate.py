@@ -73,6 +73,7 @@ def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
 @checkpoint_option
 @click.option("--out", type=PathOrUrl(), help="Write the scores to this JSON file.")
 @click.option("--pictures", type=PathOrUrl(), help="Write the frames of the first clip into this folder, as npy.")
+@click.option("--codes", type=PathOrUrl(), help="Write bits and nearest codes of each code, for vidvq view.")
 def evaluate(
     run: Path,
     tokens: Path,
@@ -81,6 +82,7 @@ def evaluate(
     checkpoint: Path,
     out: Path | None,
     pictures: Path | None,
+    codes: Path | None,
 ) -> int:
     """Score RUN on TOKENS (held-out token shards), next to trivial baselines.
 
@@ -94,7 +96,7 @@ def evaluate(
     from vidvq.generate.evaluate import EvaluateConfig, run_generate_evaluate
 
     settings = config.load(EvaluateConfig, None, list(overrides))
-    for line in run_generate_evaluate(run, tokens, settings, clips, checkpoint, out, pictures).lines():
+    for line in run_generate_evaluate(run, tokens, settings, clips, checkpoint, out, pictures, codes).lines():
         log.info(line)
     return 0
 

@@ -12,6 +12,9 @@ from vidvq.cli.options import PathOrUrl, checkpoint_option
 @click.argument("tokens", type=PathOrUrl())
 @checkpoint_option
 @click.option("--clips", type=PathOrUrl(), help="Clip shards that the tokens were made from, to show the originals.")
+@click.option(
+    "--codes", type=PathOrUrl(), help="File of vidvq generate evaluate --codes, to show how predictable codes are."
+)
 @click.option("--out", type=PathOrUrl(), help="Write a page of the first clips to this file instead of serving all.")
 @click.option(
     "--first", default=12, show_default=True, type=click.IntRange(1, 200), help="Number of clips in the page of --out."
@@ -23,14 +26,16 @@ from vidvq.cli.options import PathOrUrl, checkpoint_option
     type=click.IntRange(0, 65535),
     help="Port on 127.0.0.1, or 0.",
 )
-def view(tokens: Path, checkpoint: Path, clips: Path | None, out: Path | None, first: int, port: int) -> int:
+def view(
+    tokens: Path, checkpoint: Path, clips: Path | None, codes: Path | None, out: Path | None, first: int, port: int
+) -> int:
     """Show the clips in TOKENS: decoded frames, their codes, and the patch that each code decodes to.
 
     vidvq view tokens/ --clips shards/ --checkpoint runs/demo
     """
     from vidvq.view import Gallery, build_page, build_routes, serve
 
-    gallery = Gallery(tokens, checkpoint, clips)
+    gallery = Gallery(tokens, checkpoint, clips, codes)
     if out is None:
         serve(build_page(gallery, None), build_routes(gallery), port)
         return 0

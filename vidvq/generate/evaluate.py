@@ -14,16 +14,18 @@ from pydantic import Field
 from vidvq import config as settings
 from vidvq.data.index import read_bytes, read_clip_index
 from vidvq.errors import UsageError
+from vidvq.formats.code_statistics import write_code_statistics
 from vidvq.formats.generator import GeneratorCard, read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
 from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
+from vidvq.generate.code_statistics import CodeStatisticsCollector
 from vidvq.generate.conditions import check_action_width, label_name, latent_actions, read_actions, read_column
 from vidvq.generate.examples import Columns, seeded_rng
 from vidvq.generate.latent_distance import LatentDistance
-from vidvq.generate.likelihood import NgramModels, sample_nats
+from vidvq.generate.likelihood import NgramModels, position_nats
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import Count, SamplingConfig
 from vidvq.generate.sampling import Condition, sample_codes
@@ -82,6 +84,7 @@ def run_generate_evaluate(
     checkpoint: Path,
     out: Path | None,
     pictures: Path | None = None,
+    codes: Path | None = None,
 ) -> GeneratorScores:
     """Evaluate a generator.
 
@@ -94,6 +97,8 @@ def run_generate_evaluate(
         out: JSON file to write; None writes none.
         pictures: folder for the frames of the first clip, ``TASK-NAME.npy`` (``t h w c`` uint8) with the names
             ``original``, ``generator`` (first seed), ``baseline`` and ``ceiling``; None writes none.
+        codes: JSON file for the bits and the nearest neighbours of each code, which `vidvq view` shows; None writes
+            none.
 
     Raises:
         UsageError: the tokens or the tokenizer do not match the generator, or a clip is missing.
@@ -102,6 +107,8 @@ def run_generate_evaluate(
     scores = evaluation.measure()
     if out:
         write_atomic(out, pretty_json(asdict(scores)))
+    if codes:
+        write_code_statistics(codes, evaluation.statistics.finish(evaluation.network, scores.generator))
     return scores
 
 
@@ -157,6 +164,7 @@ class _Evaluation:
         self.tokenizer = self._load_tokenizer(checkpoint)
         self.columns = _read_conditions(self.card, clips, config.text_encoder)
         self.training = _training_samples(run, self.card)
+        self.statistics = CodeStatisticsCollector(self.card)
         self.perceptual = load_perceptual("st_lpips", "alex").to(self.device) if config.perceptual else None
 
     def measure(self) -> GeneratorScores:
@@ -227,7 +235,10 @@ class _Evaluation:
                     if len(codes) > first:
                         seed = f"bits/{location.key}/{first}"
                         known = {} if name == "unconditional" else conditions
-                        nats[name] += sample_nats(self.network, self.card.objective, grid, first, _DRAWS, seed, **known)
+                        found = position_nats(self.network, self.card.objective, grid, first, _DRAWS, seed, **known)
+                        if name == ("generator" if generates else "predict"):
+                            self.statistics.add(codes, found[0], first)
+                        nats[name] += float(found.sum())
                         tokens[name] += codes[first:].size
                 bar.advance()
         self.scores.bits = {name: nats[name] / tokens[name] / log(2) for name in nats if tokens[name]}

@@ -15,6 +15,7 @@ from vidvq.decode.find import frame_times
 from vidvq.decode.stream import decode_groups, open_tokenizer
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
+from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.token_index import committed_shards, index_shard
@@ -56,20 +57,28 @@ class Gallery:
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
         checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
         clips: directory of the clip shards that the tokens were made from, to show the originals; None for none.
+        statistics: file that `vidvq generate evaluate --codes` wrote, to show in the atlas; None for none.
 
     Attributes:
         card: card of the tokenizer.
         total: number of clips.
         books: result of :func:`vidvq.view.atlas.decode_atlas`, with PNG data URIs as strips.
+        statistics: how well a generator predicts the codes; None for none.
 
     Raises:
         UsageError: the tokens are of another tokenizer, a shard is damaged, or there are no clips.
     """
 
-    def __init__(self, tokens: Path, checkpoint: Path, clips: Path | None) -> None:
+    def __init__(self, tokens: Path, checkpoint: Path, clips: Path | None, statistics: Path | None = None) -> None:
         # Grids this small decode slower on several threads than on one.
         torch.set_num_threads(1)
         self._tokenizer, self.card = open_tokenizer(tokens, checkpoint)
+        self.statistics = read_code_statistics(statistics) if statistics else None
+        if self.statistics and self.statistics.token_fingerprint != self.card.token_fingerprint:
+            raise UsageError(
+                f"{statistics} is of tokenizer {self.statistics.token_fingerprint[:12]}, {tokens} of "
+                f"{self.card.token_fingerprint[:12]}; evaluate a generator of these tokens with --codes"
+            )
         self._shards = [tokens] if tokens.is_file() else committed_shards(tokens)
         # Cumulative clip counts, so that a shard is opened only when one of its clips is requested.
         self._ends = list(accumulate(_count(shard) for shard in self._shards))

@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64encode
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def build_page(gallery: Gallery, first: int | None) -> bytes:
         "columns": COLUMNS,
         "temporal": gallery.card.temporal_factor,
         "spatial": gallery.card.spatial_factor,
+        "statistics": gallery.statistics and asdict(gallery.statistics),
     }
     return render(data, gallery.card.token_fingerprint)
 
@@ -71,5 +73,6 @@ def render(data: dict[str, Any], fingerprint: str) -> bytes:
         counted=data["counted"],
         fingerprint=fingerprint[:12],
         books=data["books"],
+        statistics=data.get("statistics"),
     )
     return text.encode()

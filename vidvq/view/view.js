@@ -164,6 +164,29 @@
     playing = requestAnimationFrame(step);
   }
 
+  // Of `vidvq generate evaluate --codes`.
+  const bitsOf = (book, code) => {
+    const of = data.statistics && data.statistics.books[book], row = of ? of.codes.indexOf(code) : -1;
+    return row < 0 ? null : {bits: of.bits[row], nearest: of.nearest[row]};
+  };
+  const predicted = (book, code) => {
+    const found = bitsOf(book, code);
+    return found === null ? "" : `The generator needs ${found.bits.toFixed(2)} bits for it. ` +
+      (found.nearest.length ? `Nearest in its embedding: ${found.nearest.join(", ")}. ` : "");
+  };
+  const heat = (id, rows) => {
+    const known = rows.flat().filter(bits => bits !== null), most = Math.max(...known, 1e-9);
+    by(id).style.gridTemplateColumns = `repeat(${rows[0].length}, minmax(1.6rem, 1fr))`;
+    for (const bits of rows.flat()) {
+      const shown = make("span", bits === null ? "–" : bits.toFixed(1), by(id));
+      if (bits !== null) shown.style.backgroundColor = `hsl(30 80% 50% / ${bits / most})`;
+    }
+  };
+  if (data.statistics) {
+    heat("bits-place", data.statistics.bits_by_place);
+    heat("bits-time", [data.statistics.bits_by_time]);
+  }
+
   const cell = (canvas, strip, row, index) => {
     const s = data.spatial;
     canvas.width = canvas.height = s;
@@ -181,7 +204,8 @@
     patch();
     by("token").textContent = `${of.name} code ${code}`;
     const said = (place ? `At t=${place.t} h=${place.y} w=${place.x}. ` : "") + `Flat id ${of.offset + code}. ` +
-      (row < 0 ? "" : `${of.counts[row]} times in ${data.counted < data.total ? "the counted" : "these"} clips. `);
+      (row < 0 ? "" : `${of.counts[row]} times in ${data.counted < data.total ? "the counted" : "these"} clips. `) +
+      predicted(book, code);
     by("about").textContent = said;
     by("places").replaceChildren();
     document.querySelectorAll(".atlas button").forEach(button => button.setAttribute("aria-pressed",
@@ -286,6 +310,8 @@
     data.books[book].codes.forEach((code, row) => {
       const button = make("button", null, atlas), canvas = make("canvas", null, button);
       button.append(String(code));
+      const found = bitsOf(book, code);
+      if (found !== null) make("small", ` ${found.bits.toFixed(1)} bits`, button);
       button.type = "button";
       button.dataset.book = book;
       button.dataset.code = code;
