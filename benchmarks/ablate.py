@@ -29,7 +29,7 @@ from vidvq.formats.plan import read_plan
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import masked_psnr, mean_frame, psnr, ssim, static_mask
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.model.quantize import DifferentialConfig, FSQConfig, LFQConfig, QuantizerConfig, SimVQConfig, VQConfig
@@ -55,7 +55,7 @@ def _vq(size: int = 1024) -> VQConfig:
 BASE = TokenizerConfig(
     patch="haar",
     encoder=StackConfig((64, 128), (1, 2)),
-    decoder=StackConfig((64, 128), (2, 3)),
+    decoder=DecoderConfig((64, 128), (2, 3)),
     quantizer=QuantizerConfig(16, _vq(), _vq()),
 )
 # The network merges frames instead of the patch: causality matters only if layers see several frames of a group.
@@ -64,7 +64,7 @@ LAYERED = replace(
     patch_size=2,
     patch_frames=1,
     encoder=StackConfig((16, 48, 128), (1, 1, 2)),
-    decoder=StackConfig((16, 48, 128), (1, 2, 3)),
+    decoder=DecoderConfig((16, 48, 128), (1, 2, 3)),
 )
 UNSHUFFLE = replace(BASE, patch="unshuffle")
 FSQ, BSQ = FSQConfig(levels=(8, 8, 4, 4)), LFQConfig(size=1024, spherical=True)
@@ -131,20 +131,20 @@ ARMS = (
             patch_size=1,
             patch_frames=1,
             encoder=StackConfig((8, 24, 48, 128), (0, 1, 1, 2)),
-            decoder=StackConfig((8, 24, 48, 128), (0, 1, 2, 3)),
+            decoder=DecoderConfig((8, 24, 48, 128), (0, 1, 2, 3)),
         ),
     ),
     Arm(
         "light-encoder",
         "split",
         "encoder:decoder 1,1 : 2,4 blocks",
-        replace(BASE, encoder=StackConfig((64, 128), (1, 1)), decoder=StackConfig((64, 128), (2, 4))),
+        replace(BASE, encoder=StackConfig((64, 128), (1, 1)), decoder=DecoderConfig((64, 128), (2, 4))),
     ),
     Arm(
         "heavy-encoder",
         "split",
         "encoder:decoder 2,3 : 1,2 blocks",
-        replace(BASE, encoder=StackConfig((64, 128), (2, 3)), decoder=StackConfig((64, 128), (1, 2))),
+        replace(BASE, encoder=StackConfig((64, 128), (2, 3)), decoder=DecoderConfig((64, 128), (1, 2))),
     ),
 )
 

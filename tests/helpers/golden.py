@@ -362,13 +362,13 @@ def write_checkpoint(folder: Path) -> Path:
     import torch
 
     from vidvq.model import TokenizerConfig, VideoTokenizer
-    from vidvq.model.encoder import StackConfig
+    from vidvq.model.encoder import DecoderConfig, StackConfig
     from vidvq.model.quantize import QuantizerConfig, VQConfig
     from vidvq.pretrained import save_tokenizer
 
     small = TokenizerConfig(
         encoder=StackConfig((8, 8), (1, 1)),
-        decoder=StackConfig((8, 8), (1, 1)),
+        decoder=DecoderConfig((8, 8), (1, 1)),
         quantizer=QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64)),
     )
     tokenizer = VideoTokenizer(small)

@@ -19,7 +19,7 @@ from vidvq.demo.report import write_report
 from vidvq.evaluate.job import run_evaluate
 from vidvq.formats.checkpoint import step_folder
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.pretrained import save_tokenizer
 from vidvq.runtime import RuntimeConfig
@@ -102,7 +102,9 @@ def write_training(out: Path) -> None:
     torch.manual_seed(0)
     stack = StackConfig((8, 8), (1, 1))
     model = TokenizerConfig(
-        encoder=stack, decoder=stack, quantizer=QuantizerConfig(4, VQConfig(size=16), VQConfig(size=32))
+        encoder=stack,
+        decoder=DecoderConfig(stack.channels, stack.blocks),
+        quantizer=QuantizerConfig(4, VQConfig(size=16), VQConfig(size=32)),
     )
     tokenizer = VideoTokenizer(model)
     save_tokenizer(step_folder(out / "train", 40), tokenizer, tokenizer.inference_state_dict(), 40)

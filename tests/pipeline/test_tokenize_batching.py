@@ -15,7 +15,7 @@ from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.jobs.timing import Stopwatch
 from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer, iter_encode
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import load_tokenizer
@@ -61,7 +61,9 @@ def tiled_tokenizer() -> Tokenizer:
     torch.manual_seed(0)
     small = StackConfig((8, 8), (1, 1))
     books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64))
-    return VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books, tile=16)).eval()
+    return VideoTokenizer(
+        TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks), quantizer=books, tile=16)
+    ).eval()
 
 
 def encode_alone(tokenizer: Tokenizer, video: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from vidvq.data import ClipDataset, DataConfig
 from vidvq.formats.checkpoint import read_checkpoint
 from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.pixels import to_video
 from vidvq.model.quantize import FSQConfig, QuantizerConfig, VQConfig
 
@@ -17,7 +17,9 @@ def plain_losses(clips_dir, steps: int) -> tuple[list[float], list[float]]:
     torch.manual_seed(0)
     stack = StackConfig((16, 24), (1, 1))
     quantizer = QuantizerConfig(3, FSQConfig(levels=(5, 5, 5)), VQConfig(size=32, warmup=0))
-    tokenizer = VideoTokenizer(TokenizerConfig(encoder=stack, decoder=stack, quantizer=quantizer))
+    tokenizer = VideoTokenizer(
+        TokenizerConfig(encoder=stack, decoder=DecoderConfig(stack.channels, stack.blocks), quantizer=quantizer)
+    )
     discriminator = Discriminator(DiscriminatorConfig(channels=8, layers=1))
     both = [
         torch.optim.AdamW(net.parameters(), 1e-3, (0.9, 0.99), weight_decay=0) for net in (tokenizer, discriminator)

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidvq.data import DataConfig
 from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.train import TrainConfig
 from vidvq.train.config import LossConfig
 from vidvq.train.throughput import Throughput
@@ -16,7 +16,7 @@ SHAPE = (2, 3, 5, 32, 32)
 STACK = StackConfig((8, 8), (1, 1))
 CONFIG = TrainConfig(
     DataConfig({"a": 2.0, "b": 1.0}),
-    model=TokenizerConfig(encoder=STACK, decoder=STACK),
+    model=TokenizerConfig(encoder=STACK, decoder=DecoderConfig(STACK.channels, STACK.blocks)),
     discriminator=DiscriminatorConfig(channels=4, layers=1),
     loss=LossConfig(adversarial=0.1, adversarial_start=7, discriminator_warmup=2),
 )

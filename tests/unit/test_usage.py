@@ -8,7 +8,7 @@ import torch
 
 from vidvq.metrics.codes import codebook_usage
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.train.codebook_usage import UsageCounter
 from vidvq.training.distributed import DistributedContext
@@ -18,7 +18,9 @@ def test_low_usage_is_reported_once_codes_are_initialized():
     stack = StackConfig((8, 8), (1, 1))
     books = QuantizerConfig(4, VQConfig(size=32, warmup=20), VQConfig(size=64, warmup=30))
     usage = UsageCounter(
-        VideoTokenizer(TokenizerConfig(encoder=stack, decoder=stack, quantizer=books)),
+        VideoTokenizer(
+            TokenizerConfig(encoder=stack, decoder=DecoderConfig(stack.channels, stack.blocks), quantizer=books)
+        ),
         every=10,
         context=DistributedContext(0, 1, torch.device("cpu")),
     )

@@ -49,7 +49,7 @@ class Clip:
 
     @property
     def nbytes(self) -> int:
-        """Size of its frames (bytes)."""
+        """Size of its frames before any enlargement (bytes)."""
         return 3 * self.info.num_frames * self.info.height * self.info.width
 
 
@@ -66,7 +66,7 @@ def decode_together(tokenizer: Tokenizer, clips: Sequence[Clip]) -> Iterator[tup
     Raises:
         UsageError: codes do not match the JSON, or a code is out of range; the message gives a source.
     """
-    count = max(_MAX_BYTES // max(clips[0].nbytes, 1), 1)
+    count = max(_MAX_BYTES // max(clips[0].nbytes * tokenizer.upscale**2, 1), 1)
     for start in range(0, len(clips), count):
         some = clips[start : start + count]
         if len(some) == 1:

@@ -186,7 +186,7 @@ def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int, batch: int)
         if not item.path.parent.exists():
             make_folder(item.path.parent)
         remove_attempts(item.path.parent, item.path.name)
-        write_frames(item.path, kind, frames, _shape(info), crf)
+        write_frames(item.path, kind, frames, _shape(info, tokenizer), crf)
 
     def decode(items: tuple[Item, ...]) -> int:
         if len(items) == 1:
@@ -222,7 +222,7 @@ def _write_interval(
     torch.set_num_threads(1)
     tokenizer, card = open_tokenizer(tokens, checkpoint)
     timed = chain.from_iterable(_decode(tokenizer, card, each.location, interval) for each in found)
-    shape = replace(_shape(found[0].info), num_frames=sum(each.num_frames for each in found))
+    shape = replace(_shape(found[0].info, tokenizer), num_frames=sum(each.num_frames for each in found))
     write_frames(path, config.format_for(path), timed, shape, config.crf)
 
 
@@ -240,8 +240,9 @@ def _interval_path(out: Path, kind: str, interval: VideoInterval) -> Path:
     return out / (stem if kind == "png" else f"{stem}.{kind}")
 
 
-def _shape(info: TokenInfo) -> VideoShape:
-    return VideoShape(info.num_frames, info.height, info.width, info.seconds_per_tick)
+def _shape(info: TokenInfo, tokenizer: Tokenizer) -> VideoShape:
+    height, width = info.height * tokenizer.upscale, info.width * tokenizer.upscale
+    return VideoShape(info.num_frames, height, width, info.seconds_per_tick)
 
 
 def _settings(tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def check_fingerprint(folder: Path, written: TokenizerCard, checkpoint: Path, ca
 
 
 def decode_groups(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[np.ndarray]:
-    """Yield the frames ``t h w c`` uint8 of each group of codes ``lt lh lw``, sized as in ``info``.
+    """Yield the frames ``t h w c`` uint8 of each group of codes ``lt lh lw``, sized as in ``info`` times ``upscale``.
 
     Raises:
         UsageError: the codes do not match ``info``, or a code is out of range; the message gives the source.

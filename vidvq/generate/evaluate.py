@@ -35,6 +35,7 @@ from vidvq.log import progress, warn
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
 from vidvq.model import Tokenizer, iter_decode
+from vidvq.model.enlarge import shrink_frames
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
 from vidvq.storage import pretty_json, resolve_path, write_atomic
@@ -390,7 +391,8 @@ class _Evaluation:
 
     def _decode(self, codes: np.ndarray, num_frames: int, size: tuple[int, ...]) -> np.ndarray:
         assert self.tokenizer is not None
-        return np.concatenate(list(iter_decode(self.tokenizer, codes, num_frames, (size[0], size[1]))))
+        decoded = np.concatenate(list(iter_decode(self.tokenizer, codes, num_frames, (size[0], size[1]))))
+        return shrink_frames(decoded, self.tokenizer.upscale)
 
     def _compare(self, original: np.ndarray, other: np.ndarray, part: np.ndarray) -> dict[str, Any]:
         """Compute PSNR over the hidden pixels, ST-LPIPS over the frames with hidden pixels, and PSNR per such frame."""

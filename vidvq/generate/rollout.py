@@ -30,7 +30,7 @@ class Rollout:
         start: codes ``t lh lw`` of the first latent frames (1 or more).
         config: how codes are drawn.
         seed: seed of the codes.
-        size: height and width of a frame (pixels).
+        size: height and width of a decoded frame (pixels).
 
     Raises:
         UsageError: the generator was trained on single latent frames.

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from vidvq.errors import UsageError
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.layers import Causality
 from vidvq.model.patch import PatchKind
 from vidvq.model.quantize import DifferentialConfig, QuantizerConfig
@@ -28,6 +28,7 @@ class TokenizerConfig:
             past.
         encoder: channels and blocks of the encoder's stages, finest first.
         decoder: channels and blocks of the decoder's stages, finest first; must have as many stages as the encoder.
+            Optionally the enlargement of its frames.
         quantizer: latent channels and codebooks.
         linear: latent channels, among those of the quantizer, with a linear path beside the networks from the pixels of
             a block to its latent, and back (0 to ``quantizer.dim``). Fine detail of static scenes passes through them.
@@ -44,7 +45,7 @@ class TokenizerConfig:
     causality: Causality = "group"
     encoder: StackConfig = field(default_factory=StackConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
-    decoder: StackConfig = field(default_factory=lambda: StackConfig(blocks=(2, 3)))
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     linear: int = 0
     tile: int = 1024
 
@@ -70,8 +71,9 @@ class TokenizerConfig:
             )
         if not 0 <= self.linear <= self.quantizer.dim:
             raise UsageError(f"linear={self.linear} must be from 0 to quantizer.dim={self.quantizer.dim}")
-        if self.tile < self.spatial_factor:
-            raise UsageError(f"tile={self.tile} must be at least the spatial factor, {self.spatial_factor}")
+        if self.tile < self.spatial_factor * self.decoder.upscale:
+            side = "the spatial factor" + (", times decoder.upscale" if self.decoder.upscale > 1 else "")
+            raise UsageError(f"tile={self.tile} must be at least {side}, {self.spatial_factor * self.decoder.upscale}")
 
     @property
     def spatial_factor(self) -> int:
@@ -93,6 +95,8 @@ class TokenizerConfig:
             del data["quantizer"]["differential"]["refresh"]
         if not self.linear:
             del data["linear"]
+        if self.decoder.upscale == 1:
+            del data["decoder"]["upscale"]
         return data
 
     @classmethod
@@ -115,8 +119,10 @@ class TokenizerConfig:
                     differential["refresh"] = _build_codebook(differential["refresh"])
                 quantizer["differential"] = _build(DifferentialConfig, differential)
             parts["quantizer"] = _build(QuantizerConfig, quantizer)
-        for name in {"encoder", "decoder"} & parts.keys():
-            parts[name] = _build(StackConfig, {key: tuple(value) for key, value in parts[name].items()})
+        for name, kind in {"encoder": StackConfig, "decoder": DecoderConfig}.items():
+            if name in parts:
+                lists = {key: tuple(value) for key, value in parts[name].items() if key in ("channels", "blocks")}
+                parts[name] = _build(kind, parts[name] | lists)
         return _build(cls, parts)
 
 

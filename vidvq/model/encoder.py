@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vidvq.errors import UsageError
 from vidvq.model.blocks import Blocks
+from vidvq.model.enlarge import Enlargement
 from vidvq.model.layers import Causality, Downsample, ResBlock, SpatialConv, TemporalCache, Upsample
 from vidvq.model.patch import Patch, PatchKind
 
@@ -33,6 +34,26 @@ class StackConfig:
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.blocks) or min(self.channels, default=0) < 1 or min(self.blocks) < 0:
             raise UsageError(f"channels={list(self.channels)} and blocks={list(self.blocks)} must be of one length")
+
+
+@dataclass(frozen=True)
+class DecoderConfig(StackConfig):
+    """Stages of a decoder.
+
+    Attributes:
+        channels: channels of each stage; each stage after the first halves height and width.
+        blocks: residual blocks of each stage (0 or more); one entry per entry of ``channels``.
+        upscale: height and width of the decoded frames relative to the encoded ones: 1, 2 or 4. Above 1 the decoder
+            is trained for super-resolution.
+    """
+
+    blocks: tuple[int, ...] = (2, 3)
+    upscale: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.upscale not in (1, 2, 4):
+            raise UsageError(f"upscale={self.upscale} must be 1, 2 or 4")
 
 
 @dataclass(frozen=True)
@@ -134,12 +155,14 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Maps latents ``b d g h w`` to video ``b c (g t) (h s) (w s)``, causally over groups.
 
+    With ``upscale`` the height and width of the video are as many times larger.
+
     Args:
         config: stages of the network.
         layout: layout of patches and latents.
     """
 
-    def __init__(self, config: StackConfig, layout: CodecLayout) -> None:
+    def __init__(self, config: DecoderConfig, layout: CodecLayout) -> None:
         super().__init__()
         self.config, self.layout = config, layout
         self.patch = Patch(layout.patch, layout.patch_frames, layout.patch_size)
@@ -163,11 +186,14 @@ class Decoder(nn.Module):
             self.linear = nn.Linear(layout.linear, self.blocks.size, bias=False)
             with torch.no_grad():
                 self.linear.weight.copy_(self.blocks.lowest_frequencies(layout.linear).T)
+        self.enlargement = None
+        if config.upscale > 1:
+            self.enlargement = Enlargement(channels[-1], frames[-1], config.upscale, self.patch, layout.causality)
 
     @property
     def receptive_radius(self) -> int:
         """Maximum distance between a pixel and the latents it depends on, along height or width (latents)."""
-        radius = 1
+        radius = 1 if self.enlargement is None else self.enlargement.receptive_radius
         for index, blocks in enumerate(self.config.blocks):
             # Distances halve at each step to a coarser grid.
             radius = (-(-radius // 2) if index else radius) + blocks
@@ -185,7 +211,7 @@ class Decoder(nn.Module):
         video = self.patch.inverse(self.head(F.silu(self.norm(x))))
         if self.blocks is not None and self.linear is not None:
             video = video + self.blocks.inverse(self.linear(z[..., -self.linear.in_features :]))
-        return video
+        return video if self.enlargement is None else self.enlargement(video, x, cache)
 
 
 def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, cache: TemporalCache) -> Tensor:

@@ -106,6 +106,7 @@ class Tokenizer(nn.Module):
     Attributes:
         temporal_factor: frames per code, after frame 0.
         spatial_factor: pixels per code, along height and width.
+        upscale: height and width of the decoded frames relative to the encoded ones.
         supports_streaming: whether :meth:`encode_step` and :meth:`decode_step` are implemented.
         step_shape: streams and groups of one call of the network. Tokens depend on it, because kernels round
             differently per shape; tokenizers without streaming process one sample at a time.
@@ -117,6 +118,7 @@ class Tokenizer(nn.Module):
     step_shape: StepShape = StepShape()
     decode_shape: StepShape = StepShape()
     checks_range: bool = True
+    upscale: int = 1
     temporal_factor: int
     spatial_factor: int
 
@@ -148,7 +150,7 @@ class Tokenizer(nn.Module):
         Args:
             codes: ``b lt lh lw``, a tensor or a NumPy array of any integer type.
             num_frames: number of frames to keep; None keeps all.
-            size: height and width to keep (pixels); None keeps all.
+            size: height and width of the encoded video to keep (pixels); None keeps all.
 
         Returns:
             Video ``b c t h w`` in [-1, 1].
@@ -279,12 +281,12 @@ class Tokenizer(nn.Module):
     def crop_size(
         self, grid: Sequence[int], num_frames: int | None, size: tuple[int, int] | None
     ) -> tuple[int, int, int]:
-        """Return the number of frames, the height and the width that decoding keeps.
+        """Return the number of frames, the height and the width of the decoded video.
 
         Args:
             grid: shape of the codes, ``lt lh lw``.
             num_frames: number of frames to keep; None keeps all.
-            size: height and width to keep (pixels); None keeps all.
+            size: height and width of the encoded video to keep (pixels); None keeps all.
 
         Raises:
             UsageError: a video of that size has codes of another shape.
@@ -298,7 +300,7 @@ class Tokenizer(nn.Module):
                 f"num_frames={keep_t} of {keep_h}x{keep_w} do not become a grid of {lt}x{lh}x{lw} codes; "
                 f"the whole grid is {frames} of {lh * self.spatial_factor}x{lw * self.spatial_factor}"
             )
-        return keep_t, keep_h, keep_w
+        return keep_t, keep_h * self.upscale, keep_w * self.upscale
 
     def _as_tensor(self, value: Any, name: str) -> Tensor:
         """Return a tensor as it is, and an array as a tensor on this device."""

@@ -148,12 +148,13 @@ def iter_decode_batch(
         UsageError: a video of that size has codes of another shape, or a code is out of range.
     """
     left, height, width = tokenizer.crop_size(codes[0].shape, num_frames, size)
+    _, lh, lw = codes[0].shape
     if not tokenizer.supports_streaming:
         yield [to_frames(tokenizer.decode(_to_codes(one, tokenizer)[None], num_frames, size)) for one in codes]
         return
     state: StreamState | None = None
     s = tokenizer.spatial_factor
-    groups = tokenizer.shape_for(-(-height // s) * s, -(-width // s) * s, kind="decode").groups
+    groups = tokenizer.shape_for(lh * s, lw * s, kind="decode").groups
     # Convert one step at a time: a long video in int64 takes several times the memory of its stored codes.
     for start in range(0, len(codes[0]), groups):
         part = torch.stack([_to_codes(one[start : start + groups], tokenizer) for one in codes])

@@ -69,6 +69,7 @@ class VideoTokenizer(Tokenizer):
         self.config = config
         self.temporal_factor = config.temporal_factor
         self.spatial_factor = config.spatial_factor
+        self.upscale = config.decoder.upscale
         layout = CodecLayout(
             config.patch,
             config.frames_per_block,
@@ -102,7 +103,7 @@ class VideoTokenizer(Tokenizer):
                 multiples of the spatial factor.
 
         Returns:
-            The reconstruction, codes and commitment loss.
+            The reconstruction (``upscale`` times as high and wide), codes and commitment loss.
 
         Raises:
             UsageError: wrong rank, channels, type, range or size.
@@ -233,10 +234,10 @@ class VideoTokenizer(Tokenizer):
         Args:
             codes: ``b lt lh lw``, a tensor or a NumPy array of any integer type, local to the codebook of their group.
             num_frames: number of frames to keep; None keeps the complete last group.
-            size: height and width to keep (pixels); None keeps the complete grid.
+            size: height and width of the encoded video to keep (pixels); None keeps the complete grid.
 
         Returns:
-            Video ``b c t h w`` in [-1, 1].
+            Video ``b c t h w`` in [-1, 1], ``upscale`` times as high and wide as the encoded one.
 
         Raises:
             UsageError: wrong rank or type, a code out of range, or a size that does not match the codes.
@@ -274,8 +275,8 @@ class VideoTokenizer(Tokenizer):
     def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:
         """Return the step shape for frames of a size, one tile of which is an element of a call."""
         s = self.spatial_factor
-        tile_height, tile_width = self._tiles(kind, height // s, width // s).window(s)
-        return super().shape_for(tile_height, tile_width, kind)
+        window = self._tiles(kind, height // s, width // s).window(s if kind == "encode" else s * self.upscale)
+        return super().shape_for(*window, kind)
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """Return the tensors required for inference: networks and codebooks, without training statistics."""
@@ -341,7 +342,7 @@ class VideoTokenizer(Tokenizer):
     def _decode_groups(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         """Decode any number of groups of validated codes, from the first group without a state."""
         b, h, w = codes.shape[0], *codes.shape[2:]
-        s = self.spatial_factor
+        s, scale = self.spatial_factor, self.spatial_factor * self.upscale
         tiles = self._tiles("decode", h, w)
         shape = self.shape_for(h * s, w * s, "decode")
         parts = []
@@ -357,7 +358,7 @@ class VideoTokenizer(Tokenizer):
                 network = partial(run_network, self.decoder)
                 windows, past = run_in_blocks(network, tiles.split(latents.to(self.dtype)), past, shape.streams)
                 past = (*past, *known)
-                kept = [tiles.crop(window, index, s) for index, window in enumerate(windows.split(1))]
+                kept = [tiles.crop(window, index, scale) for index, window in enumerate(windows.split(1))]
                 frames = self._finish(tiles.merge(kept), first)
             parts.append(frames[:, :, : StepShape(groups=groups).num_frames(self.temporal_factor, first)])
             state = StreamState("decode", (b, h, w), past, self.config, ended=groups < shape.groups)
@@ -392,8 +393,10 @@ class VideoTokenizer(Tokenizer):
 
     def _tiles(self, kind: str, height: int, width: int) -> Tiles:
         """Return the tiling of a frame of ``height`` x ``width`` latents."""
-        margin = self.encoder.receptive_radius if kind == "encode" else self.decoder.receptive_radius
-        return Tiles.cover((height, width), self.config.tile // self.spatial_factor, margin)
+        if kind == "encode":
+            return Tiles.cover((height, width), self.config.tile // self.spatial_factor, self.encoder.receptive_radius)
+        size = self.config.tile // (self.spatial_factor * self.upscale)
+        return Tiles.cover((height, width), size, self.decoder.receptive_radius)
 
     def _replicate_first_frame(self, video: Tensor) -> Tensor:
         first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)

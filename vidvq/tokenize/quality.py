@@ -10,6 +10,7 @@ import torch
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
 from vidvq.model import Tokenizer, iter_decode_batch
+from vidvq.model.enlarge import shrink_frames
 from vidvq.model.pixels import to_video
 from vidvq.tokenize.config import QualityPolicy
 
@@ -40,6 +41,8 @@ def keep_frames(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], kept: list[n
 
 class Scorer:
     """Scores samples by comparing their decoded tokens with the original frames.
+
+    Frames of a decoder for super-resolution are reduced to the size of the originals first.
 
     Args:
         tokenizer: the tokenizer that encoded them.
@@ -87,7 +90,8 @@ class Scorer:
             slots = [slot for slot, one in enumerate(codes) if one is not None]
             given = [np.zeros_like(given[0]) if one is None else one[:groups] for one in codes]
         parts = list(iter_decode_batch(self._tokenizer, given, length, (size[0], size[1])))
-        decoded = [np.concatenate([part[slot] for part in parts]) for slot in slots]
+        upscale = self._tokenizer.upscale
+        decoded = [shrink_frames(np.concatenate([part[slot] for part in parts]), upscale) for slot in slots]
         return [self._compare(*pair) for pair in zip(frames, decoded, strict=True)]
 
     def _compare(self, frames: np.ndarray, decoded: np.ndarray) -> dict[str, float]:

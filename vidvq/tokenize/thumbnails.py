@@ -16,6 +16,7 @@ from vidvq.jobs.report import jpeg_grid, read_sample
 from vidvq.jobs.stage import Thumbnail
 from vidvq.metrics.pixel import psnr
 from vidvq.model import iter_decode
+from vidvq.model.enlarge import shrink_frames
 from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Pool
 from vidvq.tokenize.config import TokenizeConfig
@@ -59,6 +60,7 @@ def token_thumbnails(
             continue
         groups = tokenizer.latent_shape(count, info.height, info.width)[0]
         decoded = np.concatenate(list(iter_decode(tokenizer, codes[:groups], count, (info.height, info.width))))
+        decoded = shrink_frames(decoded, tokenizer.upscale)
         some = [0, count // 2, count - 1]
         caption = (
             f"{info.num_frames} frames, {info.width}×{info.height}, {info.fps:.3g} fps; the first {count} frames have "

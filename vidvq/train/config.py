@@ -225,7 +225,7 @@ class TrainConfig:
 
     def _check_shapes(self) -> None:
         """Reject batch shapes that are not complete groups and latents."""
-        r, s = self.model.temporal_factor, self.model.spatial_factor
+        r, s = self.model.temporal_factor, self.model.spatial_factor * self.model.decoder.upscale
         names = [f"data.buckets.{index}." for index in range(len(self.data.buckets))] or ["data."]
         for name, shape in zip(names, self.data.shapes, strict=True):
             if (shape.num_frames - 1) % r:

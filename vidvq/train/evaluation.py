@@ -13,6 +13,7 @@ from vidvq.metrics.codes import codebook_usage
 from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import VideoTokenizer
+from vidvq.model.enlarge import shrink
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.storage import resolve_path
 from vidvq.train.config import TrainConfig
@@ -60,8 +61,10 @@ class Evaluator:
                 continue
             frames = decode_clip(media, key)
             video = to_video(frames).to(self._context.device)
-            codes = self._tokenizer.encode(video)
-            back = self._tokenizer.decode(codes, len(frames), frames.shape[1:3])
+            given = shrink(video, self._tokenizer.upscale)
+            codes = self._tokenizer.encode(given)
+            back = self._tokenizer.decode(codes, len(frames), (given.shape[3], given.shape[4]))
+            back = back[..., : video.shape[3], : video.shape[4]]
             if index < self._config.shown:
                 shown.append((video, back))
             if index % self._context.size != self._context.rank:

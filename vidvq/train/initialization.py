@@ -41,6 +41,9 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
         return None
     checkpoint = read_checkpoint(resumed or resolve_path(config.start_from))
     theirs, ours = dict(checkpoint.config["model"]), config.model.to_dict()
+    if resumed is None and "upscale" in ours["decoder"]:
+        # A decoder of frames as large as the encoded ones gets a new enlargement.
+        theirs["decoder"] = {"upscale": ours["decoder"]["upscale"]} | theirs["decoder"]
     if config.new_quantizer and resumed is None:
         theirs["quantizer"] = ours["quantizer"]
         dim, known = config.model.quantizer.dim, checkpoint.config["model"]["quantizer"]["dim"]
@@ -73,6 +76,9 @@ def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingSt
     tokenizer, discriminator = build_networks(config)
     if weights is not None:
         tensors = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
+        if "decoder.enlargement.head.weight" not in tensors:
+            fresh = tokenizer.inference_state_dict()
+            tensors |= {name: fresh[name] for name in fresh if name.startswith("decoder.enlargement.")}
         if config.new_quantizer:
             tensors = _without_quantizer(tensors, tokenizer)
         tokenizer.load_inference_state_dict(tensors)

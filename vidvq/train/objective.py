@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidvq.model.enlarge import shrink
 from vidvq.model.tokenizer import Reconstruction
 from vidvq.train.config import LossConfig, MaskConfig, TrainConfig
 from vidvq.train.losses import (
@@ -60,20 +61,22 @@ class Objective:
         self.loss: LossConfig = config.loss
         self.mask: MaskConfig = config.mask
         self.adversarial = config.adversarial
+        self._upscale = config.model.decoder.upscale
         self.lecam = LeCam()
         self._perceptual, self._perceptual_type = perceptual, perceptual_type
         along = zip(block, config.mask.size, strict=True)
         self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]
 
     def tokenizer_input(self, video: Tensor) -> Tensor:
-        """Append masked copies of some clips to a micro-batch.
+        """Reduce a micro-batch by the factor of the decoder, and append masked copies of some clips.
 
         Args:
             video: ``b c t h w`` in [-1, 1].
 
         Returns:
-            The clips followed by their masked copies; ``video`` itself without ``loss.masked``.
+            The clips followed by their masked copies; the clips alone without ``loss.masked``.
         """
+        video = shrink(video, self._upscale)
         if not is_used(self.loss.masked):
             return video
         again = video[: max(round(self.mask.clips * len(video)), 1)]

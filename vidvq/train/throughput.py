@@ -97,8 +97,9 @@ def _forward_flops(config: TrainConfig, shape: tuple[int, ...]) -> tuple[int, in
     """Count the forward FLOPs of the tokenizer and of the discriminator on the meta device."""
     with torch.device("meta"):
         tokenizer, discriminator = VideoTokenizer(config.model), Discriminator(config.discriminator)
-        video = torch.empty(shape)
-        groups = torch.empty(*shape[:2], shape[2] + config.model.temporal_factor - 1, *shape[3:])
+        video, upscale = torch.empty(shape), config.model.decoder.upscale
+        sides = (side // upscale for side in shape[3:])
+        groups = torch.empty(*shape[:2], shape[2] + config.model.temporal_factor - 1, *sides)
     with FlopCounterMode(display=False) as tokenizer_flops, torch.no_grad():
         tokenizer.decoder(tokenizer.encoder(groups, TemporalCache()), TemporalCache())
     with FlopCounterMode(display=False) as discriminator_flops, torch.no_grad():

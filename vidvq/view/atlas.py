@@ -8,6 +8,7 @@ import torch
 from vidvq.codebook import Codebook
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.model import Tokenizer
+from vidvq.model.enlarge import shrink_frames
 from vidvq.model.pixels import to_frames
 
 MAX_CODES = 256
@@ -56,7 +57,8 @@ def decode_patch(tokenizer: Tokenizer, card: TokenizerCard, book: Codebook, code
     grid = torch.full((1, 2 if temporal else 1, _SIDE, _SIDE), code, dtype=torch.int64)
     if temporal:
         grid[:, 0] = spatial
-    pixels = to_frames(tokenizer.decode(grid.to(tokenizer.device)))[1 if temporal else 0 :]
+    decoded = to_frames(tokenizer.decode(grid.to(tokenizer.device)))[1 if temporal else 0 :]
+    pixels = shrink_frames(decoded, tokenizer.upscale)
     return np.concatenate(list(pixels[:, middle : middle + s, middle : middle + s]), axis=1)
 
 

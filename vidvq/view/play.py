@@ -73,7 +73,7 @@ class Game:
         self._check_tokenizer(found.token_fingerprint, str(checkpoint))
         self._tokenizer.to(device)
         info = self._starts[0].read_info()
-        self.size = (info.height, info.width)
+        self.size = (info.height * self._tokenizer.upscale, info.width * self._tokenizer.upscale)
         self._rollouts: dict[int, tuple[Rollout, int]] = {}
         self._number = 0
 
@@ -96,7 +96,7 @@ class Game:
         place = self._starts[start]
         codes, info = place.read(self.card.tokenizer)
         seed = f"{self._config.seed}/{place.key}"
-        size = (info.height, info.width)
+        size = (info.height * self._tokenizer.upscale, info.width * self._tokenizer.upscale)
         rollout = Rollout(
             self._network, self.card, self._tokenizer, codes[: self._given], self._config.sampling, seed, size
         )

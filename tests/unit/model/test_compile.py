@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import (
     DifferentialConfig,
     FSQConfig,
@@ -29,7 +29,7 @@ def make(codebook, **changes) -> VideoTokenizer:
     torch.manual_seed(0)
     small = StackConfig((8, 8), (1, 1))
     books = {"quantizer": QuantizerConfig(4, codebook, codebook)} | changes
-    config = TokenizerConfig(encoder=small, decoder=small, **books)
+    config = TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks), **books)
     return VideoTokenizer(config).eval()
 
 

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import (
     DifferentialConfig,
     FSQConfig,
@@ -35,7 +35,9 @@ def make(kind: str) -> VideoTokenizer:
     spatial, _, differences = kind.partition("-")
     coding = DifferentialConfig(refresh=VQConfig(size=16, warmup=2)) if differences else None
     books = QuantizerConfig(4, BOOKS[spatial], BOOKS[spatial], coding)
-    return VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books))
+    return VideoTokenizer(
+        TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks), quantizer=books)
+    )
 
 
 # One default case: all codebooks and differences in autocast, where a graph may break. Training itself compiles fp32.

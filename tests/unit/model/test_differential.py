@@ -7,7 +7,7 @@ import torch
 
 from vidvq.errors import UsageError
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import (
     DifferentialConfig,
     FSQConfig,
@@ -209,7 +209,9 @@ def test_configs_without_it_are_written_as_before():
 def test_an_empty_slot_of_a_batch_does_not_disturb_the_others():
     small = StackConfig((8, 8), (1, 1))
     books = QuantizerConfig(DIM, BOOK, BOOK, DifferentialConfig())
-    tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books)).eval()
+    tokenizer = VideoTokenizer(
+        TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks), quantizer=books)
+    ).eval()
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
     codes = tokenizer.encode(video)
     _, state = tokenizer.encode_step(video[:, :, :1])

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_video
 from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
@@ -27,7 +27,7 @@ def make_tokenizer(**changes) -> VideoTokenizer:
     config = TokenizerConfig(
         **{
             "encoder": StackConfig((24, 32), (1, 1)),
-            "decoder": StackConfig((24, 32), (1, 1)),
+            "decoder": DecoderConfig((24, 32), (1, 1)),
             "quantizer": QuantizerConfig(8, VQConfig(size=64), VQConfig(size=128)),
         }
         | changes
@@ -51,7 +51,7 @@ LAYERED = {
     "patch_frames": 1,
     "patch_size": 2,
     "encoder": StackConfig((8, 16, 24), (1, 1, 1)),
-    "decoder": StackConfig((8, 16, 24), (1, 1, 1)),
+    "decoder": DecoderConfig((8, 16, 24), (1, 1, 1)),
 }
 DIFFERENCES = {"quantizer": QuantizerConfig(8, VQConfig(size=64), VQConfig(size=128), DifferentialConfig())}
 MODELS = {
@@ -112,7 +112,7 @@ def test_streamed_decode_equals_whole_decode(tokenizer, video):
 
 def test_streams_do_not_depend_on_the_batch(video):
     # The default widths: with narrower layers kernels for a batch happen to round as those for one sample do.
-    tokenizer = make_tokenizer(encoder=StackConfig(), decoder=StackConfig(blocks=(2, 3)))
+    tokenizer = make_tokenizer(encoder=StackConfig(), decoder=DecoderConfig(blocks=(2, 3)))
     batch = torch.cat([video, video.flip(2), -video, video.flip(3), video.flip(4)])[:, :, :9]
     states = []
     for part in (batch, batch[:1]):
@@ -296,7 +296,7 @@ def clip() -> torch.Tensor:
 
 def test_tile_margins_cover_the_receptive_field(clip):
     """The receptive radius is exact: the gradient of a latent, and of a pixel, ends there."""
-    for changes in ({}, LAYERED, {"encoder": StackConfig((8, 8), (3, 2)), "decoder": StackConfig((8, 8), (3, 2))}):
+    for changes in ({}, LAYERED, {"encoder": StackConfig((8, 8), (3, 2)), "decoder": DecoderConfig((8, 8), (3, 2))}):
         tokenizer = make_tokenizer(**changes)
         video = torch.randn(1, 3, 4, 8 * 25, 8, requires_grad=True)
         latent = tokenizer.encoder(video, TemporalCache())[0, :, 0, 12].abs().sum()
@@ -330,11 +330,11 @@ _LONG = """
 import resource, sys
 import torch
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 
 torch.set_num_threads(1)
 small = StackConfig((16, 16), (1, 1))
-tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=small)).eval()
+tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks))).eval()
 frames, state, decoding, groups = torch.rand(1, 3, 4, 64, 64) * 2 - 1, None, None, 0
 peaks = []
 for seconds in (10, int(sys.argv[1])):

@@ -6,7 +6,7 @@ import torch
 from vidvq.errors import UsageError
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.blocks import Blocks
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.layers import TemporalCache
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 
@@ -16,7 +16,11 @@ SMALL = StackConfig((8, 8), (0, 0))
 def make(linear: int, dim: int = 40) -> VideoTokenizer:
     torch.manual_seed(0)
     books = QuantizerConfig(dim, VQConfig(size=32), VQConfig(size=32))
-    return VideoTokenizer(TokenizerConfig(encoder=SMALL, decoder=SMALL, quantizer=books, linear=linear)).eval()
+    return VideoTokenizer(
+        TokenizerConfig(
+            encoder=SMALL, decoder=DecoderConfig(SMALL.channels, SMALL.blocks), quantizer=books, linear=linear
+        )
+    ).eval()
 
 
 @pytest.mark.parametrize(("frames", "side"), [(4, 8), (1, 4), (2, 2)])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vidvq import config as settings
 from vidvq.formats.checkpoint import fingerprint
 from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import (
     DifferentialConfig,
     FiniteScalarQuantizer,
@@ -64,7 +64,11 @@ def tokenizer(spatial, temporal) -> VideoTokenizer:
     torch.manual_seed(0)
     small = StackConfig((8, 8), (0, 0))
     return VideoTokenizer(
-        TokenizerConfig(encoder=small, decoder=small, quantizer=QuantizerConfig(DIM, spatial, temporal))
+        TokenizerConfig(
+            encoder=small,
+            decoder=DecoderConfig(small.channels, small.blocks),
+            quantizer=QuantizerConfig(DIM, spatial, temporal),
+        )
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vidvq.model import TokenizerConfig, VideoTokenizer, iter_decode, iter_encode
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.launches import LaunchCounter
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.model.quantize import QuantizerConfig, VQConfig
@@ -27,7 +27,9 @@ def make_tokenizer(shape: StepShape, tile: int = 1024) -> VideoTokenizer:
     torch.manual_seed(0)
     small = StackConfig((16, 24), (1, 1))
     books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64))
-    tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books, tile=tile)).eval()
+    tokenizer = VideoTokenizer(
+        TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks), quantizer=books, tile=tile)
+    ).eval()
     with torch.no_grad():
         for name, parameter in tokenizer.named_parameters():
             # A new residual block is the identity and has no past.

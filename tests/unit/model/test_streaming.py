@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vidvq.codebook import Codebook
 from vidvq.model import StreamState, Tokenizer, TokenizerConfig, VideoTokenizer, iter_decode, iter_encode
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
 
@@ -18,7 +18,9 @@ def make_tokenizer(tile: int = 1024, seed: int = 0, differential: DifferentialCo
     torch.manual_seed(seed)
     small = StackConfig((16, 24), (1, 1))
     books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64), differential)
-    tokenizer = VideoTokenizer(TokenizerConfig(encoder=small, decoder=small, quantizer=books, tile=tile)).eval()
+    tokenizer = VideoTokenizer(
+        TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks), quantizer=books, tile=tile)
+    ).eval()
     with torch.no_grad():
         for name, parameter in tokenizer.named_parameters():
             # A fresh residual block is the identity and would see no past.

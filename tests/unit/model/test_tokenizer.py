@@ -10,13 +10,13 @@ import torch
 
 from vidvq import config as settings
 from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.patch import Patch, haar_matrix
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 
 SMALL = TokenizerConfig(
     encoder=StackConfig((16, 24), (1, 1)),
-    decoder=StackConfig((16, 24), (1, 1)),
+    decoder=DecoderConfig((16, 24), (1, 1)),
     quantizer=QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64)),
 )
 
