@@ -186,18 +186,18 @@ def clips_dir(tmp_path_factory) -> Path:
     return out
 
 
-def _save(folder: Path, seed: int, other_decoder: bool = False) -> Path:
+def _save(folder: Path, seed: int, other_decoder: bool = False, upscale: int = 1) -> Path:
     import torch
 
     from vidvq.model import TokenizerConfig, VideoTokenizer
-    from vidvq.model.encoder import StackConfig
+    from vidvq.model.encoder import DecoderConfig, StackConfig
     from vidvq.model.quantize import QuantizerConfig, VQConfig
     from vidvq.pretrained import save_tokenizer
 
     torch.manual_seed(seed)
     small = TokenizerConfig(
         encoder=StackConfig((8, 8), (1, 1)),
-        decoder=StackConfig((8, 8), (1, 1)),
+        decoder=DecoderConfig((8, 8), (1, 1), upscale),
         quantizer=QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64)),
     )
     tokenizer = VideoTokenizer(small)
@@ -224,6 +224,12 @@ def other_checkpoint(tmp_path_factory) -> Path:
 def better_decoder(tmp_path_factory) -> Path:
     """The tokenizer of ``checkpoint_dir`` with another decoder."""
     return _save(tmp_path_factory.mktemp("shared") / "better", seed=0, other_decoder=True)
+
+
+@pytest.fixture(scope="session")
+def larger_decoder(tmp_path_factory) -> Path:
+    """The tokenizer of ``checkpoint_dir`` with a decoder of twice the height and width."""
+    return _save(tmp_path_factory.mktemp("shared") / "larger", seed=0, upscale=2)
 
 
 @pytest.fixture(scope="session")

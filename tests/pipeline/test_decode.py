@@ -65,6 +65,18 @@ def test_all_formats_have_the_same_frames_and_times(vidvq, tmp_path, tokens_dir,
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*outputs, *markers])
 
 
+def test_a_larger_decoder_decodes_the_same_tokens(vidvq, tmp_path, tokens_dir, location, larger_decoder):
+    info = location.read_info()
+    for kind in ("npy", "mp4"):
+        job = ("--checkpoint", larger_decoder, "--out", tmp_path / f"clip.{kind}", "--key", location.key)
+        assert vidvq("decode", tokens_dir, *job).code == 0
+    size = (2 * info.height, 2 * info.width)
+    assert np.load(tmp_path / "clip.npy", allow_pickle=False).shape == (info.num_frames, *size, 3)
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.height, stream.width, stream.frames) == (*size, info.num_frames)
+
+
 def test_sample_offsets_come_from_the_records_without_opening_tars(tokens_dir, tmp_path, monkeypatch):
     shards = committed_shards(tokens_dir)
     by_headers = [location for shard in shards for location in index_shard(shard)]

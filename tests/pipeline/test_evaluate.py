@@ -82,6 +82,21 @@ def test_tokenizers_side_by_side_have_the_scores_of_tokenize_and_decode(
     assert f"{np.mean([clip['psnr'] for clip in second['clips']]):.2f}" == rows[1].split()[1]
 
 
+def test_a_decoder_of_larger_frames_stands_beside_the_bicubic_enlargement(
+    clips_dir, checkpoint_dir, larger_decoder, tmp_path, vidvq
+):
+    large, out = larger_decoder, tmp_path / "scores.json"
+    ran = vidvq("evaluate", clips_dir, "--checkpoint", large, "--checkpoint", checkpoint_dir, "--out", out)
+    assert ran.code == 0, ran.err
+    trained, plain = json.loads(out.read_text())["evaluations"]
+    assert (trained["name"], plain["name"]) == (str(large), f"{checkpoint_dir} + bicubic x2")
+    # An untrained enlargement is the bicubic one, up to the rounding of the smaller frames to whole levels.
+    for one, other in zip(trained["clips"], plain["clips"], strict=True):
+        assert one["psnr"] == pytest.approx(other["psnr"], abs=0.05)
+        assert one["bits_per_pixel"] == other["bits_per_pixel"]
+    assert trained["token_fingerprint"] == plain["token_fingerprint"]
+
+
 def test_codecs_are_scored_at_no_more_than_the_bits_of_the_tokens(scores, tokens_dir):
     found = scores("codecs=[x264,svtav1]")
     card = read_tokenizer_card(tokens_dir)

@@ -69,7 +69,7 @@ STAGES = {
                 "new_quantizer",
                 "generator",
             ),
-            *("discriminator_optimizer", "loss", "mask", "guard", "evaluation", "ema_decay", "log_every"),
+            *("discriminator_optimizer", "loss", "mask", "degrade", "guard", "evaluation", "ema_decay", "log_every"),
             *("usage_every", "checkpoint_every", "keep_checkpoints", "zero_stage", "precision"),
             *("compile", "checkpoint_activations", "lost_after_s"),
         ),

@@ -72,6 +72,9 @@ def run_evaluate_tokenizers(
 ) -> list[Evaluation]:
     """Encode, decode and score clips with one or more tokenizers in this process.
 
+    If a decoder enlarges its frames, all tokenizers encode clips that are reduced by its factor, and the frames of the
+    other decoders are enlarged by bicubic interpolation.
+
     Args:
         clips: directory of clip shards.
         checkpoints: checkpoints, training runs, or other tokenizers that `vidvq tokenize` takes.
@@ -92,6 +95,10 @@ def run_evaluate_tokenizers(
     if not _infos(clips):
         raise UsageError(f"{clips} has no clips")
     tokenizers = [InProcess(path, name) for path, name in zip(checkpoints, names, strict=True)]
+    # Decoders for super-resolution are compared with the bicubic enlargement of the others.
+    scale = max(tokenizer.scale for tokenizer in tokenizers)
+    for tokenizer in tokenizers:
+        tokenizer.share_scale(scale)
     evaluations = _evaluate(clips, tokenizers, config or EvaluateConfig(), report)
     if out:
         write_atomic(out, pretty_json({"evaluations": [asdict(each) for each in evaluations]}))

@@ -80,6 +80,10 @@ class InProcess:
         checkpoint: checkpoint, training run, or other tokenizer that these commands take.
         name: name in tables.
 
+    Attributes:
+        scale: factor by which clips are reduced before encoding; set to that of the decoder. A decoder that enlarges
+            less is followed by a bicubic enlargement.
+
     Raises:
         UsageError: there is no tokenizer, or it is damaged.
     """
@@ -95,6 +99,13 @@ class InProcess:
         self._tokenizer, self.card = load_tokenizer(find_tokenizer(checkpoint))
         if torch.cuda.is_available():
             self._tokenizer.to("cuda")
+        self.scale = self._tokenizer.upscale
+
+    def share_scale(self, scale: int) -> None:
+        """Reduce clips by the factor of another tokenizer, to compare both."""
+        self.scale = scale
+        if scale != self._tokenizer.upscale:
+            self.name += f" + bicubic x{scale // self._tokenizer.upscale}"
 
     def has(self, key: str) -> bool:
         """True: every clip can be reconstructed."""
@@ -105,13 +116,16 @@ class InProcess:
         import torch
 
         from vidvq.model import iter_decode, iter_encode
+        from vidvq.model.enlarge import enlarge_frames, shrink_frames
 
+        given = shrink_frames(original, self.scale)
         try:
-            codes = torch.cat(list(iter_encode(self._tokenizer, [original]))).cpu().numpy()
-            frames = np.concatenate(list(iter_decode(self._tokenizer, codes, len(original), original.shape[1:3])))
+            codes = torch.cat(list(iter_encode(self._tokenizer, [given]))).cpu().numpy()
+            frames = np.concatenate(list(iter_decode(self._tokenizer, codes, len(given), given.shape[1:3])))
         except UsageError as error:
             raise UsageError(f"clip {key}: {error}") from error
-        return codes, frames
+        frames = enlarge_frames(frames, self.scale // self._tokenizer.upscale)
+        return codes, frames[:, : original.shape[1], : original.shape[2]]
 
 
 def list_shards(folder: Path) -> list[Path]:

@@ -5,6 +5,10 @@ lacks (a global residual, as in Kim et al. 2016, "Accurate Image Super-Resolutio
 Networks").
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -38,12 +42,22 @@ def shrink(video: Tensor, factor: int) -> Tensor:
     return rearrange(small, "(b t) c h w -> b c t h w", b=len(video))
 
 
-def shrink_frames(frames, factor: int):
+def shrink_frames(frames: Any, factor: int) -> Any:
     """Reduce frames ``t h w c`` uint8 as :func:`shrink` does, one at a time; a NumPy array, as is the result."""
     if factor == 1:
         return frames
-    small = [torch.from_numpy(to_frames(shrink(to_video(frames[at : at + 1]), factor))) for at in range(len(frames))]
-    return torch.cat(small).numpy()
+    return _each_frame(partial(shrink, factor=factor), frames)
+
+
+@torch.no_grad()
+def enlarge_frames(frames: Any, factor: int) -> Any:
+    """Enlarge frames ``t h w c`` uint8 by bicubic interpolation, one at a time; a NumPy array, as is the result."""
+    return frames if factor == 1 else _each_frame(Bicubic(factor), frames)
+
+
+def _each_frame(resize: Callable[[Tensor], Tensor], frames: Any) -> Any:
+    resized = [torch.from_numpy(to_frames(resize(to_video(frames[at : at + 1])))) for at in range(len(frames))]
+    return torch.cat(resized).numpy()
 
 
 class Bicubic(nn.Module):

@@ -99,6 +99,32 @@ class MaskConfig:
 
 
 @dataclass(frozen=True)
+class DegradeConfig:
+    """Degradation of the clips that the encoder sees; the target stays clean, so the decoder learns to restore.
+
+    The strengths are drawn per clip. Held-out clips are degraded too, each the same way in every evaluation.
+
+    Attributes:
+        clips: fraction of the clips that are degraded (above 0, up to 1).
+        blur: largest standard deviation of a Gaussian blur (pixels, 0 to 16); 0 for none.
+        noise: largest standard deviation of white Gaussian noise (levels of 255, 0 to 255); 0 for none.
+        jpeg: lowest quality of JPEG compression (1 to 100); null for none.
+    """
+
+    __pydantic_config__: ClassVar = FORBID
+
+    clips: Annotated[float, Field(gt=0, le=1)] = 1.0
+    blur: Annotated[float, Field(ge=0, le=16)] = 0.0
+    noise: Annotated[float, Field(ge=0, le=255)] = 0.0
+    jpeg: Annotated[int, Field(ge=1, le=100)] | None = None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything is degraded."""
+        return bool(self.blur or self.noise or self.jpeg)
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """Evaluation on held-out clips during training.
 
@@ -140,6 +166,7 @@ class TrainConfig:
         discriminator_optimizer: optimizer of the discriminator.
         loss: weights of the loss terms.
         mask: masking for ``loss.masked``.
+        degrade: degradation of the encoder's input, for a decoder that restores.
         guard: handling of bad batches.
         evaluation: evaluation on held-out clips.
         ema_decay: decay of the averaged weights, which checkpoints contain (from 0, below 1); smaller during the first
@@ -173,6 +200,7 @@ class TrainConfig:
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999

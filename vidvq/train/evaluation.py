@@ -17,6 +17,7 @@ from vidvq.model.enlarge import shrink
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.storage import resolve_path
 from vidvq.train.config import TrainConfig
+from vidvq.train.degrade import degrade
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
 from vidvq.video.decode import decode_clip
 
@@ -35,6 +36,7 @@ class Evaluator:
 
     def __init__(self, config: TrainConfig, context: DistributedContext, perceptual: PerceptualDistance | None) -> None:
         self._config, self._context, self._perceptual = config.evaluation, context, perceptual
+        self._degrade = config.degrade
         self._clips: list[tuple[str, bytes]] = []
         if config.evaluation.clips:
             self._clips = _read(resolve_path(config.evaluation.clips), config.evaluation.num_clips)
@@ -61,7 +63,8 @@ class Evaluator:
                 continue
             frames = decode_clip(media, key)
             video = to_video(frames).to(self._context.device)
-            given = shrink(video, self._tokenizer.upscale)
+            own = torch.Generator(self._context.device).manual_seed(index)
+            given = degrade(shrink(video, self._tokenizer.upscale), self._degrade, own)
             codes = self._tokenizer.encode(given)
             back = self._tokenizer.decode(codes, len(frames), (given.shape[3], given.shape[4]))
             back = back[..., : video.shape[3], : video.shape[4]]

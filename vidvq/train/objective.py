@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from vidvq.model.enlarge import shrink
 from vidvq.model.tokenizer import Reconstruction
 from vidvq.train.config import LossConfig, MaskConfig, TrainConfig
+from vidvq.train.degrade import degrade
 from vidvq.train.losses import (
     LeCam,
     adaptive_weight,
@@ -61,14 +62,14 @@ class Objective:
         self.loss: LossConfig = config.loss
         self.mask: MaskConfig = config.mask
         self.adversarial = config.adversarial
-        self._upscale = config.model.decoder.upscale
+        self._upscale, self._degrade = config.model.decoder.upscale, config.degrade
         self.lecam = LeCam()
         self._perceptual, self._perceptual_type = perceptual, perceptual_type
         along = zip(block, config.mask.size, strict=True)
         self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]
 
     def tokenizer_input(self, video: Tensor) -> Tensor:
-        """Reduce a micro-batch by the factor of the decoder, and append masked copies of some clips.
+        """Reduce a micro-batch by the factor of the decoder, degrade it, and append masked copies of some clips.
 
         Args:
             video: ``b c t h w`` in [-1, 1].
@@ -76,7 +77,7 @@ class Objective:
         Returns:
             The clips followed by their masked copies; the clips alone without ``loss.masked``.
         """
-        video = shrink(video, self._upscale)
+        video = degrade(shrink(video, self._upscale), self._degrade)
         if not is_used(self.loss.masked):
             return video
         again = video[: max(round(self.mask.clips * len(video)), 1)]
