@@ -55,10 +55,12 @@ part() {  # part NAME LIMIT_S COMMAND...: a failure, or a part that takes too lo
     failed=1
     return
   fi
-  # A dry run shows that parts work, on however slow a machine.
-  [ "$limit" -lt "$left" ] && [ "$DEVICE" = cuda ] || limit=$left
+  # A dry run shows that parts work, on however slow a machine; each leaves half of its time to those after it.
+  [ "$DEVICE" = cuda ] || [ "$name" = weights ] || limit=$((left / 2))
+  [ "$limit" -lt "$left" ] || limit=$left
   echo "== $name (at most $limit s): $*" | tee -a "$OUT/log.txt"
-  timeout --kill-after=5 "$limit" "$@" 2>&1 | tee -a "$OUT/log.txt" /dev/stderr \
+  # Not SIGTERM: a training process would end its step first, and outlive its parent.
+  timeout --signal=KILL "$limit" "$@" 2>&1 | tee -a "$OUT/log.txt" /dev/stderr \
     | "$PYTHON" benchmarks/table.py --part "$name" >> "$OUT/results.jsonl"
   code=${PIPESTATUS[0]}
   echo "== $name: exit code $code after $((SECONDS - began)) s" | tee -a "$OUT/log.txt"
