@@ -100,6 +100,8 @@ def test_it_counts_fails_resumes_retries_and_verifies(installed, clips, vidvq, s
     assert "dark was 0.1, now 0.5" in vidvq("brightness", clips, "dark=0.5", "runtime.workers=0").error
 
 
+# By default, test_kill_and_resume.py kills the stages of vidvq, which run in the same job.
+@pytest.mark.slow
 def test_killed_before_its_file_operations_it_resumes_to_the_same_bytes(installed, clips, tmp_path, snapshot):
     arguments = ["brightness", str(clips), "--out", "@OUT", "max_failed=1", "runtime.workers=0"]
     # Python puts the folder of a script first, not the current one.

@@ -74,6 +74,8 @@ def test_a_lost_response_neither_loses_nor_duplicates_tokens(
     same(tmp_path / "disk")
 
 
+# By default, test_object_store.py updates clips in a bucket, and test_tokenize_update.py tokens on a disk.
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["videos"], indirect=True)
 def test_updates_of_a_corpus_work_in_a_bucket(source, bucket, objects, make_video, checkpoint_dir, tmp_path, vidvq):
     url, settings = source

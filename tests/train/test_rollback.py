@@ -65,6 +65,7 @@ def test_a_rollback_is_a_resume_in_the_same_process(train, tmp_path, settings, r
     assert read_checkpoint(rolled_back.out).fingerprints == read_checkpoint(resumed.out).fingerprints
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_a_rollback_restarts_the_run(train, tmp_path):
     settings = ("zero_stage=2", "data.micro_batch_size=2")
     rolled_back = train(tmp_path / "rolled", *settings, patch=ROLL_BACK.replace("STEP", "2"))

@@ -33,14 +33,15 @@ def make(codebook, **changes) -> VideoTokenizer:
     return VideoTokenizer(config).eval()
 
 
+# By default, test_compile_training.py compiles the steps that jobs take.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [
-        ("vq", {}),
-        *(pytest.param(kind, {}, marks=pytest.mark.slow) for kind in CODEBOOKS if kind != "vq"),
-        pytest.param("vq", {"tile": 16}, marks=pytest.mark.slow),
-        pytest.param("vq", {"quantizer": DIFFERENCES}, marks=pytest.mark.slow),
-        pytest.param("vq", {"quantizer": DIFFERENCES, "tile": 16}, marks=pytest.mark.slow),
+        *((kind, {}) for kind in CODEBOOKS),
+        ("vq", {"tile": 16}),
+        ("vq", {"quantizer": DIFFERENCES}),
+        ("vq", {"quantizer": DIFFERENCES, "tile": 16}),
     ],
 )
 def test_steps_compile_to_one_graph_and_do_not_recompile(kind, changes):
