@@ -87,7 +87,7 @@ def count_kernels(size: str) -> tuple[VideoTokenizer, torch.Tensor, dict[str, fl
         with LaunchCounter() as encoding:
             codes, _ = tokenizer.encode_step(prepare_step(tokenizer, pixels, None))
         with LaunchCounter() as decoding:
-            tokenizer.decode_step(codes)
+            tokenizer.decode_rest(tokenizer.decode_step(codes)[1])
     total = pixels.shape[0] * pixels.shape[1]
     return (
         tokenizer,

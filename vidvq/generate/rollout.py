@@ -92,7 +92,12 @@ class Rollout:
         return self._frames(self._tokenizer.decode(self._grid(made)))[-r:]
 
     def _decode_step(self, codes: np.ndarray) -> np.ndarray:
+        starts = self._state is None
         video, self._state = self._tokenizer.decode_step(self._grid(codes), self._state)
+        if self._tokenizer.lookahead:
+            # A player shows the newest frames at once, as if the clip ended with them.
+            newest = 1 if starts else self._tokenizer.temporal_factor
+            video = self._tokenizer.decode_rest(self._state)[:, :, -newest:]
         return self._frames(video)
 
     def _grid(self, codes: np.ndarray) -> Tensor:

@@ -95,8 +95,9 @@ class TokenizerConfig:
             del data["quantizer"]["differential"]["refresh"]
         if not self.linear:
             del data["linear"]
-        if self.decoder.upscale == 1:
-            del data["decoder"]["upscale"]
+        for name, default in {"upscale": 1, "lookahead": 0, "blend": 0}.items():
+            if data["decoder"][name] == default:
+                del data["decoder"][name]
         return data
 
     @classmethod

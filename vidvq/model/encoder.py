@@ -15,6 +15,7 @@ from vidvq.model.blocks import Blocks
 from vidvq.model.enlarge import Enlargement
 from vidvq.model.layers import Causality, Downsample, ResBlock, SpatialConv, TemporalCache, Upsample
 from vidvq.model.patch import Patch, PatchKind
+from vidvq.model.refine import Blend, Lookahead
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,20 @@ class DecoderConfig(StackConfig):
         blocks: residual blocks of each stage (0 or more); one entry per entry of ``channels``.
         upscale: height and width of the decoded frames relative to the encoded ones: 1, 2 or 4. Above 1 the decoder
             is trained for super-resolution.
+        lookahead: later latent frames that a decoded group may depend on (0 or more). They show what a static scene
+            looks like more exactly. Streams are decoded with a delay of as many groups; tokens do not change.
+        blend: channels of a last stage at full resolution, which blends the blocks of pixels (0: none).
     """
 
     blocks: tuple[int, ...] = (2, 3)
     upscale: int = 1
+    lookahead: int = 0
+    blend: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if min(self.lookahead, self.blend) < 0:
+            raise UsageError(f"lookahead={self.lookahead} and blend={self.blend} must be 0 or more")
         if self.upscale not in (1, 2, 4):
             raise UsageError(f"upscale={self.upscale} must be 1, 2 or 4")
 
@@ -186,7 +194,11 @@ class Decoder(nn.Module):
             self.linear = nn.Linear(layout.linear, self.blocks.size, bias=False)
             with torch.no_grad():
                 self.linear.weight.copy_(self.blocks.lowest_frequencies(layout.linear).T)
-        self.enlargement = None
+        self.lookahead = self.blend = self.enlargement = None
+        if config.lookahead:
+            self.lookahead = Lookahead(config.lookahead, layout.dim, layout.linear, channels[0])
+        if config.blend:
+            self.blend = Blend(layout.temporal_factor, config.blend)
         if config.upscale > 1:
             self.enlargement = Enlargement(channels[-1], frames[-1], config.upscale, self.patch, layout.causality)
 
@@ -194,6 +206,8 @@ class Decoder(nn.Module):
     def receptive_radius(self) -> int:
         """Maximum distance between a pixel and the latents it depends on, along height or width (latents)."""
         radius = 1 if self.enlargement is None else self.enlargement.receptive_radius
+        if self.blend is not None:
+            radius += -(-self.blend.REACH // self.patch.space)
         for index, blocks in enumerate(self.config.blocks):
             # Distances halve at each step to a coarser grid.
             radius = (-(-radius // 2) if index else radius) + blocks
@@ -203,14 +217,30 @@ class Decoder(nn.Module):
         """Decode complete groups.
 
         Args:
-            latents: ``b d g h w``.
+            latents: ``b d g h w``, followed by the latents of ``lookahead`` groups.
             cache: past frames of each layer; updated in place.
+
+        Returns:
+            Video of the ``g`` groups.
         """
         z = rearrange(latents, "b d t h w -> b t h w d").contiguous()
-        x = run_stages(self.stages, self.stem(z), cache)
+        changes = None
+        if self.lookahead is not None:
+            z, changes = self.lookahead.split(z)
+        x = self.stem(z)
+        if self.lookahead is not None:
+            x = x + self.lookahead(changes)
+        coarse = self.config.blocks[-1]
+        x = features = run_stages(self.stages[:coarse], x, cache)
+        x = run_stages(self.stages[coarse:], x, cache)
         video = self.patch.inverse(self.head(F.silu(self.norm(x))))
         if self.blocks is not None and self.linear is not None:
-            video = video + self.blocks.inverse(self.linear(z[..., -self.linear.in_features :]))
+            passed = z[..., -self.linear.in_features :]
+            if self.lookahead is not None and changes is not None:
+                passed = self.lookahead.correct(passed, changes, features)
+            video = video + self.blocks.inverse(self.linear(passed))
+        if self.blend is not None:
+            video = self.blend(video)
         return video if self.enlargement is None else self.enlargement(video, x, cache)
 
 

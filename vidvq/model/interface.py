@@ -33,6 +33,7 @@ class StreamState:
         past: cached frames of each layer. The first axis is the batch: ``n`` rows per stream, one per tile.
         config: config of the tokenizer that created the state; other tokenizers reject it.
         ended: whether the last step was shorter than the step shape; the streams cannot continue.
+        starts: whether a decoder with lookahead has not decoded frame 0 yet.
     """
 
     kind: str
@@ -40,6 +41,7 @@ class StreamState:
     past: tuple[Tensor, ...]
     config: object
     ended: bool = False
+    starts: bool = True
 
     def select(self, index: int) -> "StreamState":
         """Return the state of one stream of the batch, as views of the batch's tensors.
@@ -74,13 +76,18 @@ class StreamState:
         if not known:
             return None
         first = known[0]
-        if any((state.kind, state.shape, state.config) != (first.kind, first.shape, first.config) for state in known):
+        if any(_compared(state) != _compared(first) for state in known):
             shapes = sorted({(state.kind, *state.shape) for state in known})
             raise UsageError(f"states of {shapes} cannot be stacked; a batch has streams of one kind, size and config")
         empty = tuple(torch.zeros_like(tensor) for tensor in first.past)
         pasts = [empty if state is None else state.past for state in states]
         past = tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))
         return replace(first, shape=(len(states) * first.shape[0], *first.shape[1:]), past=past)
+
+
+def _compared(state: StreamState) -> tuple[object, ...]:
+    # Streams of a decoder with lookahead hold more or fewer latents at their start.
+    return state.kind, state.shape, state.config, [tensor.shape[1:] for tensor in state.past]
 
 
 # Types that are neither integers nor floating-point numbers.
@@ -107,6 +114,7 @@ class Tokenizer(nn.Module):
         temporal_factor: frames per code, after frame 0.
         spatial_factor: pixels per code, along height and width.
         upscale: height and width of the decoded frames relative to the encoded ones.
+        lookahead: later groups that the frames of a group depend on; :meth:`decode_step` waits for them.
         supports_streaming: whether :meth:`encode_step` and :meth:`decode_step` are implemented.
         step_shape: streams and groups of one call of the network. Tokens depend on it, because kernels round
             differently per shape; tokenizers without streaming process one sample at a time.
@@ -119,6 +127,7 @@ class Tokenizer(nn.Module):
     decode_shape: StepShape = StepShape()
     checks_range: bool = True
     upscale: int = 1
+    lookahead: int = 0
     temporal_factor: int
     spatial_factor: int
 
@@ -202,13 +211,28 @@ class Tokenizer(nn.Module):
             state: state after the previous step; None at the start of the streams.
 
         Returns:
-            Frames ``b c t h w`` in [-1, 1] (one frame for the first group), and the state for the next step.
+            Frames ``b c t h w`` in [-1, 1] (one frame for the first group), and the state for the next step. With
+            :attr:`lookahead` these are the frames of earlier groups, none at first; at the end of the streams
+            :meth:`decode_rest` returns the others.
 
         Raises:
             UsageError: streaming is not supported, a code is out of range, or the state belongs to other streams or is
                 that of an ended stream.
         """
         raise UsageError(f"a {type(self).__name__} decodes whole clips and does not support streaming; use decode")
+
+    def decode_rest(self, state: StreamState) -> Tensor:
+        """Decode the groups that :meth:`decode_step` still holds at the end of a batch of streams.
+
+        Args:
+            state: state after the last step. It stays valid, so that a player may look at the newest frames early.
+
+        Returns:
+            Frames ``b c t h w`` in [-1, 1]; none without :attr:`lookahead`.
+        """
+        b, h, w = state.shape
+        scale = self.spatial_factor * self.upscale
+        return torch.zeros(b, 3, 0, h * scale, w * scale, device=self.device)
 
     def use_half(self, dtype: torch.dtype) -> None:
         """Run the networks in a 16-bit type; quantization stays fp32. Without streaming there is no effect.

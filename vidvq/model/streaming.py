@@ -159,9 +159,14 @@ def iter_decode_batch(
     for start in range(0, len(codes[0]), groups):
         part = torch.stack([_to_codes(one[start : start + groups], tokenizer) for one in codes])
         video, state = tokenizer.decode_step(part, state)
-        frames = [to_frames(one) for one in video[:, :, :left, :height, :width].split(1)]
-        left -= len(frames[0])
-        yield frames
+        parts = [video]
+        if start + groups >= len(codes[0]) and tokenizer.lookahead:
+            parts.append(tokenizer.decode_rest(state))
+        for video in parts:
+            if video.shape[2]:
+                frames = [to_frames(one) for one in video[:, :, :left, :height, :width].split(1)]
+                left -= len(frames[0])
+                yield frames
 
 
 def _to_codes(codes: Any, tokenizer: Tokenizer) -> Tensor:

@@ -8,6 +8,7 @@ of the batch.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
@@ -49,10 +50,12 @@ class StepCalls(NamedTuple):
     Attributes:
         encode: maps ``first``, frames and cached frames to codes and cached frames.
         decode: maps ``first``, codes and cached frames to frames and cached frames.
+        render: maps ``first``, latents (with those of later groups) and cached frames to frames and cached frames.
     """
 
     encode: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
     decode: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+    render: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
 
 class VideoTokenizer(Tokenizer):
@@ -69,7 +72,7 @@ class VideoTokenizer(Tokenizer):
         self.config = config
         self.temporal_factor = config.temporal_factor
         self.spatial_factor = config.spatial_factor
-        self.upscale = config.decoder.upscale
+        self.upscale, self.lookahead = config.decoder.upscale, config.decoder.lookahead
         layout = CodecLayout(
             config.patch,
             config.frames_per_block,
@@ -82,7 +85,7 @@ class VideoTokenizer(Tokenizer):
         self.encoder = Encoder(config.encoder, layout)
         self.quantizer = SpatiotemporalQuantizer(config.quantizer)
         self.decoder = Decoder(config.decoder, layout)
-        self._calls = StepCalls(self._encode_call, self._decode_call)
+        self._calls = StepCalls(self._encode_call, self._decode_call, self._render_call)
         self._compiled_pass: Callable[[Tensor], Reconstruction] | None = None
 
     @property
@@ -144,16 +147,14 @@ class VideoTokenizer(Tokenizer):
 
     def compile_steps(self, capture: bool = False, **options: Any) -> None:
         """See :meth:`Tokenizer.compile_steps`. Triton kernels are compiled already."""
-        encode = self._encode_call
-        if not self.encoder.fused:
-            encode = torch.compile(encode, fullgraph=True, dynamic=False, **options)
-        self._calls = StepCalls(encode, torch.compile(self._decode_call, fullgraph=True, dynamic=False, **options))
-        if capture:
-            self._calls = StepCalls(CapturedCall(self._calls.encode), CapturedCall(self._calls.decode))
+        calls = [self._encode_call, self._decode_call, self._render_call]
+        for index in range(1 if self.encoder.fused else 0, len(calls)):
+            calls[index] = torch.compile(calls[index], fullgraph=True, dynamic=False, **options)
+        self._calls = StepCalls(*(CapturedCall(call) for call in calls) if capture else calls)
 
     def _reconstruct(self, video: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.encoder(self._replicate_first_frame(video), TemporalCache()))
-        groups = self.decoder(quantized.latents, TemporalCache())
+        groups = self.decoder(self._extend(quantized.latents), TemporalCache())
         return Reconstruction(self._merge_first_group(groups), quantized.codes, quantized.commitment_loss)
 
     @torch.no_grad()
@@ -245,7 +246,10 @@ class VideoTokenizer(Tokenizer):
         codes = self._as_codes(codes)
         self._check_codes(codes, first=True)
         keep_t, keep_h, keep_w = self.crop_size(codes.shape[1:], num_frames, size)
-        return self._decode_groups(codes, None)[0][:, :, :keep_t, :keep_h, :keep_w]
+        video, state = self._decode_groups(codes, None)
+        if self.lookahead:
+            video = torch.cat([video, self._render(state, ends=True)[0]], dim=2)
+        return video[:, :, :keep_t, :keep_h, :keep_w]
 
     @torch.no_grad()
     @without_autocast
@@ -271,6 +275,17 @@ class VideoTokenizer(Tokenizer):
             raise UsageError(f"groups={g} must be 1 at the start of a stream")
         self._check_state(state, "decode", (b, h, w))
         return self._decode_groups(codes, state)
+
+    @torch.no_grad()
+    @without_autocast
+    def decode_rest(self, state: StreamState) -> Tensor:
+        """Decode the groups that :meth:`decode_step` still holds; see :meth:`Tokenizer.decode_rest`.
+
+        Raises:
+            UsageError: the state belongs to other streams or is that of an ended stream.
+        """
+        self._check_state(state, "decode", state.shape)
+        return self._render(state, ends=True)[0] if self.lookahead else super().decode_rest(state)
 
     def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:
         """Return the step shape for frames of a size, one tile of which is an element of a call."""
@@ -341,6 +356,8 @@ class VideoTokenizer(Tokenizer):
 
     def _decode_groups(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
         """Decode any number of groups of validated codes, from the first group without a state."""
+        if self.lookahead:
+            return self._render(self._look_up(codes, state))
         b, h, w = codes.shape[0], *codes.shape[2:]
         s, scale = self.spatial_factor, self.spatial_factor * self.upscale
         tiles = self._tiles("decode", h, w)
@@ -364,6 +381,60 @@ class VideoTokenizer(Tokenizer):
             state = StreamState("decode", (b, h, w), past, self.config, ended=groups < shape.groups)
         assert state is not None
         return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0], state
+
+    def _look_up(self, codes: Tensor, state: StreamState | None) -> StreamState:
+        """Append the latents of codes ``b g h w`` to those that a stream holds for a decoder with lookahead."""
+        cached, held, known = self._split_held(state)
+        latents, known = self.quantizer.lookup(codes, state is None, known)
+        held = (torch.cat([*held, latents], dim=2),)
+        shape, starts = (codes.shape[0], *codes.shape[2:]), state is None or state.starts
+        return StreamState("decode", shape, (*cached, *held, *known), self.config, starts=starts)
+
+    def _render(self, state: StreamState, ends: bool = False) -> tuple[Tensor, StreamState]:
+        """Decode the latents that a stream holds, as far as those of the groups after them are known.
+
+        Args:
+            state: state with latents that are not decoded yet.
+            ends: whether the streams end with them; copies of the last ones then take the place of later groups.
+
+        Returns:
+            Frames ``b c t h w``, and the state with the latents that are left.
+        """
+        cached, (line,), known = self._split_held(state)
+        height, width = (side * self.spatial_factor for side in line.shape[3:])
+        tiles, shape = self._tiles("decode", *line.shape[3:]), self.shape_for(height, width, "decode")
+        scale, groups, left = self.spatial_factor * self.upscale, shape.groups, line.shape[2]
+        if ends:
+            line = torch.cat([line, *[line[:, :, -1:]] * (-left % groups + self.lookahead)], dim=2)
+        parts, first = [line.new_zeros(len(line), 3, 0, height * self.upscale, width * self.upscale)], state.starts
+        while line.shape[2] >= groups + self.lookahead:
+            windows = tiles.split(line[:, :, : groups + self.lookahead].to(self.dtype))
+            call = partial(self._calls.render, first)
+            frames, cached = run_in_blocks(call, windows, None if first else cached, shape.streams)
+            if len(tiles.spans) > 1:
+                frames = tiles.merge([tiles.crop(window, index, scale) for index, window in enumerate(frames.split(1))])
+            parts.append(frames[:, :, : StepShape(groups=min(groups, left)).num_frames(self.temporal_factor, first)])
+            line, left, first = line[:, :, groups:], left - groups, False
+        # A copy: the rest of a long line should not hold all of it.
+        past = (*cached, line.clone(), *known)
+        return torch.cat(parts, dim=2), replace(state, past=past, starts=first)
+
+    def _split_held(
+        self, state: StreamState | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Split the state of a stream into cached frames, held latents ``b d g h w`` and the state of the quantizer."""
+        if state is None:
+            return (), (), ()
+        past, known = self._split_state(state.past)
+        assert past is not None
+        return past[:-1], past[-1:], known
+
+    def _render_call(
+        self, first: bool, latents: Tensor, past: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Map latents ``b d (g + lookahead) h w`` to frames ``b c t h w`` in [-1, 1]."""
+        frames, after = run_network(self.decoder, latents, past)
+        return self._finish(frames, first), _own(after, latents.shape[2] - self.lookahead)
 
     def _encode_call(
         self, first: bool, frames: Tensor, past: tuple[Tensor, ...] | None
@@ -397,6 +468,10 @@ class VideoTokenizer(Tokenizer):
             return Tiles.cover((height, width), self.config.tile // self.spatial_factor, self.encoder.receptive_radius)
         size = self.config.tile // (self.spatial_factor * self.upscale)
         return Tiles.cover((height, width), size, self.decoder.receptive_radius)
+
+    def _extend(self, latents: Tensor) -> Tensor:
+        """Append copies of the last latent frame of ``b d g h w``, in place of those after the end of the stream."""
+        return torch.cat([latents, *[latents[:, :, -1:]] * self.lookahead], dim=2)
 
     def _replicate_first_frame(self, video: Tensor) -> Tensor:
         first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)

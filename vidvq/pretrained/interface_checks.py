@@ -150,7 +150,9 @@ def guard_calls(tokenizer: Tokenizer, name: str) -> None:
             video, after = decode_step(codes, state)
             b, groups, lh, lw = codes.shape
             r, s = tokenizer.temporal_factor, tokenizer.spatial_factor
-            check_video(video, (b, 3, groups * r - (r - 1 if state is None else 0), lh * s, lw * s))
+            frames = groups * r - (r - 1 if state is None else 0)
+            # With lookahead, those of the groups that the tokenizer no longer holds.
+            check_video(video, (b, 3, video.shape[2] if tokenizer.lookahead else frames, lh * s, lw * s))
             check_state(after)
         return video, after
 

@@ -96,7 +96,7 @@ def _fits(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> bool:
             video = torch.zeros(streams, 3, frames, side, side, device=tokenizer.device)
             codes, _ = tokenizer.encode_step(video)
             if decodes:
-                tokenizer.decode_step(codes)
+                tokenizer.decode_rest(tokenizer.decode_step(codes)[1])
     except torch.OutOfMemoryError:
         return False
     finally:

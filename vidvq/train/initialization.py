@@ -16,6 +16,9 @@ from vidvq.training.distributed import DistributedContext
 from vidvq.training.schedule import is_used
 from vidvq.training.training_state import Progress, TrainingState
 
+# Settings of a decoder that give it further parts, and the names of their tensors.
+_PARTS = {"upscale": "decoder.enlargement.", "lookahead": "decoder.lookahead.", "blend": "decoder.blend."}
+
 
 def build_networks(config: TrainConfig) -> tuple[VideoTokenizer, Discriminator]:
     """Build the networks with initial weights drawn from the seed; the global random state is unchanged."""
@@ -41,9 +44,9 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
         return None
     checkpoint = read_checkpoint(resumed or resolve_path(config.start_from))
     theirs, ours = dict(checkpoint.config["model"]), config.model.to_dict()
-    if resumed is None and "upscale" in ours["decoder"]:
-        # A decoder of frames as large as the encoded ones gets a new enlargement.
-        theirs["decoder"] = {"upscale": ours["decoder"]["upscale"]} | theirs["decoder"]
+    if resumed is None:
+        # A decoder without these parts gets new ones, which leave its frames as they are.
+        theirs["decoder"] = {name: ours["decoder"][name] for name in _PARTS if name in ours["decoder"]} | theirs["decoder"]
     if config.new_quantizer and resumed is None:
         theirs["quantizer"] = ours["quantizer"]
         dim, known = config.model.quantizer.dim, checkpoint.config["model"]["quantizer"]["dim"]
@@ -76,9 +79,8 @@ def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingSt
     tokenizer, discriminator = build_networks(config)
     if weights is not None:
         tensors = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
-        if "decoder.enlargement.head.weight" not in tensors:
-            fresh = tokenizer.inference_state_dict()
-            tensors |= {name: fresh[name] for name in fresh if name.startswith("decoder.enlargement.")}
+        fresh = tokenizer.inference_state_dict()
+        tensors = {name: fresh[name] for name in fresh if name.startswith(tuple(_PARTS.values()))} | tensors
         if config.new_quantizer:
             tensors = _without_quantizer(tensors, tokenizer)
         tokenizer.load_inference_state_dict(tensors)

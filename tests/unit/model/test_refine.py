@@ -1,0 +1,129 @@
+"""Decoders with lookahead and with a blending stage."""
+
+import numpy as np
+import pytest
+import torch
+
+from vidvq.errors import UsageError
+from vidvq.model import StreamState, TokenizerConfig, VideoTokenizer, iter_decode
+from vidvq.model.encoder import DecoderConfig, StackConfig
+from vidvq.model.layers import TemporalCache
+from vidvq.model.pixels import to_frames
+from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
+from vidvq.model.step_shape import StepShape
+
+CODES = torch.from_numpy(np.random.default_rng(0).integers(0, 32, (2, 7, 3, 5)))
+
+
+def make(lookahead: int, tile: int = 1024, blend: int = 6, linear: int = 2, trained: bool = True) -> VideoTokenizer:
+    torch.manual_seed(0)
+    stages = StackConfig((16, 24), (1, 1))
+    books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=32), DifferentialConfig())
+    decoder = DecoderConfig(*vars(stages).values(), lookahead=lookahead, blend=blend)
+    config = TokenizerConfig(encoder=stages, decoder=decoder, quantizer=books, linear=linear, tile=tile)
+    tokenizer = VideoTokenizer(config).eval()
+    with torch.no_grad():
+        for name, parameter in tokenizer.named_parameters():
+            if trained and not parameter.any():
+                parameter.normal_(std=0.1)
+    return tokenizer
+
+
+@pytest.mark.parametrize("tile", [1024, 16], ids=["whole", "tiled"])
+@pytest.mark.parametrize("shape", [StepShape(), StepShape(1, 3), StepShape(2, 2)], ids=str)
+@pytest.mark.parametrize("lookahead", [1, 3])
+def test_streams_are_decoded_like_whole_videos(lookahead, shape, tile):
+    tokenizer = make(lookahead, tile)
+    tokenizer.decode_shape = shape
+    whole = tokenizer.decode(CODES, 23, (20, 36))
+    assert torch.equal(tokenizer.decode(CODES[:1], 23, (20, 36)), whole[:1])
+    parts = list(iter_decode(tokenizer, CODES[0], 23, (20, 36)))
+    assert np.array_equal(np.concatenate(parts), to_frames(whole[:1]))
+    for sizes in ([1, 1, 1, 1, 1, 1, 1], [1, 4, 2], [1, 6]):
+        state, frames = None, []
+        for part in CODES.split(sizes, dim=1):
+            video, state = tokenizer.decode_step(part, state)
+            frames.append(video)
+        assert state is not None
+        held = sum(video.shape[2] for video in frames)
+        frames.append(tokenizer.decode_rest(state))
+        assert held < 25 and torch.equal(torch.cat(frames, dim=2)[:, :, :23, :20, :36], whole)
+
+
+@pytest.mark.parametrize("lookahead", [1, 2])
+def test_a_group_depends_on_as_many_later_groups(lookahead):
+    tokenizer = make(lookahead)
+    before = tokenizer.decode(CODES)
+    changed = CODES.clone()
+    changed[:, 4] = (changed[:, 4] + 1) % 32
+    differs = (tokenizer.decode(changed) != before).flatten(3).any(dim=-1).any(dim=1).any(dim=0)
+    first = 1 + 4 * (4 - lookahead - 1)
+    assert not differs[:first].any() and differs[first:].all()
+
+
+def test_the_end_of_a_stream_can_be_shown_early():
+    tokenizer = make(2)
+    _, state = tokenizer.decode_step(CODES[:, :1])
+    _, state = tokenizer.decode_step(CODES[:, 1:4], state)
+    early = tokenizer.decode_rest(state)
+    assert torch.equal(early, tokenizer.decode_rest(state))
+    assert torch.equal(early, tokenizer.decode(CODES[:, :4])[:, :, -8:])
+    rest, state = tokenizer.decode_step(CODES[:, 4:], state)
+    assert torch.equal(torch.cat([rest, tokenizer.decode_rest(state)], dim=2), tokenizer.decode(CODES)[:, :, 5:])
+
+
+def test_streams_that_hold_different_numbers_of_groups_cannot_be_stacked():
+    tokenizer = make(2)
+    _, one = tokenizer.decode_step(CODES[:1, :1])
+    _, two = tokenizer.decode_step(CODES[:1, 1:2], one)
+    assert StreamState.stack([two, two]) is not None
+    with pytest.raises(UsageError, match="cannot be stacked"):
+        StreamState.stack([one, two])
+
+
+def test_without_lookahead_nothing_is_held():
+    tokenizer = make(0)
+    _, state = tokenizer.decode_step(CODES[:, :1])
+    assert tokenizer.decode_rest(state).shape == (2, 3, 0, 24, 40)
+
+
+def test_tiles_are_joined_without_seams():
+    whole, tiled = make(2).decode(CODES), make(2, tile=16).decode(CODES)
+    torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
+
+
+def test_untrained_parts_change_no_frame():
+    plain, parts = make(0, blend=0, linear=0, trained=False), make(2, linear=0, trained=False)
+    parts.load_inference_state_dict(parts.inference_state_dict() | plain.inference_state_dict())
+    torch.testing.assert_close(parts.decode(CODES), plain.decode(CODES), atol=1e-6, rtol=0)
+
+
+def test_training_decodes_like_inference():
+    tokenizer = make(2)
+    video = torch.rand(1, 3, 9, 24, 40) * 2 - 1
+    result = tokenizer(video)
+    torch.testing.assert_close(result.reconstruction.clamp(-1, 1), tokenizer.decode(result.codes), atol=1e-5, rtol=0)
+
+
+def test_closed_gates_pass_the_latents_of_a_group_alone():
+    tokenizer = make(1, blend=0)
+    lookahead = tokenizer.decoder.lookahead
+    assert lookahead is not None and lookahead.gates is not None
+    latents = torch.randn(1, 4, 3, 2, 2)
+    with torch.no_grad():
+        lookahead.features.weight.zero_()
+        lookahead.gates.weight.zero_()
+        lookahead.gates.bias.fill_(-100.0)
+        one = tokenizer.decoder(latents, TemporalCache())
+        latents[:, :, 2] += 1
+        assert torch.equal(tokenizer.decoder(latents, TemporalCache()), one)
+        lookahead.gates.bias.fill_(100.0)
+        assert not torch.equal(tokenizer.decoder(latents, TemporalCache()), one)
+
+
+def test_settings_that_are_not_used_are_not_stored():
+    assert make(0, blend=0).config.to_dict()["decoder"].keys() == {"channels", "blocks"}
+    config = make(2).config
+    assert TokenizerConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UsageError, match="lookahead=-1 and blend=0 must be 0 or more"):
+        make(-1, blend=0)
