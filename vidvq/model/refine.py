@@ -1,5 +1,7 @@
 """Parts of a decoder that refine its frames: a look at later groups, and a blending of blocks."""
 
+from itertools import pairwise
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -77,7 +79,7 @@ class Blend(nn.Module):
         super().__init__()
         self.frames = frames
         sizes = (3 * frames, channels, channels, 3 * frames)
-        self.layers = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Conv2d(*pair, 3, padding=1) for pair in pairwise(sizes))
         self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         last = self.layers[-1]
         assert isinstance(last, nn.Conv2d) and last.bias is not None

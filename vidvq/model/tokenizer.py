@@ -387,8 +387,9 @@ class VideoTokenizer(Tokenizer):
         cached, held, known = self._split_held(state)
         latents, known = self.quantizer.lookup(codes, state is None, known)
         held = (torch.cat([*held, latents], dim=2),)
-        shape, starts = (codes.shape[0], *codes.shape[2:]), state is None or state.starts
-        return StreamState("decode", shape, (*cached, *held, *known), self.config, starts=starts)
+        b, _, h, w = codes.shape
+        starts = state is None or state.starts
+        return StreamState("decode", (b, h, w), (*cached, *held, *known), self.config, starts=starts)
 
     def _render(self, state: StreamState, ends: bool = False) -> tuple[Tensor, StreamState]:
         """Decode the latents that a stream holds, as far as those of the groups after them are known.

@@ -45,8 +45,10 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
     checkpoint = read_checkpoint(resumed or resolve_path(config.start_from))
     theirs, ours = dict(checkpoint.config["model"]), config.model.to_dict()
     if resumed is None:
-        # A decoder without these parts gets new ones, which leave its frames as they are.
-        theirs["decoder"] = {name: ours["decoder"][name] for name in _PARTS if name in ours["decoder"]} | theirs["decoder"]
+        # A decoder without these parts gets new ones.
+        theirs["decoder"] = {name: ours["decoder"][name] for name in _PARTS.keys() & ours["decoder"].keys()} | theirs[
+            "decoder"
+        ]
     if config.new_quantizer and resumed is None:
         theirs["quantizer"] = ours["quantizer"]
         dim, known = config.model.quantizer.dim, checkpoint.config["model"]["quantizer"]["dim"]
@@ -63,10 +65,13 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
 
 def frozen_dtypes(config: TrainConfig, weights: Checkpoint | None) -> dict[str, Any]:
     """Return the NumPy types of tensors that ``train_only`` freezes; keeping them keeps the token fingerprint."""
-    if weights is None or config.train_only == "all":
-        return {}
-    frozen = ("encoder.", "quantizer.")
-    return {name: array.dtype for name, array in weights.tensors.items() if name.startswith(frozen)}
+    frozen = frozen_names(config)
+    return {name: array.dtype for name, array in weights.tensors.items() if name.startswith(frozen)} if weights else {}
+
+
+def frozen_names(config: TrainConfig) -> tuple[str, ...]:
+    """Return the prefixes of the names of tensors that ``train_only`` freezes."""
+    return () if config.train_only == "all" else ("encoder.", "quantizer.")
 
 
 def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingState:

@@ -17,7 +17,7 @@ from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.train.activation_checkpointing import checkpoint_activations
 from vidvq.train.codebook_usage import UsageCounter
 from vidvq.train.config import TrainConfig
-from vidvq.train.initialization import build_networks
+from vidvq.train.initialization import build_networks, frozen_names
 from vidvq.train.objective import Objective
 from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES
 from vidvq.training.distributed import DistributedContext, all_reduce_sum, to_host
@@ -82,7 +82,8 @@ class Trainer:
             if config.adversarial
             else None
         )
-        self.average = WeightAverage(self.tokenizer, config.ema_decay, self.tokenizer.inference_state_dict().keys())
+        names = self.tokenizer.inference_state_dict().keys()
+        self.average = WeightAverage(self.tokenizer, config.ema_decay, names, frozen_names(config))
         self.usage = UsageCounter(self.tokenizer, config.usage_every, context)
         factors = (self.tokenizer.temporal_factor, self.tokenizer.spatial_factor, self.tokenizer.spatial_factor)
         # On CPUs bf16 is slower than fp32; in fp16 the gradients of this network would underflow.

@@ -22,14 +22,17 @@ class WeightAverage:
         module: trained module.
         decay: decay per update (0 to below 1).
         buffers: names of the buffers to average.
+        frozen: prefixes of the names of tensors that training does not change; their average keeps every bit.
 
     Attributes:
         decay: decay per update.
         updates: number of updates so far.
     """
 
-    def __init__(self, module: nn.Module, decay: float, buffers: Collection[str] = ()) -> None:
-        self.decay, self.updates = decay, 0
+    def __init__(
+        self, module: nn.Module, decay: float, buffers: Collection[str] = (), frozen: tuple[str, ...] = ()
+    ) -> None:
+        self.decay, self.updates, self._frozen = decay, 0, frozen
         self._module, self._buffers = module, frozenset(buffers)
         self._average = {name: local.detach().float().clone() for name, _, local in self._current()}
 
@@ -38,7 +41,8 @@ class WeightAverage:
         """Add the current weights to the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (_EARLY + self.updates))
-        current = self._current()
+        # Interpolating a tensor with itself would change the sign of its zeros, and so its fingerprint.
+        current = [entry for entry in self._current() if not entry[0].startswith(self._frozen)]
         averages = [self._average[name] for name, _, _ in current]
         foreach_lerp_(averages, [local.detach().float() for _, _, local in current], 1 - decay)
 

@@ -23,7 +23,7 @@ def make(lookahead: int, tile: int = 1024, blend: int = 6, linear: int = 2, trai
     config = TokenizerConfig(encoder=stages, decoder=decoder, quantizer=books, linear=linear, tile=tile)
     tokenizer = VideoTokenizer(config).eval()
     with torch.no_grad():
-        for name, parameter in tokenizer.named_parameters():
+        for parameter in tokenizer.parameters():
             if trained and not parameter.any():
                 parameter.normal_(std=0.1)
     return tokenizer
