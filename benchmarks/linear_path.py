@@ -79,8 +79,8 @@ def extend(checkpoint: Path, clips: Path, config: TrainConfig, out: Path, every:
     write_checkpoint(out, config.model.to_dict(), read_checkpoint(checkpoint).config["preprocessing"], arrays, 0)
 
 
-def _videos(tokenizer: VideoTokenizer, clips: Path, every: int) -> Iterator[Tensor]:
-    """Yield complete groups ``1 c (g r) h w`` of clips."""
+def read_videos(tokenizer: VideoTokenizer, clips: Path, every: int) -> Iterator[Tensor]:
+    """Yield each clip whose number is a multiple of ``every``, as complete groups ``1 c (g r) h w``."""
     number = 0
     for shard in read_plan(clips).shard_names():
         for key, media, _ in read_clips(clips / shard):
@@ -92,7 +92,7 @@ def _videos(tokenizer: VideoTokenizer, clips: Path, every: int) -> Iterator[Tens
 def _principal_directions(tokenizer: VideoTokenizer, clips: Path, every: int) -> Tensor:
     """Return the eigenvectors of the second moments of latents, the largest first, as columns ``d d``."""
     moments = torch.zeros(tokenizer.config.quantizer.dim, tokenizer.config.quantizer.dim, dtype=torch.double)
-    for video in _videos(tokenizer, clips, every):
+    for video in read_videos(tokenizer, clips, every):
         latents = tokenizer.encoder(video, TemporalCache()).transpose(0, 1).flatten(1).double()
         moments += latents @ latents.T
     return torch.linalg.eigh(moments).eigenvectors.flip(1).float()
@@ -109,7 +109,7 @@ def _regress(tokenizer: VideoTokenizer, clips: Path, every: int, rank: int) -> t
     handle = tokenizer.encoder.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     blocks, inputs, products, count = tokenizer.encoder.blocks, 0, 0, 0
     assert blocks is not None
-    for video in _videos(tokenizer, clips, every):
+    for video in read_videos(tokenizer, clips, every):
         missed = video - tokenizer.decoder(tokenizer.encoder(video, TemporalCache()), TemporalCache())
         wanted = blocks(missed).flatten(0, -2).double()
         known = torch.cat([seen.pop(), blocks(video), torch.ones(*blocks(video).shape[:-1], 1)], dim=-1)

@@ -103,7 +103,10 @@ def main(
 
 def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
     """Return the settings that start from a checkpoint; it gets a linear path where the config has one."""
-    model = load(TrainConfig, find_config(config), []).model
+    loaded = load(TrainConfig, find_config(config), [])
+    model = loaded.model
+    if loaded.train_only == "decoder":
+        return [f"start_from={checkpoint}"]
     if model.linear and not read_checkpoint(find_checkpoint(checkpoint)).config["model"].get("linear"):
         if not out.exists():
             extend(find_checkpoint(checkpoint), clips, load(TrainConfig, find_config(config), []), out, every=3)

@@ -156,7 +156,11 @@ def write_model_folder(
         attempt.mkdir()
         files = {
             CONFIG: pretty_json(config | {"tensors": sorted(tensors)}),
-            WEIGHTS: save(tensors, metadata={"format": str(config["format"])}),
+            # The library writes the memory of an array, whatever its strides.
+            WEIGHTS: save(
+                {name: np.asarray(array, order="C") for name, array in tensors.items()},
+                metadata={"format": str(config["format"])},
+            ),
         }
         for name, data in files.items():
             write_atomic(attempt / name, data)

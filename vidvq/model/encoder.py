@@ -196,7 +196,7 @@ class Decoder(nn.Module):
                 self.linear.weight.copy_(self.blocks.lowest_frequencies(layout.linear).T)
         self.lookahead = self.blend = self.enlargement = None
         if config.lookahead:
-            self.lookahead = Lookahead(config.lookahead, layout.dim, layout.linear, channels[0])
+            self.lookahead = Lookahead(config.lookahead, layout.dim)
         if config.blend:
             self.blend = Blend(layout.temporal_factor, config.blend)
         if config.upscale > 1:
@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         for index, blocks in enumerate(self.config.blocks):
             # Distances halve at each step to a coarser grid.
             radius = (-(-radius // 2) if index else radius) + blocks
-        return radius + 1
+        return radius + 1 + (self.lookahead is not None)
 
     def forward(self, latents: Tensor, cache: TemporalCache) -> Tensor:
         """Decode complete groups.
@@ -224,21 +224,12 @@ class Decoder(nn.Module):
             Video of the ``g`` groups.
         """
         z = rearrange(latents, "b d t h w -> b t h w d").contiguous()
-        changes = None
         if self.lookahead is not None:
-            z, changes = self.lookahead.split(z)
-        x = self.stem(z)
-        if self.lookahead is not None:
-            x = x + self.lookahead(changes)
-        coarse = self.config.blocks[-1]
-        x = features = run_stages(self.stages[:coarse], x, cache)
-        x = run_stages(self.stages[coarse:], x, cache)
+            z = self.lookahead(z)
+        x = run_stages(self.stages, self.stem(z), cache)
         video = self.patch.inverse(self.head(F.silu(self.norm(x))))
         if self.blocks is not None and self.linear is not None:
-            passed = z[..., -self.linear.in_features :]
-            if self.lookahead is not None and changes is not None:
-                passed = self.lookahead.correct(passed, changes, features)
-            video = video + self.blocks.inverse(self.linear(passed))
+            video = video + self.blocks.inverse(self.linear(z[..., -self.linear.in_features :]))
         if self.blend is not None:
             video = self.blend(video)
         return video if self.enlargement is None else self.enlargement(video, x, cache)

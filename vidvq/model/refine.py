@@ -7,61 +7,44 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Initial gates, before the sigmoid: mostly closed.
-_CLOSED = -2.0
+from vidvq.model.layers import SpatialConv
+
+# Channels between the latents and the gates, and initial gates before the sigmoid: mostly closed.
+_CHANNELS, _CLOSED = 48, -3.0
+# Mean square of a change, below which changes count alike.
+_SMALLEST = 1e-6
 
 
 class Lookahead(nn.Module):
-    """Corrects the latents of a group by those of the groups after it.
+    """Refines the latents of a group by those of the groups after it.
 
     Latents of a static scene become more exact with each group (see :mod:`vidvq.model.quantize.differential`), so later
     groups tell what earlier ones lacked: fixed-lag smoothing (Anderson and Moore 1979, "Optimal Filtering", chapter 7)
-    with learned gains. Changes from group to group enter the first features of the decoder; its coarsest features then
-    open or close, per position and channel, the way of the changes into the linear path.
+    with learned gains. Each change from a group to the next is added as far as a gate per position and channel is open.
 
     Args:
-        groups: number of later groups.
+        groups: number of later groups (1 or more).
         dim: channels of a latent.
-        linear: last channels of a latent, which the linear path decodes.
-        channels: channels of the coarsest features.
     """
 
-    def __init__(self, groups: int, dim: int, linear: int, channels: int) -> None:
+    def __init__(self, groups: int, dim: int) -> None:
         super().__init__()
-        self.groups, self.linear = groups, linear
-        self.features = nn.Linear(groups * dim, channels, bias=False)
-        nn.init.zeros_(self.features.weight)
-        self.gates = nn.Linear(channels, groups * linear) if linear else None
-        if self.gates is not None:
-            nn.init.zeros_(self.gates.weight)
-            nn.init.constant_(self.gates.bias, _CLOSED)
+        self.groups = groups
+        self.context = SpatialConv((1 + groups) * dim + groups, _CHANNELS)
+        self.gates = nn.Linear(_CHANNELS, groups * dim)
+        nn.init.zeros_(self.gates.weight)
+        nn.init.constant_(self.gates.bias, _CLOSED)
 
-    def split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Split latents ``b (g + groups) h w d`` into those of ``g`` groups and the changes after each.
-
-        Returns:
-            Latents ``b g h w d``, and changes ``b g h w groups d``, the next group first.
-        """
+    def forward(self, latents: Tensor) -> Tensor:
+        """Map latents ``b (g + groups) h w d`` to those of ``g`` groups, ``b g h w d``."""
         count = latents.shape[1] - self.groups
-        changes = latents[:, 1:] - latents[:, :-1]
-        later = [changes[:, index : index + count] for index in range(self.groups)]
-        return latents[:, :count].contiguous(), torch.stack(later, dim=-2)
-
-    def forward(self, changes: Tensor) -> Tensor:
-        """Map changes ``b g h w groups d`` to a summand of the first features, ``b g h w c``."""
-        return self.features(changes.flatten(-2))
-
-    def correct(self, latents: Tensor, changes: Tensor, features: Tensor) -> Tensor:
-        """Add the changes to the latents of the linear path, as far as the gates are open.
-
-        Args:
-            latents: ``b g h w linear``.
-            changes: ``b g h w groups d``.
-            features: coarsest features ``b g h w c``.
-        """
-        assert self.gates is not None
-        gates = self.gates(features).sigmoid().unflatten(-1, (self.groups, self.linear))
-        return latents + (gates * changes[..., -self.linear :]).sum(dim=-2)
+        steps = latents[:, 1:] - latents[:, :-1]
+        changes = torch.stack([steps[:, index : index + count] for index in range(self.groups)], dim=-2)
+        # Small changes refine a static scene, large ones replace it.
+        sizes = changes.square().mean(dim=-1).clamp(min=_SMALLEST).log()
+        known = torch.cat([latents[:, :count], changes.flatten(-2), sizes], dim=-1)
+        gates = self.gates(F.silu(self.context(known))).sigmoid().view(changes.shape)
+        return latents[:, :count] + (gates * changes).sum(dim=-2)
 
 
 class Blend(nn.Module):

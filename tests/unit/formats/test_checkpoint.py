@@ -51,6 +51,15 @@ def test_a_checkpoint_comes_back_as_it_went_in(tmp_path):
         np.testing.assert_array_equal(checkpoint.tensors[name], tensor)
 
 
+def test_tensors_may_have_any_strides(tmp_path):
+    tensors = with_tensor("encoder.w", np.arange(6, dtype=np.float32).reshape(3, 2).T)
+    tensors["decoder.s"] = np.array(2, dtype=np.float32)
+    write_checkpoint(tmp_path / "c", MODEL, PREPROCESSING, tensors, 1)
+    for name, tensor in read_checkpoint(tmp_path / "c").tensors.items():
+        np.testing.assert_array_equal(tensor, tensors[name])
+        assert tensor.shape == tensors[name].shape
+
+
 def test_two_writes_give_the_same_bytes(tmp_path, snapshot):
     assert snapshot(write(tmp_path / "a")) == snapshot(write(tmp_path / "b"))
 
