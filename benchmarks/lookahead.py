@@ -7,6 +7,7 @@ mean squared error, so that still and moving clips count alike. Tokens stay vali
 `vidvq train ... train_only=decoder start_from=OUT`; until then the decoder knows noisier latents only.
 """
 
+from collections.abc import Sequence
 from math import cos, pi
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from vidvq import config as settings
 from vidvq.formats.checkpoint import read_checkpoint, write_checkpoint
-from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model import VideoTokenizer
 from vidvq.model.layers import TemporalCache
 from vidvq.model.refine import Lookahead
 from vidvq.pretrained import load_pretrained
@@ -35,17 +36,29 @@ REPORTED = 250
 @click.option("--every", default=2, show_default=True, help="Fit on each clip whose number is a multiple of this.")
 def main(checkpoint: Path, clips: tuple[Path, ...], config: str, out: Path, every: int) -> None:
     """Write a checkpoint with a lookahead, and with the other parts of the decoder that the config has."""
-    model = settings.load(TrainConfig, settings.find_config(config), []).model
+    add_lookahead(checkpoint, clips, settings.load(TrainConfig, settings.find_config(config), []), out, every)
+
+
+def add_lookahead(checkpoint: Path, clips: Sequence[Path], config: TrainConfig, out: Path, every: int) -> None:
+    """Write a checkpoint of ``config.model`` with the weights of another and a fitted lookahead.
+
+    Args:
+        checkpoint: trained checkpoint whose decoder has no lookahead.
+        clips: directories of clip shards to fit on.
+        config: config of the training that follows.
+        out: folder of the new checkpoint.
+        every: fit on each clip whose number is a multiple of this.
+    """
     old = load_pretrained(checkpoint)
     assert isinstance(old, VideoTokenizer)
     torch.manual_seed(SEED)
-    new = VideoTokenizer(TokenizerConfig.from_dict(model.to_dict())).eval()
+    new = VideoTokenizer(config.model).eval()
     lookahead = new.decoder.lookahead
     assert lookahead is not None
     fit(lookahead, [pair for folder in clips for pair in latents(old, folder, every)])
     stored = read_checkpoint(checkpoint)
-    fresh = {name: tensor.numpy().copy() for name, tensor in new.inference_state_dict().items()}
-    write_checkpoint(out, model.to_dict(), stored.config["preprocessing"], fresh | stored.tensors, 0)
+    fresh = {name: tensor.numpy() for name, tensor in new.inference_state_dict().items()}
+    write_checkpoint(out, config.model.to_dict(), stored.config["preprocessing"], fresh | stored.tensors, 0)
 
 
 @torch.inference_mode()

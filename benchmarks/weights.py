@@ -23,6 +23,7 @@ from typing import Any
 import click
 import numpy as np
 from linear_path import extend
+from lookahead import add_lookahead
 
 from vidvq.config import find_config, load
 from vidvq.formats.checkpoint import BUNDLED, find_checkpoint, read_checkpoint, write_checkpoint
@@ -78,7 +79,13 @@ def main(
         if not clips:
             vidvq("shard", *videos, "--out", str(folder), "--config", "demo-shard", "clips_per_shard=16")
     shared = [f"data.clips={folders['train']}", f"evaluation.clips={folders['heldout']}"]
-    runs = [(config, _start(Path(start), folders["train"], config, work / "start") if start else [], work / "train")]
+    runs = [
+        (
+            config,
+            _start(find_checkpoint(Path(start)), folders["train"], config, work / "start") if start else [],
+            work / "train",
+        )
+    ]
     if finish:
         runs.append((finish, [f"start_from={work / 'train'}"], work / "finish"))
     trained = []
@@ -102,14 +109,17 @@ def main(
 
 
 def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
-    """Return the settings that start from a checkpoint; it gets a linear path where the config has one."""
-    loaded = load(TrainConfig, find_config(config), [])
-    model = loaded.model
+    """Return the settings that start from a checkpoint; it gets a linear path or lookahead where the config has one."""
+    loaded, model = load(TrainConfig, find_config(config), []), read_checkpoint(checkpoint).config["model"]
     if loaded.train_only == "decoder":
+        if loaded.model.decoder.lookahead and not model["decoder"].get("lookahead"):
+            if not out.exists():
+                add_lookahead(checkpoint, [clips], loaded, out, every=2)
+            return [f"start_from={out}"]
         return [f"start_from={checkpoint}"]
-    if model.linear and not read_checkpoint(find_checkpoint(checkpoint)).config["model"].get("linear"):
+    if loaded.model.linear and not model.get("linear"):
         if not out.exists():
-            extend(find_checkpoint(checkpoint), clips, load(TrainConfig, find_config(config), []), out, every=3)
+            extend(checkpoint, clips, loaded, out, every=3)
         return [f"start_from={out}"]
     return [f"start_from={checkpoint}", "new_quantizer=true"]
 
