@@ -110,7 +110,7 @@ def _regress(tokenizer: VideoTokenizer, clips: Path, every: int, rank: int) -> t
     blocks, inputs, products, count = tokenizer.encoder.blocks, 0, 0, 0
     assert blocks is not None
     for video in read_videos(tokenizer, clips, every):
-        latents = tokenizer._extend(tokenizer.encoder(video, TemporalCache()))
+        latents = tokenizer.decoder.extend(tokenizer.encoder(video, TemporalCache()))
         missed = video - tokenizer.decoder(latents, TemporalCache())
         wanted = blocks(missed).flatten(0, -2).double()
         known = torch.cat([seen.pop(), blocks(video), torch.ones(*blocks(video).shape[:-1], 1)], dim=-1)

@@ -213,6 +213,10 @@ class Decoder(nn.Module):
             radius = (-(-radius // 2) if index else radius) + blocks
         return radius + 1 + (self.lookahead is not None)
 
+    def extend(self, latents: Tensor) -> Tensor:
+        """Append copies of the last latents of complete streams ``b d g h w``, in place of later groups."""
+        return torch.cat([latents, *[latents[:, :, -1:]] * self.config.lookahead], dim=2)
+
     def forward(self, latents: Tensor, cache: TemporalCache) -> Tensor:
         """Decode complete groups.
 

@@ -154,7 +154,7 @@ class VideoTokenizer(Tokenizer):
 
     def _reconstruct(self, video: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.encoder(self._replicate_first_frame(video), TemporalCache()))
-        groups = self.decoder(self._extend(quantized.latents), TemporalCache())
+        groups = self.decoder(self.decoder.extend(quantized.latents), TemporalCache())
         return Reconstruction(self._merge_first_group(groups), quantized.codes, quantized.commitment_loss)
 
     @torch.no_grad()
@@ -469,10 +469,6 @@ class VideoTokenizer(Tokenizer):
             return Tiles.cover((height, width), self.config.tile // self.spatial_factor, self.encoder.receptive_radius)
         size = self.config.tile // (self.spatial_factor * self.upscale)
         return Tiles.cover((height, width), size, self.decoder.receptive_radius)
-
-    def _extend(self, latents: Tensor) -> Tensor:
-        """Append copies of the last latent frame of ``b d g h w``, in place of those after the end of the stream."""
-        return torch.cat([latents, *[latents[:, :, -1:]] * self.lookahead], dim=2)
 
     def _replicate_first_frame(self, video: Tensor) -> Tensor:
         first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)

@@ -101,7 +101,7 @@ def _forward_flops(config: TrainConfig, shape: tuple[int, ...]) -> tuple[int, in
         sides = (side // upscale for side in shape[3:])
         groups = torch.empty(*shape[:2], shape[2] + config.model.temporal_factor - 1, *sides)
     with FlopCounterMode(display=False) as tokenizer_flops, torch.no_grad():
-        tokenizer.decoder(tokenizer.encoder(groups, TemporalCache()), TemporalCache())
+        tokenizer.decoder(tokenizer.decoder.extend(tokenizer.encoder(groups, TemporalCache())), TemporalCache())
     with FlopCounterMode(display=False) as discriminator_flops, torch.no_grad():
         discriminator(video)
     return tokenizer_flops.get_total_flops(), discriminator_flops.get_total_flops()
