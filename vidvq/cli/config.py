@@ -129,6 +129,12 @@ STAGES = {
         "vidvq generate fill RUN CLIPS|VIDEOS... --out DIR --config FILE",
         (*_REQUEST, *_INPUT, "box", "mask", "outside"),
     ),
+    "generate-guide": Stage(
+        "vidvq.generate.requests",
+        "GuideConfig",
+        "vidvq generate guide TOKENS --text TEXT --clip FOLDER --out DIR --config FILE",
+        ("seed", "steps", "lr", "crops", "keep", "format", "max_failed", "runtime"),
+    ),
     "generate-evaluate": Stage(
         "vidvq.generate.evaluate",
         "EvaluateConfig",
@@ -186,7 +192,7 @@ def show_config(arguments: tuple[str, ...]) -> int:
     """Print every setting of STAGE with its type, meaning and default, as YAML that the command takes.
 
     STAGE is shard, map, train, tokenize, decode, evaluate, export, or generate-train, -sample, -predict, -interpolate,
-    -fill or -evaluate.
+    -fill, -guide or -evaluate.
     With FILE (a YAML file, or the name of a packaged one) and KEY=VALUE, the values are those that the command would
     use. STAGE is optional if FILE determines it.
 

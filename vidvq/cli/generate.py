@@ -33,6 +33,7 @@ def generate() -> None:
     vidvq generate predict runs/generator runs/tokens --out runs/predicted given=5
     vidvq generate interpolate runs/generator runs/clips --out runs/between
     vidvq generate fill runs/generator runs/clips --out runs/filled box=[16,16,32,32]
+    vidvq generate guide runs/tokens --text "a snowy street" --clip models/clip --out runs/snow
     vidvq generate evaluate runs/generator runs/heldout-tokens --clips runs/heldout-clips
     """
 
@@ -133,6 +134,39 @@ def play(
     return 0
 
 
+@generate.command(short_help="Move clips towards a text.", epilog=settings_epilog("generate-guide"))
+@click.argument("arguments", nargs=-1, metavar="TOKENS [KEY=VALUE]...")
+@click.option("--text", required=True, help="What the frames should show.")
+@click.option("--clip", required=True, type=PathOrUrl(), help="Folder of a CLIP model of transformers.")
+@checkpoint_option
+@out_option
+@config_option
+@json_option
+def guide(
+    arguments: tuple[str, ...],
+    text: str,
+    clip: Path,
+    checkpoint: Path,
+    out: Path,
+    config_name: str | None,
+    as_json: bool,
+) -> int:
+    """Edit TOKENS (token shards) without a generator: move their latents along CLIP's gradient towards --text.
+
+    Writes token shards into OUT, and decodes them into OUT/video. An interrupted job resumes with the same command.
+
+    \b
+    vidvq generate guide runs/tokens --text "a snowy street" --clip models/clip-vit-base-patch32 --out runs/snow
+    """
+    from vidvq.generate.guide_stage import GuideStage
+    from vidvq.generate.requests import GuideConfig
+
+    given, overrides = split(arguments)
+    settings = config.load(GuideConfig, config_path(config_name), overrides)
+    stage = GuideStage.open(given, settings, text=text, clip=clip, checkpoint=checkpoint)
+    return _run(stage, given, out, checkpoint, as_json)
+
+
 def _request(name: str, inputs: str, type_name: str, short_help: str, help: str) -> Any:
     """Register a command that generates from ``RUN``, inputs and settings."""
 
@@ -145,10 +179,8 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
         as_json: bool,
         retry_failed: str | None,
     ) -> int:
-        from vidvq.formats.plan import has_plan
         from vidvq.generate import requests
         from vidvq.generate.open import open_request
-        from vidvq.jobs import CorpusUpdate, run_job
 
         if retry_failed and is_override(retry_failed):
             # In `--retry-failed key=value` click takes the setting for the reason.
@@ -160,21 +192,7 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
         ]
         settings = config.load(getattr(requests, type_name), config_path(config_name), overrides)
         stage = open_request(run, given, settings, checkpoint)
-        if retry_failed and not has_plan(out):
-            raise UsageError(f"{out} has no failed samples to retry; run the command without --retry-failed first")
-        summary = run_job(stage, given, out, CorpusUpdate(retry=retry_failed) if retry_failed else None)
-        for line in summary.lines():
-            log.info(line)
-        if settings.format != "none" and summary.ok:
-            _decode(out, checkpoint, settings.format)
-        if as_json:
-            click.echo(json.dumps(asdict(summary)))
-        if summary.failed_share > settings.max_failed:
-            log.warn(
-                f"{summary.failed_share:.1%} of the samples failed; the threshold is max_failed={settings.max_failed:g}"
-            )
-            return 1
-        return 0
+        return _run(stage, given, out, checkpoint, as_json, retry_failed)
 
     command: Any = run
     retry = click.option(
@@ -185,6 +203,31 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
     command = click.argument("arguments", nargs=-1, metavar=f"{inputs}[KEY=VALUE]...")(command)
     command = click.argument("run", type=PathOrUrl())(command)
     return generate.command(name, short_help=short_help, help=help, epilog=settings_epilog(f"generate-{name}"))(command)
+
+
+def _run(
+    stage: Any, inputs: list[str], out: Path, checkpoint: Path, as_json: bool, retry_failed: str | None = None
+) -> int:
+    """Run a stage, decode its samples, and return the exit code."""
+    from vidvq.formats.plan import has_plan
+    from vidvq.jobs import CorpusUpdate, run_job
+
+    settings = stage.config
+    if retry_failed and not has_plan(out):
+        raise UsageError(f"{out} has no failed samples to retry; run the command without --retry-failed first")
+    summary = run_job(stage, inputs, out, CorpusUpdate(retry=retry_failed) if retry_failed else None)
+    for line in summary.lines():
+        log.info(line)
+    if settings.format != "none" and summary.ok:
+        _decode(out, checkpoint, settings.format)
+    if as_json:
+        click.echo(json.dumps(asdict(summary)))
+    if summary.failed_share > settings.max_failed:
+        log.warn(
+            f"{summary.failed_share:.1%} of the samples failed; the threshold is max_failed={settings.max_failed:g}"
+        )
+        return 1
+    return 0
 
 
 def _decode(out: Path, checkpoint: Path, kind: Any) -> None:

@@ -221,6 +221,38 @@ class FillConfig(InputConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuideConfig:
+    """Settings of `vidvq generate guide`.
+
+    Attributes:
+        seed: seed of the crops. A sample depends on the seed and its key, not on the workers.
+        steps: number of optimizer steps (1 or more).
+        lr: learning rate of Adam (standard deviations of a clip's latents, above 0).
+        crops: number of random crops that a step compares with the text (1 or more), each of a random frame.
+        keep: weight of the mean squared distance to the original latents (0 or more); larger values change less.
+        format: format of the decoded video in ``OUT/video``: ``mp4``, ``gif``, ``png`` or ``npy``; ``none`` writes
+            tokens only.
+        max_failed: fraction of the samples that may fail (0 to 1); above it the exit code is 1.
+        runtime: workers of the job; they do not change the output.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+
+    seed: int = 0
+    steps: Count = 100
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    crops: Count = 16
+    keep: Annotated[float, Field(ge=0)] = 0.0
+    format: Literal["mp4", "gif", "png", "npy", "none"] = "mp4"
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
+    runtime: RuntimeConfig = field(default_factory=_in_process)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that the samples depend on, as JSON types."""
+        return {name: getattr(self, name) for name in ("seed", "steps", "lr", "crops", "keep")}
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlayConfig:
     """Settings of `vidvq generate play`.
 

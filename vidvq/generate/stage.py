@@ -4,7 +4,7 @@ from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -159,25 +159,16 @@ class PredictTokens(_PromptStage):
 
     def identity(self) -> dict[str, Any]:
         """Return what the samples depend on; includes the tokens."""
-        plan = read_plan(self.tokens)
-        digests = [commit.sha256 or "" for commit in read_commits(self.tokens, plan.shard_names()) if commit]
-        given = {"plan_id": plan.plan_id, "sha256": sha256_bytes("\n".join(digests).encode())}
-        found = super().identity() | {"tokens": given}
+        found = super().identity() | {"tokens": identify_tokens(self.tokens)}
         return found | ({"conditions": self.conditions} if self.conditions else {})
 
     def rows(self) -> Iterator[PromptRow]:
         """Yield one row per token sample; each token shard becomes one output shard."""
-        plan, shard = read_plan(self.tokens), 0
-        for commit in read_commits(self.tokens, plan.shard_names()):
-            if commit and commit.sha256:
-                keys = dict.fromkeys(member.key for member in commit.members)
-                for index, key in enumerate(keys):
-                    yield PromptRow(key=key, shard=shard, source=commit.shard, index=index)
-                shard += 1
+        return prompt_rows(self.tokens)
 
     def locations(self, shard: str) -> dict[str, TokenLocation]:
         """Return the token samples of a shard, by key."""
-        return {location.key: location for location in index_shard(self.tokens / shard)} if shard else {}
+        return token_locations(self.tokens, shard)
 
     def make(self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
         """Continue one sample."""
@@ -188,15 +179,50 @@ class PredictTokens(_PromptStage):
         return pipeline.predict(row.key, codes, info, label, actions, text)
 
 
+def identify_tokens(tokens: Path) -> dict[str, str]:
+    """Return what identifies a directory of token shards: its plan, and the SHA-256 of its shards."""
+    plan = read_plan(tokens)
+    digests = [commit.sha256 or "" for commit in read_commits(tokens, plan.shard_names()) if commit]
+    return {"plan_id": plan.plan_id, "sha256": sha256_bytes("\n".join(digests).encode())}
+
+
+def prompt_rows(tokens: Path) -> Iterator[PromptRow]:
+    """Yield one row per sample of a directory of token shards; each token shard becomes one output shard."""
+    plan, shard = read_plan(tokens), 0
+    for commit in read_commits(tokens, plan.shard_names()):
+        if commit and commit.sha256:
+            keys = dict.fromkeys(member.key for member in commit.members)
+            for index, key in enumerate(keys):
+                yield PromptRow(key=key, shard=shard, source=commit.shard, index=index)
+            shard += 1
+
+
+def token_locations(tokens: Path, shard: str) -> dict[str, TokenLocation]:
+    """Return the samples of a token shard, by key."""
+    return {location.key: location for location in index_shard(tokens / shard)} if shard else {}
+
+
+class PromptStage(Protocol):
+    """A stage that makes one sample of each row."""
+
+    def locations(self, shard: str) -> dict[str, TokenLocation]:
+        """Return the token samples of a shard that holds prompts, by key."""
+        ...
+
+    def make(self, pipeline: Any, row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
+        """Make the files of one sample."""
+        ...
+
+
 class PromptWorker:
     """Generates shards.
 
     Args:
         stage: stage of the job.
-        pipeline: loaded generator.
+        pipeline: loaded models, which the stage makes samples with.
     """
 
-    def __init__(self, stage: _PromptStage, pipeline: "GenerationPipeline") -> None:
+    def __init__(self, stage: PromptStage, pipeline: Any) -> None:
         self._stage, self._pipeline, self._clock = stage, pipeline, Stopwatch()
 
     def __call__(self, task: ShardTask[PromptRow]) -> ShardResult:

@@ -293,6 +293,23 @@ class VideoTokenizer(Tokenizer):
         window = self._tiles(kind, height // s, width // s).window(s if kind == "encode" else s * self.upscale)
         return super().shape_for(*window, kind)
 
+    def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Quantize and decode latents of complete streams; gradients pass the quantizer straight through.
+
+        Args:
+            latents: ``b d g h w`` fp32.
+
+        Returns:
+            Video ``b c t h w``, not clamped, and codes ``b g h w``.
+        """
+        with torch.no_grad():
+            codes, _ = self.quantizer.encode(latents, first=True)
+            vectors, _ = self.quantizer.lookup(codes, first=True)
+            offset = vectors - latents
+        decoded = self.decoder.extend(latents + offset).to(self.dtype)
+        groups = self.decoder(decoded, TemporalCache())
+        return self._merge_first_group(groups).float(), codes
+
     def inference_state_dict(self) -> dict[str, Tensor]:
         """Return the tensors required for inference: networks and codebooks, without training statistics."""
         return {name: tensor for name, tensor in self.state_dict().items() if not _is_training_state(name)}

@@ -1,0 +1,127 @@
+"""`vidvq generate guide` as a corpus job over token shards."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vidvq.errors import UsageError
+from vidvq.formats.plan import has_plan, read_plan
+from vidvq.formats.token_index import TokenLocation
+from vidvq.formats.token_shard import CARD, PREFIX, TokenizerCard, encode_tokenizer_card, read_tokenizer_card
+from vidvq.generate.requests import GuideConfig
+from vidvq.generate.stage import FORMAT, PromptRow, PromptWorker, identify_tokens, prompt_rows, token_locations
+from vidvq.jobs.stage import Activity, ListedStage
+from vidvq.pretrained import find_tokenizer, load_tokenizer
+from vidvq.runtime import Pool
+from vidvq.storage import pretty_json, resolve_path, sha256_file
+
+if TYPE_CHECKING:
+    from vidvq.generate.guide import Guide
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideStage(ListedStage[PromptRow]):
+    """Moves the samples of a directory of token shards towards a text.
+
+    Attributes:
+        tokens: directory of token shards.
+        card: card of the tokens.
+        tokenizer: folder of the tokenizer.
+        decoder: fingerprint of its decoder.
+        clip: folder of the CLIP model.
+        weights: SHA-256 of its weights (hex).
+        text: what the frames should show.
+        config: settings.
+        gpus: number of GPUs per worker.
+    """
+
+    config: GuideConfig
+    config_type = GuideConfig
+    tokens: Path
+    card: TokenizerCard
+    tokenizer: Path
+    decoder: str
+    clip: Path
+    weights: str
+    text: str
+    gpus: float = 0
+    name = "generate"
+    prefix = PREFIX
+    thumbnail_count = 0
+    row = PromptRow
+    unit = "samples"
+    totals = ("samples",)
+    activities = {"process": Activity("guiding")}  # noqa: RUF012 (a constant)
+
+    @classmethod
+    def open(cls, inputs: list[str], config: Any, **options: Any) -> "GuideStage":
+        """Check a request and build its stage; the options are ``text``, ``clip`` and ``checkpoint``.
+
+        Raises:
+            UsageError: the input is no directory of token shards, the tokenizer did not make them or is of another
+                package, or the folder holds no CLIP model.
+        """
+        import torch
+
+        from vidvq.generate.guide import check_clip, open_tokenizer
+
+        tokens, clip = resolve_path(inputs[0]) if len(inputs) == 1 else None, options["clip"]
+        if tokens is None or not has_plan(tokens) or read_plan(tokens).header.prefix != PREFIX:
+            raise UsageError(
+                f"guide takes one directory of token shards, not {' '.join(inputs) or 'nothing'}; make one of clips, "
+                "videos or images with vidvq tokenize"
+            )
+        if not options["text"].strip():
+            raise UsageError("--text is empty; say what the frames should show")
+        check_clip(clip)
+        card, tokenizer = read_tokenizer_card(tokens), find_tokenizer(options["checkpoint"])
+        own = load_tokenizer(tokenizer)[1]
+        if own.token_fingerprint != card.token_fingerprint:
+            raise UsageError(
+                f"{tokens} was made by tokenizer {card.token_fingerprint[:12]}, {options['checkpoint']} is tokenizer "
+                f"{own.token_fingerprint[:12]}; give a checkpoint of the first"
+            )
+        open_tokenizer(tokenizer)
+        return cls(
+            config=config,
+            tokens=tokens,
+            card=card,
+            tokenizer=tokenizer,
+            decoder=own.decoder_fingerprint,
+            clip=clip,
+            weights=sha256_file(clip / "model.safetensors"),
+            text=options["text"],
+            gpus=1 if torch.cuda.is_available() else 0,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the samples depend on: tokens, text, models and settings."""
+        made_by = {"token_fingerprint": self.card.token_fingerprint, "decoder_fingerprint": self.decoder}
+        guide = {"task": "guide", "text": self.text, "clip": self.weights, "tokens": identify_tokens(self.tokens)}
+        return guide | made_by | self.config.identity()
+
+    def files(self) -> dict[str, bytes]:
+        """Return ``tokenizer.json``, and ``generator.json``, which records what made the tokens."""
+        made_by = pretty_json({"format": FORMAT} | self.identity())
+        return {CARD: encode_tokenizer_card(self.card), "generator.json": made_by}
+
+    def rows(self) -> Iterator[PromptRow]:
+        """Yield one row per token sample; each token shard becomes one output shard."""
+        return prompt_rows(self.tokens)
+
+    def locations(self, shard: str) -> dict[str, TokenLocation]:
+        """Return the token samples of a shard, by key."""
+        return token_locations(self.tokens, shard)
+
+    def worker(self, pool: Pool) -> PromptWorker:
+        """Build a worker in the current process."""
+        from vidvq.generate.guide import Guide
+
+        return PromptWorker(self, Guide(self.tokenizer, self.clip, self.text, self.config, self.card))
+
+    def make(self, pipeline: "Guide", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
+        """Edit one sample."""
+        if location is None:
+            raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
+        return pipeline.files(row.key, *location.read(self.card))
