@@ -13,16 +13,17 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs/operations.md"
 SMALL = "clip.num_frames=8 clip.min_frames=4 clip.short_side=64 clip.multiple=8 clips_per_shard=1".split()
-# Python ends such a thread inside of C++, which aborts the process. Imports come first, or the threads slow them down.
+# Python ends such a thread inside of C++, which aborts the process. Imports come first, and products are long: threads
+# that often return to Python starve the main thread.
 NATIVE_THREADS = """
 import threading, time, torch
 import vidvq.cli, vidvq.inspect
 torch.set_num_threads(1)
-square = torch.ones(200, 200)
+square = torch.ones(800, 800)
 def multiply():
     while True:
         torch.mm(square, square)
-for _ in range(4):
+for _ in range(2):
     threading.Thread(target=multiply, daemon=True).start()
 time.sleep(0.3)
 """
