@@ -89,7 +89,7 @@ def test_the_cache_does_not_change_samples(network, card, monkeypatch, steps):
     cached = draw(network, card, given=draw(network, card)[:1], **settings)
     frames, masks = [], []
 
-    def uncached(x, cache, append):
+    def uncached(x, cache, append, text=None):
         """Run all frames with two streams, as in training."""
         complete = frames[: cache.frames]
         masks.append(append)
