@@ -243,7 +243,7 @@ def test_an_export_that_cannot_be_trained_on_is_one_line(tmp_path, tokens_dir, v
     card = out / "tokenizer.json"
     text = card.read_text()
     card.write_text(text.replace(json.loads(text)["token_fingerprint"], "0" * 64))
-    assert "of another tokenizer" in vidvq("verify", out).err
+    assert "of another tokenizer" in vidvq("verify", out).out
     assert "of different tokenizers" in vidvq("generate", "train", out, "--out", tmp_path / "run").error
     card.write_text(text)
     record = next((out / "commits").glob("*.json"))
