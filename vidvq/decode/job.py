@@ -15,12 +15,12 @@ from vidvq.decode.config import DecodeConfig, VideoInterval
 from vidvq.decode.find import find_clips, find_key
 from vidvq.decode.generated import GeneratedFile, index_generated
 from vidvq.decode.overwrite import is_done, mark_done
-from vidvq.decode.stream import check_fingerprint, decode_frames, in_interval, open_tokenizer
+from vidvq.decode.stream import decode_frames, in_interval, open_tokenizer
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
-from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
+from vidvq.formats.token_shard import TokenInfo, TokenizerCard, check_fingerprint, read_tokenizer_card
 from vidvq.log import progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import find_tokenizer, load_tokenizer

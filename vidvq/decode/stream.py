@@ -11,7 +11,7 @@ from vidvq.decode.config import VideoInterval
 from vidvq.decode.find import find_clips, find_key, frame_times
 from vidvq.errors import UsageError
 from vidvq.formats.token_index import index_tokens
-from vidvq.formats.token_shard import TokenInfo, TokenizerCard, read_tokenizer_card
+from vidvq.formats.token_shard import TokenInfo, TokenizerCard, check_fingerprint, read_tokenizer_card
 from vidvq.model import Tokenizer, iter_decode
 from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import load_tokenizer
@@ -84,19 +84,6 @@ def open_tokenizer(tokens: Path, checkpoint: Path, batch: int = 1) -> tuple[Toke
         tokenizer.to("cuda")
         tokenizer.decode_shape = StepShape(batch, _GPU_GROUPS)
     return tokenizer, written
-
-
-def check_fingerprint(folder: Path, written: TokenizerCard, checkpoint: Path, card: TokenizerCard) -> None:
-    """Refuse a checkpoint that did not make the tokens.
-
-    Raises:
-        UsageError: the token fingerprints differ.
-    """
-    if card.token_fingerprint != written.token_fingerprint:
-        raise UsageError(
-            f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, {checkpoint} is tokenizer "
-            f"{card.token_fingerprint[:12]}; give a checkpoint of the first"
-        )
 
 
 def decode_groups(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[np.ndarray]:

@@ -307,6 +307,19 @@ def check_codes(
         )
 
 
+def check_fingerprint(folder: Path, written: TokenizerCard, checkpoint: Path, card: TokenizerCard) -> None:
+    """Refuse a checkpoint that did not make the tokens.
+
+    Raises:
+        UsageError: the token fingerprints differ.
+    """
+    if card.token_fingerprint != written.token_fingerprint:
+        raise UsageError(
+            f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, {checkpoint} is tokenizer "
+            f"{card.token_fingerprint[:12]}; give a checkpoint of the first"
+        )
+
+
 def read_tokens(path: Path, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
     """Yield ``(key, codes lt lh lw, info)`` of each sample in a shard, with one in memory at a time.
 

@@ -114,7 +114,7 @@ class Guide:
         # One thread: the number of threads changes the order of sums, so samples would depend on the machine.
         torch.set_num_threads(1)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._tokenizer = open_tokenizer(tokenizer).to(device)
+        self._tokenizer = open_tokenizer(tokenizer)[0].to(device)
         self._clip, self._config, self._card = Clip(clip, text, device), config, card
 
     def files(self, key: str, codes: np.ndarray, info: TokenInfo) -> dict[str, bytes]:
@@ -132,9 +132,7 @@ class Guide:
         """
         config, tokenizer, rng = self._config, self._tokenizer, seeded_rng(f"{self._config.seed}/{key}")
         height, width = (side * tokenizer.upscale for side in size)
-        given = torch.from_numpy(codes.astype(np.int64))[None].to(tokenizer.device)
-        with torch.no_grad():
-            start = tokenizer.quantizer.lookup(given, first=True)[0].float()
+        start = tokenizer.latents(torch.from_numpy(codes.astype(np.int64))[None].to(tokenizer.device))
         spread = float(start.std().clamp(min=1e-6))
         latents = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([latents], lr=config.lr * spread)
@@ -154,16 +152,16 @@ class Guide:
         return Guided(made[0].cpu().numpy(), losses)
 
 
-def open_tokenizer(folder: Path) -> VideoTokenizer:
-    """Load a frozen tokenizer that gradients can pass through.
+def open_tokenizer(folder: Path) -> tuple[VideoTokenizer, TokenizerCard]:
+    """Load a frozen tokenizer that gradients can pass through, and its card.
 
     Raises:
         UsageError: it is one of another package.
     """
-    tokenizer, _ = load_tokenizer(folder)
+    tokenizer, card = load_tokenizer(folder)
     if not isinstance(tokenizer, VideoTokenizer):
         raise UsageError(f"{folder} is a {type(tokenizer).__name__}; guide needs a tokenizer of vidvq train")
-    return tokenizer.eval().requires_grad_(False)
+    return tokenizer.eval().requires_grad_(False), card
 
 
 def _crops(video: Tensor, config: GuideConfig, side: int, rng: torch.Generator) -> Tensor:

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 from vidvq.errors import UsageError
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_index import TokenLocation
-from vidvq.formats.token_shard import CARD, PREFIX, TokenizerCard, encode_tokenizer_card, read_tokenizer_card
+from vidvq.formats.token_shard import (
+    CARD,
+    PREFIX,
+    TokenizerCard,
+    check_fingerprint,
+    encode_tokenizer_card,
+    read_tokenizer_card,
+)
 from vidvq.generate.requests import GuideConfig
 from vidvq.generate.stage import FORMAT, PromptRow, PromptWorker, identify_tokens, prompt_rows, token_locations
 from vidvq.jobs.stage import Activity, ListedStage
-from vidvq.pretrained import find_tokenizer, load_tokenizer
+from vidvq.pretrained import find_tokenizer
 from vidvq.runtime import Pool
 from vidvq.storage import pretty_json, resolve_path, sha256_file
 
@@ -76,13 +83,8 @@ class GuideStage(ListedStage[PromptRow]):
             raise UsageError("--text is empty; say what the frames should show")
         check_clip(clip)
         card, tokenizer = read_tokenizer_card(tokens), find_tokenizer(options["checkpoint"])
-        own = load_tokenizer(tokenizer)[1]
-        if own.token_fingerprint != card.token_fingerprint:
-            raise UsageError(
-                f"{tokens} was made by tokenizer {card.token_fingerprint[:12]}, {options['checkpoint']} is tokenizer "
-                f"{own.token_fingerprint[:12]}; give a checkpoint of the first"
-            )
-        open_tokenizer(tokenizer)
+        _, own = open_tokenizer(tokenizer)
+        check_fingerprint(tokens, card, options["checkpoint"], own)
         return cls(
             config=config,
             tokens=tokens,
