@@ -1,4 +1,4 @@
-"""Give the decoder of a trained tokenizer a lookahead, fitted on latents alone.
+"""Give the decoder of a trained tokenizer a lookahead, fitted on latents alone; one that it has is fitted further.
 
     python benchmarks/lookahead.py CHECKPOINT --clips CLIPS [--clips MORE] --config CONFIG --out OUT
 
@@ -43,7 +43,7 @@ def add_lookahead(checkpoint: Path, clips: Sequence[Path], config: TrainConfig, 
     """Write a checkpoint of ``config.model`` with the weights of another and a fitted lookahead.
 
     Args:
-        checkpoint: trained checkpoint whose decoder has no lookahead.
+        checkpoint: trained checkpoint.
         clips: directories of clip shards to fit on.
         config: config of the training that follows.
         out: folder of the new checkpoint.
@@ -53,12 +53,16 @@ def add_lookahead(checkpoint: Path, clips: Sequence[Path], config: TrainConfig, 
     assert isinstance(old, VideoTokenizer)
     torch.manual_seed(SEED)
     new = VideoTokenizer(config.model).eval()
+    stored = read_checkpoint(checkpoint)
+    known = {name: torch.from_numpy(array) for name, array in stored.tensors.items()}
+    new.load_inference_state_dict(new.inference_state_dict() | known)
     lookahead = new.decoder.lookahead
     assert lookahead is not None
     fit(lookahead, [pair for folder in clips for pair in latents(old, folder, every)])
-    stored = read_checkpoint(checkpoint)
-    fresh = {name: tensor.numpy() for name, tensor in new.inference_state_dict().items()}
-    write_checkpoint(out, config.model.to_dict(), stored.config["preprocessing"], fresh | stored.tensors, 0)
+    fitted = {name: tensor.numpy() for name, tensor in new.inference_state_dict().items()}
+    # Frozen weights keep their type, and with it the token fingerprint.
+    kept = {name: array for name, array in stored.tensors.items() if not name.startswith("decoder.lookahead.")}
+    write_checkpoint(out, config.model.to_dict(), stored.config["preprocessing"], fitted | kept, 0)
 
 
 @torch.inference_mode()

@@ -48,18 +48,23 @@ class DecoderConfig(StackConfig):
             is trained for super-resolution.
         lookahead: later latent frames that a decoded group may depend on (0 or more). They show what a static scene
             looks like more exactly. Streams are decoded with a delay of as many groups; tokens do not change.
+        denoise: 3x3 convolutions over the latents that remove quantization noise; needs ``lookahead`` (0: none).
         blend: channels of a last stage at full resolution, which blends the blocks of pixels (0: none).
     """
 
     blocks: tuple[int, ...] = (2, 3)
     upscale: int = 1
     lookahead: int = 0
+    denoise: int = 0
     blend: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.lookahead, self.blend) < 0:
-            raise UsageError(f"lookahead={self.lookahead} and blend={self.blend} must be 0 or more")
+        for name in ("lookahead", "denoise", "blend"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name}={getattr(self, name)} must be 0 or more")
+        if self.denoise and not self.lookahead:
+            raise UsageError(f"denoise={self.denoise} needs lookahead=1 or more")
         if self.upscale not in (1, 2, 4):
             raise UsageError(f"upscale={self.upscale} must be 1, 2 or 4")
 
@@ -196,7 +201,7 @@ class Decoder(nn.Module):
                 self.linear.weight.copy_(self.blocks.lowest_frequencies(layout.linear).T)
         self.lookahead = self.blend = self.enlargement = None
         if config.lookahead:
-            self.lookahead = Lookahead(config.lookahead, layout.dim)
+            self.lookahead = Lookahead(config.lookahead, layout.dim, config.denoise)
         if config.blend:
             self.blend = Blend(layout.temporal_factor, config.blend)
         if config.upscale > 1:
@@ -211,7 +216,7 @@ class Decoder(nn.Module):
         for index, blocks in enumerate(self.config.blocks):
             # Distances halve at each step to a coarser grid.
             radius = (-(-radius // 2) if index else radius) + blocks
-        return radius + 1 + (self.lookahead is not None)
+        return radius + 1 + (0 if self.lookahead is None else self.lookahead.receptive_radius)
 
     def extend(self, latents: Tensor) -> Tensor:
         """Append copies of the last latents of complete streams ``b d g h w``, in place of later groups."""

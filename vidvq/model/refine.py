@@ -1,4 +1,4 @@
-"""Parts of a decoder that refine its frames: a look at later groups, and a blending of blocks."""
+"""Parts of a decoder that refine its frames: a lookahead at later groups, and a blending of blocks."""
 
 from itertools import pairwise
 
@@ -21,19 +21,33 @@ class Lookahead(nn.Module):
     Latents of a static scene become more exact with each group (see :mod:`vidvq.model.quantize.differential`), so later
     groups tell what earlier ones lacked: fixed-lag smoothing (Anderson and Moore 1979, "Optimal Filtering", chapter 7)
     with learned gains. Each change from a group to the next is added as far as a gate per position and channel is open.
+    With ``depth`` a residual network also removes quantization noise by the latents of neighbouring positions: there is
+    no later group that is more exact where the scene moves.
 
     Args:
         groups: number of later groups (1 or more).
         dim: channels of a latent.
+        depth: 3x3 convolutions of the residual network (0: none).
     """
 
-    def __init__(self, groups: int, dim: int) -> None:
+    def __init__(self, groups: int, dim: int, depth: int = 0) -> None:
         super().__init__()
         self.groups = groups
         self.context = SpatialConv((1 + groups) * dim + groups, _CHANNELS)
+        self.layers = nn.ModuleList(SpatialConv(_CHANNELS, _CHANNELS) for _ in range(depth))
         self.gates = nn.Linear(_CHANNELS, groups * dim)
         nn.init.zeros_(self.gates.weight)
         nn.init.constant_(self.gates.bias, _CLOSED)
+        self.residual = None
+        if depth:
+            self.residual = nn.Linear(_CHANNELS, dim)
+            nn.init.zeros_(self.residual.weight)
+            nn.init.zeros_(self.residual.bias)
+
+    @property
+    def receptive_radius(self) -> int:
+        """Maximum distance between a latent and those that it depends on, along height or width (latents)."""
+        return 1 + len(self.layers)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Map latents ``b (g + groups) h w d`` to those of ``g`` groups, ``b g h w d``."""
@@ -43,8 +57,11 @@ class Lookahead(nn.Module):
         # Small changes refine a static scene, large ones replace it.
         sizes = changes.square().mean(dim=-1).clamp(min=_SMALLEST).log()
         known = torch.cat([latents[:, :count], changes.flatten(-2), sizes], dim=-1)
-        gates = self.gates(F.silu(self.context(known))).sigmoid().view(changes.shape)
-        return latents[:, :count] + (gates * changes).sum(dim=-2)
+        x = F.silu(self.context(known))
+        for layer in self.layers:
+            x = x + F.silu(layer(x))
+        refined = latents[:, :count] + (self.gates(x).sigmoid().view(changes.shape) * changes).sum(dim=-2)
+        return refined if self.residual is None else refined + self.residual(x)
 
 
 class Blend(nn.Module):

@@ -17,7 +17,12 @@ from vidvq.training.schedule import is_used
 from vidvq.training.training_state import Progress, TrainingState
 
 # Settings of a decoder that give it further parts, and the names of their tensors.
-_PARTS = {"upscale": "decoder.enlargement.", "lookahead": "decoder.lookahead.", "blend": "decoder.blend."}
+_PARTS = {
+    "upscale": "decoder.enlargement.",
+    "lookahead": "decoder.lookahead.",
+    "denoise": "decoder.lookahead.",
+    "blend": "decoder.blend.",
+}
 
 
 def build_networks(config: TrainConfig) -> tuple[VideoTokenizer, Discriminator]:

@@ -15,11 +15,13 @@ from vidvq.model.step_shape import StepShape
 CODES = torch.from_numpy(np.random.default_rng(0).integers(0, 32, (2, 7, 3, 5)))
 
 
-def make(lookahead: int, tile: int = 1024, blend: int = 6, linear: int = 2, trained: bool = True) -> VideoTokenizer:
+def make(
+    lookahead: int, tile: int = 1024, blend: int = 6, linear: int = 2, trained: bool = True, denoise: int = 0
+) -> VideoTokenizer:
     torch.manual_seed(0)
     stages = StackConfig((16, 24), (1, 1))
     books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=32), DifferentialConfig())
-    decoder = DecoderConfig(*vars(stages).values(), lookahead=lookahead, blend=blend)
+    decoder = DecoderConfig(*vars(stages).values(), lookahead=lookahead, denoise=denoise, blend=blend)
     config = TokenizerConfig(encoder=stages, decoder=decoder, quantizer=books, linear=linear, tile=tile)
     tokenizer = VideoTokenizer(config).eval()
     with torch.no_grad():
@@ -31,9 +33,9 @@ def make(lookahead: int, tile: int = 1024, blend: int = 6, linear: int = 2, trai
 
 @pytest.mark.parametrize("tile", [1024, 16], ids=["whole", "tiled"])
 @pytest.mark.parametrize("shape", [StepShape(), StepShape(1, 3), StepShape(2, 2)], ids=str)
-@pytest.mark.parametrize("lookahead", [1, 3])
-def test_streams_are_decoded_like_whole_videos(lookahead, shape, tile):
-    tokenizer = make(lookahead, tile)
+@pytest.mark.parametrize(("lookahead", "denoise"), [(1, 0), (3, 2)])
+def test_streams_are_decoded_like_whole_videos(lookahead, denoise, shape, tile):
+    tokenizer = make(lookahead, tile, denoise=denoise)
     tokenizer.decode_shape = shape
     whole = tokenizer.decode(CODES, 23, (20, 36))
     assert torch.equal(tokenizer.decode(CODES[:1], 23, (20, 36)), whole[:1])
@@ -87,8 +89,10 @@ def test_without_lookahead_nothing_is_held():
     assert tokenizer.decode_rest(state).shape == (2, 3, 0, 24, 40)
 
 
-def test_tiles_are_joined_without_seams():
-    whole, tiled = make(2).decode(CODES), make(2, tile=16).decode(CODES)
+@pytest.mark.parametrize("denoise", [0, 2])
+def test_tiles_are_joined_without_seams(denoise):
+    wide = CODES[:1, :4].repeat(1, 1, 1, 4)
+    whole, tiled = (make(2, tile, denoise=denoise).decode(wide) for tile in (1024, 16))
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
 
@@ -115,9 +119,18 @@ def test_gates_pass_the_changes_to_later_groups():
         torch.testing.assert_close(lookahead(latents), latents[:, 2:])
 
 
+def test_denoising_starts_as_the_identity():
+    latents = torch.randn(1, 5, 3, 2, 4)
+    gates, denoiser = Lookahead(2, 4), Lookahead(2, 4, depth=3)
+    denoiser.load_state_dict(denoiser.state_dict() | gates.state_dict())
+    assert torch.equal(denoiser(latents), gates(latents))
+
+
 def test_settings_that_are_not_used_are_not_stored():
     assert make(0, blend=0).config.to_dict()["decoder"].keys() == {"channels", "blocks"}
     config = make(2).config
     assert TokenizerConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(UsageError, match="lookahead=-1 and blend=0 must be 0 or more"):
+    with pytest.raises(UsageError, match="lookahead=-1 must be 0 or more"):
         make(-1, blend=0)
+    with pytest.raises(UsageError, match="denoise=2 needs lookahead=1 or more"):
+        make(0, denoise=2)
