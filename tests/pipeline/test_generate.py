@@ -10,6 +10,7 @@ from tests.helpers.generators import make_card, write_random
 from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SamplingConfig
 
 FAST = ("sampling.steps=2", "format=none")
 TRAIN = (
@@ -173,14 +174,13 @@ def test_predict_interpolate_and_fill_take_videos(tmp_path, generator, demo_vide
     larger = vidvq("generate", "fill", generator, videos[0], "--out", tmp_path / "larger", "box=[40,0,8,32]", *options)
     assert larger.code == 1 and "frames of 32x48 are larger than the 32x40" in larger.err
     wrong = vidvq("generate", "predict", generator, short, "--out", tmp_path / "none", "columns=clips", *options)
-    assert wrong.code == 2 and "needs tokens" in wrong.error
+    assert wrong.code == 2 and "is for shards, not videos" in wrong.error
 
 
 @pytest.mark.parametrize("task", ["interpolate", "fill"])
 def test_hidden_pixels_do_not_change_the_samples(tmp_path, generator, clips_dir, checkpoint_dir, task, vidvq):
     from vidvq.formats.clip_shard import read_clips
     from vidvq.generate.pipeline import GenerationPipeline
-    from vidvq.generate.requests import FillConfig, InterpolateConfig, SamplingConfig
     from vidvq.video.decode import decode_clip
 
     key, media, info = next(iter(read_clips(sorted(clips_dir.glob("*.tar"))[0])))
@@ -367,6 +367,45 @@ def test_classes_and_actions_come_from_columns(train, tmp_path, tokens_dir, clip
     assert len(card["action_choices"]) == 12 and len(card["action_choices"][0]) == 2
 
 
+def first_sample(generator, clips, config, checkpoint):
+    """Make the sample of the first clip in this process; return its codes, and what the stage records."""
+    from vidvq.formats.clip_shard import read_clips
+    from vidvq.generate.open import open_request
+    from vidvq.video.decode import decode_clip
+
+    stage = open_request(generator, [str(clips)], config, checkpoint)
+    key, media, info = next(iter(read_clips(sorted(clips.glob("*.tar"))[0])))
+    return stage.function()(decode_clip(media, key), info)["tokens.npy"], stage.identity()
+
+
+def test_every_task_takes_a_class_and_the_columns_of_clips(
+    tmp_path, tokens_dir, copy_of, clips_dir, checkpoint_dir, vidvq
+):
+    clips, function = copy_of(clips_dir, "clips"), tmp_path / "columns.py"
+    function.write_text(
+        "import json\n"
+        "def columns(frames, info):\n"
+        "    return {'kind': 'cat', 'move': json.dumps([[i + info.clip_index] for i in range(len(frames))])}\n"
+    )
+    assert vidvq("map", clips, "--function", f"{function}:columns", "runtime.workers=0").code == 0
+    conditions = {"label": "kind", "labels": ("cat", "dog"), "actions": "move"}
+    card = make_card(read_tokenizer_card(tokens_dir), **conditions, action_mean=(4.0,), action_scale=(2.0,))
+    generator, sampling = write_random(tmp_path / "run", card), SamplingConfig(steps=1)
+    for kind, region in {PredictConfig: {}, InterpolateConfig: {}, FillConfig: {"box": (8, 8, 16, 16)}}.items():
+        given = ({}, {"columns": str(clips)}, {"label": "cat"}, {"label": "dog"})
+        configs = [kind(sampling=sampling, **region, **each) for each in given]
+        made, recorded = zip(*(first_sample(generator, clips, each, checkpoint_dir) for each in configs), strict=True)
+        assert len(set(made)) == 4, kind
+        assert ["conditions" in each for each in recorded] == [False, True, False, False]
+        assert [each.get("label") for each in recorded] == [None, None, "cat", "dog"]
+    for setting, expected in {
+        "class=bird": "class=bird was never seen in training; available: cat, dog",
+        f"columns={clips}": "insert=1 changes the frame rate, to which the actions",
+    }.items():
+        wrong = vidvq("generate", "interpolate", generator, clips, "--out", tmp_path / "none", "insert=1", setting)
+        assert wrong.code == 2 and expected in wrong.error
+
+
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory, tokens_dir, clips_dir):
     """A generator with a text condition and random weights, and clips with captions."""
@@ -404,6 +443,9 @@ def test_texts_come_from_a_column_a_setting_or_a_list(captioned, train, tmp_path
     out = tmp_path / "predicted"
     done = vidvq("generate", "predict", run, tokens_dir, "--out", out, f"columns={clips}", *FAST)
     assert done.code == 0 and len(codes_of(out)) == len(codes_of(tokens_dir)), done.err
+    between = [{"text": "a blue clip"}, {"text": "a red clip"}, {"columns": str(clips)}]
+    configs = [InterpolateConfig(sampling=SamplingConfig(steps=1), **given) for given in between]
+    assert len({first_sample(generator, clips, each, checkpoint_dir)[0] for each in configs}) == 3
     scores = tmp_path / "scores.json"
     measured = ("--clips", clips, "--checkpoint", checkpoint_dir, "--out", scores)
     done = vidvq("generate", "evaluate", generator, tokens_dir, *measured, "clips=2", "samples=0", "seeds=[0]")

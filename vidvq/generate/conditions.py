@@ -1,9 +1,9 @@
 """Class and action conditions, read from columns of the source clips."""
 
 import json
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from vidvq.formats.columns import read_table
 from vidvq.formats.commit import read_commits
 from vidvq.formats.generator import GeneratorCard
 from vidvq.formats.plan import read_plan
-from vidvq.storage import resolve_path
+from vidvq.storage import canonical_json, resolve_path, sha256_bytes
 
 _CARRIED = "carried."
 # Number of frequent actions in the card of a generator.
@@ -73,6 +73,74 @@ class Actions:
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     choices: tuple[tuple[float, ...], ...] = ()
+
+
+class ClipCondition(NamedTuple):
+    """Conditions of one clip; none by default.
+
+    Attributes:
+        label: class index, from 1; 0 for none.
+        actions: actions ``t a`` of the frames; None for none.
+        text: text about the clip; None for none.
+    """
+
+    label: int = 0
+    actions: np.ndarray | None = None
+    text: str | None = None
+
+
+NO_CONDITION = ClipCondition()
+
+
+@dataclass(frozen=True)
+class ClipConditions:
+    """Conditions of clips by name; clips without an entry have no such condition.
+
+    Attributes:
+        labels: class index, from 1.
+        actions: actions ``t a``.
+        texts: texts.
+        digest: SHA-256 of all of them (hex); "" without a directory of columns.
+    """
+
+    labels: dict[str, int] = field(default_factory=dict[str, int])
+    actions: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    texts: dict[str, str] = field(default_factory=dict[str, str])
+    digest: str = ""
+
+    def of(self, name: str) -> ClipCondition:
+        """Return the conditions of one clip."""
+        return ClipCondition(self.labels.get(name, 0), self.actions.get(name), self.texts.get(name))
+
+
+def read_conditions(card: GeneratorCard, folder: str, names: Mapping[str, str]) -> ClipConditions:
+    """Read the conditions that a generator was trained with from the columns of clips.
+
+    Args:
+        card: card of the generator.
+        folder: directory of clip shards with the columns.
+        names: name of each clip in the result, by its key; other clips are left out.
+
+    Raises:
+        UsageError: the generator was trained without conditions, no clip has a column, a class was never seen, or
+            actions have another length than the generator's.
+    """
+    if not card.label and not card.actions and not card.text:
+        raise UsageError(f"columns={folder}: this generator was trained without conditions")
+    labels: dict[str, int] = {}
+    actions: dict[str, np.ndarray] = {}
+    texts: dict[str, str] = {}
+    if card.label:
+        values = read_column([folder], card.label)
+        labels = {names[key]: label_index(card, value) for key, value in values.items() if key in names}
+    if card.actions:
+        found = read_actions([folder], card.actions)
+        check_action_width(card, len(found.mean))
+        actions = {names[key]: rows for key, rows in found.by_key.items() if key in names}
+    if card.text:
+        texts = {names[key]: str(value) for key, value in read_column([folder], card.text).items() if key in names}
+    values = [labels, {name: rows.tolist() for name, rows in actions.items()}, *([texts] if card.text else [])]
+    return ClipConditions(labels, actions, texts, sha256_bytes(canonical_json(values)))
 
 
 def parse_actions(value: Any, where: str) -> np.ndarray:

@@ -4,15 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vidvq.errors import UsageError
+from vidvq.formats.clip_shard import read_infos
+from vidvq.formats.commit import read_commits
 from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
-from vidvq.generate.conditions import check_action_width, label_index, label_name, read_actions, read_column
-from vidvq.generate.pipeline import sample_size
+from vidvq.generate.conditions import ClipConditions, label_index, read_conditions
+from vidvq.generate.pipeline import clip_name, sample_size
 from vidvq.generate.regions import read_mask
 from vidvq.generate.requests import (
     FillConfig,
@@ -29,7 +29,7 @@ from vidvq.generate.video_stage import GenerateVideos
 from vidvq.jobs.plan_clips import SHARD_STAGE
 from vidvq.jobs.stage import Stage
 from vidvq.pretrained import find_tokenizer, load_tokenizer
-from vidvq.storage import canonical_json, resolve_path, sha256_bytes
+from vidvq.storage import resolve_path
 from vidvq.video.policy import VideoPolicy
 
 _TASKS = {
@@ -78,6 +78,7 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
     if not inputs:
         kinds = "a directory of clip shards or token shards" if task == "predict" else "a directory of clip shards"
         raise UsageError(f"{task} takes {kinds}, or videos; got none")
+    _check_conditions(generator.card, config)
     if isinstance(config, PredictConfig):
         _check_given(generator.card, config)
     if isinstance(config, FillConfig):
@@ -101,18 +102,19 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
             raise UsageError(
                 f"{folder} holds tokens, and tokens of visible pixels depend on hidden ones; pass the clip shards"
             )
-        return PredictTokens(**common, tokens=folder, **_conditions(generator, folder, config))
+        return PredictTokens(**common, tokens=folder, conditions=_token_conditions(generator, folder, config))
     if plan.stage != SHARD_STAGE:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; pass a directory of clip shards")
-    if isinstance(config, PredictConfig) and config.columns:
-        raise UsageError(f"columns={config.columns} needs tokens as input, not pixels; pass the token shards")
-    return GenerateClips(clips=folder, **common, tokenizer=_find_tokenizer(generator, checkpoint))
+    tokenizer, conditions = _find_tokenizer(generator, checkpoint), _clip_conditions(generator.card, folder, config)
+    return GenerateClips(clips=folder, **common, tokenizer=tokenizer, conditions=conditions)
 
 
 def _open_videos(generator: Generator, config: InputConfig, checkpoint: Path, common: dict[str, Any]) -> GenerateVideos:
     card = generator.card
-    if isinstance(config, PredictConfig) and config.columns:
-        raise UsageError(f"columns={config.columns} needs tokens as input, not videos; pass the token shards")
+    if config.columns:
+        raise UsageError(
+            f"columns={config.columns} is for shards, not videos; pass clip shards, or set class= or text="
+        )
     (_, lh, lw), s = card.shapes[0], card.tokenizer.spatial_factor
     video = config.video or VideoPolicy(size=(lh * s, lw * s))
     longest = 1 + (card.limits[0] - 1) * card.tokenizer.temporal_factor
@@ -168,8 +170,32 @@ def _check_tokenizer(generator: Generator, fingerprint: str, where: str) -> None
         )
 
 
-def _conditions(generator: Generator, tokens: Path, config: PredictConfig) -> dict[str, Any]:
-    """Check the tokens, and read the conditions of their clips as arguments of :class:`PredictTokens`."""
+def _check_conditions(card: GeneratorCard, config: InputConfig) -> None:
+    """Check the class and the text of a request, and the text encoder."""
+    if config.label is not None:
+        label_index(card, config.label)
+    if config.text is not None or (config.columns and card.text):
+        open_text_encoder(card, config.text_encoder)
+    if isinstance(config, InterpolateConfig) and config.insert and config.columns and card.actions:
+        raise UsageError(
+            f"insert={config.insert} changes the frame rate, to which the actions in columns={config.columns} belong; "
+            "use every= or leave columns out"
+        )
+
+
+def _clip_conditions(card: GeneratorCard, clips: Path, config: InputConfig) -> ClipConditions:
+    """Read the conditions of the clips in a directory, by their names."""
+    if config.columns is None:
+        return ClipConditions()
+    names: dict[str, str] = {}
+    for commit in read_commits(clips, read_plan(clips).shard_names()):
+        if commit and commit.sha256:
+            names |= {key: clip_name(info) for key, info in read_infos(clips / commit.shard)}
+    return read_conditions(card, config.columns, names)
+
+
+def _token_conditions(generator: Generator, tokens: Path, config: PredictConfig) -> ClipConditions:
+    """Check the tokens, and read the conditions of their clips, by key."""
     card = generator.card
     _check_tokenizer(generator, read_tokenizer_card(tokens).token_fingerprint, str(tokens))
     locations = index_tokens(tokens)
@@ -179,24 +205,5 @@ def _conditions(generator: Generator, tokens: Path, config: PredictConfig) -> di
         _, lh, lw = location.read_info().grid
         check_shape(card, (1, lh, lw))
     if config.columns is None:
-        return {}
-    if not card.label and not card.actions and not card.text:
-        raise UsageError(f"columns={config.columns}: this generator was trained without conditions")
-    keys = {location.key for location in locations}
-    labels: dict[str, int] = {}
-    actions: dict[str, np.ndarray] = {}
-    if card.label:
-        values = read_column([config.columns], card.label)
-        labels = {key: label_index(card, label_name(value)) for key, value in values.items() if key in keys}
-    if card.actions:
-        found = read_actions([config.columns], card.actions)
-        check_action_width(card, len(found.mean))
-        actions = {key: rows for key, rows in found.by_key.items() if key in keys}
-    texts: dict[str, str] = {}
-    if card.text:
-        open_text_encoder(card, config.text_encoder)
-        found_texts = read_column([config.columns], card.text)
-        texts = {key: str(value) for key, value in found_texts.items() if key in keys}
-    values = [labels, {key: rows.tolist() for key, rows in actions.items()}, *([texts] if card.text else [])]
-    digest = sha256_bytes(canonical_json(values))
-    return {"labels": labels, "actions": actions, "texts": texts, "conditions": digest}
+        return ClipConditions()
+    return read_conditions(card, config.columns, {location.key: location.key for location in locations})

@@ -12,12 +12,19 @@ from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.token_shard import TokenInfo, token_files
-from vidvq.generate.blanking import encode_visible
-from vidvq.generate.conditions import label_index, latent_actions
+from vidvq.generate.blanking import BlankedVideo, encode_visible
+from vidvq.generate.conditions import NO_CONDITION, ClipCondition, label_index, latent_actions
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import load_network
 from vidvq.generate.regions import prepare, read_mask
-from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, RequestConfig, SampleConfig
+from vidvq.generate.requests import (
+    FillConfig,
+    InputConfig,
+    InterpolateConfig,
+    PredictConfig,
+    RequestConfig,
+    SampleConfig,
+)
 from vidvq.generate.sampling import Condition, check_shape, sample_codes
 from vidvq.generate.text import TextEncoder, open_text_encoder
 from vidvq.model import Tokenizer
@@ -89,9 +96,7 @@ class GenerationPipeline:
         key: str,
         codes: np.ndarray,
         info: TokenInfo,
-        label: int = 0,
-        actions: np.ndarray | None = None,
-        text: str | None = None,
+        conditions: ClipCondition = NO_CONDITION,
     ) -> dict[str, bytes]:
         """Continue a clip.
 
@@ -99,9 +104,7 @@ class GenerationPipeline:
             key: key of the clip; with the seed it determines the codes.
             codes: codes ``lt lh lw``; at least those of the given frames.
             info: metadata of the clip.
-            label: class index, from 1; 0 for none.
-            actions: actions ``t a`` of the frames; None for none.
-            text: text about the clip; None for none.
+            conditions: conditions of the clip.
 
         Returns:
             Files of the sample, by extension.
@@ -112,25 +115,24 @@ class GenerationPipeline:
         config = self._config
         assert isinstance(config, PredictConfig)
         r = self.card.tokenizer.temporal_factor
-        given, frames = 1 + (config.given - 1) // r, config.frames or info.num_frames
+        prefix, frames = 1 + (config.given - 1) // r, config.frames or info.num_frames
         if info.num_frames < config.given or frames <= config.given:
             raise UsageError(
                 f"has {info.num_frames} frames, too few for given={config.given} and {frames} frames in the result"
             )
-        latents = np.arange(1 + -(-(frames - 1) // r))
-        action_rows = None
-        if self.card.action_mean and actions is not None:
-            action_rows = torch.from_numpy(latent_actions(actions, latents, self.card))
-        shape = (len(latents), codes.shape[1], codes.shape[2])
-        made = self._codes(key, shape, codes[:given], Condition(label, action_rows, text=self._encode(text)))
+        shape = (1 + -(-(frames - 1) // r), codes.shape[1], codes.shape[2])
+        made = self._codes(key, shape, codes[:prefix], self._condition(conditions, shape[0]))
         return self._files(made, replace(extend_times(info, frames), grid=shape, quality=None))
 
-    def from_pixels(self, frames: np.ndarray, info: ClipInfo | ItemInfo) -> dict[str, bytes]:
+    def from_pixels(
+        self, frames: np.ndarray, info: ClipInfo | ItemInfo, conditions: ClipCondition = NO_CONDITION
+    ) -> dict[str, bytes]:
         """Predict, interpolate or fill a clip, as the request says.
 
         Args:
             frames: ``t h w c`` uint8.
             info: metadata of the clip.
+            conditions: conditions of the clip.
 
         Returns:
             Files of the sample, by extension.
@@ -140,7 +142,7 @@ class GenerationPipeline:
         """
         config, tokenizer = self._config, self._tokenizer
         assert tokenizer is not None
-        key = f"{info.source}#{info.clip_index}"
+        key = clip_name(info)
         grid = tokenizer.latent_shape(len(frames), info.height, info.width)
         names = ("source", "clip_index", "num_frames", "height", "width", "fps", "time_base", "pts", "duration")
         tokens = TokenInfo(grid=grid, **{name: getattr(info, name) for name in names})
@@ -148,21 +150,32 @@ class GenerationPipeline:
             if len(frames) < config.given:
                 raise UsageError(f"has {len(frames)} frames, fewer than given={config.given}")
             video = to_video(frames[: config.given]).to(self._device)
-            return self.predict(key, tokenizer.encode(video)[0].cpu().numpy(), tokens)
+            return self.predict(key, tokenizer.encode(video)[0].cpu().numpy(), tokens, conditions)
         assert isinstance(config, InterpolateConfig | FillConfig)
         frames, part, tokens = prepare(config, frames, tokens, self._mask)
         grid = tokenizer.latent_shape(*frames.shape[:3])
         # Encoding costs memory and time, so the size is checked first.
         check_shape(self.card, grid, fixed_length=True)
         hidden = torch.from_numpy(part)[None].to(self._device)
-        condition = Condition(blanked=encode_visible(tokenizer, to_video(frames).to(self._device), hidden))
+        blanked = encode_visible(tokenizer, to_video(frames).to(self._device), hidden)
+        condition = self._condition(conditions, grid[0], blanked)
         return self._files(self._codes(key, grid, None, condition), replace(tokens, grid=grid))
+
+    def _condition(self, clip: ClipCondition, latents: int, blanked: BlankedVideo | None = None) -> Condition:
+        """Return the conditions of a clip; a class or a text of the request replaces that of the clip."""
+        config, actions = self._config, None
+        assert isinstance(config, InputConfig)
+        label = clip.label if config.label is None else label_index(self.card, config.label)
+        text = clip.text if config.text is None else config.text
+        if clip.actions is not None:
+            actions = torch.from_numpy(latent_actions(clip.actions, np.arange(latents), self.card))
+        return Condition(label, actions, blanked, self._encode(text))
 
     def _encode(self, text: str | None) -> torch.Tensor | None:
         if text is None:
             return None
         if self._encoder is None:
-            assert isinstance(self._config, SampleConfig | PredictConfig)
+            assert isinstance(self._config, SampleConfig | InputConfig)
             self._encoder = open_text_encoder(self.card, self._config.text_encoder)
         return self._encoder.encode(text)
 
@@ -174,6 +187,11 @@ class GenerationPipeline:
 
     def _files(self, codes: np.ndarray, info: TokenInfo) -> dict[str, bytes]:
         return token_files(codes, info, self.card.tokenizer)
+
+
+def clip_name(info: ClipInfo | ItemInfo) -> str:
+    """Return the name of a clip, which seeds its sample; unlike its key, its metadata has it."""
+    return f"{info.source}#{info.clip_index}"
 
 
 def sample_size(card: GeneratorCard, config: SampleConfig) -> tuple[int, int, int]:

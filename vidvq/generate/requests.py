@@ -133,6 +133,11 @@ class InputConfig(RequestConfig):
     """Settings of the commands that take clips or videos.
 
     Attributes:
+        label: class of all clips, ``class=`` on the command line; None for the classes in ``columns``.
+        text: text about all clips; None for the texts in ``columns``.
+        columns: directory of clip shards with the columns of the conditions; None generates without them.
+        text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
+            training.
         video: frame rate and size of videos; None scales and crops them to the most frequent size of the training
             samples.
         lists: columns of input lists of videos.
@@ -140,10 +145,19 @@ class InputConfig(RequestConfig):
         items_per_shard: number of videos per token shard (1 or more).
     """
 
+    label: str | int | float | None = None
+    text: str | None = None
+    columns: str | None = None
+    text_encoder: str | None = None
     video: VideoPolicy | None = None
     lists: ListPolicy = field(default_factory=ListPolicy)
     limits: Limits = field(default_factory=Limits)
     items_per_shard: Count = 256
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the samples depend on, as JSON types; of the conditions, those for all clips."""
+        given = {"label": self.label, "text": self.text}
+        return super().identity() | {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +168,10 @@ class PredictConfig(InputConfig):
         given: number of first frames of each clip to continue (1 + a multiple of the temporal factor).
         frames: number of frames of the result, including the given ones; None for the length of the clip, or for
             videos that of the longest training sample.
-        columns: directory of clip shards with the columns of the conditions; None generates without conditions.
-        text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
-            training.
     """
 
     given: Count = 5
     frames: Count | None = None
-    columns: str | None = None
-    text_encoder: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """The settings that the samples depend on, as JSON types."""

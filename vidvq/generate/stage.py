@@ -17,6 +17,7 @@ from vidvq.formats.rows import PlanRow
 from vidvq.formats.token_index import index_shard
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import CARD, PREFIX, encode_tokenizer_card
+from vidvq.generate.conditions import ClipConditions
 from vidvq.generate.requests import PredictConfig, RequestConfig, SampleConfig
 from vidvq.jobs.clip_functions import ClipFunction, ClipFunctionStage
 from vidvq.jobs.stage import Activity, AnyRow, ListedStage, ShardResult, ShardTask, Stage
@@ -143,24 +144,18 @@ class PredictTokens(_PromptStage):
 
     Attributes:
         tokens: directory of token shards.
-        labels: class index by clip key, from 1.
-        actions: actions ``t a`` by clip key.
-        texts: texts by clip key.
-        conditions: SHA-256 of the conditions (hex); "" without conditions.
+        conditions: conditions by clip key.
     """
 
     config: PredictConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
     config_type = PredictConfig
     tokens: Path
-    labels: dict[str, int] = field(default_factory=dict[str, int])
-    actions: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
-    texts: dict[str, str] = field(default_factory=dict[str, str])
-    conditions: str = ""
+    conditions: ClipConditions = field(default_factory=ClipConditions)
 
     def identity(self) -> dict[str, Any]:
         """Return what the samples depend on; includes the tokens."""
         found = super().identity() | {"tokens": identify_tokens(self.tokens)}
-        return found | ({"conditions": self.conditions} if self.conditions else {})
+        return found | ({"conditions": self.conditions.digest} if self.conditions.digest else {})
 
     def rows(self) -> Iterator[PromptRow]:
         """Yield one row per token sample; each token shard becomes one output shard."""
@@ -175,8 +170,7 @@ class PredictTokens(_PromptStage):
         if location is None:
             raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
         codes, info = location.read(self.card.tokenizer)
-        label, actions, text = self.labels.get(row.key, 0), self.actions.get(row.key), self.texts.get(row.key)
-        return pipeline.predict(row.key, codes, info, label, actions, text)
+        return pipeline.predict(row.key, codes, info, self.conditions.of(row.key))
 
 
 def identify_tokens(tokens: Path) -> dict[str, str]:
@@ -250,20 +244,26 @@ class GenerateClips(GenerateStage[Any], ClipFunctionStage):
 
     Attributes:
         tokenizer: folder of the tokenizer.
+        conditions: conditions by :func:`~vidvq.generate.pipeline.clip_name`.
     """
 
     config: RequestConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
     config_type = RequestConfig
     tokenizer: Path
+    conditions: ClipConditions = field(default_factory=ClipConditions)
     gpus: float = 0
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the samples depend on; includes the conditions."""
+        return super().identity() | ({"conditions": self.conditions.digest} if self.conditions.digest else {})
 
     def function(self) -> ClipFunction:
         """Load the generator and the tokenizer."""
-        from vidvq.generate.pipeline import GenerationPipeline
+        from vidvq.generate.pipeline import GenerationPipeline, clip_name
 
         pipeline = GenerationPipeline(self.generator, self.config, self.tokenizer)
 
         def make(frames: np.ndarray, info: ClipInfo) -> dict[str, bytes]:
-            return pipeline.from_pixels(frames, info)
+            return pipeline.from_pixels(frames, info, self.conditions.of(clip_name(info)))
 
         return make
