@@ -10,6 +10,7 @@ from PIL import Image
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.train.config import DegradeConfig
 from vidvq.train.degrade import blur, degrade, jpeg
+from vidvq.training.random_state import sample_generators
 
 
 def clips(count: int = 3, size: tuple[int, int] = (20, 28)) -> torch.Tensor:
@@ -18,13 +19,13 @@ def clips(count: int = 3, size: tuple[int, int] = (20, 28)) -> torch.Tensor:
     return (0.8 * picture)[None, :, None].repeat(count, 1, 2, 1, 1)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def seeded(seed: int = 0, first: int = 0, count: int = 3) -> list[torch.Generator]:
+    return sample_generators(seed, batch=5, first=first, count=count, device=torch.device("cpu"))
 
 
 def test_without_settings_the_video_is_untouched():
     video = clips()
-    assert degrade(video, DegradeConfig()) is video
+    assert degrade(video, DegradeConfig(), seeded()) is video
 
 
 @pytest.mark.parametrize("settings", [{"blur": 2.0}, {"noise": 40.0}, {"jpeg": 5}])
@@ -38,9 +39,18 @@ def test_strengths_are_drawn_per_clip_from_the_generator(settings):
     assert not torch.equal(degrade(video, config, seeded(1)), found)
 
 
+def test_micro_batches_of_all_processes_are_degraded_like_the_whole_batch():
+    video, config = clips(4), DegradeConfig(clips=0.75, blur=1.0, noise=20, jpeg=20)
+    whole = degrade(video, config, seeded(count=4))
+    # The second micro-batch of a process alone is the first one of the second of two processes.
+    parts = [degrade(video[first : first + 2], config, seeded(first=first, count=2)) for first in (0, 2)]
+    assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
+    assert not torch.equal(whole[:2], whole[2:])
+
+
 def test_a_share_of_the_clips_is_degraded():
     video = clips(64)
-    same = (degrade(video, DegradeConfig(clips=0.25, noise=20), seeded()) == video).flatten(1).all(dim=1)
+    same = (degrade(video, DegradeConfig(clips=0.25, noise=20), seeded(count=64)) == video).flatten(1).all(dim=1)
     assert 0.6 < same.float().mean() < 0.9
 
 
@@ -56,7 +66,7 @@ def test_blur_keeps_flat_regions_and_lowers_contrast_with_sigma():
 @pytest.mark.parametrize("quality", [10, 40, 90])
 def test_jpeg_is_that_of_libjpeg(quality):
     video = clips(1, (24, 32))[:, :, :1]
-    frame = to_frames(video + 0.1 * torch.randn(video.shape, generator=seeded()))[0]
+    frame = to_frames(video + 0.1 * torch.randn(video.shape, generator=seeded()[0]))[0]
     file = io.BytesIO()
     Image.fromarray(frame).save(file, "JPEG", quality=quality, subsampling=0)
     expected = np.asarray(Image.open(file)).astype(int)

@@ -1,5 +1,7 @@
 """Degradation of the encoder's input, for decoders that restore clean video: blur, noise, JPEG compression."""
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -22,14 +24,13 @@ _BLOCK = 8
 
 
 @torch.no_grad()
-def degrade(video: Tensor, config: DegradeConfig, generator: torch.Generator | None = None) -> Tensor:
+def degrade(video: Tensor, config: DegradeConfig, generators: Sequence[torch.Generator]) -> Tensor:
     """Blur, add noise and compress each clip, with strengths drawn per clip.
 
     Args:
         video: ``b c t h w`` in [-1, 1].
         config: largest strengths.
-        generator: source of randomness; None for the global one of the device, which training seeds for each
-            micro-batch, so that a resumed run draws the same.
+        generators: source of randomness of each clip, on the device of the video.
 
     Returns:
         Degraded video of the same shape, in [-1, 1].
@@ -38,13 +39,13 @@ def degrade(video: Tensor, config: DegradeConfig, generator: torch.Generator | N
         return video
 
     def uniform() -> Tensor:
-        return torch.rand(len(video), generator=generator, device=video.device, dtype=torch.float32)
+        return torch.cat([torch.rand(1, generator=each, device=video.device) for each in generators])
 
     chosen, degraded = uniform() < config.clips, video.float()
     if config.blur:
         degraded = blur(degraded, config.blur * uniform(), config.blur)
     if config.noise:
-        noise = torch.randn(video.shape, generator=generator, device=video.device)
+        noise = torch.stack([torch.randn(video.shape[1:], generator=each, device=video.device) for each in generators])
         degraded = degraded + noise * (config.noise / 127.5 * uniform()).view(-1, 1, 1, 1, 1)
     degraded = degraded.clamp(-1, 1)
     if config.jpeg is not None:

@@ -64,7 +64,7 @@ class Evaluator:
             frames = decode_clip(media, key)
             video = to_video(frames).to(self._context.device)
             own = torch.Generator(self._context.device).manual_seed(index)
-            given = degrade(shrink(video, self._tokenizer.upscale), self._degrade, own)
+            given = degrade(shrink(video, self._tokenizer.upscale), self._degrade, [own])
             codes = self._tokenizer.encode(given)
             back = self._tokenizer.decode(codes, len(frames), (given.shape[3], given.shape[4]))
             back = back[..., : video.shape[3], : video.shape[4]]

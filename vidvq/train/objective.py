@@ -1,6 +1,6 @@
 """Losses of the generator and the discriminator on one micro-batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,16 +68,17 @@ class Objective:
         along = zip(block, config.mask.size, strict=True)
         self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]
 
-    def tokenizer_input(self, video: Tensor) -> Tensor:
+    def tokenizer_input(self, video: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Reduce a micro-batch by the factor of the decoder, degrade it, and append masked copies of some clips.
 
         Args:
             video: ``b c t h w`` in [-1, 1].
+            generators: source of randomness of the degradation of each clip.
 
         Returns:
             The clips followed by their masked copies; the clips alone without ``loss.masked``.
         """
-        video = degrade(shrink(video, self._upscale), self._degrade)
+        video = degrade(shrink(video, self._upscale), self._degrade, generators)
         if not is_used(self.loss.masked):
             return video
         again = video[: max(round(self.mask.clips * len(video)), 1)]

@@ -32,7 +32,7 @@ from vidvq.training.engine import (
     set_lr,
 )
 from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
-from vidvq.training.random_state import seed_micro_batch
+from vidvq.training.random_state import sample_generators, seed_micro_batch
 from vidvq.training.training_state import Progress, TrainingState
 
 _MAX_PIXEL = 1.001
@@ -149,12 +149,13 @@ class Trainer:
         """
         step = self.progress.step
         self._set_learning_rates(step)
-        seed_micro_batch(
-            self.config.seed, step, self.progress.batch, micro_step * self.context.size + self.context.rank
-        )
+        batch, micro_batch = self.progress.batch, micro_step * self.context.size + self.context.rank
+        seed_micro_batch(self.config.seed, step, batch, micro_batch)
+        first = micro_batch * len(video)
+        generators = sample_generators(self.config.seed, batch, first, len(video), video.device)
         self._buffers.save()
         with record_function(FORWARD):
-            out = self._generator_engine(self.objective.tokenizer_input(video))
+            out = self._generator_engine(self.objective.tokenizer_input(video, generators))
         with record_function(LOSSES):
             terms = self.objective.generator(step, video, out, self._discriminate_frozen)
         engine = self._discriminator_engine if step >= self.config.discriminator_start else None

@@ -1,4 +1,4 @@
-"""Random state of a training step, as a function of its position in the run."""
+"""Random state of a training step and of its samples, as a function of their position in the run."""
 
 import torch
 
@@ -14,5 +14,22 @@ def seed_micro_batch(seed: int, step: int, batch: int, micro_batch: int) -> None
         batch: number of the data batch.
         micro_batch: index of the micro-batch in the batch, over all ranks.
     """
-    text = f"{seed}/{step}/{batch}/{micro_batch}".encode()
-    torch.manual_seed(int(sha256_bytes(text)[:15], 16))
+    torch.manual_seed(_hash(f"{seed}/{step}/{batch}/{micro_batch}"))
+
+
+def sample_generators(seed: int, batch: int, first: int, count: int, device: torch.device) -> list[torch.Generator]:
+    """Return a source of randomness for each sample of a micro-batch, which does not depend on the processes.
+
+    Args:
+        seed: seed of the run.
+        batch: number of the data batch.
+        first: index of the first sample in the batch, over all ranks.
+        count: number of samples.
+        device: device of the samples.
+    """
+    seeds = [_hash(f"{seed}/{batch}/sample {first + index}") for index in range(count)]
+    return [torch.Generator(device).manual_seed(each) for each in seeds]
+
+
+def _hash(text: str) -> int:
+    return int(sha256_bytes(text.encode())[:15], 16)
