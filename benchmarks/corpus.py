@@ -2,10 +2,11 @@
 
     python benchmarks/corpus.py CLIPS CHECKPOINT [--workers 2] [--rounds 3]
 
-CLIPS is a directory with many more clip shards than workers. Each round runs the bare decoder and the bare encoder on
-clips from all shards, with one single-threaded process per worker; the encoder gets decoded clips. Then `vidvq
-tokenize` encodes the complete directory. Its throughput is measured for the whole command, including start-up and
-planning, and from the first commit to the last, as in a long job. If decoding shares the cores of the encoder, the
+CLIPS is a directory with many more clip shards than workers. CHECKPOINT is a checkpoint, a training run, or the name of
+a packaged training config, such as `small`, for an untrained tokenizer of it. Each round runs the bare decoder and the
+bare encoder on clips from all shards, with one single-threaded process per worker; the encoder gets decoded clips. Then
+`vidvq tokenize` encodes the complete directory. Its throughput is measured for the whole command, including start-up
+and planning, and from the first commit to the last, as in a long job. If decoding shares the cores of the encoder, the
 ceiling is encoding time over encoding plus decoding time. The table shows medians over rounds.
 
 Wall time is meaningful only on an idle machine. The table therefore also shows CPU time per frame: of the bare encoder
@@ -20,6 +21,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -29,10 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vidvq import config as settings
+from vidvq.formats.checkpoint import write_checkpoint
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
-from vidvq.model.pixels import to_video
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.pixels import PREPROCESSING, to_video
 from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.video.decode import decode_clip
 
@@ -41,15 +47,17 @@ def main() -> None:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=Path)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bare-clips", type=int, default=64, help="clips for the bare encoder, over all processes")
     options = parser.parse_args()
     rounds = []
-    for _ in range(options.rounds):
-        bare, encode_ms, decode_ms = _bare(options.clips, options.checkpoint, options.workers, options.bare_clips)
-        rounds.append((bare, *_job(options.clips, options.checkpoint, options.workers), encode_ms, decode_ms))
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = find_or_create(options.checkpoint, Path(folder, "untrained"))
+        for _ in range(options.rounds):
+            bare, encode_ms, decode_ms = measure_bare(options.clips, checkpoint, options.workers, options.bare_clips)
+            rounds.append((bare, *_job(options.clips, checkpoint, options.workers), encode_ms, decode_ms))
     columns = [statistics.median(column) for column in zip(*rounds, strict=True)]
     bare, whole, steady, size, job_ms, encode_ms, decode_ms = columns
     print(f"bare encoder, {options.workers} processes   {bare:8.1f} frames/s")
@@ -66,31 +74,54 @@ def main() -> None:
     print(f"bytes per token, whole tars     {size:8.2f}")
 
 
-def _bare(clips: Path, checkpoint: Path, workers: int, count: int) -> tuple[float, float, float]:
-    """Measure the total frames per second, and the CPU time to encode and to decode a frame (ms)."""
+def find_or_create(checkpoint: str, folder: Path) -> Path:
+    """Return the path of a checkpoint; for the name of a packaged config, an untrained one, written to ``folder``."""
+    if Path(checkpoint).exists() or not checkpoint.isidentifier():
+        return Path(checkpoint)
+    config = settings.validate(TokenizerConfig, settings.read_yaml(settings.find_config(checkpoint))["model"])
+    torch.manual_seed(0)
+    tensors = {name: tensor.numpy() for name, tensor in VideoTokenizer(config).inference_state_dict().items()}
+    write_checkpoint(folder, config.to_dict(), PREPROCESSING, tensors, step=0)
+    return folder
+
+
+def measure_bare(clips: Path, checkpoint: Path, workers: int, count: int) -> tuple[float, float, float]:
+    """Measure the total frames per second, and the CPU time to encode and to decode a frame (ms).
+
+    Raises:
+        BrokenProcessPool: a process died. Any other error of a process is raised as well.
+    """
     shards = [clips / shard for shard in read_plan(clips).shard_names()]
-    start: Any = multiprocessing.get_context("spawn")
-    barrier, results = start.Barrier(workers), start.Queue()
-    processes = [
-        start.Process(target=_encode, args=(shards[index::workers], checkpoint, count // workers, barrier, results))
-        for index in range(workers)
-    ]
-    for process in processes:
-        process.start()
-    rates = [results.get() for _ in processes]
-    for process in processes:
-        process.join()
+    start = multiprocessing.get_context("spawn")
+    barrier = start.Barrier(workers)
+    with ProcessPoolExecutor(workers, mp_context=start, initializer=_share, initargs=(barrier,)) as pool:
+        share = count // workers
+        running = [pool.submit(_encode, shards[index::workers], checkpoint, share) for index in range(workers)]
+        try:
+            rates = [done.result() for done in as_completed(running)]
+        except BrokenProcessPool:
+            # The pool has ended the others.
+            raise
+        except BaseException:
+            # The others wait for the one that failed.
+            barrier.abort()
+            raise
     speed, encode_ms, decode_ms = zip(*rates, strict=True)
     return sum(speed), statistics.mean(encode_ms), statistics.mean(decode_ms)
 
 
-def _encode(shards: list[Path], checkpoint: Path, count: int, barrier: Any, results: Any) -> None:
+def _share(barrier: Any) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _encode(shards: list[Path], checkpoint: Path, count: int) -> tuple[float, float, float]:
     torch.set_num_threads(1)
     tokenizer, _ = load_tokenizer(find_tokenizer(checkpoint))
     per_shard = -(-count // len(shards))
     media = [entry for shard in shards for entry in islice(read_clips(shard), per_shard)]
     decode_clip(media[0][1], media[0][0])
-    barrier.wait()
+    _barrier.wait()
     decoding_s = -process_time()
     clips = [decode_clip(data, key) for key, data, _ in media]
     decoding_s += process_time()
@@ -98,13 +129,13 @@ def _encode(shards: list[Path], checkpoint: Path, count: int, barrier: Any, resu
     videos = [to_video(clip) for clip in clips]
     with torch.inference_mode():
         tokenizer.encode(videos[0])
-        barrier.wait()
+        _barrier.wait()
         started, busy_s = monotonic(), -process_time()
         for video in videos:
             tokenizer.encode(video)
         encoding_s = monotonic() - started
         busy_s += process_time()
-    results.put((frames / encoding_s, busy_s / frames * 1e3, decoding_s / frames * 1e3))
+    return frames / encoding_s, busy_s / frames * 1e3, decoding_s / frames * 1e3
 
 
 def _job(clips: Path, checkpoint: Path, workers: int) -> tuple[float, float, float, float]:

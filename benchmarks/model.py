@@ -6,6 +6,7 @@
 All measurements are interleaved and reported as medians, so that ratios remain meaningful on a busy machine.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -28,6 +29,10 @@ FRAMES, SIDE = 17, 256
 ROUNDS = 7
 # Side of two square matrices, whose product measures the peak rate of the device.
 MATMUL = 2048 if not torch.cuda.is_available() else 8192
+COLUMNS = (
+    *("size", "", "parameters, M", "GFLOP", "s", "s x Conv3d rate / GFLOP", "of the product's rate"),
+    *("peak MB", "bits/pixel"),
+)
 # Channels, and frames, height and width of the output: close to the layers of the networks.
 CONV3D = ((64, 8, 64, 64), (128, 8, 32, 32), (256, 4, 32, 32), (512, 4, 16, 16))
 
@@ -40,6 +45,8 @@ CONV3D = ((64, 8, 64, 64), (128, 8, 32, 32), (256, 4, 32, 32), (512, 4, 16, 16))
 @click.option("--compiled", is_flag=True, help="Compile encoders and decoders.")
 @click.option("--batch", default=1, show_default=True, help="Clips per call.")
 @click.option("--agreement", is_flag=True, help="Report the fraction of tokens that are the same in bf16 and compiled.")
+@click.option("--side", default=SIDE, show_default=True, help="Height and width of a frame (pixels).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines in place of a table.")
 @click.option("--peak", is_flag=True, hidden=True, help="Encode once and print the peak memory of this process.")
 def main(
     sizes: tuple[str, ...],
@@ -49,13 +56,15 @@ def main(
     compiled: bool,
     batch: int,
     agreement: bool,
+    side: int,
+    as_json: bool,
     peak: bool,
 ) -> None:
     """Measure the SIZES (all by default)."""
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     kind = getattr(torch, dtype)
-    video = (torch.rand(batch, 3, FRAMES, SIDE, SIDE) * 2 - 1).to(device)
+    video = (torch.rand(batch, 3, FRAMES, side, side) * 2 - 1).to(device)
     tokenizers = {size: load(size, compression).to(device, kind) for size in sizes or SIZES}
     if peak:
         next(iter(tokenizers.values())).encode(video)
@@ -65,7 +74,9 @@ def main(
         return
     if agreement:
         for size, tokenizer in tokenizers.items():
-            click.echo(f"{size}: " + ", ".join(f"{name} {share:.2%}" for name, share in agreements(tokenizer, video)))
+            shares = {name: f"{share:.2%}" for name, share in agreements(tokenizer, video)}
+            named = ", ".join(f"{name} {share}" for name, share in shares.items())
+            click.echo(json.dumps({"size": size} | shares) if as_json else f"{size}: {named}")
         return
     for tokenizer in tokenizers.values() if compiled else ():
         tokenizer.encoder.compile()
@@ -86,24 +97,21 @@ def main(
                 times.setdefault(name, []).append(seconds)
     rate = max(27 * 2 * c * c * t * h * w / 1e9 / median(times[c, t, h, w]) for c, t, h, w in CONV3D)
     product = 2 * MATMUL**3 / 1e9 / median(times["matmul"])
-    click.echo(f"{compression} of {batch}x{FRAMES}x{SIDE}x{SIDE}, {dtype} on {device}, torch {torch.__version__},")
-    click.echo(f"{torch.get_num_threads()} threads; medians of {ROUNDS}. GFLOP/s of the best Conv3d: {rate:.0f}, of a")
-    click.echo(f"product of matrices: {product:.0f}. Load of the machine: {os.getloadavg()[0]:.1f}\n")
-    head = ["size", "", "parameters, M", "GFLOP", "s", "s x Conv3d rate / GFLOP", "of the product's rate"]
-    head += ["peak MB", "bits/pixel"]
-    click.echo(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    if not as_json:
+        click.echo(f"{compression} of {batch}x{FRAMES}x{side}x{side}, {dtype} on {device}, torch {torch.__version__},")
+        click.echo(f"{torch.get_num_threads()} threads; medians of {ROUNDS}. GFLOP/s of the best Conv3d: {rate:.0f},")
+        click.echo(f"of a product of matrices: {product:.0f}. Load of the machine: {os.getloadavg()[0]:.1f}\n")
+        click.echo(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for (size, verb), call in calls.items():
         tokenizer = tokenizers[size]
         network = tokenizer.encoder if verb == "encode" else tokenizer.decoder
         parameters = sum(parameter.numel() for parameter in network.parameters()) / 1e6
         gflop, seconds = count_gflop(call), median(times[size, verb])
-        memory = peak_memory(size, compression) if verb == "encode" and device == "cpu" else ""
-        bits = f"{tokenizer.bits_per_pixel(FRAMES, SIDE, SIDE):.3f}" if verb == "encode" else ""
-        click.echo(
-            f"| {size} | {verb} | {parameters:.1f} | {gflop:.0f} | {seconds:.2f} | {seconds * rate / gflop:.2f} | "
-            f"{gflop / seconds / product:.0%} | "
-            f"{memory} | {bits} |"
-        )
+        memory = peak_memory(size, compression, side) if verb == "encode" and device == "cpu" else ""
+        bits = f"{tokenizer.bits_per_pixel(FRAMES, side, side):.3f}" if verb == "encode" else ""
+        cost = f"{seconds * rate / gflop:.2f}", f"{gflop / seconds / product:.0%}"
+        row = (size, verb, f"{parameters:.1f}", f"{gflop:.0f}", f"{seconds:.2f}", *cost, memory, bits)
+        click.echo(json.dumps(dict(zip(COLUMNS, row, strict=True))) if as_json else f"| {' | '.join(row)} |")
 
 
 def load(size: str, compression: str) -> VideoTokenizer:
@@ -142,9 +150,9 @@ def timed(call: Callable[[], object], device: str) -> float:
     return perf_counter() - started
 
 
-def peak_memory(size: str, compression: str) -> str:
+def peak_memory(size: str, compression: str, side: int) -> str:
     """Measure the peak memory of a separate process that loads PyTorch and the tokenizer, and encodes (MB)."""
-    command = [sys.executable, __file__, size, "--compression", compression, "--peak"]
+    command = [sys.executable, __file__, size, "--compression", compression, "--side", str(side), "--peak"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
     return done.stdout.strip()
 

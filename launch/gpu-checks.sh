@@ -7,6 +7,7 @@
 # shards included, is in the folder BUNDLE that `make gpu-bundle` wrote (default: this one, or runs/gpu-bundle).
 #
 # Each part has its own limit. As it ends, its figures are in $OUT: results.jsonl, table.md, and all output in log.txt.
+# The table "parts" has the exit code and the time of each. A dry run has an hour, for a busy machine.
 # The last part trains the bundled tokenizer further for the rest of the time, and leaves it in $OUT/weights with its
 # metrics and its scores on held-out videos. START: the checkpoint to start from. TRAINING_S: time kept for it. ONLY: a
 # regular expression of the names of parts.
@@ -16,24 +17,27 @@ PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-cuda}
 OUT=${OUT:-runs/gpu}
 WORK=${WORK:-runs/gpu-work}
-BUDGET_S=${BUDGET_S:-540}
 START=${START:-vidvq/weights}
 ONLY=${ONLY:-.}
 [ -n "${BUNDLE:-}" ] || { [ -e packages.tar.xz ] && BUNDLE=.; } || BUNDLE=runs/gpu-bundle
 CORES=$(env -u OMP_NUM_THREADS nproc)
 if [ "$DEVICE" = cuda ]; then
+  BUDGET_S=${BUDGET_S:-540}
   HALF=bfloat16
   : "${MAIN:=base}" "${SHAPES:=8x9,32x9,1x9,1x1}" "${SIDE:=256}" "${ROUNDS:=5}" "${SIZES:=nano small base large}"
   : "${CONFIGS:=small base vqgan-base-128}" "${BATCH:=32}" "${STEPS:=60}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
   : "${STEP_SETTINGS:=data.workers=12 data.cache_mib=1024}"
   : "${SETTINGS:=precision=bf16 data.batch_size=64 data.workers=12 data.cache_mib=1024 evaluation.every=1000000 checkpoint_every=500}"
 else
+  BUDGET_S=${BUDGET_S:-3600}
   # Most CPUs have no bf16 arithmetic, and emulate it slowly. Everything is as small as it can be.
   HALF=float32
   : "${MAIN:=nano}" "${SHAPES:=1x1,2x2}" "${SIDE:=32}" "${ROUNDS:=1}" "${SIZES:=}"
   : "${CONFIGS:=nano}" "${BATCH:=1}" "${STEPS:=30}" "${CLIPS:=4}" "${TRAINING_S:=60}"
   : "${STEP_SETTINGS:=data.crop=32 data.num_frames=5 data.workers=1 precision=fp32}"
-  : "${SETTINGS:=data.batch_size=1 data.num_frames=5 data.workers=1 evaluation.clips=null}"
+  : "${SETTINGS:=data.batch_size=1 data.num_frames=5 data.crop=32 data.workers=1 evaluation.clips=null}"
+  # Inductor would start a C++ compiler for each kernel, which takes minutes. Graphs are traced and differentiated.
+  export TORCH_COMPILE_OVERRIDE_BACKENDS=${TORCH_COMPILE_OVERRIDE_BACKENDS-">=0:aot_eager"}
 fi
 mkdir -p "$OUT" "$WORK"
 WORK=$(cd "$WORK" && pwd)
@@ -64,6 +68,8 @@ part() {  # part NAME LIMIT_S COMMAND...: a failure, or a part that takes too lo
     | "$PYTHON" benchmarks/table.py --part "$name" >> "$OUT/results.jsonl"
   code=${PIPESTATUS[0]}
   echo "== $name: exit code $code after $((SECONDS - began)) s" | tee -a "$OUT/log.txt"
+  echo "{\"part\": \"parts\", \"name\": \"$name\", \"exit_code\": $code, \"seconds\": $((SECONDS - began))}" \
+    >> "$OUT/results.jsonl"
   [ "$code" = 0 ] || failed=1
   "$PYTHON" benchmarks/table.py "$OUT/results.jsonl" > "$OUT/table.md"
 }
@@ -101,13 +107,16 @@ training extra "training, compiled" 90 compile=true
 steps extra triton "$HALF" 90
 [ "$DEVICE" = cpu ] || steps extra compiled "$HALF" 60
 # shellcheck disable=SC2086
-[ -z "$SIZES" ] || extra sizes 60 "$PYTHON" benchmarks/model.py $SIZES --device "$DEVICE" --dtype "$HALF"
-extra agreement 40 "$PYTHON" benchmarks/model.py "$MAIN" --device "$DEVICE" --agreement
+[ -z "$SIZES" ] || extra sizes 60 "$PYTHON" benchmarks/model.py $SIZES --device "$DEVICE" --dtype "$HALF" --json
+extra agreement 40 "$PYTHON" benchmarks/model.py "$MAIN" --device "$DEVICE" --side "$SIDE" \
+  --agreement --json
 # A third of the rest, at most 90 s, is for starting, timing a few steps and scoring.
 left=$((BUDGET_S - SECONDS)) aside=$((left / 3 < 90 ? left / 3 : 90))
+train_s=$((left - aside > 10 ? left - aside : 10))
+[ "$DEVICE" = cuda ] || train_s=10
 # shellcheck disable=SC2086
 part weights "$left" "$PYTHON" benchmarks/weights.py --clips "$BUNDLE/clips" --start "$START" --work "$WORK/weights" \
-  --out "$OUT/weights" --budget-s $((left - aside > 10 ? left - aside : 10)) $SETTINGS
+  --out "$OUT/weights" --budget-s "$train_s" $SETTINGS
 # The scores are in weights/README.md.
 metrics=$WORK/weights/train/metrics.jsonl
 [ ! -e "$metrics" ] || { mkdir -p "$OUT/weights" && cp "$metrics" "$OUT/weights/"; }

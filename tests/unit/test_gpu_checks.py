@@ -76,6 +76,10 @@ def test_figures_and_tables_are_left_as_the_parts_end(tmp_path):
     found = checks(tmp_path, DEVICE="cpu", CODE="3")
     assert found.done.returncode == 1
     rows = [json.loads(line) for line in (found.out / "results.jsonl").read_text().splitlines()]
+    ended = [row for row in rows if row["part"] == "parts"]
+    rows = [row for row in rows if row["part"] != "parts"]
+    assert [row["name"] for row in ended] == [row["part"] for row in rows]
+    assert {row["exit_code"] for row in ended} == {3}
     assert [row["part"] for row in rows] == [
         "machine",
         "job",
@@ -93,7 +97,7 @@ def test_figures_and_tables_are_left_as_the_parts_end(tmp_path):
 
 
 def test_nothing_starts_without_time_and_training_gets_its_own(tmp_path):
-    found = checks(tmp_path, DEVICE="cpu", BUDGET_S="5000", TRAINING_S="4990")
+    found = checks(tmp_path, DEVICE="cuda", BUDGET_S="5000", TRAINING_S="4990")
     assert "== agreement: left out" in found.done.stdout
     weights = next(call for call in found.calls if call[0] == "benchmarks/weights.py")
     assert 4000 < int(weights[weights.index("--budget-s") + 1]) <= 4910
