@@ -117,6 +117,8 @@ class _TrainingLoop:
         with progress("train", config.steps, "steps") if self.context.rank == 0 else nullcontext() as bar:
             if bar:
                 bar.advance(self.trainer.progress.step)
+                if config.compile:
+                    info("compiling takes minutes: in step 1, after the codebooks' warm-up, and as codes are replaced")
             while self.trainer.progress.step < config.steps:
                 try:
                     self._step()
