@@ -169,6 +169,37 @@ def iter_decode_batch(
                 yield frames
 
 
+def count_groups(tokenizer: Tokenizer, available: int, num_frames: int, size: tuple[int, int]) -> int:
+    """Return the groups that :func:`decode_start` decodes of a video with ``available`` groups."""
+    return min(tokenizer.latent_shape(num_frames, *size)[0] + tokenizer.lookahead, available)
+
+
+def decode_start(tokenizer: Tokenizer, codes: Sequence[Any], num_frames: int, size: tuple[int, int]) -> list[Any]:
+    """Decode the first frames of several videos as :func:`iter_decode_batch` decodes the whole videos.
+
+    A decoder with lookahead also reads the later groups that these frames depend on.
+
+    Args:
+        tokenizer: the tokenizer; without streaming, ``num_frames`` must be that of the whole videos.
+        codes: for each video ``lt lh lw`` integers; tensors or NumPy arrays. :func:`count_groups` must be the same for
+            all of them.
+        num_frames: number of frames to return.
+        size: height and width of the videos before padding (pixels).
+
+    Returns:
+        For each video a NumPy array of frames ``t h w c`` uint8.
+
+    Raises:
+        UsageError: a video of that size has codes of another shape, or a code is out of range.
+    """
+    taken = count_groups(tokenizer, len(codes[0]), num_frames, size)
+    later = taken > tokenizer.latent_shape(num_frames, *size)[0]
+    decoded = StepShape(groups=taken).num_frames(tokenizer.temporal_factor, first=True) if later else num_frames
+    steps = iter_decode_batch(tokenizer, [one[:taken] for one in codes], decoded, size)
+    videos = zip(*steps, strict=True)
+    return [torch.cat([torch.from_numpy(part) for part in parts])[:num_frames].numpy() for parts in videos]
+
+
 def _to_codes(codes: Any, tokenizer: Tokenizer) -> Tensor:
     tensor = codes if isinstance(codes, Tensor) else torch.tensor(codes)
     return tensor.to(tokenizer.device, torch.int64)

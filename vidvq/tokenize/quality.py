@@ -9,9 +9,10 @@ import torch
 
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
-from vidvq.model import Tokenizer, iter_decode_batch
+from vidvq.model import Tokenizer
 from vidvq.model.enlarge import shrink_frames
 from vidvq.model.pixels import to_video
+from vidvq.model.streaming import count_groups, decode_start
 from vidvq.tokenize.config import QualityPolicy
 
 # Frames that are kept of one sample: scoring an unbroken stream of hours must not need more memory than encoding it.
@@ -75,24 +76,29 @@ class Scorer:
         """Decode the codes of samples of one length and size in the same calls, and compare.
 
         Args:
-            codes: codes ``lt lh lw`` of the whole samples, by slot; None for an empty slot.
+            codes: codes ``lt lh lw`` of the whole samples, by slot; None for an empty slot. Of all of them,
+                :meth:`count_groups` must be the same.
             frames: first frames ``t h w c`` uint8 of each sample; not of the empty slots.
 
         Returns:
             The scores of each sample, as :meth:`score` returns them.
         """
         length, *size = frames[0].shape[:3]
-        groups = self._tokenizer.latent_shape(length, *size)[0]
-        given = [one[:groups] for one in codes if one is not None]
+        given = [one for one in codes if one is not None]
+        groups = self.count_groups(given[0], frames[0])
         slots = list(range(len(given)))
         if self._tokenizer.decode_shape.streams > 1:
             # Each sample keeps its slot, as in the encoder: kernels may round differently for another one.
             slots = [slot for slot, one in enumerate(codes) if one is not None]
-            given = [np.zeros_like(given[0]) if one is None else one[:groups] for one in codes]
-        parts = list(iter_decode_batch(self._tokenizer, given, length, (size[0], size[1])))
-        upscale = self._tokenizer.upscale
-        decoded = [shrink_frames(np.concatenate([part[slot] for part in parts]), upscale) for slot in slots]
+            given = [np.zeros_like(given[0][:groups]) if one is None else one for one in codes]
+        videos = decode_start(self._tokenizer, [one[:groups] for one in given], length, (size[0], size[1]))
+        decoded = [shrink_frames(videos[slot], self._tokenizer.upscale) for slot in slots]
         return [self._compare(*pair) for pair in zip(frames, decoded, strict=True)]
+
+    def count_groups(self, codes: np.ndarray, frames: np.ndarray) -> int:
+        """Return the groups ``lt`` of a sample that are decoded: those of its frames, and what these depend on."""
+        length, height, width, _ = frames.shape
+        return count_groups(self._tokenizer, len(codes), length, (height, width))
 
     def _compare(self, frames: np.ndarray, decoded: np.ndarray) -> dict[str, float]:
         scores = {"psnr": round(psnr(frames, decoded), 2)}
@@ -109,11 +115,12 @@ class Scorer:
 class _Waiting(NamedTuple):
     codes: np.ndarray
     frames: np.ndarray
+    groups: int
     write: Callable[[dict[str, float]], None]
 
 
 class ScoreQueue:
-    """Collects samples of one length and size, at most one of each slot, and scores them together.
+    """Collects samples that can be decoded together, at most one of each slot, and scores them together.
 
     Args:
         scorer: scores samples.
@@ -136,10 +143,12 @@ class ScoreQueue:
             write: receives the scores.
         """
         frames = np.concatenate(kept)
+        groups = self._scorer.count_groups(codes, frames)
         slot %= self._slots
-        if slot in self._waiting or any(one.frames.shape != frames.shape for one in self._waiting.values()):
+        others = ((one.frames.shape, one.groups) for one in self._waiting.values())
+        if slot in self._waiting or any(other != (frames.shape, groups) for other in others):
             self.flush()
-        self._waiting[slot] = _Waiting(codes, frames, write)
+        self._waiting[slot] = _Waiting(codes, frames, groups, write)
         if len(self._waiting) == self._slots:
             self.flush()
 

@@ -15,8 +15,8 @@ from vidvq.jobs.local_clips import local_clips
 from vidvq.jobs.report import jpeg_grid, read_sample
 from vidvq.jobs.stage import Thumbnail
 from vidvq.metrics.pixel import psnr
-from vidvq.model import iter_decode
 from vidvq.model.enlarge import shrink_frames
+from vidvq.model.streaming import decode_start
 from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Pool
 from vidvq.tokenize.config import TokenizeConfig
@@ -58,8 +58,7 @@ def token_thumbnails(
             continue
         if originals is None:
             continue
-        groups = tokenizer.latent_shape(count, info.height, info.width)[0]
-        decoded = np.concatenate(list(iter_decode(tokenizer, codes[:groups], count, (info.height, info.width))))
+        (decoded,) = decode_start(tokenizer, [codes], count, (info.height, info.width))
         decoded = shrink_frames(decoded, tokenizer.upscale)
         some = [0, count // 2, count - 1]
         caption = (

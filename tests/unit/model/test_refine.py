@@ -11,6 +11,7 @@ from vidvq.model.pixels import to_frames
 from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
 from vidvq.model.refine import Lookahead
 from vidvq.model.step_shape import StepShape
+from vidvq.model.streaming import decode_start
 
 CODES = torch.from_numpy(np.random.default_rng(0).integers(0, 32, (2, 7, 3, 5)))
 
@@ -50,6 +51,14 @@ def test_streams_are_decoded_like_whole_videos(lookahead, denoise, shape, tile):
         held = sum(video.shape[2] for video in frames)
         frames.append(tokenizer.decode_rest(state))
         assert held < 25 and torch.equal(torch.cat(frames, dim=2)[:, :, :23, :20, :36], whole)
+
+
+@pytest.mark.parametrize("num_frames", [1, 8, 13, 23])
+def test_first_frames_are_those_of_the_whole_video(num_frames):
+    tokenizer = make(2)
+    whole = [np.concatenate(list(iter_decode(tokenizer, codes, 23, (20, 36)))) for codes in CODES]
+    start = decode_start(tokenizer, list(CODES), num_frames, (20, 36))
+    assert all(np.array_equal(one, other[:num_frames]) for one, other in zip(start, whole, strict=True))
 
 
 @pytest.mark.parametrize("lookahead", [1, 2])
