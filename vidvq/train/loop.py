@@ -118,7 +118,7 @@ class _TrainingLoop:
             if bar:
                 bar.advance(self.trainer.progress.step)
                 if config.compile:
-                    info("compiling takes minutes: in step 1, after the codebooks' warm-up, and as codes are replaced")
+                    info("compiling in step 1, after the codebooks' warm-up and as codes are replaced takes longer")
             while self.trainer.progress.step < config.steps:
                 try:
                     self._step()
