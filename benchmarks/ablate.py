@@ -265,22 +265,24 @@ def _held_out(clips: Path, length: int) -> Iterator[Any]:
 
 
 def _score(tokenizer: VideoTokenizer, originals: list[Any]) -> dict[str, float]:
-    found: dict[str, list[float]] = {name: [] for name in (*(name for name, _ in _SCORES), "psnr_still")}
+    found: dict[str, list[float]] = {name: [] for name in (*(name for name, _, _ in _SCORES), "psnr_still")}
     distance = load_perceptual("st_lpips", "alex")
     used: dict[str, list[Tensor]] = {}
     for original in originals:
         video = to_video(original)
         codes = tokenizer.encode(video)
-        decoded = to_frames(tokenizer.decode(codes))
+        decoded = to_frames(tokenizer.decode(codes, len(original)))
         found["psnr"].append(psnr(original, decoded))
         # Of the last group: what a memory gains.
         found["psnr_last"].append(psnr(original[-4:], decoded[-4:]))
         still = mean_frame(original)
         found["psnr_still"].append(psnr(original, still))
+        found["above"].append(found["psnr"][-1] - found["psnr_still"][-1])
         static = static_mask(original, STATIC_DEVIATION)
         for name, mask in (("static", static), ("moving", ~static)):
             mine, theirs = masked_psnr(original, decoded, mask), masked_psnr(original, still, mask)
             if mine is not None and theirs is not None:
+                found[f"psnr_{name}"].append(mine)
                 found[name].append(mine - theirs)
         found["ssim"].append(ssim(original, decoded))
         pairs = (rearrange(clip, "1 c t h w -> t c h w") for clip in (video, to_video(decoded)))
@@ -292,24 +294,32 @@ def _score(tokenizer: VideoTokenizer, originals: list[Any]) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()} | use | {"bits_per_pixel": bits}
 
 
-# Scores of the table and their decimal places. ``static`` and ``moving``: PSNR above that of the mean frame.
-_SCORES = (("psnr", 2), ("psnr_last", 2), ("static", 2), ("moving", 2), ("ssim", 3), ("perceptual", 3))
+# Scores of the table, their headings and decimal places. ``above``, ``static`` and ``moving``: PSNR above that of the
+# mean frame, of all pixels, static and moving ones.
+_SCORES = (
+    ("psnr", "PSNR, dB", 2),
+    ("psnr_last", "last group", 2),
+    ("psnr_static", "static", 2),
+    ("psnr_moving", "moving", 2),
+    ("above", "above the mean frame", 2),
+    ("static", "static", 2),
+    ("moving", "moving", 2),
+    ("ssim", "SSIM", 3),
+    ("perceptual", "ST-LPIPS", 3),
+)
 
 
 def _table(out: Path) -> str:
-    lines = [
-        "| question | arm | PSNR, dB | of the last group | above the mean frame: static | moving | SSIM | ST-LPIPS | "
-        "seeds | steps | encode, GFLOP per frame |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ("question", "arm", *(head for _, head, _ in _SCORES), "seeds", "steps", "bits per pixel")
+    lines = [f"| {' | '.join(heads)} | encode, GFLOP per frame |", "|---" * (len(heads) + 1) + "|"]
     for arm in ARMS:
         runs = [json.loads(path.read_text()) for path in sorted(out.glob(f"{arm.name}-[0-9]*/scores.json"))]
         if not runs:
             continue
-        figures = [_spread([run[name] for run in runs], digits) for name, digits in _SCORES]
+        figures = [_spread([run[name] for run in runs], digits) for name, _, digits in _SCORES]
         lines.append(
             f"| {arm.question or 'all'} | {arm.description} | {' | '.join(figures)} | {len(runs)} | "
-            f"{runs[0]['steps']} | {runs[0]['encode_gflop_per_frame']:.3f} |"
+            f"{runs[0]['steps']} | {runs[0]['bits_per_pixel']:.4f} | {runs[0]['encode_gflop_per_frame']:.3f} |"
         )
     return "\n".join(lines) + "\n"
 

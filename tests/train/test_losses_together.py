@@ -12,7 +12,8 @@ from vidvq.shard.config import ClipPolicy
 
 ALL = (
     "loss={l1: 1.0, l2: 1.0, wavelet: 1.0, perceptual: {begin: 0.0, end: 1.0, last: 4}, perceptual_net: {frames: 2}, "
-    "masked: 0.5, adversarial: 0.1, adversarial_kind: non_saturating, adaptive: true, r1: 0.001, lecam: 0.01}"
+    "gram: 0.01, masked: 0.5, adversarial: 0.1, adversarial_kind: non_saturating, adaptive: true, r1: 0.001, "
+    "lecam: 0.01}"
 )
 
 
@@ -21,7 +22,7 @@ def test_every_loss_at_once(train, clips_dir, tmp_path, stage):
     evaluation = f"evaluation={{clips: {clips_dir}, every: 3, num_clips: 2, metric: perceptual}}"
     run = train(tmp_path / "run", ALL, evaluation, f"zero_stage={stage}", "steps=12", "generator.lr=3.0e-3")
     first = run.lines[0]
-    assert {"wavelet", "perceptual", "masked", "r1", "adaptive_weight", "adversarial"} <= first.keys()
+    assert {"wavelet", "perceptual", "gram", "masked", "r1", "adaptive_weight", "adversarial"} <= first.keys()
     assert all(np.isfinite(list(line.values())).all() for line in run.lines)
     # Which clips a step sees depends on where the videos lie: one step alone says little.
     assert mean(run.column("l1")[-6:]) < mean(run.column("l1")[:3])

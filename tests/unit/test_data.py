@@ -4,6 +4,7 @@ import re
 import shutil
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from vidvq.data import BucketConfig, ClipDataset, DataConfig, iter_micro_batches
 from vidvq.data.clip_cache import ClipCache
-from vidvq.data.dataset import UnreadableBatch
+from vidvq.data.dataset import UnreadableBatch, reduce_clip
 from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 from vidvq.shard import ShardConfig, run_shard
@@ -108,6 +109,31 @@ def test_images_and_videos_are_mixed(clips, tmp_path):
     frames = [dataset[number, 0].shape[1] for number in range(16)]
     assert set(frames) == {1, 5}
     assert 3 <= frames.count(1) <= 5
+
+
+def test_clips_are_reduced_by_a_factor_that_depends_on_the_sample_alone(clips):
+    """The same over ranks and worker counts, from frames that never become smaller than the crop."""
+    settings = {"crop": 16, "batch_size": 4, "scales": (1.0, 0.5, 0.1)}
+    whole = batches(ClipDataset(config(clips, **settings), 1), 3)
+    workers = batches(ClipDataset(config(clips, **settings, workers=2), 1), 3)
+    ranks = [batches(ClipDataset(config(clips, **settings), 1, rank, 2), 3) for rank in (0, 1)]
+    for batch, same, *parts in zip(whole, workers, *ranks, strict=True):
+        assert torch.equal(batch, same)
+        assert torch.equal(batch, torch.cat(parts))
+    assert not torch.equal(whole[0], batches(ClipDataset(config(clips, crop=16, batch_size=4), 1), 1)[0])
+
+
+def test_a_reduced_clip_has_the_means_of_its_blocks_and_stays_as_large_as_the_crop():
+    frames = np.zeros((2, 32, 48, 3), dtype=np.uint8)
+    frames[:, :, 24:] = 200
+    shape = BucketConfig(2, 16, 16)
+    half = reduce_clip(frames, shape, (0.5,), Random(0))
+    assert half.shape == (2, 16, 24, 3)
+    assert (half[:, :, :11] == 0).all()
+    assert (half[:, :, 13:] == 200).all()
+    assert half.mean() == pytest.approx(100, abs=1)
+    assert reduce_clip(frames, shape, (0.1,), Random(0)).shape == half.shape
+    assert {reduce_clip(frames, shape, (1.0, 0.5), Random(seed)).shape[1] for seed in range(8)} == {16, 32}
 
 
 def test_batches_are_a_function_of_the_seed(clips):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vidvq.train.config import GuardConfig
+from vidvq.train.config import GuardConfig, OptimizerConfig
 from vidvq.train.losses import (
     LeCam,
     adaptive_weight,
@@ -86,6 +86,15 @@ def test_a_ramp_interpolates_between_its_ends():
 def test_the_learning_rate_warms_up_and_decays():
     rates = [learning_rate(step, 100, 2.0, 0.1, 10) for step in (0, 9, 10, 55, 100)]
     assert rates == pytest.approx([0.2, 2.0, 2.0, 1.1, 0.2])
+
+
+def test_the_learning_rate_is_constant_before_it_decays_at_the_end_of_the_run():
+    config = OptimizerConfig(lr=2.0, warmup_steps=10, final_lr=0.1, schedule="wsd", decay=0.2)
+    assert [config.lr_at(step, 100) for step in (0, 9, 10, 79, 80, 90, 100)] == pytest.approx(
+        [0.2, 2, 2, 2, 2, 1.1, 0.2]
+    )
+    assert [config.lr_at(step, 200) for step in (159, 180, 200)] == pytest.approx([2, 1.1, 0.2])
+    assert OptimizerConfig(lr=2.0, warmup_steps=90, schedule="wsd", decay=1.0).lr_at(95, 100) == pytest.approx(1)
 
 
 def test_the_guard_skips_spikes_and_nan_and_requests_a_rollback():

@@ -39,6 +39,36 @@ def test_the_value_equals_the_published_one():
     assert float(distance(frames(0), frames(1))) == pytest.approx(0.3992981, rel=1e-5)
 
 
+def test_the_gram_loss_is_that_of_gatys_et_al():
+    """Eq. 3 to 5 with equal weights of the layers, in loops over layers, frames and channels."""
+    distance = load_perceptual("st_lpips", "alex")
+    one, other = frames(0), frames(1)
+    found, gram = distance.with_gram(one, other)
+    assert float(found) == pytest.approx(float(distance(one, other)), rel=1e-6)
+    expected = []
+    for index in range(2):
+        pair = [(frame[index : index + 1] - distance.shift) / distance.scale for frame in (one, other)]
+        for stage in distance.stages:
+            pair = [stage(x) for x in pair]
+            f, p = (x[0].flatten(1).double() for x in pair)
+            n, m = f.shape
+            g, a = (torch.stack([(rows * row).sum(1) for row in rows]) for rows in (f, p))
+            expected.append(float((g - a).square().sum()) / (4 * n**2 * m**2))
+    assert float(gram) == pytest.approx(sum(expected) / len(expected), rel=1e-4)
+    assert float(distance.with_gram(one, one)[1]) == 0
+
+
+def test_the_gram_loss_needs_no_second_pass_of_the_network():
+    distance, passes = load_perceptual("st_lpips", "alex"), []
+    distance.stages[0].register_forward_hook(lambda *_: passes.append(1))
+    config = TrainConfig(DataConfig(("unused",)), loss=LossConfig(gram=1.0))
+    whole = frames(1)[:, :, None].requires_grad_()
+    terms = Objective(config, (4, 8, 8), distance)._distances(frames(0)[:, :, None], whole)
+    assert len(passes) == 1
+    (gradient,) = torch.autograd.grad(terms["gram"], whole)
+    assert gradient.abs().max() > 0
+
+
 def test_missing_weights_are_reported_with_the_remedy(tmp_path):
     with pytest.raises(ValueError, match="use net=alex"):
         load_perceptual("st_lpips", "vgg")
@@ -47,18 +77,19 @@ def test_missing_weights_are_reported_with_the_remedy(tmp_path):
         load_perceptual("lpips", "vgg", str(tmp_path / "weights.pth"))
 
 
-def test_the_loss_in_bf16_is_close_to_that_in_fp32():
-    """Value and gradient of the perceptual term, as a run with precision=bf16 computes it on a GPU."""
+@pytest.mark.parametrize("name", ["perceptual", "gram"])
+def test_the_loss_in_bf16_is_close_to_that_in_fp32(name):
+    """Values and gradients of the perceptual and Gram terms, as a run with precision=bf16 computes them on a GPU."""
     distance = load_perceptual("st_lpips", "alex")
-    config = TrainConfig(DataConfig(("unused",)), loss=LossConfig(perceptual=1.0))
+    config = TrainConfig(DataConfig(("unused",)), loss=LossConfig(perceptual=1.0, gram=float(name == "gram")))
     video = frames(0)[:, :, None]
     found = {}
     for kind in (None, torch.bfloat16):
         whole = frames(1)[:, :, None].requires_grad_()
         terms = Objective(config, (4, 8, 8), distance, kind)._distances(video, whole)
-        (gradient,) = torch.autograd.grad(terms["perceptual"], whole)
-        found[kind] = terms["perceptual"].item(), gradient.flatten()
-        assert gradient.dtype == terms["perceptual"].dtype == torch.float32
+        (gradient,) = torch.autograd.grad(terms[name], whole)
+        found[kind] = terms[name].item(), gradient.flatten()
+        assert gradient.dtype == terms[name].dtype == torch.float32
     assert found[None][0] != found[torch.bfloat16][0]
     assert found[torch.bfloat16][0] == pytest.approx(found[None][0], rel=0.01)
     assert F.cosine_similarity(found[None][1], found[torch.bfloat16][1], dim=0) > 0.98

@@ -76,6 +76,8 @@ class DataConfig(Batching):
         num_frames: frames per clip, from a random start (1 + a multiple of the temporal factor). Shorter clips are
             extended by repeating the last frame.
         crop: height and width of the random crop (pixels, 8 or more); smaller clips are skipped with a warning.
+        scales: factors by which clips are reduced before cropping (above 0, up to 1). One is drawn per sample,
+            and raised where the clip would become smaller than the crop.
         buckets: batch shapes that replace ``num_frames`` and ``crop``. Each clip is assigned to the largest bucket that
             it fills.
         shuffle: size of the shuffle window (clips); shards are shuffled first.
@@ -95,6 +97,7 @@ class DataConfig(Batching):
     micro_batch_size: Size | None = None
     num_frames: Size = 17
     crop: Annotated[int, Field(ge=8)] = 128
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = (1.0,)
     buckets: tuple[BucketConfig, ...] = ()
     shuffle: Size = 1000
     workers: Size = 2

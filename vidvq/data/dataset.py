@@ -6,6 +6,7 @@ from random import Random
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from vidvq.data.batch_order import BatchOrder, SampledItem
@@ -81,7 +82,8 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
             try:
                 frames = self._decode(clip)
                 rng = Random(f"{self.seed}/{sample.epoch}/{self.index.keys[clip]}")
-                return crop_clip(frames, self.config.shapes[bucket], rng)
+                shape = self.config.shapes[bucket]
+                return crop_clip(reduce_clip(frames, shape, self.config.scales, rng), shape, rng)
             except VideoError as error:
                 last = error
                 if clip not in self._warned:
@@ -120,6 +122,29 @@ def assign_buckets(index: ClipIndex, shapes: tuple[BucketConfig, ...]) -> np.nda
     for i in by_size:
         bucket[fits[i] & (index.num_frames >= shapes[i].num_frames)] = i
     return bucket
+
+
+def reduce_clip(frames: np.ndarray, shape: BucketConfig, scales: tuple[float, ...], rng: Random) -> np.ndarray:
+    """Reduce the height and width of a clip by a random factor, bilinearly with antialiasing.
+
+    Args:
+        frames: clip ``t h w c`` uint8.
+        shape: size of the crop that follows; the clip stays at least as large.
+        scales: factors to draw from (above 0, up to 1).
+        rng: source of randomness.
+
+    Returns:
+        Clip ``t h w c`` uint8. It is ``frames`` if nothing is reduced.
+    """
+    if scales == (1.0,):
+        return frames
+    height, width = frames.shape[1:3]
+    scale = max(rng.choice(scales), shape.height / height, shape.width / width)
+    size = max(round(height * scale), shape.height), max(round(width * scale), shape.width)
+    if scale >= 1:
+        return frames
+    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    return F.interpolate(video, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
 
 
 def crop_clip(frames: np.ndarray, shape: BucketConfig, rng: Random) -> np.ndarray:

@@ -1,12 +1,14 @@
-"""Perceptual distances of frames: weighted differences of network features.
+"""Perceptual distances of frames: weighted differences of network features, and differences of their Gram matrices.
 
 Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric" (LPIPS), eq. 1; Ghildyal
 and Liu 2022, "Shift-tolerant Perceptual Similarity Metric" (ST-LPIPS), whose network pools without aliasing. They
-are different metrics; their values are not comparable.
+are different metrics; their values are not comparable. Gatys et al. 2016, "Image Style Transfer Using Convolutional
+Neural Networks": the Gram loss.
 
 Packages only provide weight files: their code is not executed, and nothing is unpickled.
 """
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -67,16 +69,55 @@ class PerceptualDistance(nn.Module):
 
     def per_frame(self, frames: Tensor, others: Tensor) -> Tensor:
         """Compute the distance of each pair of frames ``n c h w`` in [-1, 1], ``n``."""
-        x = (torch.cat([frames, others]) - self.shift) / self.scale
-        total = x.new_zeros(len(frames), dtype=torch.float32)
-        for stage, weight in zip(self.stages, self.weights, strict=True):
-            x = stage(x)
-            features = x.float()
-            unit = features / (features.square().sum(dim=1, keepdim=True).sqrt() + _EPSILON)
-            one, other = unit.chunk(2)
-            difference = (one - other).square() * weight[:, None, None]
-            total = total + difference.sum(dim=1).mean(dim=(1, 2))
+        total = frames.new_zeros(len(frames), dtype=torch.float32)
+        for features, weight in zip(self._features(frames, others), self.weights, strict=True):
+            total = total + _distance(features, weight)
         return total
+
+    def with_gram(self, frames: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the mean distance of frames and their Gram loss in one forward pass.
+
+        Args:
+            frames: ``n c h w`` in [-1, 1].
+            others: ``n c h w`` in [-1, 1].
+
+        Returns:
+            The distance and the Gram loss, scalars. The Gram loss of a frame is the mean over the stages of eq. 4 of
+            Gatys et al. 2016.
+        """
+        total = gram = frames.new_zeros(len(frames), dtype=torch.float32)
+        for features, weight in zip(self._features(frames, others), self.weights, strict=True):
+            total, gram = total + _distance(features, weight), gram + gram_loss(features)
+        return total.mean(), gram.mean() / len(self.weights)
+
+    def _features(self, frames: Tensor, others: Tensor) -> Iterator[Tensor]:
+        """Yield the fp32 features ``2n c h w`` of each stage, those of ``frames`` before those of ``others``."""
+        x = (torch.cat([frames, others]) - self.shift) / self.scale
+        for stage in self.stages:
+            x = stage(x)
+            yield x.float()
+
+
+def _distance(features: Tensor, weight: Tensor) -> Tensor:
+    unit = features / (features.square().sum(dim=1, keepdim=True).sqrt() + _EPSILON)
+    one, other = unit.chunk(2)
+    return ((one - other).square() * weight[:, None, None]).sum(dim=1).mean(dim=(1, 2))
+
+
+def gram_loss(features: Tensor) -> Tensor:
+    """Compute the mean squared difference of Gram matrices, by Gatys et al. 2016, eq. 3 and 4.
+
+    Args:
+        features: fp32 features ``2n c h w``; the second half is compared with the first.
+
+    Returns:
+        Loss of each pair, ``n``: a quarter of the mean over pairs of channels. Gram matrices are means over positions.
+    """
+    flat = features.flatten(2)
+    # Sums over many positions need fp32, also where autocast is on.
+    with torch.autocast(features.device.type, enabled=False):
+        one, other = (flat @ flat.mT / flat.shape[2]).chunk(2)
+    return (one - other).square().mean(dim=(1, 2)) / 4
 
 
 def load_perceptual(kind: Kind, net: Net, backbone: str | None = None) -> PerceptualDistance:

@@ -47,7 +47,9 @@ class LossConfig:
         l2: weight of the mean squared error of pixels in [-1, 1].
         wavelet: weight of the L1 distance of the detail coefficients of a two-level 2D Haar transform.
         perceptual: weight of the perceptual distance of frames, measured by ``perceptual_net``.
-        perceptual_net: network of the perceptual loss.
+        gram: weight of the squared difference of the Gram matrices of the features of ``perceptual_net`` (Gatys et al.
+            2016, eq. 4, mean over its layers), from the forward pass of ``perceptual``.
+        perceptual_net: network of the perceptual and Gram losses.
         commitment: weight of the loss of the quantizer: commitment loss, plus entropy loss for lookup-free codebooks.
         masked: weight of the L1 distance on clips that the encoder sees partially masked, as set by ``mask``.
         adversarial: weight of the adversarial loss of the generator; 0 trains a VQ-VAE.
@@ -67,6 +69,7 @@ class LossConfig:
     l2: Weight = 0.0
     wavelet: Weight = 0.0
     perceptual: Weight = 0.0
+    gram: Weight = 0.0
     perceptual_net: PerceptualConfig = field(default_factory=PerceptualConfig)
     commitment: Weight = 0.25
     masked: Weight = 0.0

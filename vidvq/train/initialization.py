@@ -128,12 +128,12 @@ def _without_quantizer(tensors: dict[str, Tensor], tokenizer: VideoTokenizer) ->
 
 
 def make_perceptual(config: TrainConfig, context: DistributedContext) -> PerceptualDistance | None:
-    """Load the network of the perceptual loss; returns None if the loss is disabled.
+    """Load the network of the perceptual and Gram losses; returns None if both are disabled.
 
     Raises:
         UsageError: the weights of the network are missing.
     """
-    if not is_used(config.loss.perceptual):
+    if not (is_used(config.loss.perceptual) or is_used(config.loss.gram)):
         return None
     net = config.loss.perceptual_net
     return load_perceptual(net.kind, net.net, net.backbone).to(context.device)

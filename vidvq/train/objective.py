@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.model.enlarge import shrink
 from vidvq.model.tokenizer import Reconstruction
 from vidvq.train.config import LossConfig, MaskConfig, TrainConfig
@@ -24,7 +25,6 @@ from vidvq.train.losses import (
 from vidvq.training.schedule import is_used, weight_at
 
 Discriminate = Callable[[Tensor], Tensor]
-Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Objective:
     Args:
         config: config of the run.
         block: frames, height and width that one latent covers; unit of the mask size.
-        perceptual: distance between two batches of frames ``n c h w``; None omits the term.
+        perceptual: network of the perceptual and Gram losses; None omits both terms.
         perceptual_type: type of the network of ``perceptual``; None for fp32.
     """
 
@@ -56,7 +56,7 @@ class Objective:
         self,
         config: TrainConfig,
         block: tuple[int, int, int],
-        perceptual: Distance | None,
+        perceptual: PerceptualDistance | None,
         perceptual_type: torch.dtype | None = None,
     ) -> None:
         self.loss: LossConfig = config.loss
@@ -151,8 +151,12 @@ class Objective:
             terms["wavelet"] = wavelet_l1(whole, video)
         if self._perceptual is not None:
             half = self._perceptual_type
+            frames = self._frames(whole, video)
             with torch.autocast(video.device.type, dtype=half, enabled=half is not None):
-                terms["perceptual"] = self._perceptual(*self._frames(whole, video))
+                if is_used(self.loss.gram):
+                    terms["perceptual"], terms["gram"] = self._perceptual.with_gram(*frames)
+                else:
+                    terms["perceptual"] = self._perceptual(*frames)
         return terms
 
     def _frames(self, whole: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:

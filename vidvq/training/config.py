@@ -15,7 +15,7 @@ Steps = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam optimizer with a learning rate that warms up linearly and decays as a cosine.
+    """Adam optimizer with a learning rate that warms up linearly and then decays.
 
     Attributes:
         kind: ``adamw``, or ``radam`` with decoupled weight decay.
@@ -24,6 +24,9 @@ class OptimizerConfig:
         eps: term added to the denominator for numerical stability (above 0).
         weight_decay: decoupled weight decay, multiplied by the learning rate (0 or more).
         warmup_steps: length of the warm-up (steps).
+        schedule: learning rate after the warm-up: ``cosine``, or ``wsd`` (warmup-stable-decay): constant, then a linear
+            decay.
+        decay: length of the decay of ``schedule=wsd``, as a fraction of the steps of the run (above 0, up to 1).
         final_lr: learning rate at the last step, as a fraction of ``lr`` (0 to 1).
         clip_norm: maximum global norm of the gradients (above 0).
         fused: whether to use PyTorch's fused AdamW kernel; requires ``kind=adamw``.
@@ -39,6 +42,8 @@ class OptimizerConfig:
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
     final_lr: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     fused: bool = False
@@ -50,7 +55,8 @@ class OptimizerConfig:
 
     def lr_at(self, step: int, steps: int) -> float:
         """Return the learning rate at a step (counted from 0) of a run of ``steps`` steps."""
-        return learning_rate(step, steps, self.lr, self.final_lr, self.warmup_steps)
+        decay = self.decay if self.schedule == "wsd" else None
+        return learning_rate(step, steps, self.lr, self.final_lr, self.warmup_steps, decay)
 
 
 @dataclass(frozen=True)

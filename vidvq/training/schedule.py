@@ -56,8 +56,8 @@ def is_used(weight: Weight) -> bool:
     return max(weight.begin, weight.end) > 0 if isinstance(weight, Ramp) else weight > 0
 
 
-def learning_rate(step: int, steps: int, lr: float, final: float, warmup: int) -> float:
-    """Return the learning rate of a linear warm-up followed by a cosine decay.
+def learning_rate(step: int, steps: int, lr: float, final: float, warmup: int, decay: float | None = None) -> float:
+    """Return the learning rate of a linear warm-up followed by a decay.
 
     Args:
         step: current step, counted from 0.
@@ -65,8 +65,12 @@ def learning_rate(step: int, steps: int, lr: float, final: float, warmup: int) -
         lr: peak learning rate.
         final: learning rate at the last step, as a fraction of ``lr``.
         warmup: length of the warm-up (steps).
+        decay: fraction of ``steps`` in which the rate decays linearly, after a constant one: warmup-stable-decay (Hu et
+            al. 2024, "MiniCPM", section 4). None for a cosine that starts after the warm-up.
     """
     if step < warmup:
         return lr * (step + 1) / warmup
-    progress = min((step - warmup) / max(steps - warmup, 1), 1)
-    return lr * (final + (1 - final) * 0.5 * (1 + cos(pi * progress)))
+    first = warmup if decay is None else max(steps - round(decay * steps), warmup)
+    progress = min(max(step - first, 0) / max(steps - first, 1), 1)
+    remaining = 1 - progress if decay is not None else 0.5 * (1 + cos(pi * progress))
+    return lr * (final + (1 - final) * remaining)
