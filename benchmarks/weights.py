@@ -112,7 +112,8 @@ def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
     """Return the settings that start from a checkpoint; it gets a linear path or lookahead where the config has one."""
     loaded, model = load(TrainConfig, find_config(config), []), read_checkpoint(checkpoint).config["model"]
     if loaded.train_only == "decoder":
-        if loaded.model.decoder.lookahead and not model["decoder"].get("lookahead"):
+        parts = ("lookahead", "denoise")
+        if any(getattr(loaded.model.decoder, name) and not model["decoder"].get(name) for name in parts):
             if not out.exists():
                 add_lookahead(checkpoint, [clips], loaded, out, every=2)
             return [f"start_from={out}"]
