@@ -51,7 +51,7 @@ INLINE = "runtime.workers=0"
     show_default=True,
     help="Folder for clips, training run and scores.",
 )
-@click.option("--start", help="Checkpoint whose networks are trained further, with new codebooks.")
+@click.option("--start", help="Checkpoint to train further; with new codebooks if the config has others.")
 @click.option("--finish", help="Config of a second run, which starts from the first.")
 @click.option("--history", default="", help="Sentences on the start, for the README of the weights.")
 @click.option(
@@ -122,7 +122,8 @@ def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
         if not out.exists():
             extend(checkpoint, clips, loaded, out, every=3)
         return [f"start_from={out}"]
-    return [f"start_from={checkpoint}", "new_quantizer=true"]
+    same = model["quantizer"] == loaded.model.to_dict()["quantizer"]
+    return [f"start_from={checkpoint}", *([] if same else ["new_quantizer=true"])]
 
 
 def steps_within(budget_s: int, config: str, settings: list[str], out: Path) -> int:
