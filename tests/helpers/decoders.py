@@ -3,6 +3,9 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
 
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
 
@@ -32,3 +35,12 @@ def process_id(item: str) -> Iterator[int]:
     yield os.getpid()
     if item == "kill":
         os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def numbered(job: tuple[int, Path]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the id of this process's parent and an array of 256 KiB, so many times; a file has a byte for each."""
+    count, log = job
+    with log.open("ab", buffering=0) as file:
+        for index in range(count):
+            file.write(b".")
+            yield os.getppid(), np.full((64, 4096), index % 256, np.uint8)

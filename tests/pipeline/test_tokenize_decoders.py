@@ -1,15 +1,20 @@
 """Several decoding processes per stream: the same shards, and as many processes as the encoder needs."""
 
 import json
+from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
 
-from tests.helpers.decoders import decode_or_crash
+from tests.helpers.decoders import count_or_die, decode_or_crash, numbered
 from vidvq.corpus import frames as corpus_frames
 from vidvq.corpus.frames import ClipFrames, VideoFrames, decode_items
+from vidvq.errors import UsageError
+from vidvq.jobs.rows import ClipRow
+from vidvq.runtime import WorkerDied, ray_feeder
 from vidvq.tokenize import decoders
-from vidvq.tokenize.decoders import Decoders, Rates, decoders_per_stream
+from vidvq.tokenize.decoders import Decoders, PlannedClips, Rates, decoders_per_stream
 
 INLINE = "runtime.workers=0"
 RAW = ("video.short_side=32", "video.multiple=8", "items_per_shard=7", "max_failed=1")
@@ -174,3 +179,57 @@ def test_a_damaged_part_fails_the_whole_item_once(make_video, tmp_path, monkeypa
     error = next(index for index, message in enumerate(messages) if message.error)
     assert {message.key for message in messages[error + 1 :]} == {"k1"}
     assert sum(len(message.frames) for message in messages if message.frames is not None and message.key == "k1") == 30
+
+
+class FakeRemoteFeeder(FakeFeeder):
+    """Stands for a feeder on another node."""
+
+    fed = 0
+
+    def feed(self, function, item, deadline_s=None, ahead=2):
+        type(self).fed += 1
+        return super().feed(function, item, deadline_s, ahead)
+
+
+@pytest.mark.parametrize(("ready", "fed"), [(3, 3), (1, 1), (0, 0)])
+def test_processes_on_a_cluster_decode_the_same_and_a_child_does_where_none_has_started(
+    clips_dir, short_turns, monkeypatch, ready, fed
+):
+    monkeypatch.setattr(FakeRemoteFeeder, "fed", 0)
+    monkeypatch.setattr(ray_feeder, "RayFeeder", FakeRemoteFeeder)
+    monkeypatch.setattr(ray_feeder, "find_ready", lambda feeders, _: feeders[:ready])
+    shard = sorted(clips_dir.glob("*.tar"))[0]
+    keys = [key for key, _, _ in corpus_frames.read_clips(shard)]
+    row = ClipRow(key=keys[0], clip_shard=shard.name, clip_shard_sha256=sha256(shard.read_bytes()).hexdigest())
+
+    def decode(found: Decoders, job) -> list[tuple]:
+        messages = found.messages(0, job, 60)
+        return [(one.key, one.info, None if one.frames is None else one.frames.tobytes()) for one in messages]
+
+    local = decode(Decoders(1, 1, cores=8), ClipFrames(shard, frozenset(keys)))
+    on_cluster = Decoders(1, 3, cores=8, on_cluster=True)
+    assert decode(on_cluster, PlannedClips(clips_dir, row, frozenset(keys))) == local
+    assert FakeRemoteFeeder.fed == fed
+    other = replace(row, clip_shard_sha256="0" * 64)
+    with pytest.raises(UsageError, match="not the one that was planned"):
+        decode(on_cluster, PlannedClips(clips_dir, other, frozenset(keys)))
+
+
+def test_an_actor_returns_blocks_of_bounded_size(tmp_path, monkeypatch):
+    """The part of its work that needs no Ray."""
+    host = ray_feeder._Host()
+    lengths = [len(host.start(numbered, (20, tmp_path / "log"), 60, 2))]
+    monkeypatch.setattr(ray_feeder, "_BLOCK_BYTES", 3 << 18)
+    while block := host.next():
+        lengths.append(len(block))
+    assert lengths == [16, 3, 1]
+    first, death = host.start(count_or_die, "kill", 60, 2)
+    assert first == 1 and isinstance(death, WorkerDied) and death.cause == "died"
+    assert host.next() == []
+    assert host.start(count_or_die, "", 60, 2) == [1, 2]
+
+
+def test_decoding_on_a_cluster_needs_one(vidvq, clips_dir, checkpoint_dir, tmp_path):
+    command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", tmp_path / "o")
+    done = vidvq(*command, "runtime.decode_on=cluster")
+    assert done.code == 2 and "decode_on=cluster needs a Ray cluster" in done.error

@@ -35,6 +35,8 @@ class RuntimeConfig:
         decoders: decoding processes of a worker of ``vidvq tokenize`` (1 or more, at least one per stream); ``auto``
             starts one per stream, and after each shard as many as the encoder needs by the rates measured on it, at
             most one per core.
+        decode_on: where these processes run: ``node`` for the machine of their worker, or ``cluster`` for any node of
+            the Ray cluster with free CPUs, one for each. Their frames then come through Ray's object store.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -45,6 +47,7 @@ class RuntimeConfig:
     gpus_per_worker: float = 1.0
     compile: Annotated[Literal["auto", "off"], BeforeValidator(_off_in_yaml)] = "auto"
     decoders: Literal["auto"] | int = "auto"
+    decode_on: Literal["node", "cluster"] = "node"
 
     def __post_init__(self) -> None:
         mine = re.fullmatch(r"(\d{1,6})/(\d{1,6})", self.part or "0/1")
@@ -57,6 +60,8 @@ class RuntimeConfig:
             raise UsageError(f"workers={self.workers} must be 0 (inline) or more")
         if self.decoders != "auto" and self.decoders < 1:
             raise UsageError(f"decoders={self.decoders} must be auto, or 1 or more")
+        if self.decode_on == "cluster" and (self.address is None or self.workers == 0):
+            raise UsageError("decode_on=cluster needs a Ray cluster; set address=auto, and workers above 0 or to null")
 
     def order(self, total: int) -> list[int]:
         """Order in which this driver processes the units of work.

@@ -74,7 +74,7 @@ class RayPool:
         while in_flight:
             item, reference = in_flight.popleft()
             deaths = Deaths(1 + retries)
-            while isinstance(result := _result(reference, cause), WorkerDied) and not deaths.give_up(result):
+            while isinstance(result := get_result(reference, cause), WorkerDied) and not deaths.give_up(result):
                 reference = start(item)
             del reference
             in_flight.extend((item, start(item)) for item in islice(source, 1))
@@ -128,7 +128,7 @@ class RayPool:
             done, _ = ray.wait(list(in_flight), timeout=None if pause == inf else pause)
             for ready in done:
                 worker, item, tries = in_flight.pop(ready)
-                result = _result(ready)
+                result = get_result(ready)
                 if isinstance(result, WorkerDied):
                     # It may be alive behind a broken connection, and would keep its resources.
                     ray.kill(worker)
@@ -174,7 +174,20 @@ class _StatefulWorker:
         return self._function(item)
 
 
-def _result(reference: Any, cause: Literal["died", "killed"] = "died") -> Any:
+def get_result(reference: Any, cause: Literal["died", "killed"] = "died") -> Any:
+    """Wait for the result of a call.
+
+    Args:
+        reference: object reference of the call.
+        cause: what the death of Ray's worker is attributed to, unless Ray reports that its memory was full.
+
+    Returns:
+        The result; :class:`WorkerDied` if Ray's worker died.
+
+    Raises:
+        Exception: the exception that the call raised.
+        StoreError: Ray failed.
+    """
     try:
         return ray.get(reference)
     except _DEATHS as error:

@@ -91,6 +91,19 @@ def count_workers_here(config: RuntimeConfig, on_gpu: bool) -> int:
     return max(ceil(own), 1)
 
 
+def count_spare_cpus(config: RuntimeConfig, on_gpu: bool) -> int:
+    """Return the CPUs of the cluster that the workers of a job do not occupy, for each of them; called in a worker.
+
+    Args:
+        config: number of workers and GPUs per worker.
+        on_gpu: whether the workers run on GPUs, and occupy no CPUs.
+    """
+    resources = ray.cluster_resources()
+    cpus = resources.get("CPU", 0)
+    workers = config.workers or (resources.get("GPU", 0) / config.gpus_per_worker if on_gpu else cpus)
+    return int((cpus if on_gpu else cpus - workers) // max(workers, 1))
+
+
 def _join(address: str) -> None:
     try:
         _check_reachable(address)

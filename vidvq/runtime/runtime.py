@@ -99,18 +99,23 @@ def count_gpus(config: RuntimeConfig) -> float | None:
 
 
 def cores_per_worker(config: RuntimeConfig, on_gpu: bool) -> int:
-    """Return the number of cores of this machine for each worker on it (1 or more); called in a worker.
+    """Return the number of cores for the decoding processes of a worker (1 or more); called in a worker.
+
+    They are the cores of this machine for each worker on it. With ``decode_on=cluster`` they are the CPUs of the
+    cluster that workers do not occupy, for each worker of the job.
 
     Args:
-        config: number of workers and GPUs per worker.
+        config: number of workers, GPUs per worker, and where decoding runs.
         on_gpu: whether the workers run on GPUs.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ray: Any = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return cores
-    from vidvq.runtime.ray_start import count_workers_here
+    from vidvq.runtime.ray_start import count_spare_cpus, count_workers_here
 
+    if config.decode_on == "cluster":
+        return max(count_spare_cpus(config, on_gpu), 1)
     return max(cores // count_workers_here(config, on_gpu), 1)
 
 

@@ -1,19 +1,28 @@
-"""The decoding processes of a worker: one for each stream of the encoder, or several that decode its items in turns."""
+"""The decoding processes of a worker: one for each stream of the encoder, or several that decode its items in turns.
 
-from collections.abc import Generator
+They are children of the worker, or run on nodes of the Ray cluster.
+"""
+
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import cycle
 from math import ceil
-from typing import Any, Literal
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal, TypeAlias
 
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
+from vidvq.jobs.local_clips import local_clips
+from vidvq.jobs.rows import ClipRow
 from vidvq.runtime import Feeder, WorkerDied
 
 # Rates vary over videos.
 _MARGIN = 1.25
 # Messages that a process may be ahead while it waits for its turn: those of a turn. Shared memory bounds their bytes.
 _AHEAD = 64
+# Time that processes on other nodes get to start, before a child of the worker decodes in their place (seconds).
+_START_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -50,29 +59,63 @@ def decoders_per_stream(rates: Rates, streams: int, cores: int) -> int:
     return max(1, min(needed, cores // streams))
 
 
+@dataclass(frozen=True)
+class PlannedClips:
+    """Clips of one clip shard to decode on any node, which opens and checks the shard itself.
+
+    Attributes:
+        clips: directory of clip shards.
+        row: any clip of the shard.
+        keys: keys of the clips.
+        share: index of the process, and number of processes, which decode the clips in turns.
+    """
+
+    clips: Path
+    row: ClipRow
+    keys: frozenset[str]
+    share: tuple[int, int] = (0, 1)
+
+
+Job: TypeAlias = ClipFrames | VideoFrames | PlannedClips
+
+
+def decode_planned(job: PlannedClips) -> Iterator[DecodeMessage]:
+    """Yield the messages of :func:`decode_items`; raises as :func:`local_clips`."""
+    with local_clips(job.clips, job.row) as file:
+        assert file, "a shard without clips has no keys"
+        yield from decode_items(ClipFrames(file, job.keys, job.share))
+
+
 class Decoders:
     """Decoding processes, which are started on first use and reused for the next shard.
 
     Args:
         streams: streams that the encoder processes together.
         wanted: number of processes; ``auto`` for as many as the encoder needs. There is at least one per stream.
-        cores: cores that the worker may use.
+        cores: cores that the worker may use; those of the cluster with ``on_cluster``.
+        on_cluster: whether the processes run on nodes of the Ray cluster. A stream for which none has started, or all
+            have died, is decoded by a child of the worker.
     """
 
-    def __init__(self, streams: int, wanted: int | Literal["auto"], cores: int) -> None:
-        self._streams, self._wanted, self._cores = streams, wanted, cores
+    def __init__(self, streams: int, wanted: int | Literal["auto"], cores: int, on_cluster: bool = False) -> None:
+        self._streams, self._wanted, self._cores, self._on_cluster = streams, wanted, cores, on_cluster
         each = 1 if wanted == "auto" else ceil(wanted / streams)
-        self._feeders = [[Feeder() for _ in range(each)] for _ in range(streams)]
+        self._feeders: list[list[Any]] = [[self._new_feeder() for _ in range(each)] for _ in range(streams)]
         self._frames, self._busy_s = 0, 0.0
+        if on_cluster:
+            self._fallback = [Feeder() for _ in range(streams)]
+            self._patient_until = monotonic() + _START_S
+            for stream in range(streams):
+                self._find_ready(stream, 0)
 
     @property
     def count(self) -> int:
         """Number of processes."""
+        if self._on_cluster:
+            return sum(max(sum(feeder.started for feeder in feeders), 1) for feeders in self._feeders)
         return sum(map(len, self._feeders))
 
-    def messages(
-        self, stream: int, job: ClipFrames | VideoFrames, deadline_s: float
-    ) -> Generator[DecodeMessage | WorkerDied, None, None]:
+    def messages(self, stream: int, job: Job, deadline_s: float) -> Generator[DecodeMessage | WorkerDied, None, None]:
         """Start to decode items for one stream.
 
         Args:
@@ -84,14 +127,16 @@ class Decoders:
             The messages of :func:`decode_items`, item by item, in the order of the job. If a process dies, the last one
             is :class:`WorkerDied`.
         """
-        found = self._in_turns(self._feeders[stream], job, deadline_s)
+        feeders = self._feeders[stream]
+        if self._on_cluster:
+            patience_s = max(self._patient_until - monotonic(), 0)
+            feeders = self._find_ready(stream, patience_s) or [self._fallback[stream]]
+        found = self._in_turns(feeders, job, deadline_s)
         # Up to the start of the processes.
         next(found)
         return found
 
-    def _in_turns(
-        self, feeders: list[Feeder], job: ClipFrames | VideoFrames, deadline_s: float
-    ) -> Generator[Any, None, None]:
+    def _in_turns(self, feeders: list[Any], job: Job, deadline_s: float) -> Generator[Any, None, None]:
         failed = None
         with ExitStack() as stack:
             parts = [
@@ -133,15 +178,28 @@ class Decoders:
             return
         each = decoders_per_stream(rates, self._streams, self._cores)
         for feeders in self._feeders:
-            feeders[each:] = [Feeder() for _ in range(each - len(feeders))]
+            feeders[each:] = [self._new_feeder() for _ in range(each - len(feeders))]
 
     def release(self) -> None:
         """Leave one process to whatever else this process decodes; starting the others again would take long."""
-        self._feeders[0][0].release()
+        (self._fallback if self._on_cluster else self._feeders[0])[0].release()
 
     def _start(
-        self, feeder: Feeder, job: ClipFrames | VideoFrames, share: tuple[int, int], deadline_s: float
+        self, feeder: Any, job: Job, share: tuple[int, int], deadline_s: float
     ) -> Generator[DecodeMessage | WorkerDied, None, None]:
+        function: Any = decode_planned if isinstance(job, PlannedClips) else decode_items
         if share[1] == 1:
-            return feeder.feed(decode_items, job, deadline_s)
-        return feeder.feed(decode_items, replace(job, share=share), deadline_s, _AHEAD)
+            return feeder.feed(function, job, deadline_s)
+        return feeder.feed(function, replace(job, share=share), deadline_s, _AHEAD)
+
+    def _new_feeder(self) -> Any:
+        if not self._on_cluster:
+            return Feeder()
+        from vidvq.runtime.ray_feeder import RayFeeder
+
+        return RayFeeder()
+
+    def _find_ready(self, stream: int, patience_s: float) -> list[Any]:
+        from vidvq.runtime.ray_feeder import find_ready
+
+        return find_ready(self._feeders[stream], patience_s)

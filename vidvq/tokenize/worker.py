@@ -8,6 +8,7 @@
 Each slot encodes some items of the shard one after another. The plan alone determines the items of a slot.
 """
 
+import warnings
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
@@ -39,7 +40,7 @@ from vidvq.runtime import Deaths, WorkerDied, cores_per_worker, describe_death
 from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.batching import SlotStream, run_slots
 from vidvq.tokenize.config import Execution, TokenizeConfig
-from vidvq.tokenize.decoders import Decoders
+from vidvq.tokenize.decoders import Decoders, Job, PlannedClips
 from vidvq.tokenize.device import prepare
 from vidvq.tokenize.encode import Step, StepResult, sample_steps
 from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
@@ -76,7 +77,11 @@ class TokenShardWorker:
         self._config, self._clips = config, clips
         cores = cores_per_worker(config.runtime, on_gpu=execution.device == "cuda")
         self._streams = execution.streams
-        self._decoders = Decoders(execution.streams, config.runtime.decoders, cores)
+        on_cluster = config.runtime.decode_on == "cluster"
+        if on_cluster:
+            # Arrays in Ray's object store are read-only; nothing writes to frames.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        self._decoders = Decoders(execution.streams, config.runtime.decoders, cores, on_cluster)
         self._scorer = Scorer(self._tokenizer, config.quality)
         self._access = AccessWatch(config.lists.allow_private, config.limits.allow_denied)
         self._agreement = AgreementCheck(checkpoint, execution)
@@ -178,9 +183,12 @@ class TokenShardWorker:
             elif left:
                 raise UsageError(f"{shard.file or left[0].origin} lacks {left[0].key}, which was planned")
 
-    def _frames_of(self, rows: "deque[Row]", file: Path | None) -> ClipFrames | VideoFrames:
+    def _frames_of(self, rows: "deque[Row]", file: Path | None) -> Job:
         if file:
-            return ClipFrames(file, frozenset(row.key for row in rows))
+            keys = frozenset(row.key for row in rows)
+            if self._config.runtime.decode_on == "cluster" and self._clips and isinstance(rows[0], ClipRow):
+                return PlannedClips(self._clips, rows[0], keys)
+            return ClipFrames(file, keys)
         group = self._tokenizer.temporal_factor
         chunk = max(_CHUNK_FRAMES // group, 1) * group
         windows = tuple(row for row in rows if isinstance(row, PlannedSample))
