@@ -37,7 +37,7 @@ class Stage(NamedTuple):
 # Settings that all commands of `vidvq generate` share, but `train`.
 _REQUEST = ("seed", "sampling", "format", "deadline_s", "max_failed", "runtime")
 # Those of the commands that take clips or videos.
-_INPUT = ("video", "lists", "limits", "items_per_shard")
+_INPUT = ("label", "text", "columns", "text_encoder", "video", "lists", "limits", "items_per_shard")
 
 STAGES = {
     "shard": Stage(
@@ -115,7 +115,7 @@ STAGES = {
         "vidvq.generate.requests",
         "PredictConfig",
         "vidvq generate predict RUN CLIPS|TOKENS|VIDEOS... --out DIR --config FILE",
-        (*_REQUEST, *_INPUT, "given", "frames", "columns", "text_encoder"),
+        (*_REQUEST, *_INPUT, "given", "frames"),
     ),
     "generate-interpolate": Stage(
         "vidvq.generate.requests",
