@@ -26,7 +26,7 @@ from linear_path import extend
 from lookahead import add_lookahead
 
 from vidvq.config import find_config, load
-from vidvq.formats.checkpoint import BUNDLED, find_checkpoint, read_checkpoint, write_checkpoint
+from vidvq.formats.checkpoint import BUNDLED, WEIGHTS, find_checkpoint, read_checkpoint, write_checkpoint
 from vidvq.storage import read_json, write_atomic
 from vidvq.train.config import TrainConfig
 
@@ -156,11 +156,11 @@ def bundle(run: Path, out: Path) -> int:
     """
     checkpoint = read_checkpoint(find_checkpoint(run))
     tensors = {name: tensor.astype(np.float16) for name, tensor in checkpoint.tensors.items()}
-    size = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
-    if size > MAX_MIB:
-        sys.exit(f"{checkpoint.path} has {size:.1f} MiB in half precision; at most {MAX_MIB} MiB may ship")
     step = checkpoint.config["step"]
     write_checkpoint(out, checkpoint.config["model"], checkpoint.config["preprocessing"], tensors, step)
+    size = (out / WEIGHTS).stat().st_size / 2**20
+    if size > MAX_MIB:
+        sys.exit(f"{out / WEIGHTS} has {size:.3f} MiB; at most {MAX_MIB} MiB may ship")
     return step
 
 
