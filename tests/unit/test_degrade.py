@@ -20,7 +20,7 @@ def clips(count: int = 3, size: tuple[int, int] = (20, 28)) -> torch.Tensor:
 
 
 def seeded(seed: int = 0, first: int = 0, count: int = 3) -> list[torch.Generator]:
-    return sample_generators(seed, batch=5, first=first, count=count, device=torch.device("cpu"))
+    return list(sample_generators(seed, batch=5, first=first, count=count, device=torch.device("cpu")))
 
 
 def test_without_settings_the_video_is_untouched():

@@ -1,6 +1,6 @@
 """Losses of the generator and the discriminator on one micro-batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +68,7 @@ class Objective:
         along = zip(block, config.mask.size, strict=True)
         self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]
 
-    def tokenizer_input(self, video: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def tokenizer_input(self, video: Tensor, generators: Iterable[torch.Generator]) -> Tensor:
         """Reduce a micro-batch by the factor of the decoder, degrade it, and append masked copies of some clips.
 
         Args:

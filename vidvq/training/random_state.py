@@ -1,5 +1,7 @@
 """Random state of a training step and of its samples, as a function of their position in the run."""
 
+from collections.abc import Iterator
+
 import torch
 
 from vidvq.storage import sha256_bytes
@@ -17,8 +19,10 @@ def seed_micro_batch(seed: int, step: int, batch: int, micro_batch: int) -> None
     torch.manual_seed(_hash(f"{seed}/{step}/{batch}/{micro_batch}"))
 
 
-def sample_generators(seed: int, batch: int, first: int, count: int, device: torch.device) -> list[torch.Generator]:
-    """Return a source of randomness for each sample of a micro-batch, which does not depend on the processes.
+def sample_generators(seed: int, batch: int, first: int, count: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Yield a source of randomness for each sample of a micro-batch, which does not depend on the processes.
+
+    They are created when drawn: a step that uses none creates none on its device.
 
     Args:
         seed: seed of the run.
@@ -27,8 +31,8 @@ def sample_generators(seed: int, batch: int, first: int, count: int, device: tor
         count: number of samples.
         device: device of the samples.
     """
-    seeds = [_hash(f"{seed}/{batch}/sample {first + index}") for index in range(count)]
-    return [torch.Generator(device).manual_seed(each) for each in seeds]
+    for index in range(first, first + count):
+        yield torch.Generator(device).manual_seed(_hash(f"{seed}/{batch}/sample {index}"))
 
 
 def _hash(text: str) -> int:
