@@ -1,5 +1,7 @@
 """DeepSpeed runs have the losses of a plain PyTorch loop, for all ZeRO stages and numbers of ranks."""
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -67,9 +69,25 @@ def test_every_zero_stage_trains_like_plain_torch(plain, train, tmp_path, stage)
     assert run.column("discriminator") == pytest.approx(plain[1], rel=1e-5)
 
 
+# Prints the identity of the memory in which a rank caches decoded clips.
+CACHE = """
+import os
+import sys
+from vidvq.data.clip_cache import ClipCache
+class Printing(ClipCache):
+    def __init__(self, num_clips, capacity, file):
+        super().__init__(num_clips, capacity, file)
+        print("cache", os.fstat(file.fileno()).st_ino, file=sys.stderr)
+import vidvq.data.dataset
+vidvq.data.dataset.ClipCache = Printing
+"""
+
+
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 3)), 2])
 def test_two_ranks_train_like_one_with_the_whole_batch(whole, train, tmp_path, stage, close):
-    run = train(tmp_path / "run", f"zero_stage={stage}", ranks=2)
+    run = train(tmp_path / "run", f"zero_stage={stage}", ranks=2, patch=CACHE)
+    caches = re.findall(r"^cache (\d+)$", run.stderr, re.M)
+    assert len(caches) == 2 and len(set(caches)) == 1
     assert run.column("loss") == close(whole.column("loss"))
     assert run.column("discriminator") == close(whole.column("discriminator"))
     assert run.column("usage_temporal") == whole.column("usage_temporal")

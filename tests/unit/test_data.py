@@ -1,7 +1,9 @@
 """Training batches: a deterministic, resumable order without repeated or dropped clips."""
 
+import os
 import re
 import shutil
+import signal
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -11,7 +13,7 @@ import pytest
 import torch
 
 from vidvq.data import BucketConfig, ClipDataset, DataConfig, iter_micro_batches
-from vidvq.data.clip_cache import ClipCache
+from vidvq.data.clip_cache import ClipCache, create_memory_file
 from vidvq.data.dataset import UnreadableBatch, reduce_clip
 from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
@@ -168,7 +170,7 @@ def test_all_workers_share_the_decoded_clips(clips, tmp_path, monkeypatch):
 
 
 def test_clips_that_do_not_fit_into_the_cache_are_decoded_again():
-    cache = ClipCache(3, 1000)
+    cache = ClipCache(3, 1000, create_memory_file("test"))
     clips = [np.full((2, 8, 8, 3), index, np.uint8) for index in range(3)]
     for index, frames in enumerate(clips):
         cache.put(index, frames)
@@ -177,6 +179,24 @@ def test_clips_that_do_not_fit_into_the_cache_are_decoded_again():
     assert cache.get(2) is None
     with pytest.raises(ValueError, match="read-only"):
         cache.get(0)[:] = 0
+
+
+def test_a_killed_worker_does_not_block_the_cache():
+    file = create_memory_file("test")
+    cache, other = (ClipCache(2, 1000, file) for _ in range(2))
+    clip = np.full((2, 8, 8, 3), 7, np.uint8)
+    child = os.fork()
+    if not child:
+        with cache._locked():
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    cache.put(1, clip)
+    assert np.array_equal(other.get(1), clip)
+
+
+def test_a_cache_larger_than_the_memory_is_one_clear_error(clips):
+    with pytest.raises(UsageError, match=r"data\.cache_mib=1000000000 must fit in the memory of this machine"):
+        ClipDataset(config(clips, cache_mib=10**9), 1)
 
 
 @pytest.mark.parametrize("start", [1, 4])

@@ -83,8 +83,8 @@ class DataConfig(Batching):
         shuffle: size of the shuffle window (clips); shards are shuffled first.
         workers: decoding processes per training process (1 or more).
         threads: decoding threads per worker (1 or more).
-        cache_mib: size of the cache of decoded clips (MiB per worker), which the workers of a training process share;
-            small datasets are then decoded only once.
+        cache_mib: size of the cache of decoded clips (MiB per machine; 0 or more), which the workers of all training
+            processes of a machine share; small datasets are then decoded only once.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -102,7 +102,7 @@ class DataConfig(Batching):
     shuffle: Size = 1000
     workers: Size = 2
     threads: Size = 1
-    cache_mib: Annotated[int, Field(ge=0)] = 256
+    cache_mib: Annotated[int, Field(ge=0)] = 512
 
     @property
     def shapes(self) -> tuple[BucketConfig, ...]:

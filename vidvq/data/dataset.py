@@ -1,5 +1,6 @@
 """Clip shards as a training dataset. Batches depend on the seed only, not on ranks, workers or restarts."""
 
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from vidvq.data.batch_order import BatchOrder, SampledItem
-from vidvq.data.clip_cache import ClipCache
+from vidvq.data.clip_cache import ClipCache, create_memory_file
 from vidvq.data.config import BucketConfig, DataConfig
 from vidvq.data.index import ClipIndex, read_bytes, read_clip_index
 from vidvq.data.micro_batches import UnreadableBatch
@@ -31,13 +32,16 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
         seed: seed of the order and the crops.
         rank: rank of this process.
         ranks: number of processes.
+        cache_file: file in memory that the ranks of a machine share as cache of decoded clips; None creates one.
 
     Raises:
         UsageError: a directory is incomplete, no clip is usable, or the batch size is not a multiple of the processes
             times the micro-batch size.
     """
 
-    def __init__(self, config: DataConfig, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self, config: DataConfig, seed: int, rank: int = 0, ranks: int = 1, cache_file: io.FileIO | None = None
+    ) -> None:
         self.config, self.seed, self.rank, self.ranks = config, seed, rank, ranks
         self.micro_batch = config.micro_batch(ranks)
         self.index = read_clip_index(list(config.clips), config.where)
@@ -51,8 +55,10 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
                 warn(f"{message} and are excluded from training")
         weights = list(config.clips.values()) if isinstance(config.clips, dict) else None
         self.order = BatchOrder(self.index, bucket, weights, config.batch_size, config.shuffle, seed)
-        capacity = (config.cache_mib << 20) * config.workers
-        self._cache = ClipCache(len(self.index.keys), capacity) if capacity else None
+        self._cache = None
+        if config.cache_mib:
+            file = cache_file or create_memory_file("vidvq")
+            self._cache = ClipCache(len(self.index.keys), config.cache_mib << 20, file)
         self._warned: set[int] = set()
         self._executors: dict[int, ThreadPoolExecutor] = {}
 

@@ -30,6 +30,7 @@ from vidvq.training.distributed import (
     world_size,
 )
 from vidvq.training.guard import RollbackNeeded, Skipped
+from vidvq.training.machine_memory import machine_memory_file
 from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.metric_writer import MetricWriter
 from vidvq.training.recovery import roll_back, skip_batch
@@ -75,7 +76,8 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
     # Before joining: a process that leaves first would make the others fail for another reason.
     config.data.micro_batch(world_size())
     with training_job(config.lost_after_s) as context:
-        data = ClipDataset(config.data, config.seed, context.rank, context.size)
+        cache_file = machine_memory_file() if config.data.cache_mib else None
+        data = ClipDataset(config.data, config.seed, context.rank, context.size, cache_file)
         with locked_run_directory(run, context):
             acquire_run_directory(run, config, _MAY_CHANGE)
             if is_checkpoint(step_folder(run, config.steps)):

@@ -99,7 +99,7 @@ def _peer_loss_cause(error: RuntimeError) -> str | None:
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Sum a tensor over all ranks, in place. Collective: call on every rank."""
-    if _has_peers():
+    if has_peers():
         distributed.all_reduce(tensor)
     return tensor
 
@@ -111,7 +111,7 @@ def to_host(tensor: Tensor) -> list[float]:
 
 def all_gather(tensor: Tensor) -> list[Tensor]:
     """Gather tensors of one shape from all ranks, in rank order. Collective: call on every rank."""
-    if not _has_peers():
+    if not has_peers():
         return [tensor]
     gathered = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
     distributed.all_gather(gathered, tensor.contiguous())
@@ -125,9 +125,10 @@ def any_rank(flag: bool, context: DistributedContext) -> bool:
 
 def barrier() -> None:
     """Wait for all ranks. Collective: call on every rank."""
-    if _has_peers():
+    if has_peers():
         distributed.barrier()
 
 
-def _has_peers() -> bool:
+def has_peers() -> bool:
+    """Return whether other ranks exist."""
     return distributed.is_initialized() and distributed.get_world_size() > 1
