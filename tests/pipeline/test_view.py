@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from tests.helpers.browser import BROWSERS, Page
+from vidvq.decode import batch
 from vidvq.errors import UsageError
 from vidvq.formats.code_statistics import BookStatistics, CodeStatistics, write_code_statistics
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.view import Gallery, build_page
+from vidvq.view.atlas import decode_patches
 from vidvq.view.gallery import Code
 from vidvq.view.page import render
 from vidvq.view.serve import build_routes, make_server
@@ -202,6 +204,37 @@ def test_a_code_outside_the_atlas_is_decoded_on_request(gallery, monkeypatch):
     with Image.open(io.BytesIO(b64decode(patch.partition(",")[2]))) as one:
         with Image.open(io.BytesIO(b64decode(gallery.books[1]["strip"].partition(",")[2]))) as all_of_them:
             assert np.array_equal(np.asarray(one), np.asarray(all_of_them)[:side])
+
+
+def test_clips_decoded_together_are_those_decoded_one_by_one(gallery, monkeypatch):
+    alone, together = [gallery.clip(index) for index in range(5)], []
+    real = batch.iter_decode_batch
+
+    def count(tokenizer, codes, *size):
+        together.append(len(codes))
+        return real(tokenizer, codes, *size)
+
+    monkeypatch.setattr(batch, "iter_decode_batch", count)
+    monkeypatch.setattr("vidvq.view.gallery.default_batch", lambda: 4)
+    assert list(gallery.clips(range(5))) == alone
+    assert max(together) > 1
+
+
+def test_the_codes_of_a_codebook_are_decoded_in_one_call(gallery, monkeypatch):
+    tokenizer, card, calls = gallery._tokenizer, gallery.card, []
+    real = tokenizer.decode
+
+    def count(grids):
+        calls.append(len(grids))
+        return real(grids)
+
+    monkeypatch.setattr(tokenizer, "decode", count)
+    for book in card.codebooks:
+        patches = decode_patches(tokenizer, card, book, [3, 0, 5], 1)
+        assert calls.pop() == 3 and not calls
+        for code, patch in zip([3, 0, 5], patches, strict=True):
+            assert np.array_equal(patch, decode_patches(tokenizer, card, book, [code], 1)[0])
+        calls.clear()
 
 
 def test_a_long_sample_is_cut_to_its_first_frames(gallery, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from vidvq.decode.generated import GeneratedClip
 from vidvq.decode.stream import decode_frames, with_times
@@ -14,10 +15,14 @@ from vidvq.formats.token_shard import TokenInfo
 from vidvq.model import Tokenizer, iter_decode_batch
 from vidvq.video.write import TimedFrame
 
-# Clips of a call on a GPU, by default.
-GPU_CLIPS = 8
+_GPU_CLIPS = 8
 # Frames that are held in memory at a time; longer clips are decoded one by one, as streams.
 _MAX_BYTES = 1 << 29
+
+
+def default_batch() -> int:
+    """Return the number of clips per call of the decoder: one on CPUs, which gain nothing from more."""
+    return _GPU_CLIPS if torch.cuda.is_available() else 1
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,10 @@ class Clip:
     """A clip that was read.
 
     Attributes:
-        item: where it came from and goes to.
         codes: ``lt lh lw``.
         info: its JSON.
     """
 
-    item: Item
     codes: np.ndarray
     info: TokenInfo
 
@@ -53,30 +56,39 @@ class Clip:
         return 3 * self.info.num_frames * self.info.height * self.info.width
 
 
-def decode_together(tokenizer: Tokenizer, clips: Sequence[Clip]) -> Iterator[tuple[Clip, Iterator[TimedFrame]]]:
-    """Decode clips of one shape.
+def decode_together(tokenizer: Tokenizer, clips: Sequence[Clip]) -> Iterator[tuple[int, Iterator[TimedFrame]]]:
+    """Decode clips, those of one shape in the same calls.
 
     Args:
         tokenizer: the tokenizer.
-        clips: the clips; at least one.
+        clips: the clips.
 
     Yields:
-        Each clip with its frames, which must be read before the next clip.
+        Index and frames of each clip; the frames must be read before the next clip.
 
     Raises:
         UsageError: codes do not match the JSON, or a code is out of range; the message gives a source.
     """
-    count = max(_MAX_BYTES // max(clips[0].nbytes * tokenizer.upscale**2, 1), 1)
-    for start in range(0, len(clips), count):
-        some = clips[start : start + count]
-        if len(some) == 1:
-            yield some[0], decode_frames(tokenizer, some[0].codes, some[0].info)
-            continue
-        info = some[0].info
-        codes = [clip.codes for clip in some]
-        try:
-            parts = list(iter_decode_batch(tokenizer, codes, info.num_frames, (info.height, info.width)))
-        except UsageError as error:
-            raise UsageError(f"{info.source}: {error}") from error
-        for index, clip in enumerate(some):
-            yield clip, with_times([part[index] for part in parts], clip.info)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for index, clip in enumerate(clips):
+        alike.setdefault(clip.shape, []).append(index)
+    for indices in alike.values():
+        count = max(_MAX_BYTES // max(clips[indices[0]].nbytes * tokenizer.upscale**2, 1), 1)
+        for start in range(0, len(indices), count):
+            yield from _decode_alike(tokenizer, clips, indices[start : start + count])
+
+
+def _decode_alike(
+    tokenizer: Tokenizer, clips: Sequence[Clip], indices: Sequence[int]
+) -> Iterator[tuple[int, Iterator[TimedFrame]]]:
+    info = clips[indices[0]].info
+    if len(indices) == 1:
+        yield indices[0], decode_frames(tokenizer, clips[indices[0]].codes, info)
+        return
+    codes = [clips[index].codes for index in indices]
+    try:
+        parts = list(iter_decode_batch(tokenizer, codes, info.num_frames, (info.height, info.width)))
+    except UsageError as error:
+        raise UsageError(f"{info.source}: {error}") from error
+    for slot, index in enumerate(indices):
+        yield index, with_times([part[slot] for part in parts], clips[index].info)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vidvq.config import is_mapping
-from vidvq.decode.batch import GPU_CLIPS, Clip, Item, decode_together
+from vidvq.decode.batch import Clip, Item, decode_together, default_batch
 from vidvq.decode.config import DecodeConfig, VideoInterval
 from vidvq.decode.find import find_clips, find_key
 from vidvq.decode.generated import GeneratedFile, index_generated
@@ -164,13 +164,12 @@ def _decode_all(
 ) -> None:
     if not items:
         return
-    gpu = torch.cuda.is_available()
-    batch = config.batch or (GPU_CLIPS if gpu else 1)
+    batch = config.batch or default_batch()
     batches = [tuple(items[start : start + batch]) for start in range(0, len(items), batch)]
     make = partial(make_worker, checkpoint, tokens, kind, config.crf, batch)
     with open_runtime(config.runtime) as runtime:
         pool = runtime.pool(len(batches))
-        for together, done in pool.map_stateful(make, batches, gpus=1 if gpu else 0):
+        for together, done in pool.map_stateful(make, batches, gpus=int(torch.cuda.is_available())):
             if isinstance(done, WorkerDied):
                 raise WorkerLost(f"{together[0].location.key}: {done.message}; run the same command again to resume")
             advance(len(together))
@@ -189,17 +188,9 @@ def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int, batch: int)
         write_frames(item.path, kind, frames, _shape(info, tokenizer), crf)
 
     def decode(items: tuple[Item, ...]) -> int:
-        if len(items) == 1:
-            codes, info = items[0].location.read(card)
-            write(items[0], decode_frames(tokenizer, codes, info), info)
-            return 1
-        alike: dict[tuple[int, ...], list[Clip]] = {}
-        for item in items:
-            clip = Clip(item, *item.location.read(card))
-            alike.setdefault(clip.shape, []).append(clip)
-        for clips in alike.values():
-            for clip, frames in decode_together(tokenizer, clips):
-                write(clip.item, frames, clip.info)
+        clips = [Clip(*item.location.read(card)) for item in items]
+        for index, frames in decode_together(tokenizer, clips):
+            write(items[index], frames, clips[index].info)
         return len(items)
 
     return decode

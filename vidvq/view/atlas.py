@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import repeat
 
 from vidvq.codebook import Codebook
 from vidvq.formats.token_shard import TokenizerCard
@@ -42,31 +43,35 @@ def most_used(card: TokenizerCard, usage: dict[str, np.ndarray]) -> int:
 
 
 @torch.inference_mode()
-def decode_patch(tokenizer: Tokenizer, card: TokenizerCard, book: Codebook, code: int, spatial: int) -> np.ndarray:
-    """Decode one code to a patch ``h w c`` uint8, one column per frame.
+def decode_patches(
+    tokenizer: Tokenizer, card: TokenizerCard, book: Codebook, codes: list[int], spatial: int
+) -> list[np.ndarray]:
+    """Decode each code, in the same calls, to a patch ``h w c`` uint8, one column per frame.
 
     Args:
         tokenizer: the tokenizer.
         card: card of the tokenizer.
-        book: codebook of the code.
-        code: local code.
+        book: codebook of the codes.
+        codes: local codes; at least one.
         spatial: code of frame 0 if ``book`` is the temporal codebook.
     """
     temporal = book is not card.codebooks[0]
     s, middle = card.spatial_factor, (_SIDE // 2) * card.spatial_factor
-    grid = torch.full((1, 2 if temporal else 1, _SIDE, _SIDE), code, dtype=torch.int64)
+    grids = repeat(torch.tensor(codes), "b -> b t h w", t=2 if temporal else 1, h=_SIDE, w=_SIDE).clone()
     if temporal:
-        grid[:, 0] = spatial
-    decoded = to_frames(tokenizer.decode(grid.to(tokenizer.device)))[1 if temporal else 0 :]
-    pixels = shrink_frames(decoded, tokenizer.upscale)
-    return np.concatenate(list(pixels[:, middle : middle + s, middle : middle + s]), axis=1)
+        grids[:, 0] = spatial
+    patches = []
+    for video in tokenizer.decode(grids.to(tokenizer.device)).split(1):
+        pixels = shrink_frames(to_frames(video)[1 if temporal else 0 :], tokenizer.upscale)
+        patches.append(np.concatenate(list(pixels[:, middle : middle + s, middle : middle + s]), axis=1))
+    return patches
 
 
 def _book(
     tokenizer: Tokenizer, card: TokenizerCard, book: Codebook, counts: np.ndarray, spatial: int
 ) -> dict[str, Any]:
     order = [int(code) for code in np.argsort(-counts, kind="stable")[:MAX_CODES] if counts[code]]
-    rows = [decode_patch(tokenizer, card, book, code, spatial) for code in order]
+    rows = decode_patches(tokenizer, card, book, order, spatial) if order else []
     s, temporal = card.spatial_factor, book is not card.codebooks[0]
     strip = np.concatenate(rows) if rows else np.zeros((s, s, 3), dtype=np.uint8)
     return {

@@ -1,6 +1,7 @@
 """Lazy access to the clips of a token directory: decoding on request, and occurrences of codes."""
 
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import accumulate, islice, zip_longest
@@ -11,8 +12,8 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from vidvq.decode.find import frame_times
-from vidvq.decode.stream import decode_groups, open_tokenizer
+from vidvq.decode.batch import Clip, decode_together, default_batch
+from vidvq.decode.stream import open_tokenizer
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.code_statistics import read_code_statistics
@@ -23,7 +24,8 @@ from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.log import progress
 from vidvq.video.decode import decode_clip
-from vidvq.view.atlas import decode_atlas, decode_patch, most_used
+from vidvq.video.write import TimedFrame
+from vidvq.view.atlas import decode_atlas, decode_patches, most_used
 from vidvq.view.pictures import jpeg_sheet, png_strip
 from vidvq.view.search import SearchIndex
 
@@ -72,7 +74,7 @@ class Gallery:
     def __init__(self, tokens: Path, checkpoint: Path, clips: Path | None, statistics: Path | None = None) -> None:
         # Grids this small decode slower on several threads than on one.
         torch.set_num_threads(1)
-        self._tokenizer, self.card = open_tokenizer(tokens, checkpoint)
+        self._tokenizer, self.card = open_tokenizer(tokens, checkpoint, default_batch())
         self.statistics = read_code_statistics(statistics) if statistics else None
         if self.statistics and self.statistics.token_fingerprint != self.card.token_fingerprint:
             raise UsageError(
@@ -130,24 +132,34 @@ class Gallery:
 
     def clip(self, index: int) -> dict[str, Any]:
         """Everything that the page shows of one clip, including its frames as data URIs."""
-        location = self.locate(index)
-        codes, info = location.read(self.card)
-        groups = decode_groups(self._tokenizer, codes, info)
-        decoded = np.concatenate(list(islice(groups, 1 + -(-(MAX_FRAMES - 1) // self.card.temporal_factor))))
-        decoded = decoded[:MAX_FRAMES]
+        return next(self.clips([index]))
+
+    def clips(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Yield what :meth:`clip` returns for each of several clips, which a GPU decodes in the same calls."""
+        batch = default_batch()
+        for start in range(0, len(indices), batch):
+            locations = [self.locate(index) for index in indices[start : start + batch]]
+            clips = [Clip(*location.read(self.card)) for location in locations]
+            shown: dict[int, dict[str, Any]] = {}
+            for at, frames in decode_together(self._tokenizer, clips):
+                shown[at] = self._show(locations[at].key, clips[at], list(islice(frames, MAX_FRAMES)))
+            yield from (shown[at] for at in sorted(shown))
+
+    def _show(self, key: str, clip: Clip, frames: list[TimedFrame]) -> dict[str, Any]:
+        codes, info = clip.codes, clip.info
+        decoded = np.stack([frame.pixels for frame in frames])
         shown = 1 + -(-(len(decoded) - 1) // self.card.temporal_factor)
-        original = self._original(location.key)
+        original = self._original(key)
         same = original is not None and len(original) >= len(decoded) and original.shape[1:] == decoded.shape[1:]
-        times = frame_times(info)
         return {
-            "key": location.key,
+            "key": key,
             "source": info.source,
             "clip": info.clip_index,
             "fps": info.fps,
             "height": info.height,
             "width": info.width,
-            "starts": [float(start - times[0][0]) for start, _ in times[: len(decoded)]],
-            "duration": float(times[len(decoded) - 1][1] - times[0][0]),
+            "starts": [float(frame.start - frames[0].start) for frame in frames],
+            "duration": float(frames[-1].end - frames[0].start),
             "frames": info.num_frames,
             "psnr": _psnr(original[: len(decoded)], decoded) if same and original is not None else None,
             "grid": [shown, *info.grid[1:]],
@@ -176,11 +188,11 @@ class Gallery:
         spread = [position for turn in zip_longest(*found) for position in turn if position][:_SHOWN]
         # The atlas has only the most used codes.
         rare = 0 <= of.code < book.size and of.code not in self.books[of.book]["codes"]
-        patch = decode_patch(self._tokenizer, self.card, book, of.code, self._spatial) if rare else None
+        patches = decode_patches(self._tokenizer, self.card, book, [of.code], self._spatial) if rare else []
         return {
             "count": count,
             "places": sorted(spread, key=lambda position: position["index"]),
-            "patch": None if patch is None else png_strip(patch),
+            "patch": png_strip(patches[0]) if patches else None,
         }
 
     def _count_codes(self) -> list[dict[str, Any]]:

@@ -35,8 +35,8 @@ def build_page(gallery: Gallery, first: int | None) -> bytes:
     carried = []
     if first is not None:
         with progress("page", min(first, gallery.total), "clips") as bar:
-            for index in range(min(first, gallery.total)):
-                carried.append(gallery.clip(index))
+            for clip in gallery.clips(range(min(first, gallery.total))):
+                carried.append(clip)
                 bar.advance()
     data = {
         "clips": None if first is None else carried,
