@@ -1,5 +1,6 @@
 """Ray that does not start or respond gives a one-line error with a remedy, in bounded time."""
 
+import ctypes
 import signal
 import socket
 import subprocess
@@ -142,23 +143,28 @@ def test_retries_of_a_start_are_limited(monkeypatch, failure, tries):
 
 
 def test_a_signal_while_ray_connects_reaches_our_handler(monkeypatch):
-    received = []
+    received, ended = [], threading.Event()
+    thread = threading.Thread(target=ended.wait)
+    install = ctypes.CDLL(ray_start._raylet.__file__)[ray_start._INSTALL]
 
-    def connect() -> None:
-        signal.signal(signal.SIGTERM, lambda *_: received.append("handler of Ray"))
-        # To this thread: threads of earlier tests would take a signal to the process, and do not block it.
-        signal.raise_signal(signal.SIGTERM)
+    def init(**_: object) -> None:
+        ray_start.utils.set_sigterm_handler(lambda *_: received.append("handler of Ray"))
+        install(None, ctypes.c_bool(False))
+        # The system delivers a signal to any thread that does not block it.
+        signal.pthread_kill(thread.ident, signal.SIGTERM)
+        ended.set()
+        thread.join()
 
-    monkeypatch.setattr(ray_start.worker, "connect", connect)
-    monkeypatch.setattr(ray_start.ray, "init", lambda **_: ray_start.worker.connect())
-    before = signal.signal(signal.SIGTERM, lambda *_: received.append("our handler"))
+    monkeypatch.setattr(ray_start.ray, "init", init)
+    before, replace = signal.getsignal(signal.SIGTERM), ray_start.utils.set_sigterm_handler
+    signal.signal(signal.SIGTERM, lambda *_: received.append("our handler"))
+    thread.start()
     try:
         ray_start._start_here(2)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert received == ["our handler"]
-    assert ray_start.worker.connect is connect
-    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert ray_start.utils.set_sigterm_handler is replace
 
 
 def test_another_version_of_ray_is_reported(monkeypatch):

@@ -3,6 +3,7 @@
 # Ray's functions are only partly typed.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 
+import ctypes
 import logging
 import os
 import signal
@@ -17,7 +18,8 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import ray
-from ray._private import worker
+from ray import _raylet
+from ray._private import utils
 
 from vidvq.errors import StoreError
 from vidvq.runtime.interface import RuntimeConfig
@@ -33,6 +35,9 @@ _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x0
 _HTTP2_HEADER_BYTES, _HTTP2_SETTINGS = 9, 4
 # Ray replaces 127.0.0.1 by the machine's external address, but keeps 127.0.0.2, which is loopback on Linux too.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+
+# ray::RayLog::InstallFailureSignalHandler(char const*, bool)
+_INSTALL = "_ZN3ray6RayLog27InstallFailureSignalHandlerEPKcb"
 
 
 class _StartTimeout(BaseException):
@@ -154,28 +159,36 @@ def _end_processes(error: Exception) -> None:
 
 @contextmanager
 def _own_sigterm() -> Generator[None, None, None]:
-    """Keep this process's handler of SIGTERM. Ray's prints a C++ stack, so a signal waits until it is replaced."""
+    """Keep this process's handler of SIGTERM while Ray starts, which replaces it twice in Python and once in C++."""
     before = signal.getsignal(signal.SIGTERM)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield
         return
-    connect = worker.connect
-
-    def connect_undisturbed(*arguments: Any, **options: Any) -> None:
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            connect(*arguments, **options)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-    # Not around the whole start: processes that Ray starts before it connects would inherit the mask.
-    worker.connect = connect_undisturbed
+    _install_failure_handlers()
+    signal.signal(signal.SIGTERM, before)
+    replace = utils.set_sigterm_handler
+    utils.set_sigterm_handler = _ignore
     try:
         yield
     finally:
-        worker.connect = connect
+        utils.set_sigterm_handler = replace
         signal.signal(signal.SIGTERM, before)
+
+
+def _ignore(_handler: Any) -> None:
+    pass
+
+
+def _install_failure_handlers() -> None:
+    """Let Ray's library replace the handlers of fatal signals and of SIGTERM, which it does once per process.
+
+    It would do so while it connects. Its handler prints a C++ stack and ends the process. Blocking SIGTERM meanwhile
+    would not help: the signal then goes to another thread.
+    """
+    install = getattr(ctypes.CDLL(_raylet.__file__), _INSTALL, None)
+    if install:
+        call_previous_handler = ctypes.c_bool(True)
+        install(None, call_previous_handler)
 
 
 def _check_reachable(address: str) -> None:
