@@ -11,9 +11,12 @@ from tests.helpers.decoders import count_or_die, decode_or_crash, numbered
 from vidvq.corpus import frames as corpus_frames
 from vidvq.corpus.frames import ClipFrames, VideoFrames, decode_items
 from vidvq.errors import UsageError
+from vidvq.formats.plan import read_plan
 from vidvq.jobs.rows import ClipRow
-from vidvq.runtime import WorkerDied, ray_feeder
-from vidvq.tokenize import decoders
+from vidvq.jobs.stage import ShardTask
+from vidvq.runtime import RuntimeConfig, WorkerDied, ray_feeder
+from vidvq.tokenize import decoders, worker
+from vidvq.tokenize.config import CPU, TokenizeConfig
 from vidvq.tokenize.decoders import Decoders, PlannedClips, Rates, decoders_per_stream
 
 INLINE = "runtime.workers=0"
@@ -184,7 +187,7 @@ def test_a_damaged_part_fails_the_whole_item_once(make_video, tmp_path, monkeypa
 class FakeRemoteFeeder(FakeFeeder):
     """Stands for a feeder on another node."""
 
-    fed = 0
+    fed, started = 0, True
 
     def feed(self, function, item, deadline_s=None, ahead=2):
         type(self).fed += 1
@@ -213,6 +216,21 @@ def test_processes_on_a_cluster_decode_the_same_and_a_child_does_where_none_has_
     other = replace(row, clip_shard_sha256="0" * 64)
     with pytest.raises(UsageError, match="not the one that was planned"):
         decode(on_cluster, PlannedClips(clips_dir, other, frozenset(keys)))
+
+
+def test_a_worker_does_not_read_the_clips_that_other_nodes_decode(
+    clips_dir, checkpoint_dir, tokens_dir, tmp_path, short_turns, monkeypatch
+):
+    monkeypatch.setattr(ray_feeder, "RayFeeder", FakeRemoteFeeder)
+    monkeypatch.setattr(ray_feeder, "find_ready", lambda feeders, _: feeders)
+    monkeypatch.setattr(worker, "cores_per_worker", lambda *_, **__: 2)
+    monkeypatch.setattr(worker, "local_clips", lambda *_: pytest.fail("the worker opens the clip shard"))
+    config = TokenizeConfig(runtime=RuntimeConfig(address="auto", decode_on="cluster"))
+    plan = read_plan(tokens_dir)
+    shard, rows = next(iter(plan.shards(ClipRow)))
+    make = worker.TokenShardWorker(checkpoint_dir, config, clips_dir, CPU)
+    make(ShardTask(tmp_path, shard, plan.id_of(0), rows))
+    assert (tmp_path / shard).read_bytes() == (tokens_dir / shard).read_bytes()
 
 
 def test_an_actor_returns_blocks_of_bounded_size(tmp_path, monkeypatch):

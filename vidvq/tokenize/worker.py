@@ -97,7 +97,9 @@ class TokenShardWorker:
         counted, copied = _Counts(CodeCounts(self._card)), Counter[str]()
         with ExitStack() as stack:
             with self._clock.activity("fetch"):
-                file = stack.enter_context(local_clips(self._clips, task.rows[0])) if self._clips else None
+                # Other nodes open the clips that they decode.
+                here = self._clips if self._config.runtime.decode_on == "node" else None
+                file = stack.enter_context(local_clips(here, task.rows[0])) if here else None
             with self._clock.activity("write"):
                 fill = partial(self._fill, task, file, counted, copied)
                 try:
@@ -184,11 +186,10 @@ class TokenShardWorker:
                 raise UsageError(f"{shard.file or left[0].origin} lacks {left[0].key}, which was planned")
 
     def _frames_of(self, rows: "deque[Row]", file: Path | None) -> Job:
-        if file:
-            keys = frozenset(row.key for row in rows)
-            if self._config.runtime.decode_on == "cluster" and self._clips and isinstance(rows[0], ClipRow):
-                return PlannedClips(self._clips, rows[0], keys)
-            return ClipFrames(file, keys)
+        if self._clips:
+            keys, some = frozenset(row.key for row in rows), rows[0]
+            assert isinstance(some, ClipRow), "a stage without videos has rows of clips"
+            return ClipFrames(file, keys) if file else PlannedClips(self._clips, some, keys)
         group = self._tokenizer.temporal_factor
         chunk = max(_CHUNK_FRAMES // group, 1) * group
         windows = tuple(row for row in rows if isinstance(row, PlannedSample))
@@ -258,7 +259,7 @@ class _Counts:
 
 @dataclass(frozen=True)
 class _Shard:
-    """The shard that is being made: its clips (None for raw video), and what becomes of its samples."""
+    """The shard that is being made: its clips (None if this process opens none), and what becomes of its samples."""
 
     file: Path | None
     writer: OrderedShardWriter
