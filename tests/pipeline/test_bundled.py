@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vidvq.demo.run import VIDEOS
+from vidvq.demo.stages import VIDEOS
 from vidvq.formats.checkpoint import BUNDLED, read_checkpoint
 from vidvq.metrics.pixel import mean_frame, psnr
 from vidvq.video.decode import decode_clip, open_reader

@@ -1,12 +1,16 @@
 """`vidvq demo --quick`: the commands of the demo with settings that the stages accept."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from vidvq.cli.options import split
 from vidvq.config import find_config, load
-from vidvq.demo import run
+from vidvq.demo import report_stages, run
+from vidvq.demo.report_run import DemoRun
+from vidvq.demo.stages import stages
 from vidvq.generate.config import GenerateTrainConfig
 from vidvq.generate.evaluate import EvaluateConfig
 from vidvq.shard import ShardConfig
@@ -59,5 +63,13 @@ def test_settings_of_the_user_win_over_those_of_quick(commands):
 
 
 def test_a_demo_that_is_not_quick_has_no_settings_of_its_own():
-    names = [arguments for _, arguments in run._stages(Path("out"), run._Settings())]
-    assert not any("runtime.workers=1" in arguments or "clip.short_side=64" in arguments for arguments in names)
+    lines = stages(Path("out")).values()
+    assert not any("runtime.workers=1" in line or "clip.short_side=64" in line for line in lines)
+
+
+def test_the_report_lists_the_commands_of_the_stages_that_ran():
+    ran = cast(DemoRun, SimpleNamespace(out=Path("out"), seconds={"train": 1.0, "decode png": 2.0}))
+    assert report_stages.commands(ran) == [
+        "vidvq train out/train/config.yaml",
+        "vidvq decode out/tokens/heldout --checkpoint out/train --out out/decoded/png format=png",
+    ]

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vidvq.config import read_yaml
+from vidvq.demo.stages import SPLITS, stages
 from vidvq.errors import UsageError
 from vidvq.evaluate.scores import ClipScore, Evaluation
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
@@ -24,24 +25,8 @@ from vidvq.metrics.codes import CodebookUsage
 from vidvq.storage import read_json
 from vidvq.video.decode import decode_clip
 
-SPLITS = ("train", "heldout")
 # Frames of each task of the generator.
 NAMES = ("original", "generator", "baseline", "ceiling")
-STAGES = (
-    "shard train",
-    "shard heldout",
-    "train",
-    "tokenize train",
-    "tokenize heldout",
-    "decode png",
-    "decode mp4",
-    "evaluate",
-    "tokenize bundled",
-    "decode bundled",
-    "evaluate bundled",
-    "generate train",
-    "generate evaluate",
-)
 
 
 @dataclass(frozen=True)
@@ -194,7 +179,7 @@ def read_run(out: Path) -> DemoRun:
         metrics=_read_metrics(out / "train" / "metrics.jsonl"),
         evaluation=_read_evaluation(out / "scores.json"),
         bundled=_read_evaluation(shipped) if (shipped := out / "bundled" / "scores.json").is_file() else None,
-        seconds={stage: seconds[stage] for stage in STAGES if stage in seconds},
+        seconds={stage: seconds[stage] for stage in stages(out) if stage in seconds},
         splits={name: _read_split(out, name, card) for name in SPLITS},
         generated=_read_generated(out / "generated", made),
         generator_clips=made.get("clips", 0),

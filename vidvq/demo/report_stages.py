@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
 
-from vidvq.demo.report_run import SPLITS, DemoRun, Split
+from vidvq.demo.report_run import DemoRun, Split
+from vidvq.demo.stages import stages
 
-_VIDEOS = "vidvq/demo/videos"
-# Settings of `vidvq generate evaluate`.
-GENERATOR_SCORES = ("clips=4", "samples=0", "seeds=[0]", "sampling.temperature=0.5")
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -36,36 +34,12 @@ def stage_rows(run: DemoRun) -> list[StageRow]:
 
 
 def commands(run: DemoRun) -> list[str]:
-    """Commands that repeat this run, with the resolved config of the training."""
-    clips, tokens, train = run.out / "clips", run.out / "tokens", str(run.out / "train")
-    png = str(run.out / "decoded" / "png")
-    trained = ["--checkpoint", train]
-    scored = ["--tokens", str(tokens / "heldout"), "--out", str(run.out / "scores.json")]
-    lines = [
-        *(["shard", f"{_VIDEOS}/{name}", "--out", str(clips / name), "--config", "demo-shard"] for name in SPLITS),
-        ["train", str(run.out / "train" / "config.yaml")],
-        *(["tokenize", str(clips / name), *trained, "--out", str(tokens / name)] for name in SPLITS),
-        ["decode", str(tokens / "heldout"), *trained, "--out", png, "format=png"],
-        ["decode", str(tokens / "heldout"), *trained, "--out", str(run.out / "decoded" / "mp4"), "format=mp4"],
-        ["evaluate", str(clips / "heldout"), png, *scored],
-    ]
-    if run.bundled:
-        shipped = run.out / "bundled"
-        png, made = str(shipped / "png"), str(shipped / "tokens")
-        lines += [
-            ["tokenize", str(clips / "heldout"), "--out", made],
-            ["decode", made, "--out", png, "format=png"],
-            ["evaluate", str(clips / "heldout"), png, "--tokens", made, "--out", str(shipped / "scores.json")],
-        ]
-    if run.generated:
-        made = str(run.out / "generated")
-        scored = ["--clips", str(clips / "heldout"), *trained, "--out", f"{made}/scores.json", "--pictures", made]
-        evaluated = ["evaluate", str(run.out / "generator"), str(tokens / "heldout"), *scored, *GENERATOR_SCORES]
-        lines += [
-            ["generate", "train", "--config", str(run.out / "generator" / "config.yaml")],
-            ["generate", *evaluated],
-        ]
-    return [join(["vidvq", *line]) for line in lines]
+    """Commands that repeat this run; the trainings use their resolved configs."""
+    lines = stages(run.out) | {
+        "train": ["train", str(run.out / "train" / "config.yaml")],
+        "generate train": ["generate", "train", "--config", str(run.out / "generator" / "config.yaml")],
+    }
+    return [join(["vidvq", *line]) for name, line in lines.items() if name in run.seconds]
 
 
 def in_bytes(count: float) -> str:

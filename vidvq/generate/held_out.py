@@ -10,7 +10,7 @@ from vidvq.data.tokens import make_sample, read_token_index
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.config import GenerateTrainConfig
-from vidvq.generate.likelihood import sample_nats
+from vidvq.generate.likelihood import position_nats
 from vidvq.generate.network import build_network
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
 
@@ -60,7 +60,8 @@ class HeldOutLoss:
         nats, tokens = 0.0, 0
         for shape, group in groupby(self._samples, key=lambda codes: codes.shape):
             codes = torch.cat(list(group)).to(self._context.device)
-            nats += sample_nats(self._network, self._card.objective, codes, 0, _DRAWS, f"held out {shape}")
+            found = position_nats(self._network, self._card.objective, codes, 0, _DRAWS, f"held out {shape}")
+            nats += float(found.sum())
             tokens += codes.numel()
         total = all_reduce_sum(torch.tensor([nats, tokens], dtype=torch.float64, device=self._context.device))
         return float(total[0] / total[1].clamp(min=1) / log(2))

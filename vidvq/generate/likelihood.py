@@ -13,22 +13,6 @@ from vidvq.generate.objectives import stratified_masks
 from vidvq.generate.transformer import VideoTransformer
 
 
-def sample_nats(
-    network: VideoTransformer,
-    objective: str,
-    codes: Tensor,
-    given: int,
-    draws: int,
-    seed: str,
-    **conditions: Tensor | None,
-) -> float:
-    """Estimate an upper bound of the negative log-likelihood (nats) of a batch, summed over its codes.
-
-    The arguments are those of :func:`position_nats`.
-    """
-    return float(position_nats(network, objective, codes, given, draws, seed, **conditions).sum())
-
-
 @torch.no_grad()
 def position_nats(
     network: VideoTransformer,
