@@ -47,7 +47,7 @@ def test_static_and_moving_parts_flicker_curves_and_entropy_are_scored(scores, t
         share, parts = clip["static_share"], {True: clip["static_psnr"], False: clip["moving_psnr"]}
         error = sum((share if static else 1 - share) * 10 ** (-(psnr or 0) / 10) for static, psnr in parts.items())
         assert error == pytest.approx(10 ** (-clip["psnr"] / 10))
-        assert clip["flicker"] > 0
+        assert clip["flicker"] > 0 and clip["blocking"] > 0
         assert 0 < clip["entropy_bits_per_pixel"] <= clip["bits_per_pixel"]
     # The clips together have the empirical entropy of each codebook.
     expected = 0.0
@@ -76,7 +76,7 @@ def test_tokenizers_side_by_side_have_the_scores_of_tokenize_and_decode(
     assert second["token_fingerprint"] != first["token_fingerprint"]
     lines = ran.err.splitlines()
     header = next(line for line in lines if "PSNR" in line and "static" in line)
-    assert header.split() == ["PSNR", "static", "moving", "SSIM", "flicker", "bits/pixel", "entropy-coded"]
+    assert header.split() == ["PSNR", "static", "moving", "SSIM", "flicker", "blocking", "bits/pixel", "entropy-coded"]
     rows = [line for line in lines if line.startswith((str(checkpoint_dir), str(other_checkpoint), "mean frame"))]
     assert f"{np.mean([clip['psnr'] for clip in first['clips']]):.2f}" == rows[0].split()[1]
     assert f"{np.mean([clip['psnr'] for clip in second['clips']]):.2f}" == rows[1].split()[1]

@@ -11,7 +11,7 @@ from vidvq.evaluate.config import EvaluateConfig
 from vidvq.evaluate.protocols import PROTOCOLS
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.metrics.codes import CodebookUsage, CodeCounts
-from vidvq.metrics.pixel import flicker, frame_psnr, frame_ssim, masked_psnr, psnr, static_mask
+from vidvq.metrics.pixel import blocking, flicker, frame_psnr, frame_ssim, masked_psnr, psnr, static_mask
 
 if TYPE_CHECKING:
     from vidvq.metrics.perceptual import PerceptualDistance
@@ -30,6 +30,7 @@ class Scores:
         static_psnr: PSNR over the static positions (dB); None if there are none.
         moving_psnr: PSNR over the moving positions (dB); None if there are none.
         flicker: root mean square error of the differences between consecutive frames (levels, 0 to 510).
+        blocking: steps of the error across the borders of 8x8 blocks, relative to those within them; 1 without blocks.
         st_lpips: ST-LPIPS, mean of the frames (lower is better); None if not computed.
         lpips: LPIPS, mean of the frames (lower is better); None if not computed.
     """
@@ -39,6 +40,7 @@ class Scores:
     static_psnr: float | None
     moving_psnr: float | None
     flicker: float
+    blocking: float
     st_lpips: float | None = None
     lpips: float | None = None
 
@@ -80,6 +82,7 @@ class ClipScore:
         static_psnr: PSNR over the static positions (dB); None if there are none.
         moving_psnr: PSNR over the moving positions (dB); None if there are none.
         flicker: root mean square error of the differences between consecutive frames (levels, 0 to 510).
+        blocking: steps of the error across the borders of 8x8 blocks, relative to those within them; 1 without blocks.
         st_lpips: ST-LPIPS, mean of the frames; None if not computed.
         lpips: LPIPS, mean of the frames; None if not computed.
         mean_frame: scores of the repeated mean frame.
@@ -105,6 +108,7 @@ class ClipScore:
     static_psnr: float | None = None
     moving_psnr: float | None = None
     flicker: float | None = None
+    blocking: float | None = None
     st_lpips: float | None = None
     lpips: float | None = None
     mean_frame: Scores | None = None
@@ -203,6 +207,7 @@ class VideoScorer:
             static_psnr=masked_psnr(original, other, mask),
             moving_psnr=masked_psnr(original, other, ~mask),
             flicker=flicker(original, other),
+            blocking=blocking(original, other),
             st_lpips=float(np.mean(st_lpips)) if st_lpips else None,
             lpips=float(np.mean(lpips)) if lpips else None,
         )
@@ -262,6 +267,7 @@ _COLUMNS = (
     ("moving", "moving_psnr", 2),
     ("SSIM", "ssim", 3),
     ("flicker", "flicker", 2),
+    ("blocking", "blocking", 2),
     ("ST-LPIPS", "st_lpips", 4),
     ("LPIPS", "lpips", 4),
     ("bits/pixel", "bits_per_pixel", 4),

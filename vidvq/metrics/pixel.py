@@ -59,6 +59,32 @@ def flicker(original: np.ndarray, other: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(np.diff(errors, axis=0)), dtype=np.float64)))
 
 
+def blocking(original: np.ndarray, other: np.ndarray, side: int = 8) -> float:
+    """Compare the steps of the error across the borders of blocks with those within blocks.
+
+    A mosaic has steps at the borders alone. Edges of the original do not count, as they are no error.
+
+    Args:
+        original: frames ``t h w c`` uint8.
+        other: frames of the same shape.
+        side: height and width of a block (pixels).
+
+    Returns:
+        Ratio of the root mean squares, 0 or more; 1 without an error, and for frames of a single block.
+    """
+    errors = original.astype(np.float32) - other
+    across, within = [], []
+    for axis in (1, 2):
+        steps = np.square(np.diff(errors, axis=axis))
+        borders = np.arange(1, errors.shape[axis]) % side == 0
+        across.append(steps.compress(borders, axis).ravel())
+        within.append(steps.compress(~borders, axis).ravel())
+    at_borders, inside = np.concatenate(across), np.concatenate(within)
+    if not at_borders.size or not inside.any():
+        return 1.0
+    return float(np.sqrt(at_borders.mean(dtype=np.float64) / inside.mean(dtype=np.float64)))
+
+
 def static_mask(video: np.ndarray, deviation: float) -> np.ndarray:
     """Mark the static positions of a video.
 
