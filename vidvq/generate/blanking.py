@@ -74,8 +74,9 @@ def hide_box(shape: tuple[int, int, int], box: tuple[int, int, int, int]) -> Ten
 def draw_hidden_pixels(task: str, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
     """Draw the hidden pixels ``t h w`` bool of a training sample.
 
-    ``interpolate`` keeps every k-th frame (k from 2) and the last one. ``fill`` hides a box of a quarter to three
-    quarters of each side or, for one sample in four, everything outside the box.
+    ``interpolate`` keeps the first and the last frame or, for one sample in two, every k-th frame too (k from 2).
+    ``fill`` hides a box of a quarter to three quarters of each side or, for one sample in four, everything outside the
+    box.
 
     Args:
         task: ``interpolate`` or ``fill``.
@@ -89,7 +90,8 @@ def draw_hidden_pixels(task: str, shape: tuple[int, int, int], rng: torch.Genera
 
     t, h, w = shape
     if task == "interpolate":
-        return hide_between(shape, randint(2, max(t - 1, 2)))
+        longest = max(t - 1, 2)
+        return hide_between(shape, randint(2, longest) if randint(0, 1) else longest)
     height, width = randint(h // 4, 3 * h // 4), randint(w // 4, 3 * w // 4)
     hidden = hide_box(shape, (randint(0, w - width), randint(0, h - height), width, height))
     return ~hidden if randint(0, 3) == 0 else hidden

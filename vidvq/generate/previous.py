@@ -15,18 +15,23 @@ from torch.nn import functional as F
 UNKNOWN = -1
 
 
-def previous_codes(codes: Tensor, mask: Tensor | None = None, before: Tensor | None = None) -> Tensor:
+def previous_codes(
+    codes: Tensor, mask: Tensor | None = None, before: Tensor | None = None, given: Tensor | None = None
+) -> Tensor:
     """Return the code at the same place one latent frame earlier, for each position.
 
     Args:
         codes: ``b t h w`` int64.
         mask: ``b t h w`` bool, True for hidden codes; None hides none.
         before: the latent frame ``b 1 h w`` before the first; None if there is none.
+        given: codes ``b t h w`` to use in place of hidden ones, ``UNKNOWN`` for none; None for none at all.
 
     Returns:
-        ``b t h w`` int64; ``UNKNOWN`` where there is no earlier frame or its code is hidden.
+        ``b t h w`` int64; ``UNKNOWN`` where there is no earlier frame, or its code is hidden and not given.
     """
-    known = codes if mask is None else codes.masked_fill(mask, UNKNOWN)
+    known = codes
+    if mask is not None:
+        known = codes.masked_fill(mask, UNKNOWN) if given is None else torch.where(mask, given, codes)
     first = torch.full_like(codes[:, :1], UNKNOWN) if before is None else before
     return torch.cat([first, known[:, :-1]], dim=1)
 

@@ -184,11 +184,12 @@ class _Window:
         codes = self.codes.clone()
         mask = torch.zeros(codes.shape, dtype=torch.bool, device=codes.device)
         mask[self.given :] = True
+        visible = self.network.given_codes(*self.pixels)
 
         def predict(codes: Tensor, mask: Tensor) -> _Prediction:
-            previous = self._expand(previous_codes(codes[None], mask[None])[0])
+            previous = previous_codes(self._expand(codes), self._expand(mask), given=visible)
             vectors = self.network.hidden(self._embed(codes, mask, previous) + self.extra, text=self.text)
-            return _Prediction(vectors, self.network.candidates(previous, *self.pixels))
+            return _Prediction(vectors, self.network.candidates(previous, visible))
 
         return self._reveal(codes, mask, predict, 0)
 

@@ -162,21 +162,30 @@ class VideoTransformer(nn.Module):
             parts.append(vectors)
         return torch.cat(parts, dim=1)
 
-    def candidates(
-        self,
-        previous: Tensor,
-        blanked: Tensor | None = None,
-        visible: Tensor | None = None,
-        kept: Tensor | None = None,
-        first: int = 0,
+    def given_codes(
+        self, blanked: Tensor | None = None, visible: Tensor | None = None, kept: Tensor | None = None
     ) -> Tensor | None:
+        """Return the codes of the blanked video where pixels are visible, ``UNKNOWN`` elsewhere.
+
+        Args:
+            blanked: see :meth:`condition`.
+            visible: see :meth:`condition`.
+            kept: see :meth:`condition`.
+
+        Returns:
+            ``b t h w`` int64; None without a blanked video.
+        """
+        if blanked is None or visible is None:
+            return None
+        given = torch.where(visible > 0, blanked, UNKNOWN)
+        return given if kept is None else given.masked_fill(~kept[:, None, None, None], UNKNOWN)
+
+    def candidates(self, previous: Tensor, given: Tensor | None = None, first: int = 0) -> Tensor | None:
         """Return the codes that each position can copy.
 
         Args:
             previous: :func:`previous_codes`, ``b t h w``.
-            blanked: see :meth:`condition`.
-            visible: see :meth:`condition`.
-            kept: see :meth:`condition`.
+            given: :meth:`given_codes`.
             first: index of the first latent frame.
 
         Returns:
@@ -191,10 +200,7 @@ class VideoTransformer(nn.Module):
             found[:, : max(2 - first, 0)] = UNKNOWN
         if self.blanked is None:
             return found
-        given = torch.full_like(previous, UNKNOWN)
-        if blanked is not None and visible is not None:
-            given = torch.where(visible > 0, blanked, UNKNOWN)
-            given = given if kept is None else given.masked_fill(~kept[:, None, None, None], UNKNOWN)
+        given = torch.full_like(previous, UNKNOWN) if given is None else given
         return torch.cat([found, given[..., None]], dim=-1)
 
     def condition(
@@ -260,8 +266,9 @@ class VideoTransformer(nn.Module):
             len(codes), conditions.pop("text", None), conditions.pop("text_mask", None), conditions.get("kept")
         )
         extra = self.condition(codes, **conditions)  # type: ignore[arg-type] (first is not among them)
-        previous = previous_codes(codes, None if two_streams else mask)
-        copies = self.candidates(previous, conditions.get("blanked"), conditions.get("visible"), conditions.get("kept"))
+        given = self.given_codes(conditions.get("blanked"), conditions.get("visible"), conditions.get("kept"))
+        previous = previous_codes(codes, None if two_streams else mask, given=given)
+        copies = self.candidates(previous, given)
         noisy = self.embed(codes, mask, previous=previous) + extra
         clean = self.embed(codes, None, previous=previous) + extra if two_streams else None
         return self.nll(self.hidden(noisy, clean, text), codes, mask, copies)

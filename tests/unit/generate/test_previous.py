@@ -9,6 +9,7 @@ import torch
 from tests.helpers.generators import MODEL, make_card
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.generate.blanking import BlankedVideo
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import build_network
 from vidvq.generate.previous import add_copies, neighbors, previous_codes
@@ -44,6 +45,8 @@ def test_the_previous_code_is_unknown_where_it_is_hidden_or_there_is_none():
     assert previous_codes(grid).flatten().tolist() == [-1, -1, 0, 1, 2, 3]
     assert previous_codes(grid, holes).flatten().tolist() == [-1, -1, 0, 1, 2, -1]
     assert previous_codes(grid, before=torch.full((1, 1, 1, 2), 9)).flatten().tolist() == [9, 9, 0, 1, 2, 3]
+    # A hidden code is replaced by a given one, and no other.
+    assert previous_codes(grid, holes, given=grid + 10).flatten().tolist() == [-1, -1, 0, 1, 2, 13]
 
 
 def test_a_window_has_its_neighbors_in_raster_order():
@@ -97,8 +100,25 @@ def test_what_is_visible_is_a_candidate_unless_it_is_dropped():
     visible = torch.ones(SHAPE)
     visible[0, 1, 0, 0] = 0
     kept = torch.tensor([True, False])
-    last = model.candidates(previous_codes(grid), grid + 1, visible, kept)[..., -1]
+    last = model.candidates(previous_codes(grid), model.given_codes(grid + 1, visible, kept))[..., -1]
     assert (last[1] == -1).all() and last[0, 1, 0, 0] == -1 and torch.equal(last[0, 2], grid[0, 2] + 1)
+
+
+def test_codes_can_be_copied_from_a_visible_frame_before_any_is_revealed(tokens_dir):
+    """With gates that copy from the same place of the previous latent frame, in training and in sampling."""
+    card = make_card(read_tokenizer_card(tokens_dir), model=MODEL | {"copy_radius": 1})
+    model = build_network(card).eval().requires_grad_(False)
+    for head in model.heads:
+        head.gates.bias[4] = 100
+    given, visible = torch.randint(0, 32, (1, 3, 4, 5), generator=seeded_rng("a")), torch.zeros(1, 3, 4, 5)
+    visible[:, 1] = 1
+    copied = given.clone()
+    copied[:, 2] = given[:, 1]
+    nll = model(copied, torch.ones_like(copied, dtype=torch.bool), False, blanked=given, visible=visible)
+    assert nll[-20:].max() < 0.01 < nll[:-20].min()
+    condition, config = Condition(blanked=BlankedVideo(given, visible)), SamplingConfig(steps=1, temperature=0.0)
+    found = sample_codes(model, card, (3, 4, 5), None, condition, config, seeded_rng("b"))
+    assert (found[2] == given[0, 1].numpy()).all()
 
 
 @pytest.mark.parametrize("objective", ["masked", "next"])
