@@ -18,6 +18,7 @@ from vidvq.train.losses import (
     wavelet_l1,
 )
 from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
+from vidvq.training.random_state import sample_generators
 from vidvq.training.schedule import Ramp, learning_rate, weight_at
 
 
@@ -66,14 +67,20 @@ def test_the_wavelet_loss_ignores_means():
     assert float(wavelet_l1(checks, flat)) == pytest.approx(1 / 3 / 2)
 
 
+def random_sources(count, first=0):
+    return list(sample_generators(0, batch=5, first=first, count=count, device=torch.device("cpu")))
+
+
 def test_masking_covers_the_given_fraction_of_whole_blocks():
-    torch.manual_seed(0)
     video = torch.ones(4, 3, 9, 16, 16)
-    shown = mask_blocks(video, 0.5, (4, 8, 8))
+    shown = mask_blocks(video, 0.5, (4, 8, 8), random_sources(4))
     blocks = torch.stack([shown[:, 0, t, y, x] for t in (0, 1, 5) for y in (0, 8) for x in (0, 8)], dim=1)
     assert (blocks.sum(dim=1) == 6).all()
     assert torch.equal(shown[:, :, 1:5, :8, :8].amin(dim=(2, 3, 4)), shown[:, :, 1:5, :8, :8].amax(dim=(2, 3, 4)))
-    assert mask_blocks(video[:, :, :1], 0.5, (4, 8, 8)).mean() == 0.5
+    assert mask_blocks(video[:, :, :1], 0.5, (4, 8, 8), random_sources(4)).mean() == 0.5
+    # Each clip has a mask of its own, the same in any micro-batch.
+    assert len({tuple(row) for row in blocks.tolist()}) > 1
+    assert torch.equal(mask_blocks(video[2:], 0.5, (4, 8, 8), random_sources(2, first=2)), shown[2:])
 
 
 def test_a_ramp_interpolates_between_its_ends():

@@ -150,9 +150,13 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
         Raises:
             UsageError: a shard is damaged.
         """
-        first = (micro_step * self.ranks + self.rank) * self.micro_batch
+        first = self.first_sample(micro_step)
         local = self.order.batch(number)[1][first : first + self.micro_batch]
         return [self._read(sample, from_start) for sample in local]
+
+    def first_sample(self, micro_step: int) -> int:
+        """Return the index in the batch of the first sample of a micro-batch of this rank."""
+        return (micro_step * self.ranks + self.rank) * self.micro_batch
 
     def _read(self, sample: SampledItem, from_start: bool) -> TokenSample:
         location = self.index.locations[sample.index]

@@ -99,23 +99,24 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
     def __getitem__(self, position: tuple[int, int]) -> Examples | UnreadableBatch:
         """Return a micro-batch of this rank."""
         number, micro_step = position
-        task = draw_task(self._tasks, self.seed, number, micro_step)
+        task = draw_task(self._tasks, self.seed, number)
         try:
             samples = self._tokens.samples(number, micro_step, from_start=task in BLANKED_TASKS)
-            blanked = self._blank(samples, task, position) if task in BLANKED_TASKS else None
+            blanked = self._blank(samples, task, *position) if task in BLANKED_TASKS else None
         except (UsageError, VideoError) as error:
             return UnreadableBatch(str(error))
         return make_examples(samples, task, self._card, self._columns, blanked)
 
-    def _blank(self, samples: list[TokenSample], task: str, position: tuple[int, int]) -> BlankedVideo:
+    def _blank(self, samples: list[TokenSample], task: str, number: int, micro_step: int) -> BlankedVideo:
         assert self._tokenizer is not None
         codes, visible = [], []
-        for sample in samples:
+        for index, sample in enumerate(samples, self._tokens.first_sample(micro_step)):
             file = self._media[sample.key]
             frames = decode_clip(read_bytes(file), sample.key)
             frames = frames[: 1 + (len(sample.codes) - 1) * self._tokenizer.temporal_factor]
-            rng = seeded_rng(f"{self.seed}/{position}/{sample.key}")
-            hidden = draw_hidden_pixels(task, frames.shape[:3], rng)
+            hidden = draw_hidden_pixels(
+                task, frames.shape[:3], seeded_rng(f"{self.seed}/{number}/sample {index}/hidden")
+            )
             blanked = encode_visible(self._tokenizer, to_video(frames), hidden[None])
             codes.append(blanked.codes)
             visible.append(blanked.visible)
@@ -157,9 +158,9 @@ def make_examples(
     return Examples(collate(samples), task, class_indices, action_rows, blanked, text)
 
 
-def draw_task(weights: dict[str, float], seed: int, number: int, micro_step: int) -> str:
-    """Draw the task of a micro-batch, the same on all ranks."""
-    rng = Random(f"{seed}/{number}/{micro_step}/task")
+def draw_task(weights: dict[str, float], seed: int, number: int) -> str:
+    """Draw the task of a batch, the same on all ranks and in all micro-batches."""
+    rng = Random(f"{seed}/{number}/task")
     return rng.choices(list(weights), list(weights.values()))[0]
 
 

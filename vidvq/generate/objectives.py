@@ -7,35 +7,34 @@ import torch
 from torch import Tensor
 
 
-def draw_mask(task: str, objective: str, shape: tuple[int, int, int, int], rng: torch.Generator) -> Tensor:
-    """Draw the mask of a training batch.
+def draw_mask(task: str, objective: str, shape: tuple[int, int, int], rng: torch.Generator) -> Tensor:
+    """Draw the mask of a training sample.
 
-    ``masked`` draws one ratio of hidden codes per sample from the cosine schedule (Chang et al. 2022); with
-    ``predict``, a prefix of random length stays visible. ``next`` draws a ratio per latent frame; with ``predict``, the
-    first frame stays visible.
+    ``masked`` draws one ratio of hidden codes from the cosine schedule (Chang et al. 2022); with ``predict``, a prefix
+    of random length stays visible. ``next`` draws a ratio per latent frame; with ``predict``, the first frame stays
+    visible. Single latent frames have no prefix.
 
     Args:
         task: name of the task.
         objective: ``masked`` or ``next``.
-        shape: shape ``b t h w`` of the batch.
+        shape: shape ``t h w`` of the sample.
         rng: source of randomness.
 
     Returns:
-        Mask ``b t h w`` bool, True for hidden codes; at least one per sample.
+        Mask ``t h w`` bool, True for hidden codes; at least one.
     """
-    b, t, h, w = shape
+    t, h, w = shape
+    predicts = task == "predict" and t > 1
     if objective == "next":
-        mask = _hide(torch.rand(b, t, generator=rng), (b, t, h * w), rng).reshape(shape)
-        if task == "predict":
-            mask[:, 0] = False
+        mask = _hide(torch.rand(t, generator=rng), (t, h * w), rng).reshape(shape)
+        if predicts:
+            mask[0] = False
         return mask
-    mask = _hide(torch.rand(b, generator=rng), (b, t * h * w), rng).reshape(shape)
-    if task == "predict":
-        given = torch.randint(1, t, (b,), generator=rng)
-        hidden = torch.arange(t) >= given[:, None]
-        mask &= hidden[:, :, None, None]
-        # A sample without a hidden code hides the last code of its last frame.
-        mask[mask.flatten(1).sum(1) == 0, -1, -1, -1] = True
+    mask = _hide(torch.rand((), generator=rng), (t * h * w,), rng).reshape(shape)
+    if predicts:
+        mask[: int(torch.randint(1, t, (), generator=rng))] = False
+        if not mask.any():
+            mask[-1, -1, -1] = True
     return mask
 
 

@@ -1,5 +1,6 @@
 """Trainer of a generator: network, engine, averaged weights and guard."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.config import GenerateTrainConfig
-from vidvq.generate.examples import Examples, seeded_rng
+from vidvq.generate.examples import Examples
 from vidvq.generate.network import build_network
 from vidvq.generate.objectives import draw_mask
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
@@ -22,7 +23,7 @@ from vidvq.training.engine import (
     set_lr,
 )
 from vidvq.training.guard import LossSpikeGuard, Skipped
-from vidvq.training.random_state import seed_micro_batch
+from vidvq.training.random_state import sample_generators, seed_micro_batch
 from vidvq.training.training_state import Progress, TrainingState
 
 
@@ -101,9 +102,9 @@ class GeneratorTrainer:
         set_lr(self._engine, config.optimizer.lr_at(progress.step, config.steps))
         micro_batch = micro_step * self.context.size + self.context.rank
         seed_micro_batch(config.seed, progress.step, progress.batch, micro_batch)
-        # The text is part of the seed; changing it changes the masks of every run.
-        rng = seeded_rng(f"{config.seed}/{progress.step}/{progress.batch}/{micro_batch}/holes")
-        loss = compute_loss(self._engine, examples, config.objective, config.conditions.drop, rng)
+        count = len(examples.tokens.codes)
+        generators = sample_generators(config.seed, progress.batch, micro_batch * count, count, torch.device("cpu"))
+        loss = compute_loss(self._engine, examples, config.objective, config.conditions.drop, generators)
         if skipped := self.guard.check(float(self._mean(loss))):
             return skipped
         self._engine.backward(loss)
@@ -135,7 +136,11 @@ class GeneratorTrainer:
 
 
 def compute_loss(
-    network: torch.nn.Module, examples: Examples, objective: str, drop: float, rng: torch.Generator
+    network: torch.nn.Module,
+    examples: Examples,
+    objective: str,
+    drop: float,
+    generators: Iterable[torch.Generator],
 ) -> Tensor:
     """Compute the mean loss of the hidden codes (nats per code).
 
@@ -144,16 +149,19 @@ def compute_loss(
         examples: micro-batch.
         objective: ``masked`` or ``next``.
         drop: fraction of the samples whose conditions are dropped (0 to below 1).
-        rng: source of randomness, on the CPU.
+        generators: source of randomness of each sample, on the CPU.
 
     Returns:
         Scalar with gradient.
     """
     device = next(network.parameters()).device
     codes = examples.tokens.codes.to(device)
-    b, t, h, w = codes.shape
-    mask = draw_mask(examples.task, objective, (b, t, h, w), rng).to(device)
-    kept = (torch.rand(b, generator=rng) >= drop).to(device)
+    _, t, h, w = codes.shape
+    masks, draws = [], []
+    for rng in generators:
+        masks.append(draw_mask(examples.task, objective, (t, h, w), rng))
+        draws.append(torch.rand((), generator=rng))
+    mask, kept = torch.stack(masks).to(device), (torch.stack(draws) >= drop).to(device)
     return network(codes, mask, objective == "next", kept=kept, **condition_tensors(examples, device)).mean()
 
 

@@ -1,6 +1,6 @@
 """Degradation of the encoder's input, for decoders that restore clean video: blur, noise, JPEG compression."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -24,7 +24,7 @@ _BLOCK = 8
 
 
 @torch.no_grad()
-def degrade(video: Tensor, config: DegradeConfig, generators: Iterable[torch.Generator]) -> Tensor:
+def degrade(video: Tensor, config: DegradeConfig, generators: Sequence[torch.Generator]) -> Tensor:
     """Blur, add noise and compress each clip, with strengths drawn per clip.
 
     Args:
@@ -37,16 +37,15 @@ def degrade(video: Tensor, config: DegradeConfig, generators: Iterable[torch.Gen
     """
     if not config.is_used:
         return video
-    sources = list(generators)
 
     def uniform() -> Tensor:
-        return torch.cat([torch.rand(1, generator=each, device=video.device) for each in sources])
+        return torch.cat([torch.rand(1, generator=each, device=video.device) for each in generators])
 
     chosen, degraded = uniform() < config.clips, video.float()
     if config.blur:
         degraded = blur(degraded, config.blur * uniform(), config.blur)
     if config.noise:
-        noise = torch.stack([torch.randn(video.shape[1:], generator=each, device=video.device) for each in sources])
+        noise = torch.stack([torch.randn(video.shape[1:], generator=each, device=video.device) for each in generators])
         degraded = degraded + noise * (config.noise / 127.5 * uniform()).view(-1, 1, 1, 1, 1)
     degraded = degraded.clamp(-1, 1)
     if config.jpeg is not None:

@@ -73,16 +73,18 @@ class Objective:
 
         Args:
             video: ``b c t h w`` in [-1, 1].
-            generators: source of randomness of the degradation of each clip.
+            generators: source of randomness of each clip, for its degradation and its mask.
 
         Returns:
             The clips followed by their masked copies; the clips alone without ``loss.masked``.
         """
-        video = degrade(shrink(video, self._upscale), self._degrade, generators)
-        if not is_used(self.loss.masked):
+        masked = is_used(self.loss.masked)
+        sources = list(generators) if masked or self._degrade.is_used else []
+        video = degrade(shrink(video, self._upscale), self._degrade, sources)
+        if not masked:
             return video
-        again = video[: max(round(self.mask.clips * len(video)), 1)]
-        return torch.cat([video, mask_blocks(again, self.mask.blocks, self._block)])
+        count = max(round(self.mask.clips * len(video)), 1)
+        return torch.cat([video, mask_blocks(video[:count], self.mask.blocks, self._block, sources[:count])])
 
     def generator(self, step: int, video: Tensor, out: Reconstruction, discriminate: Discriminate) -> GeneratorTerms:
         """Compute the loss of the generator.

@@ -22,13 +22,18 @@ def random(seed=0):
 @pytest.mark.parametrize("objective", ["masked", "next"])
 @pytest.mark.parametrize("task", ["generate", "predict"])
 def test_every_sample_has_hidden_codes(task, objective):
-    mask = draw_mask(task, objective, SHAPE, random())
+    mask = torch.stack([draw_mask(task, objective, SHAPE[1:], random(seed)) for seed in range(SHAPE[0])])
     counts = mask.flatten(1).sum(1)
     assert counts.min() > 0 and len(counts.unique()) > 10
     assert mask[:, 0].any() == (task == "generate")
     if task == "predict" and objective == "masked":
         given = (~mask.flatten(2).any(2)).int().cumprod(1).sum(1)
         assert set(given.tolist()) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("objective", ["masked", "next"])
+def test_an_image_among_videos_has_hidden_codes_too(objective):
+    assert draw_mask("predict", objective, (1, *SHAPE[2:]), random()).any()
 
 
 @pytest.mark.parametrize("objective", ["masked", "next"])

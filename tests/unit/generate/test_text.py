@@ -18,6 +18,7 @@ from vidvq.generate.sampling import Condition, sample_codes
 from vidvq.generate.text import TextEncoder, open_text_encoder, pad_texts
 from vidvq.generate.trainer import compute_loss
 from vidvq.generate.transformer import KVCache
+from vidvq.training.random_state import sample_generators
 
 WORDS = ("red", "green", "a blue clip")
 
@@ -45,7 +46,8 @@ def train(card, examples, steps=40):
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-2)
     losses = []
     for step in range(steps):
-        loss = compute_loss(network, examples, card.objective, 0.1, seeded_rng(str(step)))
+        sources = sample_generators(0, step, 0, len(WORDS), torch.device("cpu"))
+        loss = compute_loss(network, examples, card.objective, 0.1, sources)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,90 @@
+"""Tasks, hidden pixels and masks of a training batch are the same for any number of processes and micro-batches."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers.generators import make_card
+from vidvq.data import TokenDataConfig, TokenDataset
+from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.generate import trainer
+from vidvq.generate.config import GenerateTrainConfig, PixelConfig, TaskConfig
+from vidvq.generate.examples import Columns, ExampleDataset
+from vidvq.pretrained import load_tokenizer
+from vidvq.training.distributed import DistributedContext
+
+BATCH, NUMBERS = 4, range(3)
+
+
+@pytest.fixture(scope="module")
+def make_examples(tokens_dir, clips_dir, checkpoint_dir):
+    """Return the micro-batches of all processes in the order of their samples, as (rank, micro-step, examples)."""
+    card, tokenizer = make_card(read_tokenizer_card(tokens_dir)), load_tokenizer(checkpoint_dir)[0]
+
+    def make(number, ranks, micro_batch):
+        data = TokenDataConfig((str(tokens_dir),), batch_size=BATCH, micro_batch_size=micro_batch, latents=3, workers=0)
+        pixels = PixelConfig((str(clips_dir),), str(checkpoint_dir))
+        config = GenerateTrainConfig(data, tasks=TaskConfig(0, 1, 1, 1), pixels=pixels)
+        found = []
+        for micro_step in range(data.accumulation(ranks)):
+            for rank in range(ranks):
+                tokens = TokenDataset(data, config.seed, rank, ranks)
+                dataset = ExampleDataset(config, card, tokens, Columns({}, {}, {}), tokenizer)
+                found.append((rank, micro_step, dataset[number, micro_step]))
+        return config, found
+
+    return make
+
+
+class Engine(nn.Module):
+    """Records the mask of each micro-batch, and which samples keep their conditions."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.masks, self.kept = [], []
+
+    def forward(self, codes, mask, two_streams, kept, **conditions):
+        self.masks.append(mask)
+        self.kept.append(kept)
+        return self.weight.expand(1)
+
+    def backward(self, loss):
+        pass
+
+    def step(self):
+        pass
+
+
+def drawn(monkeypatch, config, number, ranks, examples):
+    """Return the tasks, hidden pixels, masks and kept conditions of a batch."""
+    monkeypatch.setattr(trainer, "set_lr", lambda engine, lr: None)
+    monkeypatch.setattr(trainer.GeneratorTrainer, "__init__", lambda self: None)
+    engine, tasks, visible = Engine(), set(), []
+    for rank, micro_step, each in examples:
+        process = trainer.GeneratorTrainer()
+        process.config, process._engine = config, engine
+        process.context = DistributedContext(rank, ranks, torch.device("cpu"))
+        process.guard = SimpleNamespace(check=lambda loss: None)
+        process.progress = SimpleNamespace(step=number, batch=number)
+        process._mean = torch.Tensor.detach
+        process.forward_backward(each, micro_step)
+        tasks.add(each.task)
+        visible += [] if each.blanked is None else [each.blanked.visible]
+    return tasks, [torch.cat(parts) for parts in (visible, engine.masks, engine.kept) if parts]
+
+
+def test_a_batch_draws_the_same_however_it_is_divided(monkeypatch, make_examples):
+    seen = set()
+    for number in NUMBERS:
+        config, whole = make_examples(number, 1, BATCH)
+        tasks, tensors = drawn(monkeypatch, config, number, 1, whole)
+        for ranks, micro_batch in ((2, 2), (1, 2), (2, 1)):
+            config, parts = make_examples(number, ranks, micro_batch)
+            found_tasks, found = drawn(monkeypatch, config, number, ranks, parts)
+            assert len(tasks) == 1 and found_tasks == tasks
+            assert len(found) == len(tensors) and all(map(torch.equal, found, tensors))
+        seen |= tasks
+    assert seen == {"predict", "interpolate", "fill"}
