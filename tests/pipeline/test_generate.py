@@ -251,6 +251,8 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         ("interpolate", generator, "a.mp4", "insert=8"): "set 7 or less",
         ("fill", generator, tokens_dir, "box=[0,0,8,8]"): "tokens of visible pixels depend on hidden ones",
         ("interpolate", generator, clips_dir, "--checkpoint", other_checkpoint): "has tokenizer",
+        ("sample", generator): "set --checkpoint to the tokenizer that made them",
+        ("predict", generator, tokens_dir): "set --checkpoint to the tokenizer that made them",
     }.items():
         done = vidvq("generate", *arguments, "--out", out)
         assert done.code == 2 and expected in done.error, (arguments, done.err)

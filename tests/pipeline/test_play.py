@@ -205,6 +205,11 @@ def test_a_browser_plays(served, tmp_path, request, tokens_dir):
         page.close()
 
 
+def test_buttons_name_the_space_key_and_the_action(steered, tokens_dir, checkpoint_dir):
+    game = Game(steered, tokens_dir, checkpoint_dir, PlayConfig(keys={" ": (-1.0, 0.5)}))
+    assert "<kbd>Space</kbd> -1, 0.5</button>" in build_play_page(game).decode()
+
+
 def test_names_of_keys_are_escaped(steered, tokens_dir, checkpoint_dir):
     hostile = "</script><script>alert(1)</script>"
     game = Game(steered, tokens_dir, checkpoint_dir, PlayConfig(keys={hostile: (1.0, 0.0)}))

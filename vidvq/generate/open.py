@@ -73,6 +73,7 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
         if inputs:
             raise UsageError(f"{inputs[0]} is one argument too many; sample takes a run and settings only")
         _check_sample(generator.card, config)
+        _check_decoder(generator, config, checkpoint)
         return SampleStage(**common)
     assert isinstance(config, InputConfig)
     if not inputs:
@@ -102,7 +103,9 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
             raise UsageError(
                 f"{folder} holds tokens, and tokens of visible pixels depend on hidden ones; pass the clip shards"
             )
-        return PredictTokens(**common, tokens=folder, conditions=_token_conditions(generator, folder, config))
+        conditions = _token_conditions(generator, folder, config)
+        _check_decoder(generator, config, checkpoint)
+        return PredictTokens(**common, tokens=folder, conditions=conditions)
     if plan.stage != SHARD_STAGE:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; pass a directory of clip shards")
     tokenizer, conditions = _find_tokenizer(generator, checkpoint), _clip_conditions(generator.card, folder, config)
@@ -138,8 +141,15 @@ def _find_tokenizer(generator: Generator, checkpoint: Path) -> Path:
     """Return the folder of the tokenizer, after checking that it made the generator's tokens."""
     tokenizer = find_tokenizer(checkpoint)
     _, card = load_tokenizer(tokenizer)
-    _check_tokenizer(generator, card.token_fingerprint, str(checkpoint))
+    remedy = "; set --checkpoint to the tokenizer that made them"
+    _check_tokenizer(generator, card.token_fingerprint, str(checkpoint), remedy)
     return tokenizer
+
+
+def _check_decoder(generator: Generator, config: SampleConfig | PredictConfig, checkpoint: Path) -> None:
+    """Check that the tokenizer can decode the samples, unless they stay tokens."""
+    if config.format != "none":
+        _find_tokenizer(generator, checkpoint)
 
 
 def _check_sample(card: GeneratorCard, config: SampleConfig) -> None:
@@ -161,12 +171,12 @@ def _check_given(card: GeneratorCard, config: PredictConfig) -> None:
         raise UsageError(f"frames={config.frames} must be more than given={config.given}")
 
 
-def _check_tokenizer(generator: Generator, fingerprint: str, where: str) -> None:
+def _check_tokenizer(generator: Generator, fingerprint: str, where: str, remedy: str = "") -> None:
     wanted = generator.card.tokenizer.token_fingerprint
     if fingerprint != wanted:
         raise UsageError(
             f"{generator.path} was trained on tokens of tokenizer {wanted[:12]}; {where} has tokenizer "
-            f"{fingerprint[:12]}"
+            f"{fingerprint[:12]}{remedy}"
         )
 
 

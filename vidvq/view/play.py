@@ -133,7 +133,7 @@ class Game:
         wanted = self.card.tokenizer.token_fingerprint
         if fingerprint != wanted:
             raise UsageError(
-                f"{where} is of tokenizer {fingerprint[:12]}; the generator was trained on tokens of {wanted[:12]}"
+                f"{where} has tokenizer {fingerprint[:12]}; the generator was trained on tokens of {wanted[:12]}"
             )
 
     def _find_starts(self, tokens: Path) -> list[TokenLocation]:
@@ -167,7 +167,7 @@ def build_play_page(game: Game) -> bytes:
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         # Only "<" can end a script element.
         data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
-        keys=game.keys,
+        keys=[_label(key, action) for key, action in game.keys.items()],
         column=game.card.actions,
         fingerprint=game.card.tokenizer.token_fingerprint[:12],
     )
@@ -204,6 +204,11 @@ def _keys(card: GeneratorCard, config: PlayConfig) -> dict[str, tuple[float, ...
                 f"keys.{key} has {len(action)} numbers; an action of this generator has {width} (column {card.actions})"
             )
     return config.keys
+
+
+def _label(key: str, action: tuple[float, ...]) -> tuple[str, str]:
+    """Name of a key and its action, as the page shows them."""
+    return "Space" if key == " " else key, ", ".join(f"{number:g}" for number in action)
 
 
 def _pictures(frames: np.ndarray) -> list[str]:
