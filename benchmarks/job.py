@@ -144,6 +144,8 @@ def encoding_rate(checkpoint: Path | None, device: str, size: Size) -> float:
     tokenizer, _ = load_tokenizer(find_tokenizer(checkpoint or BUNDLED))
     execution = resolve_execution(TokenizeConfig(), device, 1 + (size[0] - 1) // tokenizer.temporal_factor)
     prepare(tokenizer, execution)
+    if execution.compiled:
+        tokenizer.compile_steps(capture=True)
     pixels = torch.zeros(execution.streams, *size, 3, dtype=torch.uint8)
     pixels = pixels.pin_memory() if device == "cuda" else pixels
     # The first calls compile and record.

@@ -26,8 +26,8 @@ if [ "$DEVICE" = cuda ]; then
   HALF=bfloat16
   : "${MAIN:=base}" "${SHAPES:=8x9,32x9,1x9,1x1}" "${SIDE:=256}" "${ROUNDS:=5}" "${SIZES:=nano small base large}"
   : "${CONFIGS:=small base vqgan-base-128}" "${BATCH:=32}" "${STEPS:=60}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
-  : "${STEP_SETTINGS:=data.workers=12 data.cache_mib=1024}"
-  : "${SETTINGS:=precision=bf16 data.batch_size=64 data.workers=12 data.cache_mib=1024 evaluation.every=1000000 checkpoint_every=500}"
+  : "${STEP_SETTINGS:=data.workers=12 data.cache_mib=12288}"
+  : "${SETTINGS:=precision=bf16 data.batch_size=64 data.workers=12 data.cache_mib=12288 evaluation.every=1000000 checkpoint_every=500}"
 else
   BUDGET_S=${BUDGET_S:-3600}
   # Most CPUs have no bf16 arithmetic, and emulate it slowly. Everything is as small as it can be.

@@ -3,7 +3,7 @@
 import json
 import tracemalloc
 from copy import copy
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from tests.helpers.decoders import decode_or_crash
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.jobs.timing import Stopwatch
-from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer, iter_encode
+from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer, capture, iter_encode
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.model.step_shape import StepShape
@@ -167,6 +167,29 @@ def test_workers_change_no_byte_of_batched_shards(vidvq, videos, checkpoint_dir,
     # Another batch size may round differently, so it is another job.
     where = ("--checkpoint", checkpoint_dir, "--out", tmp_path / "inline")
     assert "batch" in vidvq("tokenize", videos, *where, *SETTINGS, gop, "quality.share=0.5", INLINE).error
+
+
+def test_recording_a_step_is_not_counted_as_encoding(tokenizer, monkeypatch):
+    class Graph:
+        def replay(self) -> None:
+            pass
+
+    def record(self, first, given):
+        return capture._Graph(Graph(), given, *self._call(first, given[0], given[1:] or None))
+
+    monkeypatch.setattr(capture.CapturedCall, "_record", record)
+    monkeypatch.setattr(capture, "monotonic", count(0, 100).__next__)
+    monkeypatch.setattr(torch, "compile", lambda call, **_: call)
+    tokenizer = copy(tokenizer)
+    tokenizer.compile_steps(capture=True)
+    clock, video = Stopwatch(), make_frames(0, 9, 32, 32)
+    seconds = []
+    for _ in range(2):
+        run_slots(tokenizer, [sample_steps(tokenizer, [video])], clock)
+        seconds.append(clock.result(None).seconds)
+    # Frame 0, and the groups after it.
+    assert tokenizer.warmup_s == 200
+    assert seconds[0]["warmup"] > 0 and seconds[1]["warmup"] == 0 < seconds[1]["encode"]
 
 
 def test_several_groups_per_call_are_recorded(vidvq, videos, checkpoint_dir, tmp_path):

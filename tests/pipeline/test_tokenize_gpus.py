@@ -143,8 +143,11 @@ def test_gpus_of_all_kinds_work_on_a_plan_that_says_so(gpu, run, tmp_path):
     assert run("mixed_gpus=true").code == 0
     assert recorded(tmp_path / "out")["gpu"] == "any"
     next((tmp_path / "out/commits").glob("*.json")).unlink()
-    gpu("GPU B")
+    # Each worker halves the step until it fits its own memory.
+    tried = gpu("GPU B", max_pixels=1 << 25)
     assert run("mixed_gpus=true").code == 0
+    assert len(tried) == 3 and tried[-1] <= 1 << 25
+    assert recorded(tmp_path / "out")["max_pixels"] == 1 << 27
 
 
 def test_a_plan_without_a_kind_resumes_on_any(gpu, run, tmp_path, monkeypatch):

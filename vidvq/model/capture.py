@@ -1,6 +1,7 @@
 """Replay of network calls as CUDA graphs: one launch per call instead of one per kernel."""
 
 from collections.abc import Callable
+from time import monotonic
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,15 @@ class CapturedCall:
 
     Args:
         call: function of ``first``, the input and the cached frames; returns the output and the new cached frames.
+
+    Attributes:
+        warmup_s: time that compiling and recording have taken so far (seconds).
     """
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._graphs: dict[tuple[object, ...], _Graph] = {}
+        self.warmup_s = 0.0
 
     def __call__(self, first: bool, x: Tensor, past: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Run the call; the results are new tensors."""
@@ -35,7 +40,9 @@ class CapturedCall:
         key = (first, *((tensor.shape, tensor.dtype) for tensor in given))
         recorded = self._graphs.get(key)
         if recorded is None:
+            started = monotonic()
             recorded = self._graphs[key] = self._record(first, given)
+            self.warmup_s += monotonic() - started
         for static, tensor in zip(recorded.inputs, given, strict=True):
             static.copy_(tensor)
         recorded.graph.replay()

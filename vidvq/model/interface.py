@@ -257,6 +257,11 @@ class Tokenizer(nn.Module):
             **options: arguments of ``torch.compile``.
         """
 
+    @property
+    def warmup_s(self) -> float:
+        """Time that compiling and recording steps have taken so far (seconds)."""
+        return 0.0
+
     def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:
         """Return the step shape for frames of a size.
 

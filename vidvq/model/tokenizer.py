@@ -152,6 +152,11 @@ class VideoTokenizer(Tokenizer):
             calls[index] = torch.compile(calls[index], fullgraph=True, dynamic=False, **options)
         self._calls = StepCalls(*(CapturedCall(call) for call in calls) if capture else calls)
 
+    @property
+    def warmup_s(self) -> float:
+        """See :attr:`Tokenizer.warmup_s`."""
+        return sum(call.warmup_s for call in self._calls if isinstance(call, CapturedCall))
+
     def _reconstruct(self, video: Tensor) -> Reconstruction:
         quantized = self.quantizer(self.encoder(self._replicate_first_frame(video), TemporalCache()))
         groups = self.decoder(self.decoder.extend(quantized.latents), TemporalCache())

@@ -28,7 +28,7 @@ def run_slots(tokenizer: Tokenizer, slots: Sequence[SlotStream], clock: Stopwatc
     Args:
         tokenizer: a tokenizer; one without streaming encodes one slot after another.
         slots: one generator per slot, which yields steps and receives the result of each.
-        clock: stopwatch that counts the time of the encoder as ``encode``.
+        clock: stopwatch that counts the time of the encoder as ``encode``, ``pad`` and ``warmup``.
     """
     waiting: dict[int, Step] = {}
     with ExitStack() as stack:
@@ -45,10 +45,13 @@ def run_slots(tokenizer: Tokenizer, slots: Sequence[SlotStream], clock: Stopwatc
             advance(slot, None)
         while waiting:
             steps, waiting = waiting, {}
-            started = monotonic()
+            started_s, warmup_s = monotonic(), tokenizer.warmup_s
             with clock.activity("encode"):
                 results = _encode(tokenizer, steps, len(slots))
-            clock.move((monotonic() - started) * _padding(tokenizer, steps, results, len(slots)), "encode", "pad")
+            warmup_s = tokenizer.warmup_s - warmup_s
+            encoding_s = monotonic() - started_s - warmup_s
+            clock.move(warmup_s, "encode", "warmup")
+            clock.move(encoding_s * _padding(tokenizer, steps, results, len(slots)), "encode", "pad")
             for slot, result in sorted(results.items()):
                 advance(slot, result)
 

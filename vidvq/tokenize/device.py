@@ -15,7 +15,7 @@ from vidvq.tokenize.config import ANY_GPU, Execution
 
 
 def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
-    """Move a tokenizer to its device and set how it computes.
+    """Move a tokenizer to its device and set how it computes; :meth:`Tokenizer.compile_steps` may follow.
 
     Args:
         tokenizer: the tokenizer, on the CPU.
@@ -46,8 +46,6 @@ def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
     tokenizer.decode_shape = StepShape(together, execution.groups, execution.max_pixels)
     # Frames are bytes, so their range is known.
     tokenizer.checks_range = False
-    if execution.compiled:
-        tokenizer.compile_steps(capture=True)
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -70,16 +68,32 @@ def probe_gpu(checkpoint: Path, execution: Execution, decodes: bool) -> Executio
         UsageError: there is no GPU, or not even the smallest step fits its memory.
     """
     tokenizer, _ = load_tokenizer(checkpoint)
-    prepare(tokenizer, replace(execution, compiled=False, gpu=None))
-    found = replace(execution, gpu=execution.gpu or torch.cuda.get_device_name())
-    while not _fits(tokenizer, found, decodes):
-        if found.max_pixels < tokenizer.temporal_factor * tokenizer.spatial_factor**2:
+    prepare(tokenizer, replace(execution, gpu=None))
+    return fit_memory(tokenizer, replace(execution, gpu=execution.gpu or torch.cuda.get_device_name()), decodes)
+
+
+def fit_memory(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> Execution:
+    """Try the largest step of a job on the GPU of this process, and leave a step shape that fits its memory.
+
+    Args:
+        tokenizer: the tokenizer after :func:`prepare`, not compiled.
+        execution: how samples are to be encoded.
+        decodes: whether samples are decoded as well, to be scored.
+
+    Returns:
+        The execution, with ``max_pixels`` halved until a step fits.
+
+    Raises:
+        UsageError: not even the smallest step fits.
+    """
+    while not _fits(tokenizer, execution, decodes):
+        if execution.max_pixels < tokenizer.temporal_factor * tokenizer.spatial_factor**2:
             raise UsageError(
                 f"{socket.gethostname()}: not even a step of one group fits the memory of its "
                 f"{torch.cuda.get_device_name()}; free the memory that other processes use, or set device=cpu"
             )
-        found = replace(found, max_pixels=found.max_pixels // 2)
-    return found
+        execution = replace(execution, max_pixels=execution.max_pixels // 2)
+    return execution
 
 
 @torch.inference_mode()

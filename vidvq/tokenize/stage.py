@@ -62,6 +62,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     activities = {  # noqa: RUF012 (a constant)
         "encode": Activity("encoding"),
         "pad": Activity("encoding padding", "groups and batch that suit the lengths of the samples"),
+        "warmup": Activity("compiling the network", "longer jobs, or runtime.compile=off"),
         "fetch": Activity("reading and checking clip shards", "storage that is nearer or faster"),
         "decode": Activity("waiting for decoded frames", "more CPUs for each worker"),
         "score": Activity("scoring", "a smaller quality.share"),
@@ -87,8 +88,9 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         if isinstance(found, WorkerDied):
             raise WorkerLost(f"the trial of a step on a GPU: {found.message}")
         if found.max_pixels < self.execution.max_pixels:
+            gpu = "the GPU that tried it" if found.gpu == ANY_GPU else found.gpu
             info(
-                f"a step of {self.execution.max_pixels / 1e6:.0f} megapixels does not fit the memory of {found.gpu}; "
+                f"a step of {self.execution.max_pixels / 1e6:.0f} megapixels does not fit the memory of {gpu}; "
                 f"steps have at most {found.max_pixels / 1e6:.0f} megapixels, with fewer streams or groups"
             )
         return replace(self, execution=found)

@@ -39,9 +39,9 @@ from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Deaths, WorkerDied, cores_per_worker, describe_death
 from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.batching import SlotStream, run_slots
-from vidvq.tokenize.config import Execution, TokenizeConfig
+from vidvq.tokenize.config import ANY_GPU, Execution, TokenizeConfig
 from vidvq.tokenize.decoders import Decoders, Job, PlannedClips
-from vidvq.tokenize.device import prepare
+from vidvq.tokenize.device import fit_memory, prepare
 from vidvq.tokenize.encode import Step, StepResult, sample_steps
 from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
 from vidvq.tokenize.quality_gates import ShardDetails, refuse_poor
@@ -66,7 +66,8 @@ class TokenShardWorker:
         execution: how samples are encoded.
 
     Raises:
-        UsageError: the job runs on GPUs, and this worker has none, or not the memory for a step.
+        UsageError: the job runs on GPUs, and this worker has none, one of another kind than planned, or not the memory
+            for the smallest step.
     """
 
     def __init__(self, checkpoint: Path, config: TokenizeConfig, clips: Path | None, execution: Execution) -> None:
@@ -74,6 +75,11 @@ class TokenShardWorker:
         torch.set_num_threads(1)
         self._tokenizer, self._card = load_tokenizer(checkpoint)
         prepare(self._tokenizer, execution)
+        if execution.gpu == ANY_GPU:
+            # Kinds of GPUs differ in memory, and a smaller step changes tokens no more than another kind does.
+            execution = fit_memory(self._tokenizer, execution, config.quality.share > 0)
+        if execution.compiled:
+            self._tokenizer.compile_steps(capture=True)
         self._config, self._clips = config, clips
         cores = cores_per_worker(config.runtime, on_gpu=execution.device == "cuda")
         self._streams = execution.streams
