@@ -56,6 +56,14 @@ def test_a_measurement_covers_the_time_since_the_last_one(throughput, monkeypatc
     flops = 2 * throughput.flops(SHAPE, 0)
     expected = {"step_s": 2.0, "data_wait": 0.25, "frames_per_s": 2 * 2 * 5 * 3 / 4, "tflops": flops / 4e12}
     assert throughput.measure() == pytest.approx(expected)
+    # The workers may have been starting.
+    assert not throughput.alarms(expected)
+    throughput.measure()
+    assert (
+        "25% of the time is spent waiting for data; the data workers reach 15 frames/s"
+        in (throughput.alarms(expected)["data"])
+    )
+    assert not throughput.alarms(expected | {"data_wait": 0.05})
     throughput.reset()
     clock[0] += 1
     assert throughput.measure()["tflops"] == 0

@@ -234,7 +234,7 @@ class _TrainingLoop:
 
     def _alarms(self, metrics: dict[str, float], step: int) -> dict[str, str]:
         """Return the messages of active alarms by name. The caller logs an alarm once, when it becomes active."""
-        alarms = self.trainer.usage.alarms(metrics, _LOW_USAGE, step)
+        alarms = self.trainer.usage.alarms(metrics, _LOW_USAGE, step) | self.throughput.alarms(metrics)
         if metrics.get("accuracy", 0.0) > _HIGH_ACCURACY:
             alarms["balance"] = (
                 "the discriminator classifies nearly every patch correctly; lower its learning rate or raise loss.lecam"

@@ -17,6 +17,8 @@ _PEAKS = {
     "A100": {"bf16": 312, "fp16": 312, "fp32": 19.5},
     "L40S": {"bf16": 362, "fp16": 362, "fp32": 91.6},
 }
+# Share of the time that training may wait for data.
+_MAX_WAIT = 0.05
 _FORWARD_BACKWARD = 3
 _BACKWARD_OF_INPUT = 2
 
@@ -37,6 +39,7 @@ class Throughput:
     def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
         self._config, self._context = config, context
         self._forward: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._measurements = 0
         self.reset()
 
     def record(self, shape: tuple[int, ...], wait_s: float, step: int) -> None:
@@ -58,6 +61,7 @@ class Throughput:
     def measure(self) -> dict[str, float]:
         """Return metrics by name, including MFU on devices with a known peak and peak memory on GPUs."""
         elapsed_s = max(monotonic() - self._started, 1e-9)
+        self._measurements += 1
         metrics = {
             "step_s": elapsed_s / max(self._steps, 1),
             "data_wait": self._waited_s / elapsed_s,
@@ -69,6 +73,19 @@ class Throughput:
         if self._context.device.type == "cuda":
             metrics["memory_gib"] = torch.cuda.max_memory_allocated(self._context.device) / 2**30
         return metrics
+
+    def alarms(self, metrics: dict[str, float]) -> dict[str, str]:
+        """Return the messages of active alarms by name. The first measurement includes the start of the data workers.
+
+        Args:
+            metrics: the last measurement.
+        """
+        if self._measurements < 2 or metrics["data_wait"] <= _MAX_WAIT:
+            return {}
+        return {
+            "data": f"{metrics['data_wait']:.0%} of the time is spent waiting for data; the data workers reach "
+            f"{metrics['frames_per_s']:.0f} frames/s; raise data.workers, or data.cache_mib if all clips fit in memory"
+        }
 
     def reset(self) -> None:
         """Start a new measurement."""
