@@ -224,3 +224,28 @@ def test_fvd_is_scored_with_a_backbone_file(clips_dir, checkpoint_dir, tmp_path,
     assert tiny["fvd_windows"] == bundled["fvd_windows"] == sum(clip["num_frames"] // 9 for clip in tiny["clips"])
     assert 0 < bundled["fvd"] < tiny["fvd"]
     assert f"bundled: FVD {bundled['fvd']:.2f} over {bundled['fvd_windows']} windows" in ran.err
+
+
+def test_a_gpu_processes_a_clip_in_one_call(checkpoint_dir, monkeypatch):
+    import torch
+
+    from vidvq.evaluate.reconstruct import InProcess
+    from vidvq.model import VideoTokenizer
+
+    clip = np.random.default_rng(0).integers(0, 256, (17, 32, 32, 3), dtype=np.uint8)
+
+    def reconstruct() -> tuple[np.ndarray, np.ndarray, int]:
+        source, calls = InProcess(checkpoint_dir, "tokenizer"), []
+        for network in (source._tokenizer.encoder, source._tokenizer.decoder):
+            network.register_forward_hook(lambda *_: calls.append(1))
+        return *source.reconstruct("clip", clip, None), len(calls)
+
+    codes, frames, calls = reconstruct()
+    assert calls == 2 * 5
+    move = VideoTokenizer.to
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(VideoTokenizer, "to", lambda self, *a, **k: self if a == ("cuda",) else move(self, *a, **k))
+    gpu_codes, gpu_frames, calls = reconstruct()
+    assert calls == 2
+    assert (gpu_codes == codes).mean() > 0.98
+    assert np.abs(gpu_frames.astype(int) - frames).mean() < 2

@@ -1,6 +1,7 @@
 """Streaming decode of codes to frames, group by group: memory does not grow with the length of the video."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,12 +14,9 @@ from vidvq.errors import UsageError
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, check_fingerprint, read_tokenizer_card
 from vidvq.model import Tokenizer, iter_decode
-from vidvq.model.step_shape import StepShape
+from vidvq.model.step_shape import GPU_STREAM
 from vidvq.pretrained import load_tokenizer
 from vidvq.video.write import TimedFrame
-
-# Groups that one call of the decoder processes on a GPU.
-_GPU_GROUPS = 8
 
 
 def frames(
@@ -82,7 +80,7 @@ def open_tokenizer(tokens: Path, checkpoint: Path, batch: int = 1) -> tuple[Toke
     check_fingerprint(folder, written, checkpoint, card)
     if torch.cuda.is_available():
         tokenizer.to("cuda")
-        tokenizer.decode_shape = StepShape(batch, _GPU_GROUPS)
+        tokenizer.decode_shape = replace(GPU_STREAM, streams=batch)
     return tokenizer, written
 
 

@@ -91,6 +91,7 @@ class InProcess:
     def __init__(self, checkpoint: Path, name: str) -> None:
         import torch
 
+        from vidvq.model.step_shape import GPU_STREAM
         from vidvq.pretrained import find_tokenizer, load_tokenizer
 
         # One thread, as in the commands: threads split sums.
@@ -99,6 +100,7 @@ class InProcess:
         self._tokenizer, self.card = load_tokenizer(find_tokenizer(checkpoint))
         if torch.cuda.is_available():
             self._tokenizer.to("cuda")
+            self._tokenizer.step_shape = self._tokenizer.decode_shape = GPU_STREAM
         self.scale = self._tokenizer.upscale
 
     def share_scale(self, scale: int) -> None:

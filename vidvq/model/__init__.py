@@ -3,6 +3,7 @@
 from vidvq.model.config import TokenizerConfig
 from vidvq.model.discriminator import Discriminator, DiscriminatorConfig
 from vidvq.model.interface import StreamState, Tokenizer
+from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import iter_decode, iter_decode_batch, iter_encode
 from vidvq.model.tokenizer import Reconstruction, VideoTokenizer
 
@@ -10,6 +11,7 @@ __all__ = [
     "Discriminator",
     "DiscriminatorConfig",
     "Reconstruction",
+    "StepShape",
     "StreamState",
     "Tokenizer",
     "TokenizerConfig",

@@ -56,3 +56,7 @@ class StepShape:
 
     def __str__(self) -> str:
         return f"{self.streams}x{self.groups}"
+
+
+# One stream at a time on a GPU, where one group per call is too little work for the launches that it takes.
+GPU_STREAM = StepShape(groups=8)

@@ -15,6 +15,7 @@ from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import VideoTokenizer
 from vidvq.model.enlarge import shrink
 from vidvq.model.pixels import to_frames, to_video
+from vidvq.model.step_shape import GPU_STREAM
 from vidvq.storage import resolve_path
 from vidvq.train.config import TrainConfig
 from vidvq.train.degrade import degrade
@@ -42,6 +43,8 @@ class Evaluator:
             self._clips = _read(resolve_path(config.evaluation.clips), config.evaluation.num_clips)
             # A separate network: averaged weights are scored, and under ZeRO 3 the trained weights are sharded.
             self._tokenizer = VideoTokenizer(config.model).to(context.device).eval().requires_grad_(False)
+            if context.device.type == "cuda":
+                self._tokenizer.step_shape = self._tokenizer.decode_shape = GPU_STREAM
 
     def score(self, weights: dict[str, Tensor]) -> tuple[dict[str, float], list[tuple[Tensor, Tensor]]]:
         """Score the held-out clips. Collective: call on every rank.
