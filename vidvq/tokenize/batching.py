@@ -95,12 +95,15 @@ def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int) -> di
     length = max(groups.values()) * r - (r - 1) * first
     # One copy to the device, of bytes: floats would be four times as many.
     pinned = tokenizer.device.type == "cuda"
-    pixels = torch.zeros(size, length, *some.frames.shape[1:], dtype=torch.uint8, pin_memory=pinned)
-    for slot, step in steps.items():
-        count = len(step.frames)
-        pixels[slot, :count] = torch.as_tensor(step.frames)
-        # An incomplete last group is filled with its last frame.
-        pixels[slot, count : groups[slot] * r - (r - 1) * first] = pixels[slot, count - 1].clone()
+    pixels = torch.empty(size, length, *some.frames.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+    for slot in range(size):
+        end = 0
+        if step := steps.get(slot):
+            count, end = len(step.frames), groups[slot] * r - (r - 1) * first
+            pixels[slot, :count] = torch.as_tensor(step.frames)
+            # An incomplete last group is filled with its last frame.
+            pixels[slot, count:end] = pixels[slot, count - 1].clone()
+        pixels[slot, end:] = 0
     state = StreamState.stack([steps[slot].state if slot in steps else None for slot in range(size)])
     codes, after = tokenizer.encode_step(prepare_step(tokenizer, pixels, state), state)
     found = codes.cpu().numpy()
