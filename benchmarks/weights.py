@@ -24,6 +24,7 @@ import click
 import numpy as np
 from linear_path import extend
 from lookahead import add_lookahead
+from overlap import add_overlap
 
 from vidvq.config import find_config, load
 from vidvq.formats.checkpoint import BUNDLED, WEIGHTS, find_checkpoint, read_checkpoint, write_checkpoint
@@ -109,14 +110,15 @@ def main(
 
 
 def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
-    """Return the settings that start from a checkpoint; it gets a linear path or lookahead where the config has one."""
+    """Return the settings that start from a checkpoint; parts that the config has and it lacks are fitted to clips."""
     loaded, model = load(TrainConfig, find_config(config), []), read_checkpoint(checkpoint).config["model"]
     if loaded.train_only == "decoder":
-        parts = ("lookahead", "denoise")
-        if any(getattr(loaded.model.decoder, name) and not model["decoder"].get(name) for name in parts):
-            if not out.exists():
-                add_lookahead(checkpoint, [clips], loaded, out, every=2)
-            return [f"start_from={out}"]
+        for names, add in ((("lookahead", "denoise"), add_lookahead), (("overlap",), add_overlap)):
+            if any(getattr(loaded.model.decoder, name) and not model["decoder"].get(name) for name in names):
+                fitted = out / names[0]
+                if not fitted.exists():
+                    add(checkpoint, [clips], loaded, fitted, every=2)
+                checkpoint = fitted
         return [f"start_from={checkpoint}"]
     if loaded.model.linear and not model.get("linear"):
         if not out.exists():

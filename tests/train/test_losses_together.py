@@ -40,7 +40,12 @@ def test_a_decoder_trained_on_a_frozen_encoder_leaves_old_tokens_valid(whole, tr
     sharding = ShardConfig(policy, runtime=RuntimeConfig(workers=0))
     run_shard([str(demo_videos / "train/carphone.mp4")], tmp_path / "clips", sharding)
     larger = (f"data.clips={tmp_path / 'clips'}", "data.crop=48")
-    parts = ("model.decoder.lookahead=1", "model.decoder.denoise=1", "model.decoder.blend=4")
+    parts = (
+        "model.decoder.lookahead=1",
+        "model.decoder.denoise=1",
+        "model.decoder.overlap=true",
+        "model.decoder.blend=4",
+    )
     start = (f"start_from={whole.out}", "train_only=decoder", *parts)
     run = train(tmp_path / "run", *start, *larger, f"zero_stage={stage}")
     before, after = read_checkpoint(whole.out), read_checkpoint(run.out)

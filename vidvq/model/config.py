@@ -95,7 +95,7 @@ class TokenizerConfig:
             del data["quantizer"]["differential"]["refresh"]
         if not self.linear:
             del data["linear"]
-        for name, default in {"upscale": 1, "lookahead": 0, "denoise": 0, "blend": 0}.items():
+        for name, default in {"upscale": 1, "lookahead": 0, "denoise": 0, "overlap": False, "blend": 0}.items():
             if data["decoder"][name] == default:
                 del data["decoder"][name]
         return data

@@ -49,6 +49,8 @@ class DecoderConfig(StackConfig):
         lookahead: later latent frames that a decoded group may depend on (0 or more). They show what a static scene
             looks like more exactly. Streams are decoded with a delay of as many groups; tokens do not change.
         denoise: 3x3 convolutions over the latents that remove quantization noise; needs ``lookahead`` (0: none).
+        overlap: whether a linear map of the latents around a block corrects its pixels, so that neighbouring blocks
+            overlap (lapped transform; Malvar and Staelin 1989, "The LOT: transform coding without blocking effects").
         blend: channels of a last stage at full resolution, which blends the blocks of pixels (0: none).
     """
 
@@ -56,6 +58,7 @@ class DecoderConfig(StackConfig):
     upscale: int = 1
     lookahead: int = 0
     denoise: int = 0
+    overlap: bool = False
     blend: int = 0
 
     def __post_init__(self) -> None:
@@ -193,12 +196,16 @@ class Decoder(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(0.1)
             self.head.bias.zero_()  # type: ignore[union-attr]
-        self.blocks = self.linear = None
+        self.blocks = layout.blocks(len(channels))
+        self.linear = self.overlap = None
         if layout.linear:
-            self.blocks = layout.blocks(len(channels))
             self.linear = nn.Linear(layout.linear, self.blocks.size, bias=False)
             with torch.no_grad():
                 self.linear.weight.copy_(self.blocks.lowest_frequencies(layout.linear).T)
+        if config.overlap:
+            self.overlap = SpatialConv(layout.dim, self.blocks.size)
+            nn.init.zeros_(self.overlap.weight)
+            nn.init.zeros_(self.overlap.bias)  # type: ignore[arg-type]
         self.lookahead = self.blend = self.enlargement = None
         if config.lookahead:
             self.lookahead = Lookahead(config.lookahead, layout.dim, config.denoise)
@@ -237,8 +244,10 @@ class Decoder(nn.Module):
             z = self.lookahead(z)
         x = run_stages(self.stages, self.stem(z), cache)
         video = self.patch.inverse(self.head(F.silu(self.norm(x))))
-        if self.blocks is not None and self.linear is not None:
+        if self.linear is not None:
             video = video + self.blocks.inverse(self.linear(z[..., -self.linear.in_features :]))
+        if self.overlap is not None:
+            video = video + self.blocks.inverse(self.overlap(z))
         if self.blend is not None:
             video = self.blend(video)
         return video if self.enlargement is None else self.enlargement(video, x, cache)

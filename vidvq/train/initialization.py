@@ -21,6 +21,7 @@ _PARTS = {
     "upscale": "decoder.enlargement.",
     "lookahead": "decoder.lookahead.",
     "denoise": "decoder.lookahead.",
+    "overlap": "decoder.overlap.",
     "blend": "decoder.blend.",
 }
 

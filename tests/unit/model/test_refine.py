@@ -1,4 +1,4 @@
-"""Decoders with lookahead and with a blending stage."""
+"""Decoders with lookahead, with overlapping blocks and with a blending stage."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import torch
 from vidvq.errors import UsageError
 from vidvq.model import StreamState, TokenizerConfig, VideoTokenizer, iter_decode
 from vidvq.model.encoder import DecoderConfig, StackConfig
+from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_frames
 from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
 from vidvq.model.refine import Lookahead
@@ -17,12 +18,18 @@ CODES = torch.from_numpy(np.random.default_rng(0).integers(0, 32, (2, 7, 3, 5)))
 
 
 def make(
-    lookahead: int, tile: int = 1024, blend: int = 6, linear: int = 2, trained: bool = True, denoise: int = 0
+    lookahead: int,
+    tile: int = 1024,
+    blend: int = 6,
+    linear: int = 2,
+    trained: bool = True,
+    denoise: int = 0,
+    overlap: bool = True,
 ) -> VideoTokenizer:
     torch.manual_seed(0)
     stages = StackConfig((16, 24), (1, 1))
     books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=32), DifferentialConfig())
-    decoder = DecoderConfig(*vars(stages).values(), lookahead=lookahead, denoise=denoise, blend=blend)
+    decoder = DecoderConfig(*vars(stages).values(), lookahead=lookahead, denoise=denoise, overlap=overlap, blend=blend)
     config = TokenizerConfig(encoder=stages, decoder=decoder, quantizer=books, linear=linear, tile=tile)
     tokenizer = VideoTokenizer(config).eval()
     with torch.no_grad():
@@ -105,10 +112,29 @@ def test_tiles_are_joined_without_seams(denoise):
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=0)
 
 
-def test_the_blending_starts_as_the_identity():
-    plain, parts = make(0, blend=0, trained=False), make(0, trained=False)
+def test_overlap_and_blending_start_as_the_identity():
+    plain, parts = make(0, blend=0, overlap=False, trained=False), make(0, trained=False)
     parts.load_inference_state_dict(parts.inference_state_dict() | plain.inference_state_dict())
     assert torch.equal(parts.decode(CODES), plain.decode(CODES))
+
+
+def test_a_block_is_corrected_by_the_latents_around_it():
+    plain, overlapping = make(0, overlap=False), make(0)
+    overlap = overlapping.decoder.overlap
+    assert overlap is not None
+    latents = torch.randn(1, 4, 1, 3, 5)
+    with torch.no_grad():
+        # What the left neighbour has in its first channel is added to all pixels.
+        overlap.weight.zero_()
+        overlap.bias.zero_()
+        overlap.weight[:, 0, 1, 0] = 1.0
+        missing = overlapping.load_state_dict(plain.state_dict(), strict=False).missing_keys
+        assert all(name.startswith("decoder.overlap.") for name in missing)
+        plain.decoder.blend = overlapping.decoder.blend = None
+        found = overlapping.decoder(latents, TemporalCache()) - plain.decoder(latents, TemporalCache())
+    shifted = torch.nn.functional.pad(latents[0, 0, 0, :, :-1], (1, 0))
+    expected = shifted.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    torch.testing.assert_close(found, expected.expand_as(found), atol=1e-5, rtol=0)
 
 
 def test_training_decodes_like_inference():
@@ -136,7 +162,7 @@ def test_denoising_starts_as_the_identity():
 
 
 def test_settings_that_are_not_used_are_not_stored():
-    assert make(0, blend=0).config.to_dict()["decoder"].keys() == {"channels", "blocks"}
+    assert make(0, blend=0, overlap=False).config.to_dict()["decoder"].keys() == {"channels", "blocks"}
     config = make(2).config
     assert TokenizerConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UsageError, match="lookahead=-1 must be 0 or more"):
