@@ -60,9 +60,7 @@ def flicker(original: np.ndarray, other: np.ndarray) -> float:
 
 
 def blocking(original: np.ndarray, other: np.ndarray, side: int = 8) -> float:
-    """Compare the steps of the error across the borders of blocks with those within blocks.
-
-    A mosaic has steps at the borders alone. Edges of the original do not count, as they are no error.
+    """Compute how much more than in the original the steps at the borders of blocks stand out from those within blocks.
 
     Args:
         original: frames ``t h w c`` uint8.
@@ -70,19 +68,31 @@ def blocking(original: np.ndarray, other: np.ndarray, side: int = 8) -> float:
         side: height and width of a block (pixels).
 
     Returns:
-        Ratio of the root mean squares, 0 or more; 1 without an error, and for frames of a single block.
+        Quotient of the :func:`edge_ratio` of the frames and that of the original; 1 without a mosaic.
     """
-    errors = original.astype(np.float32) - other
-    across, within = [], []
+    return edge_ratio(other, side) / edge_ratio(original, side)
+
+
+def edge_ratio(frames: np.ndarray, side: int) -> float:
+    """Divide the mean absolute step from pixel to pixel across borders of blocks by that within blocks.
+
+    Args:
+        frames: ``t h w c`` uint8.
+        side: height and width of a block (pixels).
+
+    Returns:
+        Ratio, above 0. Steps count as at least 1/256 of a level, so that flat frames have a ratio of 1.
+    """
+    totals, counts = np.zeros(2), np.zeros(2)
     for axis in (1, 2):
-        steps = np.square(np.diff(errors, axis=axis))
-        borders = np.arange(1, errors.shape[axis]) % side == 0
-        across.append(steps.compress(borders, axis).ravel())
-        within.append(steps.compress(~borders, axis).ravel())
-    at_borders, inside = np.concatenate(across), np.concatenate(within)
-    if not at_borders.size or not inside.any():
-        return 1.0
-    return float(np.sqrt(at_borders.mean(dtype=np.float64) / inside.mean(dtype=np.float64)))
+        steps = np.abs(np.diff(frames.astype(np.int16), axis=axis))
+        at_border = np.arange(1, frames.shape[axis]) % side == 0
+        for kind, chosen in enumerate((at_border, ~at_border)):
+            part = steps.compress(chosen, axis)
+            totals[kind] += part.sum(dtype=np.float64)
+            counts[kind] += part.size
+    borders, within = totals / np.maximum(counts, 1) + 1 / 256
+    return float(borders / within) if counts[0] else 1.0
 
 
 def static_mask(video: np.ndarray, deviation: float) -> np.ndarray:
