@@ -19,6 +19,7 @@ from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import load_tokenizer
+from vidvq.tokenize import batching
 from vidvq.tokenize.batching import run_slots
 from vidvq.tokenize.encode import sample_steps
 
@@ -44,7 +45,7 @@ def encode_in_slots(tokenizer: Tokenizer, slots: list[list[np.ndarray]], groups:
 
     def encode(slot: int):
         for video in slots[slot]:
-            found[slot].append((yield from sample_steps(tokenizer, chunks_of(video))))
+            found[slot].append((yield from sample_steps(tokenizer, chunks_of(video)))())
 
     run_slots(tokenizer, [encode(slot) for slot in range(len(slots))], Stopwatch())
     return found
@@ -104,7 +105,7 @@ def test_a_long_stream_keeps_its_codes_as_small_as_they_are_written(tokenizer):
     tracemalloc.start()
     next(steps)
     for _ in range(190):
-        steps.send((groups.copy(), "state"))
+        steps.send((groups.copy, "state"))
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 1.1 * 190 * groups.size * np.uint16().itemsize
@@ -190,6 +191,24 @@ def test_recording_a_step_is_not_counted_as_encoding(tokenizer, monkeypatch):
     # Frame 0, and the groups after it.
     assert tokenizer.warmup_s == 200
     assert seconds[0]["warmup"] > 0 and seconds[1]["warmup"] == 0 < seconds[1]["encode"]
+
+
+def test_codes_are_waited_for_after_the_next_step_is_queued(vidvq, clips_dir, checkpoint_dir, tmp_path, monkeypatch):
+    events, pending_codes = [], batching.pending_codes
+
+    def queue(codes):
+        number, wait = sum(name == "queued" for name, _ in events), pending_codes(codes)
+        events.append(("queued", number))
+        return lambda: (events.append(("waited", number)), wait())[1]
+
+    monkeypatch.setattr(batching, "pending_codes", queue)
+    # Each clip is a step, so that the next step is that of the next clip.
+    settings = ("--checkpoint", checkpoint_dir, "--out", tmp_path, INLINE, "batch=2", "groups=3")
+    assert vidvq("tokenize", clips_dir, *settings).code == 0
+    shards = len(list(read_plan(tmp_path).shard_names()))
+    steps = sum(name == "queued" for name, _ in events)
+    early = [n for n in range(steps - 1) if events.index(("waited", n)) < events.index(("queued", n + 1))]
+    assert steps > shards and len(early) == shards - 1
 
 
 def test_several_groups_per_call_are_recorded(vidvq, videos, checkpoint_dir, tmp_path):

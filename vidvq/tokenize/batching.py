@@ -4,20 +4,26 @@ Kernels round differently for other shapes, and may do so for another slot. Batc
 number of slots, and a stream keeps its slot: its codes do not depend on the other streams. The caller assigns items to
 slots by the plan alone. Streams of different frame sizes are encoded in separate batches. The step shape of the
 tokenizer determines the groups of a step.
+
+A GPU computes a step while this process assembles the next one and writes the samples before: the codes of a step are
+waited for only after the next step is queued.
 """
 
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from time import monotonic
 from typing import Any
 
+import numpy as np
 import torch
 
 from vidvq.jobs.timing import Stopwatch
 from vidvq.model import StreamState, Tokenizer
 from vidvq.model.streaming import groups_per_step, prepare_step
-from vidvq.tokenize.encode import Step, StepResult, encode_step
+from vidvq.tokenize.encode import PendingCodes, Step, StepResult, encode_step, pending_codes
+from vidvq.training.device_copy import DeviceCopier
 
 SlotStream = Generator[Step, StepResult, None]
 
@@ -31,6 +37,7 @@ def run_slots(tokenizer: Tokenizer, slots: Sequence[SlotStream], clock: Stopwatc
         clock: stopwatch that counts the time of the encoder as ``encode``, ``pad`` and ``warmup``.
     """
     waiting: dict[int, Step] = {}
+    copy = DeviceCopier(tokenizer.device)
     with ExitStack() as stack:
         for slot_stream in slots:
             stack.enter_context(closing(slot_stream))
@@ -47,26 +54,41 @@ def run_slots(tokenizer: Tokenizer, slots: Sequence[SlotStream], clock: Stopwatc
             steps, waiting = waiting, {}
             started_s, warmup_s = monotonic(), tokenizer.warmup_s
             with clock.activity("encode"):
-                results = _encode(tokenizer, steps, len(slots))
+                results = _encode(tokenizer, steps, len(slots), copy)
             warmup_s = tokenizer.warmup_s - warmup_s
             encoding_s = monotonic() - started_s - warmup_s
             clock.move(warmup_s, "encode", "warmup")
-            clock.move(encoding_s * _padding(tokenizer, steps, results, len(slots)), "encode", "pad")
-            for slot, result in sorted(results.items()):
-                advance(slot, result)
+            padding = _padding(tokenizer, steps, len(slots))
+            clock.move(encoding_s * padding, "encode", "pad")
+            for slot, (codes, state) in sorted(results.items()):
+                advance(slot, (partial(_wait, codes, padding, clock), state))
 
 
-def _padding(tokenizer: Tokenizer, steps: dict[int, Step], results: dict[int, StepResult], slots: int) -> float:
+def _wait(codes: PendingCodes, padding: float, clock: Stopwatch) -> np.ndarray:
+    started_s = monotonic()
+    with clock.activity("encode"):
+        found = codes()
+    clock.move((monotonic() - started_s) * padding, "encode", "pad")
+    return found
+
+
+def _padding(tokenizer: Tokenizer, steps: dict[int, Step], slots: int) -> float:
     """Return the share (0 to 1) of padded groups in what was just encoded: in short last steps, and in empty slots."""
     if not tokenizer.supports_streaming:
         return 0.0
     encoded = needed = 0
     for alike in _by_size(steps).values():
-        lengths = [len(results[slot][0]) for slot in alike]
+        lengths = [_count_groups(tokenizer, step) for step in alike.values()]
         groups = groups_per_step(tokenizer, next(iter(alike.values())).frames.shape[1:3])
         encoded += slots * -(-max(lengths) // groups) * groups
         needed += sum(lengths)
     return 1 - needed / encoded
+
+
+def _count_groups(tokenizer: Tokenizer, step: Step) -> int:
+    """Return the groups of a step; frame 0 is one."""
+    first = step.state is None
+    return -(-(len(step.frames) - first) // tokenizer.temporal_factor) + first
 
 
 def _by_size(steps: dict[int, Step]) -> dict[tuple[Any, ...], dict[int, Step]]:
@@ -77,21 +99,21 @@ def _by_size(steps: dict[int, Step]) -> dict[tuple[Any, ...], dict[int, Step]]:
     return alike
 
 
-def _encode(tokenizer: Tokenizer, steps: dict[int, Step], size: int) -> dict[int, StepResult]:
+def _encode(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy: DeviceCopier) -> dict[int, StepResult]:
     if size == 1 or not tokenizer.supports_streaming:
         return {slot: encode_step(tokenizer, step) for slot, step in steps.items()}
     results: dict[int, StepResult] = {}
     for group in _by_size(steps).values():
-        results |= _encode_batch(tokenizer, group, size)
+        results |= _encode_batch(tokenizer, group, size, copy)
     return results
 
 
 @torch.inference_mode()
-def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int) -> dict[int, StepResult]:
+def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy: DeviceCopier) -> dict[int, StepResult]:
     """Encode one step of streams of one frame size, all at their first step or all past it; empty slots are black."""
     some = next(iter(steps.values()))
     first, r = some.state is None, tokenizer.temporal_factor
-    groups = {slot: -(-(len(step.frames) - first) // r) + first for slot, step in steps.items()}
+    groups = {slot: _count_groups(tokenizer, step) for slot, step in steps.items()}
     length = max(groups.values()) * r - (r - 1) * first
     # One copy to the device, of bytes: floats would be four times as many.
     pinned = tokenizer.device.type == "cuda"
@@ -105,7 +127,11 @@ def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int) -> di
             pixels[slot, count:end] = pixels[slot, count - 1].clone()
         pixels[slot, end:] = 0
     state = StreamState.stack([steps[slot].state if slot in steps else None for slot in range(size)])
-    codes, after = tokenizer.encode_step(prepare_step(tokenizer, pixels, state), state)
-    found = codes.cpu().numpy()
+    codes, after = tokenizer.encode_step(prepare_step(tokenizer, copy(pixels), state), state)
+    found = pending_codes(codes)
     # A step is shorter than others only at the end of its stream, so the state after the padding is not used again.
-    return {slot: (found[slot, : groups[slot]], after.select(slot)) for slot in steps}
+    return {slot: (partial(_rows, found, slot, groups[slot]), after.select(slot)) for slot in steps}
+
+
+def _rows(codes: PendingCodes, slot: int, groups: int) -> np.ndarray:
+    return codes()[slot, :groups]

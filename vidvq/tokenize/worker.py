@@ -10,7 +10,7 @@ Each slot encodes some items of the shard one after another. The plan alone dete
 
 import warnings
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +42,7 @@ from vidvq.tokenize.batching import SlotStream, run_slots
 from vidvq.tokenize.config import ANY_GPU, Execution, TokenizeConfig
 from vidvq.tokenize.decoders import Decoders, Job, PlannedClips
 from vidvq.tokenize.device import fit_memory, prepare
-from vidvq.tokenize.encode import Step, StepResult, sample_steps
+from vidvq.tokenize.encode import PendingCodes, Step, StepResult, sample_steps
 from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
 from vidvq.tokenize.quality_gates import ShardDetails, refuse_poor
 from vidvq.tokenize.rows import PlannedSample
@@ -205,10 +205,13 @@ class TokenShardWorker:
         self, shard: "_Shard", slot: int, decoded: Decoded, left: "deque[Row]"
     ) -> Generator[Step, StepResult, WorkerDied | None]:
         """Encode items and remove each from ``left``. Returns the death of the decoding process, if it died."""
+        # An item is finished after the first step of the next one is queued, or else before anything else.
+        unfinished = _Unfinished()
         with closing(decoded):
             messages = self._clock.waiting("decode", decoded)
             for message in messages:
                 if isinstance(message, WorkerDied):
+                    unfinished.finish()
                     return message
                 try:
                     if message.error:
@@ -218,23 +221,32 @@ class TokenShardWorker:
                     scored = is_scored(message.key, self._config.quality.share)
                     compared = self._agreement.takes()
                     chunks = keep_frames(self._tokenizer, frames, kept) if scored or compared else frames
-                    codes = yield from sample_steps(self._tokenizer, chunks, self._card.dtype)
+                    codes = yield from sample_steps(self._tokenizer, chunks, self._card.dtype, unfinished.finish)
                 except _DecoderDied as died:
+                    unfinished.finish()
                     return died.death
                 except VideoError as error:
+                    unfinished.finish()
                     shard.writer.put(Rejected("failed", Outcome(message.key, error.reason, error.detail)))
+                    left.popleft()
                 else:
-                    shard.counted.codes.add(codes)
-                    write = partial(self._write, shard.writer, message.key, message.info, codes)
-                    with self._clock.activity("score"):
-                        if compared:
-                            shard.counted.compare(*self._agreement.compare(codes, kept))
-                        if scored:
-                            shard.scores.put(slot, codes, kept, write)
-                    if not scored:
-                        write(None)
-                left.popleft()
+                    item = _Item(slot, message.key, message.info, kept, scored, compared)
+                    unfinished.put(partial(self._finish, shard, item, codes, left))
+            unfinished.finish()
         return None
+
+    def _finish(self, shard: "_Shard", item: "_Item", pending: PendingCodes, left: "deque[Row]") -> None:
+        codes = pending()
+        shard.counted.codes.add(codes)
+        write = partial(self._write, shard.writer, item.key, item.info, codes)
+        with self._clock.activity("score"):
+            if item.compared:
+                shard.counted.compare(*self._agreement.compare(codes, item.kept))
+            if item.scored:
+                shard.scores.put(item.slot, codes, item.kept, write)
+        if not item.scored:
+            write(None)
+        left.popleft()
 
     def _write(
         self,
@@ -271,6 +283,36 @@ class _Shard:
     writer: OrderedShardWriter
     scores: ScoreQueue
     counted: _Counts
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An item whose frames are encoded: its slot, key and metadata, the frames to score it by, and what is measured."""
+
+    slot: int
+    key: str
+    info: ItemInfo
+    kept: list[np.ndarray]
+    scored: bool
+    compared: bool
+
+
+class _Unfinished:
+    """The item of a slot whose codes the device may still compute."""
+
+    def __init__(self) -> None:
+        self._work: Callable[[], None] | None = None
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Keep the work that finishes an item."""
+        self.finish()
+        self._work = work
+
+    def finish(self) -> None:
+        """Do the work, once."""
+        work, self._work = self._work, None
+        if work:
+            work()
 
 
 class _DecoderDied(Exception):
