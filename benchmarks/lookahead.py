@@ -14,9 +14,9 @@ from pathlib import Path
 import click
 import torch
 from linear_path import read_videos
+from start import command, with_parts
 from torch import Tensor
 
-from vidvq import config as settings
 from vidvq.formats.checkpoint import read_checkpoint, write_checkpoint
 from vidvq.model import VideoTokenizer
 from vidvq.model.layers import TemporalCache
@@ -26,17 +26,6 @@ from vidvq.train.config import TrainConfig
 
 STEPS, CLIPS, LR, SEED = 1500, 4, 2e-3, 0
 REPORTED = 250
-
-
-@click.command()
-@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
-@click.option("--clips", multiple=True, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--config", required=True, help="Training config with `model.decoder.lookahead`.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new checkpoint.")
-@click.option("--every", default=2, show_default=True, help="Fit on each clip whose number is a multiple of this.")
-def main(checkpoint: Path, clips: tuple[Path, ...], config: str, out: Path, every: int) -> None:
-    """Write a checkpoint with a lookahead, and with the other parts of the decoder that the config has."""
-    add_lookahead(checkpoint, clips, settings.load(TrainConfig, settings.find_config(config), []), out, every)
 
 
 def add_lookahead(checkpoint: Path, clips: Sequence[Path], config: TrainConfig, out: Path, every: int) -> None:
@@ -51,11 +40,8 @@ def add_lookahead(checkpoint: Path, clips: Sequence[Path], config: TrainConfig, 
     """
     old = load_pretrained(checkpoint)
     assert isinstance(old, VideoTokenizer)
-    torch.manual_seed(SEED)
-    new = VideoTokenizer(config.model).eval()
     stored = read_checkpoint(checkpoint)
-    known = {name: torch.from_numpy(array) for name, array in stored.tensors.items()}
-    new.load_inference_state_dict(new.inference_state_dict() | known)
+    new = with_parts(stored, config)
     lookahead = new.decoder.lookahead
     assert lookahead is not None
     fit(lookahead, [pair for folder in clips for pair in latents(old, folder, every)])
@@ -100,6 +86,8 @@ def fit(lookahead: Lookahead, pairs: list[tuple[Tensor, Tensor]]) -> None:
             click.echo(f"step {step + 1}: latents are {before - after:.2f} dB closer")
             total.zero_()
 
+
+main = command(add_lookahead, "Write a checkpoint with a fitted lookahead; other parts of the config are new.")
 
 if __name__ == "__main__":
     main()

@@ -9,14 +9,13 @@ misses. Tokens stay valid. The checkpoint is a start for `vidvq train ... train_
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
 import torch
 from einops import rearrange
 from linear_path import read_videos
+from start import command, with_parts
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidvq import config as settings
 from vidvq.formats.checkpoint import read_checkpoint, write_checkpoint
 from vidvq.model import VideoTokenizer
 from vidvq.model.layers import TemporalCache
@@ -25,17 +24,6 @@ from vidvq.train.config import TrainConfig
 
 # Weight of the penalty, relative to the mean second moment of the latents.
 RIDGE = 1e-3
-
-
-@click.command()
-@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
-@click.option("--clips", multiple=True, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--config", required=True, help="Training config with `model.decoder.overlap`.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new checkpoint.")
-@click.option("--every", default=2, show_default=True, help="Fit on each clip whose number is a multiple of this.")
-def main(checkpoint: Path, clips: tuple[Path, ...], config: str, out: Path, every: int) -> None:
-    """Write a checkpoint whose decoder has overlapping blocks."""
-    add_overlap(checkpoint, clips, settings.load(TrainConfig, settings.find_config(config), []), out, every)
 
 
 def add_overlap(checkpoint: Path, clips: Sequence[Path], config: TrainConfig, out: Path, every: int) -> None:
@@ -50,13 +38,10 @@ def add_overlap(checkpoint: Path, clips: Sequence[Path], config: TrainConfig, ou
     """
     old = load_pretrained(checkpoint)
     assert isinstance(old, VideoTokenizer)
-    torch.manual_seed(config.seed)
-    new = VideoTokenizer(config.model).eval()
     stored = read_checkpoint(checkpoint)
-    known = {name: torch.from_numpy(array) for name, array in stored.tensors.items()}
-    new.load_inference_state_dict(new.inference_state_dict() | known)
     weight, bias = fit(old, clips, every)
-    fitted = {name: tensor.numpy() for name, tensor in new.inference_state_dict().items()} | dict(stored.tensors)
+    new = with_parts(stored, config).inference_state_dict()
+    fitted = {name: tensor.numpy() for name, tensor in new.items()} | dict(stored.tensors)
     fitted |= {"decoder.overlap.weight": weight.numpy(), "decoder.overlap.bias": bias.numpy()}
     write_checkpoint(out, config.model.to_dict(), stored.config["preprocessing"], fitted, 0)
 
@@ -83,6 +68,8 @@ def fit(tokenizer: VideoTokenizer, clips: Sequence[Path], every: int) -> tuple[T
     fitted = torch.linalg.solve(inputs + ridge, products).float()
     return rearrange(fitted[:-1], "(d y x) p -> p d y x", y=3, x=3).contiguous(), fitted[-1].contiguous()
 
+
+main = command(add_overlap, "Write a checkpoint whose decoder has overlapping blocks.")
 
 if __name__ == "__main__":
     main()
