@@ -14,41 +14,22 @@ from pathlib import Path
 import click
 import torch
 from linear_path import read_videos
-from start import command, with_parts
+from start import DecoderPart
 from torch import Tensor
 
-from vidvq.formats.checkpoint import read_checkpoint, write_checkpoint
 from vidvq.model import VideoTokenizer
 from vidvq.model.layers import TemporalCache
 from vidvq.model.refine import Lookahead
-from vidvq.pretrained import load_pretrained
-from vidvq.train.config import TrainConfig
 
 STEPS, CLIPS, LR, SEED = 1500, 4, 2e-3, 0
 REPORTED = 250
 
 
-def add_lookahead(checkpoint: Path, clips: Sequence[Path], config: TrainConfig, out: Path, every: int) -> None:
-    """Write a checkpoint of ``config.model`` with the weights of another and a fitted lookahead.
-
-    Args:
-        checkpoint: trained checkpoint.
-        clips: directories of clip shards to fit on.
-        config: config of the training that follows.
-        out: folder of the new checkpoint.
-        every: fit on each clip whose number is a multiple of this.
-    """
-    old = load_pretrained(checkpoint)
-    assert isinstance(old, VideoTokenizer)
-    stored = read_checkpoint(checkpoint)
-    new = with_parts(stored, config)
+def fit_lookahead(old: VideoTokenizer, new: VideoTokenizer, clips: Sequence[Path], every: int) -> None:
+    """Fit the lookahead of a new tokenizer to the latents of an old one."""
     lookahead = new.decoder.lookahead
     assert lookahead is not None
     fit(lookahead, [pair for folder in clips for pair in latents(old, folder, every)])
-    fitted = {name: tensor.numpy() for name, tensor in new.inference_state_dict().items()}
-    # Frozen weights keep their type, and with it the token fingerprint.
-    kept = {name: array for name, array in stored.tensors.items() if not name.startswith("decoder.lookahead.")}
-    write_checkpoint(out, config.model.to_dict(), stored.config["preprocessing"], fitted | kept, 0)
 
 
 @torch.inference_mode()
@@ -87,7 +68,8 @@ def fit(lookahead: Lookahead, pairs: list[tuple[Tensor, Tensor]]) -> None:
             total.zero_()
 
 
-main = command(add_lookahead, "Write a checkpoint with a fitted lookahead; other parts of the config are new.")
+LOOKAHEAD = DecoderPart("decoder.lookahead.", fit_lookahead)
+main = LOOKAHEAD.command("Write a checkpoint with a fitted lookahead; other parts of the config are new.")
 
 if __name__ == "__main__":
     main()

@@ -12,42 +12,29 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from linear_path import read_videos
-from start import command, with_parts
+from start import DecoderPart
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidvq.formats.checkpoint import read_checkpoint, write_checkpoint
 from vidvq.model import VideoTokenizer
 from vidvq.model.layers import TemporalCache
-from vidvq.pretrained import load_pretrained
-from vidvq.train.config import TrainConfig
 
 # Weight of the penalty, relative to the mean second moment of the latents.
 RIDGE = 1e-3
 
 
-def add_overlap(checkpoint: Path, clips: Sequence[Path], config: TrainConfig, out: Path, every: int) -> None:
-    """Write a checkpoint of ``config.model`` with the weights of another and a fitted overlap.
-
-    Args:
-        checkpoint: trained checkpoint.
-        clips: directories of clip shards to fit on.
-        config: config of the training that follows.
-        out: folder of the new checkpoint.
-        every: fit on each clip whose number is a multiple of this.
-    """
-    old = load_pretrained(checkpoint)
-    assert isinstance(old, VideoTokenizer)
-    stored = read_checkpoint(checkpoint)
-    weight, bias = fit(old, clips, every)
-    new = with_parts(stored, config).inference_state_dict()
-    fitted = {name: tensor.numpy() for name, tensor in new.items()} | dict(stored.tensors)
-    fitted |= {"decoder.overlap.weight": weight.numpy(), "decoder.overlap.bias": bias.numpy()}
-    write_checkpoint(out, config.model.to_dict(), stored.config["preprocessing"], fitted, 0)
+def fit_overlap(old: VideoTokenizer, new: VideoTokenizer, clips: Sequence[Path], every: int) -> None:
+    """Set the overlap of a new tokenizer to what the decoder of an old one misses."""
+    overlap = new.decoder.overlap
+    assert overlap is not None and overlap.bias is not None
+    weight, bias = regress(old, clips, every)
+    with torch.no_grad():
+        overlap.weight.copy_(weight)
+        overlap.bias.copy_(bias)
 
 
 @torch.inference_mode()
-def fit(tokenizer: VideoTokenizer, clips: Sequence[Path], every: int) -> tuple[Tensor, Tensor]:
+def regress(tokenizer: VideoTokenizer, clips: Sequence[Path], every: int) -> tuple[Tensor, Tensor]:
     """Regress what the decoder misses on the latents around each block.
 
     Returns:
@@ -69,7 +56,8 @@ def fit(tokenizer: VideoTokenizer, clips: Sequence[Path], every: int) -> tuple[T
     return rearrange(fitted[:-1], "(d y x) p -> p d y x", y=3, x=3).contiguous(), fitted[-1].contiguous()
 
 
-main = command(add_overlap, "Write a checkpoint whose decoder has overlapping blocks.")
+OVERLAP = DecoderPart("decoder.overlap.", fit_overlap)
+main = OVERLAP.command("Write a checkpoint whose decoder has overlapping blocks.")
 
 if __name__ == "__main__":
     main()

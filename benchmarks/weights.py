@@ -23,8 +23,8 @@ from typing import Any
 import click
 import numpy as np
 from linear_path import extend
-from lookahead import add_lookahead
-from overlap import add_overlap
+from lookahead import LOOKAHEAD
+from overlap import OVERLAP
 
 from vidvq.config import find_config, load
 from vidvq.formats.checkpoint import BUNDLED, WEIGHTS, find_checkpoint, read_checkpoint, write_checkpoint
@@ -113,11 +113,11 @@ def _start(checkpoint: Path, clips: Path, config: str, out: Path) -> list[str]:
     """Return the settings that start from a checkpoint; parts that the config has and it lacks are fitted to clips."""
     loaded, model = load(TrainConfig, find_config(config), []), read_checkpoint(checkpoint).config["model"]
     if loaded.train_only == "decoder":
-        for names, add in ((("lookahead", "denoise"), add_lookahead), (("overlap",), add_overlap)):
+        for names, part in ((("lookahead", "denoise"), LOOKAHEAD), (("overlap",), OVERLAP)):
             if any(getattr(loaded.model.decoder, name) and not model["decoder"].get(name) for name in names):
                 fitted = out / names[0]
                 if not fitted.exists():
-                    add(checkpoint, [clips], loaded, fitted, every=2)
+                    part.add(checkpoint, [clips], loaded, fitted, every=2)
                 checkpoint = fitted
         return [f"start_from={checkpoint}"]
     if loaded.model.linear and not model.get("linear"):

@@ -15,7 +15,7 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 def test_overlapping_blocks_are_fitted_to_what_a_decoder_misses(clips_dir, checkpoint_dir, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    add_overlap = importlib.import_module("overlap").add_overlap
+    add_overlap = importlib.import_module("overlap").OVERLAP.add
     read_videos = importlib.import_module("linear_path").read_videos
     model = TokenizerConfig.from_dict(read_checkpoint(checkpoint_dir).config["model"])
     overlapping = replace(model, decoder=replace(model.decoder, overlap=True))
