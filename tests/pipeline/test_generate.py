@@ -44,6 +44,7 @@ def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
     train, tmp_path, tokens_dir, clips_dir, checkpoint_dir, vidvq
 ):
     tasks = ("tasks={generate: 1, predict: 1, interpolate: 1, fill: 1}", f"pixels.clips=[{clips_dir}]")
+    tasks = (*tasks, f"code_vectors={checkpoint_dir}")
     settings = (*tasks, f"pixels.tokenizer={checkpoint_dir}", f"held_out.tokens={tokens_dir}", "held_out.every=2")
     run, whole, last = tmp_path / "run", tmp_path / "whole", "checkpoints/step-00000004"
     train(tokens_dir, run, *settings)
@@ -124,6 +125,21 @@ def test_a_prediction_begins_with_the_given_codes(tmp_path, generator, tokens_di
     assert done.code == 0, done.err
     for key, (codes, _) in codes_of(pixels).items():
         assert codes.shape == given[key][0].shape and np.array_equal(codes[:2], given[key][0][:2])
+
+
+@pytest.mark.parametrize("task", ["sample", "predict"])
+def test_mean_codes_do_not_depend_on_the_seed(task, tmp_path, generator, tokens_dir, checkpoint_dir, vidvq):
+    def make(name, *settings):
+        inputs = [] if task == "sample" else [tokens_dir]
+        arguments = ("--checkpoint", checkpoint_dir, "--out", tmp_path / name, *FAST, *settings)
+        done = vidvq("generate", task, generator, *inputs, *arguments)
+        assert done.code == 0, done.err
+        return [codes.tolist() for codes, _ in codes_of(tmp_path / name).values()]
+
+    # With one step, the order of revealing the codes does not matter.
+    estimate = ("sampling.temperature=0", "sampling.steps=1")
+    mean = make("mean", *estimate, "sampling.estimate=mean")
+    assert mean == make("again", *estimate, "sampling.estimate=mean", "seed=1") != make("mode", *estimate)
 
 
 def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, tokens_dir, copy_of, vidvq, snapshot):
@@ -252,6 +268,7 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         ("fill", generator, tokens_dir, "box=[0,0,8,8]"): "tokens of visible pixels depend on hidden ones",
         ("interpolate", generator, clips_dir, "--checkpoint", other_checkpoint): "has tokenizer",
         ("sample", generator): "set --checkpoint to the tokenizer that made them",
+        ("sample", generator, "sampling.estimate=mean"): "estimate=mean draws nothing at random, but temperature=1.0",
         ("predict", generator, tokens_dir): "set --checkpoint to the tokenizer that made them",
     }.items():
         done = vidvq("generate", *arguments, "--out", out)
@@ -313,8 +330,10 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     assert scores["nearest_held_out"] == 0 and 0 < scores["nearest"] <= 1 and scores["copies"] == 0
     for task in ("predict", "interpolate", "fill"):
         found = scores["tasks"][task]["psnr"]
-        assert found.keys() == {"generator", "probable", "baseline", "ceiling"} and min(found.values()) > 0
-        assert found["probable"] != found["generator"]
+        assert found.keys() == {"generator", "probable", "mean", "baseline", "ceiling"} and min(found.values()) > 0
+        assert len({found["probable"], found["generator"], found["mean"]}) == 3
+        above = scores["tasks"][task]["above"]
+        assert above["baseline"] == 0 and all(0 <= above[name] <= 1 for name in found)
     assert len(scores["tasks"]["predict"]["curve"]["generator"]) == 4
     assert scores["tasks"]["predict"]["psnr"]["baseline"] > scores["tasks"]["predict"]["psnr"]["generator"]
     tasks = {"generate", "predict", "interpolate", "fill"}

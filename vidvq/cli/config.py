@@ -88,9 +88,9 @@ STAGES = {
         "GenerateTrainConfig",
         "vidvq generate train TOKENS... --out RUN --config FILE",
         (
-            *("data", "out", "seed", "steps", "objective", "model", "tasks", "pixels", "conditions", "optimizer"),
-            *("guard", "held_out", "ema_decay", "log_every", "checkpoint_every", "keep_checkpoints", "zero_stage"),
-            *("precision", "lost_after_s"),
+            *("data", "out", "seed", "steps", "objective", "model", "tasks", "pixels", "code_vectors", "conditions"),
+            *("optimizer", "guard", "held_out", "ema_decay", "log_every", "checkpoint_every", "keep_checkpoints"),
+            *("zero_stage", "precision", "lost_after_s"),
         ),
     ),
     "generate-sample": Stage(

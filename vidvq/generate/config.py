@@ -108,6 +108,8 @@ class GenerateTrainConfig:
         model: size and attention of the transformer.
         tasks: weights of the training tasks.
         pixels: source clips of the tokens; None if neither blanked conditions nor columns are used.
+        code_vectors: checkpoint or training run of the tokenizer that made the tokens, from whose code vectors the
+            embeddings and output layers start, so that similar codes are treated alike; None for random weights.
         conditions: conditions read from columns.
         optimizer: optimizer and learning-rate schedule.
         guard: handling of bad batches.
@@ -133,6 +135,7 @@ class GenerateTrainConfig:
     model: TransformerConfig = field(default_factory=TransformerConfig)
     tasks: TaskConfig = field(default_factory=TaskConfig)
     pixels: PixelConfig | None = None
+    code_vectors: str | None = None
     conditions: ConditionConfig = field(default_factory=ConditionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

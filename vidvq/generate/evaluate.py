@@ -22,6 +22,7 @@ from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
 from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
 from vidvq.generate.code_statistics import CodeStatisticsCollector
+from vidvq.generate.code_vectors import DigitVectors, code_vectors
 from vidvq.generate.conditions import check_action_width, label_name, latent_actions, read_actions, read_column
 from vidvq.generate.examples import Columns, seeded_rng
 from vidvq.generate.latent_distance import LatentDistance
@@ -163,6 +164,7 @@ class _Evaluation:
         skipped, self.locations = len(locations) - len(self.locations), self.locations[: config.clips]
         self.scores = GeneratorScores(generator.fingerprint, len(self.locations), skipped)
         self.tokenizer = self._load_tokenizer(checkpoint)
+        self.vectors = self._read_vectors()
         self.columns = _read_conditions(self.card, clips, config.text_encoder)
         self.training = _training_samples(run, self.card)
         self.statistics = CodeStatisticsCollector(self.card)
@@ -195,6 +197,18 @@ class _Evaluation:
         elif card.token_fingerprint != self.card.tokenizer.token_fingerprint:
             return None
         return tokenizer.to(self.device)
+
+    def _read_vectors(self) -> list[DigitVectors] | None:
+        """Return the code vectors; None, with a warning, if the tokenizer does not expose them."""
+        if self.tokenizer is None:
+            return None
+        try:
+            return code_vectors(self.tokenizer, self.network.digits)
+        except UsageError as error:
+            if self.config.sampling.takes_mean:
+                raise
+            warn(f"skipping mean codes: {error}")
+            return None
 
     def _open_distance(self, held_out: list[np.ndarray]) -> LatentDistance | None:
         """Return the distance to the held-out clips; None, with a warning, if it cannot be measured."""
@@ -284,10 +298,11 @@ class _Evaluation:
         self.scores.frechet |= self._measure_distances(drawn)
         for task, found in rows.items():
             score = TaskScore(_BASELINES[task])
-            for name in ("generator", "probable", "baseline", "ceiling"):
+            for name in found[0]:
                 score.psnr[name] = float(np.mean([row[name]["psnr"] for row in found]))
                 if self.perceptual:
                     score.st_lpips[name] = float(np.mean([row[name]["st_lpips"] for row in found]))
+                score.above[name] = float(np.mean([row[name]["psnr"] > row["baseline"]["psnr"] for row in found]))
                 if task == "predict":
                     length = min(len(row[name]["curve"]) for row in found)
                     score.curve[name] = np.mean([row[name]["curve"][:length] for row in found], axis=0).tolist()
@@ -351,7 +366,7 @@ class _Evaluation:
     def _draw(self, prompt: _Prompt, location: TokenLocation, seed: int, sampling: SamplingConfig) -> np.ndarray:
         lt, lh, lw = self._codes(location).shape
         rng = seeded_rng(f"{seed}/{location.key}/{prompt.task}")
-        return sample_codes(self.network, self.card, (lt, lh, lw), prompt.given, prompt.condition, sampling, rng)
+        return self._sample((lt, lh, lw), prompt.given, prompt.condition, sampling, rng)
 
     def _score_clip(
         self, location: TokenLocation, frames: np.ndarray
@@ -361,9 +376,11 @@ class _Evaluation:
         ceiling = self._decode(self._codes(location), len(frames), size)
         for prompt in self._prompts(location, frames):
             drawn = [self._draw(prompt, location, seed, sampling) for seed in seeds]
-            drawn.append(self._draw(prompt, location, seeds[0], replace(sampling, temperature=0.0)))
-            *made, probable = (self._decode(codes, len(frames), size) for codes in drawn)
-            part = prompt.hidden
+            made, part = [self._decode(codes, len(frames), size) for codes in drawn], prompt.hidden
+            scores = {"generator": _mean_rows([self._compare(frames, each, part) for each in made])}
+            for name, estimate in self._estimates.items():
+                codes = self._draw(prompt, location, seeds[0], estimate)
+                scores[name] = self._compare(frames, self._decode(codes, len(frames), size), part)
             base = {
                 "predict": lambda: repeat_last(frames, self.config.given),
                 "interpolate": lambda: blend(frames, [0, len(frames) - 1]),
@@ -373,16 +390,27 @@ class _Evaluation:
                 named = {"original": frames, "generator": made[0], "baseline": base, "ceiling": ceiling}
                 for name, each in named.items():
                     write_atomic(self.pictures / f"{prompt.task}-{name}.npy", encode_npy(each))
-            yield (
-                prompt,
-                drawn[0],
-                {
-                    "generator": _mean_rows([self._compare(frames, each, part) for each in made]),
-                    "probable": self._compare(frames, probable, part),
-                    "baseline": self._compare(frames, base, part),
-                    "ceiling": self._compare(frames, ceiling, part),
-                },
-            )
+            scores |= {
+                name: self._compare(frames, each, part) for name, each in (("baseline", base), ("ceiling", ceiling))
+            }
+            yield prompt, drawn[0], scores
+
+    @property
+    def _estimates(self) -> dict[str, SamplingConfig]:
+        """Sampling settings that draw nothing at random, by the name of their scores."""
+        probable = replace(self.config.sampling, temperature=0.0, estimate="mode")
+        mean = {"mean": replace(probable, estimate="mean")} if self.vectors else {}
+        return {"probable": probable} | mean
+
+    def _sample(
+        self,
+        shape: tuple[int, int, int],
+        given: np.ndarray | None,
+        condition: Condition,
+        sampling: SamplingConfig,
+        rng: torch.Generator,
+    ) -> np.ndarray:
+        return sample_codes(self.network, self.card, shape, given, condition, sampling, rng, self.vectors)
 
     def _blanked(self, frames: np.ndarray, hidden: np.ndarray) -> Any:
         assert self.tokenizer is not None
@@ -412,7 +440,7 @@ class _Evaluation:
             for index in range(self.config.samples):
                 # The text is part of the seed; changing it changes the samples of every evaluation.
                 rng = seeded_rng(f"{self.config.seeds[0]}/copies/{index}")
-                drawn.append(sample_codes(self.network, self.card, shape, None, Condition(), config, rng))
+                drawn.append(self._sample(shape, None, Condition(), config, rng))
                 bar.advance()
         return drawn
 

@@ -13,12 +13,14 @@ from vidvq.data import TokenDataset, iter_micro_batches
 from vidvq.errors import JobTerminated, UsageError
 from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
+from vidvq.generate.code_vectors import DigitVectors, code_vectors
 from vidvq.generate.conditions import Actions, label_name, read_actions, read_column
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
 from vidvq.generate.examples import Columns, ExampleDataset, Examples
 from vidvq.generate.held_out import HeldOutLoss
 from vidvq.generate.text import TextEncoder
 from vidvq.generate.trainer import GeneratorTrainer
+from vidvq.generate.vocabulary import factorize
 from vidvq.log import info, progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import load_tokenizer
@@ -123,11 +125,24 @@ def _load_tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokeniz
     if config.pixels is None or not BLANKED_TASKS & config.tasks.weights.keys():
         return None
     path = resolve_path(config.pixels.tokenizer) if config.pixels.tokenizer else BUNDLED
+    return _load_matching(path, card, "pixels.tokenizer")
+
+
+def _read_vectors(config: GenerateTrainConfig, card: GeneratorCard) -> list[DigitVectors] | None:
+    """Read the code vectors that the embeddings start from; None for random weights."""
+    if config.code_vectors is None:
+        return None
+    tokenizer = _load_matching(resolve_path(config.code_vectors), card, "code_vectors")
+    return code_vectors(tokenizer, [factorize(book.size) for book in card.tokenizer.codebooks])
+
+
+def _load_matching(path: Path, card: GeneratorCard, setting: str) -> Tokenizer:
+    """Load a tokenizer, after checking that it made the tokens."""
     tokenizer, found = load_tokenizer(path)
     if found.token_fingerprint != card.tokenizer.token_fingerprint:
         raise UsageError(
             f"data.tokens was made by tokenizer {card.tokenizer.token_fingerprint[:12]}, but {path} is tokenizer "
-            f"{found.token_fingerprint[:12]}; set pixels.tokenizer to the one that made the tokens"
+            f"{found.token_fingerprint[:12]}; set {setting} to the one that made the tokens"
         )
     return tokenizer
 
@@ -147,8 +162,8 @@ class _TrainingLoop:
         if context.rank == 0:
             remove_partial_saves(run)
         self.held_out = HeldOutLoss(config, card, context) if config.held_out.tokens else None
-        self.trainer = GeneratorTrainer(config, card, context)
         state = latest_state(run, context)
+        self.trainer = GeneratorTrainer(config, card, context, _read_vectors(config, card))
         loaded = state or self.trainer.initial_state()
         self.trainer.load_state(loaded)
         if context.rank == 0:

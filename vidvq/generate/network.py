@@ -8,6 +8,7 @@ import torch
 from vidvq.config import validate
 from vidvq.errors import UsageError
 from vidvq.formats.generator import Generator, GeneratorCard
+from vidvq.generate.code_vectors import DigitVectors
 from vidvq.generate.conditions import actions_per_latent
 from vidvq.generate.config import BLANKED_TASKS
 from vidvq.generate.transformer import TransformerConfig, VideoTransformer
@@ -30,6 +31,26 @@ def build_network(card: GeneratorCard, seed: int = 0) -> VideoTransformer:
             bool(BLANKED_TASKS & set(card.tasks)),
             text_width=card.text_width,
         )
+
+
+@torch.no_grad()
+def start_from_vectors(network: VideoTransformer, vectors: list[DigitVectors], seed: int) -> None:
+    """Replace the embeddings and output layers by a random projection of the code vectors, the same for both.
+
+    Distances are kept on average, and so are the standard deviations of the initial weights.
+
+    Args:
+        network: newly built network.
+        vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`.
+        seed: seed of the projection.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    for embedding, head, tables in zip(network.embeddings, network.heads, vectors, strict=True):
+        width = network.config.width
+        for table, output, codes in zip(embedding.tables, head.outputs, tables, strict=True):  # type: ignore[union-attr,arg-type]
+            projected = (codes - codes.mean(0)) @ torch.randn(codes.shape[1], width, generator=rng)
+            for weight in (table.weight, output.weight):
+                weight.copy_(projected * (weight.std() / projected.std().clamp(min=1e-9)))
 
 
 def load_network(generator: Generator) -> VideoTransformer:

@@ -73,8 +73,7 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
         if inputs:
             raise UsageError(f"{inputs[0]} is one argument too many; sample takes a run and settings only")
         _check_sample(generator.card, config)
-        _check_decoder(generator, config, checkpoint)
-        return SampleStage(**common)
+        return SampleStage(**common, tokenizer=_find_decoder(generator, config, checkpoint))
     assert isinstance(config, InputConfig)
     if not inputs:
         kinds = "a directory of clip shards or token shards" if task == "predict" else "a directory of clip shards"
@@ -104,11 +103,14 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
                 f"{folder} holds tokens, and tokens of visible pixels depend on hidden ones; pass the clip shards"
             )
         conditions = _token_conditions(generator, folder, config)
-        _check_decoder(generator, config, checkpoint)
-        return PredictTokens(**common, tokens=folder, conditions=conditions)
+        tokenizer = _find_decoder(generator, config, checkpoint)
+        return PredictTokens(**common, tokens=folder, conditions=conditions, tokenizer=tokenizer)
     if plan.stage != SHARD_STAGE:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; pass a directory of clip shards")
-    tokenizer, conditions = _find_tokenizer(generator, checkpoint), _clip_conditions(generator.card, folder, config)
+    tokenizer, conditions = (
+        _find_tokenizer(generator, config, checkpoint),
+        _clip_conditions(generator.card, folder, config),
+    )
     return GenerateClips(clips=folder, **common, tokenizer=tokenizer, conditions=conditions)
 
 
@@ -132,24 +134,30 @@ def _open_videos(generator: Generator, config: InputConfig, checkpoint: Path, co
     if isinstance(config, PredictConfig):
         frames = config.given
         config = replace(config, frames=config.frames or max(longest, config.given + 1))
-    tokenizer = _find_tokenizer(generator, checkpoint)
+    tokenizer = _find_tokenizer(generator, config, checkpoint)
     common["config"] = config
     return GenerateVideos(**common, tokenizer=tokenizer, frames=frames, video=video)
 
 
-def _find_tokenizer(generator: Generator, checkpoint: Path) -> Path:
-    """Return the folder of the tokenizer, after checking that it made the generator's tokens."""
+def _find_tokenizer(generator: Generator, config: RequestConfig, checkpoint: Path) -> Path:
+    """Return the folder of the tokenizer, after checking that it fits the generator's tokens and the request."""
     tokenizer = find_tokenizer(checkpoint)
-    _, card = load_tokenizer(tokenizer)
+    model, card = load_tokenizer(tokenizer)
     remedy = "; set --checkpoint to the tokenizer that made them"
     _check_tokenizer(generator, card.token_fingerprint, str(checkpoint), remedy)
+    if config.sampling.takes_mean:
+        import torch
+
+        model.latents(torch.zeros(1, 1, 1, 1, dtype=torch.int64))
     return tokenizer
 
 
-def _check_decoder(generator: Generator, config: SampleConfig | PredictConfig, checkpoint: Path) -> None:
-    """Check that the tokenizer can decode the samples, unless they stay tokens."""
-    if config.format != "none":
-        _find_tokenizer(generator, checkpoint)
+def _find_decoder(generator: Generator, config: SampleConfig | PredictConfig, checkpoint: Path) -> Path | None:
+    """Check that the tokenizer can decode the samples, unless they stay tokens; return it if codes are averaged."""
+    if config.format == "none" and not config.sampling.takes_mean:
+        return None
+    found = _find_tokenizer(generator, config, checkpoint)
+    return found if config.sampling.takes_mean else None
 
 
 def _check_sample(card: GeneratorCard, config: SampleConfig) -> None:

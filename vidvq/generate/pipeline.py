@@ -13,6 +13,7 @@ from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.token_shard import TokenInfo, token_files
 from vidvq.generate.blanking import BlankedVideo, encode_visible
+from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import NO_CONDITION, ClipCondition, label_index, latent_actions
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import load_network
@@ -41,10 +42,11 @@ class GenerationPipeline:
     Args:
         generator: folder of the generator.
         config: settings of the request.
-        tokenizer: folder of the tokenizer that encodes pixels; None if prompts are tokens or nothing.
+        tokenizer: folder of the tokenizer that encodes pixels, or whose code vectors are averaged; None if prompts are
+            tokens or nothing, and codes are drawn.
 
     Raises:
-        UsageError: a checkpoint is missing, damaged or of another kind.
+        UsageError: a checkpoint is missing, damaged or of another kind, or does not expose the code vectors.
     """
 
     def __init__(self, generator: Path, config: RequestConfig, tokenizer: Path | None = None) -> None:
@@ -65,6 +67,10 @@ class GenerationPipeline:
         if tokenizer:
             self._tokenizer, _ = load_tokenizer(tokenizer)
             self._tokenizer.to(self._device)
+        self._vectors = None
+        if config.sampling.takes_mean:
+            assert self._tokenizer is not None
+            self._vectors = code_vectors(self._tokenizer, self._network.digits)
 
     def sample(self, key: str, index: int) -> dict[str, bytes]:
         """Generate a sample without given frames, optionally of a class or a text.
@@ -183,7 +189,8 @@ class GenerationPipeline:
         self, key: str, shape: tuple[int, int, int], given: np.ndarray | None, condition: Condition
     ) -> np.ndarray:
         rng = seeded_rng(f"{self._config.seed}/{key}")
-        return sample_codes(self._network, self.card, shape, given, condition, self._config.sampling, rng)
+        sampling = self._config.sampling
+        return sample_codes(self._network, self.card, shape, given, condition, sampling, rng, self._vectors)
 
     def _files(self, codes: np.ndarray, info: TokenInfo) -> dict[str, bytes]:
         return token_files(codes, info, self.card.tokenizer)

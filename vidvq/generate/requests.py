@@ -22,7 +22,9 @@ class SamplingConfig:
 
     Attributes:
         steps: number of parallel decoding steps, per clip (``masked``) or per latent frame (``next``) (1 or more).
-        temperature: softmax temperature (0 or more); 1 keeps the model's distribution, 0 takes the most probable code.
+        temperature: softmax temperature (0 or more); 1 keeps the model's distribution, 0 draws nothing at random.
+        estimate: code that ``temperature=0`` takes: ``mode``, the most probable one, or ``mean``, the one whose vector
+            is nearest to the mean of the code vectors, which has the least expected squared error.
         top_p: cumulative probability of the codes that nucleus sampling keeps (above 0, at most 1); 1 keeps all.
         guidance: scale of classifier-free guidance (Ho and Salimans 2022), 0 or more; 1 turns it off.
         order: order of revealing the codes: ``halton``, ``random`` or ``confidence``.
@@ -32,9 +34,19 @@ class SamplingConfig:
 
     steps: Annotated[int, Field(ge=1)] = 12
     temperature: Annotated[float, Field(ge=0)] = 1.0
+    estimate: Literal["mode", "mean"] = "mode"
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     guidance: Annotated[float, Field(ge=0)] = 1.0
     order: Literal["halton", "random", "confidence"] = "halton"
+
+    def __post_init__(self) -> None:
+        if self.estimate == "mean" and self.temperature:
+            raise UsageError(f"estimate=mean draws nothing at random, but temperature={self.temperature}; set it to 0")
+
+    @property
+    def takes_mean(self) -> bool:
+        """Whether code vectors are needed."""
+        return self.estimate == "mean"
 
 
 def _in_process() -> RuntimeConfig:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
+from vidvq.generate.code_vectors import DigitVectors
 from vidvq.generate.conditions import latent_actions
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.requests import SamplingConfig
@@ -31,6 +32,7 @@ class Rollout:
         config: how codes are drawn.
         seed: seed of the codes.
         size: height and width of a decoded frame (pixels).
+        vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`; for ``estimate=mean`` only.
 
     Raises:
         UsageError: the generator was trained on single latent frames.
@@ -45,11 +47,13 @@ class Rollout:
         config: SamplingConfig,
         seed: str,
         size: tuple[int, int],
+        vectors: list[DigitVectors] | None = None,
     ) -> None:
         if card.limits[0] < 2:
             raise UsageError("a generator that was trained on single latent frames cannot continue them")
         self._network, self._card, self._tokenizer, self._config = network, card, tokenizer, config
         self._seed, self._size = seed, size
+        self._vectors = vectors
         self._codes = start.astype(np.int64)
         # One row for each frame; what led to the start is not known.
         frames = 1 + (len(start) - 1) * card.tokenizer.temporal_factor
@@ -82,9 +86,8 @@ class Rollout:
             moves = torch.from_numpy(latent_actions(self._actions, latents, card))
         shape = (len(latents), self._codes.shape[1], self._codes.shape[2])
         rng = seeded_rng(f"{self._seed}/{len(self._codes)}")
-        made = sample_codes(
-            self._network, card, shape, self._codes[latents[:-1]], Condition(actions=moves), self._config, rng
-        )
+        given, condition = self._codes[latents[:-1]], Condition(actions=moves)
+        made = sample_codes(self._network, card, shape, given, condition, self._config, rng, self._vectors)
         self._codes = np.concatenate([self._codes, made[-1:]])
         if self._tokenizer.supports_streaming:
             return self._decode_step(made[-1:])

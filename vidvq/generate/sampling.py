@@ -18,6 +18,7 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.blanking import BlankedVideo
+from vidvq.generate.code_vectors import DigitVectors, nearest_to_mean
 from vidvq.generate.previous import previous_codes
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.transformer import KVCache, VideoTransformer
@@ -52,6 +53,7 @@ def sample_codes(
     condition: Condition,
     config: SamplingConfig,
     rng: torch.Generator,
+    vectors: list[DigitVectors] | None = None,
 ) -> np.ndarray:
     """Generate the codes of a clip.
 
@@ -66,6 +68,7 @@ def sample_codes(
         condition: conditions of the sample.
         config: sampling settings.
         rng: source of randomness, on the CPU.
+        vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`; for ``estimate=mean`` only.
 
     Returns:
         Codes ``lt lh lw`` int64, of which the first are the given ones.
@@ -90,7 +93,8 @@ def sample_codes(
             frames = [0, *range(done - (limit - 1 - new), done + new)] if limit > 1 else []
         if not frames:
             raise UsageError("a generator that was trained on single latent frames cannot generate longer clips")
-        window = _Window(network, codes[frames], len(frames) - new, _window_condition(condition, frames), config, rng)
+        part = _window_condition(condition, frames)
+        window = _Window(network, codes[frames], len(frames) - new, part, config, rng, vectors)
         codes[frames] = window.decode_next() if card.objective == "next" else window.decode_masked()
         done += new
     return codes.cpu().numpy()
@@ -158,8 +162,10 @@ class _Window:
         condition: Condition,
         config: SamplingConfig,
         rng: torch.Generator,
+        vectors: list[DigitVectors] | None,
     ) -> None:
         self.network, self.codes, self.given, self.config, self.rng = network, codes, given, config, rng
+        self.vectors = vectors if config.takes_mean else None
         device = codes.device
         # Guidance needs a second copy of the sample, without conditions.
         copies = self.copies = 2 if config.guidance != 1 else 1
@@ -278,7 +284,7 @@ class _Window:
             chosen = books == book
             if not chosen.any():
                 continue
-            sampler = _DigitSampler(self.config, self.rng)
+            sampler = _DigitSampler(self.config, self.rng, self.vectors[book] if self.vectors else None)
             vectors, copies = prediction.at(0, positions[chosen])
             unconditional = prediction.at(1, positions[chosen]) if self.copies > 1 else None
             head = self.network.heads[book]
@@ -291,18 +297,18 @@ class _Window:
 class _DigitSampler:
     """Samples digits from logits ``n k``, and sums their log-probabilities."""
 
-    def __init__(self, config: SamplingConfig, rng: torch.Generator) -> None:
-        self._config, self._rng = config, rng
+    def __init__(self, config: SamplingConfig, rng: torch.Generator, vectors: DigitVectors | None) -> None:
+        self._config, self._rng, self._vectors = config, rng, vectors
         self.log_probability: Tensor | None = None
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, index: int) -> Tensor:
         temperature = self._config.temperature
         logits = logits if temperature in (0, 1) else logits / temperature
         scores = logits.log_softmax(-1)
         kept = scores if self._config.top_p == 1 else _nucleus(scores, self._config.top_p)
         if temperature:
             kept = kept + _gumbel(kept.shape, self._rng).to(kept.device)
-        digit = kept.argmax(-1)
+        digit = kept.argmax(-1) if self._vectors is None else nearest_to_mean(kept, self._vectors[index])
         chosen = scores.gather(-1, digit[:, None])[:, 0]
         self.log_probability = chosen if self.log_probability is None else self.log_probability + chosen
         return digit

@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 class TaskScore:
     """Scores of one task, over the generated frames or region.
 
-    The keys of the scores are ``generator``, ``probable`` (the most probable codes instead of random draws),
-    ``baseline``, and ``ceiling``: the tokenizer's reconstruction of the clip.
+    The keys of the scores are ``generator``, ``probable`` (the most probable codes instead of random draws), ``mean``
+    (the codes nearest to the mean code vectors, if the tokenizer exposes its latents), ``baseline``, and ``ceiling``:
+    the tokenizer's reconstruction of the clip.
 
     Attributes:
         baseline: description of the baseline.
         psnr: mean PSNR over clips (dB).
+        above: fraction of the clips whose PSNR is above that of the baseline (0 to 1). A few still clips, of which a
+            repeated frame has a very high PSNR, can decide the mean.
         st_lpips: mean ST-LPIPS over clips (lower is better); empty if not computed.
         curve: mean PSNR of each predicted frame (dB); empty for other tasks.
     """
 
     baseline: str
     psnr: dict[str, float] = field(default_factory=dict)
+    above: dict[str, float] = field(default_factory=dict)
     st_lpips: dict[str, float] = field(default_factory=dict)
     curve: dict[str, list[float]] = field(default_factory=dict)
 
@@ -79,9 +83,12 @@ class GeneratorScores:
         text = [counted + (f", {self.skipped} too large" if self.skipped else "")]
         text.append("bits per token: " + ", ".join(f"{name} {bits:.2f}" for name, bits in self.bits.items()))
         for task, score in self.tasks.items():
-            named = {"generator": "generator", "probable": "most probable codes", "baseline": score.baseline}
-            named |= {"ceiling": "tokenizer's reconstruction"}
+            named = {"generator": "generator", "probable": "most probable codes", "mean": "mean codes"}
+            named |= {"baseline": score.baseline, "ceiling": "tokenizer's reconstruction"}
+            named = {name: label for name, label in named.items() if name in score.psnr}
             parts = [f"{named[name]} {score.psnr[name]:.2f} dB" for name in named]
+            above = (f"{label} {score.above[name]:.0%}" for name, label in named.items() if name != "baseline")
+            parts.append(f"clips above the {score.baseline}: {', '.join(above)}")
             if score.curve:
                 first = ", ".join(f"{score.curve[name][0]:.2f}" for name in named)
                 parts.append(f"first generated frame {first} dB")

@@ -85,8 +85,13 @@ class GenerateStage(Stage[AnyRow], ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
-    """Base of the stages whose prompts are tokens or nothing."""
+    """Base of the stages whose prompts are tokens or nothing.
 
+    Attributes:
+        tokenizer: folder of the tokenizer whose code vectors are averaged; None without ``sampling.estimate=mean``.
+    """
+
+    tokenizer: Path | None = None
     row = PromptRow
     unit = "samples"
     totals = ("samples",)
@@ -101,7 +106,7 @@ class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
         """Build a worker in the current process."""
         from vidvq.generate.pipeline import GenerationPipeline
 
-        return PromptWorker(self, GenerationPipeline(self.generator, self.config))
+        return PromptWorker(self, GenerationPipeline(self.generator, self.config, self.tokenizer))
 
     def make(self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
         """Generate the files of one sample.

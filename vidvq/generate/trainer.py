@@ -8,9 +8,10 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
+from vidvq.generate.code_vectors import DigitVectors
 from vidvq.generate.config import GenerateTrainConfig
 from vidvq.generate.examples import Examples
-from vidvq.generate.network import build_network
+from vidvq.generate.network import build_network, start_from_vectors
 from vidvq.generate.objectives import draw_mask
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
 from vidvq.training.ema import WeightAverage
@@ -34,6 +35,7 @@ class GeneratorTrainer:
         config: config of the run.
         card: card of the generator.
         context: distributed context of this process; construct a trainer on every rank.
+        vectors: code vectors that the embeddings start from; None for random weights.
 
     Attributes:
         network: transformer; its weights are sharded under ZeRO 3.
@@ -42,8 +44,14 @@ class GeneratorTrainer:
         progress: counters and running statistics.
     """
 
-    def __init__(self, config: GenerateTrainConfig, card: GeneratorCard, context: DistributedContext) -> None:
-        self.config, self.card, self.context = config, card, context
+    def __init__(
+        self,
+        config: GenerateTrainConfig,
+        card: GeneratorCard,
+        context: DistributedContext,
+        vectors: list[DigitVectors] | None = None,
+    ) -> None:
+        self.config, self.card, self.context, self._vectors = config, card, context, vectors
         self.network = build_network(card, config.seed).to(context.device)
         self._engine = make_engine(self.network, config.optimizer, config, context)
         self.average = WeightAverage(self.network, config.ema_decay)
@@ -52,7 +60,10 @@ class GeneratorTrainer:
 
     def initial_state(self) -> TrainingState:
         """Return the state before the first step, with tensors on the CPU."""
-        weights = build_network(self.card, self.config.seed).state_dict()
+        network = build_network(self.card, self.config.seed)
+        if self._vectors is not None:
+            start_from_vectors(network, self._vectors, self.config.seed)
+        weights = network.state_dict()
         tensors = {"network": weights, "average": weights, "optimizer": {"steps": torch.tensor(0)}}
         return TrainingState(Progress(), tensors)
 

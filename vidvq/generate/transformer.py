@@ -339,6 +339,11 @@ class VideoTransformer(nn.Module):
             parts.append(self.heads[book].nll(hidden[:, frames][here], codes[:, frames][here], candidates))  # type: ignore[union-attr,operator]
         return torch.cat(parts)
 
+    @property
+    def digits(self) -> list[tuple[int, ...]]:
+        """Number of values of each digit of a code, by codebook."""
+        return [embedding.digits for embedding in self.embeddings]  # type: ignore[misc]
+
     def codebook_index(self, t: int) -> int:
         """Return the index of the codebook of latent frame ``t``."""
         return 0 if t == 0 else len(self.codebooks) - 1

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from vidvq.generate.previous import UNKNOWN, add_copies
 
 _MAX_SIZE = 1 << 16
-# Samples digits ``n`` from logits ``n k``.
-SampleDigit = Callable[[Tensor], Tensor]
+# Samples digits ``n`` from logits ``n k`` of the digit with an index.
+SampleDigit = Callable[[Tensor, int], Tensor]
 
 
 def factorize(size: int, limit: int = _MAX_SIZE) -> tuple[int, ...]:
@@ -104,7 +104,7 @@ class CodebookHead(nn.Module):
 
         Args:
             hidden: hidden vectors ``n c``.
-            sample_digit: samples a digit from each row of logits ``n k``.
+            sample_digit: samples a digit from each row of logits ``n k``; takes the index of the digit too.
             copies: candidates ``n m`` int64 to copy a code from, ``UNKNOWN`` for none; None turns copying off.
             unconditional: hidden vectors and candidates without conditions, for classifier-free guidance; None turns it
                 off.
@@ -120,7 +120,7 @@ class CodebookHead(nn.Module):
             if unconditional is not None:
                 without = self._logits(unconditional[0], index, first, unconditional[1]).float()
                 logits = torch.where(logits.isneginf(), logits, without + scale * (logits - without))
-            digit = sample_digit(logits)
+            digit = sample_digit(logits, index)
             first = digit if first is None else first
             codes = codes * count + digit
         return codes

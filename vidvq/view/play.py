@@ -18,6 +18,7 @@ from vidvq.formats.generator import GeneratorCard, read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import PlayConfig
 from vidvq.generate.rollout import Rollout
@@ -72,6 +73,8 @@ class Game:
         self._tokenizer, found = load_tokenizer(checkpoint)
         self._check_tokenizer(found.token_fingerprint, str(checkpoint))
         self._tokenizer.to(device)
+        takes_mean = config.sampling.takes_mean
+        self._vectors = code_vectors(self._tokenizer, self._network.digits) if takes_mean else None
         info = self._starts[0].read_info()
         self.size = (info.height * self._tokenizer.upscale, info.width * self._tokenizer.upscale)
         self._rollouts: dict[int, tuple[Rollout, int]] = {}
@@ -98,7 +101,14 @@ class Game:
         seed = f"{self._config.seed}/{place.key}"
         size = (info.height * self._tokenizer.upscale, info.width * self._tokenizer.upscale)
         rollout = Rollout(
-            self._network, self.card, self._tokenizer, codes[: self._given], self._config.sampling, seed, size
+            self._network,
+            self.card,
+            self._tokenizer,
+            codes[: self._given],
+            self._config.sampling,
+            seed,
+            size,
+            self._vectors,
         )
         self._number += 1
         self._rollouts[self._number] = (rollout, self._given)

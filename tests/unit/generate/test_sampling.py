@@ -116,3 +116,20 @@ def test_classes_and_guidance_change_samples(network, card):
 def test_a_larger_frame_than_trained_on_is_refused(network, card):
     with pytest.raises(UsageError, match="frames of 40x40 are larger than the 32x40"):
         draw(network, card, (3, 5, 5))
+
+
+def test_mean_codes_are_nearest_to_the_mean_of_what_is_drawn(card):
+    network, settings = build_network(card).eval().requires_grad_(False), {"steps": 1, "temperature": 0.0}
+    # With one step, all codes are independent of one another: their distributions are those of many samples.
+    drawn = np.stack([draw(network, card, seed=str(seed), steps=1) for seed in range(200)])
+    vectors = [[torch.linspace(-1, 1, book.size)[:, None]] for book in card.tokenizer.codebooks]
+    config = SamplingConfig(**settings, estimate="mean")
+    codes = sample_codes(network, card, SHAPE, None, Condition(), config, seeded_rng("a"), vectors)
+    # Vectors on a line at equal distances: the nearest code has the rounded mean index.
+    assert np.abs(codes - drawn.mean(0)).max() < 4
+    assert np.abs(draw(network, card, **settings) - drawn.mean(0)).max() > 8
+
+
+def test_mean_codes_with_a_temperature_are_refused():
+    with pytest.raises(UsageError, match=r"estimate=mean .* temperature=1.0; set it to 0"):
+        SamplingConfig(estimate="mean")
