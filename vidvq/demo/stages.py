@@ -6,7 +6,7 @@ from pathlib import Path
 VIDEOS = Path(__file__).parent / "videos"
 SPLITS = ("train", "heldout")
 # Settings of `vidvq generate evaluate`.
-_GENERATOR_SCORES = ("clips=4", "samples=0", "seeds=[0]", "sampling.temperature=0.5")
+_GENERATOR_SCORES = ("clips=4", "samples=0", "seeds=[0]", "sampling.temperature=0", "sampling.estimate=mean")
 # Settings for a smoke test; the model is too small and too briefly trained to be useful.
 _QUICK_TRAINING = (
     *("steps=20", "generator.warmup_steps=5", "log_every=5", "checkpoint_every=20", "data.cache_mib=64"),
@@ -79,7 +79,7 @@ def stages(out: Path, settings: StageSettings | None = None) -> dict[str, list[s
     to = shipped / "png", shipped / "tokens", shipped / "scores.json"
     stages["evaluate bundled"] = _evaluate(held_out, *to)
     given = ["--config", "generate-demo", f"pixels.clips=[{out / 'clips' / 'train'}]", f"pixels.tokenizer={train}"]
-    to = ["--out", generator]
+    to = ["--out", generator, f"code_vectors={train}"]
     stages["generate train"] = ["generate", "train", str(tokens / "train"), *to, *given, *settings.generator]
     made = out / "generated"
     to = ["--clips", held_out, "--checkpoint", train, "--out", str(made / "scores.json"), "--pictures", str(made)]
