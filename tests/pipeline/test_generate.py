@@ -8,9 +8,12 @@ import pytest
 
 from tests.helpers.generators import make_card, write_random
 from vidvq.formats.code_statistics import read_code_statistics
+from vidvq.formats.generator import read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SamplingConfig
+from vidvq.pretrained import load_tokenizer
 
 FAST = ("sampling.steps=2", "format=none")
 TRAIN = (
@@ -40,6 +43,11 @@ def train(warm):
     return run
 
 
+def distances(vectors):
+    """Distances of all pairs of vectors ``k d``, flat."""
+    return np.linalg.norm(vectors[:, None] - vectors, axis=-1)[np.triu_indices(len(vectors), 1)]
+
+
 def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
     train, tmp_path, tokens_dir, clips_dir, checkpoint_dir, vidvq
 ):
@@ -62,6 +70,10 @@ def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
         for folder in (run, whole)
     )
     assert first == second and [line["step"] for line in first] == [1, 2, 2, 3, 4, 4]
+    weights = read_generator(whole).tensors["embeddings.1.tables.0.weight"]
+    tokenizer, _ = load_tokenizer(checkpoint_dir)
+    vectors = code_vectors(tokenizer, [(book.size,) for book in tokenizer.codebooks])[1][0].numpy()
+    assert np.corrcoef(distances(weights), distances(vectors))[0, 1] > 0.5
     samples = tmp_path / "samples"
     done = vidvq("generate", "sample", run, "--out", samples, "--checkpoint", checkpoint_dir, "n=2", "sampling.steps=2")
     assert done.code == 0, done.err
