@@ -2,18 +2,17 @@
 
 import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from vidvq.errors import WorkerLost
 
-_LOOPBACK = "127.0.0.1"
 # Gloo prefixes the cause with its source location and appends advice.
 _GLOO = re.compile(r"\[\S*gloo\S*\] (?P<cause>.*?)(\. |$)")
 
@@ -36,18 +35,22 @@ class DistributedContext:
 def init_distributed(timeout_s: float) -> DistributedContext:
     """Join the process group described by RANK, WORLD_SIZE and MASTER_ADDR, or create one with a single process.
 
+    A single process opens no socket: torch would look up the name of each connection, which takes 10 seconds where no
+    name server answers.
+
     Args:
         timeout_s: time limit of a collective operation (seconds); a rank that exceeds it counts as lost.
     """
+    alone: dict[str, Any] = {}
     if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind((_LOOPBACK, 0))
-            port = probe.getsockname()[1]
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR=_LOOPBACK, MASTER_PORT=str(port))
+        # DeepSpeed reads it.
+        os.environ["LOCAL_RANK"] = "0"
+        store = distributed.HashStore()  # type: ignore[attr-defined]
+        alone = {"store": store, "rank": 0, "world_size": 1}
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), **alone)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     return DistributedContext(distributed.get_rank(), distributed.get_world_size(), device)
 
@@ -80,7 +83,7 @@ def training_job(timeout_s: float) -> Iterator[DistributedContext]:
         yield init_distributed(timeout_s)
     except RuntimeError as error:
         if cause := _peer_loss_cause(error):
-            rank = os.environ["RANK"]
+            rank = os.environ.get("RANK", "0")
             message = f"process {rank} of {world_size()} lost contact with another process: {cause}"
             raise WorkerLost(f"{message}; restart the job to resume from its last checkpoint") from error
         raise
