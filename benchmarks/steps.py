@@ -8,7 +8,6 @@ The rate is that of what `vidvq tokenize` runs: pixels travel to the device as b
 
 import json
 from collections.abc import Callable
-from importlib.util import find_spec
 from statistics import median
 
 import click
@@ -33,9 +32,6 @@ MODES = ("eager", "compiled", "captured", "triton")
 @click.option("--rounds", default=5, show_default=True)
 def main(size: str, device: str, dtype: str, mode: str, shapes: str, side: int, rounds: int) -> None:
     """Measure one SIZE of configs/."""
-    if mode == "triton" and find_spec("triton") is None:
-        print(json.dumps({"size": size, "mode": mode, "note": "Triton is not installed"}))
-        return
     kind = getattr(torch, dtype)
     product = matmul(device, kind)
     peak = count_gflop(product) / median([timed(product, device) for _ in range(rounds + 1)][1:])

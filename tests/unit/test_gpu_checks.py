@@ -86,7 +86,6 @@ def test_figures_and_tables_are_left_as_the_parts_end(tmp_path):
         "training",
         "steps, eager",
         "training, compiled",
-        "steps, triton",
         "agreement",
         "weights",
     ]
