@@ -7,6 +7,7 @@ group of one sample or tile. Tokens therefore depend neither on how a video is s
 of the batch.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from einops import repeat
 from torch import Tensor
+from torch.compiler import config as compiler
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
@@ -147,6 +149,8 @@ class VideoTokenizer(Tokenizer):
 
     def compile_steps(self, capture: bool = False, **options: Any) -> None:
         """See :meth:`Tokenizer.compile_steps`. Triton kernels are compiled already."""
+        # Each step shape is compiled by itself. Beyond 8 compilations of a function, torch would raise an error.
+        compiler.recompile_limit = compiler.accumulated_recompile_limit = sys.maxsize
         calls = [self._encode_call, self._decode_call, self._render_call]
         for index in range(1 if self.encoder.fused else 0, len(calls)):
             calls[index] = torch.compile(calls[index], fullgraph=True, dynamic=False, **options)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.compiler import config as compiler
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
@@ -87,6 +88,17 @@ def test_steps_of_many_groups_are_one_graph(dtype):
     assert torch.equal(tokenizer.decode(codes), frames)
     # Of encoding and of decoding: the first step and a later one.
     assert graphs <= 4
+
+
+def test_more_shapes_are_compiled_than_torch_allows():
+    torch.compiler.reset()
+    tokenizer = make("vq").eval()
+    # The first step and a later one.
+    video = VIDEO[:1, :, :5]
+    codes = tokenizer.encode(video)
+    with compiler.patch(recompile_limit=1):
+        tokenizer.compile_steps(backend="eager")
+        assert torch.equal(tokenizer.encode(video), codes)
 
 
 def test_the_search_on_cuda_is_one_operator(monkeypatch):
