@@ -1,15 +1,17 @@
 """`vidvq tokenize` end to end in one worker, over the rates of its encoder and of its decoding processes.
 
-    python benchmarks/job.py CLIPS [--clips 3000] [--device cuda] [--decoders 16] [--checkpoint DIR] [KEY=VALUE]...
+    python benchmarks/job.py CLIPS [--clips 3000] [--seconds 60] [--device cuda] [--decoders 16] [--checkpoint DIR]
+        [KEY=VALUE]...
 
 CLIPS is a finished directory of clip shards; its clips of the most frequent size are repeated under other keys until
 there are enough. The rates are measured first, on these clips: of decoding processes alone, and of the encoder
-in steps of the shape that the job has on the device.
+in steps of the shape that the job has on the device. At the lower rate, the job takes at most the given seconds.
 Prints one JSON line. ``efficiency`` is the rate of the job over the lower of the two rates, ``starved`` the activity
 that took the most time of the worker beside encoding, and ``share_*`` its share and that of the others.
 """
 
 import json
+import math
 import multiprocessing
 import os
 import subprocess
@@ -48,6 +50,7 @@ Size = tuple[int, int, int]
 @click.argument("clips", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--clips", "count", default=3000, show_default=True, help="Clips to tokenize.")
+@click.option("--seconds", default=60, show_default=True, help="Limit of the time that the clips take (seconds).")
 @click.option("--per-shard", default=256, show_default=True, help="Clips per shard.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--decoders", default=os.cpu_count() or 1, show_default="cores", help="Decoding processes.")
@@ -56,6 +59,7 @@ def main(
     clips: Path,
     overrides: tuple[str, ...],
     count: int,
+    seconds: int,
     per_shard: int,
     device: str,
     decoders: int,
@@ -68,6 +72,8 @@ def main(
     media = {key: data for key, data, info in found if _size(info) == size}
     decoding = decoding_rate([*media.values()], decoders)
     encoding = encoding_rate(checkpoint, device, size)
+    count = min(count, math.ceil(seconds * min(encoding, decoding) / size[0]))
+    click.echo(f"frames/s alone: encoder {encoding:.0f}, decoding processes {decoding:.0f}; the job has {count} clips")
     with tempfile.TemporaryDirectory() as folder:
         many, out = Path(folder, "clips"), Path(folder, "tokens")
         repeat_clips(clips, many, media.keys(), count, per_shard)

@@ -6,9 +6,10 @@
 
 Shards all videos, trains with the config and the settings, then with a second config that continues (the decoder alone,
 say), and writes the newest checkpoint to OUT in half precision. With a budget, a few steps are timed first, and each
-run gets as many steps as fit; its schedule ends with them. Then `vidvq tokenize`, `decode` and `evaluate` score these
-files on the held-out clips, and the table is written to OUT/README.md. Completed stages in WORK are reused. With
-``--clips``, the finished directories FOLDER/train and FOLDER/heldout take the place of the videos.
+run gets as many steps as fit; its schedule ends with them. A run that takes much longer is stopped. Then
+`vidvq tokenize`, `decode` and `evaluate` score these files on the held-out clips, and the table is written to
+OUT/README.md. Completed stages in WORK are reused. With ``--clips``, the finished directories FOLDER/train and
+FOLDER/heldout take the place of the videos.
 """
 
 import json
@@ -26,6 +27,7 @@ from linear_path import extend
 from lookahead import LOOKAHEAD
 from overlap import OVERLAP
 
+from vidvq.cli.main import TERMINATED
 from vidvq.config import find_config, load
 from vidvq.formats.checkpoint import BUNDLED, WEIGHTS, find_checkpoint, read_checkpoint, write_checkpoint
 from vidvq.storage import read_json, write_atomic
@@ -35,8 +37,10 @@ MAX_MIB = 12
 TIMED_STEPS = 12
 # Share of a budget for the second run.
 FINISHING = 0.2
-# Without Ray, which a machine for a short run may lack; scoring is short.
-INLINE = "runtime.workers=0"
+# What a run may take beyond its budget, its start included, before it is stopped: later steps may take longer.
+SLACK, SLACK_S = 0.1, 30
+# Without Ray, which a machine for a short run may lack. Compiling takes longer than scoring.
+INLINE = ("runtime.workers=0", "runtime.compile=off")
 
 
 @click.command()
@@ -91,17 +95,18 @@ def main(
         runs.append((finish, [f"start_from={work / 'train'}"], work / "finish"))
     trained = []
     for name, settings, run in runs:
-        settings = [*shared, *settings, *overrides]
+        settings, seconds = [*shared, *settings, *overrides], None
         if budget_s:
             share = (FINISHING if run.name == "finish" else 1 - FINISHING) if finish else 1
-            settings.append(f"steps={steps_within(int(budget_s * share), name, settings, run.with_suffix('.timing'))}")
-        vidvq("train", name, *settings, f"out={run}")
+            seconds = int(budget_s * share)
+            settings.append(f"steps={steps_within(seconds, name, settings, run.with_suffix('.timing'))}")
+        vidvq("train", name, *settings, f"out={run}", limit_s=seconds and seconds + max(SLACK_S, SLACK * seconds))
         trained.append((name, bundle(run, out)))
     for folder in ("tokens", "decoded"):
         shutil.rmtree(work / folder, ignore_errors=True)
     names = (folders["heldout"], work / "tokens", work / "decoded", work / "scores.json")
     held, tokens, decoded, scores = map(str, names)
-    vidvq("tokenize", held, "--checkpoint", str(out), "--out", tokens, INLINE)
+    vidvq("tokenize", held, "--checkpoint", str(out), "--out", tokens, *INLINE)
     vidvq("decode", tokens, "--checkpoint", str(out), "--out", decoded, "format=png")
     vidvq("evaluate", held, decoded, "--tokens", tokens, "--out", scores)
     found = read_json(Path(scores))
@@ -132,7 +137,8 @@ def steps_within(budget_s: int, config: str, settings: list[str], out: Path) -> 
     """Return the steps that fit a budget, from the time of a few, which ``out`` keeps for a resumed run."""
     if not (out / "metrics.jsonl").exists() or not _step_times(out):
         shutil.rmtree(out, ignore_errors=True)
-        vidvq("train", config, *settings, f"out={out}", f"steps={TIMED_STEPS}", "log_every=2")
+        timed = [f"steps={TIMED_STEPS}", "log_every=2", "evaluation.clips=null"]
+        vidvq("train", config, *settings, f"out={out}", *timed)
     seconds = statistics.median(_step_times(out))
     steps = max(int(budget_s / seconds), 1)
     click.echo(f"{seconds:.2f} s per step: training ends at step {steps}, after about {budget_s} s")
@@ -144,9 +150,15 @@ def _step_times(out: Path) -> list[float]:
     return [line["step_s"] for line in lines if "step_s" in line]
 
 
-def vidvq(*arguments: str) -> None:
-    """Run a vidvq command; exit if it fails."""
-    code = subprocess.run([sys.executable, "-m", "vidvq", *arguments], check=False).returncode
+def vidvq(*arguments: str, limit_s: float | None = None) -> None:
+    """Run a vidvq command; exit if it fails. Training is stopped after ``limit_s`` seconds, and saves its step."""
+    process = subprocess.Popen([sys.executable, "-m", "vidvq", *arguments])
+    try:
+        code = process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        code = process.wait()
+        code = 0 if code == TERMINATED else code
     if code:
         sys.exit(code)
 

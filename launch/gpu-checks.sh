@@ -98,7 +98,8 @@ device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA
 print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, "device": device, "cores": os.cpu_count()}))'
 [ "$DEVICE" = cpu ] || steps part captured "$HALF" 100
 # shellcheck disable=SC2086
-part job 90 "$PYTHON" benchmarks/job.py "$BUNDLE/clips/train" --clips "$CLIPS" --device "$DEVICE" --decoders "$CORES"
+part job 90 "$PYTHON" benchmarks/job.py "$BUNDLE/clips/train" --clips "$CLIPS" --seconds 20 --device "$DEVICE" \
+  --decoders "$CORES"
 training part training 110
 steps part eager "$HALF" 40
 [ "$DEVICE" = cpu ] || VIDVQ_REQUIRE_GPU=1 \
