@@ -15,7 +15,7 @@ triton = pytest.importorskip("triton", reason="Triton comes with torch for CUDA;
 from triton.runtime import interpreter  # noqa: E402
 
 from vidvq.model import TokenizerConfig, VideoTokenizer  # noqa: E402
-from vidvq.model.encoder import StackConfig, run_network  # noqa: E402
+from vidvq.model.encoder import DecoderConfig, StackConfig, run_network  # noqa: E402
 from vidvq.model.kernels.pointwise import pointwise  # noqa: E402
 from vidvq.model.kernels.spatial import spatial  # noqa: E402
 from vidvq.model.kernels.temporal import temporal  # noqa: E402
@@ -126,10 +126,10 @@ def test_the_codebook_search():
 
 def make_tokenizer(dtype: torch.dtype = torch.float32, **changes) -> VideoTokenizer:
     torch.manual_seed(0)
-    stack = StackConfig((16, 24), (1, 1))
+    stack, decoder = StackConfig((16, 24), (1, 1)), DecoderConfig((16, 24), (1, 1))
     books = QuantizerConfig(20, VQConfig(size=32), VQConfig(size=64))
-    small = {"temporal_factor": 2, "patch_size": 2, "encoder": stack, "decoder": stack, "quantizer": books, "linear": 4}
-    config = TokenizerConfig(**small | changes)
+    small = {"temporal_factor": 2, "patch_size": 2, "encoder": stack, "decoder": decoder, "quantizer": books}
+    config = TokenizerConfig(**small | {"linear": 4} | changes)
     tokenizer = VideoTokenizer(config).eval()
     with torch.no_grad():
         for name, parameter in tokenizer.named_parameters():
