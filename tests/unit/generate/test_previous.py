@@ -70,7 +70,7 @@ def test_probabilities_with_copies_add_up_to_one_and_a_gate_decides(limit):
     assert torch.exp(-nll.double()).sum().item() == pytest.approx(1, abs=1e-4)
     assert not torch.allclose(nll, head.nll(hidden.expand(20, 8), torch.arange(20)))
     head.gates.bias.fill_(1000)
-    assert head.sample(hidden, lambda logits: logits.argmax(-1), copies).tolist() == [17]
+    assert head.sample(hidden, lambda logits, _: logits.argmax(-1), copies).tolist() == [17]
 
 
 @pytest.mark.parametrize("two_streams", [False, True])

@@ -93,7 +93,7 @@ def test_a_factorised_head_samples_valid_codes_only():
     torch.manual_seed(0)
     head = CodebookHead(7, 8, limit=6)
     assert factorize(7, 6) == (3, 3)
-    drawn = head.sample(torch.randn(500, 8), lambda logits: torch.distributions.Categorical(logits=logits).sample())
+    drawn = head.sample(torch.randn(500, 8), lambda logits, _: torch.distributions.Categorical(logits=logits).sample())
     assert set(drawn.tolist()) == set(range(7))
 
 
