@@ -5,9 +5,10 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from vidvq.config import is_mapping, validate
 from vidvq.errors import UsageError
@@ -23,10 +24,12 @@ from vidvq.formats.checkpoint import (
     read_tensors,
     write_model_folder,
 )
-from vidvq.formats.token_shard import TokenizerCard
+from vidvq.formats.token_shard import TOKENIZER_FORMAT, TokenizerCard, parse_tokenizer_card
 from vidvq.storage import read_json
 
 Objective = Literal["masked", "next"]
+Task = Literal["generate", "predict", "interpolate", "fill"]
+_Latents = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ class GeneratorCard:
 
     tokenizer: TokenizerCard
     objective: Objective
-    tasks: tuple[str, ...]
-    shapes: tuple[tuple[int, int, int], ...]
-    fps: float
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
+    shapes: Annotated[tuple[tuple[_Latents, _Latents, _Latents], ...], Field(min_length=1)]
+    fps: Annotated[float, Field(ge=0)]
     model: dict[str, Any]
     label: str = ""
     labels: tuple[str, ...] = ()
@@ -68,7 +71,7 @@ class GeneratorCard:
     action_choices: tuple[tuple[float, ...], ...] = ()
     text: str = ""
     text_encoder: str = ""
-    text_width: int = 0
+    text_width: Annotated[int, Field(ge=0, le=1 << 16)] = 0
     text_probe: tuple[float, ...] = ()
 
     @property
@@ -119,13 +122,23 @@ def read_generator(path: Path) -> Generator:
     config, stored = read_json(folder / CONFIG), read_json(folder / PRINTS)
     if not is_mapping(config) or config.get("format") != GENERATOR_FORMAT or not is_mapping(config.get("generator")):
         raise UsageError(f"{folder} is not a generator ({GENERATOR_FORMAT}); give a run of vidvq generate train")
-    card = validate(GeneratorCard, config["generator"], f"{folder / CONFIG}")
+    where, step = f"{folder / CONFIG}", config.get("step", 0)
+    card = validate(GeneratorCard, config["generator"], where)
+    # Its ranges, as in a directory of tokens.
+    parse_tokenizer_card(asdict(card.tokenizer) | {"format": TOKENIZER_FORMAT}, where)
+    if len(card.action_scale) != len(card.action_mean) or 0 in card.action_scale:
+        raise UsageError(
+            f"{where}: action_scale={list(card.action_scale)} must have a number other than 0 for each number of "
+            f"action_mean={list(card.action_mean)}; restore it from a copy"
+        )
+    if not isinstance(step, int) or step < 0:
+        raise UsageError(f"{where}: step={step!r} must be an integer of 0 or more; restore it from a copy")
     tensors = read_tensors(folder / WEIGHTS)
     # Of the JSON as it is, so that a field that a later version adds does not matter.
     print_ = digest_tensors(config["generator"], tensors)
     if not is_mapping(stored) or stored.get("generator") != print_:
         raise UsageError(f"{folder}: weights or config do not match the fingerprint; restore it from a copy")
-    return Generator(folder, card, tensors, print_, int(config.get("step", 0)))
+    return Generator(folder, card, tensors, print_, step)
 
 
 def verify_generator(folder: Path) -> list[str]:

@@ -172,10 +172,19 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
     path = folder / CARD
     if not file_exists(path):
         raise UsageError(f"{folder} has no {CARD}; give a directory that vidvq tokenize wrote")
-    found = parse(_CardFile, read_json(path), TOKENIZER_FORMAT, f"{path}")
+    return parse_tokenizer_card(read_json(path), f"{path}")
+
+
+def parse_tokenizer_card(data: Any, where: str) -> TokenizerCard:
+    """Parse the JSON of ``tokenizer.json``, with its format.
+
+    Raises:
+        UsageError: it is damaged; ``where`` names the file in the message.
+    """
+    found = parse(_CardFile, data, TOKENIZER_FORMAT, where)
     books = tuple(Codebook(**vars(book)) for book in found.codebooks)
     if fault := codebook_fault(books):
-        raise UsageError(f"{path}: {fault}; restore it from a copy")
+        raise UsageError(f"{where}: {fault}; restore it from a copy")
     fields: dict[str, Any] = {**vars(found), "codebooks": books}
     return TokenizerCard(**fields)
 

@@ -100,7 +100,7 @@ def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[Gener
     card = GeneratorCard(
         tokenizer=tokens.card,
         objective=config.objective,
-        tasks=tuple(config.tasks.weights),
+        tasks=tuple(config.tasks.weights),  # type: ignore[arg-type]
         shapes=tuple(sorted(counts, key=lambda shape: (-counts[shape], shape))),  # type: ignore[arg-type]
         fps=float(median(rates)),
         model=vars(config.model),

@@ -57,12 +57,19 @@ def load_network(generator: Generator) -> VideoTransformer:
     """Build the network of a generator with its weights, in evaluation mode and without gradients.
 
     Raises:
-        UsageError: the weights do not fit the network.
+        UsageError: the weights do not fit the network, or are not finite fp32 numbers.
     """
-    network = build_network(generator.card)
     tensors: dict[str, Any] = {name: torch.from_numpy(np.asarray(array)) for name, array in generator.tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise UsageError(
+                f"{generator.path}: the weights {name} are not finite fp32 numbers; give an earlier checkpoint"
+            )
     try:
-        network.load_state_dict(tensors)
+        # On the meta device, so that a size that the weights do not have costs no memory.
+        with torch.device("meta"):
+            network = build_network(generator.card)
+        network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise UsageError(
             f"{generator.path}: the weights do not fit the network: {str(error).splitlines()[-1].strip()}"

@@ -24,6 +24,8 @@ from vidvq.generate.vocabulary import CodebookEmbedding, CodebookHead
 
 # Wavelengths of the rotary positions range from 2 pi to about 2 pi times this number (latents).
 _ROTARY_BASE = 100.0
+# More blocks than any generator needs: building a damaged number of them would not end.
+_MAX_DEPTH = 1024
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class TransformerConfig:
 
     Attributes:
         width: length of a hidden vector; an even multiple of ``heads``, at least 6 per head.
-        depth: number of blocks (1 or more).
+        depth: number of blocks (1 to 1024).
         heads: number of attention heads (1 or more).
         mlp: width of the feed-forward layers as a multiple of ``width`` (above 0).
         attention: ``full`` attends to the whole grid; ``axial`` alternates between attention in space and in time.
@@ -57,6 +59,8 @@ class TransformerConfig:
                 f"width={self.width} depth={self.depth} heads={self.heads}: all must be 1 or more, and width must be "
                 "heads times an even number"
             )
+        if self.depth > _MAX_DEPTH:
+            raise UsageError(f"depth={self.depth} must be at most {_MAX_DEPTH}")
         if self.width // self.heads < 6:
             raise UsageError(f"width={self.width} must be at least 6 per head, two for each axis; heads={self.heads}")
         if self.mlp <= 0 or not 0 <= self.dropout < 1:
