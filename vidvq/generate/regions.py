@@ -14,7 +14,7 @@ from vidvq.generate.blanking import hide_between, hide_box
 from vidvq.generate.requests import FillConfig, InterpolateConfig
 from vidvq.storage import resolve_path
 
-# Smallest value of a hidden pixel in a greyscale mask.
+# Smallest value of a hidden pixel in a greyscale mask of 8 bits.
 _HIDDEN = 128
 
 
@@ -28,21 +28,37 @@ def read_mask(path: str) -> np.ndarray:
         ``t h w`` or ``1 h w`` bool, True for hidden pixels.
 
     Raises:
-        UsageError: the file is missing, unreadable, or of another shape.
+        UsageError: the file is missing, unreadable, of another kind or shape, or an animation.
     """
     try:
         data = resolve_path(path).read_bytes()
         if path.endswith(".npy"):
-            mask = read_npy(data) != 0
+            values = read_npy(data)
+            if values.dtype.kind not in "biuf":
+                raise UsageError(f"it holds {values.dtype}, not numbers")
+            mask = values != 0
         else:
-            with Image.open(io.BytesIO(data)) as image:
-                mask = np.asarray(image.convert("L")) >= _HIDDEN
-    except (UsageError, OSError, UnidentifiedImageError) as error:
+            mask = _read_png(data)
+    # Pillow raises SyntaxError for damage.
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"mask={path} cannot be read: {error}; set it to a PNG or npy file") from error
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3:
         raise UsageError(f"mask={path} has shape {mask.shape}; it must be h w, or t h w")
     return mask
+
+
+def _read_png(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise UsageError("it is an animation; a mask that moves is an npy of shape t h w")
+            if image.mode.startswith("I"):
+                # Pillow would cut the 16 bits to 8 by clipping, not by scaling.
+                return np.asarray(image) >= _HIDDEN << 8
+            return np.asarray(image.convert("L")) >= _HIDDEN
+    except UnidentifiedImageError:
+        raise UsageError("it is no PNG, or damaged") from None
 
 
 def prepare(

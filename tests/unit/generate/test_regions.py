@@ -1,5 +1,8 @@
 """Regions to generate: masks from files, boxes outside the frame, inserted frames and their times."""
 
+import struct
+import zlib
+from contextlib import suppress
 from fractions import Fraction
 
 import numpy as np
@@ -90,3 +93,40 @@ def test_a_mistake_is_named(tmp_path):
         InterpolateConfig(every=2, insert=1)
     with pytest.raises(UsageError, match="none between"):
         prepare(InterpolateConfig(every=2), FRAMES[:2], INFO)
+
+
+def test_a_mask_of_another_kind_than_png_or_numbers_is_refused(tmp_path):
+    def refused(name, message):
+        with pytest.raises(UsageError, match=f"mask=.*{name} cannot be read: {message}"):
+            read_mask(str(tmp_path / name))
+
+    still, moved = (Image.fromarray(np.eye(16, 24, shift, dtype=np.uint8) * 255) for shift in (0, 3))
+    still.save(tmp_path / "moves.gif", save_all=True, append_images=[moved])
+    still.save(tmp_path / "moves.png", save_all=True, append_images=[moved])
+    np.save(tmp_path / "record.npy", np.zeros((16, 24), [("a", int)]))
+    np.save(tmp_path / "text.npy", np.full((16, 24), "x"))
+    refused("moves.gif", "it is no PNG, or damaged")
+    refused("moves.png", "it is an animation")
+    refused("record.npy", "it holds .*, not numbers")
+    refused("text.npy", "it holds .*, not numbers")
+    still.save(tmp_path / "bomb.png")
+    data = (tmp_path / "bomb.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + data[24:29]
+    (tmp_path / "bomb.png").write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
+    refused("bomb.png", "Image size")
+
+
+def test_any_damage_of_a_png_is_a_mistake_of_the_user(tmp_path):
+    path, rng = tmp_path / "mask.png", np.random.default_rng(0)
+    Image.fromarray(np.eye(16, 24, dtype=np.uint8) * 255).save(path)
+    data = path.read_bytes()
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ int(rng.integers(1, 256))]) + data[at + 1 :])
+        with suppress(UsageError):
+            read_mask(str(path))
+
+
+def test_a_png_of_16_bits_is_bright_from_half_of_its_range(tmp_path):
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.array([[0, 300, 0x7FFF, 0x8000, 0xFFFF]], dtype=np.uint16)).save(path)
+    assert read_mask(str(path)).tolist() == [[[False, False, False, True, True]]]
