@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import torch
 
 from vidvq.cli.main import BUG, FAILED, INTERRUPTED, OK, TERMINATED, USAGE, cli
 from vidvq.config import ConfigError
@@ -55,6 +56,14 @@ class OutOfMemoryError(RuntimeError):
     """As torch calls it."""
 
 
+def _torch_error(function) -> Exception:
+    try:
+        function()
+    except RuntimeError as error:
+        return error
+    raise AssertionError
+
+
 class _NoCredentials(Exception):
     __module__ = "botocore.exceptions"
 
@@ -80,6 +89,7 @@ class _NoCredentials(Exception):
         (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "Permission denied: x; fix this"),
         (MemoryError("3 GiB"), 1, "out of memory 3 GiB; use"),
         (OutOfMemoryError("CUDA"), 1, "out of memory CUDA; use"),
+        (_torch_error(lambda: torch.empty(1 << 60)), 1, "out of memory [enforce fail"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
     ],
 )
