@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -253,6 +254,7 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
     out = tmp_path / "out"
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("generate",), labels=("cat",), label="kind")
     plain = write_random(tmp_path / "plain", card)
+    slow = write_random(tmp_path / "slow", replace(card, fps=1e-4))
     foreign = tmp_path / "foreign"
     shutil.copytree(tokens_dir, foreign)
     text = (foreign / "tokenizer.json").read_text()
@@ -269,6 +271,10 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         ("sample", generator, tokens_dir): "one argument too many",
         ("sample", tokens_dir): "is not a checkpoint",
         ("sample", other_checkpoint): "is not a generator",
+        ("sample", generator, "sampling.temperature=1e-300"): "temperature=1e-300 must be 0 (nothing",
+        ("sample", generator, "sampling.guidance=1e38"): "input should be less than or equal to 1000",
+        ("sample", generator, "fps=0.0001"): "fps=0.0001: input should be greater than or equal to 0.001",
+        ("sample", slow): "the training samples have 0.0001 frames per second; set fps=",
         ("predict", generator, foreign): "was trained on tokens of tokenizer",
         ("predict", generator, tokens_dir, "given=4"): "given=4 must be 1 + a multiple of 4; nearest 1 or 5",
         ("predict", generator, tokens_dir, "frames=5"): "frames=5 must be more than given=5",

@@ -165,6 +165,8 @@ def _check_sample(card: GeneratorCard, config: SampleConfig) -> None:
         label_index(card, config.label)
     if config.texts():
         open_text_encoder(card, config.text_encoder)
+    if config.fps is None and not 0.001 <= card.fps <= 1000:
+        raise UsageError(f"the training samples have {card.fps:g} frames per second; set fps= (0.001 to 1000)")
     frames, height, width = sample_size(card, config)
     r, s = card.tokenizer.temporal_factor, card.tokenizer.spatial_factor
     check_shape(card, (1 + -(-(frames - 1) // r), -(-height // s), -(-width // s)))

@@ -22,24 +22,28 @@ class SamplingConfig:
 
     Attributes:
         steps: number of parallel decoding steps, per clip (``masked``) or per latent frame (``next``) (1 or more).
-        temperature: softmax temperature (0 or more); 1 keeps the model's distribution, 0 draws nothing at random.
+        temperature: softmax temperature (0, or 0.001 to 1000); 1 keeps the model's distribution, 0 draws nothing at
+            random.
         estimate: code that ``temperature=0`` takes: ``mode``, the most probable one, or ``mean``, the one whose vector
             is nearest to the mean of the code vectors, which has the least expected squared error.
         top_p: cumulative probability of the codes that nucleus sampling keeps (above 0, at most 1); 1 keeps all.
-        guidance: scale of classifier-free guidance (Ho and Salimans 2022), 0 or more; 1 turns it off.
+        guidance: scale of classifier-free guidance (Ho and Salimans 2022), 0 to 1000; 1 turns it off.
         order: order of revealing the codes: ``halton``, ``random`` or ``confidence``.
     """
 
     __pydantic_config__: ClassVar = _FORBID
 
     steps: Annotated[int, Field(ge=1)] = 12
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, le=1000)] = 1.0
     estimate: Literal["mode", "mean"] = "mode"
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    guidance: Annotated[float, Field(ge=0)] = 1.0
+    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0
     order: Literal["halton", "random", "confidence"] = "halton"
 
     def __post_init__(self) -> None:
+        # Logits divided by less overflow, and the codes would be those of no distribution.
+        if 0 < self.temperature < 1e-3:
+            raise UsageError(f"temperature={self.temperature} must be 0 (nothing at random), or 0.001 or more")
         if self.estimate == "mean" and self.temperature:
             raise UsageError(f"estimate=mean draws nothing at random, but temperature={self.temperature}; set it to 0")
 
@@ -97,7 +101,7 @@ class SampleConfig(RequestConfig):
         frames: number of frames per sample; None for the most frequent one of the training samples.
         height: frame height (pixels); None for the most frequent one of the training samples.
         width: frame width (pixels); None for the most frequent one of the training samples.
-        fps: frame rate (frames per second); None for the median of the training samples.
+        fps: frame rate (frames per second, 0.001 to 1000); None for the median of the training samples.
         items_per_shard: number of samples per token shard (1 or more).
     """
 
@@ -109,7 +113,7 @@ class SampleConfig(RequestConfig):
     frames: Count | None = None
     height: Count | None = None
     width: Count | None = None
-    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    fps: Annotated[float, Field(ge=0.001, le=1000)] | None = None
     items_per_shard: Count = 256
 
     def identity(self) -> dict[str, Any]:

@@ -339,6 +339,8 @@ def reveal_counts(count: int, steps: int) -> list[int]:
         if end > done:
             ends.append(end)
         done = end
+        if done == count:
+            break
     return ends
 
 
