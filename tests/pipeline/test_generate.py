@@ -181,7 +181,9 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     assert missing.code == 2 and "has no failed samples to retry" in missing.error
 
 
-def test_predict_interpolate_and_fill_take_videos(tmp_path, generator, demo_videos, checkpoint_dir, make_video, vidvq):
+def test_predict_interpolate_and_fill_take_videos(
+    tmp_path, generator, demo_videos, clips_dir, checkpoint_dir, make_video, vidvq
+):
     short = make_video(tmp_path / "short.mp4", 3)
     (tmp_path / "torn.mp4").write_bytes(short.read_bytes()[:300])
     videos = (demo_videos / "train/carphone.mp4", short, tmp_path / "torn.mp4")
@@ -200,8 +202,15 @@ def test_predict_interpolate_and_fill_take_videos(tmp_path, generator, demo_vide
         assert done.code == 0, done.err
         ((codes, info),) = codes_of(out).values()
         assert codes.shape == (3, 4, 5) and len(info.pts) == info.num_frames == 9
-    larger = vidvq("generate", "fill", generator, videos[0], "--out", tmp_path / "larger", "box=[40,0,8,32]", *options)
-    assert larger.code == 1 and "frames of 32x48 are larger than the 32x40" in larger.err
+    # The size is checked before the frames are made.
+    for width, found in ((8, 48), (10**30, 10**30 + 40)):
+        box = f"box=[40,0,{width},32]"
+        larger = vidvq("generate", "fill", generator, videos[0], "--out", tmp_path / str(width), box, *options)
+        assert larger.code == 1 and f"frames of 32x{found} are larger than the 32x40" in larger.err
+    longer = vidvq(
+        "generate", "interpolate", generator, clips_dir, "--out", tmp_path / "longer", f"insert={10**30}", *options
+    )
+    assert longer.code == 1 and "more than the 9 that" in longer.err and "train one with data.latents=" in longer.err
     wrong = vidvq("generate", "predict", generator, short, "--out", tmp_path / "none", "columns=clips", *options)
     assert wrong.code == 2 and "is for shards, not videos" in wrong.error
 

@@ -17,7 +17,7 @@ from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import NO_CONDITION, ClipCondition, label_index, latent_actions
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import load_network
-from vidvq.generate.regions import prepare, read_mask
+from vidvq.generate.regions import prepare, read_mask, result_shape
 from vidvq.generate.requests import (
     FillConfig,
     InputConfig,
@@ -158,10 +158,10 @@ class GenerationPipeline:
             video = to_video(frames[: config.given]).to(self._device)
             return self.predict(key, tokenizer.encode(video)[0].cpu().numpy(), tokens, conditions)
         assert isinstance(config, InterpolateConfig | FillConfig)
-        frames, part, tokens = prepare(config, frames, tokens, self._mask)
-        grid = tokenizer.latent_shape(*frames.shape[:3])
-        # Encoding costs memory and time, so the size is checked first.
+        # The frames cost memory and time, so the size of the result is checked first.
+        grid = tokenizer.latent_shape(*result_shape(config, (len(frames), info.height, info.width)))
         check_shape(self.card, grid, fixed_length=True)
+        frames, part, tokens = prepare(config, frames, tokens, self._mask)
         hidden = torch.from_numpy(part)[None].to(self._device)
         blanked = encode_visible(tokenizer, to_video(frames).to(self._device), hidden)
         condition = self._condition(conditions, grid[0], blanked)

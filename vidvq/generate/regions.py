@@ -61,6 +61,17 @@ def _read_png(data: bytes) -> np.ndarray:
         raise UsageError("it is no PNG, or damaged") from None
 
 
+def result_shape(config: InterpolateConfig | FillConfig, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return frames, height and width of the result for a clip of ``shape``, without making it."""
+    t, h, w = shape
+    if isinstance(config, InterpolateConfig):
+        return (t - 1) * (config.insert or 0) + t, h, w
+    if config.box is None or config.outside:
+        return shape
+    (_, _), (above, below), (before, after) = _margins(config.box, h, w)
+    return t, above + h + below, before + w + after
+
+
 def prepare(
     config: InterpolateConfig | FillConfig, frames: np.ndarray, info: TokenInfo, mask: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, TokenInfo]:
@@ -99,13 +110,18 @@ def prepare(
 
 def _box(box: tuple[int, int, int, int], outside: bool, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hide a box; parts of it outside the frame enlarge the frame."""
-    left, top, width, height = box
     _, h, w, _ = frames.shape
     inside = hide_box(frames.shape[:3], box).numpy()
     if outside:
         return frames, ~inside
-    margins = ((0, 0), (max(-top, 0), max(top + height - h, 0)), (max(-left, 0), max(left + width - w, 0)))
+    margins = _margins(box, h, w)
     return np.pad(frames, (*margins, (0, 0))), np.pad(inside, margins, constant_values=True)
+
+
+def _margins(box: tuple[int, int, int, int], h: int, w: int) -> tuple[tuple[int, int], ...]:
+    """Return the frames, rows and columns before and after a clip that a box adds to it."""
+    left, top, width, height = box
+    return (0, 0), (max(-top, 0), max(top + height - h, 0)), (max(-left, 0), max(left + width - w, 0))
 
 
 def _interpolate(

@@ -121,7 +121,7 @@ def check_shape(card: GeneratorCard, shape: tuple[int, int, int], fixed_length: 
     if fixed_length and shape[0] > lt:
         raise UsageError(
             f"{1 + (shape[0] - 1) * r} frames are more than the {1 + (lt - 1) * r} that this generator was trained on; "
-            "use shorter clips"
+            f"use shorter clips, or train one with data.latents={shape[0]}"
         )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import TokenInfo
-from vidvq.generate.regions import prepare, read_mask
+from vidvq.generate.regions import prepare, read_mask, result_shape
 from vidvq.generate.requests import FillConfig, InterpolateConfig
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (5, 16, 24, 3), dtype=np.uint8)
@@ -48,6 +48,8 @@ def test_a_mask_file_names_the_pixels(tmp_path, name, outside):
 )
 def test_a_box_outside_the_frame_enlarges_it(box, size, at):
     frames, hidden, info = prepare(FillConfig(box=box), FRAMES, INFO)
+    assert result_shape(FillConfig(box=box), FRAMES.shape[:3]) == frames.shape[:3]
+    assert result_shape(FillConfig(box=box, outside=True), FRAMES.shape[:3]) == FRAMES.shape[:3]
     top, left = at
     assert frames.shape[1:3] == hidden.shape[1:] == (info.height, info.width) == size
     assert np.array_equal(frames[:, top : top + 16, left : left + 24], FRAMES)
@@ -61,6 +63,7 @@ def test_a_box_outside_the_frame_enlarges_it(box, size, at):
 def test_inserted_frames_divide_the_intervals():
     frames, hidden, info = prepare(InterpolateConfig(insert=2), FRAMES, INFO)
     assert len(frames) == info.num_frames == len(info.pts) == 13 and info.fps == 30
+    assert result_shape(InterpolateConfig(insert=2), FRAMES.shape[:3]) == frames.shape[:3]
     assert np.array_equal(frames[::3], FRAMES) and not hidden[::3].any()
     assert hidden.sum() == 8 * 16 * 24
     tick = Fraction(info.time_base)
