@@ -55,7 +55,9 @@ class TextEncoder:
                     f"text_encoder={name} is a {config.model_type} model; use a T5 encoder or a CLIP text model"
                 )
             self._tokenizer = library.AutoTokenizer.from_pretrained(name, local_files_only=local)
-            model = getattr(library, _CLASSES[config.model_type]).from_pretrained(name, local_files_only=local)
+            # Safetensors alone: nothing is unpickled.
+            kind = getattr(library, _CLASSES[config.model_type])
+            model = kind.from_pretrained(name, local_files_only=local, use_safetensors=True)
         except (OSError, ValueError, ImportError) as error:
             if isinstance(error, UsageError):
                 raise

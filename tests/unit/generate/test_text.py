@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.helpers.generators import make_card
 from tests.helpers.text_encoders import write_text_encoder
@@ -105,3 +106,11 @@ def test_a_missing_or_other_encoder_is_one_line(tmp_path, card, encoder, monkeyp
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UsageError, match="texts need the library transformers"):
         TextEncoder(other)
+
+
+def test_a_pickled_encoder_is_refused(tmp_path):
+    folder = write_text_encoder(tmp_path / "encoder")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="cannot be loaded by transformers: .*safetensors"):
+        TextEncoder(str(folder))
