@@ -158,7 +158,7 @@ def parse_actions(value: Any, where: str) -> np.ndarray:
     """
     try:
         rows = np.array(json.loads(value) if isinstance(value, str) else value, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise UsageError(f"{where} is not a JSON list with one number, or one list of numbers, per frame") from error
     rows = rows[:, None] if rows.ndim == 1 else rows
     if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():

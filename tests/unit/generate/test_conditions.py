@@ -18,7 +18,9 @@ def test_a_latent_frame_has_the_actions_of_its_frames(tokens_dir):
     assert np.array_equal(latent_actions(rows, np.array([0, 2]), card) * 2 + 1, found[[0, 2]])
 
 
-@pytest.mark.parametrize("value", ["[1, [2]]", "up", "[]", '["a"]', "[[1, NaN]]", "[[[1]]]"])
+@pytest.mark.parametrize(
+    "value", ["[1, [2]]", "up", "[]", '["a"]', "[[1, NaN]]", "[[[1]]]", "[" * 100_000, f"[1{'0' * 400}]"]
+)
 def test_malformed_actions_are_refused(value):
     with pytest.raises(UsageError, match="column move of a"):
         parse_actions(value, "column move of a")
