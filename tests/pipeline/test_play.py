@@ -131,6 +131,8 @@ def test_a_generator_that_cannot_play_is_refused(tmp_path, steered, tokens_dir, 
     assert wrong.code == 2 and "was not trained to predict; train one with tasks.predict=1" in wrong.error
     wrong = vidvq("generate", "play", steered)
     assert wrong.code == 2 and "names its training tokens; set --tokens" in wrong.error
+    wrong = vidvq("generate", "play", tmp_path / "none")
+    assert wrong.code == 2 and "none is not a checkpoint" in wrong.error
     other = replace(card.tokenizer, token_fingerprint="f" * 64)
     foreign = write_random(tmp_path / "foreign", replace(card, tasks=("predict",), tokenizer=other))
     wrong = vidvq("generate", "play", foreign, "--tokens", tokens_dir)
