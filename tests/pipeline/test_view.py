@@ -52,9 +52,9 @@ def served(gallery) -> Iterator[str]:
     server.server_close()
 
 
-def get(address: str, path: str, host: str = "127.0.0.1:1") -> tuple[int, bytes]:
+def get(address: str, path: str, host: str = "127.0.0.1:1", **headers: str) -> tuple[int, bytes]:
     link = http.client.HTTPConnection("127.0.0.1", urlsplit(address).port, timeout=300)
-    link.request("GET", path, headers={"Host": host})
+    link.request("GET", path, headers={"Host": host} | headers)
     answer = link.getresponse()
     got = answer.status, answer.read()
     link.close()
@@ -91,6 +91,13 @@ def test_the_server_serves_only_its_page_and_only_locally(served, gallery):
     assert get(served, "/")[0] == 200
     for path, host in (("/", "evil.example:1"), ("/clip?index=0", "evil.example:1"), ("/etc/passwd", "localhost:1")):
         assert get(served, path, host)[0] == 404
+
+
+def test_requests_of_other_origins_are_refused(served):
+    for site, status in (("same-origin", 200), ("none", 200), ("cross-site", 403), ("same-site", 403)):
+        assert get(served, "/clips?start=0&count=1", **{"Sec-Fetch-Site": site})[0] == status
+        # A link to the page is followed.
+        assert get(served, "/", **{"Sec-Fetch-Site": site})[0] == 200
     for path in ("/clip?index=99", "/clip?index=-1", "/clip?index=x", "/clip", "/clip?other=1", "/code?book=7&code=0"):
         status, said = get(served, path)
         assert status == 400 and said and b"Traceback" not in said

@@ -77,6 +77,9 @@ def make_server(page: bytes, routes: dict[str, Route], port: int) -> ThreadingHT
                 self.send_error(404)
             elif self.path == "/":
                 self._send(200, "text/html; charset=utf-8", page)
+            elif self.headers.get("Sec-Fetch-Site", "none") not in {"none", "same-origin"}:
+                # A page of another origin cannot read the answer, but its requests would cost work.
+                self.send_error(403)
             elif request.path in routes:
                 try:
                     values = {name: given[0] for name, given in parse_qs(request.query).items()}
