@@ -1,6 +1,8 @@
 """Triton kernels, interpreted on the CPU: equal to plain torch up to rounding, and to themselves to the bit."""
 
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,12 +126,12 @@ def test_the_codebook_search():
             assert torch.equal(nearest_codes_fused(latents, codebook, half), expected), (n, k, d)
 
 
-def make_tokenizer(dtype: torch.dtype = torch.float32, **changes) -> VideoTokenizer:
+def make_tokenizer(dtype: torch.dtype = torch.float32, **changes: Any) -> VideoTokenizer:
     torch.manual_seed(0)
     stack, decoder = StackConfig((16, 24), (1, 1)), DecoderConfig((16, 24), (1, 1))
     books = QuantizerConfig(20, VQConfig(size=32), VQConfig(size=64))
-    small = {"temporal_factor": 2, "patch_size": 2, "encoder": stack, "decoder": decoder, "quantizer": books}
-    config = TokenizerConfig(**small | {"linear": 4} | changes)
+    config = TokenizerConfig(temporal_factor=2, patch_size=2, encoder=stack, decoder=decoder, quantizer=books, linear=4)
+    config = replace(config, **changes)
     tokenizer = VideoTokenizer(config).eval()
     with torch.no_grad():
         for name, parameter in tokenizer.named_parameters():
