@@ -44,7 +44,9 @@ def machine(request) -> Iterator[str]:
 
 def start(*arguments: object, before: str = "") -> subprocess.Popen:
     """Start a command line in a process and session of its own, after the code ``before``."""
-    script = f"{before}from vidvq.cli import main\nmain()"
+    # Shells start background processes with SIGINT ignored, which children inherit.
+    signals = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script = f"{signals}{before}from vidvq.cli import main\nmain()"
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
