@@ -131,7 +131,10 @@ def be_killed(item: tuple[str, Path, int]) -> str:
     return "survived"
 
 
-@pytest.mark.parametrize(("kind", "what"), [("inline", "child"), ("ray", "child"), ("ray", "worker")])
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("inline", "child"), pytest.param("ray", "child", marks=pytest.mark.slow), ("ray", "worker")],
+)
 def test_a_killed_process_is_not_blamed_on_its_item(kind, what, request, tmp_path, monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr(deaths.time, "sleep", pauses.append)

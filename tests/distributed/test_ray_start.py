@@ -78,7 +78,7 @@ def test_an_address_where_something_else_listens(tmp_path, answer, problem):
     assert problem in line
 
 
-@pytest.mark.parametrize("program", ["GCS_SERVER", "RAYLET"])
+@pytest.mark.parametrize("program", ["GCS_SERVER", pytest.param("RAYLET", marks=pytest.mark.slow)])
 def test_ray_processes_that_exit_at_once(tmp_path, program):
     fake = tmp_path / "fake"
     fake.write_text("#!/bin/sh\nexit 3\n")
