@@ -257,6 +257,10 @@ class GenerateClips(GenerateStage[Any], ClipFunctionStage):
     tokenizer: Path
     conditions: ClipConditions = field(default_factory=ClipConditions)
     gpus: float = 0
+    activities = ClipFunctionStage.activities | {
+        "process": Activity("generating"),
+        "load": Activity("loading the generator", "fewer workers, or larger shards"),
+    }
 
     def identity(self) -> dict[str, Any]:
         """Return what the samples depend on; includes the conditions."""
