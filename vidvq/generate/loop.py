@@ -13,14 +13,13 @@ from vidvq.data import TokenDataset, iter_micro_batches
 from vidvq.errors import JobTerminated, UsageError
 from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
-from vidvq.generate.code_vectors import DigitVectors, code_vectors
+from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import Actions, label_name, read_actions, read_column
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
 from vidvq.generate.examples import Columns, ExampleDataset, Examples
 from vidvq.generate.held_out import HeldOutLoss
 from vidvq.generate.text import TextEncoder
 from vidvq.generate.trainer import GeneratorTrainer
-from vidvq.generate.vocabulary import factorize
 from vidvq.log import info, progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import load_tokenizer
@@ -39,6 +38,7 @@ from vidvq.training.metric_writer import MetricWriter
 from vidvq.training.recovery import roll_back, skip_batch
 from vidvq.training.run_directory import acquire_run_directory, locked_run_directory
 from vidvq.training.signals import StopSignal
+from vidvq.training.training_state import TrainingState
 
 # Settings that may change on resume: they affect the execution, not the result.
 _MAY_CHANGE = {"zero_stage", "lost_after_s", "keep_checkpoints", "data.workers"}
@@ -128,14 +128,6 @@ def _load_tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokeniz
     return _load_matching(path, card, "pixels.tokenizer")
 
 
-def _read_vectors(config: GenerateTrainConfig, card: GeneratorCard) -> list[DigitVectors] | None:
-    """Read the code vectors that the embeddings start from; None for random weights."""
-    if config.code_vectors is None:
-        return None
-    tokenizer = _load_matching(resolve_path(config.code_vectors), card, "code_vectors")
-    return code_vectors(tokenizer, [factorize(book.size) for book in card.tokenizer.codebooks])
-
-
 def _load_matching(path: Path, card: GeneratorCard, setting: str) -> Tokenizer:
     """Load a tokenizer, after checking that it made the tokens."""
     tokenizer, found = load_tokenizer(path)
@@ -162,9 +154,9 @@ class _TrainingLoop:
         if context.rank == 0:
             remove_partial_saves(run)
         self.held_out = HeldOutLoss(config, card, context) if config.held_out.tokens else None
+        self.trainer = GeneratorTrainer(config, card, context)
         state = latest_state(run, context)
-        self.trainer = GeneratorTrainer(config, card, context, _read_vectors(config, card))
-        loaded = state or self.trainer.initial_state()
+        loaded = state or self._initial_state()
         self.trainer.load_state(loaded)
         if context.rank == 0:
             size = sum(weight.numel() for weight in loaded.tensors["network"].values())
@@ -224,6 +216,14 @@ class _TrainingLoop:
         self.tokens += examples.tokens.codes.numel() * self.context.size
         return examples
 
+    def _initial_state(self) -> TrainingState:
+        """Return the state before the first step."""
+        vectors = None
+        if self.config.code_vectors is not None:
+            tokenizer = _load_matching(resolve_path(self.config.code_vectors), self.card, "code_vectors")
+            vectors = code_vectors(tokenizer, self.trainer.network.digits)
+        return self.trainer.initial_state(vectors)
+
     def _roll_back(self, problem: str) -> int:
         """Load the last checkpoint and continue with the data after the bad batch; return the number of lost steps.
 
@@ -232,7 +232,7 @@ class _TrainingLoop:
         """
         lost = roll_back(
             self.trainer,
-            lambda: latest_state(self.run, self.context) or self.trainer.initial_state(),
+            lambda: latest_state(self.run, self.context) or self._initial_state(),
             problem,
             limit=self.config.guard.rollbacks,
             remedy="lower optimizer.lr, or use precision=fp32",

@@ -35,7 +35,6 @@ class GeneratorTrainer:
         config: config of the run.
         card: card of the generator.
         context: distributed context of this process; construct a trainer on every rank.
-        vectors: code vectors that the embeddings start from; None for random weights.
 
     Attributes:
         network: transformer; its weights are sharded under ZeRO 3.
@@ -44,25 +43,23 @@ class GeneratorTrainer:
         progress: counters and running statistics.
     """
 
-    def __init__(
-        self,
-        config: GenerateTrainConfig,
-        card: GeneratorCard,
-        context: DistributedContext,
-        vectors: list[DigitVectors] | None = None,
-    ) -> None:
-        self.config, self.card, self.context, self._vectors = config, card, context, vectors
+    def __init__(self, config: GenerateTrainConfig, card: GeneratorCard, context: DistributedContext) -> None:
+        self.config, self.card, self.context = config, card, context
         self.network = build_network(card, config.seed).to(context.device)
         self._engine = make_engine(self.network, config.optimizer, config, context)
         self.average = WeightAverage(self.network, config.ema_decay)
         self.guard = LossSpikeGuard(config.guard)
         self.progress = Progress()
 
-    def initial_state(self) -> TrainingState:
-        """Return the state before the first step, with tensors on the CPU."""
+    def initial_state(self, vectors: list[DigitVectors] | None) -> TrainingState:
+        """Return the state before the first step, with tensors on the CPU.
+
+        Args:
+            vectors: code vectors that the embeddings start from; None for random weights.
+        """
         network = build_network(self.card, self.config.seed)
-        if self._vectors is not None:
-            start_from_vectors(network, self._vectors, self.config.seed)
+        if vectors is not None:
+            start_from_vectors(network, vectors, self.config.seed)
         weights = network.state_dict()
         tensors = {"network": weights, "average": weights, "optimizer": {"steps": torch.tensor(0)}}
         return TrainingState(Progress(), tensors)
