@@ -372,6 +372,10 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     assert {name: scores["frechet"][name] for name in tasks} == one["frechet"] != three["frechet"]
     assert 0 < one["seconds"] < three["seconds"]
     assert "3 decoding steps: " in done.err and "Fréchet distance in the tokenizer's latent space: " in done.err
+    # Without the tokenizer of the tokens there is no mean.
+    estimate = ("sampling.temperature=0", "sampling.estimate=mean")
+    other = vidvq("generate", "evaluate", run, tokens_dir, "clips=2", "samples=2", *estimate)
+    assert other.code == 2 and "the generator was trained on tokens of" in other.error
     wrong = vidvq("generate", "evaluate", run, tokens_dir, "given=3")
     assert wrong.code == 2 and "given=3 must be 1 + a multiple of 4" in wrong.error
 

@@ -190,17 +190,17 @@ class _Evaluation:
         return self.scores
 
     def _load_tokenizer(self, checkpoint: Path) -> Tokenizer | None:
-        """Load the tokenizer; without clips, None if it did not make the tokens."""
+        """Load the tokenizer; None if it did not make the tokens and nothing needs it."""
         tokenizer, card = load_tokenizer(checkpoint)
-        if self.clips is not None:
+        if self.clips is not None or self.config.sampling.takes_mean:
             self._check_same(card.token_fingerprint, str(checkpoint))
         elif card.token_fingerprint != self.card.tokenizer.token_fingerprint:
             return None
         return tokenizer.to(self.device)
 
     def _read_vectors(self) -> list[DigitVectors] | None:
-        """Return the code vectors; None, with a warning, if the tokenizer does not expose them."""
-        if self.tokenizer is None:
+        """Return the code vectors; None if nothing uses them or, with a warning, the tokenizer does not expose them."""
+        if self.tokenizer is None or not (self.clips or self.config.sampling.takes_mean):
             return None
         try:
             return code_vectors(self.tokenizer, self.network.digits)
