@@ -107,10 +107,8 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
         return PredictTokens(**common, tokens=folder, conditions=conditions, tokenizer=tokenizer)
     if plan.stage != SHARD_STAGE:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; pass a directory of clip shards")
-    tokenizer, conditions = (
-        _find_tokenizer(generator, config, checkpoint),
-        _clip_conditions(generator.card, folder, config),
-    )
+    tokenizer = _find_tokenizer(generator, config, checkpoint)
+    conditions = _clip_conditions(generator.card, folder, config)
     return GenerateClips(clips=folder, **common, tokenizer=tokenizer, conditions=conditions)
 
 
