@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
         The tokenizer, and the card that identifies it.
 
     Raises:
-        UsageError: there is no tokenizer, it is damaged, or its weights do not match its config.
+        UsageError: there is no tokenizer, it is damaged, or its weights do not match its config or are not finite.
     """
     reference = find_plugin(path)
     if reference or adapter_kind(path):
@@ -51,6 +52,9 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
         raise UsageError(
             f"{checkpoint.path} needs preprocessing {checkpoint.config['preprocessing']}, not {PREPROCESSING}"
         )
+    for name, array in checkpoint.tensors.items():
+        if not np.isfinite(array).all():
+            raise UsageError(f"{checkpoint.path}: the weights {name} are not finite; give an earlier checkpoint")
     try:
         tokenizer = VideoTokenizer(TokenizerConfig.from_dict(checkpoint.config["model"]))
         tokenizer.load_inference_state_dict(

@@ -1,6 +1,7 @@
 """Checkpoints: the fingerprints say what the weights are, and no half of one is ever seen."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import (
     find_checkpoint,
     fingerprint,
@@ -18,6 +20,7 @@ from vidvq.formats.checkpoint import (
     step_folder,
     write_checkpoint,
 )
+from vidvq.pretrained import load_tokenizer
 
 MODEL: dict[str, Any] = {
     "encoder": {"channels": [8]},
@@ -231,3 +234,15 @@ for point in range(1000):
     assert [folder.exists() for folder in seen].count(True) >= 1
     for folder in seen:
         assert not folder.exists() or read_checkpoint(folder)
+
+
+def test_a_tokenizer_whose_weights_are_not_finite_is_refused(checkpoint_dir, tmp_path):
+    checkpoint = read_checkpoint(checkpoint_dir)
+    name = next(name for name in checkpoint.tensors if name.startswith("decoder."))
+    tensors = dict(checkpoint.tensors)
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[0] = np.nan
+    config = checkpoint.config
+    write_checkpoint(tmp_path / "c", config["model"], config["preprocessing"], tensors, config["step"])
+    with pytest.raises(UsageError, match=f"the weights {re.escape(name)} are not finite; give an earlier checkpoint"):
+        load_tokenizer(tmp_path / "c")
