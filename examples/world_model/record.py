@@ -5,7 +5,7 @@ r"""Plays Crafter (https://pypi.org/project/crafter/, MIT licence) by a script, 
 
 Writes `OUT/000.mp4` ... and `OUT/list.jsonl`, whose rows have the path of a video and the action that led to each of
 its frames. The player walks at random. The game is made easier for a small model: its clock stands still at noon,
-because nights are darkness and noise, and the player cannot die.
+because nights are darkness and noise, the player cannot die, and no creatures appear or vanish. A seed repeats.
 """
 
 import argparse
@@ -57,6 +57,8 @@ def play(seed: int, frames: int) -> Iterator[tuple[np.ndarray, tuple[int, ...]]]
     """Yield frames `h w c` uint8 of one episode, each with the action that led to it."""
     game, player = crafter.Env(size=SIZE, seed=seed), Wanderer(seed)
     game._update_time = lambda: setattr(game._world, "daylight", 1.0)
+    # The game chooses among creatures in the order of memory addresses, so a seed would not repeat.
+    game._balance_chunk = lambda *_: None
     yield game.reset(), ACTIONS[STAND]
     for _ in range(frames - 1):
         action = player.act(game)

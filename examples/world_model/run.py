@@ -14,8 +14,8 @@ from shlex import join
 from time import monotonic
 
 HERE = Path(__file__).parent
-SPLITS = {"train": ("0", "40"), "heldout": ("1000", "4")}
-FRAMES = "450"
+# First seed, episodes, and frames of each.
+SPLITS = {"train": ("0", "40", "450"), "heldout": ("1000", "8", "72")}
 # Short clips of the size that the game is drawn in.
 CLIP = ["clip.num_frames=9", "clip.short_side=null", "clip.crf=8", "lists.carry=[played]", "clips_per_shard=128"]
 
@@ -25,10 +25,10 @@ def commands(out: Path, seed: int) -> list[list[str]]:
     videos, clips, tokens, tokenizer = out / "videos", out / "clips", out / "tokens", out / "tokenizer"
     vidvq, generator = [sys.executable, "-m", "vidvq"], out / f"generator-{seed}"
     lines: list[list[str]] = []
-    for split, (first, episodes) in SPLITS.items():
+    for split, (first, episodes, frames) in SPLITS.items():
         record = [sys.executable, str(HERE / "record.py"), str(videos / split)]
         if not (videos / split / "list.jsonl").is_file():
-            lines.append([*record, "--seed", first, "--episodes", episodes, "--frames", FRAMES])
+            lines.append([*record, "--seed", first, "--episodes", episodes, "--frames", frames])
         lines.append([*vidvq, "shard", str(videos / split / "list.jsonl"), "--out", str(clips / split), *CLIP])
         lines.append([*vidvq, "map", str(clips / split), "--function", f"{HERE / 'actions.py'}:actions"])
     data = f"data.clips={clips / 'train'}"

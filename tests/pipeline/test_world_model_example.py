@@ -48,6 +48,14 @@ def test_a_step_of_the_player_moves_the_picture_by_a_cell():
     assert steps > 6
 
 
+def test_a_seed_repeats_the_game():
+    first, again = (list(module("record").play(1000, 60)) for _ in range(2))
+    assert [action for _, action in first] == [action for _, action in again]
+    assert all(
+        np.array_equal(*pair) for pair in zip(*([frame for frame, _ in game] for game in (first, again)), strict=True)
+    )
+
+
 def test_the_actions_of_a_clip_are_those_of_its_frames(tmp_path, vidvq):
     record = module("record")
     row = record.record(tmp_path, 0, 3, 27)
@@ -79,8 +87,7 @@ def test_the_settings_are_those_of_the_stages():
 @pytest.mark.slow
 def test_all_stages_run(tmp_path, monkeypatch):
     example = module("run")
-    monkeypatch.setattr(example, "SPLITS", {"train": ("0", "2"), "heldout": ("9", "1")})
-    monkeypatch.setattr(example, "FRAMES", "27")
+    monkeypatch.setattr(example, "SPLITS", {"train": ("0", "2", "27"), "heldout": ("9", "1", "27")})
     for command in example.commands(tmp_path, 0):
         if "play" in command:
             break
