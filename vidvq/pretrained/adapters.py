@@ -5,6 +5,8 @@ The ``config.json`` of a folder determines its kind:
 - ``Emu3VQVAE`` of transformers, as written by ``save_pretrained`` (``"model_type": "emu3_vqgan"``), and the same
   network as BAAI publishes it (``"model_type": "Emu3VisionVQ"``), which needs no code of theirs;
 - ``VQModel`` of diffusers, as written by ``save_pretrained`` (``"_class_name": "VQModel"``), applied to each frame;
+- ``AutoencoderVidTok`` of diffusers (``"_class_name": "AutoencoderVidTok"``), if it is causal and its latents are
+  quantized (``"regularizer": "fsq"``);
 - a TorchScript pair ``encoder.jit`` and ``decoder.jit`` with a ``config.json`` such as ``{"format":
   "vidvq.torchscript/1", "temporal_factor": 4, "spatial_factor": 8, "codebook_size": 64000}``;
 - without such a config, the pair is one of the discrete video tokenizers of Cosmos-Tokenizer, as published; its factors
@@ -187,6 +189,34 @@ class VQModelTokenizer(TokenizerAdapter):
         return _prefix_by_side(self.model, ("encoder.", "quant_conv.", "quantize."))
 
 
+class VidTokTokenizer(TokenizerAdapter):
+    """Adapter for a causal ``AutoencoderVidTok`` of diffusers with FSQ (Tang et al. 2024).
+
+    Frame 0 is encoded as a group of copies, of which the model returns the last one.
+
+    Args:
+        model: the ``AutoencoderVidTok``.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.temporal_factor = model.temporal_compression_ratio
+        self.spatial_factor = 1 << len(model.encoder.spatial_ds)
+        self.codebook_size = model.regularization.codebook_size
+
+    def _to_codes(self, video: Tensor) -> Tensor:
+        first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)
+        return self.model.encode(torch.cat([first, video[:, :, 1:]], dim=2))[1]
+
+    def _to_video(self, codes: Tensor) -> Tensor:
+        return self.model.decode(codes, decode_from_indices=True)
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """Return the weights that fingerprints cover; see :meth:`TokenizerAdapter.named_weights`."""
+        return _prefix_by_side(self.model, ("encoder.",))
+
+
 @dataclass(frozen=True)
 class TorchScriptConfig:
     """``config.json`` of a TorchScript pair.
@@ -254,6 +284,8 @@ def adapter_kind(path: Path) -> str | None:
         return "emu3-published"
     if config.get("_class_name") == "VQModel":
         return "vqmodel"
+    if config.get("_class_name") == "AutoencoderVidTok":
+        return "vidtok"
     is_pair = "format" not in config and all(file_exists(path / f"{side}.jit") for side in ("encoder", "decoder"))
     return "cosmos" if is_pair else None
 
@@ -323,13 +355,25 @@ def _load_emu3_published(path: Path, config: dict[str, Any]) -> TokenizerAdapter
 def _load_vqmodel(path: Path, _: dict[str, Any]) -> TokenizerAdapter:
     from diffusers.models.autoencoders.vq_model import VQModel
 
-    # The annotated return type lacks the loading report.
-    load: Any = VQModel.from_pretrained
-    model, report = load(
+    return VQModelTokenizer(_load_diffusers(VQModel, path))
+
+
+def _load_vidtok(path: Path, config: dict[str, Any]) -> TokenizerAdapter:
+    from diffusers.models.autoencoders.autoencoder_vidtok import AutoencoderVidTok
+
+    for name, needed, absent in (("regularizer", "fsq", "kl"), ("is_causal", True, True)):
+        if (given := config.get(name, absent)) != needed:
+            raise UsageError(f"{name}={given} in config.json; only causal models with FSQ can be used, {name}={needed}")
+    return VidTokTokenizer(_load_diffusers(AutoencoderVidTok, path))
+
+
+# The annotated return type of from_pretrained lacks the loading report.
+def _load_diffusers(kind: Any, path: Path) -> Any:
+    model, report = kind.from_pretrained(
         path, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
     )
     _check_complete(report)
-    return VQModelTokenizer(model.float())
+    return model.float()
 
 
 def _check_complete(report: dict[str, Any]) -> None:
@@ -383,6 +427,7 @@ _LOADERS = {
     "emu3": _load_emu3,
     "emu3-published": _load_emu3_published,
     "vqmodel": _load_vqmodel,
+    "vidtok": _load_vidtok,
     "torchscript": _load_script,
     "cosmos": _load_cosmos,
 }

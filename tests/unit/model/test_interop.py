@@ -112,6 +112,17 @@ def write_vqmodel(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+VIDTOK = {"ch": 8, "ch_mult": [1, 1, 1], "z_channels": 3, "num_res_blocks": 1, "codebook_size": 512}
+
+
+def write_vidtok(folder: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    model = diffusers.AutoencoderVidTok(**VIDTOK, double_z=False, regularizer="fsq")
+    with torch.no_grad():
+        model.encoder.conv_out.conv.weight.mul_(10)
+    model.save_pretrained(folder)
+
+
 def write_script(folder: Path) -> None:
     folder.mkdir(parents=True)
     torch.jit.trace(_Encoder(), torch.zeros(1, 3, 5, 16, 16)).save(str(folder / "encoder.jit"))
@@ -124,6 +135,7 @@ WRITERS = {
     "emu3": write_emu3,
     "emu3-published": write_published_emu3,
     "vqmodel": write_vqmodel,
+    "vidtok": write_vidtok,
     "torchscript": write_script,
     "cosmos": write_cosmos,
 }
@@ -226,6 +238,35 @@ def test_vqmodel_codes_and_frames_equal_those_of_diffusers(folders):
         torch.testing.assert_close(decoded[:, :, index], expected.clamp(-1, 1))
 
 
+def test_vidtok_codes_and_frames_equal_those_of_diffusers(folders):
+    diffusers = pytest.importorskip("diffusers")
+    tokenizer, card = load_tokenizer(folders["vidtok"])
+    assert (tokenizer.temporal_factor, tokenizer.spatial_factor, card.codebooks[0].size) == (4, 4, 512)
+    model = diffusers.AutoencoderVidTok.from_pretrained(folders["vidtok"])
+    video = torch.rand(1, 3, 9, 16, 24) * 2 - 1
+    with torch.no_grad():
+        expected = model(video, encoder_mode=True)[1]
+        frames = model(video).sample
+    codes = tokenizer.encode(video)
+    assert torch.equal(codes, expected) and len(codes.unique()) > 8
+    torch.testing.assert_close(tokenizer.decode(codes), frames.clamp(-1, 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"double_z": True, "regularizer": "kl"}, "regularizer=kl in config.json; only causal models with FSQ"),
+        ({"double_z": False, "regularizer": "fsq", "is_causal": False}, "is_causal=False in config.json; only causal"),
+    ],
+)
+def test_a_vidtok_without_codes_or_with_chunks_is_one_clear_error(settings, message, tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    diffusers.AutoencoderVidTok(**VIDTOK, **settings).save_pretrained(tmp_path / "vidtok")
+    with pytest.raises(ValueError, match=message) as caught:
+        load_tokenizer(tmp_path / "vidtok")
+    assert "\n" not in str(caught.value)
+
+
 @every_kind
 def test_fingerprints_identify_the_weights(kind, folders, tmp_path):
     before = load_tokenizer(folders[kind])[1]
@@ -250,6 +291,7 @@ def test_fingerprints_identify_the_weights(kind, folders, tmp_path):
         ("emu3", "model.safetensors"),
         ("emu3-published", "model.safetensors"),
         ("vqmodel", "diffusion_pytorch_model.safetensors"),
+        ("vidtok", "diffusion_pytorch_model.safetensors"),
     ],
 )
 def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
@@ -262,9 +304,10 @@ def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
     with pytest.raises(ValueError, match="is not a readable") as caught:
         load_tokenizer(folder)
     assert "\n" not in str(caught.value)
-    weights.pop("encoder.conv_in.weight")
+    lost = next(name for name in weights if name.startswith("encoder.conv_in."))
+    weights.pop(lost)
     save_file(weights, folder / file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="missing keys: encoder.conv_in.weight"):
+    with pytest.raises(ValueError, match=f"missing keys: {lost}"):
         load_tokenizer(folder)
 
 
