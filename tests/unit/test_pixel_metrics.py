@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vidvq.errors import UsageError
 from vidvq.metrics.pixel import (
     blocking,
     edge_ratio,
@@ -18,6 +19,15 @@ from vidvq.metrics.pixel import (
 
 def video(seed: int, frames: int = 4) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, 16, 24, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("gaussian", "side"), [(True, 11), (False, 7)])
+def test_ssim_of_frames_smaller_than_its_window_is_refused(gaussian, side):
+    frames = video(0)[:, :side]
+    assert frame_ssim(frames, frames, gaussian) == [1.0] * 4
+    message = f"frames of {side - 1}x24 pixels are smaller than the {side}x{side} window of SSIM"
+    with pytest.raises(UsageError, match=message):
+        frame_ssim(frames[:, 1:], frames[:, 1:], gaussian)
 
 
 def test_flicker_is_the_error_of_frame_differences():

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from vidvq.errors import UsageError
+
 _MAX_PSNR_DB = 100.0
 # BT.601 luma.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -36,7 +38,16 @@ def frame_ssim(original: np.ndarray, other: np.ndarray, gaussian: bool = True) -
         other: frames of the same shape.
         gaussian: whether the window is Gaussian with sigma 1.5; False for 7x7 pixels of equal weight and the sample
             covariance.
+
+    Raises:
+        UsageError: frames are smaller than the window.
     """
+    side = 11 if gaussian else 7
+    height, width = original.shape[1:3]
+    if min(height, width) < side:
+        raise UsageError(
+            f"frames of {height}x{width} pixels are smaller than the {side}x{side} window of SSIM; use larger clips"
+        )
     # Imported here, because PSNR does not need scikit-image.
     from skimage.metrics import structural_similarity
 
