@@ -12,7 +12,8 @@ from vidvq.formats.clip_shard import ClipInfo
 from vidvq.metrics.pixel import frame_psnr, psnr
 from vidvq.shard.config import ShardConfig
 
-LOSSLESS = {"clip": {"encoding": "ffv1"}}
+CLIP = {"encoding": "ffv1", "num_frames": 300, "min_frames": 1, "fps": None, "stride": None}
+LOSSLESS = {"clip": CLIP, "cut": {"kind": "windows"}}
 
 
 def clip(source: int, index: int, frames: int = 17, size: tuple[int, int] = (256, 256), fps: float = 25.0) -> ClipInfo:
@@ -65,6 +66,26 @@ def test_videos_of_tokenbench_that_do_not_fit_are_named(videos, message):
 def test_clips_that_were_compressed_again_do_not_fit(windows):
     with pytest.raises(UsageError, match=r"compressed again \(clip.encoding=h264\)"):
         PROTOCOLS["mcl-jcv-17x256x256"].check(windows, {"clip": {"encoding": "h264"}})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"clip": CLIP | {"min_frames": 17}}, "the clips were made with clip.min_frames=17, which leaves out frames"),
+        ({"clip": CLIP | {"stride": 100}}, "clip.stride=100"),
+        ({"clip": CLIP | {"fps": 12.5}}, "clip.fps=12.5"),
+        ({"cut": {"kind": "shots"}}, "cut.kind=shots"),
+    ],
+)
+def test_clips_made_with_settings_that_leave_out_frames_do_not_fit(windows, changed, message):
+    with pytest.raises(UsageError, match=message):
+        PROTOCOLS["mcl-jcv-17x256x256"].check(windows, LOSSLESS | changed)
+
+
+def test_clips_that_end_before_their_video_does_are_not_those_of_tokenbench():
+    with pytest.raises(UsageError, match=r"clip.num_frames=30, which leaves out frames; make .* clip.num_frames=300"):
+        PROTOCOLS["tokenbench"].check({"0": clip(0, 0, 30)}, LOSSLESS | {"clip": CLIP | {"num_frames": 30}})
+    PROTOCOLS["tokenbench"].check({"0": clip(0, 0, 300)}, LOSSLESS | {"clip": CLIP | {"stride": 1000000}})
 
 
 def test_psnr_and_ssim_follow_the_protocol():

@@ -52,10 +52,20 @@ class Protocol:
             UsageError: they are not; the message names the rule and the first clip that breaks it.
         """
         remedy = f"make the clips with vidvq shard VIDEOS --out CLIPS {self.shard}"
-        clip = made_from.get("clip")
-        encoding = clip.get("encoding") if isinstance(clip, dict) else None
+        clip, cut = (made_from.get(name) or {} for name in ("clip", "cut"))
+        encoding = clip.get("encoding")
         if encoding not in _LOSSLESS:
             raise UsageError(f"the clips were compressed again (clip.encoding={encoding}); {remedy}")
+        # Frames that no clip holds leave no trace in the clips.
+        for name, value, holds in (
+            ("clip.num_frames", clip.get("num_frames"), clip.get("num_frames", 0) >= self.num_frames),
+            ("clip.min_frames", clip.get("min_frames"), clip.get("min_frames") == 1),
+            ("clip.fps", clip.get("fps"), clip.get("fps") is None),
+            ("clip.stride", clip.get("stride"), self.clips_per_source or clip.get("stride") in (None, self.num_frames)),
+            ("cut.kind", cut.get("kind"), cut.get("kind") == "windows"),
+        ):
+            if not holds:
+                raise UsageError(f"the clips were made with {name}={value}, which leaves out frames; {remedy}")
         clips = Counter(info.source for info in infos.values())
         if self.sources is not None and len(clips) != self.sources:
             raise UsageError(f"the clips are of {len(clips)} videos, the protocol has {self.sources}; {remedy}")
