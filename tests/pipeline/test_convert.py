@@ -78,7 +78,11 @@ def test_a_checkpoint_with_code_is_refused_and_its_code_is_not_run(tmp_path, vid
 
 MISTAKES = {
     "missing": ({}, "a.pth does not exist"),
-    "text": ({}, "is not a checkpoint of tensors that torch.save wrote"),
+    "folder": ({}, "a.pth is a folder; give the file in it"),
+    "text": ({}, "is damaged, or of another format; give a checkpoint of tensors that torch.save wrote"),
+    "script": ({}, "is a TorchScript file, which is code; give a checkpoint of tensors"),
+    "sparse": ({}, "s is sparse, which safetensors cannot hold; leave it out with drop: in --keys"),
+    "meta": ({}, "m is without data, which safetensors cannot hold"),
     "nothing": ({}, "has no tensors in its top level, only: epoch; set entry: in --keys"),
     "entry": ({"entry": "ema.weights"}, "has no entry ema.weights; at 'ema' there is: state_dict"),
     "clash": ({"rename": {"[ab]": "x"}}, "a and b both become x; change rename: in --keys"),
@@ -94,17 +98,40 @@ MISTAKES = {
 def test_a_mistake_is_one_clear_line(mistake, tmp_path, vidvq):
     keys, message = MISTAKES[mistake]
     path = tmp_path / "a.pth"
+    special = {
+        "nothing": {"epoch": 3},
+        "sparse": {"s": torch.eye(2).to_sparse()},
+        "meta": {"m": torch.empty(2, device="meta")},
+    }
     if mistake == "text":
         path.write_text("nothing")
-    elif mistake == "nothing":
-        torch.save({"epoch": 3}, path)
+    elif mistake == "folder":
+        path.mkdir()
+    elif mistake == "script":
+        torch.jit.trace(torch.nn.Identity(), torch.zeros(1)).save(str(path))
+    elif mistake in special:
+        torch.save(special[mistake], path)
     elif mistake != "missing":
         torch.save({"state_dict": {"a": torch.zeros(1), "b": torch.zeros(2)}}, path)
     (tmp_path / "keys.json").write_text(json.dumps(keys))
     ran = vidvq("convert", path, "--out", tmp_path / "out", "--keys", tmp_path / "keys.json")
     assert ran.code == 2
-    assert message in ran.error
+    assert message in ran.error and "weights_only" not in ran.err
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_no_text_become_text(tmp_path, vidvq):
+    torch.save({1: torch.zeros(2), 2: torch.ones(3)}, tmp_path / "a.pth")
+    assert vidvq("convert", tmp_path / "a.pth", "--out", tmp_path / "out").code == 0
+    assert load_file(tmp_path / "out/model.safetensors").keys() == {"1", "2"}
+
+
+def test_a_url_is_not_taken_for_a_local_folder(tmp_path, monkeypatch, vidvq):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": torch.zeros(1)}, "a.pth")
+    ran = vidvq("convert", "a.pth", "--out", "s3://bucket/folder")
+    assert ran.code == 2 and "s3://bucket/folder is not a local folder; convert to one" in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
 def test_an_existing_folder_is_kept(tmp_path, vidvq):

@@ -5,11 +5,12 @@ from pathlib import Path
 import click
 
 from vidvq import config, log
+from vidvq.cli.options import PathOrUrl
 
 
 @click.command(short_help="Make safetensors of a pickled checkpoint.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=PathOrUrl(), help="Local folder to write.")
 @click.option(
     "--keys", type=click.Path(path_type=Path), help="YAML or JSON file: entry, drop, rename, config; see the manual."
 )

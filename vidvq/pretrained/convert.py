@@ -5,6 +5,7 @@ The checkpoint is read with ``torch.load(weights_only=True)``, which builds tens
 
 import re
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from vidvq import config
 from vidvq.errors import UsageError
-from vidvq.storage import attempt_path, pretty_json, sync_folder, write_atomic
+from vidvq.storage import attempt_path, is_remote, pretty_json, sync_folder, write_atomic
 
 _WEIGHTS = "model.safetensors"
 # diffusers names its weights otherwise.
@@ -84,9 +85,11 @@ def convert(source: Path, out: Path, keys: KeyMap, model_config: dict[str, Any] 
         model_config: content of ``config.json``; None for that of ``keys``.
 
     Raises:
-        UsageError: the checkpoint needs code to be loaded, is damaged or has no tensors, two tensors get one name, a
-            regular expression is wrong, or ``out`` exists.
+        UsageError: the checkpoint needs code to be loaded, is damaged or has no dense tensors, two tensors get one
+            name, a regular expression is wrong, or ``out`` exists or is not local.
     """
+    if is_remote(out):
+        raise UsageError(f"--out {out} is not a local folder; convert to one, and copy it")
     if out.exists():
         raise UsageError(f"{out} exists; give another --out")
     if model_config and keys.config:
@@ -109,9 +112,11 @@ def read_key_map(path: Path) -> KeyMap:
 
 def _load(source: Path) -> Any:
     if not source.is_file():
-        raise UsageError(f"{source} does not exist")
+        raise UsageError(f"{source} {'is a folder; give the file in it' if source.is_dir() else 'does not exist'}")
     try:
-        return torch.load(source, map_location="cpu", weights_only=True)
+        # Of formats that this command refuses anyway.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:
         found = re.search(r"(?:GLOBAL|global|Unsupported class) ([\w.]+)", str(error))
         if found:
@@ -119,8 +124,9 @@ def _load(source: Path) -> Any:
                 f"{source} needs {found[1]} to be loaded, which is code and may do anything; ask its authors for "
                 "safetensors, or for a file of tensors alone"
             ) from error
-        detail = " ".join(str(error).split())[:200]
-        raise UsageError(f"{source} is not a checkpoint of tensors that torch.save wrote: {detail}") from error
+        # PyTorch's own message advises to load it with weights_only=False.
+        kind = "a TorchScript file, which is code" if "TorchScript" in str(error) else "damaged, or of another format"
+        raise UsageError(f"{source} is {kind}; give a checkpoint of tensors that torch.save wrote") from error
 
 
 def _find_state(loaded: Any, entry: str | None, source: Path) -> tuple[str, dict[str, Any]]:
@@ -154,7 +160,8 @@ def _rename(state: dict[str, Any], keys: KeyMap) -> tuple[dict[str, Tensor], int
         raise UsageError(f"{error.pattern!r} in --keys is not a regular expression: {error}") from error
     tensors: dict[str, Tensor] = {}
     came_from: dict[str, str] = {}
-    for name, value in state.items():
+    for key, value in state.items():
+        name = str(key)
         if not isinstance(value, Tensor) or any(pattern.match(name) for pattern in drop):
             continue
         new = name
@@ -165,6 +172,9 @@ def _rename(state: dict[str, Any], keys: KeyMap) -> tuple[dict[str, Tensor], int
                 raise UsageError(f"{replacement!r} in --keys is not a replacement: {error}") from error
         if new in tensors:
             raise UsageError(f"{came_from[new]} and {name} both become {new}; change rename: in --keys")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            kind = "quantized" if value.is_quantized else "without data" if value.is_meta else "sparse"
+            raise UsageError(f"{name} is {kind}, which safetensors cannot hold; leave it out with drop: in --keys")
         # Tensors may share memory, which safetensors refuses.
         tensors[new], came_from[new] = value.detach().clone().contiguous(), name
     if not tensors:
