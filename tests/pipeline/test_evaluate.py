@@ -165,6 +165,28 @@ def test_other_clips_and_other_frames_are_one_clear_line(
     next(short.glob("*/000003.png")).unlink()
     ran = vidvq("evaluate", clips_dir, short, "--tokens", tokens_dir)
     assert ran.code == 2 and "decode the tokens of these clips" in ran.error
+    torn = next(short.glob("*/000002.png"))
+    torn.write_bytes(torn.read_bytes()[:300])
+    ran = vidvq("evaluate", clips_dir, short, "--tokens", tokens_dir)
+    assert ran.code == 2 and f"{torn} is not a readable picture; decode the tokens again" in ran.error
+
+
+@pytest.mark.parametrize("option", ["--out", "--report"])
+def test_a_folder_in_place_of_a_file_is_refused_before_the_work(option, clips_dir, checkpoint_dir, tmp_path, vidvq):
+    ran = vidvq("evaluate", clips_dir, "--checkpoint", checkpoint_dir, option, tmp_path)
+    assert ran.code == 2 and f"{tmp_path} is a folder; give the path of a file" in ran.error
+    assert "clips/s" not in ran.err
+
+
+def test_missing_shards_are_counted_and_refused_under_a_protocol(clips_dir, checkpoint_dir, copy_of, vidvq):
+    clips = copy_of(clips_dir)
+    (clips / "clips-000001.tar").unlink()
+    ran = vidvq("evaluate", clips, "--checkpoint", checkpoint_dir)
+    assert ran.code == 0
+    missing = f"1 of 4 shards of {clips} are missing (clips-000001.tar, ...)"
+    assert f"{missing}, whose clips are not scored; finish vidvq shard, or restore them" in ran.err
+    ran = vidvq("evaluate", clips, "--checkpoint", checkpoint_dir, "protocol=tokenbench")
+    assert ran.code == 2 and f"protocol=tokenbench: {missing}; finish vidvq shard" in ran.error
 
 
 def test_clips_without_tokens_are_counted(clips_dir, checkpoint_dir, decoded, tmp_path, vidvq):

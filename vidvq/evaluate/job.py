@@ -10,7 +10,7 @@ import numpy as np
 from vidvq.errors import UsageError
 from vidvq.evaluate.config import EvaluateConfig
 from vidvq.evaluate.protocols import PROTOCOLS
-from vidvq.evaluate.reconstruct import DecodedFiles, InProcess, Reconstructor, list_shards
+from vidvq.evaluate.reconstruct import DecodedFiles, InProcess, Reconstructor, list_shards, missing_shards
 from vidvq.evaluate.scores import ClipScore, CodecScore, Evaluation, VideoScorer, finish, nominal_bits
 from vidvq.formats.checkpoint import BUNDLED
 from vidvq.formats.clip_shard import ClipInfo, read_clips, read_infos
@@ -115,9 +115,14 @@ def _evaluate(
     for codec in config.codecs:
         check_codec(codec)
     infos = _infos(clips)
+    missing = missing_shards(clips)
+    if missing:
+        say(f"{missing}, whose clips are not scored; finish vidvq shard, or restore them")
     if config.protocol:
         protocol = PROTOCOLS[config.protocol]
         try:
+            if missing:
+                raise UsageError(f"{missing}; finish vidvq shard, or restore them")
             protocol.check(infos, read_plan(clips).made_from)
         except UsageError as error:
             raise UsageError(f"protocol={config.protocol}: {error}") from error

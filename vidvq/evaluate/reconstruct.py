@@ -8,6 +8,7 @@ from PIL import Image
 
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo
+from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
 
@@ -135,14 +136,29 @@ def list_shards(folder: Path) -> list[Path]:
     return [path for name in read_plan(folder).shard_names() if (path := folder / name).is_file()]
 
 
+def missing_shards(folder: Path) -> str:
+    """Say how many shards of a directory are missing: not finished, or lost; "" if none are."""
+    names = list(read_plan(folder).shard_names())
+    pairs = zip(names, read_commits(folder, names), strict=True)
+    # A shard without a file is one whose items all failed.
+    lost = [name for name, commit in pairs if (not commit or commit.sha256) and not (folder / name).is_file()]
+    return f"{len(lost)} of {len(names)} shards of {folder} are missing ({lost[0]}, ...)" if lost else ""
+
+
 def _read_frames(folder: Path) -> np.ndarray:
     paths = sorted(folder.glob("*.png"))
     if not paths:
         raise UsageError(f"{folder} has no frames; run vidvq decode with format=png first")
     frames: list[np.ndarray] = []
     for path in paths:
-        with Image.open(path) as image:
-            frames.append(np.asarray(image.convert("RGB")))
+        try:
+            with Image.open(path) as image:
+                frames.append(np.asarray(image.convert("RGB")))
+        except OSError as error:
+            # Those of Pillow have no number.
+            if error.errno is not None:
+                raise
+            raise UsageError(f"{path} is not a readable picture; decode the tokens again") from error
     if len({frame.shape for frame in frames}) > 1:
         raise UsageError(f"{folder} has frames of several sizes; decode the tokens again")
     return np.stack(frames)
