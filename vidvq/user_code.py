@@ -39,9 +39,11 @@ def import_callable(module: str, name: str, forms: str, prefix: str) -> tuple[An
         there = sorted(each for each, value in vars(loaded).items() if callable(value) and not each.startswith("_"))
         what = "has no" if found is None else "has an object that is not callable as"
         raise UsageError(f"{module} {what} {name}; its callables are: {', '.join(there) or 'none'}")
-    if not loaded.__file__:
+    # Modules written in C have no such attribute.
+    file = getattr(loaded, "__file__", None)
+    if not file:
         raise UsageError(f"{module} has no source file; {forms}")
-    return found, Path(loaded.__file__)
+    return found, Path(file)
 
 
 def error_line(error: BaseException) -> str:

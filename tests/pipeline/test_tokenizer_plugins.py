@@ -115,6 +115,24 @@ MISTAKES = {
     "class Mine(Base):\n    def named_weights(self): return {'a': self.places}": (
         "tokenizer {}: named_weights has 'a'; names must start with encoder. or decoder."
     ),
+    "class Mine(Base):\n    def named_weights(self): return [1]": (
+        "tokenizer {}: named_weights returned a list; it must return a dict of tensors"
+    ),
+    "class Mine(Base):\n    def named_weights(self): raise KeyError('a')": (
+        "tokenizer {}: named_weights raised KeyError: 'a' (mine.py:5)"
+    ),
+    "class Mine(Base):\n    def named_weights(self): return {'encoder.a': self.places.to('meta')}": (
+        "tokenizer {}: the weights encoder.a are no dense tensor with data: "
+    ),
+    "from vidvq.codebook import Codebook\nclass Mine(Base): codebooks = [Codebook('joint', 4096.0, 0)]": (
+        "an integer size of 1 or more"
+    ),
+    "class Mine(Base):\n    def encode_step(self, frames, state=None): return None": (
+        "tokenizer {}, encode_step: a NoneType is returned; it must be a tuple of codes and a StreamState"
+    ),
+    "class Mine(Base):\n    def decode_step(self, codes, state=None): return codes": (
+        "tokenizer {}, decode_step: a Tensor is returned; it must be a tuple of video and a StreamState"
+    ),
     "class Other(Base): pass": "has no Mine; its callables are: Base, Other, Tokenizer",
     "import nothing_of_this_name": "cannot be imported: ModuleNotFoundError",
 }
@@ -131,7 +149,20 @@ def test_a_rule_that_is_broken_is_named_in_one_line(source, clips_dir, tmp_path,
     assert MISTAKES[source].replace("{}", reference) in ran.error
 
 
+def test_weights_in_a_type_that_numpy_lacks_are_part_of_the_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    prints = set()
+    for name in ("float8_e4m3fn", "float8_e5m2", "bfloat16"):
+        weights = f"{{'encoder.a': torch.ones(2).to(torch.{name})}}"
+        source = f"import torch\nclass Mine(Base):\n    def named_weights(self): return {weights}\n"
+        (tmp_path / f"{name}.py").write_text(BASE + source)
+        prints.add(load_tokenizer(Path(f"{tmp_path}/{name}.py:Mine"))[1].token_fingerprint)
+    assert len(prints) == 3
+
+
 def test_a_path_that_does_not_exist_is_no_plugin(clips_dir, tmp_path, vidvq):
+    ran = vidvq("evaluate", clips_dir, "--checkpoint", "builtins:int")
+    assert ran.code == 2 and "builtins has no source file; give module:Class or path/to/file.py:Class" in ran.error
     ran = vidvq("evaluate", clips_dir, "--checkpoint", tmp_path / "missing")
     assert ran.code == 2 and "is not a checkpoint" in ran.error
     ran = vidvq("evaluate", clips_dir, "--checkpoint", tmp_path / "missing.py:Mine")

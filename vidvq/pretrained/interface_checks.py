@@ -42,10 +42,10 @@ def _check_codebooks(books: Any) -> None:
         raise UsageError(f"codebooks={books!r} must be a list of one or two vidvq.codebook.Codebook")
     offset = 0
     for book in books:
-        if book.size < 1 or book.offset != offset or not book.name:
+        if not isinstance(book.size, int) or book.size < 1 or book.offset != offset or not book.name:
             raise UsageError(
-                f"codebook {book} must have a name, a size of 1 or more, and the offset {offset}, the sum of the sizes "
-                "before it"
+                f"codebook {book} must have a name, an integer size of 1 or more, and the offset {offset}, the sum of "
+                "the sizes before it"
             )
         offset += book.size
     if len(books) == 2 and books[0].name == books[1].name:
@@ -136,7 +136,7 @@ def guard_calls(tokenizer: Tokenizer, name: str) -> None:
     @wraps(encode_step)
     def checked_encode_step(frames: Any, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         with _Where(name, "encode_step"):
-            codes, after = encode_step(frames, state)
+            codes, after = _pair("codes", encode_step(frames, state))
             b, _, t, h, w = frames.shape
             groups = tokenizer.latent_shape(t, h, w)[0] if state is None else t // tokenizer.temporal_factor
             s = tokenizer.spatial_factor
@@ -147,7 +147,7 @@ def guard_calls(tokenizer: Tokenizer, name: str) -> None:
     @wraps(decode_step)
     def checked_decode_step(codes: Any, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         with _Where(name, "decode_step"):
-            video, after = decode_step(codes, state)
+            video, after = _pair("video", decode_step(codes, state))
             b, groups, lh, lw = codes.shape
             r, s = tokenizer.temporal_factor, tokenizer.spatial_factor
             frames = groups * r - (r - 1 if state is None else 0)
@@ -158,6 +158,12 @@ def guard_calls(tokenizer: Tokenizer, name: str) -> None:
 
     tokenizer.encode, tokenizer.decode = checked_encode, checked_decode
     tokenizer.encode_step, tokenizer.decode_step = checked_encode_step, checked_decode_step
+
+
+def _pair(what: str, returned: Any) -> tuple[Any, Any]:
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise UsageError(f"a {type(returned).__name__} is returned; it must be a tuple of {what} and a StreamState")
+    return returned
 
 
 class _Where:

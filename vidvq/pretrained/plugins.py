@@ -84,20 +84,33 @@ def _fingerprint(tokenizer: Tokenizer) -> Fingerprints:
         "spatial_factor": tokenizer.spatial_factor,
         "codebooks": [[book.name, book.size] for book in tokenizer.codebooks],
     }
-    named = getattr(tokenizer, "named_weights", None)
-    if named is None:
-        state = tokenizer.state_dict()
-        weights = {f"{side}.{name}": tensor for side in ("encoder", "decoder") for name, tensor in state.items()}
-    else:
-        weights = named()
-        if strange := [name for name in weights if not name.startswith(("encoder.", "decoder."))]:
-            raise UsageError(f"named_weights has {strange[0]!r}; names must start with encoder. or decoder.")
     # The decoder of a plug-in may change with its version too.
     model["decoder"] = {"class": model["class"], "version": model["version"]}
-    return fingerprint(model, PREPROCESSING, {name: _array(tensor) for name, tensor in weights.items()})
+    return fingerprint(model, PREPROCESSING, {name: _array(name, each) for name, each in _weights(tokenizer).items()})
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    tensor = tensor.detach().cpu()
-    # NumPy has no bfloat16.
-    return (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+def _weights(tokenizer: Tokenizer) -> dict[str, Any]:
+    named: Any = getattr(tokenizer, "named_weights", None)
+    if named is None:
+        state = tokenizer.state_dict()
+        return {f"{side}.{name}": tensor for side in ("encoder", "decoder") for name, tensor in state.items()}
+    try:
+        weights = named()
+    except Exception as error:
+        raise UsageError(f"named_weights raised {error_line(error)}") from error
+    if not isinstance(weights, dict):
+        raise UsageError(f"named_weights returned a {type(weights).__name__}; it must return a dict of tensors")
+    if strange := [name for name in weights if not str(name).startswith(("encoder.", "decoder."))]:
+        raise UsageError(f"named_weights has {strange[0]!r}; names must start with encoder. or decoder.")
+    return weights
+
+
+def _array(name: str, tensor: Any) -> np.ndarray:
+    try:
+        tensor = tensor.detach().cpu()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy()
+        # NumPy has no types of 8-bit floats.
+        return (tensor.view(torch.uint8) if "float8" in str(tensor.dtype) else tensor).numpy()
+    except Exception as error:
+        raise UsageError(f"the weights {name} are no dense tensor with data: {error_line(error)}") from error
