@@ -71,11 +71,12 @@ ablate: $(VENV)/.with-all  ## Which choices of architecture are worth their cost
 	$(BIN)/python benchmarks/ablate.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v))
 
 # CONFIG: of the run, else bundled. START: a checkpoint to train further. FINISH: config of a second run. BUDGET_S: seconds
-# for training. WORK and OUT: folders, else runs/weights and vidvq/weights. SETTINGS: of the training runs, as key=value.
+# for training. WORK and OUT: folders, else runs/weights and vidvq/weights. HISTORY: the start and the sources with their
+# licences, for the README. SETTINGS: of the training runs, as key=value.
 weights: $(VENV)/.with-all  ## Train, score and put in place the tokenizer that ships: make weights TRAIN=... HELD_OUT=...
 	$(BIN)/python benchmarks/weights.py $(foreach v,$(TRAIN),--train $(v)) $(foreach v,$(HELD_OUT),--held-out $(v)) \
 	  $(if $(CONFIG),--config $(CONFIG)) $(if $(START),--start $(START)) $(if $(FINISH),--finish $(FINISH)) $(if $(BUDGET_S),--budget-s $(BUDGET_S)) \
-	  $(if $(WORK),--work $(WORK)) $(if $(OUT),--out $(OUT)) $(SETTINGS)
+	  $(if $(WORK),--work $(WORK)) $(if $(OUT),--out $(OUT)) $(if $(HISTORY),--history "$(HISTORY)") $(SETTINGS)
 
 # What a machine with PyTorch for CUDA tends to lack. Its perceptual network has 59 MB of weights that no check reads.
 GPU_WHEELS := av pydantic pydantic_core annotated_types typing_inspection typing_extensions
