@@ -1,10 +1,13 @@
 """`vidvq evaluate`: decoded files, tokenizers side by side, codecs at equal bits, the page of the worst clips."""
 
+import io
 import json
 import re
+from fractions import Fraction
 from math import log2
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -123,6 +126,17 @@ def test_the_page_has_the_worst_clips_first_and_loads_nothing(clips_dir, decoded
     assert text.count("data:video/mp4;base64,") == 3 == text.count("data:image/jpeg;base64,")
     assert not re.search(r"https?://", text)
     assert "default-src 'none'" in text and "<script" not in text
+
+
+@pytest.mark.parametrize(("side", "shown"), [(33, 264), (130, 260), (513, 512)])
+def test_small_clips_are_enlarged_on_the_page_and_large_ones_are_not(side, shown):
+    from vidvq.evaluate.media import side_by_side
+
+    frames = np.zeros((2, side, side, 3), np.uint8)
+    media, size = side_by_side([frames, frames], (0, 1), Fraction(1, 25))
+    assert size == (2 * shown + 8, shown)
+    with av.open(io.BytesIO(media)) as container:
+        assert next(container.decode(video=0)).format.name == "yuv420p"
 
 
 @pytest.mark.parametrize(

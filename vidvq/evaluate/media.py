@@ -25,7 +25,8 @@ def side_by_side(
 ) -> tuple[bytes, tuple[int, int]]:
     """Encode videos next to each other in one H.264 video.
 
-    Enlarged at least twice, so that the halved chroma resolution of yuv420p loses no detail.
+    Small videos are enlarged at least twice, so that the halved chroma resolution of yuv420p loses no detail. Large
+    ones are not, because players and memory have limits; an odd row or column is left out.
 
     Args:
         videos: frames ``t h w c`` uint8 of each, all of one shape.
@@ -95,6 +96,8 @@ def data_uri(kind: str, media: bytes) -> str:
 
 def _enlarge(frames: np.ndarray) -> np.ndarray:
     height, width = frames.shape[1:3]
+    if min(height, width) >= 2 * _SHOWN_SHORT_SIDE:
+        return frames[:, : height // 2 * 2, : width // 2 * 2]
     times = max(2, round(_SHOWN_SHORT_SIDE / min(height, width)))
     size = (width * times, height * times)
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
