@@ -5,6 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from vidvq.training.config import OptimizerConfig
+from vidvq.training.engine import _make_optimizer
 
 BUILD = """
 import json, sys
@@ -63,3 +67,11 @@ def test_construction_has_no_side_effects_and_a_step_reads_the_device_once(setti
     reads = json.loads(done.stdout.splitlines()[-1])
     # The first step reads what was loaded.
     assert [count for count, _ in reads[1:]] == [1, 1], reads[1]
+
+
+def test_a_gpu_updates_weights_together_unless_one_kernel_is_asked_for():
+    """With ``fused=False``, torch would update one weight after another, and launch a dozen kernels for each."""
+    for fused, expected in ((False, None), (True, True)):
+        made = _make_optimizer([torch.nn.Parameter(torch.zeros(2))], OptimizerConfig(fused=fused))
+        # None leaves the choice to torch, which takes multi-tensor kernels on a GPU.
+        assert made.defaults["fused"] is expected and made.defaults["foreach"] is None

@@ -58,7 +58,7 @@ def make_engine(
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     engine, *_ = deepspeed.initialize(
         model=module,
-        optimizer=_make_optimizer(parameters, optimizer, config),
+        optimizer=_make_optimizer(parameters, optimizer),
         config=deepspeed_config(config, optimizer, context.size),
     )
     assert isinstance(engine, DeepSpeedEngine)
@@ -192,7 +192,7 @@ def half_precision(config: EngineSettings) -> torch.dtype | None:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
 
 
-def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig, config: EngineSettings) -> Any:
+def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig) -> Any:
     settings: dict[str, Any] = {
         "lr": optimizer.lr,
         "betas": optimizer.betas,
@@ -203,7 +203,8 @@ def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig, 
         return deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
     if optimizer.kind == "radam":
         return torch.optim.RAdam(parameters, decoupled_weight_decay=True, **settings)
-    return torch.optim.AdamW(parameters, fused=optimizer.fused, **settings)
+    # With False torch would update the weights one by one on a GPU; None leaves it the multi-tensor kernels.
+    return torch.optim.AdamW(parameters, fused=optimizer.fused or None, **settings)
 
 
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
