@@ -18,14 +18,15 @@ class LaunchCounter(TorchDispatchMode):
     Attributes:
         kernels: number of operators by name, without views and allocations.
         reads: number of times that the host reads a value; on a GPU each of them waits for the device.
-        where: number of those reads by the function that asks for them.
+        constants: number of tensors that are made of Python values; on a GPU each of them waits for the device as well.
+        where: number of those reads and constants by the function that asks for them.
         bytes_to_device: bytes copied from the host to another device.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: Counter[str] = Counter()
-        self.reads = 0
+        self.reads = self.constants = 0
         self.where: Counter[str] = Counter()
         self.bytes_to_device = 0
 
@@ -34,7 +35,11 @@ class LaunchCounter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name in _READS:
-            self._read()
+            self.reads += 1
+            self._note()
+        if name == "lift_fresh":
+            self.constants += 1
+            self._note()
         if name in _COPIES:
             target, source = (args[0], args[1]) if name == "copy_" else (out, args[0])
             self._copy(source, target)
@@ -50,10 +55,10 @@ class LaunchCounter(TorchDispatchMode):
         if source.device.type == "cpu":
             self.bytes_to_device += source.nbytes
         elif target.device.type == "cpu":
-            self._read()
+            self.reads += 1
+            self._note()
 
-    def _read(self) -> None:
-        self.reads += 1
+    def _note(self) -> None:
         frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
         self.where[f"{frames[-3].filename.rpartition('/')[2]}: {frames[-3].name}"] += 1
 

@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,6 +63,9 @@ def make_engine(
         config=deepspeed_config(config, optimizer, context.size),
     )
     assert isinstance(engine, DeepSpeedEngine)
+    if not config.zero_stage:
+        # DeepSpeed's own clipping launches two kernels for each weight, and waits for the device twice.
+        engine.clip_fp32_gradients = partial(_clip, engine, parameters, optimizer.clip_norm)
     # DeepSpeed creates a process group with a timeout of 30 minutes.
     group: Any = engine.data_parallel_group
     _set_pg_timeout(timedelta(seconds=config.lost_after_s), group)
@@ -205,6 +209,10 @@ def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig) 
         return torch.optim.RAdam(parameters, decoupled_weight_decay=True, **settings)
     # With False torch would update the weights one by one on a GPU; None leaves it the multi-tensor kernels.
     return torch.optim.AdamW(parameters, fused=optimizer.fused or None, **settings)
+
+
+def _clip(engine: Any, parameters: list[nn.Parameter], most: float) -> None:
+    engine._global_grad_norm = nn.utils.clip_grad_norm_(parameters, most)
 
 
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
