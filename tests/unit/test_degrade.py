@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from vidvq.model.launches import LaunchCounter
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.train.config import DegradeConfig
 from vidvq.train.degrade import blur, degrade, jpeg
@@ -46,6 +47,15 @@ def test_micro_batches_of_all_processes_are_degraded_like_the_whole_batch():
     parts = [degrade(video[first : first + 2], config, seeded(first=first, count=2)) for first in (0, 2)]
     assert torch.allclose(torch.cat(parts), whole, atol=1e-6)
     assert not torch.equal(whole[:2], whole[2:])
+
+
+def test_a_step_makes_no_constants_that_a_gpu_would_wait_for():
+    video, config = clips(), DegradeConfig(blur=2.0, noise=40.0, jpeg=5)
+    degrade(video, config, seeded())
+    with LaunchCounter() as counted:
+        degrade(video, config, seeded())
+    # Errors of an inverse are looked for on the host.
+    assert counted.constants == 0 and not {name for name in counted.kernels if "inv" in name}, counted.where
 
 
 def test_a_share_of_the_clips_is_degraded():

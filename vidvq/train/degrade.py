@@ -1,6 +1,7 @@
 """Degradation of the encoder's input, for decoders that restore clean video: blur, noise, JPEG compression."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from einops import rearrange
@@ -78,17 +79,24 @@ def jpeg(video: Tensor, quality: Tensor) -> Tensor:
         quality: quality of each clip, ``b`` (1 to 100), as libjpeg scales its tables.
     """
     b, _, _, h, w = video.shape
-    to_ycbcr = torch.tensor(_YCBCR, device=video.device)
+    to_ycbcr, to_rgb, tables = _jpeg_constants(video.device)
     frames = torch.einsum("yc,bcthw->btyhw", to_ycbcr, video * 127.5)
     padded = F.pad(frames.flatten(0, 1), (0, -w % _BLOCK, 0, -h % _BLOCK), mode="replicate")
     blocks = rearrange(padded, "(b t) c (h p) (w q) -> b t h w c p q", b=b, p=_BLOCK, q=_BLOCK)
     basis = _cosines(video.device)
     percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
-    tables = torch.tensor([_LUMA, _CHROMA, _CHROMA], device=video.device).view(3, _BLOCK, _BLOCK)
     steps = ((tables * percent.view(-1, 1, 1, 1) + 50) / 100).floor().clamp(1, 255)[:, None, None, None]
     kept = torch.round(basis @ blocks @ basis.T / steps) * steps
     pixels = rearrange(basis.T @ kept @ basis, "b t h w c p q -> b t c (h p) (w q)")[..., :h, :w]
-    return torch.einsum("cy,btyhw->bcthw", torch.linalg.inv(to_ycbcr), pixels) / 127.5
+    return torch.einsum("cy,btyhw->bcthw", to_rgb, pixels) / 127.5
+
+
+@cache
+def _jpeg_constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the matrices to and from YCbCr, and the quantization tables; to make them is to wait for the device."""
+    to_ycbcr = torch.tensor(_YCBCR, device=device)
+    tables = torch.tensor([_LUMA, _CHROMA, _CHROMA], device=device).view(3, _BLOCK, _BLOCK)
+    return to_ycbcr, torch.linalg.inv(to_ycbcr), tables
 
 
 def _cosines(device: torch.device) -> Tensor:
