@@ -2,8 +2,13 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
-from vidvq.train.profiler import count_requests
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import profile
+
+from vidvq.train.profiler import BACKWARD, FORWARD, PARTS, by_operators, by_phases, count_requests, phase
 
 
 def test_a_profile_accounts_for_the_time_of_a_step(train, tmp_path):
@@ -40,3 +45,40 @@ def test_a_trace_of_a_gpu_counts_kernels_and_copies():
     assert [float(line.split()[-1]) for line in count_requests(events, steps=1)] == [6, 1, 3, 0.5]
     assert [float(line.split()[-1]) for line in count_requests(events[6:17], steps=1)] == [10, 1, 0, 0]
     assert next(iter(count_requests(events, steps=1))).startswith("kernels launched per step")
+
+
+def test_a_profile_of_a_gpu_counts_each_kernel_once_and_phases_by_the_host():
+    def event(key: str, device: DeviceType, host_us: float, device_us: float, mark: bool = False) -> SimpleNamespace:
+        times = {"cpu_time_total": host_us, "self_cpu_time_total": host_us, "self_device_time_total": device_us}
+        return SimpleNamespace(key=key, device_type=device, is_user_annotation=mark, count=3, **times)
+
+    events = [
+        event("ProfilerStep*", DeviceType.CPU, 9000, 0),
+        event(FORWARD, DeviceType.CPU, 3000, 0),
+        event("aten::mm", DeviceType.CPU, 60, 600),
+        event("gemm", DeviceType.CUDA, 0, 600),
+        event("relu", DeviceType.CUDA, 0, 200),
+        # The marks as the device sees them.
+        event("ProfilerStep*", DeviceType.CUDA, 0, 8000, mark=True),
+        event(FORWARD, DeviceType.CUDA, 0, 800, mark=True),
+        event("Optimizer.step#AdamW.step", DeviceType.CUDA, 0, 500, mark=True),
+    ]
+    assert [line.split() for line in by_operators(events, cuda=True)[1:]] == [
+        ["gemm", "0.2", "75.0%", "1"],
+        ["relu", "0.1", "25.0%", "1"],
+    ]
+    lines = by_phases(events)
+    assert lines[0].startswith("a step takes 3.0 ms")
+    assert [line.split()[-1] for line in lines if line.startswith((*PARTS, "other"))] == ["33.3%", "66.7%"]
+
+
+def test_a_phase_lasts_until_the_device_is_done_only_while_a_profile_is_recorded(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    with phase(BACKWARD):
+        pass
+    assert not waited
+    with profile(activities=[torch.profiler.ProfilerActivity.CPU]), phase(BACKWARD):
+        pass
+    assert waited == [True]

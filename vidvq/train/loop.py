@@ -8,7 +8,6 @@ from time import monotonic
 import numpy as np
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from vidvq.data import ClipDataset, iter_micro_batches
 from vidvq.errors import JobTerminated
@@ -18,7 +17,7 @@ from vidvq.model.pixels import PREPROCESSING, to_video
 from vidvq.train.config import TrainConfig
 from vidvq.train.evaluation import Evaluator
 from vidvq.train.initialization import frozen_dtypes, initial_state, make_perceptual, read_initial_checkpoint
-from vidvq.train.profiler import DATA, Profiler
+from vidvq.train.profiler import DATA, Profiler, phase
 from vidvq.train.throughput import Throughput
 from vidvq.train.trainer import Trainer
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
@@ -169,7 +168,7 @@ class _TrainingLoop:
         position, started = self.trainer.progress, monotonic()
         if self.batches is None:
             self.batches = iter_micro_batches(self.data, position.batch, micro_step)
-        with record_function(DATA):
+        with phase(DATA):
             batch = next(self.batches)
             waited_s = monotonic() - started
             # Bytes travel, on a stream of their own while the device still computes; they become floats there.

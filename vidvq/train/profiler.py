@@ -3,17 +3,19 @@
 import gzip
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch._C._autograd import DeviceType, _profiler_enabled
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from vidvq.log import info, warn
 from vidvq.storage import write_atomic
 
-# Phases of a step, marked with `record_function` by the loop and the trainer.
+# Phases of a step, marked by the loop and the trainer.
 DATA, FORWARD, LOSSES, BACKWARD, DISCRIMINATOR, AVERAGE = PARTS = (
     "waiting for data",
     "generator, forward",
@@ -26,6 +28,15 @@ _WAIT, _WARMUP, _ACTIVE = 5, 2, 3
 _ROWS = 15
 # Operators that return a value to the host, which waits for the device.
 _READS = {"aten::_local_scalar_dense", "aten::nonzero"}
+
+
+@contextmanager
+def phase(name: str) -> Generator[None, None, None]:
+    """Mark a phase of a step. While a profile is recorded, the phase lasts until the device has done its work."""
+    with record_function(name):
+        yield
+        if torch.cuda.is_available() and _profiler_enabled():
+            torch.cuda.synchronize()
 
 
 class Profiler:
@@ -67,34 +78,47 @@ class Profiler:
         trace = self._run / "profile.json.gz"
         recorded.export_chrome_trace(str(trace))
         events = list(recorded.key_averages())
-        whole_us = next(event.cpu_time_total for event in events if event.key.startswith("ProfilerStep"))
         with gzip.open(trace) as file:
             counted = list(count_requests(json.load(file)["traceEvents"]))
-        tables = [self._by_parts(events, whole_us), counted, self._by_operators(events)]
+        tables = [by_phases(events), counted, by_operators(events, self._cuda)]
         text = "\n".join(line for table in tables for line in (*table, ""))
         write_atomic(self._run / "profile.txt", text.encode())
         info(f"{text}wrote {self._run / 'profile.txt'}, and {trace} for https://ui.perfetto.dev")
 
-    def _by_parts(self, events: list[Any], whole_us: float) -> list[str]:
-        by_name = {event.key: event.cpu_time_total for event in events}
-        spent = {part: by_name[part] for part in PARTS if part in by_name}
-        spent["other"] = whole_us - sum(spent.values())
-        lines = [f"a step takes {whole_us / _ACTIVE / 1000:.1f} ms, mean of {_ACTIVE}", ""]
-        lines.append(f"{'phase':<44} {'ms':>9} {'share':>7}")
-        return lines + [_row(part, us, whole_us) for part, us in spent.items()]
 
-    def _by_operators(self, events: list[Any]) -> list[str]:
-        operators = [event for event in events if event.key not in PARTS and not event.key.startswith("ProfilerStep")]
-        spent = sorted(((self._own_us(event), event) for event in operators), key=lambda pair: -pair[0])
-        whole_us = sum(us for us, _ in spent)
-        what = "kernel, GPU time" if self._cuda else "operator, self CPU time"
-        lines = [f"{what:<44} {'ms':>9} {'share':>7} {'calls':>7}"]
-        return lines + [
-            f"{_row(event.key, us, whole_us)} {event.count / _ACTIVE:>7.0f}" for us, event in spent[:_ROWS] if us
-        ]
+def by_phases(events: Iterable[Any]) -> list[str]:
+    """Return the lines of a table of the phases of a step, by the time of the host.
 
-    def _own_us(self, event: Any) -> float:
-        return event.self_device_time_total if self._cuda else event.self_cpu_time_total
+    Args:
+        events: averages of a profile by name. On a GPU marks are recorded there as well, without a time of the host.
+    """
+    by_name = {event.key: event.cpu_time_total for event in events if event.device_type == DeviceType.CPU}
+    whole_us = next(us for name, us in by_name.items() if name.startswith("ProfilerStep"))
+    spent = {part: by_name[part] for part in PARTS if part in by_name}
+    spent["other"] = whole_us - sum(spent.values())
+    lines = [f"a step takes {whole_us / _ACTIVE / 1000:.1f} ms, mean of {_ACTIVE}", ""]
+    lines.append(f"{'phase':<44} {'ms':>9} {'share':>7}")
+    return lines + [_row(part, us, whole_us) for part, us in spent.items()]
+
+
+def by_operators(events: Iterable[Any], cuda: bool) -> list[str]:
+    """Return the lines of a table of the dearest operators.
+
+    Args:
+        events: averages of a profile by name.
+        cuda: whether to list the kernels of a GPU instead. Operators have the time of their kernels as well.
+    """
+    if cuda:
+        kernels = (each for each in events if each.device_type != DeviceType.CPU and not each.is_user_annotation)
+        spent = [(each.self_device_time_total, each) for each in kernels]
+    else:
+        spent = [(each.self_cpu_time_total, each) for each in events]
+    marks = (*PARTS, "ProfilerStep")
+    spent = sorted(((us, each) for us, each in spent if not each.key.startswith(marks)), key=lambda pair: -pair[0])
+    whole_us = sum(us for us, _ in spent)
+    what = "kernel, GPU time" if cuda else "operator, self CPU time"
+    lines = [f"{what:<44} {'ms':>9} {'share':>7} {'calls':>7}"]
+    return lines + [f"{_row(each.key, us, whole_us)} {each.count / _ACTIVE:>7.0f}" for us, each in spent[:_ROWS] if us]
 
 
 def count_requests(events: Iterable[Mapping[str, Any]], steps: int = _ACTIVE) -> Iterable[str]:

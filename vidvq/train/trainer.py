@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from vidvq.errors import UsageError
 from vidvq.metrics.perceptual import PerceptualDistance
@@ -19,7 +18,7 @@ from vidvq.train.codebook_usage import UsageCounter
 from vidvq.train.config import TrainConfig
 from vidvq.train.initialization import build_networks, frozen_names
 from vidvq.train.objective import Objective
-from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES
+from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES, phase
 from vidvq.training.distributed import DistributedContext, all_reduce_sum, to_host
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
@@ -154,32 +153,32 @@ class Trainer:
         first = micro_batch * len(video)
         generators = sample_generators(self.config.seed, batch, first, len(video), video.device)
         self._buffers.save()
-        with record_function(FORWARD):
+        with phase(FORWARD):
             out = self._generator_engine(self.objective.tokenizer_input(video, generators))
-        with record_function(LOSSES):
+        with phase(LOSSES):
             terms = self.objective.generator(step, video, out, self._discriminate_frozen)
         engine = self._discriminator_engine if step >= self.config.discriminator_start else None
         loss, more = None, {}
         if engine is not None:
-            with record_function(DISCRIMINATOR):
+            with phase(DISCRIMINATOR):
                 fake = out.reconstruction[: len(video)].detach().float()
                 loss, more = self.objective.discriminator(step, video, fake, engine)
         if skipped := self._judge(video, terms.guarded, loss, more):
             self._buffers.restore()
             return skipped
-        with record_function(BACKWARD):
+        with phase(BACKWARD):
             self._generator_engine.backward(terms.total)
             self._generator_engine.step()
         self.usage.add(out.codes[: len(video)].detach())
         if engine is not None:
-            with record_function(DISCRIMINATOR):
+            with phase(DISCRIMINATOR):
                 engine.backward(loss)
                 engine.step()
         return terms.terms | more
 
     def finish_step(self) -> None:
         """Complete a step after its last micro-batch: update the averaged weights and the counters."""
-        with record_function(AVERAGE):
+        with phase(AVERAGE):
             self.average.update()
         self.progress.step += 1
         self.progress.batch += 1
