@@ -159,6 +159,9 @@ def test_captured_steps_have_the_tokens_of_compiled_ones(video, device):
     codes = tokenizer.encode(clip)
     frames = tokenizer.decode(codes)
     tokenizer.compile_steps(capture=True)
+    # Recorded in inference mode, as jobs do.
+    with torch.inference_mode():
+        assert torch.equal(tokenizer.encode(clip), codes)
     for _ in range(2):
         assert torch.equal(tokenizer.encode(clip), codes)
         assert torch.equal(tokenizer.decode(codes), frames)

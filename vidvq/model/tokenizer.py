@@ -21,7 +21,7 @@ from torch.compiler import config as compiler
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
-from vidvq.model.capture import CapturedCall
+from vidvq.model.capture import CapturedCall, GraphMemory
 from vidvq.model.config import TokenizerConfig
 from vidvq.model.encoder import CodecLayout, Decoder, Encoder, run_in_blocks, run_network
 from vidvq.model.interface import StreamState, Tokenizer, without_autocast
@@ -154,7 +154,8 @@ class VideoTokenizer(Tokenizer):
         calls = [self._encode_call, self._decode_call, self._render_call]
         for index in range(1 if self.encoder.fused else 0, len(calls)):
             calls[index] = torch.compile(calls[index], fullgraph=True, dynamic=False, **options)
-        self._calls = StepCalls(*(CapturedCall(call) for call in calls) if capture else calls)
+        shared = GraphMemory()
+        self._calls = StepCalls(*(CapturedCall(call, shared) for call in calls) if capture else calls)
 
     @property
     def warmup_s(self) -> float:
