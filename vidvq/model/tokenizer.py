@@ -151,6 +151,9 @@ class VideoTokenizer(Tokenizer):
         """See :meth:`Tokenizer.compile_steps`. Triton kernels are compiled already."""
         # Each step shape is compiled by itself. Beyond 8 compilations of a function, torch would raise an error.
         compiler.recompile_limit = compiler.accumulated_recompile_limit = sys.maxsize
+        if "backend" not in options:
+            # Inductor would choose among reductions by timing them, and round differently from one worker to the next.
+            options["options"] = {"deterministic": True} | options.get("options", {})
         calls = [self._encode_call, self._decode_call, self._render_call]
         for index in range(1 if self.encoder.fused else 0, len(calls)):
             calls[index] = torch.compile(calls[index], fullgraph=True, dynamic=False, **options)

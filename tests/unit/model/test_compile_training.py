@@ -101,6 +101,23 @@ def test_more_shapes_are_compiled_than_torch_allows():
         assert torch.equal(tokenizer.encode(video), codes)
 
 
+def test_kernels_of_steps_are_not_chosen_by_their_time(monkeypatch):
+    """Another choice rounds differently, and workers of one job would time differently."""
+    seen, compile_call = [], torch.compile
+
+    def keep(call, **options):
+        seen.append(options)
+        # Refuses options that it does not know.
+        return compile_call(call, **options)
+
+    monkeypatch.setattr(torch, "compile", keep)
+    make("vq").compile_steps()
+    assert len(seen) == 3 and all(options["options"] == {"deterministic": True} for options in seen)
+    # Other backends have other options.
+    make("vq").compile_steps(backend="eager")
+    assert not any("options" in options for options in seen[3:])
+
+
 def test_the_search_on_cuda_is_one_operator(monkeypatch):
     """Traced with tensors that claim to be on a CUDA device; the kernel is not launched."""
     torch.compiler.reset()
