@@ -9,6 +9,7 @@ import torch
 from vidvq.formats.plan import read_plan
 from vidvq.model import VideoTokenizer
 from vidvq.tokenize import device
+from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.config import Execution
 from vidvq.tokenize.worker import TokenShardWorker
 
@@ -111,6 +112,25 @@ def test_a_gpu_too_small_for_any_step_is_refused(gpu, run, tmp_path):
     assert not (tmp_path / "out/plan.json").exists()
 
 
+def test_workers_that_share_a_gpu_share_its_memory(gpu, run, monkeypatch):
+    gpu()
+    shares = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    assert run("runtime.gpus_per_worker=0.25").code == 0
+    # The trial, and the worker.
+    assert shares == [0.25, 0.25]
+
+
+def test_the_reference_needs_half_of_the_memory_of_a_step(checkpoint_dir):
+    pixels = 1 << 22
+    check = AgreementCheck(checkpoint_dir, Execution("cpu", "bf16", False, 8, 9, pixels))
+    for side in (64, 128, 256, 512):
+        shape = check._reference.shape_for(side, side)
+        count = shape.streams * shape.groups * check._reference.temporal_factor * side**2
+        # Values of fp32 are twice as large as those of bf16.
+        assert 2 * count <= pixels / 2
+
+
 def test_memory_that_others_take_later_stops_the_job(gpu, run, tmp_path, monkeypatch):
     gpu()
 
@@ -154,7 +174,7 @@ def test_a_plan_without_a_kind_resumes_on_any(gpu, run, tmp_path, monkeypatch):
     gpu("GPU A")
     # As versions before the kind was recorded wrote it.
     with monkeypatch.context() as patch:
-        patch.setattr(device, "probe_gpu", lambda checkpoint, execution, decodes: execution)
+        patch.setattr(device, "probe_gpu", lambda checkpoint, execution, *_: execution)
         assert run().code == 0
     assert "gpu" not in recorded(tmp_path / "out")
     next((tmp_path / "out/commits").glob("*.json")).unlink()
@@ -179,7 +199,6 @@ def test_tokens_of_a_lower_precision_are_compared_with_fp32(gpu, run, tmp_path, 
 
 def test_the_reference_has_the_tokens_of_fp32(checkpoint_dir, monkeypatch):
     """The worker's own tokens in fp32 do not differ, whatever it is said to compute in."""
-    from vidvq.tokenize.agreement import AgreementCheck
     from vidvq.tokenize.config import TokenizeConfig
 
     execution = Execution("cpu", "bf16", False, 2, 3, 1 << 27)

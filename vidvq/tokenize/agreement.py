@@ -30,7 +30,8 @@ class AgreementCheck:
         self._left = SAMPLES
         self._reference, _ = load_tokenizer(checkpoint)
         self._reference.to(execution.device)
-        self._reference.step_shape = StepShape(execution.streams, execution.groups, execution.max_pixels)
+        # Its values are twice as large, and the memory is full with what the worker's own steps need.
+        self._reference.step_shape = StepShape(1, execution.groups, max(execution.max_pixels // 4, 1))
         self._reference.checks_range = False
 
     def takes(self) -> bool:

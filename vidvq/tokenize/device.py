@@ -14,12 +14,13 @@ from vidvq.pretrained import load_tokenizer
 from vidvq.tokenize.config import ANY_GPU, Execution
 
 
-def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
+def prepare(tokenizer: Tokenizer, execution: Execution, gpus: float = 1.0) -> None:
     """Move a tokenizer to its device and set how it computes; :meth:`Tokenizer.compile_steps` may follow.
 
     Args:
         tokenizer: the tokenizer, on the CPU.
         execution: how samples are encoded.
+        gpus: GPUs of this worker; with a fraction, it gets no more than that of the memory.
 
     Raises:
         UsageError: there is no CUDA device, though the job runs on GPUs, or one of another kind than planned;
@@ -32,6 +33,8 @@ def prepare(tokenizer: Tokenizer, execution: Execution) -> None:
                 "install torch for CUDA there, or set device=cpu"
             )
         _check_kind(execution)
+        if gpus < 1:
+            torch.cuda.set_per_process_memory_fraction(gpus)
         # The fastest kernel of a shape would be chosen by timing, and not be the same one in every worker.
         torch.backends.cudnn.benchmark = False
         allow_tf32(execution.precision == "tf32")
@@ -53,13 +56,14 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def probe_gpu(checkpoint: Path, execution: Execution, decodes: bool) -> Execution:
+def probe_gpu(checkpoint: Path, execution: Execution, decodes: bool, gpus: float = 1.0) -> Execution:
     """Try the largest step of a job on the GPU of this process. Runs in a worker, before the job is planned.
 
     Args:
         checkpoint: folder of the tokenizer.
         execution: how samples are to be encoded; with ``gpu`` as ``any``, the kind is not recorded.
         decodes: whether samples are decoded as well, to be scored.
+        gpus: GPUs of a worker, which gets no more of the memory than a fraction says.
 
     Returns:
         The execution with the kind of the GPU, and with ``max_pixels`` halved until a step fits the memory.
@@ -68,7 +72,7 @@ def probe_gpu(checkpoint: Path, execution: Execution, decodes: bool) -> Executio
         UsageError: there is no GPU, or not even the smallest step fits its memory.
     """
     tokenizer, _ = load_tokenizer(checkpoint)
-    prepare(tokenizer, replace(execution, gpu=None))
+    prepare(tokenizer, replace(execution, gpu=None), gpus)
     return fit_memory(tokenizer, replace(execution, gpu=execution.gpu or torch.cuda.get_device_name()), decodes)
 
 

@@ -83,7 +83,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
                 kept = replace(kept, gpu=recorded.get("gpu"))
             return replace(self, execution=kept)
         pool = runtime.pool(1)
-        make = partial(_make_probe, self.checkpoint, self.config.quality.share > 0)
+        make = partial(_make_probe, self.checkpoint, self.config.quality.share > 0, self.gpus)
         ((_, found),) = pool.map_stateful(make, [self.execution], gpus=self.gpus)
         if isinstance(found, WorkerDied):
             raise WorkerLost(f"the trial of a step on a GPU: {found.message}")
@@ -246,10 +246,10 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
     return TokenizeVideos(**found)
 
 
-def _make_probe(checkpoint: Path, decodes: bool) -> Callable[[Execution], Execution]:
+def _make_probe(checkpoint: Path, decodes: bool, gpus: float) -> Callable[[Execution], Execution]:
     from vidvq.tokenize.device import probe_gpu
 
-    return lambda execution: probe_gpu(checkpoint, execution, decodes)
+    return lambda execution: probe_gpu(checkpoint, execution, decodes, gpus)
 
 
 def _find_device(config: TokenizeConfig) -> str:

@@ -74,7 +74,7 @@ class TokenShardWorker:
         # One thread on every machine: threads split sums, so tokens would depend on the number of cores.
         torch.set_num_threads(1)
         self._tokenizer, self._card = load_tokenizer(checkpoint)
-        prepare(self._tokenizer, execution)
+        prepare(self._tokenizer, execution, config.runtime.gpus_per_worker)
         if execution.gpu == ANY_GPU:
             # Kinds of GPUs differ in memory, and a smaller step changes tokens no more than another kind does.
             execution = fit_memory(self._tokenizer, execution, config.quality.share > 0)
