@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from contextlib import nullcontext
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -341,3 +343,25 @@ def test_the_frames_of_a_clip_do_not_depend_on_the_batch(vidvq, tmp_path, tokens
     together.clear()
     assert frames("small", "batch=4") == padded
     assert max(together) == 2
+
+
+@pytest.mark.parametrize(("gpus", "asked"), [(4.0, (0.5, 8)), (0.0, (0, 1)), (None, (0, 1))])
+def test_workers_get_the_gpus_of_the_cluster_not_of_the_driver(
+    vidvq, tmp_path, tokens_dir, weights, monkeypatch, gpus, asked
+):
+    seen = []
+
+    class Pool:
+        def map_stateful(self, make, items, *, gpus):
+            seen.append((gpus, max(map(len, items))))
+            return [(item, len(item)) for item in items]
+
+    monkeypatch.setattr(decode_job, "count_gpus", lambda runtime: gpus)
+    monkeypatch.setattr(
+        decode_job, "open_runtime", lambda runtime: nullcontext(SimpleNamespace(pool=lambda units: Pool()))
+    )
+    # Whatever the machine of the driver has.
+    monkeypatch.setattr(decode_job.torch.cuda, "is_available", lambda: gpus == 0)
+    cluster = ("runtime.address=auto", "runtime.workers=2", "runtime.gpus_per_worker=0.5")
+    assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "out", *cluster).code == 0
+    assert seen == [asked]

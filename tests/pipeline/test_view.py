@@ -222,7 +222,7 @@ def test_clips_decoded_together_are_those_decoded_one_by_one(gallery, monkeypatc
         return real(tokenizer, codes, *size)
 
     monkeypatch.setattr(batch, "iter_decode_batch", count)
-    monkeypatch.setattr("vidvq.view.gallery.default_batch", lambda: 4)
+    monkeypatch.setattr("vidvq.view.gallery.default_batch", lambda on_gpu: 4)
     assert list(gallery.clips(range(5))) == alone
     assert max(together) > 1
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from vidvq.decode.generated import GeneratedClip
 from vidvq.decode.stream import decode_frames, with_times
@@ -20,9 +19,9 @@ _GPU_CLIPS = 8
 _MAX_BYTES = 1 << 29
 
 
-def default_batch() -> int:
+def default_batch(on_gpu: bool) -> int:
     """Return the number of clips per call of the decoder: one on CPUs, which gain nothing from more."""
-    return _GPU_CLIPS if torch.cuda.is_available() else 1
+    return _GPU_CLIPS if on_gpu else 1
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from vidvq.formats.token_shard import TokenInfo, TokenizerCard, check_fingerprin
 from vidvq.log import progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import find_tokenizer, load_tokenizer
-from vidvq.runtime import WorkerDied, open_runtime
+from vidvq.runtime import WorkerDied, count_gpus, open_runtime
 from vidvq.storage import (
     create_once,
     is_remote,
@@ -164,12 +164,15 @@ def _decode_all(
 ) -> None:
     if not items:
         return
-    batch = config.batch or default_batch()
+    in_cluster = count_gpus(config.runtime)
+    on_gpu = torch.cuda.is_available() if in_cluster is None else in_cluster > 0
+    batch = config.batch or default_batch(on_gpu)
     batches = [tuple(items[start : start + batch]) for start in range(0, len(items), batch)]
     make = partial(make_worker, checkpoint, tokens, kind, config.crf, batch)
     with open_runtime(config.runtime) as runtime:
         pool = runtime.pool(len(batches))
-        for together, done in pool.map_stateful(make, batches, gpus=int(torch.cuda.is_available())):
+        gpus = config.runtime.gpus_per_worker if on_gpu else 0
+        for together, done in pool.map_stateful(make, batches, gpus=gpus):
             if isinstance(done, WorkerDied):
                 raise WorkerLost(f"{together[0].location.key}: {done.message}; run the same command again to resume")
             advance(len(together))

@@ -74,7 +74,7 @@ class Gallery:
     def __init__(self, tokens: Path, checkpoint: Path, clips: Path | None, statistics: Path | None = None) -> None:
         # Grids this small decode slower on several threads than on one.
         torch.set_num_threads(1)
-        self._tokenizer, self.card = open_tokenizer(tokens, checkpoint, default_batch())
+        self._tokenizer, self.card = open_tokenizer(tokens, checkpoint, default_batch(torch.cuda.is_available()))
         self.statistics = read_code_statistics(statistics) if statistics else None
         if self.statistics and self.statistics.token_fingerprint != self.card.token_fingerprint:
             raise UsageError(
@@ -136,7 +136,7 @@ class Gallery:
 
     def clips(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Yield what :meth:`clip` returns for each of several clips, which a GPU decodes in the same calls."""
-        batch = default_batch()
+        batch = default_batch(torch.cuda.is_available())
         for start in range(0, len(indices), batch):
             locations = [self.locate(index) for index in indices[start : start + batch]]
             clips = [Clip(*location.read(self.card)) for location in locations]
