@@ -159,7 +159,9 @@ class Encoder(nn.Module):
         if self.fused:
             from vidvq.model.kernels.encoder import encode
 
-            return encode(self, video, cache)
+            # Triton launches on the current device, whichever the tensors are on.
+            with torch.cuda.device_of(video):
+                return encode(self, video, cache)
         x = run_stages(self.stages, self.stem(self.patch(video)), cache)
         latents = self.head(F.silu(self.norm(x)))
         if self.blocks is not None and self.linear is not None:

@@ -2,6 +2,9 @@
 
 import os
 import socket
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ import vector_quantize_pytorch as reference
 from torch import distributed, multiprocessing
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.layers import TemporalCache
 from vidvq.model.quantize import VectorQuantizer, VQConfig, search
 
 
@@ -224,3 +229,27 @@ def test_two_ranks_replace_dead_codes_alike(update):
     # Latents far from the codes: nearly all die, and are revived in the first step of ten.
     codebook, _ = train_on_two_ranks(torch.randn(11, 400, 8) + 5, decay=0.5, revive_below=0.1, update=update)
     assert (codebook.mean(dim=1) > 2.5).float().mean() > 0.9
+
+
+def test_triton_launches_on_the_device_of_the_latents(monkeypatch):
+    current, launched = [], []
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor)
+        yield
+        current.pop()
+
+    def launch(*_):
+        launched.append(len(current))
+        return torch.zeros(3, dtype=torch.long)
+
+    kernels = SimpleNamespace(nearest_codes_fused=launch, encode=launch)
+    for name in ("quantize.search_triton", "kernels.encoder"):
+        monkeypatch.setitem(sys.modules, f"vidvq.model.{name}", kernels)
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    search._nearest_codes_fused(torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(4))
+    tokenizer = VideoTokenizer(TokenizerConfig())
+    tokenizer.encoder.fused = True
+    tokenizer.encoder(torch.zeros(1, 3, 4, 8, 8), TemporalCache())
+    assert launched == [1, 1]

@@ -37,7 +37,9 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
 def _nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
     from vidvq.model.quantize.search_triton import nearest_codes_fused
 
-    return nearest_codes_fused(latents, codebook, half_norms)
+    # Triton launches on the current device, whichever the tensors are on.
+    with torch.cuda.device_of(latents):
+        return nearest_codes_fused(latents, codebook, half_norms)
 
 
 @_nearest_codes_fused.register_fake
