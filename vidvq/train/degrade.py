@@ -93,7 +93,7 @@ def jpeg(video: Tensor, quality: Tensor) -> Tensor:
 
 @cache
 def _jpeg_constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the matrices to and from YCbCr, and the quantization tables; to make them is to wait for the device."""
+    """Return the matrices to and from YCbCr, and the quantization tables; making them waits for the device."""
     to_ycbcr = torch.tensor(_YCBCR, device=device)
     tables = torch.tensor([_LUMA, _CHROMA, _CHROMA], device=device).view(3, _BLOCK, _BLOCK)
     return to_ycbcr, torch.linalg.inv(to_ycbcr), tables
