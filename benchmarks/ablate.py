@@ -14,13 +14,13 @@ from math import cos, pi
 from pathlib import Path
 from statistics import mean, stdev
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
 from einops import rearrange
 from flops import count_gflop
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidvq import config as settings
 from vidvq.data import ClipDataset, DataConfig, iter_micro_batches
@@ -32,16 +32,27 @@ from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_frames, to_video
-from vidvq.model.quantize import DifferentialConfig, FSQConfig, LFQConfig, QuantizerConfig, SimVQConfig, VQConfig
+from vidvq.model.quantize import (
+    DifferentialConfig,
+    FSQConfig,
+    LFQConfig,
+    QuantizerConfig,
+    ResidualConfig,
+    SimVQConfig,
+    VQConfig,
+)
+from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import save_tokenizer
 from vidvq.shard import ShardConfig, run_shard
 from vidvq.storage import pretty_json, write_atomic
+from vidvq.training.ema import WeightAverage
+from vidvq.training.schedule import learning_rate
 from vidvq.video.decode import decode_clip
 
 SEEDS = (0, 1, 2)
 SIDE, BATCH = 64, 4
 BUDGET_GFLOP = 3000.0
-LEARNING_RATE = 3e-3
+LEARNING_RATE, WARMUP = 3e-3, 30
 CLIPS_PER_VIDEO = 2
 # Of the luma over time, at a static position (levels).
 STATIC_DEVIATION = 4.0
@@ -67,7 +78,56 @@ LAYERED = replace(
     decoder=DecoderConfig((16, 48, 128), (1, 2, 3)),
 )
 UNSHUFFLE = replace(BASE, patch="unshuffle")
+
+
+def _differential(dim: int, book: VQConfig) -> TokenizerConfig:
+    return replace(UNSHUFFLE, quantizer=QuantizerConfig(dim, book, book, DifferentialConfig()))
+
+
+DIFFERENTIAL = _differential(16, _vq())
+# With 20 bits in the first of nine groups, as many bits in all as with 10 in each.
+FEWER_CODES = 431
+# The Gram loss is then about a tenth of the L1 loss of a trained tokenizer.
+GRAM = 100.0
 FSQ, BSQ = FSQConfig(levels=(8, 8, 4, 4)), LFQConfig(size=1024, spherical=True)
+
+
+class GatedRecurrence(nn.Module):
+    """A gated linear recurrence over groups at each latent position (minGRU; Feng et al. 2024, sec. 3.1).
+
+    It starts without effect. It has no state between calls, so a clip must be one call.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate, self.new, self.out = (nn.Linear(channels, channels) for _ in range(3))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``b t h w c`` to the same shape."""
+        state, states = torch.zeros_like(x[:, 0]), []
+        for gate, new in zip(self.gate(x).sigmoid().unbind(1), self.new(x).unbind(1), strict=True):
+            state = (1 - gate) * state + gate * new
+            states.append(state)
+        return x + self.out(torch.stack(states, dim=1))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Training of an arm, beyond L1, L2 and the commitment loss.
+
+    Attributes:
+        perceptual: weight of the perceptual distance of one frame per clip.
+        gram: weight of the Gram loss of the same features.
+        decay: decay of the moving average of the weights that is scored; 0 scores the last weights.
+        schedule: learning rate after the warm-up, as in :class:`~vidvq.training.config.OptimizerConfig`.
+    """
+
+    perceptual: float = 0.0
+    gram: float = 0.0
+    decay: float = 0.0
+    schedule: Literal["cosine", "wsd"] = "cosine"
 
 
 @dataclass(frozen=True)
@@ -79,12 +139,16 @@ class Arm:
         question: the choice that the arm ablates; empty for the base arm.
         description: description for the table.
         model: architecture of the tokenizer.
+        recurrent: whether encoder and decoder have a gated recurrence at the resolution of the latents.
+        recipe: training.
     """
 
     name: str
     question: str
     description: str
     model: TokenizerConfig
+    recurrent: bool = False
+    recipe: Recipe = Recipe()
 
 
 ARMS = (
@@ -103,11 +167,25 @@ ARMS = (
         replace(BASE, quantizer=QuantizerConfig(16, SimVQConfig(size=1024), SimVQConfig(size=1024))),
     ),
     Arm("unshuffle", "patch", "4x4x4 pixel-unshuffle", UNSHUFFLE),
+    Arm("differential", "memory", "4x4x4 pixel-unshuffle, differential quantization", DIFFERENTIAL),
+    Arm("recurrent", "memory", "4x4x4 pixel-unshuffle, gated recurrence in encoder and decoder", UNSHUFFLE, True),
     Arm(
-        "differential",
-        "memory",
-        "4x4x4 pixel-unshuffle, differential quantization",
-        replace(UNSHUFFLE, quantizer=QuantizerConfig(16, _vq(), _vq(), DifferentialConfig())),
+        "first-bits",
+        "bits",
+        "differential, 20 bits in the first group and 8.75 in later ones",
+        replace(
+            UNSHUFFLE,
+            quantizer=QuantizerConfig(16, ResidualConfig(depth=2, layer=_vq()), _vq(FEWER_CODES), DifferentialConfig()),
+        ),
+    ),
+    Arm("narrow", "codebooks", "differential, latents of 8 channels", _differential(8, _vq())),
+    Arm("rotation", "codebooks", "differential, rotation trick", _differential(16, replace(_vq(), rotation=True))),
+    Arm("late", "codebooks", "differential, quantized after 600 steps", _differential(16, replace(_vq(), warmup=600))),
+    Arm("perceptual", "recipe", "differential, perceptual loss", DIFFERENTIAL, recipe=Recipe(perceptual=0.03)),
+    Arm("gram", "recipe", "differential, perceptual and Gram loss", DIFFERENTIAL, recipe=Recipe(0.03, GRAM)),
+    Arm("average", "recipe", "differential, averaged weights", DIFFERENTIAL, recipe=Recipe(decay=0.99)),
+    Arm(
+        "wsd", "recipe", "differential, constant learning rate, then decay", DIFFERENTIAL, recipe=Recipe(schedule="wsd")
     ),
     Arm(
         "refresh",
@@ -185,7 +263,7 @@ def main(
             if (names and arm.name not in names) or (folder / "scores.json").exists():
                 continue
             started = monotonic()
-            tokenizer, facts = _train(arm.model, clips["train"], seed, gflop, frames)
+            tokenizer, facts = _train(arm, clips["train"], seed, gflop, frames)
             save_tokenizer(folder, tokenizer, tokenizer.inference_state_dict(), int(facts["steps"]))
             scores = facts | _score(tokenizer, originals) | {"gflop": gflop, "minutes": (monotonic() - started) / 60}
             write_atomic(folder / "scores.json", pretty_json({"arm": asdict(arm), "seed": seed} | scores))
@@ -202,30 +280,62 @@ _POLICY: list[str] = [
 ]
 
 
-def _train(
-    model: TokenizerConfig, clips: Path, seed: int, gflop: float, frames: int
-) -> tuple[VideoTokenizer, dict[str, float]]:
+def _train(arm: Arm, clips: Path, seed: int, gflop: float, frames: int) -> tuple[VideoTokenizer, dict[str, float]]:
     torch.manual_seed(seed)
-    tokenizer = VideoTokenizer(model).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    batches = _batches(clips, seed, frames)
-    encoding, step_gflop = _count(tokenizer, frames)
+    tokenizer = _build(arm)
+    batches, loss = _batches(clips, seed, frames), _Loss(arm.recipe)
+    encoding, step_gflop = _count(tokenizer, loss, frames)
     steps = int(gflop / step_gflop)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / 30, 0.5 + 0.5 * cos(pi * step / steps))
-    )
-    for _ in range(steps):
+    average = WeightAverage(tokenizer, arm.recipe.decay) if arm.recipe.decay else None
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(step, steps, arm.recipe.schedule)
         video = next(batches)
+        optimizer.zero_grad()
+        loss(tokenizer, video).backward()
+        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+        optimizer.step()
+        if average:
+            average.update()
+    if average:
+        tokenizer.load_state_dict(average.state_dict(), strict=False)
+    facts = {"steps": steps, "step_gflop": step_gflop, "encode_gflop_per_frame": encoding}
+    return tokenizer.eval().requires_grad_(False), facts
+
+
+def _build(arm: Arm) -> VideoTokenizer:
+    tokenizer = VideoTokenizer(arm.model)
+    if arm.recurrent:
+        tokenizer.encoder.stages.append(GatedRecurrence(arm.model.encoder.channels[-1]))
+        tokenizer.decoder.stages.insert(0, GatedRecurrence(arm.model.decoder.channels[-1]))
+        # The state lasts for a call: a clip is one.
+        tokenizer.step_shape = tokenizer.decode_shape = StepShape(1, 1 << 10, 1 << 30)
+    return tokenizer.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+
+
+def _learning_rate(step: int, steps: int, schedule: str) -> float:
+    if schedule == "wsd":
+        return learning_rate(step, steps, LEARNING_RATE, 0.0, WARMUP, decay=0.2)
+    return LEARNING_RATE * min((step + 1) / WARMUP, 0.5 + 0.5 * cos(pi * step / steps))
+
+
+class _Loss:
+    """Loss of a batch ``b c t h w``, a scalar with gradient."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._distance = load_perceptual("st_lpips", "alex") if recipe.perceptual or recipe.gram else None
+
+    def __call__(self, tokenizer: VideoTokenizer, video: Tensor) -> Tensor:
         out = tokenizer(video)
         error = out.reconstruction - video
         loss = error.abs().mean() + error.square().mean() + 0.25 * out.commitment_loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    facts = {"steps": steps, "step_gflop": step_gflop, "encode_gflop_per_frame": encoding}
-    return tokenizer.eval().requires_grad_(False), facts
+        if self._distance is not None:
+            at = int(torch.randint(video.shape[2], ()))
+            distance, gram = self._distance.with_gram(out.reconstruction[:, :, at], video[:, :, at])
+            loss = loss + self._recipe.perceptual * distance + self._recipe.gram * gram
+        return loss
 
 
 def _batches(clips: Path, seed: int, frames: int) -> Iterator[Tensor]:
@@ -233,20 +343,16 @@ def _batches(clips: Path, seed: int, frames: int) -> Iterator[Tensor]:
     return (to_video(batch) for batch in iter_micro_batches(ClipDataset(data, seed), 0))
 
 
-def _count(tokenizer: VideoTokenizer, frames: int) -> tuple[float, float]:
+def _count(tokenizer: VideoTokenizer, loss: "_Loss", frames: int) -> tuple[float, float]:
     """Count the GFLOP to encode one frame (after frame 0) and those of one training step."""
     group = torch.zeros(1, 3, tokenizer.temporal_factor, SIDE, SIDE)
     batch = torch.zeros(BATCH, 3, frames, SIDE, SIDE)
-
-    def step() -> None:
-        out = tokenizer(batch)
-        (out.reconstruction.abs().mean() + out.commitment_loss).backward()
 
     # Eval mode: training mode would update the codebooks.
     tokenizer.eval()
     with torch.no_grad():
         encoding = count_gflop(lambda: tokenizer.encoder(group, TemporalCache()))
-    training = count_gflop(step)
+    training = count_gflop(lambda: loss(tokenizer, batch).backward())
     tokenizer.zero_grad()
     tokenizer.train()
     return encoding / tokenizer.temporal_factor, training
