@@ -264,6 +264,8 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("generate",), labels=("cat",), label="kind")
     plain = write_random(tmp_path / "plain", card)
     slow = write_random(tmp_path / "slow", replace(card, fps=1e-4))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a dog\na cat\n")
     foreign = tmp_path / "foreign"
     shutil.copytree(tokens_dir, foreign)
     text = (foreign / "tokenizer.json").read_text()
@@ -276,6 +278,10 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         ("sample", generator, "text=a cat"): "text: this generator was trained without texts",
         ("sample", generator, "prompts=none.txt"): "prompts=none.txt cannot be read",
         ("sample", generator, "text=a", "prompts=b"): "exclude each other",
+        ("sample", generator, f"n={10**11}"): f"n={10**11} is more than the 1,000,000 samples of a job",
+        ("sample", generator, "n=600000", f"prompts={prompts}"): "n=600000 for each of 2 texts is more than",
+        ("sample", generator, f"frames={10**12}"): "input should be less than or equal to 1000000",
+        ("predict", generator, tokens_dir, f"frames={10**12}"): "input should be less than or equal to 1000000",
         ("sample", generator, "height=64"): "frames of 64x40 are larger than the 32x40",
         ("sample", generator, tokens_dir): "one argument too many",
         ("sample", tokens_dir): "is not a checkpoint",

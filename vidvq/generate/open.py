@@ -38,6 +38,8 @@ _TASKS = {
     InterpolateConfig: "interpolate",
     FillConfig: "fill",
 }
+# The keys of samples have six digits.
+_MAX_SAMPLES = 1_000_000
 
 
 def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint: Path) -> Stage[Any]:
@@ -161,7 +163,13 @@ def _find_decoder(generator: Generator, config: SampleConfig | PredictConfig, ch
 def _check_sample(card: GeneratorCard, config: SampleConfig) -> None:
     if config.label is not None:
         label_index(card, config.label)
-    if config.texts():
+    texts = len(config.texts())
+    if config.n * max(texts, 1) > _MAX_SAMPLES:
+        each = f" for each of {texts} texts" if texts else ""
+        raise UsageError(
+            f"n={config.n}{each} is more than the {_MAX_SAMPLES:,} samples of a job; run several with different seeds"
+        )
+    if texts:
         open_text_encoder(card, config.text_encoder)
     if config.fps is None and not 0.001 <= card.fps <= 1000:
         raise UsageError(f"the training samples have {card.fps:g} frames per second; set fps= (0.001 to 1000)")

@@ -14,6 +14,7 @@ from vidvq.video.probe import Limits
 
 _FORBID = {"extra": "forbid"}
 Count = Annotated[int, Field(ge=1)]
+Frames = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,13 @@ class SampleConfig(RequestConfig):
     """Settings of `vidvq generate sample`.
 
     Attributes:
-        n: number of samples, of each text (1 or more).
+        n: number of samples, of each text (1 or more). A job makes at most 1,000,000 samples.
         label: class of the samples, ``class=`` on the command line; None for no class.
         text: text of the samples; None for no text.
         prompts: text file with one text per line, blank lines left out; None for ``text``.
         text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
             training.
-        frames: number of frames per sample; None for the most frequent one of the training samples.
+        frames: number of frames per sample (1 to 1,000,000); None for the most frequent one of the training samples.
         height: frame height (pixels); None for the most frequent one of the training samples.
         width: frame width (pixels); None for the most frequent one of the training samples.
         fps: frame rate (frames per second, 0.001 to 1000); None for the median of the training samples.
@@ -110,7 +111,7 @@ class SampleConfig(RequestConfig):
     text: str | None = None
     prompts: str | None = None
     text_encoder: str | None = None
-    frames: Count | None = None
+    frames: Frames | None = None
     height: Count | None = None
     width: Count | None = None
     fps: Annotated[float, Field(ge=0.001, le=1000)] | None = None
@@ -182,12 +183,12 @@ class PredictConfig(InputConfig):
 
     Attributes:
         given: number of first frames of each clip to continue (1 + a multiple of the temporal factor).
-        frames: number of frames of the result, including the given ones; None for the length of the clip, or for
-            videos that of the longest training sample.
+        frames: number of frames of the result, including the given ones (1 to 1,000,000); None for the length of the
+            clip, or for videos that of the longest training sample.
     """
 
     given: Count = 5
-    frames: Count | None = None
+    frames: Frames | None = None
 
     def identity(self) -> dict[str, Any]:
         """The settings that the samples depend on, as JSON types."""
