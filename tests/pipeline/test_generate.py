@@ -182,7 +182,7 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
 
 
 def test_predict_interpolate_and_fill_take_videos(
-    tmp_path, generator, demo_videos, clips_dir, checkpoint_dir, make_video, vidvq
+    tmp_path, generator, demo_videos, clips_dir, tokens_dir, checkpoint_dir, make_video, vidvq
 ):
     short = make_video(tmp_path / "short.mp4", 3)
     (tmp_path / "torn.mp4").write_bytes(short.read_bytes()[:300])
@@ -192,6 +192,8 @@ def test_predict_interpolate_and_fill_take_videos(
         out = tmp_path / task
         done = vidvq("generate", task, generator, *videos, "--out", out, *settings, *options)
         assert done.code == 1 and "too_short" in done.err and done.err.count("3 planned") == 1, done.err
+        needed, remedy = (5, "set given= to less") if task == "predict" else (9, "make a clip of it with vidvq shard")
+        assert f"has 3 frames; {needed} are needed; use a longer video, or {remedy}" in done.err
         ((codes, info),) = codes_of(out).values()
         assert codes.shape == (3, 4, 5) and (info.num_frames, info.height, info.width) == (9, 32, 40)
         assert vidvq("verify", out).code == 0
@@ -211,6 +213,11 @@ def test_predict_interpolate_and_fill_take_videos(
         "generate", "interpolate", generator, clips_dir, "--out", tmp_path / "longer", f"insert={10**30}", *options
     )
     assert longer.code == 1 and "more than the 9 that" in longer.err and "train one with data.latents=" in longer.err
+    for number, folder in enumerate((clips_dir, tokens_dir)):
+        given = ("--out", tmp_path / f"given {number}", "given=13", *options)
+        done = vidvq("generate", "predict", generator, folder, *given)
+        assert done.code == 1 and "has 9 frames, " in done.err and "given=13" in done.err, done.err
+        assert "; set given= to less" in done.err
     wrong = vidvq("generate", "predict", generator, short, "--out", tmp_path / "none", "columns=clips", *options)
     assert wrong.code == 2 and "is for shards, not videos" in wrong.error
 

@@ -124,7 +124,8 @@ class GenerationPipeline:
         prefix, frames = 1 + (config.given - 1) // r, config.frames or info.num_frames
         if info.num_frames < config.given or frames <= config.given:
             raise UsageError(
-                f"has {info.num_frames} frames, too few for given={config.given} and {frames} frames in the result"
+                f"has {info.num_frames} frames, too few for given={config.given} and {frames} frames in the result; "
+                "set given= to less"
             )
         shape = (1 + -(-(frames - 1) // r), codes.shape[1], codes.shape[2])
         made = self._codes(key, shape, codes[:prefix], self._condition(conditions, shape[0]))
@@ -154,7 +155,7 @@ class GenerationPipeline:
         tokens = TokenInfo(grid=grid, **{name: getattr(info, name) for name in names})
         if isinstance(config, PredictConfig):
             if len(frames) < config.given:
-                raise UsageError(f"has {len(frames)} frames, fewer than given={config.given}")
+                raise UsageError(f"has {len(frames)} frames, fewer than given={config.given}; set given= to less")
             video = to_video(frames[: config.given]).to(self._device)
             return self.predict(key, tokenizer.encode(video)[0].cpu().numpy(), tokens, conditions)
         assert isinstance(config, InterpolateConfig | FillConfig)

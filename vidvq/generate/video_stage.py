@@ -20,7 +20,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.keys import item_key, video_key
 from vidvq.formats.reuse import reusable_samples
-from vidvq.generate.requests import InputConfig
+from vidvq.generate.requests import InputConfig, PredictConfig
 from vidvq.generate.stage import GenerateStage
 from vidvq.jobs.rows import VideoRow
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
@@ -34,6 +34,9 @@ from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
 if TYPE_CHECKING:
     from vidvq.generate.pipeline import GenerationPipeline
+
+# Clips may have any length up to that of the longest training samples.
+_CUT = "make a clip of it with vidvq shard (clip.num_frames=, clip.min_frames=) and pass that"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,10 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
             ranges = overlaps(gapless_ranges(info, self.video.fps), *frame_range(info, times, start_s, end_s))
             begin, end = next(ranges, (0, 0))
             if end - begin < self.frames:
-                raise VideoError("too_short", f"has {end - begin} frames; {self.frames} are needed")
+                remedy = "set given= to less" if isinstance(self.config, PredictConfig) else _CUT
+                raise VideoError(
+                    "too_short", f"has {end - begin} frames; {self.frames} are needed; use a longer video, or {remedy}"
+                )
         except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
             failure = as_video_error(error)
             return [self.reject(source, failure.reason, failure.detail)]
