@@ -217,7 +217,8 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
         return f"{name} is missing"
     if detail["type"] == "value_error":
         return (f"{name}: " if name else "") + str(detail["ctx"]["error"])
-    message = detail["msg"][0].lower() + detail["msg"][1:]
+    # YAML has lists, not tuples.
+    message = (detail["msg"][0].lower() + detail["msg"][1:]).replace("tuple", "list")
     return f"{name}={detail['input']!r}: {message}" if name else message
 
 

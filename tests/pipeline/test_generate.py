@@ -390,7 +390,11 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     other = vidvq("generate", "evaluate", run, tokens_dir, "clips=2", "samples=2", *estimate)
     assert other.code == 2 and "the generator was trained on tokens of" in other.error
     wrong = vidvq("generate", "evaluate", run, tokens_dir, "given=3")
-    assert wrong.code == 2 and "given=3 must be 1 + a multiple of 4" in wrong.error
+    assert wrong.code == 2 and "given=3 must be 1 + a multiple of 4; nearest 1 or 5" in wrong.error
+    wrong = vidvq("generate", "evaluate", run, tokens_dir, "seeds=[]")
+    assert wrong.code == 2 and "seeds=[]: list should have at least 1 item" in wrong.error
+    none = vidvq("generate", "evaluate", run, tokens_dir, "given=9", "clips=1", "samples=0")
+    assert none.code == 0 and "given=9 must be below the 9 frames of the longest clip" in none.err
 
 
 def test_classes_and_actions_come_from_columns(train, tmp_path, tokens_dir, clips_dir, copy_of, checkpoint_dir, vidvq):

@@ -29,7 +29,7 @@ from vidvq.generate.latent_distance import LatentDistance
 from vidvq.generate.likelihood import NgramModels, position_nats
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import Count, SamplingConfig
-from vidvq.generate.sampling import Condition, sample_codes
+from vidvq.generate.sampling import Condition, given_latents, sample_codes
 from vidvq.generate.scores import GeneratorScores, StepScore, TaskScore
 from vidvq.generate.text import open_text_encoder
 from vidvq.log import progress, warn
@@ -58,7 +58,7 @@ class EvaluateConfig:
         given: number of frames that condition a prediction (1 + a multiple of the temporal factor).
         samples: number of samples to generate, and to compare with the training samples and the held-out clips; 0 for
             none.
-        seeds: sampling seeds; scores are means over them.
+        seeds: sampling seeds (1 or more); scores are means over them.
         sampling: sampling of the codes.
         compare_steps: numbers of decoding steps to compare (1 or more each), in quality and time.
         perceptual: whether to compute ST-LPIPS as well as PSNR.
@@ -71,7 +71,7 @@ class EvaluateConfig:
     clips: Count = 16
     given: Count = 5
     samples: Annotated[int, Field(ge=0)] = 16
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     compare_steps: tuple[Count, ...] = ()
     perceptual: bool = False
@@ -148,9 +148,7 @@ class _Evaluation:
         self.network = load_network(generator).to(self.device)
         found = read_tokenizer_card(tokens)
         self._check_same(found.token_fingerprint, str(tokens))
-        r = self.card.tokenizer.temporal_factor
-        if (config.given - 1) % r:
-            raise UsageError(f"given={config.given} must be 1 + a multiple of {r}")
+        self._given = given_latents(self.card, config.given)
         _, lh, lw = self.card.limits
         locations = index_tokens(tokens)
         grids = [location.read_info().grid for location in locations]
@@ -162,6 +160,10 @@ class _Evaluation:
                 f"{tokens} has no sample of at most {lh}x{lw} latents, the largest that the generator was trained on"
             )
         skipped, self.locations = len(locations) - len(self.locations), self.locations[: config.clips]
+        longest = min(max(location.read_info().grid[0] for location in self.locations), self.card.limits[0])
+        if "predict" in self.card.tasks and longest <= self._given:
+            frames = 1 + (longest - 1) * self.card.tokenizer.temporal_factor
+            warn(f"skipping predictions: given={config.given} must be below the {frames} frames of the longest clip")
         self.scores = GeneratorScores(generator.fingerprint, len(self.locations), skipped)
         self.tokenizer = self._load_tokenizer(checkpoint)
         self.vectors = self._read_vectors()
@@ -262,11 +264,6 @@ class _Evaluation:
             for codes in self.training:
                 models.add(codes)
             self.scores.bits |= models.bits(held_out, 0 if generates else given)
-
-    @property
-    def _given(self) -> int:
-        """Number of latent frames that are given to a prediction."""
-        return 1 + (self.config.given - 1) // self.card.tokenizer.temporal_factor
 
     def _condition(self, key: str, latents: int) -> Condition:
         """Return the class, the actions and the text of a clip, as far as they are known."""

@@ -22,7 +22,7 @@ from vidvq.generate.requests import (
     RequestConfig,
     SampleConfig,
 )
-from vidvq.generate.sampling import check_shape
+from vidvq.generate.sampling import check_shape, given_latents
 from vidvq.generate.stage import GenerateClips, PredictTokens, SampleStage
 from vidvq.generate.text import open_text_encoder
 from vidvq.generate.video_stage import GenerateVideos
@@ -179,10 +179,7 @@ def _check_sample(card: GeneratorCard, config: SampleConfig) -> None:
 
 
 def _check_given(card: GeneratorCard, config: PredictConfig) -> None:
-    r = card.tokenizer.temporal_factor
-    if over := (config.given - 1) % r:
-        below = config.given - over
-        raise UsageError(f"given={config.given} must be 1 + a multiple of {r}; nearest {below} or {below + r}")
+    given_latents(card, config.given)
     if config.frames is not None and config.frames <= config.given:
         raise UsageError(f"frames={config.frames} must be more than given={config.given}")
 

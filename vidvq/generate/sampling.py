@@ -125,6 +125,19 @@ def check_shape(card: GeneratorCard, shape: tuple[int, int, int], fixed_length: 
         )
 
 
+def given_latents(card: GeneratorCard, given: int) -> int:
+    """Return the number of latent frames that hold the first ``given`` frames.
+
+    Raises:
+        UsageError: it is not a whole number.
+    """
+    r = card.tokenizer.temporal_factor
+    if over := (given - 1) % r:
+        below = given - over
+        raise UsageError(f"given={given} must be 1 + a multiple of {r}; nearest {below} or {below + r}")
+    return 1 + (given - 1) // r
+
+
 def _window_condition(condition: Condition, frames: list[int]) -> Condition:
     """Return the conditions of some latent frames."""
     actions = None if condition.actions is None else condition.actions[frames]

@@ -22,6 +22,7 @@ from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import PlayConfig
 from vidvq.generate.rollout import Rollout
+from vidvq.generate.sampling import given_latents
 from vidvq.pretrained import load_tokenizer
 from vidvq.view.pictures import png_strip
 
@@ -59,10 +60,7 @@ class Game:
         self.card: GeneratorCard = generator.card
         if "predict" not in self.card.tasks:
             raise UsageError(f"{run} was not trained to predict; train one with tasks.predict=1")
-        r = self.card.tokenizer.temporal_factor
-        if (config.given - 1) % r:
-            raise UsageError(f"given={config.given} must be 1 + a multiple of {r}")
-        self._config, self._given = config, 1 + (config.given - 1) // r
+        self._config, self._given = config, given_latents(self.card, config.given)
         self._check_tokenizer(read_tokenizer_card(tokens).token_fingerprint, str(tokens))
         self._starts = self._find_starts(tokens)
         self.keys = _keys(self.card, config)
