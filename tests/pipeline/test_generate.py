@@ -319,7 +319,8 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (("objective=next", "tasks.fill=1", "pixels.clips=[c]"), "tasks.fill needs objective=masked"),
+        (("objective=next", "tasks.fill=1", "pixels.clips=c"), "tasks.fill needs objective=masked"),
+        (("tasks.fill=1", "pixels.clips=[]"), "should have at least 1 item"),
         (("tasks.interpolate=1",), "tasks.interpolate needs pixels"),
         (("conditions.label=kind",), "conditions.label is a column of the clips; set pixels.clips="),
         (("conditions.text=caption", "pixels.clips=[c]"), "texts need both, the column and a text encoder"),

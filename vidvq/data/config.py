@@ -10,7 +10,8 @@ from vidvq.errors import UsageError
 Size = Annotated[int, Field(ge=1)]
 
 
-def _one_or_many(value: Any) -> Any:
+def one_or_many(value: Any) -> Any:
+    """Return a text as a list of one; a validator of settings."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -90,7 +91,7 @@ class DataConfig(Batching):
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     clips: Annotated[
-        dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)
+        dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...], BeforeValidator(one_or_many), Field(min_length=1)
     ]
     where: str | None = None
     batch_size: Size = 8
@@ -128,7 +129,7 @@ class TokenDataConfig(Batching):
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     tokens: Annotated[
-        dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...], BeforeValidator(_one_or_many), Field(min_length=1)
+        dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...], BeforeValidator(one_or_many), Field(min_length=1)
     ]
     batch_size: Size = 16
     micro_batch_size: Size | None = None

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field, fields
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from vidvq.data import TokenDataConfig
+from vidvq.data.config import one_or_many
 from vidvq.errors import UsageError
 from vidvq.formats.generator import Objective
 from vidvq.generate.transformer import TransformerConfig
@@ -42,13 +43,13 @@ class PixelConfig:
     """Source clips of the tokens: pixels for the tasks with blanked conditions, and columns.
 
     Attributes:
-        clips: directories of clip shards, one for each directory of tokens.
+        clips: directory of clip shards, or a list with one for each directory of tokens.
         tokenizer: checkpoint or training run that made the tokens, to encode blanked clips; None for the bundled one.
     """
 
     __pydantic_config__: ClassVar = FORBID
 
-    clips: tuple[str, ...]
+    clips: Annotated[tuple[str, ...], BeforeValidator(one_or_many), Field(min_length=1)]
     tokenizer: str | None = None
 
 
