@@ -244,7 +244,7 @@ def test_fvd_is_scored_with_a_backbone_file(clips_dir, checkpoint_dir, tmp_path,
     """With features that cost less than those of I3D: the means of the channels over a window."""
     import torch
 
-    from vidvq.evaluate import fvd
+    from vidvq.metrics import fvd
 
     class Means:
         def features(self, video: torch.Tensor) -> torch.Tensor:

@@ -398,6 +398,32 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     assert none.code == 0 and "given=9 must be below the 9 frames of the longest clip" in none.err
 
 
+def test_fvd_is_scored_with_a_backbone_file(
+    tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, monkeypatch, vidvq
+):
+    """With features that cost less than those of I3D: the means of the channels over a window."""
+    from vidvq.metrics import fvd
+
+    class Means:
+        def features(self, video):
+            return video.mean(dim=(2, 3, 4))
+
+    monkeypatch.setattr(fvd, "load_i3d", lambda _: Means())
+    monkeypatch.setattr(fvd, "FEATURES", 3)
+    out = tmp_path / "scores.json"
+    few = ("clips=2", "samples=2", "seeds=[0]", "sampling.steps=1", "fvd_backbone=i3d.pt")
+    given = ("evaluate", generator, tokens_dir, "--checkpoint", checkpoint_dir, "--out", out, *few)
+    done = vidvq("generate", *given, "--clips", clips_dir, "fvd_frames=9")
+    assert done.code == 0 and "FVD over 2 windows: predict" in done.err, done.err
+    scores = json.loads(out.read_text())
+    assert scores["fvd_windows"] == 2 and scores["fvd"].keys() == {"predict", "interpolate", "fill", "generate"}
+    assert min(scores["fvd"].values()) > 0 and len(set(scores["fvd"].values())) == 4
+    wrong = vidvq("generate", *given)
+    assert wrong.code == 2 and "FVD compares frames; set --clips" in wrong.error
+    wrong = vidvq("generate", *given, "--clips", clips_dir)
+    assert wrong.code == 2 and "fvd_frames=16: FVD needs 2 or more windows" in wrong.error
+
+
 def test_classes_and_actions_come_from_columns(train, tmp_path, tokens_dir, clips_dir, copy_of, checkpoint_dir, vidvq):
     clips = copy_of(clips_dir, "clips")
     function = tmp_path / "columns.py"

@@ -137,9 +137,9 @@ def _evaluate(
     wanted = {key for key in infos if all(source.has(key) for source in sources)}
     fvd = None
     if config.fvd_backbone:
-        from vidvq.evaluate.fvd import FvdScorer
+        from vidvq.metrics.fvd import FvdScorer
 
-        fvd = FvdScorer(config, {key: infos[key] for key in wanted}, len(sources))
+        fvd = FvdScorer(config.fvd_backbone, config.fvd_frames, [infos[key].num_frames for key in wanted])
     with progress("evaluate", len(wanted), "clips") as bar:
         for key, frames, info in _originals(clips, wanted):
             results = [source.reconstruct(key, frames, info) for source in sources]
@@ -151,7 +151,9 @@ def _evaluate(
             for found, score, (codes, _) in zip(scored, scores, results, strict=True):
                 found.append((score, codes))
             if fvd:
-                fvd.add(frames, [decoded for _, decoded in results])
+                fvd.add(frames)
+                for at, (_, decoded) in enumerate(results):
+                    fvd.add_other(str(at), decoded)
             if worst:
                 worst.add(info, frames, [decoded for _, decoded in results], scores)
             bar.advance()
@@ -159,7 +161,7 @@ def _evaluate(
     if fvd:
         evaluations = [
             replace(evaluation, fvd=distance, fvd_windows=fvd.windows)
-            for evaluation, distance in zip(evaluations, fvd.distances(), strict=True)
+            for evaluation, distance in zip(evaluations, fvd.distances().values(), strict=True)
         ]
     if worst and report:
         write_atomic(report, worst.render(evaluations))

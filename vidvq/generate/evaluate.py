@@ -33,6 +33,7 @@ from vidvq.generate.sampling import Condition, given_latents, sample_codes
 from vidvq.generate.scores import GeneratorScores, StepScore, TaskScore
 from vidvq.generate.text import open_text_encoder
 from vidvq.log import progress, warn
+from vidvq.metrics.fvd import FvdScorer
 from vidvq.metrics.perceptual import load_perceptual
 from vidvq.metrics.pixel import psnr
 from vidvq.model import Tokenizer, iter_decode
@@ -62,6 +63,9 @@ class EvaluateConfig:
         sampling: sampling of the codes.
         compare_steps: numbers of decoding steps to compare (1 or more each), in quality and time.
         perceptual: whether to compute ST-LPIPS as well as PSNR.
+        fvd_backbone: path of the weights of I3D for Kinetics-400 (RGB; .safetensors, .pt or .pth), to compute FVD; None
+            for no FVD.
+        fvd_frames: length of the windows that FVD compares (frames, 9 or more). Clips are cut into consecutive windows.
         text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
             training.
     """
@@ -75,6 +79,8 @@ class EvaluateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     compare_steps: tuple[Count, ...] = ()
     perceptual: bool = False
+    fvd_backbone: str | None = None
+    fvd_frames: Annotated[int, Field(ge=9, le=1024)] = 16
     text_encoder: str | None = None
 
 
@@ -170,6 +176,7 @@ class _Evaluation:
         self.columns = _read_conditions(self.card, clips, config.text_encoder)
         self.training = _training_samples(run, self.card)
         self.statistics = CodeStatisticsCollector(self.card)
+        self.fvd = self._open_fvd()
         self.perceptual = load_perceptual("st_lpips", "alex").to(self.device) if config.perceptual else None
 
     def measure(self) -> GeneratorScores:
@@ -181,8 +188,15 @@ class _Evaluation:
         if self.config.samples and "generate" in self.card.tasks:
             drawn = self._draw_samples(self.config.sampling)
             self.scores.frechet |= self._measure_distances({"generate": drawn})
+            if self.fvd:
+                r, s = self.card.tokenizer.temporal_factor, self.card.tokenizer.spatial_factor
+                for codes in drawn:
+                    lt, lh, lw = codes.shape
+                    self.fvd.add_other("generate", self._decode(codes, 1 + (lt - 1) * r, (lh * s, lw * s)))
             if self.training:
                 self._measure_copies(drawn, held_out)
+        if self.fvd:
+            self.scores.fvd, self.scores.fvd_windows = self.fvd.distances(), self.fvd.windows
         if self.training:
             spread = np.linspace(0, len(self.training) - 1, len(held_out)).round().astype(int)
             chosen = [self.training[at][: self.card.limits[0]] for at in spread]
@@ -211,6 +225,15 @@ class _Evaluation:
                 raise
             warn(f"skipping mean codes: {error}")
             return None
+
+    def _open_fvd(self) -> FvdScorer | None:
+        if not self.config.fvd_backbone:
+            return None
+        if self.clips is None:
+            raise UsageError(f"fvd_backbone={self.config.fvd_backbone}: FVD compares frames; set --clips")
+        longest = 1 + (self.card.limits[0] - 1) * self.card.tokenizer.temporal_factor
+        lengths = [min(location.read_info().num_frames, longest) for location in self.locations]
+        return FvdScorer(self.config.fvd_backbone, self.config.fvd_frames, lengths)
 
     def _open_distance(self, held_out: list[np.ndarray]) -> LatentDistance | None:
         """Return the distance to the held-out clips; None, with a warning, if it cannot be measured."""
@@ -288,6 +311,8 @@ class _Evaluation:
         drawn: dict[str, list[np.ndarray]] = {}
         with progress("pixels", len(self.locations), "clips") as bar:
             for location, frames in self._read_clips(clips):
+                if self.fvd:
+                    self.fvd.add(frames)
                 for prompt, codes, row in self._score_clip(location, frames):
                     rows.setdefault(prompt.task, []).append(row)
                     drawn.setdefault(prompt.task, []).append(codes)
@@ -374,6 +399,8 @@ class _Evaluation:
         for prompt in self._prompts(location, frames):
             drawn = [self._draw(prompt, location, seed, sampling) for seed in seeds]
             made, part = [self._decode(codes, len(frames), size) for codes in drawn], prompt.hidden
+            if self.fvd:
+                self.fvd.add_other(prompt.task, made[0])
             scores = {"generator": _mean_rows([self._compare(frames, each, part) for each in made])}
             for name, estimate in self._estimates.items():
                 codes = self._draw(prompt, location, seeds[0], estimate)

@@ -63,6 +63,9 @@ class GeneratorScores:
             :class:`vidvq.generate.latent_distance.LatentDistance`), by task: of the samples (``generate``) and of the
             clips of the first seed (other tasks). ``training`` is the distance of as many training samples as there
             are held-out clips; compare with it, as few clips make every distance large. Empty if not measured.
+        fvd: Fréchet video distance to the held-out clips (lower is better), by task as in ``frechet``; empty if not
+            computed.
+        fvd_windows: number of windows of the held-out clips that ``fvd`` compares with.
         steps: scores by number of decoding steps, for ``compare_steps``.
     """
 
@@ -75,6 +78,8 @@ class GeneratorScores:
     nearest: float | None = None
     nearest_held_out: float | None = None
     frechet: dict[str, float] = field(default_factory=dict)
+    fvd: dict[str, float] = field(default_factory=dict)
+    fvd_windows: int = 0
     steps: dict[str, StepScore] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -102,6 +107,8 @@ class GeneratorScores:
             )
         if self.frechet:
             text.append(f"Fréchet distance in the tokenizer's latent space: {_join(self.frechet, '.3f')}")
+        if self.fvd:
+            text.append(f"FVD over {self.fvd_windows} windows: {_join(self.fvd, '.2f')}")
         for steps, score in self.steps.items():
             parts = [f"{score.seconds:.2f} s per clip"]
             parts += [f"PSNR {_join(score.psnr, '.2f')} dB"] if score.psnr else []
