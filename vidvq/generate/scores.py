@@ -94,12 +94,15 @@ class GeneratorScores:
             parts = [f"{named[name]} {score.psnr[name]:.2f} dB" for name in named]
             above = (f"{label} {score.above[name]:.0%}" for name, label in named.items() if name != "baseline")
             parts.append(f"clips above the {score.baseline}: {', '.join(above)}")
-            if score.curve:
-                first = ", ".join(f"{score.curve[name][0]:.2f}" for name in named)
-                parts.append(f"first generated frame {first} dB")
             if score.st_lpips:
                 parts.append("ST-LPIPS " + ", ".join(f"{score.st_lpips[name]:.3f}" for name in named))
             text.append(f"{task}: " + ", ".join(parts))
+            if score.curve:
+                horizon = len(score.curve["generator"])
+                shown = sorted({horizon, *(1 << power for power in range(horizon.bit_length()))})
+                values = {name: ", ".join(f"{score.curve[name][at - 1]:.2f}" for at in shown) for name in named}
+                curves = "; ".join(f"{label} {values[name]} dB" for name, label in named.items())
+                text.append(f"predicted frames {', '.join(map(str, shown))}: {curves}")
         if self.copies is not None and self.nearest is not None and self.nearest_held_out is not None:
             text.append(
                 f"{self.copies:.0%} of the samples are copies; codes that differ from the nearest training sample: "
