@@ -7,6 +7,7 @@ from typing import Any
 
 from vidvq import config as settings
 from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import list_steps
 from vidvq.storage import differences, exclusive_lock, write_atomic
 from vidvq.training.distributed import DistributedContext, any_rank
 
@@ -31,7 +32,7 @@ def locked_run_directory(run: Path, context: DistributedContext) -> Iterator[Non
 
 
 def acquire_run_directory(run: Path, config: Any, may_change: Collection[str]) -> None:
-    """Write the resolved config; reject a directory that belongs to a run with another config.
+    """Write the resolved config; reject a directory with checkpoints of another config.
 
     Args:
         run: run directory.
@@ -42,7 +43,8 @@ def acquire_run_directory(run: Path, config: Any, may_change: Collection[str]) -
         UsageError: the directory belongs to a run with another config; names the differences.
     """
     path, mine = run / "config.yaml", settings.to_dict(config)
-    if path.exists():
+    # A run that made no checkpoint, such as one with a mistake in its config, has nothing to lose.
+    if path.exists() and list_steps(run, damaged=True):
         # Settings missing from the config of an older vidvq get their defaults.
         theirs = settings.to_dict(settings.validate(type(config), settings.read_yaml(path), str(path)))
         found = differences("", theirs, mine)
