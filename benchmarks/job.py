@@ -37,9 +37,9 @@ from vidvq.formats.plan import create_plan, read_plan
 from vidvq.formats.tar import read_samples
 from vidvq.model.streaming import prepare_step
 from vidvq.pretrained import find_tokenizer, load_tokenizer
+from vidvq.pretrained.device import prepare
 from vidvq.storage import read_json
 from vidvq.tokenize.config import TokenizeConfig, resolve_execution
-from vidvq.tokenize.device import prepare
 from vidvq.video.decode import decode_clip
 
 ROUNDS = 5

@@ -11,12 +11,13 @@ from tests.helpers.decoders import count_or_die, decode_or_crash, numbered
 from vidvq.corpus import frames as corpus_frames
 from vidvq.corpus.frames import ClipFrames, VideoFrames, decode_items
 from vidvq.errors import UsageError
+from vidvq.formats.execution import CPU
 from vidvq.formats.plan import read_plan
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import ShardTask
 from vidvq.runtime import RuntimeConfig, WorkerDied, ray_feeder
 from vidvq.tokenize import decoders, worker
-from vidvq.tokenize.config import CPU, TokenizeConfig
+from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.decoders import Decoders, PlannedClips, Rates, decoders_per_stream
 
 INLINE = "runtime.workers=0"

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from vidvq.formats.execution import Execution
 from vidvq.formats.plan import read_plan
 from vidvq.model import VideoTokenizer
 from vidvq.tokenize import device
 from vidvq.tokenize.agreement import AgreementCheck
-from vidvq.tokenize.config import Execution
 from vidvq.tokenize.worker import TokenShardWorker
 
 SETTINGS = ("runtime.workers=0", "runtime.compile=off", "batch=4", "groups=2")

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vidvq.formats.execution import Execution
 from vidvq.model import iter_encode
 from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import load_tokenizer
-from vidvq.tokenize.config import Execution
-from vidvq.tokenize.device import allow_tf32
+from vidvq.pretrained.device import allow_tf32
 
 # Samples that each worker encodes again, the first ones of its run.
 SAMPLES = 8

@@ -1,12 +1,13 @@
 """Settings of `vidvq tokenize`."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from vidvq.corpus.lists import ListPolicy
 from vidvq.errors import UsageError
+from vidvq.formats.execution import ANY_GPU, MAX_PIXELS, Execution, Precision, resolve_precision
 from vidvq.runtime import RuntimeConfig
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import Limits
@@ -15,8 +16,6 @@ from vidvq.video.probe import Limits
 GPU_STREAMS = 8
 # Longer samples are encoded in several steps.
 _MAX_GROUPS = 17
-# Pixels of one call that fit a GPU of 40 GB with the largest configuration.
-_MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -95,51 +94,13 @@ class TokenizeConfig:
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
     groups: Annotated[int, Field(ge=1, le=256)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "tf32", "bf16"] | None = None
+    precision: Precision | None = None
     kernels: Literal["torch", "triton"] = "torch"
     mixed_gpus: bool = False
     pack: bool = False
     quality: QualityPolicy = field(default_factory=QualityPolicy)
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How samples are encoded: all that decides how sums are rounded, beside the weights.
-
-    Attributes:
-        device: ``cpu`` or ``cuda``.
-        precision: of the networks: ``fp32``, ``tf32`` or ``bf16``.
-        compiled: whether the networks are compiled.
-        streams: streams per call of the encoder.
-        groups: groups of each stream per call.
-        max_pixels: pixels of a call, above which streams and then groups are halved.
-        gpu: name of the kind of GPU; ``any`` if the kinds may differ; None on CPUs, and in plans of older versions.
-        kernels: ``triton``; None for the kernels of torch.
-    """
-
-    device: str
-    precision: str
-    compiled: bool
-    streams: int
-    groups: int
-    max_pixels: int
-    gpu: str | None = None
-    kernels: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields for plans and cards."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-    @property
-    def is_default(self) -> bool:
-        """Whether this is the execution on CPUs with one group per call, which plans and cards do not record."""
-        return (self.device, self.precision, self.compiled, self.groups) == ("cpu", "fp32", False, 1)
-
-
-ANY_GPU = "any"
-CPU = Execution("cpu", "fp32", False, 1, 1, _MAX_PIXELS)
 
 
 def resolve_execution(config: TokenizeConfig, device: str, sample_groups: int) -> Execution:
@@ -154,17 +115,15 @@ def resolve_execution(config: TokenizeConfig, device: str, sample_groups: int) -
         UsageError: the precision or the kernels are not available on the device.
     """
     on_gpu = device == "cuda"
-    if not on_gpu and config.precision not in (None, "fp32"):
-        raise UsageError(f"precision={config.precision} needs a GPU; on CPUs the precision is fp32")
     if not on_gpu and config.kernels == "triton":
         raise UsageError("kernels=triton needs a GPU; on CPUs set kernels=torch")
     return Execution(
         device=device,
-        precision=config.precision or ("bf16" if on_gpu else "fp32"),
+        precision=resolve_precision(config.precision, device),
         compiled=on_gpu and config.runtime.compile == "auto",
         streams=config.batch or (GPU_STREAMS if on_gpu else 1),
         groups=config.groups or (min(sample_groups, _MAX_GROUPS) if on_gpu else 1),
-        max_pixels=_MAX_PIXELS,
+        max_pixels=MAX_PIXELS,
         gpu=ANY_GPU if on_gpu and config.mixed_gpus else None,
         kernels="triton" if config.kernels == "triton" else None,
     )

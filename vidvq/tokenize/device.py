@@ -1,4 +1,4 @@
-"""Puts a tokenizer on the device of a worker, with the precision and the step shape of the job."""
+"""The step shape that fits the memory of a GPU, tried before a job."""
 
 import socket
 from dataclasses import replace
@@ -8,52 +8,11 @@ from pathlib import Path
 import torch
 
 from vidvq.errors import UsageError
+from vidvq.formats.execution import Execution
 from vidvq.model import Tokenizer
 from vidvq.model.step_shape import StepShape
 from vidvq.pretrained import load_tokenizer
-from vidvq.tokenize.config import ANY_GPU, Execution
-
-
-def prepare(tokenizer: Tokenizer, execution: Execution, gpus: float = 1.0) -> None:
-    """Move a tokenizer to its device and set how it computes; :meth:`Tokenizer.compile_steps` may follow.
-
-    Args:
-        tokenizer: the tokenizer, on the CPU.
-        execution: how samples are encoded.
-        gpus: GPUs of this worker; with a fraction, it gets no more than that of the memory.
-
-    Raises:
-        UsageError: there is no CUDA device, though the job runs on GPUs, or one of another kind than planned;
-            or Triton kernels are asked for, and there are none.
-    """
-    if execution.device == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError(
-                f"{socket.gethostname()} was given a GPU, but its torch {torch.__version__} finds no CUDA device; "
-                "install torch for CUDA there, or set device=cpu"
-            )
-        _check_kind(execution)
-        if gpus < 1:
-            torch.cuda.set_per_process_memory_fraction(gpus)
-        # The fastest kernel of a shape would be chosen by timing, and not be the same one in every worker.
-        torch.backends.cudnn.benchmark = False
-        allow_tf32(execution.precision == "tf32")
-    tokenizer.to(execution.device)
-    if execution.precision == "bf16":
-        tokenizer.use_half(torch.bfloat16)
-    if execution.kernels == "triton":
-        tokenizer.use_triton()
-    tokenizer.step_shape = StepShape(execution.streams, execution.groups, execution.max_pixels)
-    # On CPUs a batch of samples to score is no faster than one after another.
-    together = execution.streams if execution.device == "cuda" else 1
-    tokenizer.decode_shape = StepShape(together, execution.groups, execution.max_pixels)
-    # Frames are bytes, so their range is known.
-    tokenizer.checks_range = False
-
-
-def allow_tf32(allowed: bool) -> None:
-    """Set whether CUDA devices may round the factors of fp32 products to TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+from vidvq.pretrained.device import prepare
 
 
 def probe_gpu(checkpoint: Path, execution: Execution, decodes: bool, gpus: float = 1.0) -> Execution:
@@ -121,12 +80,3 @@ def _fits(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> bool:
         if tokenizer.device.type == "cuda":
             torch.cuda.empty_cache()
     return True
-
-
-def _check_kind(execution: Execution) -> None:
-    mine = torch.cuda.get_device_name()
-    if execution.gpu not in (None, ANY_GPU, mine):
-        raise UsageError(
-            f"{socket.gethostname()} has a {mine}, and the job was planned for {execution.gpu}, whose tokens may "
-            "differ by rounding; run on GPUs of that kind, or give another --out with mixed_gpus=true"
-        )

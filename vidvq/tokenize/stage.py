@@ -15,13 +15,14 @@ from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.commit import Commit
+from vidvq.formats.execution import ANY_GPU, CPU, Execution
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_shard import CARD, PREFIX, TokenizerCard, encode_tokenizer_card
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import Activity, AnyRow, ClipStage, Stage, Thumbnail, VideoStage
 from vidvq.log import info
 from vidvq.runtime import Pool, Runtime, WorkerDied, count_gpus
-from vidvq.tokenize.config import ANY_GPU, CPU, Execution, TokenizeConfig, resolve_execution
+from vidvq.tokenize.config import TokenizeConfig, resolve_execution
 from vidvq.tokenize.probe import probe_samples, reject
 from vidvq.tokenize.quality_gates import QualityGates
 from vidvq.tokenize.rows import PlannedSample
@@ -215,6 +216,7 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
         UsageError: a mistake in the arguments.
     """
     from vidvq.pretrained import find_tokenizer, load_tokenizer
+    from vidvq.pretrained.device import find_device
     from vidvq.tokenize.quality import Scorer
 
     folder = find_tokenizer(checkpoint)
@@ -222,7 +224,7 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
     clips = ClipStage.find_clips(sources)
     # Raises if scoring needs weights that are not installed.
     Scorer(tokenizer, config.quality)
-    device = _find_device(config)
+    device = find_device(config.device, None if config.device == "cpu" else count_gpus(config.runtime))
     gpus = config.runtime.gpus_per_worker if device == "cuda" else 0
     frames = _sample_frames(clips) if clips else config.gop_frames
     groups = tokenizer.latent_shape(frames, 1, 1)[0] if frames and tokenizer.supports_streaming else _STREAM_GROUPS
@@ -250,29 +252,6 @@ def _make_probe(checkpoint: Path, decodes: bool, gpus: float) -> Callable[[Execu
     from vidvq.tokenize.device import probe_gpu
 
     return lambda execution: probe_gpu(checkpoint, execution, decodes, gpus)
-
-
-def _find_device(config: TokenizeConfig) -> str:
-    """Return ``cpu`` or ``cuda``: what is asked for, or what the cluster or this machine has.
-
-    Raises:
-        UsageError: a GPU is asked for, and there is none.
-        StoreError: the cluster cannot be reached.
-    """
-    if config.device == "cpu":
-        return "cpu"
-    in_cluster = count_gpus(config.runtime)
-    if in_cluster is None:
-        import torch
-
-        if not torch.cuda.is_available() and config.device == "cuda":
-            raise UsageError(
-                "device=cuda: torch finds no CUDA device on this machine; set device=cpu or runtime.address"
-            )
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if not in_cluster and config.device == "cuda":
-        info("the Ray cluster has no GPU yet; the job waits until it adds one (device=cpu runs without)")
-    return "cuda" if in_cluster or config.device == "cuda" else "cpu"
 
 
 def _sample_frames(clips: Path) -> int | None:

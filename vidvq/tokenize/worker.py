@@ -25,6 +25,7 @@ import torch
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
+from vidvq.formats.execution import ANY_GPU, Execution
 from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.summary import sample_stats
 from vidvq.formats.token_shard import TokenInfo, parse_info, token_files
@@ -36,12 +37,13 @@ from vidvq.jobs.stage import ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.metrics.codes import CodeCounts
 from vidvq.pretrained import load_tokenizer
+from vidvq.pretrained.device import prepare
 from vidvq.runtime import Deaths, WorkerDied, cores_per_worker, describe_death
 from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.batching import SlotStream, run_slots
-from vidvq.tokenize.config import ANY_GPU, Execution, TokenizeConfig
+from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.decoders import Decoders, Job, PlannedClips
-from vidvq.tokenize.device import fit_memory, prepare
+from vidvq.tokenize.device import fit_memory
 from vidvq.tokenize.encode import PendingCodes, Step, StepResult, sample_steps
 from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
 from vidvq.tokenize.quality_gates import ShardDetails, refuse_poor
