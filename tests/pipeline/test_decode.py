@@ -327,14 +327,11 @@ def test_the_frames_of_a_clip_do_not_depend_on_the_batch(vidvq, tmp_path, tokens
     assert not together
     assert frames("four", "batch=4") == alone
     assert max(together) > 1
-    open_tokenizer = decode_job.open_tokenizer
 
-    def as_on_a_gpu(*arguments):
-        tokenizer, card = open_tokenizer(*arguments)
+    def as_on_a_gpu(tokenizer, *_):
         tokenizer.decode_shape = StepShape(4, 2)
-        return tokenizer, card
 
-    monkeypatch.setattr(decode_job, "open_tokenizer", as_on_a_gpu)
+    monkeypatch.setattr(decode_job, "prepare", as_on_a_gpu)
     padded = frames("padded", "batch=1")
     assert frames("batched", "batch=4") == padded
     infos = [location.read_info() for location in index_tokens(tokens_dir)]

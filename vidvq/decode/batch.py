@@ -14,14 +14,8 @@ from vidvq.formats.token_shard import TokenInfo
 from vidvq.model import Tokenizer, iter_decode_batch
 from vidvq.video.write import TimedFrame
 
-_GPU_CLIPS = 8
 # Frames that are held in memory at a time; longer clips are decoded one by one, as streams.
 _MAX_BYTES = 1 << 29
-
-
-def default_batch(on_gpu: bool) -> int:
-    """Return the number of clips per call of the decoder: one on CPUs, which gain nothing from more."""
-    return _GPU_CLIPS if on_gpu else 1
 
 
 @dataclass(frozen=True)

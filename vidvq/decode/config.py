@@ -8,9 +8,12 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field
 
 from vidvq.errors import UsageError
+from vidvq.formats.execution import MAX_PIXELS, Execution, Precision, resolve_precision
 from vidvq.runtime import RuntimeConfig
 
 Format = Literal["mp4", "gif", "png", "npy"]
+# Clips per call on a GPU, by default, and groups of each.
+_GPU_CLIPS, _GPU_GROUPS = 8, 8
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,12 @@ class DecodeConfig:
         crf: quality of x264 for mp4, from 0 (lossless) to 51 (worst).
         batch: clips of one length and size that a worker decodes together; None means 8 on a GPU and 1 on CPUs. Frames
             do not depend on the other clips.
+        device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, where there are some.
+        precision: type of the networks on a GPU: ``bf16``, ``tf32`` or ``fp32``; None means ``bf16`` there, and
+            ``fp32`` on CPUs.
         fps: frame rate of a generator's output (frames per second), which carries no frame times.
-        runtime: where the job runs; does not change the output. The default runs in this process, because Ray takes
-            seconds to start.
+        runtime: where the job runs; does not change the output, except ``compile`` on GPUs. The default runs in this
+            process, because Ray takes seconds to start.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -35,6 +41,8 @@ class DecodeConfig:
     key: str | None = None
     crf: Annotated[int, Field(ge=0, le=51)] = 17
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision | None = None
     fps: Annotated[float, Field(gt=0, le=1000)] | None = None
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(workers=0))
 
@@ -49,6 +57,32 @@ class DecodeConfig:
         if named and self.format not in (None, named):
             raise UsageError(f"format={self.format} contradicts --out {out.name}; give only one of them")
         return named or self.format or "mp4"
+
+
+def default_batch(on_gpu: bool) -> int:
+    """Return the number of clips per call of the decoder: one on CPUs, which gain nothing from more."""
+    return _GPU_CLIPS if on_gpu else 1
+
+
+def resolve_execution(config: DecodeConfig, device: str) -> Execution:
+    """Decide how clips are decoded.
+
+    Args:
+        config: settings.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        UsageError: the precision is not available on the device.
+    """
+    on_gpu = device == "cuda"
+    return Execution(
+        device=device,
+        precision=resolve_precision(config.precision, device),
+        compiled=on_gpu and config.runtime.compile == "auto",
+        streams=config.batch or default_batch(on_gpu),
+        groups=_GPU_GROUPS if on_gpu else 1,
+        max_pixels=MAX_PIXELS,
+    )
 
 
 @dataclass(frozen=True)

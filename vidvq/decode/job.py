@@ -5,18 +5,20 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import torch
 
 from vidvq.config import is_mapping
-from vidvq.decode.batch import Clip, Item, decode_together, default_batch
-from vidvq.decode.config import DecodeConfig, VideoInterval
+from vidvq.decode.batch import Clip, Item, decode_together
+from vidvq.decode.config import DecodeConfig, VideoInterval, resolve_execution
 from vidvq.decode.find import find_clips, find_key
 from vidvq.decode.generated import GeneratedFile, index_generated
 from vidvq.decode.overwrite import is_done, mark_done
-from vidvq.decode.stream import decode_frames, in_interval, open_tokenizer
-from vidvq.errors import UsageError, WorkerLost
+from vidvq.decode.stream import decode_frames, in_interval, load_for_tokens
+from vidvq.errors import JobStopped, UsageError, WorkerLost
+from vidvq.formats.execution import CPU, Execution
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
@@ -24,6 +26,7 @@ from vidvq.formats.token_shard import TokenInfo, TokenizerCard, check_fingerprin
 from vidvq.log import progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import find_tokenizer, load_tokenizer
+from vidvq.pretrained.device import find_device, prepare
 from vidvq.runtime import WorkerDied, count_gpus, open_runtime
 from vidvq.storage import (
     create_once,
@@ -80,10 +83,12 @@ def run_decode(
         if config.key:
             raise UsageError("key= and --source exclude each other; give one of them")
         edges = [None if edge is None else str(edge) for edge in (interval.start, interval.end)]
-        made_from = _settings(folder, card, kind, config) | {"source": interval.source, "interval": edges}
+        # One stream, decoded in this process.
+        execution = replace(resolve_execution(config, find_device(config.device, None)), streams=1)
+        made_from = _settings(folder, card, kind, config, execution) | {"source": interval.source, "interval": edges}
         path = _interval_path(out, kind, interval)
         if not is_done(path, made_from, force):
-            _write_interval(tokens, checkpoint, known, interval, path, config)
+            _write_interval(tokens, checkpoint, known, interval, path, config, execution)
             mark_done(path, made_from)
         return 1
     wanted = [find_key(known, config.key, tokens)] if config.key else known
@@ -92,19 +97,21 @@ def run_decode(
         raise UsageError(
             f"--out {out.name} is one file, but {tokens} holds {len(wanted)} clips; give a folder, or --key"
         )
+    execution = _resolve(config)
+    made_from = _settings(folder, card, kind, config, execution)
     if single:
         items = [Item(wanted[0], out)]
     else:
         items = [Item(clip, safe_join(out, clip.key if kind == "png" else f"{clip.key}.{kind}")) for clip in wanted]
-        _record_settings(out, _settings(folder, card, kind, config), force)
-    made_from = _settings(folder, card, kind, config) | {"key": config.key}
+        _record_settings(out, made_from, force)
+    made_from |= {"key": config.key}
     if single:
         todo = [item for item in items if not is_done(item.path, made_from, force)]
     else:
         todo = [item for item in items if force or not item.path.exists()]
     with progress("decode", len(items), "clips") as bar:
         bar.advance(len(items) - len(todo))
-        _decode_all(todo, loaded, folder, kind, config, bar.advance)
+        _decode_all(todo, loaded, folder, kind, config, execution, bar.advance)
     if single and todo:
         mark_done(out, made_from)
     return len(items)
@@ -133,7 +140,7 @@ def run_decode_generated(
     kind = config.format_for(out)
     folder = tokenizer.parent if tokenizer.is_file() else tokenizer
     loaded = find_tokenizer(checkpoint)
-    _, card = open_tokenizer(folder, loaded)
+    _, card = load_for_tokens(folder, loaded)
     # Check every code before the first file is written.
     clips = index_generated(codes, card)
     single = out.suffix[1:].lower() in _FILES
@@ -143,7 +150,8 @@ def run_decode_generated(
     items = [Item(clip, out if single else safe_join(out, name)) for clip, name in named]
     if not is_remote(out) and any(item.path.exists() and item.path.samefile(codes.path) for item in items):
         raise UsageError(f"--out {out} is the input file; give another --out")
-    made_from = _settings(folder, card, kind, config)
+    execution = _resolve(config)
+    made_from = _settings(folder, card, kind, config, execution)
     made_from |= {"tokens": sha256_file(codes.path), "fps": codes.fps, "flat": codes.flat}
     made_from["grid"] = list(codes.grid) if codes.grid else None
     if single:
@@ -153,36 +161,45 @@ def run_decode_generated(
         todo = [item for item in items if force or not item.path.exists()]
     with progress("decode", len(items), "videos") as bar:
         bar.advance(len(items) - len(todo))
-        _decode_all(todo, loaded, folder, kind, config, bar.advance)
+        _decode_all(todo, loaded, folder, kind, config, execution, bar.advance)
     if single and todo:
         mark_done(out, made_from)
     return len(items)
 
 
+def _resolve(config: DecodeConfig) -> Execution:
+    in_cluster = None if config.device == "cpu" else count_gpus(config.runtime)
+    return resolve_execution(config, find_device(config.device, in_cluster))
+
+
 def _decode_all(
-    items: list[Item], checkpoint: Path, tokens: Path, kind: str, config: DecodeConfig, advance: Callable[[int], None]
+    items: list[Item],
+    checkpoint: Path,
+    tokens: Path,
+    kind: str,
+    config: DecodeConfig,
+    execution: Execution,
+    advance: Callable[[int], None],
 ) -> None:
     if not items:
         return
-    in_cluster = count_gpus(config.runtime)
-    on_gpu = torch.cuda.is_available() if in_cluster is None else in_cluster > 0
-    batch = config.batch or default_batch(on_gpu)
+    batch = execution.streams
     batches = [tuple(items[start : start + batch]) for start in range(0, len(items), batch)]
-    make = partial(make_worker, checkpoint, tokens, kind, config.crf, batch)
+    gpus = config.runtime.gpus_per_worker if execution.device == "cuda" else 0
+    make = partial(make_worker, checkpoint, tokens, kind, config.crf, execution, gpus)
     with open_runtime(config.runtime) as runtime:
         pool = runtime.pool(len(batches))
-        gpus = config.runtime.gpus_per_worker if on_gpu else 0
         for together, done in pool.map_stateful(make, batches, gpus=gpus):
             if isinstance(done, WorkerDied):
                 raise WorkerLost(f"{together[0].location.key}: {done.message}; run the same command again to resume")
             advance(len(together))
 
 
-def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int, batch: int) -> Callable[[tuple[Item, ...]], int]:
+def make_worker(
+    checkpoint: Path, tokens: Path, kind: str, crf: int, execution: Execution, gpus: float
+) -> Callable[[tuple[Item, ...]], int]:
     """Load the tokenizer once and return a function that decodes a few clips; runs in a worker."""
-    # One thread: with more, the order of summation, and so the pixels, would depend on the number of cores.
-    torch.set_num_threads(1)
-    tokenizer, card = open_tokenizer(tokens, checkpoint, batch)
+    tokenizer, card = _open_tokenizer(tokens, checkpoint, execution, gpus)
 
     def write(item: Item, frames: Iterator[TimedFrame], info: TokenInfo) -> None:
         if not item.path.parent.exists():
@@ -192,11 +209,30 @@ def make_worker(checkpoint: Path, tokens: Path, kind: str, crf: int, batch: int)
 
     def decode(items: tuple[Item, ...]) -> int:
         clips = [Clip(*item.location.read(card)) for item in items]
-        for index, frames in decode_together(tokenizer, clips):
-            write(items[index], frames, clips[index].info)
+        try:
+            for index, frames in decode_together(tokenizer, clips):
+                write(items[index], frames, clips[index].info)
+        except torch.OutOfMemoryError as error:
+            raise JobStopped(
+                f"{items[0].location.key}: a step of {tokenizer.decode_shape} streams x groups does not fit the memory "
+                f"of the GPU of {gethostname()}; free what other processes use, and run the same command again, or "
+                "give a smaller batch and another --out"
+            ) from error
         return len(items)
 
     return decode
+
+
+def _open_tokenizer(
+    tokens: Path, checkpoint: Path, execution: Execution, gpus: float = 1.0
+) -> tuple[Tokenizer, TokenizerCard]:
+    # One thread: with more, the order of summation, and so the pixels, would depend on the number of cores.
+    torch.set_num_threads(1)
+    tokenizer, card = load_for_tokens(tokens, checkpoint)
+    prepare(tokenizer, execution, gpus)
+    if execution.compiled:
+        tokenizer.compile_steps(capture=True)
+    return tokenizer, card
 
 
 def _write_interval(
@@ -206,6 +242,7 @@ def _write_interval(
     interval: VideoInterval,
     path: Path,
     config: DecodeConfig,
+    execution: Execution,
 ) -> None:
     found = find_clips(tokens, known, interval)
     sizes = {(each.info.height, each.info.width) for each in found}
@@ -213,8 +250,7 @@ def _write_interval(
         raise UsageError(
             f"{interval.source} changes its frame size in the interval; decode its clips one by one with --key"
         )
-    torch.set_num_threads(1)
-    tokenizer, card = open_tokenizer(tokens, checkpoint)
+    tokenizer, card = _open_tokenizer(tokens, checkpoint, execution)
     timed = chain.from_iterable(_decode(tokenizer, card, each.location, interval) for each in found)
     shape = replace(_shape(found[0].info, tokenizer), num_frames=sum(each.num_frames for each in found))
     write_frames(path, config.format_for(path), timed, shape, config.crf)
@@ -239,14 +275,17 @@ def _shape(info: TokenInfo, tokenizer: Tokenizer) -> VideoShape:
     return VideoShape(info.num_frames, height, width, info.seconds_per_tick)
 
 
-def _settings(tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig) -> dict[str, Any]:
-    """Everything that an output depends on."""
+def _settings(
+    tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig, execution: Execution
+) -> dict[str, Any]:
+    """Everything that an output depends on. Defaults are left out, so that outputs of older versions are kept."""
     return {
         "tokens": read_plan(tokens).plan_id if (tokens / "plan.json").is_file() else None,
         "token_fingerprint": card.token_fingerprint,
         "decoder_fingerprint": card.decoder_fingerprint,
         "format": kind,
         "crf": config.crf if kind == "mp4" else None,
+        **({} if execution.is_default else execution.to_json()),
     }
 
 
@@ -260,6 +299,8 @@ def _record_settings(out: Path, settings: dict[str, Any], force: bool) -> None:
     was = read_json(out / SETTINGS)
     if not is_mapping(was):
         raise UsageError(f"{out / SETTINGS} was not written by vidvq decode; give another --out")
+    # How networks are run on CPUs is not recorded.
+    was, settings = CPU.to_json() | was, CPU.to_json() | settings
     for name, value in settings.items():
         if was.get(name) != value:
             raise UsageError(f"{out} was decoded with {name}={was.get(name)}, now {value}; give another --out")

@@ -61,7 +61,7 @@ def frames(
 
 
 def open_tokenizer(tokens: Path, checkpoint: Path, batch: int = 1) -> tuple[Tokenizer, TokenizerCard]:
-    """Load a tokenizer to decode tokens, on a GPU if there is one.
+    """Load a tokenizer to decode tokens in fp32, not compiled, on a GPU if there is one.
 
     Args:
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
@@ -74,13 +74,23 @@ def open_tokenizer(tokens: Path, checkpoint: Path, batch: int = 1) -> tuple[Toke
     Raises:
         UsageError: the tokens were made by another tokenizer.
     """
+    tokenizer, card = load_for_tokens(tokens, checkpoint)
+    if torch.cuda.is_available():
+        tokenizer.to("cuda")
+        tokenizer.decode_shape = replace(GPU_STREAM, streams=batch)
+    return tokenizer, card
+
+
+def load_for_tokens(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, TokenizerCard]:
+    """Load a tokenizer on the CPU, and the card of the tokens that it is to decode.
+
+    Raises:
+        UsageError: the tokens were made by another tokenizer.
+    """
     folder = tokens.parent if tokens.is_file() else tokens
     written = read_tokenizer_card(folder)
     tokenizer, card = load_tokenizer(checkpoint)
     check_fingerprint(folder, written, checkpoint, card)
-    if torch.cuda.is_available():
-        tokenizer.to("cuda")
-        tokenizer.decode_shape = replace(GPU_STREAM, streams=batch)
     return tokenizer, written
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from vidvq.decode.batch import Clip, decode_together, default_batch
+from vidvq.decode.batch import Clip, decode_together
+from vidvq.decode.config import default_batch
 from vidvq.decode.stream import open_tokenizer
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
