@@ -17,7 +17,15 @@ from vidvq.formats.token_shard import (
     read_tokenizer_card,
 )
 from vidvq.generate.requests import GuideConfig
-from vidvq.generate.stage import FORMAT, PromptRow, PromptWorker, identify_tokens, prompt_rows, token_locations
+from vidvq.generate.stage import (
+    FORMAT,
+    PromptRow,
+    PromptWorker,
+    gpus_per_worker,
+    identify_tokens,
+    prompt_rows,
+    token_locations,
+)
 from vidvq.jobs.stage import Activity, ListedStage
 from vidvq.pretrained import find_tokenizer
 from vidvq.runtime import Pool
@@ -69,8 +77,6 @@ class GuideStage(ListedStage[PromptRow]):
             UsageError: the input is no directory of token shards, the tokenizer did not make them or is of another
                 package, or the folder holds no CLIP model.
         """
-        import torch
-
         from vidvq.generate.guide import check_clip, open_tokenizer
 
         tokens, clip = resolve_path(inputs[0]) if len(inputs) == 1 else None, options["clip"]
@@ -94,7 +100,7 @@ class GuideStage(ListedStage[PromptRow]):
             clip=clip,
             weights=sha256_file(clip / "model.safetensors"),
             text=options["text"],
-            gpus=1 if torch.cuda.is_available() else 0,
+            gpus=gpus_per_worker(config.runtime),
         )
 
     def identity(self) -> dict[str, Any]:

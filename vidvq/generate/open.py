@@ -23,7 +23,7 @@ from vidvq.generate.requests import (
     SampleConfig,
 )
 from vidvq.generate.sampling import check_shape, given_latents
-from vidvq.generate.stage import GenerateClips, PredictTokens, SampleStage
+from vidvq.generate.stage import GenerateClips, PredictTokens, SampleStage, gpus_per_worker
 from vidvq.generate.text import open_text_encoder
 from vidvq.generate.video_stage import GenerateVideos
 from vidvq.jobs.plan_clips import SHARD_STAGE
@@ -55,8 +55,6 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
     Raises:
         UsageError: the generator was not trained for the task, or the inputs do not fit it.
     """
-    import torch
-
     generator, task = read_generator(run), _TASKS[type(config)]
     if task not in generator.card.tasks:
         raise UsageError(
@@ -69,7 +67,7 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
         "fingerprint": generator.fingerprint,
         "card": generator.card,
         "config": config,
-        "gpus": 1 if torch.cuda.is_available() else 0,
+        "gpus": gpus_per_worker(config.runtime),
     }
     if isinstance(config, SampleConfig):
         if inputs:

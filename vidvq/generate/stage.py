@@ -22,7 +22,7 @@ from vidvq.generate.requests import PredictConfig, RequestConfig, SampleConfig
 from vidvq.jobs.clip_functions import ClipFunction, ClipFunctionStage
 from vidvq.jobs.stage import Activity, AnyRow, ListedStage, ShardResult, ShardTask, Stage
 from vidvq.jobs.timing import Stopwatch
-from vidvq.runtime import Pool
+from vidvq.runtime import Pool, RuntimeConfig, count_gpus
 from vidvq.storage import pretty_json, sha256_bytes
 
 if TYPE_CHECKING:
@@ -176,6 +176,17 @@ class PredictTokens(_PromptStage):
             raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
         codes, info = location.read(self.card.tokenizer)
         return pipeline.predict(row.key, codes, info, self.conditions.of(row.key))
+
+
+def gpus_per_worker(runtime: RuntimeConfig) -> float:
+    """Return the GPUs of a worker: none if the cluster that the job joins, or else this machine, has none.
+
+    Raises:
+        StoreError: the cluster cannot be reached.
+    """
+    from vidvq.pretrained.device import find_device
+
+    return runtime.gpus_per_worker if find_device("auto", count_gpus(runtime)) == "cuda" else 0
 
 
 def identify_tokens(tokens: Path) -> dict[str, str]:
