@@ -22,10 +22,11 @@ from vidvq import runtime
 from vidvq.cli.main import run
 
 # Imported once, so that a fork starts at once.
-if "tokenize" in sys.argv or "decode" in sys.argv:
+if {"tokenize", "decode", "generate"} & {*sys.argv}:
     import torch
 
     import vidvq.decode
+    import vidvq.generate.pipeline
     import vidvq.tokenize.thumbnails
     import vidvq.tokenize.worker
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.generators import make_card, write_random
+from vidvq.formats.token_shard import read_tokenizer_card
+
 KILLER = Path(__file__).parents[1] / "helpers/killer.py"
 
 
@@ -27,12 +30,25 @@ TINIEST = "clip.num_frames=4 clip.min_frames=4 clip.short_side=16 clip.multiple=
 RAW = "gop_frames=5 items_per_shard=2 video.short_side=16 video.multiple=8 max_failed=1".split()
 
 
-@pytest.fixture(params=["shard", "tokenize-clips", pytest.param("tokenize-videos", marks=pytest.mark.slow)])
+SAMPLE = "sampling.steps=1 format=none items_per_shard=1 runtime.workers=0".split()
+
+
+@pytest.fixture(
+    params=[
+        *("shard", "tokenize-clips"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokenize-videos", "sample", "predict")),
+    ]
+)
 def command(request) -> list[object]:
     """A command line that makes two tiny shards in @OUT."""
     corpus, clips, checkpoint = map(request.getfixturevalue, ("tiny_corpus", "tiny_clips", "checkpoint_dir"))
     if request.param == "shard":
         return ["shard", corpus, "--out", "@OUT", *TINIEST, "runtime.workers=0"]
+    if request.param in ("sample", "predict"):
+        card = make_card(read_tokenizer_card(request.getfixturevalue("tiny_tokens")))
+        run = write_random(request.getfixturevalue("tmp_path") / "generator", card)
+        given = ["n=2"] if request.param == "sample" else [clips, "--checkpoint", checkpoint, "given=1"]
+        return ["generate", request.param, run, *given, "--out", "@OUT", *SAMPLE]
     source = [clips] if request.param == "tokenize-clips" else [corpus, *RAW]
     return ["tokenize", *source, "--checkpoint", checkpoint, "--out", "@OUT", "runtime.workers=0"]
 
