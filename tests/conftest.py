@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -186,12 +186,12 @@ def clips_dir(tmp_path_factory) -> Path:
     return out
 
 
-def _save(folder: Path, seed: int, other_decoder: bool = False, upscale: int = 1) -> Path:
+def _save(folder: Path, seed: int, other_decoder: bool = False, upscale: int = 1, depth: int | None = None) -> Path:
     import torch
 
     from vidvq.model import TokenizerConfig, VideoTokenizer
     from vidvq.model.encoder import DecoderConfig, StackConfig
-    from vidvq.model.quantize import QuantizerConfig, VQConfig
+    from vidvq.model.quantize import QuantizerConfig, ResidualConfig, VQConfig
     from vidvq.pretrained import save_tokenizer
 
     torch.manual_seed(seed)
@@ -200,6 +200,9 @@ def _save(folder: Path, seed: int, other_decoder: bool = False, upscale: int = 1
         decoder=DecoderConfig((8, 8), (1, 1), upscale),
         quantizer=QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64)),
     )
+    if depth:
+        book = ResidualConfig(depth=depth, layer=VQConfig(size=512))
+        small = replace(small, quantizer=QuantizerConfig(4, book, book))
     tokenizer = VideoTokenizer(small)
     tensors = tokenizer.inference_state_dict()
     if other_decoder:
@@ -218,6 +221,12 @@ def checkpoint_dir(tmp_path_factory) -> Path:
 def other_checkpoint(tmp_path_factory) -> Path:
     """A tokenizer with another token fingerprint."""
     return _save(tmp_path_factory.mktemp("shared") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def residual_checkpoint(tmp_path_factory) -> Path:
+    """A tokenizer with residual codebooks of 262,144 codes, more than 16 bits number."""
+    return _save(tmp_path_factory.mktemp("shared") / "residual", seed=0, depth=2)
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from tests.helpers.generators import make_card, write_random
+from vidvq.errors import UsageError
 from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.generator import read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.code_vectors import code_vectors
+from vidvq.generate.conditions import read_column
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SamplingConfig
 from vidvq.pretrained import load_tokenizer
 
@@ -49,19 +51,31 @@ def distances(vectors):
     return np.linalg.norm(vectors[:, None] - vectors, axis=-1)[np.triu_indices(len(vectors), 1)]
 
 
+def resume(train, tokens, run, whole, *settings):
+    """Train to ``whole``, and to ``run`` with a resume at step 2; check that both have the same weights and state."""
+    last = "checkpoints/step-00000004"
+    train(tokens, run, *settings)
+    shutil.copytree(run, whole)
+    shutil.rmtree(run / last)
+    assert "resuming from" in train(tokens, run, *settings)
+    for file in ("model.safetensors", "fingerprint", "training/optimizer.safetensors"):
+        assert (run / last / file).read_bytes() == (whole / last / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_under_zero_with_bf16_resumes_exactly(train, tmp_path, tokens_dir, stage):
+    resume(train, tokens_dir, tmp_path / "run", tmp_path / "whole", f"zero_stage={stage}", "precision=bf16")
+
+
 def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
     train, tmp_path, tokens_dir, clips_dir, checkpoint_dir, vidvq
 ):
     tasks = ("tasks={generate: 1, predict: 1, interpolate: 1, fill: 1}", f"pixels.clips=[{clips_dir}]")
     tasks = (*tasks, f"code_vectors={checkpoint_dir}")
     settings = (*tasks, f"pixels.tokenizer={checkpoint_dir}", f"held_out.tokens={tokens_dir}", "held_out.every=2")
-    run, whole, last = tmp_path / "run", tmp_path / "whole", "checkpoints/step-00000004"
-    train(tokens_dir, run, *settings)
-    shutil.copytree(run, whole)
-    shutil.rmtree(run / last)
-    assert "resuming from" in train(tokens_dir, run, *settings)
-    for file in ("model.safetensors", "fingerprint", "training/optimizer.safetensors"):
-        assert (run / last / file).read_bytes() == (whole / last / file).read_bytes()
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    resume(train, tokens_dir, run, whole, *settings)
     timings = {"step_s", "data_wait", "tokens_per_s"}
     first, second = (
         [
@@ -79,6 +93,19 @@ def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
     done = vidvq("generate", "sample", run, "--out", samples, "--checkpoint", checkpoint_dir, "n=2", "sampling.steps=2")
     assert done.code == 0, done.err
     assert {path.suffix for path in (samples / "video").iterdir()} == {".mp4", ".json"}
+
+
+def test_a_generator_of_a_codebook_above_16_bits_makes_videos(train, tmp_path, tiny_clips, residual_checkpoint, vidvq):
+    tokens, run, out = (tmp_path / name for name in ("tokens", "run", "samples"))
+    inline = ("--checkpoint", residual_checkpoint, "runtime.workers=0")
+    assert vidvq("tokenize", tiny_clips, *inline, "--out", tokens).code == 0
+    train(tokens, run, "steps=2", f"code_vectors={residual_checkpoint}")
+    assert read_generator(run).tensors["embeddings.0.tables.1.weight"].shape == (512, 24)
+    done = vidvq("generate", "sample", run, *inline, "--out", out, "n=1", "sampling.steps=2")
+    assert done.code == 0, done.err
+    ((codes, _),) = codes_of(out).values()
+    assert codes.shape == (2, 2, 4) and 1 << 16 < codes.max() < 1 << 18
+    assert {path.suffix for path in (out / "video").iterdir()} == {".mp4", ".json"}
 
 
 def test_samples_are_token_shards_like_any_other(tmp_path, generator, tokens_dir, vidvq):
@@ -115,14 +142,18 @@ def test_samples_do_not_depend_on_shards_or_interruptions(tmp_path, generator, v
 
 
 @pytest.mark.slow
-def test_samples_do_not_depend_on_the_workers(tmp_path, generator, vidvq, snapshot):
+@pytest.mark.parametrize("task", ["sample", "predict", "interpolate", "fill"])
+def test_samples_do_not_depend_on_the_workers(tmp_path, generator, clips_dir, checkpoint_dir, task, vidvq, snapshot):
+    inputs = ["n=6", "items_per_shard=1"] if task == "sample" else [clips_dir, "--checkpoint", checkpoint_dir]
+    box = ["box=[8,8,16,16]"] if task == "fill" else []
     found = []
-    for workers in (0, 2, 3):
+    for workers in (0, 2):
         out = tmp_path / str(workers)
-        arguments = ("n=6", "items_per_shard=1", f"runtime.workers={workers}", *FAST)
-        assert vidvq("generate", "sample", generator, "--out", out, *arguments).code == 0
+        settings = (*box, f"runtime.workers={workers}", *FAST)
+        done = vidvq("generate", task, generator, *inputs, "--out", out, *settings)
+        assert done.code == 0, done.err
         found.append(snapshot(out))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def test_a_prediction_begins_with_the_given_codes(tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq):
@@ -556,6 +587,30 @@ def test_texts_come_from_a_column_a_setting_or_a_list(captioned, train, tmp_path
     )
     assert moved.code == 0, moved.err
     shutil.move(tmp_path / "moved", encoder)
+
+
+def test_conditions_come_from_columns_that_clips_carry(captioned, train, tmp_path, tiny_corpus, checkpoint_dir, vidvq):
+    listed, clips, tokens, run = (tmp_path / name for name in ("list.jsonl", "clips", "tokens", "run"))
+    rows = [{"uri": "one.mp4", "kind": "cat", "caption": "a red clip"}, {"uri": "two.mkv", "kind": "dog"}]
+    listed.write_text("\n".join(json.dumps(row | {"uri": str(tiny_corpus / row["uri"])}) for row in rows))
+    tiny = ("clip.num_frames=4", "clip.min_frames=4", "clip.short_side=16", "clip.multiple=8", "runtime.workers=0")
+    assert vidvq("shard", listed, "--out", clips, *tiny, "lists.carry=[kind,caption]").code == 0
+    assert vidvq("tokenize", clips, "--checkpoint", checkpoint_dir, "--out", tokens, "runtime.workers=0").code == 0
+    with pytest.raises(UsageError, match=r"carried\.mood; available: carried\.caption, carried\.kind"):
+        read_column([str(clips)], "carried.mood")
+    conditions = f"conditions={{label: carried.kind, text: carried.caption, text_encoder: {captioned[2]}}}"
+    train(tokens, run, conditions, f"pixels.clips={clips}", "steps=2")
+    made = []
+    for name in ("cat", "dog"):
+        settings = ("n=1", f"class={name}", "sampling.guidance=1000", *FAST)
+        assert vidvq("generate", "sample", run, "--out", tmp_path / name, *settings).code == 0
+        made += [codes.tolist() for codes, _ in codes_of(tmp_path / name).values()]
+    assert made[0] != made[1]
+    out = tmp_path / "predicted"
+    done = vidvq("generate", "predict", run, tokens, "--out", out, "given=1", f"columns={clips}", *FAST)
+    assert done.code == 0 and len(codes_of(out)) == 2, done.err
+    card = read_generator(run).card
+    assert (card.labels, card.text) == (("cat", "dog"), "carried.caption")
 
 
 @pytest.mark.slow
