@@ -139,7 +139,18 @@ STAGES = {
         "vidvq.generate.evaluate",
         "EvaluateConfig",
         "vidvq generate evaluate RUN TOKENS --clips CLIPS KEY=VALUE...",
-        ("clips", "given", "samples", "seeds", "sampling", "compare_steps", "perceptual", "text_encoder"),
+        (
+            "clips",
+            "given",
+            "samples",
+            "seeds",
+            "sampling",
+            "compare_steps",
+            "perceptual",
+            "fvd_backbone",
+            "fvd_frames",
+            "text_encoder",
+        ),
     ),
     "generate-play": Stage(
         "vidvq.generate.requests",
@@ -151,7 +162,7 @@ STAGES = {
         "vidvq.decode.config",
         "DecodeConfig",
         "vidvq decode TOKENS --checkpoint CKPT --out DIR KEY=VALUE...",
-        ("format", "key", "crf", "batch", "fps", "runtime"),
+        ("format", "key", "crf", "batch", "device", "precision", "fps", "runtime"),
     ),
     "evaluate": Stage(
         "vidvq.evaluate.config",
