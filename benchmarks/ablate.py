@@ -343,7 +343,7 @@ def _batches(clips: Path, seed: int, frames: int) -> Iterator[Tensor]:
     return (to_video(batch) for batch in iter_micro_batches(ClipDataset(data, seed), 0))
 
 
-def _count(tokenizer: VideoTokenizer, loss: "_Loss", frames: int) -> tuple[float, float]:
+def _count(tokenizer: VideoTokenizer, loss: _Loss, frames: int) -> tuple[float, float]:
     """Count the GFLOP to encode one frame (after frame 0) and those of one training step."""
     group = torch.zeros(1, 3, tokenizer.temporal_factor, SIDE, SIDE)
     batch = torch.zeros(BATCH, 3, frames, SIDE, SIDE)
