@@ -101,12 +101,13 @@ def by_phases(events: Iterable[Any]) -> list[str]:
     return lines + [_row(part, us, whole_us) for part, us in spent.items()]
 
 
-def by_operators(events: Iterable[Any], cuda: bool) -> list[str]:
+def by_operators(events: Iterable[Any], cuda: bool, steps: int = _ACTIVE) -> list[str]:
     """Return the lines of a table of the dearest operators.
 
     Args:
         events: averages of a profile by name.
         cuda: whether to list the kernels of a GPU instead. Operators have the time of their kernels as well.
+        steps: number of steps in the profile.
     """
     if cuda:
         kernels = (each for each in events if each.device_type != DeviceType.CPU and not each.is_user_annotation)
@@ -118,7 +119,9 @@ def by_operators(events: Iterable[Any], cuda: bool) -> list[str]:
     whole_us = sum(us for us, _ in spent)
     what = "kernel, GPU time" if cuda else "operator, self CPU time"
     lines = [f"{what:<44} {'ms':>9} {'share':>7} {'calls':>7}"]
-    return lines + [f"{_row(each.key, us, whole_us)} {each.count / _ACTIVE:>7.0f}" for us, each in spent[:_ROWS] if us]
+    return lines + [
+        f"{_row(each.key, us, whole_us, steps)} {each.count / steps:>7.0f}" for us, each in spent[:_ROWS] if us
+    ]
 
 
 def count_requests(events: Iterable[Mapping[str, Any]], steps: int = _ACTIVE) -> Iterable[str]:
@@ -150,6 +153,6 @@ def count_requests(events: Iterable[Mapping[str, Any]], steps: int = _ACTIVE) ->
     yield f"{'MiB copied from the device per step':<44} {copied['DtoH'] / steps / 2**20:>9.1f}"
 
 
-def _row(name: str, us: float, whole_us: float) -> str:
+def _row(name: str, us: float, whole_us: float, steps: int = _ACTIVE) -> str:
     shown = name if len(name) <= 44 else name[:41] + "..."
-    return f"{shown:<44} {us / _ACTIVE / 1000:>9.1f} {us / max(whole_us, 1):>7.1%}"
+    return f"{shown:<44} {us / steps / 1000:>9.1f} {us / max(whole_us, 1):>7.1%}"
