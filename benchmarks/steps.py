@@ -2,9 +2,9 @@
 
     python benchmarks/steps.py base --device cuda --dtype bfloat16 --mode captured --shapes 1x1,1x9,8x9,32x9
 
-The rate is that of what `vidvq tokenize` runs: pixels travel to the device as bytes, and codes come back, while the next
-step is computed. The mode ``triton`` captures the encoder's Triton kernels. ``--profile`` prints the dearest kernels of
-each step to the standard error.
+The rate is that of what `vidvq tokenize` runs: pixels travel to the device as bytes while the step before is computed,
+and codes come back. The mode ``triton`` captures the encoder's Triton kernels. ``--profile`` prints the dearest kernels
+of each step to the standard error.
 """
 
 import json
