@@ -5,9 +5,16 @@ import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
 from torch import Tensor
 
+# Latents of a program, and codes that it compares with them at a time.
 _ROWS, _CODES = 64, 64
-# Smallest inner dimension that `tl.dot` accepts.
-_MIN_DIM = 16
+# Channels of a product: at least what `tl.dot` accepts, at most what leaves memory for several programs.
+_MIN_DIM, _MAX_DIM = 16, 64
+_NO_CODE = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def _load(vectors, index, channel, count, dim):
+    return tl.load(vectors + index * dim + channel, mask=(index < count) & (channel < dim), other=0.0)
 
 
 @triton.jit
@@ -21,32 +28,33 @@ def _nearest_kernel(
     dim,
     rows: tl.constexpr,
     codes: tl.constexpr,
-    padded_dim: tl.constexpr,
+    part: tl.constexpr,
+    parts: tl.constexpr,
 ):
     row = (tl.program_id(0) * rows + tl.arange(0, rows)).to(tl.int64)
-    channel = tl.arange(0, padded_dim)
-    x = tl.load(
-        latents + row[:, None] * dim + channel[None, :],
-        mask=(row[:, None] < num_latents) & (channel[None, :] < dim),
-        other=0.0,
-    )
-    best = tl.full((rows,), float("inf"), tl.float32)
-    found = tl.zeros((rows,), tl.int32)
+    channel = tl.arange(0, part)
+    x = _load(latents, row[:, None], channel[None, :], num_latents, dim)
+    # The best code of each lane. Reducing over the lanes once, at the end, costs far less than in each round.
+    best = tl.full((rows, codes), float("-inf"), tl.float32)
+    found = tl.full((rows, codes), _NO_CODE, tl.int32)
     for start in range(0, num_codes, codes):
         code = start + tl.arange(0, codes)
-        c = tl.load(
-            codebook + code[None, :] * dim + channel[:, None],
-            mask=(code[None, :] < num_codes) & (channel[:, None] < dim),
-            other=0.0,
-        )
         half = tl.load(half_norms + code, mask=code < num_codes, other=float("inf"))
-        # TF32 is too coarse to separate close codes.
-        distance = half[None, :] - tl.dot(x, c, input_precision="ieee")
-        least = tl.min(distance, axis=1)
-        index = tl.argmin(distance, axis=1, tie_break_left=True) + start
-        found = tl.where(least < best, index, found)
-        best = tl.minimum(least, best)
-    tl.store(out + row, found.to(tl.int64), mask=row < num_latents)
+        c = _load(codebook, code[None, :], channel[:, None], num_codes, dim)
+        # TF32 is too coarse to separate close codes; three of its products are about as exact as one in fp32.
+        score = tl.dot(x, c, input_precision="tf32x3")
+        if parts > 1:
+            for offset in range(part, parts * part, part):
+                more = _load(latents, row[:, None], offset + channel[None, :], num_latents, dim)
+                c = _load(codebook, code[None, :], offset + channel[:, None], num_codes, dim)
+                score = tl.dot(more, c, score, input_precision="tf32x3")
+        score -= half[None, :]
+        better = score > best
+        found = tl.where(better, code[None, :], found)
+        best = tl.where(better, score, best)
+    highest = tl.max(best, axis=1)
+    first = tl.min(tl.where(best == highest[:, None], found, _NO_CODE), axis=1)
+    tl.store(out + row, first.to(tl.int64), mask=row < num_latents)
 
 
 def nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
@@ -62,6 +70,8 @@ def nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -
     """
     found = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
     if len(latents):
+        dim = latents.shape[1]
+        part = min(max(triton.next_power_of_2(dim), _MIN_DIM), _MAX_DIM)
         _nearest_kernel[(triton.cdiv(len(latents), _ROWS),)](  # type: ignore[index]
             latents.contiguous(),
             codebook.contiguous(),
@@ -69,9 +79,10 @@ def nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -
             found,
             len(latents),
             len(codebook),
-            latents.shape[1],
+            dim,
             rows=_ROWS,
             codes=_CODES,
-            padded_dim=max(triton.next_power_of_2(latents.shape[1]), _MIN_DIM),
+            part=part,
+            parts=triton.cdiv(dim, part),
         )
     return found
