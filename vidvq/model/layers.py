@@ -95,6 +95,8 @@ class TemporalConv(nn.Module):
         """Map ``b t h w c`` to ``b t h w c'``."""
         length = x.shape[1]
         prefix = cache.prefix(x)
+        if x.is_cuda and not self.looks_ahead:
+            return self._convolve(torch.cat([*prefix, x], dim=1))
         if length > 1:
             line = torch.cat([*prefix, x], dim=1)
             taps = [line[:, offset : offset + length] for offset in range(TAPS)]
@@ -111,6 +113,17 @@ class TemporalConv(nn.Module):
             # Autocast does not cast the inputs of in-place products.
             y.flatten(0, -2).addmm_(tap.flatten(0, -2).to(y.dtype), weight.T.to(y.dtype))
         return y
+
+    def _convolve(self, line: Tensor) -> Tensor:
+        """Map the taps ``b (TAPS - 1 + t) h w c`` of all frames to ``b t h w c'``, as a 2D convolution over time.
+
+        A GPU reads each tap once, and sums in fp32, where products one after another would round each sum.
+        """
+        kernel = self.mix.weight.unflatten(1, (TAPS, 1, -1))
+        y = F.conv2d(
+            rearrange(line, "b t h w c -> b c t (h w)"), rearrange(kernel, "o t 1 c -> o c t 1"), self.mix.bias
+        )
+        return rearrange(y, "b c t (h w) -> b t h w c", h=line.shape[2])
 
 
 class Downsample(nn.Module):

@@ -52,7 +52,7 @@ class Patch(nn.Module):
     def __init__(self, kind: PatchKind, time: int, space: int) -> None:
         super().__init__()
         make = haar_matrix if kind == "haar" else torch.eye
-        self.time, self.space = time, space
+        self.kind, self.time, self.space = kind, time, space
         basis = torch.kron(make(time), torch.kron(make(space), make(space)))
         self.register_buffer("basis", basis, persistent=False)
 
@@ -69,14 +69,20 @@ class Patch(nn.Module):
             multiply: product of vectors ``... k`` and a matrix ``k k``.
         """
         t, s = self.time, self.space
-        blocks = rearrange(video, "b c (g t) (h p) (w q) -> b g h w c (t p q)", t=t, p=s, q=s)
         # A patch of ones has norm sqrt(t) s; dividing by it keeps the input of the network in [-1, 1].
-        coefficients = multiply(blocks, self.basis.to(video.dtype).T / (t**0.5 * s))
-        return rearrange(coefficients, "b g h w c k -> b g h w (k c)")
+        basis = self.basis.to(video.dtype) / (t**0.5 * s)
+        if self.kind == "unshuffle":
+            # The product with an identity would cost as much as a convolution.
+            return rearrange(video, "b c (g t) (h p) (w q) -> b g h w (t p q c)", t=t, p=s, q=s) * basis[0, 0]
+        blocks = rearrange(video, "b c (g t) (h p) (w q) -> b g h w c (t p q)", t=t, p=s, q=s)
+        return rearrange(multiply(blocks, basis.T), "b g h w c k -> b g h w (k c)")
 
     def inverse(self, channels: Tensor) -> Tensor:
         """Map ``b g h w (t s s c)`` to ``b c (g t) (h s) (w s)``, the inverse of :meth:`forward`."""
         t, s = self.time, self.space
-        coefficients = rearrange(channels, "b g h w (k c) -> b g h w c k", c=3)
-        blocks = coefficients @ (self.basis.to(channels.dtype) * (t**0.5 * s))
+        basis = self.basis.to(channels.dtype) * (t**0.5 * s)
+        if self.kind == "unshuffle":
+            frames = rearrange(channels, "b g h w (t p q c) -> b c (g t) (h p) (w q)", t=t, p=s, q=s)
+            return frames * basis[0, 0]
+        blocks = rearrange(channels, "b g h w (k c) -> b g h w c k", c=3) @ basis
         return rearrange(blocks, "b g h w c (t p q) -> b c (g t) (h p) (w q)", t=t, p=s, q=s)

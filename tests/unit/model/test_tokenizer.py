@@ -7,10 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 
 from vidvq import config as settings
 from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
+from vidvq.model.launches import LaunchCounter
+from vidvq.model.layers import TemporalCache, TemporalConv
 from vidvq.model.patch import Patch, haar_matrix
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 
@@ -81,6 +84,31 @@ def test_patch_is_lossless(kind):
     channels = patch(video)
     assert channels.shape == (2, 2, 3, 5, patch.channels)
     torch.testing.assert_close(patch.inverse(channels), video)
+
+
+def test_unshuffling_needs_no_product_and_has_its_values():
+    patch = Patch("unshuffle", 4, 2)
+    video = torch.randn(2, 3, 8, 6, 10)
+    blocks = rearrange(video, "b c (g t) (h p) (w q) -> b g h w c (t p q)", t=4, p=2, q=2)
+    product = rearrange(blocks @ (patch.basis.T / 4), "b g h w c k -> b g h w (k c)")
+    with LaunchCounter() as counted:
+        channels = patch(video)
+        patch.inverse(channels)
+    assert torch.equal(channels, product)
+    assert not any("mm" in name for name in counted.kernels)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("causality", ["strict", "group"])
+def test_one_convolution_over_time_has_the_values_of_a_product_for_each_tap(length, causality):
+    conv = TemporalConv(8, 12, 1, causality)
+    x = torch.randn(2, length, 3, 4, 8)
+    cache = TemporalCache()
+    conv(torch.randn(2, 2, 3, 4, 8), cache)
+    past = tuple(cache.updated)
+    convolved = conv._convolve(torch.cat([*past, x], dim=1))
+    torch.testing.assert_close(convolved, conv(x, TemporalCache(past)))
+    assert convolved.is_contiguous()
 
 
 def test_a_static_group_is_constant_in_time():
