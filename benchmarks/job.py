@@ -116,7 +116,8 @@ def repeat_clips(clips: Path, out: Path, taken: Collection[str], count: int, per
     keys = [f"{samples[index % len(samples)][0]}-{index:06d}" for index in range(count)]
     shards = pa.array([index // per_shard for index in range(count)], pa.int32())
     table = table.append_column("key", pa.array(keys)).append_column("shard", shards)
-    repeated = create_plan(out, "shard", "clips", {"repeats": plan.plan_id, "clips": count}, table)
+    made_from = {"repeats": plan.plan_id, "clips": count, "clip": plan.made_from.get("clip")}
+    repeated = create_plan(out, "shard", "clips", made_from, table)
     turns = zip(keys, cycle(samples), strict=False)
 
     def fill(draft: ShardDraft) -> None:
