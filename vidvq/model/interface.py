@@ -116,6 +116,7 @@ class Tokenizer(nn.Module):
         upscale: height and width of the decoded frames relative to the encoded ones.
         lookahead: later groups that the frames of a group depend on; :meth:`decode_step` waits for them.
         supports_streaming: whether :meth:`encode_step` and :meth:`decode_step` are implemented.
+        takes_bytes: whether :meth:`encode_step` takes uint8 pixels as well, and converts them itself.
         step_shape: streams and groups of one call of the network. Tokens depend on it, because kernels round
             differently per shape; tokenizers without streaming process one sample at a time.
         decode_shape: the same for decoding.
@@ -123,6 +124,7 @@ class Tokenizer(nn.Module):
     """
 
     supports_streaming: ClassVar[bool] = False
+    takes_bytes: ClassVar[bool] = False
     step_shape: StepShape = StepShape()
     decode_shape: StepShape = StepShape()
     checks_range: bool = True
@@ -186,9 +188,9 @@ class Tokenizer(nn.Module):
         :func:`vidvq.model.iter_encode` collects frames into them.
 
         Args:
-            frames: ``b c t h w`` in [-1, 1]: frame 0 alone if ``state`` is None, otherwise complete groups. Height and
-                width are multiples of the spatial factor, as :meth:`pad` makes them. With several groups per step, the
-                first ones follow frame 0.
+            frames: ``b c t h w`` in [-1, 1], or uint8 if the tokenizer takes bytes: frame 0 alone if ``state`` is None,
+                otherwise complete groups. Height and width are multiples of the spatial factor, as :meth:`pad` makes
+                them. With several groups per step, the first ones follow frame 0.
             state: state after the previous step; None at the start of the streams.
 
         Returns:
@@ -305,7 +307,15 @@ class Tokenizer(nn.Module):
         t, h, w = video.shape[2:]
         s = self.spatial_factor
         missing = (0, -w % s, 0, -h % s, 0, -(t - 1 if first else t) % self.temporal_factor)
-        return F.pad(video, missing, mode="replicate") if any(missing) else video
+        if not any(missing):
+            return video
+        if video.is_floating_point():
+            return F.pad(video, missing, mode="replicate")
+        # torch replicates floats only.
+        for dim, size in enumerate((t, h, w), 2):
+            places = torch.arange(size + missing[2 * (4 - dim) + 1], device=video.device).clamp_(max=size - 1)
+            video = video.index_select(dim, places)
+        return video
 
     def crop_size(
         self, grid: Sequence[int], num_frames: int | None, size: tuple[int, int] | None
@@ -348,17 +358,18 @@ class Tokenizer(nn.Module):
         codes = self._as_tensor(codes, "codes")
         return codes if codes.is_floating_point() or codes.dtype in _NO_CODES else codes.long()
 
-    def _check_video(self, video: Tensor, any_device: bool = False) -> None:
+    def _check_video(self, video: Tensor, any_device: bool = False, takes_bytes: bool = False) -> None:
         if video.ndim != 5 or video.shape[1] != 3:
             raise UsageError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
-        if not video.is_floating_point():
+        is_bytes = takes_bytes and video.dtype == torch.uint8
+        if not (video.is_floating_point() or is_bytes):
             raise UsageError(f"video is {video.dtype}; it must be float in [-1, 1] (uint8 frames: x / 127.5 - 1)")
         if 0 in video.shape:
             raise UsageError(f"video has shape {tuple(video.shape)}; it must not be empty")
         if not any_device:
             self._check_device(video, "video")
         # A compiled step cannot branch on values.
-        if torch.compiler.is_compiling() or not self.checks_range:
+        if torch.compiler.is_compiling() or not self.checks_range or is_bytes:
             return
         low, high = (float(value) for value in torch.aminmax(video))
         # Negated comparisons, so that NaN is rejected too.

@@ -28,8 +28,13 @@ def to_video(frames: Any) -> Tensor:
     if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3:
         raise UsageError(f"frames are {pixels.dtype} {tuple(pixels.shape)}; they must be uint8, [b] t h w 3")
     batch = pixels if pixels.ndim == 5 else pixels[None]
+    return normalize(rearrange(batch, "b t h w c -> b c t h w"))
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Convert uint8 pixels of any shape to float32 in [-1, 1]."""
     # In place: page faults of freshly mapped memory cost more than the arithmetic.
-    return rearrange(batch, "b t h w c -> b c t h w").float().div_(127.5).sub_(1)
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def to_frames(video: Tensor) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vidvq.model.interface import StreamState, Tokenizer
@@ -58,7 +59,7 @@ def _join(parts: list[Any]) -> Any:
 
 
 def prepare_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -> Tensor:
-    """Convert the frames of a step to a padded video tensor on the device of the tokenizer, where they become floats.
+    """Move the frames of a step to the device of the tokenizer, as bytes, and pad them.
 
     Args:
         tokenizer: the tokenizer.
@@ -66,10 +67,13 @@ def prepare_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -
         state: state after the previous step; None at the start of a stream.
 
     Returns:
-        Video ``b c t h w`` in [-1, 1], padded by :meth:`Tokenizer.pad`.
+        Video ``b c t h w``, padded by :meth:`Tokenizer.pad`: uint8 if the tokenizer takes bytes, else in [-1, 1].
     """
     pixels = torch.as_tensor(frames).to(tokenizer.device, non_blocking=True)
-    return tokenizer.pad(to_video(pixels), first=state is None)
+    if not tokenizer.takes_bytes:
+        return tokenizer.pad(to_video(pixels), first=state is None)
+    batch = pixels if pixels.ndim == 5 else pixels[None]
+    return tokenizer.pad(rearrange(batch, "b t h w c -> b c t h w"), first=state is None)
 
 
 @torch.inference_mode()

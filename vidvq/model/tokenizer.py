@@ -26,6 +26,7 @@ from vidvq.model.config import TokenizerConfig
 from vidvq.model.encoder import CodecLayout, Decoder, Encoder, run_in_blocks, run_network
 from vidvq.model.interface import StreamState, Tokenizer, without_autocast
 from vidvq.model.layers import TemporalCache
+from vidvq.model.pixels import normalize
 from vidvq.model.quantize import SpatiotemporalQuantizer
 from vidvq.model.quantize.vq import TRAINING_STATE
 from vidvq.model.step_shape import StepShape
@@ -68,6 +69,7 @@ class VideoTokenizer(Tokenizer):
     """
 
     supports_streaming: ClassVar[bool] = True
+    takes_bytes: ClassVar[bool] = True
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -228,7 +230,7 @@ class VideoTokenizer(Tokenizer):
                 other streams or is that of an ended stream.
         """
         frames = self._as_tensor(frames, "video")
-        self._check_video(frames)
+        self._check_video(frames, takes_bytes=True)
         b, _, t, h, w = frames.shape
         r = self.temporal_factor
         longer = self.step_shape.groups > 1
@@ -359,7 +361,7 @@ class VideoTokenizer(Tokenizer):
             if groups < shape.groups:
                 head.append(piece[:, :, -1:].expand(-1, -1, (shape.groups - groups) * r, -1, -1))
             x = tiles.split(torch.cat(head, dim=2) if len(head) > 1 else piece, s)
-            codes, past = self._encode_windows(x.to(self.dtype), state, tiles, shape.streams)
+            codes, past = self._encode_windows(x, state, tiles, shape.streams)
             parts.append(codes[:, :groups])
             state = StreamState("encode", (b, h, w), past, self.config, ended=groups < shape.groups)
         assert state is not None
@@ -374,7 +376,7 @@ class VideoTokenizer(Tokenizer):
             return run_in_blocks(partial(self._calls.encode, first), windows, past, streams)
         if streams == 1 and not self.quantizer.num_state_tensors:
             # Margins are cropped before the search, whose sums are rounded by the number of latents.
-            latents, past = run_in_blocks(partial(run_network, self.encoder), windows, past, streams)
+            latents, past = run_in_blocks(self._encode_latents, windows, past, streams)
             kept = [
                 self.quantizer.encode(tiles.crop(window, index), first)[0]
                 for index, window in enumerate(latents.split(1))
@@ -472,9 +474,14 @@ class VideoTokenizer(Tokenizer):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Map frames ``b c (g r) h w`` to codes ``b g lh lw``; ``first``: whether they start a stream."""
         past, known = self._split_state(past)
-        latents, after = run_network(self.encoder, frames, past)
+        latents, after = self._encode_latents(frames, past)
         codes, known = self.quantizer.encode(latents, first, known)
         return codes, _own((*after, *known), latents.shape[2])
+
+    def _encode_latents(self, frames: Tensor, past: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Map frames ``b c (g r) h w``, uint8 or in [-1, 1], to latents ``b d g lh lw``."""
+        video = normalize(frames) if frames.dtype == torch.uint8 else frames
+        return run_network(self.encoder, video.to(self.dtype), past)
 
     def _decode_call(
         self, first: bool, codes: Tensor, past: tuple[Tensor, ...] | None

@@ -11,6 +11,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.execution import Execution
 from vidvq.model import Tokenizer
 from vidvq.model.step_shape import StepShape
+from vidvq.model.streaming import prepare_step
 from vidvq.pretrained import load_tokenizer
 from vidvq.pretrained.device import prepare
 
@@ -70,8 +71,8 @@ def _fits(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> bool:
     frames = tokenizer.step_shape.num_frames(tokenizer.temporal_factor, first=True)
     try:
         if tokenizer.supports_streaming:
-            video = torch.zeros(streams, 3, frames, side, side, device=tokenizer.device)
-            codes, _ = tokenizer.encode_step(video)
+            pixels = torch.zeros(streams, frames, side, side, 3, dtype=torch.uint8)
+            codes, _ = tokenizer.encode_step(prepare_step(tokenizer, pixels, None))
             if decodes:
                 tokenizer.decode_rest(tokenizer.decode_step(codes)[1])
     except torch.OutOfMemoryError:

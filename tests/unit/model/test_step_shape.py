@@ -119,7 +119,7 @@ def test_pixels_travel_as_bytes():
     with LaunchCounter() as counted:
         video = prepare_step(tokenizer, pixels, None)
     assert counted.bytes_to_device == pixels.numel()
-    assert (video.shape, video.dtype) == ((2, 3, 9, 24, 40), torch.float32)
+    assert (video.shape, video.dtype) == ((2, 3, 9, 24, 40), torch.uint8)
 
 
 @pytest.mark.slow
