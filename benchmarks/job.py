@@ -35,7 +35,8 @@ from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.formats.commit import ShardDraft, commit_shard
 from vidvq.formats.plan import create_plan, read_plan
 from vidvq.formats.tar import read_samples
-from vidvq.model.streaming import prepare_step
+from vidvq.model.step_shape import StepShape
+from vidvq.model.streaming import groups_per_step, prepare_step
 from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.pretrained.device import prepare
 from vidvq.storage import read_json
@@ -162,8 +163,13 @@ def encoding_rate(checkpoint: Path | None, device: str, size: Size) -> float:
 
 @torch.inference_mode()
 def _encode_s(tokenizer: Any, pixels: torch.Tensor) -> float:
-    started = monotonic()
-    tokenizer.encode(prepare_step(tokenizer, pixels, None)).cpu()
+    started, state, done = monotonic(), None, 0
+    step = StepShape(groups=groups_per_step(tokenizer, pixels.shape[2:4]))
+    while done < pixels.shape[1]:
+        frames = pixels[:, done : done + step.num_frames(tokenizer.temporal_factor, state is None)]
+        codes, state = tokenizer.encode_step(prepare_step(tokenizer, frames, state), state)
+        done += frames.shape[1]
+    codes.cpu()
     return monotonic() - started
 
 
