@@ -6,8 +6,10 @@
 # Needs torch 2.11 or newer, numpy, pyarrow, rich, safetensors, pillow, tensorboard and scikit-image. The rest, clip
 # shards included, is in the folder BUNDLE that `make gpu-bundle` wrote (default: this one, or runs/gpu-bundle).
 #
-# Each part has its own limit. As it ends, its figures are in $OUT: results.jsonl, table.md, and all output in log.txt.
-# The table "parts" has the exit code and the time of each. A dry run has an hour, for a busy machine.
+# Compiling takes longer than measuring: everything compiles at once beside the tests, and what is measured afterwards
+# finds its graphs in a cache. Each part has its own limit. As it ends, its figures are in $OUT: results.jsonl, table.md,
+# and all output in log.txt. The table "parts" has the exit code and the time of each. A dry run has an hour, for a busy
+# machine.
 # The last part trains the bundled tokenizer further for the rest of the time, and leaves it in $OUT/weights with its
 # metrics and its scores on held-out videos. START: the checkpoint to start from. TRAINING_S: time kept for it. ONLY: a
 # regular expression of the names of parts.
@@ -24,8 +26,8 @@ CORES=$(env -u OMP_NUM_THREADS nproc)
 if [ "$DEVICE" = cuda ]; then
   BUDGET_S=${BUDGET_S:-540}
   HALF=bfloat16
-  : "${MAIN:=base}" "${SHAPES:=8x9,32x9,1x9,1x1}" "${SIDE:=256}" "${ROUNDS:=5}" "${SIZES:=nano small base large}"
-  : "${CONFIGS:=small base vqgan-base-128}" "${BATCH:=32}" "${STEPS:=60}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
+  : "${MAIN:=base}" "${SHAPES:=32x9,8x9,1x9}" "${SIDE:=256}" "${ROUNDS:=5}" "${SIZES:=nano small base large}"
+  : "${CONFIGS:=small base vqgan-base-128}" "${BATCH:=32}" "${STEPS:=45}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
   : "${STEP_SETTINGS:=data.workers=12 data.cache_mib=12288}"
   : "${SETTINGS:=precision=bf16 data.batch_size=64 data.workers=12 data.cache_mib=12288 evaluation.every=1000000 checkpoint_every=500}"
 else
@@ -82,31 +84,47 @@ extra() {  # extra NAME LIMIT_S COMMAND...: a part that must leave the time for 
   fi
 }
 
+compile() {  # compile NAME LIMIT_S COMMAND...: in the background; its figures do not count.
+  [[ $1 =~ $ONLY ]] || return
+  timeout --signal=KILL "$2" "${@:3}" >> "$OUT/compile.txt" 2>&1 &
+}
+
+job() {  # job PART LIMIT_S CLIPS SECONDS
+  "$1" job "$2" "$PYTHON" benchmarks/job.py "$BUNDLE/clips/train" --clips "$3" --seconds "$4" --device "$DEVICE" \
+    --decoders "$CORES"
+}
+
 steps() {  # steps PART MODE DTYPE LIMIT_S
   "$1" "steps, $2" "$4" "$PYTHON" benchmarks/steps.py "$MAIN" --device "$DEVICE" --dtype "$3" --mode "$2" \
     --shapes "$SHAPES" --side "$SIDE" --rounds "$ROUNDS"
 }
 
 training() {  # training PART NAME LIMIT_S SETTINGS...
-  # shellcheck disable=SC2086
-  "$1" "$2" "$3" "$PYTHON" benchmarks/training.py "$BUNDLE/clips/train" $CONFIGS --batch "$BATCH" --steps "$STEPS" \
-    $STEP_SETTINGS "${@:4}"
+  local config
+  for config in $CONFIGS; do
+    # shellcheck disable=SC2086
+    "$1" "$2, $config" "$3" "$PYTHON" benchmarks/training.py "$BUNDLE/clips/train" "$config" --batch "$BATCH" \
+      --steps "$STEPS" $STEP_SETTINGS "${@:4}"
+  done
 }
 
 part machine 60 "$PYTHON" -c 'import json, os, platform, torch
 device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
 print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, "device": device, "cores": os.cpu_count()}))'
-[ "$DEVICE" = cpu ] || steps part captured "$HALF" 100
-# shellcheck disable=SC2086
-part job 90 "$PYTHON" benchmarks/job.py "$BUNDLE/clips/train" --clips "$CLIPS" --seconds 20 --device "$DEVICE" \
-  --decoders "$CORES"
-training part training 110
+if [ "$DEVICE" = cuda ]; then
+  export TORCHINDUCTOR_CACHE_DIR=$WORK/graphs
+  steps compile captured "$HALF" 120
+  job compile 120 64 3
+  training compile "training, compiled" 120 compile=true
+  VIDVQ_REQUIRE_GPU=1 part tests 120 "$PYTHON" -m pytest tests/gpu -m gpu -q -p no:cacheprovider --noconftest
+  wait
+  steps part captured "$HALF" 60
+fi
+job part 60 "$CLIPS" 10
+training part "training, compiled" 90 compile=true
+training part training 90
 steps part eager "$HALF" 40
-[ "$DEVICE" = cpu ] || VIDVQ_REQUIRE_GPU=1 \
-  part tests 90 "$PYTHON" -m pytest tests/gpu/test_cuda.py -m gpu -q -p no:cacheprovider --noconftest
-training extra "training, compiled" 90 compile=true
-[ "$DEVICE" = cpu ] || steps extra triton "$HALF" 90
-[ "$DEVICE" = cpu ] || steps extra compiled "$HALF" 60
+[ "$DEVICE" = cpu ] || steps extra triton "$HALF" 60
 # shellcheck disable=SC2086
 [ -z "$SIZES" ] || extra sizes 60 "$PYTHON" benchmarks/model.py $SIZES --device "$DEVICE" --dtype "$HALF" --json
 extra agreement 40 "$PYTHON" benchmarks/model.py "$MAIN" --device "$DEVICE" --side "$SIDE" \

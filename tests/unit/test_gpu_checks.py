@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +84,9 @@ def test_figures_and_tables_are_left_as_the_parts_end(tmp_path):
     assert [row["part"] for row in rows] == [
         "machine",
         "job",
-        "training",
+        "training, compiled, nano",
+        "training, nano",
         "steps, eager",
-        "training, compiled",
         "agreement",
         "weights",
     ]
@@ -93,6 +94,17 @@ def test_figures_and_tables_are_left_as_the_parts_end(tmp_path):
     assert "## job\n\n| value | top |\n|---|---|\n| 3 | a, b |" in (found.out / "table.md").read_text()
     log = (found.out / "log.txt").read_text()
     assert "in text" in log and "== weights: exit code 3 after" in log
+
+
+def test_everything_compiles_before_it_is_measured(tmp_path):
+    found = checks(tmp_path, DEVICE="cuda", CONFIGS="nano small")
+    assert found.done.returncode == 0, found.done.stderr
+    # Steps, the job, and each training run.
+    assert (found.out / "compile.txt").read_text().count("in text") == 4
+    scripts = [Path(call[0]).stem for call in found.calls]
+    assert Counter(scripts)["job"] == 2 and Counter(scripts)["training"] == 6
+    rows = [json.loads(line) for line in (found.out / "results.jsonl").read_text().splitlines()]
+    assert [row["part"] for row in rows if "value" in row].count("job") == 1
 
 
 def test_nothing_starts_without_time_and_training_gets_its_own(tmp_path):
