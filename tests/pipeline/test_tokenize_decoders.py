@@ -3,13 +3,15 @@
 import json
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.helpers.decoders import count_or_die, decode_or_crash, numbered
 from vidvq.corpus import frames as corpus_frames
-from vidvq.corpus.frames import ClipFrames, VideoFrames, decode_items
+from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
+from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.execution import CPU
 from vidvq.formats.plan import read_plan
@@ -19,6 +21,12 @@ from vidvq.runtime import RuntimeConfig, WorkerDied, ray_feeder
 from vidvq.tokenize import decoders, worker
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.decoders import Decoders, PlannedClips, Rates, decoders_per_stream
+from vidvq.tokenize.probe import probe_samples
+from vidvq.tokenize.quality_gates import QualityGates
+from vidvq.tokenize.rows import PlannedSample
+from vidvq.tokenize.stage import _check_decoder, open_stage
+from vidvq.video.policy import VideoPolicy
+from vidvq.video.probe import Limits
 
 INLINE = "runtime.workers=0"
 RAW = ("video.short_side=32", "video.multiple=8", "items_per_shard=7", "max_failed=1")
@@ -150,11 +158,6 @@ def test_a_damaged_part_fails_the_whole_item_once(make_video, tmp_path, monkeypa
     """Parts of one item are decoded by different processes; the item is reported once."""
     monkeypatch.setattr(decoders, "Feeder", FakeFeeder)
     monkeypatch.setattr(corpus_frames, "TURN_FRAMES", 20)
-    from vidvq.corpus.source import Source
-    from vidvq.tokenize.rows import PlannedSample
-    from vidvq.video.policy import VideoPolicy
-    from vidvq.video.probe import Limits
-
     video = make_video(tmp_path / "a.mp4", 90)
     rows = tuple(
         PlannedSample(key=f"k{index}", source=Source(str(video)), first=0, num_frames=length)
@@ -232,6 +235,66 @@ def test_a_worker_does_not_read_the_clips_that_other_nodes_decode(
     make = worker.TokenShardWorker(checkpoint_dir, config, clips_dir, CPU)
     make(ShardTask(tmp_path, shard, plan.id_of(0), rows))
     assert (tmp_path / shard).read_bytes() == (tokens_dir / shard).read_bytes()
+
+
+def test_after_a_crash_the_rest_of_a_shard_is_left_to_pyav(checkpoint_dir, demo_videos, tmp_path, monkeypatch):
+    config = TokenizeConfig(decoder="nvdec", video=VideoPolicy(short_side=32, multiple=8), gop_frames=9)
+    make = worker.TokenShardWorker(checkpoint_dir, config, None, CPU)
+    used = []
+
+    def messages(slot, job, deadline_s):
+        used.append(job.decoder)
+        if len(used) == 1:
+            yield WorkerDied("crashed")
+        else:
+            yield from decode_items(job)
+
+    monkeypatch.setattr(make._decoders, "messages", messages)
+    rows = probe_samples(Source(str(demo_videos / "train/carphone.mp4")), config)[:3]
+    result = make(ShardTask(tmp_path, "tokens-000000.tar", "0" * 16, rows))
+    assert used == ["nvdec", "pyav"]
+    assert result.commit.stats["frames"] == 27 and not result.commit.failed
+    monitor = QualityGates(make._card, config.quality)
+    monitor.add(result)
+    assert monitor.metrics()["nvdec"] == {"frames": 0, "of": 27}
+    assert monitor.lines()[-1] == "NVDEC decoded 0.0% of 27 frames, PyAV the others"
+
+
+def test_frames_from_nvdec_are_counted_per_shard(monkeypatch):
+    class OnGpu(FakeFeeder):
+        def feed(self, function, item, deadline_s=None, ahead=2):
+            for length, from_nvdec in ((3, True), (2, False)):
+                yield DecodeMessage("k", frames=np.zeros((length, 8, 8, 3), np.uint8), from_nvdec=from_nvdec)
+
+    monkeypatch.setattr(decoders, "Feeder", OnGpu)
+    found = Decoders(1, 1, cores=1)
+    assert len(list(found.messages(0, VideoFrames((), VideoPolicy(), Limits(), 8), 60))) == 2
+    assert found.from_nvdec == 3
+    found.adapt(1.0)
+    assert found.from_nvdec == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "clips", "device", "message"),
+    [
+        ({}, None, "cpu", "decoder=nvdec needs device=cuda and runtime.decode_on=node, not cpu and node"),
+        ({"runtime": RuntimeConfig(address="auto", decode_on="cluster")}, None, "cuda", "not cuda and cluster"),
+        ({}, Path("clips"), "cuda", "decoder=nvdec is for raw video"),
+    ],
+)
+def test_nvdec_is_refused_where_no_process_would_use_it(settings, clips, device, message):
+    with pytest.raises(UsageError, match=message):
+        _check_decoder(TokenizeConfig(decoder="nvdec", **settings), clips, device)
+    _check_decoder(TokenizeConfig(**settings), clips, device)
+
+
+def test_the_plan_records_nvdec_and_its_default_changes_no_older_plan(checkpoint_dir, demo_videos):
+    videos = [str(demo_videos / "train")]
+    stage = open_stage(videos, checkpoint_dir, TokenizeConfig(device="cpu"))
+    assert "decoder" not in stage.identity()
+    on_gpu = replace(stage, config=replace(stage.config, decoder="nvdec"))
+    assert on_gpu.identity() == stage.identity() | {"decoder": "nvdec"}
+    assert on_gpu.settings_of(on_gpu.identity())["decoder"] == "nvdec"
 
 
 def test_an_actor_returns_blocks_of_bounded_size(tmp_path, monkeypatch):

@@ -79,8 +79,8 @@ STAGES = {
         "TokenizeConfig",
         "vidvq tokenize SOURCES... --checkpoint CKPT --out DIR --config FILE",
         (
-            *("video", "gop_frames", "items_per_shard", "lists", "limits", "where", "batch", "groups", "device"),
-            *("precision", "kernels", "mixed_gpus", "pack", "quality", "max_failed", "runtime"),
+            *("video", "gop_frames", "items_per_shard", "lists", "limits", "decoder", "where", "batch", "groups"),
+            *("device", "precision", "kernels", "mixed_gpus", "pack", "quality", "max_failed", "runtime"),
         ),
     ),
     "generate-train": Stage(

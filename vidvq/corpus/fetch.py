@@ -19,6 +19,7 @@ from vidvq.corpus.lists import is_list, read_blob
 from vidvq.corpus.public_hosts import PRIVATE, http_options
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import open_tar
+from vidvq.errors import JobStopped
 from vidvq.storage import is_remote, resolve_path, sweep, temporary_copy
 from vidvq.video import VideoError
 from vidvq.video.probe import Limits
@@ -101,9 +102,12 @@ def as_video_error(error: Exception) -> VideoError:
 
     Raises:
         OSError: the disk is full, which is not the fault of the video.
+        JobStopped: as given; no other video would fare better.
     """
     if isinstance(error, VideoError):
         return error
+    if isinstance(error, JobStopped):
+        raise error
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         raise error
     return VideoError("unexpected", f"{type(error).__name__}: {' '.join(str(error).split())}")

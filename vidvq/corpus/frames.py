@@ -18,10 +18,10 @@ from vidvq.corpus.fetch import as_video_error, local_file
 from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.video import VideoError
-from vidvq.video.decode import FrameReader, decode_clip, open_reader
+from vidvq.video.decode import FrameReader, decode_clip, decoders_for, open_reader
 from vidvq.video.geometry import FrameSize
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.probe import DecoderName, Limits, VideoInfo, probe
 from vidvq.video.sampling import clip_times, sample_timeline
 
 # Clips, or frames of a video, that one process decodes before it is another one's turn. A turn within a video starts
@@ -75,6 +75,7 @@ class VideoFrames:
         chunk: frames per message, after the first frame of an item.
         allow_private: whether URLs may lead to private addresses.
         share: index of the process, and number of processes, which decode the items in turns.
+        decoder: decoder to prefer.
     """
 
     windows: tuple[Window, ...]
@@ -83,6 +84,7 @@ class VideoFrames:
     chunk: int
     allow_private: bool = False
     share: tuple[int, int] = (0, 1)
+    decoder: DecoderName = "pyav"
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class DecodeMessage:
         done: True in the last message of a decoded item.
         turn_ends: True in a message without an item: the next ones come from the next process.
         busy_s: time that the process spent on this message (seconds).
+        from_nvdec: whether NVDEC decoded the frames.
     """
 
     key: str
@@ -122,6 +125,7 @@ class DecodeMessage:
     done: bool = False
     turn_ends: bool = False
     busy_s: float = 0.0
+    from_nvdec: bool = False
 
 
 _TURN_ENDS = DecodeMessage("", turn_ends=True)
@@ -251,7 +255,7 @@ def _video(job: VideoFrames, turns: list[list[_Part]]) -> Iterator[DecodeMessage
             info = probe(path, job.limits)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)
-            reader = open_reader(path, info, size, "pyav")
+            reader = open_reader(path, info, size, decoders_for(info, job.decoder)[0])
             while left:
                 while left[0]:
                     part = left[0][0]
@@ -284,7 +288,7 @@ def _item(
         except VideoError as error:
             yield DecodeMessage(key, error=VideoError(error.reason, f"{window.source.uri}: {error.detail}"))
             return
-        yield DecodeMessage(key, frames=frames)
+        yield DecodeMessage(key, frames=frames, from_nvdec=reader.decoder == "nvdec")
     if part.stop == window.num_frames:
         yield DecodeMessage(key, done=True)
 

@@ -25,6 +25,7 @@ class InlinePool:
         items: Iterable[Item],
         *,
         cpus: float = 1,
+        gpus: float = 0,
         retries: int = 0,
         deadline_s: float | None = None,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:

@@ -29,7 +29,8 @@ class RuntimeConfig:
             machine only.
         part: ``I/N``, with I from 0: this is driver I of N drivers that share the job. It processes its own part of the
             shards first, then takes work from the end of the others' parts until all are done.
-        gpus_per_worker: GPUs of one worker of a stage that runs on GPUs; a fraction lets several workers share one.
+        gpus_per_worker: GPUs of one worker of a stage that runs on GPUs, and of one process of ``vidvq shard`` that
+            decodes on a GPU; a fraction lets several share one.
         compile: whether networks are compiled: ``auto`` does so on GPUs, where calls are also recorded as CUDA graphs;
             ``off`` never does. Compiled networks round differently, so plans record it.
         decoders: decoding processes of a worker of ``vidvq tokenize`` (1 or more, at least one per stream); ``auto``
@@ -124,6 +125,7 @@ class Pool(Protocol):
         items: Iterable[Item],
         *,
         cpus: float = 1,
+        gpus: float = 0,
         retries: int = 0,
         deadline_s: float | None = None,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
@@ -133,6 +135,7 @@ class Pool(Protocol):
             function: function importable by name on every worker.
             items: arguments, consumed as workers become free.
             cpus: CPUs that one call occupies; 0 for a call that only waits for other calls.
+            gpus: GPUs that one call occupies, in addition; a call on Ray sees no others.
             retries: further attempts after the death of a worker. Exceptions are not retried.
             deadline_s: time limit of a call (seconds), after which its worker is killed even inside a native library;
                 None for no limit.

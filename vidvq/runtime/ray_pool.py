@@ -54,13 +54,14 @@ class RayPool:
         items: Iterable[Item],
         *,
         cpus: float = 1,
+        gpus: float = 0,
         retries: int = 0,
         deadline_s: float | None = None,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """See :meth:`vidvq.runtime.Pool.map`."""
         # Retried here, not by Ray, which does not pause after a kill and counts it like a crash.
         task: Any = ray.remote(_call if deadline_s is None else call_in_child).options(
-            name=function.__name__, num_cpus=cpus, max_retries=0, scheduling_strategy="SPREAD"
+            name=function.__name__, num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
         )
 
         def start(item: Item) -> Any:

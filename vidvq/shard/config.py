@@ -28,7 +28,8 @@ class ClipPolicy(VideoPolicy):
         size: ``[height, width]`` of every clip (pixels), instead of ``short_side``.
         fit: how to reach an aspect ratio that is not the source's: ``crop`` around the centre, ``pad`` with black, or
             ``stretch``.
-        decoder: ``pyav``; or ``decord``, which is used only for files that it decodes correctly, and PyAV for the rest.
+        decoder: ``pyav``; ``decord``, which is used only for files that it decodes correctly, and PyAV for the rest; or
+            ``nvdec``, a GPU's decoder, for H.264, HEVC and VP9 that it supports, and PyAV for the rest.
         encoding: ``h264`` (mp4, one group of pictures per clip), ``ffv1`` (mkv, lossless), ``frames`` (npy, raw pixels)
             or ``copy`` (mkv, the packets of the source, cut at keyframes).
         crf: quality of x264 for ``encoding=h264``, from 0 (lossless) to 51 (worst).

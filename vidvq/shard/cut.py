@@ -48,6 +48,7 @@ class Cut:
         verdict: ``failed`` or ``filtered``; "" for a clip.
         reason: short name of the reason.
         detail: the reason as a sentence.
+        from_nvdec: whether NVDEC decoded it.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Cut:
     verdict: str = ""
     reason: str = ""
     detail: str = ""
+    from_nvdec: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ class _Video:
             if verdict := _filter_reason(frames, self.job.config.filters):
                 return Cut(row.key, None, 0, "filtered", *verdict)
             extension, media = self._encode(frames, info.pts, info.duration, self.indices[window])
-            return Cut(row.key, clip_files(media, extension, info), info.num_frames)
+            from_nvdec = self.readers[decoder].decoder == "nvdec"
+            return Cut(row.key, clip_files(media, extension, info), info.num_frames, from_nvdec=from_nvdec)
         assert failure is not None
         raise failure
 

@@ -8,13 +8,14 @@ from typing import Any
 from vidvq.config import to_dict
 from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
-from vidvq.errors import UsageError
+from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
 from vidvq.formats.commit import Commit
 from vidvq.formats.rows import REMOVED
+from vidvq.jobs.nvdec import NvdecMonitor
 from vidvq.jobs.report import jpeg_grid, read_sample
 from vidvq.jobs.stage import Activity, ShardTask, Thumbnail, VideoStage
-from vidvq.runtime import Pool
+from vidvq.runtime import Pool, count_gpus
 from vidvq.shard.config import ShardConfig
 from vidvq.shard.probe import probe_clips, reject
 from vidvq.shard.rows import PlannedClip
@@ -68,10 +69,24 @@ class ShardStage(VideoStage[PlannedClip]):
         """Refuse settings that cannot run, before any work.
 
         Raises:
-            UsageError: PySceneDetect is needed and not installed.
+            UsageError: PySceneDetect is needed and not installed, or a GPU is needed and not found.
         """
         if self.config.cut.kind == "shots":
             check_installed()
+        if self.config.clip.decoder == "nvdec":
+            self._check_gpu()
+
+    def _check_gpu(self) -> None:
+        gpus = count_gpus(self.config.runtime)
+        if gpus == 0:
+            raise UsageError(f"{self.config.runtime.address} has no GPU; set clip.decoder=pyav")
+        if gpus is None:
+            from vidvq.video.nvdec import check_available
+
+            try:
+                check_available()
+            except JobStopped as error:
+                raise UsageError(str(error)) from error
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide which clips there are and how they are encoded."""
@@ -105,6 +120,10 @@ class ShardStage(VideoStage[PlannedClip]):
     def units(self, tasks: Sequence[ShardTask[PlannedClip]]) -> int:
         """Number of videos, since those of one shard are cut at the same time."""
         return len({row.source.uri for task in tasks for row in task.rows if not row.outcome})
+
+    def monitor(self) -> NvdecMonitor:
+        """Build the count of frames by decoder."""
+        return NvdecMonitor()
 
     def worker(self, pool: Pool) -> ClipShardWorker:
         """Build the worker, in its process."""

@@ -31,15 +31,18 @@ class ClipShardWorker:
 
     def __init__(self, config: ShardConfig, pool: Pool) -> None:
         self._config, self._pool = config, pool
+        self._from_nvdec = 0
+        self._gpus = config.runtime.gpus_per_worker if config.clip.decoder == "nvdec" else 0
         self._clock = Stopwatch()
         self._access = AccessWatch(config.lists.allow_private, config.limits.allow_denied)
 
     def __call__(self, task: ShardTask[PlannedClip]) -> ShardResult:
         """Make and commit a shard."""
         copied = dict[str, int]()
+        self._from_nvdec = 0
         with self._clock.activity("write"):
             commit = commit_shard(task.out, task.shard, task.plan_id, partial(self._fill, task, copied))
-        return self._clock.result(commit, copied)
+        return self._clock.result(commit, copied, self._from_nvdec if self._config.clip.decoder == "nvdec" else None)
 
     def _fill(self, task: ShardTask[PlannedClip], copied: dict[str, int], draft: ShardDraft) -> None:
         writer = OrderedShardWriter(draft, (row.key for row in task.rows))
@@ -56,6 +59,7 @@ class ClipShardWorker:
             if cut.files is None:
                 writer.put(Rejected(cut.verdict, Outcome(row.key, cut.reason, f"{row.origin}: {cut.detail}")))
             else:
+                self._from_nvdec += cut.num_frames * cut.from_nvdec
                 writer.put(Sample(cut.key, cut.files, {"frames": cut.num_frames}))
         self._access.see_shard(rows, draft.failed)
 
@@ -63,18 +67,22 @@ class ClipShardWorker:
         """Yield the outcomes of all rows, in order. The clips of one video are cut in one pass over it."""
         videos = groupby(rows, key=lambda row: (row.source.uri, row.source.version))
         jobs = [CutJob(tuple(same), self._config) for _, same in videos]
-        results = self._pool.map(cut_clips, jobs, deadline_s=self._config.limits.deadline_s, retries=_RETRIES)
+        results = self._map(jobs, _RETRIES)
         for job, result in self._clock.waiting("wait", results):
             yield from self._rescue(job) if isinstance(result, WorkerDied) else self._take(result)
+
+    def _map(self, jobs: list[CutJob], retries: int) -> Iterator[tuple[CutJob, CutResult | WorkerDied]]:
+        deadline_s = self._config.limits.deadline_s
+        return self._pool.map(cut_clips, jobs, gpus=self._gpus, deadline_s=deadline_s, retries=retries)
 
     def _rescue(self, job: CutJob) -> Iterator[Cut]:
         """Cut each clip alone after a crash, so that a fatal frame costs one clip; then retry with PyAV."""
         deadline_s = self._config.limits.deadline_s
         alone = [replace(job, rows=(row,)) for row in job.rows]
-        for single, result in self._pool.map(cut_clips, alone, deadline_s=deadline_s, retries=1):
+        for single, result in self._map(alone, 1):
             if isinstance(result, WorkerDied) and self._config.clip.decoder != "pyav":
                 other = [replace(single, decoders=("pyav",))]
-                ((_, result),) = self._pool.map(cut_clips, other, deadline_s=deadline_s, retries=1)
+                ((_, result),) = self._map(other, 1)
             if isinstance(result, WorkerDied):
                 detail = f"every decoder crashed on it or ran past limits.deadline_s={deadline_s:g}"
                 reason, detail = describe_death(result, "decoder_died", detail)

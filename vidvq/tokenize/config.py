@@ -54,8 +54,8 @@ class QualityPolicy:
 class TokenizeConfig:
     """Settings of `vidvq tokenize`.
 
-    ``video``, ``gop_frames``, ``items_per_shard`` and ``lists`` apply to raw video. For clip shards, `vidvq shard` has
-    made these decisions already.
+    ``video``, ``gop_frames``, ``items_per_shard``, ``lists`` and ``decoder`` apply to raw video. For clip shards,
+    `vidvq shard` has made these decisions already.
 
     Attributes:
         video: sampling and size of the frames of raw video.
@@ -64,6 +64,8 @@ class TokenizeConfig:
         items_per_shard: planned samples per token shard of raw video.
         lists: the columns of input lists.
         limits: caps on a single video.
+        decoder: decoder of raw video: ``pyav``; or ``nvdec``, the decoder of the worker's GPU, for H.264, HEVC and VP9
+            that it supports, and PyAV for the rest. Recorded in the plan.
         where: clips to tokenize, as an expression over their columns; None for all. The others are counted as
             ``filtered(not_selected)``. Raw video has ``lists.where``.
         batch: streams that a worker encodes together, each decoded by its own process; None means 8 on a GPU and 1 on
@@ -90,6 +92,7 @@ class TokenizeConfig:
     items_per_shard: Annotated[int, Field(ge=1)] = 256
     lists: ListPolicy = field(default_factory=ListPolicy)
     limits: Limits = field(default_factory=Limits)
+    decoder: Literal["pyav", "nvdec"] = "pyav"
     where: str | None = None
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
     groups: Annotated[int, Field(ge=1, le=256)] | None = None

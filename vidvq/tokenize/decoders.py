@@ -95,6 +95,9 @@ class Decoders:
         cores: cores that the worker may use; those of the cluster with ``on_cluster``.
         on_cluster: whether the processes run on nodes of the Ray cluster. A stream for which none has started, or all
             have died, is decoded by a child of the worker.
+
+    Attributes:
+        from_nvdec: frames that NVDEC decoded since :meth:`adapt`.
     """
 
     def __init__(self, streams: int, wanted: int | Literal["auto"], cores: int, on_cluster: bool = False) -> None:
@@ -102,6 +105,7 @@ class Decoders:
         each = 1 if wanted == "auto" else ceil(wanted / streams)
         self._feeders: list[list[Any]] = [[self._new_feeder() for _ in range(each)] for _ in range(streams)]
         self._frames, self._busy_s = 0, 0.0
+        self.from_nvdec = 0
         if on_cluster:
             self._fallback = [Feeder() for _ in range(streams)]
             self._patient_until = monotonic() + _START_S
@@ -159,6 +163,7 @@ class Decoders:
                         failed = message.key
                     if message.frames is not None:
                         self._frames += len(message.frames)
+                        self.from_nvdec += len(message.frames) * message.from_nvdec
                     yield message
                 else:
                     break
@@ -173,7 +178,7 @@ class Decoders:
             encode_s: time that the encoder was busy (seconds).
         """
         rates = Rates(self._frames, encode_s, self._busy_s)
-        self._frames, self._busy_s = 0, 0.0
+        self._frames, self._busy_s, self.from_nvdec = 0, 0.0, 0
         if self._wanted != "auto" or not rates.frames:
             return
         each = decoders_per_stream(rates, self._streams, self._cores)

@@ -8,6 +8,7 @@ from vidvq.errors import JobStopped
 from vidvq.formats.commit import Commit
 from vidvq.formats.summary import SCORE_SUFFIX, SCORE_UNIT
 from vidvq.formats.token_shard import TokenizerCard
+from vidvq.jobs.nvdec import NvdecMonitor
 from vidvq.jobs.stage import Monitor, ShardResult
 from vidvq.metrics.codes import CodeCounts
 from vidvq.tokenize.config import QualityPolicy
@@ -29,12 +30,14 @@ class ShardDetails:
         compared: number of tokens that were compared with fp32.
         differing: number of those that differ.
         decoders: number of decoding processes of the worker.
+        from_nvdec: frames that NVDEC decoded; None if the job does not use it.
     """
 
     codes: CodeCounts
     compared: int = 0
     differing: int = 0
     decoders: int = 0
+    from_nvdec: int | None = None
 
 
 class QualityGates(Monitor):
@@ -50,6 +53,7 @@ class QualityGates(Monitor):
         self._total, self._recent_codes = CodeCounts(card), CodeCounts(card)
         self._compared = self._differing = 0
         self._decoders: dict[str, int] = {}
+        self._nvdec = NvdecMonitor()
         self._reference = _Scores()
         self._recent: deque[_Scores] = deque()
 
@@ -87,6 +91,7 @@ class QualityGates(Monitor):
         self._compared += details.compared
         self._differing += details.differing
         self._decoders[result.worker] = details.decoders
+        self._nvdec.count(details.from_nvdec, result)
         if self._policy.min_usage is None:
             return
         self._recent_codes.merge(details.codes)
@@ -107,10 +112,11 @@ class QualityGates(Monitor):
 
         ``codebooks`` is the usage of each codebook by the tokens of this run, ``decoders`` the number of decoding
         processes of all workers at its end. ``fp32_agreement`` counts the tokens that were compared with those of fp32,
-        and those that differ.
+        and those that differ. ``nvdec`` is that of :class:`NvdecMonitor`.
         """
         found: dict[str, Any] = {"codebooks": [asdict(book) for book in self._total.use()]}
         found["decoders"] = sum(self._decoders.values())
+        found |= self._nvdec.metrics()
         if self._compared:
             found["fp32_agreement"] = {"compared": self._compared, "differing": self._differing}
         return found
@@ -123,7 +129,7 @@ class QualityGates(Monitor):
             text.append(
                 f"{share:.2%} of {self._compared} tokens, from the first samples of each worker, differ from fp32"
             )
-        return text
+        return text + self._nvdec.lines()
 
 
 def refuse_poor(shard: str, stats: dict[str, int], policy: QualityPolicy) -> None:

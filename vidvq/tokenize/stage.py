@@ -178,6 +178,8 @@ class TokenizeVideos(_TokenizeStage[PlannedSample], VideoStage[PlannedSample]):
         settings = to_dict(self.config)
         decisive = {name: settings[name] for name in _VIDEO_IDENTITY}
         decisive |= {"lists": self.config.lists.identity(), "limits": self.config.limits.identity()}
+        # The default is left out, so that older plans keep their ids.
+        decisive |= {"decoder": self.config.decoder} if self.config.decoder != "pyav" else {}
         return decisive | {"token_fingerprint": self.card.token_fingerprint} | self._written_as()
 
     def probe(self, source: Source) -> list[PlannedSample]:
@@ -229,6 +231,7 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
     frames = _sample_frames(clips) if clips else config.gop_frames
     groups = tokenizer.latent_shape(frames, 1, 1)[0] if frames and tokenizer.supports_streaming else _STREAM_GROUPS
     execution = resolve_execution(config, device, groups)
+    _check_decoder(config, clips, device)
     found: dict[str, Any] = {"config": config, "execution": execution, "checkpoint": folder, "card": card, "gpus": gpus}
     if clips:
         if config.video != VideoPolicy():
@@ -258,6 +261,19 @@ def _sample_frames(clips: Path) -> int | None:
     """Return the length of a full clip of a directory of clip shards (frames)."""
     clip = read_plan(clips).made_from.get("clip")
     return clip.get("num_frames") if isinstance(clip, dict) else None
+
+
+def _check_decoder(config: TokenizeConfig, clips: Path | None, device: str) -> None:
+    """Refuse ``decoder=nvdec`` where decoding processes see no GPU, or decode no video."""
+    if config.decoder == "pyav":
+        return
+    if clips:
+        raise UsageError(f"decoder={config.decoder} is for raw video; PyAV decodes the short clips in {clips} faster")
+    if device != "cuda" or config.runtime.decode_on != "node":
+        raise UsageError(
+            f"decoder={config.decoder} needs device=cuda and runtime.decode_on=node, "
+            f"not {device} and {config.runtime.decode_on}; or set decoder=pyav"
+        )
 
 
 def _check_gop(gop_frames: int | None, temporal_factor: int) -> None:

@@ -119,7 +119,8 @@ class TokenShardWorker:
                         "command again"
                     ) from error
         self._decoders.release()
-        details = ShardDetails(counted.codes, counted.compared, counted.differing, self._decoders.count)
+        from_nvdec = self._decoders.from_nvdec if self._config.decoder == "nvdec" else None
+        details = ShardDetails(counted.codes, counted.compared, counted.differing, self._decoders.count, from_nvdec)
         result = self._clock.result(commit, dict(copied), details)
         self._decoders.adapt(sum(result.seconds.get(name, 0.0) for name in _ENCODER))
         return result
@@ -162,8 +163,8 @@ class TokenShardWorker:
         """
         return self._clips is None and self._config.gop_frames is None
 
-    def _decode(self, slot: int, left: "deque[Row]", file: Path | None) -> Decoded:
-        return self._decoders.messages(slot, self._frames_of(left, file), self._config.limits.deadline_s)
+    def _decode(self, slot: int, left: "deque[Row]", file: Path | None, died: bool = False) -> Decoded:
+        return self._decoders.messages(slot, self._frames_of(left, file, died), self._config.limits.deadline_s)
 
     def _stream(self, shard: "_Shard", slot: int, left: "deque[Row]", first: Decoded | None) -> SlotStream:
         """Encode the items of one slot in order, while the next ones are decoded.
@@ -174,11 +175,12 @@ class TokenShardWorker:
             left: its items; each is removed when it is done.
             first: their messages, already being decoded; None without items.
         """
-        deaths = Deaths()
+        deaths, died = Deaths(), False
         while left:
             before = len(left)
-            decoded, first = first or self._decode(slot, left, shard.file), None
+            decoded, first = first or self._decode(slot, left, shard.file, died), None
             if death := (yield from self._encode(shard, slot, decoded, left)):
+                died = True
                 if len(left) < before:
                     deaths.reset()
                 if deaths.give_up(death):
@@ -193,7 +195,7 @@ class TokenShardWorker:
             elif left:
                 raise UsageError(f"{shard.file or left[0].origin} lacks {left[0].key}, which was planned")
 
-    def _frames_of(self, rows: "deque[Row]", file: Path | None) -> Job:
+    def _frames_of(self, rows: "deque[Row]", file: Path | None, died: bool) -> Job:
         if self._clips:
             keys, some = frozenset(row.key for row in rows), rows[0]
             assert isinstance(some, ClipRow), "a stage without videos has rows of clips"
@@ -201,7 +203,15 @@ class TokenShardWorker:
         group = self._tokenizer.temporal_factor
         chunk = max(_CHUNK_FRAMES // group, 1) * group
         windows = tuple(row for row in rows if isinstance(row, PlannedSample))
-        return VideoFrames(windows, self._config.video, self._config.limits, chunk, self._config.lists.allow_private)
+        return VideoFrames(
+            windows,
+            self._config.video,
+            self._config.limits,
+            chunk,
+            self._config.lists.allow_private,
+            # Frames are the same, so after a crash the rest of a shard is left to PyAV.
+            decoder="pyav" if died else self._config.decoder,
+        )
 
     def _encode(
         self, shard: "_Shard", slot: int, decoded: Decoded, left: "deque[Row]"

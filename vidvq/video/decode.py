@@ -1,10 +1,11 @@
-"""Decoding of frames of a video with PyAV, or decord where it is reliable, and of clips in memory."""
+"""Decoding of frames of a video with PyAV, or decord or NVDEC where reliable, and of clips in memory."""
 
 import io
 import math
 import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +13,12 @@ from typing import Any, Protocol
 import av
 import av.error
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from vidvq.formats.npy import read_npy
+from vidvq.video import nvdec
 from vidvq.video.colour import unsupported_colour
 from vidvq.video.container import VideoError, sniff
 from vidvq.video.deinterlace import Numbered, deinterlace
@@ -43,7 +46,11 @@ def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[Deco
     PyAV is correct and deterministic. decord 0.6.0 silently returns wrong frames after a seek if groups of pictures are
     open or the demuxer cannot seek to keyframes. It ignores rotation, colour range, matrix and interlacing. On a
     damaged file it fails non-deterministically, so that runs differ in which decoder made a clip.
+
+    ``nvdec`` gives the frames of PyAV, and falls back to it by itself.
     """
+    if preferred == "nvdec":
+        return ("nvdec",) if nvdec.suits(info) else ("pyav",)
     exact = info.codec != "hevc" and not info.open_groups and info.finds_keyframes
     exact = exact and info.packets is None
     return ("decord", "pyav") if preferred == "decord" and exact and info.is_plain else ("pyav",)
@@ -51,6 +58,11 @@ def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[Deco
 
 class FrameReader(Protocol):
     """Reads frames of one open video."""
+
+    @property
+    def decoder(self) -> DecoderName:
+        """The decoder that made the last frames."""
+        ...
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Decode frames.
@@ -78,13 +90,16 @@ def open_reader(path: Path, info: VideoInfo, size: FrameSize, decoder: DecoderNa
 
     Raises:
         VideoError: ``decode_error``, if the decoder cannot open the video, or finds another number of frames.
+        JobStopped: this process cannot use NVDEC.
     """
+    if decoder == "nvdec":
+        return _NvdecReader(path, info, size)
     return _DecordReader(path, info, size) if decoder == "decord" else _PyAVReader(path, info, size)
 
 
 def decoder_version(decoder: DecoderName) -> str:
-    """Name and version of a decoder, as recorded with a clip: ``decord 0.6.0``."""
-    return f"{decoder} {version('av' if decoder == 'pyav' else decoder)}"
+    """Name and version of a library, as recorded with a clip: ``decord 0.6.0``; PyAV decodes with NVDEC too."""
+    return f"decord {version('decord')}" if decoder == "decord" else f"pyav {version('av')}"
 
 
 def decode_clip(media: bytes, label: str, shape: tuple[int, int, int] | None = None) -> np.ndarray:
@@ -150,6 +165,8 @@ class _Scaler:
 
 
 class _DecordReader:
+    decoder: DecoderName = "decord"
+
     def __init__(self, path: Path, info: VideoInfo, size: FrameSize) -> None:
         try:
             import decord  # pyright: ignore[reportMissingTypeStubs]
@@ -185,8 +202,11 @@ class _DecordReader:
 class _PyAVReader:
     """Reads forward without seeking if possible; keeps the frames of the last read for overlapping reads."""
 
-    def __init__(self, path: Path, info: VideoInfo, size: FrameSize) -> None:
+    decoder: DecoderName = "pyav"
+
+    def __init__(self, path: Path, info: VideoInfo, size: FrameSize, accelerator: HWAccel | None = None) -> None:
         self._path, self._info, self._size = path, info, size
+        self._accelerator = accelerator
         self._frames: Iterator[Numbered] = iter(())
         self._next = info.num_frames  # lowest index that may still come
         self._ahead: Numbered | None = None
@@ -235,14 +255,24 @@ class _PyAVReader:
 
     def _shown(self, first: int) -> Iterator[Numbered]:
         try:
-            yield from deinterlace(self._start(first))
+            yield from deinterlace(self._in_memory(self._start(first)))
         except av.error.FFmpegError as error:
             raise VideoError("decode_error", f"its interlaced frames cannot be made whole: {error}") from error
+
+    def _in_memory(self, frames: Iterator[Numbered]) -> Iterator[Numbered]:
+        if self._accelerator is None:
+            yield from frames
+            return
+        download = nvdec.Download(self._info)
+        for index, frame in frames:
+            in_memory, from_nvdec = download(frame)
+            self.decoder = "nvdec" if from_nvdec else "pyav"
+            yield index, in_memory
 
     def _start(self, first: int) -> Iterator[Numbered]:
         """Yield the frames that match the timeline, in order; others are skipped."""
         if self._info.packets is None and self._info.finds_keyframes and first > _REORDER_FRAMES:
-            with open_video(self._path) as container:
+            with open_video(self._path, self._accelerator) as container:
                 stream = video_stream(container)
                 # Seek far enough back that the keyframe is not shown after the wanted frame.
                 container.seek(self._info.pts[first - _REORDER_FRAMES], stream=stream)
@@ -252,7 +282,7 @@ class _PyAVReader:
                     yield begun
                     yield from frames
                     return
-        with open_video(self._path) as container:
+        with open_video(self._path, self._accelerator) as container:
             decoded = decode(container, video_stream(container), in_order=self._info.packets is not None)
             yield from self._by_time(decoded) if self._info.packets is None else self._by_order(decoded)
 
@@ -274,6 +304,32 @@ class _PyAVReader:
             before = index
             if not lost:
                 yield index, one.frame
+
+
+class _NvdecReader:
+    """Reads with NVDEC up to the first error, and with PyAV from there on."""
+
+    def __init__(self, path: Path, info: VideoInfo, size: FrameSize) -> None:
+        self._pyav = partial(_PyAVReader, path, info, size)
+        self._reader = self._pyav(nvdec.accelerator())
+        self._codec = info.codec
+        self._works = True
+
+    @property
+    def decoder(self) -> DecoderName:
+        return self._reader.decoder
+
+    def read(self, indices: Sequence[int]) -> np.ndarray:
+        if not self._works:
+            return self._reader.read(indices)
+        try:
+            frames = self._reader.read(indices)
+        except VideoError:
+            self._reader, self._works = self._pyav(), False
+            return self._reader.read(indices)
+        if self.decoder == "nvdec" and not nvdec.is_compared(self._codec):
+            nvdec.compare(self._codec, frames, self._pyav().read(indices))
+        return frames
 
 
 def _decodes_alone(stream: VideoStream, frame: av.VideoFrame) -> bool:

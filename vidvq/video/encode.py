@@ -10,7 +10,6 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
-from PIL import Image
 
 from vidvq.video.pictures import VideoPacket
 
@@ -137,6 +136,8 @@ def mp4_kind(height: int, width: int, crf: int) -> tuple[str, str, str, dict[str
 
 def encode_png(frame: np.ndarray) -> bytes:
     """Encode a frame ``h w c`` uint8 RGB as PNG."""
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()

@@ -25,7 +25,7 @@ from vidvq.video.packets import LONGEST_PAUSE_S, RECORDED, Packets
 from vidvq.video.stream import decode, demuxer, open_video, video_stream
 from vidvq.video.timeline import median_step, repair_timeline
 
-DecoderName = Literal["decord", "pyav"]
+DecoderName = Literal["decord", "nvdec", "pyav"]
 
 # Pixel aspect ratios from this up, and their inverses, are errors in the file.
 _ODD_ASPECT = 10
@@ -103,6 +103,7 @@ class VideoInfo:
         is_interlaced: whether the first frame is interlaced.
         is_plain: whether the video is 8-bit, upright, progressive, and limited-range BT.601 or untagged.
         packets: index of the packet of each frame if the timeline comes from decoding; None if it comes from packets.
+        pixel_format: libav name of the pixel format, such as ``yuv420p``; empty if unknown.
         retimed: whether ``pts`` differ from the times in the file, which restart, jump or contradict each other.
         held: duration of the last frame if it is far longer than usual (ticks); otherwise 0.
         last: duration of the last frame according to the container (ticks); 0 if it stores none.
@@ -126,6 +127,7 @@ class VideoInfo:
     is_interlaced: bool = False
     is_plain: bool = True
     packets: Sequence[int] | None = None
+    pixel_format: str = ""
     retimed: bool = False
     held: int = 0
     last: int = 0
@@ -210,6 +212,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             pts=(),
             torn=is_torn(path, container, stream),
             open_groups=packets.open_groups,
+            pixel_format=stream.codec_context.pix_fmt or "",
             pixel_aspect=Fraction(aspect) if aspect and _ODD_ASPECT > aspect > 1 / _ODD_ASPECT else Fraction(1),
             max_frames=limits.max_frames,
             max_gap_s=limits.max_gap_s,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import av.error
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
@@ -15,7 +16,6 @@ from av.video.stream import VideoStream
 
 from vidvq.video.container import VideoError, container_format
 from vidvq.video.pictures import VideoPacket
-from vidvq.video.webp import as_matroska
 
 # Streams of pictures that are not the video.
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -42,8 +42,12 @@ class Decoded:
     frame: VideoFrame | None = None
 
 
-def open_video(path: Path) -> InputContainer:
+def open_video(path: Path, accelerator: HWAccel | None = None) -> InputContainer:
     """Open a local video, with the demuxer chosen by magic bytes and no access to other files.
+
+    Args:
+        path: the video.
+        accelerator: device to decode on; FFmpeg decodes itself what the device does not support.
 
     Raises:
         VideoError: the file cannot be opened, or has no video stream.
@@ -51,10 +55,17 @@ def open_video(path: Path) -> InputContainer:
     demuxer = container_format(path)
     try:
         if demuxer == "webp":
+            # Few videos need Pillow.
+            from vidvq.video.webp import as_matroska
+
             container = av.open(as_matroska(path), mode="r", format="matroska")
         else:
             container = av.open(
-                str(path.absolute()), mode="r", format=demuxer, container_options={"protocol_whitelist": "file"}
+                str(path.absolute()),
+                mode="r",
+                format=demuxer,
+                container_options={"protocol_whitelist": "file"},
+                hwaccel=accelerator,
             )
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError("unreadable", f"{demuxer} container cannot be opened: {one_line(error)}") from error
