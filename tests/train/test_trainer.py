@@ -30,7 +30,7 @@ trainer = Trainer(config, context)
 assert torch.equal(torch.get_rng_state(), before)
 assert trainer.progress.step == 0
 trainer.load_state(initial_state(config, None))
-reads, copies = [], []
+reads, copies, launches = [], [], []
 to_host = module.to_host
 module.to_host = lambda tensor: (copies.append(1), to_host(tensor))[1]
 for step in range(3):
@@ -41,8 +41,9 @@ for step in range(3):
     # On the CPU, copying a vector to the host is no operator.
     reads.append([counted.reads + len(copies), counted.constants, counted.where])
     copies.clear()
+    launches.append(counted.kernels)
 shutdown_distributed()
-print(json.dumps(reads))
+print(json.dumps([reads, launches[-1], sum(1 for _ in trainer.tokenizer.parameters())]))
 """
 
 
@@ -56,7 +57,7 @@ def damaged_run(tmp_path):
     return out
 
 
-def test_construction_has_no_side_effects_and_a_step_reads_the_device_once(settings, damaged_run, snapshot):
+def test_construction_has_no_side_effects_and_a_step_launches_and_reads_little(settings, damaged_run, snapshot):
     before = snapshot(damaged_run)
     # Other optimizers keep their number of steps on the host, where reading it is free and looks the same here.
     fused = ["generator.fused=true", "discriminator_optimizer.fused=true"]
@@ -64,9 +65,11 @@ def test_construction_has_no_side_effects_and_a_step_reads_the_device_once(setti
     done = subprocess.run([sys.executable, "-c", BUILD, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert snapshot(damaged_run) == before
-    reads = json.loads(done.stdout.splitlines()[-1])
+    reads, launches, weights = json.loads(done.stdout.splitlines()[-1])
     # The first step reads what was loaded.
     assert [counts[:2] for counts in reads[1:]] == [[1, 0], [1, 0]], reads[1]
+    # A copy for each weight would exceed it, as would DeepSpeed's reduction.
+    assert launches["copy_"] < weights, launches
 
 
 def test_a_gpu_updates_weights_together_unless_one_kernel_is_asked_for():

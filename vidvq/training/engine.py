@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch import _foreach_copy_ as foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 # Must be set before the import: without a GPU, DeepSpeed otherwise probes for accelerators.
@@ -66,6 +67,8 @@ def make_engine(
     if not config.zero_stage:
         # DeepSpeed's own clipping launches two kernels for each weight, and waits for the device twice.
         engine.clip_fp32_gradients = partial(_clip, engine, parameters, optimizer.clip_norm)
+        # DeepSpeed's own reduction copies the gradients to one tensor and, one by one, back; on a single rank as well.
+        engine.allreduce_and_copy = partial(_average, engine, context.size)  # type: ignore[method-assign]
     # DeepSpeed creates a process group with a timeout of 30 minutes.
     group: Any = engine.data_parallel_group
     _set_pg_timeout(timedelta(seconds=config.lost_after_s), group)
@@ -213,6 +216,12 @@ def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig) 
 
 def _clip(engine: Any, parameters: list[nn.Parameter], most: float) -> None:
     engine._global_grad_norm = nn.utils.clip_grad_norm_(parameters, most)
+
+
+def _average(engine: Any, size: int, gradients: list[Tensor], *group: Any) -> None:
+    """Average gradients over all ranks, in place."""
+    if size > 1:
+        foreach_copy_(gradients, engine.unflatten(engine.allreduce_bucket(gradients, *group), gradients))
 
 
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:
