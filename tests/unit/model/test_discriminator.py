@@ -1,0 +1,86 @@
+"""The discriminator: its logits, and the memory layout that a GPU needs for tensor cores."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vidvq.model import Discriminator, DiscriminatorConfig, discriminator
+
+_COPIES = ("clone", "_to_copy", "copy_", "constant_pad_nd")
+# More numbers than a weight has.
+_ACTIVATION = 50000
+
+
+class _Layout(TorchDispatchMode):
+    """Records the inputs and outputs of convolutions with their gradients, and counts copies of activations.
+
+    torch's group norm counts as one, since it transposes channels-last input on a GPU.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolved: list[Tensor] = []
+        self.copies: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        if name in ("convolution", "convolution_backward"):
+            self.convolved += [args[0], out] if name == "convolution" else [args[1], out[0]]
+        elif name == "native_group_norm" or (name in _COPIES and out.numel() >= _ACTIVATION):
+            self.copies[name] += 1
+        return out
+
+
+def as_on_a_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(discriminator, "has_tensor_cores", lambda x: True)
+
+
+def run(config: DiscriminatorConfig) -> list[Tensor]:
+    """Return the logits, the gradient of the video and those of the weights."""
+    torch.manual_seed(0)
+    network = Discriminator(config)
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    video = (torch.rand(2, 3, 9, 32, 32) * 2 - 1).requires_grad_()
+    logits = network(video)
+    logits.square().sum().backward()
+    gradients = [tensor.grad for tensor in (video, *network.parameters())]
+    return [logits.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DiscriminatorConfig(channels=8, layers=2),
+        DiscriminatorConfig(channels=6, layers=1),
+        DiscriminatorConfig("frames", channels=8, layers=1),
+    ],
+    ids=["groups", "one_group", "frames"],
+)
+def test_the_layout_of_a_gpu_changes_neither_logits_nor_gradients(config, monkeypatch):
+    expected = run(config)
+    as_on_a_gpu(monkeypatch)
+    found = run(config)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_convolutions_get_channels_last_in_multiples_of_8_without_copies(monkeypatch):
+    as_on_a_gpu(monkeypatch)
+    network = Discriminator(DiscriminatorConfig(channels=8, layers=2))
+    video = torch.rand(2, 3, 9, 32, 32, requires_grad=True)
+    with _Layout() as seen:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(video)
+        torch.autograd.grad(logits.float().mean(), video)
+    assert len(seen.convolved) == 4 * 4
+    for tensor in seen.convolved:
+        assert tensor.dtype == torch.bfloat16 and tensor.shape[1] % 8 == 0, tensor.shape
+        assert tensor.is_contiguous(memory_format=torch.channels_last_3d), tensor.stride()
+    # The video to bf16 and to padded pixels, and its gradient back.
+    assert seen.copies == {"_to_copy": 2, "constant_pad_nd": 2}
