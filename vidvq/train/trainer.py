@@ -19,6 +19,7 @@ from vidvq.train.config import TrainConfig
 from vidvq.train.initialization import build_networks, frozen_names
 from vidvq.train.objective import Objective
 from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES, phase
+from vidvq.train.training_layers import use_training_layers
 from vidvq.training.distributed import DistributedContext, all_reduce_sum, to_host
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
@@ -67,6 +68,8 @@ class Trainer:
         if config.train_only == "decoder":
             tokenizer.encoder.requires_grad_(False).eval()
             tokenizer.quantizer.requires_grad_(False).eval()
+        if context.device.type == "cuda" and not config.compile:
+            use_training_layers(tokenizer)
         if config.checkpoint_activations:
             checkpoint_activations(tokenizer)
         # Batches are checked before they are learned from, on all ranks together.

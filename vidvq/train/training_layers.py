@@ -1,0 +1,48 @@
+"""Forward passes of layers that train on a GPU, without changes to their modules: fewer copies and casts."""
+
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidvq.model import VideoTokenizer
+from vidvq.model.layers import TAPS, ResBlock, TemporalCache, TemporalConv
+
+
+def use_training_layers(tokenizer: VideoTokenizer) -> None:
+    """Replace the forward passes of norms, temporal convolutions and residual blocks, for complete videos.
+
+    Outputs and gradients are the same up to rounding; cached frames of streams are not updated.
+    """
+    for module in tokenizer.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.forward = partial(_normalize, module)  # type: ignore[method-assign]
+        elif isinstance(module, TemporalConv) and not module.looks_ahead:
+            module.forward = partial(_convolve_over_time, module)  # type: ignore[method-assign]
+        elif isinstance(module, ResBlock):
+            module.forward = partial(_add_residual, module)  # type: ignore[method-assign]
+
+
+def _normalize(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    # Autocast would cast the input to fp32, and the next layer the output back. Statistics are fp32 in any case.
+    with torch.autocast(x.device.type, enabled=False):
+        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+
+def _convolve_over_time(layer: TemporalConv, x: Tensor, cache: TemporalCache) -> Tensor:
+    h, w = x.shape[2:4]
+    # The gradient of a split is one concatenation; that of slices would be a sum of padded copies.
+    first, rest = x.split([1, x.shape[1] - 1], dim=1)
+    line = torch.cat([first.expand(-1, TAPS, -1, -1, -1), rest], dim=1)
+    # Both are channels last, so neither is copied.
+    weight = rearrange(layer.mix.weight, "o (t c) -> o c t 1", t=TAPS)
+    y = F.conv2d(rearrange(line, "b t h w c -> b c t (h w)"), weight, layer.mix.bias)
+    return rearrange(y, "b c t (h w) -> b t h w c", h=h, w=w)
+
+
+def _add_residual(block: ResBlock, x: Tensor, cache: TemporalCache) -> Tensor:
+    # Not in place, as in the block: torch would copy what the backward pass needs.
+    hidden = block.space(F.silu(block.norm_space(x)))
+    return block.time(F.silu(block.norm_time(hidden)), cache) + x
