@@ -5,9 +5,10 @@ import os
 import pytest
 import torch
 
-from vidvq.model import TokenizerConfig, VideoTokenizer
-from vidvq.model.encoder import StackConfig
+from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.step_shape import StepShape
+from vidvq.model.training_layers import use_training_layers
 
 pytestmark = pytest.mark.gpu
 
@@ -169,3 +170,40 @@ def test_captured_steps_have_the_tokens_of_compiled_ones(video, device):
     other = tokenizer.encode(-clip)
     assert not torch.equal(other, codes)
     assert torch.equal(tokenizer.encode(clip), codes)
+
+
+def _gradients(network: torch.nn.Module, video: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Return the output of a network and its gradients, in fp32."""
+    network.zero_grad()
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        out = network(video)
+    out = out if isinstance(out, torch.Tensor) else out.reconstruction
+    out.float().square().mean().backward()
+    return [out.detach().float(), *(weight.grad for weight in network.parameters() if weight.grad is not None)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_layers_on_the_device_are_as_exact_as_plain_ones(dtype, video, device, monkeypatch):
+    torch.manual_seed(0)
+    stack = StackConfig((128, 256), (1, 1))
+    decoder = DecoderConfig(stack.channels, stack.blocks)
+    # Its codebooks warm up: codes would change with the rounding of latents.
+    tokenizer = VideoTokenizer(TokenizerConfig(encoder=stack, decoder=decoder)).train().to(device)
+    for name, weight in tokenizer.named_parameters():
+        if name.endswith("mix.weight"):
+            # A new residual block is the identity.
+            torch.nn.init.normal_(weight, std=0.05)
+    discriminator = Discriminator(DiscriminatorConfig(channels=32, layers=3)).to(device)
+    video, networks = video.to(device), (tokenizer, discriminator)
+    with monkeypatch.context() as patched:
+        patched.setattr("vidvq.model.discriminator.has_tensor_cores", lambda x: False)
+        exact, plain = (
+            [tensor for network in networks for tensor in _gradients(network, video, kind)]
+            for kind in (torch.float32, dtype)
+        )
+    use_training_layers(tokenizer)
+    found = [tensor for network in networks for tensor in _gradients(network, video, dtype)]
+    assert len(found) == len(exact)
+    for one, other, expected in zip(found, plain, exact, strict=True):
+        error, usual = (float((tensor - expected).norm() / (expected.norm() + 1e-12)) for tensor in (one, other))
+        assert error <= 1.5 * usual + 1e-3, (expected.shape, error, usual)

@@ -16,7 +16,11 @@ triton = pytest.importorskip("triton", reason="Triton comes with torch for CUDA;
 
 from triton.runtime import interpreter  # noqa: E402
 
-from vidvq.model import TokenizerConfig, VideoTokenizer  # noqa: E402
+from vidvq.model import (  # noqa: E402
+    TokenizerConfig,
+    VideoTokenizer,
+    norm_triton,
+)
 from vidvq.model.encoder import DecoderConfig, StackConfig, run_network  # noqa: E402
 from vidvq.model.kernels.pointwise import pointwise  # noqa: E402
 from vidvq.model.kernels.spatial import spatial  # noqa: E402
@@ -192,3 +196,22 @@ def test_tokens_do_not_depend_on_step_shapes_and_tiles(monkeypatch):
     assert len(found[0].unique()) > 8
     assert torch.equal(found[1], found[0])
     assert torch.equal(found[2], found[0])
+
+
+@every_dtype
+@pytest.mark.parametrize(("rows", "channels"), [(1, 16), (70, 24), (300, 256)])
+def test_norm_and_activation_with_gradients(dtype, rows, channels, monkeypatch):
+    # Some programs of the backward pass compute several tiles.
+    monkeypatch.setattr(norm_triton, "_PROGRAMS", 3)
+    torch.manual_seed(0)
+    x, slope = torch.randn(2, rows, channels).to(dtype) + 3, torch.randn(2, rows, channels).to(dtype)
+    norm = make_norm(channels, torch.float32)
+    given = [x.float().requires_grad_(), norm.weight, norm.bias]
+    expected = activate(given[0], norm)
+    gradients = torch.autograd.grad(expected, given, slope.float())
+    given = [x.requires_grad_(), norm.weight, norm.bias]
+    found = norm_triton.NormSilu.apply(*given, norm.eps)
+    assert_near(found, expected)
+    for one, other in zip(torch.autograd.grad(found, given, slope), gradients, strict=True):
+        assert one.dtype == (dtype if one.ndim > 1 else torch.float32)
+        torch.testing.assert_close(one.float(), other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * rows**0.5)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.metrics.perceptual import PerceptualDistance
+from vidvq.model.training_layers import use_training_layers
 from vidvq.train.activation_checkpointing import checkpoint_activations
 from vidvq.train.codebook_usage import UsageCounter
 from vidvq.train.config import TrainConfig
 from vidvq.train.initialization import build_networks, frozen_names
 from vidvq.train.objective import Objective
 from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES, phase
-from vidvq.train.training_layers import use_training_layers
 from vidvq.training.distributed import DistributedContext, all_reduce_sum, to_host
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (

@@ -1,14 +1,17 @@
 """Forward passes of layers that train on a GPU, without changes to their modules: fewer copies and casts."""
 
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidvq.model import VideoTokenizer
 from vidvq.model.layers import TAPS, ResBlock, TemporalCache, TemporalConv
+from vidvq.model.tokenizer import VideoTokenizer
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 def use_training_layers(tokenizer: VideoTokenizer) -> None:
@@ -21,14 +24,25 @@ def use_training_layers(tokenizer: VideoTokenizer) -> None:
             module.forward = partial(_normalize, module)  # type: ignore[method-assign]
         elif isinstance(module, TemporalConv) and not module.looks_ahead:
             module.forward = partial(_convolve_over_time, module)  # type: ignore[method-assign]
-        elif isinstance(module, ResBlock):
-            module.forward = partial(_add_residual, module)  # type: ignore[method-assign]
+    for block in [module for module in tokenizer.modules() if isinstance(module, ResBlock)]:
+        block.forward = partial(_add_residual, block)  # type: ignore[method-assign]
+        for norm in (block.norm_space, block.norm_time):
+            norm.forward = partial(_normalize_and_activate, norm)  # type: ignore[method-assign]
 
 
 def _normalize(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     # Autocast would cast the input to fp32, and the next layer the output back. Statistics are fp32 in any case.
     with torch.autocast(x.device.type, enabled=False):
         return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+
+
+def _normalize_and_activate(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    if _HAS_TRITON and x.is_cuda:
+        from vidvq.model.norm_triton import NormSilu
+
+        return NormSilu.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[return-value]
+    # Not in place, as in the block: torch would copy what the backward pass needs.
+    return F.silu(_normalize(norm, x))
 
 
 def _convolve_over_time(layer: TemporalConv, x: Tensor, cache: TemporalCache) -> Tensor:
@@ -43,6 +57,5 @@ def _convolve_over_time(layer: TemporalConv, x: Tensor, cache: TemporalCache) ->
 
 
 def _add_residual(block: ResBlock, x: Tensor, cache: TemporalCache) -> Tensor:
-    # Not in place, as in the block: torch would copy what the backward pass needs.
-    hidden = block.space(F.silu(block.norm_space(x)))
-    return block.time(F.silu(block.norm_time(hidden)), cache) + x
+    hidden = block.space(block.norm_space(x))
+    return block.time(block.norm_time(hidden), cache) + x

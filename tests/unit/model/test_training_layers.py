@@ -13,8 +13,8 @@ from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.layers import ResBlock, TemporalCache
 from vidvq.model.quantize import FSQConfig, QuantizerConfig
+from vidvq.model.training_layers import use_training_layers
 from vidvq.train.activation_checkpointing import checkpoint_activations
-from vidvq.train.training_layers import use_training_layers
 
 STACK = StackConfig((8, 16), (1, 1))
 

@@ -1,0 +1,110 @@
+"""Layer norm and SiLU as one Triton kernel, with gradients. Imported only where it is used, on CUDA devices.
+
+A row is too short for torch's kernel, which spends a block of threads on it. The backward pass needs the input alone.
+"""
+
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-not-found]
+import triton.language as tl  # type: ignore[import-not-found]
+from torch import Tensor
+
+# Values of a tile, which stay in registers, and programs among which the backward pass divides the tiles.
+_TILE, _PROGRAMS = 2048, 1024
+
+
+@triton.jit
+def _normalize(x, row, column, num_rows, eps, channels: tl.constexpr):
+    inside = (row < num_rows)[:, None] & (column < channels)[None, :]
+    values = tl.load(x + row.to(tl.int64)[:, None] * channels + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    centred = tl.where(inside, values - (tl.sum(values, axis=1) / channels)[:, None], 0.0)
+    inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) / channels + eps)
+    return centred * inverse[:, None], inverse, inside
+
+
+@triton.jit
+def _forward_kernel(
+    x, gain, shift, eps, out, num_rows, channels: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr
+):
+    row, column = tl.program_id(0) * rows + tl.arange(0, rows), tl.arange(0, columns)
+    normed, _, inside = _normalize(x, row, column, num_rows, eps, channels)
+    known = column < channels
+    scaled = normed * tl.load(gain + column, mask=known, other=0.0)[None, :]
+    scaled += tl.load(shift + column, mask=known, other=0.0)[None, :]
+    at = row.to(tl.int64)[:, None] * channels + column[None, :]
+    tl.store(out + at, (scaled * tl.sigmoid(scaled)).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward_kernel(
+    gradient,
+    x,
+    gain,
+    shift,
+    eps,
+    out,
+    sums,
+    num_rows,
+    channels: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
+):
+    column = tl.arange(0, columns)
+    known = column < channels
+    factor = tl.load(gain + column, mask=known, other=0.0)[None, :]
+    offset = tl.load(shift + column, mask=known, other=0.0)[None, :]
+    to_gain, to_shift = tl.zeros((rows, columns), tl.float32), tl.zeros((rows, columns), tl.float32)
+    for start in range(tl.program_id(0) * rows, num_rows, tl.num_programs(0) * rows):
+        row = start + tl.arange(0, rows)
+        normed, inverse, inside = _normalize(x, row, column, num_rows, eps, channels)
+        scaled = normed * factor + offset
+        gate = tl.sigmoid(scaled)
+        at = row.to(tl.int64)[:, None] * channels + column[None, :]
+        slope = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32) * gate * (1 + scaled * (1 - gate))
+        to_gain += slope * normed
+        to_shift += slope
+        slope *= factor
+        mean, along = tl.sum(slope, axis=1) / channels, tl.sum(slope * normed, axis=1) / channels
+        result = (slope - mean[:, None] - normed * along[:, None]) * inverse[:, None]
+        tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+    target = sums + tl.program_id(0) * 2 * channels + column
+    tl.store(target, tl.sum(to_gain, axis=0), mask=known)
+    tl.store(target + channels, tl.sum(to_shift, axis=0), mask=known)
+
+
+class NormSilu(torch.autograd.Function):
+    """Maps ``... c`` to the SiLU of its layer norm; statistics are fp32. It has no second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+        """Normalize and activate ``x``; ``gain`` and ``shift`` are ``c`` fp32."""
+        x = x.contiguous()
+        ctx.save_for_backward(x, gain, shift)
+        ctx.eps, out = eps, torch.empty_like(x)
+        num_rows, tile = _tile(x)
+        # Triton launches on the current device, whichever the tensors are on.
+        with torch.cuda.device_of(x):
+            grid = (triton.cdiv(num_rows, tile["rows"]),)
+            _forward_kernel[grid](x, gain, shift, eps, out, num_rows, **tile)  # type: ignore[index]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        """Return the gradients of the input, gain and shift."""
+        x, gain, shift = ctx.saved_tensors
+        out, (num_rows, tile) = torch.empty_like(x), _tile(x)
+        grid = (min(triton.cdiv(num_rows, tile["rows"]), _PROGRAMS),)
+        sums = torch.empty(*grid, 2, x.shape[-1], device=x.device)
+        given = gradient.contiguous(), x, gain, shift
+        with torch.cuda.device_of(x):
+            _backward_kernel[grid](*given, ctx.eps, out, sums, num_rows, **tile)  # type: ignore[index]
+        to_gain, to_shift = sums.sum(dim=0)
+        return out, to_gain, to_shift, None
+
+
+def _tile(x: Tensor) -> tuple[int, dict[str, int]]:
+    """Return the rows of ``... c``, and the constants of a kernel."""
+    channels = x.shape[-1]
+    columns = triton.next_power_of_2(channels)
+    return x.numel() // channels, {"channels": channels, "rows": max(_TILE // columns, 1), "columns": columns}
