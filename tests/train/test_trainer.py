@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 
+from vidvq.model.launches import LaunchCounter
+from vidvq.model.layers import SpatialConv
 from vidvq.training.config import OptimizerConfig
-from vidvq.training.engine import _make_optimizer
+from vidvq.training.engine import _make_optimizer, store_channels_last
 
 BUILD = """
 import json, sys
@@ -78,3 +80,22 @@ def test_a_gpu_updates_weights_together_unless_one_kernel_is_asked_for():
         made = _make_optimizer([torch.nn.Parameter(torch.zeros(2))], OptimizerConfig(fused=fused))
         # None leaves the choice to torch, which takes multi-tensor kernels on a GPU.
         assert made.defaults["fused"] is expected and made.defaults["foreach"] is None
+
+
+def test_gradients_of_convolutions_are_not_copied_to_the_layout_of_their_weights():
+    """A GPU convolves channels last, and returns gradients so, as the CPU does."""
+    conv, counts = SpatialConv(8, 8), {}
+    for stored in ("contiguous", "channels_last"):
+        if stored == "contiguous":
+            conv.to(memory_format=torch.contiguous_format)
+        else:
+            before = conv.weight.clone()
+            store_channels_last(list(conv.parameters()))
+            assert torch.equal(conv.weight, before)
+        conv.zero_grad()
+        loss = conv(torch.rand(1, 2, 8, 8, 8)).sum()
+        with LaunchCounter() as counted:
+            loss.backward()
+        counts[stored] = counted.kernels["copy_"]
+        assert conv.weight.grad.stride() == conv.weight.stride()
+    assert counts == {"contiguous": 1, "channels_last": 0}

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from vidvq.train.config import GuardConfig, OptimizerConfig
+from vidvq.data import DataConfig
+from vidvq.train.config import GuardConfig, LossConfig, OptimizerConfig, TrainConfig
 from vidvq.train.losses import (
     LeCam,
     adaptive_weight,
@@ -17,6 +18,7 @@ from vidvq.train.losses import (
     perturb,
     wavelet_l1,
 )
+from vidvq.train.objective import Objective
 from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
 from vidvq.training.random_state import sample_generators
 from vidvq.training.schedule import Ramp, learning_rate, weight_at
@@ -56,6 +58,15 @@ def test_lecam_pulls_towards_the_other_side():
     assert (lecam.real, lecam.fake) == (1.0, -1.0)
     penalty = lecam(torch.tensor([2.0]), torch.tensor([-2.0]))
     assert float(penalty) == pytest.approx((2 + 1) ** 2 + (1 + 2) ** 2)
+
+
+def test_the_squared_error_has_a_gradient_only_if_it_is_a_loss():
+    video, whole = torch.rand(2, 1, 3, 2, 4, 4, requires_grad=True).unbind()
+    for weight in (0.0, 0.5):
+        config = TrainConfig(DataConfig(("unused",)), loss=LossConfig(l2=weight))
+        squared = Objective(config, (4, 8, 8), None)._distances(video.detach(), whole)["l2"]
+        assert squared.requires_grad == (weight > 0)
+        torch.testing.assert_close(squared, (whole - video).square().mean())
 
 
 def test_the_wavelet_loss_ignores_means():

@@ -148,7 +148,9 @@ class Objective:
         return torch.stack(weighted).sum()
 
     def _distances(self, video: Tensor, whole: Tensor) -> dict[str, Tensor]:
-        terms = {"l1": F.l1_loss(whole, video), "l2": F.mse_loss(whole, video)}
+        # The squared error is always measured, for the PSNR; as no loss it needs no backward pass.
+        squared = whole if is_used(self.loss.l2) else whole.detach()
+        terms = {"l1": F.l1_loss(whole, video), "l2": F.mse_loss(squared, video)}
         if is_used(self.loss.wavelet):
             terms["wavelet"] = wavelet_l1(whole, video)
         if self._perceptual is not None:

@@ -65,6 +65,8 @@ def make_engine(
     )
     assert isinstance(engine, DeepSpeedEngine)
     if not config.zero_stage:
+        if context.device.type == "cuda":
+            store_channels_last(parameters)
         # DeepSpeed's own clipping launches two kernels for each weight, and waits for the device twice.
         engine.clip_fp32_gradients = partial(_clip, engine, parameters, optimizer.clip_norm)
         # DeepSpeed's own reduction copies the gradients to one tensor and, one by one, back; on a single rank as well.
@@ -73,6 +75,13 @@ def make_engine(
     group: Any = engine.data_parallel_group
     _set_pg_timeout(timedelta(seconds=config.lost_after_s), group)
     return engine
+
+
+def store_channels_last(weights: list[nn.Parameter]) -> None:
+    """Store the weights of convolutions as those on a GPU use them, which would otherwise copy them in each pass."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in weights:
+        weight.data = weight.data.contiguous(memory_format=formats.get(weight.ndim, torch.contiguous_format))
 
 
 def set_lr(engine: Any, lr: float) -> None:
