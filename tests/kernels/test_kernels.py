@@ -199,19 +199,22 @@ def test_tokens_do_not_depend_on_step_shapes_and_tiles(monkeypatch):
 
 
 @every_dtype
-@pytest.mark.parametrize(("rows", "channels"), [(1, 16), (70, 24), (300, 256)])
-def test_norm_and_activation_with_gradients(dtype, rows, channels, monkeypatch):
+@pytest.mark.parametrize(
+    ("rows", "channels", "has_bias"), [(1, 16, True), (70, 24, False), (70, 24, True), (300, 256, True)]
+)
+def test_norm_and_activation_with_gradients(dtype, rows, channels, has_bias, monkeypatch):
     # Some programs of the backward pass compute several tiles.
     monkeypatch.setattr(norm_triton, "_PROGRAMS", 3)
     torch.manual_seed(0)
     x, slope = torch.randn(2, rows, channels).to(dtype) + 3, torch.randn(2, rows, channels).to(dtype)
-    norm = make_norm(channels, torch.float32)
-    given = [x.float().requires_grad_(), norm.weight, norm.bias]
-    expected = activate(given[0], norm)
-    gradients = torch.autograd.grad(expected, given, slope.float())
-    given = [x.requires_grad_(), norm.weight, norm.bias]
-    found = norm_triton.NormSilu.apply(*given, norm.eps)
+    norm, bias = make_norm(channels, torch.float32), torch.randn(channels, requires_grad=True)
+    weights = [*norm.parameters(), *([bias] if has_bias else [])]
+    given = x.float().requires_grad_()
+    expected = activate(given + bias if has_bias else given, norm)
+    gradients = torch.autograd.grad(expected, [given, *weights], slope.float())
+    x.requires_grad_()
+    found = norm_triton.NormSilu.apply(x, bias if has_bias else None, norm.weight, norm.bias, norm.eps)
     assert_near(found, expected)
-    for one, other in zip(torch.autograd.grad(found, given, slope), gradients, strict=True):
+    for one, other in zip(torch.autograd.grad(found, [x, *weights], slope), gradients, strict=True):
         assert one.dtype == (dtype if one.ndim > 1 else torch.float32)
         torch.testing.assert_close(one.float(), other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * rows**0.5)

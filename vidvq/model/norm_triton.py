@@ -15,9 +15,11 @@ _TILE, _PROGRAMS = 2048, 1024
 
 
 @triton.jit
-def _normalize(x, row, column, num_rows, eps, channels: tl.constexpr):
+def _normalize(x, bias, row, column, num_rows, eps, channels: tl.constexpr):
     inside = (row < num_rows)[:, None] & (column < channels)[None, :]
     values = tl.load(x + row.to(tl.int64)[:, None] * channels + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    if bias is not None:
+        values += tl.load(bias + column, mask=column < channels, other=0.0)[None, :]
     centred = tl.where(inside, values - (tl.sum(values, axis=1) / channels)[:, None], 0.0)
     inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) / channels + eps)
     return centred * inverse[:, None], inverse, inside
@@ -25,10 +27,10 @@ def _normalize(x, row, column, num_rows, eps, channels: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    x, gain, shift, eps, out, num_rows, channels: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr
+    x, bias, gain, shift, eps, out, num_rows, channels: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr
 ):
     row, column = tl.program_id(0) * rows + tl.arange(0, rows), tl.arange(0, columns)
-    normed, _, inside = _normalize(x, row, column, num_rows, eps, channels)
+    normed, _, inside = _normalize(x, bias, row, column, num_rows, eps, channels)
     known = column < channels
     scaled = normed * tl.load(gain + column, mask=known, other=0.0)[None, :]
     scaled += tl.load(shift + column, mask=known, other=0.0)[None, :]
@@ -40,6 +42,7 @@ def _forward_kernel(
 def _backward_kernel(
     gradient,
     x,
+    bias,
     gain,
     shift,
     eps,
@@ -55,9 +58,10 @@ def _backward_kernel(
     factor = tl.load(gain + column, mask=known, other=0.0)[None, :]
     offset = tl.load(shift + column, mask=known, other=0.0)[None, :]
     to_gain, to_shift = tl.zeros((rows, columns), tl.float32), tl.zeros((rows, columns), tl.float32)
+    to_bias = tl.zeros((rows, columns), tl.float32)
     for start in range(tl.program_id(0) * rows, num_rows, tl.num_programs(0) * rows):
         row = start + tl.arange(0, rows)
-        normed, inverse, inside = _normalize(x, row, column, num_rows, eps, channels)
+        normed, inverse, inside = _normalize(x, bias, row, column, num_rows, eps, channels)
         scaled = normed * factor + offset
         gate = tl.sigmoid(scaled)
         at = row.to(tl.int64)[:, None] * channels + column[None, :]
@@ -67,40 +71,43 @@ def _backward_kernel(
         slope *= factor
         mean, along = tl.sum(slope, axis=1) / channels, tl.sum(slope * normed, axis=1) / channels
         result = (slope - mean[:, None] - normed * along[:, None]) * inverse[:, None]
+        # Rows and columns beyond the input have no gradient.
+        to_bias += tl.where(inside, result, 0.0)
         tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
-    target = sums + tl.program_id(0) * 2 * channels + column
+    target = sums + tl.program_id(0) * 3 * channels + column
     tl.store(target, tl.sum(to_gain, axis=0), mask=known)
     tl.store(target + channels, tl.sum(to_shift, axis=0), mask=known)
+    tl.store(target + 2 * channels, tl.sum(to_bias, axis=0), mask=known)
 
 
 class NormSilu(torch.autograd.Function):
     """Maps ``... c`` to the SiLU of its layer norm; statistics are fp32. It has no second derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
-        """Normalize and activate ``x``; ``gain`` and ``shift`` are ``c`` fp32."""
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+        """Normalize and activate ``x + bias``; all but ``x`` are ``c`` fp32, and None adds nothing."""
         x = x.contiguous()
-        ctx.save_for_backward(x, gain, shift)
+        ctx.save_for_backward(x, bias, gain, shift)
         ctx.eps, out = eps, torch.empty_like(x)
         num_rows, tile = _tile(x)
         # Triton launches on the current device, whichever the tensors are on.
         with torch.cuda.device_of(x):
             grid = (triton.cdiv(num_rows, tile["rows"]),)
-            _forward_kernel[grid](x, gain, shift, eps, out, num_rows, **tile)  # type: ignore[index]
+            _forward_kernel[grid](x, bias, gain, shift, eps, out, num_rows, **tile)  # type: ignore[index]
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
-        """Return the gradients of the input, gain and shift."""
-        x, gain, shift = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None]:  # type: ignore[override]
+        """Return the gradients of the input, bias, gain and shift."""
+        x, bias, gain, shift = ctx.saved_tensors
         out, (num_rows, tile) = torch.empty_like(x), _tile(x)
         grid = (min(triton.cdiv(num_rows, tile["rows"]), _PROGRAMS),)
-        sums = torch.empty(*grid, 2, x.shape[-1], device=x.device)
-        given = gradient.contiguous(), x, gain, shift
+        sums = torch.empty(*grid, 3, x.shape[-1], device=x.device)
+        given = gradient.contiguous(), x, bias, gain, shift
         with torch.cuda.device_of(x):
             _backward_kernel[grid](*given, ctx.eps, out, sums, num_rows, **tile)  # type: ignore[index]
-        to_gain, to_shift = sums.sum(dim=0)
-        return out, to_gain, to_shift, None
+        to_gain, to_shift, to_bias = sums.sum(dim=0)
+        return out, None if bias is None else to_bias, to_gain, to_shift, None
 
 
 def _tile(x: Tensor) -> tuple[int, dict[str, int]]:

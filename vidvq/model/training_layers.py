@@ -36,11 +36,12 @@ def _normalize(norm: nn.LayerNorm, x: Tensor) -> Tensor:
         return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
 
 
-def _normalize_and_activate(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def _normalize_and_activate(norm: nn.LayerNorm, x: Tensor, bias: Tensor | None = None) -> Tensor:
     if _HAS_TRITON and x.is_cuda:
         from vidvq.model.norm_triton import NormSilu
 
-        return NormSilu.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[return-value]
+        return NormSilu.apply(x, bias, norm.weight, norm.bias, norm.eps)  # type: ignore[return-value]
+    x = x if bias is None else x + bias.to(x.dtype)
     # Not in place, as in the block: torch would copy what the backward pass needs.
     return F.silu(_normalize(norm, x))
 
@@ -57,5 +58,8 @@ def _convolve_over_time(layer: TemporalConv, x: Tensor, cache: TemporalCache) ->
 
 
 def _add_residual(block: ResBlock, x: Tensor, cache: TemporalCache) -> Tensor:
-    hidden = block.space(block.norm_space(x))
-    return block.time(block.norm_time(hidden), cache) + x
+    # The norm adds the bias, for which cuDNN would need another pass.
+    hidden, space = rearrange(block.norm_space(x), "b t h w c -> (b t) c h w"), block.space
+    hidden = F.conv2d(hidden, space.weight, padding=space.padding)
+    hidden = block.norm_time(rearrange(hidden, "(b t) c h w -> b t h w c", t=x.shape[1]), space.bias)
+    return block.time(hidden, cache) + x
