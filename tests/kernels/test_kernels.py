@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ triton = pytest.importorskip("triton", reason="Triton comes with torch for CUDA;
 from triton.runtime import interpreter  # noqa: E402
 
 from vidvq.model import (  # noqa: E402
+    Discriminator,
+    DiscriminatorConfig,
     TokenizerConfig,
     VideoTokenizer,
+    group_norm_triton,
     norm_triton,
 )
 from vidvq.model.encoder import DecoderConfig, StackConfig, run_network  # noqa: E402
@@ -218,3 +222,42 @@ def test_norm_and_activation_with_gradients(dtype, rows, channels, has_bias, mon
     for one, other in zip(torch.autograd.grad(found, [x, *weights], slope), gradients, strict=True):
         assert one.dtype == (dtype if one.ndim > 1 else torch.float32)
         torch.testing.assert_close(one.float(), other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * rows**0.5)
+
+
+@every_dtype
+@pytest.mark.parametrize(("channels", "groups", "size"), [(16, 8, (1, 2, 3)), (12, 1, (3, 5, 4)), (64, 8, (2, 16, 16))])
+def test_group_norm_and_leaky_relu_with_gradients(dtype, channels, groups, size, monkeypatch):
+    monkeypatch.setattr(group_norm_triton, "_PROGRAMS", 6)
+    torch.manual_seed(0)
+    x, slope = (torch.randn(2, channels, *size).to(dtype) for _ in range(2))
+    weight, bias = torch.randn(2, channels, requires_grad=True).unbind()
+    given = x.float().requires_grad_()
+    expected = F.leaky_relu(F.group_norm(given, groups, weight, bias, 1e-5), 0.2)
+    gradients = torch.autograd.grad(expected, [given, weight, bias], slope.float())
+    # As convolutions return it.
+    x = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    found = group_norm_triton.GroupNormLeakyRelu.apply(x, weight, bias, groups, 1e-5, 0.2)
+    assert_near(found, expected)
+    tensors = torch.autograd.grad(found, [x, weight, bias], slope)
+    assert found.stride() == tensors[0].stride() == x.stride()
+    for one, other in zip(tensors, gradients, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * prod(size) ** 0.5)
+
+
+def test_the_discriminator_of_a_gpu(monkeypatch):
+    torch.manual_seed(0)
+    network, video = Discriminator(DiscriminatorConfig(channels=8, layers=1)), torch.rand(1, 3, 5, 16, 16)
+    expected = network(video)
+    monkeypatch.setattr("vidvq.model.discriminator.has_tensor_cores", lambda x: True)
+    found = network(video)
+    assert "GroupNormLeakyRelu" in str(_history(found))
+    assert_near(found, expected)
+
+
+def _history(tensor: Tensor) -> list[Any]:
+    """Return the nodes of the graph of a tensor."""
+    nodes, known = [tensor.grad_fn], set()
+    for node in nodes:
+        known.add(node)
+        nodes += [other for other, _ in node.next_functions if other is not None and other not in known]
+    return nodes

@@ -5,7 +5,8 @@ activations are channels last, and the pixels and the logits are padded to 8 cha
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from importlib.util import find_spec
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -14,7 +15,9 @@ from torch.nn import functional as F
 
 from vidvq.errors import UsageError
 
+_HAS_TRITON = find_spec("triton") is not None
 _ALIGNMENT = 8
+_SLOPE = 0.2
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,13 @@ class Discriminator(nn.Module):
         width, taps = config.channels, 1 if self.by_frame else 3
         padding = (taps // 2, 1, 1)
         first = _Conv(3, width, (taps, 4, 4), stride=(1, 2, 2), padding=padding)
-        layers: list[nn.Module] = [first, nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [first, nn.LeakyReLU(_SLOPE)]
         for _ in range(config.layers):
             layers += [
                 _Conv(width, width * 2, (taps, 4, 4), stride=2, padding=padding),
-                _GroupNorm(8 if width % 4 == 0 else 1, width * 2),
-                nn.LeakyReLU(0.2),
+                _NormAndActivation(8 if width % 4 == 0 else 1, width * 2),
+                # Checkpoints count the activation as a layer.
+                nn.Identity(),
             ]
             width *= 2
         layers.append(_Conv(width, 1, (taps, 3, 3), padding=padding))
@@ -100,54 +104,11 @@ class _Conv(nn.Conv3d):
         return self._conv_forward(x, weight, bias)[:, : self.out_channels]
 
 
-class _GroupNorm(nn.GroupNorm):
+class _NormAndActivation(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        # torch's kernel for GPUs would transpose channels-last input; a compiler generates one that does not.
-        if not has_tensor_cores(x) or torch.compiler.is_compiling():
-            return super().forward(x)
-        return GroupNormChannelsLast.apply(x, self.weight, self.bias, self.num_groups, self.eps)
+        # A compiler generates such kernels itself.
+        if _HAS_TRITON and has_tensor_cores(x) and not torch.compiler.is_compiling():
+            from vidvq.model.group_norm_triton import GroupNormLeakyRelu
 
-
-class GroupNormChannelsLast(torch.autograd.Function):
-    """Group norm (Wu and He 2018) that keeps the memory format of its input ``b c ...``.
-
-    Statistics and sums are fp32; the output and its gradient have the type of the input. It has no second derivative.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        """Normalize ``x``; ``weight`` and ``bias`` are ``c``."""
-        with torch.autocast(x.device.type, enabled=False):
-            # Statistics are b g 1, values of channels b g c/g. Sums of bf16 are fp32 without a copy of the input.
-            axes, of_group, positions = tuple(range(2, x.ndim)), (groups, -1), x[0, 0].numel()
-            mean = x.mean(axes, dtype=torch.float).unflatten(1, of_group).mean(2, keepdim=True)
-            norms = torch.linalg.vector_norm(x, dim=axes, dtype=torch.float).unflatten(1, of_group)
-            square = norms.square().mean(2, keepdim=True) / positions
-            inverse = torch.addcmul(square, mean, mean, value=-1).clamp(min=0).add(eps).rsqrt()
-            scale = inverse * weight.unflatten(0, of_group)
-            ctx.save_for_backward(x, mean, inverse, scale)
-            return _affine(x, scale, torch.addcmul(bias.unflatten(0, of_group), mean, scale, value=-1))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
-        """Return the gradients of the input, weight and bias."""
-        x, mean, inverse, scale = ctx.saved_tensors
-        axes, of_group, positions = tuple(range(2, x.ndim)), scale.shape[1:], x[0, 0].numel()
-        total = gradient.sum(axes, dtype=torch.float).unflatten(1, of_group)
-        product = (gradient * x).sum(axes, dtype=torch.float).unflatten(1, of_group)
-        # Of the gradient and normalized values.
-        product = torch.addcmul(product, mean, total, value=-1) * inverse
-        slope = (product * scale).mean(2, keepdim=True) * inverse / -positions
-        shift = (total * scale).mean(2, keepdim=True) / -positions - slope * mean
-        result = _affine(x, slope.expand_as(scale), shift.expand_as(scale))
-        torch.addcmul(result, gradient, _per_channel(scale, x), out=result)
-        return result, product.sum(0).flatten(), total.sum(0).flatten(), None, None
-
-
-def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Compute ``scale x + shift`` in fp32, rounded to the type of ``x``; scale and shift are ``b g c/g``."""
-    return torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x), out=torch.empty_like(x))
-
-
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.reshape(*x.shape[:2], *(1,) * (x.ndim - 2))
+            return GroupNormLeakyRelu.apply(x, self.weight, self.bias, self.num_groups, self.eps, _SLOPE)  # type: ignore[return-value]
+        return F.leaky_relu(super().forward(x), _SLOPE)

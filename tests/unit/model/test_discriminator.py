@@ -16,10 +16,7 @@ _ACTIVATION = 50000
 
 
 class _Layout(TorchDispatchMode):
-    """Records the inputs and outputs of convolutions with their gradients, and counts copies of activations.
-
-    torch's group norm counts as one, since it transposes channels-last input on a GPU.
-    """
+    """Records the inputs and outputs of convolutions with their gradients, and counts copies of activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +27,7 @@ class _Layout(TorchDispatchMode):
         out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
         if name in ("convolution", "convolution_backward"):
             self.convolved += [args[0], out] if name == "convolution" else [args[1], out[0]]
-        elif name == "native_group_norm" or (name in _COPIES and out.numel() >= _ACTIVATION):
+        elif name in _COPIES and out.numel() >= _ACTIVATION:
             self.copies[name] += 1
         return out
 
