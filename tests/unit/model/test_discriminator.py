@@ -81,3 +81,11 @@ def test_convolutions_get_channels_last_in_multiples_of_8_without_copies(monkeyp
         assert tensor.is_contiguous(memory_format=torch.channels_last_3d), tensor.stride()
     # The video to bf16 and to padded pixels, and its gradient back.
     assert seen.copies == {"_to_copy": 2, "constant_pad_nd": 2}
+
+
+def test_the_layout_of_a_gpu_compiles_as_one_graph(monkeypatch):
+    as_on_a_gpu(monkeypatch)
+    network, video = Discriminator(DiscriminatorConfig(channels=8, layers=1)), torch.rand(1, 3, 5, 16, 16)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(compiled(video), network(video))
