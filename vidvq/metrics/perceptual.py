@@ -70,8 +70,8 @@ class PerceptualDistance(nn.Module):
     def per_frame(self, frames: Tensor, others: Tensor) -> Tensor:
         """Compute the distance of each pair of frames ``n c h w`` in [-1, 1], ``n``."""
         total = frames.new_zeros(len(frames), dtype=torch.float32)
-        for features, weight in zip(self._features(frames, others), self.weights, strict=True):
-            total = total + _distance(features, weight)
+        for one, other, weight in zip(self._features(frames), self._features(others), self.weights, strict=True):
+            total = total + _distance(one, other, weight)
         return total
 
     def with_gram(self, frames: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,38 +86,45 @@ class PerceptualDistance(nn.Module):
             Gatys et al. 2016.
         """
         total = gram = frames.new_zeros(len(frames), dtype=torch.float32)
-        for features, weight in zip(self._features(frames, others), self.weights, strict=True):
-            total, gram = total + _distance(features, weight), gram + gram_loss(features)
+        for one, other, weight in zip(self._features(frames), self._features(others), self.weights, strict=True):
+            total, gram = total + _distance(one, other, weight), gram + gram_loss(one, other)
         return total.mean(), gram.mean() / len(self.weights)
 
-    def _features(self, frames: Tensor, others: Tensor) -> Iterator[Tensor]:
-        """Yield the fp32 features ``2n c h w`` of each stage, those of ``frames`` before those of ``others``."""
-        x = (torch.cat([frames, others]) - self.shift) / self.scale
+    def _features(self, frames: Tensor) -> Iterator[Tensor]:
+        """Yield the fp32 features ``n c h w`` of each stage.
+
+        Frames and those they are compared with are separate batches: without a gradient, one has no backward pass.
+        """
+        x = (frames - self.shift) / self.scale
+        if x.is_cuda:
+            # As tensor cores need it.
+            x = x.contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
             x = stage(x)
             yield x.float()
 
 
-def _distance(features: Tensor, weight: Tensor) -> Tensor:
-    unit = features / (features.square().sum(dim=1, keepdim=True).sqrt() + _EPSILON)
-    one, other = unit.chunk(2)
+def _distance(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
+    one, other = (
+        features / (features.square().sum(dim=1, keepdim=True).sqrt() + _EPSILON) for features in (one, other)
+    )
     return ((one - other).square() * weight[:, None, None]).sum(dim=1).mean(dim=(1, 2))
 
 
-def gram_loss(features: Tensor) -> Tensor:
+def gram_loss(one: Tensor, other: Tensor) -> Tensor:
     """Compute the mean squared difference of Gram matrices, by Gatys et al. 2016, eq. 3 and 4.
 
     Args:
-        features: fp32 features ``2n c h w``; the second half is compared with the first.
+        one: fp32 features ``n c h w``.
+        other: fp32 features ``n c h w``.
 
     Returns:
         Loss of each pair, ``n``: a quarter of the mean over pairs of channels. Gram matrices are means over positions.
     """
-    flat = features.flatten(2)
     # Sums over many positions need fp32, also where autocast is on.
-    with torch.autocast(features.device.type, enabled=False):
-        one, other = (flat @ flat.mT / flat.shape[2]).chunk(2)
-    return (one - other).square().mean(dim=(1, 2)) / 4
+    with torch.autocast(one.device.type, enabled=False):
+        grams = [flat @ flat.mT / flat.shape[2] for flat in (one.flatten(2), other.flatten(2))]
+    return (grams[0] - grams[1]).square().mean(dim=(1, 2)) / 4
 
 
 def load_perceptual(kind: Kind, net: Net, backbone: str | None = None) -> PerceptualDistance:
