@@ -69,6 +69,30 @@ def test_every_zero_stage_trains_like_plain_torch(plain, train, tmp_path, stage)
     assert run.column("discriminator") == pytest.approx(plain[1], rel=1e-5)
 
 
+# Layers as a trainer on a GPU has them.
+GPU_LAYERS = """
+from vidvq.model import discriminator
+from vidvq.model.training_layers import use_training_layers
+from vidvq.train import trainer
+build = trainer.build_networks
+def build_for_gpu(config):
+    networks = build(config)
+    use_training_layers(networks[0])
+    return networks
+trainer.build_networks = build_for_gpu
+# FLOPs are counted on another device.
+discriminator.has_tensor_cores = lambda x: x.device.type == "cpu"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [("zero_stage=0",), ("zero_stage=3", "checkpoint_activations=true")])
+def test_the_layers_of_a_gpu_train_like_plain_torch(plain, train, tmp_path, settings):
+    run = train(tmp_path / "run", *settings, patch=GPU_LAYERS)
+    assert run.column("loss") == pytest.approx(plain[0], rel=1e-5)
+    assert run.column("discriminator") == pytest.approx(plain[1], rel=1e-5)
+
+
 # Prints the identity of the memory in which a rank caches decoded clips.
 CACHE = """
 import os
