@@ -204,9 +204,10 @@ def test_tokens_do_not_depend_on_step_shapes_and_tiles(monkeypatch):
 
 @every_dtype
 @pytest.mark.parametrize(
-    ("rows", "channels", "has_bias"), [(1, 16, True), (70, 24, False), (70, 24, True), (300, 256, True)]
+    ("rows", "channels", "has_bias", "activated"),
+    [(1, 16, True, True), (70, 24, False, True), (70, 24, True, False), (300, 256, True, True)],
 )
-def test_norm_and_activation_with_gradients(dtype, rows, channels, has_bias, monkeypatch):
+def test_norm_and_activation_with_gradients(dtype, rows, channels, has_bias, activated, monkeypatch):
     # Some programs of the backward pass compute several tiles.
     monkeypatch.setattr(norm_triton, "_PROGRAMS", 3)
     torch.manual_seed(0)
@@ -214,10 +215,11 @@ def test_norm_and_activation_with_gradients(dtype, rows, channels, has_bias, mon
     norm, bias = make_norm(channels, torch.float32), torch.randn(channels, requires_grad=True)
     weights = [*norm.parameters(), *([bias] if has_bias else [])]
     given = x.float().requires_grad_()
-    expected = activate(given + bias if has_bias else given, norm)
+    expected = norm(given + bias if has_bias else given)
+    expected = F.silu(expected) if activated else expected
     gradients = torch.autograd.grad(expected, [given, *weights], slope.float())
     x.requires_grad_()
-    found = norm_triton.NormSilu.apply(x, bias if has_bias else None, norm.weight, norm.bias, norm.eps)
+    found = norm_triton.FusedNorm.apply(x, bias if has_bias else None, norm.weight, norm.bias, norm.eps, activated)
     assert_near(found, expected)
     for one, other in zip(torch.autograd.grad(found, [x, *weights], slope), gradients, strict=True):
         assert one.dtype == (dtype if one.ndim > 1 else torch.float32)

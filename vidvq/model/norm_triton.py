@@ -1,4 +1,4 @@
-"""Layer norm and SiLU as one Triton kernel, with gradients. Imported only where it is used, on CUDA devices.
+"""Layer norm, alone or with the SiLU after it, as Triton kernels with gradients. Imported on CUDA devices.
 
 A row is too short for torch's kernel, which spends a block of threads on it. The backward pass needs the input alone.
 """
@@ -27,7 +27,17 @@ def _normalize(x, bias, row, column, num_rows, eps, channels: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    x, bias, gain, shift, eps, out, num_rows, channels: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr
+    x,
+    bias,
+    gain,
+    shift,
+    eps,
+    out,
+    num_rows,
+    activated: tl.constexpr,
+    channels: tl.constexpr,
+    rows: tl.constexpr,
+    columns: tl.constexpr,
 ):
     row, column = tl.program_id(0) * rows + tl.arange(0, rows), tl.arange(0, columns)
     normed, _, inside = _normalize(x, bias, row, column, num_rows, eps, channels)
@@ -35,7 +45,9 @@ def _forward_kernel(
     scaled = normed * tl.load(gain + column, mask=known, other=0.0)[None, :]
     scaled += tl.load(shift + column, mask=known, other=0.0)[None, :]
     at = row.to(tl.int64)[:, None] * channels + column[None, :]
-    tl.store(out + at, (scaled * tl.sigmoid(scaled)).to(out.dtype.element_ty), mask=inside)
+    if activated:
+        scaled *= tl.sigmoid(scaled)
+    tl.store(out + at, scaled.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -49,6 +61,7 @@ def _backward_kernel(
     out,
     sums,
     num_rows,
+    activated: tl.constexpr,
     channels: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
@@ -62,10 +75,12 @@ def _backward_kernel(
     for start in range(tl.program_id(0) * rows, num_rows, tl.num_programs(0) * rows):
         row = start + tl.arange(0, rows)
         normed, inverse, inside = _normalize(x, bias, row, column, num_rows, eps, channels)
-        scaled = normed * factor + offset
-        gate = tl.sigmoid(scaled)
         at = row.to(tl.int64)[:, None] * channels + column[None, :]
-        slope = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32) * gate * (1 + scaled * (1 - gate))
+        slope = tl.load(gradient + at, mask=inside, other=0.0).to(tl.float32)
+        if activated:
+            scaled = normed * factor + offset
+            gate = tl.sigmoid(scaled)
+            slope *= gate * (1 + scaled * (1 - gate))
         to_gain += slope * normed
         to_shift += slope
         slope *= factor
@@ -80,24 +95,26 @@ def _backward_kernel(
     tl.store(target + 2 * channels, tl.sum(to_bias, axis=0), mask=known)
 
 
-class NormSilu(torch.autograd.Function):
-    """Maps ``... c`` to the SiLU of its layer norm; statistics are fp32. It has no second derivative."""
+class FusedNorm(torch.autograd.Function):
+    """Maps ``... c`` to its layer norm or the SiLU of it; statistics are fp32. It has no second derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
-        """Normalize and activate ``x + bias``; all but ``x`` are ``c`` fp32, and None adds nothing."""
+    def forward(
+        ctx: Any, x: Tensor, bias: Tensor | None, gain: Tensor, shift: Tensor, eps: float, activated: bool
+    ) -> Tensor:
+        """Normalize ``x + bias``; all weights are ``c`` fp32, and None adds nothing."""
         x = x.contiguous()
         ctx.save_for_backward(x, bias, gain, shift)
-        ctx.eps, out = eps, torch.empty_like(x)
+        ctx.eps, ctx.activated, out = eps, activated, torch.empty_like(x)
         num_rows, tile = _tile(x)
         # Triton launches on the current device, whichever the tensors are on.
         with torch.cuda.device_of(x):
             grid = (triton.cdiv(num_rows, tile["rows"]),)
-            _forward_kernel[grid](x, bias, gain, shift, eps, out, num_rows, **tile)  # type: ignore[index]
+            _forward_kernel[grid](x, bias, gain, shift, eps, out, num_rows, activated, **tile)  # type: ignore[index]
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor, None, None]:  # type: ignore[override]
         """Return the gradients of the input, bias, gain and shift."""
         x, bias, gain, shift = ctx.saved_tensors
         out, (num_rows, tile) = torch.empty_like(x), _tile(x)
@@ -105,9 +122,9 @@ class NormSilu(torch.autograd.Function):
         sums = torch.empty(*grid, 3, x.shape[-1], device=x.device)
         given = gradient.contiguous(), x, bias, gain, shift
         with torch.cuda.device_of(x):
-            _backward_kernel[grid](*given, ctx.eps, out, sums, num_rows, **tile)  # type: ignore[index]
+            _backward_kernel[grid](*given, ctx.eps, out, sums, num_rows, ctx.activated, **tile)  # type: ignore[index]
         to_gain, to_shift, to_bias = sums.sum(dim=0)
-        return out, None if bias is None else to_bias, to_gain, to_shift, None
+        return out, None if bias is None else to_bias, to_gain, to_shift, None, None
 
 
 def _tile(x: Tensor) -> tuple[int, dict[str, int]]:

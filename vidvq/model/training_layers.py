@@ -24,26 +24,21 @@ def use_training_layers(tokenizer: VideoTokenizer) -> None:
             module.forward = partial(_normalize, module)  # type: ignore[method-assign]
         elif isinstance(module, TemporalConv) and not module.looks_ahead:
             module.forward = partial(_convolve_over_time, module)  # type: ignore[method-assign]
-    for block in [module for module in tokenizer.modules() if isinstance(module, ResBlock)]:
-        block.forward = partial(_add_residual, block)  # type: ignore[method-assign]
-        for norm in (block.norm_space, block.norm_time):
-            norm.forward = partial(_normalize_and_activate, norm)  # type: ignore[method-assign]
+        elif isinstance(module, ResBlock):
+            module.forward = partial(_add_residual, module)  # type: ignore[method-assign]
 
 
-def _normalize(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+def _normalize(norm: nn.LayerNorm, x: Tensor, bias: Tensor | None = None, activated: bool = False) -> Tensor:
+    if _HAS_TRITON and x.is_cuda:
+        from vidvq.model.norm_triton import FusedNorm
+
+        return FusedNorm.apply(x, bias, norm.weight, norm.bias, norm.eps, activated)  # type: ignore[return-value]
+    x = x if bias is None else x + bias.to(x.dtype)
     # Autocast would cast the input to fp32, and the next layer the output back. Statistics are fp32 in any case.
     with torch.autocast(x.device.type, enabled=False):
-        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-
-
-def _normalize_and_activate(norm: nn.LayerNorm, x: Tensor, bias: Tensor | None = None) -> Tensor:
-    if _HAS_TRITON and x.is_cuda:
-        from vidvq.model.norm_triton import NormSilu
-
-        return NormSilu.apply(x, bias, norm.weight, norm.bias, norm.eps)  # type: ignore[return-value]
-    x = x if bias is None else x + bias.to(x.dtype)
+        y = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
     # Not in place, as in the block: torch would copy what the backward pass needs.
-    return F.silu(_normalize(norm, x))
+    return F.silu(y) if activated else y
 
 
 def _convolve_over_time(layer: TemporalConv, x: Tensor, cache: TemporalCache) -> Tensor:
@@ -59,7 +54,7 @@ def _convolve_over_time(layer: TemporalConv, x: Tensor, cache: TemporalCache) ->
 
 def _add_residual(block: ResBlock, x: Tensor, cache: TemporalCache) -> Tensor:
     # The norm adds the bias, for which cuDNN would need another pass.
-    hidden, space = rearrange(block.norm_space(x), "b t h w c -> (b t) c h w"), block.space
+    hidden, space = rearrange(block.norm_space(x, activated=True), "b t h w c -> (b t) c h w"), block.space
     hidden = F.conv2d(hidden, space.weight, padding=space.padding)
-    hidden = block.norm_time(rearrange(hidden, "(b t) c h w -> b t h w c", t=x.shape[1]), space.bias)
+    hidden = block.norm_time(rearrange(hidden, "(b t) c h w -> b t h w c", t=x.shape[1]), space.bias, activated=True)
     return block.time(hidden, cache) + x
