@@ -22,10 +22,10 @@ from vidvq.model import (  # noqa: E402
     DiscriminatorConfig,
     TokenizerConfig,
     VideoTokenizer,
-    group_norm_triton,
-    norm_triton,
 )
 from vidvq.model.encoder import DecoderConfig, StackConfig, run_network  # noqa: E402
+from vidvq.model.kernels import group_norm  # noqa: E402
+from vidvq.model.kernels import norm as norm_kernels  # noqa: E402
 from vidvq.model.kernels.pointwise import pointwise  # noqa: E402
 from vidvq.model.kernels.spatial import spatial  # noqa: E402
 from vidvq.model.kernels.temporal import temporal  # noqa: E402
@@ -209,7 +209,7 @@ def test_tokens_do_not_depend_on_step_shapes_and_tiles(monkeypatch):
 )
 def test_norm_and_activation_with_gradients(dtype, rows, channels, has_bias, activated, monkeypatch):
     # Some programs of the backward pass compute several tiles.
-    monkeypatch.setattr(norm_triton, "_PROGRAMS", 3)
+    monkeypatch.setattr(norm_kernels, "_PROGRAMS", 3)
     torch.manual_seed(0)
     x, slope = torch.randn(2, rows, channels).to(dtype) + 3, torch.randn(2, rows, channels).to(dtype)
     norm, bias = make_norm(channels, torch.float32), torch.randn(channels, requires_grad=True)
@@ -219,7 +219,7 @@ def test_norm_and_activation_with_gradients(dtype, rows, channels, has_bias, act
     expected = F.silu(expected) if activated else expected
     gradients = torch.autograd.grad(expected, [given, *weights], slope.float())
     x.requires_grad_()
-    found = norm_triton.FusedNorm.apply(x, bias if has_bias else None, norm.weight, norm.bias, norm.eps, activated)
+    found = norm_kernels.FusedNorm.apply(x, bias if has_bias else None, norm.weight, norm.bias, norm.eps, activated)
     assert_near(found, expected)
     for one, other in zip(torch.autograd.grad(found, [x, *weights], slope), gradients, strict=True):
         assert one.dtype == (dtype if one.ndim > 1 else torch.float32)
@@ -229,7 +229,7 @@ def test_norm_and_activation_with_gradients(dtype, rows, channels, has_bias, act
 @every_dtype
 @pytest.mark.parametrize(("channels", "groups", "size"), [(16, 8, (1, 2, 3)), (12, 1, (3, 5, 4)), (64, 8, (2, 16, 16))])
 def test_group_norm_and_leaky_relu_with_gradients(dtype, channels, groups, size, monkeypatch):
-    monkeypatch.setattr(group_norm_triton, "_PROGRAMS", 6)
+    monkeypatch.setattr(group_norm, "_PROGRAMS", 6)
     torch.manual_seed(0)
     x, slope = (torch.randn(2, channels, *size).to(dtype) for _ in range(2))
     weight, bias = torch.randn(2, channels, requires_grad=True).unbind()
@@ -238,7 +238,7 @@ def test_group_norm_and_leaky_relu_with_gradients(dtype, channels, groups, size,
     gradients = torch.autograd.grad(expected, [given, weight, bias], slope.float())
     # As convolutions return it.
     x = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    found = group_norm_triton.GroupNormLeakyRelu.apply(x, weight, bias, groups, 1e-5, 0.2)
+    found = group_norm.GroupNormLeakyRelu.apply(x, weight, bias, groups, 1e-5, 0.2)
     assert_near(found, expected)
     tensors = torch.autograd.grad(found, [x, weight, bias], slope)
     assert found.stride() == tensors[0].stride() == x.stride()

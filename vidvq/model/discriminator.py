@@ -108,7 +108,7 @@ class _NormAndActivation(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         # A compiler generates such kernels itself.
         if _HAS_TRITON and has_tensor_cores(x) and not torch.compiler.is_compiling():
-            from vidvq.model.group_norm_triton import GroupNormLeakyRelu
+            from vidvq.model.kernels.group_norm import GroupNormLeakyRelu
 
             return GroupNormLeakyRelu.apply(x, self.weight, self.bias, self.num_groups, self.eps, _SLOPE)  # type: ignore[return-value]
         return F.leaky_relu(super().forward(x), _SLOPE)

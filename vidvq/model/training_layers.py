@@ -30,7 +30,7 @@ def use_training_layers(tokenizer: VideoTokenizer) -> None:
 
 def _normalize(norm: nn.LayerNorm, x: Tensor, bias: Tensor | None = None, activated: bool = False) -> Tensor:
     if _HAS_TRITON and x.is_cuda:
-        from vidvq.model.norm_triton import FusedNorm
+        from vidvq.model.kernels.norm import FusedNorm
 
         return FusedNorm.apply(x, bias, norm.weight, norm.bias, norm.eps, activated)  # type: ignore[return-value]
     x = x if bias is None else x + bias.to(x.dtype)
