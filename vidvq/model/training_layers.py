@@ -42,14 +42,9 @@ def _normalize(norm: nn.LayerNorm, x: Tensor, bias: Tensor | None = None, activa
 
 
 def _convolve_over_time(layer: TemporalConv, x: Tensor, cache: TemporalCache) -> Tensor:
-    h, w = x.shape[2:4]
     # The gradient of a split is one concatenation; that of slices would be a sum of padded copies.
     first, rest = x.split([1, x.shape[1] - 1], dim=1)
-    line = torch.cat([first.expand(-1, TAPS, -1, -1, -1), rest], dim=1)
-    # Both are channels last, so neither is copied.
-    weight = rearrange(layer.mix.weight, "o (t c) -> o c t 1", t=TAPS)
-    y = F.conv2d(rearrange(line, "b t h w c -> b c t (h w)"), weight, layer.mix.bias)
-    return rearrange(y, "b c t (h w) -> b t h w c", h=h, w=w)
+    return layer._convolve(torch.cat([first.expand(-1, TAPS, -1, -1, -1), rest], dim=1))
 
 
 def _add_residual(block: ResBlock, x: Tensor, cache: TemporalCache) -> Tensor:
