@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vidvq.data import DataConfig
+from vidvq.model.launches import LaunchCounter
 from vidvq.train.config import GuardConfig, LossConfig, OptimizerConfig, TrainConfig
 from vidvq.train.losses import (
     LeCam,
@@ -67,6 +68,16 @@ def test_the_squared_error_has_a_gradient_only_if_it_is_a_loss():
         squared = Objective(config, (4, 8, 8), None)._distances(video.detach(), whole)["l2"]
         assert squared.requires_grad == (weight > 0)
         torch.testing.assert_close(squared, (whole - video).square().mean())
+
+
+def test_clips_are_discriminated_in_the_type_of_their_reconstructions():
+    objective, seen = Objective(TrainConfig(DataConfig(("unused",)), loss=LossConfig(r1=1.0)), (4, 8, 8), None), []
+    real = torch.rand(2, 3, 1, 4, 4)
+    with LaunchCounter() as counted:
+        objective.discriminator(0, real, real.bfloat16(), lambda video: (seen.append(video), video.mean(dim=1))[1])
+    (batch,) = seen
+    assert batch.dtype == torch.bfloat16 and torch.equal(batch[:2], real.bfloat16()) and len(batch) == 6
+    assert counted.kernels["cat"] == 1
 
 
 def test_the_wavelet_loss_ignores_means():

@@ -124,7 +124,7 @@ class Objective:
         Args:
             step: step of the run, for weight schedules.
             real: clips ``b c t h w`` in [-1, 1].
-            fake: their reconstructions, detached.
+            fake: their reconstructions, detached; in the type of autocast, if it is on.
             discriminate: maps video to logits.
 
         Returns:
@@ -133,7 +133,9 @@ class Objective:
         weights = self.loss
         penalized = is_used(weights.r1)
         shown = [real, fake, perturb(real)] if penalized else [real, fake]
-        on_real, on_fake, *on_perturbed = discriminate(torch.cat(shown)).float().chunk(len(shown))
+        # Autocast would cast them later, after they were concatenated in fp32.
+        batch = torch.cat([clips.to(fake.dtype) for clips in shown])
+        on_real, on_fake, *on_perturbed = discriminate(batch).float().chunk(len(shown))
         terms = {"discriminator": discriminator_loss(weights.adversarial_kind, on_real, on_fake)}
         total = terms["discriminator"] + weight_at(weights.lecam, step) * self.lecam(on_real, on_fake)
         if penalized:

@@ -164,7 +164,7 @@ class Trainer:
         loss, more = None, {}
         if engine is not None:
             with phase(DISCRIMINATOR):
-                fake = out.reconstruction[: len(video)].detach().float()
+                fake = out.reconstruction[: len(video)].detach()
                 loss, more = self.objective.discriminator(step, video, fake, engine)
         if skipped := self._judge(video, terms.guarded, loss, more):
             self._buffers.restore()
