@@ -258,7 +258,8 @@ def test_the_discriminator_of_a_gpu(monkeypatch):
 
 def _history(tensor: Tensor) -> list[Any]:
     """Return the nodes of the graph of a tensor."""
-    nodes, known = [tensor.grad_fn], set()
+    nodes: list[Any] = [tensor.grad_fn]
+    known = set()
     for node in nodes:
         known.add(node)
         nodes += [other for other, _ in node.next_functions if other is not None and other not in known]
