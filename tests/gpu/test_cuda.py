@@ -206,4 +206,5 @@ def test_training_layers_on_the_device_are_as_exact_as_plain_ones(dtype, video, 
     assert len(found) == len(exact)
     for one, other, expected in zip(found, plain, exact, strict=True):
         error, usual = (float((tensor - expected).norm() / (expected.norm() + 1e-12)) for tensor in (one, other))
-        assert error <= 1.5 * usual + 1e-3, (expected.shape, error, usual)
+        # A tensor of one element may be off by its own rounding, however lucky the plain one was.
+        assert error <= 1.5 * usual + (1e-3 if dtype == torch.float32 else 2**-7), (expected.shape, error, usual)

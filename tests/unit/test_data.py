@@ -125,9 +125,12 @@ def test_clips_are_reduced_by_a_factor_that_depends_on_the_sample_alone(clips):
     assert not torch.equal(whole[0], batches(ClipDataset(config(clips, crop=16, batch_size=4), 1), 1)[0])
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_reduced_clip_has_the_means_of_its_blocks_and_stays_as_large_as_the_crop():
     frames = np.zeros((2, 32, 48, 3), dtype=np.uint8)
     frames[:, :, 24:] = 200
+    # As those of the cache are.
+    frames.flags.writeable = False
     shape = BucketConfig(2, 16, 16)
     half = reduce_clip(frames, shape, (0.5,), Random(0))
     assert half.shape == (2, 16, 24, 3)

@@ -149,7 +149,8 @@ def reduce_clip(frames: np.ndarray, shape: BucketConfig, scales: tuple[float, ..
     size = max(round(height * scale), shape.height), max(round(width * scale), shape.width)
     if scale >= 1:
         return frames
-    video = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    # A copy, because torch warns of read-only memory, which cached clips are.
+    video = torch.tensor(frames).permute(0, 3, 1, 2)
     return F.interpolate(video, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
 
 
