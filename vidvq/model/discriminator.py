@@ -1,7 +1,8 @@
 """A PatchGAN discriminator with one logit per space-time patch or per frame patch (Isola et al. 2017).
 
-GPUs compute convolutions with tensor cores if channels are the last axis in memory and multiples of 8. There, all
-activations are channels last, and the pixels and the logits are padded to 8 channels. Elsewhere padding would be work.
+GPUs have fast kernels for 2D convolutions whose channels are the last axis in memory and multiples of 8. There, the
+frames that a kernel covers become channels, and the channels of pixels and logits are padded; elsewhere this would be
+work. As 3D convolutions they took half of a training step on an H200.
 """
 
 from dataclasses import dataclass
@@ -89,19 +90,25 @@ class _Conv(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         if not has_tensor_cores(x):
             return super().forward(x)
-        weight, bias = self.weight, self.bias
+        taps, frames = self.kernel_size[0], rearrange(x, "b c t h w -> b t h w c")
+        if taps > 1:
+            around = self.padding[0]
+            windows = F.pad(frames, (*(0,) * 6, around, around)).unfold(1, taps, self.stride[0])
+            frames = rearrange(windows, "b t h w c k -> b t h w (k c)")
+        weight, bias = rearrange(self.weight, "o c k h w -> o (k c) h w"), self.bias
         assert bias is not None
-        if inputs := -self.in_channels % _ALIGNMENT:
-            # A further channel of ones, whose weight is the bias, at the tap that is never outside of the video.
-            x = rearrange(F.pad(rearrange(x, "b c t h w -> b t h w c"), (0, inputs), value=1), "b t h w c -> b c t h w")
-            added = weight.new_zeros(len(weight), inputs, *self.kernel_size)
-            added[:, 0, self.kernel_size[0] // 2, 1, 1] = bias
+        if inputs := -weight.shape[1] % _ALIGNMENT:
+            # A further channel of ones, whose weight is the bias, at the place that is never outside of the frame.
+            frames = F.pad(frames, (0, inputs), value=1)
+            added = weight.new_zeros(len(weight), inputs, *weight.shape[2:])
+            added[:, 0, 1, 1] = bias
             weight, bias = torch.cat([weight, added], dim=1), None
         if outputs := -self.out_channels % _ALIGNMENT:
-            weight = F.pad(weight, (*(0,) * 8, 0, outputs))
+            weight = F.pad(weight, (*(0,) * 6, 0, outputs))
             bias = None if bias is None else F.pad(bias, (0, outputs))
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        return self._conv_forward(x, weight, bias)[:, : self.out_channels]
+        image = rearrange(frames, "b t h w c -> (b t) c h w").contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(image, weight, bias, self.stride[1:], self.padding[1:])[:, : self.out_channels]
+        return rearrange(y, "(b t) c h w -> b c t h w", b=len(x))
 
 
 class _NormAndActivation(nn.GroupNorm):
