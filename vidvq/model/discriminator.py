@@ -92,8 +92,8 @@ class _Conv(nn.Conv3d):
             return super().forward(x)
         taps, frames = self.kernel_size[0], rearrange(x, "b c t h w -> b t h w c")
         if taps > 1:
-            around = self.padding[0]
-            windows = F.pad(frames, (*(0,) * 6, around, around)).unfold(1, taps, self.stride[0])
+            # One zero frame on either side, as `self.padding` says.
+            windows = F.pad(frames, (0, 0, 0, 0, 0, 0, 1, 1)).unfold(1, taps, self.stride[0])
             frames = rearrange(windows, "b t h w c k -> b t h w (k c)")
         weight, bias = rearrange(self.weight, "o c k h w -> o (k c) h w"), self.bias
         assert bias is not None
