@@ -27,7 +27,7 @@ if [ "$DEVICE" = cuda ]; then
   BUDGET_S=${BUDGET_S:-540}
   HALF=bfloat16
   : "${MAIN:=base}" "${SHAPES:=32x9,8x9,1x9}" "${SIDE:=256}" "${ROUNDS:=5}" "${SIZES:=nano small base large}"
-  : "${CONFIGS:=small base vqgan-base-128}" "${BATCH:=32}" "${STEPS:=45}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
+  : "${CONFIGS:=small vqgan-base-128}" "${BATCH:=32}" "${STEPS:=45}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
   : "${STEP_SETTINGS:=data.workers=12 data.cache_mib=12288}"
   : "${SETTINGS:=precision=bf16 data.batch_size=64 data.workers=12 data.cache_mib=12288 evaluation.every=1000000 checkpoint_every=500}"
 else
@@ -113,16 +113,16 @@ device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA
 print(json.dumps({"python": platform.python_version(), "torch": torch.__version__, "device": device, "cores": os.cpu_count()}))'
 if [ "$DEVICE" = cuda ]; then
   export TORCHINDUCTOR_CACHE_DIR=$WORK/graphs
-  steps compile captured "$HALF" 120
-  job compile 120 64 3
-  training compile "training, compiled" 120 compile=true
+  steps compile captured "$HALF" 170
+  job compile 170 64 3
+  training compile "training, compiled" 170 compile=true
   VIDVQ_REQUIRE_GPU=1 part tests 120 "$PYTHON" -m pytest tests/gpu -m gpu -q -p no:cacheprovider --noconftest
   wait
   steps part captured "$HALF" 60
 fi
-job part 60 "$CLIPS" 10
+job part 120 "$CLIPS" 10
+training part training 60
 training part "training, compiled" 90 compile=true
-training part training 90
 steps part eager "$HALF" 40
 [ "$DEVICE" = cpu ] || steps extra triton "$HALF" 60
 # shellcheck disable=SC2086

@@ -84,8 +84,8 @@ def test_figures_and_tables_are_left_as_the_parts_end(tmp_path):
     assert [row["part"] for row in rows] == [
         "machine",
         "job",
-        "training, compiled, nano",
         "training, nano",
+        "training, compiled, nano",
         "steps, eager",
         "agreement",
         "weights",
