@@ -84,6 +84,7 @@ extra() {  # extra NAME LIMIT_S COMMAND...: a part that must leave the time for 
   fi
 }
 
+# shellcheck disable=SC2329  # invoked by the functions below, as their first argument
 compile() {  # compile NAME LIMIT_S COMMAND...: in the background; its figures do not count.
   [[ $1 =~ $ONLY ]] || return
   timeout --signal=KILL "$2" "${@:3}" >> "$OUT/compile.txt" 2>&1 &
