@@ -24,11 +24,26 @@ def to_video(frames: Any) -> Tensor:
     Raises:
         UsageError: wrong type, rank or number of channels.
     """
+    return normalize(to_pixels(frames))
+
+
+def to_pixels(frames: Any) -> Tensor:
+    """Convert frames to a video tensor of bytes.
+
+    Args:
+        frames: RGB frames ``t h w c`` or ``b t h w c`` uint8; a tensor or a NumPy array.
+
+    Returns:
+        Video ``b c t h w`` uint8, a view.
+
+    Raises:
+        UsageError: wrong type, rank or number of channels.
+    """
     pixels = torch.as_tensor(frames)
     if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3:
         raise UsageError(f"frames are {pixels.dtype} {tuple(pixels.shape)}; they must be uint8, [b] t h w 3")
     batch = pixels if pixels.ndim == 5 else pixels[None]
-    return normalize(rearrange(batch, "b t h w c -> b c t h w"))
+    return rearrange(batch, "b t h w c -> b c t h w")
 
 
 def normalize(pixels: Tensor) -> Tensor:

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from vidvq.model.interface import StreamState, Tokenizer
-from vidvq.model.pixels import to_frames, to_video
+from vidvq.model.pixels import to_frames, to_pixels, to_video
 from vidvq.model.step_shape import StepShape
 
 
@@ -68,12 +67,13 @@ def prepare_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -
 
     Returns:
         Video ``b c t h w``, padded by :meth:`Tokenizer.pad`: uint8 if the tokenizer takes bytes, else in [-1, 1].
+
+    Raises:
+        UsageError: wrong type, rank or number of channels.
     """
     pixels = torch.as_tensor(frames).to(tokenizer.device, non_blocking=True)
-    if not tokenizer.takes_bytes:
-        return tokenizer.pad(to_video(pixels), first=state is None)
-    batch = pixels if pixels.ndim == 5 else pixels[None]
-    return tokenizer.pad(rearrange(batch, "b t h w c -> b c t h w"), first=state is None)
+    video = to_pixels(pixels) if tokenizer.takes_bytes else to_video(pixels)
+    return tokenizer.pad(video, first=state is None)
 
 
 @torch.inference_mode()

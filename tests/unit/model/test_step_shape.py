@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from vidvq.errors import UsageError
 from vidvq.model import TokenizerConfig, VideoTokenizer, iter_decode, iter_encode
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.launches import LaunchCounter
@@ -120,6 +121,11 @@ def test_pixels_travel_as_bytes():
         video = prepare_step(tokenizer, pixels, None)
     assert counted.bytes_to_device == pixels.numel()
     assert (video.shape, video.dtype) == ((2, 3, 9, 24, 40), torch.uint8)
+
+
+def test_frames_that_are_no_bytes_are_refused():
+    with pytest.raises(UsageError, match="they must be uint8"):
+        list(iter_encode(make_tokenizer(StepShape()), [FRAMES / np.float32(255)]))
 
 
 @pytest.mark.slow
