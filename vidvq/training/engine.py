@@ -78,10 +78,10 @@ def make_engine(
 
 
 def store_channels_last(weights: list[nn.Parameter]) -> None:
-    """Store the weights of convolutions as those on a GPU use them, which would otherwise copy them in each pass."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    """Store the weights of 2D convolutions as a GPU uses them, which would otherwise copy them in each pass."""
     for weight in weights:
-        weight.data = weight.data.contiguous(memory_format=formats.get(weight.ndim, torch.contiguous_format))
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def set_lr(engine: Any, lr: float) -> None:
