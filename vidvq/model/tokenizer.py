@@ -22,6 +22,7 @@ from torch.compiler import config as compiler
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 from vidvq.model.capture import CapturedCall, GraphMemory
+from vidvq.model.compilation import compile_graph
 from vidvq.model.config import TokenizerConfig
 from vidvq.model.encoder import CodecLayout, Decoder, Encoder, run_in_blocks, run_network
 from vidvq.model.interface import StreamState, Tokenizer, without_autocast
@@ -136,7 +137,7 @@ class VideoTokenizer(Tokenizer):
         Args:
             **options: arguments of ``torch.compile``.
         """
-        self._compiled_pass = torch.compile(self._reconstruct, fullgraph=True, **options)
+        self._compiled_pass = compile_graph(self._reconstruct, **options)
 
     def use_half(self, dtype: torch.dtype) -> None:
         """See :meth:`Tokenizer.use_half`."""
@@ -158,7 +159,7 @@ class VideoTokenizer(Tokenizer):
             options["options"] = {"deterministic": True} | options.get("options", {})
         calls = [self._encode_call, self._decode_call, self._render_call]
         for index in range(1 if self.encoder.fused else 0, len(calls)):
-            calls[index] = torch.compile(calls[index], fullgraph=True, dynamic=False, **options)
+            calls[index] = compile_graph(calls[index], **options)
         shared = GraphMemory()
         self._calls = StepCalls(*(CapturedCall(call, shared) for call in calls) if capture else calls)
 

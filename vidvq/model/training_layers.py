@@ -29,7 +29,8 @@ def use_training_layers(tokenizer: VideoTokenizer) -> None:
 
 
 def _normalize(norm: nn.LayerNorm, x: Tensor, bias: Tensor | None = None, activated: bool = False) -> Tensor:
-    if _HAS_TRITON and x.is_cuda:
+    # A compiler generates such kernels itself.
+    if _HAS_TRITON and x.is_cuda and not torch.compiler.is_compiling():
         from vidvq.model.kernels.norm import FusedNorm
 
         return FusedNorm.apply(x, bias, norm.weight, norm.bias, norm.eps, activated)  # type: ignore[return-value]

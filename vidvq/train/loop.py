@@ -119,7 +119,10 @@ class _TrainingLoop:
             if bar:
                 bar.advance(self.trainer.progress.step)
                 if config.compile:
-                    info("compiling in step 1, after the codebooks' warm-up and as codes are replaced takes longer")
+                    info(
+                        "the first step, the first after the codebooks' warm-up and the first with the discriminator "
+                        "take longer: they compile"
+                    )
             while self.trainer.progress.step < config.steps:
                 try:
                     self._step()

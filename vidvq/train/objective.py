@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidvq.metrics.perceptual import PerceptualDistance
+from vidvq.model.compilation import compile_graph
 from vidvq.model.enlarge import shrink
 from vidvq.model.tokenizer import Reconstruction
 from vidvq.train.config import LossConfig, MaskConfig, TrainConfig
@@ -65,6 +66,7 @@ class Objective:
         self._upscale, self._degrade = config.model.decoder.upscale, config.degrade
         self.lecam = LeCam()
         self._perceptual, self._perceptual_type = perceptual, perceptual_type
+        self._distances: Callable[[Tensor, Tensor], dict[str, Tensor]] = self._measure_distances
         along = zip(block, config.mask.size, strict=True)
         self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]
 
@@ -85,6 +87,10 @@ class Objective:
             return video
         count = max(round(self.mask.clips * len(video)), 1)
         return torch.cat([video, mask_blocks(video[:count], self.mask.blocks, self._block, sources[:count])])
+
+    def compile(self) -> None:
+        """Compile the terms that compare pixels: uncompiled, each reads all of them several times."""
+        self._distances = compile_graph(self._measure_distances)
 
     def generator(self, step: int, video: Tensor, out: Reconstruction, discriminate: Discriminate) -> GeneratorTerms:
         """Compute the loss of the generator.
@@ -149,7 +155,8 @@ class Objective:
         weighted = [weight_at(getattr(self.loss, name), step) * value for name, value in distances.items()]
         return torch.stack(weighted).sum()
 
-    def _distances(self, video: Tensor, whole: Tensor) -> dict[str, Tensor]:
+    def _measure_distances(self, video: Tensor, whole: Tensor) -> dict[str, Tensor]:
+        """Compare clips ``b c t h w`` with their reconstructions; returns unweighted loss terms by name."""
         # The squared error is always measured, for the PSNR; as no loss it needs no backward pass.
         squared = whole if is_used(self.loss.l2) else whole.detach()
         terms = {"l1": F.l1_loss(whole, video), "l2": F.mse_loss(squared, video)}

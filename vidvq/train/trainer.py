@@ -68,7 +68,7 @@ class Trainer:
         if config.train_only == "decoder":
             tokenizer.encoder.requires_grad_(False).eval()
             tokenizer.quantizer.requires_grad_(False).eval()
-        if context.device.type == "cuda" and not config.compile:
+        if context.device.type == "cuda":
             use_training_layers(tokenizer)
         if config.checkpoint_activations:
             checkpoint_activations(tokenizer)
@@ -76,7 +76,7 @@ class Trainer:
         tokenizer.checks_range = False
         if config.compile:
             tokenizer.compile_training()
-            discriminator.compile()
+            discriminator.compile_training()
         self.tokenizer, self.discriminator = tokenizer.to(context.device), discriminator.to(context.device)
         self._generator_engine = make_engine(self.tokenizer, config.generator, config, context)
         self._discriminator_engine = (
@@ -91,6 +91,8 @@ class Trainer:
         # On CPUs bf16 is slower than fp32; in fp16 the gradients of this network would underflow.
         half = torch.bfloat16 if config.precision == "bf16" and context.device.type == "cuda" else None
         self.objective = Objective(config, factors, perceptual, half)
+        if config.compile:
+            self.objective.compile()
         self.guard, self._buffers = LossSpikeGuard(config.guard), BufferSnapshot(self.tokenizer)
         self.progress = Progress()
         self.stop_requested: Callable[[], bool] = lambda: False
@@ -219,7 +221,8 @@ class Trainer:
         Raises:
             RollbackNeeded: the training state is bad.
         """
-        values = [video.abs().amax(), guarded, video.new_full((), float(self.stop_requested()))]
+        # One pass over the pixels, without a copy of their absolute values.
+        values = [torch.stack(video.aminmax()).abs().amax(), guarded, video.new_full((), float(self.stop_requested()))]
         if discriminator_loss is not None:
             values += [discriminator_loss.detach(), terms["logits_real"], terms["logits_fake"]]
         largest, mean, stop, *others = to_host(self._mean(torch.stack([value.float() for value in values])))

@@ -1,9 +1,12 @@
 """Steps under torch.compile: one graph, no recompilation, the same tokens."""
 
+import numpy as np
 import pytest
 import torch
+from einops import rearrange
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.compilation import compile_graph
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import (
     DifferentialConfig,
@@ -71,6 +74,23 @@ def test_steps_compile_to_one_graph_and_do_not_recompile(kind, changes):
     torch.testing.assert_close(torch.cat(frames, dim=2), tokenizer.decode(codes))
     # Of each: the first frame, a step, and a step after any number of them.
     assert graphs <= 6
+
+
+def test_a_graph_is_not_compiled_again_as_einops_meets_other_types(monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr("einops._backends._type2backend", {})
+    graphs = 0
+
+    def count(module, _):
+        nonlocal graphs
+        graphs += 1
+        return module
+
+    merge = compile_graph(lambda x: rearrange(x, "a b -> (a b)"), backend=count)
+    merge(torch.zeros(2, 3))
+    rearrange(np.zeros((2, 3)), "a b -> b a")
+    assert merge(torch.ones(2, 3)).shape == (6,)
+    assert graphs == 1
 
 
 @pytest.mark.slow

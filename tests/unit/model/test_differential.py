@@ -12,9 +12,12 @@ from vidvq.model.quantize import (
     DifferentialConfig,
     FSQConfig,
     QuantizerConfig,
+    ResidualConfig,
+    ResidualQuantizer,
     SpatiotemporalQuantizer,
     VectorQuantizer,
     VQConfig,
+    vq,
 )
 from vidvq.model.quantize.differential import DifferentialCoding, Prediction
 
@@ -159,6 +162,28 @@ def test_the_gradient_passes_straight_through_and_the_commitment_is_in_units_of_
     done.commitment_loss.backward()
     error = (latents - done.latents).detach()
     torch.testing.assert_close(latents.grad, 2 * error / error.numel(), atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("differential", "books"), [(None, 1), (REFRESHED, 2)], ids=["differences", "refresh"])
+def test_training_searches_each_latent_once(differential, books, monkeypatch):
+    searched, search = [], vq.nearest_codes
+
+    def count(latents, codebook):
+        searched.append(len(latents))
+        return search(latents, codebook)
+
+    monkeypatch.setattr(vq, "nearest_codes", count)
+    make(differential).train()(torch.randn(2, DIM, 5, 3, 3))
+    assert sum(searched) == 2 * 3 * 3 * (1 + 4 * books)
+
+
+def test_a_pass_is_one_step_of_a_residual_codebook():
+    books = ResidualConfig(layer=VQConfig(size=8, warmup=5))
+    book = SpatiotemporalQuantizer(QuantizerConfig(DIM, BOOK, books, DifferentialConfig())).train()
+    for _ in range(3):
+        book(torch.randn(2, DIM, 5, 3, 3))
+    assert isinstance(book.temporal, ResidualQuantizer)
+    assert book.temporal.layers[0].step == 3
 
 
 @pytest.mark.parametrize("refresh", [None, replace(BOOK, warmup=1), replace(BOOK, warmup=3)], ids=str)

@@ -152,7 +152,7 @@ class DifferentialCoding:
                 if hasattr(part, "begin_pass"):
                     part.begin_pass()  # type: ignore[union-attr]
         passes = any(_passes_through(part) for part in books)
-        pasts, choices = [], []
+        pasts, choices, found = [], [], []
         with torch.no_grad():
             for group in z.detach().unbind():
                 pasts.append(past)
@@ -160,21 +160,24 @@ class DifferentialCoding:
                     fresh = torch.zeros_like(past.scale, dtype=torch.bool)
                     past = self.update(self.difference(group, past), past)
                 else:
-                    _, past, fresh = self._encode_group(books, group, past)
+                    codes, past, fresh = self._encode_group(books, group, past)
+                    found.append(codes)
                 choices.append(fresh)
         known, fresh = Prediction(*(torch.stack(tensors) for tensors in zip(*pasts, strict=True))), torch.stack(choices)
         steps = scale_gradient(self.difference(z, known), known.scale.square())
-        run = book.run_pass if hasattr(book, "run_pass") else book  # type: ignore[attr-defined]
-        if refresh is None:
-            vectors, codes, loss = run(steps.flatten(0, 3))
+        # The predictions came from the nearest codes; searching them again would double the cost.
+        nearest, nearest_refresh = _split(torch.stack(found).flatten(), book.size) if found else (None, None)
+        if isinstance(book, VectorQuantizer):
+            used = None if refresh is None else ~fresh.flatten()
+            vectors, codes, loss = book.run_pass(steps.flatten(0, 3), used, nearest)
         else:
-            vectors, codes, loss = run(steps.flatten(0, 3), ~fresh.flatten())
+            vectors, codes, loss = getattr(book, "run_pass", book)(steps.flatten(0, 3))
         moved = scale_gradient(known.scale * vectors.view(z.shape), known.scale.square().reciprocal())
         quantized, codes = self._predict(known) + moved, codes.view(z.shape[:4])
         if refresh is not None:
             # Each latent warms the codebook up, and those that took its codes train it.
             used = None if refresh.passes_through else fresh.flatten()
-            vectors, others, other_loss = refresh.run_pass(z.flatten(0, 3), used)
+            vectors, others, other_loss = refresh.run_pass(z.flatten(0, 3), used, nearest_refresh)
             quantized = torch.where(fresh, vectors.view(z.shape), quantized)
             codes = torch.where(fresh[..., 0], book.size + others.view(codes.shape), codes)
             loss = loss + other_loss
@@ -199,13 +202,18 @@ class DifferentialCoding:
         book, refresh = books
         if refresh is None:
             return self.update(book.lookup(codes), past)
-        after = self.update(book.lookup(codes.clamp(max=book.size - 1)), past)
-        restarted = self.start(refresh.lookup((codes - book.size).clamp(min=0)))
+        differences, others = _split(codes, book.size)
+        after, restarted = self.update(book.lookup(differences), past), self.start(refresh.lookup(others))
         return _select((codes >= book.size)[..., None], restarted, after)
 
     def _predict(self, past: Prediction) -> Tensor:
         weight = (1 - (past.scale / self.config.reach).square()).clamp(min=0)
         return weight * past.latents
+
+
+def _split(codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Split codes of two codebooks, the first with ``size`` codes; the other one gets any code."""
+    return codes.clamp(max=size - 1), (codes - size).clamp(min=0)
 
 
 def _passes_through(book: Quantizer | None) -> bool:

@@ -73,6 +73,10 @@ class ResidualQuantizer(nn.Module):
         """
         if not torch.compiler.is_compiling():
             self.begin_pass()
+        return self.run_pass(latents)
+
+    def run_pass(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Like :meth:`forward`, after :meth:`begin_pass`."""
         with torch.autocast(latents.device.type, enabled=False):
             x = latents.float()
             total, codes = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.long, device=x.device)

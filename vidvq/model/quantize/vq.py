@@ -157,18 +157,22 @@ class VectorQuantizer(Fp32Buffers):
             self.begin_pass()
         return self.run_pass(latents)
 
-    def run_pass(self, latents: Tensor, used: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def run_pass(
+        self, latents: Tensor, used: Tensor | None = None, codes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Like :meth:`forward`, after :meth:`begin_pass`. One graph; only a pass of the warm-up reads the device.
 
         Args:
             latents: ``n d``, any float type.
             used: the latents that count, ``n`` bool: others add nothing to the loss and to the codes. None counts all.
+            codes: the nearest code of each latent that counts, ``n`` int64, where they are known; None searches.
         """
         with torch.autocast(latents.device.type, enabled=False):
             x = self._prepare(latents)
             # A zero gradient during the warm-up: some optimizers reject parameters without one.
             loss = x.new_zeros(()) if self.offset is None else self.offset.float().sum() * 0
-            codes = nearest_codes(x.detach(), self._vectors())
+            if codes is None:
+                codes = nearest_codes(x.detach(), self._vectors())
             if self.training and len(x) and self._update_codebook(x.detach(), codes, used):
                 return latents, codes, loss
             quantized = self._vectors()[codes]
@@ -216,7 +220,7 @@ class VectorQuantizer(Fp32Buffers):
             all_reduce_sum(sums)
             self.ema_sum.lerp_(sums, 1 - self.config.decay)
             self._ema_update()
-        if self._revives:
+        if torch.compiler.is_compiling() or self._revives:
             self._replace_dead_codes(x, used)
         return False
 
@@ -229,6 +233,9 @@ class VectorQuantizer(Fp32Buffers):
     def _replace_dead_codes(self, x: Tensor, used: Tensor | None) -> None:
         even = self.ema_count.mean()
         dead = self.ema_count < self.config.revive_below * even
+        if torch.compiler.is_compiling():
+            # On the device: a branch would be compiled for either case. `begin_pass` has counted this step already.
+            dead &= (self.step - 1) % _REVIVE_EVERY == 0
         # A latent for every code, dead or not: their number would have to be read from the device.
         chosen = x[_draw(len(x), self.size, used, x.device)]
         broadcast_from_first(chosen)

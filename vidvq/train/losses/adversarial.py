@@ -72,16 +72,16 @@ def adaptive_weight(other: Tensor, adversarial: Tensor, reconstruction: Tensor, 
     the last layer of the decoder: ZeRO does not support gradients with respect to a single weight.
 
     Args:
-        other: weighted sum of the other losses, a scalar computed from ``reconstruction``.
-        adversarial: adversarial loss, a scalar computed from ``reconstruction``.
+        other: weighted sum of the other losses, a scalar computed from ``reconstruction``; its graph is freed.
+        adversarial: adversarial loss, a scalar computed from ``reconstruction``; its graph is freed.
         reconstruction: leaf tensor that requires a gradient.
         limit: maximum of the ratio.
 
     Returns:
         The ratio, a scalar without gradient.
     """
-    (other_gradient,) = torch.autograd.grad(other, reconstruction, retain_graph=True)
-    (adversarial_gradient,) = torch.autograd.grad(adversarial, reconstruction, retain_graph=True)
+    (other_gradient,) = torch.autograd.grad(other, reconstruction)
+    (adversarial_gradient,) = torch.autograd.grad(adversarial, reconstruction)
     return (other_gradient.norm() / (adversarial_gradient.norm() + _TINY)).clamp(0, limit).detach()
 
 

@@ -1,0 +1,20 @@
+"""Compilation of functions to single graphs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from einops import rearrange, repeat
+
+
+def compile_graph(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile a function to one graph for each shape of its inputs.
+
+    Args:
+        function: function of tensors; a graph break is an error.
+        **options: further arguments of ``torch.compile``.
+    """
+    for operation in (rearrange, repeat):
+        # Traced into, einops would have each graph compiled again once it meets another type of tensor anywhere.
+        torch.compiler.allow_in_graph(operation)
+    return torch.compile(function, fullgraph=True, dynamic=False, **options)
