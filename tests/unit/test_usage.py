@@ -38,8 +38,10 @@ def test_low_usage_is_reported_once_codes_are_initialized():
 
 
 def test_usage_counts_codes_and_their_perplexity():
-    use = codebook_usage("spatial", np.array([1, 1, 1, 1, 0, 0, 0, 0]))
+    use = codebook_usage("spatial", 8, np.array([1, 1, 1, 1, 0, 0, 0, 0]))
     assert (use.used, use.share, use.tokens) == (4, 0.5, 4)
     assert use.perplexity == pytest.approx(4)
-    assert codebook_usage("spatial", np.array([0, 3, 0])).perplexity == pytest.approx(1)
-    assert not math.isnan(codebook_usage("spatial", np.zeros(8)).perplexity)
+    assert codebook_usage("spatial", 3, np.array([0, 3, 0])).perplexity == pytest.approx(1)
+    # Codes that do not occur may be left out.
+    assert codebook_usage("spatial", 8, np.ones(4, int)) == use
+    assert not math.isnan(codebook_usage("spatial", 8, np.zeros(8)).perplexity)

@@ -78,17 +78,19 @@ class CodeCounts:
     def use(self) -> tuple[CodebookUsage, ...]:
         """Usage of each codebook."""
         return tuple(
-            codebook_usage(book.name, counts) for book, counts in zip(self._card.codebooks, self.counts, strict=True)
+            codebook_usage(book.name, book.size, counts)
+            for book, counts in zip(self._card.codebooks, self.counts, strict=True)
         )
 
 
-def codebook_usage(name: str, counts: np.ndarray) -> CodebookUsage:
+def codebook_usage(name: str, size: int, counts: np.ndarray) -> CodebookUsage:
     """Usage of a codebook.
 
     Args:
         name: name of the codebook.
-        counts: occurrences of each code, ``size``.
+        size: number of codes.
+        counts: occurrences of each code, in any order; codes that do not occur may be left out.
     """
     shares = counts[counts > 0] / max(counts.sum(), 1)
     perplexity = float(np.exp(-np.sum(shares * np.log(shares)))) if len(shares) else 0.0
-    return CodebookUsage(name, len(counts), int((counts > 0).sum()), perplexity, int(counts.sum()))
+    return CodebookUsage(name, size, int((counts > 0).sum()), perplexity, int(counts.sum()))

@@ -53,7 +53,8 @@ class UsageCounter:
         metrics: dict[str, float] = {}
         for book in self._books:
             counts = all_reduce_sum(self.counts[book.name].sum(dim=0))
-            use = codebook_usage(book.name, counts.cpu().numpy())
+            # A large codebook has far more codes than occur in a window.
+            use = codebook_usage(book.name, book.size, counts[counts > 0].cpu().numpy())
             metrics[f"usage_{book.name}"], metrics[f"perplexity_{book.name}"] = use.share, use.perplexity
             metrics[f"dead_{book.name}"] = float(use.size - use.used)
             metrics[f"tokens_{book.name}"] = float(use.tokens)

@@ -90,7 +90,8 @@ class Evaluator:
         scores = {"bits_per_pixel": named.pop("bits") / named.pop("pixels")}
         scores |= {name: value / len(self._clips) for name, value in named.items()}
         for name, count in counts.items():
-            use = codebook_usage(name, all_reduce_sum(count).cpu().numpy())
+            used = all_reduce_sum(count)
+            use = codebook_usage(name, len(used), used[used > 0].cpu().numpy())
             scores[f"usage_{name}"], scores[f"perplexity_{name}"] = use.share, use.perplexity
         return scores, shown
 
