@@ -1,17 +1,24 @@
 """Codebook usage, and the warning about low usage."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
 import torch
 
-from vidvq.metrics.codes import codebook_usage
+from vidvq.codebook import Codebook
+from vidvq.formats.token_shard import TokenizerCard
+from vidvq.metrics import codes
+from vidvq.metrics.codes import CodeCounts, codebook_usage
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.train.codebook_usage import UsageCounter
 from vidvq.training.distributed import DistributedContext
+
+# Two codebooks of the largest size.
+CARD = TokenizerCard("t", "d", (Codebook("spatial", 1 << 24, 0), Codebook("temporal", 1 << 24, 1 << 24)), 4, 8, {})
 
 
 def test_low_usage_is_reported_once_codes_are_initialized():
@@ -45,3 +52,28 @@ def test_usage_counts_codes_and_their_perplexity():
     # Codes that do not occur may be left out.
     assert codebook_usage("spatial", 8, np.ones(4, int)) == use
     assert not math.isnan(codebook_usage("spatial", 8, np.zeros(8)).perplexity)
+
+
+def test_counts_of_parts_are_those_of_the_whole(monkeypatch):
+    monkeypatch.setattr(codes, "_WAITING", 30)
+    random = np.random.default_rng(0)
+    grids = [random.integers(0, 40, (3, 4, 4)).astype(np.uint32) for _ in range(10)]
+    whole, *parts = (CodeCounts(CARD) for _ in range(3))
+    for index, grid in enumerate(grids):
+        whole.add(grid)
+        parts[index % 2].add(grid)
+    merged = pickle.loads(pickle.dumps(parts[0]))
+    merged.merge(parts[1])
+    assert merged.use() == whole.use()
+    for index, tokens in enumerate((np.stack(grids)[:, :1], np.stack(grids)[:, 1:])):
+        counts = np.bincount(tokens.ravel(), minlength=40)
+        assert whole.use()[index] == codebook_usage(CARD.codebooks[index].name, 1 << 24, counts)
+    merged.reset(1)
+    assert [book.tokens for book in merged.use()] == [160, 0]
+
+
+def test_counts_of_a_large_codebook_are_as_large_as_the_codes_that_occur():
+    counted = CodeCounts(CARD)
+    counted.add(np.arange(48, dtype=np.uint32).reshape(3, 4, 4) + (1 << 23))
+    assert len(pickle.dumps(counted)) < 4000
+    assert counted.entropy_bits(np.full((1, 4, 4), 1 << 23)) == pytest.approx(16 * 4)

@@ -1,11 +1,16 @@
 """Codebook usage: how many codes occur in tokens, and how evenly; in tokenization and in training."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import log2
+from typing import Any
 
 import numpy as np
 
 from vidvq.formats.token_shard import TokenizerCard
+
+# Tokens that are counted together.
+_WAITING = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -42,26 +47,29 @@ class CodebookUsage:
 
 
 class CodeCounts:
-    """Occurrences of each code of each codebook, summed over grids.
+    """Occurrences of the codes of each codebook, summed over grids.
 
-    Attributes:
-        counts: one int64 array ``size`` per codebook, in the order of the card.
+    Args:
+        card: card of the tokenizer.
     """
 
     def __init__(self, card: TokenizerCard) -> None:
         self._card = card
-        self.counts = [np.zeros(book.size, dtype=np.int64) for book in card.codebooks]
+        self._histograms = [_Histogram() for _ in card.codebooks]
 
     def add(self, codes: np.ndarray) -> None:
         """Count codes ``lt lh lw``, local to the codebook of their group."""
-        for t, group in enumerate(codes):
-            index = self._card.codebooks.index(self._card.codebook_of(t))
-            self.counts[index] += np.bincount(group.ravel(), minlength=len(self.counts[index]))
+        for index, part in self._by_codebook(codes):
+            self._histograms[index].count(part)
 
     def merge(self, other: "CodeCounts") -> None:
         """Add the counts of another instance."""
-        for own, more in zip(self.counts, other.counts, strict=True):
-            own += more
+        for own, more in zip(self._histograms, other._histograms, strict=True):
+            own.add(*more.items())
+
+    def reset(self, index: int) -> None:
+        """Set the counts of a codebook to 0."""
+        self._histograms[index] = _Histogram()
 
     def entropy_bits(self, codes: np.ndarray) -> float:
         """Size of codes ``lt lh lw`` (bits) with an ideal code for the counted frequencies, without its table.
@@ -70,17 +78,69 @@ class CodeCounts:
         have been counted.
         """
         bits = 0.0
-        for t, group in enumerate(codes):
-            counts = self.counts[self._card.codebooks.index(self._card.codebook_of(t))]
-            bits -= float(np.log2(counts[group] / counts.sum()).sum())
+        for index, part in self._by_codebook(codes):
+            known, counts = self._histograms[index].items()
+            bits -= float(np.log2(counts[np.searchsorted(known, part)] / counts.sum()).sum())
         return bits
 
     def use(self) -> tuple[CodebookUsage, ...]:
         """Usage of each codebook."""
         return tuple(
-            codebook_usage(book.name, book.size, counts)
-            for book, counts in zip(self._card.codebooks, self.counts, strict=True)
+            codebook_usage(book.name, book.size, histogram.items()[1])
+            for book, histogram in zip(self._card.codebooks, self._histograms, strict=True)
         )
+
+    def _by_codebook(self, codes: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the index of each codebook with its codes, flat."""
+        books = [self._card.codebook_of(t) for t in range(len(codes))]
+        for index, book in enumerate(self._card.codebooks):
+            yield index, codes[[used is book for used in books]].ravel()
+
+
+class _Histogram:
+    """Occurrences of codes, without those that do not occur: a shard has few of the millions of a large codebook."""
+
+    def __init__(self) -> None:
+        self._codes = self._counts = np.empty(0, np.int64)
+        self._tokens: list[np.ndarray] = []
+        self._others: list[tuple[np.ndarray, np.ndarray]] = []
+        self._waiting = 0
+
+    def count(self, tokens: np.ndarray) -> None:
+        """Count tokens ``n``."""
+        self._tokens.append(tokens)
+        self._wait(len(tokens))
+
+    def add(self, codes: np.ndarray, counts: np.ndarray) -> None:
+        """Add ``counts`` to the occurrences of ``codes``."""
+        self._others.append((codes, counts))
+        self._wait(len(codes))
+
+    def items(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the codes that occur, ascending, and how often they do."""
+        self._merge()
+        return self._codes, self._counts
+
+    def _wait(self, added: int) -> None:
+        # Sorting many tokens at once costs less.
+        self._waiting += added
+        if self._waiting > max(_WAITING, len(self._codes)):
+            self._merge()
+
+    def _merge(self) -> None:
+        if self._tokens:
+            self._others.append(np.unique(np.concatenate(self._tokens), return_counts=True))
+        if self._others:
+            parts = zip((self._codes, self._counts), *self._others, strict=True)
+            codes, counts = (np.concatenate(part) for part in parts)
+            self._codes, at = np.unique(codes, return_inverse=True)
+            # Exact: counts are far below 2^53.
+            self._counts = np.bincount(at, weights=counts).astype(np.int64)
+        self._tokens, self._others, self._waiting = [], [], 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._merge()
+        return self.__dict__
 
 
 def codebook_usage(name: str, size: int, counts: np.ndarray) -> CodebookUsage:

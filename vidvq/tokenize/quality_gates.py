@@ -105,7 +105,7 @@ class QualityGates(Monitor):
                     "lower it and resume"
                 )
             # Start a new window, so that a late collapse is not averaged away.
-            self._recent_codes.counts[index][:] = 0
+            self._recent_codes.reset(index)
 
     def metrics(self) -> dict[str, Any]:
         """What the run measured.
