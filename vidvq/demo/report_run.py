@@ -221,7 +221,7 @@ def _read_split(out: Path, name: str, card: TokenizerCard) -> Split:
         array_bytes += codes.nbytes
         for t, group in enumerate(codes):
             book = card.codebook_of(t)
-            counts[book.name] += np.bincount(group.ravel(), minlength=book.size)
+            np.add.at(counts[book.name], group, 1)
             bits += group.size * log2(book.size)
     return Split(
         videos=_videos(out / "clips" / name),

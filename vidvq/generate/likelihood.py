@@ -68,6 +68,7 @@ class NgramModels:
     def __init__(self, card: TokenizerCard) -> None:
         self._card = card
         self._unigram = [np.zeros(book.size) for book in card.codebooks]
+        self._totals = [0] * len(card.codebooks)
         self._pairs: dict[str, dict[tuple[int, int, int, int], int]] = {"bigram": {}, "temporal": {}}
         # For each context: the number of times it was seen, and of distinct codes that followed.
         self._contexts: dict[str, dict[tuple[int, int, int], list[int]]] = {"bigram": {}, "temporal": {}}
@@ -76,6 +77,7 @@ class NgramModels:
         """Count the codes ``lt lh lw`` of a sample."""
         for book, frames in self._split_by_codebook(codes):
             np.add.at(self._unigram[book], frames.ravel(), 1)
+            self._totals[book] += frames.size
         for kind, entries in self._with_context(codes):
             for context, code in entries:
                 seen = self._contexts[kind].setdefault(context, [0, 0])
@@ -97,24 +99,23 @@ class NgramModels:
             context = codes[:given].size
             tokens += codes.size - context
             for book, frames in self._split_by_codebook(codes, given):
-                probabilities = self._unigram_probabilities(book)
                 sums["uniform"] += frames.size * log2(self._card.codebooks[book].size)
-                sums["unigram"] -= float(np.log2(probabilities[frames]).sum())
+                sums["unigram"] -= float(np.log2(self._unigram_probabilities(book, frames)).sum())
             for kind, entries in self._with_context(codes):
                 sums[kind] += sum(self._bits(kind, *entry) for entry in entries[context:])
         return {name: bits / max(tokens, 1) for name, bits in sums.items()}
 
     def _bits(self, kind: str, context: tuple[int, int, int], code: int) -> float:
-        unigram = float(self._unigram_probabilities(context[0])[code])
+        unigram = float(self._unigram_probabilities(context[0], code))
         seen, followers = self._contexts[kind].get(context, (0, 0))
         # The weight of the unigram is the number of distinct followers (Witten and Bell 1991).
         count = self._pairs[kind].get((*context, code), 0)
         return -log2((count + max(followers, 1) * unigram) / (seen + max(followers, 1)))
 
-    def _unigram_probabilities(self, book: int) -> np.ndarray:
+    def _unigram_probabilities(self, book: int, codes: np.ndarray | int) -> np.ndarray:
         # Laplace smoothing: no code has probability 0.
         counts = self._unigram[book]
-        return (counts + 1) / (counts.sum() + len(counts))
+        return (counts[codes] + 1) / (self._totals[book] + len(counts))
 
     def _split_by_codebook(self, codes: np.ndarray, given: int = 0) -> list[tuple[int, np.ndarray]]:
         last = len(self._card.codebooks) - 1

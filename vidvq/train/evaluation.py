@@ -80,7 +80,8 @@ class Evaluator:
             sums["pixels"] += frames.shape[0] * frames.shape[1] * frames.shape[2]
             for t, group in enumerate(codes[0]):
                 book = books[min(t, len(books) - 1)]
-                counts[book.name] += torch.bincount(group.flatten(), minlength=book.size)
+                used = group.flatten()
+                counts[book.name].index_add_(0, used, torch.ones_like(used, dtype=torch.float))
                 sums["bits"] += group.numel() * log2(book.size)
             if self._perceptual:
                 pairs = [video[0].transpose(0, 1), back[0].transpose(0, 1)]

@@ -209,8 +209,7 @@ class Gallery:
                     break
                 self._grids[index] = codes
                 for t, group in enumerate(codes):
-                    book = self.card.codebook_of(t)
-                    usage[book.name] += np.bincount(group.ravel(), minlength=book.size)
+                    np.add.at(usage[self.card.codebook_of(t).name], group, 1)
                 bar.advance()
         self._spatial = most_used(self.card, usage)
         books = decode_atlas(self._tokenizer, self.card, usage)
