@@ -1,7 +1,7 @@
 """Clip shards: WebDataset tars of ``KEY.mp4``, ``.mkv`` or ``.npy`` (the clip) and ``KEY.json`` (:class:`ClipInfo`)."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -87,7 +87,7 @@ class _InfoFile:
 def clip_files(media: bytes, extension: str, info: ClipInfo) -> dict[str, bytes]:
     """The files of one clip by extension; that of the media is one of :data:`MEDIA`."""
     assert extension in MEDIA
-    fields = asdict(info) | {"format": FORMAT}
+    fields = vars(info) | {"format": FORMAT}
     if not info.retimed:
         del fields["retimed"]
     return {extension: media, "json": canonical_json(fields)}

@@ -222,7 +222,7 @@ def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: b
 
 def info_fields(info: TokenInfo) -> dict[str, Any]:
     """The JSON of a sample."""
-    fields = asdict(info) | {"format": FORMAT, "pts": to_runs(info.pts)}
+    fields = vars(info) | {"format": FORMAT, "pts": to_runs(info.pts)}
     return {name: value for name, value in fields.items() if (name, value) != ("quality", None)}
 
 
