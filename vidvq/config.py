@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vidvq.errors import UsageError
-from vidvq.settings import Setting, settings_of
+from vidvq.settings import Setting, complete, settings_of
 
 T = TypeVar("T")
 _MAX_YAML_VALUES = 100_000
@@ -131,6 +131,7 @@ def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
     Raises:
         ConfigError: fields are wrong; the message lists each with its path, value and rule.
     """
+    data = complete(kind, data)
     try:
         return _adapter(kind).validate_python(data)
     except ValidationError as error:

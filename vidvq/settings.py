@@ -71,6 +71,37 @@ def settings_of(
     )
 
 
+def complete(kind: type, data: dict[str, Any], default: Any = None) -> dict[str, Any]:
+    """Add the defaults to the plain dict of a config, also in groups of which only some settings are given.
+
+    The default of a group may differ from the defaults of its class, as in ``Runtime(workers=0)``. A class that is
+    built from the given settings alone knows only its own.
+
+    Args:
+        kind: the dataclass.
+        data: the given settings; unknown ones are kept.
+        default: an instance with the defaults; None for those of ``kind``.
+    """
+    hints = get_type_hints(kind, include_extras=True)
+    defaults = {f.name: _default(f) if default is None else getattr(default, f.name) for f in fields(kind)}
+    completed = {name: value for name, value in defaults.items() if value is not MISSING} | data
+    for name in defaults.keys() & data.keys():
+        group = _group_of(hints[name], data[name], defaults[name])
+        if group:
+            own = defaults[name] if type(defaults[name]) is group else None
+            completed[name] = complete(group, data[name], own)
+    return completed
+
+
+def _group_of(hint: Any, data: Any, default: Any) -> type | None:
+    """The dataclass of a mapping: the only one of its field, or the one of its ``kind``, else of the default's."""
+    if not isinstance(data, dict):
+        return None
+    arms = [arm for arm in _arms(hint) if is_dataclass(arm) and isinstance(arm, type)]
+    kind = data.get("kind", getattr(default, "kind", None))
+    return next((arm for arm in arms if len(arms) == 1 or getattr(arm, "kind", None) == kind), None)
+
+
 def meanings_of(kind: type) -> dict[str, str]:
     """Entries of the ``Attributes:`` sections of a class and its bases, by field."""
     found: dict[str, str] = {}

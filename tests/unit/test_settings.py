@@ -11,9 +11,9 @@ from pydantic import Field
 
 from vidvq.cli.config import STAGES, resolve
 from vidvq.cli.main import cli
-from vidvq.config import ConfigError, load, to_dict, validate
+from vidvq.config import ConfigError, apply_overrides, load, to_dict, validate
 from vidvq.errors import UsageError
-from vidvq.settings import as_yaml, describe_type, meanings_of, settings_of
+from vidvq.settings import as_yaml, describe_type, flow_yaml, meanings_of, settings_of
 
 REQUIRED = {
     "train": {"data": {"clips": "somewhere"}},
@@ -64,6 +64,24 @@ def test_values_override_the_defaults_and_a_wrong_one_is_refused():
     assert printed("shard", "clip.num_frames=65")["clip"]["num_frames"] == 65
     with pytest.raises(ConfigError, match="clip.num_frames=0"):
         CliRunner().invoke(cli, ["config", "shard", "clip.num_frames=0"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_setting_at_its_default_changes_no_other(stage):
+    kind, required = STAGES[stage].config_type(), REQUIRED.get(stage, {})
+    settings = [each for group in settings_of(kind) for each in group.walk()]
+    for setting in settings:
+        if setting.members is None and not setting.is_required:
+            given = apply_overrides(required, [f"{setting.path}={flow_yaml(setting.value)}"])
+            assert validate(kind, given) == validate(kind, required), setting.path
+
+
+def test_the_default_of_a_group_survives_in_a_group_that_is_optional_or_of_another_kind():
+    quantizer = "model.quantizer.spatial"
+    overrides = ["data.clips=x", f"{quantizer}.kind=residual", f"{quantizer}.layer.warmup=8"]
+    assert load(STAGES["train"].config_type(), None, overrides).model.quantizer.spatial.layer.size == 32
+    overrides = ["data.clips=x", f"{quantizer}.kind=vq", f"{quantizer}.decay=0.9"]
+    assert load(STAGES["train"].config_type(), None, overrides).model.quantizer.spatial.size == 512
 
 
 def test_another_kind_of_codebook_has_its_own_settings():

@@ -24,7 +24,8 @@ class RuntimeConfig:
 
     Attributes:
         workers: number of concurrent workers; None means one per CPU of the machine or cluster, or one per GPU (or
-            share of one). 0 and 1 run in local processes, without Ray, as does a job that has one unit of work.
+            share of one). 0 and 1 run in local processes, without Ray, as does a job that has one unit of work. With
+            ``address``, 0 means the same as None.
         address: address of the Ray cluster to join (``auto`` for the one that this machine belongs to); None uses this
             machine only.
         part: ``I/N``, with I from 0: this is driver I of N drivers that share the job. It processes its own part of the
@@ -61,8 +62,8 @@ class RuntimeConfig:
             raise UsageError(f"workers={self.workers} must be 0 (inline) or more")
         if self.decoders != "auto" and self.decoders < 1:
             raise UsageError(f"decoders={self.decoders} must be auto, or 1 or more")
-        if self.decode_on == "cluster" and (self.address is None or self.workers == 0):
-            raise UsageError("decode_on=cluster needs a Ray cluster; set address=auto, and workers above 0 or to null")
+        if self.decode_on == "cluster" and self.address is None:
+            raise UsageError("decode_on=cluster needs a Ray cluster; set address=auto")
 
     def order(self, total: int) -> list[int]:
         """Order in which this driver processes the units of work.

@@ -91,7 +91,7 @@ def count_workers_here(config: RuntimeConfig, on_gpu: bool) -> int:
     name, each = ("GPU", config.gpus_per_worker) if on_gpu else ("CPU", 1)
     slots = {node["NodeID"]: node["Resources"].get(name, 0) / each for node in ray.nodes() if node["Alive"]}
     own, total = slots.get(here, 0), sum(slots.values())
-    if config.workers is not None and total:
+    if config.workers and total:
         own = min(own, config.workers * own / total)
     return max(ceil(own), 1)
 

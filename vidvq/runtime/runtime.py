@@ -46,7 +46,7 @@ class Runtime:
 
     def _runs_inline(self, units: int) -> bool:
         if self._config.address is not None:
-            return self._config.workers == 0
+            return False
         return units <= 1 if self._config.workers is None else self._config.workers <= 1
 
     def _start_ray(self) -> Pool:
@@ -90,7 +90,7 @@ def count_gpus(config: RuntimeConfig) -> float | None:
         UsageError: Ray is not installed.
         StoreError: the cluster cannot be reached.
     """
-    if config.address is None or config.workers == 0:
+    if config.address is None:
         return None
     _prepare_ray()
     from vidvq.runtime.ray_start import count_cluster_gpus
@@ -123,4 +123,7 @@ def _prepare_ray() -> None:
     # Ray sends usage statistics by default; a corpus job must not contact hosts outside of its cluster.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if find_spec("ray") is None:
-        raise UsageError("Ray is not installed; run `pip install 'vidvq[ray]'`, or set runtime.workers=0 to run inline")
+        raise UsageError(
+            "Ray is not installed; run `pip install 'vidvq[ray]'`, or set runtime.workers=0 and no runtime.address to "
+            "run inline"
+        )

@@ -35,10 +35,10 @@ def test_little_work_and_few_workers_run_without_ray(starts, workers, units, inl
     assert starts == ([] if inline else ["start", "stop"])
 
 
-@pytest.mark.parametrize(("workers", "inline"), [(None, False), (1, False), (0, True)])
-def test_a_cluster_that_was_named_is_used_even_for_little_work(starts, workers, inline):
+@pytest.mark.parametrize("workers", [None, 0, 1])
+def test_a_cluster_that_was_named_is_used_even_for_little_work(starts, workers):
     with open_runtime(RuntimeConfig(workers=workers, address="auto")) as runtime:
-        assert isinstance(runtime.pool(1), InlinePool if inline else ray_pool.RayPool)
+        assert isinstance(runtime.pool(1), ray_pool.RayPool)
 
 
 def test_ray_starts_once_when_first_needed_and_serves_all_that_follows(starts):
