@@ -11,8 +11,9 @@ import torch
 from tests.helpers.colour import REFERENCE, ColourTokenizer
 from vidvq.codebook import Codebook
 from vidvq.conformance import RULES, NotConforming, check
-from vidvq.model import StreamState
-from vidvq.pretrained import load_tokenizer
+from vidvq.errors import UsageError
+from vidvq.model import StreamState, VideoTokenizer
+from vidvq.pretrained import load_pretrained, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,6 +167,19 @@ def test_an_exception_is_reported_with_its_position():
 
     with pytest.raises(NotConforming, match=r"codes: KeyError: 'weights' \(test_conformance.py:\d+\)"):
         check(Fails())
+
+
+def test_a_name_in_the_environment_is_that_of_a_command(monkeypatch, tmp_path):
+    from vidvq.conformance import test_tokenizer
+
+    monkeypatch.setenv("VIDVQ_TOKENIZER", "bundled")
+    assert isinstance(test_tokenizer._load(), VideoTokenizer)
+    assert isinstance(load_pretrained("bundled"), VideoTokenizer)
+    # A folder of that name is nearer.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundled").mkdir()
+    with pytest.raises(UsageError, match="bundled"):
+        test_tokenizer._load()
 
 
 @pytest.mark.parametrize(("name", "code"), [("ColourTokenizer", 0), ("Broken", 1)])

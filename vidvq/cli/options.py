@@ -10,7 +10,7 @@ import click
 
 from vidvq import config, log, storage
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import BUNDLED
+from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
 from vidvq.formats.plugin_reference import find_plugin
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
@@ -20,13 +20,14 @@ class PathOrUrl(click.ParamType):
     """Parameter type of a local path or an object store URL; see :func:`vidvq.storage.resolve_path`."""
 
     name = "path or url"
+    resolve = staticmethod(storage.resolve_path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Convert an argument to a path object; fails with a usage error if the URL is not supported."""
         if not isinstance(value, str):
             return value
         try:
-            return storage.resolve_path(value)
+            return self.resolve(value)
         except UsageError as error:
             self.fail(str(error), param, ctx)
 
@@ -39,11 +40,10 @@ class TokenizerPath(PathOrUrl):
     """
 
     name = "checkpoint"
+    resolve = staticmethod(resolve_checkpoint)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Convert an argument to a path object, and ``bundled`` to the bundled checkpoint."""
-        if value == "bundled" and not Path(value).exists():
-            return BUNDLED
         path = super().convert(value, param, ctx)
         reference = find_plugin(path)
         if reference and reference.attribute:

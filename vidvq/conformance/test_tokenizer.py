@@ -1,11 +1,11 @@
 """The rules as tests: ``VIDVQ_TOKENIZER=module:Class pytest --pyargs vidvq.conformance``."""
 
 import os
-from pathlib import Path
 
 import pytest
 
 from vidvq.conformance.rules import RULES, Rule
+from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.model import Tokenizer
 from vidvq.pretrained import load_tokenizer
 
@@ -15,8 +15,8 @@ _VARIABLE = "VIDVQ_TOKENIZER"
 def _load() -> Tokenizer:
     name = os.environ.get(_VARIABLE)
     if not name:
-        pytest.fail(f"set {_VARIABLE} to a checkpoint, module:Class, file.py:Class or an installed tokenizer")
-    return load_tokenizer(Path(name))[0]
+        pytest.fail(f"set {_VARIABLE} to a checkpoint, bundled, module:Class, file.py:Class or an installed tokenizer")
+    return load_tokenizer(resolve_checkpoint(name))[0]
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from vidvq.storage import (
     pretty_json,
     read_json,
     read_object,
+    resolve_path,
     sha256_bytes,
     sha256_file,
     sync_folder,
@@ -43,6 +44,15 @@ BUNDLED = Path(__file__).parent.parent / "weights"
 CONFIG, WEIGHTS, PRINTS = "config.json", "model.safetensors", "fingerprint"
 _PARTS = ("encoder.", "quantizer.", "decoder.")
 _STEP = re.compile(r"step-(\d{8})")
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """Resolve the name of a checkpoint: a path, a URL, or ``bundled`` for the one that ships with vidvq.
+
+    Raises:
+        UsageError: the URL is not supported; see :func:`vidvq.storage.resolve_path`.
+    """
+    return BUNDLED if name == "bundled" and not Path(name).exists() else resolve_path(name)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from vidvq.data import TokenDataset, iter_micro_batches
 from vidvq.errors import JobTerminated, UsageError
-from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, step_folder
+from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, resolve_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
 from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import Actions, label_name, read_actions, read_column
@@ -23,7 +23,6 @@ from vidvq.generate.trainer import GeneratorTrainer
 from vidvq.log import info, progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import load_tokenizer
-from vidvq.storage import resolve_path
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
 from vidvq.training.distributed import (
     DistributedContext,
@@ -124,7 +123,7 @@ def _load_tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokeniz
     """Load the tokenizer that encodes blanked clips; None if no task needs it."""
     if config.pixels is None or not BLANKED_TASKS & config.tasks.weights.keys():
         return None
-    path = resolve_path(config.pixels.tokenizer) if config.pixels.tokenizer else BUNDLED
+    path = resolve_checkpoint(config.pixels.tokenizer) if config.pixels.tokenizer else BUNDLED
     return _load_matching(path, card, "pixels.tokenizer")
 
 
@@ -220,7 +219,7 @@ class _TrainingLoop:
         """Return the state before the first step."""
         vectors = None
         if self.config.code_vectors is not None:
-            tokenizer = _load_matching(resolve_path(self.config.code_vectors), self.card, "code_vectors")
+            tokenizer = _load_matching(resolve_checkpoint(self.config.code_vectors), self.card, "code_vectors")
             vectors = code_vectors(tokenizer, self.trainer.network.digits)
         return self.trainer.initial_state(vectors)
 

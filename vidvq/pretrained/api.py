@@ -5,20 +5,20 @@ from types import ModuleType
 from typing import Any
 
 from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.formats.plugin_reference import find_plugin
 from vidvq.model import Tokenizer, VideoTokenizer
 from vidvq.pretrained.checkpoint import load_tokenizer
-from vidvq.storage import resolve_path
 
 
 def load_pretrained(name: str | Path, *, trainable: bool = False, **options: Any) -> Tokenizer:
     """Load a tokenizer on the CPU, and verify its weights against their fingerprint.
 
     Args:
-        name: checkpoint folder or its URL, run directory (its newest checkpoint is loaded), folder of a tokenizer that
-            :mod:`vidvq.pretrained.adapters` supports, reference to a tokenizer of another package
-            (:mod:`vidvq.formats.plugin_reference`), or ``owner/name`` of a repository on the Hugging Face hub (requires
-            ``huggingface_hub``).
+        name: checkpoint folder or its URL, ``bundled`` for the one that ships with vidvq, run directory (its newest
+            checkpoint is loaded), folder of a tokenizer that :mod:`vidvq.pretrained.adapters` supports, reference to a
+            tokenizer of another package (:mod:`vidvq.formats.plugin_reference`), or ``owner/name`` of a repository on
+            the Hugging Face hub (requires ``huggingface_hub``).
         trainable: return it in train mode with gradients, for fine-tuning; False returns it frozen, in eval mode.
         **options: arguments of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``cache_dir``.
 
@@ -28,7 +28,7 @@ def load_pretrained(name: str | Path, *, trainable: bool = False, **options: Any
     Raises:
         UsageError: there is no tokenizer, it is damaged, or its weights do not match its config.
     """
-    folder = resolve_path(str(name))
+    folder = resolve_checkpoint(str(name))
     if not folder.exists() and str(name).count("/") == 1 and not find_plugin(folder):
         folder = _hub(f"{name} is not a local folder; downloading from the hub").download(str(name), **options)
     tokenizer = load_tokenizer(folder)[0]
