@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
@@ -31,9 +30,9 @@ import pyarrow as pa
 import torch
 
 from vidvq.formats.checkpoint import BUNDLED
-from vidvq.formats.clip_shard import ClipInfo, read_clips
+from vidvq.formats.clip_shard import ClipInfo, media_of, parse_clip_info
 from vidvq.formats.commit import ShardDraft, commit_shard
-from vidvq.formats.plan import create_plan, read_plan
+from vidvq.formats.plan import Plan, create_plan, read_plan
 from vidvq.formats.tar import read_samples
 from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import groups_per_step, prepare_step
@@ -45,6 +44,8 @@ from vidvq.video.decode import decode_clip
 
 ROUNDS = 5
 Size = tuple[int, int, int]
+# Key and files of a clip.
+Sample = tuple[str, dict[str, bytes]]
 
 
 @click.command()
@@ -67,17 +68,19 @@ def main(
     checkpoint: Path | None,
 ) -> None:
     """Measure a job on clips repeated from CLIPS."""
-    found = [entry for shard in read_plan(clips).shard_names() for entry in read_clips(clips / shard)]
+    plan = read_plan(clips)
+    samples = [entry for shard in plan.shard_names() for entry in read_samples(clips / shard)]
+    sizes = [_size(parse_clip_info(files["json"], key)) for key, files in samples]
     # Each size would be compiled anew.
-    size = Counter(_size(info) for _, _, info in found).most_common(1)[0][0]
-    media = {key: data for key, data, info in found if _size(info) == size}
-    decoding = decoding_rate([*media.values()], decoders)
+    size = Counter(sizes).most_common(1)[0][0]
+    samples = [sample for sample, found in zip(samples, sizes, strict=True) if found == size]
+    decoding = decoding_rate([files[media_of(files, key)] for key, files in samples], decoders)
     encoding = encoding_rate(checkpoint, device, size)
     count = min(count, math.ceil(seconds * min(encoding, decoding) / size[0]))
     click.echo(f"frames/s alone: encoder {encoding:.0f}, decoding processes {decoding:.0f}; the job has {count} clips")
     with tempfile.TemporaryDirectory() as folder:
         many, out = Path(folder, "clips"), Path(folder, "tokens")
-        repeat_clips(clips, many, media.keys(), count, per_shard)
+        repeat_clips(plan, samples, many, count, per_shard)
         command = [sys.executable, "-m", "vidvq", "tokenize", str(many), "--out", str(out), f"device={device}"]
         command += ["--checkpoint", str(checkpoint)] if checkpoint else []
         started = monotonic()
@@ -107,12 +110,10 @@ def _size(info: ClipInfo) -> Size:
     return info.num_frames, info.height, info.width
 
 
-def repeat_clips(clips: Path, out: Path, taken: Collection[str], count: int, per_shard: int) -> None:
-    """Write a finished directory of clip shards with ``count`` clips, which are the ``taken`` ones in turn."""
-    plan = read_plan(clips)
-    samples = [entry for shard in plan.shard_names() for entry in read_samples(clips / shard) if entry[0] in taken]
-    planned = plan.table.column("key").to_pylist()
-    rows = [planned.index(key) for key, _ in samples]
+def repeat_clips(plan: Plan, samples: list[Sample], out: Path, count: int, per_shard: int) -> None:
+    """Write a finished directory of clip shards with ``count`` clips, which are samples of a plan in turn."""
+    planned = {key: row for row, key in enumerate(plan.table.column("key").to_pylist())}
+    rows = [planned[key] for key, _ in samples]
     table = plan.table.drop_columns(["key", "shard", "generation"]).take([rows[i % len(rows)] for i in range(count)])
     keys = [f"{samples[index % len(samples)][0]}-{index:06d}" for index in range(count)]
     shards = pa.array([index // per_shard for index in range(count)], pa.int32())
