@@ -217,37 +217,41 @@ class TokenShardWorker:
         self, shard: "_Shard", slot: int, decoded: Decoded, left: "deque[Row]"
     ) -> Generator[Step, StepResult, WorkerDied | None]:
         """Encode items and remove each from ``left``. Returns the death of the decoding process, if it died."""
-        # An item is finished after the first step of the next one is queued, or else before anything else.
-        unfinished = _Unfinished()
+        unfinished, death = _Unfinished(left), None
         with closing(decoded):
-            messages = self._clock.waiting("decode", decoded)
-            for message in messages:
-                if isinstance(message, WorkerDied):
-                    unfinished.finish()
-                    return message
-                try:
-                    if message.error:
-                        raise message.error
-                    assert message.info is not None
-                    frames, kept = _frames(messages), []
-                    scored = is_scored(message.key, self._config.quality.share)
-                    compared = self._agreement.takes()
-                    chunks = keep_frames(self._tokenizer, frames, kept) if scored or compared else frames
-                    codes = yield from sample_steps(self._tokenizer, chunks, self._card.dtype, unfinished.finish)
-                except _DecoderDied as died:
-                    unfinished.finish()
-                    return died.death
-                except VideoError as error:
-                    unfinished.finish()
-                    shard.writer.put(Rejected("failed", Outcome(message.key, error.reason, error.detail)))
-                    left.popleft()
-                else:
-                    item = _Item(slot, message.key, message.info, kept, scored, compared)
-                    unfinished.put(partial(self._finish, shard, item, codes, left))
+            messages = _until_death(self._clock.waiting("decode", decoded))
+            try:
+                for message in messages:
+                    unfinished.put((yield from self._encode_item(shard, slot, message, messages, unfinished.finish)))
+            except _DecoderDied as died:
+                death = died.death
             unfinished.finish()
-        return None
+        return death
 
-    def _finish(self, shard: "_Shard", item: "_Item", pending: PendingCodes, left: "deque[Row]") -> None:
+    def _encode_item(
+        self,
+        shard: "_Shard",
+        slot: int,
+        message: DecodeMessage,
+        messages: Iterator[DecodeMessage],
+        meanwhile: Callable[[], None],
+    ) -> Generator[Step, StepResult, Callable[[], None]]:
+        """Encode an item from its first message on, and return the work that finishes it."""
+        try:
+            if message.error:
+                raise message.error
+            assert message.info is not None
+            frames, kept = _frames(messages), []
+            scored = is_scored(message.key, self._config.quality.share)
+            compared = self._agreement.takes()
+            chunks = keep_frames(self._tokenizer, frames, kept) if scored or compared else frames
+            codes = yield from sample_steps(self._tokenizer, chunks, self._card.dtype, meanwhile)
+        except VideoError as error:
+            return partial(shard.writer.put, Rejected("failed", Outcome(message.key, error.reason, error.detail)))
+        item = _Item(slot, message.key, message.info, kept, scored, compared)
+        return partial(self._finish, shard, item, codes)
+
+    def _finish(self, shard: "_Shard", item: "_Item", pending: PendingCodes) -> None:
         codes = pending()
         shard.counted.codes.add(codes)
         write = partial(self._write, shard.writer, item.key, item.info, codes)
@@ -258,7 +262,6 @@ class TokenShardWorker:
                 shard.scores.put(item.slot, codes, item.kept, write)
         if not item.scored:
             write(None)
-        left.popleft()
 
     def _write(
         self,
@@ -310,13 +313,18 @@ class _Item:
 
 
 class _Unfinished:
-    """The item of a slot whose codes the device may still compute."""
+    """The last item of a slot, which the device may still compute: it is finished once a step of the next is queued.
 
-    def __init__(self) -> None:
+    Args:
+        left: items of the slot; the first one is removed when it is finished.
+    """
+
+    def __init__(self, left: "deque[Row]") -> None:
+        self._left = left
         self._work: Callable[[], None] | None = None
 
     def put(self, work: Callable[[], None]) -> None:
-        """Keep the work that finishes an item."""
+        """Finish the item before, and keep the work that finishes the next one."""
         self.finish()
         self._work = work
 
@@ -325,6 +333,7 @@ class _Unfinished:
         work, self._work = self._work, None
         if work:
             work()
+            self._left.popleft()
 
 
 class _DecoderDied(Exception):
@@ -347,10 +356,15 @@ def _split(rows: Any, interleave: bool, slots: int) -> list[Any]:
     return [rows[start:stop] for start, stop in pairwise(edges)]
 
 
-def _frames(messages: Iterator[DecodeMessage | WorkerDied]) -> Iterator[np.ndarray]:
+def _until_death(messages: Iterator[DecodeMessage | WorkerDied]) -> Iterator[DecodeMessage]:
     for message in messages:
         if isinstance(message, WorkerDied):
             raise _DecoderDied(message)
+        yield message
+
+
+def _frames(messages: Iterator[DecodeMessage]) -> Iterator[np.ndarray]:
+    for message in messages:
         if message.error:
             raise message.error
         if message.done:
