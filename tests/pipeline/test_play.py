@@ -116,7 +116,7 @@ def test_old_rollouts_end(steered, tokens_dir, checkpoint_dir):
     numbers = [game.start(0)["rollout"] for _ in range(9)]
     assert len(game.step(numbers[1], -1)["frames"]) == 4
     for call, expected in (
-        (lambda: game.step(numbers[0], 0), "rollout 1 has ended"),
+        (lambda: game.step(numbers[0], 0), "rollout 1 has ended.*; press Start again"),
         (lambda: game.step(numbers[1], 3), "key 3 is out of range"),
         (lambda: game.start(99), "start 99 is out of range"),
     ):

@@ -3,6 +3,7 @@
 import json
 from base64 import b64encode
 from collections.abc import Callable
+from functools import wraps
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
@@ -129,7 +130,10 @@ class Game:
         """
         found, latents = self._rollouts.get(rollout, (None, 0))
         if found is None or latents >= _MAX_LATENTS:
-            raise UsageError(f"rollout {rollout} has ended; begin another")
+            raise UsageError(
+                f"rollout {rollout} has ended: it has {_MAX_LATENTS} latent frames, or {_KEPT} newer ones have begun; "
+                "press Start again"
+            )
         if not -1 <= key < len(self.keys):
             raise UsageError(f"key {key} is out of range; there are {len(self.keys)} keys")
         action = self.idle if key < 0 else list(self.keys.values())[key]
@@ -188,6 +192,7 @@ def play_routes(game: Game) -> dict[str, Callable[..., Any]]:
     lock = Lock()
 
     def exclusive(route: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(route)
         def locked(**query: Any) -> Any:
             with lock:
                 return route(**query)

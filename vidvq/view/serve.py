@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from inspect import signature
 from threading import Lock
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -36,6 +37,21 @@ def serve(page: bytes, routes: dict[str, Route], port: int) -> None:
         server.server_close()
 
 
+def _parameters(route: Route, query: str) -> dict[str, Any]:
+    """Parameters of a route: integers, except ``text``.
+
+    Raises:
+        UsageError: the route takes other ones.
+    """
+    try:
+        values = {name: given[0] for name, given in parse_qs(query).items()}
+        known = {name: value if name == "text" else int(value) for name, value in values.items()}
+        signature(route).bind(**known)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"the parameters {query!r} are not those that the page sends; reload the page") from error
+    return known
+
+
 def build_routes(gallery: Gallery) -> dict[str, Route]:
     """Functions behind the paths that the page requests; query parameters are integers, except ``text``."""
     # Decode one clip at a time; other requests wait.
@@ -52,6 +68,7 @@ def build_routes(gallery: Gallery) -> dict[str, Route]:
         return gallery.occurrences(Code(book, code))
 
     def exclusive(route: Route) -> Route:
+        @wraps(route)
         def locked(**query: Any) -> Any:
             with lock:
                 return route(**query)
@@ -81,11 +98,10 @@ def make_server(page: bytes, routes: dict[str, Route], port: int) -> ThreadingHT
                 # A page of another origin cannot read the answer, but its requests would cost work.
                 self.send_error(403)
             elif request.path in routes:
+                route = routes[request.path]
                 try:
-                    values = {name: given[0] for name, given in parse_qs(request.query).items()}
-                    known = {name: value if name == "text" else int(value) for name, value in values.items()}
-                    found = routes[request.path](**known)
-                except (ValueError, TypeError, OSError) as error:
+                    found = route(**_parameters(route, request.query))
+                except (ValueError, OSError) as error:
                     # A damaged shard, or parameters that the page never sends.
                     self._send(400, "text/plain; charset=utf-8", str(error).encode())
                 else:
