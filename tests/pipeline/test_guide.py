@@ -69,6 +69,36 @@ def test_samples_become_tokens_again(vidvq, tmp_path, tiny_tokens, checkpoint_di
     assert "Give another --out" in vidvq("generate", "guide", tiny_tokens, *job, "seed=1").error
 
 
+def test_failed_samples_are_retried_alone(vidvq, tmp_path, tokens_dir, checkpoint_dir, clip, copy_of, monkeypatch):
+    from vidvq.generate.guide import Guide
+
+    tokens, guided, make = copy_of(tokens_dir), [], Guide.files
+
+    def files(self, key, codes, info):
+        guided.append(key)
+        return make(self, key, codes, info)
+
+    def guide(name, *more):
+        guided.clear()
+        job = ("--text", "red", "--clip", clip, "--checkpoint", checkpoint_dir, "--out", tmp_path / name)
+        return vidvq("generate", "guide", tokens, *job, "steps=1", "crops=1", "format=none", *more)
+
+    monkeypatch.setattr(Guide, "files", files)
+    broken = index_tokens(tokens)[1]
+    whole = broken.shard.read_bytes()
+    _, offset, size = next(member for member in broken.members if member[0] == "tokens.npy")
+    broken.shard.write_bytes(whole[: offset + size - 1] + b"\xff" + whole[offset + size :])
+    ran = guide("out")
+    assert ran.code == 1 and "bad_prompt" in ran.err and broken.key not in guided
+    broken.shard.write_bytes(whole)
+    ran = guide("out", "--retry-failed", "max_failed=0")
+    assert ran.code == 0 and guided == [broken.key], ran.err
+    assert guide("fresh").code == 0 and len(guided) > 1
+    shards = [{path.read_bytes() for path in (tmp_path / name).glob("*.tar")} for name in ("out", "fresh")]
+    assert shards[1] <= shards[0]
+    assert "has no failed samples to retry" in guide("none", "--retry-failed").error
+
+
 def test_a_large_keep_leaves_the_codes_alone(tiny_tokens, checkpoint_dir, clip):
     from vidvq.generate.guide import Guide
     from vidvq.generate.requests import GuideConfig

@@ -10,7 +10,7 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.config import STAGES, settings_epilog
-from vidvq.cli.options import config_option, config_path, is_override, json_option, out_option, split
+from vidvq.cli.options import config_option, config_path, json_option, out_option, retry_option, split, take_reason
 from vidvq.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _UPDATE_OPTIONS = (
     click.option(
         "--remove", multiple=True, metavar="URI", help="Remove an input from the corpus in --out; may be repeated."
     ),
-    click.option("--retry-failed", is_flag=False, flag_value="*", metavar="[=REASON]", help="Retry failed items."),
+    retry_option("Retry failed items."),
 )
 
 
@@ -71,9 +71,7 @@ def corpus_command(
         retry_failed: str | None,
         **own: Any,
     ) -> int:
-        if retry_failed and is_override(retry_failed):
-            # In `--retry-failed key=value` click takes the setting for the reason.
-            arguments, retry_failed = (*arguments, retry_failed), "*"
+        arguments, retry_failed = take_reason(arguments, retry_failed)
         given, overrides = split(arguments)
         stage_type = load()
         target = out or stage_type.default_out(given, **own)

@@ -15,10 +15,11 @@ from vidvq.cli.options import (
     checkpoint_option,
     config_option,
     config_path,
-    is_override,
     json_option,
     out_option,
+    retry_option,
     split,
+    take_reason,
 )
 from vidvq.errors import UsageError
 
@@ -144,6 +145,7 @@ def play(
 @out_option
 @config_option
 @json_option
+@retry_option("Retry failed samples of --out.")
 def guide(
     arguments: tuple[str, ...],
     text: str,
@@ -152,6 +154,7 @@ def guide(
     out: Path,
     config_name: str | None,
     as_json: bool,
+    retry_failed: str | None,
 ) -> int:
     """Edit TOKENS (token shards) without a generator: move their latents along CLIP's gradient towards --text.
 
@@ -163,10 +166,11 @@ def guide(
     from vidvq.generate.guide_stage import GuideStage
     from vidvq.generate.requests import GuideConfig
 
+    arguments, retry_failed = take_reason(arguments, retry_failed)
     given, overrides = split(arguments)
     settings = config.load(GuideConfig, config_path(config_name), overrides)
     stage = GuideStage.open(given, settings, text=text, clip=clip, checkpoint=checkpoint)
-    return _run(stage, given, out, checkpoint, as_json)
+    return _run(stage, given, out, checkpoint, as_json, retry_failed)
 
 
 def _request(name: str, inputs: str, type_name: str, short_help: str, help: str) -> Any:
@@ -184,9 +188,7 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
         from vidvq.generate import requests
         from vidvq.generate.open import open_request
 
-        if retry_failed and is_override(retry_failed):
-            # In `--retry-failed key=value` click takes the setting for the reason.
-            arguments, retry_failed = (*arguments, retry_failed), "*"
+        arguments, retry_failed = take_reason(arguments, retry_failed)
         given, overrides = split(arguments)
         # ``class`` is a keyword in Python, so the field is named ``label``.
         overrides = [
@@ -197,19 +199,20 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
         return _run(stage, given, out, checkpoint, as_json, retry_failed)
 
     command: Any = run
-    retry = click.option(
-        "--retry-failed", is_flag=False, flag_value="*", metavar="[=REASON]", help="Retry failed samples of --out."
-    )
-    for option in (retry, json_option, config_option, out_option, checkpoint_option):
+    for option in (
+        retry_option("Retry failed samples of --out."),
+        json_option,
+        config_option,
+        out_option,
+        checkpoint_option,
+    ):
         command = option(command)
     command = click.argument("arguments", nargs=-1, metavar=f"{inputs}[KEY=VALUE]...")(command)
     command = click.argument("run", type=PathOrUrl())(command)
     return generate.command(name, short_help=short_help, help=help, epilog=settings_epilog(f"generate-{name}"))(command)
 
 
-def _run(
-    stage: Any, inputs: list[str], out: Path, checkpoint: Path, as_json: bool, retry_failed: str | None = None
-) -> int:
+def _run(stage: Any, inputs: list[str], out: Path, checkpoint: Path, as_json: bool, retry_failed: str | None) -> int:
     """Run a stage, decode its samples, and return the exit code."""
     from vidvq.formats.plan import has_plan
     from vidvq.jobs import CorpusUpdate, run_job

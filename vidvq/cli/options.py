@@ -13,6 +13,8 @@ from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
 from vidvq.formats.plugin_reference import find_plugin
 
+# As in :mod:`vidvq.jobs.update`, which is slow to import.
+_ANY_REASON = "*"
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
@@ -67,6 +69,13 @@ def optional_out(default: str) -> Callable[[Any], Any]:
 
 
 config_option = click.option("--config", "config_name", help="YAML file, or name of a packaged config.")
+
+
+def retry_option(help: str) -> Callable[[Any], Any]:
+    """Option ``--retry-failed``, with an optional reason."""
+    return click.option("--retry-failed", is_flag=False, flag_value=_ANY_REASON, metavar="[=REASON]", help=help)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 
 
@@ -78,6 +87,14 @@ def config_path(name: str | None) -> Path | None:
 def is_override(argument: str) -> bool:
     """Whether an argument is a setting ``key.sub=value``; a file of that name is an input."""
     return bool(_OVERRIDE.match(argument)) and not os.path.lexists(argument)
+
+
+def take_reason(arguments: tuple[str, ...], reason: str | None) -> tuple[tuple[str, ...], str | None]:
+    """Return the arguments and the reason of ``--retry-failed``; None if the option is absent."""
+    if reason and is_override(reason):
+        # In `--retry-failed key=value` click takes the setting for the reason.
+        return (*arguments, reason), _ANY_REASON
+    return arguments, reason
 
 
 def split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:

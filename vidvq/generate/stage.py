@@ -13,6 +13,7 @@ from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, read_commits
 from vidvq.formats.generator import GeneratorCard
 from vidvq.formats.plan import read_plan
+from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.rows import PlanRow
 from vidvq.formats.token_index import index_shard
 from vidvq.formats.token_location import TokenLocation
@@ -237,10 +238,16 @@ class PromptWorker:
 
     def __call__(self, task: ShardTask[PromptRow]) -> ShardResult:
         """Generate and commit a shard."""
+        copied = dict[str, int]()
 
         def fill(draft: ShardDraft) -> None:
             locations = self._stage.locations(task.rows[0].source)
+            reused = reusable_samples(task.out, task.older, task.rows)
+            copied["samples"] = len(reused)
             for row in task.rows:
+                if row.key in reused:
+                    draft.add(row.key, reused[row.key], samples=1)
+                    continue
                 try:
                     with self._clock.activity("process"):
                         files = self._stage.make(self._pipeline, row, locations.get(row.key))
@@ -251,7 +258,7 @@ class PromptWorker:
 
         with self._clock.activity("write"):
             commit = commit_shard(task.out, task.shard, task.plan_id, fill)
-        return self._clock.result(commit)
+        return self._clock.result(commit, copied)
 
 
 @dataclass(frozen=True, kw_only=True)
