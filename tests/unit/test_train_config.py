@@ -2,9 +2,12 @@
 
 import pytest
 
-from vidvq.config import load
+from vidvq.config import find_config, load
 from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import BUNDLED, read_checkpoint
+from vidvq.submit import Job
 from vidvq.train import TrainConfig
+from vidvq.train.initialization import read_initial_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -34,3 +37,14 @@ def test_batch_shapes_must_be_whole_groups_and_latents(overrides, message):
         return
     with pytest.raises(UsageError, match=message):
         load(TrainConfig, None, settings)
+
+
+def test_training_starts_from_the_bundled_tokenizer_by_name(tmp_path, monkeypatch, vidvq):
+    monkeypatch.chdir(tmp_path)
+    config = load(TrainConfig, find_config("bundled-decoder"), ["start_from=bundled", "data.clips=clips"])
+    checkpoint = read_initial_checkpoint(config, None)
+    assert checkpoint is not None and checkpoint.fingerprints == read_checkpoint(BUNDLED).fingerprints
+    jobs: list[Job] = []
+    monkeypatch.setattr("vidvq.cli.submit._submit", lambda job, options: jobs.append(job) or 0)
+    vidvq("submit", "train", "bundled-decoder", "start_from=bundled", "data.clips=clips")
+    assert (jobs[0].settings["start_from"], jobs[0].settings["data"]["clips"]) == ("bundled", [str(tmp_path / "clips")])

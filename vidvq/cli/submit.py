@@ -11,7 +11,7 @@ import click
 from vidvq import config, log
 from vidvq.cli.options import checkpoint_option, config_option, config_path, out_option, split
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import BUNDLED
+from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
 from vidvq.formats.plugin_reference import find_plugin
 
 if TYPE_CHECKING:
@@ -97,7 +97,9 @@ def train(config_name: str, overrides: tuple[str, ...], **options: Any) -> int:
     )
     perceptual = settings["loss"]["perceptual_net"]
     for section, name in ((settings, "start_from"), (settings["evaluation"], "clips"), (perceptual, "backbone")):
-        section[name] = section[name] and _absolute(section[name])
+        # The bundled checkpoint is that of each machine.
+        if section[name] and resolve_checkpoint(section[name]) != BUNDLED:
+            section[name] = _absolute(section[name])
     job = _job("train", (), settings, settings["out"], options)
     loaded.data.micro_batch(job.resources.nodes * job.processes)
     return _submit(job, options)

@@ -160,7 +160,8 @@ class TrainConfig:
         steps: number of optimizer steps of the generator (steps).
         model: architecture of the tokenizer.
         discriminator: architecture of the discriminator.
-        start_from: checkpoint or run that provides the initial weights; None starts from random weights.
+        start_from: checkpoint or run that provides the initial weights, or ``bundled``; None starts from random
+            weights.
         train_only: networks to train: ``all``, or ``decoder`` to freeze the encoder and codebooks of ``start_from``,
             which keeps its tokens valid.
         new_quantizer: whether ``start_from`` provides only the networks. Codebooks are then drawn from the seed, and

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
+from vidvq.formats.checkpoint import Checkpoint, read_checkpoint, resolve_checkpoint
 from vidvq.metrics.perceptual import PerceptualDistance, load_perceptual
 from vidvq.model import Discriminator, VideoTokenizer
-from vidvq.storage import differences, resolve_path
+from vidvq.storage import differences
 from vidvq.train.config import TrainConfig
 from vidvq.training.distributed import DistributedContext
 from vidvq.training.schedule import is_used
@@ -48,7 +48,7 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
     """
     if config.start_from is None:
         return None
-    checkpoint = read_checkpoint(resumed or resolve_path(config.start_from))
+    checkpoint = read_checkpoint(resumed or resolve_checkpoint(config.start_from))
     theirs, ours = dict(checkpoint.config["model"]), config.model.to_dict()
     if resumed is None:
         # A decoder without these parts gets new ones.
