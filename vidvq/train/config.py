@@ -182,8 +182,8 @@ class TrainConfig:
         zero_stage: DeepSpeed ZeRO stage of the generator and the discriminator (0 to 3).
         precision: autocast type: ``fp32``, ``bf16`` or ``fp16``. Weights and quantization are always fp32. With
             ``bf16`` on a GPU, the network of the perceptual loss runs in bf16 as well.
-        compile: compile the forward and backward passes of the tokenizer, after the warm-up of its codebooks, and of
-            the discriminator; not with ``zero_stage=3``.
+        compile: compile the forward and backward passes of the tokenizer, after the warm-up of its codebooks, of the
+            discriminator, and of the losses that compare pixels; not with ``zero_stage=3``.
         checkpoint_activations: recompute the activations of residual blocks in the backward pass to save memory.
         lost_after_s: time limit of a collective operation (seconds), longer than the slowest save. A rank that does not
             respond in time counts as lost, and the job ends.
