@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from vidvq.data.batch_order import BatchOrder, SampledItem
 from vidvq.data.clip_cache import ClipCache, create_memory_file
@@ -72,7 +72,8 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
             crops = list(self._executor().map(lambda sample: self._crop_of(bucket, sample), local))
         except UsageError as error:
             return UnreadableBatch(str(error))
-        return torch.from_numpy(np.stack(crops))
+        # In a data worker this stacks in shared memory. A batch elsewhere would be copied there.
+        return default_collate([torch.from_numpy(crop) for crop in crops])
 
     def _executor(self) -> ThreadPoolExecutor:
         """Return the decoding threads of this process; threads of the parent do not survive a fork."""
@@ -163,7 +164,7 @@ def crop_clip(frames: np.ndarray, shape: BucketConfig, rng: Random) -> np.ndarra
         rng: source of randomness.
 
     Returns:
-        Crop ``t h w c``.
+        Crop ``t h w c``, a copy.
 
     Raises:
         VideoError: the frames are smaller than the crop.
@@ -175,8 +176,9 @@ def crop_clip(frames: np.ndarray, shape: BucketConfig, rng: Random) -> np.ndarra
     first = rng.randint(0, max(frames.shape[0] - shape.num_frames, 0))
     top = rng.randint(0, frames.shape[1] - shape.height)
     left = rng.randint(0, frames.shape[2] - shape.width)
-    cropped = frames[first : first + shape.num_frames, top : top + shape.height, left : left + shape.width]
+    cropped = np.array(frames[first : first + shape.num_frames, top : top + shape.height, left : left + shape.width])
     if rng.random() < 0.5:
-        cropped = cropped[:, :, ::-1]
+        # Several times as fast as reversing with NumPy.
+        cropped = torch.from_numpy(cropped).flip(2).numpy()
     missing = shape.num_frames - len(cropped)
     return np.concatenate([cropped, np.repeat(cropped[-1:], missing, axis=0)]) if missing else cropped
