@@ -77,3 +77,19 @@ def test_counts_of_a_large_codebook_are_as_large_as_the_codes_that_occur():
     counted.add(np.arange(48, dtype=np.uint32).reshape(3, 4, 4) + (1 << 23))
     assert len(pickle.dumps(counted)) < 4000
     assert counted.entropy_bits(np.full((1, 4, 4), 1 << 23)) == pytest.approx(16 * 4)
+
+
+def test_counts_are_saved_without_the_codes_that_do_not_occur():
+    books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=1 << 16))
+    stack = StackConfig((8, 8), (1, 1))
+    decoder = DecoderConfig(stack.channels, stack.blocks)
+    tokenizer = VideoTokenizer(TokenizerConfig(encoder=stack, decoder=decoder, quantizer=books))
+    usage, restored = (UsageCounter(tokenizer, 1, DistributedContext(0, 1, torch.device("cpu"))) for _ in range(2))
+    usage.add(torch.randint(0, 32, (2, 3, 4, 4)))
+    usage.finish_step(1)
+    usage.add(torch.randint(0, 32, (2, 3, 4, 4)))
+    state = usage.state_dict()
+    assert sum(tensor.numel() for tensor in state.values()) <= 2 * 4 * 32
+    restored.add(torch.zeros(1, 3, 4, 4, dtype=torch.long))
+    restored.load_state_dict(state)
+    assert all(torch.equal(restored.counts[name], counts) for name, counts in usage.counts.items())

@@ -78,13 +78,21 @@ class UsageCounter:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the counts summed over all ranks. Collective: call on every rank."""
-        return {name: all_reduce_sum(counts.clone()).cpu() for name, counts in self.counts.items()}
+        """Return the counts above 0 with their places, summed over all ranks. Collective: call on every rank."""
+        state: dict[str, Tensor] = {}
+        for name, counts in self.counts.items():
+            total = all_reduce_sum(counts.clone()).flatten()
+            places = total.nonzero().flatten()
+            state |= {f"{name}.places": places.cpu(), f"{name}.counts": total[places].cpu()}
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load the counts that :meth:`state_dict` returned; they are kept on rank 0."""
+        """Load the counts that :meth:`state_dict` returned, on rank 0; without any, counting starts anew."""
         for name, counts in self.counts.items():
-            counts.copy_(state[name] if self._context.rank == 0 else torch.zeros_like(counts))
+            counts.zero_()
+            if f"{name}.places" in state and self._context.rank == 0:
+                places, found = (state[f"{name}.{part}"].to(counts.device) for part in ("places", "counts"))
+                counts.view(-1)[places] = found
 
     def _split(self, codes: Tensor) -> Iterator[tuple[str, Tensor]]:
         if len(self._books) == 1:

@@ -100,7 +100,7 @@ def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingSt
     tensors = {
         "tokenizer": tokenizer.state_dict(),
         "average": tokenizer.inference_state_dict(),
-        "usage": {book.name: torch.zeros(2, book.size) for book in tokenizer.codebooks},
+        "usage": {},
         "generator_optimizer": {"steps": torch.tensor(0)},
     }
     if config.adversarial:
