@@ -134,6 +134,31 @@ def test_the_codebook_search():
             assert torch.equal(nearest_codes_fused(latents, codebook, half), expected), (n, k, d)
 
 
+@pytest.mark.parametrize("codes", [1024, 1100, 1090])
+def test_few_latents_search_a_large_codebook_in_parts(codes, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr("vidvq.model.quantize.search_triton._MIN_CODES", 128)
+    for latents, codebook in (
+        (torch.randn(70, 5), torch.randn(codes, 5)),
+        (torch.randint(-1, 2, (70, 5)).float(), torch.randint(-1, 2, (codes, 5)).float()),
+    ):
+        half = codebook.square().sum(dim=1) / 2
+        assert torch.equal(
+            nearest_codes_fused(latents, codebook, half), nearest_codes_blockwise(latents, codebook, half)
+        )
+
+
+@pytest.mark.parametrize("codes", [70, 1024])
+def test_a_latent_that_is_not_a_number_has_some_code(codes):
+    codebook, latents = torch.randn(codes, 5), torch.randn(40, 5)
+    half = codebook.square().sum(dim=1) / 2
+    expected = nearest_codes_fused(latents, codebook, half)
+    latents[3] = torch.nan
+    found = nearest_codes_fused(latents, codebook, half)
+    assert 0 <= found[3] < codes
+    assert torch.equal(found[4:], expected[4:])
+
+
 def make_tokenizer(dtype: torch.dtype = torch.float32, **changes: Any) -> VideoTokenizer:
     torch.manual_seed(0)
     stack, decoder = StackConfig((16, 24), (1, 1)), DecoderConfig((16, 24), (1, 1))

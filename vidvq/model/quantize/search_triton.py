@@ -8,8 +8,12 @@ from torch import Tensor
 # Latents of a program, and codes that it compares with them at a time. With 64 latents of 40 channels, an H200 took 4
 # times as long.
 _ROWS, _CODES = 32, 64
+# Programs that keep a large GPU busy. Fewer latents have their codes split among several, each with at least as many.
+_PROGRAMS, _MIN_CODES = 512, 512
 # Channels of a product: at least what `tl.dot` accepts, at most what leaves memory for several programs.
 _MIN_DIM, _MAX_DIM = 16, 64
+# Latents of a program that combines splits.
+_COMBINED = 128
 _NO_CODE = tl.constexpr(2**31 - 1)
 
 
@@ -24,21 +28,25 @@ def _nearest_kernel(
     codebook,
     half_norms,
     out,
+    scores,
     num_latents,
     num_codes,
     dim,
+    share,
     rows: tl.constexpr,
     codes: tl.constexpr,
     part: tl.constexpr,
     parts: tl.constexpr,
+    is_split: tl.constexpr,
 ):
+    split = tl.program_id(1)
     row = (tl.program_id(0) * rows + tl.arange(0, rows)).to(tl.int64)
     channel = tl.arange(0, part)
     x = _load(latents, row[:, None], channel[None, :], num_latents, dim)
     # The best code of each lane. Reducing over the lanes once, at the end, costs far less than in each round.
     best = tl.full((rows, codes), float("-inf"), tl.float32)
     found = tl.full((rows, codes), _NO_CODE, tl.int32)
-    for start in range(0, num_codes, codes):
+    for start in range(split * share, tl.minimum(split * share + share, num_codes), codes):
         code = start + tl.arange(0, codes)
         half = tl.load(half_norms + code, mask=code < num_codes, other=float("inf"))
         c = _load(codebook, code[None, :], channel[:, None], num_codes, dim)
@@ -55,7 +63,26 @@ def _nearest_kernel(
         best = tl.where(better, score, best)
     highest = tl.max(best, axis=1)
     first = tl.min(tl.where(best == highest[:, None], found, _NO_CODE), axis=1)
-    tl.store(out + row, first.to(tl.int64), mask=row < num_latents)
+    # A latent that is not a number is near no code, and must not make an index that is out of range.
+    first = tl.where(first == _NO_CODE, 0, first)
+    place = split.to(tl.int64) * num_latents + row
+    tl.store(out + place, first.to(tl.int64), mask=row < num_latents)
+    if is_split:
+        tl.store(scores + place, highest, mask=row < num_latents)
+
+
+@triton.jit
+def _first_best_kernel(found, scores, out, num_latents, splits, rows: tl.constexpr):
+    row = (tl.program_id(0) * rows + tl.arange(0, rows)).to(tl.int64)
+    inside = row < num_latents
+    best = tl.load(scores + row, mask=inside, other=0.0)
+    first = tl.load(found + row, mask=inside, other=0)
+    for split in range(1, splits):
+        place = tl.cast(split, tl.int64) * num_latents + row
+        score = tl.load(scores + place, mask=inside, other=0.0)
+        first = tl.where(score > best, tl.load(found + place, mask=inside, other=0), first)
+        best = tl.maximum(best, score)
+    tl.store(out + row, first, mask=inside)
 
 
 def nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
@@ -69,21 +96,33 @@ def nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -
     Returns:
         Codes ``n`` int64.
     """
-    found = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-    if len(latents):
-        dim = latents.shape[1]
-        part = min(max(triton.next_power_of_2(dim), _MIN_DIM), _MAX_DIM)
-        _nearest_kernel[(triton.cdiv(len(latents), _ROWS),)](  # type: ignore[index]
-            latents.contiguous(),
-            codebook.contiguous(),
-            half_norms,
-            found,
-            len(latents),
-            len(codebook),
-            dim,
-            rows=_ROWS,
-            codes=_CODES,
-            part=part,
-            parts=triton.cdiv(dim, part),
-        )
-    return found
+    count, dim = latents.shape
+    out = torch.empty(count, dtype=torch.long, device=latents.device)
+    if not count:
+        return out
+    blocks, part = triton.cdiv(count, _ROWS), min(max(triton.next_power_of_2(dim), _MIN_DIM), _MAX_DIM)
+    splits = max(min(_PROGRAMS // blocks, len(codebook) // _MIN_CODES), 1)
+    # Whole rounds, so that each product has the same shape in whatever split.
+    share = triton.cdiv(triton.cdiv(len(codebook), splits), _CODES) * _CODES
+    splits = triton.cdiv(len(codebook), share)
+    found = out if splits == 1 else out.new_empty(splits, count)
+    scores = latents.new_empty(splits, count) if splits > 1 else latents
+    _nearest_kernel[(blocks, splits)](  # type: ignore[index]
+        latents.contiguous(),
+        codebook.contiguous(),
+        half_norms,
+        found,
+        scores,
+        count,
+        len(codebook),
+        dim,
+        share,
+        rows=_ROWS,
+        codes=_CODES,
+        part=part,
+        parts=triton.cdiv(dim, part),
+        is_split=splits > 1,
+    )
+    if splits > 1:
+        _first_best_kernel[(triton.cdiv(count, _COMBINED),)](found, scores, out, count, splits, rows=_COMBINED)  # type: ignore[index]
+    return out
