@@ -2,7 +2,8 @@
 
     python benchmarks/launches.py
 
-The search of the nearest codes counts as one kernel, which it is on a GPU; few latents take two. Counts are of size base where none is named.
+The search of the nearest codes counts as one kernel, which it is on a GPU (two for few latents). Counts are of size
+base where none is named.
 
 encode_kernels_per_frame  kernels that a step of `vidvq tokenize` launches, with the step shape of a GPU
 decode_kernels_per_frame  the same for a step of decoding
