@@ -1,10 +1,12 @@
 """Compilation of functions to single graphs."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from einops import rearrange, repeat
+from torch.compiler import config as compiler
 
 
 def compile_graph(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -17,4 +19,6 @@ def compile_graph(function: Callable[..., Any], **options: Any) -> Callable[...,
     for operation in (rearrange, repeat):
         # Traced into, einops would have each graph compiled again once it meets another type of tensor anywhere.
         torch.compiler.allow_in_graph(operation)
+    # Beyond 8 shapes of a function, torch would raise an error.
+    compiler.recompile_limit = compiler.accumulated_recompile_limit = sys.maxsize
     return torch.compile(function, fullgraph=True, dynamic=False, **options)

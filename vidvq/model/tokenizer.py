@@ -7,7 +7,6 @@ group of one sample or tile. Tokens therefore depend neither on how a video is s
 of the batch.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from einops import repeat
 from torch import Tensor
-from torch.compiler import config as compiler
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
@@ -152,8 +150,6 @@ class VideoTokenizer(Tokenizer):
 
     def compile_steps(self, capture: bool = False, **options: Any) -> None:
         """See :meth:`Tokenizer.compile_steps`. Triton kernels are compiled already."""
-        # Each step shape is compiled by itself. Beyond 8 compilations of a function, torch would raise an error.
-        compiler.recompile_limit = compiler.accumulated_recompile_limit = sys.maxsize
         if "backend" not in options:
             # Inductor would choose among reductions by timing them, and round differently from one worker to the next.
             options["options"] = {"deterministic": True} | options.get("options", {})
