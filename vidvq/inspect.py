@@ -168,7 +168,7 @@ def _foreign_tar(path: Path) -> Iterator[str]:
             shown.append(f"  {source.member} ({source.size} bytes)")
     others = _other_members(path)
     if kinds["torn_tar"] and not videos and not others:
-        raise UsageError(f"{path} is not a readable tar; it is damaged, or no tar")
+        raise UsageError(f"{path} is not a readable tar; it is damaged, or not a tar")
     yield f"{path}: tar that vidvq did not write, {videos} videos, {path.stat().st_size / 1e6:.1f} MB"
     yield from shown
     if videos > len(shown):
@@ -181,7 +181,7 @@ def _foreign_tar(path: Path) -> Iterator[str]:
 
 
 def _other_members(path: Path) -> Counter[str]:
-    """Number of members that are no videos, by suffix; of a damaged tar, of its whole part."""
+    """Number of members that are not videos, by suffix; in a damaged tar, of those before the damage."""
     found = Counter[str]()
     with suppress(tarfile.TarError, EOFError, OSError, zlib.error), tarfile.open(path) as members:
         for member in members:

@@ -51,7 +51,7 @@ def test_tensors_that_share_memory_are_written_once_each(tmp_path, vidvq):
     shared = torch.arange(12.0).reshape(3, 4)
     torch.save({"a": shared, "b": shared.t(), "c": shared[1]}, tmp_path / "a.pth")
     ran = vidvq("convert", tmp_path / "a.pth", "--out", tmp_path / "out")
-    assert ran.code == 0 and "it is no tokenizer that vidvq knows" in ran.err, ran.err
+    assert ran.code == 0 and "it is not a tokenizer that vidvq knows" in ran.err, ran.err
     found = load_file(tmp_path / "out/model.safetensors")
     assert (
         torch.equal(found["a"], shared) and torch.equal(found["b"], shared.t()) and torch.equal(found["c"], shared[1])

@@ -122,7 +122,7 @@ MISTAKES = {
         "tokenizer {}: named_weights raised KeyError: 'a' (mine.py:5)"
     ),
     "class Mine(Base):\n    def named_weights(self): return {'encoder.a': self.places.to('meta')}": (
-        "tokenizer {}: the weights encoder.a are no dense tensor with data: "
+        "tokenizer {}: the weights encoder.a are not a dense tensor with data: "
     ),
     "from vidvq.codebook import Codebook\nclass Mine(Base): codebooks = [Codebook('joint', 4096.0, 0)]": (
         "an integer size of 1 or more"

@@ -1,4 +1,4 @@
-"""The `vidvq` command. Each verb is thin: it reads arguments, loads its stage, and prints what came out."""
+"""The `vidvq` command. Each command is thin: it reads arguments, calls its stage, and prints the result."""
 
 from vidvq.cli.main import main
 

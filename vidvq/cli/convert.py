@@ -8,7 +8,7 @@ from vidvq import config, log
 from vidvq.cli.options import PathOrUrl
 
 
-@click.command(short_help="Make safetensors of a pickled checkpoint.")
+@click.command(short_help="Convert a pickled checkpoint to safetensors.")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=PathOrUrl(), help="Local folder to write.")
 @click.option(
@@ -22,8 +22,8 @@ from vidvq.cli.options import PathOrUrl
 def convert(checkpoint: Path, out: Path, keys: Path | None, model_config: Path | None) -> int:
     """Write the weights in CHECKPOINT, a file of torch.save (.ckpt, .pth, .pt), as a folder of safetensors.
 
-    Only tensors are read, and no code is run: a checkpoint that needs code is refused. With a config.json of a
-    tokenizer that vidvq knows, the folder is loaded once, and then is a --checkpoint of every command.
+    Only tensors are read, and no code is run: a checkpoint that needs code is refused. If config.json is that of a
+    tokenizer that vidvq knows, the folder is loaded once as a check, and every command takes it as --checkpoint.
 
     \b
     vidvq convert model.ckpt --out runs/converted --keys keys.yaml --model-config config.json

@@ -75,7 +75,11 @@ def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
 @checkpoint_option
 @click.option("--out", type=PathOrUrl(), help="Write the scores to this JSON file.")
 @click.option("--pictures", type=PathOrUrl(), help="Write the frames of the first clip into this folder, as npy.")
-@click.option("--codes", type=PathOrUrl(), help="Write bits and nearest codes of each code, for vidvq view.")
+@click.option(
+    "--codes",
+    type=PathOrUrl(),
+    help="Write the bits and the nearest codes of each code to this JSON file, for vidvq view.",
+)
 def evaluate(
     run: Path,
     tokens: Path,
@@ -115,8 +119,8 @@ def play(
 ) -> int:
     """Serve a page on 127.0.0.1 in which RUN continues clips frame by frame.
 
-    Of a generator with actions, each key is an action: keys= names them, else the digits are the most frequent actions
-    of the training clips. A generator without actions plays its prediction.
+    For a generator with actions, each key is an action: keys= maps keys to actions; without it, the digits are the most
+    frequent actions of the training clips. A generator without actions plays its prediction.
 
     \b
     vidvq generate play runs/world/generator --checkpoint runs/world/tokenizer "keys={ArrowLeft: [-1], ArrowRight: [1]}"
@@ -292,9 +296,9 @@ _request(
     "Generate a region of the picture.",
     _help("""Generate the region box=[LEFT,TOP,WIDTH,HEIGHT] (pixels) of CLIPS (clip shards) or VIDEOS, or mask=FILE.
 
-    A box that reaches outside the frame enlarges it. With outside=true, the rest of the frame is generated. Of a video,
-    the first frames are used, as many as the longest training sample has. The region is blanked before encoding, so
-    that it cannot leak into the condition.
+    A box that reaches outside the frame enlarges it. With outside=true, the rest of the frame is generated. Only the
+    first frames of a video are used, as many as the longest training sample has. The region is blanked before
+    encoding, so that it cannot leak into the condition.
 
     \b
     vidvq generate fill runs/generator runs/clips --out runs/filled box=[16,16,32,32]

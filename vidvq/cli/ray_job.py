@@ -1,4 +1,4 @@
-"""Entry point of a job on a Ray cluster: `python -m vidvq.cli.ray_job VERB...` runs the preflight, then the command.
+"""Entry point of a job on a Ray cluster: `python -m vidvq.cli.ray_job COMMAND...` runs the preflight, then the command.
 
 Both run in one process, because Ray deletes a job's folder when the first driver of the job disconnects.
 """

@@ -252,7 +252,7 @@ def _blobs(column: pa.Array) -> list[_Blob | None]:
 
 
 class _Selection:
-    """Which rows of a list an expression selects, and how many."""
+    """Selection of the rows of a list by an expression, and its count."""
 
     def __init__(self, path: Path, policy: ListPolicy) -> None:
         name = base_name(path)
@@ -279,7 +279,7 @@ class _Selection:
         return selected
 
     def finish(self) -> None:
-        """Refuse a column that no row had, and tell how many rows were selected."""
+        """Refuse a column that no row had, and log how many rows were selected."""
         if self._rows:
             self._check()
         info(f"{_WHERE} selects {self._selected} of {self._rows} rows of {self._path}")
@@ -345,7 +345,7 @@ class _Columns:
             return None
         if isinstance(value, bytes):
             if len(value) > _MAX_PATH_BYTES:
-                detail = f"holds {len(value)} bytes, which are no path; lists.uri={self._uri} must name videos"
+                detail = f"holds {len(value)} bytes, which are not a path; lists.uri={self._uri} must name videos"
                 return failed_source(f"{uri_of(self._path)}#{self._uri}/{number}", "bad_name", detail)
             value = value.decode("utf-8", "surrogateescape")
         text = str(value).strip()
@@ -364,7 +364,9 @@ class _Columns:
         scheme, sign, _ = text.partition("://")
         if sign:
             allowed = scheme.lower() in _SCHEMES and not is_chained(text)
-            return "" if allowed else f"is no URL that a list may name; those are {', '.join(sorted(_SCHEMES))}"
+            return (
+                "" if allowed else f"has a scheme that a list may not name; allowed are {', '.join(sorted(_SCHEMES))}"
+            )
         if is_remote(self._path) or not self._roots:
             return ""
         place = (self._path.parent / text).resolve()
@@ -383,7 +385,7 @@ def _parse_seconds(value: Any) -> float | None:
     """A time in seconds; None for none.
 
     Raises:
-        ValueError: it is no finite time.
+        ValueError: it is not a finite time.
     """
     if value is None or value != value:
         return None

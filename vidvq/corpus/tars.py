@@ -18,7 +18,7 @@ from vidvq.formats.tar import BLOCK_BYTES
 from vidvq.video.probe import Limits
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-# What macOS puts beside each file: a few hundred bytes with the name of a video.
+# Prefix of the files of a few hundred bytes that macOS puts beside each file, with its suffix.
 APPLE_DOUBLE = "._"
 APPLE_DOUBLES = "macOS ._ files"
 _MAX_NAME_BYTES = 100
@@ -117,7 +117,7 @@ class _Sample:
     def add(self, name: str, stem: str, info: tarfile.TarInfo) -> None:
         uri = f"{self._tar.uri}#{name}"
         if not info.isreg() or info.issparse():
-            kind = f"is a link to {info.linkname}" if info.islnk() or info.issym() else "is no plain file"
+            kind = f"is a link to {info.linkname}" if info.islnk() or info.issym() else "is not a regular file"
             source = failed_source(uri, "not_a_file", f"{kind} in its tar; pack the file itself")
         elif fault := _name_fault(name):
             source = failed_source(uri, "bad_name", f"{fault}; rename it in the tar")
@@ -135,7 +135,7 @@ class _Sample:
                 self._carried[stem] |= {name: fields[name] for name in self._carry if name in fields}
         except (ValueError, RecursionError) as error:
             self._damage[stem] = (
-                f"has {shown(name)} beside it, which cannot be read: {error}; mend it, or set lists.carry=[]"
+                f"has {shown(name)} beside it, which cannot be read: {error}; repair it, or set lists.carry=[]"
             )
 
     def sources(self) -> Iterator[Source]:

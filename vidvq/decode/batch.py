@@ -14,7 +14,7 @@ from vidvq.formats.token_shard import TokenInfo
 from vidvq.model import Tokenizer, iter_decode_batch
 from vidvq.video.write import TimedFrame
 
-# Frames that are held in memory at a time; longer clips are decoded one by one, as streams.
+# Size of the frames that are held in memory at a time (bytes); longer clips are decoded one by one, as streams.
 _MAX_BYTES = 1 << 29
 
 

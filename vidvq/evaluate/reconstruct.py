@@ -137,7 +137,7 @@ def list_shards(folder: Path) -> list[Path]:
 
 
 def missing_shards(folder: Path) -> str:
-    """Say how many shards of a directory are missing: not finished, or lost; "" if none are."""
+    """Describe how many shards of a directory are missing: not finished, or lost; "" if none are."""
     names = list(read_plan(folder).shard_names())
     pairs = zip(names, read_commits(folder, names), strict=True)
     # A shard without a file is one whose items all failed.
@@ -155,7 +155,7 @@ def _read_frames(folder: Path) -> np.ndarray:
             with Image.open(path) as image:
                 frames.append(np.asarray(image.convert("RGB")))
         except OSError as error:
-            # Those of Pillow have no number.
+            # Those of Pillow have no errno.
             if error.errno is not None:
                 raise
             raise UsageError(f"{path} is not a readable picture; decode the tokens again") from error

@@ -241,7 +241,7 @@ def nominal_bits(codes: np.ndarray, card: TokenizerCard) -> float:
 
 
 def finish(name: str, card: TokenizerCard, scored: Iterable[tuple[ClipScore, np.ndarray]]) -> Evaluation:
-    """Add what depends on all clips: the statistics of the codes.
+    """Add the scores that depend on all clips: the statistics of the codes.
 
     Args:
         name: name of the tokenizer.
@@ -303,7 +303,7 @@ def _cell(value: float | None, digits: int) -> str:
 
 
 def lines(evaluations: list[Evaluation]) -> Iterator[str]:
-    """Yield the table, the usage of each codebook, and what a reader of the table must know, as text."""
+    """Yield the table, the usage of each codebook, and notes on the scores, as text."""
     rows = table(evaluations)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     yield f"{len(evaluations[0].clips)} clips, means over clips; PSNR in dB"

@@ -26,7 +26,7 @@ def _write_bin(files: Files, sequences: Iterator[TokenSequence], count: int, dty
 def _read_bin(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
     starts = read_npy(paths[1].read_bytes())
     if starts.dtype != np.int64 or starts.ndim != 1 or not len(starts) or starts[0]:
-        raise UsageError("its index is not one of int64 from 0 on")
+        raise UsageError("its index is not an int64 array that starts at 0")
     yield from read_arrays(paths[0], np.diff(starts), dtype)
 
 

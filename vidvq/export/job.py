@@ -73,7 +73,7 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
         target: one of :data:`vidvq.export.targets.TARGETS`.
         out: the output directory.
         config: order and special tokens of the sequences.
-        check: read the export back at the end and compare_part it with the token shards, id by id.
+        check: read the export back at the end and compare it with the token shards, id by id.
 
     Raises:
         UsageError: an argument is wrong, a shard is damaged, or ``check`` found a difference.

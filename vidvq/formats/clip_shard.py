@@ -122,7 +122,7 @@ def read_infos(path: Path) -> Iterator[tuple[str, ClipInfo]]:
     """Yield ``(key, info)`` of each clip in a shard.
 
     Raises:
-        ValueError: the tar or a sample in it is not a clip shard's.
+        UsageError: the file is not a clip shard, or the JSON of a clip is damaged.
     """
     for name, data in read_members(path):
         key, _, extension = name.partition(".")

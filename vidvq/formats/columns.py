@@ -21,7 +21,7 @@ FORMAT = "vidvq.columns/1"
 PREFIX = "columns"
 FOLDER = "columns"
 Value: TypeAlias = str | int | float | bool | None
-# What every clip has by itself; `where` knows them by these names.
+# Fields that every clip has; `where` knows them by these names.
 INTRINSIC = ("key", "source", "num_frames", "height", "width", "fps", "duration_s", "carried")
 KEYWORDS = frozenset({"and", "or", "not", "in", "is", "like", "null", "true", "false"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
@@ -78,7 +78,7 @@ def read_columns(path: Path) -> Iterator[tuple[str, dict[str, Value]]]:
     """Yield ``(key, columns)`` of each clip in a shard.
 
     Raises:
-        UsageError: the tar or a sample in it is not a column shard's.
+        UsageError: the file is not a column shard, or a sample in it is damaged.
     """
     for key, files in read_samples(path):
         yield key, parse_columns(files, f"{path}: {key}")
@@ -177,7 +177,7 @@ def _check_name(name: Any) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(f"column {name!r} must be a name of up to 64 letters, digits and underscores")
     if name in INTRINSIC or name.lower() in KEYWORDS:
-        raise UsageError(f"column {name!r} has a reserved name; call it otherwise")
+        raise UsageError(f"column {name!r} has a reserved name; give it another one")
     return name
 
 

@@ -1,4 +1,4 @@
-"""How networks are run by a job, as plans, cards of tokens and `decode.json` record it."""
+"""Execution of the networks of a job, as plans, tokenizer cards and `decode.json` record it."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -12,11 +12,11 @@ MAX_PIXELS = 1 << 27
 
 @dataclass(frozen=True)
 class Execution:
-    """How samples are encoded or decoded: all that decides how sums are rounded, beside the weights.
+    """How samples are encoded or decoded: everything except the weights that rounding depends on.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        precision: of the networks: ``fp32``, ``tf32`` or ``bf16``.
+        precision: precision of the networks: ``fp32``, ``tf32`` or ``bf16``.
         compiled: whether the networks are compiled.
         streams: streams per call of the encoder or decoder.
         groups: groups of each stream per call.

@@ -124,7 +124,7 @@ def read_generator(path: Path) -> Generator:
         raise UsageError(f"{folder} is not a generator ({GENERATOR_FORMAT}); give a run of vidvq generate train")
     where, step = f"{folder / CONFIG}", config.get("step", 0)
     card = validate(GeneratorCard, config["generator"], where)
-    # Its ranges, as in a directory of tokens.
+    # Checks ranges too, as for the card in a directory of tokens.
     parse_tokenizer_card(asdict(card.tokenizer) | {"format": TOKENIZER_FORMAT}, where)
     if len(card.action_scale) != len(card.action_mean) or 0 in card.action_scale:
         raise UsageError(
@@ -134,7 +134,7 @@ def read_generator(path: Path) -> Generator:
     if not isinstance(step, int) or step < 0:
         raise UsageError(f"{where}: step={step!r} must be an integer of 0 or more; restore it from a copy")
     tensors = read_tensors(folder / WEIGHTS)
-    # Of the JSON as it is, so that a field that a later version adds does not matter.
+    # Of the stored JSON, so that fields added to the card later do not change the fingerprint.
     print_ = digest_tensors(config["generator"], tensors)
     if not is_mapping(stored) or stored.get("generator") != print_:
         raise UsageError(f"{folder}: weights or config do not match the fingerprint; restore it from a copy")

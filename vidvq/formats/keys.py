@@ -1,9 +1,9 @@
 """Keys of items that are cut from videos: ``STEM-HASH-INDEX``.
 
 The stem is the readable part of the video's name, in any script. The hash (96 bits) is that of the video's identity.
-The index is that of the item among those of its video. No two videos of a plan share a hash: if they would, the planner
-takes another one for the later video (see :mod:`vidvq.jobs.unique_keys`). A plan keeps its keys as data, so directories
-that were planned with another scheme stay valid.
+The index is that of the item among those of its video. No two videos of a plan share a hash: if two collide, the
+planner takes another one for the later video (see :mod:`vidvq.jobs.unique_keys`). A plan keeps its keys as data, so
+directories that were planned with another scheme stay valid.
 """
 
 import hashlib

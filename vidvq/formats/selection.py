@@ -1,4 +1,4 @@
-"""Which clips of a directory an expression selects, by their columns and by what every clip has by itself."""
+"""Selection of clips by an expression over their columns and the fields that every clip has."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ _CARRIED = "carried"
 class ClipSelection:
     """An expression over the clips of a directory.
 
-    The columns are those of the sets in ``CLIPS/columns/``; and of every clip ``key``, ``source``, ``num_frames``,
+    The columns are those of the sets in ``CLIPS/columns/``, and for every clip ``key``, ``source``, ``num_frames``,
     ``height`` and ``width`` (pixels), ``fps``, ``duration_s`` (seconds) and ``carried.NAME``. A clip that a column's
     function failed on has null there.
 
@@ -31,7 +31,7 @@ class ClipSelection:
         sets: the column sets that it needs.
 
     Raises:
-        UsageError: it is no expression, names an unknown column, or needs columns that are unfinished or older than
+        UsageError: it is not an expression, names an unknown column, or needs columns that are unfinished or older than
             the clips.
     """
 
@@ -59,7 +59,7 @@ class ClipSelection:
         return self._where.text
 
     def identity(self) -> dict[str, Any]:
-        """All that the selection depends on beside the clips, as JSON types."""
+        """Everything except the clips that the selection depends on, as JSON types."""
         sets = {name: {"plan_id": each.plan.plan_id, "sha256": each.sha256} for name, each in self.sets.items()}
         return {"where": self.text, "columns": sets}
 

@@ -21,8 +21,8 @@ DigitVectors = list[Tensor]
 def code_vectors(tokenizer: Tokenizer, digits: list[tuple[int, ...]]) -> list[DigitVectors]:
     """Return the code vector of each value of each digit, for each codebook.
 
-    What a code adds to the latents may depend on the codes before it, and that of a digit on the other digits: vectors
-    are means over random ones, the same for all codes of a codebook.
+    The contribution of a code to the latents may depend on the codes before it, and that of a digit on the other
+    digits. Vectors are therefore means over random contexts, the same for all codes of a codebook.
 
     Args:
         tokenizer: the tokenizer that made the tokens.

@@ -74,7 +74,7 @@ class GuideStage(ListedStage[PromptRow]):
         """Check a request and build its stage; the options are ``text``, ``clip`` and ``checkpoint``.
 
         Raises:
-            UsageError: the input is no directory of token shards, the tokenizer did not make them or is of another
+            UsageError: the input is not a directory of token shards, the tokenizer did not make them or is of another
                 package, or the folder holds no CLIP model.
         """
         from vidvq.generate.guide import check_clip, open_tokenizer

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Code of what is not known.
+# Stands for a code that is not known.
 UNKNOWN = -1
 
 

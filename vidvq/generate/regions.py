@@ -58,7 +58,7 @@ def _read_png(data: bytes) -> np.ndarray:
                 return np.asarray(image) >= _HIDDEN << 8
             return np.asarray(image.convert("L")) >= _HIDDEN
     except UnidentifiedImageError:
-        raise UsageError("it is no PNG, or damaged") from None
+        raise UsageError("it is not a PNG, or damaged") from None
 
 
 def result_shape(config: InterpolateConfig | FillConfig, shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Settings of `vidvq generate` sample, predict, interpolate and fill. Imports no torch."""
+"""Settings of the commands of `vidvq generate`, except train and evaluate. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -93,7 +93,7 @@ class SampleConfig(RequestConfig):
     """Settings of `vidvq generate sample`.
 
     Attributes:
-        n: number of samples, of each text (1 or more). A job makes at most 1,000,000 samples.
+        n: number of samples, of each text if there are texts (1 or more). A job makes at most 1,000,000 samples.
         label: class of the samples, ``class=`` on the command line; None for no class.
         text: text of the samples; None for no text.
         prompts: text file with one text per line, blank lines left out; None for ``text``.
@@ -288,7 +288,7 @@ class PlayConfig:
         given: frames of a start (1 + a multiple of the temporal factor).
         keys: action of each key, by the name that browsers give it: ``{ArrowLeft: [-1, 0]}``; None for the digits, with
             the most frequent actions of the training clips.
-        sampling: how codes are drawn.
+        sampling: sampling of the codes.
     """
 
     __pydantic_config__: ClassVar = _FORBID

@@ -29,7 +29,7 @@ class Rollout:
         card: card of the generator.
         tokenizer: the tokenizer that decodes.
         start: codes ``t lh lw`` of the first latent frames (1 or more).
-        config: how codes are drawn.
+        config: sampling of the codes.
         seed: seed of the codes.
         size: height and width of a decoded frame (pixels).
         vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`; for ``estimate=mean`` only.
@@ -55,7 +55,7 @@ class Rollout:
         self._seed, self._size = seed, size
         self._vectors = vectors
         self._codes = start.astype(np.int64)
-        # One row for each frame; what led to the start is not known.
+        # One row for each frame; the actions that led to the start are not known.
         frames = 1 + (len(start) - 1) * card.tokenizer.temporal_factor
         self._actions = np.full((frames, max(len(card.action_mean), 1)), nan, dtype=np.float32)
         self._state: StreamState | None = None

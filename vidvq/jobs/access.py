@@ -14,7 +14,7 @@ _IN_A_ROW = 8
 
 
 class AccessWatch:
-    """Stops a job once the server denies every source, those included that it served before.
+    """Stops a job once the server denies every source, including those that it served before.
 
     Only sources that are read with credentials count: objects of stores, and URLs with a user or a signature. A few
     denied ones among others are failures of these videos.

@@ -1,4 +1,4 @@
-"""How many frames of a run NVDEC decoded, where a stage may use it."""
+"""Monitor of the share of frames that NVDEC decoded, for stages that may use it."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ from vidvq.jobs.stage import Monitor, ShardResult
 
 
 class NvdecMonitor(Monitor):
-    """Counts frames by decoder. The details of a shard are its frames from NVDEC; None if the job does not use it."""
+    """Counts frames by decoder. The details of a shard are the number of its frames that NVDEC decoded.
+
+    They are None if the job does not use NVDEC.
+    """
 
     def __init__(self) -> None:
         self._from_nvdec: int | None = None
@@ -17,7 +20,7 @@ class NvdecMonitor(Monitor):
         self.count(result.details, result)
 
     def count(self, from_nvdec: int | None, result: ShardResult) -> None:
-        """As :meth:`add`, for details of another kind."""
+        """Count the frames of a shard, of which NVDEC decoded ``from_nvdec``; None if the job does not use it."""
         if from_nvdec is not None:
             made = result.made.get("frames", 0)
             # After a crash, frames are decoded again.

@@ -12,7 +12,7 @@ from vidvq.metrics.i3d import FEATURES, load_i3d
 
 
 class FvdScorer:
-    """Collects I3D features of all consecutive windows of frames, without the rest of a clip.
+    """Collects I3D features of all consecutive windows of frames; the remainder of a clip is not used.
 
     Args:
         backbone: file with the weights of I3D.

@@ -66,7 +66,7 @@ def _pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Te
 
 
 class _Convolution(nn.Module):
-    """Convolution with ``SAME`` padding, batch norm and ReLU; the last one has a bias alone."""
+    """Convolution with ``SAME`` padding, batch norm and ReLU; the last one has only a bias."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, last: bool = False) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from vidvq.errors import UsageError
 from vidvq.storage import attempt_path, is_remote, pretty_json, sync_folder, write_atomic
 
 _WEIGHTS = "model.safetensors"
-# diffusers names its weights otherwise.
+# diffusers has another name for the weights.
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Where training frameworks keep the weights, tried in this order; the whole file if there is none.
 _ENTRIES = ("state_dict", "model_state_dict", "model", "module", "generator", "ema", "params")
@@ -55,7 +55,7 @@ class Converted:
         parameters: number of their elements.
         dropped: number of entries that were left out.
         entry: path of the state dict in the checkpoint; empty for the whole file.
-        tokenizer: class that `--checkpoint` loads the folder as; None if it is none that vidvq knows.
+        tokenizer: class that `--checkpoint` loads the folder as; None if vidvq knows no tokenizer like it.
     """
 
     out: Path
@@ -71,7 +71,7 @@ class Converted:
         found = [f"{self.tensors} tensors{source} with {self.parameters:,} elements written to {self.out}"]
         if self.dropped:
             found.append(f"{self.dropped} entries left out")
-        known = f"it is loaded as {self.tokenizer}" if self.tokenizer else "it is no tokenizer that vidvq knows"
+        known = f"it is loaded as {self.tokenizer}" if self.tokenizer else "it is not a tokenizer that vidvq knows"
         return [*found, f"as a --checkpoint, {known}"]
 
 
@@ -114,7 +114,7 @@ def _load(source: Path) -> Any:
     if not source.is_file():
         raise UsageError(f"{source} {'is a folder; give the file in it' if source.is_dir() else 'does not exist'}")
     try:
-        # Of formats that this command refuses anyway.
+        # Warnings are about formats that this command refuses anyway.
         with warnings.catch_warnings(action="ignore"):
             return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -103,7 +103,7 @@ def check_state(state: Any) -> None:
     """Check a state that a step returned.
 
     Raises:
-        UsageError: it is no :class:`StreamState`.
+        UsageError: it is not a :class:`StreamState`.
     """
     if not isinstance(state, StreamState):
         raise UsageError(f"the state is a {type(state).__name__}; it must be a vidvq.model.StreamState")
@@ -178,7 +178,7 @@ class _Where:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, UsageError):
             raise UsageError(f"tokenizer {self._name}, {self._method}: {error}") from error
-        # Out of memory has a message of its own, and torch's is no MemoryError.
+        # The command line reports out of memory; torch's exception is not a MemoryError.
         if isinstance(error, Exception) and not isinstance(error, MemoryError | torch.OutOfMemoryError):
             raise UsageError(f"tokenizer {self._name}, {self._method} raised {error_line(error)}") from error
 

@@ -113,4 +113,4 @@ def _array(name: str, tensor: Any) -> np.ndarray:
         # NumPy has no types of 8-bit floats.
         return (tensor.view(torch.uint8) if "float8" in str(tensor.dtype) else tensor).numpy()
     except Exception as error:
-        raise UsageError(f"the weights {name} are no dense tensor with data: {error_line(error)}") from error
+        raise UsageError(f"the weights {name} are not a dense tensor with data: {error_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Calls in a child process of a worker of Ray, which tells how the child ended; Ray tells only that a worker did.
+"""Calls in a child process of a Ray worker. The worker reports how the child ended; Ray reports only that it ended.
 
 The worker itself hardly needs memory or native code: if it dies, something killed it.
 """

@@ -1,4 +1,4 @@
-"""Kills by the out-of-memory killer of the kernel, which say nothing about the work of the process."""
+"""Counts of the kernel's out-of-memory kills, which say nothing about the work of the killed process."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _MACHINE = Path("/proc/vmstat")
 def count_oom_kills() -> int | None:
     """Number of processes that were killed for memory in the cgroup of this process, or on this machine.
 
-    None if the kernel does not tell.
+    None if the kernel does not report it.
     """
     return _read(_events_file()) if _events_file() else _read(_MACHINE)
 

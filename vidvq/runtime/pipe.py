@@ -34,7 +34,7 @@ def send(pipe: FileIO, value: Any, blocks: BlockWriter | None = None) -> None:
         head = pickle.dumps((head, refs), protocol=5)
     parts = [head, *(buffer.raw() for buffer, ref in zip(buffers, refs, strict=True) if ref is None)]
     sizes = struct.pack(f"!{len(parts)}Q", *(len(part) for part in parts))
-    # The highest bit of the number of parts tells that the head has references.
+    # The highest bit of the number of parts marks a head with references.
     count = len(parts) | (1 << 63 if any(refs) else 0)
     for part in (_COUNTS.pack(count, len(sizes)), sizes, *parts):
         left = memoryview(part)

@@ -50,7 +50,7 @@ class ClipPolicy(VideoPolicy):
         if self.encoding == "copy" and (self.fps or self.short_side or self.size):
             raise UsageError("encoding='copy' changes no picture; it needs fps=null short_side=null size=null")
         if self.size and any(side % self.multiple for side in self.size):
-            raise UsageError(f"size={list(self.size)} must be of multiple={self.multiple}")
+            raise UsageError(f"size={list(self.size)} must be multiples of multiple={self.multiple}")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ def check_name(name: str, what: str = "file name", max_bytes: int = _MAX_NAME_BY
     """Check a name that could leave a folder or confuse a reader, and return it.
 
     Raises:
-        UsageError: it is empty or too long, has a separator or a control character, is no UTF-8, or starts with a dot
-            or a dash. ``what`` names it in the message.
+        UsageError: it is empty or longer than ``max_bytes``, has a separator or a control character, is not UTF-8, or
+            starts with a dot or a dash. ``what`` names it in the message.
     """
     try:
         size = len(name.encode())

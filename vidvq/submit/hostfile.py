@@ -1,4 +1,4 @@
-"""Reads hostfiles in the format of DeepSpeed: lines of ``host slots=8``."""
+"""Reads hostfiles in DeepSpeed's format: lines of ``host slots=8``."""
 
 import re
 from dataclasses import dataclass

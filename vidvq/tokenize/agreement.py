@@ -1,4 +1,4 @@
-"""How many tokens of a sample differ from those of the same networks in fp32."""
+"""Count of the tokens of a sample that differ from those of the same networks in fp32."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ Numbered = tuple[int, av.VideoFrame]
 def deinterlace(frames: Iterator[Numbered]) -> Iterator[Numbered]:
     """Deinterlace the frames that are flagged as interlaced; yield all others unchanged.
 
-    A deinterlace frame depends only on the frame itself and its neighbours. Except for the first frame, the result
+    A deinterlaced frame depends only on the frame itself and its neighbours. Except for the first frame, the result
     therefore does not depend on where decoding starts.
 
     Args:

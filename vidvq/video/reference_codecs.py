@@ -1,4 +1,4 @@
-"""Video codecs at constant quality, which tokens are compared with at equal bits."""
+"""Video codecs at constant quality, to compare with tokens at equal bits."""
 
 import os
 import re

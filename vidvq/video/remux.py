@@ -36,7 +36,7 @@ def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
     if list(indices) != list(range(first, last + 1)):
         raise VideoError("not_on_keyframes", "needs every frame once; leave out clip.fps")
     if first not in info.keyframes:
-        raise VideoError("not_on_keyframes", f"frame {first} is no keyframe to begin with; change clip.num_frames")
+        raise VideoError("not_on_keyframes", f"frame {first} is not a keyframe to begin with; change clip.num_frames")
     buffer = io.BytesIO()
     try:
         with open_video(path) as source:

@@ -108,7 +108,7 @@ def test_a_mask_of_another_kind_than_png_or_numbers_is_refused(tmp_path):
     still.save(tmp_path / "moves.png", save_all=True, append_images=[moved])
     np.save(tmp_path / "record.npy", np.zeros((16, 24), [("a", int)]))
     np.save(tmp_path / "text.npy", np.full((16, 24), "x"))
-    refused("moves.gif", "it is no PNG, or damaged")
+    refused("moves.gif", "it is not a PNG, or damaged")
     refused("moves.png", "it is an animation")
     refused("record.npy", "it holds .*, not numbers")
     refused("text.npy", "it holds .*, not numbers")
