@@ -1,7 +1,6 @@
 """Sources as local files. For safety, decoders open local paths only: no URLs and no names from inside a file."""
 
 import errno
-import hashlib
 import http.client
 import io
 import os
@@ -20,7 +19,7 @@ from vidvq.corpus.public_hosts import PRIVATE, http_options
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import open_tar
 from vidvq.errors import JobStopped
-from vidvq.storage import is_remote, resolve_path, sweep, temporary_copy
+from vidvq.storage import is_remote, resolve_path, sha256_file, sweep, temporary_copy
 from vidvq.video import VideoError
 from vidvq.video.probe import Limits
 from vidvq.watchdog import pause
@@ -119,14 +118,10 @@ def content_hash(path: Path) -> str:
     Raises:
         VideoError: ``unreadable``.
     """
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
+        return sha256_file(path)
     except OSError as error:
         raise VideoError("unreadable", f"cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def _container(source: Source, allow_private: bool) -> Path:
@@ -159,8 +154,8 @@ def _refuse_changed(path: Path, source: Source) -> None:
     except OSError as error:
         raise VideoError("unreadable", f"cannot be opened: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
-        # To open a named pipe would wait for its writer.
-        raise VideoError("unreadable", "is no regular file")
+        # Opening a named pipe would wait for its writer.
+        raise VideoError("unreadable", "is not a regular file")
     same_size = source.offset >= 0 or status.st_size == source.size
     if source.version and not (same_size and str(status.st_mtime_ns) == source.version):
         raise VideoError("changed_since_plan", _CHANGED)
@@ -202,7 +197,7 @@ def _open(container: Path, source: Source) -> Iterator[IO[bytes]]:
 
 
 def _failure(error: Exception, container: Path) -> tuple[VideoError, bool]:
-    """What a failed try means, and whether another one would fail too."""
+    """The failure that a failed try means, and whether another try would fail too."""
     if str(container).startswith(_HTTP):
         causes = list(_causes(error))
         if refused := next((str(cause) for cause in causes if PRIVATE in str(cause)), ""):
@@ -214,7 +209,7 @@ def _failure(error: Exception, container: Path) -> tuple[VideoError, bool]:
             detail = f"has a host that cannot be found: {urlsplit(str(container)).hostname}"
             return VideoError("fetch_failed(unknown_host)", detail), False
         if status is None and isinstance(error, FileNotFoundError) and error.__cause__ is None:
-            # fsspec says so of a 404 alone.
+            # fsspec raises this for a 404 only.
             status = 404
         if status is not None:
             detail = f"the server answers {status} {http.client.responses.get(status, '')}".rstrip()

@@ -1,5 +1,6 @@
 """Atomic writes and checksums, on a disk and in an object store."""
 
+from vidvq.storage.digests import sha256_bytes, sha256_file
 from vidvq.storage.files import (
     DIGEST_KEY,
     PREFLIGHT_MARKER,
@@ -17,8 +18,6 @@ from vidvq.storage.files import (
     publish_replace,
     read_json,
     remove_attempts,
-    sha256_bytes,
-    sha256_file,
     sync_folder,
     write_atomic,
     write_shared,

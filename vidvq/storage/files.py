@@ -1,7 +1,6 @@
 """Atomic writes that never replace what another writer committed."""
 
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from vidvq.errors import UsageError
+from vidvq.storage.digests import sha256_bytes
 from vidvq.storage.objects import is_remote, put, put_once, read_object
 from vidvq.storage.temporary import PREFIX, owner
 
-_CHUNK_BYTES = 1 << 20
 # Every other driver removes leftover attempts once at its end; allow for this many at the same moment.
 _SWEEPS = 20
 _MAX_JSON_BYTES = 256 << 20
@@ -105,20 +104,6 @@ def check_digest(fields: dict[str, Any], where: str, remedy: str) -> None:
     rest = {name: value for name, value in fields.items() if name != DIGEST_KEY}
     if DIGEST_KEY in fields and fields[DIGEST_KEY] != sha256_bytes(canonical_json(rest)):
         raise UsageError(f"{where} was changed after it was written: its digest does not match; {remedy}")
-
-
-def sha256_bytes(data: bytes) -> str:
-    """Hex SHA-256 of bytes."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def attempt_path(path: Path) -> Path:

@@ -5,7 +5,6 @@ whose response is lost is retried, here or in the client, and then finds its own
 is compared with the data to write.
 """
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from vidvq.errors import StoreError, UsageError
+from vidvq.storage.digests import sha256_bytes, sha256_file
 
 _IPV6 = re.compile(r"(\w+://(?:[^/@\s]*@)?\[)([0-9a-f:.]+)(?=\])", re.IGNORECASE)
 _TRIES = 4
 _PAUSE_S = 0.5
-_CHUNK_BYTES = 1 << 20
 # These libraries share no exception type for missing credentials or an unreachable endpoint.
 _LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure"}
 _SCHEMES = "see https://filesystem-spec.readthedocs.io for the list"
@@ -197,7 +196,7 @@ def _put(data: bytes | Path, path: Path, mode: str) -> bool:
                 store.pipe_file(key, data, mode=mode)
             return True
         except FileExistsError:
-            return _digest_of_object(path) == _digest_of(data)
+            return sha256_file(path) == (sha256_file(data) if isinstance(data, Path) else sha256_bytes(data))
         except (PermissionError, FileNotFoundError):
             raise
         except OSError:
@@ -214,17 +213,3 @@ def _store(path: Path) -> tuple[Any, str]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _digest_of(data: bytes | Path) -> str:
-    if not isinstance(data, Path):
-        return hashlib.sha256(data).hexdigest()
-    return _digest_of_object(data)
-
-
-def _digest_of_object(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -105,7 +105,7 @@ def test_which_addresses_are_public(address, public):
 
 def test_a_fifo_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
-    assert failure(Source(str(tmp_path / "pipe.mp4"))).detail == "is no regular file"
+    assert failure(Source(str(tmp_path / "pipe.mp4"))).detail == "is not a regular file"
 
 
 def test_an_entry_that_cannot_be_read_fails_with_its_own_reason(tmp_path):
