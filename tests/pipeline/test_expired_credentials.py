@@ -137,9 +137,9 @@ def test_denied_sources_in_a_row_stop_a_job_only_if_access_is_gone(monkeypatch):
     gone = False
     monkeypatch.setattr(access, "is_denied", lambda source, allow_private: gone)
     watch = AccessWatch()
-    watch.see(Source("s3://b/0"), {""})
+    watch.record(Source("s3://b/0"), {""})
     for number in range(100):
-        watch.see(Source(f"s3://b/private/{number}"), {"fetch_failed(403)"})
+        watch.record(Source(f"s3://b/private/{number}"), {"fetch_failed(403)"})
     gone = True
     with pytest.raises(JobStopped, match="to 10. sources in a row, such as s3://b/private/0"):
-        watch.settle()
+        watch.check()

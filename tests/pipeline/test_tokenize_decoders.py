@@ -255,7 +255,7 @@ def test_after_a_crash_the_rest_of_a_shard_is_left_to_pyav(checkpoint_dir, demo_
     assert used == ["nvdec", "pyav"]
     assert result.commit.stats["frames"] == 27 and not result.commit.failed
     monitor = QualityGates(make._card, config.quality)
-    monitor.add(result)
+    monitor.on_result(result)
     assert monitor.metrics()["nvdec"] == {"frames": 0, "of": 27}
     assert monitor.lines()[-1] == "NVDEC decoded 0.0% of 27 frames, PyAV the others"
 

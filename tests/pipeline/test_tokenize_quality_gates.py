@@ -35,49 +35,49 @@ def counts(codes: np.ndarray) -> CodeCounts:
 def test_a_fall_below_the_first_samples_stops_the_job_once_64_are_that_low():
     gates = QualityGates(CARD, QualityPolicy(share=1, max_drop=3))
     for number in range(4):
-        gates.see(shard(number, 20, 30.0))  # 80 samples are the reference: whole shards until there are 64
+        gates.on_commit(shard(number, 20, 30.0))  # 80 samples are the reference: whole shards until there are 64
     for number in range(4, 8):
-        gates.see(shard(number, 20, 27.5))
+        gates.on_commit(shard(number, 20, 27.5))
     for number in range(8, 11):
-        gates.see(shard(number, 20, 26.9))
+        gates.on_commit(shard(number, 20, 26.9))
     # The last 80 samples have 26.9 dB on their mean now, no shard of 27.5 among them.
     with pytest.raises(JobStopped, match=r"tokens-000011.tar: .* last 80 scored samples fell to 26.90 dB"):
-        gates.see(shard(11, 20, 26.9))
+        gates.on_commit(shard(11, 20, 26.9))
 
 
 def test_one_bad_shard_is_not_a_fall():
     gates = QualityGates(CARD, QualityPolicy(share=1, max_drop=3))
     for number in range(40):
-        gates.see(shard(number, 16, 15.0 if number == 30 else 30.0) if number % 2 else shard(number, 0, 0))
+        gates.on_commit(shard(number, 16, 15.0 if number == 30 else 30.0) if number % 2 else shard(number, 0, 0))
 
 
 def test_a_better_rest_is_no_fall():
     gates = QualityGates(CARD, QualityPolicy(share=1, max_drop=1))
     for number in range(20):
-        gates.see(shard(number, 64, 20.0 + number))
+        gates.on_commit(shard(number, 64, 20.0 + number))
 
 
 def test_a_collapse_is_seen_behind_a_good_beginning():
     rng = np.random.default_rng(0)
     gates = QualityGates(CARD, QualityPolicy(min_usage=0.5))
     for number in range(100):
-        gates.add(result(f"shard {number}", counts(rng.integers(0, [[[4]]] + [[[8]]] * 8, (9, 4, 4)))))
+        gates.on_result(result(f"shard {number}", counts(rng.integers(0, [[[4]]] + [[[8]]] * 8, (9, 4, 4)))))
     collapsed = rng.integers(0, 4, (9, 4, 4))
     collapsed[1:] = 5
     with pytest.raises(JobStopped, match=r"temporal codebook: .* quality.min_usage=0.5"):
         for number in range(100, 120):
-            gates.add(result(f"shard {number}", counts(collapsed)))
+            gates.on_result(result(f"shard {number}", counts(collapsed)))
     assert 100 < number < 112  # 800 tokens of the temporal codebook at 128 a shard, and what was left over before
     assert gates._total.use()[0].tokens == 16 * (number + 1)
 
 
 def test_few_tokens_are_not_judged():
     gates = QualityGates(CARD, QualityPolicy(min_usage=1))
-    gates.add(
+    gates.on_result(
         result("shard", counts(np.zeros((7, 8, 16), np.int64)))
     )  # 128 and 768 tokens of the 400 and 800 that it takes
     with pytest.raises(JobStopped, match="12.5% of its size, over the last 896 tokens"):
-        gates.add(result("shard", counts(np.zeros((2, 8, 16), np.int64))))
+        gates.on_result(result("shard", counts(np.zeros((2, 8, 16), np.int64))))
 
 
 def test_a_collapsed_checkpoint_stops_the_command_and_what_is_committed_stays(

@@ -160,7 +160,7 @@ class GenerateVideosWorker:
                     detail = "the decoder crashed on it or ran past its deadline"
                     reason, detail = describe_death(death, "decoder_died", detail)
                     writer.put(Rejected("failed", Outcome(row.key, reason, f"{row.origin}: {detail}")))
-        self._access.see_shard(rows, draft.failed)
+        self._access.record_shard(rows, draft.failed)
 
     def _make(self, left: "deque[VideoRow]", writer: OrderedShardWriter) -> WorkerDied | None:
         """Generate samples and remove each finished video from ``left``; return its decoder's death, if any."""

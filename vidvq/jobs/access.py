@@ -29,8 +29,8 @@ class AccessWatch:
         self._served: Source | None = None
         self._denied: list[Source] = []
 
-    def see(self, source: Source, reasons: Collection[str]) -> None:
-        """Add the next source, with the reasons for which its items failed.
+    def record(self, source: Source, reasons: Collection[str]) -> None:
+        """Record the next source, with the reasons for which its items failed.
 
         Raises:
             JobStopped: the server denies access.
@@ -42,25 +42,28 @@ class AccessWatch:
             return
         self._denied.append(source)
         if len(self._denied) % _IN_A_ROW == 0:
-            self.settle()
+            self.check()
 
-    def see_shard(self, rows: Sequence[VideoRow], failed: Iterable[Outcome]) -> None:
-        """Add the sources of a finished shard, before it is committed, and :meth:`settle`.
+    def record_shard(self, rows: Sequence[VideoRow], failed: Iterable[Outcome]) -> None:
+        """Record the sources of a finished shard before it is committed, and :meth:`check` access.
 
         Args:
             rows: items of the shard; those that were left out in planning are ignored.
             failed: failed items of the shard.
+
+        Raises:
+            JobStopped: the server denies access.
         """
         reasons = {outcome.key: outcome.reason for outcome in failed}
         sources: dict[Source, set[str]] = {}
         for row in (row for row in rows if not row.outcome):
             sources.setdefault(row.source, set()).add(reasons.get(row.key, ""))
         for source, found in sources.items():
-            self.see(source, found)
-        self.settle()
+            self.record(source, found)
+        self.check()
 
-    def settle(self) -> None:
-        """Check access again if the newest sources were denied, before their failures are recorded.
+    def check(self) -> None:
+        """Check access if the newest sources were denied, before their failures are recorded.
 
         Raises:
             JobStopped: the server denies access.

@@ -92,10 +92,10 @@ def probe_listing(
                 continue
             rows: list[AnyVideoRow] = []
             for source, found in probe_sources(stage, _SOURCES.from_table(part), pool):
-                access.see(source, {row.reason for row in found})
+                access.record(source, {row.reason for row in found})
                 rows += found
                 bar.advance()
-            access.settle()
+            access.check()
             if len(paths) == 1:
                 yield from rows
                 return

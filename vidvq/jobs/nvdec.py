@@ -15,7 +15,7 @@ class NvdecMonitor(Monitor):
         self._from_nvdec: int | None = None
         self._frames = 0
 
-    def add(self, result: ShardResult) -> None:
+    def on_result(self, result: ShardResult) -> None:
         """Count the frames of a shard made by this run."""
         self.count(result.details, result)
 

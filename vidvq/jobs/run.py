@@ -26,7 +26,7 @@ from vidvq.jobs.report import write_report
 from vidvq.jobs.stage import AnyRow, ClipStage, ListedStage, Monitor, ShardTask, Stage, VideoStage
 from vidvq.jobs.telemetry import ProgressNote, Telemetry
 from vidvq.jobs.timing import TimeAccounting
-from vidvq.jobs.update import CorpusUpdate, retry_clips, retry_listed, update_videos
+from vidvq.jobs.update import CorpusUpdate, retry_rows, update_videos
 from vidvq.log import ProgressBar, info, progress
 from vidvq.runtime import Runtime, WorkerDied, open_runtime
 from vidvq.storage import check_writable, sweep
@@ -51,7 +51,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
     sweep()
     check_writable(out)
     with open_runtime(stage.config.runtime) as runtime:
-        stage = stage.settle(out, runtime)
+        stage = stage.prepare(out, runtime)
         plan = _plan(stage, inputs, out, update, runtime)
         info(f"plan {plan.plan_id[:12]}: {plan.num_items} {stage.unit} in {plan.num_shards} shards")
         write_files(out, plan, stage.files())
@@ -65,9 +65,9 @@ def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate 
     if isinstance(stage, VideoStage):
         return update_videos(stage, update, out, runtime) if update else plan_videos(stage, inputs, out, runtime)
     if isinstance(stage, ListedStage):
-        return retry_listed(stage, update, out) if update else plan_listed(stage, out)
+        return retry_rows(stage, update, out) if update else plan_listed(stage, out)
     assert isinstance(stage, ClipStage), f"{type(stage).__name__} must be a VideoStage, a ClipStage or a ListedStage"
-    return retry_clips(stage, update, out) if update else plan_clips(stage, out)
+    return retry_rows(stage, update, out) if update else plan_clips(stage, out)
 
 
 def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) -> None:
@@ -89,14 +89,14 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
                 accounting.add(result)
                 telemetry.publish(result, accounting.report(stage, monitor).efficiency)
                 bar.advance(result.commit.items, note.made(result))
-                monitor.add(result)
-                monitor.see(result.commit)
+                monitor.on_result(result)
+                monitor.on_commit(result.commit)
         except (JobStopped, WorkerLost, OSError):
             # The metrics help to find what ended the job. If it was the disk, they cannot be written either.
             with suppress(OSError):
-                _tell(stage, accounting, monitor, out)
+                _report_metrics(stage, accounting, monitor, out)
             raise
-        _tell(stage, accounting, monitor, out)
+        _report_metrics(stage, accounting, monitor, out)
 
 
 def _tasks(
@@ -108,13 +108,13 @@ def _tasks(
     for index, (shard, rows), commit in zip(order, plan.shards(stage.row, order), commits, strict=True):
         if commit:
             refuse_other_plan(out, plan, index, commit)
-            monitor.see(commit)
+            monitor.on_commit(commit)
             bar.advance(len(rows), note.committed(commit))
         else:
             yield ShardTask(out, shard, plan.id_of(index), rows, plan.older(index))
 
 
-def _tell(stage: Stage[AnyRow], accounting: TimeAccounting, monitor: Monitor, out: Path) -> None:
+def _report_metrics(stage: Stage[AnyRow], accounting: TimeAccounting, monitor: Monitor, out: Path) -> None:
     metrics = accounting.report(stage, monitor)
     if metrics.workers:
         metrics.write(out)

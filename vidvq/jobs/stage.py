@@ -101,14 +101,14 @@ Worker: TypeAlias = Callable[[ShardTask[AnyRow]], ShardResult]
 class Monitor:
     """Observer of the committed shards of a job. Stages with quality gates override it."""
 
-    def see(self, commit: Commit) -> None:
+    def on_commit(self, commit: Commit) -> None:
         """Process the record of a shard, made by this run or an earlier one.
 
         Raises:
             JobStopped: a quality gate failed.
         """
 
-    def add(self, result: ShardResult) -> None:
+    def on_result(self, result: ShardResult) -> None:
         """Process a shard made by this run.
 
         Raises:
@@ -207,8 +207,8 @@ class Stage(ABC, Generic[AnyRow]):
             UsageError: the stage cannot run with these settings.
         """
 
-    def settle(self, out: Path, runtime: Runtime) -> Self:
-        """Return the stage with all that depends on the machines of the job; called before it is planned.
+    def prepare(self, out: Path, runtime: Runtime) -> Self:
+        """Return the stage completed with what depends on the machines of the job; called before planning.
 
         Args:
             out: the output directory, with a plan if the job is resumed.

@@ -21,7 +21,6 @@ from vidvq.formats.plan import Plan, extend_plan, has_plan, read_plan
 from vidvq.formats.rows import GONE, REMOVED, codec_of
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.plan_videos import number_shards, sources_of
-from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import AnyVideoRow, ClipStage, ListedStage, Stage, VideoStage
 from vidvq.jobs.unique_keys import assign_keys
 from vidvq.log import info
@@ -93,25 +92,11 @@ def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Pat
     return _retry(stage, plan, update.retry, out, runtime)
 
 
-def retry_clips(stage: ClipStage, update: CorpusUpdate, out: Path) -> Plan:
-    """Write the next generation of a plan over clip shards, which retries its failed items.
+def retry_rows(stage: ClipStage | ListedStage[Any], update: CorpusUpdate, out: Path) -> Plan:
+    """Write the next generation of a plan over clip shards or listed items, which retries its failed items.
 
     Raises:
-        UsageError: the corpus was made by another tokenizer or function.
-    """
-    plan = read_plan(out)
-    _refuse_other_identity(stage, plan, out)
-    failed = _failed_keys(plan, update.retry, out)
-    rows = [row for row in plan.rows(ClipRow) if row.key in failed]
-    info(f"{len(failed)} failed items, {len(rows)} to retry")
-    return extend_plan(out, plan, plan.made_from, codec_of(ClipRow).to_table(rows)) if rows else plan
-
-
-def retry_listed(stage: ListedStage[Any], update: CorpusUpdate, out: Path) -> Plan:
-    """Write the next generation of a plan of listed items, which retries the failed ones.
-
-    Raises:
-        UsageError: the corpus was made from something else.
+        UsageError: the corpus was made by another tokenizer or function, or from something else.
     """
     plan = read_plan(out)
     _refuse_other_identity(stage, plan, out)

@@ -61,7 +61,7 @@ class ClipShardWorker:
             else:
                 self._from_nvdec += cut.num_frames * cut.from_nvdec
                 writer.put(Sample(cut.key, cut.files, {"frames": cut.num_frames}))
-        self._access.see_shard(rows, draft.failed)
+        self._access.record_shard(rows, draft.failed)
 
     def _cut(self, rows: list[PlannedClip]) -> Iterator[Cut]:
         """Yield the outcomes of all rows, in order. The clips of one video are cut in one pass over it."""

@@ -57,7 +57,7 @@ class QualityGates(Monitor):
         self._reference = _Scores()
         self._recent: deque[_Scores] = deque()
 
-    def see(self, commit: Commit) -> None:
+    def on_commit(self, commit: Commit) -> None:
         """Add the scores of a shard.
 
         Raises:
@@ -80,7 +80,7 @@ class QualityGates(Monitor):
                 f"{self._policy.max_drop:g}; {_REMEDY} raise it and resume"
             )
 
-    def add(self, result: ShardResult) -> None:
+    def on_result(self, result: ShardResult) -> None:
         """Add the codes of a shard that this run made.
 
         Raises:

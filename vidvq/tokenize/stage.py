@@ -73,7 +73,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     thumbnail_count = 6
     sheet_title = "Samples drawn from all shards: originals above, decoded frames below"
 
-    def settle(self, out: Path, runtime: Runtime) -> Self:
+    def prepare(self, out: Path, runtime: Runtime) -> Self:
         """Find out which GPU the job runs on and how much fits its memory; a plan that is there has recorded both."""
         if self.execution.device != "cuda":
             return self

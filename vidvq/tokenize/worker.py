@@ -151,7 +151,7 @@ class TokenShardWorker:
         with self._clock.activity("score"):
             scores.flush()
         if self._clips is None:
-            self._access.see_shard([row for row in task.rows if row.key not in reused], draft.failed)
+            self._access.record_shard([row for row in task.rows if row.key not in reused], draft.failed)
         refuse_poor(task.shard, draft.stats, self._config.quality)
 
     @property

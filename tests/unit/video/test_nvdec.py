@@ -292,7 +292,7 @@ def test_the_metrics_count_the_frames_of_nvdec(video, gpu, tmp_path, decoder, fa
     job = clips_of(video, decoder)
     worker = ClipShardWorker(job.config, InThisProcess())
     monitor = ShardStage(config=job.config).monitor()
-    monitor.add(worker(ShardTask(tmp_path, "clips-000000.tar", "0" * 16, job.rows)))
+    monitor.on_result(worker(ShardTask(tmp_path, "clips-000000.tar", "0" * 16, job.rows)))
     assert monitor.metrics() == metrics
     shares = {48: "NVDEC decoded 100.0% of 48 frames, PyAV the others", 16: "NVDEC decoded 33.3% of 48 frames"}
     assert [line.startswith(shares[metrics["nvdec"]["frames"]]) for line in monitor.lines()] == [True] * len(metrics)
