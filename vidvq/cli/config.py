@@ -14,8 +14,8 @@ from vidvq.settings import Setting, as_yaml, settings_of
 _PLACEHOLDER = "REQUIRED"
 
 
-class Stage(NamedTuple):
-    """A command with settings.
+class CommandSettings(NamedTuple):
+    """The settings of a command.
 
     Attributes:
         module: module of its config class.
@@ -34,157 +34,114 @@ class Stage(NamedTuple):
         return getattr(import_module(self.module), self.type_name)
 
 
-# Settings that all commands of `vidvq generate` share, but `train`.
-_REQUEST = ("seed", "sampling", "format", "deadline_s", "max_failed", "runtime")
-# Those of the commands that take clips or videos.
-_INPUT = ("label", "text", "columns", "text_encoder", "video", "lists", "limits", "items_per_shard")
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
 
+
+# Settings of the commands of `vidvq generate` that sample a generator.
+_REQUEST = "seed sampling format deadline_s max_failed runtime"
+# Settings of those that take clips or videos, in addition.
+_INPUT = "label text columns text_encoder video lists limits items_per_shard"
 STAGES = {
-    "shard": Stage(
+    "shard": CommandSettings(
         "vidvq.shard.config",
         "ShardConfig",
         "vidvq shard VIDEOS... --out DIR --config FILE",
-        ("clip", "cut", "filters", "lists", "clips_per_shard", "max_failed", "limits", "runtime"),
+        _names("clip cut filters lists clips_per_shard max_failed limits runtime"),
     ),
-    "map": Stage(
+    "map": CommandSettings(
         "vidvq.map.config",
         "MapConfig",
         "vidvq map CLIPS --function FUNCTION --config FILE",
-        ("where", "deadline_s", "gpus", "max_failed", "runtime", "version", "arguments"),
+        _names("where deadline_s gpus max_failed runtime version arguments"),
     ),
-    "train": Stage(
+    "train": CommandSettings(
         "vidvq.train.config",
         "TrainConfig",
         "vidvq train FILE",
-        (
-            *(
-                "data",
-                "out",
-                "seed",
-                "steps",
-                "model",
-                "discriminator",
-                "start_from",
-                "train_only",
-                "new_quantizer",
-                "generator",
-            ),
-            *("discriminator_optimizer", "loss", "mask", "degrade", "guard", "evaluation", "ema_decay", "log_every"),
-            *("usage_every", "checkpoint_every", "keep_checkpoints", "zero_stage", "precision"),
-            *("compile", "checkpoint_activations", "lost_after_s"),
+        _names(
+            "data out seed steps model discriminator start_from train_only new_quantizer generator "
+            "discriminator_optimizer loss mask degrade guard evaluation ema_decay log_every usage_every "
+            "checkpoint_every keep_checkpoints zero_stage precision compile checkpoint_activations lost_after_s"
         ),
     ),
-    "tokenize": Stage(
+    "tokenize": CommandSettings(
         "vidvq.tokenize.config",
         "TokenizeConfig",
         "vidvq tokenize SOURCES... --checkpoint CKPT --out DIR --config FILE",
-        (
-            *("video", "gop_frames", "items_per_shard", "lists", "limits", "decoder", "where", "batch", "groups"),
-            *("device", "precision", "kernels", "mixed_gpus", "pack", "quality", "max_failed", "runtime"),
+        _names(
+            "video gop_frames items_per_shard lists limits decoder where batch groups device precision kernels "
+            "mixed_gpus pack quality max_failed runtime"
         ),
     ),
-    "generate-train": Stage(
+    "generate-train": CommandSettings(
         "vidvq.generate.config",
         "GenerateTrainConfig",
         "vidvq generate train TOKENS... --out RUN --config FILE",
-        (
-            *("data", "out", "seed", "steps", "objective", "model", "tasks", "pixels", "code_vectors", "conditions"),
-            *("optimizer", "guard", "held_out", "ema_decay", "log_every", "checkpoint_every", "keep_checkpoints"),
-            *("zero_stage", "precision", "lost_after_s"),
+        _names(
+            "data out seed steps objective model tasks pixels code_vectors conditions optimizer guard held_out "
+            "ema_decay log_every checkpoint_every keep_checkpoints zero_stage precision lost_after_s"
         ),
     ),
-    "generate-sample": Stage(
+    "generate-sample": CommandSettings(
         "vidvq.generate.requests",
         "SampleConfig",
         "vidvq generate sample RUN --out DIR --config FILE",
-        (
-            *_REQUEST,
-            "n",
-            "label",
-            "text",
-            "prompts",
-            "text_encoder",
-            "frames",
-            "height",
-            "width",
-            "fps",
-            "items_per_shard",
-        ),
+        _names(f"{_REQUEST} n label text prompts text_encoder frames height width fps items_per_shard"),
     ),
-    "generate-predict": Stage(
+    "generate-predict": CommandSettings(
         "vidvq.generate.requests",
         "PredictConfig",
         "vidvq generate predict RUN CLIPS|TOKENS|VIDEOS... --out DIR --config FILE",
-        (*_REQUEST, *_INPUT, "given", "frames"),
+        _names(f"{_REQUEST} {_INPUT} given frames"),
     ),
-    "generate-interpolate": Stage(
+    "generate-interpolate": CommandSettings(
         "vidvq.generate.requests",
         "InterpolateConfig",
         "vidvq generate interpolate RUN CLIPS|VIDEOS... --out DIR --config FILE",
-        (*_REQUEST, *_INPUT, "every", "insert"),
+        _names(f"{_REQUEST} {_INPUT} every insert"),
     ),
-    "generate-fill": Stage(
+    "generate-fill": CommandSettings(
         "vidvq.generate.requests",
         "FillConfig",
         "vidvq generate fill RUN CLIPS|VIDEOS... --out DIR --config FILE",
-        (*_REQUEST, *_INPUT, "box", "mask", "outside"),
+        _names(f"{_REQUEST} {_INPUT} box mask outside"),
     ),
-    "generate-guide": Stage(
+    "generate-guide": CommandSettings(
         "vidvq.generate.requests",
         "GuideConfig",
         "vidvq generate guide TOKENS --text TEXT --clip FOLDER --out DIR --config FILE",
-        ("seed", "steps", "lr", "crops", "keep", "format", "max_failed", "runtime"),
+        _names("seed steps lr crops keep format max_failed runtime"),
     ),
-    "generate-evaluate": Stage(
+    "generate-evaluate": CommandSettings(
         "vidvq.generate.evaluate",
         "EvaluateConfig",
         "vidvq generate evaluate RUN TOKENS --clips CLIPS KEY=VALUE...",
-        (
-            "clips",
-            "given",
-            "samples",
-            "seeds",
-            "sampling",
-            "compare_steps",
-            "perceptual",
-            "fvd_backbone",
-            "fvd_frames",
-            "text_encoder",
-        ),
+        _names("clips given samples seeds sampling compare_steps perceptual fvd_backbone fvd_frames text_encoder"),
     ),
-    "generate-play": Stage(
+    "generate-play": CommandSettings(
         "vidvq.generate.requests",
         "PlayConfig",
         "vidvq generate play RUN KEY=VALUE...",
-        ("seed", "starts", "given", "keys", "sampling"),
+        _names("seed starts given keys sampling"),
     ),
-    "decode": Stage(
+    "decode": CommandSettings(
         "vidvq.decode.config",
         "DecodeConfig",
         "vidvq decode TOKENS --checkpoint CKPT --out DIR KEY=VALUE...",
-        ("format", "key", "crf", "batch", "device", "precision", "fps", "runtime"),
+        _names("format key crf batch device precision fps runtime"),
     ),
-    "evaluate": Stage(
+    "evaluate": CommandSettings(
         "vidvq.evaluate.config",
         "EvaluateConfig",
         "vidvq evaluate CLIPS --checkpoint CKPT KEY=VALUE...",
-        (
-            "codecs",
-            "perceptual",
-            "lpips_backbone",
-            "lpips_net",
-            "fvd_backbone",
-            "fvd_frames",
-            "static_deviation",
-            "protocol",
-            "worst",
-        ),
+        _names("codecs perceptual lpips_backbone lpips_net fvd_backbone fvd_frames static_deviation protocol worst"),
     ),
-    "export": Stage(
+    "export": CommandSettings(
         "vidvq.export.config",
         "ExportConfig",
         "vidvq export TOKENS --to TARGET --out DIR KEY=VALUE...",
-        ("order", "specials", "samples"),
+        _names("order specials samples"),
     ),
 }
 
@@ -203,7 +160,7 @@ def show_config(arguments: tuple[str, ...]) -> int:
     """Print every setting of STAGE with its type, meaning and default, as YAML that the command takes.
 
     STAGE is shard, map, train, tokenize, decode, evaluate, export, or generate-train, -sample, -predict, -interpolate,
-    -fill, -guide or -evaluate.
+    -fill, -guide, -evaluate or -play.
     With FILE (a YAML file, or the name of a packaged one) and KEY=VALUE, the values are those that the command would
     use. STAGE is optional if FILE determines it.
 

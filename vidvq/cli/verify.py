@@ -25,29 +25,29 @@ def verify(folder: Path) -> int:
     if is_checkpoint(folder):
         kind = "generator" if is_generator(folder) else "checkpoint"
         problems, notes = (verify_generator(folder), []) if kind == "generator" else verify_checkpoint(folder)
-        return _report(folder, problems, notes, f"a {kind}", f"a {kind}")
+        return _report(folder, problems, notes, f"a {kind}")
     if is_export(folder):
         problems, parts = verify_export(folder)
-        return _report(folder, problems, [], f"{parts} parts", f"an export of {parts} parts")
+        return _report(folder, problems, [], f"an export of {parts} parts")
     with log.progress("verify", _count_shards(folder), "shards") as bar:
         report = verify_folder(folder, bar.advance)
-    summary = (
+    account = (
         f"{report.items} items planned, {report.ok} ok, {report.failed} failed, {report.filtered} filtered, "
         f"{report.shards} shards, {report.bytes / 1e6:.1f} MB"
     )
-    return _report(folder, report.problems, report.notes, f"{report.shards} shards", summary)
+    return _report(folder, report.problems, report.notes, f"{report.shards} shards", account)
 
 
-def _report(folder: Path, problems: Sequence[str], notes: Sequence[str], searched: str, summary: str) -> int:
-    """Print what was found; returns the exit code."""
+def _report(folder: Path, problems: Sequence[str], notes: Sequence[str], content: str, account: str = "") -> int:
+    """Print the problems, or else the account (by default the content); returns the exit code."""
     for note in notes:
         log.info(f"{folder}: {note}")
     for problem in problems:
         click.echo(problem)
     if problems:
-        click.echo(f"{folder}: {len(problems)} problems in {searched}", err=True)
+        click.echo(f"{folder}: {len(problems)} problems in {content}", err=True)
         return 1
-    click.echo(f"{folder} is intact: {summary}")
+    click.echo(f"{folder} is intact: {account or content}")
     return 0
 
 
