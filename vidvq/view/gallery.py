@@ -24,6 +24,7 @@ from vidvq.formats.token_index import committed_shards, index_shard
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.log import progress
+from vidvq.metrics.pixel import psnr
 from vidvq.video.decode import decode_clip
 from vidvq.video.write import TimedFrame
 from vidvq.view.atlas import decode_atlas, decode_patches, most_used
@@ -162,7 +163,7 @@ class Gallery:
             "starts": [float(frame.start - frames[0].start) for frame in frames],
             "duration": float(frames[-1].end - frames[0].start),
             "frames": info.num_frames,
-            "psnr": _psnr(original[: len(decoded)], decoded) if same and original is not None else None,
+            "psnr": psnr(original[: len(decoded)], decoded) if same and original is not None else None,
             "grid": [shown, *info.grid[1:]],
             "codes": [int(code) for code in codes[:shown].ravel()],
             "decoded": jpeg_sheet(decoded),
@@ -237,8 +238,3 @@ def _shard_of(plan: Plan, key: str) -> str | None:
 
 def _duration(info: TokenInfo) -> float:
     return float(info.duration * info.seconds_per_tick)
-
-
-def _psnr(before: np.ndarray, after: np.ndarray) -> float:
-    error = np.mean((before.astype(np.float64) - after) ** 2)
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))

@@ -1,22 +1,12 @@
 """The HTML page: self-contained with the first clips, or served and loading each clip on demand."""
 
-import json
-from base64 import b64encode
 from dataclasses import asdict
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from vidvq.log import progress
 from vidvq.view.gallery import Gallery
 from vidvq.view.pictures import COLUMNS
-
-_TEMPLATES = Path(__file__).parent
-# Colours and fonts shared by all pages.
-_PALETTE = Path(__file__).parents[1] / "palette.css"
+from vidvq.view.template import render_page
 
 
 def build_page(gallery: Gallery, first: int | None) -> bytes:
@@ -58,15 +48,9 @@ def render(data: dict[str, Any], fingerprint: str) -> bytes:
         data: content of the page's JSON element.
         fingerprint: token fingerprint of the tokenizer.
     """
-    script = (_TEMPLATES / "view.js").read_text()
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    # Only "<" can end a script element.
-    carried = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    text = environment.get_template("view.html.j2").render(
-        style=Markup("".join(path.read_text(encoding="utf-8") for path in (_PALETTE, _TEMPLATES / "view.css"))),
-        script=Markup(script),
-        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
-        data=Markup(carried),
+    return render_page(
+        "view",
+        data,
         served=data["clips"] is None,
         shown=len(data["clips"] or ()),
         total=data["total"],
@@ -75,4 +59,3 @@ def render(data: dict[str, Any], fingerprint: str) -> bytes:
         books=data["books"],
         statistics=data.get("statistics"),
     )
-    return text.encode()

@@ -1,18 +1,10 @@
 """`vidvq generate play`: a browser page in which a generator continues clips, steered by keys."""
 
-import json
-from base64 import b64encode
-from collections.abc import Callable
-from functools import wraps
-from hashlib import sha256
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard, read_generator
@@ -26,9 +18,9 @@ from vidvq.generate.rollout import Rollout
 from vidvq.generate.sampling import given_latents
 from vidvq.pretrained import load_tokenizer
 from vidvq.view.pictures import png_strip
+from vidvq.view.serve import Route, one_at_a_time
+from vidvq.view.template import render_page
 
-_TEMPLATES = Path(__file__).parent
-_PALETTE = _TEMPLATES.parent / "palette.css"
 # Rollouts that are kept; an older one cannot be continued.
 _KEPT = 8
 # Longer rollouts start anew, so that their memory is bounded.
@@ -95,9 +87,9 @@ class Game:
         """
         if not 0 <= start < self.total:
             raise UsageError(f"start {start} is out of range; the starts are 0 to {self.total - 1}")
-        place = self._starts[start]
-        codes, info = place.read(self.card.tokenizer)
-        seed = f"{self._config.seed}/{place.key}"
+        location = self._starts[start]
+        codes, info = location.read(self.card.tokenizer)
+        seed = f"{self._config.seed}/{location.key}"
         size = (info.height * self._tokenizer.upscale, info.width * self._tokenizer.upscale)
         rollout = Rollout(
             self._network,
@@ -151,10 +143,10 @@ class Game:
     def _find_starts(self, tokens: Path) -> list[TokenLocation]:
         _, lh, lw = self.card.limits
         found: list[TokenLocation] = []
-        for place in index_tokens(tokens):
-            grid = place.read_info().grid
+        for location in index_tokens(tokens):
+            grid = location.read_info().grid
             if grid[0] >= self._given and grid[1] <= lh and grid[2] <= lw:
-                found.append(place)
+                found.append(location)
         if not found:
             raise UsageError(f"{tokens} has no sample of {self._given} or more latent frames of up to {lh}x{lw}")
         # Evenly spread, because neighbors are often of one video.
@@ -164,8 +156,6 @@ class Game:
 
 def build_play_page(game: Game) -> bytes:
     """Build the page, UTF-8."""
-    script = (_TEMPLATES / "play.js").read_text(encoding="utf-8")
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
     data = {
         "keys": [{"key": key, "action": list(action)} for key, action in game.keys.items()],
         "starts": game.total,
@@ -173,33 +163,18 @@ def build_play_page(game: Game) -> bytes:
         "height": game.size[0],
         "width": game.size[1],
     }
-    text = environment.get_template("play.html.j2").render(
-        style=Markup("".join(path.read_text(encoding="utf-8") for path in (_PALETTE, _TEMPLATES / "play.css"))),
-        script=Markup(script),
-        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
-        # Only "<" can end a script element.
-        data=Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")),
+    return render_page(
+        "play",
+        data,
         keys=[_label(key, action) for key, action in game.keys.items()],
         column=game.card.actions,
         fingerprint=game.card.tokenizer.token_fingerprint[:12],
     )
-    return text.encode()
 
 
-def play_routes(game: Game) -> dict[str, Callable[..., Any]]:
+def play_routes(game: Game) -> dict[str, Route]:
     """Functions behind the paths that the page requests; query parameters are integers."""
-    # One request at a time; others wait.
-    lock = Lock()
-
-    def exclusive(route: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(route)
-        def locked(**query: Any) -> Any:
-            with lock:
-                return route(**query)
-
-        return locked
-
-    return {"/start": exclusive(game.start), "/step": exclusive(game.step)}
+    return one_at_a_time({"/start": game.start, "/step": game.step})
 
 
 def _keys(card: GeneratorCard, config: PlayConfig) -> dict[str, tuple[float, ...]]:

@@ -54,8 +54,6 @@ def _parameters(route: Route, query: str) -> dict[str, Any]:
 
 def build_routes(gallery: Gallery) -> dict[str, Route]:
     """Functions behind the paths that the page requests; query parameters are integers, except ``text``."""
-    # Decode one clip at a time; other requests wait.
-    lock = Lock()
 
     def clips(start: int, count: int, text: str = "") -> Any:
         return gallery.list_clips(start, min(count, 100), text)
@@ -67,6 +65,13 @@ def build_routes(gallery: Gallery) -> dict[str, Route]:
     def code(book: int, code: int) -> Any:
         return gallery.occurrences(Code(book, code))
 
+    return one_at_a_time({"/clips": clips, "/clip": clip, "/code": code})
+
+
+def one_at_a_time(routes: dict[str, Route]) -> dict[str, Route]:
+    """Make requests wait for one another, so that the network runs for one of them at a time."""
+    lock = Lock()
+
     def exclusive(route: Route) -> Route:
         @wraps(route)
         def locked(**query: Any) -> Any:
@@ -75,7 +80,7 @@ def build_routes(gallery: Gallery) -> dict[str, Route]:
 
         return locked
 
-    return {"/clips": exclusive(clips), "/clip": exclusive(clip), "/code": exclusive(code)}
+    return {path: exclusive(route) for path, route in routes.items()}
 
 
 def make_server(page: bytes, routes: dict[str, Route], port: int) -> ThreadingHTTPServer:
