@@ -88,7 +88,9 @@ def test_a_hostile_name_is_escaped(written):
 
 
 def test_the_server_serves_only_its_page_and_only_locally(served, gallery):
-    assert get(served, "/")[0] == 200
+    # At port 80, browsers send no port.
+    for host in ("127.0.0.1:1", "localhost:1", "127.0.0.1", "localhost"):
+        assert get(served, "/", host)[0] == 200
     for path, host in (("/", "evil.example:1"), ("/clip?index=0", "evil.example:1"), ("/etc/passwd", "localhost:1")):
         assert get(served, path, host)[0] == 404
 

@@ -93,7 +93,7 @@ def make_server(page: bytes, routes: dict[str, Route], port: int) -> ThreadingHT
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             # Reject other host names (DNS rebinding).
-            host = (self.headers.get("Host") or "").rpartition(":")[0]
+            host = (self.headers.get("Host") or "").partition(":")[0]
             request = urlsplit(self.path)
             if host not in {"127.0.0.1", "localhost"}:
                 self.send_error(404)
