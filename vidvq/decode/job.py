@@ -1,7 +1,7 @@
 """The decode job: token samples to video files with the frame count and the frame times of the source."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,9 +12,9 @@ import torch
 
 from vidvq.config import is_mapping
 from vidvq.decode.batch import Clip, Item, decode_together
-from vidvq.decode.config import DecodeConfig, VideoInterval, resolve_execution
-from vidvq.decode.find import find_clips, find_key
-from vidvq.decode.generated import GeneratedFile, index_generated
+from vidvq.decode.config import DecodeConfig, Format, VideoInterval, resolve_execution
+from vidvq.decode.find import FoundClip, find_clips, find_key
+from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
 from vidvq.decode.overwrite import is_done, mark_done
 from vidvq.decode.stream import decode_frames, in_interval, load_for_tokens
 from vidvq.errors import JobStopped, UsageError, WorkerLost
@@ -82,13 +82,14 @@ def run_decode(
     if interval:
         if config.key:
             raise UsageError("key= and --source exclude each other; give one of them")
-        edges = [None if edge is None else str(edge) for edge in (interval.start, interval.end)]
         # One stream, decoded in this process.
         execution = replace(resolve_execution(config, find_device(config.device, None)), streams=1)
-        made_from = _settings(folder, card, kind, config, execution) | {"source": interval.source, "interval": edges}
+        job = _Job(loaded, folder, kind, config, execution)
+        edges = [None if edge is None else str(edge) for edge in (interval.start, interval.end)]
+        made_from = job.settings(card) | {"source": interval.source, "interval": edges}
         path = _interval_path(out, kind, interval)
         if not is_done(path, made_from, force):
-            _write_interval(tokens, checkpoint, known, interval, path, config, execution)
+            _write_interval(job, find_clips(tokens, known, interval), interval, path)
             mark_done(path, made_from)
         return 1
     wanted = [find_key(known, config.key, tokens)] if config.key else known
@@ -97,24 +98,11 @@ def run_decode(
         raise UsageError(
             f"--out {out.name} is one file, but {tokens} holds {len(wanted)} clips; give a folder, or --key"
         )
-    execution = _resolve(config)
-    made_from = _settings(folder, card, kind, config, execution)
+    job = _Job(loaded, folder, kind, config, _resolve(config))
+    made_from = job.settings(card)
     if single:
-        items = [Item(wanted[0], out)]
-    else:
-        items = [Item(clip, safe_join(out, clip.key if kind == "png" else f"{clip.key}.{kind}")) for clip in wanted]
-        _record_settings(out, made_from, force)
-    made_from |= {"key": config.key}
-    if single:
-        todo = [item for item in items if not is_done(item.path, made_from, force)]
-    else:
-        todo = [item for item in items if force or not item.path.exists()]
-    with progress("decode", len(items), "clips") as bar:
-        bar.advance(len(items) - len(todo))
-        _decode_all(todo, loaded, folder, kind, config, execution, bar.advance)
-    if single and todo:
-        mark_done(out, made_from)
-    return len(items)
+        return job.run_single(Item(wanted[0], out), made_from | {"key": config.key}, force)
+    return job.run([_item(clip, out, kind) for clip in wanted], out, made_from, force)
 
 
 def run_decode_generated(
@@ -146,25 +134,76 @@ def run_decode_generated(
     single = out.suffix[1:].lower() in _FILES
     if single and len(clips) != 1:
         raise UsageError(f"--out {out.name} is one file, {codes.path} holds {len(clips)} videos; give a folder")
-    named = [(clip, clip.key if kind == "png" else f"{clip.key}.{kind}") for clip in clips]
-    items = [Item(clip, out if single else safe_join(out, name)) for clip, name in named]
+    items = [Item(clip, out) if single else _item(clip, out, kind) for clip in clips]
     if not is_remote(out) and any(item.path.exists() and item.path.samefile(codes.path) for item in items):
         raise UsageError(f"--out {out} is the input file; give another --out")
-    execution = _resolve(config)
-    made_from = _settings(folder, card, kind, config, execution)
-    made_from |= {"tokens": sha256_file(codes.path), "fps": codes.fps, "flat": codes.flat}
+    job = _Job(loaded, folder, kind, config, _resolve(config))
+    made_from = job.settings(card) | {"tokens": sha256_file(codes.path), "fps": codes.fps, "flat": codes.flat}
     made_from["grid"] = list(codes.grid) if codes.grid else None
-    if single:
-        todo = [item for item in items if not is_done(item.path, made_from, force)]
-    else:
+    return job.run_single(items[0], made_from, force) if single else job.run(items, out, made_from, force)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all outputs of a job have in common.
+
+    Attributes:
+        checkpoint: folder of the tokenizer.
+        tokens: directory with the card of the tokens.
+        kind: format of the outputs.
+        config: settings.
+        execution: how clips are decoded.
+    """
+
+    checkpoint: Path
+    tokens: Path
+    kind: Format
+    config: DecodeConfig
+    execution: Execution
+
+    def settings(self, card: TokenizerCard) -> dict[str, Any]:
+        """Everything that an output depends on. Defaults are left out, so that outputs of older versions are kept."""
+        return {
+            "tokens": read_plan(self.tokens).plan_id if (self.tokens / "plan.json").is_file() else None,
+            "token_fingerprint": card.token_fingerprint,
+            "decoder_fingerprint": card.decoder_fingerprint,
+            "format": self.kind,
+            "crf": self.config.crf if self.kind == "mp4" else None,
+            **({} if self.execution.is_default else self.execution.to_json()),
+        }
+
+    def run_single(self, item: Item, made_from: dict[str, Any], force: bool) -> int:
+        """Decode one clip to a file of its own, unless it is there; returns 1."""
+        todo = [] if is_done(item.path, made_from, force) else [item]
+        self._decode(todo, done=1 - len(todo))
+        if todo:
+            mark_done(item.path, made_from)
+        return 1
+
+    def run(self, items: list[Item], out: Path, made_from: dict[str, Any], force: bool) -> int:
+        """Decode the clips whose outputs are not in a folder yet; returns the number of all clips."""
         _record_settings(out, made_from, force)
         todo = [item for item in items if force or not item.path.exists()]
-    with progress("decode", len(items), "videos") as bar:
-        bar.advance(len(items) - len(todo))
-        _decode_all(todo, loaded, folder, kind, config, execution, bar.advance)
-    if single and todo:
-        mark_done(out, made_from)
-    return len(items)
+        self._decode(todo, done=len(items) - len(todo))
+        return len(items)
+
+    def _decode(self, items: list[Item], done: int) -> None:
+        with progress("decode", done + len(items), "clips") as bar:
+            bar.advance(done)
+            if not items:
+                return
+            batch, gpus = self.execution.streams, 0.0
+            batches = [tuple(items[start : start + batch]) for start in range(0, len(items), batch)]
+            if self.execution.device == "cuda":
+                gpus = self.config.runtime.gpus_per_worker
+            make = partial(make_worker, self, gpus)
+            with open_runtime(self.config.runtime) as runtime:
+                pool = runtime.pool(len(batches))
+                for together, died in pool.map_stateful(make, batches, gpus=gpus):
+                    if isinstance(died, WorkerDied):
+                        key = together[0].location.key
+                        raise WorkerLost(f"{key}: {died.message}; run the same command again to resume")
+                    bar.advance(len(together))
 
 
 def _resolve(config: DecodeConfig) -> Execution:
@@ -172,42 +211,22 @@ def _resolve(config: DecodeConfig) -> Execution:
     return resolve_execution(config, find_device(config.device, in_cluster))
 
 
-def _decode_all(
-    items: list[Item],
-    checkpoint: Path,
-    tokens: Path,
-    kind: str,
-    config: DecodeConfig,
-    execution: Execution,
-    advance: Callable[[int], None],
-) -> None:
-    if not items:
-        return
-    batch = execution.streams
-    batches = [tuple(items[start : start + batch]) for start in range(0, len(items), batch)]
-    gpus = config.runtime.gpus_per_worker if execution.device == "cuda" else 0
-    make = partial(make_worker, checkpoint, tokens, kind, config.crf, execution, gpus)
-    with open_runtime(config.runtime) as runtime:
-        pool = runtime.pool(len(batches))
-        for together, done in pool.map_stateful(make, batches, gpus=gpus):
-            if isinstance(done, WorkerDied):
-                raise WorkerLost(f"{together[0].location.key}: {done.message}; run the same command again to resume")
-            advance(len(together))
+def _item(clip: TokenLocation | GeneratedClip, out: Path, kind: Format) -> Item:
+    """The output of a clip in a folder."""
+    return Item(clip, safe_join(out, clip.key if kind == "png" else f"{clip.key}.{kind}"))
 
 
-def make_worker(
-    checkpoint: Path, tokens: Path, kind: str, crf: int, execution: Execution, gpus: float
-) -> Callable[[tuple[Item, ...]], int]:
+def make_worker(job: _Job, gpus: float) -> Callable[[tuple[Item, ...]], None]:
     """Load the tokenizer once and return a function that decodes a few clips; runs in a worker."""
-    tokenizer, card = _open_tokenizer(tokens, checkpoint, execution, gpus)
+    tokenizer, card = _open_tokenizer(job, gpus)
 
     def write(item: Item, frames: Iterator[TimedFrame], info: TokenInfo) -> None:
         if not item.path.parent.exists():
             make_folder(item.path.parent)
         remove_attempts(item.path.parent, item.path.name)
-        write_frames(item.path, kind, frames, _shape(info, tokenizer), crf)
+        write_frames(item.path, job.kind, frames, _shape(info, tokenizer), job.config.crf)
 
-    def decode(items: tuple[Item, ...]) -> int:
+    def decode(items: tuple[Item, ...]) -> None:
         clips = [Clip(*item.location.read(card)) for item in items]
         try:
             for index, frames in decode_together(tokenizer, clips):
@@ -218,42 +237,30 @@ def make_worker(
                 f"of the GPU of {gethostname()}; free what other processes use, and run the same command again, or "
                 "give a smaller batch and another --out"
             ) from error
-        return len(items)
 
     return decode
 
 
-def _open_tokenizer(
-    tokens: Path, checkpoint: Path, execution: Execution, gpus: float = 1.0
-) -> tuple[Tokenizer, TokenizerCard]:
+def _open_tokenizer(job: _Job, gpus: float = 1.0) -> tuple[Tokenizer, TokenizerCard]:
     # One thread: with more, the order of summation, and so the pixels, would depend on the number of cores.
     torch.set_num_threads(1)
-    tokenizer, card = load_for_tokens(tokens, checkpoint)
-    prepare(tokenizer, execution, gpus)
-    if execution.compiled:
+    tokenizer, card = load_for_tokens(job.tokens, job.checkpoint)
+    prepare(tokenizer, job.execution, gpus)
+    if job.execution.compiled:
         tokenizer.compile_steps(capture=True)
     return tokenizer, card
 
 
-def _write_interval(
-    tokens: Path,
-    checkpoint: Path,
-    known: list[TokenLocation],
-    interval: VideoInterval,
-    path: Path,
-    config: DecodeConfig,
-    execution: Execution,
-) -> None:
-    found = find_clips(tokens, known, interval)
+def _write_interval(job: _Job, found: list[FoundClip], interval: VideoInterval, path: Path) -> None:
     sizes = {(each.info.height, each.info.width) for each in found}
     if len(sizes) > 1:
         raise UsageError(
             f"{interval.source} changes its frame size in the interval; decode its clips one by one with --key"
         )
-    tokenizer, card = _open_tokenizer(tokens, checkpoint, execution)
+    tokenizer, card = _open_tokenizer(job)
     timed = chain.from_iterable(_decode(tokenizer, card, each.location, interval) for each in found)
     shape = replace(_shape(found[0].info, tokenizer), num_frames=sum(each.num_frames for each in found))
-    write_frames(path, config.format_for(path), timed, shape, config.crf)
+    write_frames(path, job.kind, timed, shape, job.config.crf)
 
 
 def _decode(
@@ -273,20 +280,6 @@ def _interval_path(out: Path, kind: str, interval: VideoInterval) -> Path:
 def _shape(info: TokenInfo, tokenizer: Tokenizer) -> VideoShape:
     height, width = info.height * tokenizer.upscale, info.width * tokenizer.upscale
     return VideoShape(info.num_frames, height, width, info.seconds_per_tick)
-
-
-def _settings(
-    tokens: Path, card: TokenizerCard, kind: str, config: DecodeConfig, execution: Execution
-) -> dict[str, Any]:
-    """Everything that an output depends on. Defaults are left out, so that outputs of older versions are kept."""
-    return {
-        "tokens": read_plan(tokens).plan_id if (tokens / "plan.json").is_file() else None,
-        "token_fingerprint": card.token_fingerprint,
-        "decoder_fingerprint": card.decoder_fingerprint,
-        "format": kind,
-        "crf": config.crf if kind == "mp4" else None,
-        **({} if execution.is_default else execution.to_json()),
-    }
 
 
 def _record_settings(out: Path, settings: dict[str, Any], force: bool) -> None:
