@@ -15,6 +15,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan, has_plan, read_plan
 from vidvq.formats.tar import read_samples
+from vidvq.formats.where import KEYWORDS
 from vidvq.storage import canonical_json, parse_json, sha256_bytes
 
 FORMAT = "vidvq.columns/1"
@@ -23,7 +24,6 @@ FOLDER = "columns"
 Value: TypeAlias = str | int | float | bool | None
 # Fields that every clip has; `where` knows them by these names.
 INTRINSIC = ("key", "source", "num_frames", "height", "width", "fps", "duration_s", "carried")
-KEYWORDS = frozenset({"and", "or", "not", "in", "is", "like", "null", "true", "false"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _MAX_COLUMNS = 1000
 _MAX_INT = 1 << 63

@@ -28,7 +28,7 @@ Truth: TypeAlias = bool | None
 Row: TypeAlias = Mapping[str, Any]
 MAX_CHARACTERS = 10_000
 MAX_DEPTH = 50
-_KEYWORDS = frozenset({"and", "or", "not", "in", "is", "like", "null", "true", "false"})
+KEYWORDS = frozenset({"and", "or", "not", "in", "is", "like", "null", "true", "false"})
 _TOKEN = re.compile(
     r"""\s*(?:
     (?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?(?![\w.]))
@@ -67,7 +67,7 @@ class Where:
         columns: name of each column in it -> its position in the text (from 1).
 
     Raises:
-        UsageError: it is no expression; names the position.
+        UsageError: it is not an expression; names the position.
     """
 
     def __init__(self, text: str, setting: str = "where") -> None:
@@ -140,7 +140,7 @@ class _Operand:
     position: int
 
     def of(self, row: Row) -> Any:
-        """Its value in a row; null for a number that is not finite, which SQL does not have."""
+        """Its value in a row; null for NaN, which SQL does not have."""
         if not self.name:
             return self.value
         value = look_up(row, self.name)
@@ -170,10 +170,11 @@ class _Parser:
             match = _TOKEN.match(self._text, at)
             if not match:
                 start = len(self._text) - len(self._text[at:].lstrip())
-                raise UsageError(f"{self._where(start + 1)}: {self._text[start : start + 20]!r} is no part of it")
+                found = self._text[start : start + 20]
+                raise UsageError(f"{self._where(start + 1)}: {found!r} is not part of an expression")
             kind = match.lastgroup or ""
             text = match[kind]
-            if kind == "name" and text.lower() in _KEYWORDS:
+            if kind == "name" and text.lower() in KEYWORDS:
                 kind, text = "keyword", text.lower()
             yield _Token(kind, text, match.start(match.lastgroup or 0) + 1)
             if kind == "end":
@@ -222,8 +223,8 @@ class _Parser:
     def _not(self) -> _Condition:
         if not self._take("not"):
             return self._predicate()
-        with_depth = self._nested(self._not)
-        return lambda row: _negate(with_depth(row))
+        inner = self._nested(self._not)
+        return lambda row: _negate(inner(row))
 
     def _predicate(self) -> _Condition:
         if self._take("("):
@@ -250,11 +251,14 @@ class _Parser:
 
     def _in(self, left: _Operand) -> _Condition:
         self._expect("(")
-        values = [self._literal()]
+        parts = [self._equals(left, self._literal())]
         while self._take(","):
-            values.append(self._literal())
+            parts.append(self._equals(left, self._literal()))
         self._expect(")")
-        return lambda row: _any([lambda row, value=value: _compare("=", left, value, row) for value in values], row)
+        return lambda row: _any(parts, row)
+
+    def _equals(self, left: _Operand, right: _Operand) -> _Condition:
+        return lambda row: _compare("=", left, right, row)
 
     def _like(self, left: _Operand) -> _Condition:
         if self._token.kind != "text":
@@ -349,7 +353,7 @@ def _like(operand: _Operand, pattern: str, row: Row) -> Truth:
 
 
 def matches(text: str, pattern: str) -> bool:
-    """Whether text is like a pattern of ``%`` and ``_``; in time proportional to the product of their lengths."""
+    """Whether text matches a pattern of ``%`` and ``_``; in time proportional to the product of their lengths."""
     at = start = ahead = 0
     wildcard = -1
     while at < len(text):
