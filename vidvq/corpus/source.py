@@ -1,5 +1,6 @@
 """One input video as it was listed."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vidvq.storage import canonical_json, is_remote, resolve_path
+from vidvq.video import VideoError
 
 _FAILURE = re.compile(r"!(\w+): (.*)", re.DOTALL)
 _CONTAINER = re.compile(r"(.*?\.(?:tar|tar\.gz|tgz|parquet)(?:\?[^#]*)?)#(.*)", re.DOTALL | re.IGNORECASE)
@@ -45,6 +47,19 @@ class Source:
         if self.start_s is None and self.end_s is None:
             return self.uri
         return f"{self.uri}#t={'' if self.start_s is None else self.start_s},{'' if self.end_s is None else self.end_s}"
+
+    def time_range(self) -> tuple[float, float]:
+        """Start and end of the range to use, from the first frame (seconds); the end may be infinite.
+
+        Raises:
+            VideoError: ``bad_range``.
+        """
+        start = 0.0 if self.start_s is None else self.start_s
+        end = math.inf if self.end_s is None else self.end_s
+        if not 0 <= start < end:
+            detail = f"has start {self.start_s} and end {self.end_s}; needs 0 <= start < end, seconds"
+            raise VideoError("bad_range", detail)
+        return start, end
 
     @property
     def failure(self) -> tuple[str, str] | None:

@@ -1,6 +1,5 @@
 """Stage of `vidvq generate` whose inputs are videos: their first frames are continued, interpolated or filled."""
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
@@ -87,8 +86,7 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
     def probe(self, source: Source) -> list[VideoRow]:
         """Probe a video; return its row, which records a failure instead of raising."""
         try:
-            start_s = 0.0 if source.start_s is None else source.start_s
-            end_s = math.inf if source.end_s is None else source.end_s
+            start_s, end_s = source.time_range()
             limits, allow_private = self.config.limits, self.config.lists.allow_private
             with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
                 info = probe(path, self.config.limits)

@@ -12,7 +12,6 @@ from vidvq.formats.keys import item_key, video_key
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.rows import PlannedClip
 from vidvq.shard.shots import find_shots
-from vidvq.video import VideoError
 from vidvq.video.probe import VideoInfo, probe
 from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
@@ -21,7 +20,7 @@ def probe_clips(source: Source, config: ShardConfig) -> list[PlannedClip]:
     """The rows of one video: its clips, and rows with a verdict for parts that cannot become clips. Never empty."""
     digest = ""
     try:
-        window = _range(source)
+        window = source.time_range()
         limits, allow_private = config.limits, config.lists.allow_private
         with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
             info = probe(path, config.limits)
@@ -89,16 +88,6 @@ def _clip(source: Source, digest: str, clip_index: int, first: int, num_frames: 
         first=first,
         num_frames=num_frames,
     )
-
-
-def _range(source: Source) -> tuple[float, float]:
-    start = 0.0 if source.start_s is None else source.start_s
-    end = math.inf if source.end_s is None else source.end_s
-    if not 0 <= start < end:
-        raise VideoError(
-            "bad_range", f"has start {source.start_s} and end {source.end_s}; needs 0 <= start < end, seconds"
-        )
-    return start, end
 
 
 def _windows(begin: int, end: int, policy: ClipPolicy, info: VideoInfo) -> Iterator[tuple[int, int]]:

@@ -1,9 +1,10 @@
 """Specification of a job: a vidvq command, its settings, and the resources it requests."""
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+from vidvq.config import to_dict
 from vidvq.errors import UsageError
 from vidvq.storage import canonical_json, sha256_bytes
 
@@ -126,7 +127,7 @@ class Job:
 
     def to_dict(self) -> dict[str, Any]:
         """The job as plain JSON types."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Job":
@@ -145,9 +146,3 @@ def refuse_control_characters(name: str) -> None:
     """
     if not name.isprintable():
         raise UsageError(f"{name!r} contains a control character; rename it")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value

@@ -1,6 +1,5 @@
 """The token samples of a raw video: one for each restart of the stream, decided before any frame is encoded."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ from vidvq.corpus.source import Source
 from vidvq.formats.keys import item_key, video_key
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.rows import PlannedSample
-from vidvq.video import VideoError
 from vidvq.video.probe import probe
 from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
@@ -18,10 +16,7 @@ from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]:
     """The rows of one video: its samples, and rows with a reason for parts that cannot become samples. Never empty."""
     try:
-        start_s = 0.0 if source.start_s is None else source.start_s
-        end_s = math.inf if source.end_s is None else source.end_s
-        if not 0 <= start_s < end_s:
-            raise VideoError("bad_range", f"has start {start_s} and end {end_s}; needs 0 <= start < end, seconds")
+        start_s, end_s = source.time_range()
         limits, allow_private = config.limits, config.lists.allow_private
         with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
             info = probe(path, config.limits)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import tarfile
 from dataclasses import replace
@@ -16,6 +17,7 @@ from vidvq.corpus.lists import ListPolicy, is_list
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import is_tar
 from vidvq.storage import resolve_path
+from vidvq.video import VideoError
 
 ANY = ListPolicy()
 
@@ -75,6 +77,14 @@ def test_lists_give_uris_ranges_and_carried_columns(videos, suffix):
 def test_a_text_list_has_one_uri_per_line(videos):
     (videos / "list.txt").write_text("b.mp4\n\n  a/z.MKV  \n")
     assert names([videos / "list.txt"]) == ["b.mp4", "z.MKV"]
+
+
+def test_a_range_is_checked_before_the_video_is_opened():
+    assert Source("/v.mp4").time_range() == (0, math.inf)
+    assert Source("/v.mp4", start_s=1.5, end_s=2).time_range() == (1.5, 2)
+    for start_s, end_s in ((2.0, 1.0), (1.0, 1.0), (-1.0, None)):
+        with pytest.raises(VideoError, match=f"bad_range: has start {start_s} and end {end_s}; needs 0 <= start < end"):
+            Source("/v.mp4", start_s=start_s, end_s=end_s).time_range()
 
 
 def test_two_ranges_of_one_video_are_two_sources(videos):
