@@ -76,11 +76,11 @@ def test_an_indivisible_batch_is_rejected(clips):
 def test_datasets_are_mixed_by_weight(clips, tmp_path):
     other = str(shutil.copytree(clips, tmp_path / "other"))
     dataset = ClipDataset(config(clips, clips={clips: 3.0, other: 1.0}, batch_size=10), 1)
-    picked = [int(dataset.index.data_set[pick.index]) for n in range(40) for pick in dataset.order.batch(n)[1]]
+    picked = [int(dataset.index.dataset[pick.index]) for n in range(40) for pick in dataset.order.batch(n)[1]]
     assert abs(picked.count(0) - 300) <= 2
     assert all(abs(picked[:count].count(0) - 0.75 * count) <= 3 for count in range(1, 400))
     first_set = [
-        pick.index for n in range(40) for pick in dataset.order.batch(n)[1] if not dataset.index.data_set[pick.index]
+        pick.index for n in range(40) for pick in dataset.order.batch(n)[1] if not dataset.index.dataset[pick.index]
     ]
     size = len(dataset.index.keys) // 2
     assert len(set(first_set[:size])) == size, "each directory has its own epochs"

@@ -27,7 +27,7 @@ class SampleIndex(Protocol):
         ...
 
     @property
-    def data_set(self) -> np.ndarray:
+    def dataset(self) -> np.ndarray:
         """Index of the directory of each sample."""
         ...
 
@@ -98,28 +98,28 @@ class BatchOrder:
         seed: int,
     ) -> None:
         self._index, self._batch_size, self._window, self._seed = index, batch_size, window, seed
-        sets = int(index.data_set.max()) + 1
+        sets = int(index.dataset.max()) + 1
         sizes = np.array(
-            [[np.sum((bucket == b) & (index.data_set == d)) for d in range(sets)] for b in _bucket_indices(bucket)]
+            [[np.sum((bucket == b) & (index.dataset == d)) for d in range(sets)] for b in _bucket_indices(bucket)]
         )
         usable = sizes.sum(axis=0)
         per_sample = np.ones(sets) if weights is None else np.array(weights) / np.maximum(usable, 1)
         stream_weights = sizes * per_sample
         self.buckets = _bucket_indices(bucket)
         self._streams = {
-            (b, d): np.flatnonzero((bucket == name) & (index.data_set == d))
+            (b, d): np.flatnonzero((bucket == name) & (index.dataset == d))
             for b, name in enumerate(self.buckets)
             for d in range(sets)
         }
         self._bucket_choices = _WeightedSampler(stream_weights.sum(axis=1))
-        self._data_set_choices = [_WeightedSampler(row) for row in stream_weights]
+        self._dataset_choices = [_WeightedSampler(row) for row in stream_weights]
         self._epochs: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
 
     def batch(self, number: int) -> tuple[int, list[SampledItem]]:
         """Return the bucket and the samples of a batch."""
         b = int(self._bucket_choices.choices(number, number + 1)[0])
         first = int(self._bucket_choices.counts_before(number)[b]) * self._batch_size
-        sequence = self._data_set_choices[b]
+        sequence = self._dataset_choices[b]
         counts = sequence.counts_before(first).copy()
         samples: list[SampledItem] = []
         for d in sequence.choices(first, first + self._batch_size):
@@ -136,7 +136,7 @@ class BatchOrder:
             index: position of the sample in the index.
             attempt: number of the attempt, counted from 1.
         """
-        stream = self._streams[self.buckets.index(bucket), int(self._index.data_set[index])]
+        stream = self._streams[self.buckets.index(bucket), int(self._index.dataset[index])]
         return int(stream[(int(np.searchsorted(stream, index)) + attempt) % len(stream)])
 
     def _epoch(self, b: int, d: int, epoch: int) -> np.ndarray:

@@ -46,7 +46,7 @@ class ClipIndex:
         shards: paths or URLs of all shards.
         keys: clip keys.
         shard: index into ``shards``.
-        data_set: index of the directory.
+        dataset: index of the directory.
         offset, size: range of the clip's media in the shard (bytes).
         crc32: CRC-32 of the media.
         num_frames, height, width: size of the clip (frames, pixels).
@@ -55,7 +55,7 @@ class ClipIndex:
     shards: list[str]
     keys: list[str]
     shard: np.ndarray
-    data_set: np.ndarray
+    dataset: np.ndarray
     offset: np.ndarray
     size: np.ndarray
     crc32: np.ndarray

@@ -30,14 +30,14 @@ class TokenIndex:
         card: card of the tokenizer.
         locations: location of each sample in its shard.
         shard: index of the shard.
-        data_set: index of the directory.
+        dataset: index of the directory.
         grid: shape ``lt lh lw`` of each sample, ``n 3``.
     """
 
     card: TokenizerCard
     locations: list[TokenLocation]
     shard: np.ndarray
-    data_set: np.ndarray
+    dataset: np.ndarray
     grid: np.ndarray
 
 
@@ -80,7 +80,7 @@ def read_token_index(folders: list[str]) -> TokenIndex:
     """
     card: TokenizerCard | None = None
     locations: list[TokenLocation] = []
-    data_set: list[int] = []
+    dataset: list[int] = []
     for number, given in enumerate(folders):
         folder = resolve_path(given)
         # An export without grids has no card.
@@ -94,13 +94,13 @@ def read_token_index(folders: list[str]) -> TokenIndex:
         card = card or own
         found = found or index_tokens(folder)
         locations += found
-        data_set += [number] * len(found)
+        dataset += [number] * len(found)
     if not locations or card is None:
         raise UsageError(f"{', '.join(folders)} has no token samples")
     names: dict[Path, int] = {}
     shard = [names.setdefault(location.shard, len(names)) for location in locations]
     grid = np.array([location.read_info().grid for location in locations])
-    return TokenIndex(card, locations, np.array(shard), np.array(data_set), grid)
+    return TokenIndex(card, locations, np.array(shard), np.array(dataset), grid)
 
 
 class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import atan2, ceil, degrees
+from math import atan2, ceil, degrees, floor
 from typing import Literal
 
 import numpy as np
@@ -65,32 +65,36 @@ def fit_size(
             more than ``max_side``.
     """
     if size:
-        target_height, target_width = size
-        scales = Fraction(target_height) / height, Fraction(target_width) / width
-    else:
-        scale = Fraction(short_side) / min(height, width) if short_side else Fraction(1)
-        whole = max(round(height * scale), 1), max(round(width * scale), 1)
-        if scale > 1:
-            _refuse_long(height, width, whole, f"short_side={short_side}", max_side)
-        cut: dict[str, Callable[[int], int]] = {
-            "crop": lambda side: side // multiple,
-            "pad": lambda side: ceil(Fraction(side, multiple)),
-        }
-        count = cut.get(fit, lambda side: round(Fraction(side, multiple)))
-        target_height, target_width = (count(side) * multiple for side in whole)
-        if 0 in (target_height, target_width):
-            raise VideoError(
-                "too_small", f"is {round(width)}x{round(height)} pixels; a side must be at least {multiple}"
-            )
-        if fit != "stretch":
-            return FrameSize(*whole, target_height, target_width)
-        return FrameSize(target_height, target_width, target_height, target_width)
+        return _fit_fixed(height, width, size, fit, max_side)
+    return _fit_short_side(height, width, short_side, multiple, fit, max_side)
+
+
+def _fit_fixed(
+    height: Fraction | int, width: Fraction | int, size: tuple[int, int], fit: Fit, max_side: int
+) -> FrameSize:
     if fit == "stretch":
-        return FrameSize(target_height, target_width, target_height, target_width)
+        return FrameSize(*size, *size)
+    scales = Fraction(size[0]) / height, Fraction(size[1]) / width
     scale = max(scales) if fit == "crop" else min(scales)
     scaled = max(round(height * scale), 1), max(round(width * scale), 1)
     if scale > 1 and max(scaled) > max(size):
         _refuse_long(height, width, scaled, f"size={list(size)}", max_side)
+    return FrameSize(*scaled, *size)
+
+
+def _fit_short_side(
+    height: Fraction | int, width: Fraction | int, short_side: int | None, multiple: int, fit: Fit, max_side: int
+) -> FrameSize:
+    scale = Fraction(short_side) / min(height, width) if short_side else Fraction(1)
+    scaled = max(round(height * scale), 1), max(round(width * scale), 1)
+    if scale > 1:
+        _refuse_long(height, width, scaled, f"short_side={short_side}", max_side)
+    counts: dict[Fit, Callable[[Fraction], int]] = {"crop": floor, "pad": ceil, "stretch": round}
+    target_height, target_width = (counts[fit](Fraction(side, multiple)) * multiple for side in scaled)
+    if 0 in (target_height, target_width):
+        raise VideoError("too_small", f"is {round(width)}x{round(height)} pixels; a side must be at least {multiple}")
+    if fit == "stretch":
+        scaled = target_height, target_width
     return FrameSize(*scaled, target_height, target_width)
 
 
