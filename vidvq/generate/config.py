@@ -9,7 +9,7 @@ from vidvq.data import TokenDataConfig
 from vidvq.data.config import one_or_many
 from vidvq.errors import UsageError
 from vidvq.formats.generator import Objective
-from vidvq.generate.transformer import TransformerConfig
+from vidvq.generate.block import TransformerConfig
 from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps
 
 

@@ -8,10 +8,11 @@ import torch
 from vidvq.config import validate
 from vidvq.errors import UsageError
 from vidvq.formats.generator import Generator, GeneratorCard
+from vidvq.generate.block import TransformerConfig
 from vidvq.generate.code_vectors import DigitVectors
 from vidvq.generate.conditions import actions_per_latent
 from vidvq.generate.config import BLANKED_TASKS
-from vidvq.generate.transformer import TransformerConfig, VideoTransformer
+from vidvq.generate.transformer import VideoTransformer
 
 
 def build_network(card: GeneratorCard, seed: int = 0) -> VideoTransformer:

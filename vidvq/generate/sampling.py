@@ -18,10 +18,11 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.blanking import BlankedVideo
+from vidvq.generate.block import KVCache
 from vidvq.generate.code_vectors import DigitVectors, nearest_to_mean
 from vidvq.generate.previous import previous_codes
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.transformer import KVCache, VideoTransformer
+from vidvq.generate.transformer import VideoTransformer
 
 # Halton points per position of a grid; the few positions that no point hits come last.
 _POINTS_PER_POSITION = 8

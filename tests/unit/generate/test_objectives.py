@@ -8,9 +8,10 @@ import torch
 
 from vidvq.codebook import Codebook
 from vidvq.formats.token_shard import TokenizerCard
+from vidvq.generate.block import TransformerConfig
 from vidvq.generate.likelihood import NgramModels, chosen_positions, position_nats
 from vidvq.generate.objectives import draw_mask, stratified_masks
-from vidvq.generate.transformer import TransformerConfig, VideoTransformer
+from vidvq.generate.transformer import VideoTransformer
 
 SHAPE = (64, 4, 3, 5)
 

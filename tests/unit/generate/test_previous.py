@@ -10,12 +10,13 @@ from tests.helpers.generators import MODEL, make_card
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.blanking import BlankedVideo
+from vidvq.generate.block import TransformerConfig
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import build_network
 from vidvq.generate.previous import add_copies, neighbors, previous_codes
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.sampling import Condition, sample_codes
-from vidvq.generate.transformer import TransformerConfig, VideoTransformer
+from vidvq.generate.transformer import VideoTransformer
 from vidvq.generate.vocabulary import CodebookHead
 
 SHAPE = (2, 4, 3, 2)

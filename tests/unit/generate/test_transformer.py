@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vidvq.errors import UsageError
-from vidvq.generate.transformer import KVCache, TransformerConfig, VideoTransformer
+from vidvq.generate.block import KVCache, TransformerConfig
+from vidvq.generate.transformer import VideoTransformer
 from vidvq.generate.vocabulary import CodebookHead, factorize
 
 SHAPE = (2, 4, 3, 2)
