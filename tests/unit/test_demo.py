@@ -12,7 +12,7 @@ from vidvq.demo import report_stages, run
 from vidvq.demo.report_run import DemoRun
 from vidvq.demo.stages import stages
 from vidvq.generate.config import GenerateTrainConfig
-from vidvq.generate.evaluate import EvaluateConfig
+from vidvq.generate.requests import EvaluateConfig
 from vidvq.shard import ShardConfig
 from vidvq.tokenize import TokenizeConfig
 from vidvq.train import TrainConfig

@@ -114,7 +114,7 @@ STAGES = {
         _names("seed steps lr crops keep format max_failed runtime"),
     ),
     "generate-evaluate": CommandSettings(
-        "vidvq.generate.evaluate",
+        "vidvq.generate.requests",
         "EvaluateConfig",
         "vidvq generate evaluate RUN TOKENS --clips CLIPS KEY=VALUE...",
         _names("clips given samples seeds sampling compare_steps perceptual fvd_backbone fvd_frames text_encoder"),

@@ -99,7 +99,8 @@ def evaluate(
     \b
     vidvq generate evaluate runs/generator runs/heldout-tokens --clips runs/heldout-clips --out scores.json
     """
-    from vidvq.generate.evaluate import EvaluateConfig, run_generate_evaluate
+    from vidvq.generate.evaluate import run_generate_evaluate
+    from vidvq.generate.requests import EvaluateConfig
 
     settings = config.load(EvaluateConfig, None, list(overrides))
     for line in run_generate_evaluate(run, tokens, settings, clips, checkpoint, out, pictures, codes).lines():
@@ -126,8 +127,8 @@ def play(
     vidvq generate play runs/world/generator --checkpoint runs/world/tokenizer "keys={ArrowLeft: [-1], ArrowRight: [1]}"
     """
     from vidvq.formats.checkpoint import find_checkpoint
-    from vidvq.generate.evaluate import training_tokens
     from vidvq.generate.requests import PlayConfig
+    from vidvq.generate.training_samples import training_tokens
     from vidvq.view.play import Game, build_play_page, play_routes
     from vidvq.view.serve import serve
 

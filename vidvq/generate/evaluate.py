@@ -1,17 +1,15 @@
 """`vidvq generate evaluate`: scores of a generator on held-out clips, next to trivial baselines."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from vidvq import config as settings
 from vidvq.data.index import read_bytes, read_clip_index
 from vidvq.errors import UsageError
 from vidvq.formats.code_statistics import write_code_statistics
@@ -28,10 +26,11 @@ from vidvq.generate.examples import Columns, seeded_rng
 from vidvq.generate.latent_distance import LatentDistance
 from vidvq.generate.likelihood import NgramModels, position_nats
 from vidvq.generate.network import load_network
-from vidvq.generate.requests import Count, SamplingConfig
+from vidvq.generate.requests import EvaluateConfig, SamplingConfig
 from vidvq.generate.sampling import Condition, given_latents, sample_codes
 from vidvq.generate.scores import GeneratorScores, StepScore, TaskScore
 from vidvq.generate.text import open_text_encoder
+from vidvq.generate.training_samples import nearest_distances, read_training_samples
 from vidvq.log import progress, warn
 from vidvq.metrics.fvd import FvdScorer
 from vidvq.metrics.perceptual import load_perceptual
@@ -40,7 +39,7 @@ from vidvq.model import Tokenizer, iter_decode
 from vidvq.model.enlarge import shrink_frames
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
-from vidvq.storage import pretty_json, resolve_path, write_atomic
+from vidvq.storage import pretty_json, write_atomic
 from vidvq.video.decode import decode_clip
 from vidvq.video.encode import encode_npy
 
@@ -48,40 +47,6 @@ from vidvq.video.encode import encode_npy
 _COPY_SHARE = 0.5
 # Number of estimates of bits per token to average.
 _DRAWS = 8
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Settings of `vidvq generate evaluate`.
-
-    Attributes:
-        clips: number of held-out clips to score, from the start of the directory (1 or more).
-        given: number of frames that condition a prediction (1 + a multiple of the temporal factor).
-        samples: number of samples to generate, and to compare with the training samples and the held-out clips; 0 for
-            none.
-        seeds: sampling seeds (1 or more); scores are means over them.
-        sampling: sampling of the codes.
-        compare_steps: numbers of decoding steps to compare (1 or more each), in quality and time.
-        perceptual: whether to compute ST-LPIPS as well as PSNR.
-        fvd_backbone: path of the weights of I3D for Kinetics-400 (RGB; .safetensors, .pt or .pth), to compute FVD; None
-            for no FVD.
-        fvd_frames: length of the windows that FVD compares (frames, 9 or more). Clips are cut into consecutive windows.
-        text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
-            training.
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    clips: Count = 16
-    given: Count = 5
-    samples: Annotated[int, Field(ge=0)] = 16
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    compare_steps: tuple[Count, ...] = ()
-    perceptual: bool = False
-    fvd_backbone: str | None = None
-    fvd_frames: Annotated[int, Field(ge=9, le=1024)] = 16
-    text_encoder: str | None = None
 
 
 def run_generate_evaluate(
@@ -174,7 +139,7 @@ class _Evaluation:
         self.tokenizer = self._load_tokenizer(checkpoint)
         self.vectors = self._read_vectors()
         self.columns = _read_conditions(self.card, clips, config.text_encoder)
-        self.training = _training_samples(run, self.card)
+        self.training = read_training_samples(run, self.card)
         self.statistics = CodeStatisticsCollector(self.card)
         self.fvd = self._open_fvd()
         self.perceptual = load_perceptual("st_lpips", "alex").to(self.device) if config.perceptual else None
@@ -469,15 +434,13 @@ class _Evaluation:
         return drawn
 
     def _measure_copies(self, drawn: list[np.ndarray], held_out: list[np.ndarray]) -> None:
-        by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
-        for codes in self.training:
-            cut = codes[: self.card.limits[0]]
-            by_shape.setdefault(cut.shape, []).append(cut)
-        distances = [_nearest(codes, by_shape.get(codes.shape, [])) for codes in drawn]
+        cut = [codes[: self.card.limits[0]] for codes in self.training]
+        distances, own = nearest_distances(drawn, cut), nearest_distances(held_out, cut)
         self.scores.copies = float(np.mean([distance < 1 - _COPY_SHARE for distance in distances]))
         self.scores.nearest = float(np.mean(distances))
-        own = [_nearest(codes, by_shape[codes.shape]) for codes in held_out if codes.shape in by_shape]
-        self.scores.nearest_held_out = float(np.mean(own)) if own else 1.0
+        shapes = {codes.shape for codes in cut}
+        comparable = [distance for distance, codes in zip(own, held_out, strict=True) if codes.shape in shapes]
+        self.scores.nearest_held_out = float(np.mean(comparable)) if comparable else 1.0
 
 
 _BASELINES = {
@@ -513,28 +476,3 @@ def _read_conditions(card: GeneratorCard, clips: Path | None, text_encoder: str 
 
 def _mean_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: np.mean([row[name] for row in rows], axis=0) for name in rows[0]}
-
-
-def _nearest(codes: np.ndarray, others: list[np.ndarray]) -> float:
-    """Return the fraction of codes that differ from the nearest of the other samples; 1 without others."""
-    return min((float((codes != other).mean()) for other in others), default=1.0)
-
-
-def training_tokens(run: Path) -> list[Path]:
-    """Return the directories of the training tokens that a run's config names; empty for a generator without a run."""
-    for folder in (run, run.parent.parent):
-        if (folder / "config.yaml").is_file():
-            return [resolve_path(given) for given in settings.read_yaml(folder / "config.yaml")["data"]["tokens"]]
-    return []
-
-
-def _training_samples(run: Path, card: GeneratorCard) -> list[np.ndarray]:
-    """Read the codes of all training samples that the run's config names; empty, with a warning, if unavailable."""
-    folders = training_tokens(run)
-    if not folders:
-        warn(f"{run} has no config.yaml; skipping comparisons with the training tokens")
-    try:
-        return [location.read(card.tokenizer)[0] for folder in folders for location in index_tokens(folder)]
-    except (UsageError, OSError) as error:
-        warn(f"the training tokens cannot be read; skipping comparisons with them: {error}")
-        return []

@@ -1,4 +1,4 @@
-"""Settings of the commands of `vidvq generate`, except train and evaluate. Imports no torch."""
+"""Settings of the commands of `vidvq generate`, except train. Imports no torch."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -276,6 +276,40 @@ class GuideConfig:
     def identity(self) -> dict[str, Any]:
         """Return the settings that the samples depend on, as JSON types."""
         return {name: getattr(self, name) for name in ("seed", "steps", "lr", "crops", "keep")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of `vidvq generate evaluate`.
+
+    Attributes:
+        clips: number of held-out clips to score, from the start of the directory (1 or more).
+        given: number of frames that condition a prediction (1 + a multiple of the temporal factor).
+        samples: number of samples to generate, and to compare with the training samples and the held-out clips; 0 for
+            none.
+        seeds: sampling seeds (1 or more); scores are means over them.
+        sampling: sampling of the codes.
+        compare_steps: numbers of decoding steps to compare (1 or more each), in quality and time.
+        perceptual: whether to compute ST-LPIPS as well as PSNR.
+        fvd_backbone: path of the weights of I3D for Kinetics-400 (RGB; .safetensors, .pt or .pth), to compute FVD; None
+            for no FVD.
+        fvd_frames: length of the windows that FVD compares (frames, 9 or more). Clips are cut into consecutive windows.
+        text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
+            training.
+    """
+
+    __pydantic_config__: ClassVar = _FORBID
+
+    clips: Count = 16
+    given: Count = 5
+    samples: Annotated[int, Field(ge=0)] = 16
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    compare_steps: tuple[Count, ...] = ()
+    perceptual: bool = False
+    fvd_backbone: str | None = None
+    fvd_frames: Annotated[int, Field(ge=9, le=1024)] = 16
+    text_encoder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
