@@ -52,12 +52,12 @@ def options(name: str) -> Iterator[str]:
     for word in name.split():
         command = command.commands[word]
     context = click.Context(command, info_name=f"vidvq {name}")
-    yield f"```text\n{' '.join(command.get_usage(context).split()).removeprefix('Usage: ')}\n```\n"
-    yield "| option | meaning |\n|---|---|"
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None
-        if record and not record[0].endswith("--help"):
-            yield f"| `{_cell(record[0])}` | {_cell(record[1])} |"
+    yield f"```text\n{' '.join(command.get_usage(context).split()).removeprefix('Usage: ')}\n```"
+    given = (each for each in command.get_params(context) if isinstance(each, click.Option))
+    records = [record for option in given if (record := option.get_help_record(context))]
+    rows = [f"| `{_cell(name)}` | {_cell(help)} |" for name, help in records if not name.endswith("--help")]
+    if rows:
+        yield "\n".join(["", "| option | meaning |\n|---|---|", *rows])
 
 
 def settings(stage: str) -> Iterator[str]:
