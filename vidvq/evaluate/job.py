@@ -50,14 +50,15 @@ def run_evaluate(
             not installed.
     """
     files = DecodedFiles(decoded, tokens)
-    known = set(_infos(clips))
+    infos = _infos(clips)
+    known = set(infos)
     if not known & files.keys:
         raise UsageError(f"{clips} and {tokens} have no clip in common; use the tokens of these clips")
     if strange := files.keys - known:
         say(f"{len(strange)} of {len(files.keys)} clips in {tokens} are not in {clips}, and are not scored")
     if without := known - files.keys:
         say(f"{len(without)} of {len(known)} clips in {clips} have no tokens in {tokens}, and are not scored")
-    evaluation = _evaluate(clips, [files], config or EvaluateConfig(), report)[0]
+    evaluation = _evaluate(clips, infos, [files], config or EvaluateConfig(), report)[0]
     if out:
         write_atomic(out, pretty_json(asdict(evaluation)))
     return evaluation
@@ -92,14 +93,15 @@ def run_evaluate_tokenizers(
     names = ["bundled" if path == BUNDLED else str(path) for path in checkpoints]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UsageError(f"--checkpoint {twice[0]} is given twice; give each tokenizer once")
-    if not _infos(clips):
+    infos = _infos(clips)
+    if not infos:
         raise UsageError(f"{clips} has no clips")
     tokenizers = [InProcess(path, name) for path, name in zip(checkpoints, names, strict=True)]
     # Decoders for super-resolution are compared with the bicubic enlargement of the others.
     scale = max(tokenizer.scale for tokenizer in tokenizers)
     for tokenizer in tokenizers:
         tokenizer.share_scale(scale)
-    evaluations = _evaluate(clips, tokenizers, config or EvaluateConfig(), report)
+    evaluations = _evaluate(clips, infos, tokenizers, config or EvaluateConfig(), report)
     if out:
         write_atomic(out, pretty_json({"evaluations": [asdict(each) for each in evaluations]}))
     return evaluations
@@ -109,12 +111,14 @@ def _infos(clips: Path) -> dict[str, ClipInfo]:
     return {key: info for shard in list_shards(clips) for key, info in read_infos(shard)}
 
 
-def _evaluate(
-    clips: Path, sources: Sequence[Reconstructor], config: EvaluateConfig, report: Path | None
-) -> list[Evaluation]:
+def _check(clips: Path, infos: dict[str, ClipInfo], config: EvaluateConfig) -> None:
+    """Check the settings and the clips before any work.
+
+    Raises:
+        UsageError: a codec is not installed, or the clips are not those of the protocol.
+    """
     for codec in config.codecs:
         check_codec(codec)
-    infos = _infos(clips)
     missing = missing_shards(clips)
     if missing:
         say(f"{missing}, whose clips are not scored; finish vidvq shard, or restore them")
@@ -127,6 +131,16 @@ def _evaluate(
         except UsageError as error:
             raise UsageError(f"protocol={config.protocol}: {error}") from error
         say(f"protocol {config.protocol}: PSNR by {protocol.psnr}, {protocol.ssim} SSIM; {protocol.cite}")
+
+
+def _evaluate(
+    clips: Path,
+    infos: dict[str, ClipInfo],
+    sources: Sequence[Reconstructor],
+    config: EvaluateConfig,
+    report: Path | None,
+) -> list[Evaluation]:
+    _check(clips, infos, config)
     scorer = VideoScorer(config)
     worst = None
     if report:
