@@ -26,7 +26,7 @@ def shrink(video: Tensor, factor: int) -> Tensor:
     """Reduce height and width by bicubic interpolation with antialiasing.
 
     Args:
-        video: ``b c t h w`` in [-1, 1]. Sides that are no multiples of ``factor`` are extended by their border.
+        video: ``b c t h w`` in [-1, 1]. Sides that are not multiples of ``factor`` are extended by their border.
         factor: factor (1 or more).
 
     Returns:
