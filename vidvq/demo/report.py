@@ -1,13 +1,8 @@
 """The report of a demo run: one self-contained HTML file without network access."""
 
-from base64 import b64encode
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from vidvq import __version__
 from vidvq.demo.report_charts import Chart, Series, frequency_chart, line_chart
@@ -24,11 +19,10 @@ from vidvq.demo.report_run import DemoRun, HeldOut, read_run
 from vidvq.demo.report_stages import commands, counted, in_bytes, in_time, stage_rows
 from vidvq.evaluate.media import still_frames
 from vidvq.evaluate.scores import ClipScore
+from vidvq.html_page import render_page
 from vidvq.storage import write_atomic
 
-_TEMPLATES = Path(__file__).parent
-# Colours and fonts shared by all pages.
-_PALETTE = Path(__file__).parents[1] / "palette.css"
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
 _LOSSES = {"l1": "L1", "l2": "L2", "commitment": "commitment"}
 # Attributions that the README of the videos requires.
 _ORIGINS = {
@@ -67,28 +61,11 @@ def write_report(out: Path) -> Path:
         UsageError: the output of a stage is missing or damaged.
         OSError: a file cannot be read, or the report cannot be written.
     """
-    run = read_run(out)
+    filters = {"in_bytes": in_bytes, "in_time": in_time, "counted": counted}
+    page = render_page(_TEMPLATE, _context(read_run(out)), filters)
     path = out / "report.html"
-    write_atomic(path, _render(run).encode())
+    write_atomic(path, page)
     return path
-
-
-def _render(run: DemoRun) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"in_bytes": in_bytes, "in_time": in_time, "counted": counted}
-    script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(
-        **_context(run),
-        style=Markup("".join(path.read_text(encoding="utf-8") for path in (_PALETTE, _TEMPLATES / "report.css"))),
-        script=Markup(script),
-        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
-    )
 
 
 def _context(run: DemoRun) -> dict[str, Any]:

@@ -6,16 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from vidvq.evaluate.media import DIFFERENCE_GAIN, data_uri, encode_jpeg, side_by_side, still_frames, still_sheet
 from vidvq.evaluate.scores import ClipScore, Evaluation, table
 from vidvq.formats.clip_shard import ClipInfo
+from vidvq.html_page import render_page
 
-_TEMPLATES = Path(__file__).parent
-# Colours and fonts shared by all pages.
-_PALETTE = Path(__file__).parents[1] / "palette.css"
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
 _CHART_WIDTH, _CHART_HEIGHT = 640, 120
 _COLOURS = 4
 
@@ -113,19 +110,16 @@ class WorstClips:
         Args:
             evaluations: scores of the tokenizers.
         """
-        environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-        styles = (_PALETTE, _TEMPLATES / "page.css")
-        text = environment.get_template("page.html.j2").render(
-            style=Markup("".join(path.read_text(encoding="utf-8") for path in styles)),
-            table=table(evaluations),
-            entries=self._entries,
-            total=len(evaluations[0].clips),
-            names=self._names,
-            gain=DIFFERENCE_GAIN,
-            width=_CHART_WIDTH,
-            height=_CHART_HEIGHT,
-        )
-        return text.encode()
+        values = {
+            "table": table(evaluations),
+            "entries": self._entries,
+            "total": len(evaluations[0].clips),
+            "names": self._names,
+            "gain": DIFFERENCE_GAIN,
+            "width": _CHART_WIDTH,
+            "height": _CHART_HEIGHT,
+        }
+        return render_page(_TEMPLATE, values)
 
 
 def _rows(names: Sequence[str], scores: Sequence[ClipScore]) -> list[tuple[str, ...]]:

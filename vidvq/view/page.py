@@ -1,12 +1,15 @@
 """The HTML page: self-contained with the first clips, or served and loading each clip on demand."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from vidvq.html_page import json_element, render_page
 from vidvq.log import progress
 from vidvq.view.gallery import Gallery
 from vidvq.view.pictures import COLUMNS
-from vidvq.view.template import render_page
+
+_TEMPLATE = Path(__file__).with_name("view.html.j2")
 
 
 def build_page(gallery: Gallery, first: int | None) -> bytes:
@@ -48,14 +51,14 @@ def render(data: dict[str, Any], fingerprint: str) -> bytes:
         data: content of the page's JSON element.
         fingerprint: token fingerprint of the tokenizer.
     """
-    return render_page(
-        "view",
-        data,
-        served=data["clips"] is None,
-        shown=len(data["clips"] or ()),
-        total=data["total"],
-        counted=data["counted"],
-        fingerprint=fingerprint[:12],
-        books=data["books"],
-        statistics=data.get("statistics"),
-    )
+    values = {
+        "data": json_element(data),
+        "served": data["clips"] is None,
+        "shown": len(data["clips"] or ()),
+        "total": data["total"],
+        "counted": data["counted"],
+        "fingerprint": fingerprint[:12],
+        "books": data["books"],
+        "statistics": data.get("statistics"),
+    }
+    return render_page(_TEMPLATE, values)

@@ -16,11 +16,12 @@ from vidvq.generate.network import load_network
 from vidvq.generate.requests import PlayConfig
 from vidvq.generate.rollout import Rollout
 from vidvq.generate.sampling import given_latents
+from vidvq.html_page import json_element, render_page
 from vidvq.pretrained import load_tokenizer
 from vidvq.view.pictures import png_strip
 from vidvq.view.serve import Route, one_at_a_time
-from vidvq.view.template import render_page
 
+_TEMPLATE = Path(__file__).with_name("play.html.j2")
 # Rollouts that are kept; an older one cannot be continued.
 _KEPT = 8
 # Longer rollouts start anew, so that their memory is bounded.
@@ -163,13 +164,13 @@ def build_play_page(game: Game) -> bytes:
         "height": game.size[0],
         "width": game.size[1],
     }
-    return render_page(
-        "play",
-        data,
-        keys=[_label(key, action) for key, action in game.keys.items()],
-        column=game.card.actions,
-        fingerprint=game.card.tokenizer.token_fingerprint[:12],
-    )
+    values = {
+        "data": json_element(data),
+        "keys": [_label(key, action) for key, action in game.keys.items()],
+        "column": game.card.actions,
+        "fingerprint": game.card.tokenizer.token_fingerprint[:12],
+    }
+    return render_page(_TEMPLATE, values)
 
 
 def play_routes(game: Game) -> dict[str, Route]:
