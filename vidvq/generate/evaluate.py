@@ -21,15 +21,14 @@ from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
 from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
 from vidvq.generate.code_statistics import CodeStatisticsCollector
 from vidvq.generate.code_vectors import DigitVectors, code_vectors
-from vidvq.generate.conditions import check_action_width, label_name, latent_actions, read_actions, read_column
-from vidvq.generate.examples import Columns, seeded_rng
+from vidvq.generate.examples import seeded_rng
+from vidvq.generate.held_out_conditions import HeldOutConditions, network_arguments
 from vidvq.generate.latent_distance import LatentDistance
 from vidvq.generate.likelihood import NgramModels, position_nats
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import EvaluateConfig, SamplingConfig
 from vidvq.generate.sampling import Condition, given_latents, sample_codes
 from vidvq.generate.scores import GeneratorScores, StepScore, TaskScore
-from vidvq.generate.text import open_text_encoder
 from vidvq.generate.training_samples import nearest_distances, read_training_samples
 from vidvq.log import progress, warn
 from vidvq.metrics.fvd import FvdScorer
@@ -138,7 +137,7 @@ class _Evaluation:
         self.scores = GeneratorScores(generator.fingerprint, len(self.locations), skipped)
         self.tokenizer = self._load_tokenizer(checkpoint)
         self.vectors = self._read_vectors()
-        self.columns = _read_conditions(self.card, clips, config.text_encoder)
+        self.conditions = HeldOutConditions(self.card, clips, config.text_encoder)
         self.training = read_training_samples(run, self.card)
         self.statistics = CodeStatisticsCollector(self.card)
         self.fvd = self._open_fvd()
@@ -230,12 +229,12 @@ class _Evaluation:
         given, generates = self._given, "generate" in self.card.tasks
         wanted = {"generator": 0} if generates else {}
         wanted |= {"predict": given}
-        wanted |= {"unconditional": given} if any(self.columns[:3]) else {}
+        wanted |= {"unconditional": given} if self.conditions else {}
         nats, tokens = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0)
         with progress("bits", len(held_out), "clips") as bar:
             for location, codes in zip(self.locations, held_out, strict=True):
                 grid = torch.from_numpy(codes.astype(np.int64))[None].to(self.device)
-                conditions = self._condition_tensors(location.key, len(codes))
+                conditions = network_arguments(self.conditions.of(location.key, len(codes)), self.device)
                 for name, first in wanted.items():
                     if len(codes) > first:
                         seed = f"bits/{location.key}/{first}"
@@ -252,24 +251,6 @@ class _Evaluation:
             for codes in self.training:
                 models.add(codes)
             self.scores.bits |= models.bits(held_out, 0 if generates else given)
-
-    def _condition(self, key: str, latents: int) -> Condition:
-        """Return the class, the actions and the text of a clip, as far as they are known."""
-        rows, text = self.columns.actions.get(key), self.columns.texts.get(key)
-        actions = None if rows is None else torch.from_numpy(latent_actions(rows, np.arange(latents), self.card))
-        states = None if text is None or self.columns.encoder is None else self.columns.encoder.encode(text)
-        return Condition(self.columns.labels.get(key, 0), actions, text=states)
-
-    def _condition_tensors(self, key: str, latents: int) -> dict[str, torch.Tensor | None]:
-        """Return the same as arguments of the network."""
-        condition = self._condition(key, latents)
-        text = None if condition.text is None else condition.text[None].to(self.device)
-        return {
-            "labels": torch.tensor([condition.label], device=self.device),
-            "actions": None if condition.actions is None else condition.actions[None].to(self.device),
-            "text": text,
-            "text_mask": None if text is None else torch.ones_like(text[..., 0], dtype=torch.bool),
-        }
 
     def _measure_pixels(self, clips: Path) -> None:
         rows: dict[str, list[dict[str, Any]]] = {}
@@ -333,7 +314,7 @@ class _Evaluation:
     def _prompts(self, location: TokenLocation, frames: np.ndarray) -> Iterator[_Prompt]:
         """Yield the trained tasks on one clip of frames ``t h w c`` uint8."""
         codes = self._codes(location)
-        condition, given = self._condition(location.key, len(codes)), self.config.given
+        condition, given = self.conditions.of(location.key, len(codes)), self.config.given
         shape, (h, w) = frames.shape[:3], frames.shape[1:3]
         if "predict" in self.card.tasks and len(frames) > given:
             hidden = np.zeros(shape, dtype=bool)
@@ -448,30 +429,6 @@ _BASELINES = {
     "interpolate": "linear blend",
     "fill": "surrounding mean",
 }
-
-
-def _read_conditions(card: GeneratorCard, clips: Path | None, text_encoder: str | None) -> Columns:
-    """Read the conditions of the clips; empty without clips or conditions.
-
-    Raises:
-        UsageError: the clips lack a column, have actions of another length than the generator's, or there is no text
-            encoder.
-    """
-    columns = Columns({}, {}, {})
-    if clips is None:
-        return columns
-    if card.label:
-        known = {name: 1 + at for at, name in enumerate(card.labels)}
-        values = read_column([str(clips)], card.label)
-        columns = columns._replace(labels={key: known.get(label_name(value), 0) for key, value in values.items()})
-    if card.actions:
-        found = read_actions([str(clips)], card.actions)
-        check_action_width(card, len(found.mean))
-        columns = columns._replace(actions=found.by_key)
-    if card.text:
-        texts = {key: str(value) for key, value in read_column([str(clips)], card.text).items()}
-        columns = columns._replace(texts=texts, encoder=open_text_encoder(card, text_encoder))
-    return columns
 
 
 def _mean_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
