@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +25,20 @@ TRAIN = (
     *("steps=4", "checkpoint_every=2", "log_every=1", "keep_checkpoints=9", "data.batch_size=2", "data.workers=0"),
     *("model={width: 24, depth: 1, heads: 2}", "optimizer.warmup_steps=0"),
 )
+
+SLOW_EVALUATION = """
+import sys, time
+from vidvq import config
+from vidvq.generate import loop
+from vidvq.generate.config import GenerateTrainConfig
+
+def measure(self, weights):
+    time.sleep(5)
+    return 1.0
+
+loop.HeldOutLoss.measure = measure
+loop.run_generate_train(config.load(GenerateTrainConfig, config.find_config("generate-nano"), sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +109,16 @@ def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
     done = vidvq("generate", "sample", run, "--out", samples, "--checkpoint", checkpoint_dir, "n=2", "sampling.steps=2")
     assert done.code == 0, done.err
     assert {path.suffix for path in (samples / "video").iterdir()} == {".mp4", ".json"}
+
+
+def test_a_step_takes_no_longer_after_an_evaluation(tmp_path, tokens_dir):
+    run = tmp_path / "run"
+    held_out = (f"held_out.tokens={tokens_dir}", "held_out.every=2")
+    settings = (*TRAIN, f"data.tokens=[{tokens_dir}]", f"out={run}", *held_out)
+    subprocess.run([sys.executable, "-c", SLOW_EVALUATION, *settings], check=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    taken = {line["step"]: line["step_s"] for line in lines if "step_s" in line}
+    assert sorted(taken) == [1, 2, 3, 4] and taken[3] < 5
 
 
 def test_a_generator_of_a_codebook_above_16_bits_makes_videos(train, tmp_path, tiny_clips, residual_checkpoint, vidvq):

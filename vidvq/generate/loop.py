@@ -161,7 +161,7 @@ class _TrainingLoop:
             size = sum(weight.numel() for weight in loaded.tensors["network"].values())
             info(f"resuming from {state.checkpoint}" if state else f"{size / 1e6:.1f} million weights")
         self.terms, self.by_task = MeanTerms(), {task: MeanTerms() for task in card.tasks}
-        self.started, self.waited_s, self.tokens, self.steps = monotonic(), 0.0, 0, 0
+        self._restart_clock()
         self.writer = self._open_writer()
         self.batches: Iterator[Examples] | None = None
 
@@ -243,6 +243,7 @@ class _TrainingLoop:
         self.batches = None
         for terms in (self.terms, *self.by_task.values()):
             terms.reset()
+        self._restart_clock()
         return lost
 
     def _save(self) -> None:
@@ -268,7 +269,7 @@ class _TrainingLoop:
             "data_wait": self.waited_s / elapsed_s,
             "tokens_per_s": self.tokens / elapsed_s,
         }
-        self.started, self.waited_s, self.tokens, self.steps = monotonic(), 0.0, 0, 0
+        self._restart_clock()
         if not self.writer:
             return None
         self.writer.scalars(step, metrics)
@@ -278,9 +279,14 @@ class _TrainingLoop:
         assert self.held_out is not None
         bits = self.held_out.measure(self.trainer.average.state_dict())
         best = self.trainer.record_loss(bits)
+        self._restart_clock()
         if self.writer:
             self.writer.scalars(step, {"held_out_bits": bits})
             info(f"held out at step {step}: {bits:.3f} bits per token{', lowest so far' if best else ''}")
+
+    def _restart_clock(self) -> None:
+        """Measure times and rates from now on."""
+        self.started, self.waited_s, self.tokens, self.steps = monotonic(), 0.0, 0, 0
 
     def _open_writer(self) -> MetricWriter | None:
         return MetricWriter(self.run, self.trainer.progress.step) if self.context.rank == 0 else None
