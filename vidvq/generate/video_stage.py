@@ -148,16 +148,11 @@ class GenerateVideosWorker:
         left = deque(rows)
         deaths = Deaths()
         while left:
-            before = len(left)
-            if death := self._make(left, writer):
-                if len(left) < before:
-                    deaths.reset()
-                if deaths.give_up(death):
-                    deaths.reset()
-                    row = left.popleft()
-                    detail = "the decoder crashed on it or ran past its deadline"
-                    reason, detail = describe_death(death, "decoder_died", detail)
-                    writer.put(Rejected("failed", Outcome(row.key, reason, f"{row.origin}: {detail}")))
+            if (death := self._make(left, writer)) and deaths.give_up(death, len(left)):
+                row = left.popleft()
+                detail = "the decoder crashed on it or ran past its deadline"
+                reason, detail = describe_death(death, "decoder_died", detail)
+                writer.put(Rejected("failed", Outcome(row.key, reason, f"{row.origin}: {detail}")))
         self._access.record_shard(rows, draft.failed)
 
     def _make(self, left: "deque[VideoRow]", writer: OrderedShardWriter) -> WorkerDied | None:

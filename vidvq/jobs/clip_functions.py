@@ -133,12 +133,8 @@ class ClipFunctionWorker:
         deaths = Deaths(_TRIES)
         while left:
             assert file is not None
-            before = len(left)
             if death := self._make(file, left, writer):
-                if len(left) < before:
-                    deaths.reset()
-                if deaths.give_up(death):
-                    deaths.reset()
+                if deaths.give_up(death, len(left)):
                     verdict = describe_death(death, "decoder_died", f"the decoder {self._crashed}")
                     self._reject(writer, left.popleft(), *verdict)
             elif left:

@@ -11,7 +11,7 @@ _PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 class Deaths:
-    """Counts the deaths on one item.
+    """Counts the deaths on an item.
 
     Args:
         crashes: number of deaths by crash or deadline after which to give up.
@@ -19,14 +19,17 @@ class Deaths:
 
     def __init__(self, crashes: int = _MAX_DEATHS) -> None:
         self._max_crashes = crashes
-        self.reset()
+        self._left = self._crashes = self._kills = 0
 
-    def reset(self) -> None:
-        """Start to count for another item."""
-        self._crashes = self._kills = 0
+    def give_up(self, death: WorkerDied, left: int = 1) -> bool:
+        """Count a death; False if the item is to be tried again, after a pause if the process was killed.
 
-    def give_up(self, death: WorkerDied) -> bool:
-        """Count a death; False if the item is to be tried again, after a pause if the process was killed."""
+        Args:
+            death: the death.
+            left: number of items left, with the one that the process died on. The count starts anew when it changes.
+        """
+        if left != self._left:
+            self._left, self._crashes, self._kills = left, 0, 0
         if death.cause == "died":
             self._crashes += 1
             return self._crashes >= self._max_crashes

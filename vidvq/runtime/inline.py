@@ -45,10 +45,9 @@ class InlinePool:
         while items:
             done = 0
             for result in self._feeder.feed(_map_items, (function, items), deadline_s):
-                if isinstance(result, WorkerDied) and not deaths.give_up(result):
+                if isinstance(result, WorkerDied) and not deaths.give_up(result, len(items) - done):
                     break
                 yield items[done], result
-                deaths.reset()
                 done += 1
             items = items[done:]
 

@@ -177,14 +177,10 @@ class TokenShardWorker:
         """
         deaths, died = Deaths(), False
         while left:
-            before = len(left)
             decoded, first = first or self._decode(slot, left, shard.file, died), None
             if death := (yield from self._encode(shard, slot, decoded, left)):
                 died = True
-                if len(left) < before:
-                    deaths.reset()
-                if deaths.give_up(death):
-                    deaths.reset()
+                if deaths.give_up(death, len(left)):
                     row = left.popleft()
                     limit = f"limits.deadline_s={self._config.limits.deadline_s:g}"
                     reason, detail = describe_death(

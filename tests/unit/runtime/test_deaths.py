@@ -67,12 +67,10 @@ def test_the_counter_of_the_cgroup_comes_first(tmp_path, monkeypatch, place):
 
 def test_crashes_condemn_an_item_sooner_than_kills(pauses):
     counted = Deaths()
-    assert [counted.give_up(CRASH) for _ in range(3)] == [False, False, True]
-    counted.reset()
-    assert [counted.give_up(death) for death in (CRASH, OOM, OOM, KILL, CRASH, OOM, CRASH)] == [False] * 6 + [True]
-    counted.reset()
+    assert [counted.give_up(CRASH, 4) for _ in range(3)] == [False, False, True]
+    assert [counted.give_up(death, 3) for death in (CRASH, OOM, OOM, KILL, CRASH, OOM, CRASH)] == [False] * 6 + [True]
     pauses.clear()
-    assert [counted.give_up(OOM) for _ in range(6)] == [False] * 5 + [True]
+    assert [counted.give_up(OOM, 2) for _ in range(6)] == [False] * 5 + [True]
     assert pauses == [1, 2, 4, 8, 16]
 
 
