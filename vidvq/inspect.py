@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vidvq.corpus.inputs import SUFFIXES
 from vidvq.corpus.lists import is_list, names_videos
-from vidvq.corpus.tars import is_tar, read_tar
+from vidvq.corpus.tars import is_tar, open_tar, read_tar
 from vidvq.errors import UsageError
 from vidvq.export.records import read_header
 from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
@@ -27,7 +27,7 @@ from vidvq.formats.export_records import is_export, read_part
 from vidvq.formats.generator import Generator, read_generator
 from vidvq.formats.plan import read_plan
 from vidvq.formats.summary import format_stats
-from vidvq.formats.tar import read_samples
+from vidvq.formats.tar import read_headers, read_samples
 from vidvq.formats.token_shard import MEDIA as TOKENS_MEDIA
 from vidvq.formats.token_shard import PACKED, TokenizerCard, parse_tokens, read_tokenizer_card
 from vidvq.storage import read_json
@@ -183,8 +183,8 @@ def _foreign_tar(path: Path) -> Iterator[str]:
 def _other_members(path: Path) -> Counter[str]:
     """Number of members that are not videos, by suffix; in a damaged tar, of those before the damage."""
     found = Counter[str]()
-    with suppress(tarfile.TarError, EOFError, OSError, zlib.error), tarfile.open(path) as members:
-        for member in members:
+    with suppress(tarfile.TarError, EOFError, OSError, zlib.error), open_tar(path) as file:
+        for member in read_headers(file):
             suffix = Path(member.name).suffix.lower()
             if not member.isdir() and suffix not in SUFFIXES:
                 found[suffix or "without a suffix"] += 1

@@ -14,7 +14,7 @@ from typing import IO, Any, cast
 
 from vidvq.corpus.download import open_within
 from vidvq.corpus.source import Source, base_name, carried_json, failed_source, shown, source_at, uri_of
-from vidvq.formats.tar import BLOCK_BYTES
+from vidvq.formats.tar import is_plain, read_headers
 from vidvq.video.probe import Limits
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -69,11 +69,10 @@ def read_tar(
         yield tar
         return
     sample = _Sample(tar, carry, "")
+    names: set[str] = set()
     try:
-        with open_tar(path, deadline_s) as file, tarfile.open(fileobj=file, mode="r:") as members:
-            while info := members.next():
-                # tarfile keeps every header it saw; tars may have many.
-                members.members = []  # type: ignore[attr-defined]
+        with open_tar(path, deadline_s) as file:
+            for info in read_headers(file):
                 name = info.name.removeprefix("./")
                 folder, _, base = name.rpartition("/")
                 stem, _, kind = base.rpartition(".")
@@ -86,15 +85,10 @@ def read_tar(
                 if base.startswith(APPLE_DOUBLE):
                     passed[APPLE_DOUBLES] += 1
                 elif suffix in suffixes:
-                    sample.add(name, f"{folder}/{stem}", info)
-                elif kind in {"json", "txt"} and carry and info.isreg() and info.size <= _MAX_SIDECAR_BYTES:
-                    content = members.extractfile(info)
-                    assert content is not None
-                    sample.read_sidecar(name, f"{folder}/{stem}", kind, content.read())
-            # tarfile takes a damaged header for the end.
-            file.seek(members.offset)  # type: ignore[attr-defined]
-            if any(file.read(BLOCK_BYTES)):
-                raise tarfile.ReadError(f"no header at byte {members.offset}")  # type: ignore[attr-defined]
+                    sample.add(name, f"{folder}/{stem}", info, repeated=name in names)
+                    names.add(name)
+                elif kind in {"json", "txt"} and carry and is_plain(info) and info.size <= _MAX_SIDECAR_BYTES:
+                    sample.read_sidecar(name, f"{folder}/{stem}", kind, file.read(info.size))
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         yield from sample.sources()
         detail = f"is not a whole tar ({error}); what comes before is used"
@@ -114,9 +108,13 @@ class _Sample:
         self._carried: dict[str, dict[str, Any]] = defaultdict(dict)
         self._damage: dict[str, str] = {}
 
-    def add(self, name: str, stem: str, info: tarfile.TarInfo) -> None:
+    def add(self, name: str, stem: str, info: tarfile.TarInfo, repeated: bool) -> None:
         uri = f"{self._tar.uri}#{name}"
-        if not info.isreg() or info.issparse():
+        if repeated:
+            # The URI keeps it apart from the earlier member.
+            detail = "has the name of an earlier member; rename it in the tar"
+            source = failed_source(f"{uri} at byte {info.offset}", "bad_name", detail)
+        elif not is_plain(info):
             kind = f"is a link to {info.linkname}" if info.islnk() or info.issym() else "is not a regular file"
             source = failed_source(uri, "not_a_file", f"{kind} in its tar; pack the file itself")
         elif fault := _name_fault(name):

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 from zlib import crc32
 
 from vidvq.errors import UsageError
@@ -15,6 +15,11 @@ BLOCK_BYTES = 512
 MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 16 << 30
 _MAX_NAME = 100  # what a ustar header holds without a prefix
+# Headers with a content of their own: long names of GNU, and records of POSIX.
+_EXTENSIONS = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X"})
+_MAX_EXTENSION_BYTES = 1 << 20
+# Beyond the largest file of common file systems, but not beyond what they can seek to.
+_MAX_HEADER_SIZE = 1 << 42
 
 
 @dataclass(frozen=True)
@@ -97,32 +102,77 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
             raise UsageError(f"{path}: member {name!r} exceeds the limits on size or count")
         names.add(name)
 
-    def whole(name: str, data: bytes, size: int) -> tuple[str, bytes]:
-        if len(data) != size:
-            raise UsageError(f"{path}: ends inside member {name!r}; the file is torn")
-        return name, data
-
     with path.open("rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        file.seek(0)
+
+        def content(name: str, size: int) -> tuple[str, bytes]:
+            accept(name, size)
+            # A buffer is allocated for the size that is asked for, not for what is there.
+            if size > end - file.tell():
+                raise UsageError(f"{path}: ends inside member {name!r}; the file is torn")
+            return name, file.read(size)
+
         # Plain headers are parsed here, which is several times faster. From the first other header on, tarfile reads.
         while plain := _plain_header(header := file.read(BLOCK_BYTES)):
             name, size = plain
-            accept(name, size)
-            yield whole(name, file.read(size), size)
+            yield content(name, size)
             file.seek(-size % BLOCK_BYTES, 1)
         file.seek(-len(header), 1)
         try:
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-                for info in tar:
-                    if not info.isreg():
-                        raise UsageError(f"{path}: member {info.name!r} is not a regular file")
-                    accept(info.name, info.size)
-                    content = tar.extractfile(info)
-                    assert content is not None
-                    yield whole(info.name, content.read(), info.size)
-                    # tarfile keeps every header it saw; shards may have many.
-                    tar.members = []  # type: ignore[attr-defined]
+            for info in read_headers(file):
+                if not is_plain(info):
+                    raise UsageError(f"{path}: member {info.name!r} is not a regular file")
+                yield content(info.name, info.size)
         except tarfile.TarError as error:
             raise UsageError(f"{path} is not a readable tar: {error}") from error
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose extensions are bounded: tarfile reads them into memory, whatever size they claim."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENSIONS and not 0 <= header.size <= _MAX_EXTENSION_BYTES:
+            raise tarfile.HeaderError(f"an extended header has {header.size} bytes; at most {_MAX_EXTENSION_BYTES}")
+        return header
+
+
+def read_headers(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """Yield the header of each member of an untrusted tar, from the position of the file to the end of the tar.
+
+    The content of a plain member (:func:`is_plain`) begins at the position of the file, which may be changed.
+
+    Raises:
+        tarfile.TarError: a header is damaged, or the blocks that end a tar are missing.
+    """
+    tar: tarfile.TarFile | None = None
+    while True:
+        try:
+            tar = tar or tarfile.open(fileobj=file, mode="r:", encoding="utf-8", tarinfo=_Header)
+            header = tar.next()
+        except (ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            # tarfile lets these through from the records of POSIX, sparse maps, and chains of extended headers.
+            raise tarfile.ReadError(f"damaged header: {' '.join(str(error).split())[:80]}") from error
+        if header is None:
+            break
+        # tarfile keeps every header it saw; tars may have many.
+        tar.members = []  # type: ignore[attr-defined]
+        if not 0 <= header.size <= _MAX_HEADER_SIZE:
+            raise tarfile.ReadError(f"member {header.name[:_MAX_NAME]!r} has a size of {header.size} bytes")
+        yield header
+    # tarfile takes a damaged header for the end, and the end of the file too.
+    file.seek(tar.offset)  # type: ignore[attr-defined]
+    end = file.read(BLOCK_BYTES)
+    if len(end) < BLOCK_BYTES or any(end):
+        found = "no header" if end else "no end of the archive"
+        raise tarfile.ReadError(f"{found} at byte {tar.offset}")  # type: ignore[attr-defined]
+
+
+def is_plain(header: tarfile.TarInfo) -> bool:
+    """Whether a member is a regular file that is stored as it is, not sparse."""
+    return header.isreg() and not header.issparse()
 
 
 def _plain_header(block: bytes) -> tuple[str, int] | None:

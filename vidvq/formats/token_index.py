@@ -13,7 +13,7 @@ from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.export_index import index_export
 from vidvq.formats.export_records import is_export
 from vidvq.formats.plan import read_plan
-from vidvq.formats.tar import MAX_MEMBER_BYTES, check_member
+from vidvq.formats.tar import MAX_MEMBER_BYTES, check_member, is_plain, read_headers
 from vidvq.formats.token_location import TokenLocation
 from vidvq.storage import safe_join
 
@@ -72,11 +72,12 @@ def index_shard(shard: Path) -> list[TokenLocation]:
     """
     samples: dict[str, list[tuple[str, int, int]]] = {}
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
+        with shard.open("rb") as file:
             end = file.seek(0, 2)
-            for member in tar:
+            file.seek(0)
+            for member in read_headers(file):
                 check_member(member.name)
-                if not member.isreg() or member.size > MAX_MEMBER_BYTES or member.offset_data + member.size > end:
+                if not is_plain(member) or member.size > MAX_MEMBER_BYTES or member.offset_data + member.size > end:
                     raise UsageError(f"member {member.name} is not a plain file, or the file ends within it")
                 key, _, extension = member.name.partition(".")
                 samples.setdefault(key, []).append((extension, member.offset_data, member.size))

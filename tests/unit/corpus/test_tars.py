@@ -121,6 +121,39 @@ def test_a_truncated_tar_gives_the_members_before_the_damage_and_one_failed_entr
     assert [source.failure is None for source in sources[1:-1]] == [True] * (kind == "cut in a member")
 
 
+def test_a_name_that_occurs_twice_is_one_failed_entry(tmp_path):
+    path = pack(tmp_path / "x.tar", ONE, ("0001.mp4", b"second"), ("0002.mp4", b"third"))
+    first, second, third = list_sources([str(path)], ListPolicy())
+    assert content(first) == b"first" and content(third) == b"third"
+    assert second.failure and second.failure[0] == "bad_name" and "an earlier member" in second.failure[1]
+
+
+def test_a_tar_that_ends_between_two_members_is_torn(tmp_path):
+    path = pack(tmp_path / "x.tar", ONE, ("0002.mp4", b"second"))
+    path.write_bytes(path.read_bytes()[:1024])
+    first, rest = read(path)
+    assert content(first) == b"first" and rest.failure and rest.failure[0] == "torn_tar"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"././@LongLink".ljust(124, b"\0") + b"\x80" + bytes(6) + b"\xff" * 5 + bytes(20) + b"L",
+        b"0002.mp4".ljust(124, b"\0") + b"\xff" * 11 + b"\0" + bytes(20) + b"0",
+    ],
+)
+def test_a_hostile_header_is_one_failed_entry(tmp_path, damage):
+    """A long name of terabytes, and a size below 0."""
+    path = pack(tmp_path / "x.tar", ONE)
+    header = bytearray(damage.ljust(512, b"\0"))
+    header[257:265] = b"ustar  \0"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(path.read_bytes()[:1024] + header + bytes(1024))
+    first, rest = read(path)
+    assert content(first) == b"first" and rest.failure and rest.failure[0] == "torn_tar"
+
+
 @pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, b"\x1f\x8b" + b"\0" * 1000])
 @pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
 def test_a_file_that_is_not_a_tar_is_one_failed_entry(tmp_path, name, data):

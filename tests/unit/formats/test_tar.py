@@ -1,13 +1,16 @@
 """Tars: a deterministic writer, and a reader that refuses hostile files."""
 
 import io
+import resource
 import tarfile
 from pathlib import Path
 
 import pytest
 from webdataset.compat import WebDataset
 
+from vidvq.errors import UsageError
 from vidvq.formats.tar import Member, TarWriter, check_member, find_damage, read_members, read_samples
+from vidvq.formats.token_index import index_shard
 
 FILES = {"a.json": b"{}", "a.mp4": b"\x00\x01" * 700, "b.json": b'{"x":1}', "b.mp4": b""}
 
@@ -173,6 +176,88 @@ def test_a_torn_file_is_refused(tmp_path, kept):
     torn.write_bytes((tmp_path / "x.tar").read_bytes()[:kept])
     with pytest.raises(ValueError, match="torn.tar"):
         list(read_members(torn))
+
+
+def header(name: str, size: int = 0, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header with any size, in base 256 where octal digits do not hold it."""
+    data = bytearray(info(name, type=kind).tobuf(tarfile.USTAR_FORMAT))
+    data[124:136] = b"%011o\0" % size if 0 <= size < 8**11 else (size % (1 << 95) + (1 << 95)).to_bytes(12, "big")
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+def records(*texts: bytes) -> bytes:
+    """A POSIX header of these records, each as ``KEY=VALUE`` or with its length."""
+    body = b"".join(b"%d %s\n" % (len(text) + 4, text) if b" " not in text else text for text in texts)
+    return header("PaxHeader", len(body), tarfile.XHDTYPE) + body + bytes(-len(body) % 512)
+
+
+DAMAGED = {
+    "a long name that claims an exabyte": header("@", 1 << 60, tarfile.GNUTYPE_LONGNAME),
+    "a header for all members that claims a terabyte": header("@", 1 << 40, tarfile.XGLTYPE),
+    "a negative size": header("b.mp4", -2048),
+    "a size that no file has": header("b.mp4", 1 << 80),
+    "a POSIX size below 0": records(b"size=-1024") + header("b.mp4"),
+    "a POSIX size that no file has": records(b"size=9223372036854775807") + header("b.mp4"),
+    "a record that claims more bytes than an address has": records(b"99999999999999999999999 a=b\n") + header("b.mp4"),
+    "a record whose length is a book": records(b"9" * 5000 + b" a=b\n") + header("b.mp4"),
+    "a record of no length": records(b"0 a=b\n") + header("b.mp4"),
+    "a sparse map of words": records(b"GNU.sparse.map=a,b", b"GNU.sparse.size=1") + header("b.mp4"),
+    "a sparse file without a map": records(b"GNU.sparse.major=1", b"GNU.sparse.minor=0") + header("b.mp4"),
+    "a chain of long names": (header("@", 2, tarfile.GNUTYPE_LONGNAME) + b"q".ljust(512, b"\0")) * 1100,
+}
+
+
+@pytest.fixture(params=DAMAGED)
+def damaged(request, tmp_path) -> Path:
+    """A tar with a good member, and then headers with which tarfile itself does not end in an error of its own."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(header("a.mp4", 3) + b"abc".ljust(512, b"\0") + DAMAGED[request.param] + bytes(1024))
+    return path
+
+
+def test_no_header_makes_the_readers_fail_or_allocate(damaged):
+    for read in (lambda: list(read_members(damaged)), lambda: index_shard(damaged)):
+        with pytest.raises(UsageError, match=r"x\.tar") as error:
+            read()
+        assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+def test_a_sparse_member_is_no_regular_file(tmp_path):
+    path = tmp_path / "x.tar"
+    sparse = records(b"GNU.sparse.size=8000000000", b"GNU.sparse.map=0,1") + header("b.mp4", 1)
+    path.write_bytes(sparse + b"b".ljust(512, b"\0") + bytes(1024))
+    with pytest.raises(UsageError, match="'b.mp4' is not a regular file"):
+        list(read_members(path))
+
+
+def test_a_member_that_claims_more_than_the_file_has_is_not_allocated(tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(header("a.mp4", 8_000_000_000) + bytes(1024))
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (6 << 30, limits[1]))
+    try:
+        with pytest.raises(UsageError, match="ends inside member 'a.mp4'"):
+            list(read_members(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize("kept", [1024, 3072])
+def test_a_shard_that_ends_between_two_members_is_torn(tmp_path, kept):
+    write(tmp_path / "x.tar")
+    (tmp_path / "x.tar").write_bytes((tmp_path / "x.tar").read_bytes()[:kept])
+    for read in (lambda: list(read_members(tmp_path / "x.tar")), lambda: index_shard(tmp_path / "x.tar")):
+        with pytest.raises(UsageError, match=r"x\.tar is not a readable"):
+            read()
+
+
+def test_a_damaged_header_is_not_the_end_of_a_shard(tmp_path, flip_byte):
+    write(tmp_path / "x.tar")
+    flip_byte(tmp_path / "x.tar", 3072)
+    with pytest.raises(UsageError, match="no header at byte 3072"):
+        index_shard(tmp_path / "x.tar")
 
 
 @pytest.mark.parametrize("data", [b"", b"not a tar at all" * 100, b"\x1f\x8b" + b"\0" * 600])
