@@ -41,6 +41,8 @@ MemberName: TypeAlias = Annotated[str, AfterValidator(_member_name)]
 Digest: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Short names: of a reason, a stage, a codebook, a statistic.
 Label: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]
+# Length of a tick (seconds). Bounded before it is parsed: Fraction computes 1e999999999.
+TimeBase: TypeAlias = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,18}(/[1-9][0-9]{0,18})?$")]
 # Sentences, URIs and similar text.
 Text: TypeAlias = Annotated[str, Field(max_length=MAX_TEXT)]
 

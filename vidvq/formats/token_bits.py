@@ -1,7 +1,7 @@
 """Lossless packing of codes: the minimum number of bits per code for its codebook, then zstd."""
 
+import math
 from collections.abc import Callable
-from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,8 @@ class HasSize(Protocol):
 CodebookOf = Callable[[int], HasSize]
 
 _LEVEL = 19
+# Codes of a sample (2 GiB of uint16). Without a limit, a few kB of zstd would unpack to all memory.
+_MAX_CODES = 1 << 30
 
 
 def pack_codes(codes: np.ndarray, book_of: CodebookOf) -> bytes:
@@ -47,7 +49,7 @@ def unpack_codes(
     Args:
         data: packed codes.
         grid: shape ``lt lh lw``.
-        book_of: the codebook of a latent time.
+        book_of: the codebook of a latent time, the same of all but the first.
         dtype: type of the result.
 
     Raises:
@@ -57,9 +59,12 @@ def unpack_codes(
 
     if len(grid) != 3 or any(type(length) is not int or length < 1 for length in grid):
         raise UsageError(f"its grid {grid} is not lt, lh, lw")
+    if math.prod(grid) > _MAX_CODES:
+        raise UsageError(f"its grid {grid} has {math.prod(grid)} codes; at most {_MAX_CODES} can be packed")
     area = grid[1] * grid[2]
-    widths = [_width(book_of(t).size) for t in range(grid[0])]
-    size = -(-area * sum(widths) // 8)
+    # A codebook for the first latent time, and one for all later ones.
+    runs = [(1, _width(book_of(0).size)), (grid[0] - 1, _width(book_of(1).size))]
+    size = -(-area * sum(times * width for times, width in runs) // 8)
     try:
         # Decompress no more than the grid needs, whatever size the frame declares.
         if zstandard.frame_content_size(data) != size:
@@ -70,8 +75,7 @@ def unpack_codes(
     # Unpack runs of one width at a time. The padding is for codes in the last bytes, which are read as wider words.
     data_bytes = np.frombuffer(packed + bytes(4), dtype=np.uint8)
     codes, bit, done = np.empty(grid, dtype=dtype), 0, 0
-    for width, run in groupby(widths):
-        times = len(list(run))
+    for times, width in runs:
         codes[done : done + times] = _from_bits(data_bytes, bit, times * area, width).reshape(times, *grid[1:])
         bit, done = bit + times * area * width, done + times
     return codes

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field
@@ -16,7 +16,7 @@ from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 from vidvq.formats.frame_times import from_runs, to_runs
 from vidvq.formats.npy import read_npy
-from vidvq.formats.schema import Count, Label, Pixels, Text, Ticks, parse
+from vidvq.formats.schema import Count, Label, Pixels, Text, Ticks, TimeBase, parse
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_bits import pack_codes, unpack_codes
 from vidvq.storage import canonical_json, file_exists, parse_json, pretty_json, read_json
@@ -29,6 +29,8 @@ MEDIA = "tokens.npy"
 PACKED = "tokens.bits.zst"
 RASTER_ORDER = "t h w"
 _MAX_CODES = 1 << 32
+# A score of a sample. Commit records hold sums of them as integers.
+Score: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
 # Special tokens of exported sequences, in the order of their ids, which follow those of all codes.
 SPECIALS = ("clip_start", "clip_end", "group_start")
 
@@ -151,10 +153,10 @@ class _InfoFile:
     height: Pixels
     width: Pixels
     fps: Annotated[float, Field(ge=0)]
-    time_base: Text
+    time_base: TimeBase
     pts: tuple[Any, ...]
     duration: Ticks
-    quality: dict[Label, float] | None = None
+    quality: dict[Label, Score] | None = None
 
 
 def encode_tokenizer_card(card: TokenizerCard) -> bytes:
@@ -237,9 +239,7 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
     try:
         found = parse(_InfoFile, parse_json(files["json"], "its JSON"), FORMAT, "its JSON", "restore the shard")
         pts = from_runs(found.pts, found.num_frames)
-        if Fraction(found.time_base) <= 0:
-            raise UsageError(f"its time_base {found.time_base} is not above 0")
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{where} is not a readable token sample: {error}") from error
     fields: dict[str, Any] = {**vars(found), "pts": pts}
     return TokenInfo(**fields)

@@ -1,7 +1,7 @@
 """Encoders of clips and frames: H.264 in mp4 and FFV1 in Matroska, with exact frame times; npy; PNG."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import pairwise
 from typing import IO, cast
@@ -15,6 +15,8 @@ from vidvq.video.pictures import VideoPacket
 
 # Sources with a finer time base than this are written with this one.
 _MAX_TICKS_PER_S = 1_000_000
+_MAX_TICK_S = 1000
+_MP4_TICKS_PER_S, _MP4_PAUSE = 10_000, 1 << 28
 # Container, codec, pixel format and options of lossless clips.
 FFV1_KIND = ("matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1", "threads": "1"})
 
@@ -67,8 +69,31 @@ def _encode(
 
 
 def mp4_clock(time_base: Fraction) -> Fraction:
-    """Time base of the output for a source with ``time_base``: the same, limited to a millionth of a second."""
+    """Time base of the output for a source with ``time_base``: the same, from a millionth of a second to 1000 s."""
+    if time_base > _MAX_TICK_S:
+        return Fraction(_MAX_TICK_S)
     return time_base if time_base.denominator <= _MAX_TICKS_PER_S else Fraction(1, _MAX_TICKS_PER_S)
+
+
+def _mp4_pause(clock: Fraction) -> int:
+    """The longest time that an mp4 shows a frame for (ticks of ``clock``, at least 1)."""
+    # libav doubles the ticks per second until there are 10,000. It stores the time from the decoding of a frame to its
+    # end in 31 bits, and a frame that others depend on may be decoded several frames early.
+    scale = clock.denominator
+    while scale < _MP4_TICKS_PER_S:
+        scale *= 2
+    return max(int(Fraction(_MP4_PAUSE, scale) / clock), 1)
+
+
+def shorten_pauses(
+    frames: Iterable[tuple[np.ndarray, tuple[int, int]]], longest: int
+) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """Yield frames with start and end (ticks), of which none is shown for over ``longest``; later ones move up."""
+    before, cut = 0, 0
+    for pixels, (start, end) in frames:
+        cut += max(start - cut - before - longest, 0)
+        before = start - cut
+        yield pixels, (before, before + min(end - start, longest))
 
 
 def encode_timed(
@@ -88,6 +113,8 @@ def encode_timed(
         gop: maximum number of frames from one keyframe to the next.
     """
     container_format, codec, pixels, options = kind
+    if container_format == "mp4":
+        frames = shorten_pauses(frames, _mp4_pause(clock))
     lengths: dict[int, int] = {}
     # No encoder tag: the bytes must not depend on the build.
     with av.open(file, mode="w", format=container_format, options={"fflags": "+bitexact"}) as container:

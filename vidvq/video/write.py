@@ -13,10 +13,12 @@ from av.filter import Graph
 
 from vidvq.errors import UsageError
 from vidvq.storage import attempt_file, attempt_path, is_remote, publish_replace, sync_folder, write_atomic
-from vidvq.video.encode import encode_frame, encode_png, encode_timed, mp4_clock, mp4_kind
+from vidvq.video.encode import encode_frame, encode_png, encode_timed, mp4_clock, mp4_kind, shorten_pauses
 
 _GOP_FRAMES = 250
 _GIF_TICK = Fraction(1, 100)
+# The longest time that a gif shows a frame for (ticks).
+_GIF_PAUSE = (1 << 16) - 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _gif(file: IO[bytes], frames: Iterable[TimedFrame], shape: VideoShape) -> No
                     packet.duration = length
                     container.mux(packet)  # pyright: ignore[reportUnknownMemberType]
 
-        for pixels, (start, end) in _in_ticks(frames, _GIF_TICK):
+        for pixels, (start, end) in shorten_pauses(_in_ticks(frames, _GIF_TICK), _GIF_PAUSE):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts, frame.time_base = start, _GIF_TICK
             length = end - start

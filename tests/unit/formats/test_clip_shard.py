@@ -53,6 +53,8 @@ def test_a_clip_comes_back_as_it_went_in(tmp_path):
         changed(time_base="0/1"),
         changed(time_base="1/0"),
         changed(time_base="soon"),
+        changed(time_base="1e999999999"),
+        changed(time_base="1e-999999999"),
         changed(decoder="REMOVE"),
         changed(surprise=1),
     ],

@@ -36,6 +36,13 @@ def test_runs_of_two_widths_on_any_bit(spatial, temporal):
     assert np.array_equal(unpack_codes(data, (6, 3, 5), lambda t: books[min(t, 1)], np.uint32), np.stack(groups))
 
 
+@pytest.mark.parametrize("grid", [(10**12, 1, 1), (1, 1 << 20, 1 << 20), (1 << 60, 1 << 60, 1 << 60)])
+def test_a_grid_is_not_allocated_before_it_is_known_to_be_there(grid):
+    """Such as that of a few kB of zstd, which hold terabytes of zeros."""
+    with pytest.raises(ValueError, match="at most 1073741824"):
+        unpack_codes(b"", grid, CARD.codebook_of, np.uint16)
+
+
 @pytest.mark.parametrize("damage", [lambda d: d[:-3], lambda d: b"no" + d[2:], lambda d: d[:20] + b"??" + d[22:]])
 def test_damage_is_refused(damage):
     files = token_files(CODES, INFO, CARD, pack=True)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from vidvq.video.decode import decode_clip
 from vidvq.video.encode import encode_mp4, encode_png
+from vidvq.video.write import TimedFrame, VideoShape, write_frames
 
 
 def moving(num_frames: int, height: int, width: int) -> np.ndarray:
@@ -33,6 +35,28 @@ def test_the_same_frames_give_the_same_bytes():
     assert encode_mp4(frames, tuple(range(9)), Fraction(1, 25), 17) == encode_mp4(
         frames, tuple(range(9)), Fraction(1, 25), 17
     )
+
+
+@pytest.mark.parametrize("time_base", [Fraction(1, 1000), Fraction(1, 90000), Fraction(2**31 - 1)], ids=str)
+@pytest.mark.parametrize("pauses", [[3], [5, 9, 10], range(1, 12)])
+def test_a_pause_of_years_is_as_long_as_an_mp4_can_show_it(time_base, pauses):
+    pts = tuple(np.cumsum([0, *(1 << 50 if index in pauses else 1 for index in range(1, 12))]).tolist())
+    media = encode_mp4(moving(12, 32, 32), pts, time_base, 17, duration=pts[-1] + (1 << 50))
+    found = times(media)
+    assert len(found) == 12 and all(after > before for before, after in pairwise(found))
+    if time_base < 1:
+        steps = [after - before for before, after in pairwise(found)]
+        assert all(step == time_base or step > 2000 for step in steps) and sum(step > 2000 for step in steps) == len(
+            pauses
+        )
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif"])
+def test_any_time_of_a_token_sample_can_be_decoded_to_a_file(tmp_path, kind):
+    starts = [Fraction(0), Fraction(1, 25), Fraction(1 << 70), Fraction(1 << 100)]
+    frames = (TimedFrame(pixels, *pair) for pixels, pair in zip(moving(3, 32, 32), pairwise(starts), strict=True))
+    write_frames(tmp_path / f"x.{kind}", kind, frames, VideoShape(3, 32, 32, Fraction(1, 25)))
+    assert len(times((tmp_path / f"x.{kind}").read_bytes())) == 3
 
 
 def test_there_is_no_date_and_no_encoders_name_in_it():
