@@ -52,6 +52,8 @@ def list_sources(
             if digest not in seen:
                 seen.add(digest)
                 yield source
+            else:
+                passed["repeated inputs"] += 1
         if passed:
             info(f"listed {shown(given)}{_but(passed)}")
 

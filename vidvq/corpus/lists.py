@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import time, timedelta
 from pathlib import Path
@@ -40,6 +40,9 @@ _ROWS_PER_BATCH = 4096
 _BLOBS_PER_BATCH = 16
 _ROWS_AT_ONCE = 64
 _MAX_TEXT_BYTES = 1 << 20
+# Longer lines are those of other files (characters).
+_MAX_LINE = 16 << 20
+_DURATIONS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _BUFFER_BYTES = 1 << 20
 # pyarrow creates these functions when it is imported, invisible to type checkers.
 pc: Any = pyarrow.compute
@@ -125,9 +128,15 @@ def read_list(
     """
     columns: _Columns | None = None
     selection = _Selection(path, policy) if policy.where is not None else None
+
+    def use(names: Sequence[str]) -> set[str]:
+        nonlocal columns
+        columns = _Columns(path, policy, names)
+        return columns.used | (selection.use(names) if selection else set())
+
     try:
-        for number, row in enumerate(_rows(path, deadline_s)):
-            columns = columns or _Columns(path, policy, row)
+        for number, row in enumerate(_rows(path, deadline_s, use)):
+            columns = columns or _Columns(path, policy, [name for name in row if name])
             if selection and not selection.selects(row):
                 continue
             if source := columns.read(row, number):
@@ -173,16 +182,19 @@ class _Blob:
     path: str | None
 
 
-def _rows(path: Path, deadline_s: float) -> Iterator[Mapping[str, Any]]:
+def _rows(
+    path: Path, deadline_s: float, use: Callable[[Sequence[str]], Collection[str]]
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a list; of a parquet file the columns alone that ``use`` returns of all names."""
     name = base_name(path)
     if name.endswith(".parquet"):
-        yield from _parquet_rows(path, deadline_s)
+        yield from _parquet_rows(path, deadline_s, use)
         return
     # One name that is not UTF-8 costs its own row alone.
     with io.TextIOWrapper(
         open_within(path, deadline_s), encoding="utf-8-sig", errors="surrogateescape", newline=""
     ) as file:
-        lines = _without_nul(file, path)
+        lines = _lines(file, path)
         if name.endswith((".csv", ".tsv")):
             yield from csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
         elif name.endswith(".txt"):
@@ -191,10 +203,12 @@ def _rows(path: Path, deadline_s: float) -> Iterator[Mapping[str, Any]]:
             yield from _json_rows(lines, path)
 
 
-def _without_nul(lines: IO[str], path: Path) -> Iterator[str]:
-    for text in lines:
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    while text := file.readline(_MAX_LINE):
         if "\0" in text:
             raise UsageError(f"list {path} is not text in UTF-8 (it holds a NUL byte); save it as UTF-8")
+        if len(text) == _MAX_LINE:
+            raise UsageError(f"list {path} has a line of over {_MAX_LINE} characters; give one video in each line")
         yield text
 
 
@@ -208,22 +222,41 @@ def _json_rows(lines: Iterator[str], path: Path) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def _parquet_rows(path: Path, deadline_s: float) -> Iterator[Mapping[str, Any]]:
+def _parquet_rows(
+    path: Path, deadline_s: float, use: Callable[[Sequence[str]], Collection[str]]
+) -> Iterator[Mapping[str, Any]]:
     with open_within(path, deadline_s) as file:
-        texts = [field.name for field in pq.read_schema(file) if pa.types.is_string(field.type)]
+        schema = pq.read_schema(file)
+        names = sorted(use(schema.names), key=schema.names.index)
+        if twice := next((name for name in names if schema.names.count(name) > 1), ""):
+            raise UsageError(f"list {path} has several columns {twice!r}; rename all but one")
+        texts = [name for name in names if _is_text(schema.field(name).type)]
         # Texts stay packed until their length is known: one that all rows repeat takes next to no room in the file.
         table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, read_dictionary=texts)
-        blobs = {field.name for field in table.schema_arrow if _holds_videos(field.type)}
-        for batch in table.iter_batches(batch_size=_BLOBS_PER_BATCH if blobs else _ROWS_PER_BATCH):
-            names = batch.schema.names
+        blobs = {name for name in names if _holds_videos(schema.field(name).type)}
+        size = _BLOBS_PER_BATCH if blobs else _ROWS_PER_BATCH
+        for batch in table.iter_batches(batch_size=size, columns=names):
             for name in names:
                 _refuse_long(batch.column(name), name)
             for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 part = batch.slice(start, _ROWS_AT_ONCE)
-                columns = [
-                    _blobs(part.column(name)) if name in blobs else part.column(name).to_pylist() for name in names
-                ]
+                columns = [_blobs(part.column(name)) if name in blobs else _values(part.column(name)) for name in names]
                 yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_binary(kind)
+
+
+def _values(column: pa.Array) -> list[Any]:
+    """The values of a column; times that Python cannot hold, such as nanoseconds, as text, and durations in seconds."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        if pa.types.is_duration(column.type):
+            unit = _DURATIONS[column.type.unit]
+            return [None if ticks is None else ticks * unit for ticks in column.cast(pa.int64()).to_pylist()]
+        return column.cast(pa.string()).to_pylist()
 
 
 def _refuse_long(column: pa.Array, name: str) -> None:
@@ -265,6 +298,11 @@ class _Selection:
         self._names: set[str] = set()
         self._rows = self._selected = 0
 
+    def use(self, names: Sequence[str]) -> set[str]:
+        """The columns that the expression needs, of all names of a file that stores columns."""
+        self._names.update(names)
+        return {name for column in self._where.columns for name in (column, column.partition(".")[0])} & set(names)
+
     def selects(self, row: Mapping[str, Any]) -> bool:
         """Whether a row is selected."""
         self._names.update(name for name in row if name)
@@ -290,16 +328,24 @@ class _Selection:
 
 
 class _Columns:
-    """The meaning of the columns of a list, decided on its first row."""
+    """The meaning of the columns of a list.
 
-    def __init__(self, path: Path, policy: ListPolicy, first: Mapping[str, Any]) -> None:
+    Args:
+        path: the list.
+        policy: settings.
+        names: its columns; of a list whose rows differ, those of the first.
+
+    Attributes:
+        used: columns that are read.
+    """
+
+    def __init__(self, path: Path, policy: ListPolicy, names: Sequence[str]) -> None:
         self._path = path
-        names = [name for name in first if name]
         there = ", ".join(names)
         lower = {name.lower(): name for name in reversed(names)}
 
         def find(setting: str, wanted: str | None, usual: Sequence[str]) -> str | None:
-            if wanted and wanted not in first:
+            if wanted and wanted not in names:
                 raise UsageError(f"list {path} has no column {wanted!r} (lists.{setting}); it has {there}")
             return wanted if wanted is not None else next((lower[name] for name in usual if name in lower), None)
 
@@ -314,8 +360,8 @@ class _Columns:
             find("carry", name, ())
         self._carry, self._roots = policy.carry, policy.roots
         self._table = source_at(uri_of(path))
-        used = {uri, self._start, self._end, *policy.carry}
-        unused = [name for name in names if name not in used and _LIKE_A_RANGE.search(name.lower())]
+        self.used = {name for name in (uri, self._start, self._end, *policy.carry) if name}
+        unused = [name for name in names if name not in self.used and _LIKE_A_RANGE.search(name.lower())]
         if unused and policy.start is None and policy.end is None and not (self._start and self._end):
             warn(
                 f"list {path} has columns that look like a range and are not used: {', '.join(unused)}; "
@@ -395,9 +441,10 @@ def _parse_seconds(value: Any) -> float | None:
     if not text:
         return None
     if clock := _CLOCK.fullmatch(text):
-        hours, minutes, seconds = clock.groups()
-        return 3600.0 * int(hours or 0) + 60.0 * int(minutes) + float(seconds.replace(",", "."))
-    seconds = float(text)
+        hours, minutes, rest = clock.groups()
+        seconds = 3600 * float(hours or 0) + 60 * float(minutes) + float(rest.replace(",", "."))
+    else:
+        seconds = float(text)
     if math.isinf(seconds):
         raise ValueError("not finite")
     return None if math.isnan(seconds) else seconds

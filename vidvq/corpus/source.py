@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vidvq.storage import canonical_json, is_remote, resolve_path
+from vidvq.storage import canonical_json, is_remote, parse_json, resolve_path
 from vidvq.video import VideoError
 
 _FAILURE = re.compile(r"!(\w+): (.*)", re.DOTALL)
@@ -137,9 +137,19 @@ def carried_json(values: Mapping[str, Any]) -> str:
     if not values:
         return ""
     try:
-        return canonical_json(values).decode()
-    except (TypeError, ValueError):
-        return canonical_json({name: shown(str(value)) for name, value in values.items()}).decode()
+        data = canonical_json(values)
+        # As the JSON of a clip is read: not nested too deep.
+        parse_json(canonical_json({"carried": values}), "the row")
+        return data.decode()
+    except (TypeError, ValueError, RecursionError):
+        return canonical_json({name: _text(value) for name, value in values.items()}).decode()
+
+
+def _text(value: Any) -> str:
+    try:
+        return shown(str(value))
+    except RecursionError:
+        return f"{type(value).__name__} nested too deep"
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from datetime import time, timedelta
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from vidvq.corpus.fetch import local_file
 from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.lists import ListPolicy, read_list
 from vidvq.corpus.source import Source
+from vidvq.formats.clip_shard import ClipInfo, clip_files, parse_clip_info
 
+CLIP = ClipInfo("a.mp4", 0, "1/25", (0,), 1, 25.0, 8, 8, "none", {})
 VIDEOS = {"a.mp4": b"first", "b.mp4": b"second"}
 
 
@@ -180,4 +183,86 @@ def test_a_text_that_every_row_of_a_small_parquet_file_repeats_takes_no_memory(f
     pq.write_table(table, folder / "list.parquet", compression="zstd")
     assert (folder / "list.parquet").stat().st_size < 1 << 20
     with pytest.raises(ValueError, match="column caption has a text of 2097152 bytes"):
+        read(folder / "list.parquet", ListPolicy(carry=("caption",)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (pa.timestamp("us", tz="Mars/Olympus"), 1),
+        (pa.timestamp("ns"), 123456789),
+        (pa.timestamp("us"), 1 << 62),
+        (pa.date32(), (1 << 31) - 1),
+    ],
+    ids=str,
+)
+def test_a_column_that_is_not_used_is_not_read(folder, kind, value):
+    table = pa.table({"created": pa.array([value], kind), "path": ["a.mp4"]})
+    pq.write_table(table, folder / "list.parquet")
+    assert names(folder / "list.parquet") == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "seconds"),
+    [
+        (pa.time64("ns"), 1_500_000_001, 1.500000001),
+        (pa.duration("ns"), 1_500_000_001, 1.500000001),
+        (pa.duration("ms"), 1 << 62, float(1 << 62) / 1000),
+    ],
+    ids=str,
+)
+def test_times_that_python_cannot_hold_are_read(folder, kind, value, seconds):
+    pq.write_table(pa.table({"path": ["a.mp4"], "start": pa.array([value], kind)}), folder / "list.parquet")
+    (source,) = read(folder / "list.parquet")
+    assert source.start_s == pytest.approx(seconds, abs=1e-9)
+
+
+def test_two_columns_of_one_name_are_refused(folder):
+    columns = [pa.array(["a.mp4"]), pa.array(["b.mp4"])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["path", "path"]), folder / "list.parquet")
+    with pytest.raises(ValueError, match="has several columns 'path'"):
         read(folder / "list.parquet")
+
+
+def test_nanoseconds_are_carried_as_text(folder):
+    table = pa.table({"path": ["a.mp4"], "created": pa.array([123456789], pa.timestamp("ns"))})
+    pq.write_table(table, folder / "list.parquet")
+    (source,) = read(folder / "list.parquet", ListPolicy(carry=("created",)))
+    assert json.loads(source.carried) == {"created": "1970-01-01 00:00:00.123456789"}
+
+
+@pytest.mark.parametrize("start", ["9" * 400 + ":00:00", "9" * 5000, "1e999"])
+def test_a_time_without_end_fails_its_row_alone(folder, start):
+    (folder / "list.csv").write_text(f"path,start\na.mp4,{start}\nb.mp4,1\n")
+    bad, good = read(folder / "list.csv")
+    assert bad.failure and bad.failure[0] == "bad_range" and good.start_s == 1
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "jsonl"])
+def test_a_line_without_end_takes_no_memory(folder, suffix):
+    with (folder / f"list.{suffix}").open("wb") as file:
+        file.write(b" " * (17 << 20))
+    with pytest.raises(ValueError, match=f"list.{suffix} has a line of over 16777216 characters"):
+        read(folder / f"list.{suffix}")
+    with (folder / f"list.{suffix}").open("wb") as file:
+        file.truncate(64 << 30)
+    with pytest.raises(ValueError, match="holds a NUL byte"):
+        read(folder / f"list.{suffix}")
+
+
+def test_what_a_clip_cannot_hold_is_carried_as_text(folder):
+    """Nested deeper than the JSON of a clip may be, so that one row does not make a shard unreadable."""
+    rows = [{"path": "a.mp4", "x": json.loads("[" * levels + "]" * levels)} for levels in (10, 80)]
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shallow, deep = read(folder / "list.jsonl", ListPolicy(carry=("x",)))
+    assert json.loads(shallow.carried) == {"x": rows[0]["x"]}
+    assert json.loads(deep.carried) == {"x": "[" * 80 + "]" * 80}
+    for source in (shallow, deep):
+        data = clip_files(b"", "mp4", replace(CLIP, carried=json.loads(source.carried)))["json"]
+        assert parse_clip_info(data, "x").carried == json.loads(source.carried)
+
+
+def test_repeated_rows_are_counted(folder, capsys):
+    (folder / "list.txt").write_text("a.mp4\nb.mp4\na.mp4\n")
+    assert len(list(list_sources([str(folder / "list.txt")], ListPolicy()))) == 2
+    assert "passed over 1 repeated inputs" in capsys.readouterr().err
