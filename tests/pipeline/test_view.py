@@ -4,6 +4,8 @@ import http.client
 import io
 import json
 import shutil
+import socket
+import struct
 import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
@@ -104,6 +106,30 @@ def test_requests_of_other_origins_are_refused(served):
         status, said = get(served, path)
         assert status == 400 and said and b"Traceback" not in said and b"()" not in said
     assert b"clip 99 is out of range; the clips are 0 to 12" in get(served, "/clip?index=99")[1]
+
+
+def test_neither_a_client_that_leaves_nor_a_bad_address_shows_a_traceback(capsys):
+    asked, left = threading.Event(), threading.Event()
+
+    def wait() -> str:
+        asked.set()
+        left.wait(10)
+        return "x" * 5_000_000
+
+    server = make_server(b"", {"/wait": wait}, 0)
+    # Closing a server then joins the threads of its requests.
+    server.daemon_threads = False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert get(f"http://127.0.0.1:{server.server_port}/", "http://[")[0] == 400
+    with socket.create_connection(("127.0.0.1", server.server_port)) as client:
+        client.sendall(f"GET /wait HTTP/1.1\r\nHost: localhost:{server.server_port}\r\n\r\n".encode())
+        assert asked.wait(10)
+        # Reset the connection.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    left.set()
+    server.shutdown()
+    server.server_close()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_every_clip_is_served_as_in_its_shard(served, tokens_dir):

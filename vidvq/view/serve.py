@@ -1,6 +1,7 @@
 """HTTP server of the page and its clips, on the loopback address only."""
 
 import json
+import sys
 from collections.abc import Callable
 from functools import lru_cache, wraps
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -83,6 +84,13 @@ def one_at_a_time(routes: dict[str, Route]) -> dict[str, Route]:
     return {path: exclusive(route) for path, route in routes.items()}
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A browser that leaves a page closes its connections.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def make_server(page: bytes, routes: dict[str, Route], port: int) -> ThreadingHTTPServer:
     """Create a server of the page on 127.0.0.1, not yet started.
 
@@ -94,7 +102,11 @@ def make_server(page: bytes, routes: dict[str, Route], port: int) -> ThreadingHT
         def do_GET(self) -> None:
             # Reject other host names (DNS rebinding).
             host = (self.headers.get("Host") or "").partition(":")[0]
-            request = urlsplit(self.path)
+            try:
+                request = urlsplit(self.path)
+            except ValueError:
+                self.send_error(400)
+                return
             if host not in {"127.0.0.1", "localhost"}:
                 self.send_error(404)
             elif self.path == "/":
@@ -126,6 +138,6 @@ def make_server(page: bytes, routes: dict[str, Route], port: int) -> ThreadingHT
             pass
 
     try:
-        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        return _Server(("127.0.0.1", port), Handler)
     except OSError as error:
         raise UsageError(f"port {port} of 127.0.0.1 is not free ({error.strerror}); give another --port") from error
