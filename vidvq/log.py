@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from vidvq.redact import redact
+from vidvq.redact import printable, redact
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -21,12 +21,12 @@ PLAIN_INTERVAL_S = 10.0
 
 def info(message: str) -> None:
     """Print a message."""
-    console.print(redact(message), markup=False)
+    console.print(printable(redact(message)), markup=False)
 
 
 def warn(message: str) -> None:
     """Print a warning."""
-    console.print("warning: " + redact(message), style="yellow", markup=False)
+    console.print("warning: " + printable(redact(message)), style="yellow", markup=False)
 
 
 class _RateColumn(ProgressColumn):

@@ -10,7 +10,7 @@ import pytest
 from vidvq import log
 from vidvq.formats.commit import Outcome, commit_shard
 from vidvq.formats.plan import create_plan, extend_plan
-from vidvq.redact import redact
+from vidvq.redact import printable, redact
 
 SIGNED = "https://host/a.mp4?X-Amz-Credential=AKIA/x&X-Amz-Signature=abcdef&part=2"
 
@@ -57,3 +57,16 @@ def test_a_plan_with_secrets_is_readable_by_its_owner_alone(uri, mode, tmp_path,
     extend_plan(tmp_path, plan, {}, table)
     (extended,) = tmp_path.glob("plan-0001-*.parquet")
     assert extended.stat().st_mode & 0o777 == mode
+
+
+def test_a_name_can_neither_break_a_line_nor_steer_a_terminal(tmp_path, vidvq):
+    hostile = "a\nwarning: \x1b[31mred\x07\u202e4pm.mp4"
+    said = r"a\nwarning: \x1b[31mred\x07\u202e4pm.mp4"
+    assert printable(hostile) == said and printable("naïve 日本.mp4") == "naïve 日本.mp4"
+    (tmp_path / hostile).write_bytes(b"no video")
+    settings = ("runtime.workers=0", "max_failed=1")
+    ran = vidvq("shard", tmp_path, "--out", tmp_path / "out", *settings)
+    assert ran.code == 0 and f"{said}: starts like no known video container" in ran.err
+    # A message of a usage error is one line, whatever is in it.
+    assert r"\x1b[31mred\x07" in vidvq("inspect", tmp_path / hostile).error
+    assert not {"\x1b", "\x07", "\u202e"} & set(ran.err)

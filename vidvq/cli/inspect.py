@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from vidvq.cli.options import PathOrUrl
+from vidvq.redact import printable
 
 
 @click.command(short_help="Describe a video, shard, plan, checkpoint or token shard.")
@@ -14,5 +15,5 @@ def inspect(path: Path) -> int:
     from vidvq.inspect import describe
 
     for line in describe(path):
-        click.echo(line)
+        click.echo(printable(line))
     return 0

@@ -45,7 +45,7 @@ from vidvq.cli.train import train
 from vidvq.cli.verify import verify
 from vidvq.cli.view import view
 from vidvq.errors import JobStopped, JobTerminated, StoreError, UsageError, WorkerLost
-from vidvq.redact import redact
+from vidvq.redact import printable, redact
 from vidvq.video import VideoError
 
 COMMANDS = (
@@ -139,7 +139,7 @@ def run(arguments: list[str]) -> int:
         code, message = _describe(error, arguments)
         if os.environ.get("VIDVQ_DEBUG"):
             traceback.print_exc()
-        click.echo(f"vidvq: {redact(' '.join(message.split()))}", err=True)
+        click.echo(f"vidvq: {printable(redact(' '.join(message.split())))}", err=True)
         return code
 
 

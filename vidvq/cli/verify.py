@@ -7,6 +7,7 @@ import click
 
 from vidvq import log
 from vidvq.cli.options import PathOrUrl
+from vidvq.redact import printable
 
 
 @click.command(short_help="Verify a directory of shards or an export.")
@@ -43,7 +44,7 @@ def _report(folder: Path, problems: Sequence[str], notes: Sequence[str], content
     for note in notes:
         log.info(f"{folder}: {note}")
     for problem in problems:
-        click.echo(problem)
+        click.echo(printable(problem))
     if problems:
         click.echo(f"{folder}: {len(problems)} problems in {content}", err=True)
         return 1

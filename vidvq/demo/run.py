@@ -29,7 +29,8 @@ def run_demo(out: Path, overrides: list[str], quick: bool = False) -> int:
     settings = QUICK if quick else StageSettings()
     settings = replace(settings, train=(*settings.train, *overrides))
     for name, arguments in stages(out, settings).items():
-        info(f"\n$ {join(['vidvq', *arguments])}")
+        info("")
+        info(f"$ {join(['vidvq', *arguments])}")
         started = monotonic()
         code = subprocess.run([sys.executable, "-m", "vidvq", *arguments], check=False).returncode
         if code:
@@ -38,7 +39,8 @@ def run_demo(out: Path, overrides: list[str], quick: bool = False) -> int:
         seconds[name] = max(seconds.get(name, 0.0), monotonic() - started)
         write_atomic(out / "stages.json", pretty_json(seconds))
     write_report(out)
-    info(f"\n{sum(seconds.values()):.0f} s in all. Open {(out / 'report.html').absolute().as_uri()}")
+    info("")
+    info(f"{sum(seconds.values()):.0f} s in all. Open {(out / 'report.html').absolute().as_uri()}")
     return 0
 
 
