@@ -243,7 +243,7 @@ def _finished(info: VideoInfo, first: VideoFrame | None, *ends: int | None) -> V
     info = replace(info, held=info.held or (shown if shown >= _HELD_STEPS * step else 0))
     if first is None:
         return replace(info, is_plain=False)
-    turns, mirrored = orientation(_display_matrix(first))
+    turns, mirrored = _orientation(first)
     return replace(
         info,
         quarter_turns=turns,
@@ -253,9 +253,14 @@ def _finished(info: VideoInfo, first: VideoFrame | None, *ends: int | None) -> V
     )
 
 
-def _display_matrix(frame: VideoFrame) -> tuple[int, ...] | None:
-    data = frame.side_data.get("DISPLAYMATRIX")
-    return tuple(np.frombuffer(bytes(data), np.int32).tolist()) if data is not None else None
+def _orientation(frame: VideoFrame) -> tuple[int, bool]:
+    try:
+        data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV gives no side data of a frame that has a kind it does not know, such as the EXIF of a camera. Mirrored
+        # video with such data is not known.
+        return round(frame.rotation / 90) % 4, False
+    return orientation(tuple(np.frombuffer(bytes(data), np.int32).tolist()) if data is not None else None)
 
 
 def _first_frame(path: Path) -> VideoFrame | None:

@@ -3,15 +3,18 @@
 ``docs/video-support.md`` names each kind and its test.
 """
 
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.oddities import (
     B_FRAMES,
@@ -298,6 +301,25 @@ def test_any_angle_is_taken_to_the_nearest_quarter_turn(angle, turns, mirrored):
     mirror = -1 if mirrored else 1
     matrix = [round(value * 65536) for value in (mirror * cos, -sin, 0, mirror * sin, cos, 0, 0, 0, 16384)]
     assert orientation(tuple(matrix)) == (turns, mirrored)
+
+
+@pytest.mark.parametrize(("tag", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_frames_with_the_exif_of_a_camera_are_read_and_turned(tmp_path, tag, turns):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    with av.open(str(tmp_path / "v.avi"), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuvj420p"
+        for index in range(3):
+            jpeg = io.BytesIO()
+            Image.new("RGB", (WIDTH, HEIGHT), (80 * index, 0, 0)).save(jpeg, "JPEG", exif=exif.tobytes())
+            packet = av.Packet(jpeg.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, 25)
+            packet.is_keyframe = True
+            container.mux(packet)
+    info, read = opened(tmp_path / "v.avi")
+    assert (info.quarter_turns, info.mirrored, info.num_frames) == (turns, False, 3)
+    assert np.abs(read(0, 3).mean((1, 2))[:, 0] - [0, 80, 160]).max() < 4
 
 
 def test_cover_art_is_never_the_video(master, tmp_path):
