@@ -77,6 +77,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+class _Loader(yaml.SafeLoader):
+    """Bounds what merge keys (``<<``) unfold to, which happens before a value is built."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MAX_YAML_VALUES:
+            raise yaml.YAMLError(f"it unfolds to over {_MAX_YAML_VALUES} values")
+
+
 def _load_yaml(text: str) -> Any:
     """Load YAML, with a bound on what its aliases unfold to.
 
@@ -84,8 +93,9 @@ def _load_yaml(text: str) -> Any:
         yaml.YAMLError: it is not YAML, nested too deep, or unfolds to too many values.
     """
     try:
-        data = yaml.safe_load(text)
-    except (RecursionError, ValueError) as error:
+        data = yaml.load(text, _Loader)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        # PyYAML's constructors of tagged values, such as !!bool, raise whatever their parsers do.
         raise yaml.YAMLError(f"it cannot be read ({error})") from error
     left, count = [data], 0
     while left:
@@ -159,7 +169,10 @@ def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
     data = apply_overrides(read_yaml(path) if path else {}, overrides)
     source = str(path) if path else "config"
     _refuse_infinite(data, source)
-    return validate(kind, data, source)
+    config = validate(kind, data, source)
+    # A number may have been given as text, such as 1e400, which YAML takes for none.
+    _refuse_infinite(to_dict(config), source)
+    return config
 
 
 def _refuse_infinite(value: Any, source: str, name: str = "") -> None:

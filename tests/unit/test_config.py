@@ -121,12 +121,26 @@ def test_of_two_overrides_the_last_wins_and_both_win_over_the_file(tmp_path):
     assert (config.clips_per_shard, config.max_failed) == (7, 0.5)
 
 
-@pytest.mark.parametrize("override", ["novalue", "=3", "a.b=1", "c=[1", "c={x: 1"])
+@pytest.mark.parametrize(
+    "override", ["novalue", "=3", "a.b=1", "c=[1", "c={x: 1", "c=!!bool x", 'c=!!int ""', "c=!!timestamp x"]
+)
 def test_a_bad_override_is_refused_in_one_line(override):
     with pytest.raises(ConfigError) as error:
         apply_overrides({"a": 1}, [override])
     assert repr(override) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("number", ["1e400", ".inf", "inf", "1e30"])
+def test_a_time_limit_that_no_timer_has_is_refused(number):
+    with pytest.raises(ConfigError, match="deadline_s=") as error:
+        load(ShardConfig, None, [f"limits.deadline_s={number}"])
+    assert "\n" not in str(error.value)
+
+
+def test_infinity_as_text_is_refused():
+    with pytest.raises(ConfigError, match="limits.max_gap_s=inf must be a finite number"):
+        load(ShardConfig, None, ["limits.max_gap_s=1e400"])
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "just words", "a: [1", "a: \x00"])
@@ -194,7 +208,10 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]\n", "a: " + "[" * 5000, "a: " + "9" * 5000], ids=range(4))
+MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}\n" for n in range(1, 12))
+
+
+@pytest.mark.parametrize("text", [BOMB, MERGED, "a: &a [*a]\n", "a: " + "[" * 5000, "a: " + "9" * 5000], ids=range(5))
 def test_yaml_that_unfolds_without_end_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(ConfigError, match="is not YAML") as error:
         read_yaml(write(tmp_path / "c.yaml", text))

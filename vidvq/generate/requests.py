@@ -10,7 +10,7 @@ from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 from vidvq.storage import resolve_path, sha256_bytes
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import Limits
+from vidvq.video.probe import MAX_DEADLINE_S, Limits
 
 _FORBID = {"extra": "forbid"}
 Count = Annotated[int, Field(ge=1)]
@@ -79,7 +79,7 @@ class RequestConfig:
     seed: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     format: Literal["mp4", "gif", "png", "npy", "none"] = "mp4"
-    deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] = 600.0
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
     runtime: RuntimeConfig = field(default_factory=_in_process)
 

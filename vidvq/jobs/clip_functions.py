@@ -31,6 +31,7 @@ from vidvq.jobs.stage import Activity, ClipStage, ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Deaths, Feeder, Pool, RuntimeConfig, WorkerDied, describe_death
 from vidvq.user_code import error_line
+from vidvq.video.probe import MAX_DEADLINE_S
 
 # Frames `t h w c` uint8 (0 to 255) and the clip's JSON to the files of its sample by extension.
 ClipFunction: TypeAlias = Callable[[np.ndarray, ClipInfo], dict[str, bytes]]
@@ -52,7 +53,7 @@ class ClipFunctionConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     where: str | None = None
-    deadline_s: Annotated[float, Field(gt=0)] = 600.0
+    deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] = 600.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

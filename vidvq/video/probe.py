@@ -25,6 +25,8 @@ from vidvq.video.packets import LONGEST_PAUSE_S, RECORDED, Packets
 from vidvq.video.stream import decode, demuxer, open_video, video_stream
 from vidvq.video.timeline import median_step, repair_timeline
 
+# The operating system has no timers beyond some centuries.
+MAX_DEADLINE_S = 1e9
 DecoderName = Literal["decord", "nvdec", "pyav"]
 
 # Pixel aspect ratios from this up, and their inverses, are errors in the file.
@@ -70,8 +72,12 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if value is not None and name != "allow_denied" and not value > 0:
+            if value is None or name == "allow_denied":
+                continue
+            if not value > 0:
                 raise UsageError(f"{name}={value} must be more than 0")
+            if name.endswith("deadline_s") and value > MAX_DEADLINE_S:
+                raise UsageError(f"{name}={value:g} must be at most {MAX_DEADLINE_S:g} (seconds)")
 
     def identity(self) -> dict[str, Any]:
         """The limits that decide what is planned, as plans keep them: the newer ones only if they are not default."""
