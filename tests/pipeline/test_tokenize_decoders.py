@@ -150,8 +150,10 @@ def test_processes_are_added_and_removed_after_a_shard(clips_dir, monkeypatch):
 
 
 def test_a_setting_out_of_range_is_refused(vidvq, clips_dir, checkpoint_dir, tmp_path):
-    done = vidvq("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", tmp_path / "o", "runtime.decoders=0")
-    assert done.code == 2 and "decoders=0 must be auto, or 1 or more" in done.error
+    for count in ("0", "1" + 20 * "0"):
+        out = ("--out", tmp_path / "o", f"runtime.decoders={count}")
+        done = vidvq("tokenize", clips_dir, "--checkpoint", checkpoint_dir, *out)
+        assert done.code == 2 and f"decoders={count} must be auto, or from 1 to 1024" in done.error
 
 
 def test_a_damaged_part_fails_the_whole_item_once(make_video, tmp_path, monkeypatch):

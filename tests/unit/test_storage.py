@@ -90,11 +90,12 @@ def test_an_attempt_that_fails_leaves_nothing_and_keeps_the_old_file(tmp_path, e
     assert (tmp_path / "x").read_bytes() == b"old"
 
 
-def test_a_full_disk_names_the_file_that_was_meant(tmp_path):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_names_the_file_that_was_meant(tmp_path, number):
     with pytest.raises(OSError, match="x") as error:
         with attempt_file(tmp_path / "x"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-    assert error.value.errno == errno.ENOSPC
+            raise OSError(number, os.strerror(number))
+    assert error.value.errno == number
     assert error.value.filename == str(tmp_path / "x")
 
 

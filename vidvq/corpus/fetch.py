@@ -1,6 +1,5 @@
 """Sources as local files. For safety, decoders open local paths only: no URLs and no names from inside a file."""
 
-import errno
 import http.client
 import io
 import os
@@ -19,7 +18,7 @@ from vidvq.corpus.public_hosts import PRIVATE, http_options
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import open_tar
 from vidvq.errors import JobStopped
-from vidvq.storage import is_remote, resolve_path, sha256_file, sweep, temporary_copy
+from vidvq.storage import is_full, is_remote, resolve_path, sha256_file, sweep, temporary_copy
 from vidvq.video import VideoError
 from vidvq.video.probe import Limits
 from vidvq.watchdog import pause
@@ -107,7 +106,7 @@ def as_video_error(error: Exception) -> VideoError:
         return error
     if isinstance(error, JobStopped):
         raise error
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if is_full(error):
         raise error
     return VideoError("unexpected", f"{type(error).__name__}: {' '.join(str(error).split())}")
 
@@ -172,7 +171,7 @@ def _fetch(container: Path, source: Source, copy: IO[bytes], max_bytes: int) -> 
         except VideoError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if isinstance(error, OSError) and is_full(error):
                 raise OSError(error.errno, error.strerror, copy.name) from error
             failure, lasting = _failure(error, container)
             if lasting or attempt == _TRIES - 1:

@@ -11,6 +11,7 @@ from vidvq.errors import UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_MAX_DECODERS = 1024
 
 
 def _off_in_yaml(value: Any) -> Any:
@@ -60,8 +61,8 @@ class RuntimeConfig:
             raise UsageError(f"gpus_per_worker={share:g} must be a fraction above 0, or a whole number")
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"workers={self.workers} must be 0 (inline) or more")
-        if self.decoders != "auto" and self.decoders < 1:
-            raise UsageError(f"decoders={self.decoders} must be auto, or 1 or more")
+        if self.decoders != "auto" and not 1 <= self.decoders <= _MAX_DECODERS:
+            raise UsageError(f"decoders={self.decoders} must be auto, or from 1 to {_MAX_DECODERS}")
         if self.decode_on == "cluster" and self.address is None:
             raise UsageError("decode_on=cluster needs a Ray cluster; set address=auto")
 

@@ -129,10 +129,15 @@ def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
             os.fsync(file.fileno())
     except BaseException as error:
         attempt.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+        if isinstance(error, OSError) and (is_full(error) or error.errno == errno.EFBIG) and not error.filename:
             # A failed write does not name its file.
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that a disk, or the share of it that a user may fill, is full."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def write_atomic(path: Path, data: bytes, private: bool = False) -> None:

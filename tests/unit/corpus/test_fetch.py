@@ -1,5 +1,6 @@
 """Failures of a server or a file system become distinct reasons."""
 
+import errno
 import os
 import socket
 from collections import Counter
@@ -37,6 +38,23 @@ def failure(source: Source, allow_private: bool = True) -> VideoError:
     with pytest.raises(VideoError) as error, local_file(source, 1 << 20, allow_private=allow_private):
         pass
     return error.value
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_fault_of_the_video(tmp_path, monkeypatch, number):
+    def copy(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fetch, "_copy", copy)
+    (tmp_path / "x.tar").write_bytes(b"video")
+    with (
+        pytest.raises(OSError, match=os.strerror(number)) as error,
+        local_file(Source(f"{tmp_path}/x.tar#a", 5, "", 0), 9),
+    ):
+        pass
+    # It must not become one on the way to the account of the job, either.
+    with pytest.raises(OSError, match=os.strerror(number)):
+        fetch.as_video_error(error.value)
 
 
 @pytest.mark.parametrize(("status", "tries"), [(403, 3), (404, 1), (410, 1), (429, 3), (500, 3)])
