@@ -164,6 +164,29 @@ def test_clips_whose_names_were_swapped_are_not_decoded_as_one_another(
     assert ran.code == 2 and "is not where its record says" in ran.error
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temporal_factor", 4096),
+        ("spatial_factor", 1),
+        (
+            "codebooks",
+            [{"name": "spatial", "size": 1 << 31, "offset": 0}, {"name": "temporal", "size": 1, "offset": 1 << 31}],
+        ),
+    ],
+)
+def test_a_card_that_is_not_of_its_tokenizer_is_refused(
+    tmp_path, copy_of, tiny_tokens, checkpoint_dir, vidvq, name, value
+):
+    """The view counts codes in an array of the size of a codebook."""
+    tokens = copy_of(tiny_tokens)
+    card = json.loads((tokens / "tokenizer.json").read_text())
+    (tokens / "tokenizer.json").write_text(json.dumps(card | {name: value}))
+    for command in (("decode", tokens, "--out", tmp_path / "out"), ("view", tokens, "--out", tmp_path / "page.html")):
+        ran = vidvq(*command, "--checkpoint", checkpoint_dir)
+        assert ran.code == 2 and f"tokenizer.json: {name} is not that of its tokenizer" in ran.error
+
+
 @pytest.mark.parametrize("prefix", ["../victim/clips", "/tmp/victim/clips"])
 def test_a_prefix_deletes_nothing_elsewhere(tmp_path, copy_of, tiny_clips, vidvq, prefix):
     clips, victim = copy_of(tiny_clips), tmp_path / "victim"

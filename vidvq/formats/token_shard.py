@@ -317,16 +317,19 @@ def check_codes(
 
 
 def check_fingerprint(folder: Path, written: TokenizerCard, checkpoint: Path, card: TokenizerCard) -> None:
-    """Refuse a checkpoint that did not make the tokens.
+    """Refuse a checkpoint that did not make the tokens, and a card that is not of its own tokenizer.
 
     Raises:
-        UsageError: the token fingerprints differ.
+        UsageError: the token fingerprints differ, or the codebooks or the compression in the card were changed.
     """
     if card.token_fingerprint != written.token_fingerprint:
         raise UsageError(
             f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, {checkpoint} is tokenizer "
             f"{card.token_fingerprint[:12]}; give a checkpoint of the first"
         )
+    for name in ("codebooks", "temporal_factor", "spatial_factor"):
+        if getattr(written, name) != getattr(card, name):
+            raise UsageError(f"{folder / CARD}: {name} is not that of its tokenizer; restore it from a copy")
 
 
 def read_tokens(path: Path, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
