@@ -45,6 +45,9 @@ def describe(path: Path) -> Iterator[str]:
         raise UsageError(f"{path} does not exist; give a video, a shard, a plan, a checkpoint, or a directory of them")
     if path.is_dir():
         return _directory(path)
+    if not path.is_file():
+        # To open a named pipe would wait for its writer.
+        raise UsageError(f"{path} is neither a regular file nor a directory; give a copy of what it holds")
     if is_tar(path):
         return _shard(path) if _is_shard(path) else _foreign_tar(path)
     if path.name in {"plan.json", "plan.parquet"}:

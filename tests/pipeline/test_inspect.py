@@ -1,6 +1,7 @@
 """`vidvq inspect` names what vidvq did not write."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -58,3 +59,9 @@ def test_parquet_files_are_named(tmp_path, clips_dir, copy_of, vidvq):
     out = copy_of(clips_dir)
     (out / "plan-0001-0123456789ab.parquet").write_bytes((out / "plan.parquet").read_bytes())
     assert "clip shards of plan" in vidvq("inspect", out / "plan-0001-0123456789ab.parquet").out
+
+
+def test_a_named_pipe_is_not_waited_for(vidvq, tmp_path):
+    for name in ("x.mp4", "x.tar", "x.json"):
+        os.mkfifo(tmp_path / name)
+        assert "is neither a regular file nor a directory" in vidvq("inspect", tmp_path / name).error

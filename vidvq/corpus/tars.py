@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 from vidvq.corpus.download import open_within
 from vidvq.corpus.source import Source, base_name, carried_json, failed_source, shown, source_at, uri_of
 from vidvq.formats.tar import is_plain, read_headers
+from vidvq.storage import is_remote
 from vidvq.video.probe import Limits
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -67,6 +68,10 @@ def read_tar(
     tar = source_at(uri_of(path))
     if tar.failure:
         yield tar
+        return
+    if not is_remote(path) and path.exists() and not path.is_file():
+        # To open a named pipe would wait for its writer.
+        yield failed_source(tar.uri, "unreadable", "is no regular file")
         return
     sample = _Sample(tar, carry, "")
     names: set[str] = set()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_a_truncated_tar_gives_the_members_before_the_damage_and_one_failed_entr
     assert content(sources[0]) == b"first"
     assert sources[-1].uri == str(path) and sources[-1].failure[0] == "torn_tar"
     assert [source.failure is None for source in sources[1:-1]] == [True] * (kind == "cut in a member")
+
+
+def test_a_named_pipe_is_one_failed_entry_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.tar")
+    pack(tmp_path / "y.tar", ONE)
+    pipe, video = list_sources([str(tmp_path)], ListPolicy())
+    assert pipe.failure == ("unreadable", "is no regular file") and content(video) == b"first"
 
 
 def test_a_name_that_occurs_twice_is_one_failed_entry(tmp_path):
