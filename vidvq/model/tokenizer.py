@@ -396,16 +396,9 @@ class VideoTokenizer(Tokenizer):
             first, past, groups = state is None, state.past if state else None, piece.shape[1]
             if groups < shape.groups:
                 piece = torch.cat([piece, piece[:, -1:].expand(-1, shape.groups - groups, -1, -1)], dim=1)
-            if len(tiles.spans) == 1:
-                frames, past = run_in_blocks(partial(self._calls.decode, first), piece, past, shape.streams)
-            else:
-                past, known = self._split_state(past)
-                latents, known = self.quantizer.lookup(piece, first, known)
-                network = partial(run_network, self.decoder)
-                windows, past = run_in_blocks(network, tiles.split(latents.to(self.dtype)), past, shape.streams)
-                past = (*past, *known)
-                kept = [tiles.crop(window, index, scale) for index, window in enumerate(windows.split(1))]
-                frames = self._finish(tiles.merge(kept), first)
+            frames, past = run_in_blocks(partial(self._calls.decode, first), tiles.split(piece), past, shape.streams)
+            if len(tiles.spans) > 1:
+                frames = tiles.merge([tiles.crop(window, index, scale) for index, window in enumerate(frames.split(1))])
             parts.append(frames[:, :, : StepShape(groups=groups).num_frames(self.temporal_factor, first)])
             state = StreamState("decode", (b, h, w), past, self.config, ended=groups < shape.groups)
         assert state is not None

@@ -18,6 +18,7 @@ from vidvq.model.pixels import to_frames, to_video
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import prepare_step
+from vidvq.model.tokenizer import StepCalls
 
 ROOT = Path(__file__).parents[3]
 
@@ -138,3 +139,19 @@ def test_the_counts_of_a_gpu_step_hold():
     assert counts["encode_kernels_per_frame"] <= 2 and counts["decode_kernels_per_frame"] <= 4
     assert counts["h2d_bytes_per_frame"] == counts["device_reads_per_step"] == 1
     assert counts["graph_breaks"] == 0
+
+
+def test_tiles_are_decoded_by_the_calls_that_are_compiled():
+    tokenizer = VideoTokenizer(TokenizerConfig(tile=16)).eval()
+    codes = tokenizer.encode(torch.rand(1, 3, 5, 16, 256) * 2 - 1)
+    expected = tokenizer.decode(codes)
+    calls = []
+
+    def count(call):
+        return lambda *given: (calls.append(1), call(*given))[1]
+
+    tokenizer._calls = StepCalls(*(count(call) for call in tokenizer._calls))
+    assert torch.equal(tokenizer.decode(codes), expected)
+    tiles = len(tokenizer._tiles("decode", 2, 32).spans)
+    # Of two groups.
+    assert tiles > 1 and len(calls) == 2 * tiles
