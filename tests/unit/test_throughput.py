@@ -1,5 +1,8 @@
 """FLOP counts of a step, and throughput metrics."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidvq.data import DataConfig
 from vidvq.model import Discriminator, DiscriminatorConfig, TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
+from vidvq.model.layers import TemporalCache
 from vidvq.train import TrainConfig
-from vidvq.train.config import LossConfig
+from vidvq.train.config import LossConfig, MaskConfig
 from vidvq.train.throughput import Throughput
 from vidvq.training.distributed import DistributedContext
 
@@ -43,6 +47,25 @@ def test_flops_count_forward_and_backward(throughput):
     assert throughput.flops(SHAPE, 5) - throughput.flops(SHAPE, 4) == discriminator_step
     frozen = Discriminator(CONFIG.discriminator).requires_grad_(False)
     assert throughput.flops(SHAPE, 7) - throughput.flops(SHAPE, 6) == count(lambda: frozen(video).sum().backward())
+
+
+def test_flops_count_what_is_frozen_repeated_or_added():
+    def flops(step: int = 0, **changes: Any) -> int:
+        return Throughput(replace(CONFIG, **changes), DistributedContext(0, 1, torch.device("cpu"))).flops(SHAPE, step)
+
+    tokenizer, latents = VideoTokenizer(CONFIG.model), torch.rand(2, 16, 2, 4, 4)
+    with torch.no_grad():
+        decoder = count(lambda: tokenizer.decoder(latents, TemporalCache()))
+    encoder = flops() // 3 - decoder
+    assert flops(train_only="decoder", start_from="run") == encoder + 3 * decoder
+    # One of two clips is encoded and decoded again.
+    masked = replace(CONFIG.loss, masked=0.5)
+    assert flops(loss=masked, mask=MaskConfig(clips=0.5)) == 1.5 * flops()
+    plain, more = CONFIG.loss, replace(CONFIG.loss, r1=0.1, adaptive=True)
+    trained = (flops(6, loss=plain) - flops(4, loss=plain)) // 2
+    assert flops(6, loss=more) - flops(6, loss=plain) == trained
+    used = flops(7, loss=plain) - flops(6, loss=plain)
+    assert flops(7, loss=more) - flops(6, loss=more) == 2 * used
 
 
 def test_a_measurement_covers_the_time_since_the_last_one(throughput, monkeypatch):

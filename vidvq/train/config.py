@@ -100,6 +100,10 @@ class MaskConfig:
     blocks: Annotated[float, Field(gt=0, lt=1)] = 0.5
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 2, 2)
 
+    def count(self, clips: int) -> int:
+        """Return the number of masked copies of a micro-batch of ``clips`` clips."""
+        return max(round(self.clips * clips), 1)
+
 
 @dataclass(frozen=True)
 class DegradeConfig:

@@ -85,7 +85,7 @@ class Objective:
         video = degrade(shrink(video, self._upscale), self._degrade, sources)
         if not masked:
             return video
-        count = max(round(self.mask.clips * len(video)), 1)
+        count = self.mask.count(len(video))
         return torch.cat([video, mask_blocks(video[:count], self.mask.blocks, self._block, sources[:count])])
 
     def compile(self) -> None:

@@ -1,14 +1,18 @@
 """Training throughput: step time, data wait, frames per second, FLOP/s and MFU."""
 
+from collections.abc import Callable
 from time import monotonic
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidvq.model import Discriminator, VideoTokenizer
 from vidvq.model.layers import TemporalCache
 from vidvq.train.config import TrainConfig
 from vidvq.training.distributed import DistributedContext
+from vidvq.training.schedule import is_used
 
 # Peak dense TFLOP/s by precision (fp32 without TF32), from vendor data sheets.
 _PEAKS = {
@@ -26,10 +30,10 @@ _BACKWARD_OF_INPUT = 2
 class Throughput:
     """Measures the steps since the last :meth:`reset`.
 
-    A micro-batch costs three forward passes of the tokenizer (forward, backward to inputs, backward to weights), two of
-    the frozen discriminator in the adversarial loss (forward, backward to inputs), and six to train the discriminator
-    (three each on real and reconstructed video). MFU covers trained networks only and so excludes the perceptual
-    network.
+    A micro-batch costs three forward passes of the tokenizer (forward, backward to inputs, backward to weights; one of
+    a frozen encoder), two of the frozen discriminator in the adversarial loss (forward, backward to inputs) and in its
+    adaptive weight, and three to train the discriminator on each of real, reconstructed and, with R1, perturbed video.
+    MFU excludes the perceptual network.
 
     Args:
         config: config of the run.
@@ -38,7 +42,7 @@ class Throughput:
 
     def __init__(self, config: TrainConfig, context: DistributedContext) -> None:
         self._config, self._context = config, context
-        self._forward: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._forward: dict[tuple[int, ...], _ForwardFlops] = {}
         self._measurements = 0
         self.reset()
 
@@ -95,12 +99,13 @@ class Throughput:
         """Return the FLOPs of a micro-batch of shape ``b c t h w`` at a step, forward and backward."""
         if shape not in self._forward:
             self._forward[shape] = _forward_flops(self._config, shape)
-        tokenizer, discriminator = self._forward[shape]
-        total = _FORWARD_BACKWARD * tokenizer
+        forward, loss = self._forward[shape], self._config.loss
+        frozen = self._config.train_only == "decoder"
+        total = forward.encoder * (1 if frozen else _FORWARD_BACKWARD) + forward.decoder * _FORWARD_BACKWARD
         if self._config.adversarial and step >= self._config.discriminator_start:
-            total += 2 * _FORWARD_BACKWARD * discriminator
-        if self._config.adversarial and step >= self._config.loss.adversarial_start:
-            total += _BACKWARD_OF_INPUT * discriminator
+            total += (3 if is_used(loss.r1) else 2) * _FORWARD_BACKWARD * forward.discriminator
+        if self._config.adversarial and step >= loss.adversarial_start:
+            total += (2 if loss.adaptive else 1) * _BACKWARD_OF_INPUT * forward.discriminator
         return total
 
     def _peak(self) -> float | None:
@@ -110,15 +115,30 @@ class Throughput:
         return next((peaks[self._config.precision] * 1e12 for gpu, peaks in _PEAKS.items() if gpu in name), None)
 
 
-def _forward_flops(config: TrainConfig, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Count the forward FLOPs of the tokenizer and of the discriminator on the meta device."""
-    with torch.device("meta"):
+class _ForwardFlops(NamedTuple):
+    encoder: int
+    decoder: int
+    discriminator: int
+
+
+def _forward_flops(config: TrainConfig, shape: tuple[int, ...]) -> _ForwardFlops:
+    """Count the forward FLOPs of each network on the meta device."""
+    clips = shape[0] + (config.mask.count(shape[0]) if is_used(config.loss.masked) else 0)
+    with torch.device("meta"), torch.no_grad():
         tokenizer, discriminator = VideoTokenizer(config.model), Discriminator(config.discriminator)
         video, upscale = torch.empty(shape), config.model.decoder.upscale
         sides = (side // upscale for side in shape[3:])
-        groups = torch.empty(*shape[:2], shape[2] + config.model.temporal_factor - 1, *sides)
-    with FlopCounterMode(display=False) as tokenizer_flops, torch.no_grad():
-        tokenizer.decoder(tokenizer.decoder.extend(tokenizer.encoder(groups, TemporalCache())), TemporalCache())
-    with FlopCounterMode(display=False) as discriminator_flops, torch.no_grad():
-        discriminator(video)
-    return tokenizer_flops.get_total_flops(), discriminator_flops.get_total_flops()
+        groups = torch.empty(clips, shape[1], shape[2] + config.model.temporal_factor - 1, *sides)
+        latents = tokenizer.decoder.extend(tokenizer.encoder(groups, TemporalCache()))
+    return _ForwardFlops(
+        _count(lambda: tokenizer.encoder(groups, TemporalCache())),
+        _count(lambda: tokenizer.decoder(latents, TemporalCache())),
+        _count(lambda: discriminator(video)),
+    )
+
+
+@torch.no_grad()
+def _count(forward: Callable[[], Tensor]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops()
