@@ -46,7 +46,7 @@ def _report(folder: Path, problems: Sequence[str], notes: Sequence[str], content
     for problem in problems:
         click.echo(printable(problem))
     if problems:
-        click.echo(f"{folder}: {len(problems)} problems in {content}", err=True)
+        click.echo(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in {content}", err=True)
         return 1
     click.echo(f"{folder} is intact: {account or content}")
     return 0

@@ -1,5 +1,6 @@
 """Evaluation of the averaged weights on a fixed set of held-out clips."""
 
+from itertools import islice
 from math import log2
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Evaluator:
     def __init__(self, config: TrainConfig, context: DistributedContext, perceptual: PerceptualDistance | None) -> None:
         self._config, self._context, self._perceptual = config.evaluation, context, perceptual
         self._degrade = config.degrade
+        self._distance = config.loss.perceptual_net.kind.replace("_", "-").upper()
         self._clips: list[tuple[str, bytes]] = []
         if config.evaluation.clips:
             self._clips = _read(resolve_path(config.evaluation.clips), config.evaluation.num_clips)
@@ -104,15 +106,14 @@ class Evaluator:
     def summary(self, scores: dict[str, float]) -> str:
         """Format the scores in one line."""
         parts = [f"{scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}", f"{scores['bits_per_pixel']:.4f} bits/pixel"]
-        parts += [f"ST-LPIPS {scores['perceptual']:.3f}"] if "perceptual" in scores else []
+        parts += [f"{self._distance} {scores['perceptual']:.3f}"] if "perceptual" in scores else []
         return ", ".join(parts + [f"{value:.0%} of {name[6:]}" for name, value in scores.items() if "usage" in name])
 
 
 def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:
-    clips: list[tuple[str, bytes]] = []
-    for shard in read_plan(folder).shard_names():
-        if len(clips) < count and (folder / shard).is_file():
-            clips += [(key, media) for key, media, _ in read_clips(folder / shard)]
+    shards = (folder / shard for shard in read_plan(folder).shard_names())
+    entries = (entry for shard in shards if shard.is_file() for entry in read_clips(shard))
+    clips = [(key, media) for key, media, _ in islice(entries, count)]
     if not clips:
         raise UsageError(f"evaluation.clips={folder} has no clips; use a directory written by vidvq shard")
-    return clips[:count]
+    return clips
