@@ -30,14 +30,14 @@ def warn(message: str) -> None:
 
 
 class _RateColumn(ProgressColumn):
-    """Mean rate of this run and remaining time: `12.3 clips/s, eta 0:01:20`."""
+    """Mean rate of this run, and remaining time: `12.3 clips/s, eta 0:01:20`."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, bar: "ProgressBar") -> None:
         super().__init__()
-        self.unit = unit
+        self.bar = bar
 
     def render(self, task: Task) -> Text:
-        return Text(_rate_text(task.completed, task.total, task.elapsed or 0.0, self.unit), style="cyan")
+        return Text(self.bar.describe_rate(), style="cyan")
 
 
 class ProgressBar:
@@ -54,16 +54,20 @@ class ProgressBar:
         self.done = 0
         self.note = ""
         self._started = self._last_printed = time.monotonic()
+        self._printed: tuple[int, str] | None = None
+        self._earlier = 0
         self._live: tuple[Progress, TaskID] | None = None
 
-    def advance(self, count: int = 1, note: str | None = None) -> None:
+    def advance(self, count: int = 1, note: str | None = None, *, earlier: bool = False) -> None:
         """Record progress.
 
         Args:
             count: number of units done since the last call.
             note: short text to show after the bar, such as a loss; None keeps the last one.
+            earlier: whether an earlier run did these units; they do not count for the rate.
         """
         self.done += count
+        self._earlier += count if earlier else 0
         self.note = self.note if note is None else note
         if self._live:
             bar, task = self._live
@@ -72,11 +76,26 @@ class ProgressBar:
             self.print_line()
 
     def print_line(self) -> None:
-        """Print the progress as one plain line."""
-        self._last_printed = time.monotonic()
-        rate = _rate_text(self.done, self.total, self._last_printed - self._started, self.unit)
-        done = self.done if self.total is None else f"{self.done}/{self.total}"
-        info(f"{self.label}: {done} {rate} {self.note}".rstrip())
+        """Print the progress as one plain line, unless the last line says the same."""
+        if self._printed == (self.done, self.note):
+            return
+        self._printed, self._last_printed = (self.done, self.note), time.monotonic()
+        done = f"{self.done} {self.unit}" if self.total is None else f"{self.done}/{self.total}"
+        info(f"{self.label}: " + ", ".join(part for part in (done, self.describe_rate(), self.note) if part))
+
+    def describe_rate(self) -> str:
+        """Rate and remaining time; the elapsed time where there is no rate or nothing remains."""
+        elapsed_s, made = time.monotonic() - self._started, self.done - self._earlier
+        if self.done == self.total and not made:
+            return "done before"
+        if made <= 0 or elapsed_s <= 0:
+            return f"{_clock(elapsed_s)} so far"
+        rate = made / elapsed_s
+        shown = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit.removesuffix('s')}"
+        if self.total is None:
+            return shown
+        left = self.total - self.done
+        return f"{shown}, " + (f"eta {_clock(left / rate)}" if left > 0 else f"took {_clock(elapsed_s)}")
 
 
 @contextmanager
@@ -97,7 +116,7 @@ def progress(label: str, total: int | None, unit: str) -> Iterator[ProgressBar]:
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        _RateColumn(unit),
+        _RateColumn(bar),
         TextColumn("{task.fields[note]}", style="dim"),
     )
     with Progress(*columns, console=console) as live:
@@ -105,12 +124,6 @@ def progress(label: str, total: int | None, unit: str) -> Iterator[ProgressBar]:
         yield bar
 
 
-def _rate_text(done: float, total: float | None, elapsed_s: float, unit: str) -> str:
-    if not done or elapsed_s <= 0:
-        return "" if total is None else "eta unknown"
-    rate = done / elapsed_s
-    shown = f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{unit.removesuffix('s')}"
-    if total is None:
-        return shown
-    remaining_s = round(max(total - done, 0) / rate)
-    return f"{shown}, eta {remaining_s // 3600}:{remaining_s // 60 % 60:02d}:{remaining_s % 60:02d}"
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -189,7 +189,7 @@ class _Job:
 
     def _decode(self, items: list[Item], done: int) -> None:
         with progress("decode", done + len(items), "clips") as bar:
-            bar.advance(done)
+            bar.advance(done, earlier=True)
             if not items:
                 return
             batch, gpus = self.execution.streams, 0.0

@@ -169,7 +169,7 @@ class _TrainingLoop:
         config, stop_signal = self.config, StopSignal()
         with progress("generate train", config.steps, "steps") if self.context.rank == 0 else nullcontext() as bar:
             if bar:
-                bar.advance(self.trainer.progress.step)
+                bar.advance(self.trainer.progress.step, earlier=True)
             while self.trainer.progress.step < config.steps:
                 try:
                     for micro_step in range(config.data.accumulation(self.context.size)):

@@ -71,18 +71,18 @@ def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate 
 
 
 def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) -> None:
-    note, monitor = ProgressNote(), stage.monitor()
-    with progress(stage.name, plan.num_items, stage.unit) as bar:
-        tasks = _tasks(stage, plan, out, monitor, note, bar)
-        # Two tasks are enough to see whether there is work for more than one worker.
-        first = list(islice(tasks, 2))
-        if not first:
-            return
-        pool = runtime.pool(stage.units(first))
-        accounting, telemetry = TimeAccounting(), Telemetry(stage, pool)
-        worker = partial(stage.worker, pool)
-        results = pool.map_stateful(worker, chain(first, tasks), cpus=stage.cpus, gpus=stage.gpus)
-        try:
+    note, monitor, accounting = ProgressNote(), stage.monitor(), TimeAccounting()
+    try:
+        with progress(stage.name, plan.num_items, stage.unit) as bar:
+            tasks = _tasks(stage, plan, out, monitor, note, bar)
+            # Two tasks are enough to see whether there is work for more than one worker.
+            first = list(islice(tasks, 2))
+            if not first:
+                return
+            pool = runtime.pool(stage.units(first))
+            accounting, telemetry = TimeAccounting(), Telemetry(stage, pool)
+            worker = partial(stage.worker, pool)
+            results = pool.map_stateful(worker, chain(first, tasks), cpus=stage.cpus, gpus=stage.gpus)
             for task, result in results:
                 if isinstance(result, WorkerDied):
                     raise WorkerLost(f"{task.shard}: {result.message}; run the same command again to resume")
@@ -91,12 +91,12 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
                 bar.advance(result.commit.items, note.made(result))
                 monitor.on_result(result)
                 monitor.on_commit(result.commit)
-        except (JobStopped, WorkerLost, OSError):
-            # The metrics help to find what ended the job. If it was the disk, they cannot be written either.
-            with suppress(OSError):
-                _report_metrics(stage, accounting, monitor, out)
-            raise
-        _report_metrics(stage, accounting, monitor, out)
+    except (JobStopped, WorkerLost, OSError):
+        # The metrics help to find what ended the job. If it was the disk, they cannot be written either.
+        with suppress(OSError):
+            _report_metrics(stage, accounting, monitor, out)
+        raise
+    _report_metrics(stage, accounting, monitor, out)
 
 
 def _tasks(
@@ -109,7 +109,7 @@ def _tasks(
         if commit:
             refuse_other_plan(out, plan, index, commit)
             monitor.on_commit(commit)
-            bar.advance(len(rows), note.committed(commit))
+            bar.advance(len(rows), note.committed(commit), earlier=True)
         else:
             yield ShardTask(out, shard, plan.id_of(index), rows, plan.older(index))
 

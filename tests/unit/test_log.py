@@ -1,0 +1,59 @@
+"""Progress as plain lines."""
+
+import pytest
+
+from vidvq import log
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is moved: ``clock[0] += seconds``."""
+    now = [100.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_finished_job_shows_how_long_it_took(clock, capsys):
+    with log.progress("shard", 8, "clips") as bar:
+        clock[0] += 4
+        bar.advance(8, "0 failed")
+    assert capsys.readouterr().err == "shard: 8/8, 2.0 clips/s, took 0:00:04, 0 failed\n"
+
+
+def test_work_of_an_earlier_run_does_not_count_for_the_rate(clock, capsys):
+    with log.progress("decode", 10, "clips") as bar:
+        bar.advance(6, earlier=True)
+        clock[0] += 20
+        bar.advance(2)
+        clock[0] += 20
+        bar.advance(2)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "decode: 8/10, 10.0 s/clip, eta 0:00:20"
+    assert last == "decode: 10/10, 10.0 s/clip, took 0:00:40"
+
+
+def test_a_finished_job_says_that_nothing_was_left_to_do(clock, capsys):
+    with log.progress("decode", 2, "clips") as bar:
+        clock[0] += 0.001
+        bar.advance(2, earlier=True)
+    assert capsys.readouterr().err == "decode: 2/2, done before\n"
+
+
+def test_without_a_total_the_unit_is_named(clock, capsys):
+    with log.progress("list", None, "videos") as bar:
+        clock[0] += 2
+        bar.advance(8)
+    assert capsys.readouterr().err == "list: 8 videos, 4.0 videos/s\n"
+
+
+def test_the_last_line_is_not_repeated(clock, capsys):
+    with log.progress("sample", 1, "shards") as bar:
+        clock[0] += 30
+        bar.advance()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_job_without_progress_shows_the_time(clock, capsys):
+    with log.progress("predict", 3, "samples"):
+        clock[0] += 75
+    assert capsys.readouterr().err == "predict: 0/3, 0:01:15 so far\n"
