@@ -20,6 +20,7 @@ from vidvq.settings import Setting, complete, settings_of
 
 T = TypeVar("T")
 _MAX_YAML_VALUES = 100_000
+_MAX_SHOWN = 60
 _TEXTS = frozenset({"where"})
 
 
@@ -37,11 +38,15 @@ def packaged(folder: str, name: str) -> Path:
     Raises:
         ConfigError: no such file ships with vidvq.
     """
-    package = Path(__file__).parent
-    for root in (package, package.parent):
-        if (root / folder / name).is_file():
-            return root / folder / name
+    for root in _folders(folder):
+        if (root / name).is_file():
+            return root / name
     raise ConfigError(f"{folder}/{name} does not ship with vidvq; give the path of a file")
+
+
+def _folders(name: str) -> tuple[Path, Path]:
+    package = Path(__file__).parent
+    return package / name, package.parent / name
 
 
 def find_config(name: str) -> Path:
@@ -53,9 +58,10 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    if path.suffix in {"", ".yaml"} and path.parent == Path():
-        return packaged("configs", path.stem + ".yaml")
-    raise ConfigError(f"config {name} is not a file; give a YAML file or a packaged name such as 'demo'")
+    known = {file.stem: file for folder in _folders("configs") for file in folder.glob("*.yaml")}
+    if path.suffix in {"", ".yaml"} and path.parent == Path() and path.stem in known:
+        return known[path.stem]
+    raise ConfigError(f"config {name} is not a file; give a YAML file or a packaged name: {', '.join(sorted(known))}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -131,7 +137,8 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
             # Keep an expression as text: YAML would interpret its quotes, colons and hashes.
             node[last] = text if last in _TEXTS and text.strip() not in {"", "null"} else _load_yaml(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r} is not YAML: {' '.join(str(error).split())}") from error
+            said = " ".join(str(error).split())
+            raise ConfigError(f"override {override!r} is not YAML: {said}; quote a value with spaces") from error
     return merged
 
 
@@ -166,8 +173,13 @@ def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
     Raises:
         ConfigError: the file, an override or a field is wrong.
     """
-    data = apply_overrides(read_yaml(path) if path else {}, overrides)
-    source = str(path) if path else "config"
+    file = read_yaml(path) if path else {}
+    if file and not file.keys() & {setting.name for setting in settings_of(kind)}:
+        raise ConfigError(
+            f"{path} has no setting of this command, but {', '.join(file)}; `vidvq config {path}` shows whose they are"
+        )
+    data = apply_overrides(file, overrides)
+    source = (f"{path} with the given settings" if overrides else str(path)) if path else "config"
     _refuse_infinite(data, source)
     config = validate(kind, data, source)
     # A number may have been given as text, such as 1e400, which YAML takes for none.
@@ -226,14 +238,19 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
     name = ".".join(path)
     if detail["type"] == "unexpected_keyword_argument":
         near = _nearest(name, [*_paths(settings_of(kind), data)])
-        return f"{name}={detail['input']!r} is not a known field" + (f"; did you mean {near}?" if near else "")
+        return f"{name}={_short(detail['input'])} is not a known field" + (f"; did you mean {near}?" if near else "")
     if detail["type"] in {"missing", "missing_argument"}:
         return f"{name} is missing"
     if detail["type"] == "value_error":
         return (f"{name}: " if name else "") + str(detail["ctx"]["error"])
     # YAML has lists, not tuples.
     message = (detail["msg"][0].lower() + detail["msg"][1:]).replace("tuple", "list")
-    return f"{name}={detail['input']!r}: {message}" if name else message
+    return f"{name}={_short(detail['input'])}: {message}" if name else message
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 def _paths(settings: tuple[Setting, ...], data: Any) -> Iterator[str]:

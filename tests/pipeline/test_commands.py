@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -158,6 +159,10 @@ def test_a_code_out_of_range_is_refused(vidvq, tmp_path, tokens_dir, checkpoint_
         (["frobnicate"], "No such command 'frobnicate'"),
         (["verify", "--frobnicate", "x"], "No such option"),
         (["verify", "{empty}"], "has no plan.json"),
+        (["verify", "/nowhere"], "/nowhere does not exist"),
+        (["train", "demo", "--out", "{out}", "data.clips={tokens}"], "was written by vidvq tokenize; give a directory"),
+        (["tokenize", "{clips}", "--checkpoint", "/nowhere", "--out", "{out}"], "/nowhere does not exist"),
+        (["decode", "/nowhere", "--checkpoint", "{checkpoint}", "--out", "{out}"], "/nowhere does not exist"),
         (["inspect", "/nowhere"], "/nowhere does not exist"),
         (["tokenize", "{clips}", "--checkpoint", "{empty}", "--out", "{out}"], "is not a checkpoint"),
         (["tokenize", "{empty}", "--checkpoint", "{checkpoint}", "--out", "{out}"], "no video under"),
@@ -237,3 +242,12 @@ def test_inspect_describes_every_artifact(vidvq, demo_videos, clips_dir, tokens_
         ran = vidvq("inspect", path)
         assert ran.code == 0
         assert words in ran.out.splitlines()[0]
+
+
+def test_the_newest_checkpoint_of_a_run_is_verified(vidvq, tmp_path, checkpoint_dir, flip_byte):
+    for step in ("step-00000001", "step-00000002"):
+        shutil.copytree(checkpoint_dir, tmp_path / "run/checkpoints" / step)
+    ran = vidvq("verify", tmp_path / "run")
+    assert (ran.code, "step-00000002 is intact: a checkpoint" in ran.out) == (0, True)
+    flip_byte(tmp_path / "run/checkpoints/step-00000002/model.safetensors", 5000)
+    assert vidvq("verify", tmp_path / "run").code == 1

@@ -7,6 +7,7 @@ import sys
 import tarfile
 from contextlib import nullcontext
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -124,9 +125,19 @@ def test_an_interval_has_the_frames_shown_in_it_and_reads_no_other_clip(
     assert [frame.start for frame in one] == [pts * tick for pts in infos[3].pts]
 
 
+def test_a_source_may_be_a_relative_path(vidvq, tmp_path, tokens_dir, weights, location, monkeypatch):
+    source = Path(location.read_info().source)
+    monkeypatch.chdir(source.parent.parent)
+    relative = f"./{source.parent.name}/../{source.parent.name}/{source.name}"
+    out = tmp_path / "part.npy"
+    assert vidvq("decode", tokens_dir, *weights, "--source", relative, "--to", "0.2", "--out", out).code == 0
+    assert len(np.load(out))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--source", "elsewhere"], "; it has /"),
         (["--source", "{source}", "--from", "1000"], "holds no frame of"),
         (["--source", "{source}", "--from", "2", "--to", "1"], "from=2 must be before to=1"),
         (["--source", "{source}x"], "nearest: {source}"),

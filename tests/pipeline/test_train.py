@@ -147,7 +147,7 @@ def test_another_config_in_the_same_place_is_refused(train, clips_dir, whole):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("data.clips=/nowhere", "vidvq: /nowhere has no plan.json"),
+        ("data.clips=/nowhere", "vidvq: /nowhere does not exist"),
         ("data.crop=64", "vidvq: data.clips has no usable clip"),
         ("steps=0", "vidvq: .*1 wrong field: steps=0"),
     ],
@@ -162,4 +162,4 @@ def test_a_mistake_is_one_line(train, clips_dir, tmp_path, change, message):
 
 def test_an_unknown_config_is_one_line(capsys):
     assert run(["train", "nosuch"]) == 2
-    assert capsys.readouterr().err.startswith("vidvq: configs/nosuch.yaml does not ship")
+    assert capsys.readouterr().err.startswith("vidvq: config nosuch is not a file")

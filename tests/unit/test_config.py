@@ -165,6 +165,28 @@ def test_a_config_that_is_not_there_is_named(name):
         find_config(name)
 
 
+def test_a_name_that_is_not_packaged_is_answered_with_those_that_are():
+    with pytest.raises(ConfigError, match=r"config nosuch is not a file; .*: base, .*, demo, demo-shard, .*vqvae"):
+        find_config("nosuch")
+
+
+def test_a_config_of_another_command_is_refused_as_such():
+    with pytest.raises(ConfigError, match=r"demo\.yaml has no setting of this command, but data, out, .*vidvq config"):
+        load(ShardConfig, find_config("demo"), [])
+
+
+def test_an_override_is_not_blamed_on_the_file_alone(tmp_path):
+    path = write(tmp_path / "c.yaml", "clip: {fps: 3}")
+    with pytest.raises(ConfigError, match=r"c\.yaml with the given settings has 1 wrong field: clip.fps='x'"):
+        load(ShardConfig, path, ["clip.fps=x"])
+
+
+def test_a_long_value_is_cut(tmp_path):
+    path = write(tmp_path / "c.yaml", f"clip: {{fps: 3}}\nwide: {'x' * 500}")
+    with pytest.raises(ConfigError, match=r"wide='x{50,56}\.\.\. is not a known field"):
+        load(ShardConfig, path, [])
+
+
 def test_a_bare_name_finds_the_packaged_file():
     assert find_config("demo-shard").name == "demo-shard.yaml"
 

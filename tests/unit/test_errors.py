@@ -75,6 +75,16 @@ class _NoCredentials(Exception):
         (ConfigError("clip.fps=x is no number"), 2, "clip.fps=x is no number"),
         (VideoError("decode_error", "torn"), 2, "decode_error: torn"),
         (click.UsageError("No such option"), 2, "No such option"),
+        (
+            click.NoSuchOption("--clip.fps"),
+            2,
+            "No such option '--clip.fps'. Settings have no dashes: KEY=VALUE.",
+        ),
+        (
+            click.NoSuchOption("--aut", possibilities=["--out"]),
+            2,
+            "No such option '--aut'. Did you mean '--out'?",
+        ),
         (ModuleNotFoundError(name="scenedetect"), 2, "scenedetect is not installed; run `pip install 'vidvq[all]'`"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.tar"), 2, "No such file: a.tar"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "Not a directory: a/b"),

@@ -190,6 +190,11 @@ def test_what_is_not_json_is_refused_by_name(tmp_path, data):
         ({"a": 1}, {"a": 1}, []),
         ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}}, ["a.b was 1, now 3"]),
         ({"a": 1}, {"b": 2}, ["a was 1, now absent", "b was absent, now 2"]),
+        ({}, {"a": {"b": {"c": 1}}}, ["a.b.c was absent, now 1"]),
+        ({"a": {"b": 1}}, {}, ["a.b was 1, now absent"]),
+        ({"a": {}}, {}, ["a was {}, now absent"]),
+        ({"a": {"b": 1}}, {"a": 2}, ['a was {"b":1}, now 2']),
+        ({"a": "0" * 64}, {"a": "f" * 64}, [f"a was {'0' * 12}, now {'f' * 12}"]),
         ([1, 2], [1, 3], [" was [1,2], now [1,3]"]),
     ],
 )

@@ -28,7 +28,7 @@ _CHANGEABLE = (
     "lists.allow_private=",
 )
 _UPDATE_OPTIONS = (
-    click.option("--add", is_flag=True, help="Add INPUTS to the corpus in --out, in new shards, with its settings."),
+    click.option("--add", is_flag=True, help="Add inputs to the corpus in --out, in new shards, with its settings."),
     click.option(
         "--remove", multiple=True, metavar="URI", help="Remove an input from the corpus in --out; may be repeated."
     ),

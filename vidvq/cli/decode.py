@@ -41,7 +41,7 @@ def _grid(context: click.Context, parameter: click.Parameter, value: str | None)
 )
 @click.option("--force", is_flag=True, help="Overwrite outputs that exist.")
 @click.option("--key", help="Key of the one clip to decode.")
-@click.option("--source", metavar="URI", help="URI of a video to decode into one file.")
+@click.option("--source", metavar="URI", help="Path or URI of a video to decode into one file.")
 @click.option(
     "--from", "start", callback=_seconds, metavar="SECONDS", help="Start of the interval on the timeline of the video."
 )

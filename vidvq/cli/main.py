@@ -149,6 +149,8 @@ def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
         # click takes every EOFError for one of the keyboard; here a truncated file raised it.
         error = error.__cause__
     match error:
+        case click.NoSuchOption(possibilities=None | []):
+            return USAGE, f"{error.format_message()} Settings have no dashes: KEY=VALUE."
         case click.ClickException():
             return USAGE, error.format_message()
         case click.Abort():

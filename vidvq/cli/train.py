@@ -11,8 +11,9 @@ from vidvq.cli.config import settings_epilog
 @click.command(short_help="Train a tokenizer on clip shards.", epilog=settings_epilog("train"))
 @click.argument("config_name", metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--out", metavar="RUN", help="Run directory; the same as out=.")
 @click.option("--profile", is_flag=True, help="Profile steps 8 to 10: tables by part and operator, and a trace.")
-def train(config_name: str, overrides: tuple[str, ...], profile: bool) -> int:
+def train(config_name: str, overrides: tuple[str, ...], out: str | None, profile: bool) -> int:
     """Train a tokenizer with the settings in CONFIG, a YAML file or the name of a packaged one.
 
     To use several devices or nodes, start it with torchrun: torchrun --nproc-per-node 8 -m vidvq train CONFIG.
@@ -24,6 +25,7 @@ def train(config_name: str, overrides: tuple[str, ...], profile: bool) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from vidvq.train import TrainConfig, run_train
 
-    settings = config.load(TrainConfig, config.find_config(config_name), list(overrides))
+    given = [f"out={out}"] if out else []
+    settings = config.load(TrainConfig, config.find_config(config_name), [*given, *overrides])
     run_train(settings, profile)
     return 0

@@ -15,14 +15,18 @@ from vidvq.redact import printable
 def verify(folder: Path) -> int:
     """Verify DIR, a directory that `vidvq shard`, `map`, `tokenize` or `export` wrote, or a checkpoint.
 
+    Of a training run, the newest checkpoint is verified.
+
     Checks that every planned item is accounted for exactly once, every field agrees with the bytes, every checksum
     matches and every code is in range.
     """
     from vidvq.export import is_export, verify_export
-    from vidvq.formats.checkpoint import is_checkpoint, is_generator, verify_checkpoint
+    from vidvq.formats.checkpoint import find_checkpoint, is_checkpoint, is_generator, list_steps, verify_checkpoint
     from vidvq.formats.generator import verify_generator
     from vidvq.formats.verify import verify_folder
 
+    if list_steps(folder):
+        folder = find_checkpoint(folder)
     if is_checkpoint(folder):
         kind = "generator" if is_generator(folder) else "checkpoint"
         problems, notes = (verify_generator(folder), []) if kind == "generator" else verify_checkpoint(folder)

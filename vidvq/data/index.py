@@ -11,7 +11,7 @@ from zlib import crc32
 import numpy as np
 
 from vidvq.errors import UsageError
-from vidvq.formats.clip_shard import media_of, parse_clip_info
+from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
 from vidvq.formats.commit import Commit, read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.formats.selection import ClipSelection
@@ -119,7 +119,10 @@ def _open_selection(folder: Path, where: str | None) -> ClipSelection | None:
 
 
 def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
-    for shard in read_plan(folder).shard_names():
+    plan = read_plan(folder)
+    if plan.header.prefix != PREFIX:
+        raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
+    for shard in plan.shard_names():
         commit = read_commit(folder, shard)
         if commit is None:
             raise UsageError(f"{folder}: {shard} is not committed; finish vidvq shard first")

@@ -1,5 +1,6 @@
 """Look-up of token samples by key or by source and time, from the plan and the samples' JSON alone."""
 
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -57,17 +58,19 @@ def find_clips(tokens: Path, known: list[TokenLocation], interval: VideoInterval
     Raises:
         UsageError: the video is not in the tokens, none of its frames is in the interval, or two samples overlap.
     """
-    wanted = _planned_keys(tokens, known, interval)
+    # Plans record local videos by their absolute path.
+    names = {interval.source, os.path.normpath(Path(interval.source).absolute())}
+    wanted = _planned_keys(tokens, known, interval, names)
     infos: list[tuple[TokenLocation, TokenInfo]] = []
     sources: set[str] = set()
     for location in known:
         if wanted is None or location.key in wanted:
             info = location.read_info()
             sources.add(info.source)
-            if info.source == interval.source:
+            if info.source in names:
                 infos.append((location, info))
     if not infos:
-        near = suggest_nearest(interval.source, sorted(sources))
+        near = suggest_nearest(interval.source, sorted(sources)) or f"; it has {min(sources, default='no sample')}"
         raise UsageError(f"source={interval.source} is not in {tokens}{near}")
     infos.sort(key=lambda pair: frame_times(pair[1])[0])
     found: list[FoundClip] = []
@@ -100,14 +103,16 @@ def frame_times(info: TokenInfo) -> list[tuple[Fraction, Fraction]]:
     return [(start * tick, after * tick) for start, after in pairwise((*info.pts, last))]
 
 
-def _planned_keys(tokens: Path, known: list[TokenLocation], interval: VideoInterval) -> set[str] | None:
+def _planned_keys(
+    tokens: Path, known: list[TokenLocation], interval: VideoInterval, names: set[str]
+) -> set[str] | None:
     """Keys near the interval by the plan; None if the plan has no clip times, so that every JSON must be read."""
     folder = tokens.parent if tokens.is_file() else tokens
     table = read_plan(folder).table if (folder / "plan.json").is_file() else None
     if table is None or "begin_s" not in table.column_names:
         return None
     table = table.select(["key", "uri", "begin_s", "until_s"])
-    rows = {row["key"]: row for row in find_rows(table, "uri", interval.source).to_pylist()}
+    rows = {row["key"]: row for name in names for row in find_rows(table, "uri", name).to_pylist()}
     first = next((location for location in known if location.key in rows), None)
     if first is None:
         return None

@@ -34,7 +34,7 @@ def frames(
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
         checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
         key: key of the clip to decode. Give either ``key`` or ``source``.
-        source: URI of the video to decode, as in the JSON of its token samples.
+        source: path or URI of the video to decode, as in the JSON of its token samples.
         start: start of the interval (seconds on the source's timeline); None for the start of the video.
         end: end of the interval, exclusive (seconds on the source's timeline); None for the end of the video.
 

@@ -225,6 +225,8 @@ def find_checkpoint(path: Path) -> Path:
     if is_checkpoint(path):
         return path
     steps = list_steps(path)
+    if not steps and not is_remote(path) and not path.exists():
+        raise UsageError(f"{path} does not exist; give a checkpoint or a training run")
     if not steps:
         raise UsageError(f"{path} is not a checkpoint (model.safetensors, config.json, fingerprint) nor a training run")
     return steps[-1]

@@ -218,7 +218,11 @@ def read_plan(folder: Path) -> Plan:
         UsageError: there is none, its files do not belong together, or a folder in it is a link.
     """
     if not has_plan(folder):
-        raise UsageError(f"{folder} has no plan.json; give a directory that vidvq shard or vidvq tokenize wrote")
+        missing = not is_remote(folder) and not folder.exists()
+        raise UsageError(
+            f"{folder} {'does not exist' if missing else 'has no plan.json'}; give a directory that vidvq shard or "
+            "vidvq tokenize wrote"
+        )
     for name in _FOLDERS:
         if not is_remote(folder) and (folder / name).is_symlink():
             raise UsageError(f"{folder / name} is a link; records would be written elsewhere; replace it by the folder")

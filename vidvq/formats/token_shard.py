@@ -19,7 +19,7 @@ from vidvq.formats.npy import read_npy
 from vidvq.formats.schema import Count, Label, Pixels, Text, Ticks, TimeBase, parse
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_bits import pack_codes, unpack_codes
-from vidvq.storage import canonical_json, file_exists, parse_json, pretty_json, read_json
+from vidvq.storage import canonical_json, file_exists, is_remote, parse_json, pretty_json, read_json
 
 FORMAT = "vidvq.tokens/2"
 TOKENIZER_FORMAT = "vidvq.tokenizer/1"
@@ -173,7 +173,10 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
     """
     path = folder / CARD
     if not file_exists(path):
-        raise UsageError(f"{folder} has no {CARD}; give a directory that vidvq tokenize wrote")
+        missing = not is_remote(folder) and not folder.exists()
+        raise UsageError(
+            f"{folder} {'does not exist' if missing else f'has no {CARD}'}; give a directory that vidvq tokenize wrote"
+        )
     return parse_tokenizer_card(read_json(path), f"{path}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from vidvq.corpus.inputs import Fingerprint, list_sources
-from vidvq.corpus.source import Source, source_at
+from vidvq.corpus.source import Source, source_at, uri_of
 from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
 from vidvq.formats.keys import SCHEME
@@ -249,4 +249,4 @@ def _refresh(source: Source) -> Source:
 
 
 def _as_listed(uri: str) -> str:
-    return uri if "://" in uri else str(resolve_path(uri).absolute())
+    return uri if "://" in uri else uri_of(resolve_path(uri))

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ _MAX_JSON_DEPTH = 64
 PREFLIGHT_MARKER = ".vidvq-preflight-"
 # Key of the digest that a JSON file has of its other fields.
 DIGEST_KEY = "digest"
+_DIGEST = re.compile("[0-9a-f]{64}")
+_ABSENT = object()
 
 
 def canonical_json(value: Any) -> bytes:
@@ -243,16 +246,21 @@ def differences(path: str, old: Any, new: Any) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             inner = f"{path}.{key}" if path else key
-            if key not in new:
-                yield f"{inner} was {_short(old[key])}, now absent"
-            elif key not in old:
-                yield f"{inner} was absent, now {_short(new[key])}"
-            else:
-                yield from differences(inner, old[key], new[key])
+            there, here = old.get(key, _ABSENT), new.get(key, _ABSENT)
+            # A mapping that one side lacks is shown field by field; an empty one has none to show.
+            if there is _ABSENT and isinstance(here, dict) and here:
+                there = {}
+            elif here is _ABSENT and isinstance(there, dict) and there:
+                here = {}
+            yield from differences(inner, there, here)
     elif old != new:
         yield f"{path} was {_short(old)}, now {_short(new)}"
 
 
 def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    if isinstance(value, str) and _DIGEST.fullmatch(value):
+        return value[:12]
     text = canonical_json(value).decode()
     return text if len(text) <= 60 else text[:57] + "..."
