@@ -53,7 +53,8 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
     with open_runtime(stage.config.runtime) as runtime:
         stage = stage.prepare(out, runtime)
         plan = _plan(stage, inputs, out, update, runtime)
-        info(f"plan {plan.plan_id[:12]}: {plan.num_items} {stage.unit} in {plan.num_shards} shards")
+        items = f"{plan.num_items} {stage.unit} in {plan.num_shards} shards"
+        info(f"plan {plan.plan_id[:12]}: {items}; progress counts whole shards")
         write_files(out, plan, stage.files())
         _make_shards(stage, plan, out, runtime)
         summary = summarize(out, plan)

@@ -22,6 +22,7 @@ from ray import _raylet
 from ray._private import utils
 
 from vidvq.errors import StoreError
+from vidvq.log import info
 from vidvq.runtime.interface import RuntimeConfig
 
 # Ray's own limits add up to 13 minutes if an address accepts connections and never answers.
@@ -123,6 +124,7 @@ def _join(address: str) -> None:
 
 
 def _start_here(workers: int | None) -> None:
+    info("starting Ray on this machine, which takes a few seconds; runtime.workers=1 runs without it")
     try:
         # Without the dashboard there is no job server, which would run any command it receives. Ray's other ports
         # still listen on every interface, and require its token.
