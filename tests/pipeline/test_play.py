@@ -124,15 +124,19 @@ def test_old_rollouts_end(steered, tokens_dir, checkpoint_dir):
             call()
 
 
-def test_a_generator_that_cannot_play_is_refused(tmp_path, steered, tokens_dir, vidvq):
+def test_a_generator_that_cannot_play_is_refused(tmp_path, steered, tokens_dir, checkpoint_dir, vidvq):
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("generate",))
     mute = write_random(tmp_path / "mute", card)
     wrong = vidvq("generate", "play", mute, "--tokens", tokens_dir)
     assert wrong.code == 2 and "was not trained to predict; train one with tasks.predict=1" in wrong.error
     wrong = vidvq("generate", "play", steered)
     assert wrong.code == 2 and "names its training tokens; set --tokens" in wrong.error
+    shutil.copytree(checkpoint_dir, tmp_path / "tokenizer/checkpoints/step-00000001")
+    (tmp_path / "tokenizer/config.yaml").write_text("data: {clips: [runs/clips]}")
+    wrong = vidvq("generate", "play", tmp_path / "tokenizer")
+    assert wrong.code == 2 and "is not a generator" in wrong.error
     wrong = vidvq("generate", "play", tmp_path / "none")
-    assert wrong.code == 2 and "none is not a checkpoint" in wrong.error
+    assert wrong.code == 2 and "none does not exist" in wrong.error
     other = replace(card.tokenizer, token_fingerprint="f" * 64)
     foreign = write_random(tmp_path / "foreign", replace(card, tasks=("predict",), tokenizer=other))
     wrong = vidvq("generate", "play", foreign, "--tokens", tokens_dir)

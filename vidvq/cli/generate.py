@@ -126,7 +126,7 @@ def play(
     \b
     vidvq generate play runs/world/generator --checkpoint runs/world/tokenizer "keys={ArrowLeft: [-1], ArrowRight: [1]}"
     """
-    from vidvq.formats.checkpoint import find_checkpoint
+    from vidvq.formats.generator import read_generator
     from vidvq.generate.requests import PlayConfig
     from vidvq.generate.training_samples import training_tokens
     from vidvq.view.play import Game, build_play_page, play_routes
@@ -135,7 +135,7 @@ def play(
     settings = config.load(PlayConfig, config_path(config_name), list(overrides))
     folder = tokens or next(iter(training_tokens(run)), None)
     if folder is None:
-        find_checkpoint(run)
+        read_generator(run)
         raise UsageError(f"{run} has no config.yaml that names its training tokens; set --tokens")
     game = Game(run, folder, checkpoint, settings)
     serve(build_play_page(game), play_routes(game), port)

@@ -18,7 +18,8 @@ def training_tokens(run: Path) -> list[Path]:
     """Return the directories of the training tokens that a run's config names; empty for a generator without a run."""
     for folder in (run, run.parent.parent):
         if (folder / "config.yaml").is_file():
-            return [resolve_path(given) for given in read_yaml(folder / "config.yaml")["data"]["tokens"]]
+            named = read_yaml(folder / "config.yaml").get("data", {}).get("tokens", ())
+            return [resolve_path(given) for given in named]
     return []
 
 
