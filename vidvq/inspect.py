@@ -12,6 +12,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vidvq.config import is_mapping
 from vidvq.corpus.inputs import SUFFIXES
 from vidvq.corpus.lists import is_list, names_videos
 from vidvq.corpus.tars import is_tar, open_tar, read_tar
@@ -30,7 +31,7 @@ from vidvq.formats.summary import format_stats
 from vidvq.formats.tar import read_headers, read_samples
 from vidvq.formats.token_shard import MEDIA as TOKENS_MEDIA
 from vidvq.formats.token_shard import PACKED, TokenizerCard, parse_tokens, read_tokenizer_card
-from vidvq.storage import read_json
+from vidvq.storage import canonical_json, read_json
 
 _SHOWN = 10
 
@@ -82,7 +83,26 @@ def _decoded(folder: Path) -> Iterator[str]:
     names = [path.name for path in folder.iterdir() if path.name != "decode.json" and ".tmp." not in path.name]
     yield f"{folder}: {len(names)} decoded clips"
     if isinstance(settings, dict):
-        yield from (f"  {name}: {value}" for name, value in sorted(cast("dict[str, Any]", settings).items()))
+        yield from _fields(dict(sorted(cast("dict[str, Any]", settings).items())))
+
+
+def _fields(fields: dict[str, Any]) -> Iterator[str]:
+    """One line for each field; a mapping as `key=value`, as settings are given."""
+    for name, value in fields.items():
+        pairs = [f"{path}={_value(leaf)}" for path, leaf in _leaves(value)] if is_mapping(value) else [_value(value)]
+        yield f"  {name}: {' '.join(pairs)}"
+
+
+def _leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if is_mapping(value):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else canonical_json(value).decode()
 
 
 def _export(folder: Path) -> Iterator[str]:
@@ -112,8 +132,8 @@ def _job(folder: Path) -> Iterator[str]:
     for commit in commits:
         stats.update(commit.stats)
     yield from (f"  {line}" for line in format_stats(stats))
-    for name, value in plan.made_from.items():
-        yield f"  made from {name}: {value}"
+    yield "made from:"
+    yield from _fields(plan.made_from)
     if (folder / "tokenizer.json").is_file():
         yield from (f"  {line}" for line in _tokenizer(read_tokenizer_card(folder)))
 
@@ -248,14 +268,14 @@ def _checkpoint(path: Path) -> Iterator[str]:
     yield f"  decoder fingerprint {checkpoint.fingerprints.decoder}"
     for part in ("encoder", "quantizer", "decoder"):
         sizes = [tensor.size for name, tensor in checkpoint.tensors.items() if name.startswith(part + ".")]
-        yield f"  {part}: {len(sizes)} tensors, {sum(sizes) / 1e6:.2f} M numbers"
-    for name, value in checkpoint.config["model"].items():
-        yield f"  {name}: {value}"
+        yield f"  {part}: {len(sizes)} tensors, {sum(sizes) / 1e6:.2f} M weights"
+    yield "model:"
+    yield from _fields(checkpoint.config["model"])
 
 
 def _generator(generator: Generator) -> Iterator[str]:
     card, sizes = generator.card, [tensor.size for tensor in generator.tensors.values()]
-    yield f"{generator.path}: generator at step {generator.step}, {sum(sizes) / 1e6:.2f} M numbers"
+    yield f"{generator.path}: generator at step {generator.step}, {sum(sizes) / 1e6:.2f} M weights"
     yield f"  fingerprint {generator.fingerprint}"
     yield f"  objective {card.objective}, tasks {', '.join(card.tasks)}"
     yield f"  trained on {'; '.join('x'.join(map(str, shape)) for shape in card.shapes)} latents, {card.fps:.3g} fps"

@@ -65,3 +65,11 @@ def test_a_named_pipe_is_not_waited_for(vidvq, tmp_path):
     for name in ("x.mp4", "x.tar", "x.json"):
         os.mkfifo(tmp_path / name)
         assert "is neither a regular file nor a directory" in vidvq("inspect", tmp_path / name).error
+
+
+def test_settings_are_shown_as_they_are_given(clips_dir, checkpoint_dir, vidvq):
+    ran = vidvq("inspect", clips_dir)
+    assert ran.code == 0
+    (clip,) = [line for line in ran.out.splitlines() if line.startswith("  clip: ")]
+    assert "fps=null" in clip.split() and "num_frames=9" in clip.split() and "encoding=h264" in clip.split()
+    assert "{" not in vidvq("inspect", checkpoint_dir).out
