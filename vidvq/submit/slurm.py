@@ -37,6 +37,8 @@ class Backend:
     def check(self, job: Job, dry_run: bool) -> None:
         """See :class:`~vidvq.submit.backend.Backend`."""
         if not shutil.which("sbatch"):
+            if dry_run:
+                return
             raise UsageError("sbatch is not on the path; submit from a node of the Slurm cluster")
         sizes: dict[str, int] = {}
         default = None

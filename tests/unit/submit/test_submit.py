@@ -63,6 +63,14 @@ def test_the_environment_that_is_kept_holds_no_secret(there, monkeypatch, demo_v
     assert all("hunter2" not in path.read_text() for path in (there / "run").rglob("*") if path.is_file())
 
 
+def test_a_dry_run_for_slurm_needs_no_slurm(there, demo_videos, monkeypatch, vidvq):
+    monkeypatch.setattr("vidvq.submit.slurm.shutil.which", lambda name: None)
+    command = ["submit", "shard", demo_videos / "train", "--out", "out", *SETTINGS, "--backend", "slurm", "--nodes", 2]
+    ran = vidvq(*command, "--dry-run")
+    assert (ran.code, "#SBATCH --nodes=2" in ran.out, list(there.iterdir())) == (0, True, [])
+    assert "sbatch is not on the path" in vidvq(*command).error
+
+
 def test_a_dry_run_prints_what_would_run_and_writes_nothing(there, demo_videos, vidvq):
     ran = vidvq("submit", "shard", demo_videos / "train", "--out", "out", *SETTINGS, "--dry-run")
     assert ran.code == 0
