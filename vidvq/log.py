@@ -55,7 +55,7 @@ class ProgressBar:
         self.note = ""
         self._started = self._last_printed = time.monotonic()
         self._printed: tuple[int, str] | None = None
-        self._earlier = 0
+        self._earlier = self._ahead = 0
         self._live: tuple[Progress, TaskID] | None = None
 
     def advance(self, count: int = 1, note: str | None = None, *, earlier: bool = False) -> None:
@@ -67,25 +67,40 @@ class ProgressBar:
             earlier: whether an earlier run did these units; they do not count for the rate.
         """
         self.done += count
+        self._ahead = 0
         self._earlier += count if earlier else 0
         self.note = self.note if note is None else note
+        self._show()
+
+    def count_ahead(self) -> None:
+        """Show one more unit as done, which a later call of :meth:`advance` includes."""
+        self._ahead += 1
+        self._show()
+
+    def _show(self) -> None:
         if self._live:
             bar, task = self._live
-            bar.update(task, completed=self.done, note=self.note)
+            bar.update(task, completed=self._shown_done, note=self.note)
         elif time.monotonic() - self._last_printed > PLAIN_INTERVAL_S:
             self.print_line()
 
+    @property
+    def _shown_done(self) -> int:
+        done = self.done + self._ahead
+        return done if self.total is None else min(done, self.total)
+
     def print_line(self) -> None:
         """Print the progress as one plain line, unless the last line says the same."""
-        if self._printed == (self.done, self.note):
+        done = self._shown_done
+        if self._printed == (done, self.note):
             return
-        self._printed, self._last_printed = (self.done, self.note), time.monotonic()
-        done = f"{self.done} {self.unit}" if self.total is None else f"{self.done}/{self.total}"
-        info(f"{self.label}: " + ", ".join(part for part in (done, self.describe_rate(), self.note) if part))
+        self._printed, self._last_printed = (done, self.note), time.monotonic()
+        counted = f"{done} {self.unit}" if self.total is None else f"{done}/{self.total}"
+        info(f"{self.label}: " + ", ".join(part for part in (counted, self.describe_rate(), self.note) if part))
 
     def describe_rate(self) -> str:
         """Rate and remaining time; the elapsed time where there is no rate or nothing remains."""
-        elapsed_s, made = time.monotonic() - self._started, self.done - self._earlier
+        elapsed_s, made = time.monotonic() - self._started, self._shown_done - self._earlier
         if self.done == self.total and not made:
             return "done before"
         if made <= 0 or elapsed_s <= 0:
@@ -94,7 +109,7 @@ class ProgressBar:
         shown = f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{1 / rate:.1f} s/{self.unit.removesuffix('s')}"
         if self.total is None:
             return shown
-        left = self.total - self.done
+        left = self.total - self._shown_done
         return f"{shown}, " + (f"eta {_clock(left / rate)}" if left > 0 else f"took {_clock(elapsed_s)}")
 
 

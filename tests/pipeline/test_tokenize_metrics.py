@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vidvq import log
 from vidvq.formats.commit import Commit
 from vidvq.jobs import timing
 from vidvq.jobs.stage import Monitor, ShardResult
@@ -125,3 +126,16 @@ def test_a_report_whose_originals_are_gone_has_no_pictures(vidvq, make_video, ch
     settings = ("video.short_side=32", "video.multiple=8", "gop_frames=9", "runtime.workers=0")
     assert vidvq("tokenize", video, "--checkpoint", checkpoint_dir, "--out", out, *settings).code == 0
     assert "data:image" not in (out / "report.html").read_text()
+
+
+def test_without_ray_the_clips_of_a_shard_are_counted_one_by_one(
+    tmp_path, clips_dir, checkpoint_dir, monkeypatch, vidvq
+):
+    monkeypatch.setattr(log, "PLAIN_INTERVAL_S", -1.0)
+    out = tmp_path / "out"
+    ran = vidvq("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=0")
+    shown = [line.split()[1].rstrip(",") for line in ran.err.splitlines() if line.startswith("tokenize: ")]
+    total = int(shown[-1].partition("/")[2])
+    assert list(dict.fromkeys(shown)) == [f"{done}/{total}" for done in range(1, total + 1)]
+    # What the run tells of itself follows its last line of progress.
+    assert ran.err.rindex("tokenize: ") < ran.err.index("since then the workers spent")

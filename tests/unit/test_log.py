@@ -57,3 +57,20 @@ def test_a_job_without_progress_shows_the_time(clock, capsys):
     with log.progress("predict", 3, "samples"):
         clock[0] += 75
     assert capsys.readouterr().err == "predict: 0/3, 0:01:15 so far\n"
+
+
+def test_units_ahead_are_shown_and_counted_once(clock, capsys):
+    with log.progress("tokenize", 4, "clips") as bar:
+        clock[0] += 20
+        bar.count_ahead()
+        clock[0] += 20
+        bar.count_ahead()
+        bar.advance(2)
+        clock[0] += 40
+        bar.advance(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "tokenize: 1/4, 20.0 s/clip, eta 0:01:00",
+        "tokenize: 2/4, 20.0 s/clip, eta 0:00:40",
+        "tokenize: 4/4, 20.0 s/clip, took 0:01:20",
+    ]

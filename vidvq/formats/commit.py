@@ -7,8 +7,10 @@ a committed shard or one that the next run makes again.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -121,6 +123,19 @@ class _CommitFile:
     stats: dict[Label, Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]]
 
 
+_on_item: ContextVar[Callable[[], None]] = ContextVar("on_item", default=lambda: None)
+
+
+@contextmanager
+def observe_items(observer: Callable[[], None]) -> Generator[None]:
+    """Call ``observer`` after each item that this thread adds to a shard in the block, before its commit."""
+    token = _on_item.set(observer)
+    try:
+        yield
+    finally:
+        _on_item.reset(token)
+
+
 class ShardDraft:
     """A shard in the making.
 
@@ -152,6 +167,7 @@ class ShardDraft:
         for extension in sorted(files):
             self._tar.add(f"{key}.{extension}", files[extension])
         self.ok += 1
+        _on_item.get()()
         for name, count in stats.items():
             self.stats[name] = self.stats.get(name, 0) + count
 

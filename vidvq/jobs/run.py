@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.errors import JobStopped, WorkerLost
-from vidvq.formats.commit import read_commits
+from vidvq.formats.commit import observe_items, read_commits
 from vidvq.formats.plan import Plan, write_files
 from vidvq.formats.summary import JobSummary, refuse_other_plan, summarize
 from vidvq.jobs.plan_clips import plan_clips
@@ -53,8 +53,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
     with open_runtime(stage.config.runtime) as runtime:
         stage = stage.prepare(out, runtime)
         plan = _plan(stage, inputs, out, update, runtime)
-        items = f"{plan.num_items} {stage.unit} in {plan.num_shards} shards"
-        info(f"plan {plan.plan_id[:12]}: {items}; progress counts whole shards")
+        info(f"plan {plan.plan_id[:12]}: {plan.num_items} {stage.unit} in {plan.num_shards} shards")
         write_files(out, plan, stage.files())
         _make_shards(stage, plan, out, runtime)
         summary = summarize(out, plan)
@@ -74,7 +73,8 @@ def _plan(stage: Stage[Any], inputs: list[str], out: Path, update: CorpusUpdate 
 def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) -> None:
     note, monitor, accounting = ProgressNote(), stage.monitor(), TimeAccounting()
     try:
-        with progress(stage.name, plan.num_items, stage.unit) as bar:
+        # Shards that this process makes, without Ray, are counted item by item.
+        with progress(stage.name, plan.num_items, stage.unit) as bar, observe_items(bar.count_ahead):
             tasks = _tasks(stage, plan, out, monitor, note, bar)
             # Two tasks are enough to see whether there is work for more than one worker.
             first = list(islice(tasks, 2))
