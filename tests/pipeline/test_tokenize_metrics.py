@@ -1,6 +1,7 @@
 """Time accounting of a run: each second of a worker counts for one activity, and commits do not contain times."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,7 @@ def test_the_account_says_what_starved(clock):
     )
     assert said[1].endswith("44% of their time encoding, 31% waiting for a shard, 25% waiting for decoded frames")
     assert said[2].startswith("most of the rest was spent waiting for a shard; what helps: smaller shards")
+    assert len(replace(metrics, wall_s=9.9).lines()) == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

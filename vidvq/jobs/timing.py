@@ -21,8 +21,9 @@ _ACTIVITIES = {
     "core": Activity("waiting for a CPU core", "fewer workers, or more CPUs: decoding needs some beside each worker"),
     "idle": Activity("waiting for a shard", "smaller shards, so that no worker is left without one at the end"),
 }
-# A smaller share is not worth advice.
+# A smaller share, or a shorter run (seconds), is not worth advice.
 _ADVICE_SHARE = 0.1
+_ADVICE_WALL_S = 10.0
 _SHOWN_SHARE = 0.005
 
 
@@ -132,7 +133,8 @@ class RunMetrics:
             "was ready",
             f"since then the workers spent {', '.join(parts)}",
         ]
-        if listed and shares[listed[0]] >= _ADVICE_SHARE and self.activities[listed[0]].remedy:
+        is_worth = self.wall_s >= _ADVICE_WALL_S and listed and shares[listed[0]] >= _ADVICE_SHARE
+        if is_worth and self.activities[listed[0]].remedy:
             activity = self.activities[listed[0]]
             text.append(f"most of the rest was spent {activity.name}; what helps: {activity.remedy}")
         return text
