@@ -251,3 +251,8 @@ def test_the_newest_checkpoint_of_a_run_is_verified(vidvq, tmp_path, checkpoint_
     assert (ran.code, "step-00000002 is intact: a checkpoint" in ran.out) == (0, True)
     flip_byte(tmp_path / "run/checkpoints/step-00000002/model.safetensors", 5000)
     assert vidvq("verify", tmp_path / "run").code == 1
+
+
+def test_the_help_lists_the_commands_in_the_order_of_the_pipeline(vidvq):
+    listed = [line.split()[0] for line in vidvq("--help").out.partition("Commands:\n")[2].splitlines() if line.strip()]
+    assert listed[:6] == ["demo", "shard", "map", "train", "tokenize", "decode"]

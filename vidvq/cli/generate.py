@@ -24,7 +24,7 @@ from vidvq.cli.options import (
 from vidvq.errors import UsageError
 
 
-@click.group(short_help="Train a generator on token shards; generate, predict, interpolate and fill in video.")
+@click.group(short_help="Train a generator on token shards, and generate with it.")
 def generate() -> None:
     """Train a generator on token shards, and generate token shards and video with it.
 

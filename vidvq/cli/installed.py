@@ -23,8 +23,8 @@ class CommandGroup(click.Group):
     """Built-in commands and those of installed stages; built-in names take precedence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands."""
-        return sorted({*super().list_commands(ctx), *entry_points(group=_GROUP).names})
+        """Names of all commands: the built-in ones in the order of their registration, then the others."""
+        return [*self.commands, *sorted(entry_points(group=_GROUP).names - self.commands.keys())]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command with a name; None if there is none."""

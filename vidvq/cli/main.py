@@ -48,22 +48,23 @@ from vidvq.errors import JobStopped, JobTerminated, StoreError, UsageError, Work
 from vidvq.redact import printable, redact
 from vidvq.video import VideoError
 
+# In the order of the help.
 COMMANDS = (
+    demo,
     shard,
     map_clips,
     train,
     tokenize,
     decode,
+    export,
     generate,
     view,
     evaluate,
-    demo,
-    show_config,
     inspect,
     verify,
-    export,
     convert,
     submit,
+    show_config,
 )
 
 OK, FAILED, USAGE, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
@@ -76,7 +77,11 @@ _terminated = threading.Event()
 def cli() -> None:
     """Turn a corpus of video into discrete tokens, and tokens back into video.
 
-    videos --shard--> clip shards --train--> checkpoint --tokenize--> token shards --decode--> frames
+    \b
+    videos --shard--> clip shards --train--> checkpoint
+    clip shards, videos --tokenize--> token shards --decode---> frames
+                                                   --export---> training sequences
+                                                   --generate-> new clips
 
     Settings are key.sub=value after the arguments and override a YAML file. `vidvq config STAGE` prints all of them.
     VIDVQ_DEBUG=1 shows the traceback of an error.
