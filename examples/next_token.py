@@ -1,9 +1,9 @@
-"""Train a small transformer to tell the next id, from token shards or from a megatron export, on a CPU.
+"""Train a small transformer to predict the next id, from token shards or from a megatron export, on a CPU.
 
 python examples/next_token.py runs/tokens
 python examples/next_token.py runs/megatron --steps 300
 
-What it has to beat is the entropy of the ids: the loss of one who knows how frequent each is, and nothing else.
+The baseline is the entropy of the ids: the loss of a model that knows the frequency of each id, and nothing else.
 """
 
 import argparse
@@ -16,8 +16,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from vidvq.errors import UsageError
 from vidvq.export import ExportConfig, Layout, grid_to_sequence
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
+
+MAX_VOCABULARY = 200_000
 
 
 def read_token_shards(folder: Path) -> tuple[list[np.ndarray], int]:
@@ -71,10 +74,11 @@ def loss_of(model: NextToken, rows: torch.Tensor) -> torch.Tensor:
 def train(
     clips: list[np.ndarray], vocabulary: int, steps: int, batch: int = 4, context: int = 256
 ) -> tuple[list[float], float]:
-    """Train on all clips but each tenth; returns the loss of each step, and the loss on each tenth clip at the end."""
+    """Train on all clips but every tenth, or the last of fewer; returns the losses, and the held-out loss."""
     torch.manual_seed(0)
-    held_out = windows(np.concatenate(clips[9::10]), context)
-    stream = torch.from_numpy(np.concatenate([clip for index, clip in enumerate(clips) if index % 10 != 9]))
+    first = min(9, len(clips) - 1)
+    held_out = windows(np.concatenate(clips[first::10]), context)
+    stream = torch.from_numpy(np.concatenate([clip for index, clip in enumerate(clips) if index % 10 != first]))
     model = NextToken(vocabulary, context)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses: list[float] = []
@@ -91,18 +95,25 @@ def train(
 
 def main() -> None:
     """Read the command line and train."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="token shards, or a megatron export")
     parser.add_argument("--steps", type=int, default=300)
     arguments = parser.parse_args()
     read = read_megatron if (arguments.folder / "export.json").is_file() else read_token_shards
-    clips, vocabulary = read(arguments.folder)
+    try:
+        clips, vocabulary = read(arguments.folder)
+    except UsageError as error:
+        parser.error(str(error))
+    if vocabulary > MAX_VOCABULARY:
+        parser.error(f"a vocabulary of {vocabulary} ids is too large for a table of logits; use smaller codebooks")
+    if len(clips) < 2:
+        parser.error(f"{arguments.folder} has {len(clips)} clips; give 2 or more, because one is held out")
     losses, held_out = train(clips, vocabulary, arguments.steps)
     ids = np.concatenate(clips)
     print(f"{len(ids)} ids of {vocabulary} in {len(clips)} clips")
     print(f"a uniform guess {math.log(vocabulary):.3f}, entropy {entropy(ids):.3f}")
     print(f"loss {losses[0]:.3f} at the first step, {np.mean(losses[-10:]):.3f} over the last 10 of {len(losses)}")
-    print(f"loss {held_out:.3f} on each tenth clip, which was not trained on")
+    print(f"loss {held_out:.3f} on held-out clips")
 
 
 if __name__ == "__main__":

@@ -20,4 +20,6 @@ def test_the_loss_goes_down_on_both(tmp_path, tokens_dir, vidvq):
     losses, held_out = example.train(exported, vocabulary, steps=30, context=32)
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
     assert held_out < losses[0]
+    few, held_out = example.train(exported[:3], vocabulary, steps=1, context=32)
+    assert len(few) == 1 and np.isfinite(held_out)
     assert example.entropy(np.array([3, 3, 7, 7])) == pytest.approx(np.log(2))

@@ -26,5 +26,5 @@ def export(tokens: Path, overrides: tuple[str, ...], target: str, out: Path, che
 
     settings = config.load(ExportConfig, None, list(overrides))
     for line in run_export(tokens, target, out, settings, check).lines():
-        log.info(line)
+        log.info(line + (f"; equal to {tokens}, id by id" if check else ""))
     return 0
