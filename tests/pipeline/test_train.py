@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.warm import COMMAND
 from vidvq.cli.main import run
 from vidvq.formats.checkpoint import list_steps, read_checkpoint
 
@@ -68,8 +69,15 @@ def test_a_run_leaves_checkpoints_metrics_and_events(whole):
     assert (whole / "config.yaml").is_file()
 
 
+def test_a_run_describes_itself_first(train, clips_dir, tmp_path):
+    done = train(clips_dir, tmp_path / "run", "steps=1")
+    assert re.match(r"0\.\d M trained weights, fp32, on 1 x CPU; 2 of \d+ clips per step, 5x32x32\n", done.stderr)
+
+
 def stop_at(warm, clips_dir: Path, out: Path, folder: str, number: signal.Signals) -> str:
-    job = warm.start(*command(clips_dir, out), start_new_session=True)
+    # Shells start background processes with SIGINT ignored, which children inherit.
+    handled = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{COMMAND}"
+    job = warm.start(*command(clips_dir, out), code=handled, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
         while not (out / "checkpoints" / folder / "fingerprint").exists():
@@ -81,7 +89,7 @@ def stop_at(warm, clips_dir: Path, out: Path, folder: str, number: signal.Signal
     finally:
         with suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
-    assert job.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 143)
+    assert job.returncode == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}[number]
     return stderr
 
 
@@ -96,11 +104,20 @@ def test_a_killed_run_goes_on_to_the_same_weights(train, warm, clips_dir, whole,
     assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
 
 
-def test_a_terminated_run_saves_first(train, warm, clips_dir, whole, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGTERM, "is saved, run the same command to resume"),
+        (signal.SIGINT, "interrupted; run the same command again to resume"),
+    ],
+)
+def test_a_stopped_run_saves_first(train, warm, clips_dir, whole, tmp_path, number, message):
     out = tmp_path / "run"
-    stderr = stop_at(warm, clips_dir, out, "step-00000004", signal.SIGTERM)
-    assert "is saved, run the same command to resume" in stderr.splitlines()[-1]
+    stderr = stop_at(warm, clips_dir, out, "step-00000004", number)
+    assert message in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
+    # The step after it may have been the last one before.
+    assert list_steps(out)[-1].name != "step-00000004"
     done = train(clips_dir, out)
     assert done.returncode == 0, done.stderr
     assert told(out) == told(whole)

@@ -10,7 +10,7 @@ from time import monotonic
 import numpy as np
 
 from vidvq.data import TokenDataset, iter_micro_batches
-from vidvq.errors import JobTerminated, UsageError
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, resolve_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
 from vidvq.generate.code_vectors import code_vectors
@@ -166,7 +166,15 @@ class _TrainingLoop:
         self.batches: Iterator[Examples] | None = None
 
     def fit(self) -> None:
-        config, stop_signal = self.config, StopSignal()
+        try:
+            with StopSignal() as stop_signal:
+                self._fit(stop_signal)
+        finally:
+            if self.writer:
+                self.writer.close()
+
+    def _fit(self, stop_signal: StopSignal) -> None:
+        config = self.config
         with progress("generate train", config.steps, "steps") if self.context.rank == 0 else nullcontext() as bar:
             if bar:
                 bar.advance(self.trainer.progress.step, earlier=True)
@@ -191,9 +199,7 @@ class _TrainingLoop:
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     self._save()
                 if stop and done < config.steps:
-                    raise JobTerminated(f"stopped by SIGTERM; step {done} is saved, run the same command to resume")
-        if self.writer:
-            self.writer.close()
+                    raise stop_signal.error(done)
 
     def _train_micro_batch(self, micro_step: int) -> None:
         while True:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vidvq.data import ClipDataset, iter_micro_batches
-from vidvq.errors import JobTerminated
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder, write_checkpoint
 from vidvq.log import info, progress, warn
 from vidvq.model.pixels import PREPROCESSING, to_video
@@ -68,7 +67,7 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
         UsageError: the run directory belongs to a run with another config or is in use, or the data is unusable.
         OSError: the disk is full or not writable; existing checkpoints are unaffected.
         WorkerLost: another process of the job is lost.
-        JobTerminated: SIGTERM was received and the last step is saved.
+        JobTerminated: SIGTERM was received; the last step is saved, as it is before a KeyboardInterrupt.
         JobStopped: the limit of rollbacks is reached.
     """
     run = Path(config.out)
@@ -112,12 +111,23 @@ class _TrainingLoop:
         self.device_copier = DeviceCopier(context.device)
 
     def fit(self) -> Fingerprints | None:
+        try:
+            with StopSignal() as stop_signal:
+                return self._fit(stop_signal)
+        finally:
+            if self.writer:
+                self.writer.close()
+            if self.profiler:
+                self.profiler.close()
+
+    def _fit(self, stop_signal: StopSignal) -> Fingerprints | None:
         config, prints = self.config, None
-        stop_signal = StopSignal()
         self.trainer.stop_requested = lambda: stop_signal.received
+        if self.context.rank == 0:
+            info(self._describe())
         with progress("train", config.steps, "steps") if self.context.rank == 0 else nullcontext() as bar:
             if bar:
-                bar.advance(self.trainer.progress.step)
+                bar.advance(self.trainer.progress.step, earlier=True)
                 if config.compile:
                     info(
                         "the first step, the first after the codebooks' warm-up and the first with the discriminator "
@@ -142,12 +152,20 @@ class _TrainingLoop:
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     prints = self._save()
                 if stop and done < config.steps:
-                    raise JobTerminated(f"stopped by SIGTERM; step {done} is saved, run the same command to resume")
-        if self.writer:
-            self.writer.close()
-        if self.profiler:
-            self.profiler.close()
+                    raise stop_signal.error(done)
         return prints
+
+    def _describe(self) -> str:
+        """Describe the run in one line."""
+        data, trained = self.config.data, self.trainer.tokenizer.parameters()
+        weights = sum(getattr(weight, "ds_numel", weight.numel()) for weight in trained if weight.requires_grad)
+        shapes = ", ".join(f"{shape.num_frames}x{shape.height}x{shape.width}" for shape in data.shapes)
+        device, ranks = self.context.device, self.context.size
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+        return (
+            f"{weights / 1e6:.1f} M trained weights, {self.config.precision}, on {ranks} x {name}; "
+            f"{data.batch_size} of {len(self.data.index.keys)} clips per step, {shapes}"
+        )
 
     def _step(self) -> None:
         """Run one optimizer step over all micro-batches of a batch."""
