@@ -50,5 +50,8 @@ def acquire_run_directory(run: Path, config: Any, may_change: Collection[str]) -
         found = differences("", theirs, mine)
         differing = [line for line in found if line.partition(" ")[0] not in may_change]
         if differing:
-            raise UsageError(f"{run} belongs to a run with another config: {'; '.join(differing)}; use another out=")
+            further = f", with start_from={run} to train its weights further" if hasattr(config, "start_from") else ""
+            raise UsageError(
+                f"{run} belongs to a run with another config: {'; '.join(differing)}; use another out={further}"
+            )
     write_atomic(path, settings.dump(config).encode())
