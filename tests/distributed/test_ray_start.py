@@ -31,8 +31,8 @@ def line_of(ran: subprocess.CompletedProcess) -> str:
     """The only line on stderr of a job that failed with exit code 1."""
     assert ran.returncode == 1, ran.stderr
     assert ran.stdout == ""
-    # Inputs are listed before Ray is needed.
-    (line,) = [line for line in ran.stderr.splitlines() if not line.startswith("list: ")]
+    # Inputs are listed before Ray is needed, and its start takes seconds.
+    (line,) = [line for line in ran.stderr.splitlines() if not line.startswith(("list: ", "starting Ray, "))]
     return line
 
 

@@ -164,6 +164,6 @@ def test_a_path_that_does_not_exist_is_no_plugin(clips_dir, tmp_path, vidvq):
     ran = vidvq("evaluate", clips_dir, "--checkpoint", "builtins:int")
     assert ran.code == 2 and "builtins has no source file; give module:Class or path/to/file.py:Class" in ran.error
     ran = vidvq("evaluate", clips_dir, "--checkpoint", tmp_path / "missing")
-    assert ran.code == 2 and "is not a checkpoint" in ran.error
+    assert ran.code == 2 and "missing does not exist; give a checkpoint or a training run" in ran.error
     ran = vidvq("evaluate", clips_dir, "--checkpoint", tmp_path / "missing.py:Mine")
     assert ran.code == 2 and "missing.py does not exist; give module:Class or path/to/file.py:Class" in ran.error

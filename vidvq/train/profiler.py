@@ -83,7 +83,8 @@ class Profiler:
         tables = [by_phases(events), counted, by_operators(events, self._cuda)]
         text = "\n".join(line for table in tables for line in (*table, ""))
         write_atomic(self._run / "profile.txt", text.encode())
-        info(f"{text}wrote {self._run / 'profile.txt'}, and {trace} for https://ui.perfetto.dev")
+        for line in (*text.splitlines(), f"wrote {self._run / 'profile.txt'}, and {trace} for https://ui.perfetto.dev"):
+            info(line)
 
 
 def by_phases(events: Iterable[Any]) -> list[str]:

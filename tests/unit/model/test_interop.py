@@ -376,7 +376,7 @@ def test_load_pretrained_downloads_only_the_files_of_a_checkpoint(checkpoint_dir
 
 def test_a_name_that_is_neither_folder_nor_repository_is_one_clear_error(tmp_path, monkeypatch):
     hub = pytest.importorskip("vidvq.pretrained.hub")
-    with pytest.raises(ValueError, match="is not a checkpoint .* nor a training run"):
+    with pytest.raises(ValueError, match="missing does not exist; give a checkpoint or a training run"):
         load_pretrained(tmp_path / "missing")
     with pytest.raises(ValueError, match="some one/tokenizer is not a local folder"):
         load_pretrained("some one/tokenizer")
