@@ -5,12 +5,26 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vidvq.metrics.codes import codebook_usage
+from vidvq.metrics.codes import CodebookUsage, codebook_usage
 from vidvq.model import VideoTokenizer
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
 
 # With fewer tokens per code, a code without tokens may still be in use.
 _MIN_TOKENS_PER_CODE = 10
+
+
+def count_codes(counts: Tensor, codes: Tensor) -> None:
+    """Add the occurrences of ``codes``, of any shape, to ``counts``, ``size``."""
+    used = codes.flatten()
+    # Not bincount, which reads the largest code from the device.
+    counts.index_add_(0, used, torch.ones_like(used, dtype=torch.float))
+
+
+def measure_usage(name: str, counts: Tensor) -> CodebookUsage:
+    """Return the usage of a codebook by its ``counts`` on all ranks, ``size``. Collective: call on every rank."""
+    total = all_reduce_sum(counts)
+    # A large codebook has far more codes than occur.
+    return codebook_usage(name, len(total), total[total > 0].cpu().numpy())
 
 
 class UsageCounter:
@@ -37,9 +51,7 @@ class UsageCounter:
     def add(self, codes: Tensor) -> None:
         """Count the codes ``b lt lh lw`` of a micro-batch on this rank."""
         for name, part in self._split(codes):
-            # Not bincount, which reads the largest code from the device.
-            used = part.flatten()
-            self.counts[name][1].index_add_(0, used, torch.ones_like(used, dtype=torch.float))
+            count_codes(self.counts[name][1], part)
 
     def finish_step(self, step: int) -> None:
         """Start a new window after step ``step`` if the current window is complete."""
@@ -52,9 +64,7 @@ class UsageCounter:
         """Return usage, perplexity, dead codes and tokens of each codebook. Collective: call on every rank."""
         metrics: dict[str, float] = {}
         for book in self._books:
-            counts = all_reduce_sum(self.counts[book.name].sum(dim=0))
-            # A large codebook has far more codes than occur in a window.
-            use = codebook_usage(book.name, book.size, counts[counts > 0].cpu().numpy())
+            use = measure_usage(book.name, self.counts[book.name].sum(dim=0))
             metrics[f"usage_{book.name}"], metrics[f"perplexity_{book.name}"] = use.share, use.perplexity
             metrics[f"dead_{book.name}"] = float(use.size - use.used)
             metrics[f"tokens_{book.name}"] = float(use.tokens)

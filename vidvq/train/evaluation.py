@@ -10,7 +10,6 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
-from vidvq.metrics.codes import codebook_usage
 from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import VideoTokenizer
@@ -18,6 +17,7 @@ from vidvq.model.enlarge import shrink
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.model.step_shape import GPU_STREAM
 from vidvq.storage import resolve_path
+from vidvq.train.codebook_usage import count_codes, measure_usage
 from vidvq.train.config import TrainConfig
 from vidvq.train.degrade import degrade
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
@@ -82,8 +82,7 @@ class Evaluator:
             sums["pixels"] += frames.shape[0] * frames.shape[1] * frames.shape[2]
             for t, group in enumerate(codes[0]):
                 book = books[min(t, len(books) - 1)]
-                used = group.flatten()
-                counts[book.name].index_add_(0, used, torch.ones_like(used, dtype=torch.float))
+                count_codes(counts[book.name], group)
                 sums["bits"] += group.numel() * log2(book.size)
             if self._perceptual:
                 pairs = [video[0].transpose(0, 1), back[0].transpose(0, 1)]
@@ -93,8 +92,7 @@ class Evaluator:
         scores = {"bits_per_pixel": named.pop("bits") / named.pop("pixels")}
         scores |= {name: value / len(self._clips) for name, value in named.items()}
         for name, count in counts.items():
-            used = all_reduce_sum(count)
-            use = codebook_usage(name, len(used), used[used > 0].cpu().numpy())
+            use = measure_usage(name, count)
             scores[f"usage_{name}"], scores[f"perplexity_{name}"] = use.share, use.perplexity
         return scores, shown
 
