@@ -77,7 +77,8 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
         cache_file = machine_memory_file() if config.data.cache_mib else None
         data = ClipDataset(config.data, config.seed, context.rank, context.size, cache_file)
         with locked_run_directory(run, context):
-            acquire_run_directory(run, config, _MAY_CHANGE)
+            remedy = f"use another out=, with start_from={run} to train its weights further"
+            acquire_run_directory(run, config, _MAY_CHANGE, remedy)
             if is_checkpoint(step_folder(run, config.steps)):
                 info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
                 return None

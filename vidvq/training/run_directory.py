@@ -31,13 +31,16 @@ def locked_run_directory(run: Path, context: DistributedContext) -> Iterator[Non
         yield
 
 
-def acquire_run_directory(run: Path, config: Any, may_change: Collection[str]) -> None:
+def acquire_run_directory(
+    run: Path, config: Any, may_change: Collection[str], remedy: str = "use another out="
+) -> None:
     """Write the resolved config; reject a directory with checkpoints of another config.
 
     Args:
         run: run directory.
         config: config of the run (a dataclass).
         may_change: settings that may change on resume, by path, because they affect the execution, not the result.
+        remedy: what to do about a directory of another config, for the error message.
 
     Raises:
         UsageError: the directory belongs to a run with another config; names the differences.
@@ -50,8 +53,5 @@ def acquire_run_directory(run: Path, config: Any, may_change: Collection[str]) -
         found = differences("", theirs, mine)
         differing = [line for line in found if line.partition(" ")[0] not in may_change]
         if differing:
-            further = f", with start_from={run} to train its weights further" if hasattr(config, "start_from") else ""
-            raise UsageError(
-                f"{run} belongs to a run with another config: {'; '.join(differing)}; use another out={further}"
-            )
+            raise UsageError(f"{run} belongs to a run with another config: {'; '.join(differing)}; {remedy}")
     write_atomic(path, settings.dump(config).encode())
