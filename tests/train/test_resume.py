@@ -29,6 +29,17 @@ def test_a_resumed_run_is_bit_identical(whole, train, tmp_path):
     assert read_checkpoint(run.out).fingerprints == read_checkpoint(whole.out).fingerprints
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_resumed_run_with_offloaded_optimizers_is_bit_identical(train, tmp_path, stage):
+    settings = (f"zero_stage={stage}", "generator.offload=true", "discriminator_optimizer.offload=true")
+    whole = train(tmp_path / "whole", *settings)
+    run = train(stopped_at_3(whole, tmp_path), *settings)
+    assert "resuming from" in run.stderr
+    assert run.lines == whole.lines
+    assert read_checkpoint(run.out).fingerprints == read_checkpoint(whole.out).fingerprints
+
+
 def test_a_run_in_the_old_format_resumes(whole, train, tmp_path):
     out = stopped_at_3(whole, tmp_path)
     training = out / "checkpoints/step-00000003/training"

@@ -216,11 +216,23 @@ def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig) 
         "weight_decay": optimizer.weight_decay,
     }
     if optimizer.offload:
-        return deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
+        adam = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
+        adam.register_step_pre_hook(lambda *_: _forget_bias_correction(adam))
+        return adam
     if optimizer.kind == "radam":
         return torch.optim.RAdam(parameters, decoupled_weight_decay=True, **settings)
     # With False torch would update the weights one by one on a GPU; None leaves it the multi-tensor kernels.
     return torch.optim.AdamW(parameters, fused=optimizer.fused or None, **settings)
+
+
+def _forget_bias_correction(adam: Any) -> None:
+    """Make DeepSpeed's compiled Adam compute its bias correction from the number of the step.
+
+    By itself it multiplies the correction of the previous step, so that a resumed process would round otherwise.
+    """
+    settings = adam.defaults
+    betas, decay = settings["betas"], settings["weight_decay"]
+    adam.ds_opt_adam.create_adam(adam.opt_id, settings["lr"], *betas, settings["eps"], decay, adam.adam_w_mode, False)
 
 
 def _clip(engine: Any, parameters: list[nn.Parameter], most: float) -> None:
