@@ -31,6 +31,7 @@ from vidvq.formats.summary import format_stats
 from vidvq.formats.tar import read_headers, read_samples
 from vidvq.formats.token_shard import MEDIA as TOKENS_MEDIA
 from vidvq.formats.token_shard import PACKED, TokenizerCard, parse_tokens, read_tokenizer_card
+from vidvq.log import counted
 from vidvq.storage import canonical_json, read_json
 
 _SHOWN = 10
@@ -110,7 +111,7 @@ def _export(folder: Path) -> Iterator[str]:
     parts = [part for stem in header.parts if (part := read_part(folder, stem))]
     yield f"{folder}: an export to {header.target}, {len(parts)} of {len(header.parts)} parts finished"
     clips, ids = sum(part.clips for part in parts), sum(part.ids for part in parts)
-    yield f"  {clips} clips, {ids} ids of {header.dtype}"
+    yield f"  {counted(clips, 'clips')}, {ids} ids of {header.dtype}"
     yield f"  vocabulary: {header.vocabulary} ids, special tokens {header.specials or 'none'}"
     yield f"  order: {header.order} ({header.axes})"
     yield f"  token fingerprint: {header.token_fingerprint}"
@@ -122,8 +123,8 @@ def _job(folder: Path) -> Iterator[str]:
     kinds = {"shard": "clip shards", "tokenize": "token shards", "generate": "token shards", "map": "columns"}
     kind = kinds.get(plan.stage, f"shards of vidvq {plan.stage}")
     yield f"{folder}: {kind} of plan {plan.plan_id[:12]}"
-    yield f"  planned: {plan.num_items} items in {plan.num_shards} shards"
-    yield f"  committed: {len(commits)} shards, {sum(commit.bytes for commit in commits) / 1e6:.1f} MB"
+    yield f"  planned: {counted(plan.num_items, 'items')} in {counted(plan.num_shards, 'shards')}"
+    yield f"  committed: {counted(len(commits), 'shards')}, {sum(commit.bytes for commit in commits) / 1e6:.1f} MB"
     yield (
         f"  items: {sum(commit.ok for commit in commits)} ok, {sum(len(commit.failed) for commit in commits)} failed, "
         f"{sum(len(commit.filtered) for commit in commits)} filtered"

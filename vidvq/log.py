@@ -29,6 +29,11 @@ def warn(message: str) -> None:
     console.print("warning: " + printable(redact(message)), style="yellow", markup=False)
 
 
+def counted(number: int, unit: str) -> str:
+    """Text of a number with its unit, which is given in the plural: `1 shard`, `3 shards`."""
+    return f"{number} {unit.removesuffix('s') if number == 1 else unit}"
+
+
 class _RateColumn(ProgressColumn):
     """Mean rate of this run, and remaining time: `12.3 clips/s, eta 0:01:20`."""
 
@@ -95,8 +100,8 @@ class ProgressBar:
         if self._printed == (done, self.note):
             return
         self._printed, self._last_printed = (done, self.note), time.monotonic()
-        counted = f"{done} {self.unit}" if self.total is None else f"{done}/{self.total}"
-        info(f"{self.label}: " + ", ".join(part for part in (counted, self.describe_rate(), self.note) if part))
+        shown = counted(done, self.unit) if self.total is None else f"{done}/{self.total}"
+        info(f"{self.label}: " + ", ".join(part for part in (shown, self.describe_rate(), self.note) if part))
 
     def describe_rate(self) -> str:
         """Rate and remaining time; the elapsed time where there is no rate or nothing remains."""

@@ -13,6 +13,11 @@ def clock(monkeypatch):
     return now
 
 
+@pytest.mark.parametrize(("number", "text"), [(0, "0 shards"), (1, "1 shard"), (2, "2 shards")])
+def test_a_unit_is_singular_after_one(number, text):
+    assert log.counted(number, "shards") == text
+
+
 def test_a_finished_job_shows_how_long_it_took(clock, capsys):
     with log.progress("shard", 8, "clips") as bar:
         clock[0] += 4

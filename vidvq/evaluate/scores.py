@@ -10,6 +10,7 @@ import numpy as np
 from vidvq.evaluate.config import EvaluateConfig
 from vidvq.evaluate.protocols import PROTOCOLS
 from vidvq.formats.token_shard import TokenizerCard
+from vidvq.log import counted
 from vidvq.metrics.codes import CodebookUsage, CodeCounts
 from vidvq.metrics.pixel import blocking, flicker, frame_psnr, frame_ssim, masked_psnr, psnr, static_mask
 
@@ -306,7 +307,7 @@ def lines(evaluations: list[Evaluation]) -> Iterator[str]:
     """Yield the table, the usage of each codebook, and notes on the scores, as text."""
     rows = table(evaluations)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    yield f"{len(evaluations[0].clips)} clips, means over clips; PSNR in dB"
+    yield f"{counted(len(evaluations[0].clips), 'clips')}, means over clips; PSNR in dB"
     for name, *cells in rows:
         yield "  ".join([name.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells, widths[1:], strict=True))])
     for evaluation in evaluations:

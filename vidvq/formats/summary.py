@@ -9,6 +9,7 @@ from pathlib import Path
 from vidvq.errors import UsageError
 from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commits, record_path
 from vidvq.formats.plan import Plan
+from vidvq.log import counted
 from vidvq.storage import pretty_json, remove_attempts, safe_join, write_shared
 
 SUMMARY = "summary.json"
@@ -73,10 +74,10 @@ class JobSummary:
     def lines(self) -> list[str]:
         """The summary as text: a line of totals, then each reason with examples."""
         totals = f"{self.ok} ok, {self.num_failed} failed, {self.num_filtered} filtered of {self.planned} planned; "
-        counted = format_stats(self.stats)
-        counted += [f"{self.bytes / tokens:.2f} bytes per token"] if (tokens := self.stats.get("tokens")) else []
-        counts = ", ".join(counted)
-        text = [totals + f"{self.shards} shards, {self.bytes / 1e6:.1f} MB" + (f", {counts}" if counts else "")]
+        totals += f"{counted(self.shards, 'shards')}, {self.bytes / 1e6:.1f} MB"
+        stats = format_stats(self.stats)
+        stats += [f"{self.bytes / tokens:.2f} bytes per token"] if (tokens := self.stats.get("tokens")) else []
+        text = [", ".join([totals, *stats])]
         for verdict, reasons in (("failed", self.failed), ("filtered", self.filtered)):
             for name, reason in sorted(reasons.items()):
                 text.append(f"  {verdict} {name}: {reason.count}")

@@ -20,7 +20,7 @@ from vidvq.formats.selection import ClipSelection
 from vidvq.jobs.listing import probe_sources
 from vidvq.jobs.plan_clips import read_clip_shards, rows_of, select_rows
 from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ShardTask, Stage, VideoStage
-from vidvq.log import progress
+from vidvq.log import counted, progress
 from vidvq.runtime import Pool, Runtime, WorkerDied, open_runtime
 from vidvq.storage import temporary_prefix
 
@@ -64,16 +64,21 @@ class Estimate:
     def lines(self) -> list[str]:
         """The estimate as text."""
         about = "" if self.exact else "about "
-        counts = [f"{about}{self.items} {self.unit}", *(f"about {count} {name}" for name, count in self.stats.items())]
+        counts = [
+            f"{about}{counted(self.items, self.unit)}",
+            *(f"about {count} {name}" for name, count in self.stats.items()),
+        ]
         text = [
-            f"{', '.join(counts)} in {about}{self.shards} shards, about {self.bytes / 1e6:.1f} MB, from "
-            f"{self.inputs} inputs; nothing was written"
+            f"{', '.join(counts)} in {about}{counted(self.shards, 'shards')}, about {self.bytes / 1e6:.1f} MB, from "
+            f"{counted(self.inputs, 'inputs')}; nothing was written"
         ]
         text += [f"  left out as {reason}: {about}{count}" for reason, count in sorted(self.left_out.items())]
         if self.seconds is not None:
             hours, rest = divmod(round(self.seconds), 3600)
-            text.append(f"  takes about {hours}:{rest // 60:02d}:{rest % 60:02d} with {self.workers} workers")
-        return [*text, f"  estimated from {self.probed} probed inputs and {self.sampled} {self.unit} that were made"]
+            workers = counted(self.workers, "workers")
+            text.append(f"  takes about {hours}:{rest // 60:02d}:{rest % 60:02d} with {workers}")
+        probed, sampled = counted(self.probed, "probed inputs"), counted(self.sampled, self.unit)
+        return [*text, f"  estimated from {probed} and {sampled} that were made"]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from vidvq.jobs.stage import AnyRow, ClipStage, ListedStage, Monitor, ShardTask,
 from vidvq.jobs.telemetry import ProgressNote, Telemetry
 from vidvq.jobs.timing import TimeAccounting
 from vidvq.jobs.update import CorpusUpdate, retry_rows, update_videos
-from vidvq.log import ProgressBar, info, progress
+from vidvq.log import ProgressBar, counted, info, progress
 from vidvq.runtime import Runtime, WorkerDied, open_runtime
 from vidvq.storage import check_writable, sweep
 
@@ -53,7 +53,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
     with open_runtime(stage.config.runtime) as runtime:
         stage = stage.prepare(out, runtime)
         plan = _plan(stage, inputs, out, update, runtime)
-        info(f"plan {plan.plan_id[:12]}: {plan.num_items} {stage.unit} in {plan.num_shards} shards")
+        info(f"plan {plan.plan_id[:12]}: {counted(plan.num_items, stage.unit)} in {counted(plan.num_shards, 'shards')}")
         write_files(out, plan, stage.files())
         _make_shards(stage, plan, out, runtime)
         summary = summarize(out, plan)

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from vidvq.formats.commit import Commit
 from vidvq.jobs.stage import Activity, Monitor, ShardResult, Stage
+from vidvq.log import counted
 from vidvq.storage import pretty_json, write_shared
 
 FILE = "metrics.json"
@@ -129,8 +130,8 @@ class RunMetrics:
         rates = ", ".join(f"{count / self.wall_s:.1f} {name}/s" for name, count in self.totals.items())
         text = [
             *self.extra_lines,
-            f"{made} in {self.wall_s:.1f} s by {self.workers} workers: {rates}; {self.start_s:.1f} s until a worker "
-            "was ready",
+            f"{made} in {self.wall_s:.1f} s by {counted(self.workers, 'workers')}: {rates}; {self.start_s:.1f} s "
+            "until a worker was ready",
             f"since then the workers spent {', '.join(parts)}",
         ]
         is_worth = self.wall_s >= _ADVICE_WALL_S and listed and shares[listed[0]] >= _ADVICE_SHARE
