@@ -21,5 +21,5 @@ def redact(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """One line without control characters: a file name may hold line breaks, and what a terminal obeys."""
+    """One line without control characters: a file name may hold line breaks and escape sequences of terminals."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)

@@ -147,10 +147,10 @@ STAGES = {
 
 
 def settings_epilog(name: str) -> str:
-    """Epilog of a command's help: its settings and its manual page."""
+    """Epilog of a command's help: its settings."""
     return (
         f"Settings (KEY=VALUE): {', '.join(STAGES[name].groups)}. `vidvq config {name}` prints all of them with "
-        f"default, type and meaning. Manual: docs/{name.partition('-')[0]}.md."
+        "default, type and meaning."
     )
 
 

@@ -47,7 +47,7 @@ def _grid(context: click.Context, parameter: click.Parameter, value: str | None)
 )
 @click.option("--to", "end", callback=_seconds, metavar="SECONDS", help="End of the interval, exclusive.")
 @click.option("--tokenizer", type=PathOrUrl(), help="tokenizer.json for a generator's codes (.npy or .bin).")
-@click.option("--flat", is_flag=True, help="The generator's ids index the joint vocabulary.")
+@click.option("--flat", is_flag=True, help="The generator's ids index the flat vocabulary.")
 @click.option("--grid", callback=_grid, metavar="LT,LH,LW", help="Grid of one video, for ids without a shape.")
 def decode(
     tokens: Path,
@@ -70,9 +70,9 @@ def decode(
     generator's codes, an .npy or .bin file.
 
     \b
-    vidvq decode tokens/ --checkpoint runs/demo --out decoded/ format=png
-    vidvq decode tokens/ --checkpoint runs/demo --source film.mp4 --from 12.5 --to 20 --out scene.mp4
-    vidvq decode made.npy --tokenizer tokens/ --checkpoint runs/demo --out made.mp4 fps=25
+    vidvq decode runs/tokens --checkpoint runs/train --out runs/decoded format=png
+    vidvq decode runs/tokens --checkpoint runs/train --source film.mp4 --from 12.5 --to 20 --out scene.mp4
+    vidvq decode made.npy --tokenizer runs/tokens --checkpoint runs/train --out made.mp4 fps=25
     """
     from vidvq import decode as stage
 
@@ -95,5 +95,5 @@ def decode(
             raise UsageError("--from and --to need --source, the video on whose timeline they are")
         interval = stage.VideoInterval(source, start, end) if source else None
         count = stage.run_decode(tokens, checkpoint, out, settings, interval, force)
-    log.info(f"{count} clips decoded into {out}")
+    log.info(f"{log.counted(count, 'clips')} decoded into {out}")
     return 0

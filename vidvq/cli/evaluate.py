@@ -38,8 +38,8 @@ def evaluate(
     encoded and decoded here; several tokenizers are scored side by side.
 
     \b
-    vidvq evaluate shards/ decoded/ --tokens tokens/ --out scores.json
-    vidvq evaluate shards/ --checkpoint runs/a --checkpoint runs/b codecs=[x264,svtav1] --report worst.html
+    vidvq evaluate runs/clips runs/decoded --tokens runs/tokens --out scores.json
+    vidvq evaluate runs/clips --checkpoint runs/a --checkpoint runs/b codecs=[x264,svtav1] --report worst.html
     """
     from vidvq.evaluate import EvaluateConfig, run_evaluate, run_evaluate_tokenizers
     from vidvq.evaluate.scores import lines

@@ -20,7 +20,7 @@ def export(tokens: Path, overrides: tuple[str, ...], target: str, out: Path, che
 
     An interrupted export resumes with the same command, to identical bytes.
 
-    vidvq export tokens/ --to megatron --out megatron/ order=temporal
+    vidvq export runs/tokens --to megatron --out runs/megatron order=temporal
     """
     from vidvq.export import ExportConfig, run_export
 

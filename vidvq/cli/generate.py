@@ -244,7 +244,7 @@ def _decode(out: Path, checkpoint: Path, kind: Any) -> None:
     from vidvq.decode import DecodeConfig, run_decode
 
     count = run_decode(out, checkpoint, out / "video", DecodeConfig(format=kind))
-    log.info(f"{count} clips decoded into {out / 'video'}")
+    log.info(f"{log.counted(count, 'clips')} decoded into {out / 'video'}")
 
 
 def _help(text: str) -> str:
@@ -259,8 +259,8 @@ _request(
     "sample",
     "",
     "SampleConfig",
-    "Generate clips without a prompt.",
-    _help("""Generate n= clips, optionally of one class (class=).
+    "Generate whole clips.",
+    _help("""Generate n= clips, optionally of one class (class=) or about a text (text=, or prompts= of a file).
 
     \b
     vidvq generate sample runs/generator --out runs/samples n=16 seed=1 sampling.steps=12

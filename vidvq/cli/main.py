@@ -84,7 +84,7 @@ def cli() -> None:
                                                    --generate-> new clips
 
     Settings are key.sub=value after the arguments and override a YAML file. `vidvq config STAGE` prints all of them.
-    VIDVQ_DEBUG=1 shows the traceback of an error.
+    VIDVQ_DEBUG=1 shows the traceback of an error. The manual, docs/ in the repository, has a page for each command.
     """
 
 

@@ -28,8 +28,8 @@ map_clips = corpus_command(
     A changed function is another job and needs another --out.
 
     \b
-    vidvq map shards/ --function motion.py:motion
-    vidvq map shards/ --function captioner:Captioner gpus=0.5 arguments.model=small version=2
+    vidvq map runs/clips --function motion.py:motion
+    vidvq map runs/clips --function captioner:Captioner gpus=0.5 arguments.model=small version=2
     """,
     options=(
         click.option(

@@ -22,8 +22,8 @@ shard = corpus_command(
     An interrupted job resumes with the same command, to identical bytes.
 
     \b
-    vidvq shard videos/ --out shards/ clip.num_frames=33 clip.short_side=128 runtime.workers=8
-    vidvq shard more/ --out shards/ --add
-    vidvq shard --out shards/ --retry-failed=fetch_failed
+    vidvq shard videos/ --out runs/clips clip.num_frames=33 clip.short_side=128 runtime.workers=8
+    vidvq shard new/ --out runs/clips --add
+    vidvq shard --out runs/clips --retry-failed=fetch_failed
     """,
 )

@@ -28,7 +28,7 @@ def submit() -> None:
     command leaves a running or finished job alone and resumes one that failed or was cancelled.
 
     \b
-    vidvq submit train vqgan-base-128 data.clips=shards/ out=runs/big --backend slurm --nodes 2 --gpus 8
+    vidvq submit train vqgan-base-128 data.clips=runs/clips out=runs/big --backend slurm --nodes 4 --gpus 8
     vidvq submit status RUN; vidvq submit logs -f RUN; vidvq submit cancel RUN
     """
 

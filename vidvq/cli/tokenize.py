@@ -23,10 +23,10 @@ tokenize = corpus_command(
     An interrupted job resumes with the same command, to identical bytes.
 
     \b
-    vidvq tokenize shards/ --checkpoint runs/demo --out tokens/
-    vidvq tokenize videos/ more.csv --checkpoint runs/demo --out tokens/ gop_frames=65 video.short_side=256
-    vidvq tokenize new/ --checkpoint runs/demo --out tokens/ --add
-    vidvq tokenize --checkpoint runs/demo --out tokens/ --retry-failed=fetch_failed
+    vidvq tokenize runs/clips --checkpoint runs/train --out runs/tokens
+    vidvq tokenize films/ more.csv --checkpoint runs/train --out runs/films gop_frames=65 video.short_side=256
+    vidvq tokenize new/ --checkpoint runs/train --out runs/films --add
+    vidvq tokenize --checkpoint runs/train --out runs/films --retry-failed=fetch_failed
     """,
     options=(checkpoint_option,),
 )

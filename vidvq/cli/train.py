@@ -16,9 +16,12 @@ from vidvq.cli.config import settings_epilog
 def train(config_name: str, overrides: tuple[str, ...], out: str | None, profile: bool) -> int:
     """Train a tokenizer with the settings in CONFIG, a YAML file or the name of a packaged one.
 
-    To use several devices or nodes, start it with torchrun: torchrun --nproc-per-node 8 -m vidvq train CONFIG.
+    An interrupted run resumes with the same command. For several devices, start it with torchrun; for several nodes,
+    also with `vidvq submit train`.
 
-    vidvq train demo data.clips=shards/train out=runs/demo
+    \b
+    vidvq train demo data.clips=runs/clips out=runs/train
+    torchrun --nproc-per-node 8 -m vidvq train base data.clips=runs/clips out=runs/base
     """
     # Read when torch loads. By default OpenMP threads spin at every barrier, which makes a step many times slower
     # when other processes use the cores. Short spinning costs a fifth on an idle machine.

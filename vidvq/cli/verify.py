@@ -13,7 +13,7 @@ from vidvq.redact import printable
 @click.command(short_help="Verify a directory of shards or an export.")
 @click.argument("folder", metavar="DIR", type=PathOrUrl())
 def verify(folder: Path) -> int:
-    """Verify DIR, a directory that `vidvq shard`, `map`, `tokenize` or `export` wrote, or a checkpoint.
+    """Verify DIR, a directory that `vidvq shard`, `map`, `tokenize`, `generate` or `export` wrote, or a checkpoint.
 
     Of a training run, the newest checkpoint is verified.
 
@@ -33,14 +33,15 @@ def verify(folder: Path) -> int:
         return _report(folder, problems, notes, f"a {kind}")
     if is_export(folder):
         problems, parts = verify_export(folder)
-        return _report(folder, problems, [], f"an export of {parts} parts")
+        return _report(folder, problems, [], f"an export of {log.counted(parts, 'parts')}")
     with log.progress("verify", _count_shards(folder), "shards") as bar:
         report = verify_folder(folder, bar.advance)
+    shards = log.counted(report.shards, "shards")
     account = (
-        f"{report.items} items planned, {report.ok} ok, {report.failed} failed, {report.filtered} filtered, "
-        f"{report.shards} shards, {report.bytes / 1e6:.1f} MB"
+        f"{log.counted(report.items, 'items')} planned, {report.ok} ok, {report.failed} failed, "
+        f"{report.filtered} filtered, {shards}, {report.bytes / 1e6:.1f} MB"
     )
-    return _report(folder, report.problems, report.notes, f"{report.shards} shards", account)
+    return _report(folder, report.problems, report.notes, shards, account)
 
 
 def _report(folder: Path, problems: Sequence[str], notes: Sequence[str], content: str, account: str = "") -> int:
@@ -50,7 +51,7 @@ def _report(folder: Path, problems: Sequence[str], notes: Sequence[str], content
     for problem in problems:
         click.echo(printable(problem))
     if problems:
-        click.echo(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in {content}", err=True)
+        click.echo(f"{folder}: {log.counted(len(problems), 'problems')} in {content}", err=True)
         return 1
     click.echo(f"{folder} is intact: {account or content}")
     return 0

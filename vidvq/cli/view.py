@@ -31,7 +31,7 @@ def view(
 ) -> int:
     """Show the clips in TOKENS: decoded frames, their codes, and the patch that each code decodes to.
 
-    vidvq view tokens/ --clips shards/ --checkpoint runs/demo
+    vidvq view runs/tokens --clips runs/clips --checkpoint runs/train
     """
     from vidvq.view import Gallery, build_page, build_routes, serve
 

@@ -55,14 +55,15 @@ class ListPolicy:
     Attributes:
         uri: column with the path or URL of the video; None takes the first of uri, url, path, video, file and other
             usual names.
-        start, end: column with the start (or end) of the range to use, in seconds or as ``HH:MM:SS.mmm``; None takes
-            ``start_s`` or ``start`` (``end_s`` or ``end``) and other usual names where the list has one, "" takes none.
+        start: column with the start of the range to use (seconds, or ``HH:MM:SS.mmm``); None takes ``start_s``,
+            ``start`` or another usual name where the list has one, "" takes none.
+        end: column with the end of the range to use, as ``start``; None takes ``end_s``, ``end`` or another usual name.
         carry: columns written to each clip's JSON, under ``carried``. For a tar of videos: fields of ``KEY.json``, and
             ``txt`` for the text of ``KEY.txt``.
-        where: rows to use of csv, tsv, jsonl and parquet lists, as an expression over their columns; None for all. The
-            plan is that of a list without the other rows.
-        roots: folders that the local files of a list must be in; none for any. A list at a URL names no local files;
-            of URLs a list may name ``http``, ``https``, ``s3``, ``gs``, ``az``, ``abfs`` and ``hf``.
+        where: expression over the columns of a list that selects its rows; None for all. The other rows are not part of
+            the plan.
+        roots: folders that the local files of a list must be in; none for any. A list at a URL cannot name local files.
+            URLs in a list may be ``http``, ``https``, ``s3``, ``gs``, ``az``, ``abfs`` and ``hf``.
         allow_private: whether URLs may lead to private, loopback and link-local addresses.
     """
 

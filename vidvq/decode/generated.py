@@ -23,7 +23,7 @@ class GeneratedFile:
         path: ``.npy`` of integers ``[b] lt lh lw``, or ``.bin`` of bare uint16 (uint32 where the vocabulary needs it),
             little-endian, one grid after another in raster order.
         fps: frame rate of the decoded video (frames per second).
-        flat: whether ids index the joint vocabulary (codebook offset plus code), with or without the special tokens of
+        flat: whether ids index the flat vocabulary (codebook offset plus code), with or without the special tokens of
             `vidvq export`; otherwise each codebook starts at 0.
         grid: shape ``lt lh lw`` of one video; required if the file stores no shape.
     """

@@ -57,7 +57,7 @@ def run_decode(
 
     Args:
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
-        checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
+        checkpoint: a checkpoint, or a training run, with the token fingerprint of the tokens.
         out: output folder of ``KEY.mp4`` or ``KEY/000000.png``. Each clip is written atomically and existing ones are
             skipped. May be a file for a single clip or an interval.
         config: the settings of the job.

@@ -32,7 +32,7 @@ def frames(
 
     Args:
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
-        checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
+        checkpoint: a checkpoint, or a training run, with the token fingerprint of the tokens.
         key: key of the clip to decode. Give either ``key`` or ``source``.
         source: path or URI of the video to decode, as in the JSON of its token samples.
         start: start of the interval (seconds on the source's timeline); None for the start of the video.

@@ -28,11 +28,11 @@ _MAX_CODES = 1 << 30
 def pack_codes(codes: np.ndarray, book_of: CodebookOf) -> bytes:
     """Pack local codes, each in ceil(log2(size)) bits, most significant bit first.
 
-    Latent times are concatenated without padding; the last byte is padded with zeros.
+    Latent frames are concatenated without padding; the last byte is padded with zeros.
 
     Args:
         codes: codes ``lt lh lw``, from 0.
-        book_of: the codebook of a latent time.
+        book_of: the codebook of a latent frame.
     """
     import zstandard
 
@@ -49,7 +49,7 @@ def unpack_codes(
     Args:
         data: packed codes.
         grid: shape ``lt lh lw``.
-        book_of: the codebook of a latent time, the same of all but the first.
+        book_of: the codebook of a latent frame, the same of all but the first.
         dtype: type of the result.
 
     Raises:
@@ -62,7 +62,7 @@ def unpack_codes(
     if math.prod(grid) > _MAX_CODES:
         raise UsageError(f"its grid {grid} has {math.prod(grid)} codes; at most {_MAX_CODES} can be packed")
     area = grid[1] * grid[2]
-    # A codebook for the first latent time, and one for all later ones.
+    # A codebook for the first latent frame, and one for all later ones.
     runs = [(1, _width(book_of(0).size)), (grid[0] - 1, _width(book_of(1).size))]
     size = -(-area * sum(times * width for times, width in runs) // 8)
     try:

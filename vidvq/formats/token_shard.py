@@ -43,13 +43,13 @@ class TokenizerCard:
         token_fingerprint: fingerprint of encoder, quantizer and preprocessing. Tokens with different ones do not mix.
         decoder_fingerprint: fingerprint of the decoder of that checkpoint. Tokens stay valid with another decoder.
         codebooks: the codebooks, in the order of their offsets.
-        temporal_factor: frames per latent time, after the first frame.
+        temporal_factor: frames per latent frame, after the first one.
         spatial_factor: pixels per latent, in height and width.
         preprocessing: transform of pixels before the encoder.
         tail_policy: padding of an incomplete last group of frames.
         raster_order: order of the axes of a grid.
-        execution: how the tokens were computed: kind of device, precision, kernels, whether compiled, streams and
-            groups per call. None, and not in the JSON, for the default on CPUs.
+        execution: fields of :class:`vidvq.formats.execution.Execution`, which the rounding of the tokens depends on.
+            None, and not in the JSON, for the default on CPUs.
     """
 
     token_fingerprint: str
@@ -73,7 +73,7 @@ class TokenizerCard:
         return np.uint16 if self.vocabulary <= 1 << 16 else np.uint32
 
     def codebook_of(self, t: int) -> Codebook:
-        """The codebook of latent time ``t``."""
+        """The codebook of latent frame ``t``."""
         return self.codebooks[0] if t == 0 or len(self.codebooks) == 1 else self.codebooks[1]
 
 

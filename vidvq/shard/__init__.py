@@ -18,6 +18,9 @@ def run_shard(inputs: list[str], out: Path, config: ShardConfig) -> JobSummary:
         out: the output directory.
         config: settings.
 
+    Returns:
+        The account of all planned items.
+
     Raises:
         UsageError: a mistake in the arguments; nothing was changed.
         WorkerLost: a worker died more often than it is restarted; committed shards stay.

@@ -19,6 +19,9 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
         out: the output directory.
         config: settings.
 
+    Returns:
+        The account of all planned items.
+
     Raises:
         UsageError: a mistake in the arguments; nothing was changed.
         JobStopped: a quality gate ended the job; committed shards stay.

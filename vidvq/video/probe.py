@@ -51,11 +51,10 @@ class Limits:
             of the decode by `vidvq tokenize`. The decoding process is killed when it is exceeded.
         download_deadline_s: time limit of the download of one video, and of each read of a remote list or tar
             (seconds); not part of ``deadline_s``.
-        allow_denied: whether a source that the server denies (HTTP 401 or 403) always counts as failed. Otherwise a job
-            stops once its credentials have expired: the newest sources that need some are denied, and so is one that
-            was served before.
-        max_gap_s: maximum time that a rate setting repeats one frame for (seconds). A frame that is held longer is a
-            gap: no clip crosses it. None for no maximum.
+        allow_denied: whether a source that the server denies (HTTP 401 or 403) always counts as failed. Otherwise the
+            job stops if the newest sources that need credentials are denied, and so is the last one that was served.
+        max_gap_s: maximum time for which ``fps`` repeats one frame (seconds). A longer pause is a gap that no clip
+            crosses; None for no maximum.
         max_side: maximum length that a side of a frame is scaled up to (pixels).
     """
 

@@ -59,7 +59,7 @@ class Gallery:
 
     Args:
         tokens: a directory that ``vidvq tokenize`` wrote, or one shard in it.
-        checkpoint: a checkpoint, or a training run, with the token fingerprint the tokens were made with.
+        checkpoint: a checkpoint, or a training run, with the token fingerprint of the tokens.
         clips: directory of the clip shards that the tokens were made from, to show the originals; None for none.
         statistics: file that `vidvq generate evaluate --codes` wrote, to show in the atlas; None for none.
 
