@@ -66,13 +66,23 @@ def settings(stage: str) -> Iterator[str]:
     singles = tuple(each for each in found if each.members is None)
     if singles:
         yield from _table(singles)
+    shown: list[Setting] = []
     for group in found:
         if group.members is not None:
-            yield from _group(group)
+            yield from _group(group, shown)
 
 
-def _group(group: Setting) -> Iterator[str]:
+def _group(group: Setting, shown: list[Setting]) -> Iterator[str]:
+    """The section of a group; one with the settings of an earlier section refers to it."""
     yield f"\n### `{group.path}`\n\n{_markdown(group.meaning)}\n"
+    for earlier in shown:
+        before, now = _rows(earlier), _rows(group)
+        if [row[0] for row in before] == [row[0] for row in now]:
+            differing = [(row[0][1], row[1]) for row, other in zip(now, before, strict=True) if row[1] != other[1]]
+            defaults = "".join(f"; default of `{name}`: `{_cell(value)}`" for name, value in differing)
+            yield f"The settings are those of `{earlier.path}`{defaults}."
+            return
+    shown.append(group)
     if group.kinds:
         chosen = next(each.value for each in group.members or () if each.name == "kind")
         for kind, members in group.kinds:
@@ -84,7 +94,19 @@ def _group(group: Setting) -> Iterator[str]:
         yield from _table(singles)
     for member in group.members or ():
         if member.members is not None:
-            yield from _group(member)
+            yield from _group(member, shown)
+
+
+def _rows(group: Setting) -> list[tuple[tuple[str, str, str, str], str]]:
+    """Each setting of a group, of all its kinds: kind, name in the group, type and meaning; and its default."""
+    members = group.members or ()
+    chosen = next((each.value for each in members if group.kinds and each.name == "kind"), "")
+    kinds = [(kind, members if kind == chosen else others) for kind, others in group.kinds] or [("", members)]
+    leaves = [(kind, each) for kind, some in kinds for one in some for each in one.walk() if each.members is None]
+    return [
+        ((kind, each.path.removeprefix(f"{group.path}."), each.type, each.meaning), flow_yaml(each.value))
+        for kind, each in leaves
+    ]
 
 
 def _table(settings: tuple[Setting, ...]) -> Iterator[str]:
