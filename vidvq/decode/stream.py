@@ -39,7 +39,8 @@ def frames(
         end: end of the interval, exclusive (seconds on the source's timeline); None for the end of the video.
 
     Yields:
-        Frames with ``pixels`` (``h w c`` uint8 RGB), ``start`` and ``end`` (seconds on the source's timeline).
+        Frames with ``pixels`` (``h w c`` uint8 RGB), ``start`` and ``end`` (seconds on the source's timeline,
+        as fractions).
 
     Raises:
         UsageError: not exactly one of ``key`` and ``source`` is given, it is unknown, no frame is in the interval, or
