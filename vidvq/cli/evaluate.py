@@ -39,7 +39,7 @@ def evaluate(
 
     \b
     vidvq evaluate runs/clips runs/decoded --tokens runs/tokens --out scores.json
-    vidvq evaluate runs/clips --checkpoint runs/a --checkpoint runs/b codecs=[x264,svtav1] --report worst.html
+    vidvq evaluate runs/clips --checkpoint runs/a --checkpoint runs/b "codecs=[x264,svtav1]" --report worst.html
     """
     from vidvq.evaluate import EvaluateConfig, run_evaluate, run_evaluate_tokenizers
     from vidvq.evaluate.scores import lines

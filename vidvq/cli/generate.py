@@ -33,7 +33,7 @@ def generate() -> None:
     vidvq generate sample runs/generator --out runs/samples n=16
     vidvq generate predict runs/generator runs/tokens --out runs/predicted given=5
     vidvq generate interpolate runs/generator runs/clips --out runs/between
-    vidvq generate fill runs/generator runs/clips --out runs/filled box=[16,16,32,32]
+    vidvq generate fill runs/generator runs/clips --out runs/filled "box=[16,16,32,32]"
     vidvq generate guide runs/tokens --text "a snowy street" --clip models/clip --out runs/snow
     vidvq generate evaluate runs/generator runs/heldout-tokens --clips runs/heldout-clips
     """
@@ -51,7 +51,7 @@ def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
 
     \b
     vidvq generate train runs/tokens --out runs/generator
-    vidvq generate train runs/tokens --out runs/generator tasks.interpolate=1 pixels.clips=[runs/clips]
+    vidvq generate train runs/tokens --out runs/generator tasks.interpolate=1 "pixels.clips=[runs/clips]"
     vidvq generate train runs/tokens --out runs/generator --config generate-small objective=next
     """
     # See vidvq.cli.train.
@@ -302,6 +302,6 @@ _request(
     encoding, so that it cannot leak into the condition.
 
     \b
-    vidvq generate fill runs/generator runs/clips --out runs/filled box=[16,16,32,32]
+    vidvq generate fill runs/generator runs/clips --out runs/filled "box=[16,16,32,32]"
     vidvq generate fill runs/generator runs/clips --out runs/repaired mask=scratches.png"""),
 )
