@@ -27,12 +27,11 @@ _CHANGEABLE = (
     "deadline_s=",
     "lists.allow_private=",
 )
-_UPDATE_OPTIONS = (
+_INPUT_OPTIONS = (
     click.option("--add", is_flag=True, help="Add inputs to the corpus in --out, in new shards, with its settings."),
     click.option(
         "--remove", multiple=True, metavar="URI", help="Remove an input from the corpus in --out; may be repeated."
     ),
-    retry_option("Retry failed items."),
 )
 
 
@@ -45,6 +44,7 @@ def corpus_command(
     help: str,
     options: tuple[Callable[[Any], Any], ...] = (),
     out: Callable[[Any], Any] = out_option,
+    takes_videos: bool = True,
     kind: Callable[..., click.Command] = click.Command,
 ) -> click.Command:
     """Build the command of a stage.
@@ -57,6 +57,7 @@ def corpus_command(
         help: help text.
         options: additional options of this command, passed to ``Stage.open``.
         out: option ``--out``.
+        takes_videos: whether inputs may be videos, which ``--add`` and ``--remove`` change.
         kind: class of the command.
     """
 
@@ -66,9 +67,9 @@ def corpus_command(
         config_name: str | None,
         as_json: bool,
         dry_run: bool,
-        add: bool,
-        remove: tuple[str, ...],
         retry_failed: str | None,
+        add: bool = False,
+        remove: tuple[str, ...] = (),
         **own: Any,
     ) -> int:
         arguments, retry_failed = take_reason(arguments, retry_failed)
@@ -88,7 +89,8 @@ def corpus_command(
     dry_run = click.option(
         "--dry-run", is_flag=True, help="Estimate the output and the time it takes, without writing anything."
     )
-    for option in reversed((*options, out, config_option, json_option, dry_run, *_UPDATE_OPTIONS)):
+    updates = (*(_INPUT_OPTIONS if takes_videos else ()), retry_option("Retry failed items."))
+    for option in reversed((*options, out, config_option, json_option, dry_run, *updates)):
         command = option(command)
     command = click.argument("arguments", nargs=-1, metavar=f"[{inputs}]... [KEY=VALUE]...")(command)
     epilog = settings_epilog(name) if name in STAGES else None

@@ -37,4 +37,5 @@ map_clips = corpus_command(
         ),
     ),
     out=optional_out("CLIPS/columns/NAME of the function"),
+    takes_videos=False,
 )
