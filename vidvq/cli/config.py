@@ -157,7 +157,7 @@ def settings_epilog(name: str) -> str:
 @click.command("config", short_help="Print every setting of a command as YAML.")
 @click.argument("arguments", nargs=-1, metavar="[STAGE] [FILE] [KEY=VALUE]...")
 def show_config(arguments: tuple[str, ...]) -> int:
-    """Print every setting of STAGE with its type, meaning and default, as YAML that the command takes.
+    """Print every setting of STAGE with its type, meaning and default, as a YAML file for --config.
 
     STAGE is shard, map, train, tokenize, decode, evaluate, export, or generate-train, -sample, -predict, -interpolate,
     -fill, -guide, -evaluate or -play.
