@@ -57,7 +57,12 @@ def resolve_checkpoint(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Fingerprints:
-    """Two SHA-256 hex digests that name the exact weights."""
+    """Two SHA-256 digests (hex) that name the exact weights.
+
+    Attributes:
+        token: that of encoder, quantizer and preprocessing; the same one gives the same tokens.
+        decoder: that of the decoder.
+    """
 
     token: str
     decoder: str

@@ -109,6 +109,8 @@ def parse_clip_info(data: bytes, where: str) -> ClipInfo:
 def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:
     """Yield ``(key, media, info)`` of each clip in a shard, with one in memory at a time.
 
+    ``media`` is the content of a whole mp4, mkv or npy file.
+
     Raises:
         UsageError: the file is not a clip shard, or a clip in it is damaged.
     """
