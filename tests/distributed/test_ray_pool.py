@@ -222,3 +222,34 @@ def test_stateful_workers_that_wait_for_others_occupy_no_cpus(pool):
 
 def test_stateful_results_match_their_items(pool):
     assert sorted(pool.map_stateful(lambda: double, range(5))) == [(number, number * 2) for number in range(5)]
+
+
+class Foreseeing:
+    """Records the next item that it was told with each item."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, item: int, following: int | None) -> int | None:
+        if item == 3 and not (self.folder / "died").exists():
+            (self.folder / "died").touch()
+            os._exit(1)
+        while item == 0 and len(list(self.folder.glob("done-*"))) < 6:
+            time.sleep(0.01)
+        (self.folder / f"done-{item}").touch()
+        return following
+
+
+def test_an_inline_worker_is_told_its_next_item(tmp_path):
+    (tmp_path / "died").touch()
+    (tmp_path / "done-x").touch()
+    found = list(InlinePool().map_stateful(lambda: Foreseeing(tmp_path), [1, 2, 3], lookahead=True))
+    assert found == [(1, 2), (2, 3), (3, None)]
+
+
+def test_workers_are_told_their_next_items_and_none_is_lost_or_done_twice(ray_pool, tmp_path, monkeypatch):
+    """The first item takes until all others are done: the one that its worker was told goes to the other worker."""
+    monkeypatch.setattr("vidvq.runtime.ray_pool._RETRY_DELAYS_S", (0.0, 0.1, 0.1))
+    found = list(ray_pool.map_stateful(lambda: Foreseeing(tmp_path), range(7), lookahead=True))
+    assert sorted(item for item, _ in found) == list(range(7)) and found[-1][0] == 0
+    assert dict(found)[0] in range(2, 7)

@@ -18,7 +18,7 @@ from vidvq.formats.plan import read_plan
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import ShardTask
 from vidvq.runtime import RuntimeConfig, WorkerDied, ray_feeder
-from vidvq.tokenize import decoders, worker
+from vidvq.tokenize import decoders, shard_input, worker
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.decoders import Decoders, PlannedClips, Rates, decoders_per_stream
 from vidvq.tokenize.probe import probe_samples
@@ -230,7 +230,7 @@ def test_a_worker_does_not_read_the_clips_that_other_nodes_decode(
     monkeypatch.setattr(ray_feeder, "RayFeeder", FakeRemoteFeeder)
     monkeypatch.setattr(ray_feeder, "find_ready", lambda feeders, _: feeders)
     monkeypatch.setattr(worker, "cores_per_worker", lambda *_, **__: 2)
-    monkeypatch.setattr(worker, "local_clips", lambda *_: pytest.fail("the worker opens the clip shard"))
+    monkeypatch.setattr(shard_input, "local_clips", lambda *_: pytest.fail("the worker opens the clip shard"))
     config = TokenizeConfig(runtime=RuntimeConfig(address="auto", decode_on="cluster"))
     plan = read_plan(tokens_dir)
     shard, rows = next(iter(plan.shards(ClipRow)))

@@ -26,7 +26,7 @@ from vidvq.video.sampling import clip_times, sample_timeline
 
 # Clips, or frames of a video, that one process decodes before it is another one's turn. A turn within a video starts
 # with a seek, and frames since the keyframe before it are decoded twice.
-TURN_CLIPS, TURN_FRAMES = 16, 512
+TURN_CLIPS, TURN_FRAMES = 1, 512
 
 
 class Window(Protocol):

@@ -83,7 +83,9 @@ def _make_shards(stage: Stage[AnyRow], plan: Plan, out: Path, runtime: Runtime) 
             pool = runtime.pool(stage.units(first))
             accounting, telemetry = TimeAccounting(), Telemetry(stage, pool)
             worker = partial(stage.worker, pool)
-            results = pool.map_stateful(worker, chain(first, tasks), cpus=stage.cpus, gpus=stage.gpus)
+            results = pool.map_stateful(
+                worker, chain(first, tasks), cpus=stage.cpus, gpus=stage.gpus, lookahead=stage.lookahead
+            )
             for task, result in results:
                 if isinstance(result, WorkerDied):
                     raise WorkerLost(f"{task.shard}: {result.message}; run the same command again to resume")

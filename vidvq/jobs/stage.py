@@ -168,6 +168,7 @@ class Stage(ABC, Generic[AnyRow]):
         row: type of the rows of the plan.
         cpus: CPUs of a worker; 0 if it only waits for its calls to the pool.
         gpus: GPUs of a worker.
+        lookahead: whether a worker also takes its next task (None if unknown), so that it can prepare it.
     """
 
     name: ClassVar[str]
@@ -183,6 +184,7 @@ class Stage(ABC, Generic[AnyRow]):
     config: StageConfig
     cpus: float = 1
     gpus: float = 0
+    lookahead: ClassVar[bool] = False
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

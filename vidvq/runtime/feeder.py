@@ -1,4 +1,4 @@
-"""Runs generators in a child process, one step ahead of their consumer, without Ray.
+"""Runs generators in a child process, some steps ahead of their consumer, without Ray.
 
 The process exits with its parent. A crash or an exceeded deadline kills the child process alone.
 """
@@ -9,9 +9,12 @@ import subprocess
 import sys
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from io import FileIO
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, TypeVar
 
 from vidvq.runtime import shared
@@ -36,14 +39,18 @@ class _ParentGone(Exception):
 
 
 class Feeder:
-    """Runs one generator after another in a child process, which is restarted after it dies."""
+    """Runs one generator after another in a child process, which is restarted after it dies.
+
+    Generators can be requested before the one before has ended, which are then run as soon as it has. Their results
+    must be consumed in the order of the requests.
+    """
 
     def __init__(self) -> None:
         self._running: _Running | None = None
 
     def release(self) -> None:
-        """Leave the child process to the next feeder that needs one: it has loaded its libraries already."""
-        if self._running:
+        """Leave the child process to the next feeder that needs one, unless it is in use: its libraries are loaded."""
+        if self._running and not self._running.requested:
             _keep(self._running)
             self._running = None
 
@@ -79,28 +86,48 @@ class Feeder:
     def _feed(
         self, function: Callable[[Any], Iterator[Any]], item: Any, deadline_s: float | None, ahead: int
     ) -> Generator[Any, None, None]:
-        running = self._running or _take_idle() or _Running()
-        # A consumer that stops early leaves results in the pipe, so that process is not reused.
-        self._running = None
+        request = (function, item, deadline_s, ahead)
+        running = self._request(request)
+        ended = False
         try:
-            with suppress(BrokenPipeError):
-                send(running.requests, (function, item, deadline_s, ahead))
             yield None
+            if self._running is not running or running.requested[0] is not request:
+                # The generator before did not end, because its process died or its consumer stopped. Another process
+                # may have been given the one after this in the meantime.
+                if self._running:
+                    self._stop(self._running)
+                running = self._request(request)
             try:
                 while not isinstance(result := running.receive(), _End | Exception):
                     yield result
                     # The consumer may keep it; this process must not.
                     del result
             except (EOFError, BrokenPipeError, ConnectionResetError):
-                yield running.death(function.__name__)
+                death = running.death(function.__name__)
+                self._stop(running)
+                yield death
                 return
             if isinstance(result, Exception):
                 # Outside of the inner try: an EOFError there means a death, and the function may raise one too.
                 raise result
-            self._running = running
+            running.requested.popleft()
+            ended = True
         finally:
-            if self._running is not running:
-                running.stop()
+            # A consumer that stops early leaves results in the pipe, so that process is not reused.
+            if not ended:
+                self._stop(running)
+
+    def _request(self, request: tuple[Any, ...]) -> "_Running":
+        running = self._running = self._running or _take_idle() or _Running()
+        running.requested.append(request)
+        with suppress(BrokenPipeError):
+            send(running.requests, request)
+        return running
+
+    def _stop(self, running: "_Running") -> None:
+        running.stop()
+        if self._running is running:
+            self._running = None
 
 
 def warm_up(module: str) -> None:
@@ -109,7 +136,11 @@ def warm_up(module: str) -> None:
 
 
 class _Running:
-    """The child process and the parent's ends of its pipes. Garbage collection of this object kills the process."""
+    """The child process and the parent's ends of its pipes. Garbage collection of this object kills the process.
+
+    Attributes:
+        requested: requests whose generators have not ended, in order.
+    """
 
     def __init__(self, module: str = "") -> None:
         child_in, parent_out = os.pipe()
@@ -134,6 +165,7 @@ class _Running:
         for end in (child_in, child_out, permits_in):
             os.close(end)
         self.requests, self.results = FileIO(parent_out, "w"), FileIO(parent_in, "r")
+        self.requested: deque[tuple[Any, ...]] = deque()
         self._permits = FileIO(permits_out, "w")
         files = [self.requests, self.results, self._permits]
         self._blocks = None
@@ -219,8 +251,14 @@ def serve(requests: int, results: int, permits: int, memory: int | None) -> None
             send(results_out, result, blocks)
             unreceived += 1
 
+        # Read at once, because the parent does not read results while it writes a request.
+        queue: SimpleQueue[Any] = SimpleQueue()
+        Thread(target=_read_requests, args=(requests_in, queue), daemon=True).start()
         while True:
-            function, item, deadline_s, ahead = receive(requests_in)
+            request = queue.get()
+            if isinstance(request, BaseException):
+                raise request
+            function, item, deadline_s, ahead = request
             try:
                 steps = iter(function(item))
                 while not isinstance(result := _step(steps, deadline_s), _End):
@@ -231,6 +269,14 @@ def serve(requests: int, results: int, permits: int, memory: int | None) -> None
                 error.add_note("".join(traceback.format_exception(error)))
                 result = error
             reply(result)
+
+
+def _read_requests(pipe: FileIO, queue: "SimpleQueue[Any]") -> None:
+    try:
+        while True:
+            queue.put(receive(pipe))
+    except BaseException as error:  # noqa: BLE001 (raised by the main thread)
+        queue.put(error)
 
 
 def _step(steps: Iterator[Any], deadline_s: float | None) -> Any:

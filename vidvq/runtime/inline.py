@@ -1,5 +1,6 @@
 """The pool without Ray. Calls run in this process, one at a time; calls with a deadline run in a child process."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
@@ -53,16 +54,24 @@ class InlinePool:
 
     def map_stateful(
         self,
-        make: Callable[[], Callable[[Item], Result]],
+        make: Callable[[], Callable[..., Result]],
         items: Iterable[Item],
         *,
         cpus: float = 1,
         gpus: float = 0,
+        lookahead: bool = False,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """See :meth:`vidvq.runtime.Pool.map_stateful`."""
         function = make()
-        for item in items:
-            yield item, function(item)
+        if not lookahead:
+            yield from ((item, function(item)) for item in items)
+            return
+        source = iter(items)
+        ahead = deque(islice(source, 1))
+        while ahead:
+            item = ahead.popleft()
+            ahead.extend(islice(source, 1))
+            yield item, function(item, ahead[0] if ahead else None)
 
     def count(self, metric: Metric, amount: float, **labels: str) -> None:
         """See :meth:`vidvq.runtime.Pool.count`."""

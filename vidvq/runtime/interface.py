@@ -152,11 +152,12 @@ class Pool(Protocol):
 
     def map_stateful(
         self,
-        make: Callable[[], Callable[[Item], Result]],
+        make: Callable[[], Callable[..., Result]],
         items: Iterable[Item],
         *,
         cpus: float = 1,
         gpus: float = 0,
+        lookahead: bool = False,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """Apply functions with expensive state to items; each worker calls ``make`` once, on first use.
 
@@ -168,6 +169,8 @@ class Pool(Protocol):
             cpus: CPUs that one worker occupies; 0 for a worker that only waits for others. Ignored if ``gpus`` is set.
             gpus: GPUs that one worker occupies. Unless the number of workers is configured, it follows from the
                 cluster's GPUs, and grows with them.
+            lookahead: whether the function also takes the item after the current one (None if unknown), so that it can
+                prepare it. The next call may nevertheless be for another item, if another worker was free earlier.
 
         Yields:
             ``(item, result)`` in order of completion.

@@ -6,7 +6,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from math import inf
 from time import monotonic, sleep
 from typing import Any, Literal
@@ -83,11 +83,12 @@ class RayPool:
 
     def map_stateful(
         self,
-        make: Callable[[], Callable[[Item], Result]],
+        make: Callable[[], Callable[..., Result]],
         items: Iterable[Item],
         *,
         cpus: float = 1,
         gpus: float = 0,
+        lookahead: bool = False,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
         """See :meth:`vidvq.runtime.Pool.map_stateful`."""
         # Ray's own restarts are off: while a lost node is not known to be lost, they are spent on it within seconds.
@@ -98,23 +99,25 @@ class RayPool:
             max_task_retries=0,
             scheduling_strategy="SPREAD",
         )
-        source = iter(items)
+        queue = _Queue(items)
         in_flight: dict[Any, tuple[Any, Item, int]] = {}
         # Items to retry: when (monotonic seconds), the item, and how often it was tried.
         delayed: list[tuple[float, Item, int]] = []
 
         def start(worker: Any, item: Item, tries: int) -> None:
-            in_flight[worker.call.remote(item)] = (worker, item, tries)
+            arguments = (item, queue.announce(worker)) if lookahead else (item,)
+            in_flight[worker.call.remote(*arguments)] = (worker, item, tries)
 
         wanted, counted_at = self._count_workers(gpus), monotonic()
-        for item in islice(source, wanted):
+        # All workers have an item before a second one is announced to any.
+        for item in [item for _ in range(wanted) for item in queue.take()]:
             start(actor_class.remote(make), item, 0)
         while in_flight or delayed:
             now = monotonic()
             if gpus and now - counted_at > _COUNT_EVERY_S:
                 # The cluster may have grown.
                 more, counted_at = self._count_workers(gpus) - wanted, now
-                for item in islice(source, max(more, 0)):
+                for item in [item for _ in range(more) for item in queue.take()]:
                     start(actor_class.remote(make), item, 0)
                 wanted += max(more, 0)
             for entry in [entry for entry in delayed if entry[0] <= now]:
@@ -133,11 +136,12 @@ class RayPool:
                 if isinstance(result, WorkerDied):
                     # It may be alive behind a broken connection, and would keep its resources.
                     ray.kill(worker)
+                    queue.withdraw(worker)
                     if tries < len(_RETRY_DELAYS_S):
                         delayed.append((monotonic() + _RETRY_DELAYS_S[tries], item, tries + 1))
                         continue
                     worker = actor_class.remote(make)
-                for following in islice(source, 1):
+                for following in queue.take(worker):
                     start(worker, following, 0)
                 yield item, result
 
@@ -156,6 +160,39 @@ class RayPool:
         ray_metrics.gauge(metric, value, **labels)
 
 
+class _Queue:
+    """Items to start, of which workers can be told theirs in advance.
+
+    Args:
+        items: the items.
+    """
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._source = iter(items)
+        self._announced: dict[Any, Any] = {}
+
+    def take(self, worker: Any = None) -> list[Any]:
+        """Take one item for a worker, the announced one if there is one; an empty list if none is left.
+
+        At the end a free worker takes what was announced to another one, rather than wait.
+        """
+        if worker in self._announced:
+            return [self._announced.pop(worker)]
+        # The worker that was told last has most of its work before it.
+        return list(islice(self._source, 1)) or ([self._announced.popitem()[1]] if self._announced else [])
+
+    def announce(self, worker: Any) -> Any:
+        """Return the next item of a worker; None if all are taken."""
+        if worker not in self._announced:
+            self._announced.update((worker, item) for item in islice(self._source, 1))
+        return self._announced.get(worker)
+
+    def withdraw(self, worker: Any) -> None:
+        """Leave the next item of a dead worker to others."""
+        if worker in self._announced:
+            self._source = chain([self._announced.pop(worker)], self._source)
+
+
 def _call(call: bytes, _deadline_s: None) -> Any:
     function, item = cloudpickle.loads(call)
     return function(item)
@@ -164,15 +201,15 @@ def _call(call: bytes, _deadline_s: None) -> Any:
 class _StatefulWorker:
     """Actor that calls the function returned by ``make``."""
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self, make: Callable[[], Callable[..., Any]]) -> None:
         self._make = make
-        self._function: Callable[[Any], Any] | None = None
+        self._function: Callable[..., Any] | None = None
 
-    def call(self, item: Any) -> Any:
+    def call(self, *arguments: Any) -> Any:
         # Not in the constructor: Ray reports its exceptions as the death of the actor.
         if self._function is None:
             self._function = self._make()
-        return self._function(item)
+        return self._function(*arguments)
 
 
 def get_result(reference: Any, cause: Literal["died", "killed"] = "died") -> Any:

@@ -19,7 +19,8 @@ from vidvq.runtime import Feeder, WorkerDied
 
 # Rates vary over videos.
 _MARGIN = 1.25
-# Messages that a process may be ahead while it waits for its turn: those of a turn. Shared memory bounds their bytes.
+# Messages that a process may be ahead of the encoder if there are others: while it waits for its turn, and while a step
+# waits for the slowest stream. Shared memory bounds their bytes.
 _AHEAD = 64
 # Time that processes on other nodes get to start, before a child of the worker decodes in their place (seconds).
 _START_S = 30.0
@@ -97,11 +98,12 @@ class Decoders:
             have died, is decoded by a child of the worker.
 
     Attributes:
+        on_cluster: whether the processes run on nodes of the Ray cluster.
         from_nvdec: frames that NVDEC decoded since :meth:`adapt`.
     """
 
     def __init__(self, streams: int, wanted: int | Literal["auto"], cores: int, on_cluster: bool = False) -> None:
-        self._streams, self._wanted, self._cores, self._on_cluster = streams, wanted, cores, on_cluster
+        self._streams, self._wanted, self._cores, self.on_cluster = streams, wanted, cores, on_cluster
         each = 1 if wanted == "auto" else ceil(wanted / streams)
         self._feeders: list[list[Any]] = [[self._new_feeder() for _ in range(each)] for _ in range(streams)]
         self._frames, self._busy_s = 0, 0.0
@@ -115,7 +117,7 @@ class Decoders:
     @property
     def count(self) -> int:
         """Number of processes."""
-        if self._on_cluster:
+        if self.on_cluster:
             return sum(max(sum(feeder.started for feeder in feeders), 1) for feeders in self._feeders)
         return sum(map(len, self._feeders))
 
@@ -132,7 +134,7 @@ class Decoders:
             is :class:`WorkerDied`.
         """
         feeders = self._feeders[stream]
-        if self._on_cluster:
+        if self.on_cluster:
             patience_s = max(self._patient_until - monotonic(), 0)
             feeders = self._find_ready(stream, patience_s) or [self._fallback[stream]]
         found = self._in_turns(feeders, job, deadline_s)
@@ -187,18 +189,18 @@ class Decoders:
 
     def release(self) -> None:
         """Leave one process to whatever else this process decodes; starting the others again would take long."""
-        (self._fallback if self._on_cluster else self._feeders[0])[0].release()
+        (self._fallback if self.on_cluster else self._feeders[0])[0].release()
 
     def _start(
         self, feeder: Any, job: Job, share: tuple[int, int], deadline_s: float
     ) -> Generator[DecodeMessage | WorkerDied, None, None]:
         function: Any = decode_planned if isinstance(job, PlannedClips) else decode_items
-        if share[1] == 1:
+        if self._streams * share[1] == 1:
             return feeder.feed(function, job, deadline_s)
         return feeder.feed(function, replace(job, share=share), deadline_s, _AHEAD)
 
     def _new_feeder(self) -> Any:
-        if not self._on_cluster:
+        if not self.on_cluster:
             return Feeder()
         from vidvq.runtime.ray_feeder import RayFeeder
 

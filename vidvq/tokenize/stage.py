@@ -59,6 +59,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     gpus: float = 0
     name = "tokenize"
     prefix = PREFIX
+    lookahead = True
     work = "encode"
     activities = {  # noqa: RUF012 (a constant)
         "encode": Activity("encoding"),

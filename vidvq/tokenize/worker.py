@@ -11,13 +11,13 @@ Each slot encodes some items of the shard one after another. The plan alone dete
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from socket import gethostname
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,9 @@ from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.execution import ANY_GPU, Execution
-from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.summary import sample_stats
 from vidvq.formats.token_shard import TokenInfo, parse_info, token_files
 from vidvq.jobs.access import AccessWatch
-from vidvq.jobs.local_clips import local_clips
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
 from vidvq.jobs.stage import ShardResult, ShardTask
@@ -48,14 +46,13 @@ from vidvq.tokenize.encode import PendingCodes, Step, StepResult, sample_steps
 from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
 from vidvq.tokenize.quality_gates import ShardDetails, refuse_poor
 from vidvq.tokenize.rows import PlannedSample
+from vidvq.tokenize.shard_input import Decoded, Row, ShardInput, in_background
 from vidvq.video import VideoError
 
 # Frames per message, rounded down to whole groups: enough to amortize sending them, and little memory.
 _CHUNK_FRAMES = 32
 # Activities that keep the encoder busy.
 _ENCODER = ("encode", "pad", "score")
-Row: TypeAlias = ClipRow | PlannedSample
-Decoded: TypeAlias = Generator[DecodeMessage | WorkerDied, None, None]
 
 
 class TokenShardWorker:
@@ -95,21 +92,40 @@ class TokenShardWorker:
         self._agreement = AgreementCheck(checkpoint, execution)
         # On a GPU this thread waits for the device while it encodes. On a CPU it waits only if it has no core.
         self._clock = Stopwatch(compute=("encode", "score") if execution.device == "cpu" else ())
+        # The shard after the current one: its name, and its input.
+        self._next: tuple[str, Future[ShardInput]] | None = None
+        # Slots whose processes have nothing left to decode for the current shard.
+        self._free: set[int] = set()
 
-    def __call__(self, task: ShardTask[Any]) -> ShardResult:
+    def __call__(self, task: ShardTask[Any], following: ShardTask[Any] | None = None) -> ShardResult:
         """Make and commit a shard.
+
+        Args:
+            task: the shard.
+            following: the next one, if it is known: its input is fetched, and decoded by each process that is free.
 
         Raises:
             JobStopped: the memory of the GPU is full.
         """
+        try:
+            return self._make(task, following)
+        except BaseException:
+            self._discard_next()
+            raise
+
+    def _make(self, task: ShardTask[Any], following: ShardTask[Any] | None) -> ShardResult:
         counted, copied = _Counts(CodeCounts(self._card)), Counter[str]()
-        with ExitStack() as stack:
-            with self._clock.activity("fetch"):
-                # Other nodes open the clips that they decode.
-                here = self._clips if self._config.runtime.decode_on == "node" else None
-                file = stack.enter_context(local_clips(here, task.rows[0])) if here else None
+        with self._clock.activity("fetch"):
+            given = self._open(task)
+        with closing(given):
+            with self._clock.activity("decode"):
+                for slot in range(self._streams):
+                    given.start(slot, self._decode)
+            self._free.clear()
+            if following:
+                self._next = following.shard, in_background(partial(self._new_input, following))
             with self._clock.activity("write"):
-                fill = partial(self._fill, task, file, counted, copied)
+                fill = partial(self._fill, task, given, counted, copied)
                 try:
                     commit = commit_shard(task.out, task.shard, task.plan_id, fill)
                 except torch.OutOfMemoryError as error:
@@ -125,33 +141,43 @@ class TokenShardWorker:
         self._decoders.adapt(sum(result.seconds.get(name, 0.0) for name in _ENCODER))
         return result
 
+    def _open(self, task: ShardTask[Any]) -> ShardInput:
+        if self._next and self._next[0] == task.shard:
+            (_, opening), self._next = self._next, None
+            return opening.result()
+        # Another worker was free for the shard that was announced.
+        self._discard_next()
+        return self._new_input(task)
+
+    def _discard_next(self) -> None:
+        if self._next:
+            (_, opening), self._next = self._next, None
+            opening.add_done_callback(lambda opened: opened.exception() or opened.result().close())
+
+    def _new_input(self, task: ShardTask[Any]) -> ShardInput:
+        # Other nodes open the clips that they decode.
+        here = self._clips if self._config.runtime.decode_on == "node" else None
+        return ShardInput(task, here, self._streams, self._slots_interleave)
+
     def _fill(
-        self, task: ShardTask[Any], file: Path | None, counted: "_Counts", copied: Counter[str], draft: ShardDraft
+        self, task: ShardTask[Any], given: ShardInput, counted: "_Counts", copied: Counter[str], draft: ShardDraft
     ) -> None:
         for verdict, outcome in task.left_out():
             (draft.failed if verdict == "failed" else draft.filtered).append(outcome)
         writer = OrderedShardWriter(draft, [row.key for row in task.rows if not row.outcome])
-        reused = reusable_samples(task.out, task.older, task.rows)
-        for key, files in reused.items():
+        for key, files in given.reused.items():
             info = parse_info(files, key)
             stats = _stats(info)
             copied.update(stats)
             writer.put(Sample(key, files, stats))
         # Unbroken streams have too many tokens to let them wait for one another.
         scores = ScoreQueue(self._scorer, 1 if self._slots_interleave else self._streams)
-        shard = _Shard(file, writer, scores, counted)
-        with ExitStack() as stack:
-            streams = []
-            for slot, part in enumerate(_split(task.rows, self._slots_interleave, self._streams)):
-                left = deque(row for row in part if not row.outcome and row.key not in reused)
-                # All processes start before the first one is waited for.
-                first = stack.enter_context(closing(self._decode(slot, left, file))) if left else None
-                streams.append(self._stream(shard, slot, left, first))
-            run_slots(self._tokenizer, streams, self._clock)
+        shard = _Shard(given, writer, scores, counted)
+        run_slots(self._tokenizer, [self._stream(shard, slot) for slot in range(self._streams)], self._clock)
         with self._clock.activity("score"):
             scores.flush()
         if self._clips is None:
-            self._access.record_shard([row for row in task.rows if row.key not in reused], draft.failed)
+            self._access.record_shard([row for row in task.rows if row.key not in given.reused], draft.failed)
         refuse_poor(task.shard, draft.stats, self._config.quality)
 
     @property
@@ -163,21 +189,28 @@ class TokenShardWorker:
         """
         return self._clips is None and self._config.gop_frames is None
 
-    def _decode(self, slot: int, left: "deque[Row]", file: Path | None, died: bool = False) -> Decoded:
-        return self._decoders.messages(slot, self._frames_of(left, file, died), self._config.limits.deadline_s)
+    def _decode(self, slot: int, given: ShardInput, died: bool = False) -> Decoded:
+        job = self._frames_of(given.left[slot], given.file, died)
+        return self._decoders.messages(slot, job, self._config.limits.deadline_s)
 
-    def _stream(self, shard: "_Shard", slot: int, left: "deque[Row]", first: Decoded | None) -> SlotStream:
-        """Encode the items of one slot in order, while the next ones are decoded.
+    def _decode_next(self, free: int | None = None) -> None:
+        """Let processes decode the next shard once they have decoded this one.
 
         Args:
-            shard: the shard.
-            slot: index of the slot.
-            left: its items; each is removed when it is done.
-            first: their messages, already being decoded; None without items.
+            free: slot that has received all its frames; processes on other nodes wait for that.
         """
+        if free is not None:
+            self._free.add(free)
+        if self._next and self._next[1].done() and not self._next[1].exception():
+            for slot in sorted(self._free) if self._decoders.on_cluster else range(self._streams):
+                self._next[1].result().start(slot, self._decode)
+
+    def _stream(self, shard: "_Shard", slot: int) -> SlotStream:
+        """Encode the items of one slot in order, while the next ones are decoded."""
+        given, left = shard.given, shard.given.left[slot]
         deaths, died = Deaths(), False
         while left:
-            decoded, first = first or self._decode(slot, left, shard.file, died), None
+            decoded = given.take_decoding(slot) or self._decode(slot, given, died)
             if death := (yield from self._encode(shard, slot, decoded, left)):
                 died = True
                 if deaths.give_up(death, len(left)):
@@ -186,10 +219,11 @@ class TokenShardWorker:
                     reason, detail = describe_death(
                         death, "decoder_died", f"the decoder crashed on it or ran past {limit}"
                     )
-                    detail = f"{shard.file or row.origin}: {detail}"
+                    detail = f"{given.file or row.origin}: {detail}"
                     shard.writer.put(Rejected("failed", Outcome(row.key, reason, detail)))
             elif left:
-                raise UsageError(f"{shard.file or left[0].origin} lacks {left[0].key}, which was planned")
+                raise UsageError(f"{given.file or left[0].origin} lacks {left[0].key}, which was planned")
+        self._decode_next(slot)
 
     def _frames_of(self, rows: "deque[Row]", file: Path | None, died: bool) -> Job:
         if self._clips:
@@ -221,6 +255,8 @@ class TokenShardWorker:
                     unfinished.put((yield from self._encode_item(shard, slot, message, messages, unfinished.finish)))
             except _DecoderDied as died:
                 death = died.death
+            else:
+                self._decode_next(slot)
             unfinished.finish()
         return death
 
@@ -233,6 +269,7 @@ class TokenShardWorker:
         meanwhile: Callable[[], None],
     ) -> Generator[Step, StepResult, Callable[[], None]]:
         """Encode an item from its first message on, and return the work that finishes it."""
+        self._decode_next()
         try:
             if message.error:
                 raise message.error
@@ -288,9 +325,9 @@ class _Counts:
 
 @dataclass(frozen=True)
 class _Shard:
-    """The shard that is being made: its clips (None if this process opens none), and what becomes of its samples."""
+    """The shard that is being made: its input, and what becomes of its samples."""
 
-    file: Path | None
+    given: ShardInput
     writer: OrderedShardWriter
     scores: ScoreQueue
     counted: _Counts
@@ -342,14 +379,6 @@ class _DecoderDied(Exception):
 
 def _stats(info: TokenInfo) -> dict[str, int]:
     return sample_stats(info.num_frames, info.grid, info.quality)
-
-
-def _split(rows: Any, interleave: bool, slots: int) -> list[Any]:
-    """The items of each slot, by position in the planned shard, whether or not an item still has to be encoded."""
-    if interleave:
-        return [rows[slot::slots] for slot in range(slots)]
-    edges = [len(rows) * slot // slots for slot in range(slots + 1)]
-    return [rows[start:stop] for start, stop in pairwise(edges)]
 
 
 def _until_death(messages: Iterator[DecodeMessage | WorkerDied]) -> Iterator[DecodeMessage]:

@@ -1,0 +1,88 @@
+"""The input of a shard, which is fetched in the background while the shard before is encoded."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, closing
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeAlias, TypeVar
+
+from vidvq.corpus.frames import DecodeMessage
+from vidvq.formats.reuse import reusable_samples
+from vidvq.jobs.local_clips import local_clips
+from vidvq.jobs.rows import ClipRow
+from vidvq.jobs.stage import ShardTask
+from vidvq.runtime import WorkerDied
+from vidvq.tokenize.rows import PlannedSample
+
+Row: TypeAlias = ClipRow | PlannedSample
+Decoded: TypeAlias = Generator[DecodeMessage | WorkerDied, None, None]
+Result = TypeVar("Result")
+
+
+class ShardInput:
+    """The items of a shard by slot, and what is needed to decode them. Close it to delete temporary copies.
+
+    Args:
+        task: the shard.
+        clips: directory of clip shards, from which this process opens one; None if it opens none.
+        slots: number of slots.
+        interleave: whether slots take turns over the items, instead of getting consecutive items each.
+
+    Attributes:
+        file: local file of the clip shard; None if this process opens none.
+        reused: files of the samples that are copied from an older version of the shard, by key and extension.
+        left: the items of each slot that are not encoded yet.
+
+    Raises:
+        UsageError: the clip shard is missing, or has other content.
+        StoreError: it cannot be fetched.
+    """
+
+    def __init__(self, task: ShardTask[Any], clips: Path | None, slots: int, interleave: bool) -> None:
+        self._stack = ExitStack()
+        self.file = self._stack.enter_context(local_clips(clips, task.rows[0])) if clips else None
+        self.reused = reusable_samples(task.out, task.older, task.rows)
+        # Whether or not an item still has to be encoded, its slot depends on its position in the plan alone.
+        self.left: list[deque[Row]] = [
+            deque(row for row in part if not row.outcome and row.key not in self.reused)
+            for part in _split(task.rows, interleave, slots)
+        ]
+        self._decoding: dict[int, Decoded] = {}
+
+    def start(self, slot: int, decode: Callable[[int, "ShardInput"], Decoded]) -> None:
+        """Start to decode the items of a slot, unless that has been done."""
+        if self.left[slot] and slot not in self._decoding:
+            self._decoding[slot] = self._stack.enter_context(closing(decode(slot, self)))
+
+    def take_decoding(self, slot: int) -> Decoded | None:
+        """Return the messages of a slot whose decoding has been started, once; None if it has not."""
+        return self._decoding.pop(slot, None)
+
+    def close(self) -> None:
+        """Stop decoding, and delete temporary copies."""
+        self._stack.close()
+
+
+def _split(rows: Sequence[Row], interleave: bool, slots: int) -> list[Sequence[Row]]:
+    """The items of each slot, by position in the planned shard."""
+    if interleave:
+        return [rows[slot::slots] for slot in range(slots)]
+    edges = [len(rows) * slot // slots for slot in range(slots + 1)]
+    return [rows[start:stop] for start, stop in pairwise(edges)]
+
+
+def in_background(function: Callable[[], Result]) -> Future[Result]:
+    """Call a function in a thread, which does not keep this process from exiting."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 (raised by Future.result)
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
