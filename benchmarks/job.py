@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
@@ -69,11 +70,8 @@ def main(
 ) -> None:
     """Measure a job on clips repeated from CLIPS."""
     plan = read_plan(clips)
-    samples = [entry for shard in plan.shard_names() for entry in read_samples(clips / shard)]
-    sizes = [_size(parse_clip_info(files["json"], key)) for key, files in samples]
     # Each size would be compiled anew.
-    size = Counter(sizes).most_common(1)[0][0]
-    samples = [sample for sample, found in zip(samples, sizes, strict=True) if found == size]
+    samples, size = most_frequent(entry for shard in plan.shard_names() for entry in read_samples(clips / shard))
     decoding = decoding_rate([files[media_of(files, key)] for key, files in samples], decoders)
     encoding = encoding_rate(checkpoint, device, size)
     count = min(count, math.ceil(seconds * min(encoding, decoding) / size[0]))
@@ -104,6 +102,14 @@ def summary(metrics: dict[str, Any], encoding: float, decoding: float, whole_s: 
         "start_s": metrics["start_s"],
         "starved": next(name for name in shares if name != "encode"),
     } | {f"share_{name}": round(share, 3) for name, share in shares.items() if share >= 0.005}
+
+
+def most_frequent(samples: Iterable[Sample]) -> tuple[list[Sample], Size]:
+    """Return the clips of the most frequent size, and that size."""
+    samples = list(samples)
+    sizes = [_size(parse_clip_info(files["json"], key)) for key, files in samples]
+    size = Counter(sizes).most_common(1)[0][0]
+    return [sample for sample, found in zip(samples, sizes, strict=True) if found == size], size
 
 
 def _size(info: ClipInfo) -> Size:
