@@ -48,7 +48,9 @@ def test_an_hour_in_one_stream_is_not_encoded_to_the_end(raw, checkpoint_dir, tm
     monkeypatch.setattr("vidvq.tokenize.stage._ESTIMATED_FRAMES", 9)
     seen = []
     made = TokenShardWorker.__call__
-    monkeypatch.setattr(TokenShardWorker, "__call__", lambda self, task: seen.append(task) or made(self, task))
+    monkeypatch.setattr(
+        TokenShardWorker, "__call__", lambda self, task, *following: seen.append(task) or made(self, task)
+    )
     command = ["tokenize", *raw[:3], "gop_frames=null", "--checkpoint", checkpoint_dir, "--out", tmp_path / "out"]
     said = json.loads(vidvq(*command, "--dry-run", "--json", INLINE).out)
     assert (said["items"], said["stats"]["frames"], said["sampled"]) == (2, 61, 2)
