@@ -3,11 +3,12 @@
 import http.client
 import io
 import os
+import re
 import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from vidvq.corpus.public_hosts import PRIVATE, http_options
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import open_tar
 from vidvq.errors import JobStopped
-from vidvq.storage import is_full, is_remote, resolve_path, sha256_file, sweep, temporary_copy
+from vidvq.storage import is_full, is_remote, resolve_path, sha256_file, shared_copy, sweep, temporary_copy
 from vidvq.video import VideoError
 from vidvq.video.probe import Limits
 from vidvq.watchdog import pause
@@ -32,6 +33,8 @@ _LASTING = frozenset({404, 410})
 # HTTP statuses of missing, wrong or expired credentials.
 _DENIED = frozenset({401, 403})
 DENIED = frozenset(f"fetch_failed({status})" for status in _DENIED)
+# The digests of a plan are file names here.
+_SHA256 = re.compile("[0-9a-f]{64}")
 _CHANGED = "is not the file that was planned; restore it, or shard it anew"
 # Time after the limit of a download at which the process is ended, in case it hangs in a native library (seconds).
 _GRACE_S = 60.0
@@ -47,6 +50,8 @@ def local_file(
     deadline_s: float = Limits.download_deadline_s,
 ) -> Iterator[Path]:
     """Yield the file of a source, or a temporary copy if it is remote or inside a tar.
+
+    Processes of this machine that need the same content at the same time share one copy.
 
     Args:
         source: the source as listed.
@@ -71,13 +76,24 @@ def local_file(
             yield container
             return
     _sweep_once()
-    with temporary_copy() as copy:
-        with pause(deadline_s + _GRACE_S):
-            _fetch_within(deadline_s, container, source, copy, max_bytes)
+
+    def make(copy: IO[bytes]) -> None:
+        _fetch_within(deadline_s, container, source, copy, max_bytes)
         copy.flush()
         if sha256 and content_hash(Path(copy.name)) != sha256:
             raise VideoError("changed_since_plan", _CHANGED)
-        yield Path(copy.name)
+
+    with ExitStack() as stack:
+        with pause(deadline_s + _GRACE_S):
+            # Without a digest, nothing says that two processes mean the same content.
+            path = stack.enter_context(shared_copy(sha256, make)) if _SHA256.fullmatch(sha256) else None
+            if path is None:
+                copy = stack.enter_context(temporary_copy())
+                make(copy)
+                path = Path(copy.name)
+        if path.stat().st_size > max_bytes:
+            raise _too_large(max_bytes)
+        yield path
 
 
 def is_denied(source: Source, allow_private: bool = False) -> bool:
@@ -229,13 +245,17 @@ def _causes(error: BaseException | None) -> Iterator[Any]:
         error = error.__cause__
 
 
+def _too_large(max_bytes: int) -> VideoError:
+    return VideoError("too_large", f"has over limits.max_bytes={max_bytes} bytes")
+
+
 def _copy(file: IO[bytes], copy: IO[bytes], source: Source, max_bytes: int) -> None:
     done = 0
     wanted = source.size if source.offset >= 0 else None
     while chunk := file.read(_CHUNK_BYTES if wanted is None else min(_CHUNK_BYTES, wanted - done)):
         done += len(chunk)
         if done > max_bytes:
-            raise VideoError("too_large", f"has over limits.max_bytes={max_bytes} bytes")
+            raise _too_large(max_bytes)
         copy.write(chunk)
     if wanted is not None and done < wanted:
         raise VideoError("changed_since_plan", f"ends after {done} of its {wanted} bytes in the tar")

@@ -35,6 +35,7 @@ from vidvq.storage.objects import (
     resolve_path,
     store_errors,
 )
+from vidvq.storage.shared_copy import shared_copy
 from vidvq.storage.temporary import sweep, temporary_copy, temporary_prefix
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "safe_join",
     "sha256_bytes",
     "sha256_file",
+    "shared_copy",
     "store_errors",
     "sweep",
     "sync_folder",

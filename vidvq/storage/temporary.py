@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from vidvq.storage.shared_copy import sweep_copies
+
 PREFIX = "vidvq-"
 _OWNED = re.compile(r"vidvq-.+\.tmp\.(?P<host>.+)-(?P<pid>\d+)-\w{8}")
 
@@ -36,7 +38,8 @@ def temporary_copy() -> Iterator[IO[bytes]]:
 
 
 def sweep() -> None:
-    """Delete the temporary files and folders of dead processes of this machine."""
+    """Delete the temporary files and folders of dead processes of this machine, and copies that no process uses."""
+    sweep_copies()
     for entry in Path(tempfile.gettempdir()).glob(f"{PREFIX}*.tmp.*"):
         found = _OWNED.fullmatch(entry.name)
         if found and found["host"] == _host() and not _is_alive(int(found["pid"])):
