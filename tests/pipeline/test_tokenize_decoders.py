@@ -317,3 +317,25 @@ def test_decoding_on_a_cluster_needs_one(vidvq, clips_dir, checkpoint_dir, tmp_p
     command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", tmp_path / "o")
     done = vidvq(*command, "runtime.decode_on=cluster")
     assert done.code == 2 and "decode_on=cluster needs a Ray cluster" in done.error
+
+
+def test_a_process_probes_a_video_once_for_all_shards_it_is_in(make_video, tmp_path, monkeypatch):
+    probed, real = [], corpus_frames.probe
+    monkeypatch.setattr(corpus_frames, "probe", lambda path, limits: probed.append(path.name) or real(path, limits))
+    sources = [Source(str(make_video(tmp_path / name, 24))) for name in ("a.mp4", "b.mp4")]
+    sources = [replace(one, size=(at := Path(one.uri).stat()).st_size, version=str(at.st_mtime_ns)) for one in sources]
+
+    def decode(source: Source, first: int) -> list[DecodeMessage]:
+        row = PlannedSample(key=f"k{first}", source=source, first=first, num_frames=12)
+        return list(decode_items(VideoFrames((row,), VideoPolicy(), Limits(), 8)))
+
+    for source, first in ((sources[0], 0), (sources[0], 12), (sources[1], 0), (sources[0], 0)):
+        assert decode(source, first)[-1].done
+    assert probed == ["a.mp4", "b.mp4", "a.mp4"]
+    make_video(tmp_path / "a.mp4", 12)
+    (failed,) = decode(sources[0], 12)
+    assert failed.error is not None and failed.error.reason == "changed_since_plan"
+    for _ in range(2):
+        # Nothing says that the file is still the same.
+        assert decode(Source(str(tmp_path / "a.mp4")), 0)[-1].done
+    assert probed[3:] == ["a.mp4", "a.mp4"]

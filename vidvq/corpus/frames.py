@@ -128,6 +128,8 @@ class DecodeMessage:
     from_nvdec: bool = False
 
 
+# The last video that this process probed, by its identity.
+_last_probed: dict[tuple[str, str, str, Limits], VideoInfo] = {}
 _TURN_ENDS = DecodeMessage("", turn_ends=True)
 
 
@@ -252,7 +254,7 @@ def _video(job: VideoFrames, turns: list[list[_Part]]) -> Iterator[DecodeMessage
     try:
         limits = job.limits
         with local_file(source, limits.max_bytes, window.sha256, job.allow_private, limits.download_deadline_s) as path:
-            info = probe(path, job.limits)
+            info = _probe(path, window, limits)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)
             reader = open_reader(path, info, size, decoders_for(info, job.decoder)[0])
@@ -272,6 +274,22 @@ def _video(job: VideoFrames, turns: list[list[_Part]]) -> Iterator[DecodeMessage
                 detail = f"{source.uri}: {failure.detail}"
                 yield DecodeMessage(part.window.key, error=VideoError(failure.reason, detail))
             yield from end
+
+
+def _probe(path: Path, window: Window, limits: Limits) -> VideoInfo:
+    """Probe a video, unless it is the last one that this process probed.
+
+    Probing reads the whole file, and a long video is in many shards, one after another.
+    """
+    source = window.source
+    identity = (source.uri, source.version, window.sha256, limits)
+    if not (source.version or window.sha256):
+        return probe(path, limits)
+    if identity not in _last_probed:
+        info = probe(path, limits)
+        _last_probed.clear()
+        _last_probed[identity] = info
+    return _last_probed[identity]
 
 
 def _item(
