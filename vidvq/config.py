@@ -5,10 +5,11 @@ the members of a union have a ``kind``. There is no registry, no interpolation a
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
 
@@ -202,6 +203,27 @@ def _refuse_infinite(value: Any, source: str, name: str = "") -> None:
 def to_dict(config: Any) -> dict[str, Any]:
     """The resolved config as JSON types, as saved with every output."""
     return _plain(asdict(config))
+
+
+def to_absolute_dict(config: Any) -> dict[str, Any]:
+    """The resolved config as :func:`to_dict`, with absolute paths, for a process in another folder."""
+    data = to_dict(config)
+    kind = cast("type[Any]", type(config))
+    for setting in (each for group in settings_of(kind, config) for each in group.walk()):
+        if setting.absolute:
+            *groups, name = setting.path.split(".")
+            group = reduce(getitem, groups, data)
+            group[name] = _map_texts(setting.absolute, group[name])
+    return data
+
+
+def _map_texts(function: Callable[[str], str], value: Any) -> Any:
+    """Apply a function to a text, to each text of a list, or to each key of a mapping."""
+    if is_mapping(value):
+        return {function(key): item for key, item in value.items()}
+    if isinstance(value, list):
+        return [function(item) for item in cast("list[str]", value)]
+    return function(value) if isinstance(value, str) else value
 
 
 def dump(config: Any) -> str:

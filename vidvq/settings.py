@@ -5,10 +5,11 @@ the suggestions for mistyped keys share this module.
 """
 
 import inspect
+import os
 import re
 import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,6 +17,25 @@ import yaml
 
 _ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
 _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any value"}
+
+
+@dataclass(frozen=True)
+class Located:
+    """Marks the type of a text that may be a path, which depends on the working directory.
+
+    Attributes:
+        absolute: returns the same text for another working directory.
+    """
+
+    absolute: Callable[[str], str]
+
+
+def absolute_path(name: str) -> str:
+    """Make a path absolute; URLs are returned unchanged."""
+    return name if "://" in name else os.path.abspath(name)  # noqa: PTH100
+
+
+PathName = Annotated[str, Located(absolute_path)]
 
 
 @dataclass(frozen=True)
@@ -30,6 +50,7 @@ class Setting:
         is_required: whether the setting has no default.
         members: settings of a group; None for a single setting.
         kinds: settings of each kind, for a group with several kinds.
+        absolute: makes a path in the value absolute; None if there is none.
     """
 
     path: str
@@ -39,6 +60,7 @@ class Setting:
     is_required: bool = False
     members: "tuple[Setting, ...] | None" = None
     kinds: "tuple[tuple[str, tuple[Setting, ...]], ...]" = ()
+    absolute: Callable[[str], str] | None = None
 
     @property
     def name(self) -> str:
@@ -133,11 +155,18 @@ def _setting(field: "Field[Any]", hint: Any, meaning: str, values: Any, path: st
     group = type(value) if is_dataclass(value) else kinds[0] if value is MISSING and kinds else None
     if group is None or group not in kinds or not isinstance(group, type):
         given = None if value is MISSING or path in missing else value
-        return Setting(path, describe_type(hint), meaning, given, _default(field) is MISSING)
+        required = _default(field) is MISSING
+        return Setting(path, describe_type(hint), meaning, given, required, absolute=_find_absolute(hint))
     members = settings_of(group, None if value is MISSING else value, f"{path}.", missing)
     several = kinds if len(kinds) > 1 else []
     others = tuple((getattr(arm, "kind", arm.__name__), settings_of(arm, None, f"{path}.")) for arm in several)
     return Setting(path, "", meaning, members=members, kinds=others)
+
+
+def _find_absolute(hint: Any) -> Callable[[str], str] | None:
+    if isinstance(hint, Located):
+        return hint.absolute
+    return next(filter(None, map(_find_absolute, get_args(hint))), None)
 
 
 def _default(field: "Field[Any]") -> Any:

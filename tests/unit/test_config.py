@@ -1,5 +1,6 @@
 """Configuration: one validation, one line per mistake, and what the user wrote wins."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -8,7 +9,17 @@ import pytest
 import yaml
 from pydantic import Field
 
-from vidvq.config import ConfigError, apply_overrides, dump, find_config, load, read_yaml, to_dict, validate
+from vidvq.config import (
+    ConfigError,
+    apply_overrides,
+    dump,
+    find_config,
+    load,
+    read_yaml,
+    to_absolute_dict,
+    to_dict,
+    validate,
+)
 from vidvq.shard import ShardConfig
 from vidvq.tokenize.config import TokenizeConfig
 
@@ -203,6 +214,37 @@ def test_dump_and_load_give_the_same_config_back(tmp_path, kind, overrides):
     config = load(kind, None, overrides)
     assert load(kind, write(tmp_path / "c.yaml", dump(config)), []) == config
     assert validate(kind, to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("out=o", "{here}/o"),
+        ("out=/o", "/o"),
+        ("data.tokens=[t, s3://bucket/t]", ["{here}/t", "s3://bucket/t"]),
+        ("data.tokens={t: 2, s3://bucket/t: 1}", {"{here}/t": 2.0, "s3://bucket/t": 1.0}),
+        ("held_out.tokens=t", "{here}/t"),
+        ("code_vectors=run", "{here}/run"),
+        ("code_vectors=bundled", "bundled"),
+        ("code_vectors=package.module:Class@w.pt", "package.module:Class@{here}/w.pt"),
+        # A folder, and a name on the hub.
+        ("conditions.text_encoder=t5", "{here}/t5"),
+        ("conditions.text_encoder=google/t5", "google/t5"),
+        ("conditions.label=t5", "t5"),
+        ("pixels=null", None),
+    ],
+)
+def test_the_paths_of_a_config_become_absolute(tmp_path, monkeypatch, given, expected):
+    from vidvq.generate.config import GenerateTrainConfig
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t5").mkdir()
+    needed = [] if given == "pixels=null" else ["pixels.clips=c", "conditions.text=column", "conditions.text_encoder=x"]
+    config = load(GenerateTrainConfig, None, ["data.tokens=t", *needed, given])
+    value = to_absolute_dict(config)
+    for name in given.partition("=")[0].split("."):
+        value = value[name]
+    assert value == json.loads(json.dumps(expected).replace("{here}", str(tmp_path)))
 
 
 def test_there_are_configs_to_check():

@@ -14,6 +14,7 @@ from vidvq.cli.main import cli
 from vidvq.config import ConfigError, apply_overrides, load, to_dict, validate
 from vidvq.errors import UsageError
 from vidvq.settings import as_yaml, describe_type, flow_yaml, meanings_of, settings_of
+from vidvq.submit import VERBS
 
 REQUIRED = {
     "train": {"data": {"clips": "somewhere"}},
@@ -50,6 +51,17 @@ def test_the_help_of_a_command_names_every_top_level_setting(stage):
     assert STAGES[stage].groups == tuple(each.path for each in settings_of(STAGES[stage].config_type()))
     text = " ".join(CliRunner().invoke(cli, [*stage.split("-"), "--help"]).output.split()).replace("- ", "-")
     assert ", ".join(STAGES[stage].groups) in text and f"vidvq config {stage}" in text
+
+
+@pytest.mark.parametrize("stage", [verb.replace(" ", "-") for verb in VERBS])
+def test_the_settings_of_a_submitted_command_that_name_files_have_the_type_of_a_path(stage):
+    kind, required = STAGES[stage].config_type(), REQUIRED.get(stage, {})
+    if stage == "generate-train":
+        required = required | {"pixels": {"clips": "somewhere"}}
+    settings = [each for group in settings_of(kind, validate(kind, required)) for each in group.walk()]
+    names_files = re.compile(r"(?!column ).*\b(director|folder|checkpoint|path of|URL)")
+    told = {each.path for each in settings if "text" in each.type and names_files.match(each.meaning)}
+    assert {each.path for each in settings if each.absolute} == told != set()
 
 
 @pytest.mark.parametrize("name", ["demo", "base", "demo-shard"])

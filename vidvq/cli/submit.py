@@ -11,8 +11,9 @@ import click
 from vidvq import config, log
 from vidvq.cli.options import checkpoint_option, config_option, config_path, out_option, split
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
-from vidvq.formats.plugin_reference import find_plugin
+from vidvq.formats.checkpoint import BUNDLED
+from vidvq.formats.plugin_reference import absolute_tokenizer
+from vidvq.settings import absolute_path
 
 if TYPE_CHECKING:
     from vidvq.submit import Job
@@ -87,20 +88,7 @@ def train(config_name: str, overrides: tuple[str, ...], **options: Any) -> int:
     from vidvq.train import TrainConfig
 
     loaded = config.load(TrainConfig, config.find_config(config_name), list(overrides))
-    settings = config.to_dict(loaded)
-    settings["out"] = _absolute(settings["out"])
-    clips = settings["data"]["clips"]
-    settings["data"]["clips"] = (
-        {_absolute(folder): weight for folder, weight in clips.items()}
-        if isinstance(clips, dict)
-        else [_absolute(folder) for folder in clips]
-    )
-    perceptual = settings["loss"]["perceptual_net"]
-    for section, name in ((settings, "start_from"), (settings["evaluation"], "clips"), (perceptual, "backbone")):
-        # The bundled checkpoint is that of each machine.
-        if section[name] and resolve_checkpoint(section[name]) != BUNDLED:
-            section[name] = _absolute(section[name])
-    job = _job("train", (), settings, settings["out"], options)
+    job = _job("train", (), loaded, absolute_path(loaded.out), options)
     loaded.data.micro_batch(job.resources.nodes * job.processes)
     return _submit(job, options)
 
@@ -117,9 +105,9 @@ def shard(videos: tuple[str, ...], out: Path, config_name: str | None, **options
     inputs, overrides = split(videos)
     if not inputs:
         raise UsageError("no VIDEOS are given; give video files or directories")
-    settings = config.to_dict(config.load(ShardConfig, config_path(config_name), overrides))
-    target = _absolute(str(out))
-    return _submit(_job("shard", (*map(_absolute, inputs), "--out", target), settings, target, options), options)
+    settings = config.load(ShardConfig, config_path(config_name), overrides)
+    target = absolute_path(str(out))
+    return _submit(_job("shard", (*map(absolute_path, inputs), "--out", target), settings, target, options), options)
 
 
 @submit.command(short_help="Tokenize clip shards or videos on a cluster.")
@@ -135,13 +123,11 @@ def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name:
     inputs, overrides = split(sources)
     if not inputs:
         raise UsageError("no SOURCES are given; give a directory of clip shards, or video files or directories")
-    settings = config.to_dict(config.load(TokenizeConfig, config_path(config_name), overrides))
-    target = _absolute(str(out))
+    settings = config.load(TokenizeConfig, config_path(config_name), overrides)
+    target = absolute_path(str(out))
     # The path of the bundled checkpoint depends on where each node has vidvq installed.
-    reference = find_plugin(checkpoint)
-    tokenizer = str(reference.absolute()) if reference else _absolute(str(checkpoint))
-    weights = () if checkpoint == BUNDLED else ("--checkpoint", tokenizer)
-    arguments = (*map(_absolute, inputs), *weights, "--out", target)
+    weights = () if checkpoint == BUNDLED else ("--checkpoint", absolute_tokenizer(str(checkpoint)))
+    arguments = (*map(absolute_path, inputs), *weights, "--out", target)
     return _submit(_job("tokenize", arguments, settings, target, options), options)
 
 
@@ -179,16 +165,17 @@ def cancel(run: Path) -> int:
     return 0
 
 
-def _job(verb: str, arguments: tuple[str, ...], settings: dict[str, Any], out: str, options: dict[str, Any]) -> "Job":
+def _job(verb: str, arguments: tuple[str, ...], settings: Any, out: str, options: dict[str, Any]) -> "Job":
     from vidvq import submit as jobs
 
     names = ("gpus", "cpus", "time", "array", "queue", "image", "namespace", "volumes", "secrets", "address")
-    hostfile = _absolute(options["hostfile"]) if options["hostfile"] else None
+    hostfile = absolute_path(options["hostfile"]) if options["hostfile"] else None
     nodes = options["nodes"]
     if nodes is None:
         nodes = len(jobs.read_hostfile(Path(hostfile))) if hostfile else 1
     resources = jobs.Resources(nodes=nodes, hostfile=hostfile, **{name: options[name] for name in names})
-    return jobs.Job(verb, arguments, settings, out, options["backend"], resources, os.getcwd(), sys.executable)  # noqa: PTH109
+    absolute = config.to_absolute_dict(settings)
+    return jobs.Job(verb, arguments, absolute, out, options["backend"], resources, os.getcwd(), sys.executable)  # noqa: PTH109
 
 
 def _submit(job: "Job", options: dict[str, Any]) -> int:
@@ -217,8 +204,3 @@ def _submit(job: "Job", options: dict[str, Any]) -> int:
             return 1
     click.echo(run)
     return 0
-
-
-def _absolute(name: str) -> str:
-    """Make a path absolute; URLs are returned unchanged."""
-    return name if "://" in name else os.path.abspath(name)  # noqa: PTH100

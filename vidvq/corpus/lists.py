@@ -22,6 +22,7 @@ from vidvq.corpus.source import Source, base_name, carried_json, failed_source, 
 from vidvq.errors import UsageError
 from vidvq.formats.where import Untyped, Where
 from vidvq.log import info, warn
+from vidvq.settings import PathName
 from vidvq.storage import is_chained, is_remote
 from vidvq.video.probe import Limits
 
@@ -74,7 +75,7 @@ class ListPolicy:
     end: str | None = None
     carry: tuple[str, ...] = ()
     where: str | None = None
-    roots: tuple[str, ...] = ()
+    roots: tuple[PathName, ...] = ()
     allow_private: bool = False
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from vidvq.errors import UsageError
+from vidvq.settings import PathName
 
 Size = Annotated[int, Field(ge=1)]
 
@@ -91,7 +92,9 @@ class DataConfig(Batching):
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     clips: Annotated[
-        dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...], BeforeValidator(one_or_many), Field(min_length=1)
+        dict[PathName, Annotated[float, Field(gt=0)]] | tuple[PathName, ...],
+        BeforeValidator(one_or_many),
+        Field(min_length=1),
     ]
     where: str | None = None
     batch_size: Size = 8
@@ -129,7 +132,9 @@ class TokenDataConfig(Batching):
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     tokens: Annotated[
-        dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...], BeforeValidator(one_or_many), Field(min_length=1)
+        dict[PathName, Annotated[float, Field(gt=0)]] | tuple[PathName, ...],
+        BeforeValidator(one_or_many),
+        Field(min_length=1),
     ]
     batch_size: Size = 16
     micro_batch_size: Size | None = None

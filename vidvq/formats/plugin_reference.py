@@ -9,7 +9,10 @@ import re
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Annotated
 
+from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
+from vidvq.settings import Located, absolute_path
 from vidvq.storage import is_remote
 
 GROUP = "vidvq.tokenizers"
@@ -59,3 +62,15 @@ def find_plugin(path: Path) -> PluginReference | None:
     name, attribute, weights = match["name"], match["attribute"], match["weights"]
     is_known = bool(_MODULE.fullmatch(name)) if attribute else name in entry_points(group=GROUP).names
     return PluginReference(name, attribute, weights) if is_known else None
+
+
+def absolute_tokenizer(name: str) -> str:
+    """Make a checkpoint path or a reference absolute; ``bundled``, whose path each machine knows, is kept."""
+    path = resolve_checkpoint(name)
+    if path == BUNDLED:
+        return name
+    reference = find_plugin(path)
+    return str(reference.absolute()) if reference else absolute_path(name)
+
+
+TokenizerName = Annotated[str, Located(absolute_tokenizer)]

@@ -1,6 +1,7 @@
 """Settings of `vidvq generate train`."""
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
@@ -9,8 +10,15 @@ from vidvq.data import TokenDataConfig
 from vidvq.data.config import one_or_many
 from vidvq.errors import UsageError
 from vidvq.formats.generator import Objective
+from vidvq.formats.plugin_reference import TokenizerName
 from vidvq.generate.block import TransformerConfig
+from vidvq.settings import Located, PathName, absolute_path
 from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps
+
+
+def _absolute_folder(name: str) -> str:
+    """Make the path of a text encoder absolute; a name on the hub is returned unchanged."""
+    return absolute_path(name) if Path(name).is_dir() else name
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,8 @@ class PixelConfig:
 
     __pydantic_config__: ClassVar = FORBID
 
-    clips: Annotated[tuple[str, ...], BeforeValidator(one_or_many), Field(min_length=1)]
-    tokenizer: str | None = None
+    clips: Annotated[tuple[PathName, ...], BeforeValidator(one_or_many), Field(min_length=1)]
+    tokenizer: TokenizerName | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class ConditionConfig:
     label: str | None = None
     actions: str | None = None
     text: str | None = None
-    text_encoder: str | None = None
+    text_encoder: Annotated[str, Located(_absolute_folder)] | None = None
     drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
@@ -88,7 +96,7 @@ class HeldOutConfig:
 
     __pydantic_config__: ClassVar = FORBID
 
-    tokens: str | None = None
+    tokens: PathName | None = None
     every: Steps = 500
     samples: Annotated[int, Field(ge=1)] = 32
 
@@ -129,14 +137,14 @@ class GenerateTrainConfig:
     __pydantic_config__: ClassVar = FORBID
 
     data: TokenDataConfig
-    out: str = "runs/generate"
+    out: PathName = "runs/generate"
     seed: int = 0
     steps: Steps = 100_000
     objective: Objective = "masked"
     model: TransformerConfig = field(default_factory=TransformerConfig)
     tasks: TaskConfig = field(default_factory=TaskConfig)
     pixels: PixelConfig | None = None
-    code_vectors: str | None = None
+    code_vectors: TokenizerName | None = None
     conditions: ConditionConfig = field(default_factory=ConditionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -7,7 +7,9 @@ from pydantic import Field
 
 from vidvq.data import DataConfig
 from vidvq.errors import UsageError
+from vidvq.formats.plugin_reference import TokenizerName
 from vidvq.model import DiscriminatorConfig, TokenizerConfig
+from vidvq.settings import PathName
 from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps
 from vidvq.training.schedule import Weight, is_used
 
@@ -28,7 +30,7 @@ class PerceptualConfig:
 
     kind: Literal["st_lpips", "lpips"] = "st_lpips"
     net: Literal["alex", "vgg"] = "alex"
-    backbone: str | None = None
+    backbone: PathName | None = None
     frames: Annotated[int, Field(ge=1)] | None = None
 
     def __post_init__(self) -> None:
@@ -145,7 +147,7 @@ class EvaluationConfig:
 
     __pydantic_config__: ClassVar = FORBID
 
-    clips: str | None = None
+    clips: PathName | None = None
     every: Steps = 1000
     num_clips: Annotated[int, Field(ge=1)] = 32
     metric: Literal["psnr", "ssim", "perceptual"] = "psnr"
@@ -196,12 +198,12 @@ class TrainConfig:
     __pydantic_config__: ClassVar = FORBID
 
     data: DataConfig
-    out: str = "runs/train"
+    out: PathName = "runs/train"
     seed: int = 0
     steps: Steps = 100_000
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    start_from: str | None = None
+    start_from: TokenizerName | None = None
     train_only: Literal["all", "decoder"] = "all"
     new_quantizer: bool = False
     generator: OptimizerConfig = field(default_factory=OptimizerConfig)
