@@ -2,6 +2,7 @@
 # Runs one node's part of a vidvq job: training under torchrun, other commands on a Ray cluster. Run it on each node:
 #
 #   NODES=2 NODE_RANK=0 HEAD=node0:29500 launch/node.sh train CONFIG [KEY=VALUE]...
+#   NODES=2 NODE_RANK=0 HEAD=node0:29500 launch/node.sh generate train TOKENS... --out RUN
 #   NODES=2 NODE_RANK=0 HEAD=node0:29500 launch/node.sh shard VIDEOS... --out DIR
 #
 # NODES      number of nodes (default: 1)
@@ -27,7 +28,7 @@ found=$("$python" -m vidvq.submit.preflight --head "$head" --nodes "$nodes" --ra
   --gpus "${GPUS:-0}" --shared "${SHARED:-$PWD}")
 read -r address interface <<<"$found"
 
-if [ "$1" = train ]; then
+if [ "$1" = train ] || [ "$1 ${2:-}" = "generate train" ]; then
   nproc=${NPROC:-$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')}
   where=(--standalone)
   if [ "$nodes" -gt 1 ]; then

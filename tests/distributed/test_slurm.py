@@ -7,9 +7,10 @@ import subprocess
 import pytest
 
 from tests.helpers.slurm_cluster import slurm, why_not
-from tests.helpers.submitted_runs import TINY, has_ended, read_log, wait_until
+from tests.helpers.submitted_runs import TINY, TINY_GENERATOR, has_ended, read_log, wait_until
 from vidvq import submit as jobs
 from vidvq.formats.checkpoint import list_steps, read_checkpoint
+from vidvq.formats.generator import read_generator
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -57,15 +58,15 @@ def test_slurm_signals_the_time_limit(cluster, clips_dir, tmp_path, vidvq):
     assert jobs.status(run).state == "cancelled"
 
 
-def test_a_cancelled_training_saves_a_checkpoint(cluster, clips_dir, tmp_path, vidvq):
+def test_a_cancelled_training_of_a_generator_saves_a_checkpoint(cluster, tokens_dir, tmp_path, vidvq):
     run, out = tmp_path / "run", tmp_path / "out"
-    command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
+    command = ["submit", "generate", "train", tokens_dir, "--out", out, "steps=100000", *TINY_GENERATOR]
     assert vidvq(*command, *NODES, "--run", run).code == 0
     wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
     assert vidvq("submit", "cancel", run).code == 0
     wait_until(lambda: has_ended(run), run)
     assert jobs.status(run).state == "cancelled"
-    assert f"step {read_checkpoint(out).config['step']} is saved" in read_log(run)
+    assert f"step {read_generator(out).step} is saved" in read_log(run)
 
 
 def test_tokenization_runs_on_a_ray_cluster_inside_the_job(

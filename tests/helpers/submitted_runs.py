@@ -6,7 +6,14 @@ from pathlib import Path
 
 from vidvq import submit as jobs
 
-# Settings of `vidvq train` for a network that takes milliseconds per step.
+# Settings of `vidvq generate train`, and of `vidvq train`, for a network that takes milliseconds per step.
+TINY_GENERATOR = [
+    "data.batch_size=2",
+    "data.workers=0",
+    "checkpoint_every=2",
+    "log_every=1",
+    "model={width: 24, depth: 1, heads: 2}",
+]
 TINY = [
     "data.batch_size=2",
     "data.crop=32",

@@ -2,9 +2,10 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,10 +19,16 @@ from vidvq.cli.options import (
     json_option,
     out_option,
     retry_option,
+    run_out,
+    run_out_option,
     split,
     take_reason,
 )
 from vidvq.errors import UsageError
+from vidvq.settings import flow_yaml
+
+if TYPE_CHECKING:
+    from vidvq.generate.config import GenerateTrainConfig
 
 
 @click.group(short_help="Train a generator on token shards, and generate with it.")
@@ -39,31 +46,48 @@ def generate() -> None:
     """
 
 
+def training_arguments(function: Callable[..., int]) -> Callable[..., int]:
+    """Add the arguments of `vidvq generate train`, which :func:`load_training_config` takes."""
+    options = (
+        click.argument("arguments", nargs=-1, metavar="TOKENS... [KEY=VALUE]..."),
+        run_out_option,
+        click.option(
+            "--config", "config_name", default="generate-nano", show_default=True, help="YAML file, or packaged one."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def load_training_config(arguments: tuple[str, ...], out: str | None, config_name: str) -> "GenerateTrainConfig":
+    """Load the settings of `vidvq generate train` from its arguments."""
+    from vidvq.generate.config import GenerateTrainConfig
+
+    tokens, overrides = split(arguments)
+    given = [f"data.tokens={flow_yaml(tokens)}"] if tokens else []
+    return config.load(GenerateTrainConfig, config.find_config(config_name), [*given, *run_out(out), *overrides])
+
+
 @generate.command(short_help="Train a generator on token shards.", epilog=settings_epilog("generate-train"))
-@click.argument("arguments", nargs=-1, metavar="TOKENS... [KEY=VALUE]...")
-@click.option("--out", metavar="RUN", help="Run directory; the same as out=.")
-@click.option("--config", "config_name", default="generate-nano", show_default=True, help="YAML file, or packaged one.")
+@training_arguments
 def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
     """Train a generator on TOKENS, directories of token shards of one tokenizer.
 
-    An interrupted run resumes with the same command. On several devices or nodes start it with torchrun:
-    torchrun --nproc-per-node 8 -m vidvq generate train TOKENS --out RUN.
+    An interrupted run resumes with the same command. For several devices, start it with torchrun; for several nodes,
+    also with `vidvq submit generate train`.
 
     \b
     vidvq generate train runs/tokens --out runs/generator
+    torchrun --nproc-per-node 8 -m vidvq generate train runs/tokens --out runs/generator
     vidvq generate train runs/tokens --out runs/generator tasks.interpolate=1 "pixels.clips=[runs/clips]"
     vidvq generate train runs/tokens --out runs/generator --config generate-small objective=next
     """
     # See vidvq.cli.train.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from vidvq.generate.config import GenerateTrainConfig
     from vidvq.generate.loop import run_generate_train
 
-    tokens, overrides = split(arguments)
-    given = [f"data.tokens={list(tokens)}"] if tokens else []
-    given += [f"out={out}"] if out else []
-    settings = config.load(GenerateTrainConfig, config.find_config(config_name), [*given, *overrides])
-    run_generate_train(settings)
+    run_generate_train(load_training_config(arguments, out, config_name))
     return 0
 
 

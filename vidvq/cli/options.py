@@ -12,6 +12,7 @@ from vidvq import config, log, storage
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
 from vidvq.formats.plugin_reference import find_plugin
+from vidvq.settings import flow_yaml
 
 # As in :mod:`vidvq.jobs.update`, which is slow to import.
 _ANY_REASON = "*"
@@ -68,6 +69,7 @@ def optional_out(default: str) -> Callable[[Any], Any]:
     return click.option("--out", type=PathOrUrl(), show_default=default, help="Output directory.")
 
 
+run_out_option = click.option("--out", metavar="RUN", help="Run directory; the same as out=.")
 config_option = click.option("--config", "config_name", help="YAML file, or name of a packaged config.")
 
 
@@ -95,6 +97,11 @@ def take_reason(arguments: tuple[str, ...], reason: str | None) -> tuple[tuple[s
         # In `--retry-failed key=value` click takes the setting for the reason.
         return (*arguments, reason), _ANY_REASON
     return arguments, reason
+
+
+def run_out(out: str | None) -> list[str]:
+    """The setting ``out`` of the option ``--out``, if it is given."""
+    return [f"out={flow_yaml(out)}"] if out else []
 
 
 def split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:

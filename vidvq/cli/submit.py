@@ -9,27 +9,39 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vidvq import config, log
-from vidvq.cli.options import checkpoint_option, config_option, config_path, out_option, split
+from vidvq.cli.generate import load_training_config, training_arguments
+from vidvq.cli.options import (
+    checkpoint_option,
+    config_option,
+    config_path,
+    out_option,
+    run_out,
+    run_out_option,
+    split,
+)
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED
 from vidvq.formats.plugin_reference import absolute_tokenizer
 from vidvq.settings import absolute_path
 
 if TYPE_CHECKING:
+    from vidvq.generate.config import GenerateTrainConfig
     from vidvq.submit import Job
+    from vidvq.train import TrainConfig
 
 _RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
-@click.group(short_help="Run train, shard or tokenize on a cluster.")
+@click.group(short_help="Run train, generate train, shard or tokenize on a cluster.")
 def submit() -> None:
-    """Run train, shard or tokenize on a cluster, and manage the jobs.
+    """Run train, generate train, shard or tokenize on a cluster, and manage the jobs.
 
     The run folder of a job, by default runs/jobs/NAME, records everything about it. Resubmitting is safe: the same
     command leaves a running or finished job alone and resumes one that failed or was cancelled.
 
     \b
     vidvq submit train vqgan-base-128 data.clips=runs/clips out=runs/big --backend slurm --nodes 4 --gpus 8
+    vidvq submit generate train runs/tokens --out runs/generator --config generate-base --backend slurm --gpus 8
     vidvq submit status RUN; vidvq submit logs -f RUN; vidvq submit cancel RUN
     """
 
@@ -82,15 +94,27 @@ def _resource_options(function: Callable[..., int]) -> Callable[..., int]:
 @submit.command(short_help="Train a tokenizer on a cluster.")
 @click.argument("config_name", metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@run_out_option
 @_resource_options
-def train(config_name: str, overrides: tuple[str, ...], **options: Any) -> int:
+def train(config_name: str, overrides: tuple[str, ...], out: str | None, **options: Any) -> int:
     """Run `vidvq train CONFIG [KEY=VALUE]...` with one process per GPU of every node."""
     from vidvq.train import TrainConfig
 
-    loaded = config.load(TrainConfig, config.find_config(config_name), list(overrides))
-    job = _job("train", (), loaded, absolute_path(loaded.out), options)
-    loaded.data.micro_batch(job.resources.nodes * job.processes)
-    return _submit(job, options)
+    loaded = config.load(TrainConfig, config.find_config(config_name), [*run_out(out), *overrides])
+    return _submit_training("train", loaded, options)
+
+
+@submit.group(short_help="Train a generator on a cluster.")
+def generate() -> None:
+    """Run `vidvq generate train` on a cluster."""
+
+
+@generate.command("train", short_help="Train a generator on a cluster.")
+@training_arguments
+@_resource_options
+def generate_train(arguments: tuple[str, ...], out: str | None, config_name: str, **options: Any) -> int:
+    """Run `vidvq generate train TOKENS... [KEY=VALUE]...` with one process per GPU of every node."""
+    return _submit_training("generate train", load_training_config(arguments, out, config_name), options)
 
 
 @submit.command(short_help="Cut videos into clip shards on a cluster.")
@@ -163,6 +187,12 @@ def cancel(run: Path) -> int:
     before = jobs.cancel(run)
     log.info(f"{run} has already ended: {before}" if before.ended else f"{run} is being cancelled; it was {before}")
     return 0
+
+
+def _submit_training(verb: str, settings: "TrainConfig | GenerateTrainConfig", options: dict[str, Any]) -> int:
+    job = _job(verb, (), settings, absolute_path(settings.out), options)
+    settings.data.micro_batch(job.resources.nodes * job.processes)
+    return _submit(job, options)
 
 
 def _job(verb: str, arguments: tuple[str, ...], settings: Any, out: str, options: dict[str, Any]) -> "Job":

@@ -6,12 +6,13 @@ import click
 
 from vidvq import config
 from vidvq.cli.config import settings_epilog
+from vidvq.cli.options import run_out, run_out_option
 
 
 @click.command(short_help="Train a tokenizer on clip shards.", epilog=settings_epilog("train"))
 @click.argument("config_name", metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--out", metavar="RUN", help="Run directory; the same as out=.")
+@run_out_option
 @click.option("--profile", is_flag=True, help="Profile steps 8 to 10: tables by part and operator, and a trace.")
 def train(config_name: str, overrides: tuple[str, ...], out: str | None, profile: bool) -> int:
     """Train a tokenizer with the settings in CONFIG, a YAML file or the name of a packaged one.
@@ -28,7 +29,6 @@ def train(config_name: str, overrides: tuple[str, ...], out: str | None, profile
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from vidvq.train import TrainConfig, run_train
 
-    given = [f"out={out}"] if out else []
-    settings = config.load(TrainConfig, config.find_config(config_name), [*given, *overrides])
+    settings = config.load(TrainConfig, config.find_config(config_name), [*run_out(out), *overrides])
     run_train(settings, profile)
     return 0

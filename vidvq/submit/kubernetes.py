@@ -63,7 +63,7 @@ class Backend:
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
         """See :class:`~vidvq.submit.backend.Backend`."""
-        ids = {"kind": "job" if job.verb == "train" else "rayjob", "name": job.name, **_named(job)}
+        ids = {"kind": "job" if job.is_training else "rayjob", "name": job.name, **_named(job)}
         # A finished job of the same name must be deleted first: applying its manifest again would change nothing.
         _kubectl(*_namespace(job.resources.namespace), "delete", "--ignore-not-found", f"{ids['kind']}/{job.name}")
         _kubectl(*self.command(job, run)[1:])
@@ -100,7 +100,7 @@ def manifest(job: Job) -> dict[str, Any]:
     files = {"config.yaml": yaml.safe_dump(job.settings, sort_keys=False), "node.sh": template("node.sh")}
     files["pod.sh"], files["ray.sh"] = template("pod.sh"), template("ray.sh")
     objects = [_object("v1", "ConfigMap", job, {"data": files})]
-    if job.verb == "train":
+    if job.is_training:
         ports = [{"name": "rendezvous", "port": _PORT}]
         service = {"clusterIP": "None", "publishNotReadyAddresses": True, "selector": _labels(job), "ports": ports}
         objects += [_object("v1", "Service", job, {"spec": service}), _training(job)]
@@ -111,7 +111,7 @@ def manifest(job: Job) -> dict[str, Any]:
 
 def _training(job: Job) -> dict[str, Any]:
     nodes = job.resources.nodes
-    pod = _pod(job, ["bash", f"{_MOUNT_PATH}/pod.sh", "train", f"{_MOUNT_PATH}/config.yaml"])
+    pod = _pod(job, ["bash", f"{_MOUNT_PATH}/pod.sh", *job.command_line(f"{_MOUNT_PATH}/config.yaml")])
     rank = {"fieldRef": {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
     pod["containers"][0]["env"] += [
         {"name": "NODES", "value": str(nodes)},

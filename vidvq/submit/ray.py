@@ -28,7 +28,7 @@ class Backend:
 
     def check(self, job: Job, dry_run: bool) -> None:
         """See :class:`~vidvq.submit.backend.Backend`."""
-        if job.verb == "train":
+        if job.is_training:
             raise UsageError("training does not run as a Ray job; use --backend slurm, ssh, kubernetes or local")
         address = _address(job)
         parts = urlsplit(address)

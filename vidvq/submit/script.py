@@ -43,7 +43,7 @@ def make_script(job: Job, run: RunFolder, name: str, values: Mapping[str, str], 
             # Bash runs the trap once the foreground command, which receives the signal too, has exited.
             "trap 'exit 143' TERM",
             f"cd {shlex.quote(job.folder)}",
-            f"set -- {shlex.join(command_line(job, run))}",
+            f"set -- {shlex.join(job.command_line(str(run.config)))}",
             f"# ---- launch/{name}",
             body,
         ]
@@ -55,13 +55,6 @@ def _exit_code(job: Job) -> list[str]:
     if job.resources.array is None:
         return ["rm -f exit_code", "trap 'echo $? >\"$RUN/exit_code\"' EXIT"]
     return ['trap \'code=$?; [ "$(cat "$RUN/exit_code" 2>/dev/null)" = 0 ] || echo $code >"$RUN/exit_code"\' EXIT']
-
-
-def command_line(job: Job, run: RunFolder) -> list[str]:
-    """The vidvq command and its arguments; settings come from the run folder."""
-    if job.verb == "train":
-        return ["train", str(run.config)]
-    return [job.verb, *job.arguments, "--config", str(run.config)]
 
 
 def shared_path(job: Job, run: RunFolder) -> str:

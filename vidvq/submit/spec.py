@@ -10,7 +10,9 @@ from vidvq.storage import canonical_json, sha256_bytes
 
 # Slurm's own default limit.
 MOST_IN_ARRAY = 1000
-VERBS = ("train", "shard", "tokenize")
+# Run under torchrun; the others run on Ray.
+_TRAINING = ("train", "generate train")
+VERBS = (*_TRAINING, "shard", "tokenize")
 _TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 _PLAIN = re.compile(r"[A-Za-z0-9][\w.-]*")
 _VOLUME = re.compile(r"[a-z0-9][a-z0-9.-]*:/[^:]*")
@@ -83,7 +85,7 @@ class Job:
     """One job.
 
     Attributes:
-        verb: the vidvq command: ``train``, ``shard`` or ``tokenize``.
+        verb: the vidvq command, one of :data:`VERBS`.
         arguments: the command's arguments without settings; paths are absolute.
         settings: the resolved configuration, written to ``config.yaml``.
         out: output directory or URL, writable from all nodes.
@@ -105,7 +107,7 @@ class Job:
     def __post_init__(self) -> None:
         if self.verb not in VERBS:
             raise UsageError(f"verb={self.verb!r} cannot be submitted; choose one of {', '.join(VERBS)}")
-        if self.verb == "train" and self.resources.array is not None:
+        if self.is_training and self.resources.array is not None:
             raise UsageError(f"array={self.resources.array} is for shard and tokenize; use more nodes for training")
         for name in (*self.arguments, self.out, self.folder, self.python, self.resources.hostfile or ""):
             refuse_control_characters(name)
@@ -118,12 +120,27 @@ class Job:
     @property
     def name(self) -> str:
         """Name for the scheduler, valid on every backend."""
-        return f"vidvq-{self.verb}-{self.key}"
+        return f"vidvq-{self.verb.replace(' ', '-')}-{self.key}"
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the job runs under torchrun, saves when it is stopped, and resumes."""
+        return self.verb in _TRAINING
 
     @property
     def processes(self) -> int:
         """Training processes per node."""
         return max(self.resources.gpus, 1)
+
+    def command_line(self, config: str) -> list[str]:
+        """The vidvq command and its arguments.
+
+        Args:
+            config: path of the file with the settings.
+        """
+        # `vidvq train` takes the file as its argument.
+        option = [] if self.verb == "train" else ["--config"]
+        return [*self.verb.split(), *self.arguments, *option, config]
 
     def to_dict(self) -> dict[str, Any]:
         """The job as plain JSON types."""

@@ -18,7 +18,8 @@ import yaml
 
 from vidvq import config
 from vidvq.formats.checkpoint import list_steps, read_checkpoint
-from vidvq.submit import Job, Resources
+from vidvq.generate.config import GenerateTrainConfig
+from vidvq.submit import VERBS, Job, Resources
 from vidvq.submit.kubernetes import Backend, manifest
 from vidvq.train import TrainConfig
 
@@ -38,7 +39,7 @@ TINY = [
 
 
 def job_of(verb: str, settings: dict | None = None, out: str = "/data/out") -> Job:
-    arguments = () if verb == "train" else ("/data/a b'c\"$(touch harm)", "--out", "/data/out")
+    arguments = () if "train" in verb else ("/data/a b'c\"$(touch harm)", "--out", "/data/out")
     return Job(verb, arguments, settings or {}, out, "kubernetes", ASKED, "/here", "python")
 
 
@@ -46,15 +47,15 @@ def objects(job: Job) -> dict[str, dict]:
     return {item["kind"]: item for item in manifest(job)["items"]}
 
 
-@pytest.mark.parametrize("verb", ["train", "shard", "tokenize"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_core_objects_keep_to_the_published_schema(verb):
     made = objects(job_of(verb))
-    assert made.keys() == ({"ConfigMap", "Service", "Job"} if verb == "train" else {"ConfigMap", "RayJob"})
+    assert made.keys() == ({"ConfigMap", "Service", "Job"} if "train" in verb else {"ConfigMap", "RayJob"})
     for kind, item in made.items():
         if kind != "RayJob":
             kubernetes_validate.validate(item, "1.37", strict=True)
     # The pods of a RayJob are Kubernetes' own.
-    if verb != "train":
+    if "RayJob" in made:
         cluster = made["RayJob"]["spec"]["rayClusterSpec"]
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
             pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]}
@@ -124,11 +125,11 @@ def test_the_entrypoint_of_a_ray_job_is_quoted():
     assert "/data/a b'c\"$(touch harm)" in said.stdout.splitlines()
 
 
-def start_pods(folder: Path, clips: Path, out: Path, python: Path) -> list[subprocess.Popen]:
+def start_pods(folder: Path, verb: str, overrides: list[str], out: Path, python: Path) -> list[subprocess.Popen]:
     """Start the command of both pods on this machine, with another interpreter."""
-    overrides = [f"data.clips={clips}", f"out={out}", "steps=100000", *TINY]
-    settings = config.to_dict(config.load(TrainConfig, config.find_config("demo"), overrides))
-    made = objects(job_of("train", settings, str(out)))
+    kind, name = (TrainConfig, "demo") if verb == "train" else (GenerateTrainConfig, "generate-nano")
+    settings = config.to_dict(config.load(kind, config.find_config(name), [*overrides, f"out={out}", "steps=100000"]))
+    made = objects(job_of(verb, settings, str(out)))
     etc = folder / "etc"
     etc.mkdir()
     for name, text in made["ConfigMap"]["data"].items():
@@ -153,7 +154,8 @@ def start_pods(folder: Path, clips: Path, out: Path, python: Path) -> list[subpr
     ]
 
 
-def test_the_pods_command_starts_torchrun_with_the_rank_of_the_pod(tmp_path, clips_dir):
+@pytest.mark.parametrize(("verb", "command"), [("train", "train"), ("generate train", "generate train --config")])
+def test_the_pods_command_starts_torchrun_with_the_rank_of_the_pod(tmp_path, verb, command):
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\n"
@@ -164,19 +166,20 @@ def test_the_pods_command_starts_torchrun_with_the_rank_of_the_pod(tmp_path, cli
         "esac\n"
     )
     python.chmod(0o755)
-    for rank, pod in enumerate(start_pods(tmp_path, clips_dir, tmp_path / "out", python)):
+    overrides = ["data.clips=clips"] if verb == "train" else []
+    for rank, pod in enumerate(start_pods(tmp_path, verb, overrides, tmp_path / "out", python)):
         said, errors = pod.communicate(timeout=300)
         assert pod.returncode == 0, errors
         words = said.splitlines()
         assert words[:6] == ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank)]
-        assert words[-4:] == ["-m", "vidvq", "train", str(tmp_path / "etc/config.yaml")]
+        assert said.endswith("\n".join(["", "-m", "vidvq", *command.split(), str(tmp_path / "etc/config.yaml"), ""]))
 
 
 # By default, tests/distributed/test_ssh.py starts torchrun on two hosts.
 @pytest.mark.slow
 def test_the_pods_command_trains_as_two_processes_and_saves_when_asked_to_stop(tmp_path, clips_dir):
     out = tmp_path / "out"
-    pods = start_pods(tmp_path, clips_dir, out, Path(sys.executable))
+    pods = start_pods(tmp_path, "train", [f"data.clips={clips_dir}", *TINY], out, Path(sys.executable))
     deadline = time.monotonic() + 300
     while not list_steps(out):
         assert all(pod.poll() is None for pod in pods), [pod.communicate() for pod in pods]

@@ -42,7 +42,7 @@ def test_the_dockerfile_is_clean():
 @pytest.mark.parametrize("backend", RESOURCES)
 def test_generated_scripts_are_clean(tmp_path, backend, verb, name):
     arguments = (f"/v/{name}", f"--out=/{name}")
-    asked = RESOURCES[backend] if verb != "train" else replace(RESOURCES[backend], array=None)
+    asked = replace(RESOURCES[backend], array=None) if "train" in verb else RESOURCES[backend]
     job = Job(verb, arguments, {}, f"/o/{name}", backend.partition("-")[0], asked, f"/f/{name}", f"/p/{name}")
     run = RunFolder(Path("/runs", name))
     for file, text in get_backend(job.backend).files(job, run).items():

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.submitted_runs import TINY_GENERATOR, has_ended, read_log, wait_until
 from vidvq import __version__
+from vidvq.formats.checkpoint import list_steps
+from vidvq.formats.generator import read_generator
 from vidvq.submit import Job, Resources, Submitted, cancel, preview, status, submit, wait
 
 SETTINGS = ["runtime.workers=0", "clip.short_side=32", "clip.num_frames=9", "clip.min_frames=5", "clip.multiple=8"]
@@ -196,7 +199,58 @@ def test_a_job_is_named_after_its_content(tmp_path):
         Job("decode", (), {}, "", "local", Resources(), "/", "python")
 
 
-def test_training_starts_as_many_processes_as_gpus(tmp_path):
+@pytest.mark.parametrize("verb", ["train", "generate train"])
+def test_training_starts_as_many_processes_as_gpus(tmp_path, verb):
     arguments = [str(tmp_path / "python"), str(tmp_path)]
-    job = Job("train", (), {}, str(tmp_path / "out"), "local", Resources(gpus=3), arguments[1], arguments[0])
+    job = Job(verb, (), {}, str(tmp_path / "out"), "local", Resources(gpus=3), arguments[1], arguments[0])
     assert "export NPROC=3" in list(preview(job, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["train", "demo", "data.clips=data", "--out", "out"], "train {config}"),
+        (["generate", "train", "data", "--out", "out"], "generate train --config {config}"),
+    ],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--backend", "local", "--gpus", "1"],
+        ["--backend", "slurm", "--nodes", "2", "--gpus", "1"],
+        ["--backend", "ssh", "--hostfile", "hosts"],
+        ["--backend", "kubernetes", "--nodes", "2", "--image", "vidvq:0.1"],
+    ],
+    ids=lambda options: options[1],
+)
+def test_a_dry_run_of_training_shows_its_command_under_torchrun(there, vidvq, monkeypatch, command, expected, options):
+    monkeypatch.setattr("vidvq.submit.slurm.shutil.which", lambda name: None if name == "sbatch" else name)
+    (there / "hosts").write_text("a slots=1\nb slots=1\n")
+    ran = vidvq("submit", *command, "--run", "run", "--dry-run", *options)
+    assert (ran.code, ran.err) == (0, "")
+    if "kubernetes" in options:
+        files, _, made = json.loads(ran.out.partition("\n")[2].partition("# ---- command")[0])["items"]
+        assert yaml.safe_load(files["data"]["config.yaml"])["out"] == str(there / "out")
+        (container,) = made["spec"]["template"]["spec"]["containers"]
+        assert container["command"][2:] == expected.format(config="/etc/vidvq/config.yaml").split()
+    else:
+        line = f"set -- {expected.format(config=there / 'run/config.yaml')}"
+        assert line in ran.out.splitlines()
+        assert f"export SHARED={there / 'out'}" in ran.out.splitlines()
+
+
+# By default, tests/distributed/test_slurm.py trains a generator.
+@pytest.mark.slow
+def test_a_local_training_of_a_generator_is_cancelled_resumes_and_completes(there, tokens_dir, vidvq):
+    command = ["submit", "generate", "train", tokens_dir, "--out", "out", "steps=100", *TINY_GENERATOR, "--run", "run"]
+    assert vidvq(*command).code == 0
+    wait_until(lambda: bool(list_steps(there / "out")) or has_ended(there / "run"), there / "run")
+    assert vidvq("submit", "cancel", "run").code == 0
+    assert wait(there / "run").state == "cancelled"
+    saved = read_generator(there / "out").step
+    assert f"step {saved} is saved" in read_log(there / "run")
+    assert vidvq(*command).code == 0
+    assert wait(there / "run").state == "done", read_log(there / "run")
+    assert (saved < 100, read_generator(there / "out").step) == (True, 100)
+    assert "resuming from" in read_log(there / "run")
+    assert "was already submitted: done" in vidvq(*command).err
