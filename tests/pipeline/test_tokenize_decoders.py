@@ -38,7 +38,8 @@ RAW = ("video.short_side=32", "video.multiple=8", "items_per_shard=7", "max_fail
         (10.0, 4.0, 1, 16, 1),  # The encoder is slower.
         (1.0, 4.0, 1, 16, 5),  # Four keep up on average, a quarter more over varying videos.
         (1.0, 12.0, 8, 16, 2),  # 15 processes, the same number for each stream.
-        (1.0, 12.0, 8, 15, 1),  # No more than cores.
+        (1.0, 12.0, 8, 11, 1),  # No more than cores.
+        (1.0, 12.0, 8, 12, 2),  # Rather 16 on 12 cores than 8.
         (1.0, 100.0, 4, 64, 16),
         (0.0, 5.0, 2, 8, 4),  # An encoder too fast to measure.
     ],

@@ -36,8 +36,8 @@ class RuntimeConfig:
         compile: whether networks are compiled: ``auto`` does so on GPUs, where calls are also recorded as CUDA graphs;
             ``off`` never does. Compiled networks round differently, so plans record it.
         decoders: decoding processes of a worker of ``vidvq tokenize`` (1 or more, at least one per stream); ``auto``
-            starts one per stream, and after each shard as many as the encoder needs by the rates measured on it, at
-            most one per core.
+            starts one per stream, and after each shard as many as the encoder needs by the rates measured on it, about
+            one per core at most.
         decode_on: where these processes run: ``node`` for the machine of their worker, or ``cluster`` for any node of
             the Ray cluster with free CPUs, one for each. Their frames then come through Ray's object store.
     """

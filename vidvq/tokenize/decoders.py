@@ -45,8 +45,9 @@ def decoders_per_stream(rates: Rates, streams: int, cores: int) -> int:
     """Return the number of decoding processes per stream that keep up with the encoder.
 
     The encoder takes ``frames / encode_s`` frames per second, and one process decodes ``frames / decode_s``. Their
-    ratio, plus a quarter, is the number of processes, rounded up to the same number for each stream, and at most one
-    per core in total.
+    ratio, plus a quarter, is the number of processes, rounded up to the same number for each stream, and at most the
+    cores for each stream, rounded to the nearest number: a few processes too many share cores, but one too few per
+    stream would leave up to half of the cores idle.
 
     Args:
         rates: measurements; the shard must have frames.
@@ -57,7 +58,7 @@ def decoders_per_stream(rates: Rates, streams: int, cores: int) -> int:
         At least 1.
     """
     needed = ceil(_MARGIN * rates.decode_s / max(rates.encode_s, 1e-9) / streams)
-    return max(1, min(needed, cores // streams))
+    return max(1, min(needed, (cores + streams // 2) // streams))
 
 
 @dataclass(frozen=True)
