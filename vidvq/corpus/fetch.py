@@ -33,7 +33,7 @@ _LASTING = frozenset({404, 410})
 # HTTP statuses of missing, wrong or expired credentials.
 _DENIED = frozenset({401, 403})
 DENIED = frozenset(f"fetch_failed({status})" for status in _DENIED)
-# The digests of a plan are file names here.
+# Digests become file names, and a plan may be hostile.
 _SHA256 = re.compile("[0-9a-f]{64}")
 _CHANGED = "is not the file that was planned; restore it, or shard it anew"
 # Time after the limit of a download at which the process is ended, in case it hangs in a native library (seconds).
