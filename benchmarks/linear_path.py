@@ -20,6 +20,7 @@ from vidvq.formats.checkpoint import read_checkpoint, write_checkpoint
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.plan import read_plan
 from vidvq.model import VideoTokenizer
+from vidvq.model.groups import replicate_first_frame
 from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_pretrained
@@ -86,7 +87,7 @@ def read_videos(tokenizer: VideoTokenizer, clips: Path, every: int) -> Iterator[
         for key, media, _ in read_clips(clips / shard):
             number += 1
             if number % every == 0:
-                yield tokenizer._replicate_first_frame(tokenizer.pad(to_video(decode_clip(media, key))))
+                yield replicate_first_frame(tokenizer.pad(to_video(decode_clip(media, key))), tokenizer.temporal_factor)
 
 
 def _principal_directions(tokenizer: VideoTokenizer, clips: Path, every: int) -> Tensor:

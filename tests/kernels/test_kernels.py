@@ -23,7 +23,8 @@ from vidvq.model import (  # noqa: E402
     TokenizerConfig,
     VideoTokenizer,
 )
-from vidvq.model.encoder import DecoderConfig, StackConfig, run_network  # noqa: E402
+from vidvq.model.calls import run_network  # noqa: E402
+from vidvq.model.encoder import DecoderConfig, StackConfig  # noqa: E402
 from vidvq.model.kernels import group_norm  # noqa: E402
 from vidvq.model.kernels import norm as norm_kernels  # noqa: E402
 from vidvq.model.kernels.pointwise import pointwise  # noqa: E402

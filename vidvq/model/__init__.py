@@ -2,8 +2,9 @@
 
 from vidvq.model.config import TokenizerConfig
 from vidvq.model.discriminator import Discriminator, DiscriminatorConfig
-from vidvq.model.interface import StreamState, Tokenizer
+from vidvq.model.interface import Tokenizer
 from vidvq.model.step_shape import StepShape
+from vidvq.model.stream_state import StreamState
 from vidvq.model.streaming import iter_decode, iter_decode_batch, iter_encode
 from vidvq.model.tokenizer import Reconstruction, VideoTokenizer
 

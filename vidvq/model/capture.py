@@ -1,6 +1,5 @@
 """Replay of network calls as CUDA graphs: one launch per call instead of one per kernel."""
 
-from collections.abc import Callable
 from functools import cached_property
 from time import monotonic
 from typing import Any, NamedTuple
@@ -8,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Call = Callable[[bool, Tensor, "tuple[Tensor, ...] | None"], "tuple[Tensor, tuple[Tensor, ...]]"]
+from vidvq.model.calls import Call, Past
+
 # The first calls compile, select kernels and allocate their workspaces, none of which a graph may record.
 WARMUP_CALLS = 3
 
@@ -17,7 +17,7 @@ class _Graph(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     output: Tensor
-    past: tuple[Tensor, ...]
+    past: Past
 
 
 class GraphMemory:
@@ -53,12 +53,12 @@ class CapturedCall:
         self._graphs: dict[tuple[object, ...], _Graph] = {}
         self.warmup_s = 0.0
 
-    def __call__(self, first: bool, x: Tensor, past: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def __call__(self, first: bool, x: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """Run the call; the results are new tensors."""
         with torch.cuda.device_of(x):
             return self._replay(first, (x, *(past or ())))
 
-    def _replay(self, first: bool, given: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _replay(self, first: bool, given: tuple[Tensor, ...]) -> tuple[Tensor, Past]:
         key = (first, *((tensor.shape, tensor.dtype) for tensor in given))
         recorded = self._graphs.get(key)
         if recorded is None:

@@ -1,6 +1,6 @@
 """Encoder (video to latents) and decoder (latents to video) networks."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -260,56 +260,3 @@ def run_stages(stages: Sequence[nn.Module] | nn.ModuleList, x: Tensor, cache: Te
     for stage in stages:
         x = stage(x, cache) if isinstance(stage, ResBlock) else stage(x)
     return x
-
-
-NetworkCall = Callable[[Tensor, "tuple[Tensor, ...] | None"], "tuple[Tensor, tuple[Tensor, ...]]"]
-
-
-def run_network(
-    network: Encoder | Decoder, x: Tensor, past: tuple[Tensor, ...] | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Process consecutive groups of all samples or tiles as one batch.
-
-    Args:
-        network: encoder or decoder.
-        x: frames or latents of the groups, batch first.
-        past: cached frames returned for the previous groups; None at the start of a stream.
-
-    Returns:
-        The output of the network, and the cached frames for the next groups.
-    """
-    cache = TemporalCache(past)
-    return network(x, cache), tuple(cache.updated)
-
-
-def run_in_blocks(
-    call: NetworkCall, x: Tensor, past: tuple[Tensor, ...] | None, size: int
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Process a batch in calls of ``size`` samples or tiles, so that the result does not depend on the batch size.
-
-    Kernels round differently for different batch sizes: latents differ in their last bits, and a latent midway between
-    two codes can be assigned to either. The last call is padded with zeros.
-
-    Args:
-        call: function of a block and its cached frames; returns the output and the new cached frames.
-        x: input of all samples or tiles, batch first.
-        past: cached frames of all samples or tiles; None at the start of a stream.
-        size: samples or tiles per call.
-    """
-    if len(x) == size:
-        return call(x, past)
-    outputs, pasts = [], []
-    for start in range(0, len(x), size):
-        count = min(size, len(x) - start)
-        block = _rows(x, start, count, size)
-        own = tuple(_rows(tensor, start, count, size) for tensor in past) if past is not None else None
-        output, after = call(block, own)
-        outputs.append(output[:count])
-        pasts.append(tuple(tensor[:count] for tensor in after))
-    return torch.cat(outputs), tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))
-
-
-def _rows(tensor: Tensor, start: int, count: int, size: int) -> Tensor:
-    """Return ``count`` rows from ``start``, followed by rows of zeros up to ``size``."""
-    rows = tensor[start : start + count]
-    return rows if count == size else torch.cat([rows, rows.new_zeros(size - count, *rows.shape[1:])])

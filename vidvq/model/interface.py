@@ -6,7 +6,6 @@ implementation that vidvq trains; :mod:`vidvq.pretrained.adapters` wraps tokeniz
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import wraps
 from math import log2
 from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
@@ -18,76 +17,10 @@ from torch.nn import functional as F
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 from vidvq.model.step_shape import StepShape
+from vidvq.model.stream_state import StreamState
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class StreamState:
-    """State of a batch of streams between two steps. Immutable: each step returns a new state.
-
-    Attributes:
-        kind: ``encode`` or ``decode``.
-        shape: batch size, height and width of the input of a step.
-        past: cached frames of each layer. The first axis is the batch: ``n`` rows per stream, one per tile.
-        config: config of the tokenizer that created the state; other tokenizers reject it.
-        ended: whether the last step was shorter than the step shape; the streams cannot continue.
-        starts: whether a decoder with lookahead has not decoded frame 0 yet.
-    """
-
-    kind: str
-    shape: tuple[int, int, int]
-    past: tuple[Tensor, ...]
-    config: object
-    ended: bool = False
-    starts: bool = True
-
-    def select(self, index: int) -> "StreamState":
-        """Return the state of one stream of the batch, as views of the batch's tensors.
-
-        Args:
-            index: position of the stream in the batch.
-
-        Raises:
-            IndexError: ``index`` is out of range.
-        """
-        batch = self.shape[0]
-        if not 0 <= index < batch:
-            raise IndexError(f"index={index} must be from 0 to {batch - 1}, the streams of the batch")
-        rows = (len(tensor) // batch for tensor in self.past)
-        past = tuple(tensor[index * n : (index + 1) * n] for tensor, n in zip(self.past, rows, strict=True))
-        return replace(self, shape=(1, *self.shape[1:]), past=past)
-
-    @staticmethod
-    def stack(states: "Sequence[StreamState | None]") -> "StreamState | None":
-        """Combine the states of single streams into the state of a batch.
-
-        Args:
-            states: one state per slot; None marks an empty slot, which is filled with zeros.
-
-        Returns:
-            The state of the batch; None if every slot is empty.
-
-        Raises:
-            UsageError: the states differ in kind, size or tokenizer.
-        """
-        known = [state for state in states if state is not None]
-        if not known:
-            return None
-        first = known[0]
-        if any(_compared(state) != _compared(first) for state in known):
-            shapes = sorted({(state.kind, *state.shape) for state in known})
-            raise UsageError(f"states of {shapes} cannot be stacked; a batch has streams of one kind, size and config")
-        empty = tuple(torch.zeros_like(tensor) for tensor in first.past)
-        pasts = [empty if state is None else state.past for state in states]
-        past = tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))
-        return replace(first, shape=(len(states) * first.shape[0], *first.shape[1:]), past=past)
-
-
-def _compared(state: StreamState) -> tuple[object, ...]:
-    # Streams of a decoder with lookahead hold more or fewer latents at their start.
-    return state.kind, state.shape, state.config, [tensor.shape[1:] for tensor in state.past]
 
 
 # Types that are neither integers nor floating-point numbers.

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vidvq.model.interface import StreamState, Tokenizer
+from vidvq.model.interface import Tokenizer
 from vidvq.model.pixels import to_frames, to_pixels, to_video
 from vidvq.model.step_shape import StepShape
+from vidvq.model.stream_state import StreamState
 
 
 def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None = None) -> Iterator[Any]:

@@ -8,28 +8,29 @@ of the batch.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from einops import repeat
 from torch import Tensor
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
+from vidvq.model.calls import Call
 from vidvq.model.capture import CapturedCall, GraphMemory
 from vidvq.model.compilation import compile_graph
 from vidvq.model.config import TokenizerConfig
-from vidvq.model.encoder import CodecLayout, Decoder, Encoder, run_in_blocks, run_network
-from vidvq.model.interface import StreamState, Tokenizer, without_autocast
+from vidvq.model.encoder import CodecLayout, Decoder, Encoder
+from vidvq.model.groups import merge_first_group, replicate_first_frame
+from vidvq.model.interface import Tokenizer, without_autocast
 from vidvq.model.layers import TemporalCache
-from vidvq.model.pixels import normalize
+from vidvq.model.lookahead_decoder import LookaheadDecoder
 from vidvq.model.quantize import SpatiotemporalQuantizer
 from vidvq.model.quantize.vq import TRAINING_STATE
 from vidvq.model.step_shape import StepShape
-from vidvq.model.tiles import Tiles
+from vidvq.model.stream_decoder import StreamDecoder
+from vidvq.model.stream_encoder import StreamEncoder
+from vidvq.model.stream_state import StreamState
 
 
 class Reconstruction(NamedTuple):
@@ -44,20 +45,6 @@ class Reconstruction(NamedTuple):
     reconstruction: Tensor
     codes: Tensor
     commitment_loss: Tensor
-
-
-class StepCalls(NamedTuple):
-    """The calls that encoding and decoding consist of: plain methods, compiled, or captured.
-
-    Attributes:
-        encode: maps ``first``, frames and cached frames to codes and cached frames.
-        decode: maps ``first``, codes and cached frames to frames and cached frames.
-        render: maps ``first``, latents (with those of later groups) and cached frames to frames and cached frames.
-    """
-
-    encode: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-    decode: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-    render: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
 
 class VideoTokenizer(Tokenizer):
@@ -88,7 +75,9 @@ class VideoTokenizer(Tokenizer):
         self.encoder = Encoder(config.encoder, layout)
         self.quantizer = SpatiotemporalQuantizer(config.quantizer)
         self.decoder = Decoder(config.decoder, layout)
-        self._calls = StepCalls(self._encode_call, self._decode_call, self._render_call)
+        self._stream_encoder = StreamEncoder(config, self.encoder, self.quantizer)
+        decode = LookaheadDecoder if self.lookahead else StreamDecoder
+        self._stream_decoder = decode(config, self.decoder, self.quantizer)
         self._compiled_pass: Callable[[Tensor], Reconstruction] | None = None
 
     @property
@@ -153,21 +142,27 @@ class VideoTokenizer(Tokenizer):
         if "backend" not in options:
             # Inductor would choose among reductions by timing them, and round differently from one worker to the next.
             options["options"] = {"deterministic": True} | options.get("options", {})
-        calls = [self._encode_call, self._decode_call, self._render_call]
-        for index in range(1 if self.encoder.fused else 0, len(calls)):
-            calls[index] = compile_graph(calls[index], **options)
         shared = GraphMemory()
-        self._calls = StepCalls(*(CapturedCall(call, shared) for call in calls) if capture else calls)
+
+        def prepare(call: Call, compiled: bool = True) -> Call:
+            call = compile_graph(call, **options) if compiled else call
+            return CapturedCall(call, shared) if capture else call
+
+        self._stream_encoder.call = prepare(self._stream_encoder.encode_call, not self.encoder.fused)
+        self._stream_decoder.call = prepare(self._stream_decoder.decode_call)
 
     @property
     def warmup_s(self) -> float:
         """See :attr:`Tokenizer.warmup_s`."""
-        return sum(call.warmup_s for call in self._calls if isinstance(call, CapturedCall))
+        calls = (self._stream_encoder.call, self._stream_decoder.call)
+        return sum(call.warmup_s for call in calls if isinstance(call, CapturedCall))
 
     def _reconstruct(self, video: Tensor) -> Reconstruction:
-        quantized = self.quantizer(self.encoder(self._replicate_first_frame(video), TemporalCache()))
+        frames = replicate_first_frame(video, self.temporal_factor)
+        quantized = self.quantizer(self.encoder(frames, TemporalCache()))
         groups = self.decoder(self.decoder.extend(quantized.latents), TemporalCache())
-        return Reconstruction(self._merge_first_group(groups), quantized.codes, quantized.commitment_loss)
+        reconstruction = merge_first_group(groups, self.temporal_factor)
+        return Reconstruction(reconstruction, quantized.codes, quantized.commitment_loss)
 
     @torch.no_grad()
     @without_autocast
@@ -187,7 +182,7 @@ class VideoTokenizer(Tokenizer):
         """
         video = self._as_tensor(video, "video")
         self._check_video(video)
-        return self._encode_groups(self.pad(video), None)[0]
+        return self._encode_stream(self.pad(video), None)[0]
 
     @torch.no_grad()
     @without_autocast
@@ -208,12 +203,12 @@ class VideoTokenizer(Tokenizer):
         video = self._as_tensor(video, "video")
         self._check_video(video, any_device=True)
         padded, scale = self.pad(video), self.spatial_factor
-        tiles = self._tiles("encode", padded.shape[3] // scale, padded.shape[4] // scale)
+        tiles = self._stream_encoder.tiles(padded.shape[3] // scale, padded.shape[4] // scale)
         windows = tiles.split(padded, scale)
         streams = self.shape_for(padded.shape[3], padded.shape[4]).streams
         kept = []
         for start in range(0, len(windows), streams):
-            codes = self._encode_groups(windows[start : start + streams].to(self.device), None)[0]
+            codes = self._encode_stream(windows[start : start + streams].to(self.device), None)[0]
             kept += [tiles.crop(window, start + index) for index, window in enumerate(codes.split(1))]
         return tiles.merge(kept)
 
@@ -237,7 +232,7 @@ class VideoTokenizer(Tokenizer):
             raise UsageError(f"num_frames={t} must be {rule}")
         self._check_multiples(h, w)
         self._check_state(state, "encode", (b, h, w))
-        return self._encode_groups(frames, state)
+        return self._encode_stream(frames, state)
 
     @torch.no_grad()
     @without_autocast
@@ -258,9 +253,9 @@ class VideoTokenizer(Tokenizer):
         codes = self._as_codes(codes)
         self._check_codes(codes, first=True)
         keep_t, keep_h, keep_w = self.crop_size(codes.shape[1:], num_frames, size)
-        video, state = self._decode_groups(codes, None)
+        video, state = self._decode_stream(codes, None)
         if self.lookahead:
-            video = torch.cat([video, self._render(state, ends=True)[0]], dim=2)
+            video = torch.cat([video, self._decode_rest(state)], dim=2)
         return video[:, :, :keep_t, :keep_h, :keep_w]
 
     @torch.no_grad()
@@ -286,7 +281,7 @@ class VideoTokenizer(Tokenizer):
         if state is None and g != 1 and self.decode_shape.groups == 1:
             raise UsageError(f"groups={g} must be 1 at the start of a stream")
         self._check_state(state, "decode", (b, h, w))
-        return self._decode_groups(codes, state)
+        return self._decode_stream(codes, state)
 
     @torch.no_grad()
     @without_autocast
@@ -297,13 +292,14 @@ class VideoTokenizer(Tokenizer):
             UsageError: the state belongs to other streams or is that of an ended stream.
         """
         self._check_state(state, "decode", state.shape)
-        return self._render(state, ends=True)[0] if self.lookahead else super().decode_rest(state)
+        return self._decode_rest(state)
 
     def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:
         """Return the step shape for frames of a size, one tile of which is an element of a call."""
         s = self.spatial_factor
-        window = self._tiles(kind, height // s, width // s).window(s if kind == "encode" else s * self.upscale)
-        return super().shape_for(*window, kind)
+        if kind == "encode":
+            return super().shape_for(*self._stream_encoder.tiles(height // s, width // s).window(s), kind)
+        return super().shape_for(*self._stream_decoder.tiles(height // s, width // s).window(s * self.upscale), kind)
 
     def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Quantize and decode latents of complete streams; gradients pass the quantizer straight through.
@@ -320,7 +316,7 @@ class VideoTokenizer(Tokenizer):
             offset = vectors - latents
         decoded = self.decoder.extend(latents + offset).to(self.dtype)
         groups = self.decoder(decoded, TemporalCache())
-        return self._merge_first_group(groups).float(), codes
+        return merge_first_group(groups, self.temporal_factor).float(), codes
 
     def inference_state_dict(self) -> dict[str, Tensor]:
         """Return the tensors required for inference: networks and codebooks, without training statistics."""
@@ -342,169 +338,17 @@ class VideoTokenizer(Tokenizer):
             for name, tensor in mine.items():
                 tensor.copy_(tensors[name])
 
-    def _encode_groups(self, frames: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Encode complete groups of validated input, from frame 0 without a state."""
-        b, h, w = frames.shape[0], *frames.shape[3:]
-        r, s = self.temporal_factor, self.spatial_factor
-        tiles = self._tiles("encode", h // s, w // s)
-        shape = self.shape_for(h, w)
-        parts, start = [], 0
-        while start < frames.shape[2]:
-            first = state is None
-            piece = frames[:, :, start : start + shape.num_frames(r, first)]
-            start += piece.shape[2]
-            head = [repeat(piece[:, :, :1], "b c 1 h w -> b c r h w", r=r), piece[:, :, 1:]] if first else [piece]
-            groups = -(-piece.shape[2] // r) if not first else 1 + (piece.shape[2] - 1) // r
-            if groups < shape.groups:
-                head.append(piece[:, :, -1:].expand(-1, -1, (shape.groups - groups) * r, -1, -1))
-            x = tiles.split(torch.cat(head, dim=2) if len(head) > 1 else piece, s)
-            codes, past = self._encode_windows(x, state, tiles, shape.streams)
-            parts.append(codes[:, :groups])
-            state = StreamState("encode", (b, h, w), past, self.config, ended=groups < shape.groups)
-        assert state is not None
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], state
+    def _encode_stream(self, frames: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        return self._stream_encoder.encode(frames, state, self.shape_for(frames.shape[3], frames.shape[4]))
 
-    def _encode_windows(
-        self, windows: Tensor, state: StreamState | None, tiles: Tiles, streams: int
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Encode one step of all windows ``(b n) c t h w``; returns codes ``b g lh lw`` and the cached frames."""
-        first, past = state is None, state.past if state else None
-        if len(tiles.spans) == 1:
-            return run_in_blocks(partial(self._calls.encode, first), windows, past, streams)
-        if streams == 1 and not self.quantizer.num_state_tensors:
-            # Margins are cropped before the search, whose sums are rounded by the number of latents.
-            latents, past = run_in_blocks(self._encode_latents, windows, past, streams)
-            kept = [
-                self.quantizer.encode(tiles.crop(window, index), first)[0]
-                for index, window in enumerate(latents.split(1))
-            ]
-        else:
-            codes, past = run_in_blocks(partial(self._calls.encode, first), windows, past, streams)
-            kept = [tiles.crop(window, index) for index, window in enumerate(codes.split(1))]
-        return tiles.merge(kept), past
+    def _decode_stream(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
+        return self._stream_decoder.decode(codes, state, self._shape_for_codes(codes.shape[2], codes.shape[3]))
 
-    def _decode_groups(self, codes: Tensor, state: StreamState | None) -> tuple[Tensor, StreamState]:
-        """Decode any number of groups of validated codes, from the first group without a state."""
-        if self.lookahead:
-            return self._render(self._look_up(codes, state))
-        b, h, w = codes.shape[0], *codes.shape[2:]
-        s, scale = self.spatial_factor, self.spatial_factor * self.upscale
-        tiles = self._tiles("decode", h, w)
-        shape = self.shape_for(h * s, w * s, "decode")
-        parts = []
-        for piece in codes.split(shape.groups, dim=1):
-            first, past, groups = state is None, state.past if state else None, piece.shape[1]
-            if groups < shape.groups:
-                piece = torch.cat([piece, piece[:, -1:].expand(-1, shape.groups - groups, -1, -1)], dim=1)
-            frames, past = run_in_blocks(partial(self._calls.decode, first), tiles.split(piece), past, shape.streams)
-            if len(tiles.spans) > 1:
-                frames = tiles.merge([tiles.crop(window, index, scale) for index, window in enumerate(frames.split(1))])
-            parts.append(frames[:, :, : StepShape(groups=groups).num_frames(self.temporal_factor, first)])
-            state = StreamState("decode", (b, h, w), past, self.config, ended=groups < shape.groups)
-        assert state is not None
-        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0], state
+    def _decode_rest(self, state: StreamState) -> Tensor:
+        return self._stream_decoder.rest(state, self._shape_for_codes(*state.shape[1:]))
 
-    def _look_up(self, codes: Tensor, state: StreamState | None) -> StreamState:
-        """Append the latents of codes ``b g h w`` to those that a stream holds for a decoder with lookahead."""
-        cached, held, known = self._split_held(state)
-        latents, known = self.quantizer.lookup(codes, state is None, known)
-        held = (torch.cat([*held, latents], dim=2),)
-        b, _, h, w = codes.shape
-        starts = state is None or state.starts
-        return StreamState("decode", (b, h, w), (*cached, *held, *known), self.config, starts=starts)
-
-    def _render(self, state: StreamState, ends: bool = False) -> tuple[Tensor, StreamState]:
-        """Decode the latents that a stream holds, as far as those of the groups after them are known.
-
-        Args:
-            state: state with latents that are not decoded yet.
-            ends: whether the streams end with them; copies of the last ones then take the place of later groups.
-
-        Returns:
-            Frames ``b c t h w``, and the state with the latents that are left.
-        """
-        cached, (line,), known = self._split_held(state)
-        height, width = (side * self.spatial_factor for side in line.shape[3:])
-        tiles, shape = self._tiles("decode", *line.shape[3:]), self.shape_for(height, width, "decode")
-        scale, groups, left = self.spatial_factor * self.upscale, shape.groups, line.shape[2]
-        if ends:
-            line = torch.cat([line, *[line[:, :, -1:]] * (-left % groups + self.lookahead)], dim=2)
-        parts, first = [line.new_zeros(len(line), 3, 0, height * self.upscale, width * self.upscale)], state.starts
-        while line.shape[2] >= groups + self.lookahead:
-            windows = tiles.split(line[:, :, : groups + self.lookahead].to(self.dtype))
-            call = partial(self._calls.render, first)
-            frames, cached = run_in_blocks(call, windows, None if first else cached, shape.streams)
-            if len(tiles.spans) > 1:
-                frames = tiles.merge([tiles.crop(window, index, scale) for index, window in enumerate(frames.split(1))])
-            parts.append(frames[:, :, : StepShape(groups=min(groups, left)).num_frames(self.temporal_factor, first)])
-            line, left, first = line[:, :, groups:], left - groups, False
-        # A copy: the rest of a long line should not hold all of it.
-        past = (*cached, line.clone(), *known)
-        return torch.cat(parts, dim=2), replace(state, past=past, starts=first)
-
-    def _split_held(
-        self, state: StreamState | None
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Split the state of a stream into cached frames, held latents ``b d g h w`` and the state of the quantizer."""
-        if state is None:
-            return (), (), ()
-        past, known = self._split_state(state.past)
-        assert past is not None
-        return past[:-1], past[-1:], known
-
-    def _render_call(
-        self, first: bool, latents: Tensor, past: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Map latents ``b d (g + lookahead) h w`` to frames ``b c t h w`` in [-1, 1]."""
-        frames, after = run_network(self.decoder, latents, past)
-        return self._finish(frames, first), _own(after, latents.shape[2] - self.lookahead)
-
-    def _encode_call(
-        self, first: bool, frames: Tensor, past: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Map frames ``b c (g r) h w`` to codes ``b g lh lw``; ``first``: whether they start a stream."""
-        past, known = self._split_state(past)
-        latents, after = self._encode_latents(frames, past)
-        codes, known = self.quantizer.encode(latents, first, known)
-        return codes, _own((*after, *known), latents.shape[2])
-
-    def _encode_latents(self, frames: Tensor, past: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Map frames ``b c (g r) h w``, uint8 or in [-1, 1], to latents ``b d g lh lw``."""
-        video = normalize(frames) if frames.dtype == torch.uint8 else frames
-        return run_network(self.encoder, video.to(self.dtype), past)
-
-    def _decode_call(
-        self, first: bool, codes: Tensor, past: tuple[Tensor, ...] | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Map codes ``b g lh lw`` to frames ``b c t h w`` in [-1, 1]; ``first``: whether they start a stream."""
-        past, known = self._split_state(past)
-        latents, known = self.quantizer.lookup(codes, first, known)
-        frames, after = run_network(self.decoder, latents.to(self.dtype), past)
-        return self._finish(frames, first), _own((*after, *known), codes.shape[1])
-
-    def _split_state(self, past: tuple[Tensor, ...] | None) -> tuple[tuple[Tensor, ...] | None, tuple[Tensor, ...]]:
-        """Split the state of a stream into the cached frames of the network and the state of the quantizer."""
-        count = self.quantizer.num_state_tensors
-        return (past, ()) if past is None or not count else (past[:-count], past[-count:])
-
-    def _finish(self, frames: Tensor, first: bool) -> Tensor:
-        return (self._merge_first_group(frames) if first else frames).float().clamp(-1, 1)
-
-    def _tiles(self, kind: str, height: int, width: int) -> Tiles:
-        """Return the tiling of a frame of ``height`` x ``width`` latents."""
-        if kind == "encode":
-            return Tiles.cover((height, width), self.config.tile // self.spatial_factor, self.encoder.receptive_radius)
-        size = self.config.tile // (self.spatial_factor * self.upscale)
-        return Tiles.cover((height, width), size, self.decoder.receptive_radius)
-
-    def _replicate_first_frame(self, video: Tensor) -> Tensor:
-        first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)
-        return torch.cat([first, video[:, :, 1:]], dim=2)
-
-    def _merge_first_group(self, groups: Tensor) -> Tensor:
-        r = self.temporal_factor
-        first = groups[:, :, :r].mean(dim=2, keepdim=True)
-        return torch.cat([first, groups[:, :, r:]], dim=2) if groups.shape[2] > r else first
+    def _shape_for_codes(self, height: int, width: int) -> StepShape:
+        return self.shape_for(height * self.spatial_factor, width * self.spatial_factor, "decode")
 
     def _check_multiples(self, height: int, width: int) -> None:
         if height % self.spatial_factor or width % self.spatial_factor:
@@ -527,11 +371,6 @@ class VideoTokenizer(Tokenizer):
                 f"the state is of a stream to {state.kind} with batch, height, width {state.shape}, this step to "
                 f"{kind} {shape}; pass the state that the last step of this stream returned"
             )
-
-
-def _own(past: tuple[Tensor, ...], groups: int) -> tuple[Tensor, ...]:
-    """Copy cached frames, which are views, so that a state does not hold the activations of a long call."""
-    return tuple(tensor.clone() for tensor in past) if groups > 1 else past
 
 
 def _is_training_state(name: str) -> bool:

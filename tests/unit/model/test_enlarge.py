@@ -103,7 +103,7 @@ def test_tiled_decode_equals_untiled_decode(upscale):
     whole = make_tokenizer(replace(PLAIN, decoder=decoder))
     tiled = make_tokenizer(replace(PLAIN, decoder=decoder, tile=16 * upscale))
     codes = torch.randint(0, 16, (1, 2, 3, 14))
-    assert len(tiled._tiles("decode", 3, 14).spans) == 3
+    assert len(tiled._stream_decoder.tiles(3, 14).spans) == 3
     assert torch.allclose(tiled.decode(codes), whole.decode(codes), atol=2e-5)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
+from vidvq.model.groups import replicate_first_frame
 from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_video
 from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
@@ -162,7 +163,7 @@ def test_later_groups_depend_on_the_past(tokenizer, video):
 def test_a_static_video_has_constant_codes_from_the_start(tokenizer, video):
     """What comes before a stream is its first group, not nothing: no step at the start for the network to learn."""
     still = video[:, :, :1].expand(-1, -1, 13, -1, -1)
-    latents = tokenizer.encoder(tokenizer._replicate_first_frame(still), TemporalCache())
+    latents = tokenizer.encoder(replicate_first_frame(still, tokenizer.temporal_factor), TemporalCache())
     for group in latents[:, :, 1:].unbind(dim=2):
         torch.testing.assert_close(group, latents[:, :, 0], atol=1e-5, rtol=1e-5)
     frames = tokenizer.decoder(latents[:, :, :1].expand(-1, -1, 4, -1, -1), TemporalCache())

@@ -18,7 +18,6 @@ from vidvq.model.pixels import to_frames, to_video
 from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import prepare_step
-from vidvq.model.tokenizer import StepCalls
 
 ROOT = Path(__file__).parents[3]
 
@@ -150,8 +149,9 @@ def test_tiles_are_decoded_by_the_calls_that_are_compiled():
     def count(call):
         return lambda *given: (calls.append(1), call(*given))[1]
 
-    tokenizer._calls = StepCalls(*(count(call) for call in tokenizer._calls))
+    decoder = tokenizer._stream_decoder
+    decoder.call = count(decoder.call)
     assert torch.equal(tokenizer.decode(codes), expected)
-    tiles = len(tokenizer._tiles("decode", 2, 32).spans)
+    tiles = len(decoder.tiles(2, 32).spans)
     # Of two groups.
     assert tiles > 1 and len(calls) == 2 * tiles
