@@ -28,7 +28,7 @@ from handover import handover_ratio
 from vidvq import config as settings
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.launches import LaunchCounter
-from vidvq.model.quantize import VectorQuantizer, search
+from vidvq.model.quantize import search
 from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import prepare_step
 from vidvq.tokenize.config import GPU_STREAMS
@@ -127,9 +127,8 @@ def graph_breaks(tokenizer: VideoTokenizer, codes: torch.Tensor) -> int:
         for call, given in ((tokenizer.encode, video), (tokenizer.decode, codes[:1, :2].clone())):
             breaks += torch._dynamo.explain(call)(given).graph_break_count
         trained = VideoTokenizer(tokenizer.config).train()
-        for book in trained.modules():
-            if isinstance(book, VectorQuantizer):
-                book.passes_through = False
+        trained.quantizer.skip_warmup()
+        trained.quantizer.begin_pass(groups=2)
         breaks += torch._dynamo.explain(trained._reconstruct)(video).graph_break_count
     tokenizer.step_shape = tokenizer.decode_shape = shape
     return breaks

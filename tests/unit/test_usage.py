@@ -13,7 +13,7 @@ from vidvq.metrics import codes
 from vidvq.metrics.codes import CodeCounts, codebook_usage
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
-from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.model.quantize import QuantizerConfig, ResidualConfig, VQConfig
 from vidvq.train.codebook_usage import UsageCounter
 from vidvq.training.distributed import DistributedContext
 
@@ -21,9 +21,13 @@ from vidvq.training.distributed import DistributedContext
 CARD = TokenizerCard("t", "d", (Codebook("spatial", 1 << 24, 0), Codebook("temporal", 1 << 24, 1 << 24)), 4, 8, {})
 
 
-def test_low_usage_is_reported_once_codes_are_initialized():
+# The layers of the latter warm up one after another.
+@pytest.mark.parametrize(
+    "temporal", [VQConfig(size=64, warmup=30), ResidualConfig(depth=2, layer=VQConfig(size=8, warmup=15))]
+)
+def test_low_usage_is_reported_once_codes_are_initialized(temporal):
     stack = StackConfig((8, 8), (1, 1))
-    books = QuantizerConfig(4, VQConfig(size=32, warmup=20), VQConfig(size=64, warmup=30))
+    books = QuantizerConfig(4, VQConfig(size=32, warmup=20), temporal)
     usage = UsageCounter(
         VideoTokenizer(
             TokenizerConfig(encoder=stack, decoder=DecoderConfig(stack.channels, stack.blocks), quantizer=books)

@@ -45,7 +45,7 @@ class UsageCounter:
         refresh = quantizer.differential and quantizer.differential.refresh
         parts = [part for part in (quantizer.spatial, quantizer.temporal, refresh) if part]
         # Codes are initialized at the end of the warm-up.
-        self._settled = every + max(getattr(getattr(part, "layer", part), "warmup", 0) for part in parts)
+        self._settled = every + max(getattr(part, "warmup", 0) for part in parts)
         self.counts = {book.name: torch.zeros(2, book.size, device=context.device) for book in self._books}
 
     def add(self, codes: Tensor) -> None:

@@ -94,10 +94,13 @@ def test_encode_and_lookup_agree_with_forward(config):
 @every_kind
 def test_empty_latents_give_empty_codes(config):
     book = make(config)
+    before = {name: buffer.clone() for name, buffer in book.named_buffers()}
     quantized, codes, loss = book(torch.zeros(0, DIM))
     assert quantized.shape == (0, DIM)
     assert codes.shape == (0,)
     assert loss == 0
+    # A batch of images has no latents for a temporal codebook, whose warm-up must not advance.
+    assert all(torch.equal(buffer, before[name]) for name, buffer in book.named_buffers())
 
 
 @every_kind

@@ -76,6 +76,31 @@ class Books(NamedTuple):
     differences: Quantizer
     refresh: VectorQuantizer | None
 
+    @property
+    def passes_through(self) -> bool:
+        """Whether the current training pass passes latents unquantized."""
+        return self.differences.passes_through or (self.refresh is not None and self.refresh.passes_through)
+
+    def begin_pass(self) -> None:
+        """See :meth:`Quantizer.begin_pass`."""
+        self.differences.begin_pass()
+        if self.refresh is not None:
+            self.refresh.begin_pass()
+
+
+class _Scan(NamedTuple):
+    """What the groups of a training pass start from, without gradients.
+
+    Attributes:
+        before: state before each group: latents ``g b h w d`` and step sizes ``g b h w 1``.
+        fresh: places that take a refresh code, ``g b h w 1`` bool.
+        codes: codes ``g b h w`` int64; None if the pass passes latents unquantized.
+    """
+
+    before: Prediction
+    fresh: Tensor
+    codes: Tensor | None
+
 
 class DifferentialCoding:
     """Predictions and step sizes around a codebook of differences. Computes in fp32.
@@ -145,44 +170,57 @@ class DifferentialCoding:
         Returns:
             Quantized latents ``b d g h w``, codes ``b g h w`` and the loss, a scalar.
         """
-        book, refresh = books
-        z = rearrange(latents.float(), "b d g h w -> g b h w d")
         if not torch.compiler.is_compiling():
-            for part in books:
-                if hasattr(part, "begin_pass"):
-                    part.begin_pass()  # type: ignore[union-attr]
-        passes = any(_passes_through(part) for part in books)
-        pasts, choices, found = [], [], []
-        with torch.no_grad():
-            for group in z.detach().unbind():
-                pasts.append(past)
-                if passes:
-                    fresh = torch.zeros_like(past.scale, dtype=torch.bool)
-                    past = self.update(self.difference(group, past), past)
-                else:
-                    codes, past, fresh = self._encode_group(books, group, past)
-                    found.append(codes)
-                choices.append(fresh)
-        known, fresh = Prediction(*(torch.stack(tensors) for tensors in zip(*pasts, strict=True))), torch.stack(choices)
-        steps = scale_gradient(self.difference(z, known), known.scale.square())
-        # The predictions came from the nearest codes; searching them again would double the cost.
-        nearest, nearest_refresh = _split(torch.stack(found).flatten(), book.size) if found else (None, None)
-        if isinstance(book, VectorQuantizer):
-            used = None if refresh is None else ~fresh.flatten()
-            vectors, codes, loss = book.run_pass(steps.flatten(0, 3), used, nearest)
-        else:
-            vectors, codes, loss = getattr(book, "run_pass", book)(steps.flatten(0, 3))
-        moved = scale_gradient(known.scale * vectors.view(z.shape), known.scale.square().reciprocal())
-        quantized, codes = self._predict(known) + moved, codes.view(z.shape[:4])
-        if refresh is not None:
-            # Each latent warms the codebook up, and those that took its codes train it.
-            used = None if refresh.passes_through else fresh.flatten()
-            vectors, others, other_loss = refresh.run_pass(z.flatten(0, 3), used, nearest_refresh)
-            quantized = torch.where(fresh, vectors.view(z.shape), quantized)
-            codes = torch.where(fresh[..., 0], book.size + others.view(codes.shape), codes)
+            books.begin_pass()
+        z = rearrange(latents.float(), "b d g h w -> g b h w d")
+        scan = self._scan(books, z.detach(), past)
+        quantized, codes, loss = self._train_differences(books, z, scan)
+        if books.refresh is not None:
+            refreshed, others, other_loss = self._train_refresh(books, z, scan)
+            quantized = torch.where(scan.fresh, refreshed, quantized)
+            codes = torch.where(scan.fresh[..., 0], books.differences.size + others, codes)
             loss = loss + other_loss
         quantized = rearrange(quantized, "g b h w d -> b d g h w").to(latents.dtype)
         return quantized, rearrange(codes, "g b h w -> b g h w"), loss
+
+    @torch.no_grad()
+    def _scan(self, books: Books, z: Tensor, past: Prediction) -> _Scan:
+        """Encode latents ``g b h w d`` group by group from the state before the first one."""
+        pasts, choices, found = [], [], []
+        for group in z.unbind():
+            pasts.append(past)
+            if books.passes_through:
+                past = self.update(self.difference(group, past), past)
+                choices.append(torch.zeros_like(past.scale, dtype=torch.bool))
+            else:
+                codes, past, fresh = self._encode_group(books, group, past)
+                choices.append(fresh)
+                found.append(codes)
+        before = Prediction(*(torch.stack(tensors) for tensors in zip(*pasts, strict=True)))
+        return _Scan(before, torch.stack(choices), torch.stack(found) if found else None)
+
+    def _train_differences(self, books: Books, z: Tensor, scan: _Scan) -> tuple[Tensor, Tensor, Tensor]:
+        """Train the codebook of differences; return quantized latents ``g b h w d``, codes ``g b h w`` and its loss."""
+        book, before = books.differences, scan.before
+        steps = scale_gradient(self.difference(z, before), before.scale.square()).flatten(0, 3)
+        if isinstance(book, VectorQuantizer):
+            # The scan has found the nearest codes; searching them again would double the cost.
+            nearest = None if scan.codes is None else _split(scan.codes.flatten(), book.size)[0]
+            used = None if books.refresh is None else ~scan.fresh.flatten()
+            vectors, codes, loss = book.run_pass(steps, used, nearest)
+        else:
+            vectors, codes, loss = book.run_pass(steps)
+        moved = scale_gradient(before.scale * vectors.view(z.shape), before.scale.square().reciprocal())
+        return self._predict(before) + moved, codes.view(z.shape[:4]), loss
+
+    def _train_refresh(self, books: Books, z: Tensor, scan: _Scan) -> tuple[Tensor, Tensor, Tensor]:
+        """Train the codebook of latents; return quantized latents ``g b h w d``, codes ``g b h w`` and its loss."""
+        assert books.refresh is not None
+        nearest = None if scan.codes is None else _split(scan.codes.flatten(), books.differences.size)[1]
+        # Each latent warms the codebook up, and those that took its codes train it.
+        used = None if books.refresh.passes_through else scan.fresh.flatten()
+        vectors, codes, loss = books.refresh.run_pass(z.flatten(0, 3), used, nearest)
+        return vectors.view(z.shape), codes.view(z.shape[:4]), loss
 
     def _encode_group(self, books: Books, latents: Tensor, past: Prediction) -> tuple[Tensor, Prediction, Tensor]:
         """Return the codes of latents ``b h w d``, the state after them, and which are refresh codes, ``b h w 1``."""
@@ -214,14 +252,6 @@ class DifferentialCoding:
 def _split(codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Split codes of two codebooks, the first with ``size`` codes; the other one gets any code."""
     return codes.clamp(max=size - 1), (codes - size).clamp(min=0)
-
-
-def _passes_through(book: Quantizer | None) -> bool:
-    return (
-        isinstance(book, torch.nn.Module)
-        and book.training
-        and any(part.passes_through for part in book.modules() if isinstance(part, VectorQuantizer))
-    )
 
 
 def _select(chosen: Tensor, yes: Prediction, no: Prediction) -> Prediction:

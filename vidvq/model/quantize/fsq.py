@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
+from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.vq import MAX_CODEBOOK_SIZE, straight_through
 
 _MARGIN = 1e-3
@@ -45,7 +46,7 @@ class FSQConfig:
         return prod(self.levels)
 
 
-class FiniteScalarQuantizer(nn.Module):
+class FiniteScalarQuantizer(Quantizer):
     """Finite scalar quantizer; see :class:`~vidvq.model.quantize.interface.Quantizer`.
 
     Args:
@@ -60,12 +61,12 @@ class FiniteScalarQuantizer(nn.Module):
         super().__init__()
         self.config, self.size = config, config.size
         self.projection = Projection(dim, len(config.levels))
-        # Integer buffers, so that `.to(dtype)` leaves them unchanged; constants, so not saved.
+        # Constants, so not saved.
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
         self.register_buffer("basis", torch.tensor([1, *config.levels[:-1]]).cumprod(0), persistent=False)
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize with a straight-through gradient.
+    def run_pass(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`Quantizer.run_pass`; the gradient is straight-through.
 
         Args:
             latents: ``n d``, any float type.

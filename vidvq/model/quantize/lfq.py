@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
 from vidvq.model.quantize.collectives import all_reduce_mean
 from vidvq.model.quantize.fsq import Projection
+from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.vq import MAX_CODEBOOK_SIZE, straight_through
 
 _TINY = 1e-6
@@ -58,7 +59,7 @@ class LFQConfig:
         return self.size.bit_length() - 1
 
 
-class LookupFreeQuantizer(nn.Module):
+class LookupFreeQuantizer(Quantizer):
     """Lookup-free quantizer; see :class:`~vidvq.model.quantize.interface.Quantizer`. Channel 0 is the highest bit.
 
     Args:
@@ -74,8 +75,8 @@ class LookupFreeQuantizer(nn.Module):
         self.projection = Projection(dim, config.bits)
         self.register_buffer("bit_weights", 1 << torch.arange(config.bits - 1, -1, -1), persistent=False)
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize with a straight-through gradient.
+    def run_pass(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`Quantizer.run_pass`; the gradient is straight-through.
 
         Args:
             latents: ``n d``, any float type.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vidvq.errors import UsageError
+from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.vq import MAX_CODEBOOK_SIZE, VectorQuantizer, VQConfig, estimate_gradient
 
 
@@ -43,8 +44,13 @@ class ResidualConfig:
         """Number of codes: all combinations of one code per layer."""
         return self.layer.size**self.depth
 
+    @property
+    def warmup(self) -> int:
+        """Training steps until all layers have codes, as they warm up one after another (steps)."""
+        return self.layer.warmup * self.depth
 
-class ResidualQuantizer(nn.Module):
+
+class ResidualQuantizer(Quantizer):
     """Residual vector quantizer; see :class:`~vidvq.model.quantize.interface.Quantizer`.
 
     The digits of a code in base ``layer.size`` are the codes of the layers, the first layer highest. Shapes and formats
@@ -60,10 +66,30 @@ class ResidualQuantizer(nn.Module):
         self.config, self.size = config, config.size
         self.layers = nn.ModuleList(VectorQuantizer(config.layer, dim) for _ in range(config.depth))
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize; in training mode also update the codebooks.
+    @property
+    def warming_up(self) -> bool:
+        """See :attr:`Quantizer.warming_up`."""
+        return any(layer.warming_up for layer in self._layers)
 
-        Layers warm up one after another: a layer in warm-up passes its input unquantized, and later layers wait.
+    @property
+    def passes_through(self) -> bool:
+        """See :attr:`Quantizer.passes_through`. A layer in its warm-up passes its input on, and later layers wait."""
+        return any(layer.passes_through for layer in self._layers)
+
+    def skip_warmup(self) -> None:
+        """See :meth:`Quantizer.skip_warmup`."""
+        for layer in self._layers:
+            layer.skip_warmup()
+
+    def begin_pass(self) -> None:
+        """See :meth:`Quantizer.begin_pass`. Layers warm up one after another."""
+        for layer in self._layers:
+            layer.begin_pass()
+            if layer.passes_through:
+                return
+
+    def run_pass(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`Quantizer.run_pass`.
 
         Args:
             latents: ``n d``, any float type.
@@ -71,43 +97,25 @@ class ResidualQuantizer(nn.Module):
         Returns:
             Quantized latents ``n d`` of the same type, codes ``n``, and the mean loss of the layers (a scalar).
         """
-        if not torch.compiler.is_compiling():
-            self.begin_pass()
-        return self.run_pass(latents)
-
-    def run_pass(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Like :meth:`forward`, after :meth:`begin_pass`."""
         with torch.autocast(latents.device.type, enabled=False):
             x = latents.float()
             total, codes = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.long, device=x.device)
             loss, waiting = x.new_zeros(()), False
-            for layer in self.layers:
-                assert isinstance(layer, VectorQuantizer)
+            for layer in self._layers:
                 codes = codes * layer.size
                 if not waiting:
-                    waiting = self.training and layer.passes_through
+                    waiting = layer.passes_through
                     part, digits, layer_loss = layer.run_pass(x - total)
                     # Gradients reach the latents once, through the sum, not once per layer.
                     total, codes, loss = total + part.detach(), codes + digits, loss + layer_loss / self.config.depth
             return estimate_gradient(x, total, self.config.layer.rotation).to(latents.dtype), codes, loss
-
-    def begin_pass(self) -> None:
-        """See :meth:`VectorQuantizer.begin_pass`. Layers after one in its warm-up wait."""
-        if not self.training:
-            return
-        for layer in self.layers:
-            assert isinstance(layer, VectorQuantizer)
-            layer.begin_pass()
-            if layer.passes_through:
-                return
 
     @torch.no_grad()
     def encode(self, latents: Tensor) -> Tensor:
         """Map latents ``n d`` to codes ``n`` int64."""
         x, codes = latents.float(), torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         total = torch.zeros_like(x)
-        for layer in self.layers:
-            assert isinstance(layer, VectorQuantizer)
+        for layer in self._layers:
             digits = layer.encode(x - total)
             total, codes = total + layer.lookup(digits), codes * layer.size + digits
         return codes
@@ -117,7 +125,10 @@ class ResidualQuantizer(nn.Module):
         # Sum in the order of encoding: another order rounds differently.
         weights = [self.config.layer.size**digit for digit in reversed(range(self.config.depth))]
         parts = [
-            layer.lookup(codes // weight % layer.size)  # type: ignore[operator]
-            for layer, weight in zip(self.layers, weights, strict=True)
+            layer.lookup(codes // weight % layer.size) for layer, weight in zip(self._layers, weights, strict=True)
         ]
         return sum(parts[1:], parts[0])
+
+    @property
+    def _layers(self) -> list[VectorQuantizer]:
+        return list(self.layers)  # type: ignore[arg-type]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
+from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.search import nearest_codes
-from vidvq.model.quantize.vq import MAX_CODEBOOK_SIZE, Fp32Buffers, estimate_gradient
+from vidvq.model.quantize.vq import MAX_CODEBOOK_SIZE, estimate_gradient
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SimVQConfig:
             raise UsageError(f"codebook={self.codebook} must be above 0: nothing else trains the codes")
 
 
-class SimVectorQuantizer(Fp32Buffers):
+class SimVectorQuantizer(Quantizer):
     """SimVQ; see :class:`~vidvq.model.quantize.interface.Quantizer`.
 
     Args:
@@ -58,8 +59,8 @@ class SimVectorQuantizer(Fp32Buffers):
         self.map = nn.Linear(dim, dim, bias=False)
         nn.init.eye_(self.map.weight)
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize, estimating the gradient to the latents.
+    def run_pass(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`Quantizer.run_pass`.
 
         Args:
             latents: ``n d``, any float type.

@@ -157,23 +157,21 @@ class SpatiotemporalQuantizer(nn.Module):
     @property
     def warming_up(self) -> bool:
         """Whether the next training pass passes latents of some codebook unquantized."""
-        return any(book.warming_up for book in self.modules() if isinstance(book, VectorQuantizer))
+        return any(book.warming_up for book in self._books)
 
     def skip_warmup(self) -> None:
         """Train the present codebooks further, as if their warm-up had ended."""
-        for book in self.modules():
-            if isinstance(book, VectorQuantizer):
-                book.skip_warmup()
+        for book in self._books:
+            book.skip_warmup()
 
     def begin_pass(self, groups: int) -> None:
-        """See :meth:`VectorQuantizer.begin_pass`.
+        """See :meth:`Quantizer.begin_pass`; for a compiled pass, which cannot decide.
 
         Args:
             groups: number of groups of the pass.
         """
-        for book in (self.spatial, *((self.temporal, self.refresh) if groups > 1 else ())):
-            if isinstance(book, VectorQuantizer | ResidualQuantizer):
-                book.begin_pass()
+        for book in self._books if groups > 1 else [self.spatial]:
+            book.begin_pass()
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize complete streams ``b d g h w``; in training mode also update the codebooks."""
@@ -234,6 +232,10 @@ class SpatiotemporalQuantizer(nn.Module):
             parts.append(vectors)
         vectors = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return rearrange(vectors, "b g h w d -> b d g h w"), past
+
+    @property
+    def _books(self) -> list[Quantizer]:
+        return [book for book in (self.spatial, self.temporal, self.refresh) if book is not None]
 
     def _spans(self, groups: int, first: bool) -> list[tuple[Quantizer, int, int]]:
         """Return each codebook that encodes consecutive groups, with the first group and the one after the last."""

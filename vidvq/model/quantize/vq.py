@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from vidvq.errors import UsageError
 from vidvq.model.quantize.collectives import all_reduce_sum, broadcast_from_first
+from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.search import kmeans, nearest_codes
 
 # Usage statistics count each code, and tokens are stored in at most 32 bits.
@@ -63,24 +64,11 @@ class VQConfig:
             raise UsageError(f"{self} must have warmup and codebook >= 0, and decay and revive_below in [0, 1)")
 
 
-class Fp32Buffers(nn.Module):
-    """A module whose buffers follow changes of the device but not of the data type: bf16 codebooks lose codes."""
+class VectorQuantizer(Quantizer):
+    """Vector quantizer; see :class:`~vidvq.model.quantize.interface.Quantizer`. Its training state is in buffers.
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Fp32Buffers":
-        buffers, self._buffers = self._buffers, {}
-        super()._apply(fn, recurse)
-        self._buffers = {
-            name: buffer if buffer is None else buffer.to(fn(buffer[:0] if buffer.ndim else buffer).device)
-            for name, buffer in buffers.items()
-        }
-        return self
-
-
-class VectorQuantizer(Fp32Buffers):
-    """Vector quantizer; see :class:`~vidvq.model.quantize.interface.Quantizer`. Buffers are always fp32.
-
-    All training state is in buffers. Counts and sums are reduced over all ranks before averaging, so every rank holds
-    the codebook that a single process would have with the joint batch.
+    Counts and sums are reduced over all ranks before averaging, so every rank holds the codebook that a single process
+    would have with the joint batch.
 
     With ``update=gradient`` a code is ``codebook + offset``: a buffer that k-means and code replacement write, plus a
     parameter that gradients update. Writing to a parameter is unsafe, because the optimizer may hold another copy
@@ -89,9 +77,6 @@ class VectorQuantizer(Fp32Buffers):
     Args:
         config: the codebook.
         dim: channels of a latent.
-
-    Attributes:
-        passes_through: whether the current training pass passes latents unquantized.
     """
 
     codebook: Tensor
@@ -112,29 +97,31 @@ class VectorQuantizer(Fp32Buffers):
         self.register_buffer("reservoir", torch.zeros(16 * config.size, dim))
         # The step on the host, and the version of the buffer that it was read from.
         self._host_step, self._step_version = 0, -1
-        self.passes_through, self._revives = config.warmup > 0, True
+        self._passes_through, self._revives = config.warmup > 0, True
 
     @property
     def warming_up(self) -> bool:
-        """Whether the next training step passes latents unquantized."""
+        """See :attr:`Quantizer.warming_up`."""
         return self.training and self._read_step() < self.config.warmup
+
+    @property
+    def passes_through(self) -> bool:
+        """See :attr:`Quantizer.passes_through`."""
+        return self.training and self._passes_through
 
     @torch.no_grad()
     def skip_warmup(self) -> None:
-        """Train the present codebook further, as if its warm-up had ended."""
+        """See :meth:`Quantizer.skip_warmup`."""
         self.step.fill_(self.config.warmup)
         self.ema_count.fill_(1)
         self.ema_sum.copy_(self.codebook)
 
     def begin_pass(self) -> None:
-        """Decide on the host what the next training pass does; called before a compiled pass, and by others themselves.
-
-        The device is read only after the step was loaded or restored.
-        """
+        """See :meth:`Quantizer.begin_pass`. The device is read only after the step was loaded or restored."""
         if not self.training:
             return
         step = self._read_step()
-        self.passes_through, self._revives = step < self.config.warmup, step % _REVIVE_EVERY == 0
+        self._passes_through, self._revives = step < self.config.warmup, step % _REVIVE_EVERY == 0
         self.step += 1
         self._host_step, self._step_version = step + 1, self.step._version
 
@@ -143,29 +130,19 @@ class VectorQuantizer(Fp32Buffers):
             self._host_step, self._step_version = int(self.step), self.step._version
         return self._host_step
 
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize, estimating the gradient to the latents; in training mode also update the codebook.
-
-        Args:
-            latents: ``n d``, any float type.
-
-        Returns:
-            Quantized latents ``n d`` of the same type, codes ``n``, and the unweighted commitment loss (a scalar); with
-            ``update=gradient``, ``codebook`` x the codebook loss is added.
-        """
-        if len(latents) and not torch.compiler.is_compiling():
-            self.begin_pass()
-        return self.run_pass(latents)
-
     def run_pass(
         self, latents: Tensor, used: Tensor | None = None, codes: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Like :meth:`forward`, after :meth:`begin_pass`. One graph; only a pass of the warm-up reads the device.
+        """See :meth:`Quantizer.run_pass`. Only a pass of the warm-up reads the device.
 
         Args:
             latents: ``n d``, any float type.
             used: the latents that count, ``n`` bool: others add nothing to the loss and to the codes. None counts all.
             codes: the nearest code of each latent that counts, ``n`` int64, where they are known; None searches.
+
+        Returns:
+            Quantized latents ``n d`` of the same type, codes ``n``, and the unweighted commitment loss (a scalar); with
+            ``update=gradient``, ``codebook`` x the codebook loss is added.
         """
         with torch.autocast(latents.device.type, enabled=False):
             x = self._prepare(latents)
