@@ -82,7 +82,7 @@ def test_triton_kernels_are_recorded_and_need_a_gpu_and_triton(gpu, run, tmp_pat
     assert refused.code == 2 and "kernels=triton needs a GPU" in refused.error
     gpu()
     with monkeypatch.context() as patch:
-        patch.setattr("vidvq.model.tokenizer.find_spec", lambda name: None)
+        patch.setattr("vidvq.model.tokenizer.HAS_TRITON", False)
         refused = run("kernels=triton")
     assert refused.code == 2 and "Triton is not installed" in refused.error
     assert not (tmp_path / "out/plan.json").exists()

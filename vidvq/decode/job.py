@@ -83,7 +83,7 @@ def run_decode(
         if config.key:
             raise UsageError("key= and --source exclude each other; give one of them")
         # One stream, decoded in this process.
-        execution = replace(resolve_execution(config, find_device(config.device, None)), streams=1)
+        execution = replace(resolve_execution(config, find_device(config.device)), streams=1)
         job = _Job(loaded, folder, kind, config, execution)
         edges = [None if edge is None else str(edge) for edge in (interval.start, interval.end)]
         made_from = job.settings(card) | {"source": interval.source, "interval": edges}
@@ -207,8 +207,7 @@ class _Job:
 
 
 def _resolve(config: DecodeConfig) -> Execution:
-    in_cluster = None if config.device == "cpu" else count_gpus(config.runtime)
-    return resolve_execution(config, find_device(config.device, in_cluster))
+    return resolve_execution(config, find_device(config.device, partial(count_gpus, config.runtime)))
 
 
 def _item(clip: TokenLocation | GeneratedClip, out: Path, kind: Format) -> Item:

@@ -3,6 +3,7 @@
 from abc import ABC
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -187,7 +188,7 @@ def gpus_per_worker(runtime: RuntimeConfig) -> float:
     """
     from vidvq.pretrained.device import find_device
 
-    return runtime.gpus_per_worker if find_device("auto", count_gpus(runtime)) == "cuda" else 0
+    return runtime.gpus_per_worker if find_device("auto", partial(count_gpus, runtime)) == "cuda" else 0
 
 
 def identify_tokens(tokens: Path) -> dict[str, str]:

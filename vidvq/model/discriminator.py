@@ -7,7 +7,6 @@ channels is padded. Elsewhere this would be work. As 3D convolutions they took h
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -17,8 +16,8 @@ from torch.nn import functional as F
 
 from vidvq.errors import UsageError
 from vidvq.model.compilation import compile_graph
+from vidvq.model.kernels import HAS_TRITON
 
-_HAS_TRITON = find_spec("triton") is not None
 _ALIGNMENT = 8
 # Zeros around a frame (pixels).
 _EDGE = 1
@@ -161,7 +160,7 @@ def _windows(frames: Tensor, taps: int, step: int, block: int, ones: int) -> Ten
 class _NormAndActivation(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         # A compiler generates such kernels itself.
-        if _HAS_TRITON and has_tensor_cores(x) and not torch.compiler.is_compiling():
+        if HAS_TRITON and has_tensor_cores(x) and not torch.compiler.is_compiling():
             from vidvq.model.kernels.group_norm import GroupNormLeakyRelu
 
             return GroupNormLeakyRelu.apply(x, self.weight, self.bias, self.num_groups, self.eps, _SLOPE)  # type: ignore[return-value]

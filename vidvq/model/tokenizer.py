@@ -8,7 +8,6 @@ of the batch.
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from vidvq.model.config import TokenizerConfig
 from vidvq.model.encoder import CodecLayout, Decoder, Encoder
 from vidvq.model.groups import merge_first_group, replicate_first_frame
 from vidvq.model.interface import Tokenizer, without_autocast
+from vidvq.model.kernels import HAS_TRITON
 from vidvq.model.layers import TemporalCache
 from vidvq.model.lookahead_decoder import LookaheadDecoder
 from vidvq.model.quantize import SpatiotemporalQuantizer
@@ -133,7 +133,7 @@ class VideoTokenizer(Tokenizer):
 
     def use_triton(self) -> None:
         """See :meth:`Tokenizer.use_triton`."""
-        if find_spec("triton") is None:
+        if not HAS_TRITON:
             raise UsageError("Triton is not installed; install torch for CUDA, which brings it, or set kernels=torch")
         self.encoder.fused = True
 

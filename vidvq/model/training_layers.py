@@ -1,17 +1,15 @@
 """Forward passes of layers that train on a GPU, without changes to their modules: fewer copies and casts."""
 
 from functools import partial
-from importlib.util import find_spec
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.model.kernels import HAS_TRITON
 from vidvq.model.layers import TAPS, ResBlock, TemporalCache, TemporalConv
 from vidvq.model.tokenizer import VideoTokenizer
-
-_HAS_TRITON = find_spec("triton") is not None
 
 
 def use_training_layers(tokenizer: VideoTokenizer) -> None:
@@ -30,7 +28,7 @@ def use_training_layers(tokenizer: VideoTokenizer) -> None:
 
 def _normalize(norm: nn.LayerNorm, x: Tensor, bias: Tensor | None = None, activated: bool = False) -> Tensor:
     # A compiler generates such kernels itself.
-    if _HAS_TRITON and x.is_cuda and not torch.compiler.is_compiling():
+    if HAS_TRITON and x.is_cuda and not torch.compiler.is_compiling():
         from vidvq.model.kernels.norm import FusedNorm
 
         return FusedNorm.apply(x, bias, norm.weight, norm.bias, norm.eps, activated)  # type: ignore[return-value]

@@ -1,6 +1,7 @@
 """Finds the device of a job, and puts a tokenizer on it with the precision and the step shape of the job."""
 
 import socket
+from collections.abc import Callable
 
 import torch
 
@@ -11,18 +12,20 @@ from vidvq.model import Tokenizer
 from vidvq.model.step_shape import StepShape
 
 
-def find_device(asked: str, in_cluster: float | None) -> str:
+def find_device(asked: str, count_gpus: Callable[[], float | None] = lambda: None) -> str:
     """Return ``cpu`` or ``cuda``: what is asked for, or what the cluster or this machine has.
 
     Args:
         asked: ``cpu``, ``cuda`` or ``auto``.
-        in_cluster: GPUs of the cluster that the job joins; None if it runs on this machine.
+        count_gpus: returns the GPUs of the cluster that the job joins, None if it runs on this machine; called unless
+            the answer is ``cpu`` without it.
 
     Raises:
         UsageError: a GPU is asked for, and there is none.
     """
     if asked == "cpu":
         return "cpu"
+    in_cluster = count_gpus()
     if in_cluster is None:
         if not torch.cuda.is_available() and asked == "cuda":
             raise UsageError(

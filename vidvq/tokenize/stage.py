@@ -227,7 +227,7 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
     clips = ClipStage.find_clips(sources)
     # Raises if scoring needs weights that are not installed.
     Scorer(tokenizer, config.quality)
-    device = find_device(config.device, None if config.device == "cpu" else count_gpus(config.runtime))
+    device = find_device(config.device, partial(count_gpus, config.runtime))
     gpus = config.runtime.gpus_per_worker if device == "cuda" else 0
     frames = _sample_frames(clips) if clips else config.gop_frames
     groups = tokenizer.latent_shape(frames, 1, 1)[0] if frames and tokenizer.supports_streaming else _STREAM_GROUPS

@@ -121,7 +121,7 @@ def test_kernels_of_steps_are_not_chosen_by_their_time(monkeypatch):
 def test_the_search_on_cuda_is_one_operator(monkeypatch):
     """Traced with tensors that claim to be on a CUDA device; the kernel is not launched."""
     torch.compiler.reset()
-    monkeypatch.setattr(search, "_HAS_TRITON", True)
+    monkeypatch.setattr(search, "HAS_TRITON", True)
     graphs = []
 
     def keep(module, _):

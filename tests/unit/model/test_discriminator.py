@@ -36,7 +36,7 @@ class _Layout(TorchDispatchMode):
 
 def as_on_a_gpu(monkeypatch) -> None:
     monkeypatch.setattr(discriminator, "has_tensor_cores", lambda x: True)
-    monkeypatch.setattr(discriminator, "_HAS_TRITON", False)
+    monkeypatch.setattr(discriminator, "HAS_TRITON", False)
 
 
 def run(config: DiscriminatorConfig, size: tuple[int, int] = (32, 32)) -> list[Tensor]:

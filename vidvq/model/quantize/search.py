@@ -1,15 +1,14 @@
 """Nearest-code search, and k-means to initialize a codebook."""
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidvq.model.kernels import HAS_TRITON
+
 # Latents per block, codes per chunk, chunks per block: the scores of a block fit the cache of a core.
 _ROWS, _CHUNK, _BLOCK = 512, 64, 16
 _KMEANS_ROUNDS = 12
-_HAS_TRITON = find_spec("triton") is not None
 
 
 @torch.no_grad()
@@ -27,7 +26,7 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
         Codes ``n`` int64.
     """
     half_norms = codebook.square().sum(dim=1).mul(0.5)
-    if latents.is_cuda and _HAS_TRITON:
+    if latents.is_cuda and HAS_TRITON:
         return _nearest_codes_fused(latents, codebook, half_norms)
     return nearest_codes_blockwise(latents, codebook, half_norms)
 
