@@ -13,7 +13,7 @@ from vidvq.formats.generator import Objective
 from vidvq.formats.plugin_reference import TokenizerName
 from vidvq.generate.block import TransformerConfig
 from vidvq.settings import Located, PathName, absolute_path
-from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps
+from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps, check_zero_stage
 
 
 def _absolute_folder(name: str) -> str:
@@ -178,12 +178,7 @@ class GenerateTrainConfig:
                 raise UsageError(f"conditions.{name} is a column of the clips; set pixels.clips= to their directory")
         if "://" in self.out:
             raise UsageError(f"out={self.out} must be a directory on a file system that all nodes share")
-        if self.zero_stage == 0 and self.optimizer.offload:
-            raise UsageError("offload=true needs zero_stage 1 to 3, but zero_stage=0")
-        if self.precision == "fp16" and self.zero_stage:
-            raise UsageError(
-                f"zero_stage={self.zero_stage} does not support precision=fp16; use precision=bf16, or zero_stage=0"
-            )
+        check_zero_stage(self, self.optimizer)
         if self.tasks.predict and self.data.latents < 2:
             raise UsageError(f"data.latents={self.data.latents} leaves nothing to predict; set 2 or more")
 

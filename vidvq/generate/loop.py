@@ -4,25 +4,20 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from math import log
 from pathlib import Path
-from statistics import median
 from time import monotonic
 
 import numpy as np
 
 from vidvq.data import TokenDataset, iter_micro_batches
-from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import BUNDLED, is_checkpoint, resolve_checkpoint, step_folder
+from vidvq.formats.checkpoint import is_checkpoint, resolve_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
 from vidvq.generate.code_vectors import code_vectors
-from vidvq.generate.conditions import Actions, label_name, read_actions, read_column
-from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
-from vidvq.generate.examples import Columns, ExampleDataset, Examples
+from vidvq.generate.config import GenerateTrainConfig
+from vidvq.generate.examples import ExampleDataset, Examples
 from vidvq.generate.held_out import HeldOutLoss
-from vidvq.generate.text import TextEncoder
 from vidvq.generate.trainer import GeneratorTrainer
+from vidvq.generate.training_data import load_matching_tokenizer, open_training_data
 from vidvq.log import info, progress
-from vidvq.model import Tokenizer
-from vidvq.pretrained import load_tokenizer
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
 from vidvq.training.distributed import (
     DistributedContext,
@@ -41,8 +36,6 @@ from vidvq.training.training_state import TrainingState
 
 # Settings that may change on resume: they affect the execution, not the result.
 _MAY_CHANGE = {"zero_stage", "lost_after_s", "keep_checkpoints", "data.workers"}
-# Number of samples whose median frame rate the card records.
-_FPS_SAMPLES = 256
 
 
 def run_generate_train(config: GenerateTrainConfig) -> None:
@@ -63,79 +56,13 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
     config.data.micro_batch(world_size())
     with training_job(config.lost_after_s) as context:
         tokens = TokenDataset(config.data, config.seed, context.rank, context.size)
-        card, dataset = _open_data(config, tokens)
+        card, dataset = open_training_data(config, tokens)
         with locked_run_directory(run, context):
             acquire_run_directory(run, config, _MAY_CHANGE)
             if is_checkpoint(step_folder(run, config.steps)):
                 info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
                 return
             _TrainingLoop(config, run, context, card, dataset).fit()
-
-
-def _open_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[GeneratorCard, ExampleDataset]:
-    """Build the card of the generator from data and settings, and open the training examples."""
-    clips = config.pixels.clips if config.pixels else ()
-    wanted = {location.key for location in tokens.index.locations}
-    labels: dict[str, str] = {}
-    actions = Actions({}, (), ())
-    if config.conditions.label:
-        values = read_column(clips, config.conditions.label)
-        labels = {key: label_name(value) for key, value in values.items() if key in wanted}
-    if config.conditions.actions:
-        actions = read_actions(clips, config.conditions.actions)
-    texts: dict[str, str] = {}
-    encoder = None
-    if config.conditions.text and config.conditions.text_encoder:
-        values = read_column(clips, config.conditions.text)
-        texts = {key: str(value) for key, value in values.items() if key in wanted}
-        encoder = TextEncoder(config.conditions.text_encoder)
-    names = tuple(sorted(set(labels.values())))
-    rates = [location.read_info().fps for location in tokens.index.locations[:_FPS_SAMPLES]]
-    counts = {tuple(map(int, shape)): 0 for shape in tokens.shapes}
-    for grid in tokens.index.grid:
-        counts[min(int(grid[0]), config.data.latents), int(grid[1]), int(grid[2])] += 1
-    if config.tasks.predict and max(shape[0] for shape in counts) < 2:
-        raise UsageError("tasks.predict needs samples of 2 or more latent frames; data.tokens has only images")
-    card = GeneratorCard(
-        tokenizer=tokens.card,
-        objective=config.objective,
-        tasks=tuple(config.tasks.weights),  # type: ignore[arg-type]
-        shapes=tuple(sorted(counts, key=lambda shape: (-counts[shape], shape))),  # type: ignore[arg-type]
-        fps=float(median(rates)),
-        model=vars(config.model),
-        label=config.conditions.label or "",
-        labels=names,
-        actions=config.conditions.actions or "",
-        action_mean=actions.mean,
-        action_scale=actions.scale,
-        action_choices=actions.choices,
-        text=config.conditions.text or "",
-        text_encoder=config.conditions.text_encoder or "",
-        text_width=encoder.width if encoder else 0,
-        text_probe=encoder.probe if encoder else (),
-    )
-    indices = {key: 1 + names.index(name) for key, name in labels.items()}
-    columns = Columns(indices, actions.by_key, texts, encoder)
-    return card, ExampleDataset(config, card, tokens, columns, _load_tokenizer(config, card))
-
-
-def _load_tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokenizer | None:
-    """Load the tokenizer that encodes blanked clips; None if no task needs it."""
-    if config.pixels is None or not BLANKED_TASKS & config.tasks.weights.keys():
-        return None
-    path = resolve_checkpoint(config.pixels.tokenizer) if config.pixels.tokenizer else BUNDLED
-    return _load_matching(path, card, "pixels.tokenizer")
-
-
-def _load_matching(path: Path, card: GeneratorCard, setting: str) -> Tokenizer:
-    """Load a tokenizer, after checking that it made the tokens."""
-    tokenizer, found = load_tokenizer(path)
-    if found.token_fingerprint != card.tokenizer.token_fingerprint:
-        raise UsageError(
-            f"data.tokens was made by tokenizer {card.tokenizer.token_fingerprint[:12]}, but {path} is tokenizer "
-            f"{found.token_fingerprint[:12]}; set {setting} to the one that made the tokens"
-        )
-    return tokenizer
 
 
 class _TrainingLoop:
@@ -225,7 +152,7 @@ class _TrainingLoop:
         """Return the state before the first step."""
         vectors = None
         if self.config.code_vectors is not None:
-            tokenizer = _load_matching(resolve_checkpoint(self.config.code_vectors), self.card, "code_vectors")
+            tokenizer = load_matching_tokenizer(resolve_checkpoint(self.config.code_vectors), self.card, "code_vectors")
             vectors = code_vectors(tokenizer, self.trainer.network.digits)
         return self.trainer.initial_state(vectors)
 

@@ -149,7 +149,6 @@ class VideoTransformer(nn.Module):
         blanked: Tensor | None = None,
         visible: Tensor | None = None,
         kept: Tensor | None = None,
-        first: int = 0,
     ) -> Tensor:
         """Embed conditions, to be added to the embeddings of codes.
 
@@ -160,7 +159,6 @@ class VideoTransformer(nn.Module):
             blanked: codes ``b t h w`` of the video with its hidden pixels blanked; None for none.
             visible: visible fraction of the pixels of each latent, ``b t h w`` (0 to 1); None for none.
             kept: ``b`` bool, False for samples whose conditions are dropped; None keeps all.
-            first: index of the first latent frame.
 
         Returns:
             ``b t h w c``, or a shape that broadcasts to it.
@@ -183,7 +181,7 @@ class VideoTransformer(nn.Module):
                 # Zero times the unused layers, so that every rank has a gradient for every weight.
                 total = total + none + 0 * self.visible(total[..., :1]) + 0 * self.blanked(none)
             else:
-                seen = self.blanked(self.embed(blanked, None, first)) + self.visible(visible[..., None].to(total.dtype))
+                seen = self.blanked(self.embed(blanked, None)) + self.visible(visible[..., None].to(total.dtype))
                 total = total + torch.where(keep[:, None, None, None, None], seen, none)
         return total
 
@@ -203,7 +201,7 @@ class VideoTransformer(nn.Module):
         text = self.context(
             len(codes), conditions.pop("text", None), conditions.pop("text_mask", None), conditions.get("kept")
         )
-        extra = self.condition(codes, **conditions)  # type: ignore[arg-type] (first is not among them)
+        extra = self.condition(codes, **conditions)
         given = self.given_codes(conditions.get("blanked"), conditions.get("visible"), conditions.get("kept"))
         previous = previous_codes(codes, None if two_streams else mask, given=given)
         copies = self.candidates(previous, given)
@@ -255,9 +253,7 @@ class VideoTransformer(nn.Module):
             cache.frames += t
         return self.norm(x)
 
-    def nll(
-        self, hidden: Tensor, codes: Tensor, chosen: Tensor, copies: Tensor | None = None, first: int = 0
-    ) -> Tensor:
+    def nll(self, hidden: Tensor, codes: Tensor, chosen: Tensor, copies: Tensor | None = None) -> Tensor:
         """Compute the negative log-likelihood (nats) of chosen codes.
 
         Args:
@@ -265,13 +261,12 @@ class VideoTransformer(nn.Module):
             codes: ``b t h w`` int64.
             chosen: ``b t h w`` bool, True for the codes to score.
             copies: result of :meth:`candidates`.
-            first: index of the first latent frame.
 
         Returns:
             ``n`` float, in raster order by codebook.
         """
         parts = []
-        for book, frames in self._by_codebook(codes.shape[1], first):
+        for book, frames in self._by_codebook(codes.shape[1]):
             here = chosen[:, frames]
             candidates = None if copies is None else copies[:, frames][here]
             parts.append(self.heads[book].nll(hidden[:, frames][here], codes[:, frames][here], candidates))  # type: ignore[union-attr,operator]
@@ -282,15 +277,14 @@ class VideoTransformer(nn.Module):
         """Number of values of each digit of a code, by codebook."""
         return [embedding.digits for embedding in self.embeddings]  # type: ignore[misc]
 
-    def codebook_index(self, t: int) -> int:
-        """Return the index of the codebook of latent frame ``t``."""
-        return 0 if t == 0 else len(self.codebooks) - 1
-
-    def _by_codebook(self, t: int, first: int) -> list[tuple[int, slice]]:
-        """Return the latent frames of each codebook as (codebook, frames)."""
-        if first or len(self.codebooks) == 1 or t == 1:
-            return [(self.codebook_index(first), slice(0, t))]
-        return [(0, slice(0, 1)), (1, slice(1, t))]
+    def _by_codebook(self, t: int, first: int = 0) -> list[tuple[int, slice]]:
+        """Return the codebooks of ``t`` latent frames from frame ``first``, each with its frames (from 0 to ``t``)."""
+        last = len(self.codebooks) - 1
+        if first:
+            return [(last, slice(0, t))]
+        if not last or t == 1:
+            return [(0, slice(0, t))]
+        return [(0, slice(0, 1)), (last, slice(1, t))]
 
 
 def _small_embedding(count: int, width: int) -> nn.Embedding:

@@ -10,7 +10,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.plugin_reference import TokenizerName
 from vidvq.model import DiscriminatorConfig, TokenizerConfig
 from vidvq.settings import PathName
-from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps
+from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps, check_zero_stage
 from vidvq.training.schedule import Weight, is_used
 
 
@@ -228,14 +228,7 @@ class TrainConfig:
         self._check_shapes()
         if "://" in self.out:
             raise UsageError(f"out={self.out} must be a directory on a file system that all machines share")
-        if self.zero_stage == 0 and (self.generator.offload or self.discriminator_optimizer.offload):
-            raise UsageError("offload=true needs zero_stage 1 to 3, but zero_stage=0")
-        if self.precision == "fp16" and self.zero_stage:
-            # Under ZeRO, DeepSpeed (0.19) does not report overflows to its loss scaler, whose initial scale is too
-            # high, so every step is skipped. It also clips gradients before unscaling them.
-            raise UsageError(
-                f"zero_stage={self.zero_stage} does not support precision=fp16; use precision=bf16, or zero_stage=0"
-            )
+        check_zero_stage(self, self.generator, self.discriminator_optimizer)
         if self.compile and self.zero_stage == 3:
             raise UsageError("compile=true needs zero_stage 0 to 2, but zero_stage=3, which gathers weights in between")
         if self.train_only == "decoder" and self.start_from is None:

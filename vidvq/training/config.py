@@ -117,3 +117,19 @@ class EngineSettings(Protocol):
     def lost_after_s(self) -> float:
         """Time limit of a collective operation (seconds)."""
         ...
+
+
+def check_zero_stage(config: EngineSettings, *optimizers: OptimizerConfig) -> None:
+    """Reject a ZeRO stage that does not support the precision of a run, or its optimizers.
+
+    Raises:
+        UsageError: the stage does not support one of them.
+    """
+    if config.zero_stage == 0 and any(optimizer.offload for optimizer in optimizers):
+        raise UsageError("offload=true needs zero_stage 1 to 3, but zero_stage=0")
+    if config.precision == "fp16" and config.zero_stage:
+        # Under ZeRO, DeepSpeed (0.19) does not report overflows to its loss scaler, whose initial scale is too high, so
+        # every step is skipped. It also clips gradients before unscaling them.
+        raise UsageError(
+            f"zero_stage={config.zero_stage} does not support precision=fp16; use precision=bf16, or zero_stage=0"
+        )
