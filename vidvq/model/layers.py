@@ -96,7 +96,7 @@ class TemporalConv(nn.Module):
         length = x.shape[1]
         prefix = cache.prefix(x)
         if x.is_cuda and not self.looks_ahead:
-            return self._convolve(torch.cat([*prefix, x], dim=1))
+            return self.convolve(torch.cat([*prefix, x], dim=1))
         if length > 1:
             line = torch.cat([*prefix, x], dim=1)
             taps = [line[:, offset : offset + length] for offset in range(TAPS)]
@@ -114,7 +114,7 @@ class TemporalConv(nn.Module):
             y.flatten(0, -2).addmm_(tap.flatten(0, -2).to(y.dtype), weight.T.to(y.dtype))
         return y
 
-    def _convolve(self, line: Tensor) -> Tensor:
+    def convolve(self, line: Tensor) -> Tensor:
         """Map the taps ``b (TAPS - 1 + t) h w c`` of all frames to ``b t h w c'``, as a 2D convolution over time.
 
         A GPU reads each tap once, and sums in fp32, where products one after another would round each sum.

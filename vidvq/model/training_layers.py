@@ -43,7 +43,7 @@ def _normalize(norm: nn.LayerNorm, x: Tensor, bias: Tensor | None = None, activa
 def _convolve_over_time(layer: TemporalConv, x: Tensor, cache: TemporalCache) -> Tensor:
     # The gradient of a split is one concatenation; that of slices would be a sum of padded copies.
     first, rest = x.split([1, x.shape[1] - 1], dim=1)
-    return layer._convolve(torch.cat([first.expand(-1, TAPS, -1, -1, -1), rest], dim=1))
+    return layer.convolve(torch.cat([first.expand(-1, TAPS, -1, -1, -1), rest], dim=1))
 
 
 def _add_residual(block: ResBlock, x: Tensor, cache: TemporalCache) -> Tensor:

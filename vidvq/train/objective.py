@@ -51,6 +51,9 @@ class Objective:
         block: frames, height and width that one latent covers; unit of the mask size.
         perceptual: network of the perceptual and Gram losses; None omits both terms.
         perceptual_type: type of the network of ``perceptual``; None for fp32.
+
+    Attributes:
+        lecam: regularizer of the discriminator, with running means of its logits.
     """
 
     def __init__(
@@ -60,9 +63,9 @@ class Objective:
         perceptual: PerceptualDistance | None,
         perceptual_type: torch.dtype | None = None,
     ) -> None:
-        self.loss: LossConfig = config.loss
-        self.mask: MaskConfig = config.mask
-        self.adversarial = config.adversarial
+        self._loss: LossConfig = config.loss
+        self._mask: MaskConfig = config.mask
+        self._adversarial = config.adversarial
         self._upscale, self._degrade = config.model.decoder.upscale, config.degrade
         self.lecam = LeCam()
         self._perceptual, self._perceptual_type = perceptual, perceptual_type
@@ -80,13 +83,13 @@ class Objective:
         Returns:
             The clips followed by their masked copies; the clips alone without ``loss.masked``.
         """
-        masked = is_used(self.loss.masked)
+        masked = is_used(self._loss.masked)
         sources = list(generators) if masked or self._degrade.is_used else []
         video = degrade(shrink(video, self._upscale), self._degrade, sources)
         if not masked:
             return video
-        count = self.mask.count(len(video))
-        return torch.cat([video, mask_blocks(video[:count], self.mask.blocks, self._block, sources[:count])])
+        count = self._mask.count(len(video))
+        return torch.cat([video, mask_blocks(video[:count], self._mask.blocks, self._block, sources[:count])])
 
     def compile(self) -> None:
         """Compile the terms that compare pixels: uncompiled, each reads all of them several times."""
@@ -101,7 +104,7 @@ class Objective:
             out: output of the tokenizer for :meth:`tokenizer_input`.
             discriminate: maps video to logits; must not accumulate gradients of the discriminator.
         """
-        weights = self.loss
+        weights = self._loss
         whole, masked_output = out.reconstruction[: len(video)].float(), out.reconstruction[len(video) :].float()
         terms = {"commitment": out.commitment_loss}
         guarded = weight_at(weights.commitment, step) * out.commitment_loss
@@ -112,7 +115,7 @@ class Objective:
         terms |= distances
         guarded = guarded + self._weighted_sum(step, distances)
         total = guarded
-        if self.adversarial and step >= weights.adversarial_start:
+        if self._adversarial and step >= weights.adversarial_start:
             terms["adversarial"] = generator_loss(weights.adversarial_kind, discriminate(whole))
             weight = weight_at(weights.adversarial, step)
             if weights.adaptive:
@@ -136,7 +139,7 @@ class Objective:
         Returns:
             The loss, a scalar with gradient, and its terms and metrics by name, detached.
         """
-        weights = self.loss
+        weights = self._loss
         penalized = is_used(weights.r1)
         shown = [real, fake, perturb(real)] if penalized else [real, fake]
         # Autocast would cast them later, after they were concatenated in fp32.
@@ -152,21 +155,21 @@ class Objective:
         return total, {name: value.detach() for name, value in terms.items()}
 
     def _weighted_sum(self, step: int, distances: dict[str, Tensor]) -> Tensor:
-        weighted = [weight_at(getattr(self.loss, name), step) * value for name, value in distances.items()]
+        weighted = [weight_at(getattr(self._loss, name), step) * value for name, value in distances.items()]
         return torch.stack(weighted).sum()
 
     def _measure_distances(self, video: Tensor, whole: Tensor) -> dict[str, Tensor]:
         """Compare clips ``b c t h w`` with their reconstructions; returns unweighted loss terms by name."""
         # The squared error is always measured, for the PSNR; as no loss it needs no backward pass.
-        squared = whole if is_used(self.loss.l2) else whole.detach()
+        squared = whole if is_used(self._loss.l2) else whole.detach()
         terms = {"l1": F.l1_loss(whole, video), "l2": F.mse_loss(squared, video)}
-        if is_used(self.loss.wavelet):
+        if is_used(self._loss.wavelet):
             terms["wavelet"] = wavelet_l1(whole, video)
         if self._perceptual is not None:
             half = self._perceptual_type
             frames = self._frames(whole, video)
             with torch.autocast(video.device.type, dtype=half, enabled=half is not None):
-                if is_used(self.loss.gram):
+                if is_used(self._loss.gram):
                     terms["perceptual"], terms["gram"] = self._perceptual.with_gram(*frames)
                 else:
                     terms["perceptual"] = self._perceptual(*frames)
@@ -174,14 +177,14 @@ class Objective:
 
     def _frames(self, whole: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
         """Return the frames ``n c h w`` to compare: all, or a random subset of the configured size."""
-        count, t = self.loss.perceptual_net.frames, video.shape[2]
+        count, t = self._loss.perceptual_net.frames, video.shape[2]
         if count is not None and count < t:
             chosen = torch.randperm(t, device=video.device)[:count].sort().values
             whole, video = whole[:, :, chosen], video[:, :, chosen]
         return whole.transpose(1, 2).flatten(0, 1), video.transpose(1, 2).flatten(0, 1)
 
     def _adaptive_weight(self, step: int, video: Tensor, whole: Tensor, discriminate: Discriminate) -> Tensor:
-        weights, leaf = self.loss, whole.detach().requires_grad_()
+        weights, leaf = self._loss, whole.detach().requires_grad_()
         distances = self._distances(video, leaf)
         adversarial = generator_loss(weights.adversarial_kind, discriminate(leaf))
         return adaptive_weight(self._weighted_sum(step, distances), adversarial, leaf, weights.adaptive_limit)

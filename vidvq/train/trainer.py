@@ -70,6 +70,7 @@ class Trainer:
             tokenizer.quantizer.requires_grad_(False).eval()
         if context.device.type == "cuda":
             use_training_layers(tokenizer)
+        # Last: it wraps the forward passes that are there.
         if config.checkpoint_activations:
             checkpoint_activations(tokenizer)
         # Batches are checked before they are learned from, on all ranks together.

@@ -106,7 +106,7 @@ def test_one_convolution_over_time_has_the_values_of_a_product_for_each_tap(leng
     cache = TemporalCache()
     conv(torch.randn(2, 2, 3, 4, 8), cache)
     past = tuple(cache.updated)
-    convolved = conv._convolve(torch.cat([*past, x], dim=1))
+    convolved = conv.convolve(torch.cat([*past, x], dim=1))
     torch.testing.assert_close(convolved, conv(x, TemporalCache(past)))
     assert convolved.is_contiguous()
 
