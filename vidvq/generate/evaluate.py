@@ -5,24 +5,22 @@ from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from vidvq.data.index import read_bytes, read_clip_index
 from vidvq.errors import UsageError
 from vidvq.formats.code_statistics import write_code_statistics
 from vidvq.formats.generator import GeneratorCard, read_generator
-from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.baselines import blend, repeat_last, surrounding_mean
-from vidvq.generate.blanking import encode_visible, hide_box, hide_frames
 from vidvq.generate.code_statistics import CodeStatisticsCollector
 from vidvq.generate.code_vectors import DigitVectors, code_vectors
 from vidvq.generate.examples import seeded_rng
+from vidvq.generate.held_out_clips import HeldOutClips
 from vidvq.generate.held_out_conditions import HeldOutConditions, network_arguments
+from vidvq.generate.held_out_tasks import BASELINES, HeldOutTasks, Prompt
 from vidvq.generate.latent_distance import LatentDistance
 from vidvq.generate.likelihood import NgramModels, position_nats
 from vidvq.generate.network import load_network
@@ -39,7 +37,6 @@ from vidvq.model.enlarge import shrink_frames
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
 from vidvq.storage import pretty_json, write_atomic
-from vidvq.video.decode import decode_clip
 from vidvq.video.encode import encode_npy
 
 # Fraction of equal codes above which a sample counts as a copy of a training sample.
@@ -84,22 +81,6 @@ def run_generate_evaluate(
     return scores
 
 
-class _Prompt(NamedTuple):
-    """One task on one clip.
-
-    Attributes:
-        task: name of the task.
-        hidden: pixels to generate, ``t h w`` bool.
-        given: codes of the given latent frames, ``t lh lw``; None for none.
-        condition: conditions of the sample.
-    """
-
-    task: str
-    hidden: np.ndarray
-    given: np.ndarray | None
-    condition: Condition
-
-
 class _Evaluation:
     def __init__(
         self,
@@ -119,23 +100,13 @@ class _Evaluation:
         found = read_tokenizer_card(tokens)
         self._check_same(found.token_fingerprint, str(tokens))
         self._given = given_latents(self.card, config.given)
-        _, lh, lw = self.card.limits
-        locations = index_tokens(tokens)
-        grids = [location.read_info().grid for location in locations]
-        self.locations = [
-            location for location, grid in zip(locations, grids, strict=True) if grid[1] <= lh and grid[2] <= lw
-        ]
-        if not self.locations:
-            raise UsageError(
-                f"{tokens} has no sample of at most {lh}x{lw} latents, the largest that the generator was trained on"
-            )
-        skipped, self.locations = len(locations) - len(self.locations), self.locations[: config.clips]
-        longest = min(max(location.read_info().grid[0] for location in self.locations), self.card.limits[0])
-        if "predict" in self.card.tasks and longest <= self._given:
-            frames = 1 + (longest - 1) * self.card.tokenizer.temporal_factor
-            warn(f"skipping predictions: given={config.given} must be below the {frames} frames of the longest clip")
-        self.scores = GeneratorScores(generator.fingerprint, len(self.locations), skipped)
+        self.held_out = HeldOutClips(self.card, tokens, config.clips)
+        longest = max(self.held_out.num_frames())
+        if "predict" in self.card.tasks and longest <= config.given:
+            warn(f"skipping predictions: given={config.given} must be below the {longest} frames of the longest clip")
+        self.scores = GeneratorScores(generator.fingerprint, len(self.held_out), self.held_out.skipped)
         self.tokenizer = self._load_tokenizer(checkpoint)
+        self.tasks = HeldOutTasks(self.card, self.tokenizer, config.given) if self.tokenizer else None
         self.vectors = self._read_vectors()
         self.conditions = HeldOutConditions(self.card, clips, config.text_encoder)
         self.training = read_training_samples(run, self.card)
@@ -144,7 +115,7 @@ class _Evaluation:
         self.perceptual = load_perceptual("st_lpips", "alex").to(self.device) if config.perceptual else None
 
     def measure(self) -> GeneratorScores:
-        held_out = [location.read(self.card.tokenizer)[0][: self.card.limits[0]] for location in self.locations]
+        held_out = [self.held_out.codes(location) for location in self.held_out.locations]
         self._measure_bits(held_out)
         self.distance = self._open_distance(held_out)
         if self.clips is not None:
@@ -195,9 +166,7 @@ class _Evaluation:
             return None
         if self.clips is None:
             raise UsageError(f"fvd_backbone={self.config.fvd_backbone}: FVD compares frames; set --clips")
-        longest = 1 + (self.card.limits[0] - 1) * self.card.tokenizer.temporal_factor
-        lengths = [min(location.read_info().num_frames, longest) for location in self.locations]
-        return FvdScorer(self.config.fvd_backbone, self.config.fvd_frames, lengths)
+        return FvdScorer(self.config.fvd_backbone, self.config.fvd_frames, self.held_out.num_frames())
 
     def _open_distance(self, held_out: list[np.ndarray]) -> LatentDistance | None:
         """Return the distance to the held-out clips; None, with a warning, if it cannot be measured."""
@@ -232,7 +201,7 @@ class _Evaluation:
         wanted |= {"unconditional": given} if self.conditions else {}
         nats, tokens = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0)
         with progress("bits", len(held_out), "clips") as bar:
-            for location, codes in zip(self.locations, held_out, strict=True):
+            for location, codes in zip(self.held_out.locations, held_out, strict=True):
                 grid = torch.from_numpy(codes.astype(np.int64))[None].to(self.device)
                 conditions = network_arguments(self.conditions.of(location.key, len(codes)), self.device)
                 for name, first in wanted.items():
@@ -255,8 +224,8 @@ class _Evaluation:
     def _measure_pixels(self, clips: Path) -> None:
         rows: dict[str, list[dict[str, Any]]] = {}
         drawn: dict[str, list[np.ndarray]] = {}
-        with progress("pixels", len(self.locations), "clips") as bar:
-            for location, frames in self._read_clips(clips):
+        with progress("pixels", len(self.held_out), "clips") as bar:
+            for location, frames in self.held_out.read_frames(clips):
                 if self.fvd:
                     self.fvd.add(frames)
                 for prompt, codes, row in self._score_clip(location, frames):
@@ -265,7 +234,7 @@ class _Evaluation:
                 bar.advance()
         self.scores.frechet |= self._measure_distances(drawn)
         for task, found in rows.items():
-            score = TaskScore(_BASELINES[task])
+            score = TaskScore(BASELINES[task])
             for name in found[0]:
                 score.psnr[name] = float(np.mean([row[name]["psnr"] for row in found]))
                 if self.perceptual:
@@ -281,8 +250,8 @@ class _Evaluation:
         seconds: list[float] = []
         psnrs: dict[str, list[float]] = {}
         drawn: dict[str, list[np.ndarray]] = {}
-        with progress(f"{sampling.steps} steps", len(self.locations) if self.clips else 1, "clips") as bar:
-            for location, frames in self._read_clips(self.clips) if self.clips else ():
+        with progress(f"{sampling.steps} steps", len(self.held_out) if self.clips else 1, "clips") as bar:
+            for location, frames in self.held_out.read_frames(self.clips) if self.clips else ():
                 for prompt in self._prompts(location, frames):
                     for seed in self.config.seeds:
                         started = perf_counter()
@@ -300,48 +269,24 @@ class _Evaluation:
         found = {task: float(np.mean(values)) for task, values in psnrs.items()}
         return StepScore(float(np.mean(seconds)) if seconds else 0.0, found, self._measure_distances(drawn))
 
-    def _read_clips(self, clips: Path) -> Iterator[tuple[TokenLocation, np.ndarray]]:
-        """Yield the held-out samples with their frames ``t h w c`` uint8, at most as many as the generator knows."""
-        index = read_clip_index([str(clips)])
-        by_key = {key: index.media_range(at) for at, key in enumerate(index.keys)}
-        missing = [location.key for location in self.locations if location.key not in by_key]
-        if missing:
-            raise UsageError(f"{clips} has no clip {missing[0]}; pass the clips that the tokens were made from")
-        longest = 1 + (self.card.limits[0] - 1) * self.card.tokenizer.temporal_factor
-        for location in self.locations:
-            yield location, decode_clip(read_bytes(by_key[location.key]), location.key)[:longest]
-
-    def _prompts(self, location: TokenLocation, frames: np.ndarray) -> Iterator[_Prompt]:
+    def _prompts(self, location: TokenLocation, frames: np.ndarray) -> Iterator[Prompt]:
         """Yield the trained tasks on one clip of frames ``t h w c`` uint8."""
-        codes = self._codes(location)
-        condition, given = self.conditions.of(location.key, len(codes)), self.config.given
-        shape, (h, w) = frames.shape[:3], frames.shape[1:3]
-        if "predict" in self.card.tasks and len(frames) > given:
-            hidden = np.zeros(shape, dtype=bool)
-            hidden[given:] = True
-            yield _Prompt("predict", hidden, codes[: self._given], condition)
-        blanked: dict[str, np.ndarray] = {}
-        if "interpolate" in self.card.tasks and len(frames) > 2:
-            blanked["interpolate"] = hide_frames(shape, [0, len(frames) - 1]).numpy()
-        if "fill" in self.card.tasks:
-            blanked["fill"] = hide_box(shape, (w // 4, h // 4, w // 2, h // 2)).numpy()
-        for task, hidden in blanked.items():
-            yield _Prompt(task, hidden, None, replace(condition, blanked=self._blanked(frames, hidden)))
+        assert self.tasks is not None
+        codes = self.held_out.codes(location)
+        return self.tasks.prompts(codes, frames, self.conditions.of(location.key, len(codes)))
 
-    def _codes(self, location: TokenLocation) -> np.ndarray:
-        return location.read(self.card.tokenizer)[0][: self.card.limits[0]]
-
-    def _draw(self, prompt: _Prompt, location: TokenLocation, seed: int, sampling: SamplingConfig) -> np.ndarray:
-        lt, lh, lw = self._codes(location).shape
+    def _draw(self, prompt: Prompt, location: TokenLocation, seed: int, sampling: SamplingConfig) -> np.ndarray:
+        lt, lh, lw = self.held_out.codes(location).shape
         rng = seeded_rng(f"{seed}/{location.key}/{prompt.task}")
         return self._sample((lt, lh, lw), prompt.given, prompt.condition, sampling, rng)
 
     def _score_clip(
         self, location: TokenLocation, frames: np.ndarray
-    ) -> Iterator[tuple[_Prompt, np.ndarray, dict[str, Any]]]:
+    ) -> Iterator[tuple[Prompt, np.ndarray, dict[str, Any]]]:
         """Yield each task on one clip of frames ``t h w c`` uint8, with the codes of the first seed and the scores."""
+        assert self.tasks is not None
         size, sampling, seeds = frames.shape[1:3], self.config.sampling, self.config.seeds
-        ceiling = self._decode(self._codes(location), len(frames), size)
+        ceiling = self._decode(self.held_out.codes(location), len(frames), size)
         for prompt in self._prompts(location, frames):
             drawn = [self._draw(prompt, location, seed, sampling) for seed in seeds]
             made, part = [self._decode(codes, len(frames), size) for codes in drawn], prompt.hidden
@@ -351,12 +296,8 @@ class _Evaluation:
             for name, estimate in self._estimates.items():
                 codes = self._draw(prompt, location, seeds[0], estimate)
                 scores[name] = self._compare(frames, self._decode(codes, len(frames), size), part)
-            base = {
-                "predict": lambda: repeat_last(frames, self.config.given),
-                "interpolate": lambda: blend(frames, [0, len(frames) - 1]),
-                "fill": lambda part=part: surrounding_mean(frames, part),
-            }[prompt.task]()
-            if self.pictures is not None and location.key == self.locations[0].key:
+            base = self.tasks.baseline(prompt, frames)
+            if self.pictures is not None and location.key == self.held_out.locations[0].key:
                 named = {"original": frames, "generator": made[0], "baseline": base, "ceiling": ceiling}
                 for name, each in named.items():
                     write_atomic(self.pictures / f"{prompt.task}-{name}.npy", encode_npy(each))
@@ -381,11 +322,6 @@ class _Evaluation:
         rng: torch.Generator,
     ) -> np.ndarray:
         return sample_codes(self.network, self.card, shape, given, condition, sampling, rng, self.vectors)
-
-    def _blanked(self, frames: np.ndarray, hidden: np.ndarray) -> Any:
-        assert self.tokenizer is not None
-        video = to_video(frames).to(self.device)
-        return encode_visible(self.tokenizer, video, torch.from_numpy(hidden)[None].to(self.device))
 
     def _decode(self, codes: np.ndarray, num_frames: int, size: tuple[int, ...]) -> np.ndarray:
         assert self.tokenizer is not None
@@ -422,13 +358,6 @@ class _Evaluation:
         shapes = {codes.shape for codes in cut}
         comparable = [distance for distance, codes in zip(own, held_out, strict=True) if codes.shape in shapes]
         self.scores.nearest_held_out = float(np.mean(comparable)) if comparable else 1.0
-
-
-_BASELINES = {
-    "predict": "last frame repeated",
-    "interpolate": "linear blend",
-    "fill": "surrounding mean",
-}
 
 
 def _mean_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:

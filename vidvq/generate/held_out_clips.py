@@ -1,0 +1,72 @@
+"""Held-out token samples that a generator can be scored on, and their frames."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vidvq.data.index import read_bytes, read_clip_index
+from vidvq.errors import UsageError
+from vidvq.formats.generator import GeneratorCard
+from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_location import TokenLocation
+from vidvq.video.decode import decode_clip
+
+
+class HeldOutClips:
+    """The first samples of a directory whose latent grids are no larger than those that a generator was trained on.
+
+    Args:
+        card: card of the generator.
+        tokens: directory of token shards.
+        count: largest number of samples (1 or more).
+
+    Attributes:
+        locations: the samples.
+        skipped: number of samples of the directory that are too large.
+        longest: largest number of frames that the generator was trained on.
+
+    Raises:
+        UsageError: all samples are too large.
+    """
+
+    def __init__(self, card: GeneratorCard, tokens: Path, count: int) -> None:
+        self._card = card
+        lt, lh, lw = card.limits
+        self.longest = 1 + (lt - 1) * card.tokenizer.temporal_factor
+        locations = index_tokens(tokens)
+        grids = [location.read_info().grid for location in locations]
+        fitting = [location for location, grid in zip(locations, grids, strict=True) if grid[1] <= lh and grid[2] <= lw]
+        if not fitting:
+            raise UsageError(
+                f"{tokens} has no sample of at most {lh}x{lw} latents, the largest that the generator was trained on"
+            )
+        self.skipped, self.locations = len(locations) - len(fitting), fitting[:count]
+
+    def __len__(self) -> int:
+        return len(self.locations)
+
+    def num_frames(self) -> list[int]:
+        """Return the number of frames of each sample, at most as many as the generator knows."""
+        return [min(location.read_info().num_frames, self.longest) for location in self.locations]
+
+    def codes(self, location: TokenLocation) -> np.ndarray:
+        """Return the codes ``lt lh lw`` of a sample, at most as many latent frames as the generator knows."""
+        return location.read(self._card.tokenizer)[0][: self._card.limits[0]]
+
+    def read_frames(self, clips: Path) -> Iterator[tuple[TokenLocation, np.ndarray]]:
+        """Yield the samples with their frames ``t h w c`` uint8, at most as many as the generator knows.
+
+        Args:
+            clips: directory of the clip shards that the tokens were made from.
+
+        Raises:
+            UsageError: a clip is missing.
+        """
+        index = read_clip_index([str(clips)])
+        by_key = {key: index.media_range(at) for at, key in enumerate(index.keys)}
+        missing = [location.key for location in self.locations if location.key not in by_key]
+        if missing:
+            raise UsageError(f"{clips} has no clip {missing[0]}; pass the clips that the tokens were made from")
+        for location in self.locations:
+            yield location, decode_clip(read_bytes(by_key[location.key]), location.key)[: self.longest]
