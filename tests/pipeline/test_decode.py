@@ -143,6 +143,7 @@ def test_a_source_may_be_a_relative_path(vidvq, tmp_path, tokens_dir, weights, l
         (["--source", "{source}x"], "nearest: {source}"),
         (["--from", "1"], "--from and --to need --source"),
         (["--source", "{source}", "--from", "early"], "is not a number of seconds"),
+        (["--source", "{source}", "--to", "1e99999999"], "is not a number of seconds"),
         (["--key", "{key}x"], "nearest: {key}"),
         (["format=png"], "format=png contradicts --out out.npy"),
         ([], "is one file"),
@@ -166,12 +167,13 @@ def test_output_does_not_depend_on_workers_and_existing_files_are_kept(vidvq, tm
     gone, kept = sorted((tmp_path / "0").glob("*.npy"))[:2]
     gone.unlink()
     (tmp_path / "0" / f"{gone.name}.tmp.host-1-00").write_bytes(b"half")
+    (tmp_path / "0" / f"{gone.name}.tmp.host-1-01").mkdir()
     stamp = kept.stat().st_mtime_ns
     assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "0", "format=npy").code == 0
     assert snapshot(tmp_path / "0") == before
     assert kept.stat().st_mtime_ns == stamp
     ran = vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "0", "format=gif")
-    assert (ran.code, "was decoded with format=npy, now gif" in ran.error) == (2, True)
+    assert (ran.code, 'other settings: format was "npy", now "gif"' in ran.error) == (2, True)
 
 
 def test_a_file_is_overwritten_only_with_force(vidvq, tmp_path, tokens_dir, weights, location):
@@ -191,6 +193,81 @@ def test_a_file_is_overwritten_only_with_force(vidvq, tmp_path, tokens_dir, weig
     assert ran.code == 2 and "was decoded from other tokens or settings" in ran.error
     assert out.read_bytes() == whole
     assert vidvq(*interval, "--force").code == 0 and out.read_bytes() != whole
+
+
+def test_a_file_decoded_from_another_shard_is_not_skipped(vidvq, tmp_path, tokens_dir, weights):
+    shards = committed_shards(tokens_dir)
+    source = index_tokens(tokens_dir)[0].read_info().source
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for folder, location in zip((one, other), index_tokens(tokens_dir), strict=False):
+        # A shard of one clip, without the plan of its directory.
+        folder.mkdir()
+        shutil.copy(tokens_dir / "tokenizer.json", folder)
+        with tarfile.open(location.shard) as tar, tarfile.open(folder / "tokens-000000.tar", "w") as copy:
+            for member in tar.getmembers():
+                if member.name.startswith(location.key):
+                    copy.addfile(member, tar.extractfile(member))
+    for first, second, options in (
+        (one / "tokens-000000.tar", other / "tokens-000000.tar", ["--out", tmp_path / "clip.npy"]),
+        (shards[0], tokens_dir, ["--out", tmp_path / "scene.npy", "--source", source]),
+        (one / "tokens-000000.tar", other / "tokens-000000.tar", ["--out", tmp_path / "folder"]),
+    ):
+        assert vidvq("decode", first, *weights, *options).code == 0
+        ran = vidvq("decode", second, *weights, *options)
+        assert ran.code == 2 and "was decoded " in ran.error and "give another --out" in ran.error
+
+
+def test_a_folder_never_mixes_settings(vidvq, tmp_path, tokens_dir, weights, monkeypatch):
+    shards, out = committed_shards(tokens_dir), tmp_path / "out"
+    everything = ("decode", tokens_dir, *weights, "--out", out)
+    assert vidvq(*everything, "crf=17").code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    ran = vidvq("decode", shards[0], *weights, "--out", out, "crf=40", "--force")
+    assert ran.code == 2 and "--force would keep " in ran.error
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_job, "decode_together", interrupt)
+        assert vidvq(*everything, "crf=40", "--force").code == 130
+    assert vidvq(*everything, "crf=40").code == 0
+    after = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert after.keys() == before.keys() and not any(after[name] == data for name, data in before.items())
+
+
+def test_a_killed_job_of_frames_resumes(vidvq, tmp_path, tokens_dir, weights, location):
+    half = tmp_path / "out" / f"{location.key}.tmp.host-1-00"
+    half.mkdir(parents=True)
+    (half / "000000.png").write_bytes(b"half")
+    job = ("decode", tokens_dir, *weights, "--key", location.key, "--out", tmp_path / "out", "format=png")
+    assert vidvq(*job).code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"decode.json", location.key}
+
+
+def test_temporary_files_of_other_outputs_are_kept(vidvq, tmp_path, tokens_dir, weights, location):
+    other = tmp_path / "x1.npy.tmp.host-1-00"
+    other.write_bytes(b"of a job that runs")
+    assert vidvq("decode", tokens_dir, *weights, "--key", location.key, "--out", tmp_path / "x[1].npy").code == 0
+    assert other.exists()
+
+
+@pytest.mark.parametrize("name", ["clip.avi", "clip.png", "clip.npz"])
+def test_an_output_named_as_media_is_no_folder(vidvq, tmp_path, tokens_dir, weights, location, name):
+    ran = vidvq("decode", tokens_dir, *weights, "--key", location.key, "--out", tmp_path / name)
+    assert ran.code == 2 and f"--out {name} is no file that decode writes" in ran.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_used_otherwise_is_refused(vidvq, tmp_path, tokens_dir, weights, snapshot):
+    before = snapshot(tokens_dir)
+    ran = vidvq("decode", tokens_dir, *weights, "--out", tokens_dir)
+    assert ran.code == 2 and "is the folder of the tokens" in ran.error
+    assert snapshot(tokens_dir) == before
+    (tmp_path / "notes").write_text("")
+    ran = vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "notes")
+    assert ran.code == 2 and f"Not a directory: {tmp_path / 'notes'}" in ran.error
 
 
 def test_decoding_does_not_overwrite_the_file_of_codes(vidvq, tmp_path, tokens_dir, weights, location):
@@ -309,9 +386,16 @@ def test_codes_out_of_range_are_reported_and_nothing_is_written(vidvq, tmp_path,
     ran = vidvq("decode", tmp_path / "bad.npy", *made, "--flat")
     assert "bad.npy[0]: id " in ran.error and "the temporal codebook has ids 32 to 95" in ran.error
     (tmp_path / "odd.bin").write_bytes(b"abc")
+    np.save(tmp_path / "flat.npy", codes.ravel())
+    np.savez(tmp_path / "archive.npz", codes)
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
     for name, options, message in (
         ("odd.bin", ["--grid", "1,1,1"], "its 3 bytes are not a whole number of uint16 ids"),
         ("bad.npy", ["--grid", "1,1,1"], "drop --grid"),
+        ("bad.npy", ["--grid", "00,1,1"], "must be LT,LH,LW"),
+        ("flat.npy", ["--grid", "65536,65536,65536"], "needs a multiple of 281474976710656"),
+        ("archive.npy", [], "archive.npy is not a readable file of codes"),
+        ("bad.npy", ["fps=0.0005"], "fps=0.0005"),
     ):
         ran = vidvq("decode", tmp_path / name, *made, *options)
         assert (ran.code, message in ran.error) == (2, True)

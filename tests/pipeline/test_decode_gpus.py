@@ -95,15 +95,15 @@ def test_a_folder_is_extended_only_as_it_was_decoded(gpu, run, tmp_path):
     off = ("format=npy", "runtime.compile=off")
     assert run("out", *off).code == 0
     for settings, message in (
-        ((*off, "precision=fp32"), "was decoded with precision=bf16, now fp32"),
-        ((*off, "device=cpu"), "was decoded with device=cuda, now cpu"),
-        (("format=npy",), "was decoded with compiled=False, now True"),
+        ((*off, "precision=fp32"), 'precision was "bf16", now "fp32"'),
+        ((*off, "device=cpu"), 'device was "cuda", now "cpu"'),
+        (("format=npy",), "compiled was false, now true"),
     ):
         refused = run("out", *settings)
         assert refused.code == 2 and message in refused.error
     assert run("out", *off, "precision=bf16").code == 0
     assert run("old", *off, "device=cpu").code == 0
-    assert "was decoded with device=cpu, now cuda" in run("old", *off).error
+    assert 'device was "cpu", now "cuda"' in run("old", *off).error
     assert run("old", *off, "device=cpu").code == 0
 
 

@@ -11,13 +11,17 @@ from vidvq.cli.config import settings_epilog
 from vidvq.cli.options import PathOrUrl, checkpoint_option
 from vidvq.errors import UsageError
 
-_GRID = re.compile(r"(\d+)[,x](\d+)[,x](\d+)")
+_GRID = re.compile(r"([1-9]\d{0,8})[,x]([1-9]\d{0,8})[,x]([1-9]\d{0,8})")
+# Bounded: the exact fraction of 1e99999999 would have as many digits.
+_SECONDS = re.compile(r"[+-]?(\d{1,18}(\.\d{0,18})?|\.\d{1,18})(e[+-]?\d{1,2})?|[+-]?\d{1,18}/\d{1,18}", re.I | re.A)
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> Fraction | None:
     if value is None:
         return None
     try:
+        if not _SECONDS.fullmatch(value):
+            raise ValueError
         return Fraction(value)
     except (ValueError, ZeroDivisionError) as error:
         raise click.BadParameter(f"{value!r} is not a number of seconds, such as 12.5") from error
@@ -27,7 +31,7 @@ def _grid(context: click.Context, parameter: click.Parameter, value: str | None)
     if value is None:
         return None
     match = _GRID.fullmatch(value)
-    if not match or "0" in match.groups():
+    if not match:
         raise click.BadParameter(f"{value!r} must be LT,LH,LW, such as 9,16,16")
     return int(match[1]), int(match[2]), int(match[3])
 

@@ -12,6 +12,8 @@ from vidvq.formats.execution import MAX_PIXELS, Execution, Precision, resolve_pr
 from vidvq.runtime import RuntimeConfig
 
 Format = Literal["mp4", "gif", "png", "npy"]
+# Suffixes of media that an output folder is never meant to have.
+_OTHER_MEDIA = {"avi", "jpeg", "jpg", "m4v", "mkv", "mov", "npz", "png", "webm", "webp"}
 # Clips per call on a GPU, by default, and groups of each.
 _GPU_CLIPS, _GPU_GROUPS = 8, 8
 
@@ -30,7 +32,7 @@ class DecodeConfig:
         device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, where there are some.
         precision: type of the networks on a GPU: ``bf16``, ``tf32`` or ``fp32``; None means ``bf16`` there, and
             ``fp32`` on CPUs.
-        fps: frame rate of a generator's output (frames per second), which carries no frame times.
+        fps: frame rate of a generator's output (frames per second, 0.001 to 1000), which carries no frame times.
         runtime: where the job runs; does not change the output, except ``compile`` on GPUs. The default runs in this
             process, because Ray takes seconds to start.
     """
@@ -43,16 +45,18 @@ class DecodeConfig:
     batch: Annotated[int, Field(ge=1, le=256)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision | None = None
-    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    fps: Annotated[float, Field(ge=0.001, le=1000)] | None = None
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(workers=0))
 
     def format_for(self, out: Path) -> Format:
         """The format to write into ``out``.
 
         Raises:
-            UsageError: ``format`` contradicts the suffix of ``out``.
+            UsageError: ``format`` contradicts the suffix of ``out``, or ``out`` is named as a file of another format.
         """
         suffix = out.suffix[1:].lower()
+        if suffix in _OTHER_MEDIA and not out.is_dir():
+            raise UsageError(f"--out {out.name} is no file that decode writes; give a .mp4, .gif or .npy, or a folder")
         named = next((name for name in get_args(Format) if name == suffix and name != "png"), None)
         if named and self.format not in (None, named):
             raise UsageError(f"format={self.format} contradicts --out {out.name}; give only one of them")

@@ -1,5 +1,6 @@
 """Codes of a generator in plain files, read as samples of token shards."""
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -101,17 +102,17 @@ def _load(file: GeneratedFile, card: TokenizerCard) -> tuple[np.ndarray, bool]:
         raise UsageError(f"{path} holds {ids.dtype}; codes are integers")
     if ids.ndim in (3, 4) and ids.size:
         if file.grid and tuple(ids.shape[-3:]) != file.grid:
-            raise UsageError(f"{path} has shape {ids.shape}, --grid is {file.grid}; drop --grid")
+            raise UsageError(f"{path} has shape {ids.shape}, --grid is {_text(file.grid)}; drop --grid")
         return (ids, True) if ids.ndim == 4 else (ids[None], False)
     if ids.ndim != 1 or not ids.size:
         raise UsageError(f"{path} has shape {ids.shape}; codes are lt lh lw, b lt lh lw, or flat with --grid LT,LH,LW")
     if file.grid is None:
         raise UsageError(f"{path} has {ids.size} ids without a shape; give --grid LT,LH,LW")
-    tokens = int(np.prod(file.grid))
+    tokens = math.prod(file.grid)
     if file.flat:
         ids = _without_specials(file, card.dtype, card.vocabulary, path.stat().st_mtime_ns)
     if ids.size % tokens:
-        raise UsageError(f"{path} has {ids.size} ids; --grid {file.grid} needs a multiple of {tokens}")
+        raise UsageError(f"{path} has {ids.size} ids; --grid {_text(file.grid)} needs a multiple of {tokens}")
     return ids.reshape(-1, *file.grid), ids.size > tokens
 
 
@@ -119,13 +120,13 @@ def _open(path: Path, dtype: _Ids) -> np.ndarray:
     """Map the ids of a file; a ``.bin`` has bare ids of the type."""
     try:
         if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            return np.lib.format.open_memmap(path, mode="r")
         size = path.stat().st_size
         item = np.dtype(dtype).newbyteorder("<")
         if size % item.itemsize or not size:
             raise UsageError(f"its {size} bytes are not a whole number of {item.name} ids")
         return np.memmap(path, dtype=item, mode="r")
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError) as error:
         raise UsageError(f"{path} is not a readable file of codes: {error}") from error
 
 
@@ -144,13 +145,17 @@ def _without_specials(file: GeneratedFile, dtype: _Ids, vocabulary: int, modifie
         return ids
     before = places - np.arange(len(places))
     starts_group = ids[places] == vocabulary + SPECIALS.index("group_start")
-    period = np.where(starts_group, file.grid[1] * file.grid[2], int(np.prod(file.grid)))
+    period = np.where(starts_group, file.grid[1] * file.grid[2], math.prod(file.grid))
     if len(bad := np.flatnonzero(before % period)):
         raise UsageError(
             f"{file.path}: the special token {int(ids[places[bad[0]]])} at {int(places[bad[0]])} is inside a grid of "
-            f"{file.grid}; the ids are cut off, or of another --grid"
+            f"{_text(file.grid)}; the ids are cut off, or of another --grid"
         )
     return np.delete(ids, places)
+
+
+def _text(grid: tuple[int, int, int]) -> str:
+    return ",".join(map(str, grid))
 
 
 def _local(ids: np.ndarray, card: TokenizerCard, label: str) -> np.ndarray:

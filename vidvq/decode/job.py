@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from glob import escape
 from itertools import chain
 from pathlib import Path
 from socket import gethostname
@@ -30,10 +31,13 @@ from vidvq.pretrained.device import find_device, prepare
 from vidvq.runtime import WorkerDied, count_gpus, open_runtime
 from vidvq.storage import (
     create_once,
+    differences,
+    file_exists,
     is_remote,
     make_folder,
     pretty_json,
     read_json,
+    remove,
     remove_attempts,
     safe_join,
     sha256_file,
@@ -74,6 +78,7 @@ def run_decode(
     """
     kind = config.format_for(out)
     folder = tokens.parent if tokens.is_file() else tokens
+    _refuse_folder(out, folder)
     written = read_tokenizer_card(folder)
     loaded = find_tokenizer(checkpoint)
     _, card = load_tokenizer(loaded)
@@ -86,7 +91,9 @@ def run_decode(
         execution = replace(resolve_execution(config, find_device(config.device)), streams=1)
         job = _Job(loaded, folder, kind, config, execution)
         edges = [None if edge is None else str(edge) for edge in (interval.start, interval.end)]
-        made_from = job.settings(card) | {"source": interval.source, "interval": edges}
+        made_from = job.settings(card, _tokens_id(tokens)) | {"source": interval.source, "interval": edges}
+        if tokens.is_file():
+            made_from["shard"] = tokens.name
         path = _interval_path(out, kind, interval)
         if not is_done(path, made_from, force):
             _write_interval(job, find_clips(tokens, known, interval), interval, path)
@@ -99,9 +106,9 @@ def run_decode(
             f"--out {out.name} is one file, but {tokens} holds {len(wanted)} clips; give a folder, or --key"
         )
     job = _Job(loaded, folder, kind, config, _resolve(config))
-    made_from = job.settings(card)
+    made_from = job.settings(card, _tokens_id(tokens))
     if single:
-        return job.run_single(Item(wanted[0], out), made_from | {"key": config.key}, force)
+        return job.run_single(Item(wanted[0], out), made_from | {"key": wanted[0].key}, force)
     return job.run([_item(clip, out, kind) for clip in wanted], out, made_from, force)
 
 
@@ -138,7 +145,7 @@ def run_decode_generated(
     if not is_remote(out) and any(item.path.exists() and item.path.samefile(codes.path) for item in items):
         raise UsageError(f"--out {out} is the input file; give another --out")
     job = _Job(loaded, folder, kind, config, _resolve(config))
-    made_from = job.settings(card) | {"tokens": sha256_file(codes.path), "fps": codes.fps, "flat": codes.flat}
+    made_from = job.settings(card, sha256_file(codes.path)) | {"fps": codes.fps, "flat": codes.flat}
     made_from["grid"] = list(codes.grid) if codes.grid else None
     return job.run_single(items[0], made_from, force) if single else job.run(items, out, made_from, force)
 
@@ -161,10 +168,10 @@ class _Job:
     config: DecodeConfig
     execution: Execution
 
-    def settings(self, card: TokenizerCard) -> dict[str, Any]:
+    def settings(self, card: TokenizerCard, tokens: str) -> dict[str, Any]:
         """Everything that an output depends on. Defaults are left out, so that outputs of older versions are kept."""
         return {
-            "tokens": read_plan(self.tokens).plan_id if (self.tokens / "plan.json").is_file() else None,
+            "tokens": tokens,
             "token_fingerprint": card.token_fingerprint,
             "decoder_fingerprint": card.decoder_fingerprint,
             "format": self.kind,
@@ -182,7 +189,7 @@ class _Job:
 
     def run(self, items: list[Item], out: Path, made_from: dict[str, Any], force: bool) -> int:
         """Decode the clips whose outputs are not in a folder yet; returns the number of all clips."""
-        _record_settings(out, made_from, force)
+        _record_settings(out, made_from, items, force)
         todo = [item for item in items if force or not item.path.exists()]
         self._decode(todo, done=len(items) - len(todo))
         return len(items)
@@ -206,6 +213,19 @@ class _Job:
                     bar.advance(len(together))
 
 
+def _tokens_id(tokens: Path) -> str:
+    """Identify the content of token shards: by their plan, or by the record of an export or a shard without a plan."""
+    folder = tokens.parent if tokens.is_file() else tokens
+    if file_exists(folder / "plan.json"):
+        return read_plan(folder).plan_id
+    return sha256_file(tokens if tokens.is_file() else folder / "export.json")
+
+
+def _refuse_folder(out: Path, tokens: Path) -> None:
+    if out.exists() and out.samefile(tokens):
+        raise UsageError(f"--out {out} is the folder of the tokens; give another --out")
+
+
 def _resolve(config: DecodeConfig) -> Execution:
     return resolve_execution(config, find_device(config.device, partial(count_gpus, config.runtime)))
 
@@ -222,7 +242,7 @@ def make_worker(job: _Job, gpus: float) -> Callable[[tuple[Item, ...]], None]:
     def write(item: Item, frames: Iterator[TimedFrame], info: TokenInfo) -> None:
         if not item.path.parent.exists():
             make_folder(item.path.parent)
-        remove_attempts(item.path.parent, item.path.name)
+        remove_attempts(item.path.parent, escape(item.path.name))
         write_frames(item.path, job.kind, frames, _shape(info, tokenizer), job.config.crf)
 
     def decode(items: tuple[Item, ...]) -> None:
@@ -281,18 +301,27 @@ def _shape(info: TokenInfo, tokenizer: Tokenizer) -> VideoShape:
     return VideoShape(info.num_frames, height, width, info.seconds_per_tick)
 
 
-def _record_settings(out: Path, settings: dict[str, Any], force: bool) -> None:
+def _record_settings(out: Path, settings: dict[str, Any], items: list[Item], force: bool) -> None:
     """Record the settings in ``out``, or refuse others: existing files are skipped, so settings must not mix."""
     make_folder(out)
-    if force:
-        write_atomic(out / SETTINGS, pretty_json(settings))
     if create_once(out / SETTINGS, pretty_json(settings)):
         return
     was = read_json(out / SETTINGS)
     if not is_mapping(was):
         raise UsageError(f"{out / SETTINGS} was not written by vidvq decode; give another --out")
     # How networks are run on CPUs is not recorded.
-    was, settings = CPU.to_json() | was, CPU.to_json() | settings
-    for name, value in settings.items():
-        if was.get(name) != value:
-            raise UsageError(f"{out} was decoded with {name}={was.get(name)}, now {value}; give another --out")
+    change = next(differences("", CPU.to_json() | was, CPU.to_json() | settings), None)
+    if change is None:
+        return
+    if not force:
+        raise UsageError(f"{out} was decoded with other settings: {change}; give another --out")
+    if not is_remote(out):
+        if kept := {path.name for path in out.iterdir()} - {item.path.name for item in items} - {SETTINGS}:
+            raise UsageError(
+                f"{out} was decoded with other settings ({change}), and --force would keep {min(kept)}; give another "
+                "--out, or delete it"
+            )
+        # Before the first output: after an interruption the same command without --force keeps what it finds.
+        for item in items:
+            remove(item.path)
+    write_atomic(out / SETTINGS, pretty_json(settings))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,9 @@ def frames(
         codes, info = find_key(known, key, path).read(card)
         yield from decode_frames(tokenizer, codes, info)
         return
+    for name, edge in (("start", start), ("end", end)):
+        if edge is not None and not isfinite(edge):
+            raise UsageError(f"{name}={edge} must be a number of seconds, or None")
     edges = (None if edge is None else Fraction(str(edge)) for edge in (start, end))
     interval = VideoInterval(str(source), *edges)
     for found in find_clips(path, known, interval):

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -220,8 +221,12 @@ def create_once(path: Path, data: bytes) -> bool:
 
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents; does nothing in an object store, which has no folders."""
-    if not is_remote(folder):
+    if is_remote(folder):
+        return
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -234,11 +239,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_attempts(folder: Path, name: str = "*") -> None:
-    """Delete the temporary files ``NAME.tmp.*`` of killed writers; an object store has none."""
+    """Delete the temporary files and folders ``NAME.tmp.*`` of killed writers; an object store has none."""
     if is_remote(folder):
         return
     for attempt in folder.glob(f"{name}.tmp.*"):
-        attempt.unlink(missing_ok=True)
+        remove(attempt)
+
+
+def remove(path: Path) -> None:
+    """Delete a local file, link or folder, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def differences(path: str, old: Any, new: Any) -> Iterator[str]:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from itertools import pairwise
-from typing import IO, cast
+from typing import Protocol, cast
 
 import av
 import numpy as np
@@ -96,8 +96,16 @@ def shorten_pauses(
         yield pixels, (before, before + min(end - start, longest))
 
 
+class OutputFile(Protocol):
+    """What a container needs of its file."""
+
+    def write(self, data: bytes, /) -> int: ...  # noqa: D102
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...  # noqa: D102
+    def tell(self) -> int: ...  # noqa: D102
+
+
 def encode_timed(
-    file: IO[bytes],
+    file: OutputFile,
     frames: Iterable[tuple[np.ndarray, tuple[int, int]]],
     clock: Fraction,
     kind: tuple[str, str, str, dict[str, str]],
@@ -106,7 +114,7 @@ def encode_timed(
     """Encode a stream of frames.
 
     Args:
-        file: output file, writable and seekable.
+        file: output file.
         frames: frames ``h w c`` uint8 RGB, with start and end (ticks of ``clock``).
         clock: duration of a tick (seconds).
         kind: container, codec, pixel format and options of the codec.

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import av
 import numpy as np
 from av.filter import Graph
 
 from vidvq.errors import UsageError
-from vidvq.storage import attempt_file, attempt_path, is_remote, publish_replace, sync_folder, write_atomic
+from vidvq.storage import attempt_file, attempt_path, is_remote, publish_replace, remove, sync_folder, write_atomic
 from vidvq.video.encode import encode_frame, encode_png, encode_timed, mp4_clock, mp4_kind, shorten_pauses
 
 _GOP_FRAMES = 250
@@ -67,14 +67,54 @@ def write_frames(path: Path, kind: str, frames: Iterable[TimedFrame], shape: Vid
     if kind == "png":
         _write_folder(path, _counted(frames, shape))
         return
-    write: dict[str, Callable[[IO[bytes]], None]] = {
-        "mp4": lambda file: _mp4(file, _counted(frames, shape), shape, crf),
-        "gif": lambda file: _gif(file, _counted(frames, shape), shape),
-        "npy": lambda file: _npy(file, _counted(frames, shape), shape),
-    }
-    with attempt_file(path) as (file, attempt):
-        write[kind](file)
+    with attempt_file(path) as (opened, attempt):
+        file = _Output(opened)
+        counted = _counted(file.checked(frames), shape)
+        if kind == "mp4":
+            _mp4(file, counted, shape, crf)
+        elif kind == "gif":
+            _gif(file, counted, shape)
+        else:
+            _npy(file, counted, shape)
+        file.check()
     publish_replace(attempt, path)
+
+
+class _Output:
+    """A file for a native library, which would print an exception of its file and continue: the first is kept."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def write(self, data: bytes, /) -> int:
+        self._run(self._file.write, data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._run(self._file.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._run(self._file.tell)
+
+    def check(self) -> None:
+        """Raise the error that a call had, if any."""
+        if self._error:
+            raise self._error
+
+    def checked(self, frames: Iterable[TimedFrame]) -> Iterator[TimedFrame]:
+        """Yield frames until a call fails, whose error is raised."""
+        for frame in frames:
+            self.check()
+            yield frame
+
+    def _run(self, call: Callable[..., int], *arguments: Any) -> int:
+        if self._error is None:
+            try:
+                return call(*arguments)
+            except OSError as error:
+                self._error = error
+        return 0
 
 
 def _counted(frames: Iterable[TimedFrame], shape: VideoShape) -> Iterator[TimedFrame]:
@@ -97,13 +137,13 @@ def _in_ticks(frames: Iterable[TimedFrame], clock: Fraction) -> Iterator[tuple[n
         yield frame.pixels, (start, max(round((frame.end - origin) / clock), free))
 
 
-def _mp4(file: IO[bytes], frames: Iterable[TimedFrame], shape: VideoShape, crf: int) -> None:
+def _mp4(file: _Output, frames: Iterable[TimedFrame], shape: VideoShape, crf: int) -> None:
     clock = mp4_clock(shape.time_base)
     kind = mp4_kind(shape.height, shape.width, crf)
     encode_timed(file, _in_ticks(frames, clock), clock, kind, min(_GOP_FRAMES, shape.num_frames))
 
 
-def _gif(file: IO[bytes], frames: Iterable[TimedFrame], shape: VideoShape) -> None:
+def _gif(file: _Output, frames: Iterable[TimedFrame], shape: VideoShape) -> None:
     """Encode a gif with one palette per frame: a shared palette would need all frames in memory."""
     graph = Graph()
     pixels_in = av.VideoFormat("rgb24", shape.width, shape.height)
@@ -145,7 +185,7 @@ def _gif(file: IO[bytes], frames: Iterable[TimedFrame], shape: VideoShape) -> No
         pull()
 
 
-def _npy(file: IO[bytes], frames: Iterable[TimedFrame], shape: VideoShape) -> None:
+def _npy(file: _Output, frames: Iterable[TimedFrame], shape: VideoShape) -> None:
     header = {
         "descr": "|u1",
         "fortran_order": False,
@@ -163,8 +203,7 @@ def _write_folder(path: Path, frames: Iterable[TimedFrame]) -> None:
     try:
         for index, frame in enumerate(frames):
             write_atomic(attempt / f"{index:06d}.png", encode_png(frame.pixels))
-        if path.exists():
-            shutil.rmtree(path)
+        remove(path)
         attempt.replace(path)
     finally:
         shutil.rmtree(attempt, ignore_errors=True)

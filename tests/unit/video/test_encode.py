@@ -1,9 +1,11 @@
 """Frames to files: the same bytes every time, at the very times they had."""
 
+import errno
 import io
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from fractions import Fraction
 from itertools import pairwise
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vidvq.video import write
 from vidvq.video.decode import decode_clip
 from vidvq.video.encode import encode_mp4, encode_png
 from vidvq.video.write import TimedFrame, VideoShape, write_frames
@@ -57,6 +60,28 @@ def test_any_time_of_a_token_sample_can_be_decoded_to_a_file(tmp_path, kind):
     frames = (TimedFrame(pixels, *pair) for pixels, pair in zip(moving(3, 32, 32), pairwise(starts), strict=True))
     write_frames(tmp_path / f"x.{kind}", kind, frames, VideoShape(3, 32, 32, Fraction(1, 25)))
     assert len(times((tmp_path / f"x.{kind}").read_bytes())) == 3
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif", "npy"])
+def test_a_full_disk_is_one_error_and_nothing_is_printed(tmp_path, monkeypatch, capfd, kind):
+    class Full(io.BytesIO):
+        def seek(self, *arguments):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        write = seek
+
+    encoded = []
+
+    def frames():
+        for pixels in moving(400, 64, 64):
+            encoded.append(1)
+            yield TimedFrame(pixels, Fraction(len(encoded), 25), Fraction(len(encoded) + 1, 25))
+
+    monkeypatch.setattr(write, "attempt_file", lambda path: nullcontext((Full(), path)))
+    with pytest.raises(OSError, match="No space left on device"):
+        write_frames(tmp_path / f"x.{kind}", kind, frames(), VideoShape(400, 64, 64, Fraction(1, 25)))
+    assert capfd.readouterr().err == ""
+    assert len(encoded) < 400
 
 
 def test_there_is_no_date_and_no_encoders_name_in_it():
