@@ -173,7 +173,7 @@ def test_output_does_not_depend_on_workers_and_existing_files_are_kept(vidvq, tm
     assert snapshot(tmp_path / "0") == before
     assert kept.stat().st_mtime_ns == stamp
     ran = vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "0", "format=gif")
-    assert (ran.code, 'other settings: format was "npy", now "gif"' in ran.error) == (2, True)
+    assert (ran.code, 'other settings: format was "npy", now "gif"; give another --out' in ran.error) == (2, True)
 
 
 def test_a_file_is_overwritten_only_with_force(vidvq, tmp_path, tokens_dir, weights, location):

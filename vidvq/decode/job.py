@@ -310,8 +310,8 @@ def _record_settings(out: Path, settings: dict[str, Any], items: list[Item], for
     if not is_mapping(was):
         raise UsageError(f"{out / SETTINGS} was not written by vidvq decode; give another --out")
     # How networks are run on CPUs is not recorded.
-    change = next(differences("", CPU.to_json() | was, CPU.to_json() | settings), None)
-    if change is None:
+    change = "; ".join(differences("", CPU.to_json() | was, CPU.to_json() | settings))
+    if not change:
         return
     if not force:
         raise UsageError(f"{out} was decoded with other settings: {change}; give another --out")
