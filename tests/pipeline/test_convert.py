@@ -83,6 +83,7 @@ MISTAKES = {
     "script": ({}, "is a TorchScript file, which is code; give a checkpoint of tensors"),
     "sparse": ({}, "s is sparse, which safetensors cannot hold; leave it out with drop: in --keys"),
     "meta": ({}, "m is without data, which safetensors cannot hold"),
+    "repeats": ({}, "repeat elements to 134,217,728 bytes, 67,1"),
     "nothing": ({}, "has no tensors in its top level, only: epoch; set entry: in --keys"),
     "entry": ({"entry": "ema.weights"}, "has no entry ema.weights; at 'ema' there is: state_dict"),
     "clash": ({"rename": {"[ab]": "x"}}, "a and b both become x; change rename: in --keys"),
@@ -100,6 +101,7 @@ def test_a_mistake_is_one_clear_line(mistake, tmp_path, vidvq):
     path = tmp_path / "a.pth"
     special = {
         "nothing": {"epoch": 3},
+        "repeats": {"r": torch.zeros(1).expand(1 << 25)},
         "sparse": {"s": torch.eye(2).to_sparse()},
         "meta": {"m": torch.empty(2, device="meta")},
     }

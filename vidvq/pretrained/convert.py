@@ -25,6 +25,9 @@ _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Where training frameworks keep the weights, tried in this order; the whole file if there is none.
 _ENTRIES = ("state_dict", "model_state_dict", "model", "module", "generator", "ema", "params")
 
+# Copies of each element that tensors which share memory may need, and bytes that are never refused.
+_MOST_COPIES, _FREE_BYTES = 4, 64 << 20
+
 
 @dataclass(frozen=True)
 class KeyMap:
@@ -86,7 +89,7 @@ def convert(source: Path, out: Path, keys: KeyMap, model_config: dict[str, Any] 
 
     Raises:
         UsageError: the checkpoint needs code to be loaded, is damaged or has no dense tensors, two tensors get one
-            name, a regular expression is wrong, or ``out`` exists or is not local.
+            name, they are far larger than the file, a regular expression is wrong, or ``out`` exists or is not local.
     """
     if is_remote(out):
         raise UsageError(f"--out {out} is not a local folder; convert to one, and copy it")
@@ -96,6 +99,15 @@ def convert(source: Path, out: Path, keys: KeyMap, model_config: dict[str, Any] 
         raise UsageError("the config is given twice, by --model-config and in --keys; give it once")
     entry, state = _find_state(_load(source), keys.entry, source)
     tensors, dropped = _rename(state, keys)
+    # A view may repeat the elements of a small storage without end.
+    size, most = sum(tensor.nbytes for tensor in tensors.values()), _MOST_COPIES * source.stat().st_size + _FREE_BYTES
+    if size > most:
+        raise UsageError(
+            f"the tensors of {source} repeat elements to {size:,} bytes, {most:,} at most for a file of its size; "
+            "leave them out with drop: in --keys"
+        )
+    # Tensors may share memory, which safetensors refuses.
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     settings = model_config or keys.config
     tokenizer = _write(out, tensors, settings)
     return Converted(out, len(tensors), sum(map(Tensor.numel, tensors.values())), dropped, entry, tokenizer)
@@ -175,8 +187,7 @@ def _rename(state: dict[str, Any], keys: KeyMap) -> tuple[dict[str, Tensor], int
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = "quantized" if value.is_quantized else "without data" if value.is_meta else "sparse"
             raise UsageError(f"{name} is {kind}, which safetensors cannot hold; leave it out with drop: in --keys")
-        # Tensors may share memory, which safetensors refuses.
-        tensors[new], came_from[new] = value.detach().clone().contiguous(), name
+        tensors[new], came_from[new] = value, name
     if not tensors:
         raise UsageError("drop: in --keys leaves no tensors")
     return tensors, len(state) - len(tensors)
