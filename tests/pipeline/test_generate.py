@@ -383,6 +383,7 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         (("conditions.text=caption", "pixels.clips=[c]"), "texts need both, the column and a text encoder"),
         (("tasks={generate: 0, predict: 0}",), "tasks has no weight above 0"),
         (("data.latents=1",), "data.latents=1 leaves nothing to predict"),
+        (("model.mlp=1000",), "mlp=1000.0 must be above 0 and at most 256"),
     ],
 )
 def test_a_mistake_in_the_training_settings_is_one_line(tmp_path, tokens_dir, overrides, expected, vidvq):

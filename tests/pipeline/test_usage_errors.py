@@ -61,6 +61,11 @@ def test_a_number_that_is_not_finite_is_one_line(tmp_path, demo_videos, vidvq, v
     assert "clip.fps=" in ran.error and "must be a finite number" in ran.error
 
 
+def test_a_rate_whose_reciprocal_is_not_exact_is_refused(tmp_path, demo_videos, vidvq):
+    ran = vidvq("shard", demo_videos / "train", "--out", tmp_path / "out", "clip.fps=0.000001", INLINE)
+    assert ran.code == 2 and "fps=1e-06: input should be greater than or equal to 0.00001" in ran.error
+
+
 def test_scoring_damaged_clips_is_one_line(tmp_path, clips_dir, tokens_dir, copy_of, vidvq):
     copy = copy_of(clips_dir)
     shard = copy / "clips-000000.tar"

@@ -3,6 +3,7 @@
 ``config.json`` holds the generator's card: which tokens it was trained on, what it was trained for, and its network.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -30,6 +31,8 @@ from vidvq.storage import read_json
 Objective = Literal["masked", "next"]
 Task = Literal["generate", "predict", "interpolate", "fill"]
 _Latents = Annotated[int, Field(ge=1, le=1 << 20)]
+# Latents of a sample, over all axes.
+_MAX_LATENTS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def read_generator(path: Path) -> Generator:
             f"{where}: action_scale={list(card.action_scale)} must have a number other than 0 for each number of "
             f"action_mean={list(card.action_mean)}; restore it from a copy"
         )
+    if max(map(math.prod, card.shapes)) > _MAX_LATENTS:
+        raise UsageError(f"{where}: a shape has more than {_MAX_LATENTS} latents; restore it from a copy")
     if not isinstance(step, int) or step < 0:
         raise UsageError(f"{where}: step={step!r} must be an integer of 0 or more; restore it from a copy")
     tensors = read_tensors(folder / WEIGHTS)

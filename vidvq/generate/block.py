@@ -15,6 +15,7 @@ from vidvq.generate.text_attention import TextAttention, TextContext
 _ROTARY_BASE = 100.0
 # More blocks than any generator needs: building a damaged number of them would not end.
 _MAX_DEPTH = 1024
+_MAX_MLP = 256
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class TransformerConfig:
         width: length of a hidden vector; an even multiple of ``heads``, at least 6 per head.
         depth: number of blocks (1 to 1024).
         heads: number of attention heads (1 or more).
-        mlp: width of the feed-forward layers as a multiple of ``width`` (above 0).
+        mlp: width of the feed-forward layers as a multiple of ``width`` (above 0, at most 256).
         attention: ``full`` attends to the whole grid; ``axial`` alternates between attention in space and in time.
         dropout: dropout probability of the output of each attention and feed-forward layer (0 to below 1).
         copy_radius: radius of the window of the previous latent frame that each position has as an input and can copy
@@ -52,8 +53,10 @@ class TransformerConfig:
             raise UsageError(f"depth={self.depth} must be at most {_MAX_DEPTH}")
         if self.width // self.heads < 6:
             raise UsageError(f"width={self.width} must be at least 6 per head, two for each axis; heads={self.heads}")
-        if self.mlp <= 0 or not 0 <= self.dropout < 1:
-            raise UsageError(f"mlp={self.mlp} must be above 0, dropout={self.dropout} from 0 to below 1")
+        if not 0 < self.mlp <= _MAX_MLP or not 0 <= self.dropout < 1:
+            raise UsageError(
+                f"mlp={self.mlp} must be above 0 and at most {_MAX_MLP}, dropout={self.dropout} from 0 to below 1"
+            )
         if self.copy_radius is not None and self.copy_radius < 0:
             raise UsageError(f"copy_radius={self.copy_radius} must be 0 or more, or null for no window")
 

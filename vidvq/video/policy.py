@@ -14,7 +14,7 @@ class VideoPolicy:
     """Sampling and scaling of the frames of a video.
 
     Attributes:
-        fps: rate to sample at, by time (frames per second); None keeps every frame of the source.
+        fps: rate to sample at, by time (frames per second, 0.00001 to 1000); None keeps every frame of the source.
         short_side: length to scale the short side to (pixels); None keeps the source's size.
         multiple: height and width are rounded to a multiple of this (pixels).
         size: ``[height, width]`` for every video (pixels), instead of ``short_side``.
@@ -24,7 +24,7 @@ class VideoPolicy:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    fps: Annotated[float, Field(ge=0.00001, le=1000)] | None = None
     short_side: Annotated[int, Field(ge=8)] | None = 256
     multiple: Annotated[int, Field(ge=1)] = 2
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None

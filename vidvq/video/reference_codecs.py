@@ -194,7 +194,7 @@ def _pixel_format(frames: np.ndarray) -> str:
 
 
 def _rate(fps: float) -> Fraction:
-    return Fraction(fps or 25).limit_denominator(1001)
+    return max(Fraction(fps or 25).limit_denominator(1001), Fraction(1, 1001))
 
 
 def _options(codec: ReferenceCodec, crf: float) -> dict[str, str]:

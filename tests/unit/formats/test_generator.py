@@ -57,6 +57,7 @@ def test_another_config_than_the_fingerprint_covers_is_refused(written):
         ({"text_width": -4}, "text_width=-4"),
         ({"action_mean": [0.0], "action_scale": [0.0]}, r"action_scale=\[0.0\] must have a number other than 0"),
         ({"action_mean": [0.0]}, r"action_scale=\[\] must have a number other than 0"),
+        ({"shapes": [[1 << 20, 1 << 20, 1]]}, "a shape has more than 4294967296 latents"),
         ({"tokenizer": {"temporal_factor": 0}}, "temporal_factor=0"),
         ({"tokenizer": {"codebooks": [{"name": "joint", "size": -5, "offset": 0}]}}, "codebooks.0.size=-5"),
         ({"tokenizer": {"codebooks": [{"name": "odd", "size": 5, "offset": 0}]}}, "codebooks are odd"),
