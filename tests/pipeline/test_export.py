@@ -139,8 +139,9 @@ def test_damage_is_found(tmp_path, tokens_dir, vidvq, target):
         ran = vidvq("export", tokens_dir, "--to", target, "--out", out, "--check")
         assert ran.code == 2 and path.name in ran.error and "run the same command again" in ran.error
     path.unlink()
-    ran = vidvq("export", tokens_dir, "--to", target, "--out", out, "--check")
-    assert ran.code == 2 and f"{path.name}: is missing" in ran.error
+    for check in (["--check"], []):
+        ran = vidvq("export", tokens_dir, "--to", target, "--out", out, *check)
+        assert ran.code == 2 and f"{path.name}: is missing" in ran.error
     # The remedy in all of these messages.
     (out / f"commits/{path.name.partition('.')[0]}.json").unlink()
     assert vidvq("export", tokens_dir, "--to", target, "--out", out, "--check").code == 0

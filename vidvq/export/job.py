@@ -177,6 +177,8 @@ def _sequences(path: Path, layout: Layout) -> Iterator[TokenSequence]:
 def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Layout) -> Part:
     stem, path = _stem(commit), tokens / commit.shard
     if part := read_part(out, stem):
+        for line in damaged_files(out, part, content=False):
+            raise UsageError(f"{out}: {line}; {redo_hint(stem)}")
         return part
     if commit.sha256 is None or not path.is_file() or sha256_file(path) != commit.sha256:
         raise UsageError(f"{path} is missing or differs from its commit record; run vidvq verify {tokens}")

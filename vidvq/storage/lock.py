@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vidvq.errors import UsageError
+from vidvq.storage.files import make_folder
 
 NAME = "lock.json"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
@@ -29,7 +30,7 @@ def exclusive_lock(folder: Path, remedy: str) -> Iterator[None]:
     Raises:
         UsageError: another process holds the lock.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.errors import UsageError
+from vidvq.storage import make_folder
 from vidvq.submit.backend import Backend, Status, get_backend
 from vidvq.submit.run_folder import RunFolder, read_run
 from vidvq.submit.spec import Job, refuse_control_characters
@@ -63,7 +64,7 @@ def submit(job: Job, path: Path) -> Submitted:
         OSError: the run folder cannot be written, or the scheduler rejects the job; nothing was submitted.
     """
     backend, run = _checked(job, path, dry_run=False)
-    run.path.mkdir(parents=True, exist_ok=True)
+    make_folder(run.path)
     with run.lock():
         run.claim(job, backend.files(job, run))
         attempt = run.attempts + 1
