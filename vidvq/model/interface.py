@@ -281,7 +281,9 @@ class Tokenizer(nn.Module):
         try:
             if not hasattr(value, "__array__"):
                 raise TypeError("no array")
-            return torch.tensor(value, device=self.device)
+            # Torch takes no negative strides, which reversed channels (BGR to RGB) have.
+            reverse = any(stride < 0 for stride in getattr(value, "strides", ()))
+            return torch.tensor(value.copy() if reverse else value, device=self.device)
         except (TypeError, ValueError) as error:
             kind = f"{type(value).__name__} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
             raise UsageError(f"{name} is a {kind}; it must be a tensor or a NumPy array of numbers") from error

@@ -221,6 +221,8 @@ def test_codes_of_any_integer_type_decode_alike(tokenizer, dtype):
 def test_arrays_are_encoded_as_tensors_are(tokenizer):
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
     assert torch.equal(tokenizer.encode(video.numpy()), tokenizer.encode(video))
+    reverse = video.flip(1).numpy()[:, ::-1]
+    assert torch.equal(tokenizer.encode(reverse), tokenizer.encode(video))
     assert torch.equal(tokenizer.encode_step(video.numpy()[:, :, :1])[0], tokenizer.encode(video[:, :, :1]))
 
 
