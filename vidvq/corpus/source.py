@@ -97,7 +97,7 @@ def failed_source(uri: str, reason: str, detail: str) -> Source:
 def source_at(uri: str) -> Source:
     """The source at a path or URL as it is now; with unknown size and version if it is missing or remote without them.
 
-    A name that is not UTF-8 gives a failed entry.
+    A name that is not UTF-8, or that a video in a container beside it has, gives a failed entry.
     """
     if _NOT_TEXT.search(uri):
         return failed_source(uri, "bad_name", "has a name that is not UTF-8; rename it")
@@ -108,6 +108,8 @@ def source_at(uri: str) -> Source:
             version = details.get("ETag") or details.get("etag") or details.get("LastModified") or ""
             return Source(uri, details.get("size") or -1, str(version).strip('"'))
         status = path.stat()
+        if (container := _CONTAINER.fullmatch(uri)) and Path(container[1]).is_file():
+            return failed_source(f"file {uri}", "bad_name", f"has the name of a video in {container[1]}; rename it")
         return Source(uri, status.st_size, str(status.st_mtime_ns))
     except OSError:
         return Source(uri)

@@ -35,6 +35,18 @@ def names(inputs: list, policy: ListPolicy = ANY) -> list[str]:
     return [Path(source.uri).name for source in list_sources([str(given) for given in inputs], policy)]
 
 
+def test_a_file_named_as_a_video_in_a_tar_beside_it_is_a_failed_entry(tmp_path):
+    (tmp_path / "x.tar#a.mp4").write_bytes(b"file")
+    assert [source.failure for source in list_sources([str(tmp_path)], ANY)] == [None]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        info = tarfile.TarInfo("a.mp4")
+        info.size = 6
+        tar.addfile(info, io.BytesIO(b"member"))
+    member, file = sorted(list_sources([str(tmp_path)], ANY), key=lambda source: source.size, reverse=True)
+    assert member.size == 6 and member.failure is None
+    assert file.failure and f"has the name of a video in {tmp_path / 'x.tar'}; rename it" in str(file.failure)
+
+
 def test_folders_are_searched_by_suffix_and_files_are_taken_by_any_name(videos):
     assert names([videos]) == ["z.MKV", "b.mp4", "c.webm"]
     assert names([videos / "a/notes.md"]) == ["notes.md"]
