@@ -71,6 +71,7 @@ def index_shard(shard: Path) -> list[TokenLocation]:
         UsageError: the file is not a readable tar of regular files.
     """
     samples: dict[str, list[tuple[str, int, int]]] = {}
+    names: set[str] = set()
     try:
         with shard.open("rb") as file:
             end = file.seek(0, 2)
@@ -79,6 +80,9 @@ def index_shard(shard: Path) -> list[TokenLocation]:
                 check_member(member.name)
                 if not is_plain(member) or member.size > MAX_MEMBER_BYTES or member.offset_data + member.size > end:
                     raise UsageError(f"member {member.name} is not a plain file, or the file ends within it")
+                if member.name in names:
+                    raise UsageError(f"member {member.name!r} occurs twice")
+                names.add(member.name)
                 key, _, extension = member.name.partition(".")
                 samples.setdefault(key, []).append((extension, member.offset_data, member.size))
     except (tarfile.TarError, ValueError, EOFError) as error:

@@ -253,6 +253,14 @@ def test_a_shard_that_ends_between_two_members_is_torn(tmp_path, kept):
             read()
 
 
+def test_two_samples_of_one_key_are_not_taken_for_one(tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes((header("k.json", 1) + b"1".ljust(512, b"\0")) * 2 + bytes(1024))
+    for read in (lambda: list(read_members(path)), lambda: index_shard(path)):
+        with pytest.raises(UsageError, match="member 'k.json' occurs twice"):
+            read()
+
+
 def test_a_damaged_header_is_not_the_end_of_a_shard(tmp_path, flip_byte):
     write(tmp_path / "x.tar")
     flip_byte(tmp_path / "x.tar", 3072)
