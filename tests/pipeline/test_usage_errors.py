@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vidvq.formats.clip_shard import read_clips
+from vidvq.storage import write_atomic
 
 INLINE = "runtime.workers=0"
 
@@ -64,6 +65,31 @@ def test_a_number_that_is_not_finite_is_one_line(tmp_path, demo_videos, vidvq, v
 def test_a_rate_whose_reciprocal_is_not_exact_is_refused(tmp_path, demo_videos, vidvq):
     ran = vidvq("shard", demo_videos / "train", "--out", tmp_path / "out", "clip.fps=0.000001", INLINE)
     assert ran.code == 2 and "fps=1e-06: input should be greater than or equal to 0.00001" in ran.error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "clips", "--checkpoint", "ck", "--out"),
+        ("evaluate", "clips", "--checkpoint", "ck", "--report"),
+        ("generate", "evaluate", "run", "tokens", "--out"),
+        ("generate", "evaluate", "run", "tokens", "--codes"),
+        ("view", "tokens", "--out"),
+    ],
+    ids=" ".join,
+)
+def test_a_folder_as_the_file_to_write_is_refused_before_any_work(tmp_path, vidvq, command):
+    ran = vidvq(*command, tmp_path)
+    assert ran.code == 2 and f"{tmp_path} is a folder; give a file" in ran.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_replaced_leaves_no_temporary_one(tmp_path):
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OSError, match="directory") as caught:
+        write_atomic(tmp_path / "x", b"data")
+    assert caught.value.filename == str(tmp_path / "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 def test_scoring_damaged_clips_is_one_line(tmp_path, clips_dir, tokens_dir, copy_of, vidvq):

@@ -6,7 +6,7 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.config import settings_epilog
-from vidvq.cli.options import PathOrUrl, TokenizerPath, split
+from vidvq.cli.options import OutputFile, PathOrUrl, TokenizerPath, split
 from vidvq.errors import UsageError
 from vidvq.storage import resolve_path
 
@@ -22,8 +22,8 @@ from vidvq.storage import resolve_path
     multiple=True,
     help="Tokenizer to encode and decode CLIPS with, or `bundled` for the bundled one; may be repeated.",
 )
-@click.option("--out", type=PathOrUrl(), help="Write the scores to this JSON file.")
-@click.option("--report", type=PathOrUrl(), help="Write a page of the worst clips to this HTML file.")
+@click.option("--out", type=OutputFile(), help="Write the scores to this JSON file.")
+@click.option("--report", type=OutputFile(), help="Write a page of the worst clips to this HTML file.")
 def evaluate(
     clips: Path,
     arguments: tuple[str, ...],

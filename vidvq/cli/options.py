@@ -35,6 +35,19 @@ class PathOrUrl(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class OutputFile(PathOrUrl):
+    """Parameter type of a file to write at the end of a command; a folder is refused at its start."""
+
+    name = "path or url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Convert an argument to a path object."""
+        path = super().convert(value, param, ctx)
+        if not storage.is_remote(path) and path.is_dir():
+            self.fail(f"{path} is a folder; give a file", param, ctx)
+        return path
+
+
 class TokenizerPath(PathOrUrl):
     """Parameter type of a checkpoint, a training run, or a tokenizer of another package.
 

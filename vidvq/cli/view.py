@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from vidvq import log
-from vidvq.cli.options import PathOrUrl, checkpoint_option
+from vidvq.cli.options import OutputFile, PathOrUrl, checkpoint_option
 
 
 @click.command(short_help="Browse tokens and decoded clips.")
@@ -15,7 +15,7 @@ from vidvq.cli.options import PathOrUrl, checkpoint_option
 @click.option(
     "--codes", type=PathOrUrl(), help="File of vidvq generate evaluate --codes, to show how predictable codes are."
 )
-@click.option("--out", type=PathOrUrl(), help="Write a page of the first clips to this file instead of serving all.")
+@click.option("--out", type=OutputFile(), help="Write a page of the first clips to this file instead of serving all.")
 @click.option(
     "--first", default=12, show_default=True, type=click.IntRange(1, 200), help="Number of clips in the page of --out."
 )

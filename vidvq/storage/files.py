@@ -153,8 +153,7 @@ def write_atomic(path: Path, data: bytes, private: bool = False) -> None:
         if private:
             attempt.chmod(0o600)
         file.write(data)
-    attempt.replace(path)
-    sync_folder(path.parent)
+    _replace(attempt, path)
 
 
 def write_shared(path: Path, data: bytes) -> None:
@@ -198,7 +197,17 @@ def publish_replace(attempt: Path, path: Path) -> None:
         put(attempt, path)
         attempt.unlink(missing_ok=True)
         return
-    attempt.replace(path)
+    _replace(attempt, path)
+
+
+def _replace(attempt: Path, path: Path) -> None:
+    try:
+        attempt.replace(path)
+    except OSError as error:
+        attempt.unlink(missing_ok=True)
+        # Of the two names, the message gives that of the output.
+        error.filename, error.filename2 = str(path), None
+        raise
     sync_folder(path.parent)
 
 
