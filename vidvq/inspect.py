@@ -82,7 +82,7 @@ def _directory(path: Path) -> Iterator[str]:
 def _decoded(folder: Path) -> Iterator[str]:
     settings = read_json(folder / "decode.json")
     names = [path.name for path in folder.iterdir() if path.name != "decode.json" and ".tmp." not in path.name]
-    yield f"{folder}: {len(names)} decoded clips"
+    yield f"{folder}: {counted(len(names), 'decoded clips')}"
     if isinstance(settings, dict):
         yield from _fields(dict(sorted(cast("dict[str, Any]", settings).items())))
 
