@@ -222,7 +222,7 @@ def _tokens_id(tokens: Path) -> str:
 
 
 def _refuse_folder(out: Path, tokens: Path) -> None:
-    if out.exists() and out.samefile(tokens):
+    if not is_remote(out) and not is_remote(tokens) and out.exists() and out.samefile(tokens):
         raise UsageError(f"--out {out} is the folder of the tokens; give another --out")
 
 
