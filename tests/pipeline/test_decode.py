@@ -457,3 +457,75 @@ def test_workers_get_the_gpus_of_the_cluster_not_of_the_driver(
     cluster = ("runtime.address=auto", "runtime.workers=2", "runtime.gpus_per_worker=0.5")
     assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "out", *cluster).code == 0
     assert seen == [asked]
+
+
+@pytest.mark.parametrize("kind", ["png", "npy"])
+def test_a_killed_job_leaves_nothing_behind_once_it_is_resumed(kind, vidvq, tmp_path, tokens_dir, weights, snapshot):
+    job = ("decode", tokens_dir, *weights, f"format={kind}", "--out")
+    assert vidvq(*job, tmp_path / "whole").code == 0
+    whole = snapshot(tmp_path / "whole")
+    assert vidvq(*job, tmp_path / "out").code == 0
+    name = next(path for path in (tmp_path / "out").iterdir() if not path.name.startswith("decode")).name
+    output, attempt = tmp_path / "out" / name, tmp_path / "out" / f"{name}.tmp.host-1-00000000"
+    output.rename(attempt)
+    (tmp_path / "out/mine.tmp.txt").touch()
+    ran = vidvq(*job, tmp_path / "out")
+    assert ran.code == 0, ran.err
+    (tmp_path / "out/mine.tmp.txt").unlink()
+    assert snapshot(tmp_path / "out") == whole and not attempt.exists()
+
+
+@pytest.mark.parametrize("kind", ["png", "npy"])
+def test_a_driver_that_is_overtaken_by_another_ends_well(
+    kind, vidvq, tmp_path, tokens_dir, weights, snapshot, monkeypatch
+):
+    job = ("decode", tokens_dir, *weights, f"format={kind}", "--out")
+    assert vidvq(*job, tmp_path / "whole").code == 0
+    write, overtaken, inode = decode_job.write_frames, [], []
+
+    def slow(path, kind, frames, *rest):
+        def slow_frames():
+            for index, frame in enumerate(frames):
+                yield frame
+                if index == 1 and not overtaken:
+                    overtaken.append(path)
+                    assert vidvq(*job, tmp_path / "out").code == 0
+                    inode.append(path.stat().st_ino)
+
+        write(path, kind, slow_frames(), *rest)
+
+    monkeypatch.setattr(decode_job, "write_frames", slow)
+    ran = vidvq(*job, tmp_path / "out")
+    assert ran.code == 0 and overtaken, ran.err
+    # A folder would be away for a moment if it were replaced, and another driver would miss it.
+    assert kind == "npy" or overtaken[0].stat().st_ino == inode[0]
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+
+
+def test_each_driver_starts_with_its_part(vidvq, tmp_path, tokens_dir, weights, monkeypatch):
+    write, order = decode_job.write_frames, []
+    monkeypatch.setattr(decode_job, "write_frames", lambda path, *rest: order.append(path.name) or write(path, *rest))
+    assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "0", "format=npy").code == 0
+    alone = order.copy()
+    order.clear()
+    part = "runtime.part=1/2"
+    assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "1", "format=npy", part).code == 0
+    half = len(alone) // 2
+    assert order == [*alone[half:], *reversed(alone[:half])] and half
+
+
+def test_a_file_whose_job_was_killed_is_taken_for_its_own(vidvq, tmp_path, tokens_dir, weights, location, monkeypatch):
+    out = tmp_path / "one.npy"
+    one = ("decode", tokens_dir, *weights, "--out", out, "--key", location.key)
+    write = decode_job.write_frames
+
+    def killed(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_job, "write_frames", killed)
+        assert vidvq(*one).code == 130
+    stamp = out.stat().st_mtime_ns
+    ran = vidvq(*one)
+    assert ran.code == 0 and out.stat().st_mtime_ns == stamp, ran.err

@@ -76,6 +76,16 @@ def test_three_drivers_at_once_leave_one_whole_directory(command, turns, tmp_pat
         assert snapshot(tmp_path / str(turn) / "out") == whole
 
 
+@pytest.mark.slow
+def test_three_decoders_at_once_leave_whole_folders(tiny_tokens, checkpoint_dir, tmp_path, snapshot):
+    job = ("decode", tiny_tokens, "--checkpoint", checkpoint_dir, "format=png", "--out", "@OUT")
+    assert set(killer("race/16", tmp_path, *job)) == {0}
+    whole = snapshot(tmp_path / "0" / "out")
+    assert sum(name.endswith(".png") for name in whole) == 8
+    for turn in range(16):
+        assert snapshot(tmp_path / str(turn) / "out") == whole, f"turn {turn}"
+
+
 @pytest.fixture(params=["shard", "tokenize"])
 def change(request, tiny_corpus, checkpoint_dir, vidvq, tmp_path) -> list[object]:
     """A command line that takes a video out of two shards' corpus in @OUT, of which there are copies enough."""

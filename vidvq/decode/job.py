@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from glob import escape
 from itertools import chain
+from math import ceil
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -16,7 +16,7 @@ from vidvq.decode.batch import Clip, Item, decode_together
 from vidvq.decode.config import DecodeConfig, Format, VideoInterval, resolve_execution
 from vidvq.decode.find import FoundClip, find_clips, find_key
 from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
-from vidvq.decode.overwrite import is_done, mark_done
+from vidvq.decode.overwrite import is_done, recorded
 from vidvq.decode.stream import decode_frames, in_interval, load_for_tokens
 from vidvq.errors import JobStopped, UsageError, WorkerLost
 from vidvq.formats.execution import CPU, Execution
@@ -41,7 +41,7 @@ from vidvq.storage import (
     remove_attempts,
     safe_join,
     sha256_file,
-    write_atomic,
+    write_shared,
 )
 from vidvq.video.write import TimedFrame, VideoShape, write_frames
 
@@ -96,8 +96,9 @@ def run_decode(
             made_from["shard"] = tokens.name
         path = _interval_path(out, kind, interval)
         if not is_done(path, made_from, force):
-            _write_interval(job, find_clips(tokens, known, interval), interval, path)
-            mark_done(path, made_from)
+            found = find_clips(tokens, known, interval)
+            with recorded(path, made_from):
+                _write_interval(job, found, interval, path)
         return 1
     wanted = [find_key(known, config.key, tokens)] if config.key else known
     single = out.suffix[1:].lower() in _FILES
@@ -181,32 +182,41 @@ class _Job:
 
     def run_single(self, item: Item, made_from: dict[str, Any], force: bool) -> int:
         """Decode one clip to a file of its own, unless it is there; returns 1."""
-        todo = [] if is_done(item.path, made_from, force) else [item]
-        self._decode(todo, done=1 - len(todo))
-        if todo:
-            mark_done(item.path, made_from)
+        if not is_done(item.path, made_from, force):
+            with recorded(item.path, made_from):
+                self._decode([item], 0, force)
         return 1
 
     def run(self, items: list[Item], out: Path, made_from: dict[str, Any], force: bool) -> int:
         """Decode the clips whose outputs are not in a folder yet; returns the number of all clips."""
         _record_settings(out, made_from, items, force)
-        todo = [item for item in items if force or not item.path.exists()]
-        self._decode(todo, done=len(items) - len(todo))
+        order = self.config.runtime.order(len(items))
+        todo = [items[index] for index in order if force or not items[index].path.exists()]
+        self._decode(todo, len(items) - len(todo), force)
+        remove_attempts(out, of={SETTINGS, *(item.path.name for item in items)})
         return len(items)
 
-    def _decode(self, items: list[Item], done: int) -> None:
+    def _decode(self, items: list[Item], done: int, force: bool) -> None:
         with progress("decode", done + len(items), "clips") as bar:
             bar.advance(done, earlier=True)
             if not items:
                 return
-            batch, gpus = self.execution.streams, 0.0
-            batches = [tuple(items[start : start + batch]) for start in range(0, len(items), batch)]
-            if self.execution.device == "cuda":
-                gpus = self.config.runtime.gpus_per_worker
-            make = partial(make_worker, self, gpus)
+            batch = self.execution.streams
+
+            def left() -> Iterator[tuple[Item, ...]]:
+                for start in range(0, len(items), batch):
+                    together = items[start : start + batch]
+                    # Another driver may have decoded some in the meantime.
+                    missing = tuple(item for item in together if force or not item.path.exists())
+                    bar.advance(len(together) - len(missing), earlier=True)
+                    if missing:
+                        yield missing
+
+            gpus = self.config.runtime.gpus_per_worker if self.execution.device == "cuda" else 0.0
+            make = partial(make_worker, self, gpus, force)
             with open_runtime(self.config.runtime) as runtime:
-                pool = runtime.pool(len(batches))
-                for together, died in pool.map_stateful(make, batches, gpus=gpus):
+                pool = runtime.pool(ceil(len(items) / batch))
+                for together, died in pool.map_stateful(make, left(), gpus=gpus):
                     if isinstance(died, WorkerDied):
                         key = together[0].location.key
                         raise WorkerLost(f"{key}: {died.message}; run the same command again to resume")
@@ -235,15 +245,19 @@ def _item(clip: TokenLocation | GeneratedClip, out: Path, kind: Format) -> Item:
     return Item(clip, safe_join(out, clip.key if kind == "png" else f"{clip.key}.{kind}"))
 
 
-def make_worker(job: _Job, gpus: float) -> Callable[[tuple[Item, ...]], None]:
+def make_worker(job: _Job, gpus: float, force: bool) -> Callable[[tuple[Item, ...]], None]:
     """Load the tokenizer once and return a function that decodes a few clips; runs in a worker."""
     tokenizer, card = _open_tokenizer(job, gpus)
 
     def write(item: Item, frames: Iterator[TimedFrame], info: TokenInfo) -> None:
         if not item.path.parent.exists():
             make_folder(item.path.parent)
-        remove_attempts(item.path.parent, escape(item.path.name))
-        write_frames(item.path, job.kind, frames, _shape(info, tokenizer), job.config.crf)
+        try:
+            write_frames(item.path, job.kind, frames, _shape(info, tokenizer), job.config.crf, force)
+        except FileNotFoundError:
+            # Another driver has finished the job, and deleted the temporary files of all others.
+            if not item.path.exists():
+                raise
 
     def decode(items: tuple[Item, ...]) -> None:
         clips = [Clip(*item.location.read(card)) for item in items]
@@ -324,4 +338,4 @@ def _record_settings(out: Path, settings: dict[str, Any], items: list[Item], for
         # Before the first output: after an interruption the same command without --force keeps what it finds.
         for item in items:
             remove(item.path)
-    write_atomic(out / SETTINGS, pretty_json(settings))
+    write_shared(out / SETTINGS, pretty_json(settings))

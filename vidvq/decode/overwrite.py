@@ -1,10 +1,12 @@
 """Existing outputs: skipped if they are up to date, and overwritten only with ``--force``."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vidvq.errors import UsageError
-from vidvq.storage import pretty_json, read_json, write_atomic
+from vidvq.storage import pretty_json, read_json, remove_attempts, write_atomic
 
 
 def is_done(path: Path, made_from: dict[str, Any], force: bool) -> bool:
@@ -27,9 +29,24 @@ def is_done(path: Path, made_from: dict[str, Any], force: bool) -> bool:
     raise UsageError(f"{path} exists and {what}; give another --out, or --force to overwrite it")
 
 
-def mark_done(path: Path, made_from: dict[str, Any]) -> None:
-    """Record what an output was made from in ``PATH.decode.json``."""
-    write_atomic(_marker(path), pretty_json(made_from))
+@contextmanager
+def recorded(path: Path, made_from: dict[str, Any]) -> Iterator[None]:
+    """Record what the output that the block writes is made from, in ``PATH.decode.json``; delete leftovers afterwards.
+
+    A new output is recorded first, so that a job that is killed before the end of the block still recognizes it.
+    """
+    is_new = not path.exists()
+    if is_new:
+        write_atomic(_marker(path), pretty_json(made_from))
+    try:
+        yield
+    except BaseException:
+        if is_new and not path.exists():
+            _marker(path).unlink(missing_ok=True)
+        raise
+    if not is_new:
+        write_atomic(_marker(path), pretty_json(made_from))
+    remove_attempts(path.parent, of={path.name})
 
 
 def _marker(path: Path) -> Path:

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,9 @@ _MAX_JSON_DEPTH = 64
 PREFLIGHT_MARKER = ".vidvq-preflight-"
 # Key of the digest that a JSON file has of its other fields.
 DIGEST_KEY = "digest"
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_EXHAUSTED = _FULL | {errno.EMFILE, errno.ENFILE}
+_ATTEMPT = ".tmp."
 _DIGEST = re.compile("[0-9a-f]{64}")
 _ABSENT = object()
 
@@ -112,7 +115,7 @@ def check_digest(fields: dict[str, Any], where: str, remedy: str) -> None:
 
 def attempt_path(path: Path) -> Path:
     """A unique temporary name beside ``path``: ``NAME.tmp.HOST-PID-RANDOM``."""
-    return path.with_name(f"{path.name}.tmp.{owner()}-{secrets.token_hex(4)}")
+    return path.with_name(f"{path.name}{_ATTEMPT}{owner()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -141,7 +144,12 @@ def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
 
 def is_full(error: Exception) -> bool:
     """Whether an error says that a disk, or the share of it that a user may fill, is full."""
-    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that the machine has no more room on a disk, or no more open files to give."""
+    return isinstance(error, OSError) and error.errno in _EXHAUSTED
 
 
 def write_atomic(path: Path, data: bytes, private: bool = False) -> None:
@@ -247,12 +255,26 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def remove_attempts(folder: Path, name: str = "*") -> None:
-    """Delete the temporary files and folders ``NAME.tmp.*`` of killed writers; an object store has none."""
+def remove_attempts(folder: Path, name: str = "*", of: Container[str] | None = None) -> None:
+    """Delete the temporary files and folders ``NAME.tmp.*`` of killed writers; an object store has none.
+
+    Args:
+        folder: folder that contains them.
+        name: pattern of the names.
+        of: names to delete those of; None for all that match the pattern.
+    """
     if is_remote(folder):
         return
     for attempt in folder.glob(f"{name}.tmp.*"):
-        remove(attempt)
+        stem = attempt.name.partition(_ATTEMPT)[0]
+        if of is not None and stem not in of:
+            continue
+        if attempt.is_dir() and not attempt.is_symlink():
+            # Renamed first: a late writer that is still alive must not publish what is left of its folder.
+            with suppress(FileNotFoundError):
+                remove(attempt.rename(attempt_path(folder / stem)))
+        else:
+            attempt.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:

@@ -1,5 +1,7 @@
 """Streaming writers of mp4, gif, png and npy: memory does not grow with the number of frames."""
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import numpy as np
 from av.filter import Graph
 
 from vidvq.errors import UsageError
-from vidvq.storage import attempt_file, attempt_path, is_remote, publish_replace, remove, sync_folder, write_atomic
+from vidvq.storage import attempt_file, attempt_path, is_remote, publish_replace, remove, sync_folder
 from vidvq.video.encode import encode_frame, encode_png, encode_timed, mp4_clock, mp4_kind, shorten_pauses
 
 _GOP_FRAMES = 250
@@ -51,8 +53,10 @@ class VideoShape:
     time_base: Fraction
 
 
-def write_frames(path: Path, kind: str, frames: Iterable[TimedFrame], shape: VideoShape, crf: int = 17) -> None:
-    """Write a video to ``path`` atomically, replacing an existing one.
+def write_frames(
+    path: Path, kind: str, frames: Iterable[TimedFrame], shape: VideoShape, crf: int = 17, overwrite: bool = True
+) -> None:
+    """Write a video to ``path`` atomically.
 
     Args:
         path: a file; for ``png`` a folder of ``000000.png`` and so on.
@@ -60,12 +64,13 @@ def write_frames(path: Path, kind: str, frames: Iterable[TimedFrame], shape: Vid
         frames: frames sorted by time; times are written relative to the first.
         shape: number of frames, size and clock of the video.
         crf: quality of x264 for mp4, from 0 (lossless) to 51 (worst).
+        overwrite: whether to replace an existing folder of ``png``; files are always replaced.
 
     Raises:
         UsageError: ``png`` into an object store, or the number of frames is not ``shape.num_frames``.
     """
     if kind == "png":
-        _write_folder(path, _counted(frames, shape))
+        _write_folder(path, _counted(frames, shape), overwrite)
         return
     with attempt_file(path) as (opened, attempt):
         file = _Output(opened)
@@ -196,15 +201,34 @@ def _npy(file: _Output, frames: Iterable[TimedFrame], shape: VideoShape) -> None
         file.write(np.ascontiguousarray(frame.pixels).tobytes())
 
 
-def _write_folder(path: Path, frames: Iterable[TimedFrame]) -> None:
+def _write_folder(path: Path, frames: Iterable[TimedFrame], overwrite: bool) -> None:
     if is_remote(path):
         raise UsageError(f"format=png cannot be written to {path}; give a local folder, or another format")
-    attempt = attempt_path(path)
+    attempt, replaced = attempt_path(path), attempt_path(path)
+    attempt.mkdir(parents=True)
     try:
         for index, frame in enumerate(frames):
-            write_atomic(attempt / f"{index:06d}.png", encode_png(frame.pixels))
-        remove(path)
-        attempt.replace(path)
+            _write_png(attempt / f"{index:06d}.png", frame.pixels, path)
+        sync_folder(attempt)
+        if overwrite and path.exists():
+            path.rename(replaced)
+        attempt.rename(path)
+    except OSError as error:
+        # Another driver may have written the folder in the meantime.
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
+        remove(replaced)
     sync_folder(path.parent)
+
+
+def _write_png(path: Path, pixels: np.ndarray, output: Path) -> None:
+    """Write one file of an output. Its folder is not created again: another driver may have deleted the attempt."""
+    try:
+        with path.open("xb") as file:
+            file.write(encode_png(pixels))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise error if error.filename else OSError(error.errno, error.strerror, str(output)) from error
