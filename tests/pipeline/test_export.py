@@ -96,6 +96,23 @@ def test_an_interrupted_export_resumes_to_the_same_bytes(tmp_path, tokens_dir, v
     assert snapshot(out) == snapshot(whole)
 
 
+@pytest.mark.parametrize("target", ["megatron", "mds"])
+def test_an_export_that_is_overtaken_by_another_ends_well(tmp_path, tokens_dir, vidvq, snapshot, monkeypatch, target):
+    export = ("export", tokens_dir, "--to", target, "--out")
+    assert vidvq(*export, tmp_path / "whole").code == 0
+    write, overtaken = job.grid_to_sequence, []
+
+    def overtake(*arguments):
+        monkeypatch.setattr(job, "grid_to_sequence", write)
+        overtaken.append(vidvq(*export, tmp_path / "out").code)
+        return write(*arguments)
+
+    monkeypatch.setattr(job, "grid_to_sequence", overtake)
+    ran = vidvq(*export, tmp_path / "out")
+    assert ran.code == 0 and overtaken == [0], ran.err
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+
+
 def test_an_unknown_target_is_a_one_line_error_with_the_known_ones(tmp_path, tokens_dir, vidvq):
     ran = vidvq("export", tokens_dir, "--to", "csv", "--out", tmp_path / "out")
     assert ran.code == 2 and all(target in ran.error for target in TARGETS)

@@ -38,7 +38,7 @@ from vidvq.storage import (
     read_json,
     remove_attempts,
     sha256_file,
-    write_atomic,
+    write_shared,
 )
 
 
@@ -88,7 +88,7 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
     shards = _committed(tokens)
     kind = target_of(_write_header(out, target, layout, shards, config))
     if config.samples:
-        write_atomic(out / CARD, encode_tokenizer_card(layout.card))
+        write_shared(out / CARD, encode_tokenizer_card(layout.card))
     parts = []
     with progress("export", len(shards), "shards") as bar:
         for shard in shards:
@@ -96,7 +96,7 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
             bar.advance()
     dtype = np.dtype(kind.dtype(layout.vocabulary))
     for name, data in kind.index_files(parts, dtype).items():
-        write_atomic(out / name, data)
+        write_shared(out / name, data)
         remove_attempts((out / name).parent)
     remove_attempts(out)
     remove_attempts(out / FOLDER)
@@ -190,7 +190,13 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
             clips, ids = clips + 1, ids + len(sequence.ids)
             yield sequence
 
-    paths = write_part(target, out, stem, counted(), commit.ok, layout.vocabulary)
+    try:
+        paths = write_part(target, out, stem, counted(), commit.ok, layout.vocabulary)
+    except FileNotFoundError:
+        # Another driver has finished the export, and deleted the temporary files of all others.
+        if part := read_part(out, stem):
+            return part
+        raise
     files = tuple(PartFile(file.name, file.stat().st_size, sha256_file(file)) for file in paths)
     if clips != commit.ok:
         raise UsageError(f"{path} has {clips} clips, its record has {commit.ok}; run vidvq verify {tokens}")
