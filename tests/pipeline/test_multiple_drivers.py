@@ -7,6 +7,7 @@ import pytest
 
 from vidvq.jobs import listing
 from vidvq.shard import stage as stages
+from vidvq.shard import worker
 
 SETTINGS = "clip.num_frames=4 clip.min_frames=4 clip.short_side=16 clip.multiple=8 clips_per_shard=1".split()
 
@@ -62,4 +63,38 @@ def test_a_plan_that_another_driver_finished_meanwhile_is_taken(jobs, tmp_path, 
 
     monkeypatch.setattr(stages, "probe_clips", slow)
     assert "Traceback" not in vidvq(*jobs["shard"], "--out", tmp_path / "out").err
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(("change", "started"), [("add", False), ("remove", False), ("remove", True)])
+def test_a_driver_that_outlasts_a_change_of_the_corpus_leaves_the_changed_one(
+    change, started, jobs, tiny_corpus, make_video, tmp_path, vidvq, snapshot, monkeypatch
+):
+    made = make_video(tmp_path / "more.mp4", 5)
+    update = ["shard", "--add", made] if change == "add" else ["shard", "--remove", tiny_corpus / "one.mp4"]
+    for out in ("alone", "out"):
+        vidvq(*jobs["shard"], "--out", tmp_path / out)
+    vidvq(*update, "--out", tmp_path / "alone", "runtime.workers=0")
+    # A driver is about to make a shard that another one makes before it, which then changes the corpus.
+    (tmp_path / "out/commits/clips-000000.tar.json").unlink()
+    commit = worker.commit_shard
+
+    def late(folder, shard, plan_id, fill):
+        def overtake():
+            monkeypatch.setattr(worker, "commit_shard", commit)
+            vidvq(*jobs["shard"], "--out", tmp_path / "out")
+            vidvq(*update, "--out", tmp_path / "out", "runtime.workers=0")
+
+        def fill_late(draft):
+            if started:
+                overtake()
+            fill(draft)
+
+        if not started:
+            overtake()
+        return commit(folder, shard, plan_id, fill_late)
+
+    monkeypatch.setattr(worker, "commit_shard", late)
+    ran = vidvq(*jobs["shard"], "--out", tmp_path / "out")
+    assert ran.code == 1 and "was changed by another driver in the meantime" in ran.error
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "alone")

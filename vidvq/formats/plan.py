@@ -248,6 +248,12 @@ def read_plan(folder: Path) -> Plan:
     return Plan(tuple(headers), table, touched)
 
 
+def newer_generation(folder: Path, plan: Plan) -> str:
+    """Name of the header that follows a plan which was read earlier; "" if there is none."""
+    following = _header_name(len(plan.headers))
+    return following if file_exists(folder / following) else ""
+
+
 def create_plan(
     folder: Path,
     stage: str,

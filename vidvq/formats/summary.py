@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
 
-from vidvq.errors import UsageError
+from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commits, record_path
-from vidvq.formats.plan import Plan
+from vidvq.formats.plan import Plan, newer_generation, read_plan
 from vidvq.log import counted
-from vidvq.storage import pretty_json, remove_attempts, safe_join, write_shared
+from vidvq.storage import file_exists, pretty_json, remove_attempts, safe_join, write_shared
 
 SUMMARY = "summary.json"
 _EXAMPLES = 5
@@ -151,7 +151,9 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
 
     Raises:
         UsageError: a shard is not committed, or the records do not add up to the plan.
+        JobStopped: another driver has changed the plan in the meantime.
     """
+    refuse_older_plan(folder, plan)
     total = RecordSum()
     commits = read_commits(folder, plan.shard_names())
     for index, ((shard, keys), commit) in enumerate(zip(plan.shard_keys(), commits, strict=True)):
@@ -164,13 +166,33 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     write_shared(folder / SUMMARY, encode_summary(summary))
     # All shards are committed. Temporary files belong to killed or late writers, and older generations of a shard are
     # superseded.
-    for index in plan.touched:
-        for name in plan.superseded(index):
-            safe_join(folder, name).unlink(missing_ok=True)
-            record_path(folder, name).unlink(missing_ok=True)
+    _remove_older(folder, plan, plan.touched)
     remove_attempts(folder)
     remove_attempts(folder / FOLDER)
     return summary
+
+
+def refuse_older_plan(folder: Path, plan: Plan) -> None:
+    """Refuse a plan that another driver has changed, and delete what this driver made again of older generations.
+
+    Raises:
+        JobStopped: there is a newer generation.
+    """
+    if not (newer := newer_generation(folder, plan)):
+        return
+    current = read_plan(folder)
+    made = [index for index in current.touched if file_exists(record_path(folder, current.shard_name(index)))]
+    _remove_older(folder, current, made)
+    raise JobStopped(
+        f"{folder} was changed by another driver in the meantime ({newer}); finish it with the command of that driver"
+    )
+
+
+def _remove_older(folder: Path, plan: Plan, touched: Iterable[int]) -> None:
+    for index in touched:
+        for name in plan.superseded(index):
+            safe_join(folder, name).unlink(missing_ok=True)
+            record_path(folder, name).unlink(missing_ok=True)
 
 
 def encode_summary(summary: JobSummary) -> bytes:

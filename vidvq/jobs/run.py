@@ -18,7 +18,7 @@ from typing import Any
 from vidvq.errors import JobStopped, WorkerLost
 from vidvq.formats.commit import observe_items, read_commits
 from vidvq.formats.plan import Plan, write_files
-from vidvq.formats.summary import JobSummary, refuse_other_plan, summarize
+from vidvq.formats.summary import JobSummary, refuse_older_plan, refuse_other_plan, summarize
 from vidvq.jobs.plan_clips import plan_clips
 from vidvq.jobs.plan_listed import plan_listed
 from vidvq.jobs.plan_videos import plan_videos
@@ -55,7 +55,12 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
         plan = _plan(stage, inputs, out, update, runtime)
         info(f"plan {plan.plan_id[:12]}: {counted(plan.num_items, stage.unit)} in {counted(plan.num_shards, 'shards')}")
         write_files(out, plan, stage.files())
-        _make_shards(stage, plan, out, runtime)
+        try:
+            _make_shards(stage, plan, out, runtime)
+        except FileNotFoundError:
+            # Another driver may have changed the corpus, and deleted the temporary files of this one.
+            refuse_older_plan(out, plan)
+            raise
         summary = summarize(out, plan)
         write_report(stage, plan, summary, out, runtime.pool(1))
     return summary
