@@ -202,17 +202,19 @@ class _DecordReader:
 class _PyAVReader:
     """Reads forward without seeking if possible; keeps the frames of the last read for overlapping reads."""
 
-    decoder: DecoderName = "pyav"
-
     def __init__(self, path: Path, info: VideoInfo, size: FrameSize, accelerator: HWAccel | None = None) -> None:
-        self._path, self._info, self._size = path, info, size
-        self._accelerator = accelerator
+        self._info, self._size = info, size
+        self._shown = _ShownFrames(path, info, accelerator)
         self._frames: Iterator[Numbered] = iter(())
         self._next = info.num_frames  # lowest index that may still come
         self._ahead: Numbered | None = None
         self._last_read: dict[int, np.ndarray] = {}
         self._lost: set[int] = set()  # damaged or missing frames
         self._scaler = _Scaler()
+
+    @property
+    def decoder(self) -> DecoderName:
+        return self._shown.decoder
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         wanted = set(indices)
@@ -230,7 +232,7 @@ class _PyAVReader:
 
     def _go_to(self, first: int) -> None:
         if not self._next <= first <= self._next + _SKIP_FRAMES:
-            self._frames, self._ahead, self._next = self._shown(first), None, 0
+            self._frames, self._ahead, self._next = self._shown.starting_at(first), None, 0
 
     def _read(self, wanted: set[int], found: dict[int, np.ndarray]) -> None:
         """Decode and scale the wanted frames; the first frame after them is kept for the next read."""
@@ -253,7 +255,19 @@ class _PyAVReader:
         upright = np.rot90(scaled, self._info.quarter_turns)
         return upright[:, ::-1] if self._info.mirrored else upright
 
-    def _shown(self, first: int) -> Iterator[Numbered]:
+
+class _ShownFrames:
+    """The frames of a video from any index on, as they are shown.
+
+    A reader keeps a generator of them. It belongs to this object, not to the reader: the two would keep each other, and
+    with them the open file and its decoder, until Python collects garbage.
+    """
+
+    def __init__(self, path: Path, info: VideoInfo, accelerator: HWAccel | None) -> None:
+        self._path, self._info, self._accelerator = path, info, accelerator
+        self.decoder: DecoderName = "pyav"
+
+    def starting_at(self, first: int) -> Iterator[Numbered]:
         try:
             yield from deinterlace(self._in_memory(self._start(first)))
         except av.error.FFmpegError as error:

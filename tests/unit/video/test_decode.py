@@ -1,5 +1,6 @@
 """Frames: the very ones asked for, by either decoder, from anywhere in the file."""
 
+import gc
 import io
 from dataclasses import replace
 from fractions import Fraction
@@ -66,6 +67,21 @@ def test_pyav_gives_every_frame_from_wherever_it_starts(coded):
     for first in range(NUM_FRAMES):
         indices = list(range(first, min(first + 4, NUM_FRAMES)))
         assert shown(reader.read(indices)) == indices
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="lists open files through /proc")
+def test_a_reader_that_is_no_longer_used_closes_its_file_at_once(coded):
+    info = probe(coded, Limits())
+    gc.disable()
+    try:
+        reader = open_reader(coded, info, fit_size(info.height, info.width, None, 1), "pyav")
+        for first in (30, 0):
+            reader.read([first, first + 1])
+        assert [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()].count(coded.resolve()) == 1
+        del reader
+        assert coded.resolve() not in [Path(link).resolve() for link in Path("/proc/self/fd").iterdir()]
+    finally:
+        gc.enable()
 
 
 def test_where_decord_is_trusted_it_gives_every_frame_from_wherever_it_starts(coded):
