@@ -25,6 +25,8 @@ def videos(tmp_path, bucket, make_video) -> Path:
     for name, frames in (("a", 20), ("b", 12)):
         make_video(folder / f"{name}.mp4", frames)
     (folder / "c.mp4").write_text("#EXTM3U\nhttp://127.0.0.1:9/x.ts\n")
+    # libav cannot open it, and names the file in its message, which is a temporary copy.
+    (folder / "torn.mp4").write_bytes(b"\0\0\0\x20ftypisom" + b"\0" * 500)
     for path in folder.iterdir():
         bucket.upload_file(str(path), f"videos/{path.name}")
     return folder
@@ -50,6 +52,18 @@ def test_sharding_in_a_bucket_writes_the_same_bytes_as_on_a_disk(videos, bucket,
     assert ran.code == 0, ran.err
     assert vidvq("verify", out).code == 0
     assert "out/clips-000000.tar" not in objects()
+
+
+def test_the_test_object_may_be_deleted_by_another_driver(bucket, objects, monkeypatch):
+    put = objects_module.put
+
+    def put_and_delete(data, path):
+        put(data, path)
+        path.unlink()
+
+    monkeypatch.setattr(objects_module, "put", put_and_delete)
+    objects_module.check_writable(resolve_path(f"s3://{bucket.name}/out"))
+    assert not objects()
 
 
 def test_a_record_is_read_with_one_request(bucket, objects, monkeypatch):

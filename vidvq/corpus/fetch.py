@@ -19,9 +19,19 @@ from vidvq.corpus.public_hosts import PRIVATE, http_options
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import open_tar
 from vidvq.errors import JobStopped
-from vidvq.storage import is_full, is_remote, resolve_path, sha256_file, shared_copy, sweep, temporary_copy
+from vidvq.storage import (
+    is_exhausted,
+    is_full,
+    is_remote,
+    resolve_path,
+    sha256_file,
+    shared_copy,
+    sweep,
+    temporary_copy,
+)
 from vidvq.video import VideoError
 from vidvq.video.probe import Limits
+from vidvq.video.stream import one_line
 from vidvq.watchdog import pause
 
 _CHUNK_BYTES = 1 << 20
@@ -115,16 +125,18 @@ def as_video_error(error: Exception) -> VideoError:
     """Convert an error to the failure of one video, whatever a library raised on it.
 
     Raises:
-        OSError: the disk is full, which is not the fault of the video.
+        OSError: the disk is full or no more files can be opened, which is not the fault of the video.
         JobStopped: as given; no other video would fare better.
     """
+    for cause in _causes(error):
+        if is_exhausted(cause):
+            # Of the built-in class, which unlike those of PyAV is the same in another process.
+            raise OSError(cause.errno, cause.strerror, cause.filename) from error
     if isinstance(error, VideoError):
         return error
     if isinstance(error, JobStopped):
         raise error
-    if is_full(error):
-        raise error
-    return VideoError("unexpected", f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return VideoError("unexpected", f"{type(error).__name__}: {one_line(error)}")
 
 
 def content_hash(path: Path) -> str:

@@ -304,7 +304,8 @@ def _item(
         try:
             frames = reader.read(indices[start:stop])
         except VideoError as error:
-            yield DecodeMessage(key, error=VideoError(error.reason, f"{window.source.uri}: {error.detail}"))
+            failure = as_video_error(error)
+            yield DecodeMessage(key, error=VideoError(failure.reason, f"{window.source.uri}: {failure.detail}"))
             return
         yield DecodeMessage(key, frames=frames, from_nvdec=reader.decoder == "nvdec")
     if part.stop == window.num_frames:

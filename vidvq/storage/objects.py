@@ -8,7 +8,7 @@ is compared with the data to write.
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, cast
@@ -102,13 +102,15 @@ def check_writable(folder: Path) -> None:
     if not is_remote(folder):
         return
     try:
-        put(b"", folder / "plan.json.tmp.write-test")
-        (folder / "plan.json.tmp.write-test").unlink()
+        put(b"", test := folder / "plan.json.tmp.write-test")
     except FileNotFoundError as error:
         raise UsageError(f"{folder} cannot be written: {_one_line(error)}") from error
     except Exception as error:
         # Each store raises exceptions of its own library, such as for missing credentials.
         raise StoreError(f"{folder} cannot be written: {_one_line(error)}") from error
+    # Another driver may have deleted it.
+    with suppress(FileNotFoundError):
+        test.unlink()
 
 
 def put_once(data: bytes | Path, path: Path) -> bool:

@@ -207,8 +207,15 @@ class _Order:
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error without line breaks."""
-    return " ".join(str(error).split())
+    """The message of an error without line breaks.
+
+    Of errors with a file name only the description: a temporary copy has another name each time, and messages are part
+    of the plan, which must be the same for every driver.
+    """
+    message = str(error)
+    if isinstance(error, OSError | av.error.FFmpegError) and error.filename:
+        message = error.strerror or type(error).__name__
+    return " ".join(message.split())
 
 
 def demuxer(names: str) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from tests.helpers.http_server import QuietHandler, serve
 from vidvq.corpus import fetch, public_hosts
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
-from vidvq.video import VideoError
+from vidvq.video import VideoError, stream
 
 
 @contextmanager
@@ -55,6 +56,24 @@ def test_a_full_disk_is_no_fault_of_the_video(tmp_path, monkeypatch, number):
     # It must not become one on the way to the account of the job, either.
     with pytest.raises(OSError, match=os.strerror(number)):
         fetch.as_video_error(error.value)
+
+
+@pytest.mark.parametrize("sniffed", [False, True])
+def test_a_process_without_free_descriptors_is_no_fault_of_the_video(tmp_path, make_video, monkeypatch, sniffed):
+    path = make_video(tmp_path / "x.mkv", 3)
+    if sniffed:
+        monkeypatch.setattr(stream, "container_format", lambda path: "matroska")
+    lowest, limits = os.open(os.devnull, os.O_RDONLY), resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        with pytest.raises(VideoError) as error:
+            stream.open_video(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)) as fault:
+        fetch.as_video_error(error.value)
+    assert type(fault.value) is OSError and fault.value.filename == str(path)
 
 
 @pytest.mark.parametrize(("status", "tries"), [(403, 3), (404, 1), (410, 1), (429, 3), (500, 3)])

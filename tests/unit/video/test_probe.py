@@ -95,6 +95,16 @@ def test_what_only_looks_like_a_video_fails_with_a_reason(tmp_path, content, rea
     assert reason_of(path) in ({reason} if reason else {"unreadable", "no_video_stream"})
 
 
+def test_the_reason_does_not_depend_on_the_name_of_a_copy(tmp_path):
+    details: set[str] = set()
+    for name in ("one.mp4", "two.mp4"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x20ftypisom" + b"\0" * 500)
+        with pytest.raises(VideoError, match="mov container cannot be opened: ") as error:
+            probe(tmp_path / name, Limits())
+        details.add(error.value.detail)
+    assert len(details) == 1
+
+
 def test_an_mp4_cut_before_its_index_is_unreadable(tmp_path, make_video):
     whole = make_video(tmp_path / "w.mp4")
     assert reason_of(cut(whole, tmp_path / "cut.mp4", 0.5)) in {"unreadable", "no_video_stream"}
