@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from vidvq.formats.checkpoint import read_checkpoint
 from vidvq.model.launches import LaunchCounter
 from vidvq.model.layers import SpatialConv
 from vidvq.training.config import OptimizerConfig
@@ -99,3 +100,24 @@ def test_gradients_of_convolutions_are_not_copied_to_the_layout_of_their_weights
         counts[stored] = counted.kernels["copy_"]
         assert conv.weight.grad.stride() == conv.weight.stride()
     assert counts == {"contiguous": 1, "channels_last": 0}
+
+
+TWICE = """
+import sys
+from vidvq import config as settings
+from vidvq.train import TrainConfig, run_train
+if __name__ == "__main__":
+    for name in ("one", "two"):
+        out = f"out={sys.argv[1]}/{name}"
+        run_train(settings.load(TrainConfig, settings.find_config("demo"), [*sys.argv[2:], out, "steps=1"]))
+"""
+
+
+def test_a_process_trains_twice_alike(settings, clips_dir, tmp_path):
+    script = tmp_path / "twice.py"
+    script.write_text(TWICE)
+    arguments = [str(tmp_path), *settings, f"data.clips={clips_dir}", "data.workers=1"]
+    done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    one, two = (read_checkpoint(tmp_path / name).fingerprints for name in ("one", "two"))
+    assert one == two

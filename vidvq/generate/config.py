@@ -155,7 +155,7 @@ class GenerateTrainConfig:
     keep_checkpoints: Steps = 3
     zero_stage: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    lost_after_s: Annotated[float, Field(gt=0)] = 600.0
+    lost_after_s: Annotated[float, Field(gt=0, le=1e6)] = 600.0
 
     def __post_init__(self) -> None:
         tasks = self.tasks.weights

@@ -26,6 +26,7 @@ from vidvq.training.distributed import (
     training_job,
     world_size,
 )
+from vidvq.training.engine import deepspeed_groups
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.metric_writer import MetricWriter
@@ -54,7 +55,7 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
     run = Path(config.out)
     # Before joining: a process that leaves first would make the others fail for another reason.
     config.data.micro_batch(world_size())
-    with training_job(config.lost_after_s) as context:
+    with training_job(config.lost_after_s) as context, deepspeed_groups():
         tokens = TokenDataset(config.data, config.seed, context.rank, context.size)
         card, dataset = open_training_data(config, tokens)
         with locked_run_directory(run, context):

@@ -12,6 +12,7 @@ from vidvq.errors import UsageError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _MAX_DECODERS = 1024
+_MAX_WORKERS = 100_000
 
 
 def _off_in_yaml(value: Any) -> Any:
@@ -59,8 +60,8 @@ class RuntimeConfig:
         share = self.gpus_per_worker
         if not share > 0 or (share > 1 and share != int(share)):
             raise UsageError(f"gpus_per_worker={share:g} must be a fraction above 0, or a whole number")
-        if self.workers is not None and self.workers < 0:
-            raise UsageError(f"workers={self.workers} must be 0 (inline) or more")
+        if self.workers is not None and not 0 <= self.workers <= _MAX_WORKERS:
+            raise UsageError(f"workers={self.workers} must be from 0 (inline) to {_MAX_WORKERS}")
         if self.decoders != "auto" and not 1 <= self.decoders <= _MAX_DECODERS:
             raise UsageError(f"decoders={self.decoders} must be auto, or from 1 to {_MAX_DECODERS}")
         if self.decode_on == "cluster" and self.address is None:

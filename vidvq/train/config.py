@@ -222,7 +222,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     checkpoint_activations: bool = False
-    lost_after_s: Annotated[float, Field(gt=0)] = 600.0
+    lost_after_s: Annotated[float, Field(gt=0, le=1e6)] = 600.0
 
     def __post_init__(self) -> None:
         self._check_shapes()

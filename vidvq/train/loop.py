@@ -27,6 +27,7 @@ from vidvq.training.distributed import (
     training_job,
     world_size,
 )
+from vidvq.training.engine import deepspeed_groups
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.machine_memory import machine_memory_file
 from vidvq.training.mean_terms import MeanTerms
@@ -73,7 +74,7 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
     run = Path(config.out)
     # Before joining: a process that leaves first would make the others fail for another reason.
     config.data.micro_batch(world_size())
-    with training_job(config.lost_after_s) as context:
+    with training_job(config.lost_after_s) as context, deepspeed_groups():
         cache_file = machine_memory_file() if config.data.cache_mib else None
         data = ClipDataset(config.data, config.seed, context.rank, context.size, cache_file)
         with locked_run_directory(run, context):

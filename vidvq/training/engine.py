@@ -7,6 +7,8 @@ loaded at any time, even in the middle of a step.
 import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -42,6 +44,16 @@ logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed's shared-memory CPU collectives need a compiler at run time; gloo does not.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@contextmanager
+def deepspeed_groups() -> Iterator[None]:
+    """Destroy DeepSpeed's process groups after the block: the next run of this process would use them again."""
+    try:
+        yield
+    finally:
+        if deepspeed.comm.is_initialized():
+            deepspeed.comm.destroy_process_group()
 
 
 def make_engine(
