@@ -127,13 +127,18 @@ def decode(container: InputContainer, stream: VideoStream, in_order: bool = Fals
     context.copy_opaque = True
     order = _Order(in_order, context.name == "libdav1d")
     number = 0
-    for number, packet in numbered_packets(container, stream):
-        packet.opaque = _Tag(number)
-        yield from order.insert(_decode_packet(context, packet, number, order), number)
-        if number >= _MAX_SKIPPED and not order.begun:
-            return
-    yield from order.insert(_decode_packet(context, None, number, order), number)
-    yield from order.rest()
+    try:
+        for number, packet in numbered_packets(container, stream):
+            packet.opaque = _Tag(number)
+            yield from order.insert(_decode_packet(context, packet, number, order), number)
+            if number >= _MAX_SKIPPED and not order.begun:
+                return
+        yield from order.insert(_decode_packet(context, None, number, order), number)
+        yield from order.rest()
+    finally:
+        # Threads of dav1d free tags, for which they take the GIL. PyAV holds it while it frees a decoder, which waits
+        # for its threads; here it does not.
+        context.flush_buffers()
 
 
 def _decode_packet(

@@ -5,6 +5,8 @@
 
 import io
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -554,3 +556,24 @@ def test_a_plan_of_frames_that_do_not_come_is_an_error(master, tmp_path):
     wrong = VideoInfo(**{**info.__dict__, "packets": swapped})
     with pytest.raises(VideoError, match="2 of 10 frames cannot be decoded \\(first: 5\\)"):
         open_reader(path, wrong, fit_size(*info.shown_size, None, 1), "pyav").read(range(10))
+
+
+DROP_READERS = """
+import sys
+from pathlib import Path
+from vidvq.video.decode import open_reader
+from vidvq.video.geometry import fit_size
+from vidvq.video.probe import Limits, probe
+path = Path(sys.argv[1])
+info = probe(path, Limits())
+for number in range(100):
+    open_reader(path, info, fit_size(info.height, info.width, None, 1), "pyav").read([number % 30])
+"""
+
+
+def test_readers_of_av1_can_be_dropped_while_its_threads_work(tmp_path):
+    path = tmp_path / "a.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=320x240:rate=25", "-t", 2,
+           "-c:v", "libaom-av1", "-cpu-used", 8, "-b:v", "300k", "-g", 10, path)  # fmt: skip
+    # In a process of its own, because a deadlock holds the GIL.
+    subprocess.run([sys.executable, "-c", DROP_READERS, str(path)], check=True, timeout=300)
