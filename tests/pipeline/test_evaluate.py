@@ -188,7 +188,7 @@ def test_other_clips_and_other_frames_are_one_clear_line(
 @pytest.mark.parametrize("option", ["--out", "--report"])
 def test_a_folder_in_place_of_a_file_is_refused_before_the_work(option, clips_dir, checkpoint_dir, tmp_path, vidvq):
     ran = vidvq("evaluate", clips_dir, "--checkpoint", checkpoint_dir, option, tmp_path)
-    assert ran.code == 2 and f"{tmp_path} is a folder; give the path of a file" in ran.error
+    assert ran.code == 2 and f"{tmp_path} is a folder; give a file" in ran.error
     assert "clips/s" not in ran.err
 
 

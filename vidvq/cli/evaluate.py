@@ -52,9 +52,6 @@ def evaluate(
         raise UsageError("give either DECODED with --tokens, or --checkpoint")
     if bool(given) != bool(tokens):
         raise UsageError("DECODED and --tokens belong together; give both, or --checkpoint alone")
-    for path in (out, report):
-        if path and path.is_dir():
-            raise UsageError(f"{path} is a folder; give the path of a file")
     if tokens:
         evaluations = [run_evaluate(clips, resolve_path(given[0]), tokens, out, settings, report)]
     else:
