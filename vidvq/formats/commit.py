@@ -309,7 +309,7 @@ def record_path(folder: Path, shard: str) -> Path:
 
 
 def _encode(record: Commit) -> bytes:
-    data = vars(record) | {"format": FORMAT}
+    data: dict[str, Any] = {**vars(record), "format": FORMAT}
     for name in ("failed", "filtered"):
         data[name] = [asdict(outcome) for outcome in data[name]]
     # Not by asdict: it takes tens of milliseconds for hundreds of members, while the encoder waits.
