@@ -1,8 +1,9 @@
-"""Time limits of downloads: object-store clients wait for a server that sends a byte now and then."""
+"""Calls in threads, and time limits of downloads: object-store clients wait for a server that sends a byte now and then."""
 
 import io
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -25,23 +26,25 @@ def call_within(seconds: float, function: Callable[..., Result], *arguments: Any
         TooSlow: it takes longer.
         Exception: the exception that the function raised.
     """
-    results: list[Result] = []
-    errors: list[BaseException] = []
+    future = in_background(lambda: function(*arguments))
+    wait([future], seconds)
+    if not future.done():
+        raise TooSlow
+    return future.result()
+
+
+def in_background(function: Callable[[], Result]) -> Future[Result]:
+    """Call a function in a thread, which does not keep this process from exiting."""
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            results.append(function(*arguments))
-        except BaseException as error:  # noqa: BLE001 (raised below)
-            errors.append(error)
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001 (raised by Future.result)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, name="vidvq-download", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TooSlow
-    return results[0]
+    threading.Thread(target=run, name="vidvq-background", daemon=True).start()
+    return future
 
 
 def open_within(path: Path, seconds: float) -> IO[bytes]:

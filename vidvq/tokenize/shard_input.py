@@ -2,12 +2,10 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from vidvq.corpus.frames import DecodeMessage
 from vidvq.formats.reuse import reusable_samples
@@ -19,7 +17,6 @@ from vidvq.tokenize.rows import PlannedSample
 
 Row: TypeAlias = ClipRow | PlannedSample
 Decoded: TypeAlias = Generator[DecodeMessage | WorkerDied, None, None]
-Result = TypeVar("Result")
 
 
 class ShardInput:
@@ -72,17 +69,3 @@ def _split(rows: Sequence[Row], interleave: bool, slots: int) -> list[Sequence[R
         return [rows[slot::slots] for slot in range(slots)]
     edges = [len(rows) * slot // slots for slot in range(slots + 1)]
     return [rows[start:stop] for start, stop in pairwise(edges)]
-
-
-def in_background(function: Callable[[], Result]) -> Future[Result]:
-    """Call a function in a thread, which does not keep this process from exiting."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:  # noqa: BLE001 (raised by Future.result)
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return future

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vidvq.corpus.download import in_background
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
@@ -46,7 +47,7 @@ from vidvq.tokenize.encode import PendingCodes, Step, StepResult, sample_steps
 from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
 from vidvq.tokenize.quality_gates import ShardDetails, refuse_poor
 from vidvq.tokenize.rows import PlannedSample
-from vidvq.tokenize.shard_input import Decoded, Row, ShardInput, in_background
+from vidvq.tokenize.shard_input import Decoded, Row, ShardInput
 from vidvq.video import VideoError
 
 # Frames per message, rounded down to whole groups: enough to amortize sending them, and little memory.
