@@ -1,4 +1,4 @@
-"""Calls in threads, and time limits of downloads: object-store clients wait for a server that sends a byte now and then."""
+"""Calls in threads, with a time limit for downloads: object-store clients wait for a server that hardly sends."""
 
 import io
 import threading

@@ -3,7 +3,6 @@
 import http.client
 import io
 import os
-import re
 import socket
 import stat
 import time
@@ -23,6 +22,7 @@ from vidvq.storage import (
     is_exhausted,
     is_full,
     is_remote,
+    is_sha256,
     resolve_path,
     sha256_file,
     shared_copy,
@@ -43,8 +43,6 @@ _LASTING = frozenset({404, 410})
 # HTTP statuses of missing, wrong or expired credentials.
 _DENIED = frozenset({401, 403})
 DENIED = frozenset(f"fetch_failed({status})" for status in _DENIED)
-# Digests become file names, and a plan may be hostile.
-_SHA256 = re.compile("[0-9a-f]{64}")
 _CHANGED = "is not the file that was planned; restore it, or shard it anew"
 # Time after the limit of a download at which the process is ended, in case it hangs in a native library (seconds).
 _GRACE_S = 60.0
@@ -95,8 +93,9 @@ def local_file(
 
     with ExitStack() as stack:
         with pause(deadline_s + _GRACE_S):
-            # Without a digest, nothing says that two processes mean the same content.
-            path = stack.enter_context(shared_copy(sha256, make)) if _SHA256.fullmatch(sha256) else None
+            # Without a digest, nothing says that two processes mean the same content. It is checked, because it becomes
+            # a file name, and a plan may be hostile.
+            path = stack.enter_context(shared_copy(sha256, make)) if is_sha256(sha256) else None
             if path is None:
                 copy = stack.enter_context(temporary_copy())
                 make(copy)

@@ -142,6 +142,11 @@ def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
         raise
 
 
+def is_sha256(text: str) -> bool:
+    """Whether a text is a SHA-256 digest (hex)."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def is_full(error: Exception) -> bool:
     """Whether an error says that a disk, or the share of it that a user may fill, is full."""
     return isinstance(error, OSError) and error.errno in _FULL
@@ -304,7 +309,7 @@ def differences(path: str, old: Any, new: Any) -> Iterator[str]:
 def _short(value: Any) -> str:
     if value is _ABSENT:
         return "absent"
-    if isinstance(value, str) and _DIGEST.fullmatch(value):
+    if isinstance(value, str) and is_sha256(value):
         return value[:12]
     text = canonical_json(value).decode()
     return text if len(text) <= 60 else text[:57] + "..."
