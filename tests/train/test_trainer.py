@@ -14,7 +14,7 @@ from vidvq.training.config import OptimizerConfig
 from vidvq.training.engine import _make_optimizer, store_channels_last
 
 BUILD = """
-import json, sys
+import json, sys, traceback
 from pathlib import Path
 import torch
 from vidvq import config as settings
@@ -33,11 +33,15 @@ trainer = Trainer(config, context)
 assert torch.equal(torch.get_rng_state(), before)
 assert trainer.progress.step == 0
 trainer.load_state(initial_state(config, None))
-reads, copies, launches = [], [], []
+reads, copies, launches, walks, traces = [], [], [], [], []
+walk, trace = torch.nn.Module._named_members, traceback.format_stack
+torch.nn.Module._named_members = lambda *given, **options: (walks.append(1), walk(*given, **options))[1]
+traceback.format_stack = lambda *given: (traces.append(1), trace(*given))[1]
 to_host = module.to_host
 module.to_host = lambda tensor: (copies.append(1), to_host(tensor))[1]
 for step in range(3):
     video = torch.rand(4, 3, 5, 32, 32, generator=torch.Generator().manual_seed(step)) * 2 - 1
+    walks.clear(), traces.clear()
     with LaunchCounter() as counted:
         trainer.forward_backward(video, 0)
         trainer.finish_step()
@@ -46,7 +50,7 @@ for step in range(3):
     copies.clear()
     launches.append(counted.kernels)
 shutdown_distributed()
-print(json.dumps([reads, launches[-1], sum(1 for _ in trainer.tokenizer.parameters())]))
+print(json.dumps([reads, launches[-1], len(walks), len(traces), sum(1 for _ in trainer.tokenizer.parameters())]))
 """
 
 
@@ -68,11 +72,13 @@ def test_construction_has_no_side_effects_and_a_step_launches_and_reads_little(s
     done = subprocess.run([sys.executable, "-c", BUILD, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert snapshot(damaged_run) == before
-    reads, launches, weights = json.loads(done.stdout.splitlines()[-1])
+    reads, launches, walks, traces, weights = json.loads(done.stdout.splitlines()[-1])
     # The first step reads what was loaded.
     assert [counts[:2] for counts in reads[1:]] == [[1, 0], [1, 0]], reads[1]
     # A copy for each weight would exceed it, as would DeepSpeed's reduction.
     assert launches["copy_"] < weights, launches
+    # The device of the weights is read, the discriminator frozen and released; each walk delays the launches of a GPU.
+    assert (walks, traces) == (3, 0)
 
 
 def test_a_gpu_updates_weights_together_unless_one_kernel_is_asked_for():

@@ -33,7 +33,9 @@ class WeightAverage:
         self, module: nn.Module, decay: float, buffers: Collection[str] = (), frozen: tuple[str, ...] = ()
     ) -> None:
         self.decay, self.updates, self._frozen = decay, 0, frozen
-        self._module, self._buffers = module, frozenset(buffers)
+        # Listed once, because a walk over the modules takes as long as the update itself.
+        self._tensors: list[tuple[str, Tensor]] = list(module.named_parameters())
+        self._tensors += [(name, buffer) for name, buffer in module.named_buffers() if name in buffers]
         self._average = {name: local.detach().float().clone() for name, _, local in self._current()}
 
     @torch.no_grad()
@@ -63,6 +65,7 @@ class WeightAverage:
 
     def _current(self) -> list[tuple[str, Tensor, Tensor]]:
         """Return name, module tensor and local shard of each averaged tensor."""
-        weights = [(name, weight, local_shard(weight)) for name, weight in self._module.named_parameters()]
-        buffers = [(name, buffer, buffer) for name, buffer in self._module.named_buffers() if name in self._buffers]
-        return weights + buffers
+        return [
+            (name, tensor, local_shard(tensor) if isinstance(tensor, nn.Parameter) else tensor)
+            for name, tensor in self._tensors
+        ]

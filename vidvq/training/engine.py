@@ -81,8 +81,13 @@ def make_engine(
             store_channels_last(parameters)
         # DeepSpeed's own clipping launches two kernels for each weight, and waits for the device twice.
         engine.clip_fp32_gradients = partial(_clip, engine, parameters, optimizer.clip_norm)
-        # DeepSpeed's own reduction copies the gradients to one tensor and, one by one, back; on a single rank as well.
-        engine.allreduce_and_copy = partial(_average, engine, context.size)  # type: ignore[method-assign]
+        # DeepSpeed's own walks the modules.
+        engine.zero_grad = partial(_zero_grad, parameters)
+        if context.size == 1:
+            engine.buffered_allreduce_fallback = partial(_fill_gradients, parameters)  # type: ignore[method-assign]
+        else:
+            # DeepSpeed's own copies the gradients one by one from the reduced bucket.
+            engine.allreduce_and_copy = partial(_average, engine)  # type: ignore[method-assign]
     # DeepSpeed creates a process group with a timeout of 30 minutes.
     group: Any = engine.data_parallel_group
     _set_pg_timeout(timedelta(seconds=config.lost_after_s), group)
@@ -251,10 +256,21 @@ def _clip(engine: Any, parameters: list[nn.Parameter], most: float) -> None:
     engine._global_grad_norm = nn.utils.clip_grad_norm_(parameters, most)
 
 
-def _average(engine: Any, size: int, gradients: list[Tensor], *group: Any) -> None:
+def _zero_grad(parameters: list[nn.Parameter]) -> None:
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _fill_gradients(parameters: list[nn.Parameter], **_: Any) -> None:
+    """Create zero gradients for unused weights, as the reduction over several ranks does."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def _average(engine: Any, gradients: list[Tensor], *group: Any) -> None:
     """Average gradients over all ranks, in place."""
-    if size > 1:
-        foreach_copy_(gradients, engine.unflatten(engine.allreduce_bucket(gradients, *group), gradients))
+    foreach_copy_(gradients, engine.unflatten(engine.allreduce_bucket(gradients, *group), gradients))
 
 
 def _torch_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -7,8 +7,8 @@ from math import isfinite
 from statistics import median
 
 import torch
-from torch import Tensor, nn
 from torch import _foreach_copy_ as foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+from torch import nn
 
 from vidvq.training.config import GuardConfig
 
@@ -98,19 +98,15 @@ class BufferSnapshot:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._copies: dict[str, Tensor] = {}
+        self._buffers = list(module.buffers())
+        self._copies = [torch.empty_like(buffer) for buffer in self._buffers]
 
     @torch.no_grad()
     def save(self) -> None:
         """Save the current buffers."""
-        buffers = dict(self._module.named_buffers())
-        for name in buffers.keys() - self._copies.keys():
-            self._copies[name] = torch.empty_like(buffers[name])
-        foreach_copy_([self._copies[name] for name in buffers], list(buffers.values()))
+        foreach_copy_(self._copies, self._buffers)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Restore the saved buffers."""
-        buffers = dict(self._module.named_buffers())
-        foreach_copy_(list(buffers.values()), [self._copies[name] for name in buffers])
+        foreach_copy_(self._buffers, self._copies)

@@ -16,7 +16,11 @@ def seed_micro_batch(seed: int, step: int, batch: int, micro_batch: int) -> None
         batch: number of the data batch.
         micro_batch: index of the micro-batch in the batch, over all ranks.
     """
-    torch.manual_seed(_hash(f"{seed}/{step}/{batch}/{micro_batch}"))
+    number = _hash(f"{seed}/{step}/{batch}/{micro_batch}")
+    # As torch.manual_seed, which formats a stack trace for each kind of device that is not there.
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(number)
 
 
 def sample_generators(seed: int, batch: int, first: int, count: int, device: torch.device) -> Iterator[torch.Generator]:
