@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of one or more nodes. Run the same command on each node, each with its own NODE_RANK:
 #
-#   NNODES=2 NODE_RANK=0 HEAD=node0:29500 launch/torchrun.sh CONFIG [KEY=VALUE]...
+#   NNODES=2 NODE_RANK=0 HEAD=node0:29500 launch/torchrun.sh [train] CONFIG [KEY=VALUE]...
+#   NNODES=2 NODE_RANK=0 HEAD=node0:29500 launch/torchrun.sh generate train TOKENS... --out RUN
 #
 # NNODES     number of nodes (default: 1)
 # NODE_RANK  number of this node, from 0; required if NNODES > 1
@@ -26,7 +27,12 @@ if [ "$nodes" -gt 1 ]; then
   export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface}
 fi
 
+case "${1:-} ${2:-}" in
+  "train "* | "generate train") ;;
+  *) set -- train "$@" ;;
+esac
+
 # Static ranks instead of the c10d rendezvous, which polls node 0: if node 0 loses power, torchrun waits for an answer long
 # after its processes have ended.
 exec "$python" -m torch.distributed.run --nnodes "$nodes" --node-rank "${NODE_RANK:-0}" \
-  --master-addr "${head%:*}" --master-port "${head##*:}" --nproc-per-node "$nproc" -m vidvq train "$@"
+  --master-addr "${head%:*}" --master-port "${head##*:}" --nproc-per-node "$nproc" -m vidvq "$@"

@@ -237,6 +237,21 @@ def test_a_folder_never_mixes_settings(vidvq, tmp_path, tokens_dir, weights, mon
     assert after.keys() == before.keys() and not any(after[name] == data for name, data in before.items())
 
 
+def test_force_starts_anew_after_a_killed_run_with_other_settings(vidvq, tmp_path, tokens_dir, weights, location):
+    out = tmp_path / "out"
+    job = ("decode", tokens_dir, *weights, "--key", location.key, "--out", out)
+    assert vidvq(*job, "crf=17").code == 0
+    for name in (f"{location.key}.mp4", "decode.json"):
+        (out / f"{name}.tmp.host-1-00").write_bytes(b"half")
+    (out / "notes.tmp.host-1-00").write_bytes(b"of another program")
+    ran = vidvq(*job, "crf=40", "--force")
+    assert ran.code == 2 and "--force would keep notes.tmp.host-1-00" in ran.error
+    (out / "notes.tmp.host-1-00").unlink()
+    ran = vidvq(*job, "crf=40", "--force")
+    assert ran.code == 0, ran.err
+    assert {path.name for path in out.iterdir()} == {"decode.json", f"{location.key}.mp4"}
+
+
 def test_a_killed_job_of_frames_resumes(vidvq, tmp_path, tokens_dir, weights, location):
     half = tmp_path / "out" / f"{location.key}.tmp.host-1-00"
     half.mkdir(parents=True)

@@ -165,6 +165,22 @@ def test_a_sample_that_failed_to_be_decoded_is_made_and_its_neighbour_is_copied(
     assert frames_encoded(out) == 3, "the first sample of b.mp4, in the same shard, was not encoded again"
 
 
+def test_a_killed_retry_resumes_before_another_one_begins(make_video, tokenize, tmp_path, monkeypatch):
+    videos = [make_video(tmp_path / f"{name}.mp4", 13, size=(32, 64 + 2 * size)) for size, name in enumerate("ab")]
+    with monkeypatch.context() as patch:
+        patch.setattr("vidvq.tokenize.decoders.decode_items", decode_or_crash)
+        out = tokenize(tmp_path / "out", *videos, *SETTINGS[:-1], "items_per_shard=3")
+        tokenize(out, "--retry-failed")
+    assert json.loads((out / "summary.json").read_bytes())["failed"]["decoder_died"]["count"] == 2
+    # Killed after the first of two shards, whose item has failed again.
+    for name in ("commits/tokens-000001-r1.tar.json", "tokens-000001-r1.tar"):
+        (out / name).unlink()
+    tokenize(out, "--retry-failed")
+    assert len(read_plan(out).headers) == 2 and sources(out) == {"a.mp4": 2, "b.mp4": 3}
+    tokenize(out, "--retry-failed")
+    assert len(read_plan(out).headers) == 3 and sources(out) == {"a.mp4": 3, "b.mp4": 3}
+
+
 def test_a_killed_update_resumes(videos, tokens, tokenize, snapshot, vidvq, tmp_path):
     twins = [Path(shutil.copytree(tokens, tmp_path / name)) for name in ("one", "two")]
     tokenize(tokens, "--remove", videos / "a.mp4")

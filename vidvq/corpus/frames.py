@@ -4,7 +4,7 @@ Runs in the decoding processes of `vidvq tokenize`. It is in this package so tha
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
@@ -18,14 +18,14 @@ from vidvq.corpus.fetch import as_video_error, local_file
 from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.video import VideoError
-from vidvq.video.decode import FrameReader, decode_clip, decoders_for, open_reader
+from vidvq.video.decode import FrameReader, decode_clip, decoders_for, first_decoded, open_reader
 from vidvq.video.geometry import FrameSize
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import DecoderName, Limits, VideoInfo, probe
 from vidvq.video.sampling import clip_times, sample_timeline
 
-# Clips, or frames of a video, that one process decodes before it is another one's turn. A turn within a video starts
-# with a seek, and frames since the keyframe before it are decoded twice.
+# Clips, or frames of a video (at least), that one process decodes before it is another one's turn. A turn within a
+# video starts with a seek, so it begins where few frames since the keyframe before it are decoded twice.
 TURN_CLIPS, TURN_FRAMES = 1, 512
 
 
@@ -130,6 +130,8 @@ class DecodeMessage:
 
 # The last video that this process probed, by its identity.
 _last_probed: dict[tuple[str, str, str, Limits], VideoInfo] = {}
+# The reader of the last video that this process opened, by all that its frames depend on.
+_last_opened: dict[tuple[Path, str, FrameSize, DecoderName], FrameReader] = {}
 _TURN_ENDS = DecodeMessage("", turn_ends=True)
 
 
@@ -215,41 +217,49 @@ def _clips(job: ClipFrames) -> Iterator[DecodeMessage]:
 
 def _videos(job: VideoFrames) -> Iterator[DecodeMessage]:
     own, processes = job.share
-    number = 0
-    for _, windows in groupby(job.windows, key=lambda window: (window.source.uri, window.source.version)):
-        turns = _turns(list(windows), job.chunk, processes)
-        mine = [turn for index, turn in enumerate(turns, number) if index % processes == own]
-        number += len(turns)
-        if mine:
-            yield from _video(job, mine)
+    videos = groupby(job.windows, key=lambda window: (window.source.uri, window.source.version))
+    for number, (_, windows) in enumerate(videos):
+        rows = list(windows)
+        count = len(_turns(rows, job.chunk)) if processes > 1 else 1
+        # Empty turns follow, so that the next video begins with the next process however many turns this one has.
+        mine = range((own - number) % processes, count + (1 - count) % processes, processes)
+        yield from _video(job, rows, count, mine) if mine.start < count else [_TURN_ENDS] * len(mine)
 
 
-def _turns(windows: list[Window], chunk: int, processes: int) -> list[list[_Part]]:
-    """Split the windows of one video into turns of about ``TURN_FRAMES``; long windows are cut between messages."""
-    if processes == 1:
-        return [[_Part(window, 0, window.num_frames) for window in windows]]
+def _turns(windows: list[Window], chunk: int, seek_to: Callable[[int], int] = int) -> list[list[_Part]]:
+    """Split the windows of one video into turns of at least ``TURN_FRAMES``; long windows are cut between messages.
+
+    Args:
+        windows: the windows.
+        chunk: frames per message.
+        seek_to: frame at which decoding starts in order to reach a frame. A turn begins only where it has changed since
+            the message before, so that little is decoded twice. By default it always has, which gives the most turns.
+    """
     turns: list[list[_Part]] = []
-    left = 0
+    left, sought = 0, -1
     for window in windows:
         length = window.num_frames
-        if length > 2 * TURN_FRAMES:
-            step = max(TURN_FRAMES // chunk, 1) * chunk
-            edges = [0, *range(1 + step, length, step), length]
-            turns += [[_Part(window, start, stop)] for start, stop in pairwise(edges)]
-            left = 0
-            continue
-        if left <= 0:
-            turns.append([])
-            left = TURN_FRAMES
-        turns[-1].append(_Part(window, 0, length))
-        left -= length
+        edges = [0, *(range(1 + chunk, length, chunk) if length > 2 * TURN_FRAMES else ()), length]
+        for start, stop in pairwise(edges):
+            before, sought = sought, seek_to(window.first + start)
+            if left <= 0 and before != sought:
+                turns.append([])
+                left = TURN_FRAMES
+            turn = turns[-1]
+            if start and turn:
+                turn[-1] = replace(turn[-1], stop=stop)
+            else:
+                turn.append(_Part(window, start, stop))
+            left -= stop - start
     return turns
 
 
-def _video(job: VideoFrames, turns: list[list[_Part]]) -> Iterator[DecodeMessage]:
-    left = [list(turn) for turn in turns]
+def _video(job: VideoFrames, windows: list[Window], count: int, mine: range) -> Iterator[DecodeMessage]:
+    """Yield the messages of the turns ``mine`` of a video that has up to ``count`` of them."""
+    # Until its turns are known, a process answers for the whole video.
+    left = [[_Part(window, 0, window.num_frames) for window in windows], *([] for _ in mine[1:])]
     end = [_TURN_ENDS] if job.share[1] > 1 else []
-    window = turns[0][0].window
+    window = windows[0]
     source = window.source
     try:
         limits = job.limits
@@ -257,17 +267,24 @@ def _video(job: VideoFrames, turns: list[list[_Part]]) -> Iterator[DecodeMessage
             info = _probe(path, window, limits)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)
-            reader = open_reader(path, info, size, decoders_for(info, job.decoder)[0])
+            if count > 1:
+                # Every process computes the same turns, from the same file.
+                turns = _turns(windows, job.chunk, lambda frame: first_decoded(info, indices[frame]))
+                left = [turns[index] if index < len(turns) else [] for index in mine]
+            reader = _open(path, window, info, size, decoders_for(info, job.decoder)[0])
             while left:
                 while left[0]:
                     part = left[0][0]
-                    yield from _item(job, part, reader, indices, _describe(part.window, info, size, times))
+                    if part.start == 0:
+                        yield DecodeMessage(part.window.key, info=_describe(part.window, info, size, times))
+                    yield from _item(job, part, reader, indices)
                     left[0].pop(0)
                 left.pop(0)
                 yield from end
     except GeneratorExit:
         raise
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
+        _last_opened.clear()
         failure = as_video_error(error)
         for turn in left:
             for part in turn:
@@ -292,18 +309,33 @@ def _probe(path: Path, window: Window, limits: Limits) -> VideoInfo:
     return _last_probed[identity]
 
 
-def _item(
-    job: VideoFrames, part: _Part, reader: FrameReader, indices: Sequence[int], info: ItemInfo
-) -> Iterator[DecodeMessage]:
+def _open(path: Path, window: Window, info: VideoInfo, size: FrameSize, decoder: DecoderName) -> FrameReader:
+    """Open a video, unless it is the last one that this process opened.
+
+    The next shard often begins where this one ends, which may be long after a keyframe.
+    """
+    source = window.source
+    identity = (path, source.version, size, decoder)
+    if identity not in _last_opened:
+        _last_opened.clear()
+        reader = open_reader(path, info, size, decoder)
+        # A temporary copy is deleted, and an open file would keep its space.
+        if not source.version or str(path) != source.uri:
+            return reader
+        _last_opened[identity] = reader
+    return _last_opened[identity]
+
+
+def _item(job: VideoFrames, part: _Part, reader: FrameReader, indices: Sequence[int]) -> Iterator[DecodeMessage]:
     window, key = part.window, part.window.key
     begin, end = window.first + part.start, window.first + part.stop
-    if part.start == 0:
-        yield DecodeMessage(key, info=info)
     edges = [begin, *range(begin + job.chunk + (part.start == 0), end, job.chunk), end]
     for start, stop in pairwise(edges):
         try:
             frames = reader.read(indices[start:stop])
         except VideoError as error:
+            # After a failure, a reader may not read what a new one would.
+            _last_opened.clear()
             failure = as_video_error(error)
             yield DecodeMessage(key, error=VideoError(failure.reason, f"{window.source.uri}: {failure.detail}"))
             return

@@ -33,6 +33,7 @@ from vidvq.storage import (
     create_once,
     differences,
     file_exists,
+    final_name,
     is_remote,
     make_folder,
     pretty_json,
@@ -330,7 +331,9 @@ def _record_settings(out: Path, settings: dict[str, Any], items: list[Item], for
     if not force:
         raise UsageError(f"{out} was decoded with other settings: {change}; give another --out")
     if not is_remote(out):
-        if kept := {path.name for path in out.iterdir()} - {item.path.name for item in items} - {SETTINGS}:
+        # Temporary files of killed runs are deleted at the end.
+        own = {SETTINGS, *(item.path.name for item in items)}
+        if kept := {path.name for path in out.iterdir() if final_name(path.name) not in own}:
             raise UsageError(
                 f"{out} was decoded with other settings ({change}), and --force would keep {min(kept)}; give another "
                 "--out, or delete it"

@@ -21,7 +21,7 @@ from vidvq.formats.plan import Plan, extend_plan, has_plan, read_plan
 from vidvq.formats.rows import GONE, REMOVED, codec_of
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.plan_videos import number_shards, sources_of
-from vidvq.jobs.stage import AnyVideoRow, ClipStage, ListedStage, Stage, VideoStage
+from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ListedStage, Stage, VideoStage
 from vidvq.jobs.unique_keys import assign_keys
 from vidvq.log import info
 from vidvq.runtime import Runtime
@@ -100,7 +100,7 @@ def retry_rows(stage: ClipStage | ListedStage[Any], update: CorpusUpdate, out: P
     """
     plan = read_plan(out)
     _refuse_other_identity(stage, plan, out)
-    failed = _failed_keys(plan, update.retry, out)
+    failed = _failed_keys(plan, stage.row, update.retry, out)
     rows = [row for row in plan.rows(stage.row) if row.key in failed]
     info(f"{len(failed)} failed items, {len(rows)} to retry")
     return extend_plan(out, plan, plan.made_from, codec_of(stage.row).to_table(rows)) if rows else plan
@@ -145,7 +145,7 @@ def _remove(stage: VideoStage[AnyVideoRow], plan: Plan, uris: set[str], out: Pat
 
 
 def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: Path, runtime: Runtime) -> Plan:
-    failed = _failed_keys(plan, reason, out)
+    failed = _failed_keys(plan, stage.row, reason, out)
     fingerprint = Fingerprint(plan.made_from["inputs"])
     rows: list[AnyVideoRow] = []
     probe: list[Source] = []
@@ -208,14 +208,22 @@ def _extend(
     return extended
 
 
-def _failed_keys(plan: Plan, reason: str | None, out: Path) -> set[str]:
-    return {
-        outcome.key
-        for commit in read_commits(out, plan.shard_names())
-        if commit
-        for outcome in commit.failed
-        if reason in {ANY_REASON, outcome.reason, outcome.reason.partition("(")[0]}
-    }
+def _failed_keys(plan: Plan, row: type[AnyRow], reason: str | None, out: Path) -> set[str]:
+    """Keys of the failed items to retry, without those that an unfinished update has retried: it is resumed."""
+    failed: set[str] = set()
+    newest, unfinished = len(plan.headers) - 1, False
+    for index, commit in enumerate(read_commits(out, plan.shard_names())):
+        if commit is None:
+            unfinished = unfinished or newest in plan.touched.get(index, ())
+            continue
+        failed.update(
+            outcome.key
+            for outcome in commit.failed
+            if reason in {ANY_REASON, outcome.reason, outcome.reason.partition("(")[0]}
+        )
+    if failed and unfinished:
+        failed -= {item.key for item in plan.rows(row) if item.generation == newest}
+    return failed
 
 
 def _new(sources: Iterator[Source], known: dict[str, Source]) -> Iterator[Source]:

@@ -118,6 +118,11 @@ def attempt_path(path: Path) -> Path:
     return path.with_name(f"{path.name}{_ATTEMPT}{owner()}-{secrets.token_hex(4)}")
 
 
+def final_name(name: str) -> str:
+    """Name of the file that a temporary file becomes; that of any other file is its own."""
+    return name.partition(_ATTEMPT)[0]
+
+
 @contextmanager
 def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """Open a temporary file for writing; on exit it is flushed to disk, to be published under its final name.
@@ -271,7 +276,7 @@ def remove_attempts(folder: Path, name: str = "*", of: Container[str] | None = N
     if is_remote(folder):
         return
     for attempt in folder.glob(f"{name}.tmp.*"):
-        stem = attempt.name.partition(_ATTEMPT)[0]
+        stem = final_name(attempt.name)
         if of is not None and stem not in of:
             continue
         if attempt.is_dir() and not attempt.is_symlink():

@@ -15,6 +15,7 @@ _TRAINING = ("train", "generate train")
 VERBS = (*_TRAINING, "shard", "tokenize")
 _TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 _PLAIN = re.compile(r"[A-Za-z0-9][\w.-]*")
+_IMAGE = re.compile(r"[A-Za-z0-9][\w.:/@-]*", re.ASCII)
 _VOLUME = re.compile(r"[a-z0-9][a-z0-9.-]*:/[^:]*")
 
 
@@ -66,6 +67,8 @@ class Resources:
         for name in ("queue", "namespace"):
             if (value := getattr(self, name)) is not None and not _PLAIN.fullmatch(value):
                 raise UsageError(f"{name}={value!r} must consist of letters, digits and . _ -")
+        if self.image is not None and not _IMAGE.fullmatch(self.image):
+            raise UsageError(f"image={self.image!r} must consist of letters, digits and . _ - : / @")
         for secret in self.secrets:
             if not _PLAIN.fullmatch(secret):
                 raise UsageError(f"secret={secret!r} must be the name of a secret, never its value")

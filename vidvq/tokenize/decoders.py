@@ -144,7 +144,7 @@ class Decoders:
         return found
 
     def _in_turns(self, feeders: list[Any], job: Job, deadline_s: float) -> Generator[Any, None, None]:
-        failed = None
+        settled: set[str] = set()
         with ExitStack() as stack:
             parts = [
                 stack.enter_context(closing(self._start(feeder, job, (index, len(feeders)), deadline_s)))
@@ -159,11 +159,11 @@ class Decoders:
                     self._busy_s += message.busy_s
                     if message.turn_ends:
                         break
-                    if message.key == failed:
-                        # A later part of an item that has failed.
+                    if message.key in settled:
+                        # A later part of an item that has failed, or an error of a process that could not open a video.
                         continue
-                    if message.error:
-                        failed = message.key
+                    if message.error or message.done:
+                        settled.add(message.key)
                     if message.frames is not None:
                         self._frames += len(message.frames)
                         self.from_nvdec += len(message.frames) * message.from_nvdec

@@ -2,11 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vidvq.corpus.download import in_background
+from vidvq.corpus.fetch import local_file
 from vidvq.corpus.frames import DecodeMessage
 from vidvq.formats.reuse import reusable_samples
 from vidvq.jobs.local_clips import local_clips
@@ -14,6 +17,7 @@ from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import ShardTask
 from vidvq.runtime import WorkerDied
 from vidvq.tokenize.rows import PlannedSample
+from vidvq.video.probe import Limits
 
 Row: TypeAlias = ClipRow | PlannedSample
 Decoded: TypeAlias = Generator[DecodeMessage | WorkerDied, None, None]
@@ -54,6 +58,20 @@ class ShardInput:
         if self.left[slot] and slot not in self._decoding:
             self._decoding[slot] = self._stack.enter_context(closing(decode(slot, self)))
 
+    def hold(self, limits: Limits, allow_private: bool) -> None:
+        """Fetch the first video in the background and keep its copy, if it needs one, until this input is closed.
+
+        It is often the last video of the shard before, whose processes share the copy.
+
+        Args:
+            limits: caps on the video.
+            allow_private: whether its URL may lead to a private address.
+        """
+        first = next((part[0] for part in self.left if part), None)
+        if isinstance(first, PlannedSample):
+            held = in_background(partial(_fetch, first, limits, allow_private))
+            self._stack.callback(held.add_done_callback, lambda done: done.result().close())
+
     def take_decoding(self, slot: int) -> Decoded | None:
         """Return the messages of a slot whose decoding has been started, once; None if it has not."""
         return self._decoding.pop(slot, None)
@@ -61,6 +79,16 @@ class ShardInput:
     def close(self) -> None:
         """Stop decoding, and delete temporary copies."""
         self._stack.close()
+
+
+def _fetch(row: PlannedSample, limits: Limits, allow_private: bool) -> ExitStack:
+    """Fetch a video; a failure is left to the process that decodes it."""
+    stack = ExitStack()
+    with suppress(Exception):
+        stack.enter_context(
+            local_file(row.source, limits.max_bytes, row.sha256, allow_private, limits.download_deadline_s)
+        )
+    return stack
 
 
 def _split(rows: Sequence[Row], interleave: bool, slots: int) -> list[Sequence[Row]]:

@@ -1,12 +1,14 @@
 """The contact sheet of a tokenize job: original frames of sampled items above their reconstructions."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vidvq.corpus.fetch import local_file
 from vidvq.corpus.frames import ClipFrames, VideoFrames, decode_first
 from vidvq.errors import StoreError, UsageError
 from vidvq.formats.commit import Commit
@@ -20,6 +22,7 @@ from vidvq.model.streaming import decode_start
 from vidvq.pretrained import load_tokenizer
 from vidvq.runtime import Pool
 from vidvq.tokenize.config import TokenizeConfig
+from vidvq.video import VideoError
 
 # Number of groups that are decoded per sample; decoding costs more than encoding.
 _GROUPS = 3
@@ -46,36 +49,48 @@ def token_thumbnails(
     if not drawn:
         return
     tokenizer, card = load_tokenizer(checkpoint)
-    for commit, row in drawn:
-        try:
-            codes, info = parse_tokens(read_sample(out, commit, row.key), card, row.key)
-            count = info.num_frames
-            if tokenizer.supports_streaming:
-                count = min(1 + (_GROUPS - 1) * tokenizer.temporal_factor, count)
-            originals = _originals(row, count, config, clips, pool)
-        except (OSError, KeyError, StoreError, UsageError):
-            # An input is gone, or another driver is cleaning up; the job itself has succeeded.
-            continue
-        if originals is None:
-            continue
-        (decoded,) = decode_start(tokenizer, [codes], count, (info.height, info.width))
-        decoded = shrink_frames(decoded, tokenizer.upscale)
-        some = [0, count // 2, count - 1]
-        caption = (
-            f"{info.num_frames} frames, {info.width}×{info.height}, {info.fps:.3g} fps; the first {count} frames have "
-            f"{psnr(originals, decoded):.1f} dB"
-        )
-        yield Thumbnail(row.key, caption, jpeg_grid([[originals[at] for at in some], [decoded[at] for at in some]]))
+    for _, samples in groupby(drawn, key=lambda pair: pair[1].origin):
+        with ExitStack() as opened:
+            file = None
+            for commit, row in samples:
+                try:
+                    codes, info = parse_tokens(read_sample(out, commit, row.key), card, row.key)
+                    count = info.num_frames
+                    if tokenizer.supports_streaming:
+                        count = min(1 + (_GROUPS - 1) * tokenizer.temporal_factor, count)
+                    # Held for all samples of one input, so that a remote one is downloaded once.
+                    file = file or opened.enter_context(_local_input(row, config, clips))
+                    originals = _originals(row, count, config, file if clips else None, pool)
+                except (OSError, KeyError, StoreError, UsageError, VideoError):
+                    # An input is gone, or another driver is cleaning up; the job itself has succeeded.
+                    continue
+                if originals is None:
+                    continue
+                (decoded,) = decode_start(tokenizer, [codes], count, (info.height, info.width))
+                decoded = shrink_frames(decoded, tokenizer.upscale)
+                some = [0, count // 2, count - 1]
+                caption = (
+                    f"{info.num_frames} frames, {info.width}×{info.height}, {info.fps:.3g} fps; the first {count} "
+                    f"frames have {psnr(originals, decoded):.1f} dB"
+                )
+                grid = [[originals[at] for at in some], [decoded[at] for at in some]]
+                yield Thumbnail(row.key, caption, jpeg_grid(grid))
 
 
-def _originals(row: Any, count: int, config: TokenizeConfig, clips: Path | None, pool: Pool) -> np.ndarray | None:
-    """The first frames ``t h w c`` uint8 of one sample; None if they cannot be decoded now."""
-    with ExitStack() as stack:
-        if clips:
-            file = stack.enter_context(local_clips(clips, row))
-            assert file is not None, "a sample was made from the shard"
-            job: ClipFrames | VideoFrames = ClipFrames(file, frozenset([row.key]))
-        else:
-            job = VideoFrames((row,), config.video, config.limits, max(count - 1, 1), config.lists.allow_private)
-        ((_, found),) = pool.map(decode_first, [job], deadline_s=config.limits.deadline_s)
+def _local_input(row: Any, config: TokenizeConfig, clips: Path | None) -> AbstractContextManager[Path | None]:
+    """The clip shard of a sample, or its video, of which processes of this machine share one copy."""
+    if clips:
+        return local_clips(clips, row)
+    limits, allow_private = config.limits, config.lists.allow_private
+    return local_file(row.source, limits.max_bytes, row.sha256, allow_private, limits.download_deadline_s)
+
+
+def _originals(row: Any, count: int, config: TokenizeConfig, shard: Path | None, pool: Pool) -> np.ndarray | None:
+    """The first frames ``t h w c`` uint8 of one sample, from a clip shard if given; None if they cannot be decoded."""
+    job: ClipFrames | VideoFrames
+    if shard:
+        job = ClipFrames(shard, frozenset([row.key]))
+    else:
+        job = VideoFrames((row,), config.video, config.limits, max(count - 1, 1), config.lists.allow_private)
+    ((_, found),) = pool.map(decode_first, [job], deadline_s=config.limits.deadline_s)
     return found[:count] if isinstance(found, np.ndarray) and len(found) >= count else None

@@ -124,7 +124,7 @@ class TokenShardWorker:
                     given.start(slot, self._decode)
             self._free.clear()
             if following:
-                self._next = following.shard, in_background(partial(self._new_input, following))
+                self._next = following.shard, in_background(partial(self._new_input, following, hold=True))
             with self._clock.activity("write"):
                 fill = partial(self._fill, task, given, counted, copied)
                 try:
@@ -155,10 +155,13 @@ class TokenShardWorker:
             (_, opening), self._next = self._next, None
             opening.add_done_callback(lambda opened: opened.exception() or opened.result().close())
 
-    def _new_input(self, task: ShardTask[Any]) -> ShardInput:
-        # Other nodes open the clips that they decode.
-        here = self._clips if self._config.runtime.decode_on == "node" else None
-        return ShardInput(task, here, self._streams, self._slots_interleave)
+    def _new_input(self, task: ShardTask[Any], hold: bool = False) -> ShardInput:
+        # Other nodes open the inputs that they decode.
+        on_node = self._config.runtime.decode_on == "node"
+        given = ShardInput(task, self._clips if on_node else None, self._streams, self._slots_interleave)
+        if hold and on_node:
+            given.hold(self._config.limits, self._config.lists.allow_private)
+        return given
 
     def _fill(
         self, task: ShardTask[Any], given: ShardInput, counted: "_Counts", copied: Counter[str], draft: ShardDraft

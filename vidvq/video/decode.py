@@ -3,7 +3,7 @@
 import io
 import math
 import os
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -32,7 +32,7 @@ os.environ["DECORD_EOF_RETRY_MAX"] = "1000000000"
 
 # Maximum size of a codec's reorder buffer (frames).
 _REORDER_FRAMES = 32
-# Number of unwanted frames to decode instead of seeking; a seek may go back to a keyframe before them.
+# Number of unwanted frames to decode instead of seeking, which opens the file again.
 _SKIP_FRAMES = 256
 # Maximum size of the frames of one clip (bytes).
 MAX_CLIP_BYTES = 4 << 30
@@ -95,6 +95,15 @@ def open_reader(path: Path, info: VideoInfo, size: FrameSize, decoder: DecoderNa
     if decoder == "nvdec":
         return _NvdecReader(path, info, size)
     return _DecordReader(path, info, size) if decoder == "decord" else _PyAVReader(path, info, size)
+
+
+def first_decoded(info: VideoInfo, first: int) -> int:
+    """Index of the frame at which decoding starts in order to reach frame ``first``: that of a keyframe, or 0."""
+    if info.packets is not None or not info.finds_keyframes:
+        return 0
+    # Far enough back that the keyframe is not shown after the wanted frame.
+    before = bisect_right(info.seek_points, first - _REORDER_FRAMES)
+    return info.seek_points[before - 1] if before else 0
 
 
 def decoder_version(decoder: DecoderName) -> str:
@@ -231,7 +240,8 @@ class _PyAVReader:
         return self._size.crop_or_pad(np.stack([found[index] for index in indices]))
 
     def _go_to(self, first: int) -> None:
-        if not self._next <= first <= self._next + _SKIP_FRAMES:
+        # The next keyframe may be far after the wanted frame.
+        if not (self._next <= first and self._shown.first_decoded(first) <= self._next + _SKIP_FRAMES):
             self._frames, self._ahead, self._next = self._shown.starting_at(first), None, 0
 
     def _read(self, wanted: set[int], found: dict[int, np.ndarray]) -> None:
@@ -265,7 +275,12 @@ class _ShownFrames:
 
     def __init__(self, path: Path, info: VideoInfo, accelerator: HWAccel | None) -> None:
         self._path, self._info, self._accelerator = path, info, accelerator
+        self._seeks = True
         self.decoder: DecoderName = "pyav"
+
+    def first_decoded(self, first: int) -> int:
+        """Index of the frame at which decoding starts in order to reach frame ``first``."""
+        return first_decoded(self._info, first) if self._seeks else 0
 
     def starting_at(self, first: int) -> Iterator[Numbered]:
         try:
@@ -285,10 +300,9 @@ class _ShownFrames:
 
     def _start(self, first: int) -> Iterator[Numbered]:
         """Yield the frames that match the timeline, in order; others are skipped."""
-        if self._info.packets is None and self._info.finds_keyframes and first > _REORDER_FRAMES:
+        if self.first_decoded(first):
             with open_video(self._path, self._accelerator) as container:
                 stream = video_stream(container)
-                # Seek far enough back that the keyframe is not shown after the wanted frame.
                 container.seek(self._info.pts[first - _REORDER_FRAMES], stream=stream)
                 frames = self._by_time(decode(container, stream))
                 begun = next(frames, None)
@@ -296,6 +310,7 @@ class _ShownFrames:
                     yield begun
                     yield from frames
                     return
+            self._seeks = False
         with open_video(self._path, self._accelerator) as container:
             decoded = decode(container, video_stream(container), in_order=self._info.packets is not None)
             yield from self._by_time(decoded) if self._info.packets is None else self._by_order(decoded)

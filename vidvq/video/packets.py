@@ -133,7 +133,15 @@ class Packets:
         """Indices in the timeline of the keyframes at which decoding can start."""
         closed = self.keys.copy()
         closed[self._last_keys[self._leading]] = False
-        return tuple(np.searchsorted(np.sort(self.pts), np.sort(self.pts[closed])).tolist())
+        return tuple(self._indices(closed).tolist())
+
+    def seek_points(self) -> "array[int]":
+        """Indices in the timeline of all keyframes, those of open groups too."""
+        return array("q", self._indices(self.keys).tobytes())
+
+    def _indices(self, some: np.ndarray) -> np.ndarray:
+        """Indices in the timeline of some packets, ascending; int64."""
+        return np.searchsorted(np.sort(self.pts), np.sort(self.pts[some]))
 
     def are_trusted(self, container: InputContainer, stream: VideoStream) -> bool:
         """Whether the decoder outputs one frame per packet, in order of presentation time."""

@@ -102,6 +102,8 @@ class VideoInfo:
         torn: whether the file is truncated: shorter than the index or length in its container.
         open_groups: whether frames stored after a keyframe are shown before it.
         keyframes: indices of the frames at which decoding can start, ascending.
+        seek_points: indices of the frames that a seek can reach, ascending: ``keyframes`` and those of open groups, in
+            a packed array; empty if the timeline comes from decoding.
         quarter_turns: number of counter-clockwise quarter turns to show the picture upright, from the display matrix.
         mirrored: whether to flip the picture horizontally after the rotation.
         pixel_aspect: width of a pixel divided by its height.
@@ -126,6 +128,7 @@ class VideoInfo:
     torn: bool
     open_groups: bool
     keyframes: tuple[int, ...] = ()
+    seek_points: Sequence[int] = ()
     quarter_turns: int = 0
     mirrored: bool = False
     pixel_aspect: Fraction = Fraction(1)
@@ -227,7 +230,8 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
         end = end_of_only_stream(container, info.time_base)
     # Reopen the file only after closing it: libav keeps an index of the whole file for each open container.
     if trusted:
-        info = replace(info, pts=packets.timeline(), keyframes=packets.keyframes())
+        keyframes, seek_points = packets.keyframes(), packets.seek_points()
+        info = replace(info, pts=packets.timeline(), keyframes=keyframes, seek_points=seek_points)
         stored = packets.last_ends if demuxer(info.container) in _STORE_DURATIONS else end
         info = replace(info, last=_duration(info, stored))
         return _finished(info, _first_frame(path), packets.last_ends, end)

@@ -1,5 +1,6 @@
 """Every script that ships or is generated passes shellcheck, whatever the names in it are; the Dockerfile hadolint."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,6 +30,26 @@ def check(paths: list[Path]) -> str:
 
 def test_shipped_scripts_are_clean():
     assert check([*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        (["base", "out=a b"], ["train", "base", "out=a b"]),
+        (["train", "base"], ["train", "base"]),
+        (["generate train", "x"], ["train", "generate train", "x"]),
+        (["generate", "train", "t o"], ["generate", "train", "t o"]),
+    ],
+)
+def test_torchrun_takes_both_trainings(tmp_path, given, command):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(python), "NPROC": "1"}
+    script = ["bash", ROOT / "launch/torchrun.sh", *given]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=True)
+    found = done.stdout.splitlines()
+    assert found[found.index("vidvq") + 1 :] == command
 
 
 def test_the_dockerfile_is_clean():

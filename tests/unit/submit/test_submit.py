@@ -170,6 +170,8 @@ def test_retries_submit_again_up_to_a_cap(there, vidvq, demo_videos, monkeypatch
         (["--queue", "a;b"], "queue='a;b' must consist of letters"),
         (["--time", "soon"], "time='soon' must be H:MM:SS"),
         (["--volume", "claim"], "volume='claim' must be CLAIM:/path"),
+        (["--image", "vidvq:0.1 $(touch harm)"], "image='vidvq:0.1 $(touch harm)' must consist of letters"),
+        (["--image", "-vidvq"], "image='-vidvq' must consist of letters"),
         (["--secret", "A=b"], "secret='A=b' must be the name of a secret"),
         (["--retries", "2"], "retries=2 needs --wait"),
         (["--run", "/proc/nosuch/run"], "/proc/nosuch"),
@@ -182,6 +184,11 @@ def test_a_mistake_is_one_line_before_anything_is_submitted(there, demo_videos, 
     assert ran.code in (1, 2)
     assert said in ran.error
     assert not (there / "runs").exists()
+
+
+@pytest.mark.parametrize("image", ["vidvq:0.1", "Registry.org:5000/a_b/vidvq@sha256:" + 64 * "0", "vidvq"])
+def test_names_of_images_are_accepted(image):
+    assert Resources(image=image).image == image
 
 
 def test_a_folder_that_is_no_run_is_refused(there, vidvq):

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidvq.video import VideoError, decode
+from tests.helpers.oddities import ffmpeg
+from vidvq.video import VideoError, decode, stream
 from vidvq.video.decode import DecoderName, decode_clip, decoder_version, decoders_for, open_reader
 from vidvq.video.encode import encode_mp4
 from vidvq.video.geometry import fit_size
@@ -67,6 +69,27 @@ def test_pyav_gives_every_frame_from_wherever_it_starts(coded):
     for first in range(NUM_FRAMES):
         indices = list(range(first, min(first + 4, NUM_FRAMES)))
         assert shown(reader.read(indices)) == indices
+
+
+@pytest.mark.parametrize(("name", "keys"), [("one-key.mp4", 1), ("false-keys.mov", 1000), ("b.ts", 40)])
+def test_far_frames_are_decoded_in_one_pass_if_no_seek_helps(name, keys, make_video, tmp_path, monkeypatch):
+    options = {"x264-params": f"keyint={1000 // keys}:scenecut=0", "preset": "superfast"}
+    path = make_video(tmp_path / name, 1000, codec_options=options)
+    if lies := name == "false-keys.mov":
+        if not shutil.which("ffmpeg"):
+            pytest.skip("the ffmpeg program is not installed")
+        path = path.rename(tmp_path / "source.mov")
+        ffmpeg("-i", path, "-c:v", "rpza", tmp_path / name)
+        path = tmp_path / name
+    info = probe(path, Limits())
+    assert len(info.seek_points) == keys
+    decoded, real = [], stream._decode_packet
+    monkeypatch.setattr(stream, "_decode_packet", lambda *given: (found := real(*given), decoded.extend(found))[0])
+    reader = open_reader(path, info, fit_size(info.height, info.width, None, 1), "pyav")
+    for first in (0, 300, 600, 900):
+        assert shown(reader.read([first, first + 1])) == [first % 256, first % 256 + 1]
+    # Only a seek tells that a packet is no keyframe.
+    assert len(decoded) <= 1000 + lies * 40
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="lists open files through /proc")
