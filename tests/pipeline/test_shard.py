@@ -241,6 +241,11 @@ def test_no_clip_crosses_a_shot_boundary(tmp_path, demo_videos, vidvq):
     spans = [(info.pts[0] // step, info.pts[-1] // step) for info in infos]
     assert all(first // 30 == last // 30 for first, last in spans), spans
     assert {first // 30 for first, _ in spans} == {0, 1, 2} and 30 in {first for first, _ in spans}
+    longer = tmp_path / "longer"  # a shot of 30 frames, 1.2 s, is too short
+    ran = vidvq("shard", tmp_path / "v.mp4", "--out", longer, *SETTINGS, INLINE, "cut.kind=shots", "cut.min_shot_s=2")
+    spans = [(info.pts[0] // step, info.pts[-1] // step) for _, _, info in clips_of(longer)]
+    assert ran.code == 0 and 60 in {first for first, _ in spans}
+    assert any(first < 30 <= last for first, last in spans) and not any(first < 60 <= last for first, last in spans)
     windows = tmp_path / "windows"
     assert vidvq("shard", tmp_path / "v.mp4", "--out", windows, *SETTINGS, INLINE).code == 0
     crossing = [info for _, _, info in clips_of(windows) if info.pts[0] // step // 30 != info.pts[-1] // step // 30]
