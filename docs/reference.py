@@ -20,6 +20,8 @@ from vidvq.cli.main import cli
 from vidvq.settings import Setting, flow_yaml, plain_text, settings_of
 
 DOCS = Path(__file__).parent
+# The page that describes the groups which commands share.
+_HOME = "shard"
 _PART = re.compile(r"(<!-- generated: (options|settings) ([\w -]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -63,24 +65,28 @@ def options(name: str) -> Iterator[str]:
 def settings(stage: str) -> Iterator[str]:
     """The settings of a stage: one table of its single settings, then a section for each group."""
     found = settings_of(STAGES[stage].config_type())
+    at_home = {} if stage == _HOME else {each.path: each for each in settings_of(STAGES[_HOME].config_type())}
     singles = tuple(each for each in found if each.members is None)
     if singles:
         yield from _table(singles)
     shown: list[Setting] = []
     for group in found:
-        if group.members is not None:
+        if group.members is None:
+            continue
+        home = at_home.get(group.path)
+        if home and _names(home) == _names(group):
+            yield _heading(group)
+            yield f"The settings are those of [`vidvq {_HOME}`]({_HOME}.md#{group.path}){_differences(home, group)}."
+        else:
             yield from _group(group, shown)
 
 
 def _group(group: Setting, shown: list[Setting]) -> Iterator[str]:
     """The section of a group; one with the settings of an earlier section refers to it."""
-    yield f"\n### `{group.path}`\n\n{_markdown(group.meaning)}\n"
+    yield _heading(group)
     for earlier in shown:
-        before, now = _rows(earlier), _rows(group)
-        if [row[0] for row in before] == [row[0] for row in now]:
-            differing = [(row[0][1], row[1]) for row, other in zip(now, before, strict=True) if row[1] != other[1]]
-            defaults = "".join(f"; default of `{name}`: `{_cell(value)}`" for name, value in differing)
-            yield f"The settings are those of `{earlier.path}`{defaults}."
+        if _names(earlier) == _names(group):
+            yield f"The settings are those of `{earlier.path}`{_differences(earlier, group)}."
             return
     shown.append(group)
     if group.kinds:
@@ -95,6 +101,21 @@ def _group(group: Setting, shown: list[Setting]) -> Iterator[str]:
     for member in group.members or ():
         if member.members is not None:
             yield from _group(member, shown)
+
+
+def _heading(group: Setting) -> str:
+    return f"\n### `{group.path}`\n\n{_markdown(group.meaning)}\n"
+
+
+def _names(group: Setting) -> list[tuple[str, str, str, str]]:
+    return [row for row, _ in _rows(group)]
+
+
+def _differences(before: Setting, now: Setting) -> str:
+    """The defaults of a group that differ from those of another with the same settings."""
+    rows = zip(_rows(now), _rows(before), strict=True)
+    differing = [f"`{row[1]}={_cell(value)}`" for (row, value), (_, other) in rows if value != other]
+    return f", with {', '.join(differing)} by default" if differing else ""
 
 
 def _rows(group: Setting) -> list[tuple[tuple[str, str, str, str], str]]:

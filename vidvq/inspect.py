@@ -269,14 +269,14 @@ def _checkpoint(path: Path) -> Iterator[str]:
     yield f"  decoder fingerprint {checkpoint.fingerprints.decoder}"
     for part in ("encoder", "quantizer", "decoder"):
         sizes = [tensor.size for name, tensor in checkpoint.tensors.items() if name.startswith(part + ".")]
-        yield f"  {part}: {len(sizes)} tensors, {sum(sizes) / 1e6:.2f} M weights"
+        yield f"  {part}: {len(sizes)} tensors, {sum(sizes) / 1e6:.2f} M parameters"
     yield "model:"
     yield from _fields(checkpoint.config["model"])
 
 
 def _generator(generator: Generator) -> Iterator[str]:
     card, sizes = generator.card, [tensor.size for tensor in generator.tensors.values()]
-    yield f"{generator.path}: generator at step {generator.step}, {sum(sizes) / 1e6:.2f} M weights"
+    yield f"{generator.path}: generator at step {generator.step}, {sum(sizes) / 1e6:.2f} M parameters"
     yield f"  fingerprint {generator.fingerprint}"
     yield f"  objective {card.objective}, tasks {', '.join(card.tasks)}"
     yield f"  trained on {'; '.join('x'.join(map(str, shape)) for shape in card.shapes)} latents, {card.fps:.3g} fps"

@@ -86,7 +86,7 @@ class ProgressBar:
         if self._live:
             bar, task = self._live
             bar.update(task, completed=self._shown_done, note=self.note)
-        elif time.monotonic() - self._last_printed > PLAIN_INTERVAL_S:
+        elif self._shown_done != self.total and time.monotonic() - self._last_printed > PLAIN_INTERVAL_S:
             self.print_line()
 
     @property

@@ -154,7 +154,7 @@ def test_a_code_out_of_range_is_refused(vidvq, tmp_path, tokens_dir, checkpoint_
     [
         (["shard", "/nowhere", "--out", "{out}"], "input /nowhere does not exist"),
         (["shard", "{empty}", "--out", "{out}"], "no video under"),
-        (["shard", "{empty}"], "Missing option '--out'"),
+        (["shard", "{empty}"], "Missing option '--out'. See `vidvq shard --help`."),
         (["shard", "{empty}", "--out", "{out}", "clip.num_frames=0", "clip.colour=1", "clips_per_shard=x"], "3 wrong"),
         (["frobnicate"], "No such command 'frobnicate'"),
         (["verify", "--frobnicate", "x"], "No such option"),

@@ -121,7 +121,7 @@ def test_another_function_version_or_argument_is_another_job(clips, vidvq, tmp_p
     assert 'version was "", now "2"' in vidvq(*job, "version=2").error
     assert "arguments.k was absent, now 2" in vidvq(*job, "arguments.k=2").error
     source.write_text("def f(frames, info, k=1):\n    return {'a': k + 1}\n")
-    assert "was made from something else: function.sha256 was" in vidvq(*job).error
+    assert "was made from other inputs or settings: function.sha256 was" in vidvq(*job).error
     assert "function.sha256 was" in vidvq(*job, "--retry-failed").error
 
 

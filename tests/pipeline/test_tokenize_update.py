@@ -245,7 +245,7 @@ def test_failed_clips_are_retried(clips_dir, checkpoint_dir, tmp_path, snapshot,
         assert vidvq(*command, "--out", out).code == 1
     failed = json.loads((out / "summary.json").read_bytes())["failed"]["decoder_died"]["count"]
     ran = vidvq(*command, "--out", out, "--retry-failed=decoder_died")
-    assert ran.code == 0 and f"{failed} failed items, {failed} to retry" in ran.err
+    assert ran.code == 0 and f", {failed} to retry" in ran.err
     assert vidvq("verify", out).code == 0
     samples = {key: files for path in sorted(alone.glob("*.tar")) for key, files in read_samples(path)}
     retried = {key: files for path in sorted(out.glob("*.tar")) for key, files in read_samples(path)}

@@ -54,7 +54,8 @@ def test_without_a_total_the_unit_is_named(clock, capsys):
 def test_the_last_line_is_not_repeated(clock, capsys):
     with log.progress("sample", 1, "shards") as bar:
         clock[0] += 30
-        bar.advance()
+        bar.count_ahead()
+        bar.advance(note="0 failed")
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 

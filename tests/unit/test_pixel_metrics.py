@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from vidvq.errors import UsageError
+from vidvq.evaluate.config import EvaluateConfig
+from vidvq.evaluate.scores import VideoScorer
 from vidvq.metrics.pixel import (
     blocking,
     edge_ratio,
@@ -60,6 +62,7 @@ def test_a_position_is_static_up_to_the_deviation_of_its_luma():
     expected[:, :6] = False
     assert np.array_equal(static_mask(still, 4.0), expected)
     assert static_mask(still, 5.5).all()
+    assert VideoScorer(EvaluateConfig(static_deviation=5.5)).static_mask(still).all()
     assert not static_mask(still, 0.5)[:, :12].any() and static_mask(still, 0.5)[:, 12:].all()
 
 

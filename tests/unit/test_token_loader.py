@@ -33,8 +33,10 @@ def test_long_samples_are_cut_after_latent_frame_0(tokens_dir):
     starts = set()
     for batch in first_batches(loader, 12):
         assert batch.latents[:, 0].eq(0).all() and batch.codes.shape[1] == 2
-        for key, codes, latents in zip(*batch, strict=True):
+        for key, codes, ids, latents in zip(*batch, strict=True):
             assert np.array_equal(codes.numpy(), stored[key][latents.numpy()])
+            offsets = [loader.card.codebook_of(t).offset for t in latents.tolist()]
+            assert (ids - codes)[:, 0, 0].tolist() == offsets and offsets[1] > 0
             starts.add(int(latents[1]))
     assert len(starts) > 1
 

@@ -75,8 +75,8 @@ def load_training_config(arguments: tuple[str, ...], out: str | None, config_nam
 def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
     """Train a generator on TOKENS, directories of token shards of one tokenizer.
 
-    An interrupted run resumes with the same command. For several devices, start it with torchrun; for several nodes,
-    also with `vidvq submit generate train`.
+    An interrupted run resumes with the same command. For several GPUs, start it with torchrun; for several nodes, with
+    torchrun or `vidvq submit generate train`.
 
     \b
     vidvq generate train runs/tokens --out runs/generator

@@ -156,6 +156,8 @@ def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
     match error:
         case click.NoSuchOption(possibilities=None | []):
             return USAGE, f"{error.format_message()} Settings have no dashes: KEY=VALUE."
+        case click.MissingParameter(ctx=click.Context(command_path=command)):
+            return USAGE, f"{error.format_message()} See `{command} --help`."
         case click.ClickException():
             return USAGE, error.format_message()
         case click.Abort():

@@ -72,7 +72,7 @@ checkpoint_option = click.option(
     type=TokenizerPath(),
     default=BUNDLED,
     show_default="the bundled checkpoint",
-    help="Checkpoint, training run to use the newest checkpoint of, or tokenizer of another package.",
+    help="Checkpoint, training run (its newest checkpoint is used), or tokenizer of another package.",
 )
 out_option = click.option("--out", required=True, type=PathOrUrl(), help="Output directory, or s3://bucket/folder.")
 

@@ -17,8 +17,8 @@ from vidvq.cli.options import run_out, run_out_option
 def train(config_name: str, overrides: tuple[str, ...], out: str | None, profile: bool) -> int:
     """Train a tokenizer with the settings in CONFIG, a YAML file or the name of a packaged one.
 
-    An interrupted run resumes with the same command. For several devices, start it with torchrun; for several nodes,
-    also with `vidvq submit train`.
+    An interrupted run resumes with the same command. For several GPUs, start it with torchrun; for several nodes, with
+    torchrun or `vidvq submit train`.
 
     \b
     vidvq train demo data.clips=runs/clips out=runs/train

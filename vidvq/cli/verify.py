@@ -15,7 +15,7 @@ from vidvq.redact import printable
 def verify(folder: Path) -> int:
     """Verify DIR, a directory that `vidvq shard`, `map`, `tokenize`, `generate` or `export` wrote, or a checkpoint.
 
-    Of a training run, the newest checkpoint is verified.
+    For a training run, its newest checkpoint is verified.
 
     Checks that every planned item is accounted for exactly once, every field agrees with the bytes, every checksum
     matches and every code is in range.

@@ -198,9 +198,9 @@ def _file(path: Path, reading: _Reading, named: bool) -> Iterator[Source]:
 
 
 def _but(passed: Counter[str]) -> str:
-    """What was passed over, for a message: `` (passed over 3 .srt, 1 linked folders)``."""
+    """What was skipped, for a message: `` (skipped 3 .srt, 1 linked folders)``."""
     if not passed:
         return ""
     shown_kinds = [f"{count} {shown(kind)}" for kind, count in passed.most_common(_SHOWN_KINDS)]
     more = passed.total() - sum(count for _, count in passed.most_common(_SHOWN_KINDS))
-    return f" (passed over {', '.join(shown_kinds)}{f', {more} others' if more else ''})"
+    return f" (skipped {', '.join(shown_kinds)}{f', {more} others' if more else ''})"

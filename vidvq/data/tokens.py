@@ -64,11 +64,13 @@ class TokenBatch(NamedTuple):
         keys: keys of the samples.
         codes: indices into the codebooks, ``b lt lh lw`` int64: the card's first codebook for latent frame 0, its last
             one for later latent frames.
+        ids: the same codes as ids in the flat vocabulary over all codebooks, ``b lt lh lw`` int64.
         latents: index of each latent frame in the complete sample, ``b lt`` int64; the first is 0.
     """
 
     keys: list[str]
     codes: Tensor
+    ids: Tensor
     latents: Tensor
 
 
@@ -179,10 +181,9 @@ def make_sample(key: str, codes: np.ndarray, latents: np.ndarray, card: Tokenize
 
 def collate(samples: list[TokenSample]) -> TokenBatch:
     """Stack samples of one grid."""
-    codes = torch.from_numpy(np.stack([sample.codes for sample in samples]))
-    return TokenBatch(
-        [sample.key for sample in samples], codes, torch.from_numpy(np.stack([s.latents for s in samples]))
-    )
+    keys, *arrays = zip(*samples, strict=True)
+    codes, ids, latents = (torch.from_numpy(np.stack(each)) for each in arrays)
+    return TokenBatch(list(keys), codes, ids, latents)
 
 
 class TokenLoader:

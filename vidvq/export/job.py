@@ -165,7 +165,7 @@ def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit], 
         # An older version wrote no digest.
         header.pop(DIGEST_KEY)
     if found := list(differences("", there, header)):
-        raise UsageError(f"{out} was made from something else: {'; '.join(found[:4])}; give another --out")
+        raise UsageError(f"{out} was made from other tokens or settings: {'; '.join(found[:4])}; give another --out")
     return made
 
 

@@ -369,7 +369,8 @@ def refuse_other_origin(
         more = len(found) - _SHOWN_DIFFERENCES
         shown = "; ".join(found[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         raise UsageError(
-            f"{folder} was made from something else: {shown}. Give another --out, or the same inputs and settings"
+            f"{folder} was made from other inputs or settings: {shown}. Give another --out, or the same inputs and "
+            "settings"
         )
 
 

@@ -327,8 +327,8 @@ def check_fingerprint(folder: Path, written: TokenizerCard, checkpoint: Path, ca
     """
     if card.token_fingerprint != written.token_fingerprint:
         raise UsageError(
-            f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, {checkpoint} is tokenizer "
-            f"{card.token_fingerprint[:12]}; give a checkpoint of the first"
+            f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, but {checkpoint} is tokenizer "
+            f"{card.token_fingerprint[:12]}; give the checkpoint that made the tokens"
         )
     for name in ("codebooks", "temporal_factor", "spatial_factor"):
         if getattr(written, name) != getattr(card, name):

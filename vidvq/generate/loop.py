@@ -87,7 +87,7 @@ class _TrainingLoop:
         self.trainer.load_state(loaded)
         if context.rank == 0:
             size = sum(weight.numel() for weight in loaded.tensors["network"].values())
-            info(f"resuming from {state.checkpoint}" if state else f"{size / 1e6:.1f} million weights")
+            info(f"resuming from {state.checkpoint}" if state else f"{size / 1e6:.1f} M parameters")
         self.terms, self.by_task = MeanTerms(), {task: MeanTerms() for task in card.tasks}
         self._restart_clock()
         self.writer = self._open_writer()

@@ -124,20 +124,20 @@ class RunMetrics:
         total = sum(self.seconds.values())
         shares = {name: self.seconds.get(name, 0.0) / total for name in self.activities if name != self.work}
         listed = sorted((name for name in shares if shares[name] >= _SHOWN_SHARE), key=lambda name: -shares[name])
-        parts = [f"{self.efficiency:.0%} of their time {self.activities[self.work].name}"]
+        parts = [f"{self.efficiency:.0%} {self.activities[self.work].name}"]
         parts += [f"{shares[name]:.0%} {self.activities[name].name}" for name in listed]
         made = ", ".join(f"{count} {name}" for name, count in self.totals.items())
         rates = ", ".join(f"{count / self.wall_s:.1f} {name}/s" for name, count in self.totals.items())
         text = [
             *self.extra_lines,
-            f"{made} in {self.wall_s:.1f} s by {counted(self.workers, 'workers')}: {rates}; {self.start_s:.1f} s "
-            "until a worker was ready",
-            f"since then the workers spent {', '.join(parts)}",
+            f"{made} in {self.wall_s:.1f} s by {counted(self.workers, 'workers')}: {rates}; workers "
+            f"started in {self.start_s:.1f} s",
+            f"time of the workers: {', '.join(parts)}",
         ]
         is_worth = self.wall_s >= _ADVICE_WALL_S and listed and shares[listed[0]] >= _ADVICE_SHARE
         if is_worth and self.activities[listed[0]].remedy:
             activity = self.activities[listed[0]]
-            text.append(f"most of the rest was spent {activity.name}; what helps: {activity.remedy}")
+            text.append(f"bottleneck: {activity.name}; try {activity.remedy}")
         return text
 
     def to_json(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.plan_videos import number_shards, sources_of
 from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ListedStage, Stage, VideoStage
 from vidvq.jobs.unique_keys import assign_keys
-from vidvq.log import info
+from vidvq.log import counted, info
 from vidvq.runtime import Runtime
 from vidvq.storage import differences, resolve_path
 
@@ -102,7 +102,7 @@ def retry_rows(stage: ClipStage | ListedStage[Any], update: CorpusUpdate, out: P
     _refuse_other_identity(stage, plan, out)
     failed = _failed_keys(plan, stage.row, update.retry, out)
     rows = [row for row in plan.rows(stage.row) if row.key in failed]
-    info(f"{len(failed)} failed items, {len(rows)} to retry")
+    info(f"{counted(len(failed), 'failed items')}, {len(rows)} to retry")
     return extend_plan(out, plan, plan.made_from, codec_of(stage.row).to_table(rows)) if rows else plan
 
 
@@ -175,7 +175,7 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
     # Items that the file no longer contains stay in the plan, unless an earlier update has removed them.
     gone = (row for row in unclaimed.values() if row.reason not in {REMOVED, GONE})
     rows += [row.leave_out(GONE, "is not in the file as it is now") for row in gone]
-    info(f"{len(failed)} failed items, {len(rows)} to retry")
+    info(f"{counted(len(failed), 'failed items')}, {len(rows)} to retry")
     return _extend(stage, plan, fingerprint, rows, out) if rows else plan
 
 

@@ -124,7 +124,7 @@ def _join(address: str) -> None:
 
 
 def _start_here(workers: int | None) -> None:
-    info("starting Ray, which takes a few seconds and counts progress by shard; runtime.workers=1 runs without it")
+    info("starting Ray, which takes a few seconds (runtime.workers=1 runs without it); progress is counted by shard")
     try:
         # Without the dashboard there is no job server, which would run any command it receives. Ray's other ports
         # still listen on every interface, and require its token.

@@ -19,7 +19,7 @@ def run_shard(inputs: list[str], out: Path, config: ShardConfig) -> JobSummary:
         config: settings.
 
     Returns:
-        The account of all planned items.
+        The outcomes of all planned items, and totals.
 
     Raises:
         UsageError: a mistake in the arguments; nothing was changed.

@@ -20,7 +20,7 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
         config: settings.
 
     Returns:
-        The account of all planned items.
+        The outcomes of all planned items, and totals.
 
     Raises:
         UsageError: a mistake in the arguments; nothing was changed.

@@ -165,7 +165,7 @@ class _TrainingLoop:
         device, ranks = self.context.device, self.context.size
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         return (
-            f"{weights / 1e6:.1f} M trained weights, {self.config.precision}, on {ranks} x {name}; "
+            f"{weights / 1e6:.1f} M trainable parameters, {self.config.precision}, on {ranks} x {name}; "
             f"{data.batch_size} of {len(self.data.index.keys)} clips per step, {shapes}"
         )
 

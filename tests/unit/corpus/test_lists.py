@@ -265,4 +265,4 @@ def test_what_a_clip_cannot_hold_is_carried_as_text(folder):
 def test_repeated_rows_are_counted(folder, capsys):
     (folder / "list.txt").write_text("a.mp4\nb.mp4\na.mp4\n")
     assert len(list(list_sources([str(folder / "list.txt")], ListPolicy()))) == 2
-    assert "passed over 1 repeated inputs" in capsys.readouterr().err
+    assert "skipped 1 repeated inputs" in capsys.readouterr().err

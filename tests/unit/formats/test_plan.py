@@ -66,7 +66,7 @@ def test_many_differences_are_counted(plan_dir, ensure_plan):
 
 def test_what_hides_behind_a_hash_is_explained_first(plan_dir, ensure_plan):
     change = {"inputs": {"count": 2, "sha256": "bb"}}
-    with pytest.raises(ValueError, match="made from something else: x.mp4 was changed; inputs.sha256"):
+    with pytest.raises(ValueError, match="made from other inputs or settings: x.mp4 was changed; inputs.sha256"):
         ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never, ["x.mp4 was changed"])
 
 
@@ -116,7 +116,7 @@ def test_who_is_overtaken_by_another_plan_is_refused_and_harms_nothing(tmp_path,
         ensure_plan(tmp_path / "out", "shard", "clips", {"other": 1}, lambda: plan_table("xyz"))
         return plan_table("abc", "d")
 
-    with pytest.raises(ValueError, match="was made from something else"):
+    with pytest.raises(ValueError, match="was made from other inputs or settings"):
         ensure_plan(tmp_path / "out", "shard", "clips", MADE_FROM, overtaken)
     assert read_plan(tmp_path / "out").num_items == 3
 

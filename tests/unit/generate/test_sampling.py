@@ -130,6 +130,17 @@ def test_mean_codes_are_nearest_to_the_mean_of_what_is_drawn(card):
     assert np.abs(draw(network, card, **settings) - drawn.mean(0)).max() > 8
 
 
+def test_nucleus_sampling_draws_from_the_most_probable_codes(card):
+    network = build_network(card).eval().requires_grad_(False)
+    drawn = {
+        top_p: np.stack([draw(network, card, seed=str(seed), steps=1, top_p=top_p) for seed in range(30)])
+        for top_p in (1e-6, 0.3, 1.0)
+    }
+    assert (drawn[1e-6] == draw(network, card, steps=1, temperature=0.0)).all()
+    distinct = {top_p: [len(np.unique(place)) for place in codes.reshape(30, -1).T] for top_p, codes in drawn.items()}
+    assert 1 < np.mean(distinct[0.3]) < np.mean(distinct[1.0]) / 2
+
+
 def test_mean_codes_with_a_temperature_are_refused():
     with pytest.raises(UsageError, match=r"estimate=mean .* temperature=1.0; set it to 0"):
         SamplingConfig(estimate="mean")

@@ -39,7 +39,8 @@ def batch(encoder, with_text):
     """Samples whose codes are the index of their word."""
     codes = torch.arange(3)[:, None, None, None].expand(3, 2, 2, 2)
     text = pad_texts([encoder.encode(word) if with_text else None for word in WORDS], encoder.width)
-    return Examples(TokenBatch(list(WORDS), codes, torch.arange(2).expand(3, 2)), "generate", None, None, None, text)
+    tokens = TokenBatch(list(WORDS), codes, codes, torch.arange(2).expand(3, 2))
+    return Examples(tokens, "generate", None, None, None, text)
 
 
 def train(card, examples, steps=40):
