@@ -32,7 +32,6 @@ from vidvq.storage import (
     publish_once,
     publish_replace,
     read_json,
-    remove_attempts,
     safe_join,
     sha256_file,
 )
@@ -229,11 +228,9 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
         record = _write(folder, shard, plan_id, fill)
         create_once(record_path(folder, shard), _encode(record))
     except FileNotFoundError:
-        # Another writer has committed the shard, and deleted the temporary files of all others.
+        # Another driver has finished the job, and deleted the temporary files of all others.
         if not file_exists(record_path(folder, shard)):
             raise
-    remove_attempts(folder, shard)
-    remove_attempts(folder / FOLDER, shard + ".json")
     committed = read_commit(folder, shard)
     assert committed is not None
     return committed

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -112,7 +113,6 @@ def test_a_shard_published_by_a_killed_writer_is_recorded_by_the_next(tmp_path, 
     monkeypatch.setattr(commits, "_OTHER_WRITER_S", 60.0)  # equal content is nothing to wait for
     first = commit_shard(tmp_path, SHARD, "plan", fill)
     (tmp_path / f"commits/{SHARD}.json").unlink()
-    (tmp_path / f"{SHARD}.tmp.host-1-aa").write_bytes(b"half")
     assert commit_shard(tmp_path, SHARD, "plan", fill) == first
     assert files(tmp_path) == WHOLE
 
@@ -123,6 +123,16 @@ def test_a_foreign_tar_under_the_final_name_is_replaced_in_the_end(tmp_path, mon
     record = commit_shard(tmp_path, SHARD, "plan", fill)
     assert hashlib.sha256((tmp_path / SHARD).read_bytes()).hexdigest() == record.sha256
     assert files(tmp_path) == WHOLE
+
+
+def test_no_commit_lists_a_directory_that_may_hold_all_shards(tmp_path, monkeypatch):
+    listed = []
+    for name in ("scandir", "listdir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, real=real: (listed.append(given), real(*given))[1])
+    for number in range(3):
+        commit_shard(tmp_path, f"clips-{number:06d}.tar", "plan", fill)
+    assert listed == []
 
 
 def test_a_shard_that_is_not_committed_has_no_record(tmp_path):
