@@ -41,6 +41,7 @@ from vidvq.storage import (
     remove_attempts,
     safe_join,
     sha256_file,
+    unless_done,
     write_shared,
 )
 from vidvq.video.write import TimedFrame, VideoShape, write_frames
@@ -252,12 +253,8 @@ def make_worker(job: _Job, gpus: float, force: bool) -> Callable[[tuple[Item, ..
     def write(item: Item, frames: Iterator[TimedFrame], info: TokenInfo) -> None:
         if not item.path.parent.exists():
             make_folder(item.path.parent)
-        try:
+        with unless_done(item.path.exists):
             write_frames(item.path, job.kind, frames, _shape(info, tokenizer), job.config.crf, force)
-        except FileNotFoundError:
-            # Another driver has finished the job, and deleted the temporary files of all others.
-            if not item.path.exists():
-                raise
 
     def decode(items: tuple[Item, ...]) -> None:
         clips = [Clip(*item.location.read(card)) for item in items]

@@ -33,11 +33,13 @@ from vidvq.storage import (
     PREFLIGHT_MARKER,
     create_once,
     differences,
+    file_exists,
     make_folder,
     pretty_json,
     read_json,
     remove_attempts,
     sha256_file,
+    unless_done,
     write_shared,
 )
 
@@ -190,18 +192,13 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
             clips, ids = clips + 1, ids + len(sequence.ids)
             yield sequence
 
-    try:
+    record = record_path(out, stem)
+    with unless_done(lambda: file_exists(record)):
         paths = write_part(target, out, stem, counted(), commit.ok, layout.vocabulary)
-    except FileNotFoundError:
-        # Another driver has finished the export, and deleted the temporary files of all others.
-        if part := read_part(out, stem):
-            return part
-        raise
-    files = tuple(PartFile(file.name, file.stat().st_size, sha256_file(file)) for file in paths)
-    if clips != commit.ok:
-        raise UsageError(f"{path} has {clips} clips, its record has {commit.ok}; run vidvq verify {tokens}")
-    part = Part(commit.shard, commit.sha256, clips, ids, files)
-    create_once(record_path(out, stem), encode_part(part))
+        if clips != commit.ok:
+            raise UsageError(f"{path} has {clips} clips, its record has {commit.ok}; run vidvq verify {tokens}")
+        files = tuple(PartFile(file.name, file.stat().st_size, sha256_file(file)) for file in paths)
+        create_once(record, encode_part(Part(commit.shard, commit.sha256, clips, ids, files)))
     recorded = read_part(out, stem)
     assert recorded is not None
     return recorded

@@ -34,6 +34,7 @@ from vidvq.storage import (
     read_json,
     safe_join,
     sha256_file,
+    unless_done,
 )
 
 FORMAT = "vidvq.commit/1"
@@ -224,13 +225,9 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
     Raises:
         OSError: the disk is full or not writable; nothing is left under a final name.
     """
-    try:
-        record = _write(folder, shard, plan_id, fill)
-        create_once(record_path(folder, shard), _encode(record))
-    except FileNotFoundError:
-        # Another driver has finished the job, and deleted the temporary files of all others.
-        if not file_exists(record_path(folder, shard)):
-            raise
+    path = record_path(folder, shard)
+    with unless_done(lambda: file_exists(path)):
+        create_once(path, _encode(_write(folder, shard, plan_id, fill)))
     committed = read_commit(folder, shard)
     assert committed is not None
     return committed

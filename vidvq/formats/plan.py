@@ -38,6 +38,7 @@ from vidvq.storage import (
     safe_join,
     sha256_bytes,
     sha256_file,
+    unless_done,
     write_atomic,
 )
 
@@ -483,10 +484,7 @@ def _read_table(folder: Path, header: PlanHeader, number: int) -> pa.Table:
 def _write_table(folder: Path, table: pa.Table) -> str:
     data = encode_table(table)
     # If another driver has written its plan in the meantime, that plan stands, with its own table.
-    try:
+    with unless_done(lambda: has_plan(folder)):
         if not has_plan(folder):
             write_atomic(folder / "plan.parquet", data, holds_secrets(table))
-    except FileNotFoundError:
-        if not has_plan(folder):
-            raise
     return sha256_bytes(data)

@@ -18,6 +18,7 @@ from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.jobs.unique_keys import separate_keys
 from vidvq.log import progress
 from vidvq.runtime import Runtime
+from vidvq.storage import unless_done
 
 
 def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, runtime: Runtime) -> Plan:
@@ -39,18 +40,14 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
     if not listing.parts:
         raise UsageError("the inputs contain no videos")
     made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
-    try:
+    with unless_done(lambda: has_plan(out)):
         rows = probe_listing(stage, listing, made_from, out, runtime.pool(listing.units(stage)))
         table = separate_keys(number_shards(stage, stage.select(rows, ()), 0), stage.row)
-    except FileNotFoundError:
-        # Another driver has written the plan and deleted the parts that this one was reading.
-        if not has_plan(out):
-            raise
-        return _confirm(stage, inputs, out)
-    plan = create_plan(out, stage.name, stage.prefix, made_from, table, stage.files())
-    remove_parts(out)
-    refuse_other_origin(out, plan, stage.name, made_from)
-    return plan
+        plan = create_plan(out, stage.name, stage.prefix, made_from, table, stage.files())
+        remove_parts(out)
+        refuse_other_origin(out, plan, stage.name, made_from)
+        return plan
+    return _confirm(stage, inputs, out)
 
 
 def number_shards(stage: VideoStage[AnyVideoRow], rows: Iterable[AnyVideoRow], first_shard: int) -> pa.Table:

@@ -14,6 +14,7 @@ from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, read_commit
 from vidvq.formats.plan import create_plan
 from vidvq.formats.summary import summarize
 from vidvq.formats.tar import read_members
+from vidvq.storage import remove_attempts
 
 SHARD = "clips-000000.tar"
 
@@ -74,6 +75,20 @@ def test_who_loses_the_race_gets_the_winners_record_and_leaves_nothing(tmp_path)
     assert standing.ok == 2
     assert dict(read_members(tmp_path / SHARD))["a.mp4"] == b"movie"
     assert files(tmp_path) == WHOLE
+
+
+def test_who_is_late_for_a_finished_job_gets_the_winners_record(tmp_path):
+    def late(draft: ShardDraft) -> None:
+        commit_shard(tmp_path, SHARD, "plan", fill)
+        remove_attempts(tmp_path)
+
+    assert commit_shard(tmp_path, SHARD, "plan", late).ok == 2
+    assert files(tmp_path) == WHOLE
+
+
+def test_a_temporary_file_that_is_lost_is_an_error_unless_the_shard_is_committed(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        commit_shard(tmp_path, SHARD, "plan", lambda draft: remove_attempts(tmp_path))
 
 
 def test_who_loses_between_tar_and_record_gets_the_winners_record(tmp_path, monkeypatch):
