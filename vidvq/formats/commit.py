@@ -90,7 +90,7 @@ class Commit:
     failed: tuple[Outcome, ...]
     filtered: tuple[Outcome, ...]
     members: tuple[Member, ...] = ()
-    stats: dict[str, int] = field(default_factory=dict[str, int])
+    stats: dict[Label, Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]] = field(default_factory=dict[str, int])
 
     @property
     def items(self) -> int:
@@ -104,23 +104,6 @@ class Commit:
             offset += BLOCK_BYTES
             yield member, offset
             offset += -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
-
-
-@dataclass(frozen=True)
-class _CommitFile:
-    """The JSON of a record; fields as in :class:`Commit`, members as lists."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    shard: FileName
-    plan_id: Text
-    sha256: Digest | None
-    bytes: Count
-    ok: Count
-    failed: tuple[Outcome, ...]
-    filtered: tuple[Outcome, ...]
-    members: tuple[tuple[MemberName, Count, Annotated[int, Field(ge=0, lt=1 << 32)]], ...]
-    stats: dict[Label, Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]]
 
 
 _on_item: ContextVar[Callable[[], None]] = ContextVar("on_item", default=lambda: None)
@@ -234,20 +217,19 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
 
 
 def _read(path: Path) -> Commit:
-    found = parse(_CommitFile, read_json(path), FORMAT, f"{path}", _REDO)
+    found = parse(Commit, read_json(path), FORMAT, f"{path}", _REDO)
     fault = _contradiction(found) if path.name == f"{found.shard}.json" else f"it is the record of {found.shard}"
     if fault:
         raise UsageError(f"{path} is not a record of its shard: {fault}; {_REDO}")
-    fields: dict[str, Any] = {**vars(found), "members": tuple(Member(*member) for member in found.members)}
-    return Commit(**fields)
+    return found
 
 
-def _contradiction(record: _CommitFile) -> str:
+def _contradiction(record: Commit) -> str:
     """Describe the first inconsistency of a record; "" if there is none."""
-    names = [name for name, _, _ in record.members]
+    names = [member.name for member in record.members]
     if len(set(names)) != len(names):
         return "a member occurs twice"
-    size = sum(BLOCK_BYTES + -(-size // BLOCK_BYTES) * BLOCK_BYTES for _, size, _ in record.members)
+    size = sum(BLOCK_BYTES + -(-member.size // BLOCK_BYTES) * BLOCK_BYTES for member in record.members)
     if record.sha256 is None and (record.bytes or record.ok or names or record.stats):
         return "it has content, but no sha256"
     whole = -(-(size + _END_BYTES) // _RECORD_BYTES) * _RECORD_BYTES
@@ -306,6 +288,4 @@ def _encode(record: Commit) -> bytes:
     data: dict[str, Any] = {**vars(record), "format": FORMAT}
     for name in ("failed", "filtered"):
         data[name] = [asdict(outcome) for outcome in data[name]]
-    # Not by asdict: it takes tens of milliseconds for hundreds of members, while the encoder waits.
-    data["members"] = [[member.name, member.size, member.crc32] for member in record.members]
     return pretty_json(add_digest(data))
