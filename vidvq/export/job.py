@@ -13,7 +13,7 @@ from vidvq.export.records import target_of
 from vidvq.export.target import Target, TokenSequence, write_part
 from vidvq.export.targets import TARGETS
 from vidvq.export.verify import compare_part, damaged_files
-from vidvq.formats.commit import FOLDER, Commit, read_commit
+from vidvq.formats.commit import FOLDER, Commit, read_finished
 from vidvq.formats.export_records import (
     ExportHeader,
     Part,
@@ -123,16 +123,10 @@ def _committed(tokens: Path) -> list[Commit]:
     plan = read_plan(tokens)
     if plan.header.prefix != PREFIX:
         raise UsageError(f"{tokens} was written by vidvq {plan.stage}; give a directory of token shards")
-    commits = []
-    for shard in plan.shard_names():
-        commit = read_commit(tokens, shard)
-        if commit is None:
-            raise UsageError(f"{tokens}: {shard} is not committed; finish vidvq tokenize first")
-        commits.append(commit)
-    full = [commit for commit in commits if commit.sha256]
-    if not full:
+    commits = list(read_finished(tokens, plan))
+    if not commits:
         raise UsageError(f"{tokens} has no tokens to export")
-    return full
+    return commits
 
 
 def _stem(commit: Commit) -> str:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from vidvq.errors import UsageError
+from vidvq.formats.plan import Plan
 from vidvq.formats.schema import MAX_LABEL, MAX_TEXT, Count, Digest, FileName, Label, MemberName, Text, parse
 from vidvq.formats.tar import BLOCK_BYTES, Member, TarWriter
 from vidvq.redact import redact
@@ -191,6 +192,19 @@ def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]
                 return
             shard, reading = ahead.popleft()
             yield reading.result() if reading else read_commit(folder, shard)
+
+
+def read_finished(folder: Path, plan: Plan) -> Iterator[Commit]:
+    """Yield the records of the shards of a finished directory that are not empty, in order.
+
+    Raises:
+        UsageError: a shard is not committed, or its record is damaged.
+    """
+    for name, commit in zip(plan.shard_names(), read_commits(folder, plan.shard_names()), strict=True):
+        if commit is None:
+            raise UsageError(f"{folder}: {name} is not committed; finish vidvq {plan.stage} first")
+        if commit.sha256 is not None:
+            yield commit
 
 
 def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:

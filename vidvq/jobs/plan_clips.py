@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from vidvq.errors import UsageError
-from vidvq.formats.commit import Commit, read_commits
+from vidvq.formats.commit import Commit, read_finished
 from vidvq.formats.plan import Plan, create_plan, extend_plan, has_plan, read_plan, refuse_other_origin
 from vidvq.formats.rows import NOT_SELECTED, REMOVED, codec_of
 from vidvq.formats.selection import ClipSelection
@@ -77,11 +77,7 @@ def read_clip_shards(folder: Path, plan: Plan) -> Iterator[Commit]:
     """
     if plan.stage != SHARD_STAGE:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
-    for name, commit in zip(plan.shard_names(), read_commits(folder, plan.shard_names()), strict=True):
-        if commit is None:
-            raise UsageError(f"{folder}: {name} is not committed; finish vidvq shard first")
-        if commit.sha256 is not None:
-            yield commit
+    yield from read_finished(folder, plan)
 
 
 def _rows(commits: Iterator[Commit], selection: ClipSelection | None, digest: Any) -> Iterator[ClipRow]:
