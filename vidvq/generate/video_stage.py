@@ -13,7 +13,6 @@ import numpy as np
 from vidvq.config import to_dict
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.frames import DecodeMessage, ItemInfo, VideoFrames, decode_items, frame_range
-from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
@@ -62,19 +61,9 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
     }
 
     @property
-    def lists(self) -> ListPolicy:
-        """Columns of input lists."""
-        return self.config.lists
-
-    @property
     def per_shard(self) -> int:
         """Number of videos per shard."""
         return self.config.items_per_shard
-
-    @property
-    def deadline_s(self) -> float:
-        """Time limit for probing one video (seconds)."""
-        return self.config.limits.deadline_s
 
     def identity(self) -> dict[str, Any]:
         """Return what the samples depend on; includes the choice of frames."""

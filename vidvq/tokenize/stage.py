@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vidvq.config import to_dict
-from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.commit import Commit
@@ -160,19 +159,9 @@ class TokenizeVideos(_TokenizeStage[PlannedSample], VideoStage[PlannedSample]):
     row = PlannedSample
 
     @property
-    def lists(self) -> ListPolicy:
-        """Meaning of the columns of lists."""
-        return self.config.lists
-
-    @property
     def per_shard(self) -> int:
         """Number of planned samples in one shard."""
         return self.config.items_per_shard
-
-    @property
-    def deadline_s(self) -> float:
-        """Time limit of probing one video (seconds)."""
-        return self.config.limits.deadline_s
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide which frames are encoded, and the tokenizer."""
