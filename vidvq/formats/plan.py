@@ -23,7 +23,7 @@ from pydantic import Field
 from vidvq.config import is_mapping
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, keys_of, read_table, shards_of
-from vidvq.formats.rows import Row, codec_of
+from vidvq.formats.rows import Row, RowCodec
 from vidvq.formats.schema import Count, Digest, FileName, Label, parse
 from vidvq.storage import (
     PREFLIGHT_MARKER,
@@ -174,7 +174,7 @@ class Plan:
 
     def shards(self, row: type[Row], order: Iterable[int] | None = None) -> Iterator[tuple[str, list[Row]]]:
         """Yield ``(shard name, its rows)`` of all shards in order, or of those with the indices in ``order``."""
-        codec = codec_of(row)
+        codec = RowCodec(row)
         for index, table in self._tables(order):
             yield self.shard_name(index), list(codec.from_table(table))
 
@@ -190,7 +190,7 @@ class Plan:
 
     def rows(self, row: type[Row]) -> Iterator[Row]:
         """Yield all rows; only a few thousand are held as Python objects at a time."""
-        return codec_of(row).from_table(self.table)
+        return RowCodec(row).from_table(self.table)
 
     def _tables(self, order: Iterable[int] | None) -> Iterator[tuple[int, pa.Table]]:
         ends = np.searchsorted(shards_of(self.table), np.arange(self.num_shards), side="right")

@@ -104,11 +104,6 @@ class RowCodec(Generic[Record]):
                 yield _build(self._row, {name: column[index] for name, column in found.items()})
 
 
-def codec_of(row: type[Record]) -> RowCodec[Record]:
-    """The codec of a dataclass."""
-    return RowCodec(row)
-
-
 @dataclass(frozen=True)
 class _Column:
     name: str

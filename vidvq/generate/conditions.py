@@ -18,6 +18,8 @@ from vidvq.storage import canonical_json, resolve_path, sha256_bytes
 _CARRIED = "carried."
 # Number of frequent actions in the card of a generator.
 _CHOICES = 12
+# Number of names that an error message lists.
+_MOST_NAMES = 12
 
 
 def read_column(folders: Iterable[str], name: str) -> dict[str, Any]:
@@ -51,11 +53,6 @@ def read_column(folders: Iterable[str], name: str) -> dict[str, Any]:
     if not found:
         raise UsageError(f"no clip in {', '.join(folders)} has the column {name}; available: {_join_names(known)}")
     return found
-
-
-def label_name(value: Any) -> str:
-    """Return the name of a class, given as text or a number."""
-    return str(value)
 
 
 @dataclass(frozen=True)
@@ -241,12 +238,11 @@ def label_index(card: GeneratorCard, name: Any) -> int:
     """
     if not card.labels:
         raise UsageError(f"class={name}: this generator was trained without classes")
-    if label_name(name) not in card.labels:
+    if str(name) not in card.labels:
         raise UsageError(f"class={name} was never seen in training; available: {_join_names(card.labels)}")
-    return 1 + card.labels.index(label_name(name))
+    return 1 + card.labels.index(str(name))
 
 
-def _join_names(names: Collection[str], limit: int = 12) -> str:
-    shown = sorted(names)
-    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return (", ".join(shown[:limit]) or "none") + more
+def _join_names(names: Collection[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return (", ".join(sorted(names)[:_MOST_NAMES]) or "none") + more

@@ -7,7 +7,7 @@ from vidvq.data import TokenDataset
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
 from vidvq.formats.generator import GeneratorCard
-from vidvq.generate.conditions import Actions, label_name, read_actions, read_column
+from vidvq.generate.conditions import Actions, read_actions, read_column
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
 from vidvq.generate.examples import Columns, ExampleDataset
 from vidvq.generate.text import TextEncoder
@@ -35,7 +35,7 @@ def open_training_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tup
     actions = Actions({}, (), ())
     if config.conditions.label:
         values = read_column(clips, config.conditions.label)
-        labels = {key: label_name(value) for key, value in values.items() if key in wanted}
+        labels = {key: str(value) for key, value in values.items() if key in wanted}
     if config.conditions.actions:
         actions = read_actions(clips, config.conditions.actions)
     texts: dict[str, str] = {}

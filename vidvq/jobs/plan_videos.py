@@ -11,7 +11,7 @@ from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.keys import SCHEME
 from vidvq.formats.plan import Plan, create_plan, has_plan, read_plan, refuse_foreign, refuse_other_origin
-from vidvq.formats.rows import REMOVED, codec_of
+from vidvq.formats.rows import REMOVED, RowCodec
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.rows import VideoRow
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
@@ -53,7 +53,7 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
 def number_shards(stage: VideoStage[AnyVideoRow], rows: Iterable[AnyVideoRow], first_shard: int) -> pa.Table:
     """Assign rows to shards from ``first_shard``, a fixed number to each, and return their table."""
     numbered = (replace(row, shard=first_shard + index // stage.per_shard) for index, row in enumerate(rows))
-    return codec_of(stage.row).to_table(numbered)
+    return RowCodec(stage.row).to_table(numbered)
 
 
 def sources_of(plan: Plan, row: type[AnyVideoRow]) -> Iterator[Source]:
