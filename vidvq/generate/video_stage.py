@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidvq.config import to_dict
-from vidvq.corpus.fetch import as_video_error, content_hash, local_file
-from vidvq.corpus.frames import DecodeMessage, ItemInfo, VideoFrames, decode_items, frame_range
+from vidvq.corpus.fetch import as_video_error
+from vidvq.corpus.frames import DecodeMessage, ItemInfo, VideoFrames, decode_items, sample_video
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
@@ -27,8 +27,6 @@ from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Deaths, Feeder, Pool, WorkerDied, describe_death
 from vidvq.video import VideoError
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import probe
-from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
 if TYPE_CHECKING:
     from vidvq.generate.pipeline import GenerationPipeline
@@ -75,17 +73,11 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
     def probe(self, source: Source) -> list[VideoRow]:
         """Probe a video; return its row, which records a failure instead of raising."""
         try:
-            start_s, end_s = source.time_range()
-            limits, allow_private = self.config.limits, self.config.lists.allow_private
-            with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
-                info = probe(path, self.config.limits)
-                digest = content_hash(path)
-            self.video.frame_size(info)
-            _, times = sample_timeline(info, self.video.fps)
-            ranges = overlaps(gapless_ranges(info, self.video.fps), *frame_range(info, times, start_s, end_s))
-            begin, end = next(ranges, (0, 0))
+            config = self.config
+            _, digest, _, ranges = sample_video(source, self.video, config.limits, config.lists.allow_private)
+            begin, end = ranges[0] if ranges else (0, 0)
             if end - begin < self.frames:
-                remedy = "set given= to less" if isinstance(self.config, PredictConfig) else _CUT
+                remedy = "set given= to less" if isinstance(config, PredictConfig) else _CUT
                 raise VideoError(
                     "too_short", f"has {end - begin} frames; {self.frames} are needed; use a longer video, or {remedy}"
                 )

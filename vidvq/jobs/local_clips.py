@@ -11,6 +11,10 @@ from vidvq.errors import StoreError, UsageError
 from vidvq.jobs.rows import ClipRow
 from vidvq.storage import safe_join
 from vidvq.video import VideoError
+from vidvq.video.probe import Limits
+
+# The plan has the digest of a clip shard, whatever its size.
+_NO_LIMIT = Limits(max_bytes=sys.maxsize)
 
 
 @contextmanager
@@ -34,7 +38,7 @@ def local_clips(clips: Path, row: ClipRow) -> Generator[Path | None]:
     path = safe_join(clips, row.clip_shard)
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(local_file(Source(str(path)), sys.maxsize, row.clip_shard_sha256, True))
+            file = stack.enter_context(local_file(Source(str(path)), _NO_LIMIT, True, row.clip_shard_sha256))
         except VideoError as error:
             if error.reason.startswith("fetch_failed"):
                 raise StoreError(f"{path}: {error.detail}; run the same command again to resume") from error

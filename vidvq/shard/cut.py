@@ -77,8 +77,7 @@ def cut_clips(job: CutJob) -> CutResult:
 def _cut_all(job: CutJob) -> list[Cut]:
     try:
         row = job.rows[0]
-        limits, allow_private = job.config.limits, job.config.lists.allow_private
-        with local_file(row.source, limits.max_bytes, row.sha256, allow_private, limits.download_deadline_s) as path:
+        with local_file(row.source, job.config.limits, job.config.lists.allow_private, row.sha256) as path:
             video = _Video(path, probe(path, job.config.limits), job)
             return [_cut(video, row) for row in job.rows]
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
