@@ -48,3 +48,8 @@ def render_page(
 def json_element(data: Any) -> Markup:
     """Return the content of a JSON script element, in which only "<" could end the element."""
     return Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def data_uri(kind: str, media: bytes) -> str:
+    """Encode media of a MIME type as a data URI."""
+    return f"data:{kind};base64,{b64encode(media).decode()}"

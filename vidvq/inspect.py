@@ -17,7 +17,7 @@ from vidvq.corpus.inputs import SUFFIXES
 from vidvq.corpus.lists import is_list, names_videos
 from vidvq.corpus.tars import is_tar, open_tar, read_tar
 from vidvq.errors import UsageError
-from vidvq.export.records import read_header
+from vidvq.export.targets import read_header
 from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import parse_clip_info

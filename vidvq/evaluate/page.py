@@ -7,10 +7,10 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from vidvq.evaluate.media import DIFFERENCE_GAIN, data_uri, encode_jpeg, side_by_side, still_frames, still_sheet
+from vidvq.evaluate.media import DIFFERENCE_GAIN, encode_jpeg, side_by_side, still_frames, still_sheet
 from vidvq.evaluate.scores import ClipScore, Evaluation, table
 from vidvq.formats.clip_shard import ClipInfo
-from vidvq.html_page import render_page
+from vidvq.html_page import data_uri, render_page
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _CHART_WIDTH, _CHART_HEIGHT = 640, 120

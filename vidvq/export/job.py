@@ -9,9 +9,8 @@ import numpy as np
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
-from vidvq.export.records import target_of
 from vidvq.export.target import Target, TokenSequence, write_part
-from vidvq.export.targets import TARGETS
+from vidvq.export.targets import TARGETS, target_of
 from vidvq.export.verify import compare_part, damaged_files
 from vidvq.formats.commit import FOLDER, Commit, read_finished
 from vidvq.formats.export_records import (
