@@ -22,7 +22,6 @@ def render_page(
     Args:
         template: path of ``NAME.html.j2``. ``NAME.css`` follows the shared palette; ``NAME.js`` may be missing.
         values: other variables of the template.
-        filters: filters of the template by name.
     """
     stem = template.name.partition(".")[0]
     styles = (_PALETTE, template.with_name(f"{stem}.css"))

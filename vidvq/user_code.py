@@ -16,7 +16,6 @@ def import_callable(module: str, name: str, forms: str, prefix: str) -> tuple[An
 
     Args:
         module: name of the module, or path of a file that ends in ``.py``.
-        name: name of the callable.
         forms: sentence on what may be given, for error messages.
         prefix: prefix of the module name of a file.
 

@@ -56,7 +56,6 @@ class ClipFrames:
 
     Attributes:
         path: local file of the clip shard.
-        keys: keys of the clips.
         share: index of the process, and number of processes, which decode the clips in turns.
     """
 
@@ -108,7 +107,6 @@ class DecodeMessage:
     """One message of the decode stream. Per item: its info, then frame chunks, then ``done`` or an error.
 
     Attributes:
-        key: key of the item.
         info: the item, in its first message.
         frames: ``t h w c`` uint8: ``1 + chunk`` frames in the first chunk of an item, ``chunk`` in later ones, the
             remainder in the last.
@@ -148,7 +146,6 @@ class DecodedClip:
     """A clip with its frames, or with the error that decoding it ended in.
 
     Attributes:
-        key: key of the clip.
         info: its JSON.
         frames: ``t h w c`` uint8; None after an error.
         error: why there are no frames.

@@ -75,8 +75,6 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
     """Iterate over micro-batches, read ahead in worker processes.
 
     Args:
-        dataset: micro-batches of this rank.
-        number: number of the first batch.
         micro_step: index of the first micro-batch in that batch.
 
     Yields:

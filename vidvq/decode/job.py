@@ -65,9 +65,7 @@ def run_decode(
         checkpoint: a checkpoint, or a training run, with the token fingerprint of the tokens.
         out: output folder of ``KEY.mp4`` or ``KEY/000000.png``. Each clip is written atomically and existing ones are
             skipped. May be a file for a single clip or an interval.
-        config: the settings of the job.
         interval: interval of one video to decode into one file; None to decode whole clips.
-        force: whether to overwrite existing outputs.
 
     Returns:
         The number of clips.
@@ -124,8 +122,6 @@ def run_decode_generated(
         tokenizer: ``tokenizer.json`` of the tokens that the generator was trained on, or its directory.
         checkpoint: a checkpoint, or a training run, with the token fingerprint of ``tokenizer``.
         out: output folder, or a file for a single video. Several videos become ``NAME-00000.mp4`` and so on.
-        config: the settings of the job.
-        force: whether to overwrite existing outputs.
 
     Returns:
         The number of videos.
@@ -157,11 +153,8 @@ class _Job:
     """What all outputs of a job have in common.
 
     Attributes:
-        checkpoint: folder of the tokenizer.
         tokens: directory with the card of the tokens.
         kind: format of the outputs.
-        config: settings.
-        execution: how clips are decoded.
     """
 
     checkpoint: Path

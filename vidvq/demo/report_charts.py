@@ -58,7 +58,6 @@ class Chart:
     """A chart.
 
     Attributes:
-        title: title of the chart.
         svg: ``<svg>`` element, with ``summary`` as its text alternative.
         summary: description of the chart in words.
     """
@@ -89,10 +88,6 @@ def line_chart(
     """Plot lines over the training step.
 
     Args:
-        title: title of the chart.
-        series: the lines.
-        y_label: label of the y axis.
-        log_y: whether the y axis is logarithmic.
         marks: x positions to mark, each with its label.
         floor: lower end of the y axis; None fits the data.
         ceiling: upper end of the y axis; None fits the data.
@@ -120,7 +115,6 @@ def frequency_chart(title: str, counts: dict[str, np.ndarray]) -> Chart:
     """Plot the share of tokens per code of one codebook, most frequent code first, for several sets of tokens.
 
     Args:
-        title: title of the chart.
         counts: occurrences by code, for each set of tokens.
     """
     series: list[Series] = []

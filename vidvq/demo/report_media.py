@@ -27,9 +27,7 @@ class Picture:
     """An image or a video.
 
     Attributes:
-        uri: data URI.
         width, height: size (pixels).
-        alt: text alternative.
     """
 
     uri: str

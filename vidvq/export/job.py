@@ -48,7 +48,6 @@ class ExportSummary:
     """Counts of an export.
 
     Attributes:
-        target: name of the target.
         clips: number of clips.
         ids: number of ids, special tokens included.
         bytes: size of the files of all parts.
@@ -73,8 +72,6 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
     Args:
         tokens: a directory that ``vidvq tokenize`` finished.
         target: one of :data:`vidvq.export.targets.TARGETS`.
-        out: the output directory.
-        config: order and special tokens of the sequences.
         check: read the export back at the end and compare it with the token shards, id by id.
 
     Raises:

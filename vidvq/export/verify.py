@@ -121,8 +121,6 @@ def compare_part(
 
     Args:
         paths: files of the part.
-        target: format of the files.
-        dtype: dtype of the ids.
         expected: sequences of the token shard.
         stem: stem of the part, for error messages.
 

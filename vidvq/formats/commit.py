@@ -144,7 +144,6 @@ class ShardDraft:
         """Add an item.
 
         Args:
-            key: key of the item.
             files: content by extension.
             stats: statistics, which are summed over the shard.
         """
@@ -211,7 +210,6 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
     """Make a shard and commit it, unless another writer commits it first.
 
     Args:
-        folder: the output directory.
         shard: file name of the tar, such as ``clips-000000.tar``.
         plan_id: ``plan_id`` of the plan that the shard belongs to.
         fill: adds the items to a draft. What it adds must depend on the plan alone.

@@ -267,7 +267,6 @@ def create_plan(
 
     Args:
         folder: the output directory; created if it does not exist.
-        stage: name of the stage.
         prefix: prefix of the shards' names.
         made_from: see :class:`PlanHeader`.
         table: the rows in the order of their shards.
@@ -290,8 +289,6 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
     """Write a plan's next generation.
 
     Args:
-        folder: the plan's directory.
-        plan: the plan as it is.
         made_from: what the whole plan is made from, including this generation.
         table: new rows in the order of their shards. A row has a new shard (``plan.num_shards`` or more), or an
             existing shard that it is appended to or in which it replaces the row with the same key.
@@ -324,7 +321,6 @@ def write_files(folder: Path, plan: Plan, files: Mapping[str, bytes]) -> None:
     """Write the other files of a directory if they are missing or differ from the plan.
 
     Args:
-        folder: directory of the plan.
         plan: the plan; that of an older version has no digests and accepts existing files.
         files: contents that this job would write, by name.
 
@@ -354,8 +350,6 @@ def refuse_other_origin(
     """Refuse a plan that another stage, or the same stage with other inputs or settings, has made.
 
     Args:
-        folder: the plan's directory.
-        plan: the plan on disk.
         stage: name of the stage that runs now.
         made_from: what a plan made now would be made from.
         changed: what differs behind a hash in ``made_from``; only consumed if something differs.
@@ -438,11 +432,7 @@ def _check(value: Any) -> str:
 
 
 def _refuse_contradictions(folder: Path, headers: list[PlanHeader]) -> None:
-    """Refuse generations with inconsistent numbers or names.
-
-    Raises:
-        UsageError: a generation is inconsistent with itself or with the one before.
-    """
+    """Refuse generations with inconsistent numbers or names."""
     before: PlanHeader | None = None
     for number, header in enumerate(headers):
         first = before.shards if before else 0
@@ -456,11 +446,7 @@ def _refuse_contradictions(folder: Path, headers: list[PlanHeader]) -> None:
 
 
 def _refuse_other_table(folder: Path, header: PlanHeader, table: pa.Table) -> None:
-    """Refuse invalid rows of a plan: a wrong number, repeated keys, shards out of order or out of range.
-
-    Raises:
-        UsageError: the rows do not match the header.
-    """
+    """Refuse invalid rows of a plan: a wrong number, repeated keys, shards out of order or out of range."""
     shards = shards_of(table)
     in_order = not len(shards) or (shards[0] >= 0 and shards[-1] < header.shards and bool((np.diff(shards) >= 0).all()))
     keys = table.column("key").combine_chunks()

@@ -72,9 +72,6 @@ _NOT_STORED = ("generation",)
 class RowCodec(Generic[Record]):
     """Converts dataclasses of one type to Arrow tables and back.
 
-    Args:
-        row: the dataclass.
-
     Attributes:
         schema: Arrow schema of the columns.
     """

@@ -47,10 +47,7 @@ def parse(kind: type[T], data: Any, format: str, where: str, remedy: str = "rest
 
     Args:
         kind: the dataclass; its fields have the types of this module.
-        data: content of the file.
         format: required value of ``format``.
-        where: name of the file, for error messages.
-        remedy: remedy, for error messages.
 
     Raises:
         UsageError: one line that names the first wrong fields; or a field differs from what the digest covers.

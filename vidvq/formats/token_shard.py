@@ -167,8 +167,6 @@ def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: b
 
     Args:
         codes: local codes ``lt lh lw``, integers.
-        info: JSON of the sample.
-        card: card of the tokenizer.
         pack: whether to pack the codes (:mod:`vidvq.formats.token_bits`) instead of writing npy.
 
     Raises:
@@ -254,9 +252,7 @@ def check_codes(
 
     Args:
         codes: local codes ``lt lh lw``.
-        card: card of the tokenizer.
         where: name of the codes in the message.
-        remedy: what to do, for the message.
 
     Raises:
         UsageError: names the first such code, its position and its codebook.

@@ -56,7 +56,6 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
 
     Args:
         folder: output directory of ``vidvq shard``, ``vidvq tokenize`` or another stage.
-        tick: called after each shard.
 
     Raises:
         UsageError: the directory has no plan, or its plan was edited.

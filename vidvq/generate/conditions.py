@@ -26,7 +26,6 @@ def read_column(folders: Iterable[str], name: str) -> dict[str, Any]:
     """Read one column of the clips in some directories.
 
     Args:
-        folders: directories of clip shards.
         name: column in ``CLIPS/columns/``, or ``carried.NAME`` for a field of the clips' JSON.
 
     Returns:
@@ -96,7 +95,6 @@ class ClipConditions:
     Attributes:
         labels: class index, from 1.
         actions: actions ``t a``.
-        texts: texts.
         digest: SHA-256 of all of them (hex); "" without a directory of columns.
     """
 
@@ -114,7 +112,6 @@ def read_conditions(card: GeneratorCard, folder: str, names: Mapping[str, str]) 
     """Read the conditions that a generator was trained with from the columns of clips.
 
     Args:
-        card: card of the generator.
         folder: directory of clip shards with the columns.
         names: name of each clip in the result, by its key; other clips are left out.
 
@@ -145,7 +142,6 @@ def parse_actions(value: Any, where: str) -> np.ndarray:
 
     Args:
         value: JSON list of numbers, or of lists of numbers of one length; as text or parsed.
-        where: description of the value, for error messages.
 
     Returns:
         Actions ``t a`` float32.
@@ -169,7 +165,6 @@ def read_actions(folders: Collection[str], name: str) -> Actions:
     """Read the actions of all clips in some directories.
 
     Args:
-        folders: directories of clip shards.
         name: column, as for :func:`read_column`.
 
     Raises:
@@ -195,7 +190,6 @@ def latent_actions(rows: np.ndarray, latents: np.ndarray, card: GeneratorCard) -
     Args:
         rows: actions ``t a`` of the frames of a clip; the last row is repeated for frames beyond it.
         latents: indices ``lt`` of the latent frames.
-        card: card of the generator.
 
     Returns:
         ``lt n`` float32: the actions of all frames of a group, concatenated.
@@ -217,7 +211,6 @@ def check_action_width(card: GeneratorCard, width: int) -> None:
     """Check that actions have as many components as those the generator was trained with.
 
     Args:
-        card: card of the generator.
         width: components of an action.
 
     Raises:

@@ -58,9 +58,6 @@ def run_generate_evaluate(
     """Evaluate a generator.
 
     Args:
-        run: generator, or run of `vidvq generate train`.
-        tokens: directory of held-out token shards.
-        config: settings.
         clips: directory of the clip shards that the tokens were made from; None skips the scores of pixels.
         checkpoint: tokenizer that decodes the samples, and in whose latent space distances are measured.
         out: JSON file to write; None writes none.

@@ -16,7 +16,6 @@ class HeldOutConditions:
     """The conditions of clips, as far as they are known: an unknown class or a missing value is no condition.
 
     Args:
-        card: card of the generator.
         clips: directory of clip shards with the columns; None for no conditions.
         text_encoder: folder or name of the text encoder; None for the one that the generator was trained with.
 

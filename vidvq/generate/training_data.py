@@ -21,10 +21,6 @@ _FPS_SAMPLES = 256
 def open_training_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[GeneratorCard, ExampleDataset]:
     """Build the card of the generator from data and settings, and open the training examples.
 
-    Args:
-        config: config of the run.
-        tokens: tokens of this rank.
-
     Raises:
         UsageError: a column, the text encoder, a clip or the tokenizer of the tokens is missing, or all samples are too
             short for ``tasks.predict``.
@@ -84,11 +80,6 @@ def _load_tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokeniz
 
 def load_matching_tokenizer(path: Path, card: GeneratorCard, setting: str) -> Tokenizer:
     """Load a tokenizer, after checking that it made the tokens.
-
-    Args:
-        path: folder of the tokenizer.
-        card: card of the generator.
-        setting: setting that names the tokenizer, for the error message.
 
     Raises:
         UsageError: another tokenizer made the tokens.

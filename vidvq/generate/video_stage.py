@@ -40,7 +40,6 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
     """Predicts, interpolates or fills the first frames of videos.
 
     Attributes:
-        tokenizer: folder of the tokenizer.
         frames: number of frames to use of each video.
         video: frame rate and size of the frames.
     """
@@ -99,12 +98,7 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
 
 
 class GenerateVideosWorker:
-    """Generates shards.
-
-    Args:
-        stage: stage of the job.
-        pipeline: loaded generator.
-    """
+    """Generates shards."""
 
     def __init__(self, stage: GenerateVideos, pipeline: "GenerationPipeline") -> None:
         self._stage, self._pipeline, self._feeder, self._clock = stage, pipeline, Feeder(), Stopwatch()

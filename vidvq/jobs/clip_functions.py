@@ -98,11 +98,7 @@ class ClipFunctionStage(ClipStage):
 
 
 class ClipFunctionWorker:
-    """Makes shards; one per worker process.
-
-    Args:
-        stage: stage that provides the function.
-    """
+    """Makes shards; one per worker process."""
 
     def __init__(self, stage: ClipFunctionStage) -> None:
         self._stage = stage

@@ -68,11 +68,8 @@ def probe_listing(
     """Yield the rows of all sources in order; parts saved by an earlier run are not probed again.
 
     Args:
-        stage: stage that probes the sources.
-        listing: the sources.
         made_from: everything that the rows depend on; parts with other values are ignored.
         out: output directory, which holds the parts until :func:`remove_parts`.
-        pool: pool for probing.
 
     Raises:
         FileNotFoundError: another driver has finished the plan and deleted the parts.

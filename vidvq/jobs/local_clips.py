@@ -22,7 +22,6 @@ def local_clips(clips: Path, row: ClipRow) -> Generator[Path | None]:
     """Open a clip shard, or a temporary copy if it is remote, after checking that it is the planned one.
 
     Args:
-        clips: directory of clip shards.
         row: any clip of the shard.
 
     Yields:

@@ -118,7 +118,6 @@ def _changed_rows(plan: Plan, clips: Plan, table: pa.Table) -> Iterator[ClipRow]
 
     Args:
         plan: current plan.
-        clips: current plan of the clips.
         table: rows of a plan made from the current clips.
     """
     names = {_stem(name): name for name in clips.shard_names()}

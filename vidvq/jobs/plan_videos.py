@@ -25,10 +25,7 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
     """Read the plan of an output directory, or probe the inputs and write a new one.
 
     Args:
-        stage: stage that probes the videos.
         inputs: files, folders, globs, lists, tars of videos and URLs.
-        out: the output directory.
-        runtime: runtime of the job, for probing.
 
     Raises:
         UsageError: an input does not exist, or the plan that is there was made from other inputs or settings.

@@ -214,7 +214,6 @@ class Stage(ABC, Generic[AnyRow]):
 
         Args:
             out: the output directory, with a plan if the job is resumed.
-            runtime: runtime of the job.
         """
         return self
 
@@ -242,7 +241,6 @@ class Stage(ABC, Generic[AnyRow]):
         Args:
             inputs: inputs of the job; empty for an update of a corpus of videos.
             config: settings, an instance of :attr:`config_type`.
-            options: additional options of the command.
 
         Raises:
             UsageError: an argument is wrong.

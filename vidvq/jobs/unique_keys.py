@@ -29,10 +29,6 @@ def assign_keys(rows: Iterable[AnyVideoRow], planned: Iterable[VideoRow]) -> Ite
     """Yield rows with the keys that their videos have in a plan, and with free keys for new videos.
 
     Keys that a stage makes by a rule of its own are left as they are.
-
-    Args:
-        rows: new rows.
-        planned: the rows of the plan.
     """
     videos: dict[str, str] = {}
     owners: dict[str, str] = {}

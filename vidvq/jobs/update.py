@@ -50,11 +50,8 @@ def check_update(plan: Plan, stage: str, inputs: list[str], update: CorpusUpdate
     """Check that the corpus supports an update, before any work.
 
     Args:
-        plan: the plan of the corpus.
         stage: name of the stage that runs now.
         inputs: inputs on the command line.
-        update: the update.
-        out: the output directory.
 
     Raises:
         UsageError: another stage wrote the corpus, or the arguments do not go together.

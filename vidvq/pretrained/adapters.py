@@ -128,11 +128,7 @@ class TokenizerAdapter(Tokenizer):
 
 
 class Emu3Tokenizer(TokenizerAdapter):
-    """Adapter for ``Emu3VQVAE`` of transformers (Wang et al. 2024). Frame 0 is encoded as a group of copies.
-
-    Args:
-        model: the ``Emu3VQVAE``.
-    """
+    """Adapter for ``Emu3VQVAE`` of transformers (Wang et al. 2024). Frame 0 is encoded as a group of copies."""
 
     token_side = ("encoder.", "quant_conv.", "quantize.")
 
@@ -159,11 +155,7 @@ class Emu3Tokenizer(TokenizerAdapter):
 
 
 class VQModelTokenizer(TokenizerAdapter):
-    """Adapter for ``VQModel`` of diffusers (Esser et al. 2021), applied frame by frame.
-
-    Args:
-        model: the ``VQModel``.
-    """
+    """Adapter for ``VQModel`` of diffusers (Esser et al. 2021), applied frame by frame."""
 
     temporal_factor = 1
     token_side = ("encoder.", "quant_conv.", "quantize.")
@@ -195,9 +187,6 @@ class VidTokTokenizer(TokenizerAdapter):
     """Adapter for a causal ``AutoencoderVidTok`` of diffusers with FSQ (Tang et al. 2024).
 
     Frame 0 is encoded as a group of copies, of which the model returns the last one.
-
-    Args:
-        model: the ``AutoencoderVidTok``.
     """
 
     def __init__(self, model: Any) -> None:
@@ -237,8 +226,6 @@ class TorchScriptTokenizer(TokenizerAdapter):
 
     Args:
         encoder: maps ``1 + k r`` frames to codes, or to a tuple that starts with them.
-        decoder: maps codes to video.
-        config: factors and number of codes.
         files: contents of the TorchScript files, by name; the fingerprints cover them.
     """
 

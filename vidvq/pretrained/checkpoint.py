@@ -81,12 +81,7 @@ def save_tokenizer(folder: Path, tokenizer: VideoTokenizer, tensors: dict[str, T
 
     Args:
         folder: checkpoint folder to create.
-        tokenizer: tokenizer that provides the config.
         tensors: inference tensors to save: those of the tokenizer, or their moving averages.
-        step: training step that the checkpoint records.
-
-    Returns:
-        Fingerprints of the checkpoint.
     """
     arrays = {name: tensor.detach().float().contiguous().cpu().numpy() for name, tensor in tensors.items()}
     return write_checkpoint(folder, tokenizer.config.to_dict(), PREPROCESSING, arrays, step)

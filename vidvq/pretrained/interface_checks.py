@@ -61,8 +61,6 @@ def check_codes(tokenizer: Tokenizer, codes: Any, shape: Sequence[int], first: b
     """Check codes that a tokenizer returned.
 
     Args:
-        tokenizer: the tokenizer.
-        codes: what it returned.
         shape: the shape ``b lt lh lw`` that they must have.
         first: whether they start with frame 0.
 

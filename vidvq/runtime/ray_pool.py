@@ -157,11 +157,7 @@ class RayPool:
 
 
 class _Queue:
-    """Items to start, of which workers can be told theirs in advance.
-
-    Args:
-        items: the items.
-    """
+    """Items to start, of which workers can be told theirs in advance."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self._source = iter(items)
@@ -212,7 +208,6 @@ def get_result(reference: Any, cause: Literal["died", "killed"] = "died") -> Any
     """Wait for the result of a call.
 
     Args:
-        reference: object reference of the call.
         cause: what the death of Ray's worker is attributed to, unless Ray reports that its memory was full.
 
     Returns:

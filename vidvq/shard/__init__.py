@@ -15,11 +15,6 @@ def run_shard(inputs: list[str], out: Path, config: ShardConfig) -> JobSummary:
 
     Args:
         inputs: video files, folders, globs, lists and URLs.
-        out: the output directory.
-        config: settings.
-
-    Returns:
-        The account of all planned items.
 
     Raises:
         UsageError: a mistake in the arguments; nothing was changed.

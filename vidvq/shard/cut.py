@@ -28,7 +28,6 @@ class CutJob:
 
     Attributes:
         rows: the clips, in order.
-        config: settings.
         decoders: decoders to try, in order; None chooses by codec.
     """
 
@@ -42,11 +41,9 @@ class Cut:
     """The outcome of one clip: its files, or why there are none.
 
     Attributes:
-        key: key of the clip.
         files: content by extension; None if there is no clip.
         num_frames: length of the clip (frames).
         verdict: ``failed`` or ``filtered``; "" for a clip.
-        reason: short name of the reason.
         detail: the reason as a sentence.
         from_nvdec: whether NVDEC decoded it.
     """

@@ -56,10 +56,6 @@ def read_json(path: Path) -> Any:
 def parse_json(data: bytes, where: str) -> Any:
     """Parse untrusted JSON.
 
-    Args:
-        data: the JSON.
-        where: name of the data, for error messages.
-
     Raises:
         UsageError: the data is not JSON, too deeply nested, or has NaN, repeated keys or huge numbers.
     """
@@ -99,11 +95,6 @@ def add_digest(fields: dict[str, Any]) -> dict[str, Any]:
 
 def check_digest(fields: dict[str, Any], where: str, remedy: str) -> None:
     """Check the ``digest`` of JSON fields; those of older versions have none.
-
-    Args:
-        fields: fields of the file.
-        where: name of the file, for error messages.
-        remedy: remedy, for error messages.
 
     Raises:
         UsageError: a field was changed after the file was written.

@@ -182,11 +182,7 @@ def _pod(job: Job, command: list[str] | None) -> dict[str, Any]:
 
 
 def _check_mount(path: str, volume: str) -> None:
-    """Refuse to mount a volume over the container's own system.
-
-    Raises:
-        UsageError: names the volume.
-    """
+    """Refuse to mount a volume over the container's own system."""
     parts = path.split("/")
     if not path.startswith("/") or len(parts) < 2 or parts[1] in {"", *_SYSTEM} or ".." in parts:
         raise UsageError(

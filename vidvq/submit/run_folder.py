@@ -78,7 +78,6 @@ class RunFolder:
         """Write the job's record, or accept a folder that already holds it. Call it under :meth:`lock`.
 
         Args:
-            job: the job.
             files: contents of its scripts and manifests, by file name.
 
         Raises:

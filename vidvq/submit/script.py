@@ -18,14 +18,10 @@ def make_script(job: Job, run: RunFolder, name: str, values: Mapping[str, str], 
     """Build the script of a job.
 
     Args:
-        job: the job.
         run: the run folder, into which the script writes its exit code.
         name: file name of a template in ``launch/`` that runs the vidvq command line in ``$@``.
         values: environment variables that the template reads.
         directives: scheduler directives without the ``#``. They precede all commands, as schedulers require.
-
-    Returns:
-        The text of a bash script.
     """
     body = template(name).removeprefix("#!/usr/bin/env bash\n")
     # All nodes must be able to write SHARED.

@@ -23,9 +23,7 @@ class ShardInput:
     """The items of a shard by slot, and what is needed to decode them. Close it to delete temporary copies.
 
     Args:
-        task: the shard.
         clips: directory of clip shards, from which this process opens one; None if it opens none.
-        slots: number of slots.
         interleave: whether slots take turns over the items, instead of getting consecutive items each.
 
     Attributes:

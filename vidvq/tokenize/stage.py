@@ -42,10 +42,6 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     """Base of both stages.
 
     Attributes:
-        config: settings.
-        execution: how samples are encoded.
-        checkpoint: folder of the tokenizer.
-        card: the tokenizer's card.
         clips: directory of clip shards; None for raw video.
         gpus: number of GPUs per worker.
     """
@@ -202,7 +198,6 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
     Args:
         sources: a directory of clip shards, or videos.
         checkpoint: a checkpoint, or a training run.
-        config: settings.
 
     Raises:
         UsageError: a mistake in the arguments.

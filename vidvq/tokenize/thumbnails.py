@@ -36,12 +36,8 @@ def token_thumbnails(
     """Yield three of the first frames of each sample (first, middle, last) above their reconstructions.
 
     Args:
-        out: the output directory.
         drawn: commit record and row of each sample.
-        checkpoint: folder of the tokenizer.
-        config: settings of the job.
         clips: directory of clip shards; None for raw video.
-        pool: decodes the originals.
     """
     if not drawn:
         return

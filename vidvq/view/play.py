@@ -32,13 +32,9 @@ class Game:
     """Starts and rollouts, for the page.
 
     Args:
-        run: a generator, or a run of `vidvq generate train`.
         tokens: directory of token shards to start from.
-        checkpoint: the tokenizer, or its training run.
-        config: settings.
 
     Attributes:
-        card: card of the generator.
         keys: action of each key.
         idle: action without a key; None for one that is not known.
         size: height and width of a frame (pixels).
@@ -112,7 +108,6 @@ class Game:
         """Continue a rollout by one latent frame.
 
         Args:
-            rollout: number of the rollout.
             key: index of a key, or -1 for none.
 
         Returns:

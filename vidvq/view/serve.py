@@ -21,8 +21,6 @@ def serve(page: bytes, routes: dict[str, Route], port: int) -> None:
     """Serve the page on 127.0.0.1 until interrupted.
 
     Args:
-        page: the page.
-        routes: functions behind the paths that the page requests.
         port: TCP port; 0 for a free one.
 
     Raises:
