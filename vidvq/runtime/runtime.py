@@ -63,21 +63,6 @@ def open_runtime(config: RuntimeConfig) -> Generator[Runtime, None, None]:
         yield Runtime(config, stack)
 
 
-@contextmanager
-def open_pool(config: RuntimeConfig) -> Generator[Pool, None, None]:
-    """Open one pool for a job whose amount of work is unknown.
-
-    Yields:
-        The pool.
-
-    Raises:
-        UsageError: Ray is not installed.
-        StoreError: Ray does not start, or the cluster cannot be reached.
-    """
-    with open_runtime(config) as runtime:
-        yield runtime.pool(units=2)
-
-
 def count_gpus(config: RuntimeConfig) -> float | None:
     """Return the GPUs of the cluster that a job joins; None if it joins none and has those of this machine.
 
