@@ -54,11 +54,7 @@ class Runtime:
 
 @contextmanager
 def open_runtime(config: RuntimeConfig) -> Generator[Runtime, None, None]:
-    """Open the runtime of a job; Ray is stopped on exit if it was started.
-
-    Yields:
-        The runtime.
-    """
+    """Open the runtime of a job; Ray is stopped on exit if it was started."""
     with ExitStack() as stack:
         yield Runtime(config, stack)
 
