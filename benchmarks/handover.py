@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vidvq.runtime import Feeder, RuntimeConfig, open_pool, shared
+from vidvq.runtime import Feeder, RuntimeConfig, open_runtime, shared
 
 CHUNK = (33, 256, 256, 3)
 ROUNDS, MESSAGES = 5, 40
@@ -43,7 +43,8 @@ def cluster_rate(address: str) -> float:
     """Measure the way through the object store of a Ray cluster; returns the median (bytes per second)."""
     from vidvq.runtime.ray_feeder import RayFeeder, find_ready
 
-    with open_pool(RuntimeConfig(address=address)):
+    with open_runtime(RuntimeConfig(address=address)) as runtime:
+        runtime.pool(2)
         feeder = RayFeeder()
         if not find_ready([feeder], 120):
             raise TimeoutError("no node of the cluster has a free CPU")

@@ -9,7 +9,6 @@ class Codebook:
 
     Attributes:
         name: which latents it serves: ``spatial`` (frame 0), ``temporal`` (later groups) or ``joint`` (all).
-        size: number of codes.
         offset: first id of its codes in a flat vocabulary over all codebooks.
     """
 

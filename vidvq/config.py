@@ -34,7 +34,6 @@ def packaged(folder: str, name: str) -> Path:
 
     Args:
         folder: ``configs`` or ``launch``.
-        name: name of the file.
 
     Raises:
         ConfigError: no such file ships with vidvq.
@@ -167,7 +166,6 @@ def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
     """Read a config file, apply overrides and validate the result.
 
     Args:
-        kind: the config dataclass.
         path: YAML file; None for the defaults.
         overrides: ``key.sub=value`` settings.
 

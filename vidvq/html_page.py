@@ -22,7 +22,6 @@ def render_page(
     Args:
         template: path of ``NAME.html.j2``. ``NAME.css`` follows the shared palette; ``NAME.js`` may be missing.
         values: other variables of the template.
-        filters: filters of the template by name.
     """
     stem = template.name.partition(".")[0]
     styles = (_PALETTE, template.with_name(f"{stem}.css"))
@@ -48,3 +47,8 @@ def render_page(
 def json_element(data: Any) -> Markup:
     """Return the content of a JSON script element, in which only "<" could end the element."""
     return Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def data_uri(kind: str, media: bytes) -> str:
+    """Encode media of a MIME type as a data URI."""
+    return f"data:{kind};base64,{b64encode(media).decode()}"

@@ -17,17 +17,17 @@ from vidvq.corpus.inputs import SUFFIXES
 from vidvq.corpus.lists import is_list, names_videos
 from vidvq.corpus.tars import is_tar, open_tar, read_tar
 from vidvq.errors import UsageError
-from vidvq.export.records import read_header
+from vidvq.export.targets import read_header
 from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import parse_clip_info
 from vidvq.formats.columns import PREFIX as COLUMNS
 from vidvq.formats.columns import parse_columns
-from vidvq.formats.commit import read_commit
+from vidvq.formats.commit import read_commit, read_commits
 from vidvq.formats.export_records import is_export, read_part
 from vidvq.formats.generator import Generator, read_generator
 from vidvq.formats.plan import read_plan
-from vidvq.formats.summary import format_stats
+from vidvq.formats.summary import RecordSum, format_stats
 from vidvq.formats.tar import read_headers, read_samples
 from vidvq.formats.token_shard import MEDIA as TOKENS_MEDIA
 from vidvq.formats.token_shard import PACKED, TokenizerCard, parse_tokens, read_tokenizer_card
@@ -118,21 +118,19 @@ def _export(folder: Path) -> Iterator[str]:
 
 
 def _job(folder: Path) -> Iterator[str]:
-    plan = read_plan(folder)
-    commits = [commit for name in plan.shard_names() if (commit := read_commit(folder, name))]
+    plan, total, committed = read_plan(folder), RecordSum(), 0
+    for commit in read_commits(folder, plan.shard_names()):
+        if commit:
+            total.add(commit)
+            committed += 1
+    summary = total.summary(plan)
     kinds = {"shard": "clip shards", "tokenize": "token shards", "generate": "token shards", "map": "columns"}
     kind = kinds.get(plan.stage, f"shards of vidvq {plan.stage}")
     yield f"{folder}: {kind} of plan {plan.plan_id[:12]}"
     yield f"  planned: {counted(plan.num_items, 'items')} in {counted(plan.num_shards, 'shards')}"
-    yield f"  committed: {counted(len(commits), 'shards')}, {sum(commit.bytes for commit in commits) / 1e6:.1f} MB"
-    yield (
-        f"  items: {sum(commit.ok for commit in commits)} ok, {sum(len(commit.failed) for commit in commits)} failed, "
-        f"{sum(len(commit.filtered) for commit in commits)} filtered"
-    )
-    stats: Counter[str] = Counter()
-    for commit in commits:
-        stats.update(commit.stats)
-    yield from (f"  {line}" for line in format_stats(stats))
+    yield f"  committed: {counted(committed, 'shards')}, {summary.bytes / 1e6:.1f} MB"
+    yield f"  items: {summary.ok} ok, {summary.num_failed} failed, {summary.num_filtered} filtered"
+    yield from (f"  {line}" for line in format_stats(summary.stats))
     yield "made from:"
     yield from _fields(plan.made_from)
     if (folder / "tokenizer.json").is_file():

@@ -80,7 +80,6 @@ def settings_of(
     """List the settings of a config dataclass, in declaration order.
 
     Args:
-        kind: the dataclass.
         values: an instance to take values from, instead of the defaults.
         path: prefix of the paths.
         missing: paths of required settings whose values in ``values`` are placeholders.
@@ -100,7 +99,6 @@ def complete(kind: type, data: dict[str, Any], default: Any = None) -> dict[str,
     built from the given settings alone knows only its own.
 
     Args:
-        kind: the dataclass.
         data: the given settings; unknown ones are kept.
         default: an instance with the defaults; None for those of ``kind``.
     """

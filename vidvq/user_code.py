@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ def import_callable(module: str, name: str, forms: str, prefix: str) -> tuple[An
 
     Args:
         module: name of the module, or path of a file that ends in ``.py``.
-        name: name of the callable.
         forms: sentence on what may be given, for error messages.
         prefix: prefix of the module name of a file.
 
@@ -44,6 +44,11 @@ def import_callable(module: str, name: str, forms: str, prefix: str) -> tuple[An
     if not file:
         raise UsageError(f"{module} has no source file; {forms}")
     return found, Path(file)
+
+
+def package_of(entry: EntryPoint) -> str:
+    """Name of the package that has an entry point, for messages."""
+    return entry.dist.name if entry.dist else entry.module
 
 
 def error_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.decoders import count_or_die, numbered, process_id
-from vidvq.runtime import RuntimeConfig, WorkerDied, open_pool
+from vidvq.runtime import RuntimeConfig, WorkerDied, open_runtime
 from vidvq.runtime.ray_feeder import RayFeeder, find_ready
 
 pytestmark = pytest.mark.slow
@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def feeder() -> Iterator[RayFeeder]:
-    with open_pool(RuntimeConfig(workers=2)):
+    with open_runtime(RuntimeConfig(workers=2)) as runtime:
+        runtime.pool(2)
         yield RayFeeder()
 
 

@@ -9,7 +9,7 @@ import ray
 from vidvq.formats.commit import Commit, Outcome
 from vidvq.jobs.stage import ShardResult
 from vidvq.jobs.telemetry import ProgressNote, Telemetry
-from vidvq.runtime import RuntimeConfig, open_pool
+from vidvq.runtime import RuntimeConfig, open_runtime
 from vidvq.tokenize import TokenizeClips
 
 
@@ -36,8 +36,8 @@ def scrape(wanted: str) -> dict[tuple[str, str], float]:
 
 
 def test_counts_of_a_shard_are_served_to_prometheus():
-    with open_pool(RuntimeConfig(workers=2)) as pool:
-        telemetry, note = Telemetry(TokenizeClips, pool), ProgressNote()
+    with open_runtime(RuntimeConfig(workers=2)) as runtime:
+        telemetry, note = Telemetry(TokenizeClips, runtime.pool(2)), ProgressNote()
         for result, efficiency in ((made(30, "decode_error", "decode_error", "hdr"), 0.5), (made(10), 0.75)):
             telemetry.publish(result, efficiency)
             text = note.made(result)

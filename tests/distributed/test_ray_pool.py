@@ -12,7 +12,7 @@ import pytest
 from ray import cloudpickle
 
 from vidvq.errors import UsageError
-from vidvq.runtime import InlinePool, Pool, RuntimeConfig, WorkerDied, deaths, open_pool
+from vidvq.runtime import InlinePool, Pool, RuntimeConfig, WorkerDied, deaths, open_runtime
 from vidvq.video import VideoError
 
 # Workers cannot import this file by name, so its contents are pickled by value.
@@ -21,8 +21,8 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 @pytest.fixture(scope="module")
 def ray_pool() -> Iterator[Pool]:
-    with open_pool(RuntimeConfig(workers=2)) as pool:
-        yield pool
+    with open_runtime(RuntimeConfig(workers=2)) as runtime:
+        yield runtime.pool(2)
 
 
 @pytest.fixture(params=["inline", "ray"])

@@ -3,11 +3,15 @@
 import io
 import os
 import tarfile
+import weakref
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from vidvq.formats import commit
+from vidvq.inspect import describe
 
 
 def pack(path: Path, files: dict[str, bytes]) -> Path:
@@ -73,3 +77,19 @@ def test_settings_are_shown_as_they_are_given(clips_dir, checkpoint_dir, vidvq):
     (clip,) = [line for line in ran.out.splitlines() if line.startswith("  clip: ")]
     assert "fps=null" in clip.split() and "num_frames=9" in clip.split() and "encoding=h264" in clip.split()
     assert "{" not in vidvq("inspect", checkpoint_dir).out
+
+
+def test_records_of_a_large_corpus_are_read_one_at_a_time(clips_dir, monkeypatch):
+    read, seen, most = commit._read, [], 0
+
+    def watched(path):
+        nonlocal most
+        found = read(path)
+        seen.append(weakref.ref(found))
+        most = max(most, sum(each() is not None for each in seen))
+        return found
+
+    monkeypatch.setattr(commit, "_read", watched)
+    lines = list(describe(clips_dir))
+    assert len(seen) >= 3 and f"  committed: {len(seen)} shards" in "\n".join(lines)
+    assert most <= 2

@@ -34,6 +34,19 @@ def test_the_clips_of_the_protocol_pass(windows):
     PROTOCOLS["tokenbench"].check(videos, LOSSLESS)
 
 
+def test_the_clips_are_passed_over_a_fixed_number_of_times():
+    class Counted(dict[str, ClipInfo]):
+        passes = 0
+
+        def values(self):
+            self.passes += 1
+            return super().values()
+
+    videos = Counted({str(s): clip(s, 0, 300) for s in range(50)})
+    PROTOCOLS["tokenbench"].check(videos, LOSSLESS)
+    assert videos.passes < 5
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

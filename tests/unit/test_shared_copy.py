@@ -15,6 +15,7 @@ from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
 from vidvq.storage import shared_copy, sweep
 from vidvq.video import VideoError
+from vidvq.video.probe import Limits
 
 CONTENT = b"video" * 1000
 DIGEST = sha256(CONTENT).hexdigest()
@@ -154,17 +155,20 @@ def test_planned_videos_are_downloaded_once_for_all_that_use_them_at_the_same_ti
     monkeypatch.setattr(Counting, "asked", 0)
     with serve(Counting) as url:
         source = Source(f"{url}/a.mp4")
-        with local_file(source, 1 << 20, DIGEST, True) as first, local_file(source, 1 << 20, DIGEST, True) as second:
+        with local_file(source, Limits(), True, DIGEST) as first, local_file(source, Limits(), True, DIGEST) as second:
             assert first == second == folder / DIGEST and first.read_bytes() == CONTENT
-            with pytest.raises(VideoError, match="limits.max_bytes=9"), local_file(source, 9, DIGEST, True):
+            with (
+                pytest.raises(VideoError, match="limits.max_bytes=9"),
+                local_file(source, Limits(max_bytes=9), True, DIGEST),
+            ):
                 pass
         assert Counting.asked == 1
         # Without a digest, each gets its own. One that is none is no file name.
-        with local_file(source, 1 << 20, "", True) as own:
+        with local_file(source, Limits(), True) as own:
             assert own.parent == tmp_path
-        with pytest.raises(VideoError, match="not the file"), local_file(source, 1 << 20, "../../escape", True):
+        with pytest.raises(VideoError, match="not the file"), local_file(source, Limits(), True, "../../escape"):
             pass
-        with pytest.raises(VideoError) as error, local_file(source, 1 << 20, "0" * 64, True):
+        with pytest.raises(VideoError) as error, local_file(source, Limits(), True, "0" * 64):
             pass
         assert error.value.reason == "changed_since_plan"
     assert not folder.exists()

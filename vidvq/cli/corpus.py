@@ -50,15 +50,11 @@ def corpus_command(
     """Build the command of a stage.
 
     Args:
-        name: name of the command.
         load: imports the stage; called when the command runs.
         inputs: name of the inputs in the usage line.
         short_help: line in the list of commands.
-        help: help text.
         options: additional options of this command, passed to ``Stage.open``.
-        out: option ``--out``.
         takes_videos: whether inputs may be videos, which ``--add`` and ``--remove`` change.
-        kind: class of the command.
     """
 
     def run(

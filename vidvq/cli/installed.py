@@ -15,6 +15,7 @@ import click
 from vidvq.cli.corpus import corpus_command
 from vidvq.cli.options import optional_out
 from vidvq.errors import UsageError
+from vidvq.user_code import package_of
 
 _GROUP = "vidvq.stages"
 
@@ -53,7 +54,7 @@ def _build(entry: EntryPoint) -> click.Command:
         entry.name,
         load,
         inputs="INPUTS",
-        short_help=f"Stage of the package {_package(entry)}.",
+        short_help=f"Stage of the package {package_of(entry)}.",
         help="",
         out=optional_out("that of the stage, if it has one"),
         kind=partial(_StageCommand, load),
@@ -63,7 +64,7 @@ def _build(entry: EntryPoint) -> click.Command:
 def _load(entry: EntryPoint) -> type[Any]:
     from vidvq.jobs import Stage
 
-    where = f"stage {entry.name} of the package {_package(entry)}"
+    where = f"stage {entry.name} of the package {package_of(entry)}"
     try:
         stage = entry.load()
     except Exception as error:
@@ -75,7 +76,3 @@ def _load(entry: EntryPoint) -> type[Any]:
     if stage.name != entry.name:
         raise UsageError(f"{where} has the name {stage.name!r}; its entry point must have the same name")
     return stage
-
-
-def _package(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else entry.module

@@ -50,23 +50,15 @@ _swept_by = 0
 
 
 @contextmanager
-def local_file(
-    source: Source,
-    max_bytes: int,
-    sha256: str = "",
-    allow_private: bool = False,
-    deadline_s: float = Limits.download_deadline_s,
-) -> Iterator[Path]:
+def local_file(source: Source, limits: Limits, allow_private: bool = False, sha256: str = "") -> Iterator[Path]:
     """Yield the file of a source, or a temporary copy if it is remote or inside a tar.
 
     Processes of this machine that need the same content at the same time share one copy.
 
     Args:
-        source: the source as listed.
-        max_bytes: maximum size of a copy (bytes).
-        sha256: expected SHA-256 (hex) of a copy, or of a local file of unknown version; "" skips the check.
+        limits: caps on the size of a copy and on the time of the download.
         allow_private: whether a URL may lead to a private, loopback or link-local address, by itself or by a redirect.
-        deadline_s: time limit of the download (seconds).
+        sha256: expected SHA-256 (hex) of a copy, or of a local file of unknown version; "" skips the check.
 
     Raises:
         VideoError: ``missing``, ``unreadable``, ``fetch_failed``, ``fetch_failed(404)`` and the like, ``too_large``,
@@ -86,13 +78,13 @@ def local_file(
     _sweep_once()
 
     def make(copy: IO[bytes]) -> None:
-        _fetch_within(deadline_s, container, source, copy, max_bytes)
+        _fetch_within(limits.download_deadline_s, container, source, copy, limits.max_bytes)
         copy.flush()
         if sha256 and content_hash(Path(copy.name)) != sha256:
             raise VideoError("changed_since_plan", _CHANGED)
 
     with ExitStack() as stack:
-        with pause(deadline_s + _GRACE_S):
+        with pause(limits.download_deadline_s + _GRACE_S):
             # Without a digest, nothing says that two processes mean the same content. It is checked, because it becomes
             # a file name, and a plan may be hostile.
             path = stack.enter_context(shared_copy(sha256, make)) if is_sha256(sha256) else None
@@ -100,8 +92,8 @@ def local_file(
                 copy = stack.enter_context(temporary_copy())
                 make(copy)
                 path = Path(copy.name)
-        if path.stat().st_size > max_bytes:
-            raise _too_large(max_bytes)
+        if path.stat().st_size > limits.max_bytes:
+            raise _too_large(limits.max_bytes)
         yield path
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import groupby, pairwise
+from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from vidvq.corpus.fetch import as_video_error, local_file
+from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.video import VideoError
@@ -22,7 +23,7 @@ from vidvq.video.decode import FrameReader, decode_clip, decoders_for, first_dec
 from vidvq.video.geometry import FrameSize
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import DecoderName, Limits, VideoInfo, probe
-from vidvq.video.sampling import clip_times, sample_timeline
+from vidvq.video.sampling import clip_times, gapless_ranges, overlaps, sample_timeline
 
 # Clips, or frames of a video (at least), that one process decodes before it is another one's turn. A turn within a
 # video starts with a seek, so it begins where few frames since the keyframe before it are decoded twice.
@@ -55,7 +56,6 @@ class ClipFrames:
 
     Attributes:
         path: local file of the clip shard.
-        keys: keys of the clips.
         share: index of the process, and number of processes, which decode the clips in turns.
     """
 
@@ -107,7 +107,6 @@ class DecodeMessage:
     """One message of the decode stream. Per item: its info, then frame chunks, then ``done`` or an error.
 
     Attributes:
-        key: key of the item.
         info: the item, in its first message.
         frames: ``t h w c`` uint8: ``1 + chunk`` frames in the first chunk of an item, ``chunk`` in later ones, the
             remainder in the last.
@@ -149,7 +148,6 @@ class DecodedClip:
     """A clip with its frames, or with the error that decoding it ended in.
 
     Attributes:
-        key: key of the clip.
         info: its JSON.
         frames: ``t h w c`` uint8; None after an error.
         error: why there are no frames.
@@ -262,9 +260,8 @@ def _video(job: VideoFrames, windows: list[Window], count: int, mine: range) -> 
     window = windows[0]
     source = window.source
     try:
-        limits = job.limits
-        with local_file(source, limits.max_bytes, window.sha256, job.allow_private, limits.download_deadline_s) as path:
-            info = _probe(path, window, limits)
+        with local_file(source, job.limits, job.allow_private, window.sha256) as path:
+            info = _probe(path, window, job.limits)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)
             if count > 1:
@@ -351,20 +348,36 @@ def _describe(window: Window, info: VideoInfo, size: FrameSize, times: Sequence[
     )
 
 
-def frame_range(info: VideoInfo, times: Sequence[int], start_s: float, end_s: float) -> tuple[int, int]:
-    """The frames of a sampled timeline in a time range.
+class SampledVideo(NamedTuple):
+    """The frames of a video that a stage may use.
 
-    Args:
-        info: the video.
+    Attributes:
+        sha256: SHA-256 of the file (hex).
         times: presentation times of the sampled timeline (ticks).
-        start_s: start of the range, from the first frame (seconds).
-        end_s: end of the range, exclusive (seconds); may be infinite.
-
-    Returns:
-        Index of the first frame, and of the first frame after the range.
+        ranges: ranges of it that are in the time range of the source, without gaps.
     """
+
+    info: VideoInfo
+    sha256: str
+    times: Sequence[int]
+    ranges: list[tuple[int, int]]
+
+
+def sample_video(source: Source, policy: VideoPolicy, limits: Limits, allow_private: bool) -> SampledVideo:
+    """Probe a video and sample its timeline.
+
+    Raises:
+        VideoError: the video cannot be fetched or used.
+        OSError: the disk is full.
+    """
+    start_s, end_s = source.time_range()
+    with local_file(source, limits, allow_private) as path:
+        info = probe(path, limits)
+        digest = content_hash(path)
+    policy.frame_size(info)
+    _, times = sample_timeline(info, policy.fps)
     begin, end = (
-        (info.pts[0] + Fraction(second) / info.time_base) if second != float("inf") else second
+        len(times) if second == inf else bisect_left(times, info.pts[0] + Fraction(second) / info.time_base)
         for second in (start_s, end_s)
     )
-    return bisect_left(times, begin), bisect_left(times, end)
+    return SampledVideo(info, digest, times, list(overlaps(gapless_ranges(info, policy.fps), begin, end)))

@@ -35,7 +35,6 @@ def list_sources(
 
     Args:
         inputs: paths, globs and URLs.
-        lists: columns of lists.
         deadline_s: time limit of each read of a remote list or tar (seconds).
 
     Raises:

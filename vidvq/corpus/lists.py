@@ -119,8 +119,6 @@ def read_list(
     ``path``) stays there.
 
     Args:
-        path: the list.
-        policy: the meaning of its columns.
         passed: counts the rows that name no video.
         deadline_s: time limit of each read of a remote list (seconds).
 
@@ -157,7 +155,6 @@ def read_blob(file: IO[bytes], column: str, row: int) -> bytes:
     """The bytes of a video inside a parquet file.
 
     Args:
-        file: the parquet file.
         column: a struct with a field ``bytes``.
         row: number of the row, from 0.
 
@@ -333,8 +330,6 @@ class _Columns:
     """The meaning of the columns of a list.
 
     Args:
-        path: the list.
-        policy: settings.
         names: its columns; of a list whose rows differ, those of the first.
 
     Attributes:

@@ -88,7 +88,6 @@ def failed_source(uri: str, reason: str, detail: str) -> Source:
 
     Args:
         uri: name of the entry; escaped for printing.
-        reason: short name of the reason.
         detail: the reason as a sentence without a subject.
     """
     return Source(shown(uri), version=f"!{reason}: {shown(detail)}")

@@ -37,7 +37,6 @@ def open_tar(path: Path, deadline_s: float = Limits.download_deadline_s) -> Iter
     """Open the content of a tar; a compressed one is decompressed as far as it is read.
 
     Args:
-        path: the tar.
         deadline_s: time limit of each read of a remote tar (seconds).
     """
     with open_within(path, deadline_s) as file:
@@ -58,10 +57,8 @@ def read_tar(
     """Yield the videos in a WebDataset tar, and a failed entry for each member or rest that cannot be read.
 
     Args:
-        path: the tar.
         carry: fields of ``KEY.json`` to carry, and ``txt`` for the content of ``KEY.txt``. KEY ends at the first dot
             (WebDataset's rule), or is the whole name of a video before its suffix, since titles have dots.
-        suffixes: suffixes of videos.
         passed: counts skipped members by kind.
         deadline_s: time limit of each read of a remote tar (seconds).
     """

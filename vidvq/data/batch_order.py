@@ -80,12 +80,10 @@ class BatchOrder:
     """Order of the batches of a run.
 
     Args:
-        index: clips or token samples.
         bucket: bucket of each sample; -1 excludes it.
         weights: sampling weight of each dataset; None makes all samples equally likely.
         batch_size: samples per batch, over all ranks.
         window: size of the shuffle window (samples); shards are shuffled first.
-        seed: seed of the order.
     """
 
     def __init__(
@@ -132,7 +130,6 @@ class BatchOrder:
         """Return the index of another sample of the same stream, to replace one that cannot be decoded.
 
         Args:
-            bucket: bucket of the sample.
             index: position of the sample in the index.
             attempt: number of the attempt, counted from 1.
         """

@@ -40,7 +40,6 @@ class ClipCache:
         table     4 integers per clip, and the number of bytes in use
 
     Args:
-        num_clips: number of clips of the dataset.
         capacity: size of all frames that are kept (bytes, 1 or more).
         file: file in memory, empty or that of another cache with the same clips and capacity.
 

@@ -28,9 +28,6 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
     """Micro-batches ``b t h w c`` uint8 of one rank, indexed by ``(batch, micro_step)``.
 
     Args:
-        config: clips, batch size and batch shapes.
-        seed: seed of the order and the crops.
-        rank: rank of this process.
         ranks: number of processes.
         cache_file: file in memory that the ranks of a machine share as cache of decoded clips; None creates one.
 
@@ -114,7 +111,6 @@ def assign_buckets(index: ClipIndex, shapes: tuple[BucketConfig, ...]) -> np.nda
     """Assign each clip to the largest bucket that it fills.
 
     Args:
-        index: clips to assign.
         shapes: shape of each bucket.
 
     Returns:
@@ -138,7 +134,6 @@ def reduce_clip(frames: np.ndarray, shape: BucketConfig, scales: tuple[float, ..
         frames: clip ``t h w c`` uint8.
         shape: size of the crop that follows; the clip stays at least as large.
         scales: factors to draw from (above 0, up to 1).
-        rng: source of randomness.
 
     Returns:
         Clip ``t h w c`` uint8. It is ``frames`` if nothing is reduced.
@@ -161,7 +156,6 @@ def crop_clip(frames: np.ndarray, shape: BucketConfig, rng: Random) -> np.ndarra
     Args:
         frames: clip ``t h w c``.
         shape: size of the crop; shorter clips are extended by repeating the last frame.
-        rng: source of randomness.
 
     Returns:
         Crop ``t h w c``, a copy.

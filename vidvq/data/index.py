@@ -12,7 +12,7 @@ import numpy as np
 
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
-from vidvq.formats.commit import Commit, read_commit
+from vidvq.formats.commit import Commit, read_finished
 from vidvq.formats.plan import read_plan
 from vidvq.formats.selection import ClipSelection
 from vidvq.storage import is_remote, read_range, resolve_path
@@ -122,15 +122,11 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
     plan = read_plan(folder)
     if plan.header.prefix != PREFIX:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
-    for shard in plan.shard_names():
-        commit = read_commit(folder, shard)
-        if commit is None:
-            raise UsageError(f"{folder}: {shard} is not committed; finish vidvq shard first")
-        if commit.sha256:
-            path = folder / shard
-            if not is_remote(path) and path.is_file() and (size := path.stat().st_size) != commit.bytes:
-                raise UsageError(f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify")
-            yield str(path), commit
+    for commit in read_finished(folder, plan):
+        path = folder / commit.shard
+        if not is_remote(path) and path.is_file() and (size := path.stat().st_size) != commit.bytes:
+            raise UsageError(f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify")
+        yield str(path), commit
 
 
 def _read_shard(

@@ -72,15 +72,10 @@ class _MicroBatchSampler:
 
 
 def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 0) -> Iterator[T]:
-    """Iterate over micro-batches, read ahead in worker processes.
+    """Iterate over micro-batches without end, read ahead in worker processes.
 
     Args:
-        dataset: micro-batches of this rank.
-        number: number of the first batch.
         micro_step: index of the first micro-batch in that batch.
-
-    Yields:
-        Micro-batches, without end.
 
     Raises:
         UsageError: no sample of a micro-batch can be read.

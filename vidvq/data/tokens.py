@@ -109,9 +109,7 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
     """Micro-batches of one rank, indexed by ``(batch, micro_step)``.
 
     Args:
-        config: tokens and batch size.
         seed: seed of the order and of the cuts of long samples.
-        rank: rank of this process.
         ranks: number of processes.
 
     Raises:
@@ -145,8 +143,6 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
         """Return the samples of a micro-batch of this rank.
 
         Args:
-            number: number of the batch.
-            micro_step: index of the micro-batch in the batch.
             from_start: whether to cut long samples to their first latent frames instead of a random run.
 
         Raises:
@@ -196,8 +192,6 @@ class TokenLoader:
         tokens: directories of token shards of one tokenizer: one, a tuple, or a mapping of each to its sampling weight.
         batch_size: samples per batch over all ranks; each rank gets ``batch_size / ranks``.
         latents: maximum number of latent frames per sample; see :class:`TokenDataConfig`.
-        seed: seed of the order.
-        rank: rank of this process.
         ranks: number of processes.
         workers: number of reading processes; 0 reads in this process.
         shuffle: size of the shuffle window (samples).

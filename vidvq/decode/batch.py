@@ -52,10 +52,6 @@ class Clip:
 def decode_together(tokenizer: Tokenizer, clips: Sequence[Clip]) -> Iterator[tuple[int, Iterator[TimedFrame]]]:
     """Decode clips, those of one shape in the same calls.
 
-    Args:
-        tokenizer: the tokenizer.
-        clips: the clips.
-
     Yields:
         Index and frames of each clip; the frames must be read before the next clip.
 

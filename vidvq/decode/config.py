@@ -72,7 +72,6 @@ def resolve_execution(config: DecodeConfig, device: str) -> Execution:
     """Decide how clips are decoded.
 
     Args:
-        config: settings.
         device: ``cpu`` or ``cuda``.
 
     Raises:

@@ -24,7 +24,6 @@ class FoundClip:
     """A token sample that overlaps an interval.
 
     Attributes:
-        location: byte location of the sample.
         info: content of its JSON.
         num_frames: number of its frames in the interval.
     """
@@ -39,7 +38,6 @@ def find_key(known: list[TokenLocation], key: str, tokens: Path) -> TokenLocatio
 
     Args:
         known: all samples of ``tokens``.
-        key: key of the sample.
         tokens: directory or shard that was indexed, for the message.
 
     Raises:

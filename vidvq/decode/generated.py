@@ -40,7 +40,6 @@ class GeneratedClip:
     """One video in a file of generated codes, sent to a worker that reads only this video.
 
     Attributes:
-        file: file that holds the video.
         key: name of the video.
         index: index of its grid in the file.
         label: file and index, for error messages.

@@ -42,6 +42,7 @@ from vidvq.storage import (
     remove_attempts,
     safe_join,
     sha256_file,
+    unless_done,
     write_shared,
 )
 from vidvq.video.write import TimedFrame, VideoShape, write_frames
@@ -65,9 +66,7 @@ def run_decode(
         checkpoint: a checkpoint, or a training run, with the token fingerprint of the tokens.
         out: output folder of ``KEY.mp4`` or ``KEY/000000.png``. Each clip is written atomically and existing ones are
             skipped. May be a file for a single clip or an interval.
-        config: the settings of the job.
         interval: interval of one video to decode into one file; None to decode whole clips.
-        force: whether to overwrite existing outputs.
 
     Returns:
         The number of clips.
@@ -124,8 +123,6 @@ def run_decode_generated(
         tokenizer: ``tokenizer.json`` of the tokens that the generator was trained on, or its directory.
         checkpoint: a checkpoint, or a training run, with the token fingerprint of ``tokenizer``.
         out: output folder, or a file for a single video. Several videos become ``NAME-00000.mp4`` and so on.
-        config: the settings of the job.
-        force: whether to overwrite existing outputs.
 
     Returns:
         The number of videos.
@@ -157,11 +154,8 @@ class _Job:
     """What all outputs of a job have in common.
 
     Attributes:
-        checkpoint: folder of the tokenizer.
         tokens: directory with the card of the tokens.
         kind: format of the outputs.
-        config: settings.
-        execution: how clips are decoded.
     """
 
     checkpoint: Path
@@ -253,12 +247,8 @@ def make_worker(job: _Job, gpus: float, force: bool) -> Callable[[tuple[Item, ..
     def write(item: Item, frames: Iterator[TimedFrame], info: TokenInfo) -> None:
         if not item.path.parent.exists():
             make_folder(item.path.parent)
-        try:
+        with unless_done(item.path.exists):
             write_frames(item.path, job.kind, frames, _shape(info, tokenizer), job.config.crf, force)
-        except FileNotFoundError:
-            # Another driver has finished the job, and deleted the temporary files of all others.
-            if not item.path.exists():
-                raise
 
     def decode(items: tuple[Item, ...]) -> None:
         clips = [Clip(*item.location.read(card)) for item in items]

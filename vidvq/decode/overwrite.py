@@ -15,7 +15,6 @@ def is_done(path: Path, made_from: dict[str, Any], force: bool) -> bool:
     Args:
         path: output file, or folder of frames.
         made_from: tokens and settings, as JSON types.
-        force: whether to overwrite an existing output.
 
     Raises:
         UsageError: the output exists and has other content.

@@ -99,21 +99,16 @@ def load_for_tokens(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, Tokenize
     return tokenizer, written
 
 
-def decode_groups(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[np.ndarray]:
-    """Yield the frames ``t h w c`` uint8 of each group of codes ``lt lh lw``, sized as in ``info`` times ``upscale``.
+def decode_frames(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[TimedFrame]:
+    """Yield each frame of codes ``lt lh lw``, sized as in ``info`` times ``upscale``, with its time in the source.
 
     Raises:
         UsageError: the codes do not match ``info``, or a code is out of range; the message gives the source.
     """
     try:
-        yield from iter_decode(tokenizer, codes, info.num_frames, (info.height, info.width))
+        yield from with_times(iter_decode(tokenizer, codes, info.num_frames, (info.height, info.width)), info)
     except UsageError as error:
         raise UsageError(f"{info.source}: {error}") from error
-
-
-def decode_frames(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[TimedFrame]:
-    """Yield each frame with its time on the source's timeline."""
-    yield from with_times(decode_groups(tokenizer, codes, info), info)
 
 
 def with_times(groups: Iterable[np.ndarray], info: TokenInfo) -> Iterator[TimedFrame]:

@@ -116,11 +116,10 @@ def _training_charts(run: DemoRun) -> list[Chart]:
     start = run.config["loss"]["adversarial_start"]
     marks = [(start, "adversarial term on")] if any("adversarial" in line for line in run.metrics) else []
     charts = [
-        line_chart("PSNR of training crops", [_series(run, "psnr", "PSNR")], "step", "dB", marks=marks),
+        line_chart("PSNR of training crops", [_series(run, "psnr", "PSNR")], "dB", marks=marks),
         line_chart(
             "Generator loss terms",
             [_series(run, field, label) for field, label in _LOSSES.items()],
-            "step",
             "before weighting",
             log_y=True,
             marks=marks,
@@ -131,9 +130,9 @@ def _training_charts(run: DemoRun) -> list[Chart]:
         series = [_series(run, field, label) for field, label in shown.items()]
         if marks:
             series.append(_series(run, "adversarial", "generator's term"))
-        charts.append(line_chart("Discriminator", series, "step", "mean over crops", marks=marks))
+        charts.append(line_chart("Discriminator", series, "mean over crops", marks=marks))
     wait = _series(run, "data_wait", "waiting for data", scale=100)
-    charts.append(line_chart("Waiting for data", [wait], "step", "% of step time", floor=0))
+    charts.append(line_chart("Waiting for data", [wait], "% of step time", floor=0))
     return charts
 
 
@@ -154,6 +153,6 @@ def _usage_charts(run: DemoRun) -> list[Chart]:
     ]
     return [
         *frequencies,
-        line_chart("Codes in use during training", usage, "step", "% of codebook", floor=0, ceiling=103),
-        line_chart("Perplexity during training", perplexity, "step", "codes", floor=0),
+        line_chart("Codes in use during training", usage, "% of codebook", floor=0, ceiling=103),
+        line_chart("Perplexity during training", perplexity, "codes", floor=0),
     ]

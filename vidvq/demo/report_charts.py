@@ -58,7 +58,6 @@ class Chart:
     """A chart.
 
     Attributes:
-        title: title of the chart.
         svg: ``<svg>`` element, with ``summary`` as its text alternative.
         summary: description of the chart in words.
     """
@@ -80,27 +79,21 @@ class Series:
 def line_chart(
     title: str,
     series: Sequence[Series],
-    x_label: str,
     y_label: str,
     log_y: bool = False,
     marks: Sequence[tuple[float, str]] = (),
     floor: float | None = None,
     ceiling: float | None = None,
 ) -> Chart:
-    """Plot lines over a common x axis.
+    """Plot lines over the training step.
 
     Args:
-        title: title of the chart.
-        series: the lines.
-        x_label: label of the x axis.
-        y_label: label of the y axis.
-        log_y: whether the y axis is logarithmic.
         marks: x positions to mark, each with its label.
         floor: lower end of the y axis; None fits the data.
         ceiling: upper end of the y axis; None fits the data.
     """
     with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _axes(title, x_label, y_label, title_pad=16 if marks else 9)
+        figure, axes = _axes(title, "step", y_label, title_pad=16 if marks else 9)
         for line, color, dashes in zip(series, _SERIES, _DASHES, strict=False):
             dots = "o" if len(line.x) <= 12 else None
             axes.plot(line.x, line.y, color=color, linestyle=dashes, label=line.label, marker=dots, markersize=3)
@@ -122,7 +115,6 @@ def frequency_chart(title: str, counts: dict[str, np.ndarray]) -> Chart:
     """Plot the share of tokens per code of one codebook, most frequent code first, for several sets of tokens.
 
     Args:
-        title: title of the chart.
         counts: occurrences by code, for each set of tokens.
     """
     series: list[Series] = []

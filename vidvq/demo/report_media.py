@@ -8,7 +8,6 @@ from vidvq.codebook import Codebook
 from vidvq.demo.report_run import NAMES, Generated, HeldOut
 from vidvq.evaluate.media import (
     DIFFERENCE_GAIN,
-    data_uri,
     encode_jpeg,
     side_by_side,
     stack_rows,
@@ -17,6 +16,7 @@ from vidvq.evaluate.media import (
 )
 from vidvq.formats.checkpoint import Checkpoint
 from vidvq.formats.token_shard import TokenizerCard
+from vidvq.html_page import data_uri
 from vidvq.video.encode import encode_png
 
 _SHOWN_GROUPS = 4
@@ -27,9 +27,7 @@ class Picture:
     """An image or a video.
 
     Attributes:
-        uri: data URI.
         width, height: size (pixels).
-        alt: text alternative.
     """
 
     uri: str

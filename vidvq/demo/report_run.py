@@ -14,6 +14,7 @@ from PIL import Image
 from vidvq.config import read_yaml
 from vidvq.demo.stages import SPLITS, stages
 from vidvq.errors import UsageError
+from vidvq.evaluate.reconstruct import list_shards
 from vidvq.evaluate.scores import ClipScore, Evaluation
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
 from vidvq.formats.clip_shard import read_clips
@@ -150,7 +151,7 @@ class DemoRun:
         scores = {score.key: score for score in self.evaluation.clips}
         shipped = {score.key: score for score in self.bundled.clips} if self.bundled else {}
         tokens = {key: (codes, info) for key, codes, info in _samples(self.out, "heldout", self.card)}
-        for shard in _shards(self.out / "clips" / "heldout"):
+        for shard in list_shards(self.out / "clips" / "heldout"):
             for key, media, _ in read_clips(shard):
                 if key in scores:
                     codes, info = tokens[key]
@@ -240,12 +241,8 @@ def _videos(clips: Path) -> dict[str, int]:
 
 
 def _samples(out: Path, split: str, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
-    for shard in _shards(out / "tokens" / split):
+    for shard in list_shards(out / "tokens" / split):
         yield from read_tokens(shard, card)
-
-
-def _shards(folder: Path) -> list[Path]:
-    return [path for name in read_plan(folder).shard_names() if (path := folder / name).is_file()]
 
 
 def _read_frames(folder: Path) -> np.ndarray:

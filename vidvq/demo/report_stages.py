@@ -15,7 +15,6 @@ class StageRow:
     """One stage.
 
     Attributes:
-        name: name of the stage.
         seconds: wall time (seconds).
         share: share of the total time, 0 to 1.
         did: summary of its inputs and outputs.

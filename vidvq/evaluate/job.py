@@ -35,15 +35,11 @@ def run_evaluate(
     """Score decoded clips.
 
     Args:
-        clips: directory of the original clip shards.
         decoded: directory written by ``vidvq decode ... format=png``.
         tokens: directory of the token shards that were decoded.
         out: JSON file to write, or None.
         config: settings; None for the defaults.
         report: HTML page of the worst clips to write, or None.
-
-    Returns:
-        Scores and codebook usage.
 
     Raises:
         UsageError: frames are missing or of another size, no clip is in both directories, or a setting needs what is
@@ -77,14 +73,10 @@ def run_evaluate_tokenizers(
     other decoders are enlarged by bicubic interpolation.
 
     Args:
-        clips: directory of clip shards.
         checkpoints: checkpoints, training runs, or other tokenizers that `vidvq tokenize` takes.
         out: JSON file to write, or None.
         config: settings; None for the defaults.
         report: HTML page of the worst clips to write, or None.
-
-    Returns:
-        Scores and codebook usage of each tokenizer.
 
     Raises:
         UsageError: a tokenizer is given twice or cannot be loaded, there are no clips, or a setting needs what is not

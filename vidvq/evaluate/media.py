@@ -1,7 +1,6 @@
 """Originals beside reconstructions, as videos and stills for HTML pages."""
 
 import io
-from base64 import b64encode
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -87,11 +86,6 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=85, subsampling=0)
     return buffer.getvalue()
-
-
-def data_uri(kind: str, media: bytes) -> str:
-    """Encode media of a MIME type as a data URI."""
-    return f"data:{kind};base64,{b64encode(media).decode()}"
 
 
 def _enlarge(frames: np.ndarray) -> np.ndarray:

@@ -7,10 +7,10 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from vidvq.evaluate.media import DIFFERENCE_GAIN, data_uri, encode_jpeg, side_by_side, still_frames, still_sheet
+from vidvq.evaluate.media import DIFFERENCE_GAIN, encode_jpeg, side_by_side, still_frames, still_sheet
 from vidvq.evaluate.scores import ClipScore, Evaluation, table
 from vidvq.formats.clip_shard import ClipInfo
-from vidvq.html_page import render_page
+from vidvq.html_page import data_uri, render_page
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _CHART_WIDTH, _CHART_HEIGHT = 640, 120
@@ -22,7 +22,6 @@ class Curve:
     """PSNR by frame of one tokenizer.
 
     Attributes:
-        name: name of the tokenizer.
         points: coordinates of a polyline, as SVG has them.
         colour: number of its colour in the palette.
         low, high: smallest and largest value (dB).
@@ -41,7 +40,6 @@ class Entry:
 
     Attributes:
         psnr: PSNR of the first tokenizer (dB).
-        key: key of the clip.
         title: source and index of the clip.
         video: data URI of the original and the reconstructions, side by side.
         size: width and height of the video (pixels).
@@ -67,7 +65,6 @@ class WorstClips:
 
     Args:
         count: number of clips to keep.
-        names: names of the tokenizers.
     """
 
     def __init__(self, count: int, names: Sequence[str]) -> None:
@@ -80,10 +77,8 @@ class WorstClips:
         """Add a clip, unless enough worse ones are known.
 
         Args:
-            info: JSON of the clip.
             original: frames ``t h w c`` uint8.
             frames: reconstruction by each tokenizer.
-            scores: score of each tokenizer.
         """
         first = scores[0]
         full = len(self._entries) == self._count
@@ -105,11 +100,7 @@ class WorstClips:
         del self._entries[self._count :]
 
     def render(self, evaluations: list[Evaluation]) -> bytes:
-        """Render the page, UTF-8.
-
-        Args:
-            evaluations: scores of the tokenizers.
-        """
+        """Render the page, UTF-8."""
         values = {
             "table": table(evaluations),
             "entries": self._entries,

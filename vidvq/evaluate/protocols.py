@@ -69,7 +69,9 @@ class Protocol:
         clips = Counter(info.source for info in infos.values())
         if self.sources is not None and len(clips) != self.sources:
             raise UsageError(f"the clips are of {len(clips)} videos, the protocol has {self.sources}; {remedy}")
-        last = {source: max(i.clip_index for i in infos.values() if i.source == source) for source in clips}
+        last = dict.fromkeys(clips, 0)
+        for info in infos.values():
+            last[info.source] = max(last[info.source], info.clip_index)
         for key, info in infos.items():
             if broken := self._broken_by(info, clips[info.source], info.clip_index == last[info.source]):
                 raise UsageError(f"clip {key} {broken}; {remedy}")

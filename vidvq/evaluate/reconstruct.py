@@ -18,7 +18,6 @@ class Reconstructor(Protocol):
 
     Attributes:
         name: name in tables.
-        card: card of the tokenizer.
     """
 
     name: str
@@ -38,12 +37,7 @@ class Reconstructor(Protocol):
 
 
 class DecodedFiles:
-    """Frames that `vidvq decode ... format=png` wrote, and the tokens that they were decoded from.
-
-    Args:
-        decoded: directory of the frames.
-        tokens: directory of the token shards.
-    """
+    """Frames that `vidvq decode ... format=png` wrote, and the tokens that they were decoded from."""
 
     def __init__(self, decoded: Path, tokens: Path) -> None:
         self.name = ""

@@ -163,9 +163,6 @@ class Curves(NamedTuple):
 class VideoScorer:
     """Scores videos against originals.
 
-    Args:
-        config: settings.
-
     Raises:
         UsageError: the weights of a perceptual distance are missing.
     """
@@ -245,8 +242,6 @@ def finish(name: str, card: TokenizerCard, scored: Iterable[tuple[ClipScore, np.
     """Add the scores that depend on all clips: the statistics of the codes.
 
     Args:
-        name: name of the tokenizer.
-        card: card of the tokenizer.
         scored: score and codes ``lt lh lw`` of each clip.
     """
     pairs = list(scored)

@@ -9,11 +9,10 @@ import numpy as np
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
-from vidvq.export.records import target_of
 from vidvq.export.target import Target, TokenSequence, write_part
-from vidvq.export.targets import TARGETS
+from vidvq.export.targets import TARGETS, target_of
 from vidvq.export.verify import compare_part, damaged_files
-from vidvq.formats.commit import FOLDER, Commit, read_commit
+from vidvq.formats.commit import FOLDER, Commit, read_finished
 from vidvq.formats.export_records import (
     ExportHeader,
     Part,
@@ -33,11 +32,13 @@ from vidvq.storage import (
     PREFLIGHT_MARKER,
     create_once,
     differences,
+    file_exists,
     make_folder,
     pretty_json,
     read_json,
     remove_attempts,
     sha256_file,
+    unless_done,
     write_shared,
 )
 
@@ -47,7 +48,6 @@ class ExportSummary:
     """Counts of an export.
 
     Attributes:
-        target: name of the target.
         clips: number of clips.
         ids: number of ids, special tokens included.
         bytes: size of the files of all parts.
@@ -72,8 +72,6 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
     Args:
         tokens: a directory that ``vidvq tokenize`` finished.
         target: one of :data:`vidvq.export.targets.TARGETS`.
-        out: the output directory.
-        config: order and special tokens of the sequences.
         check: read the export back at the end and compare it with the token shards, id by id.
 
     Raises:
@@ -121,16 +119,10 @@ def _committed(tokens: Path) -> list[Commit]:
     plan = read_plan(tokens)
     if plan.header.prefix != PREFIX:
         raise UsageError(f"{tokens} was written by vidvq {plan.stage}; give a directory of token shards")
-    commits = []
-    for shard in plan.shard_names():
-        commit = read_commit(tokens, shard)
-        if commit is None:
-            raise UsageError(f"{tokens}: {shard} is not committed; finish vidvq tokenize first")
-        commits.append(commit)
-    full = [commit for commit in commits if commit.sha256]
-    if not full:
+    commits = list(read_finished(tokens, plan))
+    if not commits:
         raise UsageError(f"{tokens} has no tokens to export")
-    return full
+    return commits
 
 
 def _stem(commit: Commit) -> str:
@@ -190,18 +182,13 @@ def _export(tokens: Path, target: Target, out: Path, commit: Commit, layout: Lay
             clips, ids = clips + 1, ids + len(sequence.ids)
             yield sequence
 
-    try:
+    record = record_path(out, stem)
+    with unless_done(lambda: file_exists(record)):
         paths = write_part(target, out, stem, counted(), commit.ok, layout.vocabulary)
-    except FileNotFoundError:
-        # Another driver has finished the export, and deleted the temporary files of all others.
-        if part := read_part(out, stem):
-            return part
-        raise
-    files = tuple(PartFile(file.name, file.stat().st_size, sha256_file(file)) for file in paths)
-    if clips != commit.ok:
-        raise UsageError(f"{path} has {clips} clips, its record has {commit.ok}; run vidvq verify {tokens}")
-    part = Part(commit.shard, commit.sha256, clips, ids, files)
-    create_once(record_path(out, stem), encode_part(part))
+        if clips != commit.ok:
+            raise UsageError(f"{path} has {clips} clips, its record has {commit.ok}; run vidvq verify {tokens}")
+        files = tuple(PartFile(file.name, file.stat().st_size, sha256_file(file)) for file in paths)
+        create_once(record, encode_part(Part(commit.shard, commit.sha256, clips, ids, files)))
     recorded = read_part(out, stem)
     assert recorded is not None
     return recorded

@@ -20,9 +20,7 @@ class TokenSequence:
     """One clip to write.
 
     Attributes:
-        key: key of the clip.
         ids: int64 ids, special tokens included, 1-d.
-        info: metadata of the clip in its token shard.
     """
 
     key: str
@@ -65,10 +63,7 @@ def write_part(
     """Write the files of one token shard, each atomically, and return their paths.
 
     Args:
-        target: format of the files.
-        folder: output directory.
         stem: stem of the file names.
-        sequences: sequences of the clips.
         count: number of sequences.
         vocabulary: number of ids.
     """

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from vidvq.errors import UsageError
-from vidvq.export.records import read_header, target_of
 from vidvq.export.target import Target, TokenSequence
+from vidvq.export.targets import read_header, target_of
 from vidvq.formats.commit import FOLDER
 from vidvq.formats.export_records import ExportHeader, Part, read_part, redo_hint, tokens_digest
 from vidvq.formats.token_shard import CARD, read_tokenizer_card
@@ -121,8 +121,6 @@ def compare_part(
 
     Args:
         paths: files of the part.
-        target: format of the files.
-        dtype: dtype of the ids.
         expected: sequences of the token shard.
         stem: stem of the part, for error messages.
 

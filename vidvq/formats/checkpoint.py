@@ -114,7 +114,6 @@ def fingerprint(model: dict[str, Any], preprocessing: dict[str, Any], tensors: d
     Args:
         model: config of the model. Its ``decoder`` entry is part of the decoder fingerprint, all others of the token
             fingerprint.
-        preprocessing: transform of pixels before the encoder.
         tensors: weights by name. Hashed by name, dtype, shape and bytes, in order of names.
     """
     token_config = {name: value for name, value in model.items() if name != "decoder"}
@@ -133,15 +132,7 @@ def write_checkpoint(
     """Write a checkpoint folder atomically, replacing one of the same name.
 
     Args:
-        folder: the checkpoint's folder.
-        model: config of the model.
-        preprocessing: transform of pixels before the encoder.
-        tensors: weights by name.
-        step: training step.
         training: folder with the state of the trainer, moved into the checkpoint; None for none.
-
-    Returns:
-        The fingerprints.
     """
     prints = fingerprint(model, preprocessing, tensors)
     config = {"format": FORMAT, "model": model, "preprocessing": preprocessing, "step": step}
@@ -162,7 +153,6 @@ def write_model_folder(
         folder: the checkpoint's folder; one of the same name is replaced.
         config: content of ``config.json`` without ``tensors``; its ``format`` names the kind.
         fingerprints: content of ``fingerprint``, without the digests of the other files.
-        tensors: weights by name.
         training: folder with the state of the trainer, moved into the checkpoint; None for none.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -303,7 +293,6 @@ def changed_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
     """Name the files of a checkpoint whose bytes are not those that were written.
 
     Args:
-        folder: the checkpoint's folder.
         digests: SHA-256 of each file by name (hex), as ``fingerprint`` has them.
     """
     return [

@@ -40,34 +40,6 @@ class ClipInfo:
             The JSON has this key only if it is true.
     """
 
-    source: str
-    clip_index: int
-    time_base: str
-    pts: tuple[int, ...]
-    duration: int
-    fps: float
-    height: int
-    width: int
-    decoder: str
-    policy: dict[str, Any]
-    carried: dict[str, Any] = field(default_factory=dict[str, Any])
-    retimed: bool = False
-
-    @property
-    def num_frames(self) -> int:
-        """Number of frames."""
-        return len(self.pts)
-
-    @property
-    def seconds_per_tick(self) -> Fraction:
-        """The time base as an exact fraction."""
-        return Fraction(self.time_base)
-
-
-@dataclass(frozen=True)
-class _InfoFile:
-    """The JSON of a clip; fields as in :class:`ClipInfo`."""
-
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     source: Text
@@ -82,6 +54,16 @@ class _InfoFile:
     policy: dict[str, Any]
     carried: dict[str, Any] = field(default_factory=dict[str, Any])
     retimed: bool = False
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return len(self.pts)
+
+    @property
+    def seconds_per_tick(self) -> Fraction:
+        """The time base as an exact fraction."""
+        return Fraction(self.time_base)
 
 
 def clip_files(media: bytes, extension: str, info: ClipInfo) -> dict[str, bytes]:
@@ -100,10 +82,9 @@ def parse_clip_info(data: bytes, where: str) -> ClipInfo:
         UsageError: it is damaged; ``where`` names the clip in the message.
     """
     try:
-        found = parse(_InfoFile, parse_json(data, "it"), FORMAT, "it", "restore the shard")
+        return parse(ClipInfo, parse_json(data, "it"), FORMAT, "it", "restore the shard")
     except ValueError as error:
         raise UsageError(f"{where} has no readable clip JSON: {error}") from error
-    return ClipInfo(**vars(found))
 
 
 def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:

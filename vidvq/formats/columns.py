@@ -127,7 +127,6 @@ def read_table(clips: Path, wanted: Collection[str] | None = None) -> ColumnTabl
     """Read the columns of all clips.
 
     Args:
-        clips: a directory of clip shards.
         wanted: names of the columns to keep in the rows; None for all.
 
     Raises:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from vidvq.errors import UsageError
+from vidvq.formats.plan import Plan
 from vidvq.formats.schema import MAX_LABEL, MAX_TEXT, Count, Digest, FileName, Label, MemberName, Text, parse
 from vidvq.formats.tar import BLOCK_BYTES, Member, TarWriter
 from vidvq.redact import redact
@@ -32,9 +33,9 @@ from vidvq.storage import (
     publish_once,
     publish_replace,
     read_json,
-    remove_attempts,
     safe_join,
     sha256_file,
+    unless_done,
 )
 
 FORMAT = "vidvq.commit/1"
@@ -90,7 +91,7 @@ class Commit:
     failed: tuple[Outcome, ...]
     filtered: tuple[Outcome, ...]
     members: tuple[Member, ...] = ()
-    stats: dict[str, int] = field(default_factory=dict[str, int])
+    stats: dict[Label, Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]] = field(default_factory=dict[str, int])
 
     @property
     def items(self) -> int:
@@ -104,23 +105,6 @@ class Commit:
             offset += BLOCK_BYTES
             yield member, offset
             offset += -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
-
-
-@dataclass(frozen=True)
-class _CommitFile:
-    """The JSON of a record; fields as in :class:`Commit`, members as lists."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    shard: FileName
-    plan_id: Text
-    sha256: Digest | None
-    bytes: Count
-    ok: Count
-    failed: tuple[Outcome, ...]
-    filtered: tuple[Outcome, ...]
-    members: tuple[tuple[MemberName, Count, Annotated[int, Field(ge=0, lt=1 << 32)]], ...]
-    stats: dict[Label, Annotated[int, Field(ge=-(1 << 62), le=1 << 62)]]
 
 
 _on_item: ContextVar[Callable[[], None]] = ContextVar("on_item", default=lambda: None)
@@ -160,7 +144,6 @@ class ShardDraft:
         """Add an item.
 
         Args:
-            key: key of the item.
             files: content by extension.
             stats: statistics, which are summed over the shard.
         """
@@ -210,11 +193,23 @@ def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]
             yield reading.result() if reading else read_commit(folder, shard)
 
 
+def read_finished(folder: Path, plan: Plan) -> Iterator[Commit]:
+    """Yield the records of the shards of a finished directory that are not empty, in order.
+
+    Raises:
+        UsageError: a shard is not committed, or its record is damaged.
+    """
+    for name, commit in zip(plan.shard_names(), read_commits(folder, plan.shard_names()), strict=True):
+        if commit is None:
+            raise UsageError(f"{folder}: {name} is not committed; finish vidvq {plan.stage} first")
+        if commit.sha256 is not None:
+            yield commit
+
+
 def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:
     """Make a shard and commit it, unless another writer commits it first.
 
     Args:
-        folder: the output directory.
         shard: file name of the tar, such as ``clips-000000.tar``.
         plan_id: ``plan_id`` of the plan that the shard belongs to.
         fill: adds the items to a draft. What it adds must depend on the plan alone.
@@ -225,35 +220,28 @@ def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDr
     Raises:
         OSError: the disk is full or not writable; nothing is left under a final name.
     """
-    try:
-        record = _write(folder, shard, plan_id, fill)
-        create_once(record_path(folder, shard), _encode(record))
-    except FileNotFoundError:
-        # Another writer has committed the shard, and deleted the temporary files of all others.
-        if not file_exists(record_path(folder, shard)):
-            raise
-    remove_attempts(folder, shard)
-    remove_attempts(folder / FOLDER, shard + ".json")
+    path = record_path(folder, shard)
+    with unless_done(lambda: file_exists(path)):
+        create_once(path, _encode(_write(folder, shard, plan_id, fill)))
     committed = read_commit(folder, shard)
     assert committed is not None
     return committed
 
 
 def _read(path: Path) -> Commit:
-    found = parse(_CommitFile, read_json(path), FORMAT, f"{path}", _REDO)
+    found = parse(Commit, read_json(path), FORMAT, f"{path}", _REDO)
     fault = _contradiction(found) if path.name == f"{found.shard}.json" else f"it is the record of {found.shard}"
     if fault:
         raise UsageError(f"{path} is not a record of its shard: {fault}; {_REDO}")
-    fields: dict[str, Any] = {**vars(found), "members": tuple(Member(*member) for member in found.members)}
-    return Commit(**fields)
+    return found
 
 
-def _contradiction(record: _CommitFile) -> str:
+def _contradiction(record: Commit) -> str:
     """Describe the first inconsistency of a record; "" if there is none."""
-    names = [name for name, _, _ in record.members]
+    names = [member.name for member in record.members]
     if len(set(names)) != len(names):
         return "a member occurs twice"
-    size = sum(BLOCK_BYTES + -(-size // BLOCK_BYTES) * BLOCK_BYTES for _, size, _ in record.members)
+    size = sum(BLOCK_BYTES + -(-member.size // BLOCK_BYTES) * BLOCK_BYTES for member in record.members)
     if record.sha256 is None and (record.bytes or record.ok or names or record.stats):
         return "it has content, but no sha256"
     whole = -(-(size + _END_BYTES) // _RECORD_BYTES) * _RECORD_BYTES
@@ -312,6 +300,4 @@ def _encode(record: Commit) -> bytes:
     data: dict[str, Any] = {**vars(record), "format": FORMAT}
     for name in ("failed", "filtered"):
         data[name] = [asdict(outcome) for outcome in data[name]]
-    # Not by asdict: it takes tens of milliseconds for hundreds of members, while the encoder waits.
-    data["members"] = [[member.name, member.size, member.crc32] for member in record.members]
     return pretty_json(add_digest(data))

@@ -83,6 +83,14 @@ class GeneratorCard:
         lt, lh, lw = (max(shape[axis] for shape in self.shapes) for axis in range(3))
         return lt, lh, lw
 
+    def refuse_other_tokenizer(self, fingerprint: str, where: str) -> None:
+        """Refuse tokens, or the tokenizer, at ``where`` if they are not those that the generator was trained on."""
+        wanted = self.tokenizer.token_fingerprint
+        if fingerprint != wanted:
+            raise UsageError(
+                f"{where} has tokenizer {fingerprint[:12]}; the generator was trained on tokens of {wanted[:12]}"
+            )
+
 
 @dataclass(frozen=True)
 class Generator:

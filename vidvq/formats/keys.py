@@ -21,7 +21,6 @@ def video_key(identity: str, attempt: int = 0) -> str:
     """The common part of the keys of a video's items, without a dot.
 
     Args:
-        identity: ``identity`` of the source.
         attempt: number of hashes of this identity that other videos of the plan have already.
     """
     stem = unicodedata.normalize("NFC", Path(identity).stem.lower())

@@ -23,7 +23,7 @@ from pydantic import Field
 from vidvq.config import is_mapping
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, keys_of, read_table, shards_of
-from vidvq.formats.rows import Row, codec_of
+from vidvq.formats.rows import Row, RowCodec
 from vidvq.formats.schema import Count, Digest, FileName, Label, parse
 from vidvq.storage import (
     PREFLIGHT_MARKER,
@@ -38,6 +38,7 @@ from vidvq.storage import (
     safe_join,
     sha256_bytes,
     sha256_file,
+    unless_done,
     write_atomic,
 )
 
@@ -173,7 +174,7 @@ class Plan:
 
     def shards(self, row: type[Row], order: Iterable[int] | None = None) -> Iterator[tuple[str, list[Row]]]:
         """Yield ``(shard name, its rows)`` of all shards in order, or of those with the indices in ``order``."""
-        codec = codec_of(row)
+        codec = RowCodec(row)
         for index, table in self._tables(order):
             yield self.shard_name(index), list(codec.from_table(table))
 
@@ -189,7 +190,7 @@ class Plan:
 
     def rows(self, row: type[Row]) -> Iterator[Row]:
         """Yield all rows; only a few thousand are held as Python objects at a time."""
-        return codec_of(row).from_table(self.table)
+        return RowCodec(row).from_table(self.table)
 
     def _tables(self, order: Iterable[int] | None) -> Iterator[tuple[int, pa.Table]]:
         ends = np.searchsorted(shards_of(self.table), np.arange(self.num_shards), side="right")
@@ -266,7 +267,6 @@ def create_plan(
 
     Args:
         folder: the output directory; created if it does not exist.
-        stage: name of the stage.
         prefix: prefix of the shards' names.
         made_from: see :class:`PlanHeader`.
         table: the rows in the order of their shards.
@@ -289,8 +289,6 @@ def extend_plan(folder: Path, plan: Plan, made_from: dict[str, Any], table: pa.T
     """Write a plan's next generation.
 
     Args:
-        folder: the plan's directory.
-        plan: the plan as it is.
         made_from: what the whole plan is made from, including this generation.
         table: new rows in the order of their shards. A row has a new shard (``plan.num_shards`` or more), or an
             existing shard that it is appended to or in which it replaces the row with the same key.
@@ -323,7 +321,6 @@ def write_files(folder: Path, plan: Plan, files: Mapping[str, bytes]) -> None:
     """Write the other files of a directory if they are missing or differ from the plan.
 
     Args:
-        folder: directory of the plan.
         plan: the plan; that of an older version has no digests and accepts existing files.
         files: contents that this job would write, by name.
 
@@ -353,8 +350,6 @@ def refuse_other_origin(
     """Refuse a plan that another stage, or the same stage with other inputs or settings, has made.
 
     Args:
-        folder: the plan's directory.
-        plan: the plan on disk.
         stage: name of the stage that runs now.
         made_from: what a plan made now would be made from.
         changed: what differs behind a hash in ``made_from``; only consumed if something differs.
@@ -438,11 +433,7 @@ def _check(value: Any) -> str:
 
 
 def _refuse_contradictions(folder: Path, headers: list[PlanHeader]) -> None:
-    """Refuse generations with inconsistent numbers or names.
-
-    Raises:
-        UsageError: a generation is inconsistent with itself or with the one before.
-    """
+    """Refuse generations with inconsistent numbers or names."""
     before: PlanHeader | None = None
     for number, header in enumerate(headers):
         first = before.shards if before else 0
@@ -456,11 +447,7 @@ def _refuse_contradictions(folder: Path, headers: list[PlanHeader]) -> None:
 
 
 def _refuse_other_table(folder: Path, header: PlanHeader, table: pa.Table) -> None:
-    """Refuse invalid rows of a plan: a wrong number, repeated keys, shards out of order or out of range.
-
-    Raises:
-        UsageError: the rows do not match the header.
-    """
+    """Refuse invalid rows of a plan: a wrong number, repeated keys, shards out of order or out of range."""
     shards = shards_of(table)
     in_order = not len(shards) or (shards[0] >= 0 and shards[-1] < header.shards and bool((np.diff(shards) >= 0).all()))
     keys = table.column("key").combine_chunks()
@@ -484,10 +471,7 @@ def _read_table(folder: Path, header: PlanHeader, number: int) -> pa.Table:
 def _write_table(folder: Path, table: pa.Table) -> str:
     data = encode_table(table)
     # If another driver has written its plan in the meantime, that plan stands, with its own table.
-    try:
+    with unless_done(lambda: has_plan(folder)):
         if not has_plan(folder):
             write_atomic(folder / "plan.parquet", data, holds_secrets(table))
-    except FileNotFoundError:
-        if not has_plan(folder):
-            raise
     return sha256_bytes(data)

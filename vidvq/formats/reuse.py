@@ -16,9 +16,7 @@ def reusable_samples(
     """The files, by key and extension, of committed samples whose rows have not changed.
 
     Args:
-        out: the output directory.
         older: earlier names of the shard, each with its generation of the plan, oldest first.
-        rows: current rows of the shard.
     """
     for name, generation in reversed(older):
         if commit := read_commit(out, name):

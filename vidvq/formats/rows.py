@@ -72,9 +72,6 @@ _NOT_STORED = ("generation",)
 class RowCodec(Generic[Record]):
     """Converts dataclasses of one type to Arrow tables and back.
 
-    Args:
-        row: the dataclass.
-
     Attributes:
         schema: Arrow schema of the columns.
     """
@@ -102,11 +99,6 @@ class RowCodec(Generic[Record]):
             }
             for index in range(batch.num_rows):
                 yield _build(self._row, {name: column[index] for name, column in found.items()})
-
-
-def codec_of(row: type[Record]) -> RowCodec[Record]:
-    """The codec of a dataclass."""
-    return RowCodec(row)
 
 
 @dataclass(frozen=True)

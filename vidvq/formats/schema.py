@@ -26,18 +26,13 @@ def _file_name(name: str) -> str:
     return check_name(name)
 
 
-def _member_name(name: str) -> str:
-    check_member(name)
-    return name
-
-
 # Number of things, or bytes.
 Count: TypeAlias = Annotated[int, Field(ge=0, le=_MAX_INT)]
 Ticks: TypeAlias = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Pixels: TypeAlias = Annotated[int, Field(ge=1, le=1 << 20)]
 # Name of a file in the same directory.
 FileName: TypeAlias = Annotated[str, AfterValidator(_file_name)]
-MemberName: TypeAlias = Annotated[str, AfterValidator(_member_name)]
+MemberName: TypeAlias = Annotated[str, AfterValidator(check_member)]
 Digest: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Short names: of a reason, a stage, a codebook, a statistic.
 Label: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]
@@ -52,10 +47,7 @@ def parse(kind: type[T], data: Any, format: str, where: str, remedy: str = "rest
 
     Args:
         kind: the dataclass; its fields have the types of this module.
-        data: content of the file.
         format: required value of ``format``.
-        where: name of the file, for error messages.
-        remedy: remedy, for error messages.
 
     Raises:
         UsageError: one line that names the first wrong fields; or a field differs from what the digest covers.

@@ -22,10 +22,7 @@ class ClipSelection:
     function failed on has null there.
 
     Args:
-        clips: the directory.
-        plan: its plan.
         text: the expression.
-        setting: name of the setting that it comes from, for messages.
 
     Attributes:
         sets: the column sets that it needs.

@@ -92,7 +92,6 @@ def sequence_to_grid(sequence: np.ndarray, grid: tuple[int, ...], layout: Layout
     Args:
         sequence: ids of one clip, special tokens included.
         grid: shape ``lt lh lw``.
-        layout: layout of the export.
 
     Raises:
         UsageError: the length does not match the grid, a special token is misplaced, or a code is out of range.

@@ -3,10 +3,11 @@
 import io
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Annotated, NamedTuple, Self
 from zlib import crc32
+
+from pydantic import AfterValidator, Field
 
 from vidvq.errors import UsageError
 from vidvq.storage import check_name
@@ -22,8 +23,16 @@ _MAX_EXTENSION_BYTES = 1 << 20
 _MAX_HEADER_SIZE = 1 << 42
 
 
-@dataclass(frozen=True)
-class Member:
+def check_member(name: str) -> str:
+    """Check a member name that could escape a folder or confuse a reader, and return it.
+
+    Raises:
+        UsageError: see :func:`vidvq.storage.check_name`; at most 100 bytes are allowed.
+    """
+    return check_name(name, "tar member", _MAX_NAME)
+
+
+class Member(NamedTuple):
     """One file in a tar.
 
     Attributes:
@@ -32,23 +41,14 @@ class Member:
         crc32: CRC-32 of its content.
     """
 
-    name: str
-    size: int
-    crc32: int
+    name: Annotated[str, AfterValidator(check_member)]
+    size: Annotated[int, Field(ge=0)]
+    crc32: Annotated[int, Field(ge=0, lt=1 << 32)]
 
     @property
     def key(self) -> str:
         """The WebDataset key: the name up to its first dot."""
         return self.name.partition(".")[0]
-
-
-def check_member(name: str) -> None:
-    """Refuse a member name that could escape a folder or confuse a reader.
-
-    Raises:
-        UsageError: see :func:`vidvq.storage.check_name`; at most 100 bytes are allowed.
-    """
-    check_name(name, "tar member", _MAX_NAME)
 
 
 class TarWriter:

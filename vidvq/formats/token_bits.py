@@ -32,7 +32,6 @@ def pack_codes(codes: np.ndarray, book_of: CodebookOf) -> bytes:
 
     Args:
         codes: codes ``lt lh lw``, from 0.
-        book_of: the codebook of a latent frame.
     """
     import zstandard
 
@@ -50,7 +49,6 @@ def unpack_codes(
         data: packed codes.
         grid: shape ``lt lh lw``.
         book_of: the codebook of a latent frame, the same of all but the first.
-        dtype: type of the result.
 
     Raises:
         UsageError: the data is damaged, or does not fit the grid.

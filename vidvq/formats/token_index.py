@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from vidvq.errors import UsageError
-from vidvq.formats.commit import Commit, read_commits
+from vidvq.formats.commit import Commit, read_finished
 from vidvq.formats.export_index import index_export
 from vidvq.formats.export_records import is_export
 from vidvq.formats.plan import read_plan
@@ -47,21 +47,17 @@ def committed_shards(folder: Path) -> list[Path]:
 
 
 def _committed(folder: Path) -> Iterator[tuple[Path, Commit]]:
-    names = list(read_plan(folder).shard_names())
-    for name, commit in zip(names, read_commits(folder, names), strict=True):
-        if commit is None:
-            raise UsageError(f"{folder}: {name} is not committed; finish vidvq tokenize first")
-        if commit.sha256 is None:
-            continue
+    for commit in read_finished(folder, read_plan(folder)):
+        path = safe_join(folder, commit.shard)
         try:
-            size = safe_join(folder, name).stat().st_size
+            size = path.stat().st_size
         except FileNotFoundError:
-            raise UsageError(f"{folder / name} is missing; run vidvq verify {folder}") from None
+            raise UsageError(f"{path} is missing; run vidvq verify {folder}") from None
         if size != commit.bytes:
             raise UsageError(
-                f"{folder / name} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify {folder}"
+                f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify {folder}"
             )
-        yield folder / name, commit
+        yield path, commit
 
 
 def index_shard(shard: Path) -> list[TokenLocation]:

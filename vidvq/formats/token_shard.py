@@ -3,14 +3,14 @@
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, SkipValidation
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
@@ -27,7 +27,6 @@ PREFIX = "tokens"
 CARD = "tokenizer.json"
 MEDIA = "tokens.npy"
 PACKED = "tokens.bits.zst"
-RASTER_ORDER = "t h w"
 _MAX_CODES = 1 << 32
 # A score of a sample. Commit records hold sums of them as integers.
 Score: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -52,14 +51,16 @@ class TokenizerCard:
             None, and not in the JSON, for the default on CPUs.
     """
 
-    token_fingerprint: str
-    decoder_fingerprint: str
-    codebooks: tuple[Codebook, ...]
-    temporal_factor: int
-    spatial_factor: int
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    token_fingerprint: Text
+    decoder_fingerprint: Text
+    codebooks: Annotated[tuple[Codebook, ...], Field(min_length=1, max_length=2)]
+    temporal_factor: Annotated[int, Field(ge=1, le=4096)]
+    spatial_factor: Annotated[int, Field(ge=1, le=4096)]
     preprocessing: dict[str, Any]
-    tail_policy: str = "replicate"
-    raster_order: str = RASTER_ORDER
+    tail_policy: Literal["replicate"] = "replicate"
+    raster_order: Literal["t h w"] = "t h w"
     execution: dict[str, Any] | None = None
 
     @property
@@ -96,67 +97,24 @@ class TokenInfo:
         quality: scores by metric (``psnr`` in dB) of a sample that was scored; None, and not in the JSON, otherwise.
     """
 
-    source: str
-    clip_index: int
-    grid: tuple[int, ...]
-    num_frames: int
-    height: int
-    width: int
-    fps: float
-    time_base: str
-    pts: tuple[int, ...]
-    duration: int
-    quality: dict[str, float] | None = None
-
-    @property
-    def seconds_per_tick(self) -> Fraction:
-        """The time base as an exact fraction."""
-        return Fraction(self.time_base)
-
-
-@dataclass(frozen=True)
-class _BookFile:
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    name: Label
-    size: Annotated[int, Field(ge=1, le=_MAX_CODES)]
-    offset: Annotated[int, Field(ge=0, le=_MAX_CODES)]
-
-
-@dataclass(frozen=True)
-class _CardFile:
-    """The JSON of a card; fields as in :class:`TokenizerCard`."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    token_fingerprint: Text
-    decoder_fingerprint: Text
-    codebooks: Annotated[tuple[_BookFile, ...], Field(min_length=1, max_length=2)]
-    temporal_factor: Annotated[int, Field(ge=1, le=4096)]
-    spatial_factor: Annotated[int, Field(ge=1, le=4096)]
-    preprocessing: dict[str, Any]
-    tail_policy: Literal["replicate"] = "replicate"
-    raster_order: Literal["t h w"] = RASTER_ORDER
-    execution: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class _InfoFile:
-    """The JSON of a sample; fields as in :class:`TokenInfo`, frame times as runs."""
-
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     source: Text
     clip_index: Count
-    grid: tuple[int, int, int]
+    grid: Annotated[tuple[int, ...], Field(min_length=3, max_length=3)]
     num_frames: Annotated[int, Field(ge=1)]
     height: Pixels
     width: Pixels
     fps: Annotated[float, Field(ge=0)]
     time_base: TimeBase
-    pts: tuple[Any, ...]
+    pts: Annotated[tuple[int, ...], SkipValidation]
     duration: Ticks
     quality: dict[Label, Score] | None = None
+
+    @property
+    def seconds_per_tick(self) -> Fraction:
+        """The time base as an exact fraction."""
+        return Fraction(self.time_base)
 
 
 def encode_tokenizer_card(card: TokenizerCard) -> bytes:
@@ -186,12 +144,10 @@ def parse_tokenizer_card(data: Any, where: str) -> TokenizerCard:
     Raises:
         UsageError: it is damaged; ``where`` names the file in the message.
     """
-    found = parse(_CardFile, data, TOKENIZER_FORMAT, where)
-    books = tuple(Codebook(**vars(book)) for book in found.codebooks)
-    if fault := codebook_fault(books):
+    card = parse(TokenizerCard, data, TOKENIZER_FORMAT, where)
+    if fault := codebook_fault(card.codebooks):
         raise UsageError(f"{where}: {fault}; restore it from a copy")
-    fields: dict[str, Any] = {**vars(found), "codebooks": books}
-    return TokenizerCard(**fields)
+    return card
 
 
 def codebook_fault(books: Sequence[Codebook]) -> str:
@@ -199,7 +155,9 @@ def codebook_fault(books: Sequence[Codebook]) -> str:
     names, sizes, offsets = zip(*((book.name, book.size, book.offset) for book in books), strict=True)
     if names not in {("joint",), ("spatial", "temporal")}:
         return f"the codebooks are {', '.join(names)[:80]}; they must be joint, or spatial and temporal"
-    if min(sizes) < 1 or list(offsets) != [0, *sizes[:-1]] or sum(sizes) > _MAX_CODES:
+    if min(sizes) < 1 or sum(sizes) > _MAX_CODES:
+        return f"the codebooks have {list(sizes)} codes; each must have at least 1, and all at most {_MAX_CODES}"
+    if list(offsets) != [0, *sizes[:-1]]:
         return f"the codebooks of {list(sizes)} codes have offsets {list(offsets)}; each must start where the last ends"
     return ""
 
@@ -209,8 +167,6 @@ def token_files(codes: np.ndarray, info: TokenInfo, card: TokenizerCard, pack: b
 
     Args:
         codes: local codes ``lt lh lw``, integers.
-        info: JSON of the sample.
-        card: card of the tokenizer.
         pack: whether to pack the codes (:mod:`vidvq.formats.token_bits`) instead of writing npy.
 
     Raises:
@@ -240,12 +196,11 @@ def parse_info(files: dict[str, bytes], where: str) -> TokenInfo:
     if "json" not in files:
         raise UsageError(f"{where} is not a readable token sample: it has no json")
     try:
-        found = parse(_InfoFile, parse_json(files["json"], "its JSON"), FORMAT, "its JSON", "restore the shard")
-        pts = from_runs(found.pts, found.num_frames)
+        found = parse(TokenInfo, parse_json(files["json"], "its JSON"), FORMAT, "its JSON", "restore the shard")
+        # Until here ``pts`` are the runs of the JSON.
+        return replace(found, pts=from_runs(found.pts, found.num_frames))
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where} is not a readable token sample: {error}") from error
-    fields: dict[str, Any] = {**vars(found), "pts": pts}
-    return TokenInfo(**fields)
 
 
 def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tuple[np.ndarray, TokenInfo]:
@@ -297,9 +252,7 @@ def check_codes(
 
     Args:
         codes: local codes ``lt lh lw``.
-        card: card of the tokenizer.
         where: name of the codes in the message.
-        remedy: what to do, for the message.
 
     Raises:
         UsageError: names the first such code, its position and its codebook.

@@ -56,7 +56,6 @@ def verify_folder(folder: Path, tick: Callable[[], None] = lambda: None) -> Veri
 
     Args:
         folder: output directory of ``vidvq shard``, ``vidvq tokenize`` or another stage.
-        tick: called after each shard.
 
     Raises:
         UsageError: the directory has no plan, or its plan was edited.
@@ -70,7 +69,6 @@ class _Verification:
         self._folder, self._plan = folder, plan
         self._report = VerifyReport(items=plan.num_items, shards=plan.num_shards)
         self._problems = self._report.problems
-        self._seen: set[str] = set()
         self._sum = RecordSum()
         self._without_digest = 0
         # plan_id in the records of each generation's shards, with the shards that have it.
@@ -109,21 +107,9 @@ class _Verification:
         self._report.filtered += len(commit.filtered)
         self._report.bytes += commit.bytes
         self._sum.add(commit)
-        yield from self._account(commit, keys_of(table))
+        yield from _check_keys(commit, keys_of(table))
         yield from _check_planned(commit, table)
         yield from self._check_tar(commit)
-
-    def _account(self, commit: Commit, planned: list[str]) -> Iterator[str]:
-        accounted = list(dict.fromkeys(member.key for member in commit.members))
-        if len(accounted) != commit.ok:
-            yield f"has {len(accounted)} keys, its record has {commit.ok}"
-        accounted += [outcome.key for outcome in (*commit.failed, *commit.filtered)]
-        for key in accounted:
-            if key in self._seen:
-                yield f"{key} occurs twice"
-            self._seen.add(key)
-        yield from (f"{key} was planned but is not accounted for" for key in planned if key not in set(accounted))
-        yield from (f"{key} is not in the plan" for key in accounted if key not in set(planned))
 
     def _check_tar(self, commit: Commit) -> Iterator[str]:
         shard, path = commit.shard, safe_join(self._folder, commit.shard)
@@ -223,6 +209,21 @@ def _check_files(folder: Path, plan: Plan, notes: list[str]) -> Iterator[str]:
         notes.append(
             f"{token_shard.CARD}: the plan of an older version has no digest of it; only its fingerprint is verified"
         )
+
+
+def _check_keys(commit: Commit, planned: list[str]) -> Iterator[str]:
+    """Compare the keys in a record with those of the plan.
+
+    No two shards of a plan have a key in common, so that a key of another shard is found here too.
+    """
+    accounted = list(dict.fromkeys(member.key for member in commit.members))
+    if len(accounted) != commit.ok:
+        yield f"has {len(accounted)} keys, its record has {commit.ok}"
+    counts = Counter((*accounted, *(outcome.key for outcome in (*commit.failed, *commit.filtered))))
+    wanted = set(planned)
+    yield from (f"{key} occurs twice" for key, count in counts.items() if count > 1)
+    yield from (f"{key} was planned but is not accounted for" for key in planned if key not in counts)
+    yield from (f"{key} is not in the plan" for key in counts if key not in wanted)
 
 
 def _check_planned(commit: Commit, table: pa.Table) -> Iterator[str]:

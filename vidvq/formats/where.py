@@ -60,7 +60,6 @@ class Where:
 
     Args:
         text: the expression.
-        setting: name of the setting that it comes from, for messages.
 
     Attributes:
         text: the expression.

@@ -35,7 +35,6 @@ def encode_visible(tokenizer: Tokenizer, video: Tensor, hidden: Tensor) -> Blank
     """Encode the visible pixels of a video. The result does not depend on the hidden pixels.
 
     Args:
-        tokenizer: tokenizer that encodes the blanked video.
         video: ``b c t h w`` in [-1, 1].
         hidden: pixels to blank, ``b t h w`` bool.
     """
@@ -81,7 +80,6 @@ def draw_hidden_pixels(task: str, shape: tuple[int, int, int], rng: torch.Genera
     Args:
         task: ``interpolate`` or ``fill``.
         shape: number of frames, height and width (pixels).
-        rng: source of randomness.
     """
 
     def randint(low: int, high: int) -> int:

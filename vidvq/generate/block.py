@@ -109,7 +109,6 @@ class Block(nn.Module):
     """Pre-norm block of attention and a SwiGLU layer (Shazeer 2020).
 
     Args:
-        config: size and attention of the transformer.
         index: index of the block; with ``axial``, even blocks attend in space and odd ones in time.
         text: whether the block also attends to a text.
     """

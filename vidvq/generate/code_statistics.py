@@ -19,11 +19,7 @@ _NEAREST = 5
 
 
 class CodeStatisticsCollector:
-    """Sums of nats and counts over held-out clips.
-
-    Args:
-        card: card of the generator.
-    """
+    """Sums of nats and counts over held-out clips."""
 
     def __init__(self, card: GeneratorCard) -> None:
         self._card = card
@@ -50,12 +46,7 @@ class CodeStatisticsCollector:
         self._seen[part] += 1
 
     def finish(self, network: VideoTransformer, fingerprint: str) -> CodeStatistics:
-        """Return the statistics of all clips.
-
-        Args:
-            network: network of the generator.
-            fingerprint: fingerprint of the generator.
-        """
+        """Return the statistics of all clips."""
         books = []
         for at, book in enumerate(self._card.tokenizer.codebooks):
             counts = self._counts[at]

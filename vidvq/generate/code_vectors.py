@@ -25,7 +25,6 @@ def code_vectors(tokenizer: Tokenizer, digits: list[tuple[int, ...]]) -> list[Di
     digits. Vectors are therefore means over random contexts, the same for all codes of a codebook.
 
     Args:
-        tokenizer: the tokenizer that made the tokens.
         digits: number of values of each digit, by codebook; see :func:`vidvq.generate.vocabulary.factorize`.
 
     Raises:

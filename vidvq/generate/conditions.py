@@ -18,13 +18,14 @@ from vidvq.storage import canonical_json, resolve_path, sha256_bytes
 _CARRIED = "carried."
 # Number of frequent actions in the card of a generator.
 _CHOICES = 12
+# Number of names that an error message lists.
+_MOST_NAMES = 12
 
 
 def read_column(folders: Iterable[str], name: str) -> dict[str, Any]:
     """Read one column of the clips in some directories.
 
     Args:
-        folders: directories of clip shards.
         name: column in ``CLIPS/columns/``, or ``carried.NAME`` for a field of the clips' JSON.
 
     Returns:
@@ -51,11 +52,6 @@ def read_column(folders: Iterable[str], name: str) -> dict[str, Any]:
     if not found:
         raise UsageError(f"no clip in {', '.join(folders)} has the column {name}; available: {_join_names(known)}")
     return found
-
-
-def label_name(value: Any) -> str:
-    """Return the name of a class, given as text or a number."""
-    return str(value)
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,6 @@ class ClipConditions:
     Attributes:
         labels: class index, from 1.
         actions: actions ``t a``.
-        texts: texts.
         digest: SHA-256 of all of them (hex); "" without a directory of columns.
     """
 
@@ -117,7 +112,6 @@ def read_conditions(card: GeneratorCard, folder: str, names: Mapping[str, str]) 
     """Read the conditions that a generator was trained with from the columns of clips.
 
     Args:
-        card: card of the generator.
         folder: directory of clip shards with the columns.
         names: name of each clip in the result, by its key; other clips are left out.
 
@@ -148,7 +142,6 @@ def parse_actions(value: Any, where: str) -> np.ndarray:
 
     Args:
         value: JSON list of numbers, or of lists of numbers of one length; as text or parsed.
-        where: description of the value, for error messages.
 
     Returns:
         Actions ``t a`` float32.
@@ -172,7 +165,6 @@ def read_actions(folders: Collection[str], name: str) -> Actions:
     """Read the actions of all clips in some directories.
 
     Args:
-        folders: directories of clip shards.
         name: column, as for :func:`read_column`.
 
     Raises:
@@ -198,7 +190,6 @@ def latent_actions(rows: np.ndarray, latents: np.ndarray, card: GeneratorCard) -
     Args:
         rows: actions ``t a`` of the frames of a clip; the last row is repeated for frames beyond it.
         latents: indices ``lt`` of the latent frames.
-        card: card of the generator.
 
     Returns:
         ``lt n`` float32: the actions of all frames of a group, concatenated.
@@ -220,7 +211,6 @@ def check_action_width(card: GeneratorCard, width: int) -> None:
     """Check that actions have as many components as those the generator was trained with.
 
     Args:
-        card: card of the generator.
         width: components of an action.
 
     Raises:
@@ -241,12 +231,11 @@ def label_index(card: GeneratorCard, name: Any) -> int:
     """
     if not card.labels:
         raise UsageError(f"class={name}: this generator was trained without classes")
-    if label_name(name) not in card.labels:
+    if str(name) not in card.labels:
         raise UsageError(f"class={name} was never seen in training; available: {_join_names(card.labels)}")
-    return 1 + card.labels.index(label_name(name))
+    return 1 + card.labels.index(str(name))
 
 
-def _join_names(names: Collection[str], limit: int = 12) -> str:
-    shown = sorted(names)
-    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
-    return (", ".join(shown[:limit]) or "none") + more
+def _join_names(names: Collection[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return (", ".join(sorted(names)[:_MOST_NAMES]) or "none") + more

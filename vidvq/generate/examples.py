@@ -29,7 +29,6 @@ class Examples(NamedTuple):
 
     Attributes:
         tokens: codes ``b lt lh lw`` and keys.
-        task: name of the task.
         labels: class of each sample, ``b`` int64 from 1, 0 for none; None without a class condition.
         actions: actions ``b lt a`` float, NaN where missing; None without an action condition.
         blanked: condition of ``interpolate`` and ``fill``; None for other tasks.
@@ -50,7 +49,6 @@ class Columns(NamedTuple):
     Attributes:
         labels: class index, from 1.
         actions: actions ``t a``.
-        texts: texts.
         encoder: encoder of the texts; None without a text condition.
     """
 
@@ -64,9 +62,6 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
     """Micro-batches of one rank, indexed by ``(batch, micro_step)``.
 
     Args:
-        config: config of the run.
-        card: card of the generator.
-        tokens: tokens of this rank.
         columns: conditions of the clips.
         tokenizer: tokenizer for blanked clips; None if no task needs it.
 
@@ -134,8 +129,6 @@ def make_examples(
 
     Args:
         samples: samples of one grid.
-        task: name of the task.
-        card: card of the generator.
         columns: conditions of the clips.
         blanked: condition of ``interpolate`` and ``fill``.
     """

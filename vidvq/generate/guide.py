@@ -46,7 +46,6 @@ class Clip:
     Args:
         folder: folder of the model, with ``config.json``, ``model.safetensors`` and the files of its text tokenizer.
         text: what the frames should show.
-        device: device of the model.
 
     Raises:
         UsageError: transformers is not installed, or the folder holds no CLIP model.
@@ -100,11 +99,8 @@ class Guide:
     """Moves the latents of token samples towards a text.
 
     Args:
-        tokenizer: folder of the tokenizer.
         clip: folder of the CLIP model.
         text: what the frames should show.
-        config: settings.
-        card: card of the tokens.
 
     Raises:
         UsageError: a model cannot be loaded.

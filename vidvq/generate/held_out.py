@@ -22,8 +22,6 @@ class HeldOutLoss:
     """Bits per token on held-out samples, without conditions.
 
     Args:
-        config: config of the run.
-        card: card of the generator.
         context: distributed context of this process; each rank evaluates its part of the samples.
 
     Raises:

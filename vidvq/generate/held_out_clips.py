@@ -17,12 +17,9 @@ class HeldOutClips:
     """The first samples of a directory whose latent grids are no larger than those that a generator was trained on.
 
     Args:
-        card: card of the generator.
-        tokens: directory of token shards.
         count: largest number of samples (1 or more).
 
     Attributes:
-        locations: the samples.
         skipped: number of samples of the directory that are too large.
         longest: largest number of frames that the generator was trained on.
 
@@ -56,9 +53,6 @@ class HeldOutClips:
 
     def read_frames(self, clips: Path) -> Iterator[tuple[TokenLocation, np.ndarray]]:
         """Yield the samples with their frames ``t h w c`` uint8, at most as many as the generator knows.
-
-        Args:
-            clips: directory of the clip shards that the tokens were made from.
 
         Raises:
             UsageError: a clip is missing.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidvq.formats.generator import GeneratorCard
-from vidvq.generate.conditions import check_action_width, label_name, latent_actions, read_actions, read_column
+from vidvq.generate.conditions import check_action_width, latent_actions, read_actions, read_column
 from vidvq.generate.sampling import Condition
 from vidvq.generate.text import open_text_encoder
 
@@ -16,7 +16,6 @@ class HeldOutConditions:
     """The conditions of clips, as far as they are known: an unknown class or a missing value is no condition.
 
     Args:
-        card: card of the generator.
         clips: directory of clip shards with the columns; None for no conditions.
         text_encoder: folder or name of the text encoder; None for the one that the generator was trained with.
 
@@ -36,7 +35,7 @@ class HeldOutConditions:
         if card.label:
             known = {name: 1 + at for at, name in enumerate(card.labels)}
             values = read_column(folders, card.label)
-            self._labels = {key: known.get(label_name(value), 0) for key, value in values.items()}
+            self._labels = {key: known.get(str(value), 0) for key, value in values.items()}
         if card.actions:
             found = read_actions(folders, card.actions)
             check_action_width(card, len(found.mean))

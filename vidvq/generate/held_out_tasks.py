@@ -25,10 +25,8 @@ class Prompt(NamedTuple):
     """One task on one clip.
 
     Attributes:
-        task: name of the task.
         hidden: pixels to generate, ``t h w`` bool.
         given: codes of the given latent frames, ``t lh lw``; None for none.
-        condition: conditions of the sample.
     """
 
     task: str
@@ -41,8 +39,6 @@ class HeldOutTasks:
     """Prompts and baselines of the tasks that a generator was trained for.
 
     Args:
-        card: card of the generator.
-        tokenizer: tokenizer that encodes the visible pixels.
         given: number of frames that condition a prediction (1 + a multiple of the temporal factor).
 
     Raises:
@@ -59,7 +55,6 @@ class HeldOutTasks:
         Args:
             codes: codes ``lt lh lw`` of the clip.
             frames: frames ``t h w c`` uint8 of the clip.
-            condition: conditions of the clip.
         """
         shape, (h, w) = frames.shape[:3], frames.shape[1:3]
         if "predict" in self._tasks and len(frames) > self._given:

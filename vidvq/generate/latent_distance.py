@@ -19,7 +19,6 @@ class LatentDistance:
     next (0 for a clip of one).
 
     Args:
-        tokenizer: tokenizer of the codes.
         reference: codes ``lt lh lw`` of the reference clips, two or more.
 
     Raises:

@@ -26,7 +26,6 @@ def position_nats(
     """Estimate the contribution of each code to an upper bound of the negative log-likelihood of a batch.
 
     Args:
-        network: network of the generator.
         objective: ``masked`` or ``next``.
         codes: ``b t h w`` int64.
         given: number of first latent frames that are given; their codes do not count.
@@ -60,9 +59,6 @@ class NgramModels:
 
     ``unigram`` models the frequency of each code. ``bigram`` conditions on the previous code in raster order,
     ``temporal`` on the code at the same position of the previous latent frame; both back off to the unigram.
-
-    Args:
-        card: card of the tokenizer.
     """
 
     def __init__(self, card: TokenizerCard) -> None:

@@ -42,9 +42,6 @@ _MAY_CHANGE = {"zero_stage", "lost_after_s", "keep_checkpoints", "data.workers"}
 def run_generate_train(config: GenerateTrainConfig) -> None:
     """Train a generator, or resume its training.
 
-    Args:
-        config: config of the run.
-
     Raises:
         UsageError: the run directory belongs to a run with another config or is in use, or the data is unusable.
         OSError: the disk is full or not writable; existing checkpoints are unaffected.

@@ -41,9 +41,7 @@ def start_from_vectors(network: VideoTransformer, vectors: list[DigitVectors], s
     Distances are kept on average, and so are the standard deviations of the initial weights.
 
     Args:
-        network: newly built network.
         vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`.
-        seed: seed of the projection.
     """
     rng = torch.Generator().manual_seed(seed)
     for embedding, head, tables in zip(network.embeddings, network.heads, vectors, strict=True):

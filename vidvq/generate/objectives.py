@@ -15,10 +15,8 @@ def draw_mask(task: str, objective: str, shape: tuple[int, int, int], rng: torch
     visible. Single latent frames have no prefix.
 
     Args:
-        task: name of the task.
         objective: ``masked`` or ``next``.
         shape: shape ``t h w`` of the sample.
-        rng: source of randomness.
 
     Returns:
         Mask ``t h w`` bool, True for hidden codes; at least one.
@@ -59,7 +57,6 @@ def stratified_masks(
         given: number of first latent frames that stay visible and do not count.
         objective: ``masked`` or ``next``.
         draws: number of masks to yield.
-        rng: source of randomness.
 
     Yields:
         Mask ``b t h w`` bool, True for hidden codes, and weights ``b t h w`` float. The weighted sum of the losses of

@@ -46,11 +46,9 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
     """Check a request and build its stage.
 
     Args:
-        run: generator, or run of `vidvq generate train`.
         inputs: one directory of clip shards (or, for ``predict``, of token shards), or videos as for `vidvq shard`;
             empty for ``sample``.
         config: settings of the request; their type decides the task.
-        checkpoint: tokenizer, or its training run.
 
     Raises:
         UsageError: the generator was not trained for the task, or the inputs do not fit it.

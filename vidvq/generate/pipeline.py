@@ -40,8 +40,6 @@ class GenerationPipeline:
     """A loaded generator, and the settings of a request.
 
     Args:
-        generator: folder of the generator.
-        config: settings of the request.
         tokenizer: folder of the tokenizer that encodes pixels, or whose code vectors are averaged; None if prompts are
             tokens or nothing, and codes are drawn.
 
@@ -77,7 +75,6 @@ class GenerationPipeline:
 
         Args:
             key: key of the sample; with the seed it determines the codes.
-            index: index of the sample.
 
         Returns:
             Files of the sample, by extension.
@@ -109,8 +106,6 @@ class GenerationPipeline:
         Args:
             key: key of the clip; with the seed it determines the codes.
             codes: codes ``lt lh lw``; at least those of the given frames.
-            info: metadata of the clip.
-            conditions: conditions of the clip.
 
         Returns:
             Files of the sample, by extension.
@@ -138,8 +133,6 @@ class GenerationPipeline:
 
         Args:
             frames: ``t h w c`` uint8.
-            info: metadata of the clip.
-            conditions: conditions of the clip.
 
         Returns:
             Files of the sample, by extension.

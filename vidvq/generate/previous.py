@@ -48,7 +48,6 @@ class PreviousInput(nn.Module):
     """Mixes the embeddings of the previous latent frame around each position.
 
     Args:
-        width: length of a vector.
         radius: radius of the window (latents).
     """
 

@@ -78,9 +78,7 @@ def prepare(
     """Arrange the frames of a result: those given, and places for those to generate.
 
     Args:
-        config: settings of the request.
         frames: frames ``t h w c`` uint8 of the clip.
-        info: metadata of the clip.
         mask: :func:`read_mask` of the request; None for a box.
 
     Returns:

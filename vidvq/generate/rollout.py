@@ -25,12 +25,7 @@ class Rollout:
     The same seed, start and actions give the same frames. The context slides: latent frame 0 and the newest ones.
 
     Args:
-        network: the transformer.
-        card: card of the generator.
-        tokenizer: the tokenizer that decodes.
         start: codes ``t lh lw`` of the first latent frames (1 or more).
-        config: sampling of the codes.
-        seed: seed of the codes.
         size: height and width of a decoded frame (pixels).
         vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`; for ``estimate=mean`` only.
 

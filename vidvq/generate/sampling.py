@@ -62,12 +62,8 @@ def sample_codes(
     frames.
 
     Args:
-        network: network of the generator.
-        card: card of the generator.
         shape: shape ``lt lh lw`` of the clip.
         given: codes ``t lh lw`` of the first latent frames; None for none.
-        condition: conditions of the sample.
-        config: sampling settings.
         rng: source of randomness, on the CPU.
         vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`; for ``estimate=mean`` only.
 
@@ -105,7 +101,6 @@ def check_shape(card: GeneratorCard, shape: tuple[int, int, int], fixed_length: 
     """Check that a grid is no larger than those the generator was trained on.
 
     Args:
-        card: card of the generator.
         shape: shape ``lt lh lw`` of the grid.
         fixed_length: whether to limit the number of latent frames too, because the context cannot slide.
 

@@ -56,11 +56,6 @@ class GenerateStage(Stage[AnyRow], ABC):
     """Base of the stages.
 
     Attributes:
-        task: name of the task.
-        generator: folder of the generator.
-        fingerprint: fingerprint of the generator.
-        card: card of the generator.
-        config: settings of the request.
         gpus: number of GPUs per worker.
     """
 
@@ -114,8 +109,6 @@ class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
         """Generate the files of one sample.
 
         Args:
-            pipeline: loaded generator.
-            row: sample to generate.
             location: token sample of the prompt; None without one.
 
         Raises:
@@ -150,7 +143,6 @@ class PredictTokens(_PromptStage):
     """Continues the samples of a directory of token shards.
 
     Attributes:
-        tokens: directory of token shards.
         conditions: conditions by clip key.
     """
 
@@ -227,12 +219,7 @@ class PromptStage(Protocol):
 
 
 class PromptWorker:
-    """Generates shards.
-
-    Args:
-        stage: stage of the job.
-        pipeline: loaded models, which the stage makes samples with.
-    """
+    """Generates shards."""
 
     def __init__(self, stage: PromptStage, pipeline: Any) -> None:
         self._stage, self._pipeline, self._clock = stage, pipeline, Stopwatch()
@@ -267,7 +254,6 @@ class GenerateClips(GenerateStage[Any], ClipFunctionStage):
     """Predicts, interpolates or fills the clips of clip shards.
 
     Attributes:
-        tokenizer: folder of the tokenizer.
         conditions: conditions by :func:`~vidvq.generate.pipeline.clip_name`.
     """
 

@@ -95,7 +95,6 @@ def open_text_encoder(card: GeneratorCard, name: str | None = None) -> TextEncod
     """Load the text encoder of a generator.
 
     Args:
-        card: card of the generator.
         name: folder or name of the encoder; None for the one that the generator was trained with.
 
     Raises:

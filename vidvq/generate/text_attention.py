@@ -25,7 +25,6 @@ class TextProjection(nn.Module):
 
     Args:
         text_width: length of a state of the text encoder.
-        width: width of the transformer.
     """
 
     def __init__(self, text_width: int, width: int) -> None:
@@ -58,8 +57,6 @@ class TextAttention(nn.Module):
     """Pre-norm cross-attention to a text, with a residual connection.
 
     Args:
-        width: width of the transformer.
-        heads: number of attention heads.
         depth: number of blocks, which scales the initial weights of the output.
     """
 

@@ -32,8 +32,6 @@ class GeneratorTrainer:
     """Trains a generator.
 
     Args:
-        config: config of the run.
-        card: card of the generator.
         context: distributed context of this process; construct a trainer on every rank.
 
     Attributes:
@@ -95,10 +93,6 @@ class GeneratorTrainer:
     def forward_backward(self, examples: Examples, micro_step: int) -> dict[str, Tensor] | Skipped:
         """Run forward and backward on one micro-batch; the optimizer steps on the last one of a step.
 
-        Args:
-            examples: micro-batch of this rank.
-            micro_step: index of the micro-batch in the step.
-
         Returns:
             Loss terms by name, detached: ``loss`` (nats per hidden code); or the reason why the micro-batch was
             skipped, which leaves the state unchanged.
@@ -154,7 +148,6 @@ def compute_loss(
 
     Args:
         network: transformer, or its engine.
-        examples: micro-batch.
         objective: ``masked`` or ``next``.
         drop: fraction of the samples whose conditions are dropped (0 to below 1).
         generators: source of randomness of each sample, on the CPU.

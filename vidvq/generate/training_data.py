@@ -7,7 +7,7 @@ from vidvq.data import TokenDataset
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
 from vidvq.formats.generator import GeneratorCard
-from vidvq.generate.conditions import Actions, label_name, read_actions, read_column
+from vidvq.generate.conditions import Actions, read_actions, read_column
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
 from vidvq.generate.examples import Columns, ExampleDataset
 from vidvq.generate.text import TextEncoder
@@ -21,10 +21,6 @@ _FPS_SAMPLES = 256
 def open_training_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tuple[GeneratorCard, ExampleDataset]:
     """Build the card of the generator from data and settings, and open the training examples.
 
-    Args:
-        config: config of the run.
-        tokens: tokens of this rank.
-
     Raises:
         UsageError: a column, the text encoder, a clip or the tokenizer of the tokens is missing, or all samples are too
             short for ``tasks.predict``.
@@ -35,7 +31,7 @@ def open_training_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tup
     actions = Actions({}, (), ())
     if config.conditions.label:
         values = read_column(clips, config.conditions.label)
-        labels = {key: label_name(value) for key, value in values.items() if key in wanted}
+        labels = {key: str(value) for key, value in values.items() if key in wanted}
     if config.conditions.actions:
         actions = read_actions(clips, config.conditions.actions)
     texts: dict[str, str] = {}
@@ -84,11 +80,6 @@ def _load_tokenizer(config: GenerateTrainConfig, card: GeneratorCard) -> Tokeniz
 
 def load_matching_tokenizer(path: Path, card: GeneratorCard, setting: str) -> Tokenizer:
     """Load a tokenizer, after checking that it made the tokens.
-
-    Args:
-        path: folder of the tokenizer.
-        card: card of the generator.
-        setting: setting that names the tokenizer, for the error message.
 
     Raises:
         UsageError: another tokenizer made the tokens.

@@ -22,7 +22,6 @@ class VideoTransformer(nn.Module):
     """Transformer over latent grids.
 
     Args:
-        config: size and attention.
         codebooks: sizes of the codebooks of latent frame 0 and of later latent frames; one size for a shared codebook.
         labels: number of classes; 0 without a class condition.
         actions: length of the action condition of a latent frame; 0 without one.

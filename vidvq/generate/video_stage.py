@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vidvq.config import to_dict
-from vidvq.corpus.fetch import as_video_error, content_hash, local_file
-from vidvq.corpus.frames import DecodeMessage, ItemInfo, VideoFrames, decode_items, frame_range
-from vidvq.corpus.lists import ListPolicy
+from vidvq.corpus.fetch import as_video_error
+from vidvq.corpus.frames import DecodeMessage, ItemInfo, VideoFrames, decode_items, sample_video
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
@@ -28,8 +27,6 @@ from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Deaths, Feeder, Pool, WorkerDied, describe_death
 from vidvq.video import VideoError
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import probe
-from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
 if TYPE_CHECKING:
     from vidvq.generate.pipeline import GenerationPipeline
@@ -43,7 +40,6 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
     """Predicts, interpolates or fills the first frames of videos.
 
     Attributes:
-        tokenizer: folder of the tokenizer.
         frames: number of frames to use of each video.
         video: frame rate and size of the frames.
     """
@@ -62,19 +58,9 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
     }
 
     @property
-    def lists(self) -> ListPolicy:
-        """Columns of input lists."""
-        return self.config.lists
-
-    @property
     def per_shard(self) -> int:
         """Number of videos per shard."""
         return self.config.items_per_shard
-
-    @property
-    def deadline_s(self) -> float:
-        """Time limit for probing one video (seconds)."""
-        return self.config.limits.deadline_s
 
     def identity(self) -> dict[str, Any]:
         """Return what the samples depend on; includes the choice of frames."""
@@ -86,17 +72,11 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
     def probe(self, source: Source) -> list[VideoRow]:
         """Probe a video; return its row, which records a failure instead of raising."""
         try:
-            start_s, end_s = source.time_range()
-            limits, allow_private = self.config.limits, self.config.lists.allow_private
-            with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
-                info = probe(path, self.config.limits)
-                digest = content_hash(path)
-            self.video.frame_size(info)
-            _, times = sample_timeline(info, self.video.fps)
-            ranges = overlaps(gapless_ranges(info, self.video.fps), *frame_range(info, times, start_s, end_s))
-            begin, end = next(ranges, (0, 0))
+            config = self.config
+            _, digest, _, ranges = sample_video(source, self.video, config.limits, config.lists.allow_private)
+            begin, end = ranges[0] if ranges else (0, 0)
             if end - begin < self.frames:
-                remedy = "set given= to less" if isinstance(self.config, PredictConfig) else _CUT
+                remedy = "set given= to less" if isinstance(config, PredictConfig) else _CUT
                 raise VideoError(
                     "too_short", f"has {end - begin} frames; {self.frames} are needed; use a longer video, or {remedy}"
                 )
@@ -118,12 +98,7 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
 
 
 class GenerateVideosWorker:
-    """Generates shards.
-
-    Args:
-        stage: stage of the job.
-        pipeline: loaded generator.
-    """
+    """Generates shards."""
 
     def __init__(self, stage: GenerateVideos, pipeline: "GenerationPipeline") -> None:
         self._stage, self._pipeline, self._feeder, self._clock = stage, pipeline, Feeder(), Stopwatch()

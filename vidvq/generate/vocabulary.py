@@ -23,7 +23,6 @@ def factorize(size: int, limit: int = _MAX_SIZE) -> tuple[int, ...]:
     """Return the number of values of each digit of a code, most significant digit first.
 
     Args:
-        size: size of the codebook (codes).
         limit: largest codebook that has a single digit (codes).
     """
     if size <= limit:
@@ -36,8 +35,6 @@ class CodebookEmbedding(nn.Module):
     """Embedding of the codes of one codebook.
 
     Args:
-        size: size of the codebook (codes).
-        width: length of a vector.
         limit: largest codebook that is not factorised (codes).
 
     Attributes:
@@ -61,7 +58,6 @@ class CodebookHead(nn.Module):
     """Output head that predicts the codes of one codebook from hidden vectors.
 
     Args:
-        size: size of the codebook (codes).
         width: length of a hidden vector.
         limit: largest codebook that is not factorised (codes).
         copies: number of candidates that a code can be copied from; 0 for none.

@@ -49,7 +49,6 @@ class AccessWatch:
 
         Args:
             rows: items of the shard; those that were left out in planning are ignored.
-            failed: failed items of the shard.
 
         Raises:
             JobStopped: the server denies access.

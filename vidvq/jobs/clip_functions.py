@@ -98,11 +98,7 @@ class ClipFunctionStage(ClipStage):
 
 
 class ClipFunctionWorker:
-    """Makes shards; one per worker process.
-
-    Args:
-        stage: stage that provides the function.
-    """
+    """Makes shards; one per worker process."""
 
     def __init__(self, stage: ClipFunctionStage) -> None:
         self._stage = stage
@@ -207,6 +203,11 @@ class FunctionError:
 
     line: str
 
+    @classmethod
+    def of(cls, error: Exception) -> "FunctionError":
+        """That of an exception; the message of a :class:`UsageError` is meant for the user."""
+        return cls(str(error) if isinstance(error, UsageError) else error_line(error))
+
 
 # The function of this process.
 _functions: list[ClipFunction] = []
@@ -215,10 +216,8 @@ _functions: list[ClipFunction] = []
 def _build_function(stage: ClipFunctionStage) -> Iterator[FunctionError | None]:
     try:
         _functions[:] = [stage.function()]
-    except UsageError as error:
-        yield FunctionError(str(error))
     except Exception as error:  # noqa: BLE001 (code of the user's own)
-        yield FunctionError(error_line(error))
+        yield FunctionError.of(error)
     else:
         yield None
 
@@ -227,10 +226,8 @@ def _call_function(clip: DecodedClip) -> Iterator[dict[str, bytes] | FunctionErr
     assert clip.frames is not None
     try:
         made = _functions[0](clip.frames, clip.info)
-    except UsageError as error:
-        yield FunctionError(str(error))
     except Exception as error:  # noqa: BLE001 (code of the user's own)
-        yield FunctionError(error_line(error))
+        yield FunctionError.of(error)
     else:
         if _is_files(made):
             yield made

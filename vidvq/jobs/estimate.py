@@ -38,7 +38,6 @@ class Estimate:
         inputs: number of videos, or of clip shards.
         probed: number of inputs that were probed.
         items: number of items that would be made.
-        shards: number of shards.
         stats: totals of the items that would be made: frames, tokens.
         bytes: size of the shards.
         left_out: number of items that the plan would count as failed or filtered, by reason.

@@ -13,7 +13,7 @@ import pyarrow as pa
 from vidvq.corpus.inputs import Fingerprint
 from vidvq.corpus.source import Source
 from vidvq.formats.arrow import encode_table, holds_secrets, read_table
-from vidvq.formats.rows import codec_of
+from vidvq.formats.rows import RowCodec
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.log import progress
 from vidvq.runtime import Pool, WorkerDied, describe_death
@@ -21,7 +21,7 @@ from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_b
 
 _FOLDER = "planning"
 _SOURCES_PER_PART = 1024
-_SOURCES = codec_of(Source)
+_SOURCES = RowCodec(Source)
 # A worker may be killed from outside; a video that kills it three times is to blame.
 _PROBE_RETRIES = 2
 
@@ -68,17 +68,14 @@ def probe_listing(
     """Yield the rows of all sources in order; parts saved by an earlier run are not probed again.
 
     Args:
-        stage: stage that probes the sources.
-        listing: the sources.
         made_from: everything that the rows depend on; parts with other values are ignored.
         out: output directory, which holds the parts until :func:`remove_parts`.
-        pool: pool for probing.
 
     Raises:
         FileNotFoundError: another driver has finished the plan and deleted the parts.
         JobStopped: credentials have expired.
     """
-    codec = codec_of(stage.row)
+    codec = RowCodec(stage.row)
     folder = out / _FOLDER
     stem = sha256_bytes(canonical_json([made_from, listing.digest]))[:16]
     make_folder(folder)

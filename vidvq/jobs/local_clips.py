@@ -11,6 +11,10 @@ from vidvq.errors import StoreError, UsageError
 from vidvq.jobs.rows import ClipRow
 from vidvq.storage import safe_join
 from vidvq.video import VideoError
+from vidvq.video.probe import Limits
+
+# The plan has the digest of a clip shard, whatever its size.
+_NO_LIMIT = Limits(max_bytes=sys.maxsize)
 
 
 @contextmanager
@@ -18,7 +22,6 @@ def local_clips(clips: Path, row: ClipRow) -> Generator[Path | None]:
     """Open a clip shard, or a temporary copy if it is remote, after checking that it is the planned one.
 
     Args:
-        clips: directory of clip shards.
         row: any clip of the shard.
 
     Yields:
@@ -34,7 +37,7 @@ def local_clips(clips: Path, row: ClipRow) -> Generator[Path | None]:
     path = safe_join(clips, row.clip_shard)
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(local_file(Source(str(path)), sys.maxsize, row.clip_shard_sha256, True))
+            file = stack.enter_context(local_file(Source(str(path)), _NO_LIMIT, True, row.clip_shard_sha256))
         except VideoError as error:
             if error.reason.startswith("fetch_failed"):
                 raise StoreError(f"{path}: {error.detail}; run the same command again to resume") from error

@@ -16,9 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from vidvq.errors import UsageError
-from vidvq.formats.commit import Commit, read_commits
+from vidvq.formats.commit import Commit, read_finished
 from vidvq.formats.plan import Plan, create_plan, extend_plan, has_plan, read_plan, refuse_other_origin
-from vidvq.formats.rows import NOT_SELECTED, REMOVED, codec_of
+from vidvq.formats.rows import NOT_SELECTED, REMOVED, RowCodec
 from vidvq.formats.selection import ClipSelection
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import ClipStage
@@ -39,7 +39,7 @@ def plan_clips(stage: ClipStage, out: Path) -> Plan:
     digest = hashlib.sha256()
     commits = read_clip_shards(stage.clips, clips)
     selection = ClipSelection(stage.clips, clips, stage.where, "where") if stage.where else None
-    table = codec_of(ClipRow).to_table(_rows(commits, selection, digest))
+    table = RowCodec(ClipRow).to_table(_rows(commits, selection, digest))
     if not table.num_rows:
         raise UsageError(f"{stage.clips} has no clips to {stage.name}")
     made_from = {"clips": {"plan_id": clips.plan_id, "sha256": digest.hexdigest()}} | stage.identity()
@@ -49,7 +49,7 @@ def plan_clips(stage: ClipStage, out: Path) -> Plan:
     else:
         plan = read_plan(out)
         if _follows(plan, clips, selection, stage.name, made_from):
-            return extend_plan(out, plan, made_from, codec_of(ClipRow).to_table(_changed_rows(plan, clips, table)))
+            return extend_plan(out, plan, made_from, RowCodec(ClipRow).to_table(_changed_rows(plan, clips, table)))
     refuse_other_origin(out, plan, stage.name, made_from)
     return plan
 
@@ -77,11 +77,7 @@ def read_clip_shards(folder: Path, plan: Plan) -> Iterator[Commit]:
     """
     if plan.stage != SHARD_STAGE:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
-    for name, commit in zip(plan.shard_names(), read_commits(folder, plan.shard_names()), strict=True):
-        if commit is None:
-            raise UsageError(f"{folder}: {name} is not committed; finish vidvq shard first")
-        if commit.sha256 is not None:
-            yield commit
+    yield from read_finished(folder, plan)
 
 
 def _rows(commits: Iterator[Commit], selection: ClipSelection | None, digest: Any) -> Iterator[ClipRow]:
@@ -122,11 +118,10 @@ def _changed_rows(plan: Plan, clips: Plan, table: pa.Table) -> Iterator[ClipRow]
 
     Args:
         plan: current plan.
-        clips: current plan of the clips.
         table: rows of a plan made from the current clips.
     """
     names = {_stem(name): name for name in clips.shard_names()}
-    codec = codec_of(ClipRow)
+    codec = RowCodec(ClipRow)
     then, now = _by_stem(plan.rows(ClipRow)), _by_stem(codec.from_table(table))
     selected_then, selected_now = _left_out(plan.rows(ClipRow)), _left_out(codec.from_table(table))
     changed = [

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from vidvq.errors import UsageError
 from vidvq.formats.plan import Plan, create_plan, has_plan, read_plan, refuse_other_origin
-from vidvq.formats.rows import codec_of
+from vidvq.formats.rows import RowCodec
 from vidvq.jobs.stage import AnyRow, ListedStage
 
 
@@ -18,7 +18,7 @@ def plan_listed(stage: ListedStage[AnyRow], out: Path) -> Plan:
     if has_plan(out):
         plan = read_plan(out)
     else:
-        table = codec_of(stage.row).to_table(stage.rows())
+        table = RowCodec(stage.row).to_table(stage.rows())
         if not table.num_rows:
             raise UsageError(f"the inputs hold no {stage.unit}; nothing to {stage.name}")
         plan = create_plan(out, stage.name, stage.prefix, made_from, table, stage.files())

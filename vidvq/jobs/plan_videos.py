@@ -11,23 +11,21 @@ from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.keys import SCHEME
 from vidvq.formats.plan import Plan, create_plan, has_plan, read_plan, refuse_foreign, refuse_other_origin
-from vidvq.formats.rows import REMOVED, codec_of
+from vidvq.formats.rows import REMOVED, RowCodec
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.rows import VideoRow
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.jobs.unique_keys import separate_keys
 from vidvq.log import progress
 from vidvq.runtime import Runtime
+from vidvq.storage import unless_done
 
 
 def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, runtime: Runtime) -> Plan:
     """Read the plan of an output directory, or probe the inputs and write a new one.
 
     Args:
-        stage: stage that probes the videos.
         inputs: files, folders, globs, lists, tars of videos and URLs.
-        out: the output directory.
-        runtime: runtime of the job, for probing.
 
     Raises:
         UsageError: an input does not exist, or the plan that is there was made from other inputs or settings.
@@ -39,24 +37,20 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
     if not listing.parts:
         raise UsageError("the inputs contain no videos")
     made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
-    try:
+    with unless_done(lambda: has_plan(out)):
         rows = probe_listing(stage, listing, made_from, out, runtime.pool(listing.units(stage)))
         table = separate_keys(number_shards(stage, stage.select(rows, ()), 0), stage.row)
-    except FileNotFoundError:
-        # Another driver has written the plan and deleted the parts that this one was reading.
-        if not has_plan(out):
-            raise
-        return _confirm(stage, inputs, out)
-    plan = create_plan(out, stage.name, stage.prefix, made_from, table, stage.files())
-    remove_parts(out)
-    refuse_other_origin(out, plan, stage.name, made_from)
-    return plan
+        plan = create_plan(out, stage.name, stage.prefix, made_from, table, stage.files())
+        remove_parts(out)
+        refuse_other_origin(out, plan, stage.name, made_from)
+        return plan
+    return _confirm(stage, inputs, out)
 
 
 def number_shards(stage: VideoStage[AnyVideoRow], rows: Iterable[AnyVideoRow], first_shard: int) -> pa.Table:
     """Assign rows to shards from ``first_shard``, a fixed number to each, and return their table."""
     numbered = (replace(row, shard=first_shard + index // stage.per_shard) for index, row in enumerate(rows))
-    return codec_of(stage.row).to_table(numbered)
+    return RowCodec(stage.row).to_table(numbered)
 
 
 def sources_of(plan: Plan, row: type[AnyVideoRow]) -> Iterator[Source]:

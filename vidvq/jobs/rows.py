@@ -16,7 +16,6 @@ class VideoRow(PlanRow):
         sha256: SHA-256 of the video (hex); "" if it could not be read.
         clip_index: index of the item among those of its source, from 0.
         first: first frame.
-        num_frames: number of frames.
     """
 
     source: Source

@@ -36,9 +36,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
     """Run a stage over its inputs, or finish a run that was interrupted.
 
     Args:
-        stage: the stage.
         inputs: videos for a :class:`VideoStage`, and the added ones for an update; a :class:`ClipStage` knows its own.
-        out: the output directory.
         update: an update of the corpus that is in ``out``; None for the first run and for resuming.
 
     Raises:

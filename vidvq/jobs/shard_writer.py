@@ -37,7 +37,6 @@ class OrderedShardWriter:
     """Buffers items until all items before them have been added.
 
     Args:
-        draft: the shard.
         keys: keys of the items to come, in the order of the plan.
     """
 

@@ -214,7 +214,6 @@ class Stage(ABC, Generic[AnyRow]):
 
         Args:
             out: the output directory, with a plan if the job is resumed.
-            runtime: runtime of the job.
         """
         return self
 
@@ -242,7 +241,6 @@ class Stage(ABC, Generic[AnyRow]):
         Args:
             inputs: inputs of the job; empty for an update of a corpus of videos.
             config: settings, an instance of :attr:`config_type`.
-            options: additional options of the command.
 
         Raises:
             UsageError: an argument is wrong.
@@ -275,20 +273,23 @@ class VideoStage(Stage[AnyVideoRow]):
     """A stage whose inputs are videos.
 
     Attributes:
-        lists: interpretation of the columns of lists.
         per_shard: number of planned items per shard.
-        deadline_s: time limit of probing one video (seconds).
+        lists: interpretation of the columns of lists.
     """
 
     @property
     @abstractmethod
-    def lists(self) -> ListPolicy: ...
-    @property
-    @abstractmethod
     def per_shard(self) -> int: ...
+
     @property
-    @abstractmethod
-    def deadline_s(self) -> float: ...
+    def lists(self) -> ListPolicy:
+        """Those of the settings, if they have any."""
+        return getattr(self.config, "lists", ListPolicy())
+
+    @property
+    def deadline_s(self) -> float:
+        """Time limit of probing one video (seconds)."""
+        return self._limits.deadline_s
 
     @property
     def download_deadline_s(self) -> float:

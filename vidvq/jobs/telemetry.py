@@ -10,12 +10,7 @@ from vidvq.runtime import Metric, Pool
 
 
 class Telemetry:
-    """Publishes the metrics of a run, shard by shard, as ``vidvq_STAGE_*``.
-
-    Args:
-        stage: stage that determines the names of the metrics.
-        pool: pool that exports them.
-    """
+    """Publishes the metrics of a run, shard by shard, as ``vidvq_STAGE_*``."""
 
     def __init__(self, stage: Stage[Any], pool: Pool) -> None:
         prefix = f"vidvq_{stage.name}"

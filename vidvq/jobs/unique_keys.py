@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from vidvq.formats.arrow import compute
 from vidvq.formats.keys import item_key, video_key, video_of
-from vidvq.formats.rows import codec_of
+from vidvq.formats.rows import RowCodec
 from vidvq.jobs.rows import VideoRow
 from vidvq.jobs.stage import AnyVideoRow
 
@@ -21,7 +21,7 @@ def separate_keys(table: pa.Table, row: type[AnyVideoRow]) -> pa.Table:
     first = table["key"].filter(compute.equal(table["clip_index"], 0))
     if compute.count_distinct(first).as_py() == len(first):
         return table
-    codec = codec_of(row)
+    codec = RowCodec(row)
     return codec.to_table(assign_keys(codec.from_table(table), ()))
 
 
@@ -29,10 +29,6 @@ def assign_keys(rows: Iterable[AnyVideoRow], planned: Iterable[VideoRow]) -> Ite
     """Yield rows with the keys that their videos have in a plan, and with free keys for new videos.
 
     Keys that a stage makes by a rule of its own are left as they are.
-
-    Args:
-        rows: new rows.
-        planned: the rows of the plan.
     """
     videos: dict[str, str] = {}
     owners: dict[str, str] = {}

@@ -18,7 +18,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
 from vidvq.formats.keys import SCHEME
 from vidvq.formats.plan import Plan, extend_plan, has_plan, read_plan
-from vidvq.formats.rows import GONE, REMOVED, codec_of
+from vidvq.formats.rows import GONE, REMOVED, RowCodec
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.plan_videos import number_shards, sources_of
 from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ListedStage, Stage, VideoStage
@@ -50,11 +50,8 @@ def check_update(plan: Plan, stage: str, inputs: list[str], update: CorpusUpdate
     """Check that the corpus supports an update, before any work.
 
     Args:
-        plan: the plan of the corpus.
         stage: name of the stage that runs now.
         inputs: inputs on the command line.
-        update: the update.
-        out: the output directory.
 
     Raises:
         UsageError: another stage wrote the corpus, or the arguments do not go together.
@@ -103,7 +100,7 @@ def retry_rows(stage: ClipStage | ListedStage[Any], update: CorpusUpdate, out: P
     failed = _failed_keys(plan, stage.row, update.retry, out)
     rows = [row for row in plan.rows(stage.row) if row.key in failed]
     info(f"{counted(len(failed), 'failed items')}, {len(rows)} to retry")
-    return extend_plan(out, plan, plan.made_from, codec_of(stage.row).to_table(rows)) if rows else plan
+    return extend_plan(out, plan, plan.made_from, RowCodec(stage.row).to_table(rows)) if rows else plan
 
 
 def _refuse_other_identity(stage: Stage[Any], plan: Plan, out: Path) -> None:
@@ -201,7 +198,7 @@ def _extend(
     replaced = [replace(row, shard=shards[row.key]) for row in rows if row.key in shards]
     replaced.sort(key=lambda row: row.shard)
     new = number_shards(stage, (row for row in rows if row.key not in shards), plan.num_shards)
-    table = pa.concat_tables([codec_of(stage.row).to_table(replaced), new])
+    table = pa.concat_tables([RowCodec(stage.row).to_table(replaced), new])
     made_from = plan.made_from | stage.identity() | {"inputs": inputs.value()}
     extended = extend_plan(out, plan, made_from, table)
     remove_parts(out)

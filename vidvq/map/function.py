@@ -25,7 +25,6 @@ class FunctionSource:
 
     Attributes:
         module: name of the module, or absolute path of the file.
-        name: name of the callable.
         sha256: SHA-256 of the source file (hex).
     """
 
@@ -35,9 +34,6 @@ class FunctionSource:
 
     def build(self, arguments: Mapping[str, Any]) -> ColumnFunction:
         """Import the callable and build the function.
-
-        Args:
-            arguments: keyword arguments of the function, class or factory.
 
         Raises:
             UsageError: the callable cannot be imported, differs from the planned one, or rejects the arguments.
@@ -55,7 +51,6 @@ def find_function(reference: str, arguments: Mapping[str, Any]) -> FunctionSourc
 
     Args:
         reference: ``module:callable``, or ``path/to/file.py:callable``.
-        arguments: keyword arguments of the function, class or factory.
 
     Raises:
         UsageError: the callable does not exist, or rejects the arguments.

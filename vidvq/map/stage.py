@@ -15,11 +15,7 @@ from vidvq.map.function import FunctionSource, find_function
 
 @dataclass(frozen=True, kw_only=True)
 class MapStage(ClipFunctionStage):
-    """Runs a user's function over clips and writes its results as columns.
-
-    Attributes:
-        source: the function.
-    """
+    """Runs a user's function over clips and writes its results as columns."""
 
     config: MapConfig
     source: FunctionSource

@@ -18,11 +18,8 @@ class CodebookUsage:
     """Usage of one codebook.
 
     Attributes:
-        name: name of the codebook.
-        size: number of codes.
         used: number of codes that occur.
         perplexity: perplexity of the distribution of codes, 1 to ``size``; 0 without tokens.
-        tokens: number of tokens counted.
     """
 
     name: str
@@ -47,11 +44,7 @@ class CodebookUsage:
 
 
 class CodeCounts:
-    """Occurrences of the codes of each codebook, summed over grids.
-
-    Args:
-        card: card of the tokenizer.
-    """
+    """Occurrences of the codes of each codebook, summed over grids."""
 
     def __init__(self, card: TokenizerCard) -> None:
         self._card = card
@@ -147,8 +140,6 @@ def codebook_usage(name: str, size: int, counts: np.ndarray) -> CodebookUsage:
     """Usage of a codebook.
 
     Args:
-        name: name of the codebook.
-        size: number of codes.
         counts: occurrences of each code, in any order; codes that do not occur may be left out.
     """
     shares = counts[counts > 0] / max(counts.sum(), 1)

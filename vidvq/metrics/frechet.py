@@ -14,9 +14,6 @@ class FeatureMoments:
 
     Args:
         dim: number of features of a sample.
-
-    Attributes:
-        count: number of samples.
     """
 
     def __init__(self, dim: int) -> None:

@@ -19,7 +19,7 @@ contain code: load them only from sources that you trust.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, repeat
@@ -72,10 +72,14 @@ class TokenizerAdapter(Tokenizer):
     Samples are processed one at a time, so that codes do not depend on the batch.
 
     Attributes:
+        model: the network.
         codebook_size: number of codes.
+        token_side: prefixes of the names of the weights that affect codes.
     """
 
+    model: Any
     codebook_size: int
+    token_side: ClassVar[tuple[str, ...]] = ("encoder.",)
 
     @property
     def codebooks(self) -> list[Codebook]:
@@ -117,15 +121,16 @@ class TokenizerAdapter(Tokenizer):
 
     def named_weights(self) -> dict[str, Tensor]:
         """Return the weights that fingerprints cover. Names start with ``encoder.`` (affects codes) or ``decoder.``."""
-        raise NotImplementedError
+        return {
+            f"{'encoder' if name.startswith(self.token_side) else 'decoder'}.{name}": tensor
+            for name, tensor in self.model.state_dict().items()
+        }
 
 
 class Emu3Tokenizer(TokenizerAdapter):
-    """Adapter for ``Emu3VQVAE`` of transformers (Wang et al. 2024). Frame 0 is encoded as a group of copies.
+    """Adapter for ``Emu3VQVAE`` of transformers (Wang et al. 2024). Frame 0 is encoded as a group of copies."""
 
-    Args:
-        model: the ``Emu3VQVAE``.
-    """
+    token_side = ("encoder.", "quant_conv.", "quantize.")
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -148,19 +153,12 @@ class Emu3Tokenizer(TokenizerAdapter):
         r = self.temporal_factor
         return torch.cat([frames[:, :, :r].mean(dim=2, keepdim=True), frames[:, :, r:]], dim=2)
 
-    def named_weights(self) -> dict[str, Tensor]:
-        """Return the weights that fingerprints cover; see :meth:`TokenizerAdapter.named_weights`."""
-        return _prefix_by_side(self.model, ("encoder.", "quant_conv.", "quantize."))
-
 
 class VQModelTokenizer(TokenizerAdapter):
-    """Adapter for ``VQModel`` of diffusers (Esser et al. 2021), applied frame by frame.
-
-    Args:
-        model: the ``VQModel``.
-    """
+    """Adapter for ``VQModel`` of diffusers (Esser et al. 2021), applied frame by frame."""
 
     temporal_factor = 1
+    token_side = ("encoder.", "quant_conv.", "quantize.")
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -184,18 +182,11 @@ class VQModelTokenizer(TokenizerAdapter):
             frames.append(self.model.decoder(self.model.post_quant_conv(latents), spatial))
         return torch.stack(frames, dim=2)
 
-    def named_weights(self) -> dict[str, Tensor]:
-        """Return the weights that fingerprints cover; see :meth:`TokenizerAdapter.named_weights`."""
-        return _prefix_by_side(self.model, ("encoder.", "quant_conv.", "quantize."))
-
 
 class VidTokTokenizer(TokenizerAdapter):
     """Adapter for a causal ``AutoencoderVidTok`` of diffusers with FSQ (Tang et al. 2024).
 
     Frame 0 is encoded as a group of copies, of which the model returns the last one.
-
-    Args:
-        model: the ``AutoencoderVidTok``.
     """
 
     def __init__(self, model: Any) -> None:
@@ -211,10 +202,6 @@ class VidTokTokenizer(TokenizerAdapter):
 
     def _to_video(self, codes: Tensor) -> Tensor:
         return self.model.decode(codes, decode_from_indices=True)
-
-    def named_weights(self) -> dict[str, Tensor]:
-        """Return the weights that fingerprints cover; see :meth:`TokenizerAdapter.named_weights`."""
-        return _prefix_by_side(self.model, ("encoder.",))
 
 
 @dataclass(frozen=True)
@@ -239,8 +226,6 @@ class TorchScriptTokenizer(TokenizerAdapter):
 
     Args:
         encoder: maps ``1 + k r`` frames to codes, or to a tuple that starts with them.
-        decoder: maps codes to video.
-        config: factors and number of codes.
         files: contents of the TorchScript files, by name; the fingerprints cover them.
     """
 
@@ -431,10 +416,3 @@ _LOADERS = {
     "torchscript": _load_script,
     "cosmos": _load_cosmos,
 }
-
-
-def _prefix_by_side(model: nn.Module, token_side: tuple[str, ...]) -> dict[str, Tensor]:
-    return {
-        f"{'encoder' if name.startswith(token_side) else 'decoder'}.{name}": tensor
-        for name, tensor in model.state_dict().items()
-    }

@@ -22,9 +22,6 @@ def load_pretrained(name: str | Path, *, trainable: bool = False, **options: Any
         trainable: return it in train mode with gradients, for fine-tuning; False returns it frozen, in eval mode.
         **options: arguments of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``cache_dir``.
 
-    Returns:
-        The tokenizer.
-
     Raises:
         UsageError: there is no tokenizer, it is damaged, or its weights do not match its config.
     """
@@ -44,8 +41,6 @@ def save_pretrained(tokenizer: VideoTokenizer, folder: str | Path, **options: An
     """Write a checkpoint folder with a model card, and optionally upload it to the Hugging Face hub.
 
     Args:
-        tokenizer: the tokenizer.
-        folder: folder to write.
         **options: arguments of ``ModelHubMixin.save_pretrained``; ``push_to_hub=True`` and ``repo_id`` upload it.
 
     Raises:

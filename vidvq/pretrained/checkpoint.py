@@ -76,20 +76,12 @@ def _card(tokenizer: Tokenizer, fingerprints: Fingerprints) -> TokenizerCard:
     )
 
 
-def save_tokenizer(
-    folder: Path, tokenizer: VideoTokenizer, tensors: dict[str, Tensor], step: int, training: Path | None = None
-) -> Fingerprints:
+def save_tokenizer(folder: Path, tokenizer: VideoTokenizer, tensors: dict[str, Tensor], step: int) -> Fingerprints:
     """Write a checkpoint.
 
     Args:
         folder: checkpoint folder to create.
-        tokenizer: tokenizer that provides the config.
         tensors: inference tensors to save: those of the tokenizer, or their moving averages.
-        step: training step that the checkpoint records.
-        training: folder of the training state, which is moved into the checkpoint; None for none.
-
-    Returns:
-        Fingerprints of the checkpoint.
     """
     arrays = {name: tensor.detach().float().contiguous().cpu().numpy() for name, tensor in tensors.items()}
-    return write_checkpoint(folder, tokenizer.config.to_dict(), PREPROCESSING, arrays, step, training)
+    return write_checkpoint(folder, tokenizer.config.to_dict(), PREPROCESSING, arrays, step)

@@ -42,7 +42,6 @@ def prepare(tokenizer: Tokenizer, execution: Execution, gpus: float = 1.0) -> No
 
     Args:
         tokenizer: the tokenizer, on the CPU.
-        execution: how samples are encoded or decoded.
         gpus: GPUs of this worker; with a fraction, it gets no more than that of the memory.
 
     Raises:

@@ -21,9 +21,6 @@ def download(name: str, **options: Any) -> Path:
         name: repository, as ``owner/name``.
         **options: arguments of ``huggingface_hub.snapshot_download``.
 
-    Returns:
-        The local folder.
-
     Raises:
         UsageError: the repository does not exist, or the hub cannot be reached.
     """
@@ -37,11 +34,7 @@ def download(name: str, **options: Any) -> Path:
 
 
 class HubTokenizer(ModelHubMixin, library_name="vidvq", tags=["video-tokenizer"]):
-    """Writes a tokenizer as a repository for the hub: the files of a checkpoint and a model card.
-
-    Args:
-        tokenizer: the tokenizer.
-    """
+    """Writes a tokenizer as a repository for the hub: the files of a checkpoint and a model card."""
 
     def __init__(self, tokenizer: VideoTokenizer) -> None:
         self.tokenizer = tokenizer

@@ -1,6 +1,7 @@
 """Checks of a tokenizer against the rules of :class:`vidvq.model.Tokenizer`: what it declares, and what it returns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -25,7 +26,11 @@ def check_declaration(tokenizer: Any) -> None:
         value = getattr(tokenizer, name, None)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError(f"{name}={value!r} must be an integer, 1 or more")
-    _check_codebooks(_call("codebooks", lambda: tokenizer.codebooks))
+    try:
+        books = tokenizer.codebooks
+    except Exception as error:
+        raise UsageError(f"codebooks raised {error_line(error)}") from error
+    _check_codebooks(books)
     try:
         device: Any = tokenizer.device
     except StopIteration:
@@ -56,8 +61,6 @@ def check_codes(tokenizer: Tokenizer, codes: Any, shape: Sequence[int], first: b
     """Check codes that a tokenizer returned.
 
     Args:
-        tokenizer: the tokenizer.
-        codes: what it returned.
         shape: the shape ``b lt lh lw`` that they must have.
         first: whether they start with frame 0.
 
@@ -121,21 +124,21 @@ def guard_calls(tokenizer: Tokenizer, name: str) -> None:
 
     @wraps(encode)
     def checked_encode(video: Any) -> Tensor:
-        with _Where(name, "encode"):
+        with _errors_of(name, "encode"):
             codes = encode(video)
             check_codes(tokenizer, codes, (len(video), *tokenizer.latent_shape(*video.shape[2:])))
         return codes
 
     @wraps(decode)
     def checked_decode(codes: Any, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        with _Where(name, "decode"):
+        with _errors_of(name, "decode"):
             video = decode(codes, num_frames, size)
             check_video(video, (len(codes), 3, *tokenizer.crop_size(codes.shape[1:], num_frames, size)))
         return video
 
     @wraps(encode_step)
     def checked_encode_step(frames: Any, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        with _Where(name, "encode_step"):
+        with _errors_of(name, "encode_step"):
             codes, after = _pair("codes", encode_step(frames, state))
             b, _, t, h, w = frames.shape
             groups = tokenizer.latent_shape(t, h, w)[0] if state is None else t // tokenizer.temporal_factor
@@ -146,7 +149,7 @@ def guard_calls(tokenizer: Tokenizer, name: str) -> None:
 
     @wraps(decode_step)
     def checked_decode_step(codes: Any, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        with _Where(name, "decode_step"):
+        with _errors_of(name, "decode_step"):
             video, after = _pair("video", decode_step(codes, state))
             b, groups, lh, lw = codes.shape
             r, s = tokenizer.temporal_factor, tokenizer.spatial_factor
@@ -166,25 +169,15 @@ def _pair(what: str, returned: Any) -> tuple[Any, Any]:
     return returned
 
 
-class _Where:
-    """Puts the tokenizer and the method in front of the message of an exception."""
-
-    def __init__(self, name: str, method: str) -> None:
-        self._name, self._method = name, method
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, UsageError):
-            raise UsageError(f"tokenizer {self._name}, {self._method}: {error}") from error
-        # The command line reports out of memory; torch's exception is not a MemoryError.
-        if isinstance(error, Exception) and not isinstance(error, MemoryError | torch.OutOfMemoryError):
-            raise UsageError(f"tokenizer {self._name}, {self._method} raised {error_line(error)}") from error
-
-
-def _call(what: str, function: Callable[[], Any]) -> Any:
+@contextmanager
+def _errors_of(name: str, method: str) -> Iterator[None]:
+    """Put the tokenizer and the method in front of the message of an exception."""
     try:
-        return function()
+        yield
+    except UsageError as error:
+        raise UsageError(f"tokenizer {name}, {method}: {error}") from error
+    # The command line reports out of memory; torch's exception is not a MemoryError.
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
-        raise UsageError(f"{what} raised {error_line(error)}") from error
+        raise UsageError(f"tokenizer {name}, {method} raised {error_line(error)}") from error

@@ -5,7 +5,7 @@ arguments, or with the path of the weights, and returns a :class:`vidvq.model.To
 """
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vidvq.formats.plugin_reference import GROUP, PluginReference
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import PREPROCESSING
 from vidvq.pretrained.interface_checks import check_declaration, guard_calls
-from vidvq.user_code import error_line, import_callable
+from vidvq.user_code import error_line, import_callable, package_of
 
 _FORMS = "give module:Class or path/to/file.py:Class"
 _FILE_PREFIX = "vidvq_tokenizer_"
@@ -63,15 +63,11 @@ def _import(reference: PluginReference) -> Callable[..., Any]:
         found = entry.load()
     except Exception as error:
         raise UsageError(
-            f"tokenizer {entry.name} of the package {_package(entry)} cannot be imported: {error_line(error)}"
+            f"tokenizer {entry.name} of the package {package_of(entry)} cannot be imported: {error_line(error)}"
         ) from error
     if not callable(found):
-        raise UsageError(f"tokenizer {entry.name} of the package {_package(entry)}: {entry.value} is not callable")
+        raise UsageError(f"tokenizer {entry.name} of the package {package_of(entry)}: {entry.value} is not callable")
     return found
-
-
-def _package(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else entry.module
 
 
 def _fingerprint(tokenizer: Tokenizer) -> Fingerprints:

@@ -7,7 +7,7 @@ from vidvq.runtime.deaths import Deaths, describe_death
 from vidvq.runtime.feeder import Feeder, warm_up
 from vidvq.runtime.inline import InlinePool
 from vidvq.runtime.interface import Metric, Pool, RuntimeConfig, WorkerDied
-from vidvq.runtime.runtime import Runtime, cores_per_worker, count_gpus, open_pool, open_runtime
+from vidvq.runtime.runtime import Runtime, cores_per_worker, count_gpus, open_runtime
 
 __all__ = [
     "Deaths",
@@ -21,7 +21,6 @@ __all__ = [
     "cores_per_worker",
     "count_gpus",
     "describe_death",
-    "open_pool",
     "open_runtime",
     "warm_up",
 ]

@@ -25,7 +25,6 @@ class Deaths:
         """Count a death; False if the item is to be tried again, after a pause if the process was killed.
 
         Args:
-            death: the death.
             left: number of items left, with the one that the process died on. The count starts anew when it changes.
         """
         if left != self._left:

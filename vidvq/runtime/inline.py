@@ -30,7 +30,6 @@ class InlinePool:
         retries: int = 0,
         deadline_s: float | None = None,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """See :meth:`vidvq.runtime.Pool.map`."""
         if deadline_s is None:
             yield from ((item, function(item)) for item in items)
             return
@@ -61,7 +60,6 @@ class InlinePool:
         gpus: float = 0,
         lookahead: bool = False,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """See :meth:`vidvq.runtime.Pool.map_stateful`."""
         function = make()
         if not lookahead:
             yield from ((item, function(item)) for item in items)
@@ -74,10 +72,10 @@ class InlinePool:
             yield item, function(item, ahead[0] if ahead else None)
 
     def count(self, metric: Metric, amount: float, **labels: str) -> None:
-        """See :meth:`vidvq.runtime.Pool.count`."""
+        pass
 
     def gauge(self, metric: Metric, value: float, **labels: str) -> None:
-        """See :meth:`vidvq.runtime.Pool.gauge`."""
+        pass
 
 
 def _map_items(call: tuple[Callable[[Item], Result], list[Item]]) -> Iterator[Result]:

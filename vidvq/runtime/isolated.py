@@ -23,7 +23,6 @@ def call_in_child(call: bytes, deadline_s: float) -> "Any | WorkerDied":
     """Call a function in the child process, which later calls reuse.
 
     Args:
-        call: the pickled function and its argument.
         deadline_s: time limit (seconds), after which the child exits even inside a native library.
 
     Returns:
@@ -37,11 +36,7 @@ def call_in_child(call: bytes, deadline_s: float) -> "Any | WorkerDied":
 
 
 class _Pickled:
-    """A call that the child unpickles as it receives it: imports do not count towards the time limit.
-
-    Args:
-        call: the pickled function and its argument.
-    """
+    """A call that the child unpickles as it receives it: imports do not count towards the time limit."""
 
     def __init__(self, call: bytes) -> None:
         self._call = call

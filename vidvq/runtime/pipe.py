@@ -20,8 +20,6 @@ def send(pipe: FileIO, value: Any, blocks: BlockWriter | None = None) -> None:
     """Write an object to a pipe.
 
     Args:
-        pipe: the pipe.
-        value: object to pickle.
         blocks: shared memory for its large arrays; None to write them to the pipe.
 
     Raises:
@@ -46,7 +44,6 @@ def receive(pipe: FileIO, blocks: BlockReader | None = None) -> Any:
     """Read an object that :func:`send` wrote.
 
     Args:
-        pipe: the pipe.
         blocks: the reading end of the shared memory that the sender uses.
 
     Raises:

@@ -110,7 +110,6 @@ def find_ready(feeders: Sequence[RayFeeder], patience_s: float) -> list[RayFeede
     Actors wait for a free CPU, which a cluster may never have. Dead ones are replaced, and ready at some later call.
 
     Args:
-        feeders: the feeders.
         patience_s: time that actors get to start (seconds).
     """
     starting, started = ({one.ping(): one for one in feeders if one.started is state} for state in (False, True))

@@ -58,7 +58,6 @@ class RayPool:
         retries: int = 0,
         deadline_s: float | None = None,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """See :meth:`vidvq.runtime.Pool.map`."""
         # Retried here, not by Ray, which does not pause after a kill and counts it like a crash.
         task: Any = ray.remote(_call if deadline_s is None else call_in_child).options(
             name=function.__name__, num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
@@ -90,7 +89,6 @@ class RayPool:
         gpus: float = 0,
         lookahead: bool = False,
     ) -> Iterator[tuple[Item, Result | WorkerDied]]:
-        """See :meth:`vidvq.runtime.Pool.map_stateful`."""
         # Ray's own restarts are off: while a lost node is not known to be lost, they are spent on it within seconds.
         actor_class: Any = ray.remote(_StatefulWorker).options(
             num_cpus=0 if gpus else cpus,
@@ -152,20 +150,14 @@ class RayPool:
         return self._workers or max(int(ray.cluster_resources().get("GPU", 0) / gpus), 1)
 
     def count(self, metric: Metric, amount: float, **labels: str) -> None:
-        """See :meth:`vidvq.runtime.Pool.count`."""
         ray_metrics.count(metric, amount, **labels)
 
     def gauge(self, metric: Metric, value: float, **labels: str) -> None:
-        """See :meth:`vidvq.runtime.Pool.gauge`."""
         ray_metrics.gauge(metric, value, **labels)
 
 
 class _Queue:
-    """Items to start, of which workers can be told theirs in advance.
-
-    Args:
-        items: the items.
-    """
+    """Items to start, of which workers can be told theirs in advance."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self._source = iter(items)
@@ -216,7 +208,6 @@ def get_result(reference: Any, cause: Literal["died", "killed"] = "died") -> Any
     """Wait for the result of a call.
 
     Args:
-        reference: object reference of the call.
         cause: what the death of Ray's worker is attributed to, unless Ray reports that its memory was full.
 
     Returns:

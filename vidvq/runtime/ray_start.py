@@ -49,9 +49,6 @@ class _StartTimeout(BaseException):
 def connect(config: RuntimeConfig) -> Generator[int, None, None]:
     """Join a Ray cluster or start a local one; it is shut down on exit.
 
-    Args:
-        config: number of workers and address of the cluster.
-
     Yields:
         The number of workers to use.
 
@@ -82,12 +79,7 @@ def count_cluster_gpus(address: str) -> float:
 
 
 def count_workers_here(config: RuntimeConfig, on_gpu: bool) -> int:
-    """Return the number of workers of a job on this node (1 or more), if Ray spreads them evenly; called in a worker.
-
-    Args:
-        config: number of workers and GPUs per worker.
-        on_gpu: whether the workers run on GPUs.
-    """
+    """Return the number of workers of a job on this node (1 or more), if Ray spreads them evenly; for a worker."""
     here = ray.get_runtime_context().get_node_id()
     name, each = ("GPU", config.gpus_per_worker) if on_gpu else ("CPU", 1)
     slots = {node["NodeID"]: node["Resources"].get(name, 0) / each for node in ray.nodes() if node["Alive"]}
@@ -101,7 +93,6 @@ def count_spare_cpus(config: RuntimeConfig, on_gpu: bool) -> int:
     """Return the CPUs of the cluster that the workers of a job do not occupy, for each of them; called in a worker.
 
     Args:
-        config: number of workers and GPUs per worker.
         on_gpu: whether the workers run on GPUs, and occupy no CPUs.
     """
     resources = ray.cluster_resources()

@@ -18,7 +18,6 @@ class NodeResult:
     """Outcome of a call on one node.
 
     Attributes:
-        host: host name of the node.
         result: return value of the call; None if ``problem`` is set.
         problem: why the call has no result; None if it has one.
     """

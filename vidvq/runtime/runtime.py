@@ -13,12 +13,7 @@ from vidvq.runtime.interface import Pool, RuntimeConfig
 
 
 class Runtime:
-    """Provides the pools of a job. Created by :func:`open_runtime`.
-
-    Args:
-        config: number of workers and Ray cluster.
-        stack: exit stack that stops Ray.
-    """
+    """Provides the pools of a job. Created by :func:`open_runtime`."""
 
     def __init__(self, config: RuntimeConfig, stack: ExitStack) -> None:
         self._config, self._stack = config, stack
@@ -59,28 +54,9 @@ class Runtime:
 
 @contextmanager
 def open_runtime(config: RuntimeConfig) -> Generator[Runtime, None, None]:
-    """Open the runtime of a job; Ray is stopped on exit if it was started.
-
-    Yields:
-        The runtime.
-    """
+    """Open the runtime of a job; Ray is stopped on exit if it was started."""
     with ExitStack() as stack:
         yield Runtime(config, stack)
-
-
-@contextmanager
-def open_pool(config: RuntimeConfig) -> Generator[Pool, None, None]:
-    """Open one pool for a job whose amount of work is unknown.
-
-    Yields:
-        The pool.
-
-    Raises:
-        UsageError: Ray is not installed.
-        StoreError: Ray does not start, or the cluster cannot be reached.
-    """
-    with open_runtime(config) as runtime:
-        yield runtime.pool(units=2)
 
 
 def count_gpus(config: RuntimeConfig) -> float | None:
@@ -103,10 +79,6 @@ def cores_per_worker(config: RuntimeConfig, on_gpu: bool) -> int:
 
     They are the cores of this machine for each worker on it. With ``decode_on=cluster`` they are the CPUs of the
     cluster that workers do not occupy, for each worker of the job.
-
-    Args:
-        config: number of workers, GPUs per worker, and where decoding runs.
-        on_gpu: whether the workers run on GPUs.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ray: Any = sys.modules.get("ray")

@@ -43,7 +43,6 @@ class BlockRef:
     """A buffer in shared memory, sent in its place.
 
     Attributes:
-        index: index of the block.
         offset: offset of the block in the file (bytes).
         capacity: size of the block (bytes).
         nbytes: size of the buffer (bytes).

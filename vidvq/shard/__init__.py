@@ -15,8 +15,6 @@ def run_shard(inputs: list[str], out: Path, config: ShardConfig) -> JobSummary:
 
     Args:
         inputs: video files, folders, globs, lists and URLs.
-        out: the output directory.
-        config: settings.
 
     Returns:
         The outcomes of all planned items, and totals.

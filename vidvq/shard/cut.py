@@ -28,7 +28,6 @@ class CutJob:
 
     Attributes:
         rows: the clips, in order.
-        config: settings.
         decoders: decoders to try, in order; None chooses by codec.
     """
 
@@ -42,11 +41,9 @@ class Cut:
     """The outcome of one clip: its files, or why there are none.
 
     Attributes:
-        key: key of the clip.
         files: content by extension; None if there is no clip.
         num_frames: length of the clip (frames).
         verdict: ``failed`` or ``filtered``; "" for a clip.
-        reason: short name of the reason.
         detail: the reason as a sentence.
         from_nvdec: whether NVDEC decoded it.
     """
@@ -77,8 +74,7 @@ def cut_clips(job: CutJob) -> CutResult:
 def _cut_all(job: CutJob) -> list[Cut]:
     try:
         row = job.rows[0]
-        limits, allow_private = job.config.limits, job.config.lists.allow_private
-        with local_file(row.source, limits.max_bytes, row.sha256, allow_private, limits.download_deadline_s) as path:
+        with local_file(row.source, job.config.limits, job.config.lists.allow_private, row.sha256) as path:
             video = _Video(path, probe(path, job.config.limits), job)
             return [_cut(video, row) for row in job.rows]
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)

@@ -21,8 +21,7 @@ def probe_clips(source: Source, config: ShardConfig) -> list[PlannedClip]:
     digest = ""
     try:
         window = source.time_range()
-        limits, allow_private = config.limits, config.lists.allow_private
-        with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
+        with local_file(source, config.limits, config.lists.allow_private) as path:
             info = probe(path, config.limits)
             digest = content_hash(path)
             if min(info.height, info.width) < config.filters.min_side:

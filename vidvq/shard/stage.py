@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.config import to_dict
-from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
@@ -46,19 +45,9 @@ class ShardStage(VideoStage[PlannedClip]):
     cpus = 0
 
     @property
-    def lists(self) -> ListPolicy:
-        """Meaning of the columns of lists."""
-        return self.config.lists
-
-    @property
     def per_shard(self) -> int:
         """Number of planned clips in one shard."""
         return self.config.clips_per_shard
-
-    @property
-    def deadline_s(self) -> float:
-        """Time limit of probing one video (seconds)."""
-        return self.config.limits.deadline_s
 
     @property
     def probes_per_worker(self) -> int:

@@ -22,12 +22,7 @@ _RETRIES = 2
 
 
 class ClipShardWorker:
-    """Makes clip shards.
-
-    Args:
-        config: settings.
-        pool: runs one call per video.
-    """
+    """Makes clip shards."""
 
     def __init__(self, config: ShardConfig, pool: Pool) -> None:
         self._config, self._pool = config, pool

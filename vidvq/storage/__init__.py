@@ -24,6 +24,7 @@ from vidvq.storage.files import (
     remove,
     remove_attempts,
     sync_folder,
+    unless_done,
     write_atomic,
     write_shared,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "sync_folder",
     "temporary_copy",
     "temporary_prefix",
+    "unless_done",
     "write_atomic",
     "write_shared",
 ]

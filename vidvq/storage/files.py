@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -56,10 +56,6 @@ def read_json(path: Path) -> Any:
 def parse_json(data: bytes, where: str) -> Any:
     """Parse untrusted JSON.
 
-    Args:
-        data: the JSON.
-        where: name of the data, for error messages.
-
     Raises:
         UsageError: the data is not JSON, too deeply nested, or has NaN, repeated keys or huge numbers.
     """
@@ -99,11 +95,6 @@ def add_digest(fields: dict[str, Any]) -> dict[str, Any]:
 
 def check_digest(fields: dict[str, Any], where: str, remedy: str) -> None:
     """Check the ``digest`` of JSON fields; those of older versions have none.
-
-    Args:
-        fields: fields of the file.
-        where: name of the file, for error messages.
-        remedy: remedy, for error messages.
 
     Raises:
         UsageError: a field was changed after the file was written.
@@ -229,21 +220,33 @@ def _replace(attempt: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+@contextmanager
+def unless_done(is_done: Callable[[], bool]) -> Iterator[None]:
+    """End the block early where a file in it is missing because another driver has done the work.
+
+    The driver that finishes a job first deletes the temporary files of all others, which may be writing them.
+
+    Raises:
+        FileNotFoundError: a file is missing, and the work is not done.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        if not is_done():
+            raise
+
+
 def create_once(path: Path, data: bytes) -> bool:
     """Create ``path`` with ``data`` unless it exists; True if this call created it."""
     if is_remote(path):
         return put_once(data, path)
-    with attempt_file(path) as (file, attempt):
-        file.write(data)
-    try:
+    with unless_done(path.exists):
+        with attempt_file(path) as (file, attempt):
+            file.write(data)
         won = publish_once(attempt, path)
-    except FileNotFoundError:
-        # The first writer has removed the attempts of all others, including this one.
-        if not path.exists():
-            raise
-        return False
-    attempt.unlink(missing_ok=True)
-    return won
+        attempt.unlink(missing_ok=True)
+        return won
+    return False
 
 
 def make_folder(folder: Path) -> None:

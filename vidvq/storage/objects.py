@@ -140,7 +140,6 @@ def read_range(path: Path, start: int, size: int) -> bytes:
     """Read a byte range of an object with one request.
 
     Args:
-        path: the object.
         start: offset of the first byte.
         size: number of bytes.
 

@@ -49,7 +49,6 @@ class Backend(Protocol):
         """Reject a job that the cluster cannot run.
 
         Args:
-            job: the job to check.
             dry_run: whether the job is only shown; the scheduler's client is then not required.
 
         Raises:

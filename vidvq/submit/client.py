@@ -21,7 +21,6 @@ class Submitted:
     """Result of a submission.
 
     Attributes:
-        run: the run folder.
         ids: the scheduler's ids of the job.
         status: state of the job if it was submitted before; None if it was submitted now.
     """
@@ -35,7 +34,6 @@ def preview(job: Job, path: Path) -> Iterator[str]:
     """Yield the lines of the files that :func:`submit` would write and of the command it would run.
 
     Args:
-        job: the job.
         path: the run folder; nothing is written into it.
 
     Raises:
@@ -53,7 +51,6 @@ def submit(job: Job, path: Path) -> Submitted:
     """Submit a job. A job that waits, runs or is done is left alone; one that failed or was cancelled is resubmitted.
 
     Args:
-        job: the job.
         path: the run folder, created if missing.
 
     Returns:
@@ -111,7 +108,6 @@ def logs(path: Path, follow: bool) -> Iterator[bytes]:
     """Yield a job's output; raises as :func:`status`.
 
     Args:
-        path: the run folder.
         follow: continue until the job ends, instead of stopping at the current end of the output.
     """
     backend, run, ids = _opened(path)
@@ -127,11 +123,7 @@ def logs(path: Path, follow: bool) -> Iterator[bytes]:
 
 
 def wait(path: Path) -> Status:
-    """Block until a job ends; raises as :func:`status`.
-
-    Returns:
-        The final state.
-    """
+    """Block until a job ends; raises as :func:`status`."""
     backend, run, ids = _opened(path)
     while not (current := backend.status(run, ids)).ended:
         time.sleep(_POLL_S)

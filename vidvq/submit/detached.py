@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,18 +28,12 @@ class DetachedBackend:
     takes: ClassVar[frozenset[str]]
 
     def check(self, job: Job, dry_run: bool) -> None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
-
-    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
-        raise NotImplementedError
+        pass
 
     def command(self, job: Job, run: RunFolder) -> list[str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return ["bash", str(run.script)]
 
     def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return {"pid": _pid(run)} if _is_running(run) else None
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
@@ -61,7 +54,6 @@ class DetachedBackend:
         return {"pid": process.pid}
 
     def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         if _is_running(run):
             return Status("running", f"process group {_pid(run)}")
         code = run.exit_code()
@@ -74,7 +66,6 @@ class DetachedBackend:
         return Status("failed", f"exit code {code}")
 
     def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return read_from(run.logs / "job.log", offset)
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:

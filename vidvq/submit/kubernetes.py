@@ -39,7 +39,6 @@ class Backend:
     takes = frozenset({"nodes", "gpus", "cpus", "queue", "image", "namespace", "volumes", "secrets"})
 
     def check(self, job: Job, dry_run: bool) -> None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         if not job.resources.image:
             raise UsageError(
                 "the kubernetes backend needs --image, an image with vidvq; build one with docker/Dockerfile"
@@ -50,19 +49,15 @@ class Backend:
             _find_kubectl()
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return {"manifest.json": json.dumps(manifest(job), indent=1) + "\n"}
 
     def command(self, job: Job, run: RunFolder) -> list[str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return ["kubectl", *_namespace(job.resources.namespace), "apply", "-f", str(run.path / "manifest.json")]
 
     def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return None
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         ids = {"kind": "job" if job.is_training else "rayjob", "name": job.name, **_named(job)}
         # A finished job of the same name must be deleted first: applying its manifest again would change nothing.
         _kubectl(*_namespace(job.resources.namespace), "delete", "--ignore-not-found", f"{ids['kind']}/{job.name}")
@@ -70,7 +65,6 @@ class Backend:
         return ids
 
     def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         found = json.loads(_get(ids, "get", "--ignore-not-found", "-o", "json", f"{ids['kind']}/{ids['name']}") or "{}")
         if not found:
             return Status("cancelled" if run.cancelled.exists() else "lost", f"no {ids['kind']}/{ids['name']}")
@@ -85,13 +79,11 @@ class Backend:
         return Status("running" if now.get("ready") else "waiting", f"{now.get('ready', 0)} pods ready")
 
     def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         label = "batch.kubernetes.io/job-name" if ids["kind"] == "job" else "job-name"
         chosen = ["--selector", f"{label}={ids['name']}", "--prefix", "--tail=-1"]
         return _get(ids, "logs", *chosen).encode()[offset:]
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         _get(ids, "delete", "--wait=false", f"{ids['kind']}/{ids['name']}")
 
 
@@ -190,11 +182,7 @@ def _pod(job: Job, command: list[str] | None) -> dict[str, Any]:
 
 
 def _check_mount(path: str, volume: str) -> None:
-    """Refuse to mount a volume over the container's own system.
-
-    Raises:
-        UsageError: names the volume.
-    """
+    """Refuse to mount a volume over the container's own system."""
     parts = path.split("/")
     if not path.startswith("/") or len(parts) < 2 or parts[1] in {"", *_SYSTEM} or ".." in parts:
         raise UsageError(

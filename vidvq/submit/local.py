@@ -14,6 +14,5 @@ class Backend(DetachedBackend):
     takes = frozenset({"gpus"})
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         values = {"NPROC": str(job.processes), "GPUS": str(job.resources.gpus)}
         return {"script.sh": make_script(job, run, "node.sh", values)}

@@ -33,7 +33,6 @@ class NodeReport:
 
     Attributes:
         rank: number of the node, from 0.
-        host: host name.
         vidvq: installed version of vidvq.
         gpus: GPUs visible to torch; 0 if none are required.
         free_gib: free space at the shared path (GiB).
@@ -81,9 +80,7 @@ def find_problems(reports: list[NodeReport], nodes: int, gpus: int, min_free_gib
 
     Args:
         reports: reports received, in rank order.
-        nodes: number of nodes in the job.
         gpus: GPUs required per node.
-        min_free_gib: free space required at the shared path (GiB).
 
     Returns:
         One line per problem.

@@ -20,7 +20,6 @@ def check_cluster(shared: Path, min_free_gib: float = 1.0, limit_s: float = LIMI
 
     Args:
         shared: path that all nodes must be able to write.
-        min_free_gib: free space required at the shared path (GiB).
         limit_s: time limit for the answers (seconds).
 
     Returns:

@@ -27,7 +27,6 @@ class Backend:
     takes = frozenset({"address"})
 
     def check(self, job: Job, dry_run: bool) -> None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         if job.is_training:
             raise UsageError("training does not run as a Ray job; use --backend slurm, ssh, kubernetes or local")
         address = _address(job)
@@ -41,38 +40,31 @@ class Backend:
             )
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return {"script.sh": template("ray.sh")}
 
     def command(self, job: Job, run: RunFolder) -> list[str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         options = ["--working-dir", str(run.path), "--submission-id", f"{job.name}-ATTEMPT"]
         return ["ray", "job", "submit", "--address", _address(job), *options, "--", *_entrypoint(job)]
 
     def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         ids = {"address": _address(job), "submission_id": f"{job.name}-{attempt}"}
         return ids if ray_jobs.find_job(**ids) else None
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         ids = {"address": _address(job), "submission_id": f"{job.name}-{attempt}"}
         ray_jobs.submit_job(**ids, entrypoint=shlex.join(_entrypoint(job)), folder=run.path, excludes=_EXCLUDES)
         return ids
 
     def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         found = ray_jobs.find_job(ids["address"], ids["submission_id"])
         if not found:
             return Status("lost", f"the cluster at {ids['address']} has no job {ids['submission_id']}")
         return Status(_STATES.get(found[0], "running"), f"{ids['submission_id']}: {' '.join(found[1].split())[:300]}")
 
     def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return ray_jobs.job_log(ids["address"], ids["submission_id"]).encode()[offset:]
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         ray_jobs.stop_job(ids["address"], ids["submission_id"])
 
 

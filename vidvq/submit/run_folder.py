@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from vidvq import __version__
+from vidvq.config import to_dict, validate
 from vidvq.errors import UsageError
 from vidvq.storage import differences, pretty_json, read_json, write_atomic
 from vidvq.submit.spec import Job
@@ -77,13 +78,12 @@ class RunFolder:
         """Write the job's record, or accept a folder that already holds it. Call it under :meth:`lock`.
 
         Args:
-            job: the job.
             files: contents of its scripts and manifests, by file name.
 
         Raises:
             UsageError: the folder holds another job; names the differences.
         """
-        path, record = self.path / "job.json", job.to_dict()
+        path, record = self.path / "job.json", to_dict(job)
         if path.exists():
             if changed := list(differences("", read_json(path), record)):
                 raise UsageError(f"{self.path} holds another job: {'; '.join(changed)}. Give another --run")
@@ -132,7 +132,7 @@ def read_run(path: Path) -> tuple[RunFolder, Job]:
     """
     if not (path / "job.json").is_file():
         raise UsageError(f"{path} is not a run folder: it has no job.json; give the folder that `vidvq submit` printed")
-    return RunFolder(path.absolute()), Job.from_dict(read_json(path / "job.json"))
+    return RunFolder(path.absolute()), validate(Job, read_json(path / "job.json"))
 
 
 def forwarded_variables() -> dict[str, str]:

@@ -18,17 +18,15 @@ def make_script(job: Job, run: RunFolder, name: str, values: Mapping[str, str], 
     """Build the script of a job.
 
     Args:
-        job: the job.
         run: the run folder, into which the script writes its exit code.
         name: file name of a template in ``launch/`` that runs the vidvq command line in ``$@``.
         values: environment variables that the template reads.
         directives: scheduler directives without the ``#``. They precede all commands, as schedulers require.
-
-    Returns:
-        The text of a bash script.
     """
     body = template(name).removeprefix("#!/usr/bin/env bash\n")
-    variables = {"PYTHON": job.python, "RUN": str(run.path), "SHARED": shared_path(job, run), **values}
+    # All nodes must be able to write SHARED.
+    shared = shared_out(job) or str(run.path)
+    variables = {"PYTHON": job.python, "RUN": str(run.path), "SHARED": shared, **values}
     return "\n".join(
         [
             "#!/usr/bin/env bash",
@@ -55,11 +53,6 @@ def _exit_code(job: Job) -> list[str]:
     if job.resources.array is None:
         return ["rm -f exit_code", "trap 'echo $? >\"$RUN/exit_code\"' EXIT"]
     return ['trap \'code=$?; [ "$(cat "$RUN/exit_code" 2>/dev/null)" = 0 ] || echo $code >"$RUN/exit_code"\' EXIT']
-
-
-def shared_path(job: Job, run: RunFolder) -> str:
-    """Path that all nodes of a job must be able to write."""
-    return shared_out(job) or str(run.path)
 
 
 def shared_out(job: Job) -> str:

@@ -35,7 +35,6 @@ class Backend:
     takes = frozenset({"nodes", "gpus", "cpus", "time", "array", "queue"})
 
     def check(self, job: Job, dry_run: bool) -> None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         if not shutil.which("sbatch"):
             if dry_run:
                 return
@@ -55,7 +54,6 @@ class Backend:
             raise UsageError(f"nodes={job.resources.nodes} exceeds the {sizes[queue]} nodes of partition {queue}")
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         requested = job.resources
         options = [
             f"--job-name={job.name}",
@@ -91,20 +89,16 @@ class Backend:
         }
 
     def command(self, job: Job, run: RunFolder) -> list[str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return ["sbatch", "--parsable", f"--chdir={run.path}", str(run.script)]
 
     def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         found = _run("squeue", "--me", "--noheader", f"--name={job.name}", "--format=%A").split()
         return {"job": found[0]} if found else None
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         return {"job": _run(*self.command(job, run)).strip().partition(";")[0]}
 
     def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         shown = subprocess.run(
             ["scontrol", "show", "job", "--oneliner", ids["job"]], capture_output=True, text=True, check=False
         )
@@ -132,13 +126,11 @@ class Backend:
         return Status("failed", detail if code is None else f"{detail}, exit code {code}")
 
     def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         # The log of an array is that of its first job; the others are beside it.
         first = run.logs / f"{ids['job']}_0.log"
         return read_from(first if first.exists() else run.logs / f"{ids['job']}.log", offset)
 
     def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         if self.status(run, ids).state == "waiting":
             _run("scancel", ids["job"])
         else:

@@ -118,7 +118,7 @@ class Job:
     @property
     def key(self) -> str:
         """Hash of the job's content; equal submissions have equal keys."""
-        return sha256_bytes(canonical_json(self.to_dict()))[:12]
+        return sha256_bytes(canonical_json(to_dict(self)))[:12]
 
     @property
     def name(self) -> str:
@@ -144,18 +144,6 @@ class Job:
         # `vidvq train` takes the file as its argument.
         option = [] if self.verb == "train" else ["--config"]
         return [*self.verb.split(), *self.arguments, *option, config]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The job as plain JSON types."""
-        return to_dict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Job":
-        """Rebuild a job from the result of :meth:`to_dict`."""
-        values: dict[str, Any] = dict(data["resources"])
-        values.update(volumes=tuple(values["volumes"]), secrets=tuple(values["secrets"]))
-        resources = Resources(**values)
-        return cls(**(data | {"arguments": tuple(data["arguments"]), "resources": resources}))
 
 
 def refuse_control_characters(name: str) -> None:

@@ -18,7 +18,6 @@ class Backend(DetachedBackend):
     takes = frozenset({"nodes", "cpus", "hostfile"})
 
     def check(self, job: Job, dry_run: bool) -> None:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         requested = job.resources
         if not requested.hostfile:
             raise UsageError("the ssh backend needs --hostfile, a file with lines of `host slots=8`")
@@ -29,7 +28,6 @@ class Backend(DetachedBackend):
             raise UsageError(f"nodes={requested.nodes} exceeds the {available} hosts in {requested.hostfile}")
 
     def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
-        """See :class:`~vidvq.submit.backend.Backend`."""
         values = {
             "HOSTFILE": str(job.resources.hostfile),
             "NODES": str(job.resources.nodes),

@@ -36,7 +36,6 @@ class Connection:
     """The command running on one host.
 
     Args:
-        host: the host to connect to.
         request: the command, its folder and its environment; see :mod:`vidvq.submit.ssh_agent`.
     """
 
@@ -86,8 +85,6 @@ def run(hosts: list[SshHost], port: int, command: list[str]) -> int:
 
     Args:
         hosts: the hosts; the first one is the rendezvous.
-        port: port of the rendezvous.
-        command: command line, the same for all hosts.
 
     Returns:
         0, the exit code of the first host that failed, or 143 after SIGTERM.

@@ -16,8 +16,6 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
     Args:
         sources: a finished directory of ``vidvq shard``; or video files, folders, globs, lists and URLs.
         checkpoint: a checkpoint, or a training run.
-        out: the output directory.
-        config: settings.
 
     Returns:
         The outcomes of all planned items, and totals.

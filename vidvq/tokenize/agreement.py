@@ -16,12 +16,7 @@ SAMPLES = 8
 
 
 class AgreementCheck:
-    """Encodes the first samples of a worker again, in fp32 and not compiled, if the job runs in another precision.
-
-    Args:
-        checkpoint: folder of the tokenizer.
-        execution: how samples are encoded.
-    """
+    """Encodes the first samples of a worker again, in fp32 and not compiled, if the job runs in another precision."""
 
     def __init__(self, checkpoint: Path, execution: Execution) -> None:
         self._execution, self._left = execution, 0

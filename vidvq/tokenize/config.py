@@ -110,7 +110,6 @@ def resolve_execution(config: TokenizeConfig, device: str, sample_groups: int) -
     """Decide how samples are encoded.
 
     Args:
-        config: settings.
         device: ``cpu`` or ``cuda``.
         sample_groups: groups of most samples; used on GPUs.
 

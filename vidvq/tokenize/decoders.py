@@ -66,9 +66,7 @@ class PlannedClips:
     """Clips of one clip shard to decode on any node, which opens and checks the shard itself.
 
     Attributes:
-        clips: directory of clip shards.
         row: any clip of the shard.
-        keys: keys of the clips.
         share: index of the process, and number of processes, which decode the clips in turns.
     """
 
@@ -126,8 +124,6 @@ class Decoders:
         """Start to decode items for one stream.
 
         Args:
-            stream: index of the stream.
-            job: the items.
             deadline_s: time limit of one step of a process (seconds).
 
         Yields:

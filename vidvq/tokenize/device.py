@@ -20,7 +20,6 @@ def probe_gpu(checkpoint: Path, execution: Execution, decodes: bool, gpus: float
     """Try the largest step of a job on the GPU of this process. Runs in a worker, before the job is planned.
 
     Args:
-        checkpoint: folder of the tokenizer.
         execution: how samples are to be encoded; with ``gpu`` as ``any``, the kind is not recorded.
         decodes: whether samples are decoded as well, to be scored.
         gpus: GPUs of a worker, which gets no more of the memory than a fraction says.
@@ -41,7 +40,6 @@ def fit_memory(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> Exe
 
     Args:
         tokenizer: the tokenizer after :func:`prepare`, not compiled.
-        execution: how samples are to be encoded.
         decodes: whether samples are decoded as well, to be scored.
 
     Returns:

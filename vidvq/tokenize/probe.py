@@ -3,32 +3,23 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from vidvq.corpus.fetch import as_video_error, content_hash, local_file
-from vidvq.corpus.frames import frame_range
+from vidvq.corpus.fetch import as_video_error
+from vidvq.corpus.frames import sample_video
 from vidvq.corpus.source import Source
 from vidvq.formats.keys import item_key, video_key
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.rows import PlannedSample
-from vidvq.video.probe import probe
-from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
 
 
 def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]:
     """The rows of one video: its samples, and rows with a reason for parts that cannot become samples. Never empty."""
     try:
-        start_s, end_s = source.time_range()
-        limits, allow_private = config.limits, config.lists.allow_private
-        with local_file(source, limits.max_bytes, "", allow_private, limits.download_deadline_s) as path:
-            info = probe(path, config.limits)
-            digest = content_hash(path)
-        config.video.frame_size(info)
-        _, times = sample_timeline(info, config.video.fps)
-        ranges = gapless_ranges(info, config.video.fps)
+        info, digest, times, ranges = sample_video(source, config.video, config.limits, config.lists.allow_private)
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         failure = as_video_error(error)
         return [reject(source, failure.reason, failure.detail)]
     rows: list[PlannedSample] = []
-    for first, length in _windows(ranges, *frame_range(info, times, start_s, end_s), config.gop_frames):
+    for first, length in _windows(ranges, config.gop_frames):
         if first + length < len(times):
             after = times[first + length]
         else:
@@ -52,9 +43,9 @@ def probe_samples(source: Source, config: TokenizeConfig) -> list[PlannedSample]
     return rows
 
 
-def _windows(ranges: list[tuple[int, int]], begin: int, end: int, gop_frames: int | None) -> Iterator[tuple[int, int]]:
+def _windows(ranges: list[tuple[int, int]], gop_frames: int | None) -> Iterator[tuple[int, int]]:
     """Yield the first frame and the length of each sample: the stream restarts after every gap."""
-    for start, stop in overlaps(ranges, begin, end):
+    for start, stop in ranges:
         for first in range(start, stop, gop_frames or stop - start):
             yield first, min(gop_frames or stop - start, stop - first)
 

@@ -46,7 +46,6 @@ class Scorer:
     Frames of a decoder for super-resolution are reduced to the size of the originals first.
 
     Args:
-        tokenizer: the tokenizer that encoded them.
         policy: settings; ``perceptual`` adds ST-LPIPS.
 
     Raises:
@@ -123,7 +122,6 @@ class ScoreQueue:
     """Collects samples that can be decoded together, at most one of each slot, and scores them together.
 
     Args:
-        scorer: scores samples.
         slots: number of slots; 1 scores each sample at once.
     """
 

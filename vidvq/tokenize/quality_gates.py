@@ -41,12 +41,7 @@ class ShardDetails:
 
 
 class QualityGates(Monitor):
-    """Stops a job by ``max_drop`` (over shards of all runs) and ``min_usage`` (over shards of this run).
-
-    Args:
-        card: card of the tokenizer.
-        policy: thresholds.
-    """
+    """Stops a job by ``max_drop`` (over shards of all runs) and ``min_usage`` (over shards of this run)."""
 
     def __init__(self, card: TokenizerCard, policy: QualityPolicy) -> None:
         self._card, self._policy = card, policy
@@ -134,11 +129,6 @@ class QualityGates(Monitor):
 
 def refuse_poor(shard: str, stats: dict[str, int], policy: QualityPolicy) -> None:
     """Refuse to commit a shard whose scored samples have a mean PSNR below ``min_psnr``.
-
-    Args:
-        shard: name of the shard.
-        stats: its statistics.
-        policy: thresholds.
 
     Raises:
         JobStopped: the mean PSNR is below ``min_psnr``.

@@ -27,9 +27,7 @@ class ShardInput:
     """The items of a shard by slot, and what is needed to decode them. Close it to delete temporary copies.
 
     Args:
-        task: the shard.
         clips: directory of clip shards, from which this process opens one; None if it opens none.
-        slots: number of slots.
         interleave: whether slots take turns over the items, instead of getting consecutive items each.
 
     Attributes:
@@ -85,9 +83,7 @@ def _fetch(row: PlannedSample, limits: Limits, allow_private: bool) -> ExitStack
     """Fetch a video; a failure is left to the process that decodes it."""
     stack = ExitStack()
     with suppress(Exception):
-        stack.enter_context(
-            local_file(row.source, limits.max_bytes, row.sha256, allow_private, limits.download_deadline_s)
-        )
+        stack.enter_context(local_file(row.source, limits, allow_private, row.sha256))
     return stack
 
 

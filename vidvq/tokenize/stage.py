@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from vidvq.config import to_dict
-from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.commit import Commit
@@ -43,10 +42,6 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     """Base of both stages.
 
     Attributes:
-        config: settings.
-        execution: how samples are encoded.
-        checkpoint: folder of the tokenizer.
-        card: the tokenizer's card.
         clips: directory of clip shards; None for raw video.
         gpus: number of GPUs per worker.
     """
@@ -160,19 +155,9 @@ class TokenizeVideos(_TokenizeStage[PlannedSample], VideoStage[PlannedSample]):
     row = PlannedSample
 
     @property
-    def lists(self) -> ListPolicy:
-        """Meaning of the columns of lists."""
-        return self.config.lists
-
-    @property
     def per_shard(self) -> int:
         """Number of planned samples in one shard."""
         return self.config.items_per_shard
-
-    @property
-    def deadline_s(self) -> float:
-        """Time limit of probing one video (seconds)."""
-        return self.config.limits.deadline_s
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide which frames are encoded, and the tokenizer."""
@@ -213,7 +198,6 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
     Args:
         sources: a directory of clip shards, or videos.
         checkpoint: a checkpoint, or a training run.
-        config: settings.
 
     Raises:
         UsageError: a mistake in the arguments.

@@ -39,12 +39,8 @@ def token_thumbnails(
     """Yield three of the first frames of each sample (first, middle, last) above their reconstructions.
 
     Args:
-        out: the output directory.
         drawn: commit record and row of each sample.
-        checkpoint: folder of the tokenizer.
-        config: settings of the job.
         clips: directory of clip shards; None for raw video.
-        pool: decodes the originals.
     """
     if not drawn:
         return
@@ -81,8 +77,7 @@ def _local_input(row: Any, config: TokenizeConfig, clips: Path | None) -> Abstra
     """The clip shard of a sample, or its video, of which processes of this machine share one copy."""
     if clips:
         return local_clips(clips, row)
-    limits, allow_private = config.limits, config.lists.allow_private
-    return local_file(row.source, limits.max_bytes, row.sha256, allow_private, limits.download_deadline_s)
+    return local_file(row.source, config.limits, config.lists.allow_private, row.sha256)
 
 
 def _originals(row: Any, count: int, config: TokenizeConfig, shard: Path | None, pool: Pool) -> np.ndarray | None:

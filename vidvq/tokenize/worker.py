@@ -60,10 +60,7 @@ class TokenShardWorker:
     """Makes token shards with a tokenizer that is loaded once.
 
     Args:
-        checkpoint: folder of the tokenizer.
-        config: settings.
         clips: directory of clip shards; None for raw video.
-        execution: how samples are encoded.
 
     Raises:
         UsageError: the job runs on GPUs, and this worker has none, one of another kind than planned, or not the memory
@@ -102,7 +99,6 @@ class TokenShardWorker:
         """Make and commit a shard.
 
         Args:
-            task: the shard.
             following: the next one, if it is known: its input is fetched, and decoded by each process that is free.
 
         Raises:

@@ -83,10 +83,7 @@ def open_reader(path: Path, info: VideoInfo, size: FrameSize, decoder: DecoderNa
     """Open a local video for reading frames.
 
     Args:
-        path: the video.
         info: result of :func:`vidvq.video.probe.probe`.
-        size: size of the frames.
-        decoder: decoder to use.
 
     Raises:
         VideoError: ``decode_error``, if the decoder cannot open the video, or finds another number of frames.
@@ -116,7 +113,6 @@ def decode_clip(media: bytes, label: str, shape: tuple[int, int, int] | None = N
 
     Args:
         media: content of an mp4, Matroska or npy file.
-        label: name of the clip, for error messages.
         shape: number of frames, height and width in the clip's JSON; decoding ends at the first frame that differs.
 
     Returns:

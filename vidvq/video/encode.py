@@ -114,7 +114,6 @@ def encode_timed(
     """Encode a stream of frames.
 
     Args:
-        file: output file.
         frames: frames ``h w c`` uint8 RGB, with start and end (ticks of ``clock``).
         clock: duration of a tick (seconds).
         kind: container, codec, pixel format and options of the codec.

@@ -32,7 +32,6 @@ def transcode(
     Args:
         frames: frames ``t h w c`` uint8 RGB.
         rate: frame rate, a number or a fraction (frames per second).
-        encoder: name of the encoder.
         options: options of the encoder, by their names in FFmpeg.
 
     Returns:

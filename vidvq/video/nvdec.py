@@ -99,11 +99,7 @@ def _unavailable(detail: str) -> JobStopped:
 
 
 class Download:
-    """Conversion of the pictures of one video to the pixel format of FFmpeg's own decoders, without loss.
-
-    Args:
-        info: the video.
-    """
+    """Conversion of the pictures of one video to the pixel format of FFmpeg's own decoders, without loss."""
 
     def __init__(self, info: VideoInfo) -> None:
         self._format, self._size = info.pixel_format, (info.height, info.width)

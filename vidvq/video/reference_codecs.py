@@ -110,7 +110,6 @@ class EqualBitsSearch:
     """Encodes one clip with one codec at several qualities, each once.
 
     Args:
-        name: name of the codec.
         frames: frames ``t h w c`` uint8 RGB.
         fps: frame rate (frames per second); rate control depends on it.
     """
@@ -146,9 +145,7 @@ def encode_at(name: str, frames: np.ndarray, fps: float, crf: float) -> CodedCli
     """Encode and decode a clip as one group of pictures.
 
     Args:
-        name: name of the codec.
         frames: frames ``t h w c`` uint8 RGB.
-        fps: frame rate (frames per second).
         crf: constant rate factor.
 
     Raises:

@@ -20,12 +20,8 @@ def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
     """Copy frames of a video to Matroska, without decoding or encoding.
 
     Args:
-        path: the video.
         info: its timeline.
         indices: consecutive indices of the frames.
-
-    Returns:
-        The content of the Matroska file.
 
     Raises:
         VideoError: ``not_on_keyframes`` if the first frame is not a keyframe, or a frame depends on one outside;

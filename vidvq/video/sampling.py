@@ -21,7 +21,6 @@ def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[Sequence[int], 
     """Resample the timeline of a video, by time.
 
     Args:
-        info: the video.
         fps: target rate (frames per second); None keeps every frame at its time.
 
     Returns:
@@ -158,10 +157,8 @@ def clip_times(
     """Times of the frames of a clip.
 
     Args:
-        info: the video.
         times: times of all sampled frames (ticks), from :func:`sample_timeline`.
         first: index of the first frame of the clip.
-        num_frames: number of frames of the clip.
 
     Returns:
         Times of the frames (ticks), duration of the clip (ticks) and mean frame rate (frames per second). The duration

@@ -46,7 +46,6 @@ def open_video(path: Path, accelerator: HWAccel | None = None) -> InputContainer
     """Open a local video, with the demuxer chosen by magic bytes and no access to other files.
 
     Args:
-        path: the video.
         accelerator: device to decode on; FFmpeg decodes itself what the device does not support.
 
     Raises:
@@ -117,8 +116,6 @@ def decode(container: InputContainer, stream: VideoStream, in_order: bool = Fals
     the keyframe before them, not on where decoding started.
 
     Args:
-        container: the open container.
-        stream: video stream of the container.
         in_order: whether frames are identified by order instead of time. Frames that the decoder held back when a
             packet failed then count as damaged too, because their order among the lost ones is unknown.
     """

@@ -42,7 +42,6 @@ class VideoShape:
     """The shape of a video to write.
 
     Attributes:
-        num_frames: number of frames.
         height, width: size of the frames (pixels).
         time_base: duration of a tick of the frame times (seconds).
     """

@@ -25,8 +25,6 @@ def decode_atlas(tokenizer: Tokenizer, card: TokenizerCard, usage: dict[str, np.
     0 of the most used spatial code.
 
     Args:
-        tokenizer: the tokenizer.
-        card: card of the tokenizer.
         usage: occurrences of each code, by name of the codebook.
 
     Returns:
@@ -49,9 +47,6 @@ def decode_patches(
     """Decode each code, in the same calls, to a patch ``h w c`` uint8, one column per frame.
 
     Args:
-        tokenizer: the tokenizer.
-        card: card of the tokenizer.
-        book: codebook of the codes.
         codes: local codes; at least one.
         spatial: code of frame 0 if ``book`` is the temporal codebook.
     """

@@ -64,7 +64,6 @@ class Gallery:
         statistics: file that `vidvq generate evaluate --codes` wrote, to show in the atlas; None for none.
 
     Attributes:
-        card: card of the tokenizer.
         total: number of clips.
         books: result of :func:`vidvq.view.atlas.decode_atlas`, with PNG data URIs as strips.
         statistics: how well a generator predicts the codes; None for none.

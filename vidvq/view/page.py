@@ -16,7 +16,6 @@ def build_page(gallery: Gallery, first: int | None) -> bytes:
     """Build the page.
 
     Args:
-        gallery: clips and codebooks to show.
         first: number of clips to embed; None for a page that loads clips from its server.
 
     Returns:

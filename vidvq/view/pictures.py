@@ -1,11 +1,11 @@
 """Images as data URIs."""
 
 import io
-from base64 import b64encode
 
 import numpy as np
 from PIL import Image
 
+from vidvq.html_page import data_uri
 from vidvq.video.encode import encode_png
 
 COLUMNS = 8
@@ -24,9 +24,9 @@ def jpeg_sheet(frames: np.ndarray) -> str:
         sheet[y * h : (y + 1) * h, x * w : (x + 1) * w] = frame
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, format="JPEG", quality=88, subsampling=0)
-    return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"
+    return data_uri("image/jpeg", buffer.getvalue())
 
 
 def png_strip(pixels: np.ndarray) -> str:
     """Encode pixels ``h w c`` uint8 as a lossless PNG."""
-    return f"data:image/png;base64,{b64encode(encode_png(pixels)).decode()}"
+    return data_uri("image/png", encode_png(pixels))

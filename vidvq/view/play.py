@@ -32,13 +32,9 @@ class Game:
     """Starts and rollouts, for the page.
 
     Args:
-        run: a generator, or a run of `vidvq generate train`.
         tokens: directory of token shards to start from.
-        checkpoint: the tokenizer, or its training run.
-        config: settings.
 
     Attributes:
-        card: card of the generator.
         keys: action of each key.
         idle: action without a key; None for one that is not known.
         size: height and width of a frame (pixels).
@@ -55,7 +51,7 @@ class Game:
         if "predict" not in self.card.tasks:
             raise UsageError(f"{run} was not trained to predict; train one with tasks.predict=1")
         self._config, self._given = config, given_latents(self.card, config.given)
-        self._check_tokenizer(read_tokenizer_card(tokens).token_fingerprint, str(tokens))
+        self.card.refuse_other_tokenizer(read_tokenizer_card(tokens).token_fingerprint, str(tokens))
         self._starts = self._find_starts(tokens)
         self.keys = _keys(self.card, config)
         still = tuple(0.0 for _ in self.card.action_mean)
@@ -63,7 +59,7 @@ class Game:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = load_network(generator).to(device)
         self._tokenizer, found = load_tokenizer(checkpoint)
-        self._check_tokenizer(found.token_fingerprint, str(checkpoint))
+        self.card.refuse_other_tokenizer(found.token_fingerprint, str(checkpoint))
         self._tokenizer.to(device)
         takes_mean = config.sampling.takes_mean
         self._vectors = code_vectors(self._tokenizer, self._network.digits) if takes_mean else None
@@ -112,7 +108,6 @@ class Game:
         """Continue a rollout by one latent frame.
 
         Args:
-            rollout: number of the rollout.
             key: index of a key, or -1 for none.
 
         Returns:
@@ -133,13 +128,6 @@ class Game:
         frames = found.step(action)
         self._rollouts[rollout] = (found, latents + 1)
         return {"frames": _pictures(frames)}
-
-    def _check_tokenizer(self, fingerprint: str, where: str) -> None:
-        wanted = self.card.tokenizer.token_fingerprint
-        if fingerprint != wanted:
-            raise UsageError(
-                f"{where} has tokenizer {fingerprint[:12]}; the generator was trained on tokens of {wanted[:12]}"
-            )
 
     def _find_starts(self, tokens: Path) -> list[TokenLocation]:
         _, lh, lw = self.card.limits

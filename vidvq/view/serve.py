@@ -21,8 +21,6 @@ def serve(page: bytes, routes: dict[str, Route], port: int) -> None:
     """Serve the page on 127.0.0.1 until interrupted.
 
     Args:
-        page: the page.
-        routes: functions behind the paths that the page requests.
         port: TCP port; 0 for a free one.
 
     Raises:
@@ -39,11 +37,7 @@ def serve(page: bytes, routes: dict[str, Route], port: int) -> None:
 
 
 def _parameters(route: Route, query: str) -> dict[str, Any]:
-    """Parameters of a route: integers, except ``text``.
-
-    Raises:
-        UsageError: the route takes other ones.
-    """
+    """Parameters of a route: integers, except ``text``; others are refused."""
     try:
         values = {name: given[0] for name, given in parse_qs(query).items()}
         known = {name: value if name == "text" else int(value) for name, value in values.items()}

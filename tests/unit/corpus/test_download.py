@@ -18,6 +18,7 @@ from vidvq.corpus.tars import read_tar
 from vidvq.errors import StoreError
 from vidvq.storage import resolve_path
 from vidvq.video import VideoError
+from vidvq.video.probe import Limits
 
 
 @pytest.fixture(params=["silent", "dripping"])
@@ -44,7 +45,7 @@ def slow(request) -> Iterator[str]:
 def test_a_slow_download_fails_with_its_own_reason(slow):
     with (
         pytest.raises(VideoError, match=r"limits.download_deadline_s=1 ") as error,
-        local_file(Source(f"{slow}.mp4"), 1 << 30, allow_private=True, deadline_s=1),
+        local_file(Source(f"{slow}.mp4"), Limits(download_deadline_s=1), allow_private=True),
     ):
         pass
     assert error.value.reason == "fetch_failed(too_slow)"

@@ -15,6 +15,7 @@ from vidvq.corpus import fetch, public_hosts
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
 from vidvq.video import VideoError, stream
+from vidvq.video.probe import Limits
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def answering(status: int, location: str = "") -> Iterator[tuple[str, Counter[st
 
 
 def failure(source: Source, allow_private: bool = True) -> VideoError:
-    with pytest.raises(VideoError) as error, local_file(source, 1 << 20, allow_private=allow_private):
+    with pytest.raises(VideoError) as error, local_file(source, Limits(), allow_private):
         pass
     return error.value
 
@@ -50,7 +51,7 @@ def test_a_full_disk_is_no_fault_of_the_video(tmp_path, monkeypatch, number):
     (tmp_path / "x.tar").write_bytes(b"video")
     with (
         pytest.raises(OSError, match=os.strerror(number)) as error,
-        local_file(Source(f"{tmp_path}/x.tar#a", 5, "", 0), 9),
+        local_file(Source(f"{tmp_path}/x.tar#a", 5, "", 0), Limits(max_bytes=9)),
     ):
         pass
     # It must not become one on the way to the account of the job, either.

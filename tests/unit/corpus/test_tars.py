@@ -14,6 +14,7 @@ from vidvq.corpus.inputs import SUFFIXES, list_sources
 from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import read_tar
+from vidvq.video.probe import Limits
 
 CARRY = ("caption",)
 ONE = ("0001.mp4", b"first")
@@ -33,7 +34,7 @@ def read(path: Path, passed: Counter[str] | None = None) -> list[Source]:
 
 
 def content(source: Source) -> bytes:
-    with local_file(source, 1 << 20) as path:
+    with local_file(source, Limits()) as path:
         return path.read_bytes()
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, read_commit
 from vidvq.formats.plan import create_plan
 from vidvq.formats.summary import summarize
 from vidvq.formats.tar import read_members
+from vidvq.storage import remove_attempts
 
 SHARD = "clips-000000.tar"
 
@@ -75,6 +77,20 @@ def test_who_loses_the_race_gets_the_winners_record_and_leaves_nothing(tmp_path)
     assert files(tmp_path) == WHOLE
 
 
+def test_who_is_late_for_a_finished_job_gets_the_winners_record(tmp_path):
+    def late(draft: ShardDraft) -> None:
+        commit_shard(tmp_path, SHARD, "plan", fill)
+        remove_attempts(tmp_path)
+
+    assert commit_shard(tmp_path, SHARD, "plan", late).ok == 2
+    assert files(tmp_path) == WHOLE
+
+
+def test_a_temporary_file_that_is_lost_is_an_error_unless_the_shard_is_committed(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        commit_shard(tmp_path, SHARD, "plan", lambda draft: remove_attempts(tmp_path))
+
+
 def test_who_loses_between_tar_and_record_gets_the_winners_record(tmp_path, monkeypatch):
     publish = commits._publish
 
@@ -112,7 +128,6 @@ def test_a_shard_published_by_a_killed_writer_is_recorded_by_the_next(tmp_path, 
     monkeypatch.setattr(commits, "_OTHER_WRITER_S", 60.0)  # equal content is nothing to wait for
     first = commit_shard(tmp_path, SHARD, "plan", fill)
     (tmp_path / f"commits/{SHARD}.json").unlink()
-    (tmp_path / f"{SHARD}.tmp.host-1-aa").write_bytes(b"half")
     assert commit_shard(tmp_path, SHARD, "plan", fill) == first
     assert files(tmp_path) == WHOLE
 
@@ -123,6 +138,16 @@ def test_a_foreign_tar_under_the_final_name_is_replaced_in_the_end(tmp_path, mon
     record = commit_shard(tmp_path, SHARD, "plan", fill)
     assert hashlib.sha256((tmp_path / SHARD).read_bytes()).hexdigest() == record.sha256
     assert files(tmp_path) == WHOLE
+
+
+def test_no_commit_lists_a_directory_that_may_hold_all_shards(tmp_path, monkeypatch):
+    listed = []
+    for name in ("scandir", "listdir"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, real=real: (listed.append(given), real(*given))[1])
+    for number in range(3):
+        commit_shard(tmp_path, f"clips-{number:06d}.tar", "plan", fill)
+    assert listed == []
 
 
 def test_a_shard_that_is_not_committed_has_no_record(tmp_path):

@@ -59,7 +59,7 @@ def test_another_config_than_the_fingerprint_covers_is_refused(written):
         ({"action_mean": [0.0]}, r"action_scale=\[\] must have a number other than 0"),
         ({"shapes": [[1 << 20, 1 << 20, 1]]}, "a shape has more than 4294967296 latents"),
         ({"tokenizer": {"temporal_factor": 0}}, "temporal_factor=0"),
-        ({"tokenizer": {"codebooks": [{"name": "joint", "size": -5, "offset": 0}]}}, "codebooks.0.size=-5"),
+        ({"tokenizer": {"codebooks": [{"name": "joint", "size": -5, "offset": 0}]}}, r"codebooks have \[-5\] codes"),
         ({"tokenizer": {"codebooks": [{"name": "odd", "size": 5, "offset": 0}]}}, "codebooks are odd"),
         ({"tokenizer": {"raster_order": "w h t"}}, "raster_order='w h t'"),
         ({"step": [1]}, r"step=\[1\] must be an integer"),

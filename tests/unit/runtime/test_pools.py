@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from vidvq.runtime import InlinePool, RuntimeConfig, feeder, open_pool, open_runtime, ray_pool, ray_start
+from vidvq.runtime import InlinePool, RuntimeConfig, feeder, open_runtime, ray_pool, ray_start
 
 
 @pytest.fixture
@@ -56,11 +56,6 @@ def test_ray_stops_where_the_job_fails(starts):
         runtime.pool(2)
         raise RuntimeError
     assert starts == ["start"]
-
-
-def test_an_unknown_amount_of_work_is_rays(starts):
-    with open_pool(RuntimeConfig()) as pool:
-        assert isinstance(pool, ray_pool.RayPool)
 
 
 def test_an_inline_pool_imports_no_ray():

@@ -13,6 +13,7 @@ import yaml
 
 from tests.helpers.submitted_runs import TINY_GENERATOR, has_ended, read_log, wait_until
 from vidvq import __version__
+from vidvq.config import to_dict, validate
 from vidvq.formats.checkpoint import list_steps
 from vidvq.formats.generator import read_generator
 from vidvq.submit import Job, Resources, Submitted, cancel, preview, status, submit, wait
@@ -200,7 +201,7 @@ def test_a_folder_that_is_no_run_is_refused(there, vidvq):
 
 def test_a_job_is_named_after_its_content(tmp_path):
     job, other = job_of(tmp_path), job_of(tmp_path, gpus=1)
-    assert Job.from_dict(json.loads(json.dumps(job.to_dict()))) == job
+    assert validate(Job, json.loads(json.dumps(to_dict(job)))) == job
     assert job.name != other.name
     with pytest.raises(ValueError, match="verb='decode' cannot be submitted"):
         Job("decode", (), {}, "", "local", Resources(), "/", "python")
