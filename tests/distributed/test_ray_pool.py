@@ -137,7 +137,7 @@ def be_killed(item: tuple[str, Path, int]) -> str:
 )
 def test_a_killed_process_is_not_blamed_on_its_item(kind, what, request, tmp_path, monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(deaths.time, "sleep", pauses.append)
+    monkeypatch.setattr(deaths, "sleep", pauses.append)
     pool = InlinePool() if kind == "inline" else request.getfixturevalue("ray_pool")
     # Other calls may be on the worker that is killed.
     often, once, other = (

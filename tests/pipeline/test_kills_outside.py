@@ -76,7 +76,7 @@ def test_a_clip_whose_decoder_is_killed_is_not_blamed_and_can_be_retried(
     job = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, INLINE)
     with monkeypatch.context() as patch:
         patch.setattr("vidvq.tokenize.decoders.decode_items", decode_or_be_killed)
-        patch.setattr(deaths.time, "sleep", pauses.append)
+        patch.setattr(deaths, "sleep", pauses.append)
         assert vidvq(*job).code == 1
     failed = json.loads((out / "summary.json").read_bytes())["failed"]
     assert list(failed) == ["killed"] and [pause for pause in pauses if pause >= 1][:5] == [1, 2, 4, 8, 16]

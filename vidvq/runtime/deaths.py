@@ -1,6 +1,6 @@
 """How often an item is tried again after the process that worked on it died."""
 
-import time
+from time import sleep
 
 from vidvq.runtime.interface import WorkerDied
 
@@ -35,7 +35,7 @@ class Deaths:
         self._kills += 1
         if self._kills > len(_PAUSES_S):
             return True
-        time.sleep(_PAUSES_S[self._kills - 1])
+        sleep(_PAUSES_S[self._kills - 1])
         return False
 
 

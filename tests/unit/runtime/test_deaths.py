@@ -14,7 +14,7 @@ CRASH, KILL, OOM = WorkerDied("x"), WorkerDied("x", "killed"), WorkerDied("x", "
 @pytest.fixture
 def pauses(monkeypatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(deaths.time, "sleep", found.append)
+    monkeypatch.setattr(deaths, "sleep", found.append)
     return found
 
 
