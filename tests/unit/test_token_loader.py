@@ -85,3 +85,32 @@ def test_tokens_of_two_tokenizers_are_refused(tokens_dir, copy_of):
     card.write_text(card.read_text().replace(read_tokenizer_card(other).token_fingerprint, "f" * 64))
     with pytest.raises(UsageError, match="different tokenizers"):
         TokenLoader((str(tokens_dir), str(other)), 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"latents": 0}, "latents=0"),
+        ({"shuffle": 0}, "shuffle=0"),
+        ({"workers": -1}, "workers=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"rank": -1, "ranks": 2}, "rank=-1 must be from 0 to ranks - 1, with ranks=2"),
+        ({"rank": 2, "ranks": 2}, "rank=2 must be from 0 to ranks - 1, with ranks=2"),
+        ({"ranks": 0}, "rank=0 must be from 0 to ranks - 1, with ranks=0"),
+    ],
+    ids=str,
+)
+def test_an_argument_out_of_range_is_named(tokens_dir, wrong, message):
+    with pytest.raises(UsageError, match=message):
+        TokenLoader(str(tokens_dir), **({"batch_size": 2} | wrong))
+
+
+def test_a_weight_below_0_is_refused(tokens_dir):
+    with pytest.raises(UsageError, match="-1"):
+        TokenLoader({str(tokens_dir): -1.0}, 2)
+
+
+def test_the_directory_may_be_a_path(tokens_dir):
+    (of_path,), (of_text,) = (first_batches(TokenLoader(given, 2), 1) for given in (tokens_dir, str(tokens_dir)))
+    assert of_path.keys == of_text.keys

@@ -1,6 +1,6 @@
 """Token shards as a training dataset. Batches depend on the seed only, not on ranks, workers or restarts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vidvq import config as settings
 from vidvq.data.batch_order import BatchOrder, SampledItem
 from vidvq.data.config import TokenDataConfig
 from vidvq.data.micro_batches import UnreadableBatch, iter_micro_batches
@@ -189,7 +190,7 @@ class TokenLoader:
     ranks and workers: with the same ``batch_size``, all ranks together see the same batches.
 
     Args:
-        tokens: directories of token shards of one tokenizer: one, a tuple, or a mapping of each to its sampling weight.
+        tokens: directories of token shards of one tokenizer: one, several, or a mapping of each to its sampling weight.
         batch_size: samples per batch over all ranks; each rank gets ``batch_size / ranks``.
         latents: maximum number of latent frames per sample; see :class:`TokenDataConfig`.
         ranks: number of processes.
@@ -197,12 +198,13 @@ class TokenLoader:
         shuffle: size of the shuffle window (samples).
 
     Raises:
-        UsageError: a directory is incomplete or damaged, or ``batch_size`` is not divisible by ``ranks``.
+        UsageError: a directory is incomplete or damaged, an argument is out of range, or ``batch_size`` is not
+            divisible by ``ranks``.
     """
 
     def __init__(
         self,
-        tokens: str | tuple[str, ...] | dict[str, float],
+        tokens: str | Path | Sequence[str] | dict[str, float],
         batch_size: int,
         latents: int = 5,
         *,
@@ -212,8 +214,18 @@ class TokenLoader:
         workers: int = 0,
         shuffle: int = 10_000,
     ) -> None:
-        folders = (tokens,) if isinstance(tokens, str) else tokens
-        config = TokenDataConfig(folders, batch_size, None, latents, shuffle, workers)
+        if seed < 0:
+            raise UsageError(f"seed={seed} must be 0 or more")
+        if not 0 <= rank < ranks:
+            raise UsageError(f"rank={rank} must be from 0 to ranks - 1, with ranks={ranks}")
+        data = {
+            "tokens": str(tokens) if isinstance(tokens, Path) else tokens,
+            "batch_size": batch_size,
+            "latents": latents,
+            "shuffle": shuffle,
+            "workers": workers,
+        }
+        config = settings.validate(TokenDataConfig, data, "TokenLoader")
         self.dataset = TokenDataset(config, seed, rank, ranks)
         self._batch = 0
 
