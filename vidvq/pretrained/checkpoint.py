@@ -1,5 +1,7 @@
 """Loading and saving of tokenizers in checkpoint folders."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,23 @@ def find_tokenizer(path: Path) -> Path:
     return path if adapter_kind(path) else find_checkpoint(path)
 
 
+@contextmanager
+def _fp32_on_cpu() -> Generator[None, None, None]:
+    """Create tensors in fp32 on the CPU. The caller may have set other defaults, such as bf16 for its own network."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@_fp32_on_cpu()
 def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
     """Load a tokenizer in eval mode on the CPU, and its card.
+
+    The defaults of torch for types and devices have no effect.
 
     Args:
         path: checkpoint folder, run directory (its newest checkpoint is loaded), folder supported by

@@ -345,6 +345,20 @@ def test_save_and_load_pretrained_round_trip(checkpoint_dir, tmp_path):
     assert not again.training
 
 
+@pytest.mark.parametrize(("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float32, "meta")], ids=str)
+def test_the_defaults_of_the_callers_torch_change_no_weight(checkpoint_dir, dtype, device):
+    expected = load_pretrained(checkpoint_dir).inference_state_dict()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            loaded = load_pretrained(checkpoint_dir).inference_state_dict()
+            assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name, weights in expected.items():
+        assert loaded[name].dtype == weights.dtype and torch.equal(loaded[name], weights)
+
+
 def test_a_trainable_tokenizer_keeps_its_codebooks_and_has_gradients(checkpoint_dir):
     frozen, tokenizer = load_pretrained(checkpoint_dir), load_pretrained(checkpoint_dir, trainable=True)
     assert not any(parameter.requires_grad for parameter in frozen.parameters()) and not frozen.training
