@@ -36,8 +36,8 @@ _MAGIC = (
     (b"\x00\x00\x01\xb0", "m4v"),
     (b"\x00\x00\x01\x0f", "vc1"),
 )
-# First unit of a raw stream: parameter sets, or an access unit delimiter.
-_RAW_H264 = re.compile(rb"\x00{2,3}\x01[\x67\x27\x47\x09]")
+# First unit of a raw stream: parameter sets, an access unit delimiter, or (H.264) the text that x264 writes.
+_RAW_H264 = re.compile(rb"\x00{2,3}\x01[\x67\x27\x47\x09]|\x00{3}\x01\x06")
 _RAW_HEVC = re.compile(rb"\x00{2,3}\x01[\x40\x42\x46]\x01")
 _RAW_MPEG4 = re.compile(rb"\x00\x00\x01[\x00-\x0e]")
 

@@ -140,6 +140,7 @@ KINDS: dict[str, tuple[Callable[[Path, Path], Path], bool]] = {
     "mpeg4-packed-avi": (_packed, True),
     "h264-decoding-times-mp4": (_changed("v.mp4", _decoding_times), True),
     "h264-raw": (encoded("v.264", *X264, *B_FRAMES), True),
+    "h264-raw-text-first": (repackaged("v.264", (*X264, *B_FRAMES)), True),
     "hevc-raw": (encoded("v.265", "-c:v", "libx265", "-x265-params", "log-level=none:bframes=3"), True),
     "mpeg4-raw": (encoded("v.m4v", "-c:v", "mpeg4", "-bf", "2", "-q:v", "2", "-f", "m4v"), True),
     "mpeg2-raw": (encoded("v.m2v", "-c:v", "mpeg2video", "-bf", "2", "-q:v", "2"), True),
