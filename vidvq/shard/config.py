@@ -49,6 +49,8 @@ class ClipPolicy(VideoPolicy):
             raise UsageError(f"min_frames={self.min_frames} must be at most num_frames={self.num_frames}")
         if self.encoding == "copy" and (self.fps or self.short_side or self.size):
             raise UsageError("encoding='copy' changes no picture; it needs fps=null short_side=null size=null")
+        if self.encoding == "copy" and self.stride:
+            raise UsageError(f"stride={self.stride}: encoding='copy' cuts at keyframes; it needs stride=null")
         if self.size and any(side % self.multiple for side in self.size):
             raise UsageError(f"size={list(self.size)} must be multiples of multiple={self.multiple}")
 

@@ -254,6 +254,7 @@ def test_scores_tell_dark_from_light_and_still_from_moving(frames):
     [
         {"encoding": "copy"},
         {"encoding": "copy", "short_side": None, "fps": 10},
+        {"encoding": "copy", "short_side": None, "stride": 4},
         {"size": (64, 60), "multiple": 8},
         {"min_frames": 40},
     ],
