@@ -208,11 +208,18 @@ def test_a_video_named_like_an_option_is_found_in_its_directory(tmp_path, make_v
 
 def test_a_list_selects_ranges_and_carried_columns(tmp_path, make_video, vidvq):
     make_video(tmp_path / "v.mp4", 50)
-    lines = ("path,start_s,end_s,caption", "v.mp4,0.4,0.8,first", "v.mp4,1.0,,last", "v.mp4,9,10,never")
+    lines = (
+        "path,start_s,end_s,caption",
+        "v.mp4,0.4,0.8,first",
+        "v.mp4,1.0,,last",
+        "v.mp4,9,10,never",
+        "v.mp4,one,,text",
+    )
     (tmp_path / "list.csv").write_text("\n".join(lines))
     out = tmp_path / "out"
     ran = vidvq("shard", tmp_path / "list.csv", "--out", out, *SETTINGS, INLINE, "lists.carry=[caption]")
-    assert ran.code == 1 and "failed bad_range: 1" in ran.err
+    assert ran.code == 1 and "failed bad_range: 2" in ran.err
+    assert "v.mp4: has start_s 'one'; needs seconds or HH:MM:SS.mmm" in ran.err
     clips = [(info.carried["caption"], info.pts[0], info.num_frames) for _, _, info in clips_of(out)]
     step = clips_of(out)[0][2].pts[1] - clips_of(out)[0][2].pts[0]
     assert [(caption, first // step, count) for caption, first, count in clips] == [

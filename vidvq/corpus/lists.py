@@ -33,6 +33,8 @@ _URI_COLUMNS = (
 _START_COLUMNS = "start_s start start_time start_sec start_seconds begin begin_s".split()
 _END_COLUMNS = "end_s end end_time end_sec end_seconds stop stop_s".split()
 _LIKE_A_RANGE = re.compile(r"(^|_)(start|begin|end|stop|from|to|t0|t1|timestamps?|range|segment)(_|$)")
+# With a start and no end, a duration is one of a range too; otherwise it is that of the whole video.
+_FROM_A_START = re.compile(f"{_LIKE_A_RANGE.pattern}|duration")
 _CLOCK = re.compile(r"(?:(\d+):)?(\d+):([0-5]?\d(?:[.,]\d*)?)")
 _WHERE = "lists.where"
 _SCHEMES = frozenset({"http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "hf"})
@@ -358,7 +360,8 @@ class _Columns:
         self._carry, self._roots = policy.carry, policy.roots
         self._table = source_at(uri_of(path))
         self.used = {name for name in (uri, self._start, self._end, *policy.carry) if name}
-        unused = [name for name in names if name not in self.used and _LIKE_A_RANGE.search(name.lower())]
+        like = _FROM_A_START if self._start and not self._end else _LIKE_A_RANGE
+        unused = [name for name in names if name not in self.used and like.search(name.lower())]
         if unused and policy.start is None and policy.end is None and not (self._start and self._end):
             warn(
                 f"list {path} has columns that look like a range and are not used: {', '.join(unused)}; "

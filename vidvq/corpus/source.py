@@ -52,8 +52,11 @@ class Source:
         """Start and end of the range to use, from the first frame (seconds); the end may be infinite.
 
         Raises:
-            VideoError: ``bad_range``.
+            VideoError: ``bad_range``, or the reason of an entry that cannot be read.
         """
+        if self.failure:
+            # An unreadable range is stored as one that is out of bounds.
+            raise VideoError(*self.failure)
         start = 0.0 if self.start_s is None else self.start_s
         end = math.inf if self.end_s is None else self.end_s
         if not 0 <= start < end:

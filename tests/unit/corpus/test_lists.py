@@ -111,6 +111,16 @@ def test_unused_columns_that_look_like_a_range_are_reported(folder, capsys):
     assert "not used: start_frame, t1; set lists.start and lists.end" in capsys.readouterr().err.replace("\n", " ")
 
 
+@pytest.mark.parametrize(
+    ("header", "reported"),
+    [("video,start,duration", True), ("video,duration", False), ("video,start,end,duration", False)],
+)
+def test_a_duration_beside_a_start_is_reported(folder, capsys, header, reported):
+    (folder / "list.csv").write_text(f"{header}\nb.mp4,2,5,3\n")
+    read(folder / "list.csv")
+    assert ("not used: duration" in capsys.readouterr().err) == reported
+
+
 def test_a_range_can_be_disabled(folder):
     (folder / "list.csv").write_text("video,start,end\nb.mp4,25,50\n")
     (source,) = read(folder / "list.csv", ListPolicy(start="", end=""))
