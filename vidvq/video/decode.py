@@ -24,7 +24,7 @@ from vidvq.video.container import VideoError, sniff
 from vidvq.video.deinterlace import Numbered, deinterlace
 from vidvq.video.geometry import FrameSize
 from vidvq.video.probe import DecoderName, VideoInfo
-from vidvq.video.stream import Decoded, decode, open_video, video_stream
+from vidvq.video.stream import Decoded, decode, decoder_limits, open_video, video_stream
 
 # Number of polls of decord's decoding thread at the end of a file. A low limit makes success, and so the bytes of a
 # clip, depend on machine load; real hangs are caught by the deadline of the job. Must be set before the import.
@@ -133,10 +133,12 @@ def decode_clip(media: bytes, label: str, shape: tuple[int, int, int] | None = N
         container_format = sniff(media[:1024])
         if container_format not in {"mov", "matroska"}:
             raise VideoError("decode_error", f"{label} is not an mp4, mkv or npy file")
-        with av.open(io.BytesIO(media), mode="r", format=container_format) as container:
+        options = decoder_limits(math.prod(shape[1:]) if shape else MAX_CLIP_BYTES // 3)
+        with av.open(io.BytesIO(media), mode="r", format=container_format, options=options) as container:
             if not container.streams.video:
                 raise VideoError("decode_error", f"{label} has no video stream")
             container.streams.video[0].thread_type = "NONE"
+            container.streams.video[0].codec_context.options = options
             scaler, size = _Scaler(), 0
             frames: list[np.ndarray] = []
             for frame in container.decode(video=0):
@@ -297,7 +299,7 @@ class _ShownFrames:
     def _start(self, first: int) -> Iterator[Numbered]:
         """Yield the frames that match the timeline, in order; others are skipped."""
         if self.first_decoded(first):
-            with open_video(self._path, self._accelerator) as container:
+            with open_video(self._path, self._info.max_pixels, self._accelerator) as container:
                 stream = video_stream(container)
                 container.seek(self._info.pts[first - _REORDER_FRAMES], stream=stream)
                 frames = self._by_time(decode(container, stream))
@@ -307,7 +309,7 @@ class _ShownFrames:
                     yield from frames
                     return
             self._seeks = False
-        with open_video(self._path, self._accelerator) as container:
+        with open_video(self._path, self._info.max_pixels, self._accelerator) as container:
             decoded = decode(container, video_stream(container), in_order=self._info.packets is not None)
             yield from self._by_time(decoded) if self._info.packets is None else self._by_order(decoded)
 

@@ -114,6 +114,7 @@ class VideoInfo:
         retimed: whether ``pts`` differ from the times in the file, which restart, jump or contradict each other.
         held: duration of the last frame if it is far longer than usual (ticks); otherwise 0.
         last: duration of the last frame according to the container (ticks); 0 if it stores none.
+        max_pixels: maximum width times height of a frame (pixels).
         max_frames: maximum number of frames of a timeline sampled from this one, without gaps.
         max_gap_s: maximum time that a frame is repeated for in such a timeline (seconds); None for no maximum.
         max_side: maximum length that a side of a frame is scaled up to (pixels).
@@ -139,6 +140,7 @@ class VideoInfo:
     retimed: bool = False
     held: int = 0
     last: int = 0
+    max_pixels: int = Limits.max_pixels
     max_frames: int = Limits.max_frames
     max_gap_s: float | None = None
     max_side: int = Limits.max_side
@@ -198,7 +200,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
     size = path.stat().st_size if path.exists() else 0
     if size > limits.max_bytes:
         raise VideoError("too_large", f"has {size} bytes; the cap is limits.max_bytes={limits.max_bytes}")
-    with open_video(path) as container:
+    with open_video(path, limits.max_pixels) as container:
         stream = video_stream(container)
         if stream.codec_context is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise VideoError("unknown_codec", f"its {container.format.name} stream has a codec that is not known")
@@ -222,6 +224,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             open_groups=packets.open_groups,
             pixel_format=stream.codec_context.pix_fmt or "",
             pixel_aspect=Fraction(aspect) if aspect and _ODD_ASPECT > aspect > 1 / _ODD_ASPECT else Fraction(1),
+            max_pixels=limits.max_pixels,
             max_frames=limits.max_frames,
             max_gap_s=limits.max_gap_s,
             max_side=limits.max_side,
@@ -234,7 +237,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
         info = replace(info, pts=packets.timeline(), keyframes=keyframes, seek_points=seek_points)
         stored = packets.last_ends if demuxer(info.container) in _STORE_DURATIONS else end
         info = replace(info, last=_duration(info, stored))
-        return _finished(info, _first_frame(path), packets.last_ends, end)
+        return _finished(info, _first_frame(path, limits), packets.last_ends, end)
     clock = packets.timeline() if packets.are_in_order else None
     info, first = _confirmed(path, info, limits, deadline, clock)
     return _finished(info, first)
@@ -272,9 +275,9 @@ def _orientation(frame: VideoFrame) -> tuple[int, bool]:
     return orientation(tuple(np.frombuffer(bytes(data), np.int32).tolist()) if data is not None else None)
 
 
-def _first_frame(path: Path) -> VideoFrame | None:
+def _first_frame(path: Path, limits: Limits) -> VideoFrame | None:
     """First frame, for orientation and colour; None if it cannot be decoded, which the reader reports."""
-    with open_video(path) as container:
+    with open_video(path, limits.max_pixels) as container:
         found = next(decode(container, video_stream(container)), None)
     if found is None or found.frame is None:
         return None
@@ -306,7 +309,7 @@ def _confirmed(
     keys: list[int] = []
     first: VideoFrame | None = None
     held = last = 0
-    with open_video(path) as container:
+    with open_video(path, limits.max_pixels) as container:
         stream = video_stream(container)
         for decoded in decode(container, stream, in_order=True):
             if first is None and decoded.frame is not None:

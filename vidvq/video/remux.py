@@ -35,7 +35,7 @@ def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
         raise VideoError("not_on_keyframes", f"frame {first} is not a keyframe to begin with; change clip.num_frames")
     buffer = io.BytesIO()
     try:
-        with open_video(path) as source:
+        with open_video(path, info.max_pixels) as source:
             stream = video_stream(source)
             packets = _of_frames(source, stream, info, first, last)
             with av.open(buffer, mode="w", format="matroska", options={"fflags": "+bitexact"}) as container:

@@ -21,6 +21,8 @@ from vidvq.video.pictures import VideoPacket
 _NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 # Codecs of still pictures: next to another video stream, such a stream is a cover.
 _STILL_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
+# A smaller limit (pixels) would refuse what codecs pad narrow videos to. Maximum of the option of FFmpeg.
+_SMALL_FRAME, _MAX_OPTION = 1 << 22, (1 << 31) - 1
 # Give up if none of this number of packets can be decoded. Recordings may start inside a group of pictures.
 _MAX_SKIPPED = 3000
 
@@ -42,10 +44,12 @@ class Decoded:
     frame: VideoFrame | None = None
 
 
-def open_video(path: Path, accelerator: HWAccel | None = None) -> InputContainer:
+def open_video(path: Path, max_pixels: int, accelerator: HWAccel | None = None) -> InputContainer:
     """Open a local video, with the demuxer chosen by magic bytes and no access to other files.
 
     Args:
+        max_pixels: maximum width times height of a frame (pixels). Larger ones, also after a change of the size, are
+            not decoded; up to twice as much is allowed, because codecs round sizes up.
         accelerator: device to decode on; FFmpeg decodes itself what the device does not support.
 
     Raises:
@@ -63,17 +67,25 @@ def open_video(path: Path, accelerator: HWAccel | None = None) -> InputContainer
                 str(path.absolute()),
                 mode="r",
                 format=demuxer,
+                options=decoder_limits(max_pixels),
                 container_options={"protocol_whitelist": "file"},
                 hwaccel=accelerator,
             )
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError("unreadable", f"{demuxer} container cannot be opened: {one_line(error)}") from error
     try:
-        video_stream(container)
+        stream = video_stream(container)
     except VideoError:
         container.close()
         raise
+    if stream.codec_context is not None:  # pyright: ignore[reportUnnecessaryComparison]
+        stream.codec_context.options = decoder_limits(max_pixels)
     return container
+
+
+def decoder_limits(max_pixels: int) -> dict[str, str]:
+    """Options of a decoder that refuse frames of over twice this many pixels, before memory is allocated for them."""
+    return {"max_pixels": str(min(max(2 * max_pixels, _SMALL_FRAME), _MAX_OPTION))}
 
 
 def video_stream(container: InputContainer) -> VideoStream:

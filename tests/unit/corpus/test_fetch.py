@@ -69,7 +69,7 @@ def test_a_process_without_free_descriptors_is_no_fault_of_the_video(tmp_path, m
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
     try:
         with pytest.raises(VideoError) as error:
-            stream.open_video(path)
+            stream.open_video(path, 1 << 20)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     with pytest.raises(OSError, match=os.strerror(errno.EMFILE)) as fault:

@@ -319,6 +319,9 @@ def test_a_clip_that_unfolds_beyond_its_json_or_the_limit_ends_early(monkeypatch
             decode_clip(media, "a", shape)
     with pytest.raises(VideoError, match="too_large: a has 100000 frames"):
         decode_clip(media, "a", (100_000, 1080, 1920))
+    large = encode_mp4(np.zeros((1, 2000, 3000, 3), np.uint8), (0,), Fraction(1, 25), 51, 1)
+    with pytest.raises(VideoError, match="decode_error: a: "):  # by the decoder, not once the frame is in memory
+        decode_clip(large, "a", (5, 16, 16))
     monkeypatch.setattr(decode, "MAX_CLIP_BYTES", 3 * 16 * 16 * 3)
     with pytest.raises(VideoError, match="too_large: a has more than 3 frames"):
         decode_clip(media, "a")

@@ -77,8 +77,8 @@ class FakeGpu:
         self._contexts: list[object] = []
         self._open, self._decode, self._fed = decode.open_video, stream._decode_packet, count()
 
-    def open(self, path, accelerator=None):
-        container = self._open(path)
+    def open(self, path, max_pixels, accelerator=None):
+        container = self._open(path, max_pixels)
         if accelerator is not None:
             assert accelerator is self
             self.opened += 1

@@ -540,6 +540,25 @@ def test_the_pass_that_confirms_a_timeline_keeps_the_limits(master, tmp_path):
         probe(path, Limits(deadline_s=1e-9))
 
 
+def test_frames_that_grow_beyond_the_limit_are_not_decoded(master, tmp_path):
+    ffmpeg("-i", master, *X264, *B_FRAMES, tmp_path / "small.ts")
+    large = ("-f", "lavfi", "-i", "color=red:size=3000x2000:rate=25", "-frames:v", 2)
+    ffmpeg(*large, "-c:v", "libx264", "-preset", "ultrafast", tmp_path / "large.ts")
+    path = tmp_path / "grows.ts"
+    path.write_bytes((tmp_path / "small.ts").read_bytes() + (tmp_path / "large.ts").read_bytes())
+    for max_pixels, failed in ((3000 * 2000, 0), (HEIGHT * WIDTH, 2)):
+        info = probe(path, Limits(max_pixels=max_pixels))
+        assert info.num_frames == NUM_FRAMES + 2
+        read = open_reader(path, info, fit_size(*info.shown_size, None, 1), "pyav").read
+        # The decoder held back the frames before the large ones; whether these precede a damaged one is unknown.
+        assert shown(read(range(NUM_FRAMES - 3))) == ALL[:-3]
+        if failed:
+            with pytest.raises(VideoError, match=f"decode_error: {failed} of {failed} frames cannot be decoded"):
+                read(range(NUM_FRAMES, NUM_FRAMES + failed))
+        else:
+            assert len(read(range(NUM_FRAMES, NUM_FRAMES + 2))) == 2
+
+
 def test_frames_in_another_order_than_planned_are_an_error(master, tmp_path):
     """The packets are believed here where they must not be."""
     path = KINDS["h264-decoding-times-mp4"][0](master, tmp_path)

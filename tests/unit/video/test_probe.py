@@ -168,7 +168,7 @@ def test_a_playlist_named_as_a_video_fetches_nothing(tmp_path):
             path = tmp_path / name
             path.write_text(f"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:{server.server_port}/{name}\n#EXT-X-ENDLIST\n")
             with pytest.raises(VideoError, match="not_a_video"):
-                open_video(path)
+                open_video(path, 1 << 20)
     finally:
         server.shutdown()
     assert asked == []
