@@ -141,11 +141,19 @@ class _Video:
         if self.policy.encoding == "h264":
             return "mp4", encode_mp4(frames, pts, time_base, self.policy.crf, duration)
         turned = self.info.quarter_turns or self.info.mirrored
-        if turned or self.info.is_interlaced or self.info.shown_size != (self.size.height, self.size.width):
+        shown = self.info.shown_size
+        if turned or self.info.is_interlaced or shown != (self.size.height, self.size.width):
             detail = "is to be turned, mirrored, scaled, cropped or deinterlaced, which clip.encoding='copy' cannot do"
+            if any(side % self.policy.multiple for side in shown):
+                detail += (
+                    f"; its size is cropped by clip.multiple={self.policy.multiple}, and is not with clip.multiple=1"
+                )
             raise VideoError("not_as_shown", detail)
         media = copy_packets(self.path, self.info, indices)
-        copied = decode_clip(media, "the copy")
+        try:
+            copied = decode_clip(media, "its copy")
+        except VideoError as error:
+            raise VideoError("not_copyable", error.detail) from error
         if len(copied) != len(pts):
             raise VideoError("not_on_keyframes", f"its copy decodes to {len(copied)} of {len(pts)} frames")
         if not np.array_equal(copied, frames):

@@ -145,6 +145,8 @@ def decode_clip(media: bytes, label: str, shape: tuple[int, int, int] | None = N
                 size += 3 * frame.width * frame.height
                 if shape and (len(frames) == shape[0] or (frame.height, frame.width) != shape[1:]):
                     raise VideoError("decode_error", f"{label} has other frames than its JSON says: {shape}")
+                if frames and (frame.height, frame.width) != frames[0].shape[:2]:
+                    raise VideoError("decode_error", f"{label} has frames of several sizes")
                 if size > MAX_CLIP_BYTES:
                     raise VideoError("too_large", f"{label} has more than {len(frames)} frames; {_TOO_LARGE}")
                 frames.append(scaler.rgb(frame))

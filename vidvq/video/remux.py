@@ -25,8 +25,7 @@ def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
 
     Raises:
         VideoError: ``not_on_keyframes`` if the first frame is not a keyframe, or a frame depends on one outside;
-            ``not_copyable`` if packets do not correspond to frames one to one; ``decode_error`` if packets cannot be
-            read or written.
+            ``not_copyable`` if packets do not correspond to frames one to one, or cannot be written to Matroska.
     """
     first, last = indices[0], indices[-1]
     if list(indices) != list(range(first, last + 1)):
@@ -45,7 +44,7 @@ def copy_packets(path: Path, info: VideoInfo, indices: Sequence[int]) -> bytes:
                     packet.pts, packet.dts, packet.stream = pts, dts, copy
                     container.mux(packet)  # pyright: ignore[reportUnknownMemberType]
     except (av.error.FFmpegError, ValueError) as error:
-        raise VideoError("decode_error", f"its packets cannot be copied: {one_line(error)}") from error
+        raise VideoError("not_copyable", f"its packets cannot be copied: {one_line(error)}") from error
     return buffer.getvalue()
 
 

@@ -30,6 +30,10 @@ from tests.helpers.oddities import (
     shown,
     write_field_pictures,
 )
+from vidvq.corpus.source import source_at
+from vidvq.shard.config import ClipPolicy, ShardConfig
+from vidvq.shard.cut import CutJob, cut_clips
+from vidvq.shard.probe import probe_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip, open_reader
 from vidvq.video.geometry import FrameSize, fit_size, orientation
@@ -449,6 +453,38 @@ def test_field_pictures_are_not_copied(master, tmp_path):
     info, _ = opened(path)
     with pytest.raises(VideoError, match="not_copyable"):
         copy_packets(path, info, range(info.num_frames))
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail"),
+    [
+        ("gif", "'matroska' format does not support 'gif' codec"),
+        ("size-changes", "its copy has frames of several sizes"),
+    ],
+)
+def test_what_a_copy_cannot_hold_is_no_damage(kind, detail, master, tmp_path):
+    if kind == "gif":
+        path = KINDS["gif"][0](master, tmp_path)
+    else:
+        path = tmp_path / "v.ts"
+        for size in ("128x64", "64x32"):
+            ffmpeg("-i", master, "-s", size, *X264, "-bf", "0", tmp_path / f"{size}.ts")
+            with path.open("ab") as file:
+                file.write((tmp_path / f"{size}.ts").read_bytes())
+    config = ShardConfig(clip=ClipPolicy(encoding="copy", short_side=None, num_frames=1000))
+    rows = probe_clips(source_at(str(path)), config)
+    (cut,) = cut_clips(CutJob(tuple(rows), config)).cuts
+    assert cut.reason == "not_copyable" and detail in cut.detail
+
+
+def test_a_size_that_only_the_multiple_crops_is_named(master, tmp_path):
+    ffmpeg("-i", master, "-vf", "scale=127:63", "-c:v", "ffv1", "-pix_fmt", "bgr0", tmp_path / "v.mkv")
+    config = ShardConfig(clip=ClipPolicy(encoding="copy", short_side=None, num_frames=1000))
+    rows = probe_clips(source_at(str(tmp_path / "v.mkv")), config)
+    cuts = cut_clips(CutJob(tuple(rows), config)).cuts
+    assert all(cut.detail.endswith("cropped by clip.multiple=2, and is not with clip.multiple=1") for cut in cuts)
+    as_it_is = replace(config, clip=replace(config.clip, multiple=1))
+    assert all(cut.files for cut in cut_clips(CutJob(tuple(rows), as_it_is)).cuts)
 
 
 def test_groups_that_share_frames_are_not_cut_for_copies(master, tmp_path):
