@@ -22,7 +22,8 @@ SUFFIXES = frozenset(
 )
 _SUM_BYTES = 32
 _SHOWN_KINDS = 8
-_PLAN_FILES = frozenset({"plan.json", "plan.parquet"})
+# Files of a folder of `vidvq shard`, `map`, `tokenize` or `generate`, and of one of `vidvq decode`.
+_OUTPUT_FILES = (frozenset({"plan.json", "plan.parquet"}), frozenset({"decode.json"}))
 
 
 def list_sources(
@@ -165,7 +166,7 @@ def _walk(folder: Path, entries: list[Path], passed: Counter[str]) -> Iterator[P
             yield entry
         elif not is_remote(entry) and entry.is_symlink():
             passed["linked folders"] += 1
-        elif {inner.name for inner in below} >= _PLAN_FILES:
+        elif any(files <= {inner.name for inner in below} for files in _OUTPUT_FILES):
             passed["output folders of vidvq"] += 1
         else:
             yield from _walk(entry, below, passed)

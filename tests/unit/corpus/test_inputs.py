@@ -217,13 +217,14 @@ def test_a_folder_that_cannot_be_listed_is_one_failed_entry(videos, monkeypatch)
 
 
 def test_skipped_files_of_a_folder_are_counted(videos, capsys):
-    for name in ("._b.mp4", "sub.srt", "other.srt", "README", "out/plan.json", "out/plan.parquet", "out/clips-0.tar"):
+    for name in ("._b.mp4", "sub.srt", "other.srt", "README", "out/plan.json", "out/plan.parquet", "out/clips-0.tar",
+                 "decoded/decode.json", "decoded/a.mp4"):  # fmt: skip
         (videos / name).parent.mkdir(exist_ok=True)
         (videos / name).write_bytes(b"")
     (videos / "linked").symlink_to(videos / "a", target_is_directory=True)
     assert names([videos]) == ["z.MKV", "b.mp4", "c.webm"]
     told = capsys.readouterr().err.replace("\n", " ")
-    for part in ("2 .srt", "1 .md", "1 macOS ._ files", "1 without a suffix", "1 linked folders", "1 output folders"):
+    for part in ("2 .srt", "1 .md", "1 macOS ._ files", "1 without a suffix", "1 linked folders", "2 output folders"):
         assert part in told, part
 
 
