@@ -125,6 +125,12 @@ class Packets:
         """Whether all packets have times, strictly ascending."""
         return bool(self.pts[0] != _UNKNOWN and (np.diff(self.pts) > 0).all())
 
+    @property
+    def _overlaps_a_keyframe(self) -> bool:
+        """Whether a frame stored before a keyframe is shown after it, as at the seam of videos that were joined."""
+        latest = np.maximum.accumulate(self.pts)
+        return bool((self.keys[1:] & (latest[:-1] > self.pts[1:])).any())
+
     def timeline(self) -> "array[int]":
         """All times (ticks), ascending."""
         return array("q", np.sort(self.pts).tobytes())
@@ -153,6 +159,8 @@ class Packets:
         if codec.name == "mpeg4" and self.smallest < _NO_PICTURE_BYTES:
             return False
         if not self.begins_with_key or self._leading[self._last_keys == np.argmax(self.keys)].any():
+            return False
+        if self._overlaps_a_keyframe:
             return False
         order = np.argsort(self.pts, kind="stable")
         steps = np.diff(self.pts[order])

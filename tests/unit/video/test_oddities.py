@@ -217,6 +217,16 @@ def test_joined_recordings_are_one_timeline(name, master, tmp_path):
     assert len(sample_timeline(info, 25)[0]) == NUM_FRAMES
 
 
+def test_a_seam_at_which_times_overlap_loses_no_frame(master, tmp_path):
+    ffmpeg("-i", master, *X264, *B_FRAMES, tmp_path / "v.mp4")
+    (tmp_path / "list").write_text("file v.mp4\ninpoint 0.3\noutpoint 0.9\nfile v.mp4\n")
+    ffmpeg("-f", "concat", "-i", tmp_path / "list", "-c", "copy", tmp_path / "joined.mp4")
+    info, read = opened(tmp_path / "joined.mp4")
+    frames = read(0, info.num_frames)
+    assert info.retimed and shown(frames)[-NUM_FRAMES:] == ALL
+    assert np.array_equal(frames, by_ffmpeg(tmp_path / "joined.mp4", HEIGHT, WIDTH))
+
+
 def test_a_jump_of_a_recording_is_another_recording(master, tmp_path):
     ffmpeg("-i", master, "-vf", "setpts=PTS+gte(N\\,30)*3600/TB", *X264, "-g", "10", "-fps_mode", "passthrough",
            tmp_path / "jump.ts")  # fmt: skip
