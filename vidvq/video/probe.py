@@ -95,7 +95,7 @@ class VideoInfo:
     Attributes:
         container: name of the libav demuxer.
         codec: libav name of the codec, such as ``h264``.
-        height, width: coded size (pixels).
+        height, width: size of the first frame (pixels).
         time_base: duration of a tick (seconds).
         pts: presentation time of every frame (ticks), strictly ascending; a packed array, because videos may have
             millions of frames.
@@ -249,7 +249,7 @@ def _duration(info: VideoInfo, end: int | None) -> int:
 
 
 def _finished(info: VideoInfo, first: VideoFrame | None, *ends: int | None) -> VideoInfo:
-    """Add orientation and colour of the first frame, and the duration of a held last frame."""
+    """Add size, orientation and colour of the first frame, and the duration of a held last frame."""
     shown = max(_duration(info, end) for end in (*ends, None))
     step = info.tick_per_frame if info.num_frames > 1 else 0
     info = replace(info, held=info.held or (shown if shown >= _HELD_STEPS * step else 0))
@@ -258,6 +258,9 @@ def _finished(info: VideoInfo, first: VideoFrame | None, *ends: int | None) -> V
     turns, mirrored = _orientation(first)
     return replace(
         info,
+        # Not always that of the stream: FFmpeg crops the left of a picture in multiples of some bytes.
+        height=first.height,
+        width=first.width,
         quarter_turns=turns,
         mirrored=mirrored,
         is_interlaced=first.interlaced_frame,

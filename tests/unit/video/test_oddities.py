@@ -564,6 +564,15 @@ def test_a_webp_animation_comes_frame_by_frame(tmp_path):
         probe(tmp_path / "still.webp", Limits())
 
 
+def test_a_picture_cropped_on_the_left_is_not_squeezed(master, tmp_path):
+    """FFmpeg crops the left in multiples of some bytes; the stream tells another width than its frames then have."""
+    path = tmp_path / "v.mp4"
+    ffmpeg("-i", master, *X264, "-bsf:v", "h264_metadata=crop_left=8:crop_right=2", path)
+    info, read = opened(path)
+    raw = ffmpeg("-i", path, "-frames:v", 1, "-pix_fmt", "rgb24", "-f", "rawvideo", "-")
+    assert np.array_equal(read(0, 1)[0], np.frombuffer(raw, np.uint8).reshape(info.height, info.width, 3))
+
+
 def test_a_strip_is_not_scaled_up_without_end():
     with pytest.raises(VideoError, match="too_large: is 400x8 pixels, 12800x256 at short_side=256"):
         fit_size(8, 400, 256, 2)
