@@ -108,10 +108,10 @@ from vidvq.video import probe
 
 look = probe._first_frame
 
-def probe_or_die(path):
+def probe_or_die(path, *given):
     if "crash" in path.name or "hang" in path.name:
         ctypes.PyDLL(None).sleep(600) if "hang" in path.name else ctypes.string_at(0)
-    return look(path)
+    return look(path, *given)
 
 probe._first_frame = probe_or_die
 """
