@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from vidvq.formats.checkpoint import read_checkpoint
 from vidvq.model.launches import LaunchCounter
 from vidvq.model.layers import SpatialConv
 from vidvq.training.config import OptimizerConfig
-from vidvq.training.engine import _make_optimizer, store_channels_last
+from vidvq.training.engine import _clip, _make_optimizer, store_channels_last
 
 BUILD = """
 import json, sys, traceback
@@ -87,6 +88,19 @@ def test_a_gpu_updates_weights_together_unless_one_kernel_is_asked_for():
         made = _make_optimizer([torch.nn.Parameter(torch.zeros(2))], OptimizerConfig(fused=fused))
         # None leaves the choice to torch, which takes multi-tensor kernels on a GPU.
         assert made.defaults["fused"] is expected and made.defaults["foreach"] is None
+
+
+@pytest.mark.parametrize("kind", ["adamw", "radam"])
+def test_optimizers_get_all_of_their_settings(kind):
+    weight, engine = torch.nn.Parameter(torch.zeros(2)), SimpleNamespace()
+    config = OptimizerConfig(kind, lr=0.5, betas=(0.7, 0.8), eps=0.25, weight_decay=0.125)
+    (group,) = _make_optimizer([weight], config).param_groups
+    assert [group[name] for name in ("lr", "betas", "eps", "weight_decay")] == [0.5, (0.7, 0.8), 0.25, 0.125]
+    weight.grad = torch.tensor([3.0, 4.0])
+    _clip(engine, [weight], 0.5)
+    # The reported norm is that before clipping.
+    assert float(engine._global_grad_norm) == 5
+    assert weight.grad.tolist() == pytest.approx([0.3, 0.4], rel=1e-4)
 
 
 def test_gradients_of_convolutions_are_not_copied_to_the_layout_of_their_weights():

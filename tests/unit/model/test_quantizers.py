@@ -393,6 +393,18 @@ def test_entropies_agree_with_brute_force(spherical, bits, temperature):
 
 
 @pytest.mark.parametrize("spherical", [False, True])
+def test_the_loss_weighs_the_entropies_as_configured(spherical):
+    latents, losses = torch.randn(50, 4), []
+    for entropy, diversity in ((0.0, 1.0), (0.5, 0.0), (0.5, 3.0)):
+        book = make(LFQConfig(size=16, spherical=spherical, temperature=0.3, entropy=entropy, diversity=diversity), 4)
+        losses.append(float(book(latents)[2]))
+    sample, batch = (float(each) for each in book.entropies(book._prepare(latents)))
+    commitment, sharp, diverse = losses
+    assert sharp == pytest.approx(commitment + 0.5 * sample, rel=1e-4)
+    assert diverse == pytest.approx(commitment + 0.5 * (sample - 3 * batch), rel=1e-4)
+
+
+@pytest.mark.parametrize("spherical", [False, True])
 def test_entropy_of_a_dead_bit_has_a_finite_gradient(spherical):
     book = make(LFQConfig(size=64, spherical=spherical), 6)
     latents = (torch.randn(50, 6).abs() * 10).requires_grad_()
