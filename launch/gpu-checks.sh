@@ -27,7 +27,7 @@ if [ "$DEVICE" = cuda ]; then
   BUDGET_S=${BUDGET_S:-540}
   HALF=bfloat16
   : "${MAIN:=base}" "${SHAPES:=32x9,8x9,1x9}" "${SIDE:=256}" "${ROUNDS:=5}" "${SIZES:=nano small base large}"
-  : "${CONFIGS:=small vqgan-base-128}" "${BATCH:=32}" "${STEPS:=45}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
+  : "${CONFIGS:=small vqgan-base-128}" "${BATCH:=64}" "${STEPS:=45}" "${CLIPS:=4000}" "${TRAINING_S:=200}"
   : "${STEP_SETTINGS:=data.workers=12 data.cache_mib=12288}"
   : "${SETTINGS:=precision=bf16 data.batch_size=64 data.workers=12 data.cache_mib=12288 evaluation.every=1000000 checkpoint_every=500}"
 else
