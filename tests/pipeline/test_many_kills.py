@@ -58,7 +58,7 @@ def start_and_kill(command: list[str], out: Path, kinds: list[str], dice: random
         wanted = max(committed(out) + dice.randrange(0, 3), 1)
         while process.poll() is None and committed(out) < wanted and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(dice.random() * 0.3)
+        time.sleep(dice.random() * 0.1)
         assert process.poll() is None, "the job ended before it could be killed often enough"
         if kind != "driver":
             # A driver that goes on may have none yet.
