@@ -148,6 +148,10 @@ def test_a_source_may_be_a_relative_path(vidvq, tmp_path, tokens_dir, weights, l
         (["format=png"], "format=png contradicts --out out.npy"),
         ([], "is one file"),
         (["--flat"], "are for a generator's"),
+        (["--key", ""], "key= is not in"),
+        (["--key", "null"], "key=null is not in"),
+        (["--key", "a: b"], "key=a: b is not in"),
+        (["--source", ""], "source= is not in"),
     ],
 )
 def test_a_usage_error_writes_nothing(vidvq, tmp_path, tokens_dir, weights, location, arguments, message):
@@ -346,6 +350,9 @@ def test_ids_with_the_special_tokens_of_an_export_decode_like_the_shard(
     assert ran.code == 2
     # The number of ids is wrong too, but the special token shows where.
     assert f"the special token {card.vocabulary + (1 if specials == 'clip' else 2)} at " in ran.error
+    np.save(tmp_path / "none.npy", ids[ids >= card.vocabulary])
+    ran = vidvq("decode", tmp_path / "none.npy", *made, tmp_path / "none")
+    assert ran.code == 2 and "none.npy has special tokens alone" in ran.error
 
 
 @pytest.mark.parametrize("name", ["codes.npz", "codes.safetensors"])

@@ -147,6 +147,8 @@ def test_small_clips_are_enlarged_on_the_page_and_large_ones_are_not(side, shown
         (["DECODED", "--tokens", "TOKENS", "--checkpoint", "CHECKPOINT"], "give either DECODED with --tokens, or"),
         (["--checkpoint", "CHECKPOINT", "--checkpoint", "CHECKPOINT"], "is given twice; give each tokenizer once"),
         (["--checkpoint", "CHECKPOINT", "codecs=[x266]"], "codecs"),
+        (["--checkpoint", "CHECKPOINT", "codecs=[x264,x264]"], "has a codec twice; give each once"),
+        (["--checkpoint", "CHECKPOINT", "--out", "one.x", "--report", "one.x"], "are one file; give each its own"),
         (["--checkpoint", "CHECKPOINT", "lpips_backbone=missing.pth"], "missing.pth has no readable weights"),
         (
             ["--checkpoint", "CHECKPOINT", "fvd_backbone=missing.pt", "fvd_frames=9"],
