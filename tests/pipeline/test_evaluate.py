@@ -192,6 +192,10 @@ def test_a_folder_in_place_of_a_file_is_refused_before_the_work(option, clips_di
     ran = vidvq("evaluate", clips_dir, "--checkpoint", checkpoint_dir, option, tmp_path)
     assert ran.code == 2 and f"{tmp_path} is a folder; give a file" in ran.error
     assert "clips/s" not in ran.err
+    (tmp_path / "file").touch()
+    ran = vidvq("evaluate", clips_dir, "--checkpoint", checkpoint_dir, option, tmp_path / "file/below/x")
+    assert ran.code == 2 and f"because {tmp_path / 'file'} is not a folder; give another file" in ran.error
+    assert "clips/s" not in ran.err
 
 
 def test_missing_shards_are_counted_and_refused_under_a_protocol(clips_dir, checkpoint_dir, copy_of, vidvq):
