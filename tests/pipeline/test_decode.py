@@ -199,6 +199,19 @@ def test_a_file_is_overwritten_only_with_force(vidvq, tmp_path, tokens_dir, weig
     assert vidvq(*interval, "--force").code == 0 and out.read_bytes() != whole
 
 
+def test_a_shard_that_gnu_tar_packed_again_decodes_alike(vidvq, tmp_path, tokens_dir, weights):
+    shard = tokens_dir / "tokens-000000.tar"
+    shutil.copy(tokens_dir / "tokenizer.json", tmp_path)
+    with tarfile.open(shard) as tar, tarfile.open(tmp_path / shard.name, "w", format=tarfile.GNU_FORMAT) as copy:
+        for member in tar.getmembers():
+            copy.addfile(member, tar.extractfile(member))
+    for name, path in (("one", shard), ("other", tmp_path / shard.name)):
+        ran = vidvq("decode", path, *weights, "format=npy", "--out", tmp_path / name)
+        assert ran.code == 0, ran.err
+    made = sorted((tmp_path / "other").glob("*.npy"))
+    assert made and all(path.read_bytes() == (tmp_path / "one" / path.name).read_bytes() for path in made)
+
+
 def test_a_file_decoded_from_another_shard_is_not_skipped(vidvq, tmp_path, tokens_dir, weights):
     shards = committed_shards(tokens_dir)
     source = index_tokens(tokens_dir)[0].read_info().source
