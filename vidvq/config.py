@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vidvq.errors import UsageError
-from vidvq.settings import Setting, complete, settings_of
+from vidvq.settings import Setting, complete, plain_union, settings_of
 
 T = TypeVar("T")
 _MAX_YAML_VALUES = 100_000
@@ -152,7 +152,8 @@ def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
     try:
         return _adapter(kind).validate_python(data)
     except ValidationError as error:
-        problems = [_problem(detail, data, kind) for detail in error.errors()]
+        # Of a union, pydantic has an error for each member.
+        problems = list(dict.fromkeys(_problem(detail, data, kind) for detail in error.errors()))
         count = f"{len(problems)} wrong fields" if len(problems) > 1 else "1 wrong field"
         raise ConfigError(f"{source} has {count}: " + "; ".join(problems)) from error
 
@@ -250,12 +251,15 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
     # Paths show the user's keys, without the union member that pydantic inserts.
     node: Any = data
     path: list[str] = []
-    for part in detail["loc"]:
+    union = plain_union(kind, detail["loc"])
+    for part in detail["loc"][: union[0]] if union else detail["loc"]:
         if is_mapping(node) and part not in node and node.get("kind") == part:
             continue
         path.append(str(part))
         node = node.get(part) if is_mapping(node) else None
     name = ".".join(path)
+    if union:
+        return f"{name}={_short(node)}: must be {union[1]}"
     if detail["type"] == "unexpected_keyword_argument":
         near = _nearest(name, [*_paths(settings_of(kind), data)])
         return f"{name}={_short(detail['input'])} is not a known field" + (f"; did you mean {near}?" if near else "")

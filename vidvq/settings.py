@@ -9,7 +9,7 @@ import os
 import re
 import textwrap
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -120,6 +120,29 @@ def _group_of(hint: Any, data: Any, default: Any) -> type | None:
     arms = [arm for arm in _arms(hint) if is_dataclass(arm) and isinstance(arm, type)]
     kind = data.get("kind", getattr(default, "kind", None))
     return next((arm for arm in arms if len(arms) == 1 or getattr(arm, "kind", None) == kind), None)
+
+
+def plain_union(kind: type, location: Sequence[Any]) -> tuple[int, str] | None:
+    """Find a setting of several plain types, such as ``auto`` or an integer, on the way to an error of pydantic.
+
+    Args:
+        kind: the config dataclass.
+        location: the error's location: names, and the members of unions that pydantic tried.
+
+    Returns:
+        The number of parts of the location up to the setting, and its types in words; None if there is no such setting.
+    """
+    hint: Any = kind
+    for count, part in enumerate(location):
+        arms = [arm for arm in _arms(hint) if arm is not type(None)]
+        groups: dict[Any, Any] = {getattr(arm, "kind", None): arm for arm in arms if is_dataclass(arm)}
+        if not groups:
+            return (count, describe_type(hint).replace("; or ", ", or ")) if len(arms) > 1 else None
+        if len(groups) > 1:
+            hint = groups.get(part)
+        else:
+            hint = get_type_hints(*groups.values(), include_extras=True).get(part)
+    return None
 
 
 def meanings_of(kind: type) -> dict[str, str]:

@@ -148,6 +148,10 @@ def test_a_source_may_be_a_relative_path(vidvq, tmp_path, tokens_dir, weights, l
         (["format=png"], "format=png contradicts --out out.npy"),
         ([], "is one file"),
         (["--flat"], "are for a generator's"),
+        (["--key", ""], "key= is not in"),
+        (["--key", "null"], "key=null is not in"),
+        (["--key", "a: b"], "key=a: b is not in"),
+        (["--source", ""], "source= is not in"),
     ],
 )
 def test_a_usage_error_writes_nothing(vidvq, tmp_path, tokens_dir, weights, location, arguments, message):
@@ -193,6 +197,19 @@ def test_a_file_is_overwritten_only_with_force(vidvq, tmp_path, tokens_dir, weig
     assert ran.code == 2 and "was decoded from other tokens or settings" in ran.error
     assert out.read_bytes() == whole
     assert vidvq(*interval, "--force").code == 0 and out.read_bytes() != whole
+
+
+def test_a_shard_that_gnu_tar_packed_again_decodes_alike(vidvq, tmp_path, tokens_dir, weights):
+    shard = tokens_dir / "tokens-000000.tar"
+    shutil.copy(tokens_dir / "tokenizer.json", tmp_path)
+    with tarfile.open(shard) as tar, tarfile.open(tmp_path / shard.name, "w", format=tarfile.GNU_FORMAT) as copy:
+        for member in tar.getmembers():
+            copy.addfile(member, tar.extractfile(member))
+    for name, path in (("one", shard), ("other", tmp_path / shard.name)):
+        ran = vidvq("decode", path, *weights, "format=npy", "--out", tmp_path / name)
+        assert ran.code == 0, ran.err
+    made = sorted((tmp_path / "other").glob("*.npy"))
+    assert made and all(path.read_bytes() == (tmp_path / "one" / path.name).read_bytes() for path in made)
 
 
 def test_a_file_decoded_from_another_shard_is_not_skipped(vidvq, tmp_path, tokens_dir, weights):
@@ -346,6 +363,9 @@ def test_ids_with_the_special_tokens_of_an_export_decode_like_the_shard(
     assert ran.code == 2
     # The number of ids is wrong too, but the special token shows where.
     assert f"the special token {card.vocabulary + (1 if specials == 'clip' else 2)} at " in ran.error
+    np.save(tmp_path / "none.npy", ids[ids >= card.vocabulary])
+    ran = vidvq("decode", tmp_path / "none.npy", *made, tmp_path / "none")
+    assert ran.code == 2 and "none.npy has special tokens alone" in ran.error
 
 
 @pytest.mark.parametrize("name", ["codes.npz", "codes.safetensors"])

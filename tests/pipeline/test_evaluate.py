@@ -147,6 +147,8 @@ def test_small_clips_are_enlarged_on_the_page_and_large_ones_are_not(side, shown
         (["DECODED", "--tokens", "TOKENS", "--checkpoint", "CHECKPOINT"], "give either DECODED with --tokens, or"),
         (["--checkpoint", "CHECKPOINT", "--checkpoint", "CHECKPOINT"], "is given twice; give each tokenizer once"),
         (["--checkpoint", "CHECKPOINT", "codecs=[x266]"], "codecs"),
+        (["--checkpoint", "CHECKPOINT", "codecs=[x264,x264]"], "has a codec twice; give each once"),
+        (["--checkpoint", "CHECKPOINT", "--out", "one.x", "--report", "one.x"], "are one file; give each its own"),
         (["--checkpoint", "CHECKPOINT", "lpips_backbone=missing.pth"], "missing.pth has no readable weights"),
         (
             ["--checkpoint", "CHECKPOINT", "fvd_backbone=missing.pt", "fvd_frames=9"],
@@ -189,6 +191,10 @@ def test_other_clips_and_other_frames_are_one_clear_line(
 def test_a_folder_in_place_of_a_file_is_refused_before_the_work(option, clips_dir, checkpoint_dir, tmp_path, vidvq):
     ran = vidvq("evaluate", clips_dir, "--checkpoint", checkpoint_dir, option, tmp_path)
     assert ran.code == 2 and f"{tmp_path} is a folder; give a file" in ran.error
+    assert "clips/s" not in ran.err
+    (tmp_path / "file").touch()
+    ran = vidvq("evaluate", clips_dir, "--checkpoint", checkpoint_dir, option, tmp_path / "file/below/x")
+    assert ran.code == 2 and f"because {tmp_path / 'file'} is not a folder; give another file" in ran.error
     assert "clips/s" not in ran.err
 
 

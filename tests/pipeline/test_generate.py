@@ -509,6 +509,8 @@ def test_classes_and_actions_come_from_columns(train, tmp_path, tokens_dir, clip
     scores = tmp_path / "scores.json"
     measured = ("--clips", clips, "--checkpoint", checkpoint_dir, "--out", scores, "--pictures", tmp_path / "pictures")
     small = ("clips=2", "samples=0", "seeds=[0]", "sampling.steps=1")
+    ran = vidvq("generate", "evaluate", run, tokens_dir, *measured[2:], *small)
+    assert ran.code == 2 and "pictures compares frames; set --clips" in ran.error
     done = vidvq("generate", "evaluate", run, tokens_dir, *measured, *small)
     assert done.code == 0, done.err
     bits = json.loads(scores.read_text())["bits"]

@@ -47,6 +47,20 @@ class Model:
     lr: float = 0.1
 
 
+@dataclass(frozen=True)
+class Inner:
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    quantizer: Annotated[Fsq | Vq, Field(discriminator="kind")] = field(default_factory=Vq)
+    count: Literal["auto"] | int = "auto"
+    sets: dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unions:
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    inner: Inner | None = field(default_factory=Inner)
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
@@ -102,6 +116,28 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(tmp_path):
 )
 def test_a_union_is_told_apart_by_kind(overrides, expected):
     assert load(Model, None, overrides).quantizer == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("x", "count='x': must be auto, or integer"),
+        ("1.5", "count=1.5: must be auto, or integer"),
+        ("[1]", "count=[1]: must be auto, or integer"),
+    ],
+)
+def test_a_wrong_value_of_several_types_is_one_wrong_field(value, message):
+    with pytest.raises(ConfigError) as error:
+        load(Unions, None, [f"inner.count={value}"])
+    assert str(error.value) == f"config has 1 wrong field: inner.{message}"
+
+
+def test_a_wrong_weight_of_a_mapping_or_list_is_one_wrong_field():
+    with pytest.raises(ConfigError) as error:
+        load(Unions, None, ["inner.sets={a: -1}", "inner.quantizer.kind=fsq", "inner.quantizer.levels=[x]"])
+    message = str(error.value)
+    assert message.startswith("config has 2 wrong fields: inner.quantizer.levels.0='x': ")
+    assert message.endswith("; inner.sets={'a': -1}: must be mapping of text to number, above 0, or list of texts")
 
 
 def test_a_field_of_the_other_kind_is_refused():

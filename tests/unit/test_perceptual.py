@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from vidvq.data import DataConfig
-from vidvq.metrics.perceptual import load_perceptual
+from vidvq.errors import UsageError
+from vidvq.metrics.perceptual import load_perceptual, read_weights
 from vidvq.train.config import LossConfig, TrainConfig
 from vidvq.train.objective import Objective
 
@@ -76,6 +77,17 @@ def test_missing_weights_are_reported_with_the_remedy(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"weights\.pth has no readable weights"):
         load_perceptual("lpips", "vgg", str(tmp_path / "weights.pth"))
+
+
+@pytest.mark.parametrize(
+    "content", [b"code", torch.zeros(3), {"state_dict": {}}, [1]], ids=lambda each: str(type(each))
+)
+def test_a_file_without_weights_is_one_line_without_advice_to_run_its_code(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(UsageError) as error:
+        read_weights(path)
+    assert str(error.value) == f"{path} has no readable weights: give a file of tensors by name that torch.save wrote"
 
 
 @pytest.mark.parametrize("name", ["perceptual", "gram"])

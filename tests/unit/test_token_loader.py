@@ -54,6 +54,21 @@ def test_resuming_continues_exactly(tokens_dir, workers):
         TokenLoader(str(tokens_dir), 2).load_state_dict(interrupted.state_dict())
 
 
+@pytest.mark.parametrize("batch", [-1, 10**11, 2**70, 3.5, float("inf"), "4", None])
+def test_a_forged_state_is_refused(tokens_dir, batch):
+    loader = TokenLoader(str(tokens_dir), 2)
+    with pytest.raises(UsageError, match="the state has batch="):
+        loader.load_state_dict(loader.state_dict() | {"batch": batch})
+    with pytest.raises(UsageError, match="the state has batch=None; give the state_dict"):
+        loader.load_state_dict({"seed": 0, "batch_size": 2})
+
+
+def test_a_far_position_of_one_directory_is_reached_at_once(tokens_dir):
+    loader = TokenLoader(str(tokens_dir), 2, seed=3)
+    loader.load_state_dict(loader.state_dict() | {"batch": 10**10})
+    assert len(first_batches(loader, 1)[0].keys) == 2
+
+
 def test_ranks_share_the_batches_of_one_process(tokens_dir):
     whole = first_batches(TokenLoader(str(tokens_dir), 4), 3)
     parts = [first_batches(TokenLoader(str(tokens_dir), 4, rank=rank, ranks=2), 3) for rank in range(2)]

@@ -10,6 +10,7 @@ from vidvq import config, log
 from vidvq.cli.config import settings_epilog
 from vidvq.cli.options import PathOrUrl, checkpoint_option
 from vidvq.errors import UsageError
+from vidvq.settings import flow_yaml
 
 _GRID = re.compile(r"([1-9]\d{0,8})[,x]([1-9]\d{0,8})[,x]([1-9]\d{0,8})")
 # Bounded: the exact fraction of 1e99999999 would have as many digits.
@@ -80,13 +81,13 @@ def decode(
     """
     from vidvq import decode as stage
 
-    settings = config.load(stage.DecodeConfig, None, [*overrides, *([f"key={key}"] if key else [])])
+    settings = config.load(stage.DecodeConfig, None, [*overrides, *([] if key is None else [f"key={flow_yaml(key)}"])])
     if tokens.suffix in {".npz", ".safetensors", ".pt"}:
         raise UsageError(f"{tokens.name} is not read; save its array of codes as .npy, with numpy.save")
     if tokens.suffix in {".npy", ".bin"}:
         if tokenizer is None or settings.fps is None:
             raise UsageError(f"{tokens.name} is a file of codes; give --tokenizer (the one it was trained on) and fps=")
-        if source or settings.key or start is not None or end is not None:
+        if source is not None or settings.key is not None or start is not None or end is not None:
             raise UsageError("--key, --source, --from and --to are for token shards, not for a file of codes")
         if not tokens.is_file():
             raise UsageError(f"{tokens} does not exist")
@@ -97,7 +98,7 @@ def decode(
             raise UsageError("--tokenizer, --flat, --grid and fps= are for a generator's .npy or .bin, not for shards")
         if source is None and (start is not None or end is not None):
             raise UsageError("--from and --to need --source, the video on whose timeline they are")
-        interval = stage.VideoInterval(source, start, end) if source else None
+        interval = None if source is None else stage.VideoInterval(source, start, end)
         count = stage.run_decode(tokens, checkpoint, out, settings, interval, force)
     log.info(f"{log.counted(count, 'clips')} decoded into {out}")
     return 0

@@ -46,6 +46,8 @@ def evaluate(
 
     given, overrides = split(arguments)
     settings = config.load(EvaluateConfig, None, overrides)
+    if out and out == report:
+        raise UsageError(f"--out {out} and --report {report} are one file; give each its own")
     if len(given) > 1:
         raise UsageError(f"one DECODED is scored, but {len(given)} are given: {', '.join(given)}")
     if bool(given) == bool(checkpoints):

@@ -36,15 +36,21 @@ class PathOrUrl(click.ParamType):
 
 
 class OutputFile(PathOrUrl):
-    """Parameter type of a file to write at the end of a command; a folder is refused at its start."""
+    """Parameter type of a file to write at the end of a command; a place that cannot hold it is refused first."""
 
     name = "path or url"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Convert an argument to a path object."""
         path = super().convert(value, param, ctx)
-        if not storage.is_remote(path) and path.is_dir():
+        if storage.is_remote(path):
+            return path
+        if path.is_dir():
             self.fail(f"{path} is a folder; give a file", param, ctx)
+        above = next(each for each in path.absolute().parents if os.path.lexists(each))
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            fault = "read-only" if above.is_dir() else "not a folder"
+            self.fail(f"{path} cannot be written, because {above} is {fault}; give another file", param, ctx)
         return path
 
 

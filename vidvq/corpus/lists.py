@@ -197,7 +197,10 @@ def _rows(
     ) as file:
         lines = _lines(file, path)
         if name.endswith((".csv", ".tsv")):
-            yield from csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
+            rows = csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
+            if rows.fieldnames:
+                _refuse_repeated(path, rows.fieldnames, use([column for column in rows.fieldnames if column]))
+            yield from rows
         elif name.endswith(".txt"):
             yield from ({"uri": text} for text in lines if text.strip())
         else:
@@ -229,8 +232,7 @@ def _parquet_rows(
     with open_within(path, deadline_s) as file:
         schema = pq.read_schema(file)
         names = sorted(use(schema.names), key=schema.names.index)
-        if twice := next((name for name in names if schema.names.count(name) > 1), ""):
-            raise UsageError(f"list {path} has several columns {twice!r}; rename all but one")
+        _refuse_repeated(path, schema.names, names)
         texts = [name for name in names if _is_text(schema.field(name).type)]
         # Texts stay packed until their length is known: one that all rows repeat takes next to no room in the file.
         table = pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, read_dictionary=texts)
@@ -243,6 +245,12 @@ def _parquet_rows(
                 part = batch.slice(start, _ROWS_AT_ONCE)
                 columns = [_blobs(part.column(name)) if name in blobs else _values(part.column(name)) for name in names]
                 yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _refuse_repeated(path: Path, names: Sequence[str], used: Collection[str]) -> None:
+    """Refuse a list that has a column which is used more than once."""
+    if twice := next((name for name in names if name in used and names.count(name) > 1), ""):
+        raise UsageError(f"list {path} has several columns {twice!r}; rename all but one")
 
 
 def _is_text(kind: pa.DataType) -> bool:

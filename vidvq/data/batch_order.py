@@ -67,6 +67,8 @@ class _WeightedSampler:
 
     def counts_before(self, position: int) -> np.ndarray:
         """Return the number of times each choice occurs before ``position``."""
+        if len(self._counts) == 1:
+            return np.array([position])
         if position < self._position:
             self._position, self._counts = 0, np.zeros_like(self._counts)
         while self._position < position:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card
 from vidvq.storage import resolve_path
+
+# Beyond any training. With several grids or directories, the samples before a position are counted one by one.
+_MAX_SAMPLES = 10**11
 
 
 @dataclass(frozen=True)
@@ -248,10 +252,16 @@ class TokenLoader:
         """Set the position; takes effect for the next iterator.
 
         Raises:
-            UsageError: the state belongs to another seed or batch size.
+            UsageError: the state is not one of a loader, or belongs to another seed or batch size.
         """
         mine = self.state_dict()
+        for name in mine:
+            if not isinstance(state.get(name), Integral):
+                raise UsageError(f"the state has {name}={state.get(name)!r}; give the state_dict() of a loader")
         for name in ("seed", "batch_size"):
             if state[name] != mine[name]:
                 raise UsageError(f"the state has {name}={state[name]}, but this loader has {name}={mine[name]}")
+        most = _MAX_SAMPLES // self.dataset.config.batch_size
+        if not 0 <= state["batch"] <= most:
+            raise UsageError(f"the state has batch={state['batch']}; it must be from 0 to {most}")
         self._batch = int(state["batch"])

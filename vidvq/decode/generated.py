@@ -110,6 +110,8 @@ def _load(file: GeneratedFile, card: TokenizerCard) -> tuple[np.ndarray, bool]:
     tokens = math.prod(file.grid)
     if file.flat:
         ids = _without_specials(file, card.dtype, card.vocabulary, path.stat().st_mtime_ns)
+    if not ids.size:
+        raise UsageError(f"{path} has special tokens alone; generate the codes of a clip")
     if ids.size % tokens:
         raise UsageError(f"{path} has {ids.size} ids; --grid {_text(file.grid)} needs a multiple of {tokens}")
     return ids.reshape(-1, *file.grid), ids.size > tokens

@@ -85,7 +85,7 @@ def run_decode(
     check_fingerprint(folder, written, checkpoint, card)
     known = index_tokens(tokens)
     if interval:
-        if config.key:
+        if config.key is not None:
             raise UsageError("key= and --source exclude each other; give one of them")
         # One stream, decoded in this process.
         execution = replace(resolve_execution(config, find_device(config.device)), streams=1)
@@ -100,7 +100,7 @@ def run_decode(
             with recorded(path, made_from):
                 _write_interval(job, found, interval, path)
         return 1
-    wanted = [find_key(known, config.key, tokens)] if config.key else known
+    wanted = known if config.key is None else [find_key(known, config.key, tokens)]
     single = out.suffix[1:].lower() in _FILES
     if single and len(wanted) != 1:
         raise UsageError(

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from vidvq.errors import UsageError
 from vidvq.evaluate.protocols import ProtocolName
 from vidvq.video.reference_codecs import CodecName
 
@@ -41,3 +42,7 @@ class EvaluateConfig:
     static_deviation: Annotated[float, Field(ge=0, le=255)] = 4.0
     protocol: ProtocolName | None = None
     worst: Annotated[int, Field(ge=1, le=1000)] = 24
+
+    def __post_init__(self) -> None:
+        if len(set(self.codecs)) < len(self.codecs):
+            raise UsageError(f"codecs={list(self.codecs)} has a codec twice; give each once")

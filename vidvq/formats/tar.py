@@ -19,6 +19,8 @@ _MAX_NAME = 100  # what a ustar header holds without a prefix
 # Headers with a content of their own: long names of GNU, and records of POSIX.
 _EXTENSIONS = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X"})
 _MAX_EXTENSION_BYTES = 1 << 20
+# Of a header of POSIX, and of GNU tar.
+_MAGICS = frozenset({b"ustar\x0000", b"ustar  \0"})
 # Beyond the largest file of common file systems, but not beyond what they can seek to.
 _MAX_HEADER_SIZE = 1 << 42
 
@@ -176,8 +178,8 @@ def is_plain(header: tarfile.TarInfo) -> bool:
 
 
 def _plain_header(block: bytes) -> tuple[str, int] | None:
-    """Name and size of a regular file in a POSIX header without a prefix; None for anything else."""
-    if len(block) != BLOCK_BYTES or block[257:265] != b"ustar\x0000" or block[156:157] != b"0" or block[345] != 0:
+    """Name and size of a regular file in a header of POSIX or GNU, without a prefix; None for anything else."""
+    if len(block) != BLOCK_BYTES or block[257:265] not in _MAGICS or block[156:157] != b"0" or block[345] != 0:
         return None
     size, checksum = block[124:136].rstrip(b"\0 "), block[148:156].strip(b"\0 ")
     if not size.isdigit() or not checksum.isdigit():

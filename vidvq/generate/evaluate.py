@@ -69,6 +69,8 @@ def run_generate_evaluate(
     Raises:
         UsageError: the tokens or the tokenizer do not match the generator, or a clip is missing.
     """
+    if pictures and clips is None:
+        raise UsageError(f"--pictures {pictures} compares frames; set --clips")
     evaluation = _Evaluation(run, tokens, config, clips, checkpoint, pictures)
     scores = evaluation.measure()
     if out:

@@ -11,17 +11,19 @@ Packages only provide weight files: their code is not executed, and nothing is u
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 
 Kind = Literal["st_lpips", "lpips"]
 Net = Literal["alex", "vgg"]
 _EPSILON = 1e-10
+_NO_WEIGHTS = "give a file of tensors by name that torch.save wrote"
 # Mean and standard deviation of ImageNet pixels in [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 # Convolutions of each stage as (inputs, outputs, kernel, padding); the last output of a stage is compared.
@@ -213,6 +215,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         UsageError: the file cannot be read, or holds more than tensors.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UsageError(f"{path} has no readable weights: {error.strerror}") from error
     except Exception as error:
-        raise UsageError(f"{path} has no readable weights: {str(error).splitlines()[0]}") from error
+        # PyTorch's own message advises to run the code of the file.
+        raise UsageError(f"{path} has no readable weights: {_NO_WEIGHTS}") from error
+    if not is_mapping(found) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise UsageError(f"{path} has no readable weights: {_NO_WEIGHTS}")
+    return found

@@ -38,11 +38,21 @@ def _matroska_end(path: Path) -> int:
     return position
 
 
-def end_of_only_stream(container: InputContainer, time_base: Fraction) -> int | None:
+def end_of_only_stream(
+    container: InputContainer, time_base: Fraction, last_pts: int, last_ends: int | None
+) -> int | None:
     """End time of a Matroska file with a single stream (ticks); None if unknown.
 
     The duration of the last frame may not be stored elsewhere.
+
+    Args:
+        last_pts: time of the last frame (ticks).
+        last_ends: end of the last frame according to its packet (ticks); None if unknown.
     """
     if not container.format.name.startswith("matroska") or len(container.streams) > 1 or not container.duration:
         return None
-    return int(Fraction(container.duration + (container.start_time or 0), av.time_base) / time_base)
+    # FFmpeg stores the time of the end as the duration, mkvmerge the time from the first frame to the end.
+    lengths = (container.duration, container.duration + (container.start_time or 0))
+    ends = [int(Fraction(length, av.time_base) / time_base) for length in lengths]
+    later = [end for end in ends if end > last_pts] or ends
+    return min(later, key=lambda end: abs(end - (last_pts if last_ends is None else last_ends)))

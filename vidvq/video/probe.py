@@ -230,7 +230,7 @@ def probe(path: Path, limits: Limits) -> VideoInfo:
             max_side=limits.max_side,
         )
         trusted = packets.are_trusted(container, stream)
-        end = end_of_only_stream(container, info.time_base)
+        end = end_of_only_stream(container, info.time_base, int(packets.pts.max()), packets.last_ends)
     # Reopen the file only after closing it: libav keeps an index of the whole file for each open container.
     if trusted:
         keyframes, seek_points = packets.keyframes(), packets.seek_points()

@@ -228,6 +228,17 @@ def test_times_that_python_cannot_hold_are_read(folder, kind, value, seconds):
     assert source.start_s == pytest.approx(seconds, abs=1e-9)
 
 
+@pytest.mark.parametrize(("name", "cell"), [("list.csv", ","), ("list.tsv", "\t")])
+def test_two_columns_of_one_name_in_a_text_are_refused_if_they_are_used(folder, name, cell):
+    rows = [["path", "note", "note"], ["a.mp4", "first", "second"]]
+    (folder / name).write_text("".join(cell.join(row) + "\n" for row in rows))
+    assert len(read(folder / name)) == 1
+    with pytest.raises(ValueError, match="has several columns 'note'; rename all but one"):
+        read(folder / name, ListPolicy(carry=("note",)))
+    with pytest.raises(ValueError, match="has several columns 'note'"):
+        read(folder / name, ListPolicy(where="note = 'first'"))
+
+
 def test_two_columns_of_one_name_are_refused(folder):
     columns = [pa.array(["a.mp4"]), pa.array(["b.mp4"])]
     pq.write_table(pa.Table.from_arrays(columns, names=["path", "path"]), folder / "list.parquet")

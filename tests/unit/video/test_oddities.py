@@ -5,6 +5,7 @@
 
 import io
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -652,3 +653,18 @@ def test_readers_of_av1_can_be_dropped_while_its_threads_work(tmp_path):
            "-c:v", "libaom-av1", "-cpu-used", 8, "-b:v", "300k", "-g", 10, path)  # fmt: skip
     # In a process of its own, because a deadlock holds the GIL.
     subprocess.run([sys.executable, "-c", DROP_READERS, str(path)], check=True, timeout=300)
+
+
+@pytest.mark.parametrize("since", ["zero", "the first frame"])
+@pytest.mark.parametrize("held", [1, 20])
+def test_a_matroska_file_that_starts_late_does_not_hold_its_last_frame(make_video, tmp_path, since, held):
+    pts = [1000, 1004, 1008, 1012]
+    path = make_video(tmp_path / "v.mkv", 4, pts=pts, time_base=Fraction(1, 100))
+    data = path.read_bytes()
+    place = data.index(b"\x44\x89\x88") + 3  # the duration, a double in milliseconds
+    assert struct.unpack(">d", data[place : place + 8])[0] == 10_160, "FFmpeg counts from zero"
+    length = 10_120 + 40 * held - (10_000 if since == "the first frame" else 0)
+    path.write_bytes(data[:place] + struct.pack(">d", length) + data[place + 8 :])
+    info = probe(path, Limits())
+    assert info.last * info.time_base == pytest.approx(0.04 * held)
+    assert info.held * info.time_base == pytest.approx(0.04 * held if held > 1 else 0)
