@@ -56,7 +56,7 @@ def test_tokenizing_in_a_bucket_writes_the_same_bytes_as_on_a_disk(
     ran = vidvq("verify", out)
     assert ran.code == 0, ran.out
     for tokens, to in (out, "remote"), (tmp_path / "disk", "local"):
-        ran = vidvq("decode", tokens, "--checkpoint", checkpoint_dir, "--out", tmp_path / to, "format=npy")
+        ran = vidvq("decode", tokens, "--checkpoint", checkpoint_dir, "--out", tmp_path / f"decoded-{to}", "format=npy")
         assert ran.code == 0, ran.err
     assert snapshot(tmp_path / "remote") == snapshot(tmp_path / "local")
 
@@ -98,10 +98,11 @@ def test_updates_of_a_corpus_work_in_a_bucket(source, bucket, objects, make_vide
     for folder, to in (out, "changed"), (tmp_path / "anew", "anew"):
         if to == "anew":
             assert vidvq(*job, folder, url, *settings).code == 0
-        ran = vidvq("decode", folder, "--checkpoint", checkpoint_dir, "--out", tmp_path / to, "format=npy")
+        ran = vidvq("decode", folder, "--checkpoint", checkpoint_dir, "--out", tmp_path / f"decoded-{to}", "format=npy")
         assert ran.code == 0, ran.err
     changed, anew = (
-        {path.name: path.read_bytes() for path in (tmp_path / to).glob("*.npy")} for to in ("changed", "anew")
+        {path.name: path.read_bytes() for path in (tmp_path / f"decoded-{to}").glob("*.npy")}
+        for to in ("changed", "anew")
     )
     assert changed == anew and anew
 
