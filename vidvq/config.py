@@ -274,7 +274,11 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+    if len(text) <= _MAX_SHOWN:
+        return text
+    # The wrong value of a mapping may follow a long path.
+    end = _MAX_SHOWN // 4 if is_mapping(value) else 0
+    return f"{text[: _MAX_SHOWN - end - 3]}...{text[len(text) - end :]}"
 
 
 def _paths(settings: tuple[Setting, ...], data: Any) -> Iterator[str]:

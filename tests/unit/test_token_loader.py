@@ -122,7 +122,7 @@ def test_an_argument_out_of_range_is_named(tokens_dir, wrong, message):
 
 
 def test_a_weight_below_0_is_refused(tokens_dir):
-    with pytest.raises(UsageError, match="above 0"):
+    with pytest.raises(UsageError, match="-1"):
         TokenLoader({str(tokens_dir): -1.0}, 2)
 
 
