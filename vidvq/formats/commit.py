@@ -20,8 +20,8 @@ from pydantic import Field
 
 from vidvq.errors import UsageError
 from vidvq.formats.plan import Plan
-from vidvq.formats.schema import MAX_LABEL, MAX_TEXT, Count, Digest, FileName, Label, MemberName, Text, parse
-from vidvq.formats.tar import BLOCK_BYTES, Member, TarWriter
+from vidvq.formats.schema import MAX_LABEL, MAX_TEXT, Count, Digest, FileName, Label, Text, parse
+from vidvq.formats.tar import BLOCK_BYTES, Member, MemberName, TarWriter
 from vidvq.redact import redact
 from vidvq.storage import (
     add_digest,

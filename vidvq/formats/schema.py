@@ -10,7 +10,6 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
-from vidvq.formats.tar import check_member
 from vidvq.storage import DIGEST_KEY, canonical_json, check_digest, check_name
 
 T = TypeVar("T")
@@ -32,7 +31,6 @@ Ticks: TypeAlias = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Pixels: TypeAlias = Annotated[int, Field(ge=1, le=1 << 20)]
 # Name of a file in the same directory.
 FileName: TypeAlias = Annotated[str, AfterValidator(_file_name)]
-MemberName: TypeAlias = Annotated[str, AfterValidator(check_member)]
 Digest: TypeAlias = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 # Short names: of a reason, a stage, a codebook, a statistic.
 Label: TypeAlias = Annotated[str, Field(min_length=1, max_length=MAX_LABEL)]

@@ -4,7 +4,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated, NamedTuple, Self
+from typing import IO, Annotated, NamedTuple, Self, TypeAlias
 from zlib import crc32
 
 from pydantic import AfterValidator, Field
@@ -34,6 +34,9 @@ def check_member(name: str) -> str:
     return check_name(name, "tar member", _MAX_NAME)
 
 
+MemberName: TypeAlias = Annotated[str, AfterValidator(check_member)]
+
+
 class Member(NamedTuple):
     """One file in a tar.
 
@@ -43,7 +46,7 @@ class Member(NamedTuple):
         crc32: CRC-32 of its content.
     """
 
-    name: Annotated[str, AfterValidator(check_member)]
+    name: MemberName
     size: Annotated[int, Field(ge=0)]
     crc32: Annotated[int, Field(ge=0, lt=1 << 32)]
 
