@@ -82,7 +82,7 @@ def make_engine(
         # DeepSpeed's own clipping launches two kernels for each weight, and waits for the device twice.
         engine.clip_fp32_gradients = partial(_clip, engine, parameters, optimizer.clip_norm)
         # DeepSpeed's own walks the modules.
-        engine.zero_grad = partial(_zero_grad, parameters)
+        engine.zero_grad = _torch_optimizer(engine).zero_grad
         if context.size == 1:
             engine.buffered_allreduce_fallback = partial(_fill_gradients, parameters)  # type: ignore[method-assign]
         else:
@@ -254,11 +254,6 @@ def _forget_bias_correction(adam: Any) -> None:
 
 def _clip(engine: Any, parameters: list[nn.Parameter], most: float) -> None:
     engine._global_grad_norm = nn.utils.clip_grad_norm_(parameters, most)
-
-
-def _zero_grad(parameters: list[nn.Parameter]) -> None:
-    for parameter in parameters:
-        parameter.grad = None
 
 
 def _fill_gradients(parameters: list[nn.Parameter], **_: Any) -> None:
