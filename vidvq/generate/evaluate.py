@@ -25,7 +25,7 @@ from vidvq.generate.latent_distance import LatentDistance
 from vidvq.generate.likelihood import NgramModels, position_nats
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import EvaluateConfig, SamplingConfig
-from vidvq.generate.sampling import Condition, given_latents, sample_codes
+from vidvq.generate.sampling import Condition, SamplePrompt, given_latents, sample_codes
 from vidvq.generate.scores import GeneratorScores, StepScore, TaskScore
 from vidvq.generate.training_samples import nearest_distances, read_training_samples
 from vidvq.log import progress, warn
@@ -313,7 +313,9 @@ class _Evaluation:
         sampling: SamplingConfig,
         rng: torch.Generator,
     ) -> np.ndarray:
-        return sample_codes(self.network, self.card, shape, given, condition, sampling, rng, self.vectors)
+        prompt = SamplePrompt(rng, given, condition)
+        (codes,) = sample_codes(self.network, self.card, shape, [prompt], sampling, self.vectors)
+        return codes
 
     def _decode(self, codes: np.ndarray, num_frames: int, size: tuple[int, ...]) -> np.ndarray:
         assert self.tokenizer is not None

@@ -13,7 +13,7 @@ from vidvq.generate.code_vectors import DigitVectors
 from vidvq.generate.conditions import latent_actions
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.sampling import Condition, sample_codes
+from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
 from vidvq.generate.transformer import VideoTransformer
 from vidvq.model import StreamState, Tokenizer
 from vidvq.model.pixels import to_frames
@@ -81,8 +81,8 @@ class Rollout:
             moves = torch.from_numpy(latent_actions(self._actions, latents, card))
         shape = (len(latents), self._codes.shape[1], self._codes.shape[2])
         rng = seeded_rng(f"{self._seed}/{len(self._codes)}")
-        given, condition = self._codes[latents[:-1]], Condition(actions=moves)
-        made = sample_codes(self._network, card, shape, given, condition, self._config, rng, self._vectors)
+        prompt = SamplePrompt(rng, self._codes[latents[:-1]], Condition(actions=moves))
+        (made,) = sample_codes(self._network, card, shape, [prompt], self._config, self._vectors)
         self._codes = np.concatenate([self._codes, made[-1:]])
         if self._tokenizer.supports_streaming:
             return self._decode_step(made[-1:])

@@ -1,14 +1,14 @@
-"""Sampling of latent grids, one at a time, so that a sample does not depend on the others.
+"""Sampling of latent grids, several at a time. A sample depends on its own prompt, not on the others of its batch.
 
 Codes are revealed in few parallel steps. The order is fixed in advance by default: a Halton sequence, which spreads the
 codes of a step over the grid (Besnier et al. 2025), or a random permutation. Revealing the most confident codes first
 (Chang et al. 2022) is an option; it favours codes that copy the given ones.
+
+Nothing is read from the device between the steps, and every shape depends on the grids and the settings alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from math import cos, pi
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +22,14 @@ from vidvq.generate.block import KVCache
 from vidvq.generate.code_vectors import DigitVectors, nearest_to_mean
 from vidvq.generate.previous import previous_codes
 from vidvq.generate.requests import SamplingConfig
+from vidvq.generate.reveal_order import reveal_counts, reveal_order
+from vidvq.generate.text import pad_texts
 from vidvq.generate.transformer import VideoTransformer
 
-# Halton points per position of a grid; the few positions that no point hits come last.
-_POINTS_PER_POSITION = 8
+# Texts are padded to a multiple of this length, so that those of most batches have one shape (text tokens).
+TEXT_MULTIPLE = 32
+# Logits that are sampled at once, which bounds the memory of large grids.
+_MAX_LOGITS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -45,41 +49,55 @@ class Condition:
     text: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class SamplePrompt:
+    """Start of one sample.
+
+    Attributes:
+        rng: source of randomness, on the CPU.
+        given: codes ``t lh lw`` of the first latent frames; None for none.
+        condition: conditions.
+    """
+
+    rng: torch.Generator
+    given: np.ndarray | None = None
+    condition: Condition = Condition()
+
+
 @torch.no_grad()
 def sample_codes(
     network: VideoTransformer,
     card: GeneratorCard,
     shape: tuple[int, int, int],
-    given: np.ndarray | None,
-    condition: Condition,
+    prompts: Sequence[SamplePrompt],
     config: SamplingConfig,
-    rng: torch.Generator,
     vectors: list[DigitVectors] | None = None,
-) -> np.ndarray:
-    """Generate the codes of a clip.
+) -> list[np.ndarray]:
+    """Generate the codes of clips.
 
     Beyond the length that the generator was trained on, the context slides: it holds latent frame 0 and the newest
     frames.
 
     Args:
-        shape: shape ``lt lh lw`` of the clip.
-        given: codes ``t lh lw`` of the first latent frames; None for none.
-        rng: source of randomness, on the CPU.
+        shape: shape ``lt lh lw`` of each clip.
+        prompts: one per clip, with equally many given frames; either all or none have a blanked video.
         vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`; for ``estimate=mean`` only.
 
     Returns:
-        Codes ``lt lh lw`` int64, of which the first are the given ones.
+        Codes ``lt lh lw`` int64 of each clip, of which the first are the given ones.
 
     Raises:
         UsageError: the grid is larger than those the generator was trained on.
     """
     total, limit = shape[0], card.limits[0]
-    check_shape(card, shape, condition.blanked is not None)
+    check_shape(card, shape, prompts[0].condition.blanked is not None)
     device = next(network.parameters()).device
-    codes = torch.zeros(shape, dtype=torch.int64, device=device)
-    done = 0 if given is None else len(given)
-    if given is not None:
-        codes[:done] = torch.from_numpy(given.astype(np.int64)).to(device)
+    codes = torch.zeros((len(prompts), *shape), dtype=torch.int64, device=device)
+    given = [prompt.given for prompt in prompts if prompt.given is not None]
+    done = 0
+    if given:
+        done = len(given[0])
+        codes[:, :done] = torch.from_numpy(np.stack(given).astype(np.int64)).to(device)
     # At most half of a window that has slid is generated; the rest is context.
     stride = max(limit // 2, 1)
     while done < total:
@@ -90,11 +108,11 @@ def sample_codes(
             frames = [0, *range(done - (limit - 1 - new), done + new)] if limit > 1 else []
         if not frames:
             raise UsageError("a generator that was trained on single latent frames cannot generate longer clips")
-        part = _window_condition(condition, frames)
-        window = _Window(network, codes[frames], len(frames) - new, part, config, rng, vectors)
-        codes[frames] = window.decode_next() if card.objective == "next" else window.decode_masked()
+        parts = [replace(prompt, condition=_window_condition(prompt.condition, frames)) for prompt in prompts]
+        window = _Window(network, codes[:, frames], len(frames) - new, parts, config, vectors)
+        codes[:, frames] = window.decode_next() if card.objective == "next" else window.decode_masked()
         done += new
-    return codes.cpu().numpy()
+    return list(codes.cpu().numpy())
 
 
 def check_shape(card: GeneratorCard, shape: tuple[int, int, int], fixed_length: bool = False) -> None:
@@ -144,61 +162,66 @@ class _Prediction(NamedTuple):
     """Output of the network for masked codes.
 
     Attributes:
-        vectors: hidden vectors ``b t h w c``, or flat ``b n c``.
-        copies: codes that each position can copy, ``b t h w m``, or flat ``b n m``; None without copying.
+        vectors: hidden vectors ``b t h w c``.
+        copies: codes that each position can copy, ``b t h w m``; None without copying.
     """
 
     vectors: Tensor
     copies: Tensor | None
 
-    def flatten(self) -> "_Prediction":
-        """Flatten the positions."""
-        return _Prediction(self.vectors.flatten(1, 3), None if self.copies is None else self.copies.flatten(1, 3))
+    def at(self, samples: slice, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the vectors ``n c`` and copies ``n m`` of some samples at flat positions, ``n`` in all."""
+        return _gather(self.vectors[samples], positions), (
+            None if self.copies is None else _gather(self.copies[samples], positions)
+        )
 
-    def at(self, sample: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return hidden vectors and copies at flat positions of one sample."""
-        return self.vectors[sample, positions], None if self.copies is None else self.copies[sample, positions]
+
+def _gather(x: Tensor, positions: Tensor) -> Tensor:
+    return x.flatten(1, 3).gather(1, positions[..., None].expand(-1, -1, x.shape[-1])).flatten(0, 1)
 
 
 class _Window:
-    """Latent frames within the generator's context, of which the first ``given`` are complete."""
+    """Latent frames ``b t h w`` within the generator's context, of which the first ``given`` are complete."""
 
     def __init__(
         self,
         network: VideoTransformer,
         codes: Tensor,
         given: int,
-        condition: Condition,
+        prompts: list[SamplePrompt],
         config: SamplingConfig,
-        rng: torch.Generator,
         vectors: list[DigitVectors] | None,
     ) -> None:
-        self.network, self.codes, self.given, self.config, self.rng = network, codes, given, config, rng
+        self.network, self.codes, self.given, self.config = network, codes, given, config
+        self.rngs = [prompt.rng for prompt in prompts]
         self.vectors = vectors if config.takes_mean else None
-        device = codes.device
-        # Guidance needs a second copy of the sample, without conditions.
-        copies = self.copies = 2 if config.guidance != 1 else 1
-        blanked = condition.blanked
+        # Guidance needs a second copy of each sample, without conditions.
+        self.copies = 2 if config.guidance != 1 else 1
+        device, count = codes.device, len(codes) * self.copies
+        self.own, self.without = slice(len(codes)), slice(len(codes), count)
+        kept = torch.arange(count, device=device) < len(codes)
+        conditions = [prompt.condition for prompt in prompts]
+        blanked = [each.blanked for each in conditions if each.blanked is not None]
         self.pixels = (
-            None if blanked is None else blanked.codes.to(device).expand(copies, -1, -1, -1),
-            None if blanked is None else blanked.visible.to(device).expand(copies, -1, -1, -1),
-            torch.arange(copies, device=device) == 0,
+            self._expand(torch.cat([each.codes for each in blanked]).to(device)) if blanked else None,
+            self._expand(torch.cat([each.visible for each in blanked]).to(device)) if blanked else None,
+            kept,
         )
-        text = None if condition.text is None else condition.text.to(device).expand(copies, -1, -1)
-        text_mask = None if text is None else torch.ones(text.shape[:2], dtype=torch.bool, device=device)
-        self.text = network.context(copies, text, text_mask, self.pixels[2])
+        self.text = None
+        if network.text is not None:
+            states = [each.text for each in conditions]
+            text, mask = pad_texts(states, network.text.width, TEXT_MULTIPLE)
+            self.text = network.context(count, self._expand(text.to(device)), self._expand(mask.to(device)), kept)
+        labels = torch.tensor([each.label for each in conditions]).to(device)
         self.extra = network.condition(
-            codes.expand(copies, *codes.shape),
-            torch.full((copies,), condition.label, device=device),
-            None if condition.actions is None else condition.actions.to(device).expand(copies, -1, -1),
-            *self.pixels,
-        ).expand(copies, len(codes), -1, -1, -1)
+            self._expand(codes), self._expand(labels), self._actions(conditions), *self.pixels
+        ).expand(count, codes.shape[1], -1, -1, -1)
 
     def decode_masked(self) -> Tensor:
         """Generate all frames that are not given, in parallel."""
         codes = self.codes.clone()
-        mask = torch.zeros(codes.shape, dtype=torch.bool, device=codes.device)
-        mask[self.given :] = True
+        mask = torch.zeros_like(codes, dtype=torch.bool)
+        mask[:, self.given :] = True
         visible = self.network.given_codes(*self.pixels)
 
         def predict(codes: Tensor, mask: Tensor) -> _Prediction:
@@ -206,14 +229,14 @@ class _Window:
             vectors = self.network.hidden(self._embed(codes, mask, previous) + self.extra, text=self.text)
             return _Prediction(vectors, self.network.candidates(previous, visible))
 
-        return self._reveal(codes, mask, predict, 0)
+        return self._reveal(codes, mask, predict, self.given, 0)
 
     def decode_next(self) -> Tensor:
         """Generate one frame after another, with cached keys and values of the frames before."""
         codes, cache = self.codes.clone(), KVCache()
         if self.given:
             self._append(codes, self.given, cache)
-        for t in range(self.given, len(codes)):
+        for t in range(self.given, codes.shape[1]):
             previous = self._previous(codes, t, t + 1)
             copies = self.network.candidates(previous, first=t)
 
@@ -227,87 +250,140 @@ class _Window:
                 x = self._embed(frame, mask, previous, first) + self.extra[:, first : first + 1]
                 return _Prediction(self.network.forward_cached(x, cache, append=False, text=self.text), copies)
 
-            frame = codes[t : t + 1]
-            codes[t : t + 1] = self._reveal(frame.clone(), torch.ones_like(frame, dtype=torch.bool), predict, t)
-            if t + 1 < len(codes):
+            frame = codes[:, t : t + 1].clone()
+            codes[:, t : t + 1] = self._reveal(frame, torch.ones_like(frame, dtype=torch.bool), predict, 0, t)
+            if t + 1 < codes.shape[1]:
                 self._append(codes, t + 1, cache)
         return codes
 
     def _append(self, codes: Tensor, end: int, cache: KVCache) -> None:
         """Append the latent frames before ``end`` that the cache lacks."""
         first = cache.frames
-        x = self._embed(codes[first:end], None, self._previous(codes, first, end), first) + self.extra[:, first:end]
+        x = self._embed(codes[:, first:end], None, self._previous(codes, first, end), first) + self.extra[:, first:end]
         self.network.forward_cached(x, cache, append=True, text=self.text)
 
     def _previous(self, codes: Tensor, first: int, end: int) -> Tensor:
-        before = codes[None, first - 1 : first] if first else None
-        return self._expand(previous_codes(codes[None, first:end], before=before)[0])
+        before = codes[:, first - 1 : first] if first else None
+        return self._expand(previous_codes(codes[:, first:end], before=before))
 
-    def _expand(self, codes: Tensor) -> Tensor:
-        return codes.expand(self.copies, *codes.shape)
+    def _expand(self, x: Tensor) -> Tensor:
+        """Append the copies for guidance to the samples."""
+        return x if self.copies == 1 else torch.cat([x] * self.copies)
+
+    def _actions(self, conditions: list[Condition]) -> Tensor | None:
+        """Stack the actions of the samples, ``b t a``; NaN for a sample without."""
+        known = [each.actions for each in conditions if each.actions is not None]
+        if not known:
+            return None
+        rows = [torch.full_like(known[0], torch.nan) if each.actions is None else each.actions for each in conditions]
+        return self._expand(torch.stack(rows).to(self.codes.device))
 
     def _embed(self, codes: Tensor, mask: Tensor | None, previous: Tensor, first: int = 0) -> Tensor:
         expanded = None if mask is None else self._expand(mask)
         return self.network.embed(self._expand(codes), expanded, first, previous)
 
     def _reveal(
-        self, codes: Tensor, mask: Tensor, predict: Callable[[Tensor, Tensor], "_Prediction"], first: int
+        self, codes: Tensor, mask: Tensor, predict: Callable[[Tensor, Tensor], _Prediction], given: int, first: int
     ) -> Tensor:
-        """Reveal the hidden codes ``t h w`` step by step.
+        """Reveal the hidden codes ``b t h w`` step by step.
 
         Args:
             codes: codes; changed in place.
             mask: True for hidden codes; cleared in place.
             predict: maps codes and mask to a prediction of all positions.
+            given: number of complete frames, which come first.
             first: index of the first latent frame.
         """
-        shape = (codes.shape[0], codes.shape[1], codes.shape[2])
-        order = reveal_order(shape, self.config.order, self.rng).to(codes.device)
-        order = order[mask.flatten()[order]]
-        done = 0
-        for end in reveal_counts(len(order), self.config.steps):
-            prediction = predict(codes, mask).flatten()
-            if self.config.order == "confidence":
-                left = order[mask.flatten()[order]]
-                drawn, confidence = self._draw(prediction, left, shape, first)
+        shape = (codes.shape[1], codes.shape[2], codes.shape[3])
+        area = shape[1] * shape[2]
+        orders = [reveal_order(shape, self.config.order, rng) for rng in self.rngs]
+        order = torch.stack([each[each >= given * area] for each in orders]).to(codes.device)
+        count, by_confidence = order.shape[1], self.config.order == "confidence"
+        digits = max(map(len, self.network.digits))
+        uniform = self._uniform(digits, 0 if by_confidence else count)
+        done, flat, hidden = 0, codes.view(len(codes), -1), mask.view(len(codes), -1)
+        for end in reveal_counts(count, self.config.steps):
+            prediction = predict(codes, mask)
+            if by_confidence:
+                # All codes are drawn, revealed ones for nothing: which are left is known on the device alone.
+                uniform = self._uniform(digits + 1, count)
+                drawn, confidence = self._draw(prediction, order, uniform, area, first)
                 # Gumbel noise, annealed to 0 (Chang et al. 2022).
-                noise = _gumbel(confidence.shape, self.rng).to(confidence.device)
-                noise = noise * self.config.temperature * (1 - end / len(order))
-                best = (confidence + noise).topk(end - done).indices
-                chosen, drawn = left[best], drawn[best]
+                noise = -torch.log(-torch.log(uniform[:, digits].clamp_min(1e-20)))
+                confidence = confidence + noise * self.config.temperature * (1 - end / count)
+                confidence = confidence.masked_fill(~hidden.gather(1, order), -torch.inf)
+                best = confidence.topk(end - done).indices
+                chosen, drawn = order.gather(1, best), drawn.gather(1, best)
             else:
-                chosen = order[done:end]
-                drawn, _ = self._draw(prediction, chosen, shape, first)
-            codes.view(-1)[chosen] = drawn
-            mask.view(-1)[chosen] = False
+                chosen = order[:, done:end]
+                drawn, _ = self._draw(prediction, chosen, uniform[:, :, done:end], area, first)
+            flat.scatter_(1, chosen, drawn)
+            hidden.scatter_(1, chosen, False)
             done = end
         return codes
 
+    def _uniform(self, rows: int, count: int) -> Tensor:
+        """Draw numbers in [0, 1), ``b rows count``."""
+        drawn = [torch.rand(rows, count, generator=rng) for rng in self.rngs]
+        return torch.stack(drawn).to(self.codes.device)
+
     def _draw(
-        self, prediction: "_Prediction", positions: Tensor, shape: tuple[int, int, int], first: int
+        self, prediction: _Prediction, positions: Tensor, uniform: Tensor, area: int, first: int
     ) -> tuple[Tensor, Tensor]:
-        """Draw codes for flat positions; return them with their log-probabilities."""
-        drawn, log_probability = torch.zeros_like(positions), torch.zeros(len(positions), device=positions.device)
-        books = (positions // (shape[1] * shape[2]) + first > 0).long() * (len(self.network.codebooks) - 1)
-        for book in range(len(self.network.codebooks)):
-            chosen = books == book
-            if not chosen.any():
-                continue
-            sampler = _DigitSampler(self.config, self.rng, self.vectors[book] if self.vectors else None)
-            vectors, copies = prediction.at(0, positions[chosen])
-            unconditional = prediction.at(1, positions[chosen]) if self.copies > 1 else None
-            head = self.network.heads[book]
-            drawn[chosen] = head.sample(vectors, sampler, copies, unconditional, self.config.guidance)  # type: ignore[operator,union-attr]
+        """Draw codes for flat positions ``b n``; return them with their log-probabilities.
+
+        Args:
+            uniform: numbers in [0, 1), ``b d n``, one for each digit.
+            area: codes of a latent frame.
+            first: index of the first latent frame.
+        """
+        vectors, copies = prediction.at(self.own, positions)
+        without = prediction.at(self.without, positions) if self.copies > 1 else None
+        numbers = uniform.transpose(0, 1).flatten(1)
+        # The split of the positions between codebooks would depend on the random order, and have to be read back.
+        books = range(len(self.network.codebooks)) if not first else [len(self.network.codebooks) - 1]
+        found = [self._draw_from(book, vectors, copies, without, numbers) for book in books]
+        (codes, log_probability), later = found[0], found[-1]
+        if len(found) > 1:
+            is_first = positions.flatten() < area
+            codes = torch.where(is_first, codes, later[0])
+            log_probability = torch.where(is_first, log_probability, later[1])
+        return codes.view_as(positions), log_probability.view_as(positions)
+
+    def _draw_from(
+        self,
+        book: int,
+        vectors: Tensor,
+        copies: Tensor | None,
+        without: tuple[Tensor, Tensor | None] | None,
+        uniform: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Draw codes ``n`` of one codebook; return them with their log-probabilities."""
+        head, drawn = self.network.heads[book], list[tuple[Tensor, Tensor]]()
+        size = max(_MAX_LOGITS // max(self.network.digits[book]), 1)
+        for start in range(0, len(vectors), size):
+            part = slice(start, start + size)
+            sampler = _DigitSampler(self.config, uniform[:, part], self.vectors[book] if self.vectors else None)
+            unconditional = None if without is None else (without[0][part], _part(without[1], part))
+            codes = head.sample(vectors[part], sampler, _part(copies, part), unconditional, self.config.guidance)  # type: ignore[operator]
             assert sampler.log_probability is not None
-            log_probability[chosen] = sampler.log_probability
-        return drawn, log_probability
+            drawn.append((codes, sampler.log_probability))
+        return torch.cat([codes for codes, _ in drawn]), torch.cat([log_probability for _, log_probability in drawn])
+
+
+def _part(x: Tensor | None, part: slice) -> Tensor | None:
+    return None if x is None else x[part]
 
 
 class _DigitSampler:
-    """Samples digits from logits ``n k``, and sums their log-probabilities."""
+    """Samples digits from logits ``n k``, and sums their log-probabilities.
 
-    def __init__(self, config: SamplingConfig, rng: torch.Generator, vectors: DigitVectors | None) -> None:
-        self._config, self._rng, self._vectors = config, rng, vectors
+    Args:
+        uniform: numbers in [0, 1), ``d n``, one for each digit.
+    """
+
+    def __init__(self, config: SamplingConfig, uniform: Tensor, vectors: DigitVectors | None) -> None:
+        self._config, self._uniform, self._vectors = config, uniform, vectors
         self.log_probability: Tensor | None = None
 
     def __call__(self, logits: Tensor, index: int) -> Tensor:
@@ -315,12 +391,33 @@ class _DigitSampler:
         logits = logits if temperature in (0, 1) else logits / temperature
         scores = logits.log_softmax(-1)
         kept = scores if self._config.top_p == 1 else _nucleus(scores, self._config.top_p)
-        if temperature:
-            kept = kept + _gumbel(kept.shape, self._rng).to(kept.device)
-        digit = kept.argmax(-1) if self._vectors is None else nearest_to_mean(kept, self._vectors[index])
+        if self._vectors is not None:
+            digit = nearest_to_mean(kept, self._vectors[index])
+        elif temperature:
+            digit = _invert(kept, self._uniform[index])
+        else:
+            digit = kept.argmax(-1)
         chosen = scores.gather(-1, digit[:, None])[:, 0]
         self.log_probability = chosen if self.log_probability is None else self.log_probability + chosen
         return digit
+
+
+def _invert(scores: Tensor, uniform: Tensor) -> Tensor:
+    """Draw from distributions by the inverse of their cumulative distribution functions.
+
+    One number for each draw is copied to the device; Gumbel noise would be one for each code of the codebook.
+
+    Args:
+        scores: log-probabilities ``n k``, up to a constant; minus infinity for digits that are not allowed.
+        uniform: numbers in [0, 1), ``n``.
+
+    Returns:
+        Digits ``n`` int64.
+    """
+    # In fp32 the small probabilities of a large codebook would be lost in the sum.
+    cumulative = scores.double().exp().cumsum(-1)
+    target = uniform.double()[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=scores.shape[-1] - 1)
 
 
 def _nucleus(scores: Tensor, top_p: float) -> Tensor:
@@ -329,54 +426,3 @@ def _nucleus(scores: Tensor, top_p: float) -> Tensor:
     probabilities = ranked.exp()
     ranked = ranked.masked_fill(probabilities.cumsum(-1) - probabilities >= top_p, -torch.inf)
     return torch.empty_like(scores).scatter_(-1, order, ranked)
-
-
-def _gumbel(shape: torch.Size, rng: torch.Generator) -> Tensor:
-    uniform = torch.rand(shape, generator=rng).clamp_min(1e-20)
-    return -torch.log(-torch.log(uniform))
-
-
-def reveal_counts(count: int, steps: int) -> list[int]:
-    """Return the cumulative number of revealed codes after each step of the cosine schedule.
-
-    A step reveals at least one code, so there are fewer steps than ``steps`` for few codes.
-    """
-    ends, done = [], 0
-    for step in range(1, steps + 1):
-        end = count if step == steps else count - int(count * cos(pi / 2 * step / steps))
-        end = min(max(end, done + 1), count)
-        if end > done:
-            ends.append(end)
-        done = end
-        if done == count:
-            break
-    return ends
-
-
-def reveal_order(shape: tuple[int, int, int], order: str, rng: torch.Generator) -> Tensor:
-    """Return the flat positions of a grid in the order of revealing them."""
-    shuffled = torch.randperm(shape[0] * shape[1] * shape[2], generator=rng)
-    if order != "halton":
-        return shuffled
-    # A random shift of the sequence modulo 1, one per sample (Cranley and Patterson 1976).
-    points = (_halton(_POINTS_PER_POSITION * len(shuffled)) + torch.rand(3, generator=rng).numpy()) % 1.0
-    cells = np.minimum((points * shape).astype(np.int64), np.array(shape) - 1)
-    flat = np.ravel_multi_index((cells[:, 0], cells[:, 1], cells[:, 2]), shape)
-    hit, first = np.unique(flat, return_index=True)
-    ranks = np.full(len(shuffled), len(flat))
-    ranks[hit] = first
-    return shuffled[torch.from_numpy(np.argsort(ranks[shuffled.numpy()], kind="stable"))]
-
-
-@lru_cache(maxsize=16)
-def _halton(count: int) -> np.ndarray:
-    """Return the first points ``count 3`` of the Halton sequence with bases 2, 3 and 5."""
-    columns = []
-    for base in (2, 3, 5):
-        rest, value, scale = np.arange(1, count + 1), np.zeros(count), 1.0
-        while rest.any():
-            scale /= base
-            value += scale * (rest % base)
-            rest //= base
-        columns.append(value)
-    return np.stack(columns, axis=1)

@@ -111,13 +111,19 @@ def open_text_encoder(card: GeneratorCard, name: str | None = None) -> TextEncod
     return encoder
 
 
-def pad_texts(states: list[torch.Tensor | None], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_texts(
+    states: list[torch.Tensor | None], width: int, multiple: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Collate the states ``n d`` of texts; None for a sample without one.
+
+    Args:
+        multiple: number of which the padded length is a multiple.
 
     Returns:
         States ``b n d``, 0 where padded, and the mask ``b n`` bool, False where padded.
     """
     longest = max([len(each) for each in states if each is not None], default=1)
+    longest = -(-longest // multiple) * multiple
     padded, mask = torch.zeros(len(states), longest, width), torch.zeros(len(states), longest, dtype=torch.bool)
     for row, each in enumerate(states):
         if each is not None:

@@ -25,10 +25,14 @@ class TextProjection(nn.Module):
 
     Args:
         text_width: length of a state of the text encoder.
+
+    Attributes:
+        width: ``text_width``.
     """
 
     def __init__(self, text_width: int, width: int) -> None:
         super().__init__()
+        self.width = text_width
         self.norm, self.project = nn.RMSNorm(text_width), nn.Linear(text_width, width)
         self.none = nn.Embedding(1, width)
         nn.init.normal_(self.none.weight, std=0.02)
@@ -45,7 +49,7 @@ class TextProjection(nn.Module):
         weight = self.project.weight
         if states is None or mask is None:
             # One masked state, so that every rank has a gradient for every weight.
-            states = weight.new_zeros(batch, 1, self.project.in_features)
+            states = weight.new_zeros(batch, 1, self.width)
             mask = torch.zeros(batch, 1, dtype=torch.bool, device=weight.device)
         mask = mask if kept is None else mask & kept[:, None]
         none = self.none(torch.zeros(batch, 1, dtype=torch.int64, device=mask.device))

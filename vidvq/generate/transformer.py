@@ -94,7 +94,7 @@ class VideoTransformer(nn.Module):
         for book, frames in self._by_codebook(codes.shape[1], first):
             vectors = self.embeddings[book](codes[:, frames])
             if mask is not None:
-                hidden = self.holes(torch.tensor(book, device=codes.device)).to(vectors.dtype)
+                hidden = self.holes(codes.new_full((), book)).to(vectors.dtype)
                 vectors = torch.where(mask[:, frames, ..., None], hidden, vectors)
             parts.append(vectors)
         return torch.cat(parts, dim=1)

@@ -15,7 +15,7 @@ from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import build_network
 from vidvq.generate.previous import add_copies, neighbors, previous_codes
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.sampling import Condition, sample_codes
+from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
 from vidvq.generate.transformer import VideoTransformer
 from vidvq.generate.vocabulary import CodebookHead
 
@@ -118,7 +118,7 @@ def test_codes_can_be_copied_from_a_visible_frame_before_any_is_revealed(tokens_
     nll = model(copied, torch.ones_like(copied, dtype=torch.bool), False, blanked=given, visible=visible)
     assert nll[-20:].max() < 0.01 < nll[:-20].min()
     condition, config = Condition(blanked=BlankedVideo(given, visible)), SamplingConfig(steps=1, temperature=0.0)
-    found = sample_codes(model, card, (3, 4, 5), None, condition, config, seeded_rng("b"))
+    (found,) = sample_codes(model, card, (3, 4, 5), [SamplePrompt(seeded_rng("b"), condition=condition)], config)
     assert (found[2] == given[0, 1].numpy()).all()
 
 
@@ -130,7 +130,7 @@ def test_sampling_takes_the_codes_that_training_finds_most_probable(tokens_dir, 
     made = loud(build_network(card))
     config, random = SamplingConfig(steps=1, temperature=0.0), seeded_rng("a")
     start = torch.randint(0, 32, (2, 4, 5), generator=random).numpy()
-    grid = torch.from_numpy(sample_codes(made, card, (3, 4, 5), start, Condition(), config, random))[None]
+    grid = torch.from_numpy(sample_codes(made, card, (3, 4, 5), [SamplePrompt(random, start)], config)[0])[None]
     holes = torch.zeros(grid.shape, dtype=torch.bool)
     holes[:, 2] = True
     best = made(grid, holes, objective == "next")

@@ -12,7 +12,8 @@ from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import build_network
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.sampling import Condition, reveal_counts, reveal_order, sample_codes
+from vidvq.generate.reveal_order import reveal_counts, reveal_order
+from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
 
 SHAPE = (3, 4, 5)
 
@@ -32,7 +33,8 @@ def network(card):
 
 def draw(network, card, shape=SHAPE, given=None, condition=None, seed="a", **settings):
     config = SamplingConfig(**({"steps": 4} | settings))
-    return sample_codes(network, card, shape, given, condition or Condition(), config, seeded_rng(seed))
+    prompt = SamplePrompt(seeded_rng(seed), given, condition or Condition())
+    return sample_codes(network, card, shape, [prompt], config)[0]
 
 
 @pytest.mark.parametrize("order", ["halton", "random"])
@@ -124,7 +126,7 @@ def test_mean_codes_are_nearest_to_the_mean_of_what_is_drawn(card):
     drawn = np.stack([draw(network, card, seed=str(seed), steps=1) for seed in range(200)])
     vectors = [[torch.linspace(-1, 1, book.size)[:, None]] for book in card.tokenizer.codebooks]
     config = SamplingConfig(**settings, estimate="mean")
-    codes = sample_codes(network, card, SHAPE, None, Condition(), config, seeded_rng("a"), vectors)
+    (codes,) = sample_codes(network, card, SHAPE, [SamplePrompt(seeded_rng("a"))], config, vectors)
     # Vectors on a line at equal distances: the nearest code has the rounded mean index.
     assert np.abs(codes - drawn.mean(0)).max() < 4
     assert np.abs(draw(network, card, **settings) - drawn.mean(0)).max() > 8

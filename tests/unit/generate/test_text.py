@@ -16,7 +16,7 @@ from vidvq.generate.block import KVCache
 from vidvq.generate.examples import Examples, seeded_rng
 from vidvq.generate.network import build_network
 from vidvq.generate.requests import SamplingConfig
-from vidvq.generate.sampling import Condition, sample_codes
+from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
 from vidvq.generate.text import TextEncoder, open_text_encoder, pad_texts
 from vidvq.generate.trainer import compute_loss
 from vidvq.training.random_state import sample_generators
@@ -64,7 +64,7 @@ def test_samples_that_a_text_determines_are_learned(card, encoder):
     sampling = SamplingConfig(steps=2, temperature=0, guidance=1.5)
     for index, word in enumerate(WORDS):
         text = Condition(text=encoder.encode(word))
-        drawn = sample_codes(network, card, (2, 2, 2), None, text, sampling, seeded_rng(word))
+        (drawn,) = sample_codes(network, card, (2, 2, 2), [SamplePrompt(seeded_rng(word), condition=text)], sampling)
         assert (drawn == index).all(), word
 
 
