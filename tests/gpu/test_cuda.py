@@ -1,6 +1,9 @@
 """Properties that need a CUDA device. Imports only vidvq.model, so that it runs without other dependencies."""
 
 import os
+import warnings
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -209,6 +212,36 @@ def test_training_layers_on_the_device_are_as_exact_as_plain_ones(dtype, video, 
         error, usual = (float((tensor - expected).norm() / (expected.norm() + 1e-12)) for tensor in (one, other))
         # A tensor of one element may be off by its own rounding, however lucky the plain one was.
         assert error <= 1.5 * usual + (1e-3 if dtype == torch.float32 else 2**-7), (expected.shape, error, usual)
+
+
+def test_samples_on_the_device_depend_on_their_own_prompt_alone_and_steps_do_not_wait(device):
+    from vidvq.generate.block import TransformerConfig
+    from vidvq.generate.requests import SamplingConfig
+    from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
+    from vidvq.generate.transformer import VideoTransformer
+
+    torch.manual_seed(0)
+    network = VideoTransformer(TransformerConfig(64, 2, 4, copy_radius=1), (512, 1 << 24), labels=3)
+    network = network.eval().requires_grad_(False).to(device)
+    network.use_half(torch.bfloat16)
+    factors = SimpleNamespace(spatial_factor=8, temporal_factor=4)
+
+    def sample(objective, steps, seeds):
+        card: Any = SimpleNamespace(limits=(3, 8, 8), objective=objective, tokenizer=factors)
+        prompts = [SamplePrompt(torch.Generator().manual_seed(seed), None, Condition(seed % 4)) for seed in seeds]
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                return sample_codes(network, card, (3, 8, 8), prompts, SamplingConfig(steps=steps, guidance=2.0)), waits
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+    for objective in ("masked", "next"):
+        (first, *_), few = sample(objective, 2, range(4))
+        (again, *others), _ = sample(objective, 2, (0, 5, 6, 7))
+        assert (first == again).all() and (first != others[0]).any()
+        assert len(sample(objective, 8, range(4))[1]) == len(few)
 
 
 def test_compiled_training_learns_as_uncompiled_does(video, device):

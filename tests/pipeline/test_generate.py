@@ -1,5 +1,6 @@
 """`vidvq generate` end to end: training, resume, generated token shards, evaluation, and errors before any work."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -295,14 +296,50 @@ def test_hidden_pixels_do_not_change_the_samples(tmp_path, generator, clips_dir,
     part = np.s_[1:-1] if task == "interpolate" else np.s_[:, 8:24, 8:24]
     hidden[part] = 255 - hidden[part]
     visible[0, :8] = 255 - visible[0, :8]
-    made = pipeline.from_pixels(frames, info)
-    assert pipeline.from_pixels(hidden, info) == made
-    assert pipeline.from_pixels(visible, info) != made
+
+    def generate(frames):
+        return pipeline.generate([pipeline.from_pixels(frames, info)])[0]
+
+    made = generate(frames)
+    assert generate(hidden) == made
+    assert generate(visible) != made
     out = tmp_path / "out"
     box = () if task == "interpolate" else ("box=[8,8,16,16]",)
     done = vidvq("generate", task, generator, clips_dir, "--out", out, "--checkpoint", checkpoint_dir, *box, *FAST)
     assert done.code == 0, done.err
     assert codes_of(out)[key][0].shape == info_grid(made)
+
+
+def test_a_batch_is_padded_and_recorded(tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq):
+    from vidvq.generate.execution import GenerationExecution
+    from vidvq.generate.pipeline import GenerationPipeline
+
+    config = PredictConfig(given=5, sampling=SamplingConfig(steps=2))
+    pipeline = GenerationPipeline(generator, config, checkpoint_dir, GenerationExecution(batch=3))
+    prompts = codes_of(tokens_dir)
+    samples = [pipeline.predict(key, *prompt) for key, prompt in prompts.items()]
+    alone = {sample.key: pipeline.generate([sample])[0] for sample in samples}
+    assert len(alone) > 3 and len(alone) % 3
+    for inputs in (tokens_dir, clips_dir):
+        out = tmp_path / inputs.name
+        made_by = ("--out", out, "--checkpoint", checkpoint_dir, "given=5", "batch=3", *FAST)
+        done = vidvq("generate", "predict", generator, inputs, *made_by)
+        assert done.code == 0, done.err
+        assert list(codes_of(out)) == list(prompts)
+        recorded = json.loads((out / "generator.json").read_text())
+        assert recorded["execution"] == {"device": "cpu", "precision": "fp32", "batch": 3}
+        other = vidvq("generate", "predict", generator, inputs, *made_by[:-3], "batch=2", *FAST)
+        assert other.code == 2 and "Give another --out" in other.error
+    found = codes_of(tmp_path / tokens_dir.name)
+    for key, files in alone.items():
+        assert np.array_equal(np.load(io.BytesIO(files["tokens.npy"])), found[key][0]), key
+    for setting, message in {
+        "device=cuda": "device=cuda: torch finds no CUDA device",
+        "precision=bf16": "precision=bf16 needs a GPU",
+        "batch=0": "batch=0",
+    }.items():
+        wrong = vidvq("generate", "sample", generator, "--out", tmp_path / "none", setting, *FAST)
+        assert wrong.code == 2 and message in wrong.error, wrong.err
 
 
 def info_grid(files):
@@ -531,7 +568,9 @@ def first_sample(generator, clips, config, checkpoint):
 
     stage = open_request(generator, [str(clips)], config, checkpoint)
     key, media, info = next(iter(read_clips(sorted(clips.glob("*.tar"))[0])))
-    return stage.function()(decode_clip(media, key), info)["tokens.npy"], stage.identity()
+    pipeline = stage.pipeline(stage.tokenizer)
+    sample = pipeline.from_pixels(decode_clip(media, key), info, stage.conditions_of(info))
+    return pipeline.generate([sample])[0]["tokens.npy"], stage.identity()
 
 
 def test_every_task_takes_a_class_and_the_columns_of_clips(

@@ -72,18 +72,18 @@ def test_samples_become_tokens_again(vidvq, tmp_path, tiny_tokens, checkpoint_di
 def test_failed_samples_are_retried_alone(vidvq, tmp_path, tokens_dir, checkpoint_dir, clip, copy_of, monkeypatch):
     from vidvq.generate.guide import Guide
 
-    tokens, guided, make = copy_of(tokens_dir), [], Guide.files
+    tokens, guided, edit_sample = copy_of(tokens_dir), [], Guide.edit
 
-    def files(self, key, codes, info):
+    def edit(self, key, codes, size):
         guided.append(key)
-        return make(self, key, codes, info)
+        return edit_sample(self, key, codes, size)
 
     def guide(name, *more):
         guided.clear()
         job = ("--text", "red", "--clip", clip, "--checkpoint", checkpoint_dir, "--out", tmp_path / name)
         return vidvq("generate", "guide", tokens, *job, "steps=1", "crops=1", "format=none", *more)
 
-    monkeypatch.setattr(Guide, "files", files)
+    monkeypatch.setattr(Guide, "edit", edit)
     broken = index_tokens(tokens)[1]
     whole = broken.shard.read_bytes()
     _, offset, size = next(member for member in broken.members if member[0] == "tokens.npy")

@@ -39,7 +39,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 # Settings of the commands of `vidvq generate` that sample a generator.
-_REQUEST = "seed sampling format deadline_s max_failed runtime"
+_REQUEST = "seed sampling batch device precision format deadline_s max_failed runtime"
 # Settings of those that take clips or videos, in addition.
 _INPUT = "label text columns text_encoder video lists limits items_per_shard"
 STAGES = {

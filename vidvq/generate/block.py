@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidvq.errors import UsageError
+from vidvq.generate.head_norm import HeadNorm
 from vidvq.generate.text_attention import TextAttention, TextContext
 
 # Wavelengths of the rotary positions range from 2 pi to about 2 pi times this number (latents).
@@ -122,7 +123,7 @@ class Block(nn.Module):
         self.before, self.between = nn.RMSNorm(width), nn.RMSNorm(width)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         # Normalized queries and keys bound the attention logits (Dehghani et al. 2023).
-        self.query_norm, self.key_norm = nn.RMSNorm(width // config.heads), nn.RMSNorm(width // config.heads)
+        self.query_norm, self.key_norm = HeadNorm(width // config.heads), HeadNorm(width // config.heads)
         self.out = nn.Linear(width, width, bias=False)
         self.gate = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vidvq.corpus.frames import ItemInfo
 from vidvq.errors import UsageError
-from vidvq.formats.clip_shard import read_infos
+from vidvq.formats.clip_shard import ClipInfo, read_infos
 from vidvq.formats.columns import read_table
 from vidvq.formats.commit import read_commits
 from vidvq.formats.generator import GeneratorCard
@@ -86,6 +87,11 @@ class ClipCondition(NamedTuple):
 
 
 NO_CONDITION = ClipCondition()
+
+
+def clip_name(info: ClipInfo | ItemInfo) -> str:
+    """Return the name of a clip, which seeds its sample; unlike its key, its metadata has it."""
+    return f"{info.source}#{info.clip_index}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ At each step random crops of the decoded frames are compared with the text; late
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -77,6 +77,10 @@ class Clip:
         return (chord / 2).clamp(max=1 - 1e-6).arcsin().square().mul(2).mean()
 
 
+# Key, codes ``lt lh lw`` and metadata.
+GuidedSample: TypeAlias = tuple[str, np.ndarray, TokenInfo]
+
+
 def check_clip(folder: Path) -> None:
     """Check that a folder holds a CLIP model, and that transformers is installed.
 
@@ -106,6 +110,8 @@ class Guide:
         UsageError: a model cannot be loaded.
     """
 
+    batch = 1
+
     def __init__(self, tokenizer: Path, clip: Path, text: str, config: GuideConfig, card: TokenizerCard) -> None:
         # One thread: the number of threads changes the order of sums, so samples would depend on the machine.
         torch.set_num_threads(1)
@@ -113,10 +119,14 @@ class Guide:
         self._tokenizer = open_tokenizer(tokenizer)[0].to(device)
         self._clip, self._config, self._card = Clip(clip, text, device), config, card
 
-    def files(self, key: str, codes: np.ndarray, info: TokenInfo) -> dict[str, bytes]:
-        """Edit a sample and return its files by extension."""
-        made = self.edit(key, codes, (info.height, info.width)).codes
-        return token_files(made, replace(info, quality=None), self._card)
+    def batch_key(self, sample: GuidedSample) -> None:
+        """Return what samples of a batch share."""
+
+    def generate(self, samples: list[GuidedSample]) -> list[dict[str, bytes]]:
+        """Edit samples and return the files of each, by extension."""
+        made = [self.edit(key, codes, (info.height, info.width)).codes for key, codes, info in samples]
+        infos = [replace(info, quality=None) for _, _, info in samples]
+        return [token_files(codes, info, self._card) for codes, info in zip(made, infos, strict=True)]
 
     def edit(self, key: str, codes: np.ndarray, size: tuple[int, int]) -> Guided:
         """Move the latents of a sample along the gradient of the distance to the text.

@@ -32,7 +32,7 @@ from vidvq.runtime import Pool
 from vidvq.storage import pretty_json, resolve_path, sha256_file
 
 if TYPE_CHECKING:
-    from vidvq.generate.guide import Guide
+    from vidvq.generate.guide import Guide, GuidedSample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,8 @@ class GuideStage(ListedStage[PromptRow]):
 
         return PromptWorker(self, Guide(self.tokenizer, self.clip, self.text, self.config, self.card))
 
-    def make(self, pipeline: "Guide", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
-        """Edit one sample."""
+    def prepare_sample(self, pipeline: "Guide", row: PromptRow, location: TokenLocation | None) -> "GuidedSample":
+        """Return a sample to edit."""
         if location is None:
             raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
-        return pipeline.files(row.key, *location.read(self.card))
+        return row.key, *location.read(self.card)

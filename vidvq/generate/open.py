@@ -11,8 +11,10 @@ from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
-from vidvq.generate.conditions import ClipConditions, label_index, read_conditions
-from vidvq.generate.pipeline import clip_name, sample_size
+from vidvq.generate.conditions import ClipConditions, clip_name, label_index, read_conditions
+from vidvq.generate.execution import resolve_execution
+from vidvq.generate.pipeline import sample_size
+from vidvq.generate.pixel_stage import GenerateClips, GenerateVideos
 from vidvq.generate.regions import read_mask
 from vidvq.generate.requests import (
     FillConfig,
@@ -23,9 +25,8 @@ from vidvq.generate.requests import (
     SampleConfig,
 )
 from vidvq.generate.sampling import check_shape, given_latents
-from vidvq.generate.stage import GenerateClips, PredictTokens, SampleStage, gpus_per_worker
+from vidvq.generate.stage import PredictTokens, SampleStage, gpus_per_worker
 from vidvq.generate.text import open_text_encoder
-from vidvq.generate.video_stage import GenerateVideos
 from vidvq.jobs.plan_clips import SHARD_STAGE
 from vidvq.jobs.stage import Stage
 from vidvq.pretrained import find_tokenizer, load_tokenizer
@@ -59,13 +60,15 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
             f"{run} was not trained to {task}; it was trained to {', '.join(generator.card.tasks)}. Train one with "
             f"tasks.{task}=1"
         )
+    gpus = gpus_per_worker(config.runtime, config.device)
     common: dict[str, Any] = {
         "task": task,
         "generator": generator.path,
         "fingerprint": generator.fingerprint,
         "card": generator.card,
         "config": config,
-        "gpus": gpus_per_worker(config.runtime),
+        "execution": resolve_execution(config, "cuda" if gpus else "cpu"),
+        "gpus": gpus,
     }
     if isinstance(config, SampleConfig):
         if inputs:

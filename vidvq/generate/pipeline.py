@@ -1,6 +1,7 @@
-"""Generation of single samples: from a prompt to the files of a token sample."""
+"""Generation of samples: from a prompt to the files of a token sample."""
 
-from dataclasses import replace
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.token_shard import TokenInfo, token_files
 from vidvq.generate.blanking import BlankedVideo, encode_visible
 from vidvq.generate.code_vectors import code_vectors
-from vidvq.generate.conditions import NO_CONDITION, ClipCondition, label_index, latent_actions
+from vidvq.generate.conditions import NO_CONDITION, ClipCondition, clip_name, label_index, latent_actions
 from vidvq.generate.examples import seeded_rng
+from vidvq.generate.execution import CPU, GenerationExecution
 from vidvq.generate.network import load_network
 from vidvq.generate.regions import prepare, read_mask, result_shape
 from vidvq.generate.requests import (
@@ -26,14 +28,33 @@ from vidvq.generate.requests import (
     RequestConfig,
     SampleConfig,
 )
-from vidvq.generate.sampling import Condition, check_shape, sample_codes
+from vidvq.generate.sampling import TEXT_MULTIPLE, Condition, SamplePrompt, check_shape, sample_codes
 from vidvq.generate.text import TextEncoder, open_text_encoder
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
+from vidvq.pretrained.device import allow_tf32, require_cuda
 
 # Largest denominator of a frame rate, for rates such as 30000/1001.
 _MAX_DENOMINATOR = 1001
+
+
+@dataclass(frozen=True)
+class PendingSample:
+    """A sample that is ready to be generated.
+
+    Attributes:
+        key: with the seed of the request, it determines the codes.
+        given: codes ``t lh lw`` of the first latent frames; None for none.
+        shape: shape ``lt lh lw`` of the codes.
+        info: metadata of the sample.
+    """
+
+    key: str
+    given: np.ndarray | None
+    condition: Condition
+    shape: tuple[int, int, int]
+    info: TokenInfo
 
 
 class GenerationPipeline:
@@ -42,18 +63,34 @@ class GenerationPipeline:
     Args:
         tokenizer: folder of the tokenizer that encodes pixels, or whose code vectors are averaged; None if prompts are
             tokens or nothing, and codes are drawn.
+        execution: device, precision and batch size.
+
+    Attributes:
+        batch: samples per call of the network; fewer are padded.
 
     Raises:
-        UsageError: a checkpoint is missing, damaged or of another kind, or does not expose the code vectors.
+        UsageError: a checkpoint is missing, damaged or of another kind, or does not expose the code vectors; or the
+            device is missing.
     """
 
-    def __init__(self, generator: Path, config: RequestConfig, tokenizer: Path | None = None) -> None:
+    def __init__(
+        self,
+        generator: Path,
+        config: RequestConfig,
+        tokenizer: Path | None = None,
+        execution: GenerationExecution = CPU,
+    ) -> None:
         # One thread: the number of threads changes the order of sums, so samples would depend on the machine.
         torch.set_num_threads(1)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if execution.device == "cuda":
+            require_cuda()
+            allow_tf32(execution.precision == "tf32")
+        self._device, self.batch = torch.device(execution.device), execution.batch
         found: Generator = read_generator(generator)
         self.card: GeneratorCard = found.card
         self._network = load_network(found).to(self._device)
+        if execution.precision == "bf16":
+            self._network.use_half(torch.bfloat16)
         self._name = f"generator:{found.fingerprint[:12]}"
         self._config = config
         masked = isinstance(config, FillConfig) and config.mask
@@ -70,14 +107,11 @@ class GenerationPipeline:
             assert self._tokenizer is not None
             self._vectors = code_vectors(self._tokenizer, self._network.digits)
 
-    def sample(self, key: str, index: int) -> dict[str, bytes]:
-        """Generate a sample without given frames, optionally of a class or a text.
+    def sample(self, key: str, index: int) -> PendingSample:
+        """Prepare a sample without given frames, optionally of a class or a text.
 
         Args:
             key: key of the sample; with the seed it determines the codes.
-
-        Returns:
-            Files of the sample, by extension.
 
         Raises:
             UsageError: the size or the class is not one that the generator was trained on.
@@ -89,10 +123,10 @@ class GenerationPipeline:
         shape = (1 + -(-(frames - 1) // r), -(-height // s), -(-width // s))
         label = 0 if config.label is None else label_index(self.card, config.label)
         text = self._encode(self._texts[index // config.n]) if self._texts else None
-        codes = self._codes(key, shape, None, Condition(label, text=text))
         tick = 1 / Fraction(config.fps or self.card.fps).limit_denominator(_MAX_DENOMINATOR)
         times = {"fps": float(1 / tick), "time_base": str(tick), "pts": tuple(range(frames)), "duration": frames}
-        return self._files(codes, TokenInfo(self._name, index, shape, frames, height, width, **times))
+        info = TokenInfo(self._name, index, shape, frames, height, width, **times)
+        return self._pending(key, None, Condition(label, text=text), info)
 
     def predict(
         self,
@@ -100,15 +134,12 @@ class GenerationPipeline:
         codes: np.ndarray,
         info: TokenInfo,
         conditions: ClipCondition = NO_CONDITION,
-    ) -> dict[str, bytes]:
-        """Continue a clip.
+    ) -> PendingSample:
+        """Prepare the continuation of a clip.
 
         Args:
             key: key of the clip; with the seed it determines the codes.
             codes: codes ``lt lh lw``; at least those of the given frames.
-
-        Returns:
-            Files of the sample, by extension.
 
         Raises:
             UsageError: the clip is too short.
@@ -123,19 +154,16 @@ class GenerationPipeline:
                 "set given= to less"
             )
         shape = (1 + -(-(frames - 1) // r), codes.shape[1], codes.shape[2])
-        made = self._codes(key, shape, codes[:prefix], self._condition(conditions, shape[0]))
-        return self._files(made, replace(extend_times(info, frames), grid=shape, quality=None))
+        made = replace(extend_times(info, frames), grid=shape, quality=None)
+        return self._pending(key, codes[:prefix], self._condition(conditions, shape[0]), made)
 
     def from_pixels(
         self, frames: np.ndarray, info: ClipInfo | ItemInfo, conditions: ClipCondition = NO_CONDITION
-    ) -> dict[str, bytes]:
-        """Predict, interpolate or fill a clip, as the request says.
+    ) -> PendingSample:
+        """Prepare the prediction, interpolation or fill of a clip, as the request says.
 
         Args:
             frames: ``t h w c`` uint8.
-
-        Returns:
-            Files of the sample, by extension.
 
         Raises:
             UsageError: the clip is too short, too long or too large for the request or the generator.
@@ -158,8 +186,44 @@ class GenerationPipeline:
         frames, part, tokens = prepare(config, frames, tokens, self._mask)
         hidden = torch.from_numpy(part)[None].to(self._device)
         blanked = encode_visible(tokenizer, to_video(frames).to(self._device), hidden)
-        condition = self._condition(conditions, grid[0], blanked)
-        return self._files(self._codes(key, grid, None, condition), replace(tokens, grid=grid))
+        return self._pending(key, None, self._condition(conditions, grid[0], blanked), replace(tokens, grid=grid))
+
+    def batch_key(self, sample: PendingSample) -> Hashable:
+        """Return the shapes that samples of a batch share."""
+        text = sample.condition.text
+        given = 0 if sample.given is None else len(sample.given)
+        return sample.shape, given, 0 if text is None else -(-len(text) // TEXT_MULTIPLE)
+
+    def generate(self, samples: list[PendingSample]) -> list[dict[str, bytes]]:
+        """Generate samples of one :meth:`batch_key`.
+
+        Args:
+            samples: at most :attr:`batch`.
+
+        Returns:
+            Files of each sample, by extension.
+
+        Raises:
+            UsageError: the GPU has too little memory for a batch.
+        """
+        seed, sampling = self._config.seed, self._config.sampling
+        prompts = [SamplePrompt(seeded_rng(f"{seed}/{each.key}"), each.given, each.condition) for each in samples]
+        # Kernels round differently for another batch size.
+        padding = [replace(prompts[0], rng=seeded_rng("")) for _ in range(self.batch - len(samples))]
+        shape = samples[0].shape
+        try:
+            made = sample_codes(self._network, self.card, shape, prompts + padding, sampling, self._vectors)
+        except torch.OutOfMemoryError as error:
+            raise UsageError(
+                f"batch={self.batch} samples of {shape} codes do not fit the memory of the GPU; set batch= to less"
+            ) from error
+        card = self.card.tokenizer
+        return [token_files(codes, each.info, card) for codes, each in zip(made, samples, strict=False)]
+
+    def _pending(self, key: str, given: np.ndarray | None, condition: Condition, info: TokenInfo) -> PendingSample:
+        t, h, w = info.grid
+        check_shape(self.card, (t, h, w), condition.blanked is not None)
+        return PendingSample(key, given, condition, (t, h, w), info)
 
     def _condition(self, clip: ClipCondition, latents: int, blanked: BlankedVideo | None = None) -> Condition:
         """Return the conditions of a clip; a class or a text of the request replaces that of the clip."""
@@ -178,21 +242,6 @@ class GenerationPipeline:
             assert isinstance(self._config, SampleConfig | InputConfig)
             self._encoder = open_text_encoder(self.card, self._config.text_encoder)
         return self._encoder.encode(text)
-
-    def _codes(
-        self, key: str, shape: tuple[int, int, int], given: np.ndarray | None, condition: Condition
-    ) -> np.ndarray:
-        rng = seeded_rng(f"{self._config.seed}/{key}")
-        sampling = self._config.sampling
-        return sample_codes(self._network, self.card, shape, given, condition, sampling, rng, self._vectors)
-
-    def _files(self, codes: np.ndarray, info: TokenInfo) -> dict[str, bytes]:
-        return token_files(codes, info, self.card.tokenizer)
-
-
-def clip_name(info: ClipInfo | ItemInfo) -> str:
-    """Return the name of a clip, which seeds its sample; unlike its key, its metadata has it."""
-    return f"{info.source}#{info.clip_index}"
 
 
 def sample_size(card: GeneratorCard, config: SampleConfig) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from vidvq.corpus.lists import ListPolicy
 from vidvq.errors import UsageError
+from vidvq.formats.execution import Precision
 from vidvq.runtime import RuntimeConfig
 from vidvq.storage import resolve_path, sha256_bytes
 from vidvq.video.policy import VideoPolicy
@@ -68,7 +69,12 @@ class RequestConfig:
         sampling: sampling of the codes.
         format: format of the decoded video in ``OUT/video``: ``mp4``, ``gif``, ``png`` or ``npy``; ``none`` writes
             tokens only.
-        deadline_s: time limit for decoding one clip and generating from it (seconds).
+        batch: samples that a worker generates together (1 to 256); None means 16 on a GPU and 1 on CPUs. Recorded in
+            the plan, because kernels round differently for another batch size.
+        device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, where there are some.
+        precision: type of the network on a GPU: ``bf16``, ``tf32`` or ``fp32``; None means ``bf16`` there, and
+            ``fp32`` on CPUs. Codes are always drawn in fp32.
+        deadline_s: time limit for decoding one clip (seconds).
         max_failed: fraction of the samples that may fail (0 to 1); above it the exit code is 1.
         runtime: workers of the job; they do not change the output. By default the job runs in this process, because
             Ray takes seconds to start.
@@ -78,6 +84,9 @@ class RequestConfig:
 
     seed: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    batch: Annotated[int, Field(ge=1, le=256)] | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision | None = None
     format: Literal["mp4", "gif", "png", "npy", "none"] = "mp4"
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] = 600.0
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0

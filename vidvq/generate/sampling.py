@@ -20,7 +20,7 @@ from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.blanking import BlankedVideo
 from vidvq.generate.block import KVCache
 from vidvq.generate.code_vectors import DigitVectors, nearest_to_mean
-from vidvq.generate.previous import previous_codes
+from vidvq.generate.previous import UNKNOWN, previous_codes
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.reveal_order import reveal_counts, reveal_order
 from vidvq.generate.text import pad_texts
@@ -169,11 +169,30 @@ class _Prediction(NamedTuple):
     vectors: Tensor
     copies: Tensor | None
 
-    def at(self, samples: slice, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the vectors ``n c`` and copies ``n m`` of some samples at flat positions, ``n`` in all."""
-        return _gather(self.vectors[samples], positions), (
-            None if self.copies is None else _gather(self.copies[samples], positions)
-        )
+    def at(self, samples: slice, positions: Tensor) -> "_Rows":
+        """Return the rows of some samples at flat positions ``b n``."""
+        copies = None if self.copies is None else _gather(self.copies[samples], positions)
+        return _Rows(_gather(self.vectors[samples], positions), copies)
+
+
+class _Rows(NamedTuple):
+    """Positions of all samples.
+
+    Attributes:
+        vectors: hidden vectors ``n c``.
+        copies: codes that each position can copy, ``n m``; None without copying.
+    """
+
+    vectors: Tensor
+    copies: Tensor | None
+
+    def only(self, where: Tensor) -> "_Rows":
+        """Let only the positions copy where ``where`` (``n`` bool) is True."""
+        return _Rows(self.vectors, None if self.copies is None else self.copies.masked_fill(~where[:, None], UNKNOWN))
+
+    def part(self, part: slice) -> "_Rows":
+        """Return some of the positions."""
+        return _Rows(self.vectors[part], None if self.copies is None else self.copies[part])
 
 
 def _gather(x: Tensor, positions: Tensor) -> Tensor:
@@ -297,7 +316,7 @@ class _Window:
         shape = (codes.shape[1], codes.shape[2], codes.shape[3])
         area = shape[1] * shape[2]
         orders = [reveal_order(shape, self.config.order, rng) for rng in self.rngs]
-        order = torch.stack([each[each >= given * area] for each in orders]).to(codes.device)
+        order = torch.stack([each[each >= given * area] for each in orders]).to(codes.device, non_blocking=True)
         count, by_confidence = order.shape[1], self.config.order == "confidence"
         digits = max(map(len, self.network.digits))
         uniform = self._uniform(digits, 0 if by_confidence else count)
@@ -325,7 +344,7 @@ class _Window:
     def _uniform(self, rows: int, count: int) -> Tensor:
         """Draw numbers in [0, 1), ``b rows count``."""
         drawn = [torch.rand(rows, count, generator=rng) for rng in self.rngs]
-        return torch.stack(drawn).to(self.codes.device)
+        return torch.stack(drawn).to(self.codes.device, non_blocking=True)
 
     def _draw(
         self, prediction: _Prediction, positions: Tensor, uniform: Tensor, area: int, first: int
@@ -337,42 +356,40 @@ class _Window:
             area: codes of a latent frame.
             first: index of the first latent frame.
         """
-        vectors, copies = prediction.at(self.own, positions)
+        own = prediction.at(self.own, positions)
         without = prediction.at(self.without, positions) if self.copies > 1 else None
-        numbers = uniform.transpose(0, 1).flatten(1)
-        # The split of the positions between codebooks would depend on the random order, and have to be read back.
-        books = range(len(self.network.codebooks)) if not first else [len(self.network.codebooks) - 1]
-        found = [self._draw_from(book, vectors, copies, without, numbers) for book in books]
-        (codes, log_probability), later = found[0], found[-1]
-        if len(found) > 1:
-            is_first = positions.flatten() < area
-            codes = torch.where(is_first, codes, later[0])
-            log_probability = torch.where(is_first, log_probability, later[1])
+        numbers, last = uniform.transpose(0, 1).flatten(1), len(self.network.codebooks) - 1
+        if first or not last:
+            drawn = self._draw_from(last, own, without, numbers)
+        else:
+            # From both codebooks at each position: how many are in latent frame 0 is known on the device alone.
+            in_first = positions.flatten() < area
+            parts = [
+                self._draw_from(book, own.only(where), without and without.only(where), numbers)
+                for book, where in ((0, in_first), (last, ~in_first))
+            ]
+            drawn = [torch.where(in_first, *pair) for pair in zip(*parts, strict=True)]
+        codes, log_probability = drawn
         return codes.view_as(positions), log_probability.view_as(positions)
 
     def _draw_from(
         self,
         book: int,
-        vectors: Tensor,
-        copies: Tensor | None,
-        without: tuple[Tensor, Tensor | None] | None,
+        own: _Rows,
+        without: _Rows | None,
         uniform: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Draw codes ``n`` of one codebook; return them with their log-probabilities."""
         head, drawn = self.network.heads[book], list[tuple[Tensor, Tensor]]()
         size = max(_MAX_LOGITS // max(self.network.digits[book]), 1)
-        for start in range(0, len(vectors), size):
+        for start in range(0, len(own.vectors), size):
             part = slice(start, start + size)
             sampler = _DigitSampler(self.config, uniform[:, part], self.vectors[book] if self.vectors else None)
-            unconditional = None if without is None else (without[0][part], _part(without[1], part))
-            codes = head.sample(vectors[part], sampler, _part(copies, part), unconditional, self.config.guidance)  # type: ignore[operator]
+            vectors, copies = own.part(part)
+            codes = head.sample(vectors, sampler, copies, without and without.part(part), self.config.guidance)  # type: ignore[operator]
             assert sampler.log_probability is not None
             drawn.append((codes, sampler.log_probability))
         return torch.cat([codes for codes, _ in drawn]), torch.cat([log_probability for _, log_probability in drawn])
-
-
-def _part(x: Tensor | None, part: slice) -> Tensor | None:
-    return None if x is None else x[part]
 
 
 class _DigitSampler:

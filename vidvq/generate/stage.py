@@ -1,17 +1,14 @@
 """Stages of `vidvq generate`, run as corpus jobs. Imports no torch: decoding processes load this module."""
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from vidvq.errors import UsageError
-from vidvq.formats.clip_shard import ClipInfo
-from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, read_commits
+from vidvq.formats.commit import ShardDraft, commit_shard, read_commits
 from vidvq.formats.generator import GeneratorCard
 from vidvq.formats.plan import read_plan
 from vidvq.formats.reuse import reusable_samples
@@ -19,16 +16,18 @@ from vidvq.formats.rows import PlanRow
 from vidvq.formats.token_index import index_shard
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import CARD, PREFIX, encode_tokenizer_card
+from vidvq.generate.batches import Batches, BatchPipeline
 from vidvq.generate.conditions import ClipConditions
+from vidvq.generate.execution import CPU, GenerationExecution
 from vidvq.generate.requests import PredictConfig, RequestConfig, SampleConfig
-from vidvq.jobs.clip_functions import ClipFunction, ClipFunctionStage
+from vidvq.jobs.shard_writer import OrderedShardWriter, Sample
 from vidvq.jobs.stage import Activity, AnyRow, ListedStage, ShardResult, ShardTask, Stage
 from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Pool, RuntimeConfig, count_gpus
 from vidvq.storage import pretty_json, sha256_bytes
 
 if TYPE_CHECKING:
-    from vidvq.generate.pipeline import GenerationPipeline
+    from vidvq.generate.pipeline import GenerationPipeline, PendingSample
 
 FORMAT = "vidvq.generated/1"
 
@@ -56,6 +55,7 @@ class GenerateStage(Stage[AnyRow], ABC):
     """Base of the stages.
 
     Attributes:
+        execution: device, precision and batch size.
         gpus: number of GPUs per worker.
     """
 
@@ -64,15 +64,22 @@ class GenerateStage(Stage[AnyRow], ABC):
     fingerprint: str
     card: GeneratorCard
     config: RequestConfig
+    execution: GenerationExecution = CPU
     gpus: float = 0
     name = "generate"
     prefix = PREFIX
     thumbnail_count = 0
 
     def identity(self) -> dict[str, Any]:
-        """Return what the samples depend on: generator, task and settings."""
+        """Return what the samples depend on: generator, task, settings and execution."""
         made_by = {"generator": self.fingerprint, "token_fingerprint": self.card.tokenizer.token_fingerprint}
-        return {"task": self.task} | made_by | self.config.identity()
+        return {"task": self.task} | made_by | self.config.identity() | self.execution.identity()
+
+    def pipeline(self, tokenizer: Path | None) -> "GenerationPipeline":
+        """Load the generator, and the tokenizer if there is one."""
+        from vidvq.generate.pipeline import GenerationPipeline
+
+        return GenerationPipeline(self.generator, self.config, tokenizer, self.execution)
 
     def files(self) -> dict[str, bytes]:
         """Return ``tokenizer.json``, and ``generator.json``, which records what generated the tokens."""
@@ -101,20 +108,13 @@ class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
 
     def worker(self, pool: Pool) -> "PromptWorker":
         """Build a worker in the current process."""
-        from vidvq.generate.pipeline import GenerationPipeline
+        return PromptWorker(self, self.pipeline(self.tokenizer))
 
-        return PromptWorker(self, GenerationPipeline(self.generator, self.config, self.tokenizer))
-
-    def make(self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
-        """Generate the files of one sample.
-
-        Args:
-            location: token sample of the prompt; None without one.
-
-        Raises:
-            UsageError: the prompt is unusable; the sample counts as failed.
-        """
-        raise NotImplementedError
+    @abstractmethod
+    def prepare_sample(
+        self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None
+    ) -> "PendingSample":
+        """See :class:`PromptStage`."""
 
     def locations(self, shard: str) -> dict[str, TokenLocation]:
         """Return the token samples of a shard that holds prompts, by key."""
@@ -133,8 +133,10 @@ class SampleStage(_PromptStage):
         for index in range(self.config.n * max(len(self.config.texts()), 1)):
             yield PromptRow(key=f"sample-{index:06d}", shard=index // self.config.items_per_shard, index=index)
 
-    def make(self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
-        """Generate one sample."""
+    def prepare_sample(
+        self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None
+    ) -> "PendingSample":
+        """Return a sample without a prompt."""
         return pipeline.sample(row.key, row.index)
 
 
@@ -164,23 +166,29 @@ class PredictTokens(_PromptStage):
         """Return the token samples of a shard, by key."""
         return token_locations(self.tokens, shard)
 
-    def make(self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
-        """Continue one sample."""
+    def prepare_sample(
+        self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None
+    ) -> "PendingSample":
+        """Return the continuation of a sample."""
         if location is None:
             raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
         codes, info = location.read(self.card.tokenizer)
         return pipeline.predict(row.key, codes, info, self.conditions.of(row.key))
 
 
-def gpus_per_worker(runtime: RuntimeConfig) -> float:
+def gpus_per_worker(runtime: RuntimeConfig, device: str = "auto") -> float:
     """Return the GPUs of a worker: none if the cluster that the job joins, or else this machine, has none.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``auto``.
 
     Raises:
         StoreError: the cluster cannot be reached.
+        UsageError: a GPU is asked for, and there is none.
     """
     from vidvq.pretrained.device import find_device
 
-    return runtime.gpus_per_worker if find_device("auto", partial(count_gpus, runtime)) == "cuda" else 0
+    return runtime.gpus_per_worker if find_device(device, partial(count_gpus, runtime)) == "cuda" else 0
 
 
 def identify_tokens(tokens: Path) -> dict[str, str]:
@@ -213,71 +221,43 @@ class PromptStage(Protocol):
         """Return the token samples of a shard that holds prompts, by key."""
         ...
 
-    def make(self, pipeline: Any, row: PromptRow, location: TokenLocation | None) -> dict[str, bytes]:
-        """Make the files of one sample."""
+    def prepare_sample(self, pipeline: Any, row: PromptRow, location: TokenLocation | None) -> Any:
+        """Return a sample that the pipeline can generate.
+
+        Args:
+            location: token sample of the prompt; None without one.
+
+        Raises:
+            UsageError: the prompt is unusable; the sample counts as failed.
+        """
         ...
 
 
 class PromptWorker:
     """Generates shards."""
 
-    def __init__(self, stage: PromptStage, pipeline: Any) -> None:
+    def __init__(self, stage: PromptStage, pipeline: BatchPipeline[Any]) -> None:
         self._stage, self._pipeline, self._clock = stage, pipeline, Stopwatch()
 
     def __call__(self, task: ShardTask[PromptRow]) -> ShardResult:
         """Generate and commit a shard."""
         copied = dict[str, int]()
-
-        def fill(draft: ShardDraft) -> None:
-            locations = self._stage.locations(task.rows[0].source)
-            reused = reusable_samples(task.out, task.older, task.rows)
-            copied["samples"] = len(reused)
-            for row in task.rows:
-                if row.key in reused:
-                    draft.add(row.key, reused[row.key], samples=1)
-                    continue
-                try:
-                    with self._clock.activity("process"):
-                        files = self._stage.make(self._pipeline, row, locations.get(row.key))
-                except UsageError as error:
-                    draft.failed.append(Outcome(row.key, "bad_prompt", f"{row.key}: {error}"))
-                else:
-                    draft.add(row.key, files, samples=1)
-
         with self._clock.activity("write"):
-            commit = commit_shard(task.out, task.shard, task.plan_id, fill)
+            commit = commit_shard(task.out, task.shard, task.plan_id, partial(self._fill, task, copied))
         return self._clock.result(commit, copied)
 
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateClips(GenerateStage[Any], ClipFunctionStage):
-    """Predicts, interpolates or fills the clips of clip shards.
-
-    Attributes:
-        conditions: conditions by :func:`~vidvq.generate.pipeline.clip_name`.
-    """
-
-    config: RequestConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
-    config_type = RequestConfig
-    tokenizer: Path
-    conditions: ClipConditions = field(default_factory=ClipConditions)
-    gpus: float = 0
-    activities = ClipFunctionStage.activities | {
-        "process": Activity("generating"),
-        "load": Activity("loading the generator", "fewer workers, or larger shards"),
-    }
-
-    def identity(self) -> dict[str, Any]:
-        """Return what the samples depend on; includes the conditions."""
-        return super().identity() | ({"conditions": self.conditions.digest} if self.conditions.digest else {})
-
-    def function(self) -> ClipFunction:
-        """Load the generator and the tokenizer."""
-        from vidvq.generate.pipeline import GenerationPipeline, clip_name
-
-        pipeline = GenerationPipeline(self.generator, self.config, self.tokenizer)
-
-        def make(frames: np.ndarray, info: ClipInfo) -> dict[str, bytes]:
-            return pipeline.from_pixels(frames, info, self.conditions.of(clip_name(info)))
-
-        return make
+    def _fill(self, task: ShardTask[PromptRow], copied: dict[str, int], draft: ShardDraft) -> None:
+        writer = OrderedShardWriter(draft, [row.key for row in task.rows])
+        batches = Batches(self._pipeline, writer)
+        locations = self._stage.locations(task.rows[0].source)
+        reused = reusable_samples(task.out, task.older, task.rows)
+        copied["samples"] = len(reused)
+        for row in task.rows:
+            if row.key in reused:
+                writer.put(Sample(row.key, reused[row.key], {"samples": 1}))
+                continue
+            prepare = partial(self._stage.prepare_sample, self._pipeline, row, locations.get(row.key))
+            with self._clock.activity("process"):
+                batches.add(row, prepare)
+        with self._clock.activity("process"):
+            batches.flush()

@@ -111,9 +111,7 @@ def open_text_encoder(card: GeneratorCard, name: str | None = None) -> TextEncod
     return encoder
 
 
-def pad_texts(
-    states: list[torch.Tensor | None], width: int, multiple: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_texts(states: list[torch.Tensor | None], width: int, multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Collate the states ``n d`` of texts; None for a sample without one.
 
     Args:

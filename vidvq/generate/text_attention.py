@@ -7,6 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.generate.head_norm import HeadNorm
+
 
 class TextContext(NamedTuple):
     """Projected texts of a batch.
@@ -68,7 +70,7 @@ class TextAttention(nn.Module):
         super().__init__()
         self.count, self.before = heads, nn.RMSNorm(width)
         self.query, self.key_value = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
-        self.query_norm, self.key_norm = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
+        self.query_norm, self.key_norm = HeadNorm(width // heads), HeadNorm(width // heads)
         self.out = nn.Linear(width, width, bias=False)
         nn.init.normal_(self.out.weight, std=0.02 / (2 * depth) ** 0.5)
 

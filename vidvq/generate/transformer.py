@@ -9,6 +9,8 @@ earlier frames; in the masked stream, it attends to itself and to earlier frames
 trains all latent frames, and sampling can cache the keys and values of complete frames (:class:`KVCache`).
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -64,6 +66,19 @@ class VideoTransformer(nn.Module):
         self.no_blanked = _small_embedding(1, width) if sees_blanked else None
         self.text = TextProjection(text_width, width) if text_width else None
         self.rotary = Rotary(width // config.heads)
+        self._half: torch.dtype | None = None
+
+    def use_half(self, dtype: torch.dtype) -> None:
+        """Compute the blocks in half precision, for sampling; residuals, embeddings and heads stay fp32.
+
+        Args:
+            dtype: ``torch.bfloat16`` or ``torch.float16``.
+        """
+        self._half = dtype
+        # Autocast would convert frozen weights in every call.
+        for layer in self.blocks.modules():
+            if isinstance(layer, nn.Linear):
+                layer.to(dtype)
 
     def embed(self, codes: Tensor, mask: Tensor | None, first: int = 0, previous: Tensor | None = None) -> Tensor:
         """Embed codes, and with ``copy_radius`` those around each in the previous latent frame.
@@ -228,8 +243,9 @@ class VideoTransformer(nn.Module):
         x = noisy[:, None] if clean is None else torch.stack([clean, noisy], dim=1)
         t, h, w = noisy.shape[1:4]
         rotation = self.rotary(torch.arange(t, device=x.device), h, w)
-        for block in self.blocks:
-            x = block(x, rotation, text)
+        with self._autocast(x):
+            for block in self.blocks:
+                x = block(x, rotation, text)
         return self.norm(x[:, -1])
 
     def forward_cached(self, x: Tensor, cache: KVCache, append: bool, text: TextContext | None = None) -> Tensor:
@@ -246,11 +262,16 @@ class VideoTransformer(nn.Module):
         """
         t, h, w = x.shape[1:4]
         rotation = self.rotary(torch.arange(cache.frames, cache.frames + t, device=x.device), h, w)
-        for block in self.blocks:
-            x = block.forward_cached(x, rotation, cache, append, text)  # type: ignore[operator]
+        with self._autocast(x):
+            for block in self.blocks:
+                x = block.forward_cached(x, rotation, cache, append, text)  # type: ignore[operator]
         if append:
             cache.frames += t
         return self.norm(x)
+
+    def _autocast(self, x: Tensor) -> AbstractContextManager[object]:
+        # Without a type of its own, the network runs in that of the training engine.
+        return torch.autocast(x.device.type, self._half) if self._half else nullcontext()
 
     def nll(self, hidden: Tensor, codes: Tensor, chosen: Tensor, copies: Tensor | None = None) -> Tensor:
         """Compute the negative log-likelihood (nats) of chosen codes.

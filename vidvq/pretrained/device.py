@@ -49,11 +49,7 @@ def prepare(tokenizer: Tokenizer, execution: Execution, gpus: float = 1.0) -> No
             or Triton kernels are asked for, and there are none.
     """
     if execution.device == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError(
-                f"{socket.gethostname()} was given a GPU, but its torch {torch.__version__} finds no CUDA device; "
-                "install torch for CUDA there, or set device=cpu"
-            )
+        require_cuda()
         _check_kind(execution)
         if gpus < 1:
             torch.cuda.set_per_process_memory_fraction(gpus)
@@ -71,6 +67,19 @@ def prepare(tokenizer: Tokenizer, execution: Execution, gpus: float = 1.0) -> No
     tokenizer.decode_shape = StepShape(together, execution.groups, execution.max_pixels)
     # Frames are bytes, so their range is known.
     tokenizer.checks_range = False
+
+
+def require_cuda() -> None:
+    """Check that a worker that was given a GPU can use it.
+
+    Raises:
+        UsageError: torch finds no CUDA device.
+    """
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"{socket.gethostname()} was given a GPU, but its torch {torch.__version__} finds no CUDA device; "
+            "install torch for CUDA there, or set device=cpu"
+        )
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -117,6 +117,8 @@ def test_codes_can_be_copied_from_a_visible_frame_before_any_is_revealed(tokens_
     copied[:, 2] = given[:, 1]
     nll = model(copied, torch.ones_like(copied, dtype=torch.bool), False, blanked=given, visible=visible)
     assert nll[-20:].max() < 0.01 < nll[:-20].min()
+    # From both codebooks, of which neither has the codes of the other.
+    given[:, 1] += 32
     condition, config = Condition(blanked=BlankedVideo(given, visible)), SamplingConfig(steps=1, temperature=0.0)
     (found,) = sample_codes(model, card, (3, 4, 5), [SamplePrompt(seeded_rng("b"), condition=condition)], config)
     assert (found[2] == given[0, 1].numpy()).all()

@@ -1,10 +1,12 @@
 """Sampling: reveal orders, given codes, conditions, sliding contexts."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.generators import make_card
 from vidvq.errors import UsageError
@@ -13,7 +15,7 @@ from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import build_network
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.reveal_order import reveal_counts, reveal_order
-from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
+from vidvq.generate.sampling import Condition, SamplePrompt, _invert, sample_codes
 
 SHAPE = (3, 4, 5)
 
@@ -146,3 +148,63 @@ def test_nucleus_sampling_draws_from_the_most_probable_codes(card):
 def test_mean_codes_with_a_temperature_are_refused():
     with pytest.raises(UsageError, match=r"estimate=mean .* temperature=1.0; set it to 0"):
         SamplingConfig(estimate="mean")
+
+
+@pytest.mark.parametrize("objective", ["masked", "next"])
+@pytest.mark.parametrize("order", ["halton", "confidence"])
+def test_a_sample_does_not_depend_on_the_others_of_its_batch(network, card, objective, order):
+    card = replace(card, objective=objective)
+    # Batches of other sizes round differently, which must not decide between codes here.
+    precise = copy.deepcopy(network).double()
+    config = SamplingConfig(steps=3, order=order, guidance=1.5)
+    given = [draw(network, card, seed=seed)[:1] for seed in "abc"]
+
+    def prompts():
+        return [
+            SamplePrompt(seeded_rng(str(at)), start, Condition(label=at % 3))
+            for at, start in enumerate([*given, given[0]])
+        ]
+
+    together = sample_codes(precise, card, (5, 4, 5), prompts(), config)
+    alone = [sample_codes(precise, card, (5, 4, 5), [prompt], config)[0] for prompt in prompts()]
+    assert all(map(np.array_equal, together, alone))
+    assert len({codes.tobytes() for codes in together}) == 4
+
+
+class Reads(TorchDispatchMode):
+    """Counts operations that wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        masked = func is torch.ops.aten.index.Tensor and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        waits = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+        self.count += masked or func.overloadpacket in waits
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("order", ["halton", "confidence"])
+def test_decoding_steps_do_not_read_the_device(network, card, order):
+    counts = []
+    for steps in (2, 8):
+        with Reads() as reads:
+            draw(network, card, order=order, steps=steps, guidance=1.5, top_p=0.9)
+        counts.append(reads.count)
+    assert counts[0] == counts[1]
+
+
+def test_codes_are_drawn_in_proportion_to_their_probabilities():
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.2])
+    uniform = (torch.arange(1000) + 0.5) / 1000
+    drawn = _invert(probabilities.log().expand(1000, 4), uniform)
+    assert drawn.bincount(minlength=4).tolist() == [500, 0, 300, 200]
+
+
+def test_large_grids_are_drawn_in_parts(network, card, monkeypatch):
+    whole = draw(network, card)
+    monkeypatch.setattr("vidvq.generate.sampling._MAX_LOGITS", 500)
+    assert np.array_equal(draw(network, card), whole)

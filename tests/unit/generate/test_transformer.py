@@ -117,3 +117,15 @@ def test_dropped_conditions_equal_no_conditions():
 def test_a_width_that_is_no_multiple_of_heads_is_refused():
     with pytest.raises(UsageError, match="width=10 depth=1 heads=4"):
         TransformerConfig(10, 1, 4)
+
+
+@pytest.mark.parametrize("attention", ["full", "axial"])
+def test_half_precision_is_that_of_the_blocks_alone(attention):
+    full, half = network(attention), network(attention)
+    half.use_half(torch.bfloat16)
+    x = full.embed(codes(), None)
+    expected, found = full.hidden(x), half.hidden(x)
+    cached = half.forward_cached(x[:, :1], KVCache(), append=False)
+    assert found.dtype == cached.dtype == torch.float32
+    assert 1e-4 < (found - expected).norm() / expected.norm() < 0.05
+    assert {weight.dtype for weight in half.heads.parameters()} == {torch.float32}

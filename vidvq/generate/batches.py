@@ -1,0 +1,64 @@
+"""Collection of the samples of a shard into batches of one shape."""
+
+from collections.abc import Callable, Hashable
+from typing import Generic, Protocol, TypeVar
+
+from vidvq.errors import UsageError
+from vidvq.formats.commit import Outcome
+from vidvq.formats.rows import PlanRow
+from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
+
+Pending = TypeVar("Pending")
+
+
+class BatchPipeline(Protocol[Pending]):
+    """Generates several samples at a time.
+
+    Attributes:
+        batch: largest number of samples of a call.
+    """
+
+    batch: int
+
+    def batch_key(self, sample: Pending) -> Hashable:
+        """Return what samples that are generated together have in common, such as their shape."""
+        ...
+
+    def generate(self, samples: list[Pending]) -> list[dict[str, bytes]]:
+        """Generate samples of one :meth:`batch_key`; returns the files of each, by extension."""
+        ...
+
+
+class Batches(Generic[Pending]):
+    """Collects samples until there are enough for a batch, and writes them when they are generated."""
+
+    def __init__(self, pipeline: BatchPipeline[Pending], writer: OrderedShardWriter) -> None:
+        self._pipeline, self._writer = pipeline, writer
+        self._waiting: dict[Hashable, dict[str, Pending]] = {}
+
+    def add(self, row: PlanRow, prepare: Callable[[], Pending]) -> None:
+        """Add the sample of a row.
+
+        Args:
+            prepare: returns the sample; a UsageError of it fails the row.
+        """
+        try:
+            sample = prepare()
+        except UsageError as error:
+            self._writer.put(Rejected("failed", Outcome(row.key, "bad_prompt", f"{row.origin}: {error}")))
+            return
+        key = self._pipeline.batch_key(sample)
+        waiting = self._waiting.setdefault(key, {})
+        waiting[row.key] = sample
+        if len(waiting) == self._pipeline.batch:
+            self._generate(key)
+
+    def flush(self) -> None:
+        """Generate the samples that still wait, in batches that are not full."""
+        for key in list(self._waiting):
+            self._generate(key)
+
+    def _generate(self, key: Hashable) -> None:
+        waiting = self._waiting.pop(key)
+        for name, files in zip(waiting, self._pipeline.generate(list(waiting.values())), strict=True):
+            self._writer.put(Sample(name, files, {"samples": 1}))
