@@ -20,7 +20,9 @@ from vidvq.train.losses import (
     wavelet_l1,
 )
 from vidvq.train.objective import Objective
+from vidvq.training.distributed import DistributedContext
 from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
+from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.random_state import sample_generators
 from vidvq.training.schedule import Ramp, learning_rate, weight_at
 
@@ -151,3 +153,13 @@ def test_a_buffer_snapshot_restores_buffers():
     assert not torch.equal(module.running_mean, before["running_mean"])
     buffers.restore()
     assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+
+
+def test_a_loss_that_starts_later_is_averaged_over_the_steps_that_have_it():
+    context, terms = DistributedContext(0, 1, torch.device("cpu")), MeanTerms()
+    for step in range(4):
+        late = {"adversarial": torch.tensor(2.0 + step)} if step >= 2 else {}
+        terms.add({"loss": torch.tensor(float(step))} | late)
+    assert terms.count == 4
+    assert terms.compute_and_reset(context) == {"loss": 1.5, "adversarial": 4.5}
+    assert terms.count == 0
