@@ -198,9 +198,9 @@ class _Evaluation:
                 conditions = network_arguments(self.conditions.of(location.key, len(codes)), self.device)
                 for name, first in wanted.items():
                     if len(codes) > first:
-                        seed = f"bits/{location.key}/{first}"
+                        seeds = [f"bits/{location.key}/{first}"]
                         known = {} if name == "unconditional" else conditions
-                        found = position_nats(self.network, self.card.objective, grid, first, _DRAWS, seed, **known)
+                        found = position_nats(self.network, self.card.objective, grid, first, _DRAWS, seeds, **known)
                         if name == ("generator" if generates else "predict"):
                             self.statistics.add(codes, found[0], first)
                         nats[name] += float(found.sum())
