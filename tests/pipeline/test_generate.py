@@ -26,7 +26,7 @@ TRAIN = (
     *("model={width: 24, depth: 1, heads: 2}", "optimizer.warmup_steps=0"),
 )
 
-SLOW_EVALUATION = """
+SLOW = """
 import sys, time
 from vidvq import config
 from vidvq.generate import loop
@@ -36,7 +36,12 @@ def measure(self, weights):
     time.sleep(5)
     return 1.0
 
+def save(*arguments):
+    time.sleep(5)
+    return saved(*arguments)
+
 loop.HeldOutLoss.measure = measure
+saved, loop.save_checkpoint = loop.save_checkpoint, save
 loop.run_generate_train(config.load(GenerateTrainConfig, config.find_config("generate-nano"), sys.argv[1:]))
 """
 
@@ -111,11 +116,11 @@ def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
     assert {path.suffix for path in (samples / "video").iterdir()} == {".mp4", ".json"}
 
 
-def test_a_step_takes_no_longer_after_an_evaluation(tmp_path, tokens_dir):
+def test_a_step_takes_no_longer_after_an_evaluation_or_a_save(tmp_path, tokens_dir):
     run = tmp_path / "run"
     held_out = (f"held_out.tokens={tokens_dir}", "held_out.every=2")
     settings = (*TRAIN, f"data.tokens=[{tokens_dir}]", f"out={run}", *held_out)
-    subprocess.run([sys.executable, "-c", SLOW_EVALUATION, *settings], check=True)
+    subprocess.run([sys.executable, "-c", SLOW, *settings], check=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     taken = {line["step"]: line["step_s"] for line in lines if "step_s" in line}
     assert sorted(taken) == [1, 2, 3, 4] and taken[3] < 5
