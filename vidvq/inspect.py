@@ -309,7 +309,9 @@ def _video(path: Path) -> Iterator[str]:
     yield f"{path}: {info.codec} video in {info.container}"
     duration_s = info.num_frames / info.fps
     yield f"  {info.num_frames} frames {info.width}x{info.height}, {info.fps:.3f} fps, {duration_s:.2f} s"
-    steps = {b - a for a, b in zip(info.pts, info.pts[1:], strict=False)}
-    yield f"  time base {info.time_base}, {'variable' if len(steps) > 2 else 'constant'} frame rate"
+    steps = [b - a for a, b in zip(info.pts, info.pts[1:], strict=False)] or [0]
+    # Times are rounded to ticks.
+    varies = max(steps) - min(steps) > 1
+    yield f"  time base {info.time_base}, {'variable' if varies else 'constant'} frame rate"
     if info.torn:
         yield "  the file ends early: its index points past its end"

@@ -37,8 +37,16 @@ def scores(clips_dir, decoded, tokens_dir, tmp_path, vidvq):
     return evaluate
 
 
-def test_static_and_moving_parts_flicker_curves_and_entropy_are_scored(scores, tokens_dir):
+def may_be_replaced(vidvq, option: str, path: Path) -> bool:
+    """Whether a file may be written again, by a command that fails for another reason."""
+    ran = vidvq("evaluate", "nowhere", "--checkpoint", "nowhere", option, path)
+    assert ran.code == 2
+    return "was not written by this option" not in ran.error
+
+
+def test_static_and_moving_parts_flicker_curves_and_entropy_are_scored(scores, tokens_dir, tmp_path, vidvq):
     found = scores("perceptual=true")
+    assert may_be_replaced(vidvq, "--out", tmp_path / "scores.json")
     card = read_tokenizer_card(tokens_dir)
     grids = [codes for path in sorted(tokens_dir.glob("*.tar")) for _, codes, _ in read_tokens(path, card)]
     assert len(found["clips"]) == len(grids) > 2
@@ -73,6 +81,7 @@ def test_tokenizers_side_by_side_have_the_scores_of_tokenize_and_decode(
     ran = vidvq("evaluate", clips_dir, "--checkpoint", checkpoint_dir, "--checkpoint", other_checkpoint, "--out", out)
     assert ran.code == 0, ran.err
     first, second = json.loads(out.read_text())["evaluations"]
+    assert may_be_replaced(vidvq, "--out", out) and not may_be_replaced(vidvq, "--report", out)
     alone = scores()
     assert first["clips"] == alone["clips"] and first["codebooks"] == alone["codebooks"]
     assert first["name"] == str(checkpoint_dir) and second["name"] == str(other_checkpoint)
@@ -121,6 +130,7 @@ def test_the_page_has_the_worst_clips_first_and_loads_nothing(clips_dir, decoded
     ran = vidvq("evaluate", clips_dir, decoded, "--tokens", tokens_dir, "--report", page, "worst=3")
     assert ran.code == 0, ran.err
     text = page.read_text()
+    assert may_be_replaced(vidvq, "--report", page)
     worst = sorted((clip["psnr"], clip["key"]) for clip in scores()["clips"])
     assert re.findall(r"<p class=\"note\"><code>(.*?)</code></p>", text) == [key for _, key in worst[:3]]
     assert text.count("data:video/mp4;base64,") == 3 == text.count("data:image/jpeg;base64,")

@@ -27,7 +27,7 @@ TRAIN = (
     *("model={width: 24, depth: 1, heads: 2}", "optimizer.warmup_steps=0"),
 )
 
-SLOW_EVALUATION = """
+SLOW = """
 import sys, time
 from vidvq import config
 from vidvq.generate import loop
@@ -37,7 +37,12 @@ def measure(self, weights):
     time.sleep(5)
     return 1.0
 
+def save(*arguments):
+    time.sleep(5)
+    return saved(*arguments)
+
 loop.HeldOutLoss.measure = measure
+saved, loop.save_checkpoint = loop.save_checkpoint, save
 loop.run_generate_train(config.load(GenerateTrainConfig, config.find_config("generate-nano"), sys.argv[1:]))
 """
 
@@ -112,11 +117,11 @@ def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
     assert {path.suffix for path in (samples / "video").iterdir()} == {".mp4", ".json"}
 
 
-def test_a_step_takes_no_longer_after_an_evaluation(tmp_path, tokens_dir):
+def test_a_step_takes_no_longer_after_an_evaluation_or_a_save(tmp_path, tokens_dir):
     run = tmp_path / "run"
     held_out = (f"held_out.tokens={tokens_dir}", "held_out.every=2")
     settings = (*TRAIN, f"data.tokens=[{tokens_dir}]", f"out={run}", *held_out)
-    subprocess.run([sys.executable, "-c", SLOW_EVALUATION, *settings], check=True)
+    subprocess.run([sys.executable, "-c", SLOW, *settings], check=True)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     taken = {line["step"]: line["step_s"] for line in lines if "step_s" in line}
     assert sorted(taken) == [1, 2, 3, 4] and taken[3] < 5
@@ -446,18 +451,18 @@ def check_statistics(path, bits, tokens_dir):
 
 
 def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
-    tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq
+    tmp_path, generator, tokens_dir, clips_dir, tiny_clips, checkpoint_dir, vidvq
 ):
     run = tmp_path / "run"
     shutil.copytree(generator, run / "checkpoints/step-00000001")
     (run / "config.yaml").write_text(f"data: {{tokens: [{tokens_dir}]}}")
-    out = tmp_path / "scores.json"
+    out, codes = tmp_path / "scores.json", tmp_path / "codes.json"
     options = ("--clips", clips_dir, "--checkpoint", checkpoint_dir, "--out", out)
     settings = ("clips=2", "samples=2", "seeds=[0]", "sampling.steps=1", "compare_steps=[1,3]")
-    done = vidvq("generate", "evaluate", run, tokens_dir, *options, *settings, "--codes", tmp_path / "codes.json")
+    done = vidvq("generate", "evaluate", run, tokens_dir, *options, *settings, "--codes", codes)
     assert done.code == 0, done.err
     scores = json.loads(out.read_text())
-    check_statistics(tmp_path / "codes.json", scores["bits"]["generator"], tokens_dir)
+    check_statistics(codes, scores["bits"]["generator"], tokens_dir)
     assert scores["bits"]["uniform"] == pytest.approx((5 + 6 + 6) / 3)
     # The held-out clips are the training clips, so the n-gram models fit them.
     assert (
@@ -481,6 +486,9 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     assert {name: scores["frechet"][name] for name in tasks} == one["frechet"] != three["frechet"]
     assert 0 < one["seconds"] < three["seconds"]
     assert "3 decoding steps: " in done.err and "Fréchet distance in the tokenizer's latent space: " in done.err
+    # The files of an earlier evaluation are replaced, and clips of other tokens refused before any work.
+    wrong = vidvq("generate", "evaluate", run, tokens_dir, *options[2:], "--clips", tiny_clips, "--codes", codes)
+    assert wrong.code == 2 and f"{tiny_clips} has no clip" in wrong.error and "bits" not in wrong.err
     # Without the tokenizer of the tokens there is no mean.
     estimate = ("sampling.temperature=0", "sampling.estimate=mean")
     other = vidvq("generate", "evaluate", run, tokens_dir, "clips=2", "samples=2", *estimate)

@@ -4,6 +4,7 @@ import io
 import os
 import tarfile
 import weakref
+from fractions import Fraction
 from pathlib import Path
 
 import pyarrow as pa
@@ -93,3 +94,17 @@ def test_records_of_a_large_corpus_are_read_one_at_a_time(clips_dir, monkeypatch
     lines = list(describe(clips_dir))
     assert len(seen) >= 3 and f"  committed: {len(seen)} shards" in "\n".join(lines)
     assert most <= 2
+
+
+@pytest.mark.parametrize(
+    ("pts", "rate"), [([0, 1, 2, 3, 4], "constant"), ([0, 1, 2, 4, 5], "variable"), ([0], "constant")]
+)
+def test_a_video_with_a_dropped_frame_has_a_variable_rate(tmp_path, make_video, vidvq, pts, rate):
+    ran = vidvq("inspect", make_video(tmp_path / "x.mp4", len(pts), pts=pts))
+    assert ran.code == 0 and f"{rate} frame rate" in ran.out
+
+
+def test_times_rounded_to_milliseconds_are_a_constant_rate(tmp_path, make_video, vidvq):
+    pts = [round(frame * 1000 / 30) for frame in range(9)]
+    ran = vidvq("inspect", make_video(tmp_path / "x.mkv", len(pts), pts=pts, time_base=Fraction(1, 1000)))
+    assert ran.code == 0 and "constant frame rate" in ran.out

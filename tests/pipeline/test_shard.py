@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
 from vidvq.shard.rows import PlannedClip
 from vidvq.video.decode import decode_clip
+from vidvq.video.encode import encode_mp4
 
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=32 clip.multiple=8 clips_per_shard=3".split()
 INLINE = "runtime.workers=0"
@@ -297,6 +299,23 @@ def test_a_dry_run_predicts_the_run_and_writes_nothing(hostile_corpus, tmp_path,
     assert told["shards"] == read_plan(tmp_path / "out").num_shards
     assert told["left_out"]["not_a_video"] == 2 and told["seconds"] > 0
     assert 0.5 < told["bytes"] / summary["bytes"] < 2
+
+
+def test_a_dry_run_samples_all_of_the_list(tmp_path, vidvq):
+    noise = np.random.default_rng(0)
+    # Twice as many as it makes: large videos after small ones.
+    for folder, size in (("a", (32, 64)), ("b", (128, 256))):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        for number in range(8):
+            frames = noise.integers(0, 256, (4, *size, 3)).astype(np.uint8)
+            video = encode_mp4(frames, (0, 1, 2, 3), Fraction(1, 25), 18)
+            (tmp_path / "in" / folder / f"{number}.mp4").write_bytes(video)
+    whole = ("clip.num_frames=4", "clip.min_frames=4", "clip.short_side=null", "clip.multiple=1", "clip.encoding=copy")
+    job = ("shard", tmp_path / "in", "--out", tmp_path / "out", *whole, INLINE)
+    told = json.loads(vidvq(*job, "--dry-run", "--json").out)
+    made = json.loads(vidvq(*job, "--json").out)
+    assert (told["items"], told["sampled"]) == (made["ok"], 8)
+    assert told["bytes"] == pytest.approx(made["bytes"], rel=0.2)
 
 
 def test_killed_planning_resumes(tmp_path, make_video, snapshot, vidvq, monkeypatch):

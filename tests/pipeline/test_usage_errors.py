@@ -78,10 +78,16 @@ def test_a_rate_whose_reciprocal_is_not_exact_is_refused(tmp_path, demo_videos, 
     ],
     ids=" ".join,
 )
-def test_a_folder_as_the_file_to_write_is_refused_before_any_work(tmp_path, vidvq, command):
+def test_a_folder_or_a_foreign_file_to_write_is_refused_before_any_work(tmp_path, vidvq, command):
     ran = vidvq(*command, tmp_path)
     assert ran.code == 2 and f"{tmp_path} is a folder; give a file" in ran.error
     assert not list(tmp_path.iterdir())
+    mine = tmp_path / "mine"
+    for content in (b'{"notes": []}', b"<!doctype html><title>mine</title>", b"\0\0\0\x1cftyp"):
+        mine.write_bytes(content)
+        ran = vidvq(*command, mine)
+        assert ran.code == 2 and f"{mine} exists and was not written by this option; give another file" in ran.error
+        assert mine.read_bytes() == content
 
 
 def test_a_file_that_cannot_be_replaced_leaves_no_temporary_one(tmp_path):

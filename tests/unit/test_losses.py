@@ -1,6 +1,7 @@
 """The loss terms, their schedules and the guard, against their formulas."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from vidvq.train.config import GuardConfig, LossConfig, OptimizerConfig, TrainCo
 from vidvq.train.losses import (
     LeCam,
     adaptive_weight,
+    adversarial,
     discriminator_loss,
     generator_loss,
     gradient_penalty,
@@ -20,7 +22,10 @@ from vidvq.train.losses import (
     wavelet_l1,
 )
 from vidvq.train.objective import Objective
+from vidvq.train.trainer import Trainer
+from vidvq.training.distributed import DistributedContext
 from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
+from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.random_state import sample_generators
 from vidvq.training.schedule import Ramp, learning_rate, weight_at
 
@@ -51,6 +56,22 @@ def test_the_adaptive_weight_balances_the_two_gradients():
     for limit, expected in ((100, 5), (3, 3)):
         pull, push = (leaf * torch.tensor([6.0, 8.0])).sum(), (leaf * torch.tensor([0.0, 2.0])).sum()
         assert float(adaptive_weight(pull, push, leaf, limit)) == pytest.approx(expected)
+
+
+def test_the_adaptive_weight_is_that_of_the_batches_of_all_ranks(monkeypatch):
+    torch.manual_seed(0)
+    videos, pulls, pushes = torch.randn(3, 4, 6)
+
+    def weight(chosen):
+        leaf = videos[chosen].clone().requires_grad_()
+        losses = [(leaf.square() * scale[chosen]).sum(dim=1).mean() for scale in (pulls, pushes)]
+        return float(adaptive_weight(*losses, leaf, 100))
+
+    whole, sent = weight(slice(4)), []
+    monkeypatch.setattr(adversarial, "all_reduce_sum", lambda norms: (sent.append(norms.clone()), norms)[1])
+    alone = weight(slice(2))
+    monkeypatch.setattr(adversarial, "all_reduce_sum", lambda norms: norms + sent[0])
+    assert weight(slice(2, 4)) == pytest.approx(whole) != pytest.approx(alone)
 
 
 def test_lecam_pulls_towards_the_other_side():
@@ -151,3 +172,28 @@ def test_a_buffer_snapshot_restores_buffers():
     assert not torch.equal(module.running_mean, before["running_mean"])
     buffers.restore()
     assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+
+
+def test_a_loss_that_starts_later_is_averaged_over_the_steps_that_have_it():
+    context, terms = DistributedContext(0, 1, torch.device("cpu")), MeanTerms()
+    for step in range(4):
+        late = {"adversarial": torch.tensor(2.0 + step)} if step >= 2 else {}
+        terms.add({"loss": torch.tensor(float(step))} | late)
+    assert terms.count == 4
+    assert terms.compute_and_reset(context) == {"loss": 1.5, "adversarial": 4.5}
+    assert terms.count == 0
+
+
+@pytest.mark.parametrize("pixel", [1.5, -1.5, math.nan])
+def test_pixels_out_of_range_on_one_rank_are_noticed_on_all(pixel):
+    video, guard = torch.zeros(1, 3, 1, 2, 2), LossSpikeGuard(GuardConfig())
+    loss = torch.tensor(1.0)
+
+    def judge(video, mean):
+        trainer = SimpleNamespace(stop_requested=bool, stop_agreed=False, guard=guard, _mean=mean)
+        return Trainer._judge(trainer, video, loss, None, {})
+
+    good = []
+    assert judge(video, lambda values: (good.append(values), values)[1]) is None
+    skipped = judge(torch.full_like(video, pixel), lambda values: (values + good[0]) / 2)
+    assert skipped == Skipped("its pixels are not in [-1, 1]")

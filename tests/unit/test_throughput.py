@@ -90,3 +90,13 @@ def test_a_measurement_covers_the_time_since_the_last_one(throughput, monkeypatc
     throughput.reset()
     clock[0] += 1
     assert throughput.measure()["tflops"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200 NVL", 835), ("Tesla T4", None)],
+)
+def test_the_peak_is_that_of_the_device(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    config, context = replace(CONFIG, precision="bf16"), DistributedContext(0, 1, torch.device("cuda", 0))
+    assert Throughput(config, context)._peak() == (peak and peak * 1e12)

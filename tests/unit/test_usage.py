@@ -21,20 +21,19 @@ from vidvq.training.distributed import DistributedContext
 CARD = TokenizerCard("t", "d", (Codebook("spatial", 1 << 24, 0), Codebook("temporal", 1 << 24, 1 << 24)), 4, 8, {})
 
 
+def make_counter(*codebooks) -> UsageCounter:
+    stack = StackConfig((8, 8), (1, 1))
+    decoder = DecoderConfig(stack.channels, stack.blocks)
+    config = TokenizerConfig(encoder=stack, decoder=decoder, quantizer=QuantizerConfig(4, *codebooks))
+    return UsageCounter(VideoTokenizer(config), every=10, context=DistributedContext(0, 1, torch.device("cpu")))
+
+
 # The layers of the latter warm up one after another.
 @pytest.mark.parametrize(
     "temporal", [VQConfig(size=64, warmup=30), ResidualConfig(depth=2, layer=VQConfig(size=8, warmup=15))]
 )
 def test_low_usage_is_reported_once_codes_are_initialized(temporal):
-    stack = StackConfig((8, 8), (1, 1))
-    books = QuantizerConfig(4, VQConfig(size=32, warmup=20), temporal)
-    usage = UsageCounter(
-        VideoTokenizer(
-            TokenizerConfig(encoder=stack, decoder=DecoderConfig(stack.channels, stack.blocks), quantizer=books)
-        ),
-        every=10,
-        context=DistributedContext(0, 1, torch.device("cpu")),
-    )
+    usage = make_counter(VQConfig(size=32, warmup=20), temporal)
     codes = torch.arange(3 * 32 * 32).view(1, 3, 32, 32) % 32
     codes[:, 1:] %= 4
     usage.add(codes)
@@ -97,3 +96,10 @@ def test_counts_are_saved_without_the_codes_that_do_not_occur():
     restored.add(torch.zeros(1, 3, 4, 4, dtype=torch.long))
     restored.load_state_dict(state)
     assert all(torch.equal(restored.counts[name], counts) for name, counts in usage.counts.items())
+
+
+def test_training_counts_more_tokens_of_a_code_than_fp32_can():
+    usage = make_counter(VQConfig(size=4), None)
+    usage.counts["joint"][1, 1] = 1 << 24
+    usage.add(torch.ones(1, 3, 1, 1, dtype=torch.long))
+    assert usage.measure()["tokens_joint"] == (1 << 24) + 3

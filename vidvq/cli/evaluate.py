@@ -22,8 +22,12 @@ from vidvq.storage import resolve_path
     multiple=True,
     help="Tokenizer to encode and decode CLIPS with, or `bundled` for the bundled one; may be repeated.",
 )
-@click.option("--out", type=OutputFile(), help="Write the scores to this JSON file.")
-@click.option("--report", type=OutputFile(), help="Write a page of the worst clips to this HTML file.")
+@click.option("--out", type=OutputFile(rb'{\s*"(clips|evaluations)": \['), help="Write the scores to this JSON file.")
+@click.option(
+    "--report",
+    type=OutputFile(rb"<!doctype html>.*<title>vidvq evaluate:"),
+    help="Write a page of the worst clips to this HTML file.",
+)
 def evaluate(
     clips: Path,
     arguments: tuple[str, ...],

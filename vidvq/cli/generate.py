@@ -98,11 +98,11 @@ def train(arguments: tuple[str, ...], out: str | None, config_name: str) -> int:
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--clips", type=PathOrUrl(), help="The clip shards that TOKENS was made from; without them, no PSNR.")
 @checkpoint_option
-@click.option("--out", type=OutputFile(), help="Write the scores to this JSON file.")
+@click.option("--out", type=OutputFile(rb'{\s*"bits": {'), help="Write the scores to this JSON file.")
 @click.option("--pictures", type=PathOrUrl(), help="Write the frames of the first clip into this folder, as npy.")
 @click.option(
     "--codes",
-    type=OutputFile(),
+    type=OutputFile(rb'{\s*"bits_by_place": \['),
     help="Write the bits and the nearest codes of each code to this JSON file, for vidvq view.",
 )
 def evaluate(

@@ -16,6 +16,8 @@ from vidvq.settings import flow_yaml
 
 # As in :mod:`vidvq.jobs.update`, which is slow to import.
 _ANY_REASON = "*"
+# Of a page, with its title.
+_START_BYTES = 4096
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
@@ -36,9 +38,17 @@ class PathOrUrl(click.ParamType):
 
 
 class OutputFile(PathOrUrl):
-    """Parameter type of a file to write at the end of a command; a place that cannot hold it is refused first."""
+    """Parameter type of a file to write at the end of a command; a place that cannot hold it is refused first.
+
+    Args:
+        start: pattern of the start of such a file. A file that starts otherwise is not overwritten, unless it is empty
+            or at a URL.
+    """
 
     name = "path or url"
+
+    def __init__(self, start: bytes) -> None:
+        self._start = start
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Convert an argument to a path object."""
@@ -47,11 +57,18 @@ class OutputFile(PathOrUrl):
             return path
         if path.is_dir():
             self.fail(f"{path} is a folder; give a file", param, ctx)
+        if path.is_file() and not self._may_replace(path):
+            self.fail(f"{path} exists and was not written by this option; give another file, or remove it", param, ctx)
         above = next(each for each in path.absolute().parents if os.path.lexists(each))
         if not above.is_dir() or not os.access(above, os.W_OK):
             fault = "read-only" if above.is_dir() else "not a folder"
             self.fail(f"{path} cannot be written, because {above} is {fault}; give another file", param, ctx)
         return path
+
+    def _may_replace(self, path: Path) -> bool:
+        with path.open("rb") as file:
+            start = file.read(_START_BYTES)
+        return not start or re.match(self._start, start, re.DOTALL) is not None
 
 
 class TokenizerPath(PathOrUrl):

@@ -15,7 +15,11 @@ from vidvq.cli.options import OutputFile, PathOrUrl, checkpoint_option
 @click.option(
     "--codes", type=PathOrUrl(), help="File of vidvq generate evaluate --codes, to show how predictable codes are."
 )
-@click.option("--out", type=OutputFile(), help="Write a page of the first clips to this file instead of serving all.")
+@click.option(
+    "--out",
+    type=OutputFile(rb"<!doctype html>.*<title>vidvq view:"),
+    help="Write a page of the first clips to this file instead of serving all.",
+)
 @click.option(
     "--first", default=12, show_default=True, type=click.IntRange(1, 200), help="Number of clips in the page of --out."
 )

@@ -183,7 +183,8 @@ def read_actions(folders: Collection[str], name: str) -> Actions:
             f"column {name} has {min(widths)} to {max(widths)} numbers per frame; all clips need the same number"
         )
     frames = np.concatenate(list(by_key.values()))
-    mean, scale = frames.mean(axis=0), frames.std(axis=0)
+    # In fp32 a constant has no deviation of exactly 0, and sums of many frames are cut off.
+    mean, scale = frames.mean(axis=0, dtype=np.float64), frames.std(axis=0, dtype=np.float64)
     scale[scale == 0] = 1
     rows, counts = np.unique(frames, axis=0, return_counts=True)
     choices = rows[np.argsort(-counts, kind="stable")[:_CHOICES]]

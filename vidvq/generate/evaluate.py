@@ -99,7 +99,7 @@ class _Evaluation:
         found = read_tokenizer_card(tokens)
         self.card.refuse_other_tokenizer(found.token_fingerprint, str(tokens))
         self._given = given_latents(self.card, config.given)
-        self.held_out = HeldOutClips(self.card, tokens, config.clips)
+        self.held_out = HeldOutClips(self.card, tokens, config.clips, clips)
         longest = max(self.held_out.num_frames())
         if "predict" in self.card.tasks and longest <= config.given:
             warn(f"skipping predictions: given={config.given} must be below the {longest} frames of the longest clip")
@@ -118,7 +118,7 @@ class _Evaluation:
         self._measure_bits(held_out)
         self.distance = self._open_distance(held_out)
         if self.clips is not None:
-            self._measure_pixels(self.clips)
+            self._measure_pixels()
         if self.config.samples and "generate" in self.card.tasks:
             drawn = self._draw_samples(self.config.sampling)
             self.scores.frechet |= self._measure_distances({"generate": drawn})
@@ -198,9 +198,9 @@ class _Evaluation:
                 conditions = network_arguments(self.conditions.of(location.key, len(codes)), self.device)
                 for name, first in wanted.items():
                     if len(codes) > first:
-                        seed = f"bits/{location.key}/{first}"
+                        seeds = [f"bits/{location.key}/{first}"]
                         known = {} if name == "unconditional" else conditions
-                        found = position_nats(self.network, self.card.objective, grid, first, _DRAWS, seed, **known)
+                        found = position_nats(self.network, self.card.objective, grid, first, _DRAWS, seeds, **known)
                         if name == ("generator" if generates else "predict"):
                             self.statistics.add(codes, found[0], first)
                         nats[name] += float(found.sum())
@@ -213,11 +213,11 @@ class _Evaluation:
                 models.add(codes)
             self.scores.bits |= models.bits(held_out, 0 if generates else given)
 
-    def _measure_pixels(self, clips: Path) -> None:
+    def _measure_pixels(self) -> None:
         rows: dict[str, list[dict[str, Any]]] = {}
         drawn: dict[str, list[np.ndarray]] = {}
         with progress("pixels", len(self.held_out), "clips") as bar:
-            for location, frames in self.held_out.read_frames(clips):
+            for location, frames in self.held_out.read_frames():
                 if self.fvd:
                     self.fvd.add(frames)
                 for prompt, codes, row in self._score_clip(location, frames):
@@ -243,7 +243,7 @@ class _Evaluation:
         psnrs: dict[str, list[float]] = {}
         drawn: dict[str, list[np.ndarray]] = {}
         with progress(f"{sampling.steps} steps", len(self.held_out) if self.clips else 1, "clips") as bar:
-            for location, frames in self.held_out.read_frames(self.clips) if self.clips else ():
+            for location, frames in self.held_out.read_frames():
                 for prompt in self._prompts(location, frames):
                     for seed in self.config.seeds:
                         started = perf_counter()

@@ -6,7 +6,7 @@ from math import log
 import torch
 from torch import Tensor
 
-from vidvq.data.tokens import make_sample, read_token_index
+from vidvq.data.tokens import collate, make_sample, read_token_index
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.config import GenerateTrainConfig
@@ -49,16 +49,17 @@ class HeldOutLoss:
             codes = index.locations[i].read(card.tokenizer)[0][:lt]
             samples.append(make_sample(index.locations[i].key, codes, torch.arange(len(codes)).numpy(), index.card))
         samples.sort(key=lambda sample: (sample.codes.shape, sample.key))
-        self._samples = [torch.from_numpy(sample.codes)[None] for sample in samples]
+        self._samples = samples
         self._network = build_network(card).to(context.device).eval()
 
     def measure(self, weights: dict[str, Tensor]) -> float:
         """Return the mean bits per token with these weights. Collective: call on every rank."""
         self._network.load_state_dict(weights)
         nats, tokens = 0.0, 0
-        for shape, group in groupby(self._samples, key=lambda codes: codes.shape):
-            codes = torch.cat(list(group)).to(self._context.device)
-            found = position_nats(self._network, self._card.objective, codes, 0, _DRAWS, f"held out {shape}")
+        for _, group in groupby(self._samples, key=lambda sample: sample.codes.shape):
+            batch = collate(list(group))
+            codes, seeds = batch.codes.to(self._context.device), [f"held out {key}" for key in batch.keys]
+            found = position_nats(self._network, self._card.objective, codes, 0, _DRAWS, seeds)
             nats += float(found.sum())
             tokens += codes.numel()
         total = all_reduce_sum(torch.tensor([nats, tokens], dtype=torch.float64, device=self._context.device))

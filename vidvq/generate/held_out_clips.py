@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidvq.data.index import read_bytes, read_clip_index
+from vidvq.data.index import ByteRange, read_bytes, read_clip_index
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.formats.token_index import index_tokens
@@ -18,16 +18,17 @@ class HeldOutClips:
 
     Args:
         count: largest number of samples (1 or more).
+        clips: directory of the clip shards that the tokens were made from; None for samples without frames.
 
     Attributes:
         skipped: number of samples of the directory that are too large.
         longest: largest number of frames that the generator was trained on.
 
     Raises:
-        UsageError: all samples are too large.
+        UsageError: all samples are too large, or a clip is missing.
     """
 
-    def __init__(self, card: GeneratorCard, tokens: Path, count: int) -> None:
+    def __init__(self, card: GeneratorCard, tokens: Path, count: int, clips: Path | None = None) -> None:
         self._card = card
         lt, lh, lw = card.limits
         self.longest = 1 + (lt - 1) * card.tokenizer.temporal_factor
@@ -39,6 +40,13 @@ class HeldOutClips:
                 f"{tokens} has no sample of at most {lh}x{lw} latents, the largest that the generator was trained on"
             )
         self.skipped, self.locations = len(locations) - len(fitting), fitting[:count]
+        self._media: dict[str, ByteRange] = {}
+        if clips is not None:
+            index = read_clip_index([str(clips)])
+            self._media = {key: index.media_range(at) for at, key in enumerate(index.keys)}
+            missing = [location.key for location in self.locations if location.key not in self._media]
+            if missing:
+                raise UsageError(f"{clips} has no clip {missing[0]}; pass the clips that the tokens were made from")
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -51,16 +59,10 @@ class HeldOutClips:
         """Return the codes ``lt lh lw`` of a sample, at most as many latent frames as the generator knows."""
         return location.read(self._card.tokenizer)[0][: self._card.limits[0]]
 
-    def read_frames(self, clips: Path) -> Iterator[tuple[TokenLocation, np.ndarray]]:
+    def read_frames(self) -> Iterator[tuple[TokenLocation, np.ndarray]]:
         """Yield the samples with their frames ``t h w c`` uint8, at most as many as the generator knows.
 
-        Raises:
-            UsageError: a clip is missing.
+        There are none without ``clips``.
         """
-        index = read_clip_index([str(clips)])
-        by_key = {key: index.media_range(at) for at, key in enumerate(index.keys)}
-        missing = [location.key for location in self.locations if location.key not in by_key]
-        if missing:
-            raise UsageError(f"{clips} has no clip {missing[0]}; pass the clips that the tokens were made from")
-        for location in self.locations:
-            yield location, decode_clip(read_bytes(by_key[location.key]), location.key)[: self.longest]
+        for location in self.locations if self._media else ():
+            yield location, decode_clip(read_bytes(self._media[location.key]), location.key)[: self.longest]

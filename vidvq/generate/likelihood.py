@@ -1,6 +1,6 @@
 """Bits per token of a generator, and of n-gram models to compare it with."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import log2
 
 import numpy as np
@@ -20,7 +20,7 @@ def position_nats(
     codes: Tensor,
     given: int,
     draws: int,
-    seed: str,
+    seeds: Sequence[str],
     **conditions: Tensor | None,
 ) -> Tensor:
     """Estimate the contribution of each code to an upper bound of the negative log-likelihood of a batch.
@@ -30,19 +30,20 @@ def position_nats(
         codes: ``b t h w`` int64.
         given: number of first latent frames that are given; their codes do not count.
         draws: number of estimates to average.
-        seed: seed text of the estimates.
+        seeds: seed text of the estimates of each sample, which do not depend on the rest of the batch.
         **conditions: arguments of :meth:`VideoTransformer.condition`.
 
     Returns:
         ``b t h w`` float64 (nats); 0 for given codes.
     """
-    rng, total = seeded_rng(seed), torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
-    b, t, h, w = codes.shape
-    for mask, weights in stratified_masks((b, t, h, w), given, objective, draws, rng):
-        mask = mask.to(codes.device)
+    total = torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
+    _, t, h, w = codes.shape
+    estimates = [stratified_masks((1, t, h, w), given, objective, draws, seeded_rng(seed)) for seed in seeds]
+    for parts in zip(*estimates, strict=True):
+        mask, weights = (torch.cat(each).to(codes.device) for each in zip(*parts, strict=True))
         nats = network(codes, mask, objective == "next", **conditions)
         at = chosen_positions(mask, network)
-        total[at] += (nats * weights.to(codes.device)[at]).double()
+        total[at] += (nats * weights[at]).double()
     return total
 
 

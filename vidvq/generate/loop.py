@@ -183,6 +183,7 @@ class _TrainingLoop:
         if self.context.rank == 0:
             save_checkpoint(self.run, state, self.config.keep_checkpoints, {}, self._write)
         barrier()
+        self._restart_clock()
 
     def _write(self, folder: Path, tensors: dict[str, np.ndarray], training: Path) -> None:
         fingerprint = write_generator(folder, self.card, tensors, self.trainer.progress.step, training)

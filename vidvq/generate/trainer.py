@@ -94,8 +94,9 @@ class GeneratorTrainer:
         """Run forward and backward on one micro-batch; the optimizer steps on the last one of a step.
 
         Returns:
-            Loss terms by name, detached: ``loss`` (nats per hidden code); or the reason why the micro-batch was
-            skipped, which leaves the state unchanged.
+            Loss terms by name, detached: ``loss`` (nats per hidden code), whose mean over the micro-batches of a step
+            is that over its hidden codes; or the reason why the micro-batch was skipped, which leaves the state
+            unchanged.
 
         Raises:
             RollbackNeeded: too many consecutive batches were skipped.
@@ -104,11 +105,14 @@ class GeneratorTrainer:
         set_lr(self._engine, config.optimizer.lr_at(progress.step, config.steps))
         micro_batch = micro_step * self.context.size + self.context.rank
         seed_micro_batch(config.seed, progress.step, progress.batch, micro_batch)
-        count = len(examples.tokens.codes)
-        generators = sample_generators(config.seed, progress.batch, micro_batch * count, count, torch.device("cpu"))
-        loss = compute_loss(self._engine, examples, config.objective, config.conditions.drop, generators)
+        mask, kept = self._draw(examples, micro_step)
+        loss = compute_loss(self._engine, examples, config.objective, mask, kept)
         if skipped := self.guard.check(float(self._mean(loss))):
             return skipped
+        # The engine averages over micro-batches, which have different numbers of hidden codes.
+        steps = range(config.data.accumulation(self.context.size))
+        counts = [int((mask if step == micro_step else self._draw(examples, step)[0]).sum()) for step in steps]
+        loss = loss * (counts[micro_step] / self._mean(loss.new_tensor(sum(counts) / len(counts))))
         self._engine.backward(loss)
         self._engine.step()
         return {"loss": loss.detach().float()}
@@ -132,38 +136,56 @@ class GeneratorTrainer:
             self.progress.best = (-loss, self.progress.step)
         return best
 
+    def _draw(self, examples: Examples, micro_step: int) -> tuple[Tensor, Tensor]:
+        """Draw what is hidden of a micro-batch of this rank, with the task and the grid of any other of its batch."""
+        config, count = self.config, len(examples.tokens.codes)
+        first = (micro_step * self.context.size + self.context.rank) * count
+        generators = sample_generators(config.seed, self.progress.batch, first, count, torch.device("cpu"))
+        return draw_hidden(examples, config.objective, config.conditions.drop, generators)
+
     def _mean(self, tensor: Tensor) -> Tensor:
         """Average a tensor over all ranks."""
         return all_reduce_sum(tensor.detach().float().clone()) / self.context.size
 
 
-def compute_loss(
-    network: torch.nn.Module,
-    examples: Examples,
-    objective: str,
-    drop: float,
-    generators: Iterable[torch.Generator],
-) -> Tensor:
+def draw_hidden(
+    examples: Examples, objective: str, drop: float, generators: Iterable[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """Draw what the network does not see of a micro-batch.
+
+    Args:
+        examples: micro-batch; of its codes, only the shape matters.
+        objective: ``masked`` or ``next``.
+        drop: fraction of the samples whose conditions are dropped (0 to below 1).
+        generators: source of randomness of each sample, on the CPU.
+
+    Returns:
+        The mask ``b t h w`` bool, True for hidden codes, and ``b`` bool, False for samples without conditions.
+    """
+    _, t, h, w = examples.tokens.codes.shape
+    masks, draws = [], []
+    for rng in generators:
+        masks.append(draw_mask(examples.task, objective, (t, h, w), rng))
+        draws.append(torch.rand((), generator=rng))
+    return torch.stack(masks), torch.stack(draws) >= drop
+
+
+def compute_loss(network: torch.nn.Module, examples: Examples, objective: str, mask: Tensor, kept: Tensor) -> Tensor:
     """Compute the mean loss of the hidden codes (nats per code).
 
     Args:
         network: transformer, or its engine.
         objective: ``masked`` or ``next``.
-        drop: fraction of the samples whose conditions are dropped (0 to below 1).
-        generators: source of randomness of each sample, on the CPU.
+        mask: result of :func:`draw_hidden`.
+        kept: result of :func:`draw_hidden`.
 
     Returns:
         Scalar with gradient.
     """
     device = next(network.parameters()).device
     codes = examples.tokens.codes.to(device)
-    _, t, h, w = codes.shape
-    masks, draws = [], []
-    for rng in generators:
-        masks.append(draw_mask(examples.task, objective, (t, h, w), rng))
-        draws.append(torch.rand((), generator=rng))
-    mask, kept = torch.stack(masks).to(device), (torch.stack(draws) >= drop).to(device)
-    return network(codes, mask, objective == "next", kept=kept, **condition_tensors(examples, device)).mean()
+    conditions = condition_tensors(examples, device)
+    return network(codes, mask.to(device), objective == "next", kept=kept.to(device), **conditions).mean()
 
 
 def condition_tensors(examples: Examples, device: torch.device) -> dict[str, Tensor | None]:

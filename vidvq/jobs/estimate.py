@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.source import Source
@@ -27,6 +27,7 @@ from vidvq.storage import temporary_prefix
 _PROBED = 256
 _TASKS = 8
 _CLIPS_PER_TASK = 8
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: R
         shards=-(-round(scale * len(rows)) // stage.per_shard),
         frames=round(scale * sum(row.num_frames for row in items)),
         exact=len(sources) == count,
-        groups=groups[:_TASKS],
+        groups=_spread(groups),
         probe_s=scale * pool.size * (monotonic() - began),
         left_out={reason: round(scale * number) for reason, number in left_out.items()},
     )
@@ -188,7 +189,7 @@ def _sample_clips(stage: Stage[Any]) -> _Sample[Any]:
         else []
     )
     selected = sum(map(len, rows)) if selection else clips
-    drawn = range(0, len(shards), max(len(shards) // _TASKS, 1))[:_TASKS]
+    drawn = _spread(range(len(shards)))
     groups = [rows[index] if selection else list(rows_of(shards[index], index)) for index in drawn]
     return _Sample(
         inputs=len(shards),
@@ -200,6 +201,12 @@ def _sample_clips(stage: Stage[Any]) -> _Sample[Any]:
         groups=[group[:_CLIPS_PER_TASK] for group in groups if group],
         left_out={NOT_SELECTED: clips - selected} if clips > selected else {},
     )
+
+
+def _spread(entries: Sequence[Entry]) -> list[Entry]:
+    """Return entries at even distances: neighbours, as of one folder, are alike."""
+    count = min(_TASKS, len(entries))
+    return [entries[at * len(entries) // count] for at in range(count)]
 
 
 def _make(stage: Stage[Any], tasks: list[ShardTask[Any]], pool: Pool) -> list[tuple[Commit, float]]:

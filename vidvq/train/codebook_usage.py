@@ -14,10 +14,10 @@ _MIN_TOKENS_PER_CODE = 10
 
 
 def count_codes(counts: Tensor, codes: Tensor) -> None:
-    """Add the occurrences of ``codes``, of any shape, to ``counts``, ``size``."""
+    """Add the occurrences of ``codes``, of any shape, to ``counts``, ``size`` int64: fp32 stops at 2^24."""
     used = codes.flatten()
     # Not bincount, which reads the largest code from the device.
-    counts.index_add_(0, used, torch.ones_like(used, dtype=torch.float))
+    counts.index_add_(0, used, torch.ones_like(used))
 
 
 def measure_usage(name: str, counts: Tensor) -> CodebookUsage:
@@ -46,7 +46,9 @@ class UsageCounter:
         parts = [part for part in (quantizer.spatial, quantizer.temporal, refresh) if part]
         # Codes are initialized at the end of the warm-up.
         self._settled = every + max(getattr(part, "warmup", 0) for part in parts)
-        self.counts = {book.name: torch.zeros(2, book.size, device=context.device) for book in self._books}
+        self.counts = {
+            book.name: torch.zeros(2, book.size, dtype=torch.long, device=context.device) for book in self._books
+        }
 
     def add(self, codes: Tensor) -> None:
         """Count the codes ``b lt lh lw`` of a micro-batch on this rank."""

@@ -231,6 +231,7 @@ class _TrainingLoop:
         if self.context.rank == 0:
             prints = save_checkpoint(self.run, state, self.config.keep_checkpoints, self.dtypes, self._write)
         barrier()
+        self.throughput.reset()
         return prints
 
     def _write(self, folder: Path, tensors: dict[str, np.ndarray], training: Path) -> Fingerprints:

@@ -14,8 +14,11 @@ from vidvq.train.config import TrainConfig
 from vidvq.training.distributed import DistributedContext
 from vidvq.training.schedule import is_used
 
-# Peak dense TFLOP/s by precision (fp32 without TF32), from vendor data sheets.
+# Peak dense TFLOP/s by precision (fp32 without TF32), from vendor data sheets; the first name that fits counts.
 _PEAKS = {
+    "H200 NVL": {"bf16": 835, "fp16": 835, "fp32": 60},
+    "H100 NVL": {"bf16": 835, "fp16": 835, "fp32": 60},
+    "H100 PCIe": {"bf16": 756, "fp16": 756, "fp32": 51},
     "H200": {"bf16": 989, "fp16": 989, "fp32": 67},
     "H100": {"bf16": 989, "fp16": 989, "fp32": 67},
     "A100": {"bf16": 312, "fp16": 312, "fp32": 19.5},

@@ -222,13 +222,14 @@ class Trainer:
         Raises:
             RollbackNeeded: the training state is bad.
         """
-        # One pass over the pixels, without a copy of their absolute values.
-        values = [torch.stack(video.aminmax()).abs().amax(), guarded, video.new_full((), float(self.stop_requested()))]
+        # One pass over the pixels, without a copy of their absolute values. NaN is outside as well.
+        outside = torch.stack(video.aminmax()).abs().amax().le(_MAX_PIXEL).logical_not()
+        values = [outside, guarded, video.new_full((), float(self.stop_requested()))]
         if discriminator_loss is not None:
             values += [discriminator_loss.detach(), terms["logits_real"], terms["logits_fake"]]
-        largest, mean, stop, *others = to_host(self._mean(torch.stack([value.float() for value in values])))
+        bad, mean, stop, *others = to_host(self._mean(torch.stack([value.float() for value in values])))
         self.stop_agreed = self.stop_agreed or stop > 0
-        if not largest <= _MAX_PIXEL:
+        if bad > 0:
             return self.guard.skip("its pixels are not in [-1, 1]")
         if skipped := self.guard.check(mean):
             return skipped

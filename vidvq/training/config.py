@@ -27,7 +27,7 @@ class OptimizerConfig:
         schedule: learning rate after the warm-up: ``cosine``, or ``wsd`` (warmup-stable-decay): constant, then a linear
             decay.
         decay: length of the decay of ``schedule=wsd``, as a fraction of the steps of the run (above 0, up to 1).
-        final_lr: learning rate at the last step, as a fraction of ``lr`` (0 to 1).
+        final_lr: learning rate at the end of the run, after the last step, as a fraction of ``lr`` (0 to 1).
         clip_norm: maximum global norm of the gradients (above 0).
         fused: whether to use PyTorch's fused AdamW kernel; requires ``kind=adamw``.
         offload: whether to keep the optimizer state on the CPU and update it there with DeepSpeed's compiled Adam;

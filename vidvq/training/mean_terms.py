@@ -1,5 +1,7 @@
 """Means of loss terms over micro-batches and ranks."""
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -7,31 +9,30 @@ from vidvq.training.distributed import DistributedContext, all_reduce_sum
 
 
 class MeanTerms:
-    """Accumulator of loss terms, averaged over micro-batches and ranks."""
+    """Accumulator of loss terms, averaged over ranks and the micro-batches that have them."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: Counter[str] = Counter()
 
     @property
     def count(self) -> int:
         """Number of micro-batches since the last reset."""
-        return self._count
+        return max(self._counts.values(), default=0)
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Add the terms of one micro-batch (scalars)."""
+        """Add the terms of one micro-batch (scalars), of the same names on every rank."""
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0) + value.float()
-        self._count += 1
+        self._counts.update(terms.keys())
 
     def compute_and_reset(self, context: DistributedContext) -> dict[str, float]:
         """Return the means and reset. Collective: call on every rank."""
         names = sorted(self._sums)
-        values = all_reduce_sum(torch.stack([self._sums[name] for name in names]))
-        means = dict(zip(names, (values / (self._count * context.size)).tolist(), strict=True))
+        means = all_reduce_sum(torch.stack([self._sums[name] / self._counts[name] for name in names])) / context.size
         self.reset()
-        return means
+        return dict(zip(names, means.tolist(), strict=True))
 
     def reset(self) -> None:
         """Discard all terms."""
-        self._sums, self._count = {}, 0
+        self._sums, self._counts = {}, Counter()

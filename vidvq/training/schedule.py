@@ -63,7 +63,7 @@ def learning_rate(step: int, steps: int, lr: float, final: float, warmup: int, d
         step: current step, counted from 0.
         steps: total number of steps.
         lr: peak learning rate.
-        final: learning rate at the last step, as a fraction of ``lr``.
+        final: learning rate at ``step=steps``, after the last step, as a fraction of ``lr``.
         warmup: length of the warm-up (steps).
         decay: fraction of ``steps`` in which the rate decays linearly, after a constant one: warmup-stable-decay (Hu et
             al. 2024, "MiniCPM", section 4). None for a cosine that starts after the warm-up.

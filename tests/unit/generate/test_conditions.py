@@ -6,7 +6,8 @@ import pytest
 from tests.helpers.generators import make_card
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate.conditions import latent_actions, parse_actions
+from vidvq.generate import conditions
+from vidvq.generate.conditions import latent_actions, parse_actions, read_actions
 
 
 def test_a_latent_frame_has_the_actions_of_its_frames(tokens_dir):
@@ -28,3 +29,11 @@ def test_malformed_actions_are_refused(value):
 
 def test_actions_are_numbers_or_rows_of_numbers():
     assert parse_actions("[0, 1]", "").tolist() == [[0], [1]] and parse_actions([[1, 2]], "").tolist() == [[1, 2]]
+
+
+def test_a_constant_component_has_a_scale_of_1(monkeypatch):
+    # 0.1 has no exact mean in fp32.
+    rows = [[0.1, step % 2] for step in range(100)]
+    monkeypatch.setattr(conditions, "read_column", lambda folders, name: {str(clip): rows for clip in range(10)})
+    found = read_actions(["clips"], "move")
+    assert found.scale == (1, 0.5) and found.mean == pytest.approx((0.1, 0.5), rel=1e-7)

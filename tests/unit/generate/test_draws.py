@@ -1,4 +1,4 @@
-"""Tasks, hidden pixels and masks of a training batch are the same for any number of processes and micro-batches."""
+"""What a training batch draws and its gradient are the same for any number of processes and micro-batches."""
 
 from types import SimpleNamespace
 
@@ -39,27 +39,34 @@ def make_examples(tokens_dir, clips_dir, checkpoint_dir):
 
 
 class Engine(nn.Module):
-    """Records the mask of each micro-batch, and which samples keep their conditions."""
+    """Records the mask of each micro-batch, and which samples keep their conditions; the loss of a code is its index.
+
+    Attributes:
+        gradient: sum over micro-batches.
+    """
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
-        self.masks, self.kept = [], []
+        self.masks, self.kept, self.gradient = [], [], 0.0
 
     def forward(self, codes, mask, two_streams, kept, **conditions):
         self.masks.append(mask)
         self.kept.append(kept)
-        return self.weight.expand(1)
+        return self.weight * codes[mask]
 
     def backward(self, loss):
-        pass
+        self.gradient += float(torch.autograd.grad(loss, self.weight)[0])
 
     def step(self):
         pass
 
 
-def drawn(monkeypatch, config, number, ranks, examples):
-    """Return the tasks, hidden pixels, masks and kept conditions of a batch."""
+def drawn(monkeypatch, config, number, ranks, examples, hidden=None):
+    """Return the task, the gradient, and the hidden pixels, masks and kept conditions of a batch.
+
+    ``hidden`` is the number of hidden codes of the batch, which several ranks would agree on.
+    """
     monkeypatch.setattr(trainer, "set_lr", lambda engine, lr: None)
     monkeypatch.setattr(trainer.GeneratorTrainer, "__init__", lambda self: None)
     engine, tasks, visible = Engine(), set(), []
@@ -69,22 +76,26 @@ def drawn(monkeypatch, config, number, ranks, examples):
         process.context = DistributedContext(rank, ranks, torch.device("cpu"))
         process.guard = SimpleNamespace(check=lambda loss: None)
         process.progress = SimpleNamespace(step=number, batch=number)
-        process._mean = torch.Tensor.detach
+        share = None if ranks == 1 else hidden / len(examples)
+        process._mean = lambda tensor, share=share: tensor.detach() if share is None else tensor.new_tensor(share)
         process.forward_backward(each, micro_step)
         tasks.add(each.task)
         visible += [] if each.blanked is None else [each.blanked.visible]
-    return tasks, [torch.cat(parts) for parts in (visible, engine.masks, engine.kept) if parts]
+    (task,) = tasks
+    tensors = [torch.cat(parts) for parts in (visible, engine.masks, engine.kept) if parts]
+    return task, engine.gradient / len(examples), tensors
 
 
 def test_a_batch_draws_the_same_however_it_is_divided(monkeypatch, make_examples):
     seen = set()
     for number in NUMBERS:
         config, whole = make_examples(number, 1, BATCH)
-        tasks, tensors = drawn(monkeypatch, config, number, 1, whole)
+        task, gradient, tensors = drawn(monkeypatch, config, number, 1, whole)
+        hidden = int(tensors[-2].sum())
         for ranks, micro_batch in ((2, 2), (1, 2), (2, 1)):
             config, parts = make_examples(number, ranks, micro_batch)
-            found_tasks, found = drawn(monkeypatch, config, number, ranks, parts)
-            assert len(tasks) == 1 and found_tasks == tasks
+            found_task, found_gradient, found = drawn(monkeypatch, config, number, ranks, parts, hidden)
+            assert found_task == task and found_gradient == pytest.approx(gradient, rel=1e-5)
             assert len(found) == len(tensors) and all(map(torch.equal, found, tensors))
-        seen |= tasks
+        seen.add(task)
     assert seen == {"predict", "interpolate", "fill"}

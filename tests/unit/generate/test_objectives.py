@@ -54,7 +54,7 @@ def test_a_network_that_knows_nothing_has_the_bits_of_its_codebooks(objective):
         head.outputs[0].weight.zero_()
         head.outputs[0].bias.zero_()
     codes = torch.randint(0, 4, SHAPE, generator=random())
-    nats = float(position_nats(network, objective, codes, 0, 2, "seed").sum())
+    nats = float(position_nats(network, objective, codes, 0, 2, [f"{at}" for at in range(64)]).sum())
     each = 15 * log(4) + 45 * log(16) if objective == "next" else None
     if each:
         assert nats / 64 == pytest.approx(each, rel=1e-4)
@@ -91,3 +91,13 @@ def test_positions_are_in_the_order_of_the_losses():
             single = torch.zeros_like(mask)
             single[tuple(at)] = True
             assert torch.isclose(network.nll(hidden, codes, single)[0], value)
+
+
+@pytest.mark.parametrize("objective", ["masked", "next"])
+def test_the_bits_of_a_sample_do_not_depend_on_its_batch(objective):
+    torch.manual_seed(0)
+    network = VideoTransformer(TransformerConfig(24, 1, 2), (11, 13)).eval()
+    codes, seeds = torch.randint(0, 11, (4, 3, 2, 2)), ["a", "b", "c", "d"]
+    whole = position_nats(network, objective, codes, 0, 2, seeds)
+    parts = [position_nats(network, objective, codes[at : at + 2], 0, 2, seeds[at : at + 2]) for at in (0, 2)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-5)

@@ -18,7 +18,7 @@ from vidvq.generate.network import build_network
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
 from vidvq.generate.text import TextEncoder, open_text_encoder, pad_texts
-from vidvq.generate.trainer import compute_loss
+from vidvq.generate.trainer import compute_loss, draw_hidden
 from vidvq.training.random_state import sample_generators
 
 WORDS = ("red", "green", "a blue clip")
@@ -49,7 +49,8 @@ def train(card, examples, steps=40):
     losses = []
     for step in range(steps):
         sources = sample_generators(0, step, 0, len(WORDS), torch.device("cpu"))
-        loss = compute_loss(network, examples, card.objective, 0.1, sources)
+        mask, kept = draw_hidden(examples, card.objective, 0.1, sources)
+        loss = compute_loss(network, examples, card.objective, mask, kept)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -253,7 +253,8 @@ def test_a_mapping_without_a_kind_is_vq():
     [
         ({"kind": "fsq", "colour": 3}, "1 wrong field: quantizer.spatial.colour=3 is not a known field"),
         ({"kind": "fsq", "levels": ["a"]}, "1 wrong field: quantizer.spatial.levels.0='a': input should be a valid"),
-        ({"kind": "fsq", "levels": [2, 8]}, r"levels=\[2, 8\] must each be at least 3.*kind=lfq"),
+        ({"kind": "fsq", "levels": [2, 8]}, r"levels=\[2, 8\] must each be from 3 to 1000.*kind=lfq"),
+        ({"kind": "fsq", "levels": [3, 1001]}, r"levels=\[3, 1001\] must each be from 3 to 1000"),
         ({"kind": "lfq", "size": 1000}, "size=1000 must be a power of two from 2 to 16777216; nearest: 512 or 1024"),
         ({"kind": "lfq", "temperature": 0}, "must have temperature > 0"),
         ({"kind": "pq"}, "quantizer.spatial={'kind': 'pq'}: must be a mapping of kind vq, simvq, fsq, lfq or residual"),
@@ -316,6 +317,12 @@ def test_fsq_in_bf16_agrees_with_vector_quantize_pytorch_in_bf16():
     expected, expected_codes = theirs(latents[None])
     assert torch.equal(codes, expected_codes[0].long())
     assert torch.equal(quantized, expected[0])
+
+
+@pytest.mark.parametrize("levels", [999, 1000])
+def test_fsq_codes_of_saturated_latents_are_in_range(levels):
+    book = make(FSQConfig(levels=(levels,)), 1)
+    assert book.encode(torch.tensor([[-99.0], [99.0]])).tolist() == [0, levels - 1]
 
 
 @pytest.mark.parametrize("levels", [(8, 8, 8, 6, 5), (3,) * 9])

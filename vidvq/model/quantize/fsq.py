@@ -16,6 +16,8 @@ from vidvq.model.quantize.interface import Quantizer
 from vidvq.model.quantize.vq import MAX_CODEBOOK_SIZE, straight_through
 
 _MARGIN = 1e-3
+# With more levels, the margin at the end of the range would round to a level outside of it.
+_MAX_LEVELS = round(1 / _MARGIN)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class FSQConfig:
 
     Attributes:
         kind: ``fsq``: finite scalar quantization, a fixed grid of codes.
-        levels: levels of each channel of the grid (3 or more); their product is the number of codes. Learned
+        levels: levels of each channel of the grid (3 to 1000); their product is the number of codes. Learned
             projections map between latents and the grid if their numbers of channels differ.
     """
 
@@ -34,9 +36,9 @@ class FSQConfig:
     levels: tuple[int, ...] = (8, 5, 5, 5)
 
     def __post_init__(self) -> None:
-        if min(self.levels, default=0) < 3 or self.size > MAX_CODEBOOK_SIZE:
+        if min(self.levels, default=0) < 3 or max(self.levels) > _MAX_LEVELS or self.size > MAX_CODEBOOK_SIZE:
             raise UsageError(
-                f"levels={list(self.levels)} must each be at least 3 and have a product of at most "
+                f"levels={list(self.levels)} must each be from 3 to {_MAX_LEVELS} and have a product of at most "
                 f"{MAX_CODEBOOK_SIZE}; for two levels use kind=lfq"
             )
 

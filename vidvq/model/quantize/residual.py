@@ -46,7 +46,7 @@ class ResidualConfig:
 
     @property
     def warmup(self) -> int:
-        """Training steps until all layers have codes, as they warm up one after another (steps)."""
+        """Training passes until all layers have codes, as they warm up one after another (micro-batches)."""
         return self.layer.warmup * self.depth
 
 

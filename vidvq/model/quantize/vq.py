@@ -32,9 +32,10 @@ class VQConfig:
     Attributes:
         kind: ``vq``: vector quantization, codes learned from data.
         size: number of codes (2 to 16777216).
-        decay: decay of the moving averages per step (from 0, below 1).
+        decay: decay of the moving averages per micro-batch (from 0, below 1).
         cosine: compare directions only, with latents and codes normalized to the unit sphere.
-        warmup: training steps in which latents pass unquantized, before k-means initializes the codes (steps).
+        warmup: training passes in which latents pass unquantized, before k-means initializes the codes (micro-batches:
+            steps, unless a step has several).
         revive_below: usage below which a dead code is replaced by a latent of the batch, as a fraction of uniform usage
             (from 0, below 1).
         update: update rule of the codes: ``ema`` (moving averages of their latents) or ``gradient`` (gradient of the

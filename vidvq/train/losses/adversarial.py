@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidvq.training.distributed import all_reduce_sum
+
 Kind = Literal["hinge", "non_saturating"]
 _PERTURBATION = 0.01
 _TINY = 1e-8
@@ -66,10 +68,11 @@ def gradient_penalty(logits: Tensor, perturbed: Tensor) -> Tensor:
 
 
 def adaptive_weight(other: Tensor, adversarial: Tensor, reconstruction: Tensor, limit: float) -> Tensor:
-    """Compute the ratio of the gradient norms of the other losses and the adversarial loss.
+    """Compute the ratio of the gradient norms of the other losses and the adversarial loss. Collective.
 
     Esser et al. 2021, "Taming Transformers", eq. 7, except that gradients are taken at the reconstruction instead of
-    the last layer of the decoder: ZeRO does not support gradients with respect to a single weight.
+    the last layer of the decoder: ZeRO does not support gradients with respect to a single weight. The norms are those
+    of the micro-batches of all ranks together.
 
     Args:
         other: weighted sum of the other losses, a scalar computed from ``reconstruction``; its graph is freed.
@@ -80,9 +83,9 @@ def adaptive_weight(other: Tensor, adversarial: Tensor, reconstruction: Tensor, 
     Returns:
         The ratio, a scalar without gradient.
     """
-    (other_gradient,) = torch.autograd.grad(other, reconstruction)
-    (adversarial_gradient,) = torch.autograd.grad(adversarial, reconstruction)
-    return (other_gradient.norm() / (adversarial_gradient.norm() + _TINY)).clamp(0, limit).detach()
+    gradients = [torch.autograd.grad(loss, reconstruction)[0] for loss in (other, adversarial)]
+    norms = all_reduce_sum(torch.stack([gradient.square().sum() for gradient in gradients])).sqrt()
+    return (norms[0] / (norms[1] + _TINY)).clamp(0, limit)
 
 
 @dataclass
