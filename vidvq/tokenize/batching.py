@@ -21,9 +21,9 @@ import torch
 
 from vidvq.jobs.timing import Stopwatch
 from vidvq.model import StreamState, Tokenizer
+from vidvq.model.device_copy import DeviceCopier
 from vidvq.model.streaming import groups_per_step, prepare_step
 from vidvq.tokenize.encode import PendingCodes, Step, StepResult, encode_step, pending_codes
-from vidvq.training.device_copy import DeviceCopier
 
 SlotStream = Generator[Step, StepResult, None]
 

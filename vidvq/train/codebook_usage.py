@@ -44,8 +44,8 @@ class UsageCounter:
         quantizer = tokenizer.config.quantizer
         refresh = quantizer.differential and quantizer.differential.refresh
         parts = [part for part in (quantizer.spatial, quantizer.temporal, refresh) if part]
-        # Codes are initialized at the end of the warm-up.
-        self._settled = every + max(getattr(part, "warmup", 0) for part in parts)
+        # Codes are initialized at the end of the warm-up, so usage before the next complete window means nothing.
+        self._first_alarm_step = every + max(getattr(part, "warmup", 0) for part in parts)
         self.counts = {book.name: torch.zeros(2, book.size, device=context.device) for book in self._books}
 
     def add(self, codes: Tensor) -> None:
@@ -78,7 +78,7 @@ class UsageCounter:
             low: fraction of codes in use below which to warn.
             step: number of finished steps.
         """
-        if step < self._settled:
+        if step < self._first_alarm_step:
             return {}
         return {
             book.name: f"only {metrics[f'usage_{book.name}']:.0%} of the {book.size} {book.name} codes are in use"
@@ -88,21 +88,21 @@ class UsageCounter:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the counts above 0 with their places, summed over all ranks. Collective: call on every rank."""
+        """Return the counts above 0 and their positions, summed over all ranks. Collective: call on every rank."""
         state: dict[str, Tensor] = {}
         for name, counts in self.counts.items():
             total = all_reduce_sum(counts.clone()).flatten()
-            places = total.nonzero().flatten()
-            state |= {f"{name}.places": places.cpu(), f"{name}.counts": total[places].cpu()}
+            positions = total.nonzero().flatten()
+            state |= {f"{name}.places": positions.cpu(), f"{name}.counts": total[positions].cpu()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load the counts that :meth:`state_dict` returned, on rank 0; without any, counting starts anew."""
+        """Load the counts that :meth:`state_dict` returned, on rank 0; counts that are missing become 0."""
         for name, counts in self.counts.items():
             counts.zero_()
             if f"{name}.places" in state and self._context.rank == 0:
-                places, found = (state[f"{name}.{part}"].to(counts.device) for part in ("places", "counts"))
-                counts.view(-1)[places] = found
+                positions, saved = (state[f"{name}.{part}"].to(counts.device) for part in ("places", "counts"))
+                counts.view(-1)[positions] = saved
 
     def _split(self, codes: Tensor) -> Iterator[tuple[str, Tensor]]:
         if len(self._books) == 1:

@@ -1,4 +1,4 @@
-"""`vidvq train --profile`: time of a few steps, by phase and by operator, and what a step asks of the device."""
+"""`vidvq train --profile`: time of a few steps by phase and by operator, and their launches, reads and copies."""
 
 import gzip
 import json
@@ -79,19 +79,19 @@ class Profiler:
         recorded.export_chrome_trace(str(trace))
         events = list(recorded.key_averages())
         with gzip.open(trace) as file:
-            counted = list(count_requests(json.load(file)["traceEvents"]))
-        tables = [by_phases(events), counted, by_operators(events, self._cuda)]
+            counts = list(device_table(json.load(file)["traceEvents"]))
+        tables = [phase_table(events), counts, operator_table(events, self._cuda)]
         text = "\n".join(line for table in tables for line in (*table, ""))
         write_atomic(self._run / "profile.txt", text.encode())
         for line in (*text.splitlines(), f"wrote {self._run / 'profile.txt'}, and {trace} for https://ui.perfetto.dev"):
             info(line)
 
 
-def by_phases(events: Iterable[Any]) -> list[str]:
-    """Return the lines of a table of the phases of a step, by the time of the host.
+def phase_table(events: Iterable[Any]) -> list[str]:
+    """Return the lines of a table of the phases of a step, by CPU time.
 
     Args:
-        events: averages of a profile by name. On a GPU marks are recorded there as well, without a time of the host.
+        events: averages of a profile by name. Marks that the profiler repeats for the GPU have no CPU time.
     """
     by_name = {event.key: event.cpu_time_total for event in events if event.device_type == DeviceType.CPU}
     whole_us = next(us for name, us in by_name.items() if name.startswith("ProfilerStep"))
@@ -102,12 +102,12 @@ def by_phases(events: Iterable[Any]) -> list[str]:
     return lines + [_row(part, us, whole_us) for part, us in spent.items()]
 
 
-def by_operators(events: Iterable[Any], cuda: bool, steps: int = _ACTIVE) -> list[str]:
-    """Return the lines of a table of the dearest operators.
+def operator_table(events: Iterable[Any], cuda: bool, steps: int = _ACTIVE) -> list[str]:
+    """Return the lines of a table of the most expensive operators.
 
     Args:
         events: averages of a profile by name.
-        cuda: whether to list the kernels of a GPU instead. Operators have the time of their kernels as well.
+        cuda: whether to list GPU kernels instead: the time of an operator includes that of its kernels.
         steps: number of steps in the profile.
     """
     if cuda:
@@ -125,12 +125,12 @@ def by_operators(events: Iterable[Any], cuda: bool, steps: int = _ACTIVE) -> lis
     ]
 
 
-def count_requests(events: Iterable[Mapping[str, Any]], steps: int = _ACTIVE) -> Iterable[str]:
-    """Yield a line for each thing that a step asks of the device: launches, reads by the host, bytes copied.
+def device_table(events: Iterable[Mapping[str, Any]], steps: int = _ACTIVE) -> Iterable[str]:
+    """Yield the lines of a table of the launches, reads by the host, and bytes copied in a step.
 
     Args:
-        events: events of a trace. Without a GPU, operators are counted in place of kernels, and values that Python asks
-            for in place of copies.
+        events: events of a trace. Without a GPU, operators are counted instead of kernels, and values read by Python
+            instead of copies.
         steps: number of steps in the trace.
     """
     counts: Counter[str] = Counter()
