@@ -87,7 +87,7 @@ def open_tokenizer(tokens: Path, checkpoint: Path, batch: int = 1) -> tuple[Toke
 
 
 def load_for_tokens(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, TokenizerCard]:
-    """Load a tokenizer on the CPU, and the card of the tokens to decode with it.
+    """Load a tokenizer on the CPU, and the card of the tokens that it is to decode.
 
     Raises:
         UsageError: the tokens were made by another tokenizer.
