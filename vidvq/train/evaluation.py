@@ -111,7 +111,8 @@ class Evaluator:
         """Format the scores in one line."""
         parts = [f"{scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}", f"{scores['bits_per_pixel']:.4f} bits/pixel"]
         parts += [f"{self._distance} {scores['perceptual']:.3f}"] if "perceptual" in scores else []
-        return ", ".join(parts + [f"{value:.0%} of {name[6:]}" for name, value in scores.items() if "usage" in name])
+        used = [f"{value:.0%} of {name[6:]} codes" for name, value in scores.items() if name.startswith("usage_")]
+        return ", ".join(parts + used)
 
 
 def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:
