@@ -1,4 +1,4 @@
-"""Look-up of token samples by key or by source and time, from the plan and the samples' JSON alone."""
+"""Look-up of token samples by key or by source and time, without reading codes."""
 
 import os
 from dataclasses import dataclass

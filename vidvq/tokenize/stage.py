@@ -134,7 +134,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
 
     @classmethod
     def settings_of(cls, made_from: dict[str, Any]) -> dict[str, Any]:
-        """The settings that a plan was made with, as far as it keeps them."""
+        """The settings of a plan, as far as its header has them."""
         settings = super().settings_of(made_from)
         execution = made_from.get("execution", {})
         settings["batch"] = execution.get("streams", made_from.get("batch", 1))
