@@ -7,7 +7,7 @@ the members of a union have a ``kind``. There is no registry, no interpolation a
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 from functools import cache, reduce
 from operator import getitem
 from pathlib import Path
@@ -300,8 +300,9 @@ def _nearest(path: str, known: list[str]) -> str | None:
     siblings = [each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == group]
     if near := get_close_matches(name, siblings, 1):
         return f"{group}{dot}{near[0]}"
-    if namesakes := [each for each in known if each.rpartition(".")[2] == name]:
-        # Of equally similar ones the first, in the order of the settings.
-        return max(namesakes, key=lambda each: SequenceMatcher(None, each, path).ratio())
-    near = get_close_matches(path, known, 1, 0.75)
+    namesakes = [each for each in known if each.rpartition(".")[2] == name]
+    if namesakes and not group:
+        # Of equally long ones the first, in the order of the settings.
+        return min(namesakes, key=len)
+    near = get_close_matches(path, namesakes, 1, 0) or get_close_matches(path, known, 1, 0.75)
     return near[0] if near else None

@@ -44,8 +44,8 @@ class UsageCounter:
         quantizer = tokenizer.config.quantizer
         refresh = quantizer.differential and quantizer.differential.refresh
         parts = [part for part in (quantizer.spatial, quantizer.temporal, refresh) if part]
-        # Codes are initialized at the end of the warm-up, so usage before the next complete window means nothing.
-        self._first_alarm_step = every + max(getattr(part, "warmup", 0) for part in parts)
+        # Codes are initialized at the end of the warm-up.
+        self._settled = every + max(getattr(part, "warmup", 0) for part in parts)
         self.counts = {book.name: torch.zeros(2, book.size, device=context.device) for book in self._books}
 
     def add(self, codes: Tensor) -> None:
@@ -78,7 +78,7 @@ class UsageCounter:
             low: fraction of codes in use below which to warn.
             step: number of finished steps.
         """
-        if step < self._first_alarm_step:
+        if step < self._settled:
             return {}
         return {
             book.name: f"only {metrics[f'usage_{book.name}']:.0%} of the {book.size} {book.name} codes are in use"
