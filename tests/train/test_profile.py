@@ -8,7 +8,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import profile
 
-from vidvq.train.profiler import BACKWARD, FORWARD, PARTS, device_table, operator_table, phase, phase_table
+from vidvq.train.profiler import BACKWARD, FORWARD, PHASES, device_table, operator_table, phase, phase_table
 
 
 def test_a_profile_accounts_for_the_time_of_a_step(train, tmp_path):
@@ -69,7 +69,7 @@ def test_a_profile_of_a_gpu_counts_each_kernel_once_and_phases_by_the_host():
     ]
     lines = phase_table(events)
     assert lines[0].startswith("a step takes 3.0 ms")
-    assert [line.split()[-1] for line in lines if line.startswith((*PARTS, "other"))] == ["33.3%", "66.7%"]
+    assert [line.split()[-1] for line in lines if line.startswith((*PHASES, "other"))] == ["33.3%", "66.7%"]
 
 
 def test_a_phase_lasts_until_the_device_is_done_only_while_a_profile_is_recorded(monkeypatch):

@@ -166,7 +166,9 @@ class Decoders:
                         self.from_nvdec += len(message.frames) * message.from_nvdec
                     yield message
                 else:
+                    # The process whose turn it is has nothing left, so the job is done.
                     break
+            # Processes are reused only after their last message has been read.
             for part in parts:
                 for _ in part:
                     pass

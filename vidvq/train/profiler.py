@@ -16,14 +16,13 @@ from vidvq.log import info, warn
 from vidvq.storage import write_atomic
 
 # Phases of a step, marked by the loop and the trainer.
-DATA, FORWARD, LOSSES, BACKWARD, DISCRIMINATOR, AVERAGE = PARTS = (
-    "waiting for data",
-    "generator, forward",
-    "generator, losses",
-    "generator, backward and step",
-    "discriminator",
-    "average of weights",
-)
+DATA = "waiting for data"
+FORWARD = "generator, forward"
+LOSSES = "generator, losses"
+BACKWARD = "generator, backward and step"
+DISCRIMINATOR = "discriminator"
+AVERAGE = "average of weights"
+PHASES = (DATA, FORWARD, LOSSES, BACKWARD, DISCRIMINATOR, AVERAGE)
 _WAIT, _WARMUP, _ACTIVE = 5, 2, 3
 _ROWS = 15
 # Operators that return a value to the host, which waits for the device.
@@ -95,11 +94,11 @@ def phase_table(events: Iterable[Any]) -> list[str]:
     """
     by_name = {event.key: event.cpu_time_total for event in events if event.device_type == DeviceType.CPU}
     whole_us = next(us for name, us in by_name.items() if name.startswith("ProfilerStep"))
-    spent = {part: by_name[part] for part in PARTS if part in by_name}
+    spent = {name: by_name[name] for name in PHASES if name in by_name}
     spent["other"] = whole_us - sum(spent.values())
     lines = [f"a step takes {whole_us / _ACTIVE / 1000:.1f} ms, mean of {_ACTIVE}", ""]
     lines.append(f"{'phase':<44} {'ms':>9} {'share':>7}")
-    return lines + [_row(part, us, whole_us) for part, us in spent.items()]
+    return lines + [_row(name, us, whole_us) for name, us in spent.items()]
 
 
 def operator_table(events: Iterable[Any], cuda: bool, steps: int = _ACTIVE) -> list[str]:
@@ -115,11 +114,11 @@ def operator_table(events: Iterable[Any], cuda: bool, steps: int = _ACTIVE) -> l
         spent = [(each.self_device_time_total, each) for each in kernels]
     else:
         spent = [(each.self_cpu_time_total, each) for each in events]
-    marks = (*PARTS, "ProfilerStep")
+    marks = (*PHASES, "ProfilerStep")
     spent = sorted(((us, each) for us, each in spent if not each.key.startswith(marks)), key=lambda pair: -pair[0])
     whole_us = sum(us for us, _ in spent)
-    what = "kernel, GPU time" if cuda else "operator, self CPU time"
-    lines = [f"{what:<44} {'ms':>9} {'share':>7} {'calls':>7}"]
+    title = "kernel, GPU time" if cuda else "operator, self CPU time"
+    lines = [f"{title:<44} {'ms':>9} {'share':>7} {'calls':>7}"]
     return lines + [
         f"{_row(each.key, us, whole_us, steps)} {each.count / steps:>7.0f}" for us, each in spent[:_ROWS] if us
     ]
