@@ -17,12 +17,12 @@ from flops import count_gflop
 from model import load, matmul, timed
 from torch.profiler import ProfilerActivity, profile
 
+from vidvq.model.device_copy import DeviceCopier
 from vidvq.model.launches import LaunchCounter
 from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import prepare_step
 from vidvq.tokenize.encode import pending_codes
-from vidvq.train.profiler import by_operators
-from vidvq.training.device_copy import DeviceCopier
+from vidvq.train.profiler import operator_table
 
 # Calls per timed round. Each is waited for after the next one is queued, as in a job.
 CALLS = 4
@@ -97,7 +97,7 @@ def dearest(call: Callable[[], object], device: str) -> list[str]:
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device != "cpu" else [])
     with profile(activities=activities) as recorded:
         timed(call, device)
-    return by_operators(recorded.key_averages(), device != "cpu", steps=1)
+    return operator_table(recorded.key_averages(), device != "cpu", steps=1)
 
 
 def count_launches(call: Callable[[], object]) -> int:

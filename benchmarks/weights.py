@@ -196,12 +196,11 @@ def card(scores: dict[str, Any], trained: list[tuple[str, int]], history: str) -
     return f"""# The tokenizer that ships with vidvq
 
 {history}Trained {runs}; its weights are kept in half precision.
-Token fingerprint `{scores["token_fingerprint"][:12]}`. A small model for a first look and for tests of
-a pipeline, not one to train a video generator on: of videos that hardly move, a mean frame is closer than what it
-decodes.
+Token fingerprint `{scores["token_fingerprint"][:12]}`. It is a small model for trying vidvq out and for tests of
+a pipeline, not for training a video generator: on nearly static videos its frames are worse than the mean frame.
 
-Held-out videos, whole, short side 128 pixels, at their own rate; means over clips of at most 33 frames. "Mean frame"
-is the score of the clip's mean frame, repeated. Codes in use on them:
+Scores on whole held-out videos, with a short side of 128 pixels, at their own rate; means over clips of at most 33
+frames. "Mean frame" is the score of the clip's mean frame, repeated. Codes in use on these videos:
 {use}.
 
 | video | clips | PSNR, dB | SSIM | mean frame: PSNR | SSIM | bits/pixel |
@@ -209,8 +208,7 @@ is the score of the clip's mean frame, repeated. Codes in use on them:
 {chr(10).join(rows)}
 {_row("**all**", every)}
 
-Made, and this table measured, by
-
+The weights and this table are the output of
     make weights TRAIN="VIDEOS..." HELD_OUT="VIDEOS..." [START=CHECKPOINT] [FINISH=CONFIG] [BUDGET_S=SECONDS]
 """
 

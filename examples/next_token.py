@@ -3,7 +3,7 @@
 python examples/next_token.py runs/tokens
 python examples/next_token.py runs/megatron --steps 300
 
-The baseline is the entropy of the ids: the loss of a model that knows the frequency of each id, and nothing else.
+The baseline is the entropy of the ids: the loss of a model that knows only the frequency of each id.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def read_token_shards(folder: Path) -> tuple[list[np.ndarray], int]:
 
 
 def read_megatron(folder: Path) -> tuple[list[np.ndarray], int]:
-    """The same from a megatron export: its ``.bin`` files are the ids alone, and each clip begins with its own id."""
+    """The same from a megatron export: its ``.bin`` files are bare ids, and each clip begins with a special token."""
     header = json.loads((folder / "export.json").read_text())
     parts = [np.memmap(folder / f"{part}.bin", dtype=header["dtype"], mode="r") for part in header["parts"]]
     ids = np.concatenate(parts).astype(np.int64)
@@ -45,36 +45,36 @@ class NextToken(nn.Module):
     def __init__(self, vocabulary: int, context: int, width: int = 128, depth: int = 2) -> None:
         super().__init__()
         self.ids = nn.Embedding(vocabulary, width)
-        self.places = nn.Parameter(torch.zeros(context, width))
+        self.positions = nn.Parameter(torch.zeros(context, width))
         block = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
         self.out = nn.Linear(width, vocabulary)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
-        return self.out(self.blocks(self.ids(ids) + self.places[: ids.shape[1]], mask=mask, is_causal=True))
+        return self.out(self.blocks(self.ids(ids) + self.positions[: ids.shape[1]], mask=mask, is_causal=True))
 
 
 def entropy(ids: np.ndarray) -> float:
-    """Of the ids by their frequencies alone, in nats per id."""
+    """Entropy of the frequencies of the ids (nats per id)."""
     shares = np.bincount(ids) / len(ids)
     return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
 
 
 def windows(ids: np.ndarray, context: int) -> torch.Tensor:
-    """A stream of ids cut into rows of ``context + 1``; what is left over is dropped."""
+    """A stream of ids cut into rows of ``context + 1``; the remainder is dropped."""
     return torch.from_numpy(ids[: len(ids) // (context + 1) * (context + 1)].reshape(-1, context + 1))
 
 
 def loss_of(model: NextToken, rows: torch.Tensor) -> torch.Tensor:
-    """Mean loss in nats per id."""
+    """Mean loss (nats per id)."""
     return functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
 
 
 def train(
     clips: list[np.ndarray], vocabulary: int, steps: int, batch: int = 4, context: int = 256
 ) -> tuple[list[float], float]:
-    """Train on all clips but every tenth, or the last of fewer; returns the losses, and the held-out loss."""
+    """Train on all clips but every tenth (of fewer than ten, the last); return the losses and the held-out loss."""
     torch.manual_seed(0)
     first = min(9, len(clips) - 1)
     held_out = windows(np.concatenate(clips[first::10]), context)

@@ -301,5 +301,8 @@ def _nearest(path: str, known: list[str]) -> str | None:
     if near := get_close_matches(name, siblings, 1):
         return f"{group}{dot}{near[0]}"
     namesakes = [each for each in known if each.rpartition(".")[2] == name]
+    if namesakes and not group:
+        # Of equally long ones the first, in the order of the settings.
+        return min(namesakes, key=len)
     near = get_close_matches(path, namesakes, 1, 0) or get_close_matches(path, known, 1, 0.75)
     return near[0] if near else None

@@ -4,8 +4,8 @@ r"""Plays Crafter (https://pypi.org/project/crafter/, MIT licence) by a script, 
     python examples/world_model/record.py OUT --episodes 40 --frames 450 --seed 0
 
 Writes `OUT/000.mp4` ... and `OUT/list.jsonl`, whose rows have the path of a video and the action that led to each of
-its frames. The player walks at random. The game is made easier for a small model: its clock stands still at noon,
-because nights are darkness and noise, the player cannot die, and no creatures appear or vanish. A seed repeats.
+its frames. The player walks at random. The game is made easier for a small model: it is always noon, because nights are
+dark and noisy, the player cannot die, and no creatures appear or vanish. Equal seeds give equal episodes.
 """
 
 import argparse

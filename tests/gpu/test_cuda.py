@@ -200,7 +200,7 @@ def test_training_layers_on_the_device_are_as_exact_as_plain_ones(dtype, video, 
     discriminator = Discriminator(DiscriminatorConfig(channels=32, layers=3)).to(device)
     video, networks = video.to(device), (tokenizer, discriminator)
     with monkeypatch.context() as patched:
-        patched.setattr("vidvq.model.discriminator.has_tensor_cores", lambda x: False)
+        patched.setattr("vidvq.model.discriminator.prefers_channels_last", lambda x: False)
         exact, plain = (
             [tensor for network in networks for tensor in _gradients(network, video, kind)]
             for kind in (torch.float32, dtype)

@@ -276,7 +276,7 @@ def test_the_discriminator_of_a_gpu(monkeypatch):
     torch.manual_seed(0)
     network, video = Discriminator(DiscriminatorConfig(channels=8, layers=1)), torch.rand(1, 3, 5, 16, 16)
     expected = network(video)
-    monkeypatch.setattr("vidvq.model.discriminator.has_tensor_cores", lambda x: True)
+    monkeypatch.setattr("vidvq.model.discriminator.prefers_channels_last", lambda x: True)
     found = network(video)
     assert "GroupNormLeakyRelu" in str(_history(found))
     assert_near(found, expected)

@@ -138,7 +138,7 @@ def test_a_source_may_be_a_relative_path(vidvq, tmp_path, tokens_dir, weights, l
     ("arguments", "message"),
     [
         (["--source", "elsewhere"], "; it has /"),
-        (["--source", "{source}", "--from", "1000"], "holds no frame of"),
+        (["--source", "{source}", "--from", "1000"], "has no frame of"),
         (["--source", "{source}", "--from", "2", "--to", "1"], "from=2 must be before to=1"),
         (["--source", "{source}x"], "nearest: {source}"),
         (["--from", "1"], "--from and --to need --source"),
@@ -288,7 +288,7 @@ def test_temporary_files_of_other_outputs_are_kept(vidvq, tmp_path, tokens_dir, 
 @pytest.mark.parametrize("name", ["clip.avi", "clip.png", "clip.npz"])
 def test_an_output_named_as_media_is_no_folder(vidvq, tmp_path, tokens_dir, weights, location, name):
     ran = vidvq("decode", tokens_dir, *weights, "--key", location.key, "--out", tmp_path / name)
-    assert ran.code == 2 and f"--out {name} is no file that decode writes" in ran.error
+    assert ran.code == 2 and f"--out {name} is not a format of decode" in ran.error
     assert not list(tmp_path.iterdir())
 
 
@@ -365,7 +365,7 @@ def test_ids_with_the_special_tokens_of_an_export_decode_like_the_shard(
     assert f"the special token {card.vocabulary + (1 if specials == 'clip' else 2)} at " in ran.error
     np.save(tmp_path / "none.npy", ids[ids >= card.vocabulary])
     ran = vidvq("decode", tmp_path / "none.npy", *made, tmp_path / "none")
-    assert ran.code == 2 and "none.npy has special tokens alone" in ran.error
+    assert ran.code == 2 and "none.npy has only special tokens" in ran.error
 
 
 @pytest.mark.parametrize("name", ["codes.npz", "codes.safetensors"])

@@ -9,7 +9,7 @@ import torch
 from vidvq.formats.execution import Execution
 from vidvq.formats.plan import read_plan
 from vidvq.model import VideoTokenizer
-from vidvq.tokenize import device
+from vidvq.tokenize import gpu_memory
 from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.worker import TokenShardWorker
 
@@ -19,7 +19,7 @@ SETTINGS = ("runtime.workers=0", "runtime.compile=off", "batch=4", "groups=2")
 @pytest.fixture
 def gpu(monkeypatch):
     """``gpu(name, max_pixels)``: torch finds a GPU, which has memory for steps of that many pixels."""
-    fits, move = device._fits, VideoTokenizer.to
+    fits, move = gpu_memory._fits, VideoTokenizer.to
 
     def install(name: str = "GPU A", max_pixels: float = float("inf")) -> list[int]:
         tried: list[int] = []
@@ -40,7 +40,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
         monkeypatch.setattr(VideoTokenizer, "to", lambda self, *a, **k: self if a == ("cuda",) else move(self, *a, **k))
-        monkeypatch.setattr(device, "_fits", trial)
+        monkeypatch.setattr(gpu_memory, "_fits", trial)
         return tried
 
     return install
@@ -174,7 +174,7 @@ def test_a_plan_without_a_kind_resumes_on_any(gpu, run, tmp_path, monkeypatch):
     gpu("GPU A")
     # As versions before the kind was recorded wrote it.
     with monkeypatch.context() as patch:
-        patch.setattr(device, "probe_gpu", lambda checkpoint, execution, *_: execution)
+        patch.setattr(gpu_memory, "probe_gpu", lambda checkpoint, execution, *_: execution)
         assert run().code == 0
     assert "gpu" not in recorded(tmp_path / "out")
     next((tmp_path / "out/commits").glob("*.json")).unlink()
@@ -203,7 +203,7 @@ def test_the_reference_has_the_tokens_of_fp32(checkpoint_dir, monkeypatch):
 
     execution = Execution("cpu", "bf16", False, 2, 3, 1 << 27)
     check = AgreementCheck(checkpoint_dir, execution)
-    assert [check.takes() for _ in range(9)] == [True] * 8 + [False]
+    assert [check.take() for _ in range(9)] == [True] * 8 + [False]
     frames = np.random.default_rng(0).integers(0, 256, (21, 24, 40, 3), dtype=np.uint8)
     chunks = [frames[:9], frames[9:]]
     plain = TokenShardWorker(checkpoint_dir, TokenizeConfig(), None, Execution("cpu", "fp32", False, 2, 3, 1 << 27))

@@ -81,7 +81,7 @@ def build_for_gpu(config):
     return networks
 trainer.build_networks = build_for_gpu
 # FLOPs are counted on another device.
-discriminator.has_tensor_cores = lambda x: x.device.type == "cpu"
+discriminator.prefers_channels_last = lambda x: x.device.type == "cpu"
 """
 
 

@@ -8,7 +8,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import profile
 
-from vidvq.train.profiler import BACKWARD, FORWARD, PARTS, by_operators, by_phases, count_requests, phase
+from vidvq.train.profiler import BACKWARD, FORWARD, PHASES, device_table, operator_table, phase, phase_table
 
 
 def test_a_profile_accounts_for_the_time_of_a_step(train, tmp_path):
@@ -42,9 +42,9 @@ def test_a_trace_of_a_gpu_counts_kernels_and_copies():
     copies = [("Memcpy HtoD (Pinned -> Device)", 3 << 20), ("Memcpy DtoH (Device -> Pageable)", 1 << 19)]
     copies += [("Memcpy DtoD (Device -> Device)", 1 << 30)]
     events += [{"name": name, "cat": "gpu_memcpy", "args": {"bytes": size}} for name, size in copies]
-    assert [float(line.split()[-1]) for line in count_requests(events, steps=1)] == [6, 1, 3, 0.5]
-    assert [float(line.split()[-1]) for line in count_requests(events[6:17], steps=1)] == [10, 1, 0, 0]
-    assert next(iter(count_requests(events, steps=1))).startswith("kernels launched per step")
+    assert [float(line.split()[-1]) for line in device_table(events, steps=1)] == [6, 1, 3, 0.5]
+    assert [float(line.split()[-1]) for line in device_table(events[6:17], steps=1)] == [10, 1, 0, 0]
+    assert next(iter(device_table(events, steps=1))).startswith("kernels launched per step")
 
 
 def test_a_profile_of_a_gpu_counts_each_kernel_once_and_phases_by_the_host():
@@ -63,13 +63,13 @@ def test_a_profile_of_a_gpu_counts_each_kernel_once_and_phases_by_the_host():
         event(FORWARD, DeviceType.CUDA, 0, 800, mark=True),
         event("Optimizer.step#AdamW.step", DeviceType.CUDA, 0, 500, mark=True),
     ]
-    assert [line.split() for line in by_operators(events, cuda=True)[1:]] == [
+    assert [line.split() for line in operator_table(events, cuda=True)[1:]] == [
         ["gemm", "0.2", "75.0%", "1"],
         ["relu", "0.1", "25.0%", "1"],
     ]
-    lines = by_phases(events)
+    lines = phase_table(events)
     assert lines[0].startswith("a step takes 3.0 ms")
-    assert [line.split()[-1] for line in lines if line.startswith((*PARTS, "other"))] == ["33.3%", "66.7%"]
+    assert [line.split()[-1] for line in lines if line.startswith((*PHASES, "other"))] == ["33.3%", "66.7%"]
 
 
 def test_a_phase_lasts_until_the_device_is_done_only_while_a_profile_is_recorded(monkeypatch):

@@ -132,6 +132,11 @@ def test_a_mistyped_key_is_answered_with_the_nearest(override, suggestion):
     assert str(error.value).endswith(f"is not a known field; did you mean {suggestion}?")
 
 
+def test_of_equally_similar_keys_the_first_is_suggested():
+    with pytest.raises(ConfigError, match=r"clips=3 is not a known field; did you mean data.clips\?"):
+        load(STAGES["train"].config_type(), None, ["data.clips=x", "clips=3"])
+
+
 def test_a_key_that_is_like_no_other_gets_no_suggestion():
     with pytest.raises(ConfigError, match="xyzzy=3 is not a known field$"):
         load(STAGES["shard"].config_type(), None, ["xyzzy=3"])

@@ -27,9 +27,9 @@ class Rule:
     Attributes:
         name: short name, such as ``deterministic``.
         text: the rule, in one sentence.
-        attempt: tries it on a tokenizer; raises if it is broken. The second argument builds the tokenizer anew.
+        attempt: tries it on a tokenizer; raises if it is broken. The second argument builds the tokenizer again.
         is_for_streams: whether it applies only to tokenizers that support streaming.
-        needs_build: whether it applies only if the tokenizer can be built anew.
+        needs_build: whether it applies only if the tokenizer can be built again.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Rule:
 
         Args:
             tokenizer: the tokenizer, in eval mode.
-            build: builds the same tokenizer anew; None to leave out the rules that need it.
+            build: builds the same tokenizer again; None to leave out the rules that need it.
 
         Returns:
             What broke it, with the position in the tokenizer's code for exceptions; None if it holds or does not apply.
@@ -70,7 +70,7 @@ def check(tokenizer: Tokenizer, build: Build | None = None) -> None:
 
     Args:
         tokenizer: the tokenizer; it is put into eval mode.
-        build: builds the same tokenizer anew, as every worker of a job does; None to leave out that rule.
+        build: builds the same tokenizer again, as every worker of a job does; None to leave out that rule.
 
     Raises:
         NotConforming: rules are broken; the message has a line for each.

@@ -12,7 +12,7 @@ Size = Annotated[int, Field(ge=1)]
 
 
 def one_or_many(value: Any) -> Any:
-    """Return a text as a list of one; a validator of settings."""
+    """Wrap a single string in a tuple; a validator of settings."""
     return (value,) if isinstance(value, str) else value
 
 

@@ -66,10 +66,10 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
         first = (micro_step * self.ranks + self.rank) * self.micro_batch
         local = samples[first : first + self.micro_batch]
         try:
-            crops = list(self._executor().map(lambda sample: self._crop_of(bucket, sample), local))
+            crops = list(self._executor().map(lambda sample: self._read_crop(bucket, sample), local))
         except UsageError as error:
             return UnreadableBatch(str(error))
-        # In a data worker this stacks in shared memory. A batch elsewhere would be copied there.
+        # In a data worker, collating stacks in shared memory; another tensor would be copied there.
         return default_collate([torch.from_numpy(crop) for crop in crops])
 
     def _executor(self) -> ThreadPoolExecutor:
@@ -79,8 +79,8 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
             self._executors[process] = ThreadPoolExecutor(self.config.threads)
         return self._executors[process]
 
-    def _crop_of(self, bucket: int, sample: SampledItem) -> np.ndarray:
-        last = None
+    def _read_crop(self, bucket: int, sample: SampledItem) -> np.ndarray:
+        failure = None
         for attempt in range(_ATTEMPTS):
             clip = self.order.substitute(bucket, sample.index, attempt) if attempt else sample.index
             try:
@@ -89,13 +89,13 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
                 shape = self.config.shapes[bucket]
                 return crop_clip(reduce_clip(frames, shape, self.config.scales, rng), shape, rng)
             except VideoError as error:
-                last = error
+                failure = error
                 if clip not in self._warned:
                     self._warned.add(clip)
                     warn(f"clip {self.index.keys[clip]} is replaced by another clip: {error}")
         raise UsageError(
             f"data.clips has no usable clip near {self.index.keys[sample.index]}: {_ATTEMPTS} clips failed, the last "
-            f"one {last}"
+            f"one because of {failure}; run vidvq verify on the directory"
         )
 
     def _decode(self, clip: int) -> np.ndarray:
@@ -136,7 +136,7 @@ def reduce_clip(frames: np.ndarray, shape: BucketConfig, scales: tuple[float, ..
         scales: factors to draw from (above 0, up to 1).
 
     Returns:
-        Clip ``t h w c`` uint8. It is ``frames`` if nothing is reduced.
+        Clip ``t h w c`` uint8; ``frames`` itself if nothing is reduced.
     """
     if scales == (1.0,):
         return frames
@@ -145,7 +145,7 @@ def reduce_clip(frames: np.ndarray, shape: BucketConfig, scales: tuple[float, ..
     size = max(round(height * scale), shape.height), max(round(width * scale), shape.width)
     if scale >= 1:
         return frames
-    # A copy, because torch warns of read-only memory, which cached clips are.
+    # A copy, because torch warns about read-only memory such as that of cached clips.
     video = torch.tensor(frames).permute(0, 3, 1, 2)
     return F.interpolate(video, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1).numpy()
 

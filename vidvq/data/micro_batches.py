@@ -92,8 +92,8 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(dataset.seed),
     )
-    # Frames own threads of libswscale. A frame collected after the fork would wait in the worker for threads that exist
-    # only in the parent.
+    # Decoded frames own threads of libswscale. If one were collected after the fork, the worker would wait for threads
+    # that exist only in the parent.
     gc.collect()
     for batch in loader:
         if isinstance(batch, UnreadableBatch):

@@ -23,7 +23,7 @@ from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card
 from vidvq.storage import resolve_path
 
-# Beyond any training. With several grids or directories, the samples before a position are counted one by one.
+# More than any training needs. With several grids or directories, resuming counts all samples before its position.
 _MAX_SAMPLES = 10**11
 
 
@@ -90,8 +90,8 @@ def read_token_index(folders: list[str]) -> TokenIndex:
     dataset: list[int] = []
     for number, given in enumerate(folders):
         folder = resolve_path(given)
-        # An export without grids has no card.
-        found = index_tokens(folder) if is_export(folder) else None
+        # Before the card, because an export without grids has none.
+        exported = index_tokens(folder) if is_export(folder) else None
         own = read_tokenizer_card(folder)
         if card and own.token_fingerprint != card.token_fingerprint:
             raise UsageError(
@@ -99,9 +99,9 @@ def read_token_index(folders: list[str]) -> TokenIndex:
                 f"{own.token_fingerprint[:12]}); train on tokens of a single tokenizer"
             )
         card = card or own
-        found = found or index_tokens(folder)
-        locations += found
-        dataset += [number] * len(found)
+        samples = index_tokens(folder) if exported is None else exported
+        locations += samples
+        dataset += [number] * len(samples)
     if not locations or card is None:
         raise UsageError(f"{', '.join(folders)} has no token samples")
     names: dict[Path, int] = {}
@@ -252,7 +252,7 @@ class TokenLoader:
         """Set the position; takes effect for the next iterator.
 
         Raises:
-            UsageError: the state is not one of a loader, or belongs to another seed or batch size.
+            UsageError: the state is not that of a loader, or belongs to another seed or batch size.
         """
         mine = self.state_dict()
         for name in mine:
@@ -261,7 +261,7 @@ class TokenLoader:
         for name in ("seed", "batch_size"):
             if state[name] != mine[name]:
                 raise UsageError(f"the state has {name}={state[name]}, but this loader has {name}={mine[name]}")
-        most = _MAX_SAMPLES // self.dataset.config.batch_size
-        if not 0 <= state["batch"] <= most:
-            raise UsageError(f"the state has batch={state['batch']}; it must be from 0 to {most}")
+        max_batch = _MAX_SAMPLES // self.dataset.config.batch_size
+        if not 0 <= state["batch"] <= max_batch:
+            raise UsageError(f"the state has batch={state['batch']}; it must be from 0 to {max_batch}")
         self._batch = int(state["batch"])

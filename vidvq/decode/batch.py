@@ -14,7 +14,7 @@ from vidvq.formats.token_shard import TokenInfo
 from vidvq.model import Tokenizer, iter_decode_batch
 from vidvq.video.write import TimedFrame
 
-# Size of the frames that are held in memory at a time (bytes); longer clips are decoded one by one, as streams.
+# Maximum size of the frames of clips decoded together (bytes); longer clips are decoded one by one, as streams.
 _MAX_BYTES = 1 << 29
 
 
@@ -28,11 +28,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip that was read.
+    """Codes and metadata of a clip.
 
     Attributes:
         codes: ``lt lh lw``.
-        info: its JSON.
+        info: content of the clip's JSON.
     """
 
     codes: np.ndarray
@@ -40,7 +40,7 @@ class Clip:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Length and size; clips of one shape can be decoded together."""
+        """Length and size; clips with equal shapes can be decoded together."""
         return (*self.codes.shape, self.info.num_frames, self.info.height, self.info.width)
 
     @property
@@ -58,16 +58,16 @@ def decode_together(tokenizer: Tokenizer, clips: Sequence[Clip]) -> Iterator[tup
     Raises:
         UsageError: codes do not match the JSON, or a code is out of range; the message gives a source.
     """
-    alike: dict[tuple[int, ...], list[int]] = {}
+    by_shape: dict[tuple[int, ...], list[int]] = {}
     for index, clip in enumerate(clips):
-        alike.setdefault(clip.shape, []).append(index)
-    for indices in alike.values():
+        by_shape.setdefault(clip.shape, []).append(index)
+    for indices in by_shape.values():
         count = max(_MAX_BYTES // max(clips[indices[0]].nbytes * tokenizer.upscale**2, 1), 1)
         for start in range(0, len(indices), count):
-            yield from _decode_alike(tokenizer, clips, indices[start : start + count])
+            yield from _decode_same_shape(tokenizer, clips, indices[start : start + count])
 
 
-def _decode_alike(
+def _decode_same_shape(
     tokenizer: Tokenizer, clips: Sequence[Clip], indices: Sequence[int]
 ) -> Iterator[tuple[int, Iterator[TimedFrame]]]:
     info = clips[indices[0]].info

@@ -12,9 +12,9 @@ from vidvq.formats.execution import MAX_PIXELS, Execution, Precision, resolve_pr
 from vidvq.runtime import RuntimeConfig
 
 Format = Literal["mp4", "gif", "png", "npy"]
-# Suffixes of media that an output folder is never meant to have.
+# Suffixes that name a media file rather than an output folder.
 _OTHER_MEDIA = {"avi", "jpeg", "jpg", "m4v", "mkv", "mov", "npz", "png", "webm", "webp"}
-# Clips per call on a GPU, by default, and groups of each.
+# Default number of clips per call on a GPU, and groups of each clip.
 _GPU_CLIPS, _GPU_GROUPS = 8, 8
 
 
@@ -29,7 +29,7 @@ class DecodeConfig:
         crf: quality of x264 for mp4, from 0 (lossless) to 51 (worst).
         batch: clips of one length and size that a worker decodes together; None means 8 on a GPU and 1 on CPUs. Frames
             do not depend on the other clips.
-        device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, where there are some.
+        device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, if there are any.
         precision: type of the networks on a GPU: ``bf16``, ``tf32`` or ``fp32``; None means ``bf16`` there, and
             ``fp32`` on CPUs.
         fps: frame rate of a generator's output (frames per second, 0.001 to 1000), which carries no frame times.
@@ -49,14 +49,14 @@ class DecodeConfig:
     runtime: RuntimeConfig = field(default_factory=lambda: RuntimeConfig(workers=0))
 
     def format_for(self, out: Path) -> Format:
-        """The format to write into ``out``.
+        """Return the format to write to ``out``.
 
         Raises:
             UsageError: ``format`` contradicts the suffix of ``out``, or ``out`` is named as a file of another format.
         """
         suffix = out.suffix[1:].lower()
         if suffix in _OTHER_MEDIA and not out.is_dir():
-            raise UsageError(f"--out {out.name} is no file that decode writes; give a .mp4, .gif or .npy, or a folder")
+            raise UsageError(f"--out {out.name} is not a format of decode; give a .mp4, .gif or .npy file, or a folder")
         named = next((name for name in get_args(Format) if name == suffix and name != "png"), None)
         if named and self.format not in (None, named):
             raise UsageError(f"format={self.format} contradicts --out {out.name}; give only one of them")

@@ -1,4 +1,4 @@
-"""Look-up of token samples by key or by source and time, from the plan and the samples' JSON alone."""
+"""Look-up of token samples by key or by source and time, without reading codes."""
 
 import os
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def find_clips(tokens: Path, known: list[TokenLocation], interval: VideoInterval
     if not found:
         first, last = frame_times(infos[0][1])[0][0], max(frame_times(info)[-1][1] for _, info in infos)
         raise UsageError(
-            f"from={_text(interval.start)} to={_text(interval.end)} holds no frame of "
+            f"from={_seconds(interval.start)} to={_seconds(interval.end)} has no frame of "
             f"{interval.source}; its tokens cover {float(first):g} to {float(last):g} seconds"
         )
     return found
@@ -123,5 +123,5 @@ def _planned_keys(
     return {key for key in near if rows[key]["begin_s"] < to_s} or set(rows)
 
 
-def _text(edge: Fraction | None) -> str:
+def _seconds(edge: Fraction | None) -> str:
     return "-" if edge is None else f"{float(edge):g}"

@@ -57,8 +57,8 @@ class GeneratedClip:
             UsageError: an id is out of range; the message gives its position.
         """
         file, ids = self.file, _load(self.file, card)[0][self.index]
-        codes = _local(ids.astype(np.int64), card, self.label) if file.flat else ids
-        remedy = "" if file.flat else "Give --flat if ids count through all codebooks"
+        codes = _to_local(ids.astype(np.int64), card, self.label) if file.flat else ids
+        remedy = "" if file.flat else "Give --flat if they are ids of the flat vocabulary"
         check_codes(codes, card, self.label, remedy=remedy)
         clock = 1 / Fraction(file.fps).limit_denominator(_MAX_DENOMINATOR)
         lt, lh, lw = codes.shape
@@ -94,14 +94,14 @@ def index_generated(file: GeneratedFile, card: TokenizerCard) -> list[GeneratedC
 
 
 def _load(file: GeneratedFile, card: TokenizerCard) -> tuple[np.ndarray, bool]:
-    """All grids ``b lt lh lw``, and whether their number is part of the file's shape."""
+    """All grids ``b lt lh lw``, and whether the file holds a batch of them."""
     path = file.path
     ids = _open(path, card.dtype)
     if ids.dtype.kind not in "iu":
         raise UsageError(f"{path} holds {ids.dtype}; codes are integers")
     if ids.ndim in (3, 4) and ids.size:
         if file.grid and tuple(ids.shape[-3:]) != file.grid:
-            raise UsageError(f"{path} has shape {ids.shape}, --grid is {_text(file.grid)}; drop --grid")
+            raise UsageError(f"{path} has shape {ids.shape}, --grid is {_format_grid(file.grid)}; drop --grid")
         return (ids, True) if ids.ndim == 4 else (ids[None], False)
     if ids.ndim != 1 or not ids.size:
         raise UsageError(f"{path} has shape {ids.shape}; codes are lt lh lw, b lt lh lw, or flat with --grid LT,LH,LW")
@@ -111,14 +111,14 @@ def _load(file: GeneratedFile, card: TokenizerCard) -> tuple[np.ndarray, bool]:
     if file.flat:
         ids = _without_specials(file, card.dtype, card.vocabulary, path.stat().st_mtime_ns)
     if not ids.size:
-        raise UsageError(f"{path} has special tokens alone; generate the codes of a clip")
+        raise UsageError(f"{path} has only special tokens; give a file with the codes of a clip")
     if ids.size % tokens:
-        raise UsageError(f"{path} has {ids.size} ids; --grid {_text(file.grid)} needs a multiple of {tokens}")
+        raise UsageError(f"{path} has {ids.size} ids; --grid {_format_grid(file.grid)} needs a multiple of {tokens}")
     return ids.reshape(-1, *file.grid), ids.size > tokens
 
 
 def _open(path: Path, dtype: _Ids) -> np.ndarray:
-    """Map the ids of a file; a ``.bin`` has bare ids of the type."""
+    """Map the ids of a file into memory; a ``.bin`` holds bare ids of type ``dtype``."""
     try:
         if path.suffix == ".npy":
             return np.lib.format.open_memmap(path, mode="r")
@@ -131,7 +131,7 @@ def _open(path: Path, dtype: _Ids) -> np.ndarray:
         raise UsageError(f"{path} is not a readable file of codes: {error}") from error
 
 
-# Each video of a file reads it again.
+# Cached, because each video of a file loads it again.
 @lru_cache(maxsize=1)
 def _without_specials(file: GeneratedFile, dtype: _Ids, vocabulary: int, modified_ns: int) -> np.ndarray:
     """Flat ids without the special tokens that `vidvq export` writes around clips and before latent frames.
@@ -141,26 +141,27 @@ def _without_specials(file: GeneratedFile, dtype: _Ids, vocabulary: int, modifie
     """
     ids = _open(file.path, dtype)
     assert file.grid is not None
-    places = np.flatnonzero((ids >= vocabulary) & (ids < vocabulary + len(SPECIALS)))
-    if not len(places):
+    positions = np.flatnonzero((ids >= vocabulary) & (ids < vocabulary + len(SPECIALS)))
+    if not len(positions):
         return ids
-    before = places - np.arange(len(places))
-    starts_group = ids[places] == vocabulary + SPECIALS.index("group_start")
+    codes_before = positions - np.arange(len(positions))
+    starts_group = ids[positions] == vocabulary + SPECIALS.index("group_start")
     period = np.where(starts_group, file.grid[1] * file.grid[2], math.prod(file.grid))
-    if len(bad := np.flatnonzero(before % period)):
+    if len(wrong := np.flatnonzero(codes_before % period)):
+        position = int(positions[wrong[0]])
         raise UsageError(
-            f"{file.path}: the special token {int(ids[places[bad[0]]])} at {int(places[bad[0]])} is inside a grid of "
-            f"{_text(file.grid)}; the ids are cut off, or of another --grid"
+            f"{file.path}: the special token {int(ids[position])} at {position} is inside a grid of "
+            f"{_format_grid(file.grid)}; the ids are cut off, or of another --grid"
         )
-    return np.delete(ids, places)
+    return np.delete(ids, positions)
 
 
-def _text(grid: tuple[int, int, int]) -> str:
+def _format_grid(grid: tuple[int, int, int]) -> str:
     return ",".join(map(str, grid))
 
 
-def _local(ids: np.ndarray, card: TokenizerCard, label: str) -> np.ndarray:
-    """Ids of the joint vocabulary to codes of each codebook."""
+def _to_local(ids: np.ndarray, card: TokenizerCard, label: str) -> np.ndarray:
+    """Convert ids of the flat vocabulary to codes of each codebook."""
     books = [card.codebook_of(t) for t in range(ids.shape[0])]
     low = np.array([book.offset for book in books])[:, None, None]
     high = low + np.array([book.size for book in books])[:, None, None]

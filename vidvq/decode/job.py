@@ -90,16 +90,7 @@ def run_decode(
         # One stream, decoded in this process.
         execution = replace(resolve_execution(config, find_device(config.device)), streams=1)
         job = _Job(loaded, folder, kind, config, execution)
-        edges = [None if edge is None else str(edge) for edge in (interval.start, interval.end)]
-        made_from = job.settings(card, _tokens_id(tokens)) | {"source": interval.source, "interval": edges}
-        if tokens.is_file():
-            made_from["shard"] = tokens.name
-        path = _interval_path(out, kind, interval)
-        if not is_done(path, made_from, force):
-            found = find_clips(tokens, known, interval)
-            with recorded(path, made_from):
-                _write_interval(job, found, interval, path)
-        return 1
+        return job.run_interval(interval, tokens, known, out, job.settings(card, _tokens_id(tokens)), force)
     wanted = known if config.key is None else [find_key(known, config.key, tokens)]
     single = out.suffix[1:].lower() in _FILES
     if single and len(wanted) != 1:
@@ -151,7 +142,7 @@ def run_decode_generated(
 
 @dataclass(frozen=True)
 class _Job:
-    """What all outputs of a job have in common.
+    """Checkpoint and settings of a job, shared by all of its outputs.
 
     Attributes:
         tokens: directory with the card of the tokens.
@@ -180,6 +171,27 @@ class _Job:
         if not is_done(item.path, made_from, force):
             with recorded(item.path, made_from):
                 self._decode([item], 0, force)
+        return 1
+
+    def run_interval(
+        self,
+        interval: VideoInterval,
+        tokens: Path,
+        known: list[TokenLocation],
+        out: Path,
+        made_from: dict[str, Any],
+        force: bool,
+    ) -> int:
+        """Decode an interval of a video to one file, unless it is there; returns 1."""
+        edges = [None if edge is None else str(edge) for edge in (interval.start, interval.end)]
+        made_from = made_from | {"source": interval.source, "interval": edges}
+        if tokens.is_file():
+            made_from["shard"] = tokens.name
+        path = _interval_path(out, self.kind, interval)
+        if not is_done(path, made_from, force):
+            found = find_clips(tokens, known, interval)
+            with recorded(path, made_from):
+                _write_interval(self, found, interval, path)
         return 1
 
     def run(self, items: list[Item], out: Path, made_from: dict[str, Any], force: bool) -> int:
@@ -314,7 +326,7 @@ def _record_settings(out: Path, settings: dict[str, Any], items: list[Item], for
     was = read_json(out / SETTINGS)
     if not is_mapping(was):
         raise UsageError(f"{out / SETTINGS} was not written by vidvq decode; give another --out")
-    # How networks are run on CPUs is not recorded.
+    # Settings without the execution were recorded on CPUs.
     change = "; ".join(differences("", CPU.to_json() | was, CPU.to_json() | settings))
     if not change:
         return

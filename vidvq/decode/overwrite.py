@@ -30,9 +30,9 @@ def is_done(path: Path, made_from: dict[str, Any], force: bool) -> bool:
 
 @contextmanager
 def recorded(path: Path, made_from: dict[str, Any]) -> Iterator[None]:
-    """Record what the output that the block writes is made from, in ``PATH.decode.json``; delete leftovers afterwards.
+    """Record in ``PATH.decode.json`` what the block's output is made from, and delete temporary files afterwards.
 
-    A new output is recorded first, so that a job that is killed before the end of the block still recognizes it.
+    For a new output the record is written first, so that it is recognized after a kill within the block.
     """
     is_new = not path.exists()
     if is_new:

@@ -126,7 +126,7 @@ class InProcess:
 
 
 def list_shards(folder: Path) -> list[Path]:
-    """Paths of the shards of a directory that are there."""
+    """Paths of the existing shards of a directory."""
     return [path for name in read_plan(folder).shard_names() if (path := folder / name).is_file()]
 
 

@@ -31,7 +31,8 @@ class Scores:
         static_psnr: PSNR over the static positions (dB); None if there are none.
         moving_psnr: PSNR over the moving positions (dB); None if there are none.
         flicker: root mean square error of the differences between consecutive frames (levels, 0 to 510).
-        blocking: how much more than in the original steps at borders of 8x8 blocks stand out; 1 without a mosaic.
+        blocking: steps across borders of 8x8 blocks relative to steps within blocks, divided by the same ratio of the
+            original; 1 means no visible blocks.
         st_lpips: ST-LPIPS, mean of the frames (lower is better); None if not computed.
         lpips: LPIPS, mean of the frames (lower is better); None if not computed.
     """
@@ -83,7 +84,8 @@ class ClipScore:
         static_psnr: PSNR over the static positions (dB); None if there are none.
         moving_psnr: PSNR over the moving positions (dB); None if there are none.
         flicker: root mean square error of the differences between consecutive frames (levels, 0 to 510).
-        blocking: how much more than in the original steps at borders of 8x8 blocks stand out; 1 without a mosaic.
+        blocking: steps across borders of 8x8 blocks relative to steps within blocks, divided by the same ratio of the
+            original; 1 means no visible blocks.
         st_lpips: ST-LPIPS, mean of the frames; None if not computed.
         lpips: LPIPS, mean of the frames; None if not computed.
         mean_frame: scores of the repeated mean frame.

@@ -31,7 +31,7 @@ from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.metric_writer import MetricWriter
 from vidvq.training.recovery import roll_back, skip_batch
-from vidvq.training.run_directory import acquire_run_directory, locked_run_directory
+from vidvq.training.run_directory import locked_run_directory, record_config
 from vidvq.training.signals import StopSignal
 from vidvq.training.training_state import TrainingState
 
@@ -56,7 +56,7 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
         tokens = TokenDataset(config.data, config.seed, context.rank, context.size)
         card, dataset = open_training_data(config, tokens)
         with locked_run_directory(run, context):
-            acquire_run_directory(run, config, _MAY_CHANGE)
+            record_config(run, config, _MAY_CHANGE)
             if is_checkpoint(step_folder(run, config.steps)):
                 info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
                 return

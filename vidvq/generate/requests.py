@@ -211,8 +211,8 @@ class InterpolateConfig(InputConfig):
     Attributes:
         every: interval of the frames to keep (frames, 2 or more), counted from the first; the last frame is kept too.
             None keeps the first and the last frame.
-        insert: number of frames to generate between all consecutive frames (1 or more), which raises the frame rate by
-            one more than this; None inserts none.
+        insert: number of frames to generate between each two consecutive frames (1 or more), which multiplies the frame
+            rate by ``insert + 1``; None inserts none.
     """
 
     every: Annotated[int, Field(ge=2)] | None = None

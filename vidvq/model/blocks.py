@@ -1,4 +1,4 @@
-"""The linear path between the pixels of a block and its latent, beside the networks."""
+"""Blocks of pixels and their cosine transform, for the linear path between the pixels of a block and its latent."""
 
 from itertools import product
 from math import cos, pi, sqrt
@@ -7,9 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-# Orthonormal: brightness, then two differences of colours.
+# Orthonormal: brightness, then two colour differences.
 _COLORS = ((1 / sqrt(3),) * 3, (1 / sqrt(2), 0.0, -1 / sqrt(2)), (1 / sqrt(6), -2 / sqrt(6), 1 / sqrt(6)))
-# Detail over time and in colour carries less energy than detail in space, so that it comes later.
+# Frequencies are sorted by cost: detail over time and in colour carries less energy than detail in space.
 _TIME_COST, _COLOR_COST = 2, 2
 
 

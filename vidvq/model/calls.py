@@ -1,4 +1,4 @@
-"""Calls of the networks in inference: consecutive groups of a fixed number of streams, with what precedes them."""
+"""Calls of the networks in inference: consecutive groups of a fixed number of streams, and their cached past."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,10 @@ from torch import Tensor
 from vidvq.model.encoder import Decoder, Encoder
 from vidvq.model.layers import TemporalCache
 
-# What a stream keeps between two calls, batch first: cached frames of each layer, and the state of the quantizer.
+# State of streams between two calls, batch first: cached frames of each layer, then the state of the quantizer.
 Past = tuple[Tensor, ...]
-# Maps whether the groups start a stream, their input and their past (None at the start of a stream) to the output and
-# the past of the groups after them.
+# Function of whether the groups start a stream, their input, and their past (None at the start of a stream). Returns
+# the output, and the past of the next groups.
 Call = Callable[[bool, Tensor, Past | None], tuple[Tensor, Past]]
 
 
@@ -58,17 +58,17 @@ def run_in_blocks(
 
 
 def split_past(past: Past | None, count: int) -> tuple[Past | None, Past]:
-    """Split what precedes a call into the cached frames of the network and the last ``count`` tensors.
+    """Split the past of a stream into the cached frames of the network and the state of the quantizer.
 
     Args:
         past: past of a stream; None at its start.
-        count: number of tensors of the quantizer (0 or more).
+        count: number of tensors of the quantizer, which are the last ones (0 or more).
     """
     return (past, ()) if past is None or not count else (past[:-count], past[-count:])
 
 
-def own_past(past: Past, groups: int) -> Past:
-    """Copy cached frames, which are views, so that a state does not hold the activations of a call of many groups."""
+def copy_past(past: Past, groups: int) -> Past:
+    """Copy cached frames: as views they would keep the activations of all groups of a call alive."""
     return tuple(tensor.clone() for tensor in past) if groups > 1 else past
 
 

@@ -21,19 +21,20 @@ class _Graph(NamedTuple):
 
 
 class GraphMemory:
-    """Memory in which the graphs of one tokenizer work, one after another, instead of each in its own.
+    """Memory pool shared by the graphs of one tokenizer, which are replayed one after another.
 
-    Results are copied out before the next replay. Memory is reused within a stream only, so all are recorded on one.
+    Results are copied out before the next replay. Memory is reused within a stream only, so all graphs are recorded on
+    one stream.
     """
 
     @cached_property
     def pool(self) -> Any:
-        """Handle of the memory."""
+        """Handle of the pool."""
         return torch.cuda.graph_pool_handle()
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
-        """The stream of the recordings, on the device that is current at first use."""
+        """Stream on which all graphs are recorded, on the device that is current at first use."""
         return torch.cuda.Stream()
 
 
@@ -41,15 +42,15 @@ class CapturedCall:
     """Records a call for each shape of its input, and replays it. Used on CUDA devices in inference only.
 
     Args:
-        call: function of ``first``, the input and the cached frames; returns the output and the new cached frames.
-        shared: what this call shares with others.
+        call: function of ``first``, the input and its past; returns the output and the past of the next input.
+        memory: memory pool and stream, shared with other calls.
 
     Attributes:
-        warmup_s: time that compiling and recording have taken so far (seconds).
+        warmup_s: time spent on compiling and recording so far (seconds).
     """
 
-    def __init__(self, call: Call, shared: GraphMemory) -> None:
-        self._call, self._shared = call, shared
+    def __init__(self, call: Call, memory: GraphMemory) -> None:
+        self._call, self._memory = call, memory
         self._graphs: dict[tuple[object, ...], _Graph] = {}
         self.warmup_s = 0.0
 
@@ -58,32 +59,32 @@ class CapturedCall:
         with torch.cuda.device_of(x):
             return self._replay(first, (x, *(past or ())))
 
-    def _replay(self, first: bool, given: tuple[Tensor, ...]) -> tuple[Tensor, Past]:
-        key = (first, *((tensor.shape, tensor.dtype) for tensor in given))
+    def _replay(self, first: bool, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Past]:
+        key = (first, *((tensor.shape, tensor.dtype) for tensor in inputs))
         recorded = self._graphs.get(key)
         if recorded is None:
             started = monotonic()
-            recorded = self._graphs[key] = self._record(first, given)
+            recorded = self._graphs[key] = self._record(first, inputs)
             self.warmup_s += monotonic() - started
-        for static, tensor in zip(recorded.inputs, given, strict=True):
+        for static, tensor in zip(recorded.inputs, inputs, strict=True):
             static.copy_(tensor)
         recorded.graph.replay()
         return recorded.output.clone(), tuple(tensor.clone() for tensor in recorded.past)
 
-    # Tensors of inference mode could not be written to by a later call outside of it.
+    # Outside inference mode, whose tensors a later call outside of it could not write to.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _record(self, first: bool, given: tuple[Tensor, ...]) -> _Graph:
-        inputs = tuple(tensor.clone() for tensor in given)
+    def _record(self, first: bool, examples: tuple[Tensor, ...]) -> _Graph:
+        inputs = tuple(tensor.clone() for tensor in examples)
         arguments = (first, inputs[0], inputs[1:] or None)
-        # Recording requires a stream of its own, which must not overtake the copies above.
-        stream = self._shared.stream
+        # Recording requires a separate stream, which must wait for the copies above.
+        stream = self._memory.stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARMUP_CALLS):
                 self._call(*arguments)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._shared.pool, stream=stream):
+        with torch.cuda.graph(graph, pool=self._memory.pool, stream=stream):
             output, past = self._call(*arguments)
         return _Graph(graph, inputs, output, past)

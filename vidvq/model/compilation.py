@@ -17,8 +17,8 @@ def compile_graph(function: Callable[..., Any], **options: Any) -> Callable[...,
         **options: further arguments of ``torch.compile``.
     """
     for operation in (rearrange, repeat):
-        # Traced into, einops would have each graph compiled again once it meets another type of tensor anywhere.
+        # If torch traced into einops, the first tensor of another type anywhere would recompile every graph.
         torch.compiler.allow_in_graph(operation)
-    # Beyond 8 shapes of a function, torch would raise an error.
+    # By default, a ninth shape of a function is an error.
     compiler.recompile_limit = compiler.accumulated_recompile_limit = sys.maxsize
     return torch.compile(function, fullgraph=True, dynamic=False, **options)

@@ -1,8 +1,8 @@
 """A PatchGAN discriminator with one logit per space-time patch or per frame patch (Isola et al. 2017).
 
-GPUs have fast kernels for 2D convolutions whose channels are the last axis in memory and multiples of 8. There, the
-frames that a kernel covers become channels, and so do the blocks of pixels that it strides over; what is left of the
-channels is padded. Elsewhere this would be work. As 3D convolutions they took half of a training step on an H200.
+GPUs have fast kernels for 2D convolutions, channels last, with multiples of 8 channels. There, 3D convolutions, which
+took half of a training step on an H200, are computed as such: the frames that a kernel covers and the blocks of pixels
+that it strides over become channels, and the number of channels is padded. On CPUs this would only cost time.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,9 @@ from vidvq.model.compilation import compile_graph
 from vidvq.model.kernels import HAS_TRITON
 
 _ALIGNMENT = 8
-# Zeros around a frame (pixels).
-_EDGE = 1
+# Zero padding around a frame (pixels).
+_PADDING = 1
+# Slope of the leaky ReLU below 0.
 _SLOPE = 0.2
 
 
@@ -58,14 +59,14 @@ class Discriminator(nn.Module):
         super().__init__()
         self.by_frame = config.sees == "frames"
         width, taps = config.channels, 1 if self.by_frame else 3
-        padding = (taps // 2, _EDGE, _EDGE)
+        padding = (taps // 2, _PADDING, _PADDING)
         first = _Conv(3, width, (taps, 4, 4), stride=(1, 2, 2), padding=padding)
         layers: list[nn.Module] = [first, nn.LeakyReLU(_SLOPE)]
         for _ in range(config.layers):
             layers += [
                 _Conv(width, width * 2, (taps, 4, 4), stride=2, padding=padding),
                 _NormAndActivation(8 if width % 4 == 0 else 1, width * 2),
-                # Checkpoints count the activation as a layer.
+                # Keeps the indices of layers in checkpoints, where the activation is a layer of its own.
                 nn.Identity(),
             ]
             width *= 2
@@ -86,8 +87,8 @@ class Discriminator(nn.Module):
         self._pass = compile_graph(self._classify, **options)
 
     def _classify(self, video: Tensor) -> Tensor:
-        if has_tensor_cores(video) and torch.is_autocast_enabled(video.device.type):
-            # Not after padding, which would copy fp32.
+        if prefers_channels_last(video) and torch.is_autocast_enabled(video.device.type):
+            # Before the padding, which would otherwise copy fp32.
             video = video.to(torch.get_autocast_dtype(video.device.type))
         if not self.by_frame:
             return self.layers(video)
@@ -96,49 +97,49 @@ class Discriminator(nn.Module):
         return rearrange(logits, "(b t) c 1 h w -> b c t h w", t=video.shape[2])
 
 
-def has_tensor_cores(x: Tensor) -> bool:
-    """Tell whether layers of ``x`` should be channels last, with multiples of 8 channels."""
+def prefers_channels_last(x: Tensor) -> bool:
+    """Return whether the device of ``x`` has fast 2D convolutions, channels last, for multiples of 8 channels."""
     return x.is_cuda
 
 
 class _Conv(nn.Conv3d):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        if not has_tensor_cores(x):
+        if not prefers_channels_last(x):
             return super().forward(x)
         (taps, _, _), (step, stride, _) = self.kernel_size, self.stride
-        # Blocks of pixels become channels as well: no stride is left, and fewer channels of pixels are padding.
+        # A convolution with stride s is one without stride over blocks of s x s pixels.
         weight = rearrange(self.weight, "o c k (h p) (w q) -> o (k p q c) h w", p=stride, q=stride)
-        padding, bias = (0 if stride > 1 else _EDGE), self.bias
+        padding, bias = (0 if stride > 1 else _PADDING), self.bias
         assert bias is not None
         frames = rearrange(x, "b c t h w -> b t h w c")
-        ahead, outside = taps // 2, _EDGE - padding
-        # An odd last row or column is in no block that the kernel covers.
-        bottom, right = (outside - size % stride for size in x.shape[3:])
-        margins = (0, 0, outside, right, outside, bottom, ahead, ahead)
+        before, edge = taps // 2, _PADDING - padding
+        # No block that the kernel covers contains an odd last row or column.
+        bottom, right = (edge - size % stride for size in x.shape[3:])
+        margins = (0, 0, edge, right, edge, bottom, before, before)
         frames = F.pad(frames, margins) if any(margins) else frames
-        inputs, outputs = (-count % _ALIGNMENT for count in (weight.shape[1], len(weight)))
-        image = _windows(frames, taps, step, stride, inputs)
-        if inputs:
-            # The weight of the first channel of ones is the bias, at a place that is never outside of the frame.
-            added = weight.new_zeros(len(weight), inputs, *weight.shape[2:])
+        missing_inputs, missing_outputs = (-count % _ALIGNMENT for count in (weight.shape[1], len(weight)))
+        image = _windows(frames, taps, step, stride, missing_inputs)
+        if missing_inputs:
+            # The added channels are 1. The bias is the weight of the first one, at a position that is always inside.
+            added = weight.new_zeros(len(weight), missing_inputs, *weight.shape[2:])
             added[:, 0, padding, padding] = bias
             weight, bias = torch.cat([weight, added], dim=1), None
-        if outputs:
-            weight = F.pad(weight, (*(0,) * 6, 0, outputs))
-            bias = None if bias is None else F.pad(bias, (0, outputs))
+        if missing_outputs:
+            weight = F.pad(weight, (*(0,) * 6, 0, missing_outputs))
+            bias = None if bias is None else F.pad(bias, (0, missing_outputs))
         y = F.conv2d(image, weight, bias, padding=padding)[:, : self.out_channels]
         return rearrange(y, "(b t) c h w -> b c t h w", b=len(x))
 
 
 def _windows(frames: Tensor, taps: int, step: int, block: int, ones: int) -> Tensor:
-    """Stack what a kernel covers as channels.
+    """Stack the frames that a kernel covers, and the pixels of each block, as channels.
 
     Args:
         frames: ``b t (h block) (w block) c``.
         taps: frames that the kernel covers.
-        step: its stride over time (frames).
-        block: its stride over height and width (pixels).
-        ones: number of further channels, which are 1.
+        step: stride of the kernel over time (frames).
+        block: stride of the kernel over height and width (pixels).
+        ones: number of channels of ones to append.
 
     Returns:
         Windows ``(b t') (taps block block c + ones) h w``, channels last in memory.
@@ -149,7 +150,7 @@ def _windows(frames: Tensor, taps: int, step: int, block: int, ones: int) -> Ten
         windows = rearrange(blocks.unfold(1, taps, step), "b t h p w q c k -> (b t) h w (k p q c)")
         windows = F.pad(windows, (0, ones), value=1) if ones else windows.contiguous()
         return rearrange(windows, "n h w c -> n c h w")
-    # Compiled, it would be a sum by atomic operations; slices and their gradient are one kernel each.
+    # Compiled, the gradient of `unfold` would be a sum by atomic operations; slices compile to one kernel each way.
     last = frames.shape[1] - taps
     slices = [blocks[:, first : first + last + 1 : step] for first in range(taps)]
     parts = [rearrange(part, "b t h p w q c -> (b t) (p q c) h w") for part in slices]
@@ -160,7 +161,7 @@ def _windows(frames: Tensor, taps: int, step: int, block: int, ones: int) -> Ten
 class _NormAndActivation(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         # A compiler generates such kernels itself.
-        if HAS_TRITON and has_tensor_cores(x) and not torch.compiler.is_compiling():
+        if HAS_TRITON and prefers_channels_last(x) and not torch.compiler.is_compiling():
             from vidvq.model.kernels.group_norm import GroupNormLeakyRelu
 
             return GroupNormLeakyRelu.apply(x, self.weight, self.bias, self.num_groups, self.eps, _SLOPE)  # type: ignore[return-value]

@@ -34,7 +34,10 @@ class StackConfig:
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.blocks) or min(self.channels, default=0) < 1 or min(self.blocks) < 0:
-            raise UsageError(f"channels={list(self.channels)} and blocks={list(self.blocks)} must be of one length")
+            raise UsageError(
+                f"channels={list(self.channels)} (1 or more each) and blocks={list(self.blocks)} (0 or more each) must "
+                "have one entry per stage"
+            )
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class CodecLayout:
         temporal_factor: frames per group; the finest resampling layers halve what the patch leaves of it.
         dim: channels of a latent.
         causality: context of the convolutions over time.
-        linear: last channels of a latent, with a linear path from and to the pixels of their block.
+        linear: number of last channels of a latent that have a linear path from and to the pixels of their block.
     """
 
     patch: PatchKind
@@ -100,7 +103,7 @@ class CodecLayout:
         return tuple(max(first >> stage, 1) for stage in range(stages))
 
     def blocks(self, stages: int) -> Blocks:
-        """Return the pixels of each latent, of networks with ``stages`` stages."""
+        """Return the blocks of pixels of the latents of a network with ``stages`` stages."""
         return Blocks(self.temporal_factor, self.patch_size << (stages - 1))
 
 
@@ -165,8 +168,8 @@ class Encoder(nn.Module):
         x = run_stages(self.stages, self.stem(self.patch(video)), cache)
         latents = self.head(F.silu(self.norm(x)))
         if self.blocks is not None and self.linear is not None:
-            passed = self.linear(self.blocks(video))
-            latents = latents + F.pad(passed, (latents.shape[-1] - passed.shape[-1], 0))
+            mapped = self.linear(self.blocks(video))
+            latents = latents + F.pad(mapped, (latents.shape[-1] - mapped.shape[-1], 0))
         return rearrange(latents, "b t h w d -> b d t h w")
 
 
@@ -194,7 +197,7 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(channels[-1])
         self.head = SpatialConv(channels[-1], self.patch.channels)
-        # Initial outputs are near grey: at full scale the details of an untrained decoder are loud noise.
+        # Initial outputs are near grey: at full scale an untrained decoder would add strong noise.
         with torch.no_grad():
             self.head.weight.mul_(0.1)
             self.head.bias.zero_()  # type: ignore[union-attr]

@@ -1,8 +1,8 @@
-"""Super-resolution: bicubic enlargement, its inverse, and the detail that a decoder adds to it.
+"""Super-resolution: bicubic enlargement, reduction, and the detail that a decoder adds to the enlargement.
 
-A decoder of twice the height and width starts as the bicubic enlargement of the plain one's frames and learns what that
-lacks (a global residual, as in Kim et al. 2016, "Accurate Image Super-Resolution Using Very Deep Convolutional
-Networks").
+A decoder of twice the height and width starts as the bicubic enlargement of the frames of the plain decoder and learns
+the missing detail (a global residual, as in Kim et al. 2016, "Accurate Image Super-Resolution Using Very Deep
+Convolutional Networks").
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def shrink(video: Tensor, factor: int) -> Tensor:
 
 
 def shrink_frames(frames: Any, factor: int) -> Any:
-    """Reduce frames ``t h w c`` uint8 as :func:`shrink` does, one at a time; a NumPy array, as is the result."""
+    """Reduce a NumPy array of frames ``t h w c`` uint8 as :func:`shrink` does, frame by frame."""
     if factor == 1:
         return frames
     return _each_frame(partial(shrink, factor=factor), frames)
@@ -51,7 +51,7 @@ def shrink_frames(frames: Any, factor: int) -> Any:
 
 @torch.no_grad()
 def enlarge_frames(frames: Any, factor: int) -> Any:
-    """Enlarge frames ``t h w c`` uint8 by bicubic interpolation, one at a time; a NumPy array, as is the result."""
+    """Enlarge a NumPy array of frames ``t h w c`` uint8 by bicubic interpolation, frame by frame."""
     return frames if factor == 1 else _each_frame(Bicubic(factor), frames)
 
 

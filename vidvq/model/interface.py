@@ -21,14 +21,12 @@ from vidvq.model.stream_state import StreamState
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
 # Types that are neither integers nor floating-point numbers.
 _NO_CODES = (torch.bool, torch.complex64, torch.complex128)
 
 
 def without_autocast(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """Disable autocast in a method, so that its results are those that shards are written with."""
+    """Disable autocast in a method, so that it gives the same results as in the jobs that write shards."""
 
     @wraps(method)
     def run(self: Any, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -160,7 +158,7 @@ class Tokenizer(nn.Module):
         """Decode the groups that :meth:`decode_step` still holds at the end of a batch of streams.
 
         Args:
-            state: state after the last step. It stays valid, so that a player may look at the newest frames early.
+            state: state after the last step. It stays valid, so that a player may show the newest frames early.
 
         Returns:
             Frames ``b c t h w`` in [-1, 1]; none without :attr:`lookahead`.
@@ -194,7 +192,7 @@ class Tokenizer(nn.Module):
 
     @property
     def warmup_s(self) -> float:
-        """Time that compiling and recording steps have taken so far (seconds)."""
+        """Time spent on compiling and recording steps so far (seconds)."""
         return 0.0
 
     def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:
@@ -246,8 +244,8 @@ class Tokenizer(nn.Module):
             return F.pad(video, missing, mode="replicate")
         # torch replicates floats only.
         for dim, size in enumerate((t, h, w), 2):
-            places = torch.arange(size + missing[2 * (4 - dim) + 1], device=video.device).clamp_(max=size - 1)
-            video = video.index_select(dim, places)
+            indices = torch.arange(size + missing[2 * (4 - dim) + 1], device=video.device).clamp_(max=size - 1)
+            video = video.index_select(dim, indices)
         return video
 
     def crop_size(

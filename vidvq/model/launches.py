@@ -1,4 +1,4 @@
-"""Counts of what a device is asked for: kernels, reads by the host and bytes copied. They need no device to be true."""
+"""Counts of kernel launches, reads by the host and bytes copied, for tests and benchmarks; valid without a GPU."""
 
 import traceback
 from collections import Counter
@@ -13,13 +13,13 @@ _COPIES = ("_to_copy", "copy_")
 
 
 class LaunchCounter(TorchDispatchMode):
-    """Counts the operators inside a ``with`` block; the counts are read after it.
+    """Counts the operators inside a ``with`` block.
 
     Attributes:
         kernels: number of operators by name, without views and allocations.
-        reads: number of times that the host reads a value; on a GPU each of them waits for the device.
-        constants: number of tensors that are made of Python values; on a GPU each of them waits for the device as well.
-        where: number of those reads and constants by the function that asks for them.
+        reads: number of values that the host reads; on a GPU each read waits for the device.
+        constants: number of tensors made from Python values; on a GPU each of them waits for the device as well.
+        where: number of reads and constants by calling function.
         bytes_to_device: bytes copied from the host to another device.
     """
 

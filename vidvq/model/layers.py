@@ -43,8 +43,8 @@ class TemporalCache:
         if self._given is None:
             past = [x[:, :1]] * (TAPS - 1)
         else:
-            at = len(self.updated)
-            past = list(self._given[at : at + TAPS - 1])
+            start = len(self.updated)
+            past = list(self._given[start : start + TAPS - 1])
         length = x.shape[1]
         recent = [x[:, index : index + 1] for index in range(max(length - TAPS + 1, 0), length)]
         self.updated += [*past, *recent][-(TAPS - 1) :]
@@ -98,8 +98,8 @@ class TemporalConv(nn.Module):
         if x.is_cuda and not self.looks_ahead:
             return self.convolve(torch.cat([*prefix, x], dim=1))
         if length > 1:
-            line = torch.cat([*prefix, x], dim=1)
-            taps = [line[:, offset : offset + length] for offset in range(TAPS)]
+            extended = torch.cat([*prefix, x], dim=1)
+            taps = [extended[:, offset : offset + length] for offset in range(TAPS)]
         else:
             taps = [*prefix, x]
         if self.looks_ahead:
@@ -114,16 +114,17 @@ class TemporalConv(nn.Module):
             y.flatten(0, -2).addmm_(tap.flatten(0, -2).to(y.dtype), weight.T.to(y.dtype))
         return y
 
-    def convolve(self, line: Tensor) -> Tensor:
-        """Map the taps ``b (TAPS - 1 + t) h w c`` of all frames to ``b t h w c'``, as a 2D convolution over time.
+    def convolve(self, extended: Tensor) -> Tensor:
+        """Map frames and the ``TAPS - 1`` before them, ``b (TAPS - 1 + t) h w c``, to ``b t h w c'``.
 
-        A GPU reads each tap once, and sums in fp32, where products one after another would round each sum.
+        A single 2D convolution: a GPU reads each tap once and sums in fp32, where one product per tap would round each
+        partial sum.
         """
         kernel = self.mix.weight.unflatten(1, (TAPS, 1, -1))
         y = F.conv2d(
-            rearrange(line, "b t h w c -> b c t (h w)"), rearrange(kernel, "o t 1 c -> o c t 1"), self.mix.bias
+            rearrange(extended, "b t h w c -> b c t (h w)"), rearrange(kernel, "o t 1 c -> o c t 1"), self.mix.bias
         )
-        return rearrange(y, "b c t (h w) -> b t h w c", h=line.shape[2])
+        return rearrange(y, "b c t (h w) -> b t h w c", h=extended.shape[2])
 
 
 class Downsample(nn.Module):

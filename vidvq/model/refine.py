@@ -1,4 +1,4 @@
-"""Parts of a decoder that refine its frames: a lookahead at later groups, and a blending of blocks."""
+"""Optional parts of a decoder: lookahead, which refines latents by later groups, and blending of blocks of pixels."""
 
 from itertools import pairwise
 
@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from vidvq.model.layers import SpatialConv
 
-# Channels between the latents and the gates, and initial gates before the sigmoid: mostly closed.
+# Hidden channels of the gates, and their initial logits: mostly closed.
 _CHANNELS, _CLOSED = 48, -3.0
-# Mean square of a change, below which changes count alike.
+# Lower limit of the mean square of a change, before its logarithm.
 _SMALLEST = 1e-6
 
 
@@ -19,10 +19,10 @@ class Lookahead(nn.Module):
     """Refines the latents of a group by those of the groups after it.
 
     Latents of a static scene become more exact with each group (see :mod:`vidvq.model.quantize.differential`), so later
-    groups tell what earlier ones lacked: fixed-lag smoothing (Anderson and Moore 1979, "Optimal Filtering", chapter 7)
-    with learned gains. Each change from a group to the next is added as far as a gate per position and channel is open.
-    With ``depth`` a residual network also removes quantization noise by the latents of neighbouring positions: there is
-    no later group that is more exact where the scene moves.
+    groups correct earlier ones: fixed-lag smoothing (Anderson and Moore 1979, "Optimal Filtering", chapter 7) with
+    learned gains. Each change from a group to the next is added, scaled by a gate per position and channel. Where the
+    scene moves, no later group is more exact. With ``depth`` a residual network of the latents of neighbouring
+    positions removes quantization noise there as well.
 
     Args:
         groups: number of later groups (1 or more).

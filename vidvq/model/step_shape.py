@@ -12,8 +12,8 @@ _CALL_PIXELS = 1 << 27
 class StepShape:
     """Number of streams and of groups that one call of the encoder or decoder processes.
 
-    Shorter input is padded to the shape, and the result is cropped. Equal shapes give equal tokens, whatever the number
-    of workers, the other streams of a call, and the chunks in which frames arrive.
+    Shorter input is padded to the shape, and the result is cropped. Equal shapes give equal tokens, independent of the
+    number of workers, the other streams of a call, and the chunks in which frames arrive.
 
     Attributes:
         streams: streams per call (1 or more).

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vidvq.model.calls import Call, Past, own_past, run_in_blocks, run_network, split_past
+from vidvq.model.calls import Call, Past, copy_past, run_in_blocks, run_network, split_past
 from vidvq.model.config import TokenizerConfig
 from vidvq.model.encoder import Decoder
 from vidvq.model.groups import merge_first_group
@@ -74,10 +74,10 @@ class StreamDecoder:
 
     def decode_call(self, first: bool, x: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """See :attr:`call`, which starts as this method."""
-        past, known = split_past(past, self._quantizer.num_state_tensors)
-        latents, known = self._quantizer.lookup(x, first, known)
-        frames, after = run_network(self._decoder, latents.to(self._dtype), past)
-        return self._finish(frames, first), own_past((*after, *known), x.shape[1])
+        cached, quantizer_state = split_past(past, self._quantizer.num_state_tensors)
+        latents, quantizer_state = self._quantizer.lookup(x, first, quantizer_state)
+        frames, cached = run_network(self._decoder, latents.to(self._dtype), cached)
+        return self._finish(frames, first), copy_past((*cached, *quantizer_state), x.shape[1])
 
     @property
     def _dtype(self) -> torch.dtype:

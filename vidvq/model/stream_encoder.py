@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vidvq.model.calls import Call, Past, own_past, run_in_blocks, run_network, split_past
+from vidvq.model.calls import Call, Past, copy_past, run_in_blocks, run_network, split_past
 from vidvq.model.config import TokenizerConfig
 from vidvq.model.encoder import Encoder
 from vidvq.model.groups import replicate_first_frame
@@ -89,10 +89,10 @@ class StreamEncoder:
 
     def encode_call(self, first: bool, frames: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """See :attr:`call`, which starts as this method."""
-        past, known = split_past(past, self._quantizer.num_state_tensors)
-        latents, after = self._encode_latents(frames, past)
-        codes, known = self._quantizer.encode(latents, first, known)
-        return codes, own_past((*after, *known), latents.shape[2])
+        cached, quantizer_state = split_past(past, self._quantizer.num_state_tensors)
+        latents, cached = self._encode_latents(frames, cached)
+        codes, quantizer_state = self._quantizer.encode(latents, first, quantizer_state)
+        return codes, copy_past((*cached, *quantizer_state), latents.shape[2])
 
     def _encode_latents(self, frames: Tensor, past: Past | None) -> tuple[Tensor, Past]:
         """Map frames ``b c (g r) h w``, uint8 or in [-1, 1], to latents ``b d g lh lw``."""

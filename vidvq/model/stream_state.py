@@ -1,4 +1,4 @@
-"""What a batch of streams keeps between two steps."""
+"""State of a batch of streams between two steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ class StreamState:
     Attributes:
         kind: ``encode`` or ``decode``.
         shape: batch size, height and width of the input of a step.
-        past: cached frames of each layer, with lookahead the latents that wait, and the state of the quantizer. The
-            first axis is the batch: ``n`` rows per stream, one per tile.
+        past: cached frames of each layer, then waiting latents of a decoder with lookahead, then the state of the
+            quantizer. The first axis is the batch: ``n`` rows per stream, one per tile.
         config: config of the tokenizer that created the state; other tokenizers reject it.
         ended: whether the last step was shorter than the step shape; the streams cannot continue.
         starts: whether a decoder with lookahead has not decoded frame 0 yet.
@@ -63,7 +63,7 @@ class StreamState:
         if not known:
             return None
         first = known[0]
-        if any(_compared(state) != _compared(first) for state in known):
+        if any(_signature(state) != _signature(first) for state in known):
             shapes = sorted({(state.kind, *state.shape) for state in known})
             raise UsageError(f"states of {shapes} cannot be stacked; a batch has streams of one kind, size and config")
         empty = tuple(torch.zeros_like(tensor) for tensor in first.past)
@@ -72,6 +72,6 @@ class StreamState:
         return replace(first, shape=(len(states) * first.shape[0], *first.shape[1:]), past=past)
 
 
-def _compared(state: StreamState) -> tuple[object, ...]:
-    # Streams of a decoder with lookahead hold more or fewer latents at their start.
+def _signature(state: StreamState) -> tuple[object, ...]:
+    # Includes shapes: with lookahead, the number of waiting latents differs at the start of a stream.
     return state.kind, state.shape, state.config, [tensor.shape[1:] for tensor in state.past]

@@ -16,7 +16,7 @@ from vidvq.model.stream_state import StreamState
 
 
 def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None = None) -> Iterator[Any]:
-    """Split the frames of a stream into encoding steps, whatever the chunks are.
+    """Split the frames of a stream into encoding steps, independent of the boundaries of the chunks.
 
     Args:
         tokenizer: the tokenizer; without streaming, all frames form one step.

@@ -112,7 +112,7 @@ class VideoTokenizer(Tokenizer):
                 f"nearest: {low} or {low + self.temporal_factor}"
             )
         self._check_multiples(h, w)
-        # K-means at the end of a warm-up has loops that depend on data.
+        # K-means, at the end of a warm-up, has data-dependent loops and cannot be compiled.
         if self._compiled_pass is None or self.quantizer.warming_up:
             return self._reconstruct(video)
         self.quantizer.begin_pass(1 + (t - 1) // self.temporal_factor)
@@ -138,15 +138,15 @@ class VideoTokenizer(Tokenizer):
         self.encoder.fused = True
 
     def compile_steps(self, capture: bool = False, **options: Any) -> None:
-        """See :meth:`Tokenizer.compile_steps`. Triton kernels are compiled already."""
+        """See :meth:`Tokenizer.compile_steps`. Triton kernels need no compilation."""
         if "backend" not in options:
-            # Inductor would choose among reductions by timing them, and round differently from one worker to the next.
+            # Inductor would choose reductions by timing them, so that workers would round differently.
             options["options"] = {"deterministic": True} | options.get("options", {})
-        shared = GraphMemory()
+        memory = GraphMemory()
 
         def prepare(call: Call, compiled: bool = True) -> Call:
             call = compile_graph(call, **options) if compiled else call
-            return CapturedCall(call, shared) if capture else call
+            return CapturedCall(call, memory) if capture else call
 
         self._stream_encoder.call = prepare(self._stream_encoder.encode_call, not self.encoder.fused)
         self._stream_decoder.call = prepare(self._stream_decoder.decode_call)
@@ -357,7 +357,7 @@ class VideoTokenizer(Tokenizer):
     def _check_state(self, state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
         if state is not None and state.config != self.config:
             raise UsageError(
-                "the state is of a stream through a tokenizer of another config; "
+                "the state belongs to a stream of a tokenizer with another config; "
                 "pass the state that the last step of this stream returned"
             )
         if state is not None and state.ended:
@@ -368,8 +368,8 @@ class VideoTokenizer(Tokenizer):
             )
         if state is not None and (state.kind, state.shape) != (kind, shape):
             raise UsageError(
-                f"the state is of a stream to {state.kind} with batch, height, width {state.shape}, this step to "
-                f"{kind} {shape}; pass the state that the last step of this stream returned"
+                f"the state belongs to a stream to {state.kind} with batch, height, width {state.shape}; this step is "
+                f"to {kind} {shape}; pass the state that the last step of this stream returned"
             )
 
 

@@ -1,4 +1,4 @@
-"""Forward passes of layers that train on a GPU, without changes to their modules: fewer copies and casts."""
+"""Forward passes for training on a GPU, with fewer copies and casts; the modules and their weights are unchanged."""
 
 from functools import partial
 
@@ -36,7 +36,7 @@ def _normalize(norm: nn.LayerNorm, x: Tensor, bias: Tensor | None = None, activa
     # Autocast would cast the input to fp32, and the next layer the output back. Statistics are fp32 in any case.
     with torch.autocast(x.device.type, enabled=False):
         y = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-    # Not in place, as in the block: torch would copy what the backward pass needs.
+    # Not in place as in the block: torch would copy the input, which the backward pass needs.
     return F.silu(y) if activated else y
 
 
@@ -47,7 +47,7 @@ def _convolve_over_time(layer: TemporalConv, x: Tensor, cache: TemporalCache) ->
 
 
 def _add_residual(block: ResBlock, x: Tensor, cache: TemporalCache) -> Tensor:
-    # The norm adds the bias, for which cuDNN would need another pass.
+    # The next norm adds the bias of the convolution, for which cuDNN would need another pass.
     hidden, space = rearrange(block.norm_space(x, activated=True), "b t h w c -> (b t) c h w"), block.space
     hidden = F.conv2d(hidden, space.weight, padding=space.padding)
     hidden = block.norm_time(rearrange(hidden, "(b t) c h w -> b t h w c", t=x.shape[1]), space.bias, activated=True)

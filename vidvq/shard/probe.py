@@ -68,7 +68,7 @@ def _clips(
         detail = f"the range {source.start_s} to {source.end_s} s is not in its {info.num_frames} frames"
         rows.append(reject(source, "failed", "bad_range", detail, digest))
     elif not rows and config.clip.encoding == "copy" and longest > config.clip.min_frames:
-        detail = f"has no two keyframes within clip.num_frames={config.clip.num_frames} that all between decode alone"
+        detail = f"has no frames from keyframe to keyframe that fit in clip.num_frames={config.clip.num_frames}"
         rows.append(reject(source, "failed", "not_on_keyframes", detail, digest))
     elif not rows:
         where = "" if source.identity == source.uri else f"from {source.start_s} to {source.end_s} s "

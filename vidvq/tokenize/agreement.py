@@ -1,4 +1,4 @@
-"""Count of the tokens of a sample that differ from those of the same networks in fp32."""
+"""Comparison of the tokens of a sample with those of the same networks in fp32."""
 
 from pathlib import Path
 
@@ -25,12 +25,12 @@ class AgreementCheck:
         self._left = SAMPLES
         self._reference, _ = load_tokenizer(checkpoint)
         self._reference.to(execution.device)
-        # Its values are twice as large, and the memory is full with what the worker's own steps need.
+        # A quarter of the pixels: fp32 doubles the activations, and the worker's own steps may fill the memory.
         self._reference.step_shape = StepShape(1, execution.groups, max(execution.max_pixels // 4, 1))
         self._reference.checks_range = False
 
-    def takes(self) -> bool:
-        """Whether the next sample is compared; counts it."""
+    def take(self) -> bool:
+        """Count the next sample, and return whether to compare it."""
         self._left -= 1
         return self._left >= 0
 
@@ -42,7 +42,7 @@ class AgreementCheck:
             kept: its first frames, as chunks ``t h w c`` uint8.
 
         Returns:
-            Number of tokens compared, and of those that differ.
+            Number of compared tokens, and number of differing ones.
         """
         allow_tf32(False)
         try:

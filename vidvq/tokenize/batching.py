@@ -5,8 +5,8 @@ number of slots, and a stream keeps its slot: its codes do not depend on the oth
 slots by the plan alone. Streams of different frame sizes are encoded in separate batches. The step shape of the
 tokenizer determines the groups of a step.
 
-A GPU computes a step while this process assembles the next one and writes the samples before: the codes of a step are
-waited for only after the next step is queued.
+A GPU computes a step while this process assembles the next one and writes earlier samples: this process waits for the
+codes of a step only after it has queued the next step.
 """
 
 from collections import defaultdict
@@ -21,9 +21,9 @@ import torch
 
 from vidvq.jobs.timing import Stopwatch
 from vidvq.model import StreamState, Tokenizer
+from vidvq.model.device_copy import DeviceCopier
 from vidvq.model.streaming import groups_per_step, prepare_step
 from vidvq.tokenize.encode import PendingCodes, Step, StepResult, encode_step, pending_codes
-from vidvq.training.device_copy import DeviceCopier
 
 SlotStream = Generator[Step, StepResult, None]
 
@@ -54,11 +54,11 @@ def run_slots(tokenizer: Tokenizer, slots: Sequence[SlotStream], clock: Stopwatc
             steps, waiting = waiting, {}
             started_s, warmup_s = monotonic(), tokenizer.warmup_s
             with clock.activity("encode"):
-                results = _encode(tokenizer, steps, len(slots), copy)
+                results = _encode_steps(tokenizer, steps, len(slots), copy)
             warmup_s = tokenizer.warmup_s - warmup_s
             encoding_s = monotonic() - started_s - warmup_s
             clock.move(warmup_s, "encode", "warmup")
-            padding = _padding(tokenizer, steps, len(slots))
+            padding = _padded_share(tokenizer, steps, len(slots))
             clock.move(encoding_s * padding, "encode", "pad")
             for slot, (codes, state) in sorted(results.items()):
                 advance(slot, (partial(_wait, codes, padding, clock), state))
@@ -72,14 +72,14 @@ def _wait(codes: PendingCodes, padding: float, clock: Stopwatch) -> np.ndarray:
     return found
 
 
-def _padding(tokenizer: Tokenizer, steps: dict[int, Step], slots: int) -> float:
-    """Return the share (0 to 1) of padded groups in what was just encoded: in short last steps, and in empty slots."""
+def _padded_share(tokenizer: Tokenizer, steps: dict[int, Step], slots: int) -> float:
+    """Return the share (0 to 1) of padding in the encoded groups, from short last steps and empty slots."""
     if not tokenizer.supports_streaming:
         return 0.0
     encoded = needed = 0
-    for alike in _by_size(steps).values():
-        lengths = [_count_groups(tokenizer, step) for step in alike.values()]
-        groups = groups_per_step(tokenizer, next(iter(alike.values())).frames.shape[1:3])
+    for together in _group_steps(steps).values():
+        lengths = [_count_groups(tokenizer, step) for step in together.values()]
+        groups = groups_per_step(tokenizer, next(iter(together.values())).frames.shape[1:3])
         encoded += slots * -(-max(lengths) // groups) * groups
         needed += sum(lengths)
     return 1 - needed / encoded
@@ -91,33 +91,33 @@ def _count_groups(tokenizer: Tokenizer, step: Step) -> int:
     return -(-(len(step.frames) - first) // tokenizer.temporal_factor) + first
 
 
-def _by_size(steps: dict[int, Step]) -> dict[tuple[Any, ...], dict[int, Step]]:
+def _group_steps(steps: dict[int, Step]) -> dict[tuple[Any, ...], dict[int, Step]]:
     """Group steps that one call can encode: of one frame size, and all at the start of their streams or none."""
-    alike: dict[tuple[Any, ...], dict[int, Step]] = defaultdict(dict)
+    grouped: dict[tuple[Any, ...], dict[int, Step]] = defaultdict(dict)
     for slot, step in steps.items():
-        alike[step.state is None, *step.frames.shape[1:3]][slot] = step
-    return alike
+        grouped[step.state is None, *step.frames.shape[1:3]][slot] = step
+    return grouped
 
 
-def _encode(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy: DeviceCopier) -> dict[int, StepResult]:
+def _encode_steps(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy: DeviceCopier) -> dict[int, StepResult]:
     if size == 1 or not tokenizer.supports_streaming:
         return {slot: encode_step(tokenizer, step) for slot, step in steps.items()}
     results: dict[int, StepResult] = {}
-    for group in _by_size(steps).values():
-        results |= _encode_batch(tokenizer, group, size, copy)
+    for together in _group_steps(steps).values():
+        results |= _encode_batch(tokenizer, together, size, copy)
     return results
 
 
 @torch.inference_mode()
 def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy: DeviceCopier) -> dict[int, StepResult]:
-    """Encode one step of streams of one frame size, all at their first step or all past it; empty slots are black."""
-    some = next(iter(steps.values()))
-    first, r = some.state is None, tokenizer.temporal_factor
+    """Encode steps that :func:`_group_steps` has grouped, in one call; empty slots are black."""
+    example = next(iter(steps.values()))
+    first, r = example.state is None, tokenizer.temporal_factor
     groups = {slot: _count_groups(tokenizer, step) for slot, step in steps.items()}
     length = max(groups.values()) * r - (r - 1) * first
-    # One copy to the device, of bytes: floats would be four times as many.
+    # Copied to the device as uint8, a quarter of the bytes of floats.
     pinned = tokenizer.device.type == "cuda"
-    pixels = torch.empty(size, length, *some.frames.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+    pixels = torch.empty(size, length, *example.frames.shape[1:], dtype=torch.uint8, pin_memory=pinned)
     for slot in range(size):
         end = 0
         if step := steps.get(slot):
@@ -129,7 +129,7 @@ def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy:
     state = StreamState.stack([steps[slot].state if slot in steps else None for slot in range(size)])
     codes, after = tokenizer.encode_step(prepare_step(tokenizer, copy(pixels), state), state)
     found = pending_codes(codes)
-    # A step is shorter than others only at the end of its stream, so the state after the padding is not used again.
+    # Only the last step of a stream is padded, so the state after the padding is never used.
     return {slot: (partial(_rows, found, slot, groups[slot]), after.select(slot)) for slot in steps}
 
 

@@ -27,8 +27,8 @@ class QualityPolicy:
             JSON as ``quality``.
         perceptual: compute ST-LPIPS as well, on four frames of each scored sample. It costs as much as encoding dozens
             of samples.
-        min_psnr: minimum mean PSNR of the scored samples of a shard (dB); the job stops before it writes a shard
-            below it.
+        min_psnr: minimum mean PSNR of the scored samples of a shard (dB); the job stops before it writes a worse
+            shard.
         max_drop: maximum drop in mean PSNR from the first 64 scored samples of the job to the last 64 (dB); the job
             stops when it is exceeded. Both means cover whole shards, in order of completion, and are accurate to about
             0.5 dB.
@@ -72,13 +72,13 @@ class TokenizeConfig:
             CPUs. Recorded in the plan, because kernels round differently for another batch size.
         groups: groups of each stream that are encoded together; None means all groups of a sample on a GPU (at most 17)
             and 1 on CPUs. Recorded in the plan, as ``batch`` is.
-        device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, where there are some.
+        device: ``cpu`` or ``cuda``; ``auto`` means the GPUs of the cluster, or of this machine, if there are any.
         precision: type of the networks on a GPU: ``bf16``, ``tf32`` or ``fp32``; None means ``bf16`` there, and
             ``fp32`` on CPUs. Quantization is always fp32.
         kernels: kernels of the encoder on a GPU: those of ``torch``, or ``triton``, whose rounding depends neither on
             ``batch`` and ``groups`` nor on the frame size. Recorded in the plan.
-        mixed_gpus: whether GPUs of different kinds may work on the job; tokens then depend, by rounding, on the kind of
-            GPU. Recorded in the plan.
+        mixed_gpus: whether GPUs of different kinds may work on the job; rounding, and so tokens, then depend on the
+            kind. Recorded in the plan.
         pack: write codes bit-packed and compressed (``KEY.tokens.bits.zst``) instead of as npy; lossless.
         quality: scoring during the job, and the thresholds that stop it.
         max_failed: fraction of items that may fail before the exit code is 1.

@@ -17,12 +17,12 @@ from vidvq.jobs.local_clips import local_clips
 from vidvq.jobs.rows import ClipRow
 from vidvq.runtime import Feeder, WorkerDied
 
-# Rates vary over videos.
+# Excess of decoding processes over the measured need, because rates vary between videos.
 _MARGIN = 1.25
-# Messages that a process may be ahead of the encoder if there are others: while it waits for its turn, and while a step
-# waits for the slowest stream. Shared memory bounds their bytes.
+# Maximum number of messages that one of several processes may be ahead of the encoder, while it waits for its turn or a
+# step waits for the slowest stream. Shared memory bounds their bytes.
 _AHEAD = 64
-# Time that processes on other nodes get to start, before a child of the worker decodes in their place (seconds).
+# Time limit for processes on other nodes to start; after it a child of the worker decodes instead (seconds).
 _START_S = 30.0
 
 
@@ -134,13 +134,14 @@ class Decoders:
         if self.on_cluster:
             patience_s = max(self._patient_until - monotonic(), 0)
             feeders = self._find_ready(stream, patience_s) or [self._fallback[stream]]
-        found = self._in_turns(feeders, job, deadline_s)
-        # Up to the start of the processes.
-        next(found)
-        return found
+        messages = self._in_turns(feeders, job, deadline_s)
+        # Run the generator to its first yield, which starts the processes.
+        next(messages)
+        return messages
 
     def _in_turns(self, feeders: list[Any], job: Job, deadline_s: float) -> Generator[Any, None, None]:
-        settled: set[str] = set()
+        """Yield None once the processes are started, then their messages in the order of the job."""
+        finished: set[str] = set()
         with ExitStack() as stack:
             parts = [
                 stack.enter_context(closing(self._start(feeder, job, (index, len(feeders)), deadline_s)))
@@ -155,23 +156,25 @@ class Decoders:
                     self._busy_s += message.busy_s
                     if message.turn_ends:
                         break
-                    if message.key in settled:
+                    if message.key in finished:
                         # A later part of an item that has failed, or an error of a process that could not open a video.
                         continue
                     if message.error or message.done:
-                        settled.add(message.key)
+                        finished.add(message.key)
                     if message.frames is not None:
                         self._frames += len(message.frames)
                         self.from_nvdec += len(message.frames) * message.from_nvdec
                     yield message
                 else:
+                    # The process whose turn it is has nothing left, so the job is done.
                     break
+            # Processes are reused only after their last message has been read.
             for part in parts:
                 for _ in part:
                     pass
 
     def adapt(self, encode_s: float) -> None:
-        """Start or stop processes after a shard, as the rates that were measured on it suggest.
+        """Start or stop processes after a shard, according to the rates measured on it.
 
         Args:
             encode_s: time that the encoder was busy (seconds).
@@ -185,7 +188,7 @@ class Decoders:
             feeders[each:] = [self._new_feeder() for _ in range(each - len(feeders))]
 
     def release(self) -> None:
-        """Leave one process to whatever else this process decodes; starting the others again would take long."""
+        """Make one process available to other decoding in this worker. The others are kept: they are slow to start."""
         (self._fallback if self.on_cluster else self._feeders[0])[0].release()
 
     def _start(

@@ -12,7 +12,7 @@ from torch import Tensor
 from vidvq.model import StreamState, Tokenizer
 from vidvq.model.streaming import encode_frames, split_steps
 
-# Waits for the codes `lt lh lw` of a step or a sample: the device may still compute them.
+# Waits for the codes `lt lh lw` of a step or a sample, which the device may still be computing, and returns them.
 PendingCodes = Callable[[], np.ndarray]
 # Codes of a step, and the state after it.
 StepResult = tuple[PendingCodes, StreamState | None]
@@ -42,13 +42,13 @@ def sample_steps(
 ) -> SampleSteps:
     """Yield the steps of one sample, receive the result of each, and return the codes ``lt lh lw`` of the sample.
 
-    The codes of a step are waited for after the next step has been queued, so that the device never waits for this
+    Waits for the codes of a step only after the next step has been queued, so that the device never waits for this
     process.
 
     Args:
         tokenizer: a tokenizer; one without streaming gets the whole sample as one step.
         chunks: frames ``t h w c`` uint8. Without frame 0, all chunks but the last are whole groups.
-        dtype: type of the codes held until the end; a video of hours has many.
+        dtype: type in which codes are held until the end; a video of hours has many.
         meanwhile: called after each step has been queued.
     """
     state: StreamState | None = None

@@ -1,4 +1,4 @@
-"""Scores of samples, which are decoded while their original frames are still in memory."""
+"""Scoring of samples: their tokens are decoded while the original frames are still in memory."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +15,7 @@ from vidvq.model.pixels import to_video
 from vidvq.model.streaming import count_groups, decode_start
 from vidvq.tokenize.config import QualityPolicy
 
-# Frames that are kept of one sample: scoring an unbroken stream of hours must not need more memory than encoding it.
+# Maximum number of frames kept of one sample: scoring a stream of hours must not need more memory than encoding it.
 _MAX_FRAMES = 129
 # The perceptual distance costs as much as encoding dozens of frames.
 _PERCEPTUAL_FRAMES = 4
@@ -27,10 +27,10 @@ def is_scored(key: str, share: float) -> bool:
 
 
 def keep_frames(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], kept: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield chunks unchanged, and append to ``kept`` those that :meth:`Scorer.score` needs.
+    """Yield chunks unchanged, and append those that :meth:`Scorer.score` needs to ``kept``.
 
     Args:
-        tokenizer: the tokenizer; without streaming, all chunks are needed, else the first ones.
+        tokenizer: the tokenizer; without streaming, all chunks are needed, otherwise the first ones.
         chunks: frames ``t h w c`` uint8.
         kept: the list to append to.
     """
@@ -75,9 +75,9 @@ class Scorer:
         """Decode the codes of samples of one length and size in the same calls, and compare.
 
         Args:
-            codes: codes ``lt lh lw`` of the whole samples, by slot; None for an empty slot. Of all of them,
-                :meth:`count_groups` must be the same.
-            frames: first frames ``t h w c`` uint8 of each sample; not of the empty slots.
+            codes: codes ``lt lh lw`` of the whole samples, by slot; None for an empty slot. :meth:`count_groups` must
+                be equal for all samples.
+            frames: first frames ``t h w c`` uint8 of each sample, without empty slots.
 
         Returns:
             The scores of each sample, as :meth:`score` returns them.
@@ -95,7 +95,7 @@ class Scorer:
         return [self._compare(*pair) for pair in zip(frames, decoded, strict=True)]
 
     def count_groups(self, codes: np.ndarray, frames: np.ndarray) -> int:
-        """Return the groups ``lt`` of a sample that are decoded: those of its frames, and what these depend on."""
+        """Return the number of groups of a sample to decode: those of its kept frames, and those they depend on."""
         length, height, width, _ = frames.shape
         return count_groups(self._tokenizer, len(codes), length, (height, width))
 
@@ -119,10 +119,10 @@ class _Waiting(NamedTuple):
 
 
 class ScoreQueue:
-    """Collects samples that can be decoded together, at most one of each slot, and scores them together.
+    """Collects samples that can be decoded together, at most one per slot, and scores them together.
 
     Args:
-        slots: number of slots; 1 scores each sample at once.
+        slots: number of slots; 1 scores each sample immediately.
     """
 
     def __init__(self, scorer: Scorer, slots: int) -> None:
@@ -132,7 +132,7 @@ class ScoreQueue:
     def put(
         self, slot: int, codes: np.ndarray, kept: list[np.ndarray], write: Callable[[dict[str, float]], None]
     ) -> None:
-        """Add a sample, which is scored now or later.
+        """Add a sample to score, immediately or together with later ones.
 
         Args:
             slot: index of the slot that encoded it.
@@ -151,7 +151,7 @@ class ScoreQueue:
             self.flush()
 
     def flush(self) -> None:
-        """Score the samples that wait."""
+        """Score the waiting samples."""
         waiting, self._waiting = self._waiting, {}
         if not waiting:
             return

@@ -1,4 +1,4 @@
-"""The input of a shard, which is fetched in the background while the shard before is encoded."""
+"""The input of a shard, which is fetched in the background while the previous shard is encoded."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -24,7 +24,7 @@ Decoded: TypeAlias = Generator[DecodeMessage | WorkerDied, None, None]
 
 
 class ShardInput:
-    """The items of a shard by slot, and what is needed to decode them. Close it to delete temporary copies.
+    """The items of a shard by slot, and their local files. Close it to delete temporary copies.
 
     Args:
         clips: directory of clip shards, from which this process opens one; None if it opens none.
@@ -33,7 +33,7 @@ class ShardInput:
     Attributes:
         file: local file of the clip shard; None if this process opens none.
         reused: files of the samples that are copied from an older version of the shard, by key and extension.
-        left: the items of each slot that are not encoded yet.
+        left: items of each slot that are not encoded yet.
 
     Raises:
         UsageError: the clip shard is missing, or has other content.
@@ -44,7 +44,7 @@ class ShardInput:
         self._stack = ExitStack()
         self.file = self._stack.enter_context(local_clips(clips, task.rows[0])) if clips else None
         self.reused = reusable_samples(task.out, task.older, task.rows)
-        # Whether or not an item still has to be encoded, its slot depends on its position in the plan alone.
+        # The slot of an item depends only on its position in the plan, not on which items are still to be encoded.
         self.left: list[deque[Row]] = [
             deque(row for row in part if not row.outcome and row.key not in self.reused)
             for part in _split(task.rows, interleave, slots)
@@ -52,14 +52,14 @@ class ShardInput:
         self._decoding: dict[int, Decoded] = {}
 
     def start(self, slot: int, decode: Callable[[int, "ShardInput"], Decoded]) -> None:
-        """Start to decode the items of a slot, unless that has been done."""
+        """Start to decode the items of a slot, unless their decoding has started."""
         if self.left[slot] and slot not in self._decoding:
             self._decoding[slot] = self._stack.enter_context(closing(decode(slot, self)))
 
-    def hold(self, limits: Limits, allow_private: bool) -> None:
-        """Fetch the first video in the background and keep its copy, if it needs one, until this input is closed.
+    def prefetch(self, limits: Limits, allow_private: bool) -> None:
+        """Fetch the first video in the background, and keep its temporary copy, if any, until this input is closed.
 
-        It is often the last video of the shard before, whose processes share the copy.
+        It is often the last video of the previous shard, whose processes share the copy.
 
         Args:
             limits: caps on the video.
@@ -67,11 +67,11 @@ class ShardInput:
         """
         first = next((part[0] for part in self.left if part), None)
         if isinstance(first, PlannedSample):
-            held = in_background(partial(_fetch, first, limits, allow_private))
-            self._stack.callback(held.add_done_callback, lambda done: done.result().close())
+            fetching = in_background(partial(_fetch, first, limits, allow_private))
+            self._stack.callback(fetching.add_done_callback, lambda done: done.result().close())
 
     def take_decoding(self, slot: int) -> Decoded | None:
-        """Return the messages of a slot whose decoding has been started, once; None if it has not."""
+        """Return the messages of a slot, once; None if its decoding has not started."""
         return self._decoding.pop(slot, None)
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class ShardInput:
 
 
 def _fetch(row: PlannedSample, limits: Limits, allow_private: bool) -> ExitStack:
-    """Fetch a video; a failure is left to the process that decodes it."""
+    """Fetch a video. A failure is reported by the process that decodes it."""
     stack = ExitStack()
     with suppress(Exception):
         stack.enter_context(local_file(row.source, limits, allow_private, row.sha256))

@@ -70,7 +70,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     sheet_title = "Samples drawn from all shards: originals above, decoded frames below"
 
     def prepare(self, out: Path, runtime: Runtime) -> Self:
-        """Find out which GPU the job runs on and how much fits its memory; a plan that is there has recorded both."""
+        """Determine the kind of GPU and the step that fits its memory, by a trial or from an existing plan."""
         if self.execution.device != "cuda":
             return self
         if has_plan(out):
@@ -83,7 +83,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         make = partial(_make_probe, self.checkpoint, self.config.quality.share > 0, self.gpus)
         ((_, found),) = pool.map_stateful(make, [self.execution], gpus=self.gpus)
         if isinstance(found, WorkerDied):
-            raise WorkerLost(f"the trial of a step on a GPU: {found.message}")
+            raise WorkerLost(f"trying a step on a GPU failed: {found.message}; run the same command again")
         if found.max_pixels < self.execution.max_pixels:
             gpu = "the GPU that tried it" if found.gpu == ANY_GPU else found.gpu
             info(
@@ -134,7 +134,7 @@ class _TokenizeStage(Stage[AnyRow], ABC):
 
     @classmethod
     def settings_of(cls, made_from: dict[str, Any]) -> dict[str, Any]:
-        """The settings that a plan was made with, as far as it keeps them."""
+        """The settings of a plan, as far as its header has them."""
         settings = super().settings_of(made_from)
         execution = made_from.get("execution", {})
         settings["batch"] = execution.get("streams", made_from.get("batch", 1))
@@ -237,7 +237,7 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
 
 
 def _make_probe(checkpoint: Path, decodes: bool, gpus: float) -> Callable[[Execution], Execution]:
-    from vidvq.tokenize.device import probe_gpu
+    from vidvq.tokenize.gpu_memory import probe_gpu
 
     return lambda execution: probe_gpu(checkpoint, execution, decodes, gpus)
 

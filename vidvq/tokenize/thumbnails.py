@@ -74,7 +74,7 @@ def token_thumbnails(
 
 
 def _local_input(row: Any, config: TokenizeConfig, clips: Path | None) -> AbstractContextManager[Path | None]:
-    """The clip shard of a sample, or its video, of which processes of this machine share one copy."""
+    """The clip shard or the video of a sample as a local file, whose copy processes of this machine share."""
     if clips:
         return local_clips(clips, row)
     return local_file(row.source, config.limits, config.lists.allow_private, row.sha256)

@@ -1,6 +1,6 @@
 """The worker of `vidvq tokenize`: frames from decoding processes, codes from the encoder, samples into the shard.
 
-    Decoders (processes for each slot)     this process
+    decoding processes of each slot        this process
     video or clip -> frames --messages-->  _stream (a generator per slot): Step -->  run_slots: encoder, batched
                                                          ^------- codes, state ------'
                                            codes, JSON --> OrderedShardWriter --> tar, commit record
@@ -42,17 +42,17 @@ from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.batching import SlotStream, run_slots
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.decoders import Decoders, Job, PlannedClips
-from vidvq.tokenize.device import fit_memory
 from vidvq.tokenize.encode import PendingCodes, Step, StepResult, sample_steps
+from vidvq.tokenize.gpu_memory import fit_memory
 from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
 from vidvq.tokenize.quality_gates import ShardDetails, refuse_poor
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.tokenize.shard_input import Decoded, Row, ShardInput
 from vidvq.video import VideoError
 
-# Frames per message, rounded down to whole groups: enough to amortize sending them, and little memory.
+# Frames per message, rounded down to whole groups: enough to amortize sending, few enough to save memory.
 _CHUNK_FRAMES = 32
-# Activities that keep the encoder busy.
+# Activities in which this process does not wait for frames.
 _ENCODER = ("encode", "pad", "score")
 
 
@@ -63,8 +63,8 @@ class TokenShardWorker:
         clips: directory of clip shards; None for raw video.
 
     Raises:
-        UsageError: the job runs on GPUs, and this worker has none, one of another kind than planned, or not the memory
-            for the smallest step.
+        UsageError: the job runs on GPUs, and this worker has none, has one of another kind than planned, or has too
+            little memory for the smallest step.
     """
 
     def __init__(self, checkpoint: Path, config: TokenizeConfig, clips: Path | None, execution: Execution) -> None:
@@ -120,7 +120,7 @@ class TokenShardWorker:
                     given.start(slot, self._decode)
             self._free.clear()
             if following:
-                self._next = following.shard, in_background(partial(self._new_input, following, hold=True))
+                self._next = following.shard, in_background(partial(self._new_input, following, prefetch=True))
             with self._clock.activity("write"):
                 fill = partial(self._fill, task, given, counted, copied)
                 try:
@@ -142,7 +142,7 @@ class TokenShardWorker:
         if self._next and self._next[0] == task.shard:
             (_, opening), self._next = self._next, None
             return opening.result()
-        # Another worker was free for the shard that was announced.
+        # Another worker took the announced shard.
         self._discard_next()
         return self._new_input(task)
 
@@ -151,12 +151,12 @@ class TokenShardWorker:
             (_, opening), self._next = self._next, None
             opening.add_done_callback(lambda opened: opened.exception() or opened.result().close())
 
-    def _new_input(self, task: ShardTask[Any], hold: bool = False) -> ShardInput:
-        # Other nodes open the inputs that they decode.
+    def _new_input(self, task: ShardTask[Any], prefetch: bool = False) -> ShardInput:
+        # Decoding processes on other nodes open their inputs themselves.
         on_node = self._config.runtime.decode_on == "node"
         given = ShardInput(task, self._clips if on_node else None, self._streams, self._slots_interleave)
-        if hold and on_node:
-            given.hold(self._config.limits, self._config.lists.allow_private)
+        if prefetch and on_node:
+            given.prefetch(self._config.limits, self._config.lists.allow_private)
         return given
 
     def _fill(
@@ -194,10 +194,10 @@ class TokenShardWorker:
         return self._decoders.messages(slot, job, self._config.limits.deadline_s)
 
     def _decode_next(self, free: int | None = None) -> None:
-        """Let processes decode the next shard once they have decoded this one.
+        """Start to decode the next shard with processes that have finished this one.
 
         Args:
-            free: slot that has received all its frames; processes on other nodes wait for that.
+            free: slot that has received all its frames. Only free slots start on other nodes.
         """
         if free is not None:
             self._free.add(free)
@@ -239,7 +239,7 @@ class TokenShardWorker:
             self._config.limits,
             chunk,
             self._config.lists.allow_private,
-            # Frames are the same, so after a crash the rest of a shard is left to PyAV.
+            # After a crash PyAV decodes the rest of the shard, with the same frames.
             decoder="pyav" if died else self._config.decoder,
         )
 
@@ -268,7 +268,7 @@ class TokenShardWorker:
         messages: Iterator[DecodeMessage],
         meanwhile: Callable[[], None],
     ) -> Generator[Step, StepResult, Callable[[], None]]:
-        """Encode an item from its first message on, and return the work that finishes it."""
+        """Encode an item, from its first message, and return the function that finishes it."""
         self._decode_next()
         try:
             if message.error:
@@ -276,7 +276,7 @@ class TokenShardWorker:
             assert message.info is not None
             frames, kept = _frames(messages), []
             scored = is_scored(message.key, self._config.quality.share)
-            compared = self._agreement.takes()
+            compared = self._agreement.take()
             chunks = keep_frames(self._tokenizer, frames, kept) if scored or compared else frames
             codes = yield from sample_steps(self._tokenizer, chunks, self._card.dtype, meanwhile)
         except VideoError as error:
@@ -335,7 +335,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Item:
-    """An item whose frames are encoded: its slot, key and metadata, the frames to score it by, and what is measured."""
+    """An encoded item: its slot, key and metadata, the frames kept for measurements, and which ones to make."""
 
     slot: int
     key: str
@@ -346,7 +346,7 @@ class _Item:
 
 
 class _Unfinished:
-    """The last item of a slot, which the device may still compute: it is finished once a step of the next is queued.
+    """The newest item of a slot, which the device may still be computing. It is finished once the next step is queued.
 
     Args:
         left: items of the slot; the first one is removed when it is finished.
@@ -357,7 +357,7 @@ class _Unfinished:
         self._work: Callable[[], None] | None = None
 
     def put(self, work: Callable[[], None]) -> None:
-        """Finish the item before, and keep the work that finishes the next one."""
+        """Finish the previous item, and keep the function that finishes the next one."""
         self.finish()
         self._work = work
 

@@ -90,21 +90,21 @@ class UsageCounter:
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the counts above 0 with their places, summed over all ranks. Collective: call on every rank."""
+        """Return the counts above 0 and their positions, summed over all ranks. Collective: call on every rank."""
         state: dict[str, Tensor] = {}
         for name, counts in self.counts.items():
             total = all_reduce_sum(counts.clone()).flatten()
-            places = total.nonzero().flatten()
-            state |= {f"{name}.places": places.cpu(), f"{name}.counts": total[places].cpu()}
+            positions = total.nonzero().flatten()
+            state |= {f"{name}.places": positions.cpu(), f"{name}.counts": total[positions].cpu()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load the counts that :meth:`state_dict` returned, on rank 0; without any, counting starts anew."""
+        """Load the counts that :meth:`state_dict` returned, on rank 0; counts that are missing become 0."""
         for name, counts in self.counts.items():
             counts.zero_()
             if f"{name}.places" in state and self._context.rank == 0:
-                places, found = (state[f"{name}.{part}"].to(counts.device) for part in ("places", "counts"))
-                counts.view(-1)[places] = found
+                positions, saved = (state[f"{name}.{part}"].to(counts.device) for part in ("places", "counts"))
+                counts.view(-1)[positions] = saved
 
     def _split(self, codes: Tensor) -> Iterator[tuple[str, Tensor]]:
         if len(self._books) == 1:

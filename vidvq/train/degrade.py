@@ -62,10 +62,10 @@ def blur(video: Tensor, sigma: Tensor, largest: float) -> Tensor:
         sigma: standard deviation of each clip, ``b`` (pixels).
         largest: maximum of ``sigma`` (pixels).
     """
-    reach = max(round(3 * largest), 1)
-    offsets = torch.arange(-reach, reach + 1, device=video.device)
+    radius = max(round(3 * largest), 1)
+    offsets = torch.arange(-radius, radius + 1, device=video.device)
     kernel = torch.softmax(-(offsets**2) / (2 * sigma.clamp(min=1e-3) ** 2)[:, None], dim=1)
-    frames = F.pad(rearrange(video, "b c t h w -> (c t) b h w"), (reach,) * 4, mode="replicate")
+    frames = F.pad(rearrange(video, "b c t h w -> (c t) b h w"), (radius,) * 4, mode="replicate")
     frames = F.conv2d(frames, kernel[:, None, :, None], groups=len(video))
     frames = F.conv2d(frames, kernel[:, None, None, :], groups=len(video))
     return rearrange(frames, "(c t) b h w -> b c t h w", c=video.shape[1])
@@ -86,14 +86,14 @@ def jpeg(video: Tensor, quality: Tensor) -> Tensor:
     basis = _cosines(video.device)
     percent = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)
     steps = ((tables * percent.view(-1, 1, 1, 1) + 50) / 100).floor().clamp(1, 255)[:, None, None, None]
-    kept = torch.round(basis @ blocks @ basis.T / steps) * steps
-    pixels = rearrange(basis.T @ kept @ basis, "b t h w c p q -> b t c (h p) (w q)")[..., :h, :w]
+    coefficients = torch.round(basis @ blocks @ basis.T / steps) * steps
+    pixels = rearrange(basis.T @ coefficients @ basis, "b t h w c p q -> b t c (h p) (w q)")[..., :h, :w]
     return torch.einsum("cy,btyhw->bcthw", to_rgb, pixels) / 127.5
 
 
 @cache
 def _jpeg_constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the matrices to and from YCbCr, and the quantization tables; making them waits for the device."""
+    """Return the matrices to and from YCbCr, and the quantization tables. Cached: their copies wait for the device."""
     to_ycbcr = torch.tensor(_YCBCR, device=device)
     tables = torch.tensor([_LUMA, _CHROMA, _CHROMA], device=device).view(3, _BLOCK, _BLOCK)
     return to_ycbcr, torch.linalg.inv(to_ycbcr), tables
@@ -101,7 +101,7 @@ def _jpeg_constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 def _cosines(device: torch.device) -> Tensor:
     """Return the orthonormal basis of the discrete cosine transform, one basis vector per row."""
-    at = torch.arange(_BLOCK, device=device)
-    basis = torch.cos(torch.pi * (2 * at + 1) * at[:, None] / (2 * _BLOCK)) * (2 / _BLOCK) ** 0.5
+    index = torch.arange(_BLOCK, device=device)
+    basis = torch.cos(torch.pi * (2 * index + 1) * index[:, None] / (2 * _BLOCK)) * (2 / _BLOCK) ** 0.5
     basis[0] /= 2**0.5
     return basis

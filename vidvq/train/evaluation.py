@@ -64,28 +64,26 @@ class Evaluator:
         sums |= {"perceptual": 0.0} if self._perceptual else {}
         shown: list[tuple[Tensor, Tensor]] = []
         for index, (key, media) in enumerate(self._clips):
-            if index % self._context.size != self._context.rank and index >= self._config.shown:
+            is_shown, is_local = index < self._config.shown, index % self._context.size == self._context.rank
+            if not (is_shown or is_local):
                 continue
             frames = decode_clip(media, key)
             video = to_video(frames).to(self._context.device)
-            own = torch.Generator(self._context.device).manual_seed(index)
-            given = degrade(shrink(video, self._tokenizer.upscale), self._degrade, [own])
-            codes = self._tokenizer.encode(given)
-            back = self._tokenizer.decode(codes, len(frames), (given.shape[3], given.shape[4]))
-            back = back[..., : video.shape[3], : video.shape[4]]
-            if index < self._config.shown:
-                shown.append((video, back))
-            if index % self._context.size != self._context.rank:
+            codes, reconstruction = self._reconstruct(video, index)
+            if is_shown:
+                shown.append((video, reconstruction))
+            if not is_local:
                 continue
-            sums["psnr"] += psnr(frames, to_frames(back))
-            sums["ssim"] += ssim(frames, to_frames(back))
+            decoded = to_frames(reconstruction)
+            sums["psnr"] += psnr(frames, decoded)
+            sums["ssim"] += ssim(frames, decoded)
             sums["pixels"] += frames.shape[0] * frames.shape[1] * frames.shape[2]
-            for t, group in enumerate(codes[0]):
+            for t, latent_frame in enumerate(codes[0]):
                 book = books[min(t, len(books) - 1)]
-                count_codes(counts[book.name], group)
-                sums["bits"] += group.numel() * log2(book.size)
+                count_codes(counts[book.name], latent_frame)
+                sums["bits"] += latent_frame.numel() * log2(book.size)
             if self._perceptual:
-                pairs = [video[0].transpose(0, 1), back[0].transpose(0, 1)]
+                pairs = [video[0].transpose(0, 1), reconstruction[0].transpose(0, 1)]
                 sums["perceptual"] += float(self._perceptual(*pairs))
         total = all_reduce_sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=self._context.device))
         named = dict(zip(sums, total.tolist(), strict=True))
@@ -96,6 +94,14 @@ class Evaluator:
             scores[f"usage_{name}"], scores[f"perplexity_{name}"] = use.share, use.perplexity
         return scores, shown
 
+    def _reconstruct(self, video: Tensor, index: int) -> tuple[Tensor, Tensor]:
+        """Encode and decode clip ``index``, ``1 c t h w``: codes ``1 lt lh lw``, and a video of the clip's shape."""
+        generator = torch.Generator(self._context.device).manual_seed(index)
+        degraded = degrade(shrink(video, self._tokenizer.upscale), self._degrade, [generator])
+        codes = self._tokenizer.encode(degraded)
+        decoded = self._tokenizer.decode(codes, degraded.shape[2], (degraded.shape[3], degraded.shape[4]))
+        return codes, decoded[..., : video.shape[3], : video.shape[4]]
+
     def selection_score(self, scores: dict[str, float]) -> float:
         """Return the score that selects the best checkpoint, signed so that larger is better."""
         metric = self._config.metric
@@ -105,7 +111,8 @@ class Evaluator:
         """Format the scores in one line."""
         parts = [f"{scores['psnr']:.2f} dB", f"SSIM {scores['ssim']:.3f}", f"{scores['bits_per_pixel']:.4f} bits/pixel"]
         parts += [f"{self._distance} {scores['perceptual']:.3f}"] if "perceptual" in scores else []
-        return ", ".join(parts + [f"{value:.0%} of {name[6:]}" for name, value in scores.items() if "usage" in name])
+        used = [f"{value:.0%} of {name[6:]} codes" for name, value in scores.items() if name.startswith("usage_")]
+        return ", ".join(parts + used)
 
 
 def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:

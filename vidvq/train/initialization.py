@@ -16,8 +16,8 @@ from vidvq.training.distributed import DistributedContext
 from vidvq.training.schedule import is_used
 from vidvq.training.training_state import Progress, TrainingState
 
-# Settings of a decoder that give it further parts, and the names of their tensors.
-_PARTS = {
+# Settings that add optional parts to a decoder, with the prefixes of the names of their tensors.
+_OPTIONAL_PARTS = {
     "upscale": "decoder.enlargement.",
     "lookahead": "decoder.lookahead.",
     "denoise": "decoder.lookahead.",
@@ -52,9 +52,8 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
     theirs, ours = dict(checkpoint.config["model"]), config.model.to_dict()
     if resumed is None:
         # A decoder without these parts gets new ones.
-        theirs["decoder"] = {name: ours["decoder"][name] for name in _PARTS.keys() & ours["decoder"].keys()} | theirs[
-            "decoder"
-        ]
+        added = {name: ours["decoder"][name] for name in _OPTIONAL_PARTS if name in ours["decoder"]}
+        theirs["decoder"] = added | theirs["decoder"]
     if config.new_quantizer and resumed is None:
         theirs["quantizer"] = ours["quantizer"]
         dim, known = config.model.quantizer.dim, checkpoint.config["model"]["quantizer"]["dim"]
@@ -90,8 +89,8 @@ def initial_state(config: TrainConfig, weights: Checkpoint | None) -> TrainingSt
     tokenizer, discriminator = build_networks(config)
     if weights is not None:
         tensors = {name: torch.from_numpy(array) for name, array in weights.tensors.items()}
-        fresh = tokenizer.inference_state_dict()
-        tensors = {name: fresh[name] for name in fresh if name.startswith(tuple(_PARTS.values()))} | tensors
+        prefixes, initial = tuple(_OPTIONAL_PARTS.values()), tokenizer.inference_state_dict()
+        tensors = {name: tensor for name, tensor in initial.items() if name.startswith(prefixes)} | tensors
         if config.new_quantizer:
             tensors = _without_quantizer(tensors, tokenizer)
         tokenizer.load_inference_state_dict(tensors)

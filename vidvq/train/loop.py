@@ -12,6 +12,7 @@ from torch import Tensor
 from vidvq.data import ClipDataset, iter_micro_batches
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder, write_checkpoint
 from vidvq.log import info, progress, warn
+from vidvq.model.device_copy import DeviceCopier
 from vidvq.model.pixels import PREPROCESSING, to_video
 from vidvq.train.config import TrainConfig
 from vidvq.train.evaluation import Evaluator
@@ -20,20 +21,14 @@ from vidvq.train.profiler import DATA, Profiler, phase
 from vidvq.train.throughput import Throughput
 from vidvq.train.trainer import Trainer
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
-from vidvq.training.device_copy import DeviceCopier
-from vidvq.training.distributed import (
-    DistributedContext,
-    barrier,
-    training_job,
-    world_size,
-)
+from vidvq.training.distributed import DistributedContext, barrier, training_job, world_size
 from vidvq.training.engine import deepspeed_groups
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.machine_memory import machine_memory_file
 from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.metric_writer import MetricWriter
 from vidvq.training.recovery import roll_back, skip_batch
-from vidvq.training.run_directory import acquire_run_directory, locked_run_directory
+from vidvq.training.run_directory import locked_run_directory, record_config
 from vidvq.training.signals import StopSignal
 from vidvq.training.training_state import TrainingState
 
@@ -72,14 +67,14 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
         JobStopped: the limit of rollbacks is reached.
     """
     run = Path(config.out)
-    # Before joining: a process that leaves first would make the others fail for another reason.
+    # Checked before joining the process group: a rank that fails later would make the others report a lost process.
     config.data.micro_batch(world_size())
     with training_job(config.lost_after_s) as context, deepspeed_groups():
         cache_file = machine_memory_file() if config.data.cache_mib else None
         data = ClipDataset(config.data, config.seed, context.rank, context.size, cache_file)
         with locked_run_directory(run, context):
             remedy = f"use another out=, with start_from={run} to train its weights further"
-            acquire_run_directory(run, config, _MAY_CHANGE, remedy)
+            record_config(run, config, _MAY_CHANGE, remedy)
             if is_checkpoint(step_folder(run, config.steps)):
                 info(f"{run} is already complete: {step_folder(run, config.steps)} exists")
                 return None
@@ -149,7 +144,7 @@ class _TrainingLoop:
                     bar.advance(note=note)
                 if config.evaluation.clips and (done % config.evaluation.every == 0 or done == config.steps):
                     self._evaluate(done)
-                # One process alone need not agree with others, and may stop a step earlier.
+                # A single process need not wait for the ranks to agree, and stops a step earlier.
                 stop = self.trainer.stop_agreed or (self.context.size == 1 and stop_signal.received)
                 if done % config.checkpoint_every == 0 or done == config.steps or stop:
                     prints = self._save()
@@ -194,7 +189,7 @@ class _TrainingLoop:
         with phase(DATA):
             batch = next(self.batches)
             waited_s = monotonic() - started
-            # Bytes travel, on a stream of their own while the device still computes; they become floats there.
+            # Pixels are copied as uint8 and converted on the device.
             video = to_video(self.device_copier(batch))
         self.throughput.record(tuple(video.shape), waited_s, position.step)
         return video

@@ -105,21 +105,22 @@ class Objective:
             discriminate: maps video to logits; must not accumulate gradients of the discriminator.
         """
         weights = self._loss
-        whole, masked_output = out.reconstruction[: len(video)].float(), out.reconstruction[len(video) :].float()
+        reconstruction = out.reconstruction[: len(video)].float()
+        masked_output = out.reconstruction[len(video) :].float()
         terms = {"commitment": out.commitment_loss}
         guarded = weight_at(weights.commitment, step) * out.commitment_loss
         if len(masked_output):
             terms["masked"] = F.l1_loss(masked_output, video[: len(masked_output)])
             guarded = guarded + weight_at(weights.masked, step) * terms["masked"]
-        distances = self._distances(video, whole)
+        distances = self._distances(video, reconstruction)
         terms |= distances
         guarded = guarded + self._weighted_sum(step, distances)
         total = guarded
         if self._adversarial and step >= weights.adversarial_start:
-            terms["adversarial"] = generator_loss(weights.adversarial_kind, discriminate(whole))
+            terms["adversarial"] = generator_loss(weights.adversarial_kind, discriminate(reconstruction))
             weight = weight_at(weights.adversarial, step)
             if weights.adaptive:
-                terms["adaptive_weight"] = self._adaptive_weight(step, video, whole, discriminate)
+                terms["adaptive_weight"] = self._adaptive_weight(step, video, reconstruction, discriminate)
                 weight = weight * terms["adaptive_weight"]
             total = total + weight * terms["adversarial"]
         detached = {name: value.detach() for name, value in terms.items()}
@@ -141,33 +142,33 @@ class Objective:
         """
         weights = self._loss
         penalized = is_used(weights.r1)
-        shown = [real, fake, perturb(real)] if penalized else [real, fake]
+        videos = [real, fake, perturb(real)] if penalized else [real, fake]
         # Autocast would cast them later, after they were concatenated in fp32.
-        batch = torch.cat([clips.to(fake.dtype) for clips in shown])
-        on_real, on_fake, *on_perturbed = discriminate(batch).float().chunk(len(shown))
-        terms = {"discriminator": discriminator_loss(weights.adversarial_kind, on_real, on_fake)}
-        total = terms["discriminator"] + weight_at(weights.lecam, step) * self.lecam(on_real, on_fake)
+        batch = torch.cat([clips.to(fake.dtype) for clips in videos])
+        real_logits, fake_logits, *perturbed_logits = discriminate(batch).float().chunk(len(videos))
+        terms = {"discriminator": discriminator_loss(weights.adversarial_kind, real_logits, fake_logits)}
+        total = terms["discriminator"] + weight_at(weights.lecam, step) * self.lecam(real_logits, fake_logits)
         if penalized:
-            terms["r1"] = gradient_penalty(on_real, *on_perturbed)
+            terms["r1"] = gradient_penalty(real_logits, *perturbed_logits)
             total = total + weight_at(weights.r1, step) * terms["r1"]
-        terms |= {"logits_real": on_real.mean(), "logits_fake": on_fake.mean()}
-        terms["accuracy"] = 0.5 * ((on_real > 0).float().mean() + (on_fake < 0).float().mean())
+        terms |= {"logits_real": real_logits.mean(), "logits_fake": fake_logits.mean()}
+        terms["accuracy"] = 0.5 * ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean())
         return total, {name: value.detach() for name, value in terms.items()}
 
     def _weighted_sum(self, step: int, distances: dict[str, Tensor]) -> Tensor:
         weighted = [weight_at(getattr(self._loss, name), step) * value for name, value in distances.items()]
         return torch.stack(weighted).sum()
 
-    def _measure_distances(self, video: Tensor, whole: Tensor) -> dict[str, Tensor]:
+    def _measure_distances(self, video: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
         """Compare clips ``b c t h w`` with their reconstructions; returns unweighted loss terms by name."""
-        # The squared error is always measured, for the PSNR; as no loss it needs no backward pass.
-        squared = whole if is_used(self._loss.l2) else whole.detach()
-        terms = {"l1": F.l1_loss(whole, video), "l2": F.mse_loss(squared, video)}
+        # The squared error is always measured, for the PSNR. If it is no loss, it needs no backward pass.
+        squared = reconstruction if is_used(self._loss.l2) else reconstruction.detach()
+        terms = {"l1": F.l1_loss(reconstruction, video), "l2": F.mse_loss(squared, video)}
         if is_used(self._loss.wavelet):
-            terms["wavelet"] = wavelet_l1(whole, video)
+            terms["wavelet"] = wavelet_l1(reconstruction, video)
         if self._perceptual is not None:
             half = self._perceptual_type
-            frames = self._frames(whole, video)
+            frames = self._compared_frames(reconstruction, video)
             with torch.autocast(video.device.type, dtype=half, enabled=half is not None):
                 if is_used(self._loss.gram):
                     terms["perceptual"], terms["gram"] = self._perceptual.with_gram(*frames)
@@ -175,16 +176,16 @@ class Objective:
                     terms["perceptual"] = self._perceptual(*frames)
         return terms
 
-    def _frames(self, whole: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+    def _compared_frames(self, reconstruction: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
         """Return the frames ``n c h w`` to compare: all, or a random subset of the configured size."""
         count, t = self._loss.perceptual_net.frames, video.shape[2]
         if count is not None and count < t:
             chosen = torch.randperm(t, device=video.device)[:count].sort().values
-            whole, video = whole[:, :, chosen], video[:, :, chosen]
-        return whole.transpose(1, 2).flatten(0, 1), video.transpose(1, 2).flatten(0, 1)
+            reconstruction, video = reconstruction[:, :, chosen], video[:, :, chosen]
+        return reconstruction.transpose(1, 2).flatten(0, 1), video.transpose(1, 2).flatten(0, 1)
 
-    def _adaptive_weight(self, step: int, video: Tensor, whole: Tensor, discriminate: Discriminate) -> Tensor:
-        weights, leaf = self._loss, whole.detach().requires_grad_()
+    def _adaptive_weight(self, step: int, video: Tensor, reconstruction: Tensor, discriminate: Discriminate) -> Tensor:
+        weights, leaf = self._loss, reconstruction.detach().requires_grad_()
         distances = self._distances(video, leaf)
         adversarial = generator_loss(weights.adversarial_kind, discriminate(leaf))
         return adaptive_weight(self._weighted_sum(step, distances), adversarial, leaf, weights.adaptive_limit)

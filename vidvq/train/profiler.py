@@ -1,4 +1,4 @@
-"""`vidvq train --profile`: time of a few steps, by phase and by operator, and what a step asks of the device."""
+"""`vidvq train --profile`: time of a few steps by phase and by operator, and their launches, reads and copies."""
 
 import gzip
 import json
@@ -16,14 +16,13 @@ from vidvq.log import info, warn
 from vidvq.storage import write_atomic
 
 # Phases of a step, marked by the loop and the trainer.
-DATA, FORWARD, LOSSES, BACKWARD, DISCRIMINATOR, AVERAGE = PARTS = (
-    "waiting for data",
-    "generator, forward",
-    "generator, losses",
-    "generator, backward and step",
-    "discriminator",
-    "average of weights",
-)
+DATA = "waiting for data"
+FORWARD = "generator, forward"
+LOSSES = "generator, losses"
+BACKWARD = "generator, backward and step"
+DISCRIMINATOR = "discriminator"
+AVERAGE = "average of weights"
+PHASES = (DATA, FORWARD, LOSSES, BACKWARD, DISCRIMINATOR, AVERAGE)
 _WAIT, _WARMUP, _ACTIVE = 5, 2, 3
 _ROWS = 15
 # Operators that return a value to the host, which waits for the device.
@@ -79,35 +78,35 @@ class Profiler:
         recorded.export_chrome_trace(str(trace))
         events = list(recorded.key_averages())
         with gzip.open(trace) as file:
-            counted = list(count_requests(json.load(file)["traceEvents"]))
-        tables = [by_phases(events), counted, by_operators(events, self._cuda)]
+            counts = list(device_table(json.load(file)["traceEvents"]))
+        tables = [phase_table(events), counts, operator_table(events, self._cuda)]
         text = "\n".join(line for table in tables for line in (*table, ""))
         write_atomic(self._run / "profile.txt", text.encode())
         for line in (*text.splitlines(), f"wrote {self._run / 'profile.txt'}, and {trace} for https://ui.perfetto.dev"):
             info(line)
 
 
-def by_phases(events: Iterable[Any]) -> list[str]:
-    """Return the lines of a table of the phases of a step, by the time of the host.
+def phase_table(events: Iterable[Any]) -> list[str]:
+    """Return the lines of a table of the phases of a step, by CPU time.
 
     Args:
-        events: averages of a profile by name. On a GPU marks are recorded there as well, without a time of the host.
+        events: averages of a profile by name. Marks that the profiler repeats for the GPU have no CPU time.
     """
     by_name = {event.key: event.cpu_time_total for event in events if event.device_type == DeviceType.CPU}
     whole_us = next(us for name, us in by_name.items() if name.startswith("ProfilerStep"))
-    spent = {part: by_name[part] for part in PARTS if part in by_name}
+    spent = {name: by_name[name] for name in PHASES if name in by_name}
     spent["other"] = whole_us - sum(spent.values())
     lines = [f"a step takes {whole_us / _ACTIVE / 1000:.1f} ms, mean of {_ACTIVE}", ""]
     lines.append(f"{'phase':<44} {'ms':>9} {'share':>7}")
-    return lines + [_row(part, us, whole_us) for part, us in spent.items()]
+    return lines + [_row(name, us, whole_us) for name, us in spent.items()]
 
 
-def by_operators(events: Iterable[Any], cuda: bool, steps: int = _ACTIVE) -> list[str]:
-    """Return the lines of a table of the dearest operators.
+def operator_table(events: Iterable[Any], cuda: bool, steps: int = _ACTIVE) -> list[str]:
+    """Return the lines of a table of the most expensive operators.
 
     Args:
         events: averages of a profile by name.
-        cuda: whether to list the kernels of a GPU instead. Operators have the time of their kernels as well.
+        cuda: whether to list GPU kernels instead: the time of an operator includes that of its kernels.
         steps: number of steps in the profile.
     """
     if cuda:
@@ -115,22 +114,22 @@ def by_operators(events: Iterable[Any], cuda: bool, steps: int = _ACTIVE) -> lis
         spent = [(each.self_device_time_total, each) for each in kernels]
     else:
         spent = [(each.self_cpu_time_total, each) for each in events]
-    marks = (*PARTS, "ProfilerStep")
+    marks = (*PHASES, "ProfilerStep")
     spent = sorted(((us, each) for us, each in spent if not each.key.startswith(marks)), key=lambda pair: -pair[0])
     whole_us = sum(us for us, _ in spent)
-    what = "kernel, GPU time" if cuda else "operator, self CPU time"
-    lines = [f"{what:<44} {'ms':>9} {'share':>7} {'calls':>7}"]
+    title = "kernel, GPU time" if cuda else "operator, self CPU time"
+    lines = [f"{title:<44} {'ms':>9} {'share':>7} {'calls':>7}"]
     return lines + [
         f"{_row(each.key, us, whole_us, steps)} {each.count / steps:>7.0f}" for us, each in spent[:_ROWS] if us
     ]
 
 
-def count_requests(events: Iterable[Mapping[str, Any]], steps: int = _ACTIVE) -> Iterable[str]:
-    """Yield a line for each thing that a step asks of the device: launches, reads by the host, bytes copied.
+def device_table(events: Iterable[Mapping[str, Any]], steps: int = _ACTIVE) -> Iterable[str]:
+    """Yield the lines of a table of the launches, reads by the host, and bytes copied in a step.
 
     Args:
-        events: events of a trace. Without a GPU, operators are counted in place of kernels, and values that Python asks
-            for in place of copies.
+        events: events of a trace. Without a GPU, operators are counted instead of kernels, and values read by Python
+            instead of copies.
         steps: number of steps in the trace.
     """
     counts: Counter[str] = Counter()

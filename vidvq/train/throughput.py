@@ -26,8 +26,9 @@ _PEAKS = {
 }
 # Share of the time that training may wait for data.
 _MAX_WAIT = 0.05
+# Forward passes that training a network costs, and those that a gradient to its input costs if it is frozen.
 _FORWARD_BACKWARD = 3
-_BACKWARD_OF_INPUT = 2
+_FORWARD_BACKWARD_FROZEN = 2
 
 
 class Throughput:
@@ -108,7 +109,7 @@ class Throughput:
         if self._config.adversarial and step >= self._config.discriminator_start:
             total += (3 if is_used(loss.r1) else 2) * _FORWARD_BACKWARD * forward.discriminator
         if self._config.adversarial and step >= loss.adversarial_start:
-            total += (2 if loss.adaptive else 1) * _BACKWARD_OF_INPUT * forward.discriminator
+            total += (2 if loss.adaptive else 1) * _FORWARD_BACKWARD_FROZEN * forward.discriminator
         return total
 
     def _peak(self) -> float | None:

@@ -35,6 +35,7 @@ from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded,
 from vidvq.training.random_state import sample_generators, seed_micro_batch
 from vidvq.training.training_state import Progress, TrainingState
 
+# Largest absolute value of a pixel, with a margin for rounding.
 _MAX_PIXEL = 1.001
 
 
@@ -56,8 +57,8 @@ class Trainer:
         objective: loss functions.
         guard: detection of loss spikes.
         progress: counters and running statistics.
-        stop_requested: tells whether this rank was asked to stop; set by the caller.
-        stop_agreed: whether any rank was, as of the last micro-batch; the same on all ranks.
+        stop_requested: returns whether this rank was asked to stop; set by the caller.
+        stop_agreed: whether any rank was asked to stop, as of the last micro-batch; the same on all ranks.
     """
 
     def __init__(
@@ -70,10 +71,10 @@ class Trainer:
             tokenizer.quantizer.requires_grad_(False).eval()
         if context.device.type == "cuda":
             use_training_layers(tokenizer)
-        # Last: it wraps the forward passes that are there.
+        # After the training layers: it wraps the forward passes that they replace.
         if config.checkpoint_activations:
             checkpoint_activations(tokenizer)
-        # Batches are checked before they are learned from, on all ranks together.
+        # `_check_batch` checks the range on all ranks together, without another read from the device.
         tokenizer.checks_range = False
         if config.compile:
             tokenizer.compile_training()
@@ -164,12 +165,12 @@ class Trainer:
         with phase(LOSSES):
             terms = self.objective.generator(step, video, out, self._discriminate_frozen)
         engine = self._discriminator_engine if step >= self.config.discriminator_start else None
-        loss, more = None, {}
+        loss, discriminator_terms = None, {}
         if engine is not None:
             with phase(DISCRIMINATOR):
                 fake = out.reconstruction[: len(video)].detach()
-                loss, more = self.objective.discriminator(step, video, fake, engine)
-        if skipped := self._judge(video, terms.guarded, loss, more):
+                loss, discriminator_terms = self.objective.discriminator(step, video, fake, engine)
+        if skipped := self._check_batch(video, terms.guarded, loss, discriminator_terms):
             self._buffers.restore()
             return skipped
         with phase(BACKWARD):
@@ -180,7 +181,7 @@ class Trainer:
             with phase(DISCRIMINATOR):
                 engine.backward(loss)
                 engine.step()
-        return terms.terms | more
+        return terms.terms | discriminator_terms
 
     def finish_step(self) -> None:
         """Complete a step after its last micro-batch: update the averaged weights and the counters."""
@@ -205,16 +206,16 @@ class Trainer:
             self.progress.best = (score, self.progress.step)
         return best
 
-    def _judge(
+    def _check_batch(
         self, video: Tensor, guarded: Tensor, discriminator_loss: Tensor | None, terms: dict[str, Tensor]
     ) -> Skipped | None:
-        """Decide on all ranks alike whether a micro-batch is learned from. The only read of the device in a step.
+        """Decide whether to train on a micro-batch, the same on all ranks. The only read from the device in a step.
 
         Args:
             video: the micro-batch.
             guarded: loss that the guard checks.
             discriminator_loss: loss of the discriminator; None in steps without it.
-            terms: terms of that loss.
+            terms: terms and metrics of that loss.
 
         Returns:
             The reason to skip the micro-batch; None if it is good.

@@ -17,7 +17,7 @@ from vidvq.training.training_state import TrainingState, find_damage, read_train
 T = TypeVar("T")
 Write = Callable[[Path, dict[str, np.ndarray], Path], T]
 _ATTEMPT = ".training-"
-# In place of a step.
+# Sent to the other ranks instead of a step.
 _ALL_DAMAGED = -1
 
 

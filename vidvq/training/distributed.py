@@ -41,16 +41,16 @@ def init_distributed(timeout_s: float) -> DistributedContext:
     Args:
         timeout_s: time limit of a collective operation (seconds); a rank that exceeds it counts as lost.
     """
-    alone: dict[str, Any] = {}
+    single: dict[str, Any] = {}
     if "RANK" not in os.environ:
-        # DeepSpeed reads it.
+        # Required by DeepSpeed.
         os.environ["LOCAL_RANK"] = "0"
         store = distributed.HashStore()  # type: ignore[attr-defined]
-        alone = {"store": store, "rank": 0, "world_size": 1}
+        single = {"store": store, "rank": 0, "world_size": 1}
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), **alone)
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), **single)
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     return DistributedContext(distributed.get_rank(), distributed.get_world_size(), device)
 
@@ -79,7 +79,7 @@ def training_job(timeout_s: float) -> Iterator[DistributedContext]:
         WorkerLost: another process of the job was lost.
     """
     try:
-        # Joining fails too if a process has already left.
+        # Inside the block, because joining fails as well if a process has already left.
         yield init_distributed(timeout_s)
     except RuntimeError as error:
         if cause := _peer_loss_cause(error):

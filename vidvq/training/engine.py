@@ -48,7 +48,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @contextmanager
 def deepspeed_groups() -> Iterator[None]:
-    """Destroy DeepSpeed's process groups after the block: the next run of this process would use them again."""
+    """Destroy DeepSpeed's process groups after the block: the next run in this process would reuse them."""
     try:
         yield
     finally:
@@ -81,12 +81,12 @@ def make_engine(
             store_channels_last(parameters)
         # DeepSpeed's own clipping launches two kernels for each weight, and waits for the device twice.
         engine.clip_fp32_gradients = partial(_clip, engine, parameters, optimizer.clip_norm)
-        # DeepSpeed's own walks the modules.
+        # DeepSpeed's own method walks the modules.
         engine.zero_grad = _torch_optimizer(engine).zero_grad
         if context.size == 1:
             engine.buffered_allreduce_fallback = partial(_fill_gradients, parameters)  # type: ignore[method-assign]
         else:
-            # DeepSpeed's own copies the gradients one by one from the reduced bucket.
+            # DeepSpeed's own method copies the gradients one by one from the reduced bucket.
             engine.allreduce_and_copy = partial(_average, engine)  # type: ignore[method-assign]
     # DeepSpeed creates a process group with a timeout of 30 minutes.
     group: Any = engine.data_parallel_group
@@ -95,7 +95,7 @@ def make_engine(
 
 
 def store_channels_last(weights: list[nn.Parameter]) -> None:
-    """Store the weights of 2D convolutions as a GPU uses them, which would otherwise copy them in each pass."""
+    """Store the weights of 2D convolutions channels last; otherwise a GPU would convert them in each pass."""
     for weight in weights:
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
@@ -234,26 +234,26 @@ def _make_optimizer(parameters: list[nn.Parameter], optimizer: OptimizerConfig) 
     }
     if optimizer.offload:
         adam = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings)
-        adam.register_step_pre_hook(lambda *_: _forget_bias_correction(adam))
+        adam.register_step_pre_hook(lambda *_: _reset_bias_correction(adam))
         return adam
     if optimizer.kind == "radam":
         return torch.optim.RAdam(parameters, decoupled_weight_decay=True, **settings)
-    # With False torch would update the weights one by one on a GPU; None leaves it the multi-tensor kernels.
+    # Not False, with which torch would update the weights one by one on a GPU; None selects multi-tensor kernels.
     return torch.optim.AdamW(parameters, fused=optimizer.fused or None, **settings)
 
 
-def _forget_bias_correction(adam: Any) -> None:
-    """Make DeepSpeed's compiled Adam compute its bias correction from the number of the step.
+def _reset_bias_correction(adam: Any) -> None:
+    """Make DeepSpeed's compiled Adam compute its bias correction from the step number.
 
-    By itself it multiplies the correction of the previous step, so that a resumed process would round otherwise.
+    It would otherwise update the correction of the previous step, which rounds differently in a resumed process.
     """
     settings = adam.defaults
     betas, decay = settings["betas"], settings["weight_decay"]
     adam.ds_opt_adam.create_adam(adam.opt_id, settings["lr"], *betas, settings["eps"], decay, adam.adam_w_mode, False)
 
 
-def _clip(engine: Any, parameters: list[nn.Parameter], most: float) -> None:
-    engine._global_grad_norm = nn.utils.clip_grad_norm_(parameters, most)
+def _clip(engine: Any, parameters: list[nn.Parameter], max_norm: float) -> None:
+    engine._global_grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
 def _fill_gradients(parameters: list[nn.Parameter], **_: Any) -> None:
@@ -286,10 +286,10 @@ def _flat_groups(engine: Any) -> list[Tensor]:
 def _init_optimizer_state(engine: Any, steps: int) -> None:
     """Create the state that optimizers create in their first step, with zero moments and ``steps`` steps."""
     optimizer = _torch_optimizer(engine)
-    whole = isinstance(optimizer, deepspeed.ops.adam.DeepSpeedCPUAdam)
+    is_cpu_adam = isinstance(optimizer, deepspeed.ops.adam.DeepSpeedCPUAdam)
     for tensor in _flat_groups(engine):
-        step = steps if whole else torch.tensor(float(steps))
-        if not whole and optimizer.defaults.get("fused"):
+        step = steps if is_cpu_adam else torch.tensor(float(steps))
+        if not is_cpu_adam and optimizer.defaults.get("fused"):
             step = step.to(tensor.device)  # type: ignore[union-attr]
         optimizer.state[tensor] = {"step": step} | {moment: torch.zeros_like(tensor) for moment in _MOMENTS}
     if engine.zero_optimization_stage() in (1, 2):

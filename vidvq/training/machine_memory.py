@@ -23,7 +23,7 @@ def machine_memory_file() -> io.FileIO:
     offers: list[tuple[int, int, str]] = [(0, 0, "")] * distributed.get_world_size()
     distributed.all_gather_object(offers, (os.getpid(), file.fileno(), name))
     shared = next(filter(None, (_open(*offer) for offer in offers)), file)
-    # The other ranks have opened this rank's file, too, before it is closed.
+    # This rank's file must stay open until the other ranks have opened it.
     barrier()
     return shared
 
@@ -32,7 +32,7 @@ def _open(process: int, descriptor: int, name: str) -> io.FileIO | None:
     """Open the file of a process; None if it is on another machine, where the id may be that of another process."""
     path = Path(f"/proc/{process}/fd/{descriptor}")
     try:
-        # The name is unique, which makes it safe to open what is behind a number.
+        # The unique name rules out the file of an unrelated process with the same id.
         return io.FileIO(path, "r+") if path.readlink().name == f"memfd:{name} (deleted)" else None
     except OSError:
         return None

@@ -17,16 +17,16 @@ def seed_micro_batch(seed: int, step: int, batch: int, micro_batch: int) -> None
         micro_batch: index of the micro-batch in the batch, over all ranks.
     """
     number = _hash(f"{seed}/{step}/{batch}/{micro_batch}")
-    # As torch.manual_seed, which formats a stack trace for each kind of device that is not there.
+    # Not torch.manual_seed, which formats a stack trace for each missing kind of device.
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(number)
 
 
 def sample_generators(seed: int, batch: int, first: int, count: int, device: torch.device) -> Iterator[torch.Generator]:
-    """Yield a source of randomness for each sample of a micro-batch, which does not depend on the processes.
+    """Yield a source of randomness for each sample of a micro-batch, independent of the number of processes.
 
-    They are created when drawn: a step that uses none creates none on its device.
+    Generators are created lazily, because many steps use none.
 
     Args:
         seed: seed of the run.

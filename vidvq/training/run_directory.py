@@ -31,22 +31,20 @@ def locked_run_directory(run: Path, context: DistributedContext) -> Iterator[Non
         yield
 
 
-def acquire_run_directory(
-    run: Path, config: Any, may_change: Collection[str], remedy: str = "use another out="
-) -> None:
-    """Write the resolved config; reject a directory with checkpoints of another config.
+def record_config(run: Path, config: Any, may_change: Collection[str], remedy: str = "use another out=") -> None:
+    """Write the resolved config to the run directory; reject a directory with checkpoints of another config.
 
     Args:
         run: run directory.
         config: config of the run (a dataclass).
         may_change: settings that may change on resume, by path, because they affect the execution, not the result.
-        remedy: what to do about a directory of another config, for the error message.
+        remedy: advice for a directory of another config, for the error message.
 
     Raises:
         UsageError: the directory belongs to a run with another config; names the differences.
     """
     path, mine = run / "config.yaml", settings.to_dict(config)
-    # A run that made no checkpoint, such as one with a mistake in its config, has nothing to lose.
+    # A run without checkpoints, such as one with a mistake in its config, has nothing to lose.
     if path.exists() and list_steps(run, damaged=True):
         # Settings missing from the config of an older vidvq get their defaults.
         theirs = settings.to_dict(settings.validate(type(config), settings.read_yaml(path), str(path)))

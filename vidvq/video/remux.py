@@ -65,7 +65,7 @@ def _of_frames(
         missing.discard(tick)
     # In decoding order, the packets of the clip must be contiguous from its keyframe.
     if missing:
-        detail = f"frames {first} to {last} do not decode alone; change clip.num_frames"
+        detail = f"frames {first} to {last} depend on other frames; change clip.num_frames"
         raise VideoError("not_on_keyframes", detail)
     return packets
 

@@ -35,7 +35,7 @@ class _Layout(TorchDispatchMode):
 
 
 def as_on_a_gpu(monkeypatch) -> None:
-    monkeypatch.setattr(discriminator, "has_tensor_cores", lambda x: True)
+    monkeypatch.setattr(discriminator, "prefers_channels_last", lambda x: True)
     monkeypatch.setattr(discriminator, "HAS_TRITON", False)
 
 

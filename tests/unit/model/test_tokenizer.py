@@ -186,7 +186,7 @@ VIDEO = torch.zeros(1, 3, 5, 16, 16)
         (lambda t: t(VIDEO[..., :12]), "multiples of 8"),
         (lambda t: t.encode_step(VIDEO), "num_frames=5 must be 1 at the start"),
         (lambda t: t.encode_step(VIDEO[:, :, :3], t.encode_step(VIDEO[:, :, :1])[1]), "multiple of 4"),
-        (lambda t: t.encode_step(VIDEO[:, :, :4, :8], t.encode_step(VIDEO[:, :, :1])[1]), "state is of a stream"),
+        (lambda t: t.encode_step(VIDEO[:, :, :4, :8], t.encode_step(VIDEO[:, :, :1])[1]), "state belongs to a stream"),
         (lambda t: t.decode_step(t.encode(VIDEO)[:, 1:], t.encode_step(VIDEO[:, :, :1])[1]), "stream to encode"),
         (lambda t: t.decode(t.encode(VIDEO).float()), "must be integers"),
         (lambda t: t.decode(t.encode(VIDEO)[0]), "b lt lh lw"),

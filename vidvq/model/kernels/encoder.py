@@ -1,4 +1,4 @@
-"""The encoder network by these kernels."""
+"""The forward pass of the encoder with Triton kernels."""
 
 import torch
 from einops import rearrange
@@ -36,13 +36,13 @@ def encode(encoder: Encoder, video: Tensor, cache: TemporalCache) -> Tensor:
             x, active = spatial(merged, stage.conv, *_following(encoder, index))
     latents = pointwise(active, encoder.head.weight, encoder.head.bias)
     if encoder.blocks is not None and encoder.linear is not None:
-        passed = pointwise(encoder.blocks(video), encoder.linear.weight)
-        latents = latents + F.pad(passed, (latents.shape[-1] - passed.shape[-1], 0))
+        mapped = pointwise(encoder.blocks(video), encoder.linear.weight)
+        latents = latents + F.pad(mapped, (latents.shape[-1] - mapped.shape[-1], 0))
     return rearrange(latents, "b t h w d -> b d t h w")
 
 
 def _following(encoder: Encoder, index: int) -> tuple[nn.LayerNorm | None, bool]:
-    """Return the norm of what a layer is followed by, and whether the output itself is used as well.
+    """Return the norm that follows a layer (None for none), and whether the output before the norm is used as well.
 
     Args:
         encoder: the network.

@@ -1,6 +1,6 @@
 """Group norm and leaky ReLU of channels-last activations as Triton kernels, with gradients. Imported on CUDA devices.
 
-torch's group norm for GPUs would transpose its input and output.
+torch's GPU kernel for group norm would transpose input and output.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def _load(x, row, column, positions, channels: tl.constexpr):
 
 
 @triton.jit
-def _of_sample(values, column, channels: tl.constexpr):
+def _load_channels(values, column, channels: tl.constexpr):
     return tl.load(values + tl.program_id(1) * channels + column, mask=column < channels, other=0.0)[None, :]
 
 
@@ -47,7 +47,7 @@ def _sums_kernel(
         weights = values
         if gradient is not None:
             weights, _, _ = _load(gradient, row, column, positions, channels)
-            output = values * _of_sample(scale, column, channels) + _of_sample(shift, column, channels)
+            output = values * _load_channels(scale, column, channels) + _load_channels(shift, column, channels)
             weights *= tl.where(output > 0, 1.0, negative)
         plain += weights
         product += weights * values
@@ -73,14 +73,14 @@ def _apply_kernel(
 ):
     row, column = tl.program_id(0) * rows + tl.arange(0, rows), tl.arange(0, columns)
     values, at, inside = _load(x, row, column, positions, channels)
-    factor = _of_sample(scale, column, channels)
-    output = values * factor + _of_sample(shift, column, channels)
+    factor = _load_channels(scale, column, channels)
+    output = values * factor + _load_channels(shift, column, channels)
     gate = tl.where(output > 0, 1.0, negative)
     result = output * gate
     if gradient is not None:
         weights, _, _ = _load(gradient, row, column, positions, channels)
-        result = weights * gate * factor + values * _of_sample(slope, column, channels)
-        result += _of_sample(offset, column, channels)
+        result = weights * gate * factor + values * _load_channels(slope, column, channels)
+        result += _load_channels(offset, column, channels)
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
 
@@ -114,7 +114,7 @@ class GroupNormLeakyRelu(torch.autograd.Function):
         sums = _sums(x, gradient, (scale, shift), ctx.negative)
         plain, product = sums.unflatten(2, scale.shape[1:]).unbind(1)
         count = scale.shape[2] * x[0, 0].numel()
-        # With normalized values.
+        # From sums with x to sums with normalized x.
         product = torch.addcmul(product, mean, plain, value=-1) * inverse
         slope = (product * scale).sum(2, keepdim=True) * inverse / -count
         offset = (plain * scale).sum(2, keepdim=True) / -count - slope * mean

@@ -1,6 +1,6 @@
-"""Layer norm, alone or with the SiLU after it, as Triton kernels with gradients. Imported on CUDA devices.
+"""Layer norm, optionally followed by SiLU, as Triton kernels with gradients. Imported on CUDA devices.
 
-A row is too short for torch's kernel, which spends a block of threads on it. The backward pass needs the input alone.
+torch's kernel spends a block of threads on each row, and these rows are short. The backward pass needs only the input.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Products of each position: the patch transform, the head and the linear path."""
+"""Matrix products over the channels of each position: the patch transform, the head and the linear path."""
 
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]

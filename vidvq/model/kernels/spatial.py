@@ -1,4 +1,4 @@
-"""The 3x3 convolution of each frame as an implicit matrix product: no window is ever copied."""
+"""The 3x3 convolution of each frame as an implicit matrix product, without copies of windows."""
 
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]

@@ -1,4 +1,4 @@
-"""Tiles: what one program of a kernel computes, and how it stores its sums."""
+"""Launch of a kernel, and the epilogue with which each of its programs stores a tile of the output."""
 
 from math import prod
 from typing import Any, NamedTuple

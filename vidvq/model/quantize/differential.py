@@ -1,8 +1,8 @@
-"""Adaptive differential quantization over time: each group quantizes what the groups before it did not predict.
+"""Adaptive differential quantization over time: each group quantizes its difference to a prediction from past codes.
 
-Cummiskey, Jayant and Flanagan 1973, "Adaptive Quantization in Differential PCM Coding of Speech", applied to latents at
-each position. Predictions and step sizes are functions of past codes alone, so the decoder repeats them. A static scene
-is thereby coded like a residual quantizer whose depth is time. Refresh codes replace latents that change suddenly, like
+Cummiskey, Jayant and Flanagan 1973, "Adaptive Quantization in Differential PCM Coding of Speech", applied to the
+latents of each position. Predictions and step sizes depend on past codes only, so the decoder repeats them. A static
+scene is coded like a residual quantizer whose depth is time. Refresh codes replace latents that change suddenly, like
 the intra-coded blocks of video codecs.
 """
 
@@ -89,16 +89,16 @@ class Books(NamedTuple):
 
 
 class _Scan(NamedTuple):
-    """What the groups of a training pass start from, without gradients.
+    """Result of encoding the groups of a training pass in order, without gradients.
 
     Attributes:
         before: state before each group: latents ``g b h w d`` and step sizes ``g b h w 1``.
-        fresh: places that take a refresh code, ``g b h w 1`` bool.
+        refreshed: positions that take a refresh code, ``g b h w 1`` bool.
         codes: codes ``g b h w`` int64; None if the pass passes latents unquantized.
     """
 
     before: Prediction
-    fresh: Tensor
+    refreshed: Tensor
     codes: Tensor | None
 
 
@@ -124,7 +124,7 @@ class DifferentialCoding:
     def update(self, vectors: Tensor, past: Prediction) -> Prediction:
         """Return the state after a group with code vectors ``b h w d``; its latents are the decoded ones."""
         config = self.config
-        # Square roots and quotients are rounded exactly, unlike logarithms: all devices and shapes agree.
+        # Square roots and quotients are correctly rounded, unlike logarithms, so all devices and shapes agree.
         ratio = (vectors.square().mean(dim=-1, keepdim=True).sqrt() / config.target).sqrt()
         scale = (past.scale * ratio).clamp(config.smallest, config.largest)
         return Prediction(self._predict(past) + past.scale * vectors, scale)
@@ -149,7 +149,7 @@ class DifferentialCoding:
     def decode(self, books: Books, codes: Tensor, past: Prediction) -> tuple[Tensor, Prediction]:
         """Decode codes ``b g h w`` of consecutive groups to latents ``b g h w d``, and return the state after them."""
         latents = []
-        # Group by group, like the encoder: a product of another shape is rounded differently, and errors would add up.
+        # Group by group, like the encoder: products of other shapes round differently, and errors would add up.
         for group in codes.unbind(dim=1):
             past = self._decode_group(books, group, past)
             latents.append(past.latents)
@@ -158,9 +158,9 @@ class DifferentialCoding:
     def train_pass(self, books: Books, latents: Tensor, past: Prediction) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize groups ``b d g h w`` with gradients, and update the codebooks once with all of them.
 
-        Predictions, step sizes and the choice of a codebook are constants for the gradient. Losses of the codebooks
-        count in units of latents, not of steps: static places, whose steps are small, would dominate them otherwise.
-        While a codebook warms up, latents pass through that of differences.
+        Predictions, step sizes and the choice of a codebook are constants for the gradient. Codebook losses are in
+        units of latents, not of steps; otherwise static positions, whose steps are small, would dominate them. While a
+        codebook warms up, latents pass unquantized.
 
         Args:
             books: the codebooks.
@@ -176,28 +176,28 @@ class DifferentialCoding:
         scan = self._scan(books, z.detach(), past)
         quantized, codes, loss = self._train_differences(books, z, scan)
         if books.refresh is not None:
-            refreshed, others, other_loss = self._train_refresh(books, z, scan)
-            quantized = torch.where(scan.fresh, refreshed, quantized)
-            codes = torch.where(scan.fresh[..., 0], books.differences.size + others, codes)
-            loss = loss + other_loss
+            refresh_latents, refresh_codes, refresh_loss = self._train_refresh(books, z, scan)
+            quantized = torch.where(scan.refreshed, refresh_latents, quantized)
+            codes = torch.where(scan.refreshed[..., 0], books.differences.size + refresh_codes, codes)
+            loss = loss + refresh_loss
         quantized = rearrange(quantized, "g b h w d -> b d g h w").to(latents.dtype)
         return quantized, rearrange(codes, "g b h w -> b g h w"), loss
 
     @torch.no_grad()
     def _scan(self, books: Books, z: Tensor, past: Prediction) -> _Scan:
         """Encode latents ``g b h w d`` group by group from the state before the first one."""
-        pasts, choices, found = [], [], []
+        pasts, refreshed, codes = [], [], []
         for group in z.unbind():
             pasts.append(past)
             if books.passes_through:
                 past = self.update(self.difference(group, past), past)
-                choices.append(torch.zeros_like(past.scale, dtype=torch.bool))
+                refreshed.append(torch.zeros_like(past.scale, dtype=torch.bool))
             else:
-                codes, past, fresh = self._encode_group(books, group, past)
-                choices.append(fresh)
-                found.append(codes)
+                group_codes, past, is_refreshed = self._encode_group(books, group, past)
+                refreshed.append(is_refreshed)
+                codes.append(group_codes)
         before = Prediction(*(torch.stack(tensors) for tensors in zip(*pasts, strict=True)))
-        return _Scan(before, torch.stack(choices), torch.stack(found) if found else None)
+        return _Scan(before, torch.stack(refreshed), torch.stack(codes) if codes else None)
 
     def _train_differences(self, books: Books, z: Tensor, scan: _Scan) -> tuple[Tensor, Tensor, Tensor]:
         """Train the codebook of differences; return quantized latents ``g b h w d``, codes ``g b h w`` and its loss."""
@@ -206,7 +206,7 @@ class DifferentialCoding:
         if isinstance(book, VectorQuantizer):
             # The scan has found the nearest codes; searching them again would double the cost.
             nearest = None if scan.codes is None else _split(scan.codes.flatten(), book.size)[0]
-            used = None if books.refresh is None else ~scan.fresh.flatten()
+            used = None if books.refresh is None else ~scan.refreshed.flatten()
             vectors, codes, loss = book.run_pass(steps, used, nearest)
         else:
             vectors, codes, loss = book.run_pass(steps)
@@ -217,31 +217,32 @@ class DifferentialCoding:
         """Train the codebook of latents; return quantized latents ``g b h w d``, codes ``g b h w`` and its loss."""
         assert books.refresh is not None
         nearest = None if scan.codes is None else _split(scan.codes.flatten(), books.differences.size)[1]
-        # Each latent warms the codebook up, and those that took its codes train it.
-        used = None if books.refresh.passes_through else scan.fresh.flatten()
+        # All latents warm the codebook up; only those that took its codes train it.
+        used = None if books.refresh.passes_through else scan.refreshed.flatten()
         vectors, codes, loss = books.refresh.run_pass(z.flatten(0, 3), used, nearest)
         return vectors.view(z.shape), codes.view(z.shape[:4]), loss
 
     def _encode_group(self, books: Books, latents: Tensor, past: Prediction) -> tuple[Tensor, Prediction, Tensor]:
-        """Return the codes of latents ``b h w d``, the state after them, and which are refresh codes, ``b h w 1``."""
+        """Return the codes of latents ``b h w d``, the state after them, and a mask ``b h w 1`` of refresh codes."""
         book, refresh = books
         codes = book.encode(self.difference(latents, past).flatten(0, 2)).view(latents.shape[:3])
         after = self.update(book.lookup(codes), past)
         if refresh is None:
             return codes, after, torch.zeros_like(after.scale, dtype=torch.bool)
-        others = refresh.encode(latents.flatten(0, 2)).view(latents.shape[:3])
-        restarted = self.start(refresh.lookup(others))
+        refresh_codes = refresh.encode(latents.flatten(0, 2)).view(latents.shape[:3])
+        restarted = self.start(refresh.lookup(refresh_codes))
         errors = [(latents - state.latents).square().sum(dim=-1, keepdim=True) for state in (restarted, after)]
-        fresh = errors[0] < errors[1]
-        return torch.where(fresh[..., 0], book.size + others, codes), _select(fresh, restarted, after), fresh
+        refreshed = errors[0] < errors[1]
+        codes = torch.where(refreshed[..., 0], book.size + refresh_codes, codes)
+        return codes, _select(refreshed, restarted, after), refreshed
 
     def _decode_group(self, books: Books, codes: Tensor, past: Prediction) -> Prediction:
         """Return the state after codes ``b h w``."""
         book, refresh = books
         if refresh is None:
             return self.update(book.lookup(codes), past)
-        differences, others = _split(codes, book.size)
-        after, restarted = self.update(book.lookup(differences), past), self.start(refresh.lookup(others))
+        differences, refresh_codes = _split(codes, book.size)
+        after, restarted = self.update(book.lookup(differences), past), self.start(refresh.lookup(refresh_codes))
         return _select((codes >= book.size)[..., None], restarted, after)
 
     def _predict(self, past: Prediction) -> Tensor:
@@ -250,7 +251,7 @@ class DifferentialCoding:
 
 
 def _split(codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Split codes of two codebooks, the first with ``size`` codes; the other one gets any code."""
+    """Split codes of two codebooks, the first with ``size`` codes. Each part has arbitrary codes for the other one."""
     return codes.clamp(max=size - 1), (codes - size).clamp(min=0)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class Quantizer(nn.Module):
     """Converts latents to codes of one codebook and back. Implementations compute in fp32.
 
-    A training pass has two parts: :meth:`begin_pass` decides on the host, :meth:`run_pass` computes on the device, as
-    one graph. A call of the module does both; while torch.compile traces it, :meth:`run_pass` alone.
+    A training pass has two parts: :meth:`begin_pass` decides on the host, and :meth:`run_pass` computes on the device
+    as one graph. Calling the module runs both, or only :meth:`run_pass` while torch.compile traces it.
 
     Attributes:
         size: number of codes.

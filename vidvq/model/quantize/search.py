@@ -31,7 +31,7 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     return nearest_codes_blockwise(latents, codebook, half_norms)
 
 
-# An operator of its own: torch.compile must not trace the launch of the kernel.
+# A custom operator, because torch.compile must not trace the launch of the kernel.
 @torch.library.custom_op("vidvq::nearest_codes_fused", mutates_args=())
 def _nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
     from vidvq.model.quantize.search_triton import nearest_codes_fused

@@ -5,14 +5,15 @@ import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
 from torch import Tensor
 
-# Latents of a program, and codes that it compares with them at a time. With 64 latents of 40 channels, an H200 took 4
-# times as long.
+# Latents of a program, and codes compared with them at a time. 64 latents of 40 channels took 4 times as long on an
+# H200.
 _ROWS, _CODES = 32, 64
-# Programs that keep a large GPU busy. Fewer latents have their codes split among several, each with at least as many.
+# Number of programs that keeps a large GPU busy. With fewer latents, the codes are split among programs, each of which
+# gets at least this many codes.
 _PROGRAMS, _MIN_CODES = 512, 512
 # Channels of a product: at least what `tl.dot` accepts, at most what leaves memory for several programs.
 _MIN_DIM, _MAX_DIM = 16, 64
-# Latents of a program that combines splits.
+# Latents of a program that combines the results of splits.
 _COMBINED = 128
 _NO_CODE = tl.constexpr(2**31 - 1)
 
@@ -63,12 +64,12 @@ def _nearest_kernel(
         best = tl.where(better, score, best)
     highest = tl.max(best, axis=1)
     first = tl.min(tl.where(best == highest[:, None], found, _NO_CODE), axis=1)
-    # A latent that is not a number is near no code, and must not make an index that is out of range.
+    # NaN latents match no code; code 0 keeps later lookups in range.
     first = tl.where(first == _NO_CODE, 0, first)
-    place = split.to(tl.int64) * num_latents + row
-    tl.store(out + place, first.to(tl.int64), mask=row < num_latents)
+    index = split.to(tl.int64) * num_latents + row
+    tl.store(out + index, first.to(tl.int64), mask=row < num_latents)
     if is_split:
-        tl.store(scores + place, highest, mask=row < num_latents)
+        tl.store(scores + index, highest, mask=row < num_latents)
 
 
 @triton.jit
@@ -78,9 +79,9 @@ def _first_best_kernel(found, scores, out, num_latents, splits, rows: tl.constex
     best = tl.load(scores + row, mask=inside, other=0.0)
     first = tl.load(found + row, mask=inside, other=0)
     for split in range(1, splits):
-        place = tl.cast(split, tl.int64) * num_latents + row
-        score = tl.load(scores + place, mask=inside, other=0.0)
-        first = tl.where(score > best, tl.load(found + place, mask=inside, other=0), first)
+        index = tl.cast(split, tl.int64) * num_latents + row
+        score = tl.load(scores + index, mask=inside, other=0.0)
+        first = tl.where(score > best, tl.load(found + index, mask=inside, other=0), first)
         best = tl.maximum(best, score)
     tl.store(out + row, first, mask=inside)
 
@@ -102,7 +103,7 @@ def nearest_codes_fused(latents: Tensor, codebook: Tensor, half_norms: Tensor) -
         return out
     blocks, part = triton.cdiv(count, _ROWS), min(max(triton.next_power_of_2(dim), _MIN_DIM), _MAX_DIM)
     splits = max(min(_PROGRAMS // blocks, len(codebook) // _MIN_CODES), 1)
-    # Whole rounds, so that each product has the same shape in whatever split.
+    # A multiple of the codes of a round, so that each product has the same shape in all splits.
     share = triton.cdiv(triton.cdiv(len(codebook), splits), _CODES) * _CODES
     splits = triton.cdiv(len(codebook), share)
     found = out if splits == 1 else out.new_empty(splits, count)

@@ -134,12 +134,12 @@ class VectorQuantizer(Quantizer):
     def run_pass(
         self, latents: Tensor, used: Tensor | None = None, codes: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`Quantizer.run_pass`. Only a pass of the warm-up reads the device.
+        """See :meth:`Quantizer.run_pass`. Only passes of the warm-up read the device.
 
         Args:
             latents: ``n d``, any float type.
-            used: the latents that count, ``n`` bool: others add nothing to the loss and to the codes. None counts all.
-            codes: the nearest code of each latent that counts, ``n`` int64, where they are known; None searches.
+            used: mask of the latents that contribute to the loss and the update, ``n`` bool; None for all.
+            codes: nearest code of each used latent, ``n`` int64, if known; None searches.
 
         Returns:
             Quantized latents ``n d`` of the same type, codes ``n``, and the unweighted commitment loss (a scalar); with
@@ -182,7 +182,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _update_codebook(self, x: Tensor, codes: Tensor, used: Tensor | None) -> bool:
-        """Update the codebook with a batch; returns True during the warm-up. Reads no device after the warm-up."""
+        """Update the codebook with a batch; returns True during the warm-up, after which it never reads the device."""
         if self.passes_through:
             step = self._host_step - 1
             self._fill_reservoir(x, step)
@@ -212,9 +212,9 @@ class VectorQuantizer(Quantizer):
         even = self.ema_count.mean()
         dead = self.ema_count < self.config.revive_below * even
         if torch.compiler.is_compiling():
-            # On the device: a branch would be compiled for either case. `begin_pass` has counted this step already.
+            # On the device: a branch would compile both cases. `begin_pass` has counted this step already.
             dead &= (self.step - 1) % _REVIVE_EVERY == 0
-        # A latent for every code, dead or not: their number would have to be read from the device.
+        # A latent for every code, because the number of dead ones would have to be read from the device.
         chosen = x[_draw(len(x), self.size, used, x.device)]
         broadcast_from_first(chosen)
         codes = chosen if self.offset is None else chosen - self.offset.float()
@@ -252,7 +252,7 @@ def _mean_square(error: Tensor, used: Tensor | None) -> Tensor:
 
 
 def _draw(latents: int, number: int, used: Tensor | None, device: torch.device) -> Tensor:
-    """Draw indices of used latents, with replacement; of any if none is used."""
+    """Draw indices of used latents, with replacement; of arbitrary latents if none is used."""
     if used is None:
         return torch.randint(latents, (number,), device=device)
     ends = used.cumsum(0)

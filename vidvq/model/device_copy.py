@@ -8,7 +8,7 @@ class DeviceCopier:
     """Copies tensors to a device, on a separate stream for CUDA devices.
 
     Args:
-        device: device of the training process.
+        device: device to copy to.
     """
 
     def __init__(self, device: torch.device) -> None:

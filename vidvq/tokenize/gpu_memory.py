@@ -1,4 +1,4 @@
-"""The step shape that fits the memory of a GPU, tried before a job."""
+"""The largest step shape that fits the memory of a GPU, found by trying it before a job."""
 
 import socket
 from dataclasses import replace
@@ -20,9 +20,9 @@ def probe_gpu(checkpoint: Path, execution: Execution, decodes: bool, gpus: float
     """Try the largest step of a job on the GPU of this process. Runs in a worker, before the job is planned.
 
     Args:
-        execution: how samples are to be encoded; with ``gpu`` as ``any``, the kind is not recorded.
+        execution: how samples are encoded; with ``gpu`` as ``any``, the kind of GPU is not recorded.
         decodes: whether samples are decoded as well, to be scored.
-        gpus: GPUs of a worker, which gets no more of the memory than a fraction says.
+        gpus: GPUs of a worker; with a fraction it gets that fraction of the memory.
 
     Returns:
         The execution with the kind of the GPU, and with ``max_pixels`` halved until a step fits the memory.
@@ -36,7 +36,7 @@ def probe_gpu(checkpoint: Path, execution: Execution, decodes: bool, gpus: float
 
 
 def fit_memory(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> Execution:
-    """Try the largest step of a job on the GPU of this process, and leave a step shape that fits its memory.
+    """Try the largest step of a job on the GPU of this process, and set a step shape that fits its memory.
 
     Args:
         tokenizer: the tokenizer after :func:`prepare`, not compiled.
@@ -60,7 +60,7 @@ def fit_memory(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> Exe
 
 @torch.inference_mode()
 def _fits(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> bool:
-    """Whether a step with as many pixels as the execution allows fits the memory."""
+    """Whether a step with the maximum number of pixels fits the memory."""
     streams, groups, pixels = execution.streams, execution.groups, execution.max_pixels
     s = tokenizer.spatial_factor
     side = max(isqrt(pixels // (streams * groups * tokenizer.temporal_factor)) // s, 1) * s
