@@ -191,7 +191,7 @@ def test_pixels_out_of_range_on_one_rank_are_noticed_on_all(pixel):
 
     def judge(video, mean):
         trainer = SimpleNamespace(stop_requested=bool, stop_agreed=False, guard=guard, _mean=mean)
-        return Trainer._judge(trainer, video, loss, None, {})
+        return Trainer._check_batch(trainer, video, loss, None, {})
 
     good = []
     assert judge(video, lambda values: (good.append(values), values)[1]) is None
