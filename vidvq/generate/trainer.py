@@ -183,9 +183,9 @@ def compute_loss(network: torch.nn.Module, examples: Examples, objective: str, m
         Scalar with gradient.
     """
     device = next(network.parameters()).device
-    codes = examples.tokens.codes.to(device)
-    conditions = condition_tensors(examples, device)
-    return network(codes, mask.to(device), objective == "next", kept=kept.to(device), **conditions).mean()
+    codes, kept = (tensor.to(device, non_blocking=True) for tensor in (examples.tokens.codes, kept))
+    # The mask stays on the CPU, which must know how many codes are hidden.
+    return network(codes, mask, objective == "next", kept=kept, **condition_tensors(examples, device)).mean()
 
 
 def condition_tensors(examples: Examples, device: torch.device) -> dict[str, Tensor | None]:
@@ -199,4 +199,6 @@ def condition_tensors(examples: Examples, device: torch.device) -> dict[str, Ten
         "text": examples.text[0] if examples.text else None,
         "text_mask": examples.text[1] if examples.text else None,
     }
-    return {name: None if tensor is None else tensor.to(device) for name, tensor in conditions.items()}
+    return {
+        name: None if tensor is None else tensor.to(device, non_blocking=True) for name, tensor in conditions.items()
+    }

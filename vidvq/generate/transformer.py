@@ -204,7 +204,7 @@ class VideoTransformer(nn.Module):
 
         Args:
             codes: ``b t h w`` int64.
-            mask: ``b t h w`` bool, True for hidden codes.
+            mask: ``b t h w`` bool, True for hidden codes; on the CPU if the device should not be waited for.
             two_streams: True for ``next``: a latent frame sees complete earlier frames only. False for ``masked``: it
                 sees all codes that are not hidden.
             **conditions: arguments of :meth:`condition`, and ``text`` and ``text_mask`` of :meth:`context`.
@@ -217,9 +217,10 @@ class VideoTransformer(nn.Module):
         )
         extra = self.condition(codes, **conditions)
         given = self.given_codes(conditions.get("blanked"), conditions.get("visible"), conditions.get("kept"))
-        previous = previous_codes(codes, None if two_streams else mask, given=given)
+        hidden = mask.to(codes.device, non_blocking=True)
+        previous = previous_codes(codes, None if two_streams else hidden, given=given)
         copies = self.candidates(previous, given)
-        noisy = self.embed(codes, mask, previous=previous) + extra
+        noisy = self.embed(codes, hidden, previous=previous) + extra
         clean = self.embed(codes, None, previous=previous) + extra if two_streams else None
         return self.nll(self.hidden(noisy, clean, text), codes, mask, copies)
 
@@ -279,17 +280,23 @@ class VideoTransformer(nn.Module):
         Args:
             hidden: hidden vectors ``b t h w c``.
             codes: ``b t h w`` int64.
-            chosen: ``b t h w`` bool, True for the codes to score.
+            chosen: ``b t h w`` bool, True for the codes to score; on the CPU if the device should not be waited for.
             copies: result of :meth:`candidates`.
 
         Returns:
             ``n`` float, in raster order by codebook.
         """
-        parts = []
-        for book, frames in self._by_codebook(codes.shape[1]):
-            here = chosen[:, frames]
-            candidates = None if copies is None else copies[:, frames][here]
-            parts.append(self.heads[book].nll(hidden[:, frames][here], codes[:, frames][here], candidates))  # type: ignore[union-attr,operator]
+        _, t, h, w = codes.shape
+        vectors, flat = hidden.flatten(0, 3), codes.flatten()
+        candidates = None if copies is None else copies.flatten(0, 3)
+        positions, parts = chosen.flatten().nonzero()[:, 0], []
+        latent_frames = positions // (h * w) % t
+        for book, frames in self._by_codebook(t):
+            in_book = (latent_frames >= frames.start) & (latent_frames < frames.stop)
+            here = positions[in_book].to(codes.device, non_blocking=True)
+            copied = None if candidates is None else candidates[here]
+            # Not by a mask, which would be searched again, and whose gradient is sorted before it is added.
+            parts.append(self.heads[book].nll(vectors.index_select(0, here), flat[here], copied))  # type: ignore[union-attr,operator]
         return torch.cat(parts)
 
     @property

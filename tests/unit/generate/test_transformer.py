@@ -11,9 +11,10 @@ from vidvq.generate.vocabulary import CodebookHead, factorize
 SHAPE = (2, 4, 3, 2)
 
 
-def network(attention="full", **options):
+def network(attention="full", copy_radius=None, **options):
     torch.manual_seed(0)
-    made = VideoTransformer(TransformerConfig(24, 3, 2, 2.0, attention), (11, 13), **options).eval()
+    config = TransformerConfig(24, 3, 2, 2.0, attention, copy_radius=copy_radius)
+    made = VideoTransformer(config, (11, 13), **options).eval()
     with torch.no_grad():
         for weight in made.parameters():
             weight.mul_(4)
@@ -129,3 +130,15 @@ def test_half_precision_is_that_of_the_blocks_alone(attention):
     assert found.dtype == cached.dtype == torch.float32
     assert 1e-4 < (found - expected).norm() / expected.norm() < 0.05
     assert {weight.dtype for weight in half.heads.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("two_streams", [False, True])
+def test_training_does_not_read_the_device(two_streams):
+    mask = mask_at((0, 0, 1, 1), (1, 2), (1, 3, 0, 1))
+    expected = network(copy_radius=1, labels=3, actions=2)(codes(), mask, two_streams)
+    with torch.device("meta"):
+        # Tensors without values: whoever reads one gets an error.
+        empty = VideoTransformer(TransformerConfig(24, 3, 2, 2.0, copy_radius=1), (11, 13), labels=3, actions=2)
+        given = {"labels": torch.ones(2, dtype=torch.int64), "actions": torch.ones(2, 4, 2)}
+        found = empty(codes().to("meta"), mask, two_streams, kept=torch.ones(2, dtype=torch.bool), **given)
+    assert found.shape == expected.shape == (mask.sum(),)
