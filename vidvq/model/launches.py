@@ -4,11 +4,14 @@ import traceback
 from collections import Counter
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _ALLOCATES = ("empty", "new_empty", "detach", "lift_fresh", "alias")
-_READS = ("_local_scalar_dense", "nonzero", "is_nonzero")
+_READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select")
+# A mask as an index is searched for its positions, whose number the host reads.
+_INDEXED = ("index", "index_put", "index_put_")
 _COPIES = ("_to_copy", "copy_")
 
 
@@ -34,7 +37,7 @@ class LaunchCounter(TorchDispatchMode):
         """Count one operator and run it."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name in _READS:
+        if name in _READS or (name in _INDEXED and any(map(_is_mask, args[1]))):
             self.reads += 1
             self._note()
         if name == "lift_fresh":
@@ -61,6 +64,10 @@ class LaunchCounter(TorchDispatchMode):
     def _note(self) -> None:
         frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
         self.where[f"{frames[-3].filename.rpartition('/')[2]}: {frames[-3].name}"] += 1
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype == torch.bool
 
 
 def _first(out: Any) -> Any:

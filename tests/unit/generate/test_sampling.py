@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.generators import make_card
 from vidvq.errors import UsageError
@@ -16,6 +15,7 @@ from vidvq.generate.network import build_network
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.reveal_order import reveal_counts, reveal_order
 from vidvq.generate.sampling import Condition, SamplePrompt, _invert, sample_codes
+from vidvq.model.launches import LaunchCounter
 
 SHAPE = (3, 4, 5)
 
@@ -171,29 +171,13 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch(network, card, obje
     assert len({codes.tobytes() for codes in together}) == 4
 
 
-class Reads(TorchDispatchMode):
-    """Counts operations that wait for the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        masked = func is torch.ops.aten.index.Tensor and any(
-            index is not None and index.dtype == torch.bool for index in args[1]
-        )
-        waits = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
-        self.count += masked or func.overloadpacket in waits
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("order", ["halton", "confidence"])
 def test_decoding_steps_do_not_read_the_device(network, card, order):
     counts = []
     for steps in (2, 8):
-        with Reads() as reads:
+        with LaunchCounter() as counted:
             draw(network, card, order=order, steps=steps, guidance=1.5, top_p=0.9)
-        counts.append(reads.count)
+        counts.append(counted.reads)
     assert counts[0] == counts[1]
 
 
