@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidvq.model import Discriminator, VideoTokenizer
@@ -125,24 +124,30 @@ class _ForwardFlops(NamedTuple):
     discriminator: int
 
 
+@torch.no_grad()
 def _forward_flops(config: TrainConfig, shape: tuple[int, ...]) -> _ForwardFlops:
     """Count the forward FLOPs of each network on the meta device."""
     clips = shape[0] + (config.mask.count(shape[0]) if is_used(config.loss.masked) else 0)
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"):
         tokenizer, discriminator = VideoTokenizer(config.model), Discriminator(config.discriminator)
         video, upscale = torch.empty(shape), config.model.decoder.upscale
         sides = (side // upscale for side in shape[3:])
         groups = torch.empty(clips, shape[1], shape[2] + config.model.temporal_factor - 1, *sides)
         latents = tokenizer.decoder.extend(tokenizer.encoder(groups, TemporalCache()))
     return _ForwardFlops(
-        _count(lambda: tokenizer.encoder(groups, TemporalCache())),
-        _count(lambda: tokenizer.decoder(latents, TemporalCache())),
-        _count(lambda: discriminator(video)),
+        count_flops(lambda: tokenizer.encoder(groups, TemporalCache())),
+        count_flops(lambda: tokenizer.decoder(latents, TemporalCache())),
+        count_flops(lambda: discriminator(video)),
     )
 
 
-@torch.no_grad()
-def _count(forward: Callable[[], Tensor]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        forward()
+def count_flops(call: Callable[[], object]) -> int:
+    """Count the FLOPs of convolutions and matrix products in a call; a multiply-add counts as two operations."""
+    # PyTorch counts torch.addmm, but not its in-place variant, with which temporal convolutions sum their taps.
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _addmm_in_place}) as counter:
+        call()
     return counter.get_total_flops()
+
+
+def _addmm_in_place(_: Any, left: tuple[int, ...], right: tuple[int, ...], **__: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
