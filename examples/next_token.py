@@ -90,7 +90,8 @@ def train(
         optimizer.step()
         losses.append(loss.item())
     with torch.no_grad():
-        return losses, float(np.mean([loss_of(model, rows).item() for rows in held_out.split(batch)]))
+        # One by one: a last batch of fewer rows would count as much as the others.
+        return losses, float(np.mean([loss_of(model, row[None]).item() for row in held_out]))
 
 
 def main() -> None:

@@ -22,4 +22,6 @@ def test_the_loss_goes_down_on_both(tmp_path, tokens_dir, vidvq):
     assert held_out < losses[0]
     few, held_out = example.train(exported[:3], vocabulary, steps=1, context=32)
     assert len(few) == 1 and np.isfinite(held_out)
+    untrained = [example.train(exported, vocabulary, steps=0, batch=batch, context=8)[1] for batch in (1, 4)]
+    assert untrained[0] == pytest.approx(untrained[1], rel=1e-6)
     assert example.entropy(np.array([3, 3, 7, 7])) == pytest.approx(np.log(2))
