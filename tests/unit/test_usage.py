@@ -103,3 +103,13 @@ def test_training_counts_more_tokens_of_a_code_than_fp32_can():
     usage.counts["joint"][1, 1] = 1 << 24
     usage.add(torch.ones(1, 3, 1, 1, dtype=torch.long))
     assert usage.measure()["tokens_joint"] == (1 << 24) + 3
+
+
+def test_counts_of_an_older_state_are_loaded():
+    usage = make_counter(VQConfig(size=4), None)
+    usage.load_state_dict({"joint.places": torch.tensor([1, 6]), "joint.counts": torch.tensor([3.0, 5.0])})
+    assert usage.counts["joint"].tolist() == [[0, 3, 0, 0], [0, 0, 5, 0]]
+    assert {name: value.tolist() for name, value in usage.state_dict().items()} == {
+        "joint.places": [1, 6],
+        "joint.counts": [3, 5],
+    }

@@ -14,10 +14,10 @@ _MIN_TOKENS_PER_CODE = 10
 
 
 def count_codes(counts: Tensor, codes: Tensor) -> None:
-    """Add the occurrences of ``codes``, of any shape, to ``counts``, ``size`` int64: fp32 stops at 2^24."""
+    """Add the occurrences of ``codes``, of any shape, to ``counts``, ``size`` int32: fp32 stops at 2^24."""
     used = codes.flatten()
     # Not bincount, which reads the largest code from the device.
-    counts.index_add_(0, used, torch.ones_like(used))
+    counts.index_add_(0, used, torch.ones_like(used, dtype=counts.dtype))
 
 
 def measure_usage(name: str, counts: Tensor) -> CodebookUsage:
@@ -47,7 +47,7 @@ class UsageCounter:
         # Codes are initialized at the end of the warm-up.
         self._settled = every + max(getattr(part, "warmup", 0) for part in parts)
         self.counts = {
-            book.name: torch.zeros(2, book.size, dtype=torch.long, device=context.device) for book in self._books
+            book.name: torch.zeros(2, book.size, dtype=torch.int32, device=context.device) for book in self._books
         }
 
     def add(self, codes: Tensor) -> None:
@@ -66,7 +66,8 @@ class UsageCounter:
         """Return usage, perplexity, dead codes and tokens of each codebook. Collective: call on every rank."""
         metrics: dict[str, float] = {}
         for book in self._books:
-            use = measure_usage(book.name, self.counts[book.name].sum(dim=0))
+            last, current = self.counts[book.name]
+            use = measure_usage(book.name, last + current)
             metrics[f"usage_{book.name}"], metrics[f"perplexity_{book.name}"] = use.share, use.perplexity
             metrics[f"dead_{book.name}"] = float(use.size - use.used)
             metrics[f"tokens_{book.name}"] = float(use.tokens)
@@ -104,7 +105,8 @@ class UsageCounter:
             counts.zero_()
             if f"{name}.places" in state and self._context.rank == 0:
                 positions, saved = (state[f"{name}.{part}"].to(counts.device) for part in ("places", "counts"))
-                counts.view(-1)[positions] = saved
+                # Older states hold floats.
+                counts.view(-1)[positions] = saved.to(counts.dtype)
 
     def _split(self, codes: Tensor) -> Iterator[tuple[str, Tensor]]:
         if len(self._books) == 1:

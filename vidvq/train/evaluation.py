@@ -59,7 +59,7 @@ class Evaluator:
         """
         self._tokenizer.load_inference_state_dict(weights)
         books = self._tokenizer.codebooks
-        counts = {book.name: torch.zeros(book.size, dtype=torch.long, device=self._context.device) for book in books}
+        counts = {book.name: torch.zeros(book.size, dtype=torch.int32, device=self._context.device) for book in books}
         sums: dict[str, float] = {"psnr": 0.0, "ssim": 0.0, "bits": 0.0, "pixels": 0.0}
         sums |= {"perceptual": 0.0} if self._perceptual else {}
         shown: list[tuple[Tensor, Tensor]] = []
