@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from fractions import Fraction
 from pathlib import Path
@@ -303,7 +304,7 @@ def test_a_dry_run_predicts_the_run_and_writes_nothing(hostile_corpus, tmp_path,
 
 def test_a_dry_run_samples_all_of_the_list(tmp_path, vidvq):
     noise = np.random.default_rng(0)
-    # Twice as many as it makes: large videos after small ones.
+    # Twice as many as it makes: large videos after small ones, and then duplicates, which are left out.
     for folder, size in (("a", (32, 64)), ("b", (128, 256))):
         (tmp_path / "in" / folder).mkdir(parents=True)
         for number in range(8):
@@ -311,6 +312,8 @@ def test_a_dry_run_samples_all_of_the_list(tmp_path, vidvq):
             video = encode_mp4(frames, (0, 1, 2, 3), Fraction(1, 25), 18)
             (tmp_path / "in" / folder / f"{number}.mp4").write_bytes(video)
     whole = ("clip.num_frames=4", "clip.min_frames=4", "clip.short_side=null", "clip.multiple=1", "clip.encoding=copy")
+    for copy in "cd":
+        shutil.copytree(tmp_path / "in/a", tmp_path / "in" / copy)
     job = ("shard", tmp_path / "in", "--out", tmp_path / "out", *whole, INLINE)
     told = json.loads(vidvq(*job, "--dry-run", "--json").out)
     made = json.loads(vidvq(*job, "--json").out)

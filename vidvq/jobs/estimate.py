@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from time import monotonic
 from typing import Any, Generic, TypeVar
@@ -154,16 +155,17 @@ def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: R
         raise UsageError("the inputs contain no videos")
     pool = runtime.pool(-(-len(sources) // stage.probes_per_worker))
     began = monotonic()
-    probed: list[list[AnyVideoRow]] = []
+    probed: list[AnyVideoRow] = []
     with progress("probe", len(sources), "videos") as bar:
-        for _, rows in probe_sources(stage, sources, pool):
-            probed.append(rows)
+        for _, found in probe_sources(stage, sources, pool):
+            probed += found
             bar.advance()
     scale = count / len(sources)
-    rows = list(stage.select((row for found in probed for row in found), ()))
+    rows = list(stage.select(probed, ()))
     items = [row for row in rows if not row.outcome]
     left_out = Counter(row.reason for row in rows if row.outcome)
-    groups = [some for found in probed if (some := stage.shorten([row for row in found if not row.outcome]))]
+    by_video = groupby(items, key=lambda row: row.source.identity)
+    groups = [some for _, found in by_video if (some := stage.shorten(list(found)))]
     return _Sample(
         inputs=count,
         probed=len(sources),
