@@ -9,6 +9,7 @@ from torch import nn
 
 from vidvq.data import DataConfig
 from vidvq.model.launches import LaunchCounter
+from vidvq.model.tokenizer import Reconstruction
 from vidvq.train.config import GuardConfig, LossConfig, OptimizerConfig, TrainConfig
 from vidvq.train.losses import (
     LeCam,
@@ -89,6 +90,16 @@ def test_the_squared_error_has_a_gradient_only_if_it_is_a_loss():
         squared = Objective(config, (4, 8, 8), None)._distances(video.detach(), whole)["l2"]
         assert squared.requires_grad == (weight > 0)
         torch.testing.assert_close(squared, (whole - video).square().mean())
+
+
+@pytest.mark.parametrize(("commitment", "guarded"), [(2.0, 1.5), (-20.0, 1.0), (math.nan, math.nan)])
+def test_a_negative_entropy_loss_does_not_lower_what_the_guard_compares(commitment, guarded):
+    config = TrainConfig(DataConfig(("unused",)), loss=LossConfig(adversarial=0.0))
+    video = torch.zeros(1, 3, 1, 4, 4)
+    out = Reconstruction(video + 1, torch.zeros(1, 1, 1, 1), torch.tensor(commitment))
+    found = Objective(config, (4, 8, 8), None).generator(0, video, out, lambda video: video)
+    assert float(found.total) == pytest.approx(1 + 0.25 * commitment, nan_ok=True)
+    assert float(found.guarded) == pytest.approx(guarded, nan_ok=True)
 
 
 def test_clips_are_discriminated_in_the_type_of_their_reconstructions():

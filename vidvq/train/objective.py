@@ -35,7 +35,8 @@ class GeneratorTerms:
     Attributes:
         total: loss to minimize, a scalar with gradient.
         terms: unweighted loss terms by name, detached.
-        guarded: weighted sum of all terms except the adversarial one, detached; input of the spike guard.
+        guarded: weighted sum of all terms except the adversarial one, detached; input of the spike guard. The loss of
+            the quantizer counts as 0 if it is negative, as an entropy loss may be: the guard compares by a ratio.
     """
 
     total: Tensor
@@ -108,14 +109,15 @@ class Objective:
         reconstruction = out.reconstruction[: len(video)].float()
         masked_output = out.reconstruction[len(video) :].float()
         terms = {"commitment": out.commitment_loss}
-        guarded = weight_at(weights.commitment, step) * out.commitment_loss
+        commitment = weight_at(weights.commitment, step) * out.commitment_loss
+        total = commitment
         if len(masked_output):
             terms["masked"] = F.l1_loss(masked_output, video[: len(masked_output)])
-            guarded = guarded + weight_at(weights.masked, step) * terms["masked"]
+            total = total + weight_at(weights.masked, step) * terms["masked"]
         distances = self._distances(video, reconstruction)
         terms |= distances
-        guarded = guarded + self._weighted_sum(step, distances)
-        total = guarded
+        total = total + self._weighted_sum(step, distances)
+        guarded = (total - commitment.clamp(max=0)).detach()
         if self._adversarial and step >= weights.adversarial_start:
             terms["adversarial"] = generator_loss(weights.adversarial_kind, discriminate(reconstruction))
             weight = weight_at(weights.adversarial, step)
@@ -124,7 +126,7 @@ class Objective:
                 weight = weight * terms["adaptive_weight"]
             total = total + weight * terms["adversarial"]
         detached = {name: value.detach() for name, value in terms.items()}
-        return GeneratorTerms(total, detached | {"loss": total.detach()}, guarded.detach())
+        return GeneratorTerms(total, detached | {"loss": total.detach()}, guarded)
 
     def discriminator(
         self, step: int, real: Tensor, fake: Tensor, discriminate: Discriminate
