@@ -131,3 +131,18 @@ def test_the_best_checkpoint_is_kept(train, clips_dir, tmp_path):
     best = max(scores, key=lambda step: scores[step])
     kept = {int(folder.name[-8:]) for folder in list_steps(run.out)}
     assert kept == {best, 4}
+
+
+SCORES = """
+from vidvq.train import loop
+scores = iter([9.0, 5.0, 7.0, 3.0])
+loop.Evaluator.selection_score = lambda self, scored: next(scores)
+"""
+
+
+def test_scores_of_steps_without_a_checkpoint_do_not_select_the_best_one(train, clips_dir, tmp_path):
+    evaluation = f"evaluation={{clips: {clips_dir}, every: 1, num_clips: 1}}"
+    settings = (evaluation, "steps=4", "checkpoint_every=2", "keep_checkpoints=1")
+    run = train(tmp_path / "run", *settings, patch=SCORES)
+    assert {int(folder.name[-8:]) for folder in list_steps(run.out)} == {2, 4}
+    assert run.stderr.count("best checkpoint so far") == 1

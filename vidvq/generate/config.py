@@ -127,8 +127,8 @@ class GenerateTrainConfig:
             steps.
         log_every: logging interval (steps).
         checkpoint_every: checkpoint interval (steps).
-        keep_checkpoints: number of newest checkpoints to keep (1 or more); the one with the lowest held-out loss is
-            kept too.
+        keep_checkpoints: number of newest checkpoints to keep (1 or more); the one with the lowest held-out loss, of
+            those at a step with an evaluation, is kept too.
         zero_stage: DeepSpeed ZeRO stage (0 to 3).
         precision: autocast dtype: ``fp32``, ``bf16`` or ``fp16``. Weights are always fp32.
         lost_after_s: timeout of a collective operation (seconds); must exceed the duration of the slowest save.

@@ -118,10 +118,11 @@ class _TrainingLoop:
                 note = self._log(done) if done % config.log_every == 0 or done == config.steps else None
                 if bar:
                     bar.advance(note=note)
+                saves = done % config.checkpoint_every == 0 or done == config.steps
                 if self.held_out and (done % config.held_out.every == 0 or done == config.steps):
-                    self._evaluate(done)
+                    self._evaluate(done, saves)
                 stop = any_rank(stop_signal.received, self.context)
-                if done % config.checkpoint_every == 0 or done == config.steps or stop:
+                if saves or stop:
                     self._save()
                 if stop and done < config.steps:
                     raise stop_signal.error(done)
@@ -207,14 +208,16 @@ class _TrainingLoop:
         self.writer.scalars(step, metrics)
         return f"loss {metrics['loss'] / log(2):.2f} bits, {metrics['tokens_per_s']:.0f} tokens/s"
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int, saves: bool) -> None:
         assert self.held_out is not None
         bits = self.held_out.measure(self.trainer.average.state_dict())
-        best = self.trainer.record_loss(bits)
+        # See vidvq.train.loop.
+        best = saves and self.trainer.record_loss(bits)
         self._restart_clock()
         if self.writer:
             self.writer.scalars(step, {"held_out_bits": bits})
-            info(f"held out at step {step}: {bits:.3f} bits per token{', lowest so far' if best else ''}")
+            note = ", best checkpoint so far" if best else ""
+            info(f"held out at step {step}: {bits:.3f} bits per token{note}")
 
     def _restart_clock(self) -> None:
         """Measure times and rates from now on."""

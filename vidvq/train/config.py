@@ -141,7 +141,8 @@ class EvaluationConfig:
         clips: directory or URL of the held-out clips, written by ``vidvq shard``; None disables evaluation.
         every: evaluation interval (steps).
         num_clips: number of clips to score, taken from the start of the directory (1 or more).
-        metric: score that selects the best checkpoint: ``psnr``, ``ssim`` or ``perceptual``.
+        metric: score that selects the best checkpoint, of those at a step with an evaluation: ``psnr``, ``ssim`` or
+            ``perceptual``.
         shown: number of clips written to TensorBoard with their reconstructions (0 or more).
     """
 

@@ -142,11 +142,12 @@ class _TrainingLoop:
                 note = self._log(done) if done % config.log_every == 0 or done == config.steps else None
                 if bar:
                     bar.advance(note=note)
+                saves = done % config.checkpoint_every == 0 or done == config.steps
                 if config.evaluation.clips and (done % config.evaluation.every == 0 or done == config.steps):
-                    self._evaluate(done)
+                    self._evaluate(done, saves)
                 # A single process need not wait for the ranks to agree, and stops a step earlier.
                 stop = self.trainer.stop_agreed or (self.context.size == 1 and stop_signal.received)
-                if done % config.checkpoint_every == 0 or done == config.steps or stop:
+                if saves or stop:
                     prints = self._save()
                 if stop and done < config.steps:
                     raise stop_signal.error(done)
@@ -259,14 +260,15 @@ class _TrainingLoop:
             )
         return alarms
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int, saves: bool) -> None:
         scores, shown = self.evaluator.score(self.trainer.average.state_dict())
-        best = self.trainer.record_score(self.evaluator.selection_score(scores))
+        # The best checkpoint is kept; weights without one would take its place.
+        best = saves and self.trainer.record_score(self.evaluator.selection_score(scores))
         self.throughput.reset()
         if self.writer:
             self.writer.scalars(step, {f"held_out_{name}": value for name, value in scores.items()})
             self.writer.comparisons(step, shown)
-            note = ", best so far" if best else ""
+            note = ", best checkpoint so far" if best else ""
             info(f"held out at step {step}: {self.evaluator.summary(scores)}{note}")
 
     def _open_writer(self) -> MetricWriter | None:
