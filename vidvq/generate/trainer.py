@@ -112,7 +112,7 @@ class GeneratorTrainer:
         # The engine averages over micro-batches, which have different numbers of hidden codes.
         steps = range(config.data.accumulation(self.context.size))
         counts = [int((mask if step == micro_step else self._draw(examples, step)[0]).sum()) for step in steps]
-        loss = loss * (counts[micro_step] / self._mean(loss.new_tensor(sum(counts) / len(counts))))
+        loss = loss * (counts[micro_step] / self._mean(loss.new_full((), sum(counts) / len(counts))))
         self._engine.backward(loss)
         self._engine.step()
         return {"loss": loss.detach().float()}
