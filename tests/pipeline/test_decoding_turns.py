@@ -154,10 +154,10 @@ def test_no_deleted_copy_stays_open(videos, counted, tmp_path):
 def test_a_process_that_cannot_open_a_video_fails_what_is_left_of_it(videos, counted, monkeypatch):
     real = corpus_frames.probe
 
-    def probe(path, limits):
+    def probe(path, *rest):
         if counted.process == 1 and path.name == "rare.mp4":
             raise VideoError("decode_error", "broken")
-        return real(path, limits)
+        return real(path, *rest)
 
     monkeypatch.setattr(corpus_frames, "probe", probe)
     rows = [row for name in ("rare.mp4", "closed.mp4") for row in rows_of(source_at(str(videos / name)))]

@@ -128,7 +128,7 @@ class DecodeMessage:
 
 
 # The last video that this process probed, by its identity.
-_last_probed: dict[tuple[str, str, str, Limits], VideoInfo] = {}
+_last_probed: dict[tuple[str, str, str, Limits, float | None], VideoInfo] = {}
 # The reader of the last video that this process opened, by all that its frames depend on.
 _last_opened: dict[tuple[Path, str, FrameSize, DecoderName], FrameReader] = {}
 _TURN_ENDS = DecodeMessage("", turn_ends=True)
@@ -261,7 +261,7 @@ def _video(job: VideoFrames, windows: list[Window], count: int, mine: range) -> 
     source = window.source
     try:
         with local_file(source, job.limits, job.allow_private, window.sha256) as path:
-            info = _probe(path, window, job.limits)
+            info = _probe(path, window, job.limits, job.policy.fps)
             size = job.policy.frame_size(info)
             indices, times = sample_timeline(info, job.policy.fps)
             if count > 1:
@@ -290,17 +290,17 @@ def _video(job: VideoFrames, windows: list[Window], count: int, mine: range) -> 
             yield from end
 
 
-def _probe(path: Path, window: Window, limits: Limits) -> VideoInfo:
+def _probe(path: Path, window: Window, limits: Limits, fps: float | None) -> VideoInfo:
     """Probe a video, unless it is the last one that this process probed.
 
     Probing reads the whole file, and a long video is in many shards, one after another.
     """
     source = window.source
-    identity = (source.uri, source.version, window.sha256, limits)
+    identity = (source.uri, source.version, window.sha256, limits, fps)
     if not (source.version or window.sha256):
-        return probe(path, limits)
+        return probe(path, limits, fps)
     if identity not in _last_probed:
-        info = probe(path, limits)
+        info = probe(path, limits, fps)
         _last_probed.clear()
         _last_probed[identity] = info
     return _last_probed[identity]
@@ -372,7 +372,7 @@ def sample_video(source: Source, policy: VideoPolicy, limits: Limits, allow_priv
     """
     start_s, end_s = source.time_range()
     with local_file(source, limits, allow_private) as path:
-        info = probe(path, limits)
+        info = probe(path, limits, policy.fps)
         digest = content_hash(path)
     policy.frame_size(info)
     _, times = sample_timeline(info, policy.fps)

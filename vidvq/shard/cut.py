@@ -75,7 +75,7 @@ def _cut_all(job: CutJob) -> list[Cut]:
     try:
         row = job.rows[0]
         with local_file(row.source, job.config.limits, job.config.lists.allow_private, row.sha256) as path:
-            video = _Video(path, probe(path, job.config.limits), job)
+            video = _Video(path, probe(path, job.config.limits, job.config.clip.fps), job)
             return [_cut(video, row) for row in job.rows]
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         return [_failed(row, error) for row in job.rows]

@@ -22,7 +22,7 @@ def probe_clips(source: Source, config: ShardConfig) -> list[PlannedClip]:
     try:
         window = source.time_range()
         with local_file(source, config.limits, config.lists.allow_private) as path:
-            info = probe(path, config.limits)
+            info = probe(path, config.limits, config.clip.fps)
             digest = content_hash(path)
             if min(info.height, info.width) < config.filters.min_side:
                 detail = f"is {info.width}x{info.height}; filters.min_side={config.filters.min_side}"

@@ -303,8 +303,8 @@ class _ShownFrames:
         if self.first_decoded(first):
             with open_video(self._path, self._info.max_pixels, self._accelerator) as container:
                 stream = video_stream(container)
-                container.seek(self._info.pts[first - _REORDER_FRAMES], stream=stream)
-                frames = self._by_time(decode(container, stream))
+                container.seek(self._info.pts[first - _REORDER_FRAMES] // self._parts(stream), stream=stream)
+                frames = self._by_time(decode(container, stream), self._parts(stream))
                 begun = next(frames, None)
                 if begun and begun[0] <= first and _decodes_alone(stream, begun[1]):
                     yield begun
@@ -312,8 +312,15 @@ class _ShownFrames:
                     return
             self._seeks = False
         with open_video(self._path, self._info.max_pixels, self._accelerator) as container:
-            decoded = decode(container, video_stream(container), in_order=self._info.packets is not None)
-            yield from self._by_time(decoded) if self._info.packets is None else self._by_order(decoded)
+            stream = video_stream(container)
+            decoded = decode(container, stream, in_order=self._info.packets is not None)
+            by_time = self._info.packets is None
+            yield from self._by_time(decoded, self._parts(stream)) if by_time else self._by_order(decoded)
+
+    def _parts(self, stream: VideoStream) -> int:
+        """Number of ticks of the timeline in one of the file."""
+        assert stream.time_base is not None
+        return int(stream.time_base / self._info.time_base)
 
     def _by_order(self, decoded: Iterator[Decoded]) -> Iterator[Numbered]:
         assert self._info.packets is not None
@@ -321,11 +328,12 @@ class _ShownFrames:
             if index < self._info.num_frames and one.packet == self._info.packets[index] and one.frame:
                 yield index, one.frame
 
-    def _by_time(self, decoded: Iterator[Decoded]) -> Iterator[Numbered]:
+    def _by_time(self, decoded: Iterator[Decoded], parts: int) -> Iterator[Numbered]:
         before, lost = -1, False
         for one in decoded:
-            index = -1 if one.pts is None else bisect_left(self._info.pts, one.pts)
-            known = index < self._info.num_frames and self._info.pts[index] == one.pts
+            time = None if one.pts is None else one.pts * parts
+            index = -1 if time is None else bisect_left(self._info.pts, time)
+            known = index < self._info.num_frames and self._info.pts[index] == time
             if not one.frame or not known or index <= before:
                 continue
             # The next frames may be predicted from a missing frame.

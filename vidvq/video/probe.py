@@ -33,6 +33,7 @@ DecoderName = Literal["decord", "nvdec", "pyav"]
 _ODD_ASPECT = 10
 # Demuxers that can seek to a keyframe; other files are read from the start.
 _SEEKABLE = {"mov", "matroska", "avi"}
+_MAX_TICKS = 1 << 60
 # A last frame shown this many times longer than usual is held.
 _HELD_STEPS = 2
 # Demuxers of containers that store the duration of each frame. Others derive it from a frame rate.
@@ -96,7 +97,7 @@ class VideoInfo:
         container: name of the libav demuxer.
         codec: libav name of the codec, such as ``h264``.
         height, width: size of the first frame (pixels).
-        time_base: duration of a tick (seconds).
+        time_base: duration of a tick (seconds), that of the file or a whole fraction of it.
         pts: presentation time of every frame (ticks), strictly ascending; a packed array, because videos may have
             millions of frames.
         torn: whether the file is truncated: shorter than the index or length in its container.
@@ -190,12 +191,41 @@ class VideoInfo:
         return float(self.num_frames / (ticks * self.time_base))
 
 
-def probe(path: Path, limits: Limits) -> VideoInfo:
+def probe(path: Path, limits: Limits, fps: float | None = None) -> VideoInfo:
     """Probe a video: read its packets, and decode it once if they cannot be trusted.
+
+    Args:
+        fps: rate at which the timeline will be sampled (frames per second). If a tick of the file is longer than the
+            time from one sample to the next, ``time_base`` is a fraction of it, so that no two samples have one time.
 
     Raises:
         VideoError: the video is not readable, exceeds a limit, or has no frames.
     """
+    info = _probe(path, limits)
+    step = 1 if fps is None else 1 / (exact_rate(fps) * info.time_base)
+    return info if step >= 1 else _with_parts(info, step.denominator)
+
+
+def exact_rate(fps: float) -> Fraction:
+    """The fraction that a rate is meant to be (frames per second)."""
+    return Fraction(fps).limit_denominator(100_000)
+
+
+def _with_parts(info: VideoInfo, parts: int) -> VideoInfo:
+    """The same video with ticks of a fraction of the length."""
+    pts = np.asarray(info.pts, dtype=np.int64)
+    if max(-int(pts[0]), int(pts[-1])) * parts > _MAX_TICKS:
+        raise VideoError("too_large", f"has a time of {float(pts[-1] * info.time_base):g} s")
+    return replace(
+        info,
+        time_base=info.time_base / parts,
+        pts=array("q", (pts * parts).tobytes()),
+        held=info.held * parts,
+        last=info.last * parts,
+    )
+
+
+def _probe(path: Path, limits: Limits) -> VideoInfo:
     deadline = time.monotonic() + limits.deadline_s
     size = path.stat().st_size if path.exists() else 0
     if size > limits.max_bytes:

@@ -11,7 +11,7 @@ from typing import overload
 import numpy as np
 
 from vidvq.video.container import VideoError
-from vidvq.video.probe import VideoInfo
+from vidvq.video.probe import VideoInfo, exact_rate
 
 # Maximum length of a sampled timeline, gaps included (frames).
 _MAX_TICKS = 1 << 40
@@ -77,7 +77,7 @@ def overlaps(ranges: Sequence[tuple[int, int]], begin: int, end: int) -> Iterato
 
 
 def _clock(info: VideoInfo, fps: float) -> "Clock":
-    step = 1 / (Fraction(fps).limit_denominator(100_000) * info.time_base)
+    step = 1 / (exact_rate(fps) * info.time_base)
     count = max(math.floor((info.end - info.pts[0]) / step + Fraction(1, 2)), 1)
     if count > _MAX_TICKS:
         raise VideoError("too_large", f"lasts {_seconds(info):.0f} s by its timestamps, {count} frames at fps={fps:g}")

@@ -1,5 +1,6 @@
 """What comes out of a video is what it shows: compared, frame by frame, with what the ffmpeg program makes of it."""
 
+import json
 import shutil
 import subprocess
 from fractions import Fraction
@@ -11,13 +12,17 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
-from vidvq.shard.config import ClipPolicy
+from vidvq.corpus.source import source_at
+from vidvq.shard.config import ClipPolicy, ShardConfig
+from vidvq.shard.cut import CutJob, cut_clips
+from vidvq.shard.probe import probe_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip, decoders_for, open_reader
 from vidvq.video.encode import encode_ffv1, encode_mp4, encode_npy
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import Limits, probe
 from vidvq.video.remux import copy_packets
+from vidvq.video.sampling import sample_timeline
 from vidvq.video.scores import luma_score, motion_score
 
 DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"
@@ -166,8 +171,6 @@ def test_hdr_is_refused_by_name_and_never_passed_off_as_sdr(frames, tmp_path, tr
 
 @needs_ffmpeg
 def test_a_varying_frame_rate_is_sampled_by_time_as_ffmpeg_does(frames, tmp_path):
-    from vidvq.video.sampling import sample_timeline
-
     pts = [0, 1, 2, 3, 4, 5, 40, 80, 82, 84, 120, 160]
     path = write(tmp_path / "v.mkv", frames, pts=pts)
     info = probe(path, Limits())
@@ -179,6 +182,24 @@ def test_a_varying_frame_rate_is_sampled_by_time_as_ffmpeg_does(frames, tmp_path
     count = min(len(read), len(theirs))
     assert count >= 16 and abs(len(read) - len(theirs)) <= 1
     assert differ(read[:count], theirs[:count]) < 0.8
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("fps", [29.97, 1000])
+def test_a_rate_above_that_of_the_ticks_of_a_file_has_a_time_for_each_frame(fps, make_video, tmp_path):
+    path = make_video(tmp_path / "v.avi", NUM_FRAMES)
+    assert probe(path, Limits()).time_base == Fraction(1, 25)
+    config = ShardConfig(clip=ClipPolicy(num_frames=9, min_frames=1, fps=fps, short_side=None))
+    cuts = cut_clips(CutJob(tuple(probe_clips(source_at(str(path)), config)), config)).cuts
+    clips = [json.loads((cut.files or {})["json"]) for cut in cuts]
+    times = [tick * Fraction(clip["time_base"]) for clip in clips for tick in clip["pts"]]
+    rate = Fraction(fps).limit_denominator(1000)
+    assert times == [times[0] + index / rate for index in range(round(NUM_FRAMES / 25 * rate))]
+    info = probe(path, Limits(), fps)
+    indices, _ = sample_timeline(info, fps)
+    read = open_reader(path, info, fit_size(*info.shown_size, None, 1), "pyav").read(indices)
+    theirs = by_ffmpeg(path, *read.shape[1:3], f"setpts=PTS-STARTPTS,fps={rate}:round=up")
+    assert len(theirs) >= len(times) - 1 and differ(read[: len(times) - 1], theirs[: len(times) - 1]) < 0.1
 
 
 @pytest.mark.parametrize(
