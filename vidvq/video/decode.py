@@ -51,8 +51,7 @@ def decoders_for(info: VideoInfo, preferred: DecoderName = "pyav") -> tuple[Deco
     """
     if preferred == "nvdec":
         return ("nvdec",) if nvdec.suits(info) else ("pyav",)
-    exact = info.codec != "hevc" and not info.open_groups and info.finds_keyframes
-    exact = exact and info.packets is None
+    exact = info.codec != "hevc" and not info.open_groups and bool(info.seek_points)
     return ("decord", "pyav") if preferred == "decord" and exact and info.is_plain else ("pyav",)
 
 
@@ -96,8 +95,6 @@ def open_reader(path: Path, info: VideoInfo, size: FrameSize, decoder: DecoderNa
 
 def first_decoded(info: VideoInfo, first: int) -> int:
     """Index of the frame at which decoding starts in order to reach frame ``first``: that of a keyframe, or 0."""
-    if info.packets is not None or not info.finds_keyframes:
-        return 0
     # Far enough back that the keyframe is not shown after the wanted frame.
     before = bisect_right(info.seek_points, first - _REORDER_FRAMES)
     return info.seek_points[before - 1] if before else 0

@@ -16,6 +16,8 @@ from vidvq.video.stream import demuxer, one_line
 # Demuxers whose packets may be trusted; and those of recordings, in which a longer pause (seconds) starts another one.
 _TRUSTED = {"mov", "matroska", "avi", "flv", "asf", "mpegts", "mpeg"}
 RECORDED = {"mpegts", "mpeg"}
+# Demuxers that can seek to a keyframe.
+_SEEKABLE = {"mov", "matroska", "avi"}
 LONGEST_PAUSE_S = 10
 # Maximum distance of a frame from its position in display order.
 _REORDER_FRAMES = 32
@@ -141,8 +143,13 @@ class Packets:
         closed[self._last_keys[self._leading]] = False
         return tuple(self._indices(closed).tolist())
 
-    def seek_points(self) -> "array[int]":
-        """Indices in the timeline of all keyframes, those of open groups too."""
+    def seek_points(self, container: InputContainer) -> "array[int]":
+        """Indices in the timeline of all keyframes, those of open groups too; empty if a seek may lead elsewhere."""
+        name = demuxer(container.format.name)
+        # AVI has empty chunks for dropped frames. After a seek to a chunk of another stream, FFmpeg counts them twice.
+        drops_frames = name == "avi" and self.pts.max() >= len(self.pts) and len(container.streams) > 1
+        if name not in _SEEKABLE or drops_frames:
+            return array("q")
         return array("q", self._indices(self.keys).tobytes())
 
     def _indices(self, some: np.ndarray) -> np.ndarray:

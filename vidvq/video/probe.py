@@ -31,8 +31,6 @@ DecoderName = Literal["decord", "nvdec", "pyav"]
 
 # Pixel aspect ratios from this up, and their inverses, are errors in the file.
 _ODD_ASPECT = 10
-# Demuxers that can seek to a keyframe; other files are read from the start.
-_SEEKABLE = {"mov", "matroska", "avi"}
 _MAX_TICKS = 1 << 60
 # A last frame shown this many times longer than usual is held.
 _HELD_STEPS = 2
@@ -104,7 +102,7 @@ class VideoInfo:
         open_groups: whether frames stored after a keyframe are shown before it.
         keyframes: indices of the frames at which decoding can start, ascending.
         seek_points: indices of the frames that a seek can reach, ascending: ``keyframes`` and those of open groups, in
-            a packed array; empty if the timeline comes from decoding.
+            a packed array; empty if the video is read from the start, as if the timeline comes from decoding.
         quarter_turns: number of counter-clockwise quarter turns to show the picture upright, from the display matrix.
         mirrored: whether to flip the picture horizontally after the rotation.
         pixel_aspect: width of a pixel divided by its height.
@@ -151,11 +149,6 @@ class VideoInfo:
         """Displayed ``(height, width)``: upright, in square pixels."""
         height, width = Fraction(self.height), self.width * self.pixel_aspect
         return (width, height) if self.quarter_turns % 2 else (height, width)
-
-    @property
-    def finds_keyframes(self) -> bool:
-        """Whether the demuxer can seek to a keyframe; other files are read from the start."""
-        return demuxer(self.container) in _SEEKABLE
 
     @property
     def num_frames(self) -> int:
@@ -260,11 +253,11 @@ def _probe(path: Path, limits: Limits) -> VideoInfo:
             max_side=limits.max_side,
         )
         trusted = packets.are_trusted(container, stream)
+        seek_points = packets.seek_points(container)
         end = end_of_only_stream(container, info.time_base, int(packets.pts.max()), packets.last_ends)
     # Reopen the file only after closing it: libav keeps an index of the whole file for each open container.
     if trusted:
-        keyframes, seek_points = packets.keyframes(), packets.seek_points()
-        info = replace(info, pts=packets.timeline(), keyframes=keyframes, seek_points=seek_points)
+        info = replace(info, pts=packets.timeline(), keyframes=packets.keyframes(), seek_points=seek_points)
         stored = packets.last_ends if demuxer(info.container) in _STORE_DURATIONS else end
         info = replace(info, last=_duration(info, stored))
         return _finished(info, _first_frame(path, limits), packets.last_ends, end)

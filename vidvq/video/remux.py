@@ -75,7 +75,7 @@ def _timed(
 ) -> "Iterator[tuple[VideoPacket, int | None]]":
     """Packets with the times of their frames (ticks)."""
     if info.packets is None:
-        if info.finds_keyframes:
+        if info.seek_points:
             source.seek(info.pts[first], stream=stream)
         for _, packet in numbered_packets(source, stream):
             yield packet, packet.pts

@@ -92,9 +92,12 @@ KINDS: dict[str, tuple[Build, list[int]]] = {
     "live-webm": (live(*VP8, "-g", "20"), ALL),
     "clock-wraps-ts": (encoded("v.ts", *X264, *B_FRAMES, "-output_ts_offset", "95442"), ALL),
     "dropped-frames-avi": (
-        encoded(
-            "v.avi", "-vf", "select=not(between(n\\,20\\,25))", "-fps_mode", "passthrough", "-c:v", "mpeg4", "-q:v", "2"
-        ),
+        encoded("v.avi", *DROP, "-c:v", "mpeg4", "-q:v", "2"),
+        ALL[:20] + ALL[26:],
+    ),
+    # FFmpeg begins where the sound ends, before the frames that are not there.
+    "dropped-frames-and-sound-avi": (
+        encoded("v.avi", "-f", "lavfi", "-i", "sine=duration=0.9", *DROP, "-c:v", "mjpeg", "-q:v", "2"),
         ALL[:20] + ALL[26:],
     ),
     "cropped-mp4": (encoded("v.mp4", "-vf", "pad=128:70", *X264), ALL),
