@@ -300,9 +300,13 @@ class _ShownFrames:
         if self.first_decoded(first):
             with open_video(self._path, self._info.max_pixels, self._accelerator) as container:
                 stream = video_stream(container)
-                container.seek(self._info.pts[first - _REORDER_FRAMES] // self._parts(stream), stream=stream)
                 frames = self._by_time(decode(container, stream), self._parts(stream))
-                begun = next(frames, None)
+                try:
+                    container.seek(self._info.pts[first - _REORDER_FRAMES] // self._parts(stream), stream=stream)
+                    begun = next(frames, None)
+                except av.error.FFmpegError:
+                    # A Matroska file in which no frame is marked as a keyframe, nor is there an index.
+                    begun = None
                 if begun and begun[0] <= first and _decodes_alone(stream, begun[1]):
                     yield begun
                     yield from frames

@@ -279,8 +279,11 @@ def _finished(info: VideoInfo, first: VideoFrame | None, *ends: int | None) -> V
     if first is None:
         return replace(info, is_plain=False)
     turns, mirrored = _orientation(first)
+    # Interlaced MPEG-4: B-frames before the keyframe of a seek make FFmpeg drop all later ones.
+    drops_frames = info.codec == "mpeg4" and info.open_groups and first.interlaced_frame
     return replace(
         info,
+        seek_points=() if drops_frames else info.seek_points,
         # Not always that of the stream: FFmpeg crops the left of a picture in multiples of some bytes.
         height=first.height,
         width=first.width,

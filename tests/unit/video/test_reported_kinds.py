@@ -100,6 +100,13 @@ KINDS: dict[str, tuple[Build, list[int]]] = {
         encoded("v.avi", "-f", "lavfi", "-i", "sine=duration=0.9", *DROP, "-c:v", "mjpeg", "-q:v", "2"),
         ALL[:20] + ALL[26:],
     ),
+    "no-index-mkv": (encoded("v.mkv", "-c:v", "vc2"), ALL),
+    "interlaced-open-groups-mp4": (
+        encoded(
+            "v.mp4", "-vf", "setfield=tff", "-c:v", "mpeg4", "-q:v", "2", "-g", "6", "-bf", "1", "-flags", "+ildct"
+        ),
+        ALL,
+    ),
     "cropped-mp4": (encoded("v.mp4", "-vf", "pad=128:70", *X264), ALL),
     "alpha-webm": (encoded("v.webm", "-vf", "format=yuva420p", "-c:v", "libvpx-vp9", "-b:v", "1M"), ALL),
     "alpha-prores": (encoded("v.mov", "-vf", "format=yuva444p10le", "-c:v", "prores_ks", "-profile:v", "4"), ALL),
