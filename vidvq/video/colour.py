@@ -2,6 +2,7 @@
 
 import av
 import av.error
+import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
@@ -13,7 +14,8 @@ from vidvq.video.stream import one_line
 _HDR = {16: "PQ", 18: "HLG"}
 _BT601 = (2, 5, 6)
 _KNOWN_MATRICES = (0, 1, *_BT601, 4, 7, 9)
-_FULL = 2
+_LIMITED, _FULL = 1, 2
+_EXPANDED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 _MATRIX_NAMES = {
     8: "YCgCo",
     10: "BT.2020 constant luminance",
@@ -49,6 +51,16 @@ def unsupported_colour(frame: VideoFrame, error: Exception) -> VideoError:
     matrix = _MATRIX_NAMES.get(frame.colorspace, frame.colorspace)
     detail = f"is {frame.format.name} with colour matrix {matrix}, which FFmpeg cannot convert to RGB"
     return VideoError("unsupported_colour", f"{detail}: {one_line(error)}")
+
+
+def is_limited_gray(frame: VideoFrame) -> bool:
+    """Whether a frame is gray and of limited range, which not every version of FFmpeg expands."""
+    return frame.color_range == _LIMITED and frame.format.name.startswith(("gray", "ya"))
+
+
+def expand_range(levels: np.ndarray) -> np.ndarray:
+    """Expand uint8 levels from limited range, 16 to 235, to full range."""
+    return _EXPANDED[levels]
 
 
 def is_plain(frame: VideoFrame) -> bool:

@@ -14,12 +14,12 @@ import av
 import av.error
 import numpy as np
 from av.codec.hwaccel import HWAccel
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from vidvq.formats.npy import read_npy
 from vidvq.video import nvdec
-from vidvq.video.colour import unsupported_colour
+from vidvq.video.colour import expand_range, is_limited_gray, unsupported_colour
 from vidvq.video.container import VideoError, sniff
 from vidvq.video.deinterlace import Numbered, deinterlace
 from vidvq.video.geometry import FrameSize
@@ -162,12 +162,19 @@ class _Scaler:
 
     def rgb(self, frame: av.VideoFrame, **size: int) -> np.ndarray:
         """Convert a frame to ``h w c`` uint8 RGB."""
+        gray = is_limited_gray(frame)
         try:
-            return self._reformatter.reformat(
-                frame, **size, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+            rgb = self._reformatter.reformat(
+                frame,
+                **size,
+                format="rgb24",
+                interpolation=Interpolation.BICUBIC,
+                src_color_range=ColorRange.JPEG if gray else None,
+                threads=1,
             ).to_ndarray()
         except (OSError, ValueError) as error:
             raise unsupported_colour(frame, error) from error
+        return expand_range(rgb) if gray else rgb
 
 
 class _DecordReader:

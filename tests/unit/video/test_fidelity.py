@@ -162,6 +162,21 @@ def test_pixels_come_out_square(frames, tmp_path, aspect, width):
     assert probe(path, Limits()).pixel_aspect == aspect
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("pixels", ["gray", "gray10le"])
+@pytest.mark.parametrize(("colour_range", "expected"), [("tv", [0, 130, 255]), ("pc", [16, 128, 235])])
+@pytest.mark.parametrize("size", [None, (30, 40)])
+def test_gray_video_has_the_range_of_its_tag(pixels, colour_range, expected, size, tmp_path):
+    luma = np.repeat(np.array([16, 128, 235], np.uint8), 30)[None].repeat(60, axis=0)
+    raw = ["-f", "rawvideo", "-pix_fmt", "gray", "-s", "90x60", "-color_range", colour_range, "-i", "-"]
+    coded = ["-c:v", "ffv1", "-pix_fmt", pixels, "-color_range", colour_range, str(tmp_path / "v.mkv")]
+    subprocess.run(["ffmpeg", "-v", "error", *raw, *coded], input=luma.tobytes(), check=True)
+    (frame,) = ours(tmp_path / "v.mkv", size)
+    height, width = frame.shape[:2]
+    levels = frame[height // 2, [width // 6, width // 2, -width // 6]]
+    assert np.abs(levels.T.astype(int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("transfer", [PQ, HLG])
 def test_hdr_is_refused_by_name_and_never_passed_off_as_sdr(frames, tmp_path, transfer):
     path = write(tmp_path / "v.mp4", frames, matrix=BT2020, transfer=transfer, pixels="yuv420p10le", codec="libx265")
