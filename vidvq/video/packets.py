@@ -42,6 +42,7 @@ class Packets:
         smallest: size of the smallest packet (bytes).
         last_ends: end of the last frame in display order (ticks); None if unknown.
         by_dts: whether ``pts`` are decoding times, because the container stores no others.
+        edits_overlap: whether a frame of one edit of the file is shown after one of the next edit.
     """
 
     pts: np.ndarray
@@ -51,6 +52,7 @@ class Packets:
     smallest: int
     last_ends: int | None
     by_dts: bool
+    edits_overlap: bool
 
     @classmethod
     def read(cls, container: InputContainer, stream: VideoStream, max_frames: int) -> "Packets":
@@ -66,7 +68,8 @@ class Packets:
         last_pts, last_ends = _UNKNOWN, None
         context = stream.codec_context
         hidden = has_hidden_frames(context.name)
-        has_b_pictures = False
+        has_b_pictures = edits_overlap = False
+        edit_begins = _UNKNOWN
         try:
             for packet in container.demux(stream):
                 if not (size := packet.size):
@@ -77,8 +80,11 @@ class Packets:
                 if is_key and packet.has_sidedata("encryption_info"):
                     raise VideoError("encrypted", "has encrypted frames; decrypt it first")
                 if packet.is_discard or (hidden and is_hidden(context.name, packet)):
+                    # An edit of an edit list begins with a keyframe, which is discarded if it is before the edit.
+                    edit_begins = last_pts if is_key else edit_begins
                     continue
                 tick = packet.dts if by_dts else packet.pts
+                edits_overlap = edits_overlap or (tick is not None and tick < edit_begins)
                 if tick is None:
                     tick = _UNKNOWN
                 elif tick > last_pts:
@@ -105,6 +111,7 @@ class Packets:
             smallest=smallest,
             last_ends=last_ends,
             by_dts=by_dts,
+            edits_overlap=edits_overlap,
         )
 
     @property
@@ -167,7 +174,7 @@ class Packets:
             return False
         if not self.begins_with_key or self._leading[self._last_keys == np.argmax(self.keys)].any():
             return False
-        if self._overlaps_a_keyframe:
+        if self._overlaps_a_keyframe or self.edits_overlap:
             return False
         order = np.argsort(self.pts, kind="stable")
         steps = np.diff(self.pts[order])

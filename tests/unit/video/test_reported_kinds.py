@@ -1,6 +1,7 @@
 """Kinds of videos that the trackers of other readers report as read wrongly, or not at all."""
 
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def trimmed_by_less_than_a_frame(master: Path, folder: Path) -> Path:
     return folder / "v.mp4"
 
 
+def edited(master: Path, folder: Path) -> Path:
+    """Two edits, of which the first ends within a frame, and the second begins inside a group of pictures."""
+    ffmpeg("-i", master, *X264, *B_FRAMES, folder / "v.mp4")
+    data = bytearray((folder / "v.mp4").read_bytes())
+    # Duration (ms), and where each begins (ticks of 1/12800 s, 512 of them a frame; frame 0 is at 1024).
+    edits = struct.pack(">IIHHIIHH", 980, 1024 + 2 * 512, 1, 0, 800, 1024 + 29 * 512, 1, 0)
+    at = data.index(b"edts") - 4
+    made = struct.pack(">I4sI4sII", 24 + len(edits), b"edts", 16 + len(edits), b"elst", 0, 2) + edits
+    moved = len(made) - int.from_bytes(data[at : at + 4], "big")
+    for box in (data.index(b"moov") - 4, data.index(b"trak") - 4):
+        data[box : box + 4] = (int.from_bytes(data[box : box + 4], "big") + moved).to_bytes(4, "big")
+    data[at : at + len(made) - moved] = made
+    (folder / "v.mp4").write_bytes(data)
+    return folder / "v.mp4"
+
+
 def changing(name: str, *codec: str, scale: str = "64:32", pix_fmt: str = "yuv420p") -> Build:
     """Thirty frames of 128x64 in 4:2:0, then thirty of another size or format, in one stream."""
 
@@ -81,6 +98,7 @@ KINDS: dict[str, tuple[Build, list[int]]] = {
     "trimmed-h264": (trimmed(*X264, *B_FRAMES), ALL[13:]),
     "trimmed-hevc": (trimmed(*X265), ALL[13:]),
     "trimmed-by-less-than-a-frame": (trimmed_by_less_than_a_frame, ALL[1:]),
+    "two-edits": (edited, [*ALL[2:27], *ALL[29:49]]),
     "palette-avi": (encoded("v.avi", *PALETTE), ALL),
     "palette-mov": (encoded("v.mov", *PALETTE), ALL),
     "palette-qtrle": (encoded("v.mov", "-vf", "format=gray", "-c:v", "qtrle"), ALL),
