@@ -7,16 +7,22 @@ import numpy as np
 
 # Maximum number of consecutive frames with wrong times that are repaired.
 _STRAYS = 16
+# Maximum number of frames with the same time that are spread until the next time.
+_REPEATS = 128
 # Number of frames in ascending order that count as the start of another recording.
 _A_RECORDING = 3
 
 
 def median_step(times: Sequence[int | None]) -> int:
-    """Median step from one frame to the next (ticks), at least 1; 0 if no two times ascend."""
+    """Median step from one frame to the next (ticks), at least 1; 0 if no two times ascend.
+
+    Frames with the same time share the step to the next one.
+    """
     known = np.asarray([time for time in times if time is not None], dtype=np.int64)
-    steps = np.sort(np.diff(known))
-    steps = steps[steps > 0]
-    return int(steps[len(steps) // 2]) if len(steps) else 0
+    changes = np.flatnonzero(np.diff(known))
+    steps = np.diff(known)[changes]
+    shared = np.sort((steps // np.diff(changes, prepend=-1))[steps > 0])
+    return max(int(shared[len(shared) // 2]), 1) if len(shared) else 0
 
 
 def repair_timeline(times: Sequence[int | None], step: int, longest: int | None) -> "tuple[array[int], bool]":
@@ -96,8 +102,12 @@ def _resumes(
     """
     if beyond is not None and beyond - stored <= _STRAYS * step * (index - last):
         return None
-    ascending = beyond is None
-    for ahead in range(index + 1, min(index + 1 + _STRAYS, len(times))):
+    end = min(index + 1 + _REPEATS, len(times))
+    after = index + 1
+    while times[index] == stored and after < end and times[after] == stored:
+        after += 1
+    ascending = beyond is None and after == index + 1
+    for ahead in range(after, min(after + _STRAYS, len(times))):
         time, before = times[ahead], times[ahead - 1]
         ascending = ascending and (time is None or before is None or time > before)
         # Frames in ascending order are not errors: another recording starts here and overlaps the last one.
