@@ -1,7 +1,7 @@
 """Configuration: YAML and `key.sub=value` overrides, merged as plain dicts and validated once.
 
-A config is a frozen dataclass beside the code that it configures, with ``__pydantic_config__ = {"extra": "forbid"}``;
-the members of a union have a ``kind``. There is no registry, no interpolation and no include.
+A config is a frozen dataclass beside the code that it configures; the members of a union have a ``kind``. There is no
+registry, no interpolation and no include.
 """
 
 import math
@@ -150,7 +150,7 @@ def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
     """
     data = complete(kind, data)
     try:
-        return _adapter(kind).validate_python(data)
+        return strict_adapter(kind).validate_python(data)
     except ValidationError as error:
         # Of a union, pydantic has an error for each member.
         problems = list(dict.fromkeys(_problem(detail, data, kind) for detail in error.errors()))
@@ -159,8 +159,10 @@ def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
+def strict_adapter(kind: type[T]) -> TypeAdapter[Any]:
+    """The adapter of pydantic for a dataclass, which refuses unknown fields, also in the dataclasses inside."""
+    # A dataclass takes settings from the type around it alone.
+    return TypeAdapter(cast(Any, kind | None), config={"extra": "forbid"})
 
 
 def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:

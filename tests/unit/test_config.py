@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import pytest
 import yaml
@@ -28,28 +28,24 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 @dataclass(frozen=True)
 class Fsq:
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
     kind: Literal["fsq"] = "fsq"
     levels: tuple[int, ...] = (8, 8)
 
 
 @dataclass(frozen=True)
 class Vq:
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
     kind: Literal["vq"] = "vq"
     size: int = 512
 
 
 @dataclass(frozen=True)
 class Model:
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
     quantizer: Annotated[Fsq | Vq, Field(discriminator="kind")] = field(default_factory=Vq)
     lr: float = 0.1
 
 
 @dataclass(frozen=True)
 class Inner:
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
     quantizer: Annotated[Fsq | Vq, Field(discriminator="kind")] = field(default_factory=Vq)
     count: Literal["auto"] | int = "auto"
     sets: dict[str, Annotated[float, Field(gt=0)]] | tuple[str, ...] = ()
@@ -57,7 +53,6 @@ class Inner:
 
 @dataclass(frozen=True)
 class Unions:
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
     inner: Inner | None = field(default_factory=Inner)
 
 
@@ -92,7 +87,6 @@ def test_a_rule_over_two_fields_says_both():
 def test_a_missing_field_is_named():
     @dataclass(frozen=True)
     class Needs:
-        __pydantic_config__: ClassVar = {"extra": "forbid"}
         clips: str
 
     with pytest.raises(ConfigError, match="config has 1 wrong field: clips is missing"):

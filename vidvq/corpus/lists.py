@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import time, timedelta
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -69,8 +69,6 @@ class ListPolicy:
             URLs in a list may be ``http``, ``https``, ``s3``, ``gs``, ``az``, ``abfs`` and ``hf``.
         allow_private: whether URLs may lead to private, loopback and link-local addresses.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     uri: str | None = None
     start: str | None = None

@@ -1,7 +1,7 @@
 """Settings of the training data."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
@@ -25,8 +25,6 @@ class BucketConfig:
         height: height of the random crop (pixels).
         width: width of the random crop (pixels).
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     num_frames: Size
     height: Size
@@ -89,8 +87,6 @@ class DataConfig(Batching):
             processes of a machine share; small datasets are then decoded only once.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     clips: Annotated[
         dict[PathName, Annotated[float, Field(gt=0)]] | tuple[PathName, ...],
         BeforeValidator(one_or_many),
@@ -128,8 +124,6 @@ class TokenDataConfig(Batching):
         shuffle: size of the shuffle window (samples); shards are shuffled first.
         workers: reading processes per training process (0 or more); 0 reads in the training process.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     tokens: Annotated[
         dict[PathName, Annotated[float, Field(gt=0)]] | tuple[PathName, ...],

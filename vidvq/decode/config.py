@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -36,8 +36,6 @@ class DecodeConfig:
         runtime: where the job runs; does not change the output, except ``compile`` on GPUs. The default runs in this
             process, because Ray takes seconds to start.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     format: Format | None = None
     key: str | None = None

@@ -1,7 +1,7 @@
 """Settings of `vidvq evaluate`."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -30,8 +30,6 @@ class EvaluateConfig:
             any clips.
         worst: number of clips in the page of ``--report``.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     codecs: tuple[CodecName, ...] = ()
     perceptual: bool = False

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -89,8 +89,6 @@ class Checkpoint:
 class _Config:
     """The fields of ``config.json``, without its format."""
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     model: dict[str, Any]
     preprocessing: dict[str, Any]
     step: Count
@@ -100,8 +98,6 @@ class _Config:
 @dataclass(frozen=True)
 class _PrintsFile:
     """The JSON of ``fingerprint``; ``files`` has the SHA-256 of the other files by name, except in older versions."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     token: Digest
     decoder: Digest

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -39,8 +39,6 @@ class ClipInfo:
         retimed: whether ``pts`` were repaired, because the times in the file restart, jump or contradict one another.
             The JSON has this key only if it is true.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     source: Text
     clip_index: Count

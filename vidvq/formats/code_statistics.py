@@ -2,7 +2,6 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from vidvq.formats.schema import Count, Label, Text, parse
 from vidvq.storage import pretty_json, read_json, write_atomic
@@ -22,8 +21,6 @@ class BookStatistics:
         nearest: the codes with the most similar embeddings, the most similar first.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     name: Label
     codes: list[Count]
     counts: list[Count]
@@ -42,8 +39,6 @@ class CodeStatistics:
         bits_by_time: mean bits per code of each latent frame; None for given frames.
         bits_by_place: mean bits per code at each place of the grid, ``lh lw``; None where no clip reaches.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     generator: Text
     token_fingerprint: Text

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -58,8 +58,6 @@ class Outcome:
         detail: the reason as a sentence.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     key: MemberName
     reason: Label
     detail: Text = ""
@@ -80,8 +78,6 @@ class Commit:
         members: files in the tar, in order.
         stats: totals over the ok items, such as frames and tokens. They do not depend on the worker.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     shard: FileName
     plan_id: Text

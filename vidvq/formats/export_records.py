@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -32,8 +32,6 @@ class PartFile:
         sha256: SHA-256 (hex).
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     name: FileName
     bytes: Count
     sha256: Digest
@@ -50,8 +48,6 @@ class Part:
         ids: number of ids, special tokens included.
         files: exported files, in the order of the target's suffixes.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     shard: FileName
     shard_sha256: Digest
@@ -79,8 +75,6 @@ class ExportHeader:
             the JSON if false.
         padding: always None; there is no padding id.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     target: Label
     dtype: Label

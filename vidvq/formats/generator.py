@@ -6,7 +6,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -57,8 +57,6 @@ class GeneratorCard:
         text_width: length of a state of the text encoder; 0 without one.
         text_probe: numbers of the state of a fixed text, which identify the encoder.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     tokenizer: TokenizerCard
     objective: Objective

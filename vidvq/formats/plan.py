@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,8 +69,6 @@ class PlanHeader:
         files: SHA-256 (hex) of the other files of the directory, such as ``tokenizer.json``, by name. Empty in plans of
             older versions.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     stage: Label
     made_from: dict[str, Any]

@@ -3,12 +3,11 @@
 Values are not converted: ``"3"``, ``3.0`` and ``true`` are not integers. Unknown fields are refused.
 """
 
-from functools import cache
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from vidvq.config import is_mapping
+from vidvq.config import is_mapping, strict_adapter
 from vidvq.errors import UsageError
 from vidvq.storage import DIGEST_KEY, canonical_json, check_digest, check_name
 
@@ -56,7 +55,7 @@ def parse(kind: type[T], data: Any, format: str, where: str, remedy: str = "rest
     fields = {name: value for name, value in data.items() if name not in {"format", DIGEST_KEY}}
     try:
         # pydantic takes lists as tuples in JSON alone.
-        parsed = _adapter(kind).validate_json(canonical_json(fields), strict=True)
+        parsed = strict_adapter(kind).validate_json(canonical_json(fields), strict=True)
     except ValidationError as error:
         problems = [_problem(detail) for detail in error.errors(include_url=False)]
         more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
@@ -65,11 +64,6 @@ def parse(kind: type[T], data: Any, format: str, where: str, remedy: str = "rest
         raise UsageError(f"{where} is not readable ({_short(str(error))}); {remedy}") from error
     check_digest(data, where, remedy)
     return parsed
-
-
-@cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _problem(detail: Any) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -23,8 +23,6 @@ class SequenceConfig:
         specials: special tokens: ``clip`` (a start and an end token around each clip), ``group`` (in addition a start
             token before each latent frame; raster order only) or ``none``.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     order: Literal["raster", "temporal"] = "raster"
     specials: Literal["none", "clip", "group"] = "clip"

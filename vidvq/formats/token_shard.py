@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import Field, SkipValidation
@@ -50,8 +50,6 @@ class TokenizerCard:
         execution: fields of :class:`vidvq.formats.execution.Execution`, which the rounding of the tokens depends on.
             None, and not in the JSON, for the default on CPUs.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     token_fingerprint: Text
     decoder_fingerprint: Text
@@ -96,8 +94,6 @@ class TokenInfo:
         duration: time from the first frame to the end of the last one (ticks).
         quality: scores by metric (``psnr`` in dB) of a sample that was scored; None, and not in the JSON, otherwise.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     source: Text
     clip_index: Count

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
@@ -21,8 +20,6 @@ class StateFile:
     Attributes:
         sha256: SHA-256 (hex) of each file of tensors, by its name without the suffix.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     sha256: dict[FileName, Digest]
     step: Count = 0

@@ -1,7 +1,7 @@
 """Block of the video transformer: attention over a latent grid with rotary positions. Imports torch and einops."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -33,8 +33,6 @@ class TransformerConfig:
         copy_radius: radius of the window of the previous latent frame that each position has as an input and can copy
             codes from (latents, 0 or more); None for no window.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     width: int = 128
     depth: int = 4

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -13,7 +13,7 @@ from vidvq.formats.generator import Objective
 from vidvq.formats.plugin_reference import TokenizerName
 from vidvq.generate.block import TransformerConfig
 from vidvq.settings import Located, PathName, absolute_path
-from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps, check_zero_stage
+from vidvq.training.config import GuardConfig, NonNegative, OptimizerConfig, Steps, check_zero_stage
 
 
 def _absolute_folder(name: str) -> str:
@@ -31,8 +31,6 @@ class TaskConfig:
         interpolate: weight of generating the frames between given ones; needs ``pixels`` and ``objective=masked``.
         fill: weight of generating a region of every frame; needs ``pixels`` and ``objective=masked``.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     generate: NonNegative = 1.0
     predict: NonNegative = 1.0
@@ -55,8 +53,6 @@ class PixelConfig:
         tokenizer: checkpoint or training run that made the tokens, to encode blanked clips; None for the bundled one.
     """
 
-    __pydantic_config__: ClassVar = FORBID
-
     clips: Annotated[tuple[PathName, ...], BeforeValidator(one_or_many), Field(min_length=1)]
     tokenizer: TokenizerName | None = None
 
@@ -75,8 +71,6 @@ class ConditionConfig:
         drop: fraction of the samples trained without conditions, for classifier-free guidance (0 to below 1).
     """
 
-    __pydantic_config__: ClassVar = FORBID
-
     label: str | None = None
     actions: str | None = None
     text: str | None = None
@@ -93,8 +87,6 @@ class HeldOutConfig:
         every: evaluation interval (steps).
         samples: number of samples to evaluate, from the start of the directory (1 or more).
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     tokens: PathName | None = None
     every: Steps = 500
@@ -133,8 +125,6 @@ class GenerateTrainConfig:
         precision: autocast dtype: ``fp32``, ``bf16`` or ``fp16``. Weights are always fp32.
         lost_after_s: timeout of a collective operation (seconds); must exceed the duration of the slowest save.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     data: TokenDataConfig
     out: PathName = "runs/generate"

@@ -1,7 +1,7 @@
 """Settings of the commands of `vidvq generate`, except train. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,6 @@ from vidvq.storage import resolve_path, sha256_bytes
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import MAX_DEADLINE_S, Limits
 
-_FORBID = {"extra": "forbid"}
 Count = Annotated[int, Field(ge=1)]
 Frames = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -32,8 +31,6 @@ class SamplingConfig:
         guidance: scale of classifier-free guidance (Ho and Salimans 2022), 0 to 1000; 1 turns it off.
         order: order of revealing the codes: ``halton``, ``random`` or ``confidence``.
     """
-
-    __pydantic_config__: ClassVar = _FORBID
 
     steps: Annotated[int, Field(ge=1)] = 12
     temperature: Annotated[float, Field(ge=0, le=1000)] = 1.0
@@ -79,8 +76,6 @@ class RequestConfig:
         runtime: workers of the job; they do not change the output. By default the job runs in this process, because
             Ray takes seconds to start.
     """
-
-    __pydantic_config__: ClassVar = _FORBID
 
     seed: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -271,8 +266,6 @@ class GuideConfig:
         runtime: workers of the job; they do not change the output.
     """
 
-    __pydantic_config__: ClassVar = _FORBID
-
     seed: int = 0
     steps: Count = 100
     lr: Annotated[float, Field(gt=0)] = 0.1
@@ -307,8 +300,6 @@ class EvaluateConfig:
             training.
     """
 
-    __pydantic_config__: ClassVar = _FORBID
-
     clips: Count = 16
     given: Count = 5
     samples: Annotated[int, Field(ge=0)] = 16
@@ -333,8 +324,6 @@ class PlayConfig:
             the most frequent actions of the training clips.
         sampling: sampling of the codes.
     """
-
-    __pydantic_config__: ClassVar = _FORBID
 
     seed: int = 0
     starts: Count = 24

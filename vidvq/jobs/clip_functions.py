@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeAlias, TypeGuard, cast
+from typing import Annotated, Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 from pydantic import Field
@@ -49,8 +49,6 @@ class ClipFunctionConfig:
         max_failed: maximum share of failed clips (0 to 1); above it the exit code is 1.
         runtime: execution of the job; does not affect the output.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     where: str | None = None
     deadline_s: Annotated[float, Field(gt=0, le=MAX_DEADLINE_S)] = 600.0

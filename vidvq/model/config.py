@@ -1,7 +1,7 @@
 """Architecture of a tokenizer, as stored in configs and checkpoints."""
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any
 
 from vidvq.errors import UsageError
 from vidvq.model.encoder import DecoderConfig, StackConfig
@@ -35,8 +35,6 @@ class TokenizerConfig:
         tile: tile size (pixels). Frames much larger than a tile are processed in overlapping tiles, so that memory does
             not grow with the frame. Tiling affects rounding, so it is part of the architecture.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     temporal_factor: int = 4
     patch: PatchKind = "unshuffle"

@@ -7,7 +7,7 @@ that it strides over become channels, and the number of channels is padded. On C
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -36,8 +36,6 @@ class DiscriminatorConfig:
         layers: strided layers after the first (0 or more). Each halves height and width, and with ``sees=motion`` also
             time.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     sees: Literal["motion", "frames"] = "motion"
     channels: int = 32

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -26,8 +25,6 @@ class StackConfig:
         channels: channels of each stage; each stage after the first halves height and width.
         blocks: residual blocks of each stage (0 or more); one entry per entry of ``channels``.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     channels: tuple[int, ...] = (64, 128)
     blocks: tuple[int, ...] = (1, 2)

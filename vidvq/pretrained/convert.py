@@ -8,7 +8,7 @@ import shutil
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -39,8 +39,6 @@ class KeyMap:
         rename: regular expressions to their replacements, applied in this order, each to every name.
         config: content of ``config.json``; None to leave it to ``--model-config``.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     entry: str | None = None
     drop: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BeforeValidator
 
@@ -42,8 +42,6 @@ class RuntimeConfig:
         decode_on: where these processes run: ``node`` for the machine of their worker, or ``cluster`` for any node of
             the Ray cluster with free CPUs, one for each. Their frames then come through Ray's object store.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     workers: int | None = None
     address: str | None = None

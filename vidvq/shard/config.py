@@ -1,7 +1,7 @@
 """Settings of `vidvq shard`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,8 +10,6 @@ from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import DecoderName, Limits
-
-FORBID = {"extra": "forbid"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,6 @@ class ClipPolicy(VideoPolicy):
             or ``copy`` (mkv, the packets of the source, cut at keyframes).
         crf: quality of x264 for ``encoding=h264``, from 0 (lossless) to 51 (worst).
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     num_frames: Annotated[int, Field(ge=1)] = 33
     min_frames: Annotated[int, Field(ge=1)] = 9
@@ -67,8 +63,6 @@ class CutPolicy:
         min_shot_s: minimum length of a shot of ``kind=shots`` (seconds); a boundary that follows sooner is ignored.
     """
 
-    __pydantic_config__: ClassVar = FORBID
-
     kind: Literal["windows", "shots"] = "windows"
     threshold: Annotated[float, Field(gt=0)] = 3.0
     min_shot_s: Annotated[float, Field(ge=0)] = 0.5
@@ -86,8 +80,6 @@ class FilterPolicy:
         min_motion: minimum mean absolute change of a pixel from frame to frame, from 0 to 1; stiller clips are dropped
             (``filtered(static)``).
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     duplicates: bool = True
     min_side: Annotated[int, Field(ge=1)] = 1
@@ -109,8 +101,6 @@ class ShardConfig:
         limits: caps on a single video.
         runtime: where the job runs; does not change the output.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     clip: ClipPolicy = field(default_factory=ClipPolicy)
     cut: CutPolicy = field(default_factory=CutPolicy)

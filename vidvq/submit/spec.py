@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from vidvq.config import to_dict
 from vidvq.errors import UsageError
@@ -97,6 +97,9 @@ class Job:
         folder: absolute path of the job's working directory, where the command was given.
         python: path of the Python interpreter on every node.
     """
+
+    # A newer version may record more.
+    __pydantic_config__: ClassVar = {"extra": "ignore"}
 
     verb: str
     arguments: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Settings of `vidvq tokenize`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -35,8 +35,6 @@ class QualityPolicy:
         min_usage: minimum perplexity of a codebook as a fraction of its size, over the last 100 tokens per code; the
             job stops below it.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     share: Annotated[float, Field(ge=0, le=1)] = 0.0
     perceptual: bool = False
@@ -84,8 +82,6 @@ class TokenizeConfig:
         max_failed: fraction of items that may fail before the exit code is 1.
         runtime: where the job runs; does not change the output, except ``compile`` on GPUs.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     video: VideoPolicy = field(default_factory=VideoPolicy)
     gop_frames: Annotated[int, Field(ge=1)] | None = 33

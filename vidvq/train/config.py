@@ -1,7 +1,7 @@
 """Settings of `vidvq train`. The DeepSpeed configuration is derived from them."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,7 +10,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.plugin_reference import TokenizerName
 from vidvq.model import DiscriminatorConfig, TokenizerConfig
 from vidvq.settings import PathName
-from vidvq.training.config import FORBID, GuardConfig, NonNegative, OptimizerConfig, Steps, check_zero_stage
+from vidvq.training.config import GuardConfig, NonNegative, OptimizerConfig, Steps, check_zero_stage
 from vidvq.training.schedule import Weight, is_used
 
 
@@ -25,8 +25,6 @@ class PerceptualConfig:
         backbone: path of torchvision's ImageNet weights of ``net`` (.pth); required for ``lpips``, None otherwise.
         frames: frames compared per clip, sampled at each step (1 or more); None compares all frames.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     kind: Literal["st_lpips", "lpips"] = "st_lpips"
     net: Literal["alex", "vgg"] = "alex"
@@ -65,8 +63,6 @@ class LossConfig:
         lecam: weight of the LeCAM regularizer of the discriminator.
     """
 
-    __pydantic_config__: ClassVar = FORBID
-
     l1: Weight = 1.0
     l2: Weight = 0.0
     wavelet: Weight = 0.0
@@ -96,8 +92,6 @@ class MaskConfig:
         size: duration, height and width of a block (latents).
     """
 
-    __pydantic_config__: ClassVar = FORBID
-
     clips: Annotated[float, Field(gt=0, le=1)] = 0.25
     blocks: Annotated[float, Field(gt=0, lt=1)] = 0.5
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 2, 2)
@@ -119,8 +113,6 @@ class DegradeConfig:
         noise: largest standard deviation of white Gaussian noise (levels of 255, 0 to 255); 0 for none.
         jpeg: lowest quality of JPEG compression (1 to 100); null for none.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     clips: Annotated[float, Field(gt=0, le=1)] = 1.0
     blur: Annotated[float, Field(ge=0, le=16)] = 0.0
@@ -145,8 +137,6 @@ class EvaluationConfig:
             ``perceptual``.
         shown: number of clips written to TensorBoard with their reconstructions (0 or more).
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     clips: PathName | None = None
     every: Steps = 1000
@@ -195,8 +185,6 @@ class TrainConfig:
         lost_after_s: time limit of a collective operation (seconds), longer than the slowest save. A rank that does not
             respond in time counts as lost, and the job ends.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     data: DataConfig
     out: PathName = "runs/train"

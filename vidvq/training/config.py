@@ -1,14 +1,13 @@
 """Settings shared by all training runs, and the settings that an engine reads."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
 from vidvq.errors import UsageError
 from vidvq.training.schedule import learning_rate
 
-FORBID = {"extra": "forbid"}
 NonNegative = Annotated[float, Field(ge=0)]
 Steps = Annotated[int, Field(ge=1)]
 
@@ -33,8 +32,6 @@ class OptimizerConfig:
         offload: whether to keep the optimizer state on the CPU and update it there with DeepSpeed's compiled Adam;
             requires ``kind=adamw`` and ``zero_stage`` 1 to 3.
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     kind: Literal["adamw", "radam"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-4
@@ -70,8 +67,6 @@ class GuardConfig:
             checkpoint, and training continues with the data after the skipped batches.
         rollbacks: maximum number of rollbacks before the run stops (0 or more).
     """
-
-    __pydantic_config__: ClassVar = FORBID
 
     spike: Annotated[float, Field(gt=1)] = 10.0
     patience: Annotated[int, Field(ge=1)] = 3

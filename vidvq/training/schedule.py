@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -20,8 +20,6 @@ class Ramp:
         first: first step of the ramp, counted from 0.
         shape: curve of the ramp: ``linear`` or ``cosine``.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     begin: Annotated[float, Field(ge=0)]
     end: Annotated[float, Field(ge=0)]

@@ -1,7 +1,7 @@
 """Settings for the sampling and scaling of frames."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
@@ -21,8 +21,6 @@ class VideoPolicy:
         fit: how to reach an aspect ratio that is not the source's: ``crop`` around the centre, ``pad`` with black, or
             ``stretch``.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     fps: Annotated[float, Field(ge=0.00001, le=1000)] | None = None
     short_side: Annotated[int, Field(ge=8)] | None = 256

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from av.video.frame import VideoFrame
@@ -56,8 +56,6 @@ class Limits:
             crosses; None for no maximum.
         max_side: maximum length that a side of a frame is scaled up to (pixels).
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     max_pixels: int = 8192 * 4320
     max_frames: int = 1_080_000

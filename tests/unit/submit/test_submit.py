@@ -201,7 +201,10 @@ def test_a_folder_that_is_no_run_is_refused(there, vidvq):
 
 def test_a_job_is_named_after_its_content(tmp_path):
     job, other = job_of(tmp_path), job_of(tmp_path, gpus=1)
-    assert validate(Job, json.loads(json.dumps(to_dict(job)))) == job
+    record = json.loads(json.dumps(to_dict(job)))
+    assert validate(Job, record) == job
+    later = record | {"field": 1, "resources": record["resources"] | {"field": 1}}
+    assert validate(Job, later) == job
     assert job.name != other.name
     with pytest.raises(ValueError, match="verb='decode' cannot be submitted"):
         Job("decode", (), {}, "", "local", Resources(), "/", "python")

@@ -7,7 +7,7 @@ the intra-coded blocks of video codecs.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -36,8 +36,6 @@ class DifferentialConfig:
         refresh: codebook of latents, whose codes follow those of the temporal codebook; needs ``kind: vq`` for both,
             without ``cosine``. None codes differences only.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     reach: float = 2.0
     start: float = 0.5

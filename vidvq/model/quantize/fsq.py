@@ -5,7 +5,7 @@ Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple", section 3
 
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,6 @@ class FSQConfig:
         levels: levels of each channel of the grid (3 to 1000); their product is the number of codes. Learned
             projections map between latents and the grid if their numbers of channels differ.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kind: Literal["fsq"] = "fsq"
     levels: tuple[int, ...] = (8, 5, 5, 5)

@@ -6,7 +6,7 @@ Quantization" (BSQ), section 4.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,8 +35,6 @@ class LFQConfig:
             both.
         diversity: weight of the batch entropy in the entropy loss (gamma in the paper, 0 or more).
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kind: Literal["lfq"] = "lfq"
     size: int = 1024

@@ -4,7 +4,7 @@ Zeghidour et al. 2021, "SoundStream: An End-to-End Neural Audio Codec", section 
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,6 @@ class ResidualConfig:
         depth: number of layers (1 or more).
         layer: codebook of each layer; ``cosine`` is not supported.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kind: Literal["residual"] = "residual"
     depth: int = 2

@@ -5,7 +5,7 @@ section 4.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,6 @@ class SimVQConfig:
         codebook: weight of the codebook loss, which trains the map, relative to the commitment loss (above 0).
         rotation: use the rotation trick instead of the straight-through gradient.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kind: Literal["simvq"] = "simvq"
     size: int = 1024

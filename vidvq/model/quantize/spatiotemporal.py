@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -89,8 +89,6 @@ class QuantizerConfig:
         differential: quantize differences to a prediction from past codes with the temporal codebook; None quantizes
             each latent frame by itself.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     dim: int = 16
     spatial: CodebookConfig = field(default_factory=lambda: VQConfig(size=512))

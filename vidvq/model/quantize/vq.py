@@ -6,7 +6,7 @@ Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick", 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,6 @@ class VQConfig:
         rotation: use the rotation trick: rotate and scale the gradient from the code to its latent instead of passing
             it straight through.
     """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kind: Literal["vq"] = "vq"
     size: int = 1024
