@@ -6,7 +6,7 @@ registry, no interpolation and no include.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from copy import deepcopy
 from difflib import get_close_matches
 from functools import cache, reduce
 from operator import getitem
@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vidvq.errors import UsageError
-from vidvq.settings import Setting, complete, plain_union, settings_of
+from vidvq.settings import Setting, complete, plain_union, settings_of, to_plain
 
 T = TypeVar("T")
 _MAX_YAML_VALUES = 100_000
@@ -121,7 +121,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     Raises:
         ConfigError: an override has no ``=``, or goes through a field that is not a mapping.
     """
-    merged = _copy(data)
+    merged = deepcopy(data)
     for override in overrides:
         path, sign, text = override.partition("=")
         if not sign or not path:
@@ -203,7 +203,7 @@ def _refuse_infinite(value: Any, source: str, name: str = "") -> None:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The resolved config as JSON types, as saved with every output."""
-    return _plain(asdict(config))
+    return to_plain(config)
 
 
 def to_absolute_dict(config: Any) -> dict[str, Any]:
@@ -237,16 +237,13 @@ def is_mapping(value: Any) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict)
 
 
-def _copy(data: Any) -> Any:
-    return {key: _copy(value) for key, value in data.items()} if is_mapping(data) else data
-
-
-def _plain(value: Any) -> Any:
-    if is_mapping(value):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in cast("list[Any]", value)]
-    return str(value) if isinstance(value, Path) else value
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings by dotted path; an empty mapping is one of them."""
+    if is_mapping(value) and value:
+        for name, inner in value.items():
+            yield from leaves(inner, f"{path}.{name}" if path else name)
+    else:
+        yield path, value
 
 
 def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidvq.config import is_mapping
+from vidvq.config import leaves
 from vidvq.corpus.inputs import SUFFIXES
 from vidvq.corpus.lists import is_list, names_videos
 from vidvq.corpus.tars import is_tar, open_tar, read_tar
@@ -90,16 +90,8 @@ def _decoded(folder: Path) -> Iterator[str]:
 def _fields(fields: dict[str, Any]) -> Iterator[str]:
     """One line for each field; a mapping as `key=value`, as settings are given."""
     for name, value in fields.items():
-        pairs = [f"{path}={_value(leaf)}" for path, leaf in _leaves(value)] if is_mapping(value) else [_value(value)]
-        yield f"  {name}: {' '.join(pairs)}"
-
-
-def _leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if is_mapping(value):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
+        found = [(path, leaf) for path, leaf in leaves(value) if leaf != {}]
+        yield f"  {name}: {' '.join(f'{path}={_value(leaf)}' if path else _value(leaf) for path, leaf in found)}"
 
 
 def _value(value: Any) -> str:

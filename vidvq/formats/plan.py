@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from vidvq.config import is_mapping
+from vidvq.config import is_mapping, leaves
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, keys_of, read_table, shards_of
 from vidvq.formats.rows import Row, RowCodec
@@ -94,7 +94,7 @@ class PlanHeader:
     def encode(self) -> bytes:
         """Encode the file: the header, and a checksum of each value, which locates an edit."""
         fields = self.to_json()
-        return pretty_json(fields | {_CHECKS: {path: _check(value) for path, value in _leaves(fields)}})
+        return pretty_json(fields | {_CHECKS: {path: _check(value) for path, value in leaves(fields)}})
 
 
 @dataclass(frozen=True)
@@ -406,24 +406,15 @@ def _read_header(path: Path) -> PlanHeader:
     checks: Any = fields.pop(_CHECKS, None) if is_mapping(fields) else None
     header = parse(PlanHeader, fields, FORMAT, f"{path}")
     if checks is not None:
-        found = {name: _check(value) for name, value in _leaves(fields)}
+        found = {name: _check(value) for name, value in leaves(fields)}
         known: dict[str, Any] = checks if is_mapping(checks) else {}
         if edited := sorted(name for name in known.keys() | found.keys() if known.get(name) != found.get(name)):
-            value = dict(_leaves(fields)).get(edited[0], "absent")
+            value = dict(leaves(fields)).get(edited[0], "absent")
             raise UsageError(
                 f"{path}: {edited[0]} was edited after planning (now {str(value)[:80]}); set it back, or restore the "
                 "file from a copy"
             )
     return header
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested mappings by dotted path."""
-    if is_mapping(value) and value:
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{path}.{name}" if path else name)
-    else:
-        yield path, value
 
 
 def _check(value: Any) -> str:

@@ -6,11 +6,10 @@ from hashlib import sha256
 from heapq import nsmallest
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from vidvq.config import is_mapping
+from vidvq.config import leaves
 from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary
@@ -33,11 +32,12 @@ def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Pat
         {"key": each.key, "caption": each.caption, "jpeg": b64encode(each.jpeg).decode()}
         for each in stage.thumbnails(out, _draw(stage, plan, out), pool)
     ]
+    settings = {name: value for name, value in plan.made_from.items() if name != "inputs"}
     page = environment.get_template("report.html.j2").render(
         stage=stage,
         summary=summary,
         inputs=plan.made_from.get("inputs", {}).get("count"),
-        settings=list(_flatten({name: value for name, value in plan.made_from.items() if name != "inputs"})),
+        settings=[(path, value) for path, value in leaves(settings) if value != {}],
         thumbnails=thumbnails,
     )
     write_shared(out / "report.html", page.encode())
@@ -82,11 +82,3 @@ def _samples(plan: Plan, out: Path) -> Iterator[tuple[Commit, str]]:
         if commit:
             for key in dict.fromkeys(member.key for member in commit.members):
                 yield commit, key
-
-
-def _flatten(settings: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in sorted(settings.items()):
-        if is_mapping(value):
-            yield from _flatten(value, f"{path}{name}.")
-        else:
-            yield path + name, value
