@@ -16,6 +16,12 @@ from tests.helpers.ray_nodes import TOKEN, ray_node, wait_for_both
 
 REASON = why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+PREFLIGHT = """
+import sys
+from pathlib import Path
+from vidvq.submit.preflight_ray import check_cluster
+sys.exit(check_cluster(Path(sys.argv[1])))
+"""
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=64 clip.multiple=8 clips_per_shard=2".split()
 
 
@@ -59,22 +65,20 @@ def test_two_nodes_make_the_same_bytes_also_when_one_is_lost(demo_videos, make_s
 def test_the_nodes_of_a_cluster_are_checked(make_short_folder):
     tmp_path = make_short_folder()
     with cluster(tmp_path) as (one, _, _):
-        check = [sys.executable, "-m", "vidvq.submit.preflight_ray", "--shared", str(tmp_path / "out")]
-
         # As in a Ray job; this machine may have other clusters.
         environment = os.environ | TOKEN | {"RAY_ADDRESS": f"{one.address}:6379"}
 
-        def preflight(*more: str) -> subprocess.CompletedProcess:
-            command = one.command(*check, *more)
+        def preflight(shared: Path) -> subprocess.CompletedProcess:
+            command = one.command(sys.executable, "-c", PREFLIGHT, str(shared))
             return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
 
-        done = preflight()
+        done = preflight(tmp_path / "out")
         assert done.returncode == 0, done.stderr
         rows = done.stderr.splitlines()
         assert [row.split()[0] for row in rows[:3]] == ["node", "0", "1"]
         assert rows[3] == "preflight: ready"
         assert not list(tmp_path.glob(".vidvq-preflight*"))
-        small = preflight("--min-free-gib", "1e9")
-        assert small.returncode == 2
-        assert "node 1" in small.stderr
-        assert "preflight: not ready" in small.stderr
+        unwritable = preflight(Path("/proc/nosuch"))
+        assert unwritable.returncode == 2
+        assert "node 1" in unwritable.stderr
+        assert "preflight: not ready" in unwritable.stderr

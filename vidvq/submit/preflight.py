@@ -25,6 +25,7 @@ from vidvq.submit.network import interface_of
 LIMIT_S = 60
 _MOST_BYTES = 1 << 16
 _STALE_S = 3600.0
+_MIN_FREE_GIB = 1.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def probe_node(rank: int, shared: Path, nonce: str, gpus: int) -> NodeReport:
     return NodeReport(rank, socket.gethostname(), __version__, _count_gpus() if gpus else 0, round(free, 1), problem)
 
 
-def find_problems(reports: list[NodeReport], nodes: int, gpus: int, min_free_gib: float) -> list[str]:
+def find_problems(reports: list[NodeReport], nodes: int, gpus: int) -> list[str]:
     """Compare the nodes' reports with the requirements of a job.
 
     Args:
@@ -93,8 +94,8 @@ def find_problems(reports: list[NodeReport], nodes: int, gpus: int, min_free_gib
             problems.append(f"{who}: {item.problem}")
         if item.gpus < gpus:
             problems.append(f"{who} has {item.gpus} GPUs; {gpus} are required")
-        if item.free_gib < min_free_gib:
-            problems.append(f"{who} has {item.free_gib} GiB free at the shared path; {min_free_gib:g} are required")
+        if item.free_gib < _MIN_FREE_GIB:
+            problems.append(f"{who} has {item.free_gib} GiB free at the shared path; {_MIN_FREE_GIB:g} are required")
         if item.vidvq != reports[0].vidvq:
             problems.append(f"{who} has vidvq {item.vidvq}; node {reports[0].rank} has {reports[0].vidvq}")
     return problems
@@ -125,7 +126,6 @@ def main() -> int:
     parser.add_argument("--rank", type=int, required=True, help="number of this node, from 0")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs required per node")
     parser.add_argument("--shared", type=Path, required=True, help="path that all nodes must be able to write")
-    parser.add_argument("--min-free-gib", type=float, default=1.0, help="free space required at the shared path (GiB)")
     parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="time limit (seconds)")
     arguments = parser.parse_args()
     host, _, port = arguments.head.rpartition(":")
@@ -136,7 +136,7 @@ def main() -> int:
     reports = [probe_node(0, arguments.shared.absolute(), nonce, arguments.gpus)]
     others = _collect_reports(host, int(port), arguments.nodes - 1, nonce, deadline)
     reports += [item for item, _ in others]
-    problems = find_problems(reports, arguments.nodes, arguments.gpus, arguments.min_free_gib)
+    problems = find_problems(reports, arguments.nodes, arguments.gpus)
     code = print_verdict(reports, problems)
     for _, connection in others:
         _send(connection, {"problems": problems})

@@ -107,6 +107,6 @@ def test_an_unwritable_path_is_named(port):
     ],
 )
 def test_each_problem_is_reported(other, problem):
-    assert find_problems([GOOD, other], 2, 8, 1.0) == [problem]
-    assert not find_problems([GOOD], 1, 8, 1.0)
+    assert find_problems([GOOD, other], 2, 8) == [problem]
+    assert not find_problems([GOOD], 1, 8)
     assert format_table([other, GOOD])[1].startswith("0 ")
