@@ -79,9 +79,4 @@ def read_arrays(path: Path, lengths: np.ndarray, dtype: np.dtype, start: int = 0
 
 
 BIN = Target((".bin", ".index.npy"), _write_bin, _read_bin)
-MEGATRON = Target(
-    (".bin", ".idx"),
-    _write_megatron,
-    _read_megatron,
-    dtype=lambda vocabulary: np.uint16 if vocabulary <= 1 << 16 else np.int32,
-)
+MEGATRON = Target((".bin", ".idx"), _write_megatron, _read_megatron, wide=np.int32)

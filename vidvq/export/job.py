@@ -4,22 +4,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
 from vidvq.export.target import Target, TokenSequence, write_part
 from vidvq.export.targets import TARGETS, target_of
 from vidvq.export.verify import compare_part, damaged_files
-from vidvq.formats.commit import FOLDER, Commit, read_finished
+from vidvq.formats.commit import FOLDER, Commit, read_finished, record_path
 from vidvq.formats.export_records import (
     ExportHeader,
     Part,
     PartFile,
     encode_part,
     read_part,
-    record_path,
     redo_hint,
     tokens_digest,
 )
@@ -92,7 +89,7 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
         for shard in shards:
             parts.append(_export(tokens, kind, out, shard, layout))
             bar.advance()
-    dtype = np.dtype(kind.dtype(layout.vocabulary))
+    dtype = kind.dtype(layout.vocabulary)
     for name, data in kind.index_files(parts, dtype).items():
         write_shared(out / name, data)
         remove_attempts((out / name).parent)
@@ -133,7 +130,7 @@ def _write_header(out: Path, target: str, layout: Layout, shards: list[Commit], 
     card = layout.card
     made = ExportHeader(
         target=target,
-        dtype=np.dtype(TARGETS[target].dtype(layout.vocabulary)).name,
+        dtype=TARGETS[target].dtype(layout.vocabulary).name,
         token_fingerprint=card.token_fingerprint,
         tokens_sha256=tokens_digest([commit.sha256 or "" for commit in shards]),
         codebooks=card.codebooks,

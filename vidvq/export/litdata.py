@@ -51,6 +51,4 @@ def _index_files(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
     return {"index.json": pretty_json({"chunks": chunks, "config": config, "updated_at": content})}
 
 
-LITDATA = Target(
-    (".bin",), _write, _read, _index_files, dtype=lambda vocabulary: np.uint16 if vocabulary <= 1 << 16 else np.int32
-)
+LITDATA = Target((".bin",), _write, _read, _index_files, np.int32)

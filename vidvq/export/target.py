@@ -28,16 +28,6 @@ class TokenSequence:
     info: TokenInfo
 
 
-def smallest_unsigned(vocabulary: int) -> type[np.unsignedinteger]:
-    """uint16 if it holds all ids, else uint32."""
-    return np.uint16 if vocabulary <= 1 << 16 else np.uint32
-
-
-def no_index_files(parts: list[Part], dtype: np.dtype) -> dict[str, bytes]:
-    """For targets without index files: their parts are self-contained."""
-    return {}
-
-
 @dataclass(frozen=True)
 class Target:
     """An export format.
@@ -47,14 +37,18 @@ class Target:
         write: writes sequences to open files, one per suffix; also receives their number and the dtype of the ids.
         read: yields the ids of each clip from the paths of the files.
         index_files: names and contents of the files that index all parts, a pure function of their records.
-        dtype: returns the dtype of the ids for a vocabulary size.
+        wide: type of the ids where uint16 does not hold all of them.
     """
 
     suffixes: tuple[str, ...]
     write: Callable[[Files, Iterator[TokenSequence], int, np.dtype], None]
     read: Callable[[list[Path], np.dtype], Iterator[np.ndarray]]
-    index_files: Callable[[list[Part], np.dtype], dict[str, bytes]] = no_index_files
-    dtype: Callable[[int], type[np.integer]] = smallest_unsigned
+    index_files: Callable[[list[Part], np.dtype], dict[str, bytes]] = lambda parts, dtype: {}
+    wide: type[np.integer] = np.uint32
+
+    def dtype(self, vocabulary: int) -> np.dtype:
+        """The dtype of the ids for a vocabulary size."""
+        return np.dtype(np.uint16 if vocabulary <= 1 << 16 else self.wide)
 
 
 def write_part(
@@ -70,7 +64,7 @@ def write_part(
     paths = [safe_join(folder, stem + suffix) for suffix in target.suffixes]
     with ExitStack() as stack:
         opened = [stack.enter_context(attempt_file(path)) for path in paths]
-        target.write([file for file, _ in opened], sequences, count, np.dtype(target.dtype(vocabulary)))
+        target.write([file for file, _ in opened], sequences, count, target.dtype(vocabulary))
     for (_, attempt), path in zip(opened, paths, strict=True):
         publish_replace(attempt, path)
     return paths

@@ -36,7 +36,7 @@ def read_header(folder: Path) -> ExportHeader:
     target, fault = TARGETS.get(header.target), ""
     if target is None:
         fault = f"target={header.target} is not one of {', '.join(TARGETS)}"
-    elif header.dtype != np.dtype(target.dtype(header.vocabulary)).name:
+    elif header.dtype != target.dtype(header.vocabulary).name:
         fault = f"dtype={header.dtype} does not match {header.vocabulary} ids for {header.target}"
     if fault:
         raise UsageError(f"{folder / 'export.json'} is damaged: {fault}; export again")

@@ -10,11 +10,11 @@ from pydantic import Field
 from vidvq.codebook import Codebook
 from vidvq.config import to_dict
 from vidvq.errors import UsageError
-from vidvq.formats.commit import FOLDER
+from vidvq.formats.commit import FOLDER, record_path
 from vidvq.formats.schema import Count, Digest, FileName, Label, Text, parse
 from vidvq.formats.sequence import AXES, special_names
 from vidvq.formats.token_shard import TokenInfo, codebook_fault, info_fields
-from vidvq.storage import add_digest, canonical_json, file_exists, pretty_json, read_json, safe_join, sha256_bytes
+from vidvq.storage import add_digest, canonical_json, file_exists, pretty_json, read_json, sha256_bytes
 
 FORMAT = "vidvq.export/1"
 PART_FORMAT = "vidvq.export-part/1"
@@ -134,11 +134,6 @@ def _contradiction(header: ExportHeader) -> str:
 def tokens_digest(shards_sha256: list[str]) -> str:
     """SHA-256 of the SHA-256 sums of the token shards, one per line (``tokens_sha256``)."""
     return sha256_bytes("\n".join(shards_sha256).encode())
-
-
-def record_path(folder: Path, stem: str) -> Path:
-    """Path of the record of a part."""
-    return safe_join(folder / FOLDER, f"{stem}.json")
 
 
 def encode_part(part: Part) -> bytes:
