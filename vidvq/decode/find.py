@@ -7,9 +7,11 @@ from itertools import pairwise
 from math import inf
 from pathlib import Path
 
+import pyarrow as pa
+
 from vidvq.decode.config import VideoInterval
 from vidvq.errors import UsageError
-from vidvq.formats.arrow import find_rows
+from vidvq.formats.arrow import compute
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import suggest_nearest
 from vidvq.formats.token_location import TokenLocation
@@ -110,7 +112,8 @@ def _planned_keys(
     if table is None or "begin_s" not in table.column_names:
         return None
     table = table.select(["key", "uri", "begin_s", "until_s"])
-    rows = {row["key"]: row for name in names for row in find_rows(table, "uri", name).to_pylist()}
+    planned = table.filter(compute.is_in(table["uri"], value_set=pa.array(sorted(names))))
+    rows = {row["key"]: row for row in planned.to_pylist()}
     first = next((location for location in known if location.key in rows), None)
     if first is None:
         return None

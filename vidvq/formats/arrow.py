@@ -70,8 +70,3 @@ def shards_of(table: pa.Table) -> np.ndarray:
 def find_keys(table: pa.Table, other: pa.Table) -> np.ndarray:
     """For each row of ``table``, the first row of ``other`` with the same key; -1 if there is none."""
     return compute.index_in(table["key"], value_set=other["key"].combine_chunks()).fill_null(-1).to_numpy()
-
-
-def find_rows(table: pa.Table, column: str, value: str) -> pa.Table:
-    """The rows with a value in a column."""
-    return table.filter(compute.equal(table[column], value))

@@ -6,9 +6,10 @@ planner takes another one for the later video (see :mod:`vidvq.jobs.unique_keys`
 directories that were planned with another scheme stay valid.
 """
 
-import hashlib
 import unicodedata
 from pathlib import Path
+
+from vidvq.storage import sha256_bytes
 
 # The scheme of new keys, which a plan records. Scheme 1 (not recorded) had 40 bits, and Latin stems alone.
 SCHEME = 2
@@ -27,7 +28,7 @@ def video_key(identity: str, attempt: int = 0) -> str:
     words = "".join(char if unicodedata.category(char)[0] in "LMN" else " " for char in stem).split()
     short = "-".join(words).encode()[:_STEM_BYTES].decode(errors="ignore").strip("-") or "video"
     # No path has a null character.
-    return f"{short}-{_digest(identity + attempt * chr(0))}"
+    return f"{short}-{sha256_bytes((identity + attempt * chr(0)).encode())[:_HASH_DIGITS]}"
 
 
 def item_key(video: str, index: int) -> str:
@@ -43,7 +44,3 @@ def item_key(video: str, index: int) -> str:
 def video_of(key: str) -> str:
     """The common part of the keys of a video's items, from one of them; of any scheme."""
     return key.rpartition("-")[0]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from zlib import crc32
 
 import pyarrow as pa
@@ -21,9 +21,6 @@ from vidvq.redact import redact
 from vidvq.storage import DIGEST_KEY, read_json, safe_join, sha256_file
 
 _SHOWN = 5
-
-# Checks one sample and returns its statistics; arguments are its files by extension, and its name for messages.
-SampleReader: TypeAlias = Callable[[dict[str, bytes], str], dict[str, int]]
 
 
 @dataclass
@@ -73,10 +70,11 @@ class _Verification:
         self._without_digest = 0
         # plan_id in the records of each generation's shards, with the shards that have it.
         self._made_by: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-        self._read = _reader(folder, plan)
+        is_tokens = plan.header.prefix == token_shard.PREFIX
+        self._card = token_shard.read_tokenizer_card(folder) if is_tokens else None
 
     def run(self, tick: Callable[[], None]) -> VerifyReport:
-        self._problems += _check_files(self._folder, self._plan, self._report.notes)
+        self._problems += self._check_files()
         names: set[str] = set()
         for index, (shard, table) in enumerate(self._plan.shard_tables()):
             names.add(shard)
@@ -90,6 +88,25 @@ class _Verification:
                 f"{self._without_digest} records of an older version have no digest; failure reasons are not verified"
             )
         return self._report
+
+    def _check_files(self) -> Iterator[str]:
+        """Compare the directory's other files with their digests in the plan."""
+        for name, digest in self._plan.header.files.items():
+            path = safe_join(self._folder, name)
+            if not path.is_file() or sha256_file(path) != digest:
+                state = "was changed after planning" if path.is_file() else "is missing"
+                yield f"{name}: {state}; restore it from a copy, or run the same command again"
+        if not self._card:
+            return
+        planned = self._plan.made_from.get("token_fingerprint")
+        if self._card.token_fingerprint != planned:
+            names = f"is of tokenizer {self._card.token_fingerprint[:12]}, the plan of {str(planned)[:12]}"
+            yield f"{token_shard.CARD}: {names}; restore it"
+        if token_shard.CARD not in self._plan.header.files:
+            self._report.notes.append(
+                f"{token_shard.CARD}: the plan of an older version has no digest of it; only its fingerprint is "
+                "verified"
+            )
 
     def _verify_shard(self, index: int, shard: str, table: pa.Table) -> Iterator[str]:
         try:
@@ -138,7 +155,7 @@ class _Verification:
         try:
             for key, files in read_samples(path):
                 members += [Member(f"{key}.{name}", len(data), crc32(data)) for name, data in files.items()]
-                stats.update(self._read(files, f"{path}: {key}"))
+                stats.update(self._check_sample(files, f"{path}: {key}"))
         except UsageError as error:
             yield str(error)
             return
@@ -148,6 +165,20 @@ class _Verification:
         for name in sorted(stats.keys() | (commit.stats.keys() if stats else ())):
             if stats[name] != commit.stats.get(name, 0):
                 yield f"has {stats[name]} {name}, its record has {commit.stats.get(name, 0)}; {remedy}"
+
+    def _check_sample(self, files: dict[str, bytes], where: str) -> dict[str, int]:
+        """Check one sample, and return its statistics; stages other than `shard` and `tokenize` have their own."""
+        prefix, stage = self._plan.header.prefix, self._plan.stage
+        if self._card:
+            _, info = token_shard.parse_tokens(files, self._card, where)
+            return sample_stats(info.num_frames, info.grid, info.quality) if stage == "tokenize" else {}
+        if prefix == clip_shard.PREFIX:
+            clip_shard.media_of(files, where)
+            info = clip_shard.parse_clip_info(files["json"], where)
+            return {"frames": info.num_frames} if stage == "shard" else {}
+        if prefix == columns.PREFIX:
+            columns.parse_columns(files, where)
+        return {}
 
     def _other_plans(self) -> Iterator[str]:
         """Describe shards of other plans. If all shards of a generation agree on another plan, the plan was edited."""
@@ -191,26 +222,6 @@ class _Verification:
             yield f"{stray.name}: was left by a killed job; run the same command again, or remove it"
 
 
-def _check_files(folder: Path, plan: Plan, notes: list[str]) -> Iterator[str]:
-    """Compare the directory's other files with their digests in the plan."""
-    for name, digest in plan.header.files.items():
-        path = safe_join(folder, name)
-        if not path.is_file() or sha256_file(path) != digest:
-            state = "was changed after planning" if path.is_file() else "is missing"
-            yield f"{name}: {state}; restore it from a copy, or run the same command again"
-    if plan.header.prefix != token_shard.PREFIX:
-        return
-    card = token_shard.read_tokenizer_card(folder)
-    planned = plan.made_from.get("token_fingerprint")
-    if card.token_fingerprint != planned:
-        names = f"is of tokenizer {card.token_fingerprint[:12]}, the plan of {str(planned)[:12]}"
-        yield f"{token_shard.CARD}: {names}; restore it"
-    if token_shard.CARD not in plan.header.files:
-        notes.append(
-            f"{token_shard.CARD}: the plan of an older version has no digest of it; only its fingerprint is verified"
-        )
-
-
 def _check_keys(commit: Commit, planned: list[str]) -> Iterator[str]:
     """Compare the keys in a record with those of the plan.
 
@@ -243,30 +254,3 @@ def _check_planned(commit: Commit, table: pa.Table) -> Iterator[str]:
     yield from wrong[:_SHOWN]
     if len(wrong) > _SHOWN:
         yield f"and {len(wrong) - _SHOWN} more items differ from the plan"
-
-
-def _reader(folder: Path, plan: Plan) -> SampleReader:
-    """The function that checks the samples of this directory."""
-    if plan.header.prefix == token_shard.PREFIX:
-        card = token_shard.read_tokenizer_card(folder)
-
-        def read_tokens(files: dict[str, bytes], where: str) -> dict[str, int]:
-            _, info = token_shard.parse_tokens(files, card, where)
-            # Other stages define their own statistics.
-            return sample_stats(info.num_frames, info.grid, info.quality) if plan.stage == "tokenize" else {}
-
-        return read_tokens
-    # Other stages define their own statistics.
-    has_stats = plan.stage == "shard"
-
-    def read_clip(files: dict[str, bytes], where: str) -> dict[str, int]:
-        clip_shard.media_of(files, where)
-        info = clip_shard.parse_clip_info(files["json"], where)
-        return {"frames": info.num_frames} if has_stats else {}
-
-    def read_columns(files: dict[str, bytes], where: str) -> dict[str, int]:
-        columns.parse_columns(files, where)
-        return {}
-
-    readers: dict[str, SampleReader] = {clip_shard.PREFIX: read_clip, columns.PREFIX: read_columns}
-    return readers.get(plan.header.prefix, lambda files, where: {})
