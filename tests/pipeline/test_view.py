@@ -23,7 +23,6 @@ from vidvq.formats.code_statistics import BookStatistics, CodeStatistics, write_
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.view import Gallery, build_page
 from vidvq.view.atlas import decode_patches
-from vidvq.view.gallery import Code
 from vidvq.view.page import render
 from vidvq.view.serve import build_routes, make_server
 
@@ -220,7 +219,7 @@ def test_all_occurrences_are_counted_and_correct(gallery, tokens_dir):
     grids = [codes for shard in sorted(tokens_dir.glob("*.tar")) for _, codes, _ in read_tokens(shard, card)]
     for book, parts in ((0, [grid[:1] for grid in grids]), (1, [grid[1:] for grid in grids])):
         for code in range(card.codebooks[book].size):
-            found = gallery.occurrences(Code(book, code))
+            found = gallery.occurrences(book, code)
             assert found["count"] == sum(int((part == code).sum()) for part in parts)
             assert bool(found["places"]) == bool(found["count"])
             for place in found["places"]:
@@ -230,10 +229,10 @@ def test_all_occurrences_are_counted_and_correct(gallery, tokens_dir):
 
 def test_a_code_outside_the_atlas_is_decoded_on_request(gallery, monkeypatch):
     shown = gallery.books[1]["codes"]
-    assert gallery.occurrences(Code(1, shown[0]))["patch"] is None
+    assert gallery.occurrences(1, shown[0])["patch"] is None
     before = png_size(gallery.books[1]["strip"])
     monkeypatch.setitem(gallery.books[1], "codes", shown[1:])
-    patch = gallery.occurrences(Code(1, shown[0]))["patch"]
+    patch = gallery.occurrences(1, shown[0])["patch"]
     side = gallery.card.spatial_factor
     assert png_size(patch) == (side * 4, side) and before == (side * 4, side * len(shown))
     with Image.open(io.BytesIO(b64decode(patch.partition(",")[2]))) as one:
@@ -319,7 +318,7 @@ def test_a_browser_visits_all_clips_of_a_server(served, gallery, tmp_path):
         assert seen["current"] == lines[12]["key"]
         code = gallery.clip(12)["codes"][0]
         assert seen["token"] == f"spatial code {code}"
-        assert seen["places"] == len(gallery.occurrences(Code(0, code))["places"])
+        assert seen["places"] == len(gallery.occurrences(0, code)["places"])
         assert all(url.startswith(served) for url in page.requests()) and page.errors() == []
     finally:
         page.close()

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import accumulate, islice, zip_longest
 from pathlib import Path
@@ -39,19 +38,6 @@ _COUNTED_CODES = 64_000_000
 # Limits of the occurrences shown and of their clips; each of these clips must be decoded.
 _SHOWN = 24
 _SHOWN_CLIPS = 6
-
-
-@dataclass(frozen=True)
-class Code:
-    """One code.
-
-    Attributes:
-        book: index of its codebook in the card.
-        code: local code.
-    """
-
-    book: int
-    code: int
 
 
 class Gallery:
@@ -169,18 +155,22 @@ class Gallery:
             "original": jpeg_sheet(original[: len(decoded)]) if same and original is not None else None,
         }
 
-    def occurrences(self, of: Code) -> dict[str, Any]:
+    def occurrences(self, book: int, code: int) -> dict[str, Any]:
         """Find occurrences of a code in the counted clips.
+
+        Args:
+            book: index of the codebook in the card.
+            code: local code.
 
         Returns:
             Their number (``count``), some positions (``places``), and the decoded patch if the atlas lacks the code
             (``patch``).
         """
-        if not 0 <= of.book < len(self.books):
-            raise UsageError(f"codebook {of.book} is out of range; the codebooks are 0 to {len(self.books) - 1}")
-        book, count, found = self.card.codebooks[of.book], 0, []
+        if not 0 <= book < len(self.books):
+            raise UsageError(f"codebook {book} is out of range; the codebooks are 0 to {len(self.books) - 1}")
+        codebook, count, found = self.card.codebooks[book], 0, []
         for index, grid in sorted(self._grids.items()):
-            here = [row for row in np.argwhere(grid == of.code) if self.card.codebook_of(row[0]) == book]
+            here = [row for row in np.argwhere(grid == code) if self.card.codebook_of(row[0]) == codebook]
             count += len(here)
             # Frames after the first MAX_FRAMES are not shown.
             shown = [row for row in here if (row[0] - 1) * self.card.temporal_factor + 1 < MAX_FRAMES][:_SHOWN]
@@ -188,8 +178,8 @@ class Gallery:
                 found.append([{"index": index, "t": int(t), "y": int(y), "x": int(x)} for t, y, x in shown])
         spread = [position for turn in zip_longest(*found) for position in turn if position][:_SHOWN]
         # The atlas has only the most used codes.
-        rare = 0 <= of.code < book.size and of.code not in self.books[of.book]["codes"]
-        patches = decode_patches(self._tokenizer, self.card, book, [of.code], self._spatial) if rare else []
+        rare = 0 <= code < codebook.size and code not in self.books[book]["codes"]
+        patches = decode_patches(self._tokenizer, self.card, codebook, [code], self._spatial) if rare else []
         return {
             "count": count,
             "places": sorted(spread, key=lambda position: position["index"]),

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from vidvq.errors import UsageError
 from vidvq.log import info
-from vidvq.view.gallery import Code, Gallery
+from vidvq.view.gallery import Gallery
 
 Route = Callable[..., Any]
 
@@ -57,10 +57,7 @@ def build_routes(gallery: Gallery) -> dict[str, Route]:
     def clip(index: int) -> Any:
         return gallery.clip(index)
 
-    def code(book: int, code: int) -> Any:
-        return gallery.occurrences(Code(book, code))
-
-    return one_at_a_time({"/clips": clips, "/clip": clip, "/code": code})
+    return one_at_a_time({"/clips": clips, "/clip": clip, "/code": gallery.occurrences})
 
 
 def one_at_a_time(routes: dict[str, Route]) -> dict[str, Route]:
