@@ -1,6 +1,6 @@
 """`vidvq config`: every setting of a command, with its default, type and meaning."""
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
 import click
@@ -18,24 +18,23 @@ class CommandSettings(NamedTuple):
     """The settings of a command.
 
     Attributes:
-        module: module of its config class.
-        type_name: name of the config class.
+        kind: config class, as ``module:class``.
         usage: command line that takes the YAML.
-        groups: top-level settings, in declaration order; repeated here so that `--help` imports no stage.
+        names: top-level settings, in declaration order; repeated here so that `--help` imports no stage.
     """
 
-    module: str
-    type_name: str
+    kind: str
     usage: str
-    groups: tuple[str, ...]
+    names: str
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The top-level settings."""
+        return tuple(self.names.split())
 
     def config_type(self) -> type[Any]:
         """Import and return the config class."""
-        return getattr(import_module(self.module), self.type_name)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+        return resolve_name(self.kind)
 
 
 # Settings of the commands of `vidvq generate` that sample a generator.
@@ -44,104 +43,83 @@ _REQUEST = "seed sampling batch device precision format deadline_s max_failed ru
 _INPUT = "label text columns text_encoder video lists limits items_per_shard"
 STAGES = {
     "shard": CommandSettings(
-        "vidvq.shard.config",
-        "ShardConfig",
+        "vidvq.shard.config:ShardConfig",
         "vidvq shard VIDEOS... --out DIR --config FILE",
-        _names("clip cut filters lists clips_per_shard max_failed limits runtime"),
+        "clip cut filters lists clips_per_shard max_failed limits runtime",
     ),
     "map": CommandSettings(
-        "vidvq.map.config",
-        "MapConfig",
+        "vidvq.map.config:MapConfig",
         "vidvq map CLIPS --function FUNCTION --config FILE",
-        _names("where deadline_s gpus max_failed runtime version arguments"),
+        "where deadline_s gpus max_failed runtime version arguments",
     ),
     "train": CommandSettings(
-        "vidvq.train.config",
-        "TrainConfig",
+        "vidvq.train.config:TrainConfig",
         "vidvq train FILE",
-        _names(
-            "data out seed steps model discriminator start_from train_only new_quantizer generator "
-            "discriminator_optimizer loss mask degrade guard evaluation ema_decay log_every usage_every "
-            "checkpoint_every keep_checkpoints zero_stage precision compile checkpoint_activations lost_after_s"
-        ),
+        "data out seed steps model discriminator start_from train_only new_quantizer generator "
+        "discriminator_optimizer loss mask degrade guard evaluation ema_decay log_every usage_every "
+        "checkpoint_every keep_checkpoints zero_stage precision compile checkpoint_activations lost_after_s",
     ),
     "tokenize": CommandSettings(
-        "vidvq.tokenize.config",
-        "TokenizeConfig",
+        "vidvq.tokenize.config:TokenizeConfig",
         "vidvq tokenize SOURCES... --checkpoint CKPT --out DIR --config FILE",
-        _names(
-            "video gop_frames items_per_shard lists limits decoder where batch groups device precision kernels "
-            "mixed_gpus pack quality max_failed runtime"
-        ),
+        "video gop_frames items_per_shard lists limits decoder where batch groups device precision kernels "
+        "mixed_gpus pack quality max_failed runtime",
     ),
     "generate-train": CommandSettings(
-        "vidvq.generate.config",
-        "GenerateTrainConfig",
+        "vidvq.generate.config:GenerateTrainConfig",
         "vidvq generate train TOKENS... --out RUN --config FILE",
-        _names(
-            "data out seed steps objective model tasks pixels code_vectors conditions optimizer guard held_out "
-            "ema_decay log_every checkpoint_every keep_checkpoints zero_stage precision lost_after_s"
-        ),
+        "data out seed steps objective model tasks pixels code_vectors conditions optimizer guard held_out "
+        "ema_decay log_every checkpoint_every keep_checkpoints zero_stage precision lost_after_s",
     ),
     "generate-sample": CommandSettings(
-        "vidvq.generate.requests",
-        "SampleConfig",
+        "vidvq.generate.requests:SampleConfig",
         "vidvq generate sample RUN --out DIR --config FILE",
-        _names(f"{_REQUEST} n label text prompts text_encoder frames height width fps items_per_shard"),
+        f"{_REQUEST} n label text prompts text_encoder frames height width fps items_per_shard",
     ),
     "generate-predict": CommandSettings(
-        "vidvq.generate.requests",
-        "PredictConfig",
+        "vidvq.generate.requests:PredictConfig",
         "vidvq generate predict RUN CLIPS|TOKENS|VIDEOS... --out DIR --config FILE",
-        _names(f"{_REQUEST} {_INPUT} given frames"),
+        f"{_REQUEST} {_INPUT} given frames",
     ),
     "generate-interpolate": CommandSettings(
-        "vidvq.generate.requests",
-        "InterpolateConfig",
+        "vidvq.generate.requests:InterpolateConfig",
         "vidvq generate interpolate RUN CLIPS|VIDEOS... --out DIR --config FILE",
-        _names(f"{_REQUEST} {_INPUT} every insert"),
+        f"{_REQUEST} {_INPUT} every insert",
     ),
     "generate-fill": CommandSettings(
-        "vidvq.generate.requests",
-        "FillConfig",
+        "vidvq.generate.requests:FillConfig",
         "vidvq generate fill RUN CLIPS|VIDEOS... --out DIR --config FILE",
-        _names(f"{_REQUEST} {_INPUT} box mask outside"),
+        f"{_REQUEST} {_INPUT} box mask outside",
     ),
     "generate-guide": CommandSettings(
-        "vidvq.generate.requests",
-        "GuideConfig",
+        "vidvq.generate.requests:GuideConfig",
         "vidvq generate guide TOKENS --text TEXT --clip FOLDER --out DIR --config FILE",
-        _names("seed steps lr crops keep format max_failed runtime"),
+        "seed steps lr crops keep format max_failed runtime",
     ),
     "generate-evaluate": CommandSettings(
-        "vidvq.generate.requests",
-        "EvaluateConfig",
+        "vidvq.generate.requests:EvaluateConfig",
         "vidvq generate evaluate RUN TOKENS --clips CLIPS KEY=VALUE...",
-        _names("clips given samples seeds sampling compare_steps perceptual fvd_backbone fvd_frames text_encoder"),
+        "clips given samples seeds sampling compare_steps perceptual fvd_backbone fvd_frames text_encoder",
     ),
     "generate-play": CommandSettings(
-        "vidvq.generate.requests",
-        "PlayConfig",
+        "vidvq.generate.requests:PlayConfig",
         "vidvq generate play RUN KEY=VALUE...",
-        _names("seed starts given keys sampling"),
+        "seed starts given keys sampling",
     ),
     "decode": CommandSettings(
-        "vidvq.decode.config",
-        "DecodeConfig",
+        "vidvq.decode.config:DecodeConfig",
         "vidvq decode TOKENS --checkpoint CKPT --out DIR KEY=VALUE...",
-        _names("format key crf batch device precision fps runtime"),
+        "format key crf batch device precision fps runtime",
     ),
     "evaluate": CommandSettings(
-        "vidvq.evaluate.config",
-        "EvaluateConfig",
+        "vidvq.evaluate.config:EvaluateConfig",
         "vidvq evaluate CLIPS --checkpoint CKPT KEY=VALUE...",
-        _names("codecs perceptual lpips_backbone lpips_net fvd_backbone fvd_frames static_deviation protocol worst"),
+        "codecs perceptual lpips_backbone lpips_net fvd_backbone fvd_frames static_deviation protocol worst",
     ),
     "export": CommandSettings(
-        "vidvq.export.config",
-        "ExportConfig",
+        "vidvq.export.config:ExportConfig",
         "vidvq export TOKENS --to TARGET --out DIR KEY=VALUE...",
-        _names("order specials samples"),
+        "order specials samples",
     ),
 }
 

@@ -1,22 +1,16 @@
 """`vidvq map`."""
 
-from typing import Any
+from functools import partial
+from pkgutil import resolve_name
 
 import click
 
 from vidvq.cli.corpus import corpus_command
 from vidvq.cli.options import optional_out
 
-
-def _load_map() -> Any:
-    from vidvq.map import MapStage
-
-    return MapStage
-
-
 map_clips = corpus_command(
     "map",
-    _load_map,
+    partial(resolve_name, "vidvq.map:MapStage"),
     inputs="CLIPS",
     short_help="Run a function over clips; write its results as columns.",
     help="""Run a function over the clips in CLIPS, a directory of clip shards, and write its results as columns.

@@ -1,19 +1,13 @@
 """`vidvq shard`."""
 
-from typing import Any
+from functools import partial
+from pkgutil import resolve_name
 
 from vidvq.cli.corpus import corpus_command
 
-
-def _load_shard() -> Any:
-    from vidvq.shard import ShardStage
-
-    return ShardStage
-
-
 shard = corpus_command(
     "shard",
-    _load_shard,
+    partial(resolve_name, "vidvq.shard:ShardStage"),
     inputs="VIDEOS",
     short_help="Cut videos into clip shards.",
     help="""Cut VIDEOS into WebDataset shards of clips.

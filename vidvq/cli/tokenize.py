@@ -1,20 +1,14 @@
 """`vidvq tokenize`."""
 
-from typing import Any
+from functools import partial
+from pkgutil import resolve_name
 
 from vidvq.cli.corpus import corpus_command
 from vidvq.cli.options import checkpoint_option
 
-
-def _load_tokenize() -> Any:
-    from vidvq.tokenize import TokenizeVideos
-
-    return TokenizeVideos
-
-
 tokenize = corpus_command(
     "tokenize",
-    _load_tokenize,
+    partial(resolve_name, "vidvq.tokenize:TokenizeVideos"),
     inputs="SOURCES",
     short_help="Turn clip shards or videos into token shards.",
     help="""Turn SOURCES into token shards: a directory of clip shards, or videos in any form that `vidvq shard` takes.
