@@ -33,7 +33,7 @@ def convert(checkpoint: Path, out: Path, keys: Path | None, model_config: Path |
     found = job.convert(
         checkpoint,
         out,
-        job.read_key_map(keys) if keys else job.KeyMap(),
+        config.load(job.KeyMap, keys, []),
         config.read_yaml(model_config) if model_config else None,
     )
     for line in found.lines():

@@ -15,7 +15,6 @@ from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vidvq import config
 from vidvq.errors import UsageError
 from vidvq.storage import attempt_path, is_remote, pretty_json, sync_folder, write_atomic
 
@@ -109,15 +108,6 @@ def convert(source: Path, out: Path, keys: KeyMap, model_config: dict[str, Any] 
     settings = model_config or keys.config
     tokenizer = _write(out, tensors, settings)
     return Converted(out, len(tensors), sum(map(Tensor.numel, tensors.values())), dropped, entry, tokenizer)
-
-
-def read_key_map(path: Path) -> KeyMap:
-    """Read a YAML or JSON file of ``--keys``.
-
-    Raises:
-        UsageError: it is not readable, or a field is wrong.
-    """
-    return config.load(KeyMap, path, [])
 
 
 def _load(source: Path) -> Any:
