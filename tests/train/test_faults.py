@@ -127,7 +127,7 @@ def test_a_truncated_shard_is_reported_by_name(train, clips_dir, copy_of, tmp_pa
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[: size // 2])
     run = train(tmp_path / "run", f"data.clips={clips}", code=2)
-    said = f"vidvq: {shard} has {size // 2} bytes, not the {size} of its record; run vidvq verify"
+    said = f"vidvq: {shard} has {size // 2} bytes, not the {size} of its record; run vidvq verify {clips}"
     assert run.stderr.strip() == said
 
 

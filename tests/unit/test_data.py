@@ -253,5 +253,5 @@ def test_a_batch_without_a_readable_clip_is_one_clear_error(clips, tmp_path):
 def test_a_missing_shard_is_one_clear_error(clips, tmp_path):
     copy = Path(shutil.copytree(clips, tmp_path / "copy"))
     next(copy.glob("*.tar")).unlink()
-    with pytest.raises(UsageError, match="clips-000.*cannot be read"):
+    with pytest.raises(UsageError, match="clips-000.*is missing; run vidvq verify"):
         ClipDataset(config(str(copy)), 1)

@@ -37,10 +37,12 @@ class Batching:
     Attributes:
         batch_size: samples per optimizer step, over all processes and micro-batches.
         micro_batch_size: samples per micro-batch of one process; None uses one micro-batch per step.
+        workers: reading processes per training process.
     """
 
     batch_size: int
     micro_batch_size: int | None
+    workers: int
 
     def micro_batch(self, ranks: int) -> int:
         """Return the number of samples per micro-batch of one process.

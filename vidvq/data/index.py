@@ -12,7 +12,7 @@ import numpy as np
 
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
-from vidvq.formats.commit import Commit, read_finished
+from vidvq.formats.commit import Commit, finished_shards
 from vidvq.formats.plan import read_plan
 from vidvq.formats.selection import ClipSelection
 from vidvq.storage import is_remote, read_range, resolve_path
@@ -122,10 +122,7 @@ def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
     plan = read_plan(folder)
     if plan.header.prefix != PREFIX:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
-    for commit in read_finished(folder, plan):
-        path = folder / commit.shard
-        if not is_remote(path) and path.is_file() and (size := path.stat().st_size) != commit.bytes:
-            raise UsageError(f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify")
+    for path, commit in finished_shards(folder, plan):
         yield str(path), commit
 
 

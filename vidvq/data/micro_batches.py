@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
+from vidvq.data.config import Batching
 from vidvq.errors import UsageError
 
 T = TypeVar("T", covariant=True)
@@ -27,19 +28,6 @@ class UnreadableBatch:
     reason: str
 
 
-class BatchSettings(Protocol):
-    """Settings of the workers and of the batches."""
-
-    @property
-    def workers(self) -> int:
-        """Number of reading processes."""
-        ...
-
-    def accumulation(self, ranks: int) -> int:
-        """Return the number of micro-batches of a process per batch."""
-        ...
-
-
 class MicroBatches(Protocol[T]):
     """A dataset of the micro-batches of one rank, indexed by ``(batch, micro_step)``."""
 
@@ -47,7 +35,7 @@ class MicroBatches(Protocol[T]):
     ranks: int
 
     @property
-    def config(self) -> BatchSettings:
+    def config(self) -> Batching:
         """Settings of the workers and of the batches."""
         ...
 

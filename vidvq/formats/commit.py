@@ -202,6 +202,25 @@ def read_finished(folder: Path, plan: Plan) -> Iterator[Commit]:
             yield commit
 
 
+def finished_shards(folder: Path, plan: Plan) -> Iterator[tuple[Path, Commit]]:
+    """Yield the file and the record of each shard of a finished directory that is not empty, in order.
+
+    Raises:
+        UsageError: a shard is not committed, its record is damaged, or its file is missing or of another size.
+    """
+    for commit in read_finished(folder, plan):
+        path = safe_join(folder, commit.shard)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise UsageError(f"{path} is missing; run vidvq verify {folder}") from None
+        if size != commit.bytes:
+            raise UsageError(
+                f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify {folder}"
+            )
+        yield path, commit
+
+
 def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:
     """Make a shard and commit it, unless another writer commits it first.
 

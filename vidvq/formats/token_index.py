@@ -4,18 +4,16 @@ For a finished directory they come from the commit records, for a single shard f
 """
 
 import tarfile
-from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
 from vidvq.errors import UsageError
-from vidvq.formats.commit import Commit, read_finished
+from vidvq.formats.commit import finished_shards
 from vidvq.formats.export_index import index_export
 from vidvq.formats.export_records import is_export
 from vidvq.formats.plan import read_plan
 from vidvq.formats.tar import MAX_MEMBER_BYTES, check_member, is_plain, read_headers
 from vidvq.formats.token_location import TokenLocation
-from vidvq.storage import safe_join
 
 
 def index_tokens(tokens: Path) -> list[TokenLocation]:
@@ -29,7 +27,7 @@ def index_tokens(tokens: Path) -> list[TokenLocation]:
     if is_export(tokens):
         return index_export(tokens)
     found: list[TokenLocation] = []
-    for shard, commit in _committed(tokens):
+    for shard, commit in finished_shards(tokens, read_plan(tokens)):
         samples: dict[str, list[tuple[str, int, int]]] = {}
         for member, offset in commit.member_offsets():
             samples.setdefault(member.key, []).append((member.name.partition(".")[2], offset, member.size))
@@ -43,21 +41,7 @@ def committed_shards(folder: Path) -> list[Path]:
     Raises:
         UsageError: a shard of its plan is not committed, or its file is missing or of another size.
     """
-    return [shard for shard, _ in _committed(folder)]
-
-
-def _committed(folder: Path) -> Iterator[tuple[Path, Commit]]:
-    for commit in read_finished(folder, read_plan(folder)):
-        path = safe_join(folder, commit.shard)
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise UsageError(f"{path} is missing; run vidvq verify {folder}") from None
-        if size != commit.bytes:
-            raise UsageError(
-                f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify {folder}"
-            )
-        yield path, commit
+    return [shard for shard, _ in finished_shards(folder, read_plan(folder))]
 
 
 def index_shard(shard: Path) -> list[TokenLocation]:
