@@ -342,6 +342,16 @@ def test_generated_codes_decode_like_the_codes_of_a_shard(vidvq, tmp_path, token
         assert container.streams.video[0].average_rate == Fraction(25, 2)
 
 
+def test_generated_codes_are_not_taken_for_decoded_by_another_decoder(
+    vidvq, tmp_path, tokens_dir, weights, location, larger_decoder
+):
+    np.save(tmp_path / "made.npy", location.read(read_tokenizer_card(tokens_dir))[0])
+    made = ("--tokenizer", tokens_dir, "fps=25", "--out", tmp_path / "out.npy")
+    assert vidvq("decode", tmp_path / "made.npy", *weights, *made).code == 0
+    ran = vidvq("decode", tmp_path / "made.npy", "--checkpoint", larger_decoder, *made)
+    assert ran.code == 2 and "was decoded from other tokens or settings" in ran.error
+
+
 @pytest.mark.parametrize("specials", ["clip", "group"])
 def test_ids_with_the_special_tokens_of_an_export_decode_like_the_shard(
     vidvq, tmp_path, tokens_dir, weights, location, specials

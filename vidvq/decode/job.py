@@ -23,10 +23,10 @@ from vidvq.formats.execution import CPU, Execution
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
-from vidvq.formats.token_shard import TokenInfo, TokenizerCard, check_fingerprint, read_tokenizer_card
+from vidvq.formats.token_shard import TokenInfo, TokenizerCard
 from vidvq.log import progress
 from vidvq.model import Tokenizer
-from vidvq.pretrained import find_tokenizer, load_tokenizer
+from vidvq.pretrained import find_tokenizer
 from vidvq.pretrained.device import find_device, prepare
 from vidvq.runtime import WorkerDied, count_gpus, open_runtime
 from vidvq.storage import (
@@ -79,10 +79,8 @@ def run_decode(
     kind = config.format_for(out)
     folder = tokens.parent if tokens.is_file() else tokens
     _refuse_folder(out, folder)
-    written = read_tokenizer_card(folder)
     loaded = find_tokenizer(checkpoint)
-    _, card = load_tokenizer(loaded)
-    check_fingerprint(folder, written, checkpoint, card)
+    _, card = load_for_tokens(folder, loaded)
     known = index_tokens(tokens)
     if interval:
         if config.key is not None:

@@ -74,7 +74,7 @@ def open_tokenizer(tokens: Path, checkpoint: Path, batch: int = 1) -> tuple[Toke
         batch: clips per call of the decoder on a GPU.
 
     Returns:
-        The tokenizer and the card of the tokens.
+        The tokenizer and its card.
 
     Raises:
         UsageError: the tokens were made by another tokenizer.
@@ -87,7 +87,7 @@ def open_tokenizer(tokens: Path, checkpoint: Path, batch: int = 1) -> tuple[Toke
 
 
 def load_for_tokens(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, TokenizerCard]:
-    """Load a tokenizer on the CPU, and the card of the tokens that it is to decode.
+    """Load a tokenizer on the CPU to decode tokens, and its card.
 
     Raises:
         UsageError: the tokens were made by another tokenizer.
@@ -96,7 +96,7 @@ def load_for_tokens(tokens: Path, checkpoint: Path) -> tuple[Tokenizer, Tokenize
     written = read_tokenizer_card(folder)
     tokenizer, card = load_tokenizer(checkpoint)
     check_fingerprint(folder, written, checkpoint, card)
-    return tokenizer, written
+    return tokenizer, card
 
 
 def decode_frames(tokenizer: Tokenizer, codes: np.ndarray, info: TokenInfo) -> Iterator[TimedFrame]:
