@@ -20,7 +20,7 @@ from vidvq.jobs.stage import ShardTask
 from vidvq.runtime import RuntimeConfig, WorkerDied, ray_feeder
 from vidvq.tokenize import decoders, shard_input, worker
 from vidvq.tokenize.config import TokenizeConfig
-from vidvq.tokenize.decoders import Decoders, PlannedClips, Rates, decoders_per_stream
+from vidvq.tokenize.decoders import Decoders, PlannedClips, decoders_per_stream
 from vidvq.tokenize.probe import probe_samples
 from vidvq.tokenize.quality_gates import QualityGates
 from vidvq.tokenize.rows import PlannedSample
@@ -45,7 +45,7 @@ RAW = ("video.short_side=32", "video.multiple=8", "items_per_shard=7", "max_fail
     ],
 )
 def test_the_number_of_processes_follows_from_the_rates(encode_s, decode_s, streams, cores, expected):
-    assert decoders_per_stream(Rates(100, encode_s, decode_s), streams, cores) == expected
+    assert decoders_per_stream(encode_s, decode_s, streams, cores) == expected
 
 
 class FakeFeeder:

@@ -84,7 +84,7 @@ def test_a_poor_shard_stops_the_job_and_what_is_committed_stays(
         # The first shard is good, all behind it are not.
         return [{"psnr": 10.0 if list(out.glob("commits/*.json")) else 40.0}] * len(frames)
 
-    monkeypatch.setattr("vidvq.tokenize.quality.Scorer.score_together", told)
+    monkeypatch.setattr("vidvq.tokenize.quality.Scorer.score", told)
     ran = vidvq(*command)
     assert ran.code == 1
     assert [path.name for path in out.glob("*.tar")] == ["tokens-000000.tar"]
@@ -117,8 +117,10 @@ def test_of_a_long_stream_the_first_frames_are_kept_and_scored(checkpoint_dir):
     assert sum(map(len, kept)) == 129
     codes = np.zeros(tokenizer.latent_shape(321, 16, 16), np.int64)
     scorer = Scorer(tokenizer, QualityPolicy(share=1))
-    whole = scorer.score(codes, kept)["psnr"]
-    assert whole == scorer.score(codes[: tokenizer.latent_shape(129, 16, 16)[0]], kept)["psnr"] > 0
+    frames = [np.concatenate(kept)]
+    whole = scorer.score([codes], frames)
+    assert whole == scorer.score([codes[: tokenizer.latent_shape(129, 16, 16)[0]]], frames)
+    assert whole[0]["psnr"] > 0
 
 
 def test_the_score_is_of_each_frame_against_its_own(checkpoint_dir):
@@ -127,8 +129,8 @@ def test_the_score_is_of_each_frame_against_its_own(checkpoint_dir):
     # 12 of the 13 frames that the codes decode to, and not all of their pixels: as of a clip that was padded.
     frames = to_frames(tokenizer.decode(torch.from_numpy(codes)[None], num_frames=12, size=(14, 20)))
     scorer = Scorer(tokenizer, QualityPolicy(share=1))
-    assert scorer.score(codes, [frames[:9], frames[9:]]) == {"psnr": 100.0}
-    assert scorer.score(codes, [frames[::-1]])["psnr"] < 100
+    assert scorer.score([codes], [frames]) == [{"psnr": 100.0}]
+    assert scorer.score([codes], [frames[::-1]])[0]["psnr"] < 100
 
 
 def test_the_perceptual_score_is_of_frames_of_the_sample(checkpoint_dir):
@@ -136,13 +138,13 @@ def test_the_perceptual_score_is_of_frames_of_the_sample(checkpoint_dir):
     codes = np.random.default_rng(0).integers(0, 32, (4, 4, 4))
     frames = to_frames(tokenizer.decode(torch.from_numpy(codes)[None]))
     scorer = Scorer(tokenizer, QualityPolicy(share=1, perceptual=True))
-    assert scorer.score(codes, [frames]) == {"psnr": 100.0, "st_lpips": 0.0}
+    assert scorer.score([codes], [frames]) == [{"psnr": 100.0, "st_lpips": 0.0}]
     others = frames.copy()
     # Frames 0, 4, 8 and 12 of 13 are compared; what is between is not.
     others[5:8] = 255 - others[5:8]
-    assert scorer.score(codes, [others])["st_lpips"] == 0
+    assert scorer.score([codes], [others])[0]["st_lpips"] == 0
     others[12] = np.random.default_rng(1).integers(0, 256, others[12].shape)
-    assert scorer.score(codes, [others])["st_lpips"] > 0.01
+    assert scorer.score([codes], [others])[0]["st_lpips"] > 0.01
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -159,7 +161,7 @@ def test_samples_scored_together_have_the_scores_of_each_alone(checkpoint_dir):
     for shape in (StepShape(1, 1), StepShape(3, 2)):
         tokenizer.decode_shape = shape
         scorer = Scorer(tokenizer, QualityPolicy(share=1))
-        alone = [scorer.score(*pair) for pair in zip(codes, kept, strict=True)]
+        alone = [scorer.score([one], frames)[0] for one, frames in zip(codes, kept, strict=True)]
         together: dict[int, dict[str, float]] = {}
         calls, decode = [], type(tokenizer).decode_step
 

@@ -105,7 +105,7 @@ def test_a_fall_is_found_again_by_the_run_that_resumes(vidvq, clips_dir, checkpo
     def told(scorer, codes, frames):
         return [{"psnr": 30.0 if len(list(out.glob("commits/*.json"))) < 2 else 20.0}] * len(frames)
 
-    monkeypatch.setattr("vidvq.tokenize.quality.Scorer.score_together", told)
+    monkeypatch.setattr("vidvq.tokenize.quality.Scorer.score", told)
     first = vidvq(*command)
     assert first.code == 1 and "samples fell to 20.00 dB" in first.error
     assert "from 30.00 dB of the first 4; quality.max_drop=2" in first.error

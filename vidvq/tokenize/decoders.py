@@ -26,38 +26,23 @@ _AHEAD = 64
 _START_S = 30.0
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Measurements of a worker on one shard.
-
-    Attributes:
-        frames: number of frames that were decoded and encoded.
-        encode_s: time that the encoder was busy with them (seconds).
-        decode_s: time that decoding processes were busy with them, summed over the processes (seconds).
-    """
-
-    frames: int
-    encode_s: float
-    decode_s: float
-
-
-def decoders_per_stream(rates: Rates, streams: int, cores: int) -> int:
+def decoders_per_stream(encode_s: float, decode_s: float, streams: int, cores: int) -> int:
     """Return the number of decoding processes per stream that keep up with the encoder.
 
-    The encoder takes ``frames / encode_s`` frames per second, and one process decodes ``frames / decode_s``. Their
-    ratio, plus a quarter, is the number of processes, rounded up to the same number for each stream, and at most the
-    cores for each stream, rounded to the nearest number: a few processes too many share cores, but one too few per
-    stream would leave up to half of the cores idle.
+    The ratio of the times for the same frames, plus a quarter, is the number of processes, rounded up to the same
+    number for each stream, and at most the cores for each stream, rounded to the nearest number: a few processes too
+    many share cores, but one too few per stream would leave up to half of the cores idle.
 
     Args:
-        rates: measurements; the shard must have frames.
+        encode_s: time that the encoder was busy with some frames (seconds).
+        decode_s: time that decoding processes were busy with them, summed over the processes (seconds).
         streams: streams that the encoder processes together.
         cores: cores that the worker may use.
 
     Returns:
         At least 1.
     """
-    needed = ceil(_MARGIN * rates.decode_s / max(rates.encode_s, 1e-9) / streams)
+    needed = ceil(_MARGIN * decode_s / max(encode_s, 1e-9) / streams)
     return max(1, min(needed, (cores + streams // 2) // streams))
 
 
@@ -179,11 +164,11 @@ class Decoders:
         Args:
             encode_s: time that the encoder was busy (seconds).
         """
-        rates = Rates(self._frames, encode_s, self._busy_s)
+        frames, decode_s = self._frames, self._busy_s
         self._frames, self._busy_s, self.from_nvdec = 0, 0.0, 0
-        if self._wanted != "auto" or not rates.frames:
+        if self._wanted != "auto" or not frames:
             return
-        each = decoders_per_stream(rates, self._streams, self._cores)
+        each = decoders_per_stream(encode_s, decode_s, self._streams, self._cores)
         for feeders in self._feeders:
             feeders[each:] = [self._new_feeder() for _ in range(each - len(feeders))]
 

@@ -56,22 +56,8 @@ class Scorer:
         self._tokenizer = tokenizer
         self._distance = load_perceptual("st_lpips", "alex").to(tokenizer.device) if policy.perceptual else None
 
-    def score(self, codes: np.ndarray, kept: list[np.ndarray]) -> dict[str, float]:
-        """Decode the codes of the kept frames and compare.
-
-        Args:
-            codes: codes ``lt lh lw`` of the whole sample.
-            kept: its first frames, as chunks ``t h w c`` uint8.
-
-        Returns:
-            ``psnr`` (dB, two decimals) and, with ``perceptual``, ``st_lpips`` (four decimals).
-        """
-        return self.score_together([codes], [np.concatenate(kept)])[0]
-
     @torch.inference_mode()
-    def score_together(
-        self, codes: Sequence[np.ndarray | None], frames: Sequence[np.ndarray]
-    ) -> list[dict[str, float]]:
+    def score(self, codes: Sequence[np.ndarray | None], frames: Sequence[np.ndarray]) -> list[dict[str, float]]:
         """Decode the codes of samples of one length and size in the same calls, and compare.
 
         Args:
@@ -80,7 +66,7 @@ class Scorer:
             frames: first frames ``t h w c`` uint8 of each sample, without empty slots.
 
         Returns:
-            The scores of each sample, as :meth:`score` returns them.
+            Of each sample ``psnr`` (dB, two decimals) and, with ``perceptual``, ``st_lpips`` (four decimals).
         """
         length, *size = frames[0].shape[:3]
         given = [one for one in codes if one is not None]
@@ -157,6 +143,6 @@ class ScoreQueue:
             return
         samples = [waiting.get(slot) for slot in range(self._slots)]
         present = [one for one in samples if one]
-        scores = self._scorer.score_together([one and one.codes for one in samples], [one.frames for one in present])
+        scores = self._scorer.score([one and one.codes for one in samples], [one.frames for one in present])
         for one, score in zip(present, scores, strict=True):
             one.write(score)

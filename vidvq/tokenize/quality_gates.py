@@ -21,7 +21,7 @@ _TOKENS_PER_CODE = 100
 _REMEDY = "committed shards stay; check the checkpoint and the videos, or"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ShardDetails:
     """Measurements of a shard, beside its record.
 

@@ -111,7 +111,7 @@ class TokenShardWorker:
             raise
 
     def _make(self, task: ShardTask[Any], following: ShardTask[Any] | None) -> ShardResult:
-        counted, copied = _Counts(CodeCounts(self._card)), Counter[str]()
+        details, copied = ShardDetails(CodeCounts(self._card)), Counter[str]()
         with self._clock.activity("fetch"):
             given = self._open(task)
         with closing(given):
@@ -122,7 +122,7 @@ class TokenShardWorker:
             if following:
                 self._next = following.shard, in_background(partial(self._new_input, following, prefetch=True))
             with self._clock.activity("write"):
-                fill = partial(self._fill, task, given, counted, copied)
+                fill = partial(self._fill, task, given, details, copied)
                 try:
                     commit = commit_shard(task.out, task.shard, task.plan_id, fill)
                 except torch.OutOfMemoryError as error:
@@ -132,8 +132,8 @@ class TokenShardWorker:
                         "command again"
                     ) from error
         self._decoders.release()
-        from_nvdec = self._decoders.from_nvdec if self._config.decoder == "nvdec" else None
-        details = ShardDetails(counted.codes, counted.compared, counted.differing, self._decoders.count, from_nvdec)
+        details.decoders = self._decoders.count
+        details.from_nvdec = self._decoders.from_nvdec if self._config.decoder == "nvdec" else None
         result = self._clock.result(commit, dict(copied), details)
         self._decoders.adapt(sum(result.seconds.get(name, 0.0) for name in _ENCODER))
         return result
@@ -160,7 +160,7 @@ class TokenShardWorker:
         return given
 
     def _fill(
-        self, task: ShardTask[Any], given: ShardInput, counted: "_Counts", copied: Counter[str], draft: ShardDraft
+        self, task: ShardTask[Any], given: ShardInput, details: ShardDetails, copied: Counter[str], draft: ShardDraft
     ) -> None:
         for verdict, outcome in task.left_out():
             (draft.failed if verdict == "failed" else draft.filtered).append(outcome)
@@ -172,7 +172,7 @@ class TokenShardWorker:
             writer.put(Sample(key, files, stats))
         # Unbroken streams have too many tokens to let them wait for one another.
         scores = ScoreQueue(self._scorer, 1 if self._slots_interleave else self._streams)
-        shard = _Shard(given, writer, scores, counted)
+        shard = _Shard(given, writer, scores, details)
         run_slots(self._tokenizer, [self._stream(shard, slot) for slot in range(self._streams)], self._clock)
         with self._clock.activity("score"):
             scores.flush()
@@ -286,11 +286,13 @@ class TokenShardWorker:
 
     def _finish(self, shard: "_Shard", item: "_Item", pending: PendingCodes) -> None:
         codes = pending()
-        shard.counted.codes.add(codes)
+        shard.details.codes.add(codes)
         write = partial(self._write, shard.writer, item.key, item.info, codes)
         with self._clock.activity("score"):
             if item.compared:
-                shard.counted.compare(*self._agreement.compare(codes, item.kept))
+                compared, differing = self._agreement.compare(codes, item.kept)
+                shard.details.compared += compared
+                shard.details.differing += differing
             if item.scored:
                 shard.scores.put(item.slot, codes, item.kept, write)
         if not item.scored:
@@ -309,28 +311,14 @@ class TokenShardWorker:
         writer.put(Sample(key, token_files(codes, info, self._card, self._config.pack), _stats(info)))
 
 
-@dataclass
-class _Counts:
-    """Counts of a shard."""
-
-    codes: CodeCounts
-    compared: int = 0
-    differing: int = 0
-
-    def compare(self, compared: int, differing: int) -> None:
-        """Add tokens that were compared with fp32, and those that differ."""
-        self.compared += compared
-        self.differing += differing
-
-
 @dataclass(frozen=True)
 class _Shard:
-    """The shard that is being made: its input, and what becomes of its samples."""
+    """The shard that is being made: its input, what becomes of its samples, and the measurements of it."""
 
     given: ShardInput
     writer: OrderedShardWriter
     scores: ScoreQueue
-    counted: _Counts
+    details: ShardDetails
 
 
 @dataclass(frozen=True)
