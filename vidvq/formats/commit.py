@@ -11,13 +11,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
+from vidvq.config import to_dict
 from vidvq.errors import UsageError
 from vidvq.formats.plan import Plan
 from vidvq.formats.schema import MAX_LABEL, MAX_TEXT, Count, Digest, FileName, Label, Text, parse
@@ -312,7 +313,4 @@ def record_path(folder: Path, shard: str) -> Path:
 
 
 def _encode(record: Commit) -> bytes:
-    data: dict[str, Any] = {**vars(record), "format": FORMAT}
-    for name in ("failed", "filtered"):
-        data[name] = [asdict(outcome) for outcome in data[name]]
-    return pretty_json(add_digest(data))
+    return pretty_json(add_digest(to_dict(record) | {"format": FORMAT}))

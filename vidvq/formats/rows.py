@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from operator import attrgetter
 from types import UnionType
 from typing import Annotated, Any, Generic, Self, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -78,15 +79,16 @@ class RowCodec(Generic[Record]):
 
     def __init__(self, row: type[Record]) -> None:
         self._row = row
-        self._columns = _columns(row)
-        self.schema = pa.schema([(column.name, column.type) for column in self._columns])
+        columns = _columns(row)
+        self.schema = pa.schema([(path.rpartition(".")[2], kind) for path, kind in columns])
+        self._values = [attrgetter(path) for path, _ in columns]
 
     def to_table(self, rows: Iterable[Record]) -> pa.Table:
         """Build a table; only a few thousand rows are held as Python objects at a time."""
         rows = iter(rows)
         batches: list[pa.RecordBatch] = []
         while some := list(islice(rows, _ROWS_PER_BATCH)):
-            arrays = [pa.array([column.get(row) for row in some], column.type) for column in self._columns]
+            arrays = [pa.array(map(get, some), kind) for get, kind in zip(self._values, self.schema.types, strict=True)]
             batches.append(pa.RecordBatch.from_arrays(arrays, schema=self.schema))  # pyright: ignore[reportUnknownMemberType]
         return pa.Table.from_batches(batches, schema=self.schema)
 
@@ -101,28 +103,14 @@ class RowCodec(Generic[Record]):
                 yield _build(self._row, {name: column[index] for name, column in found.items()})
 
 
-@dataclass(frozen=True)
-class _Column:
-    name: str
-    type: pa.DataType
-    path: tuple[str, ...]
-
-    def get(self, row: Any) -> Any:
-        for name in self.path:
-            row = getattr(row, name)
-        return row
-
-
-def _columns(kind: type[Any], path: tuple[str, ...] = ()) -> list[_Column]:
+def _columns(kind: type[Any], prefix: str = "") -> list[tuple[str, pa.DataType]]:
+    """The dotted path of each column in a row, and its type."""
     hints = get_type_hints(kind, include_extras=True)
-    found: list[_Column] = []
+    found: list[tuple[str, pa.DataType]] = []
     for name in _field_order(kind):
-        hint = hints[name]
-        if is_dataclass(hint):
-            assert isinstance(hint, type)
-            found += _columns(hint, (*path, name))
-        else:
-            found.append(_Column(name, _arrow_type(hint), (*path, name)))
+        path, hint = f"{prefix}{name}", hints[name]
+        group = hint if is_dataclass(hint) and isinstance(hint, type) else None
+        found += _columns(group, f"{path}.") if group else [(path, _arrow_type(hint))]
     return found
 
 
