@@ -103,7 +103,7 @@ def main() -> None:
     count_requests() if is_remote(folder) else sys.addaudithook(ask)
     uris = (f"s3://a-bucket-of-films/{index % 997:03d}/film-{index:08d}.mp4" for index in range(clips // 20))
     sources = [Source(uri, 123_456_789, "d41d8cd98f00b204e9800998ecf8427e") for uri in uris]
-    plan_videos.list_sources = lambda inputs, lists, deadline_s: iter(sources)
+    Stage.sources = lambda stage, inputs: iter(sources)
     stage = Stage(config=validate(ShardConfig, {"clips_per_shard": per_shard}))
     out, tokens = folder / "clips", folder / "tokens"
     with step("shard: plan"):

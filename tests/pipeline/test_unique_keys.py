@@ -20,7 +20,7 @@ RUN = ("runtime.workers=0", "max_failed=1")
 @pytest.fixture
 def few_bits(monkeypatch):
     """All hashes of names are alike, except that attempts differ."""
-    monkeypatch.setattr(keys, "_digest", lambda text: f"h{text.count(chr(0))}")
+    monkeypatch.setattr(keys, "sha256_bytes", lambda data: f"h{data.count(0)}")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Commit
@@ -150,7 +149,7 @@ def reservoir_sample(sources: Iterable[Source], size: int) -> tuple[int, list[So
 
 
 def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: Runtime) -> _Sample[AnyVideoRow]:
-    count, sources = reservoir_sample(list_sources(inputs, stage.lists, stage.download_deadline_s), _PROBED)
+    count, sources = reservoir_sample(stage.sources(inputs), _PROBED)
     if not count:
         raise UsageError("the inputs contain no videos")
     pool = runtime.pool(-(-len(sources) // stage.probes_per_worker))

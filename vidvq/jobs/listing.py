@@ -16,7 +16,7 @@ from vidvq.formats.arrow import encode_table, holds_secrets, read_table
 from vidvq.formats.rows import RowCodec
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.log import progress
-from vidvq.runtime import Pool, WorkerDied, describe_death
+from vidvq.runtime import Pool, Runtime, WorkerDied, describe_death
 from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_bytes, write_atomic
 
 _FOLDER = "planning"
@@ -52,10 +52,6 @@ class Listing:
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 
-    def units(self, stage: VideoStage[Any]) -> int:
-        """Number of workers that probing the sources can occupy."""
-        return -(-len(self) // stage.probes_per_worker)
-
     def sources(self) -> Iterator[Source]:
         """Yield the sources in order."""
         for part in self.parts:
@@ -63,7 +59,7 @@ class Listing:
 
 
 def probe_listing(
-    stage: VideoStage[AnyVideoRow], listing: Listing, made_from: dict[str, Any], out: Path, pool: Pool
+    stage: VideoStage[AnyVideoRow], listing: Listing, made_from: dict[str, Any], out: Path, runtime: Runtime
 ) -> Iterator[AnyVideoRow]:
     """Yield the rows of all sources in order; parts saved by an earlier run are not probed again.
 
@@ -75,6 +71,7 @@ def probe_listing(
         FileNotFoundError: another driver has finished the plan and deleted the parts.
         JobStopped: credentials have expired.
     """
+    pool = runtime.pool(-(-len(listing) // stage.probes_per_worker))
     codec = RowCodec(stage.row)
     folder = out / _FOLDER
     stem = sha256_bytes(canonical_json([made_from, listing.digest]))[:16]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from vidvq.corpus.inputs import Fingerprint, list_sources
+from vidvq.corpus.inputs import Fingerprint
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.keys import SCHEME
@@ -33,12 +33,12 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
     if has_plan(out):
         return _confirm(stage, inputs, out)
     refuse_foreign(out)
-    listing = Listing(list_sources(inputs, stage.lists, stage.download_deadline_s))
+    listing = Listing(stage.sources(inputs))
     if not listing.parts:
         raise UsageError("the inputs contain no videos")
     made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
     with unless_done(lambda: has_plan(out)):
-        rows = probe_listing(stage, listing, made_from, out, runtime.pool(listing.units(stage)))
+        rows = probe_listing(stage, listing, made_from, out, runtime)
         table = separate_keys(number_shards(stage, stage.select(rows, ()), 0), stage.row)
         plan = create_plan(out, stage.name, stage.prefix, made_from, table, stage.files())
         remove_parts(out)
@@ -77,7 +77,7 @@ def _confirm(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path) -> Pl
     removed = removed_uris(plan, stage.row) if plan.stage == stage.name else set[str]()
     fingerprint = Fingerprint()
     with progress("list", None, "videos") as bar:
-        for source in _without(removed, list_sources(inputs, stage.lists, stage.download_deadline_s)):
+        for source in _without(removed, stage.sources(inputs)):
             fingerprint.add(source)
             bar.advance()
     made_from = stage.identity() | {"inputs": fingerprint.value()}
@@ -96,10 +96,7 @@ def _changes(plan: Plan, stage: VideoStage[AnyVideoRow], inputs: list[str], remo
     if "uri" not in plan.table.column_names:
         return
     old = {source.identity: source for source in sources_of(plan, stage.row)}
-    new = {
-        source.identity: source
-        for source in _without(removed, list_sources(inputs, stage.lists, stage.download_deadline_s))
-    }
+    new = {source.identity: source for source in _without(removed, stage.sources(inputs))}
     yield from (f"{name} was added" for name in sorted(new.keys() - old.keys()))
     yield from (f"{name} was removed" for name in sorted(old.keys() - new.keys()))
     yield from (f"{name} was changed" for name in sorted(old.keys() & new.keys()) if old[name] != new[name])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
+from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
@@ -292,14 +293,13 @@ class VideoStage(Stage[AnyVideoRow]):
         return self._limits.deadline_s
 
     @property
-    def download_deadline_s(self) -> float:
-        """Time limit of each read of a remote list or tar (seconds)."""
-        return self._limits.download_deadline_s
-
-    @property
     def _limits(self) -> Limits:
         """Those of the settings, if they have any."""
         return getattr(self.config, "limits", Limits())
+
+    def sources(self, inputs: list[str]) -> Iterator[Source]:
+        """Yield the videos that the inputs name, as :func:`vidvq.corpus.inputs.list_sources` does."""
+        return list_sources(inputs, self.lists, self._limits.download_deadline_s)
 
     def access_watch(self) -> AccessWatch:
         """Build what stops the job when its credentials have expired."""

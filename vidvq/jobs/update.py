@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vidvq.corpus.inputs import Fingerprint, list_sources
+from vidvq.corpus.inputs import Fingerprint
 from vidvq.corpus.source import Source, source_at, uri_of
 from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
@@ -114,7 +114,7 @@ def _refuse_other_identity(stage: Stage[Any], plan: Plan, out: Path) -> None:
 
 def _add(stage: VideoStage[AnyVideoRow], plan: Plan, inputs: list[str], out: Path, runtime: Runtime) -> Plan:
     known = {source.identity: source for source in sources_of(plan, stage.row)}
-    listing = Listing(_new(list_sources(inputs, stage.lists, stage.download_deadline_s), known))
+    listing = Listing(_new(stage.sources(inputs), known))
     if not listing.parts:
         info(f"every input is in {out} already")
         return plan
@@ -185,7 +185,7 @@ def _probe_again(
     runtime: Runtime,
 ) -> list[AnyVideoRow]:
     made_from = stage.identity() | {"inputs": listing.inputs.value(), "key_scheme": SCHEME}
-    rows = probe_listing(stage, listing, made_from, out, runtime.pool(listing.units(stage)))
+    rows = probe_listing(stage, listing, made_from, out, runtime)
     return list(assign_keys(stage.select(rows, others), plan.rows(stage.row)))
 
 
