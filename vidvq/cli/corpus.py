@@ -68,18 +68,24 @@ def corpus_command(
         remove: tuple[str, ...] = (),
         **own: Any,
     ) -> int:
+        from vidvq.jobs import CorpusUpdate, estimate, run_job
+
         arguments, retry_failed = take_reason(arguments, retry_failed)
         given, overrides = split(arguments)
         stage_type = load()
         target = out or stage_type.default_out(given, **own)
         if add + bool(remove) + bool(retry_failed) + dry_run > 1:
             raise UsageError("--add, --remove, --retry-failed and --dry-run exclude each other; give one of them")
+        update, inputs = None, given
         if add or remove or retry_failed:
-            from vidvq.jobs import CorpusUpdate
-
             update = CorpusUpdate(tuple(given) if add else None, remove, retry_failed)
-            return _update(stage_type, given, target, config_name, overrides, update, as_json, own)
-        return _run(stage_type, given, target, config_name, overrides, dry_run, as_json, own)
+            settings, inputs = _settings_of_corpus(stage_type, given, target, config_name, overrides, update)
+        else:
+            settings = _load_settings(stage_type, given, config_name, overrides)
+        stage = stage_type.open(inputs, settings, **own)
+        if dry_run:
+            return _show(estimate(stage, given), as_json)
+        return _report(run_job(stage, given, target, update), settings.max_failed, as_json)
 
     command: Any = run
     dry_run = click.option(
@@ -93,18 +99,10 @@ def corpus_command(
     return click.command(name, cls=kind, short_help=short_help, help=help, epilog=epilog)(command)  # type: ignore[arg-type]
 
 
-def _run(
-    stage_type: "type[Stage[Any]]",
-    inputs: list[str],
-    out: Path,
-    config_name: str | None,
-    overrides: list[str],
-    dry_run: bool,
-    as_json: bool,
-    options: dict[str, Any],
-) -> int:
-    from vidvq.jobs import estimate, run_job
-
+def _load_settings(
+    stage_type: "type[Stage[Any]]", inputs: list[str], config_name: str | None, overrides: list[str]
+) -> Any:
+    """Load the settings of a new job, or of one that is resumed."""
     if not inputs:
         raise UsageError(f"no inputs are given; see vidvq {stage_type.name} --help")
     settings = config.load(stage_type.config_type, config_path(config_name), overrides)
@@ -113,24 +111,19 @@ def _run(
 
         # The start of a small job is dominated by imports: let the decoding process import while this one does.
         warm_up("vidvq.corpus.frames")
-    stage = stage_type.open(inputs, settings, **options)
-    if dry_run:
-        return _show(estimate(stage, inputs), as_json)
-    return _report(run_job(stage, inputs, out), settings.max_failed, as_json)
+    return settings
 
 
-def _update(
+def _settings_of_corpus(
     stage_type: "type[Stage[Any]]",
     inputs: list[str],
     out: Path,
     config_name: str | None,
     overrides: list[str],
     update: "CorpusUpdate",
-    as_json: bool,
-    options: dict[str, Any],
-) -> int:
+) -> tuple[Any, list[str]]:
+    """Return the settings that a corpus to update was made with, and the inputs that its stage is opened with."""
     from vidvq.formats.plan import read_plan
-    from vidvq.jobs import run_job
     from vidvq.jobs.update import check_update
 
     fixed = [config_name] if config_name else [each for each in overrides if not each.startswith(_CHANGEABLE)]
@@ -141,8 +134,7 @@ def _update(
     settings = config.validate(
         stage_type.config_type, config.apply_overrides(stage_type.settings_of(plan.made_from), overrides)
     )
-    stage = stage_type.open([] if "inputs" in plan.made_from else inputs, settings, **options)
-    return _report(run_job(stage, inputs, out, update), settings.max_failed, as_json)
+    return settings, [] if "inputs" in plan.made_from else inputs
 
 
 def _show(result: Any, as_json: bool) -> int:
