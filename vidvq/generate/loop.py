@@ -29,7 +29,7 @@ from vidvq.training.distributed import (
 from vidvq.training.engine import deepspeed_groups
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
-from vidvq.training.metric_writer import MetricWriter
+from vidvq.training.metric_writer import open_writer
 from vidvq.training.recovery import roll_back, skip_batch
 from vidvq.training.run_directory import locked_run_directory, record_config
 from vidvq.training.signals import StopSignal
@@ -87,7 +87,7 @@ class _TrainingLoop:
             info(f"resuming from {state.checkpoint}" if state else f"{size / 1e6:.1f} M parameters")
         self.terms, self.by_task = MeanTerms(), {task: MeanTerms() for task in card.tasks}
         self._restart_clock()
-        self.writer = self._open_writer()
+        self.writer = open_writer(self.run, self.trainer.progress.step, self.context)
         self.batches: Iterator[Examples] | None = None
 
     def fit(self) -> None:
@@ -171,7 +171,7 @@ class _TrainingLoop:
         )
         if self.writer:
             self.writer.close()
-            self.writer = self._open_writer()
+            self.writer = open_writer(self.run, self.trainer.progress.step, self.context)
         self.batches = None
         for terms in (self.terms, *self.by_task.values()):
             terms.reset()
@@ -222,6 +222,3 @@ class _TrainingLoop:
     def _restart_clock(self) -> None:
         """Measure times and rates from now on."""
         self.started, self.waited_s, self.tokens, self.steps = monotonic(), 0.0, 0, 0
-
-    def _open_writer(self) -> MetricWriter | None:
-        return MetricWriter(self.run, self.trainer.progress.step) if self.context.rank == 0 else None

@@ -13,7 +13,7 @@ from vidvq.generate.config import GenerateTrainConfig
 from vidvq.generate.examples import Examples
 from vidvq.generate.network import build_network, start_from_vectors
 from vidvq.generate.objectives import draw_mask
-from vidvq.training.distributed import DistributedContext, all_reduce_sum
+from vidvq.training.distributed import DistributedContext, all_reduce_mean
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
     full_state_dict,
@@ -107,12 +107,12 @@ class GeneratorTrainer:
         seed_micro_batch(config.seed, progress.step, progress.batch, micro_batch)
         mask, kept = self._draw(examples, micro_step)
         loss = compute_loss(self._engine, examples, config.objective, mask, kept)
-        if skipped := self.guard.check(float(self._mean(loss))):
+        if skipped := self.guard.check(float(all_reduce_mean(loss))):
             return skipped
         # The engine averages over micro-batches, which have different numbers of hidden codes.
         steps = range(config.data.accumulation(self.context.size))
         counts = [int((mask if step == micro_step else self._draw(examples, step)[0]).sum()) for step in steps]
-        loss = loss * (counts[micro_step] / self._mean(loss.new_full((), sum(counts) / len(counts))))
+        loss = loss * (counts[micro_step] / all_reduce_mean(loss.new_full((), sum(counts) / len(counts))))
         self._engine.backward(loss)
         self._engine.step()
         return {"loss": loss.detach().float()}
@@ -142,10 +142,6 @@ class GeneratorTrainer:
         first = (micro_step * self.context.size + self.context.rank) * count
         generators = sample_generators(config.seed, self.progress.batch, first, count, torch.device("cpu"))
         return draw_hidden(examples, config.objective, config.conditions.drop, generators)
-
-    def _mean(self, tensor: Tensor) -> Tensor:
-        """Average a tensor over all ranks."""
-        return all_reduce_sum(tensor.detach().float().clone()) / self.context.size
 
 
 def draw_hidden(

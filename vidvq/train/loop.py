@@ -26,7 +26,7 @@ from vidvq.training.engine import deepspeed_groups
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.machine_memory import machine_memory_file
 from vidvq.training.mean_terms import MeanTerms
-from vidvq.training.metric_writer import MetricWriter
+from vidvq.training.metric_writer import open_writer
 from vidvq.training.recovery import roll_back, skip_batch
 from vidvq.training.run_directory import locked_run_directory, record_config
 from vidvq.training.signals import StopSignal
@@ -103,7 +103,7 @@ class _TrainingLoop:
         self.throughput = Throughput(config, context)
         self.terms = MeanTerms()
         self.alarms: set[str] = set()
-        self.writer = self._open_writer()
+        self.writer = open_writer(self.run, self.trainer.progress.step, self.context)
         self.batches: Iterator[Tensor] | None = None
         self.device_copier = DeviceCopier(context.device)
 
@@ -211,7 +211,7 @@ class _TrainingLoop:
         )
         if self.writer:
             self.writer.close()
-            self.writer = self._open_writer()
+            self.writer = open_writer(self.run, self.trainer.progress.step, self.context)
         self.batches = None
         self.terms.reset()
         self.throughput.reset()
@@ -270,6 +270,3 @@ class _TrainingLoop:
             self.writer.comparisons(step, shown)
             note = ", best checkpoint so far" if best else ""
             info(f"held out at step {step}: {self.evaluator.summary(scores)}{note}")
-
-    def _open_writer(self) -> MetricWriter | None:
-        return MetricWriter(self.run, self.trainer.progress.step) if self.context.rank == 0 else None

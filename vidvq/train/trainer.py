@@ -20,7 +20,7 @@ from vidvq.train.config import TrainConfig
 from vidvq.train.initialization import build_networks, frozen_names
 from vidvq.train.objective import Objective
 from vidvq.train.profiler import AVERAGE, BACKWARD, DISCRIMINATOR, FORWARD, LOSSES, phase
-from vidvq.training.distributed import DistributedContext, all_reduce_sum, to_host
+from vidvq.training.distributed import DistributedContext, all_reduce_mean, to_host
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
     full_state_dict,
@@ -228,7 +228,7 @@ class Trainer:
         values = [outside, guarded, video.new_full((), float(self.stop_requested()))]
         if discriminator_loss is not None:
             values += [discriminator_loss.detach(), terms["logits_real"], terms["logits_fake"]]
-        bad, mean, stop, *others = to_host(self._mean(torch.stack([value.float() for value in values])))
+        bad, mean, stop, *others = to_host(all_reduce_mean(torch.stack([value.float() for value in values])))
         self.stop_agreed = self.stop_agreed or stop > 0
         if bad > 0:
             return self.guard.skip("its pixels are not in [-1, 1]")
@@ -269,7 +269,3 @@ class Trainer:
             raise UsageError(
                 f"{state.checkpoint} has another {name} than this config; use the config of the run, or another out="
             ) from error
-
-    def _mean(self, tensor: Tensor) -> Tensor:
-        """Average a tensor over all ranks."""
-        return all_reduce_sum(tensor.detach().float().clone()) / self.context.size

@@ -107,6 +107,11 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Average a tensor over all ranks, as fp32 without gradients. Collective: call on every rank."""
+    return all_reduce_sum(tensor.detach().float().clone()) / world_size()
+
+
 def to_host(tensor: Tensor) -> list[float]:
     """Copy a vector to the host, which waits for all work queued on the device."""
     return tensor.tolist()

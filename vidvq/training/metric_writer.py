@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from vidvq.model.pixels import to_frames
 from vidvq.storage import write_atomic
+from vidvq.training.distributed import DistributedContext
 
 # Frame rate of animations (frames per second).
 _FPS = 8
@@ -55,6 +56,11 @@ class MetricWriter:
         """Flush and close the files."""
         self._lines.close()
         self._board.close()
+
+
+def open_writer(run: Path, first: int, context: DistributedContext) -> MetricWriter | None:
+    """Open the writer of a run, on rank 0 alone; see :class:`MetricWriter`."""
+    return MetricWriter(run, first) if context.rank == 0 else None
 
 
 def _gif(frames: np.ndarray) -> bytes:

@@ -77,7 +77,11 @@ def drawn(monkeypatch, config, number, ranks, examples, hidden=None):
         process.guard = SimpleNamespace(check=lambda loss: None)
         process.progress = SimpleNamespace(step=number, batch=number)
         share = None if ranks == 1 else hidden / len(examples)
-        process._mean = lambda tensor, share=share: tensor.detach() if share is None else tensor.new_tensor(share)
+
+        def mean(tensor, share=share):
+            return tensor.detach() if share is None else tensor.new_tensor(share)
+
+        monkeypatch.setattr(trainer, "all_reduce_mean", mean)
         process.forward_backward(each, micro_step)
         tasks.add(each.task)
         visible += [] if each.blanked is None else [each.blanked.visible]
