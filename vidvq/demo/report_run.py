@@ -9,12 +9,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vidvq.config import read_yaml
 from vidvq.demo.stages import SPLITS, stages
-from vidvq.errors import UsageError
-from vidvq.evaluate.reconstruct import list_shards
+from vidvq.evaluate.reconstruct import list_shards, read_frames
 from vidvq.evaluate.scores import ClipScore, Evaluation
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint
 from vidvq.formats.clip_shard import read_clips
@@ -155,8 +153,8 @@ class DemoRun:
             for key, media, _ in read_clips(shard):
                 if key in scores:
                     codes, info = tokens[key]
-                    decoded = _read_frames(self.out / "decoded" / "png" / key)
-                    other = _read_frames(self.out / "bundled" / "png" / key) if key in shipped else None
+                    decoded = read_frames(self.out / "decoded" / "png" / key)
+                    other = read_frames(self.out / "bundled" / "png" / key) if key in shipped else None
                     original = decode_clip(media, key)
                     yield HeldOut(original, decoded, codes, info, scores[key], other, shipped.get(key))
 
@@ -243,13 +241,3 @@ def _videos(clips: Path) -> dict[str, int]:
 def _samples(out: Path, split: str, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
     for shard in list_shards(out / "tokens" / split):
         yield from read_tokens(shard, card)
-
-
-def _read_frames(folder: Path) -> np.ndarray:
-    frames: list[np.ndarray] = []
-    for path in sorted(folder.glob("*.png")):
-        with Image.open(path) as image:
-            frames.append(np.asarray(image.convert("RGB")))
-    if not frames:
-        raise UsageError(f"{folder} has no frames; run vidvq decode with format=png first")
-    return np.stack(frames)

@@ -56,7 +56,7 @@ class DecodedFiles:
 
     def reconstruct(self, key: str, original: np.ndarray, info: ClipInfo) -> tuple[np.ndarray, np.ndarray]:
         """Read the frames of a clip; see :class:`Reconstructor`."""
-        frames = _read_frames(self._decoded / key)
+        frames = read_frames(self._decoded / key)
         if original.shape != frames.shape:
             raise UsageError(
                 f"{self._decoded / key} has frames of shape {frames.shape}, but clip {key} has {original.shape}; "
@@ -139,7 +139,12 @@ def missing_shards(folder: Path) -> str:
     return f"{len(lost)} of {len(names)} shards of {folder} are missing ({lost[0]}, ...)" if lost else ""
 
 
-def _read_frames(folder: Path) -> np.ndarray:
+def read_frames(folder: Path) -> np.ndarray:
+    """Read the frames ``t h w c`` uint8 of a clip that was decoded with ``format=png``.
+
+    Raises:
+        UsageError: there are none, or they are damaged or of several sizes.
+    """
     paths = sorted(folder.glob("*.png"))
     if not paths:
         raise UsageError(f"{folder} has no frames; run vidvq decode with format=png first")
