@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -16,11 +17,8 @@ _MEGATRON_DTYPES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}
 
 def _write_bin(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: np.dtype) -> None:
     data, index = files
-    starts = [0]
-    for sequence in sequences:
-        data.write(sequence.ids.astype(dtype).tobytes())
-        starts.append(starts[-1] + len(sequence.ids))
-    np.save(index, np.array(starts, dtype=np.int64), allow_pickle=False)
+    starts = np.cumsum([0, *_write_ids(data, sequences, dtype)], dtype=np.int64)
+    np.save(index, starts, allow_pickle=False)
 
 
 def _read_bin(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
@@ -34,11 +32,13 @@ def _write_megatron(files: Files, sequences: Iterator[TokenSequence], count: int
     # MMapIndexedDataset: magic, version, dtype code, number of sequences and documents, lengths, byte offsets,
     # first sequence of each document.
     data, index = files
-    lengths: list[int] = []
-    for sequence in sequences:
-        data.write(sequence.ids.astype(dtype).tobytes())
-        lengths.append(len(sequence.ids))
+    lengths = _write_ids(data, sequences, dtype)
     index.write(_megatron_index(np.array(lengths, dtype="<i4"), dtype))
+
+
+def _write_ids(data: IO[bytes], sequences: Iterator[TokenSequence], dtype: np.dtype) -> list[int]:
+    """Write the ids of sequences one after another, and return the lengths of the sequences."""
+    return [data.write(sequence.ids.astype(dtype).tobytes()) // dtype.itemsize for sequence in sequences]
 
 
 def _megatron_index(lengths: np.ndarray, dtype: np.dtype) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from vidvq.export.flat import read_arrays
-from vidvq.export.offsets import OffsetWriter, read_offsets
+from vidvq.export.offsets import read_offsets, write_samples
 from vidvq.export.target import Files, Target, TokenSequence
 from vidvq.formats.export_records import Part
 from vidvq.storage import pretty_json, sha256_bytes
@@ -16,10 +16,7 @@ _DTYPES = {np.dtype(np.uint16): 20, np.dtype(np.int32): 15}
 
 
 def _write(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: np.dtype) -> None:
-    chunk = OffsetWriter(files[0], count)
-    for sequence in sequences:
-        chunk.add(sequence.ids.astype(dtype).tobytes())
-    chunk.close()
+    write_samples(files[0], count, (sequence.ids.astype(dtype).tobytes() for sequence in sequences))
 
 
 def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:

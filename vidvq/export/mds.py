@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vidvq.export.offsets import OffsetWriter, read_offsets
+from vidvq.export.offsets import read_offsets, write_samples
 from vidvq.export.target import Files, Target, TokenSequence
 from vidvq.formats.export_records import Part
 from vidvq.storage import pretty_json
@@ -59,10 +59,8 @@ def _sample(sequence: TokenSequence, dtype: np.dtype) -> bytes:
 
 
 def _write(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: np.dtype) -> None:
-    shard = OffsetWriter(files[0], count, json.dumps(_config(dtype), sort_keys=True).encode())
-    for sequence in sequences:
-        shard.add(_sample(sequence, dtype))
-    shard.close()
+    header = json.dumps(_config(dtype), sort_keys=True).encode()
+    write_samples(files[0], count, (_sample(sequence, dtype) for sequence in sequences), header)
 
 
 def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:

@@ -1,5 +1,6 @@
 """Layout shared by litdata chunks and MDS shards: count and ``count + 1`` byte offsets (uint32), then the samples."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -10,40 +11,30 @@ from vidvq.errors import UsageError
 _MAX_BYTES = 1 << 32
 
 
-class OffsetWriter:
-    """Writes samples one by one after space reserved for their offsets, then the offsets.
+def write_samples(file: IO[bytes], count: int, samples: Iterable[bytes], header: bytes = b"") -> None:
+    """Write samples one by one after space reserved for their offsets, then the offsets; the file stays open.
 
     Args:
         file: empty, seekable file.
-        count: number of samples to come.
+        count: number of samples.
         header: bytes between the offsets and the samples.
+
+    Raises:
+        UsageError: the file would be larger than its format can address.
     """
-
-    def __init__(self, file: IO[bytes], count: int, header: bytes = b"") -> None:
-        self._file = file
-        self._count = count
-        self._offsets = [4 * (count + 2) + len(header)]
-        file.write(bytes(4 * (count + 2)) + header)
-
-    def add(self, sample: bytes) -> None:
-        """Append one sample.
-
-        Raises:
-            UsageError: the file would be larger than its format can address.
-        """
-        self._offsets.append(self._offsets[-1] + len(sample))
-        if self._offsets[-1] >= _MAX_BYTES:
+    offsets = [4 * (count + 2) + len(header)]
+    file.write(bytes(4 * (count + 2)) + header)
+    for sample in samples:
+        offsets.append(offsets[-1] + len(sample))
+        if offsets[-1] >= _MAX_BYTES:
             raise UsageError(
                 f"a token shard exports to more than {_MAX_BYTES} bytes, the limit of a litdata or MDS file; "
                 "tokenize into smaller shards, or export --to another target"
             )
-        self._file.write(sample)
-
-    def close(self) -> None:
-        """Write the offsets; the file stays open."""
-        self._file.seek(0)
-        # If fewer or more samples came than ``count``, the file is invalid; the job then refuses it by its clip count.
-        self._file.write(np.array([self._count, *self._offsets], dtype="<u4").tobytes()[: 4 * (self._count + 2)])
+        file.write(sample)
+    file.seek(0)
+    # If fewer or more samples came than ``count``, the file is invalid; the job then refuses it by its clip count.
+    file.write(np.array([count, *offsets], dtype="<u4").tobytes()[: 4 * (count + 2)])
 
 
 def read_offsets(path: Path) -> np.ndarray:
