@@ -2,23 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 
+from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 
-
-class HasSize(Protocol):
-    """A codebook."""
-
-    @property
-    def size(self) -> int:
-        """Number of codes."""
-        ...
-
-
-CodebookOf = Callable[[int], HasSize]
+CodebookOf = Callable[[int], Codebook]
 
 _LEVEL = 19
 # Codes of a sample (2 GiB of uint16). Without a limit, a few kB of zstd would unpack to all memory.

@@ -12,7 +12,7 @@ def count_oom_kills() -> int | None:
 
     None if the kernel does not report it.
     """
-    return _read(_events_file()) if _events_file() else _read(_MACHINE)
+    return _read(_events_file() or _MACHINE)
 
 
 def _events_file() -> Path | None:
@@ -31,9 +31,9 @@ def _events_file() -> Path | None:
     return None
 
 
-def _read(path: Path | None) -> int | None:
+def _read(path: Path) -> int | None:
     try:
-        lines = path.read_text().splitlines() if path else []
+        lines = path.read_text().splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)

@@ -5,7 +5,6 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,21 +12,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-@dataclass(frozen=True)
-class NodeResult:
-    """Outcome of a call on one node.
-
-    Attributes:
-        result: return value of the call; None if ``problem`` is set.
-        problem: why the call has no result; None if it has one.
-    """
-
-    host: str
-    result: Any
-    problem: str | None
-
-
-def run_on_nodes(function: Callable[[int], Any], limit_s: float) -> list[NodeResult]:
+def run_on_nodes(function: Callable[[int], Any], limit_s: float) -> list[tuple[str, Any, str]]:
     """Call ``function(number)`` on every node of this node's cluster; this node is number 0.
 
     Args:
@@ -35,7 +20,7 @@ def run_on_nodes(function: Callable[[int], Any], limit_s: float) -> list[NodeRes
         limit_s: time limit for the answers (seconds); a node without one is a problem.
 
     Returns:
-        One outcome per node, in order of their numbers.
+        Host, result, and why there is none ("" if there is one) of each node, in order of their numbers.
     """
     ray.init(address="auto", logging_level=logging.ERROR, log_to_driver=False)
     here = ray.get_runtime_context().get_node_id()
@@ -60,8 +45,8 @@ def _call(function: Callable[[int], Any], number: int) -> Any:
     return function(number)
 
 
-def _node_result(host: str, call: Any) -> NodeResult:
+def _node_result(host: str, call: Any) -> tuple[str, Any, str]:
     try:
-        return NodeResult(host, ray.get(call, timeout=0), None)
+        return host, ray.get(call, timeout=0), ""
     except RayError as error:
-        return NodeResult(host, None, str(error).strip().splitlines()[-1])
+        return host, None, str(error).strip().splitlines()[-1]

@@ -21,10 +21,10 @@ def check_cluster(shared: Path) -> int:
     shared, nonce = shared.absolute(), secrets.token_hex(8)
     probe = partial(probe_node, shared=shared, nonce=nonce, gpus=0)
     reports, unreachable = [], []
-    for number, answer in enumerate(run_on_nodes(probe, LIMIT_S)):
-        if answer.problem:
-            unreachable.append(f"node {number} ({answer.host}) did not answer: {answer.problem}")
+    for number, (host, report, problem) in enumerate(run_on_nodes(probe, LIMIT_S)):
+        if problem:
+            unreachable.append(f"node {number} ({host}) did not answer: {problem}")
         else:
-            reports.append(replace(answer.result, host=answer.host))
+            reports.append(replace(report, host=host))
     remove_markers(shared, nonce)
     return print_verdict(reports, unreachable + find_problems(reports, len(reports), 0))
