@@ -42,7 +42,7 @@ from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.batching import SlotStream, run_slots
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.decoders import Decoders, Job, PlannedClips
-from vidvq.tokenize.encode import PendingCodes, Step, StepResult, sample_steps
+from vidvq.tokenize.encode import Step, StepResult, sample_steps
 from vidvq.tokenize.gpu_memory import fit_memory
 from vidvq.tokenize.quality import ScoreQueue, Scorer, is_scored, keep_frames
 from vidvq.tokenize.quality_gates import ShardDetails, refuse_poor
@@ -278,25 +278,25 @@ class TokenShardWorker:
             scored = is_scored(message.key, self._config.quality.share)
             compared = self._agreement.take()
             chunks = keep_frames(self._tokenizer, frames, kept) if scored or compared else frames
-            codes = yield from sample_steps(self._tokenizer, chunks, self._card.dtype, meanwhile)
+            pending = yield from sample_steps(self._tokenizer, chunks, self._card.dtype, meanwhile)
         except VideoError as error:
             return partial(shard.writer.put, Rejected("failed", Outcome(message.key, error.reason, error.detail)))
-        item = _Item(slot, message.key, message.info, kept, scored, compared)
-        return partial(self._finish, shard, item, codes)
+        write = partial(self._write, shard.writer, message.key, message.info)
 
-    def _finish(self, shard: "_Shard", item: "_Item", pending: PendingCodes) -> None:
-        codes = pending()
-        shard.details.codes.add(codes)
-        write = partial(self._write, shard.writer, item.key, item.info, codes)
-        with self._clock.activity("score"):
-            if item.compared:
-                compared, differing = self._agreement.compare(codes, item.kept)
-                shard.details.compared += compared
-                shard.details.differing += differing
-            if item.scored:
-                shard.scores.put(item.slot, codes, item.kept, write)
-        if not item.scored:
-            write(None)
+        def finish() -> None:
+            codes = pending()
+            shard.details.codes.add(codes)
+            with self._clock.activity("score"):
+                if compared:
+                    count, differing = self._agreement.compare(codes, kept)
+                    shard.details.compared += count
+                    shard.details.differing += differing
+                if scored:
+                    shard.scores.put(slot, codes, kept, partial(write, codes))
+            if not scored:
+                write(codes, None)
+
+        return finish
 
     def _write(
         self,
@@ -319,18 +319,6 @@ class _Shard:
     writer: OrderedShardWriter
     scores: ScoreQueue
     details: ShardDetails
-
-
-@dataclass(frozen=True)
-class _Item:
-    """An encoded item: its slot, key and metadata, the frames kept for measurements, and which ones to make."""
-
-    slot: int
-    key: str
-    info: ItemInfo
-    kept: list[np.ndarray]
-    scored: bool
-    compared: bool
 
 
 class _Unfinished:
