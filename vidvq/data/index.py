@@ -15,7 +15,7 @@ from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
 from vidvq.formats.commit import Commit, finished_shards
 from vidvq.formats.plan import read_plan
 from vidvq.formats.selection import ClipSelection
-from vidvq.storage import is_remote, read_range, resolve_path
+from vidvq.storage import read_range, resolve_path
 from vidvq.video import VideoError
 
 _THREADS = 8
@@ -151,14 +151,7 @@ def _read_shard(
 
 
 def _read(file: ByteRange) -> bytes:
-    shard = _resolve_path(file.shard, os.getpid())
-    if is_remote(shard):
-        return read_range(shard, file.offset, file.size)
-    descriptor = os.open(shard, os.O_RDONLY)
-    try:
-        return os.pread(descriptor, file.size, file.offset)
-    finally:
-        os.close(descriptor)
+    return read_range(_resolve_path(file.shard, os.getpid()), file.offset, file.size)
 
 
 @lru_cache(maxsize=1024)

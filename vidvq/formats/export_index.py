@@ -12,7 +12,7 @@ from vidvq.formats.export_records import SAMPLES, ExportHeader, Part, read_heade
 from vidvq.formats.sequence import Layout, SequenceConfig, sequence_to_grid, specials_setting
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, parse_info, read_tokenizer_card
-from vidvq.storage import canonical_json, parse_json, safe_join
+from vidvq.storage import canonical_json, parse_json, read_range, safe_join
 
 # Bytes before the lengths in an index of Megatron: magic, version, type code, sequences, documents.
 _INDEX_HEAD = 9 + struct.calcsize("<QBQQ")
@@ -36,7 +36,7 @@ class ExportedLocation(TokenLocation):
         """Read the JSON of the sample only; see :meth:`TokenLocation.read_info`."""
         where = f"{self.metadata}: {self.key}"
         _, offset, size = self.members[1]
-        line = parse_json(_read(self.metadata, offset, size), where)
+        line = parse_json(read_range(self.metadata, offset, size), where)
         if not is_mapping(line) or line.get("key") != self.key or "sample" not in line:
             raise UsageError(f"{where} is not the line of this sample; run vidvq verify on its directory")
         return parse_info({"json": canonical_json(line["sample"])}, where)
@@ -44,7 +44,7 @@ class ExportedLocation(TokenLocation):
     def read(self, card: TokenizerCard) -> tuple[np.ndarray, TokenInfo]:
         """Read the codes ``lt lh lw`` and the JSON; see :meth:`TokenLocation.read`."""
         info = self.read_info()
-        ids = np.frombuffer(_read(self.shard, *self.members[0][1:]), dtype=self.dtype)
+        ids = np.frombuffer(read_range(self.shard, *self.members[0][1:]), dtype=self.dtype)
         try:
             return sequence_to_grid(ids, info.grid, Layout(card, self.config)), info
         except UsageError as error:
@@ -98,9 +98,3 @@ def _index_part(folder: Path, stem: str, part: Part, header: ExportHeader) -> li
         found.append(ExportedLocation(data, key, members, metadata, header.dtype, config))
         first, start = first + size, start + len(line)
     return found
-
-
-def _read(path: Path, offset: int, size: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)

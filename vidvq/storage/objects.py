@@ -137,17 +137,21 @@ def read_object(path: Path) -> bytes:
 
 
 def read_range(path: Path, start: int, size: int) -> bytes:
-    """Read a byte range of an object with one request.
+    """Read a byte range of a file, or of an object with one request.
 
     Args:
         start: offset of the first byte.
         size: number of bytes.
 
     Raises:
-        OSError: the object does not exist.
+        OSError: the file or the object does not exist.
         StoreError: all retries failed.
     """
-    return _get(path, start=start, end=start + size)
+    if is_remote(path):
+        return _get(path, start=start, end=start + size)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size)
 
 
 def file_exists(path: Path) -> bool:
