@@ -139,14 +139,14 @@ def _parquet(path: Path) -> Iterator[str]:
         table = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from error
-    kinds = [f"{field.name} ({field.type})" for field in table.schema_arrow]
-    return _table(path, table.metadata.num_rows, kinds, names_videos(table.schema_arrow))
+    return _table(path, table)
 
 
-def _table(path: Path, rows: int, columns: list[str], is_list: bool) -> Iterator[str]:
-    yield f"{path}: parquet file that vidvq did not write, {rows} rows"
+def _table(path: Path, table: pq.ParquetFile) -> Iterator[str]:
+    columns = [f"{field.name} ({field.type})" for field in table.schema_arrow]
+    yield f"{path}: parquet file that vidvq did not write, {table.metadata.num_rows} rows"
     yield f"  columns: {', '.join(columns[:_SHOWN])}" + (f" and {len(columns) - _SHOWN} more" * (len(columns) > _SHOWN))
-    if is_list:
+    if names_videos(table.schema_arrow):
         yield f"  a list of videos; vidvq shard {path} --dry-run shows what it names"
     else:
         yield "  no column names videos; lists.uri=COLUMN makes a list of videos of it"

@@ -175,7 +175,7 @@ def read_run(out: Path) -> DemoRun:
         card=card,
         checkpoint=read_checkpoint(out / "train"),
         config=read_yaml(out / "train" / "config.yaml"),
-        metrics=_read_metrics(out / "train" / "metrics.jsonl"),
+        metrics=[json.loads(line) for line in (out / "train" / "metrics.jsonl").read_bytes().splitlines()],
         evaluation=_read_evaluation(out / "scores.json"),
         bundled=_read_evaluation(shipped) if (shipped := out / "bundled" / "scores.json").is_file() else None,
         seconds={stage: seconds[stage] for stage in stages(out) if stage in seconds},
@@ -206,11 +206,8 @@ def _generator_steps(path: Path) -> int:
     return int(read_yaml(path)["steps"]) if path.is_file() else 0
 
 
-def _read_metrics(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
 def _read_split(out: Path, name: str, card: TokenizerCard) -> Split:
+    clips = out / "clips" / name
     counts = {book.name: np.zeros(book.size, dtype=np.int64) for book in card.codebooks}
     frames = raw_bytes = array_bytes = 0
     bits = 0.0
@@ -223,8 +220,8 @@ def _read_split(out: Path, name: str, card: TokenizerCard) -> Split:
             np.add.at(counts[book.name], group, 1)
             bits += group.size * log2(book.size)
     return Split(
-        videos=_videos(out / "clips" / name),
-        clips=read_json(out / "clips" / name / "summary.json"),
+        videos={PurePath(row.source.uri).name: row.source.size for row in read_plan(clips).rows(VideoRow)},
+        clips=read_json(clips / "summary.json"),
         tokens=read_json(out / "tokens" / name / "summary.json"),
         frames=frames,
         raw_bytes=raw_bytes,
@@ -232,10 +229,6 @@ def _read_split(out: Path, name: str, card: TokenizerCard) -> Split:
         array_bytes=array_bytes,
         code_counts=counts,
     )
-
-
-def _videos(clips: Path) -> dict[str, int]:
-    return {PurePath(row.source.uri).name: row.source.size for row in read_plan(clips).rows(VideoRow)}
 
 
 def _samples(out: Path, split: str, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
