@@ -1,6 +1,5 @@
 """`vidvq generate guide` as a corpus job over token shards."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +16,7 @@ from vidvq.formats.token_shard import (
     read_tokenizer_card,
 )
 from vidvq.generate.requests import GuideConfig
-from vidvq.generate.stage import (
-    FORMAT,
-    PromptRow,
-    PromptWorker,
-    gpus_per_worker,
-    identify_tokens,
-    prompt_rows,
-    token_locations,
-)
+from vidvq.generate.stage import FORMAT, PromptRow, PromptWorker, TokenPrompts, gpus_per_worker, identify_tokens
 from vidvq.jobs.stage import Activity, ListedStage
 from vidvq.pretrained import find_tokenizer
 from vidvq.runtime import Pool
@@ -36,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuideStage(ListedStage[PromptRow]):
+class GuideStage(TokenPrompts, ListedStage[PromptRow]):
     """Moves the samples of a directory of token shards towards a text.
 
     Attributes:
@@ -114,14 +105,6 @@ class GuideStage(ListedStage[PromptRow]):
         made_by = pretty_json({"format": FORMAT} | self.identity())
         return {CARD: encode_tokenizer_card(self.card), "generator.json": made_by}
 
-    def rows(self) -> Iterator[PromptRow]:
-        """Yield one row per token sample; each token shard becomes one output shard."""
-        return prompt_rows(self.tokens)
-
-    def locations(self, shard: str) -> dict[str, TokenLocation]:
-        """Return the token samples of a shard, by key."""
-        return token_locations(self.tokens, shard)
-
     def worker(self, pool: Pool) -> PromptWorker:
         """Build a worker in the current process."""
         from vidvq.generate.guide import Guide
@@ -130,6 +113,4 @@ class GuideStage(ListedStage[PromptRow]):
 
     def prepare_sample(self, pipeline: "Guide", row: PromptRow, location: TokenLocation | None) -> "GuidedSample":
         """Return a sample to edit."""
-        if location is None:
-            raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
-        return row.key, *location.read(self.card)
+        return row.key, *self.require(row, location).read(self.card)

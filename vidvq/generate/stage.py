@@ -140,8 +140,42 @@ class SampleStage(_PromptStage):
         return pipeline.sample(row.key, row.index)
 
 
+class TokenPrompts:
+    """The prompts of a stage that makes one sample of each token sample; base class.
+
+    Attributes:
+        tokens: directory of token shards.
+    """
+
+    tokens: Path
+
+    def rows(self) -> Iterator[PromptRow]:
+        """Yield one row per token sample; each token shard becomes one output shard."""
+        plan, shard = read_plan(self.tokens), 0
+        for commit in read_commits(self.tokens, plan.shard_names()):
+            if commit and commit.sha256:
+                keys = dict.fromkeys(member.key for member in commit.members)
+                for index, key in enumerate(keys):
+                    yield PromptRow(key=key, shard=shard, source=commit.shard, index=index)
+                shard += 1
+
+    def locations(self, shard: str) -> dict[str, TokenLocation]:
+        """Return the token samples of a shard, by key."""
+        return {location.key: location for location in index_shard(self.tokens / shard)}
+
+    def require(self, row: PromptRow, location: TokenLocation | None) -> TokenLocation:
+        """Return the location of a token sample.
+
+        Raises:
+            UsageError: its shard lacks it.
+        """
+        if location is None:
+            raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
+        return location
+
+
 @dataclass(frozen=True, kw_only=True)
-class PredictTokens(_PromptStage):
+class PredictTokens(TokenPrompts, _PromptStage):
     """Continues the samples of a directory of token shards.
 
     Attributes:
@@ -158,21 +192,11 @@ class PredictTokens(_PromptStage):
         found = super().identity() | {"tokens": identify_tokens(self.tokens)}
         return found | ({"conditions": self.conditions.digest} if self.conditions.digest else {})
 
-    def rows(self) -> Iterator[PromptRow]:
-        """Yield one row per token sample; each token shard becomes one output shard."""
-        return prompt_rows(self.tokens)
-
-    def locations(self, shard: str) -> dict[str, TokenLocation]:
-        """Return the token samples of a shard, by key."""
-        return token_locations(self.tokens, shard)
-
     def prepare_sample(
         self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None
     ) -> "PendingSample":
         """Return the continuation of a sample."""
-        if location is None:
-            raise UsageError(f"{self.tokens / row.source} lacks {row.key}; run vidvq verify {self.tokens}")
-        codes, info = location.read(self.card.tokenizer)
+        codes, info = self.require(row, location).read(self.card.tokenizer)
         return pipeline.predict(row.key, codes, info, self.conditions.of(row.key))
 
 
@@ -196,22 +220,6 @@ def identify_tokens(tokens: Path) -> dict[str, str]:
     plan = read_plan(tokens)
     digests = [commit.sha256 or "" for commit in read_commits(tokens, plan.shard_names()) if commit]
     return {"plan_id": plan.plan_id, "sha256": sha256_bytes("\n".join(digests).encode())}
-
-
-def prompt_rows(tokens: Path) -> Iterator[PromptRow]:
-    """Yield one row per sample of a directory of token shards; each token shard becomes one output shard."""
-    plan, shard = read_plan(tokens), 0
-    for commit in read_commits(tokens, plan.shard_names()):
-        if commit and commit.sha256:
-            keys = dict.fromkeys(member.key for member in commit.members)
-            for index, key in enumerate(keys):
-                yield PromptRow(key=key, shard=shard, source=commit.shard, index=index)
-            shard += 1
-
-
-def token_locations(tokens: Path, shard: str) -> dict[str, TokenLocation]:
-    """Return the samples of a token shard, by key."""
-    return {location.key: location for location in index_shard(tokens / shard)} if shard else {}
 
 
 class PromptStage(Protocol):
