@@ -98,19 +98,17 @@ class BatchOrder:
         seed: int,
     ) -> None:
         self._index, self._batch_size, self._window, self._seed = index, batch_size, window, seed
+        self.buckets = sorted({int(name) for name in bucket if name >= 0})
         sets = int(index.dataset.max()) + 1
-        sizes = np.array(
-            [[np.sum((bucket == b) & (index.dataset == d)) for d in range(sets)] for b in _bucket_indices(bucket)]
-        )
-        usable = sizes.sum(axis=0)
-        per_sample = np.ones(sets) if weights is None else np.array(weights) / np.maximum(usable, 1)
-        stream_weights = sizes * per_sample
-        self.buckets = _bucket_indices(bucket)
         self._streams = {
             (b, d): np.flatnonzero((bucket == name) & (index.dataset == d))
             for b, name in enumerate(self.buckets)
             for d in range(sets)
         }
+        sizes = np.array([[len(self._streams[b, d]) for d in range(sets)] for b in range(len(self.buckets))])
+        usable = sizes.sum(axis=0)
+        per_sample = np.ones(sets) if weights is None else np.array(weights) / np.maximum(usable, 1)
+        stream_weights = sizes * per_sample
         self._bucket_choices = _WeightedSampler(stream_weights.sum(axis=1))
         self._dataset_choices = [_WeightedSampler(row) for row in stream_weights]
         self._epochs: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
@@ -153,7 +151,3 @@ class BatchOrder:
         rows = samples[np.argsort(ranks[shards], kind="stable")]
         windows = [rows[start : start + self._window] for start in range(0, len(rows), self._window)]
         return np.concatenate([rng.permutation(rows) for rows in windows])
-
-
-def _bucket_indices(bucket: np.ndarray) -> list[int]:
-    return sorted({int(name) for name in bucket if name >= 0})

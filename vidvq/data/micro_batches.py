@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from threading import Thread
 from typing import Any, Protocol, TypeVar
 
@@ -44,21 +45,6 @@ class MicroBatches(Protocol[T]):
         ...
 
 
-class _MicroBatchSampler:
-    """An endless sequence of positions ``(batch, micro_step)``, starting from a given one."""
-
-    def __init__(self, number: int, micro_step: int, micro_steps: int) -> None:
-        self._number, self._micro_step, self._micro_steps = number, micro_step, micro_steps
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        number, micro_step = self._number, self._micro_step
-        while True:
-            yield number, micro_step
-            micro_step += 1
-            if micro_step == self._micro_steps:
-                number, micro_step = number + 1, 0
-
-
 def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 0) -> Iterator[T]:
     """Iterate over micro-batches without end, read ahead in worker processes.
 
@@ -69,11 +55,12 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
         UsageError: no sample of a micro-batch can be read.
     """
     config = dataset.config
+    steps = config.accumulation(dataset.ranks)
     # Without a generator, the loader would draw its seed from the global random state, which resuming would change.
     loader: Any = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=None,
-        sampler=_MicroBatchSampler(number, micro_step, config.accumulation(dataset.ranks)),
+        sampler=(divmod(step, steps) for step in count(number * steps + micro_step)),
         num_workers=config.workers,
         worker_init_fn=_start_worker,
         prefetch_factor=2 if config.workers else None,
