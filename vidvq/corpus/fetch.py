@@ -78,7 +78,11 @@ def local_file(source: Source, limits: Limits, allow_private: bool = False, sha2
     _sweep_once()
 
     def make(copy: IO[bytes]) -> None:
-        _fetch_within(limits.download_deadline_s, container, source, copy, limits.max_bytes)
+        try:
+            call_within(limits.download_deadline_s, _fetch, container, source, copy, limits.max_bytes)
+        except TooSlow as error:
+            detail = f"takes over limits.download_deadline_s={limits.download_deadline_s:g} to download"
+            raise VideoError("fetch_failed(too_slow)", detail) from error
         copy.flush()
         if sha256 and content_hash(Path(copy.name)) != sha256:
             raise VideoError("changed_since_plan", _CHANGED)
@@ -154,14 +158,6 @@ def _sweep_once() -> None:
     if _swept_by != os.getpid():
         _swept_by = os.getpid()
         sweep()
-
-
-def _fetch_within(seconds: float, container: Path, source: Source, copy: IO[bytes], max_bytes: int) -> None:
-    try:
-        call_within(seconds, _fetch, container, source, copy, max_bytes)
-    except TooSlow as error:
-        detail = f"takes over limits.download_deadline_s={seconds:g} to download"
-        raise VideoError("fetch_failed(too_slow)", detail) from error
 
 
 def _refuse_changed(path: Path, source: Source) -> None:

@@ -4,6 +4,7 @@ The address is checked where the socket is made, so after the name is resolved, 
 """
 
 import socket
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
@@ -22,22 +23,14 @@ def is_public(address: str) -> bool:
 
 def http_options(allow_private: bool) -> dict[str, Any]:
     """Options of fsspec for HTTP: connections to public addresses alone, unless others are allowed; timeouts."""
-    return {"get_client": _any_client if allow_private else _public_client}
+    return {"get_client": partial(_client, allow_private)}
 
 
-async def _public_client(**options: Any) -> Any:
+async def _client(allow_private: bool, **options: Any) -> Any:
     import aiohttp
 
-    return _client(options | {"connector": aiohttp.TCPConnector(socket_factory=_public_socket)})
-
-
-async def _any_client(**options: Any) -> Any:
-    return _client(options)
-
-
-def _client(options: dict[str, Any]) -> Any:
-    import aiohttp
-
+    if not allow_private:
+        options["connector"] = aiohttp.TCPConnector(socket_factory=_public_socket)
     # The default ends every request after five minutes; the time of a whole download is limited elsewhere.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENCE_S)
     return aiohttp.ClientSession(**options, timeout=timeout)

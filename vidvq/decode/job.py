@@ -292,15 +292,10 @@ def _write_interval(job: _Job, found: list[FoundClip], interval: VideoInterval, 
             f"{interval.source} changes its frame size in the interval; decode its clips one by one with --key"
         )
     tokenizer, card = _open_tokenizer(job)
-    timed = chain.from_iterable(_decode(tokenizer, card, each.location, interval) for each in found)
+    decoded = (decode_frames(tokenizer, *each.location.read(card)) for each in found)
+    timed = chain.from_iterable(in_interval(interval, frames) for frames in decoded)
     shape = replace(_shape(found[0].info, tokenizer), num_frames=sum(each.num_frames for each in found))
     write_frames(path, job.kind, timed, shape, job.config.crf)
-
-
-def _decode(
-    tokenizer: Tokenizer, card: TokenizerCard, location: TokenLocation, interval: VideoInterval
-) -> Iterator[TimedFrame]:
-    yield from in_interval(interval, decode_frames(tokenizer, *location.read(card)))
 
 
 def _interval_path(out: Path, kind: str, interval: VideoInterval) -> Path:

@@ -119,9 +119,7 @@ def _contradiction(header: ExportHeader) -> str:
         return fault
     names = list(header.specials)
     codes = sum(book.size for book in header.codebooks)
-    if sorted(header.specials.values()) != list(range(codes, codes + len(names))) or header.specials != {
-        name: codes + index for index, name in enumerate(special_names(names))
-    }:
+    if header.specials != {name: codes + index for index, name in enumerate(special_names(names))}:
         return f"specials={header.specials} do not follow its {codes} codes"
     if header.vocabulary != codes + len(names):
         return f"vocabulary={header.vocabulary} is not {codes} codes and {len(names)} special tokens"
