@@ -23,6 +23,7 @@ def verify(folder: Path) -> int:
     from vidvq.export import is_export, verify_export
     from vidvq.formats.checkpoint import find_checkpoint, is_checkpoint, is_generator, list_steps, verify_checkpoint
     from vidvq.formats.generator import verify_generator
+    from vidvq.formats.plan import read_plan
     from vidvq.formats.verify import verify_folder
 
     if list_steps(folder):
@@ -34,7 +35,7 @@ def verify(folder: Path) -> int:
     if is_export(folder):
         problems, parts = verify_export(folder)
         return _report(folder, problems, [], f"an export of {log.counted(parts, 'parts')}")
-    with log.progress("verify", _count_shards(folder), "shards") as bar:
+    with log.progress("verify", read_plan(folder).num_shards, "shards") as bar:
         report = verify_folder(folder, bar.advance)
     shards = log.counted(report.shards, "shards")
     account = (
@@ -55,9 +56,3 @@ def _report(folder: Path, problems: Sequence[str], notes: Sequence[str], content
         return 1
     click.echo(f"{folder} is intact: {account or content}")
     return 0
-
-
-def _count_shards(folder: Path) -> int:
-    from vidvq.formats.plan import read_plan
-
-    return read_plan(folder).num_shards

@@ -168,7 +168,7 @@ def read_run(out: Path) -> DemoRun:
     """
     card = read_tokenizer_card(out / "tokens" / "heldout")
     seconds: dict[str, float] = read_json(out / "stages.json")
-    scored = out / "generated" / "scores.json"
+    scored, generator = out / "generated" / "scores.json", out / "generator" / "config.yaml"
     made: dict[str, Any] = read_json(scored) if scored.is_file() else {}
     return DemoRun(
         out=out,
@@ -183,7 +183,7 @@ def read_run(out: Path) -> DemoRun:
         generated=_read_generated(out / "generated", made),
         generator_clips=made.get("clips", 0),
         too_large=made.get("skipped", 0),
-        generator_steps=_generator_steps(out / "generator" / "config.yaml"),
+        generator_steps=int(read_yaml(generator)["steps"]) if generator.is_file() else 0,
     )
 
 
@@ -200,10 +200,6 @@ def _read_generated(folder: Path, scores: dict[str, Any]) -> list[Generated]:
         frames = {name: read_npy((folder / f"{task}-{name}.npy").read_bytes()) for name in NAMES}
         made.append(Generated(task, score["baseline"], score["psnr"], frames))
     return made
-
-
-def _generator_steps(path: Path) -> int:
-    return int(read_yaml(path)["steps"]) if path.is_file() else 0
 
 
 def _read_split(out: Path, name: str, card: TokenizerCard) -> Split:

@@ -25,7 +25,8 @@ def run_demo(out: Path, overrides: list[str], quick: bool = False) -> int:
     Returns:
         0, or the exit code of the stage that failed.
     """
-    seconds = _read_seconds(out)
+    record = out / "stages.json"
+    seconds: dict[str, float] = json.loads(record.read_bytes()) if record.is_file() else {}
     settings = QUICK if quick else StageSettings()
     settings = replace(settings, train=(*settings.train, *overrides))
     for name, arguments in stages(out, settings).items():
@@ -37,13 +38,8 @@ def run_demo(out: Path, overrides: list[str], quick: bool = False) -> int:
             return code
         # A skipped stage takes a moment; keep the time of its real run.
         seconds[name] = max(seconds.get(name, 0.0), monotonic() - started)
-        write_atomic(out / "stages.json", pretty_json(seconds))
+        write_atomic(record, pretty_json(seconds))
     write_report(out)
     info("")
     info(f"{sum(seconds.values()):.0f} s in all. Open {(out / 'report.html').absolute().as_uri()}")
     return 0
-
-
-def _read_seconds(out: Path) -> dict[str, float]:
-    path = out / "stages.json"
-    return json.loads(path.read_bytes()) if path.is_file() else {}
