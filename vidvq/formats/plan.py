@@ -22,7 +22,7 @@ from pydantic import Field
 
 from vidvq.config import is_mapping, leaves
 from vidvq.errors import JobStopped, UsageError
-from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, keys_of, read_table, shards_of
+from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, read_table, shards_of
 from vidvq.formats.rows import Row, RowCodec
 from vidvq.formats.schema import Count, Digest, FileName, Label, parse
 from vidvq.storage import (
@@ -180,11 +180,6 @@ class Plan:
         """Yield ``(shard name, its rows)`` of all shards in order, whatever the stage."""
         for index, table in self._tables(None):
             yield self.shard_name(index), table
-
-    def shard_keys(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield ``(shard name, keys of its items)`` of all shards in order, whatever the stage."""
-        for name, table in self.shard_tables():
-            yield name, keys_of(table)
 
     def rows(self, row: type[Row]) -> Iterator[Row]:
         """Yield all rows; only a few thousand are held as Python objects at a time."""

@@ -156,10 +156,10 @@ def summarize(folder: Path, plan: Plan) -> JobSummary:
     refuse_older_plan(folder, plan)
     total = RecordSum()
     commits = read_commits(folder, plan.shard_names())
-    for index, ((shard, keys), commit) in enumerate(zip(plan.shard_keys(), commits, strict=True)):
+    for index, ((shard, rows), commit) in enumerate(zip(plan.shard_tables(), commits, strict=True)):
         if commit:
             refuse_other_plan(folder, plan, index, commit)
-        if commit is None or commit.items != len(keys):
+        if commit is None or commit.items != rows.num_rows:
             raise UsageError(f"{folder}: {shard} is not committed whole; run the same command again")
         total.add(commit)
     summary = total.summary(plan)
