@@ -274,10 +274,7 @@ def _refuse_long(column: pa.Array, name: str) -> None:
 
 
 def _holds_videos(kind: pa.DataType) -> bool:
-    if not pa.types.is_struct(kind) or {kind.field(index).name for index in range(kind.num_fields)} != {
-        "bytes",
-        "path",
-    }:
+    if not pa.types.is_struct(kind) or {field.name for field in kind} != {"bytes", "path"}:
         return False
     return pa.types.is_binary(kind.field("bytes").type) or pa.types.is_large_binary(kind.field("bytes").type)
 
