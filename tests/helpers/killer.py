@@ -39,6 +39,7 @@ else:
 os.fsync = lambda file: None
 # Calls run in the process that is killed, so that their file operations are counted too, and no run starts a child.
 runtime.InlinePool.map = lambda self, function, items, **options: ((item, function(item)) for item in items)  # pyright: ignore[reportAttributeAccessIssue]
+runtime.Feeder.feed = lambda self, function, item, *limits: (result for result in function(item))  # pyright: ignore[reportAttributeAccessIssue]
 runtime.warm_up = lambda module: None
 EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir"}
 
