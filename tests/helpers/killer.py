@@ -24,6 +24,7 @@ from vidvq.cli.main import run
 # Imported once, so that a fork starts at once.
 if {"tokenize", "decode", "generate"} & {*sys.argv}:
     import torch
+    import torch._dynamo
 
     import vidvq.decode
     import vidvq.generate.pipeline
