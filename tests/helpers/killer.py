@@ -24,6 +24,7 @@ from vidvq.cli.main import run
 # Imported once, so that a fork starts at once.
 if {"tokenize", "decode", "generate"} & {*sys.argv}:
     import torch
+    import torch._dynamo
 
     import vidvq.decode
     import vidvq.generate.pipeline
@@ -39,6 +40,7 @@ else:
 os.fsync = lambda file: None
 # Calls run in the process that is killed, so that their file operations are counted too, and no run starts a child.
 runtime.InlinePool.map = lambda self, function, items, **options: ((item, function(item)) for item in items)  # pyright: ignore[reportAttributeAccessIssue]
+runtime.Feeder.feed = lambda self, function, item, *limits: (result for result in function(item))  # pyright: ignore[reportAttributeAccessIssue]
 runtime.warm_up = lambda module: None
 EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir"}
 

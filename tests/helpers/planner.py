@@ -1,8 +1,8 @@
 """Script: plan and resume `vidvq shard`, then `vidvq tokenize`, over many clips that do not exist.
 
 `planner.py FOLDER CLIPS CLIPS_PER_SHARD`, in its own process, so that its peak memory can be read. Probing a video and
-making a shard are replaced; everything else is real. Prints JSON: for each step its wall and CPU time (seconds), the
-peak memory until then (bytes), and the number of files opened, or of requests if FOLDER is on an object store.
+making a shard are replaced; everything else is real. Prints JSON: for each step its CPU time (seconds), the peak
+memory until then (bytes), and the number of files opened, or of requests if FOLDER is on an object store.
 """
 
 import json
@@ -65,11 +65,10 @@ steps: dict[str, dict[str, float]] = {}
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    before, wall, cpu = asked, time.monotonic(), time.process_time()
+    before, cpu = asked, time.process_time()
     yield
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seconds = {"wall_s": time.monotonic() - wall, "cpu_s": time.process_time() - cpu}
-    steps[name] = seconds | {"peak": peak, "asked": asked - before}
+    steps[name] = {"cpu_s": time.process_time() - cpu, "peak": peak, "asked": asked - before}
 
 
 class CountedPool(InlinePool):

@@ -20,7 +20,7 @@ from vidvq.video.decode import decode_clip
 EXAMPLE = Path(__file__).parents[2] / "examples/world_model"
 # What each stage needs to end in a moment.
 SMALL = {
-    "train": "steps=2 checkpoint_every=2 log_every=1 data.batch_size=2 model.quantizer.spatial.warmup=1 data.workers=0",
+    "train": "steps=2 checkpoint_every=2 log_every=1 data.batch_size=2 model.quantizer.spatial.warmup=1",
     "generate train": "steps=2 checkpoint_every=2 log_every=1 data.batch_size=2 data.workers=0",
     "generate evaluate": "clips=2 seeds=[0] sampling.steps=2",
     "shard": "runtime.workers=0",

@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +72,19 @@ def settings() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def train(clips_dir, warm) -> Callable[..., Run]:
+def compiled_adam() -> None:
+    """DeepSpeed's Adam for CPUs, which the first run that uses it compiles: minutes on a busy machine."""
+    compile_it = "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load()"
+    subprocess.run([sys.executable, "-c", compile_it], check=True)
+
+
+@pytest.fixture(scope="session")
+def train(clips_dir, warm, request) -> Callable[..., Run]:
     """``train(out, *overrides, ranks=1, code=0, patch="")``: run it; ``patch`` is code that runs in it first."""
 
     def run(out: Path, *overrides: str, ranks: int = 1, code: int = 0, patch: str = "") -> Run:
+        if not code and any(setting.endswith("offload=true") for setting in overrides):
+            request.getfixturevalue("compiled_adam")
         arguments = ["train", "demo", f"data.clips={clips_dir}", f"out={out}", *SETTINGS, *overrides]
         command = f"{patch}\n{COMMAND}"
         if ranks == 1:
