@@ -43,7 +43,7 @@ _LASTING = frozenset({404, 410})
 # HTTP statuses of missing, wrong or expired credentials.
 _DENIED = frozenset({401, 403})
 DENIED = frozenset(f"fetch_failed({status})" for status in _DENIED)
-_CHANGED = "is not the file that was planned; restore it, or shard it anew"
+_CHANGED = "is not the file that was planned; restore it, or plan it again with --retry-failed"
 # Time after the limit of a download at which the process is ended, in case it hangs in a native library (seconds).
 _GRACE_S = 60.0
 _swept_by = 0

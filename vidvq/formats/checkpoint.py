@@ -219,7 +219,10 @@ def find_checkpoint(path: Path) -> Path:
     if not steps and not is_remote(path) and not path.exists():
         raise UsageError(f"{path} does not exist; give a checkpoint or a training run")
     if not steps:
-        raise UsageError(f"{path} is not a checkpoint (model.safetensors, config.json, fingerprint) nor a training run")
+        raise UsageError(
+            f"{path} is neither a checkpoint (model.safetensors, config.json, fingerprint) nor a training run; give the "
+            "folder of one"
+        )
     return steps[-1]
 
 

@@ -185,7 +185,9 @@ class ClipFunctionWorker:
                 raise UsageError(f"the function of vidvq {self._stage.name} cannot be built: {found.line}")
             self._loaded, tries = not isinstance(found, WorkerDied), tries + 1
             if not self._loaded and tries >= _TRIES:
-                raise WorkerLost("the process that builds the function died; is there enough memory?")
+                raise WorkerLost(
+                    "the process that builds the function died; give each worker more memory, or use fewer workers"
+                )
 
     def _reject(self, writer: OrderedShardWriter, row: ClipRow, reason: str, detail: str) -> None:
         writer.put(Rejected("failed", Outcome(row.key, reason, f"{row.key}: {detail}")))

@@ -141,7 +141,7 @@ def _changed_rows(plan: Plan, clips: Plan, table: pa.Table) -> Iterator[ClipRow]
             yield replace(row, shard=shard.index)
         for key in old_rows[shard.index]:
             if key not in present:
-                yield shard.row(key).leave_out(REMOVED, "its clip is there no longer")
+                yield shard.row(key).leave_out(REMOVED, "its clip no longer exists")
     for index, stem in enumerate(new, plan.num_shards):
         for row in rows[now[stem].index].values():
             yield replace(row, shard=index)

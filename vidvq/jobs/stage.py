@@ -302,7 +302,7 @@ class VideoStage(Stage[AnyVideoRow]):
         return list_sources(inputs, self.lists, self._limits.download_deadline_s)
 
     def access_watch(self) -> AccessWatch:
-        """Build what stops the job when its credentials have expired."""
+        """Build the watch that stops the job when its credentials have expired."""
         return AccessWatch(self.lists.allow_private, self._limits.allow_denied)
 
     @property

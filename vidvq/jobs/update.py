@@ -133,7 +133,7 @@ def _remove(stage: VideoStage[AnyVideoRow], plan: Plan, uris: set[str], out: Pat
         if source.uri in uris:
             found.add(source.uri)
             present = [row for row in old if row.reason != REMOVED]
-            rows += [row.leave_out(REMOVED, "was taken out of the corpus") for row in present]
+            rows += [row.leave_out(REMOVED, "was removed from the corpus") for row in present]
             if present:
                 fingerprint.add(source, -1)
     if missing := sorted(uris - found):
@@ -171,7 +171,7 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
             rows.append(row)
     # Items that the file no longer contains stay in the plan, unless an earlier update has removed them.
     gone = (row for row in unclaimed.values() if row.reason not in {REMOVED, GONE})
-    rows += [row.leave_out(GONE, "is not in the file as it is now") for row in gone]
+    rows += [row.leave_out(GONE, "is no longer in the file") for row in gone]
     info(f"{counted(len(failed), 'failed items')}, {len(rows)} to retry")
     return _extend(stage, plan, fingerprint, rows, out) if rows else plan
 
