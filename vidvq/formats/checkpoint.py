@@ -220,8 +220,8 @@ def find_checkpoint(path: Path) -> Path:
         raise UsageError(f"{path} does not exist; give a checkpoint or a training run")
     if not steps:
         raise UsageError(
-            f"{path} is not a checkpoint (model.safetensors, config.json, fingerprint) or a training run; give the folder "
-            "of one"
+            f"{path} is not a checkpoint (model.safetensors, config.json, fingerprint) or a training run; give the "
+            "folder of one"
         )
     return steps[-1]
 
