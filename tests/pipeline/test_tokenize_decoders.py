@@ -322,7 +322,7 @@ def test_decoding_on_a_cluster_needs_one(vidvq, clips_dir, checkpoint_dir, tmp_p
 
 def test_a_process_probes_a_video_once_for_all_shards_it_is_in(make_video, tmp_path, monkeypatch):
     probed, real = [], corpus_frames.probe
-    monkeypatch.setattr(corpus_frames, "probe", lambda path, limits: probed.append(path.name) or real(path, limits))
+    monkeypatch.setattr(corpus_frames, "probe", lambda path, *given: probed.append(path.name) or real(path, *given))
     sources = [Source(str(make_video(tmp_path / name, 24))) for name in ("a.mp4", "b.mp4")]
     sources = [replace(one, size=(at := Path(one.uri).stat()).st_size, version=str(at.st_mtime_ns)) for one in sources]
 
