@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -209,17 +210,22 @@ def finished_shards(folder: Path, plan: Plan) -> Iterator[tuple[Path, Commit]]:
     Raises:
         UsageError: a shard is not committed, its record is damaged, or its file is missing or of another size.
     """
-    for commit in read_finished(folder, plan):
-        path = safe_join(folder, commit.shard)
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise UsageError(f"{path} is missing; run vidvq verify {folder}") from None
-        if size != commit.bytes:
-            raise UsageError(
-                f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify {folder}"
-            )
-        yield path, commit
+    finished = read_finished(folder, plan)
+    # An object store takes a request for each size.
+    with ThreadPoolExecutor(_READERS) as readers:
+        while some := list(islice(finished, _READERS)):
+            yield from readers.map(partial(_find_shard, folder), some)
+
+
+def _find_shard(folder: Path, commit: Commit) -> tuple[Path, Commit]:
+    path = safe_join(folder, commit.shard)
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise UsageError(f"{path} is missing; run vidvq verify {folder}") from None
+    if size != commit.bytes:
+        raise UsageError(f"{path} has {size} bytes, not the {commit.bytes} of its record; run vidvq verify {folder}")
+    return path, commit
 
 
 def commit_shard(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], None]) -> Commit:

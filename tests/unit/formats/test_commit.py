@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vidvq.formats import commit as commits
-from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, read_commit
+from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, finished_shards, read_commit
 from vidvq.formats.plan import create_plan
 from vidvq.formats.summary import summarize
 from vidvq.formats.tar import read_members
@@ -168,6 +168,22 @@ def test_a_record_with_an_unknown_field_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"surprise": 1}))
     with pytest.raises(ValueError, match="surprise"):
         read_commit(tmp_path, SHARD)
+
+
+def test_sizes_of_shards_are_requested_together_and_found_in_order(tmp_path, plan_table, monkeypatch):
+    """In an object store each is a request, and a directory has thousands of shards."""
+    plan = create_plan(tmp_path, "shard", "clips", {}, plan_table("ab", "cd", "ef", "gh"))
+    for name in plan.shard_names():
+        commit_shard(tmp_path, name, plan.plan_id, fill)
+    barrier, stat = threading.Barrier(4, timeout=5), Path.stat
+
+    def wait(path: Path, **options):
+        if path.suffix == ".tar":
+            barrier.wait()
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", wait)
+    assert [path.name for path, _ in finished_shards(tmp_path, plan)] == list(plan.shard_names())
 
 
 def test_a_summary_is_the_sum_of_the_records_and_sweeps_up(tmp_path, plan_table):
