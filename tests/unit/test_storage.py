@@ -25,6 +25,7 @@ from vidvq.storage import (
     is_chained,
     publish_once,
     read_json,
+    read_range,
     remove_attempts,
     resolve_path,
     write_atomic,
@@ -161,6 +162,22 @@ def test_an_attempt_that_lost_is_kept_for_its_writer_to_judge(tmp_path):
     (tmp_path / "mine").write_bytes(b"second")
     assert not publish_once(tmp_path / "mine", tmp_path / "x")
     assert (tmp_path / "mine").read_bytes() == b"second"
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the system does not count bytes that are read")
+def test_a_range_is_read_without_the_rest_of_its_block(tmp_path):
+    """A training run reads millions of small ranges."""
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    path = tmp_path / "x"
+    path.write_bytes(bytes(range(256)) * 64)
+    begun = bytes_read()
+    found = [read_range(path, 256 + index, 3) for index in range(100)]
+    # Other threads, and the count, may have read some.
+    assert bytes_read() - begun < 10_000
+    assert found == [bytes(range(index, index + 3)) for index in range(100)]
 
 
 def test_remove_attempts_touches_only_attempts_of_that_name(tmp_path):

@@ -149,7 +149,8 @@ def read_range(path: Path, start: int, size: int) -> bytes:
     """
     if is_remote(path):
         return _get(path, start=start, end=start + size)
-    with path.open("rb") as file:
+    # A buffer would be filled with a block of the file system, which may have megabytes.
+    with path.open("rb", buffering=0) as file:
         file.seek(start)
         return file.read(size)
 
