@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from vidvq import __version__
-from vidvq.config import to_dict, validate
+from vidvq.config import is_mapping, to_dict, validate
 from vidvq.errors import UsageError
 from vidvq.storage import differences, pretty_json, read_json, write_atomic
 from vidvq.submit.spec import Job
@@ -130,9 +130,12 @@ def read_run(path: Path) -> tuple[RunFolder, Job]:
     Raises:
         UsageError: ``path`` is not a run folder.
     """
-    if not (path / "job.json").is_file():
-        raise UsageError(f"{path} is not a run folder: it has no job.json; give the folder that `vidvq submit` printed")
-    return RunFolder(path.absolute()), validate(Job, read_json(path / "job.json"))
+    file, remedy = path / "job.json", "give the folder that `vidvq submit` printed"
+    if not file.is_file():
+        raise UsageError(f"{path} is not a run folder: it has no job.json; {remedy}")
+    if not is_mapping(job := read_json(file)):
+        raise UsageError(f"{path} is not a run folder: its job.json holds no object; {remedy}")
+    return RunFolder(path.absolute()), validate(Job, job, str(file))
 
 
 def forwarded_variables() -> dict[str, str]:

@@ -192,9 +192,12 @@ def test_names_of_images_are_accepted(image):
     assert Resources(image=image).image == image
 
 
-def test_a_folder_that_is_no_run_is_refused(there, vidvq):
+@pytest.mark.parametrize("content", [None, "null", "[1]"])
+def test_a_folder_that_is_no_run_is_refused(tmp_path, vidvq, content):
+    if content is not None:
+        (tmp_path / "job.json").write_text(content)
     for verb in ("status", "logs", "cancel"):
-        ran = vidvq("submit", verb, there)
+        ran = vidvq("submit", verb, tmp_path)
         assert ran.code == 2
         assert "is not a run folder" in ran.error
 
