@@ -45,7 +45,7 @@ class PixelStage(Protocol[AnyRow]):
         """Open the inputs of a shard; yields the function that returns the decoding job of some of its rows."""
         ...
 
-    def conditions_of(self, info: ItemInfo) -> ClipCondition:
+    def conditions_of(self, key: str) -> ClipCondition:
         """Return the conditions of an item."""
         ...
 
@@ -122,8 +122,8 @@ class PixelWorker(Generic[AnyRow]):
                     continue
                 with self._clock.activity("process"):
                     frames, info = item
-                    conditions = self._stage.conditions_of(info)
-                    batches.add(row, partial(self._pipeline.from_pixels, frames, info, conditions))
+                    conditions = self._stage.conditions_of(row.key)
+                    batches.add(row, partial(self._pipeline.from_pixels, row.key, frames, info, conditions))
         if left:
             raise UsageError(f"{left[0].origin} lacks {left[0].key}, which was planned")
         return None
