@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.generators import make_card, write_random
+from vidvq.corpus.frames import decode_items
 from vidvq.errors import UsageError
 from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.generator import read_generator
@@ -345,6 +346,17 @@ def test_a_batch_is_padded_and_recorded(tmp_path, generator, tokens_dir, clips_d
     }.items():
         wrong = vidvq("generate", "sample", generator, "--out", tmp_path / "none", setting, *FAST)
         assert wrong.code == 2 and message in wrong.error, wrong.err
+
+
+def all_but_the_first(job):
+    return (message for message in decode_items(job) if message.key != min(job.keys))
+
+
+def test_a_clip_that_its_shard_lacks_is_named(tmp_path, generator, clips_dir, checkpoint_dir, monkeypatch, vidvq):
+    monkeypatch.setattr("vidvq.generate.pixel_worker.decode_items", all_but_the_first)
+    options = ("--out", tmp_path / "out", "--checkpoint", checkpoint_dir, *FAST)
+    done = vidvq("generate", "predict", generator, clips_dir, *options)
+    assert done.code == 2 and "-00000, which was planned" in done.error, done.err
 
 
 def info_grid(files):

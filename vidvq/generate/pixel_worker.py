@@ -115,8 +115,10 @@ class PixelWorker(Generic[AnyRow]):
                 item = first if isinstance(first, WorkerDied) else _collect(first, messages)
                 if isinstance(item, WorkerDied):
                     return item
+                assert isinstance(first, DecodeMessage)
+                if first.key != left[0].key:
+                    break
                 row = left.popleft()
-                assert isinstance(first, DecodeMessage) and row.key == first.key
                 if isinstance(item, VideoError):
                     writer.put(Rejected("failed", Outcome(row.key, item.reason, item.detail)))
                     continue
