@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.generators import make_card, write_random
+from vidvq.corpus.frames import decode_items
 from vidvq.errors import UsageError
 from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.generator import read_generator
@@ -303,7 +304,7 @@ def test_hidden_pixels_do_not_change_the_samples(tmp_path, generator, clips_dir,
     visible[0, :8] = 255 - visible[0, :8]
 
     def generate(frames):
-        return pipeline.generate([pipeline.from_pixels(frames, info)])[0]
+        return pipeline.generate([pipeline.from_pixels(key, frames, info)])[0]
 
     made = generate(frames)
     assert generate(hidden) == made
@@ -345,6 +346,17 @@ def test_a_batch_is_padded_and_recorded(tmp_path, generator, tokens_dir, clips_d
     }.items():
         wrong = vidvq("generate", "sample", generator, "--out", tmp_path / "none", setting, *FAST)
         assert wrong.code == 2 and message in wrong.error, wrong.err
+
+
+def all_but_the_first(job):
+    return (message for message in decode_items(job) if message.key != min(job.keys))
+
+
+def test_a_clip_that_its_shard_lacks_is_named(tmp_path, generator, clips_dir, checkpoint_dir, monkeypatch, vidvq):
+    monkeypatch.setattr("vidvq.generate.pixel_worker.decode_items", all_but_the_first)
+    options = ("--out", tmp_path / "out", "--checkpoint", checkpoint_dir, *FAST)
+    done = vidvq("generate", "predict", generator, clips_dir, *options)
+    assert done.code == 2 and "-00000, which was planned" in done.error, done.err
 
 
 def info_grid(files):
@@ -577,7 +589,7 @@ def first_sample(generator, clips, config, checkpoint):
     stage = open_request(generator, [str(clips)], config, checkpoint)
     key, media, info = next(iter(read_clips(sorted(clips.glob("*.tar"))[0])))
     pipeline = stage.pipeline(stage.tokenizer)
-    sample = pipeline.from_pixels(decode_clip(media, key), info, stage.conditions_of(info))
+    sample = pipeline.from_pixels(key, decode_clip(media, key), info, stage.conditions_of(key))
     return pipeline.generate([sample])[0]["tokens.npy"], stage.identity()
 
 
@@ -665,10 +677,12 @@ def test_texts_come_from_a_column_a_setting_or_a_list(captioned, train, tmp_path
     shutil.move(tmp_path / "moved", encoder)
 
 
-def test_conditions_come_from_columns_that_clips_carry(captioned, train, tmp_path, tiny_corpus, checkpoint_dir, vidvq):
+def test_conditions_come_from_columns_that_clips_carry(captioned, train, tmp_path, make_video, checkpoint_dir, vidvq):
     listed, clips, tokens, run = (tmp_path / name for name in ("list.jsonl", "clips", "tokens", "run"))
-    rows = [{"uri": "one.mp4", "kind": "cat", "caption": "a red clip"}, {"uri": "two.mkv", "kind": "dog"}]
-    listed.write_text("\n".join(json.dumps(row | {"uri": str(tiny_corpus / row["uri"])}) for row in rows))
+    # Two ranges of one video.
+    rows = [{"end": 0.16, "kind": "cat", "caption": "a red clip"}, {"start": 0.16, "kind": "dog"}]
+    uri = str(make_video(tmp_path / "video.mp4", 8))
+    listed.write_text("\n".join(json.dumps({"uri": uri, "start": 0, "end": 0.32} | row) for row in rows))
     tiny = ("clip.num_frames=4", "clip.min_frames=4", "clip.short_side=16", "clip.multiple=8", "runtime.workers=0")
     assert vidvq("shard", listed, "--out", clips, *tiny, "lists.carry=[kind,caption]").code == 0
     assert vidvq("tokenize", clips, "--checkpoint", checkpoint_dir, "--out", tokens, "runtime.workers=0").code == 0
@@ -682,9 +696,14 @@ def test_conditions_come_from_columns_that_clips_carry(captioned, train, tmp_pat
         assert vidvq("generate", "sample", run, "--out", tmp_path / name, *settings).code == 0
         made += [codes.tolist() for codes, _ in codes_of(tmp_path / name).values()]
     assert made[0] != made[1]
-    out = tmp_path / "predicted"
-    done = vidvq("generate", "predict", run, tokens, "--out", out, "given=1", f"columns={clips}", *FAST)
-    assert done.code == 0 and len(codes_of(out)) == 2, done.err
+    made = []
+    for inputs in (tokens, clips):
+        out = tmp_path / f"predicted from {inputs.name}"
+        given = ("given=1", f"columns={clips}", "sampling.guidance=1000", "--checkpoint", checkpoint_dir, *FAST)
+        done = vidvq("generate", "predict", run, inputs, "--out", out, *given)
+        assert done.code == 0, done.err
+        made.append({key: codes.tolist() for key, (codes, _) in codes_of(out).items()})
+    assert made[0] == made[1] and len(made[0]) == 2
     card = read_generator(run).card
     assert (card.labels, card.text) == (("cat", "dog"), "carried.caption")
 

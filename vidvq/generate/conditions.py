@@ -1,15 +1,14 @@
 """Class and action conditions, read from columns of the source clips."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vidvq.corpus.frames import ItemInfo
 from vidvq.errors import UsageError
-from vidvq.formats.clip_shard import ClipInfo, read_infos
+from vidvq.formats.clip_shard import read_infos
 from vidvq.formats.columns import read_table
 from vidvq.formats.commit import read_commits
 from vidvq.formats.generator import GeneratorCard
@@ -89,14 +88,9 @@ class ClipCondition(NamedTuple):
 NO_CONDITION = ClipCondition()
 
 
-def clip_name(info: ClipInfo | ItemInfo) -> str:
-    """Return the name of a clip, which seeds its sample; unlike its key, its metadata has it."""
-    return f"{info.source}#{info.clip_index}"
-
-
 @dataclass(frozen=True)
 class ClipConditions:
-    """Conditions of clips by name; clips without an entry have no such condition.
+    """Conditions of clips by key; clips without an entry have no such condition.
 
     Attributes:
         labels: class index, from 1.
@@ -109,17 +103,17 @@ class ClipConditions:
     texts: dict[str, str] = field(default_factory=dict[str, str])
     digest: str = ""
 
-    def of(self, name: str) -> ClipCondition:
+    def of(self, key: str) -> ClipCondition:
         """Return the conditions of one clip."""
-        return ClipCondition(self.labels.get(name, 0), self.actions.get(name), self.texts.get(name))
+        return ClipCondition(self.labels.get(key, 0), self.actions.get(key), self.texts.get(key))
 
 
-def read_conditions(card: GeneratorCard, folder: str, names: Mapping[str, str]) -> ClipConditions:
+def read_conditions(card: GeneratorCard, folder: str, keys: Collection[str]) -> ClipConditions:
     """Read the conditions that a generator was trained with from the columns of clips.
 
     Args:
         folder: directory of clip shards with the columns.
-        names: name of each clip in the result, by its key; other clips are left out.
+        keys: keys of the clips in the result; other clips are left out.
 
     Raises:
         UsageError: the generator was trained without conditions, no clip has a column, a class was never seen, or
@@ -132,14 +126,14 @@ def read_conditions(card: GeneratorCard, folder: str, names: Mapping[str, str]) 
     texts: dict[str, str] = {}
     if card.label:
         values = read_column([folder], card.label)
-        labels = {names[key]: label_index(card, value) for key, value in values.items() if key in names}
+        labels = {key: label_index(card, value) for key, value in values.items() if key in keys}
     if card.actions:
         found = read_actions([folder], card.actions)
         check_action_width(card, len(found.mean))
-        actions = {names[key]: rows for key, rows in found.by_key.items() if key in names}
+        actions = {key: rows for key, rows in found.by_key.items() if key in keys}
     if card.text:
-        texts = {names[key]: str(value) for key, value in read_column([folder], card.text).items() if key in names}
-    values = [labels, {name: rows.tolist() for name, rows in actions.items()}, *([texts] if card.text else [])]
+        texts = {key: str(value) for key, value in read_column([folder], card.text).items() if key in keys}
+    values = [labels, {key: rows.tolist() for key, rows in actions.items()}, *([texts] if card.text else [])]
     return ClipConditions(labels, actions, texts, sha256_bytes(canonical_json(values)))
 
 

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.errors import UsageError
-from vidvq.formats.clip_shard import read_infos
 from vidvq.formats.commit import read_commits
 from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import PREFIX, read_tokenizer_card
-from vidvq.generate.conditions import ClipConditions, clip_name, label_index, read_conditions
+from vidvq.generate.conditions import ClipConditions, label_index, read_conditions
 from vidvq.generate.execution import resolve_execution
 from vidvq.generate.pipeline import sample_size
 from vidvq.generate.pixel_stage import GenerateClips, GenerateVideos
@@ -206,14 +205,12 @@ def _check_conditions(card: GeneratorCard, config: InputConfig) -> None:
 
 
 def _clip_conditions(card: GeneratorCard, clips: Path, config: InputConfig) -> ClipConditions:
-    """Read the conditions of the clips in a directory, by their names."""
+    """Read the conditions of the clips in a directory, by key."""
     if config.columns is None:
         return ClipConditions()
-    names: dict[str, str] = {}
-    for commit in read_commits(clips, read_plan(clips).shard_names()):
-        if commit and commit.sha256:
-            names |= {key: clip_name(info) for key, info in read_infos(clips / commit.shard)}
-    return read_conditions(card, config.columns, names)
+    commits = read_commits(clips, read_plan(clips).shard_names())
+    keys = {member.key for commit in commits if commit for member in commit.members}
+    return read_conditions(card, config.columns, keys)
 
 
 def _token_conditions(generator: Generator, tokens: Path, config: PredictConfig) -> ClipConditions:
@@ -228,4 +225,4 @@ def _token_conditions(generator: Generator, tokens: Path, config: PredictConfig)
         check_shape(card, (1, lh, lw))
     if config.columns is None:
         return ClipConditions()
-    return read_conditions(card, config.columns, {location.key: location.key for location in locations})
+    return read_conditions(card, config.columns, {location.key for location in locations})

@@ -15,7 +15,7 @@ from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.token_shard import TokenInfo, token_files
 from vidvq.generate.blanking import BlankedVideo, encode_visible
 from vidvq.generate.code_vectors import code_vectors
-from vidvq.generate.conditions import NO_CONDITION, ClipCondition, clip_name, label_index, latent_actions
+from vidvq.generate.conditions import NO_CONDITION, ClipCondition, label_index, latent_actions
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.execution import CPU, GenerationExecution
 from vidvq.generate.network import load_network
@@ -158,11 +158,12 @@ class GenerationPipeline:
         return self._pending(key, codes[:prefix], self._condition(conditions, shape[0]), made)
 
     def from_pixels(
-        self, frames: np.ndarray, info: ClipInfo | ItemInfo, conditions: ClipCondition = NO_CONDITION
+        self, key: str, frames: np.ndarray, info: ClipInfo | ItemInfo, conditions: ClipCondition = NO_CONDITION
     ) -> PendingSample:
         """Prepare the prediction, interpolation or fill of a clip, as the request says.
 
         Args:
+            key: key of the clip; with the seed it determines the codes.
             frames: ``t h w c`` uint8.
 
         Raises:
@@ -170,7 +171,6 @@ class GenerationPipeline:
         """
         config, tokenizer = self._config, self._tokenizer
         assert tokenizer is not None
-        key = clip_name(info)
         grid = tokenizer.latent_shape(len(frames), info.height, info.width)
         names = ("source", "clip_index", "num_frames", "height", "width", "fps", "time_base", "pts", "duration")
         tokens = TokenInfo(grid=grid, **{name: getattr(info, name) for name in names})

@@ -8,10 +8,10 @@ from typing import Any
 
 from vidvq.config import to_dict
 from vidvq.corpus.fetch import as_video_error
-from vidvq.corpus.frames import ClipFrames, ItemInfo, VideoFrames, sample_video
+from vidvq.corpus.frames import ClipFrames, VideoFrames, sample_video
 from vidvq.corpus.source import Source
 from vidvq.formats.keys import item_key, video_key
-from vidvq.generate.conditions import NO_CONDITION, ClipCondition, ClipConditions, clip_name
+from vidvq.generate.conditions import NO_CONDITION, ClipCondition, ClipConditions
 from vidvq.generate.pixel_worker import FramesJobOf, PixelWorker
 from vidvq.generate.requests import InputConfig, PredictConfig
 from vidvq.generate.stage import GenerateStage
@@ -101,7 +101,7 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
 
         yield frames_job
 
-    def conditions_of(self, info: ItemInfo) -> ClipCondition:
+    def conditions_of(self, key: str) -> ClipCondition:
         """Return no conditions but those of the request."""
         return NO_CONDITION
 
@@ -111,7 +111,7 @@ class GenerateClips(GenerateStage[ClipRow], ClipStage):
     """Predicts, interpolates or fills the clips of clip shards.
 
     Attributes:
-        conditions: conditions by :func:`~vidvq.generate.pipeline.clip_name`.
+        conditions: conditions by clip key.
     """
 
     config: InputConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
@@ -149,6 +149,6 @@ class GenerateClips(GenerateStage[ClipRow], ClipStage):
 
             yield frames_job
 
-    def conditions_of(self, info: ItemInfo) -> ClipCondition:
+    def conditions_of(self, key: str) -> ClipCondition:
         """Return the conditions of a clip."""
-        return self.conditions.of(clip_name(info))
+        return self.conditions.of(key)

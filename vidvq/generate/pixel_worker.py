@@ -45,7 +45,7 @@ class PixelStage(Protocol[AnyRow]):
         """Open the inputs of a shard; yields the function that returns the decoding job of some of its rows."""
         ...
 
-    def conditions_of(self, info: ItemInfo) -> ClipCondition:
+    def conditions_of(self, key: str) -> ClipCondition:
         """Return the conditions of an item."""
         ...
 
@@ -115,15 +115,17 @@ class PixelWorker(Generic[AnyRow]):
                 item = first if isinstance(first, WorkerDied) else _collect(first, messages)
                 if isinstance(item, WorkerDied):
                     return item
+                assert isinstance(first, DecodeMessage)
+                if first.key != left[0].key:
+                    break
                 row = left.popleft()
-                assert isinstance(first, DecodeMessage) and row.key == first.key
                 if isinstance(item, VideoError):
                     writer.put(Rejected("failed", Outcome(row.key, item.reason, item.detail)))
                     continue
                 with self._clock.activity("process"):
                     frames, info = item
-                    conditions = self._stage.conditions_of(info)
-                    batches.add(row, partial(self._pipeline.from_pixels, frames, info, conditions))
+                    conditions = self._stage.conditions_of(row.key)
+                    batches.add(row, partial(self._pipeline.from_pixels, row.key, frames, info, conditions))
         if left:
             raise UsageError(f"{left[0].origin} lacks {left[0].key}, which was planned")
         return None
