@@ -103,6 +103,10 @@ class ClipConditions:
     texts: dict[str, str] = field(default_factory=dict[str, str])
     digest: str = ""
 
+    def identity(self) -> dict[str, str]:
+        """Return the entry of the plan; none without a directory of columns."""
+        return {"conditions": self.digest} if self.digest else {}
+
     def of(self, key: str) -> ClipCondition:
         """Return the conditions of one clip."""
         return ClipCondition(self.labels.get(key, 0), self.actions.get(key), self.texts.get(key))

@@ -127,7 +127,7 @@ class GenerateClips(GenerateStage[ClipRow], ClipStage):
 
     def identity(self) -> dict[str, Any]:
         """Return what the samples depend on; includes the conditions."""
-        return super().identity() | ({"conditions": self.conditions.digest} if self.conditions.digest else {})
+        return super().identity() | self.conditions.identity()
 
     def worker(self, pool: Pool) -> PixelWorker[ClipRow]:
         """Build a worker in the current process."""

@@ -189,8 +189,7 @@ class PredictTokens(TokenPrompts, _PromptStage):
 
     def identity(self) -> dict[str, Any]:
         """Return what the samples depend on; includes the tokens."""
-        found = super().identity() | {"tokens": identify_tokens(self.tokens)}
-        return found | ({"conditions": self.conditions.digest} if self.conditions.digest else {})
+        return super().identity() | {"tokens": identify_tokens(self.tokens)} | self.conditions.identity()
 
     def prepare_sample(
         self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None
