@@ -239,8 +239,6 @@ class _Window:
     def decode_masked(self) -> Tensor:
         """Generate all frames that are not given, in parallel."""
         codes = self.codes.clone()
-        mask = torch.zeros_like(codes, dtype=torch.bool)
-        mask[:, self.given :] = True
         visible = self.network.given_codes(*self.pixels)
 
         def predict(codes: Tensor, mask: Tensor) -> _Prediction:
@@ -248,7 +246,7 @@ class _Window:
             vectors = self.network.hidden(self._embed(codes, mask, previous) + self.extra, text=self.text)
             return _Prediction(vectors, self.network.candidates(previous, visible))
 
-        return self._reveal(codes, mask, predict, self.given, 0)
+        return self._reveal(codes, predict, self.given, 0)
 
     def decode_next(self) -> Tensor:
         """Generate one frame after another, with cached keys and values of the frames before."""
@@ -270,7 +268,7 @@ class _Window:
                 return _Prediction(self.network.forward_cached(x, cache, append=False, text=self.text), copies)
 
             frame = codes[:, t : t + 1].clone()
-            codes[:, t : t + 1] = self._reveal(frame, torch.ones_like(frame, dtype=torch.bool), predict, 0, t)
+            codes[:, t : t + 1] = self._reveal(frame, predict, 0, t)
             if t + 1 < codes.shape[1]:
                 self._append(codes, t + 1, cache)
         return codes
@@ -302,17 +300,18 @@ class _Window:
         return self.network.embed(self._expand(codes), expanded, first, previous)
 
     def _reveal(
-        self, codes: Tensor, mask: Tensor, predict: Callable[[Tensor, Tensor], _Prediction], given: int, first: int
+        self, codes: Tensor, predict: Callable[[Tensor, Tensor], _Prediction], given: int, first: int
     ) -> Tensor:
         """Reveal the hidden codes ``b t h w`` step by step.
 
         Args:
             codes: codes; changed in place.
-            mask: True for hidden codes; cleared in place.
-            predict: maps codes and mask to a prediction of all positions.
+            predict: maps codes and their mask, True for hidden ones, to a prediction of all positions.
             given: number of complete frames, which come first.
             first: index of the first latent frame.
         """
+        mask = torch.zeros_like(codes, dtype=torch.bool)
+        mask[:, given:] = True
         shape = (codes.shape[1], codes.shape[2], codes.shape[3])
         area = shape[1] * shape[2]
         orders = [reveal_order(shape, self.config.order, rng) for rng in self.rngs]
