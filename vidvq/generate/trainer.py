@@ -48,6 +48,8 @@ class GeneratorTrainer:
         self.average = WeightAverage(self.network, config.ema_decay)
         self.guard = LossSpikeGuard(config.guard)
         self.progress = Progress()
+        # Index of the batch that was drawn for last, and its masks.
+        self._drawn_for, self._drawn = -1, list[tuple[Tensor, Tensor]]()
 
     def initial_state(self, vectors: list[DigitVectors] | None) -> TrainingState:
         """Return the state before the first step, with tensors on the CPU.
@@ -105,13 +107,13 @@ class GeneratorTrainer:
         set_lr(self._engine, config.optimizer.lr_at(progress.step, config.steps))
         micro_batch = micro_step * self.context.size + self.context.rank
         seed_micro_batch(config.seed, progress.step, progress.batch, micro_batch)
-        mask, kept = self._draw(examples, micro_step)
+        drawn = self._draw(examples)
+        mask, kept = drawn[micro_step]
         loss = compute_loss(self._engine, examples, config.objective, mask, kept)
         if skipped := self.guard.check(float(all_reduce_mean(loss))):
             return skipped
         # The engine averages over micro-batches, which have different numbers of hidden codes.
-        steps = range(config.data.accumulation(self.context.size))
-        counts = [int((mask if step == micro_step else self._draw(examples, step)[0]).sum()) for step in steps]
+        counts = [int(each.sum()) for each, _ in drawn]
         loss = loss * (counts[micro_step] / all_reduce_mean(loss.new_full((), sum(counts) / len(counts))))
         self._engine.backward(loss)
         self._engine.step()
@@ -136,12 +138,21 @@ class GeneratorTrainer:
             self.progress.best = (-loss, self.progress.step)
         return best
 
-    def _draw(self, examples: Examples, micro_step: int) -> tuple[Tensor, Tensor]:
-        """Draw what is hidden of a micro-batch of this rank, with the task and the grid of any other of its batch."""
-        config, count = self.config, len(examples.tokens.codes)
-        first = (micro_step * self.context.size + self.context.rank) * count
-        generators = sample_generators(config.seed, self.progress.batch, first, count, torch.device("cpu"))
-        return draw_hidden(examples, config.objective, config.conditions.drop, generators)
+    def _draw(self, examples: Examples) -> list[tuple[Tensor, Tensor]]:
+        """Draw what is hidden of the micro-batches of this rank, once for a batch.
+
+        Args:
+            examples: any of the micro-batches, which have one task and one grid.
+        """
+        config, count, batch = self.config, len(examples.tokens.codes), self.progress.batch
+        if self._drawn_for != batch:
+            self._drawn_for, self._drawn = batch, []
+            for micro_step in range(config.data.accumulation(self.context.size)):
+                first = (micro_step * self.context.size + self.context.rank) * count
+                generators = sample_generators(config.seed, batch, first, count, torch.device("cpu"))
+                drawn = draw_hidden(examples, config.objective, config.conditions.drop, generators)
+                self._drawn.append(drawn)
+        return self._drawn
 
 
 def draw_hidden(

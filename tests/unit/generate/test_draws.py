@@ -73,6 +73,7 @@ def drawn(monkeypatch, config, number, ranks, examples, hidden=None):
     for rank, micro_step, each in examples:
         process = trainer.GeneratorTrainer()
         process.config, process._engine = config, engine
+        process._drawn_for = -1
         process.context = DistributedContext(rank, ranks, torch.device("cpu"))
         process.guard = SimpleNamespace(check=lambda loss: None)
         process.progress = SimpleNamespace(step=number, batch=number)
