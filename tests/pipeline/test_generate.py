@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from vidvq.formats.generator import read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.code_vectors import code_vectors
-from vidvq.generate.conditions import read_column
+from vidvq.generate.conditions import read_column, read_conditions
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SamplingConfig
 from vidvq.pretrained import load_tokenizer
 
@@ -677,7 +678,9 @@ def test_texts_come_from_a_column_a_setting_or_a_list(captioned, train, tmp_path
     shutil.move(tmp_path / "moved", encoder)
 
 
-def test_conditions_come_from_columns_that_clips_carry(captioned, train, tmp_path, make_video, checkpoint_dir, vidvq):
+def test_conditions_come_from_columns_that_clips_carry(
+    captioned, train, tmp_path, make_video, tokens_dir, checkpoint_dir, vidvq
+):
     listed, clips, tokens, run = (tmp_path / name for name in ("list.jsonl", "clips", "tokens", "run"))
     # Two ranges of one video.
     rows = [{"end": 0.16, "kind": "cat", "caption": "a red clip"}, {"start": 0.16, "kind": "dog"}]
@@ -706,6 +709,14 @@ def test_conditions_come_from_columns_that_clips_carry(captioned, train, tmp_pat
     assert made[0] == made[1] and len(made[0]) == 2
     card = read_generator(run).card
     assert (card.labels, card.text) == (("cat", "dog"), "carried.caption")
+    # Clips of other samples, whose conditions would all be missing.
+    nothing = "the column carried.kind .* has no value for any of the"
+    with pytest.raises(UsageError, match=f"{nothing} 1 samples"):
+        read_conditions(card, str(clips), {"other"})
+    for column in ("label: carried.kind", f"text: carried.kind, text_encoder: {captioned[2]}"):
+        settings = ("--out", tmp_path / "none", f"conditions={{{column}}}", f"pixels.clips={clips}")
+        wrong = vidvq("generate", "train", tokens_dir, *settings)
+        assert wrong.code == 2 and re.search(nothing, wrong.error), wrong.err
 
 
 @pytest.mark.slow

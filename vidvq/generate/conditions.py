@@ -1,7 +1,7 @@
 """Class and action conditions, read from columns of the source clips."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,17 +22,18 @@ _CHOICES = 12
 _MOST_NAMES = 12
 
 
-def read_column(folders: Iterable[str], name: str) -> dict[str, Any]:
+def read_column(folders: Collection[str], name: str, keys: Collection[str] | None = None) -> dict[str, Any]:
     """Read one column of the clips in some directories.
 
     Args:
         name: column in ``CLIPS/columns/``, or ``carried.NAME`` for a field of the clips' JSON.
+        keys: keys of the clips in the result; None for all.
 
     Returns:
         Values by clip key; clips without a value are omitted.
 
     Raises:
-        UsageError: no clip has the column.
+        UsageError: no clip has the column, or none of ``keys``.
     """
     found: dict[str, Any] = {}
     known: set[str] = set()
@@ -51,7 +52,15 @@ def read_column(folders: Iterable[str], name: str) -> dict[str, Any]:
     found = {key: value for key, value in found.items() if value is not None}
     if not found:
         raise UsageError(f"no clip in {', '.join(folders)} has the column {name}; available: {_join_names(known)}")
-    return found
+    if keys is None:
+        return found
+    wanted = {key: value for key, value in found.items() if key in keys}
+    if not wanted:
+        raise UsageError(
+            f"the column {name} in {', '.join(folders)} has no value for any of the {len(keys)} samples; give the "
+            "clips that they were made from"
+        )
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,8 @@ def read_conditions(card: GeneratorCard, folder: str, keys: Collection[str]) -> 
         keys: keys of the clips in the result; other clips are left out.
 
     Raises:
-        UsageError: the generator was trained without conditions, no clip has a column, a class was never seen, or
-            actions have another length than the generator's.
+        UsageError: the generator was trained without conditions, none of the clips has a column, a class was never
+            seen, or actions have another length than the generator's.
     """
     if not card.label and not card.actions and not card.text:
         raise UsageError(f"columns={folder}: this generator was trained without conditions")
@@ -129,14 +138,13 @@ def read_conditions(card: GeneratorCard, folder: str, keys: Collection[str]) -> 
     actions: dict[str, np.ndarray] = {}
     texts: dict[str, str] = {}
     if card.label:
-        values = read_column([folder], card.label)
-        labels = {key: label_index(card, value) for key, value in values.items() if key in keys}
+        labels = {key: label_index(card, value) for key, value in read_column([folder], card.label, keys).items()}
     if card.actions:
-        found = read_actions([folder], card.actions)
+        found = read_actions([folder], card.actions, keys)
         check_action_width(card, len(found.mean))
-        actions = {key: rows for key, rows in found.by_key.items() if key in keys}
+        actions = found.by_key
     if card.text:
-        texts = {key: str(value) for key, value in read_column([folder], card.text).items() if key in keys}
+        texts = {key: str(value) for key, value in read_column([folder], card.text, keys).items()}
     values = [labels, {key: rows.tolist() for key, rows in actions.items()}, *([texts] if card.text else [])]
     return ClipConditions(labels, actions, texts, sha256_bytes(canonical_json(values)))
 
@@ -165,16 +173,18 @@ def parse_actions(value: Any, where: str) -> np.ndarray:
     return rows
 
 
-def read_actions(folders: Collection[str], name: str) -> Actions:
-    """Read the actions of all clips in some directories.
+def read_actions(folders: Collection[str], name: str, keys: Collection[str] | None = None) -> Actions:
+    """Read the actions of clips in some directories.
 
     Args:
         name: column, as for :func:`read_column`.
+        keys: keys of the clips, as for :func:`read_column`.
 
     Raises:
-        UsageError: no clip has the column, a value is malformed, or clips differ in the length of their rows.
+        UsageError: none of the clips has the column, a value is malformed, or clips differ in the length of their rows.
     """
-    by_key = {key: parse_actions(value, f"column {name} of {key}") for key, value in read_column(folders, name).items()}
+    values = read_column(folders, name, keys)
+    by_key = {key: parse_actions(value, f"column {name} of {key}") for key, value in values.items()}
     widths = {rows.shape[1] for rows in by_key.values()}
     if len(widths) > 1:
         raise UsageError(

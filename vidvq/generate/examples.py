@@ -1,5 +1,6 @@
 """Training examples: codes with a task and its conditions."""
 
+from functools import cache
 from random import Random
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
         tokenizer: tokenizer for blanked clips; None if no task needs it.
 
     Raises:
-        UsageError: a token sample has no clip in ``pixels.clips``.
+        UsageError: a token sample has no clip in ``pixels.clips``, or one of another size.
     """
 
     def __init__(
@@ -83,13 +84,23 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
         self._media: dict[str, ByteRange] = {}
         if tokenizer is not None and config.pixels is not None:
             index = read_clip_index(list(config.pixels.clips))
-            self._media = {key: index.media_range(clip) for clip, key in enumerate(index.keys)}
-            missing = [location.key for location in tokens.index.locations if location.key not in self._media]
+            clips = {key: clip for clip, key in enumerate(index.keys)}
+            remedy = "set it to the directories that data.tokens was made from"
+            missing = [location.key for location in tokens.index.locations if location.key not in clips]
             if missing:
                 raise UsageError(
-                    f"pixels.clips has no clip {missing[0]} ({len(missing)} of {len(tokens)} are missing); set it to "
-                    "the directories that data.tokens was made from"
+                    f"pixels.clips has no clip {missing[0]} ({len(missing)} of {len(tokens)} are missing); {remedy}"
                 )
+            latent_shape = cache(tokenizer.latent_shape)
+            for location, grid in zip(tokens.index.locations, tokens.index.grid.tolist(), strict=True):
+                clip = clips[location.key]
+                t, h, w = (int(column[clip]) for column in (index.num_frames, index.height, index.width))
+                if latent_shape(t, h, w) != tuple(grid):
+                    raise UsageError(
+                        f"pixels.clips has {t} frames of {h}x{w} of clip {location.key}, whose tokens have a grid of "
+                        f"{'x'.join(map(str, grid))}; {remedy}"
+                    )
+                self._media[location.key] = index.media_range(clip)
 
     def __getitem__(self, position: tuple[int, int]) -> Examples | UnreadableBatch:
         """Return a micro-batch of this rank."""

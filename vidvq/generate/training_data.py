@@ -30,15 +30,13 @@ def open_training_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tup
     labels: dict[str, str] = {}
     actions = Actions({}, (), ())
     if config.conditions.label:
-        values = read_column(clips, config.conditions.label)
-        labels = {key: str(value) for key, value in values.items() if key in wanted}
+        labels = {key: str(value) for key, value in read_column(clips, config.conditions.label, wanted).items()}
     if config.conditions.actions:
-        actions = read_actions(clips, config.conditions.actions)
+        actions = read_actions(clips, config.conditions.actions, wanted)
     texts: dict[str, str] = {}
     encoder = None
     if config.conditions.text and config.conditions.text_encoder:
-        values = read_column(clips, config.conditions.text)
-        texts = {key: str(value) for key, value in values.items() if key in wanted}
+        texts = {key: str(value) for key, value in read_column(clips, config.conditions.text, wanted).items()}
         encoder = TextEncoder(config.conditions.text_encoder)
     names = tuple(sorted(set(labels.values())))
     rates = [location.read_info().fps for location in tokens.index.locations[:_FPS_SAMPLES]]

@@ -34,6 +34,6 @@ def test_actions_are_numbers_or_rows_of_numbers():
 def test_a_constant_component_has_a_scale_of_1(monkeypatch):
     # 0.1 has no exact mean in fp32.
     rows = [[0.1, step % 2] for step in range(100)]
-    monkeypatch.setattr(conditions, "read_column", lambda folders, name: {str(clip): rows for clip in range(10)})
-    found = read_actions(["clips"], "move")
+    monkeypatch.setattr(conditions, "read_column", lambda folders, name, keys: dict.fromkeys(keys, rows))
+    found = read_actions(["clips"], "move", "abcdefghij")
     assert found.scale == (1, 0.5) and found.mean == pytest.approx((0.1, 0.5), rel=1e-7)

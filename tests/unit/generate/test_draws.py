@@ -1,5 +1,6 @@
 """What a training batch draws and its gradient are the same for any number of processes and micro-batches."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,8 +9,9 @@ from torch import nn
 
 from tests.helpers.generators import make_card
 from vidvq.data import TokenDataConfig, TokenDataset
+from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
-from vidvq.generate import trainer
+from vidvq.generate import examples, trainer
 from vidvq.generate.config import GenerateTrainConfig, PixelConfig, TaskConfig
 from vidvq.generate.examples import Columns, ExampleDataset
 from vidvq.pretrained import load_tokenizer
@@ -104,3 +106,13 @@ def test_a_batch_draws_the_same_however_it_is_divided(monkeypatch, make_examples
             assert len(found) == len(tensors) and all(map(torch.equal, found, tensors))
         seen.add(task)
     assert seen == {"predict", "interpolate", "fill"}
+
+
+def test_clips_of_another_size_than_their_tokens_are_refused(monkeypatch, tokens_dir, clips_dir, checkpoint_dir):
+    index = examples.read_clip_index([str(clips_dir)])
+    monkeypatch.setattr(examples, "read_clip_index", lambda _: replace(index, height=2 * index.height))
+    card, (tokenizer, _) = make_card(read_tokenizer_card(tokens_dir)), load_tokenizer(checkpoint_dir)
+    data = TokenDataConfig((str(tokens_dir),), batch_size=BATCH, latents=3)
+    config = GenerateTrainConfig(data, tasks=TaskConfig(fill=1), pixels=PixelConfig((str(clips_dir),)))
+    with pytest.raises(UsageError, match="pixels.clips has 9 frames of 64x40 .* have a grid of 3x4x5"):
+        ExampleDataset(config, card, TokenDataset(data, 0), Columns({}, {}, {}), tokenizer)
