@@ -636,6 +636,26 @@ def captioned(tmp_path_factory, tokens_dir, clips_dir):
     return write_random(folder / "run", card), clips, folder / "t5"
 
 
+def test_a_class_and_a_text_are_taken_as_they_are_written(captioned, tmp_path, tokens_dir, vidvq):
+    labels = ("no", "007", "a #1", "a: b", "7", "0", "1")
+    card = make_card(read_tokenizer_card(tokens_dir), tasks=("generate",), label="kind", labels=labels)
+    run, config = write_random(tmp_path / "run", card), tmp_path / "truth.yaml"
+
+    def recorded(generator, setting):
+        out = tmp_path / setting.replace("/", "")
+        done = vidvq("generate", "sample", generator, "--out", out, setting, "n=1", *FAST)
+        assert done.code == 0, done.err
+        return json.loads((out / "generator.json").read_text())
+
+    for written, label in {"no": "no", "007": "007", "a #1": "a #1", "a: b": "a: b", "7": 7, "'7'": "7"}.items():
+        assert recorded(run, f"class={written}")["label"] == label
+    for text in ("clip #2: red", "no", "12"):
+        assert recorded(captioned[0], f"text={text}")["texts"] == [text]
+    config.write_text("label: no")
+    wrong = vidvq("generate", "sample", run, "--out", tmp_path / "none", "--config", config, *FAST)
+    assert wrong.code == 2 and "label=False: must be text, or integer" in wrong.error
+
+
 def caption(clips, function, vidvq):
     function.write_text("def columns(frames, info):\n    return {'caption': f'a red clip {info.clip_index % 2}'}\n")
     assert vidvq("map", clips, "--function", f"{function}:columns", "runtime.workers=0").code == 0

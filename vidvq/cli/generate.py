@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,10 +221,7 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
 
         arguments, retry_failed = take_reason(arguments, retry_failed)
         given, overrides = split(arguments)
-        # ``class`` is a keyword in Python, so the field is named ``label``.
-        overrides = [
-            f"label={each.removeprefix('class=')}" if each.startswith("class=") else each for each in overrides
-        ]
+        overrides = list(map(_quote_text, overrides))
         settings = config.load(getattr(requests, type_name), config_path(config_name), overrides)
         stage = open_request(run, given, settings, checkpoint)
         return _run(stage, given, out, checkpoint, as_json, retry_failed)
@@ -240,6 +238,25 @@ def _request(name: str, inputs: str, type_name: str, short_help: str, help: str)
     command = click.argument("arguments", nargs=-1, metavar=f"{inputs}[KEY=VALUE]...")(command)
     command = click.argument("run", type=PathOrUrl())(command)
     return generate.command(name, short_help=short_help, help=help, epilog=settings_epilog(f"generate-{name}"))(command)
+
+
+def _quote_text(override: str) -> str:
+    """Quote a class or a text, of which YAML would read ``no`` as a truth value and cut ``dog #1`` before the hash."""
+    name, _, value = override.partition("=")
+    if name not in {"class", "text"}:
+        return override
+    # The field of a class is named ``label``, because ``class`` is a keyword in Python.
+    field = "label" if name == "class" else name
+    as_yaml = value.strip() in {"", "null"} or value[0] in "'\"" or (name == "class" and _is_number(value))
+    return f"{field}={value if as_yaml else flow_yaml(value)}"
+
+
+def _is_number(text: str) -> bool:
+    """Return whether a text is a number that is written back as the same text."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return str(kind(text)) == text
+    return False
 
 
 def _run(stage: Any, inputs: list[str], out: Path, checkpoint: Path, as_json: bool, retry_failed: str | None) -> int:

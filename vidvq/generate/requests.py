@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict
 
 from vidvq.corpus.lists import ListPolicy
 from vidvq.errors import UsageError
@@ -15,6 +15,8 @@ from vidvq.video.probe import MAX_DEADLINE_S, Limits
 
 Count = Annotated[int, Field(ge=1)]
 Frames = Annotated[int, Field(ge=1, le=1_000_000)]
+# A truth value is no class: YAML reads ``no`` as one.
+Label = str | Annotated[int, Strict()] | Annotated[float, Strict()]
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class SampleConfig(RequestConfig):
     """
 
     n: Count = 16
-    label: str | int | float | None = None
+    label: Label | None = None
     text: str | None = None
     prompts: str | None = None
     text_encoder: str | None = None
@@ -166,7 +168,7 @@ class InputConfig(RequestConfig):
         items_per_shard: number of videos per token shard (1 or more).
     """
 
-    label: str | int | float | None = None
+    label: Label | None = None
     text: str | None = None
     columns: str | None = None
     text_encoder: str | None = None
