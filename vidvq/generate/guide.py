@@ -18,6 +18,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.requests import GuideConfig
+from vidvq.generate.text import refusing_damage
 from vidvq.model import VideoTokenizer
 from vidvq.pretrained import load_tokenizer
 from vidvq.storage import read_json
@@ -55,12 +56,10 @@ class Clip:
         check_clip(folder)
         from transformers import AutoTokenizer, CLIPModel
 
-        try:
+        with refusing_damage(f"--clip {folder}"):
             # Safetensors alone: nothing is unpickled.
             model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
             words: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UsageError(f"--clip {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
         self._model = model.to(device).eval().requires_grad_(False)
         length = model.config.text_config.max_position_embeddings
         given = words(text, return_tensors="pt", truncation=True, max_length=length).to(device)

@@ -1,11 +1,14 @@
 """Texts as conditions: states of a text encoder of the library transformers, from a local folder or the hub."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
@@ -18,12 +21,26 @@ _CLASSES = {
     "clip": "CLIPTextModel",
     "clip_text_model": "CLIPTextModel",
 }
+# What transformers raises for files that are missing, damaged or do not belong together.
+_LOAD_ERRORS = (AttributeError, ImportError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 # Longer texts are cut (text tokens).
 _MAX_LENGTH = 128
 # Number of texts whose states are kept in memory.
 _CACHED = 4096
 # Numbers of the state of a fixed text, by which a card identifies its encoder.
 _PROBE, _PROBE_NUMBERS, _PROBE_TOLERANCE = "a video", 8, 1e-2
+
+
+@contextmanager
+def refusing_damage(what: str) -> Iterator[None]:
+    """Turn what transformers raises for a folder that it cannot load into a UsageError that begins with ``what``."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except _LOAD_ERRORS as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"{what} cannot be loaded by transformers: {reason}") from error
 
 
 class TextEncoder:
@@ -48,7 +65,7 @@ class TextEncoder:
         # A folder that lacks a file must not become a download.
         local = Path(name).is_dir()
         library: Any = transformers
-        try:
+        with refusing_damage(f"text_encoder={name}"):
             config = library.AutoConfig.from_pretrained(name, local_files_only=local)
             if config.model_type not in _CLASSES:
                 raise UsageError(
@@ -58,11 +75,6 @@ class TextEncoder:
             # Safetensors alone: nothing is unpickled.
             kind = getattr(library, _CLASSES[config.model_type])
             model = kind.from_pretrained(name, local_files_only=local, use_safetensors=True)
-        except (OSError, ValueError, ImportError) as error:
-            if isinstance(error, UsageError):
-                raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"text_encoder={name} cannot be loaded by transformers: {reason}") from error
         self._model = model.float().eval().requires_grad_(False)
         # CLIP has a fixed number of positions.
         self._length = min(_MAX_LENGTH, getattr(self._model.config, "max_position_embeddings", _MAX_LENGTH))

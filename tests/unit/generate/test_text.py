@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.helpers.generators import make_card
-from tests.helpers.text_encoders import write_text_encoder
+from tests.helpers.text_encoders import write_clip, write_text_encoder
 from vidvq.data.tokens import TokenBatch
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.block import KVCache
 from vidvq.generate.examples import Examples, seeded_rng
+from vidvq.generate.guide import Clip
 from vidvq.generate.network import build_network
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.sampling import Condition, SamplePrompt, sample_codes
@@ -108,6 +109,19 @@ def test_a_missing_or_other_encoder_is_one_line(tmp_path, card, encoder, monkeyp
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UsageError, match="texts need the library transformers"):
         TextEncoder(other)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_damaged_file_of_transformers_is_one_line(tmp_path, file):
+    encoder, clip = write_text_encoder(tmp_path / "encoder"), write_clip(tmp_path / "clip")
+    for folder in (encoder, clip):
+        data = (folder / file).read_bytes()
+        changed = {"tokenizer.json": b"{}", "config.json": data.replace(b'_size": 16', b'_size": 32')}
+        (folder / file).write_bytes(changed.get(file, data[:-9]).replace(b'"d_ff": 16', b'"d_ff": 32'))
+    with pytest.raises(UsageError, match="text_encoder=.*encoder cannot be loaded by transformers: ."):
+        TextEncoder(str(encoder))
+    with pytest.raises(UsageError, match="--clip .*clip cannot be loaded by transformers: ."):
+        Clip(clip, "red", torch.device("cpu"))
 
 
 def test_a_pickled_encoder_is_refused(tmp_path):
