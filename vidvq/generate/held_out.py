@@ -37,6 +37,7 @@ class HeldOutLoss:
                 f"data.tokens has {card.tokenizer.token_fingerprint[:12]}; tokenize both with the same one"
             )
         self._card, self._context = card, context
+        self._batch = config.data.micro_batch(context.size)
         lt, lh, lw = card.limits
         fitting = [i for i, grid in enumerate(index.grid) if grid[1] <= lh and grid[2] <= lw]
         if not fitting:
@@ -57,10 +58,13 @@ class HeldOutLoss:
         self._network.load_state_dict(weights)
         nats, tokens = 0.0, 0
         for _, group in groupby(self._samples, key=lambda sample: sample.codes.shape):
-            batch = collate(list(group))
-            codes, seeds = batch.codes.to(self._context.device), [f"held out {key}" for key in batch.keys]
-            found = position_nats(self._network, self._card.objective, codes, 0, _DRAWS, seeds)
-            nats += float(found.sum())
-            tokens += codes.numel()
+            samples = list(group)
+            # As many at once as in training, whose memory they have.
+            for start in range(0, len(samples), self._batch):
+                batch = collate(samples[start : start + self._batch])
+                codes, seeds = batch.codes.to(self._context.device), [f"held out {key}" for key in batch.keys]
+                found = position_nats(self._network, self._card.objective, codes, 0, _DRAWS, seeds)
+                nats += float(found.sum())
+                tokens += codes.numel()
         total = all_reduce_sum(torch.tensor([nats, tokens], dtype=torch.float64, device=self._context.device))
         return float(total[0] / total[1].clamp(min=1) / log(2))
