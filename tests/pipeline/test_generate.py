@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.helpers.generators import make_card, write_random
 from vidvq.corpus.frames import decode_items
@@ -347,6 +348,26 @@ def test_a_batch_is_padded_and_recorded(tmp_path, generator, tokens_dir, clips_d
     }.items():
         wrong = vidvq("generate", "sample", generator, "--out", tmp_path / "none", setting, *FAST)
         assert wrong.code == 2 and message in wrong.error, wrong.err
+
+
+@pytest.mark.parametrize(
+    ("full", "task", "message"),
+    [
+        ("vidvq.generate.pipeline.sample_codes", "predict", "a batch of 1 samples of 3x4x5 codes"),
+        ("vidvq.model.VideoTokenizer.encode", "predict", ": encoding 5 frames of 32x40"),
+        ("vidvq.generate.pipeline.encode_visible", "interpolate", ": encoding 9 frames of 32x40"),
+    ],
+)
+def test_a_full_gpu_stops_the_job(
+    tmp_path, generator, clips_dir, checkpoint_dir, full, task, message, monkeypatch, vidvq
+):
+    def allocate(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(full, allocate)
+    out = ("--out", tmp_path / "out", "--checkpoint", checkpoint_dir)
+    done = vidvq("generate", task, generator, clips_dir, *out, *FAST)
+    assert done.code == 1 and f"{message} does not fit the memory of the GPU of " in done.error, done.err
 
 
 def all_but_the_first(job):

@@ -17,6 +17,7 @@ from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files
 from vidvq.generate.examples import seeded_rng
+from vidvq.generate.gpu_memory import stopping_when_full
 from vidvq.generate.requests import GuideConfig
 from vidvq.generate.text import refusing_damage
 from vidvq.model import VideoTokenizer
@@ -122,10 +123,19 @@ class Guide:
         """Return what samples of a batch share."""
 
     def generate(self, samples: list[GuidedSample]) -> list[dict[str, bytes]]:
-        """Edit samples and return the files of each, by extension."""
-        made = [self.edit(key, codes, (info.height, info.width)).codes for key, codes, info in samples]
-        infos = [replace(info, quality=None) for _, _, info in samples]
-        return [token_files(codes, info, self._card) for codes, info in zip(made, infos, strict=True)]
+        """Edit a sample and return its files by extension.
+
+        Args:
+            samples: one sample.
+
+        Raises:
+            JobStopped: the GPU has too little memory.
+        """
+        ((key, codes, info),) = samples
+        what = f"{key}: a step of {info.num_frames} frames of {info.height}x{info.width}"
+        with stopping_when_full(what, "use smaller or shorter clips"):
+            made = self.edit(key, codes, (info.height, info.width)).codes
+        return [token_files(made, replace(info, quality=None), self._card)]
 
     def edit(self, key: str, codes: np.ndarray, size: tuple[int, int]) -> Guided:
         """Move the latents of a sample along the gradient of the distance to the text.

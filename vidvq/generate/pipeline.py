@@ -1,6 +1,7 @@
 """Generation of samples: from a prompt to the files of a token sample."""
 
 from collections.abc import Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,7 @@ from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import NO_CONDITION, ClipCondition, label_index, latent_actions
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.execution import CPU, GenerationExecution
+from vidvq.generate.gpu_memory import stopping_when_full
 from vidvq.generate.network import load_network
 from vidvq.generate.regions import prepare, read_mask, result_shape
 from vidvq.generate.requests import (
@@ -168,6 +170,7 @@ class GenerationPipeline:
 
         Raises:
             UsageError: the clip is too short, too long or too large for the request or the generator.
+            JobStopped: the GPU has too little memory to encode it.
         """
         config, tokenizer = self._config, self._tokenizer
         assert tokenizer is not None
@@ -177,15 +180,18 @@ class GenerationPipeline:
         if isinstance(config, PredictConfig):
             if len(frames) < config.given:
                 raise UsageError(f"has {len(frames)} frames, fewer than given={config.given}; set given= to less")
-            video = to_video(frames[: config.given]).to(self._device)
-            return self.predict(key, tokenizer.encode(video)[0].cpu().numpy(), tokens, conditions)
+            with self._encoding(key, config.given, info):
+                video = to_video(frames[: config.given]).to(self._device)
+                codes = tokenizer.encode(video)[0].cpu().numpy()
+            return self.predict(key, codes, tokens, conditions)
         assert isinstance(config, InterpolateConfig | FillConfig)
         # The frames cost memory and time, so the size of the result is checked first.
         grid = tokenizer.latent_shape(*result_shape(config, (len(frames), info.height, info.width)))
         check_shape(self.card, grid, fixed_length=True)
         frames, part, tokens = prepare(config, frames, tokens, self._mask)
-        hidden = torch.from_numpy(part)[None].to(self._device)
-        blanked = encode_visible(tokenizer, to_video(frames).to(self._device), hidden)
+        with self._encoding(key, len(frames), tokens):
+            hidden = torch.from_numpy(part)[None].to(self._device)
+            blanked = encode_visible(tokenizer, to_video(frames).to(self._device), hidden)
         return self._pending(key, None, self._condition(conditions, grid[0], blanked), replace(tokens, grid=grid))
 
     def batch_key(self, sample: PendingSample) -> Hashable:
@@ -204,21 +210,22 @@ class GenerationPipeline:
             Files of each sample, by extension.
 
         Raises:
-            UsageError: the GPU has too little memory for a batch.
+            JobStopped: the GPU has too little memory for a batch.
         """
         seed, sampling = self._config.seed, self._config.sampling
         prompts = [SamplePrompt(seeded_rng(f"{seed}/{each.key}"), each.given, each.condition) for each in samples]
         # Kernels round differently for another batch size.
         padding = [replace(prompts[0], rng=seeded_rng("")) for _ in range(self.batch - len(samples))]
         shape = samples[0].shape
-        try:
+        what = f"a batch of {self.batch} samples of {'x'.join(map(str, shape))} codes"
+        with stopping_when_full(what, "set batch= to less and give another --out"):
             made = sample_codes(self._network, self.card, shape, prompts + padding, sampling, self._vectors)
-        except torch.OutOfMemoryError as error:
-            raise UsageError(
-                f"batch={self.batch} samples of {shape} codes do not fit the memory of the GPU; set batch= to less"
-            ) from error
         card = self.card.tokenizer
         return [token_files(codes, each.info, card) for codes, each in zip(made, samples, strict=False)]
+
+    def _encoding(self, key: str, frames: int, info: ClipInfo | ItemInfo | TokenInfo) -> AbstractContextManager[None]:
+        what = f"{key}: encoding {frames} frames of {info.height}x{info.width}"
+        return stopping_when_full(what, "use smaller or shorter clips")
 
     def _pending(self, key: str, given: np.ndarray | None, condition: Condition, info: TokenInfo) -> PendingSample:
         t, h, w = info.grid
