@@ -190,10 +190,6 @@ class _Rows(NamedTuple):
         """Let only the positions copy where ``where`` (``n`` bool) is True."""
         return _Rows(self.vectors, None if self.copies is None else self.copies.masked_fill(~where[:, None], UNKNOWN))
 
-    def part(self, part: slice) -> "_Rows":
-        """Return some of the positions."""
-        return _Rows(self.vectors[part], None if self.copies is None else self.copies[part])
-
 
 def _gather(x: Tensor, positions: Tensor) -> Tensor:
     return x.flatten(1, 3).gather(1, positions[..., None].expand(-1, -1, x.shape[-1])).flatten(0, 1)
@@ -317,7 +313,8 @@ class _Window:
         orders = [reveal_order(shape, self.config.order, rng) for rng in self.rngs]
         order = torch.stack([each[each >= given * area] for each in orders]).to(codes.device, non_blocking=True)
         count, by_confidence = order.shape[1], self.config.order == "confidence"
-        digits = max(map(len, self.network.digits))
+        digits, last = max(map(len, self.network.digits)), len(self.network.codebooks) - 1
+        books = sorted({last if t else 0 for t in range(first + given, first + shape[0])})
         uniform = self._uniform(digits, 0 if by_confidence else count)
         done, flat, hidden = 0, codes.view(len(codes), -1), mask.view(len(codes), -1)
         for end in reveal_counts(count, self.config.steps):
@@ -325,7 +322,7 @@ class _Window:
             if by_confidence:
                 # All codes are drawn, revealed ones for nothing: which are left is known on the device alone.
                 uniform = self._uniform(digits + 1, count)
-                drawn, confidence = self._draw(prediction, order, uniform, area, first)
+                drawn, confidence = self._draw(prediction, order, uniform, area, books)
                 # Gumbel noise, annealed to 0 (Chang et al. 2022).
                 noise = -torch.log(-torch.log(uniform[:, digits].clamp_min(1e-20)))
                 confidence = confidence + noise * self.config.temperature * (1 - end / count)
@@ -334,7 +331,7 @@ class _Window:
                 chosen, drawn = order.gather(1, best), drawn.gather(1, best)
             else:
                 chosen = order[:, done:end]
-                drawn, _ = self._draw(prediction, chosen, uniform[:, :, done:end], area, first)
+                drawn, _ = self._draw(prediction, chosen, uniform[:, :, done:end], area, books)
             flat.scatter_(1, chosen, drawn)
             hidden.scatter_(1, chosen, False)
             done = end
@@ -346,49 +343,51 @@ class _Window:
         return torch.stack(drawn).to(self.codes.device, non_blocking=True)
 
     def _draw(
-        self, prediction: _Prediction, positions: Tensor, uniform: Tensor, area: int, first: int
+        self, prediction: _Prediction, positions: Tensor, uniform: Tensor, area: int, books: list[int]
     ) -> tuple[Tensor, Tensor]:
         """Draw codes for flat positions ``b n``; return them with their log-probabilities.
 
         Args:
             uniform: numbers in [0, 1), ``b d n``, one for each digit.
             area: codes of a latent frame.
-            first: index of the first latent frame.
+            books: codebooks of the latent frames that are drawn.
         """
+        largest = max(max(self.network.digits[book]) for book in books)
+        # Of all samples the same positions, so that rounding does not depend on the place of a sample in its batch.
+        size = max(_MAX_LOGITS // (largest * len(positions)), 1)
+        drawn = [
+            self._draw_part(prediction, positions[:, at : at + size], uniform[..., at : at + size], area, books)
+            for at in range(0, positions.shape[1], size)
+        ]
+        codes, log_probability = zip(*drawn, strict=True)
+        return torch.cat(codes, 1), torch.cat(log_probability, 1)
+
+    def _draw_part(
+        self, prediction: _Prediction, positions: Tensor, uniform: Tensor, area: int, books: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Draw codes for some of the positions; the arguments are those of :meth:`_draw`."""
         own = prediction.at(self.own, positions)
         without = prediction.at(self.without, positions) if self.copies > 1 else None
-        numbers, last = uniform.transpose(0, 1).flatten(1), len(self.network.codebooks) - 1
-        if first or not last:
-            drawn = self._draw_from(last, own, without, numbers)
+        numbers = uniform.transpose(0, 1).flatten(1)
+        if len(books) == 1:
+            drawn = self._draw_from(books[0], own, without, numbers)
         else:
             # From both codebooks at each position: how many are in latent frame 0 is known on the device alone.
             in_first = positions.flatten() < area
             parts = [
                 self._draw_from(book, own.only(where), without and without.only(where), numbers)
-                for book, where in ((0, in_first), (last, ~in_first))
+                for book, where in zip(books, (in_first, ~in_first), strict=True)
             ]
             drawn = [torch.where(in_first, *pair) for pair in zip(*parts, strict=True)]
         codes, log_probability = drawn
         return codes.view_as(positions), log_probability.view_as(positions)
 
-    def _draw_from(
-        self,
-        book: int,
-        own: _Rows,
-        without: _Rows | None,
-        uniform: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def _draw_from(self, book: int, own: _Rows, without: _Rows | None, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Draw codes ``n`` of one codebook; return them with their log-probabilities."""
-        head, drawn = self.network.heads[book], list[tuple[Tensor, Tensor]]()
-        size = max(_MAX_LOGITS // max(self.network.digits[book]), 1)
-        for start in range(0, len(own.vectors), size):
-            part = slice(start, start + size)
-            sampler = _DigitSampler(self.config, uniform[:, part], self.vectors[book] if self.vectors else None)
-            vectors, copies = own.part(part)
-            codes = head.sample(vectors, sampler, copies, without and without.part(part), self.config.guidance)  # type: ignore[operator]
-            assert sampler.log_probability is not None
-            drawn.append((codes, sampler.log_probability))
-        return torch.cat([codes for codes, _ in drawn]), torch.cat([log_probability for _, log_probability in drawn])
+        sampler = _DigitSampler(self.config, uniform, self.vectors[book] if self.vectors else None)
+        codes = self.network.heads[book].sample(own.vectors, sampler, own.copies, without, self.config.guidance)  # type: ignore[operator]
+        assert sampler.log_probability is not None
+        return codes, sampler.log_probability
 
 
 class _DigitSampler:

@@ -188,7 +188,34 @@ def test_codes_are_drawn_in_proportion_to_their_probabilities():
     assert drawn.bincount(minlength=4).tolist() == [500, 0, 300, 200]
 
 
-def test_large_grids_are_drawn_in_parts(network, card, monkeypatch):
+@pytest.fixture
+def drawn_rows(network, monkeypatch):
+    """Numbers of positions that each head has drawn together, by codebook."""
+    rows = [], []
+    for head, counts in zip(network.heads, rows, strict=True):
+
+        def sample(hidden, *more, head=head, counts=counts):
+            counts.append(len(hidden))
+            return type(head).sample(head, hidden, *more)
+
+        monkeypatch.setattr(head, "sample", sample)
+    return rows
+
+
+def test_large_grids_are_drawn_in_parts_of_all_samples(network, card, monkeypatch, drawn_rows):
     whole = draw(network, card)
     monkeypatch.setattr("vidvq.generate.sampling._MAX_LOGITS", 500)
     assert np.array_equal(draw(network, card), whole)
+    for counts in drawn_rows:
+        counts.clear()
+    # A sample would else depend on its place in the batch, because kernels round differently for other sizes.
+    sample_codes(network, card, SHAPE, [SamplePrompt(seeded_rng(str(at))) for at in range(3)], SamplingConfig(steps=1))
+    assert set(drawn_rows[0]) == {6}
+
+
+def test_codes_are_drawn_from_the_codebooks_of_the_latent_frames_that_are_not_given(network, card, drawn_rows):
+    start = draw(network, card, steps=1)
+    assert drawn_rows == ([60], [60])
+    for objective, expected in {"masked": ([60], [60, 40]), "next": ([60], [60, 40, 20, 20])}.items():
+        draw(network, replace(card, objective=objective), given=start[:1], steps=1)
+        assert drawn_rows == expected
