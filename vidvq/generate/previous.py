@@ -70,4 +70,9 @@ def add_copies(logits: Tensor, digits: Tensor, gates: Tensor) -> Tensor:
         gates: ``n m``, by how much each is raised.
     """
     raised = gates.masked_fill(digits == UNKNOWN, 0).to(logits.dtype)
-    return logits.scatter_add(-1, digits.clamp(min=0), raised)
+    parts = zip(digits.clamp(min=0).split(1, -1), raised.split(1, -1), strict=True)
+    logits = logits.scatter_add(-1, *next(parts))
+    for part in parts:
+        # One after the other, because a GPU adds equal ones of a call in any order, and each order rounds differently.
+        logits.scatter_add_(-1, *part)
+    return logits

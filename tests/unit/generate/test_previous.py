@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.generators import MODEL, make_card
 from vidvq.errors import UsageError
@@ -60,6 +61,28 @@ def test_gates_raise_candidates_and_equal_ones_add_up():
     gates = torch.tensor([[1.0, 2.0, 4.0]])
     raised = add_copies(torch.zeros(1, 4), torch.tensor([[2, 2, -1]]), gates)
     assert raised.tolist() == [[0, 0, 3, 0]]
+
+
+def test_equal_candidates_are_added_in_one_order():
+    """A GPU adds what a call of ``scatter_add`` adds to one element in any order."""
+    digits = torch.randint(-1, 3, (5, 4), generator=torch.Generator().manual_seed(0))
+    gates, logits = torch.randn(5, 4, requires_grad=True), torch.randn(5, 3)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+            if "scatter_add" in str(function):
+                seen.append(arguments[2].shape)
+            return function(*arguments, **(settings or {}))
+
+    with Watch():
+        raised = add_copies(logits, digits, gates)
+    assert seen == [(5, 1)] * 4
+    expected = logits.scatter_add(-1, digits.clamp(min=0), gates.masked_fill(digits < 0, 0))
+    assert torch.equal(raised, expected)
+    weight = torch.randn(5, 3)
+    found, wanted = (torch.autograd.grad((each * weight).sum(), gates)[0] for each in (raised, expected))
+    assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("limit", [20, 6])
