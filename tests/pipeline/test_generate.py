@@ -539,7 +539,16 @@ def test_fvd_is_scored_with_a_backbone_file(
     tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, monkeypatch, vidvq
 ):
     """With features that cost less than those of I3D: the means of the channels over a window."""
+    from vidvq.generate import sampling
     from vidvq.metrics import fvd
+
+    sample_codes, batches = sampling.sample_codes, []
+
+    def sample(network, card, shape, prompts, *more):
+        batches.append(len(prompts))
+        return sample_codes(network, card, shape, prompts, *more)
+
+    monkeypatch.setattr(sampling, "sample_codes", sample)
 
     class Means:
         def features(self, video):
@@ -548,10 +557,12 @@ def test_fvd_is_scored_with_a_backbone_file(
     monkeypatch.setattr(fvd, "load_i3d", lambda _: Means())
     monkeypatch.setattr(fvd, "FEATURES", 3)
     out = tmp_path / "scores.json"
-    few = ("clips=2", "samples=2", "seeds=[0]", "sampling.steps=1", "fvd_backbone=i3d.pt")
+    few = ("clips=2", "samples=2", "seeds=[0]", "sampling.steps=1", "fvd_backbone=i3d.pt", "batch=3")
     given = ("evaluate", generator, tokens_dir, "--checkpoint", checkpoint_dir, "--out", out, *few)
     done = vidvq("generate", *given, "--clips", clips_dir, "fvd_frames=9")
     assert done.code == 0 and "FVD over 2 windows: predict" in done.err, done.err
+    # Of random codes, the most probable ones and the mean ones: two predictions, and two clips with two blanked parts.
+    assert batches == [2, 3, 1] * 3
     scores = json.loads(out.read_text())
     assert scores["fvd_windows"] == 2 and scores["fvd"].keys() == {"predict", "interpolate", "fill", "generate"}
     assert min(scores["fvd"].values()) > 0 and len(set(scores["fvd"].values())) == 4

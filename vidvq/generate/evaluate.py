@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ import torch
 from vidvq.errors import UsageError
 from vidvq.formats.code_statistics import write_code_statistics
 from vidvq.formats.generator import GeneratorCard, read_generator
-from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.code_statistics import CodeStatisticsCollector
 from vidvq.generate.code_vectors import DigitVectors, code_vectors
 from vidvq.generate.examples import seeded_rng
+from vidvq.generate.execution import resolve_batch
 from vidvq.generate.held_out_clips import HeldOutClips
 from vidvq.generate.held_out_conditions import HeldOutConditions, network_arguments
 from vidvq.generate.held_out_tasks import BASELINES, HeldOutTasks, Prompt
@@ -25,7 +25,7 @@ from vidvq.generate.latent_distance import LatentDistance
 from vidvq.generate.likelihood import NgramModels, position_nats
 from vidvq.generate.network import load_network
 from vidvq.generate.requests import EvaluateConfig, SamplingConfig
-from vidvq.generate.sampling import Condition, SamplePrompt, given_latents, sample_codes
+from vidvq.generate.sampling import SamplePrompt, given_latents, sample_clips, sample_codes
 from vidvq.generate.scores import GeneratorScores, StepScore, TaskScore
 from vidvq.generate.training_samples import nearest_distances, read_training_samples
 from vidvq.log import progress, warn
@@ -80,6 +80,27 @@ def run_generate_evaluate(
     return scores
 
 
+class _Clip(NamedTuple):
+    """A held-out clip.
+
+    Attributes:
+        codes: ``lt lh lw``.
+        frames: ``t h w c`` uint8.
+        prompts: the trained tasks on it.
+    """
+
+    key: str
+    codes: np.ndarray
+    frames: np.ndarray
+    prompts: list[Prompt]
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Shape ``lt lh lw`` of the codes."""
+        t, h, w = self.codes.shape
+        return t, h, w
+
+
 class _Evaluation:
     def __init__(
         self,
@@ -95,11 +116,13 @@ class _Evaluation:
         generator = read_generator(run)
         self.card: GeneratorCard = generator.card
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.batch = resolve_batch(config.batch, self.device.type)
         self.network = load_network(generator).to(self.device)
         found = read_tokenizer_card(tokens)
         self.card.refuse_other_tokenizer(found.token_fingerprint, str(tokens))
         self._given = given_latents(self.card, config.given)
         self.held_out = HeldOutClips(self.card, tokens, config.clips, clips)
+        self.codes = self.held_out.read_codes()
         longest = max(self.held_out.num_frames())
         if "predict" in self.card.tasks and longest <= config.given:
             warn(f"skipping predictions: given={config.given} must be below the {longest} frames of the longest clip")
@@ -108,15 +131,14 @@ class _Evaluation:
         self.tasks = HeldOutTasks(self.card, self.tokenizer, config.given) if self.tokenizer else None
         self.vectors = self._read_vectors()
         self.conditions = HeldOutConditions(self.card, clips, config.text_encoder)
-        self.training = read_training_samples(run, self.card)
+        self.training = read_training_samples(run, self.card, config.training_samples)
         self.statistics = CodeStatisticsCollector(self.card)
         self.fvd = self._open_fvd()
         self.perceptual = load_perceptual("st_lpips", "alex").to(self.device) if config.perceptual else None
 
     def measure(self) -> GeneratorScores:
-        held_out = [self.held_out.codes(location) for location in self.held_out.locations]
-        self._measure_bits(held_out)
-        self.distance = self._open_distance(held_out)
+        self._measure_bits()
+        self.distance = self._open_distance()
         if self.clips is not None:
             self._measure_pixels()
         if self.config.samples and "generate" in self.card.tasks:
@@ -128,11 +150,11 @@ class _Evaluation:
                     lt, lh, lw = codes.shape
                     self.fvd.add_other("generate", self._decode(codes, 1 + (lt - 1) * r, (lh * s, lw * s)))
             if self.training:
-                self._measure_copies(drawn, held_out)
+                self._measure_copies(drawn)
         if self.fvd:
             self.scores.fvd, self.scores.fvd_windows = self.fvd.distances(), self.fvd.windows
         if self.training:
-            spread = np.linspace(0, len(self.training) - 1, len(held_out)).round().astype(int)
+            spread = np.linspace(0, len(self.training) - 1, len(self.codes)).round().astype(int)
             chosen = [self.training[at][: self.card.limits[0]] for at in spread]
             self.scores.frechet |= self._measure_distances({"training": chosen}) if self.scores.frechet else {}
         for steps in self.config.compare_steps:
@@ -167,16 +189,16 @@ class _Evaluation:
             raise UsageError(f"fvd_backbone={self.config.fvd_backbone}: FVD compares frames; set --clips")
         return FvdScorer(self.config.fvd_backbone, self.config.fvd_frames, self.held_out.num_frames())
 
-    def _open_distance(self, held_out: list[np.ndarray]) -> LatentDistance | None:
+    def _open_distance(self) -> LatentDistance | None:
         """Return the distance to the held-out clips; None, with a warning, if it cannot be measured."""
         if self.tokenizer is None:
             warn("skipping Fréchet distances; set --checkpoint to the tokenizer of the tokens")
             return None
-        if len(held_out) < 2:
+        if len(self.codes) < 2:
             warn("skipping Fréchet distances: they need 2 or more held-out clips")
             return None
         try:
-            return LatentDistance(self.tokenizer, held_out)
+            return LatentDistance(self.tokenizer, self.codes)
         except UsageError as error:
             warn(f"skipping Fréchet distances: {error}")
             return None
@@ -186,14 +208,14 @@ class _Evaluation:
             return {}
         return {name: self.distance.measure(found) for name, found in clips.items() if len(found) > 1}
 
-    def _measure_bits(self, held_out: list[np.ndarray]) -> None:
+    def _measure_bits(self) -> None:
         given, generates = self._given, "generate" in self.card.tasks
         wanted = {"generator": 0} if generates else {}
         wanted |= {"predict": given}
         wanted |= {"unconditional": given} if self.conditions else {}
         nats, tokens = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0)
-        with progress("bits", len(held_out), "clips") as bar:
-            for location, codes in zip(self.held_out.locations, held_out, strict=True):
+        with progress("bits", len(self.codes), "clips") as bar:
+            for location, codes in zip(self.held_out.locations, self.codes, strict=True):
                 grid = torch.from_numpy(codes.astype(np.int64))[None].to(self.device)
                 conditions = network_arguments(self.conditions.of(location.key, len(codes)), self.device)
                 for name, first in wanted.items():
@@ -211,19 +233,26 @@ class _Evaluation:
             models = NgramModels(self.card.tokenizer)
             for codes in self.training:
                 models.add(codes)
-            self.scores.bits |= models.bits(held_out, 0 if generates else given)
+            self.scores.bits |= models.bits(self.codes, 0 if generates else given)
 
     def _measure_pixels(self) -> None:
         rows: dict[str, list[dict[str, Any]]] = {}
         drawn: dict[str, list[np.ndarray]] = {}
-        with progress("pixels", len(self.held_out), "clips") as bar:
-            for location, frames in self.held_out.read_frames():
-                if self.fvd:
-                    self.fvd.add(frames)
-                for prompt, codes, row in self._score_clip(location, frames):
-                    rows.setdefault(prompt.task, []).append(row)
-                    drawn.setdefault(prompt.task, []).append(codes)
-                bar.advance()
+        seeds, sampling = self.config.seeds, self.config.sampling
+        estimates = {name: (seeds[:1], estimate) for name, estimate in self._estimates.items()}
+        draws = {"generator": (seeds, sampling)} | estimates
+        with progress("pixels", len(self.codes), "clips") as bar:
+            for clips in self._clips():
+                made = zip(*(self._draw(clips, *each) for each in draws.values()), strict=True)
+                for clip in clips:
+                    if self.fvd:
+                        self.fvd.add(clip.frames)
+                    ceiling = self._decode(clip.codes, len(clip.frames), clip.frames.shape[1:3])
+                    for prompt in clip.prompts:
+                        codes = dict(zip(draws, next(made), strict=True))
+                        rows.setdefault(prompt.task, []).append(self._score(clip, prompt, codes, ceiling))
+                        drawn.setdefault(prompt.task, []).append(codes["generator"][0])
+                bar.advance(len(clips))
         self.scores.frechet |= self._measure_distances(drawn)
         for task, found in rows.items():
             score = TaskScore(BASELINES[task])
@@ -239,64 +268,81 @@ class _Evaluation:
 
     def _compare_steps(self, sampling: SamplingConfig) -> StepScore:
         """Measure random samples with other sampling settings, and the time that they take."""
-        seconds: list[float] = []
+        seconds, count, seeds = 0.0, 0, self.config.seeds
         psnrs: dict[str, list[float]] = {}
         drawn: dict[str, list[np.ndarray]] = {}
-        with progress(f"{sampling.steps} steps", len(self.held_out) if self.clips else 1, "clips") as bar:
-            for location, frames in self.held_out.read_frames():
-                for prompt in self._prompts(location, frames):
-                    for seed in self.config.seeds:
-                        started = perf_counter()
-                        codes = self._draw(prompt, location, seed, sampling)
-                        seconds.append(perf_counter() - started)
-                        made = self._decode(codes, len(frames), frames.shape[1:3])
-                        psnrs.setdefault(prompt.task, []).append(psnr(frames[prompt.hidden], made[prompt.hidden]))
-                        if seed == self.config.seeds[0]:
-                            drawn.setdefault(prompt.task, []).append(codes)
-                bar.advance()
+        with progress(f"{sampling.steps} steps", len(self.codes) if self.clips else 1, "clips") as bar:
+            for clips in self._clips():
+                started = perf_counter()
+                found = self._draw(clips, seeds, sampling)
+                seconds += perf_counter() - started
+                count += len(found) * len(seeds)
+                prompts = [(clip.frames, prompt) for clip in clips for prompt in clip.prompts]
+                for (frames, prompt), made in zip(prompts, found, strict=True):
+                    drawn.setdefault(prompt.task, []).append(made[0])
+                    for codes in made:
+                        shown = self._decode(codes, len(frames), frames.shape[1:3])
+                        psnrs.setdefault(prompt.task, []).append(psnr(frames[prompt.hidden], shown[prompt.hidden]))
+                bar.advance(len(clips))
             if self.config.samples and "generate" in self.card.tasks:
                 started = perf_counter()
                 drawn["generate"] = self._draw_samples(sampling)
-                seconds += [(perf_counter() - started) / self.config.samples] * self.config.samples
-        found = {task: float(np.mean(values)) for task, values in psnrs.items()}
-        return StepScore(float(np.mean(seconds)) if seconds else 0.0, found, self._measure_distances(drawn))
+                seconds += perf_counter() - started
+                count += self.config.samples
+        means = {task: float(np.mean(values)) for task, values in psnrs.items()}
+        return StepScore(seconds / max(count, 1), means, self._measure_distances(drawn))
 
-    def _prompts(self, location: TokenLocation, frames: np.ndarray) -> Iterator[Prompt]:
-        """Yield the trained tasks on one clip of frames ``t h w c`` uint8."""
+    def _clips(self) -> Iterator[list[_Clip]]:
+        """Yield the held-out clips with frames, as many at once as are generated together."""
+        clips: list[_Clip] = []
+        for frames, location, codes in zip(
+            self.held_out.read_frames(), self.held_out.locations, self.codes, strict=False
+        ):
+            assert self.tasks is not None
+            condition = self.conditions.of(location.key, len(codes))
+            clips.append(_Clip(location.key, codes, frames, [*self.tasks.prompts(codes, frames, condition)]))
+            if len(clips) == self.batch:
+                yield clips
+                clips = []
+        if clips:
+            yield clips
+
+    def _draw(self, clips: list[_Clip], seeds: tuple[int, ...], sampling: SamplingConfig) -> list[list[np.ndarray]]:
+        """Generate the samples of each prompt of some clips; return their codes by prompt and seed."""
+        wanted = [
+            (clip.grid, SamplePrompt(seeded_rng(f"{seed}/{clip.key}/{task}"), given, condition))
+            for clip in clips
+            for task, _, given, condition in clip.prompts
+            for seed in seeds
+        ]
+        made = sample_clips(self.network, self.card, wanted, sampling, self.vectors, self.batch)
+        return [made[at : at + len(seeds)] for at in range(0, len(made), len(seeds))]
+
+    def _score(
+        self, clip: _Clip, prompt: Prompt, codes: dict[str, list[np.ndarray]], ceiling: np.ndarray
+    ) -> dict[str, dict[str, Any]]:
+        """Score the samples of a prompt, its baseline and its ceiling.
+
+        Args:
+            codes: samples by the name of their scores, whose means over the samples are returned.
+            ceiling: decoded codes of the clip, ``t h w c`` uint8.
+        """
         assert self.tasks is not None
-        codes = self.held_out.codes(location)
-        return self.tasks.prompts(codes, frames, self.conditions.of(location.key, len(codes)))
-
-    def _draw(self, prompt: Prompt, location: TokenLocation, seed: int, sampling: SamplingConfig) -> np.ndarray:
-        lt, lh, lw = self.held_out.codes(location).shape
-        rng = seeded_rng(f"{seed}/{location.key}/{prompt.task}")
-        return self._sample((lt, lh, lw), prompt.given, prompt.condition, sampling, rng)
-
-    def _score_clip(
-        self, location: TokenLocation, frames: np.ndarray
-    ) -> Iterator[tuple[Prompt, np.ndarray, dict[str, Any]]]:
-        """Yield each task on one clip of frames ``t h w c`` uint8, with the codes of the first seed and the scores."""
-        assert self.tasks is not None
-        size, sampling, seeds = frames.shape[1:3], self.config.sampling, self.config.seeds
-        ceiling = self._decode(self.held_out.codes(location), len(frames), size)
-        for prompt in self._prompts(location, frames):
-            drawn = [self._draw(prompt, location, seed, sampling) for seed in seeds]
-            made, part = [self._decode(codes, len(frames), size) for codes in drawn], prompt.hidden
-            if self.fvd:
-                self.fvd.add_other(prompt.task, made[0])
-            scores = {"generator": _mean_rows([self._compare(frames, each, part) for each in made])}
-            for name, estimate in self._estimates.items():
-                codes = self._draw(prompt, location, seeds[0], estimate)
-                scores[name] = self._compare(frames, self._decode(codes, len(frames), size), part)
-            base = self.tasks.baseline(prompt, frames)
-            if self.pictures is not None and location.key == self.held_out.locations[0].key:
-                named = {"original": frames, "generator": made[0], "baseline": base, "ceiling": ceiling}
-                for name, each in named.items():
-                    write_atomic(self.pictures / f"{prompt.task}-{name}.npy", encode_npy(each))
-            scores |= {
-                name: self._compare(frames, each, part) for name, each in (("baseline", base), ("ceiling", ceiling))
-            }
-            yield prompt, drawn[0], scores
+        frames = clip.frames
+        shown = {
+            name: [self._decode(each, len(frames), frames.shape[1:3]) for each in made] for name, made in codes.items()
+        }
+        shown |= {"baseline": [self.tasks.baseline(prompt, frames)], "ceiling": [ceiling]}
+        if self.fvd:
+            self.fvd.add_other(prompt.task, shown["generator"][0])
+        if self.pictures is not None and clip.key == self.held_out.locations[0].key:
+            named = {name: shown[name][0] for name in ("generator", "baseline", "ceiling")}
+            for name, each in ({"original": frames} | named).items():
+                write_atomic(self.pictures / f"{prompt.task}-{name}.npy", encode_npy(each))
+        return {
+            name: _mean_rows([self._compare(frames, each, prompt.hidden) for each in videos])
+            for name, videos in shown.items()
+        }
 
     @property
     def _estimates(self) -> dict[str, SamplingConfig]:
@@ -304,18 +350,6 @@ class _Evaluation:
         probable = replace(self.config.sampling, temperature=0.0, estimate="mode")
         mean = {"mean": replace(probable, estimate="mean")} if self.vectors else {}
         return {"probable": probable} | mean
-
-    def _sample(
-        self,
-        shape: tuple[int, int, int],
-        given: np.ndarray | None,
-        condition: Condition,
-        sampling: SamplingConfig,
-        rng: torch.Generator,
-    ) -> np.ndarray:
-        prompt = SamplePrompt(rng, given, condition)
-        (codes,) = sample_codes(self.network, self.card, shape, [prompt], sampling, self.vectors)
-        return codes
 
     def _decode(self, codes: np.ndarray, num_frames: int, size: tuple[int, ...]) -> np.ndarray:
         assert self.tokenizer is not None
@@ -337,20 +371,23 @@ class _Evaluation:
         """Generate samples without a condition, of the most frequent grid."""
         shape, config, drawn = self.card.shapes[0], replace(sampling, guidance=1.0), list[np.ndarray]()
         with progress("samples", self.config.samples, "samples") as bar:
-            for index in range(self.config.samples):
+            for start in range(0, self.config.samples, self.batch):
+                numbers = range(start, min(start + self.batch, self.config.samples))
                 # The text is part of the seed; changing it changes the samples of every evaluation.
-                rng = seeded_rng(f"{self.config.seeds[0]}/copies/{index}")
-                drawn.append(self._sample(shape, None, Condition(), config, rng))
-                bar.advance()
+                rngs = [seeded_rng(f"{self.config.seeds[0]}/copies/{number}") for number in numbers]
+                drawn += sample_codes(
+                    self.network, self.card, shape, list(map(SamplePrompt, rngs)), config, self.vectors
+                )
+                bar.advance(len(numbers))
         return drawn
 
-    def _measure_copies(self, drawn: list[np.ndarray], held_out: list[np.ndarray]) -> None:
+    def _measure_copies(self, drawn: list[np.ndarray]) -> None:
         cut = [codes[: self.card.limits[0]] for codes in self.training]
-        distances, own = nearest_distances(drawn, cut), nearest_distances(held_out, cut)
+        distances, own = nearest_distances(drawn, cut), nearest_distances(self.codes, cut)
         self.scores.copies = float(np.mean([distance < 1 - _COPY_SHARE for distance in distances]))
         self.scores.nearest = float(np.mean(distances))
         shapes = {codes.shape for codes in cut}
-        comparable = [distance for distance, codes in zip(own, held_out, strict=True) if codes.shape in shapes]
+        comparable = [distance for distance, codes in zip(own, self.codes, strict=True) if codes.shape in shapes]
         self.scores.nearest_held_out = float(np.mean(comparable)) if comparable else 1.0
 
 

@@ -40,5 +40,14 @@ def resolve_execution(config: RequestConfig, device: str) -> GenerationExecution
     Raises:
         UsageError: the precision is not available on the device.
     """
-    batch = config.batch or (_GPU_BATCH if device == "cuda" else 1)
-    return GenerationExecution(device, resolve_precision(config.precision, device), batch)
+    return GenerationExecution(device, resolve_precision(config.precision, device), resolve_batch(config.batch, device))
+
+
+def resolve_batch(asked: int | None, device: str) -> int:
+    """Return the samples per call of the network: the number that is asked for, or the default of the device.
+
+    Args:
+        asked: a setting; None for the default.
+        device: ``cpu`` or ``cuda``.
+    """
+    return asked or (_GPU_BATCH if device == "cuda" else 1)

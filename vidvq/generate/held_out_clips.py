@@ -9,7 +9,6 @@ from vidvq.data.index import ByteRange, read_bytes, read_clip_index
 from vidvq.errors import UsageError
 from vidvq.formats.generator import GeneratorCard
 from vidvq.formats.token_index import index_tokens
-from vidvq.formats.token_location import TokenLocation
 from vidvq.video.decode import decode_clip
 
 
@@ -55,14 +54,14 @@ class HeldOutClips:
         """Return the number of frames of each sample, at most as many as the generator knows."""
         return [min(location.read_info().num_frames, self.longest) for location in self.locations]
 
-    def codes(self, location: TokenLocation) -> np.ndarray:
-        """Return the codes ``lt lh lw`` of a sample, at most as many latent frames as the generator knows."""
-        return location.read(self._card.tokenizer)[0][: self._card.limits[0]]
+    def read_codes(self) -> list[np.ndarray]:
+        """Read the codes ``lt lh lw`` of the samples, at most as many latent frames as the generator knows."""
+        return [location.read(self._card.tokenizer)[0][: self._card.limits[0]] for location in self.locations]
 
-    def read_frames(self) -> Iterator[tuple[TokenLocation, np.ndarray]]:
-        """Yield the samples with their frames ``t h w c`` uint8, at most as many as the generator knows.
+    def read_frames(self) -> Iterator[np.ndarray]:
+        """Yield the frames ``t h w c`` uint8 of the samples, at most as many as the generator knows.
 
         There are none without ``clips``.
         """
         for location in self.locations if self._media else ():
-            yield location, decode_clip(read_bytes(self._media[location.key]), location.key)[: self.longest]
+            yield decode_clip(read_bytes(self._media[location.key]), location.key)[: self.longest]

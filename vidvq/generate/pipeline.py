@@ -30,7 +30,7 @@ from vidvq.generate.requests import (
     RequestConfig,
     SampleConfig,
 )
-from vidvq.generate.sampling import TEXT_MULTIPLE, Condition, SamplePrompt, check_shape, sample_codes
+from vidvq.generate.sampling import Condition, SamplePrompt, batch_key, check_shape, sample_codes
 from vidvq.generate.text import TextEncoder, open_text_encoder
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
@@ -196,9 +196,7 @@ class GenerationPipeline:
 
     def batch_key(self, sample: PendingSample) -> Hashable:
         """Return the shapes that samples of a batch share."""
-        text = sample.condition.text
-        given = 0 if sample.given is None else len(sample.given)
-        return sample.shape, given, 0 if text is None else -(-len(text) // TEXT_MULTIPLE)
+        return batch_key(sample.shape, sample.given, sample.condition)
 
     def generate(self, samples: list[PendingSample]) -> list[dict[str, bytes]]:
         """Generate samples of one :meth:`batch_key`.

@@ -14,6 +14,7 @@ from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import MAX_DEADLINE_S, Limits
 
 Count = Annotated[int, Field(ge=1)]
+Batch = Annotated[int, Field(ge=1, le=256)]
 Frames = Annotated[int, Field(ge=1, le=1_000_000)]
 # A truth value is no class: YAML reads ``no`` as one.
 Label = str | Annotated[int, Strict()] | Annotated[float, Strict()]
@@ -81,7 +82,7 @@ class RequestConfig:
 
     seed: int = 0
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    batch: Annotated[int, Field(ge=1, le=256)] | None = None
+    batch: Batch | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Precision | None = None
     format: Literal["mp4", "gif", "png", "npy", "none"] = "mp4"
@@ -292,12 +293,16 @@ class EvaluateConfig:
         samples: number of samples to generate, and to compare with the training samples and the held-out clips; 0 for
             none.
         seeds: sampling seeds (1 or more); scores are means over them.
+        batch: samples to generate together (1 to 256); None means 16 on a GPU and 1 on CPUs. Kernels round differently
+            for another batch size.
         sampling: sampling of the codes.
         compare_steps: numbers of decoding steps to compare (1 or more each), in quality and time.
         perceptual: whether to compute ST-LPIPS as well as PSNR.
         fvd_backbone: path of the weights of I3D for Kinetics-400 (RGB; .safetensors, .pt or .pth), to compute FVD; None
             for no FVD.
         fvd_frames: length of the windows that FVD compares (frames, 9 or more). Clips are cut into consecutive windows.
+        training_samples: largest number of training samples to compare with, spread evenly over the training tokens
+            (1 or more).
         text_encoder: folder or name of the text encoder that the generator was trained with; None for where it was in
             training.
     """
@@ -306,11 +311,13 @@ class EvaluateConfig:
     given: Count = 5
     samples: Annotated[int, Field(ge=0)] = 16
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    batch: Batch | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     compare_steps: tuple[Count, ...] = ()
     perceptual: bool = False
     fvd_backbone: str | None = None
     fvd_frames: Annotated[int, Field(ge=9, le=1024)] = 16
+    training_samples: Count = 10_000
     text_encoder: str | None = None
 
 

@@ -7,7 +7,8 @@ codes of a step over the grid (Besnier et al. 2025), or a random permutation. Re
 Nothing is read from the device between the steps, and every shape depends on the grids and the settings alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ from vidvq.generate.text import pad_texts
 from vidvq.generate.transformer import VideoTransformer
 
 # Texts are padded to a multiple of this length, so that those of most batches have one shape (text tokens).
-TEXT_MULTIPLE = 32
+_TEXT_MULTIPLE = 32
 # Logits that are sampled at once, which bounds the memory of large grids.
 _MAX_LOGITS = 1 << 24
 
@@ -80,7 +81,7 @@ def sample_codes(
 
     Args:
         shape: shape ``lt lh lw`` of each clip.
-        prompts: one per clip, with equally many given frames; either all or none have a blanked video.
+        prompts: one per clip, of one :func:`batch_key`.
         vectors: result of :func:`~vidvq.generate.code_vectors.code_vectors`; for ``estimate=mean`` only.
 
     Returns:
@@ -113,6 +114,47 @@ def sample_codes(
         codes[:, frames] = window.decode_next() if card.objective == "next" else window.decode_masked()
         done += new
     return list(codes.cpu().numpy())
+
+
+def batch_key(shape: tuple[int, int, int], given: np.ndarray | None, condition: Condition) -> Hashable:
+    """Return what the clips of a batch have in common: the shapes of the tensors of :func:`sample_codes`.
+
+    Args:
+        shape: shape ``lt lh lw`` of the clip.
+        given: codes ``t lh lw`` of the first latent frames; None for none.
+    """
+    text = 0 if condition.text is None else -(-len(condition.text) // _TEXT_MULTIPLE)
+    return shape, 0 if given is None else len(given), condition.blanked is None, text
+
+
+def sample_clips(
+    network: VideoTransformer,
+    card: GeneratorCard,
+    clips: Sequence[tuple[tuple[int, int, int], SamplePrompt]],
+    config: SamplingConfig,
+    vectors: list[DigitVectors] | None = None,
+    batch: int = 1,
+) -> list[np.ndarray]:
+    """Generate the codes of clips of any shapes and prompts; see :func:`sample_codes`.
+
+    Args:
+        clips: shape ``lt lh lw`` and prompt of each clip.
+        batch: largest number of clips at once.
+
+    Returns:
+        Codes ``lt lh lw`` int64 of each clip.
+    """
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for index, (shape, prompt) in enumerate(clips):
+        alike[batch_key(shape, prompt.given, prompt.condition)].append(index)
+    made: dict[int, np.ndarray] = {}
+    for indices in alike.values():
+        for start in range(0, len(indices), batch):
+            some = indices[start : start + batch]
+            prompts = [clips[index][1] for index in some]
+            codes = sample_codes(network, card, clips[some[0]][0], prompts, config, vectors)
+            made |= zip(some, codes, strict=True)
+    return [made[index] for index in range(len(clips))]
 
 
 def check_shape(card: GeneratorCard, shape: tuple[int, int, int], fixed_length: bool = False) -> None:
@@ -225,7 +267,7 @@ class _Window:
         self.text = None
         if network.text is not None:
             states = [each.text for each in conditions]
-            text, mask = pad_texts(states, network.text.width, TEXT_MULTIPLE)
+            text, mask = pad_texts(states, network.text.width, _TEXT_MULTIPLE)
             self.text = network.context(count, self._expand(text.to(device)), self._expand(mask.to(device)), kept)
         labels = torch.tensor([each.label for each in conditions]).to(device)
         self.extra = network.condition(

@@ -23,13 +23,20 @@ def training_tokens(run: Path) -> list[Path]:
     return []
 
 
-def read_training_samples(run: Path, card: GeneratorCard) -> list[np.ndarray]:
-    """Read the codes ``lt lh lw`` of all training samples of a run; empty, with a warning, if they are unavailable."""
+def read_training_samples(run: Path, card: GeneratorCard, count: int) -> list[np.ndarray]:
+    """Read the codes ``lt lh lw`` of training samples of a run; empty, with a warning, if they are unavailable.
+
+    Args:
+        count: largest number of samples, spread evenly over all.
+    """
     folders = training_tokens(run)
     if not folders:
         warn(f"{run} has no config.yaml; skipping comparisons with the training tokens")
     try:
-        return [location.read(card.tokenizer)[0] for folder in folders for location in index_tokens(folder)]
+        locations = [location for folder in folders for location in index_tokens(folder)]
+        # Evenly, because neighbors are often of one video.
+        chosen = np.linspace(0, len(locations) - 1, min(count, len(locations))).round().astype(int)
+        return [locations[at].read(card.tokenizer)[0] for at in chosen]
     except (UsageError, OSError) as error:
         warn(f"the training tokens cannot be read; skipping comparisons with them: {error}")
         return []

@@ -10,11 +10,12 @@ import torch
 from tests.helpers.generators import make_card
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.generate.blanking import BlankedVideo
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import build_network
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.reveal_order import reveal_counts, reveal_order
-from vidvq.generate.sampling import Condition, SamplePrompt, _invert, sample_codes
+from vidvq.generate.sampling import Condition, SamplePrompt, _invert, sample_clips, sample_codes
 from vidvq.model.launches import LaunchCounter
 
 SHAPE = (3, 4, 5)
@@ -169,6 +170,30 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch(network, card, obje
     alone = [sample_codes(precise, card, (5, 4, 5), [prompt], config)[0] for prompt in prompts()]
     assert all(map(np.array_equal, together, alone))
     assert len({codes.tobytes() for codes in together}) == 4
+
+
+def test_clips_of_several_shapes_and_prompts_are_generated_in_batches_of_equal_ones(network, card, monkeypatch):
+    precise, config, sizes = copy.deepcopy(network).double(), SamplingConfig(steps=1), []
+
+    def sample(network, card, shape, prompts, *more):
+        sizes.append(len(prompts))
+        return sample_codes(network, card, shape, prompts, *more)
+
+    start = draw(network, card)
+    blanked = BlankedVideo(torch.from_numpy(start)[None], torch.ones(1, *SHAPE))
+    starts = [None, start[:1], start[:1] + 1, None, start[:2], start[:1], None]
+    shapes = [(2, 4, 5), SHAPE, SHAPE, SHAPE, SHAPE, SHAPE, SHAPE]
+    conditions = [*[Condition()] * 6, Condition(blanked=blanked)]
+
+    def clips():
+        prompts = zip(range(7), starts, conditions, strict=True)
+        return list(zip(shapes, [SamplePrompt(seeded_rng(str(at)), *more) for at, *more in prompts], strict=True))
+
+    monkeypatch.setattr("vidvq.generate.sampling.sample_codes", sample)
+    together = sample_clips(precise, card, clips(), config, batch=2)
+    assert sizes == [1, 2, 1, 1, 1, 1]
+    alone = [sample_codes(precise, card, shape, [prompt], config)[0] for shape, prompt in clips()]
+    assert all(map(np.array_equal, together, alone)) and len({codes.tobytes() for codes in together}) == 7
 
 
 @pytest.mark.parametrize("order", ["halton", "confidence"])
