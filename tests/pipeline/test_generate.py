@@ -21,6 +21,7 @@ from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import read_column, read_conditions
+from vidvq.generate.likelihood import NgramModels
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SamplingConfig
 from vidvq.pretrained import load_tokenizer
 
@@ -531,6 +532,16 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     assert wrong.code == 2 and "given=3 must be 1 + a multiple of 4; nearest 1 or 5" in wrong.error
     wrong = vidvq("generate", "evaluate", run, tokens_dir, "seeds=[]")
     assert wrong.code == 2 and "seeds=[]: list should have at least 1 item" in wrong.error
+    # Without the task of generating, only what follows the given frames counts: codes of the second codebook.
+    card = make_card(read_tokenizer_card(tokens_dir), tasks=("predict",))
+    write_random(run / "checkpoints/step-00000002", card)
+    few = ("--out", out, "clips=2", "samples=2", "training_samples=1")
+    assert vidvq("generate", "evaluate", run, tokens_dir, *few).code == 0
+    bits = json.loads(out.read_text())["bits"]
+    models, (first, second, *_) = NgramModels(card.tokenizer), codes_of(tokens_dir).values()
+    models.add(first[0])
+    assert bits.keys() == {"predict", "uniform", "unigram", "bigram", "temporal"} and bits["uniform"] == 6
+    assert bits.items() > models.bits([first[0], second[0]], given=2).items()
     none = vidvq("generate", "evaluate", run, tokens_dir, "given=9", "clips=1", "samples=0")
     assert none.code == 0 and "given=9 must be below the 9 frames of the longest clip" in none.err
 
@@ -716,10 +727,13 @@ def test_texts_come_from_a_column_a_setting_or_a_list(captioned, train, tmp_path
     assert len({first_sample(generator, clips, each, checkpoint_dir)[0] for each in configs}) == 3
     scores = tmp_path / "scores.json"
     measured = ("--clips", clips, "--checkpoint", checkpoint_dir, "--out", scores)
-    done = vidvq("generate", "evaluate", generator, tokens_dir, *measured, "clips=2", "samples=0", "seeds=[0]")
-    assert done.code == 0, done.err
-    bits = json.loads(scores.read_text())["bits"]
-    assert bits["predict"] != bits["unconditional"]
+    bits = []
+    for batch in ("batch=1", "batch=3"):
+        few = ("clips=3", "samples=0", "seeds=[0]", "sampling.steps=1", batch)
+        done = vidvq("generate", "evaluate", generator, tokens_dir, *measured, *few)
+        assert done.code == 0, done.err
+        bits.append(json.loads(scores.read_text())["bits"])
+    assert bits[1] == pytest.approx(bits[0], rel=1e-5) and bits[0]["predict"] != bits[0]["unconditional"]
     shutil.move(encoder, tmp_path / "moved")
     wrong = vidvq("generate", "sample", run, "--out", tmp_path / "moved out", "text=a", *FAST)
     assert wrong.code == 2 and "cannot be loaded by transformers" in wrong.error

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from itertools import groupby
 from math import log
 from pathlib import Path
 from time import perf_counter
@@ -215,25 +216,35 @@ class _Evaluation:
         wanted |= {"unconditional": given} if self.conditions else {}
         nats, tokens = dict.fromkeys(wanted, 0.0), dict.fromkeys(wanted, 0)
         with progress("bits", len(self.codes), "clips") as bar:
-            for location, codes in zip(self.held_out.locations, self.codes, strict=True):
-                grid = torch.from_numpy(codes.astype(np.int64))[None].to(self.device)
-                conditions = network_arguments(self.conditions.of(location.key, len(codes)), self.device)
+            for clips in self._alike():
+                keys, codes = zip(*clips, strict=True)
+                grids = torch.from_numpy(np.stack(codes).astype(np.int64)).to(self.device)
+                known = [self.conditions.of(key, grids.shape[1]) for key in keys]
+                conditions = network_arguments(known, self.device)
                 for name, first in wanted.items():
-                    if len(codes) > first:
-                        seeds = [f"bits/{location.key}/{first}"]
-                        known = {} if name == "unconditional" else conditions
-                        found = position_nats(self.network, self.card.objective, grid, first, _DRAWS, seeds, **known)
+                    if grids.shape[1] > first:
+                        seeds = [f"bits/{key}/{first}" for key in keys]
+                        own = {} if name == "unconditional" else conditions
+                        found = position_nats(self.network, self.card.objective, grids, first, _DRAWS, seeds, **own)
                         if name == ("generator" if generates else "predict"):
-                            self.statistics.add(codes, found[0], first)
+                            for each, values in zip(codes, found, strict=True):
+                                self.statistics.add(each, values, first)
                         nats[name] += float(found.sum())
-                        tokens[name] += codes[first:].size
-                bar.advance()
+                        tokens[name] += grids[:, first:].numel()
+                bar.advance(len(clips))
         self.scores.bits = {name: nats[name] / tokens[name] / log(2) for name in nats if tokens[name]}
         if self.training:
             models = NgramModels(self.card.tokenizer)
             for codes in self.training:
                 models.add(codes)
             self.scores.bits |= models.bits(self.codes, 0 if generates else given)
+
+    def _alike(self) -> Iterator[list[tuple[str, np.ndarray]]]:
+        """Yield keys and codes of consecutive held-out clips of one shape, at most a batch."""
+        keys = [location.key for location in self.held_out.locations]
+        for _, group in groupby(zip(keys, self.codes, strict=True), key=lambda clip: clip[1].shape):
+            clips = list(group)
+            yield from (clips[at : at + self.batch] for at in range(0, len(clips), self.batch))
 
     def _measure_pixels(self) -> None:
         rows: dict[str, list[dict[str, Any]]] = {}

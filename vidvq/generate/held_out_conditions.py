@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.conditions import check_action_width, latent_actions, read_actions, read_column
-from vidvq.generate.sampling import Condition
-from vidvq.generate.text import open_text_encoder
+from vidvq.generate.sampling import Condition, stack_actions
+from vidvq.generate.text import open_text_encoder, pad_texts
 
 
 class HeldOutConditions:
@@ -54,12 +54,15 @@ class HeldOutConditions:
         return Condition(self._labels.get(key, 0), actions, text=None if text is None else self._encoder.encode(text))
 
 
-def network_arguments(condition: Condition, device: torch.device) -> dict[str, Tensor | None]:
-    """Return the conditions of one sample as keyword arguments of the network, for a batch of one."""
-    text = None if condition.text is None else condition.text[None].to(device)
+def network_arguments(conditions: list[Condition], device: torch.device) -> dict[str, Tensor | None]:
+    """Return the conditions of a batch of samples as keyword arguments of the network."""
+    texts, rows = [each.text for each in conditions], [each.actions for each in conditions]
+    text, mask = None, None
+    if width := next((each.shape[1] for each in texts if each is not None), None):
+        text, mask = (each.to(device) for each in pad_texts(texts, width))
     return {
-        "labels": torch.tensor([condition.label], device=device),
-        "actions": None if condition.actions is None else condition.actions[None].to(device),
+        "labels": torch.tensor([each.label for each in conditions], device=device),
+        "actions": stack_actions(rows, device),
         "text": text,
-        "text_mask": None if text is None else torch.ones_like(text[..., 0], dtype=torch.bool),
+        "text_mask": mask,
     }

@@ -194,6 +194,14 @@ def given_latents(card: GeneratorCard, given: int) -> int:
     return 1 + (given - 1) // r
 
 
+def stack_actions(rows: list[Tensor | None], device: torch.device) -> Tensor | None:
+    """Stack the actions ``t a`` of samples, ``b t a``; NaN for a sample without, and None if there are none."""
+    known = next((each for each in rows if each is not None), None)
+    if known is None:
+        return None
+    return torch.stack([torch.full_like(known, torch.nan) if each is None else each for each in rows]).to(device)
+
+
 def _window_condition(condition: Condition, frames: list[int]) -> Condition:
     """Return the conditions of some latent frames."""
     actions = None if condition.actions is None else condition.actions[frames]
@@ -270,8 +278,12 @@ class _Window:
             text, mask = pad_texts(states, network.text.width, _TEXT_MULTIPLE)
             self.text = network.context(count, self._expand(text.to(device)), self._expand(mask.to(device)), kept)
         labels = torch.tensor([each.label for each in conditions]).to(device)
+        actions = stack_actions([each.actions for each in conditions], device)
         self.extra = network.condition(
-            self._expand(codes), self._expand(labels), self._actions(conditions), *self.pixels
+            self._expand(codes),
+            self._expand(labels),
+            None if actions is None else self._expand(actions),
+            *self.pixels,
         ).expand(count, codes.shape[1], -1, -1, -1)
 
     def decode_masked(self) -> Tensor:
@@ -324,14 +336,6 @@ class _Window:
     def _expand(self, x: Tensor) -> Tensor:
         """Append the copies for guidance to the samples."""
         return x if self.copies == 1 else torch.cat([x] * self.copies)
-
-    def _actions(self, conditions: list[Condition]) -> Tensor | None:
-        """Stack the actions of the samples, ``b t a``; NaN for a sample without."""
-        known = [each.actions for each in conditions if each.actions is not None]
-        if not known:
-            return None
-        rows = [torch.full_like(known[0], torch.nan) if each.actions is None else each.actions for each in conditions]
-        return self._expand(torch.stack(rows).to(self.codes.device))
 
     def _embed(self, codes: Tensor, mask: Tensor | None, previous: Tensor, first: int = 0) -> Tensor:
         expanded = None if mask is None else self._expand(mask)
