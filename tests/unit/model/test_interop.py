@@ -345,6 +345,18 @@ def test_save_and_load_pretrained_round_trip(checkpoint_dir, tmp_path):
     assert not again.training
 
 
+def test_saving_keeps_the_other_files_of_a_folder(checkpoint_dir, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    tokenizer, folder = load_pretrained(checkpoint_dir), tmp_path / "clone"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    for _ in range(2):
+        save_pretrained(tokenizer, folder)
+    files = {".git", "notes.txt", "README.md", "config.json", "fingerprint", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert load_tokenizer(folder)[1] == load_tokenizer(checkpoint_dir)[1]
+
+
 @pytest.mark.parametrize(("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float32, "meta")], ids=str)
 def test_the_defaults_of_the_callers_torch_change_no_weight(checkpoint_dir, dtype, device):
     expected = load_pretrained(checkpoint_dir).inference_state_dict()
