@@ -1,5 +1,6 @@
 """Adapters for tokenizers of other libraries, with random weights, in the whole pipeline; and the Hugging Face hub."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -308,6 +309,34 @@ def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
     weights.pop(lost)
     save_file(weights, folder / file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"missing keys: {lost}"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("kind", ["emu3", "emu3-published", "vqmodel", "vidtok"])
+def test_damaged_weights_are_one_clear_error(kind, folders, tmp_path):
+    folder = shutil.copytree(folders[kind], tmp_path / kind)
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"is not a readable {kind} tokenizer: ") as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temporal_factor": 0}, "temporal_factor=0 must be an integer, 1 or more"),
+        ({"spatial_factor": 8.0}, "spatial_factor=8.0 must be an integer"),
+        ({"codebook_size": "32"}, "an integer size of 1 or more"),
+        ({"dtype": "load"}, "dtype='load' in config.json must be a type of torch"),
+    ],
+    ids=str,
+)
+def test_wrong_fields_of_a_script_are_one_clear_error(change, message, folders, tmp_path):
+    folder = shutil.copytree(folders["torchscript"], tmp_path / "script")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_bytes(pretty_json(fields | change))
+    with pytest.raises(ValueError, match=f"is not a readable torchscript tokenizer: .*{message}"):
         load_tokenizer(folder)
 
 
