@@ -8,6 +8,7 @@ of the batch.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -289,9 +290,9 @@ class VideoTokenizer(Tokenizer):
         """Decode the groups that :meth:`decode_step` still holds; see :meth:`Tokenizer.decode_rest`.
 
         Raises:
-            UsageError: the state belongs to other streams or is that of an ended stream.
+            UsageError: the state belongs to other streams.
         """
-        self._check_state(state, "decode", state.shape)
+        self._check_state(replace(state, ended=False), "decode", state.shape)
         return self._decode_rest(state)
 
     def shape_for(self, height: int, width: int, kind: str = "encode") -> StepShape:

@@ -86,6 +86,12 @@ def test_a_stream_ends_with_its_first_short_step():
     assert torch.equal(whole[:, :2], short)
 
 
+def test_an_ended_stream_has_no_frames_left():
+    tokenizer = make_tokenizer(StepShape(1, 3))
+    _, ended = tokenizer.decode_step(torch.zeros(1, 2, 2, 4, dtype=torch.long))
+    assert tokenizer.decode_rest(ended).shape == (1, 3, 0, 16, 32)
+
+
 def test_a_state_holds_no_more_memory_than_its_frames():
     tokenizer = make_tokenizer(StepShape(1, 4))
     _, state = tokenizer.encode_step(to_video(FRAMES)[:, :, :13, :16, :32])
