@@ -156,9 +156,9 @@ class DifferentialCoding:
     def train_pass(self, books: Books, latents: Tensor, past: Prediction) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize groups ``b d g h w`` with gradients, and update the codebooks once with all of them.
 
-        Predictions, step sizes and the choice of a codebook are constants for the gradient. Codebook losses are in
-        units of latents, not of steps; otherwise static positions, whose steps are small, would dominate them. While a
-        codebook warms up, latents pass unquantized.
+        Predictions, step sizes and the choice of a codebook are constants for the gradient. The gradient of the
+        commitment loss is that of errors in units of latents, not of steps; otherwise static positions, whose steps are
+        small, would dominate it. While a codebook warms up, its latents pass unquantized.
 
         Args:
             books: the codebooks.
