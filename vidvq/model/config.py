@@ -7,7 +7,7 @@ from vidvq.errors import UsageError
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.layers import Causality
 from vidvq.model.patch import PatchKind
-from vidvq.model.quantize import DifferentialConfig, QuantizerConfig
+from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
 from vidvq.model.quantize.spatiotemporal import codebook_config
 
 # Pixels of a latent, whose frequencies the linear path lists.
@@ -123,7 +123,7 @@ class TokenizerConfig:
             if quantizer.get("differential") is not None:
                 differential = dict(quantizer["differential"])
                 if differential.get("refresh") is not None:
-                    differential["refresh"] = _build_codebook(differential["refresh"])
+                    differential["refresh"] = _build(VQConfig, dict(differential["refresh"]))
                 quantizer["differential"] = _build(DifferentialConfig, differential)
             parts["quantizer"] = _build(QuantizerConfig, quantizer)
         for name, kind in {"encoder": StackConfig, "decoder": DecoderConfig}.items():
@@ -139,7 +139,7 @@ def _build_codebook(data: dict[str, Any]) -> Any:
     if "levels" in parts:
         parts["levels"] = tuple(parts["levels"])
     if "layer" in parts:
-        parts["layer"] = _build_codebook(parts["layer"])
+        parts["layer"] = _build(VQConfig, dict(parts["layer"]))
     return _build(codebook_config(data), parts)
 
 
