@@ -1,5 +1,6 @@
 """`vidvq convert`: pickled checkpoints to folders of safetensors."""
 
+import errno
 import json
 import os
 
@@ -83,6 +84,7 @@ MISTAKES = {
     "script": ({}, "is a TorchScript file, which is code; give a checkpoint of tensors"),
     "sparse": ({}, "s is sparse, which safetensors cannot hold; leave it out with drop: in --keys"),
     "meta": ({}, "m is without data, which safetensors cannot hold"),
+    "complex": ({}, "safetensors cannot hold tensors of torch.complex128; leave them out with drop: in --keys"),
     "repeats": ({}, "repeat elements to 134,217,728 bytes, 67,1"),
     "nothing": ({}, "has no tensors in its top level, only: epoch; set entry: in --keys"),
     "entry": ({"entry": "ema.weights"}, "has no entry ema.weights; at 'ema' there is: state_dict"),
@@ -101,6 +103,7 @@ def test_a_mistake_is_one_clear_line(mistake, tmp_path, vidvq):
     path = tmp_path / "a.pth"
     special = {
         "nothing": {"epoch": 3},
+        "complex": {"c": torch.zeros(2, dtype=torch.complex128)},
         "repeats": {"r": torch.zeros(1).expand(1 << 25)},
         "sparse": {"s": torch.eye(2).to_sparse()},
         "meta": {"m": torch.empty(2, device="meta")},
@@ -126,6 +129,19 @@ def test_names_that_are_no_text_become_text(tmp_path, vidvq):
     torch.save({1: torch.zeros(2), 2: torch.ones(3)}, tmp_path / "a.pth")
     assert vidvq("convert", tmp_path / "a.pth", "--out", tmp_path / "out").code == 0
     assert load_file(tmp_path / "out/model.safetensors").keys() == {"1", "2"}
+
+
+def test_a_full_disk_is_reported_with_its_file(tmp_path, vidvq, monkeypatch):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    # Of the weights: they are on the disk before the folder gets its name.
+    monkeypatch.setattr(os, "fsync", full)
+    ran = vidvq("convert", tmp_path / "a.pth", "--out", tmp_path / "out")
+    assert ran.code == 1 and "No space left" in ran.error and "model.safetensors" in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
 def test_a_url_is_not_taken_for_a_local_folder(tmp_path, monkeypatch, vidvq):

@@ -102,6 +102,7 @@ STEP = """
 # Source after BASE, and the message, in which {} is the reference.
 MISTAKES = {
     "class Mine(Base): temporal_factor = 0": "tokenizer {}: temporal_factor=0 must be an integer, 1 or more",
+    "class Mine(Base): lookahead = -1": "tokenizer {}: lookahead=-1 must be an integer, 0 or more",
     "class Mine(Base): codebooks = []": "tokenizer {}: codebooks=[] must be a list of one or two",
     "class Mine: pass": "tokenizer {}: it is a Mine; it must be a subclass of vidvq.model.Tokenizer",
     "class Mine(Base):\n    def __init__(self, path): pass": "tokenizer {}() raised TypeError",

@@ -12,8 +12,11 @@ from tests.helpers.colour import REFERENCE, ColourTokenizer
 from vidvq.codebook import Codebook
 from vidvq.conformance import RULES, NotConforming, check
 from vidvq.errors import UsageError
-from vidvq.model import StreamState, VideoTokenizer
+from vidvq.model import StreamState, TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import DecoderConfig, StackConfig
+from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.pretrained import load_pretrained, load_tokenizer
+from vidvq.pretrained.interface_checks import guard_calls
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,6 +135,31 @@ def test_the_example_conforms():
 
 def test_vidvqs_own_tokenizer_conforms(checkpoint_dir):
     check(load_tokenizer(checkpoint_dir)[0], lambda: load_tokenizer(checkpoint_dir)[0])
+
+
+def make(**decoder: int) -> VideoTokenizer:
+    torch.manual_seed(0)
+    books = QuantizerConfig(4, VQConfig(size=32), VQConfig(size=64))
+    config = TokenizerConfig(
+        encoder=StackConfig((8, 8), (1, 1)), decoder=DecoderConfig((8, 8), (1, 1), **decoder), quantizer=books
+    )
+    return VideoTokenizer(config).eval()
+
+
+@pytest.mark.parametrize("decoder", [{"upscale": 2}, {"lookahead": 2}], ids=str)
+def test_larger_and_later_frames_conform_and_pass_the_checks_of_plug_ins(decoder):
+    tokenizer = make(**decoder)
+    guard_calls(tokenizer, "mine")
+    check(tokenizer)
+
+
+def test_the_frames_at_the_end_of_a_stream_are_checked():
+    tokenizer = make(lookahead=2)
+    tokenizer.decode_rest = lambda state: torch.full((1, 3, 5, 16, 16), 2.0)
+    guard_calls(tokenizer, "mine")
+    _, state = tokenizer.decode_step(torch.zeros(1, 1, 2, 2, dtype=torch.long))
+    with pytest.raises(UsageError, match="tokenizer mine, decode_rest: the video has values from 2 to 2"):
+        tokenizer.decode_rest(state)
 
 
 def test_every_rule_has_a_tokenizer_that_breaks_it():

@@ -110,8 +110,8 @@ def _video_shapes(tokenizer: Tokenizer, build: Build | None) -> None:
         video = _video(tokenizer, groups, extra=extra)
         t, h, w = video.shape[2:]
         codes = tokenizer.encode(video)
-        check_video(tokenizer.decode(codes, num_frames=t, size=(h, w)), video.shape)
-        whole = tokenizer.crop_size(codes.shape[1:], None, None)
+        cropped, whole = (tokenizer.crop_size(codes.shape[1:], *kept) for kept in ((t, (h, w)), (None, None)))
+        check_video(tokenizer.decode(codes, num_frames=t, size=(h, w)), (1, 3, *cropped))
         check_video(tokenizer.decode(codes), (1, 3, *whole))
 
 

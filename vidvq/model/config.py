@@ -7,8 +7,11 @@ from vidvq.errors import UsageError
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.layers import Causality
 from vidvq.model.patch import PatchKind
-from vidvq.model.quantize import DifferentialConfig, QuantizerConfig
+from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
 from vidvq.model.quantize.spatiotemporal import codebook_config
+
+# Pixels of a latent, whose frequencies the linear path lists.
+_MAX_PIXELS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class TokenizerConfig:
                 f"patch_frames={per_block} must be from {max(self.temporal_factor >> changes, 1)} to "
                 f"temporal_factor={self.temporal_factor}: {changes + 1} stages halve time at most {changes} times"
             )
+        if self.temporal_factor * self.spatial_factor**2 > _MAX_PIXELS:
+            raise UsageError(
+                f"a latent of {self.temporal_factor} frames of {self.spatial_factor}x{self.spatial_factor} pixels must "
+                f"have at most {_MAX_PIXELS} pixels; reduce temporal_factor, patch_size or the number of stages"
+            )
         if not 0 <= self.linear <= self.quantizer.dim:
             raise UsageError(f"linear={self.linear} must be from 0 to quantizer.dim={self.quantizer.dim}")
         if self.tile < self.spatial_factor * self.decoder.upscale:
@@ -115,13 +123,14 @@ class TokenizerConfig:
             if quantizer.get("differential") is not None:
                 differential = dict(quantizer["differential"])
                 if differential.get("refresh") is not None:
-                    differential["refresh"] = _build_codebook(differential["refresh"])
+                    differential["refresh"] = _build(VQConfig, dict(differential["refresh"]))
                 quantizer["differential"] = _build(DifferentialConfig, differential)
             parts["quantizer"] = _build(QuantizerConfig, quantizer)
         for name, kind in {"encoder": StackConfig, "decoder": DecoderConfig}.items():
             if name in parts:
-                lists = {key: tuple(value) for key, value in parts[name].items() if key in ("channels", "blocks")}
-                parts[name] = _build(kind, parts[name] | lists)
+                stack = dict(parts[name])
+                lists = {key: tuple(stack[key]) for key in ("channels", "blocks") if key in stack}
+                parts[name] = _build(kind, stack | lists)
         return _build(cls, parts)
 
 
@@ -130,7 +139,7 @@ def _build_codebook(data: dict[str, Any]) -> Any:
     if "levels" in parts:
         parts["levels"] = tuple(parts["levels"])
     if "layer" in parts:
-        parts["layer"] = _build_codebook(parts["layer"])
+        parts["layer"] = _build(VQConfig, dict(parts["layer"]))
     return _build(codebook_config(data), parts)
 
 

@@ -1,11 +1,12 @@
 """Decoding of streams by a decoder with lookahead, whose groups wait for the latents of later ones."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from vidvq.model.calls import Past, copy_past, run_network, split_past
+from vidvq.model.calls import Past, copy_past, run_in_blocks, run_network, split_past
 from vidvq.model.step_shape import StepShape
 from vidvq.model.stream_decoder import StreamDecoder
 from vidvq.model.stream_state import StreamState
@@ -20,7 +21,7 @@ class LookaheadDecoder(StreamDecoder):
 
     def decode(self, codes: Tensor, state: StreamState | None, shape: StepShape) -> tuple[Tensor, StreamState]:
         """Decode the groups before the last ``lookahead`` ones; see :meth:`StreamDecoder.decode`."""
-        return self._decode_waiting(self._append(codes, state), shape)
+        return self._decode_waiting(self._append(codes, state, shape.streams), shape)
 
     def rest(self, state: StreamState, shape: StepShape) -> Tensor:
         """Decode the waiting groups, as if the streams ended with them; see :meth:`StreamDecoder.rest`."""
@@ -31,14 +32,22 @@ class LookaheadDecoder(StreamDecoder):
         frames, after = run_network(self._decoder, x, past)
         return self._finish(frames, first), copy_past(after, x.shape[2] - self._config.decoder.lookahead)
 
-    def _append(self, codes: Tensor, state: StreamState | None) -> StreamState:
+    def _append(self, codes: Tensor, state: StreamState | None, streams: int) -> StreamState:
         """Append the latents of codes ``b g h w`` to the waiting ones."""
         cached, waiting, quantizer_state = self._split(state)
-        latents, quantizer_state = self._quantizer.lookup(codes, state is None, quantizer_state)
-        waiting = torch.cat([*waiting, latents], dim=2)
+        parts = [*waiting]
+        # Group by group and in calls of one batch size, because products of other shapes round differently.
+        for group in codes.split(1, dim=1):
+            lookup = partial(self._lookup, state is None and not parts)
+            latents, quantizer_state = run_in_blocks(lookup, group, quantizer_state, streams)
+            parts.append(latents)
+        waiting = torch.cat(parts, dim=2)
         b, _, h, w = codes.shape
         starts = state is None or state.starts
         return StreamState("decode", (b, h, w), (*cached, waiting, *quantizer_state), self._config, starts=starts)
+
+    def _lookup(self, first: bool, codes: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        return self._quantizer.lookup(codes, first, past or ())
 
     def _decode_waiting(self, state: StreamState, shape: StepShape, ends: bool = False) -> tuple[Tensor, StreamState]:
         """Decode the waiting groups whose later groups have arrived.

@@ -57,7 +57,7 @@ class StreamState:
             The state of the batch; None if every slot is empty.
 
         Raises:
-            UsageError: the states differ in kind, size or tokenizer.
+            UsageError: the states differ in kind, size or tokenizer, or some are those of ended streams.
         """
         known = [state for state in states if state is not None]
         if not known:
@@ -65,7 +65,10 @@ class StreamState:
         first = known[0]
         if any(_signature(state) != _signature(first) for state in known):
             shapes = sorted({(state.kind, *state.shape) for state in known})
-            raise UsageError(f"states of {shapes} cannot be stacked; a batch has streams of one kind, size and config")
+            raise UsageError(
+                f"states of {shapes} cannot be stacked; a batch has streams of one kind, size and config, none of them "
+                "ended or all, with as many latents waiting"
+            )
         empty = tuple(torch.zeros_like(tensor) for tensor in first.past)
         pasts = [empty if state is None else state.past for state in states]
         past = tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))
@@ -74,4 +77,5 @@ class StreamState:
 
 def _signature(state: StreamState) -> tuple[object, ...]:
     # Includes shapes: with lookahead, the number of waiting latents differs at the start of a stream.
-    return state.kind, state.shape, state.config, [tensor.shape[1:] for tensor in state.past]
+    shapes = [tensor.shape[1:] for tensor in state.past]
+    return state.kind, state.shape, state.config, state.ended, state.starts, shapes

@@ -20,9 +20,9 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None 
 
     Args:
         tokenizer: the tokenizer; without streaming, all frames form one step.
-        chunks: chunks of frames ``t h w c`` uint8. After frame 0, all chunks except the last are complete groups.
-        groups: groups per step; 1 yields frame 0 and then the rest of each chunk. None uses the step shape of the
-            tokenizer for frames of this size.
+        chunks: chunks of any number of frames ``t h w c`` uint8.
+        groups: groups per step; 1 yields frame 0 and then all complete groups of each chunk. None uses the step shape
+            of the tokenizer for frames of this size.
 
     Yields:
         Frames ``t h w c`` uint8 of one step.
@@ -32,6 +32,8 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None 
         return
     first, held = True, []
     for chunk in chunks:
+        if not len(chunk):
+            continue
         if groups is None:
             groups = groups_per_step(tokenizer, chunk.shape[1:3])
         held.append(chunk)
@@ -39,7 +41,7 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None 
         while (count := sum(map(len, held))) >= wanted:
             frames = _join(held)
             # Steps of one group need no buffer: the encoder splits a chunk itself.
-            taken = count if groups == 1 and not first else wanted
+            taken = count - count % wanted if groups == 1 and not first else wanted
             yield frames[:taken]
             held, first = [frames[taken:]] if taken < count else [], False
             wanted = StepShape(groups=groups).num_frames(tokenizer.temporal_factor, first)
@@ -102,7 +104,7 @@ def iter_encode(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Tensor]
 
     Args:
         tokenizer: the tokenizer.
-        chunks: chunks of frames ``t h w c`` uint8. After frame 0, all chunks except the last are complete groups.
+        chunks: chunks of any number of frames ``t h w c`` uint8.
 
     Yields:
         Codes ``g lh lw`` int64 of one step.
@@ -206,5 +208,4 @@ def decode_start(tokenizer: Tokenizer, codes: Sequence[Any], num_frames: int, si
 
 
 def _to_codes(codes: Any, tokenizer: Tokenizer) -> Tensor:
-    tensor = codes if isinstance(codes, Tensor) else torch.tensor(codes)
-    return tensor.to(tokenizer.device, torch.int64)
+    return tokenizer._as_codes(codes).to(tokenizer.device)

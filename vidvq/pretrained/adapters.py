@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import torch
 from einops import rearrange, repeat
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vidvq.codebook import Codebook
@@ -31,6 +32,7 @@ from vidvq.formats.checkpoint import Fingerprints, fingerprint
 from vidvq.model import Tokenizer
 from vidvq.model.interface import without_autocast
 from vidvq.model.pixels import PREPROCESSING
+from vidvq.pretrained.interface_checks import check_declaration
 from vidvq.storage import file_exists, read_json
 
 SCRIPT_FORMAT = "vidvq.torchscript/1"
@@ -235,7 +237,9 @@ class TorchScriptTokenizer(TokenizerAdapter):
         super().__init__()
         self.encoder, self.decoder, self._files = encoder, decoder, files
         self.temporal_factor, self.spatial_factor = config.temporal_factor, config.spatial_factor
-        self.codebook_size, self._dtype = config.codebook_size, getattr(torch, config.dtype)
+        self.codebook_size, self._dtype = config.codebook_size, getattr(torch, config.dtype, None)
+        if not isinstance(self._dtype, torch.dtype):
+            raise UsageError(f"dtype={config.dtype!r} in config.json must be a type of torch, such as float32")
         # A frozen script has no parameters that reveal its device.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
 
@@ -288,9 +292,10 @@ def load_adapter(path: Path) -> tuple[TokenizerAdapter, Fingerprints]:
     config = read_json(path / "config.json") if file_exists(path / "config.json") else {}
     try:
         tokenizer = _LOADERS[str(kind)](path, config)
+        check_declaration(tokenizer)
     except ModuleNotFoundError as error:
         raise UsageError(f"{path} needs {error.name}; run `pip install 'vidvq[interop]'`") from error
-    except (OSError, RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, AttributeError, LookupError, SafetensorError) as error:
         raise UsageError(f"{path} is not a readable {kind} tokenizer: {' '.join(str(error).split())[:300]}") from error
     arrays = {name: tensor.detach().numpy() for name, tensor in tokenizer.named_weights().items()}
     model = {"kind": kind} | {name: value for name, value in config.items() if name not in _INCIDENTAL}

@@ -38,9 +38,10 @@ def load_pretrained(name: str | Path, *, trainable: bool = False, **options: Any
 
 
 def save_pretrained(tokenizer: VideoTokenizer, folder: str | Path, **options: Any) -> None:
-    """Write a checkpoint folder with a model card, and optionally upload it to the Hugging Face hub.
+    """Write a checkpoint with a model card, and optionally upload it to the Hugging Face hub.
 
     Args:
+        folder: folder of the checkpoint; its other files are kept.
         **options: arguments of ``ModelHubMixin.save_pretrained``; ``push_to_hub=True`` and ``repo_id`` upload it.
 
     Raises:

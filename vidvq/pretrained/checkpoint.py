@@ -73,12 +73,17 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
         if not np.isfinite(array).all():
             raise UsageError(f"{checkpoint.path}: the weights {name} are not finite; give an earlier checkpoint")
     try:
-        tokenizer = VideoTokenizer(TokenizerConfig.from_dict(checkpoint.config["model"]))
+        config = TokenizerConfig.from_dict(checkpoint.config["model"])
+        layers = sum(config.encoder.blocks) + sum(config.decoder.blocks) + config.decoder.denoise
+        if layers > len(checkpoint.tensors):
+            raise UsageError(f"the config has {layers} layers, more than there are tensors")
+        tokenizer = VideoTokenizer(config)
         tokenizer.load_inference_state_dict(
             {name: torch.from_numpy(tensor) for name, tensor in checkpoint.tensors.items()}
         )
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{checkpoint.path}: {error}") from error
+    # Torch has RuntimeErrors for tensors that do not fit in memory.
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise UsageError(f"{checkpoint.path}: {' '.join(str(error).split())[:300]}") from error
     return tokenizer.eval().requires_grad_(False), _card(tokenizer, checkpoint.fingerprints)
 
 

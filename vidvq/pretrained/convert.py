@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from vidvq.errors import UsageError
@@ -85,8 +85,9 @@ def convert(source: Path, out: Path, keys: KeyMap, model_config: dict[str, Any] 
         model_config: content of ``config.json``; None for that of ``keys``.
 
     Raises:
-        UsageError: the checkpoint needs code to be loaded, is damaged or has no dense tensors, two tensors get one
-            name, they are far larger than the file, a regular expression is wrong, or ``out`` exists or is not local.
+        UsageError: the checkpoint needs code to be loaded, is damaged or has no dense tensors of a type of safetensors,
+            two tensors get one name, they are far larger than the file, a regular expression is wrong, or ``out``
+            exists or is not local.
     """
     if is_remote(out):
         raise UsageError(f"--out {out} is not a local folder; convert to one, and copy it")
@@ -105,6 +106,8 @@ def convert(source: Path, out: Path, keys: KeyMap, model_config: dict[str, Any] 
         )
     # Tensors may share memory, which safetensors refuses.
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    # Not needed while the copies are serialized, which takes as much memory once more.
+    del state
     settings = model_config or keys.config
     tokenizer = _write(out, tensors, settings)
     return Converted(out, len(tensors), sum(map(Tensor.numel, tensors.values())), dropped, entry, tokenizer)
@@ -188,7 +191,7 @@ def _write(out: Path, tensors: dict[str, Tensor], settings: dict[str, Any] | Non
     try:
         attempt.mkdir()
         is_diffusers = settings is not None and "_class_name" in settings
-        save_file(tensors, attempt / (_DIFFUSERS_WEIGHTS if is_diffusers else _WEIGHTS), metadata={"format": "pt"})
+        write_atomic(attempt / (_DIFFUSERS_WEIGHTS if is_diffusers else _WEIGHTS), _serialize(tensors))
         if settings is not None:
             write_atomic(attempt / "config.json", pretty_json(settings))
         tokenizer = _tokenizer_in(attempt, out)
@@ -198,6 +201,13 @@ def _write(out: Path, tensors: dict[str, Tensor], settings: dict[str, Any] | Non
         raise
     sync_folder(out.parent)
     return tokenizer
+
+
+def _serialize(tensors: dict[str, Tensor]) -> bytes:
+    try:
+        return save(tensors, metadata={"format": "pt"})
+    except KeyError as error:
+        raise UsageError(f"safetensors cannot hold tensors of {error}; leave them out with drop: in --keys") from error
 
 
 def _tokenizer_in(folder: Path, out: Path) -> str | None:

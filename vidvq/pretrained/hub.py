@@ -1,6 +1,7 @@
 """Checkpoints on the Hugging Face hub. The only module that imports huggingface_hub."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -9,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from vidvq.errors import UsageError
 from vidvq.model import VideoTokenizer
 from vidvq.pretrained.checkpoint import save_tokenizer
+from vidvq.storage import sync_folder
 
 # Files of a checkpoint. Nothing else is downloaded, and nothing is unpickled.
 _FILES = ["model.safetensors", "config.json", "fingerprint"]
@@ -40,4 +42,10 @@ class HubTokenizer(ModelHubMixin, library_name="vidvq", tags=["video-tokenizer"]
         self.tokenizer = tokenizer
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_tokenizer(save_directory, self.tokenizer, self.tokenizer.inference_state_dict(), step=0)
+        # Written aside: a checkpoint replaces its whole folder, and this one may be a clone with other files.
+        with TemporaryDirectory(dir=save_directory) as temporary:
+            checkpoint = Path(temporary, "checkpoint")
+            save_tokenizer(checkpoint, self.tokenizer, self.tokenizer.inference_state_dict(), step=0)
+            for name in _FILES:
+                (checkpoint / name).replace(save_directory / name)
+        sync_folder(save_directory)

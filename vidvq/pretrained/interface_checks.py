@@ -22,10 +22,10 @@ def check_declaration(tokenizer: Any) -> None:
     """
     if not isinstance(tokenizer, Tokenizer):
         raise UsageError(f"it is a {type(tokenizer).__name__}; it must be a subclass of vidvq.model.Tokenizer")
-    for name in ("temporal_factor", "spatial_factor"):
+    for name, smallest in {"temporal_factor": 1, "spatial_factor": 1, "upscale": 1, "lookahead": 0}.items():
         value = getattr(tokenizer, name, None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UsageError(f"{name}={value!r} must be an integer, 1 or more")
+        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+            raise UsageError(f"{name}={value!r} must be an integer, {smallest} or more")
     try:
         books = tokenizer.codebooks
     except Exception as error:
@@ -97,6 +97,8 @@ def check_video(video: Any, shape: Sequence[int]) -> None:
             f"the video is {str(video.dtype).removeprefix('torch.')} {tuple(video.shape)}; it must be float "
             f"{tuple(shape)}, b c t h w"
         )
+    if not video.numel():
+        return
     low, high = (float(value) for value in torch.aminmax(video))
     if not (low >= -1.001 and high <= 1.001):
         raise UsageError(f"the video has values from {low:g} to {high:g}; they must be in [-1, 1]")
@@ -120,7 +122,7 @@ def guard_calls(tokenizer: Tokenizer, name: str) -> None:
         name: name in error messages.
     """
     encode, decode = tokenizer.encode, tokenizer.decode
-    encode_step, decode_step = tokenizer.encode_step, tokenizer.decode_step
+    encode_step, decode_step, decode_rest = tokenizer.encode_step, tokenizer.decode_step, tokenizer.decode_rest
 
     @wraps(encode)
     def checked_encode(video: Any) -> Tensor:
@@ -152,15 +154,29 @@ def guard_calls(tokenizer: Tokenizer, name: str) -> None:
         with _errors_of(name, "decode_step"):
             video, after = _pair("video", decode_step(codes, state))
             b, groups, lh, lw = codes.shape
-            r, s = tokenizer.temporal_factor, tokenizer.spatial_factor
+            r = tokenizer.temporal_factor
             frames = groups * r - (r - 1 if state is None else 0)
-            # With lookahead, those of the groups that the tokenizer no longer holds.
-            check_video(video, (b, 3, video.shape[2] if tokenizer.lookahead else frames, lh * s, lw * s))
+            _check_step(tokenizer, video, (b, lh, lw), frames)
             check_state(after)
         return video, after
 
+    @wraps(decode_rest)
+    def checked_decode_rest(state: StreamState) -> Tensor:
+        with _errors_of(name, "decode_rest"):
+            video = decode_rest(state)
+            _check_step(tokenizer, video, state.shape, frames=0)
+        return video
+
     tokenizer.encode, tokenizer.decode = checked_encode, checked_decode
     tokenizer.encode_step, tokenizer.decode_step = checked_encode_step, checked_decode_step
+    tokenizer.decode_rest = checked_decode_rest
+
+
+def _check_step(tokenizer: Tokenizer, video: Any, grid: tuple[int, int, int], frames: int) -> None:
+    """Check frames that a step returned for codes of the shape ``b lh lw``; with lookahead there may be any number."""
+    b, lh, lw = grid
+    scale = tokenizer.spatial_factor * tokenizer.upscale
+    check_video(video, (b, 3, video.shape[2] if tokenizer.lookahead else frames, lh * scale, lw * scale))
 
 
 def _pair(what: str, returned: Any) -> tuple[Any, Any]:

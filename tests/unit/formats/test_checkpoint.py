@@ -246,3 +246,25 @@ def test_a_tokenizer_whose_weights_are_not_finite_is_refused(checkpoint_dir, tmp
     write_checkpoint(tmp_path / "c", config["model"], config["preprocessing"], tensors, config["step"])
     with pytest.raises(UsageError, match=f"the weights {re.escape(name)} are not finite; give an earlier checkpoint"):
         load_tokenizer(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": 5}, "'int' object is not iterable"),
+        (
+            {"encoder": {"channels": [8, 8], "blocks": [0, 10**9]}},
+            "the config has 10[0-9]* layers, more than there are",
+        ),
+        ({"encoder": {"channels": [10**13] * 2, "blocks": [0, 0]}}, "you tried to allocate"),
+        ({"patch_size": 1 << 20, "tile": 1 << 22, "linear": 1}, "must have at most 262144 pixels"),
+    ],
+    ids=["type", "layers", "channels", "pixels"],
+)
+def test_a_config_of_more_than_the_weights_is_refused_before_it_is_built(change, message, checkpoint_dir, tmp_path):
+    checkpoint = read_checkpoint(checkpoint_dir)
+    model = checkpoint.config["model"] | change
+    write_checkpoint(tmp_path / "c", model, checkpoint.config["preprocessing"], checkpoint.tensors, 1)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_tokenizer(tmp_path / "c")
+    assert "\n" not in str(caught.value)

@@ -208,8 +208,11 @@ def test_the_codebook_learns_differences(refresh):
 def test_differences_and_latents_do_not_share_a_codebook():
     with pytest.raises(UsageError, match="differential needs a temporal codebook"):
         QuantizerConfig(DIM, BOOK, None, DifferentialConfig())
-    with pytest.raises(UsageError, match="must have values above 0, and largest >= smallest"):
+    with pytest.raises(UsageError, match="must have values above 0, and start and largest >= smallest"):
         DifferentialConfig(largest=0.01)
+    with pytest.raises(UsageError, match="start and largest >= smallest"):
+        # The steps of the encoder would be larger than those of the decoder.
+        DifferentialConfig(start=0.05)
 
 
 def test_refresh_codes_need_two_codebooks_of_vectors():

@@ -1,5 +1,6 @@
 """Adapters for tokenizers of other libraries, with random weights, in the whole pipeline; and the Hugging Face hub."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -311,6 +312,34 @@ def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
         load_tokenizer(folder)
 
 
+@pytest.mark.parametrize("kind", ["emu3", "emu3-published", "vqmodel", "vidtok"])
+def test_damaged_weights_are_one_clear_error(kind, folders, tmp_path):
+    folder = shutil.copytree(folders[kind], tmp_path / kind)
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"is not a readable {kind} tokenizer: ") as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temporal_factor": 0}, "temporal_factor=0 must be an integer, 1 or more"),
+        ({"spatial_factor": 8.0}, "spatial_factor=8.0 must be an integer"),
+        ({"codebook_size": "32"}, "an integer size of 1 or more"),
+        ({"dtype": "load"}, "dtype='load' in config.json must be a type of torch"),
+    ],
+    ids=str,
+)
+def test_wrong_fields_of_a_script_are_one_clear_error(change, message, folders, tmp_path):
+    folder = shutil.copytree(folders["torchscript"], tmp_path / "script")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_bytes(pretty_json(fields | change))
+    with pytest.raises(ValueError, match=f"is not a readable torchscript tokenizer: .*{message}"):
+        load_tokenizer(folder)
+
+
 def test_a_mistake_is_one_clear_error(folders, tmp_path):
     script = shutil.copytree(folders["torchscript"], tmp_path / "script")
     (script / "decoder.jit").unlink()
@@ -343,6 +372,18 @@ def test_save_and_load_pretrained_round_trip(checkpoint_dir, tmp_path):
     assert torch.equal(again.encode(video), tokenizer.encode(video))
     assert {path.name for path in (tmp_path / "saved").iterdir()} >= {"model.safetensors", "config.json", "fingerprint"}
     assert not again.training
+
+
+def test_saving_keeps_the_other_files_of_a_folder(checkpoint_dir, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    tokenizer, folder = load_pretrained(checkpoint_dir), tmp_path / "clone"
+    (folder / ".git").mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    for _ in range(2):
+        save_pretrained(tokenizer, folder)
+    files = {".git", "notes.txt", "README.md", "config.json", "fingerprint", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert load_tokenizer(folder)[1] == load_tokenizer(checkpoint_dir)[1]
 
 
 @pytest.mark.parametrize(("dtype", "device"), [(torch.bfloat16, "cpu"), (torch.float32, "meta")], ids=str)

@@ -278,6 +278,19 @@ def test_an_unknown_kind_is_reported_without_pydantic_too():
         TokenizerConfig.from_dict({"quantizer": {"spatial": {"kind": "pq"}}})
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        {"spatial": {"kind": "residual", "layer": {"kind": "fsq", "levels": [3, 3]}}},
+        {"differential": {"refresh": {"kind": "fsq", "levels": [3, 3]}}},
+    ],
+    ids=["layer", "refresh"],
+)
+def test_parts_of_a_codebook_are_of_kind_vq(quantizer):
+    with pytest.raises(ValueError, match="VQConfig has no field levels"):
+        TokenizerConfig.from_dict({"quantizer": quantizer})
+
+
 def copy_projection(ours: Any, theirs: Any) -> None:
     for mine, other in ((ours.inward, theirs.project_in), (ours.outward, theirs.project_out)):
         if mine is not None:

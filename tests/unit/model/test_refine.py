@@ -9,7 +9,7 @@ from vidvq.model import StreamState, TokenizerConfig, VideoTokenizer, iter_decod
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.layers import TemporalCache
 from vidvq.model.pixels import to_frames
-from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
+from vidvq.model.quantize import DifferentialConfig, FSQConfig, QuantizerConfig, VQConfig
 from vidvq.model.refine import Lookahead
 from vidvq.model.step_shape import StepShape
 from vidvq.model.streaming import decode_start
@@ -90,6 +90,21 @@ def test_the_end_of_a_stream_can_be_shown_early():
     assert torch.equal(torch.cat([rest, tokenizer.decode_rest(state)], dim=2), tokenizer.decode(CODES)[:, :, 5:])
 
 
+def test_latents_of_projected_codes_do_not_depend_on_the_batch_and_the_steps():
+    torch.manual_seed(0)
+    stages, book = StackConfig((8,), (0,)), FSQConfig(levels=(5,) * 6)
+    decoder, books = DecoderConfig((8,), (0,), lookahead=3), QuantizerConfig(5, book, book)
+    tokenizer = VideoTokenizer(TokenizerConfig(encoder=stages, decoder=decoder, quantizer=books)).eval()
+    codes = torch.randint(book.size, (3, 9, 7, 11))
+    _, whole = tokenizer.decode_step(codes[:, 1:], tokenizer.decode_step(codes[:, :1])[1])
+    state = None
+    for step in codes[:1].split(1, dim=1):
+        _, state = tokenizer.decode_step(step, state)
+    assert state is not None
+    # Products of these shapes are rounded differently, which the waiting latents show before the frames do.
+    assert all(torch.equal(*pair) for pair in zip(whole.select(0).past, state.past, strict=True))
+
+
 def test_streams_that_hold_different_numbers_of_groups_cannot_be_stacked():
     tokenizer = make(2)
     _, one = tokenizer.decode_step(CODES[:1, :1])
@@ -97,6 +112,19 @@ def test_streams_that_hold_different_numbers_of_groups_cannot_be_stacked():
     assert StreamState.stack([two, two]) is not None
     with pytest.raises(UsageError, match="cannot be stacked"):
         StreamState.stack([one, two])
+
+
+def test_streams_at_their_start_are_not_stacked_with_later_ones():
+    torch.manual_seed(0)
+    stages = StackConfig((8,), (0,))
+    # Without residual blocks nothing is cached.
+    decoder, books = DecoderConfig((8,), (0,), lookahead=2), QuantizerConfig(4, VQConfig(size=32), VQConfig(size=32))
+    tokenizer = VideoTokenizer(TokenizerConfig(encoder=stages, decoder=decoder, quantizer=books)).eval()
+    _, one = tokenizer.decode_step(CODES[:1, :1])
+    _, two = tokenizer.decode_step(CODES[:1, 1:2], one)
+    _, three = tokenizer.decode_step(CODES[:1, 2:3], two)
+    with pytest.raises(UsageError, match="cannot be stacked"):
+        StreamState.stack([two, three])
 
 
 def test_without_lookahead_nothing_is_held():

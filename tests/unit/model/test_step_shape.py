@@ -63,7 +63,6 @@ def test_the_batch_changes_no_token_and_no_frame(shape, tile):
     batch = torch.cat([video, video.flip(2), -video, video.flip(3)])
     codes = tokenizer.encode(batch)
     assert torch.equal(tokenizer.encode(video), codes[:1])
-    assert torch.equal(tokenizer.encode_tiled(batch), codes)
     decoded = tokenizer.decode(codes, 14, (20, 36))
     assert torch.equal(tokenizer.decode(codes[:1], 14, (20, 36)), decoded[:1])
     assert np.array_equal(np.concatenate(list(iter_decode(tokenizer, codes[0], 14, (20, 36)))), to_frames(decoded[:1]))
@@ -84,6 +83,12 @@ def test_a_stream_ends_with_its_first_short_step():
     # The groups after the end were padding: two groups, or the same two and a third.
     whole, _ = tokenizer.encode_step(video[:, :, 9:21], state)
     assert torch.equal(whole[:, :2], short)
+
+
+def test_an_ended_stream_has_no_frames_left():
+    tokenizer = make_tokenizer(StepShape(1, 3))
+    _, ended = tokenizer.decode_step(torch.zeros(1, 2, 2, 4, dtype=torch.long))
+    assert tokenizer.decode_rest(ended).shape == (1, 3, 0, 16, 32)
 
 
 def test_a_state_holds_no_more_memory_than_its_frames():

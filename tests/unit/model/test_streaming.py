@@ -1,5 +1,6 @@
 """Streaming: selecting and stacking states; chunked results equal those of whole videos."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -50,6 +51,7 @@ class WholeVideos(Tokenizer):
         return ((torch.nn.functional.avg_pool3d(groups, (4, 8, 8)).mean(dim=1) + 1) * 7.9).long()
 
     def decode(self, codes: Tensor, num_frames: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        self._check_codes(codes, first=True)
         self.calls.append(tuple(codes.shape))
         t, h, w = self.crop_size(codes.shape[1:], num_frames, size)
         video = (codes / 7.9 - 1)[:, None].expand(-1, 3, -1, -1, -1)
@@ -73,11 +75,16 @@ def chunks_of(frames: np.ndarray, *sizes: int) -> list[np.ndarray]:
 
 
 @every_tokenizer
-@pytest.mark.parametrize("sizes", [(), (1,), (5,), (9, 4), (1, 4, 4, 4), (13,)], ids=str)
+@pytest.mark.parametrize("sizes", [(), (1,), (5,), (9, 4), (1, 4, 4, 4), (13,), (3, 7), (1, 2, 6)], ids=str)
 def test_chunked_encoding_equals_whole_encoding(tokenizer, sizes):
     parts = list(iter_encode(tokenizer, iter(chunks_of(FRAMES, *sizes))))
     assert torch.equal(torch.cat(parts), tokenizer.encode(to_video(FRAMES))[0])
     assert tokenizer.supports_streaming or len(parts) == 1
+
+
+def test_chunks_without_frames_are_skipped():
+    codes = list(iter_encode(TOKENIZERS["streams"], [FRAMES[:0], FRAMES[:5], FRAMES[:0]]))
+    assert torch.equal(torch.cat(codes), TOKENIZERS["streams"].encode(to_video(FRAMES[:5]))[0])
 
 
 @every_tokenizer
@@ -97,6 +104,16 @@ def test_decoding_by_group_equals_whole_decoding(tokenizer, kind):
     whole = tokenizer.decode(codes, 15, (45, 101))
     assert np.array_equal(np.concatenate(parts), to_frames(whole))
     assert [len(part) for part in parts] == ([1, 4, 4, 4, 2] if tokenizer.supports_streaming else [15])
+
+
+@every_tokenizer
+def test_codes_are_integers_in_any_memory_layout(tokenizer):
+    codes = tokenizer.encode(to_video(FRAMES))[0]
+    with pytest.raises(ValueError, match="codes are torch.float32 .*; they must be integers"):
+        next(iter_decode(tokenizer, codes.float(), 15, (45, 101)))
+    reverse = codes.flip(2).numpy()[:, :, ::-1]
+    found, expected = (list(iter_decode(tokenizer, given, 15, (45, 101))) for given in (reverse, codes))
+    assert all(np.array_equal(*parts) for parts in zip(found, expected, strict=True))
 
 
 @every_tokenizer
@@ -145,6 +162,8 @@ def test_incompatible_states_are_rejected():
     for state in other:
         with pytest.raises(ValueError, match="cannot be stacked"):
             StreamState.stack([encoding, None, state])
+    with pytest.raises(ValueError, match="none of them ended or all"):
+        StreamState.stack([encoding, replace(encoding, ended=True)])
     for index in (1, -1):
         with pytest.raises(IndexError, match="must be from 0 to 0"):
             encoding.select(index)

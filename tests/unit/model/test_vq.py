@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.layers import TemporalCache
-from vidvq.model.quantize import VectorQuantizer, VQConfig, search
+from vidvq.model.quantize import VectorQuantizer, VQConfig, search, vq
 
 
 def make(size: int = 32, dim: int = 8, **changes) -> VectorQuantizer:
@@ -179,6 +179,9 @@ def _rank(rank: int, port: int, changes: dict, latents: torch.Tensor, results) -
     book = make(**changes).train()
     # Processes draw different numbers, as after a resume or with data of their own.
     torch.manual_seed(rank)
+    # GPUs round the sums of k-means differently.
+    find = vq.kmeans
+    vq.kmeans = lambda *given, **options: find(*given, **options) + 1e-3 * rank
     for batch in latents:
         book(batch.chunk(2)[rank])
     results.put((rank, book.codebook.clone().numpy(), book.ema_count.clone().numpy()))

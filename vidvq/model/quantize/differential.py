@@ -29,7 +29,7 @@ class DifferentialConfig:
 
     Attributes:
         reach: step size from which nothing is predicted (above 0); about 1.4 x the RMS of latents.
-        start: step size after the first group of a stream and after a refresh code (above 0).
+        start: step size after the first group of a stream and after a refresh code (from ``smallest``).
         smallest: smallest step size (above 0).
         largest: largest step size (at least ``smallest``).
         target: RMS of the vector of a code at which the step size stays (above 0).
@@ -45,8 +45,8 @@ class DifferentialConfig:
     refresh: VQConfig | None = None
 
     def __post_init__(self) -> None:
-        if min(self.reach, self.start, self.smallest, self.target) <= 0 or self.largest < self.smallest:
-            raise UsageError(f"{self} must have values above 0, and largest >= smallest")
+        if min(self.reach, self.smallest, self.target) <= 0 or min(self.start, self.largest) < self.smallest:
+            raise UsageError(f"{self} must have values above 0, and start and largest >= smallest")
         if self.refresh and self.refresh.cosine:
             raise UsageError("differential.refresh.cosine=True must be False: latents have lengths")
 
@@ -156,9 +156,9 @@ class DifferentialCoding:
     def train_pass(self, books: Books, latents: Tensor, past: Prediction) -> tuple[Tensor, Tensor, Tensor]:
         """Quantize groups ``b d g h w`` with gradients, and update the codebooks once with all of them.
 
-        Predictions, step sizes and the choice of a codebook are constants for the gradient. Codebook losses are in
-        units of latents, not of steps; otherwise static positions, whose steps are small, would dominate them. While a
-        codebook warms up, latents pass unquantized.
+        Predictions, step sizes and the choice of a codebook are constants for the gradient. The gradient of the
+        commitment loss is that of errors in units of latents, not of steps; otherwise static positions, whose steps are
+        small, would dominate it. While a codebook warms up, its latents pass unquantized.
 
         Args:
             books: the codebooks.

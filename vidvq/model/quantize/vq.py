@@ -229,12 +229,14 @@ class VectorQuantizer(Quantizer):
 
     def _init_kmeans(self) -> None:
         # The network changed during the warm-up: use the more recent half.
-        latents = self.reservoir[len(self.reservoir) // 2 :].clone()
-        broadcast_from_first(latents)
+        latents = self.reservoir[len(self.reservoir) // 2 :]
         centres = kmeans(latents, self.size, seed=0)
         codes = F.normalize(centres) if self.config.cosine else centres
-        self.codebook.copy_(codes if self.offset is None else codes - self.offset.float())
         counts = torch.bincount(nearest_codes(latents, codes), minlength=self.size).float()
+        # The results, not the latents: GPUs sum in no fixed order, so that each rank would find other centres.
+        broadcast_from_first(codes)
+        broadcast_from_first(counts)
+        self.codebook.copy_(codes if self.offset is None else codes - self.offset.float())
         self.ema_count.copy_(counts.clamp(min=0.1) * (1.0 / counts.mean()))
         self.ema_sum.copy_(codes * self.ema_count[:, None])
 
