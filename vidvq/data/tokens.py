@@ -23,7 +23,7 @@ from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card
 from vidvq.storage import resolve_path
 
-# More than any training needs. With several grids or directories, resuming counts all samples before its position.
+# Far more than any training needs; positions must fit 64 bits.
 _MAX_SAMPLES = 10**11
 
 
