@@ -273,8 +273,8 @@ def test_a_batch_without_a_readable_clip_is_one_clear_error(clips, tmp_path):
         shard.write_bytes(bytes(shard.stat().st_size))
     batch = dataset[0, 0]
     assert isinstance(batch, UnreadableBatch)
-    assert "data.clips has no usable clip near" in batch.reason
-    with pytest.raises(UsageError, match=re.escape(batch.reason)):
+    assert "data.clips has no usable clip near" in str(batch.error)
+    with pytest.raises(UsageError, match=re.escape(str(batch.error))):
         next(iter_micro_batches(dataset, 0))
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Barrier
@@ -178,6 +179,17 @@ def test_a_range_is_read_without_the_rest_of_its_block(tmp_path):
     # Other threads, and the count, may have read some.
     assert bytes_read() - begun < 10_000
     assert found == [bytes(range(index, index + 3)) for index in range(100)]
+
+
+def test_a_range_beyond_what_one_system_call_reads_is_whole(tmp_path, monkeypatch):
+    class Short(FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(min(size or 0, 100)) or b""
+
+    (tmp_path / "x").write_bytes(bytes(range(256)) * 2)
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: Short(path, mode))
+    assert read_range(tmp_path / "x", 5, 250) == bytes(range(5, 255))
+    assert read_range(tmp_path / "x", 500, 250) == bytes(range(244, 256))
 
 
 def test_remove_attempts_touches_only_attempts_of_that_name(tmp_path):

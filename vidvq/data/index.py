@@ -1,10 +1,8 @@
 """Index of clips by byte range, so that each clip is read with a single request."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from zlib import crc32
 
@@ -26,13 +24,13 @@ class ByteRange:
     """One file in a shard.
 
     Attributes:
-        shard: path or URL of the shard.
+        shard: the shard.
         offset: offset of the file (bytes).
         size: length of the file (bytes).
         crc32: CRC-32 of the file.
     """
 
-    shard: str
+    shard: Path
     offset: int
     size: int
     crc32: int
@@ -43,7 +41,7 @@ class ClipIndex:
     """The clips of one or more directories, in the order of their shards. All columns have one entry per clip.
 
     Attributes:
-        shards: paths or URLs of all shards.
+        shards: all shards.
         keys: clip keys.
         shard: index into ``shards``.
         dataset: index of the directory.
@@ -52,7 +50,7 @@ class ClipIndex:
         num_frames, height, width: size of the clip (frames, pixels).
     """
 
-    shards: list[str]
+    shards: list[Path]
     keys: list[str]
     shard: np.ndarray
     dataset: np.ndarray
@@ -118,16 +116,15 @@ def _open_selection(folder: Path, where: str | None) -> ClipSelection | None:
     return ClipSelection(folder, read_plan(folder), where, "data.where") if where else None
 
 
-def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
+def _committed(folder: Path) -> Iterator[tuple[Path, Commit]]:
     plan = read_plan(folder)
     if plan.header.prefix != PREFIX:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
-    for path, commit in finished_shards(folder, plan):
-        yield str(path), commit
+    yield from finished_shards(folder, plan)
 
 
 def _read_shard(
-    path: str, commit: Commit, selection: ClipSelection | None
+    path: Path, commit: Commit, selection: ClipSelection | None
 ) -> list[tuple[str, ByteRange, tuple[int, int, int]]]:
     """Return key, media range and ``(num_frames, height, width)`` of each selected clip of a shard."""
     samples: dict[str, dict[str, ByteRange]] = {}
@@ -151,10 +148,4 @@ def _read_shard(
 
 
 def _read(file: ByteRange) -> bytes:
-    return read_range(_resolve_path(file.shard, os.getpid()), file.offset, file.size)
-
-
-@lru_cache(maxsize=1024)
-def _resolve_path(shard: str, process: int) -> Path:
-    """Resolve the path of a shard, cached per process: the threads of object store clients do not survive a fork."""
-    return resolve_path(shard)
+    return read_range(file.shard, file.offset, file.size)

@@ -119,7 +119,7 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
             return name, file.read(size)
 
         # Plain headers are parsed here, which is several times faster. From the first other header on, tarfile reads.
-        while plain := _plain_header(header := file.read(BLOCK_BYTES)):
+        while plain := parse_header(header := file.read(BLOCK_BYTES)):
             name, size = plain
             yield content(name, size)
             file.seek(-size % BLOCK_BYTES, 1)
@@ -180,7 +180,7 @@ def is_plain(header: tarfile.TarInfo) -> bool:
     return header.isreg() and not header.issparse()
 
 
-def _plain_header(block: bytes) -> tuple[str, int] | None:
+def parse_header(block: bytes) -> tuple[str, int] | None:
     """Name and size of a regular file in a header of POSIX or GNU, without a prefix; None for anything else."""
     if len(block) != BLOCK_BYTES or block[257:265] not in _MAGICS or block[156:157] != b"0" or block[345] != 0:
         return None
@@ -194,11 +194,6 @@ def _plain_header(block: bytes) -> tuple[str, int] | None:
         return block[:100].partition(b"\0")[0].decode(), int(size, 8)
     except ValueError:
         return None
-
-
-def read_header(file: IO[bytes]) -> tuple[str, int] | None:
-    """Name and size of the member whose header comes next; None where there is no plain header."""
-    return _plain_header(file.read(BLOCK_BYTES))
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
