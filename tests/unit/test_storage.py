@@ -29,6 +29,7 @@ from vidvq.storage import (
     read_range,
     remove_attempts,
     resolve_path,
+    sync_folder,
     write_atomic,
     write_shared,
 )
@@ -147,15 +148,30 @@ print(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in childr
         assert data == data[:1] * 5000
 
 
-def test_where_there_are_no_hard_links_the_first_still_wins(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_there_are_no_hard_links_the_first_still_wins(tmp_path, monkeypatch, number):
     def no_links(*_):
-        raise OSError(errno.EPERM, "not here")
+        raise OSError(number, "not here")
 
     monkeypatch.setattr("os.link", no_links)
     assert create_once(tmp_path / "x", b"first")
     assert not create_once(tmp_path / "x", b"second")
     assert (tmp_path / "x").read_bytes() == b"first"
     assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the system has no folder that cannot be flushed")
+def test_where_folders_cannot_be_flushed_a_file_is_published():
+    sync_folder(Path("/proc"))
+
+
+def test_a_lock_that_fails_is_not_taken_for_one_that_is_held(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("fcntl.lockf", fail)
+    with pytest.raises(OSError, match="broken"), exclusive_lock(tmp_path, "wait"):
+        pass
 
 
 def test_an_attempt_that_lost_is_kept_for_its_writer_to_judge(tmp_path):

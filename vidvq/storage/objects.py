@@ -131,10 +131,10 @@ def put(data: bytes | Path, path: Path) -> None:
     _put(data, path, "overwrite")
 
 
-def read_object(path: Path) -> bytes:
-    """Read a whole, non-empty object with one request; raises what :func:`read_range` raises."""
+def read_file(path: Path) -> bytes:
+    """Read a whole file, or a non-empty object with one request; raises what :func:`read_range` raises."""
     # An open range from 0: without a range, s3fs first requests the size.
-    return _get(path, start=0)
+    return _get(path, start=0) if is_remote(path) else path.read_bytes()
 
 
 def read_range(path: Path, start: int, size: int) -> bytes:
