@@ -226,6 +226,7 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     damaged = copy_of(tokens_dir, "damaged")
     location = index_tokens(damaged)[1]
     _, offset, size = next(member for member in location.members if member[0] == "tokens.npy")
+    offset += location.offset
     data = bytearray(location.shard.read_bytes())
     data[offset + size - 1] = 0xFF
     whole = location.shard.read_bytes()

@@ -87,6 +87,7 @@ def test_failed_samples_are_retried_alone(vidvq, tmp_path, tokens_dir, checkpoin
     broken = index_tokens(tokens)[1]
     whole = broken.shard.read_bytes()
     _, offset, size = next(member for member in broken.members if member[0] == "tokens.npy")
+    offset += broken.offset
     broken.shard.write_bytes(whole[: offset + size - 1] + b"\xff" + whole[offset + size :])
     ran = guide("out")
     assert ran.code == 1 and "bad_prompt" in ran.err and broken.key not in guided

@@ -7,12 +7,14 @@ import signal
 from itertools import islice
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from vidvq.data import BucketConfig, ClipDataset, DataConfig, iter_micro_batches
+from vidvq.data.batch_order import BatchOrder, _WeightedSampler
 from vidvq.data.clip_cache import ClipCache, create_memory_file
 from vidvq.data.dataset import UnreadableBatch, reduce_clip
 from vidvq.errors import UsageError
@@ -84,6 +86,32 @@ def test_datasets_are_mixed_by_weight(clips, tmp_path):
     ]
     size = len(dataset.index.keys) // 2
     assert len(set(first_set[:size])) == size, "each directory has its own epochs"
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.0, 2.0, 0.0], [3.0, 1.0, 0.1], [0.1] * 11])
+def test_earlier_choices_are_counted_without_making_them(weights):
+    sampler = _WeightedSampler(np.array(weights))
+    for position in (0, 1, 2, 89, 1000, 12_345):
+        counts = np.bincount(sampler.choices(0, position), minlength=len(weights))
+        assert [sampler.count_before(choice, position) for choice in range(len(weights))] == counts.tolist()
+    far = 10**17
+    counts = [sampler.count_before(choice, far) for choice in range(len(weights))]
+    assert sum(counts) == far and counts == pytest.approx([far * weight / sum(weights) for weight in weights], rel=1e-9)
+
+
+def test_each_epoch_of_each_directory_is_shuffled_once(monkeypatch):
+    index = SimpleNamespace(shard=np.arange(400) // 10, dataset=np.arange(400) % 20)
+    order = BatchOrder(index, np.zeros(400, int), [1.0] * 20, batch_size=16, window=8, seed=0)
+    shuffle, shuffled = order._shuffle, []
+    monkeypatch.setattr(order, "_shuffle", lambda *given: shuffled.append(given) or shuffle(*given))
+    epochs = {(pick.index % 20, pick.epoch) for number in range(75) for pick in order.batch(number)[1]}
+    assert len(shuffled) == len(epochs) >= 60
+
+
+def test_a_weighted_directory_without_a_sample_gives_none():
+    index = SimpleNamespace(shard=np.zeros(4, int), dataset=np.array([0, 0, 1, 1]))
+    order = BatchOrder(index, np.zeros(4, int), [1.0, 1.0, 5.0], batch_size=4, window=8, seed=0)
+    assert sorted(pick.index for pick in order.batch(0)[1]) == [0, 1, 2, 3]
 
 
 def test_clips_are_assigned_to_the_largest_bucket_that_they_fill(clips, tmp_path):
@@ -245,8 +273,8 @@ def test_a_batch_without_a_readable_clip_is_one_clear_error(clips, tmp_path):
         shard.write_bytes(bytes(shard.stat().st_size))
     batch = dataset[0, 0]
     assert isinstance(batch, UnreadableBatch)
-    assert "data.clips has no usable clip near" in batch.reason
-    with pytest.raises(UsageError, match=re.escape(batch.reason)):
+    assert "data.clips has no usable clip near" in str(batch.error)
+    with pytest.raises(UsageError, match=re.escape(str(batch.error))):
         next(iter_micro_batches(dataset, 0))
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Barrier
@@ -28,6 +29,7 @@ from vidvq.storage import (
     read_range,
     remove_attempts,
     resolve_path,
+    sync_folder,
     write_atomic,
     write_shared,
 )
@@ -146,15 +148,30 @@ print(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in childr
         assert data == data[:1] * 5000
 
 
-def test_where_there_are_no_hard_links_the_first_still_wins(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_where_there_are_no_hard_links_the_first_still_wins(tmp_path, monkeypatch, number):
     def no_links(*_):
-        raise OSError(errno.EPERM, "not here")
+        raise OSError(number, "not here")
 
     monkeypatch.setattr("os.link", no_links)
     assert create_once(tmp_path / "x", b"first")
     assert not create_once(tmp_path / "x", b"second")
     assert (tmp_path / "x").read_bytes() == b"first"
     assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the system has no folder that cannot be flushed")
+def test_where_folders_cannot_be_flushed_a_file_is_published():
+    sync_folder(Path("/proc"))
+
+
+def test_a_lock_that_fails_is_not_taken_for_one_that_is_held(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("fcntl.lockf", fail)
+    with pytest.raises(OSError, match="broken"), exclusive_lock(tmp_path, "wait"):
+        pass
 
 
 def test_an_attempt_that_lost_is_kept_for_its_writer_to_judge(tmp_path):
@@ -178,6 +195,17 @@ def test_a_range_is_read_without_the_rest_of_its_block(tmp_path):
     # Other threads, and the count, may have read some.
     assert bytes_read() - begun < 10_000
     assert found == [bytes(range(index, index + 3)) for index in range(100)]
+
+
+def test_a_range_beyond_what_one_system_call_reads_is_whole(tmp_path, monkeypatch):
+    class Short(FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(min(size or 0, 100)) or b""
+
+    (tmp_path / "x").write_bytes(bytes(range(256)) * 2)
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: Short(path, mode))
+    assert read_range(tmp_path / "x", 5, 250) == bytes(range(5, 255))
+    assert read_range(tmp_path / "x", 500, 250) == bytes(range(244, 256))
 
 
 def test_remove_attempts_touches_only_attempts_of_that_name(tmp_path):

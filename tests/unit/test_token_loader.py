@@ -54,6 +54,38 @@ def test_resuming_continues_exactly(tokens_dir, workers):
         TokenLoader(str(tokens_dir), 2).load_state_dict(interrupted.state_dict())
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_tokens_in_an_object_store_give_the_same_batches(tokens_dir, bucket, monkeypatch, workers):
+    from s3fs import S3FileSystem
+
+    for path in tokens_dir.rglob("*.*"):
+        if path.is_file():
+            bucket.upload_file(str(path), f"tokens/{path.relative_to(tokens_dir)}")
+    disk, store = (TokenLoader(where, 2, workers=workers) for where in (tokens_dir, f"s3://{bucket.name}/tokens"))
+    real, requests = S3FileSystem._call_s3, []
+
+    async def call(self, method, *arguments, **options):
+        requests.append(method)
+        return await real(self, method, *arguments, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", call)
+    for expected, got in zip(first_batches(disk, 3), first_batches(store, 3), strict=True):
+        assert expected.keys == got.keys and torch.equal(expected.codes, got.codes)
+    # One for each sample, in the process that reads it.
+    assert requests == ([] if workers else ["get_object"] * 6)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_cannot_be_read_is_its_error(tokens_dir, copy_of, workers):
+    tokens = copy_of(tokens_dir)
+    loader = TokenLoader(tokens, 2, workers=workers)
+    for shard in tokens.glob("*.tar"):
+        shard.unlink()
+    with pytest.raises(FileNotFoundError) as raised:
+        next(iter(loader))
+    assert raised.value.filename and "Traceback" not in str(raised.value)
+
+
 @pytest.mark.parametrize("batch", [-1, 10**11, 2**70, 3.5, float("inf"), "4", None])
 def test_a_forged_state_is_refused(tokens_dir, batch):
     loader = TokenLoader(str(tokens_dir), 2)

@@ -6,16 +6,15 @@ the bucket of each batch and the dataset of each sample. Counting earlier choice
 batch is computed without the batches before it, independent of the number of ranks and workers.
 """
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import product
 from typing import Protocol
 
 import numpy as np
 
 # 2^64 / golden ratio: its multiples modulo 2^64 are evenly spread in every prefix (Knuth, TAOCP 6.4).
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_CHUNK = 1 << 20
-_EPOCHS_KEPT = 16
+_GOLDEN = 0x9E3779B97F4A7C15
+_MODULUS = 1 << 64
 
 
 class SampleIndex(Protocol):
@@ -45,37 +44,43 @@ class SampledItem:
     epoch: int
 
 
-@dataclass
 class _WeightedSampler:
-    """A deterministic endless sequence of choices that follows the weights closely in every prefix."""
+    """A deterministic endless sequence of choices that follows the weights closely in every prefix.
 
-    weights: np.ndarray
-    _position: int = 0
-    _counts: np.ndarray = field(init=False)
-    _limits: np.ndarray = field(init=False)
+    The choice at a position is the interval of ``edges`` that contains the multiple of the golden ratio.
+    """
 
-    def __post_init__(self) -> None:
-        fractions = np.cumsum(self.weights)[:-1] / self.weights.sum()
-        self._limits = np.array([min(int(limit * 2.0**64), 2**64 - 1) for limit in fractions], dtype=np.uint64)
-        self._counts = np.zeros(len(self.weights), dtype=np.int64)
+    def __init__(self, weights: np.ndarray) -> None:
+        ends = np.cumsum(weights)
+        inner = [min(int(fraction * 2.0**64), _MODULUS - 1) for fraction in ends[:-1] / ends[-1]]
+        self._edges = [0, *inner, _MODULUS]
+        self._inner = np.array(inner, dtype=np.uint64)
 
     def choices(self, first: int, last: int) -> np.ndarray:
         """Return the choices at positions ``first`` to ``last - 1``."""
-        with np.errstate(over="ignore"):
-            spread = np.arange(first, last, dtype=np.uint64) * _GOLDEN
-        return np.searchsorted(self._limits, spread, side="right")
+        spread = np.arange(first, last, dtype=np.uint64) * np.uint64(_GOLDEN)
+        return np.searchsorted(self._inner, spread, side="right")
 
-    def counts_before(self, position: int) -> np.ndarray:
-        """Return the number of times each choice occurs before ``position``."""
-        if len(self._counts) == 1:
-            return np.array([position])
-        if position < self._position:
-            self._position, self._counts = 0, np.zeros_like(self._counts)
-        while self._position < position:
-            last = min(self._position + _CHUNK, position)
-            self._counts = self._counts + np.bincount(self.choices(self._position, last), minlength=len(self._counts))
-            self._position = last
-        return self._counts
+    def count_before(self, choice: int, position: int) -> int:
+        """Return the number of times a choice occurs before ``position``."""
+        if len(self._edges) == 2:
+            return position
+        # Of the multiples x, floor((x + modulus - edge) / modulus) - floor(x / modulus) counts those from an edge on.
+        low, high = (_MODULUS - edge for edge in self._edges[choice : choice + 2])
+        return _floor_sum(position, low) - _floor_sum(position, high)
+
+
+def _floor_sum(count: int, offset: int) -> int:
+    """Return the sum of ``floor((i * _GOLDEN + offset) / _MODULUS)`` over ``i < count``, in logarithmic time."""
+    total, factor, modulus = 0, _GOLDEN, _MODULUS
+    while count:
+        whole, factor = divmod(factor, modulus)
+        each, offset = divmod(offset, modulus)
+        total += count * (count - 1) // 2 * whole + count * each
+        # The points below the line, counted along the other axis.
+        count, offset = divmod(factor * count + offset, modulus)
+        factor, modulus = modulus, factor
+    return total
 
 
 class BatchOrder:
@@ -98,31 +103,31 @@ class BatchOrder:
         seed: int,
     ) -> None:
         self._index, self._batch_size, self._window, self._seed = index, batch_size, window, seed
-        self.buckets = sorted({int(name) for name in bucket if name >= 0})
-        sets = int(index.dataset.max()) + 1
-        self._streams = {
-            (b, d): np.flatnonzero((bucket == name) & (index.dataset == d))
-            for b, name in enumerate(self.buckets)
-            for d in range(sets)
-        }
-        sizes = np.array([[len(self._streams[b, d]) for d in range(sets)] for b in range(len(self.buckets))])
-        usable = sizes.sum(axis=0)
-        per_sample = np.ones(sets) if weights is None else np.array(weights) / np.maximum(usable, 1)
+        used = np.flatnonzero(bucket >= 0)
+        names, rows = np.unique(bucket[used], return_inverse=True)
+        self.buckets: list[int] = names.tolist()
+        sets = int(index.dataset.max()) + 1 if weights is None else len(weights)
+        stream = rows * sets + index.dataset[used]
+        sizes = np.bincount(stream, minlength=len(names) * sets).reshape(-1, sets)
+        by_stream = np.split(used[np.argsort(stream, kind="stable")], np.cumsum(sizes)[:-1])
+        self._streams = dict(zip(product(range(len(names)), range(sets)), by_stream, strict=True))
+        per_sample = np.ones(sets) if weights is None else np.array(weights) / np.maximum(sizes.sum(axis=0), 1)
         stream_weights = sizes * per_sample
         self._bucket_choices = _WeightedSampler(stream_weights.sum(axis=1))
         self._dataset_choices = [_WeightedSampler(row) for row in stream_weights]
-        self._epochs: OrderedDict[tuple[int, int, int], np.ndarray] = OrderedDict()
+        # The newest epoch of each stream, and its order. Batches are read in order, so older ones are not needed again.
+        self._epochs: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
 
     def batch(self, number: int) -> tuple[int, list[SampledItem]]:
         """Return the bucket and the samples of a batch."""
         b = int(self._bucket_choices.choices(number, number + 1)[0])
-        first = int(self._bucket_choices.counts_before(number)[b]) * self._batch_size
-        sequence = self._dataset_choices[b]
-        counts = sequence.counts_before(first).copy()
+        first = self._bucket_choices.count_before(b, number) * self._batch_size
+        chosen = self._dataset_choices[b].choices(first, first + self._batch_size).tolist()
+        counts = {d: self._dataset_choices[b].count_before(d, first) for d in set(chosen)}
         samples: list[SampledItem] = []
-        for d in sequence.choices(first, first + self._batch_size):
-            epoch, position = divmod(int(counts[d]), len(self._streams[b, d]))
-            samples.append(SampledItem(int(self._epoch(b, int(d), epoch)[position]), epoch))
+        for d in chosen:
+            epoch, position = divmod(counts[d], len(self._streams[b, d]))
+            samples.append(SampledItem(int(self._epoch(b, d, epoch)[position]), epoch))
             counts[d] += 1
         return self.buckets[b], samples
 
@@ -137,12 +142,11 @@ class BatchOrder:
         return int(stream[(int(np.searchsorted(stream, index)) + attempt) % len(stream)])
 
     def _epoch(self, b: int, d: int, epoch: int) -> np.ndarray:
-        key = (b, d, epoch)
-        if key not in self._epochs:
-            self._epochs[key] = self._shuffle(self._streams[b, d], np.random.default_rng([self._seed, *key]))
-            if len(self._epochs) > _EPOCHS_KEPT:
-                self._epochs.popitem(last=False)
-        return self._epochs[key]
+        newest, order = self._epochs.get((b, d), (-1, None))
+        if order is None or newest != epoch:
+            order = self._shuffle(self._streams[b, d], np.random.default_rng([self._seed, b, d, epoch]))
+            self._epochs[b, d] = epoch, order
+        return order
 
     def _shuffle(self, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         shards = self._index.shard[samples]

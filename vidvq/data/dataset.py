@@ -60,7 +60,7 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
         self._executors: dict[int, ThreadPoolExecutor] = {}
 
     def __getitem__(self, position: tuple[int, int]) -> torch.Tensor | UnreadableBatch:
-        """Return a micro-batch of this rank: ``b t h w c`` uint8, or the reason why no clip is readable."""
+        """Return a micro-batch of this rank: ``b t h w c`` uint8, or the error if no clip is readable."""
         number, micro_step = position
         bucket, samples = self.order.batch(number)
         first = (micro_step * self.ranks + self.rank) * self.micro_batch
@@ -68,7 +68,7 @@ class ClipDataset(Dataset[torch.Tensor | UnreadableBatch]):
         try:
             crops = list(self._executor().map(lambda sample: self._read_crop(bucket, sample), local))
         except UsageError as error:
-            return UnreadableBatch(str(error))
+            return UnreadableBatch(error)
         # In a data worker, collating stacks in shared memory; another tensor would be copied there.
         return default_collate([torch.from_numpy(crop) for crop in crops])
 

@@ -1,10 +1,9 @@
 """Index of clips by byte range, so that each clip is read with a single request."""
 
-import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from zlib import crc32
 
@@ -13,7 +12,7 @@ import numpy as np
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
 from vidvq.formats.commit import Commit, finished_shards
-from vidvq.formats.plan import read_plan
+from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.selection import ClipSelection
 from vidvq.storage import read_range, resolve_path
 from vidvq.video import VideoError
@@ -26,13 +25,13 @@ class ByteRange:
     """One file in a shard.
 
     Attributes:
-        shard: path or URL of the shard.
+        shard: the shard.
         offset: offset of the file (bytes).
         size: length of the file (bytes).
         crc32: CRC-32 of the file.
     """
 
-    shard: str
+    shard: Path
     offset: int
     size: int
     crc32: int
@@ -43,7 +42,7 @@ class ClipIndex:
     """The clips of one or more directories, in the order of their shards. All columns have one entry per clip.
 
     Attributes:
-        shards: paths or URLs of all shards.
+        shards: all shards.
         keys: clip keys.
         shard: index into ``shards``.
         dataset: index of the directory.
@@ -52,7 +51,7 @@ class ClipIndex:
         num_frames, height, width: size of the clip (frames, pixels).
     """
 
-    shards: list[str]
+    shards: list[Path]
     keys: list[str]
     shard: np.ndarray
     dataset: np.ndarray
@@ -79,24 +78,31 @@ def read_clip_index(folders: list[str], where: str | None = None) -> ClipIndex:
     Raises:
         UsageError: a directory is incomplete or damaged, or no clip is selected.
     """
-    shards = [(number, *found) for number, folder in enumerate(folders) for found in _committed(resolve_path(folder))]
-    selections = [_open_selection(resolve_path(folder), where) for folder in folders]
-    rows: list[tuple[int, ...]] = []
+    paths = [resolve_path(folder) for folder in folders]
+    plans = [_read_clip_plan(path) for path in paths]
+    found = list(zip(paths, plans, strict=True))
+    selections = [ClipSelection(path, plan, where, "data.where") if where else None for path, plan in found]
+    shards: list[Path] = []
     keys: list[str] = []
+    columns: list[np.ndarray] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        per_shard = pool.map(lambda shard: _read_shard(shard[1], shard[2], selections[shard[0]]), shards)
-        for index, ((number, _, _), clips) in enumerate(zip(shards, per_shard, strict=True)):
-            for key, media, size in clips:
-                keys.append(key)
-                rows.append((index, number, media.offset, media.size, media.crc32, *size))
-    for selection in selections:
-        if selection:
-            selection.finish()
-    if not rows and where and shards:
+        for number, ((path, plan), selection) in enumerate(zip(found, selections, strict=True)):
+            read = partial(_read_shard, selection)
+            finished = finished_shards(path, plan)
+            # Records and clips of a few shards are in memory at a time, whatever the size of the corpus.
+            while some := list(islice(finished, 4 * _THREADS)):
+                for (shard, _), (own, files) in zip(some, pool.map(read, some), strict=True):
+                    place = np.tile((len(shards), number), (len(own), 1))
+                    columns.append(np.concatenate([place, files], axis=1))
+                    shards.append(shard)
+                    keys += own
+            if selection:
+                selection.finish()
+    if not keys and where and shards:
         raise UsageError(f"data.where={where!r} selects none of the clips in data.clips={','.join(folders)}")
-    if not rows:
+    if not keys:
         raise UsageError(f"data.clips={','.join(folders)} has no clips; use directories written by vidvq shard")
-    return ClipIndex([path for _, path, _ in shards], keys, *np.array(rows, dtype=np.int64).T)
+    return ClipIndex(shards, keys, *np.concatenate(columns).T)
 
 
 def read_bytes(file: ByteRange) -> bytes:
@@ -114,29 +120,24 @@ def read_bytes(file: ByteRange) -> bytes:
     return data
 
 
-def _open_selection(folder: Path, where: str | None) -> ClipSelection | None:
-    return ClipSelection(folder, read_plan(folder), where, "data.where") if where else None
-
-
-def _committed(folder: Path) -> Iterator[tuple[str, Commit]]:
+def _read_clip_plan(folder: Path) -> Plan:
     plan = read_plan(folder)
     if plan.header.prefix != PREFIX:
         raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
-    for path, commit in finished_shards(folder, plan):
-        yield str(path), commit
+    return plan
 
 
-def _read_shard(
-    path: str, commit: Commit, selection: ClipSelection | None
-) -> list[tuple[str, ByteRange, tuple[int, int, int]]]:
-    """Return key, media range and ``(num_frames, height, width)`` of each selected clip of a shard."""
+def _read_shard(selection: ClipSelection | None, shard: tuple[Path, Commit]) -> tuple[list[str], np.ndarray]:
+    """Return the keys of the selected clips of a shard, and offset, size, CRC-32, frames, height and width of each."""
+    path, commit = shard
     samples: dict[str, dict[str, ByteRange]] = {}
     for member, offset in commit.member_offsets():
         file = ByteRange(path, offset, member.size, member.crc32)
         samples.setdefault(member.key, {})[member.name.partition(".")[2]] = file
-    clips: list[tuple[str, ByteRange, tuple[int, int, int]]] = []
+    keys: list[str] = []
+    rows: list[tuple[int, ...]] = []
     for key, files in samples.items():
-        media = media_of(files, f"{path}: {key}")
+        media = files[media_of(files, f"{path}: {key}")]
         try:
             data = _read(files["json"])
         except OSError as error:
@@ -146,15 +147,10 @@ def _read_shard(
         info = parse_clip_info(data, f"{path}: {key}")
         if selection and not selection.selects(key, info):
             continue
-        clips.append((key, files[media], (info.num_frames, info.height, info.width)))
-    return clips
+        keys.append(key)
+        rows.append((media.offset, media.size, media.crc32, info.num_frames, info.height, info.width))
+    return keys, np.array(rows, dtype=np.int64).reshape(-1, 6)
 
 
 def _read(file: ByteRange) -> bytes:
-    return read_range(_resolve_path(file.shard, os.getpid()), file.offset, file.size)
-
-
-@lru_cache(maxsize=1024)
-def _resolve_path(shard: str, process: int) -> Path:
-    """Resolve the path of a shard, cached per process: the threads of object store clients do not survive a fork."""
-    return resolve_path(shard)
+    return read_range(file.shard, file.offset, file.size)

@@ -13,20 +13,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from vidvq.data.config import Batching
-from vidvq.errors import UsageError
 
 T = TypeVar("T", covariant=True)
 
 
 @dataclass(frozen=True)
 class UnreadableBatch:
-    """A micro-batch without a readable sample. A value, because exceptions from data workers print a traceback.
+    """A micro-batch that cannot be read. A value, because exceptions from data workers print a traceback.
 
     Attributes:
-        reason: cause, for the user.
+        error: exception to raise in the training process.
     """
 
-    reason: str
+    error: Exception
 
 
 class MicroBatches(Protocol[T]):
@@ -53,6 +52,8 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
 
     Raises:
         UsageError: no sample of a micro-batch can be read.
+        OSError: a disk does not respond.
+        StoreError: an object store does not respond.
     """
     config = dataset.config
     steps = config.accumulation(dataset.ranks)
@@ -72,7 +73,7 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
     gc.collect()
     for batch in loader:
         if isinstance(batch, UnreadableBatch):
-            raise UsageError(batch.reason)
+            raise batch.error
         yield batch
 
 

@@ -1,6 +1,7 @@
 """Token shards as a training dataset. Batches depend on the seed only, not on ranks, workers or restarts."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -23,8 +24,10 @@ from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card
 from vidvq.storage import resolve_path
 
-# More than any training needs. With several grids or directories, resuming counts all samples before its position.
+# Far more than any training needs; positions must fit 64 bits.
 _MAX_SAMPLES = 10**11
+_READERS = 16
+_SAMPLES_PER_READ = 1024
 
 
 @dataclass(frozen=True)
@@ -106,8 +109,18 @@ def read_token_index(folders: list[str]) -> TokenIndex:
         raise UsageError(f"{', '.join(folders)} has no token samples")
     names: dict[Path, int] = {}
     shard = [names.setdefault(location.shard, len(names)) for location in locations]
-    grid = np.array([location.read_info().grid for location in locations])
-    return TokenIndex(card, locations, np.array(shard), np.array(dataset), grid)
+    return TokenIndex(card, locations, np.array(shard), np.array(dataset), _read_grids(locations))
+
+
+def _read_grids(locations: list[TokenLocation]) -> np.ndarray:
+    """Shape of each sample, ``n 3``. An object store takes a request for each."""
+    starts = range(0, len(locations), _SAMPLES_PER_READ)
+
+    def read(start: int) -> np.ndarray:
+        return np.array([location.read_info().grid for location in locations[start : start + _SAMPLES_PER_READ]])
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        return np.concatenate(list(readers.map(read, starts)))
 
 
 class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
@@ -141,8 +154,8 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
         """Return a micro-batch of this rank."""
         try:
             return collate(self.samples(*position))
-        except UsageError as error:
-            return UnreadableBatch(str(error))
+        except (UsageError, OSError) as error:
+            return UnreadableBatch(error)
 
     def samples(self, number: int, micro_step: int = 0, from_start: bool = False) -> list[TokenSample]:
         """Return the samples of a micro-batch of this rank.

@@ -1,7 +1,7 @@
 """The export job: write ``export.json``, then export each token shard, idempotently."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidvq.config import is_mapping
@@ -116,7 +116,8 @@ def _committed(tokens: Path) -> list[Commit]:
     plan = read_plan(tokens)
     if plan.header.prefix != PREFIX:
         raise UsageError(f"{tokens} was written by vidvq {plan.stage}; give a directory of token shards")
-    commits = list(read_finished(tokens, plan))
+    # Without the members, which are as many as the samples of the corpus.
+    commits = [replace(commit, members=()) for commit in read_finished(tokens, plan)]
     if not commits:
         raise UsageError(f"{tokens} has no tokens to export")
     return commits

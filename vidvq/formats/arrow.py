@@ -36,24 +36,28 @@ def holds_secrets(table: pa.Table) -> bool:
     return any(url and redact(url) != url for chunk in urls.chunks for url in chunk.to_pylist())
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read a parquet file from a disk or an object store.
+def parse_table(data: bytes, where: Path) -> pa.Table:
+    """Parse untrusted parquet.
+
+    Args:
+        where: file of the data, for error messages.
 
     Raises:
-        UsageError: the file is not parquet, or decompresses to more than :data:`_MAX_UNPACKED` times its size.
+        UsageError: the data is not parquet, or decompresses to more than :data:`_MAX_UNPACKED` times its size.
     """
     try:
-        with path.open("rb") as file:
-            about = pq.ParquetFile(file)
-            size = file.seek(0, 2)
-            groups = (about.metadata.row_group(index) for index in range(about.metadata.num_row_groups))
-            unpacked = sum(group.total_byte_size for group in groups)
-            if about.metadata.num_rows > _MAX_ROWS or not 0 <= unpacked <= max(_MIN_UNPACKED, _MAX_UNPACKED * size):
-                raise UsageError(f"{path} would decompress from {size} to {unpacked} bytes; vidvq did not write it")
-            return about.read()  # pyright: ignore[reportUnknownMemberType]
-    except pa.ArrowException as error:
+        about = pq.ParquetFile(pa.BufferReader(data))
+        groups = (about.metadata.row_group(index) for index in range(about.metadata.num_row_groups))
+        unpacked = sum(group.total_byte_size for group in groups)
+        if about.metadata.num_rows > _MAX_ROWS or not 0 <= unpacked <= max(_MIN_UNPACKED, _MAX_UNPACKED * len(data)):
+            raise UsageError(f"{where} would decompress from {len(data)} to {unpacked} bytes; vidvq did not write it")
+        table: pa.Table = about.read()  # pyright: ignore[reportUnknownMemberType]
+        # Otherwise text that is not UTF-8 is an error where it is used.
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         line = " ".join(str(error).split())
-        raise UsageError(f"{path} is not readable parquet ({line[:200]}); restore it from a copy") from error
+        raise UsageError(f"{where} is not readable parquet ({line[:200]}); restore it from a copy") from error
 
 
 def keys_of(table: pa.Table) -> list[str]:

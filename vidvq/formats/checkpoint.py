@@ -28,8 +28,8 @@ from vidvq.storage import (
     file_exists,
     is_remote,
     pretty_json,
+    read_file,
     read_json,
-    read_object,
     resolve_path,
     sha256_bytes,
     sha256_file,
@@ -169,6 +169,7 @@ def write_model_folder(
         write_atomic(attempt / PRINTS, pretty_json(fingerprints | {"files": digests}))
         if training is not None:
             training.replace(attempt / TRAINING)
+            sync_folder(attempt)
         # Never half deleted under its own name, whenever this process is killed.
         before = attempt_path(folder)
         if folder.exists():
@@ -261,7 +262,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         UsageError: the file is damaged.
     """
     try:
-        return load(read_object(path)) if is_remote(path) else load_file(path)
+        return load(read_file(path)) if is_remote(path) else load_file(path)
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path} is damaged: {error}; restore it from a copy") from error
 

@@ -23,7 +23,7 @@ from vidvq.config import to_dict
 from vidvq.errors import UsageError
 from vidvq.formats.plan import Plan
 from vidvq.formats.schema import MAX_LABEL, MAX_TEXT, Count, Digest, FileName, Label, Text, parse
-from vidvq.formats.tar import BLOCK_BYTES, Member, MemberName, TarWriter
+from vidvq.formats.tar import BLOCK_BYTES, END_BYTES, RECORD_BYTES, Member, MemberName, TarWriter
 from vidvq.redact import redact
 from vidvq.storage import (
     add_digest,
@@ -46,8 +46,6 @@ _REDO = "remove it, then run the same command again"
 # Time that another writer may take from renaming its shard to creating the record (seconds).
 _OTHER_WRITER_S = 5.0
 _READERS = 16
-# A tar ends with two empty blocks, and is padded to a multiple of 20 blocks.
-_END_BYTES, _RECORD_BYTES = 2 * BLOCK_BYTES, 20 * BLOCK_BYTES
 
 
 @dataclass(frozen=True)
@@ -180,11 +178,11 @@ def read_commits(folder: Path, shards: Iterable[str]) -> Iterator[Commit | None]
     there = {path.name for path in (folder / FOLDER).iterdir()} if (folder / FOLDER).is_dir() else set[str]()
     shards = iter(shards)
     with ThreadPoolExecutor(_READERS) as readers:
-        ahead: deque[tuple[str, Future[Commit] | None]] = deque()
+        ahead: deque[tuple[str, Future[Commit | None] | None]] = deque()
         while True:
             for shard in islice(shards, 2 * _READERS - len(ahead)):
-                path = record_path(folder, shard)
-                ahead.append((shard, readers.submit(_read, path) if path.name in there else None))
+                is_there = record_path(folder, shard).name in there
+                ahead.append((shard, readers.submit(read_commit, folder, shard) if is_there else None))
             if not ahead:
                 return
             shard, reading = ahead.popleft()
@@ -266,7 +264,7 @@ def _contradiction(record: Commit) -> str:
     size = sum(BLOCK_BYTES + -(-member.size // BLOCK_BYTES) * BLOCK_BYTES for member in record.members)
     if record.sha256 is None and (record.bytes or record.ok or names or record.stats):
         return "it has content, but no sha256"
-    whole = -(-(size + _END_BYTES) // _RECORD_BYTES) * _RECORD_BYTES
+    whole = -(-(size + END_BYTES) // RECORD_BYTES) * RECORD_BYTES
     if record.sha256 is not None and record.bytes != whole:
         return f"bytes={record.bytes} does not match its members, which need {whole}"
     return ""

@@ -18,12 +18,13 @@ from vidvq.storage import canonical_json, parse_json, read_range, safe_join
 _INDEX_HEAD = 9 + struct.calcsize("<QBQQ")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ExportedLocation(TokenLocation):
     """The location of one sample in an export.
 
     Attributes:
-        metadata: file with the JSON of the sample, the second of ``members``; the first is the ids in ``shard``.
+        metadata: file with the JSON of the sample, the second of ``members``; the first is the ids in ``shard``. Their
+            offsets are from the start of their files.
         dtype: dtype of the ids.
         config: order and special tokens of the ids.
     """
@@ -95,6 +96,6 @@ def _index_part(folder: Path, stem: str, part: Part, header: ExportHeader) -> li
         if not is_mapping(fields) or not isinstance(key := fields.get("key"), str):
             raise UsageError(f"{metadata}: a line has no key; run vidvq verify {folder}")
         members = (("ids", first, size), ("json", start, len(line)))
-        found.append(ExportedLocation(data, key, members, metadata, header.dtype, config))
+        found.append(ExportedLocation(data, key, 0, members, metadata, header.dtype, config))
         first, start = first + size, start + len(line)
     return found

@@ -13,6 +13,7 @@ committed.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from pydantic import Field
 
 from vidvq.config import is_mapping, leaves
 from vidvq.errors import JobStopped, UsageError
-from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, read_table, shards_of
+from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, parse_table, shards_of
 from vidvq.formats.rows import Row, RowCodec
 from vidvq.formats.schema import Count, Digest, FileName, Label, parse
 from vidvq.storage import (
@@ -33,6 +34,7 @@ from vidvq.storage import (
     file_exists,
     is_remote,
     pretty_json,
+    read_file,
     read_json,
     remove_attempts,
     safe_join,
@@ -48,6 +50,8 @@ _MAX_SHARDS = 100_000_000
 _SHOWN_DIFFERENCES = 8
 # Folders in an output directory that are written to.
 _FOLDERS = ("commits", "columns")
+# Columns that every stage reads, if a plan has them.
+_TEXTS = ("reason", "detail", "verdict")
 _TABLE = re.compile(r"plan\.parquet|plan-\d{4}-[0-9a-f]{12}\.parquet")
 _PLANNING_FILES = ("plan.parquet", "plan.json.tmp.", "plan.parquet.tmp.", "planning", PREFLIGHT_MARKER)
 
@@ -86,7 +90,7 @@ class PlanHeader:
         fields = asdict(self) | {"format": FORMAT}
         return fields if self.files else {name: value for name, value in fields.items() if name != "files"}
 
-    @property
+    @cached_property
     def plan_id(self) -> str:
         """SHA-256 of the header (hex), which covers all generations before it."""
         return sha256_bytes(canonical_json(self.to_json()))
@@ -443,13 +447,17 @@ def _refuse_other_table(folder: Path, header: PlanHeader, table: pa.Table) -> No
 
 def _read_table(folder: Path, header: PlanHeader, number: int) -> pa.Table:
     path = safe_join(folder, header.table)
-    if not file_exists(path) or sha256_file(path) != header.table_sha256:
+    data = read_file(path) if file_exists(path) else b""
+    if sha256_bytes(data) != header.table_sha256:
         raise UsageError(f"{path} is missing or not the one its plan was written with; restore it from a copy")
-    table = read_table(path)
+    table = parse_table(data, path)
+    table = table.append_column("generation", pa.array(np.full(table.num_rows, number, dtype=np.int32)))
     kinds = dict(zip(table.column_names, map(str, table.schema.types), strict=True))
     if (kinds.get("key"), kinds.get("shard")) != ("string", "int32"):
         raise UsageError(f"{path} has no columns key (string) and shard (int32); restore it from a copy")
-    return table.append_column("generation", pa.array(np.full(table.num_rows, number, dtype=np.int32)))
+    if len(kinds) < table.num_columns or any(kinds.get(name, "string") != "string" for name in _TEXTS):
+        raise UsageError(f"{path} has a column twice, or {', '.join(_TEXTS)} are not text; restore it from a copy")
+    return table
 
 
 def _write_table(folder: Path, table: pa.Table) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo, parse_clip_info
 from vidvq.formats.columns import INTRINSIC, ColumnSet, read_table
@@ -77,7 +78,8 @@ class ClipSelection:
             row |= {name: getattr(info, name) for name in ("source", "num_frames", "height", "width", "fps", _CARRIED)}
             row["duration_s"] = float(info.duration * info.seconds_per_tick)
             self._carried_seen.update(f"{_CARRIED}.{name}" for name in info.carried)
-            self._carried = {name for name in self._carried if look_up(row, name) is None}
+            # In place: threads select clips of several shards at a time.
+            self._carried -= {name for name in tuple(self._carried) if look_up(row, name) is not None}
         return self._where.selects(row)
 
     def finish(self) -> None:
@@ -93,7 +95,8 @@ class ClipSelection:
 def _refuse_unusable(columns: ColumnSet, clips: Path, plan: Plan) -> None:
     if columns.unfinished:
         raise UsageError(f"{columns.folder}: {columns.unfinished} is not committed; finish vidvq {columns.plan.stage}")
-    if columns.plan.made_from.get("clips", {}).get("plan_id") != plan.plan_id:
+    made_from: Any = columns.plan.made_from.get("clips")
+    if not is_mapping(made_from) or made_from.get("plan_id") != plan.plan_id:
         raise UsageError(
             f"{columns.folder} was made from an earlier state of {clips}; run vidvq {columns.plan.stage} {clips} again"
         )

@@ -13,6 +13,8 @@ from vidvq.errors import UsageError
 from vidvq.storage import check_name
 
 BLOCK_BYTES = 512
+# A tar ends with two empty blocks, and is padded to a multiple of 20 blocks.
+END_BYTES, RECORD_BYTES = 2 * BLOCK_BYTES, 20 * BLOCK_BYTES
 MAX_MEMBERS = 10_000_000
 MAX_MEMBER_BYTES = 16 << 30
 _MAX_NAME = 100  # what a ustar header holds without a prefix
@@ -119,7 +121,7 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
             return name, file.read(size)
 
         # Plain headers are parsed here, which is several times faster. From the first other header on, tarfile reads.
-        while plain := _plain_header(header := file.read(BLOCK_BYTES)):
+        while plain := parse_header(header := file.read(BLOCK_BYTES)):
             name, size = plain
             yield content(name, size)
             file.seek(-size % BLOCK_BYTES, 1)
@@ -180,7 +182,7 @@ def is_plain(header: tarfile.TarInfo) -> bool:
     return header.isreg() and not header.issparse()
 
 
-def _plain_header(block: bytes) -> tuple[str, int] | None:
+def parse_header(block: bytes) -> tuple[str, int] | None:
     """Name and size of a regular file in a header of POSIX or GNU, without a prefix; None for anything else."""
     if len(block) != BLOCK_BYTES or block[257:265] not in _MAGICS or block[156:157] != b"0" or block[345] != 0:
         return None
@@ -194,11 +196,6 @@ def _plain_header(block: bytes) -> tuple[str, int] | None:
         return block[:100].partition(b"\0")[0].decode(), int(size, 8)
     except ValueError:
         return None
-
-
-def read_header(file: IO[bytes]) -> tuple[str, int] | None:
-    """Name and size of the member whose header comes next; None where there is no plain header."""
-    return _plain_header(file.read(BLOCK_BYTES))
 
 
 def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -224,21 +221,24 @@ def find_damage(path: Path, members: list[Member]) -> list[str]:
     """
     problems: list[str] = []
     with path.open("rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        file.seek(0)
         for member in members:
-            header = file.read(BLOCK_BYTES)
-            content = file.read(member.size)
-            padding = file.read(-member.size % BLOCK_BYTES)
-            if len(header) + len(content) < BLOCK_BYTES + member.size:
+            # A buffer is allocated for the size that is asked for, not for what is there.
+            if BLOCK_BYTES + member.size > end - file.tell():
                 problems.append(f"{member.name}: the file ends before it")
                 return problems
+            header, content = file.read(BLOCK_BYTES), file.read(member.size)
+            padding = file.read(-member.size % BLOCK_BYTES)
             if header != _header(member.name, member.size).tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"):
                 problems.append(f"{member.name}: its tar header was changed")
             if crc32(content) != member.crc32:
                 problems.append(f"{member.name}: its content was changed")
             if any(padding):
                 problems.append(f"{member.name}: the padding after it was changed")
-        rest = file.read()
-        if any(rest) or len(rest) < 2 * BLOCK_BYTES:
+        # A tar has no more; the size of the file is compared elsewhere.
+        rest = file.read(END_BYTES + RECORD_BYTES)
+        if any(rest) or len(rest) < END_BYTES:
             problems.append("the end of the archive was changed")
     return problems
 

@@ -4,7 +4,9 @@ For a finished directory they come from the commit records, for a single shard f
 """
 
 import tarfile
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from itertools import groupby
 from pathlib import Path
 
 from vidvq.errors import UsageError
@@ -12,7 +14,7 @@ from vidvq.formats.commit import finished_shards
 from vidvq.formats.export_index import index_export
 from vidvq.formats.export_records import is_export
 from vidvq.formats.plan import read_plan
-from vidvq.formats.tar import MAX_MEMBER_BYTES, check_member, is_plain, read_headers
+from vidvq.formats.tar import BLOCK_BYTES, MAX_MEMBER_BYTES, check_member, is_plain, read_headers
 from vidvq.formats.token_location import TokenLocation
 
 
@@ -26,13 +28,14 @@ def index_tokens(tokens: Path) -> list[TokenLocation]:
         return index_shard(tokens)
     if is_export(tokens):
         return index_export(tokens)
-    found: list[TokenLocation] = []
-    for shard, commit in finished_shards(tokens, read_plan(tokens)):
-        samples: dict[str, list[tuple[str, int, int]]] = {}
-        for member, offset in commit.member_offsets():
-            samples.setdefault(member.key, []).append((member.name.partition(".")[2], offset, member.size))
-        found += [TokenLocation(shard, key, tuple(members)) for key, members in samples.items()]
-    return found
+    finished = finished_shards(tokens, read_plan(tokens))
+    return list(
+        _locate(
+            (shard, member.name, offset, member.size)
+            for shard, commit in finished
+            for member, offset in commit.member_offsets()
+        )
+    )
 
 
 def committed_shards(folder: Path) -> list[Path]:
@@ -50,7 +53,7 @@ def index_shard(shard: Path) -> list[TokenLocation]:
     Raises:
         UsageError: the file is not a readable tar of regular files.
     """
-    samples: dict[str, list[tuple[str, int, int]]] = {}
+    found: list[tuple[Path, str, int, int]] = []
     names: set[str] = set()
     try:
         with shard.open("rb") as file:
@@ -63,11 +66,21 @@ def index_shard(shard: Path) -> list[TokenLocation]:
                 if member.name in names:
                     raise UsageError(f"member {member.name!r} occurs twice")
                 names.add(member.name)
-                key, _, extension = member.name.partition(".")
-                samples.setdefault(key, []).append((extension, member.offset_data, member.size))
+                found.append((shard, member.name, member.offset_data, member.size))
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise UsageError(f"{shard} is not a readable shard: {error}") from error
-    return [TokenLocation(shard, key, tuple(members)) for key, members in samples.items()]
+    return list(_locate(found))
+
+
+def _locate(members: Iterable[tuple[Path, str, int, int]]) -> Iterator[TokenLocation]:
+    """Yield the samples of consecutive members: shard, name, offset (bytes) and size (bytes) of each."""
+    layouts: dict[tuple[tuple[str, int, int], ...], tuple[tuple[str, int, int], ...]] = {}
+    for (shard, key), group in groupby(members, lambda member: (member[0], member[1].partition(".")[0])):
+        parts = list(group)
+        start = parts[0][2] - BLOCK_BYTES
+        layout = tuple((name.partition(".")[2], offset - start, size) for _, name, offset, size in parts)
+        # A corpus has few layouts, and many samples.
+        yield TokenLocation(shard, key, start, layouts.setdefault(layout, layout))
 
 
 def suggest_nearest(name: str, names: list[str]) -> str:

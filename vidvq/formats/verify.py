@@ -249,7 +249,12 @@ def _check_planned(commit: Commit, table: pa.Table) -> Iterator[str]:
         if verdict:
             got, outcome = found.get(row["key"], ("ok", None))
             detail = outcome.detail if outcome else ""
-            if got != verdict or not outcome or outcome.reason != row["reason"] or redact(row["detail"]) not in detail:
+            if (
+                got != verdict
+                or not outcome
+                or outcome.reason != row["reason"]
+                or redact(row["detail"] or "") not in detail
+            ):
                 wrong.append(f"{row['key']} is {got} in the record, {verdict}({row['reason']}) in the plan")
     yield from wrong[:_SHOWN]
     if len(wrong) > _SHOWN:

@@ -109,8 +109,10 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
         try:
             samples = self._tokens.samples(number, micro_step, from_start=task in BLANKED_TASKS)
             blanked = self._blank(samples, task, *position) if task in BLANKED_TASKS else None
-        except (UsageError, VideoError) as error:
-            return UnreadableBatch(str(error))
+        except (UsageError, OSError) as error:
+            return UnreadableBatch(error)
+        except VideoError as error:
+            return UnreadableBatch(UsageError(str(error)))
         return make_examples(samples, task, self._card, self._columns, blanked)
 
     def _blank(self, samples: list[TokenSample], task: str, number: int, micro_step: int) -> BlankedVideo:

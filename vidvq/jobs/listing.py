@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from vidvq.corpus.inputs import Fingerprint
 from vidvq.corpus.source import Source
-from vidvq.formats.arrow import encode_table, holds_secrets, read_table
+from vidvq.formats.arrow import encode_table, holds_secrets, parse_table
 from vidvq.formats.rows import RowCodec
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
 from vidvq.log import progress
 from vidvq.runtime import Pool, Runtime, WorkerDied, describe_death
-from vidvq.storage import canonical_json, make_folder, remove_attempts, sha256_bytes, write_atomic
+from vidvq.storage import canonical_json, make_folder, read_file, remove_attempts, sha256_bytes, write_atomic
 
 _FOLDER = "planning"
 _SOURCES_PER_PART = 1024
@@ -96,7 +96,7 @@ def probe_listing(
             table = codec.to_table(rows)
             write_atomic(paths[number], encode_table(table), holds_secrets(table))
     for path in paths:
-        yield from codec.from_table(read_table(path))
+        yield from codec.from_table(parse_table(read_file(path), path))
 
 
 def probe_sources(

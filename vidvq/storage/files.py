@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from vidvq.errors import UsageError
 from vidvq.storage.digests import sha256_bytes
-from vidvq.storage.objects import is_remote, put, put_once, read_object
+from vidvq.storage.objects import is_remote, put, put_once, read_file
 from vidvq.storage.temporary import PREFIX, owner
 
 # Every other driver removes leftover attempts once at its end; allow for this many at the same moment.
@@ -27,6 +27,8 @@ PREFLIGHT_MARKER = ".vidvq-preflight-"
 DIGEST_KEY = "digest"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _EXHAUSTED = _FULL | {errno.EMFILE, errno.ENFILE}
+# File systems without hard links differ in what they say; those in user space (FUSE) say ENOSYS.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ATTEMPT = ".tmp."
 _DIGEST = re.compile("[0-9a-f]{64}")
 _ABSENT = object()
@@ -50,7 +52,7 @@ def read_json(path: Path) -> Any:
     """
     if not is_remote(path) and path.stat().st_size > _MAX_JSON_BYTES:
         raise UsageError(f"{path} has {path.stat().st_size} bytes; JSON files of vidvq have at most {_MAX_JSON_BYTES}")
-    return parse_json(read_object(path) if is_remote(path) else path.read_bytes(), str(path))
+    return parse_json(read_file(path), str(path))
 
 
 def parse_json(data: bytes, where: str) -> Any:
@@ -189,7 +191,7 @@ def publish_once(attempt: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}:
+        if error.errno not in _NO_LINKS:
             raise
         # A file system without hard links: checking and renaming in two steps is the best it offers.
         if path.exists():
@@ -260,10 +262,13 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that renames in it survive a power loss."""
+    """Flush a folder to disk, so that renames in it survive a power loss; some file systems flush only files."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(handle)
 

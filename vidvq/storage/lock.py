@@ -35,9 +35,11 @@ def exclusive_lock(folder: Path, remedy: str) -> Iterator[None]:
     try:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UsageError(f"{folder} is in use by {_owner(descriptor)}; {remedy}") from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
-                raise UsageError(f"{folder} is in use by {_owner(descriptor)}; {remedy}") from error
+                raise
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         yield

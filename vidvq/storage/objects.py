@@ -5,6 +5,7 @@ whose response is lost is retried, here or in the client, and then finds its own
 is compared with the data to write.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -130,10 +131,10 @@ def put(data: bytes | Path, path: Path) -> None:
     _put(data, path, "overwrite")
 
 
-def read_object(path: Path) -> bytes:
-    """Read a whole, non-empty object with one request; raises what :func:`read_range` raises."""
+def read_file(path: Path) -> bytes:
+    """Read a whole file, or a non-empty object with one request; raises what :func:`read_range` raises."""
     # An open range from 0: without a range, s3fs first requests the size.
-    return _get(path, start=0)
+    return _get(path, start=0) if is_remote(path) else path.read_bytes()
 
 
 def read_range(path: Path, start: int, size: int) -> bytes:
@@ -152,7 +153,12 @@ def read_range(path: Path, start: int, size: int) -> bytes:
     # A buffer would be filled with a block of the file system, which may have megabytes.
     with path.open("rb", buffering=0) as file:
         file.seek(start)
-        return file.read(size)
+        parts: list[bytes] = []
+        # A system call reads at most 2 GiB.
+        while size > 0 and (part := file.read(size)):
+            parts.append(part)
+            size -= len(part)
+    return b"".join(parts)
 
 
 def file_exists(path: Path) -> bool:
@@ -214,7 +220,11 @@ def _put(data: bytes | Path, path: Path, mode: str) -> bool:
 
 def _store(path: Path) -> tuple[Any, str]:
     remote = cast(Any, path)
-    return remote.fs, remote.path
+    store = remote.fs
+    if getattr(store, "_pid", os.getpid()) != os.getpid():
+        # The threads of a client do not survive a fork. fsspec keeps the new client for this process.
+        store = type(store)(*store.storage_args, **store.storage_options)
+    return store, remote.path
 
 
 def _one_line(error: Exception) -> str:

@@ -202,6 +202,20 @@ def test_the_trainers_own_state_moves_in(tmp_path):
     assert not (tmp_path / "state").exists()
 
 
+def test_all_names_in_a_checkpoint_are_on_the_disk_before_it_has_its_own(tmp_path, monkeypatch):
+    flushed: list[tuple[str, set[str]]] = []
+
+    def flush(folder: Path) -> None:
+        flushed.append((folder.name, {path.name for path in folder.iterdir()}))
+
+    monkeypatch.setattr("vidvq.formats.checkpoint.sync_folder", flush)
+    (tmp_path / "state").mkdir()
+    write(tmp_path / "run" / "c", training=tmp_path / "state")
+    (attempt, inside), (parent, outside) = flushed
+    assert attempt.startswith("c.tmp.") and inside == {"model.safetensors", "config.json", "fingerprint", "training"}
+    assert parent == "run" and outside == {"c"}
+
+
 def test_a_writer_killed_anywhere_leaves_no_half_checkpoint(tmp_path):
     script = """
 import os, signal, sys

@@ -1,10 +1,21 @@
 """Columns beside clips: what may be a column, and the reader of all columns of a directory."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from vidvq.errors import UsageError
-from vidvq.formats.columns import check_columns, column_files, parse_columns
+from vidvq.formats.columns import ColumnSet, check_columns, column_files, parse_columns
+from vidvq.formats.plan import Plan, PlanHeader
+from vidvq.formats.selection import _refuse_unusable
+
+
+@pytest.mark.parametrize("clips", [None, [], "x", {}, {"plan_id": "b"}])
+def test_columns_of_other_clips_are_refused(tmp_path, clips):
+    header = PlanHeader("map", {"clips": clips}, 0, 0, 0, "columns", "plan.parquet", "0" * 64, None)
+    columns = ColumnSet("motion", tmp_path, Plan((header,), pa.table({}), {}), frozenset(), "", "")
+    with pytest.raises(UsageError, match="was made from an earlier state of"):
+        _refuse_unusable(columns, tmp_path, Plan((header,), pa.table({}), {}))
 
 
 def test_what_is_written_is_read():

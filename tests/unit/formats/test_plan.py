@@ -1,11 +1,15 @@
 """Plans: made once, and never resumed with something else."""
 
 import json
+from random import Random
 
+import pyarrow as pa
 import pytest
 
-from vidvq.formats.arrow import keys_of
-from vidvq.formats.plan import read_plan
+from vidvq.errors import UsageError
+from vidvq.formats.arrow import encode_table, keys_of
+from vidvq.formats.plan import PlanHeader, read_plan
+from vidvq.storage import sha256_bytes
 
 MADE_FROM = {"inputs": {"count": 2, "sha256": "aa"}, "clip": {"fps": 10, "num_frames": 9}}
 
@@ -208,6 +212,54 @@ def test_a_forged_header_is_refused_in_one_line(plan_dir, fields, said):
     with pytest.raises(ValueError, match=r"plan") as error:
         read_plan(plan_dir)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def forge_table(plan_dir, table: pa.Table | bytes) -> None:
+    data = encode_table(table) if isinstance(table, pa.Table) else table
+    (plan_dir / "plan.parquet").write_bytes(data)
+    edit(plan_dir, lambda header: (header.update(table_sha256=sha256_bytes(data)), header.pop("checks", None)))
+
+
+TEXTS = {name: pa.array(list("abcd")) for name in ("key", "reason", "detail")}
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"key": pa.array([b"\xff", b"\xfe", b"\xfd", b"\xfc"]).view(pa.string())},
+        {"shard": pa.array([0, 0, None, 1], pa.int32())},
+        {"reason": pa.array([["x"]] * 4)},
+        {"detail": pa.array([1] * 4)},
+        {"verdict": pa.array([b"x"] * 4)},
+        {"generation": pa.array([0] * 4, pa.int32())},
+    ],
+    ids=lambda columns: next(iter(columns)),
+)
+def test_a_forged_table_is_refused_in_one_line(plan_dir, plan_table, columns):
+    shard = plan_table("abc", "d")["shard"]
+    forge_table(plan_dir, pa.table({**TEXTS, "shard": shard, **columns}))
+    with pytest.raises(UsageError, match=r"plan\.parquet|rows of the plan") as error:
+        read_plan(plan_dir)
+    assert "\n" not in str(error.value)
+
+
+def test_any_damage_of_a_table_whose_digest_fits_is_one_line(plan_dir, plan_table):
+    whole, random = encode_table(plan_table("abc", "d")), Random(0)
+    for _ in range(200):
+        data = bytearray(whole)
+        data[random.randrange(len(data))] = random.randrange(256)
+        forge_table(plan_dir, bytes(data))
+        try:
+            read_plan(plan_dir)
+        except UsageError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_header_is_hashed_once_for_all_shards(plan_dir, monkeypatch):
+    plan, encode, hashed = read_plan(plan_dir), PlanHeader.to_json, []
+    monkeypatch.setattr(PlanHeader, "to_json", lambda header: hashed.append(1) or encode(header))
+    assert {plan.id_of(index) for index in (0, 1, 0, 1)} == {plan.plan_id} == {*plan.ids}
+    assert len(hashed) <= 1
 
 
 def test_json_nested_beyond_the_parser_is_refused_in_one_line(plan_dir):

@@ -159,6 +159,16 @@ def test_a_record_that_lies_is_found_out(folder, field):
     assert problems and all(problem.startswith(FIRST) for problem in problems)
 
 
+def test_a_member_that_claims_more_than_the_file_has_is_not_allocated(folder):
+    def lie(record: dict) -> None:
+        record["members"][0][1] = 1 << 44
+        whole = sum(512 + -(-size // 512) * 512 for _, size, _ in record["members"]) + 1024
+        record["bytes"] = -(-whole // 10240) * 10240
+
+    edit(folder / RECORD, lie)
+    assert any("a.json: the file ends before it" in problem for problem in verify_folder(folder).problems)
+
+
 def test_a_missing_shard_is_named(folder):
     (folder / FIRST).unlink()
     assert [problem.split(";")[0] for problem in verify_folder(folder).problems] == [f"{FIRST}: is missing"]
