@@ -55,6 +55,9 @@ def test_parquet_files_are_named(tmp_path, clips_dir, copy_of, vidvq):
     pq.write_table(pa.table({"url": ["a.mp4"], "caption": ["a"]}), tmp_path / "list.parquet")
     ran = vidvq("inspect", tmp_path / "list.parquet")
     assert ran.code == 0 and "that vidvq did not write, 1 rows" in ran.out and "a list of videos" in ran.out
+    inside = pa.array([{"bytes": b"x", "path": "a.mp4"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    pq.write_table(pa.table({"clip": inside}), tmp_path / "list.parquet")
+    assert "no column names videos; lists.uri=COLUMN" in vidvq("inspect", tmp_path / "list.parquet").out
     pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "numbers.parquet")
     ran = vidvq("inspect", tmp_path / "numbers.parquet")
     assert ran.code == 0 and "columns: x (int64)" in ran.out and "no column names videos" in ran.out
