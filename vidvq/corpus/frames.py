@@ -216,8 +216,10 @@ def _videos(job: VideoFrames) -> Iterator[DecodeMessage]:
     for number, (_, windows) in enumerate(videos):
         rows = list(windows)
         count = len(_turns(rows, job.chunk)) if processes > 1 else 1
-        # Empty turns follow, so that the next video begins with the next process however many turns this one has.
-        mine = range((own - number) % processes, count + (1 - count) % processes, processes)
+        # The process after the one that began the video before takes the first turn. Whole rounds of all processes
+        # follow, with empty turns at the end, so that the next video begins with the next process.
+        rounds = -(-(count - 1) // processes)
+        mine = range((own - number) % processes, 1 + rounds * processes, processes)
         yield from _video(job, rows, count, mine) if mine.start < count else [_TURN_ENDS] * len(mine)
 
 
