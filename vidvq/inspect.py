@@ -20,7 +20,7 @@ from vidvq.errors import UsageError
 from vidvq.export.targets import read_header
 from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
-from vidvq.formats.clip_shard import parse_clip_info
+from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.columns import PREFIX as COLUMNS
 from vidvq.formats.columns import parse_columns
 from vidvq.formats.commit import read_commit, read_commits
@@ -230,11 +230,12 @@ def _sample(path: Path, key: str, files: dict[str, bytes], card: TokenizerCard |
             f"{grid} codes ({prod(codes.shape)} tokens, {form}) of {info.num_frames} frames "
             f"{info.width}x{info.height} at {info.fps:g} fps from {info.source}"
         )
-    if "json" in files and "mp4" in files:
+    if path.name.startswith(CLIPS):
+        media = media_of(files, f"{path}: {key}")
         info = parse_clip_info(files["json"], f"{path}: {key}")
         return (
-            f"{info.num_frames} frames {info.width}x{info.height} at {info.fps:g} fps, {len(files['mp4'])} bytes, "
-            f"clip {info.clip_index} of {info.source}"
+            f"{info.num_frames} frames {info.width}x{info.height} at {info.fps:g} fps, {len(files[media])} bytes of "
+            f"{media}, clip {info.clip_index} of {info.source}"
         )
     if path.name.startswith(COLUMNS):
         return ", ".join(f"{name}={value!r}" for name, value in sorted(parse_columns(files, f"{path}: {key}").items()))

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from pydantic import JsonValue
 
 _ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
-_NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any value"}
+_NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", JsonValue: "JSON value"}
 
 
 @dataclass(frozen=True)

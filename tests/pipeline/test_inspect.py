@@ -51,10 +51,22 @@ def test_a_lone_shard_is_a_shard(clips_dir, tmp_path, vidvq):
     assert ran.code == 0 and "clip shard, 4 samples" in ran.out
 
 
+@pytest.mark.parametrize(("encoding", "suffix"), [("h264", "mp4"), ("ffv1", "mkv"), ("frames", "npy")])
+def test_clips_of_every_encoding_are_described(tmp_path, make_video, vidvq, encoding, suffix):
+    out = tmp_path / "clips"
+    video = make_video(tmp_path / "v.mp4", 9)
+    assert vidvq("shard", video, "--out", out, "runtime.workers=0", f"clip.encoding={encoding}").code == 0
+    (line,) = (line for line in vidvq("inspect", out / "clips-000000.tar").out.splitlines() if "9 frames" in line)
+    assert f" bytes of {suffix}, clip 0 of {video}" in line
+
+
 def test_parquet_files_are_named(tmp_path, clips_dir, copy_of, vidvq):
     pq.write_table(pa.table({"url": ["a.mp4"], "caption": ["a"]}), tmp_path / "list.parquet")
     ran = vidvq("inspect", tmp_path / "list.parquet")
     assert ran.code == 0 and "that vidvq did not write, 1 rows" in ran.out and "a list of videos" in ran.out
+    inside = pa.array([{"bytes": b"x", "path": "a.mp4"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    pq.write_table(pa.table({"clip": inside}), tmp_path / "list.parquet")
+    assert "no column names videos; lists.uri=COLUMN" in vidvq("inspect", tmp_path / "list.parquet").out
     pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "numbers.parquet")
     ran = vidvq("inspect", tmp_path / "numbers.parquet")
     assert ran.code == 0 and "columns: x (int64)" in ran.out and "no column names videos" in ran.out

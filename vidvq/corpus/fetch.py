@@ -75,6 +75,8 @@ def local_file(source: Source, limits: Limits, allow_private: bool = False, sha2
                 raise VideoError("changed_since_plan", _CHANGED)
             yield container
             return
+    if source.size > limits.max_bytes:
+        raise _too_large(limits.max_bytes)
     _sweep_once()
 
     def make(copy: IO[bytes]) -> None:

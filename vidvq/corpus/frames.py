@@ -3,12 +3,9 @@
 Runs in the decoding processes of `vidvq tokenize`. It is in this package so that they do not import torch.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from itertools import groupby, pairwise
-from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import NamedTuple, Protocol
@@ -23,7 +20,7 @@ from vidvq.video.decode import FrameReader, decode_clip, decoders_for, first_dec
 from vidvq.video.geometry import FrameSize
 from vidvq.video.policy import VideoPolicy
 from vidvq.video.probe import DecoderName, Limits, VideoInfo, probe
-from vidvq.video.sampling import clip_times, gapless_ranges, overlaps, sample_timeline
+from vidvq.video.sampling import clip_times, frames_between, gapless_ranges, overlaps, sample_timeline
 
 # Clips, or frames of a video (at least), that one process decodes before it is another one's turn. A turn within a
 # video starts with a seek, so it begins where few frames since the keyframe before it are decoded twice.
@@ -219,8 +216,10 @@ def _videos(job: VideoFrames) -> Iterator[DecodeMessage]:
     for number, (_, windows) in enumerate(videos):
         rows = list(windows)
         count = len(_turns(rows, job.chunk)) if processes > 1 else 1
-        # Empty turns follow, so that the next video begins with the next process however many turns this one has.
-        mine = range((own - number) % processes, count + (1 - count) % processes, processes)
+        # The process after the one that began the video before takes the first turn. Whole rounds of all processes
+        # follow, with empty turns at the end, so that the next video begins with the next process.
+        rounds = -(-(count - 1) // processes)
+        mine = range((own - number) % processes, 1 + rounds * processes, processes)
         yield from _video(job, rows, count, mine) if mine.start < count else [_TURN_ENDS] * len(mine)
 
 
@@ -278,8 +277,6 @@ def _video(job: VideoFrames, windows: list[Window], count: int, mine: range) -> 
                     left[0].pop(0)
                 left.pop(0)
                 yield from end
-    except GeneratorExit:
-        raise
     except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
         _last_opened.clear()
         failure = as_video_error(error)
@@ -370,14 +367,11 @@ def sample_video(source: Source, policy: VideoPolicy, limits: Limits, allow_priv
         VideoError: the video cannot be fetched or used.
         OSError: the disk is full.
     """
-    start_s, end_s = source.time_range()
+    window = source.time_range()
     with local_file(source, limits, allow_private) as path:
         info = probe(path, limits, policy.fps)
         digest = content_hash(path)
     policy.frame_size(info)
     _, times = sample_timeline(info, policy.fps)
-    begin, end = (
-        len(times) if second == inf else bisect_left(times, info.pts[0] + Fraction(second) / info.time_base)
-        for second in (start_s, end_s)
-    )
-    return SampledVideo(info, digest, times, list(overlaps(gapless_ranges(info, policy.fps), begin, end)))
+    inside = overlaps(gapless_ranges(info, policy.fps), *frames_between(info, times, *window))
+    return SampledVideo(info, digest, times, list(inside))

@@ -120,7 +120,7 @@ def _expand(given: str, reading: _Reading) -> Iterator[Source]:
 
 def _folder(folder: Path, given: str, reading: _Reading) -> Iterator[Source]:
     empty = True
-    for entry in _walk(folder, _entries(folder), reading.passed):
+    for entry in _walk(folder, reading.passed):
         if isinstance(entry, Source):
             empty = False
             yield entry
@@ -152,9 +152,15 @@ def _remote_glob(path: Any) -> list[Path]:
     return [resolve_path(path.fs.unstrip_protocol(name)) for name in sorted(path.fs.glob(path.path))]
 
 
-def _walk(folder: Path, entries: list[Path], passed: Counter[str]) -> Iterator[Path | Source]:
+def _walk(folder: Path, passed: Counter[str]) -> Iterator[Path | Source]:
     """Yield the files below a folder by name, and a failed entry for each folder that cannot be read."""
-    for entry in entries:
+    # No recursion: folders may be nested deeper than the calls of Python.
+    left = [iter(_entries(folder))]
+    while left:
+        entry = next(left[-1], None)
+        if entry is None:
+            left.pop()
+            continue
         try:
             below = _entries(entry) if entry.is_dir() else None
         except OSError as error:
@@ -169,7 +175,7 @@ def _walk(folder: Path, entries: list[Path], passed: Counter[str]) -> Iterator[P
         elif any(files <= {inner.name for inner in below} for files in _OUTPUT_FILES):
             passed["output folders of vidvq"] += 1
         else:
-            yield from _walk(entry, below, passed)
+            left.append(iter(below))
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -26,7 +26,8 @@ from vidvq.settings import PathName
 from vidvq.storage import is_chained, is_remote
 from vidvq.video.probe import Limits
 
-LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_JSON_SUFFIXES = (".jsonl", ".ndjson")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", *_JSON_SUFFIXES, ".parquet")
 _URI_COLUMNS = (
     "uri url path video file video_path video_url video_uri file_path filepath file_name filename videofile contenturl"
 ).split()
@@ -105,9 +106,7 @@ def is_list(path: Path) -> bool:
 
 def names_videos(schema: pa.Schema) -> bool:
     """Whether a table has a column by which it is a list of videos, without ``lists.uri``."""
-    return any(name.lower() in _URI_COLUMNS for name in schema.names) or any(
-        _holds_videos(schema.field(name).type) for name in schema.names
-    )
+    return any(name.lower() in _URI_COLUMNS for name in schema.names)
 
 
 def read_list(
@@ -126,23 +125,28 @@ def read_list(
         UsageError: it is damaged, or lacks a column that the policy names.
         StoreError: its server does not answer in time.
     """
-    columns: _Columns | None = None
+    columns = _Columns(path, policy)
     selection = _Selection(path, policy) if policy.where is not None else None
 
+    # A line of jsonl may lack a column that others have.
+    same_columns = not base_name(path).endswith(_JSON_SUFFIXES)
+
     def use(names: Sequence[str]) -> set[str]:
-        nonlocal columns
-        columns = _Columns(path, policy, names)
+        columns.learn(names)
+        if same_columns:
+            columns.check()
         return columns.used | (selection.use(names) if selection else set())
 
     try:
         for number, row in enumerate(_rows(path, deadline_s, use)):
-            columns = columns or _Columns(path, policy, [name for name in row if name])
             if selection and not selection.selects(row):
                 continue
             if source := columns.read(row, number):
                 yield source
             else:
                 passed["rows without a video"] += 1
+        if not same_columns and columns.names:
+            columns.check()
         if selection:
             selection.finish()
     except UsageError:
@@ -184,7 +188,12 @@ class _Blob:
 def _rows(
     path: Path, deadline_s: float, use: Callable[[Sequence[str]], Collection[str]]
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a list; of a parquet file the columns alone that ``use`` returns of all names."""
+    """Yield the rows of a list.
+
+    Args:
+        use: called with the names of columns before the first row that has them; returns those to read, which are the
+            only ones in a row of a parquet file.
+    """
     name = base_name(path)
     if name.endswith(".parquet"):
         yield from _parquet_rows(path, deadline_s, use)
@@ -195,14 +204,17 @@ def _rows(
     ) as file:
         lines = _lines(file, path)
         if name.endswith((".csv", ".tsv")):
+            csv.field_size_limit(_MAX_LINE)
             rows = csv.DictReader(lines, delimiter="\t" if name.endswith(".tsv") else ",", strict=True)
             if rows.fieldnames:
+                rows.fieldnames = [column.strip() for column in rows.fieldnames]
                 _refuse_repeated(path, rows.fieldnames, use([column for column in rows.fieldnames if column]))
             yield from rows
         elif name.endswith(".txt"):
+            use(["uri"])
             yield from ({"uri": text} for text in lines if text.strip())
         else:
-            yield from _json_rows(lines, path)
+            yield from _json_rows(lines, path, use)
 
 
 def _lines(file: IO[str], path: Path) -> Iterator[str]:
@@ -214,13 +226,19 @@ def _lines(file: IO[str], path: Path) -> Iterator[str]:
         yield text
 
 
-def _json_rows(lines: Iterator[str], path: Path) -> Iterator[Mapping[str, Any]]:
+def _json_rows(
+    lines: Iterator[str], path: Path, use: Callable[[Sequence[str]], Collection[str]]
+) -> Iterator[Mapping[str, Any]]:
+    names = set[str]()
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         row = json.loads(text)
         if not isinstance(row, dict):
             raise UsageError(f"list {path}: line {number} is a {type(row).__name__}; each must be a JSON object")
+        if new := [name for name in row if name not in names]:
+            names.update(new)
+            use(new)
         yield row
 
 
@@ -252,7 +270,8 @@ def _refuse_repeated(path: Path, names: Sequence[str], used: Collection[str]) ->
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_binary(kind)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -297,8 +316,7 @@ class _Selection:
             policy.refuse_where(path)
         self._path, self._where = path, Where(policy.where or "", _WHERE)
         self._untyped = name.endswith((".csv", ".tsv"))
-        # A line of jsonl may lack a column that others have.
-        self._same_columns = not name.endswith((".jsonl", ".ndjson"))
+        self._same_columns = not name.endswith(_JSON_SUFFIXES)
         self._names: set[str] = set()
         self._rows = self._selected = 0
 
@@ -334,46 +352,69 @@ class _Selection:
 class _Columns:
     """The meaning of the columns of a list.
 
-    Args:
-        names: its columns; of a list whose rows differ, those of the first.
-
     Attributes:
-        used: columns that are read.
+        names: the columns found until now, in order.
     """
 
-    def __init__(self, path: Path, policy: ListPolicy, names: Sequence[str]) -> None:
-        self._path = path
-        there = ", ".join(names)
-        lower = {name.lower(): name for name in reversed(names)}
-
-        def find(setting: str, wanted: str | None, usual: Sequence[str]) -> str | None:
-            if wanted and wanted not in names:
-                raise UsageError(f"list {path} has no column {wanted!r} (lists.{setting}); it has {there}")
-            return wanted if wanted is not None else next((lower[name] for name in usual if name in lower), None)
-
-        uri = find("uri", policy.uri or None, _URI_COLUMNS)
-        if uri is None:
-            raise UsageError(
-                f"list {path} has none of the columns {', '.join(_URI_COLUMNS)}; name one of {there} by lists.uri"
-            )
-        self._uri = uri
-        self._start, self._end = find("start", policy.start, _START_COLUMNS), find("end", policy.end, _END_COLUMNS)
-        for name in policy.carry:
-            find("carry", name, ())
+    def __init__(self, path: Path, policy: ListPolicy) -> None:
+        self._path, self._policy = path, policy
         self._carry, self._roots = policy.carry, policy.roots
         self._table = source_at(uri_of(path))
-        self.used = {name for name in (uri, self._start, self._end, *policy.carry) if name}
+        self.names: dict[str, None] = {}
+        self._uri: str | None = None
+        self._start: str | None = None
+        self._end: str | None = None
+
+    @property
+    def used(self) -> set[str]:
+        """Columns that are read."""
+        return {name for name in (self._uri, self._start, self._end, *self._carry) if name}
+
+    def learn(self, names: Sequence[str]) -> None:
+        """Find the meaning of further columns; those found before keep theirs.
+
+        Raises:
+            UsageError: no column names videos.
+        """
+        self.names |= dict.fromkeys(names)
+        lower = {name.lower(): name for name in reversed(self.names)}
+
+        def find(known: str | None, wanted: str | None, usual: Sequence[str]) -> str | None:
+            given = wanted if known is None else known
+            return given if given is not None else next((lower[name] for name in usual if name in lower), None)
+
+        self._uri = find(self._uri, self._policy.uri or None, _URI_COLUMNS)
+        if self._uri is None:
+            raise UsageError(
+                f"list {self._path} has none of the columns {', '.join(_URI_COLUMNS)}; "
+                f"name one of {', '.join(self.names)} by lists.uri"
+            )
+        self._start = find(self._start, self._policy.start, _START_COLUMNS)
+        self._end = find(self._end, self._policy.end, _END_COLUMNS)
+
+    def check(self) -> None:
+        """Check that the columns of the settings are there, and warn of a range that is not used.
+
+        Raises:
+            UsageError: one is missing.
+        """
+        policy = self._policy
+        wanted = [("uri", policy.uri), ("start", policy.start), ("end", policy.end)]
+        for setting, name in [*wanted, *(("carry", name) for name in policy.carry)]:
+            if name and name not in self.names:
+                there = ", ".join(self.names)
+                raise UsageError(f"list {self._path} has no column {name!r} (lists.{setting}); it has {there}")
         like = _FROM_A_START if self._start and not self._end else _LIKE_A_RANGE
-        unused = [name for name in names if name not in self.used and like.search(name.lower())]
+        unused = [name for name in self.names if name not in self.used and like.search(name.lower())]
         if unused and policy.start is None and policy.end is None and not (self._start and self._end):
             warn(
-                f"list {path} has columns that look like a range and are not used: {', '.join(unused)}; "
+                f"list {self._path} has columns that look like a range and are not used: {', '.join(unused)}; "
                 "set lists.start and lists.end if they are seconds"
             )
 
     def read(self, row: Mapping[str, Any], number: int) -> Source | None:
         """The video of a row; None if the row names none."""
-        source = self._video(row.get(self._uri), number)
+        source = self._video(row.get(self._uri or ""), number)
         if source is None:
             return None
         source = replace(source, carried=carried_json({name: row.get(name) for name in self._carry}))

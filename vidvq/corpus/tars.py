@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 from vidvq.corpus.download import open_within
 from vidvq.corpus.source import Source, base_name, carried_json, failed_source, shown, source_at, uri_of
 from vidvq.formats.tar import is_plain, read_headers
-from vidvq.storage import is_remote
+from vidvq.storage import is_exhausted, is_remote
 from vidvq.video.probe import Limits
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -95,6 +95,12 @@ def read_tar(
         yield from sample.sources()
         detail = f"is not a whole tar ({error}); what comes before is used"
         yield failed_source(tar.uri, "torn_tar", detail)
+        return
+    except OSError as error:
+        if is_remote(path) or is_exhausted(error):
+            raise
+        yield from sample.sources()
+        yield failed_source(tar.uri, "unreadable", f"cannot be read: {error.strerror or error}")
         return
     yield from sample.sources()
 

@@ -1,9 +1,9 @@
 """Settings of `vidvq map`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from vidvq.jobs.clip_functions import ClipFunctionConfig
 
@@ -18,4 +18,4 @@ class MapConfig(ClipFunctionConfig):
     """
 
     version: Annotated[str, Field(coerce_numbers_to_str=True)] = ""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, JsonValue] = field(default_factory=dict)

@@ -28,8 +28,8 @@ class ClipPolicy(VideoPolicy):
             ``stretch``.
         decoder: ``pyav``; ``decord``, which is used only for files that it decodes correctly, and PyAV for the rest; or
             ``nvdec``, a GPU's decoder, for H.264, HEVC and VP9 that it supports, and PyAV for the rest.
-        encoding: ``h264`` (mp4, one group of pictures per clip), ``ffv1`` (mkv, lossless), ``frames`` (npy, raw pixels)
-            or ``copy`` (mkv, the packets of the source, cut at keyframes).
+        encoding: ``h264`` (mp4, keyframes at the start and at scene cuts), ``ffv1`` (mkv, lossless), ``frames`` (npy,
+            raw pixels) or ``copy`` (mkv, the packets of the source, cut at keyframes).
         crf: quality of x264 for ``encoding=h264``, from 0 (lossless) to 51 (worst).
     """
 

@@ -1,7 +1,6 @@
 """The clips of a video, decided before the first one is cut."""
 
-import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +12,7 @@ from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.rows import PlannedClip
 from vidvq.shard.shots import find_shots
 from vidvq.video.probe import VideoInfo, probe
-from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
+from vidvq.video.sampling import frames_between, gapless_ranges, overlaps, sample_timeline
 
 
 def probe_clips(source: Source, config: ShardConfig) -> list[PlannedClip]:
@@ -67,7 +66,7 @@ def _clips(
     elif not rows and not longest:
         detail = f"the range {source.start_s} to {source.end_s} s is not in its {info.num_frames} frames"
         rows.append(reject(source, "failed", "bad_range", detail, digest))
-    elif not rows and config.clip.encoding == "copy" and longest > config.clip.min_frames:
+    elif not rows and config.clip.encoding == "copy" and longest >= config.clip.min_frames:
         detail = f"has no frames from keyframe to keyframe that fit in clip.num_frames={config.clip.num_frames}"
         rows.append(reject(source, "failed", "not_on_keyframes", detail, digest))
     elif not rows:
@@ -98,11 +97,12 @@ def _windows(begin: int, end: int, policy: ClipPolicy, info: VideoInfo) -> Itera
     # Whole groups of pictures, as many as fit into a clip. The last group of a video is not followed by a keyframe.
     edges = [key for key in info.keyframes if begin <= key < end]
     edges += [end] if end == info.num_frames or end in info.keyframes else []
-    while len(edges) > 1:
-        fitting = [edge for edge in edges[1:] if edge - edges[0] <= policy.num_frames]
-        if fitting:
-            yield edges[0], fitting[-1] - edges[0]
-        edges = [edge for edge in edges if edge >= (fitting[-1] if fitting else edges[1])]
+    start = 0
+    while start < len(edges) - 1:
+        stop = bisect_right(edges, edges[start] + policy.num_frames) - 1
+        if stop > start:
+            yield edges[start], edges[stop] - edges[start]
+        start = max(stop, start + 1)
 
 
 def _segments(
@@ -113,7 +113,7 @@ def _segments(
     window: tuple[float, float],
 ) -> Iterator[tuple[int, int]]:
     """Yield the ranges of the sampled timeline that clips may be cut from: each shot, without gaps, in the window."""
-    begin, end = info.pts[0] + window[0] / info.time_base, info.pts[0] + window[1] / info.time_base
-    edges = [*(info.pts[shot] for shot in shots), math.inf]
+    begin, end = frames_between(info, times, *window)
+    edges = [*(bisect_left(times, info.pts[shot]) for shot in shots), len(times)]
     for start, stop in pairwise(edges):
-        yield from overlaps(ranges, bisect_left(times, max(start, begin)), bisect_left(times, min(stop, end)))
+        yield from overlaps(ranges, max(start, begin), min(stop, end))

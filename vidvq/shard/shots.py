@@ -8,7 +8,7 @@ import numpy as np
 from vidvq.errors import UsageError
 from vidvq.shard.config import CutPolicy
 from vidvq.video import VideoError
-from vidvq.video.decode import DecoderName, FrameReader, decoders_for, open_reader
+from vidvq.video.decode import FrameReader, open_reader
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import VideoInfo
 
@@ -22,16 +22,20 @@ def find_shots(path: Path, info: VideoInfo, policy: CutPolicy) -> list[int]:
     Frames that cannot be decoded are skipped.
 
     Raises:
-        VideoError: ``decode_error``: no decoder reads any frame.
+        VideoError: ``decode_error``: not one frame can be decoded.
     """
-    failure: VideoError | None = None
-    for decoder in decoders_for(info):
-        try:
-            return _find(path, info, policy, decoder)
-        except VideoError as error:
-            failure = error
-    assert failure is not None
-    raise failure
+    from scenedetect import AdaptiveDetector, FrameTimecode
+
+    detector = AdaptiveDetector(
+        adaptive_threshold=policy.threshold, min_scene_len=max(round(policy.min_shot_s * info.fps), 1)
+    )
+    size = fit_size(*info.shown_size, min(_SHORT_SIDE, info.height, info.width), 1)
+    reader = open_reader(path, info, size, "pyav")
+    shots = [0]
+    for index, frame in _readable(reader, info.num_frames):
+        bgr = np.ascontiguousarray(frame[:, :, ::-1])
+        shots += [cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps=info.fps), bgr)]
+    return shots
 
 
 def check_installed() -> None:
@@ -44,21 +48,6 @@ def check_installed() -> None:
         import scenedetect  # noqa: F401
     except ImportError as error:
         raise UsageError("cut.kind='shots' needs PySceneDetect; run `pip install 'vidvq[shots]'`") from error
-
-
-def _find(path: Path, info: VideoInfo, policy: CutPolicy, decoder: DecoderName) -> list[int]:
-    from scenedetect import AdaptiveDetector, FrameTimecode
-
-    detector = AdaptiveDetector(
-        adaptive_threshold=policy.threshold, min_scene_len=max(round(policy.min_shot_s * info.fps), 1)
-    )
-    size = fit_size(*info.shown_size, min(_SHORT_SIDE, info.height, info.width), 1)
-    reader = open_reader(path, info, size, decoder)
-    shots = [0]
-    for index, frame in _readable(reader, info.num_frames):
-        bgr = np.ascontiguousarray(frame[:, :, ::-1])
-        shots += [cut.frame_num for cut in detector.process_frame(FrameTimecode(index, fps=info.fps), bgr)]
-    return shots
 
 
 def _readable(reader: FrameReader, num_frames: int) -> Iterator[tuple[int, np.ndarray]]:

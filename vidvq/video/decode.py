@@ -23,6 +23,7 @@ from vidvq.video.colour import expand_range, is_limited_gray, unsupported_colour
 from vidvq.video.container import VideoError, sniff
 from vidvq.video.deinterlace import Numbered, deinterlace
 from vidvq.video.geometry import FrameSize
+from vidvq.video.packets import REORDER_FRAMES
 from vidvq.video.probe import DecoderName, VideoInfo
 from vidvq.video.stream import Decoded, decode, decoder_limits, open_video, video_stream
 
@@ -30,8 +31,6 @@ from vidvq.video.stream import Decoded, decode, decoder_limits, open_video, vide
 # clip, depend on machine load; real hangs are caught by the deadline of the job. Must be set before the import.
 os.environ["DECORD_EOF_RETRY_MAX"] = "1000000000"
 
-# Maximum size of a codec's reorder buffer (frames).
-_REORDER_FRAMES = 32
 # Number of unwanted frames to decode instead of seeking, which opens the file again.
 _SKIP_FRAMES = 256
 # Maximum size of the frames of one clip (bytes).
@@ -96,7 +95,7 @@ def open_reader(path: Path, info: VideoInfo, size: FrameSize, decoder: DecoderNa
 def first_decoded(info: VideoInfo, first: int) -> int:
     """Index of the frame at which decoding starts in order to reach frame ``first``: that of a keyframe, or 0."""
     # Far enough back that the keyframe is not shown after the wanted frame.
-    before = bisect_right(info.seek_points, first - _REORDER_FRAMES)
+    before = bisect_right(info.seek_points, first - REORDER_FRAMES)
     return info.seek_points[before - 1] if before else 0
 
 
@@ -309,7 +308,7 @@ class _ShownFrames:
                 stream = video_stream(container)
                 frames = self._by_time(decode(container, stream), self._parts(stream))
                 try:
-                    container.seek(self._info.pts[first - _REORDER_FRAMES] // self._parts(stream), stream=stream)
+                    container.seek(self._info.pts[first - REORDER_FRAMES] // self._parts(stream), stream=stream)
                     begun = next(frames, None)
                 except av.error.FFmpegError:
                     # A Matroska file in which no frame is marked as a keyframe, nor is there an index.

@@ -17,6 +17,7 @@ from vidvq.video.pictures import VideoPacket
 _MAX_TICKS_PER_S = 1_000_000
 _MAX_TICK_S = 1000
 _MP4_TICKS_PER_S, _MP4_PAUSE = 10_000, 1 << 28
+_SHORT_MP4_S = Fraction(1, 100)
 # Container, codec, pixel format and options of lossless clips.
 FFV1_KIND = ("matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1", "threads": "1"})
 
@@ -24,7 +25,7 @@ FFV1_KIND = ("matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1", "thread
 def encode_mp4(
     frames: np.ndarray, pts: tuple[int, ...], time_base: Fraction, crf: int, duration: int | None = None
 ) -> bytes:
-    """Encode a clip as H.264 in mp4, deterministically; the first frame is the only keyframe.
+    """Encode a clip as H.264 in mp4, deterministically; further keyframes are at cuts to another scene only.
 
     Args:
         frames: ``t h w c`` uint8 RGB.
@@ -34,7 +35,11 @@ def encode_mp4(
         duration: time from the first frame to the end of the last (ticks); None repeats the duration of the frame
             before the last.
     """
-    return _encode(frames, pts, time_base, duration, mp4_kind(frames.shape[1], frames.shape[2], crf))
+    container, codec, pixels, options = mp4_kind(frames.shape[1], frames.shape[2], crf)
+    if len(pts) > 2 and (duration or pts[-1] - pts[0]) * time_base < _SHORT_MP4_S:
+        # An mp4 delays its first frame by B-frames, and stores in whole milliseconds how much of it is shown.
+        options = options | {"bf": "0"}
+    return _encode(frames, pts, time_base, duration, (container, codec, pixels, options))
 
 
 def encode_ffv1(frames: np.ndarray, pts: tuple[int, ...], time_base: Fraction, duration: int | None = None) -> bytes:

@@ -7,13 +7,17 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+# Length of an AVI file that FFmpeg writes to a pipe.
+_UNKNOWN_LENGTH = 0xFFFFFFFF
+
 
 def is_torn(path: Path, container: InputContainer, stream: VideoStream) -> bool:
     """Whether a file is shorter than the index or the length in its container."""
     size = path.stat().st_size
     if container.format.name.startswith("avi"):
         with path.open("rb") as file:
-            return int.from_bytes(file.read(8)[4:], "little") + 8 > size
+            length = int.from_bytes(file.read(8)[4:], "little")
+        return length != _UNKNOWN_LENGTH and length + 8 > size
     if container.format.name.startswith("matroska"):
         return _matroska_end(path) > size
     return any(entry.pos + entry.size > size for entry in stream.index_entries)

@@ -19,8 +19,8 @@ RECORDED = {"mpegts", "mpeg"}
 # Demuxers that can seek to a keyframe.
 _SEEKABLE = {"mov", "matroska", "avi"}
 LONGEST_PAUSE_S = 10
-# Maximum distance of a frame from its position in display order.
-_REORDER_FRAMES = 32
+# Maximum distance of a frame from its position in display order: that of the reorder buffers of codecs.
+REORDER_FRAMES = 32
 # Smaller MPEG-4 packets have no picture: they are placeholders for one packed into the packet before.
 _NO_PICTURE_BYTES = 8
 # Field orders of libav for progressive video: unknown, progressive.
@@ -88,7 +88,7 @@ class Packets:
                 if tick is None:
                     tick = _UNKNOWN
                 elif tick > last_pts:
-                    if len(pts) < _REORDER_FRAMES and last_pts == (pts[-1] if pts else _UNKNOWN):
+                    if len(pts) < REORDER_FRAMES and last_pts == (pts[-1] if pts else _UNKNOWN):
                         has_b_pictures = has_b_pictures or is_b_picture(context, packet)
                     last_pts, last_ends = tick, tick + (packet.duration or 0)
                 pts.append(tick)
@@ -186,7 +186,7 @@ class Packets:
         late = order - np.arange(len(order))
         if not late.any() and (self.has_b_pictures or (codec.name in _OTHER_B_CODECS and codec.reorder_depth)):
             return False
-        return bool(late.max() <= codec.reorder_depth and late.min() >= -_REORDER_FRAMES)
+        return bool(late.max() <= codec.reorder_depth and late.min() >= -REORDER_FRAMES)
 
 
 def _is_out_of_order_avi(container: InputContainer, stream: VideoStream) -> bool:

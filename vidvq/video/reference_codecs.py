@@ -142,7 +142,7 @@ class EqualBitsSearch:
 
 
 def encode_at(name: str, frames: np.ndarray, fps: float, crf: float) -> CodedClip:
-    """Encode and decode a clip as one group of pictures.
+    """Encode and decode a clip, with keyframes at its start and at scene cuts only.
 
     Args:
         frames: frames ``t h w c`` uint8 RGB.

@@ -11,6 +11,7 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from vidvq.video.container import VideoError
+from vidvq.video.packets import REORDER_FRAMES
 from vidvq.video.pictures import VideoPacket, is_hidden
 from vidvq.video.probe import VideoInfo
 from vidvq.video.stream import numbered_packets, one_line, open_video, video_stream
@@ -75,8 +76,9 @@ def _timed(
 ) -> "Iterator[tuple[VideoPacket, int | None]]":
     """Packets with the times of their frames (ticks)."""
     if info.packets is None:
-        if info.seek_points:
-            source.seek(info.pts[first], stream=stream)
+        # The index of AVI has decoding times: a seek to the time of a keyframe may lead to the next one.
+        if info.seek_points and first >= REORDER_FRAMES:
+            source.seek(info.pts[first - REORDER_FRAMES], stream=stream)
         for _, packet in numbered_packets(source, stream):
             yield packet, packet.pts
         return

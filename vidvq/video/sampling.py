@@ -15,6 +15,8 @@ from vidvq.video.probe import VideoInfo, exact_rate
 
 # Maximum length of a sampled timeline, gaps included (frames).
 _MAX_TICKS = 1 << 40
+# Lists give the time of a frame rounded to a millisecond, which may be later than the frame.
+_ROUNDING_S = Fraction(1, 2000)
 
 
 def sample_timeline(info: VideoInfo, fps: float | None) -> tuple[Sequence[int], Sequence[int]]:
@@ -67,11 +69,28 @@ def gapless_ranges(info: VideoInfo, fps: float | None) -> list[tuple[int, int]]:
     return [(begin, end) for begin, end in ranges if begin < end]
 
 
+def frames_between(info: VideoInfo, times: Sequence[int], start_s: float, end_s: float) -> tuple[int, int]:
+    """Range of the sampled timeline from a start to an end (exclusive), to half a millisecond.
+
+    Args:
+        times: times of all sampled frames (ticks), from :func:`sample_timeline`.
+        start_s, end_s: times from the first frame (seconds); the end may be infinite.
+    """
+
+    def index(seconds: float) -> int:
+        if math.isinf(seconds):
+            return len(times)
+        # The digits of a float are meant, not its binary value, which may be just above the time of a frame.
+        return bisect_left(times, info.pts[0] + (Fraction(str(seconds)) - _ROUNDING_S) / info.time_base)
+
+    return index(start_s), index(end_s)
+
+
 def overlaps(ranges: Sequence[tuple[int, int]], begin: int, end: int) -> Iterator[tuple[int, int]]:
     """Yield the parts of ascending ranges that lie from ``begin`` to ``end`` (exclusive)."""
     for index in range(bisect_right(ranges, begin, key=lambda each: each[1]), len(ranges)):
         first, after = ranges[index]
-        if first >= end:
+        if max(first, begin) >= end:
             return
         yield max(first, begin), min(after, end)
 

@@ -42,6 +42,19 @@ def failure(source: Source, allow_private: bool = True) -> VideoError:
     return error.value
 
 
+@pytest.mark.parametrize(("uri", "offset"), [("x.tar#a.mp4", 0), ("x.parquet#v/0/a.mp4", 0), ("memory://x.mp4", -1)])
+def test_a_video_that_is_known_to_be_too_large_is_not_fetched(tmp_path, monkeypatch, uri, offset):
+    monkeypatch.setattr(fetch, "_open", lambda *_: pytest.fail("opened"))
+    for name in ("x.tar", "x.parquet"):
+        (tmp_path / name).touch()
+    source = Source(uri if offset < 0 else f"{tmp_path}/{uri}", 10, "", offset)
+    with (
+        pytest.raises(VideoError, match="too_large: has over limits.max_bytes=9 bytes"),
+        local_file(source, Limits(max_bytes=9)),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_no_fault_of_the_video(tmp_path, monkeypatch, number):
     def copy(*_: object) -> None:

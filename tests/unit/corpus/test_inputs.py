@@ -216,6 +216,23 @@ def test_a_folder_that_cannot_be_listed_is_one_failed_entry(videos, monkeypatch)
     assert [Path(source.uri).name for source in good] == ["b.mp4", "c.webm"]
 
 
+def test_folders_may_be_nested_deeper_than_calls(tmp_path):
+    (tmp_path / "b.mp4").touch()
+    folder = tmp_path
+    for _ in range(1100):
+        folder /= "d"
+        folder.mkdir()
+    (folder / "a.mp4").touch()
+    try:
+        assert names([tmp_path]) == ["b.mp4", "a.mp4"]
+    finally:
+        # The cleanup of pytest calls itself for each folder.
+        (folder / "a.mp4").unlink()
+        while folder != tmp_path:
+            folder.rmdir()
+            folder = folder.parent
+
+
 def test_skipped_files_of_a_folder_are_counted(videos, capsys):
     for name in ("._b.mp4", "sub.srt", "other.srt", "README", "out/plan.json", "out/plan.parquet", "out/clips-0.tar",
                  "decoded/decode.json", "decoded/a.mp4"):  # fmt: skip

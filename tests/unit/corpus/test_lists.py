@@ -127,6 +127,36 @@ def test_a_range_can_be_disabled(folder):
     assert (source.start_s, source.end_s) == (None, None)
 
 
+def test_a_line_of_jsonl_may_have_columns_that_the_first_lacks(folder, capsys):
+    rows = [{"path": "a.mp4"}, {"path": "b.mp4", "url": "a.mp4", "start": 1, "end": 2, "caption": "x"}]
+    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"t0": 3} | rows[0]]))
+    for policy in (ListPolicy(carry=("caption",)), ListPolicy(carry=("caption",), start="start", uri="path")):
+        first, second, third = read(folder / "list.jsonl", policy)
+        assert [Path(source.uri).name for source in (first, second, third)] == ["a.mp4", "b.mp4", "a.mp4"]
+        assert (second.start_s, second.end_s, json.loads(second.carried)) == (1.0, 2.0, {"caption": "x"})
+        assert (first.start_s, first.carried) == (None, "")
+    assert "not used" not in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no column 'label' .* has path, url, start, end, caption, t0"):
+        read(folder / "list.jsonl", ListPolicy(carry=("label",)))
+
+
+def test_a_range_that_a_later_line_of_jsonl_has_is_reported_if_it_is_not_used(folder, capsys):
+    (folder / "list.jsonl").write_text('{"path": "a.mp4"}\n{"path": "b.mp4", "t0": 1, "t1": 2}\n')
+    read(folder / "list.jsonl")
+    assert "not used: t0, t1" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_spaces_around_the_names_of_columns_are_ignored(folder):
+    (folder / "list.csv").write_text("path, start ,\tend, caption\nb.mp4, 1, 2, x\n")
+    (source,) = read(folder / "list.csv", ListPolicy(carry=("caption",)))
+    assert (source.start_s, source.end_s, json.loads(source.carried)) == (1.0, 2.0, {"caption": " x"})
+
+
+def test_a_cell_may_be_as_long_as_a_line(folder):
+    (folder / "list.csv").write_text(f"path,words\na.mp4,{'x' * 200_000}\nb.mp4,y\n")
+    assert names(folder / "list.csv") == ["a.mp4", "b.mp4"]
+
+
 def test_nan_is_none(folder):
     rows = {"path": ["a.mp4", "b.mp4"], "start_s": [math.nan, 1.0], "score": [math.nan, 2.0]}
     pq.write_table(pa.table(rows), folder / "list.parquet")
@@ -188,9 +218,10 @@ def test_local_files_of_a_list_are_below_the_roots(folder, tmp_path_factory):
     assert all(source.failure is None for source in read(folder / "list.txt"))
 
 
-def test_a_text_that_every_row_of_a_small_parquet_file_repeats_takes_no_memory(folder):
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), pa.large_binary()], ids=str)
+def test_a_text_that_every_row_of_a_small_parquet_file_repeats_takes_no_memory(folder, kind):
     long = "x" * (2 << 20)
-    table = pa.table({"path": ["a.mp4"] * 64, "caption": [long] * 64})
+    table = pa.table({"path": ["a.mp4"] * 64, "caption": pa.array([long] * 64, kind)})
     pq.write_table(table, folder / "list.parquet", compression="zstd")
     assert (folder / "list.parquet").stat().st_size < 1 << 20
     with pytest.raises(ValueError, match="column caption has a text of 2097152 bytes"):

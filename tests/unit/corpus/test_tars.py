@@ -1,5 +1,6 @@
 """Tars of videos: a bad member or a bad tar is one failed entry."""
 
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from vidvq.corpus import tars
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.inputs import SUFFIXES, list_sources
 from vidvq.corpus.lists import ListPolicy
@@ -128,6 +130,30 @@ def test_a_named_pipe_is_one_failed_entry_and_not_waited_for(tmp_path):
     pack(tmp_path / "y.tar", ONE)
     pipe, video = list_sources([str(tmp_path)], ListPolicy())
     assert pipe.failure == ("unreadable", "is no regular file") and content(video) == b"first"
+
+
+def test_a_link_to_nothing_is_one_failed_entry(tmp_path):
+    (tmp_path / "x.tar").symlink_to(tmp_path / "gone.tar")
+    pack(tmp_path / "y.tar", ONE)
+    link, video = list_sources([str(tmp_path)], ListPolicy())
+    assert link.failure == ("unreadable", "cannot be read: No such file or directory") and content(video) == b"first"
+
+
+def test_a_read_error_costs_the_rest_of_a_tar_and_a_lack_of_descriptors_stops_the_job(tmp_path, monkeypatch):
+    path = pack(tmp_path / "x.tar", ONE, ("0002.mp4", b"second"))
+    real = tars.read_headers
+    number = errno.EIO
+
+    def read_headers(file):
+        yield next(real(file))
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tars, "read_headers", read_headers)
+    first, rest = read(path)
+    assert content(first) == b"first" and rest.failure == ("unreadable", "cannot be read: Input/output error")
+    number = errno.EMFILE
+    with pytest.raises(OSError, match="Too many open files"):
+        read(path)
 
 
 def test_a_name_that_occurs_twice_is_one_failed_entry(tmp_path):

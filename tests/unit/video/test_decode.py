@@ -19,7 +19,7 @@ from vidvq.video.decode import DecoderName, decode_clip, decoder_version, decode
 from vidvq.video.encode import encode_mp4
 from vidvq.video.geometry import fit_size
 from vidvq.video.probe import Limits, VideoInfo, probe
-from vidvq.video.sampling import gapless_ranges, overlaps, sample_timeline
+from vidvq.video.sampling import frames_between, gapless_ranges, overlaps, sample_timeline
 
 DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"
 VIDEOS = sorted(path for path in DEMO.glob("*/*") if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
@@ -272,6 +272,17 @@ def test_frames_in_a_gap_do_not_count():
 )
 def test_the_parts_of_ranges_in_a_window(begin, end, parts):
     assert list(overlaps([(2, 5), (7, 9)], begin, end)) == parts
+    assert list(overlaps([(0, 20)], 8, 3)) == []
+
+
+@pytest.mark.parametrize("rate", [Fraction(25), Fraction(30), Fraction(30000, 1001)], ids=str)
+@pytest.mark.parametrize("digits", [3, 6, 17])
+def test_a_range_between_the_times_of_two_frames_has_the_first_and_not_the_second(rate, digits):
+    info = timeline([700 + round(90_000 * index / rate) for index in range(200)], Fraction(1, 90_000))
+    for first in range(170):
+        start_s, end_s = (round(float(index / rate), digits) for index in (first, first + 20))
+        assert frames_between(info, info.pts, start_s, end_s) == (first, first + 20)
+    assert frames_between(info, info.pts, 0.0, float("inf")) == (0, 200)
 
 
 @given(

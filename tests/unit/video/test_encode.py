@@ -142,10 +142,22 @@ def test_one_frame_is_a_clip():
     assert decode_clip(encode_mp4(moving(1, 16, 16), (5,), Fraction(1, 25), 17), "x").shape == (1, 16, 16, 3)
 
 
-def test_only_the_first_frame_of_a_clip_is_a_keyframe():
-    with av.open(io.BytesIO(encode_mp4(moving(33, 32, 32), tuple(range(33)), Fraction(1, 25), 17))) as container:
+@pytest.mark.parametrize("cut", [None, 20])
+def test_only_the_first_frame_of_a_clip_and_of_another_scene_are_keyframes(cut):
+    frames = moving(33, 32, 32)
+    if cut:
+        frames[cut:] = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    with av.open(io.BytesIO(encode_mp4(frames, tuple(range(33)), Fraction(1, 25), 17))) as container:
         keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
-    assert keys == [True] + [False] * 32
+    assert [index for index, key in enumerate(keys) if key] == [0, cut][: 2 if cut else 1]
+
+
+@pytest.mark.parametrize("rate", [999, 2000, 3000, 16000])
+@pytest.mark.parametrize("num_frames", range(1, 10))
+def test_clips_of_a_few_milliseconds_have_all_their_frames(rate, num_frames):
+    pts = [round(Fraction(90_000 * index, rate)) for index in range(num_frames + 1)]
+    media = encode_mp4(moving(9, 64, 64)[:num_frames], tuple(pts[:-1]), Fraction(1, 90_000), 17, pts[-1])
+    assert times(media) == [Fraction(tick, 90_000) for tick in pts[:-1]]
 
 
 @pytest.mark.parametrize(("duration", "expected"), [(2500, 2.5), (None, 2.5), (2200, 2.2)])

@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -12,15 +13,16 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
+from vidvq.corpus.frames import sample_video
 from vidvq.corpus.source import source_at
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.cut import CutJob, cut_clips
-from vidvq.shard.probe import probe_clips
+from vidvq.shard.probe import _windows, probe_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip, decoders_for, open_reader
 from vidvq.video.encode import encode_ffv1, encode_mp4, encode_npy
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, probe
+from vidvq.video.probe import Limits, VideoInfo, probe
 from vidvq.video.remux import copy_packets
 from vidvq.video.sampling import sample_timeline
 from vidvq.video.scores import luma_score, motion_score
@@ -298,3 +300,28 @@ def test_scores_tell_dark_from_light_and_still_from_moving(frames):
 def test_settings_that_contradict_each_other_are_refused(wrong):
     with pytest.raises(ValueError):
         ClipPolicy(**wrong)
+
+
+def test_shards_and_tokens_of_a_range_have_the_same_frames(tmp_path, make_video):
+    source = replace(source_at(str(make_video(tmp_path / "v.mp4", 24))), start_s=0.28, end_s=0.56)
+    config = ShardConfig(clip=ClipPolicy(min_frames=1))
+    assert [(row.first, row.num_frames) for row in probe_clips(source, config)] == [(7, 7)]
+    assert sample_video(source, config.clip, config.limits, False).ranges == [(7, 14)]
+
+
+def test_groups_of_pictures_are_joined_up_to_the_length_of_a_clip():
+    info = VideoInfo("mov", "h264", 8, 8, Fraction(1, 25), range(100), False, False, (0, 5, 9, 30, 32, 60, 61, 90))
+    policy = ClipPolicy(num_frames=33, encoding="copy", short_side=None)
+    assert list(_windows(0, 100, policy, info)) == [(0, 32), (32, 29), (61, 29), (90, 10)]
+    assert list(_windows(1, 62, policy, info)) == [(5, 27), (32, 29)]
+    assert list(_windows(0, 100, replace(policy, num_frames=9), info)) == [(0, 9), (30, 2), (60, 1)]
+    assert list(_windows(0, 100, replace(policy, num_frames=10), info)) == [(0, 9), (30, 2), (60, 1), (90, 10)]
+    all_keys = replace(info, pts=range(1_000_000), keyframes=tuple(range(1_000_000)))
+    assert len(list(_windows(0, 1_000_000, policy, all_keys))) == -(-1_000_000 // 33)
+
+
+def test_frames_without_a_keyframe_are_not_said_to_be_too_few(tmp_path, make_video):
+    path = make_video(tmp_path / "v.mkv", 9, codec="mpeg2video", codec_options={"g": "3", "bf": "2"})
+    config = ShardConfig(clip=ClipPolicy(num_frames=9, min_frames=8, encoding="copy", short_side=None))
+    (row,) = probe_clips(replace(source_at(str(path)), start_s=0.04), config)
+    assert row.reason == "not_on_keyframes"

@@ -124,6 +124,9 @@ def test_a_file_that_ends_early_is_torn_and_gives_the_frames_that_are_there(tmp_
 def test_a_live_recording_without_a_length_is_not_torn(tmp_path, make_video):
     path = make_video(tmp_path / "live.mkv", container_options={"live": "1"})
     assert not probe(path, Limits()).torn
+    data = (DEMO / "train/tree.avi").read_bytes()
+    (tmp_path / "pipe.avi").write_bytes(data[:4] + b"\xff" * 4 + data[8:])
+    assert not probe(tmp_path / "pipe.avi", Limits()).torn
 
 
 @pytest.mark.parametrize(
