@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from ray import cloudpickle
 
+from vidvq.corpus.download import in_background
 from vidvq.errors import UsageError
 from vidvq.runtime import InlinePool, Pool, RuntimeConfig, WorkerDied, deaths, open_runtime
 from vidvq.video import VideoError
@@ -218,6 +219,12 @@ class Cutter:
 def test_stateful_workers_that_wait_for_others_occupy_no_cpus(pool):
     found = dict(pool.map_stateful(lambda: Cutter(pool), [3, 4, 5, 6], cpus=0))
     assert found == {number: [2 * each for each in range(number)] for number in (3, 4, 5, 6)}
+
+
+def test_workers_that_do_not_fit_beside_others_run_after_them(ray_pool):
+    # Each worker occupies all CPUs.
+    results = in_background(lambda: sorted(ray_pool.map_stateful(lambda: double, range(5), cpus=2)))
+    assert results.result(60) == [(number, number * 2) for number in range(5)]
 
 
 def test_stateful_results_match_their_items(pool):

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 import tarfile
 from fractions import Fraction
 from pathlib import Path
@@ -300,6 +301,15 @@ def test_a_dry_run_predicts_the_run_and_writes_nothing(hostile_corpus, tmp_path,
     assert told["shards"] == read_plan(tmp_path / "out").num_shards
     assert told["left_out"]["not_a_video"] == 2 and told["seconds"] > 0
     assert 0.5 < told["bytes"] / summary["bytes"] < 2
+
+
+def test_a_dry_run_refuses_what_the_run_refuses(make_video, tmp_path, vidvq, monkeypatch):
+    make_video(tmp_path / "a.mp4", 10)
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
+    for more in ((), ("--dry-run",)):
+        ran = vidvq("shard", tmp_path / "a.mp4", "--out", tmp_path / "out", "cut.kind=shots", INLINE, *more)
+        assert (ran.code, "needs PySceneDetect" in ran.error) == (2, True)
 
 
 def test_a_dry_run_samples_all_of_the_list(tmp_path, vidvq):

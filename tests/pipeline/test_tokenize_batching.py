@@ -235,6 +235,7 @@ def test_several_groups_per_call_are_recorded(vidvq, videos, checkpoint_dir, tmp
         ("device=cuda", "torch finds no CUDA device on this machine"),
         ("precision=bf16", "precision=bf16 needs a GPU"),
         ("runtime.gpus_per_worker=1.5", "must be a fraction above 0, or a whole number"),
+        ("runtime.gpus_per_worker=inf", "must be a fraction above 0, or a whole number"),
     ],
 )
 def test_settings_for_gpus_are_refused_without_one(vidvq, videos, checkpoint_dir, tmp_path, setting, message):

@@ -105,6 +105,13 @@ def test_a_step_is_halved_before_the_job_until_it_fits(gpu, run, tmp_path):
     assert run().code == 0 and not tried
 
 
+def test_an_estimate_tries_the_step_too(gpu, run, tmp_path):
+    tried = gpu(max_pixels=1 << 25)
+    done = run("--dry-run")
+    assert done.code == 0 and "steps have at most 34 megapixels" in " ".join(done.err.split())
+    assert len(tried) == 3 and not (tmp_path / "out").exists()
+
+
 def test_a_gpu_too_small_for_any_step_is_refused(gpu, run, tmp_path):
     gpu(max_pixels=0)
     done = run()

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -121,6 +122,38 @@ def test_of_a_long_stream_the_first_frames_are_kept_and_scored(checkpoint_dir):
     whole = scorer.score([codes], frames)
     assert whole == scorer.score([codes[: tokenizer.latent_shape(129, 16, 16)[0]]], frames)
     assert whole[0]["psnr"] > 0
+
+
+@pytest.mark.parametrize(
+    ("factor", "lengths", "expected"),
+    [
+        # A clip is one chunk.
+        (4, [201], 129),
+        (5, [201], 126),
+        (4, [129], 129),
+        # The last chunk would fit, but does not follow.
+        (5, [31, 30, 30, 30, 30, 5], 121),
+    ],
+)
+def test_kept_frames_are_consecutive_and_whole_groups(factor, lengths, expected):
+    frames = np.arange(sum(lengths))[:, None, None, None]
+    chunks, kept = np.split(frames, np.cumsum(lengths)[:-1]), []
+    assert (
+        list(map(len, keep_frames(SimpleNamespace(supports_streaming=True, temporal_factor=factor), chunks, kept)))
+        == lengths
+    )
+    assert np.concatenate(kept).ravel().tolist() == list(range(expected))
+
+
+def test_a_clip_longer_than_is_kept_is_scored(vidvq, make_video, checkpoint_dir, tmp_path):
+    make_video(tmp_path / "long.mp4", 140, size=(16, 16))
+    cut = vidvq("shard", tmp_path / "long.mp4", "--out", tmp_path / "clips", "clip.num_frames=140", INLINE)
+    assert cut.code == 0
+    out = tmp_path / "out"
+    command = ("tokenize", tmp_path / "clips", "--checkpoint", checkpoint_dir, "--out", out, INLINE, "quality.share=1")
+    assert vidvq(*command).code == 0
+    ((info,),) = (infos(out).values(),)
+    assert info.num_frames == 140 and info.quality["psnr"] > 0
 
 
 def test_the_score_is_of_each_frame_against_its_own(checkpoint_dir):

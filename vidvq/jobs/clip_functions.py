@@ -56,6 +56,10 @@ class ClipFunctionConfig:
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.0
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
+    def __post_init__(self) -> None:
+        if self.gpus > 1 and self.gpus % 1:
+            raise UsageError(f"gpus={self.gpus:g} must be a fraction below 1, or a whole number")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipFunctionStage(ClipStage):
@@ -241,6 +245,6 @@ def _is_files(made: object) -> TypeGuard[dict[str, bytes]]:
 
 
 def _only(results: Generator[Any, None, None]) -> Any:
-    """The only result of a generator, exhausted so that its process can be reused."""
-    (result,) = results
-    return result
+    """The only result of a generator, exhausted so that its process can be reused; the death of a process after it."""
+    *_, last = results
+    return last

@@ -3,7 +3,8 @@
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -102,7 +103,9 @@ def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:
     Raises:
         UsageError: a mistake in the arguments.
     """
-    with open_runtime(stage.config.runtime) as runtime:
+    stage.check()
+    with open_runtime(stage.config.runtime) as runtime, _temporary_folder() as folder:
+        stage = stage.prepare(folder, runtime)
         sample = _sample_videos(stage, inputs, runtime) if isinstance(stage, VideoStage) else _sample_clips(stage)
         tasks = [ShardTask(Path(), f"sample-{number}.tar", "", rows) for number, rows in enumerate(sample.groups)]
         pool = runtime.pool(sample.shards)
@@ -229,10 +232,16 @@ class _TimedWorker:
         self._warm = False
 
     def __call__(self, task: ShardTask[Any]) -> tuple[Commit, float]:
-        with tempfile.TemporaryDirectory(prefix=temporary_prefix("dry-run")) as scratch:
+        with _temporary_folder() as folder:
             if not self._warm:
-                self._make(replace(task, out=Path(scratch, "warm-up")))
+                self._make(replace(task, out=folder / "warm-up"))
                 self._warm = True
             began = monotonic()
-            commit = self._make(replace(task, out=Path(scratch, "timed"))).commit
+            commit = self._make(replace(task, out=folder / "timed")).commit
             return commit, monotonic() - began
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix=temporary_prefix("dry-run")) as folder:
+        yield Path(folder)

@@ -87,16 +87,11 @@ class Feeder:
         self, function: Callable[[Any], Iterator[Any]], item: Any, deadline_s: float | None, ahead: int
     ) -> Generator[Any, None, None]:
         request = (function, item, deadline_s, ahead)
-        running = self._request(request)
+        self._request(request)
         ended = False
         try:
             yield None
-            if self._running is not running or running.requested[0] is not request:
-                # The generator before did not end, because its process died or its consumer stopped. Another process
-                # may have been given the one after this in the meantime.
-                if self._running:
-                    self._stop(self._running)
-                running = self._request(request)
+            running = self._take_turn(request)
             try:
                 while not isinstance(result := running.receive(), _End | Exception):
                     yield result
@@ -104,7 +99,7 @@ class Feeder:
                     del result
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 death = running.death(function.__name__)
-                self._stop(running)
+                self._stop()
                 yield death
                 return
             if isinstance(result, Exception):
@@ -114,20 +109,34 @@ class Feeder:
             ended = True
         finally:
             # A consumer that stops early leaves results in the pipe, so that process is not reused.
-            if not ended:
-                self._stop(running)
+            if not ended and self._running and any(each is request for each in self._running.requested):
+                self._stop()
+
+    def _take_turn(self, request: tuple[Any, ...]) -> "_Running":
+        """Return the process whose next results are those of a request."""
+        if self._running and self._running.requested and self._running.requested[0] is request:
+            return self._running
+        # The generator before did not end, because its process died or its consumer stopped. Another process may have
+        # been given the ones after this in the meantime.
+        later = [each for each in self._running.requested if each is not request] if self._running else []
+        if later:
+            self._stop()
+        running = self._request(request)
+        for each in later:
+            self._request(each)
+        return running
 
     def _request(self, request: tuple[Any, ...]) -> "_Running":
         running = self._running = self._running or _take_idle() or _Running()
-        running.requested.append(request)
         with suppress(BrokenPipeError):
             send(running.requests, request)
+        running.requested.append(request)
         return running
 
-    def _stop(self, running: "_Running") -> None:
-        running.stop()
-        if self._running is running:
-            self._running = None
+    def _stop(self) -> None:
+        if self._running:
+            self._running.stop()
+        self._running = None
 
 
 def warm_up(module: str) -> None:

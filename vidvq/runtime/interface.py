@@ -56,7 +56,7 @@ class RuntimeConfig:
         if not mine or int(mine[1]) >= int(mine[2]):
             raise UsageError(f"part={self.part!r} must be I/N with I from 0 to N - 1, such as 0/4")
         share = self.gpus_per_worker
-        if not share > 0 or (share > 1 and share != int(share)):
+        if not share > 0 or (share > 1 and share % 1):
             raise UsageError(f"gpus_per_worker={share:g} must be a fraction above 0, or a whole number")
         if self.workers is not None and not 0 <= self.workers <= _MAX_WORKERS:
             raise UsageError(f"workers={self.workers} must be from 0 (inline) to {_MAX_WORKERS}")
@@ -166,8 +166,8 @@ class Pool(Protocol):
             make: function importable by name on every worker; returns the function that takes the items.
             items: arguments, consumed as workers become free.
             cpus: CPUs that one worker occupies; 0 for a worker that only waits for others. Ignored if ``gpus`` is set.
-            gpus: GPUs that one worker occupies. Unless the number of workers is configured, it follows from the
-                cluster's GPUs, and grows with them.
+            gpus: GPUs that one worker occupies. The number of workers follows from the cluster's GPUs, and grows with
+                them up to the configured number.
             lookahead: whether the function also takes the item after the current one (None if unknown), so that it can
                 prepare it. The next call may nevertheless be for another item, if another worker was free earlier.
 

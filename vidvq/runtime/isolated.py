@@ -31,8 +31,9 @@ def call_in_child(call: bytes, deadline_s: float) -> "Any | WorkerDied":
     Raises:
         Exception: the exception that the function raised.
     """
-    (result,) = _feeder.feed(_serve_one, (_Pickled(call), os.getpid()), deadline_s)
-    return result
+    # The child may die after its result.
+    *_, last = _feeder.feed(_serve_one, (_Pickled(call), os.getpid()), deadline_s)
+    return last
 
 
 class _Pickled:

@@ -20,6 +20,7 @@ from vidvq.runtime import ray_metrics
 from vidvq.runtime.deaths import Deaths
 from vidvq.runtime.interface import Item, Metric, Result, WorkerDied
 from vidvq.runtime.isolated import call_in_child
+from vidvq.runtime.ray_start import count_slots
 
 # Calls queued in addition to the running ones, so that a worker never waits for the driver.
 _QUEUED = 2
@@ -42,7 +43,7 @@ class RayPool:
 
     Args:
         size: number of concurrent workers.
-        workers: number of workers that is configured; None derives that of stages on GPUs from the cluster.
+        workers: maximum number of workers of stages on GPUs; None for as many as the cluster has GPUs for.
     """
 
     def __init__(self, size: int, workers: int | None = None) -> None:
@@ -142,12 +143,15 @@ class RayPool:
                 for following in queue.take(worker):
                     start(worker, following, 0)
                 yield item, result
+                # A worker without an item ends once nothing refers to it, and another may wait for its resources.
+                del worker
 
     def _count_workers(self, gpus: float) -> int:
         if not gpus:
             return max(self.size, 1)
-        # Without a GPU yet, one worker waits for the cluster to add some.
-        return self._workers or max(int(ray.cluster_resources().get("GPU", 0) / gpus), 1)
+        # Without a GPU yet, one worker waits for the cluster to add some. More than fit would each hold an item.
+        fit = max(sum(count_slots(gpus).values()), 1)
+        return min(self._workers or fit, fit)
 
     def count(self, metric: Metric, amount: float, **labels: str) -> None:
         ray_metrics.count(metric, amount, **labels)

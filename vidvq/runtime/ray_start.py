@@ -78,13 +78,25 @@ def count_cluster_gpus(address: str) -> float:
     return float(ray.cluster_resources().get("GPU", 0.0))
 
 
+def count_slots(gpus: float) -> dict[str, int]:
+    """Return the number of workers that fit each node of the cluster (0 or more), by node id.
+
+    Args:
+        gpus: GPUs of a worker; 0 for a worker that occupies a CPU.
+    """
+    name, each = ("GPU", gpus) if gpus else ("CPU", 1.0)
+    # A fraction is a share of one GPU: the rest of each is left over.
+    shared, whole = (int(1 / each), 1.0) if each < 1 else (1, each)
+    return {
+        node["NodeID"]: int(node["Resources"].get(name, 0) // whole) * shared for node in ray.nodes() if node["Alive"]
+    }
+
+
 def count_workers_here(config: RuntimeConfig, on_gpu: bool) -> int:
     """Return the number of workers of a job on this node (1 or more), if Ray spreads them evenly; for a worker."""
-    here = ray.get_runtime_context().get_node_id()
-    name, each = ("GPU", config.gpus_per_worker) if on_gpu else ("CPU", 1)
-    slots = {node["NodeID"]: node["Resources"].get(name, 0) / each for node in ray.nodes() if node["Alive"]}
-    own, total = slots.get(here, 0), sum(slots.values())
-    if config.workers and total:
+    slots = count_slots(config.gpus_per_worker if on_gpu else 0)
+    own: float = slots.get(ray.get_runtime_context().get_node_id(), 0)
+    if config.workers and (total := sum(slots.values())):
         own = min(own, config.workers * own / total)
     return max(ceil(own), 1)
 
@@ -95,9 +107,9 @@ def count_spare_cpus(config: RuntimeConfig, on_gpu: bool) -> int:
     Args:
         on_gpu: whether the workers run on GPUs, and occupy no CPUs.
     """
-    resources = ray.cluster_resources()
-    cpus = resources.get("CPU", 0)
-    workers = config.workers or (resources.get("GPU", 0) / config.gpus_per_worker if on_gpu else cpus)
+    cpus = ray.cluster_resources().get("CPU", 0)
+    slots = sum(count_slots(config.gpus_per_worker if on_gpu else 0).values())
+    workers = min(config.workers or slots, slots)
     return int((cpus if on_gpu else cpus - workers) // max(workers, 1))
 
 

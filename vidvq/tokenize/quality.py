@@ -27,16 +27,26 @@ def is_scored(key: str, share: float) -> bool:
 
 
 def keep_frames(tokenizer: Tokenizer, chunks: Iterable[np.ndarray], kept: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield chunks unchanged, and append those that :meth:`Scorer.score` needs to ``kept``.
+    """Yield chunks unchanged, and append the frames that :meth:`Scorer.score` needs to ``kept``.
 
     Args:
-        tokenizer: the tokenizer; without streaming, all chunks are needed, otherwise the first ones.
+        tokenizer: the tokenizer; without streaming, all frames are needed, otherwise the first whole groups.
         chunks: frames ``t h w c`` uint8.
         kept: the list to append to.
     """
+    groups, room = (_MAX_FRAMES - 1) // tokenizer.temporal_factor, _MAX_FRAMES
     for chunk in chunks:
-        if not tokenizer.supports_streaming or sum(map(len, kept)) + len(chunk) <= _MAX_FRAMES:
+        if not tokenizer.supports_streaming:
             kept.append(chunk)
+        elif len(chunk) <= room:
+            kept.append(chunk)
+            room -= len(chunk)
+        else:
+            if not kept:
+                # A clip is one chunk. Codes of part of a group are not those of the group.
+                kept.append(chunk[: 1 + groups * tokenizer.temporal_factor])
+            # Only consecutive frames can be compared.
+            room = 0
         yield chunk
 
 

@@ -62,3 +62,34 @@ def test_an_exception_leaves_the_generator_after_as_it_is():
     with pytest.raises(ValueError, match="broken"):
         list(first)
     assert list(second) == [1, 2]
+
+
+def test_a_process_that_replaces_another_keeps_what_it_was_asked_for():
+    feeder = Feeder()
+    first, second = feeder.feed(count_or_die, "kill", 60), feeder.feed(process_id, "", 60)
+    assert isinstance(list(first)[-1], WorkerDied)
+    # The process that died was asked for the second, and a new one for the third.
+    third = feeder.feed(process_id, "", 60)
+    (process,) = second
+    fourth = feeder.feed(process_id, "", 60)
+    assert [*third, *fourth] == [process, process]
+
+
+def test_a_generator_that_nobody_consumes_stops_no_other():
+    feeder = Feeder()
+    first, second = feeder.feed(process_id, "kill", 60), feeder.feed(process_id, "", 60)
+    assert isinstance(list(first)[-1], WorkerDied)
+    third = feeder.feed(process_id, "", 60)
+    assert feeder._running is not None
+    process = feeder._running.process.pid
+    second.close()
+    assert list(third) == [process]
+
+
+def test_a_request_that_cannot_be_sent_stops_no_other():
+    feeder = Feeder()
+    first = feeder.feed(iter, [1, 2], 60)
+    with pytest.raises(AttributeError, match="lambda"):
+        feeder.feed(iter, [lambda: None], 60)
+    assert list(first) == [1, 2]
+    assert list(feeder.feed(iter, [3], 60)) == [3]

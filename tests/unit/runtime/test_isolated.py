@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from vidvq.runtime import isolated
 from vidvq.runtime.interface import WorkerDied
 from vidvq.runtime.isolated import call_in_child
 
@@ -37,6 +39,12 @@ def test_a_kill_is_told_from_a_crash(code, cause):
     death = call(code)
     assert isinstance(death, WorkerDied) and death.cause == cause
     assert call_in_child(pickle.dumps((len, "alive")), 60) == 5
+
+
+def test_a_death_after_the_result_is_one_of_the_call(monkeypatch):
+    death = WorkerDied("x", "killed")
+    monkeypatch.setattr(isolated, "_feeder", SimpleNamespace(feed=lambda *_: iter([5, death])))
+    assert call_in_child(b"", 60) == death
 
 
 def test_a_call_ends_at_its_deadline():
