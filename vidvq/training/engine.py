@@ -216,6 +216,8 @@ def deepspeed_config(config: EngineSettings, optimizer: OptimizerConfig, ranks: 
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": half is not None, "dtype": half or "bfloat16"},
         "steps_per_print": 1 << 60,
+        # It would wait for the device before each forward pass and after each step.
+        "timers": {"throughput": {"enabled": False}},
         "wall_clock_breakdown": False,
     }
 
