@@ -180,9 +180,15 @@ def load_weights(engine: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(engine: Any) -> dict[str, Tensor]:
-    """Return the complete moments of an optimizer on the CPU, and its number of ``steps``. Collective."""
-    slots = list(_torch_optimizer(engine).state.values())
+    """Return the complete moments of an optimizer on the CPU, and its number of ``steps``. Collective.
+
+    With fp16, ``loss_scale`` has the scale of the loss and the number of steps since it was lowered.
+    """
+    slots, scaler = list(_torch_optimizer(engine).state.values()), engine.torch_autocast_z0_gradscaler
     tensors = {"steps": torch.tensor(int(slots[0]["step"]) if slots else 0)}
+    if scaler:
+        state = scaler.state_dict()
+        tensors["loss_scale"] = torch.tensor([state["scale"], state["_growth_tracker"]])
     if slots:
         for name, parameter in engine.module.named_parameters():
             for moment in _MOMENTS if parameter.requires_grad else ():
@@ -192,7 +198,10 @@ def optimizer_state(engine: Any) -> dict[str, Tensor]:
 
 def load_optimizer_state(engine: Any, tensors: dict[str, Tensor]) -> None:
     """Load the tensors of :func:`optimizer_state`, under any ZeRO stage and number of ranks."""
-    steps = int(tensors["steps"])
+    steps, scaler = int(tensors["steps"]), engine.torch_autocast_z0_gradscaler
+    if scaler and "loss_scale" in tensors:
+        scale, growth = tensors["loss_scale"].tolist()
+        scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
     if not steps and not _torch_optimizer(engine).state:
         return
     _init_optimizer_state(engine, steps)
