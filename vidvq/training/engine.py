@@ -38,7 +38,7 @@ from deepspeed.utils import (  # noqa: E402
 from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
 
 from vidvq.training.config import EngineSettings, OptimizerConfig  # noqa: E402
-from vidvq.training.distributed import DistributedContext, all_gather  # noqa: E402
+from vidvq.training.distributed import DistributedContext, all_gather, any_rank  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed's shared-memory CPU collectives need a compiler at run time; gloo does not.
@@ -138,6 +138,12 @@ def local_shard_of(parameter: nn.Parameter, whole: Tensor) -> Tensor:
     start = size * torch.distributed.get_rank()
     flat = whole.flatten()[start : start + size]
     return nn.functional.pad(flat, (0, size - len(flat)))
+
+
+def is_finite(module: nn.Module, context: DistributedContext) -> bool:
+    """Return whether all weights of a module are finite, on all ranks. Collective: call on every rank."""
+    finite = torch.stack([local_shard(weight).isfinite().all() for weight in module.parameters()]).all()
+    return not any_rank(not finite, context)
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
