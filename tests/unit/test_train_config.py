@@ -1,13 +1,22 @@
 """Settings of `vidvq train` that do not match the model are rejected early."""
 
 import pytest
+import torch
 
 from vidvq.config import find_config, load
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED, read_checkpoint
+from vidvq.model import Discriminator
 from vidvq.submit import Job
 from vidvq.train import TrainConfig
 from vidvq.train.initialization import read_initial_checkpoint
+
+HALVES = [
+    "model.patch_size=2",
+    "model.encoder={channels: [8], blocks: [1]}",
+    "model.decoder={channels: [8], blocks: [1]}",
+    "discriminator={channels: 4, layers: 1}",
+]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +35,11 @@ from vidvq.train.initialization import read_initial_checkpoint
             ["data.buckets=[{num_frames: 9, height: 32, width: 60}]"],
             r"data\.buckets\.0\.height=32 width=60 must be a multiple of 8",
         ),
+        (["data.crop=10", *HALVES, "loss.wavelet=1"], r"data\.crop=10 must be a multiple of 4, for loss\.wavelet"),
+        (["data.crop=10", *HALVES], None),
+        (["data.crop=64", "discriminator.layers=6"], r"data\.crop=64 must be at least 128, as discriminator\.layers=6"),
+        (["data.crop=64", "discriminator.layers=5"], None),
+        (["data.crop=64", "discriminator.layers=6", "loss.adversarial=0"], None),
         # What num_frames and crop say is not used where there are buckets.
         (["data.num_frames=10", "data.buckets=[{num_frames: 9, height: 32, width: 32}]"], None),
     ],
@@ -33,7 +47,10 @@ from vidvq.train.initialization import read_initial_checkpoint
 def test_batch_shapes_must_be_whole_groups_and_latents(overrides, message):
     settings = ["data.clips=clips", "model.patch_size=4", *overrides]
     if message is None:
-        load(TrainConfig, None, settings)
+        config = load(TrainConfig, None, settings)
+        shape = config.data.shapes[0]
+        frames = torch.zeros(1, 3, shape.num_frames, shape.height, shape.width)
+        assert not config.adversarial or Discriminator(config.discriminator)(frames).numel() > 0
         return
     with pytest.raises(UsageError, match=message):
         load(TrainConfig, None, settings)
