@@ -13,8 +13,6 @@ def stopped_at_3(run, tmp_path):
     """A copy of a run as it was after step 3."""
     out = shutil.copytree(run.out, tmp_path / "run")
     shutil.rmtree(out / "checkpoints/step-00000006")
-    config = (out / "config.yaml").read_text().replace(str(run.out), str(out))
-    (out / "config.yaml").write_text(config)
     return out
 
 
@@ -114,7 +112,6 @@ def longer(train, tmp_path_factory):
 )
 def test_a_torn_checkpoint_is_skipped_with_a_warning(longer, train, tmp_path, name):
     out = shutil.copytree(longer.out, tmp_path / "run")
-    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(longer.out), str(out)))
     shutil.rmtree(out / "checkpoints/step-00000007")
     path = out / "checkpoints/step-00000006" / name
     if name == "fingerprint":
