@@ -297,7 +297,9 @@ def test_a_gpu_processes_a_clip_in_one_call(checkpoint_dir, monkeypatch):
     move = VideoTokenizer.to
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(VideoTokenizer, "to", lambda self, *a, **k: self if a == ("cuda",) else move(self, *a, **k))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     gpu_codes, gpu_frames, calls = reconstruct()
     assert calls == 2
+    assert not torch.backends.cudnn.allow_tf32
     assert (gpu_codes == codes).mean() > 0.98
     assert np.abs(gpu_frames.astype(int) - frames).mean() < 2
