@@ -262,7 +262,7 @@ def test_fvd_is_scored_with_a_backbone_file(clips_dir, checkpoint_dir, tmp_path,
 
     from vidvq.metrics import fvd
 
-    class Means:
+    class Means(torch.nn.Module):
         def features(self, video: torch.Tensor) -> torch.Tensor:
             return video.mean(dim=(2, 3, 4))
 
@@ -276,6 +276,24 @@ def test_fvd_is_scored_with_a_backbone_file(clips_dir, checkpoint_dir, tmp_path,
     assert tiny["fvd_windows"] == bundled["fvd_windows"] == sum(clip["num_frames"] // 9 for clip in tiny["clips"])
     assert 0 < bundled["fvd"] < tiny["fvd"]
     assert f"bundled: FVD {bundled['fvd']:.2f} over {bundled['fvd_windows']} windows" in ran.err
+
+
+def test_the_networks_of_metrics_run_on_a_gpu_in_fp32(monkeypatch):
+    import torch
+
+    from vidvq.evaluate.config import EvaluateConfig
+    from vidvq.evaluate.scores import VideoScorer, metric_device
+    from vidvq.metrics import fvd
+
+    assert metric_device() == "cpu"
+    moved: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: (moved.append(device), self)[1])
+    monkeypatch.setattr(fvd, "load_i3d", lambda _: torch.nn.Identity())
+    VideoScorer(EvaluateConfig(perceptual=True))
+    fvd.FvdScorer("i3d.pt", 9, [18], metric_device())
+    assert moved == ["cuda", "cuda"] and not torch.backends.cudnn.allow_tf32
 
 
 def test_a_gpu_processes_a_clip_in_one_call(checkpoint_dir, monkeypatch):
