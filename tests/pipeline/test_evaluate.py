@@ -138,7 +138,8 @@ def test_the_page_has_the_worst_clips_first_and_loads_nothing(clips_dir, decoded
     assert "default-src 'none'" in text and "<script" not in text
 
 
-@pytest.mark.parametrize(("side", "shown"), [(33, 264), (130, 260), (513, 512)])
+# x264 subsamples the chroma of even sizes alone, and players want it subsampled.
+@pytest.mark.parametrize(("side", "shown"), [(33, 264), (85, 256), (130, 260), (513, 512)])
 def test_small_clips_are_enlarged_on_the_page_and_large_ones_are_not(side, shown):
     from vidvq.evaluate.media import side_by_side
 
@@ -147,6 +148,13 @@ def test_small_clips_are_enlarged_on_the_page_and_large_ones_are_not(side, shown
     assert size == (2 * shown + 8, shown)
     with av.open(io.BytesIO(media)) as container:
         assert next(container.decode(video=0)).format.name == "yuv420p"
+
+
+def test_videos_that_are_too_wide_side_by_side_are_reduced():
+    from vidvq.evaluate.media import side_by_side
+
+    frames = np.zeros((1, 16, 6000, 3), np.uint8)
+    assert side_by_side([frames] * 3, (0,), Fraction(1, 25))[1] == (16372, 14)
 
 
 @pytest.mark.parametrize(
