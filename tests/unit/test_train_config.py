@@ -1,11 +1,12 @@
 """Settings of `vidvq train` that do not match the model are rejected early."""
 
+import numpy as np
 import pytest
 import torch
 
 from vidvq.config import find_config, load
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import BUNDLED, read_checkpoint
+from vidvq.formats.checkpoint import BUNDLED, read_checkpoint, write_checkpoint
 from vidvq.model import Discriminator
 from vidvq.submit import Job
 from vidvq.train import TrainConfig
@@ -65,3 +66,11 @@ def test_training_starts_from_the_bundled_tokenizer_by_name(tmp_path, monkeypatc
     monkeypatch.setattr("vidvq.cli.submit._submit", lambda job, options: jobs.append(job) or 0)
     vidvq("submit", "train", "bundled-decoder", "start_from=bundled", "data.clips=clips")
     assert (jobs[0].settings["start_from"], jobs[0].settings["data"]["clips"]) == ("bundled", [str(tmp_path / "clips")])
+
+
+@pytest.mark.parametrize(("model", "message"), [({}, "has another model: model."), ({"x": 1}, r"checkpoint: .*x")])
+def test_a_checkpoint_whose_config_is_not_that_of_a_tokenizer_is_one_line(tmp_path, model, message):
+    write_checkpoint(tmp_path / "checkpoint", model, {}, {"encoder.weight": np.ones(2, np.float32)}, step=1)
+    config = load(TrainConfig, find_config("base"), [f"start_from={tmp_path / 'checkpoint'}", "data.clips=clips"])
+    with pytest.raises(UsageError, match=message):
+        read_initial_checkpoint(config, None)
