@@ -138,7 +138,8 @@ def test_the_page_has_the_worst_clips_first_and_loads_nothing(clips_dir, decoded
     assert "default-src 'none'" in text and "<script" not in text
 
 
-@pytest.mark.parametrize(("side", "shown"), [(33, 264), (130, 260), (513, 512)])
+# x264 subsamples the chroma of even sizes alone, and players want it subsampled.
+@pytest.mark.parametrize(("side", "shown"), [(33, 264), (85, 256), (130, 260), (513, 512)])
 def test_small_clips_are_enlarged_on_the_page_and_large_ones_are_not(side, shown):
     from vidvq.evaluate.media import side_by_side
 
@@ -147,6 +148,13 @@ def test_small_clips_are_enlarged_on_the_page_and_large_ones_are_not(side, shown
     assert size == (2 * shown + 8, shown)
     with av.open(io.BytesIO(media)) as container:
         assert next(container.decode(video=0)).format.name == "yuv420p"
+
+
+def test_videos_that_are_too_wide_side_by_side_are_reduced():
+    from vidvq.evaluate.media import side_by_side
+
+    frames = np.zeros((1, 16, 6000, 3), np.uint8)
+    assert side_by_side([frames] * 3, (0,), Fraction(1, 25))[1] == (16372, 14)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +270,7 @@ def test_fvd_is_scored_with_a_backbone_file(clips_dir, checkpoint_dir, tmp_path,
 
     from vidvq.metrics import fvd
 
-    class Means:
+    class Means(torch.nn.Module):
         def features(self, video: torch.Tensor) -> torch.Tensor:
             return video.mean(dim=(2, 3, 4))
 
@@ -276,6 +284,24 @@ def test_fvd_is_scored_with_a_backbone_file(clips_dir, checkpoint_dir, tmp_path,
     assert tiny["fvd_windows"] == bundled["fvd_windows"] == sum(clip["num_frames"] // 9 for clip in tiny["clips"])
     assert 0 < bundled["fvd"] < tiny["fvd"]
     assert f"bundled: FVD {bundled['fvd']:.2f} over {bundled['fvd_windows']} windows" in ran.err
+
+
+def test_the_networks_of_metrics_run_on_a_gpu_in_fp32(monkeypatch):
+    import torch
+
+    from vidvq.evaluate.config import EvaluateConfig
+    from vidvq.evaluate.scores import VideoScorer, metric_device
+    from vidvq.metrics import fvd
+
+    assert metric_device() == "cpu"
+    moved: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: (moved.append(device), self)[1])
+    monkeypatch.setattr(fvd, "load_i3d", lambda _: torch.nn.Identity())
+    VideoScorer(EvaluateConfig(perceptual=True))
+    fvd.FvdScorer("i3d.pt", 9, [18], metric_device())
+    assert moved == ["cuda", "cuda"] and not torch.backends.cudnn.allow_tf32
 
 
 def test_a_gpu_processes_a_clip_in_one_call(checkpoint_dir, monkeypatch):
@@ -297,7 +323,9 @@ def test_a_gpu_processes_a_clip_in_one_call(checkpoint_dir, monkeypatch):
     move = VideoTokenizer.to
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(VideoTokenizer, "to", lambda self, *a, **k: self if a == ("cuda",) else move(self, *a, **k))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     gpu_codes, gpu_frames, calls = reconstruct()
     assert calls == 2
+    assert not torch.backends.cudnn.allow_tf32
     assert (gpu_codes == codes).mean() > 0.98
     assert np.abs(gpu_frames.astype(int) - frames).mean() < 2

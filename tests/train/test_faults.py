@@ -2,7 +2,10 @@
 
 import shutil
 
+import numpy as np
 import pytest
+
+from vidvq.formats.checkpoint import read_checkpoint
 
 BLANK = """
 from vidvq.train import loop
@@ -63,6 +66,30 @@ Trainer.finish_step = finish_step
     assert "rolled back to step 3, continuing with batch 8" in run.stderr
     assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5, 6]
     assert all(loss < 100 for loss in run.column("loss"))
+
+
+@pytest.mark.parametrize("settings", [(), pytest.param(("zero_stage=3",), marks=pytest.mark.slow)])
+def test_weights_that_are_not_finite_are_not_saved(train, tmp_path, settings):
+    broken = """
+import torch
+from vidvq.train.trainer import Trainer
+from vidvq.training.engine import local_shard
+train = Trainer.forward_backward
+broken = []
+def forward_backward(self, video, micro_step):
+    terms = train(self, video, micro_step)
+    if self.progress.step == 5 and not broken:
+        broken.append(1)
+        with torch.no_grad():
+            local_shard(next(iter(self.tokenizer.parameters()))).data.fill_(float("nan"))
+    return terms
+Trainer.forward_backward = forward_backward
+"""
+    run = train(tmp_path / "run", *settings, patch=broken)
+    message = "step 6: the tokenizer has weights that are not finite; rolled back to step 3, continuing with batch 6"
+    assert message in run.stderr
+    assert [line["step"] for line in run.lines] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(array).all() for array in read_checkpoint(run.out).tensors.values())
 
 
 @pytest.mark.slow

@@ -53,7 +53,6 @@ def test_a_rollback_is_a_resume_in_the_same_process(train, tmp_path, settings, r
     assert "step 5: a test; rolled back to step 3, continuing with batch 5" in rolled_back.stderr
     out = shutil.copytree(rolled_back.out, tmp_path / "resumed")
     shutil.rmtree(out / "checkpoints/step-00000006")
-    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace(str(rolled_back.out), str(out)))
     path = out / "checkpoints/step-00000003/training/state.json"
     state = json.loads(path.read_text())
     # As an older version wrote it: a digest would have to fit.

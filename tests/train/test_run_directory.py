@@ -1,5 +1,7 @@
 """Which config a run directory belongs to."""
 
+from dataclasses import replace
+
 import pytest
 
 from vidvq import config as settings
@@ -11,6 +13,13 @@ from vidvq.training.run_directory import record_config
 
 def config(steps: int) -> TrainConfig:
     return TrainConfig(data=DataConfig(clips=("clips",)), steps=steps)
+
+
+def test_a_run_directory_may_be_moved(tmp_path):
+    record_config(tmp_path, config(7), set())
+    (tmp_path / "checkpoints/step-00000004").mkdir(parents=True)
+    record_config(tmp_path, replace(config(7), out=str(tmp_path)), set())
+    assert settings.load(TrainConfig, tmp_path / "config.yaml", []).out == str(tmp_path)
 
 
 def test_a_run_without_checkpoints_takes_another_config(tmp_path):

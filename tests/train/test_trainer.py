@@ -25,6 +25,7 @@ from vidvq.training.distributed import init_distributed, shutdown_distributed
 from vidvq.train import trainer as module
 from vidvq.train.initialization import initial_state
 from vidvq.train.trainer import Trainer
+from deepspeed.accelerator import get_accelerator
 config = settings.load(TrainConfig, settings.find_config("demo"), sys.argv[1:])
 # A process by itself opens no connection, whose name would be looked up.
 sys.modules["torch.distributed.rendezvous"].TCPStore = None
@@ -34,7 +35,8 @@ trainer = Trainer(config, context)
 assert torch.equal(torch.get_rng_state(), before)
 assert trainer.progress.step == 0
 trainer.load_state(initial_state(config, None))
-reads, copies, launches, walks, traces = [], [], [], [], []
+reads, copies, launches, walks, traces, waits = [], [], [], [], [], []
+type(get_accelerator()).synchronize = lambda *given: waits.append(1)
 walk, trace = torch.nn.Module._named_members, traceback.format_stack
 torch.nn.Module._named_members = lambda *given, **options: (walks.append(1), walk(*given, **options))[1]
 traceback.format_stack = lambda *given: (traces.append(1), trace(*given))[1]
@@ -51,7 +53,8 @@ for step in range(3):
     copies.clear()
     launches.append(counted.kernels)
 shutdown_distributed()
-print(json.dumps([reads, launches[-1], len(walks), len(traces), sum(1 for _ in trainer.tokenizer.parameters())]))
+counts = [len(walks), len(traces), len(waits)]
+print(json.dumps([reads, launches[-1], *counts, sum(1 for _ in trainer.tokenizer.parameters())]))
 """
 
 
@@ -73,9 +76,11 @@ def test_construction_has_no_side_effects_and_a_step_launches_and_reads_little(s
     done = subprocess.run([sys.executable, "-c", BUILD, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert snapshot(damaged_run) == before
-    reads, launches, walks, traces, weights = json.loads(done.stdout.splitlines()[-1])
+    reads, launches, walks, traces, waits, weights = json.loads(done.stdout.splitlines()[-1])
     # The first step reads what was loaded.
     assert [counts[:2] for counts in reads[1:]] == [[1, 0], [1, 0]], reads[1]
+    # DeepSpeed's timer starts in the third step.
+    assert waits == 0
     # A copy for each weight would exceed it, as would DeepSpeed's reduction.
     assert launches["copy_"] < weights, launches
     # The device of the weights is read, the discriminator frozen and released; each walk delays the launches of a GPU.

@@ -16,8 +16,8 @@ def test_records_after_the_resumed_step_are_removed(tmp_path):
     for step in (1, 2, 3):
         writer.scalars(step, {"loss": step / 2})
     writer.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'\0\0\xff\n{"step": 2, "lo\n{"step": 2}')
     writer = MetricWriter(tmp_path, 2)
     writer.scalars(3, {"loss": 9.0})
     writer.close()

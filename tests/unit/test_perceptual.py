@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from vidvq.data import DataConfig
 from vidvq.errors import UsageError
-from vidvq.metrics.perceptual import load_perceptual, read_weights
+from vidvq.metrics import perceptual
+from vidvq.metrics.perceptual import PerceptualDistance, _distance, load_perceptual, read_weights
 from vidvq.train.config import LossConfig, TrainConfig
 from vidvq.train.objective import Objective
 
@@ -38,6 +39,25 @@ def test_the_value_equals_the_published_one():
     does; from then on this pair of our own holds it in place."""
     distance = load_perceptual("st_lpips", "alex")
     assert float(distance(frames(0), frames(1))) == pytest.approx(0.3992981, rel=1e-5)
+
+
+def test_features_that_are_all_zero_have_a_gradient():
+    features = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(_distance(features, torch.rand(1, 4, 2, 2), torch.ones(4)).sum(), features)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "side"), [("st_lpips", 21), ("alex", 31), ("vgg", 16)])
+def test_frames_that_a_network_cannot_take_are_refused(kind, side, monkeypatch):
+    made: list[PerceptualDistance] = []
+    monkeypatch.setattr(perceptual, "_load_weights", lambda distance, *_: made.append(distance))
+    monkeypatch.setattr(perceptual, "read_weights", lambda _: {})
+    monkeypatch.setattr(perceptual, "_in_package", lambda *_: None)
+    load_perceptual("st_lpips", "alex") if kind == "st_lpips" else load_perceptual("lpips", kind, "backbone.pth")
+    frame = torch.zeros(1, 3, side, 40)
+    assert made[0].per_frame(frame, frame).tolist() == [0]
+    with pytest.raises(UsageError, match=f"frames of {side - 1}x40 pixels are smaller than {side}x{side}, which this"):
+        made[0](frame[:, :, 1:], frame[:, :, 1:])
 
 
 def test_the_gram_loss_is_that_of_gatys_et_al():

@@ -1,11 +1,14 @@
 """Pixel metrics against plain formulas."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from vidvq.errors import UsageError
 from vidvq.evaluate.config import EvaluateConfig
 from vidvq.evaluate.scores import VideoScorer
+from vidvq.metrics import pixel
 from vidvq.metrics.pixel import (
     blocking,
     edge_ratio,
@@ -79,3 +82,16 @@ def test_scores_of_frames_are_those_of_single_frames():
     original, other = video(0), video(1)
     assert frame_psnr(original, other) == [psnr(original[t : t + 1], other[t : t + 1]) for t in range(4)]
     assert np.mean(frame_ssim(original, other)) == pytest.approx(ssim(original, other))
+
+
+@pytest.mark.parametrize("metric", [psnr, frame_psnr, flicker, blocking])
+def test_a_clip_is_compared_in_parts(metric, monkeypatch):
+    frames = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), dtype=np.uint8)
+    whole = metric(frames, frames[::-1])
+    monkeypatch.setattr(pixel, "_PART", frames[0].size)
+    tracemalloc.start()
+    assert metric(frames, frames[::-1]) == whole
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # In a wider type, the whole clip would take two to eight times as much.
+    assert peak < frames.nbytes

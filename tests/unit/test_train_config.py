@@ -1,13 +1,23 @@
 """Settings of `vidvq train` that do not match the model are rejected early."""
 
+import numpy as np
 import pytest
+import torch
 
 from vidvq.config import find_config, load
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import BUNDLED, read_checkpoint
+from vidvq.formats.checkpoint import BUNDLED, read_checkpoint, write_checkpoint
+from vidvq.model import Discriminator
 from vidvq.submit import Job
 from vidvq.train import TrainConfig
 from vidvq.train.initialization import read_initial_checkpoint
+
+HALVES = [
+    "model.patch_size=2",
+    "model.encoder={channels: [8], blocks: [1]}",
+    "model.decoder={channels: [8], blocks: [1]}",
+    "discriminator={channels: 4, layers: 1}",
+]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +36,11 @@ from vidvq.train.initialization import read_initial_checkpoint
             ["data.buckets=[{num_frames: 9, height: 32, width: 60}]"],
             r"data\.buckets\.0\.height=32 width=60 must be a multiple of 8",
         ),
+        (["data.crop=10", *HALVES, "loss.wavelet=1"], r"data\.crop=10 must be a multiple of 4, for loss\.wavelet"),
+        (["data.crop=10", *HALVES], None),
+        (["data.crop=64", "discriminator.layers=6"], r"data\.crop=64 must be at least 128, as discriminator\.layers=6"),
+        (["data.crop=64", "discriminator.layers=5"], None),
+        (["data.crop=64", "discriminator.layers=6", "loss.adversarial=0"], None),
         # What num_frames and crop say is not used where there are buckets.
         (["data.num_frames=10", "data.buckets=[{num_frames: 9, height: 32, width: 32}]"], None),
     ],
@@ -33,7 +48,10 @@ from vidvq.train.initialization import read_initial_checkpoint
 def test_batch_shapes_must_be_whole_groups_and_latents(overrides, message):
     settings = ["data.clips=clips", "model.patch_size=4", *overrides]
     if message is None:
-        load(TrainConfig, None, settings)
+        config = load(TrainConfig, None, settings)
+        shape = config.data.shapes[0]
+        frames = torch.zeros(1, 3, shape.num_frames, shape.height, shape.width)
+        assert not config.adversarial or Discriminator(config.discriminator)(frames).numel() > 0
         return
     with pytest.raises(UsageError, match=message):
         load(TrainConfig, None, settings)
@@ -48,3 +66,11 @@ def test_training_starts_from_the_bundled_tokenizer_by_name(tmp_path, monkeypatc
     monkeypatch.setattr("vidvq.cli.submit._submit", lambda job, options: jobs.append(job) or 0)
     vidvq("submit", "train", "bundled-decoder", "start_from=bundled", "data.clips=clips")
     assert (jobs[0].settings["start_from"], jobs[0].settings["data"]["clips"]) == ("bundled", [str(tmp_path / "clips")])
+
+
+@pytest.mark.parametrize(("model", "message"), [({}, "has another model: model."), ({"x": 1}, r"checkpoint: .*x")])
+def test_a_checkpoint_whose_config_is_not_that_of_a_tokenizer_is_one_line(tmp_path, model, message):
+    write_checkpoint(tmp_path / "checkpoint", model, {}, {"encoder.weight": np.ones(2, np.float32)}, step=1)
+    config = load(TrainConfig, find_config("base"), [f"start_from={tmp_path / 'checkpoint'}", "data.clips=clips"])
+    with pytest.raises(UsageError, match=message):
+        read_initial_checkpoint(config, None)

@@ -14,6 +14,8 @@ DIFFERENCE_GAIN = 4
 _LINE_PIXELS = 4
 _GREY = 128
 _SHOWN_SHORT_SIDE = 256
+# Largest height and width that x264 encodes (pixels).
+_MAX_SIDE = 16384
 # Qualities of x264, best first; the first whose file is small enough is used, else the last.
 _VIDEO_CRFS = (18, 23, 28)
 _VIDEO_BYTES = 350_000
@@ -25,7 +27,8 @@ def side_by_side(
     """Encode videos next to each other in one H.264 video.
 
     Small videos are enlarged at least twice, so that the halved chroma resolution of yuv420p loses no detail. Large
-    ones are not, because players and memory have limits; an odd row or column is left out.
+    ones are not, because players and memory have limits; an odd row or column is left out. Those that x264 could not
+    encode next to each other are reduced.
 
     Args:
         videos: frames ``t h w c`` uint8 of each, all of one shape.
@@ -35,7 +38,8 @@ def side_by_side(
     Returns:
         The mp4, and its width and height (pixels).
     """
-    first, *others = (_enlarge(video) for video in videos)
+    largest = _MAX_SIDE // len(videos) - _GAP_PIXELS
+    first, *others = (_resize(video, largest) for video in videos)
     gap = np.full((*first.shape[:2], _GAP_PIXELS, 3), _GREY, dtype=np.uint8)
     frames = np.concatenate([first, *(part for other in others for part in (gap, other))], axis=2)
     media = b""
@@ -88,12 +92,15 @@ def encode_jpeg(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _enlarge(frames: np.ndarray) -> np.ndarray:
+def _resize(frames: np.ndarray, largest: int) -> np.ndarray:
+    """Resize frames ``t h w c`` for display, to an even height and width of at most ``largest`` pixels."""
     height, width = frames.shape[1:3]
-    if min(height, width) >= 2 * _SHOWN_SHORT_SIDE:
+    shorter = min(height, width)
+    times = 1 if shorter >= 2 * _SHOWN_SHORT_SIDE else max(2, round(_SHOWN_SHORT_SIDE / shorter))
+    times = min(times, largest / max(height, width))
+    if times == 1:
         return frames[:, : height // 2 * 2, : width // 2 * 2]
-    times = max(2, round(_SHOWN_SHORT_SIDE / min(height, width)))
-    size = (width * times, height * times)
+    size = (max(round(width * times / 2), 1) * 2, max(round(height * times / 2), 1) * 2)
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
 
 

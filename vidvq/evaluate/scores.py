@@ -178,10 +178,11 @@ class VideoScorer:
         if config.perceptual or config.lpips_backbone:
             from vidvq.metrics.perceptual import load_perceptual
 
+            device = metric_device()
             if config.perceptual:
-                self._st_lpips = load_perceptual("st_lpips", "alex")
+                self._st_lpips = load_perceptual("st_lpips", "alex").to(device)
             if config.lpips_backbone:
-                self._lpips = load_perceptual("lpips", config.lpips_net, config.lpips_backbone)
+                self._lpips = load_perceptual("lpips", config.lpips_net, config.lpips_backbone).to(device)
 
     def static_mask(self, original: np.ndarray) -> np.ndarray:
         """Mark the static positions ``h w`` of an original ``t h w c`` uint8."""
@@ -214,6 +215,19 @@ class VideoScorer:
         return scores, Curves(tuple(by_frame), tuple(ssim), tuple(st_lpips))
 
 
+def metric_device() -> str:
+    """Return the device for the networks of metrics: a GPU if there is one, where they run in fp32."""
+    import torch
+
+    from vidvq.pretrained.device import allow_tf32
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    # Convolutions round to TF32 by default.
+    allow_tf32(False)
+    return "cuda"
+
+
 def _distances(distance: "PerceptualDistance | None", original: np.ndarray, other: np.ndarray) -> list[float]:
     if distance is None:
         return []
@@ -222,16 +236,18 @@ def _distances(distance: "PerceptualDistance | None", original: np.ndarray, othe
     found: list[float] = []
     with torch.inference_mode():
         for start in range(0, len(original), _BATCH):
-            pair = (_to_tensor(frames[start : start + _BATCH]) for frames in (original, other))
+            pair = (_to_tensor(frames[start : start + _BATCH], distance.shift.device) for frames in (original, other))
             found += distance.per_frame(*pair).tolist()
     return found
 
 
-def _to_tensor(frames: np.ndarray) -> Any:
-    """Convert frames ``n h w c`` uint8 to a tensor ``n c h w`` in [-1, 1]."""
+def _to_tensor(frames: np.ndarray, device: Any) -> Any:
+    """Convert frames ``n h w c`` uint8 to a tensor ``n c h w`` in [-1, 1] on a device."""
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))).float().div_(127.5).sub_(1)
+    from vidvq.model.pixels import normalize
+
+    return normalize(torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2))).to(device))
 
 
 def nominal_bits(codes: np.ndarray, card: TokenizerCard) -> float:

@@ -18,19 +18,20 @@ class FvdScorer:
         backbone: file with the weights of I3D.
         frames: length of a window (frames).
         lengths: lengths of the originals (frames).
+        device: device of I3D.
 
     Raises:
         UsageError: the weights cannot be read, or the originals have fewer than two windows.
     """
 
-    def __init__(self, backbone: str, frames: int, lengths: Iterable[int]) -> None:
-        self._frames = frames
+    def __init__(self, backbone: str, frames: int, lengths: Iterable[int], device: str = "cpu") -> None:
+        self._frames, self._device = frames, device
         windows = sum(length // frames for length in lengths)
         if windows < 2:
             raise UsageError(
                 f"fvd_frames={frames}: FVD needs 2 or more windows of this length; the clips have {windows}"
             )
-        self._network = load_i3d(Path(backbone))
+        self._network = load_i3d(Path(backbone)).to(device)
         self._originals = FeatureMoments(FEATURES)
         self._others: dict[str, FeatureMoments] = {}
 
@@ -55,5 +56,5 @@ class FvdScorer:
 
     def _add(self, moments: FeatureMoments, frames: np.ndarray) -> None:
         for start in range(0, len(frames) - self._frames + 1, self._frames):
-            window = torch.from_numpy(frames[start : start + self._frames]).movedim(-1, 0)[None]
-            moments.add(self._network.features(window.float() / 127.5 - 1).numpy())
+            window = torch.from_numpy(frames[start : start + self._frames]).to(self._device).movedim(-1, 0)[None]
+            moments.add(self._network.features(window.float() / 127.5 - 1).cpu().numpy())

@@ -26,9 +26,11 @@ _EPSILON = 1e-10
 _NO_WEIGHTS = "give a file of tensors by name that torch.save wrote"
 # Mean and standard deviation of ImageNet pixels in [-1, 1].
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-# Convolutions of each stage as (inputs, outputs, kernel, padding); the last output of a stage is compared.
-_ALEX = (((3, 64, 11, 2),), ((64, 192, 5, 2),), ((192, 384, 3, 1),), ((384, 256, 3, 1),), ((256, 256, 3, 1),))
-_VGG_WIDTHS = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
+# The convolution of each stage as (inputs, outputs, kernel, padding).
+_ALEX = ((3, 64, 11, 2), (64, 192, 5, 2), (192, 384, 3, 1), (384, 256, 3, 1), (256, 256, 3, 1))
+_ALEX_WIDTHS = [outputs for _, outputs, *_ in _ALEX]
+# Inputs, and outputs of each 3x3 convolution; the last output of a stage is compared.
+_VGG = ((3, 64, 64), (64, 128, 128), (128, 256, 256, 256), (256, 512, 512, 512), (512, 512, 512, 512))
 
 
 class _Blur(nn.Module):
@@ -52,13 +54,18 @@ class PerceptualDistance(nn.Module):
     Args:
         stages: network stages; the output of each stage is compared.
         widths: output channels of each stage.
+        smallest: smallest height and width of a frame that the stages take (pixels).
+
+    Raises:
+        UsageError: on use, if the frames are smaller.
     """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, stages: list[nn.Sequential], widths: list[int]) -> None:
+    def __init__(self, stages: list[nn.Sequential], widths: list[int], smallest: int) -> None:
         super().__init__()
+        self._smallest = smallest
         self.stages = nn.ModuleList(stages)
         self.weights = nn.ParameterList(torch.ones(width) for width in widths)
         self.register_buffer("shift", torch.tensor(_SHIFT)[:, None, None], persistent=False)
@@ -97,6 +104,12 @@ class PerceptualDistance(nn.Module):
 
         Frames and those they are compared with are separate batches: without a gradient, one has no backward pass.
         """
+        height, width = frames.shape[2:]
+        if min(height, width) < self._smallest:
+            raise UsageError(
+                f"frames of {height}x{width} pixels are smaller than {self._smallest}x{self._smallest}, which this "
+                "perceptual distance needs; use larger frames"
+            )
         x = (frames - self.shift) / self.scale
         if x.is_cuda:
             # As tensor cores need it.
@@ -107,9 +120,9 @@ class PerceptualDistance(nn.Module):
 
 
 def _distance(one: Tensor, other: Tensor, weight: Tensor) -> Tensor:
-    one, other = (
-        features / (features.square().sum(dim=1, keepdim=True).sqrt() + _EPSILON) for features in (one, other)
-    )
+    # Where all features are 0, the norm has the gradient 0, and the root of a sum of squares none.
+    norms = (torch.linalg.vector_norm(features, dim=1, keepdim=True) for features in (one, other))
+    one, other = (features / (norm + _EPSILON) for features, norm in zip((one, other), norms, strict=True))
     return ((one - other).square() * weight[:, None, None]).sum(dim=1).mean(dim=(1, 2))
 
 
@@ -146,12 +159,14 @@ def load_perceptual(kind: Kind, net: Net, backbone: str | None = None) -> Percep
     if kind == "st_lpips":
         if net != "alex":
             raise UsageError(f"net={net} is not available for kind=st_lpips; use net=alex, or kind=lpips")
-        distance = PerceptualDistance(_alex(shift_tolerant=True), [64, 192, 384, 256, 256])
+        distance = PerceptualDistance(_alex(shift_tolerant=True), _ALEX_WIDTHS, 21)
         tensors = read_weights(_in_package("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"))
         _load_weights(distance, tensors, [name for name in tensors if name.startswith("net.") and ".filt" not in name])
         return distance
-    stages, widths = (_alex(False), [64, 192, 384, 256, 256]) if net == "alex" else (_vgg(), [64, 128, 256, 512, 512])
-    distance = PerceptualDistance(stages, widths)
+    if net == "alex":
+        distance = PerceptualDistance(_alex(shift_tolerant=False), _ALEX_WIDTHS, 31)
+    else:
+        distance = PerceptualDistance(_vgg(), [widths[-1] for widths in _VGG], 16)
     if backbone is None:
         raise UsageError("kind=lpips needs the ImageNet weights of the network; set backbone=FILE.pth")
     tensors = read_weights(Path(backbone))
@@ -162,7 +177,7 @@ def load_perceptual(kind: Kind, net: Net, backbone: str | None = None) -> Percep
 
 def _alex(shift_tolerant: bool) -> list[nn.Sequential]:
     stages: list[nn.Sequential] = []
-    for index, ((inputs, outputs, kernel, padding),) in enumerate(_ALEX):
+    for index, (inputs, outputs, kernel, padding) in enumerate(_ALEX):
         layers: list[nn.Module] = []
         if index in (1, 2):
             layers += [nn.MaxPool2d(3, stride=1), _Blur()] if shift_tolerant else [nn.MaxPool2d(3, stride=2)]
@@ -176,7 +191,7 @@ def _alex(shift_tolerant: bool) -> list[nn.Sequential]:
 
 def _vgg() -> list[nn.Sequential]:
     stages: list[nn.Sequential] = []
-    for index, (first, *widths) in enumerate(_VGG_WIDTHS):
+    for index, (first, *widths) in enumerate(_VGG):
         layers: list[nn.Module] = [nn.MaxPool2d(2)] if index else []
         for width in widths:
             layers += [nn.Conv2d(first, width, 3, padding=1), nn.ReLU()]

@@ -1,23 +1,30 @@
 """Pixel metrics of two videos of the same shape, ``t h w c`` uint8."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from vidvq.errors import UsageError
 
 _MAX_PSNR_DB = 100.0
+# Values that are compared at once.
+_PART = 1 << 22
 # BT.601 luma.
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 def psnr(original: np.ndarray, other: np.ndarray) -> float:
     """Compute the peak signal-to-noise ratio (dB, peak 255) over all pixels; at most 100, for identical videos."""
-    error = float(np.mean(np.square(original.astype(np.float64) - other)))
+    # In parts, as in all metrics: a clip of large frames in a wider type takes many times its memory. The sum is exact.
+    step = max(_PART // max(original[0].size, 1), 1)
+    parts = ((original[at : at + step], other[at : at + step]) for at in range(0, len(original), step))
+    error = sum(int(np.square(a.astype(np.int32) - b).sum(dtype=np.int64)) for a, b in parts) / original.size
     return min(10 * float(np.log10(255**2 / error)), _MAX_PSNR_DB) if error else _MAX_PSNR_DB
 
 
 def frame_psnr(original: np.ndarray, other: np.ndarray) -> list[float]:
     """Compute the PSNR of each frame (dB)."""
-    return [psnr(a, b) for a, b in zip(original, other, strict=True)]
+    return [psnr(a[None], b[None]) for a, b in zip(original, other, strict=True)]
 
 
 def masked_psnr(original: np.ndarray, other: np.ndarray, mask: np.ndarray) -> float | None:
@@ -66,8 +73,9 @@ def flicker(original: np.ndarray, other: np.ndarray) -> float:
     """
     if len(original) < 2:
         return 0.0
-    errors = original.astype(np.float32) - other
-    return float(np.sqrt(np.mean(np.square(np.diff(errors, axis=0)), dtype=np.float64)))
+    errors = (a.astype(np.int32) - b for a, b in zip(original, other, strict=True))
+    total = sum(int(np.square(after - before).sum(dtype=np.int64)) for before, after in pairwise(errors))
+    return float(np.sqrt(total / original[1:].size))
 
 
 def blocking(original: np.ndarray, other: np.ndarray, side: int = 8) -> float:
@@ -95,13 +103,14 @@ def edge_ratio(frames: np.ndarray, side: int) -> float:
         Ratio, above 0. Steps count as at least 1/256 of a level, so that flat frames have a ratio of 1.
     """
     totals, counts = np.zeros(2), np.zeros(2)
-    for axis in (1, 2):
-        steps = np.abs(np.diff(frames.astype(np.int16), axis=axis))
-        at_border = np.arange(1, frames.shape[axis]) % side == 0
-        for kind, chosen in enumerate((at_border, ~at_border)):
-            part = steps.compress(chosen, axis)
-            totals[kind] += part.sum(dtype=np.float64)
-            counts[kind] += part.size
+    for frame in frames:
+        for axis in (0, 1):
+            steps = np.abs(np.diff(frame.astype(np.int16), axis=axis))
+            at_border = np.arange(1, frame.shape[axis]) % side == 0
+            for kind, chosen in enumerate((at_border, ~at_border)):
+                part = steps.compress(chosen, axis)
+                totals[kind] += part.sum(dtype=np.int64)
+                counts[kind] += part.size
     borders, within = totals / np.maximum(counts, 1) + 1 / 256
     return float(borders / within) if counts[0] else 1.0
 
@@ -116,7 +125,8 @@ def static_mask(video: np.ndarray, deviation: float) -> np.ndarray:
     Returns:
         Mask ``h w``; True marks static positions.
     """
-    return (video.astype(np.float32) @ _LUMA).std(axis=0) <= deviation
+    luma = np.stack([frame.astype(np.float32) @ _LUMA for frame in video])
+    return luma.std(axis=0) <= deviation
 
 
 def mean_frame(video: np.ndarray) -> np.ndarray:

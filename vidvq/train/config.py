@@ -244,8 +244,10 @@ class TrainConfig:
         return max(self.loss.adversarial_start - self.loss.discriminator_warmup, 0)
 
     def _check_shapes(self) -> None:
-        """Reject batch shapes that are not complete groups and latents."""
+        """Reject batch shapes that are not complete groups and latents, or too small for the losses."""
         r, s = self.model.temporal_factor, self.model.spatial_factor * self.model.decoder.upscale
+        multiple, smallest = max(s, 4 if is_used(self.loss.wavelet) else 1), 2 << self.discriminator.layers
+        reason = "the pixels per latent of this model" if multiple == s else "for loss.wavelet"
         names = [f"data.buckets.{index}." for index in range(len(self.data.buckets))] or ["data."]
         for name, shape in zip(names, self.data.shapes, strict=True):
             if (shape.num_frames - 1) % r:
@@ -254,7 +256,11 @@ class TrainConfig:
                     f"{name}num_frames={shape.num_frames} must be 1 + a multiple of model.temporal_factor={r}; "
                     f"nearest {below} or {below + r}"
                 )
-            if shape.height % s or shape.width % s:
-                sides = f"height={shape.height} width={shape.width}"
-                size = f"{name}{sides}" if self.data.buckets else f"data.crop={self.data.crop}"
-                raise UsageError(f"{size} must be a multiple of {s}, the pixels per latent of this model")
+            sides = f"height={shape.height} width={shape.width}"
+            size = f"{name}{sides}" if self.data.buckets else f"data.crop={self.data.crop}"
+            if shape.height % multiple or shape.width % multiple:
+                raise UsageError(f"{size} must be a multiple of {multiple}, {reason}")
+            if self.adversarial and min(shape.height, shape.width) < smallest:
+                raise UsageError(
+                    f"{size} must be at least {smallest}, as discriminator.layers={self.discriminator.layers} halve it"
+                )

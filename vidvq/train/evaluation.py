@@ -23,6 +23,9 @@ from vidvq.train.degrade import degrade
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
 from vidvq.video.decode import decode_clip
 
+# Frames that the perceptual network compares at once. Its first features take twenty times the memory of a frame.
+_COMPARED = 4
+
 
 class Evaluator:
     """Scores reconstructions of held-out clips with the inference path, distributed over the ranks.
@@ -83,8 +86,9 @@ class Evaluator:
                 count_codes(counts[book.name], latent_frame)
                 sums["bits"] += latent_frame.numel() * log2(book.size)
             if self._perceptual:
-                pairs = [video[0].transpose(0, 1), reconstruction[0].transpose(0, 1)]
-                sums["perceptual"] += float(self._perceptual(*pairs))
+                parts = (each[0].transpose(0, 1).split(_COMPARED) for each in (video, reconstruction))
+                distances = [self._perceptual.per_frame(*pair) for pair in zip(*parts, strict=True)]
+                sums["perceptual"] += float(torch.cat(distances).mean())
         total = all_reduce_sum(torch.tensor(list(sums.values()), dtype=torch.float64, device=self._context.device))
         named = dict(zip(sums, total.tolist(), strict=True))
         scores = {"bits_per_pixel": named.pop("bits") / named.pop("pixels")}

@@ -9,7 +9,7 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Checkpoint, read_checkpoint, resolve_checkpoint
 from vidvq.metrics.perceptual import PerceptualDistance, load_perceptual
-from vidvq.model import Discriminator, VideoTokenizer
+from vidvq.model import Discriminator, TokenizerConfig, VideoTokenizer
 from vidvq.storage import differences
 from vidvq.train.config import TrainConfig
 from vidvq.training.distributed import DistributedContext
@@ -49,14 +49,18 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
     if config.start_from is None:
         return None
     checkpoint = read_checkpoint(resumed or resolve_checkpoint(config.start_from))
-    theirs, ours = dict(checkpoint.config["model"]), config.model.to_dict()
+    try:
+        theirs = TokenizerConfig.from_dict(checkpoint.config["model"]).to_dict()
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{checkpoint.path}: {error}") from error
+    ours = config.model.to_dict()
     if resumed is None:
         # A decoder without these parts gets new ones.
         added = {name: ours["decoder"][name] for name in _OPTIONAL_PARTS if name in ours["decoder"]}
         theirs["decoder"] = added | theirs["decoder"]
     if config.new_quantizer and resumed is None:
+        dim, known = config.model.quantizer.dim, theirs["quantizer"]["dim"]
         theirs["quantizer"] = ours["quantizer"]
-        dim, known = config.model.quantizer.dim, checkpoint.config["model"]["quantizer"]["dim"]
         if config.model.linear and dim != known:
             raise UsageError(
                 f"model.quantizer.dim={dim} must be {known}, as in {checkpoint.path}: "

@@ -132,21 +132,24 @@ class _TrainingLoop:
                     )
             while self.trainer.progress.step < config.steps:
                 try:
-                    self._step()
+                    self._train_batch()
+                    done = self.trainer.progress.step + 1
+                    # A single process need not wait for the ranks to agree, and stops a step earlier.
+                    stop = self.trainer.stop_agreed or (self.context.size == 1 and stop_signal.received)
+                    saves = done % config.checkpoint_every == 0 or done == config.steps
+                    if saves or stop:
+                        self.trainer.check_weights()
                 except RollbackNeeded as problem:
                     lost = self._roll_back(str(problem))
                     if bar:
                         bar.advance(-lost)
                     continue
-                done = self.trainer.progress.step
+                self._finish_step()
                 note = self._log(done) if done % config.log_every == 0 or done == config.steps else None
                 if bar:
                     bar.advance(note=note)
-                saves = done % config.checkpoint_every == 0 or done == config.steps
                 if config.evaluation.clips and (done % config.evaluation.every == 0 or done == config.steps):
                     self._evaluate(done, saves)
-                # A single process need not wait for the ranks to agree, and stops a step earlier.
-                stop = self.trainer.stop_agreed or (self.context.size == 1 and stop_signal.received)
                 if saves or stop:
                     prints = self._save()
                 if stop and done < config.steps:
@@ -165,10 +168,12 @@ class _TrainingLoop:
             f"{data.batch_size} of {len(self.data.index.keys)} clips per step, {shapes}"
         )
 
-    def _step(self) -> None:
-        """Run one optimizer step over all micro-batches of a batch."""
+    def _train_batch(self) -> None:
+        """Train on all micro-batches of a batch; the last one updates the weights."""
         for micro_step in range(self.config.data.accumulation(self.context.size)):
             self.terms.add(self._train_micro_batch(micro_step))
+
+    def _finish_step(self) -> None:
         self.trainer.finish_step()
         self.throughput.finish_step()
         if self.profiler:

@@ -11,6 +11,7 @@ import torch
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import TRAINING, list_steps, step_folder
 from vidvq.log import warn
+from vidvq.storage import attempt_path
 from vidvq.training.distributed import DistributedContext, all_reduce_sum
 from vidvq.training.training_state import TrainingState, find_damage, read_training_state, write_training_state
 
@@ -51,7 +52,7 @@ def save_checkpoint(run: Path, state: TrainingState, keep: int, dtypes: Mapping[
         remove_partial_saves(run)
         raise
     best = state.progress.best
-    _prune(run, keep, best[1] if best else None)
+    _prune(run, step, keep, best[1] if best else None)
     return fingerprints
 
 
@@ -69,7 +70,7 @@ def latest_state(run: Path, context: DistributedContext) -> TrainingState | None
         UsageError: the state cannot be read, or all checkpoints are damaged: starting over could cost days of work.
     """
     found = _newest_complete(run) if context.rank == 0 else 0
-    step = int(all_reduce_sum(torch.tensor(float(found), device=context.device)))
+    step = int(all_reduce_sum(torch.tensor(found, device=context.device)))
     if step == _ALL_DAMAGED:
         raise UsageError(
             f"{run / 'checkpoints'} has no complete checkpoint to resume from; restore one from a copy, or start over "
@@ -96,11 +97,16 @@ def _newest_complete(run: Path) -> int:
     return _ALL_DAMAGED if folders else 0
 
 
-def _prune(run: Path, keep: int, best: int | None) -> None:
-    """Remove all checkpoints except the ``keep`` newest ones and the one of step ``best``."""
-    for folder in list_steps(run)[:-keep]:
+def _prune(run: Path, step: int, keep: int, best: int | None) -> None:
+    """Remove all checkpoints up to ``step`` except the ``keep`` newest ones and the one of step ``best``.
+
+    Later ones are damaged: the run has resumed from an earlier one. They take no place of those that it needs.
+    """
+    done = [folder for folder in list_steps(run) if _step_of(folder) <= step]
+    for folder in done[:-keep]:
         if _step_of(folder) != best:
-            shutil.rmtree(folder)
+            # Never half deleted under its own name, whenever this process is killed.
+            shutil.rmtree(folder.replace(attempt_path(folder)), ignore_errors=True)
 
 
 def _step_of(folder: Path) -> int:

@@ -38,7 +38,7 @@ from deepspeed.utils import (  # noqa: E402
 from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
 
 from vidvq.training.config import EngineSettings, OptimizerConfig  # noqa: E402
-from vidvq.training.distributed import DistributedContext, all_gather  # noqa: E402
+from vidvq.training.distributed import DistributedContext, all_gather, any_rank  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed's shared-memory CPU collectives need a compiler at run time; gloo does not.
@@ -140,6 +140,12 @@ def local_shard_of(parameter: nn.Parameter, whole: Tensor) -> Tensor:
     return nn.functional.pad(flat, (0, size - len(flat)))
 
 
+def is_finite(module: nn.Module, context: DistributedContext) -> bool:
+    """Return whether all weights of a module are finite, on all ranks. Collective: call on every rank."""
+    finite = torch.stack([local_shard(weight).isfinite().all() for weight in module.parameters()]).all()
+    return not any_rank(not finite, context)
+
+
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """Return the complete weights and persistent buffers of a module. Collective: call on every rank."""
     weights = {name: gather_full(weight, local_shard(weight)) for name, weight in module.named_parameters()}
@@ -180,9 +186,15 @@ def load_weights(engine: Any, tensors: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(engine: Any) -> dict[str, Tensor]:
-    """Return the complete moments of an optimizer on the CPU, and its number of ``steps``. Collective."""
-    slots = list(_torch_optimizer(engine).state.values())
+    """Return the complete moments of an optimizer on the CPU, and its number of ``steps``. Collective.
+
+    With fp16, ``loss_scale`` has the scale of the loss and the number of steps since it was lowered.
+    """
+    slots, scaler = list(_torch_optimizer(engine).state.values()), engine.torch_autocast_z0_gradscaler
     tensors = {"steps": torch.tensor(int(slots[0]["step"]) if slots else 0)}
+    if scaler:
+        state = scaler.state_dict()
+        tensors["loss_scale"] = torch.tensor([state["scale"], state["_growth_tracker"]])
     if slots:
         for name, parameter in engine.module.named_parameters():
             for moment in _MOMENTS if parameter.requires_grad else ():
@@ -192,7 +204,10 @@ def optimizer_state(engine: Any) -> dict[str, Tensor]:
 
 def load_optimizer_state(engine: Any, tensors: dict[str, Tensor]) -> None:
     """Load the tensors of :func:`optimizer_state`, under any ZeRO stage and number of ranks."""
-    steps = int(tensors["steps"])
+    steps, scaler = int(tensors["steps"]), engine.torch_autocast_z0_gradscaler
+    if scaler and "loss_scale" in tensors:
+        scale, growth = tensors["loss_scale"].tolist()
+        scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(growth)})
     if not steps and not _torch_optimizer(engine).state:
         return
     _init_optimizer_state(engine, steps)
@@ -216,6 +231,8 @@ def deepspeed_config(config: EngineSettings, optimizer: OptimizerConfig, ranks: 
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": half is not None, "dtype": half or "bfloat16"},
         "steps_per_print": 1 << 60,
+        # It would wait for the device before each forward pass and after each step.
+        "timers": {"throughput": {"enabled": False}},
         "wall_clock_breakdown": False,
     }
 

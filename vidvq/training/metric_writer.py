@@ -30,8 +30,8 @@ class MetricWriter:
     def __init__(self, run: Path, first: int) -> None:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first + 1)
         path = run / "metrics.jsonl"
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= first]
-        write_atomic(path, "".join(kept).encode())
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        write_atomic(path, b"".join(line for line in lines if _is_of_step(line, first)))
         self._lines = path.open("a", encoding="utf-8")
 
     def scalars(self, step: int, metrics: dict[str, Any]) -> None:
@@ -71,6 +71,9 @@ def _gif(frames: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _complete_lines(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [line for line in lines if line.endswith("\n")]
+def _is_of_step(line: bytes, last: int) -> bool:
+    """Return whether a line is a whole record of a step up to ``last``: a crash of the machine may leave torn ones."""
+    try:
+        return json.loads(line)["step"] <= last and line.endswith(b"\n")
+    except ValueError:
+        return False

@@ -49,7 +49,8 @@ def record_config(run: Path, config: Any, may_change: Collection[str], remedy: s
         # Settings missing from the config of an older vidvq get their defaults.
         theirs = settings.to_dict(settings.validate(type(config), settings.read_yaml(path), str(path)))
         found = differences("", theirs, mine)
-        differing = [line for line in found if line.partition(" ")[0] not in may_change]
+        # The directory itself may be moved.
+        differing = [line for line in found if line.partition(" ")[0] not in {*may_change, "out"}]
         if differing:
             raise UsageError(f"{run} belongs to a run with another config: {'; '.join(differing)}; {remedy}")
     write_atomic(path, settings.dump(config).encode())
