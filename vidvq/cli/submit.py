@@ -15,9 +15,9 @@ from vidvq.cli.options import (
     config_option,
     config_path,
     out_option,
-    run_out,
     run_out_option,
     split,
+    with_option,
 )
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED
@@ -78,7 +78,11 @@ def _resource_options(function: Callable[..., int]) -> Callable[..., int]:
                 help="Kubernetes: secret whose keys become environment variables; may be repeated.",
             ),
             click.option(
-                "--retries", default=0, show_default=True, help="With --wait: retries after a failed attempt."
+                "--retries",
+                type=click.IntRange(0),
+                default=0,
+                show_default=True,
+                help="With --wait: retries after a failed attempt.",
             ),
             click.option("--wait", is_flag=True, help="Wait until the job ends; exit with 1 if it failed."),
             click.option("--dry-run", is_flag=True, help="Print the files and the command; write and submit nothing."),
@@ -100,7 +104,7 @@ def train(config_name: str, overrides: tuple[str, ...], out: str | None, **optio
     """Run `vidvq train CONFIG [KEY=VALUE]...` with one process per GPU of every node."""
     from vidvq.train import TrainConfig
 
-    loaded = config.load(TrainConfig, config.find_config(config_name), [*run_out(out), *overrides])
+    loaded = config.load(TrainConfig, config.find_config(config_name), with_option(overrides, "out", out))
     return _submit_training("train", loaded, options)
 
 

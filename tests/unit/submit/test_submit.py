@@ -175,6 +175,7 @@ def test_retries_submit_again_up_to_a_cap(there, vidvq, demo_videos, monkeypatch
         (["--image", "-vidvq"], "image='-vidvq' must consist of letters"),
         (["--secret", "A=b"], "secret='A=b' must be the name of a secret"),
         (["--retries", "2"], "retries=2 needs --wait"),
+        (["--retries", "-1", "--wait"], "-1 is not in the range"),
         (["--run", "/proc/nosuch/run"], "/proc/nosuch"),
         (["--run", "a\nb"], "contains a control character"),
         (["clip.fps=-1"], "clip.fps=-1"),
