@@ -55,10 +55,11 @@ class Backend:
         return ["kubectl", *_namespace(job.resources.namespace), "apply", "-f", str(run.path / "manifest.json")]
 
     def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        return None
+        ids = _ids(job)
+        return ids if _get(ids, "get", "--ignore-not-found", "-o", "name", f"{ids['kind']}/{ids['name']}") else None
 
     def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
-        ids = {"kind": "job" if job.is_training else "rayjob", "name": job.name, **_named(job)}
+        ids = _ids(job)
         # A finished job of the same name must be deleted first: applying its manifest again would change nothing.
         _kubectl(*_namespace(job.resources.namespace), "delete", "--ignore-not-found", f"{ids['kind']}/{job.name}")
         _kubectl(*self.command(job, run)[1:])
@@ -194,6 +195,10 @@ def _object(version: str, kind: str, job: Job, rest: dict[str, Any]) -> dict[str
     queue = {"kueue.x-k8s.io/queue-name": job.resources.queue} if job.resources.queue else {}
     metadata = {"name": job.name, "labels": _labels(job) | queue, **_named(job)}
     return {"apiVersion": version, "kind": kind, "metadata": metadata} | rest
+
+
+def _ids(job: Job) -> dict[str, Any]:
+    return {"kind": "job" if job.is_training else "rayjob", "name": job.name, **_named(job)}
 
 
 def _labels(job: Job) -> dict[str, str]:

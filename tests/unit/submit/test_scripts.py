@@ -52,6 +52,22 @@ def test_torchrun_takes_both_trainings(tmp_path, given, command):
     assert found[found.index("vidvq") + 1 :] == command
 
 
+@pytest.mark.parametrize(
+    ("script", "variables", "said"),
+    [
+        ("node.sh", {"HEAD": "node0"}, "HEAD=node0 must be HOST:PORT"),
+        ("node.sh", {"HEAD": "node0:"}, "HEAD=node0: must be HOST:PORT"),
+        ("ssh.sh", {"HOSTFILE": "/missing"}, "hostfile /missing cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_variable_of_a_script_is_no_traceback(script, variables, said):
+    environment = os.environ | variables | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    command = ["bash", ROOT / "launch" / script, "train", "demo"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
 def test_the_dockerfile_is_clean():
     hadolint = SHELLCHECK.with_name("hadolint")
     done = subprocess.run([hadolint, ROOT / "docker/Dockerfile"], capture_output=True, text=True, check=False)
