@@ -19,7 +19,7 @@ from pathlib import Path
 
 from vidvq.errors import UsageError
 from vidvq.submit.hostfile import SshHost, read_hostfile
-from vidvq.submit.run_folder import forwarded_variables
+from vidvq.submit.job_directory import forwarded_variables
 
 # A lost host is noticed within 3 intervals.
 HEARTBEAT_S = 4

@@ -195,10 +195,10 @@ def test_the_pods_command_trains_as_two_processes_and_saves_when_asked_to_stop(t
 def test_no_kubectl_and_no_image_are_one_line(vidvq, demo_videos, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(shutil.which("bash") or "").parent) if not shutil.which("kubectl") else "/x")
     command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "kubernetes"]
-    ran = vidvq(*command, "--run", tmp_path / "r")
+    ran = vidvq(*command, "--job", tmp_path / "r")
     assert ran.code == 2
     assert "needs --image" in ran.error
-    ran = vidvq(*command, "--run", tmp_path / "r", "--image", "vidvq:0.1")
+    ran = vidvq(*command, "--job", tmp_path / "r", "--image", "vidvq:0.1")
     assert ran.code == 2
     assert "kubectl is not on the path" in ran.error
     assert not (tmp_path / "r").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from vidvq.submit import VERBS, Job, Resources
 from vidvq.submit.backend import get_backend
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 
 ROOT = Path(__file__).parents[3]
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
@@ -81,7 +81,7 @@ def test_generated_scripts_are_clean(tmp_path, backend, verb, name):
     arguments = (f"/v/{name}", f"--out=/{name}")
     asked = replace(RESOURCES[backend], array=None) if "train" in verb else RESOURCES[backend]
     job = Job(verb, arguments, {}, f"/o/{name}", backend.partition("-")[0], asked, f"/f/{name}", f"/p/{name}")
-    run = RunFolder(Path("/runs", name))
+    run = JobDirectory(Path("/runs", name))
     for file, text in get_backend(job.backend).files(job, run).items():
         if file.endswith(".sh"):
             path = tmp_path / file
