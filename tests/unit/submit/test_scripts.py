@@ -60,10 +60,10 @@ def test_torchrun_takes_both_trainings(tmp_path, given, command):
         ("ssh.sh", {"HOSTFILE": "/missing"}, "hostfile /missing cannot be read"),
     ],
 )
-def test_a_mistake_in_a_variable_of_a_script_is_no_traceback(script, variables, said):
+def test_a_mistake_in_a_variable_of_a_script_is_no_traceback(tmp_path, script, variables, said):
     environment = os.environ | variables | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     command = ["bash", ROOT / "launch" / script, "train", "demo"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
