@@ -84,7 +84,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Bounds what merge keys (``<<``) unfold to, which happens before a value is built."""
+    """Refuses repeated keys, and bounds what merge keys (``<<``) unfold to, which happens before a value is built."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        found: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                name = (key.tag, key.value)
+                if name in found:
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is repeated", problem_mark=key.start_mark)
+                found.add(name)
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
@@ -177,8 +188,9 @@ def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
     """
     file = read_yaml(path) if path else {}
     if file and not file.keys() & {setting.name for setting in settings_of(kind)}:
+        names = ", ".join(map(str, file))
         raise ConfigError(
-            f"{path} has no setting of this command, but {', '.join(file)}; `vidvq config {path}` shows whose they are"
+            f"{path} has no setting of this command, but {names}; `vidvq config {path}` shows whose they are"
         )
     data = apply_overrides(file, overrides)
     source = (f"{path} with the given settings" if overrides else str(path)) if path else "config"
@@ -266,6 +278,8 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
         return f"{name} is missing"
     if detail["type"] == "value_error":
         return (f"{name}: " if name else "") + str(detail["ctx"]["error"])
+    if detail["type"] == "dataclass_type":
+        return f"{name}={_short(node)}: must be a mapping of settings"
     # YAML has lists, not tuples.
     message = (detail["msg"][0].lower() + detail["msg"][1:]).replace("tuple", "list")
     return f"{name}={_short(detail['input'])}: {message}" if name else message

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
+from rich.table import Column
 from rich.text import Text
 
 from vidvq.redact import printable, redact
@@ -34,15 +35,15 @@ def counted(number: int, unit: str) -> str:
     return f"{number} {unit.removesuffix('s') if number == 1 else unit}"
 
 
-class _RateColumn(ProgressColumn):
-    """Mean rate of this run, and remaining time: `12.3 clips/s, eta 0:01:20`."""
+class _LineColumn(ProgressColumn):
+    """The progress in words, cut at the edge of the terminal."""
 
     def __init__(self, bar: "ProgressBar") -> None:
-        super().__init__()
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
         self.bar = bar
 
     def render(self, task: Task) -> Text:
-        return Text(self.bar.describe_rate(), style="cyan")
+        return Text(self.bar.describe())
 
 
 class ProgressBar:
@@ -85,7 +86,7 @@ class ProgressBar:
     def _show(self) -> None:
         if self._live:
             bar, task = self._live
-            bar.update(task, completed=self._shown_done, note=self.note)
+            bar.update(task, completed=self._shown_done)
         elif self._shown_done != self.total and time.monotonic() - self._last_printed > PLAIN_INTERVAL_S:
             self.print_line()
 
@@ -100,11 +101,16 @@ class ProgressBar:
         if self._printed == (done, self.note):
             return
         self._printed, self._last_printed = (done, self.note), time.monotonic()
-        shown = counted(done, self.unit) if self.total is None else f"{done}/{self.total}"
-        info(f"{self.label}: " + ", ".join(part for part in (shown, self.describe_rate(), self.note) if part))
+        info(self.describe())
 
-    def describe_rate(self) -> str:
-        """Rate and remaining time; the elapsed time where there is no rate or nothing remains."""
+    def describe(self) -> str:
+        """The progress in words, such as `shard: 84/1000, 12.3 clips/s, eta 0:01:14, 0 failed`."""
+        done = self._shown_done
+        shown = counted(done, self.unit) if self.total is None else f"{done}/{self.total}"
+        return f"{self.label}: " + ", ".join(part for part in (shown, self._describe_rate(), self.note) if part)
+
+    def _describe_rate(self) -> str:
+        """Mean rate of this run and remaining time; the elapsed time where there is no rate or nothing remains."""
         elapsed_s, made = time.monotonic() - self._started, self._shown_done - self._earlier
         if self.done == self.total and not made:
             return "done before"
@@ -120,7 +126,7 @@ class ProgressBar:
 
 @contextmanager
 def progress(label: str, total: int | None, unit: str) -> Iterator[ProgressBar]:
-    """Show progress: a bar on a terminal, else a line every 10 s.
+    """Show progress: a bar on a terminal that can redraw a line, else a line every 10 s.
 
     Args:
         label: name of the job.
@@ -128,19 +134,12 @@ def progress(label: str, total: int | None, unit: str) -> Iterator[ProgressBar]:
         unit: name of the units (plural).
     """
     bar = ProgressBar(label, total, unit)
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or console.is_dumb_terminal:
         yield bar
         bar.print_line()
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=28),
-        MofNCompleteColumn(),
-        _RateColumn(bar),
-        TextColumn("{task.fields[note]}", style="dim"),
-    )
-    with Progress(*columns, console=console) as live:
-        bar._live = (live, live.add_task(label, total=total, note=""))
+    with Progress(BarColumn(bar_width=28), _LineColumn(bar), console=console) as live:
+        bar._live = (live, live.add_task(label, total=total))
         yield bar
 
 

@@ -5,10 +5,11 @@ Imports nothing of vidvq.
 
 import re
 
-_USER = re.compile(r"(?<=://)[^/\s@]+@")
+# Up to the last "@" of the authority: a password may hold others.
+_USER = re.compile(r"(?<=://)[^/?#\s]+@")
 _NAMES = (
-    r"x-amz-(?:signature|credential|security-token)|x-goog-(?:signature|credential)|awsaccesskeyid|googleaccessid|"
-    r"signature|sig|key-pair-id|policy|(?:[a-z_]*_)?token|api[_-]?key|key|password|passwd|secret|auth"
+    r"(?:[\w-]*[_-])?(?:signature|credential|token|key|secret|password)|awsaccesskeyid|googleaccessid|"
+    r"sig|key-pair-id|policy|apikey|passwd|auth"
 )
 _QUERY = re.compile(rf"([?&](?:{_NAMES})=)[^&\s#'\"]+", re.IGNORECASE)
 # Control characters, and those that reverse the direction of a line.

@@ -39,7 +39,7 @@ def test_a_job_survives_the_loss_of_a_node(demo_videos, make_short_folder, snaps
 
             # The nodes share a disk, so Ray replaces the folder of the job when a node joins while it runs.
             wait_for_both(one, second, tmp_path / f"{other.name}.log")
-            submission = ["shard", demo_videos / "train", "--out", out, *settings, "--backend", "ray", "--run", run]
+            submission = ["shard", demo_videos / "train", "--out", out, *settings, "--backend", "ray", "--job", run]
             submission += ["--address", f"http://{one.address}:8265"]
             deadline = time.monotonic() + 300
             while (done := command(*submission)).returncode:
@@ -66,11 +66,11 @@ def test_a_job_survives_the_loss_of_a_node(demo_videos, make_short_folder, snaps
 
 
 def test_usage_errors_are_one_line(tmp_path, demo_videos, vidvq):
-    command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "ray", "--run", tmp_path / "r"]
+    command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "ray", "--job", tmp_path / "r"]
     assert "must be the URL of the cluster's job server" in vidvq(*command, "--address", "10.0.0.1:8265").error
     assert (
         "request to the Ray cluster at http://127.0.0.1:9 failed"
         in vidvq(*command, "--address", "http://127.0.0.1:9").error
     )
-    trained = vidvq("submit", "train", "demo", "--backend", "ray", "--run", tmp_path / "t")
+    trained = vidvq("submit", "train", "demo", "--backend", "ray", "--job", tmp_path / "t")
     assert "training does not run as a Ray job" in trained.error

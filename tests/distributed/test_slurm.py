@@ -27,8 +27,8 @@ def cluster(make_short_folder):
 def test_training_on_two_nodes_saves_at_the_time_limit_is_requeued_and_completes(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run $(touch harm) '\"", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=40", *TINY]
-    assert vidvq(*command, *NODES, "--run", run).code == 0
-    assert "was already submitted: " in vidvq(*command, *NODES, "--run", run).err
+    assert vidvq(*command, *NODES, "--job", run).code == 0
+    assert "was already submitted: " in vidvq(*command, *NODES, "--job", run).err
     wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
     # The signal that Slurm sends shortly before the time limit.
     job = json.loads((run / "attempts/1.json").read_text())["job"]
@@ -50,7 +50,7 @@ def test_training_on_two_nodes_saves_at_the_time_limit_is_requeued_and_completes
 def test_slurm_signals_the_time_limit(cluster, clips_dir, tmp_path, vidvq):
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
-    assert vidvq(*command, *NODES, "--run", run, "--time", "0:03:00").code == 0
+    assert vidvq(*command, *NODES, "--job", run, "--time", "0:03:00").code == 0
     wait_until(lambda: "requeued" in read_log(run) or has_ended(run), run, 170)
     assert f"step {read_checkpoint(out).config['step']} is saved" in read_log(run)
     vidvq("submit", "cancel", run)
@@ -61,7 +61,7 @@ def test_slurm_signals_the_time_limit(cluster, clips_dir, tmp_path, vidvq):
 def test_a_cancelled_training_of_a_generator_saves_a_checkpoint(cluster, tokens_dir, tmp_path, vidvq):
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "generate", "train", tokens_dir, "--out", out, "steps=100000", *TINY_GENERATOR]
-    assert vidvq(*command, *NODES, "--run", run).code == 0
+    assert vidvq(*command, *NODES, "--job", run).code == 0
     wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
     assert vidvq("submit", "cancel", run).code == 0
     wait_until(lambda: has_ended(run), run)
@@ -74,7 +74,7 @@ def test_tokenization_runs_on_a_ray_cluster_inside_the_job(
 ):
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "--cpus", 1]
-    assert vidvq(*command, *NODES, "--run", run).code == 0
+    assert vidvq(*command, *NODES, "--job", run).code == 0
     wait_until(lambda: has_ended(run), run, 180)
     assert jobs.status(run).state == "done", read_log(run)
     assert snapshot(out) == snapshot(tokens_dir)
@@ -84,12 +84,12 @@ def test_tokenization_runs_on_a_ray_cluster_inside_the_job(
 def test_the_jobs_of_an_array_share_a_corpus(cluster, clips_dir, checkpoint_dir, tokens_dir, tmp_path, vidvq, snapshot):
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=0"]
-    assert vidvq(*command, "--backend", "slurm", "--array", 2, "--run", run).code == 0
+    assert vidvq(*command, "--backend", "slurm", "--array", 2, "--job", run).code == 0
     wait_until(lambda: has_ended(run), run, 180)
     assert jobs.status(run).state == "done", read_log(run)
     assert len(list((run / "logs").iterdir())) == 2
     assert snapshot(out) == snapshot(tokens_dir)
-    assert "was already submitted: done" in vidvq(*command, "--backend", "slurm", "--array", 2, "--run", run).err
+    assert "was already submitted: done" in vidvq(*command, "--backend", "slurm", "--array", 2, "--job", run).err
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_jobs_of_an_array_share_a_corpus(cluster, clips_dir, checkpoint_dir,
 def test_unavailable_resources_are_a_one_line_error(cluster, clips_dir, tmp_path, vidvq, options, code, said):
     ran = vidvq(
         *["submit", "train", "demo", f"data.clips={clips_dir}", "data.batch_size=24", "--backend", "slurm"],
-        *["--run", tmp_path / "r", *options],
+        *["--job", tmp_path / "r", *options],
     )
     assert ran.code == code
     assert re.search(said, ran.error)
@@ -111,6 +111,6 @@ def test_unavailable_resources_are_a_one_line_error(cluster, clips_dir, tmp_path
 
 def test_missing_slurm_is_a_one_line_error(clips_dir, tmp_path, vidvq, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    ran = vidvq("submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "slurm", "--run", tmp_path / "r")
+    ran = vidvq("submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "slurm", "--job", tmp_path / "r")
     assert ran.code == 2
     assert "sbatch is not on the path" in ran.error

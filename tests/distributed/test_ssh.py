@@ -65,7 +65,7 @@ def test_training_on_two_hosts_is_cancelled_resumes_and_completes(hosts, clips_d
     _, _, hostfile = hosts
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=60", *TINY]
-    command += ["--backend", "ssh", "--hostfile", hostfile, "--run", run]
+    command += ["--backend", "ssh", "--hostfile", hostfile, "--job", run]
     assert vidvq(*command).code == 0
     wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
     assert vidvq("submit", "cancel", run).code == 0
@@ -82,7 +82,7 @@ def test_a_lost_host_ends_the_job_and_is_named(hosts, clips_dir, tmp_path, vidvq
     one, other, hostfile = hosts
     run, out = tmp_path / "run $(touch harm) '\"", tmp_path / "o'ut $(touch harm)"
     command = ["submit", "train", "demo", f"data.clips={clips_dir}", f"out={out}", "steps=100000", *TINY]
-    assert vidvq(*command, "--backend", "ssh", "--hostfile", hostfile, "--run", run).code == 0
+    assert vidvq(*command, "--backend", "ssh", "--hostfile", hostfile, "--job", run).code == 0
     wait_until(lambda: bool(list_steps(out)) or has_ended(run), run)
     other.kill_all()
     died = time.monotonic()
@@ -102,7 +102,7 @@ def test_tokenization_on_two_hosts_writes_the_same_bytes(
 ):
     run, out = tmp_path / "run", tmp_path / "out"
     command = ["submit", "tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "--cpus", 1]
-    assert vidvq(*command, "--backend", "ssh", "--hostfile", hosts[2], "--run", run).code == 0
+    assert vidvq(*command, "--backend", "ssh", "--hostfile", hosts[2], "--job", run).code == 0
     wait_until(lambda: has_ended(run), run)
     assert jobs.status(run).state == "done", read_log(run)
     assert snapshot(out) == snapshot(tokens_dir)
@@ -121,7 +121,7 @@ def test_tokenization_on_two_hosts_writes_the_same_bytes(
 def test_an_invalid_hostfile_is_a_one_line_error(clips_dir, tmp_path, vidvq, text, said):
     hostfile = tmp_path / "hosts"
     hostfile.write_text(text)
-    command = ["submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "ssh", "--run", tmp_path / "r"]
+    command = ["submit", "train", "demo", f"data.clips={clips_dir}", "--backend", "ssh", "--job", tmp_path / "r"]
     ran = vidvq(*command, "--hostfile", hostfile, "--nodes", 2)
     assert ran.code == 2
     assert said in ran.error

@@ -73,6 +73,12 @@ def test_a_process_ends_with_the_documented_code(tmp_path, code, arguments, befo
     assert bool(err) == bool(code)
 
 
+def test_closed_outputs_are_no_error():
+    command = [sys.executable, "-c", "import sys; from vidvq.cli import main; main()", "config", "shard"]
+    done = subprocess.run(["bash", "-c", 'exec "$@" >&-', "bash", *command], stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize(
     ("code", "number", "workers", "everyone"),

@@ -22,6 +22,7 @@ from vidvq.generate.network import load_network
 from vidvq.generate.requests import PlayConfig, SamplingConfig
 from vidvq.generate.rollout import Rollout
 from vidvq.pretrained import load_tokenizer
+from vidvq.view.pictures import png_strip
 from vidvq.view.play import Game, build_play_page, play_routes
 from vidvq.view.serve import make_server
 
@@ -209,6 +210,36 @@ def test_a_browser_plays(served, tmp_path, request, tokens_dir):
         assert all(url.startswith(address) for url in page.requests()) and page.errors() == []
     finally:
         page.close()
+
+
+def test_the_frame_has_the_size_of_its_start(steered, tokens_dir, checkpoint_dir, tmp_path):
+    executable = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if not executable:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+
+    def start(start):
+        return {"rollout": 1, "frames": [png_strip(np.zeros((16, 24 + 8 * start, 3), np.uint8))]}
+
+    game = Game(steered, tokens_dir, checkpoint_dir, PlayConfig(sampling=FAST))
+    server = make_server(build_play_page(game), {"/start": start}, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = Page(executable, tmp_path, f"http://127.0.0.1:{server.server_port}/")
+    try:
+        seen = page.evaluate("""async () => {
+          const by = id => document.getElementById(id), wait = ms => new Promise(done => setTimeout(done, ms));
+          const until = async width => { for (let i = 0; i < 200 && by("frame").width !== width; i++) await wait(20); };
+          await until(24);
+          const first = [by("frame").width, by("frame").height];
+          by("start").value = 2;
+          by("start").dispatchEvent(new Event("change"));
+          await until(32);
+          return [...first, by("frame").width, by("frame").height];
+        }""")
+        assert seen == [24, 16, 32, 16] and page.errors() == []
+    finally:
+        page.close()
+        server.shutdown()
+        server.server_close()
 
 
 def test_buttons_name_the_space_key_and_the_action(steered, tokens_dir, checkpoint_dir):

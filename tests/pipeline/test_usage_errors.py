@@ -1,6 +1,7 @@
 """Wrong arguments and damaged files: a one-line error each, and no partial files."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,38 @@ def test_a_folder_or_a_foreign_file_to_write_is_refused_before_any_work(tmp_path
         ran = vidvq(*command, mine)
         assert ran.code == 2 and f"{mine} exists and was not written by this option; give another file" in ran.error
         assert mine.read_bytes() == content
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path, vidvq):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    ran = vidvq("view", "tokens", "--out", pipe)
+    assert ran.code == 2 and f"{pipe} exists and was not written by this option" in ran.error
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["shard", ""], "the argument after shard is empty"),
+        (["shard", "a.mp4", "--out", ""], "the argument after --out is empty"),
+        (["shard", "a.mp4", "--out="], "the argument after --out= is empty"),
+        (["shard", "--out", "out", "--retry-failed="], "the argument after --retry-failed= is empty"),
+        (["train", "demo", "--out", "a", "out=b"], "--out a and out=b are one setting; give one of them"),
+        (["generate", "train", "--out", "a", "out=b"], "--out a and out=b are one setting"),
+        (["generate", "train", "a", "data.tokens=b"], "TOKENS and data.tokens=b are one setting"),
+        (["decode", "tokens", "--out", "a", "--key", "a", "key=b"], "--key a and key=b are one setting"),
+    ],
+)
+def test_empty_arguments_and_settings_given_twice_are_refused(tmp_path, monkeypatch, vidvq, command, said):
+    monkeypatch.chdir(tmp_path)
+    ran = vidvq(*command)
+    assert ran.code == 2 and said in ran.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_argument_that_ends_in_an_equals_sign_is_not_empty(vidvq):
+    assert "is empty" not in vidvq("generate", "guide", "missing", "--text=a=", "--clip", "c", "--out", "o").error
 
 
 def test_a_file_that_cannot_be_replaced_leaves_no_temporary_one(tmp_path):

@@ -280,6 +280,25 @@ def test_a_long_sample_is_cut_to_its_first_frames(gallery, monkeypatch):
     assert start["duration"] == pytest.approx(whole["starts"][5])
 
 
+def test_few_of_large_frames_are_shown(gallery, monkeypatch):
+    monkeypatch.setattr("vidvq.view.gallery._MAX_PIXELS", 6 * 32 * 40)
+    start = gallery.clip(0)
+    assert len(start["starts"]) == 6 and start["grid"][0] == 3
+    with Image.open(io.BytesIO(b64decode(start["decoded"].partition(",")[2]))) as sheet:
+        assert sheet.size == (6 * 40, 32)
+    monkeypatch.setattr("vidvq.view.gallery._MAX_PIXELS", 1)
+    assert len(gallery.clip(0)["starts"]) == 1
+    for code in gallery.books[1]["codes"]:
+        assert gallery.occurrences(1, code)["count"] and not gallery.occurrences(1, code)["places"]
+
+
+def test_frames_of_a_larger_decoder_have_the_size_of_the_clip(tokens_dir, clips_dir, larger_decoder):
+    clip = Gallery(tokens_dir, larger_decoder, clips_dir).clip(0)
+    with Image.open(io.BytesIO(b64decode(clip["decoded"].partition(",")[2]))) as sheet:
+        assert sheet.size == (8 * clip["width"], 2 * clip["height"])
+    assert clip["original"] and 3 < clip["psnr"] < 100
+
+
 def test_a_browser_visits_all_clips_of_a_server(served, gallery, tmp_path):
     page = browse(tmp_path, served)
     try:

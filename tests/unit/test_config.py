@@ -193,6 +193,35 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nlr: 1\nlr: 2\n", "lr: 1\n'lr': 2\n", "quantizer: {size: 1, size: 2}\n", "x: {<<: {}, <<: {}}\n"]
+)
+def test_a_repeated_key_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"is not YAML: key '\w*<*' is repeated in"):
+        read_yaml(write(tmp_path / "c.yaml", text))
+
+
+def test_a_key_may_replace_one_of_a_merged_mapping(tmp_path):
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: [*a, *b], y: 4}\n"
+    assert read_yaml(write(tmp_path / "c.yaml", text))["c"] == {"x": 1, "y": 4}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1: 2", "has no setting of this command, but 1; "),
+        ("lr: 2\nnull: 3", "None=None: keys should be strings"),
+        ("inner: [1]", r"inner=\[1\]: must be a mapping of settings"),
+        ("inner: {quantizer: 3}", r"inner.quantizer=3: "),
+    ],
+)
+def test_keys_and_groups_of_wrong_types_are_refused_in_one_line(tmp_path, text, said):
+    kind = Unions if "inner" in text else Model
+    with pytest.raises(ConfigError, match=said) as error:
+        load(kind, write(tmp_path / "c.yaml", text), [])
+    assert "\n" not in str(error.value)
+
+
 def test_yaml_tags_build_no_objects(tmp_path):
     path = write(tmp_path / "c.yaml", f"a: !!python/object/apply:os.mkdir [{tmp_path / 'made'}]\n")
     with pytest.raises(ConfigError, match="not YAML"):

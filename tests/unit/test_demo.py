@@ -67,6 +67,38 @@ def test_a_demo_that_is_not_quick_has_no_settings_of_its_own():
     assert not any("runtime.workers=1" in line or "clip.short_side=64" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("steps=many", "steps='many'"),
+        ("nonsense", "must be key.sub=value"),
+        ("out=elsewhere", "out=elsewhere is set by the demo"),
+        ("data.clips=mine", "data.clips=mine is set by the demo"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_the_first_stage(tmp_path, monkeypatch, vidvq, setting, said):
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: pytest.fail("a stage was started"))
+    ran = vidvq("demo", "--out", tmp_path / "out", setting)
+    assert ran.code == 2 and said in ran.error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("code", "expected"), [(1, 1), (-9, 137)])
+def test_a_stage_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch, vidvq, code, expected):
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
+    assert vidvq("demo", "--out", tmp_path / "out").code == expected
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_with_evaluations_is_described():
+    lines = [{"step": 5, "step_s": 0.5, "data_wait": 0.25}, {"step": 5, "held_out_psnr": 20.0}]
+    config = {"data": {"batch_size": 2, "num_frames": 9, "crop": 64}}
+    ran = cast(DemoRun, SimpleNamespace(config=config, metrics=lines))
+    assert report_stages.describe_stage(ran, "train") == (
+        "5 steps of 2 crops, 9×64×64 each; 0.50 s a step, 25.0 % of it waiting for data"
+    )
+
+
 def test_the_report_lists_the_commands_of_the_stages_that_ran():
     ran = cast(DemoRun, SimpleNamespace(out=Path("out"), seconds={"train": 1.0, "decode png": 2.0}))
     assert report_stages.commands(ran) == [

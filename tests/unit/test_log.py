@@ -1,6 +1,10 @@
-"""Progress as plain lines."""
+"""Progress as plain lines, and on terminals."""
+
+import io
+import sys
 
 import pytest
+from rich.console import Console
 
 from vidvq import log
 
@@ -79,4 +83,54 @@ def test_units_ahead_are_shown_and_counted_once(clock, capsys):
         "tokenize: 1/4, 20.0 s/clip, eta 0:01:00",
         "tokenize: 2/4, 20.0 s/clip, eta 0:00:40",
         "tokenize: 4/4, 20.0 s/clip, took 0:01:20",
+    ]
+
+
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Make stderr a terminal of a width and kind; returns what is written to it."""
+
+    def make(width: int, kind: str) -> Screen:
+        screen = Screen()
+        monkeypatch.setattr(sys, "stderr", screen)
+        console = Console(file=screen, width=width, soft_wrap=True, no_color=True, _environ={"TERM": kind})
+        monkeypatch.setattr(log, "console", console)
+        return screen
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (120, "\u2501" * 28 + " generate: 1000/1000, 100.0 samples/s, took 0:00:10, 0 failed"),
+        (40, "generate: 1000/1000, 100.0 samples/s, t\u2026"),
+    ],
+)
+def test_a_terminal_shows_one_line_cut_at_its_edge(clock, terminal, width, shown):
+    screen = terminal(width, "xterm")
+    with log.progress("generate", 1000, "samples") as bar:
+        clock[0] += 10
+        bar.advance(1000, "0 failed")
+    lines = screen.getvalue().replace("\x1b[2K", "").replace("\x1b[?25h", "").splitlines()
+    assert shown in lines and screen.getvalue().count("\n") == 1
+
+
+def test_a_terminal_that_cannot_redraw_a_line_shows_plain_lines(clock, terminal):
+    screen = terminal(80, "dumb")
+    with log.progress("shard", 4, "clips") as bar:
+        clock[0] += 20
+        bar.advance(2)
+        clock[0] += 20
+        bar.advance(2)
+    assert screen.getvalue().splitlines() == [
+        "shard: 2/4, 10.0 s/clip, eta 0:00:20",
+        "shard: 4/4, 10.0 s/clip, took 0:00:40",
     ]

@@ -24,6 +24,13 @@ SIGNED = "https://host/a.mp4?X-Amz-Credential=AKIA/x&X-Amz-Signature=abcdef&part
             "https://h/x?sig=a%2Bb&sv=2024 and https://h/y?token=t",
             "https://h/x?sig=***&sv=2024 and https://h/y?token=***",
         ),
+        ("s3://me:se@cret@host/x.mp4", "s3://***@host/x.mp4"),
+        ("https://h?mail=me@x&x-goog-credential=c", "https://h?mail=me@x&x-goog-credential=***"),
+        (
+            "https://h/x?client_secret=s&X-Amz-Security-Token=t",
+            "https://h/x?client_secret=***&X-Amz-Security-Token=***",
+        ),
+        ("https://h/x?api-key=s&apikey=s&monkey=1", "https://h/x?api-key=***&apikey=***&monkey=1"),
         ("https://h/x?access_token=t#frag", "https://h/x?access_token=***#frag"),
         ("https://h/keys/x.mp4?page=3", "https://h/keys/x.mp4?page=3"),
         ("/videos/a?key=b.mp4", "/videos/a?key=b.mp4"),

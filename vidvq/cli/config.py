@@ -149,8 +149,10 @@ def show_config(arguments: tuple[str, ...]) -> int:
     """
     names, overrides = split(arguments)
     stage_name = names.pop(0) if names and names[0] in STAGES else None
-    if len(names) > 1:
+    if len(names) > 1 and not stage_name:
         raise UsageError(f"{names[0]!r} is not a command with settings; choose from {', '.join(STAGES)}")
+    if len(names) > 1:
+        raise UsageError(f"one FILE is read, but {len(names)} are given: {', '.join(names)}")
     if not names and not stage_name:
         for name, stage in STAGES.items():
             click.echo(f"{name}: {', '.join(stage.groups)}")
@@ -159,8 +161,9 @@ def show_config(arguments: tuple[str, ...]) -> int:
     data = config.read_yaml(config.find_config(names[0])) if names else {}
     stage_name = stage_name or _stage_of(data, names[0])
     stage = STAGES[stage_name]
+    settings = resolve(stage.config_type(), config.apply_overrides(data, overrides))
     click.echo(f"# Settings of `vidvq {stage_name}`. Usage: {stage.usage}\n")
-    click.echo(as_yaml(resolve(stage.config_type(), config.apply_overrides(data, overrides))), nl=False)
+    click.echo(as_yaml(settings), nl=False)
     return 0
 
 

@@ -8,9 +8,8 @@ import click
 
 from vidvq import config, log
 from vidvq.cli.config import settings_epilog
-from vidvq.cli.options import PathOrUrl, checkpoint_option
+from vidvq.cli.options import PathOrUrl, checkpoint_option, with_option
 from vidvq.errors import UsageError
-from vidvq.settings import flow_yaml
 
 _GRID = re.compile(r"([1-9]\d{0,8})[,x]([1-9]\d{0,8})[,x]([1-9]\d{0,8})")
 # Bounded: the exact fraction of 1e99999999 would have as many digits.
@@ -81,7 +80,7 @@ def decode(
     """
     from vidvq import decode as stage
 
-    settings = config.load(stage.DecodeConfig, None, [*overrides, *([] if key is None else [f"key={flow_yaml(key)}"])])
+    settings = config.load(stage.DecodeConfig, None, with_option(overrides, "key", key))
     if tokens.suffix in {".npz", ".safetensors", ".pt"}:
         raise UsageError(f"{tokens.name} is not read; save its array of codes as .npy, with numpy.save")
     if tokens.suffix in {".npy", ".bin"}:

@@ -21,10 +21,10 @@ from vidvq.cli.options import (
     json_option,
     out_option,
     retry_option,
-    run_out,
     run_out_option,
     split,
     take_reason,
+    with_option,
 )
 from vidvq.errors import UsageError
 from vidvq.settings import flow_yaml
@@ -67,8 +67,11 @@ def load_training_config(arguments: tuple[str, ...], out: str | None, config_nam
     from vidvq.generate.config import GenerateTrainConfig
 
     tokens, overrides = split(arguments)
+    if tokens and (same := next((each for each in overrides if each.startswith("data.tokens=")), None)):
+        raise UsageError(f"TOKENS and {same} are one setting; give one of them")
     given = [f"data.tokens={flow_yaml(tokens)}"] if tokens else []
-    return config.load(GenerateTrainConfig, config.find_config(config_name), [*given, *run_out(out), *overrides])
+    settings = with_option([*given, *overrides], "out", out)
+    return config.load(GenerateTrainConfig, config.find_config(config_name), settings)
 
 
 @generate.command(short_help="Train a generator on token shards.", epilog=settings_epilog("generate-train"))

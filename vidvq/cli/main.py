@@ -15,6 +15,7 @@ code  meaning
 import atexit
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import threading
 import traceback
 from contextlib import suppress
 from io import TextIOWrapper
+from itertools import pairwise
 from types import FrameType
 from typing import NoReturn
 
@@ -112,7 +114,7 @@ def _exit(code: int) -> NoReturn:
     # Join threads, run what is registered for the exit (which ends child processes), and flush.
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         # A closed pipe has no reader to tell.
         with suppress(OSError, ValueError):
             stream.flush()
@@ -130,6 +132,7 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
+        _refuse_empty(arguments)
         with storage.store_errors():
             return cli.main(arguments, prog_name="vidvq", standalone_mode=False) or OK
     except click.exceptions.NoArgsIsHelpError as error:
@@ -146,6 +149,13 @@ def run(arguments: list[str]) -> int:
             traceback.print_exc()
         click.echo(f"vidvq: {printable(redact(' '.join(message.split())))}", err=True)
         return code
+
+
+def _refuse_empty(arguments: list[str]) -> None:
+    """Refuse an empty argument: an unset variable of a shell. As a path it would be the current folder."""
+    for before, argument in pairwise(["vidvq", *arguments]):
+        if not argument or re.fullmatch(r"--[\w-]+=", argument):
+            raise UsageError(f"the argument after {argument or before} is empty; is a variable of the shell unset?")
 
 
 def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
@@ -197,7 +207,7 @@ def _write_log(error: Exception, arguments: list[str]) -> str:
     try:
         # The first writable folder of $TMPDIR, /tmp, /var/tmp, /usr/tmp and the current one.
         handle, path = tempfile.mkstemp(prefix="vidvq-error-", suffix=".log")
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"vidvq {__version__}, Python {platform.python_version()}, {platform.platform()}\n")
             file.write(f"arguments: {arguments}\n{text}")
     except OSError:

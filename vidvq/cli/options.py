@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class OutputFile(PathOrUrl):
             return path
         if path.is_dir():
             self.fail(f"{path} is a folder; give a file", param, ctx)
-        if path.is_file() and not self._may_replace(path):
+        if path.exists() and not (path.is_file() and self._may_replace(path)):
             self.fail(f"{path} exists and was not written by this option; give another file, or remove it", param, ctx)
         above = next(each for each in path.absolute().parents if os.path.lexists(each))
         if not above.is_dir() or not os.access(above, os.W_OK):
@@ -135,9 +135,17 @@ def take_reason(arguments: tuple[str, ...], reason: str | None) -> tuple[tuple[s
     return arguments, reason
 
 
-def run_out(out: str | None) -> list[str]:
-    """The setting ``out`` of the option ``--out``, if it is given."""
-    return [f"out={flow_yaml(out)}"] if out else []
+def with_option(overrides: Sequence[str], name: str, value: str | None) -> list[str]:
+    """Add the setting that the option ``--NAME`` stands for, if it is given.
+
+    Raises:
+        UsageError: the setting is given too.
+    """
+    if value is None:
+        return list(overrides)
+    if same := next((each for each in overrides if each.startswith(f"{name}=")), None):
+        raise UsageError(f"--{name} {value} and {same} are one setting; give one of them")
+    return [*overrides, f"{name}={flow_yaml(value)}"]
 
 
 def split(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:

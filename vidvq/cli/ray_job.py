@@ -14,7 +14,12 @@ from vidvq.submit.preflight_ray import check_cluster
 def main() -> int:
     """Run the preflight if ``SHARED`` names a path that all nodes must be able to write; then run the command line."""
     shared = os.environ.get("SHARED")
-    return (check_cluster(Path(shared)) if shared else 0) or run(sys.argv[1:])
+    try:
+        code = check_cluster(Path(shared)) if shared else 0
+    except ConnectionError as error:
+        print(f"preflight: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return code or run(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from vidvq.cli.options import (
     config_option,
     config_path,
     out_option,
-    run_out,
     run_out_option,
     split,
+    with_option,
 )
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from vidvq.submit import Job
     from vidvq.train import TrainConfig
 
-_RUN = click.argument("run", type=click.Path(path_type=Path))
+_JOB = click.argument("job", type=click.Path(path_type=Path))
 
 
 @click.group(short_help="Run train, generate train, shard or tokenize on a cluster.")
 def submit() -> None:
     """Run train, generate train, shard or tokenize on a cluster, and manage the jobs.
 
-    The run folder of a job, by default runs/jobs/NAME, records everything about it. Resubmitting is safe: the same
+    The job directory, by default runs/jobs/NAME, records everything about it. Resubmitting is safe: the same
     command leaves a running or finished job alone and resumes one that failed or was cancelled.
 
     \b
     vidvq submit train vqgan-base-128 data.clips=runs/clips out=runs/big --backend slurm --nodes 4 --gpus 8
     vidvq submit generate train runs/tokens --out runs/generator --config generate-base --backend slurm --gpus 8
-    vidvq submit status RUN; vidvq submit logs -f RUN; vidvq submit cancel RUN
+    vidvq submit status JOB; vidvq submit logs -f JOB; vidvq submit cancel JOB
     """
 
 
@@ -78,12 +78,19 @@ def _resource_options(function: Callable[..., int]) -> Callable[..., int]:
                 help="Kubernetes: secret whose keys become environment variables; may be repeated.",
             ),
             click.option(
-                "--retries", default=0, show_default=True, help="With --wait: retries after a failed attempt."
+                "--retries",
+                type=click.IntRange(0),
+                default=0,
+                show_default=True,
+                help="With --wait: retries after a failed attempt.",
             ),
             click.option("--wait", is_flag=True, help="Wait until the job ends; exit with 1 if it failed."),
             click.option("--dry-run", is_flag=True, help="Print the files and the command; write and submit nothing."),
             click.option(
-                "--run", "run_folder", type=click.Path(path_type=Path), help="Run folder. Default: runs/jobs/NAME."
+                "--job",
+                "job_directory",
+                type=click.Path(path_type=Path),
+                help="Job directory. Default: runs/jobs/NAME.",
             ),
         )
     ):
@@ -100,7 +107,7 @@ def train(config_name: str, overrides: tuple[str, ...], out: str | None, **optio
     """Run `vidvq train CONFIG [KEY=VALUE]...` with one process per GPU of every node."""
     from vidvq.train import TrainConfig
 
-    loaded = config.load(TrainConfig, config.find_config(config_name), [*run_out(out), *overrides])
+    loaded = config.load(TrainConfig, config.find_config(config_name), with_option(overrides, "out", out))
     return _submit_training("train", loaded, options)
 
 
@@ -156,36 +163,36 @@ def tokenize(sources: tuple[str, ...], checkpoint: Path, out: Path, config_name:
 
 
 @submit.command(short_help="Print the state of a job.")
-@_RUN
-def status(run: Path) -> int:
-    """Print the state of the job in run folder RUN: waiting, running, done, failed, cancelled or lost."""
+@_JOB
+def status(job: Path) -> int:
+    """Print the state of the job of JOB, a job directory: waiting, running, done, failed, cancelled or lost."""
     from vidvq import submit as jobs
 
-    click.echo(jobs.status(run))
+    click.echo(jobs.status(job))
     return 0
 
 
 @submit.command(short_help="Print the output of a job.")
-@_RUN
+@_JOB
 @click.option("-f", "--follow", is_flag=True, help="Follow the output until the job ends.")
-def logs(run: Path, follow: bool) -> int:
-    """Print the output of the job in run folder RUN."""
+def logs(job: Path, follow: bool) -> int:
+    """Print the output of the job of JOB, a job directory."""
     from vidvq import submit as jobs
 
-    for data in jobs.logs(run, follow):
+    for data in jobs.logs(job, follow):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     return 0
 
 
 @submit.command(short_help="Cancel a job; training saves first.")
-@_RUN
-def cancel(run: Path) -> int:
-    """Cancel the job in run folder RUN. Training saves a checkpoint first; submit the job again to resume it."""
+@_JOB
+def cancel(job: Path) -> int:
+    """Cancel the job of JOB, a job directory. Training saves a checkpoint first; submit the job again to resume it."""
     from vidvq import submit as jobs
 
-    before = jobs.cancel(run)
-    log.info(f"{run} has already ended: {before}" if before.ended else f"{run} is being cancelled; it was {before}")
+    before = jobs.cancel(job)
+    log.info(f"{job} has already ended: {before}" if before.ended else f"{job} is being cancelled; it was {before}")
     return 0
 
 
@@ -211,26 +218,26 @@ def _job(verb: str, arguments: tuple[str, ...], settings: Any, out: str, options
 def _submit(job: "Job", options: dict[str, Any]) -> int:
     from vidvq import submit as jobs
 
-    run = options["run_folder"] or Path("runs/jobs", job.name)
+    directory = options["job_directory"] or Path("runs/jobs", job.name)
     if options["dry_run"]:
-        for line in jobs.preview(job, run):
+        for line in jobs.preview(job, directory):
             click.echo(line)
         return 0
     if options["retries"] and not options["wait"]:
         raise UsageError(f"retries={options['retries']} needs --wait, because this command starts the retries")
     for attempt in range(options["retries"] + 1):
-        submitted = jobs.submit(job, run)
+        submitted = jobs.submit(job, directory)
         if submitted.status:
-            log.info(f"{run} was already submitted: {submitted.status}")
+            log.info(f"{directory} was already submitted: {submitted.status}")
         else:
-            log.info(f"{run} submitted to {job.backend}: {submitted.ids}")
+            log.info(f"{directory} submitted to {job.backend}: {submitted.ids}")
         if not options["wait"]:
             break
-        ended = jobs.wait(run)
-        log.info(f"{run}: {ended}")
+        ended = jobs.wait(directory)
+        log.info(f"{directory}: {ended}")
         if ended.state not in {"failed", "lost"}:
             return 0 if ended.state == "done" else 1
         if attempt == options["retries"]:
             return 1
-    click.echo(run)
+    click.echo(directory)
     return 0

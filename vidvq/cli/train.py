@@ -6,7 +6,7 @@ import click
 
 from vidvq import config
 from vidvq.cli.config import settings_epilog
-from vidvq.cli.options import run_out, run_out_option
+from vidvq.cli.options import run_out_option, with_option
 
 
 @click.command(short_help="Train a tokenizer on clip shards.", epilog=settings_epilog("train"))
@@ -29,6 +29,6 @@ def train(config_name: str, overrides: tuple[str, ...], out: str | None, profile
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from vidvq.train import TrainConfig, run_train
 
-    settings = config.load(TrainConfig, config.find_config(config_name), [*run_out(out), *overrides])
+    settings = config.load(TrainConfig, config.find_config(config_name), with_option(overrides, "out", out))
     run_train(settings, profile)
     return 0

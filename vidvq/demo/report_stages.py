@@ -68,8 +68,10 @@ def _sharded(split: Split) -> str:
 
 def _trained(run: DemoRun) -> str:
     data, steps = run.config["data"], run.metrics[-1]["step"]
-    step_s = sum(line["step_s"] for line in run.metrics) / len(run.metrics)
-    wait = sum(line["data_wait"] for line in run.metrics) / len(run.metrics)
+    # The other lines are evaluations.
+    lines = [line for line in run.metrics if "step_s" in line]
+    step_s = sum(line["step_s"] for line in lines) / len(lines)
+    wait = sum(line["data_wait"] for line in lines) / len(lines)
     return (
         f"{steps:,} steps of {data['batch_size']} crops, {data['num_frames']}×{data['crop']}×{data['crop']} each; "
         f"{step_s:.2f} s a step, {100 * wait:.1f} % of it waiting for data"

@@ -1,4 +1,4 @@
-"""Submits jobs to clusters. A run folder records each job; one backend module per kind of cluster."""
+"""Submits jobs to clusters. A job directory records each job; one backend module per kind of cluster."""
 
 from vidvq.submit.backend import BACKENDS, Status
 from vidvq.submit.client import Submitted, cancel, logs, preview, status, submit, wait

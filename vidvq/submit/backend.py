@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any, ClassVar, Protocol
 
 from vidvq.errors import UsageError
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.spec import Job
 
 # Each is a module of this package with a class `Backend`.
@@ -57,19 +57,19 @@ class Backend(Protocol):
         """
         ...
 
-    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
+    def files(self, job: Job, directory: JobDirectory) -> Mapping[str, str]:
         """Scripts and manifests of a job.
 
         Returns:
-            Contents by file name, relative to the run folder.
+            Contents by file name, relative to the job directory.
         """
         ...
 
-    def command(self, job: Job, run: RunFolder) -> list[str]:
+    def command(self, job: Job, directory: JobDirectory) -> list[str]:
         """Command line that submits the job."""
         ...
 
-    def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
+    def find(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any] | None:
         """Look up a submitted job whose ids were never recorded, because the submitting process was killed.
 
         Returns:
@@ -77,26 +77,26 @@ class Backend(Protocol):
         """
         ...
 
-    def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
+    def submit(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any]:
         """Submit the job.
 
         Returns:
-            The scheduler's ids, to be recorded in the run folder.
+            The scheduler's ids, to be recorded in the job directory.
 
         Raises:
             StoreError: the scheduler rejects the job; quotes its message.
         """
         ...
 
-    def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
+    def status(self, directory: JobDirectory, ids: dict[str, Any]) -> Status:
         """Query the state of a submitted job."""
         ...
 
-    def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
+    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
         """Read the job's output from byte ``offset`` to its current end."""
         ...
 
-    def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
+    def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:
         """Request that the job stop; a training job saves a checkpoint first."""
         ...
 

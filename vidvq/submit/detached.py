@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from vidvq.submit.backend import Status
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.spec import Job
 
 # The job records its own process id, so that it is known even if the process that started it was killed.
@@ -20,7 +20,7 @@ _START = 'echo $$ >&"$1"; exec bash "$2"'
 
 
 class DetachedBackend:
-    """Base class: runs the run folder's ``script.sh`` in a new session; subclasses write that script.
+    """Base class: runs the job directory's ``script.sh`` in a new session; subclasses write that script.
 
     See :class:`vidvq.submit.backend.Backend` for the methods.
     """
@@ -30,20 +30,20 @@ class DetachedBackend:
     def check(self, job: Job, dry_run: bool) -> None:
         pass
 
-    def command(self, job: Job, run: RunFolder) -> list[str]:
-        return ["bash", str(run.script)]
+    def command(self, job: Job, directory: JobDirectory) -> list[str]:
+        return ["bash", str(directory.script)]
 
-    def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        return {"pid": _pid(run)} if _is_running(run) else None
+    def find(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any] | None:
+        return {"pid": _pid(directory)} if _is_running(directory) else None
 
-    def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
+    def submit(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any]:
         """Start the script; its output is appended to ``logs/job.log``."""
-        with (run.logs / "job.log").open("ab") as log, _lock_file(run).open("a") as lock:
+        with (directory.logs / "job.log").open("ab") as log, _lock_file(directory).open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             lock.truncate(0)
             number = lock.fileno()
             process = subprocess.Popen(
-                ["bash", "-c", _START, "bash", str(number), str(run.script)],
+                ["bash", "-c", _START, "bash", str(number), str(directory.script)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -53,26 +53,26 @@ class DetachedBackend:
             lock.write(f"{process.pid}\n")
         return {"pid": process.pid}
 
-    def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
-        if _is_running(run):
-            return Status("running", f"process group {_pid(run)}")
-        code = run.exit_code()
+    def status(self, directory: JobDirectory, ids: dict[str, Any]) -> Status:
+        if _is_running(directory):
+            return Status("running", f"process group {_pid(directory)}")
+        code = directory.exit_code()
         if code == 0:
             return Status("done")
-        if run.cancelled.exists():
+        if directory.cancelled.exists():
             return Status("cancelled")
         if code is None:
             return Status("lost", "it ended without an exit code; was the machine restarted?")
         return Status("failed", f"exit code {code}")
 
-    def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
-        return read_from(run.logs / "job.log", offset)
+    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
+        return read_from(directory.logs / "job.log", offset)
 
-    def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
+    def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:
         """Send SIGTERM to the process group."""
         # A held lock proves that the group has a member, and its id is not reused while it has one.
-        if _is_running(run):
-            os.killpg(_pid(run), signal.SIGTERM)
+        if _is_running(directory):
+            os.killpg(_pid(directory), signal.SIGTERM)
 
 
 def read_from(path: Path, offset: int) -> bytes:
@@ -85,13 +85,13 @@ def read_from(path: Path, offset: int) -> bytes:
         return b""
 
 
-def _lock_file(run: RunFolder) -> Path:
-    return run.path / "running"
+def _lock_file(directory: JobDirectory) -> Path:
+    return directory.path / "running"
 
 
-def _is_running(run: RunFolder) -> bool:
+def _is_running(directory: JobDirectory) -> bool:
     try:
-        with _lock_file(run).open("r") as lock:
+        with _lock_file(directory).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -100,7 +100,7 @@ def _is_running(run: RunFolder) -> bool:
     return False
 
 
-def _pid(run: RunFolder) -> int:
-    while not (recorded := _lock_file(run).read_text().split()) and _is_running(run):
+def _pid(directory: JobDirectory) -> int:
+    while not (recorded := _lock_file(directory).read_text().split()) and _is_running(directory):
         time.sleep(0.01)
     return int(recorded[0])

@@ -15,7 +15,7 @@ import yaml
 
 from vidvq.errors import StoreError, UsageError
 from vidvq.submit.backend import Status
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.script import shared_out, template
 from vidvq.submit.spec import Job
 
@@ -48,26 +48,27 @@ class Backend:
         if not dry_run:
             _find_kubectl()
 
-    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
+    def files(self, job: Job, directory: JobDirectory) -> Mapping[str, str]:
         return {"manifest.json": json.dumps(manifest(job), indent=1) + "\n"}
 
-    def command(self, job: Job, run: RunFolder) -> list[str]:
-        return ["kubectl", *_namespace(job.resources.namespace), "apply", "-f", str(run.path / "manifest.json")]
+    def command(self, job: Job, directory: JobDirectory) -> list[str]:
+        return ["kubectl", *_namespace(job.resources.namespace), "apply", "-f", str(directory.path / "manifest.json")]
 
-    def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
-        return None
+    def find(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any] | None:
+        ids = _ids(job)
+        return ids if _get(ids, "get", "--ignore-not-found", "-o", "name", f"{ids['kind']}/{ids['name']}") else None
 
-    def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
-        ids = {"kind": "job" if job.is_training else "rayjob", "name": job.name, **_named(job)}
+    def submit(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any]:
+        ids = _ids(job)
         # A finished job of the same name must be deleted first: applying its manifest again would change nothing.
         _kubectl(*_namespace(job.resources.namespace), "delete", "--ignore-not-found", f"{ids['kind']}/{job.name}")
-        _kubectl(*self.command(job, run)[1:])
+        _kubectl(*self.command(job, directory)[1:])
         return ids
 
-    def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
+    def status(self, directory: JobDirectory, ids: dict[str, Any]) -> Status:
         found = json.loads(_get(ids, "get", "--ignore-not-found", "-o", "json", f"{ids['kind']}/{ids['name']}") or "{}")
         if not found:
-            return Status("cancelled" if run.cancelled.exists() else "lost", f"no {ids['kind']}/{ids['name']}")
+            return Status("cancelled" if directory.cancelled.exists() else "lost", f"no {ids['kind']}/{ids['name']}")
         now = found.get("status", {})
         if ids["kind"] == "rayjob":
             state = {"SUCCEEDED": "done", "FAILED": "failed", "STOPPED": "cancelled", "RUNNING": "running"}
@@ -78,12 +79,12 @@ class Backend:
                 return Status("done" if done else "failed", condition.get("message", ""))
         return Status("running" if now.get("ready") else "waiting", f"{now.get('ready', 0)} pods ready")
 
-    def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
+    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
         label = "batch.kubernetes.io/job-name" if ids["kind"] == "job" else "job-name"
         chosen = ["--selector", f"{label}={ids['name']}", "--prefix", "--tail=-1"]
         return _get(ids, "logs", *chosen).encode()[offset:]
 
-    def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
+    def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:
         _get(ids, "delete", "--wait=false", f"{ids['kind']}/{ids['name']}")
 
 
@@ -194,6 +195,10 @@ def _object(version: str, kind: str, job: Job, rest: dict[str, Any]) -> dict[str
     queue = {"kueue.x-k8s.io/queue-name": job.resources.queue} if job.resources.queue else {}
     metadata = {"name": job.name, "labels": _labels(job) | queue, **_named(job)}
     return {"apiVersion": version, "kind": kind, "metadata": metadata} | rest
+
+
+def _ids(job: Job) -> dict[str, Any]:
+    return {"kind": "job" if job.is_training else "rayjob", "name": job.name, **_named(job)}
 
 
 def _labels(job: Job) -> dict[str, str]:

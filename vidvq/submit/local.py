@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from vidvq.submit.detached import DetachedBackend
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.script import make_script
 from vidvq.submit.spec import Job
 
@@ -13,6 +13,6 @@ class Backend(DetachedBackend):
 
     takes = frozenset({"gpus"})
 
-    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
+    def files(self, job: Job, directory: JobDirectory) -> Mapping[str, str]:
         values = {"NPROC": str(job.processes), "GPUS": str(job.resources.gpus)}
-        return {"script.sh": make_script(job, run, "node.sh", values)}
+        return {"script.sh": make_script(job, directory, "node.sh", values)}

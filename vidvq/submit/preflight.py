@@ -129,6 +129,8 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="time limit (seconds)")
     arguments = parser.parse_args()
     host, _, port = arguments.head.rpartition(":")
+    if not host or not port.isdecimal():
+        parser.error(f"HEAD={arguments.head} must be HOST:PORT")
     deadline = time.monotonic() + arguments.limit_s
     nonce = secrets.token_hex(8)
     if arguments.rank:
@@ -139,11 +141,11 @@ def main() -> int:
     problems = find_problems(reports, arguments.nodes, arguments.gpus)
     code = print_verdict(reports, problems)
     for _, connection in others:
-        _send(connection, {"problems": problems})
-    for _, connection in others:
-        # The peer closes first, so that no socket of node 0 stays in TIME_WAIT and the job can bind the port.
-        connection.recv(1)
-        connection.close()
+        # A peer that has died since is noticed by what started it.
+        with connection, suppress(OSError):
+            _send(connection, {"problems": problems})
+            # The peer closes first, so that no socket of node 0 stays in TIME_WAIT and the job can bind the port.
+            connection.recv(1)
     remove_markers(arguments.shared.absolute(), nonce)
     address = socket.gethostbyname(host)
     print(address, interface_of(address))

@@ -10,14 +10,14 @@ from vidvq.errors import UsageError
 from vidvq.log import warn
 from vidvq.runtime import ray_jobs
 from vidvq.submit.backend import Status
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.script import shared_out, template
 from vidvq.submit.spec import Job
 
 _DEFAULT = "http://127.0.0.1:8265"
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _STATES = {"PENDING": "waiting", "RUNNING": "running", "STOPPED": "cancelled", "SUCCEEDED": "done", "FAILED": "failed"}
-# Files of a run folder that the job does not need.
+# Files of a job directory that the job does not need.
 _EXCLUDES = ["logs", "attempts", "lock", "job.json", "environment.json"]
 
 
@@ -39,32 +39,32 @@ class Backend:
                 "with RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, and set both here"
             )
 
-    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
+    def files(self, job: Job, directory: JobDirectory) -> Mapping[str, str]:
         return {"script.sh": template("ray.sh")}
 
-    def command(self, job: Job, run: RunFolder) -> list[str]:
-        options = ["--working-dir", str(run.path), "--submission-id", f"{job.name}-ATTEMPT"]
+    def command(self, job: Job, directory: JobDirectory) -> list[str]:
+        options = ["--working-dir", str(directory.path), "--submission-id", f"{job.name}-ATTEMPT"]
         return ["ray", "job", "submit", "--address", _address(job), *options, "--", *_entrypoint(job)]
 
-    def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
+    def find(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any] | None:
         ids = {"address": _address(job), "submission_id": f"{job.name}-{attempt}"}
         return ids if ray_jobs.find_job(**ids) else None
 
-    def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
+    def submit(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any]:
         ids = {"address": _address(job), "submission_id": f"{job.name}-{attempt}"}
-        ray_jobs.submit_job(**ids, entrypoint=shlex.join(_entrypoint(job)), folder=run.path, excludes=_EXCLUDES)
+        ray_jobs.submit_job(**ids, entrypoint=shlex.join(_entrypoint(job)), folder=directory.path, excludes=_EXCLUDES)
         return ids
 
-    def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
+    def status(self, directory: JobDirectory, ids: dict[str, Any]) -> Status:
         found = ray_jobs.find_job(ids["address"], ids["submission_id"])
         if not found:
             return Status("lost", f"the cluster at {ids['address']} has no job {ids['submission_id']}")
         return Status(_STATES.get(found[0], "running"), f"{ids['submission_id']}: {' '.join(found[1].split())[:300]}")
 
-    def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
+    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
         return ray_jobs.job_log(ids["address"], ids["submission_id"]).encode()[offset:]
 
-    def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
+    def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:
         ray_jobs.stop_job(ids["address"], ids["submission_id"])
 
 

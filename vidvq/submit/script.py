@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from vidvq import config
 from vidvq.storage import is_remote, resolve_path
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.spec import Job
 
 
@@ -14,19 +14,21 @@ def template(name: str) -> str:
     return config.packaged("launch", name).read_text(encoding="utf-8")
 
 
-def make_script(job: Job, run: RunFolder, name: str, values: Mapping[str, str], directives: Iterable[str] = ()) -> str:
+def make_script(
+    job: Job, directory: JobDirectory, name: str, values: Mapping[str, str], directives: Iterable[str] = ()
+) -> str:
     """Build the script of a job.
 
     Args:
-        run: the run folder, into which the script writes its exit code.
+        directory: the job directory, into which the script writes its exit code.
         name: file name of a template in ``launch/`` that runs the vidvq command line in ``$@``.
         values: environment variables that the template reads.
         directives: scheduler directives without the ``#``. They precede all commands, as schedulers require.
     """
     body = template(name).removeprefix("#!/usr/bin/env bash\n")
     # All nodes must be able to write SHARED.
-    shared = shared_out(job) or str(run.path)
-    variables = {"PYTHON": job.python, "RUN": str(run.path), "SHARED": shared, **values}
+    shared = shared_out(job) or str(directory.path)
+    variables = {"PYTHON": job.python, "JOB": str(directory.path), "SHARED": shared, **values}
     return "\n".join(
         [
             "#!/usr/bin/env bash",
@@ -36,12 +38,12 @@ def make_script(job: Job, run: RunFolder, name: str, values: Mapping[str, str], 
             "# shellcheck disable=SC2016,SC2089,SC2090",
             "set -euo pipefail",
             *(f"export {variable}={shlex.quote(value)}" for variable, value in variables.items()),
-            'cd "$RUN"',
+            'cd "$JOB"',
             *_exit_code(job),
             # Bash runs the trap once the foreground command, which receives the signal too, has exited.
             "trap 'exit 143' TERM",
             f"cd {shlex.quote(job.folder)}",
-            f"set -- {shlex.join(job.command_line(str(run.config)))}",
+            f"set -- {shlex.join(job.command_line(str(directory.config)))}",
             f"# ---- launch/{name}",
             body,
         ]
@@ -51,8 +53,8 @@ def make_script(job: Job, run: RunFolder, name: str, values: Mapping[str, str], 
 def _exit_code(job: Job) -> list[str]:
     """Lines that record the exit code. An array's code is 0 once one of its jobs has found the output complete."""
     if job.resources.array is None:
-        return ["rm -f exit_code", "trap 'echo $? >\"$RUN/exit_code\"' EXIT"]
-    return ['trap \'code=$?; [ "$(cat "$RUN/exit_code" 2>/dev/null)" = 0 ] || echo $code >"$RUN/exit_code"\' EXIT']
+        return ["rm -f exit_code", "trap 'echo $? >\"$JOB/exit_code\"' EXIT"]
+    return ['trap \'code=$?; [ "$(cat "$JOB/exit_code" 2>/dev/null)" = 0 ] || echo $code >"$JOB/exit_code"\' EXIT']
 
 
 def shared_out(job: Job) -> str:

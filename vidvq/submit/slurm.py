@@ -10,7 +10,7 @@ from typing import Any
 from vidvq.errors import StoreError, UsageError
 from vidvq.submit.backend import Status
 from vidvq.submit.detached import read_from
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.script import make_script, template
 from vidvq.submit.spec import Job
 
@@ -53,7 +53,7 @@ class Backend:
         if queue in sizes and job.resources.nodes > sizes[queue]:
             raise UsageError(f"nodes={job.resources.nodes} exceeds the {sizes[queue]} nodes of partition {queue}")
 
-    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
+    def files(self, job: Job, directory: JobDirectory) -> Mapping[str, str]:
         requested = job.resources
         options = [
             f"--job-name={job.name}",
@@ -75,7 +75,7 @@ class Backend:
         if requested.queue:
             options.append(f"--partition={requested.queue}")
         values = {
-            "NODE_SCRIPT": str(run.path / "node.sh"),
+            "NODE_SCRIPT": str(directory.path / "node.sh"),
             "NPROC": str(job.processes),
             "GPUS": str(requested.gpus),
             "CPUS": str(requested.cpus or ""),
@@ -84,21 +84,21 @@ class Backend:
         }
         directives = [f"SBATCH {option}" for option in options]
         return {
-            "script.sh": make_script(job, run, "slurm.sh", values, directives),
+            "script.sh": make_script(job, directory, "slurm.sh", values, directives),
             "node.sh": template("node.sh"),
         }
 
-    def command(self, job: Job, run: RunFolder) -> list[str]:
-        return ["sbatch", "--parsable", f"--chdir={run.path}", str(run.script)]
+    def command(self, job: Job, directory: JobDirectory) -> list[str]:
+        return ["sbatch", "--parsable", f"--chdir={directory.path}", str(directory.script)]
 
-    def find(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any] | None:
+    def find(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any] | None:
         found = _run("squeue", "--me", "--noheader", f"--name={job.name}", "--format=%A").split()
         return {"job": found[0]} if found else None
 
-    def submit(self, job: Job, run: RunFolder, attempt: int) -> dict[str, Any]:
-        return {"job": _run(*self.command(job, run)).strip().partition(";")[0]}
+    def submit(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any]:
+        return {"job": _run(*self.command(job, directory)).strip().partition(";")[0]}
 
-    def status(self, run: RunFolder, ids: dict[str, Any]) -> Status:
+    def status(self, directory: JobDirectory, ids: dict[str, Any]) -> Status:
         shown = subprocess.run(
             ["scontrol", "show", "job", "--oneliner", ids["job"]], capture_output=True, text=True, check=False
         )
@@ -116,22 +116,22 @@ class Backend:
         if state in _RUNNING:
             return Status("running", detail)
         # Slurm forgets a job some minutes after it ends; the script's exit code remains.
-        code = run.exit_code()
+        code = directory.exit_code()
         if state == "COMPLETED" or (not state and code == 0):
             return Status("done", detail)
-        if state == "CANCELLED" or run.cancelled.exists():
+        if state == "CANCELLED" or directory.cancelled.exists():
             return Status("cancelled", detail)
         if not state and code is None:
             return Status("lost", detail)
         return Status("failed", detail if code is None else f"{detail}, exit code {code}")
 
-    def log(self, run: RunFolder, ids: dict[str, Any], offset: int) -> bytes:
+    def log(self, directory: JobDirectory, ids: dict[str, Any], offset: int) -> bytes:
         # The log of an array is that of its first job; the others are beside it.
-        first = run.logs / f"{ids['job']}_0.log"
-        return read_from(first if first.exists() else run.logs / f"{ids['job']}.log", offset)
+        first = directory.logs / f"{ids['job']}_0.log"
+        return read_from(first if first.exists() else directory.logs / f"{ids['job']}.log", offset)
 
-    def cancel(self, run: RunFolder, ids: dict[str, Any]) -> None:
-        if self.status(run, ids).state == "waiting":
+    def cancel(self, directory: JobDirectory, ids: dict[str, Any]) -> None:
+        if self.status(directory, ids).state == "waiting":
             _run("scancel", ids["job"])
         else:
             # Jobs of an array that have not started.

@@ -7,7 +7,7 @@ from pathlib import Path
 from vidvq.errors import UsageError
 from vidvq.submit.detached import DetachedBackend
 from vidvq.submit.hostfile import read_hostfile
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.script import make_script, template
 from vidvq.submit.spec import Job
 
@@ -27,12 +27,12 @@ class Backend(DetachedBackend):
         if requested.nodes > available:
             raise UsageError(f"nodes={requested.nodes} exceeds the {available} hosts in {requested.hostfile}")
 
-    def files(self, job: Job, run: RunFolder) -> Mapping[str, str]:
+    def files(self, job: Job, directory: JobDirectory) -> Mapping[str, str]:
         values = {
             "HOSTFILE": str(job.resources.hostfile),
             "NODES": str(job.resources.nodes),
             "PORT": str(20000 + int(job.key, 16) % 12000),
             "CPUS": str(job.resources.cpus or ""),
-            "NODE_SCRIPT": str(run.path / "node.sh"),
+            "NODE_SCRIPT": str(directory.path / "node.sh"),
         }
-        return {"script.sh": make_script(job, run, "ssh.sh", values), "node.sh": template("node.sh")}
+        return {"script.sh": make_script(job, directory, "ssh.sh", values), "node.sh": template("node.sh")}

@@ -16,10 +16,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType
 
+from vidvq.errors import UsageError
 from vidvq.submit.hostfile import SshHost, read_hostfile
-from vidvq.submit.run_folder import forwarded_variables
+from vidvq.submit.job_directory import forwarded_variables
 
 # A lost host is noticed within 3 intervals.
 HEARTBEAT_S = 4
@@ -99,17 +99,15 @@ def run(hosts: list[SshHost], port: int, command: list[str]) -> int:
         request = {"environment": token | shared | own, "folder": str(Path.cwd()), "command": command}
         connections.append(Connection(host, request))
 
-    stopping = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopping.set()
-        for connection in connections:
-            connection.send("stop")
-
-    signal.signal(signal.SIGTERM, stop)
+    stopping, told = threading.Event(), False
+    signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
     code, closed, last_heartbeat, head_ended = 0, False, time.monotonic(), None
     while running := [item for item in connections if item.process.poll() is None]:
         now = time.monotonic()
+        if stopping.is_set() and not told:
+            told = True
+            for connection in running:
+                connection.send("stop")
         failed = [item for item in connections if item.process.poll()]
         # A host that was asked to stop has not failed; the others may still be saving.
         if failed and not code and not stopping.is_set():
@@ -144,7 +142,10 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True, help="port of the rendezvous, on the first host")
     parser.add_argument("command", nargs="+", help="command line to run on each host")
     arguments = parser.parse_args()
-    hosts = read_hostfile(arguments.hostfile)
+    try:
+        hosts = read_hostfile(arguments.hostfile)
+    except UsageError as error:
+        parser.error(str(error))
     return run(hosts[: arguments.nodes or len(hosts)], arguments.port, arguments.command)
 
 

@@ -24,14 +24,16 @@ from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.log import progress
 from vidvq.metrics.pixel import psnr
+from vidvq.model.enlarge import shrink_frames
 from vidvq.video.decode import decode_clip
 from vidvq.video.write import TimedFrame
 from vidvq.view.atlas import decode_atlas, decode_patches, most_used
 from vidvq.view.pictures import jpeg_sheet, png_strip
 from vidvq.view.search import SearchIndex
 
-# Longer samples are cut to this number of frames.
+# Longer samples are cut to this number of frames, those of large frames to this number of pixels.
 MAX_FRAMES = 129
+_MAX_PIXELS = 1 << 26
 # Limits of the samples and codes that are counted and searched.
 _COUNTED = 2000
 _COUNTED_CODES = 64_000_000
@@ -129,12 +131,14 @@ class Gallery:
             clips = [Clip(*location.read(self.card)) for location in locations]
             shown: dict[int, dict[str, Any]] = {}
             for at, frames in decode_together(self._tokenizer, clips):
-                shown[at] = self._show(locations[at].key, clips[at], list(islice(frames, MAX_FRAMES)))
+                cut = islice(frames, self._max_frames(clips[at].codes))
+                shown[at] = self._show(locations[at].key, clips[at], list(cut))
             yield from (shown[at] for at in sorted(shown))
 
     def _show(self, key: str, clip: Clip, frames: list[TimedFrame]) -> dict[str, Any]:
         codes, info = clip.codes, clip.info
-        decoded = np.stack([frame.pixels for frame in frames])
+        # At the size of the original: that of the token grid.
+        decoded = shrink_frames(np.stack([frame.pixels for frame in frames]), self._tokenizer.upscale)
         shown = 1 + -(-(len(decoded) - 1) // self.card.temporal_factor)
         original = self._original(key)
         same = original is not None and len(original) >= len(decoded) and original.shape[1:] == decoded.shape[1:]
@@ -172,8 +176,8 @@ class Gallery:
         for index, grid in sorted(self._grids.items()):
             here = [row for row in np.argwhere(grid == code) if self.card.codebook_of(row[0]) == codebook]
             count += len(here)
-            # Frames after the first MAX_FRAMES are not shown.
-            shown = [row for row in here if (row[0] - 1) * self.card.temporal_factor + 1 < MAX_FRAMES][:_SHOWN]
+            cut = self._max_frames(grid)
+            shown = [row for row in here if (row[0] - 1) * self.card.temporal_factor + 1 < cut][:_SHOWN]
             if shown and len(found) < _SHOWN_CLIPS:
                 found.append([{"index": index, "t": int(t), "y": int(y), "x": int(x)} for t, y, x in shown])
         spread = [position for turn in zip_longest(*found) for position in turn if position][:_SHOWN]
@@ -185,6 +189,11 @@ class Gallery:
             "places": sorted(spread, key=lambda position: position["index"]),
             "patch": png_strip(patches[0]) if patches else None,
         }
+
+    def _max_frames(self, codes: np.ndarray) -> int:
+        """Number of frames of a sample that are shown, if it has as many; ``codes`` is its grid."""
+        pixels = codes[0].size * self.card.spatial_factor**2
+        return max(min(MAX_FRAMES, _MAX_PIXELS // pixels), 1)
 
     def _count_codes(self) -> list[dict[str, Any]]:
         usage = {book.name: np.zeros(book.size, dtype=np.int64) for book in self.card.codebooks}

@@ -18,7 +18,8 @@ def jpeg_sheet(frames: np.ndarray) -> str:
     """
     t, h, w, _ = frames.shape
     rows = -(-t // COLUMNS)
-    sheet = np.zeros((rows * h, COLUMNS * w, 3), dtype=np.uint8)
+    # At most 65,535 pixels wide, which few large frames are.
+    sheet = np.zeros((rows * h, min(COLUMNS, t) * w, 3), dtype=np.uint8)
     for index, frame in enumerate(frames):
         y, x = divmod(index, COLUMNS)
         sheet[y * h : (y + 1) * h, x * w : (x + 1) * w] = frame

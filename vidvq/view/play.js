@@ -3,8 +3,6 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const by = id => document.getElementById(id);
   const canvas = by("frame"), buttons = [...document.querySelectorAll("[data-key]")];
-  canvas.width = data.width;
-  canvas.height = data.height;
   by("start").max = data.starts;
   // Indices of the keys that are held, the latest last.
   const held = [];
@@ -19,6 +17,9 @@
   const draw = uri => new Promise(done => {
     const image = new Image();
     image.onload = () => {
+      // Starts may differ in size.
+      canvas.width = image.width;
+      canvas.height = image.height;
       canvas.getContext("2d").drawImage(image, 0, 0);
       shown++;
       by("where").textContent = `frame ${shown}`;
@@ -51,9 +52,10 @@
     try {
       const found = await ask(`/start?start=${start - 1}`);
       if (own !== turn) return;
-      rollout = found.rollout;
       shown = 0;
       await show(found.frames, own);
+      if (own !== turn) return;
+      rollout = found.rollout;
       loop();
     } catch (error) { fail(error); }
   }

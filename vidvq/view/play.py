@@ -37,7 +37,6 @@ class Game:
     Attributes:
         keys: action of each key.
         idle: action without a key; None for one that is not known.
-        size: height and width of a frame (pixels).
 
     Raises:
         UsageError: the generator was not trained to predict, the tokens or the tokenizer do not fit it, or the keys do
@@ -63,8 +62,6 @@ class Game:
         self._tokenizer.to(device)
         takes_mean = config.sampling.takes_mean
         self._vectors = code_vectors(self._tokenizer, self._network.digits) if takes_mean else None
-        info = self._starts[0].read_info()
-        self.size = (info.height * self._tokenizer.upscale, info.width * self._tokenizer.upscale)
         self._rollouts: dict[int, tuple[Rollout, int]] = {}
         self._number = 0
 
@@ -149,8 +146,6 @@ def build_play_page(game: Game) -> bytes:
         "keys": [{"key": key, "action": list(action)} for key, action in game.keys.items()],
         "starts": game.total,
         "fps": game.card.fps,
-        "height": game.size[0],
-        "width": game.size[1],
     }
     values = {
         "data": json_element(data),

@@ -19,7 +19,7 @@ import yaml
 from vidvq import config
 from vidvq.formats.checkpoint import list_steps, read_checkpoint
 from vidvq.generate.config import GenerateTrainConfig
-from vidvq.submit import VERBS, Job, Resources
+from vidvq.submit import VERBS, Job, Resources, submit
 from vidvq.submit.kubernetes import Backend, manifest
 from vidvq.train import TrainConfig
 
@@ -195,10 +195,41 @@ def test_the_pods_command_trains_as_two_processes_and_saves_when_asked_to_stop(t
 def test_no_kubectl_and_no_image_are_one_line(vidvq, demo_videos, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(shutil.which("bash") or "").parent) if not shutil.which("kubectl") else "/x")
     command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "kubernetes"]
-    ran = vidvq(*command, "--run", tmp_path / "r")
+    ran = vidvq(*command, "--job", tmp_path / "r")
     assert ran.code == 2
     assert "needs --image" in ran.error
-    ran = vidvq(*command, "--run", tmp_path / "r", "--image", "vidvq:0.1")
+    ran = vidvq(*command, "--job", tmp_path / "r", "--image", "vidvq:0.1")
     assert ran.code == 2
     assert "kubectl is not on the path" in ran.error
     assert not (tmp_path / "r").exists()
+
+
+# Keeps the objects that it was given in a file.
+KUBECTL = """#!/bin/sh
+echo "$*" >> "$CALLS"
+case "$*" in
+*delete*) rm -f "$CALLS.objects" ;;
+*apply*) touch "$CALLS.objects" ;;
+*"-o name"*) [ ! -e "$CALLS.objects" ] || echo object ;;
+*"-o json"*) [ ! -e "$CALLS.objects" ] || echo '{"status": {"ready": 1, "jobStatus": "RUNNING"}}' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("verb", ["train", "shard"])
+def test_a_job_whose_submission_was_killed_or_that_runs_for_another_folder_is_found(tmp_path, monkeypatch, verb):
+    kubectl = tmp_path / "bin/kubectl"
+    kubectl.parent.mkdir()
+    kubectl.write_text(KUBECTL)
+    kubectl.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{kubectl.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    job = job_of(verb)
+    assert submit(job, tmp_path / "run").status is None
+    (tmp_path / "run/attempts/1.json").unlink()
+    for folder in ("run", "other"):
+        again = submit(job, tmp_path / folder)
+        assert again.status is not None and again.status.state == "running"
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sum("apply" in call for call in calls) == 1
+    assert all("--namespace ml" in call for call in calls)

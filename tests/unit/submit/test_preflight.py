@@ -1,13 +1,17 @@
 """The check of all nodes before a job; processes on the loopback stand in for nodes."""
 
+import json
 import socket
+import struct
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from vidvq import __version__
 from vidvq.submit.preflight import NodeReport, find_problems, format_table
 
 GOOD = NodeReport(0, "a", "1.0", 8, 100.0, None)
@@ -88,6 +92,24 @@ def test_other_clients_at_the_rendezvous_are_ignored(tmp_path, port):
     _, err = head.communicate(timeout=300)
     assert head.returncode == 0, err
     other.communicate(timeout=300)
+
+
+def test_a_node_that_dies_after_its_report_leaves_no_traceback_and_no_markers(tmp_path, port):
+    head = node(port, 0, tmp_path)
+    while True:
+        try:
+            link = socket.create_connection(("127.0.0.1", port))
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    with link:
+        assert b"nonce" in link.recv(4096)
+        # Reset the connection.
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        link.sendall(json.dumps(asdict(replace(GOOD, rank=1, vidvq=__version__))).encode() + b"\n")
+    _, err = head.communicate(timeout=300)
+    assert (head.returncode, err.splitlines()[-1]) == (0, "preflight: ready")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unwritable_path_is_named(port):

@@ -10,7 +10,7 @@ import pytest
 
 from vidvq.submit import VERBS, Job, Resources
 from vidvq.submit.backend import get_backend
-from vidvq.submit.run_folder import RunFolder
+from vidvq.submit.job_directory import JobDirectory
 
 ROOT = Path(__file__).parents[3]
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
@@ -52,6 +52,22 @@ def test_torchrun_takes_both_trainings(tmp_path, given, command):
     assert found[found.index("vidvq") + 1 :] == command
 
 
+@pytest.mark.parametrize(
+    ("script", "variables", "said"),
+    [
+        ("node.sh", {"HEAD": "node0"}, "HEAD=node0 must be HOST:PORT"),
+        ("node.sh", {"HEAD": "node0:"}, "HEAD=node0: must be HOST:PORT"),
+        ("ssh.sh", {"HOSTFILE": "/missing"}, "hostfile /missing cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_variable_of_a_script_is_no_traceback(tmp_path, script, variables, said):
+    environment = os.environ | variables | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    command = ["bash", ROOT / "launch" / script, "train", "demo"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
 def test_the_dockerfile_is_clean():
     hadolint = SHELLCHECK.with_name("hadolint")
     done = subprocess.run([hadolint, ROOT / "docker/Dockerfile"], capture_output=True, text=True, check=False)
@@ -65,7 +81,7 @@ def test_generated_scripts_are_clean(tmp_path, backend, verb, name):
     arguments = (f"/v/{name}", f"--out=/{name}")
     asked = replace(RESOURCES[backend], array=None) if "train" in verb else RESOURCES[backend]
     job = Job(verb, arguments, {}, f"/o/{name}", backend.partition("-")[0], asked, f"/f/{name}", f"/p/{name}")
-    run = RunFolder(Path("/runs", name))
+    run = JobDirectory(Path("/runs", name))
     for file, text in get_backend(job.backend).files(job, run).items():
         if file.endswith(".sh"):
             path = tmp_path / file

@@ -41,7 +41,7 @@ def test_a_job_with_hostile_names_runs_and_keeps_everything(there, demo_videos, 
     video = there / HOSTILE / "carphone.mp4"
     video.parent.mkdir()
     video.symlink_to(demo_videos / "train/carphone.mp4")
-    command = ["submit", "shard", video.parent, "--out", f"out {HOSTILE}", "--run", f"run {HOSTILE}", *SETTINGS]
+    command = ["submit", "shard", video.parent, "--out", f"out {HOSTILE}", "--job", f"run {HOSTILE}", *SETTINGS]
     ran = vidvq(*command, "--wait")
     assert ran.code == 0, ran.err
     run = there / f"run {HOSTILE}"
@@ -61,7 +61,7 @@ def test_the_environment_that_is_kept_holds_no_secret(there, monkeypatch, demo_v
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hunter2")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    vidvq("submit", "shard", demo_videos / "train/carphone.mp4", "--out", "out", *SETTINGS, "--run", "run", "--wait")
+    vidvq("submit", "shard", demo_videos / "train/carphone.mp4", "--out", "out", *SETTINGS, "--job", "run", "--wait")
     kept = (there / "run/environment.json").read_text()
     assert json.loads(kept)["variables"]["OMP_NUM_THREADS"] == "3"
     assert all("hunter2" not in path.read_text() for path in (there / "run").rglob("*") if path.is_file())
@@ -81,9 +81,9 @@ def test_a_dry_run_prints_what_would_run_and_writes_nothing(there, demo_videos, 
     script = ran.out.partition("script.sh\n")[2].partition("# ---- command")[0]
     assert script.startswith("#!/usr/bin/env bash\n")
     assert not list(there.iterdir())
-    assert vidvq("submit", "shard", demo_videos / "train", "--out", "out", *SETTINGS, "--run", "r", "--wait").code == 0
+    assert vidvq("submit", "shard", demo_videos / "train", "--out", "out", *SETTINGS, "--job", "r", "--wait").code == 0
     # The same but for its own folder.
-    name = next(line for line in script.splitlines() if line.startswith("export RUN=")).partition("=")[2]
+    name = next(line for line in script.splitlines() if line.startswith("export JOB=")).partition("=")[2]
     assert (there / "r/script.sh").read_text().replace(str(there / "r"), name) == script
 
 
@@ -142,11 +142,11 @@ def test_a_job_that_was_killed_outright_is_lost(tmp_path):
     assert wait(tmp_path / "run").state == "lost"
 
 
-def test_another_job_in_the_same_run_folder_is_refused_and_changes_nothing(tmp_path, snapshot):
+def test_another_job_in_the_same_job_directory_is_refused_and_changes_nothing(tmp_path, snapshot):
     submit(job_of(tmp_path), tmp_path / "run")
     wait(tmp_path / "run")
     before = snapshot(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"holds another job: resources.gpus was 0, now 2. Give another --run"):
+    with pytest.raises(ValueError, match=r"holds another job: resources.gpus was 0, now 2. Give another --job"):
         submit(job_of(tmp_path, gpus=2), tmp_path / "run")
     assert snapshot(tmp_path / "run") == before
 
@@ -154,7 +154,7 @@ def test_another_job_in_the_same_run_folder_is_refused_and_changes_nothing(tmp_p
 def test_retries_submit_again_up_to_a_cap(there, vidvq, demo_videos, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     ran = vidvq(
-        *["submit", "shard", demo_videos, "--out", "out", *SETTINGS, "--run", "run", "--wait", "--retries", "2"]
+        *["submit", "shard", demo_videos, "--out", "out", *SETTINGS, "--job", "run", "--wait", "--retries", "2"]
     )
     assert ran.code == 1
     assert ran.err.count("failed (exit code 1)") == 3
@@ -175,8 +175,9 @@ def test_retries_submit_again_up_to_a_cap(there, vidvq, demo_videos, monkeypatch
         (["--image", "-vidvq"], "image='-vidvq' must consist of letters"),
         (["--secret", "A=b"], "secret='A=b' must be the name of a secret"),
         (["--retries", "2"], "retries=2 needs --wait"),
-        (["--run", "/proc/nosuch/run"], "/proc/nosuch"),
-        (["--run", "a\nb"], "contains a control character"),
+        (["--retries", "-1", "--wait"], "-1 is not in the range"),
+        (["--job", "/proc/nosuch/run"], "/proc/nosuch"),
+        (["--job", "a\nb"], "contains a control character"),
         (["clip.fps=-1"], "clip.fps=-1"),
     ],
 )
@@ -199,7 +200,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, vidvq, content):
     for verb in ("status", "logs", "cancel"):
         ran = vidvq("submit", verb, tmp_path)
         assert ran.code == 2
-        assert "is not a run folder" in ran.error
+        assert "is not a job directory" in ran.error
 
 
 def test_a_job_is_named_after_its_content(tmp_path):
@@ -240,7 +241,7 @@ def test_training_starts_as_many_processes_as_gpus(tmp_path, verb):
 def test_a_dry_run_of_training_shows_its_command_under_torchrun(there, vidvq, monkeypatch, command, expected, options):
     monkeypatch.setattr("vidvq.submit.slurm.shutil.which", lambda name: None if name == "sbatch" else name)
     (there / "hosts").write_text("a slots=1\nb slots=1\n")
-    ran = vidvq("submit", *command, "--run", "run", "--dry-run", *options)
+    ran = vidvq("submit", *command, "--job", "run", "--dry-run", *options)
     assert (ran.code, ran.err) == (0, "")
     if "kubernetes" in options:
         files, _, made = json.loads(ran.out.partition("\n")[2].partition("# ---- command")[0])["items"]
@@ -256,7 +257,7 @@ def test_a_dry_run_of_training_shows_its_command_under_torchrun(there, vidvq, mo
 # By default, tests/distributed/test_slurm.py trains a generator.
 @pytest.mark.slow
 def test_a_local_training_of_a_generator_is_cancelled_resumes_and_completes(there, tokens_dir, vidvq):
-    command = ["submit", "generate", "train", tokens_dir, "--out", "out", "steps=100", *TINY_GENERATOR, "--run", "run"]
+    command = ["submit", "generate", "train", tokens_dir, "--out", "out", "steps=100", *TINY_GENERATOR, "--job", "run"]
     assert vidvq(*command).code == 0
     wait_until(lambda: bool(list_steps(there / "out")) or has_ended(there / "run"), there / "run")
     assert vidvq("submit", "cancel", "run").code == 0

@@ -1,4 +1,4 @@
-"""The run folder: the complete record of a submitted job, readable without vidvq.
+"""The job directory: the complete record of a submitted job, readable without vidvq.
 
 =====================  ==================================================================
 file                   content
@@ -38,8 +38,8 @@ FORWARDED = re.compile(r"PYTHONPATH|LD_LIBRARY_PATH|OMP_NUM_THREADS|(CUDA|NCCL|G
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """A run folder.
+class JobDirectory:
+    """A job directory.
 
     Attributes:
         path: absolute path of the folder.
@@ -86,7 +86,7 @@ class RunFolder:
         path, record = self.path / "job.json", to_dict(job)
         if path.exists():
             if changed := list(differences("", read_json(path), record)):
-                raise UsageError(f"{self.path} holds another job: {'; '.join(changed)}. Give another --run")
+                raise UsageError(f"{self.path} holds another job: {'; '.join(changed)}. Give another --job")
             return
         self.logs.mkdir(exist_ok=True)
         (self.path / "attempts").mkdir(exist_ok=True)
@@ -124,18 +124,18 @@ class RunFolder:
             return None
 
 
-def read_run(path: Path) -> tuple[RunFolder, Job]:
-    """Open a run folder.
+def read_job(path: Path) -> tuple[JobDirectory, Job]:
+    """Open a job directory.
 
     Raises:
-        UsageError: ``path`` is not a run folder.
+        UsageError: ``path`` is not a job directory.
     """
-    file, remedy = path / "job.json", "give the folder that `vidvq submit` printed"
+    file, remedy = path / "job.json", "give the one that `vidvq submit` printed"
     if not file.is_file():
-        raise UsageError(f"{path} is not a run folder: it has no job.json; {remedy}")
+        raise UsageError(f"{path} is not a job directory: it has no job.json; {remedy}")
     if not is_mapping(job := read_json(file)):
-        raise UsageError(f"{path} is not a run folder: its job.json holds no object; {remedy}")
-    return RunFolder(path.absolute()), validate(Job, job, str(file))
+        raise UsageError(f"{path} is not a job directory: its job.json holds no object; {remedy}")
+    return JobDirectory(path.absolute()), validate(Job, job, str(file))
 
 
 def forwarded_variables() -> dict[str, str]:
