@@ -291,7 +291,7 @@ class Tokenizer(nn.Module):
         codes = self._as_tensor(codes, "codes")
         return codes if codes.is_floating_point() or codes.dtype in _NO_CODES else codes.long()
 
-    def _check_video(self, video: Tensor, takes_bytes: bool = False) -> None:
+    def _check_video(self, video: Tensor, any_device: bool = False, takes_bytes: bool = False) -> None:
         if video.ndim != 5 or video.shape[1] != 3:
             raise UsageError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
         is_bytes = takes_bytes and video.dtype == torch.uint8
@@ -299,7 +299,8 @@ class Tokenizer(nn.Module):
             raise UsageError(f"video is {video.dtype}; it must be float in [-1, 1] (uint8 frames: x / 127.5 - 1)")
         if 0 in video.shape:
             raise UsageError(f"video has shape {tuple(video.shape)}; it must not be empty")
-        self._check_device(video, "video")
+        if not any_device:
+            self._check_device(video, "video")
         # A compiled step cannot branch on values.
         if torch.compiler.is_compiling() or not self.checks_range or is_bytes:
             return

@@ -187,6 +187,34 @@ class VideoTokenizer(Tokenizer):
 
     @torch.no_grad()
     @without_autocast
+    def encode_tiled(self, video: Tensor) -> Tensor:
+        """Encode video whose frames do not fit on the device. Returns the same codes as :meth:`encode`.
+
+        As many tiles as a call has streams are moved to the device at a time and encoded over all frames.
+
+        Args:
+            video: ``b c t h w`` float in [-1, 1], on any device.
+
+        Returns:
+            Codes ``b lt lh lw`` int64.
+
+        Raises:
+            UsageError: wrong rank, channels, type or range.
+        """
+        video = self._as_tensor(video, "video")
+        self._check_video(video, any_device=True)
+        padded, scale = self.pad(video), self.spatial_factor
+        tiles = self._stream_encoder.tiles(padded.shape[3] // scale, padded.shape[4] // scale)
+        windows = tiles.split(padded, scale)
+        streams = self.shape_for(padded.shape[3], padded.shape[4]).streams
+        kept = []
+        for start in range(0, len(windows), streams):
+            codes = self._encode_stream(windows[start : start + streams].to(self.device), None)[0]
+            kept += [tiles.crop(window, start + index) for index, window in enumerate(codes.split(1))]
+        return tiles.merge(kept)
+
+    @torch.no_grad()
+    @without_autocast
     def encode_step(self, frames: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """Encode the next frames of a batch of streams; see :meth:`Tokenizer.encode_step`.
 

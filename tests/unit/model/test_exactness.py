@@ -284,6 +284,7 @@ def test_tiles_give_the_tokens_and_frames_of_the_whole_frame(changes, height, wi
     frames = clip[..., :height, :width]
     codes = whole.encode(frames)
     assert torch.equal(tiled.encode(frames), codes)
+    assert torch.equal(tiled.encode_tiled(frames), codes)
     torch.testing.assert_close(tiled.decode(codes), whole.decode(codes), atol=1e-4, rtol=0)
 
 

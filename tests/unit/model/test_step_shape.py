@@ -63,6 +63,7 @@ def test_the_batch_changes_no_token_and_no_frame(shape, tile):
     batch = torch.cat([video, video.flip(2), -video, video.flip(3)])
     codes = tokenizer.encode(batch)
     assert torch.equal(tokenizer.encode(video), codes[:1])
+    assert torch.equal(tokenizer.encode_tiled(batch), codes)
     decoded = tokenizer.decode(codes, 14, (20, 36))
     assert torch.equal(tokenizer.decode(codes[:1], 14, (20, 36)), decoded[:1])
     assert np.array_equal(np.concatenate(list(iter_decode(tokenizer, codes[0], 14, (20, 36)))), to_frames(decoded[:1]))
