@@ -377,7 +377,8 @@ class _Columns:
             UsageError: no column names videos.
         """
         self.names |= dict.fromkeys(names)
-        lower = {name.lower(): name for name in reversed(self.names)}
+        # A usual name among the columns before would have been found, so that only new ones are searched.
+        lower = {name.lower(): name for name in reversed(names)}
 
         def find(known: str | None, wanted: str | None, usual: Sequence[str]) -> str | None:
             given = wanted if known is None else known
