@@ -56,7 +56,8 @@ class Backend:
 
     def find(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any] | None:
         ids = _ids(job)
-        return ids if _get(ids, "get", "--ignore-not-found", "-o", "name", f"{ids['kind']}/{ids['name']}") else None
+        # One that has ended is in the way of the next attempt, which deletes it.
+        return None if self.status(directory, ids).ended else ids
 
     def submit(self, job: Job, directory: JobDirectory, attempt: int) -> dict[str, Any]:
         ids = _ids(job)

@@ -210,8 +210,7 @@ echo "$*" >> "$CALLS"
 case "$*" in
 *delete*) rm -f "$CALLS.objects" ;;
 *apply*) touch "$CALLS.objects" ;;
-*"-o name"*) [ ! -e "$CALLS.objects" ] || echo object ;;
-*"-o json"*) [ ! -e "$CALLS.objects" ] || echo '{"status": {"ready": 1, "jobStatus": "RUNNING"}}' ;;
+*"-o json"*) [ ! -e "$CALLS.objects" ] || echo "$STATUS" ;;
 esac
 """
 
@@ -224,6 +223,7 @@ def test_a_job_whose_submission_was_killed_or_that_runs_for_another_folder_is_fo
     kubectl.chmod(0o755)
     monkeypatch.setenv("PATH", f"{kubectl.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    monkeypatch.setenv("STATUS", json.dumps({"status": {"ready": 1, "jobStatus": "RUNNING"}}))
     job = job_of(verb)
     assert submit(job, tmp_path / "run").status is None
     (tmp_path / "run/attempts/1.json").unlink()
@@ -232,4 +232,8 @@ def test_a_job_whose_submission_was_killed_or_that_runs_for_another_folder_is_fo
         assert again.status is not None and again.status.state == "running"
     calls = (tmp_path / "calls").read_text().splitlines()
     assert sum("apply" in call for call in calls) == 1
+    # What an earlier job of the same name left does not stand for this one.
+    ended = {"jobStatus": "FAILED", "conditions": [{"type": "Failed", "status": "True"}]}
+    monkeypatch.setenv("STATUS", json.dumps({"status": ended}))
+    assert submit(job, tmp_path / "third").status is None
     assert all("--namespace ml" in call for call in calls)
