@@ -166,8 +166,8 @@ class Pool(Protocol):
             make: function importable by name on every worker; returns the function that takes the items.
             items: arguments, consumed as workers become free.
             cpus: CPUs that one worker occupies; 0 for a worker that only waits for others. Ignored if ``gpus`` is set.
-            gpus: GPUs that one worker occupies. The number of workers follows from the cluster's GPUs, and grows with
-                them up to the configured number.
+            gpus: GPUs that one worker occupies. Unless the number of workers is configured, it follows from the
+                cluster's GPUs, and grows with them.
             lookahead: whether the function also takes the item after the current one (None if unknown), so that it can
                 prepare it. The next call may nevertheless be for another item, if another worker was free earlier.
 

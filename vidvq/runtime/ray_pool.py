@@ -43,7 +43,7 @@ class RayPool:
 
     Args:
         size: number of concurrent workers.
-        workers: maximum number of workers of stages on GPUs; None for as many as the cluster has GPUs for.
+        workers: number of workers that is configured; None derives that of stages on GPUs from the cluster.
     """
 
     def __init__(self, size: int, workers: int | None = None) -> None:
@@ -149,9 +149,9 @@ class RayPool:
     def _count_workers(self, gpus: float) -> int:
         if not gpus:
             return max(self.size, 1)
-        # Without a GPU yet, one worker waits for the cluster to add some. More than fit would each hold an item.
-        fit = max(sum(count_slots(gpus).values()), 1)
-        return min(self._workers or fit, fit)
+        # Without a GPU yet, one worker waits for the cluster to add some. A number that is configured may be more than
+        # fit: a cluster that scales adds nodes for the workers that wait.
+        return self._workers or max(sum(count_slots(gpus).values()), 1)
 
     def count(self, metric: Metric, amount: float, **labels: str) -> None:
         ray_metrics.count(metric, amount, **labels)

@@ -39,9 +39,9 @@ def test_a_worker_has_its_gpus_on_one_node_and_a_fraction_on_one_gpu(cluster, gp
 
 
 @pytest.mark.parametrize(
-    ("workers", "gpus", "expected"), [(None, 0.3, 12), (20, 1, 4), (3, 1, 3), (None, 4, 1), (7, 0, 5)]
+    ("workers", "gpus", "expected"), [(None, 0.3, 12), (20, 1, 20), (3, 1, 3), (None, 4, 1), (7, 0, 5)]
 )
-def test_no_more_workers_are_started_than_fit(cluster, workers, gpus, expected):
+def test_as_many_workers_are_started_as_are_configured_or_fit(cluster, workers, gpus, expected):
     cluster((8, 3), (4, 1))
     assert RayPool(5, workers)._count_workers(gpus) == expected
 
