@@ -22,7 +22,8 @@ from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import read_column, read_conditions
 from vidvq.generate.likelihood import NgramModels
-from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SamplingConfig
+from vidvq.generate.open import open_request
+from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SampleConfig, SamplingConfig
 from vidvq.pretrained import load_tokenizer
 
 FAST = ("sampling.steps=2", "format=none")
@@ -627,7 +628,6 @@ def test_classes_and_actions_come_from_columns(train, tmp_path, tokens_dir, clip
 def first_sample(generator, clips, config, checkpoint):
     """Make the sample of the first clip in this process; return its codes, and what the stage records."""
     from vidvq.formats.clip_shard import read_clips
-    from vidvq.generate.open import open_request
     from vidvq.video.decode import decode_clip
 
     stage = open_request(generator, [str(clips)], config, checkpoint)
@@ -711,7 +711,7 @@ def test_texts_come_from_a_column_a_setting_or_a_list(captioned, train, tmp_path
     train(
         tokens_dir, run, f"conditions={{text: caption, text_encoder: {encoder}}}", f"pixels.clips=[{clips}]", "steps=2"
     )
-    prompts.write_text("a red clip\n\na blue clip\n")
+    prompts.write_text("a red clip\n\na blue clip\n", encoding="utf-8-sig")
     made = {}
     for name, given in {"red": ["text=a red clip"], "list": [f"prompts={prompts}"], "none": []}.items():
         done = vidvq("generate", "sample", generator, "--out", tmp_path / name, "n=2", *given, *FAST)
@@ -719,6 +719,12 @@ def test_texts_come_from_a_column_a_setting_or_a_list(captioned, train, tmp_path
         made[name] = [codes.tolist() for codes, _ in codes_of(tmp_path / name).values()]
     assert made["red"] == made["list"][:2] and made["red"] != made["none"] and len(made["list"]) == 4
     assert json.loads((tmp_path / "list/generator.json").read_text())["texts"] == ["a red clip", "a blue clip"]
+    # Workers take the texts from the plan's stage, not from the file, which may change or be on another machine.
+    stage = open_request(generator, [], SampleConfig(prompts=str(prompts), n=2, format="none"), checkpoint_dir)
+    prompts.unlink()
+    pipeline, rows = stage.pipeline(None), list(stage.rows())
+    texts = [stage.prepare_sample(pipeline, row, None).condition.text for row in rows]
+    assert len(rows) == 4 and torch.equal(texts[0], texts[1]) and not torch.equal(texts[1], texts[2])
     out = tmp_path / "predicted"
     done = vidvq("generate", "predict", run, tokens_dir, "--out", out, f"columns={clips}", *FAST)
     assert done.code == 0 and len(codes_of(out)) == len(codes_of(tokens_dir)), done.err

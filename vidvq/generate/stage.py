@@ -123,21 +123,30 @@ class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleStage(_PromptStage):
-    """Generates clips without a prompt, optionally of a class."""
+    """Generates clips without a prompt, optionally of a class or of texts.
+
+    Attributes:
+        texts: texts, each of which has ``config.n`` samples; empty for no text condition.
+    """
 
     config: SampleConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
     config_type = SampleConfig
+    texts: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the samples depend on; includes the texts."""
+        return super().identity() | ({"texts": list(self.texts)} if self.texts else {})
 
     def rows(self) -> Iterator[PromptRow]:
         """Yield one row per sample; those of one text follow one another."""
-        for index in range(self.config.n * max(len(self.config.texts()), 1)):
+        for index in range(self.config.n * max(len(self.texts), 1)):
             yield PromptRow(key=f"sample-{index:06d}", shard=index // self.config.items_per_shard, index=index)
 
     def prepare_sample(
         self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None
     ) -> "PendingSample":
-        """Return a sample without a prompt."""
-        return pipeline.sample(row.key, row.index)
+        """Return a sample without given frames."""
+        return pipeline.sample(row.key, row.index, self.texts[row.index // self.config.n] if self.texts else None)
 
 
 class TokenPrompts:
