@@ -245,6 +245,10 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     shards = {digest for name, digest in fresh.items() if name.endswith(".tar")}
     assert shards and shards <= set(retried.values())
     assert vidvq("verify", out).code == 0
+    card = make_card(read_tokenizer_card(tokens_dir), shapes=((3, 4, 4),))
+    small = write_random(tmp_path / "small", card)
+    larger = vidvq("generate", "predict", small, damaged, "--out", tmp_path / "larger", *FAST)
+    assert larger.code == 1 and "frames of 32x40 are larger than the 32x32" in larger.err
     missing = vidvq("generate", "predict", generator, damaged, "--out", tmp_path / "none", *FAST, "--retry-failed")
     assert missing.code == 2 and "has no failed samples to retry" in missing.error
 

@@ -220,9 +220,6 @@ def _token_conditions(generator: Generator, tokens: Path, config: PredictConfig)
     locations = index_tokens(tokens)
     if not locations:
         raise UsageError(f"{tokens} holds no tokens; nothing to predict")
-    for location in locations:
-        _, lh, lw = location.read_info().grid
-        check_shape(card, (1, lh, lw))
     if config.columns is None:
         return ClipConditions()
     return read_conditions(card, config.columns, {location.key for location in locations})

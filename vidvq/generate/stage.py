@@ -11,16 +11,14 @@ from vidvq.errors import UsageError
 from vidvq.formats.commit import ShardDraft, commit_shard, read_commits
 from vidvq.formats.generator import GeneratorCard
 from vidvq.formats.plan import read_plan
-from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.rows import PlanRow
 from vidvq.formats.token_index import index_shard
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import CARD, PREFIX, encode_tokenizer_card
-from vidvq.generate.batches import Batches, BatchPipeline
+from vidvq.generate.batches import Batches, BatchPipeline, write_the_rest
 from vidvq.generate.conditions import ClipConditions
 from vidvq.generate.execution import CPU, GenerationExecution
 from vidvq.generate.requests import PredictConfig, RequestConfig, SampleConfig
-from vidvq.jobs.shard_writer import OrderedShardWriter, Sample
 from vidvq.jobs.stage import Activity, AnyRow, ListedStage, ShardResult, ShardTask, Stage
 from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Pool, RuntimeConfig, count_gpus
@@ -263,15 +261,9 @@ class PromptWorker:
         return self._clock.result(commit, copied)
 
     def _fill(self, task: ShardTask[PromptRow], copied: dict[str, int], draft: ShardDraft) -> None:
-        writer = OrderedShardWriter(draft, [row.key for row in task.rows])
-        batches = Batches(self._pipeline, writer)
-        locations = self._stage.locations(task.rows[0].source)
-        reused = reusable_samples(task.out, task.older, task.rows)
-        copied["samples"] = len(reused)
-        for row in task.rows:
-            if row.key in reused:
-                writer.put(Sample(row.key, reused[row.key], {"samples": 1}))
-                continue
+        writer, rows = write_the_rest(task, draft, copied)
+        batches, locations = Batches(self._pipeline, writer), self._stage.locations(task.rows[0].source)
+        for row in rows:
             prepare = partial(self._stage.prepare_sample, self._pipeline, row, locations.get(row.key))
             with self._clock.activity("process"):
                 batches.add(row, prepare)
