@@ -14,16 +14,20 @@ import torch
 
 from tests.helpers.generators import make_card, write_random
 from vidvq.corpus.frames import decode_items
+from vidvq.data import TokenDataConfig, TokenDataset
 from vidvq.errors import UsageError
 from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.generator import read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.code_vectors import code_vectors
-from vidvq.generate.conditions import read_column, read_conditions
+from vidvq.generate.conditions import label_index, read_column, read_conditions
+from vidvq.generate.config import ConditionConfig, GenerateTrainConfig, PixelConfig
+from vidvq.generate.held_out_conditions import HeldOutConditions
 from vidvq.generate.likelihood import NgramModels
 from vidvq.generate.open import open_request
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SampleConfig, SamplingConfig
+from vidvq.generate.training_data import open_training_data
 from vidvq.pretrained import load_tokenizer
 
 FAST = ("sampling.steps=2", "format=none")
@@ -785,6 +789,16 @@ def test_conditions_come_from_columns_that_clips_carry(
     assert made[0] == made[1] and len(made[0]) == 2
     card = read_generator(run).card
     assert (card.labels, card.text) == (("cat", "dog"), "carried.caption")
+    # A class has the same index in training, in an evaluation and in a request.
+    data = TokenDataConfig((str(tokens),), batch_size=2, latents=2)
+    pixels, label = PixelConfig((str(clips),)), ConditionConfig(label="carried.kind")
+    config = GenerateTrainConfig(data, pixels=pixels, conditions=label)
+    card, dataset = open_training_data(config, TokenDataset(data, 0))
+    examples, kinds = dataset[0, 0], read_column([str(clips)], "carried.kind")
+    expected = [label_index(card, kinds[key]) for key in examples.tokens.keys]
+    held_out = HeldOutConditions(card, clips, None)
+    assert examples.labels.tolist() == expected == [held_out.of(key, 2).label for key in examples.tokens.keys]
+    assert sorted(expected) == [1, 2]
     # Clips of other samples, whose conditions would all be missing.
     nothing = "the column carried.kind .* has no value for any of the"
     with pytest.raises(UsageError, match=f"{nothing} 1 samples"):
