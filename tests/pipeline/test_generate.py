@@ -162,6 +162,11 @@ def test_samples_are_token_shards_like_any_other(tmp_path, generator, tokens_dir
     assert vidvq("export", out, "--to", "bin", "--out", tmp_path / "bin", "--check").code == 0
     recorded = json.loads((out / "generator.json").read_text())
     assert recorded["task"] == "generate" and recorded["seed"] == 0
+    size = ("frames=6", "height=30", "width=17", "fps=29.97")
+    assert vidvq("generate", "sample", generator, "--out", tmp_path / "size", "n=1", *size, *FAST).code == 0
+    ((codes, info),) = codes_of(tmp_path / "size").values()
+    assert codes.shape == (3, 4, 3) and (info.num_frames, info.height, info.width) == (6, 30, 17)
+    assert (info.fps, info.time_base, info.pts, info.duration) == (29.97, "100/2997", tuple(range(6)), 6)
 
 
 def test_samples_do_not_depend_on_shards_or_interruptions(tmp_path, generator, vidvq, snapshot):
