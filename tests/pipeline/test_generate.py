@@ -549,13 +549,14 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     # Without the task of generating, only what follows the given frames counts: codes of the second codebook.
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("predict",))
     write_random(run / "checkpoints/step-00000002", card)
-    few = ("--out", out, "clips=2", "samples=2", "training_samples=1")
+    few = ("--out", out, "--codes", codes, "clips=2", "samples=2", "training_samples=1")
     assert vidvq("generate", "evaluate", run, tokens_dir, *few).code == 0
     bits = json.loads(out.read_text())["bits"]
     models, (first, second, *_) = NgramModels(card.tokenizer), codes_of(tokens_dir).values()
     models.add(first[0])
     assert bits.keys() == {"predict", "uniform", "unigram", "bigram", "temporal"} and bits["uniform"] == 6
     assert bits.items() > models.bits([first[0], second[0]], given=2).items()
+    assert read_code_statistics(codes).bits_by_time == [None, None, pytest.approx(bits["predict"])]
     none = vidvq("generate", "evaluate", run, tokens_dir, "given=9", "clips=1", "samples=0")
     assert none.code == 0 and "given=9 must be below the 9 frames of the longest clip" in none.err
 
