@@ -202,7 +202,9 @@ def test_samples_do_not_depend_on_the_workers(tmp_path, generator, clips_dir, ch
     assert all(each == found[0] for each in found)
 
 
-def test_a_prediction_begins_with_the_given_codes(tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq):
+def test_a_prediction_begins_with_the_given_codes(
+    tmp_path, generator, tokens_dir, tiny_tokens, clips_dir, checkpoint_dir, vidvq
+):
     out, pixels = tmp_path / "tokens", tmp_path / "pixels"
     assert vidvq("generate", "predict", generator, tokens_dir, "--out", out, "given=5", "frames=21", *FAST).code == 0
     given, made = codes_of(tokens_dir), codes_of(out)
@@ -210,6 +212,8 @@ def test_a_prediction_begins_with_the_given_codes(tmp_path, generator, tokens_di
     for key, (codes, info) in made.items():
         assert codes.shape[0] == 6 and np.array_equal(codes[:2], given[key][0][:2])
         assert info.num_frames == len(info.pts) == 21 and info.pts[:9] == given[key][1].pts
+    other = vidvq("generate", "predict", generator, tiny_tokens, "--out", out, "given=5", "frames=21", *FAST)
+    assert other.code == 2 and "Give another --out" in other.error
     arguments = ("--checkpoint", checkpoint_dir, "given=5", *FAST)
     done = vidvq("generate", "predict", generator, clips_dir, "--out", pixels, *arguments)
     assert done.code == 0 and "% generating" in done.err, done.err
