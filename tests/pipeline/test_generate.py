@@ -14,15 +14,20 @@ import torch
 
 from tests.helpers.generators import make_card, write_random
 from vidvq.corpus.frames import decode_items
+from vidvq.data import TokenDataConfig, TokenDataset
 from vidvq.errors import UsageError
 from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.generator import read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.code_vectors import code_vectors
-from vidvq.generate.conditions import read_column, read_conditions
+from vidvq.generate.conditions import label_index, read_column, read_conditions
+from vidvq.generate.config import ConditionConfig, GenerateTrainConfig, PixelConfig
+from vidvq.generate.held_out_conditions import HeldOutConditions
 from vidvq.generate.likelihood import NgramModels
-from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SamplingConfig
+from vidvq.generate.open import open_request
+from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SampleConfig, SamplingConfig
+from vidvq.generate.training_data import open_training_data
 from vidvq.pretrained import load_tokenizer
 
 FAST = ("sampling.steps=2", "format=none")
@@ -157,6 +162,11 @@ def test_samples_are_token_shards_like_any_other(tmp_path, generator, tokens_dir
     assert vidvq("export", out, "--to", "bin", "--out", tmp_path / "bin", "--check").code == 0
     recorded = json.loads((out / "generator.json").read_text())
     assert recorded["task"] == "generate" and recorded["seed"] == 0
+    size = ("frames=6", "height=30", "width=17", "fps=29.97")
+    assert vidvq("generate", "sample", generator, "--out", tmp_path / "size", "n=1", *size, *FAST).code == 0
+    ((codes, info),) = codes_of(tmp_path / "size").values()
+    assert codes.shape == (3, 4, 3) and (info.num_frames, info.height, info.width) == (6, 30, 17)
+    assert (info.fps, info.time_base, info.pts, info.duration) == (29.97, "100/2997", tuple(range(6)), 6)
 
 
 def test_samples_do_not_depend_on_shards_or_interruptions(tmp_path, generator, vidvq, snapshot):
@@ -192,7 +202,9 @@ def test_samples_do_not_depend_on_the_workers(tmp_path, generator, clips_dir, ch
     assert all(each == found[0] for each in found)
 
 
-def test_a_prediction_begins_with_the_given_codes(tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, vidvq):
+def test_a_prediction_begins_with_the_given_codes(
+    tmp_path, generator, tokens_dir, tiny_tokens, clips_dir, checkpoint_dir, vidvq
+):
     out, pixels = tmp_path / "tokens", tmp_path / "pixels"
     assert vidvq("generate", "predict", generator, tokens_dir, "--out", out, "given=5", "frames=21", *FAST).code == 0
     given, made = codes_of(tokens_dir), codes_of(out)
@@ -200,6 +212,8 @@ def test_a_prediction_begins_with_the_given_codes(tmp_path, generator, tokens_di
     for key, (codes, info) in made.items():
         assert codes.shape[0] == 6 and np.array_equal(codes[:2], given[key][0][:2])
         assert info.num_frames == len(info.pts) == 21 and info.pts[:9] == given[key][1].pts
+    other = vidvq("generate", "predict", generator, tiny_tokens, "--out", out, "given=5", "frames=21", *FAST)
+    assert other.code == 2 and "Give another --out" in other.error
     arguments = ("--checkpoint", checkpoint_dir, "given=5", *FAST)
     done = vidvq("generate", "predict", generator, clips_dir, "--out", pixels, *arguments)
     assert done.code == 0 and "% generating" in done.err, done.err
@@ -245,6 +259,10 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     shards = {digest for name, digest in fresh.items() if name.endswith(".tar")}
     assert shards and shards <= set(retried.values())
     assert vidvq("verify", out).code == 0
+    card = make_card(read_tokenizer_card(tokens_dir), shapes=((3, 4, 4),))
+    small = write_random(tmp_path / "small", card)
+    larger = vidvq("generate", "predict", small, damaged, "--out", tmp_path / "larger", *FAST)
+    assert larger.code == 1 and "frames of 32x40 are larger than the 32x32" in larger.err
     missing = vidvq("generate", "predict", generator, damaged, "--out", tmp_path / "none", *FAST, "--retry-failed")
     assert missing.code == 2 and "has no failed samples to retry" in missing.error
 
@@ -536,13 +554,14 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     # Without the task of generating, only what follows the given frames counts: codes of the second codebook.
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("predict",))
     write_random(run / "checkpoints/step-00000002", card)
-    few = ("--out", out, "clips=2", "samples=2", "training_samples=1")
+    few = ("--out", out, "--codes", codes, "clips=2", "samples=2", "training_samples=1")
     assert vidvq("generate", "evaluate", run, tokens_dir, *few).code == 0
     bits = json.loads(out.read_text())["bits"]
     models, (first, second, *_) = NgramModels(card.tokenizer), codes_of(tokens_dir).values()
     models.add(first[0])
     assert bits.keys() == {"predict", "uniform", "unigram", "bigram", "temporal"} and bits["uniform"] == 6
     assert bits.items() > models.bits([first[0], second[0]], given=2).items()
+    assert read_code_statistics(codes).bits_by_time == [None, None, pytest.approx(bits["predict"])]
     none = vidvq("generate", "evaluate", run, tokens_dir, "given=9", "clips=1", "samples=0")
     assert none.code == 0 and "given=9 must be below the 9 frames of the longest clip" in none.err
 
@@ -628,7 +647,6 @@ def test_classes_and_actions_come_from_columns(train, tmp_path, tokens_dir, clip
 def first_sample(generator, clips, config, checkpoint):
     """Make the sample of the first clip in this process; return its codes, and what the stage records."""
     from vidvq.formats.clip_shard import read_clips
-    from vidvq.generate.open import open_request
     from vidvq.video.decode import decode_clip
 
     stage = open_request(generator, [str(clips)], config, checkpoint)
@@ -712,7 +730,7 @@ def test_texts_come_from_a_column_a_setting_or_a_list(captioned, train, tmp_path
     train(
         tokens_dir, run, f"conditions={{text: caption, text_encoder: {encoder}}}", f"pixels.clips=[{clips}]", "steps=2"
     )
-    prompts.write_text("a red clip\n\na blue clip\n")
+    prompts.write_text("a red clip\n\na blue clip\n", encoding="utf-8-sig")
     made = {}
     for name, given in {"red": ["text=a red clip"], "list": [f"prompts={prompts}"], "none": []}.items():
         done = vidvq("generate", "sample", generator, "--out", tmp_path / name, "n=2", *given, *FAST)
@@ -720,6 +738,12 @@ def test_texts_come_from_a_column_a_setting_or_a_list(captioned, train, tmp_path
         made[name] = [codes.tolist() for codes, _ in codes_of(tmp_path / name).values()]
     assert made["red"] == made["list"][:2] and made["red"] != made["none"] and len(made["list"]) == 4
     assert json.loads((tmp_path / "list/generator.json").read_text())["texts"] == ["a red clip", "a blue clip"]
+    # Workers take the texts from the plan's stage, not from the file, which may change or be on another machine.
+    stage = open_request(generator, [], SampleConfig(prompts=str(prompts), n=2, format="none"), checkpoint_dir)
+    prompts.unlink()
+    pipeline, rows = stage.pipeline(None), list(stage.rows())
+    texts = [stage.prepare_sample(pipeline, row, None).condition.text for row in rows]
+    assert len(rows) == 4 and torch.equal(texts[0], texts[1]) and not torch.equal(texts[1], texts[2])
     out = tmp_path / "predicted"
     done = vidvq("generate", "predict", run, tokens_dir, "--out", out, f"columns={clips}", *FAST)
     assert done.code == 0 and len(codes_of(out)) == len(codes_of(tokens_dir)), done.err
@@ -776,6 +800,16 @@ def test_conditions_come_from_columns_that_clips_carry(
     assert made[0] == made[1] and len(made[0]) == 2
     card = read_generator(run).card
     assert (card.labels, card.text) == (("cat", "dog"), "carried.caption")
+    # A class has the same index in training, in an evaluation and in a request.
+    data = TokenDataConfig((str(tokens),), batch_size=2, latents=2)
+    pixels, label = PixelConfig((str(clips),)), ConditionConfig(label="carried.kind")
+    config = GenerateTrainConfig(data, pixels=pixels, conditions=label)
+    card, dataset = open_training_data(config, TokenDataset(data, 0))
+    examples, kinds = dataset[0, 0], read_column([str(clips)], "carried.kind")
+    expected = [label_index(card, kinds[key]) for key in examples.tokens.keys]
+    held_out = HeldOutConditions(card, clips, None)
+    assert examples.labels.tolist() == expected == [held_out.of(key, 2).label for key in examples.tokens.keys]
+    assert sorted(expected) == [1, 2]
     # Clips of other samples, whose conditions would all be missing.
     nothing = "the column carried.kind .* has no value for any of the"
     with pytest.raises(UsageError, match=f"{nothing} 1 samples"):

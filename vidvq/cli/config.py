@@ -99,7 +99,8 @@ STAGES = {
     "generate-evaluate": CommandSettings(
         "vidvq.generate.requests:EvaluateConfig",
         "vidvq generate evaluate RUN TOKENS --clips CLIPS KEY=VALUE...",
-        "clips given samples seeds sampling compare_steps perceptual fvd_backbone fvd_frames text_encoder",
+        "clips given samples seeds batch sampling compare_steps perceptual fvd_backbone fvd_frames training_samples "
+        "text_encoder",
     ),
     "generate-play": CommandSettings(
         "vidvq.generate.requests:PlayConfig",

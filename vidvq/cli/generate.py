@@ -174,7 +174,7 @@ def play(
 @generate.command(short_help="Move clips towards a text.", epilog=settings_epilog("generate-guide"))
 @click.argument("arguments", nargs=-1, metavar="TOKENS [KEY=VALUE]...")
 @click.option("--text", required=True, help="What the frames should show.")
-@click.option("--clip", required=True, type=PathOrUrl(), help="Folder of a CLIP model of transformers.")
+@click.option("--clip", required=True, type=click.Path(path_type=Path), help="Folder of a CLIP model of transformers.")
 @checkpoint_option
 @out_option
 @config_option

@@ -1,12 +1,14 @@
-"""Collection of the samples of a shard into batches of one shape."""
+"""Generation of the samples of a shard, in batches of one shape."""
 
 from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
 
 from vidvq.errors import UsageError
-from vidvq.formats.commit import Outcome
+from vidvq.formats.commit import Outcome, ShardDraft
+from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.rows import PlanRow
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
+from vidvq.jobs.stage import AnyRow, ShardTask
 
 Pending = TypeVar("Pending")
 
@@ -27,6 +29,24 @@ class BatchPipeline(Protocol[Pending]):
     def generate(self, samples: list[Pending]) -> list[dict[str, bytes]]:
         """Generate samples of one :meth:`batch_key`; returns the files of each, by extension."""
         ...
+
+
+def write_the_rest(
+    task: ShardTask[AnyRow], draft: ShardDraft, copied: dict[str, int]
+) -> tuple[OrderedShardWriter, list[AnyRow]]:
+    """Write the items of a shard that are not to be generated; return its writer and the rows to generate.
+
+    Args:
+        copied: takes the number of samples that are copied from an older version of the shard.
+    """
+    writer = OrderedShardWriter(draft, [row.key for row in task.rows])
+    for verdict, outcome in task.left_out():
+        writer.put(Rejected(verdict, outcome))
+    reused = reusable_samples(task.out, task.older, task.rows)
+    copied["samples"] = len(reused)
+    for key, files in reused.items():
+        writer.put(Sample(key, files, {"samples": 1}))
+    return writer, [row for row in task.rows if not row.outcome and row.key not in reused]
 
 
 class Batches(Generic[Pending]):

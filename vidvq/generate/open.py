@@ -72,8 +72,9 @@ def open_request(run: Path, inputs: list[str], config: RequestConfig, checkpoint
     if isinstance(config, SampleConfig):
         if inputs:
             raise UsageError(f"{inputs[0]} is one argument too many; sample takes a run and settings only")
-        _check_sample(generator.card, config)
-        return SampleStage(**common, tokenizer=_find_decoder(generator, config, checkpoint))
+        texts = config.read_texts()
+        _check_sample(generator.card, config, len(texts))
+        return SampleStage(**common, texts=texts, tokenizer=_find_decoder(generator, config, checkpoint))
     assert isinstance(config, InputConfig)
     if not inputs:
         kinds = "a directory of clip shards or token shards" if task == "predict" else "a directory of clip shards"
@@ -158,10 +159,9 @@ def _find_decoder(generator: Generator, config: SampleConfig | PredictConfig, ch
     return found if config.sampling.takes_mean else None
 
 
-def _check_sample(card: GeneratorCard, config: SampleConfig) -> None:
+def _check_sample(card: GeneratorCard, config: SampleConfig, texts: int) -> None:
     if config.label is not None:
         label_index(card, config.label)
-    texts = len(config.texts())
     if config.n * max(texts, 1) > _MAX_SAMPLES:
         each = f" for each of {texts} texts" if texts else ""
         raise UsageError(
@@ -220,9 +220,6 @@ def _token_conditions(generator: Generator, tokens: Path, config: PredictConfig)
     locations = index_tokens(tokens)
     if not locations:
         raise UsageError(f"{tokens} holds no tokens; nothing to predict")
-    for location in locations:
-        _, lh, lw = location.read_info().grid
-        check_shape(card, (1, lh, lw))
     if config.columns is None:
         return ClipConditions()
     return read_conditions(card, config.columns, {location.key for location in locations})

@@ -99,7 +99,6 @@ class GenerationPipeline:
         self._mask = read_mask(masked) if masked else None
         # Loaded with the first text.
         self._encoder: TextEncoder | None = None
-        self._texts = config.texts() if isinstance(config, SampleConfig) else ()
         self._tokenizer: Tokenizer | None = None
         if tokenizer:
             self._tokenizer, _ = load_tokenizer(tokenizer)
@@ -109,11 +108,12 @@ class GenerationPipeline:
             assert self._tokenizer is not None
             self._vectors = code_vectors(self._tokenizer, self._network.digits)
 
-    def sample(self, key: str, index: int) -> PendingSample:
+    def sample(self, key: str, index: int, text: str | None = None) -> PendingSample:
         """Prepare a sample without given frames, optionally of a class or a text.
 
         Args:
             key: key of the sample; with the seed it determines the codes.
+            index: index of the sample in the job.
 
         Raises:
             UsageError: the size or the class is not one that the generator was trained on.
@@ -124,11 +124,10 @@ class GenerationPipeline:
         r, s = self.card.tokenizer.temporal_factor, self.card.tokenizer.spatial_factor
         shape = (1 + -(-(frames - 1) // r), -(-height // s), -(-width // s))
         label = 0 if config.label is None else label_index(self.card, config.label)
-        text = self._encode(self._texts[index // config.n]) if self._texts else None
         tick = 1 / Fraction(config.fps or self.card.fps).limit_denominator(_MAX_DENOMINATOR)
         times = {"fps": float(1 / tick), "time_base": str(tick), "pts": tuple(range(frames)), "duration": frames}
         info = TokenInfo(self._name, index, shape, frames, height, width, **times)
-        return self._pending(key, None, Condition(label, text=text), info)
+        return self._pending(key, None, Condition(label, text=self._encode(text)), info)
 
     def predict(
         self,

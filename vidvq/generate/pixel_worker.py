@@ -17,10 +17,9 @@ import numpy as np
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames, decode_items
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
-from vidvq.formats.reuse import reusable_samples
-from vidvq.generate.batches import Batches
+from vidvq.generate.batches import Batches, write_the_rest
 from vidvq.generate.conditions import ClipCondition
-from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
+from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected
 from vidvq.jobs.stage import AnyRow, ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Deaths, Feeder, WorkerDied, describe_death
@@ -80,14 +79,7 @@ class PixelWorker(Generic[AnyRow]):
     def _fill(
         self, task: ShardTask[AnyRow], frames_job: FramesJobOf[AnyRow], copied: dict[str, int], draft: ShardDraft
     ) -> None:
-        writer = OrderedShardWriter(draft, [row.key for row in task.rows])
-        for verdict, outcome in task.left_out():
-            writer.put(Rejected(verdict, outcome))
-        reused = reusable_samples(task.out, task.older, task.rows)
-        copied["samples"] = len(reused)
-        for key, files in reused.items():
-            writer.put(Sample(key, files, {"samples": 1}))
-        rows = [row for row in task.rows if not row.outcome and row.key not in reused]
+        writer, rows = write_the_rest(task, draft, copied)
         left, deaths, batches = deque(rows), Deaths(), Batches(self._pipeline, writer)
         while left:
             death = self._take(frames_job, left, batches, writer)

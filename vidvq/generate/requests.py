@@ -125,16 +125,15 @@ class SampleConfig(RequestConfig):
     items_per_shard: Count = 256
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the samples depend on, as JSON types."""
+        """The settings that the samples depend on, except the texts, as JSON types."""
         names = ("n", "label", "frames", "height", "width", "fps", "items_per_shard")
-        texts = {"texts": list(self.texts())} if self.texts() else {}
-        return super().identity() | {name: getattr(self, name) for name in names} | texts
+        return super().identity() | {name: getattr(self, name) for name in names}
 
     def __post_init__(self) -> None:
         if self.text is not None and self.prompts is not None:
             raise UsageError(f"text={self.text} and prompts={self.prompts} exclude each other; set one of them")
 
-    def texts(self) -> tuple[str, ...]:
+    def read_texts(self) -> tuple[str, ...]:
         """Return the texts to sample; empty for no text condition.
 
         Raises:
@@ -143,7 +142,7 @@ class SampleConfig(RequestConfig):
         if self.prompts is None:
             return () if self.text is None else (self.text,)
         try:
-            lines = resolve_path(self.prompts).read_text(encoding="utf-8").splitlines()
+            lines = resolve_path(self.prompts).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
             raise UsageError(f"prompts={self.prompts} cannot be read as a text file: {error}") from error
         found = tuple(line.strip() for line in lines if line.strip())

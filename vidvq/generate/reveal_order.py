@@ -18,7 +18,7 @@ def reveal_counts(count: int, steps: int) -> list[int]:
     """
     ends, done = [], 0
     for step in range(1, steps + 1):
-        end = count if step == steps else count - int(count * cos(pi / 2 * step / steps))
+        end = count - int(count * cos(pi / 2 * step / steps))
         end = min(max(end, done + 1), count)
         if end > done:
             ends.append(end)

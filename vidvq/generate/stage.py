@@ -11,16 +11,14 @@ from vidvq.errors import UsageError
 from vidvq.formats.commit import ShardDraft, commit_shard, read_commits
 from vidvq.formats.generator import GeneratorCard
 from vidvq.formats.plan import read_plan
-from vidvq.formats.reuse import reusable_samples
 from vidvq.formats.rows import PlanRow
 from vidvq.formats.token_index import index_shard
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import CARD, PREFIX, encode_tokenizer_card
-from vidvq.generate.batches import Batches, BatchPipeline
+from vidvq.generate.batches import Batches, BatchPipeline, write_the_rest
 from vidvq.generate.conditions import ClipConditions
 from vidvq.generate.execution import CPU, GenerationExecution
 from vidvq.generate.requests import PredictConfig, RequestConfig, SampleConfig
-from vidvq.jobs.shard_writer import OrderedShardWriter, Sample
 from vidvq.jobs.stage import Activity, AnyRow, ListedStage, ShardResult, ShardTask, Stage
 from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Pool, RuntimeConfig, count_gpus
@@ -123,21 +121,30 @@ class _PromptStage(GenerateStage[PromptRow], ListedStage[PromptRow], ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleStage(_PromptStage):
-    """Generates clips without a prompt, optionally of a class."""
+    """Generates clips without a prompt, optionally of a class or of texts.
+
+    Attributes:
+        texts: texts, each of which has ``config.n`` samples; empty for no text condition.
+    """
 
     config: SampleConfig  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
     config_type = SampleConfig
+    texts: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the samples depend on; includes the texts."""
+        return super().identity() | ({"texts": list(self.texts)} if self.texts else {})
 
     def rows(self) -> Iterator[PromptRow]:
         """Yield one row per sample; those of one text follow one another."""
-        for index in range(self.config.n * max(len(self.config.texts()), 1)):
+        for index in range(self.config.n * max(len(self.texts), 1)):
             yield PromptRow(key=f"sample-{index:06d}", shard=index // self.config.items_per_shard, index=index)
 
     def prepare_sample(
         self, pipeline: "GenerationPipeline", row: PromptRow, location: TokenLocation | None
     ) -> "PendingSample":
-        """Return a sample without a prompt."""
-        return pipeline.sample(row.key, row.index)
+        """Return a sample without given frames."""
+        return pipeline.sample(row.key, row.index, self.texts[row.index // self.config.n] if self.texts else None)
 
 
 class TokenPrompts:
@@ -254,15 +261,9 @@ class PromptWorker:
         return self._clock.result(commit, copied)
 
     def _fill(self, task: ShardTask[PromptRow], copied: dict[str, int], draft: ShardDraft) -> None:
-        writer = OrderedShardWriter(draft, [row.key for row in task.rows])
-        batches = Batches(self._pipeline, writer)
-        locations = self._stage.locations(task.rows[0].source)
-        reused = reusable_samples(task.out, task.older, task.rows)
-        copied["samples"] = len(reused)
-        for row in task.rows:
-            if row.key in reused:
-                writer.put(Sample(row.key, reused[row.key], {"samples": 1}))
-                continue
+        writer, rows = write_the_rest(task, draft, copied)
+        batches, locations = Batches(self._pipeline, writer), self._stage.locations(task.rows[0].source)
+        for row in rows:
             prepare = partial(self._stage.prepare_sample, self._pipeline, row, locations.get(row.key))
             with self._clock.activity("process"):
                 batches.add(row, prepare)

@@ -1,6 +1,6 @@
 """Texts as conditions: states of a text encoder of the library transformers, from a local folder or the hub."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +25,8 @@ _CLASSES = {
 _LOAD_ERRORS = (AttributeError, ImportError, LookupError, OSError, RuntimeError, SafetensorError, TypeError, ValueError)
 # Longer texts are cut (text tokens).
 _MAX_LENGTH = 128
-# Number of texts whose states are kept in memory.
-_CACHED = 4096
+# Memory for the states of texts that were encoded (bytes per process).
+_CACHE_BYTES = 1 << 30
 # Numbers of the state of a fixed text, by which a card identifies its encoder.
 _PROBE, _PROBE_NUMBERS, _PROBE_TOLERANCE = "a video", 8, 1e-2
 
@@ -80,14 +80,17 @@ class TextEncoder:
         self._length = min(_MAX_LENGTH, getattr(self._model.config, "max_position_embeddings", _MAX_LENGTH))
         self.kind: str = config.model_type
         self.width = int(self._model.config.hidden_size)
-        self.encode = lru_cache(_CACHED)(self._encode)
+        self.encode = self._cache()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "encode"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.encode = lru_cache(_CACHED)(self._encode)
+        self.encode = self._cache()
+
+    def _cache(self) -> Callable[[str], torch.Tensor]:
+        return lru_cache(max(_CACHE_BYTES // (4 * self._length * self.width), 1))(self._encode)
 
     @property
     def probe(self) -> tuple[float, ...]:

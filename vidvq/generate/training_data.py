@@ -63,8 +63,8 @@ def open_training_data(config: GenerateTrainConfig, tokens: TokenDataset) -> tup
         text_width=encoder.width if encoder else 0,
         text_probe=encoder.probe if encoder else (),
     )
-    indices = {key: 1 + names.index(name) for key, name in labels.items()}
-    columns = Columns(indices, actions.by_key, texts, encoder)
+    known = {name: 1 + at for at, name in enumerate(names)}
+    columns = Columns({key: known[name] for key, name in labels.items()}, actions.by_key, texts, encoder)
     return card, ExampleDataset(config, card, tokens, columns, _load_tokenizer(config, card))
 
 

@@ -43,6 +43,9 @@ def test_what_is_visible_does_reach_the_condition(tokenizer):
     found, other = (encode_visible(tokenizer, each, hidden[None]) for each in (video, -video))
     assert not torch.equal(found.codes, other.codes)
     assert found.visible[0, :, 0, 0].tolist() == [0, 0, 0] and found.visible[0, :, 1:].min() == 1
+    quarter = hide_box(SHAPE, (0, 0, 4, 4)) & hide_frames(SHAPE, [1, 2, 6])
+    partly = encode_visible(tokenizer, video, quarter[None]).visible[0, :, 0, 0]
+    assert partly.tolist() == [3 / 4, 7 / 8, 13 / 16]
 
 
 @pytest.mark.parametrize("task", ["interpolate", "fill"])

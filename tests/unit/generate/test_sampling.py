@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vidvq.generate.examples import seeded_rng
 from vidvq.generate.network import build_network
 from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.reveal_order import reveal_counts, reveal_order
-from vidvq.generate.sampling import Condition, SamplePrompt, _invert, sample_clips, sample_codes
+from vidvq.generate.sampling import Condition, SamplePrompt, _invert, _Window, sample_clips, sample_codes
 from vidvq.model.launches import LaunchCounter
 
 SHAPE = (3, 4, 5)
@@ -85,6 +86,20 @@ def test_a_longer_clip_slides_its_context(network, card, objective):
     longer = draw(network, card, (8, 4, 5), start)
     assert longer.shape == (8, 4, 5) and np.array_equal(longer[:3], start)
     assert len({frame.tobytes() for frame in longer}) == 8
+
+
+@pytest.mark.parametrize("objective", ["masked", "next"])
+def test_the_actions_of_a_longer_clip_are_those_of_its_latent_frames(tokens_dir, objective):
+    tokenizer = read_tokenizer_card(tokens_dir)
+    card = make_card(tokenizer, objective=objective, actions="move", action_mean=(0.0,), action_scale=(1.0,))
+    network = build_network(card).eval().requires_grad_(False)
+    for weight in network.parameters():
+        weight.mul_(4)
+    start, actions = draw(network, card)[:2], torch.randn(8, 4, generator=seeded_rng("b"))
+    changed = actions.clone()
+    changed[6] += 10
+    first, second = (draw(network, card, (8, 4, 5), start, Condition(actions=each)) for each in (actions, changed))
+    assert np.array_equal(first[:6], second[:6]) and not np.array_equal(first[6], second[6])
 
 
 @pytest.mark.parametrize("steps", [4, SHAPE[1] * SHAPE[2]], ids=["parallel", "code by code"])
@@ -204,6 +219,36 @@ def test_decoding_steps_do_not_read_the_device(network, card, order):
             draw(network, card, order=order, steps=steps, guidance=1.5, top_p=0.9)
         counts.append(counted.reads)
     assert counts[0] == counts[1]
+
+
+def revealed_positions(network, card, monkeypatch, seed, **settings):
+    """Positions that each step reveals if codes at later positions are more probable."""
+    masks = []
+
+    def embed(codes, mask, *more):
+        masks.append(mask.clone())
+        return type(network).embed(network, codes, mask, *more)
+
+    monkeypatch.setattr(network, "embed", embed)
+    monkeypatch.setattr(_Window, "_draw", lambda self, prediction, positions, *more: (positions * 0, positions * 0.1))
+    assert (draw(network, card, seed=seed, order="confidence", **settings) == 0).all()
+    hidden = [set(mask.flatten().nonzero().flatten().tolist()) for mask in masks] + [set()]
+    return [before - after for before, after in pairwise(hidden)]
+
+
+def test_the_most_probable_codes_are_revealed_first(network, card, monkeypatch):
+    found = revealed_positions(network, card, monkeypatch, "a", steps=8, temperature=0.0)
+    counts = [0, *reveal_counts(60, 8)]
+    assert found == [set(range(60 - after, 60 - before)) for before, after in pairwise(counts)]
+    assert counts[1:3] == [2, 5] and counts[-2] == 49
+
+
+def test_the_noise_of_the_order_falls_to_0(network, card, monkeypatch):
+    orders = [revealed_positions(network, card, monkeypatch, str(seed), steps=60) for seed in range(8)]
+    assert all(set.union(*order) == set(range(60)) for order in orders)
+    assert len({min(order[0]) for order in orders}) > 3
+    # Of those that are left, the most probable ones.
+    assert all(min(order[-2]) > max(order[-1]) for order in orders)
 
 
 def test_codes_are_drawn_in_proportion_to_their_probabilities():

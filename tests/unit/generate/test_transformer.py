@@ -5,6 +5,7 @@ import torch
 
 from vidvq.errors import UsageError
 from vidvq.generate.block import KVCache, TransformerConfig
+from vidvq.generate.previous import UNKNOWN
 from vidvq.generate.transformer import VideoTransformer
 from vidvq.generate.vocabulary import CodebookHead, factorize
 
@@ -97,6 +98,25 @@ def test_a_factorised_head_samples_valid_codes_only():
     assert factorize(7, 6) == (3, 3)
     drawn = head.sample(torch.randn(500, 8), lambda logits, _: torch.distributions.Categorical(logits=logits).sample())
     assert set(drawn.tolist()) == set(range(7))
+
+
+def test_guidance_extrapolates_from_the_logits_without_conditions():
+    torch.manual_seed(0)
+    head, hidden, other, seen = CodebookHead(7, 8, limit=6, copies=1), torch.randn(5, 8), torch.randn(5, 8), []
+    copies, none = torch.full((5, 1), 6), torch.full((5, 1), UNKNOWN)
+    torch.nn.init.ones_(head.gates.bias)
+
+    def draw(logits, index):
+        seen.append(logits)
+        return torch.full((5,), 0 if index else 2)
+
+    for arguments in ((hidden, draw, copies), (other, draw, none), (hidden, draw, copies, (other, none), 3.0)):
+        assert head.sample(*arguments).tolist() == [6] * 5
+    # Of high digit 2, only low digit 0 makes a code below 7.
+    for conditional, without, guided in zip(seen[:2], seen[2:4], seen[4:], strict=True):
+        expected = without + 3 * (conditional - without)
+        torch.testing.assert_close(guided, expected.masked_fill(conditional.isneginf(), -torch.inf))
+    assert seen[5].isneginf().tolist() == [[False, True, True]] * 5
 
 
 def test_dropped_conditions_equal_no_conditions():
