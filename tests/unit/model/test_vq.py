@@ -159,6 +159,15 @@ def test_dead_codes_are_replaced_by_latents():
     assert book(torch.randn(4000, 8))[1].unique().numel() == 32
 
 
+def test_a_replaced_code_stays_among_the_latents():
+    book = make(revive_below=0.1).train()
+    book.ema_count[:16], book.ema_count[16:] = 50, 0
+    for _ in range(2):
+        book(torch.randn(400, 8) + 5)
+    # Averages that do not match the new code would move it in the next step.
+    assert (book.codebook[16:] - 5).abs().mean() < 1.2
+
+
 def test_eval_mode_updates_nothing():
     book = make(warmup=2).eval()
     before = {name: buffer.clone() for name, buffer in book.named_buffers()}
