@@ -149,6 +149,13 @@ def test_warmup_passes_latents_then_initializes_the_codes():
     assert loss > 0
 
 
+def test_the_latents_of_the_early_warmup_are_forgotten():
+    book = make(warmup=4).train()
+    for place in (-5, -5, 5, 5):
+        book(torch.randn(400, 8) + place)
+    assert book.codebook.mean(dim=1).min() > 0
+
+
 def test_dead_codes_are_replaced_by_latents():
     book = make(revive_below=0.1, decay=0.5).train()
     book.codebook[16:] = 100.0
