@@ -125,6 +125,9 @@ MISTAKES = {
     "class Mine(Base):\n    def named_weights(self): return {'encoder.a': self.places.to('meta')}": (
         "tokenizer {}: the weights encoder.a are not a dense tensor with data: "
     ),
+    "class Mine(Base):\n    @property\n    def device(self): raise KeyError('a')": (
+        "tokenizer {} raised KeyError: 'a' (mine.py:6)"
+    ),
     "from vidvq.codebook import Codebook\nclass Mine(Base): codebooks = [Codebook('joint', 4096.0, 0)]": (
         "an integer size of 1 or more"
     ),
