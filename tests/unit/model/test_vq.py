@@ -144,6 +144,9 @@ def test_warmup_passes_latents_then_initializes_the_codes():
         assert torch.equal(quantized, latents), step
         assert loss == 0
     assert (book.codebook.mean() - 5).abs() < 0.5
+    # The averages are those of the codes, and weigh as much as those of a new codebook.
+    torch.testing.assert_close(book.ema_sum, book.codebook * book.ema_count[:, None])
+    assert book.ema_count.mean() == pytest.approx(1, rel=0.05)
     _, codes, loss = book(torch.randn(2000, 8) + 5)
     assert codes.unique().numel() > 24
     assert loss > 0
@@ -173,6 +176,12 @@ def test_a_replaced_code_stays_among_the_latents():
         book(torch.randn(400, 8) + 5)
     # Averages that do not match the new code would move it in the next step.
     assert (book.codebook[16:] - 5).abs().mean() < 1.2
+
+
+def test_only_used_latents_are_drawn():
+    used = torch.tensor([False, True, False, False, True, False])
+    assert set(vq._draw(6, 100, used, used.device).tolist()) == {1, 4}
+    assert set(vq._draw(6, 100, None, used.device).tolist()) == set(range(6))
 
 
 def test_eval_mode_updates_nothing():
