@@ -181,7 +181,8 @@ def test_a_replaced_code_stays_among_the_latents():
 def test_only_used_latents_are_drawn():
     used = torch.tensor([False, True, False, False, True, False])
     assert set(vq._draw(6, 100, used, used.device).tolist()) == {1, 4}
-    assert set(vq._draw(6, 100, None, used.device).tolist()) == set(range(6))
+    for everyone in (None, torch.zeros_like(used)):
+        assert set(vq._draw(6, 100, everyone, used.device).tolist()) == set(range(6))
 
 
 def test_eval_mode_updates_nothing():
