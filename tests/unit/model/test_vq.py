@@ -185,6 +185,20 @@ def test_only_used_latents_are_drawn():
         assert set(vq._draw(6, 100, everyone, used.device).tolist()) == set(range(6))
 
 
+def test_traced_passes_replace_dead_codes_in_the_same_steps(monkeypatch):
+    plain, traced = (make(revive_below=0.9, decay=0.5).train() for _ in range(2))
+    for step in range(12):
+        latents = torch.randn(40, 8)
+        torch.manual_seed(step)
+        plain(latents)
+        traced.begin_pass()
+        with monkeypatch.context() as compiling:
+            compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+            torch.manual_seed(step)
+            traced.run_pass(latents)
+        assert torch.equal(plain.codebook, traced.codebook), step
+
+
 def test_eval_mode_updates_nothing():
     book = make(warmup=2).eval()
     before = {name: buffer.clone() for name, buffer in book.named_buffers()}
