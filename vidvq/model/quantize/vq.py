@@ -136,7 +136,8 @@ class VectorQuantizer(Quantizer):
 
         Args:
             latents: ``n d``, any float type.
-            used: mask of the latents that contribute to the loss and the update, ``n`` bool; None for all.
+            used: mask of the latents that contribute to the loss and the update, ``n`` bool; None for all. All latents
+                contribute to the warm-up.
             codes: nearest code of each used latent, ``n`` int64, if known; None searches.
 
         Returns:
