@@ -131,6 +131,9 @@ MISTAKES = {
     "from vidvq.codebook import Codebook\nclass Mine(Base): codebooks = [Codebook('joint', 4096.0, 0)]": (
         "an integer size of 1 or more"
     ),
+    "from vidvq.codebook import Codebook\nclass Mine(Base): codebooks = [Codebook('a', 9, 0), Codebook('a', 9, 9)]": (
+        "both codebooks have the name 'a'; names must differ"
+    ),
     "class Mine(Base):\n    def encode_step(self, frames, state=None): return None": (
         "tokenizer {}, encode_step: a NoneType is returned; it must be a tuple of codes and a StreamState"
     ),
