@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.layers import TemporalCache
-from vidvq.model.quantize import VectorQuantizer, VQConfig, search, vq
+from vidvq.model.quantize import VectorQuantizer, VQConfig, collectives, search, vq
 
 
 def make(size: int = 32, dim: int = 8, **changes) -> VectorQuantizer:
@@ -272,6 +272,16 @@ def test_two_ranks_replace_dead_codes_alike(update):
     # Latents far from the codes: nearly all die, and are revived in the first step of ten.
     codebook, _ = train_on_two_ranks(torch.randn(11, 400, 8) + 5, decay=0.5, revive_below=0.1, update=update)
     assert (codebook.mean(dim=1) > 2.5).float().mean() > 0.9
+
+
+def test_the_mean_over_ranks_has_the_gradient_of_the_local_mean(monkeypatch):
+    monkeypatch.setattr(collectives, "_is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: tensor.add_(3))
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    mean = torch.tensor(1.0, requires_grad=True)
+    found = collectives.all_reduce_mean(mean)
+    found.backward()
+    assert found == 2 and mean.grad == 1
 
 
 def test_triton_launches_on_the_device_of_the_latents(monkeypatch):
