@@ -156,6 +156,16 @@ def test_a_rule_that_is_broken_is_named_in_one_line(source, clips_dir, tmp_path,
     assert MISTAKES[source].replace("{}", reference) in ran.error
 
 
+def test_the_version_is_part_of_both_fingerprints(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    file, prints = tmp_path / "mine.py", []
+    for version in ("1", "2"):
+        file.write_text(f"{BASE}class Mine(Base): version = '{version}'\n")
+        prints.append(load_tokenizer(Path(f"{file}:Mine"))[1])
+    assert prints[0].token_fingerprint != prints[1].token_fingerprint
+    assert prints[0].decoder_fingerprint != prints[1].decoder_fingerprint
+
+
 def test_weights_in_a_type_that_numpy_lacks_are_part_of_the_fingerprint(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLE))
     prints = set()
