@@ -309,7 +309,7 @@ def test_fingerprints_do_not_cover_the_version_of_a_library(folders, tmp_path):
         ("vidtok", "diffusion_pytorch_model.safetensors"),
     ],
 )
-def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
+def test_pickled_missing_or_unexpected_weights_are_rejected(kind, file, folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(folders[kind], tmp_path / kind)
@@ -320,6 +320,9 @@ def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
         load_tokenizer(folder)
     assert "\n" not in str(caught.value)
     lost = next(name for name in weights if name.startswith("encoder.conv_in."))
+    save_file(weights | {"encoder.extra": torch.zeros(1)}, folder / file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="unexpected keys: encoder.extra"):
+        load_tokenizer(folder)
     weights.pop(lost)
     save_file(weights, folder / file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"missing keys: {lost}"):
