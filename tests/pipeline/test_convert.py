@@ -144,6 +144,14 @@ def test_a_full_disk_is_reported_with_its_file(tmp_path, vidvq, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
+def test_the_name_of_the_folder_survives_a_power_loss(tmp_path, vidvq, monkeypatch):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "a.pth")
+    synced = []
+    monkeypatch.setattr("vidvq.pretrained.convert.sync_folder", lambda folder: synced.append(sorted(folder.iterdir())))
+    assert vidvq("convert", tmp_path / "a.pth", "--out", tmp_path / "out").code == 0
+    assert synced == [[tmp_path / "a.pth", tmp_path / "out"]]
+
+
 def test_a_url_is_not_taken_for_a_local_folder(tmp_path, monkeypatch, vidvq):
     monkeypatch.chdir(tmp_path)
     torch.save({"a": torch.zeros(1)}, "a.pth")

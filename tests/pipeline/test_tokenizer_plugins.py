@@ -125,8 +125,14 @@ MISTAKES = {
     "class Mine(Base):\n    def named_weights(self): return {'encoder.a': self.places.to('meta')}": (
         "tokenizer {}: the weights encoder.a are not a dense tensor with data: "
     ),
+    "class Mine(Base):\n    @property\n    def device(self): raise KeyError('a')": (
+        "tokenizer {} raised KeyError: 'a' (mine.py:6)"
+    ),
     "from vidvq.codebook import Codebook\nclass Mine(Base): codebooks = [Codebook('joint', 4096.0, 0)]": (
         "an integer size of 1 or more"
+    ),
+    "from vidvq.codebook import Codebook\nclass Mine(Base): codebooks = [Codebook('a', 9, 0), Codebook('a', 9, 9)]": (
+        "both codebooks have the name 'a'; names must differ"
     ),
     "class Mine(Base):\n    def encode_step(self, frames, state=None): return None": (
         "tokenizer {}, encode_step: a NoneType is returned; it must be a tuple of codes and a StreamState"
@@ -148,6 +154,16 @@ def test_a_rule_that_is_broken_is_named_in_one_line(source, clips_dir, tmp_path,
     ran = vidvq("evaluate", clips_dir, "--checkpoint", reference)
     assert ran.code == 2
     assert MISTAKES[source].replace("{}", reference) in ran.error
+
+
+def test_the_version_is_part_of_both_fingerprints(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLE))
+    file, prints = tmp_path / "mine.py", []
+    for version in ("1", "2"):
+        file.write_text(f"{BASE}class Mine(Base): version = '{version}'\n")
+        prints.append(load_tokenizer(Path(f"{file}:Mine"))[1])
+    assert prints[0].token_fingerprint != prints[1].token_fingerprint
+    assert prints[0].decoder_fingerprint != prints[1].decoder_fingerprint
 
 
 def test_weights_in_a_type_that_numpy_lacks_are_part_of_the_fingerprint(tmp_path, monkeypatch):

@@ -12,6 +12,23 @@ PREPROCESSING: dict[str, Any] = {"color": "rgb", "range": [-1.0, 1.0]}
 """Preprocessing of pixels before the encoder; part of the token fingerprint."""
 
 
+def as_tensor(frames: Any) -> Tensor:
+    """Return frames as a tensor; a view of their memory, unless an axis is reversed.
+
+    Args:
+        frames: a tensor or a NumPy array.
+
+    Raises:
+        UsageError: another type.
+    """
+    # Torch takes no negative strides, which reversed channels (BGR to RGB) have.
+    reverse = any(stride < 0 for stride in getattr(frames, "strides", ()))
+    try:
+        return torch.as_tensor(frames.copy() if reverse else frames)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"frames are a {type(frames).__name__}; they must be a tensor or a NumPy array") from error
+
+
 def to_video(frames: Any) -> Tensor:
     """Convert frames to a video tensor.
 
@@ -39,7 +56,7 @@ def to_pixels(frames: Any) -> Tensor:
     Raises:
         UsageError: wrong type, rank or number of channels.
     """
-    pixels = torch.as_tensor(frames)
+    pixels = as_tensor(frames)
     if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3:
         raise UsageError(f"frames are {pixels.dtype} {tuple(pixels.shape)}; they must be uint8, [b] t h w 3")
     batch = pixels if pixels.ndim == 5 else pixels[None]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidvq.model.interface import Tokenizer
-from vidvq.model.pixels import to_frames, to_pixels, to_video
+from vidvq.model.pixels import as_tensor, to_frames, to_pixels, to_video
 from vidvq.model.step_shape import StepShape
 from vidvq.model.stream_state import StreamState
 
@@ -28,7 +28,7 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None 
         Frames ``t h w c`` uint8 of one step.
     """
     if not tokenizer.supports_streaming:
-        yield torch.cat([torch.as_tensor(chunk) for chunk in chunks])
+        yield torch.cat([as_tensor(chunk) for chunk in chunks])
         return
     first, held = True, []
     for chunk in chunks:
@@ -57,7 +57,7 @@ def groups_per_step(tokenizer: Tokenizer, size: Sequence[int]) -> int:
 
 
 def _join(parts: list[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else torch.cat([torch.as_tensor(part) for part in parts])
+    return parts[0] if len(parts) == 1 else torch.cat([as_tensor(part) for part in parts])
 
 
 def prepare_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -> Tensor:
@@ -74,7 +74,7 @@ def prepare_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -
     Raises:
         UsageError: wrong type, rank or number of channels.
     """
-    pixels = torch.as_tensor(frames).to(tokenizer.device, non_blocking=True)
+    pixels = as_tensor(frames).to(tokenizer.device, non_blocking=True)
     video = to_pixels(pixels) if tokenizer.takes_bytes else to_video(pixels)
     return tokenizer.pad(video, first=state is None)
 
@@ -94,7 +94,7 @@ def encode_frames(
         Codes ``g lh lw`` int64, and the state for the next step (None without streaming).
     """
     if not tokenizer.supports_streaming:
-        return tokenizer.encode(to_video(torch.as_tensor(frames).to(tokenizer.device)))[0], None
+        return tokenizer.encode(to_video(as_tensor(frames).to(tokenizer.device)))[0], None
     codes, after = tokenizer.encode_step(prepare_step(tokenizer, frames, state), state)
     return codes[0], after
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import Fingerprints, fingerprint
 from vidvq.model import Tokenizer
+from vidvq.model.groups import merge_first_group, replicate_first_frame
 from vidvq.model.interface import without_autocast
 from vidvq.model.pixels import PREPROCESSING
 from vidvq.pretrained.interface_checks import check_declaration
@@ -142,18 +143,15 @@ class Emu3Tokenizer(TokenizerAdapter):
         self.codebook_size = model.config.codebook_size
 
     def _to_codes(self, video: Tensor) -> Tensor:
-        first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)
-        frames = rearrange(torch.cat([first, video[:, :, 1:]], dim=2), "b c t h w -> b t c h w")
+        frames = rearrange(replicate_first_frame(video, self.temporal_factor), "b c t h w -> b t c h w")
         t, h = frames.shape[1], frames.shape[3]
         # The model crops the first two axes, for video time and height, to `image_sizes`: keep everything.
         whole = [(t // self.temporal_factor * self.spatial_factor, h)]
         return self.model.encode(frames, image_sizes=whole).image_tokens[0][None]
 
     def _to_video(self, codes: Tensor) -> Tensor:
-        frames = self.model.decode(codes)
-        frames = rearrange(frames, "b t c h w -> b c t h w")
-        r = self.temporal_factor
-        return torch.cat([frames[:, :, :r].mean(dim=2, keepdim=True), frames[:, :, r:]], dim=2)
+        frames = rearrange(self.model.decode(codes), "b t c h w -> b c t h w")
+        return merge_first_group(frames, self.temporal_factor)
 
 
 class VQModelTokenizer(TokenizerAdapter):
@@ -199,8 +197,7 @@ class VidTokTokenizer(TokenizerAdapter):
         self.codebook_size = model.regularization.codebook_size
 
     def _to_codes(self, video: Tensor) -> Tensor:
-        first = repeat(video[:, :, :1], "b c 1 h w -> b c r h w", r=self.temporal_factor)
-        return self.model.encode(torch.cat([first, video[:, :, 1:]], dim=2))[1]
+        return self.model.encode(replicate_first_frame(video, self.temporal_factor))[1]
 
     def _to_video(self, codes: Tensor) -> Tensor:
         return self.model.decode(codes, decode_from_indices=True)

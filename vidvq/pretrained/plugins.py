@@ -51,6 +51,8 @@ def load_plugin(reference: PluginReference) -> tuple[Tokenizer, Fingerprints]:
         prints = _fingerprint(tokenizer)
     except UsageError as error:
         raise UsageError(f"tokenizer {reference.target}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"tokenizer {reference.target} raised {error_line(error)}") from error
     guard_calls(tokenizer, reference.target)
     return tokenizer, prints
 

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.encoder import DecoderConfig, StackConfig
+from vidvq.model.pixels import normalize
 from vidvq.model.step_shape import StepShape
 
 
@@ -87,6 +88,13 @@ def test_a_call_recorded_in_inference_mode_is_replayed_outside_of_it_and_back(re
     with torch.inference_mode():
         assert torch.equal(tokenizer.encode(video.clone()), codes)
     assert len(recorded) == 1
+
+
+def test_bytes_and_floats_have_graphs_of_their_own(recorded):
+    tokenizer, pixels = make(), torch.randint(256, (1, 3, 5, 16, 24), dtype=torch.uint8)
+    codes = tokenizer.encode(normalize(pixels))
+    assert torch.equal(tokenizer.encode_step(pixels)[0], codes) and len(codes.unique()) > 4
+    assert len(recorded) == 2
 
 
 def test_replays_give_the_results_of_calls_and_overwrite_none(recorded):

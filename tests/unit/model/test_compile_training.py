@@ -118,6 +118,15 @@ def test_kernels_of_steps_are_not_chosen_by_their_time(monkeypatch):
     assert not any("options" in options for options in seen[2:])
 
 
+def test_triton_kernels_are_not_compiled(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda call, **_: compiled.append(call.__name__))
+    tokenizer = make("vq")
+    tokenizer.encoder.fused = True
+    tokenizer.compile_steps()
+    assert compiled == ["decode_call"]
+
+
 def test_the_search_on_cuda_is_one_operator(monkeypatch):
     """Traced with tensors that claim to be on a CUDA device; the kernel is not launched."""
     torch.compiler.reset()

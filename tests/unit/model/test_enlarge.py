@@ -14,6 +14,7 @@ from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.enlarge import Bicubic, shrink, shrink_frames
 from vidvq.model.layers import TemporalCache
 from vidvq.model.quantize import QuantizerConfig, VQConfig
+from vidvq.model.step_shape import StepShape
 
 PLAIN = TokenizerConfig(
     encoder=StackConfig((8, 12), (1, 1)),
@@ -95,6 +96,13 @@ def test_decode_streams_batches_and_crops_exactly():
     assert torch.equal(tokenizer.decode(codes[1:], 8, (15, 22)), whole[1:])
     frames = np.concatenate(list(iter_decode(tokenizer, codes[0], 8, (15, 22))))
     assert frames.shape == (8, 30, 44, 3)
+
+
+def test_large_frames_count_in_the_shape_of_a_call():
+    tokenizer = make_tokenizer(LARGE)
+    tokenizer.step_shape = tokenizer.decode_shape = StepShape(1, 8, max_pixels=8 * 4 * 16 * 24)
+    assert tokenizer.shape_for(16, 24).groups == 8
+    assert tokenizer.shape_for(16, 24, "decode").groups == 2
 
 
 @pytest.mark.parametrize("upscale", [2, 4])

@@ -99,14 +99,16 @@ def write_cosmos(folder: Path) -> None:
     (folder / "config.json").write_bytes(pretty_json({"architectures": ["CosmosTokenizer"]}))
 
 
-def write_vqmodel(folder: Path) -> None:
+def write_vqmodel(folder: Path, norm_type: str = "group") -> None:
     diffusers = pytest.importorskip("diffusers")
     model = diffusers.VQModel(
-        block_out_channels=(8, 8),
+        # Spatial norms have 32 groups.
+        block_out_channels=(32, 32) if norm_type == "spatial" else (8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
         num_vq_embeddings=32,
+        norm_type=norm_type,
     )
     with torch.no_grad():
         model.quantize.embedding.weight.normal_()
@@ -193,8 +195,9 @@ def test_emu3_codes_and_frames_equal_those_of_transformers(folders):
         expected = model.encode(image[:, :, 0], image_sizes=torch.tensor([[16, 24]])).image_tokens[0]
         assert torch.equal(tokenizer.encode(image)[0, 0], expected)
         codes = torch.randint(64, (1, 3, 8, 12))
-        frames = model.decode(codes)[0, 4:]
-    torch.testing.assert_close(tokenizer.decode(codes)[0, :, 1:].transpose(0, 1), frames.clamp(-1, 1))
+        frames = model.decode(codes)[0]
+    expected = torch.cat([frames[:4].mean(dim=0, keepdim=True), frames[4:]])
+    torch.testing.assert_close(tokenizer.decode(codes)[0].transpose(0, 1), expected.clamp(-1, 1))
 
 
 def test_published_emu3_has_the_codes_and_frames_of_the_converted_one(folders):
@@ -226,10 +229,13 @@ def test_a_continuous_tokenizer_is_one_clear_error(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_vqmodel_codes_and_frames_equal_those_of_diffusers(folders):
+@pytest.mark.parametrize("norm_type", ["group", "spatial"])
+def test_vqmodel_codes_and_frames_equal_those_of_diffusers(norm_type, tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    tokenizer, _ = load_tokenizer(folders["vqmodel"])
-    model = diffusers.VQModel.from_pretrained(folders["vqmodel"], low_cpu_mem_usage=False)
+    torch.manual_seed(0)
+    write_vqmodel(tmp_path, norm_type)
+    tokenizer, _ = load_tokenizer(tmp_path)
+    model = diffusers.VQModel.from_pretrained(tmp_path, low_cpu_mem_usage=False)
     video = torch.rand(1, 3, 3, 16, 24) * 2 - 1
     codes = tokenizer.encode(video)
     decoded = tokenizer.decode(codes)
@@ -286,6 +292,14 @@ def test_fingerprints_identify_the_weights(kind, folders, tmp_path):
     assert after.decoder_fingerprint != before.decoder_fingerprint
 
 
+def test_fingerprints_do_not_cover_the_version_of_a_library(folders, tmp_path):
+    before = load_tokenizer(folders["vqmodel"])[1]
+    other = shutil.copytree(folders["vqmodel"], tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_bytes(pretty_json(config | {"_diffusers_version": "0.1", "_name_or_path": "mine"}))
+    assert load_tokenizer(other)[1] == before
+
+
 @pytest.mark.parametrize(
     ("kind", "file"),
     [
@@ -295,7 +309,7 @@ def test_fingerprints_identify_the_weights(kind, folders, tmp_path):
         ("vidtok", "diffusion_pytorch_model.safetensors"),
     ],
 )
-def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
+def test_pickled_missing_or_unexpected_weights_are_rejected(kind, file, folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(folders[kind], tmp_path / kind)
@@ -306,6 +320,9 @@ def test_pickled_or_missing_weights_are_rejected(kind, file, folders, tmp_path):
         load_tokenizer(folder)
     assert "\n" not in str(caught.value)
     lost = next(name for name in weights if name.startswith("encoder.conv_in."))
+    save_file(weights | {"encoder.extra": torch.zeros(1)}, folder / file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="unexpected keys: encoder.extra"):
+        load_tokenizer(folder)
     weights.pop(lost)
     save_file(weights, folder / file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"missing keys: {lost}"):

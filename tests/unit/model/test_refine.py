@@ -60,6 +60,13 @@ def test_streams_are_decoded_like_whole_videos(lookahead, denoise, shape, tile):
         assert held < 25 and torch.equal(torch.cat(frames, dim=2)[:, :, :23, :20, :36], whole)
 
 
+def test_a_state_holds_no_more_memory_than_its_frames_and_waiting_latents():
+    tokenizer = make(2)
+    tokenizer.decode_shape = StepShape(1, 3)
+    _, state = tokenizer.decode_step(CODES[:1])
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state.past)
+
+
 @pytest.mark.parametrize("num_frames", [1, 8, 13, 23])
 def test_first_frames_are_those_of_the_whole_video(num_frames):
     tokenizer = make(2)

@@ -87,8 +87,10 @@ def test_a_stream_ends_with_its_first_short_step():
 
 
 def test_an_ended_stream_has_no_frames_left():
-    tokenizer = make_tokenizer(StepShape(1, 3))
-    _, ended = tokenizer.decode_step(torch.zeros(1, 2, 2, 4, dtype=torch.long))
+    tokenizer, codes = make_tokenizer(StepShape(1, 3)), torch.zeros(1, 2, 2, 4, dtype=torch.long)
+    _, ended = tokenizer.decode_step(codes)
+    with pytest.raises(UsageError, match="ended with a step of fewer than 3 groups"):
+        tokenizer.decode_step(codes, ended)
     assert tokenizer.decode_rest(ended).shape == (1, 3, 0, 16, 32)
 
 
@@ -104,6 +106,7 @@ def test_large_frames_take_fewer_streams_then_fewer_groups():
     assert str(shape.for_frames(128, 64, 4)) == "4x9"
     assert str(shape.for_frames(512, 128, 4)) == "1x4"
     assert str(shape.for_frames(4096, 4096, 4)) == "1x1"
+    assert str(StepShape(1, 8, max_pixels=8 * 4 * 64 * 64).for_frames(64, 64, 4)) == "1x8"
     with pytest.raises(ValueError, match="0 streams x 1 groups must be at least 1 x 1"):
         StepShape(0, 1)
 

@@ -88,6 +88,20 @@ def test_chunks_without_frames_are_skipped():
 
 
 @every_tokenizer
+def test_frames_with_reversed_channels_are_encoded(tokenizer):
+    parts = [frames[..., ::-1] for frames in (FRAMES[:5], FRAMES[5:])]
+    codes = torch.cat(list(iter_encode(tokenizer, parts)))
+    assert torch.equal(codes, tokenizer.encode(to_video(FRAMES[..., ::-1]))[0])
+    assert torch.equal(codes, tokenizer.encode(to_video(FRAMES[..., ::-1].copy()))[0])
+
+
+@pytest.mark.parametrize("frames", ["video.mp4", None, {}], ids=str)
+def test_frames_that_are_no_array_are_refused(frames):
+    with pytest.raises(ValueError, match=f"frames are a {type(frames).__name__}; they must be a tensor or a NumPy"):
+        to_video(frames)
+
+
+@every_tokenizer
 def test_frame_0_alone_is_a_video(tokenizer):
     (codes,) = iter_encode(tokenizer, [FRAMES[:1]])
     assert torch.equal(codes, tokenizer.encode(to_video(FRAMES[:1]))[0])

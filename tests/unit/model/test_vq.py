@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
 from vidvq.model.layers import TemporalCache
-from vidvq.model.quantize import VectorQuantizer, VQConfig, search, vq
+from vidvq.model.quantize import VectorQuantizer, VQConfig, collectives, search, vq
 
 
 def make(size: int = 32, dim: int = 8, **changes) -> VectorQuantizer:
@@ -144,9 +144,19 @@ def test_warmup_passes_latents_then_initializes_the_codes():
         assert torch.equal(quantized, latents), step
         assert loss == 0
     assert (book.codebook.mean() - 5).abs() < 0.5
+    # The averages are those of the codes, and weigh as much as those of a new codebook.
+    torch.testing.assert_close(book.ema_sum, book.codebook * book.ema_count[:, None])
+    assert book.ema_count.mean() == pytest.approx(1, rel=0.05)
     _, codes, loss = book(torch.randn(2000, 8) + 5)
     assert codes.unique().numel() > 24
     assert loss > 0
+
+
+def test_the_latents_of_the_early_warmup_are_forgotten():
+    book = make(warmup=4).train()
+    for place in (-5, -5, 5, 5):
+        book(torch.randn(400, 8) + place)
+    assert book.codebook.mean(dim=1).min() > 0
 
 
 def test_dead_codes_are_replaced_by_latents():
@@ -157,6 +167,36 @@ def test_dead_codes_are_replaced_by_latents():
         book(torch.randn(400, 8))
     # Averages alone would let them decay to 0, where they would be near but without use.
     assert book(torch.randn(4000, 8))[1].unique().numel() == 32
+
+
+def test_a_replaced_code_stays_among_the_latents():
+    book = make(revive_below=0.1).train()
+    book.ema_count[:16], book.ema_count[16:] = 50, 0
+    for _ in range(2):
+        book(torch.randn(400, 8) + 5)
+    # Averages that do not match the new code would move it in the next step.
+    assert (book.codebook[16:] - 5).abs().mean() < 1.2
+
+
+def test_only_used_latents_are_drawn():
+    used = torch.tensor([False, True, False, False, True, False])
+    assert set(vq._draw(6, 100, used, used.device).tolist()) == {1, 4}
+    for everyone in (None, torch.zeros_like(used)):
+        assert set(vq._draw(6, 100, everyone, used.device).tolist()) == set(range(6))
+
+
+def test_traced_passes_replace_dead_codes_in_the_same_steps(monkeypatch):
+    plain, traced = (make(revive_below=0.9, decay=0.5).train() for _ in range(2))
+    for step in range(12):
+        latents = torch.randn(40, 8)
+        torch.manual_seed(step)
+        plain(latents)
+        traced.begin_pass()
+        with monkeypatch.context() as compiling:
+            compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+            torch.manual_seed(step)
+            traced.run_pass(latents)
+        assert torch.equal(plain.codebook, traced.codebook), step
 
 
 def test_eval_mode_updates_nothing():
@@ -232,6 +272,16 @@ def test_two_ranks_replace_dead_codes_alike(update):
     # Latents far from the codes: nearly all die, and are revived in the first step of ten.
     codebook, _ = train_on_two_ranks(torch.randn(11, 400, 8) + 5, decay=0.5, revive_below=0.1, update=update)
     assert (codebook.mean(dim=1) > 2.5).float().mean() > 0.9
+
+
+def test_the_mean_over_ranks_has_the_gradient_of_the_local_mean(monkeypatch):
+    monkeypatch.setattr(collectives, "_is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: tensor.add_(3))
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    mean = torch.tensor(1.0, requires_grad=True)
+    found = collectives.all_reduce_mean(mean)
+    found.backward()
+    assert found == 2 and mean.grad == 1
 
 
 def test_triton_launches_on_the_device_of_the_latents(monkeypatch):

@@ -215,9 +215,7 @@ class DifferentialCoding:
         """Train the codebook of latents; return quantized latents ``g b h w d``, codes ``g b h w`` and its loss."""
         assert books.refresh is not None
         nearest = None if scan.codes is None else _split(scan.codes.flatten(), books.differences.size)[1]
-        # All latents warm the codebook up; only those that took its codes train it.
-        used = None if books.refresh.passes_through else scan.refreshed.flatten()
-        vectors, codes, loss = books.refresh.run_pass(z.flatten(0, 3), used, nearest)
+        vectors, codes, loss = books.refresh.run_pass(z.flatten(0, 3), scan.refreshed.flatten(), nearest)
         return vectors.view(z.shape), codes.view(z.shape[:4]), loss
 
     def _encode_group(self, books: Books, latents: Tensor, past: Prediction) -> tuple[Tensor, Prediction, Tensor]:

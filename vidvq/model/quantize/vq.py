@@ -136,7 +136,8 @@ class VectorQuantizer(Quantizer):
 
         Args:
             latents: ``n d``, any float type.
-            used: mask of the latents that contribute to the loss and the update, ``n`` bool; None for all.
+            used: mask of the latents that contribute to the loss and the update, ``n`` bool; None for all. All latents
+                contribute to the warm-up.
             codes: nearest code of each used latent, ``n`` int64, if known; None searches.
 
         Returns:
@@ -252,12 +253,13 @@ def _mean_square(error: Tensor, used: Tensor | None) -> Tensor:
 
 
 def _draw(latents: int, number: int, used: Tensor | None, device: torch.device) -> Tensor:
-    """Draw indices of used latents, with replacement; of arbitrary latents if none is used."""
+    """Draw indices of used latents, with replacement; of all latents if none is used."""
     if used is None:
         return torch.randint(latents, (number,), device=device)
-    ends = used.cumsum(0)
-    ranks = (torch.rand(number, device=device) * ends[-1]).long()
-    return torch.searchsorted(ends, ranks, right=True).clamp(max=latents - 1)
+    ends, uniform = used.cumsum(0), torch.rand(number, device=device)
+    drawn = torch.searchsorted(ends, (uniform * ends[-1]).long(), right=True)
+    # Products with numbers below 1 may be rounded up to the number of latents.
+    return torch.where(ends[-1] > 0, drawn, (uniform * latents).long()).clamp(max=latents - 1)
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
