@@ -32,6 +32,7 @@ def test_a_batch_holds_the_codes_of_its_keys(tokens_dir):
 def test_long_samples_are_cut_after_latent_frame_0(tokens_dir):
     loader = TokenLoader(str(tokens_dir), 4, latents=2)
     stored = {location.key: location.read(loader.card)[0] for location in index_tokens(tokens_dir)}
+    assert loader.dataset.shapes.tolist() == [[2, 4, 5]], "samples that are cut alike share batches"
     starts = set()
     by_key = defaultdict(set)
     for batch in first_batches(loader, 12):
