@@ -1,4 +1,4 @@
-"""Parts of exports that are not what their records say: one line, also where every digest fits."""
+"""Parts of exports: their limits, and one-line errors for those that differ from their records."""
 
 import hashlib
 import io
@@ -14,7 +14,8 @@ import pytest
 from vidvq.data import TokenLoader
 from vidvq.errors import UsageError
 from vidvq.export import ExportConfig, run_export, verify_export
-from vidvq.formats.tar import TarWriter
+from vidvq.export.offsets import write_samples
+from vidvq.formats.tar import TarWriter, parse_header
 from vidvq.storage import add_digest
 
 STEM = "tokens-000000"
@@ -107,3 +108,40 @@ def test_a_forged_part_of_a_training_set_is_one_line(tmp_path, tokens_dir, suffi
         for location in loader.dataset.index.locations:
             location.read(loader.card)
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_an_id_just_outside_the_vocabulary_is_found(tmp_path, tokens_dir):
+    out = tmp_path / "out"
+    run_export(tokens_dir, "bin", out, ExportConfig())
+    header = json.loads((out / "export.json").read_text())
+    ids = np.fromfile(out / f"{STEM}.bin", header["dtype"])
+    ids[1] = header["vocabulary"]
+    forge(out, ".bin", ids.tobytes())
+    (problem,) = verify_export(out)[0]
+    assert f"has id {ids[1]}, outside the vocabulary of {ids[1]} ids" in problem
+
+
+def test_a_token_shard_with_fewer_clips_than_its_record_is_not_exported(tmp_path, tokens_dir, copy_of):
+    tokens = copy_of(tokens_dir)
+    path = tokens / f"commits/{STEM}.tar.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in record.items() if name != "digest"} | {"ok": 5}))
+    with pytest.raises(UsageError, match="has 4 clips, its record has 5"):
+        run_export(tokens, "bin", tmp_path / "out", ExportConfig())
+    assert not (tmp_path / f"out/commits/{STEM}.json").exists()
+
+
+def test_the_index_of_energon_has_the_first_header_of_each_sample_and_the_end(tmp_path, tokens_dir):
+    run_export(tokens_dir, "energon", tmp_path / "out", ExportConfig())
+    offsets = np.fromfile(tmp_path / f"out/{STEM}.tar.idx", "<u8").tolist()
+    data = (tmp_path / f"out/{STEM}.tar").read_bytes()
+    assert len(offsets) == 5 and offsets[0] == 0
+    assert all(parse_header(data[start : start + 512])[0].endswith(".json") for start in offsets[:-1])
+    assert not any(data[offsets[-1] :]) and any(data[offsets[-1] - 512 : offsets[-1]])
+
+
+def test_a_file_of_samples_is_at_most_as_large_as_its_offsets_can_say(monkeypatch):
+    monkeypatch.setattr("vidvq.export.offsets._MAX_BYTES", 20)
+    write_samples(io.BytesIO(), 1, [bytes(7)])
+    with pytest.raises(UsageError, match="more than 20 bytes"):
+        write_samples(io.BytesIO(), 1, [bytes(8)])
