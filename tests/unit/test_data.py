@@ -237,6 +237,21 @@ def test_starting_in_the_middle_continues_the_same_order(clips, start):
     assert all(torch.equal(a, b) for a, b in zip(batches(dataset, 7)[start:], rest, strict=True))
 
 
+def test_starting_in_the_middle_of_a_batch_continues_with_its_next_micro_batch(clips):
+    dataset = ClipDataset(config(clips, batch_size=4, micro_batch_size=1), 1)
+    whole, rest = batches(dataset, 8), list(islice(iter_micro_batches(dataset, 1, 2), 2))
+    assert all(torch.equal(a, b) for a, b in zip(whole[6:], rest, strict=True))
+
+
+def test_each_epoch_cuts_a_clip_elsewhere(clips):
+    dataset = ClipDataset(config(clips, batch_size=1), 1)
+    total = len(dataset.index.keys)
+    crops = {
+        (dataset.order.batch(number)[1][0].index, number // total): dataset[number, 0] for number in range(2 * total)
+    }
+    assert any(not torch.equal(crops[clip, 0], crops[clip, 1]) for clip in range(total))
+
+
 def test_a_distant_batch_is_computed_quickly(clips):
     dataset = ClipDataset(config(clips, clips={clips: 1.0}), 1)
     assert len(dataset.order.batch(3_000_000)[1]) == 3

@@ -109,6 +109,21 @@ def test_create_once_keeps_the_first(tmp_path):
     assert names(tmp_path) == ["x"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not name open files")
+@pytest.mark.parametrize("write", [write_atomic, create_once])
+def test_the_content_is_on_the_disk_before_the_name_and_the_name_before_it_counts(tmp_path, monkeypatch, write):
+    path, flushed = tmp_path / "x", []
+
+    def flush(descriptor: int) -> None:
+        flushed.append((Path(f"/proc/self/fd/{descriptor}").readlink(), path.exists(), os.fstat(descriptor).st_size))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    write(path, b"content")
+    (attempt, named, size), (folder, counts, _) = flushed
+    assert attempt.name.startswith("x.tmp.") and not named and size == 7
+    assert folder == tmp_path and counts
+
+
 def test_of_many_threads_one_creates_and_its_content_is_whole(tmp_path):
     for turn in range(20):
         path, barrier = tmp_path / str(turn) / "x", Barrier(8)

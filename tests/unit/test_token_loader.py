@@ -1,5 +1,7 @@
 """Batches of tokens are equal on any number of ranks and workers, and after a resume."""
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,9 @@ def test_a_batch_holds_the_codes_of_its_keys(tokens_dir):
 def test_long_samples_are_cut_after_latent_frame_0(tokens_dir):
     loader = TokenLoader(str(tokens_dir), 4, latents=2)
     stored = {location.key: location.read(loader.card)[0] for location in index_tokens(tokens_dir)}
+    assert loader.dataset.shapes.tolist() == [[2, 4, 5]], "samples that are cut alike share batches"
     starts = set()
+    by_key = defaultdict(set)
     for batch in first_batches(loader, 12):
         assert batch.latents[:, 0].eq(0).all() and batch.codes.shape[1] == 2
         for key, codes, ids, latents in zip(*batch, strict=True):
@@ -38,7 +42,9 @@ def test_long_samples_are_cut_after_latent_frame_0(tokens_dir):
             offsets = [loader.card.codebook_of(t).offset for t in latents.tolist()]
             assert (ids - codes)[:, 0, 0].tolist() == offsets and offsets[1] > 0
             starts.add(int(latents[1]))
+            by_key[key].add(int(latents[1]))
     assert len(starts) > 1
+    assert any(len(each) > 1 for each in by_key.values()), "each epoch draws other cuts"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

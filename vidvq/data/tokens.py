@@ -203,8 +203,9 @@ def collate(samples: list[TokenSample]) -> TokenBatch:
 class TokenLoader:
     """An endless iterable of token batches with exact resume, for any training loop.
 
-    A batch is a function of the seed and its number, so the state is a single number that is valid for any number of
-    ranks and workers: with the same ``batch_size``, all ranks together see the same batches.
+    A batch is a function of the samples, the arguments and its number, so the state is a single number, valid for any
+    number of ranks and workers: all ranks together see the same batches. ``tokens``, ``latents`` and ``shuffle`` are
+    not in the state; with others, the batches from that position on differ.
 
     Args:
         tokens: directories of token shards of one tokenizer: one, several, or a mapping of each to its sampling weight.

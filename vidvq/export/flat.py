@@ -63,19 +63,20 @@ def _read_megatron(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def read_arrays(path: Path, lengths: np.ndarray, dtype: np.dtype, start: int = 0) -> Iterator[np.ndarray]:
-    """Yield consecutive arrays of the given lengths (ids), from byte ``start``.
+    """Yield consecutive arrays of the given lengths (ids), from byte ``start`` to the end of the file.
 
-    Bytes left over come as one more array, so that callers see a wrong count.
+    Raises:
+        UsageError: the file has more or fewer bytes.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(start)
-        if min(lengths.tolist(), default=0) < 0 or start + int(lengths.sum()) * dtype.itemsize > size:
-            raise UsageError(f"its index names more ids than its {size} bytes hold")
-        for length in lengths.tolist():
-            yield np.frombuffer(file.read(length * dtype.itemsize), dtype=dtype)
-        if rest := file.read(dtype.itemsize):
-            yield np.frombuffer(rest, dtype=np.uint8)
+        counts: list[int] = lengths.tolist()
+        # A sum of NumPy may overflow.
+        if min(counts, default=0) < 0 or start + sum(counts) * dtype.itemsize != size:
+            raise UsageError(f"its index does not match its {size} bytes")
+        for count in counts:
+            yield np.frombuffer(file.read(count * dtype.itemsize), dtype=dtype)
 
 
 BIN = Target((".bin", ".index.npy"), _write_bin, _read_bin)

@@ -1,6 +1,7 @@
 """Parquet with one row per clip."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vidvq.errors import UsageError
 from vidvq.export.target import Files, Target, TokenSequence
 
 _ROW_GROUP = 256
@@ -40,8 +42,12 @@ def _write(files: Files, sequences: Iterator[TokenSequence], count: int, dtype: 
 def _read(paths: list[Path], dtype: np.dtype) -> Iterator[np.ndarray]:
     with paths[0].open("rb") as file:
         for batch in pq.ParquetFile(file).iter_batches(_ROW_GROUP, columns=["tokens"]):
-            for row in batch.column("tokens"):
-                yield row.values.to_numpy().astype(dtype)
+            column = batch.column("tokens")
+            if not isinstance(column, pa.ListArray):
+                raise UsageError(f"its tokens are {column.type}, not lists")
+            ids = column.values.to_numpy()
+            for start, stop in pairwise(column.offsets.to_pylist()):
+                yield ids[start:stop]
 
 
 PARQUET = Target((".parquet",), _write, _read)

@@ -103,6 +103,8 @@ def _content(folder: Path, part: Part, target: Target, vocabulary: int, dtype: n
     clips = ids = highest = 0
     try:
         for sequence in target.read(paths, dtype):
+            if sequence.ndim != 1 or sequence.dtype != dtype or sequence.min(initial=0) < 0:
+                raise UsageError(f"clip {clips} is not a list of ids of type {dtype}")
             clips, ids = clips + 1, ids + len(sequence)
             highest = max(highest, int(sequence.max(initial=0)))
     except _UNREADABLE as error:

@@ -307,8 +307,9 @@ def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
 
 
 def _bounded(outcome: Outcome) -> Outcome:
-    """Hide credentials in an outcome and truncate it to its schema; messages of libraries may be arbitrarily long."""
-    return replace(outcome, reason=outcome.reason[:MAX_LABEL], detail=redact(outcome.detail)[:MAX_TEXT])
+    """Hide credentials in an outcome and fit it to its schema; messages of libraries may be any text of any length."""
+    detail = redact(outcome.detail).encode(errors="backslashreplace").decode()
+    return replace(outcome, reason=outcome.reason[:MAX_LABEL], detail=detail[:MAX_TEXT])
 
 
 def record_path(folder: Path, shard: str) -> Path:

@@ -45,10 +45,11 @@ class ExportedLocation(TokenLocation):
     def read(self, card: TokenizerCard) -> tuple[np.ndarray, TokenInfo]:
         """Read the codes ``lt lh lw`` and the JSON; see :meth:`TokenLocation.read`."""
         info = self.read_info()
-        ids = np.frombuffer(read_range(self.shard, *self.members[0][1:]), dtype=self.dtype)
+        data = read_range(self.shard, *self.members[0][1:])
         try:
+            ids = np.frombuffer(data, dtype=self.dtype)
             return sequence_to_grid(ids, info.grid, Layout(card, self.config)), info
-        except UsageError as error:
+        except ValueError as error:
             raise UsageError(f"{self.shard}: {self.key}: {error}; run vidvq verify on its directory") from error
 
 
@@ -84,7 +85,11 @@ def index_export(folder: Path) -> list[TokenLocation]:
 def _index_part(folder: Path, stem: str, part: Part, header: ExportHeader) -> list[TokenLocation]:
     config = SequenceConfig(header.order, specials_setting(header.specials))
     data, metadata = safe_join(folder, f"{stem}.bin"), safe_join(folder, f"{stem}{SAMPLES}")
-    lengths = np.frombuffer(safe_join(folder, f"{stem}.idx").read_bytes(), "<i4", part.clips, _INDEX_HEAD)
+    index = safe_join(folder, f"{stem}.idx").read_bytes()
+    # A length, a byte offset and a first sequence of each clip, and the end.
+    if len(index) != _INDEX_HEAD + part.clips * (4 + 8 + 8) + 8:
+        raise UsageError(f"{folder / stem}.idx is not the index of {part.clips} clips; run vidvq verify {folder}")
+    lengths = np.frombuffer(index, "<i4", part.clips, _INDEX_HEAD)
     lines = metadata.read_bytes().splitlines(keepends=True)
     if len(lines) != part.clips:
         raise UsageError(f"{metadata} has {len(lines)} lines for {part.clips} clips; run vidvq verify {folder}")

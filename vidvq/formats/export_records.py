@@ -53,7 +53,7 @@ class Part:
     shard_sha256: Digest
     clips: Count
     ids: Count
-    files: tuple[PartFile, ...]
+    files: Annotated[tuple[PartFile, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ CodebookOf = Callable[[int], Codebook]
 _LEVEL = 19
 # Codes of a sample (2 GiB of uint16). Without a limit, a few kB of zstd would unpack to all memory.
 _MAX_CODES = 1 << 30
+_CHUNK = 1 << 20
 
 
 def pack_codes(codes: np.ndarray, book_of: CodebookOf) -> bytes:
@@ -37,7 +38,7 @@ def unpack_codes(
 
     Args:
         data: packed codes.
-        grid: shape ``lt lh lw``.
+        grid: shape ``lt lh lw``, each 1 or more.
         book_of: the codebook of a latent frame, the same of all but the first.
 
     Raises:
@@ -45,8 +46,6 @@ def unpack_codes(
     """
     import zstandard
 
-    if len(grid) != 3 or any(type(length) is not int or length < 1 for length in grid):
-        raise UsageError(f"its grid {grid} is not lt, lh, lw")
     if math.prod(grid) > _MAX_CODES:
         raise UsageError(f"its grid {grid} has {math.prod(grid)} codes; at most {_MAX_CODES} can be packed")
     area = grid[1] * grid[2]
@@ -62,11 +61,15 @@ def unpack_codes(
         raise UsageError(f"its packed codes are damaged ({error})") from error
     # Unpack runs of one width at a time. The padding is for codes in the last bytes, which are read as wider words.
     data_bytes = np.frombuffer(packed + bytes(4), dtype=np.uint8)
-    codes, bit, done = np.empty(grid, dtype=dtype), 0, 0
+    codes, bit, done = np.empty(math.prod(grid), dtype=dtype), 0, 0
     for times, width in runs:
-        codes[done : done + times] = _from_bits(data_bytes, bit, times * area, width).reshape(times, *grid[1:])
-        bit, done = bit + times * area * width, done + times
-    return codes
+        end = done + times * area
+        while done < end:
+            # The words of a code take many times the memory of the code.
+            count = min(_CHUNK, end - done)
+            codes[done : done + count] = _from_bits(data_bytes, bit, count, width)
+            bit, done = bit + count * width, done + count
+    return codes.reshape(grid)
 
 
 def _width(size: int) -> int:

@@ -28,6 +28,7 @@ CARD = "tokenizer.json"
 MEDIA = "tokens.npy"
 PACKED = "tokens.bits.zst"
 _MAX_CODES = 1 << 32
+_Latents: TypeAlias = Annotated[int, Field(ge=1, le=1 << 32)]
 # A score of a sample. Commit records hold sums of them as integers.
 Score: TypeAlias = Annotated[float, Field(ge=-1e6, le=1e6)]
 # Special tokens of exported sequences, in the order of their ids, which follow those of all codes.
@@ -97,7 +98,7 @@ class TokenInfo:
 
     source: Text
     clip_index: Count
-    grid: Annotated[tuple[int, ...], Field(min_length=3, max_length=3)]
+    grid: tuple[_Latents, _Latents, _Latents]
     num_frames: Annotated[int, Field(ge=1)]
     height: Pixels
     width: Pixels
@@ -216,7 +217,7 @@ def parse_tokens(files: dict[str, bytes], card: TokenizerCard, where: str) -> tu
             codes = _read_npy(files[MEDIA], info.grid, card.dtype)
     except (KeyError, TypeError, ValueError, AttributeError, EOFError, MemoryError) as error:
         raise UsageError(f"{where} is not a readable token sample: {error}") from error
-    if codes.dtype.kind != "u" or codes.ndim != 3 or codes.shape != info.grid or 0 in codes.shape:
+    if codes.dtype.kind != "u" or codes.shape != info.grid:
         raise UsageError(f"{where}: tokens are {codes.dtype} {codes.shape}, its JSON says unsigned {info.grid}")
     check_codes(codes, card, where)
     return codes, info

@@ -306,8 +306,8 @@ class TokenShardWorker:
         codes: np.ndarray,
         quality: dict[str, float] | None,
     ) -> None:
-        grid = tuple(int(length) for length in codes.shape)
-        info = TokenInfo(grid=grid, quality=quality, **vars(item))
+        lt, lh, lw = codes.shape
+        info = TokenInfo(grid=(lt, lh, lw), quality=quality, **vars(item))
         writer.put(Sample(key, token_files(codes, info, self._card, self._config.pack), _stats(info)))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from vidvq.errors import UsageError
 from vidvq.formats import commit as commits
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, finished_shards, read_commit
 from vidvq.formats.plan import create_plan
@@ -52,6 +53,17 @@ def test_a_shard_without_an_ok_item_has_a_record_and_no_tar(tmp_path):
     record = commit_shard(tmp_path, SHARD, "plan", lambda draft: draft.failed.append(Outcome("a", "empty_file")))
     assert (record.sha256, record.bytes, record.ok, record.items) == (None, 0, 0, 1)
     assert files(tmp_path) == [f"commits/{SHARD}.json"]
+
+
+def test_any_message_of_a_library_fits_into_a_record(tmp_path):
+    details = {"a": "x" * (2 << 20), "b": "bad \udcff name", "c": "https://u:secret@host/v.mp4?X-Amz-Signature=secret"}
+
+    def fail(draft: ShardDraft) -> None:
+        draft.failed.extend(Outcome(key, "y" * 300, detail) for key, detail in details.items())
+
+    long, undecodable, secret = commit_shard(tmp_path, SHARD, "plan", fail).failed
+    assert details["a"].startswith(long.detail) and long.reason == "y" * 256
+    assert undecodable.detail == r"bad \udcff name" and "secret" not in secret.detail and "host/v.mp4" in secret.detail
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
@@ -125,7 +137,10 @@ def test_many_writers_at_once_leave_one_whole_shard(tmp_path):
 
 
 def test_a_shard_published_by_a_killed_writer_is_recorded_by_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(commits, "_OTHER_WRITER_S", 60.0)  # equal content is nothing to wait for
+    def never(*_):
+        raise AssertionError("equal content is nothing to wait for")
+
+    monkeypatch.setattr("time.sleep", never)
     first = commit_shard(tmp_path, SHARD, "plan", fill)
     (tmp_path / f"commits/{SHARD}.json").unlink()
     assert commit_shard(tmp_path, SHARD, "plan", fill) == first
@@ -184,6 +199,15 @@ def test_sizes_of_shards_are_requested_together_and_found_in_order(tmp_path, pla
 
     monkeypatch.setattr(Path, "stat", wait)
     assert [path.name for path, _ in finished_shards(tmp_path, plan)] == list(plan.shard_names())
+
+
+def test_a_shard_of_another_size_than_its_record_is_not_read(tmp_path, plan_table):
+    plan = create_plan(tmp_path, "shard", "clips", {}, plan_table("abcd"))
+    commit_shard(tmp_path, SHARD, plan.plan_id, fill)
+    with (tmp_path / SHARD).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UsageError, match="has 10241 bytes, not the 10240 of its record; run vidvq verify"):
+        list(finished_shards(tmp_path, plan))
 
 
 def test_a_summary_is_the_sum_of_the_records_and_sweeps_up(tmp_path, plan_table):

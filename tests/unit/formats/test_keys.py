@@ -26,6 +26,7 @@ STEMS = {
     "x" * 200: "x" * 40,
     "日" * 200: "日" * 13,
     "a" * 39 + "日": "a" * 39,
+    "a" * 39 + " b": "a" * 39,
 }
 
 
@@ -33,6 +34,7 @@ STEMS = {
 def test_a_key_is_readable_and_fits_into_a_tar(name, stem):
     key = item_key(video_key(f"/v/{name}.mp4"), 1_234_567)
     assert key.startswith(f"{stem}-") and key.endswith("-1234567") and "." not in key
+    assert "--" not in key
     check_name(f"{key}.{LONGEST_EXTENSION}")
     assert key == item_key(video_key(f"/v/{name}.mp4"), 1_234_567)
     assert video_of(key) == video_key(f"/v/{name}.mp4")

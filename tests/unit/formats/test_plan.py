@@ -6,9 +6,9 @@ from random import Random
 import pyarrow as pa
 import pytest
 
-from vidvq.errors import UsageError
+from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.arrow import encode_table, keys_of
-from vidvq.formats.plan import PlanHeader, read_plan
+from vidvq.formats.plan import PlanHeader, extend_plan, read_plan
 from vidvq.storage import sha256_bytes
 
 MADE_FROM = {"inputs": {"count": 2, "sha256": "aa"}, "clip": {"fps": 10, "num_frames": 9}}
@@ -253,6 +253,22 @@ def test_any_damage_of_a_table_whose_digest_fits_is_one_line(plan_dir, plan_tabl
             read_plan(plan_dir)
         except UsageError as error:
             assert "\n" not in str(error)
+
+
+def test_a_generation_of_another_plan_is_refused(plan_dir, plan_table):
+    extend_plan(plan_dir, read_plan(plan_dir), MADE_FROM, plan_table("", "", "e"))
+    assert keys_of(read_plan(plan_dir).table) == list("abcde")
+    edit(plan_dir, lambda header: header["made_from"].update(clip={}), keep_checks=False)
+    with pytest.raises(UsageError, match=r"plan-0001\.json does not follow the plan before it"):
+        read_plan(plan_dir)
+
+
+def test_a_driver_that_extends_an_older_plan_stops(plan_dir, plan_table):
+    older = read_plan(plan_dir)
+    extend_plan(plan_dir, older, MADE_FROM, plan_table("", "", "e"))
+    with pytest.raises(JobStopped, match="was changed by another driver in the meantime"):
+        extend_plan(plan_dir, older, MADE_FROM, plan_table("", "", "f"))
+    assert keys_of(read_plan(plan_dir).table) == list("abcde")
 
 
 def test_a_header_is_hashed_once_for_all_shards(plan_dir, monkeypatch):

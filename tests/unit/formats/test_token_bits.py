@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vidvq.formats import token_bits
 from vidvq.formats.token_bits import pack_codes, unpack_codes
 from vidvq.formats.token_shard import PACKED, Codebook, TokenInfo, TokenizerCard, parse_tokens, token_files
 
@@ -34,6 +35,15 @@ def test_runs_of_two_widths_on_any_bit(spatial, temporal):
     groups = [rng.integers(0, books[min(t, 1)].size, (3, 5), dtype=np.uint32) for t in range(6)]
     data = pack_codes(np.stack(groups), lambda t: books[min(t, 1)])
     assert np.array_equal(unpack_codes(data, (6, 3, 5), lambda t: books[min(t, 1)], np.uint32), np.stack(groups))
+
+
+def test_a_long_sample_is_unpacked_in_pieces(monkeypatch):
+    from_bits, counts = token_bits._from_bits, []
+    monkeypatch.setattr(token_bits, "_CHUNK", 13)
+    monkeypatch.setattr(token_bits, "_from_bits", lambda *given: counts.append(given[2]) or from_bits(*given))
+    data = pack_codes(CODES, CARD.codebook_of)
+    assert np.array_equal(unpack_codes(data, CODES.shape, CARD.codebook_of, np.uint16), CODES)
+    assert counts == [13, 13, 9, *[13] * 5, 5]
 
 
 @pytest.mark.parametrize("grid", [(10**12, 1, 1), (1, 1 << 20, 1 << 20), (1 << 60, 1 << 60, 1 << 60)])
