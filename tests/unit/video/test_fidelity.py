@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
+from tests.helpers.oddities import shown
 from vidvq.corpus.frames import sample_video
 from vidvq.corpus.source import source_at
 from vidvq.shard.config import ClipPolicy, ShardConfig
@@ -179,9 +180,10 @@ def test_gray_video_has_the_range_of_its_tag(pixels, colour_range, expected, siz
     assert np.abs(levels.T.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("name", ["v.mp4", "v.hevc"])
 @pytest.mark.parametrize("transfer", [PQ, HLG])
-def test_hdr_is_refused_by_name_and_never_passed_off_as_sdr(frames, tmp_path, transfer):
-    path = write(tmp_path / "v.mp4", frames, matrix=BT2020, transfer=transfer, pixels="yuv420p10le", codec="libx265")
+def test_hdr_is_refused_by_name_and_never_passed_off_as_sdr(frames, tmp_path, transfer, name):
+    path = write(tmp_path / name, frames, matrix=BT2020, transfer=transfer, pixels="yuv420p10le", codec="libx265")
     with pytest.raises(VideoError, match="hdr: has (PQ|HLG) brightness"):
         probe(path, Limits())
 
@@ -300,6 +302,20 @@ def test_scores_tell_dark_from_light_and_still_from_moving(frames):
 def test_settings_that_contradict_each_other_are_refused(wrong):
     with pytest.raises(ValueError):
         ClipPolicy(**wrong)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("fps", [10, 15, 20, 24, 30])
+def test_a_rate_is_sampled_alike_in_a_container_with_one_tick_per_frame(tmp_path, make_video, fps):
+    path = make_video(tmp_path / "v.avi", 50, codec="mpeg4", codec_options={"q:v": "2"})
+    assert probe(path, Limits()).tick_per_frame == 1
+    info = probe(path, Limits(), fps)
+    indices, times = sample_timeline(info, fps)
+    assert [time * info.time_base for time in times] == [Fraction(index, fps) for index in range(2 * fps)]
+    theirs = by_ffmpeg(path, info.height, info.width, f"fps={fps}:round=up")
+    read = open_reader(path, info, fit_size(*info.shown_size, None, 1), "pyav").read(indices)
+    count = min(len(read), len(theirs))
+    assert count >= 2 * fps - 1 and shown(read[:count]) == shown(theirs[:count])
 
 
 def test_shards_and_tokens_of_a_range_have_the_same_frames(tmp_path, make_video):

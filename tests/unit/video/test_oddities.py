@@ -38,6 +38,7 @@ from vidvq.shard.probe import probe_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip, open_reader
 from vidvq.video.geometry import FrameSize, fit_size, orientation
+from vidvq.video.pictures import is_hidden
 from vidvq.video.probe import Limits, VideoInfo, probe
 from vidvq.video.remux import copy_packets
 from vidvq.video.sampling import clip_times, gapless_ranges, sample_timeline
@@ -422,6 +423,12 @@ def test_the_last_frame_is_shown_as_long_as_the_file_says(name, make_video, tmp_
     assert len(pts) == 10 and times[0] == info.pts[0]
 
 
+def test_the_last_frame_does_not_last_as_long_as_the_sound(master, tmp_path):
+    path = tmp_path / "v.mkv"
+    ffmpeg("-i", master, "-f", "lavfi", "-i", "sine=duration=9", "-c:v", "copy", "-c:a", "libopus", path)
+    assert probe(path, Limits()).held == 0
+
+
 def test_one_frame_may_be_sampled(make_video, tmp_path):
     info, _ = opened(make_video(tmp_path / "one.mp4", 1))
     assert list(sample_timeline(info, 10)[0]) == [0]
@@ -458,7 +465,16 @@ def test_packets_are_copied_from_keyframe_to_keyframe(name, master, tmp_path):
 
 
 def test_hidden_frames_are_copied_along(master, tmp_path):
-    assert copies(_two_pass_vp8("v.webm")(master, tmp_path), NUM_FRAMES) == [ALL]
+    path = _two_pass_vp8("v.webm")(master, tmp_path)
+    assert copies(path, NUM_FRAMES) == [ALL]
+
+    def as_vpxenc(packets: list[av.Packet]) -> None:
+        """The time of a hidden frame is just after that of the frame before it."""
+        for before, packet in pairwise(packets):
+            if is_hidden("vp8", packet):
+                packet.pts = packet.dts = before.pts + 1
+
+    assert copies(remux(path, tmp_path / "vpxenc.webm", as_vpxenc), NUM_FRAMES) == [ALL]
 
 
 def test_field_pictures_are_not_copied(master, tmp_path):
@@ -506,6 +522,9 @@ def test_groups_that_share_frames_are_not_cut_for_copies(master, tmp_path):
     assert info.open_groups and info.keyframes == (0,)
     with pytest.raises(VideoError, match="not_on_keyframes"):
         copy_packets(tmp_path / "v.mkv", info, range(12, 24))
+    ffmpeg("-i", tmp_path / "v.mkv", "-c", "copy", tmp_path / "v.m2v")
+    info, _ = opened(tmp_path / "v.m2v")
+    assert info.packets is not None and info.open_groups and info.keyframes == (0,)
 
 
 def test_a_matrix_that_cannot_become_rgb_is_named(master, tmp_path):
@@ -658,7 +677,7 @@ def test_readers_of_av1_can_be_dropped_while_its_threads_work(tmp_path):
 
 
 @pytest.mark.parametrize("since", ["zero", "the first frame"])
-@pytest.mark.parametrize("held", [1, 20])
+@pytest.mark.parametrize("held", [1, 20, 250])
 def test_a_matroska_file_that_starts_late_does_not_hold_its_last_frame(make_video, tmp_path, since, held):
     pts = [1000, 1004, 1008, 1012]
     path = make_video(tmp_path / "v.mkv", 4, pts=pts, time_base=Fraction(1, 100))
