@@ -399,6 +399,30 @@ def test_damage_costs_the_clips_that_hold_it(name, master, tmp_path):
     assert found == [index for index in ALL if index // 4 not in failed]
 
 
+@pytest.mark.parametrize("place", [1, 4])
+def test_damage_before_an_edit_costs_the_frames_that_need_it(place, master, tmp_path):
+    path = tmp_path / "v.mp4"
+    ffmpeg("-i", master, *X264, *B_FRAMES, tmp_path / "whole.mp4")
+    ffmpeg("-ss", "0.3", "-i", tmp_path / "whole.mp4", "-c", "copy", path)
+    info, read = opened(path)
+    whole = read(0, info.num_frames)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    assert packets[place].is_discard and not packets[-1].is_discard
+    damage(path, place, 1)
+    damaged, read = opened(path)
+    assert damaged.num_frames == info.num_frames
+    found: list[int] = []
+    for index in range(info.num_frames):
+        try:
+            assert np.array_equal(read(index, index + 1)[0], whole[index])
+            found.append(index)
+        except VideoError:
+            pass
+    first_key = shown(whole).index(20)
+    assert found == list(range(first_key, info.num_frames))
+
+
 def test_shots_are_found_beyond_damage(master, tmp_path):
     from vidvq.shard.config import CutPolicy
     from vidvq.shard.shots import find_shots
