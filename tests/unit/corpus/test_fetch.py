@@ -1,12 +1,13 @@
 """Failures of a server or a file system become distinct reasons."""
 
 import errno
+import io
 import os
 import resource
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -53,6 +54,24 @@ def test_a_video_that_is_known_to_be_too_large_is_not_fetched(tmp_path, monkeypa
         local_file(source, Limits(max_bytes=9)),
     ):
         pass
+
+
+def test_a_download_of_unknown_size_ends_at_the_limit(monkeypatch):
+    monkeypatch.setattr(fetch, "_CHUNK_BYTES", 4)
+    file = io.BytesIO(bytes(100))
+    monkeypatch.setattr(fetch, "_open", lambda *_: nullcontext(file))
+    with (
+        pytest.raises(VideoError, match="too_large: has over limits.max_bytes=9 bytes"),
+        local_file(Source("memory://x.mp4"), Limits(max_bytes=9)),
+    ):
+        pass
+    assert file.tell() == 12
+
+
+def test_a_tar_that_ends_early_since_it_was_planned_is_named(tmp_path):
+    (tmp_path / "x.tar").write_bytes(bytes(1056))
+    error = failure(Source(f"{tmp_path}/x.tar#a.mp4", 100, "", 1024))
+    assert str(error) == "changed_since_plan: ends after 32 of its 100 bytes in the tar"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
