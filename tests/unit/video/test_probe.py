@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from vidvq.video import VideoError
+from vidvq.video import probe as probe_module
 from vidvq.video.packets import Packets
 from vidvq.video.probe import Limits, probe
 from vidvq.video.stream import open_video
@@ -196,6 +198,18 @@ def test_times_that_fit_the_order_of_the_codec_are_trusted(pts, keys, depth, exp
 def test_a_long_pause_is_trusted_unless_it_may_be_another_recording(name, expected):
     assert trusted([0, 1, 2, 253, 254], {0}, 0, name) == expected
     assert trusted([0, 1, 2, 252, 253], {0}, 0, name) == (name != "nut")
+
+
+def test_frames_with_decoding_times_alone_have_those(tmp_path, make_video, monkeypatch):
+    """As in Matroska with codecs of Video for Windows."""
+    pts, real = [0, 40, 120, 121, 500, 900], probe_module.decode
+    path = make_video(tmp_path / "v.nut", 6, codec="mpeg4", pts=pts, time_base=Fraction(1, 1000))
+    monkeypatch.setattr(Packets, "are_in_order", False)
+    monkeypatch.setattr(
+        probe_module, "decode", lambda *given, **rest: (replace(one, pts=None) for one in real(*given, **rest))
+    )
+    info = probe(path, Limits())
+    assert [tick * info.time_base for tick in info.pts] == [Fraction(tick, 1000) for tick in pts]
 
 
 def test_uneven_frame_times_are_kept(tmp_path, make_video):
