@@ -15,6 +15,7 @@ from tests.helpers.http_server import QuietHandler, serve
 from vidvq.corpus import fetch, public_hosts
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
+from vidvq.storage import sha256_bytes
 from vidvq.video import VideoError, stream
 from vidvq.video.probe import Limits
 
@@ -66,6 +67,18 @@ def test_a_download_of_unknown_size_ends_at_the_limit(monkeypatch):
     ):
         pass
     assert file.tell() == 12
+
+
+def test_a_file_without_a_version_is_compared_by_its_digest(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"video")
+    with local_file(Source(str(path)), Limits(), sha256=sha256_bytes(b"video")) as found:
+        assert found == path
+    with (
+        pytest.raises(VideoError, match="changed_since_plan"),
+        local_file(Source(str(path)), Limits(), sha256=sha256_bytes(b"other")),
+    ):
+        pass
 
 
 def test_a_tar_that_ends_early_since_it_was_planned_is_named(tmp_path):
