@@ -15,7 +15,7 @@ from tests.helpers.http_server import QuietHandler, serve
 from vidvq.corpus import fetch, public_hosts
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
-from vidvq.storage import sha256_bytes
+from vidvq.storage import resolve_path, sha256_bytes
 from vidvq.video import VideoError, stream
 from vidvq.video.probe import Limits
 
@@ -77,6 +77,17 @@ def test_a_file_without_a_version_is_compared_by_its_digest(tmp_path):
     with (
         pytest.raises(VideoError, match="changed_since_plan"),
         local_file(Source(str(path)), Limits(), sha256=sha256_bytes(b"other")),
+    ):
+        pass
+
+
+def test_a_copy_that_another_job_made_is_held_to_the_own_limit():
+    resolve_path("memory://shared.mp4").write_bytes(b"0123456789")
+    source, digest = Source("memory://shared.mp4"), sha256_bytes(b"0123456789")
+    with (
+        local_file(source, Limits(), sha256=digest),
+        pytest.raises(VideoError, match="too_large"),
+        local_file(source, Limits(max_bytes=9), sha256=digest),
     ):
         pass
 
@@ -180,6 +191,8 @@ def test_a_redirect_to_a_private_address_is_not_followed(monkeypatch):
         ("fd00::1", False),
         ("::ffff:127.0.0.1", False),
         ("::ffff:8.8.8.8", True),
+        ("2002:7f00:1::", False),
+        ("2002:808:808::", True),
     ],
 )
 def test_which_addresses_are_public(address, public):
