@@ -16,6 +16,7 @@ from av.video.stream import VideoStream
 from tests.helpers.oddities import shown
 from vidvq.corpus.frames import sample_video
 from vidvq.corpus.source import source_at
+from vidvq.shard import cut
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.cut import CutJob, cut_clips
 from vidvq.shard.probe import _windows, probe_clips
@@ -334,6 +335,24 @@ def test_groups_of_pictures_are_joined_up_to_the_length_of_a_clip():
     assert list(_windows(0, 100, replace(policy, num_frames=10), info)) == [(0, 9), (30, 2), (60, 1), (90, 10)]
     all_keys = replace(info, pts=range(1_000_000), keyframes=tuple(range(1_000_000)))
     assert len(list(_windows(0, 1_000_000, policy, all_keys))) == -(-1_000_000 // 33)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (slice(None), ""),
+        (slice(0, 8), "not_on_keyframes: its copy decodes to 8 of 9 frames"),
+        (slice(None, None, -1), "not_copyable: its copy does not decode to the same frames"),
+    ],
+)
+def test_a_copy_that_shows_other_frames_is_refused(tmp_path, make_video, monkeypatch, change, reason):
+    path = make_video(tmp_path / "v.mkv", 9)
+    config = ShardConfig(clip=ClipPolicy(encoding="copy", short_side=None))
+    frames = decode_clip(path.read_bytes(), "v")[change]
+    other = encode_ffv1(frames, tuple(range(len(frames))), Fraction(1, 25))
+    monkeypatch.setattr(cut, "copy_packets", lambda *_: other)
+    (found,) = cut_clips(CutJob(tuple(probe_clips(source_at(str(path)), config)), config)).cuts
+    assert f"{found.reason}: {found.detail}" == (reason or ": ")
 
 
 def test_frames_without_a_keyframe_are_not_said_to_be_too_few(tmp_path, make_video):

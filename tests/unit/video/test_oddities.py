@@ -605,6 +605,8 @@ def test_a_webp_animation_comes_frame_by_frame(tmp_path):
     info, read = opened(tmp_path / "v.webp")
     assert [int(frame[0, 0, 0]) for frame in read(0, info.num_frames)] == list(range(0, 200, 20))
     assert seconds_apart(info) == [0.04] * 9 and info.held * info.time_base == 0.5
+    pictures[0].save(tmp_path / "v.webp", save_all=True, append_images=pictures[1:], duration=0, lossless=True)
+    assert seconds_apart(probe(tmp_path / "v.webp", Limits())) == [0.1] * 9, "as browsers show it"
     pictures[0].save(tmp_path / "still.webp")
     with pytest.raises(VideoError, match="not_a_video"):
         probe(tmp_path / "still.webp", Limits())
