@@ -143,6 +143,15 @@ def test_the_next_shard_of_a_video_is_decoded_from_where_the_one_before_ends(vid
     assert counted.frames.total() <= NUM_FRAMES + 3
 
 
+def test_a_video_is_probed_again_for_another_rate(counted, make_video, tmp_path):
+    source = source_at(str(make_video(tmp_path / "v.avi", 25)))
+    row = PlannedSample(key="a", source=source, num_frames=2)
+    for fps, expected in ((None, "1/25"), (10, "1/50"), (None, "1/25")):
+        job = VideoFrames((row,), VideoPolicy(short_side=16, multiple=8, fps=fps), Limits(), 16)
+        found = [message.info for message in corpus_frames.decode_items(job) if message.info]
+        assert [info.time_base for info in found] == [expected]
+
+
 def test_no_deleted_copy_stays_open(videos, counted, tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(videos / "one.mp4", "a.mp4")

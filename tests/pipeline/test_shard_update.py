@@ -193,3 +193,15 @@ def test_a_failed_file_that_came_back_shorter_is_known_as_it_is_now(corpus, make
     assert vidvq("shard", videos, "--out", out, "--add", INLINE).code == 0
     assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE).code == 0
     assert snapshot(out) == after
+
+
+def test_a_copy_of_a_removed_video_is_no_duplicate(tmp_path, make_video, vidvq):
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    videos.mkdir()
+    first = make_video(videos / "a.mp4", 8)
+    shutil.copy(first, videos / "b.mp4")
+    assert vidvq("shard", videos, "--out", out, *SETTINGS, INLINE).code == 0 and sources(out) == {"a.mp4": 2}
+    assert vidvq("shard", "--out", out, "--remove", first, INLINE).code == 0 and sources(out) == {}
+    shutil.copy(first, tmp_path / "c.mp4")
+    assert vidvq("shard", tmp_path / "c.mp4", "--out", out, "--add", INLINE).code == 0
+    assert sources(out) == {"c.mp4": 2}

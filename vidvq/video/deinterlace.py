@@ -31,7 +31,7 @@ def deinterlace(frames: Iterator[Numbered]) -> Iterator[Numbered]:
         frame = numbered[1]
         if fields and not fields.takes(frame):
             yield from fields.rest()
-            fields = before = None
+            fields = None
         if fields is None and frame.interlaced_frame:
             fields = _Fields(frame)
             if before and fields.takes(before[1]):

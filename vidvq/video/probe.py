@@ -186,15 +186,18 @@ def probe(path: Path, limits: Limits, fps: float | None = None) -> VideoInfo:
     """Probe a video: read its packets, and decode it once if they cannot be trusted.
 
     Args:
-        fps: rate at which the timeline will be sampled (frames per second). If a tick of the file is longer than the
-            time from one sample to the next, ``time_base`` is a fraction of it, so that no two samples have one time.
+        fps: rate at which the timeline will be sampled (frames per second). If a tick of the file is as long as a
+            frame, or longer than the time from one sample to the next, ``time_base`` is a fraction of it, so that each
+            sample has its own exact time.
 
     Raises:
         VideoError: the video is not readable, exceeds a limit, or has no frames.
     """
     info = _probe(path, limits)
-    step = 1 if fps is None else 1 / (exact_rate(fps) * info.time_base)
-    return info if step >= 1 else _with_parts(info, step.denominator)
+    if fps is None:
+        return info
+    step = 1 / (exact_rate(fps) * info.time_base)
+    return _with_parts(info, step.denominator) if step < 1 or info.tick_per_frame == 1 else info
 
 
 def exact_rate(fps: float) -> Fraction:

@@ -157,8 +157,8 @@ def _decode_packet(
     try:
         return context.decode(packet)  # pyright: ignore[reportUnknownMemberType]
     except av.error.FFmpegError:
-        if packet is not None and not packet.is_discard:
-            order.fail(number)
+        if packet is not None:
+            order.fail(number, packet.is_discard)
         return []
 
 
@@ -188,10 +188,11 @@ class _Order:
         self._failed: deque[int] = deque()
         self._damaged = False
 
-    def fail(self, number: int) -> None:
-        """Record a packet that cannot be decoded."""
-        self._failed.append(number)
-        self._damaged = self._damaged or self._in_order
+    def fail(self, number: int, is_discard: bool) -> None:
+        """Record a packet that cannot be decoded. One that an edit list discards has no frame, but others need it."""
+        if not is_discard:
+            self._failed.append(number)
+        self._damaged = self._damaged or self._in_order or is_discard
 
     def insert(self, frames: list[VideoFrame], fed: int) -> Iterator[Decoded]:
         """Yield the frames output for packet ``fed``, after the failed packets that precede them."""

@@ -1,12 +1,13 @@
 """Failures of a server or a file system become distinct reasons."""
 
 import errno
+import io
 import os
 import resource
 import socket
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -14,6 +15,7 @@ from tests.helpers.http_server import QuietHandler, serve
 from vidvq.corpus import fetch, public_hosts
 from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
+from vidvq.storage import resolve_path, sha256_bytes
 from vidvq.video import VideoError, stream
 from vidvq.video.probe import Limits
 
@@ -53,6 +55,47 @@ def test_a_video_that_is_known_to_be_too_large_is_not_fetched(tmp_path, monkeypa
         local_file(source, Limits(max_bytes=9)),
     ):
         pass
+
+
+def test_a_download_of_unknown_size_ends_at_the_limit(monkeypatch):
+    monkeypatch.setattr(fetch, "_CHUNK_BYTES", 4)
+    file = io.BytesIO(bytes(100))
+    monkeypatch.setattr(fetch, "_open", lambda *_: nullcontext(file))
+    with (
+        pytest.raises(VideoError, match="too_large: has over limits.max_bytes=9 bytes"),
+        local_file(Source("memory://x.mp4"), Limits(max_bytes=9)),
+    ):
+        pass
+    assert file.tell() == 12
+
+
+def test_a_file_without_a_version_is_compared_by_its_digest(tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"video")
+    with local_file(Source(str(path)), Limits(), sha256=sha256_bytes(b"video")) as found:
+        assert found == path
+    with (
+        pytest.raises(VideoError, match="changed_since_plan"),
+        local_file(Source(str(path)), Limits(), sha256=sha256_bytes(b"other")),
+    ):
+        pass
+
+
+def test_a_copy_that_another_job_made_is_held_to_the_own_limit():
+    resolve_path("memory://shared.mp4").write_bytes(b"0123456789")
+    source, digest = Source("memory://shared.mp4"), sha256_bytes(b"0123456789")
+    with (
+        local_file(source, Limits(), sha256=digest),
+        pytest.raises(VideoError, match="too_large"),
+        local_file(source, Limits(max_bytes=9), sha256=digest),
+    ):
+        pass
+
+
+def test_a_tar_that_ends_early_since_it_was_planned_is_named(tmp_path):
+    (tmp_path / "x.tar").write_bytes(bytes(1056))
+    error = failure(Source(f"{tmp_path}/x.tar#a.mp4", 100, "", 1024))
+    assert str(error) == "changed_since_plan: ends after 32 of its 100 bytes in the tar"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -148,6 +191,8 @@ def test_a_redirect_to_a_private_address_is_not_followed(monkeypatch):
         ("fd00::1", False),
         ("::ffff:127.0.0.1", False),
         ("::ffff:8.8.8.8", True),
+        ("2002:7f00:1::", False),
+        ("2002:808:808::", True),
     ],
 )
 def test_which_addresses_are_public(address, public):

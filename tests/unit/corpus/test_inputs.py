@@ -195,6 +195,13 @@ def test_the_fingerprint_depends_on_the_set_but_not_its_order():
         assert other.value()["sum"] != alone.value()["sum"], field
 
 
+def test_a_source_of_unknown_size_counts_no_bytes():
+    fingerprint = Fingerprint()
+    for size in (-1, 9):
+        fingerprint.add(Source(f"/{size}", size))
+    assert (fingerprint.value()["count"], fingerprint.value()["bytes"]) == (2, 9)
+
+
 def test_a_name_that_is_not_utf8_is_one_failed_entry(videos):
     Path(os.fsdecode(os.fsencode(videos) + b"/na\xefve.mp4")).write_bytes(b"x")
     sources = list(list_sources([str(videos)], ANY))

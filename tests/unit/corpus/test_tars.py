@@ -86,10 +86,12 @@ def test_a_name_with_dots_keeps_what_is_carried(tmp_path):
         ("0001.low.json", about("low")),
         ("0001.json", about("both")),
         ("0001.meta.json", b"{"),
+        ("0002.low.mp4", b"fifth"),
+        ("0002.json", b"{"),
     ]
-    first, second, third, fourth = read(pack(tmp_path / "x.tar", *members))
+    first, second, third, fourth, fifth = read(pack(tmp_path / "x.tar", *members))
     assert [json.loads(source.carried)["caption"] for source in (first, third, fourth)] == ["clean", "both", "low"]
-    assert second.failure and second.failure[0] == "bad_sidecar"
+    assert [source.failure and source.failure[0] for source in (second, fifth)] == ["bad_sidecar"] * 2
 
 
 def test_names_with_a_number_sign_are_read(tmp_path):

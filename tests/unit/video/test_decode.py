@@ -18,8 +18,8 @@ from vidvq.video import VideoError, decode, stream
 from vidvq.video.decode import DecoderName, decode_clip, decoder_version, decoders_for, open_reader
 from vidvq.video.encode import encode_mp4
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, VideoInfo, probe
-from vidvq.video.sampling import frames_between, gapless_ranges, overlaps, sample_timeline
+from vidvq.video.probe import Limits, VideoInfo, _with_parts, probe
+from vidvq.video.sampling import clip_times, frames_between, gapless_ranges, overlaps, sample_timeline
 
 DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"
 VIDEOS = sorted(path for path in DEMO.glob("*/*") if path.suffix in {".mp4", ".mkv", ".webm", ".avi"})
@@ -116,6 +116,11 @@ def test_where_decord_is_trusted_it_gives_every_frame_from_wherever_it_starts(co
     for first in (0, 1, 11, 12, 13, 30, 47, 5):
         indices = list(range(first, min(first + 4, NUM_FRAMES)))
         assert shown(reader.read(indices)) == indices
+
+
+def test_a_seek_that_leads_beyond_the_wanted_frame_is_not_used(tmp_path, make_video, monkeypatch):
+    monkeypatch.setattr(decode, "REORDER_FRAMES", -20)
+    assert shown(read(make_video(tmp_path / "b.mp4", NUM_FRAMES, codec_options=B_FRAMES), [14, 15], "pyav")) == [14, 15]
 
 
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
@@ -221,6 +226,9 @@ def timeline(pts: list[int], time_base: Fraction = Fraction(1, 100)) -> VideoInf
         ([0, 10, 20, 30], 10, [0, 1, 2, 3], [0, 10, 20, 30]),
         ([0, 10, 20, 30], 5, [0, 2], [0, 20]),
         ([0, 10, 20, 30], 20, [0, 0, 1, 1, 2, 2, 3, 3], [0, 5, 10, 15, 20, 25, 30, 35]),
+        # 3.6 and 3.2 frames
+        ([0, 10, 20, 30], 9, [0, 1, 2, 3], [0, 11, 22, 33]),
+        ([0, 10, 20, 30], 8, [0, 1, 2], [0, 13, 25]),
         ([50, 60, 70, 80], 10, [0, 1, 2, 3], [50, 60, 70, 80]),
         # a frame stays on screen until the next one
         ([0, 10, 50, 60], 10, [0, 1, 1, 1, 1, 2, 3], [0, 10, 20, 30, 40, 50, 60]),
@@ -230,6 +238,21 @@ def timeline(pts: list[int], time_base: Fraction = Fraction(1, 100)) -> VideoInf
 )
 def test_frames_are_sampled_by_time(pts, fps, indices, times):
     assert [*map(list, sample_timeline(timeline(pts), fps))] == [indices, times]
+
+
+def test_a_time_beyond_what_a_fraction_of_a_tick_can_say_is_refused():
+    assert list(_with_parts(timeline([0, 1 << 50]), 1 << 10).pts) == [0, 1 << 60]
+    for pts in ([0, 1 << 60], [-(1 << 60), 0]):
+        with pytest.raises(VideoError, match="too_large: has a time of "):
+            _with_parts(timeline(pts), 3)
+
+
+def test_the_last_sample_of_a_variable_rate_lasts_as_long_as_the_others():
+    info = replace(timeline([0, 10, 30, 40, 60]), last=17)
+    for fps, last in ((None, 17), (10, 10)):
+        times = sample_timeline(info, fps)[1]
+        pts, duration, _ = clip_times(info, times, 0, len(times))
+        assert pts[-1] + last == duration
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,16 @@ def test_any_time_of_a_token_sample_can_be_decoded_to_a_file(tmp_path, kind):
     assert len(times((tmp_path / f"x.{kind}").read_bytes())) == 3
 
 
+@pytest.mark.parametrize("kind", ["mp4", "gif"])
+def test_frames_closer_than_a_tick_have_a_tick_each(tmp_path, kind):
+    frames = (
+        TimedFrame(pixels, Fraction(i, 5000), Fraction(i + 1, 5000)) for i, pixels in enumerate(moving(4, 32, 32))
+    )
+    write_frames(tmp_path / f"x.{kind}", kind, frames, VideoShape(4, 32, 32, Fraction(1, 25)))
+    found = times((tmp_path / f"x.{kind}").read_bytes())
+    assert found == [Fraction(tick, 100 if kind == "gif" else 25) for tick in range(4)]
+
+
 @pytest.mark.parametrize("kind", ["mp4", "gif", "npy"])
 def test_a_full_disk_is_one_error_and_nothing_is_printed(tmp_path, monkeypatch, capfd, kind):
     class Full(io.BytesIO):

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from av.video.stream import VideoStream
 
+from tests.helpers.oddities import shown
 from vidvq.corpus.frames import sample_video
 from vidvq.corpus.source import source_at
+from vidvq.shard import cut
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.cut import CutJob, cut_clips
 from vidvq.shard.probe import _windows, probe_clips
@@ -179,9 +181,10 @@ def test_gray_video_has_the_range_of_its_tag(pixels, colour_range, expected, siz
     assert np.abs(levels.T.astype(int) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("name", ["v.mp4", "v.hevc"])
 @pytest.mark.parametrize("transfer", [PQ, HLG])
-def test_hdr_is_refused_by_name_and_never_passed_off_as_sdr(frames, tmp_path, transfer):
-    path = write(tmp_path / "v.mp4", frames, matrix=BT2020, transfer=transfer, pixels="yuv420p10le", codec="libx265")
+def test_hdr_is_refused_by_name_and_never_passed_off_as_sdr(frames, tmp_path, transfer, name):
+    path = write(tmp_path / name, frames, matrix=BT2020, transfer=transfer, pixels="yuv420p10le", codec="libx265")
     with pytest.raises(VideoError, match="hdr: has (PQ|HLG) brightness"):
         probe(path, Limits())
 
@@ -302,6 +305,20 @@ def test_settings_that_contradict_each_other_are_refused(wrong):
         ClipPolicy(**wrong)
 
 
+@needs_ffmpeg
+@pytest.mark.parametrize("fps", [10, 15, 20, 24, 30])
+def test_a_rate_is_sampled_alike_in_a_container_with_one_tick_per_frame(tmp_path, make_video, fps):
+    path = make_video(tmp_path / "v.avi", 50, codec="mpeg4", codec_options={"q:v": "2"})
+    assert probe(path, Limits()).tick_per_frame == 1
+    info = probe(path, Limits(), fps)
+    indices, times = sample_timeline(info, fps)
+    assert [time * info.time_base for time in times] == [Fraction(index, fps) for index in range(2 * fps)]
+    theirs = by_ffmpeg(path, info.height, info.width, f"fps={fps}:round=up")
+    read = open_reader(path, info, fit_size(*info.shown_size, None, 1), "pyav").read(indices)
+    count = min(len(read), len(theirs))
+    assert count >= 2 * fps - 1 and shown(read[:count]) == shown(theirs[:count])
+
+
 def test_shards_and_tokens_of_a_range_have_the_same_frames(tmp_path, make_video):
     source = replace(source_at(str(make_video(tmp_path / "v.mp4", 24))), start_s=0.28, end_s=0.56)
     config = ShardConfig(clip=ClipPolicy(min_frames=1))
@@ -318,6 +335,24 @@ def test_groups_of_pictures_are_joined_up_to_the_length_of_a_clip():
     assert list(_windows(0, 100, replace(policy, num_frames=10), info)) == [(0, 9), (30, 2), (60, 1), (90, 10)]
     all_keys = replace(info, pts=range(1_000_000), keyframes=tuple(range(1_000_000)))
     assert len(list(_windows(0, 1_000_000, policy, all_keys))) == -(-1_000_000 // 33)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (slice(None), ""),
+        (slice(0, 8), "not_on_keyframes: its copy decodes to 8 of 9 frames"),
+        (slice(None, None, -1), "not_copyable: its copy does not decode to the same frames"),
+    ],
+)
+def test_a_copy_that_shows_other_frames_is_refused(tmp_path, make_video, monkeypatch, change, reason):
+    path = make_video(tmp_path / "v.mkv", 9)
+    config = ShardConfig(clip=ClipPolicy(encoding="copy", short_side=None))
+    frames = decode_clip(path.read_bytes(), "v")[change]
+    other = encode_ffv1(frames, tuple(range(len(frames))), Fraction(1, 25))
+    monkeypatch.setattr(cut, "copy_packets", lambda *_: other)
+    (found,) = cut_clips(CutJob(tuple(probe_clips(source_at(str(path)), config)), config)).cuts
+    assert f"{found.reason}: {found.detail}" == (reason or ": ")
 
 
 def test_frames_without_a_keyframe_are_not_said_to_be_too_few(tmp_path, make_video):

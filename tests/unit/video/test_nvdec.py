@@ -91,7 +91,7 @@ class FakeGpu:
         if not self.supports or not any(context is mine for mine in self._contexts):
             return frames
         if next(self._fed) == self.fails_at:
-            order.fail(number)
+            order.fail(number, packet.is_discard)
             return []
         return [self._surface(frame) for frame in frames]
 

@@ -38,6 +38,7 @@ from vidvq.shard.probe import probe_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip, open_reader
 from vidvq.video.geometry import FrameSize, fit_size, orientation
+from vidvq.video.pictures import is_hidden
 from vidvq.video.probe import Limits, VideoInfo, probe
 from vidvq.video.remux import copy_packets
 from vidvq.video.sampling import clip_times, gapless_ranges, sample_timeline
@@ -398,6 +399,30 @@ def test_damage_costs_the_clips_that_hold_it(name, master, tmp_path):
     assert found == [index for index in ALL if index // 4 not in failed]
 
 
+@pytest.mark.parametrize("place", [1, 4])
+def test_damage_before_an_edit_costs_the_frames_that_need_it(place, master, tmp_path):
+    path = tmp_path / "v.mp4"
+    ffmpeg("-i", master, *X264, *B_FRAMES, tmp_path / "whole.mp4")
+    ffmpeg("-ss", "0.3", "-i", tmp_path / "whole.mp4", "-c", "copy", path)
+    info, read = opened(path)
+    whole = read(0, info.num_frames)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    assert packets[place].is_discard and not packets[-1].is_discard
+    damage(path, place, 1)
+    damaged, read = opened(path)
+    assert damaged.num_frames == info.num_frames
+    found: list[int] = []
+    for index in range(info.num_frames):
+        try:
+            assert np.array_equal(read(index, index + 1)[0], whole[index])
+            found.append(index)
+        except VideoError:
+            pass
+    first_key = shown(whole).index(20)
+    assert found == list(range(first_key, info.num_frames))
+
+
 def test_shots_are_found_beyond_damage(master, tmp_path):
     from vidvq.shard.config import CutPolicy
     from vidvq.shard.shots import find_shots
@@ -420,6 +445,12 @@ def test_the_last_frame_is_shown_as_long_as_the_file_says(name, make_video, tmp_
     pts, duration, _ = clip_times(info, info.pts, 10, 10)
     assert float(duration * info.time_base) == pytest.approx(9 / 25 + 2, abs=0.05)
     assert len(pts) == 10 and times[0] == info.pts[0]
+
+
+def test_the_last_frame_does_not_last_as_long_as_the_sound(master, tmp_path):
+    path = tmp_path / "v.mkv"
+    ffmpeg("-i", master, "-f", "lavfi", "-i", "sine=duration=9", "-c:v", "copy", "-c:a", "libopus", path)
+    assert probe(path, Limits()).held == 0
 
 
 def test_one_frame_may_be_sampled(make_video, tmp_path):
@@ -458,7 +489,16 @@ def test_packets_are_copied_from_keyframe_to_keyframe(name, master, tmp_path):
 
 
 def test_hidden_frames_are_copied_along(master, tmp_path):
-    assert copies(_two_pass_vp8("v.webm")(master, tmp_path), NUM_FRAMES) == [ALL]
+    path = _two_pass_vp8("v.webm")(master, tmp_path)
+    assert copies(path, NUM_FRAMES) == [ALL]
+
+    def as_vpxenc(packets: list[av.Packet]) -> None:
+        """The time of a hidden frame is just after that of the frame before it."""
+        for before, packet in pairwise(packets):
+            if is_hidden("vp8", packet):
+                packet.pts = packet.dts = before.pts + 1
+
+    assert copies(remux(path, tmp_path / "vpxenc.webm", as_vpxenc), NUM_FRAMES) == [ALL]
 
 
 def test_field_pictures_are_not_copied(master, tmp_path):
@@ -506,6 +546,9 @@ def test_groups_that_share_frames_are_not_cut_for_copies(master, tmp_path):
     assert info.open_groups and info.keyframes == (0,)
     with pytest.raises(VideoError, match="not_on_keyframes"):
         copy_packets(tmp_path / "v.mkv", info, range(12, 24))
+    ffmpeg("-i", tmp_path / "v.mkv", "-c", "copy", tmp_path / "v.m2v")
+    info, _ = opened(tmp_path / "v.m2v")
+    assert info.packets is not None and info.open_groups and info.keyframes == (0,)
 
 
 def test_a_matrix_that_cannot_become_rgb_is_named(master, tmp_path):
@@ -562,6 +605,8 @@ def test_a_webp_animation_comes_frame_by_frame(tmp_path):
     info, read = opened(tmp_path / "v.webp")
     assert [int(frame[0, 0, 0]) for frame in read(0, info.num_frames)] == list(range(0, 200, 20))
     assert seconds_apart(info) == [0.04] * 9 and info.held * info.time_base == 0.5
+    pictures[0].save(tmp_path / "v.webp", save_all=True, append_images=pictures[1:], duration=0, lossless=True)
+    assert seconds_apart(probe(tmp_path / "v.webp", Limits())) == [0.1] * 9, "as browsers show it"
     pictures[0].save(tmp_path / "still.webp")
     with pytest.raises(VideoError, match="not_a_video"):
         probe(tmp_path / "still.webp", Limits())
@@ -658,7 +703,7 @@ def test_readers_of_av1_can_be_dropped_while_its_threads_work(tmp_path):
 
 
 @pytest.mark.parametrize("since", ["zero", "the first frame"])
-@pytest.mark.parametrize("held", [1, 20])
+@pytest.mark.parametrize("held", [1, 20, 250])
 def test_a_matroska_file_that_starts_late_does_not_hold_its_last_frame(make_video, tmp_path, since, held):
     pts = [1000, 1004, 1008, 1012]
     path = make_video(tmp_path / "v.mkv", 4, pts=pts, time_base=Fraction(1, 100))

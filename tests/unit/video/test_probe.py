@@ -2,13 +2,18 @@
 
 import http.server
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
+import numpy as np
 import pytest
 
 from vidvq.video import VideoError
+from vidvq.video import probe as probe_module
+from vidvq.video.packets import Packets
 from vidvq.video.probe import Limits, probe
 from vidvq.video.stream import open_video
 
@@ -148,6 +153,63 @@ def test_a_video_at_its_limits_passes(tmp_path, make_video):
     path = make_video(tmp_path / "v.mp4", 24)
     limits = Limits(max_pixels=32 * 64, max_frames=24, max_bytes=path.stat().st_size)
     assert probe(path, limits).num_frames == 24
+
+
+def trusted(pts: list[int], keys: set[int], depth: int, name: str = "matroska,webm", codec: str = "h264") -> bool:
+    packets = Packets(
+        pts=np.array(pts),
+        keys=np.array([index in keys for index in range(len(pts))]),
+        begins_with_key=0 in keys,
+        has_b_pictures=False,
+        smallest=100,
+        last_ends=None,
+        by_dts=False,
+        edits_overlap=False,
+    )
+    context = SimpleNamespace(name=codec, field_order=1, reorder_depth=depth)
+    stream = SimpleNamespace(codec_context=context, time_base=Fraction(1, 25))
+    return packets.are_trusted(SimpleNamespace(format=SimpleNamespace(name=name)), stream)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("pts", "keys", "depth", "expected"),
+    [
+        ([0, 1, 2, 3], {0}, 0, True),
+        ([0, 2, 1, 4, 3], {0}, 1, True),
+        ([0, 2, 1, 4, 3], {0}, 0, False),
+        ([0, 4, 2, 1, 3], {0}, 2, True),
+        ([0, 4, 2, 1, 3], {0}, 1, False),
+        # no keyframe first, or frames before the first one
+        ([0, 1, 2, 3], {1}, 0, False),
+        ([2, 0, 1, 5, 3, 4], {0, 3}, 2, False),
+        ([0, 3, 1, 2, 6, 4, 5], {0, 4}, 2, True),
+        # a frame of the first group after the keyframe of the second
+        ([0, 1, 4, 3, 5], {0, 3}, 1, False),
+        # one time twice, and one far away
+        ([0, 1, 1, 2], {0}, 0, False),
+        ([*range(10), 900, *range(11, 50)], {0}, 2, False),
+    ],
+)
+def test_times_that_fit_the_order_of_the_codec_are_trusted(pts, keys, depth, expected):
+    assert trusted(pts, keys, depth) == expected
+
+
+@pytest.mark.parametrize(("name", "expected"), [("matroska,webm", True), ("mpegts", False), ("nut", False)])
+def test_a_long_pause_is_trusted_unless_it_may_be_another_recording(name, expected):
+    assert trusted([0, 1, 2, 253, 254], {0}, 0, name) == expected
+    assert trusted([0, 1, 2, 252, 253], {0}, 0, name) == (name != "nut")
+
+
+def test_frames_with_decoding_times_alone_have_those(tmp_path, make_video, monkeypatch):
+    """As in Matroska with codecs of Video for Windows."""
+    pts, real = [0, 40, 120, 121, 500, 900], probe_module.decode
+    path = make_video(tmp_path / "v.nut", 6, codec="mpeg4", pts=pts, time_base=Fraction(1, 1000))
+    monkeypatch.setattr(Packets, "are_in_order", False)
+    monkeypatch.setattr(
+        probe_module, "decode", lambda *given, **rest: (replace(one, pts=None) for one in real(*given, **rest))
+    )
+    info = probe(path, Limits())
+    assert [tick * info.time_base for tick in info.pts] == [Fraction(tick, 1000) for tick in pts]
 
 
 def test_uneven_frame_times_are_kept(tmp_path, make_video):

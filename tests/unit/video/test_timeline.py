@@ -26,6 +26,8 @@ from vidvq.video.timeline import median_step, repair_timeline
         ([0, 0, 40, 40, 80, 80], [0, 20, 40, 60, 80, 100], True),
         ([0] * 3 + [40] * 4 + [80] * 4 + [120], [0, 13, 26, *range(40, 121, 10)], True),
         ([0] * 30 + [90] * 30 + [180], list(range(0, 181, 3)), True),
+        # less time than frames
+        ([0, None, 1, 2, 3, 40], [0, 1, 2, 3, 4, 41], True),
         # a pause, at the end too
         ([0, 40, 5000, 5040, 5080], [0, 40, 5000, 5040, 5080], False),
         ([0, 40, 80, 5000], [0, 40, 80, 5000], False),
