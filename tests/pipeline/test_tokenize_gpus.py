@@ -9,6 +9,7 @@ import torch
 from vidvq.formats.execution import Execution
 from vidvq.formats.plan import read_plan
 from vidvq.model import VideoTokenizer
+from vidvq.runtime import InlinePool
 from vidvq.tokenize import gpu_memory
 from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.worker import TokenShardWorker
@@ -110,6 +111,14 @@ def test_an_estimate_tries_the_step_too(gpu, run, tmp_path):
     done = run("--dry-run")
     assert done.code == 0 and "steps have at most 34 megapixels" in " ".join(done.err.split())
     assert len(tried) == 3 and not (tmp_path / "out").exists()
+
+
+def test_an_estimate_is_for_the_workers_of_the_gpus(gpu, run, monkeypatch):
+    gpu()
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
+    monkeypatch.setattr(InlinePool, "count_workers", lambda self, gpus: round(1 / gpus))
+    one, two = (json.loads(run("--dry-run", "--json", f"runtime.gpus_per_worker={share}").out) for share in (1, 0.5))
+    assert (one["workers"], two["workers"]) == (1, 2)
 
 
 def test_a_gpu_too_small_for_any_step_is_refused(gpu, run, tmp_path):

@@ -43,12 +43,12 @@ def test_a_worker_has_its_gpus_on_one_node_and_a_fraction_on_one_gpu(cluster, gp
 )
 def test_no_more_workers_are_started_than_fit(cluster, workers, gpus, expected):
     cluster((8, 3), (4, 1))
-    assert RayPool(5, workers)._count_workers(gpus) == expected
+    assert RayPool(5, workers).count_workers(gpus) == expected
 
 
 def test_a_cluster_without_a_gpu_yet_gets_one_worker(cluster):
     cluster((8, 0))
-    assert RayPool(8)._count_workers(1) == 1
+    assert RayPool(8).count_workers(1) == 1
 
 
 @pytest.mark.parametrize(
