@@ -125,6 +125,17 @@ def test_real_processes_take_turns_and_one_that_dies_costs_one_item(
     assert snapshot(tmp_path / "crash1") == snapshot(tmp_path / "crash2")
 
 
+def test_processes_that_took_turns_are_reused(clips_dir):
+    shard = sorted(clips_dir.glob("*.tar"))[0]
+    job = ClipFrames(shard, frozenset(key for key, _, _ in corpus_frames.read_clips(shard)))
+    own, processes = Decoders(1, 2, cores=2), []
+    for _ in range(2):
+        messages = own.messages(0, job, 60)
+        assert sum(not isinstance(each, WorkerDied) and each.done for each in messages) == len(job.keys)
+        processes.append([feeder._running and feeder._running.process.pid for feeder in own._feeders[0]])
+    assert None not in processes[0] and processes[0] == processes[1]
+
+
 def test_processes_are_added_and_removed_after_a_shard(clips_dir, monkeypatch):
     monkeypatch.setattr(decoders, "Feeder", FakeFeeder)
     shard = sorted(clips_dir.glob("*.tar"))[0]

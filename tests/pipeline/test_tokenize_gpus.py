@@ -106,6 +106,17 @@ def test_a_step_is_halved_before_the_job_until_it_fits(gpu, run, tmp_path):
     assert run().code == 0 and not tried
 
 
+def test_a_job_that_scores_tries_to_decode_as_well(gpu, run, monkeypatch):
+    gpu()
+
+    def full(self, codes, state=None):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(VideoTokenizer, "decode_step", full)
+    done = run("quality.share=0.5")
+    assert done.code == 2 and "not even a step of one group fits" in done.error
+
+
 def test_an_estimate_tries_the_step_too(gpu, run, tmp_path):
     tried = gpu(max_pixels=1 << 25)
     done = run("--dry-run")
