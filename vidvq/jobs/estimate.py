@@ -186,7 +186,8 @@ def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: R
 
 
 def _sample_clips(stage: Stage[Any]) -> _Sample[Any]:
-    assert isinstance(stage, ClipStage)
+    if not isinstance(stage, ClipStage):
+        raise UsageError(f"vidvq {stage.name} has no --dry-run: it is neither over videos nor over clips")
     plan = read_plan(stage.clips)
     selection = ClipSelection(stage.clips, plan, stage.where, "where") if stage.where else None
     shards = list(read_clip_shards(stage.clips, plan))
