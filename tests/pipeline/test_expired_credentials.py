@@ -149,6 +149,11 @@ def test_denied_sources_in_a_row_stop_a_job_only_if_access_is_gone(monkeypatch):
     watch.record(Source("s3://b/0"), {""})
     for number in range(100):
         watch.record(Source(f"s3://b/private/{number}"), {"fetch_failed(403)"})
+    watch.record(Source("s3://b/1"), {""})
     gone = True
-    with pytest.raises(JobStopped, match="to 10. sources in a row, such as s3://b/private/0"):
+    # The newest one was served.
+    watch.check()
+    for number in range(3):
+        watch.record(Source(f"s3://b/private/{number}"), {"fetch_failed(403)"})
+    with pytest.raises(JobStopped, match="to 3 sources in a row, such as s3://b/private/0"):
         watch.check()
