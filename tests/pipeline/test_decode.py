@@ -543,9 +543,11 @@ def test_a_driver_that_is_overtaken_by_another_ends_well(
 ):
     job = ("decode", tokens_dir, *weights, f"format={kind}", "--out")
     assert vidvq(*job, tmp_path / "whole").code == 0
-    write, overtaken, inode = decode_job.write_frames, [], []
+    write, overtaken, inode, written = decode_job.write_frames, [], [], []
 
     def slow(path, kind, frames, *rest):
+        written.append(path)
+
         def slow_frames():
             for index, frame in enumerate(frames):
                 yield frame
@@ -559,6 +561,8 @@ def test_a_driver_that_is_overtaken_by_another_ends_well(
     monkeypatch.setattr(decode_job, "write_frames", slow)
     ran = vidvq(*job, tmp_path / "out")
     assert ran.code == 0 and overtaken, ran.err
+    # Only the first one twice: what the other driver has written is left out.
+    assert written.count(overtaken[0]) == 2 and len(written) == len(set(written)) + 1
     # A folder would be away for a moment if it were replaced, and another driver would miss it.
     assert kind == "npy" or overtaken[0].stat().st_ino == inode[0]
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
