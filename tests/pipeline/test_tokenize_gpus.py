@@ -224,6 +224,21 @@ def test_tokens_of_a_lower_precision_are_compared_with_fp32(gpu, run, tmp_path, 
         )
 
 
+def test_a_reference_that_does_not_fit_beside_the_encoder_ends_the_comparison(gpu, run, tmp_path, monkeypatch):
+    gpu()
+    called = []
+
+    def full(*arguments):
+        called.append(arguments)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("vidvq.tokenize.agreement.iter_encode", full)
+    assert run("precision=bf16", "batch=1").code == 0
+    # The second sample is on its way when the first is compared.
+    assert len(called) == 2
+    assert "fp32_agreement" not in json.loads((tmp_path / "out/metrics.json").read_bytes())
+
+
 def test_the_reference_has_the_tokens_of_fp32(checkpoint_dir, monkeypatch):
     """The worker's own tokens in fp32 do not differ, whatever it is said to compute in."""
     from vidvq.tokenize.config import TokenizeConfig
