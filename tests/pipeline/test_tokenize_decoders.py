@@ -13,10 +13,12 @@ from vidvq.corpus import frames as corpus_frames
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
+from vidvq.formats.commit import Commit
 from vidvq.formats.execution import CPU
 from vidvq.formats.plan import read_plan
+from vidvq.jobs.nvdec import NvdecMonitor
 from vidvq.jobs.rows import ClipRow
-from vidvq.jobs.stage import ShardTask
+from vidvq.jobs.stage import ShardResult, ShardTask
 from vidvq.runtime import RuntimeConfig, WorkerDied, ray_feeder
 from vidvq.tokenize import decoders, shard_input, worker
 from vidvq.tokenize.config import TokenizeConfig
@@ -272,6 +274,12 @@ def test_after_a_crash_the_rest_of_a_shard_is_left_to_pyav(checkpoint_dir, demo_
     monitor.on_result(result)
     assert monitor.metrics()["nvdec"] == {"frames": 0, "of": 27}
     assert monitor.lines()[-1] == "NVDEC decoded 0.0% of 27 frames, PyAV the others"
+
+
+def test_frames_that_are_decoded_again_are_counted_once():
+    monitor, commit = NvdecMonitor(), Commit("a.tar", "plan", "", 0, 1, (), (), stats={"frames": 9})
+    monitor.on_result(ShardResult(commit, "worker", 1.0, {}, {"frames": 3}, details=8))
+    assert monitor.metrics()["nvdec"] == {"frames": 6, "of": 6}
 
 
 def test_frames_from_nvdec_are_counted_per_shard(monkeypatch):
