@@ -3,7 +3,7 @@
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -247,6 +247,6 @@ class _TimedWorker:
 
 
 @contextmanager
-def _temporary_folder() -> Iterator[Path]:
+def _temporary_folder() -> Generator[Path]:
     with tempfile.TemporaryDirectory(prefix=temporary_prefix("dry-run")) as folder:
         yield Path(folder)
