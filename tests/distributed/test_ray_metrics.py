@@ -2,6 +2,7 @@
 
 import re
 import time
+from dataclasses import replace
 from urllib.request import urlopen
 
 import ray
@@ -38,12 +39,14 @@ def scrape(wanted: str) -> dict[tuple[str, str], float]:
 def test_counts_of_a_shard_are_served_to_prometheus():
     with open_runtime(RuntimeConfig(workers=2)) as runtime:
         telemetry, note = Telemetry(TokenizeClips, runtime.pool(2)), ProgressNote()
-        for result, efficiency in ((made(30, "decode_error", "decode_error", "hdr"), 0.5), (made(10), 0.75)):
+        # One of the 11 was copied.
+        partly = replace(made(11), copied={"frames": 33, "tokens": 100})
+        for result, efficiency in ((made(30, "decode_error", "decode_error", "hdr"), 0.5), (partly, 0.75)):
             telemetry.publish(result, efficiency)
             text = note.made(result)
         assert re.fullmatch(r"\d+ frames/s, \d+ tokens/s, 3 failed", text)
         found = scrape("vidvq_tokenize_efficiency")
-    assert found["vidvq_tokenize_items_total", 'outcome="ok",reason=""'] == 40
+    assert found["vidvq_tokenize_items_total", 'outcome="ok",reason=""'] == 41
     assert found["vidvq_tokenize_items_total", 'outcome="failed",reason="decode_error"'] == 2
     assert found["vidvq_tokenize_items_total", 'outcome="failed",reason="hdr"'] == 1
     assert found["vidvq_tokenize_shards_total", ""] == 2

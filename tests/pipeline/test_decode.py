@@ -18,9 +18,11 @@ from PIL import Image
 import vidvq.decode as stage
 from vidvq.decode import batch
 from vidvq.decode import job as decode_job
+from vidvq.decode.find import find_clips
+from vidvq.errors import UsageError
 from vidvq.export import ExportConfig, Layout, grid_to_sequence
 from vidvq.formats.token_index import committed_shards, index_shard, index_tokens
-from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.formats.token_shard import TokenInfo, read_tokenizer_card
 from vidvq.model.step_shape import StepShape
 
 
@@ -123,6 +125,21 @@ def test_an_interval_has_the_frames_shown_in_it_and_reads_no_other_clip(
     one = list(stage.frames(tokens_dir, weights[1], key=locations[3].key))
     assert np.array_equal(np.stack([frame.pixels for frame in one]), got[5:14])
     assert [frame.start for frame in one] == [pts * tick for pts in infos[3].pts]
+
+
+@pytest.mark.parametrize(("second", "overlaps"), [(9, False), (8, True), (4, True)])
+def test_an_interval_of_clips_that_share_a_frame_is_refused(tmp_path, second, overlaps):
+    def located(start: int) -> SimpleNamespace:
+        pts = tuple(range(start, start + 9))
+        info = TokenInfo("/a.mp4", 0, (3, 2, 2), 9, 16, 16, 10.0, "1/10", pts, 9)
+        return SimpleNamespace(key=f"from-{start}", read_info=lambda: info)
+
+    known = [located(second), located(0)]
+    refused = (
+        pytest.raises(UsageError, match=f"from-{second} overlaps the clip before it") if overlaps else nullcontext()
+    )
+    with refused:
+        assert [clip.num_frames for clip in find_clips(tmp_path, known, stage.VideoInterval("/a.mp4"))] == [9, 9]
 
 
 def test_a_source_may_be_a_relative_path(vidvq, tmp_path, tokens_dir, weights, location, monkeypatch):
@@ -526,9 +543,11 @@ def test_a_driver_that_is_overtaken_by_another_ends_well(
 ):
     job = ("decode", tokens_dir, *weights, f"format={kind}", "--out")
     assert vidvq(*job, tmp_path / "whole").code == 0
-    write, overtaken, inode = decode_job.write_frames, [], []
+    write, overtaken, inode, written = decode_job.write_frames, [], [], []
 
     def slow(path, kind, frames, *rest):
+        written.append(path)
+
         def slow_frames():
             for index, frame in enumerate(frames):
                 yield frame
@@ -542,6 +561,8 @@ def test_a_driver_that_is_overtaken_by_another_ends_well(
     monkeypatch.setattr(decode_job, "write_frames", slow)
     ran = vidvq(*job, tmp_path / "out")
     assert ran.code == 0 and overtaken, ran.err
+    # Only the first one twice: what the other driver has written is left out.
+    assert written.count(overtaken[0]) == 2 and len(written) == len(set(written)) + 1
     # A folder would be away for a moment if it were replaced, and another driver would miss it.
     assert kind == "npy" or overtaken[0].stat().st_ino == inode[0]
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")

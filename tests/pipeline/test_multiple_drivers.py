@@ -66,6 +66,32 @@ def test_a_plan_that_another_driver_finished_meanwhile_is_taken(jobs, tmp_path, 
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "alone")
 
 
+def test_of_two_drivers_that_add_the_same_videos_the_later_one_is_told_to_resume(
+    jobs, make_video, tmp_path, vidvq, snapshot, monkeypatch
+):
+    (tmp_path / "more").mkdir()
+    for name in ("a", "b"):
+        make_video(tmp_path / f"more/{name}.mp4", 5)
+    vidvq(*jobs["shard"], "--out", tmp_path / "out")
+    command = ["shard", "--add", tmp_path / "more", "--out", tmp_path / "out", "runtime.workers=0"]
+    monkeypatch.setattr(listing, "_SOURCES_PER_PART", 1)
+    probe, looked = stages.probe_clips, []
+
+    def slow(source, config):
+        looked.append(source)
+        if len(looked) == 2:
+            # The first one is saved.
+            assert vidvq(*command).code == 0
+            looked.append(snapshot(tmp_path / "out"))
+        return probe(source, config)
+
+    monkeypatch.setattr(stages, "probe_clips", slow)
+    ran = vidvq(*command)
+    assert (ran.code, "was changed by another driver in the meantime" in ran.error) == (1, True)
+    assert vidvq(*command).code == 0
+    assert snapshot(tmp_path / "out") == looked[-1]
+
+
 @pytest.mark.parametrize(("change", "started"), [("add", False), ("remove", False), ("remove", True)])
 def test_a_driver_that_outlasts_a_change_of_the_corpus_leaves_the_changed_one(
     change, started, jobs, tiny_corpus, make_video, tmp_path, vidvq, snapshot, monkeypatch

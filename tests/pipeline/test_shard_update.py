@@ -87,6 +87,15 @@ def test_a_removed_input_leaves_its_shards_and_stays_in_the_plan(corpus, snapsho
     assert vidvq("verify", out).code == 0
 
 
+def test_an_input_that_is_removed_again_is_not_subtracted_twice(corpus, vidvq):
+    videos, out = corpus
+    for names in (["d.mp4"], ["d.mp4", "b.mp4"]):
+        uris = [each for name in names for each in ("--remove", videos / name)]
+        assert vidvq("shard", "--out", out, *uris, INLINE, "max_failed=1").code == 0
+    ran = vidvq("shard", videos, "--out", out, *SETTINGS, INLINE, "max_failed=1")
+    assert ran.code == 0, ran.err
+
+
 def test_a_repaired_file_gets_its_clips_by_a_retry(corpus, make_video, snapshot, vidvq):
     videos, out = corpus
     before = snapshot(out)

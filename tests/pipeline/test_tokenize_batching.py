@@ -71,10 +71,11 @@ def encode_alone(tokenizer: Tokenizer, video: np.ndarray) -> np.ndarray:
     return torch.cat(list(iter_encode(tokenizer, chunks_of(video)))).numpy()
 
 
-# Ragged lengths, short tails, sizes that are not a multiple of the spatial factor, and slots that end early.
+# Ragged lengths, short tails, sizes that are not a multiple of the spatial factor, streams that start while others go
+# on, and slots that end early.
 SLOTS = [
     [make_frames(0, 21, 32, 40), make_frames(1, 1, 32, 40), make_frames(2, 9, 24, 24)],
-    [make_frames(3, 6, 32, 40)],
+    [make_frames(3, 6, 32, 40), make_frames(6, 9, 32, 40)],
     [make_frames(4, 33, 24, 24), make_frames(5, 10, 30, 35)],
     [],
 ]

@@ -13,10 +13,12 @@ from vidvq.corpus import frames as corpus_frames
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, VideoFrames, decode_items
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
+from vidvq.formats.commit import Commit
 from vidvq.formats.execution import CPU
 from vidvq.formats.plan import read_plan
+from vidvq.jobs.nvdec import NvdecMonitor
 from vidvq.jobs.rows import ClipRow
-from vidvq.jobs.stage import ShardTask
+from vidvq.jobs.stage import ShardResult, ShardTask
 from vidvq.runtime import RuntimeConfig, WorkerDied, ray_feeder
 from vidvq.tokenize import decoders, shard_input, worker
 from vidvq.tokenize.config import TokenizeConfig
@@ -123,6 +125,17 @@ def test_real_processes_take_turns_and_one_that_dies_costs_one_item(
         assert vidvq("tokenize", videos, *where, out, *settings, f"runtime.decoders={count}").code == 0
         assert json.loads((out / "summary.json").read_bytes())["failed"]["decoder_died"]["count"] >= 3
     assert snapshot(tmp_path / "crash1") == snapshot(tmp_path / "crash2")
+
+
+def test_processes_that_took_turns_are_reused(clips_dir):
+    shard = sorted(clips_dir.glob("*.tar"))[0]
+    job = ClipFrames(shard, frozenset(key for key, _, _ in corpus_frames.read_clips(shard)))
+    own, processes = Decoders(1, 2, cores=2), []
+    for _ in range(2):
+        messages = own.messages(0, job, 60)
+        assert sum(not isinstance(each, WorkerDied) and each.done for each in messages) == len(job.keys)
+        processes.append([feeder._running and feeder._running.process.pid for feeder in own._feeders[0]])
+    assert None not in processes[0] and processes[0] == processes[1]
 
 
 def test_processes_are_added_and_removed_after_a_shard(clips_dir, monkeypatch):
@@ -261,6 +274,12 @@ def test_after_a_crash_the_rest_of_a_shard_is_left_to_pyav(checkpoint_dir, demo_
     monitor.on_result(result)
     assert monitor.metrics()["nvdec"] == {"frames": 0, "of": 27}
     assert monitor.lines()[-1] == "NVDEC decoded 0.0% of 27 frames, PyAV the others"
+
+
+def test_frames_that_are_decoded_again_are_counted_once():
+    monitor, commit = NvdecMonitor(), Commit("a.tar", "plan", "", 0, 1, (), (), stats={"frames": 9})
+    monitor.on_result(ShardResult(commit, "worker", 1.0, {}, {"frames": 3}, details=8))
+    assert monitor.metrics()["nvdec"] == {"frames": 6, "of": 6}
 
 
 def test_frames_from_nvdec_are_counted_per_shard(monkeypatch):

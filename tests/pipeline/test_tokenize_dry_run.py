@@ -1,8 +1,13 @@
 """`vidvq tokenize --dry-run`: what the run then makes, and nothing written."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+
+from vidvq.errors import UsageError
+from vidvq.jobs import ListedStage, estimate
+from vidvq.runtime import RuntimeConfig
 
 INLINE = "runtime.workers=0"
 
@@ -57,6 +62,16 @@ def test_an_hour_in_one_stream_is_not_encoded_to_the_end(raw, checkpoint_dir, tm
     assert {row.num_frames for task in seen for row in task.rows} == {9}
     done = json.loads(vidvq(*command, "--json", INLINE).out)
     assert said["stats"]["tokens"] == pytest.approx(done["stats"]["tokens"], rel=0.3)
+
+
+def test_a_stage_that_lists_its_own_items_has_no_estimate():
+    class Listed(ListedStage):
+        name = "listed"
+        config = SimpleNamespace(runtime=RuntimeConfig())
+        identity = rows = worker = open = None
+
+    with pytest.raises(UsageError, match="vidvq listed has no --dry-run"):
+        estimate(Listed(), [])
 
 
 def test_nothing_to_tokenize_is_one_line(checkpoint_dir, tmp_path, vidvq):

@@ -9,6 +9,7 @@ import torch
 from vidvq.formats.execution import Execution
 from vidvq.formats.plan import read_plan
 from vidvq.model import VideoTokenizer
+from vidvq.runtime import InlinePool
 from vidvq.tokenize import gpu_memory
 from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.worker import TokenShardWorker
@@ -105,11 +106,30 @@ def test_a_step_is_halved_before_the_job_until_it_fits(gpu, run, tmp_path):
     assert run().code == 0 and not tried
 
 
+def test_a_job_that_scores_tries_to_decode_as_well(gpu, run, monkeypatch):
+    gpu()
+
+    def full(self, codes, state=None):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(VideoTokenizer, "decode_step", full)
+    done = run("quality.share=0.5")
+    assert done.code == 2 and "not even a step of one group fits" in done.error
+
+
 def test_an_estimate_tries_the_step_too(gpu, run, tmp_path):
     tried = gpu(max_pixels=1 << 25)
     done = run("--dry-run")
     assert done.code == 0 and "steps have at most 34 megapixels" in " ".join(done.err.split())
     assert len(tried) == 3 and not (tmp_path / "out").exists()
+
+
+def test_an_estimate_is_for_the_workers_of_the_gpus(gpu, run, monkeypatch):
+    gpu()
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
+    monkeypatch.setattr(InlinePool, "count_workers", lambda self, gpus: round(1 / gpus))
+    one, two = (json.loads(run("--dry-run", "--json", f"runtime.gpus_per_worker={share}").out) for share in (1, 0.5))
+    assert (one["workers"], two["workers"]) == (1, 2)
 
 
 def test_a_gpu_too_small_for_any_step_is_refused(gpu, run, tmp_path):
@@ -202,6 +222,21 @@ def test_tokens_of_a_lower_precision_are_compared_with_fp32(gpu, run, tmp_path, 
         assert f"{share:.2%} of {found['compared']} tokens, from the first samples of each worker" in " ".join(
             done.err.split()
         )
+
+
+def test_a_reference_that_does_not_fit_beside_the_encoder_ends_the_comparison(gpu, run, tmp_path, monkeypatch):
+    gpu()
+    called = []
+
+    def full(*arguments):
+        called.append(arguments)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("vidvq.tokenize.agreement.iter_encode", full)
+    assert run("precision=bf16", "batch=1").code == 0
+    # The second sample is on its way when the first is compared.
+    assert len(called) == 2
+    assert "fp32_agreement" not in json.loads((tmp_path / "out/metrics.json").read_bytes())
 
 
 def test_the_reference_has_the_tokens_of_fp32(checkpoint_dir, monkeypatch):

@@ -1,6 +1,7 @@
 """`where` selects clips for tokens, columns and training, and rows of lists; without it nothing changes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,11 @@ def test_a_selection_follows_columns_that_were_completed(clips_dir, copy_of, tok
     assert len(now.keys() - times.keys()) == 1 and times.items() <= now.items()
     fresh = tokenize(clips, "where=good", out="fresh")
     assert fresh.code == 0 and outcomes(tmp_path / "fresh") == outcomes(tmp_path / "tokens")
+    # Columns of the same names that another function made are other inputs.
+    shutil.rmtree(clips / "columns/flaky")
+    assert vidvq(*job, "version=2").code == 0
+    refused = tokenize(clips, "where=good")
+    assert refused.code == 2 and "was made from other inputs or settings: columns" in refused.error
 
 
 def test_map_selects_by_other_columns(clips, vidvq):

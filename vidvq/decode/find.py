@@ -74,17 +74,17 @@ def find_clips(tokens: Path, known: list[TokenLocation], interval: VideoInterval
         raise UsageError(f"source={interval.source} is not in {tokens}{near}")
     infos.sort(key=lambda pair: frame_times(pair[1])[0])
     found: list[FoundClip] = []
-    end = None
+    before: Fraction | None = None
     for location, info in infos:
         times = frame_times(info)
         count = sum(interval.overlaps(*time) for time in times)
         if not count:
             continue
-        if end is not None and times[0][0] < end:
+        if before is not None and times[0][0] <= before:
             raise UsageError(
                 f"{location.key} overlaps the clip before it; decode overlapping clips one by one with --key"
             )
-        end = times[-1][0]
+        before = times[-1][0]
         found.append(FoundClip(location, info, count))
     if not found:
         first, last = frame_times(infos[0][1])[0][0], max(frame_times(info)[-1][1] for _, info in infos)

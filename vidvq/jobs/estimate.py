@@ -84,7 +84,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Sample(Generic[AnyRow]):
-    """Counts of a corpus, known or extrapolated from probing, and the rows to make as a sample."""
+    """Counts of a corpus, known or extrapolated from probing, and the rows to make as a sample.
+
+    Attributes:
+        probe_s: time to probe all inputs (seconds).
+    """
 
     inputs: int
     probed: int
@@ -110,7 +114,7 @@ def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:
         tasks = [ShardTask(Path(), f"sample-{number}.tar", "", rows) for number, rows in enumerate(sample.groups)]
         pool = runtime.pool(sample.shards)
         made = _make(stage, tasks, pool)
-        workers = max(min(pool.size, sample.shards), 1)
+        workers = max(min(pool.count_workers(stage.gpus), sample.shards), 1)
     ok = sum(commit.ok for commit, _ in made)
     frames = sum(commit.stats.get("frames", 0) for commit, _ in made)
     # Scale by frames if the stage counts them, because clips differ in length; otherwise by items.
@@ -118,7 +122,7 @@ def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:
     totals: Counter[str] = Counter()
     for commit, _ in made:
         totals.update({name: count for name, count in commit.stats.items() if name in stage.totals})
-    seconds = sample.probe_s + scale * sum(seconds for _, seconds in made)
+    seconds = sample.probe_s + scale * sum(seconds for _, seconds in made) / workers
     return Estimate(
         unit=stage.unit,
         inputs=sample.inputs,
@@ -131,7 +135,7 @@ def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:
         exact=sample.exact,
         sampled=ok,
         workers=workers,
-        seconds=seconds / workers if ok else None,
+        seconds=seconds if ok else None,
     )
 
 
@@ -176,13 +180,14 @@ def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: R
         frames=round(scale * sum(row.num_frames for row in items)),
         exact=len(sources) == count,
         groups=_spread(groups),
-        probe_s=scale * pool.size * (monotonic() - began),
+        probe_s=scale * (monotonic() - began),
         left_out={reason: round(scale * number) for reason, number in left_out.items()},
     )
 
 
 def _sample_clips(stage: Stage[Any]) -> _Sample[Any]:
-    assert isinstance(stage, ClipStage)
+    if not isinstance(stage, ClipStage):
+        raise UsageError(f"vidvq {stage.name} has no --dry-run: it is neither over videos nor over clips")
     plan = read_plan(stage.clips)
     selection = ClipSelection(stage.clips, plan, stage.where, "where") if stage.where else None
     shards = list(read_clip_shards(stage.clips, plan))

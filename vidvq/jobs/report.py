@@ -14,13 +14,12 @@ from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary
 from vidvq.jobs.stage import AnyRow, Stage
-from vidvq.runtime import Pool
 from vidvq.storage import write_shared
 
 _THUMBNAIL_HEIGHT = 144
 
 
-def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Path, pool: Pool) -> None:
+def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Path) -> None:
     """Write ``report.html``, a deterministic, self-contained file."""
     # Imported here to keep the start of every job a tenth of a second shorter.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -30,7 +29,7 @@ def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Pat
     )
     thumbnails = [
         {"key": each.key, "caption": each.caption, "jpeg": b64encode(each.jpeg).decode()}
-        for each in stage.thumbnails(out, _draw(stage, plan, out), pool)
+        for each in stage.thumbnails(out, _draw(stage, plan, out))
     ]
     settings = {name: value for name, value in plan.made_from.items() if name != "inputs"}
     page = environment.get_template("report.html.j2").render(

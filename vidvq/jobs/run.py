@@ -60,7 +60,7 @@ def run_job(stage: Stage[AnyRow], inputs: list[str], out: Path, update: CorpusUp
             refuse_older_plan(out, plan)
             raise
         summary = summarize(out, plan)
-        write_report(stage, plan, summary, out, runtime.pool(1))
+        write_report(stage, plan, summary, out)
     return summary
 
 

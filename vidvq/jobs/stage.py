@@ -230,8 +230,8 @@ class Stage(ABC, Generic[AnyRow]):
         """Number of units of work in these tasks that can run in parallel."""
         return len(tasks)
 
-    def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, AnyRow]], pool: Pool) -> Iterator[Thumbnail]:
-        """Yield thumbnails of randomly drawn samples for ``report.html``; none by default."""
+    def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, AnyRow]]) -> Iterator[Thumbnail]:
+        """Yield thumbnails of randomly drawn samples for ``report.html``, in the process of the command."""
         return iter(())
 
     @classmethod

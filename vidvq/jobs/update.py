@@ -17,8 +17,9 @@ from vidvq.corpus.source import Source, source_at, uri_of
 from vidvq.errors import UsageError
 from vidvq.formats.commit import read_commits
 from vidvq.formats.keys import SCHEME
-from vidvq.formats.plan import Plan, extend_plan, has_plan, read_plan
+from vidvq.formats.plan import Plan, extend_plan, has_plan, newer_generation, read_plan
 from vidvq.formats.rows import GONE, REMOVED, RowCodec
+from vidvq.formats.summary import refuse_older_plan
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.plan_videos import number_shards, sources_of
 from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ListedStage, Stage, VideoStage
@@ -79,14 +80,22 @@ def update_videos(stage: VideoStage[AnyVideoRow], update: CorpusUpdate, out: Pat
     Raises:
         UsageError: an input cannot be listed, was changed since it was planned, or is not there to be removed; or the
             corpus was made by another tokenizer.
+        JobStopped: another driver has changed the corpus in the meantime.
     """
     plan = read_plan(out)
     _refuse_other_identity(stage, plan, out)
-    if update.add is not None:
-        return _add(stage, plan, list(update.add), out, runtime)
-    if update.remove:
-        return _remove(stage, plan, {_as_listed(uri) for uri in update.remove}, out)
-    return _retry(stage, plan, update.retry, out, runtime)
+    try:
+        if update.add is not None:
+            return _add(stage, plan, list(update.add), out, runtime)
+        if update.remove:
+            return _remove(stage, plan, {_as_listed(uri) for uri in update.remove}, out)
+        return _retry(stage, plan, update.retry, out, runtime)
+    except FileNotFoundError:
+        if newer_generation(out, plan):
+            # Another driver has finished an update, and deleted the saved parts of this one.
+            remove_parts(out)
+            refuse_older_plan(out, plan)
+        raise
 
 
 def retry_rows(stage: ClipStage | ListedStage[Any], update: CorpusUpdate, out: Path) -> Plan:

@@ -18,8 +18,8 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from vidvq.runtime import shared
+from vidvq.runtime.cgroup import count_oom_kills
 from vidvq.runtime.interface import WorkerDied
-from vidvq.runtime.oom import count_oom_kills
 from vidvq.runtime.pipe import receive, send
 from vidvq.runtime.shared import BlockReader, BlockWriter
 from vidvq.watchdog import exit_after

@@ -71,6 +71,9 @@ class InlinePool:
             ahead.extend(islice(source, 1))
             yield item, function(item, ahead[0] if ahead else None)
 
+    def count_workers(self, gpus: float) -> int:
+        return 1
+
     def count(self, metric: Metric, amount: float, **labels: str) -> None:
         pass
 

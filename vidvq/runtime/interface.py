@@ -179,6 +179,10 @@ class Pool(Protocol):
         """
         ...
 
+    def count_workers(self, gpus: float) -> int:
+        """Return the number of workers of :meth:`map_stateful` that occupy so many GPUs each (1 or more)."""
+        ...
+
     def count(self, metric: Metric, amount: float, **labels: str) -> None:
         """Add ``amount`` to a counter. The inline pool exports no metrics."""
         ...

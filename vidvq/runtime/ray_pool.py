@@ -107,7 +107,7 @@ class RayPool:
             arguments = (item, queue.announce(worker)) if lookahead else (item,)
             in_flight[worker.call.remote(*arguments)] = (worker, item, tries)
 
-        wanted, counted_at = self._count_workers(gpus), monotonic()
+        wanted, counted_at = self.count_workers(gpus), monotonic()
         # All workers have an item before a second one is announced to any.
         for item in [item for _ in range(wanted) for item in queue.take()]:
             start(actor_class.remote(make), item, 0)
@@ -115,7 +115,7 @@ class RayPool:
             now = monotonic()
             if gpus and now - counted_at > _COUNT_EVERY_S:
                 # The cluster may have grown.
-                more, counted_at = self._count_workers(gpus) - wanted, now
+                more, counted_at = self.count_workers(gpus) - wanted, now
                 for item in [item for _ in range(more) for item in queue.take()]:
                     start(actor_class.remote(make), item, 0)
                 wanted += max(more, 0)
@@ -146,7 +146,7 @@ class RayPool:
                 # A worker without an item ends once nothing refers to it, and another may wait for its resources.
                 del worker
 
-    def _count_workers(self, gpus: float) -> int:
+    def count_workers(self, gpus: float) -> int:
         if not gpus:
             return max(self.size, 1)
         # Without a GPU yet, one worker waits for the cluster to add some. A number that is configured may be more than

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vidvq.errors import UsageError
+from vidvq.runtime.cgroup import cpu_limit
 from vidvq.runtime.inline import InlinePool
 from vidvq.runtime.interface import Pool, RuntimeConfig
 
@@ -81,6 +82,7 @@ def cores_per_worker(config: RuntimeConfig, on_gpu: bool) -> int:
     cluster that workers do not occupy, for each worker of the job.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(int(min(cores, cpu_limit() or cores)), 1)
     ray: Any = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return cores

@@ -10,6 +10,8 @@ import time
 
 LIMIT_S = 300
 _MISSES = 3
+# Time limit of one connection (seconds); a host that is down does not answer at all.
+_CONNECT_LIMIT_S = 10.0
 
 
 def wait_for_cluster(address: str, nodes: int) -> None:
@@ -50,7 +52,7 @@ def wait_until_gone(address: str) -> None:
 def _refusal(address: str) -> OSError | None:
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=LIMIT_S).close()
+        socket.create_connection((host, int(port)), timeout=_CONNECT_LIMIT_S).close()
     except OSError as error:
         return error
     return None

@@ -118,7 +118,7 @@ class ShardStage(VideoStage[PlannedClip]):
         """Build the worker, in its process."""
         return ClipShardWorker(self.config, pool)
 
-    def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, PlannedClip]], pool: Pool) -> Iterator[Thumbnail]:
+    def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, PlannedClip]]) -> Iterator[Thumbnail]:
         """Yield the first, middle and last frame of clips."""
         for commit, row in drawn:
             key = row.key

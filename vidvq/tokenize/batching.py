@@ -12,7 +12,7 @@ codes of a step only after it has queued the next step.
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
-from functools import partial
+from functools import cache, partial
 from time import monotonic
 from typing import Any
 
@@ -37,7 +37,7 @@ def run_slots(tokenizer: Tokenizer, slots: Sequence[SlotStream], clock: Stopwatc
         clock: stopwatch that counts the time of the encoder as ``encode``, ``pad`` and ``warmup``.
     """
     waiting: dict[int, Step] = {}
-    copy = DeviceCopier(tokenizer.device)
+    copy = _copier(tokenizer.device)
     with ExitStack() as stack:
         for slot_stream in slots:
             stack.enter_context(closing(slot_stream))
@@ -62,6 +62,10 @@ def run_slots(tokenizer: Tokenizer, slots: Sequence[SlotStream], clock: Stopwatc
             clock.move(encoding_s * padding, "encode", "pad")
             for slot, (codes, state) in sorted(results.items()):
                 advance(slot, (partial(_wait, codes, padding, clock), state))
+
+
+# One for all shards: torch keeps the freed memory of each stream apart, and has 32 of them.
+_copier = cache(DeviceCopier)
 
 
 def _wait(codes: PendingCodes, padding: float, clock: Stopwatch) -> np.ndarray:

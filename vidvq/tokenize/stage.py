@@ -107,11 +107,11 @@ class _TokenizeStage(Stage[AnyRow], ABC):
 
         return TokenShardWorker(self.checkpoint, self.config, self.clips, self.execution)
 
-    def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, AnyRow]], pool: Pool) -> Iterator[Thumbnail]:
+    def thumbnails(self, out: Path, drawn: Sequence[tuple[Commit, AnyRow]]) -> Iterator[Thumbnail]:
         """Yield originals above decoded frames."""
         from vidvq.tokenize.thumbnails import token_thumbnails
 
-        return token_thumbnails(out, drawn, self.checkpoint, self.config, self.clips, pool)
+        return token_thumbnails(out, drawn, self.checkpoint, self.config, self.clips)
 
     def _written_as(self) -> dict[str, Any]:
         """How samples are written. Defaults are left out, so that older plans keep their ids."""

@@ -20,7 +20,7 @@ from vidvq.metrics.pixel import psnr
 from vidvq.model.enlarge import shrink_frames
 from vidvq.model.streaming import decode_start
 from vidvq.pretrained import load_tokenizer
-from vidvq.runtime import Pool
+from vidvq.runtime import InlinePool, Pool
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.video import VideoError
 
@@ -34,7 +34,6 @@ def token_thumbnails(
     checkpoint: Path,
     config: TokenizeConfig,
     clips: Path | None,
-    pool: Pool,
 ) -> Iterator[Thumbnail]:
     """Yield three of the first frames of each sample (first, middle, last) above their reconstructions.
 
@@ -45,6 +44,8 @@ def token_thumbnails(
     if not drawn:
         return
     tokenizer, card = load_tokenizer(checkpoint)
+    # Other nodes cannot read the temporary copies of this one.
+    pool = InlinePool()
     for _, samples in groupby(drawn, key=lambda pair: pair[1].origin):
         with ExitStack() as opened:
             file = None

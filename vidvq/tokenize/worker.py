@@ -129,7 +129,7 @@ class TokenShardWorker:
                     raise JobStopped(
                         f"{task.shard}: a step of {self._tokenizer.step_shape} streams x groups does not fit the "
                         f"memory of the GPU of {gethostname()}; free what other processes use, and run the same "
-                        "command again"
+                        "command again, or give a smaller batch or groups and another --out"
                     ) from error
         self._decoders.release()
         details.decoders = self._decoders.count

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vidvq.runtime import Deaths, Feeder, InlinePool, WorkerDied, deaths, describe_death, oom
+from vidvq.runtime import Deaths, Feeder, InlinePool, WorkerDied, cgroup, deaths, describe_death
 
 CRASH, KILL, OOM = WorkerDied("x"), WorkerDied("x", "killed"), WorkerDied("x", "out_of_memory")
 
@@ -41,9 +41,9 @@ def test_a_kill_is_told_from_a_crash(number, cause):
 def test_a_kill_for_memory_is_told_by_the_counter_of_the_kernel(tmp_path, monkeypatch):
     counter = tmp_path / "vmstat"
     counter.write_text("nr_free_pages 7\noom_kill 3\n")
-    monkeypatch.setattr(oom, "_CGROUP", tmp_path / "none")
-    monkeypatch.setattr(oom, "_MACHINE", counter)
-    assert oom.count_oom_kills() == 3
+    monkeypatch.setattr(cgroup, "_CGROUP", tmp_path / "none")
+    monkeypatch.setattr(cgroup, "_MACHINE", counter)
+    assert cgroup.count_oom_kills() == 3
     fed = Feeder().feed(die, int(signal.SIGKILL))
     assert next(fed) == 1
     counter.write_text("oom_kill 4\n")
@@ -57,12 +57,12 @@ def test_the_counter_of_the_cgroup_comes_first(tmp_path, monkeypatch, place):
     events.parent.mkdir(parents=True)
     events.write_text("low 0\noom 2\noom_kill 1\n")
     (tmp_path / "cgroup").write_text("4:memory:/old\n0::/job\n")
-    monkeypatch.setattr(oom, "_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(oom, "_CGROUPS", tmp_path / "cgroups")
-    monkeypatch.setattr(oom, "_MACHINE", tmp_path / "none")
-    assert oom.count_oom_kills() == 1
+    monkeypatch.setattr(cgroup, "_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroup, "_CGROUPS", tmp_path / "cgroups")
+    monkeypatch.setattr(cgroup, "_MACHINE", tmp_path / "none")
+    assert cgroup.count_oom_kills() == 1
     events.unlink()
-    assert oom.count_oom_kills() is None
+    assert cgroup.count_oom_kills() is None
 
 
 def test_crashes_condemn_an_item_sooner_than_kills(pauses):

@@ -93,3 +93,14 @@ def test_a_request_that_cannot_be_sent_stops_no_other():
         feeder.feed(iter, [lambda: None], 60)
     assert list(first) == [1, 2]
     assert list(feeder.feed(iter, [3], 60)) == [3]
+
+
+def test_a_child_waits_for_its_consumer(tmp_path):
+    log = tmp_path / "log"
+    results = Feeder().feed(numbered, (9, log), 60, 3)
+    while not log.exists() or len(log.read_bytes()) < 4:
+        time.sleep(0.01)
+    # Time to make more, if it did not wait with three results sent and the fourth made.
+    time.sleep(0.3)
+    assert len(log.read_bytes()) == 4
+    assert len(list(results)) == 9

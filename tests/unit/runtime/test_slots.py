@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from vidvq.runtime import RuntimeConfig, cores_per_worker, runtime
+from vidvq.runtime import RuntimeConfig, cgroup, cores_per_worker, runtime
 from vidvq.runtime.ray_pool import RayPool
 from vidvq.runtime.ray_start import count_slots
 
@@ -43,12 +43,12 @@ def test_a_worker_has_its_gpus_on_one_node_and_a_fraction_on_one_gpu(cluster, gp
 )
 def test_as_many_workers_are_started_as_are_configured_or_fit(cluster, workers, gpus, expected):
     cluster((8, 3), (4, 1))
-    assert RayPool(5, workers)._count_workers(gpus) == expected
+    assert RayPool(5, workers).count_workers(gpus) == expected
 
 
 def test_a_cluster_without_a_gpu_yet_gets_one_worker(cluster):
     cluster((8, 0))
-    assert RayPool(8)._count_workers(1) == 1
+    assert RayPool(8).count_workers(1) == 1
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,15 @@ def test_a_cluster_without_a_gpu_yet_gets_one_worker(cluster):
 def test_cores_are_shared_by_the_workers_of_a_node(cluster, settings, on_gpu, expected):
     cluster((8, 3), (4, 1))
     assert cores_per_worker(RuntimeConfig(**settings), on_gpu) == expected
+
+
+@pytest.mark.parametrize(("content", "expected"), [("250000 100000\n", 2), ("50000 100000", 1), ("max 100000\n", 16)])
+def test_a_container_has_the_cores_of_its_limit(cluster, monkeypatch, tmp_path, content, expected):
+    cluster((8, 3))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cgroup, "_CGROUPS", tmp_path)
+    (tmp_path / "cpu.max").write_text(content)
+    assert cores_per_worker(RuntimeConfig(), on_gpu=True) == expected
 
 
 def test_without_ray_a_worker_has_all_cores(cluster, monkeypatch):
