@@ -10,7 +10,9 @@ from torch import nn
 from vidvq.data import DataConfig
 from vidvq.model.launches import LaunchCounter
 from vidvq.model.tokenizer import Reconstruction
+from vidvq.train import trainer
 from vidvq.train.config import GuardConfig, LossConfig, OptimizerConfig, TrainConfig
+from vidvq.train.loop import _TrainingLoop
 from vidvq.train.losses import (
     LeCam,
     adaptive_weight,
@@ -29,6 +31,7 @@ from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded,
 from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.random_state import sample_generators, seed_micro_batch
 from vidvq.training.schedule import Ramp, learning_rate, weight_at
+from vidvq.training.training_state import Progress
 
 
 def test_hinge_loss_is_zero_beyond_the_margins():
@@ -112,10 +115,10 @@ def test_masked_copies_are_compared_with_the_clips_they_are_copies_of():
 
 def test_the_accuracy_is_that_of_both_sides():
     objective = Objective(TrainConfig(DataConfig(("unused",))), (4, 8, 8), None)
-    ones, logits = torch.ones(4, 3, 1, 1, 1), torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0, 1.0, 1.0])
+    ones, logits = torch.ones(4, 3, 1, 1, 1), torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 1.0])
     terms = objective.discriminator(0, ones, ones, lambda _: logits)[1]
-    assert terms["accuracy"] == (3 / 4 + 2 / 4) / 2
-    assert (terms["logits_real"], terms["logits_fake"]) == (0.5, 0)
+    assert terms["accuracy"] == (2 / 4 + 3 / 4) / 2
+    assert (terms["logits_real"], terms["logits_fake"]) == (0, -0.5)
 
 
 def test_clips_are_discriminated_in_the_type_of_their_reconstructions():
@@ -179,6 +182,37 @@ def test_the_learning_rate_is_constant_before_it_decays_at_the_end_of_the_run():
     )
     assert [config.lr_at(step, 200) for step in (159, 180, 200)] == pytest.approx([2, 1.1, 0.2])
     assert OptimizerConfig(lr=2.0, warmup_steps=90, schedule="wsd", decay=1.0).lr_at(95, 100) == pytest.approx(1)
+
+
+def test_the_discriminator_has_a_schedule_of_its_own(monkeypatch):
+    optimizer = OptimizerConfig(lr=1.0, warmup_steps=4)
+    config = TrainConfig(
+        DataConfig(("unused",)),
+        steps=20,
+        loss=LossConfig(adversarial_start=12, discriminator_warmup=2),
+        generator=optimizer,
+        discriminator_optimizer=optimizer,
+    )
+    rates: dict[str, float] = {}
+    monkeypatch.setattr(trainer, "set_lr", rates.__setitem__)
+    engines = {"_generator_engine": "generator", "_discriminator_engine": "discriminator"}
+    for step, expected in ((0, 0.25), (3, 0.25), (10, 0.25), (11, 0.5), (14, 1.0), (17, 0.5), (19, 0.066987)):
+        Trainer._set_learning_rates(SimpleNamespace(config=config, **engines), step)
+        assert rates["discriminator"] == pytest.approx(expected, abs=1e-6)
+        assert rates["generator"] == optimizer.lr_at(step, 20)
+    engine = SimpleNamespace(get_global_grad_norm=lambda: torch.tensor(2.0))
+    engines = {"_generator_engine": engine, "_discriminator_engine": engine}
+    # After the last step without the discriminator, and the first one with it.
+    for done, names in ((10, {"grad_norm"}), (11, {"grad_norm", "grad_norm_discriminator"})):
+        metrics = Trainer.optimizer_metrics(SimpleNamespace(config=config, progress=Progress(done), **engines))
+        assert metrics == {"lr": optimizer.lr_at(done - 1, 20)} | dict.fromkeys(names, 2.0)
+
+
+def test_a_discriminator_that_is_nearly_always_right_is_reported():
+    silent = SimpleNamespace(alarms=lambda *_: {})
+    loop = SimpleNamespace(trainer=SimpleNamespace(usage=silent), throughput=silent)
+    assert not _TrainingLoop._alarms(loop, {"accuracy": 0.97}, 5) and not _TrainingLoop._alarms(loop, {}, 5)
+    assert "nearly every patch" in _TrainingLoop._alarms(loop, {"accuracy": 0.99}, 5)["balance"]
 
 
 def test_the_guard_skips_spikes_and_nan_and_requests_a_rollback():
