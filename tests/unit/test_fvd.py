@@ -147,10 +147,13 @@ def test_weights_load_by_the_names_of_the_published_ports(weights, tmp_path):
     features = one.features(video)
     assert features.shape == (1, 400) and features.std() > 0
     assert torch.equal(features, other.features(video))
-    resized = torch.stack(
-        [F.interpolate(frames, size=(224, 224), mode="bilinear") for frames in video.transpose(1, 2)]
-    ).transpose(1, 2)
-    torch.testing.assert_close(features, one(resized))
+
+
+def test_each_frame_is_resized_to_the_size_of_the_network(monkeypatch):
+    monkeypatch.setattr(I3D, "forward", lambda self, video: video)
+    video = torch.rand(2, 3, 9, 40, 56)
+    expected = [F.interpolate(video[:, :, t], size=(224, 224), mode="bilinear") for t in range(9)]
+    torch.testing.assert_close(I3D().features(video), torch.stack(expected, dim=2))
 
 
 def test_weights_of_another_network_are_one_line(weights, tmp_path):

@@ -167,6 +167,7 @@ def test_a_ramp_interpolates_between_its_ends():
     ramp = Ramp(begin=1.0, end=0.0, first=10, last=20)
     assert [ramp.at(step) for step in (0, 10, 15, 20, 99)] == [1, 1, 0.5, 0, 0]
     assert Ramp(begin=0.0, end=2.0, last=10, shape="cosine").at(5) == pytest.approx(1)
+    assert [Ramp(begin=1.0, end=0.0, first=5, last=5).at(step) for step in (4, 5)] == [1, 0]
     assert weight_at(0.3, 7) == 0.3
 
 
