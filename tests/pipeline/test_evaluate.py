@@ -6,6 +6,7 @@ import re
 from fractions import Fraction
 from math import log2
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -150,6 +151,16 @@ def test_small_clips_are_enlarged_on_the_page_and_large_ones_are_not(side, shown
         assert next(container.decode(video=0)).format.name == "yuv420p"
 
 
+def test_stills_have_the_differences_below_each_reconstruction():
+    from vidvq.evaluate.media import still_sheet
+
+    original = np.full((5, 8, 8, 3), 100, np.uint8)
+    sheet = still_sheet(original, [original - 10, original + 60])
+    # Three frames a row, with lines of 4 pixels between them and between the rows.
+    assert sheet.shape == (5 * 8 + 4 * 4, 3 * 8 + 2 * 4, 3)
+    assert [int(value) for value in sheet[4::12, 4, 0]] == [100, 90, 40, 160, 240]
+
+
 def test_videos_that_are_too_wide_side_by_side_are_reduced():
     from vidvq.evaluate.media import side_by_side
 
@@ -227,6 +238,20 @@ def test_missing_shards_are_counted_and_refused_under_a_protocol(clips_dir, chec
     assert ran.code == 2 and f"protocol=tokenbench: {missing}; finish vidvq shard" in ran.error
 
 
+def test_a_shard_whose_items_all_failed_is_not_missing(clips_dir, copy_of, monkeypatch):
+    from vidvq.evaluate import reconstruct
+
+    clips, read = copy_of(clips_dir), reconstruct.read_commits
+    (clips / "clips-000003.tar").unlink()
+    assert reconstruct.missing_shards(clips).startswith("1 of 4 shards")
+
+    def without_file(folder: Path, names: list[str]) -> list:
+        return [*list(read(folder, names))[:3], SimpleNamespace(sha256=None)]
+
+    monkeypatch.setattr(reconstruct, "read_commits", without_file)
+    assert reconstruct.missing_shards(clips) == ""
+
+
 def test_clips_without_tokens_are_counted(clips_dir, checkpoint_dir, decoded, tmp_path, vidvq):
     from vidvq.formats.clip_shard import read_clips
 
@@ -302,6 +327,17 @@ def test_the_networks_of_metrics_run_on_a_gpu_in_fp32(monkeypatch):
     VideoScorer(EvaluateConfig(perceptual=True))
     fvd.FvdScorer("i3d.pt", 9, [18], metric_device())
     assert moved == ["cuda", "cuda"] and not torch.backends.cudnn.allow_tf32
+
+
+def test_clips_that_are_no_multiple_of_the_scale_keep_their_size(checkpoint_dir):
+    from vidvq.evaluate.reconstruct import InProcess
+
+    clip = np.random.default_rng(0).integers(0, 256, (5, 33, 35, 3), dtype=np.uint8)
+    source = InProcess(checkpoint_dir, "tokenizer")
+    source.share_scale(2)
+    assert source.name == "tokenizer + bicubic x2"
+    codes, frames = source.reconstruct("clip", clip, None)
+    assert frames.shape == clip.shape and codes.ndim == 3
 
 
 def test_a_gpu_processes_a_clip_in_one_call(checkpoint_dir, monkeypatch):

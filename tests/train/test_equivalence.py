@@ -121,10 +121,12 @@ def test_two_ranks_train_like_one_with_the_whole_batch(whole, train, tmp_path, s
     assert float(apart.mean()) < 2e-5, float(apart.mean())
 
 
-def test_the_batch_entropy_covers_all_ranks(train, tmp_path, close):
+def test_the_batch_entropy_and_the_masks_are_those_of_the_batch_of_all_ranks(train, tmp_path, close):
     bits = "model.quantizer={dim: 4, spatial: {kind: lfq, size: 16, temperature: 1.0}, temporal: {kind: lfq, "
     books = f"{bits}size: 16, temperature: 1.0, spherical: true}}}}"
-    one, two = (train(tmp_path / str(ranks), books, "zero_stage=2", ranks=ranks) for ranks in (1, 2))
+    masked = ("loss={l1: 1.0, commitment: 0.25, adversarial: 0.1, lecam: 0.01, masked: 0.5}", "mask.clips=1.0")
+    one, two = (train(tmp_path / str(ranks), books, "zero_stage=2", *masked, ranks=ranks) for ranks in (1, 2))
+    assert two.column("masked") == close(one.column("masked"))
     assert two.column("commitment") == close(one.column("commitment"))
     assert two.column("loss") == close(one.column("loss"))
 

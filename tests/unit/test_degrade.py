@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vidvq.train.degrade as degradation
 from vidvq.model.launches import LaunchCounter
 from vidvq.model.pixels import to_frames, to_video
 from vidvq.train.config import DegradeConfig
@@ -38,6 +39,16 @@ def test_strengths_are_drawn_per_clip_from_the_generator(settings):
     assert len(set(errors.tolist())) == 3 and errors.min() > 0
     assert torch.equal(degrade(video, config, seeded()), found)
     assert not torch.equal(degrade(video, config, seeded(1)), found)
+
+
+def test_strengths_are_drawn_up_to_the_largest(monkeypatch):
+    grey = torch.zeros(64, 3, 1, 16, 16)
+    deviations = 127.5 * degrade(grey, DegradeConfig(noise=40), seeded(count=64)).flatten(1).std(dim=1)
+    assert deviations.min() < 4 and 36 < deviations.max() < 44
+    qualities: list[torch.Tensor] = []
+    monkeypatch.setattr(degradation, "jpeg", lambda video, quality: (qualities.append(quality), video)[1])
+    degrade(grey, DegradeConfig(jpeg=60), seeded(count=64))
+    assert 60 <= qualities[0].min() < 64 and 96 < qualities[0].max() <= 100
 
 
 def test_micro_batches_of_all_processes_are_degraded_like_the_whole_batch():

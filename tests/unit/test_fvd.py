@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from vidvq.errors import UsageError
+from vidvq.metrics import fvd
 from vidvq.metrics.frechet import FeatureMoments, frechet_distance
 from vidvq.metrics.i3d import I3D, _pad_same, load_i3d
 
@@ -73,6 +75,26 @@ def test_padding_keeps_the_rounded_up_size(size, kernel, stride):
     assert padded.shape[2] - size - before in (before, before + 1)
 
 
+def test_windows_of_fvd_are_consecutive_and_within_minus_1_and_1(monkeypatch):
+    seen: list[torch.Tensor] = []
+
+    class Network(torch.nn.Module):
+        def features(self, video: torch.Tensor) -> torch.Tensor:
+            seen.append(video)
+            return torch.zeros(1, 400)
+
+    monkeypatch.setattr(fvd, "load_i3d", lambda _: Network())
+    scorer = fvd.FvdScorer("i3d.pt", 9, [20, 9])
+    frames = np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    frames[0] = 255
+    scorer.add(frames)
+    scorer.add_other("a", frames[:9])
+    assert scorer.windows == 2 and not scorer.distances()
+    assert [window.shape for window in seen] == [(1, 3, 9, 1, 1)] * 3
+    assert seen[0][0, 0, :2].flatten().tolist() == pytest.approx([1, 1 / 127.5 - 1])
+    assert seen[1][0, 0, 0] == pytest.approx(9 / 127.5 - 1)
+
+
 def noise(count: int) -> torch.Tensor:
     """Values in [-0.5, 0.5) by integer arithmetic, equal on every platform and version of torch."""
     k = torch.arange(1, count + 1)
@@ -125,6 +147,13 @@ def test_weights_load_by_the_names_of_the_published_ports(weights, tmp_path):
     features = one.features(video)
     assert features.shape == (1, 400) and features.std() > 0
     assert torch.equal(features, other.features(video))
+
+
+def test_each_frame_is_resized_to_the_size_of_the_network(monkeypatch):
+    monkeypatch.setattr(I3D, "forward", lambda self, video: video)
+    video = torch.rand(2, 3, 9, 40, 56)
+    expected = [F.interpolate(video[:, :, t], size=(224, 224), mode="bilinear") for t in range(9)]
+    torch.testing.assert_close(I3D().features(video), torch.stack(expected, dim=2))
 
 
 def test_weights_of_another_network_are_one_line(weights, tmp_path):

@@ -76,6 +76,19 @@ def test_scores_are_means_over_clips(score, clips_dir, tokenizer):
     assert max(distance.counts) <= 4
 
 
+def test_each_clip_is_degraded_in_its_own_way_in_every_evaluation(score, monkeypatch):
+    drawn: list[float] = []
+
+    def degrade(video: Tensor, config: object, generators: list[torch.Generator]) -> Tensor:
+        drawn.append(float(torch.rand(1, generator=generators[0])))
+        return video
+
+    monkeypatch.setattr(evaluation, "degrade", degrade)
+    for _ in range(2):
+        score()
+    assert drawn[:3] == drawn[3:] and len(set(drawn)) == 3
+
+
 def test_scores_of_two_ranks_are_those_of_one(score, monkeypatch):
     sent: list[Tensor] = []
     for module in (evaluation, codebook_usage):

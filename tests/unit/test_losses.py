@@ -10,7 +10,9 @@ from torch import nn
 from vidvq.data import DataConfig
 from vidvq.model.launches import LaunchCounter
 from vidvq.model.tokenizer import Reconstruction
+from vidvq.train import trainer
 from vidvq.train.config import GuardConfig, LossConfig, OptimizerConfig, TrainConfig
+from vidvq.train.loop import _TrainingLoop
 from vidvq.train.losses import (
     LeCam,
     adaptive_weight,
@@ -27,8 +29,9 @@ from vidvq.train.trainer import Trainer
 from vidvq.training.distributed import DistributedContext
 from vidvq.training.guard import BufferSnapshot, LossSpikeGuard, RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
-from vidvq.training.random_state import sample_generators
+from vidvq.training.random_state import sample_generators, seed_micro_batch
 from vidvq.training.schedule import Ramp, learning_rate, weight_at
+from vidvq.training.training_state import Progress
 
 
 def test_hinge_loss_is_zero_beyond_the_margins():
@@ -102,6 +105,22 @@ def test_a_negative_entropy_loss_does_not_lower_what_the_guard_compares(commitme
     assert float(found.guarded) == pytest.approx(guarded, nan_ok=True)
 
 
+def test_masked_copies_are_compared_with_the_clips_they_are_copies_of():
+    config = TrainConfig(DataConfig(("unused",)), loss=LossConfig(adversarial=0.0, masked=1.0))
+    video = torch.rand(3, 3, 1, 4, 4)
+    out = Reconstruction(torch.cat([video, video[:1]]), torch.zeros(4, 1, 1, 1), torch.tensor(0.0))
+    found = Objective(config, (4, 8, 8), None).generator(0, video, out, lambda video: video)
+    assert (found.terms["l1"], found.terms["masked"], found.total) == (0, 0, 0)
+
+
+def test_the_accuracy_is_that_of_both_sides():
+    objective = Objective(TrainConfig(DataConfig(("unused",))), (4, 8, 8), None)
+    ones, logits = torch.ones(4, 3, 1, 1, 1), torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0, -1.0, -1.0, 1.0])
+    terms = objective.discriminator(0, ones, ones, lambda _: logits)[1]
+    assert terms["accuracy"] == (2 / 4 + 3 / 4) / 2
+    assert (terms["logits_real"], terms["logits_fake"]) == (0, -0.5)
+
+
 def test_clips_are_discriminated_in_the_type_of_their_reconstructions():
     objective, seen = Objective(TrainConfig(DataConfig(("unused",)), loss=LossConfig(r1=1.0)), (4, 8, 8), None), []
     real = torch.rand(2, 3, 1, 4, 4)
@@ -112,13 +131,13 @@ def test_clips_are_discriminated_in_the_type_of_their_reconstructions():
     assert counted.kernels["cat"] == 1
 
 
-def test_the_wavelet_loss_ignores_means():
+def test_the_wavelet_loss_has_all_details_and_no_means():
     flat = torch.zeros(1, 3, 2, 8, 8)
     assert float(wavelet_l1(flat + 0.5, flat)) == 0
-    checks = flat.clone()
-    checks[..., 0::2] = 1
-    # One of the three first-level bands has |(1 - 0) + (1 - 0)| / 2 everywhere; the second level sees a mean.
-    assert float(wavelet_l1(checks, flat)) == pytest.approx(1 / 3 / 2)
+    odd = torch.arange(8) % 2
+    for stripes in (odd.expand(8, 8), odd[:, None].expand(8, 8), (odd + odd[:, None]) % 2):
+        # One of the three first-level bands has |(1 - 0) + (1 - 0)| / 2 everywhere; the second level sees a mean.
+        assert float(wavelet_l1(flat + stripes, flat)) == pytest.approx(1 / 3 / 2)
 
 
 def random_sources(count, first=0):
@@ -137,10 +156,18 @@ def test_masking_covers_the_given_fraction_of_whole_blocks():
     assert torch.equal(mask_blocks(video[2:], 0.5, (4, 8, 8), random_sources(2, first=2)), shown[2:])
 
 
+def test_blocks_of_a_mask_have_its_height_and_width():
+    shown = mask_blocks(torch.ones(1, 3, 5, 8, 24), 0.5, (2, 2, 8), random_sources(1))[0, 0]
+    blocks = shown[1:].unflatten(0, (2, 2)).unflatten(2, (4, 2)).unflatten(4, (3, 8)).transpose(1, 2).transpose(3, 4)
+    assert torch.equal(blocks.amin(dim=(2, 4, 5)), blocks.amax(dim=(2, 4, 5)))
+    assert set(shown.flatten().tolist()) == {0, 1}
+
+
 def test_a_ramp_interpolates_between_its_ends():
     ramp = Ramp(begin=1.0, end=0.0, first=10, last=20)
     assert [ramp.at(step) for step in (0, 10, 15, 20, 99)] == [1, 1, 0.5, 0, 0]
     assert Ramp(begin=0.0, end=2.0, last=10, shape="cosine").at(5) == pytest.approx(1)
+    assert [Ramp(begin=1.0, end=0.0, first=5, last=5).at(step) for step in (4, 5)] == [1, 0]
     assert weight_at(0.3, 7) == 0.3
 
 
@@ -158,6 +185,37 @@ def test_the_learning_rate_is_constant_before_it_decays_at_the_end_of_the_run():
     assert OptimizerConfig(lr=2.0, warmup_steps=90, schedule="wsd", decay=1.0).lr_at(95, 100) == pytest.approx(1)
 
 
+def test_the_discriminator_has_a_schedule_of_its_own(monkeypatch):
+    optimizer = OptimizerConfig(lr=1.0, warmup_steps=4)
+    config = TrainConfig(
+        DataConfig(("unused",)),
+        steps=20,
+        loss=LossConfig(adversarial_start=12, discriminator_warmup=2),
+        generator=optimizer,
+        discriminator_optimizer=optimizer,
+    )
+    rates: dict[str, float] = {}
+    monkeypatch.setattr(trainer, "set_lr", rates.__setitem__)
+    engines = {"_generator_engine": "generator", "_discriminator_engine": "discriminator"}
+    for step, expected in ((0, 0.25), (3, 0.25), (10, 0.25), (11, 0.5), (14, 1.0), (17, 0.5), (19, 0.066987)):
+        Trainer._set_learning_rates(SimpleNamespace(config=config, **engines), step)
+        assert rates["discriminator"] == pytest.approx(expected, abs=1e-6)
+        assert rates["generator"] == optimizer.lr_at(step, 20)
+    engine = SimpleNamespace(get_global_grad_norm=lambda: torch.tensor(2.0))
+    engines = {"_generator_engine": engine, "_discriminator_engine": engine}
+    # After the last step without the discriminator, and the first one with it.
+    for done, names in ((10, {"grad_norm"}), (11, {"grad_norm", "grad_norm_discriminator"})):
+        metrics = Trainer.optimizer_metrics(SimpleNamespace(config=config, progress=Progress(done), **engines))
+        assert metrics == {"lr": optimizer.lr_at(done - 1, 20)} | dict.fromkeys(names, 2.0)
+
+
+def test_a_discriminator_that_is_nearly_always_right_is_reported():
+    silent = SimpleNamespace(alarms=lambda *_: {})
+    loop = SimpleNamespace(trainer=SimpleNamespace(usage=silent), throughput=silent)
+    assert not _TrainingLoop._alarms(loop, {"accuracy": 0.97}, 5) and not _TrainingLoop._alarms(loop, {}, 5)
+    assert "nearly every patch" in _TrainingLoop._alarms(loop, {"accuracy": 0.99}, 5)["balance"]
+
+
 def test_the_guard_skips_spikes_and_nan_and_requests_a_rollback():
     guard = LossSpikeGuard(GuardConfig(spike=3.0, patience=2))
     guard.restore([1.0] * 30)
@@ -172,6 +230,26 @@ def test_the_guard_skips_spikes_and_nan_and_requests_a_rollback():
     guard.restore([2.0])
     assert guard.losses == [2.0]
     assert guard.check(math.nan) == Skipped("its loss is nan"), "a rollback starts the count anew"
+
+
+def test_the_guard_compares_with_the_median_of_the_last_losses():
+    guard = LossSpikeGuard(GuardConfig(spike=3.0))
+    guard.restore([1.0] * 18 + [50.0])
+    # Too few to say what is usual.
+    assert guard.check(9.0) is None
+    assert guard.check(9.0) == Skipped("its loss is 9, the recent median 1")
+    guard.restore([1.0] * 150)
+    assert len(guard.losses) == 100
+
+
+def test_the_randomness_of_a_micro_batch_depends_on_its_position():
+    def draw(*position: int) -> float:
+        seed_micro_batch(*position)
+        return float(torch.rand(1))
+
+    positions = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]
+    drawn = [draw(*position) for position in positions]
+    assert len(set(drawn)) == len(positions) and [draw(*position) for position in positions] == drawn
 
 
 def test_a_buffer_snapshot_restores_buffers():

@@ -23,6 +23,8 @@ def test_records_after_the_resumed_step_are_removed(tmp_path):
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 9.0}]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [(1, 0.5), (2, 1.0), (3, 9.0)]
 
 
 def test_originals_are_above_their_reconstructions(tmp_path):

@@ -66,6 +66,7 @@ def test_a_position_is_static_up_to_the_deviation_of_its_luma():
     assert np.array_equal(static_mask(still, 4.0), expected)
     assert static_mask(still, 5.5).all()
     assert VideoScorer(EvaluateConfig(static_deviation=5.5)).static_mask(still).all()
+    assert static_mask(still, 0)[:, 12:].all()
     assert not static_mask(still, 0.5)[:, :12].any() and static_mask(still, 0.5)[:, 12:].all()
 
 
@@ -76,6 +77,15 @@ def test_the_parts_of_a_mask_add_up_to_the_whole_error():
     parts = [10 ** (-masked_psnr(original, other, each) / 10) for each in (mask, ~mask)]
     assert parts[0] / 3 + parts[1] * 2 / 3 == pytest.approx(10 ** (-psnr(original, other) / 10))
     assert masked_psnr(original, other, np.zeros_like(mask)) is None
+
+
+def test_the_psnr_is_at_most_100_db():
+    original = np.zeros((1, 300, 300, 3), np.uint8)
+    other = original.copy()
+    other[0, 0, 0] = 1, 0, 0
+    assert psnr(original, other) == psnr(original, original) == 100
+    other[0, 0] = 255
+    assert psnr(original, other) == pytest.approx(10 * np.log10(300))
 
 
 def test_scores_of_frames_are_those_of_single_frames():

@@ -3,8 +3,10 @@
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
+from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import list_steps, write_checkpoint
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
 from vidvq.training.distributed import DistributedContext
@@ -42,6 +44,9 @@ def test_a_damaged_checkpoint_of_a_later_step_takes_no_place(tmp_path):
     assert resumed(tmp_path) == 3
     assert save(tmp_path, 4, keep=1) == [4, 6]
     assert resumed(tmp_path) == 4
+    shutil.rmtree(tmp_path / "checkpoints/step-00000004")
+    with pytest.raises(UsageError, match="has no complete checkpoint to resume from"):
+        resumed(tmp_path)
 
 
 def test_a_removal_that_is_interrupted_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):

@@ -45,6 +45,8 @@ def test_low_usage_is_reported_once_codes_are_initialized(temporal):
     told = usage.alarms(metrics, low=0.5, step=40)
     assert list(told) == ["temporal"]
     assert "only 6% of the 64 temporal codes" in told["temporal"]
+    # Of few tokens, most codes have none.
+    assert not usage.alarms(metrics | {"tokens_temporal": 639.0}, low=0.5, step=40)
 
 
 def test_usage_counts_codes_and_their_perplexity():
@@ -96,6 +98,25 @@ def test_counts_are_saved_without_the_codes_that_do_not_occur():
     restored.add(torch.zeros(1, 3, 4, 4, dtype=torch.long))
     restored.load_state_dict(state)
     assert all(torch.equal(restored.counts[name], counts) for name, counts in usage.counts.items())
+
+
+def test_usage_covers_the_last_window_and_the_current_one():
+    usage = make_counter(VQConfig(size=4), None)
+    tokens = []
+    for step in range(1, 31):
+        usage.add(torch.zeros(1, 1, 1, 1, dtype=torch.long))
+        tokens.append(usage.measure()["tokens_joint"])
+        usage.finish_step(step)
+    # Windows of 10 steps.
+    assert tokens == [*range(1, 21), *range(11, 21)]
+
+
+def test_counts_are_loaded_by_one_rank():
+    usage = make_counter(VQConfig(size=4), None)
+    usage._context = DistributedContext(1, 2, torch.device("cpu"))
+    usage.add(torch.zeros(1, 1, 1, 1, dtype=torch.long))
+    usage.load_state_dict({"joint.places": torch.tensor([1]), "joint.counts": torch.tensor([3])})
+    assert not usage.counts["joint"].any()
 
 
 def test_training_counts_more_tokens_of_a_code_than_fp32_can():

@@ -36,7 +36,7 @@ class Throughput:
     A micro-batch costs three forward passes of the tokenizer (forward, backward to inputs, backward to weights; one of
     a frozen encoder), two of the frozen discriminator in the adversarial loss (forward, backward to inputs) and in its
     adaptive weight, and three to train the discriminator on each of real, reconstructed and, with R1, perturbed video.
-    MFU excludes the perceptual network.
+    MFU excludes the quantizer and the perceptual network.
 
     Args:
         config: config of the run.
