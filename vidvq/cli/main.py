@@ -179,7 +179,7 @@ def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
         case JobStopped() | WorkerLost() | StoreError():
             return FAILED, str(error)
         case ModuleNotFoundError(name=str(name)) if not name.startswith("vidvq"):
-            return USAGE, f"{name} is not installed; run `pip install 'vidvq[all]'`"
+            return USAGE, f"{name.partition('.')[0]} is not installed; run `pip install 'vidvq[all]'`"
         case FileNotFoundError() | NotADirectoryError() | IsADirectoryError() if error.filename:
             return USAGE, f"{error.strerror}: {error.filename}"
         case OSError(errno=None):
