@@ -4,7 +4,8 @@
 code  meaning
 ====  ================================================================================================
 0     Success.
-1     More items failed than max_failed, a quality gate stopped the job, or a worker, disk or store failed.
+1     More items failed than max_failed, a quality gate stopped the job, a worker, disk or store failed, or verify
+      found problems.
 2     Usage error: a wrong setting, a missing or damaged input, a library that is not installed.
 70    A bug in vidvq. The traceback is in a log file.
 130   Interrupted.
