@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,17 @@ def test_a_job_is_named_after_its_content(tmp_path):
         Job("decode", (), {}, "", "local", Resources(), "/", "python")
 
 
+def test_the_nodes_of_a_job_with_remote_output_share_its_job_directory(tmp_path):
+    job = replace(job_of(tmp_path), out="s3://bucket/out")
+    assert f"export SHARED={tmp_path / 'run'}" in list(preview(job, tmp_path / "run"))
+
+
+def test_a_batch_that_the_processes_cannot_divide_is_refused(there, vidvq):
+    command = ["submit", "train", "demo", "data.clips=c", "data.batch_size=4", "--backend", "slurm", "--nodes", 3]
+    ran = vidvq(*command, "--gpus", 2, "--dry-run")
+    assert ran.code == 2 and "batch_size=4" in ran.error
+
+
 @pytest.mark.parametrize("verb", ["train", "generate train"])
 def test_training_starts_as_many_processes_as_gpus(tmp_path, verb):
     arguments = [str(tmp_path / "python"), str(tmp_path)]
@@ -252,6 +264,9 @@ def test_a_dry_run_of_training_shows_its_command_under_torchrun(there, vidvq, mo
         line = f"set -- {expected.format(config=there / 'run/config.yaml')}"
         assert line in ran.out.splitlines()
         assert f"export SHARED={there / 'out'}" in ran.out.splitlines()
+    if "ssh" in options:
+        # All hosts of the file.
+        assert "export NODES=2" in ran.out.splitlines()
 
 
 # By default, tests/distributed/test_slurm.py trains a generator.
