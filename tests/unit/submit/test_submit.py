@@ -18,6 +18,7 @@ from vidvq.config import to_dict, validate
 from vidvq.formats.checkpoint import list_steps
 from vidvq.formats.generator import read_generator
 from vidvq.submit import Job, Resources, Submitted, cancel, preview, status, submit, wait
+from vidvq.submit.detached import DetachedBackend
 
 SETTINGS = ["runtime.workers=0", "clip.short_side=32", "clip.num_frames=9", "clip.min_frames=5", "clip.multiple=8"]
 # Each would do harm, or be lost, if a shell read it.
@@ -134,6 +135,19 @@ def test_a_cancelled_or_failed_job_resumes_with_the_same_command(tmp_path):
     assert wait(tmp_path / "run").state == "done"
     assert submit(job, tmp_path / "run").status is not None
     assert len(list((tmp_path / "run/attempts").glob("*.json"))) == 3
+
+
+def test_the_exit_code_of_an_attempt_is_gone_before_the_next_one(tmp_path, monkeypatch):
+    job = job_of(tmp_path, seconds="x")
+    submit(job, tmp_path / "run")
+    assert wait(tmp_path / "run").state == "failed"
+
+    def start(self, job, directory, attempt):
+        assert (directory.exit_code(), attempt) == (None, 2)
+        return {"pid": 1}
+
+    monkeypatch.setattr(DetachedBackend, "submit", start)
+    assert submit(job, tmp_path / "run").status is None
 
 
 def test_a_job_that_was_killed_outright_is_lost(tmp_path):
