@@ -127,8 +127,8 @@ format: $(VENV)/.with-dev  ## Fix what ruff can fix.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
-	rm -rf $(VENV) runs dist site
+clean:  ## Remove what make wrote, but not runs/, which may hold trained models.
+	rm -rf $(VENV) dist site
 
 $(VENV)/readers: tests/readers/libraries.txt $(VENV)/.with-test
 	rm -rf $@

@@ -46,7 +46,9 @@ WORK=$(cd "$WORK" && pwd)
 : > "$OUT/log.txt"
 : > "$OUT/results.jsonl"
 if [ -e "$BUNDLE/packages.tar.xz" ] && [ ! -e "$WORK/packages" ]; then
-  mkdir "$WORK/packages" && tar -xf "$BUNDLE/packages.tar.xz" -C "$WORK/packages"
+  rm -rf "$WORK/packages.tmp"
+  mkdir "$WORK/packages.tmp" && tar -xf "$BUNDLE/packages.tar.xz" -C "$WORK/packages.tmp" &&
+    mv "$WORK/packages.tmp" "$WORK/packages" || exit
 fi
 export PYTHONPATH=$PWD:$WORK/packages${PYTHONPATH:+:$PYTHONPATH}
 failed=0

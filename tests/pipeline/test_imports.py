@@ -1,10 +1,14 @@
 """What each process of a small local job imports: a start is fast where little is loaded. Counted, not timed."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 # Found by every Python process first; notes each module that it looks for.
 _HOOK = """
@@ -77,3 +81,55 @@ def test_a_small_tokenize_job_loads_torch_where_it_encodes_alone(tmp_path, make_
     (child,) = children
     assert child.loads("av") and not child.loads("torch", *HEAVY)
     assert len(child.modules) < 620
+
+
+EXTRAS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+# Packages whose modules have other names.
+MODULES = {
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "scenedetect-headless": "scenedetect",
+    "universal-pathlib": "upath",
+    "huggingface-hub": "huggingface_hub",
+    "stlpips-pytorch": "stlpips_pytorch",
+}
+
+
+def modules_of(*extras: str) -> set[str]:
+    """Modules of the packages that extras install."""
+    found: set[str] = set()
+    for needed in (each for extra in extras for each in EXTRAS[extra]):
+        if inner := re.fullmatch(r"vidvq\[(.*)\]", needed):
+            found |= modules_of(*inner[1].split(","))
+        else:
+            name = re.match(r"[\w-]+", needed)[0]
+            found.add(MODULES.get(name, name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("extra", "command"),
+    [
+        (None, "verify {tokens}"),
+        (None, "export {tokens} --to parquet --out {out}"),
+        ("tokenize", "tokenize {clips} --checkpoint {checkpoint} --out {out} runtime.workers=0"),
+        pytest.param("shard", "shard {video} --out {out} clip.short_side=32 runtime.workers=0", marks=pytest.mark.slow),
+        pytest.param("decode", "decode {tokens} --checkpoint {checkpoint} --out {out}", marks=pytest.mark.slow),
+        pytest.param("view", "view {tokens} --checkpoint {checkpoint} --out {out} --first 1", marks=pytest.mark.slow),
+        pytest.param("evaluate", "evaluate {clips} --checkpoint {checkpoint} --report {out}", marks=pytest.mark.slow),
+    ],
+)
+def test_a_command_needs_no_library_outside_its_extra(
+    tmp_path, demo_videos, clips_dir, tokens_dir, checkpoint_dir, extra, command
+):
+    missing = modules_of("all", "interop") - (modules_of(extra) if extra else set())
+    assert "matplotlib" in missing
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules.update(dict.fromkeys({missing!r}))")
+    values = {"clips": clips_dir, "tokens": tokens_dir, "checkpoint": checkpoint_dir, "out": tmp_path / "out"}
+    line = command.format(video=demo_videos / "heldout/cup.webm", **values)
+    path = os.pathsep.join([str(tmp_path), *(entry for entry in sys.path if entry)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-m", "vidvq", *line.split()], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

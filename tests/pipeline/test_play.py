@@ -125,6 +125,15 @@ def test_old_rollouts_end(steered, tokens_dir, checkpoint_dir):
             call()
 
 
+def test_a_rollout_ends_before_its_memory_is_without_bound(steered, tokens_dir, checkpoint_dir, monkeypatch):
+    game = Game(steered, tokens_dir, checkpoint_dir, PlayConfig(sampling=FAST, given=1))
+    monkeypatch.setattr("vidvq.view.play._MAX_LATENTS", 3)
+    number = game.start(0)["rollout"]
+    assert [len(game.step(number, -1)["frames"]) for _ in range(2)] == [4, 4]
+    with pytest.raises(UsageError, match="it has 3 latent frames"):
+        game.step(number, -1)
+
+
 def test_a_generator_that_cannot_play_is_refused(tmp_path, steered, tokens_dir, checkpoint_dir, vidvq):
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("generate",))
     mute = write_random(tmp_path / "mute", card)

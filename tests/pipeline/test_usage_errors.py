@@ -89,6 +89,9 @@ def test_a_folder_or_a_foreign_file_to_write_is_refused_before_any_work(tmp_path
         ran = vidvq(*command, mine)
         assert ran.code == 2 and f"{mine} exists and was not written by this option; give another file" in ran.error
         assert mine.read_bytes() == content
+    mine.write_bytes(b"")
+    ran = vidvq(*command, mine)
+    assert ran.code == 2 and "--out" not in ran.error and "was not written" not in ran.error
 
 
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path, vidvq):

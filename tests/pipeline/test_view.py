@@ -10,6 +10,7 @@ import threading
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from hashlib import sha256
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -278,6 +279,21 @@ def test_a_long_sample_is_cut_to_its_first_frames(gallery, monkeypatch):
     assert len(start["starts"]) == 5 and start["frames"] == 9 and start["grid"][0] == 2
     assert start["codes"] == whole["codes"][: len(start["codes"])] and start["original"]
     assert start["duration"] == pytest.approx(whole["starts"][5])
+
+
+def test_codes_are_counted_up_to_a_limit(tokens_dir, checkpoint_dir, gallery, monkeypatch):
+    assert gallery.counted == gallery.total == 13
+    codes = gallery.clip(0)["codes"]
+    monkeypatch.setattr("vidvq.view.gallery._COUNTED_CODES", 2 * len(codes) + 1)
+    assert Gallery(tokens_dir, checkpoint_dir, None).counted == 2
+
+
+def test_a_list_is_never_longer_than_a_hundred_clips():
+    def list_clips(start, count, text):
+        return [start, count, text]
+
+    routes = build_routes(SimpleNamespace(list_clips=list_clips, occurrences=None))
+    assert routes["/clips"](start=3, count=10**9) == [3, 100, ""] and routes["/clips"](start=0, count=7)[1] == 7
 
 
 def test_few_of_large_frames_are_shown(gallery, monkeypatch):

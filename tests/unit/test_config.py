@@ -134,6 +134,11 @@ def test_a_wrong_weight_of_a_mapping_or_list_is_one_wrong_field():
     assert message.endswith("; inner.sets={'a': -1}: must be mapping of text to number, above 0, or list of texts")
 
 
+def test_the_end_of_a_long_mapping_is_shown():
+    with pytest.raises(ConfigError, match=r"inner.sets=\{'/corpus/a+\.\.\.a+': -1\}: must be mapping"):
+        load(Unions, None, [f"inner.sets={{/corpus/{'a' * 80}: -1}}"])
+
+
 def test_a_field_of_the_other_kind_is_refused():
     with pytest.raises(ConfigError, match="quantizer.size=7 is not a known field"):
         load(Model, None, ["quantizer.kind=fsq", "quantizer.size=7"])

@@ -1,5 +1,6 @@
 """`vidvq demo --quick`: the commands of the demo with settings that the stages accept."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -88,6 +89,25 @@ def test_a_stage_that_fails_ends_the_demo_with_its_code(tmp_path, monkeypatch, v
     monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=code))
     assert vidvq("demo", "--out", tmp_path / "out").code == expected
     assert not (tmp_path / "out").exists()
+
+
+def test_the_time_of_a_stage_is_that_of_its_longest_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(run, "write_report", lambda out: None)
+    (tmp_path / "stages.json").write_text('{"train": 100.0, "evaluate": 0.0}')
+    assert run.run_demo(tmp_path, []) == 0
+    seconds = json.loads((tmp_path / "stages.json").read_text())
+    assert seconds["train"] == 100 and 0 < seconds["evaluate"] < 10 and seconds.keys() == stages(tmp_path).keys()
+
+
+def test_failed_and_filtered_clips_are_described():
+    clips = {"ok": 5, "planned": 9, "shards": 1, "bytes": 3000, "failed": {"damaged": {"count": 1}}}
+    clips |= {"filtered": {"static": {"count": 2}, "duplicate": {"count": 1}}}
+    split = SimpleNamespace(clips=clips, videos={"a.mp4": 2_000_000}, frames=40)
+    ran = cast(DemoRun, SimpleNamespace(splits={"train": split}))
+    assert report_stages.describe_stage(ran, "shard train") == (
+        "1 video, 2.0 MB → 5 clips of 40 frames in 1 shard, 3.0 kB; 4 of 9 failed or filtered"
+    )
 
 
 def test_a_training_with_evaluations_is_described():

@@ -85,7 +85,7 @@ class _NoCredentials(Exception):
             2,
             "No such option '--aut'. Did you mean '--out'?",
         ),
-        (ModuleNotFoundError(name="scenedetect"), 2, "scenedetect is not installed; run `pip install 'vidvq[all]'`"),
+        (ModuleNotFoundError(name="skimage.metrics"), 2, "skimage is not installed; run `pip install 'vidvq[all]'`"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.tar"), 2, "No such file: a.tar"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "Not a directory: a/b"),
         (JobStopped("PSNR fell"), 1, "PSNR fell"),

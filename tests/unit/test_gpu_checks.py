@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,21 @@ def test_nothing_starts_without_time_and_training_gets_its_own(tmp_path):
     assert "== agreement: left out" in found.done.stdout
     weights = next(call for call in found.calls if call[0] == "benchmarks/weights.py")
     assert 4000 < int(weights[weights.index("--budget-s") + 1]) <= 4910
+
+
+def test_packages_are_unpacked_whole_or_not_at_all(tmp_path):
+    with tarfile.open(tmp_path / "packages.tar.xz", "w:xz") as tar:
+        tar.add(ROOT / "LICENSE", "LICENSE")
+    whole = (tmp_path / "packages.tar.xz").read_bytes()
+    (tmp_path / "packages.tar.xz").write_bytes(whole[:-100])
+    found = checks(tmp_path, DEVICE="cpu")
+    assert found.done.returncode != 0 and not found.calls
+    assert not (tmp_path / "work/packages").exists()
+    (tmp_path / "packages.tar.xz").write_bytes(whole)
+    (tmp_path / "calls").rmdir()
+    found = checks(tmp_path, DEVICE="cpu", ONLY="machine")
+    assert found.done.returncode == 0 and len(found.calls) == 1
+    assert [path.name for path in (tmp_path / "work/packages").iterdir()] == ["LICENSE"]
 
 
 def test_a_budget_that_is_spent_fails(tmp_path):

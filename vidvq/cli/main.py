@@ -4,7 +4,8 @@
 code  meaning
 ====  ================================================================================================
 0     Success.
-1     More items failed than max_failed, a quality gate stopped the job, or a worker, disk or store failed.
+1     More items failed than max_failed, a quality gate stopped the job, a worker, disk or store failed, or verify
+      found problems.
 2     Usage error: a wrong setting, a missing or damaged input, a library that is not installed.
 70    A bug in vidvq. The traceback is in a log file.
 130   Interrupted.
@@ -179,7 +180,7 @@ def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
         case JobStopped() | WorkerLost() | StoreError():
             return FAILED, str(error)
         case ModuleNotFoundError(name=str(name)) if not name.startswith("vidvq"):
-            return USAGE, f"{name} is not installed; run `pip install 'vidvq[all]'`"
+            return USAGE, f"{name.partition('.')[0]} is not installed; run `pip install 'vidvq[all]'`"
         case FileNotFoundError() | NotADirectoryError() | IsADirectoryError() if error.filename:
             return USAGE, f"{error.strerror}: {error.filename}"
         case OSError(errno=None):

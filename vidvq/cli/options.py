@@ -42,7 +42,7 @@ class OutputFile(PathOrUrl):
 
     Args:
         start: pattern of the start of such a file. A file that starts otherwise is not overwritten, unless it is empty
-            or at a URL.
+            or at a URL; nor is what is no file, such as a pipe.
     """
 
     name = "path or url"

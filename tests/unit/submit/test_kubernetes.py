@@ -78,6 +78,36 @@ def test_pods_are_restricted_as_an_administrator_expects(verb):
         assert shm["emptyDir"]["sizeLimit"]
 
 
+def test_the_pods_of_a_training_start_together_and_find_the_first():
+    made = objects(replace(job_of("train"), resources=replace(ASKED, nodes=3, gpus=8)))
+    service, spec = made["Service"]["spec"], made["Job"]["spec"]
+    # Its name is resolved before it is ready.
+    assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
+    assert service["selector"].items() <= spec["template"]["metadata"]["labels"].items()
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
+    pod = spec["template"]["spec"]
+    assert (pod["subdomain"], pod["restartPolicy"]) == (made["Service"]["metadata"]["name"], "Never")
+    # A failure is one of every pod.
+    assert spec["backoffLimit"] == 9
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "8"}
+    assert {"name": "GPUS", "value": "8"} in container["env"] and {"name": "NPROC", "value": "8"} in container["env"]
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_a_ray_job_has_a_pod_for_each_node(nodes):
+    made = objects(replace(job_of("tokenize"), resources=replace(ASKED, nodes=nodes, gpus=2, cpus=16, queue="long")))
+    cluster = made["RayJob"]["spec"]["rayClusterSpec"]
+    groups = cluster.get("workerGroupSpecs", [])
+    assert [(g["replicas"], g["minReplicas"], g["maxReplicas"]) for g in groups] == [(2, 2, 2)] * (nodes > 1)
+    for group in (cluster["headGroupSpec"], *groups):
+        (container,) = group["template"]["spec"]["containers"]
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
+        assert container["resources"]["requests"] == {"memory": "32Gi", "cpu": "16"}
+    assert made["RayJob"]["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "long"
+    assert made["RayJob"]["metadata"]["namespace"] == "ml"
+
+
 @pytest.mark.parametrize("path", ["/", "/etc", "/etc/vidvq", "/dev/shm", "/proc/1", "/usr/lib", "/data/../etc"])
 def test_a_volume_over_the_system_is_refused(path):
     job = replace(job_of("shard"), resources=replace(ASKED, volumes=(f"data:{path}",)))

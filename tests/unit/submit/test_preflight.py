@@ -1,6 +1,7 @@
 """The check of all nodes before a job; processes on the loopback stand in for nodes."""
 
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from vidvq import __version__
-from vidvq.submit.preflight import NodeReport, find_problems, format_table
+from vidvq.storage import PREFLIGHT_MARKER
+from vidvq.submit.preflight import NodeReport, find_problems, format_table, remove_markers
 
 GOOD = NodeReport(0, "a", "1.0", 8, 100.0, None)
 
@@ -110,6 +112,14 @@ def test_a_node_that_dies_after_its_report_leaves_no_traceback_and_no_markers(tm
     _, err = head.communicate(timeout=300)
     assert (head.returncode, err.splitlines()[-1]) == (0, "preflight: ready")
     assert not list(tmp_path.iterdir())
+
+
+def test_markers_of_this_job_and_old_ones_are_removed(tmp_path):
+    for name in ("mine", "mine-1", "old", "other"):
+        (tmp_path / f"{PREFLIGHT_MARKER}{name}").touch()
+    os.utime(tmp_path / f"{PREFLIGHT_MARKER}old", (0, 0))
+    remove_markers(tmp_path / "not/there", "mine")
+    assert [path.name for path in tmp_path.iterdir()] == [f"{PREFLIGHT_MARKER}other"]
 
 
 def test_an_unwritable_path_is_named(port):

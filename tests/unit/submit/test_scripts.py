@@ -68,6 +68,15 @@ def test_a_mistake_in_a_variable_of_a_script_is_no_traceback(tmp_path, script, v
     assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
+def test_a_ray_job_without_a_cluster_is_no_traceback(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"CONFIG": "/dev/null", "SHARED": str(tmp_path), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    command = ["bash", ROOT / "launch/ray.sh", "shard", "videos", "--out", tmp_path / "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("preflight: Could not find any running Ray instance")
+
+
 def test_the_dockerfile_is_clean():
     hadolint = SHELLCHECK.with_name("hadolint")
     done = subprocess.run([hadolint, ROOT / "docker/Dockerfile"], capture_output=True, text=True, check=False)

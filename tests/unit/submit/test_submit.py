@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from vidvq.config import to_dict, validate
 from vidvq.formats.checkpoint import list_steps
 from vidvq.formats.generator import read_generator
 from vidvq.submit import Job, Resources, Submitted, cancel, preview, status, submit, wait
+from vidvq.submit.detached import DetachedBackend
 
 SETTINGS = ["runtime.workers=0", "clip.short_side=32", "clip.num_frames=9", "clip.min_frames=5", "clip.multiple=8"]
 # Each would do harm, or be lost, if a shell read it.
@@ -135,6 +137,19 @@ def test_a_cancelled_or_failed_job_resumes_with_the_same_command(tmp_path):
     assert len(list((tmp_path / "run/attempts").glob("*.json"))) == 3
 
 
+def test_the_exit_code_of_an_attempt_is_gone_before_the_next_one(tmp_path, monkeypatch):
+    job = job_of(tmp_path, seconds="x")
+    submit(job, tmp_path / "run")
+    assert wait(tmp_path / "run").state == "failed"
+
+    def start(self, job, directory, attempt):
+        assert (directory.exit_code(), attempt) == (None, 2)
+        return {"pid": 1}
+
+    monkeypatch.setattr(DetachedBackend, "submit", start)
+    assert submit(job, tmp_path / "run").status is None
+
+
 def test_a_job_that_was_killed_outright_is_lost(tmp_path):
     job = job_of(tmp_path, seconds=60)
     submitted = submit(job, tmp_path / "run")
@@ -214,6 +229,17 @@ def test_a_job_is_named_after_its_content(tmp_path):
         Job("decode", (), {}, "", "local", Resources(), "/", "python")
 
 
+def test_the_nodes_of_a_job_with_remote_output_share_its_job_directory(tmp_path):
+    job = replace(job_of(tmp_path), out="s3://bucket/out")
+    assert f"export SHARED={tmp_path / 'run'}" in list(preview(job, tmp_path / "run"))
+
+
+def test_a_batch_that_the_processes_cannot_divide_is_refused(there, vidvq):
+    command = ["submit", "train", "demo", "data.clips=c", "data.batch_size=4", "--backend", "slurm", "--nodes", 3]
+    ran = vidvq(*command, "--gpus", 2, "--dry-run")
+    assert ran.code == 2 and "batch_size=4" in ran.error
+
+
 @pytest.mark.parametrize("verb", ["train", "generate train"])
 def test_training_starts_as_many_processes_as_gpus(tmp_path, verb):
     arguments = [str(tmp_path / "python"), str(tmp_path)]
@@ -252,6 +278,9 @@ def test_a_dry_run_of_training_shows_its_command_under_torchrun(there, vidvq, mo
         line = f"set -- {expected.format(config=there / 'run/config.yaml')}"
         assert line in ran.out.splitlines()
         assert f"export SHARED={there / 'out'}" in ran.out.splitlines()
+    if "ssh" in options:
+        # All hosts of the file.
+        assert "export NODES=2" in ran.out.splitlines()
 
 
 # By default, tests/distributed/test_slurm.py trains a generator.
