@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.helpers.generators import make_card, write_random
+from tests.helpers.warm import COMMAND
 from vidvq.corpus.frames import decode_items
 from vidvq.data import TokenDataConfig, TokenDataset
 from vidvq.errors import UsageError
@@ -53,6 +54,20 @@ def save(*arguments):
 loop.HeldOutLoss.measure = measure
 saved, loop.save_checkpoint = loop.save_checkpoint, save
 loop.run_generate_train(config.load(GenerateTrainConfig, config.find_config("generate-nano"), sys.argv[1:]))
+"""
+
+BREAK_ONCE = """
+import torch
+from vidvq.generate.trainer import GeneratorTrainer
+train, broken = GeneratorTrainer.forward_backward, []
+def forward_backward(self, examples, micro_step):
+    terms = train(self, examples, micro_step)
+    if self.progress.step == 3 and not broken:
+        broken.append(1)
+        with torch.no_grad():
+            next(self.network.parameters()).fill_(float("nan"))
+    return terms
+GeneratorTrainer.forward_backward = forward_backward
 """
 
 
@@ -124,6 +139,14 @@ def test_a_run_resumes_exactly_and_its_generator_makes_tokens(
     done = vidvq("generate", "sample", run, "--out", samples, "--checkpoint", checkpoint_dir, "n=2", "sampling.steps=2")
     assert done.code == 0, done.err
     assert {path.suffix for path in (samples / "video").iterdir()} == {".mp4", ".json"}
+
+
+def test_weights_that_are_not_finite_are_rolled_back_not_saved(tmp_path, tokens_dir, warm):
+    run = tmp_path / "run"
+    done = warm.run("generate", "train", tokens_dir, "--out", run, *TRAIN, code=BREAK_ONCE + COMMAND)
+    assert done.returncode == 0, done.stderr
+    assert "step 4: the generator has weights that are not finite; rolled back to step 2" in done.stderr
+    assert all(np.isfinite(array).all() for array in read_generator(run).tensors.values())
 
 
 def test_a_step_takes_no_longer_after_an_evaluation_or_a_save(tmp_path, tokens_dir):

@@ -107,6 +107,11 @@ class _TrainingLoop:
                 try:
                     for micro_step in range(config.data.accumulation(self.context.size)):
                         self._train_micro_batch(micro_step)
+                    done = self.trainer.progress.step + 1
+                    stop = any_rank(stop_signal.received, self.context)
+                    saves = done % config.checkpoint_every == 0 or done == config.steps
+                    if saves or stop:
+                        self.trainer.check_weights()
                 except RollbackNeeded as problem:
                     lost = self._roll_back(str(problem))
                     if bar:
@@ -114,14 +119,11 @@ class _TrainingLoop:
                     continue
                 self.trainer.finish_step()
                 self.steps += 1
-                done = self.trainer.progress.step
                 note = self._log(done) if done % config.log_every == 0 or done == config.steps else None
                 if bar:
                     bar.advance(note=note)
-                saves = done % config.checkpoint_every == 0 or done == config.steps
                 if self.held_out and (done % config.held_out.every == 0 or done == config.steps):
                     self._evaluate(done, saves)
-                stop = any_rank(stop_signal.received, self.context)
                 if saves or stop:
                     self._save()
                 if stop and done < config.steps:
