@@ -25,7 +25,8 @@ from pathlib import Path
 
 from vidvq.video.decode import decoders_for, open_reader
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import probe
 from vidvq.video.sampling import sample_timeline
 
 CLIP_FRAMES = 33

@@ -289,7 +289,8 @@ def _commit(path: Path) -> Iterator[str]:
 
 def _video(path: Path) -> Iterator[str]:
     from vidvq.video import VideoError
-    from vidvq.video.probe import Limits, probe
+    from vidvq.video.limits import Limits
+    from vidvq.video.probe import probe
 
     try:
         info = probe(path, Limits())

@@ -21,7 +21,8 @@ from vidvq.errors import JobStopped
 from vidvq.video import nvdec
 from vidvq.video.decode import decoders_for, open_reader
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import VideoInfo, probe
 
 pytestmark = pytest.mark.gpu
 

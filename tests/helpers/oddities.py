@@ -9,7 +9,8 @@ import numpy as np
 
 from vidvq.video.decode import open_reader
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import VideoInfo, probe
 
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "10")
 B_FRAMES = ("-bf", "3", "-b_strategy", "0", "-sc_threshold", "0", "-g", "20")

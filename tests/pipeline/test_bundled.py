@@ -7,7 +7,8 @@ from vidvq.formats.checkpoint import BUNDLED, read_checkpoint
 from vidvq.metrics.pixel import mean_frame, psnr
 from vidvq.video.decode import decode_clip, open_reader
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import probe
 
 LARGEST = 12 * 2**20
 

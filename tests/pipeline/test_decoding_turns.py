@@ -16,8 +16,9 @@ from vidvq.tokenize.decoders import Decoders
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.video import VideoError, stream
 from vidvq.video import decode as video_decode
+from vidvq.video.limits import Limits
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import Limits, probe
+from vidvq.video.probe import probe
 
 NUM_FRAMES, GOP = 1200, 33
 TURN = 100

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vidvq.video.encode import encode_ffv1
-from vidvq.video.probe import Limits, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import probe
 from vidvq.video.sampling import clip_times
 from vidvq.video.write import TimedFrame, VideoShape, write_frames
 

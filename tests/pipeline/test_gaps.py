@@ -13,8 +13,8 @@ from vidvq.formats.plan import read_plan
 from vidvq.shard.rows import PlannedClip
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.probe import probe_samples
+from vidvq.video.limits import Limits
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import Limits
 
 SETTINGS = "clip.num_frames=9 clip.min_frames=5 clip.short_side=32 clip.fps=10 runtime.workers=0".split()
 FRAMES, GAP_S = 40, 3600

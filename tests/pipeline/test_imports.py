@@ -133,3 +133,21 @@ def test_a_command_needs_no_library_outside_its_extra(
         [sys.executable, "-m", "vidvq", *line.split()], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+# Libraries of the extras; importing one of them fails as if it were not installed.
+_CORE_ALONE = """
+import sys
+sys.modules |= dict.fromkeys(("av", "decord", "deepspeed", "jinja2", "PIL", "ray", "torch", "webdataset"))
+from vidvq.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("artifact", ["clips_dir", "tokens_dir", "checkpoint_dir"])
+def test_the_core_inspects_and_verifies_every_artifact(artifact, request):
+    path = request.getfixturevalue(artifact)
+    for command in ("inspect", "verify"):
+        line = [sys.executable, "-c", _CORE_ALONE, command, str(path)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr

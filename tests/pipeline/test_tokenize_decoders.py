@@ -27,8 +27,8 @@ from vidvq.tokenize.probe import probe_samples
 from vidvq.tokenize.quality_gates import QualityGates
 from vidvq.tokenize.rows import PlannedSample
 from vidvq.tokenize.stage import _check_decoder, open_stage
+from vidvq.video.limits import Limits
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import Limits
 
 INLINE = "runtime.workers=0"
 RAW = ("video.short_side=32", "video.multiple=8", "items_per_shard=7", "max_failed=1")

@@ -21,7 +21,8 @@ from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.probe import probe_samples
 from vidvq.video.decode import open_reader
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import probe
 
 INLINE = "runtime.workers=0"
 SETTINGS = ["video.short_side=32", "video.multiple=8", "items_per_shard=4"]

@@ -15,7 +15,7 @@ from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
 from vidvq.storage import shared_copy, sweep
 from vidvq.video import VideoError
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 CONTENT = b"video" * 1000
 DIGEST = sha256(CONTENT).hexdigest()

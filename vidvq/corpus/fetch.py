@@ -30,7 +30,7 @@ from vidvq.storage import (
     temporary_copy,
 )
 from vidvq.video import VideoError
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 from vidvq.video.stream import one_line
 from vidvq.watchdog import pause
 

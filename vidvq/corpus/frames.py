@@ -18,8 +18,9 @@ from vidvq.formats.clip_shard import ClipInfo, read_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import FrameReader, decode_clip, decoders_for, first_decoded, open_reader
 from vidvq.video.geometry import FrameSize
+from vidvq.video.limits import Limits
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import DecoderName, Limits, VideoInfo, probe
+from vidvq.video.probe import DecoderName, VideoInfo, probe
 from vidvq.video.sampling import clip_times, frames_between, gapless_ranges, overlaps, sample_timeline
 
 # Clips, or frames of a video (at least), that one process decodes before it is another one's turn. A turn within a

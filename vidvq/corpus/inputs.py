@@ -14,7 +14,7 @@ from vidvq.corpus.tars import APPLE_DOUBLE, APPLE_DOUBLES, TAR_SUFFIXES, is_tar,
 from vidvq.errors import StoreError, UsageError
 from vidvq.log import info
 from vidvq.storage import canonical_json, is_remote, resolve_path
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 SUFFIXES = frozenset(
     ".264 .265 .3g2 .3gp .apng .asf .avi .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v .m4v .mkv .mov "

@@ -24,7 +24,7 @@ from vidvq.formats.where import Untyped, Where
 from vidvq.log import info, warn
 from vidvq.settings import PathName
 from vidvq.storage import is_chained, is_remote
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", *_JSON_SUFFIXES, ".parquet")

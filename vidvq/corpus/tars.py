@@ -16,7 +16,7 @@ from vidvq.corpus.download import open_within
 from vidvq.corpus.source import Source, base_name, carried_json, failed_source, shown, source_at, uri_of
 from vidvq.formats.tar import is_plain, read_headers
 from vidvq.storage import is_exhausted, is_remote
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 # Prefix of the files of a few hundred bytes that macOS puts beside each file, with its suffix.

@@ -10,8 +10,8 @@ from vidvq.errors import UsageError
 from vidvq.formats.execution import Precision
 from vidvq.runtime import RuntimeConfig
 from vidvq.storage import resolve_path, sha256_bytes
+from vidvq.video.limits import MAX_DEADLINE_S, Limits
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import MAX_DEADLINE_S, Limits
 
 Count = Annotated[int, Field(ge=1)]
 Batch = Annotated[int, Field(ge=1, le=256)]

@@ -31,7 +31,7 @@ from vidvq.jobs.stage import Activity, ClipStage, ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.runtime import Deaths, Feeder, Pool, RuntimeConfig, WorkerDied, describe_death
 from vidvq.user_code import error_line
-from vidvq.video.probe import MAX_DEADLINE_S
+from vidvq.video.limits import MAX_DEADLINE_S
 
 # Frames `t h w c` uint8 (0 to 255) and the clip's JSON to the files of its sample by extension.
 ClipFunction: TypeAlias = Callable[[np.ndarray, ClipInfo], dict[str, bytes]]

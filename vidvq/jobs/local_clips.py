@@ -11,7 +11,7 @@ from vidvq.errors import StoreError, UsageError
 from vidvq.jobs.rows import ClipRow
 from vidvq.storage import safe_join
 from vidvq.video import VideoError
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 # The plan has the digest of a clip shard, whatever its size.
 _NO_LIMIT = Limits(max_bytes=sys.maxsize)

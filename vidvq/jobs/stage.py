@@ -24,7 +24,7 @@ from vidvq.jobs.access import AccessWatch
 from vidvq.jobs.rows import ClipRow, VideoRow
 from vidvq.runtime import Pool, Runtime, RuntimeConfig
 from vidvq.storage import resolve_path
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 AnyRow = TypeVar("AnyRow", bound=PlanRow)
 AnyVideoRow = TypeVar("AnyVideoRow", bound=VideoRow)

@@ -8,8 +8,9 @@ from pydantic import Field
 from vidvq.corpus.lists import ListPolicy
 from vidvq.errors import UsageError
 from vidvq.runtime import RuntimeConfig
+from vidvq.video.limits import Limits
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import DecoderName, Limits
+from vidvq.video.probe import DecoderName
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from vidvq.corpus.lists import ListPolicy
 from vidvq.errors import UsageError
 from vidvq.formats.execution import ANY_GPU, MAX_PIXELS, Execution, Precision, resolve_precision
 from vidvq.runtime import RuntimeConfig
+from vidvq.video.limits import Limits
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import Limits
 
 # Streams of a worker on a GPU, by default; more gain little, and each has a decoding process.
 GPU_STREAMS = 8

@@ -17,7 +17,7 @@ from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import ShardTask
 from vidvq.runtime import WorkerDied
 from vidvq.tokenize.rows import PlannedSample
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 Row: TypeAlias = ClipRow | PlannedSample
 Decoded: TypeAlias = Generator[DecodeMessage | WorkerDied, None, None]

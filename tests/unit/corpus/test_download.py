@@ -18,7 +18,7 @@ from vidvq.corpus.tars import read_tar
 from vidvq.errors import StoreError
 from vidvq.storage import resolve_path
 from vidvq.video import VideoError
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 
 @pytest.fixture(params=["silent", "dripping"])

@@ -17,7 +17,7 @@ from vidvq.corpus.fetch import local_file
 from vidvq.corpus.source import Source
 from vidvq.storage import resolve_path, sha256_bytes
 from vidvq.video import VideoError, stream
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 
 @contextmanager

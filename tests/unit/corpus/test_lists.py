@@ -16,7 +16,7 @@ from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.lists import ListPolicy, read_list
 from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import ClipInfo, clip_files, parse_clip_info
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 CLIP = ClipInfo("a.mp4", 0, "1/25", (0,), 1, 25.0, 8, 8, "none", {})
 VIDEOS = {"a.mp4": b"first", "b.mp4": b"second"}

@@ -16,7 +16,7 @@ from vidvq.corpus.inputs import SUFFIXES, list_sources
 from vidvq.corpus.lists import ListPolicy
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import read_tar
-from vidvq.video.probe import Limits
+from vidvq.video.limits import Limits
 
 CARRY = ("caption",)
 ONE = ("0001.mp4", b"first")

@@ -18,7 +18,8 @@ from vidvq.model.quantize import DifferentialConfig, QuantizerConfig, VQConfig
 from vidvq.model.tiles import Tiles
 from vidvq.video.decode import open_reader
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import probe
 
 VIDEO = Path(__file__).parents[3] / "vidvq/demo/videos/train/carphone.mp4"
 

@@ -18,7 +18,8 @@ from vidvq.video import VideoError, decode, stream
 from vidvq.video.decode import DecoderName, decode_clip, decoder_version, decoders_for, open_reader
 from vidvq.video.encode import encode_mp4
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, VideoInfo, _with_parts, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import VideoInfo, _with_parts, probe
 from vidvq.video.sampling import clip_times, frames_between, gapless_ranges, overlaps, sample_timeline
 
 DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"

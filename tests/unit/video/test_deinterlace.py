@@ -13,7 +13,8 @@ import pytest
 from vidvq.video.decode import FrameReader, _Scaler, decoders_for, open_reader
 from vidvq.video.deinterlace import deinterlace
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import VideoInfo, probe
 
 CODERS = {
     "h264.mp4": "-c:v libx264 -x264-params interlaced=1:keyint=20:bframes=2",

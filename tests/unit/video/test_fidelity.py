@@ -24,7 +24,8 @@ from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip, decoders_for, open_reader
 from vidvq.video.encode import encode_ffv1, encode_mp4, encode_npy
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import VideoInfo, probe
 from vidvq.video.remux import copy_packets
 from vidvq.video.sampling import sample_timeline
 from vidvq.video.scores import luma_score, motion_score

@@ -27,8 +27,9 @@ from vidvq.tokenize.rows import PlannedSample
 from vidvq.video import VideoError, decode, nvdec, stream
 from vidvq.video.decode import decoder_version, decoders_for, open_reader
 from vidvq.video.geometry import fit_size
+from vidvq.video.limits import Limits
 from vidvq.video.policy import VideoPolicy
-from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.probe import VideoInfo, probe
 
 DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"
 GROUPS = {"x264-params": "bframes=3:b-adapt=0:keyint=12:scenecut=0", "crf": "10"}

@@ -38,8 +38,9 @@ from vidvq.shard.probe import probe_clips
 from vidvq.video import VideoError
 from vidvq.video.decode import decode_clip, open_reader
 from vidvq.video.geometry import FrameSize, fit_size, orientation
+from vidvq.video.limits import Limits
 from vidvq.video.pictures import is_hidden
-from vidvq.video.probe import Limits, VideoInfo, probe
+from vidvq.video.probe import VideoInfo, probe
 from vidvq.video.remux import copy_packets
 from vidvq.video.sampling import clip_times, gapless_ranges, sample_timeline
 
@@ -686,7 +687,8 @@ import sys
 from pathlib import Path
 from vidvq.video.decode import open_reader
 from vidvq.video.geometry import fit_size
-from vidvq.video.probe import Limits, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import probe
 path = Path(sys.argv[1])
 info = probe(path, Limits())
 for number in range(100):

@@ -13,8 +13,9 @@ import pytest
 
 from vidvq.video import VideoError
 from vidvq.video import probe as probe_module
+from vidvq.video.limits import Limits
 from vidvq.video.packets import Packets
-from vidvq.video.probe import Limits, probe
+from vidvq.video.probe import probe
 from vidvq.video.stream import open_video
 
 DEMO = Path(__file__).parents[3] / "vidvq/demo/videos"

@@ -10,7 +10,8 @@ import pytest
 
 from tests.helpers.oddities import B_FRAMES, X264, by_ffmpeg, ffmpeg, opened, shown
 from vidvq.video import VideoError
-from vidvq.video.probe import Limits, probe
+from vidvq.video.limits import Limits
+from vidvq.video.probe import probe
 
 pytestmark = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="the ffmpeg program is not installed")
 ALL = list(range(60))
