@@ -165,10 +165,10 @@ def test_a_source_may_be_a_relative_path(vidvq, tmp_path, tokens_dir, weights, l
         (["format=png"], "format=png contradicts --out out.npy"),
         ([], "is one file"),
         (["--flat"], "are for a generator's"),
-        (["--key", ""], "key= is not in"),
+        (["--key", ""], "the argument after --key is empty"),
         (["--key", "null"], "key=null is not in"),
         (["--key", "a: b"], "key=a: b is not in"),
-        (["--source", ""], "source= is not in"),
+        (["--source", ""], "the argument after --source is empty"),
     ],
 )
 def test_a_usage_error_writes_nothing(vidvq, tmp_path, tokens_dir, weights, location, arguments, message):

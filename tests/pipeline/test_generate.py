@@ -604,7 +604,7 @@ def test_fvd_is_scored_with_a_backbone_file(
 
     monkeypatch.setattr(sampling, "sample_codes", sample)
 
-    class Means:
+    class Means(torch.nn.Module):
         def features(self, video):
             return video.mean(dim=(2, 3, 4))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vidvq.cli import ray_job
 from vidvq.submit import VERBS, Job, Resources
 from vidvq.submit.backend import get_backend
 from vidvq.submit.job_directory import JobDirectory
@@ -68,13 +69,15 @@ def test_a_mistake_in_a_variable_of_a_script_is_no_traceback(tmp_path, script, v
     assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_a_ray_job_without_a_cluster_is_no_traceback(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"CONFIG": "/dev/null", "SHARED": str(tmp_path), "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    command = ["bash", ROOT / "launch/ray.sh", "shard", "videos", "--out", tmp_path / "out"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("preflight: Could not find any running Ray instance")
+def test_a_ray_job_without_a_cluster_is_no_traceback(tmp_path, monkeypatch, capsys):
+    def check_cluster(shared):
+        raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one to connect to.")
+
+    monkeypatch.setattr(ray_job, "check_cluster", check_cluster)
+    monkeypatch.setenv("SHARED", str(tmp_path))
+    assert ray_job.main() == 1
+    problem = "preflight: Could not find any running Ray instance. Please specify the one to connect to.\n"
+    assert capsys.readouterr().err == problem
 
 
 def test_the_dockerfile_is_clean():
