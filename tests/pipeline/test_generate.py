@@ -593,7 +593,7 @@ def test_fvd_is_scored_with_a_backbone_file(
     tmp_path, generator, tokens_dir, clips_dir, checkpoint_dir, monkeypatch, vidvq
 ):
     """With features that cost less than those of I3D: the means of the channels over a window."""
-    from vidvq.generate import sampling
+    from vidvq.generate import evaluate, sampling
     from vidvq.metrics import fvd
 
     sample_codes, batches = sampling.sample_codes, []
@@ -602,7 +602,8 @@ def test_fvd_is_scored_with_a_backbone_file(
         batches.append(len(prompts))
         return sample_codes(network, card, shape, prompts, *more)
 
-    monkeypatch.setattr(sampling, "sample_codes", sample)
+    for module in (evaluate, sampling):
+        monkeypatch.setattr(module, "sample_codes", sample)
 
     class Means(torch.nn.Module):
         def features(self, video):
@@ -616,7 +617,8 @@ def test_fvd_is_scored_with_a_backbone_file(
     done = vidvq("generate", *given, "--clips", clips_dir, "fvd_frames=9")
     assert done.code == 0 and "FVD over 2 windows: predict" in done.err, done.err
     # Of random codes, the most probable ones and the mean ones: two predictions, and two clips with two blanked parts.
-    assert batches == [2, 3, 1] * 3
+    # Then two clips without a condition.
+    assert batches == [*([2, 3, 1] * 3), 2]
     scores = json.loads(out.read_text())
     assert scores["fvd_windows"] == 2 and scores["fvd"].keys() == {"predict", "interpolate", "fill", "generate"}
     assert min(scores["fvd"].values()) > 0 and len(set(scores["fvd"].values())) == 4
