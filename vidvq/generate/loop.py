@@ -26,7 +26,7 @@ from vidvq.training.distributed import (
     training_job,
     world_size,
 )
-from vidvq.training.engine import deepspeed_groups
+from vidvq.training.engine import check_weights, deepspeed_groups
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.mean_terms import MeanTerms
 from vidvq.training.metric_writer import open_writer
@@ -111,7 +111,7 @@ class _TrainingLoop:
                     stop = any_rank(stop_signal.received, self.context)
                     saves = done % config.checkpoint_every == 0 or done == config.steps
                     if saves or stop:
-                        self.trainer.check_weights()
+                        check_weights({"generator": self.trainer.network}, self.context)
                 except RollbackNeeded as problem:
                     lost = self._roll_back(str(problem))
                     if bar:

@@ -17,14 +17,13 @@ from vidvq.training.distributed import DistributedContext, all_reduce_mean
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
     full_state_dict,
-    is_finite,
     load_optimizer_state,
     load_weights,
     make_engine,
     optimizer_state,
     set_lr,
 )
-from vidvq.training.guard import LossSpikeGuard, RollbackNeeded, Skipped
+from vidvq.training.guard import LossSpikeGuard, Skipped
 from vidvq.training.random_state import sample_generators, seed_micro_batch
 from vidvq.training.training_state import Progress, TrainingState
 
@@ -119,15 +118,6 @@ class GeneratorTrainer:
         self._engine.backward(loss)
         self._engine.step()
         return {"loss": loss.detach().float()}
-
-    def check_weights(self) -> None:
-        """Check the weights before they are saved: a gradient may overflow though no loss does. Collective.
-
-        Raises:
-            RollbackNeeded: a weight is not finite.
-        """
-        if not is_finite(self.network, self.context):
-            raise RollbackNeeded("the generator has weights that are not finite")
 
     def finish_step(self) -> None:
         """Complete a step: update the averaged weights and the counters."""

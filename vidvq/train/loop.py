@@ -22,7 +22,7 @@ from vidvq.train.throughput import Throughput
 from vidvq.train.trainer import Trainer
 from vidvq.training.checkpoints import latest_state, remove_partial_saves, save_checkpoint
 from vidvq.training.distributed import DistributedContext, barrier, training_job, world_size
-from vidvq.training.engine import deepspeed_groups
+from vidvq.training.engine import check_weights, deepspeed_groups
 from vidvq.training.guard import RollbackNeeded, Skipped
 from vidvq.training.machine_memory import machine_memory_file
 from vidvq.training.mean_terms import MeanTerms
@@ -138,7 +138,8 @@ class _TrainingLoop:
                     stop = self.trainer.stop_agreed or (self.context.size == 1 and stop_signal.received)
                     saves = done % config.checkpoint_every == 0 or done == config.steps
                     if saves or stop:
-                        self.trainer.check_weights()
+                        networks = {"tokenizer": self.trainer.tokenizer, "discriminator": self.trainer.discriminator}
+                        check_weights(networks, self.context)
                 except RollbackNeeded as problem:
                     lost = self._roll_back(str(problem))
                     if bar:

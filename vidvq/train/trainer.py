@@ -25,7 +25,6 @@ from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
     full_state_dict,
     half_precision,
-    is_finite,
     load_optimizer_state,
     load_weights,
     make_engine,
@@ -183,16 +182,6 @@ class Trainer:
                 engine.backward(loss)
                 engine.step()
         return terms.terms | discriminator_terms
-
-    def check_weights(self) -> None:
-        """Check the weights before they are saved: a gradient may overflow though no loss does. Collective.
-
-        Raises:
-            RollbackNeeded: a weight is not finite.
-        """
-        for name, module in {"tokenizer": self.tokenizer, "discriminator": self.discriminator}.items():
-            if not is_finite(module, self.context):
-                raise RollbackNeeded(f"the {name} has weights that are not finite")
 
     def finish_step(self) -> None:
         """Complete a step after its last micro-batch: update the averaged weights and the counters."""

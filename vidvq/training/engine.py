@@ -7,7 +7,7 @@ loaded at any time, even in the middle of a step.
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -39,6 +39,7 @@ from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimize
 
 from vidvq.training.config import EngineSettings, OptimizerConfig  # noqa: E402
 from vidvq.training.distributed import DistributedContext, all_gather, any_rank  # noqa: E402
+from vidvq.training.guard import RollbackNeeded  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed's shared-memory CPU collectives need a compiler at run time; gloo does not.
@@ -140,10 +141,20 @@ def local_shard_of(parameter: nn.Parameter, whole: Tensor) -> Tensor:
     return nn.functional.pad(flat, (0, size - len(flat)))
 
 
-def is_finite(module: nn.Module, context: DistributedContext) -> bool:
-    """Return whether all weights of a module are finite, on all ranks. Collective: call on every rank."""
-    finite = torch.stack([local_shard(weight).isfinite().all() for weight in module.parameters()]).all()
-    return not any_rank(not finite, context)
+def check_weights(modules: Mapping[str, nn.Module], context: DistributedContext) -> None:
+    """Check the weights before they are saved: a gradient may overflow though no loss does. Collective.
+
+    Args:
+        modules: modules by name, for the message.
+        context: distributed context of this process.
+
+    Raises:
+        RollbackNeeded: a weight is not finite, on any rank.
+    """
+    for name, module in modules.items():
+        finite = torch.stack([local_shard(weight).isfinite().all() for weight in module.parameters()]).all()
+        if any_rank(not finite, context):
+            raise RollbackNeeded(f"the {name} has weights that are not finite")
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
