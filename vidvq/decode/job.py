@@ -6,7 +6,6 @@ from functools import partial
 from itertools import chain
 from math import ceil
 from pathlib import Path
-from socket import gethostname
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from vidvq.decode.find import FoundClip, find_clips, find_key
 from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
 from vidvq.decode.overwrite import is_done, recorded
 from vidvq.decode.stream import decode_frames, in_interval, load_for_tokens
-from vidvq.errors import JobStopped, UsageError, WorkerLost
+from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.execution import CPU, Execution
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import index_tokens
@@ -27,7 +26,7 @@ from vidvq.formats.token_shard import TokenInfo, TokenizerCard
 from vidvq.log import progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import find_tokenizer
-from vidvq.pretrained.device import find_device, prepare
+from vidvq.pretrained.device import find_device, prepare, stopping_when_full
 from vidvq.runtime import WorkerDied, count_gpus, open_runtime
 from vidvq.storage import (
     create_once,
@@ -262,15 +261,11 @@ def make_worker(job: _Job, gpus: float, force: bool) -> Callable[[tuple[Item, ..
 
     def decode(items: tuple[Item, ...]) -> None:
         clips = [Clip(*item.location.read(card)) for item in items]
-        try:
+        what = f"{items[0].location.key}: a step of {tokenizer.decode_shape} streams x groups"
+        remedy = "and run the same command again, or give a smaller batch and another --out"
+        with stopping_when_full(what, remedy):
             for index, frames in decode_together(tokenizer, clips):
                 write(items[index], frames, clips[index].info)
-        except torch.OutOfMemoryError as error:
-            raise JobStopped(
-                f"{items[0].location.key}: a step of {tokenizer.decode_shape} streams x groups does not fit the memory "
-                f"of the GPU of {gethostname()}; free what other processes use, and run the same command again, or "
-                "give a smaller batch and another --out"
-            ) from error
 
     return decode
 

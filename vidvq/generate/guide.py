@@ -17,11 +17,11 @@ from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files
 from vidvq.generate.examples import seeded_rng
-from vidvq.generate.gpu_memory import stopping_when_full
 from vidvq.generate.requests import GuideConfig
 from vidvq.generate.text import refusing_damage
 from vidvq.model import VideoTokenizer
 from vidvq.pretrained import load_tokenizer
+from vidvq.pretrained.device import stopping_when_full
 from vidvq.storage import read_json
 
 # Pixel statistics that CLIP's weights were trained with (RGB, 0 to 1).
@@ -133,7 +133,7 @@ class Guide:
         """
         ((key, codes, info),) = samples
         what = f"{key}: a step of {info.num_frames} frames of {info.height}x{info.width}"
-        with stopping_when_full(what, "use smaller or shorter clips"):
+        with stopping_when_full(what, "or use smaller or shorter clips"):
             made = self.edit(key, codes, (info.height, info.width)).codes
         return [token_files(made, replace(info, quality=None), self._card)]
 

@@ -19,7 +19,6 @@ from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import NO_CONDITION, ClipCondition, label_index, latent_actions
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.execution import CPU, GenerationExecution
-from vidvq.generate.gpu_memory import stopping_when_full
 from vidvq.generate.network import load_network
 from vidvq.generate.regions import prepare, read_mask, result_shape
 from vidvq.generate.requests import (
@@ -35,7 +34,7 @@ from vidvq.generate.text import TextEncoder, open_text_encoder
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
 from vidvq.pretrained import load_tokenizer
-from vidvq.pretrained.device import allow_tf32, require_cuda
+from vidvq.pretrained.device import allow_tf32, require_cuda, stopping_when_full
 
 # Largest denominator of a frame rate, for rates such as 30000/1001.
 _MAX_DENOMINATOR = 1001
@@ -215,14 +214,14 @@ class GenerationPipeline:
         padding = [replace(prompts[0], rng=seeded_rng("")) for _ in range(self.batch - len(samples))]
         shape = samples[0].shape
         what = f"a batch of {self.batch} samples of {'x'.join(map(str, shape))} codes"
-        with stopping_when_full(what, "set batch= to less and give another --out"):
+        with stopping_when_full(what, "or set batch= to less and give another --out"):
             made = sample_codes(self._network, self.card, shape, prompts + padding, sampling, self._vectors)
         card = self.card.tokenizer
         return [token_files(codes, each.info, card) for codes, each in zip(made, samples, strict=False)]
 
     def _encoding(self, key: str, frames: int, info: ClipInfo | ItemInfo | TokenInfo) -> AbstractContextManager[None]:
         what = f"{key}: encoding {frames} frames of {info.height}x{info.width}"
-        return stopping_when_full(what, "use smaller or shorter clips")
+        return stopping_when_full(what, "or use smaller or shorter clips")
 
     def _pending(self, key: str, given: np.ndarray | None, condition: Condition, info: TokenInfo) -> PendingSample:
         t, h, w = info.grid

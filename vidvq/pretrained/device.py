@@ -1,11 +1,12 @@
 """Finds the device of a job, and puts a tokenizer on it with the precision and the step shape of the job."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
-from vidvq.errors import UsageError
+from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.execution import ANY_GPU, Execution
 from vidvq.log import info
 from vidvq.model import Tokenizer
@@ -85,6 +86,26 @@ def require_cuda() -> None:
 def allow_tf32(allowed: bool) -> None:
     """Set whether CUDA devices may round the factors of fp32 products to TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def stopping_when_full(what: str, remedy: str) -> Iterator[None]:
+    """Stop the job with a message if the memory of the GPU is full.
+
+    Args:
+        what: what is computed.
+        remedy: what helps besides freeing what other processes use, such as ``or use smaller clips``.
+
+    Raises:
+        JobStopped: the memory is full.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise JobStopped(
+            f"{what} does not fit the memory of the GPU of {socket.gethostname()}; free what other processes "
+            f"use, {remedy}"
+        ) from error
 
 
 def _check_kind(execution: Execution) -> None:

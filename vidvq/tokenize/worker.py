@@ -16,7 +16,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ import torch
 
 from vidvq.corpus.download import in_background
 from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames
-from vidvq.errors import JobStopped, UsageError
+from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.execution import ANY_GPU, Execution
 from vidvq.formats.summary import sample_stats
@@ -36,7 +35,7 @@ from vidvq.jobs.stage import ShardResult, ShardTask
 from vidvq.jobs.timing import Stopwatch
 from vidvq.metrics.codes import CodeCounts
 from vidvq.pretrained import load_tokenizer
-from vidvq.pretrained.device import prepare
+from vidvq.pretrained.device import prepare, stopping_when_full
 from vidvq.runtime import Deaths, WorkerDied, cores_per_worker, describe_death
 from vidvq.tokenize.agreement import AgreementCheck
 from vidvq.tokenize.batching import SlotStream, run_slots
@@ -123,14 +122,10 @@ class TokenShardWorker:
                 self._next = following.shard, in_background(partial(self._new_input, following, prefetch=True))
             with self._clock.activity("write"):
                 fill = partial(self._fill, task, given, details, copied)
-                try:
+                what = f"{task.shard}: a step of {self._tokenizer.step_shape} streams x groups"
+                remedy = "and run the same command again, or give a smaller batch or groups and another --out"
+                with stopping_when_full(what, remedy):
                     commit = commit_shard(task.out, task.shard, task.plan_id, fill)
-                except torch.OutOfMemoryError as error:
-                    raise JobStopped(
-                        f"{task.shard}: a step of {self._tokenizer.step_shape} streams x groups does not fit the "
-                        f"memory of the GPU of {gethostname()}; free what other processes use, and run the same "
-                        "command again, or give a smaller batch or groups and another --out"
-                    ) from error
         self._decoders.release()
         details.decoders = self._decoders.count
         details.from_nvdec = self._decoders.from_nvdec if self._config.decoder == "nvdec" else None
