@@ -315,17 +315,18 @@ def test_the_networks_of_metrics_run_on_a_gpu_in_fp32(monkeypatch):
     import torch
 
     from vidvq.evaluate.config import EvaluateConfig
-    from vidvq.evaluate.scores import VideoScorer, metric_device
+    from vidvq.evaluate.scores import VideoScorer
     from vidvq.metrics import fvd
+    from vidvq.pretrained.device import find_fp32_device
 
-    assert metric_device() == "cpu"
+    assert find_fp32_device() == "cpu"
     moved: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: (moved.append(device), self)[1])
     monkeypatch.setattr(fvd, "load_i3d", lambda _: torch.nn.Identity())
     VideoScorer(EvaluateConfig(perceptual=True))
-    fvd.FvdScorer("i3d.pt", 9, [18], metric_device())
+    fvd.FvdScorer("i3d.pt", 9, [18], find_fp32_device())
     assert moved == ["cuda", "cuda"] and not torch.backends.cudnn.allow_tf32
 
 

@@ -11,7 +11,7 @@ from vidvq.errors import UsageError
 from vidvq.evaluate.config import EvaluateConfig
 from vidvq.evaluate.protocols import PROTOCOLS
 from vidvq.evaluate.reconstruct import DecodedFiles, InProcess, Reconstructor, list_shards, missing_shards
-from vidvq.evaluate.scores import ClipScore, CodecScore, Evaluation, VideoScorer, finish, metric_device, nominal_bits
+from vidvq.evaluate.scores import ClipScore, CodecScore, Evaluation, VideoScorer, finish, nominal_bits
 from vidvq.formats.checkpoint import BUNDLED
 from vidvq.formats.clip_shard import ClipInfo, read_clips, read_infos
 from vidvq.formats.plan import read_plan
@@ -144,9 +144,10 @@ def _evaluate(
     fvd = None
     if config.fvd_backbone:
         from vidvq.metrics.fvd import FvdScorer
+        from vidvq.pretrained.device import find_fp32_device
 
         lengths = [infos[key].num_frames for key in wanted]
-        fvd = FvdScorer(config.fvd_backbone, config.fvd_frames, lengths, metric_device())
+        fvd = FvdScorer(config.fvd_backbone, config.fvd_frames, lengths, find_fp32_device())
     with progress("evaluate", len(wanted), "clips") as bar:
         for key, frames, info in _originals(clips, wanted):
             results = [source.reconstruct(key, frames, info) for source in sources]

@@ -88,16 +88,15 @@ class InProcess:
 
         from vidvq.model.step_shape import GPU_STREAM
         from vidvq.pretrained import find_tokenizer, load_tokenizer
-        from vidvq.pretrained.device import allow_tf32
+        from vidvq.pretrained.device import find_fp32_device
 
         # One thread, as in the commands: threads split sums.
         torch.set_num_threads(1)
         self.name = name
         self._tokenizer, self.card = load_tokenizer(find_tokenizer(checkpoint))
-        if torch.cuda.is_available():
-            # Convolutions round to TF32 by default.
-            allow_tf32(False)
-            self._tokenizer.to("cuda")
+        device = find_fp32_device()
+        self._tokenizer.to(device)
+        if device == "cuda":
             self._tokenizer.step_shape = self._tokenizer.decode_shape = GPU_STREAM
         self.scale = self._tokenizer.upscale
 

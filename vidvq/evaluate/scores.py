@@ -177,8 +177,9 @@ class VideoScorer:
         self._st_lpips = self._lpips = None
         if config.perceptual or config.lpips_backbone:
             from vidvq.metrics.perceptual import load_perceptual
+            from vidvq.pretrained.device import find_fp32_device
 
-            device = metric_device()
+            device = find_fp32_device()
             if config.perceptual:
                 self._st_lpips = load_perceptual("st_lpips", "alex").to(device)
             if config.lpips_backbone:
@@ -213,19 +214,6 @@ class VideoScorer:
             lpips=float(np.mean(lpips)) if lpips else None,
         )
         return scores, Curves(tuple(by_frame), tuple(ssim), tuple(st_lpips))
-
-
-def metric_device() -> str:
-    """Return the device for the networks of metrics: a GPU if there is one, where they run in fp32."""
-    import torch
-
-    from vidvq.pretrained.device import allow_tf32
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    # Convolutions round to TF32 by default.
-    allow_tf32(False)
-    return "cuda"
 
 
 def _distances(distance: "PerceptualDistance | None", original: np.ndarray, other: np.ndarray) -> list[float]:

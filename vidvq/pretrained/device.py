@@ -83,6 +83,15 @@ def require_cuda() -> None:
         )
 
 
+def find_fp32_device() -> str:
+    """Return ``cuda`` if this machine has a GPU, on which fp32 products are then exact, else ``cpu``."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    # Convolutions round to TF32 by default.
+    allow_tf32(False)
+    return "cuda"
+
+
 def allow_tf32(allowed: bool) -> None:
     """Set whether CUDA devices may round the factors of fp32 products to TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
