@@ -47,7 +47,7 @@ def sample_steps(
 
     Args:
         tokenizer: a tokenizer; one without streaming gets the whole sample as one step.
-        chunks: frames ``t h w c`` uint8. Without frame 0, all chunks but the last are whole groups.
+        chunks: chunks of any number of frames ``t h w c`` uint8.
         dtype: type in which codes are held until the end; a video of hours has many.
         meanwhile: called after each step has been queued.
     """

@@ -20,7 +20,7 @@ from vidvq.metrics.pixel import psnr
 from vidvq.model.enlarge import shrink_frames
 from vidvq.model.streaming import decode_start
 from vidvq.pretrained import load_tokenizer
-from vidvq.runtime import InlinePool, Pool
+from vidvq.runtime import InlinePool
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.video import VideoError
 
@@ -81,7 +81,7 @@ def _local_input(row: Any, config: TokenizeConfig, clips: Path | None) -> Abstra
     return local_file(row.source, config.limits, config.lists.allow_private, row.sha256)
 
 
-def _originals(row: Any, count: int, config: TokenizeConfig, shard: Path | None, pool: Pool) -> np.ndarray | None:
+def _originals(row: Any, count: int, config: TokenizeConfig, shard: Path | None, pool: InlinePool) -> np.ndarray | None:
     """The first frames ``t h w c`` uint8 of one sample, from a clip shard if given; None if they cannot be decoded."""
     job: ClipFrames | VideoFrames
     if shard:
