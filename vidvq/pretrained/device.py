@@ -84,7 +84,7 @@ def require_cuda() -> None:
 
 
 def find_fp32_device() -> str:
-    """Return ``cuda`` if this machine has a GPU, on which fp32 products are then exact, else ``cpu``."""
+    """Return ``cuda`` if this machine has a GPU, whose fp32 products no longer round to TF32 then; else ``cpu``."""
     if not torch.cuda.is_available():
         return "cpu"
     # Convolutions round to TF32 by default.
