@@ -1,7 +1,7 @@
 """`vidvq tokenize --dry-run`: what the run then makes, and nothing written."""
 
 import json
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -65,13 +65,11 @@ def test_an_hour_in_one_stream_is_not_encoded_to_the_end(raw, checkpoint_dir, tm
 
 
 def test_a_stage_that_lists_its_own_items_has_no_estimate():
-    class Listed(ListedStage):
-        name = "listed"
-        config = SimpleNamespace(runtime=RuntimeConfig())
-        identity = rows = worker = open = None
-
+    stage = Mock(spec=ListedStage, config=Mock(runtime=RuntimeConfig()))
+    stage.name = "listed"
+    stage.prepare.return_value = stage
     with pytest.raises(UsageError, match="vidvq listed has no --dry-run"):
-        estimate(Listed(), [])
+        estimate(stage, [])
 
 
 def test_nothing_to_tokenize_is_one_line(checkpoint_dir, tmp_path, vidvq):
