@@ -10,6 +10,7 @@ from pydantic import Field
 from vidvq.errors import UsageError
 from vidvq.formats.execution import MAX_PIXELS, Execution, Precision, resolve_precision
 from vidvq.runtime import RuntimeConfig
+from vidvq.storage import is_remote
 
 Format = Literal["mp4", "gif", "png", "npy"]
 # Suffixes that name a media file rather than an output folder.
@@ -50,8 +51,11 @@ class DecodeConfig:
         """Return the format to write to ``out``.
 
         Raises:
-            UsageError: ``format`` contradicts the suffix of ``out``, or ``out`` is named as a file of another format.
+            UsageError: ``format`` contradicts the suffix of ``out``; ``out`` is named as a file of another format; or
+                ``png`` into an object store, where a folder cannot be written atomically.
         """
+        if self.format == "png" and is_remote(out):
+            raise UsageError(f"format=png cannot be written to {out}; give a local folder, or another format")
         suffix = out.suffix[1:].lower()
         if suffix in _OTHER_MEDIA and not out.is_dir():
             raise UsageError(f"--out {out.name} is not a format of decode; give a .mp4, .gif or .npy file, or a folder")

@@ -320,15 +320,14 @@ def _record_settings(out: Path, settings: dict[str, Any], items: list[Item], for
         return
     if not force:
         raise UsageError(f"{out} was decoded with other settings: {change}; give another --out")
-    if not is_remote(out):
-        # Temporary files of killed runs are deleted at the end.
-        own = {SETTINGS, *(item.path.name for item in items)}
-        if kept := {path.name for path in out.iterdir() if final_name(path.name) not in own}:
-            raise UsageError(
-                f"{out} was decoded with other settings ({change}), and --force would keep {min(kept)}; give another "
-                "--out, or delete it"
-            )
-        # Before the first output: after an interruption the same command without --force keeps what it finds.
-        for item in items:
-            remove(item.path)
+    # Temporary files of killed runs are deleted at the end.
+    own = {SETTINGS, *(item.path.name for item in items)}
+    if kept := {path.name for path in out.iterdir() if final_name(path.name) not in own}:
+        raise UsageError(
+            f"{out} was decoded with other settings ({change}), and --force would keep {min(kept)}; give another "
+            "--out, or delete it"
+        )
+    # Before the first output: after an interruption the same command without --force keeps what it finds.
+    for item in items:
+        remove(item.path)
     write_shared(out / SETTINGS, pretty_json(settings))

@@ -296,7 +296,7 @@ def remove_attempts(folder: Path, name: str = "*", of: Container[str] | None = N
 
 
 def remove(path: Path) -> None:
-    """Delete a local file, link or folder, if it exists."""
+    """Delete a file, link or local folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

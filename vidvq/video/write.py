@@ -14,7 +14,7 @@ import numpy as np
 from av.filter import Graph
 
 from vidvq.errors import UsageError
-from vidvq.storage import attempt_file, attempt_path, is_remote, publish_replace, remove, sync_folder
+from vidvq.storage import attempt_file, attempt_path, publish_replace, remove, sync_folder
 from vidvq.video.encode import encode_frame, encode_png, encode_timed, mp4_clock, mp4_kind, shorten_pauses
 
 _GOP_FRAMES = 250
@@ -58,7 +58,7 @@ def write_frames(
     """Write a video to ``path`` atomically.
 
     Args:
-        path: a file; for ``png`` a folder of ``000000.png`` and so on.
+        path: a file; for ``png`` a local folder of ``000000.png`` and so on.
         kind: ``mp4``, ``gif``, ``png`` or ``npy``.
         frames: frames sorted by time; times are written relative to the first.
         shape: number of frames, size and clock of the video.
@@ -66,7 +66,7 @@ def write_frames(
         overwrite: whether to replace an existing folder of ``png``; files are always replaced.
 
     Raises:
-        UsageError: ``png`` into an object store, or the number of frames is not ``shape.num_frames``.
+        UsageError: the number of frames is not ``shape.num_frames``.
     """
     if kind == "png":
         _write_folder(path, _counted(frames, shape), overwrite)
@@ -201,8 +201,6 @@ def _npy(file: _Output, frames: Iterable[TimedFrame], shape: VideoShape) -> None
 
 
 def _write_folder(path: Path, frames: Iterable[TimedFrame], overwrite: bool) -> None:
-    if is_remote(path):
-        raise UsageError(f"format=png cannot be written to {path}; give a local folder, or another format")
     attempt, replaced = attempt_path(path), attempt_path(path)
     attempt.mkdir(parents=True)
     try:
