@@ -7,10 +7,12 @@ import torch
 from vidvq.config import find_config, load
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import BUNDLED, read_checkpoint, write_checkpoint
+from vidvq.generate.config import GenerateTrainConfig
 from vidvq.model import Discriminator
 from vidvq.submit import Job
 from vidvq.train import TrainConfig
 from vidvq.train.initialization import read_initial_checkpoint
+from vidvq.training.engine import deepspeed_config
 
 HALVES = [
     "model.patch_size=2",
@@ -74,3 +76,25 @@ def test_a_checkpoint_whose_config_is_not_that_of_a_tokenizer_is_one_line(tmp_pa
     config = load(TrainConfig, find_config("base"), [f"start_from={tmp_path / 'checkpoint'}", "data.clips=clips"])
     with pytest.raises(UsageError, match=message):
         read_initial_checkpoint(config, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "config_type", "ranks"),
+    [
+        ("base", TrainConfig, 8),
+        ("large", TrainConfig, 8),
+        ("vqgan-base-128", TrainConfig, 64),
+        ("vqgan-base-256-decoder", TrainConfig, 64),
+        ("generate-base", GenerateTrainConfig, 8),
+    ],
+)
+def test_packaged_configs_split_their_batches_over_the_gpus_of_their_commands(name, config_type, ranks):
+    data = load(config_type, find_config(name), []).data
+    assert data.micro_batch(ranks) * data.accumulation(ranks) * ranks == data.batch_size
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_gradients_of_no_module_are_reduced_in_half_precision(stage):
+    config = load(TrainConfig, find_config("vqgan-base-128"), [f"zero_stage={stage}"])
+    autocast = deepspeed_config(config, config.generator, 64)["torch_autocast"]
+    assert autocast == {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}

@@ -240,7 +240,12 @@ def deepspeed_config(config: EngineSettings, optimizer: OptimizerConfig, ranks: 
         "gradient_clipping": optimizer.clip_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "torch_autocast": {"enabled": half is not None, "dtype": half or "bfloat16"},
+        # By default, ZeRO 1 to 3 would average the gradients of plain linear layers in half precision.
+        "torch_autocast": {
+            "enabled": half is not None,
+            "dtype": half or "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
         "steps_per_print": 1 << 60,
         # It would wait for the device before each forward pass and after each step.
         "timers": {"throughput": {"enabled": False}},
