@@ -51,11 +51,9 @@ def _temporal_kernel(
         before = (at < 0)[:, None]
         current = ((sample * length + at) * area + position) * inputs
         earlier = ((sample * (taps - 1) + at + (taps - 1)) * area + position) * inputs
-        values = tl.where(
-            before,
-            tl.load(past + earlier[:, None] + channel[None, :], mask=known & before, other=0.0),
-            tl.load(x + current[:, None] + channel[None, :], mask=known & (before == 0), other=0.0),
-        )
+        # One load from either tensor: each of two would take shared memory of its own.
+        source = tl.where(before, past + earlier[:, None], x + current[:, None])
+        values = tl.load(source + channel[None, :], mask=known, other=0.0)
         factors = tl.load(
             weights + (column[None, :] * taps + tap) * inputs + channel[:, None],
             mask=(column < outputs)[None, :] & (channel < inputs)[:, None],

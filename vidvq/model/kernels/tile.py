@@ -94,8 +94,9 @@ def launch(
     """
     outputs, half = shape[-1], x.dtype != torch.float32
     columns = max(triton.next_power_of_2(outputs), _MIN_WIDTH)
-    # The sums of a tile stay in registers, and three tiles of each factor fit the shared memory.
-    rows, inner = (128 if columns <= 256 else 64, 64 if columns <= 256 else 32) if half else (32, 32)
+    # The sums of a tile stay in registers, and three tiles of each factor fit the 99 KiB of shared memory that consumer
+    # GPUs have.
+    rows, inner = (128 if columns <= 256 else 64) if half else 32, (64 if half else 32) // (1 if columns <= 256 else 2)
     result = Result(x.new_empty(shape if keep else 0), x.new_empty(shape if norm is not None else 0))
     num_rows = prod(shape[:-1])
     kernel[(triton.cdiv(num_rows, rows),)](
