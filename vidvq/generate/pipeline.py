@@ -33,6 +33,7 @@ from vidvq.generate.sampling import Condition, SamplePrompt, batch_key, check_sh
 from vidvq.generate.text import TextEncoder, open_text_encoder
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
+from vidvq.model.step_shape import GPU_STREAM
 from vidvq.pretrained import load_tokenizer
 from vidvq.pretrained.device import allow_tf32, require_cuda, stopping_when_full
 
@@ -102,6 +103,10 @@ class GenerationPipeline:
         if tokenizer:
             self._tokenizer, _ = load_tokenizer(tokenizer)
             self._tokenizer.to(self._device)
+            # Frames are bytes, so their range is known.
+            self._tokenizer.checks_range = False
+            if self._device.type == "cuda":
+                self._tokenizer.step_shape = GPU_STREAM
         self._vectors = None
         if config.sampling.takes_mean:
             assert self._tokenizer is not None

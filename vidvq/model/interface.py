@@ -243,9 +243,10 @@ class Tokenizer(nn.Module):
         if video.is_floating_point():
             return F.pad(video, missing, mode="replicate")
         # torch replicates floats only.
-        for dim, size in enumerate((t, h, w), 2):
-            indices = torch.arange(size + missing[2 * (4 - dim) + 1], device=video.device).clamp_(max=size - 1)
-            video = video.index_select(dim, indices)
+        for dim in 2, 3, 4:
+            if extra := missing[2 * (4 - dim) + 1]:
+                last = video.narrow(dim, video.shape[dim] - 1, 1)
+                video = torch.cat([video, last.expand(*last.shape[:dim], extra, *last.shape[dim + 1 :])], dim=dim)
         return video
 
     def crop_size(
