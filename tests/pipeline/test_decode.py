@@ -595,3 +595,15 @@ def test_a_file_whose_job_was_killed_is_taken_for_its_own(vidvq, tmp_path, token
     stamp = out.stat().st_mtime_ns
     ran = vidvq(*one)
     assert ran.code == 0 and out.stat().st_mtime_ns == stamp, ran.err
+
+
+@pytest.mark.parametrize("kind", ["clips", "run"])
+def test_the_output_directory_of_another_command_is_refused(
+    kind, vidvq, tmp_path, tokens_dir, clips_dir, checkpoint_dir, weights, snapshot
+):
+    out = tmp_path / "out"
+    shutil.copytree(*((clips_dir, out) if kind == "clips" else (checkpoint_dir, out / "checkpoints/step-00000001")))
+    before = snapshot(out)
+    ran = vidvq("decode", tokens_dir, *weights, "--out", out)
+    assert ran.code == 2 and "is the output directory of another command; give another --out" in ran.error
+    assert snapshot(out) == before

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -270,3 +271,14 @@ def test_directories_of_older_versions_are_whole_and_say_what_is_not_checked(cop
     ran = vidvq("verify", tokens)
     assert ran.code == 0, ran.out
     assert "tokenizer.json: the plan of an older version" in ran.err and "records of an older version" in ran.err
+
+
+def test_shards_are_verified_beside_a_checkpoint(tokens_dir, checkpoint_dir, tmp_path, vidvq):
+    shutil.copytree(tokens_dir, tmp_path / "mixed")
+    shutil.copytree(checkpoint_dir, tmp_path / "mixed/checkpoints/step-00000001")
+    shard = next((tmp_path / "mixed").glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    ran = vidvq("verify", tmp_path / "mixed")
+    assert ran.code == 1 and shard.name in ran.out

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from vidvq import config as settings
 from vidvq.data import DataConfig
 from vidvq.errors import UsageError
 from vidvq.train.config import TrainConfig
-from vidvq.training.run_directory import record_config
+from vidvq.training.distributed import DistributedContext
+from vidvq.training.run_directory import locked_run_directory, record_config
 
 
 def config(steps: int) -> TrainConfig:
@@ -31,3 +33,13 @@ def test_a_run_without_checkpoints_takes_another_config(tmp_path):
     with pytest.raises(UsageError, match="belongs to a run with another config: steps was 8, now 9"):
         record_config(tmp_path, config(9), set())
     record_config(tmp_path, config(9), {"steps"})
+
+
+def test_a_run_in_the_output_directory_of_another_command_is_refused(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with (
+        pytest.raises(UsageError, match="is the output directory of another command; use another out="),
+        locked_run_directory(tmp_path, DistributedContext(0, 1, torch.device("cpu"))),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]

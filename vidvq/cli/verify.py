@@ -23,10 +23,11 @@ def verify(folder: Path) -> int:
     from vidvq.export import is_export, verify_export
     from vidvq.formats.checkpoint import find_checkpoint, is_checkpoint, is_generator, list_steps, verify_checkpoint
     from vidvq.formats.generator import verify_generator
-    from vidvq.formats.plan import read_plan
+    from vidvq.formats.plan import has_plan, read_plan
     from vidvq.formats.verify import verify_folder
 
-    if list_steps(folder):
+    # Shards before checkpoints: earlier versions trained into any directory.
+    if not has_plan(folder) and list_steps(folder):
         folder = find_checkpoint(folder)
     if is_checkpoint(folder):
         kind = "generator" if is_generator(folder) else "checkpoint"

@@ -8,6 +8,7 @@ from typing import Any
 from vidvq import config as settings
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import list_steps
+from vidvq.formats.plan import has_plan
 from vidvq.storage import differences, exclusive_lock, write_atomic
 from vidvq.training.distributed import DistributedContext, any_rank
 
@@ -17,12 +18,14 @@ def locked_run_directory(run: Path, context: DistributedContext) -> Iterator[Non
     """Hold the lock of a run directory, on rank 0. Collective: all ranks fail if another job holds it.
 
     Raises:
-        UsageError: another run holds the lock; rank 0 names its host and process id.
+        UsageError: another run holds the lock, and rank 0 names its host and process id; or the directory holds shards.
     """
     refused: UsageError | None = None
     with ExitStack() as stack:
         if context.rank == 0:
             try:
+                if has_plan(run):
+                    raise UsageError(f"{run} is the output directory of another command; use another out=")
                 stack.enter_context(exclusive_lock(run, "wait for it, stop it, or use another out="))
             except UsageError as error:
                 refused = error
