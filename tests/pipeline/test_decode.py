@@ -597,13 +597,21 @@ def test_a_file_whose_job_was_killed_is_taken_for_its_own(vidvq, tmp_path, token
     assert ran.code == 0 and out.stat().st_mtime_ns == stamp, ran.err
 
 
-@pytest.mark.parametrize("kind", ["clips", "run"])
+@pytest.mark.parametrize("owner", ["shard", "train", "export"])
 def test_the_output_directory_of_another_command_is_refused(
-    kind, vidvq, tmp_path, tokens_dir, clips_dir, checkpoint_dir, weights, snapshot
+    owner, vidvq, tmp_path, tokens_dir, clips_dir, checkpoint_dir, weights, snapshot
 ):
     out = tmp_path / "out"
-    shutil.copytree(*((clips_dir, out) if kind == "clips" else (checkpoint_dir, out / "checkpoints/step-00000001")))
+    if owner == "shard":
+        shutil.copytree(clips_dir, out)
+    elif owner == "train":
+        shutil.copytree(checkpoint_dir, out / "checkpoints/step-00000001")
+    else:
+        assert vidvq("export", tokens_dir, "--to", "bin", "--out", out).code == 0
     before = snapshot(out)
     ran = vidvq("decode", tokens_dir, *weights, "--out", out)
-    assert ran.code == 2 and "is the output directory of another command; give another --out" in ran.error
+    assert ran.code == 2 and f"is the output directory of vidvq {owner}; give another --out" in ran.error
+    np.save(tmp_path / "made.npy", np.zeros((1, 1, 1, 1), np.int64))
+    ran = vidvq("decode", tmp_path / "made.npy", "--tokenizer", tokens_dir, *weights, "--out", out, "fps=4")
+    assert ran.code == 2 and f"is the output directory of vidvq {owner}; give another --out" in ran.error
     assert snapshot(out) == before

@@ -35,11 +35,19 @@ def test_a_run_without_checkpoints_takes_another_config(tmp_path):
     record_config(tmp_path, config(9), {"steps"})
 
 
-def test_a_run_in_the_output_directory_of_another_command_is_refused(tmp_path):
-    (tmp_path / "plan.json").write_text("{}")
+@pytest.mark.parametrize("owner", ["export", "decode", "train", "generate train"])
+def test_a_run_in_the_output_directory_of_another_command_is_refused(owner, tmp_path):
+    step = tmp_path / "checkpoints/step-00000004"
+    if owner.endswith("train"):
+        step.mkdir(parents=True)
+        (step / "config.json").write_text('{"format": "vidvq.generator/1"}' if owner == "generate train" else "{}")
+    else:
+        (tmp_path / f"{owner}.json").write_text("{}")
+    before = sorted(tmp_path.iterdir())
+    command = "vidvq generate train" if owner == "train" else "vidvq train"
     with (
-        pytest.raises(UsageError, match="is the output directory of another command; use another out="),
-        locked_run_directory(tmp_path, DistributedContext(0, 1, torch.device("cpu"))),
+        pytest.raises(UsageError, match=f"is the output directory of vidvq {owner}; give another out="),
+        locked_run_directory(tmp_path, command, DistributedContext(0, 1, torch.device("cpu"))),
     ):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    assert sorted(tmp_path.iterdir()) == before

@@ -18,9 +18,9 @@ from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
 from vidvq.decode.overwrite import is_done, recorded
 from vidvq.decode.stream import decode_frames, in_interval, load_for_tokens
 from vidvq.errors import UsageError, WorkerLost
-from vidvq.formats.checkpoint import list_steps
 from vidvq.formats.execution import CPU, Execution
-from vidvq.formats.plan import has_plan, read_plan
+from vidvq.formats.owner import refuse_owned
+from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard
@@ -122,6 +122,7 @@ def run_decode_generated(
     """
     kind = config.format_for(out)
     folder = tokenizer.parent if tokenizer.is_file() else tokenizer
+    _refuse_folder(out, folder)
     loaded = find_tokenizer(checkpoint)
     _, card = load_for_tokens(folder, loaded)
     # Check every code before the first file is written.
@@ -239,8 +240,7 @@ def _tokens_id(tokens: Path) -> str:
 def _refuse_folder(out: Path, tokens: Path) -> None:
     if not is_remote(out) and not is_remote(tokens) and out.exists() and out.samefile(tokens):
         raise UsageError(f"--out {out} is the folder of the tokens; give another --out")
-    if has_plan(out) or list_steps(out, damaged=True):
-        raise UsageError(f"--out {out} is the output directory of another command; give another --out")
+    refuse_owned(out, "vidvq decode")
 
 
 def _resolve(config: DecodeConfig) -> Execution:

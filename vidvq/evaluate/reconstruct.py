@@ -6,11 +6,13 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
+from vidvq.storage import read_json
 
 
 class Reconstructor(Protocol):
@@ -37,11 +39,22 @@ class Reconstructor(Protocol):
 
 
 class DecodedFiles:
-    """Frames that `vidvq decode ... format=png` wrote, and the tokens that they were decoded from."""
+    """Frames that `vidvq decode ... format=png` wrote, and the tokens that they were decoded from.
+
+    Raises:
+        UsageError: the frames were decoded from tokens of another tokenizer.
+    """
 
     def __init__(self, decoded: Path, tokens: Path) -> None:
         self.name = ""
         self.card = read_tokenizer_card(tokens)
+        # Frames of another decoder have no record.
+        record = read_json(decoded / "decode.json") if (decoded / "decode.json").is_file() else None
+        if is_mapping(record) and record.get("token_fingerprint") != self.card.token_fingerprint:
+            raise UsageError(
+                f"{decoded} was decoded from tokens of another tokenizer than {tokens}; give the tokens that it was "
+                "decoded from"
+            )
         self._decoded = decoded
         self._grids = {key: codes for shard in list_shards(tokens) for key, codes, _ in read_tokens(shard, self.card)}
 

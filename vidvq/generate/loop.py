@@ -55,7 +55,7 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
     with training_job(config.lost_after_s) as context, deepspeed_groups():
         tokens = TokenDataset(config.data, config.seed, context.rank, context.size)
         card, dataset = open_training_data(config, tokens)
-        with locked_run_directory(run, context):
+        with locked_run_directory(run, "vidvq generate train", context):
             record_config(run, config, _MAY_CHANGE)
             if is_checkpoint(step_folder(run, config.steps)):
                 info(f"{run} is already complete: {step_folder(run, config.steps)} exists")

@@ -72,7 +72,7 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
     with training_job(config.lost_after_s) as context, deepspeed_groups():
         cache_file = machine_memory_file() if config.data.cache_mib else None
         data = ClipDataset(config.data, config.seed, context.rank, context.size, cache_file)
-        with locked_run_directory(run, context):
+        with locked_run_directory(run, "vidvq train", context):
             remedy = f"use another out=, with start_from={run} to train its weights further"
             record_config(run, config, _MAY_CHANGE, remedy)
             if is_checkpoint(step_folder(run, config.steps)):

@@ -8,24 +8,26 @@ from typing import Any
 from vidvq import config as settings
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import list_steps
-from vidvq.formats.plan import has_plan
+from vidvq.formats.owner import refuse_owned
 from vidvq.storage import differences, exclusive_lock, write_atomic
 from vidvq.training.distributed import DistributedContext, any_rank
 
 
 @contextmanager
-def locked_run_directory(run: Path, context: DistributedContext) -> Iterator[None]:
+def locked_run_directory(run: Path, command: str, context: DistributedContext) -> Iterator[None]:
     """Hold the lock of a run directory, on rank 0. Collective: all ranks fail if another job holds it.
 
+    Args:
+        command: the command of the run, such as ``vidvq train``.
+
     Raises:
-        UsageError: another run holds the lock, and rank 0 names its host and process id; or the directory holds shards.
+        UsageError: the directory belongs to another command, or another run holds the lock; rank 0 names which.
     """
     refused: UsageError | None = None
     with ExitStack() as stack:
         if context.rank == 0:
             try:
-                if has_plan(run):
-                    raise UsageError(f"{run} is the output directory of another command; use another out=")
+                refuse_owned(run, command, "out=")
                 stack.enter_context(exclusive_lock(run, "wait for it, stop it, or use another out="))
             except UsageError as error:
                 refused = error
