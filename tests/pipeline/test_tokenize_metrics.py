@@ -1,6 +1,7 @@
 """Time accounting of a run: each second of a worker counts for one activity, and commits do not contain times."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -119,6 +120,24 @@ def test_the_report_shows_originals_beside_decoded_frames(vidvq, clips_dir, chec
         assert page.count("data:image/jpeg;base64,") == min(ok, 6)
         assert page.count(" dB</figcaption>") == min(ok, 6)
         assert 'src="http' not in page and "<script" not in page
+
+
+def test_thumbnails_are_made_once_and_their_pixels_are_limited(
+    vidvq, clips_dir, checkpoint_dir, tmp_path, monkeypatch, snapshot
+):
+    monkeypatch.setattr("vidvq.tokenize.thumbnails._MAX_PIXELS", 1)
+    out = tmp_path / "out"
+    command = ("tokenize", clips_dir, "--checkpoint", checkpoint_dir, "--out", out, "runtime.workers=0")
+    ran = vidvq(*command)
+    assert ran.code == 0 and "thumbnails: 1 clip, " in ran.err
+    assert (out / "report.html").read_text().count("data:image") == 1
+    before = snapshot(out)
+    ran = vidvq(*command)
+    assert ran.code == 0 and "thumbnails" not in ran.err and snapshot(out) == before
+    # A report that is lost, or of an earlier plan, is made again.
+    report = out / "report.html"
+    report.write_text(re.sub("Plan [0-9a-f]{12}", "Plan 000000000000", report.read_text()))
+    assert vidvq(*command).code == 0 and snapshot(out) == before
 
 
 def test_a_report_whose_originals_are_gone_has_no_pictures(vidvq, make_video, checkpoint_dir, tmp_path, monkeypatch):

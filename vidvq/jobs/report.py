@@ -14,13 +14,16 @@ from vidvq.formats.commit import Commit, read_commits
 from vidvq.formats.plan import Plan
 from vidvq.formats.summary import JobSummary
 from vidvq.jobs.stage import AnyRow, Stage
-from vidvq.storage import write_shared
+from vidvq.storage import file_exists, write_shared
 
 _THUMBNAIL_HEIGHT = 144
 
 
 def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Path) -> None:
-    """Write ``report.html``, a deterministic, self-contained file."""
+    """Write ``report.html``, a deterministic, self-contained file, unless it is there for this plan."""
+    path = out / "report.html"
+    if file_exists(path) and f"Plan {plan.plan_id[:12]}.".encode() in path.read_bytes():
+        return
     # Imported here to keep the start of every job a tenth of a second shorter.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -39,7 +42,7 @@ def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Pat
         settings=[(path, value) for path, value in leaves(settings) if value != {}],
         thumbnails=thumbnails,
     )
-    write_shared(out / "report.html", page.encode())
+    write_shared(path, page.encode())
 
 
 def read_sample(out: Path, commit: Commit, key: str) -> dict[str, bytes]:

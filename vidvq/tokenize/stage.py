@@ -19,7 +19,7 @@ from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_shard import CARD, PREFIX, TokenizerCard, encode_tokenizer_card
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.stage import Activity, AnyRow, ClipStage, Stage, Thumbnail, VideoStage
-from vidvq.log import info
+from vidvq.log import info, progress
 from vidvq.runtime import Pool, Runtime, WorkerDied, count_gpus
 from vidvq.tokenize.config import TokenizeConfig, resolve_execution
 from vidvq.tokenize.probe import probe_samples, reject
@@ -111,7 +111,12 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         """Yield originals above decoded frames."""
         from vidvq.tokenize.thumbnails import token_thumbnails
 
-        return token_thumbnails(out, drawn, self.checkpoint, self.config, self.clips)
+        if not drawn:
+            return
+        with progress("thumbnails", None, "clips") as bar:
+            for thumbnail in token_thumbnails(out, drawn, self.checkpoint, self.config, self.clips):
+                bar.advance()
+                yield thumbnail
 
     def _written_as(self) -> dict[str, Any]:
         """How samples are written. Defaults are left out, so that older plans keep their ids."""

@@ -26,6 +26,8 @@ from vidvq.video import VideoError
 
 # Number of groups that are decoded per sample; decoding costs more than encoding.
 _GROUPS = 3
+# Limit of the pixels that are decoded for one sheet. A CPU decodes about a million per second.
+_MAX_PIXELS = 16_000_000
 
 
 def token_thumbnails(
@@ -37,19 +39,22 @@ def token_thumbnails(
 ) -> Iterator[Thumbnail]:
     """Yield three of the first frames of each sample (first, middle, last) above their reconstructions.
 
+    Large samples are few: decoding ends after 16 million pixels.
+
     Args:
         drawn: commit record and row of each sample.
         clips: directory of clip shards; None for raw video.
     """
-    if not drawn:
-        return
     tokenizer, card = load_tokenizer(checkpoint)
     # Other nodes cannot read the temporary copies of this one.
     pool = InlinePool()
+    pixels = 0
     for _, samples in groupby(drawn, key=lambda pair: pair[1].origin):
         with ExitStack() as opened:
             file = None
             for commit, row in samples:
+                if pixels > _MAX_PIXELS:
+                    return
                 try:
                     codes, info = parse_tokens(read_sample(out, commit, row.key), card, row.key)
                     count = info.num_frames
@@ -64,6 +69,7 @@ def token_thumbnails(
                 if originals is None:
                     continue
                 (decoded,) = decode_start(tokenizer, [codes], count, (info.height, info.width))
+                pixels += count * info.height * info.width
                 decoded = shrink_frames(decoded, tokenizer.upscale)
                 some = [0, count // 2, count - 1]
                 caption = (
