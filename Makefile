@@ -79,7 +79,8 @@ weights: $(VENV)/.with-all  ## Train, score and put in place the tokenizer that 
 	  $(if $(WORK),--work $(WORK)) $(if $(OUT),--out $(OUT)) $(if $(HISTORY),--history "$(HISTORY)") $(SETTINGS)
 
 # What a machine with PyTorch for CUDA tends to lack. Its perceptual network has 59 MB of weights that no check reads.
-GPU_WHEELS := av pydantic pydantic_core annotated_types typing_inspection typing_extensions
+GPU_WHEELS := av click einops msgpack psutil py-cpuinfo pydantic pydantic_core annotated_types PyYAML tqdm typing_extensions \
+  typing_inspection
 GPU_PURE := deepspeed hjson stlpips_pytorch
 BUNDLE := runs/gpu-bundle
 BUNDLE_MB := 60
@@ -95,7 +96,7 @@ gpu-bundle: $(VENV)/.with-test  ## One folder for a GPU machine without a networ
 	$(MAKE_WHEELS) wheel --no-deps --constraint $(PINS) --wheel-dir $(BUNDLE).tmp/wheels $(GPU_PURE)
 	for wheel in $(BUNDLE).tmp/wheels/*.whl; do unzip -q -o $$wheel -d $(BUNDLE).tmp/packages; done
 	rm -r $(BUNDLE).tmp/packages/stlpips_pytorch/weights/vST0.0/vgg_*
-	tar -C $(BUNDLE).tmp/packages -c . | xz -2 > $(BUNDLE)/packages.tar.xz
+	tar -C $(BUNDLE).tmp/packages -c . | xz -6 > $(BUNDLE)/packages.tar.xz
 	$(BIN)/vidvq shard $(TRAIN) --out $(BUNDLE)/clips/train --config demo-shard runtime.workers=0
 	$(BIN)/vidvq shard $(HELD_OUT) --out $(BUNDLE)/clips/heldout --config demo-shard runtime.workers=0
 	rm -rf $(BUNDLE).tmp

@@ -3,7 +3,7 @@
 #
 #   launch/gpu-checks.sh            PYTHON=python3.12 launch/gpu-checks.sh            DEVICE=cpu for a dry run
 #
-# Needs torch 2.11 or newer, numpy, pyarrow, rich, safetensors, pillow, tensorboard and scikit-image. The rest, clip
+# Needs torch 2.11 or newer, numpy, pyarrow, pytest, rich, safetensors, pillow, tensorboard and scikit-image. The rest, clip
 # shards included, is in the folder BUNDLE that `make gpu-bundle` wrote (default: this one, or runs/gpu-bundle).
 #
 # Compiling takes longer than measuring: everything compiles at once beside the tests, and what is measured afterwards
