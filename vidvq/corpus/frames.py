@@ -104,13 +104,16 @@ class ItemInfo:
 class DecodeMessage:
     """One message of the decode stream. Per item: its info, then frame chunks, then ``done`` or an error.
 
+    A clip is one message, because each costs the encoding process time in which it could feed a GPU.
+
     Attributes:
+        key: key of the item; "" in a message that only ends a turn.
         info: the item, in its first message.
         frames: ``t h w c`` uint8: ``1 + chunk`` frames in the first chunk of an item, ``chunk`` in later ones, the
-            remainder in the last.
+            remainder in the last; a clip as a whole.
         error: why the item cannot be decoded; its last message.
         done: True in the last message of a decoded item.
-        turn_ends: True in a message without an item: the next ones come from the next process.
+        turn_ends: whether the next messages come from the next process.
         busy_s: time that the process spent on this message (seconds).
         from_nvdec: whether NVDEC decoded the frames.
     """
@@ -189,6 +192,21 @@ def decode_items(job: ClipFrames | VideoFrames) -> Iterator[DecodeMessage]:
         started = monotonic()
 
 
+def item_frames(messages: Iterator[DecodeMessage]) -> Iterator[np.ndarray]:
+    """Yield the frames ``t h w c`` uint8 of the item that the next message is of, up to its last message.
+
+    Raises:
+        VideoError: the item cannot be decoded.
+    """
+    for message in messages:
+        if message.error:
+            raise message.error
+        if message.frames is not None:
+            yield message.frames
+        if message.done:
+            return
+
+
 def decode_first(job: ClipFrames | VideoFrames) -> np.ndarray | None:
     """The first frames ``t h w c`` uint8 of the first item; None if it cannot be decoded."""
     for message in decode_items(job):
@@ -200,15 +218,13 @@ def decode_first(job: ClipFrames | VideoFrames) -> np.ndarray | None:
 def _clips(job: ClipFrames) -> Iterator[DecodeMessage]:
     names = ItemInfo.__dataclass_fields__
     for count, clip in enumerate(decode_clips(job), 1):
-        if clip.error:
-            yield DecodeMessage(clip.key, error=clip.error)
-        else:
-            yield DecodeMessage(clip.key, info=ItemInfo(**{name: getattr(clip.info, name) for name in names}))
-            yield DecodeMessage(clip.key, frames=clip.frames)
-            yield DecodeMessage(clip.key, done=True)
         # A turn cut short is the last one of all.
-        if count % TURN_CLIPS == 0 and job.share[1] > 1:
-            yield _TURN_ENDS
+        turn_ends = count % TURN_CLIPS == 0 and job.share[1] > 1
+        if clip.error:
+            yield DecodeMessage(clip.key, error=clip.error, turn_ends=turn_ends)
+        else:
+            info = ItemInfo(**{name: getattr(clip.info, name) for name in names})
+            yield DecodeMessage(clip.key, info, clip.frames, done=True, turn_ends=turn_ends)
 
 
 def _videos(job: VideoFrames) -> Iterator[DecodeMessage]:

@@ -276,14 +276,14 @@ def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], 
         draft = ShardDraft(tar)
         fill(draft)
         tar.close()
-    digest, size = sha256_file(attempt), attempt.stat().st_size
+    size = attempt.stat().st_size
     if draft.ok:
-        _publish(attempt, folder, shard, digest)
+        _publish(attempt, folder, shard, tar.sha256)
     attempt.unlink(missing_ok=True)
     return Commit(
         shard=shard,
         plan_id=plan_id,
-        sha256=digest if draft.ok else None,
+        sha256=tar.sha256 if draft.ok else None,
         bytes=size if draft.ok else 0,
         ok=draft.ok,
         failed=tuple(map(_bounded, draft.failed)),

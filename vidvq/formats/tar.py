@@ -1,5 +1,6 @@
 """WebDataset tars: a deterministic writer, and a reader for untrusted files."""
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ _EXTENSIONS = frozenset({tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tar
 _MAX_EXTENSION_BYTES = 1 << 20
 # Of a header of POSIX, and of GNU tar.
 _MAGICS = frozenset({b"ustar\x0000", b"ustar  \0"})
+# What the size field of ustar holds.
+_MAX_SIZE = 8**11 - 1
 # Beyond the largest file of common file systems, but not beyond what they can seek to.
 _MAX_HEADER_SIZE = 1 << 42
 
@@ -61,6 +64,8 @@ class Member(NamedTuple):
 class TarWriter:
     """Writes members in the order given: ustar, mtime 0, owner 0, mode 0644, no user names.
 
+    A member takes a tenth of the time of ``tarfile``, which would be longer than a GPU takes to encode its clip.
+
     Args:
         file: receives the tar.
 
@@ -69,27 +74,41 @@ class TarWriter:
     """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT, encoding="utf-8")
+        self._file, self._sha256 = file, hashlib.sha256()
+        self._bytes = 0
         self.members: list[Member] = []
         self._names: set[str] = set()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what was written until now (hex)."""
+        return self._sha256.hexdigest()
 
     def add(self, name: str, data: bytes) -> None:
         """Append one member.
 
         Raises:
-            UsageError: the name is not safe, or is already in the tar.
+            UsageError: the name is not safe, or is already in the tar, or the content is too large for a tar.
         """
         check_member(name)
         if name in self._names:
             raise UsageError(f"tar member {name!r} is already in the tar; keys must be unique")
+        if len(data) > _MAX_SIZE:
+            raise UsageError(f"tar member {name!r} has {len(data)} bytes; at most {_MAX_SIZE} are allowed")
         self._names.add(name)
-        info = _header(name, len(data))
-        self._tar.addfile(info, io.BytesIO(data))
+        self._write(_header(name, len(data)))
+        self._write(data)
+        self._write(bytes(-len(data) % BLOCK_BYTES))
         self.members.append(Member(name, len(data), crc32(data)))
 
     def close(self) -> None:
         """Write the end of the archive; the file stays open."""
-        self._tar.close()
+        self._write(bytes(END_BYTES + -(self._bytes + END_BYTES) % RECORD_BYTES))
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._sha256.update(data)
+        self._bytes += len(data)
 
 
 def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterator[tuple[str, bytes]]:
@@ -230,7 +249,7 @@ def find_damage(path: Path, members: list[Member]) -> list[str]:
                 return problems
             header, content = file.read(BLOCK_BYTES), file.read(member.size)
             padding = file.read(-member.size % BLOCK_BYTES)
-            if header != _header(member.name, member.size).tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"):
+            if header != _header(member.name, member.size):
                 problems.append(f"{member.name}: its tar header was changed")
             if crc32(content) != member.crc32:
                 problems.append(f"{member.name}: its content was changed")
@@ -243,8 +262,21 @@ def find_damage(path: Path, members: list[Member]) -> list[str]:
     return problems
 
 
-def _header(name: str, size: int) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.size = size
+def _header(name: str, size: int) -> bytes:
+    """The header of a member, as ``tarfile`` writes it."""
+    block, encoded = bytearray(_EMPTY_HEADER), name.encode()
+    block[: len(encoded)] = encoded
+    block[124:135] = b"%011o" % size
+    # The checksum field itself counts as spaces.
+    block[148:156] = b" " * 8
+    block[148:155] = b"%06o\0" % sum(block)
+    return bytes(block)
+
+
+def _empty_header() -> bytes:
+    info = tarfile.TarInfo()
     info.mode = 0o644
-    return info
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+_EMPTY_HEADER = _empty_header()

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias
 
 import numpy as np
@@ -127,17 +128,15 @@ def _collect(
     first: DecodeMessage, messages: Iterator[DecodeMessage | WorkerDied]
 ) -> "tuple[np.ndarray, ItemInfo] | VideoError | WorkerDied":
     """Collect the frames and metadata of one item, or its error, or the death of the decoder."""
-    if first.error:
-        return first.error
-    assert first.info is not None
     chunks: list[np.ndarray] = []
-    for message in messages:
+    for message in chain([first], messages):
         if isinstance(message, WorkerDied):
             return message
         if message.error:
             return message.error
+        if message.frames is not None:
+            chunks.append(message.frames)
         if message.done:
+            assert first.info is not None
             return np.concatenate(chunks), first.info
-        assert message.frames is not None
-        chunks.append(message.frames)
     raise AssertionError("an item without an end")

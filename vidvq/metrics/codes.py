@@ -122,7 +122,7 @@ class _Histogram:
 
     def _merge(self) -> None:
         if self._tokens:
-            self._others.append(np.unique(np.concatenate(self._tokens), return_counts=True))
+            self._others.append(_count(np.concatenate(self._tokens)))
         if self._others:
             parts = zip((self._codes, self._counts), *self._others, strict=True)
             codes, counts = (np.concatenate(part) for part in parts)
@@ -134,6 +134,16 @@ class _Histogram:
     def __getstate__(self) -> dict[str, Any]:
         self._merge()
         return self.__dict__
+
+
+def _count(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the codes that occur, ascending, and how often they do."""
+    # A table costs a tenth of sorting, unless the codebook is much larger than the tokens are many.
+    if len(tokens) and tokens.max() < _WAITING:
+        table = np.bincount(tokens)
+        codes = np.flatnonzero(table)
+        return codes, table[codes]
+    return np.unique(tokens, return_counts=True)
 
 
 def codebook_usage(name: str, size: int, counts: np.ndarray) -> CodebookUsage:

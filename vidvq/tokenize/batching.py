@@ -11,6 +11,7 @@ codes of a step only after it has queued the next step.
 
 from collections import defaultdict
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import cache, partial
 from time import monotonic
@@ -24,6 +25,9 @@ from vidvq.model import StreamState, Tokenizer
 from vidvq.model.device_copy import DeviceCopier
 from vidvq.model.streaming import groups_per_step, prepare_step
 from vidvq.tokenize.encode import PendingCodes, Step, StepResult, encode_step, pending_codes
+
+# Threads that assemble a batch. NumPy copies without holding the interpreter.
+_COPY_THREADS = 4
 
 SlotStream = Generator[Step, StepResult, None]
 
@@ -62,6 +66,11 @@ def run_slots(tokenizer: Tokenizer, slots: Sequence[SlotStream], clock: Stopwatc
             clock.move(encoding_s * padding, "encode", "pad")
             for slot, (codes, state) in sorted(results.items()):
                 advance(slot, (partial(_wait, codes, padding, clock), state))
+
+
+@cache
+def _copy_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_COPY_THREADS)
 
 
 # One for all shards: torch keeps the freed memory of each stream apart, and has 32 of them.
@@ -122,14 +131,19 @@ def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy:
     # Copied to the device as uint8, a quarter of the bytes of floats.
     pinned = tokenizer.device.type == "cuda"
     pixels = torch.empty(size, length, *example.frames.shape[1:], dtype=torch.uint8, pin_memory=pinned)
-    for slot in range(size):
+    rows = pixels.numpy()
+
+    def fill(slot: int) -> None:
         end = 0
         if step := steps.get(slot):
             count, end = len(step.frames), groups[slot] * r - (r - 1) * first
-            pixels[slot, :count] = torch.as_tensor(step.frames)
+            rows[slot, :count] = step.frames
             # An incomplete last group is filled with its last frame.
-            pixels[slot, count:end] = pixels[slot, count - 1].clone()
-        pixels[slot, end:] = 0
+            rows[slot, count:end] = rows[slot, count - 1]
+        rows[slot, end:] = 0
+
+    # One thread would take as long for it as a large GPU for the step.
+    list(_copy_threads().map(fill, range(size)))
     state = StreamState.stack([steps[slot].state if slot in steps else None for slot in range(size)])
     codes, after = tokenizer.encode_step(prepare_step(tokenizer, copy(pixels), state), state)
     found = pending_codes(codes)

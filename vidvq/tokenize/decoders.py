@@ -139,17 +139,17 @@ class Decoders:
                         yield message
                         return
                     self._busy_s += message.busy_s
+                    # Without a later part of an item that has failed, and an error of a process that could not open a
+                    # video.
+                    if message.key and message.key not in finished:
+                        if message.error or message.done:
+                            finished.add(message.key)
+                        if message.frames is not None:
+                            self._frames += len(message.frames)
+                            self.from_nvdec += len(message.frames) * message.from_nvdec
+                        yield message
                     if message.turn_ends:
                         break
-                    if message.key in finished:
-                        # A later part of an item that has failed, or an error of a process that could not open a video.
-                        continue
-                    if message.error or message.done:
-                        finished.add(message.key)
-                    if message.frames is not None:
-                        self._frames += len(message.frames)
-                        self.from_nvdec += len(message.frames) * message.from_nvdec
-                    yield message
                 else:
                     # The process whose turn it is has nothing left, so the job is done.
                     break

@@ -8,6 +8,7 @@
 Each slot encodes some items of the shard one after another. The plan alone determines the items of a slot.
 """
 
+import gc
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
@@ -15,6 +16,7 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 
 from vidvq.corpus.download import in_background
-from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames
+from vidvq.corpus.frames import ClipFrames, DecodeMessage, ItemInfo, VideoFrames, item_frames
 from vidvq.errors import UsageError
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.execution import ANY_GPU, Execution
@@ -89,6 +91,10 @@ class TokenShardWorker:
         self._agreement = AgreementCheck(checkpoint, execution)
         # On a GPU this thread waits for the device while it encodes. On a CPU it waits only if it has no core.
         self._clock = Stopwatch(compute=("encode", "score") if execution.device == "cpu" else ())
+        if execution.device == "cuda":
+            # Otherwise each full collection traverses the objects of the libraries (0.1 s) while the GPU waits.
+            gc.collect()
+            gc.freeze()
         # The shard after the current one: its name, and its input.
         self._next: tuple[str, Future[ShardInput]] | None = None
         # Slots whose processes have nothing left to decode for the current shard.
@@ -266,16 +272,14 @@ class TokenShardWorker:
         """Encode an item, from its first message, and return the function that finishes it."""
         self._decode_next()
         try:
-            if message.error:
-                raise message.error
-            assert message.info is not None
-            frames, kept = _frames(messages), []
+            frames, kept = item_frames(chain([message], messages)), []
             scored = is_scored(message.key, self._config.quality.share)
             compared = self._agreement.take()
             chunks = keep_frames(self._tokenizer, frames, kept) if scored or compared else frames
             pending = yield from sample_steps(self._tokenizer, chunks, self._card.dtype, meanwhile)
         except VideoError as error:
             return partial(shard.writer.put, Rejected("failed", Outcome(message.key, error.reason, error.detail)))
+        assert message.info is not None
         write = partial(self._write, shard.writer, message.key, message.info)
 
         def finish() -> None:
@@ -357,13 +361,3 @@ def _until_death(messages: Iterator[DecodeMessage | WorkerDied]) -> Iterator[Dec
         if isinstance(message, WorkerDied):
             raise _DecoderDied(message)
         yield message
-
-
-def _frames(messages: Iterator[DecodeMessage]) -> Iterator[np.ndarray]:
-    for message in messages:
-        if message.error:
-            raise message.error
-        if message.done:
-            return
-        assert message.frames is not None
-        yield message.frames

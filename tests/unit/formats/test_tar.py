@@ -1,5 +1,6 @@
 """Tars: a deterministic writer, and a reader that refuses hostile files."""
 
+import hashlib
 import io
 import resource
 import tarfile
@@ -43,6 +44,30 @@ def test_a_second_write_gives_the_same_bytes(tmp_path):
     write(tmp_path / "one")
     write(tmp_path / "two")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 40])
+def test_a_tar_is_what_tarfile_writes(count):
+    sizes = [0, 1, 511, 512, 513, 8191, 10240]
+    files = {f"{'k' * (index % 90)}ü{index}.npy": b"\xff" * sizes[index % len(sizes)] for index in range(count)}
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    tar = TarWriter(ours)
+    with tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT, encoding="utf-8") as reference:
+        for name, data in files.items():
+            tar.add(name, data)
+            reference.addfile(info(name, size=len(data)), io.BytesIO(data))
+    tar.close()
+    assert ours.getvalue() == theirs.getvalue()
+    assert tar.sha256 == hashlib.sha256(theirs.getvalue()).hexdigest()
+
+
+def test_a_member_that_a_header_cannot_describe_is_refused():
+    class Large(bytes):
+        def __len__(self) -> int:
+            return 8**11
+
+    with pytest.raises(UsageError, match="has 8589934592 bytes; at most 8589934591 are allowed"):
+        TarWriter(io.BytesIO()).add("a.npy", Large())
 
 
 def test_nothing_of_the_machine_is_in_it(tmp_path):
