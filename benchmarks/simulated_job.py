@@ -7,8 +7,10 @@ once, and sleeps for the others; their times vary by a fifth (log-normal). The G
 and its codes are ready when the steps before it and the step itself have taken their time. Everything else is the job:
 shared memory, batches, samples, tars, commits.
 
-Prints one JSON line. ``efficiency`` counts from the second shard on: processes start during the first. It shows the
-machine instead of the job if that has no core for this process, and less than 1 ms of a core for each clip.
+Prints one JSON line. All figures count from the second shard on: processes start during the first. ``efficiency`` shows
+the machine instead of the job if that has no core for this process, and less than 1 ms of a core for each clip.
+``thread_us_per_clip`` is the CPU time of the thread that feeds the GPU, so ``thread_frames_per_s`` limits the job on any
+machine with such cores.
 """
 
 import json
@@ -28,9 +30,12 @@ from job import most_frequent, repeat_clips
 from torch import Tensor
 
 import vidvq.corpus.frames as frames
+import vidvq.formats.commit as commit
 import vidvq.tokenize.batching as batching
 import vidvq.tokenize.decoders as decoders
+import vidvq.tokenize.worker as worker
 from vidvq.cli.main import run
+from vidvq.formats.commit import Commit
 from vidvq.formats.plan import read_plan
 from vidvq.formats.tar import read_samples
 from vidvq.model import StreamState, VideoTokenizer
@@ -101,9 +106,19 @@ def main(clips: Path, count: int, per_shard: int, processes: int, decode_ms: flo
     gpu = SimulatedGpu(encoder_fps)
     # Child processes import the function by this name.
     decoders.decode_items = simulated_job.decode_slowly
+    # As pinned memory, which is allocated once.
+    batching._empty_pixels = cache(lambda shape, device: torch.zeros(shape, dtype=torch.uint8))
     batching.prepare_step = lambda tokenizer, pixels, state: pixels
     batching.pending_codes = gpu.pending_codes
     VideoTokenizer.encode_step = lambda self, frames, state=None: gpu.encode_step(self, frames, state)
+    thread_s: list[float] = []
+
+    def commit_shard(*arguments: Any) -> Commit:
+        record = commit.commit_shard(*arguments)
+        thread_s.append(time.thread_time())
+        return record
+
+    worker.commit_shard = commit_shard
     os.environ[DECODE_MS] = str(decode_ms)
     plan = read_plan(clips)
     samples, (length, _, _) = most_frequent(
@@ -122,6 +137,8 @@ def main(clips: Path, count: int, per_shard: int, processes: int, decode_ms: flo
     found = {"frames_per_s": rate, "decoders_frames_per_s": decoding, "encoder_frames_per_s": encoder_fps}
     found = {name: round(value, 1) for name, value in found.items()}
     found |= {"efficiency": round(rate / min(decoding, encoder_fps), 3)}
+    per_clip_s = (thread_s[-1] - thread_s[0]) / ((len(thread_s) - 1) * per_shard)
+    found |= {"thread_us_per_clip": round(per_clip_s * 1e6), "thread_frames_per_s": round(length / per_clip_s)}
     print(json.dumps(found | {f"{name}_s": round(value, 2) for name, value in seconds.items() if value >= 0.005}))
 
 

@@ -128,9 +128,7 @@ def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy:
     first, r = example.state is None, tokenizer.temporal_factor
     groups = {slot: _count_groups(tokenizer, step) for slot, step in steps.items()}
     length = max(groups.values()) * r - (r - 1) * first
-    # Copied to the device as uint8, a quarter of the bytes of floats.
-    pinned = tokenizer.device.type == "cuda"
-    pixels = torch.empty(size, length, *example.frames.shape[1:], dtype=torch.uint8, pin_memory=pinned)
+    pixels = _empty_pixels((size, length, *example.frames.shape[1:]), tokenizer.device)
     rows = pixels.numpy()
 
     def fill(slot: int) -> None:
@@ -149,6 +147,11 @@ def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy:
     found = pending_codes(codes)
     # Only the last step of a stream is padded, so the state after the padding is never used.
     return {slot: (partial(_rows, found, slot, groups[slot]), after.select(slot)) for slot in steps}
+
+
+def _empty_pixels(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Memory to copy pixels from: bytes, a quarter of floats; torch reuses pinned memory."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 def _rows(codes: PendingCodes, slot: int, groups: int) -> np.ndarray:
