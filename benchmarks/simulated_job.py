@@ -9,8 +9,8 @@ shared memory, batches, samples, tars, commits.
 
 Prints one JSON line. All figures count from the second shard on: processes start during the first. ``efficiency`` shows
 the machine instead of the job if that has no core for this process, and less than 1 ms of a core for each clip.
-``thread_us_per_clip`` is the CPU time of the thread that feeds the GPU, so ``thread_frames_per_s`` limits the job on any
-machine with such cores.
+``thread_us_per_clip`` is the CPU time of the thread that feeds the GPU; ``thread_frames_per_s``, its inverse, bounds
+the job on any machine with such cores.
 """
 
 import json

@@ -99,6 +99,23 @@ def test_turns_change_no_byte_of_clips(vidvq, clips_dir, checkpoint_dir, tmp_pat
     assert snapshot(tmp_path / "1") == snapshot(tmp_path / "3")
 
 
+def test_a_clip_is_one_message_also_if_it_is_damaged(clips_dir, monkeypatch):
+    shard = sorted(clips_dir.glob("*.tar"))[0]
+    keys = [key for key, _, _ in corpus_frames.read_clips(shard)]
+    real = corpus_frames.decode_clip
+
+    def decode(data: bytes, key: str, *shape):
+        if key == keys[1]:
+            raise corpus_frames.VideoError("decode_error", "broken")
+        return real(data, key, *shape)
+
+    monkeypatch.setattr(corpus_frames, "decode_clip", decode)
+    messages = list(decode_items(ClipFrames(shard, frozenset(keys), share=(0, 1))))
+    assert [message.key for message in messages] == keys
+    assert [bool(message.error) for message in messages] == [key == keys[1] for key in keys]
+    assert all(message.info and message.done for message in messages if message.frames is not None)
+
+
 def test_each_process_decodes_its_own_turns_only(clips_dir, monkeypatch):
     monkeypatch.setattr(corpus_frames, "TURN_CLIPS", 2)
     shard = sorted(clips_dir.glob("*.tar"))[0]

@@ -30,6 +30,8 @@ _EXHAUSTED = _FULL | {errno.EMFILE, errno.ENFILE}
 # File systems without hard links differ in what they say; those in user space (FUSE) say ENOSYS.
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _ATTEMPT = ".tmp."
+# A write is a system call, and a tar has three per member.
+_BUFFER_BYTES = 1 << 20
 _DIGEST = re.compile("[0-9a-f]{64}")
 _ABSENT = object()
 
@@ -128,7 +130,7 @@ def attempt_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
     make_folder(path.parent)
     attempt = attempt_path(Path(tempfile.gettempdir(), PREFIX + path.name) if is_remote(path) else path)
     try:
-        with attempt.open("xb") as file:
+        with attempt.open("xb", buffering=_BUFFER_BYTES) as file:
             yield file, attempt
             file.flush()
             os.fsync(file.fileno())

@@ -19,9 +19,9 @@ from vidvq.runtime import Feeder, WorkerDied
 
 # Excess of decoding processes over the measured need, because rates vary between videos.
 _MARGIN = 1.25
-# Maximum number of messages that one of several processes may be ahead of the encoder, while it waits for its turn or a
-# step waits for the slowest stream. Shared memory bounds their bytes.
-_AHEAD = 64
+# Maximum number of clips, or messages of a video, that one of several processes may be ahead of the encoder: it waits
+# for its turn, or a step waits for the slowest stream. Shared memory bounds their bytes.
+_AHEAD_CLIPS, _AHEAD = 16, 64
 # Time limit for processes on other nodes to start; after it a child of the worker decodes instead (seconds).
 _START_S = 30.0
 
@@ -182,7 +182,8 @@ class Decoders:
         function: Any = decode_planned if isinstance(job, PlannedClips) else decode_items
         if self._streams * share[1] == 1:
             return feeder.feed(function, job, deadline_s)
-        return feeder.feed(function, replace(job, share=share), deadline_s, _AHEAD)
+        ahead = _AHEAD if isinstance(job, VideoFrames) else _AHEAD_CLIPS
+        return feeder.feed(function, replace(job, share=share), deadline_s, ahead)
 
     def _new_feeder(self) -> Any:
         if not self.on_cluster:

@@ -203,8 +203,9 @@ class TokenShardWorker:
         if free is not None:
             self._free.add(free)
         if self._next and self._next[1].done() and not self._next[1].exception():
+            following = self._next[1].result()
             for slot in sorted(self._free) if self._decoders.on_cluster else range(self._streams):
-                self._next[1].result().start(slot, self._decode)
+                following.start(slot, self._decode)
 
     def _stream(self, shard: "_Shard", slot: int) -> SlotStream:
         """Encode the items of one slot in order, while the next ones are decoded."""
