@@ -15,7 +15,7 @@ from vidvq.model.step_shape import StepShape
 from vidvq.model.stream_state import StreamState
 
 
-def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None = None) -> Iterator[Any]:
+def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None = None) -> Iterator[list[Any]]:
     """Split the frames of a stream into encoding steps, independent of the boundaries of the chunks.
 
     Args:
@@ -25,10 +25,10 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None 
             of the tokenizer for frames of this size.
 
     Yields:
-        Frames ``t h w c`` uint8 of one step.
+        The frames of one step, as one or more chunks ``t h w c`` uint8. Joining them would copy them.
     """
     if not tokenizer.supports_streaming:
-        yield torch.cat([as_tensor(chunk) for chunk in chunks])
+        yield list(chunks)
         return
     first, held = True, []
     for chunk in chunks:
@@ -39,14 +39,14 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None 
         held.append(chunk)
         wanted = StepShape(groups=groups).num_frames(tokenizer.temporal_factor, first)
         while (count := sum(map(len, held))) >= wanted:
-            frames = _join(held)
             # Steps of one group need no buffer: the encoder splits a chunk itself.
             taken = count - count % wanted if groups == 1 and not first else wanted
-            yield frames[:taken]
-            held, first = [frames[taken:]] if taken < count else [], False
+            step, held = _split(held, taken)
+            yield step
+            first = False
             wanted = StepShape(groups=groups).num_frames(tokenizer.temporal_factor, first)
     if held:
-        yield _join(held)
+        yield held
 
 
 def groups_per_step(tokenizer: Tokenizer, size: Sequence[int]) -> int:
@@ -56,8 +56,21 @@ def groups_per_step(tokenizer: Tokenizer, size: Sequence[int]) -> int:
     return tokenizer.shape_for(height, width).groups
 
 
-def _join(parts: list[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else torch.cat([as_tensor(part) for part in parts])
+def _split(chunks: list[Any], count: int) -> tuple[list[Any], list[Any]]:
+    """Split chunks after ``count`` frames."""
+    before: list[Any] = []
+    after: list[Any] = []
+    for chunk in chunks:
+        head, tail = chunk[:count], chunk[count:]
+        count -= len(head)
+        before += [head] if len(head) else []
+        after += [tail] if len(tail) else []
+    return before, after
+
+
+def join_chunks(chunks: Sequence[Any]) -> Any:
+    """The frames ``t h w c`` uint8 of one or more chunks; a single one is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat([as_tensor(chunk) for chunk in chunks])
 
 
 def prepare_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -> Tensor:
@@ -65,7 +78,7 @@ def prepare_step(tokenizer: Tokenizer, frames: Any, state: StreamState | None) -
 
     Args:
         tokenizer: the tokenizer.
-        frames: frames ``t h w c`` or ``b t h w c`` uint8 that :func:`split_steps` yields.
+        frames: frames ``t h w c`` or ``b t h w c`` uint8 of a step of :func:`split_steps`.
         state: state after the previous step; None at the start of a stream.
 
     Returns:
@@ -87,7 +100,7 @@ def encode_frames(
 
     Args:
         tokenizer: the tokenizer.
-        frames: frames ``t h w c`` uint8 that :func:`split_steps` yields.
+        frames: frames ``t h w c`` uint8 of a step of :func:`split_steps`.
         state: state after the previous step; None at the start of a stream.
 
     Returns:
@@ -110,8 +123,8 @@ def iter_encode(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Tensor]
         Codes ``g lh lw`` int64 of one step.
     """
     state: StreamState | None = None
-    for frames in split_steps(tokenizer, chunks):
-        codes, state = encode_frames(tokenizer, frames, state)
+    for step in split_steps(tokenizer, chunks):
+        codes, state = encode_frames(tokenizer, join_chunks(step), state)
         yield codes
 
 

@@ -92,7 +92,7 @@ def _padded_share(tokenizer: Tokenizer, steps: dict[int, Step], slots: int) -> f
     encoded = needed = 0
     for together in _group_steps(steps).values():
         lengths = [_count_groups(tokenizer, step) for step in together.values()]
-        groups = groups_per_step(tokenizer, next(iter(together.values())).frames.shape[1:3])
+        groups = groups_per_step(tokenizer, next(iter(together.values())).frame_shape[:2])
         encoded += slots * -(-max(lengths) // groups) * groups
         needed += sum(lengths)
     return 1 - needed / encoded
@@ -101,14 +101,14 @@ def _padded_share(tokenizer: Tokenizer, steps: dict[int, Step], slots: int) -> f
 def _count_groups(tokenizer: Tokenizer, step: Step) -> int:
     """Return the groups of a step; frame 0 is one."""
     first = step.state is None
-    return -(-(len(step.frames) - first) // tokenizer.temporal_factor) + first
+    return -(-(step.num_frames - first) // tokenizer.temporal_factor) + first
 
 
 def _group_steps(steps: dict[int, Step]) -> dict[tuple[Any, ...], dict[int, Step]]:
     """Group steps that one call can encode: of one frame size, and all at the start of their streams or none."""
     grouped: dict[tuple[Any, ...], dict[int, Step]] = defaultdict(dict)
     for slot, step in steps.items():
-        grouped[step.state is None, *step.frames.shape[1:3]][slot] = step
+        grouped[step.state is None, *step.frame_shape[:2]][slot] = step
     return grouped
 
 
@@ -128,15 +128,17 @@ def _encode_batch(tokenizer: Tokenizer, steps: dict[int, Step], size: int, copy:
     first, r = example.state is None, tokenizer.temporal_factor
     groups = {slot: _count_groups(tokenizer, step) for slot, step in steps.items()}
     length = max(groups.values()) * r - (r - 1) * first
-    pixels = _empty_pixels((size, length, *example.frames.shape[1:]), tokenizer.device)
+    pixels = _empty_pixels((size, length, *example.frame_shape), tokenizer.device)
     rows = pixels.numpy()
 
     def fill(slot: int) -> None:
-        end = 0
+        count = end = 0
         if step := steps.get(slot):
-            count, end = len(step.frames), groups[slot] * r - (r - 1) * first
-            rows[slot, :count] = step.frames
+            for chunk in step.chunks:
+                rows[slot, count : count + len(chunk)] = chunk
+                count += len(chunk)
             # An incomplete last group is filled with its last frame.
+            end = groups[slot] * r - (r - 1) * first
             rows[slot, count:end] = rows[slot, count - 1]
         rows[slot, end:] = 0
 

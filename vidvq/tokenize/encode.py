@@ -10,7 +10,7 @@ from einops import pack
 from torch import Tensor
 
 from vidvq.model import StreamState, Tokenizer
-from vidvq.model.streaming import encode_frames, split_steps
+from vidvq.model.streaming import encode_frames, join_chunks, split_steps
 
 # Waits for the codes `lt lh lw` of a step or a sample, which the device may still be computing, and returns them.
 PendingCodes = Callable[[], np.ndarray]
@@ -23,12 +23,22 @@ class Step:
     """Frames of a stream that are ready to encode.
 
     Attributes:
-        frames: ``t h w c`` uint8, as :func:`vidvq.model.streaming.split_steps` yields them.
+        chunks: chunks ``t h w c`` uint8, as :func:`vidvq.model.streaming.split_steps` yields them.
         state: state after the previous step of the stream; None at its start.
     """
 
-    frames: np.ndarray
+    chunks: list[np.ndarray]
     state: StreamState | None = None
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames."""
+        return sum(map(len, self.chunks))
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Height, width and channels of a frame."""
+        return self.chunks[0].shape[1:]
 
 
 SampleSteps = Generator[Step, StepResult, PendingCodes]
@@ -54,8 +64,8 @@ def sample_steps(
     state: StreamState | None = None
     parts: list[np.ndarray] = []
     pending: list[PendingCodes] = []
-    for frames in split_steps(tokenizer, chunks):
-        codes, state = yield Step(frames, state)
+    for step in split_steps(tokenizer, chunks):
+        codes, state = yield Step(step, state)
         meanwhile()
         parts += [wait().astype(dtype) for wait in pending]
         pending = [codes]
@@ -64,7 +74,7 @@ def sample_steps(
 
 def encode_step(tokenizer: Tokenizer, step: Step) -> StepResult:
     """Encode one step without a batch: codes ``g lh lw`` int64, and the state after it."""
-    codes, state = encode_frames(tokenizer, step.frames, step.state)
+    codes, state = encode_frames(tokenizer, join_chunks(step.chunks), step.state)
     return pending_codes(codes), state
 
 
