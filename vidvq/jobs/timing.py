@@ -18,7 +18,7 @@ FILE = "metrics.json"
 Entry = TypeVar("Entry")
 # Activities that all stages share. A stage adds its own.
 _ACTIVITIES = {
-    "write": Activity("writing and committing", "faster storage for the output"),
+    "write": Activity("writing and committing", "faster storage for the output, or more workers"),
     "core": Activity("waiting for a CPU core", "fewer workers, or more CPUs: decoding needs some beside each worker"),
     "idle": Activity("waiting for a shard", "smaller shards, so that no worker is left without one at the end"),
 }
