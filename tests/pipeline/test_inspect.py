@@ -51,13 +51,17 @@ def test_a_lone_shard_is_a_shard(clips_dir, tmp_path, vidvq):
     assert ran.code == 0 and "clip shard, 4 samples" in ran.out
 
 
-@pytest.mark.parametrize(("encoding", "suffix"), [("h264", "mp4"), ("ffv1", "mkv"), ("frames", "npy")])
+@pytest.mark.parametrize(
+    ("encoding", "suffix"), [("h264", "mp4"), ("h264-fastdecode", "mp4"), ("ffv1", "mkv"), ("frames", "npy")]
+)
 def test_clips_of_every_encoding_are_described(tmp_path, make_video, vidvq, encoding, suffix):
     out = tmp_path / "clips"
     video = make_video(tmp_path / "v.mp4", 9)
     assert vidvq("shard", video, "--out", out, "runtime.workers=0", f"clip.encoding={encoding}").code == 0
     (line,) = (line for line in vidvq("inspect", out / "clips-000000.tar").out.splitlines() if "9 frames" in line)
     assert f" bytes of {suffix}, clip 0 of {video}" in line
+    shard = (out / "clips-000000.tar").read_bytes()
+    assert (b" cabac=0 " in shard) == (encoding == "h264-fastdecode")
 
 
 def test_parquet_files_are_named(tmp_path, clips_dir, copy_of, vidvq):

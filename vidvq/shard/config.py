@@ -29,16 +29,17 @@ class ClipPolicy(VideoPolicy):
             ``stretch``.
         decoder: ``pyav``; ``decord``, which is used only for files that it decodes correctly, and PyAV for the rest; or
             ``nvdec``, a GPU's decoder, for H.264, HEVC and VP9 that it supports, and PyAV for the rest.
-        encoding: ``h264`` (mp4, keyframes at the start and at scene cuts), ``ffv1`` (mkv, lossless), ``frames`` (npy,
-            raw pixels) or ``copy`` (mkv, the packets of the source, cut at keyframes).
-        crf: quality of x264 for ``encoding=h264``, from 0 (lossless) to 51 (worst).
+        encoding: ``h264`` (mp4, keyframes at the start and at scene cuts), ``h264-fastdecode`` (the same, decoded
+            faster), ``ffv1`` (mkv, lossless), ``frames`` (npy, raw pixels) or ``copy`` (mkv, the packets of the source,
+            cut at keyframes).
+        crf: quality of x264, from 0 (lossless) to 51 (worst).
     """
 
     num_frames: Annotated[int, Field(ge=1)] = 33
     min_frames: Annotated[int, Field(ge=1)] = 9
     stride: Annotated[int, Field(ge=1)] | None = None
     decoder: DecoderName = "pyav"
-    encoding: Literal["h264", "ffv1", "frames", "copy"] = "h264"
+    encoding: Literal["h264", "h264-fastdecode", "ffv1", "frames", "copy"] = "h264"
     crf: Annotated[int, Field(ge=0, le=51)] = 17
 
     def __post_init__(self) -> None:

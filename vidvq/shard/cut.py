@@ -138,8 +138,9 @@ class _Video:
             return "mkv", encode_ffv1(frames, pts, time_base, duration)
         if self.policy.encoding == "frames":
             return "npy", encode_npy(frames)
-        if self.policy.encoding == "h264":
-            return "mp4", encode_mp4(frames, pts, time_base, self.policy.crf, duration)
+        if self.policy.encoding in {"h264", "h264-fastdecode"}:
+            fast_decode = self.policy.encoding == "h264-fastdecode"
+            return "mp4", encode_mp4(frames, pts, time_base, self.policy.crf, duration, fast_decode)
         turned = self.info.quarter_turns or self.info.mirrored
         shown = self.info.shown_size
         if turned or self.info.is_interlaced or shown != (self.size.height, self.size.width):

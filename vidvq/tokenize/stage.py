@@ -61,7 +61,9 @@ class _TokenizeStage(Stage[AnyRow], ABC):
         "pad": Activity("encoding padding", "groups and batch that suit the lengths of the samples"),
         "warmup": Activity("compiling the network", "longer jobs, or runtime.compile=off"),
         "fetch": Activity("reading and checking clip shards", "storage that is nearer or faster"),
-        "decode": Activity("waiting for decoded frames", "more CPUs for each worker"),
+        "decode": Activity(
+            "waiting for decoded frames", "more CPUs for each worker, or clips of clip.encoding=h264-fastdecode"
+        ),
         "score": Activity("scoring", "a smaller quality.share"),
     }
     totals = ("frames", "tokens")

@@ -23,7 +23,12 @@ FFV1_KIND = ("matroska", "ffv1", "bgr0", {"level": "3", "slicecrc": "1", "thread
 
 
 def encode_mp4(
-    frames: np.ndarray, pts: tuple[int, ...], time_base: Fraction, crf: int, duration: int | None = None
+    frames: np.ndarray,
+    pts: tuple[int, ...],
+    time_base: Fraction,
+    crf: int,
+    duration: int | None = None,
+    fast_decode: bool = False,
 ) -> bytes:
     """Encode a clip as H.264 in mp4, deterministically; further keyframes are at cuts to another scene only.
 
@@ -34,8 +39,11 @@ def encode_mp4(
         crf: quality of x264, from 0 (lossless) to 51 (worst).
         duration: time from the first frame to the end of the last (ticks); None repeats the duration of the frame
             before the last.
+        fast_decode: whether to leave out what makes decoding slow: CABAC, the deblocking filter, weighted prediction.
     """
     container, codec, pixels, options = mp4_kind(frames.shape[1], frames.shape[2], crf)
+    if fast_decode:
+        options = options | {"tune": "fastdecode"}
     if len(pts) > 2 and (duration or pts[-1] - pts[0]) * time_base < _SHORT_MP4_S:
         # An mp4 delays its first frame by B-frames, and stores in whole milliseconds how much of it is shown.
         options = options | {"bf": "0"}

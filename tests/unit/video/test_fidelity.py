@@ -254,8 +254,13 @@ def test_every_encoding_has_exactly_the_frames_and_what_is_lossless_has_their_va
         pts = tuple(range(0, 40 * count, 40))
         for media in (encode_ffv1(clip, pts, Fraction(1, 1000)), encode_npy(clip)):
             assert (decode_clip(media, "clip") == clip).all()
-        lossy = decode_clip(encode_mp4(clip, pts, Fraction(1, 1000), crf=12), "clip")
-        assert lossy.shape == clip.shape and differ(lossy, clip) < 5
+        for fast_decode in (False, True):
+            media = encode_mp4(clip, pts, Fraction(1, 1000), crf=12, fast_decode=fast_decode)
+            lossy = decode_clip(media, "clip")
+            assert lossy.shape == clip.shape and differ(lossy, clip) < 5
+            assert media == encode_mp4(clip, pts, Fraction(1, 1000), crf=12, fast_decode=fast_decode)
+            # x264 stores its options.
+            assert (b" cabac=0 " in media, b" deblock=0:" in media) == (fast_decode, fast_decode)
         assert encode_ffv1(clip, pts, Fraction(1, 1000)) == encode_ffv1(clip, pts, Fraction(1, 1000))
 
 
