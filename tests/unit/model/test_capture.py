@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -56,9 +57,9 @@ def recorded(monkeypatch) -> list[tuple[object, int]]:
     return found
 
 
-def make(capture: bool = True) -> VideoTokenizer:
+def make(capture: bool = True, **settings: Any) -> VideoTokenizer:
     small = StackConfig((8, 8), (1, 1))
-    config = TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks))
+    config = TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks), **settings)
     tokenizer = VideoTokenizer(config).eval()
     with torch.no_grad():
         for name, weight in tokenizer.named_parameters():
@@ -78,6 +79,17 @@ def test_the_graphs_of_a_tokenizer_share_their_memory(recorded):
     assert len(recorded) == 8 and len(set(recorded)) == 1
     make().encode(torch.zeros(1, 3, 5, 16, 16))
     assert len(set(recorded)) == 2
+
+
+def test_tiles_of_one_stream_are_encoded_by_the_recorded_call(recorded):
+    tokenizer = make(tile=32)
+    video = torch.rand(1, 3, 5, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codes = tokenizer.encode(video)
+    # One shape for all tiles.
+    assert len(recorded) == 1
+    plain = make(capture=False, tile=32)
+    plain.load_state_dict(tokenizer.state_dict())
+    assert (plain.encode(video) == codes).float().mean() > 0.99
 
 
 def test_a_call_recorded_in_inference_mode_is_replayed_outside_of_it_and_back(recorded):
