@@ -3,6 +3,11 @@
 A message gives the value, the rule that it breaks, and the remedy.
 """
 
+import re
+
+# CUDA and its libraries allocate memory beside torch, which then raises a plain RuntimeError.
+_GPU_FULL = re.compile(r"(CUDA|Triton).*out of memory|CU\w+_ALLOC(ATION)?_FAILED")
+
 
 class UsageError(ValueError):
     """A usage error: a wrong setting, a missing or damaged input. Exit code 2."""
@@ -22,3 +27,18 @@ class WorkerLost(Exception):
 
 class StoreError(OSError):
     """A disk, object store or cluster does not respond, or refuses. Exit code 1."""
+
+
+def is_gpu_full(error: BaseException) -> bool:
+    """Whether an error says that the memory of a GPU is full."""
+    # torch.OutOfMemoryError, by name: torch is not imported here.
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and _GPU_FULL.search(str(error)) is not None
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a GPU or of the machine is full."""
+    # On CPUs torch raises a RuntimeError.
+    on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return on_cpu or is_gpu_full(error)

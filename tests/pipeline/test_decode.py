@@ -1,10 +1,13 @@
 """`vidvq decode` in every format: complete clips, intervals of a video, and generated codes."""
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from contextlib import nullcontext
 from fractions import Fraction
 from pathlib import Path
@@ -493,10 +496,92 @@ def test_the_frames_of_a_clip_do_not_depend_on_the_batch(vidvq, tmp_path, tokens
     assert frames("batched", "batch=4") == padded
     infos = [location.read_info() for location in index_tokens(tokens_dir)]
     largest = max(3 * info.num_frames * info.height * info.width for info in infos)
-    monkeypatch.setattr(batch, "_MAX_BYTES", 2 * largest)
+    monkeypatch.setattr(batch, "MAX_BYTES", 2 * largest)
     together.clear()
     assert frames("small", "batch=4") == padded
     assert max(together) == 2
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """Threads of the calls that write a file; the first two calls wait for each other if they may."""
+    threads, barrier, write = [], threading.Barrier(2), decode_job.write_frames
+
+    def wait(path, kind, frames, *rest):
+        threads.append(threading.current_thread())
+        if len(threads) <= 2 and threads[0] is not threading.main_thread():
+            barrier.wait(60)
+        write(path, kind, frames, *rest)
+
+    monkeypatch.setattr(decode_job, "write_frames", wait)
+    monkeypatch.setattr(decode_job, "cores_per_worker", lambda runtime, on_gpu: 2)
+    return threads
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif", "png", "npy"])
+def test_clips_of_a_call_are_written_together_and_alike(kind, vidvq, tmp_path, tokens_dir, weights, snapshot, writes):
+    job = ("decode", tokens_dir, *weights, f"format={kind}", "--out")
+    assert vidvq(*job, tmp_path / "alone").code == 0
+    assert set(writes) == {threading.main_thread()}
+    writes.clear()
+    ran = vidvq(*job, tmp_path / "four", "batch=4")
+    # Had one waited for the other to end, the barrier would have broken.
+    assert ran.code == 0 and threading.main_thread() not in writes[:4], ran.err
+    assert snapshot(tmp_path / "four") == snapshot(tmp_path / "alone")
+
+
+def test_frames_that_wait_to_be_written_are_bounded(
+    vidvq, tmp_path, tokens_dir, weights, snapshot, writes, monkeypatch
+):
+    job = ("decode", tokens_dir, *weights, "format=npy", "batch=4", "--out")
+    assert vidvq(*job, tmp_path / "all").code == 0
+    infos = [location.read_info() for location in index_tokens(tokens_dir)]
+    sizes = [3 * info.num_frames * info.height * info.width for info in infos]
+    held, most, lock, write = [0], [0], threading.Lock(), decode_job.write_frames
+
+    def count(path, kind, frames, *rest):
+        # A stream is no list; it must not be held.
+        size = sum(frame.pixels.nbytes for frame in frames) if isinstance(frames, list) else 0
+        with lock:
+            held[0] += size
+            most[0] = max(most[0], held[0])
+        time.sleep(0.02)
+        with lock:
+            held[0] -= size
+        write(path, kind, frames, *rest)
+
+    monkeypatch.setattr(decode_job, "cores_per_worker", lambda runtime, on_gpu: 4)
+    monkeypatch.setattr(decode_job, "write_frames", count)
+    for limit in (max(sizes), min(sizes) - 1):
+        most[0] = 0
+        monkeypatch.setattr(decode_job, "MAX_BYTES", limit)
+        assert vidvq(*job, tmp_path / f"{limit}").code == 0
+        assert most[0] <= limit and bool(most[0]) == (limit >= min(sizes))
+        assert snapshot(tmp_path / f"{limit}") == snapshot(tmp_path / "all")
+
+
+def test_a_clip_that_cannot_be_written_stops_the_job_once_the_others_are(
+    vidvq, tmp_path, tokens_dir, weights, snapshot, monkeypatch
+):
+    job = ("decode", tokens_dir, *weights, "format=npy", "batch=4", "--out")
+    assert vidvq(*job, tmp_path / "whole").code == 0
+    write, failed, written = decode_job.write_frames, [], []
+
+    def fail(path, *rest):
+        if not failed:
+            failed.append(path)
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, *rest)
+        written.append(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode_job, "write_frames", fail)
+        ran = vidvq(*job, tmp_path / "out")
+    assert ran.code == 1 and failed[0].name in ran.error
+    assert written and all(path.exists() for path in written) and not failed[0].exists()
+    assert not list((tmp_path / "out").glob("*.tmp.*"))
+    assert vidvq(*job, tmp_path / "out").code == 0
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("gpus", "asked"), [(4.0, (0.5, 8)), (0.0, (0, 1)), (None, (0, 1))])

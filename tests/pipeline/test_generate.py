@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,11 +26,13 @@ from vidvq.formats.token_shard import read_tokenizer_card
 from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import label_index, read_column, read_conditions
 from vidvq.generate.config import ConditionConfig, GenerateTrainConfig, PixelConfig
+from vidvq.generate.evaluate import _Evaluation
 from vidvq.generate.held_out_conditions import HeldOutConditions
 from vidvq.generate.likelihood import NgramModels
 from vidvq.generate.open import open_request
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SampleConfig, SamplingConfig
 from vidvq.generate.training_data import open_training_data
+from vidvq.model import VideoTokenizer
 from vidvq.pretrained import load_tokenizer
 
 FAST = ("sampling.steps=2", "format=none")
@@ -587,6 +591,20 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     assert read_code_statistics(codes).bits_by_time == [None, None, pytest.approx(bits["predict"])]
     none = vidvq("generate", "evaluate", run, tokens_dir, "given=9", "clips=1", "samples=0")
     assert none.code == 0 and "given=9 must be below the 9 frames of the longest clip" in none.err
+
+
+def test_an_evaluation_on_a_gpu_decodes_several_groups_per_call(checkpoint_dir, monkeypatch):
+    card = SimpleNamespace(refuse_other_tokenizer=lambda *_: None)
+    monkeypatch.setattr(VideoTokenizer, "to", lambda self, device: self)
+    calls = {}
+    for device in ("cpu", "cuda"):
+        evaluation = SimpleNamespace(device=torch.device(device), clips="clips", card=card)
+        tokenizer = _Evaluation._load_tokenizer(cast("Any", evaluation), checkpoint_dir)
+        assert isinstance(tokenizer, VideoTokenizer)
+        calls[device] = []
+        tokenizer.decoder.register_forward_hook(lambda *_, device=device: calls[device].append(1))
+        _Evaluation._decode(cast("Any", SimpleNamespace(tokenizer=tokenizer)), np.zeros((9, 2, 2), int), 33, (16, 16))
+    assert (len(calls["cpu"]), len(calls["cuda"])) == (9, 2)
 
 
 def test_fvd_is_scored_with_a_backbone_file(

@@ -1,6 +1,8 @@
 """What a job on GPUs does before it starts, with a CPU in the place of the GPU: its kind, and what fits its memory."""
 
 import json
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from vidvq.formats.execution import Execution
 from vidvq.formats.plan import read_plan
 from vidvq.model import VideoTokenizer
+from vidvq.model.step_shape import StepShape
 from vidvq.runtime import InlinePool
 from vidvq.tokenize import gpu_memory
 from vidvq.tokenize.agreement import AgreementCheck
@@ -127,6 +130,7 @@ def test_an_estimate_tries_the_step_too(gpu, run, tmp_path):
 def test_an_estimate_is_for_the_workers_of_the_gpus(gpu, run, monkeypatch):
     gpu()
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16 << 30))
     monkeypatch.setattr(InlinePool, "count_workers", lambda self, gpus: round(1 / gpus))
     one, two = (json.loads(run("--dry-run", "--json", f"runtime.gpus_per_worker={share}").out) for share in (1, 0.5))
     assert (one["workers"], two["workers"]) == (1, 2)
@@ -139,13 +143,63 @@ def test_a_gpu_too_small_for_any_step_is_refused(gpu, run, tmp_path):
     assert not (tmp_path / "out/plan.json").exists()
 
 
-def test_workers_that_share_a_gpu_share_its_memory(gpu, run, monkeypatch):
+@pytest.mark.parametrize(("gib", "expected"), [(16, 0.25 - 1 / 16), (4, 0.125)])
+def test_workers_that_share_a_gpu_share_its_memory(gpu, run, monkeypatch, gib, expected):
     gpu()
     shares = []
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=gib << 30))
     assert run("runtime.gpus_per_worker=0.25").code == 0
-    # The trial, and the worker.
-    assert shares == [0.25, 0.25]
+    # The trial, and the worker; the CUDA context of each takes a GiB of its share, or half of a small one.
+    assert shares == [expected, expected]
+
+
+class FakeMemory:
+    """The memory of a GPU and what a step takes of it, in bytes."""
+
+    device, temporal_factor, spatial_factor = torch.device("cuda"), 4, 8
+    supports_streaming = takes_bytes = True
+    decode_shape = StepShape(1, 1)
+
+    def __init__(self, capacity: int, per_pixel: int) -> None:
+        self.capacity, self.per_pixel = capacity, per_pixel
+        self.held = self.peak = 0
+
+    def encode_step(self, frames, state=None):
+        b, _, _, h, w = frames.shape
+        self.take(self.held + b * self.temporal_factor * self.step_shape.groups * h * w * self.per_pixel)
+        return torch.zeros(b, 1, 1, 1, dtype=torch.int64), None
+
+    def take(self, bytes: int) -> None:
+        self.peak = max(self.peak, bytes)
+        if bytes > self.capacity:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@pytest.mark.parametrize(("compiled", "pixels"), [(False, 1 << 14), (True, 1 << 13)])
+def test_graphs_and_a_step_of_another_size_fit_the_memory_together(monkeypatch, compiled, pixels):
+    memory = FakeMemory(capacity=100 << 14, per_pixel=96)
+    weights, empty = 1 << 10, torch.empty
+
+    def hold(size, dtype, device):
+        memory.held += size
+        memory.take(memory.held)
+        tensor = empty(0)
+        weakref.finalize(tensor, lambda: setattr(memory, "held", memory.held - size))
+        return tensor
+
+    monkeypatch.setattr(gpu_memory, "prepare_step", lambda tokenizer, pixels, state: pixels.permute(0, 4, 1, 2, 3))
+    for name, fake in {
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda: setattr(memory, "peak", memory.held),
+        "max_memory_reserved": lambda: weights + memory.peak,
+        "memory_reserved": lambda: weights + memory.held,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch, "empty", hold)
+    execution = Execution("cuda", "bf16", compiled, 1, 1, 1 << 16)
+    assert gpu_memory.fit_memory(memory, execution, decodes=False).max_pixels == pixels
+    assert memory.held == 0
 
 
 def test_the_reference_needs_half_of_the_memory_of_a_step(checkpoint_dir):
@@ -158,11 +212,15 @@ def test_the_reference_needs_half_of_the_memory_of_a_step(checkpoint_dir):
         assert 2 * count <= pixels / 2
 
 
-def test_memory_that_others_take_later_stops_the_job(gpu, run, tmp_path, monkeypatch):
+FULL = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")]
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_memory_that_others_take_later_stops_the_job(gpu, run, tmp_path, monkeypatch, error):
     gpu()
 
     def full(self, frames, state=None):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(VideoTokenizer, "encode_step", full)
     done = run()
@@ -224,13 +282,14 @@ def test_tokens_of_a_lower_precision_are_compared_with_fp32(gpu, run, tmp_path, 
         )
 
 
-def test_a_reference_that_does_not_fit_beside_the_encoder_ends_the_comparison(gpu, run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", FULL)
+def test_a_reference_that_does_not_fit_beside_the_encoder_ends_the_comparison(gpu, run, tmp_path, monkeypatch, error):
     gpu()
     called = []
 
     def full(*arguments):
         called.append(arguments)
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr("vidvq.tokenize.agreement.iter_encode", full)
     assert run("precision=bf16", "batch=1").code == 0

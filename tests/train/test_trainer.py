@@ -58,6 +58,31 @@ print(json.dumps([reads, launches[-1], *counts, sum(1 for _ in trainer.tokenizer
 """
 
 
+ENGINE = """
+import sys
+import torch
+from torch import nn
+from vidvq import config as settings
+from vidvq.train import TrainConfig
+from vidvq.training.distributed import DistributedContext, init_distributed, shutdown_distributed
+from vidvq.training.engine import make_engine
+config = settings.load(TrainConfig, settings.find_config("demo"), sys.argv[1:])
+init_distributed(60)
+context = DistributedContext(0, 1, torch.device("cuda"))
+torch.backends.cudnn.allow_tf32 = True
+make_engine(nn.Linear(2, 2), config.generator, config, context)
+print("allowed", torch.backends.cudnn.allow_tf32)
+shutdown_distributed()
+"""
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])
+def test_fp32_does_not_round_to_tf32_on_a_gpu(settings, precision, allowed):
+    arguments = ["data.clips=/nowhere", *settings, f"precision={precision}"]
+    done = subprocess.run([sys.executable, "-c", ENGINE, *arguments], capture_output=True, text=True, check=False)
+    assert f"allowed {allowed}" in done.stdout, done.stderr
+
+
 @pytest.fixture
 def damaged_run(tmp_path):
     """A run that a trainer would clean up, or refuse to read."""

@@ -16,7 +16,7 @@ import torch
 
 from vidvq.cli.main import BUG, FAILED, INTERRUPTED, OK, TERMINATED, USAGE, cli
 from vidvq.config import ConfigError
-from vidvq.errors import JobStopped, JobTerminated, StoreError, UsageError, WorkerLost
+from vidvq.errors import JobStopped, JobTerminated, StoreError, UsageError, WorkerLost, is_gpu_full
 from vidvq.runtime import Feeder
 from vidvq.video import VideoError
 
@@ -69,6 +69,27 @@ class _NoCredentials(Exception):
 
 
 @pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OutOfMemoryError("allocation on device 0"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
+        (_torch_error(lambda: torch.empty(1 << 60)), False),
+        (MemoryError("CUDA out of memory"), False),
+        (ValueError("CUDA out of memory"), False),
+    ],
+)
+def test_errors_of_a_full_gpu_are_known_by_type_or_message(error, full):
+    assert is_gpu_full(error) == full
+
+
+@pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (UsageError("size=3 must be even;\ngive 4"), 2, "size=3 must be even; give 4"),
@@ -99,6 +120,7 @@ class _NoCredentials(Exception):
         (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "Permission denied: x; fix this"),
         (MemoryError("3 GiB"), 1, "out of memory 3 GiB; use"),
         (OutOfMemoryError("CUDA"), 1, "out of memory CUDA; use"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), 1, "out of memory CUDA error: CUBLAS_STATUS"),
         (_torch_error(lambda: torch.empty(1 << 60)), 1, "out of memory [enforce fail"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again"),
     ],

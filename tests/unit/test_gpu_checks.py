@@ -108,6 +108,13 @@ def test_everything_compiles_before_it_is_measured(tmp_path):
     assert [row["part"] for row in rows if "value" in row].count("job") == 1
 
 
+def test_the_log_names_the_test_in_which_an_early_end_falls(tmp_path):
+    found = checks(tmp_path, DEVICE="cuda", ONLY="^tests$")
+    (call,) = found.calls
+    assert call[:2] == ["-m", "pytest"] and "-v" in call
+    assert all((ROOT / word).is_file() for word in call if word.startswith("tests/"))
+
+
 def test_nothing_starts_without_time_and_training_gets_its_own(tmp_path):
     found = checks(tmp_path, DEVICE="cuda", BUDGET_S="5000", TRAINING_S="4990")
     assert "== agreement: left out" in found.done.stdout

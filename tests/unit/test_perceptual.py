@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidvq.data import DataConfig
 from vidvq.errors import UsageError
@@ -126,3 +127,33 @@ def test_the_loss_in_bf16_is_close_to_that_in_fp32(name):
     assert found[None][0] != found[torch.bfloat16][0]
     assert found[torch.bfloat16][0] == pytest.approx(found[None][0], rel=0.01)
     assert F.cosine_similarity(found[None][1], found[torch.bfloat16][1], dim=0) > 0.98
+
+
+class Casts(TorchDispatchMode):
+    """Notes the sources of all conversions of type or layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        if operator.overloadpacket.__name__ in ("_to_copy", "clone"):
+            self.sources.append(args[0])
+        return operator(*args, **(kwargs or {}))
+
+
+def test_the_frozen_weights_are_converted_once_and_not_in_each_pass():
+    distance = load_perceptual("st_lpips", "alex")
+    half = distance.half_copy(torch.bfloat16)
+    found = {}
+    for network in (distance, half):
+        with torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+            found[network] = [float(term) for term in network.with_gram(frames(0), frames(1))]
+        of_weights = sum(source is weight for source in casts.sources for weight in network.stages.parameters())
+        # Weights and biases of five convolutions, in both passes.
+        assert of_weights == (20 if network is distance else 0)
+    # The rounded weights are the same; sums differ by their order.
+    assert found[half] == pytest.approx(found[distance], rel=1e-3)
+    kernels = [layer.weight for layer in half.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert half.weights[0].dtype == distance.stages[0][0].weight.dtype == torch.float32

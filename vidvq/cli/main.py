@@ -47,7 +47,7 @@ from vidvq.cli.tokenize import tokenize
 from vidvq.cli.train import train
 from vidvq.cli.verify import verify
 from vidvq.cli.view import view
-from vidvq.errors import JobStopped, JobTerminated, StoreError, UsageError, WorkerLost
+from vidvq.errors import JobStopped, JobTerminated, StoreError, UsageError, WorkerLost, is_out_of_memory
 from vidvq.redact import printable, redact
 from vidvq.video import VideoError
 
@@ -188,12 +188,7 @@ def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
         case OSError():
             what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
             return FAILED, f"{what}; fix this and run the same command again to resume"
-        # torch.OutOfMemoryError, by name: torch is not imported here. On CPUs torch raises a RuntimeError.
-        case _ if (
-            isinstance(error, MemoryError)
-            or type(error).__name__ == "OutOfMemoryError"
-            or "DefaultCPUAllocator: can't allocate memory" in str(error)
-        ):
+        case _ if is_out_of_memory(error):
             return FAILED, f"out of memory {error}".strip() + "; use smaller clips, shards or batches, or fewer workers"
     return BUG, f"internal error: {type(error).__name__}: {_first_line(error)}; {_write_log(error, arguments)}"
 

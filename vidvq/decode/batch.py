@@ -14,8 +14,9 @@ from vidvq.formats.token_shard import TokenInfo
 from vidvq.model import Tokenizer, iter_decode_batch
 from vidvq.video.write import TimedFrame
 
-# Maximum size of the frames of clips decoded together (bytes); longer clips are decoded one by one, as streams.
-_MAX_BYTES = 1 << 29
+# Maximum size of the frames that are held in memory, to decode clips together or to write them together (bytes); longer
+# clips are decoded one by one, as streams.
+MAX_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,9 @@ class Clip:
         """Length and size; clips with equal shapes can be decoded together."""
         return (*self.codes.shape, self.info.num_frames, self.info.height, self.info.width)
 
-    @property
-    def nbytes(self) -> int:
-        """Size of its frames before any enlargement (bytes)."""
-        return 3 * self.info.num_frames * self.info.height * self.info.width
+    def nbytes(self, upscale: int) -> int:
+        """Size of its frames after enlargement (bytes)."""
+        return 3 * self.info.num_frames * self.info.height * self.info.width * upscale**2
 
 
 def decode_together(tokenizer: Tokenizer, clips: Sequence[Clip]) -> Iterator[tuple[int, Iterator[TimedFrame]]]:
@@ -62,7 +62,7 @@ def decode_together(tokenizer: Tokenizer, clips: Sequence[Clip]) -> Iterator[tup
     for index, clip in enumerate(clips):
         by_shape.setdefault(clip.shape, []).append(index)
     for indices in by_shape.values():
-        count = max(_MAX_BYTES // max(clips[indices[0]].nbytes * tokenizer.upscale**2, 1), 1)
+        count = max(MAX_BYTES // max(clips[indices[0]].nbytes(tokenizer.upscale), 1), 1)
         for start in range(0, len(indices), count):
             yield from _decode_same_shape(tokenizer, clips, indices[start : start + count])
 

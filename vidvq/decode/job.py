@@ -1,6 +1,8 @@
 """The decode job: token samples to video files with the frame count and the frame times of the source."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 
 from vidvq.config import is_mapping
-from vidvq.decode.batch import Clip, Item, decode_together
+from vidvq.decode.batch import MAX_BYTES, Clip, Item, decode_together
 from vidvq.decode.config import DecodeConfig, Format, VideoInterval, resolve_execution
 from vidvq.decode.find import FoundClip, find_clips, find_key
 from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
@@ -28,7 +30,7 @@ from vidvq.log import progress
 from vidvq.model import Tokenizer
 from vidvq.pretrained import find_tokenizer
 from vidvq.pretrained.device import find_device, prepare, stopping_when_full
-from vidvq.runtime import WorkerDied, count_gpus, open_runtime
+from vidvq.runtime import WorkerDied, cores_per_worker, count_gpus, open_runtime
 from vidvq.storage import (
     create_once,
     differences,
@@ -255,8 +257,9 @@ def _item(clip: TokenLocation | GeneratedClip, out: Path, kind: Format) -> Item:
 def make_worker(job: _Job, gpus: float, force: bool) -> Callable[[tuple[Item, ...]], None]:
     """Load the tokenizer once and return a function that decodes a few clips; runs in a worker."""
     tokenizer, card = _open_tokenizer(job, gpus)
+    cores = cores_per_worker(job.config.runtime, on_gpu=job.execution.device == "cuda")
 
-    def write(item: Item, frames: Iterator[TimedFrame], info: TokenInfo) -> None:
+    def write(item: Item, frames: Iterable[TimedFrame], info: TokenInfo) -> None:
         if not item.path.parent.exists():
             make_folder(item.path.parent)
         with unless_done(item.path.exists):
@@ -266,9 +269,20 @@ def make_worker(job: _Job, gpus: float, force: bool) -> Callable[[tuple[Item, ..
         clips = [Clip(*item.location.read(card)) for item in items]
         what = f"{items[0].location.key}: a step of {tokenizer.decode_shape} streams x groups"
         remedy = "and run the same command again, or give a smaller batch and another --out"
-        with stopping_when_full(what, remedy):
+        # On an error the files of earlier clips are finished.
+        with stopping_when_full(what, remedy), ThreadPoolExecutor(cores) as writers:
+            # Files in work, with the sizes of their frames.
+            unfinished: deque[tuple[Future[None], int]] = deque()
             for index, frames in decode_together(tokenizer, clips):
-                write(items[index], frames, clips[index].info)
+                item, info, size = items[index], clips[index].info, clips[index].nbytes(tokenizer.upscale)
+                if len(clips) == 1 or size > MAX_BYTES:
+                    write(item, frames, info)
+                    continue
+                while unfinished and size + sum(held for _, held in unfinished) > MAX_BYTES:
+                    unfinished.popleft()[0].result()
+                unfinished.append((writers.submit(write, item, list(frames), info), size))
+            for future, _ in unfinished:
+                future.result()
 
     return decode
 

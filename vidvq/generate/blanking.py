@@ -5,7 +5,7 @@ pixels nearby. Therefore the pixels to generate are replaced by mid-grey and the
 al. 2023). Prefixes need no blanking, because groups are causal.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from vidvq.model import Tokenizer
 _BLANK = 0.0
 
 
-@dataclass(frozen=True)
-class BlankedVideo:
+class BlankedVideo(NamedTuple):
     """A video encoded with its hidden pixels blanked, as a condition.
 
     Attributes:

@@ -122,7 +122,7 @@ class GenerateTrainConfig:
         keep_checkpoints: number of newest checkpoints to keep (1 or more); the one with the lowest held-out loss, of
             those at a step with an evaluation, is kept too.
         zero_stage: DeepSpeed ZeRO stage (0 to 3).
-        precision: autocast dtype: ``fp32``, ``bf16`` or ``fp16``. Weights are always fp32.
+        precision: autocast dtype: ``fp32`` (on GPUs without TF32), ``bf16`` or ``fp16``. Weights are always fp32.
         lost_after_s: timeout of a collective operation (seconds); must exceed the duration of the slowest save.
     """
 

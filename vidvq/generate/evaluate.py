@@ -36,7 +36,9 @@ from vidvq.metrics.pixel import psnr
 from vidvq.model import Tokenizer, iter_decode
 from vidvq.model.enlarge import shrink_frames
 from vidvq.model.pixels import to_video
+from vidvq.model.step_shape import GPU_STREAM
 from vidvq.pretrained import load_tokenizer
+from vidvq.pretrained.device import find_fp32_device
 from vidvq.storage import pretty_json, write_atomic
 from vidvq.video.encode import encode_npy
 
@@ -116,7 +118,7 @@ class _Evaluation:
         self.config, self.clips, self.pictures = config, clips, pictures
         generator = read_generator(run)
         self.card: GeneratorCard = generator.card
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(find_fp32_device())
         self.batch = resolve_batch(config.batch, self.device.type)
         self.network = load_network(generator).to(self.device)
         found = read_tokenizer_card(tokens)
@@ -169,6 +171,8 @@ class _Evaluation:
             self.card.refuse_other_tokenizer(card.token_fingerprint, str(checkpoint))
         elif card.token_fingerprint != self.card.tokenizer.token_fingerprint:
             return None
+        if self.device.type == "cuda":
+            tokenizer.step_shape = tokenizer.decode_shape = GPU_STREAM
         return tokenizer.to(self.device)
 
     def _read_vectors(self) -> list[DigitVectors] | None:

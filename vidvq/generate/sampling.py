@@ -26,6 +26,7 @@ from vidvq.generate.requests import SamplingConfig
 from vidvq.generate.reveal_order import reveal_counts, reveal_order
 from vidvq.generate.text import pad_texts
 from vidvq.generate.transformer import VideoTransformer
+from vidvq.model.device_copy import copy_to_device
 
 # Texts are padded to a multiple of this length, so that those of most batches have one shape (text tokens).
 _TEXT_MULTIPLE = 32
@@ -357,7 +358,7 @@ class _Window:
         shape = (codes.shape[1], codes.shape[2], codes.shape[3])
         area = shape[1] * shape[2]
         orders = [reveal_order(shape, self.config.order, rng) for rng in self.rngs]
-        order = torch.stack([each[each >= given * area] for each in orders]).to(codes.device, non_blocking=True)
+        order = copy_to_device(torch.stack([each[each >= given * area] for each in orders]), codes.device)
         count, by_confidence = order.shape[1], self.config.order == "confidence"
         digits, last = max(map(len, self.network.digits)), len(self.network.codebooks) - 1
         books = sorted({last if t else 0 for t in range(first + given, first + shape[0])})
@@ -386,7 +387,7 @@ class _Window:
     def _uniform(self, rows: int, count: int) -> Tensor:
         """Draw numbers in [0, 1), ``b rows count``."""
         drawn = [torch.rand(rows, count, generator=rng) for rng in self.rngs]
-        return torch.stack(drawn).to(self.codes.device, non_blocking=True)
+        return copy_to_device(torch.stack(drawn), self.codes.device)
 
     def _draw(
         self, prediction: _Prediction, positions: Tensor, uniform: Tensor, area: int, books: list[int]

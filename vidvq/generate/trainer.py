@@ -13,6 +13,7 @@ from vidvq.generate.config import GenerateTrainConfig
 from vidvq.generate.examples import Examples
 from vidvq.generate.network import build_network, start_from_vectors
 from vidvq.generate.objectives import draw_mask
+from vidvq.model.device_copy import copy_to_device
 from vidvq.training.distributed import DistributedContext, all_reduce_mean
 from vidvq.training.ema import WeightAverage
 from vidvq.training.engine import (
@@ -190,7 +191,7 @@ def compute_loss(network: torch.nn.Module, examples: Examples, objective: str, m
         Scalar with gradient.
     """
     device = next(network.parameters()).device
-    codes, kept = (tensor.to(device, non_blocking=True) for tensor in (examples.tokens.codes, kept))
+    codes, kept = (copy_to_device(tensor, device) for tensor in (examples.tokens.codes, kept))
     # The mask stays on the CPU, which must know how many codes are hidden.
     return network(codes, mask, objective == "next", kept=kept, **condition_tensors(examples, device)).mean()
 
@@ -206,6 +207,4 @@ def condition_tensors(examples: Examples, device: torch.device) -> dict[str, Ten
         "text": examples.text[0] if examples.text else None,
         "text_mask": examples.text[1] if examples.text else None,
     }
-    return {
-        name: None if tensor is None else tensor.to(device, non_blocking=True) for name, tensor in conditions.items()
-    }
+    return {name: None if tensor is None else copy_to_device(tensor, device) for name, tensor in conditions.items()}

@@ -18,6 +18,7 @@ from vidvq.generate.block import Block, KVCache, Rotary, TransformerConfig
 from vidvq.generate.previous import UNKNOWN, PreviousInput, neighbors, previous_codes
 from vidvq.generate.text_attention import TextContext, TextProjection
 from vidvq.generate.vocabulary import CodebookEmbedding, CodebookHead
+from vidvq.model.device_copy import copy_to_device
 
 
 class VideoTransformer(nn.Module):
@@ -217,7 +218,7 @@ class VideoTransformer(nn.Module):
         )
         extra = self.condition(codes, **conditions)
         given = self.given_codes(conditions.get("blanked"), conditions.get("visible"), conditions.get("kept"))
-        hidden = mask.to(codes.device, non_blocking=True)
+        hidden = copy_to_device(mask, codes.device)
         previous = previous_codes(codes, None if two_streams else hidden, given=given)
         copies = self.candidates(previous, given)
         noisy = self.embed(codes, hidden, previous=previous) + extra
@@ -293,7 +294,7 @@ class VideoTransformer(nn.Module):
         latent_frames = positions // (h * w) % t
         for book, frames in self._by_codebook(t):
             in_book = (latent_frames >= frames.start) & (latent_frames < frames.stop)
-            here = positions[in_book].to(codes.device, non_blocking=True)
+            here = copy_to_device(positions[in_book], codes.device)
             copied = None if candidates is None else candidates[here]
             # Not by a mask, which would be searched again, and whose gradient is sorted before it is added.
             parts.append(self.heads[book].nll(vectors.index_select(0, here), flat[here], copied))  # type: ignore[union-attr,operator]

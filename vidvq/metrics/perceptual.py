@@ -9,6 +9,7 @@ Packages only provide weight files: their code is not executed, and nothing is u
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +72,16 @@ class PerceptualDistance(nn.Module):
         self.register_buffer("shift", torch.tensor(_SHIFT)[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor(_SCALE)[:, None, None], persistent=False)
         self.requires_grad_(False).eval()
+
+    def half_copy(self, dtype: torch.dtype) -> "PerceptualDistance":
+        """Copy the network with convolutions stored as autocast needs them: it converts frozen weights in each pass.
+
+        Args:
+            dtype: type of autocast, in which the copy must run.
+        """
+        copied = deepcopy(self)
+        copied.stages.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return copied
 
     def forward(self, frames: Tensor, others: Tensor) -> Tensor:
         """Compute the mean distance of frames ``n c h w`` in [-1, 1], a scalar."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vidvq.errors import is_gpu_full
 from vidvq.model.calls import Call, Past
 
 # The first calls compile, select kernels and allocate their workspaces, none of which a graph may record.
@@ -20,12 +21,33 @@ class _Graph(NamedTuple):
     past: Past
 
 
+# Whether the input starts a stream, then the shape and type of each tensor.
+_Key = tuple[object, ...]
+
+
 class GraphMemory:
     """Memory pool shared by the graphs of one tokenizer, which are replayed one after another.
 
     Results are copied out before the next replay. Memory is reused within a stream only, so all graphs are recorded on
     one stream.
     """
+
+    def __init__(self) -> None:
+        self._recorded: list[dict[_Key, _Graph]] = []
+
+    def graphs(self) -> dict[_Key, _Graph]:
+        """Return the graphs of another call, none at first."""
+        self._recorded.append({})
+        return self._recorded[-1]
+
+    def clear(self) -> None:
+        """Delete all graphs and free their memory."""
+        torch.cuda.synchronize()
+        for graphs in self._recorded:
+            graphs.clear()
+        # Without graphs, a pool cannot be used again.
+        self.__dict__.pop("pool", None)
+        torch.cuda.empty_cache()
 
     @cached_property
     def pool(self) -> Any:
@@ -51,7 +73,7 @@ class CapturedCall:
 
     def __init__(self, call: Call, memory: GraphMemory) -> None:
         self._call, self._memory = call, memory
-        self._graphs: dict[tuple[object, ...], _Graph] = {}
+        self._graphs = memory.graphs()
         self.warmup_s = 0.0
 
     def __call__(self, first: bool, x: Tensor, past: Past | None) -> tuple[Tensor, Past]:
@@ -64,12 +86,22 @@ class CapturedCall:
         recorded = self._graphs.get(key)
         if recorded is None:
             started = monotonic()
-            recorded = self._graphs[key] = self._record(first, inputs)
+            recorded = self._graphs[key] = self._record_or_make_room(first, inputs)
             self.warmup_s += monotonic() - started
         for static, tensor in zip(recorded.inputs, inputs, strict=True):
             static.copy_(tensor)
         recorded.graph.replay()
         return recorded.output.clone(), tuple(tensor.clone() for tensor in recorded.past)
+
+    def _record_or_make_room(self, first: bool, inputs: tuple[Tensor, ...]) -> _Graph:
+        try:
+            return self._record(first, inputs)
+        except RuntimeError as error:
+            if not is_gpu_full(error):
+                raise
+        # Outside the block, whose exception holds tensors. Each shape has a graph, and there may be many shapes.
+        self._memory.clear()
+        return self._record(first, inputs)
 
     # Outside inference mode, whose tensors a later call outside of it could not write to.
     @torch.inference_mode(False)

@@ -25,3 +25,11 @@ class DeviceCopier:
         current.wait_stream(self._stream)
         copied.record_stream(current)
         return copied
+
+
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a copy of a tensor on a device, which does not wait for the work that is queued there."""
+    # From pageable memory, CUDA would wait for its own buffers to be free.
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -75,7 +75,7 @@ class StreamEncoder:
         first, past = state is None, state.past if state else None
         if len(tiles.spans) == 1:
             return run_in_blocks(partial(self.call, first), windows, past, streams)
-        if streams == 1 and not self._quantizer.num_state_tensors:
+        if streams == 1 and not self._quantizer.num_state_tensors and self.call == self.encode_call:
             # Margins are cropped before the search, whose sums are rounded by the number of latents.
             latents, past = run_in_blocks(self._encode_latents, windows, past, streams)
             kept = [

@@ -6,11 +6,14 @@ from contextlib import contextmanager
 
 import torch
 
-from vidvq.errors import JobStopped, UsageError
+from vidvq.errors import JobStopped, UsageError, is_gpu_full
 from vidvq.formats.execution import ANY_GPU, Execution
 from vidvq.log import info
 from vidvq.model import Tokenizer
 from vidvq.model.step_shape import StepShape
+
+# Memory that a process takes beside torch: for its CUDA context, and the kernels and workspaces of libraries (bytes).
+_CONTEXT_BYTES = 1 << 30
 
 
 def find_device(asked: str, count_gpus: Callable[[], float | None] = lambda: None) -> str:
@@ -43,7 +46,7 @@ def prepare(tokenizer: Tokenizer, execution: Execution, gpus: float = 1.0) -> No
 
     Args:
         tokenizer: the tokenizer, on the CPU.
-        gpus: GPUs of this worker; with a fraction, it gets no more than that of the memory.
+        gpus: GPUs of this worker; with a fraction, it gets no more than that of the memory, its CUDA context included.
 
     Raises:
         UsageError: there is no CUDA device, though the job runs on GPUs, or one of another kind than planned;
@@ -53,7 +56,8 @@ def prepare(tokenizer: Tokenizer, execution: Execution, gpus: float = 1.0) -> No
         require_cuda()
         _check_kind(execution)
         if gpus < 1:
-            torch.cuda.set_per_process_memory_fraction(gpus)
+            share, total = gpus, torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(max(share - _CONTEXT_BYTES / total, share / 2))
         # The fastest kernel of a shape would be chosen by timing, and not be the same one in every worker.
         torch.backends.cudnn.benchmark = False
         allow_tf32(execution.precision == "tf32")
@@ -110,7 +114,9 @@ def stopping_when_full(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_gpu_full(error):
+            raise
         raise JobStopped(
             f"{what} does not fit the memory of the GPU of {socket.gethostname()}; free what other processes "
             f"use, {remedy}"

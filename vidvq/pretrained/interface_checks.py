@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidvq.codebook import Codebook
-from vidvq.errors import UsageError
+from vidvq.errors import UsageError, is_out_of_memory
 from vidvq.model import StreamState, Tokenizer
 from vidvq.user_code import error_line
 
@@ -192,8 +192,8 @@ def _errors_of(name: str, method: str) -> Iterator[None]:
         yield
     except UsageError as error:
         raise UsageError(f"tokenizer {name}, {method}: {error}") from error
-    # The command line reports out of memory; torch's exception is not a MemoryError.
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        # Reported by the command line.
+        if is_out_of_memory(error):
+            raise
         raise UsageError(f"tokenizer {name}, {method} raised {error_line(error)}") from error

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vidvq.errors import is_gpu_full
 from vidvq.formats.execution import Execution
 from vidvq.model import iter_encode
 from vidvq.model.step_shape import StepShape
@@ -50,7 +51,9 @@ class AgreementCheck:
         allow_tf32(False)
         try:
             expected = torch.cat(list(iter_encode(self._reference, kept))).cpu().numpy()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_gpu_full(error):
+                raise
             # Recorded CUDA graphs keep their memory. A measurement does not end the job.
             self._left = 0
             return 0, 0

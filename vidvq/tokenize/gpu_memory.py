@@ -1,13 +1,14 @@
 """The largest step shape that fits the memory of a GPU, found by trying it before a job."""
 
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 
 import torch
 
-from vidvq.errors import UsageError
+from vidvq.errors import UsageError, is_gpu_full
 from vidvq.formats.execution import Execution
 from vidvq.model import Tokenizer
 from vidvq.model.step_shape import StepShape
@@ -67,15 +68,37 @@ def _fits(tokenizer: Tokenizer, execution: Execution, decodes: bool) -> bool:
     tokenizer.step_shape = StepShape(streams, groups, pixels)
     tokenizer.decode_shape = StepShape(tokenizer.decode_shape.streams, groups, pixels)
     frames = tokenizer.step_shape.num_frames(tokenizer.temporal_factor, first=True)
+
+    def step() -> None:
+        pixels = torch.zeros(streams, frames, side, side, 3, dtype=torch.uint8)
+        codes, _ = tokenizer.encode_step(prepare_step(tokenizer, pixels, None))
+        if decodes:
+            tokenizer.decode_rest(tokenizer.decode_step(codes)[1])
+
     try:
         if tokenizer.supports_streaming:
-            pixels = torch.zeros(streams, frames, side, side, 3, dtype=torch.uint8)
-            codes, _ = tokenizer.encode_step(prepare_step(tokenizer, pixels, None))
-            if decodes:
-                tokenizer.decode_rest(tokenizer.decode_step(codes)[1])
-    except torch.OutOfMemoryError:
+            _try(step, execution.compiled, tokenizer.device)
+    except RuntimeError as error:
+        if not is_gpu_full(error):
+            raise
         return False
     finally:
         if tokenizer.device.type == "cuda":
             torch.cuda.empty_cache()
     return True
+
+
+def _try(step: Callable[[], None], captured: bool, device: torch.device) -> None:
+    """Run a step, and if it will be recorded, run it again beside as much memory as it took."""
+    if not captured or device.type != "cuda":
+        step()
+        return
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.empty_cache()
+    # Recorded graphs keep the memory of a step, and the first calls of another frame size take as much again.
+    graphs = torch.empty(
+        torch.cuda.max_memory_reserved() - torch.cuda.memory_reserved(), dtype=torch.uint8, device=device
+    )
+    step()
+    del graphs

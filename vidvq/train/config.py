@@ -177,8 +177,8 @@ class TrainConfig:
         checkpoint_every: interval of checkpoints (steps).
         keep_checkpoints: number of newest checkpoints to keep (1 or more); the best one is kept in addition.
         zero_stage: DeepSpeed ZeRO stage of the generator and the discriminator (0 to 3).
-        precision: autocast type: ``fp32``, ``bf16`` or ``fp16``. Weights and quantization are always fp32. With
-            ``bf16`` on a GPU, the network of the perceptual loss runs in bf16 as well.
+        precision: autocast type: ``fp32`` (on GPUs without TF32), ``bf16`` or ``fp16``. Weights and quantization are
+            always fp32. With ``bf16`` on a GPU, the network of the perceptual loss runs in bf16 as well.
         compile: compile the forward and backward passes of the tokenizer, after the warm-up of its codebooks, of the
             discriminator, and of the losses that compare pixels; not with ``zero_stage=3``.
         checkpoint_activations: recompute the activations of residual blocks in the backward pass to save memory.

@@ -69,7 +69,9 @@ class Objective:
         self._adversarial = config.adversarial
         self._upscale, self._degrade = config.model.decoder.upscale, config.degrade
         self.lecam = LeCam()
-        self._perceptual, self._perceptual_type = perceptual, perceptual_type
+        self._perceptual_type = perceptual_type
+        # The evaluation uses the network in fp32.
+        self._perceptual = perceptual.half_copy(perceptual_type) if perceptual and perceptual_type else perceptual
         self._distances: Callable[[Tensor, Tensor], dict[str, Tensor]] = self._measure_distances
         along = zip(block, config.mask.size, strict=True)
         self._block: tuple[int, int, int] = tuple(latent * size for latent, size in along)  # type: ignore[assignment]

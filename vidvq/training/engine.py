@@ -37,6 +37,7 @@ from deepspeed.utils import (  # noqa: E402
 )
 from deepspeed.utils.mixed_precision_linkage import lazy_init_hp_params_optimizer_state  # noqa: E402
 
+from vidvq.pretrained.device import allow_tf32  # noqa: E402
 from vidvq.training.config import EngineSettings, OptimizerConfig  # noqa: E402
 from vidvq.training.distributed import DistributedContext, all_gather, any_rank  # noqa: E402
 from vidvq.training.guard import RollbackNeeded  # noqa: E402
@@ -68,6 +69,9 @@ def make_engine(
         config: config of the run, for batch size, ZeRO stage and precision.
         context: distributed context of this process.
     """
+    if context.device.type == "cuda" and config.precision == "fp32":
+        # Convolutions round to TF32 by default.
+        allow_tf32(False)
     # DeepSpeed partitions weights as flat memory, which must be in the order of the axes.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]

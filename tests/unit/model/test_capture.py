@@ -1,7 +1,9 @@
 """Recording of calls as CUDA graphs, with stand-ins for what needs a CUDA device."""
 
+import weakref
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.capture import CapturedCall
 from vidvq.model.encoder import DecoderConfig, StackConfig
 from vidvq.model.pixels import normalize
 from vidvq.model.step_shape import StepShape
@@ -56,9 +59,9 @@ def recorded(monkeypatch) -> list[tuple[object, int]]:
     return found
 
 
-def make(capture: bool = True) -> VideoTokenizer:
+def make(capture: bool = True, **settings: Any) -> VideoTokenizer:
     small = StackConfig((8, 8), (1, 1))
-    config = TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks))
+    config = TokenizerConfig(encoder=small, decoder=DecoderConfig(small.channels, small.blocks), **settings)
     tokenizer = VideoTokenizer(config).eval()
     with torch.no_grad():
         for name, weight in tokenizer.named_parameters():
@@ -78,6 +81,50 @@ def test_the_graphs_of_a_tokenizer_share_their_memory(recorded):
     assert len(recorded) == 8 and len(set(recorded)) == 1
     make().encode(torch.zeros(1, 3, 5, 16, 16))
     assert len(set(recorded)) == 2
+
+
+def test_tiles_of_one_stream_are_encoded_by_the_recorded_call(recorded):
+    tokenizer = make(tile=32)
+    video = torch.rand(1, 3, 5, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codes = tokenizer.encode(video)
+    # One shape for all tiles.
+    assert len(recorded) == 1
+    plain = make(capture=False, tile=32)
+    plain.load_state_dict(tokenizer.state_dict())
+    assert (plain.encode(video) == codes).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("room", [0, 1, 2])
+def test_graphs_of_other_shapes_make_room_for_a_new_one(recorded, monkeypatch, room):
+    tokenizer, alive, kept, freed = make(), weakref.WeakSet(), [0], []
+    call = tokenizer._stream_encoder.call
+    assert isinstance(call, CapturedCall)
+    record = call._record
+
+    def limited(first, inputs):
+        if len(alive) >= room:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")
+        made = record(first, inputs)
+        alive.add(made.graph)
+        kept[0] = max(kept[0], len(alive))
+        return made
+
+    monkeypatch.setattr(call, "_record", limited)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(alive)))
+    videos = [torch.rand(1, 3, 5, size, 16) * 2 - 1 for size in (16, 24, 32)]
+    if not room:
+        with pytest.raises(RuntimeError, match="ALLOC_FAILED"):
+            tokenizer.encode(videos[0])
+        return
+    plain = make(capture=False)
+    plain.load_state_dict(tokenizer.state_dict())
+    for video in videos:
+        assert torch.equal(tokenizer.encode(video), plain.encode(video))
+    assert kept[0] == room and freed == [0] * (2 if room == 1 else 1)
+    # A pool whose graphs are all deleted is not used again.
+    pools = [pool for pool, _ in recorded]
+    assert len(set(pools)) == 1 + len(freed)
 
 
 def test_a_call_recorded_in_inference_mode_is_replayed_outside_of_it_and_back(recorded):
