@@ -104,7 +104,7 @@ class ItemInfo:
 class DecodeMessage:
     """One message of the decode stream. Per item: its info, then frame chunks, then ``done`` or an error.
 
-    A clip is one message, because each costs the encoding process time in which it could feed a GPU.
+    Info, frames and end of a clip are one message: each costs the encoding process time in which it could feed a GPU.
 
     Attributes:
         key: key of the item; "" in a message that only ends a turn.
@@ -288,9 +288,8 @@ def _video(job: VideoFrames, windows: list[Window], count: int, mine: range) -> 
             while left:
                 while left[0]:
                     part = left[0][0]
-                    if part.start == 0:
-                        yield DecodeMessage(part.window.key, info=_describe(part.window, info, size, times))
-                    yield from _item(job, part, reader, indices)
+                    item = None if part.start else _describe(part.window, info, size, times)
+                    yield from _item(job, part, item, reader, indices)
                     left[0].pop(0)
                 left.pop(0)
                 yield from end
@@ -337,7 +336,9 @@ def _open(path: Path, window: Window, info: VideoInfo, size: FrameSize, decoder:
     return _last_opened[identity]
 
 
-def _item(job: VideoFrames, part: _Part, reader: FrameReader, indices: Sequence[int]) -> Iterator[DecodeMessage]:
+def _item(
+    job: VideoFrames, part: _Part, info: ItemInfo | None, reader: FrameReader, indices: Sequence[int]
+) -> Iterator[DecodeMessage]:
     window, key = part.window, part.window.key
     begin, end = window.first + part.start, window.first + part.stop
     edges = [begin, *range(begin + job.chunk + (part.start == 0), end, job.chunk), end]
@@ -350,9 +351,9 @@ def _item(job: VideoFrames, part: _Part, reader: FrameReader, indices: Sequence[
             failure = as_video_error(error)
             yield DecodeMessage(key, error=VideoError(failure.reason, f"{window.source.uri}: {failure.detail}"))
             return
-        yield DecodeMessage(key, frames=frames, from_nvdec=reader.decoder == "nvdec")
-    if part.stop == window.num_frames:
-        yield DecodeMessage(key, done=True)
+        done = stop == window.first + window.num_frames
+        yield DecodeMessage(key, info, frames, done=done, from_nvdec=reader.decoder == "nvdec")
+        info = None
 
 
 def _describe(window: Window, info: VideoInfo, size: FrameSize, times: Sequence[int]) -> ItemInfo:
