@@ -176,12 +176,13 @@ def strict_adapter(kind: type[T]) -> TypeAdapter[Any]:
     return TypeAdapter(cast(Any, kind | None), config={"extra": "forbid"})
 
 
-def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
+def load(kind: type[T], path: Path | None, overrides: list[str], base: dict[str, Any] | None = None) -> T:
     """Read a config file, apply overrides and validate the result.
 
     Args:
         path: YAML file; None for the defaults.
         overrides: ``key.sub=value`` settings.
+        base: settings below those of the file, instead of the defaults.
 
     Raises:
         ConfigError: the file, an override or a field is wrong.
@@ -192,13 +193,21 @@ def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
         raise ConfigError(
             f"{path} has no setting of this command, but {names}; `vidvq config {path}` shows whose they are"
         )
-    data = apply_overrides(file, overrides)
+    data = apply_overrides(_merge(base or {}, file), overrides)
     source = (f"{path} with the given settings" if overrides else str(path)) if path else "config"
     _refuse_infinite(data, source)
     config = validate(kind, data, source)
     # A number may have been given as text, such as 1e400, which YAML takes for none.
     _refuse_infinite(to_dict(config), source)
     return config
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with others over them; a group of another kind is replaced whole."""
+    if "kind" in over and over["kind"] != base.get("kind"):
+        return over
+    both = {name for name in base.keys() & over.keys() if is_mapping(base[name]) and is_mapping(over[name])}
+    return base | over | {name: _merge(base[name], over[name]) for name in both}
 
 
 def _refuse_infinite(value: Any, source: str, name: str = "") -> None:
