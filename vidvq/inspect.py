@@ -35,6 +35,9 @@ from vidvq.log import counted
 from vidvq.storage import canonical_json, read_json
 
 _SHOWN = 10
+# Files that are described with the directory that they are of.
+_RECORDS = ("summary.json", "metrics.json", "export.json", "decode.json")
+_REMEDY = "give a video, a shard, a plan, a checkpoint, or a directory of them"
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -44,7 +47,7 @@ def describe(path: Path) -> Iterator[str]:
         UsageError: the path does not exist, or its type is unknown.
     """
     if not path.exists():
-        raise UsageError(f"{path} does not exist; give a video, a shard, a plan, a checkpoint, or a directory of them")
+        raise UsageError(f"{path} does not exist; {_REMEDY}")
     if path.is_dir():
         return _directory(path)
     if not path.is_file():
@@ -62,6 +65,10 @@ def describe(path: Path) -> Iterator[str]:
         return _checkpoint(path.parent)
     if path.suffix == ".json" and path.parent.name == "commits":
         return _commit(path)
+    if path.name in _RECORDS:
+        # Files of others have these names too.
+        with suppress(UsageError):
+            return _directory(path.parent)
     if is_list(path):
         raise UsageError(f"{path} is a list of videos; vidvq shard {path} --dry-run shows what it names")
     return _video(path)
@@ -76,7 +83,7 @@ def _directory(path: Path) -> Iterator[str]:
         return _export(path)
     if (path / "decode.json").is_file():
         return _decoded(path)
-    raise UsageError(f"{path} has no plan.json, model.safetensors or export.json; vidvq did not write it")
+    raise UsageError(f"{path} has no plan.json, model.safetensors or export.json; vidvq did not write it; {_REMEDY}")
 
 
 def _decoded(folder: Path) -> Iterator[str]:
@@ -104,7 +111,8 @@ def _export(folder: Path) -> Iterator[str]:
     yield f"{folder}: an export to {header.target}, {len(parts)} of {len(header.parts)} parts finished"
     clips, ids = sum(part.clips for part in parts), sum(part.ids for part in parts)
     yield f"  {counted(clips, 'clips')}, {ids} ids of {header.dtype}"
-    yield f"  vocabulary: {header.vocabulary} ids, special tokens {header.specials or 'none'}"
+    specials = ", ".join(f"{name} {number}" for name, number in header.specials.items())
+    yield f"  vocabulary: {header.vocabulary} ids, special tokens: {specials or 'none'}"
     yield f"  order: {header.order} ({header.axes})"
     yield f"  token fingerprint: {header.token_fingerprint}"
 
@@ -298,7 +306,7 @@ def _video(path: Path) -> Iterator[str]:
         if path.suffix == ".json":
             content = read_json(path)
             kind = content.get("format", "unknown") if isinstance(content, dict) else "unknown"
-            raise UsageError(f"{path} is JSON of format {kind}, not an artifact") from error
+            raise UsageError(f"{path} is JSON of format {kind}, not an artifact; {_REMEDY}") from error
         raise UsageError(f"{path} is not a usable video: {error}") from error
     yield f"{path}: {info.codec} video in {info.container}"
     duration_s = info.num_frames / info.fps

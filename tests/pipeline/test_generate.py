@@ -285,7 +285,7 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     card = make_card(read_tokenizer_card(tokens_dir), shapes=((3, 4, 4),))
     small = write_random(tmp_path / "small", card)
     larger = vidvq("generate", "predict", small, damaged, "--out", tmp_path / "larger", *FAST)
-    assert larger.code == 1 and "frames of 32x40 are larger than the 32x32" in larger.err
+    assert larger.code == 1 and "frames of 40x32 are larger than the 32x32" in larger.err
     missing = vidvq("generate", "predict", generator, damaged, "--out", tmp_path / "none", *FAST, "--retry-failed")
     assert missing.code == 2 and "has no failed samples to retry" in missing.error
 
@@ -317,7 +317,7 @@ def test_predict_interpolate_and_fill_take_videos(
     for width, found in ((8, 48), (10**30, 10**30 + 40)):
         box = f"box=[40,0,{width},32]"
         larger = vidvq("generate", "fill", generator, videos[0], "--out", tmp_path / str(width), box, *options)
-        assert larger.code == 1 and f"frames of 32x{found} are larger than the 32x40" in larger.err
+        assert larger.code == 1 and f"frames of {found}x32 are larger than the 40x32" in larger.err
     longer = vidvq(
         "generate", "interpolate", generator, clips_dir, "--out", tmp_path / "longer", f"insert={10**30}", *options
     )

@@ -71,7 +71,9 @@ def test_a_run_leaves_checkpoints_metrics_and_events(whole):
 
 def test_a_run_describes_itself_first(train, clips_dir, tmp_path):
     done = train(clips_dir, tmp_path / "run", "steps=1")
-    assert re.match(r"0\.\d M trainable parameters, fp32, on 1 x CPU; 2 of \d+ clips per step, 5x32x32\n", done.stderr)
+    assert re.match(
+        r"0\.\d M trainable parameters, fp32, on 1 x CPU; 2 of \d+ clips per step, 5 frames of 32x32\n", done.stderr
+    )
 
 
 def stop_at(warm, clips_dir: Path, out: Path, folder: str, number: signal.Signals) -> str:

@@ -16,6 +16,7 @@ INLINE = "runtime.workers=0"
     ("name", "content", "said"),
     [
         ("x.json", b'{"a": 1}', "is JSON of format unknown"),
+        ("summary.json", b'{"a": 1}', "is JSON of format unknown, not an artifact; give a video, a shard"),
         ("x.json", b"[1]", "x.json"),
         ("x.json", b"{", "x.json"),
         ("x.csv", b"url\n", "is a list of videos; vidvq shard"),
@@ -224,3 +225,20 @@ def test_inspect_describes_a_folder_of_decoded_clips(tmp_path, tokens_dir, check
     ran = vidvq("inspect", out)
     assert ran.code == 0
     assert f"{len(list(out.glob('*.npy')))} decoded clips" in ran.out
+    assert vidvq("inspect", out / "decode.json").out == ran.out
+    ran = vidvq("verify", out)
+    assert ran.code == 2 and "holds decoded clips, which have no checksums; verify the tokens" in ran.error
+    ran = vidvq("verify", tmp_path)
+    assert ran.code == 2 and "shard, map, tokenize, generate or export wrote, or a checkpoint" in ran.error
+
+
+def test_a_summary_is_described_with_its_job(clips_dir, vidvq):
+    assert vidvq("inspect", clips_dir / "summary.json").out == vidvq("inspect", clips_dir).out != ""
+
+
+def test_training_without_clips_names_the_setting(tmp_path, monkeypatch, tokens_dir, vidvq):
+    monkeypatch.chdir(tmp_path)
+    ran = vidvq("train", "demo")
+    assert ran.code == 2 and "demo/clips/train does not exist; set data.clips to a directory that vidvq" in ran.error
+    ran = vidvq("train", "demo", f"data.clips={tokens_dir}")
+    assert ran.code == 2 and "was written by vidvq tokenize; set data.clips to" in ran.error

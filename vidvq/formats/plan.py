@@ -209,18 +209,18 @@ def has_plan(folder: Path) -> bool:
     return file_exists(folder / "plan.json")
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path, remedy: str = "give a directory that vidvq shard, map, tokenize or generate wrote") -> Plan:
     """Read and check the plan of an output directory.
+
+    Args:
+        remedy: what to do if there is none.
 
     Raises:
         UsageError: there is none, its files do not belong together, or a folder in it is a link.
     """
     if not has_plan(folder):
         missing = not is_remote(folder) and not folder.exists()
-        raise UsageError(
-            f"{folder} {'does not exist' if missing else 'has no plan.json'}; give a directory that vidvq shard or "
-            "vidvq tokenize wrote"
-        )
+        raise UsageError(f"{folder} {'does not exist' if missing else 'has no plan.json'}; {remedy}")
     for name in _FOLDERS:
         if not is_remote(folder) and (folder / name).is_symlink():
             raise UsageError(f"{folder / name} is a link; records would be written elsewhere; replace it by the folder")

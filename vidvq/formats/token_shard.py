@@ -129,9 +129,8 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
     path = folder / CARD
     if not file_exists(path):
         missing = not is_remote(folder) and not folder.exists()
-        raise UsageError(
-            f"{folder} {'does not exist' if missing else f'has no {CARD}'}; give a directory that vidvq tokenize wrote"
-        )
+        fault = "does not exist" if missing else f"has no {CARD}"
+        raise UsageError(f"{folder} {fault}; give a directory that vidvq tokenize or vidvq generate wrote")
     return parse_tokenizer_card(read_json(path), f"{path}")
 
 

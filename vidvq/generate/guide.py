@@ -132,7 +132,7 @@ class Guide:
             JobStopped: the GPU has too little memory.
         """
         ((key, codes, info),) = samples
-        what = f"{key}: a step of {info.num_frames} frames of {info.height}x{info.width}"
+        what = f"{key}: a step of {info.num_frames} frames of {info.width}x{info.height}"
         with stopping_when_full(what, "or use smaller or shorter clips"):
             made = self.edit(key, codes, (info.height, info.width)).codes
         return [token_files(made, replace(info, quality=None), self._card)]

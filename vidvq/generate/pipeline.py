@@ -225,7 +225,7 @@ class GenerationPipeline:
         return [token_files(codes, each.info, card) for codes, each in zip(made, samples, strict=False)]
 
     def _encoding(self, key: str, frames: int, info: ClipInfo | ItemInfo | TokenInfo) -> AbstractContextManager[None]:
-        what = f"{key}: encoding {frames} frames of {info.height}x{info.width}"
+        what = f"{key}: encoding {frames} frames of {info.width}x{info.height}"
         return stopping_when_full(what, "or use smaller or shorter clips")
 
     def _pending(self, key: str, given: np.ndarray | None, condition: Condition, info: TokenInfo) -> PendingSample:

@@ -12,6 +12,7 @@ from vidvq.formats.npy import read_npy
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.generate.blanking import hide_between, hide_box
 from vidvq.generate.requests import FillConfig, InterpolateConfig
+from vidvq.log import counted
 from vidvq.storage import resolve_path
 
 # Smallest value of a hidden pixel in a greyscale mask of 8 bits.
@@ -93,8 +94,8 @@ def prepare(
     t, h, w = frames.shape[:3]
     if mask is not None:
         if mask.shape[1:] != (h, w) or len(mask) not in (1, t):
-            size = "x".join(map(str, mask.shape))
-            raise UsageError(f"has {t} frames of {h}x{w} pixels; mask={config.mask} has {size}, so use another mask")
+            size = f"{counted(len(mask), 'frames')} of {mask.shape[2]}x{mask.shape[1]}"
+            raise UsageError(f"has {t} frames of {w}x{h} pixels; mask={config.mask} has {size}, so use another mask")
         hidden = np.broadcast_to(mask, (t, h, w)).copy()
         hidden = ~hidden if config.outside else hidden
     else:

@@ -114,5 +114,5 @@ def test_clips_of_another_size_than_their_tokens_are_refused(monkeypatch, tokens
     card, (tokenizer, _) = make_card(read_tokenizer_card(tokens_dir)), load_tokenizer(checkpoint_dir)
     data = TokenDataConfig((str(tokens_dir),), batch_size=BATCH, latents=3)
     config = GenerateTrainConfig(data, tasks=TaskConfig(fill=1), pixels=PixelConfig((str(clips_dir),)))
-    with pytest.raises(UsageError, match="pixels.clips has 9 frames of 64x40 .* have a grid of 3x4x5"):
+    with pytest.raises(UsageError, match="pixels.clips has 9 frames of 40x64 .* have a grid of 3x4x5"):
         ExampleDataset(config, card, TokenDataset(data, 0), Columns({}, {}, {}), tokenizer)
