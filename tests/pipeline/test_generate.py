@@ -396,7 +396,7 @@ def test_a_batch_is_padded_and_recorded(tmp_path, generator, tokens_dir, clips_d
 @pytest.mark.parametrize(
     ("full", "task", "message"),
     [
-        ("vidvq.generate.pipeline.sample_codes", "predict", "a batch of 1 samples of 3x4x5 codes"),
+        ("vidvq.generate.pipeline.sample_codes", "predict", "a batch of 1 sample of 3x4x5 codes"),
         ("vidvq.model.VideoTokenizer.encode", "predict", ": encoding 5 frames of 32x40"),
         ("vidvq.generate.pipeline.encode_visible", "interpolate", ": encoding 9 frames of 32x40"),
     ],

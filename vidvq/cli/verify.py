@@ -48,7 +48,7 @@ def verify(folder: Path) -> int:
     shards = log.counted(report.shards, "shards")
     account = (
         f"{log.counted(report.items, 'items')} planned, {report.ok} ok, {report.failed} failed, "
-        f"{report.filtered} filtered, {shards}, {report.bytes / 1e6:.1f} MB"
+        f"{report.filtered} filtered, {shards}, {log.in_bytes(report.bytes)}"
     )
     return _report(folder, report.problems, report.notes, shards, account)
 

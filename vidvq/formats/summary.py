@@ -9,7 +9,7 @@ from pathlib import Path
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commits, record_path
 from vidvq.formats.plan import Plan, newer_generation, read_plan
-from vidvq.log import counted
+from vidvq.log import counted, in_bytes
 from vidvq.storage import file_exists, pretty_json, remove_attempts, safe_join, write_shared
 
 SUMMARY = "summary.json"
@@ -74,7 +74,7 @@ class JobSummary:
     def lines(self) -> list[str]:
         """The summary as text: a line of totals, then each reason with examples."""
         totals = f"{self.ok} ok, {self.num_failed} failed, {self.num_filtered} filtered of {self.planned} planned; "
-        totals += f"{counted(self.shards, 'shards')}, {self.bytes / 1e6:.1f} MB"
+        totals += f"{counted(self.shards, 'shards')}, {in_bytes(self.bytes)}"
         stats = format_stats(self.stats)
         stats += [f"{self.bytes / tokens:.2f} bytes per token"] if (tokens := self.stats.get("tokens")) else []
         text = [", ".join([totals, *stats])]
@@ -89,7 +89,7 @@ class JobSummary:
 
 def format_stats(stats: dict[str, int]) -> list[str]:
     """Statistics of a stage as text: counts, and means of scores."""
-    counts = [f"{count} {name}" for name, count in sorted(stats.items()) if not name.endswith(SCORE_SUFFIX)]
+    counts = [counted(count, name) for name, count in sorted(stats.items()) if not name.endswith(SCORE_SUFFIX)]
     means = {
         name.removesuffix(SCORE_SUFFIX): total * SCORE_UNIT / max(stats.get("scored", 1), 1)
         for name, total in sorted(stats.items())

@@ -95,7 +95,9 @@ def prepare(
     if mask is not None:
         if mask.shape[1:] != (h, w) or len(mask) not in (1, t):
             size = f"{counted(len(mask), 'frames')} of {mask.shape[2]}x{mask.shape[1]}"
-            raise UsageError(f"has {t} frames of {w}x{h} pixels; mask={config.mask} has {size}, so use another mask")
+            raise UsageError(
+                f"has {counted(t, 'frames')} of {w}x{h} pixels; mask={config.mask} has {size}, so use another mask"
+            )
         hidden = np.broadcast_to(mask, (t, h, w)).copy()
         hidden = ~hidden if config.outside else hidden
     else:
@@ -133,7 +135,7 @@ def _interpolate(
     step = config.insert + 1 if config.insert else config.every or t
     hidden = hide_between(frames.shape[:3], step).numpy()
     if not hidden.any():
-        raise UsageError(f"has {t} frames, none between the given ones; use longer clips")
+        raise UsageError(f"has {counted(t, 'frames')}, none between the given ones; use longer clips")
     return frames, hidden, info
 
 
