@@ -271,6 +271,7 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     out = tmp_path / "out"
     done = vidvq("generate", "predict", generator, damaged, "--out", out, *FAST)
     assert done.code == 1 and "bad_prompt" in done.err
+    assert done.err.count(location.shard.name) == 1 and f"{location.shard}: {location.key}: " in done.err
     assert location.key not in codes_of(out) and len(codes_of(out)) == len(index_tokens(damaged)) - 1
     assert vidvq("verify", out).code == 0
     location.shard.write_bytes(whole)

@@ -42,7 +42,8 @@ def read_mask(path: str) -> np.ndarray:
             mask = _read_png(data)
     # Pillow raises SyntaxError for damage.
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"mask={path} cannot be read: {error}; set it to a PNG or npy file") from error
+        fault = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UsageError(f"mask={path} cannot be read: {fault}; set it to a PNG or npy file") from error
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3:
         raise UsageError(f"mask={path} has shape {mask.shape}; it must be h w, or t h w")

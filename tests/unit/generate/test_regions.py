@@ -74,6 +74,8 @@ def test_inserted_frames_divide_the_intervals():
 
 def test_a_mistake_is_named(tmp_path):
     path = tmp_path / "mask.npy"
+    with pytest.raises(UsageError, match=r"mask=\S+ cannot be read: No such file or directory; set it to a PNG"):
+        read_mask(str(path))
     np.save(path, np.ones((4, 8)))
     with pytest.raises(UsageError, match="24x16 pixels; mask=.*has 1 frame of 8x4"):
         prepare(FillConfig(mask=str(path)), FRAMES, INFO, read_mask(str(path)))
