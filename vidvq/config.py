@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vidvq.errors import UsageError
-from vidvq.settings import Setting, complete, plain_union, settings_of, to_plain
+from vidvq.settings import Setting, complete, find_type, settings_of, to_plain
 
 T = TypeVar("T")
 _MAX_YAML_VALUES = 100_000
@@ -59,9 +59,10 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     known = {file.stem: file for folder in _folders("configs") for file in folder.glob("*.yaml")}
+    near = get_close_matches(path.stem, known, 3) or sorted(known)
     if path.suffix in {"", ".yaml"} and path.parent == Path() and path.stem in known:
         return known[path.stem]
-    raise ConfigError(f"config {name} is not a file; give a YAML file or a packaged name: {', '.join(sorted(known))}")
+    raise ConfigError(f"config {name} is not a file; give a YAML file or a packaged name: {', '.join(near)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -271,22 +272,29 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
     # Paths show the user's keys, without the union member that pydantic inserts.
     node: Any = data
     path: list[str] = []
-    union = plain_union(kind, detail["loc"])
-    for part in detail["loc"][: union[0]] if union else detail["loc"]:
+    location = detail["loc"]
+    if detail["type"] == "missing" and isinstance(location[-1], int):
+        # Of a list that is too short, the list is wrong.
+        location = location[:-1]
+    found = find_type(kind, location)
+    location = location[: found[0]] if found else location
+    for part in location:
         if is_mapping(node) and part not in node and node.get("kind") == part:
             continue
         path.append(str(part))
         node = node.get(part) if is_mapping(node) else None
+    # Items of lists are not walked.
+    value = detail["input"] if found and isinstance(location[-1], int) else node
     name = ".".join(path)
-    if union:
-        return f"{name}={_short(node)}: must be {union[1]}"
     if detail["type"] == "unexpected_keyword_argument":
         near = _nearest(name, [*_paths(settings_of(kind), data)])
         return f"{name}={_short(detail['input'])} is not a known field" + (f"; did you mean {near}?" if near else "")
-    if detail["type"] in {"missing", "missing_argument"}:
+    if detail["type"] in {"missing", "missing_argument"} and len(location) == len(detail["loc"]):
         return f"{name} is missing"
     if detail["type"] == "value_error":
         return (f"{name}: " if name else "") + str(detail["ctx"]["error"])
+    if found:
+        return f"{name}={_short(value)}: must be {found[1]}"
     if detail["type"] == "dataclass_type":
         return f"{name}={_short(node)}: must be a mapping of settings"
     # YAML has lists, not tuples.

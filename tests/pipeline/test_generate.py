@@ -464,15 +464,15 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         ("sample", generator, "text=a", "prompts=b"): "exclude each other",
         ("sample", generator, f"n={10**11}"): f"n={10**11} is more than the 1,000,000 samples of a job",
         ("sample", generator, "n=600000", f"prompts={prompts}"): "n=600000 for each of 2 texts is more than",
-        ("sample", generator, f"frames={10**12}"): "input should be less than or equal to 1000000",
-        ("predict", generator, tokens_dir, f"frames={10**12}"): "input should be less than or equal to 1000000",
-        ("sample", generator, "height=64"): "frames of 64x40 are larger than the 32x40",
+        ("sample", generator, f"frames={10**12}"): "must be an integer, from 1 to 1000000, or null",
+        ("predict", generator, tokens_dir, f"frames={10**12}"): "must be an integer, from 1 to 1000000, or null",
+        ("sample", generator, "height=64"): "frames of 40x64 are larger than the 40x32",
         ("sample", generator, tokens_dir): "one argument too many",
         ("sample", tokens_dir): "is not a checkpoint",
         ("sample", other_checkpoint): "is not a generator",
         ("sample", generator, "sampling.temperature=1e-300"): "temperature=1e-300 must be 0 (nothing",
-        ("sample", generator, "sampling.guidance=1e38"): "input should be less than or equal to 1000",
-        ("sample", generator, "fps=0.0001"): "fps=0.0001: input should be greater than or equal to 0.001",
+        ("sample", generator, "sampling.guidance=1e38"): "must be a number, from 0 to 1000",
+        ("sample", generator, "fps=0.0001"): "fps=0.0001: must be a number, from 0.001 to 1000",
         ("sample", slow): "the training samples have 0.0001 frames per second; set fps=",
         ("predict", generator, foreign): "was trained on tokens of tokenizer",
         ("predict", generator, tokens_dir, "given=4"): "given=4 must be 1 + a multiple of 4; nearest 1 or 5",
@@ -497,7 +497,7 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
     ("overrides", "expected"),
     [
         (("objective=next", "tasks.fill=1", "pixels.clips=c"), "tasks.fill needs objective=masked"),
-        (("tasks.fill=1", "pixels.clips=[]"), "should have at least 1 item"),
+        (("tasks.fill=1", "pixels.clips=[]"), "must be a list of texts, not empty"),
         (("tasks.interpolate=1",), "tasks.interpolate needs pixels"),
         (("conditions.label=kind",), "conditions.label is a column of the clips; set pixels.clips="),
         (("conditions.text=caption", "pixels.clips=[c]"), "texts need both, the column and a text encoder"),
@@ -574,7 +574,7 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     wrong = vidvq("generate", "evaluate", run, tokens_dir, "given=3")
     assert wrong.code == 2 and "given=3 must be 1 + a multiple of 4; nearest 1 or 5" in wrong.error
     wrong = vidvq("generate", "evaluate", run, tokens_dir, "seeds=[]")
-    assert wrong.code == 2 and "seeds=[]: list should have at least 1 item" in wrong.error
+    assert wrong.code == 2 and "seeds=[]: must be a list of integers, not empty" in wrong.error
     # Without the task of generating, only what follows the given frames counts: codes of the second codebook.
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("predict",))
     write_random(run / "checkpoints/step-00000002", card)
