@@ -138,7 +138,7 @@ def find_type(kind: type, location: Sequence[Any]) -> tuple[int, str] | None:
         The number of parts of the location up to the setting, and its type in words; None if there is no such setting.
     """
     hint: Any = kind
-    for count, part in enumerate([*location, None]):
+    for count, part in enumerate([*location, ""]):
         arms = [arm for arm in _arms(hint) if arm is not type(None)]
         groups: dict[Any, Any] = {getattr(arm, "kind", None): arm for arm in arms if is_dataclass(arm)}
         if len(arms) == 1 and get_origin(arms[0]) is tuple and isinstance(part, int):
