@@ -18,7 +18,7 @@ from vidvq.corpus.lists import is_list, names_videos
 from vidvq.corpus.tars import is_tar, open_tar, read_tar
 from vidvq.errors import UsageError
 from vidvq.export.targets import read_header
-from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
+from vidvq.formats.checkpoint import checkpoint_name, find_checkpoint, is_generator, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.columns import PREFIX as COLUMNS
@@ -263,7 +263,7 @@ def _checkpoint(path: Path) -> Iterator[str]:
         yield from _generator(read_generator(folder))
         return
     checkpoint = read_checkpoint(folder)
-    yield f"{checkpoint.path}: checkpoint at step {checkpoint.config['step']}"
+    yield f"{checkpoint_name(checkpoint.path)}: checkpoint at step {checkpoint.config['step']}"
     yield f"  token fingerprint {checkpoint.fingerprints.token}"
     yield f"  decoder fingerprint {checkpoint.fingerprints.decoder}"
     for part in ("encoder", "quantizer", "decoder"):

@@ -361,6 +361,8 @@ def refuse_other_origin(
         more = len(found) - _SHOWN_DIFFERENCES
         shown = "; ".join(found[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         same = "Give another --out, or the same inputs and settings"
+        if made_from.get("token_fingerprint") != plan.made_from.get("token_fingerprint"):
+            same += ", and --checkpoint"
         if made_from.get("inputs") != plan.made_from.get("inputs"):
             same += "; to change the inputs, --add takes new videos alone, and --remove takes one that is gone"
         raise UsageError(f"{folder} was made from other inputs or settings: {shown}. {same}")

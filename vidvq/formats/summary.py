@@ -25,7 +25,7 @@ class Reason:
 
     Attributes:
         count: number of items.
-        examples: details of the first few.
+        examples: the first few different details.
     """
 
     count: int
@@ -114,7 +114,7 @@ class _Tally:
         for outcome in outcomes:
             self.counts[outcome.reason] += 1
             shown = self.examples.setdefault(outcome.reason, [])
-            if len(shown) < _EXAMPLES:
+            if len(shown) < _EXAMPLES and outcome.detail not in shown:
                 shown.append(outcome.detail)
 
     def reasons(self) -> dict[str, Reason]:
