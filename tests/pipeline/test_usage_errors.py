@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,22 @@ def test_training_without_clips_names_the_setting(tmp_path, monkeypatch, tokens_
     assert ran.code == 2 and "demo/clips/train does not exist; set data.clips to a directory that vidvq" in ran.error
     ran = vidvq("train", "demo", f"data.clips={tokens_dir}")
     assert ran.code == 2 and "was written by vidvq tokenize; set data.clips to" in ran.error
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["train", "data.clips=clips"], "a config must precede data.clips=clips; give a YAML file or a packaged name"),
+        (["train", "demo", "clips"], "'clips' is no setting; settings must be key.sub=value"),
+        (["config", "shrad"], "'shrad' is not a command with settings; did you mean shard?"),
+        (["shard", "{video}", "--out", "{video}"], "box.mp4 is a file; give a folder as --out"),
+        (["shard", "*.avi", "--out", "x"], "no file matches *.avi; give video files, folders, globs"),
+        (["tokenize", "{clips}", "--out", "x", "gop_frames=10"], "gop_frames=10 is for raw video; each clip in"),
+    ],
+)
+def test_a_slip_of_a_newcomer_is_told_what_to_give(tmp_path, monkeypatch, clips_dir, demo_videos, vidvq, command, said):
+    monkeypatch.chdir(tmp_path)
+    video = shutil.copy(demo_videos / "train/box.mp4", tmp_path)
+    ran = vidvq(*(each.format(video=video, clips=clips_dir) for each in command))
+    assert ran.code == 2 and said in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["box.mp4"]

@@ -374,6 +374,8 @@ def refuse_foreign(folder: Path) -> None:
     Raises:
         UsageError: names the first file that was found.
     """
+    if not is_remote(folder) and folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give a folder as --out")
     for name in sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []:
         if not name.startswith(_PLANNING_FILES) and not has_plan(folder):
             raise UsageError(f"{folder} is not empty and has no plan.json (found {name}); give an empty --out")

@@ -222,6 +222,10 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
             raise UsageError(
                 f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with"
             )
+        if config.gop_frames != TokenizeConfig.gop_frames:
+            raise UsageError(
+                f"gop_frames={config.gop_frames} is for raw video; each clip in {clips} is one sample. Leave it out"
+            )
         return TokenizeClips(clips=clips, **found)
     if config.where:
         raise UsageError(
