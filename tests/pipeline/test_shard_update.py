@@ -182,6 +182,7 @@ def test_a_killed_update_resumes(corpus, snapshot, vidvq, tmp_path):
     ("arguments", "said"),
     [
         (["--remove", "/nowhere.mp4"], "has no input /nowhere.mp4"),
+        (["--remove", "/nowhere/a.mp4"], "has no input /nowhere/a.mp4; did you mean /"),
         (["--remove", "/x.mp4", "--add"], "exclude each other"),
         (["x.mp4", "--remove", "/x.mp4"], "take no videos"),
         (["--retry-failed", "clip.crf=3"], "clip.crf=3 cannot be changed"),

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -148,7 +148,10 @@ def _remove(stage: VideoStage[AnyVideoRow], plan: Plan, uris: set[str], out: Pat
             if present:
                 fingerprint.add(source, -1)
     if missing := sorted(uris - found):
-        raise UsageError(f"{out} has no input {missing[0]}; give a URI of the plan (vidvq inspect SHARD lists them)")
+        name = PurePath(missing[0]).name
+        near = next((source.uri for source in sources_of(plan, stage.row) if PurePath(source.uri).name == name), None)
+        remedy = f"did you mean {near}?" if near else "give a URI of the plan (vidvq inspect SHARD lists them)"
+        raise UsageError(f"{out} has no input {missing[0]}; {remedy}")
     return _extend(stage, plan, fingerprint, rows, out) if rows else plan
 
 
