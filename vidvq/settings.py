@@ -141,9 +141,13 @@ def find_type(kind: type, location: Sequence[Any]) -> tuple[int, str] | None:
     for count, part in enumerate([*location, ""]):
         arms = [arm for arm in _arms(hint) if arm is not type(None)]
         groups: dict[Any, Any] = {getattr(arm, "kind", None): arm for arm in arms if is_dataclass(arm)}
-        if len(arms) == 1 and get_origin(arms[0]) is tuple and isinstance(part, int):
-            items = get_args(arms[0])
-            hint = items[0 if items[-1] is Ellipsis else part]
+        only = arms[0] if len(arms) == 1 else None
+        origin, inner = get_origin(only), get_args(only)
+        if origin is tuple and isinstance(part, int):
+            hint = inner[0 if inner[-1] is Ellipsis else part]
+            continue
+        if origin is dict and part:
+            hint = inner[1]
             continue
         if len(arms) > len(groups):
             return None if hint is None else (count, _in_a_sentence(describe_type(hint)))
@@ -155,7 +159,7 @@ def find_type(kind: type, location: Sequence[Any]) -> tuple[int, str] | None:
 
 
 def _in_a_sentence(described: str) -> str:
-    with_articles = re.sub(r"(^|; or )(number|list|mapping)\b", r"\1a \2", described)
+    with_articles = re.sub(r"(^|; or )(number|list|mapping|JSON)\b", r"\1a \2", described)
     return re.sub(r"(^|; or )integer\b", r"\1an integer", with_articles).replace("; or ", ", or ")
 
 

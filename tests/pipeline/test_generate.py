@@ -398,8 +398,8 @@ def test_a_batch_is_padded_and_recorded(tmp_path, generator, tokens_dir, clips_d
     ("full", "task", "message"),
     [
         ("vidvq.generate.pipeline.sample_codes", "predict", "a batch of 1 sample of 3x4x5 codes"),
-        ("vidvq.model.VideoTokenizer.encode", "predict", ": encoding 5 frames of 32x40"),
-        ("vidvq.generate.pipeline.encode_visible", "interpolate", ": encoding 9 frames of 32x40"),
+        ("vidvq.model.VideoTokenizer.encode", "predict", ": encoding 5 frames of 40x32"),
+        ("vidvq.generate.pipeline.encode_visible", "interpolate", ": encoding 9 frames of 40x32"),
     ],
 )
 def test_a_full_gpu_stops_the_job(
@@ -741,7 +741,7 @@ def test_a_class_and_a_text_are_taken_as_they_are_written(captioned, tmp_path, t
         assert recorded(captioned[0], f"text={text}")["texts"] == [text]
     config.write_text("label: no")
     wrong = vidvq("generate", "sample", run, "--out", tmp_path / "none", "--config", config, *FAST)
-    assert wrong.code == 2 and "label=False: must be text, or integer" in wrong.error
+    assert wrong.code == 2 and "label=False: must be text, or an integer" in wrong.error
 
 
 def caption(clips, function, vidvq):

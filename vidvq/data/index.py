@@ -10,9 +10,9 @@ from zlib import crc32
 import numpy as np
 
 from vidvq.errors import UsageError
-from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
+from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.commit import Commit, finished_shards
-from vidvq.formats.plan import Plan, read_plan
+from vidvq.formats.plan import read_clip_plan
 from vidvq.formats.selection import ClipSelection
 from vidvq.storage import read_range, resolve_path
 from vidvq.video import VideoError
@@ -80,7 +80,7 @@ def read_clip_index(folders: list[str], where: str | None = None, name: str = "d
         UsageError: a directory is incomplete or damaged, or no clip is selected.
     """
     paths = [resolve_path(folder) for folder in folders]
-    plans = [_read_clip_plan(path, name) for path in paths]
+    plans = [read_clip_plan(path, name) for path in paths]
     found = list(zip(paths, plans, strict=True))
     selections = [ClipSelection(path, plan, where, "data.where") if where else None for path, plan in found]
     shards: list[Path] = []
@@ -119,14 +119,6 @@ def read_bytes(file: ByteRange) -> bytes:
     if crc32(data) != file.crc32:
         raise VideoError("damaged", f"{file.shard} is damaged at byte {file.offset}; run vidvq verify")
     return data
-
-
-def _read_clip_plan(folder: Path, name: str) -> Plan:
-    remedy = f"set {name} to a directory that vidvq shard wrote"
-    plan = read_plan(folder, remedy)
-    if plan.header.prefix != PREFIX:
-        raise UsageError(f"{folder} was written by vidvq {plan.stage}; {remedy}")
-    return plan
 
 
 def _read_shard(selection: ClipSelection | None, shard: tuple[Path, Commit]) -> tuple[list[str], np.ndarray]:

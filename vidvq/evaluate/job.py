@@ -14,7 +14,7 @@ from vidvq.evaluate.reconstruct import DecodedFiles, InProcess, Reconstructor, l
 from vidvq.evaluate.scores import ClipScore, CodecScore, Evaluation, VideoScorer, finish, nominal_bits
 from vidvq.formats.checkpoint import checkpoint_name
 from vidvq.formats.clip_shard import ClipInfo, read_clips, read_infos
-from vidvq.formats.plan import read_plan
+from vidvq.formats.plan import read_clip_plan, read_plan
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.log import info as say
 from vidvq.log import progress
@@ -100,6 +100,7 @@ def run_evaluate_tokenizers(
 
 
 def _infos(clips: Path) -> dict[str, ClipInfo]:
+    read_clip_plan(clips, "CLIPS")
     return {key: info for shard in list_shards(clips) for key, info in read_infos(shard)}
 
 

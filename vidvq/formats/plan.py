@@ -24,6 +24,7 @@ from pydantic import Field
 from vidvq.config import is_mapping, leaves
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, parse_table, shards_of
+from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.rows import Row, RowCodec
 from vidvq.formats.schema import Count, Digest, FileName, Label, parse
 from vidvq.storage import (
@@ -244,6 +245,22 @@ def read_plan(folder: Path, remedy: str = "give a directory that vidvq shard, ma
         table = _concat(table, added.filter(is_new))
     _refuse_other_table(folder, headers[-1], table)
     return Plan(tuple(headers), table, touched)
+
+
+def read_clip_plan(folder: Path, name: str) -> Plan:
+    """Read and check the plan of a directory of clip shards.
+
+    Args:
+        name: the setting or argument that names the directory.
+
+    Raises:
+        UsageError: there is none, another command wrote it, or its files do not belong together.
+    """
+    remedy = f"set {name} to a directory that vidvq shard wrote"
+    plan = read_plan(folder, remedy)
+    if plan.header.prefix != CLIPS:
+        raise UsageError(f"{folder} was written by vidvq {plan.stage}; {remedy}")
+    return plan
 
 
 def newer_generation(folder: Path, plan: Plan) -> str:

@@ -15,11 +15,10 @@ from vidvq.decode.batch import Clip, decode_together
 from vidvq.decode.config import default_batch
 from vidvq.decode.stream import open_tokenizer
 from vidvq.errors import UsageError
-from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.commit import read_commit
-from vidvq.formats.plan import Plan, read_plan
+from vidvq.formats.plan import Plan, read_clip_plan
 from vidvq.formats.token_index import committed_shards, index_shard
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo
@@ -220,11 +219,10 @@ class Gallery:
 
     def _read_clip_plan(self, clips: Path, tokens: Path) -> Plan:
         """Read the plan of the clips, and check that some of the samples were made from them."""
-        remedy = f"give --clips the clip shards that {tokens} was made from"
-        plan = read_plan(clips, remedy)
+        plan, remedy = read_clip_plan(clips, "--clips"), f"set --clips to the clip shards that {tokens} was made from"
         keys = [self.locate(index).key for index in range(0, self.total, -(-self.total // _COMPARED))]
         missing = [key for key in keys if _shard_of(plan, key) is None]
-        if plan.header.prefix != CLIPS or len(missing) == len(keys):
+        if len(missing) == len(keys):
             raise UsageError(f"{clips} has no originals of the clips in {tokens}, such as {keys[0]}; {remedy}")
         if missing:
             warn(f"{len(missing)} of {len(keys)} clips have no original in {clips}, such as {missing[0]}; {remedy}")
