@@ -144,7 +144,8 @@ def test_a_killed_process_that_reads_data_ends_the_run_with_a_remedy(warm, clips
             os.killpg(job.pid, signal.SIGKILL)
     assert job.returncode == 1, stderr
     last = stderr.splitlines()[-1]
-    assert last.startswith("vidvq: a process that reads the data was killed (Killed), usually for want of memory")
+    # It may have been about to hand a batch over, whose reader cannot know of the signal.
+    assert re.match(r"vidvq: a process that reads the data (was killed \(Killed\)|exited), usually for want of", last)
     assert "set data.batch_size or data.workers lower" in last and "Traceback" not in stderr
 
 

@@ -184,6 +184,13 @@ def test_a_dead_worker_is_reported_with_a_remedy(tokens_dir, monkeypatch, died, 
         raise RuntimeError(f"DataLoader worker {died}")
         yield
 
+    def cut_off(*_, **__):
+        raise EOFError
+        yield
+
+    monkeypatch.setattr(micro_batches, "DataLoader", cut_off)
+    with pytest.raises(WorkerLost, match=r"reads the data exited, .*; set data.batch_size or data.workers lower"):
+        next(iter(TokenLoader(tokens_dir, batch_size=2, workers=1)))
     monkeypatch.setattr(micro_batches, "DataLoader", batches)
     with pytest.raises(WorkerLost, match=f"reads the data {how}, .*; set data.batch_size or data.workers lower"):
         next(iter(TokenLoader(tokens_dir, batch_size=2, workers=1)))

@@ -77,7 +77,15 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
     # that exist only in the parent.
     gc.collect()
     with reporting_lost_workers():
-        for batch in loader:
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except (EOFError, OSError) as error:
+                if not config.workers:
+                    raise
+                # A worker returns what it cannot read as a value: this one died while it handed a batch over.
+                raise _lost("exited") from error
             if isinstance(batch, UnreadableBatch):
                 raise batch.error
             yield batch
@@ -95,11 +103,14 @@ def reporting_lost_workers() -> Generator[None, None, None]:
     except RuntimeError as error:
         if not (found := _LOST.search(str(error))):
             raise
-        how = f"was killed ({found['signal']})" if found["signal"] else "exited"
-        raise WorkerLost(
-            f"a process that reads the data {how}, usually for want of memory; set data.batch_size or "
-            "data.workers lower, and run the same command again to resume"
-        ) from error
+        raise _lost(f"was killed ({found['signal']})" if found["signal"] else "exited") from error
+
+
+def _lost(how: str) -> WorkerLost:
+    return WorkerLost(
+        f"a process that reads the data {how}, usually for want of memory; set data.batch_size or data.workers lower, "
+        "and run the same command again to resume"
+    )
 
 
 def _start_worker(worker: int) -> None:
