@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vidvq.errors import UsageError
-from vidvq.settings import Setting, complete, plain_union, settings_of, to_plain
+from vidvq.settings import Setting, complete, find_type, settings_of, to_plain
 
 T = TypeVar("T")
 _MAX_YAML_VALUES = 100_000
@@ -59,9 +59,10 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     known = {file.stem: file for folder in _folders("configs") for file in folder.glob("*.yaml")}
+    near = get_close_matches(path.stem, known, 3) or sorted(known)
     if path.suffix in {"", ".yaml"} and path.parent == Path() and path.stem in known:
         return known[path.stem]
-    raise ConfigError(f"config {name} is not a file; give a YAML file or a packaged name: {', '.join(sorted(known))}")
+    raise ConfigError(f"config {name} is not a file; give a YAML file or a packaged name: {', '.join(near)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     for override in overrides:
         path, sign, text = override.partition("=")
         if not sign or not path:
-            raise ConfigError(f"override {override!r} must be key.sub=value")
+            raise ConfigError(f"{override!r} is no setting; settings must be key.sub=value")
         *parents, last = path.split(".")
         node = merged
         for parent in parents:
@@ -176,12 +177,13 @@ def strict_adapter(kind: type[T]) -> TypeAdapter[Any]:
     return TypeAdapter(cast(Any, kind | None), config={"extra": "forbid"})
 
 
-def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
+def load(kind: type[T], path: Path | None, overrides: list[str], base: dict[str, Any] | None = None) -> T:
     """Read a config file, apply overrides and validate the result.
 
     Args:
         path: YAML file; None for the defaults.
         overrides: ``key.sub=value`` settings.
+        base: settings below those of the file, instead of the defaults.
 
     Raises:
         ConfigError: the file, an override or a field is wrong.
@@ -192,13 +194,21 @@ def load(kind: type[T], path: Path | None, overrides: list[str]) -> T:
         raise ConfigError(
             f"{path} has no setting of this command, but {names}; `vidvq config {path}` shows whose they are"
         )
-    data = apply_overrides(file, overrides)
+    data = apply_overrides(_merge(base or {}, file), overrides)
     source = (f"{path} with the given settings" if overrides else str(path)) if path else "config"
     _refuse_infinite(data, source)
     config = validate(kind, data, source)
     # A number may have been given as text, such as 1e400, which YAML takes for none.
     _refuse_infinite(to_dict(config), source)
     return config
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings with others over them; a group of another kind is replaced whole."""
+    if "kind" in over and over["kind"] != base.get("kind"):
+        return over
+    both = {name for name in base.keys() & over.keys() if is_mapping(base[name]) and is_mapping(over[name])}
+    return base | over | {name: _merge(base[name], over[name]) for name in both}
 
 
 def _refuse_infinite(value: Any, source: str, name: str = "") -> None:
@@ -262,22 +272,29 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
     # Paths show the user's keys, without the union member that pydantic inserts.
     node: Any = data
     path: list[str] = []
-    union = plain_union(kind, detail["loc"])
-    for part in detail["loc"][: union[0]] if union else detail["loc"]:
+    location = detail["loc"]
+    if detail["type"] == "missing" and isinstance(location[-1], int):
+        # Of a list that is too short, the list is wrong.
+        location = location[:-1]
+    found = find_type(kind, location)
+    location = location[: found[0]] if found else location
+    for part in location:
         if is_mapping(node) and part not in node and node.get("kind") == part:
             continue
         path.append(str(part))
         node = node.get(part) if is_mapping(node) else None
+    # Items of lists are not walked.
+    value = detail["input"] if found and isinstance(location[-1], int) else node
     name = ".".join(path)
-    if union:
-        return f"{name}={_short(node)}: must be {union[1]}"
     if detail["type"] == "unexpected_keyword_argument":
         near = _nearest(name, [*_paths(settings_of(kind), data)])
         return f"{name}={_short(detail['input'])} is not a known field" + (f"; did you mean {near}?" if near else "")
-    if detail["type"] in {"missing", "missing_argument"}:
+    if detail["type"] in {"missing", "missing_argument"} and len(location) == len(detail["loc"]):
         return f"{name} is missing"
     if detail["type"] == "value_error":
         return (f"{name}: " if name else "") + str(detail["ctx"]["error"])
+    if found:
+        return f"{name}={_short(value)}: must be {found[1]}"
     if detail["type"] == "dataclass_type":
         return f"{name}={_short(node)}: must be a mapping of settings"
     # YAML has lists, not tuples.

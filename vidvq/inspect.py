@@ -18,7 +18,7 @@ from vidvq.corpus.lists import is_list, names_videos
 from vidvq.corpus.tars import is_tar, open_tar, read_tar
 from vidvq.errors import UsageError
 from vidvq.export.targets import read_header
-from vidvq.formats.checkpoint import find_checkpoint, is_generator, list_steps, read_checkpoint
+from vidvq.formats.checkpoint import checkpoint_name, find_checkpoint, is_generator, list_steps, read_checkpoint
 from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.columns import PREFIX as COLUMNS
@@ -31,10 +31,13 @@ from vidvq.formats.summary import RecordSum, format_stats
 from vidvq.formats.tar import read_headers, read_samples
 from vidvq.formats.token_shard import MEDIA as TOKENS_MEDIA
 from vidvq.formats.token_shard import PACKED, TokenizerCard, parse_tokens, read_tokenizer_card
-from vidvq.log import counted
+from vidvq.log import counted, in_bytes
 from vidvq.storage import canonical_json, read_json
 
 _SHOWN = 10
+# Files that are described with the directory that they are of.
+_RECORDS = ("summary.json", "metrics.json", "export.json", "decode.json")
+_REMEDY = "give a video, a shard, a plan, a checkpoint, or a directory of them"
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -44,7 +47,7 @@ def describe(path: Path) -> Iterator[str]:
         UsageError: the path does not exist, or its type is unknown.
     """
     if not path.exists():
-        raise UsageError(f"{path} does not exist; give a video, a shard, a plan, a checkpoint, or a directory of them")
+        raise UsageError(f"{path} does not exist; {_REMEDY}")
     if path.is_dir():
         return _directory(path)
     if not path.is_file():
@@ -62,6 +65,10 @@ def describe(path: Path) -> Iterator[str]:
         return _checkpoint(path.parent)
     if path.suffix == ".json" and path.parent.name == "commits":
         return _commit(path)
+    if path.name in _RECORDS:
+        # Files of others have these names too.
+        with suppress(UsageError):
+            return _directory(path.parent)
     if is_list(path):
         raise UsageError(f"{path} is a list of videos; vidvq shard {path} --dry-run shows what it names")
     return _video(path)
@@ -76,7 +83,7 @@ def _directory(path: Path) -> Iterator[str]:
         return _export(path)
     if (path / "decode.json").is_file():
         return _decoded(path)
-    raise UsageError(f"{path} has no plan.json, model.safetensors or export.json; vidvq did not write it")
+    raise UsageError(f"{path} has no plan.json, model.safetensors or export.json; vidvq did not write it; {_REMEDY}")
 
 
 def _decoded(folder: Path) -> Iterator[str]:
@@ -101,10 +108,11 @@ def _value(value: Any) -> str:
 def _export(folder: Path) -> Iterator[str]:
     header = read_header(folder)
     parts = [part for stem in header.parts if (part := read_part(folder, stem))]
-    yield f"{folder}: an export to {header.target}, {len(parts)} of {len(header.parts)} parts finished"
+    yield f"{folder}: an export to {header.target}, {len(parts)} of {counted(len(header.parts), 'parts')} finished"
     clips, ids = sum(part.clips for part in parts), sum(part.ids for part in parts)
     yield f"  {counted(clips, 'clips')}, {ids} ids of {header.dtype}"
-    yield f"  vocabulary: {header.vocabulary} ids, special tokens {header.specials or 'none'}"
+    specials = ", ".join(f"{name} {number}" for name, number in header.specials.items())
+    yield f"  vocabulary: {header.vocabulary} ids, special tokens: {specials or 'none'}"
     yield f"  order: {header.order} ({header.axes})"
     yield f"  token fingerprint: {header.token_fingerprint}"
 
@@ -120,7 +128,7 @@ def _job(folder: Path) -> Iterator[str]:
     kind = kinds.get(plan.stage, f"shards of vidvq {plan.stage}")
     yield f"{folder}: {kind} of plan {plan.plan_id[:12]}"
     yield f"  planned: {counted(plan.num_items, 'items')} in {counted(plan.num_shards, 'shards')}"
-    yield f"  committed: {counted(committed, 'shards')}, {summary.bytes / 1e6:.1f} MB"
+    yield f"  committed: {counted(committed, 'shards')}, {in_bytes(summary.bytes)}"
     yield f"  items: {summary.ok} ok, {summary.num_failed} failed, {summary.num_filtered} filtered"
     yield from (f"  {line}" for line in format_stats(summary.stats))
     yield "made from:"
@@ -144,7 +152,7 @@ def _parquet(path: Path) -> Iterator[str]:
 
 def _table(path: Path, table: pq.ParquetFile) -> Iterator[str]:
     columns = [f"{field.name} ({field.type})" for field in table.schema_arrow]
-    yield f"{path}: parquet file that vidvq did not write, {table.metadata.num_rows} rows"
+    yield f"{path}: parquet file that vidvq did not write, {counted(table.metadata.num_rows, 'rows')}"
     yield f"  columns: {', '.join(columns[:_SHOWN])}" + (f" and {len(columns) - _SHOWN} more" * (len(columns) > _SHOWN))
     if names_videos(table.schema_arrow):
         yield f"  a list of videos; vidvq shard {path} --dry-run shows what it names"
@@ -183,13 +191,13 @@ def _foreign_tar(path: Path) -> Iterator[str]:
     others = _other_members(path)
     if kinds["torn_tar"] and not videos and not others:
         raise UsageError(f"{path} is not a readable tar; it is damaged, or not a tar")
-    yield f"{path}: tar that vidvq did not write, {videos} videos, {path.stat().st_size / 1e6:.1f} MB"
+    yield f"{path}: tar that vidvq did not write, {counted(videos, 'videos')}, {in_bytes(path.stat().st_size)}"
     yield from shown
     if videos > len(shown):
         yield f"  and {videos - len(shown)} more"
     if others:
         yield f"  other members: {', '.join(f'{count} {kind}' for kind, count in others.most_common(_SHOWN))}"
-    yield from (f"  {count} members cannot be read: {reason}" for reason, count in sorted(kinds.items()))
+    yield from (f"  {counted(count, 'members')} cannot be read: {reason}" for reason, count in sorted(kinds.items()))
     if videos:
         yield f"  vidvq shard {path} --out DIR makes clips of them"
 
@@ -215,7 +223,7 @@ def _shard(path: Path) -> Iterator[str]:
             lines.append(f"  {key}: {_sample(path, key, files, card)}")
     kinds = {CLIPS: "clip shard", COLUMNS: "column shard"}
     kind = "token shard" if card else kinds.get(path.name.partition("-")[0], "tar")
-    yield f"{path}: {kind}, {count} samples, {path.stat().st_size / 1e6:.1f} MB"
+    yield f"{path}: {kind}, {counted(count, 'samples')}, {in_bytes(path.stat().st_size)}"
     yield from lines
     if count > _SHOWN:
         yield f"  and {count - _SHOWN} more"
@@ -227,15 +235,15 @@ def _sample(path: Path, key: str, files: dict[str, bytes], card: TokenizerCard |
         grid = "x".join(str(length) for length in codes.shape)
         form = f"{codes.dtype}, packed" if PACKED in files else codes.dtype
         return (
-            f"{grid} codes ({prod(codes.shape)} tokens, {form}) of {info.num_frames} frames "
+            f"{grid} codes ({counted(prod(codes.shape), 'tokens')}, {form}) of {counted(info.num_frames, 'frames')} "
             f"{info.width}x{info.height} at {info.fps:g} fps from {info.source}"
         )
     if path.name.startswith(CLIPS):
         media = media_of(files, f"{path}: {key}")
         info = parse_clip_info(files["json"], f"{path}: {key}")
         return (
-            f"{info.num_frames} frames {info.width}x{info.height} at {info.fps:g} fps, {len(files[media])} bytes of "
-            f"{media}, clip {info.clip_index} of {info.source}"
+            f"{counted(info.num_frames, 'frames')} {info.width}x{info.height} at {info.fps:g} fps, "
+            f"{len(files[media])} bytes of {media}, clip {info.clip_index} of {info.source}"
         )
     if path.name.startswith(COLUMNS):
         return ", ".join(f"{name}={value!r}" for name, value in sorted(parse_columns(files, f"{path}: {key}").items()))
@@ -255,7 +263,7 @@ def _checkpoint(path: Path) -> Iterator[str]:
         yield from _generator(read_generator(folder))
         return
     checkpoint = read_checkpoint(folder)
-    yield f"{checkpoint.path}: checkpoint at step {checkpoint.config['step']}"
+    yield f"{checkpoint_name(checkpoint.path)}: checkpoint at step {checkpoint.config['step']}"
     yield f"  token fingerprint {checkpoint.fingerprints.token}"
     yield f"  decoder fingerprint {checkpoint.fingerprints.decoder}"
     for part in ("encoder", "quantizer", "decoder"):
@@ -298,7 +306,7 @@ def _video(path: Path) -> Iterator[str]:
         if path.suffix == ".json":
             content = read_json(path)
             kind = content.get("format", "unknown") if isinstance(content, dict) else "unknown"
-            raise UsageError(f"{path} is JSON of format {kind}, not an artifact") from error
+            raise UsageError(f"{path} is JSON of format {kind}, not an artifact; {_REMEDY}") from error
         raise UsageError(f"{path} is not a usable video: {error}") from error
     yield f"{path}: {info.codec} video in {info.container}"
     duration_s = info.num_frames / info.fps

@@ -18,6 +18,7 @@ from vidvq.redact import printable, redact
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 PLAIN_INTERVAL_S = 10.0
+_BYTE_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def info(message: str) -> None:
@@ -33,6 +34,15 @@ def warn(message: str) -> None:
 def counted(number: int, unit: str) -> str:
     """Text of a number with its unit, which is given in the plural: `1 shard`, `3 shards`."""
     return f"{number} {unit.removesuffix('s') if number == 1 else unit}"
+
+
+def in_bytes(count: float) -> str:
+    """Format a number of bytes in decimal units, such as ``4.7 MB``."""
+    for size, unit in _BYTE_UNITS:
+        # What would be rounded to 1000.0 is one of the next unit.
+        if count >= 0.99995 * size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
 
 
 class _LineColumn(ProgressColumn):

@@ -21,6 +21,9 @@ _ENTRY = re.compile(r"    (\w+(?:, \w+)*): (.*)")
 _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false", JsonValue: "JSON value"}
 
 
+_LIMITS = ("ge", "gt", "le", "lt", "min_length")
+
+
 @dataclass(frozen=True)
 class Located:
     """Marks the type of a text that may be a path, which depends on the working directory.
@@ -124,27 +127,40 @@ def _group_of(hint: Any, data: Any, default: Any) -> type | None:
     return next((arm for arm in arms if len(arms) == 1 or getattr(arm, "kind", None) == kind), None)
 
 
-def plain_union(kind: type, location: Sequence[Any]) -> tuple[int, str] | None:
-    """Find a setting of several plain types, such as ``auto`` or an integer, on the way to an error of pydantic.
+def find_type(kind: type, location: Sequence[Any]) -> tuple[int, str] | None:
+    """Find the setting, not a group of them, on the way to an error of pydantic.
 
     Args:
         kind: the config dataclass.
-        location: the error's location: names, and the members of unions that pydantic tried.
+        location: the error's location: names, items of lists, and the members of unions that pydantic tried.
 
     Returns:
-        The number of parts of the location up to the setting, and its types in words; None if there is no such setting.
+        The number of parts of the location up to the setting, and its type in words; None if there is no such setting.
     """
     hint: Any = kind
-    for count, part in enumerate(location):
+    for count, part in enumerate([*location, ""]):
         arms = [arm for arm in _arms(hint) if arm is not type(None)]
         groups: dict[Any, Any] = {getattr(arm, "kind", None): arm for arm in arms if is_dataclass(arm)}
-        if not groups:
-            return (count, describe_type(hint).replace("; or ", ", or ")) if len(arms) > 1 else None
+        only = arms[0] if len(arms) == 1 else None
+        origin, inner = get_origin(only), get_args(only)
+        if origin is tuple and isinstance(part, int):
+            hint = inner[0 if inner[-1] is Ellipsis else part]
+            continue
+        if origin is dict and part:
+            hint = inner[1]
+            continue
+        if len(arms) > len(groups):
+            return None if hint is None else (count, _in_a_sentence(describe_type(hint)))
         if len(groups) > 1:
             hint = groups.get(part)
         else:
             hint = get_type_hints(*groups.values(), include_extras=True).get(part)
     return None
+
+
+def _in_a_sentence(described: str) -> str:
+    with_articles = re.sub(r"(^|; or )(number|list|mapping|JSON)\b", r"\1a \2", described)
+    return re.sub(r"(^|; or )integer\b", r"\1an integer", with_articles).replace("; or ", ", or ")
 
 
 def meanings_of(kind: type) -> dict[str, str]:
@@ -231,10 +247,12 @@ def _limits(metadata: tuple[Any, ...]) -> str:
     found: dict[str, Any] = {}
     for each in metadata:
         for limit in getattr(each, "metadata", ()):
-            found |= {name: getattr(limit, name) for name in ("ge", "gt", "le", "lt") if hasattr(limit, name)}
+            found |= {name: getattr(limit, name) for name in _LIMITS if hasattr(limit, name)}
     if "ge" in found and "le" in found:
-        return f"from {found['ge']:g} to {found['le']:g}"
-    words = {"ge": "{:g} or more", "gt": "above {:g}", "le": "at most {:g}", "lt": "below {:g}"}
+        return f"from {found['ge']:.9g} to {found['le']:.9g}"
+    if "min_length" in found:
+        return "not empty" if found["min_length"] == 1 else f"of {found['min_length']} or more"
+    words = {"ge": "{:.9g} or more", "gt": "above {:.9g}", "le": "at most {:.9g}", "lt": "below {:.9g}"}
     return ", ".join(words[name].format(value) for name, value in found.items())
 
 

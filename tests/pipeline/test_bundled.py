@@ -31,3 +31,12 @@ def test_a_video_goes_through_it_without_a_word_about_checkpoints(vidvq, tmp_pat
     original = reader.read(list(range(len(decoded))))
     assert len(decoded) == 25
     assert psnr(original, decoded) > psnr(original, mean_frame(original)) + 2
+
+
+def test_it_is_shown_by_its_name(vidvq, tmp_path, tokens_dir, clips_dir):
+    ran = vidvq("inspect", "bundled")
+    assert ran.code == 0 and ran.out.startswith("bundled: checkpoint at step ")
+    ran = vidvq("decode", tokens_dir, "--out", tmp_path / "out")
+    assert ran.code == 2 and "but bundled is tokenizer" in ran.error and str(BUNDLED) not in ran.error
+    ran = vidvq("tokenize", clips_dir, "--out", tokens_dir, "runtime.workers=0")
+    assert ran.code == 2 and "Give another --out, or the same inputs and settings, and --checkpoint" in ran.error

@@ -160,7 +160,10 @@ def test_a_code_out_of_range_is_refused(vidvq, tmp_path, tokens_dir, checkpoint_
         (["verify", "--frobnicate", "x"], "No such option"),
         (["verify", "{empty}"], "has no plan.json"),
         (["verify", "/nowhere"], "/nowhere does not exist"),
-        (["train", "demo", "--out", "{out}", "data.clips={tokens}"], "was written by vidvq tokenize; give a directory"),
+        (
+            ["train", "demo", "--out", "{out}", "data.clips={tokens}"],
+            "was written by vidvq tokenize; set data.clips to a directory",
+        ),
         (["tokenize", "{clips}", "--checkpoint", "/nowhere", "--out", "{out}"], "/nowhere does not exist"),
         (["decode", "/nowhere", "--checkpoint", "{checkpoint}", "--out", "{out}"], "/nowhere does not exist"),
         (["inspect", "/nowhere"], "/nowhere does not exist"),

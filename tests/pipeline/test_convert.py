@@ -78,7 +78,7 @@ def test_a_checkpoint_with_code_is_refused_and_its_code_is_not_run(tmp_path, vid
 
 
 MISTAKES = {
-    "missing": ({}, "a.pth does not exist"),
+    "missing": ({}, "a.pth does not exist; give a file of torch.save"),
     "folder": ({}, "a.pth is a folder; give the file in it"),
     "text": ({}, "is damaged, or of another format; give a checkpoint of tensors that torch.save wrote"),
     "script": ({}, "is a TorchScript file, which is code; give a checkpoint of tensors"),

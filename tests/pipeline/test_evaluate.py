@@ -377,3 +377,8 @@ def test_a_gpu_processes_a_clip_in_one_call(checkpoint_dir, monkeypatch):
     assert not torch.backends.cudnn.allow_tf32
     assert (gpu_codes == codes).mean() > 0.98
     assert np.abs(gpu_frames.astype(int) - frames).mean() < 2
+
+
+def test_tokens_in_place_of_clips_are_named(tokens_dir, checkpoint_dir, vidvq):
+    ran = vidvq("evaluate", tokens_dir, "--checkpoint", checkpoint_dir)
+    assert ran.code == 2 and "was written by vidvq tokenize; set CLIPS to a directory that vidvq shard" in ran.error

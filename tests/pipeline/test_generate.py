@@ -275,6 +275,7 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     out = tmp_path / "out"
     done = vidvq("generate", "predict", generator, damaged, "--out", out, *FAST)
     assert done.code == 1 and "bad_prompt" in done.err
+    assert done.err.count(location.shard.name) == 1 and f"{location.shard}: {location.key}: " in done.err
     assert location.key not in codes_of(out) and len(codes_of(out)) == len(index_tokens(damaged)) - 1
     assert vidvq("verify", out).code == 0
     location.shard.write_bytes(whole)
@@ -289,7 +290,7 @@ def test_a_prompt_that_cannot_be_read_is_a_counted_failure(tmp_path, generator, 
     card = make_card(read_tokenizer_card(tokens_dir), shapes=((3, 4, 4),))
     small = write_random(tmp_path / "small", card)
     larger = vidvq("generate", "predict", small, damaged, "--out", tmp_path / "larger", *FAST)
-    assert larger.code == 1 and "frames of 32x40 are larger than the 32x32" in larger.err
+    assert larger.code == 1 and "frames of 40x32 are larger than the 32x32" in larger.err
     missing = vidvq("generate", "predict", generator, damaged, "--out", tmp_path / "none", *FAST, "--retry-failed")
     assert missing.code == 2 and "has no failed samples to retry" in missing.error
 
@@ -321,7 +322,7 @@ def test_predict_interpolate_and_fill_take_videos(
     for width, found in ((8, 48), (10**30, 10**30 + 40)):
         box = f"box=[40,0,{width},32]"
         larger = vidvq("generate", "fill", generator, videos[0], "--out", tmp_path / str(width), box, *options)
-        assert larger.code == 1 and f"frames of 32x{found} are larger than the 32x40" in larger.err
+        assert larger.code == 1 and f"frames of {found}x32 are larger than the 40x32" in larger.err
     longer = vidvq(
         "generate", "interpolate", generator, clips_dir, "--out", tmp_path / "longer", f"insert={10**30}", *options
     )
@@ -400,9 +401,9 @@ def test_a_batch_is_padded_and_recorded(tmp_path, generator, tokens_dir, clips_d
 @pytest.mark.parametrize(
     ("full", "task", "message"),
     [
-        ("vidvq.generate.pipeline.sample_codes", "predict", "a batch of 1 samples of 3x4x5 codes"),
-        ("vidvq.model.VideoTokenizer.encode", "predict", ": encoding 5 frames of 32x40"),
-        ("vidvq.generate.pipeline.encode_visible", "interpolate", ": encoding 9 frames of 32x40"),
+        ("vidvq.generate.pipeline.sample_codes", "predict", "a batch of 1 sample of 3x4x5 codes"),
+        ("vidvq.model.VideoTokenizer.encode", "predict", ": encoding 5 frames of 40x32"),
+        ("vidvq.generate.pipeline.encode_visible", "interpolate", ": encoding 9 frames of 40x32"),
     ],
 )
 def test_a_full_gpu_stops_the_job(
@@ -467,15 +468,15 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
         ("sample", generator, "text=a", "prompts=b"): "exclude each other",
         ("sample", generator, f"n={10**11}"): f"n={10**11} is more than the 1,000,000 samples of a job",
         ("sample", generator, "n=600000", f"prompts={prompts}"): "n=600000 for each of 2 texts is more than",
-        ("sample", generator, f"frames={10**12}"): "input should be less than or equal to 1000000",
-        ("predict", generator, tokens_dir, f"frames={10**12}"): "input should be less than or equal to 1000000",
-        ("sample", generator, "height=64"): "frames of 64x40 are larger than the 32x40",
+        ("sample", generator, f"frames={10**12}"): "must be an integer, from 1 to 1000000, or null",
+        ("predict", generator, tokens_dir, f"frames={10**12}"): "must be an integer, from 1 to 1000000, or null",
+        ("sample", generator, "height=64"): "frames of 40x64 are larger than the 40x32",
         ("sample", generator, tokens_dir): "one argument too many",
         ("sample", tokens_dir): "is not a checkpoint",
         ("sample", other_checkpoint): "is not a generator",
         ("sample", generator, "sampling.temperature=1e-300"): "temperature=1e-300 must be 0 (nothing",
-        ("sample", generator, "sampling.guidance=1e38"): "input should be less than or equal to 1000",
-        ("sample", generator, "fps=0.0001"): "fps=0.0001: input should be greater than or equal to 0.001",
+        ("sample", generator, "sampling.guidance=1e38"): "must be a number, from 0 to 1000",
+        ("sample", generator, "fps=0.0001"): "fps=0.0001: must be a number, from 0.001 to 1000",
         ("sample", slow): "the training samples have 0.0001 frames per second; set fps=",
         ("predict", generator, foreign): "was trained on tokens of tokenizer",
         ("predict", generator, tokens_dir, "given=4"): "given=4 must be 1 + a multiple of 4; nearest 1 or 5",
@@ -500,7 +501,7 @@ def test_a_mistake_is_one_line_before_any_work(tmp_path, generator, tokens_dir, 
     ("overrides", "expected"),
     [
         (("objective=next", "tasks.fill=1", "pixels.clips=c"), "tasks.fill needs objective=masked"),
-        (("tasks.fill=1", "pixels.clips=[]"), "should have at least 1 item"),
+        (("tasks.fill=1", "pixels.clips=[]"), "must be a list of texts, not empty"),
         (("tasks.interpolate=1",), "tasks.interpolate needs pixels"),
         (("conditions.label=kind",), "conditions.label is a column of the clips; set pixels.clips="),
         (("conditions.text=caption", "pixels.clips=[c]"), "texts need both, the column and a text encoder"),
@@ -577,7 +578,7 @@ def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
     wrong = vidvq("generate", "evaluate", run, tokens_dir, "given=3")
     assert wrong.code == 2 and "given=3 must be 1 + a multiple of 4; nearest 1 or 5" in wrong.error
     wrong = vidvq("generate", "evaluate", run, tokens_dir, "seeds=[]")
-    assert wrong.code == 2 and "seeds=[]: list should have at least 1 item" in wrong.error
+    assert wrong.code == 2 and "seeds=[]: must be a list of integers, not empty" in wrong.error
     # Without the task of generating, only what follows the given frames counts: codes of the second codebook.
     card = make_card(read_tokenizer_card(tokens_dir), tasks=("predict",))
     write_random(run / "checkpoints/step-00000002", card)
@@ -758,7 +759,7 @@ def test_a_class_and_a_text_are_taken_as_they_are_written(captioned, tmp_path, t
         assert recorded(captioned[0], f"text={text}")["texts"] == [text]
     config.write_text("label: no")
     wrong = vidvq("generate", "sample", run, "--out", tmp_path / "none", "--config", config, *FAST)
-    assert wrong.code == 2 and "label=False: must be text, or integer" in wrong.error
+    assert wrong.code == 2 and "label=False: must be text, or an integer" in wrong.error
 
 
 def caption(clips, function, vidvq):

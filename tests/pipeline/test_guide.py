@@ -127,6 +127,6 @@ def test_wrong_arguments_are_one_line(
     assert "is not a CLIP model of transformers" in error(*text, "--clip", tiny_clips)
     assert "--text is empty" in error("--text", " ", *model)
     assert "make one of clips, videos or images with vidvq tokenize" in error(*text, *model, tokens=tiny_clips)
-    assert "give the checkpoint that made the tokens" in error(*text, *model, checkpoint=other_checkpoint)
+    assert "set --checkpoint to the one that made the tokens" in error(*text, *model, checkpoint=other_checkpoint)
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "guide needs the library transformers; pip install" in error(*text, *model)

@@ -68,7 +68,8 @@ def test_a_retry_takes_a_reason_or_all_of_one_kind(tmp_path, make_video, monkeyp
         today.setattr(probe, "local_file", refuse)
         assert vidvq("shard", tmp_path, "--out", out, *SETTINGS, *RUN).code == 0
     assert sources(out) == ["d.mp4"]
-    assert vidvq("shard", "--out", out, "--retry-failed=fetch", *RUN).code == 0
+    ran = vidvq("shard", "--out", out, "--retry-failed=fetch", *RUN)
+    assert ran.code == 2 and "give one" in ran.error and "fetch_failed(403) (1)" in ran.error
     assert sources(out) == ["d.mp4"], "a part of a reason's name is no reason"
     assert vidvq("shard", "--out", out, "--retry-failed=fetch_failed(403)", *RUN).code == 0
     assert sources(out) == ["a.mp4", "d.mp4"]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tarfile
 import weakref
 from fractions import Fraction
@@ -67,7 +68,7 @@ def test_clips_of_every_encoding_are_described(tmp_path, make_video, vidvq, enco
 def test_parquet_files_are_named(tmp_path, clips_dir, copy_of, vidvq):
     pq.write_table(pa.table({"url": ["a.mp4"], "caption": ["a"]}), tmp_path / "list.parquet")
     ran = vidvq("inspect", tmp_path / "list.parquet")
-    assert ran.code == 0 and "that vidvq did not write, 1 rows" in ran.out and "a list of videos" in ran.out
+    assert ran.code == 0 and "that vidvq did not write, 1 row\n" in ran.out and "a list of videos" in ran.out
     inside = pa.array([{"bytes": b"x", "path": "a.mp4"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     pq.write_table(pa.table({"clip": inside}), tmp_path / "list.parquet")
     assert "no column names videos; lists.uri=COLUMN" in vidvq("inspect", tmp_path / "list.parquet").out
@@ -124,3 +125,13 @@ def test_times_rounded_to_milliseconds_are_a_constant_rate(tmp_path, make_video,
     pts = [round(frame * 1000 / 30) for frame in range(9)]
     ran = vidvq("inspect", make_video(tmp_path / "x.mkv", len(pts), pts=pts, time_base=Fraction(1, 1000)))
     assert ran.code == 0 and "constant frame rate" in ran.out
+
+
+def test_counts_of_one_and_small_sizes_are_in_words(tmp_path, make_video, vidvq):
+    video, clips = make_video(tmp_path / "one.mp4", 1), tmp_path / "clips"
+    settings = "clip.num_frames=1 clip.min_frames=1 clip.short_side=16 clip.multiple=8 runtime.workers=0".split()
+    ran = vidvq("shard", video, "--out", clips, *settings)
+    assert ran.code == 0 and re.search(r"1 shard, \d+\.\d kB, 1 frame$", ran.err, re.MULTILINE), ran.err
+    ran = vidvq("inspect", clips / "clips-000000.tar")
+    assert re.search(r": clip shard, 1 sample, \d+\.\d kB\n.*: 1 frame 32x16 at", ran.out), ran.out
+    assert "1 item planned" in vidvq("verify", clips).out

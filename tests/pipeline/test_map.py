@@ -137,7 +137,7 @@ def test_another_function_version_or_argument_is_another_job(clips, vidvq, tmp_p
         ("@:motion", ["arguments.k=1"], "motion(frames, info) must take (frames, info) and arguments={'k': 1}, or be"),
         ("@:unbuildable", [], "the function of vidvq map cannot be built: OSError: no weights (map_functions.py:50)"),
         ("@:not_a_function", [], "cannot be built: not_a_function returned int; it must return a function of"),
-        ("@:motion", ["arguments.k=2024-01-01"], "arguments.k=datetime.date(2024, 1, 1): input was not a valid JSON"),
+        ("@:motion", ["arguments.k=2024-01-01"], "arguments.k=datetime.date(2024, 1, 1): must be a JSON value"),
         ("@:motion", ["gpus=1.5"], "gpus=1.5 must be a fraction below 1, or a whole number"),
         ("@:motion", ["revision=1"], "revision=1 is not a known field"),
     ],

@@ -143,6 +143,28 @@ def test_a_clip_that_failed_to_be_cut_is_cut_and_its_neighbours_are_copied(corpu
     assert vidvq("verify", other).code == 0
 
 
+def test_an_update_takes_the_settings_of_the_corpus_and_those_that_change_nothing(corpus, make_video, tmp_path, vidvq):
+    _, out = corpus
+    new = make_video(tmp_path / "new.mp4", 8, size=(32, 96))
+    own = tmp_path / "own.yaml"
+    own.write_text("clip: {num_frames: 4, short_side: 16}\n")
+    changeable = ("limits.download_deadline_s=9", "limits.allow_denied=true", "max_failed=1", INLINE)
+    ran = vidvq("shard", new, "--out", out, "--add", "--config", own, *SETTINGS, *changeable)
+    assert ran.code == 0, ran.err
+    assert sources(out)["new.mp4"] == 2
+
+
+def test_a_resumed_job_with_other_inputs_is_told_how_to_change_them(corpus, make_video, vidvq):
+    videos, out = corpus
+    make_video(videos / "f.mp4", 8, size=(32, 96))
+    ran = vidvq("shard", videos, "--out", out, *SETTINGS, INLINE)
+    assert ran.code == 2 and "f.mp4 was added" in ran.error and "--add" in ran.error and "--remove" in ran.error
+    ran = vidvq("shard", videos, "--out", out, *SETTINGS[1:], INLINE)
+    (videos / "f.mp4").unlink()
+    ran = vidvq("shard", videos, "--out", out, *SETTINGS[1:], INLINE)
+    assert ran.code == 2 and "clip.num_frames was 4, now 33" in ran.error and "--add" not in ran.error
+
+
 def test_a_killed_update_resumes(corpus, snapshot, vidvq, tmp_path):
     videos, out = corpus
     twin = Path(shutil.copytree(out, tmp_path / "twin"))
@@ -160,9 +182,14 @@ def test_a_killed_update_resumes(corpus, snapshot, vidvq, tmp_path):
     ("arguments", "said"),
     [
         (["--remove", "/nowhere.mp4"], "has no input /nowhere.mp4"),
+        (["--remove", "/nowhere/a.mp4"], "has no input /nowhere/a.mp4; did you mean /"),
         (["--remove", "/x.mp4", "--add"], "exclude each other"),
         (["x.mp4", "--remove", "/x.mp4"], "take no videos"),
         (["--retry-failed", "clip.crf=3"], "clip.crf=3 cannot be changed"),
+        (["--retry-failed", "clip.crf=3"], "keeps its clip.crf=17"),
+        (["--retry-failed", "--config", "demo-shard"], "cannot be changed"),
+        (["--retry-failed=decode_eror"], "fails for the reason decode_eror; give one"),
+        (["--retry-failed=decode_eror"], "failed: not_a_video (1)"),
         (["nowhere.mp4", "--add"], "nowhere.mp4 does not exist"),
     ],
 )

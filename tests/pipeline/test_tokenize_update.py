@@ -198,6 +198,12 @@ def test_a_killed_update_resumes(videos, tokens, tokenize, snapshot, vidvq, tmp_
     assert snapshot(tokenize(twins[1], videos, *SETTINGS)) == snapshot(tokens)
 
 
+def test_a_setting_that_is_given_again_unchanged_is_no_change(tokens, tokenize, snapshot):
+    before = snapshot(tokens)
+    again = ("device=cpu", "precision=fp32", "kernels=torch", "batch=1")
+    assert snapshot(tokenize(tokens, "--retry-failed", *SETTINGS, *again)) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -206,6 +212,8 @@ def test_a_killed_update_resumes(videos, tokens, tokenize, snapshot, vidvq, tmp_
         (["x.mp4", "--remove", "/x.mp4"], "take no videos"),
         (["--retry-failed", "gop_frames=9"], "gop_frames=9 cannot be changed"),
         (["--retry-failed", "quality.min_psnr=9"], "min_psnr=9.0 needs share above 0"),
+        (["--retry-failed", "batch=9"], "batch=9 cannot be changed by an update"),
+        (["--retry-failed=decode_eror"], "failed: not_a_video (1)"),
         (["nowhere.mp4", "--add"], "nowhere.mp4 does not exist"),
         (["{clips}", "--add"], "is a directory of shards; --add takes videos"),
         (["--retry-failed", "--checkpoint", "{other}"], "Give the --checkpoint or the function that made it"),
@@ -246,6 +254,9 @@ def test_failed_clips_are_retried(clips_dir, checkpoint_dir, tmp_path, snapshot,
     failed = json.loads((out / "summary.json").read_bytes())["failed"]["decoder_died"]["count"]
     ran = vidvq(*command, "--out", out, "--retry-failed=decoder_died")
     assert ran.code == 0 and f", {failed} to retry" in ran.err
+    assert vidvq(*command, "--out", out, "--retry-failed=decoder_died").code == 0, "none is left, which is no mistake"
+    ran = vidvq(*command, "--out", out, "--retry-failed=decoder_dead")
+    assert ran.code == 2 and "has no failed items; the reasons of vidvq are bad_name, " in ran.error
     assert vidvq("verify", out).code == 0
     samples = {key: files for path in sorted(alone.glob("*.tar")) for key, files in read_samples(path)}
     retried = {key: files for path in sorted(out.glob("*.tar")) for key, files in read_samples(path)}

@@ -71,7 +71,9 @@ def test_a_run_leaves_checkpoints_metrics_and_events(whole):
 
 def test_a_run_describes_itself_first(train, clips_dir, tmp_path):
     done = train(clips_dir, tmp_path / "run", "steps=1")
-    assert re.match(r"0\.\d M trainable parameters, fp32, on 1 x CPU; 2 of \d+ clips per step, 5x32x32\n", done.stderr)
+    assert re.match(
+        r"0\.\d M trainable parameters, fp32, on 1 x CPU; 2 of \d+ clips per step, 5 frames of 32x32\n", done.stderr
+    )
 
 
 def stop_at(warm, clips_dir: Path, out: Path, folder: str, number: signal.Signals) -> str:
@@ -84,7 +86,8 @@ def stop_at(warm, clips_dir: Path, out: Path, folder: str, number: signal.Signal
             assert job.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        job.send_signal(number)
+        # As a terminal does: the processes that read data receive Ctrl-C too.
+        (os.killpg if number == signal.SIGINT else os.kill)(job.pid, number)
         _, stderr = job.communicate(timeout=120)
     finally:
         with suppress(ProcessLookupError):
@@ -116,12 +119,34 @@ def test_a_stopped_run_saves_first(train, warm, clips_dir, whole, tmp_path, numb
     stderr = stop_at(warm, clips_dir, out, "step-00000004", number)
     assert message in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
+    assert stderr.count("finishing this step") == (number == signal.SIGINT)
     # The step after it may have been the last one before.
     assert list_steps(out)[-1].name != "step-00000004"
     done = train(clips_dir, out)
     assert done.returncode == 0, done.stderr
     assert told(out) == told(whole)
     assert read_checkpoint(out).fingerprints == read_checkpoint(whole).fingerprints
+
+
+def test_a_killed_process_that_reads_data_ends_the_run_with_a_remedy(warm, clips_dir, tmp_path):
+    out = tmp_path / "run"
+    job = warm.start(*command(clips_dir, out, "steps=100000"), start_new_session=True)
+    try:
+        while not (out / "checkpoints/step-00000004/fingerprint").exists():
+            assert job.poll() is None
+            time.sleep(0.02)
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        reader = next(pid for pid in children if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes())
+        os.kill(int(reader), signal.SIGKILL)
+        _, stderr = job.communicate(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    assert job.returncode == 1, stderr
+    last = stderr.splitlines()[-1]
+    # It may have been about to hand a batch over, whose reader cannot know of the signal.
+    assert re.match(r"vidvq: a process that reads the data (was killed \(Killed\)|exited), usually for want of", last)
+    assert "set data.batch_size or data.workers lower" in last and "Traceback" not in stderr
 
 
 def test_of_two_runs_at_once_in_one_directory_the_second_says_who_has_it(train, warm, clips_dir, whole, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ INLINE = "runtime.workers=0"
     ("name", "content", "said"),
     [
         ("x.json", b'{"a": 1}', "is JSON of format unknown"),
+        ("summary.json", b'{"a": 1}', "is JSON of format unknown, not an artifact; give a video, a shard"),
         ("x.json", b"[1]", "x.json"),
         ("x.json", b"{", "x.json"),
         ("x.csv", b"url\n", "is a list of videos; vidvq shard"),
@@ -65,7 +67,7 @@ def test_a_number_that_is_not_finite_is_one_line(tmp_path, demo_videos, vidvq, v
 
 def test_a_rate_whose_reciprocal_is_not_exact_is_refused(tmp_path, demo_videos, vidvq):
     ran = vidvq("shard", demo_videos / "train", "--out", tmp_path / "out", "clip.fps=0.000001", INLINE)
-    assert ran.code == 2 and "fps=1e-06: input should be greater than or equal to 0.00001" in ran.error
+    assert ran.code == 2 and "fps=1e-06: must be a number, from 1e-05 to 1000, or null" in ran.error
 
 
 @pytest.mark.parametrize(
@@ -224,3 +226,39 @@ def test_inspect_describes_a_folder_of_decoded_clips(tmp_path, tokens_dir, check
     ran = vidvq("inspect", out)
     assert ran.code == 0
     assert f"{len(list(out.glob('*.npy')))} decoded clips" in ran.out
+    assert vidvq("inspect", out / "decode.json").out == ran.out
+    ran = vidvq("verify", out)
+    assert ran.code == 2 and "holds decoded clips, which have no checksums; verify the tokens" in ran.error
+    ran = vidvq("verify", tmp_path)
+    assert ran.code == 2 and "shard, map, tokenize, generate or export wrote, or a checkpoint" in ran.error
+
+
+def test_a_summary_is_described_with_its_job(clips_dir, vidvq):
+    assert vidvq("inspect", clips_dir / "summary.json").out == vidvq("inspect", clips_dir).out != ""
+
+
+def test_training_without_clips_names_the_setting(tmp_path, monkeypatch, tokens_dir, vidvq):
+    monkeypatch.chdir(tmp_path)
+    ran = vidvq("train", "demo")
+    assert ran.code == 2 and "demo/clips/train does not exist; set data.clips to a directory that vidvq" in ran.error
+    ran = vidvq("train", "demo", f"data.clips={tokens_dir}")
+    assert ran.code == 2 and "was written by vidvq tokenize; set data.clips to" in ran.error
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["train", "data.clips=clips"], "a config must precede data.clips=clips; give a YAML file or a packaged name"),
+        (["train", "demo", "clips"], "'clips' is no setting; settings must be key.sub=value"),
+        (["config", "shrad"], "'shrad' is not a command with settings; did you mean shard?"),
+        (["shard", "{video}", "--out", "{video}"], "box.mp4 is a file; give a folder as --out"),
+        (["shard", "*.avi", "--out", "x"], "no file matches *.avi; give video files, folders, globs"),
+        (["tokenize", "{clips}", "--out", "x", "gop_frames=10"], "gop_frames=10 is for raw video; each clip in"),
+    ],
+)
+def test_a_slip_of_a_newcomer_is_told_what_to_give(tmp_path, monkeypatch, clips_dir, demo_videos, vidvq, command, said):
+    monkeypatch.chdir(tmp_path)
+    video = shutil.copy(demo_videos / "train/box.mp4", tmp_path)
+    ran = vidvq(*(each.format(video=video, clips=clips_dir) for each in command))
+    assert ran.code == 2 and said in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["box.mp4"]

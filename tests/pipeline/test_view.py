@@ -432,3 +432,23 @@ def test_statistics_of_another_tokenizer_are_refused(tokens_dir, checkpoint_dir,
     statistics.write_text(statistics.read_text().replace(fingerprint, "0" * 64))
     with pytest.raises(UsageError, match="is of tokenizer 000000000000"):
         Gallery(tokens_dir, checkpoint_dir, None, statistics)
+
+
+def test_originals_of_other_clips_are_refused_and_missing_ones_are_said(
+    tmp_path, tokens_dir, clips_dir, checkpoint_dir, tiny_clips, tiny_settings, demo_videos, vidvq
+):
+    page = ("--checkpoint", checkpoint_dir, "--out", tmp_path / "page.html", "--first", 1)
+    ran = vidvq("view", tokens_dir, "--clips", tiny_clips, *page)
+    assert ran.code == 2 and f"{tiny_clips} has no originals of the clips in {tokens_dir}, such as " in ran.error
+    ran = vidvq("view", tokens_dir, "--clips", tokens_dir, *page)
+    assert ran.code == 2 and "was written by vidvq tokenize; set --clips to a directory that vidvq shard" in ran.error
+    # Those of one video of two.
+    video, tokens = demo_videos / "train/phone.mkv", tmp_path / "tokens"
+    both = tmp_path / "both"
+    inputs = (demo_videos / "train/carphone.mp4", video)
+    assert vidvq("shard", *inputs, "--out", both, *tiny_settings, "runtime.workers=0").code == 0
+    end = ("--checkpoint", checkpoint_dir, "runtime.workers=0")
+    assert vidvq("tokenize", both, "--out", tokens, *end).code == 0
+    ran = vidvq("view", tokens, "--clips", clips_dir, *page)
+    assert ran.code == 0 and f"clips have no original in {clips_dir}, such as phone" in ran.err
+    assert "have no original" not in vidvq("view", tokens, "--clips", both, *page).err

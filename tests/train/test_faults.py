@@ -111,7 +111,7 @@ def test_a_run_stops_at_the_limit_of_rollbacks(train, tmp_path):
             ("data.num_frames=10",),
             "data.num_frames=10 must be 1 + a multiple of model.temporal_factor=4; nearest 9 or 13",
         ),
-        (("data.micro_batch_size=3",), "data.batch_size=4 must be a multiple of 1 processes"),
+        (("data.micro_batch_size=3",), "data.batch_size=4 must be a multiple of 1 process x data.micro"),
         (("start_from=/nowhere",), "/nowhere does not exist"),
         (("loss.perceptual=1", "loss.perceptual_net={kind: lpips, net: vgg, backbone: /nowhere.pth}"), "/nowhere.pth"),
         (("evaluation.clips=/nowhere",), "/nowhere does not exist"),

@@ -11,7 +11,7 @@ from vidvq.cli.options import split
 from vidvq.config import find_config, load
 from vidvq.demo import report_stages, run
 from vidvq.demo.report_run import DemoRun
-from vidvq.demo.stages import stages
+from vidvq.demo.stages import QUICK, StageSettings, stages
 from vidvq.generate.config import GenerateTrainConfig
 from vidvq.generate.requests import EvaluateConfig
 from vidvq.shard import ShardConfig
@@ -125,3 +125,10 @@ def test_the_report_lists_the_commands_of_the_stages_that_ran():
         "vidvq train out/train/config.yaml",
         "vidvq decode out/tokens/heldout --checkpoint out/train --out out/decoded/png format=png",
     ]
+
+
+@pytest.mark.parametrize("settings", [StageSettings(), QUICK])
+def test_no_command_has_a_setting_twice(settings):
+    for line in stages(Path("out"), settings).values():
+        names = [each.partition("=")[0] for each in line if "=" in each]
+        assert len(names) == len(set(names)), line

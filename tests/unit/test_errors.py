@@ -132,6 +132,34 @@ def test_an_exception_becomes_a_line_and_an_exit_code(raising, temporary, error,
     assert not list(temporary.iterdir())
 
 
+def test_a_path_that_may_not_be_read_is_the_users_mistake_and_named_from_the_outside(raising, monkeypatch, tmp_path):
+    (tmp_path / "secret/clips").mkdir(parents=True)
+    monkeypatch.setattr("os.access", lambda path, mode: "secret" not in str(path))
+    ran = raising(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "secret/clips/plan.json")))
+    assert ran.code == 2
+    said = f"vidvq: {tmp_path}/secret cannot be read (Permission denied); give this user access to it, or another path"
+    assert ran.error == said
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (SystemExit(15), "terminated"),
+        (KeyboardInterrupt(), "interrupted"),
+        (OSError(5, "Input/output error", "x"), "x"),
+    ],
+)
+def test_a_command_that_only_reads_has_nothing_to_resume(monkeypatch, vidvq, error, line):
+    @click.command()
+    def fail() -> int:
+        raise error
+
+    for name, resumes in (("view", False), ("verify", False), ("shard", True)):
+        monkeypatch.setitem(cli.commands, name, fail)
+        ran = vidvq(name)
+        assert line in ran.error and ("run the same command again to resume" in ran.error) == resumes
+
+
 @pytest.mark.parametrize("error", [SystemExit(1), StoreError("Ray failed"), RuntimeError("a bug")])
 def test_whatever_ends_a_terminated_command_gives_143(raising, temporary, monkeypatch, error):
     terminated = threading.Event()

@@ -134,3 +134,11 @@ def test_a_terminal_that_cannot_redraw_a_line_shows_plain_lines(clock, terminal)
         "shard: 2/4, 10.0 s/clip, eta 0:00:20",
         "shard: 4/4, 10.0 s/clip, took 0:00:40",
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1234, "1.2 kB"), (999_960, "1.0 MB"), (47_000_000, "47.0 MB"), (2.5e12, "2.5 TB")],
+)
+def test_bytes_have_the_unit_that_fits(count, text):
+    assert log.in_bytes(count) == text

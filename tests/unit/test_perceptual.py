@@ -57,7 +57,7 @@ def test_frames_that_a_network_cannot_take_are_refused(kind, side, monkeypatch):
     load_perceptual("st_lpips", "alex") if kind == "st_lpips" else load_perceptual("lpips", kind, "backbone.pth")
     frame = torch.zeros(1, 3, side, 40)
     assert made[0].per_frame(frame, frame).tolist() == [0]
-    with pytest.raises(UsageError, match=f"frames of {side - 1}x40 pixels are smaller than {side}x{side}, which this"):
+    with pytest.raises(UsageError, match=f"frames of 40x{side - 1} pixels are smaller than {side}x{side}, which this"):
         made[0](frame[:, :, 1:], frame[:, :, 1:])
 
 

@@ -30,7 +30,7 @@ def video(seed: int, frames: int = 4) -> np.ndarray:
 def test_ssim_of_frames_smaller_than_its_window_is_refused(gaussian, side):
     frames = video(0)[:, :side]
     assert frame_ssim(frames, frames, gaussian) == [1.0] * 4
-    message = f"frames of {side - 1}x24 pixels are smaller than the {side}x{side} window of SSIM"
+    message = f"frames of 24x{side - 1} pixels are smaller than the {side}x{side} window of SSIM"
     with pytest.raises(UsageError, match=message):
         frame_ssim(frames[:, 1:], frames[:, 1:], gaussian)
 

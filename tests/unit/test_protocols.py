@@ -52,7 +52,7 @@ def test_the_clips_are_passed_over_a_fixed_number_of_times():
     [
         ({"3-0": clip(3, 0, 16)}, "clip 3-0 has 16 frames, the protocol 17"),
         ({"3-1": clip(3, 1, 33)}, "clip 3-1 has 33 frames, the protocol 17"),
-        ({"3-0": clip(3, 0, size=(256, 448))}, "clip 3-0 is 256x448, the protocol 256x256"),
+        ({"3-0": clip(3, 0, size=(256, 448))}, "clip 3-0 is 448x256, the protocol 256x256"),
         ({"extra": clip(30, 0)}, "the clips are of 31 videos, the protocol has 30"),
     ],
 )

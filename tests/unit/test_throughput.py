@@ -107,6 +107,8 @@ def test_a_measurement_covers_the_time_since_the_last_one(throughput, monkeypatc
         in (throughput.alarms(expected)["data"])
     )
     assert not throughput.alarms(expected | {"data_wait": 0.05})
+    # 100,000 steps.
+    assert throughput.alarms(expected | {"step_s": 2.5e-3}) and not throughput.alarms(expected | {"step_s": 2e-3})
     throughput.reset()
     clock[0] += 1
     assert throughput.measure()["tflops"] == 0

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from vidvq.data import TokenLoader, pack_samples
+from vidvq.data import TokenLoader, micro_batches, pack_samples
+from vidvq.data.micro_batches import reporting_lost_workers
 from vidvq.data.tokens import make_sample
-from vidvq.errors import UsageError
+from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
 
@@ -167,3 +168,31 @@ def test_a_weight_below_0_is_refused(tokens_dir):
 def test_the_directory_may_be_a_path(tokens_dir):
     (of_path,), (of_text,) = (first_batches(TokenLoader(given, 2), 1) for given in (tokens_dir, str(tokens_dir)))
     assert of_path.keys == of_text.keys
+
+
+@pytest.mark.parametrize(
+    ("died", "how"),
+    [
+        ("(pid 7) is killed by signal: Killed. ", r"was killed \(Killed\)"),
+        ("(pid(s) 7, 8) exited unexpectedly", "exited"),
+        ("(pid 7) exited unexpectedly with exit code 1. Details are lost", "exited"),
+    ],
+)
+def test_a_dead_worker_is_reported_with_a_remedy(tokens_dir, monkeypatch, died, how):
+    # A worker that really dies makes torch raise wherever the main thread is, which may be in pytest.
+    def batches(*_, **__):
+        raise RuntimeError(f"DataLoader worker {died}")
+        yield
+
+    def cut_off(*_, **__):
+        raise EOFError
+        yield
+
+    monkeypatch.setattr(micro_batches, "DataLoader", cut_off)
+    with pytest.raises(WorkerLost, match=r"reads the data exited, .*; set data.batch_size or data.workers lower"):
+        next(iter(TokenLoader(tokens_dir, batch_size=2, workers=1)))
+    monkeypatch.setattr(micro_batches, "DataLoader", batches)
+    with pytest.raises(WorkerLost, match=f"reads the data {how}, .*; set data.batch_size or data.workers lower"):
+        next(iter(TokenLoader(tokens_dir, batch_size=2, workers=1)))
+    with pytest.raises(RuntimeError, match="other"), reporting_lost_workers():
+        raise RuntimeError("other")

@@ -1,5 +1,6 @@
 """`vidvq config`: every setting of a command, with its default, type and meaning."""
 
+from difflib import get_close_matches
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
 
@@ -159,7 +160,12 @@ def show_config(arguments: tuple[str, ...]) -> int:
             click.echo(f"{name}: {', '.join(stage.groups)}")
         click.echo("`vidvq config STAGE` prints all settings of a stage.")
         return 0
-    data = config.read_yaml(config.find_config(names[0])) if names else {}
+    try:
+        data = config.read_yaml(config.find_config(names[0])) if names else {}
+    except config.ConfigError as error:
+        if stage_name or not (near := get_close_matches(names[0], STAGES, 1)):
+            raise
+        raise UsageError(f"{names[0]!r} is not a command with settings; did you mean {near[0]}?") from error
     stage_name = stage_name or _stage_of(data, names[0])
     stage = STAGES[stage_name]
     settings = resolve(stage.config_type(), config.apply_overrides(data, overrides))

@@ -12,6 +12,7 @@ from vidvq import config, log
 from vidvq.cli.config import STAGES, settings_epilog
 from vidvq.cli.options import config_option, config_path, json_option, out_option, retry_option, split, take_reason
 from vidvq.errors import UsageError
+from vidvq.settings import flow_yaml
 
 if TYPE_CHECKING:
     from vidvq.jobs import CorpusUpdate, Stage
@@ -26,6 +27,8 @@ _CHANGEABLE = (
     "gpus=",
     "deadline_s=",
     "lists.allow_private=",
+    "limits.download_deadline_s=",
+    "limits.allow_denied=",
 )
 _INPUT_OPTIONS = (
     click.option("--add", is_flag=True, help="Add inputs to the corpus in --out, in new shards, with its settings."),
@@ -126,14 +129,17 @@ def _settings_of_corpus(
     from vidvq.formats.plan import read_plan
     from vidvq.jobs.update import check_update
 
-    fixed = [config_name] if config_name else [each for each in overrides if not each.startswith(_CHANGEABLE)]
-    if fixed:
-        raise UsageError(f"{fixed[0]} cannot be changed by an update; the corpus in {out} keeps its settings")
     plan = read_plan(out)
     check_update(plan, stage_type.name, inputs, update, out)
-    settings = config.validate(
-        stage_type.config_type, config.apply_overrides(stage_type.settings_of(plan.made_from), overrides)
-    )
+    planned = stage_type.settings_of(plan.made_from)
+    settings = config.load(stage_type.config_type, config_path(config_name), overrides, planned)
+    kept = dict(config.leaves(config.to_dict(config.validate(stage_type.config_type, planned))))
+    for path, value in config.leaves(config.to_dict(settings)):
+        if value != kept.get(path) and not f"{path}=".startswith(_CHANGEABLE):
+            was = f"its {path}={flow_yaml(kept[path])}" if path in kept else "its settings"
+            raise UsageError(
+                f"{path}={flow_yaml(value)} cannot be changed by an update; the corpus in {out} keeps {was}"
+            )
     return settings, [] if "inputs" in plan.made_from else inputs
 
 

@@ -89,7 +89,7 @@ def decode(
         if source is not None or settings.key is not None or start is not None or end is not None:
             raise UsageError("--key, --source, --from and --to are for token shards, not for a file of codes")
         if not tokens.is_file():
-            raise UsageError(f"{tokens} does not exist")
+            raise UsageError(f"{tokens} does not exist; give a .npy or .bin file of codes")
         codes = stage.GeneratedFile(tokens, settings.fps, flat, grid)
         count = stage.run_decode_generated(codes, tokenizer, checkpoint, out, settings, force)
     else:

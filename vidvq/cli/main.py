@@ -25,6 +25,7 @@ import traceback
 from contextlib import suppress
 from io import TextIOWrapper
 from itertools import pairwise
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -70,6 +71,8 @@ COMMANDS = (
     show_config,
 )
 
+# Those that do no work to resume.
+_READERS = frozenset({"view", "inspect", "verify", "convert", "config"})
 OK, FAILED, USAGE, BUG, INTERRUPTED, TERMINATED = 0, 1, 2, 70, 130, 143
 # Set on SIGTERM. Libraries replace the exception that ends the command: Ray's calls raise SystemExit(1).
 _terminated = threading.Event()
@@ -141,7 +144,7 @@ def run(arguments: list[str]) -> int:
         return OK
     except (SystemExit, Exception) as error:
         if _terminated.is_set() or (isinstance(error, SystemExit) and error.code == signal.SIGTERM):
-            click.echo("vidvq: terminated; run the same command again to resume", err=True)
+            click.echo("; ".join(["vidvq: terminated", *_resume(arguments)]), err=True)
             return TERMINATED
         if isinstance(error, SystemExit):
             raise
@@ -172,7 +175,7 @@ def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
         case click.ClickException():
             return USAGE, error.format_message()
         case click.Abort():
-            return INTERRUPTED, "interrupted; run the same command again to resume"
+            return INTERRUPTED, "; ".join(["interrupted", *_resume(arguments)])
         case UsageError() | VideoError():
             return USAGE, str(error)
         case JobTerminated():
@@ -185,12 +188,25 @@ def _describe(error: Exception, arguments: list[str]) -> tuple[int, str]:
             return USAGE, f"{error.strerror}: {error.filename}"
         case OSError(errno=None):
             return FAILED, str(error)
+        case PermissionError(filename=str(name)) if blocked := _unreadable(Path(name)):
+            return USAGE, f"{blocked} cannot be read ({error.strerror}); give this user access to it, or another path"
         case OSError():
-            what = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-            return FAILED, f"{what}; fix this and run the same command again to resume"
+            what = f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
+            return FAILED, "; ".join([what, *(f"fix this and {advice}" for advice in _resume(arguments))])
         case _ if is_out_of_memory(error):
             return FAILED, f"out of memory {error}".strip() + "; use smaller clips, shards or batches, or fewer workers"
     return BUG, f"internal error: {type(error).__name__}: {_first_line(error)}; {_write_log(error, arguments)}"
+
+
+def _resume(arguments: list[str]) -> list[str]:
+    """Advice on resuming, if the command is a job."""
+    return [] if _READERS.intersection(arguments[:1]) else ["run the same command again to resume"]
+
+
+def _unreadable(path: Path) -> Path | None:
+    """The outermost part of a path that exists and that this user may not read or enter; None if there is none."""
+    parts = (part for part in reversed([path, *path.parents]) if os.path.lexists(part))
+    return next((part for part in parts if not os.access(part, os.R_OK | (os.X_OK if part.is_dir() else 0))), None)
 
 
 def _first_line(error: Exception) -> str:

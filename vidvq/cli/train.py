@@ -6,7 +6,8 @@ import click
 
 from vidvq import config
 from vidvq.cli.config import settings_epilog
-from vidvq.cli.options import run_out_option, with_option
+from vidvq.cli.options import is_override, run_out_option, with_option
+from vidvq.errors import UsageError
 
 
 @click.command(short_help="Train a tokenizer on clip shards.", epilog=settings_epilog("train"))
@@ -24,6 +25,8 @@ def train(config_name: str, overrides: tuple[str, ...], out: str | None, profile
     vidvq train demo data.clips=runs/clips out=runs/train
     torchrun --nproc-per-node 8 -m vidvq train base data.clips=runs/clips out=runs/base
     """
+    if is_override(config_name):
+        raise UsageError(f"a config must precede {config_name}; give a YAML file or a packaged name, such as demo")
     # Read when torch loads. By default OpenMP threads spin at every barrier, which makes a step many times slower
     # when other processes use the cores. Short spinning costs a fifth on an idle machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -7,7 +7,10 @@ import click
 
 from vidvq import log
 from vidvq.cli.options import PathOrUrl
+from vidvq.errors import UsageError
 from vidvq.redact import printable
+
+_REMEDY = "give a directory that vidvq shard, map, tokenize, generate or export wrote, or a checkpoint"
 
 
 @click.command(short_help="Verify a directory of shards or an export.")
@@ -36,12 +39,16 @@ def verify(folder: Path) -> int:
     if is_export(folder):
         problems, parts = verify_export(folder)
         return _report(folder, problems, [], f"an export of {log.counted(parts, 'parts')}")
-    with log.progress("verify", read_plan(folder).num_shards, "shards") as bar:
+    if not has_plan(folder) and (folder / "decode.json").is_file():
+        raise UsageError(
+            f"{folder} holds decoded clips, which have no checksums; verify the tokens that it was made from"
+        )
+    with log.progress("verify", read_plan(folder, _REMEDY).num_shards, "shards") as bar:
         report = verify_folder(folder, bar.advance)
     shards = log.counted(report.shards, "shards")
     account = (
         f"{log.counted(report.items, 'items')} planned, {report.ok} ok, {report.failed} failed, "
-        f"{report.filtered} filtered, {shards}, {report.bytes / 1e6:.1f} MB"
+        f"{report.filtered} filtered, {shards}, {log.in_bytes(report.bytes)}"
     )
     return _report(folder, report.problems, report.notes, shards, account)
 

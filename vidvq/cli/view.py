@@ -47,5 +47,5 @@ def view(
 
     page = build_page(gallery, first)
     write_atomic(out, page)
-    log.info(f"{len(page) / 1e6:.1f} MB written to {out}")
+    log.info(f"{log.in_bytes(len(page))} written to {out}")
     return 0

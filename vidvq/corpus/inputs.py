@@ -140,7 +140,7 @@ def _glob(path: Path, given: str, reading: _Reading) -> Iterator[Source]:
     found = _remote_glob(path) if is_remote(path) else [Path(name) for name in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207
     files = [file for file in found if file.is_file()]
     if not files:
-        raise UsageError(f"no file matches {shown(given)}")
+        raise UsageError(f"no file matches {shown(given)}; give video files, folders, globs, lists or URLs")
     for file in files:
         if file.name.startswith(APPLE_DOUBLE):
             reading.passed[APPLE_DOUBLES] += 1

@@ -233,7 +233,11 @@ def _json_rows(
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
-        row = json.loads(text)
+        try:
+            row = json.loads(text.rstrip())
+        except (ValueError, RecursionError) as error:
+            fault = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise UsageError(f"list {path}: line {number} is not a JSON object ({fault}); correct it") from error
         if not isinstance(row, dict):
             raise UsageError(f"list {path}: line {number} is a {type(row).__name__}; each must be a JSON object")
         if new := [name for name in row if name not in names]:

@@ -3,12 +3,14 @@
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from vidvq.errors import UsageError
 from vidvq.storage import canonical_json, is_remote, parse_json, resolve_path
 from vidvq.video import VideoError
 
@@ -100,8 +102,16 @@ def source_at(uri: str) -> Source:
     """The source at a path or URL as it is now; with unknown size and version if it is missing or remote without them.
 
     A name that is not UTF-8, or that a video in a container beside it has, gives a failed entry.
+
+    Raises:
+        UsageError: the locale has another encoding, in which names in UTF-8 are not text either.
     """
     if _NOT_TEXT.search(uri):
+        if (encoding := sys.getfilesystemencoding()) != "utf-8":
+            raise UsageError(
+                f"{shown(uri)} cannot be read in {encoding}, the encoding of this locale; set LC_ALL=C.UTF-8 or "
+                "PYTHONUTF8=1"
+            )
         return failed_source(uri, "bad_name", "has a name that is not UTF-8; rename it")
     path = resolve_path(uri)
     try:

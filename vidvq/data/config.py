@@ -56,7 +56,8 @@ class Batching:
         micro = self.micro_batch_size or self.batch_size // ranks
         if not micro or self.batch_size % (micro * ranks):
             each = f" x data.micro_batch_size={micro}" if self.micro_batch_size else ""
-            raise UsageError(f"data.batch_size={self.batch_size} must be a multiple of {ranks} processes{each}")
+            processes = "1 process" if ranks == 1 else f"{ranks} processes"
+            raise UsageError(f"data.batch_size={self.batch_size} must be a multiple of {processes}{each}")
         return micro
 
     def accumulation(self, ranks: int) -> int:

@@ -10,9 +10,9 @@ from zlib import crc32
 import numpy as np
 
 from vidvq.errors import UsageError
-from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
+from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.commit import Commit, finished_shards
-from vidvq.formats.plan import Plan, read_plan
+from vidvq.formats.plan import read_clip_plan
 from vidvq.formats.selection import ClipSelection
 from vidvq.storage import read_range, resolve_path
 from vidvq.video import VideoError
@@ -68,18 +68,19 @@ class ClipIndex:
         return ByteRange(self.shards[int(self.shard[clip])], *fields)
 
 
-def read_clip_index(folders: list[str], where: str | None = None) -> ClipIndex:
+def read_clip_index(folders: list[str], where: str | None = None, name: str = "data.clips") -> ClipIndex:
     """Index directories written by ``vidvq shard``; reads the JSON of each clip.
 
     Args:
         folders: paths or URLs of the directories.
         where: expression that selects clips (see :mod:`vidvq.formats.selection`); None for all.
+        name: the setting or option that the directories were given by.
 
     Raises:
         UsageError: a directory is incomplete or damaged, or no clip is selected.
     """
     paths = [resolve_path(folder) for folder in folders]
-    plans = [_read_clip_plan(path) for path in paths]
+    plans = [read_clip_plan(path, name) for path in paths]
     found = list(zip(paths, plans, strict=True))
     selections = [ClipSelection(path, plan, where, "data.where") if where else None for path, plan in found]
     shards: list[Path] = []
@@ -99,9 +100,9 @@ def read_clip_index(folders: list[str], where: str | None = None) -> ClipIndex:
             if selection:
                 selection.finish()
     if not keys and where and shards:
-        raise UsageError(f"data.where={where!r} selects none of the clips in data.clips={','.join(folders)}")
+        raise UsageError(f"data.where={where!r} selects none of the clips in {name}={','.join(folders)}")
     if not keys:
-        raise UsageError(f"data.clips={','.join(folders)} has no clips; use directories written by vidvq shard")
+        raise UsageError(f"{name}={','.join(folders)} has no clips; use directories written by vidvq shard")
     return ClipIndex(shards, keys, *np.concatenate(columns).T)
 
 
@@ -118,13 +119,6 @@ def read_bytes(file: ByteRange) -> bytes:
     if crc32(data) != file.crc32:
         raise VideoError("damaged", f"{file.shard} is damaged at byte {file.offset}; run vidvq verify")
     return data
-
-
-def _read_clip_plan(folder: Path) -> Plan:
-    plan = read_plan(folder)
-    if plan.header.prefix != PREFIX:
-        raise UsageError(f"{folder} was written by vidvq {plan.stage}; give a directory of clip shards")
-    return plan
 
 
 def _read_shard(selection: ClipSelection | None, shard: tuple[Path, Commit]) -> tuple[list[str], np.ndarray]:

@@ -2,8 +2,10 @@
 
 import gc
 import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from threading import Thread
@@ -13,7 +15,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from vidvq.data.config import Batching
+from vidvq.errors import WorkerLost
 
+_LOST = re.compile(r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (is killed by signal: (?P<signal>\w+)|exited)")
 T = TypeVar("T", covariant=True)
 
 
@@ -52,6 +56,7 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
 
     Raises:
         UsageError: no sample of a micro-batch can be read.
+        WorkerLost: a worker process died.
         OSError: a disk does not respond.
         StoreError: an object store does not respond.
     """
@@ -71,10 +76,41 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
     # Decoded frames own threads of libswscale. If one were collected after the fork, the worker would wait for threads
     # that exist only in the parent.
     gc.collect()
-    for batch in loader:
-        if isinstance(batch, UnreadableBatch):
-            raise batch.error
-        yield batch
+    with reporting_lost_workers():
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except (EOFError, OSError) as error:
+                if not config.workers:
+                    raise
+                # A worker returns what it cannot read as a value: this one died while it handed a batch over.
+                raise _lost("exited") from error
+            if isinstance(batch, UnreadableBatch):
+                raise batch.error
+            yield batch
+
+
+@contextmanager
+def reporting_lost_workers() -> Generator[None, None, None]:
+    """Convert the error of the loader for a dead worker, which its signal handler raises anywhere in the main thread.
+
+    Raises:
+        WorkerLost: a worker process died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (found := _LOST.search(str(error))):
+            raise
+        raise _lost(f"was killed ({found['signal']})" if found["signal"] else "exited") from error
+
+
+def _lost(how: str) -> WorkerLost:
+    return WorkerLost(
+        f"a process that reads the data {how}, usually for want of memory; set data.batch_size or data.workers lower, "
+        "and run the same command again to resume"
+    )
 
 
 def _start_worker(worker: int) -> None:
@@ -83,6 +119,8 @@ def _start_worker(worker: int) -> None:
     # Schedulers and torchrun send SIGTERM to the whole process group, but the run needs data to finish its step and
     # save. Workers exit only on a SIGTERM from their parent.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # A terminal sends Ctrl-C to the process group, too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_exit_on_parent_sigterm, daemon=True).start()
 
 

@@ -7,9 +7,10 @@ from vidvq import __version__
 from vidvq.demo.report_charts import Series, frequency_chart, line_chart
 from vidvq.demo.report_media import comparison_video, filmstrip, generated_frames, generated_strip, token_pictures
 from vidvq.demo.report_run import DemoRun, HeldOut, read_run
-from vidvq.demo.report_stages import commands, counted, describe_stage, in_bytes, in_time
+from vidvq.demo.report_stages import commands, counted, describe_stage, in_time
 from vidvq.evaluate.media import still_frames
 from vidvq.html_page import render_page
+from vidvq.log import in_bytes
 from vidvq.storage import write_atomic
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")

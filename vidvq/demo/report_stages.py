@@ -5,8 +5,7 @@ from shlex import join
 
 from vidvq.demo.report_run import DemoRun, Split
 from vidvq.demo.stages import stages
-
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+from vidvq.log import in_bytes
 
 
 def commands(run: DemoRun) -> list[str]:
@@ -16,14 +15,6 @@ def commands(run: DemoRun) -> list[str]:
         "generate train": ["generate", "train", "--config", str(run.out / "generator" / "config.yaml")],
     }
     return [join(["vidvq", *line]) for name, line in lines.items() if name in run.seconds]
-
-
-def in_bytes(count: float) -> str:
-    """Format bytes in decimal units, such as ``4.7 MB``."""
-    for size, unit in _UNITS:
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} B"
 
 
 def in_time(seconds: float) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 VIDEOS = Path(__file__).parent / "videos"
 SPLITS = ("train", "heldout")
 # Settings of `vidvq generate evaluate`.
-_GENERATOR_SCORES = ("clips=4", "samples=0", "seeds=[0]", "sampling.temperature=0", "sampling.estimate=mean")
+_GENERATOR_SCORES = ("samples=0", "seeds=[0]", "sampling.temperature=0", "sampling.estimate=mean")
 # Settings for a smoke test; the model is too small and too briefly trained to be useful.
 _QUICK_TRAINING = (
     *("steps=20", "generator.warmup_steps=5", "log_every=5", "checkpoint_every=20", "data.cache_mib=64"),
@@ -27,7 +27,7 @@ _QUICK_GENERATOR = (
 
 @dataclass(frozen=True)
 class StageSettings:
-    """Settings that are added to the commands; none by default.
+    """Settings that are added to the commands.
 
     Attributes:
         shard: of `vidvq shard`.
@@ -41,7 +41,7 @@ class StageSettings:
     train: tuple[str, ...] = ()
     tokenize: tuple[str, ...] = ()
     generator: tuple[str, ...] = ()
-    scores: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ("clips=4",)
 
 
 QUICK = StageSettings(

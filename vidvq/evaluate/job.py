@@ -12,9 +12,9 @@ from vidvq.evaluate.config import EvaluateConfig
 from vidvq.evaluate.protocols import PROTOCOLS
 from vidvq.evaluate.reconstruct import DecodedFiles, InProcess, Reconstructor, list_shards, missing_shards
 from vidvq.evaluate.scores import ClipScore, CodecScore, Evaluation, VideoScorer, finish, nominal_bits
-from vidvq.formats.checkpoint import BUNDLED
+from vidvq.formats.checkpoint import checkpoint_name
 from vidvq.formats.clip_shard import ClipInfo, read_clips, read_infos
-from vidvq.formats.plan import read_plan
+from vidvq.formats.plan import read_clip_plan, read_plan
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.log import info as say
 from vidvq.log import progress
@@ -82,7 +82,7 @@ def run_evaluate_tokenizers(
         UsageError: a tokenizer is given twice or cannot be loaded, there are no clips, or a setting needs what is not
             installed.
     """
-    names = ["bundled" if path == BUNDLED else str(path) for path in checkpoints]
+    names = [checkpoint_name(path) for path in checkpoints]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UsageError(f"--checkpoint {twice[0]} is given twice; give each tokenizer once")
     infos = _infos(clips)
@@ -100,6 +100,7 @@ def run_evaluate_tokenizers(
 
 
 def _infos(clips: Path) -> dict[str, ClipInfo]:
+    read_clip_plan(clips, "CLIPS")
     return {key: info for shard in list_shards(clips) for key, info in read_infos(shard)}
 
 

@@ -83,7 +83,7 @@ class Protocol:
         if info.num_frames > longest or (info.num_frames < self.num_frames and not is_last):
             return f"has {info.num_frames} frames, the protocol {longest}"
         if self.size and (info.height, info.width) != self.size:
-            return f"is {info.height}x{info.width}, the protocol {self.size[0]}x{self.size[1]}"
+            return f"is {info.width}x{info.height}, the protocol {self.size[1]}x{self.size[0]}"
         if self.max_short_side and min(info.height, info.width) > self.max_short_side:
             return f"has a short side of {min(info.height, info.width)}, the protocol at most {self.max_short_side}"
         return None

@@ -23,7 +23,7 @@ from vidvq.formats.export_records import (
 from vidvq.formats.plan import read_plan
 from vidvq.formats.sequence import AXES, Layout, grid_to_sequence
 from vidvq.formats.token_shard import CARD, PREFIX, encode_tokenizer_card, read_tokenizer_card, read_tokens
-from vidvq.log import counted, progress
+from vidvq.log import counted, in_bytes, progress
 from vidvq.storage import (
     DIGEST_KEY,
     PREFLIGHT_MARKER,
@@ -60,7 +60,7 @@ class ExportSummary:
     def lines(self) -> list[str]:
         """The counts as text."""
         counts = f"{counted(self.clips, 'clips')}, {counted(self.ids, 'ids')}, {counted(self.parts, 'parts')}"
-        return [f"{self.target}: {counts}, {self.bytes / 1e6:.1f} MB"]
+        return [f"{self.target}: {counts}, {in_bytes(self.bytes)}"]
 
 
 def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check: bool = False) -> ExportSummary:

@@ -55,6 +55,11 @@ def resolve_checkpoint(name: str) -> Path:
     return BUNDLED if name == "bundled" and not Path(name).exists() else resolve_path(name)
 
 
+def checkpoint_name(path: Path) -> str:
+    """Name of a checkpoint in messages: its path, or ``bundled``."""
+    return "bundled" if path == BUNDLED else str(path)
+
+
 @dataclass(frozen=True)
 class Fingerprints:
     """Two SHA-256 digests (hex) that name the exact weights.

@@ -24,6 +24,7 @@ from pydantic import Field
 from vidvq.config import is_mapping, leaves
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.arrow import encode_table, find_keys, holds_secrets, parse_table, shards_of
+from vidvq.formats.clip_shard import PREFIX as CLIPS
 from vidvq.formats.rows import Row, RowCodec
 from vidvq.formats.schema import Count, Digest, FileName, Label, parse
 from vidvq.storage import (
@@ -209,18 +210,18 @@ def has_plan(folder: Path) -> bool:
     return file_exists(folder / "plan.json")
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path, remedy: str = "give a directory that vidvq shard, map, tokenize or generate wrote") -> Plan:
     """Read and check the plan of an output directory.
+
+    Args:
+        remedy: what to do if there is none.
 
     Raises:
         UsageError: there is none, its files do not belong together, or a folder in it is a link.
     """
     if not has_plan(folder):
         missing = not is_remote(folder) and not folder.exists()
-        raise UsageError(
-            f"{folder} {'does not exist' if missing else 'has no plan.json'}; give a directory that vidvq shard or "
-            "vidvq tokenize wrote"
-        )
+        raise UsageError(f"{folder} {'does not exist' if missing else 'has no plan.json'}; {remedy}")
     for name in _FOLDERS:
         if not is_remote(folder) and (folder / name).is_symlink():
             raise UsageError(f"{folder / name} is a link; records would be written elsewhere; replace it by the folder")
@@ -244,6 +245,22 @@ def read_plan(folder: Path) -> Plan:
         table = _concat(table, added.filter(is_new))
     _refuse_other_table(folder, headers[-1], table)
     return Plan(tuple(headers), table, touched)
+
+
+def read_clip_plan(folder: Path, name: str) -> Plan:
+    """Read and check the plan of a directory of clip shards.
+
+    Args:
+        name: the setting or argument that names the directory.
+
+    Raises:
+        UsageError: there is none, another command wrote it, or its files do not belong together.
+    """
+    remedy = f"set {name} to a directory that vidvq shard wrote"
+    plan = read_plan(folder, remedy)
+    if plan.header.prefix != CLIPS:
+        raise UsageError(f"{folder} was written by vidvq {plan.stage}; {remedy}")
+    return plan
 
 
 def newer_generation(folder: Path, plan: Plan) -> str:
@@ -360,10 +377,12 @@ def refuse_other_origin(
         found = [*changed, *found]
         more = len(found) - _SHOWN_DIFFERENCES
         shown = "; ".join(found[:_SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-        raise UsageError(
-            f"{folder} was made from other inputs or settings: {shown}. Give another --out, or the same inputs and "
-            "settings"
-        )
+        same = "Give another --out, or the same inputs and settings"
+        if made_from.get("token_fingerprint") != plan.made_from.get("token_fingerprint"):
+            same += ", and --checkpoint"
+        if made_from.get("inputs") != plan.made_from.get("inputs"):
+            same += "; to change the inputs, --add takes new videos alone, and --remove takes one that is gone"
+        raise UsageError(f"{folder} was made from other inputs or settings: {shown}. {same}")
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -372,6 +391,8 @@ def refuse_foreign(folder: Path) -> None:
     Raises:
         UsageError: names the first file that was found.
     """
+    if not is_remote(folder) and folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; give a folder as --out")
     for name in sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []:
         if not name.startswith(_PLANNING_FILES) and not has_plan(folder):
             raise UsageError(f"{folder} is not empty and has no plan.json (found {name}); give an empty --out")

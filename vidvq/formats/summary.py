@@ -9,7 +9,7 @@ from pathlib import Path
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.commit import FOLDER, Commit, Outcome, read_commits, record_path
 from vidvq.formats.plan import Plan, newer_generation, read_plan
-from vidvq.log import counted
+from vidvq.log import counted, in_bytes
 from vidvq.storage import file_exists, pretty_json, remove_attempts, safe_join, write_shared
 
 SUMMARY = "summary.json"
@@ -25,7 +25,7 @@ class Reason:
 
     Attributes:
         count: number of items.
-        examples: details of the first few.
+        examples: the first few different details.
     """
 
     count: int
@@ -74,7 +74,7 @@ class JobSummary:
     def lines(self) -> list[str]:
         """The summary as text: a line of totals, then each reason with examples."""
         totals = f"{self.ok} ok, {self.num_failed} failed, {self.num_filtered} filtered of {self.planned} planned; "
-        totals += f"{counted(self.shards, 'shards')}, {self.bytes / 1e6:.1f} MB"
+        totals += f"{counted(self.shards, 'shards')}, {in_bytes(self.bytes)}"
         stats = format_stats(self.stats)
         stats += [f"{self.bytes / tokens:.2f} bytes per token"] if (tokens := self.stats.get("tokens")) else []
         text = [", ".join([totals, *stats])]
@@ -89,7 +89,7 @@ class JobSummary:
 
 def format_stats(stats: dict[str, int]) -> list[str]:
     """Statistics of a stage as text: counts, and means of scores."""
-    counts = [f"{count} {name}" for name, count in sorted(stats.items()) if not name.endswith(SCORE_SUFFIX)]
+    counts = [counted(count, name) for name, count in sorted(stats.items()) if not name.endswith(SCORE_SUFFIX)]
     means = {
         name.removesuffix(SCORE_SUFFIX): total * SCORE_UNIT / max(stats.get("scored", 1), 1)
         for name, total in sorted(stats.items())
@@ -114,7 +114,7 @@ class _Tally:
         for outcome in outcomes:
             self.counts[outcome.reason] += 1
             shown = self.examples.setdefault(outcome.reason, [])
-            if len(shown) < _EXAMPLES:
+            if len(shown) < _EXAMPLES and outcome.detail not in shown:
                 shown.append(outcome.detail)
 
     def reasons(self) -> dict[str, Reason]:

@@ -14,6 +14,7 @@ from pydantic import Field, SkipValidation
 
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import checkpoint_name
 from vidvq.formats.frame_times import from_runs, to_runs
 from vidvq.formats.npy import read_npy
 from vidvq.formats.schema import Count, Label, Pixels, Text, Ticks, TimeBase, parse
@@ -129,9 +130,8 @@ def read_tokenizer_card(folder: Path) -> TokenizerCard:
     path = folder / CARD
     if not file_exists(path):
         missing = not is_remote(folder) and not folder.exists()
-        raise UsageError(
-            f"{folder} {'does not exist' if missing else f'has no {CARD}'}; give a directory that vidvq tokenize wrote"
-        )
+        fault = "does not exist" if missing else f"has no {CARD}"
+        raise UsageError(f"{folder} {fault}; give a directory that vidvq tokenize or vidvq generate wrote")
     return parse_tokenizer_card(read_json(path), f"{path}")
 
 
@@ -277,8 +277,8 @@ def check_fingerprint(folder: Path, written: TokenizerCard, checkpoint: Path, ca
     """
     if card.token_fingerprint != written.token_fingerprint:
         raise UsageError(
-            f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, but {checkpoint} is tokenizer "
-            f"{card.token_fingerprint[:12]}; give the checkpoint that made the tokens"
+            f"{folder} was made by tokenizer {written.token_fingerprint[:12]}, but {checkpoint_name(checkpoint)} is "
+            f"tokenizer {card.token_fingerprint[:12]}; set --checkpoint to the one that made the tokens"
         )
     for name in ("codebooks", "temporal_factor", "spatial_factor"):
         if getattr(written, name) != getattr(card, name):

@@ -65,7 +65,9 @@ class Batches(Generic[Pending]):
         try:
             sample = prepare()
         except UsageError as error:
-            self._writer.put(Rejected("failed", Outcome(row.key, "bad_prompt", f"{row.origin}: {error}")))
+            # What reads tokens names their shard and key itself.
+            named = [] if row.key in str(error) else dict.fromkeys([row.origin, row.key])
+            self._writer.put(Rejected("failed", Outcome(row.key, "bad_prompt", ": ".join([*named, str(error)]))))
             return
         key = self._pipeline.batch_key(sample)
         waiting = self._waiting.setdefault(key, {})

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import checkpoint_name
 from vidvq.formats.code_statistics import write_code_statistics
 from vidvq.formats.generator import GeneratorCard, read_generator
 from vidvq.formats.token_shard import read_tokenizer_card
@@ -168,7 +169,7 @@ class _Evaluation:
         """Load the tokenizer; None if it did not make the tokens and nothing needs it."""
         tokenizer, card = load_tokenizer(checkpoint)
         if self.clips is not None or self.config.sampling.takes_mean:
-            self.card.refuse_other_tokenizer(card.token_fingerprint, str(checkpoint))
+            self.card.refuse_other_tokenizer(card.token_fingerprint, checkpoint_name(checkpoint))
         elif card.token_fingerprint != self.card.tokenizer.token_fingerprint:
             return None
         if self.device.type == "cuda":

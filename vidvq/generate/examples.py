@@ -83,7 +83,7 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
         self._columns, self._tokenizer = columns, tokenizer
         self._media: dict[str, ByteRange] = {}
         if tokenizer is not None and config.pixels is not None:
-            index = read_clip_index(list(config.pixels.clips))
+            index = read_clip_index(list(config.pixels.clips), name="pixels.clips")
             clips = {key: clip for clip, key in enumerate(index.keys)}
             remedy = "set it to the directories that data.tokens was made from"
             missing = [location.key for location in tokens.index.locations if location.key not in clips]
@@ -97,7 +97,7 @@ class ExampleDataset(Dataset[Examples | UnreadableBatch]):
                 t, h, w = (int(column[clip]) for column in (index.num_frames, index.height, index.width))
                 if latent_shape(t, h, w) != tuple(grid):
                     raise UsageError(
-                        f"pixels.clips has {t} frames of {h}x{w} of clip {location.key}, whose tokens have a grid of "
+                        f"pixels.clips has {t} frames of {w}x{h} of clip {location.key}, whose tokens have a grid of "
                         f"{'x'.join(map(str, grid))}; {remedy}"
                     )
                 self._media[location.key] = index.media_range(clip)

@@ -19,6 +19,7 @@ from vidvq.formats.token_shard import TokenInfo, TokenizerCard, token_files
 from vidvq.generate.examples import seeded_rng
 from vidvq.generate.requests import GuideConfig
 from vidvq.generate.text import refusing_damage
+from vidvq.log import counted
 from vidvq.model import VideoTokenizer
 from vidvq.pretrained import load_tokenizer
 from vidvq.pretrained.device import stopping_when_full
@@ -132,7 +133,7 @@ class Guide:
             JobStopped: the GPU has too little memory.
         """
         ((key, codes, info),) = samples
-        what = f"{key}: a step of {info.num_frames} frames of {info.height}x{info.width}"
+        what = f"{key}: a step of {counted(info.num_frames, 'frames')} of {info.width}x{info.height}"
         with stopping_when_full(what, "or use smaller or shorter clips"):
             made = self.edit(key, codes, (info.height, info.width)).codes
         return [token_files(made, replace(info, quality=None), self._card)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import checkpoint_name
 from vidvq.formats.commit import read_commits
 from vidvq.formats.generator import Generator, GeneratorCard, read_generator
 from vidvq.formats.plan import has_plan, read_plan
@@ -143,7 +144,7 @@ def _find_tokenizer(generator: Generator, config: RequestConfig, checkpoint: Pat
     tokenizer = find_tokenizer(checkpoint)
     model, card = load_tokenizer(tokenizer)
     remedy = "; set --checkpoint to the tokenizer that made them"
-    _check_tokenizer(generator, card.token_fingerprint, str(checkpoint), remedy)
+    _check_tokenizer(generator, card.token_fingerprint, checkpoint_name(checkpoint), remedy)
     if config.sampling.takes_mean:
         import torch
 

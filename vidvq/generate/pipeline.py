@@ -31,6 +31,7 @@ from vidvq.generate.requests import (
 )
 from vidvq.generate.sampling import Condition, SamplePrompt, batch_key, check_shape, sample_codes
 from vidvq.generate.text import TextEncoder, open_text_encoder
+from vidvq.log import counted
 from vidvq.model import Tokenizer
 from vidvq.model.pixels import to_video
 from vidvq.model.step_shape import GPU_STREAM
@@ -155,8 +156,8 @@ class GenerationPipeline:
         prefix, frames = 1 + (config.given - 1) // r, config.frames or info.num_frames
         if info.num_frames < config.given or frames <= config.given:
             raise UsageError(
-                f"has {info.num_frames} frames, too few for given={config.given} and {frames} frames in the result; "
-                "set given= to less"
+                f"has {counted(info.num_frames, 'frames')}, too few for given={config.given} and {frames} frames in "
+                "the result; set given= to less"
             )
         shape = (1 + -(-(frames - 1) // r), codes.shape[1], codes.shape[2])
         made = replace(extend_times(info, frames), grid=shape, quality=None)
@@ -182,7 +183,9 @@ class GenerationPipeline:
         tokens = TokenInfo(grid=grid, **{name: getattr(info, name) for name in names})
         if isinstance(config, PredictConfig):
             if len(frames) < config.given:
-                raise UsageError(f"has {len(frames)} frames, fewer than given={config.given}; set given= to less")
+                raise UsageError(
+                    f"has {counted(len(frames), 'frames')}, fewer than given={config.given}; set given= to less"
+                )
             with self._encoding(key, config.given, info):
                 video = to_video(frames[: config.given]).to(self._device)
                 codes = tokenizer.encode(video)[0].cpu().numpy()
@@ -218,14 +221,14 @@ class GenerationPipeline:
         # Kernels round differently for another batch size.
         padding = [replace(prompts[0], rng=seeded_rng("")) for _ in range(self.batch - len(samples))]
         shape = samples[0].shape
-        what = f"a batch of {self.batch} samples of {'x'.join(map(str, shape))} codes"
+        what = f"a batch of {counted(self.batch, 'samples')} of {'x'.join(map(str, shape))} codes"
         with stopping_when_full(what, "or set batch= to less and give another --out"):
             made = sample_codes(self._network, self.card, shape, prompts + padding, sampling, self._vectors)
         card = self.card.tokenizer
         return [token_files(codes, each.info, card) for codes, each in zip(made, samples, strict=False)]
 
     def _encoding(self, key: str, frames: int, info: ClipInfo | ItemInfo | TokenInfo) -> AbstractContextManager[None]:
-        what = f"{key}: encoding {frames} frames of {info.height}x{info.width}"
+        what = f"{key}: encoding {counted(frames, 'frames')} of {info.width}x{info.height}"
         return stopping_when_full(what, "or use smaller or shorter clips")
 
     def _pending(self, key: str, given: np.ndarray | None, condition: Condition, info: TokenInfo) -> PendingSample:

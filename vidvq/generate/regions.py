@@ -12,6 +12,7 @@ from vidvq.formats.npy import read_npy
 from vidvq.formats.token_shard import TokenInfo
 from vidvq.generate.blanking import hide_between, hide_box
 from vidvq.generate.requests import FillConfig, InterpolateConfig
+from vidvq.log import counted
 from vidvq.storage import resolve_path
 
 # Smallest value of a hidden pixel in a greyscale mask of 8 bits.
@@ -41,7 +42,8 @@ def read_mask(path: str) -> np.ndarray:
             mask = _read_png(data)
     # Pillow raises SyntaxError for damage.
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"mask={path} cannot be read: {error}; set it to a PNG or npy file") from error
+        fault = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UsageError(f"mask={path} cannot be read: {fault}; set it to a PNG or npy file") from error
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3:
         raise UsageError(f"mask={path} has shape {mask.shape}; it must be h w, or t h w")
@@ -93,8 +95,10 @@ def prepare(
     t, h, w = frames.shape[:3]
     if mask is not None:
         if mask.shape[1:] != (h, w) or len(mask) not in (1, t):
-            size = "x".join(map(str, mask.shape))
-            raise UsageError(f"has {t} frames of {h}x{w} pixels; mask={config.mask} has {size}, so use another mask")
+            size = f"{counted(len(mask), 'frames')} of {mask.shape[2]}x{mask.shape[1]}"
+            raise UsageError(
+                f"has {counted(t, 'frames')} of {w}x{h} pixels; mask={config.mask} has {size}, so use another mask"
+            )
         hidden = np.broadcast_to(mask, (t, h, w)).copy()
         hidden = ~hidden if config.outside else hidden
     else:
@@ -132,7 +136,7 @@ def _interpolate(
     step = config.insert + 1 if config.insert else config.every or t
     hidden = hide_between(frames.shape[:3], step).numpy()
     if not hidden.any():
-        raise UsageError(f"has {t} frames, none between the given ones; use longer clips")
+        raise UsageError(f"has {counted(t, 'frames')}, none between the given ones; use longer clips")
     return frames, hidden, info
 
 

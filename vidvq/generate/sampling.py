@@ -172,7 +172,7 @@ def check_shape(card: GeneratorCard, shape: tuple[int, int, int], fixed_length: 
     s, r = card.tokenizer.spatial_factor, card.tokenizer.temporal_factor
     if shape[1] > lh or shape[2] > lw:
         raise UsageError(
-            f"frames of {shape[1] * s}x{shape[2] * s} are larger than the {lh * s}x{lw * s} that this generator was "
+            f"frames of {shape[2] * s}x{shape[1] * s} are larger than the {lw * s}x{lh * s} that this generator was "
             "trained on; use smaller frames"
         )
     if fixed_length and shape[0] > lt:

@@ -85,7 +85,8 @@ class GeneratorScores:
     def lines(self) -> list[str]:
         """Return the scores as lines of text."""
         counted = f"{self.clips} held-out clip" + ("" if self.clips == 1 else "s")
-        text = [counted + (f", {self.skipped} too large" if self.skipped else "")]
+        larger = f"; {self.skipped} with larger frames than the generator was trained on were skipped"
+        text = [counted + (larger if self.skipped else "")]
         text.append("bits per token: " + ", ".join(f"{name} {bits:.2f}" for name, bits in self.bits.items()))
         for task, score in self.tasks.items():
             named = {"generator": "generator", "probable": "most probable codes", "mean": "mean codes"}

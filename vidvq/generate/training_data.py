@@ -5,7 +5,7 @@ from statistics import median
 
 from vidvq.data import TokenDataset
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import BUNDLED, resolve_checkpoint
+from vidvq.formats.checkpoint import BUNDLED, checkpoint_name, resolve_checkpoint
 from vidvq.formats.generator import GeneratorCard
 from vidvq.generate.conditions import Actions, read_actions, read_column
 from vidvq.generate.config import BLANKED_TASKS, GenerateTrainConfig
@@ -84,8 +84,9 @@ def load_matching_tokenizer(path: Path, card: GeneratorCard, setting: str) -> To
     """
     tokenizer, found = load_tokenizer(path)
     if found.token_fingerprint != card.tokenizer.token_fingerprint:
+        made_by, given = card.tokenizer.token_fingerprint[:12], found.token_fingerprint[:12]
         raise UsageError(
-            f"data.tokens was made by tokenizer {card.tokenizer.token_fingerprint[:12]}, but {path} is tokenizer "
-            f"{found.token_fingerprint[:12]}; set {setting} to the one that made the tokens"
+            f"data.tokens was made by tokenizer {made_by}, but {checkpoint_name(path)} is tokenizer {given}; "
+            f"set {setting} to the one that made the tokens"
         )
     return tokenizer

@@ -21,7 +21,7 @@ from vidvq.formats.selection import ClipSelection
 from vidvq.jobs.listing import probe_sources
 from vidvq.jobs.plan_clips import read_clip_shards, rows_of, select_rows
 from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ShardTask, Stage, VideoStage
-from vidvq.log import counted, progress
+from vidvq.log import counted, in_bytes, progress
 from vidvq.runtime import Pool, Runtime, WorkerDied, open_runtime
 from vidvq.storage import temporary_prefix
 
@@ -70,7 +70,7 @@ class Estimate:
             *(f"about {count} {name}" for name, count in self.stats.items()),
         ]
         text = [
-            f"{', '.join(counts)} in {about}{counted(self.shards, 'shards')}, about {self.bytes / 1e6:.1f} MB, from "
+            f"{', '.join(counts)} in {about}{counted(self.shards, 'shards')}, about {in_bytes(self.bytes)}, from "
             f"{counted(self.inputs, 'inputs')}; nothing was written"
         ]
         text += [f"  left out as {reason}: {about}{count}" for reason, count in sorted(self.left_out.items())]

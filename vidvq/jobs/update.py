@@ -4,10 +4,11 @@ Each writes the plan's next generation (see :mod:`vidvq.formats.plan`); the job 
 copies the samples that are still valid.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from vidvq.formats.rows import GONE, REMOVED, RowCodec
 from vidvq.formats.summary import refuse_older_plan
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.plan_videos import number_shards, sources_of
+from vidvq.jobs.reasons import FAILURES, kind_of
 from vidvq.jobs.stage import AnyRow, AnyVideoRow, ClipStage, ListedStage, Stage, VideoStage
 from vidvq.jobs.unique_keys import assign_keys
 from vidvq.log import counted, info
@@ -146,7 +148,10 @@ def _remove(stage: VideoStage[AnyVideoRow], plan: Plan, uris: set[str], out: Pat
             if present:
                 fingerprint.add(source, -1)
     if missing := sorted(uris - found):
-        raise UsageError(f"{out} has no input {missing[0]}; give a URI of the plan (vidvq inspect SHARD lists them)")
+        name = PurePath(missing[0]).name
+        near = next((source.uri for source in sources_of(plan, stage.row) if PurePath(source.uri).name == name), None)
+        remedy = f"did you mean {near}?" if near else "give a URI of the plan (vidvq inspect SHARD lists them)"
+        raise UsageError(f"{out} has no input {missing[0]}; {remedy}")
     return _extend(stage, plan, fingerprint, rows, out) if rows else plan
 
 
@@ -217,19 +222,28 @@ def _extend(
 def _failed_keys(plan: Plan, row: type[AnyRow], reason: str | None, out: Path) -> set[str]:
     """Keys of the failed items to retry, without those that an unfinished update has retried: it is resumed."""
     failed: set[str] = set()
-    newest, unfinished = len(plan.headers) - 1, False
+    found = Counter[str]()
+    newest, unfinished, complete = len(plan.headers) - 1, False, True
     for index, commit in enumerate(read_commits(out, plan.shard_names())):
         if commit is None:
-            unfinished = unfinished or newest in plan.touched.get(index, ())
+            unfinished, complete = unfinished or newest in plan.touched.get(index, ()), False
             continue
+        found.update(outcome.reason for outcome in commit.failed)
         failed.update(
-            outcome.key
-            for outcome in commit.failed
-            if reason in {ANY_REASON, outcome.reason, outcome.reason.partition("(")[0]}
+            outcome.key for outcome in commit.failed if reason in {ANY_REASON, outcome.reason, kind_of(outcome.reason)}
         )
+    # A shard without a record may yet fail for a reason of the user's own code.
+    if complete and not failed and reason and kind_of(reason) not in {ANY_REASON, *FAILURES}:
+        raise UsageError(f"no item fails for the reason {reason}; {_known_reasons(found, out)}")
     if failed and unfinished:
         failed -= {item.key for item in plan.rows(row) if item.generation == newest}
     return failed
+
+
+def _known_reasons(found: Counter[str], out: Path) -> str:
+    if not found:
+        return f"{out} has no failed items; the reasons of vidvq are {', '.join(sorted(FAILURES))}"
+    return f"give one for which items of {out} failed: {', '.join(f'{name} ({found[name]})' for name in sorted(found))}"
 
 
 def _new(sources: Iterator[Source], known: dict[str, Source]) -> Iterator[Source]:

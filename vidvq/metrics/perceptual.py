@@ -118,7 +118,7 @@ class PerceptualDistance(nn.Module):
         height, width = frames.shape[2:]
         if min(height, width) < self._smallest:
             raise UsageError(
-                f"frames of {height}x{width} pixels are smaller than {self._smallest}x{self._smallest}, which this "
+                f"frames of {width}x{height} pixels are smaller than {self._smallest}x{self._smallest}, which this "
                 "perceptual distance needs; use larger frames"
             )
         x = (frames - self.shift) / self.scale

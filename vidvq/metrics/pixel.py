@@ -53,7 +53,7 @@ def frame_ssim(original: np.ndarray, other: np.ndarray, gaussian: bool = True) -
     height, width = original.shape[1:3]
     if min(height, width) < side:
         raise UsageError(
-            f"frames of {height}x{width} pixels are smaller than the {side}x{side} window of SSIM; use larger clips"
+            f"frames of {width}x{height} pixels are smaller than the {side}x{side} window of SSIM; use larger clips"
         )
     # Imported here, because PSNR does not need scikit-image.
     from skimage.metrics import structural_similarity

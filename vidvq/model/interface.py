@@ -218,7 +218,7 @@ class Tokenizer(nn.Module):
             UsageError: a size is below 1.
         """
         if min(num_frames, height, width) < 1:
-            raise UsageError(f"a video of {num_frames} frames of {height}x{width} must have at least 1 of each")
+            raise UsageError(f"a video of {num_frames} frames of {width}x{height} must have at least 1 of each")
         s = self.spatial_factor
         return 1 + -(-(num_frames - 1) // self.temporal_factor), -(-height // s), -(-width // s)
 

@@ -26,7 +26,8 @@ def as_tensor(frames: Any) -> Tensor:
     try:
         return torch.as_tensor(frames.copy() if reverse else frames)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"frames are a {type(frames).__name__}; they must be a tensor or a NumPy array") from error
+        kind = f"{type(frames).__name__}" + (f" of {frames.dtype}" if hasattr(frames, "dtype") else "")
+        raise UsageError(f"frames are a {kind}; they must be a tensor or a NumPy array of uint8") from error
 
 
 def to_video(frames: Any) -> Tensor:

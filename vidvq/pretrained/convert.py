@@ -115,7 +115,8 @@ def convert(source: Path, out: Path, keys: KeyMap, model_config: dict[str, Any] 
 
 def _load(source: Path) -> Any:
     if not source.is_file():
-        raise UsageError(f"{source} {'is a folder; give the file in it' if source.is_dir() else 'does not exist'}")
+        fault = "is a folder; give the file in it" if source.is_dir() else "does not exist; give a file of torch.save"
+        raise UsageError(f"{source} {fault}")
     try:
         # Warnings are about formats that this command refuses anyway.
         with warnings.catch_warnings(action="ignore"):

@@ -44,7 +44,10 @@ class ClipPolicy(VideoPolicy):
 
     def __post_init__(self) -> None:
         if self.min_frames > self.num_frames:
-            raise UsageError(f"min_frames={self.min_frames} must be at most num_frames={self.num_frames}")
+            raise UsageError(
+                f"min_frames={self.min_frames} must be at most num_frames={self.num_frames}; set "
+                f"clip.min_frames={self.num_frames} or less"
+            )
         if self.encoding == "copy" and (self.fps or self.short_side or self.size):
             raise UsageError("encoding='copy' changes no picture; it needs fps=null short_side=null size=null")
         if self.encoding == "copy" and self.stride:

@@ -143,12 +143,11 @@ class _TokenizeStage(Stage[AnyRow], ABC):
     def settings_of(cls, made_from: dict[str, Any]) -> dict[str, Any]:
         """The settings of a plan, as far as its header has them."""
         settings = super().settings_of(made_from)
-        execution = made_from.get("execution", {})
-        settings["batch"] = execution.get("streams", made_from.get("batch", 1))
-        if execution:
-            settings |= {name: execution[name] for name in ("device", "precision", "groups")}
-            settings["kernels"] = execution.get("kernels", "torch")
-            settings["mixed_gpus"] = execution.get("gpu") == ANY_GPU
+        execution = made_from.get("execution") or {**CPU.to_json(), "streams": made_from.get("batch", 1)}
+        settings["batch"] = execution["streams"]
+        settings |= {name: execution[name] for name in ("device", "precision", "groups")}
+        settings["kernels"] = execution.get("kernels", "torch")
+        settings["mixed_gpus"] = execution.get("gpu") == ANY_GPU
         # The fingerprint of the decoder that scored comes from the checkpoint.
         settings["quality"] = {**made_from.get("quality", {})}
         settings["quality"].pop("decoder_fingerprint", None)
@@ -229,6 +228,10 @@ def open_stage(sources: list[str], checkpoint: Path, config: TokenizeConfig) -> 
         if config.video != VideoPolicy():
             raise UsageError(
                 f"video.* is for raw video; the clips in {clips} have the size and rate they were cut with"
+            )
+        if config.gop_frames != TokenizeConfig.gop_frames:
+            raise UsageError(
+                f"gop_frames={config.gop_frames} is for raw video; each clip in {clips} is one sample. Leave it out"
             )
         return TokenizeClips(clips=clips, **found)
     if config.where:

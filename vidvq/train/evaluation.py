@@ -120,7 +120,10 @@ class Evaluator:
 
 
 def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:
-    shards = (folder / shard for shard in read_plan(folder).shard_names())
+    shards = (
+        folder / shard
+        for shard in read_plan(folder, "set evaluation.clips to a directory that vidvq shard wrote").shard_names()
+    )
     entries = (entry for shard in shards if shard.is_file() for entry in read_clips(shard))
     clips = [(key, media) for key, media, _ in islice(entries, count)]
     if not clips:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vidvq.data import ClipDataset, iter_micro_batches
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder, write_checkpoint
-from vidvq.log import info, progress, warn
+from vidvq.log import counted, info, progress, warn
 from vidvq.model.device_copy import DeviceCopier
 from vidvq.model.pixels import PREPROCESSING, to_video
 from vidvq.train.config import TrainConfig
@@ -161,7 +161,9 @@ class _TrainingLoop:
         """Describe the run in one line."""
         data, trained = self.config.data, self.trainer.tokenizer.parameters()
         weights = sum(getattr(weight, "ds_numel", weight.numel()) for weight in trained if weight.requires_grad)
-        shapes = ", ".join(f"{shape.num_frames}x{shape.height}x{shape.width}" for shape in data.shapes)
+        shapes = ", ".join(
+            f"{counted(shape.num_frames, 'frames')} of {shape.width}x{shape.height}" for shape in data.shapes
+        )
         device, ranks = self.context.device, self.context.size
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         return (

@@ -25,6 +25,8 @@ _PEAKS = {
 }
 # Share of the time that training may wait for data.
 _MAX_WAIT = 0.05
+# Less is not worth a change of the settings (seconds over the whole run).
+_MIN_LOST_S = 60
 # Forward passes that training a network costs, and those that a gradient to its input costs if it is frozen.
 _FORWARD_BACKWARD = 3
 _FORWARD_BACKWARD_FROZEN = 2
@@ -87,7 +89,8 @@ class Throughput:
         Args:
             metrics: the last measurement.
         """
-        if self._measurements < 2 or metrics["data_wait"] <= _MAX_WAIT:
+        lost_s = metrics["data_wait"] * metrics["step_s"] * self._config.steps
+        if self._measurements < 2 or metrics["data_wait"] <= _MAX_WAIT or lost_s < _MIN_LOST_S:
             return {}
         return {
             "data": f"{metrics['data_wait']:.0%} of the time is spent waiting for data; the data workers reach "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from vidvq.data.micro_batches import reporting_lost_workers
 from vidvq.errors import WorkerLost
 
 # Gloo prefixes the cause with its source location and appends advice.
@@ -76,11 +77,12 @@ def training_job(timeout_s: float) -> Iterator[DistributedContext]:
         Context of this process.
 
     Raises:
-        WorkerLost: another process of the job was lost.
+        WorkerLost: another process of the job, or one that reads its data, was lost.
     """
     try:
         # Inside the block, because joining fails as well if a process has already left.
-        yield init_distributed(timeout_s)
+        with reporting_lost_workers():
+            yield init_distributed(timeout_s)
     except RuntimeError as error:
         if cause := _peer_loss_cause(error):
             rank = os.environ.get("RANK", "0")

@@ -159,7 +159,7 @@ def encode_at(name: str, frames: np.ndarray, fps: float, crf: float) -> CodedCli
     except (FFmpegError, ValueError) as error:
         height, width = frames.shape[1:3]
         raise UsageError(
-            f"codecs={name}: {codec.encoder} rejects {len(frames)} frames of {height}x{width} ({error}); leave it out"
+            f"codecs={name}: {codec.encoder} rejects {len(frames)} frames of {width}x{height} ({error}); leave it out"
         ) from error
     if len(decoded) != len(frames):
         raise UsageError(f"codecs={name}: {len(frames)} frames went in and {len(decoded)} came out; leave {name} out")

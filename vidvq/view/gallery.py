@@ -18,11 +18,11 @@ from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.commit import read_commit
-from vidvq.formats.plan import Plan, read_plan
+from vidvq.formats.plan import Plan, read_clip_plan
 from vidvq.formats.token_index import committed_shards, index_shard
 from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import TokenInfo
-from vidvq.log import progress
+from vidvq.log import progress, warn
 from vidvq.metrics.pixel import psnr
 from vidvq.model.enlarge import shrink_frames
 from vidvq.video.decode import decode_clip
@@ -37,6 +37,8 @@ _MAX_PIXELS = 1 << 26
 # Limits of the samples and codes that are counted and searched.
 _COUNTED = 2000
 _COUNTED_CODES = 64_000_000
+# Samples whose keys are compared with those of the clips.
+_COMPARED = 200
 # Limits of the occurrences shown and of their clips; each of these clips must be decoded.
 _SHOWN = 24
 _SHOWN_CLIPS = 6
@@ -57,7 +59,8 @@ class Gallery:
         statistics: how well a generator predicts the codes; None for none.
 
     Raises:
-        UsageError: the tokens are of another tokenizer, a shard is damaged, or there are no clips.
+        UsageError: the tokens are of another tokenizer, a shard is damaged, there are no clips, or none of them is in
+            ``clips``.
     """
 
     def __init__(self, tokens: Path, checkpoint: Path, clips: Path | None, statistics: Path | None = None) -> None:
@@ -76,10 +79,10 @@ class Gallery:
         self.total = self._ends[-1] if self._ends else 0
         if not self.total:
             raise UsageError(f"{tokens} has no clips to show")
-        self._clips = (clips, read_plan(clips)) if clips else None
+        self._index = lru_cache(maxsize=256)(index_shard)
+        self._clips = (clips, self._read_clip_plan(clips, tokens)) if clips else None
         # Built at the first search.
         self._search = cache(lambda: SearchIndex(self._shards, self._clips[1] if self._clips else None))
-        self._index = lru_cache(maxsize=256)(index_shard)
         self._grids: dict[int, np.ndarray] = {}
         self.books = self._count_codes()
 
@@ -213,6 +216,17 @@ class Gallery:
         self._spatial = most_used(self.card, usage)
         books = decode_atlas(self._tokenizer, self.card, usage)
         return [book | {"strip": png_strip(book["strip"])} for book in books]
+
+    def _read_clip_plan(self, clips: Path, tokens: Path) -> Plan:
+        """Read the plan of the clips, and check that some of the samples were made from them."""
+        plan, remedy = read_clip_plan(clips, "--clips"), f"set --clips to the clip shards that {tokens} was made from"
+        keys = [self.locate(index).key for index in range(0, self.total, -(-self.total // _COMPARED))]
+        missing = [key for key in keys if _shard_of(plan, key) is None]
+        if len(missing) == len(keys):
+            raise UsageError(f"{clips} has no originals of the clips in {tokens}, such as {keys[0]}; {remedy}")
+        if missing:
+            warn(f"{len(missing)} of {len(keys)} clips have no original in {clips}, such as {missing[0]}; {remedy}")
+        return plan
 
     def _original(self, key: str) -> np.ndarray | None:
         if self._clips is None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import checkpoint_name
 from vidvq.formats.generator import GeneratorCard, read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
@@ -58,7 +59,7 @@ class Game:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network = load_network(generator).to(device)
         self._tokenizer, found = load_tokenizer(checkpoint)
-        self.card.refuse_other_tokenizer(found.token_fingerprint, str(checkpoint))
+        self.card.refuse_other_tokenizer(found.token_fingerprint, checkpoint_name(checkpoint))
         self._tokenizer.to(device)
         takes_mean = config.sampling.takes_mean
         self._vectors = code_vectors(self._tokenizer, self._network.digits) if takes_mean else None

@@ -16,6 +16,7 @@ from vidvq.corpus.inputs import Fingerprint, list_sources
 from vidvq.corpus.lists import ListPolicy, is_list
 from vidvq.corpus.source import Source
 from vidvq.corpus.tars import is_tar
+from vidvq.errors import UsageError
 from vidvq.storage import resolve_path
 from vidvq.video import VideoError
 
@@ -207,6 +208,15 @@ def test_a_name_that_is_not_utf8_is_one_failed_entry(videos):
     sources = list(list_sources([str(videos)], ANY))
     assert [source.uri for source in sources if source.failure] == [str(videos / r"na\xefve.mp4")]
     assert len(sources) == 4
+
+
+def test_a_locale_of_another_encoding_is_blamed_on_no_name(videos, monkeypatch):
+    Path(os.fsdecode(os.fsencode(videos) + b"/na\xefve.mp4")).write_bytes(b"x")
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(
+        UsageError, match=r"na\\xefve.mp4 cannot be read in ascii, the encoding of this locale; set LC_ALL"
+    ):
+        list(list_sources([str(videos)], ANY))
 
 
 def test_a_folder_that_cannot_be_listed_is_one_failed_entry(videos, monkeypatch):

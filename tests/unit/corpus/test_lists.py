@@ -15,6 +15,7 @@ from vidvq.corpus.fetch import local_file
 from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.lists import ListPolicy, read_list
 from vidvq.corpus.source import Source
+from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo, clip_files, parse_clip_info
 from vidvq.video.limits import Limits
 
@@ -319,3 +320,9 @@ def test_repeated_rows_are_counted(folder, capsys):
     (folder / "list.txt").write_text("a.mp4\nb.mp4\na.mp4\n")
     assert len(list(list_sources([str(folder / "list.txt")], ListPolicy()))) == 2
     assert "skipped 1 repeated inputs" in capsys.readouterr().err
+
+
+def test_a_broken_line_of_jsonl_is_named(folder):
+    (folder / "list.jsonl").write_text('{"path": "a.mp4"}\n\n{"path": \n')
+    with pytest.raises(UsageError, match=r"line 3 is not a JSON object \(Expecting value at column 9\)"):
+        read(folder / "list.jsonl")

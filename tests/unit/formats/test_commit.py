@@ -223,8 +223,8 @@ def test_a_summary_is_the_sum_of_the_records_and_sweeps_up(tmp_path, plan_table)
     assert summary.failed_share == 2 / 8
     written = json.loads((tmp_path / "summary.json").read_text())
     assert (written["failed"], written["filtered"]) == (
-        {"decode_error": {"count": 2, "examples": ["c.mp4: torn"] * 2}},
-        {"too_short": {"count": 2, "examples": ["d.mp4: has 2 frames"] * 2}},
+        {"decode_error": {"count": 2, "examples": ["c.mp4: torn"]}},
+        {"too_short": {"count": 2, "examples": ["d.mp4: has 2 frames"]}},
     )
     assert written["bytes"] == summary.bytes == sum(path.stat().st_size for path in tmp_path.glob("*.tar"))
     assert [name for name in files(tmp_path) if ".tmp." in name] == []

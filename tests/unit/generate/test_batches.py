@@ -49,4 +49,4 @@ def test_a_prompt_that_cannot_be_used_fails_alone():
     batches.flush()
     failed, made = written
     assert (failed.verdict, failed.outcome.reason) == ("failed", "bad_prompt")
-    assert failed.outcome.detail == "tokens-000000.tar: too short" and isinstance(made, Sample)
+    assert failed.outcome.detail == "tokens-000000.tar: a: too short" and isinstance(made, Sample)

@@ -110,9 +110,9 @@ def test_a_batch_draws_the_same_however_it_is_divided(monkeypatch, make_examples
 
 def test_clips_of_another_size_than_their_tokens_are_refused(monkeypatch, tokens_dir, clips_dir, checkpoint_dir):
     index = examples.read_clip_index([str(clips_dir)])
-    monkeypatch.setattr(examples, "read_clip_index", lambda _: replace(index, height=2 * index.height))
+    monkeypatch.setattr(examples, "read_clip_index", lambda _, name: replace(index, height=2 * index.height))
     card, (tokenizer, _) = make_card(read_tokenizer_card(tokens_dir)), load_tokenizer(checkpoint_dir)
     data = TokenDataConfig((str(tokens_dir),), batch_size=BATCH, latents=3)
     config = GenerateTrainConfig(data, tasks=TaskConfig(fill=1), pixels=PixelConfig((str(clips_dir),)))
-    with pytest.raises(UsageError, match="pixels.clips has 9 frames of 64x40 .* have a grid of 3x4x5"):
+    with pytest.raises(UsageError, match="pixels.clips has 9 frames of 40x64 .* have a grid of 3x4x5"):
         ExampleDataset(config, card, TokenDataset(data, 0), Columns({}, {}, {}), tokenizer)

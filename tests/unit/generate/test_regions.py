@@ -74,8 +74,10 @@ def test_inserted_frames_divide_the_intervals():
 
 def test_a_mistake_is_named(tmp_path):
     path = tmp_path / "mask.npy"
-    np.save(path, np.ones((8, 8)))
-    with pytest.raises(UsageError, match="16x24 pixels; mask=.*has 1x8x8"):
+    with pytest.raises(UsageError, match=r"mask=\S+ cannot be read: No such file or directory; set it to a PNG"):
+        read_mask(str(path))
+    np.save(path, np.ones((4, 8)))
+    with pytest.raises(UsageError, match="24x16 pixels; mask=.*has 1 frame of 8x4"):
         prepare(FillConfig(mask=str(path)), FRAMES, INFO, read_mask(str(path)))
     np.save(path, np.zeros((16, 24)))
     with pytest.raises(UsageError, match="must cover some of them, not all"):

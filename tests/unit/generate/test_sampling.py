@@ -134,7 +134,7 @@ def test_classes_and_guidance_change_samples(network, card):
 
 
 def test_a_larger_frame_than_trained_on_is_refused(network, card):
-    with pytest.raises(UsageError, match="frames of 40x40 are larger than the 32x40"):
+    with pytest.raises(UsageError, match="frames of 40x40 are larger than the 40x32"):
         draw(network, card, (3, 5, 5))
 
 

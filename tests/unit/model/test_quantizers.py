@@ -256,7 +256,7 @@ def test_a_mapping_without_a_kind_is_vq():
     ("spatial", "message"),
     [
         ({"kind": "fsq", "colour": 3}, "1 wrong field: quantizer.spatial.colour=3 is not a known field"),
-        ({"kind": "fsq", "levels": ["a"]}, "1 wrong field: quantizer.spatial.levels.0='a': input should be a valid"),
+        ({"kind": "fsq", "levels": ["a"]}, "1 wrong field: quantizer.spatial.levels.0='a': must be an integer"),
         ({"kind": "fsq", "levels": [2, 8]}, r"levels=\[2, 8\] must each be from 3 to 1000.*kind=lfq"),
         ({"kind": "fsq", "levels": [3, 1001]}, r"levels=\[3, 1001\] must each be from 3 to 1000"),
         ({"kind": "lfq", "size": 1000}, "size=1000 must be a power of two from 2 to 16777216; nearest: 512 or 1024"),
@@ -267,7 +267,7 @@ def test_a_mapping_without_a_kind_is_vq():
         ({"kind": "residual", "layer": {"size": 1 << 20}}, "depth=2 of size=1048576 must"),
         ({"kind": "residual", "layer": {"cosine": True, "size": 8}}, "layer.cosine=True must be False"),
         ({"kind": "residual", "layer": {"kind": "fsq"}}, "quantizer.spatial.layer.kind='fsq'"),
-        ({"kind": "vq", "update": "sgd"}, "quantizer.spatial.update='sgd': input should be 'ema' or 'gradient'"),
+        ({"kind": "vq", "update": "sgd"}, "quantizer.spatial.update='sgd': must be ema or gradient"),
     ],
 )
 def test_an_invalid_field_is_reported_in_one_line(spatial, message):

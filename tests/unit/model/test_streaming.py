@@ -95,6 +95,13 @@ def test_frames_with_reversed_channels_are_encoded(tokenizer):
     assert torch.equal(codes, tokenizer.encode(to_video(FRAMES[..., ::-1].copy()))[0])
 
 
+def test_frames_of_another_type_are_named():
+    with pytest.raises(
+        ValueError, match="frames are a ndarray of >u2; they must be a tensor or a NumPy array of uint8"
+    ):
+        to_video(FRAMES.astype(">u2"))
+
+
 @pytest.mark.parametrize("frames", ["video.mp4", None, {}], ids=str)
 def test_frames_that_are_no_array_are_refused(frames):
     with pytest.raises(ValueError, match=f"frames are a {type(frames).__name__}; they must be a tensor or a NumPy"):

@@ -77,12 +77,12 @@ def test_the_ffmpeg_program_codes_what_pyav_cannot(name, frames, monkeypatch):
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
 def test_a_clip_that_the_ffmpeg_program_rejects_is_one_clear_error(frames, monkeypatch):
     monkeypatch.setitem(reference_codecs.CODECS, "svtav1", replace(CODECS["svtav1"], decoder="nothing"))
-    with pytest.raises(UsageError, match="codecs=svtav1: libsvtav1 rejects 9 frames of 63x95 .ffmpeg fails") as caught:
+    with pytest.raises(UsageError, match="codecs=svtav1: libsvtav1 rejects 9 frames of 95x63 .ffmpeg fails") as caught:
         encode_at("svtav1", frames[:, :63, :95], 25.0, 30)
     assert "\n" not in str(caught.value)
 
 
 def test_a_size_that_an_encoder_rejects_is_one_clear_error(frames):
-    with pytest.raises(UsageError, match="codecs=svtav1: libsvtav1 rejects 9 frames of 63x95") as caught:
+    with pytest.raises(UsageError, match="codecs=svtav1: libsvtav1 rejects 9 frames of 95x63") as caught:
         encode_at("svtav1", frames[:, :63, :95], 25.0, 30)
     assert "\n" not in str(caught.value)
