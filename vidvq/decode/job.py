@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vidvq.arguments import check_type
 from vidvq.config import is_mapping
 from vidvq.decode.batch import Clip, Item, decode_together
 from vidvq.decode.config import DecodeConfig, Format, VideoInterval, resolve_execution
@@ -18,7 +19,7 @@ from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
 from vidvq.decode.overwrite import is_done, recorded
 from vidvq.decode.stream import decode_frames, in_interval, load_for_tokens
 from vidvq.errors import UsageError, WorkerLost
-from vidvq.formats.checkpoint import list_steps
+from vidvq.formats.checkpoint import list_steps, resolve_checkpoint
 from vidvq.formats.execution import CPU, Execution
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.formats.token_index import index_tokens
@@ -40,6 +41,7 @@ from vidvq.storage import (
     read_json,
     remove,
     remove_attempts,
+    resolve_path,
     safe_join,
     sha256_file,
     unless_done,
@@ -52,9 +54,9 @@ _FILES = ("mp4", "gif", "npy")
 
 
 def run_decode(
-    tokens: Path,
-    checkpoint: Path,
-    out: Path,
+    tokens: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
     config: DecodeConfig,
     interval: VideoInterval | None = None,
     force: bool = False,
@@ -76,6 +78,8 @@ def run_decode(
             the source is unknown.
         WorkerLost: a worker died; the same command resumes.
     """
+    check_type("config", config, DecodeConfig)
+    tokens, checkpoint, out = resolve_path(tokens), resolve_checkpoint(checkpoint), resolve_path(out)
     kind = config.format_for(out)
     folder = tokens.parent if tokens.is_file() else tokens
     _refuse_folder(out, folder)

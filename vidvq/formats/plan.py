@@ -37,6 +37,7 @@ from vidvq.storage import (
     read_file,
     read_json,
     remove_attempts,
+    resolve_path,
     safe_join,
     sha256_bytes,
     sha256_file,
@@ -209,12 +210,13 @@ def has_plan(folder: Path) -> bool:
     return file_exists(folder / "plan.json")
 
 
-def read_plan(folder: Path) -> Plan:
-    """Read and check the plan of an output directory.
+def read_plan(folder: str | Path) -> Plan:
+    """Read and check the plan of an output directory, given as a path or a URL.
 
     Raises:
         UsageError: there is none, its files do not belong together, or a folder in it is a link.
     """
+    folder = resolve_path(folder)
     if not has_plan(folder):
         missing = not is_remote(folder) and not folder.exists()
         raise UsageError(
