@@ -16,6 +16,7 @@ from vidvq.decode import DecodeConfig, frames, run_decode
 from vidvq.errors import StoreError, UsageError
 from vidvq.evaluate import run_evaluate, run_evaluate_tokenizers
 from vidvq.export import ExportConfig, Layout, grid_to_sequence, is_export, run_export, sequence_to_grid, verify_export
+from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.columns import read_table
 from vidvq.formats.plan import read_plan
@@ -34,6 +35,7 @@ from vidvq.model import (
     iter_encode,
 )
 from vidvq.model.encoder import DecoderConfig, StackConfig
+from vidvq.pretrained import find_tokenizer, load_tokenizer
 from vidvq.shard import ShardConfig, run_shard
 from vidvq.tokenize import TokenizeConfig, run_tokenize
 from vidvq.train import TrainConfig, run_train
@@ -213,6 +215,23 @@ def test_arguments_of_a_tokenizer_are_checked(tokenizer):
             tokenizer.use_half(dtype)
     with refuse("config is a dict; it must be a TokenizerConfig"):
         VideoTokenizer({})
+    with refuse("tensors is a NoneType; it must be a dict"):
+        tokenizer.load_inference_state_dict(None)
+    with refuse("tensor .* is a int; it must be a Tensor"):
+        tokenizer.load_inference_state_dict(dict.fromkeys(tokenizer.inference_state_dict(), 0))
+    with refuse("latents is a NoneType; it must be a Tensor"):
+        tokenizer.decode_latents(None)
+    with refuse(r"latents have shape \(1, 3, 1, 2, 2\); it must be b 16 g h w"):
+        tokenizer.decode_latents(torch.zeros(1, 3, 1, 2, 2))
+
+
+def test_tokenizers_are_found_by_name():
+    assert find_tokenizer("bundled") == resolve_checkpoint("bundled")
+    for load in (find_tokenizer, load_tokenizer):
+        with refuse("^nope does not exist"):
+            load("nope")
+        with refuse("a path is a NoneType"):
+            load(None)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device records graphs")

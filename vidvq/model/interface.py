@@ -293,7 +293,7 @@ class Tokenizer(nn.Module):
         """
         lt, lh, lw = grid
         frames = 1 + (lt - 1) * self.temporal_factor
-        keep_t = frames if num_frames is None else as_integer("num_frames", num_frames)
+        keep_t = frames if num_frames is None else num_frames
         keep_h, keep_w = lh * self.spatial_factor, lw * self.spatial_factor
         if size is not None:
             try:

@@ -319,7 +319,15 @@ class VideoTokenizer(Tokenizer):
 
         Returns:
             Video ``b c t h w``, not clamped, and codes ``b g h w``.
+
+        Raises:
+            UsageError: the latents are of another rank or number of channels.
         """
+        check_type("latents", latents, Tensor)
+        if latents.ndim != 5 or latents.shape[1] != self.config.quantizer.dim:
+            raise UsageError(
+                f"latents have shape {tuple(latents.shape)}; it must be b {self.config.quantizer.dim} g h w"
+            )
         with torch.no_grad():
             codes, _ = self.quantizer.encode(latents, first=True)
             vectors, _ = self.quantizer.lookup(codes, first=True)
@@ -336,12 +344,14 @@ class VideoTokenizer(Tokenizer):
         """Load the tensors that :meth:`inference_state_dict` returns.
 
         Raises:
-            UsageError: a tensor is missing, unexpected or of another shape; nothing is loaded.
+            UsageError: a tensor is missing, unexpected or of another shape, or a value is none; nothing is loaded.
         """
+        check_type("tensors", tensors, dict)
         mine = self.inference_state_dict()
         for name in sorted(mine.keys() ^ tensors.keys()):
             raise UsageError(f"tensor {name} is {'missing' if name in mine else 'not part of this architecture'}")
         for name, tensor in mine.items():
+            check_type(f"tensor {name}", tensors[name], Tensor)
             if tensor.shape != tensors[name].shape:
                 raise UsageError(f"tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
         with torch.no_grad():
