@@ -42,7 +42,11 @@ def check_type(name: str, value: Any, kind: type) -> None:
         UsageError: it is not an instance.
     """
     if not isinstance(value, kind):
-        raise UsageError(f"{name} is a {type(value).__name__}; it must be a {kind.__name__}")
+        raise UsageError(f"{name} is {_with_article(type(value))}; it must be {_with_article(kind)}")
+
+
+def _with_article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOUaeio' else 'a'} {kind.__name__}"
 
 
 def as_list(name: str, values: Any, kind: str) -> list[str]:

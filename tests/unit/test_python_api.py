@@ -217,7 +217,7 @@ def test_arguments_of_a_tokenizer_are_checked(tokenizer):
         VideoTokenizer({})
     with refuse("tensors is a NoneType; it must be a dict"):
         tokenizer.load_inference_state_dict(None)
-    with refuse("tensor .* is a int; it must be a Tensor"):
+    with refuse("tensor .* is an int; it must be a Tensor"):
         tokenizer.load_inference_state_dict(dict.fromkeys(tokenizer.inference_state_dict(), 0))
     with refuse("latents is a NoneType; it must be a Tensor"):
         tokenizer.decode_latents(None)
@@ -264,6 +264,15 @@ def test_chunks_are_arrays_of_frames(tokenizer, make, chunk):
 @pytest.mark.parametrize("make", [None, Whole], ids=["streaming", "whole"])
 def test_a_stream_may_be_empty(tokenizer, make):
     assert list(iter_encode(make() if make else tokenizer, [bytes_of(1)[:0]])) == []
+
+
+def test_a_stream_needs_a_tokenizer_and_chunks(tokenizer, codes):
+    with refuse("tokenizer is a str; it must be a Tokenizer"):
+        list(iter_encode("bundled", [bytes_of(1)]))
+    with refuse("tokenizer is a Tensor; it must be a Tokenizer"):
+        list(iter_decode(codes[0], tokenizer, 5, SIZE))
+    with refuse("chunks is a NoneType; it must be an Iterable"):
+        list(iter_encode(tokenizer, None))
 
 
 def test_codes_to_decode_in_steps_are_one_grid(tokenizer, codes):
@@ -492,7 +501,7 @@ def test_settings_of_another_call_are_refused(tokens_dir, clips_dir, checkpoint_
         (lambda wrong: run_evaluate_tokenizers(clips_dir, [checkpoint_dir], config=wrong), "EvaluateConfig"),
         (lambda wrong: run_generate_evaluate(out, tokens_dir, wrong, None, checkpoint_dir, None), "EvaluateConfig"),
     ):
-        with refuse(f"config is a str; it must be a {kind}"):
+        with refuse(f"config is a str; it must be an? {kind}$"):
             call("settings")
 
 

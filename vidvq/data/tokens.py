@@ -221,6 +221,8 @@ class TokenLoader:
         tokens: directories of token shards of one tokenizer: one, several, or a mapping of each to its sampling weight.
         batch_size: samples per batch over all ranks; each rank gets ``batch_size / ranks``.
         latents: maximum number of latent frames per sample; see :class:`TokenDataConfig`.
+        seed: seed of the order and of the cuts of long samples (0 or more).
+        rank: index of this process, from 0.
         ranks: number of processes.
         workers: number of reading processes; 0 reads in this process.
         shuffle: size of the shuffle window (samples).

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidvq.arguments import check_type
 from vidvq.errors import UsageError
 from vidvq.model.interface import Tokenizer
 from vidvq.model.pixels import as_tensor, check_dense, to_frames, to_pixels, to_video
@@ -136,6 +137,8 @@ def iter_encode(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Tensor]
     Raises:
         UsageError: a chunk is of another type or rank, or its frames are of another size than those before.
     """
+    check_type("tokenizer", tokenizer, Tokenizer)
+    check_type("chunks", chunks, Iterable)
     state: StreamState | None = None
     for frames in split_steps(tokenizer, chunks):
         codes, state = encode_frames(tokenizer, frames, state)
@@ -157,6 +160,7 @@ def iter_decode(tokenizer: Tokenizer, codes: Any, num_frames: int, size: tuple[i
     Raises:
         UsageError: wrong type or rank, a video of that size has codes of another shape, or a code is out of range.
     """
+    check_type("tokenizer", tokenizer, Tokenizer)
     for (frames,) in iter_decode_batch(tokenizer, [codes], num_frames, size):
         yield frames
 
