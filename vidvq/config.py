@@ -7,6 +7,7 @@ registry, no interpolation and no include.
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache, reduce
 from operator import getitem
@@ -16,6 +17,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from vidvq.arguments import as_list
 from vidvq.errors import UsageError
 from vidvq.settings import Setting, complete, find_type, settings_of, to_plain
 
@@ -137,7 +139,9 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     for override in overrides:
         path, sign, text = override.partition("=")
         if not sign or not path:
-            raise ConfigError(f"{override!r} is no setting; settings must be key.sub=value")
+            raise ConfigError(
+                f"{override!r} is no setting; settings must be key.sub=value, such as {path or 'key.sub'}=VALUE"
+            )
         *parents, last = path.split(".")
         node = merged
         for parent in parents:
@@ -177,7 +181,7 @@ def strict_adapter(kind: type[T]) -> TypeAdapter[Any]:
     return TypeAdapter(cast(Any, kind | None), config={"extra": "forbid"})
 
 
-def load(kind: type[T], path: Path | None, overrides: list[str], base: dict[str, Any] | None = None) -> T:
+def load(kind: type[T], path: str | Path | None, overrides: list[str], base: dict[str, Any] | None = None) -> T:
     """Read a config file, apply overrides and validate the result.
 
     Args:
@@ -188,7 +192,10 @@ def load(kind: type[T], path: Path | None, overrides: list[str], base: dict[str,
     Raises:
         ConfigError: the file, an override or a field is wrong.
     """
-    file = read_yaml(path) if path else {}
+    if not is_dataclass(kind):
+        raise ConfigError(f"kind={kind!r} must be the class of the settings, such as vidvq.shard.ShardConfig")
+    overrides = as_list("overrides", overrides, "key.sub=value")
+    file = read_yaml(Path(path)) if path else {}
     if file and not file.keys() & {setting.name for setting in settings_of(kind)}:
         names = ", ".join(map(str, file))
         raise ConfigError(
@@ -287,10 +294,15 @@ def _problem(detail: Any, data: dict[str, Any], kind: type) -> str:
     value = detail["input"] if found and isinstance(location[-1], int) else node
     name = ".".join(path)
     if detail["type"] == "unexpected_keyword_argument":
-        near = _nearest(name, [*_paths(settings_of(kind), data)])
-        return f"{name}={_short(detail['input'])} is not a known field" + (f"; did you mean {near}?" if near else "")
+        known, given = [*_paths(settings_of(kind), data)], detail["input"]
+        near = _nearest(name, known)
+        if not near:
+            # Of a group that does not exist, the first setting may be known in another one.
+            name, given = next(leaves(given, name))
+            near = _nearest(name, known)
+        return f"{name}={_short(given)} is not a known field" + (f"; did you mean {near}?" if near else "")
     if detail["type"] in {"missing", "missing_argument"} and len(location) == len(detail["loc"]):
-        return f"{name} is missing"
+        return f"{name} is missing; set it"
     if detail["type"] == "value_error":
         return (f"{name}: " if name else "") + str(detail["ctx"]["error"])
     if found:

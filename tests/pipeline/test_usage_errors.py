@@ -249,7 +249,7 @@ def test_training_without_clips_names_the_setting(tmp_path, monkeypatch, tokens_
     ("command", "said"),
     [
         (["train", "data.clips=clips"], "a config must precede data.clips=clips; give a YAML file or a packaged name"),
-        (["train", "demo", "clips"], "'clips' is no setting; settings must be key.sub=value"),
+        (["train", "demo", "clips"], "'clips' is not a setting; give key.sub=value, such as clips=VALUE"),
         (["config", "shrad"], "'shrad' is not a command with settings; did you mean shard?"),
         (["shard", "{video}", "--out", "{video}"], "box.mp4 is a file; give a folder as --out"),
         (["shard", "*.avi", "--out", "x"], "no file matches *.avi; give video files, folders, globs"),

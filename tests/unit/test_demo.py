@@ -72,7 +72,7 @@ def test_a_demo_that_is_not_quick_has_no_settings_of_its_own():
     ("setting", "said"),
     [
         ("steps=many", "steps='many'"),
-        ("nonsense", "must be key.sub=value"),
+        ("nonsense", "give key.sub=value"),
         ("out=elsewhere", "out=elsewhere is set by the demo"),
         ("data.clips=mine", "data.clips=mine is set by the demo"),
     ],

@@ -164,3 +164,10 @@ def test_weights_of_another_network_are_one_line(weights, tmp_path):
     (tmp_path / "text.pt").write_text("no weights")
     with pytest.raises(UsageError, match="has no readable weights"):
         load_i3d(tmp_path / "text.pt")
+
+
+def test_sets_of_other_features_are_refused():
+    with pytest.raises(UsageError, match=r"features have shape \(3, 2\); it must be n 4"):
+        FeatureMoments(4).add(np.zeros((3, 2)))
+    with pytest.raises(UsageError, match="samples have 4 and 2 features; both sets must have the same"):
+        frechet_distance(moments(np.zeros((3, 4))), moments(np.zeros((3, 2))))

@@ -105,3 +105,18 @@ def test_a_clip_is_compared_in_parts(metric, monkeypatch):
     tracemalloc.stop()
     # In a wider type, the whole clip would take two to eight times as much.
     assert peak < frames.nbytes
+
+
+@pytest.mark.parametrize(
+    "metric", [psnr, frame_psnr, ssim, frame_ssim, flicker, blocking], ids=lambda each: each.__name__
+)
+def test_videos_that_cannot_be_compared_are_refused(metric):
+    video = np.zeros((2, 16, 16, 3), np.uint8)
+    for original, other in (
+        (video, video[:1]),
+        (video, video / 255),
+        (video / 255, video / 255),
+        (video[:0], video[:0]),
+    ):
+        with pytest.raises(UsageError, match="they must be uint8 of one shape, t h w c, and not empty"):
+            metric(original, other)

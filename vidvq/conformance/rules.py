@@ -10,7 +10,8 @@ from torch import Tensor
 from vidvq.errors import UsageError
 from vidvq.model import StreamState, Tokenizer, iter_decode, iter_encode
 from vidvq.model.pixels import to_frames, to_video
-from vidvq.pretrained.interface_checks import check_codes, check_declaration, check_state, check_video
+from vidvq.model.stream_state import check_state
+from vidvq.pretrained.interface_checks import check_codes, check_declaration, check_video
 from vidvq.user_code import error_line
 
 Build = Callable[[], Tokenizer]

@@ -129,7 +129,7 @@ class TokenDataConfig(Batching):
     """
 
     tokens: Annotated[
-        dict[PathName, Annotated[float, Field(gt=0)]] | tuple[PathName, ...],
+        dict[PathName, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | tuple[PathName, ...],
         BeforeValidator(one_or_many),
         Field(min_length=1),
     ]

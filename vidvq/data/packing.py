@@ -1,12 +1,13 @@
 """Packing of samples of different grids into one sequence of fixed length, for variable-length attention."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vidvq.arguments import as_integer
 from vidvq.data.tokens import TokenSample
 from vidvq.errors import UsageError
 
@@ -36,8 +37,12 @@ def pack_samples(samples: Sequence[TokenSample], length: int) -> PackedTokens:
         length: length of the sequence (tokens).
 
     Raises:
-        UsageError: the samples have more tokens than ``length``.
+        UsageError: an argument is of another type, or the samples have more tokens than ``length``.
     """
+    length = as_integer("length", length, 0)
+    given: Any = samples
+    if not isinstance(given, list | tuple) or not all(isinstance(each, TokenSample) for each in given):
+        raise UsageError(f"samples is a {type(given).__name__}; it must be a list of TokenSample")
     sizes = [sample.ids.size for sample in samples]
     if sum(sizes) > length:
         raise UsageError(f"{len(samples)} samples have {sum(sizes)} tokens; length={length} must be at least that")

@@ -1,12 +1,12 @@
 """Token shards as a training dataset. Batches depend on the seed only, not on ranks, workers or restarts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vidvq import config as settings
+from vidvq.arguments import as_integer
 from vidvq.data.batch_order import BatchOrder, SampledItem
 from vidvq.data.config import TokenDataConfig
 from vidvq.data.micro_batches import UnreadableBatch, iter_micro_batches
@@ -200,6 +201,15 @@ def collate(samples: list[TokenSample]) -> TokenBatch:
     return TokenBatch(list(keys), codes, ids, latents)
 
 
+def _names(tokens: Any) -> Any:
+    """Return paths as texts, which settings consist of."""
+    if isinstance(tokens, Mapping):
+        return {_names(name): weight for name, weight in cast("Mapping[Any, Any]", tokens).items()}
+    if isinstance(tokens, list | tuple):
+        return [_names(name) for name in cast("Sequence[Any]", tokens)]
+    return str(tokens) if isinstance(tokens, Path) else tokens
+
+
 class TokenLoader:
     """An endless iterable of token batches with exact resume, for any training loop.
 
@@ -211,18 +221,20 @@ class TokenLoader:
         tokens: directories of token shards of one tokenizer: one, several, or a mapping of each to its sampling weight.
         batch_size: samples per batch over all ranks; each rank gets ``batch_size / ranks``.
         latents: maximum number of latent frames per sample; see :class:`TokenDataConfig`.
+        seed: seed of the order and of the cuts of long samples (0 or more).
+        rank: index of this process, from 0.
         ranks: number of processes.
         workers: number of reading processes; 0 reads in this process.
         shuffle: size of the shuffle window (samples).
 
     Raises:
-        UsageError: a directory is incomplete or damaged, an argument is out of range, or ``batch_size`` is not
-            divisible by ``ranks``.
+        UsageError: a directory is incomplete or damaged, an argument is of another type or out of range, or
+            ``batch_size`` is not divisible by ``ranks``.
     """
 
     def __init__(
         self,
-        tokens: str | Path | Sequence[str] | dict[str, float],
+        tokens: str | Path | Sequence[str | Path] | Mapping[str | Path, float],
         batch_size: int,
         latents: int = 5,
         *,
@@ -232,18 +244,19 @@ class TokenLoader:
         workers: int = 0,
         shuffle: int = 10_000,
     ) -> None:
-        if seed < 0:
-            raise UsageError(f"seed={seed} must be 0 or more")
+        seed, rank, ranks = as_integer("seed", seed, 0), as_integer("rank", rank), as_integer("ranks", ranks)
         if not 0 <= rank < ranks:
             raise UsageError(f"rank={rank} must be from 0 to ranks - 1, with ranks={ranks}")
         data = {
-            "tokens": str(tokens) if isinstance(tokens, Path) else tokens,
+            "tokens": _names(tokens),
             "batch_size": batch_size,
             "latents": latents,
             "shuffle": shuffle,
             "workers": workers,
         }
         config = settings.validate(TokenDataConfig, data, "TokenLoader")
+        if config.batch_size % ranks:
+            raise UsageError(f"batch_size={config.batch_size} must be a multiple of ranks={ranks}")
         self.dataset = TokenDataset(config, seed, rank, ranks)
         self._batch = 0
 
@@ -270,8 +283,9 @@ class TokenLoader:
         """
         mine = self.state_dict()
         for name in mine:
-            if not isinstance(state.get(name), Integral):
-                raise UsageError(f"the state has {name}={state.get(name)!r}; give the state_dict() of a loader")
+            value = state.get(name) if settings.is_mapping(state) else None
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise UsageError(f"the state has {name}={value!r}; give the state_dict() of a loader")
         for name in ("seed", "batch_size"):
             if state[name] != mine[name]:
                 raise UsageError(f"the state has {name}={state[name]}, but this loader has {name}={mine[name]}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from vidvq.arguments import check_type
 from vidvq.config import is_mapping
 from vidvq.decode.batch import MAX_BYTES, Clip, Item, decode_together
 from vidvq.decode.config import DecodeConfig, Format, VideoInterval, resolve_execution
@@ -20,6 +21,7 @@ from vidvq.decode.generated import GeneratedClip, GeneratedFile, index_generated
 from vidvq.decode.overwrite import is_done, recorded
 from vidvq.decode.stream import decode_frames, in_interval, load_for_tokens
 from vidvq.errors import UsageError, WorkerLost
+from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.formats.execution import CPU, Execution
 from vidvq.formats.owner import refuse_owned
 from vidvq.formats.plan import read_plan
@@ -42,6 +44,7 @@ from vidvq.storage import (
     read_json,
     remove,
     remove_attempts,
+    resolve_path,
     safe_join,
     sha256_file,
     unless_done,
@@ -54,9 +57,9 @@ _FILES = ("mp4", "gif", "npy")
 
 
 def run_decode(
-    tokens: Path,
-    checkpoint: Path,
-    out: Path,
+    tokens: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
     config: DecodeConfig,
     interval: VideoInterval | None = None,
     force: bool = False,
@@ -78,6 +81,8 @@ def run_decode(
             the source is unknown.
         WorkerLost: a worker died; the same command resumes.
     """
+    check_type("config", config, DecodeConfig)
+    tokens, checkpoint, out = resolve_path(tokens), resolve_checkpoint(checkpoint), resolve_path(out)
     kind = config.format_for(out)
     folder = tokens.parent if tokens.is_file() else tokens
     _refuse_folder(out, folder)

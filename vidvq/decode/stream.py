@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from math import isfinite
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from vidvq.decode.config import VideoInterval
 from vidvq.decode.find import find_clips, find_key, frame_times
 from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import TokenInfo, TokenizerCard, check_fingerprint, read_tokenizer_card
 from vidvq.model import Tokenizer, iter_decode
 from vidvq.model.step_shape import GPU_STREAM
 from vidvq.pretrained import load_tokenizer
+from vidvq.storage import resolve_path
 from vidvq.video.write import TimedFrame
 
 
@@ -44,21 +47,23 @@ def frames(
         as fractions).
 
     Raises:
-        UsageError: not exactly one of ``key`` and ``source`` is given, it is unknown, no frame is in the interval, or
-            the tokens are of another tokenizer.
+        UsageError: not exactly one of ``key`` and ``source`` is given, it is unknown, an interval is given with
+            ``key``, no frame is in it, or the tokens are of another tokenizer.
     """
     if (key is None) == (source is None):
         raise UsageError("give exactly one of key= and source=")
-    path = Path(tokens)
-    tokenizer, card = open_tokenizer(path, Path(checkpoint))
+    for name, edge in (("start", start), ("end", end)):
+        if edge is not None and key is not None:
+            raise UsageError(f"{name}={edge!r} is a time in a source; give source= instead of key={key!r}")
+        if edge is not None and not (isinstance(edge, Real) and isfinite(edge)):
+            raise UsageError(f"{name}={edge!r} must be a number of seconds, or None")
+    path = resolve_path(tokens)
+    tokenizer, card = open_tokenizer(path, resolve_checkpoint(checkpoint))
     known = index_tokens(path)
     if key is not None:
-        codes, info = find_key(known, key, path).read(card)
+        codes, info = find_key(known, str(key), path).read(card)
         yield from decode_frames(tokenizer, codes, info)
         return
-    for name, edge in (("start", start), ("end", end)):
-        if edge is not None and not isfinite(edge):
-            raise UsageError(f"{name}={edge} must be a number of seconds, or None")
     edges = (None if edge is None else Fraction(str(edge)) for edge in (start, end))
     interval = VideoInterval(str(source), *edges)
     for found in find_clips(path, known, interval):

@@ -7,30 +7,31 @@ from pathlib import Path
 
 import numpy as np
 
+from vidvq.arguments import check_type
 from vidvq.errors import UsageError
 from vidvq.evaluate.config import EvaluateConfig
 from vidvq.evaluate.protocols import PROTOCOLS
 from vidvq.evaluate.reconstruct import DecodedFiles, InProcess, Reconstructor, list_shards, missing_shards
 from vidvq.evaluate.scores import ClipScore, CodecScore, Evaluation, VideoScorer, finish, nominal_bits
-from vidvq.formats.checkpoint import checkpoint_name
+from vidvq.formats.checkpoint import checkpoint_name, resolve_checkpoint
 from vidvq.formats.clip_shard import ClipInfo, read_clips, read_infos
 from vidvq.formats.plan import read_clip_plan, read_plan
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.log import info as say
 from vidvq.log import progress
 from vidvq.metrics.pixel import mean_frame
-from vidvq.storage import pretty_json, write_atomic
+from vidvq.storage import pretty_json, resolve_path, write_atomic
 from vidvq.video.decode import decode_clip
 from vidvq.video.reference_codecs import CodecName, EqualBitsSearch, check_codec
 
 
 def run_evaluate(
-    clips: Path,
-    decoded: Path,
-    tokens: Path,
-    out: Path | None = None,
+    clips: str | Path,
+    decoded: str | Path,
+    tokens: str | Path,
+    out: str | Path | None = None,
     config: EvaluateConfig | None = None,
-    report: Path | None = None,
+    report: str | Path | None = None,
 ) -> Evaluation:
     """Score decoded clips.
 
@@ -45,6 +46,10 @@ def run_evaluate(
         UsageError: frames are missing or of another size, no clip is in both directories, or a setting needs what is
             not installed.
     """
+    clips, decoded, tokens = (resolve_path(each) for each in (clips, decoded, tokens))
+    out, report = (resolve_path(each) if each else None for each in (out, report))
+    config = config or EvaluateConfig()
+    check_type("config", config, EvaluateConfig)
     files = DecodedFiles(decoded, tokens)
     infos = _infos(clips)
     known = set(infos)
@@ -54,18 +59,18 @@ def run_evaluate(
         say(f"{len(strange)} of {len(files.keys)} clips in {tokens} are not in {clips}, and are not scored")
     if without := known - files.keys:
         say(f"{len(without)} of {len(known)} clips in {clips} have no tokens in {tokens}, and are not scored")
-    evaluation = _evaluate(clips, infos, [files], config or EvaluateConfig(), report)[0]
+    evaluation = _evaluate(clips, infos, [files], config, report)[0]
     if out:
         write_atomic(out, pretty_json(asdict(evaluation)))
     return evaluation
 
 
 def run_evaluate_tokenizers(
-    clips: Path,
-    checkpoints: Sequence[Path],
-    out: Path | None = None,
+    clips: str | Path,
+    checkpoints: Sequence[str | Path],
+    out: str | Path | None = None,
     config: EvaluateConfig | None = None,
-    report: Path | None = None,
+    report: str | Path | None = None,
 ) -> list[Evaluation]:
     """Encode, decode and score clips with one or more tokenizers in this process.
 
@@ -79,21 +84,28 @@ def run_evaluate_tokenizers(
         report: HTML page of the worst clips to write, or None.
 
     Raises:
-        UsageError: a tokenizer is given twice or cannot be loaded, there are no clips, or a setting needs what is not
-            installed.
+        UsageError: a tokenizer is given twice or cannot be loaded, there are none, there are no clips, or a setting
+            needs what is not installed.
     """
-    names = [checkpoint_name(path) for path in checkpoints]
+    clips = resolve_path(clips)
+    out, report = (resolve_path(each) if each else None for each in (out, report))
+    config = config or EvaluateConfig()
+    check_type("config", config, EvaluateConfig)
+    if isinstance(checkpoints, str | Path) or not checkpoints:
+        raise UsageError(f"checkpoints={checkpoints!r} must be a list of one or more checkpoints")
+    paths = [resolve_checkpoint(each) for each in checkpoints]
+    names = list(map(checkpoint_name, paths))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UsageError(f"--checkpoint {twice[0]} is given twice; give each tokenizer once")
     infos = _infos(clips)
     if not infos:
         raise UsageError(f"{clips} has no clips")
-    tokenizers = [InProcess(path, name) for path, name in zip(checkpoints, names, strict=True)]
+    tokenizers = [InProcess(path, name) for path, name in zip(paths, names, strict=True)]
     # Decoders for super-resolution are compared with the bicubic enlargement of the others.
     scale = max(tokenizer.scale for tokenizer in tokenizers)
     for tokenizer in tokenizers:
         tokenizer.share_scale(scale)
-    evaluations = _evaluate(clips, infos, tokenizers, config or EvaluateConfig(), report)
+    evaluations = _evaluate(clips, infos, tokenizers, config, report)
     if out:
         write_atomic(out, pretty_json({"evaluations": [asdict(each) for each in evaluations]}))
     return evaluations

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vidvq.arguments import check_type
 from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
@@ -34,6 +35,7 @@ from vidvq.storage import (
     pretty_json,
     read_json,
     remove_attempts,
+    resolve_path,
     sha256_file,
     unless_done,
     write_shared,
@@ -63,7 +65,9 @@ class ExportSummary:
         return [f"{self.target}: {counts}, {in_bytes(self.bytes)}"]
 
 
-def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check: bool = False) -> ExportSummary:
+def run_export(
+    tokens: str | Path, target: str, out: str | Path, config: ExportConfig, check: bool = False
+) -> ExportSummary:
     """Export a directory of token shards, or resume an interrupted export.
 
     Args:
@@ -77,6 +81,8 @@ def run_export(tokens: Path, target: str, out: Path, config: ExportConfig, check
     """
     if target not in TARGETS:
         raise UsageError(f"{target} is not a target; give --to {' | '.join(TARGETS)}")
+    check_type("config", config, ExportConfig)
+    tokens, out = resolve_path(tokens), resolve_path(out)
     if config.samples and target != "megatron":
         raise UsageError(f"samples=true is for --to megatron; {target} has metadata of its own, or no grid")
     layout = Layout(read_tokenizer_card(tokens), config)

@@ -11,23 +11,26 @@ from vidvq.errors import UsageError
 from vidvq.export.target import Target, TokenSequence
 from vidvq.export.targets import read_header, target_of
 from vidvq.formats.commit import FOLDER
-from vidvq.formats.export_records import ExportHeader, Part, read_part, redo_hint, tokens_digest
+from vidvq.formats.export_records import ExportHeader, Part, is_export, read_part, redo_hint, tokens_digest
 from vidvq.formats.token_shard import CARD, read_tokenizer_card
-from vidvq.storage import safe_join, sha256_file
+from vidvq.storage import resolve_path, safe_join, sha256_file
 
 # Exceptions that readers raise for damaged files.
 _UNREADABLE = (ValueError, OSError, EOFError, KeyError, IndexError, struct.error, pa.ArrowException)
 
 
-def verify_export(folder: Path) -> tuple[list[str], int]:
+def verify_export(folder: str | Path) -> tuple[list[str], int]:
     """Check an export against its records: all fields and bytes, the numbers of clips and ids, the range of the ids.
 
     Returns:
         One line per problem, and the number of parts.
 
     Raises:
-        UsageError: ``export.json`` is damaged.
+        UsageError: ``export.json`` is missing or damaged.
     """
+    folder = resolve_path(folder)
+    if not is_export(folder):
+        raise UsageError(f"{folder} has no export.json; give a directory that vidvq export wrote")
     header = read_header(folder)
     target, dtype = target_of(header), np.dtype(header.dtype)
     problems: list[str] = []

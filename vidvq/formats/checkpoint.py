@@ -46,13 +46,13 @@ _PARTS = ("encoder.", "quantizer.", "decoder.")
 _STEP = re.compile(r"step-(\d{8})")
 
 
-def resolve_checkpoint(name: str) -> Path:
+def resolve_checkpoint(name: str | Path) -> Path:
     """Resolve the name of a checkpoint: a path, a URL, or ``bundled`` for the one that ships with vidvq.
 
     Raises:
-        UsageError: the URL is not supported; see :func:`vidvq.storage.resolve_path`.
+        UsageError: see :func:`vidvq.storage.resolve_path`.
     """
-    return BUNDLED if name == "bundled" and not Path(name).exists() else resolve_path(name)
+    return BUNDLED if str(name) == "bundled" and not Path(name).exists() else resolve_path(name)
 
 
 def checkpoint_name(path: Path) -> str:

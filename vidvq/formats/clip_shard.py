@@ -12,7 +12,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.frame_times import MAX_FRAMES
 from vidvq.formats.schema import Count, Pixels, Text, Ticks, TimeBase, parse
 from vidvq.formats.tar import read_members, read_samples
-from vidvq.storage import canonical_json, parse_json
+from vidvq.storage import canonical_json, parse_json, require_file
 
 FORMAT = "vidvq.clip/1"
 PREFIX = "clips"
@@ -85,14 +85,18 @@ def parse_clip_info(data: bytes, where: str) -> ClipInfo:
         raise UsageError(f"{where} has no readable clip JSON: {error}") from error
 
 
-def read_clips(path: Path) -> Iterator[tuple[str, bytes, ClipInfo]]:
+def read_clips(path: str | Path) -> Iterator[tuple[str, bytes, ClipInfo]]:
     """Yield ``(key, media, info)`` of each clip in a shard, with one in memory at a time.
 
     ``media`` is the content of a whole mp4, mkv or npy file.
 
+    Args:
+        path: a clip shard, or its URL.
+
     Raises:
-        UsageError: the file is not a clip shard, or a clip in it is damaged.
+        UsageError: the file does not exist or is not a clip shard, or a clip in it is damaged.
     """
+    path = require_file(path, "clip shard")
     for key, files in read_samples(path):
         yield key, files[media_of(files, f"{path}: {key}")], parse_clip_info(files["json"], f"{path}: {key}")
 

@@ -16,7 +16,7 @@ from vidvq.formats.commit import read_commits
 from vidvq.formats.plan import Plan, has_plan, read_plan
 from vidvq.formats.tar import read_samples
 from vidvq.formats.where import KEYWORDS
-from vidvq.storage import canonical_json, parse_json, sha256_bytes
+from vidvq.storage import canonical_json, parse_json, resolve_path, sha256_bytes
 
 FORMAT = "vidvq.columns/1"
 PREFIX = "columns"
@@ -123,15 +123,22 @@ class ColumnTable:
         return {name for each in self.sets.values() for name in each.names}
 
 
-def read_table(clips: Path, wanted: Collection[str] | None = None) -> ColumnTable:
+def read_table(clips: str | Path, wanted: Collection[str] | None = None) -> ColumnTable:
     """Read the columns of all clips.
 
     Args:
+        clips: directory that ``vidvq shard`` wrote, or its URL.
         wanted: names of the columns to keep in the rows; None for all.
 
     Raises:
-        UsageError: two sets have a column of the same name, or a shard is damaged.
+        UsageError: there is no such directory, ``wanted`` is a single name, two sets have a column of the same name, or
+            a shard is damaged.
     """
+    clips = resolve_path(clips)
+    if not clips.is_dir():
+        raise UsageError(f"{clips} is not a directory; give one that vidvq shard wrote")
+    if isinstance(wanted, str):
+        raise UsageError(f"wanted={wanted!r} must be a list of names, also if there is one")
     sets: dict[str, ColumnSet] = {}
     rows: dict[str, dict[str, Value]] = {}
     owner: dict[str, str] = {}

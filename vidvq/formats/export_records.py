@@ -14,7 +14,7 @@ from vidvq.formats.commit import FOLDER, record_path
 from vidvq.formats.schema import Count, Digest, FileName, Label, Text, parse
 from vidvq.formats.sequence import AXES, special_names
 from vidvq.formats.token_shard import TokenInfo, codebook_fault, info_fields
-from vidvq.storage import add_digest, canonical_json, file_exists, pretty_json, read_json, sha256_bytes
+from vidvq.storage import add_digest, canonical_json, file_exists, pretty_json, read_json, resolve_path, sha256_bytes
 
 FORMAT = "vidvq.export/1"
 PART_FORMAT = "vidvq.export-part/1"
@@ -95,9 +95,9 @@ class ExportHeader:
         return add_digest(fields | {"format": FORMAT})
 
 
-def is_export(folder: Path) -> bool:
+def is_export(folder: str | Path) -> bool:
     """Whether a directory was written by ``vidvq export``."""
-    return file_exists(folder / "export.json")
+    return file_exists(resolve_path(folder) / "export.json")
 
 
 def read_header(folder: Path) -> ExportHeader:

@@ -38,6 +38,7 @@ from vidvq.storage import (
     read_file,
     read_json,
     remove_attempts,
+    resolve_path,
     safe_join,
     sha256_bytes,
     sha256_file,
@@ -210,8 +211,10 @@ def has_plan(folder: Path) -> bool:
     return file_exists(folder / "plan.json")
 
 
-def read_plan(folder: Path, remedy: str = "give a directory that vidvq shard, map, tokenize or generate wrote") -> Plan:
-    """Read and check the plan of an output directory.
+def read_plan(
+    folder: str | Path, remedy: str = "give a directory that vidvq shard, map, tokenize or generate wrote"
+) -> Plan:
+    """Read and check the plan of an output directory, given as a path or a URL.
 
     Args:
         remedy: what to do if there is none.
@@ -219,6 +222,7 @@ def read_plan(folder: Path, remedy: str = "give a directory that vidvq shard, ma
     Raises:
         UsageError: there is none, its files do not belong together, or a folder in it is a link.
     """
+    folder = resolve_path(folder)
     if not has_plan(folder):
         missing = not is_remote(folder) and not folder.exists()
         raise UsageError(f"{folder} {'does not exist' if missing else 'has no plan.json'}; {remedy}")

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from vidvq.arguments import as_integer, check_type
 from vidvq.errors import UsageError
 from vidvq.formats.token_shard import SPECIALS, TokenizerCard, check_codes
 
@@ -28,6 +29,9 @@ class SequenceConfig:
     specials: Literal["none", "clip", "group"] = "clip"
 
     def __post_init__(self) -> None:
+        for name, known in (("order", AXES), ("specials", _SPECIALS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
         if self.specials == "group" and self.order != "raster":
             raise UsageError("specials=group needs order=raster; temporal order interleaves the groups")
 
@@ -56,6 +60,10 @@ class Layout:
     card: TokenizerCard
     config: SequenceConfig
 
+    def __post_init__(self) -> None:
+        check_type("card", self.card, TokenizerCard)
+        check_type("config", self.config, SequenceConfig)
+
     @property
     def specials(self) -> dict[str, int]:
         """Id of each special token; there is no padding id."""
@@ -71,8 +79,27 @@ class Layout:
         return np.array([self.card.codebook_of(t).offset for t in range(times)], dtype=np.int64)[:, None, None]
 
 
+def _as_integers(name: str, values: Any, rank: int, axes: str) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{name} is a {type(values).__name__}; it must be a NumPy array on the CPU") from error
+    if array.dtype.kind not in "iu" or array.ndim != rank:
+        raise UsageError(f"{name} is {array.dtype} {array.shape}; it must be integers, {axes}")
+    return array
+
+
 def grid_to_sequence(codes: np.ndarray, layout: Layout) -> np.ndarray:
-    """Flatten local codes ``lt lh lw`` to int64 ids: ``[clip_start] ([group_start] ids...) [clip_end]``."""
+    """Flatten local codes ``lt lh lw`` to int64 ids: ``[clip_start] ([group_start] ids...) [clip_end]``.
+
+    Raises:
+        UsageError: the codes are not integers ``lt lh lw``, or one is out of range.
+    """
+    check_type("layout", layout, Layout)
+    codes = _as_integers("codes", codes, 3, "lt lh lw")
+    if not codes.size:
+        raise UsageError(f"codes has shape {codes.shape}; it must not be empty")
+    check_codes(codes, layout.card, "codes", "They belong to another tokenizer")
     ids = codes.astype(np.int64) + layout.offsets(codes.shape[0])
     specials = layout.specials
     if "group_start" in specials:
@@ -92,10 +119,17 @@ def sequence_to_grid(sequence: np.ndarray, grid: tuple[int, ...], layout: Layout
         grid: shape ``lt lh lw``.
 
     Raises:
-        UsageError: the length does not match the grid, a special token is misplaced, or a code is out of range.
+        UsageError: an argument is of another type or rank, the length does not match the grid, a special token is
+            misplaced, or a code is out of range.
     """
-    flat, specials = np.asarray(sequence).astype(np.int64), layout.specials
-    times, height, width = grid
+    check_type("layout", layout, Layout)
+    flat, specials = _as_integers("sequence", sequence, 1, "n").astype(np.int64), layout.specials
+    try:
+        times, height, width = grid
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"grid={grid!r} must be three integers, lt lh lw") from error
+    times, height, width = (as_integer("grid", side, 1) for side in (times, height, width))
+    grid = times, height, width
     groups = times if "group_start" in specials else 0
     length = times * height * width + groups + (2 if specials else 0)
     if len(flat) != length:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import Field, SkipValidation
 
+from vidvq.arguments import check_type
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import checkpoint_name
@@ -20,7 +21,16 @@ from vidvq.formats.npy import read_npy
 from vidvq.formats.schema import Count, Label, Pixels, Text, Ticks, TimeBase, parse
 from vidvq.formats.tar import read_samples
 from vidvq.formats.token_bits import pack_codes, unpack_codes
-from vidvq.storage import canonical_json, file_exists, is_remote, parse_json, pretty_json, read_json
+from vidvq.storage import (
+    canonical_json,
+    file_exists,
+    is_remote,
+    parse_json,
+    pretty_json,
+    read_json,
+    require_file,
+    resolve_path,
+)
 
 FORMAT = "vidvq.tokens/2"
 TOKENIZER_FORMAT = "vidvq.tokenizer/1"
@@ -121,12 +131,16 @@ def encode_tokenizer_card(card: TokenizerCard) -> bytes:
     return pretty_json(fields | {"format": TOKENIZER_FORMAT})
 
 
-def read_tokenizer_card(folder: Path) -> TokenizerCard:
+def read_tokenizer_card(folder: str | Path) -> TokenizerCard:
     """Read ``tokenizer.json``.
+
+    Args:
+        folder: directory of token shards, or its URL.
 
     Raises:
         UsageError: it is missing or damaged.
     """
+    folder = resolve_path(folder)
     path = folder / CARD
     if not file_exists(path):
         missing = not is_remote(folder) and not folder.exists()
@@ -285,12 +299,18 @@ def check_fingerprint(folder: Path, written: TokenizerCard, checkpoint: Path, ca
             raise UsageError(f"{folder / CARD}: {name} is not that of its tokenizer; restore it from a copy")
 
 
-def read_tokens(path: Path, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
+def read_tokens(path: str | Path, card: TokenizerCard) -> Iterator[tuple[str, np.ndarray, TokenInfo]]:
     """Yield ``(key, codes lt lh lw, info)`` of each sample in a shard, with one in memory at a time.
 
+    Args:
+        path: a token shard, or its URL.
+        card: card of its directory (:func:`read_tokenizer_card`).
+
     Raises:
-        UsageError: the file is not a readable tar, or a sample is damaged.
+        UsageError: the file does not exist or is not a readable tar, or a sample is damaged.
     """
+    check_type("card", card, TokenizerCard)
+    path = require_file(path, "token shard")
     for key, files in read_samples(path):
         codes, info = parse_tokens(files, card, f"{path}: {key}")
         yield key, codes, info

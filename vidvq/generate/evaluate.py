@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from vidvq.arguments import check_type
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import checkpoint_name
+from vidvq.formats.checkpoint import checkpoint_name, resolve_checkpoint
 from vidvq.formats.code_statistics import write_code_statistics
 from vidvq.formats.generator import GeneratorCard, read_generator
 from vidvq.formats.token_shard import read_tokenizer_card
@@ -40,7 +41,7 @@ from vidvq.model.pixels import to_video
 from vidvq.model.step_shape import GPU_STREAM
 from vidvq.pretrained import load_tokenizer
 from vidvq.pretrained.device import find_fp32_device
-from vidvq.storage import pretty_json, write_atomic
+from vidvq.storage import pretty_json, resolve_path, write_atomic
 from vidvq.video.encode import encode_npy
 
 # Fraction of equal codes above which a sample counts as a copy of a training sample.
@@ -50,14 +51,14 @@ _DRAWS = 8
 
 
 def run_generate_evaluate(
-    run: Path,
-    tokens: Path,
+    run: str | Path,
+    tokens: str | Path,
     config: EvaluateConfig,
-    clips: Path | None,
-    checkpoint: Path,
-    out: Path | None,
-    pictures: Path | None = None,
-    codes: Path | None = None,
+    clips: str | Path | None,
+    checkpoint: str | Path,
+    out: str | Path | None,
+    pictures: str | Path | None = None,
+    codes: str | Path | None = None,
 ) -> GeneratorScores:
     """Evaluate a generator.
 
@@ -73,6 +74,9 @@ def run_generate_evaluate(
     Raises:
         UsageError: the tokens or the tokenizer do not match the generator, or a clip is missing.
     """
+    check_type("config", config, EvaluateConfig)
+    run, tokens, checkpoint = resolve_path(run), resolve_path(tokens), resolve_checkpoint(checkpoint)
+    clips, out, pictures, codes = (resolve_path(each) if each else None for each in (clips, out, pictures, codes))
     if pictures and clips is None:
         raise UsageError(f"--pictures {pictures} compares frames; set --clips")
     evaluation = _Evaluation(run, tokens, config, clips, checkpoint, pictures)

@@ -21,7 +21,13 @@ class FeatureMoments:
         self._sum, self._products = np.zeros(dim), np.zeros((dim, dim))
 
     def add(self, features: np.ndarray) -> None:
-        """Add samples ``n d``."""
+        """Add samples ``n d``.
+
+        Raises:
+            UsageError: they are not ``n d``.
+        """
+        if features.shape[1:] != self._sum.shape:
+            raise UsageError(f"features have shape {features.shape}; it must be n {len(self._sum)}")
         values = features.astype(np.float64)
         self.count += len(values)
         self._sum += values.sum(axis=0)
@@ -43,12 +49,14 @@ def frechet_distance(one: FeatureMoments, other: FeatureMoments) -> float:
     """Return ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` for means m and covariances C (0 or more).
 
     Raises:
-        UsageError: a set has fewer than two samples.
+        UsageError: a set has fewer than two samples, or other features than the other set.
     """
     if min(one.count, other.count) < 2:
         raise UsageError(
             f"a Fréchet distance needs at least 2 samples on both sides; there are {one.count} and {other.count}"
         )
+    if one.mean.shape != other.mean.shape:
+        raise UsageError(f"samples have {len(one.mean)} and {len(other.mean)} features; both sets must have the same")
     root = _square_root(one.covariance)
     # C1 C2 has the eigenvalues of the symmetric matrix R C2 R, with R the square root of C1.
     cross = np.linalg.eigvalsh(root @ other.covariance @ root)

@@ -1,4 +1,7 @@
-"""Pixel metrics of two videos of the same shape, ``t h w c`` uint8."""
+"""Pixel metrics of two videos of the same shape, ``t h w c`` uint8.
+
+Each raises UsageError for arrays of another type, of different shapes, or without pixels.
+"""
 
 from itertools import pairwise
 
@@ -15,6 +18,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 def psnr(original: np.ndarray, other: np.ndarray) -> float:
     """Compute the peak signal-to-noise ratio (dB, peak 255) over all pixels; at most 100, for identical videos."""
+    _check_pair(original, other)
     # In parts, as in all metrics: a clip of large frames in a wider type takes many times its memory. The sum is exact.
     step = max(_PART // max(original[0].size, 1), 1)
     parts = ((original[at : at + step], other[at : at + step]) for at in range(0, len(original), step))
@@ -24,6 +28,7 @@ def psnr(original: np.ndarray, other: np.ndarray) -> float:
 
 def frame_psnr(original: np.ndarray, other: np.ndarray) -> list[float]:
     """Compute the PSNR of each frame (dB)."""
+    _check_pair(original, other)
     return [psnr(a[None], b[None]) for a, b in zip(original, other, strict=True)]
 
 
@@ -49,6 +54,7 @@ def frame_ssim(original: np.ndarray, other: np.ndarray, gaussian: bool = True) -
     Raises:
         UsageError: frames are smaller than the window.
     """
+    _check_pair(original, other)
     side = 11 if gaussian else 7
     height, width = original.shape[1:3]
     if min(height, width) < side:
@@ -71,6 +77,7 @@ def flicker(original: np.ndarray, other: np.ndarray) -> float:
 
     A constant error of all frames counts as 0; 0 for a single frame.
     """
+    _check_pair(original, other)
     if len(original) < 2:
         return 0.0
     errors = (a.astype(np.int32) - b for a, b in zip(original, other, strict=True))
@@ -89,6 +96,7 @@ def blocking(original: np.ndarray, other: np.ndarray, side: int = 8) -> float:
     Returns:
         Quotient of the :func:`edge_ratio` of the frames and that of the original; 1 without a mosaic.
     """
+    _check_pair(original, other)
     return edge_ratio(other, side) / edge_ratio(original, side)
 
 
@@ -113,6 +121,14 @@ def edge_ratio(frames: np.ndarray, side: int) -> float:
                 counts[kind] += part.size
     borders, within = totals / np.maximum(counts, 1) + 1 / 256
     return float(borders / within) if counts[0] else 1.0
+
+
+def _check_pair(original: np.ndarray, other: np.ndarray) -> None:
+    # NumPy would compare other shapes by repeating frames, and 8-bit levels with floats in [0, 1].
+    kinds = [(str(array.dtype), array.shape) for array in (original, other)]
+    if kinds[0] != kinds[1] or original.dtype != np.uint8 or not original.size:
+        one, two = (f"{kind} {shape}" for kind, shape in kinds)
+        raise UsageError(f"the videos are {one} and {two}; they must be uint8 of one shape, t h w c, and not empty")
 
 
 def static_mask(video: np.ndarray, deviation: float) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vidvq.errors import is_gpu_full
+from vidvq.errors import UsageError, is_gpu_full
 from vidvq.model.calls import Call, Past
 
 # The first calls compile, select kernels and allocate their workspaces, none of which a graph may record.
@@ -57,7 +57,14 @@ class GraphMemory:
     @cached_property
     def stream(self) -> torch.cuda.Stream:
         """Stream on which all graphs are recorded, on the device that is current at first use."""
-        return torch.cuda.Stream()
+        try:
+            return torch.cuda.Stream()
+        except RuntimeError as error:
+            if torch.cuda.is_available():
+                raise
+            raise UsageError(
+                "capture=True records CUDA graphs, but torch finds no CUDA device; leave it out"
+            ) from error
 
 
 class CapturedCall:

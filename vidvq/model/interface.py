@@ -8,21 +8,27 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import wraps
 from math import log2
-from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidvq.arguments import as_integer
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
+from vidvq.model.pixels import check_dense
 from vidvq.model.step_shape import StepShape
-from vidvq.model.stream_state import StreamState
+from vidvq.model.stream_state import StreamState, check_state
 
 P = ParamSpec("P")
 R = TypeVar("R")
 # Types that are neither integers nor floating-point numbers.
 _NO_CODES = (torch.bool, torch.complex64, torch.complex128)
+# Types of 8-bit floats have no arithmetic.
+_VIDEO_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SHAPES = ("step_shape", "decode_shape")
+_KINDS = ("encode", "decode")
 
 
 def without_autocast(method: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
@@ -63,6 +69,11 @@ class Tokenizer(nn.Module):
     lookahead: int = 0
     temporal_factor: int
     spatial_factor: int
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _SHAPES and not isinstance(value, StepShape):
+            raise UsageError(f"{name}={value!r} must be a vidvq.model.StepShape, such as StepShape(streams=8)")
+        super().__setattr__(name, cast(Any, value))
 
     @property
     @abstractmethod
@@ -162,10 +173,14 @@ class Tokenizer(nn.Module):
 
         Returns:
             Frames ``b c t h w`` in [-1, 1]; none without :attr:`lookahead`.
+
+        Raises:
+            UsageError: it is not a state, or that of other streams.
         """
+        check_state(state)
         b, h, w = state.shape
         scale = self.spatial_factor * self.upscale
-        return torch.zeros(b, 3, 0, h * scale, w * scale, device=self.device)
+        return torch.zeros(b, 3, 0, h * scale, w * scale, device=self.device, dtype=torch.float32)
 
     def use_half(self, dtype: torch.dtype) -> None:
         """Run the networks in a 16-bit type; quantization stays fp32. Without streaming there is no effect.
@@ -202,7 +217,12 @@ class Tokenizer(nn.Module):
             height: height of a padded frame (pixels).
             width: width of a padded frame (pixels).
             kind: ``encode`` or ``decode``.
+
+        Raises:
+            UsageError: another kind.
         """
+        if kind not in _KINDS:
+            raise UsageError(f"kind={kind!r} must be one of {', '.join(_KINDS)}")
         shape = self.step_shape if kind == "encode" else self.decode_shape
         return shape.for_frames(height, width, self.temporal_factor)
 
@@ -215,8 +235,11 @@ class Tokenizer(nn.Module):
             width: width of a frame (pixels).
 
         Raises:
-            UsageError: a size is below 1.
+            UsageError: a size is not an integer, or below 1.
         """
+        num_frames, height, width = (
+            as_integer(*each) for each in (("num_frames", num_frames), ("height", height), ("width", width))
+        )
         if min(num_frames, height, width) < 1:
             raise UsageError(f"a video of {num_frames} frames of {width}x{height} must have at least 1 of each")
         s = self.spatial_factor
@@ -234,7 +257,13 @@ class Tokenizer(nn.Module):
         Args:
             video: ``b c t h w``.
             first: whether the video starts with frame 0, a group on its own; False if it continues a stream.
+
+        Raises:
+            UsageError: wrong type or rank.
         """
+        video = self._as_tensor(video, "video")
+        if video.ndim != 5:
+            raise UsageError(f"video has shape {tuple(video.shape)}; it must be b c t h w")
         t, h, w = video.shape[2:]
         s = self.spatial_factor
         missing = (0, -w % s, 0, -h % s, 0, -(t - 1 if first else t) % self.temporal_factor)
@@ -260,12 +289,20 @@ class Tokenizer(nn.Module):
             size: height and width of the encoded video to keep (pixels); None keeps all.
 
         Raises:
-            UsageError: a video of that size has codes of another shape.
+            UsageError: an argument is of another type, or a video of that size has codes of another shape.
         """
         lt, lh, lw = grid
         frames = 1 + (lt - 1) * self.temporal_factor
         keep_t = frames if num_frames is None else num_frames
-        keep_h, keep_w = size or (lh * self.spatial_factor, lw * self.spatial_factor)
+        keep_h, keep_w = lh * self.spatial_factor, lw * self.spatial_factor
+        if size is not None:
+            try:
+                height, width = size
+                keep_h, keep_w = as_integer("height", height), as_integer("width", width)
+            except (TypeError, ValueError) as error:
+                raise UsageError(
+                    f"size={size!r} must be two integers, height and width in pixels, or None for the whole frame"
+                ) from error
         if self.latent_shape(keep_t, keep_h, keep_w) != (lt, lh, lw):
             raise UsageError(
                 f"num_frames={keep_t} of {keep_h}x{keep_w} do not become a grid of {lt}x{lh}x{lw} codes; "
@@ -275,6 +312,7 @@ class Tokenizer(nn.Module):
 
     def _as_tensor(self, value: Any, name: str) -> Tensor:
         """Return a tensor as it is, and an array as a tensor on this device."""
+        check_dense(value, name)
         if isinstance(value, Tensor):
             return value
         try:
@@ -296,8 +334,10 @@ class Tokenizer(nn.Module):
         if video.ndim != 5 or video.shape[1] != 3:
             raise UsageError(f"video has shape {tuple(video.shape)}; it must be b 3 t h w")
         is_bytes = takes_bytes and video.dtype == torch.uint8
-        if not (video.is_floating_point() or is_bytes):
-            raise UsageError(f"video is {video.dtype}; it must be float in [-1, 1] (uint8 frames: x / 127.5 - 1)")
+        if not (video.dtype in _VIDEO_TYPES or is_bytes):
+            raise UsageError(
+                f"video is {video.dtype}; it must be float of 16 to 64 bits in [-1, 1] (uint8 frames: x / 127.5 - 1)"
+            )
         if 0 in video.shape:
             raise UsageError(f"video has shape {tuple(video.shape)}; it must not be empty")
         if not any_device:
@@ -308,7 +348,9 @@ class Tokenizer(nn.Module):
         low, high = (float(value) for value in torch.aminmax(video))
         # Negated comparisons, so that NaN is rejected too.
         if not (low >= -1.001 and high <= 1.001):
-            raise UsageError(f"video has values from {low:g} to {high:g}; they must be in [-1, 1]")
+            raise UsageError(
+                f"video has values from {low:g} to {high:g}; they must be in [-1, 1] (uint8 frames: x / 127.5 - 1)"
+            )
 
     def _check_device(self, tensor: Tensor, name: str) -> None:
         if tensor.device != self.device:

@@ -12,6 +12,16 @@ PREPROCESSING: dict[str, Any] = {"color": "rgb", "range": [-1.0, 1.0]}
 """Preprocessing of pixels before the encoder; part of the token fingerprint."""
 
 
+def check_dense(value: Any, name: str) -> None:
+    """Refuse sparse tensors, for which torch implements few functions.
+
+    Raises:
+        UsageError: it is a sparse tensor; ``name`` names it in the message.
+    """
+    if isinstance(value, Tensor) and value.layout != torch.strided:
+        raise UsageError(f"{name} is a tensor of layout {value.layout}; it must be dense: call to_dense() on it")
+
+
 def as_tensor(frames: Any) -> Tensor:
     """Return frames as a tensor; a view of their memory, unless an axis is reversed.
 
@@ -19,8 +29,9 @@ def as_tensor(frames: Any) -> Tensor:
         frames: a tensor or a NumPy array.
 
     Raises:
-        UsageError: another type.
+        UsageError: another type, or a sparse tensor.
     """
+    check_dense(frames, "video")
     # Torch takes no negative strides, which reversed channels (BGR to RGB) have.
     reverse = any(stride < 0 for stride in getattr(frames, "strides", ()))
     try:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from vidvq.arguments import as_integer
 from vidvq.errors import UsageError
 
 # Pixels of one call that fit a GPU of 40 GB with the largest configuration.
@@ -26,6 +27,8 @@ class StepShape:
     max_pixels: int = _CALL_PIXELS
 
     def __post_init__(self) -> None:
+        for name in ("streams", "groups", "max_pixels"):
+            as_integer(name, getattr(self, name))
         if min(self.streams, self.groups, self.max_pixels) < 1:
             raise UsageError(f"{self.streams} streams x {self.groups} groups must be at least 1 x 1")
 

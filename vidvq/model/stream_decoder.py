@@ -102,4 +102,4 @@ class StreamDecoder:
 
     def _no_frames(self, state: StreamState) -> Tensor:
         b, h, w = state.shape
-        return torch.zeros(b, 3, 0, h * self._scale, w * self._scale, device=state.past[0].device)
+        return torch.zeros(b, 3, 0, h * self._scale, w * self._scale, device=state.past[0].device, dtype=torch.float32)

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vidvq.arguments import as_integer
 from vidvq.errors import UsageError
 
 
@@ -38,8 +40,9 @@ class StreamState:
 
         Raises:
             IndexError: ``index`` is out of range.
+            UsageError: ``index`` is not an integer.
         """
-        batch = self.shape[0]
+        batch, index = self.shape[0], as_integer("index", index)
         if not 0 <= index < batch:
             raise IndexError(f"index={index} must be from 0 to {batch - 1}, the streams of the batch")
         rows = (len(tensor) // batch for tensor in self.past)
@@ -57,11 +60,14 @@ class StreamState:
             The state of the batch; None if every slot is empty.
 
         Raises:
-            UsageError: the states differ in kind, size or tokenizer, or some are those of ended streams.
+            UsageError: one is not a state, the states differ in kind, size or tokenizer, or some are those of ended
+                streams.
         """
         known = [state for state in states if state is not None]
         if not known:
             return None
+        for state in known:
+            check_state(state)
         first = known[0]
         if any(_signature(state) != _signature(first) for state in known):
             shapes = sorted({(state.kind, *state.shape) for state in known})
@@ -73,6 +79,18 @@ class StreamState:
         pasts = [empty if state is None else state.past for state in states]
         past = tuple(torch.cat(tensors) for tensors in zip(*pasts, strict=True))
         return replace(first, shape=(len(states) * first.shape[0], *first.shape[1:]), past=past)
+
+
+def check_state(state: Any) -> None:
+    """Check a state that a step returned.
+
+    Raises:
+        UsageError: it is not a :class:`StreamState`.
+    """
+    if not isinstance(state, StreamState):
+        raise UsageError(
+            f"the state is a {type(state).__name__}; it must be a vidvq.model.StreamState, the second result of a step"
+        )
 
 
 def _signature(state: StreamState) -> tuple[object, ...]:

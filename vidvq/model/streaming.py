@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vidvq.arguments import check_type
+from vidvq.errors import UsageError
 from vidvq.model.interface import Tokenizer
-from vidvq.model.pixels import as_tensor, to_frames, to_pixels, to_video
+from vidvq.model.pixels import as_tensor, check_dense, to_frames, to_pixels, to_video
 from vidvq.model.step_shape import StepShape
 from vidvq.model.stream_state import StreamState
 
@@ -26,14 +28,16 @@ def split_steps(tokenizer: Tokenizer, chunks: Iterable[Any], groups: int | None 
 
     Yields:
         The frames of one step, as one or more chunks ``t h w c`` uint8. Joining them would copy them.
+
+    Raises:
+        UsageError: a chunk is of another type or rank, or its frames are of another size than those before.
     """
     if not tokenizer.supports_streaming:
-        yield list(chunks)
+        if whole := list(_checked(chunks)):
+            yield whole
         return
     first, held = True, []
-    for chunk in chunks:
-        if not len(chunk):
-            continue
+    for chunk in _checked(chunks):
         if groups is None:
             groups = groups_per_step(tokenizer, chunk.shape[1:3])
         held.append(chunk)
@@ -54,6 +58,27 @@ def groups_per_step(tokenizer: Tokenizer, size: Sequence[int]) -> int:
     s = tokenizer.spatial_factor
     height, width = (-(-side // s) * s for side in size)
     return tokenizer.shape_for(height, width).groups
+
+
+def _checked(chunks: Iterable[Any]) -> Iterator[Any]:
+    """Yield the chunks that have frames, all of one size."""
+    size: tuple[int, ...] = ()
+    for chunk in chunks:
+        shape = tuple(getattr(chunk, "shape", ()))
+        if shape[:1] == (0,):
+            continue
+        if len(shape) != 4:
+            raise UsageError(
+                f"a chunk is a {type(chunk).__name__} of shape {shape}; chunks must be tensors or NumPy arrays, t h w 3"
+            )
+        check_dense(chunk, "video")
+        size = size or shape[1:3]
+        if shape[1:3] != size:
+            raise UsageError(
+                f"a chunk has frames of {shape[2]}x{shape[1]}, those before it {size[1]}x{size[0]}; the frames of a "
+                "stream must have one size: encode the others as another stream"
+            )
+        yield chunk
 
 
 def _split(chunks: list[Any], count: int) -> tuple[list[Any], list[Any]]:
@@ -121,7 +146,12 @@ def iter_encode(tokenizer: Tokenizer, chunks: Iterable[Any]) -> Iterator[Tensor]
 
     Yields:
         Codes ``g lh lw`` int64 of one step.
+
+    Raises:
+        UsageError: a chunk is of another type or rank, or its frames are of another size than those before.
     """
+    check_type("tokenizer", tokenizer, Tokenizer)
+    check_type("chunks", chunks, Iterable)
     state: StreamState | None = None
     for step in split_steps(tokenizer, chunks):
         codes, state = encode_frames(tokenizer, join_chunks(step), state)
@@ -141,8 +171,9 @@ def iter_decode(tokenizer: Tokenizer, codes: Any, num_frames: int, size: tuple[i
         NumPy arrays of frames ``t h w c`` uint8, ``num_frames`` in total.
 
     Raises:
-        UsageError: a video of that size has codes of another shape, or a code is out of range.
+        UsageError: wrong type or rank, a video of that size has codes of another shape, or a code is out of range.
     """
+    check_type("tokenizer", tokenizer, Tokenizer)
     for (frames,) in iter_decode_batch(tokenizer, [codes], num_frames, size):
         yield frames
 
@@ -165,10 +196,17 @@ def iter_decode_batch(
         For each video a NumPy array of frames ``t h w c`` uint8, ``num_frames`` in total.
 
     Raises:
-        UsageError: a video of that size has codes of another shape, or a code is out of range.
+        UsageError: wrong type or rank, a video of that size has codes of another shape, or a code is out of range.
     """
-    left, height, width = tokenizer.crop_size(codes[0].shape, num_frames, size)
-    _, lh, lw = codes[0].shape
+    grids: list[Any] = sorted({tuple(getattr(one, "shape", ())) for one in codes})
+    if len(grids) != 1 or len(grids[0]) != 3:
+        raise UsageError(
+            f"codes have the shapes {grids}; they must be tensors or NumPy arrays of one shape, lt lh lw for each video"
+        )
+    for one in codes:
+        check_dense(one, "codes")
+    left, height, width = tokenizer.crop_size(grids[0], num_frames, size)
+    _, lh, lw = grids[0]
     if not tokenizer.supports_streaming:
         yield [to_frames(tokenizer.decode(_to_codes(one, tokenizer)[None], num_frames, size)) for one in codes]
         return
@@ -210,7 +248,7 @@ def decode_start(tokenizer: Tokenizer, codes: Sequence[Any], num_frames: int, si
         For each video a NumPy array of frames ``t h w c`` uint8.
 
     Raises:
-        UsageError: a video of that size has codes of another shape, or a code is out of range.
+        UsageError: wrong type or rank, a video of that size has codes of another shape, or a code is out of range.
     """
     taken = count_groups(tokenizer, len(codes[0]), num_frames, size)
     later = taken > tokenizer.latent_shape(num_frames, *size)[0]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from vidvq.arguments import check_type
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError
 from vidvq.model.calls import Call
@@ -31,7 +32,9 @@ from vidvq.model.quantize.vq import TRAINING_STATE
 from vidvq.model.step_shape import StepShape
 from vidvq.model.stream_decoder import StreamDecoder
 from vidvq.model.stream_encoder import StreamEncoder
-from vidvq.model.stream_state import StreamState
+from vidvq.model.stream_state import StreamState, check_state
+
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 class Reconstruction(NamedTuple):
@@ -60,6 +63,7 @@ class VideoTokenizer(Tokenizer):
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
+        check_type("config", config, TokenizerConfig)
         self.config = config
         self.temporal_factor = config.temporal_factor
         self.spatial_factor = config.spatial_factor
@@ -104,7 +108,9 @@ class VideoTokenizer(Tokenizer):
         Raises:
             UsageError: wrong rank, channels, type, range or size.
         """
+        video = self._as_tensor(video, "video")
         self._check_video(video)
+        video = video.to(self.dtype)
         t, h, w = video.shape[2:]
         if (t - 1) % self.temporal_factor:
             low = t - (t - 1) % self.temporal_factor
@@ -129,6 +135,8 @@ class VideoTokenizer(Tokenizer):
 
     def use_half(self, dtype: torch.dtype) -> None:
         """See :meth:`Tokenizer.use_half`."""
+        if dtype not in _HALVES:
+            raise UsageError(f"dtype={dtype!r} must be torch.bfloat16 or torch.float16")
         self.encoder.to(dtype)
         self.decoder.to(dtype)
 
@@ -290,8 +298,9 @@ class VideoTokenizer(Tokenizer):
         """Decode the groups that :meth:`decode_step` still holds; see :meth:`Tokenizer.decode_rest`.
 
         Raises:
-            UsageError: the state belongs to other streams.
+            UsageError: it is not a state, or that of other streams.
         """
+        check_state(state)
         self._check_state(replace(state, ended=False), "decode", state.shape)
         return self._decode_rest(state)
 
@@ -310,7 +319,15 @@ class VideoTokenizer(Tokenizer):
 
         Returns:
             Video ``b c t h w``, not clamped, and codes ``b g h w``.
+
+        Raises:
+            UsageError: the latents are of another rank or number of channels.
         """
+        check_type("latents", latents, Tensor)
+        if latents.ndim != 5 or latents.shape[1] != self.config.quantizer.dim:
+            raise UsageError(
+                f"latents have shape {tuple(latents.shape)}; it must be b {self.config.quantizer.dim} g h w"
+            )
         with torch.no_grad():
             codes, _ = self.quantizer.encode(latents, first=True)
             vectors, _ = self.quantizer.lookup(codes, first=True)
@@ -327,12 +344,14 @@ class VideoTokenizer(Tokenizer):
         """Load the tensors that :meth:`inference_state_dict` returns.
 
         Raises:
-            UsageError: a tensor is missing, unexpected or of another shape; nothing is loaded.
+            UsageError: a tensor is missing, unexpected or of another shape, or a value is none; nothing is loaded.
         """
+        check_type("tensors", tensors, dict)
         mine = self.inference_state_dict()
         for name in sorted(mine.keys() ^ tensors.keys()):
             raise UsageError(f"tensor {name} is {'missing' if name in mine else 'not part of this architecture'}")
         for name, tensor in mine.items():
+            check_type(f"tensor {name}", tensors[name], Tensor)
             if tensor.shape != tensors[name].shape:
                 raise UsageError(f"tensor {name} has shape {tuple(tensors[name].shape)}, not {tuple(tensor.shape)}")
         with torch.no_grad():
@@ -356,18 +375,23 @@ class VideoTokenizer(Tokenizer):
             raise UsageError(f"height={height} width={width} must be multiples of {self.spatial_factor}")
 
     def _check_state(self, state: StreamState | None, kind: str, shape: tuple[int, int, int]) -> None:
-        if state is not None and state.config != self.config:
+        if state is None:
+            return
+        check_state(state)
+        for tensor in state.past[:1]:
+            self._check_device(tensor, "the state")
+        if state.config != self.config:
             raise UsageError(
                 "the state belongs to a stream of a tokenizer with another config; "
                 "pass the state that the last step of this stream returned"
             )
-        if state is not None and state.ended:
+        if state.ended:
             groups = (self.step_shape if kind == "encode" else self.decode_shape).groups
             raise UsageError(
                 f"the stream has ended with a step of fewer than {groups} groups; pass whole steps of {groups} groups "
                 "until its end"
             )
-        if state is not None and (state.kind, state.shape) != (kind, shape):
+        if (state.kind, state.shape) != (kind, shape):
             raise UsageError(
                 f"the state belongs to a stream to {state.kind} with batch, height, width {state.shape}; this step is "
                 f"to {kind} {shape}; pass the state that the last step of this stream returned"

@@ -4,11 +4,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vidvq.arguments import check_type
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.formats.plugin_reference import find_plugin
 from vidvq.model import Tokenizer, VideoTokenizer
 from vidvq.pretrained.checkpoint import load_tokenizer
+from vidvq.storage import is_remote, resolve_path, store_errors
 
 
 def load_pretrained(name: str | Path, *, trainable: bool = False, **options: Any) -> Tokenizer:
@@ -23,12 +25,19 @@ def load_pretrained(name: str | Path, *, trainable: bool = False, **options: Any
         **options: arguments of ``huggingface_hub.snapshot_download``, such as ``revision`` or ``cache_dir``.
 
     Raises:
-        UsageError: there is no tokenizer, it is damaged, or its weights do not match its config.
+        UsageError: there is no tokenizer, it is damaged, its weights do not match its config, or there are options for
+            a tokenizer that is not downloaded from the hub.
+        StoreError: the object store cannot be reached.
     """
-    folder = resolve_checkpoint(str(name))
-    if not folder.exists() and str(name).count("/") == 1 and not find_plugin(folder):
-        folder = _hub(f"{name} is not a local folder; downloading from the hub").download(str(name), **options)
-    tokenizer = load_tokenizer(folder)[0]
+    with store_errors():
+        folder = resolve_checkpoint(name)
+        if not folder.exists() and str(name).count("/") == 1 and not find_plugin(folder):
+            folder = _hub(f"{name} is not a local folder; downloading from the hub").download(str(name), **options)
+        elif options:
+            raise UsageError(
+                f"{name} is not downloaded from the hub, so that {', '.join(options)} has no effect; leave it out"
+            )
+        tokenizer = load_tokenizer(folder)[0]
     if trainable:
         tokenizer.train().requires_grad_(True)
         if isinstance(tokenizer, VideoTokenizer):
@@ -41,13 +50,19 @@ def save_pretrained(tokenizer: VideoTokenizer, folder: str | Path, **options: An
     """Write a checkpoint with a model card, and optionally upload it to the Hugging Face hub.
 
     Args:
-        folder: folder of the checkpoint; its other files are kept.
+        tokenizer: the tokenizer.
+        folder: local folder of the checkpoint; its other files are kept.
         **options: arguments of ``ModelHubMixin.save_pretrained``; ``push_to_hub=True`` and ``repo_id`` upload it.
 
     Raises:
-        UsageError: ``huggingface_hub`` is not installed.
+        UsageError: ``huggingface_hub`` is not installed, the tokenizer is of another kind, or ``folder`` is a file or
+            the URL of an object store.
     """
-    _hub("a model card").HubTokenizer(tokenizer).save_pretrained(Path(folder), **options)
+    check_type("tokenizer", tokenizer, VideoTokenizer)
+    path = resolve_path(folder)
+    if is_remote(path) or path.is_file():
+        raise UsageError(f"{folder} is not a local folder; give one, and upload it where it is needed")
+    _hub("a model card").HubTokenizer(tokenizer).save_pretrained(path, **options)
 
 
 def _hub(purpose: str) -> ModuleType:

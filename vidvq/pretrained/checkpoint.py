@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from vidvq.errors import UsageError
-from vidvq.formats.checkpoint import Fingerprints, find_checkpoint, read_checkpoint, write_checkpoint
+from vidvq.formats.checkpoint import (
+    Fingerprints,
+    find_checkpoint,
+    read_checkpoint,
+    resolve_checkpoint,
+    write_checkpoint,
+)
 from vidvq.formats.plugin_reference import find_plugin
 from vidvq.formats.token_shard import TokenizerCard
 from vidvq.model import Tokenizer, TokenizerConfig, VideoTokenizer
@@ -18,7 +24,7 @@ from vidvq.pretrained.adapters import adapter_kind, load_adapter
 from vidvq.pretrained.plugins import load_plugin
 
 
-def find_tokenizer(path: Path) -> Path:
+def find_tokenizer(path: str | Path) -> Path:
     """Find what :func:`load_tokenizer` loads: ``path``, or the newest checkpoint of a training run.
 
     A reference to a plug-in is returned with absolute paths, for processes in another folder.
@@ -27,6 +33,7 @@ def find_tokenizer(path: Path) -> Path:
         UsageError: ``path`` is not a checkpoint, a run, a folder supported by :mod:`vidvq.pretrained.adapters`, or a
             reference as in :mod:`vidvq.formats.plugin_reference`.
     """
+    path = resolve_checkpoint(path)
     if reference := find_plugin(path):
         return Path(str(reference.absolute()))
     return path if adapter_kind(path) else find_checkpoint(path)
@@ -45,7 +52,7 @@ def _fp32_on_cpu() -> Generator[None, None, None]:
 
 
 @_fp32_on_cpu()
-def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
+def load_tokenizer(path: str | Path) -> tuple[Tokenizer, TokenizerCard]:
     """Load a tokenizer in eval mode on the CPU, and its card.
 
     The defaults of torch for types and devices have no effect.
@@ -60,6 +67,7 @@ def load_tokenizer(path: Path) -> tuple[Tokenizer, TokenizerCard]:
     Raises:
         UsageError: there is no tokenizer, it is damaged, or its weights do not match its config or are not finite.
     """
+    path = resolve_checkpoint(path)
     reference = find_plugin(path)
     if reference or adapter_kind(path):
         tokenizer, fingerprints = load_plugin(reference) if reference else load_adapter(path)

@@ -1,5 +1,6 @@
 """Checkpoints on the Hugging Face hub. The only module that imports huggingface_hub."""
 
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,8 +25,12 @@ def download(name: str, **options: Any) -> Path:
         **options: arguments of ``huggingface_hub.snapshot_download``.
 
     Raises:
-        UsageError: the repository does not exist, or the hub cannot be reached.
+        UsageError: the repository does not exist, the hub cannot be reached, or an option is unknown.
     """
+    try:
+        signature(snapshot_download).bind(name, allow_patterns=_FILES, **options)
+    except TypeError as error:
+        raise UsageError(f"options of a download are those of huggingface_hub.snapshot_download: {error}") from error
     try:
         return Path(snapshot_download(name, allow_patterns=_FILES, **options))
     except (OSError, HFValidationError) as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 from vidvq.codebook import Codebook
 from vidvq.errors import UsageError, is_out_of_memory
 from vidvq.model import StreamState, Tokenizer
+from vidvq.model.stream_state import check_state
 from vidvq.user_code import error_line
 
 
@@ -102,16 +103,6 @@ def check_video(video: Any, shape: Sequence[int]) -> None:
     low, high = (float(value) for value in torch.aminmax(video))
     if not (low >= -1.001 and high <= 1.001):
         raise UsageError(f"the video has values from {low:g} to {high:g}; they must be in [-1, 1]")
-
-
-def check_state(state: Any) -> None:
-    """Check a state that a step returned.
-
-    Raises:
-        UsageError: it is not a :class:`StreamState`.
-    """
-    if not isinstance(state, StreamState):
-        raise UsageError(f"the state is a {type(state).__name__}; it must be a vidvq.model.StreamState")
 
 
 def guard_calls(tokenizer: Tokenizer, name: str) -> None:

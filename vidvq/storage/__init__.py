@@ -37,6 +37,7 @@ from vidvq.storage.objects import (
     is_remote,
     read_file,
     read_range,
+    require_file,
     resolve_path,
     store_errors,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "read_range",
     "remove",
     "remove_attempts",
+    "require_file",
     "resolve_path",
     "safe_join",
     "sha256_bytes",

@@ -21,23 +21,29 @@ _IPV6 = re.compile(r"(\w+://(?:[^/@\s]*@)?\[)([0-9a-f:.]+)(?=\])", re.IGNORECASE
 _TRIES = 4
 _PAUSE_S = 0.5
 # These libraries share no exception type for missing credentials or an unreachable endpoint.
-_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure"}
+_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "google", "gcsfs", "azure", "httpx", "httpx2"}
 _SCHEMES = "see https://filesystem-spec.readthedocs.io for the list"
 
 
-def resolve_path(text: str, **options: Any) -> Path:
+def resolve_path(text: str | Path, **options: Any) -> Path:
     """Resolve a local path or a URL such as ``s3://bucket/folder``.
 
     Args:
-        text: the path or URL.
+        text: the path or URL; what this function returned is returned as it is.
         options: options of its file system.
 
     Returns:
         A :class:`pathlib.Path`, or for a URL an object with the same methods.
 
     Raises:
-        UsageError: the URL's scheme is unknown, its library is not installed, or it chains several (``a::b``).
+        UsageError: it is neither a text nor a path, the URL's scheme is unknown, its library is not installed, or it
+            chains several (``a::b``).
     """
+    if not isinstance(text, str):
+        # Paths of object stores are of a class of their own, imported where there is one.
+        if not hasattr(text, "joinpath"):
+            raise UsageError(f"a path is a {type(text).__name__}; give it as text, as a URL or as a pathlib.Path")
+        return text
     scheme, sign, rest = text.partition("://")
     if not sign:
         return Path(text)
@@ -49,8 +55,11 @@ def resolve_path(text: str, **options: Any) -> Path:
     if not rest:
         raise UsageError(f"{text} has no bucket; give {scheme}://bucket/folder")
     try:
+        from fsspec import get_filesystem_class
         from upath import UPath
 
+        # Its library would otherwise be imported at the first request.
+        get_filesystem_class(scheme)
         # A cached listing would hide objects that other writers have put since.
         return cast(Path, UPath(text, use_listings_cache=False, **options))
     except ImportError as error:
@@ -59,6 +68,22 @@ def resolve_path(text: str, **options: Any) -> Path:
         ) from error
     except ValueError as error:
         raise UsageError(f"{text} has a scheme that fsspec does not know ({error}); {_SCHEMES}") from error
+
+
+def require_file(name: str | Path, kind: str) -> Path:
+    """Resolve the name of a file that must exist; that of an object is found out when it is read.
+
+    Args:
+        name: path or URL.
+        kind: what the file is, for the message.
+
+    Raises:
+        UsageError: there is no such file; see also :func:`resolve_path`.
+    """
+    path = resolve_path(name)
+    if not is_remote(path) and not path.is_file():
+        raise UsageError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give a {kind}")
+    return path
 
 
 def is_chained(url: str) -> bool:

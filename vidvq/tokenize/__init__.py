@@ -1,16 +1,22 @@
 """`vidvq tokenize`: clip shards or raw video to token shards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from vidvq.arguments import as_list, check_type
+from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.formats.summary import JobSummary
 from vidvq.jobs import run_job
+from vidvq.storage import resolve_path
 from vidvq.tokenize.config import TokenizeConfig
 from vidvq.tokenize.stage import TokenizeClips, TokenizeVideos, open_stage
 
 __all__ = ["TokenizeClips", "TokenizeConfig", "TokenizeVideos", "open_stage", "run_tokenize"]
 
 
-def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: TokenizeConfig) -> JobSummary:
+def run_tokenize(
+    sources: Sequence[str | Path], checkpoint: str | Path, out: str | Path, config: TokenizeConfig
+) -> JobSummary:
     """Tokenize clip shards or raw video, or resume an interrupted job.
 
     Args:
@@ -25,5 +31,6 @@ def run_tokenize(sources: list[str], checkpoint: Path, out: Path, config: Tokeni
         JobStopped: a quality gate ended the job; committed shards stay.
         OSError: the disk is full or not writable; committed shards stay.
     """
-    stage = open_stage(sources, checkpoint, config)
-    return run_job(stage, sources, out)
+    check_type("config", config, TokenizeConfig)
+    inputs = as_list("sources", sources, "paths and URLs")
+    return run_job(open_stage(inputs, resolve_checkpoint(checkpoint), config), inputs, resolve_path(out))

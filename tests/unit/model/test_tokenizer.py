@@ -35,7 +35,7 @@ import builtins, pkgutil, sys
 from importlib import import_module
 
 ALLOWED = sys.stdlib_module_names | {"torch", "einops"}
-OURS = ("vidvq.model", "vidvq.errors", "vidvq.codebook")
+OURS = ("vidvq.model", "vidvq.arguments", "vidvq.errors", "vidvq.codebook")
 real = builtins.__import__
 
 def guarded(name, namespace=None, *rest):
