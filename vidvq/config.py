@@ -139,9 +139,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     for override in overrides:
         path, sign, text = override.partition("=")
         if not sign or not path:
-            raise ConfigError(
-                f"{override!r} is no setting; settings must be key.sub=value, such as {path or 'key.sub'}=VALUE"
-            )
+            raise ConfigError(f"{override!r} is not a setting; give key.sub=value, such as {path or 'key.sub'}=VALUE")
         *parents, last = path.split(".")
         node = merged
         for parent in parents:

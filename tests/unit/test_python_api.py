@@ -533,7 +533,7 @@ def test_stages_take_texts(tokens_dir, checkpoint_dir, clips_dir, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["video.short_side"], "'video.short_side' is not a setting; give key.sub=value, such as video.short_side=VALUE"),
+        (["video.short_side"], "'video.short_side' is not a setting; give key.sub=value, such as video.short_side="),
         (["=3"], "'=3' is not a setting; give key.sub=value, such as key.sub=VALUE"),
         (["video.short_side=8"], r"video.short_side=8 is not a known field; did you mean clip.short_side\?"),
         (["video.short_side="], r"video.short_side=None is not a known field; did you mean clip.short_side\?"),
