@@ -210,9 +210,12 @@ def test_arguments_of_a_tokenizer_are_checked(tokenizer):
         tokenizer.bits_per_pixel("a", 16, 16)
     with refuse("kind='x' must be one of encode, decode"):
         tokenizer.shape_for(16, 16, "x")
-    for dtype in ("bf16", torch.float32, None):
+    for dtype in ("bf16", torch.float64, None):
         with refuse("must be torch.bfloat16 or torch.float16"):
             tokenizer.use_half(dtype)
+    codes = tokenizer.encode(torch.zeros(1, 3, 5, 16, 16))
+    tokenizer.use_half(torch.float32)
+    assert tokenizer.encode(torch.zeros(1, 3, 5, 16, 16)).equal(codes)
     with refuse("config is a dict; it must be a TokenizerConfig"):
         VideoTokenizer({})
     with refuse("tensors is a NoneType; it must be a dict"):

@@ -186,7 +186,10 @@ class Tokenizer(nn.Module):
         """Run the networks in a 16-bit type; quantization stays fp32. Without streaming there is no effect.
 
         Args:
-            dtype: ``torch.bfloat16`` or ``torch.float16``.
+            dtype: ``torch.bfloat16`` or ``torch.float16``; ``torch.float32`` for no change.
+
+        Raises:
+            UsageError: another type.
         """
 
     def use_triton(self) -> None:

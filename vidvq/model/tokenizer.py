@@ -34,7 +34,7 @@ from vidvq.model.stream_decoder import StreamDecoder
 from vidvq.model.stream_encoder import StreamEncoder
 from vidvq.model.stream_state import StreamState, check_state
 
-_HALVES = (torch.bfloat16, torch.float16)
+_NETWORK_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Reconstruction(NamedTuple):
@@ -135,8 +135,8 @@ class VideoTokenizer(Tokenizer):
 
     def use_half(self, dtype: torch.dtype) -> None:
         """See :meth:`Tokenizer.use_half`."""
-        if dtype not in _HALVES:
-            raise UsageError(f"dtype={dtype!r} must be torch.bfloat16 or torch.float16")
+        if dtype not in _NETWORK_TYPES:
+            raise UsageError(f"dtype={dtype!r} must be torch.bfloat16 or torch.float16, or torch.float32 for no change")
         self.encoder.to(dtype)
         self.decoder.to(dtype)
 
