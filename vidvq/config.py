@@ -61,9 +61,9 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     known = {file.stem: file for folder in _folders("configs") for file in folder.glob("*.yaml")}
-    near = get_close_matches(path.stem, known, 3) or sorted(known)
     if path.suffix in {"", ".yaml"} and path.parent == Path() and path.stem in known:
         return known[path.stem]
+    near = get_close_matches(path.stem, known, 3) or sorted(known)
     raise ConfigError(f"config {name} is not a file; give a YAML file or a packaged name: {', '.join(near)}")
 
 

@@ -112,8 +112,8 @@ def run_evaluate_tokenizers(
 
 
 def _infos(clips: Path) -> dict[str, ClipInfo]:
-    read_clip_plan(clips, "CLIPS")
-    return {key: info for shard in list_shards(clips) for key, info in read_infos(shard)}
+    shards = list_shards(clips, read_clip_plan(clips, "CLIPS"))
+    return {key: info for shard in shards for key, info in read_infos(shard)}
 
 
 def _check(clips: Path, infos: dict[str, ClipInfo], config: EvaluateConfig) -> None:

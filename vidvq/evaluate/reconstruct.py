@@ -10,7 +10,7 @@ from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.commit import read_commits
-from vidvq.formats.plan import read_plan
+from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
 from vidvq.storage import read_json
 
@@ -140,9 +140,9 @@ class InProcess:
         return codes, frames[:, : original.shape[1], : original.shape[2]]
 
 
-def list_shards(folder: Path) -> list[Path]:
-    """Paths of the existing shards of a directory."""
-    return [path for name in read_plan(folder).shard_names() if (path := folder / name).is_file()]
+def list_shards(folder: Path, plan: Plan | None = None) -> list[Path]:
+    """Paths of the existing shards of a directory, whose plan is read unless it is given."""
+    return [path for name in (plan or read_plan(folder)).shard_names() if (path := folder / name).is_file()]
 
 
 def missing_shards(folder: Path) -> str:

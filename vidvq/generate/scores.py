@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from vidvq.log import counted
+
 
 @dataclass
 class TaskScore:
@@ -84,9 +86,8 @@ class GeneratorScores:
 
     def lines(self) -> list[str]:
         """Return the scores as lines of text."""
-        counted = f"{self.clips} held-out clip" + ("" if self.clips == 1 else "s")
         larger = f"; {self.skipped} with larger frames than the generator was trained on were skipped"
-        text = [counted + (larger if self.skipped else "")]
+        text = [counted(self.clips, "held-out clips") + (larger if self.skipped else "")]
         text.append("bits per token: " + ", ".join(f"{name} {bits:.2f}" for name, bits in self.bits.items()))
         for task, score in self.tasks.items():
             named = {"generator": "generator", "probable": "most probable codes", "mean": "mean codes"}

@@ -21,8 +21,8 @@ _THUMBNAIL_HEIGHT = 144
 
 def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Path) -> None:
     """Write ``report.html``, a deterministic, self-contained file, unless it is there for this plan."""
-    path = out / "report.html"
-    if file_exists(path) and f"Plan {plan.plan_id[:12]}.".encode() in path.read_bytes():
+    report = out / "report.html"
+    if file_exists(report) and f"Plan {plan.plan_id[:12]}.".encode() in report.read_bytes():
         return
     # Imported here to keep the start of every job a tenth of a second shorter.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -42,7 +42,7 @@ def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Pat
         settings=[(path, value) for path, value in leaves(settings) if value != {}],
         thumbnails=thumbnails,
     )
-    write_shared(path, page.encode())
+    write_shared(report, page.encode())
 
 
 def read_sample(out: Path, commit: Commit, key: str) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import read_clips
-from vidvq.formats.plan import read_plan
+from vidvq.formats.plan import read_clip_plan
 from vidvq.metrics.perceptual import PerceptualDistance
 from vidvq.metrics.pixel import psnr, ssim
 from vidvq.model import VideoTokenizer
@@ -120,10 +120,7 @@ class Evaluator:
 
 
 def _read(folder: Path, count: int) -> list[tuple[str, bytes]]:
-    shards = (
-        folder / shard
-        for shard in read_plan(folder, "set evaluation.clips to a directory that vidvq shard wrote").shard_names()
-    )
+    shards = (folder / shard for shard in read_clip_plan(folder, "evaluation.clips").shard_names())
     entries = (entry for shard in shards if shard.is_file() for entry in read_clips(shard))
     clips = [(key, media) for key, media, _ in islice(entries, count)]
     if not clips:
