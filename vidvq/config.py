@@ -17,7 +17,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from vidvq.arguments import as_list
+from vidvq.arguments import as_list, check_type
 from vidvq.errors import UsageError
 from vidvq.settings import Setting, complete, find_type, settings_of, to_plain
 
@@ -170,6 +170,19 @@ def validate(kind: type[T], data: dict[str, Any], source: str = "config") -> T:
         problems = list(dict.fromkeys(_problem(detail, data, kind) for detail in error.errors()))
         count = f"{len(problems)} wrong fields" if len(problems) > 1 else "1 wrong field"
         raise ConfigError(f"{source} has {count}: " + "; ".join(problems)) from error
+
+
+def checked(kind: type[T], config: Any) -> T:
+    """Validate settings that a caller of the Python API built without :func:`load`; returns an equal dataclass.
+
+    Raises:
+        ConfigError: fields are wrong.
+        UsageError: the object is of another class.
+    """
+    check_type("config", config, kind)
+    data = to_dict(config)
+    _refuse_infinite(data, "config")
+    return validate(kind, data)
 
 
 @cache

@@ -14,7 +14,7 @@ from vidvq.data import TokenLoader, pack_samples
 from vidvq.data.tokens import make_sample
 from vidvq.decode import DecodeConfig, frames, run_decode
 from vidvq.errors import StoreError, UsageError
-from vidvq.evaluate import run_evaluate, run_evaluate_tokenizers
+from vidvq.evaluate import EvaluateConfig, run_evaluate, run_evaluate_tokenizers
 from vidvq.export import ExportConfig, Layout, grid_to_sequence, is_export, run_export, sequence_to_grid, verify_export
 from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.formats.clip_shard import read_clips
@@ -506,6 +506,29 @@ def test_settings_of_another_call_are_refused(tokens_dir, clips_dir, checkpoint_
     ):
         with refuse(f"config is a str; it must be an? {kind}$"):
             call("settings")
+
+
+def test_settings_built_by_hand_are_validated(tokens_dir, clips_dir, checkpoint_dir, tmp_path):
+    out = tmp_path / "out"
+    train = config.load(TrainConfig, config.find_config("nano"), [f"data.clips={clips_dir}", f"out={out}"])
+    for call, message in (
+        (lambda: run_shard(["a.mp4"], out, ShardConfig(clip=None)), "clip=None: must be a mapping of settings"),
+        (
+            lambda: run_tokenize([clips_dir], checkpoint_dir, out, TokenizeConfig(precision="half")),
+            "precision='half': must be fp32, tf32 or bf16, or null",
+        ),
+        (lambda: run_decode(tokens_dir, checkpoint_dir, out, DecodeConfig(crf=99)), "crf=99: must be an integer"),
+        (lambda: run_decode(tokens_dir, checkpoint_dir, out, DecodeConfig(fps=np.nan)), "fps=nan must be a finite"),
+        (lambda: run_export(tokens_dir, "bin", out, ExportConfig(samples="x")), "samples='x': must be"),
+        (
+            lambda: run_evaluate_tokenizers(clips_dir, [checkpoint_dir], config=EvaluateConfig(worst=0)),
+            "worst=0: must be",
+        ),
+        (lambda: run_train(replace(train, steps=-1)), "steps=-1: must be"),
+    ):
+        with refuse(f"^config has 1 wrong field: {message}"):
+            call()
+    assert not out.exists()
 
 
 def test_inputs_are_lists(clips_dir, checkpoint_dir, tmp_path):

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from vidvq.arguments import check_type
-from vidvq.config import is_mapping
+from vidvq.config import checked, is_mapping
 from vidvq.decode.batch import MAX_BYTES, Clip, Item, decode_together
 from vidvq.decode.config import DecodeConfig, Format, VideoInterval, resolve_execution
 from vidvq.decode.find import FoundClip, find_clips, find_key
@@ -81,7 +80,7 @@ def run_decode(
             the source is unknown.
         WorkerLost: a worker died; the same command resumes.
     """
-    check_type("config", config, DecodeConfig)
+    config = checked(DecodeConfig, config)
     tokens, checkpoint, out = resolve_path(tokens), resolve_checkpoint(checkpoint), resolve_path(out)
     kind = config.format_for(out)
     folder = tokens.parent if tokens.is_file() else tokens

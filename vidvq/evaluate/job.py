@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidvq.arguments import check_type
+from vidvq.config import checked
 from vidvq.errors import UsageError
 from vidvq.evaluate.config import EvaluateConfig
 from vidvq.evaluate.protocols import PROTOCOLS
@@ -48,8 +48,7 @@ def run_evaluate(
     """
     clips, decoded, tokens = (resolve_path(each) for each in (clips, decoded, tokens))
     out, report = (resolve_path(each) if each else None for each in (out, report))
-    config = config or EvaluateConfig()
-    check_type("config", config, EvaluateConfig)
+    config = checked(EvaluateConfig, config or EvaluateConfig())
     files = DecodedFiles(decoded, tokens)
     infos = _infos(clips)
     known = set(infos)
@@ -89,8 +88,7 @@ def run_evaluate_tokenizers(
     """
     clips = resolve_path(clips)
     out, report = (resolve_path(each) if each else None for each in (out, report))
-    config = config or EvaluateConfig()
-    check_type("config", config, EvaluateConfig)
+    config = checked(EvaluateConfig, config or EvaluateConfig())
     if isinstance(checkpoints, str | Path) or not checkpoints:
         raise UsageError(f"checkpoints={checkpoints!r} must be a list of one or more checkpoints")
     paths = [resolve_checkpoint(each) for each in checkpoints]

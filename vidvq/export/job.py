@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vidvq.arguments import check_type
-from vidvq.config import is_mapping
+from vidvq.config import checked, is_mapping
 from vidvq.errors import UsageError
 from vidvq.export.config import ExportConfig
 from vidvq.export.target import Target, TokenSequence, write_part
@@ -81,7 +80,7 @@ def run_export(
     """
     if target not in TARGETS:
         raise UsageError(f"{target} is not a target; give --to {' | '.join(TARGETS)}")
-    check_type("config", config, ExportConfig)
+    config = checked(ExportConfig, config)
     tokens, out = resolve_path(tokens), resolve_path(out)
     if config.samples and target != "megatron":
         raise UsageError(f"samples=true is for --to megatron; {target} has metadata of its own, or no grid")

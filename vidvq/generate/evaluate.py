@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vidvq.arguments import check_type
+from vidvq.config import checked
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import checkpoint_name, resolve_checkpoint
 from vidvq.formats.code_statistics import write_code_statistics
@@ -74,7 +74,7 @@ def run_generate_evaluate(
     Raises:
         UsageError: the tokens or the tokenizer do not match the generator, or a clip is missing.
     """
-    check_type("config", config, EvaluateConfig)
+    config = checked(EvaluateConfig, config)
     run, tokens, checkpoint = resolve_path(run), resolve_path(tokens), resolve_checkpoint(checkpoint)
     clips, out, pictures, codes = (resolve_path(each) if each else None for each in (clips, out, pictures, codes))
     if pictures and clips is None:

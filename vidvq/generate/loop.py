@@ -8,7 +8,7 @@ from time import monotonic
 
 import numpy as np
 
-from vidvq.arguments import check_type
+from vidvq.config import checked
 from vidvq.data import TokenDataset, iter_micro_batches
 from vidvq.formats.checkpoint import is_checkpoint, resolve_checkpoint, step_folder
 from vidvq.formats.generator import GeneratorCard, write_generator
@@ -50,7 +50,7 @@ def run_generate_train(config: GenerateTrainConfig) -> None:
         JobTerminated: SIGTERM was received; the last step is saved.
         JobStopped: the maximum number of rollbacks was reached.
     """
-    check_type("config", config, GenerateTrainConfig)
+    config = checked(GenerateTrainConfig, config)
     run = Path(config.out)
     # Before joining: a process that leaves first would make the others fail for another reason.
     config.data.micro_batch(world_size())

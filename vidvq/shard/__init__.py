@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidvq.arguments import as_list, check_type
+from vidvq.arguments import as_list
+from vidvq.config import checked
 from vidvq.formats.summary import JobSummary
 from vidvq.jobs import run_job
 from vidvq.shard.config import ShardConfig
@@ -27,5 +28,5 @@ def run_shard(inputs: Sequence[str | Path], out: str | Path, config: ShardConfig
         WorkerLost: a worker died more often than it is restarted; committed shards stay.
         OSError: the disk is full or not writable; committed shards stay.
     """
-    check_type("config", config, ShardConfig)
+    config = checked(ShardConfig, config)
     return run_job(ShardStage(config=config), as_list("inputs", inputs, "paths and URLs"), resolve_path(out))

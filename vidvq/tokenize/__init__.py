@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vidvq.arguments import as_list, check_type
+from vidvq.arguments import as_list
+from vidvq.config import checked
 from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.formats.summary import JobSummary
 from vidvq.jobs import run_job
@@ -31,6 +32,6 @@ def run_tokenize(
         JobStopped: a quality gate ended the job; committed shards stay.
         OSError: the disk is full or not writable; committed shards stay.
     """
-    check_type("config", config, TokenizeConfig)
+    config = checked(TokenizeConfig, config)
     inputs = as_list("sources", sources, "paths and URLs")
     return run_job(open_stage(inputs, resolve_checkpoint(checkpoint), config), inputs, resolve_path(out))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidvq.arguments import check_type
+from vidvq.config import checked
 from vidvq.data import ClipDataset, iter_micro_batches
 from vidvq.formats.checkpoint import Fingerprints, is_checkpoint, step_folder, write_checkpoint
 from vidvq.log import counted, info, progress, warn
@@ -67,7 +67,7 @@ def run_train(config: TrainConfig, profile: bool = False) -> Fingerprints | None
         JobTerminated: SIGTERM was received; the last step is saved, as it is before a KeyboardInterrupt.
         JobStopped: the limit of rollbacks is reached.
     """
-    check_type("config", config, TrainConfig)
+    config = checked(TrainConfig, config)
     run = Path(config.out)
     # Checked before joining the process group: a rank that fails later would make the others report a lost process.
     config.data.micro_batch(world_size())
