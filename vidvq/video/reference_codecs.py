@@ -2,9 +2,11 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Literal, cast
 
 import av
@@ -207,8 +209,36 @@ def _open_encoder(codec: ReferenceCodec, frames: np.ndarray, fps: float, crf: fl
     encoder.gop_size = len(frames)
     encoder.thread_count = 1
     encoder.options = _options(codec, crf)
-    encoder.open()
+    with _scheduling_kept():
+        encoder.open()
     return encoder
+
+
+@contextmanager
+def _scheduling_kept() -> Generator[None, None, None]:
+    """Take back real-time scheduling, which SVT-AV1 gives its threads and the caller's if it runs as root.
+
+    The caller's thread would keep it, and its child processes would inherit it: they run before all else on the
+    machine, and may stop it.
+    """
+    before = _thread_policies()
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread, now in _thread_policies().items():
+            if now != before.get(thread, policy):
+                with suppress(ProcessLookupError):
+                    os.sched_setscheduler(thread, policy, parameters)
+
+
+def _thread_policies() -> dict[int, int]:
+    found: dict[int, int] = {}
+    for path in Path("/proc/self/task").iterdir():
+        # The thread may have ended.
+        with suppress(ProcessLookupError):
+            found[int(path.name)] = os.sched_getscheduler(int(path.name))
+    return found
 
 
 def _encode(encoder: VideoCodecContext, frame: av.VideoFrame | None) -> list[VideoPacket]:

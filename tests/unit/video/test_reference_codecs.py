@@ -1,7 +1,9 @@
 """Reference codecs at equal bits."""
 
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,3 +88,19 @@ def test_a_size_that_an_encoder_rejects_is_one_clear_error(frames):
     with pytest.raises(UsageError, match="codecs=svtav1: libsvtav1 rejects 9 frames of 95x63") as caught:
         encode_at("svtav1", frames[:, :63, :95], 25.0, 30)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_no_thread_becomes_a_real_time_one(name, frames):
+    # As root, SVT-AV1 makes its threads and that of its caller such.
+    seen: set[int] = set()
+
+    def record(*arguments):
+        seen.update(os.sched_getscheduler(int(thread.name)) for thread in Path("/proc/self/task").iterdir())
+        return encode(*arguments)
+
+    encode = reference_codecs._encode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_codecs, "_encode", record)
+        encode_at(name, frames, 25.0, 30)
+    assert seen == {os.sched_getscheduler(0)} == {os.SCHED_OTHER}
