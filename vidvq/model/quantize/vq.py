@@ -191,11 +191,15 @@ class VectorQuantizer(Quantizer):
         weights = torch.ones(len(x), device=x.device) if used is None else used.float()
         counts = torch.zeros_like(self.ema_count).index_add_(0, codes, weights)
         all_reduce_sum(counts)
-        self.ema_count.lerp_(counts, 1 - self.config.decay)
+        share = 1 - self.config.decay
+        if used is not None:
+            # Without latents, averages would sink below epsilon, which then moves the codes.
+            share = share * (counts.sum() > 0)
+        self.ema_count.lerp_(counts, share)
         if self.offset is None:
             sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, x if used is None else x * weights[:, None])
             all_reduce_sum(sums)
-            self.ema_sum.lerp_(sums, 1 - self.config.decay)
+            self.ema_sum.lerp_(sums, share)
             self._ema_update()
         if torch.compiler.is_compiling() or self._revives:
             self._replace_dead_codes(x, used)
