@@ -215,7 +215,7 @@ def test_the_codebook_learns_differences(refresh):
     assert found[0] == pytest.approx(0, abs=1e-9)
     assert sum(found[-10:]) < 0.95 * sum(found[4:14])
     assert (fresh[-1] > 0.3) == bool(refresh)
-    assert book.warming_up is False
+    assert book.warms_up(6) is False
 
 
 def test_differences_and_latents_do_not_share_a_codebook():
