@@ -153,6 +153,9 @@ class VectorQuantizer(Quantizer):
             if self.training and len(x) and self._update_codebook(x.detach(), codes, used):
                 return latents, codes, loss
             quantized = self._vectors()[codes]
+            # After the look-up: a latent that still takes a dead code is not near the one that replaces it.
+            if self.training and len(x) and (torch.compiler.is_compiling() or self._revives):
+                self._replace_dead_codes(x.detach(), used)
             if len(x):
                 loss = loss + _mean_square(x - quantized.detach(), used)
                 if self.offset is not None:
@@ -201,8 +204,6 @@ class VectorQuantizer(Quantizer):
             all_reduce_sum(sums)
             self.ema_sum.lerp_(sums, share)
             self._ema_update()
-        if torch.compiler.is_compiling() or self._revives:
-            self._replace_dead_codes(x, used)
         return False
 
     def _ema_update(self) -> None:
@@ -211,6 +212,7 @@ class VectorQuantizer(Quantizer):
         centres = self.ema_sum / smoothed[:, None]
         self.codebook.copy_(F.normalize(centres) if self.config.cosine else centres)
 
+    @torch.no_grad()
     def _replace_dead_codes(self, x: Tensor, used: Tensor | None) -> None:
         even = self.ema_count.mean()
         dead = self.ema_count < self.config.revive_below * even
