@@ -4,14 +4,18 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from vidvq.data import DataConfig
-from vidvq.formats.checkpoint import BUNDLED, read_checkpoint
-from vidvq.model import TokenizerConfig
-from vidvq.model.quantize import VQConfig
+from vidvq.errors import UsageError
+from vidvq.formats.checkpoint import BUNDLED, read_checkpoint, write_checkpoint
+from vidvq.model import TokenizerConfig, VideoTokenizer
+from vidvq.model.encoder import DecoderConfig, StackConfig
+from vidvq.model.pixels import PREPROCESSING
+from vidvq.model.quantize import QuantizerConfig, VQConfig
 from vidvq.train.config import TrainConfig
-from vidvq.train.initialization import initial_state
+from vidvq.train.initialization import initial_state, read_initial_checkpoint
 
 WIDER = (
     "model.quantizer={dim: 5, spatial: {kind: simvq, size: 32}, temporal: {kind: vq, size: 64, warmup: 2}, "
@@ -53,6 +57,37 @@ def test_codebooks_of_a_checkpoint_do_not_warm_up_again():
     assert torch.equal(state["quantizer.temporal.ema_sum"], state["quantizer.temporal.codebook"])
     anew = initial_state(replace(config, new_quantizer=True), weights).tensors["tokenizer"]
     assert anew["quantizer.temporal.step"] == 0
+
+
+def start_anew(tmp_path, dim: int, **parts) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Tensors of a checkpoint with 4 latent channels and parts of a decoder, and those that start with ``dim``."""
+    decoder = DecoderConfig((8,), (1,), **parts)
+    models = [
+        TokenizerConfig(encoder=StackConfig((8,), (1,)), decoder=decoder, quantizer=QuantizerConfig(dim=channels))
+        for channels in (4, dim)
+    ]
+    before = VideoTokenizer(models[0]).inference_state_dict()
+    for tensor in before.values():
+        torch.nn.init.normal_(tensor)
+    arrays = {name: tensor.numpy() for name, tensor in before.items()}
+    write_checkpoint(tmp_path / "before", models[0].to_dict(), PREPROCESSING, arrays, step=0)
+    start = {"start_from": str(tmp_path / "before"), "new_quantizer": True}
+    config = TrainConfig(data=DataConfig(("clips",)), model=models[1], **start)
+    return before, initial_state(config, read_initial_checkpoint(config, None)).tensors["tokenizer"]
+
+
+@pytest.mark.parametrize("dim", [3, 6])
+def test_overlapping_blocks_keep_the_weights_of_the_channels_they_share(tmp_path, dim):
+    before, after = start_anew(tmp_path, dim, overlap=True)
+    kept, shared = after["decoder.overlap.weight"], min(dim, 4)
+    assert torch.equal(kept[:, :shared], before["decoder.overlap.weight"][:, :shared])
+    assert not kept[:, shared:].any()
+
+
+def test_a_lookahead_of_other_channels_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"quantizer\.dim=6 must be 4, .*: model\.decoder\.lookahead=1 mixes"):
+        start_anew(tmp_path, 6, lookahead=1)
+    start_anew(tmp_path, 4, lookahead=1)
 
 
 def test_it_needs_a_checkpoint_with_the_same_networks(train, whole, tmp_path):

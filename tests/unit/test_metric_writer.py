@@ -2,8 +2,10 @@
 
 import io
 import json
+import math
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,6 +27,14 @@ def test_records_after_the_resumed_step_are_removed(tmp_path):
     assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}, {"step": 3, "loss": 9.0}]
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
     assert [(event.step, event.value) for event in events] == [(1, 0.5), (2, 1.0), (3, 9.0)]
+
+
+def test_lines_are_json_where_a_number_is_none(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    writer.scalars(1, {"loss": 0.5, "grad_norm": math.inf, "other": math.nan})
+    writer.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "loss": 0.5, "grad_norm": None, "other": None}
 
 
 def test_originals_are_above_their_reconstructions(tmp_path):

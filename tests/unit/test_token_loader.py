@@ -102,6 +102,11 @@ def test_a_forged_state_is_refused(tokens_dir, batch):
         loader.load_state_dict({"seed": 0, "batch_size": 2})
 
 
+def test_a_seed_may_be_a_digest(tokens_dir):
+    (batch,) = first_batches(TokenLoader(str(tokens_dir), 2, latents=2, seed=1 << 128), 1)
+    assert len(batch.keys) == 2
+
+
 def test_a_far_position_of_one_directory_is_reached_at_once(tokens_dir):
     loader = TokenLoader(str(tokens_dir), 2, seed=3)
     loader.load_state_dict(loader.state_dict() | {"batch": 10**10})

@@ -59,6 +59,25 @@ def test_batch_shapes_must_be_whole_groups_and_latents(overrides, message):
         load(TrainConfig, None, settings)
 
 
+# NumPy and torch would raise an error of their own, in the middle of a run.
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "seed=-1: must be an integer, 0 or more"),
+        (f"seed={1 << 64}", "seed=.*below"),
+        ("{0}.betas=[1.5, 0.9]", r"betas\.0=1\.5: must be a number, 0 or more, below 1"),
+        ("{0}.betas=[0.9, -0.1]", r"betas\.1=-0\.1: must be a number, 0 or more, below 1"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "data", "optimizer"),
+    [(TrainConfig, "data.clips=clips", "generator"), (GenerateTrainConfig, "data.tokens=tokens", "optimizer")],
+)
+def test_seeds_and_decays_that_no_library_takes_are_refused(kind, data, optimizer, override, message):
+    with pytest.raises(UsageError, match=message):
+        load(kind, None, [data, override.format(optimizer)])
+
+
 def test_training_starts_from_the_bundled_tokenizer_by_name(tmp_path, monkeypatch, vidvq):
     monkeypatch.chdir(tmp_path)
     config = load(TrainConfig, find_config("bundled-decoder"), ["start_from=bundled", "data.clips=clips"])

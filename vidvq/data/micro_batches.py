@@ -71,7 +71,8 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
         worker_init_fn=_start_worker,
         prefetch_factor=2 if config.workers else None,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(dataset.seed),
+        # Torch takes seeds of 64 bits.
+        generator=torch.Generator().manual_seed(dataset.seed % (1 << 64)),
     )
     # Decoded frames own threads of libswscale. If one were collected after the fork, the worker would wait for threads
     # that exist only in the parent.

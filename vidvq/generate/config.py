@@ -13,7 +13,7 @@ from vidvq.formats.generator import Objective
 from vidvq.formats.plugin_reference import TokenizerName
 from vidvq.generate.block import TransformerConfig
 from vidvq.settings import Located, PathName, absolute_path
-from vidvq.training.config import GuardConfig, NonNegative, OptimizerConfig, Steps, check_zero_stage
+from vidvq.training.config import Decay, GuardConfig, NonNegative, OptimizerConfig, Seed, Steps, check_zero_stage
 
 
 def _absolute_folder(name: str) -> str:
@@ -128,7 +128,7 @@ class GenerateTrainConfig:
 
     data: TokenDataConfig
     out: PathName = "runs/generate"
-    seed: int = 0
+    seed: Seed = 0
     steps: Steps = 100_000
     objective: Objective = "masked"
     model: TransformerConfig = field(default_factory=TransformerConfig)
@@ -139,7 +139,7 @@ class GenerateTrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Decay = 0.999
     log_every: Steps = 10
     checkpoint_every: Steps = 1000
     keep_checkpoints: Steps = 3

@@ -119,10 +119,11 @@ class VideoTokenizer(Tokenizer):
                 f"nearest: {low} or {low + self.temporal_factor}"
             )
         self._check_multiples(h, w)
+        groups = 1 + (t - 1) // self.temporal_factor
         # K-means, at the end of a warm-up, has data-dependent loops and cannot be compiled.
-        if self._compiled_pass is None or self.quantizer.warming_up:
+        if self._compiled_pass is None or self.quantizer.warms_up(groups):
             return self._reconstruct(video)
-        self.quantizer.begin_pass(1 + (t - 1) // self.temporal_factor)
+        self.quantizer.begin_pass(groups)
         return self._compiled_pass(video)
 
     def compile_training(self, **options: Any) -> None:

@@ -10,7 +10,7 @@ from vidvq.errors import UsageError
 from vidvq.formats.plugin_reference import TokenizerName
 from vidvq.model import DiscriminatorConfig, TokenizerConfig
 from vidvq.settings import PathName
-from vidvq.training.config import GuardConfig, NonNegative, OptimizerConfig, Steps, check_zero_stage
+from vidvq.training.config import Decay, GuardConfig, NonNegative, OptimizerConfig, Seed, Steps, check_zero_stage
 from vidvq.training.schedule import Weight, is_used
 
 
@@ -188,7 +188,7 @@ class TrainConfig:
 
     data: DataConfig
     out: PathName = "runs/train"
-    seed: int = 0
+    seed: Seed = 0
     steps: Steps = 100_000
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -202,7 +202,7 @@ class TrainConfig:
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Decay = 0.999
     log_every: Steps = 10
     usage_every: Steps = 100
     checkpoint_every: Steps = 5000

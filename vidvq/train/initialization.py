@@ -61,11 +61,12 @@ def read_initial_checkpoint(config: TrainConfig, resumed: Path | None) -> Checkp
     if config.new_quantizer and resumed is None:
         dim, known = config.model.quantizer.dim, theirs["quantizer"]["dim"]
         theirs["quantizer"] = ours["quantizer"]
-        if config.model.linear and dim != known:
-            raise UsageError(
-                f"model.quantizer.dim={dim} must be {known}, as in {checkpoint.path}: "
-                f"model.linear={config.model.linear} uses the last channels"
-            )
+        reason = f"model.linear={config.model.linear} uses the last channels" if config.model.linear else ""
+        lookahead = config.model.decoder.lookahead
+        if lookahead and any(name.startswith(_OPTIONAL_PARTS["lookahead"]) for name in checkpoint.tensors):
+            reason = f"model.decoder.lookahead={lookahead} mixes all channels"
+        if reason and dim != known:
+            raise UsageError(f"model.quantizer.dim={dim} must be {known}, as in {checkpoint.path}: {reason}")
     differing = list(differences("model", theirs, ours))
     if differing:
         raise UsageError(f"{checkpoint.path} has another model: {'; '.join(differing)}")
@@ -121,7 +122,10 @@ def _without_quantizer(tensors: dict[str, Tensor], tokenizer: VideoTokenizer) ->
     initial = tokenizer.inference_state_dict()
     merged = {name: tensor for name, tensor in tensors.items() if not name.startswith("quantizer.")}
     merged |= {name: tensor for name, tensor in initial.items() if name.startswith("quantizer.")}
-    for name, axis in (("encoder.head.weight", 0), ("encoder.head.bias", 0), ("decoder.stem.weight", 1)):
+    axes = {"encoder.head.weight": 0, "encoder.head.bias": 0, "decoder.stem.weight": 1, "decoder.overlap.weight": 1}
+    for name, axis in axes.items():
+        if name not in tensors:
+            continue
         theirs, ours = tensors[name].float(), initial[name].clone()
         shared = min(theirs.shape[axis], ours.shape[axis])
         if axis:

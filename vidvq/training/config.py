@@ -10,6 +10,9 @@ from vidvq.training.schedule import learning_rate
 
 NonNegative = Annotated[float, Field(ge=0)]
 Steps = Annotated[int, Field(ge=1)]
+# What generators of NumPy and torch take.
+Seed = Annotated[int, Field(ge=0, lt=1 << 64)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class OptimizerConfig:
 
     kind: Literal["adamw", "radam"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-4
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: NonNegative = 0.0
     warmup_steps: Annotated[int, Field(ge=0)] = 100

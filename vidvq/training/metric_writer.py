@@ -2,6 +2,7 @@
 
 import io
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ class MetricWriter:
 
     def scalars(self, step: int, metrics: dict[str, Any]) -> None:
         """Write the metrics of a step."""
-        self._lines.write(json.dumps({"step": step} | metrics) + "\n")
+        # JSON has no infinity, which the gradient norm is when fp16 overflows.
+        finite = {name: value if isfinite(value) else None for name, value in metrics.items()}
+        self._lines.write(json.dumps({"step": step} | finite) + "\n")
         self._lines.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)

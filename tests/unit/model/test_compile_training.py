@@ -69,6 +69,21 @@ def test_the_training_forward_is_one_graph(kind, half):
     assert graphs == 1
 
 
+def test_images_are_compiled_though_the_codebook_of_later_frames_never_warms_up():
+    torch.compiler.reset()
+    plain, compiled = make("vq-differences").train(), make("vq-differences").train()
+    passes: list[torch.fx.GraphModule] = []
+    compiled.compile_training(backend=lambda module, _: passes.append(module) or module)
+    for step in range(4):
+        results = []
+        for tokenizer in (plain, compiled):
+            torch.manual_seed(step)
+            results.append(tokenizer(VIDEO[:, :, :1]))
+        for expected, found in zip(*results, strict=True):
+            assert torch.equal(expected, found), step
+    assert len(passes) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_steps_of_many_groups_are_one_graph(dtype):
     torch.compiler.reset()

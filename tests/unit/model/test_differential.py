@@ -108,6 +108,19 @@ def test_latents_that_take_a_code_of_the_other_codebook_train_nothing():
     torch.testing.assert_close(averaged.codebook, same.codebook)
 
 
+def test_codes_stay_where_they_are_while_no_latent_takes_them():
+    torch.manual_seed(0)
+    book = VectorQuantizer(VQConfig(size=8, warmup=0, decay=0.5, revive_below=0.0), DIM).train()
+    for _ in range(20):
+        book(torch.randn(64, DIM))
+    before = book.codebook.clone()
+    # Averages of nothing halve in each pass.
+    for _ in range(60):
+        book.begin_pass()
+        book.run_pass(torch.randn(64, DIM), torch.zeros(64, dtype=torch.bool))
+    torch.testing.assert_close(book.codebook, before)
+
+
 def test_the_step_size_follows_the_codes_within_its_limits():
     config = DifferentialConfig(start=0.5, smallest=0.1, largest=1.0)
     coding = DifferentialCoding(config)
@@ -202,7 +215,7 @@ def test_the_codebook_learns_differences(refresh):
     assert found[0] == pytest.approx(0, abs=1e-9)
     assert sum(found[-10:]) < 0.95 * sum(found[4:14])
     assert (fresh[-1] > 0.3) == bool(refresh)
-    assert book.warming_up is False
+    assert book.warms_up(6) is False
 
 
 def test_differences_and_latents_do_not_share_a_codebook():

@@ -178,6 +178,22 @@ def test_a_replaced_code_stays_among_the_latents():
     assert (book.codebook[16:] - 5).abs().mean() < 1.2
 
 
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_latents_of_a_code_that_is_replaced_are_quantized_to_it_once_more(update):
+    book = make(size=2, dim=2, revive_below=0.5, update=update).train()
+    book.codebook.copy_(torch.tensor([[0.0, 0.0], [9.0, 0.0]]))
+    book.ema_sum.copy_(book.codebook)
+    book.ema_count.copy_(torch.tensor([100.0, 1.0]))
+    latents = torch.zeros(100, 2)
+    latents[0, 0] = 9
+    found, codes, loss = book(latents)
+    assert codes[0] == 1
+    torch.testing.assert_close(found.detach(), latents, atol=1e-3, rtol=0)
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    # Almost surely one of the others.
+    assert torch.equal(book.codebook[1], torch.zeros(2))
+
+
 def test_only_used_latents_are_drawn():
     used = torch.tensor([False, True, False, False, True, False])
     assert set(vq._draw(6, 100, used, used.device).tolist()) == {1, 4}

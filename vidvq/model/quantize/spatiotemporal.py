@@ -152,10 +152,9 @@ class SpatiotemporalQuantizer(nn.Module):
             Codebook("temporal", self.temporal.size + (self.refresh.size if self.refresh else 0), self.spatial.size),
         ]
 
-    @property
-    def warming_up(self) -> bool:
-        """Whether the next training pass passes latents of some codebook unquantized."""
-        return any(book.warming_up for book in self._books)
+    def warms_up(self, groups: int) -> bool:
+        """Return whether the next training pass, of this number of groups, passes latents unquantized."""
+        return any(book.warming_up for book in self._trained(groups))
 
     def skip_warmup(self) -> None:
         """Train the present codebooks further, as if their warm-up had ended."""
@@ -168,7 +167,7 @@ class SpatiotemporalQuantizer(nn.Module):
         Args:
             groups: number of groups of the pass.
         """
-        for book in self._books if groups > 1 else [self.spatial]:
+        for book in self._trained(groups):
             book.begin_pass()
 
     def forward(self, latents: Tensor) -> Quantized:
@@ -234,6 +233,10 @@ class SpatiotemporalQuantizer(nn.Module):
     @property
     def _books(self) -> list[Quantizer]:
         return [book for book in (self.spatial, self.temporal, self.refresh) if book is not None]
+
+    def _trained(self, groups: int) -> list[Quantizer]:
+        """Return the codebooks that a training pass of a number of groups trains; of images, the spatial one alone."""
+        return self._books if groups > 1 else [self.spatial]
 
     def _spans(self, groups: int, first: bool) -> list[tuple[Quantizer, int, int]]:
         """Return each codebook that encodes consecutive groups, with the first group and the one after the last."""

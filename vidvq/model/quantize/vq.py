@@ -153,6 +153,9 @@ class VectorQuantizer(Quantizer):
             if self.training and len(x) and self._update_codebook(x.detach(), codes, used):
                 return latents, codes, loss
             quantized = self._vectors()[codes]
+            # After the look-up: a latent that still takes a dead code is not near the one that replaces it.
+            if self.training and len(x) and (torch.compiler.is_compiling() or self._revives):
+                self._replace_dead_codes(x.detach(), used)
             if len(x):
                 loss = loss + _mean_square(x - quantized.detach(), used)
                 if self.offset is not None:
@@ -191,14 +194,16 @@ class VectorQuantizer(Quantizer):
         weights = torch.ones(len(x), device=x.device) if used is None else used.float()
         counts = torch.zeros_like(self.ema_count).index_add_(0, codes, weights)
         all_reduce_sum(counts)
-        self.ema_count.lerp_(counts, 1 - self.config.decay)
+        share = 1 - self.config.decay
+        if used is not None:
+            # Without latents, averages would sink below epsilon, which then moves the codes.
+            share = share * (counts.sum() > 0)
+        self.ema_count.lerp_(counts, share)
         if self.offset is None:
             sums = torch.zeros_like(self.ema_sum).index_add_(0, codes, x if used is None else x * weights[:, None])
             all_reduce_sum(sums)
-            self.ema_sum.lerp_(sums, 1 - self.config.decay)
+            self.ema_sum.lerp_(sums, share)
             self._ema_update()
-        if torch.compiler.is_compiling() or self._revives:
-            self._replace_dead_codes(x, used)
         return False
 
     def _ema_update(self) -> None:
@@ -207,6 +212,7 @@ class VectorQuantizer(Quantizer):
         centres = self.ema_sum / smoothed[:, None]
         self.codebook.copy_(F.normalize(centres) if self.config.cosine else centres)
 
+    @torch.no_grad()
     def _replace_dead_codes(self, x: Tensor, used: Tensor | None) -> None:
         even = self.ema_count.mean()
         dead = self.ema_count < self.config.revive_below * even
