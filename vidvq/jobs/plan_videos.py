@@ -11,7 +11,7 @@ from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.keys import SCHEME
 from vidvq.formats.plan import Plan, create_plan, has_plan, read_plan, refuse_foreign, refuse_other_origin
-from vidvq.formats.rows import REMOVED, RowCodec
+from vidvq.formats.rows import GONE, REMOVED, RowCodec
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.rows import VideoRow
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
@@ -57,7 +57,8 @@ def sources_of(plan: Plan, row: type[AnyVideoRow]) -> Iterator[Source]:
     """Yield the sources that a plan was made from, without those removed since."""
     before = None
     for item in plan.rows(row):
-        if item.source != before and item.reason != REMOVED:
+        # What is gone from a file keeps the version that it was last in.
+        if item.source != before and item.reason not in {REMOVED, GONE}:
             before = item.source
             yield item.source
 
