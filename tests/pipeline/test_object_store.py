@@ -10,7 +10,17 @@ import pytest
 from tests.helpers.http_server import serve
 from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.lists import ListPolicy
-from vidvq.storage import create_once, is_remote, read_json, resolve_path, write_atomic
+from vidvq.formats.commit import commit_shard
+from vidvq.storage import (
+    attempt_file,
+    create_once,
+    is_remote,
+    publish_replace,
+    read_json,
+    resolve_path,
+    write_atomic,
+)
+from vidvq.storage import files as files_module
 from vidvq.storage import objects as objects_module
 from vidvq.storage.objects import put_once
 
@@ -126,6 +136,23 @@ def test_create_once_never_overwrites_an_object(bucket, objects):
     assert objects() == {"x": b"first"}
     write_atomic(path, b"fourth")
     assert objects() == {"x": b"fourth"}
+
+
+def test_a_put_that_fails_leaves_no_temporary_file(bucket, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(files_module, "put_once", refuse)
+    monkeypatch.setattr(files_module, "put", refuse)
+    out = resolve_path(f"s3://{bucket.name}/out")
+    with pytest.raises(PermissionError):
+        commit_shard(out, "clips-000000.tar", "plan", lambda draft: draft.add("a", {"json": b"{}"}))
+    with pytest.raises(PermissionError):
+        with attempt_file(out / "a.mp4") as (_, attempt):
+            pass
+        publish_replace(attempt, out / "a.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_object_is_not_cut_by_the_old_plan(videos, bucket, tmp_path, vidvq, make_video):

@@ -206,11 +206,14 @@ def publish_once(attempt: Path, path: Path) -> bool:
 
 def publish_replace(attempt: Path, path: Path) -> None:
     """Give a finished attempt its final name, replacing an existing file."""
-    if is_remote(path):
-        put(attempt, path)
-        attempt.unlink(missing_ok=True)
+    if not is_remote(path):
+        _replace(attempt, path)
         return
-    _replace(attempt, path)
+    try:
+        put(attempt, path)
+    finally:
+        # It is outside of the output, where no later job of a process that goes on would delete it.
+        attempt.unlink(missing_ok=True)
 
 
 def _replace(attempt: Path, path: Path) -> None:
