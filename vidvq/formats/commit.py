@@ -5,7 +5,6 @@ per shard, whichever driver tries, so several drivers can share an output direct
 a committed shard or one that the next run makes again.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from vidvq.storage import (
     attempt_file,
     create_once,
     file_exists,
+    is_created_soon,
     is_remote,
     pretty_json,
     publish_once,
@@ -43,8 +43,6 @@ from vidvq.storage import (
 FORMAT = "vidvq.commit/1"
 FOLDER = "commits"
 _REDO = "remove it, then run the same command again"
-# Time that another writer may take from renaming its shard to creating the record (seconds).
-_OTHER_WRITER_S = 5.0
 _READERS = 16
 
 
@@ -302,11 +300,8 @@ def _publish(attempt: Path | None, folder: Path, shard: str, digest: str) -> Non
     if attempt and (file_exists(record) or publish_once(attempt, path) or sha256_file(path) == digest):
         return
     # The final name has other content and no record: its writer is about to create the record, or was killed.
-    deadline = time.monotonic() + _OTHER_WRITER_S
-    while time.monotonic() < deadline:
-        if file_exists(record):
-            return
-        time.sleep(0.1)
+    if is_created_soon(record):
+        return
     if attempt:
         publish_replace(attempt, path)
     else:
