@@ -26,6 +26,7 @@ from vidvq.storage.objects import put_once
 
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=32 clip.multiple=8 clips_per_shard=3".split()
 INLINE = "runtime.workers=0"
+DUPLICATES = "filters.duplicates=false"
 
 
 @pytest.fixture
@@ -227,6 +228,15 @@ def test_keys_with_an_empty_part_are_listed_and_read(bucket, make_video, tmp_pat
     assert len({source.version for source in found}) == 1 and found[0].size > 0
     ran = vidvq("shard", f"s3://{bucket.name}/v", "--out", tmp_path / "out", *SETTINGS, INLINE)
     assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize("named", ["v", "v/*.mp4"])
+def test_a_key_that_no_url_can_name_is_one_failed_item(bucket, make_video, tmp_path, vidvq, named):
+    video = str(make_video(tmp_path / "v.mp4", 8))
+    for name in ("a?b #%20.mp4", "c::d.mp4", "e.mp4"):
+        bucket.upload_file(video, f"v/{name}")
+    ran = vidvq("shard", f"s3://{bucket.name}/{named}", "--out", tmp_path / "out", *SETTINGS, INLINE, DUPLICATES)
+    assert ran.code == 1 and "2 ok, 1 failed" in ran.err and "c::d.mp4: has :: in its name" in ran.err
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect", "shard"])
