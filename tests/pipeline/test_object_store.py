@@ -1,9 +1,11 @@
 """Object stores as input and output, against a real S3 server on loopback; videos over HTTP."""
 
+import errno
 import tempfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,6 +139,54 @@ def test_create_once_never_overwrites_an_object(bucket, objects):
     assert objects() == {"x": b"first"}
     write_atomic(path, b"fourth")
     assert objects() == {"x": b"fourth"}
+
+
+@pytest.fixture
+def replace_call(monkeypatch):
+    """Replaces a call of all object stores by a function of the store and the arguments."""
+
+    def replace(name: str, function) -> None:
+        find = objects_module._store
+
+        def find_other(path):
+            store, key = find(path)
+            calls = {name: partial(function, store), "info": store.info}
+            return SimpleNamespace(**calls), key
+
+        monkeypatch.setattr(objects_module, "_store", find_other)
+
+    return replace
+
+
+def test_a_store_with_other_words_for_a_taken_name_is_understood(bucket, objects, replace_call):
+    def refuse(*_, **options):
+        raise OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold")
+
+    path = resolve_path(f"s3://{bucket.name}/x")
+    bucket.put_object(Key="x", Body=b"first")
+    replace_call("pipe_file", refuse)
+    assert not put_once(b"second", path) and put_once(b"first", path)
+    with pytest.raises(OSError, match="pre-conditions"):
+        objects_module.put(b"second", path)
+    with pytest.raises(OSError, match="pre-conditions"):
+        put_once(b"first", resolve_path(f"s3://{bucket.name}/y"))
+    assert objects() == {"x": b"first"}
+
+
+def test_an_upload_in_parts_whose_last_response_is_lost_is_there(bucket, tmp_path, replace_call):
+    """It is completed a second time, and then not known any more."""
+
+    def lose(store, *given, **options):
+        store.put_file(*given, **options)
+        raise FileNotFoundError("The specified upload does not exist")
+
+    (tmp_path / "shard").write_bytes(b"whole")
+    path = resolve_path(f"s3://{bucket.name}/shard")
+    replace_call("put_file", lose)
+    assert put_once(tmp_path / "shard", path)
+    objects_module.put(tmp_path / "shard", path)
+    with pytest.raises(FileNotFoundError):
+        put_once(tmp_path / "shard", resolve_path("s3://no-such-bucket/shard"))
 
 
 def test_a_put_that_fails_leaves_no_temporary_file(bucket, tmp_path, monkeypatch):

@@ -243,9 +243,9 @@ def _checked(made: object, key: str) -> dict[str, bytes]:
     Raises:
         UsageError: it is not the files of a sample: without one, the clip would be in no record.
     """
-    files = cast(dict[object, object], made) if isinstance(made, dict) else {}
+    files = cast(dict[object, object], made) if isinstance(made, dict) else None
     if not files or not all(isinstance(name, str) and isinstance(data, bytes) for name, data in files.items()):
-        got = "an empty dict" if made == {} else type(made).__name__
+        got = "an empty dict" if files == {} else type(cast(object, made)).__name__
         raise UsageError(f"returned {got}; it must be a dict of extensions to bytes")
     for extension in files:
         check_member(f"{key}.{extension}")

@@ -5,6 +5,7 @@ whose response is lost is retried, here or in the client, and then finds its own
 is compared with the data to write.
 """
 
+import errno
 import os
 import re
 import time
@@ -233,14 +234,24 @@ def _put(data: bytes | Path, path: Path, mode: str) -> bool:
                 store.pipe_file(key, data, mode=mode)
             return True
         except FileExistsError:
-            return sha256_file(path) == (sha256_file(data) if isinstance(data, Path) else sha256_bytes(data))
-        except (PermissionError, FileNotFoundError):
+            return _holds(path, data)
+        except PermissionError:
             raise
-        except OSError:
-            if attempt == _TRIES - 1:
+        except OSError as error:
+            if attempt < _TRIES - 1 and not isinstance(error, FileNotFoundError) and error.errno != errno.EINVAL:
+                time.sleep(_PAUSE_S * 2**attempt)
+                continue
+            # Not every store says that a name is taken as S3 does. An upload in parts whose last response was lost is
+            # unknown to the store when it is completed again.
+            if not file_exists(path) or not ((same := _holds(path, data)) or mode == "create"):
                 raise
-            time.sleep(_PAUSE_S * 2**attempt)
+            return same
     raise AssertionError("unreachable")
+
+
+def _holds(path: Path, data: bytes | Path) -> bool:
+    """Whether an object has this content."""
+    return sha256_file(path) == (sha256_file(data) if isinstance(data, Path) else sha256_bytes(data))
 
 
 def _store(path: Path) -> tuple[Any, str]:
