@@ -7,10 +7,13 @@ from threading import Thread
 import pyarrow as pa
 import pytest
 
+from vidvq.corpus.source import Source
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats import plan as plans
 from vidvq.formats.arrow import encode_table, keys_of
 from vidvq.formats.plan import PlanHeader, create_plan, extend_plan, read_plan
+from vidvq.formats.rows import RowCodec
+from vidvq.jobs.rows import VideoRow
 from vidvq.storage import files as storage
 from vidvq.storage import sha256_bytes
 
@@ -305,3 +308,24 @@ def test_json_nested_beyond_the_parser_is_refused_in_one_line(plan_dir):
     (plan_dir / "plan.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match="is not JSON"):
         read_plan(plan_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("uri", pa.array([1, 2]), "column uri of a plan is int64, not string"),
+        ("uri", pa.array([None, "/b.mp4"]), "a row of a plan has no uri"),
+        ("uri", None, "a row of a plan has no uri"),
+        ("offset", pa.array(["1", "2"]), "column offset of a plan is string, not int64"),
+        ("start_s", pa.array([[1.0], []]), "column start_s of a plan is list<"),
+    ],
+)
+def test_rows_of_other_columns_than_those_of_the_stage_are_refused(name, values, said):
+    codec = RowCodec(VideoRow)
+    rows = [VideoRow(key=key, source=Source(f"/{key}.mp4"), shard=0) for key in "ab"]
+    table = codec.to_table(rows)
+    assert list(codec.from_table(table)) == rows
+    at = table.column_names.index(name)
+    table = table.drop_columns([name]) if values is None else table.set_column(at, name, values)
+    with pytest.raises(UsageError, match=said):
+        list(codec.from_table(table))
