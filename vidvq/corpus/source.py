@@ -131,7 +131,14 @@ def source_at(uri: str) -> Source:
 
 def uri_of(path: Path) -> str:
     """The absolute path, or the URL of a remote path."""
-    return str(path) if is_remote(path) else os.path.normpath(path.absolute())
+    if is_remote(path):
+        return str(path)
+    absolute = os.path.normpath(path.absolute())
+    if ".." not in path.parts or "\0" in absolute:
+        return absolute
+    # The system opens the folder above the target of a link, not the one above the link.
+    real = os.path.realpath(path)
+    return absolute if os.path.realpath(absolute) == real else real
 
 
 def base_name(path: Path) -> str:
