@@ -44,6 +44,8 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
         remove_parts(out)
         refuse_other_origin(out, plan, stage.name, made_from)
         return plan
+    # Those that were saved after that driver had deleted all.
+    remove_parts(out)
     return _confirm(stage, inputs, out)
 
 
