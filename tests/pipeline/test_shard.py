@@ -398,3 +398,11 @@ def test_ranges_of_a_video_that_changed_between_them_are_not_cut_from_one_file(m
     ]
     cut, failed = ClipShardWorker(ShardConfig(), InlinePool())._cut(rows)
     assert cut.files and failed.reason == "changed_since_plan"
+
+
+def test_a_strip_of_video_is_shown_in_the_report(make_video, tmp_path, vidvq):
+    make_video(tmp_path / "wide.mp4", 8, size=(8, 2048))
+    make_video(tmp_path / "high.mp4", 8, size=(2048, 8))
+    ran = vidvq("shard", tmp_path, "--out", tmp_path / "out", *SETTINGS, "clip.short_side=null", INLINE)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "out/report.html").read_text().count("data:image/jpeg") == 2
