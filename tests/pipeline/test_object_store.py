@@ -12,13 +12,16 @@ import pytest
 from tests.helpers.http_server import serve
 from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.lists import ListPolicy
+from vidvq.errors import UsageError
 from vidvq.formats.commit import commit_shard
 from vidvq.storage import (
     attempt_file,
     create_once,
     is_remote,
     publish_replace,
+    read_file,
     read_json,
+    read_range,
     resolve_path,
     write_atomic,
 )
@@ -94,6 +97,14 @@ def test_a_record_is_read_with_one_request(bucket, objects, monkeypatch):
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", watched)
     assert read_json(record) == {"a": 1}
     assert asked == ["get_object"]
+
+
+def test_an_empty_object_is_a_damaged_file_and_no_store_that_does_not_respond(bucket):
+    path = resolve_path(f"s3://{bucket.name}/record.json")
+    bucket.put_object(Key="record.json", Body=b"")
+    with pytest.raises(UsageError, match=r"record\.json is not JSON"):
+        read_json(path)
+    assert read_file(path) == read_range(path, 5, 10) == b""
 
 
 def test_a_lost_response_neither_loses_nor_duplicates_clips(

@@ -158,7 +158,7 @@ def put(data: bytes | Path, path: Path) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a whole file, or a non-empty object with one request; raises what :func:`read_range` raises."""
+    """Read a whole file, or an object with one request unless it is empty; raises what :func:`read_range` raises."""
     # An open range from 0: without a range, s3fs first requests the size.
     return _get(path, start=0) if is_remote(path) else path.read_bytes()
 
@@ -205,9 +205,19 @@ def file_exists(path: Path) -> bool:
         return False
 
 
-def _get(path: Path, **span: int) -> bytes:
+def _get(path: Path, start: int, **end: int) -> bytes:
     store, key = _store(path)
-    return _retry(lambda: store.cat_file(key, **span))
+
+    def request() -> bytes:
+        try:
+            return store.cat_file(key, start=start, **end)
+        except OSError as error:
+            # A store refuses a range that begins at the end of the object or after it.
+            if error.errno == errno.EINVAL and store.info(key)["size"] <= start:
+                return b""
+            raise
+
+    return _retry(request)
 
 
 def _retry(request: Callable[[], Any]) -> Any:
