@@ -49,20 +49,23 @@ def test_planning_is_shared_too(jobs, tmp_path, vidvq, snapshot, monkeypatch):
     assert snapshot(tmp_path / "last") == snapshot(tmp_path / "alone")
 
 
-def test_a_plan_that_another_driver_finished_meanwhile_is_taken(jobs, tmp_path, vidvq, snapshot, monkeypatch):
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_plan_that_another_driver_finished_meanwhile_is_taken(jobs, tmp_path, vidvq, snapshot, monkeypatch, before):
+    """Also where it has deleted parts that this one saved before, and takes for granted."""
     vidvq(*jobs["shard"], "--out", tmp_path / "alone")
     monkeypatch.setattr(listing, "_SOURCES_PER_PART", 1)
     probe, told = stages.probe_clips, []
 
     def slow(source, config):
-        if not told:
-            told.append(source)
+        told.append(source)
+        if len(told) == before + 1:
             command = [sys.executable, "-m", "vidvq", *map(str, jobs["shard"]), "--out", str(tmp_path / "out")]
             subprocess.run(command, check=False, capture_output=True)
         return probe(source, config)
 
     monkeypatch.setattr(stages, "probe_clips", slow)
     assert "Traceback" not in vidvq(*jobs["shard"], "--out", tmp_path / "out").err
+    assert not (tmp_path / "out/planning").exists()
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "alone")
 
 

@@ -1,21 +1,37 @@
 """Object stores as input and output, against a real S3 server on loopback; videos over HTTP."""
 
+import errno
 import tempfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.helpers.http_server import serve
 from vidvq.corpus.inputs import list_sources
 from vidvq.corpus.lists import ListPolicy
-from vidvq.storage import create_once, is_remote, read_json, resolve_path, write_atomic
+from vidvq.errors import UsageError
+from vidvq.formats.commit import commit_shard
+from vidvq.storage import (
+    attempt_file,
+    create_once,
+    is_remote,
+    publish_replace,
+    read_file,
+    read_json,
+    read_range,
+    resolve_path,
+    write_atomic,
+)
+from vidvq.storage import files as files_module
 from vidvq.storage import objects as objects_module
 from vidvq.storage.objects import put_once
 
 SETTINGS = "clip.num_frames=8 clip.min_frames=4 clip.short_side=32 clip.multiple=8 clips_per_shard=3".split()
 INLINE = "runtime.workers=0"
+DUPLICATES = "filters.duplicates=false"
 
 
 @pytest.fixture
@@ -83,6 +99,14 @@ def test_a_record_is_read_with_one_request(bucket, objects, monkeypatch):
     assert asked == ["get_object"]
 
 
+def test_an_empty_object_is_a_damaged_file_and_no_store_that_does_not_respond(bucket):
+    path = resolve_path(f"s3://{bucket.name}/record.json")
+    bucket.put_object(Key="record.json", Body=b"")
+    with pytest.raises(UsageError, match=r"record\.json is not JSON"):
+        read_json(path)
+    assert read_file(path) == read_range(path, 5, 10) == b""
+
+
 def test_a_lost_response_neither_loses_nor_duplicates_clips(
     videos, bucket, objects, tmp_path, vidvq, lose_answers, monkeypatch
 ):
@@ -126,6 +150,71 @@ def test_create_once_never_overwrites_an_object(bucket, objects):
     assert objects() == {"x": b"first"}
     write_atomic(path, b"fourth")
     assert objects() == {"x": b"fourth"}
+
+
+@pytest.fixture
+def replace_call(monkeypatch):
+    """Replaces a call of all object stores by a function of the store and the arguments."""
+
+    def replace(name: str, function) -> None:
+        find = objects_module._store
+
+        def find_other(path):
+            store, key = find(path)
+            calls = {name: partial(function, store), "info": store.info}
+            return SimpleNamespace(**calls), key
+
+        monkeypatch.setattr(objects_module, "_store", find_other)
+
+    return replace
+
+
+def test_a_store_with_other_words_for_a_taken_name_is_understood(bucket, objects, replace_call):
+    def refuse(*_, **options):
+        raise OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold")
+
+    path = resolve_path(f"s3://{bucket.name}/x")
+    bucket.put_object(Key="x", Body=b"first")
+    replace_call("pipe_file", refuse)
+    assert not put_once(b"second", path) and put_once(b"first", path)
+    with pytest.raises(OSError, match="pre-conditions"):
+        objects_module.put(b"second", path)
+    with pytest.raises(OSError, match="pre-conditions"):
+        put_once(b"first", resolve_path(f"s3://{bucket.name}/y"))
+    assert objects() == {"x": b"first"}
+
+
+def test_an_upload_in_parts_whose_last_response_is_lost_is_there(bucket, tmp_path, replace_call):
+    """It is completed a second time, and then not known any more."""
+
+    def lose(store, *given, **options):
+        store.put_file(*given, **options)
+        raise FileNotFoundError("The specified upload does not exist")
+
+    (tmp_path / "shard").write_bytes(b"whole")
+    path = resolve_path(f"s3://{bucket.name}/shard")
+    replace_call("put_file", lose)
+    assert put_once(tmp_path / "shard", path)
+    objects_module.put(tmp_path / "shard", path)
+    with pytest.raises(FileNotFoundError):
+        put_once(tmp_path / "shard", resolve_path("s3://no-such-bucket/shard"))
+
+
+def test_a_put_that_fails_leaves_no_temporary_file(bucket, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(files_module, "put_once", refuse)
+    monkeypatch.setattr(files_module, "put", refuse)
+    out = resolve_path(f"s3://{bucket.name}/out")
+    with pytest.raises(PermissionError):
+        commit_shard(out, "clips-000000.tar", "plan", lambda draft: draft.add("a", {"json": b"{}"}))
+    with pytest.raises(PermissionError):
+        with attempt_file(out / "a.mp4") as (_, attempt):
+            pass
+        publish_replace(attempt, out / "a.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_object_is_not_cut_by_the_old_plan(videos, bucket, tmp_path, vidvq, make_video):
@@ -200,6 +289,15 @@ def test_keys_with_an_empty_part_are_listed_and_read(bucket, make_video, tmp_pat
     assert len({source.version for source in found}) == 1 and found[0].size > 0
     ran = vidvq("shard", f"s3://{bucket.name}/v", "--out", tmp_path / "out", *SETTINGS, INLINE)
     assert ran.code == 0, ran.err
+
+
+@pytest.mark.parametrize("named", ["v", "v/*.mp4"])
+def test_a_key_that_no_url_can_name_is_one_failed_item(bucket, make_video, tmp_path, vidvq, named):
+    video = str(make_video(tmp_path / "v.mp4", 8))
+    for name in ("a?b #%20.mp4", "c::d.mp4", "e.mp4"):
+        bucket.upload_file(video, f"v/{name}")
+    ran = vidvq("shard", f"s3://{bucket.name}/{named}", "--out", tmp_path / "out", *SETTINGS, INLINE, DUPLICATES)
+    assert ran.code == 1 and "2 ok, 1 failed" in ran.err and "c::d.mp4: has :: in its name" in ran.err
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect", "shard"])

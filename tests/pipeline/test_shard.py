@@ -6,16 +6,21 @@ import shutil
 import sys
 import tarfile
 from fractions import Fraction
+from hashlib import sha256
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from vidvq.corpus.source import Source
 from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.commit import read_commit
 from vidvq.formats.plan import read_plan
+from vidvq.runtime import InlinePool
+from vidvq.shard import ShardConfig
 from vidvq.shard.rows import PlannedClip
+from vidvq.shard.worker import ClipShardWorker
 from vidvq.video.decode import decode_clip
 from vidvq.video.encode import encode_mp4
 
@@ -382,3 +387,22 @@ def test_metrics_account_for_the_time_of_workers(demo_videos, tmp_path, vidvq, w
     # A run without work keeps the metrics of the run before it.
     assert "% cutting clips" not in vidvq(*job).err
     assert json.loads((out / "metrics.json").read_bytes()) == metrics
+
+
+def test_ranges_of_a_video_that_changed_between_them_are_not_cut_from_one_file(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", 24)
+    planned = [sha256(path.read_bytes()).hexdigest(), sha256(b"what the server gave before").hexdigest()]
+    rows = [
+        PlannedClip(key=f"k{index}", source=Source(str(path), start_s=index), sha256=digest, num_frames=8)
+        for index, digest in enumerate(planned)
+    ]
+    cut, failed = ClipShardWorker(ShardConfig(), InlinePool())._cut(rows)
+    assert cut.files and failed.reason == "changed_since_plan"
+
+
+def test_a_strip_of_video_is_shown_in_the_report(make_video, tmp_path, vidvq):
+    make_video(tmp_path / "wide.mp4", 8, size=(8, 2048))
+    make_video(tmp_path / "high.mp4", 8, size=(2048, 8))
+    ran = vidvq("shard", tmp_path, "--out", tmp_path / "out", *SETTINGS, "clip.short_side=null", INLINE)
+    assert ran.code == 0, ran.err
+    assert (tmp_path / "out/report.html").read_text().count("data:image/jpeg") == 2

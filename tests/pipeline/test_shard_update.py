@@ -1,7 +1,9 @@
 """Updates of a corpus: only affected shards are made again, and every item stays accounted for."""
 
+import io
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -241,3 +243,60 @@ def test_a_copy_of_a_removed_video_is_no_duplicate(tmp_path, make_video, vidvq):
     shutil.copy(first, tmp_path / "c.mp4")
     assert vidvq("shard", tmp_path / "c.mp4", "--out", out, "--add", INLINE).code == 0
     assert sources(out) == {"c.mp4": 2}
+
+
+def truncated(path: Path, frames: int, make_video) -> Path:
+    """A video whose file ends early, which fails once more than its clips."""
+    whole = make_video(path, frames, size=(32, 80), container_options={"movflags": "faststart"}).read_bytes()
+    path.write_bytes(whole[: len(whole) * 3 // 4])
+    return path
+
+
+def test_a_copy_of_what_a_changed_video_was_before_is_no_duplicate(corpus, tmp_path, make_video, vidvq):
+    videos, out = corpus
+    truncated(videos / "c.mp4", 120, make_video)
+    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
+    before = sources(out)["c.mp4"]
+    shutil.copy(videos / "c.mp4", tmp_path / "copy.mp4")
+    make_video(videos / "c.mp4", 12, size=(32, 80))
+    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 0
+    assert vidvq("shard", tmp_path / "copy.mp4", "--out", out, "--add", INLINE).code == 1
+    assert sources(out)["copy.mp4"] == before
+
+
+def test_a_failed_file_that_came_back_shorter_twice_is_known_as_it_is_now(corpus, make_video, snapshot, vidvq):
+    videos, out = corpus
+    for frames in (160, 120):
+        truncated(videos / "c.mp4", frames, make_video)
+        assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
+    make_video(videos / "c.mp4", 12, size=(32, 80))
+    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 0
+    after = snapshot(out)
+    ran = vidvq("shard", videos, "--out", out, "--add", INLINE)
+    assert ran.code == 0, ran.err
+    assert snapshot(out) == after
+
+
+def test_a_repaired_tar_gets_its_clips_by_a_retry(tmp_path, make_video, vidvq):
+    whole = [make_video(tmp_path / f"{name}.mp4", 12, size=(32, 64 + 8 * name)) for name in range(3)]
+    tar, out = tmp_path / "videos.tar", tmp_path / "out"
+
+    def pack(sizes: list[float]) -> None:
+        with tarfile.open(tar, "w") as file:
+            for path, size in zip(whole, sizes, strict=False):
+                info = tarfile.TarInfo(path.name)
+                info.size = int(path.stat().st_size * size)
+                file.addfile(info, io.BytesIO(path.read_bytes()))
+
+    pack([0.5, 0.5, 1])
+    assert vidvq("shard", tar, "--out", out, *SETTINGS, INLINE).code == 1
+    assert sources(out) == {"videos.tar#2.mp4": 3}
+    # The second video is not where it was.
+    pack([1])
+    assert vidvq("shard", "--out", out, "--retry-failed", INLINE).code == 1
+    assert json.loads((out / "summary.json").read_bytes())["failed"].keys() == {"missing"}
+    pack([1, 1, 1])
+    ran = vidvq("shard", "--out", out, "--retry-failed", INLINE)
+    assert ran.code == 0, ran.err
+    assert sources(out) == {f"videos.tar#{name}.mp4": 3 for name in range(3)}
+    assert vidvq("verify", out).code == 0

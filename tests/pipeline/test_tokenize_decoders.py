@@ -376,3 +376,14 @@ def test_a_process_probes_a_video_once_for_all_shards_it_is_in(make_video, tmp_p
         # Nothing says that the file is still the same.
         assert decode(Source(str(tmp_path / "a.mp4")), 0)[-1].done
     assert probed[3:] == ["a.mp4", "a.mp4"]
+
+
+def test_ranges_of_a_video_that_changed_between_them_are_not_of_one_file(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", 24)
+    planned = [sha256(path.read_bytes()).hexdigest(), sha256(b"what the server gave before").hexdigest()]
+    rows = tuple(
+        PlannedSample(key=f"k{index}", source=Source(str(path), start_s=index), sha256=digest, num_frames=4)
+        for index, digest in enumerate(planned)
+    )
+    done, failed = decode_items(VideoFrames(rows, VideoPolicy(), Limits(), 8))
+    assert done.done and failed.error is not None and failed.error.reason == "changed_since_plan"

@@ -90,11 +90,15 @@ def local_file(source: Source, limits: Limits, allow_private: bool = False, sha2
             raise VideoError("changed_since_plan", _CHANGED)
 
     with ExitStack() as stack:
-        with pause(limits.download_deadline_s + _GRACE_S):
-            # Without a digest, nothing says that two processes mean the same content. It is checked, because it becomes
-            # a file name, and a plan may be hostile.
-            path = stack.enter_context(shared_copy(sha256, make)) if is_sha256(sha256) else None
-            if path is None:
+        limit_s, path = limits.download_deadline_s + _GRACE_S, None
+        # Without a digest, nothing says that two processes mean the same content. It is checked, because it becomes a
+        # file name, and a plan may be hostile.
+        if is_sha256(sha256):
+            with pause(limit_s):
+                path = stack.enter_context(shared_copy(sha256, make))
+        if path is None:
+            # The wait for the download of another process, which failed, does not count.
+            with pause(limit_s):
                 copy = stack.enter_context(temporary_copy())
                 make(copy)
                 path = Path(copy.name)

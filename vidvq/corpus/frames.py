@@ -229,7 +229,8 @@ def _clips(job: ClipFrames) -> Iterator[DecodeMessage]:
 
 def _videos(job: VideoFrames) -> Iterator[DecodeMessage]:
     own, processes = job.share
-    videos = groupby(job.windows, key=lambda window: (window.source.uri, window.source.version))
+    # A URL without a version may have changed from one of its ranges to the next, while they were planned.
+    videos = groupby(job.windows, key=lambda window: (window.source.uri, window.source.version, window.sha256))
     for number, (_, windows) in enumerate(videos):
         rows = list(windows)
         count = len(_turns(rows, job.chunk)) if processes > 1 else 1

@@ -13,7 +13,7 @@ from vidvq.corpus.source import Source, failed_source, shown, source_at, uri_of
 from vidvq.corpus.tars import APPLE_DOUBLE, APPLE_DOUBLES, TAR_SUFFIXES, is_tar, read_tar
 from vidvq.errors import StoreError, UsageError
 from vidvq.log import info
-from vidvq.storage import canonical_json, is_remote, resolve_path
+from vidvq.storage import canonical_json, is_chained, is_remote, resolve_path
 from vidvq.video.limits import Limits
 
 SUFFIXES = frozenset(
@@ -137,19 +137,24 @@ def _folder(folder: Path, given: str, reading: _Reading) -> Iterator[Source]:
 
 
 def _glob(path: Path, given: str, reading: _Reading) -> Iterator[Source]:
-    found = _remote_glob(path) if is_remote(path) else [Path(name) for name in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207
-    files = [file for file in found if file.is_file()]
+    local = [] if is_remote(path) else sorted(glob.glob(given, recursive=True))  # noqa: PTH207
+    found = _remote_glob(path) if is_remote(path) else [Path(name) for name in local]
+    files = [file for file in found if isinstance(file, Source) or file.is_file()]
     if not files:
         raise UsageError(f"no file matches {shown(given)}; give video files, folders, globs, lists or URLs")
     for file in files:
-        if file.name.startswith(APPLE_DOUBLE):
+        if isinstance(file, Source):
+            yield file
+        elif file.name.startswith(APPLE_DOUBLE):
             reading.passed[APPLE_DOUBLES] += 1
         else:
             yield from _file(file, reading, named=True)
 
 
-def _remote_glob(path: Any) -> list[Path]:
-    return [resolve_path(path.fs.unstrip_protocol(name)) for name in sorted(path.fs.glob(path.path))]
+def _remote_glob(path: Any) -> list[Path | Source]:
+    """The objects in the order of names; a failed entry for one that no URL can name."""
+    urls = [path.fs.unstrip_protocol(name) for name in sorted(path.fs.glob(path.path))]
+    return [source_at(url) if is_chained(url) else resolve_path(url) for url in urls]
 
 
 def _walk(folder: Path, passed: Counter[str]) -> Iterator[Path | Source]:

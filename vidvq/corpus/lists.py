@@ -368,6 +368,8 @@ class _Columns:
         self._uri: str | None = None
         self._start: str | None = None
         self._end: str | None = None
+        # Number of each unreadable range of a video.
+        self._faults: dict[str, dict[str, int]] = {}
 
     @property
     def used(self) -> set[str]:
@@ -426,8 +428,10 @@ class _Columns:
         try:
             start, end = self._seconds(row, self._start), self._seconds(row, self._end)
         except ValueError as error:
-            # The range keeps the entry apart from one for the whole video.
-            return replace(source, size=-1, version=f"!bad_range: {shown(str(error))}", start_s=-1.0)
+            # The range keeps the entry apart from one for the whole video, and from others of it.
+            faults = self._faults.setdefault(source.uri, {})
+            start = -float(faults.setdefault(str(error), len(faults) + 1))
+            return replace(source, size=-1, version=f"!bad_range: {shown(str(error))}", start_s=start)
         return replace(source, start_s=start, end_s=end)
 
     def _video(self, value: Any, number: int) -> Source | None:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vidvq.errors import UsageError
-from vidvq.storage import canonical_json, is_remote, parse_json, resolve_path
+from vidvq.storage import canonical_json, is_chained, is_remote, parse_json, resolve_path
 from vidvq.video import VideoError
 
 _FAILURE = re.compile(r"!(\w+): (.*)", re.DOTALL)
@@ -113,6 +113,8 @@ def source_at(uri: str) -> Source:
                 "PYTHONUTF8=1"
             )
         return failed_source(uri, "bad_name", "has a name that is not UTF-8; rename it")
+    if "://" in uri and is_chained(uri):
+        return failed_source(uri, "bad_name", "has :: in its name, which stands for a chain of file systems; rename it")
     path = resolve_path(uri)
     try:
         if is_remote(path):
@@ -129,7 +131,14 @@ def source_at(uri: str) -> Source:
 
 def uri_of(path: Path) -> str:
     """The absolute path, or the URL of a remote path."""
-    return str(path) if is_remote(path) else os.path.normpath(path.absolute())
+    if is_remote(path):
+        return str(path)
+    absolute = os.path.normpath(path.absolute())
+    if ".." not in path.parts or "\0" in absolute:
+        return absolute
+    # The system opens the folder above the target of a link, not the one above the link.
+    real = os.path.realpath(path)
+    return absolute if os.path.realpath(absolute) == real else real
 
 
 def base_name(path: Path) -> str:

@@ -7,7 +7,7 @@ import tarfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -24,6 +24,8 @@ APPLE_DOUBLE = "._"
 APPLE_DOUBLES = "macOS ._ files"
 _MAX_NAME_BYTES = 100
 _MAX_SIDECAR_BYTES = 1 << 20
+# Zeros at the end that are read, in search of another tar.
+_MAX_END_BYTES = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -91,6 +93,8 @@ def read_tar(
                     names.add(name)
                 elif kind in {"json", "txt"} and carry and is_plain(info) and info.size <= _MAX_SIDECAR_BYTES:
                     sample.read_sidecar(name, f"{folder}/{stem}", kind, file.read(info.size))
+            if _goes_on(file):
+                raise tarfile.ReadError("another one follows its end, as where tars were joined")
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         yield from sample.sources()
         detail = f"is not a whole tar ({error}); what comes before is used"
@@ -103,6 +107,13 @@ def read_tar(
         yield failed_source(tar.uri, "unreadable", f"cannot be read: {error.strerror or error}")
         return
     yield from sample.sources()
+
+
+def _goes_on(file: IO[bytes]) -> bool:
+    """Whether there is more than zeros after the end of a tar; readers of tars ignore it."""
+    with suppress(EOFError, zlib.error, gzip.BadGzipFile):
+        return any(file.read(_MAX_END_BYTES))
+    return False
 
 
 class _Sample:

@@ -5,7 +5,6 @@ per shard, whichever driver tries, so several drivers can share an output direct
 a committed shard or one that the next run makes again.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from vidvq.storage import (
     attempt_file,
     create_once,
     file_exists,
+    is_created_soon,
     is_remote,
     pretty_json,
     publish_once,
@@ -43,8 +43,6 @@ from vidvq.storage import (
 FORMAT = "vidvq.commit/1"
 FOLDER = "commits"
 _REDO = "remove it, then run the same command again"
-# Time that another writer may take from renaming its shard to creating the record (seconds).
-_OTHER_WRITER_S = 5.0
 _READERS = 16
 
 
@@ -277,9 +275,10 @@ def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], 
         fill(draft)
         tar.close()
     size = attempt.stat().st_size
-    if draft.ok:
-        _publish(attempt, folder, shard, tar.sha256)
-    attempt.unlink(missing_ok=True)
+    try:
+        _publish(attempt if draft.ok else None, folder, shard, tar.sha256)
+    finally:
+        attempt.unlink(missing_ok=True)
     return Commit(
         shard=shard,
         plan_id=plan_id,
@@ -293,17 +292,20 @@ def _write(folder: Path, shard: str, plan_id: str, fill: Callable[[ShardDraft], 
     )
 
 
-def _publish(attempt: Path, folder: Path, shard: str, digest: str) -> None:
-    path = folder / shard
-    if file_exists(record_path(folder, shard)) or publish_once(attempt, path) or sha256_file(path) == digest:
+def _publish(attempt: Path | None, folder: Path, shard: str, digest: str) -> None:
+    """Give a shard its final name; None for a shard without an item, which has no file."""
+    path, record = folder / shard, record_path(folder, shard)
+    if attempt is None and not file_exists(path):
+        return
+    if attempt and (file_exists(record) or publish_once(attempt, path) or sha256_file(path) == digest):
         return
     # The final name has other content and no record: its writer is about to create the record, or was killed.
-    deadline = time.monotonic() + _OTHER_WRITER_S
-    while time.monotonic() < deadline:
-        if file_exists(record_path(folder, shard)):
-            return
-        time.sleep(0.1)
-    publish_replace(attempt, path)
+    if is_created_soon(record):
+        return
+    if attempt:
+        publish_replace(attempt, path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _bounded(outcome: Outcome) -> Outcome:

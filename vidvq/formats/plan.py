@@ -33,6 +33,7 @@ from vidvq.storage import (
     create_once,
     differences,
     file_exists,
+    is_created_soon,
     is_remote,
     pretty_json,
     read_file,
@@ -486,9 +487,13 @@ def _read_table(folder: Path, header: PlanHeader, number: int) -> pa.Table:
 
 
 def _write_table(folder: Path, table: pa.Table) -> str:
-    data = encode_table(table)
+    data, path = encode_table(table), folder / "plan.parquet"
+    digest, private = sha256_bytes(data), holds_secrets(table)
     # If another driver has written its plan in the meantime, that plan stands, with its own table.
     with unless_done(lambda: has_plan(folder)):
-        if not has_plan(folder):
-            write_atomic(folder / "plan.parquet", data, holds_secrets(table))
-    return sha256_bytes(data)
+        if has_plan(folder) or create_once(path, data, private) or sha256_file(path) == digest:
+            return digest
+        # Other rows, as of a driver that could not read a video, which is about to create its plan or was killed.
+        if not is_created_soon(folder / "plan.json"):
+            write_atomic(path, data, private)
+    return digest

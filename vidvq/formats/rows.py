@@ -14,8 +14,12 @@ from typing import Annotated, Any, Generic, Self, TypeAlias, TypeVar, Union, get
 
 import pyarrow as pa
 
+from vidvq.errors import UsageError
+
 Int32: TypeAlias = Annotated[int, pa.int32()]
 _ROWS_PER_BATCH = 4096
+_RESTORE = "restore the plan from a copy"
+_KINDS = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating)
 _ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 # Items that were planned once and are no longer wanted; they stay in the plan, and count as filtered.
 REMOVED = "removed"
@@ -93,14 +97,23 @@ class RowCodec(Generic[Record]):
         return pa.Table.from_batches(batches, schema=self.schema)
 
     def from_table(self, table: pa.Table) -> Iterator[Record]:
-        """Yield the rows of a table. A column that an older vidvq did not write has its field's default."""
+        """Yield the rows of a table. A column that an older vidvq did not write has its field's default.
+
+        Raises:
+            UsageError: a column is of another kind than its field, or lacks a value without a default.
+        """
+        there = dict(zip(table.column_names, table.schema.types, strict=True))
+        for name, kind in zip(self.schema.names, self.schema.types, strict=True):
+            found = there.get(name, kind)
+            if found != kind and not any(is_kind(found) and is_kind(kind) for is_kind in _KINDS):
+                raise UsageError(f"column {name} of a plan is {found}, not {kind}; {_RESTORE}")
         for batch in table.to_batches(max_chunksize=_ROWS_PER_BATCH):
             names = set(batch.schema.names)
-            found: dict[str, list[Any]] = {
+            columns: dict[str, list[Any]] = {
                 name: batch.column(name).to_pylist() for name in (*self.schema.names, "generation") if name in names
             }
             for index in range(batch.num_rows):
-                yield _build(self._row, {name: column[index] for name, column in found.items()})
+                yield _build(self._row, {name: column[index] for name, column in columns.items()})
 
 
 def _columns(kind: type[Any], prefix: str = "") -> list[tuple[str, pa.DataType]]:
@@ -135,8 +148,10 @@ def _build(kind: type[Any], values: dict[str, Any]) -> Any:
     for each, nested in _nested(kind):
         if nested:
             arguments[each.name] = _build(nested, values)
-        elif (value := values.get(each.name)) is not None or each.default is MISSING:
+        elif (value := values.get(each.name)) is not None:
             arguments[each.name] = value
+        elif each.default is MISSING:
+            raise UsageError(f"a row of a plan has no {each.name}; {_RESTORE}")
     return kind(**arguments)
 
 

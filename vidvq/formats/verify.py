@@ -253,7 +253,7 @@ def _check_planned(commit: Commit, table: pa.Table) -> Iterator[str]:
                 got != verdict
                 or not outcome
                 or outcome.reason != row["reason"]
-                or redact(row["detail"] or "") not in redact(detail)
+                or redact(row.get("detail") or "") not in redact(detail)
             ):
                 wrong.append(f"{row['key']} is {got} in the record, {verdict}({row['reason']}) in the plan")
     yield from wrong[:_SHOWN]

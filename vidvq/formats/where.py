@@ -375,7 +375,8 @@ def _as_type_of(other: Any, value: Any, operand: _Operand) -> Any:
     except (KeyError, ValueError):
         wanted = "true or false" if isinstance(other, bool) else "a number"
         raise _TypeClash(f"{operand} is {_describe(value)}; it must be {wanted} to be compared with one") from None
-    return None if math.isnan(number) else number
+    # Not math.isnan, which converts an integer to a float.
+    return None if number != number else number
 
 
 def _kind(value: Any) -> str:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeGuard, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,7 @@ from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.clip_shard import ClipInfo, read_infos
 from vidvq.formats.commit import Outcome, ShardDraft, commit_shard
 from vidvq.formats.reuse import reusable_samples
+from vidvq.formats.tar import check_member
 from vidvq.jobs.local_clips import local_clips
 from vidvq.jobs.rows import ClipRow
 from vidvq.jobs.shard_writer import OrderedShardWriter, Rejected, Sample
@@ -229,19 +230,26 @@ def _build_function(stage: ClipFunctionStage) -> Iterator[FunctionError | None]:
 def _call_function(clip: DecodedClip) -> Iterator[dict[str, bytes] | FunctionError]:
     assert clip.frames is not None
     try:
-        made = _functions[0](clip.frames, clip.info)
+        made = _checked(_functions[0](clip.frames, clip.info), clip.key)
     except Exception as error:  # noqa: BLE001 (code of the user's own)
         yield FunctionError.of(error)
     else:
-        if _is_files(made):
-            yield made
-        else:
-            yield FunctionError(f"returned {type(made).__name__}; it must be a dict of extensions to bytes")
+        yield made
 
 
-def _is_files(made: object) -> TypeGuard[dict[str, bytes]]:
-    """Whether a user's function returned a dict of files."""
-    return isinstance(made, dict) and all(isinstance(data, bytes) for data in cast(dict[object, object], made).values())
+def _checked(made: object, key: str) -> dict[str, bytes]:
+    """What a user's function returned for a clip.
+
+    Raises:
+        UsageError: it is not the files of a sample: without one, the clip would be in no record.
+    """
+    files = cast(dict[object, object], made) if isinstance(made, dict) else None
+    if not files or not all(isinstance(name, str) and isinstance(data, bytes) for name, data in files.items()):
+        got = "an empty dict" if files == {} else type(cast(object, made)).__name__
+        raise UsageError(f"returned {got}; it must be a dict of extensions to bytes")
+    for extension in files:
+        check_member(f"{key}.{extension}")
+    return cast(dict[str, bytes], files)
 
 
 def _only(results: Generator[Any, None, None]) -> Any:

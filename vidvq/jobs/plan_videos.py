@@ -11,7 +11,7 @@ from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
 from vidvq.formats.keys import SCHEME
 from vidvq.formats.plan import Plan, create_plan, has_plan, read_plan, refuse_foreign, refuse_other_origin
-from vidvq.formats.rows import REMOVED, RowCodec
+from vidvq.formats.rows import GONE, REMOVED, RowCodec
 from vidvq.jobs.listing import Listing, probe_listing, remove_parts
 from vidvq.jobs.rows import VideoRow
 from vidvq.jobs.stage import AnyVideoRow, VideoStage
@@ -44,6 +44,8 @@ def plan_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], out: Path, ru
         remove_parts(out)
         refuse_other_origin(out, plan, stage.name, made_from)
         return plan
+    # Those that were saved after that driver had deleted all.
+    remove_parts(out)
     return _confirm(stage, inputs, out)
 
 
@@ -57,7 +59,8 @@ def sources_of(plan: Plan, row: type[AnyVideoRow]) -> Iterator[Source]:
     """Yield the sources that a plan was made from, without those removed since."""
     before = None
     for item in plan.rows(row):
-        if item.source != before and item.reason != REMOVED:
+        # What is gone from a file keeps the version that it was last in.
+        if item.source != before and item.reason not in {REMOVED, GONE}:
             before = item.source
             yield item.source
 

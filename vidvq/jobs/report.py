@@ -17,6 +17,8 @@ from vidvq.jobs.stage import AnyRow, Stage
 from vidvq.storage import file_exists, write_shared
 
 _THUMBNAIL_HEIGHT = 144
+# A wider picture is narrowed: an image in JPEG has at most 65,500 pixels in a row.
+_MAX_THUMBNAIL_WIDTH = 8192
 
 
 def write_report(stage: Stage[AnyRow], plan: Plan, summary: JobSummary, out: Path) -> None:
@@ -61,7 +63,7 @@ def jpeg_grid(rows: list[list[np.ndarray]]) -> bytes:
     from PIL import Image
 
     height, width = rows[0][0].shape[:2]
-    width = max(round(width * _THUMBNAIL_HEIGHT / height), 1)
+    width = min(max(round(width * _THUMBNAIL_HEIGHT / height), 1), _MAX_THUMBNAIL_WIDTH)
     sheet = Image.new("RGB", (width * len(rows[0]), _THUMBNAIL_HEIGHT * len(rows)))
     for y, frames in enumerate(rows):
         for x, frame in enumerate(frames):

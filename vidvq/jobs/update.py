@@ -163,10 +163,11 @@ def _retry(stage: VideoStage[AnyVideoRow], plan: Plan, reason: str | None, out: 
     # Rows of the videos to probe again, by key: current rows, and rows with the current source.
     old: dict[str, AnyVideoRow] = {}
     unclaimed: dict[str, AnyVideoRow] = {}
+    listed: dict[str, dict[str, Source]] = {}
     for source, there in _by_source(plan, stage.row):
         if not any(row.key in failed for row in there):
             continue
-        now = _refresh(source)
+        now = _refresh(stage, source, listed)
         if now == source and not any(row.key in failed and row.reason for row in there):
             # The file is unchanged and was probed successfully: retry only its failed items.
             rows += [row for row in there if row.key in failed]
@@ -267,13 +268,24 @@ def _by_source(plan: Plan, row: type[AnyVideoRow]) -> Iterator[tuple[Source, lis
     yield from together.values()
 
 
-def _refresh(source: Source) -> Source:
-    """The source with the current size and version of its file."""
-    if source.failure:
+def _refresh(stage: VideoStage[AnyVideoRow], source: Source, listed: dict[str, dict[str, Source]]) -> Source:
+    """The source with the current size and version of its file, and its current place in a tar or table.
+
+    Args:
+        listed: the sources in the last tar or table that has changed, by identity.
+    """
+    is_inside = source.offset >= 0
+    if source.failure and not is_inside:
         return source
     container = source.container
     now = source_at(container) if "://" not in container or source.version else Source(container)
-    return replace(source, size=source.size if source.offset >= 0 else now.size, version=now.version)
+    if not is_inside or now.version in ("", source.version):
+        return replace(source, size=source.size if is_inside else now.size, version=now.version)
+    if container not in listed:
+        listed.clear()
+        listed[container] = {each.identity: each for each in stage.sources([container])}
+    gone = replace(source, version=f"!missing: is no longer in {PurePath(container).name}")
+    return listed[container].get(source.identity, gone)
 
 
 def _as_listed(uri: str) -> str:

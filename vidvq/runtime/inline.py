@@ -45,7 +45,10 @@ class InlinePool:
         while items:
             done = 0
             for result in self._feeder.feed(_map_items, (function, items), deadline_s):
-                if isinstance(result, WorkerDied) and not deaths.give_up(result, len(items) - done):
+                # The child may die after its last result.
+                if isinstance(result, WorkerDied) and (
+                    done == len(items) or not deaths.give_up(result, len(items) - done)
+                ):
                     break
                 yield items[done], result
                 done += 1

@@ -10,7 +10,7 @@ from vidvq.corpus.source import Source
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats.clip_shard import PREFIX, media_of, parse_clip_info
 from vidvq.formats.commit import Commit
-from vidvq.formats.rows import REMOVED
+from vidvq.formats.rows import GONE, REMOVED
 from vidvq.jobs.nvdec import NvdecMonitor
 from vidvq.jobs.report import jpeg_grid, read_sample
 from vidvq.jobs.stage import Activity, ShardTask, Thumbnail, VideoStage
@@ -93,9 +93,8 @@ class ShardStage(VideoStage[PlannedClip]):
 
     def select(self, rows: Iterable[PlannedClip], existing: Iterable[PlannedClip]) -> Iterator[PlannedClip]:
         """Replace the rows of a file with the same bytes as an earlier one by a single row ``filtered(duplicate)``."""
-        known = {
-            row.sha256: row.source.uri for row in existing if row.sha256 and row.reason not in {REMOVED, "duplicate"}
-        }
+        absent = {REMOVED, GONE, "duplicate"}
+        known = {row.sha256: row.source.uri for row in existing if row.sha256 and row.reason not in absent}
         dropped = ""
         for row in rows:
             source = row.source

@@ -60,7 +60,8 @@ class ClipShardWorker:
 
     def _cut(self, rows: list[PlannedClip]) -> Iterator[Cut]:
         """Yield the outcomes of all rows, in order. The clips of one video are cut in one pass over it."""
-        videos = groupby(rows, key=lambda row: (row.source.uri, row.source.version))
+        # A URL without a version may have changed from one of its ranges to the next, while they were planned.
+        videos = groupby(rows, key=lambda row: (row.source.uri, row.source.version, row.sha256))
         jobs = [CutJob(tuple(same), self._config) for _, same in videos]
         results = self._map(jobs, _RETRIES)
         for job, result in self._clock.waiting("wait", results):

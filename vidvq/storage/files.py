@@ -2,11 +2,13 @@
 
 import errno
 import json
+import math
 import os
 import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import IO, Any
 
 from vidvq.errors import UsageError
 from vidvq.storage.digests import sha256_bytes
-from vidvq.storage.objects import is_remote, put, put_once, read_file
+from vidvq.storage.objects import file_exists, is_remote, put, put_once, read_file
 from vidvq.storage.temporary import PREFIX, owner
 
 # Every other driver removes leftover attempts once at its end; allow for this many at the same moment.
@@ -33,6 +35,8 @@ _ATTEMPT = ".tmp."
 # A write is a system call, and a tar has three per member.
 _BUFFER_BYTES = 1 << 20
 _DIGEST = re.compile("[0-9a-f]{64}")
+# Time that another writer may take from publishing a file to creating the one that makes it count (seconds).
+_OTHER_WRITER_S = 5.0
 _ABSENT = object()
 
 
@@ -64,7 +68,7 @@ def parse_json(data: bytes, where: str) -> Any:
         UsageError: the data is not JSON, too deeply nested, or has NaN, repeated keys or huge numbers.
     """
     try:
-        value = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where} is not JSON ({error}); it is damaged or was not written by vidvq") from error
     level, depth = [value], 0
@@ -90,6 +94,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}")
+
+
+def _finite(text: str) -> float:
+    # Python reads 1e999 as infinity, which canonical JSON has not.
+    if math.isinf(number := float(text)):
+        raise ValueError(f"it holds {text[:40]}")
+    return number
 
 
 def add_digest(fields: dict[str, Any]) -> dict[str, Any]:
@@ -206,11 +217,14 @@ def publish_once(attempt: Path, path: Path) -> bool:
 
 def publish_replace(attempt: Path, path: Path) -> None:
     """Give a finished attempt its final name, replacing an existing file."""
-    if is_remote(path):
-        put(attempt, path)
-        attempt.unlink(missing_ok=True)
+    if not is_remote(path):
+        _replace(attempt, path)
         return
-    _replace(attempt, path)
+    try:
+        put(attempt, path)
+    finally:
+        # It is outside of the output, where no later job of a process that goes on would delete it.
+        attempt.unlink(missing_ok=True)
 
 
 def _replace(attempt: Path, path: Path) -> None:
@@ -240,12 +254,25 @@ def unless_done(is_done: Callable[[], bool]) -> Iterator[None]:
             raise
 
 
-def create_once(path: Path, data: bytes) -> bool:
-    """Create ``path`` with ``data`` unless it exists; True if this call created it."""
+def is_created_soon(path: Path) -> bool:
+    """Whether a file exists, or another writer that is at it creates it within some seconds; a killed one does not."""
+    deadline = time.monotonic() + _OTHER_WRITER_S
+    while not (there := file_exists(path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return there
+
+
+def create_once(path: Path, data: bytes, private: bool = False) -> bool:
+    """Create ``path`` with ``data`` unless it exists; True if this call created it.
+
+    Only its owner may read the file if it is ``private``.
+    """
     if is_remote(path):
         return put_once(data, path)
     with unless_done(path.exists):
         with attempt_file(path) as (file, attempt):
+            if private:
+                attempt.chmod(0o600)
             file.write(data)
         won = publish_once(attempt, path)
         attempt.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ whose response is lost is retried, here or in the client, and then finds its own
 is compared with the data to write.
 """
 
+import errno
 import os
 import re
 import time
@@ -157,7 +158,7 @@ def put(data: bytes | Path, path: Path) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a whole file, or a non-empty object with one request; raises what :func:`read_range` raises."""
+    """Read a whole file, or an object with one request unless it is empty; raises what :func:`read_range` raises."""
     # An open range from 0: without a range, s3fs first requests the size.
     return _get(path, start=0) if is_remote(path) else path.read_bytes()
 
@@ -204,9 +205,19 @@ def file_exists(path: Path) -> bool:
         return False
 
 
-def _get(path: Path, **span: int) -> bytes:
+def _get(path: Path, start: int, **end: int) -> bytes:
     store, key = _store(path)
-    return _retry(lambda: store.cat_file(key, **span))
+
+    def request() -> bytes:
+        try:
+            return store.cat_file(key, start=start, **end)
+        except OSError as error:
+            # A store refuses a range that begins at the end of the object or after it.
+            if error.errno == errno.EINVAL and store.info(key)["size"] <= start:
+                return b""
+            raise
+
+    return _retry(request)
 
 
 def _retry(request: Callable[[], Any]) -> Any:
@@ -233,14 +244,24 @@ def _put(data: bytes | Path, path: Path, mode: str) -> bool:
                 store.pipe_file(key, data, mode=mode)
             return True
         except FileExistsError:
-            return sha256_file(path) == (sha256_file(data) if isinstance(data, Path) else sha256_bytes(data))
-        except (PermissionError, FileNotFoundError):
+            return _holds(path, data)
+        except PermissionError:
             raise
-        except OSError:
-            if attempt == _TRIES - 1:
+        except OSError as error:
+            if attempt < _TRIES - 1 and not isinstance(error, FileNotFoundError) and error.errno != errno.EINVAL:
+                time.sleep(_PAUSE_S * 2**attempt)
+                continue
+            # Not every store says that a name is taken as S3 does. An upload in parts whose last response was lost is
+            # unknown to the store when it is completed again.
+            if not file_exists(path) or not ((same := _holds(path, data)) or mode == "create"):
                 raise
-            time.sleep(_PAUSE_S * 2**attempt)
+            return same
     raise AssertionError("unreachable")
+
+
+def _holds(path: Path, data: bytes | Path) -> bool:
+    """Whether an object has this content."""
+    return sha256_file(path) == (sha256_file(data) if isinstance(data, Path) else sha256_bytes(data))
 
 
 def _store(path: Path) -> tuple[Any, str]:

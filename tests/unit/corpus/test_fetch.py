@@ -92,6 +92,33 @@ def test_a_copy_that_another_job_made_is_held_to_the_own_limit():
         pass
 
 
+def test_the_wait_for_anothers_download_is_none_of_the_own_time(monkeypatch):
+    """Two downloads may take longer than the limit of one, after which the process is ended."""
+    resolve_path("memory://shared.mp4").write_bytes(b"video")
+    limits, running = [], []
+
+    @contextmanager
+    def pause(seconds: float) -> Iterator[None]:
+        limits.append(seconds)
+        running.append(None)
+        yield
+        running.pop()
+
+    @contextmanager
+    def shared_copy(*_) -> Iterator[None]:
+        # The process that made the copy has failed.
+        assert running
+        yield None
+
+    monkeypatch.setattr(fetch, "pause", pause)
+    monkeypatch.setattr(fetch, "shared_copy", shared_copy)
+    with local_file(
+        Source("memory://shared.mp4"), Limits(download_deadline_s=5), sha256=sha256_bytes(b"video")
+    ) as path:
+        assert path.read_bytes() == b"video" and not running
+    assert limits == [5 + fetch._GRACE_S] * 2
+
+
 def test_a_tar_that_ends_early_since_it_was_planned_is_named(tmp_path):
     (tmp_path / "x.tar").write_bytes(bytes(1056))
     error = failure(Source(f"{tmp_path}/x.tar#a.mp4", 100, "", 1024))

@@ -277,3 +277,17 @@ def test_a_query_does_not_hide_a_suffix():
         assert (is_list(resolve_path(url)), is_tar(resolve_path(url))) == (list_, tar), url
     source = Source("https://host/x.tar?token=1#a.mp4", 1, "", 512)
     assert (source.container, source.member) == ("https://host/x.tar?token=1", "a.mp4")
+
+
+def test_the_folder_above_a_link_is_the_one_that_the_system_opens(tmp_path):
+    (tmp_path / "far/lists").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far/lists")
+    for folder in (tmp_path, tmp_path / "far"):
+        (folder / "a.mp4").write_bytes(str(folder).encode())
+    (tmp_path / "far/lists/list.txt").write_text("../a.mp4\n")
+    (tmp_path / "far/lists/list.jsonl").write_text(json.dumps({"uri": "../a\0.mp4"}))
+    wanted = [str(tmp_path / "far/a.mp4")]
+    for given in ("link/list.txt", "link/../a.mp4", "far/lists/list.txt", "far/lists/../a.mp4"):
+        assert [source.uri for source in list_sources([f"{tmp_path}/{given}"], ListPolicy())] == wanted
+    (bad,) = list_sources([f"{tmp_path}/link/list.jsonl"], ListPolicy())
+    assert bad.failure and bad.failure[0] == "bad_name"

@@ -95,6 +95,18 @@ def test_an_invalid_time_is_quoted_in_the_error(folder):
     assert bad.identity != whole.identity
 
 
+def test_each_unreadable_range_of_a_video_is_an_entry(tmp_path):
+    (tmp_path / "list.csv").write_text("uri,start_s\na.mp4,one\na.mp4,two\nb.mp4,one\na.mp4,one\na.mp4,\n")
+    found = list(list_sources([str(tmp_path / "list.csv")], ListPolicy()))
+    assert len({source.identity for source in found}) == 4
+    assert [source.failure and source.failure[1][:16] for source in found] == [
+        "has start_s 'one",
+        "has start_s 'two",
+        "has start_s 'one",
+        None,
+    ]
+
+
 @pytest.mark.parametrize(
     "header", ["video,start,end", "URL,start_s,end_s", "video_path,start_time,end_time", "contentUrl,begin,stop"]
 )

@@ -127,6 +127,20 @@ def test_a_truncated_tar_gives_the_members_before_the_damage_and_one_failed_entr
     assert [source.failure is None for source in sources[1:-1]] == [True] * (kind == "cut in a member")
 
 
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+def test_tars_that_were_joined_lose_no_video_without_a_word(tmp_path, suffix):
+    mode = "w:gz" if suffix == ".tar.gz" else "w"
+    parts = [pack(tmp_path / f"{name}{suffix}", (f"{name}.mp4", b"video"), mode=mode) for name in "ab"]
+    joined = tmp_path / f"joined{suffix}"
+    joined.write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
+    first, rest = read(joined)
+    assert content(first) == b"video"
+    assert rest.failure and rest.failure[0] == "torn_tar" and "tars were joined" in rest.failure[1]
+    # Zeros are part of the end.
+    parts[0].write_bytes(parts[0].read_bytes() + bytes(100_000))
+    assert len(read(parts[0])) == 1
+
+
 def test_a_named_pipe_is_one_failed_entry_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.tar")
     pack(tmp_path / "y.tar", ONE)

@@ -15,6 +15,7 @@ from vidvq.formats.commit import Outcome, ShardDraft, commit_shard, finished_sha
 from vidvq.formats.plan import create_plan
 from vidvq.formats.summary import summarize
 from vidvq.formats.tar import read_members
+from vidvq.storage import files as storage
 from vidvq.storage import remove_attempts
 
 SHARD = "clips-000000.tar"
@@ -148,10 +149,33 @@ def test_a_shard_published_by_a_killed_writer_is_recorded_by_the_next(tmp_path, 
 
 
 def test_a_foreign_tar_under_the_final_name_is_replaced_in_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(commits, "_OTHER_WRITER_S", 0.2)
+    monkeypatch.setattr(storage, "_OTHER_WRITER_S", 0.2)
     (tmp_path / SHARD).write_bytes(b"torn copy")
     record = commit_shard(tmp_path, SHARD, "plan", fill)
     assert hashlib.sha256((tmp_path / SHARD).read_bytes()).hexdigest() == record.sha256
+    assert files(tmp_path) == WHOLE
+
+
+def test_what_a_killed_writer_published_is_no_file_of_a_shard_whose_items_then_all_fail(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "_OTHER_WRITER_S", 0.2)
+    commit_shard(tmp_path, SHARD, "plan", fill)
+    (tmp_path / f"commits/{SHARD}.json").unlink()
+    record = commit_shard(tmp_path, SHARD, "plan", lambda draft: draft.failed.append(Outcome("a", "too_slow")))
+    assert record.sha256 is None
+    assert files(tmp_path) == [f"commits/{SHARD}.json"]
+
+
+def test_a_writer_whose_items_all_fail_leaves_the_file_of_one_that_is_faster(tmp_path, monkeypatch):
+    publish = commits._publish
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(commits, "_publish", publish)
+        commit_shard(tmp_path, SHARD, "plan", fill)
+        publish(*arguments)
+
+    monkeypatch.setattr(commits, "_publish", overtaken)
+    record = commit_shard(tmp_path, SHARD, "plan", lambda draft: draft.failed.append(Outcome("a", "too_slow")))
+    assert record.ok == 2
     assert files(tmp_path) == WHOLE
 
 

@@ -2,13 +2,19 @@
 
 import json
 from random import Random
+from threading import Thread
 
 import pyarrow as pa
 import pytest
 
+from vidvq.corpus.source import Source
 from vidvq.errors import JobStopped, UsageError
+from vidvq.formats import plan as plans
 from vidvq.formats.arrow import encode_table, keys_of
-from vidvq.formats.plan import PlanHeader, extend_plan, read_plan
+from vidvq.formats.plan import PlanHeader, create_plan, extend_plan, read_plan
+from vidvq.formats.rows import RowCodec
+from vidvq.jobs.rows import VideoRow
+from vidvq.storage import files as storage
 from vidvq.storage import sha256_bytes
 
 MADE_FROM = {"inputs": {"count": 2, "sha256": "aa"}, "clip": {"fps": 10, "num_frames": 9}}
@@ -88,7 +94,8 @@ def test_a_directory_with_other_files_is_refused_untouched(tmp_path, name, ensur
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_plan_killed_half_way_is_made_again(tmp_path, plan_dir, plan_table, ensure_plan):
+def test_a_plan_killed_half_way_is_made_again(tmp_path, plan_dir, plan_table, ensure_plan, monkeypatch):
+    monkeypatch.setattr(storage, "_OTHER_WRITER_S", 0.2)
     out = tmp_path / "killed"
     out.mkdir()
     (out / "plan.parquet").write_bytes(b"of another run")
@@ -114,6 +121,25 @@ def test_who_is_overtaken_while_planning_takes_the_plan_that_stands(tmp_path, pl
 
     ensure_plan(tmp_path / "out", "shard", "clips", MADE_FROM, overtaken)
     assert read_plan(tmp_path / "out").num_items == 4
+
+
+def test_of_two_drivers_with_different_rows_one_has_its_plan_with_its_rows(tmp_path, plan_table, monkeypatch):
+    """A video that one driver could read and the other could not gives different rows."""
+    create_once, others = plans.create_once, []
+
+    def between_table_and_header(path, *given):
+        if path.name == "plan.json" and not others:
+            other = Thread(target=create_plan, args=(tmp_path, "shard", "clips", MADE_FROM, plan_table("xyz")))
+            others.append(other)
+            other.start()
+            other.join(0.5)
+        return create_once(path, *given)
+
+    monkeypatch.setattr(plans, "create_once", between_table_and_header)
+    plan = create_plan(tmp_path, "shard", "clips", MADE_FROM, plan_table("abc", "d"))
+    others[0].join()
+    assert plan.num_items == read_plan(tmp_path).num_items == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json", "plan.parquet"]
 
 
 def test_who_is_overtaken_by_another_plan_is_refused_and_harms_nothing(tmp_path, plan_table, ensure_plan):
@@ -282,3 +308,24 @@ def test_json_nested_beyond_the_parser_is_refused_in_one_line(plan_dir):
     (plan_dir / "plan.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match="is not JSON"):
         read_plan(plan_dir)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("uri", pa.array([1, 2]), "column uri of a plan is int64, not string"),
+        ("uri", pa.array([None, "/b.mp4"]), "a row of a plan has no uri"),
+        ("uri", None, "a row of a plan has no uri"),
+        ("offset", pa.array(["1", "2"]), "column offset of a plan is string, not int64"),
+        ("start_s", pa.array([[1.0], []]), "column start_s of a plan is list<"),
+    ],
+)
+def test_rows_of_other_columns_than_those_of_the_stage_are_refused(name, values, said):
+    codec = RowCodec(VideoRow)
+    rows = [VideoRow(key=key, source=Source(f"/{key}.mp4"), shard=0) for key in "ab"]
+    table = codec.to_table(rows)
+    assert list(codec.from_table(table)) == rows
+    at = table.column_names.index(name)
+    table = table.drop_columns([name]) if values is None else table.set_column(at, name, values)
+    with pytest.raises(UsageError, match=said):
+        list(codec.from_table(table))

@@ -259,6 +259,7 @@ def test_untyped_text_counts_as_what_it_is_compared_with():
     ):
         assert Where(text).selects(row), text
     assert not Where("id = 12345678901234568").selects(row)
+    assert Where("n > 1e300").selects({"n": Untyped("9" * 400)}), "no float holds it"
     for text, message in (
         ("word > 1", "column word (character 1) is 'x'; it must be a number"),
         ("word", "it must be true or false"),

@@ -1,9 +1,12 @@
 """Which pool an amount of work gets, and that Ray starts once, late and only where it is needed."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import sleep
 
 import pytest
 
@@ -68,6 +71,21 @@ with open_runtime(RuntimeConfig()) as runtime:
 assert "ray" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+
+
+def own_process(_: int) -> int:
+    return os.getpid()
+
+
+def test_a_child_that_dies_after_its_last_result_has_done_its_work():
+    found = []
+    for item, process in InlinePool().map(own_process, [1, 2, 3], deadline_s=60):
+        found.append(process)
+        if item == 1:
+            # It sends the third result, and waits for this process before it says that this was all.
+            sleep(1)
+            os.kill(process, signal.SIGTERM)
+    assert found == [process] * 3
 
 
 def test_children_that_no_feeder_has_taken_do_not_pile_up(monkeypatch):
