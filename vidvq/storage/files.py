@@ -97,7 +97,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _finite(text: str) -> float:
-    # Python reads 1e999 as infinity, which canonical JSON has not.
+    # Python reads 1e999 as infinity, which JSON cannot express.
     if math.isinf(number := float(text)):
         raise ValueError(f"it holds {text[:40]}")
     return number
@@ -223,7 +223,7 @@ def publish_replace(attempt: Path, path: Path) -> None:
     try:
         put(attempt, path)
     finally:
-        # It is outside of the output, where no later job of a process that goes on would delete it.
+        # It is outside of the output, so no later job would delete it.
         attempt.unlink(missing_ok=True)
 
 
@@ -255,7 +255,7 @@ def unless_done(is_done: Callable[[], bool]) -> Iterator[None]:
 
 
 def is_created_soon(path: Path) -> bool:
-    """Whether a file exists, or another writer that is at it creates it within some seconds; a killed one does not."""
+    """Whether a file exists or appears within some seconds, as that of another writer does unless it was killed."""
     deadline = time.monotonic() + _OTHER_WRITER_S
     while not (there := file_exists(path)) and time.monotonic() < deadline:
         time.sleep(0.1)
