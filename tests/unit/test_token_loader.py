@@ -133,6 +133,23 @@ def test_packing_keeps_ids_and_positions(tokens_dir):
         pack_samples(samples, 13)
 
 
+def test_samples_of_several_batches_are_packed(tokens_dir):
+    loader = TokenLoader(tokens_dir, 2, latents=2)
+    batches = first_batches(loader, 2)
+    samples = [sample for batch in batches for sample in batch.samples()]
+    assert [sample.key for sample in samples] == [key for batch in batches for key in batch.keys]
+    packed = pack_samples(samples, sum(batch.ids.numel() for batch in batches))
+    assert packed.keep.all()
+    assert torch.equal(packed.ids, torch.cat([batch.ids.flatten() for batch in batches]))
+    assert torch.equal(packed.positions[:: 4 * 5, 0], torch.cat([batch.latents.flatten() for batch in batches]))
+
+
+def test_an_epoch_is_all_samples(tokens_dir):
+    loader = TokenLoader(tokens_dir, 1)
+    keys = [batch.keys[0] for batch in first_batches(loader, loader.num_samples)]
+    assert sorted(keys) == sorted(location.key for location in index_tokens(tokens_dir))
+
+
 def test_tokens_of_two_tokenizers_are_refused(tokens_dir, copy_of):
     other = copy_of(tokens_dir)
     card = other / "tokenizer.json"

@@ -269,8 +269,10 @@ def test_a_dry_run_of_training_shows_its_command_under_torchrun(there, vidvq, mo
     (there / "hosts").write_text("a slots=1\nb slots=1\n")
     ran = vidvq("submit", *command, "--job", "run", "--dry-run", *options)
     assert (ran.code, ran.err) == (0, "")
+    config, _, rest = ran.out.removeprefix(f"# ---- {there / 'run/config.yaml'}\n").partition("# ---- ")
+    assert yaml.safe_load(config)["out"] == str(there / "out")
     if "kubernetes" in options:
-        files, _, made = json.loads(ran.out.partition("\n")[2].partition("# ---- command")[0])["items"]
+        files, _, made = json.loads(rest.partition("\n")[2].partition("# ---- command")[0])["items"]
         assert yaml.safe_load(files["data"]["config.yaml"])["out"] == str(there / "out")
         (container,) = made["spec"]["template"]["spec"]["containers"]
         assert container["command"][2:] == expected.format(config="/etc/vidvq/config.yaml").split()
