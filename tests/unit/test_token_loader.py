@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidvq.data import TokenLoader, micro_batches, pack_samples
+from vidvq.data import TokenLoader, TokenSample, micro_batches, pack_samples
 from vidvq.data.micro_batches import reporting_lost_workers
 from vidvq.data.tokens import make_sample
 from vidvq.errors import UsageError, WorkerLost
@@ -142,6 +142,9 @@ def test_samples_of_several_batches_are_packed(tokens_dir):
     assert packed.keep.all()
     assert torch.equal(packed.ids, torch.cat([batch.ids.flatten() for batch in batches]))
     assert torch.equal(packed.positions[:: 4 * 5, 0], torch.cat([batch.latents.flatten() for batch in batches]))
+    tensors = [TokenSample(*each) for batch in batches for each in zip(*batch, strict=True)]
+    for found, expected in zip(pack_samples(tensors, len(packed.ids)), packed, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_an_epoch_is_all_samples(tokens_dir):
