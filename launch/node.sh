@@ -20,6 +20,7 @@ set -euo pipefail
 # A signal to the process group also reaches the running command; bash waits for it before it runs the trap.
 trap 'exit 143' TERM
 
+: "${1:?give the command, such as: train CONFIG}"
 python=${PYTHON:-python}
 nodes=${NODES:-1} rank=${NODE_RANK:-0} head=${HEAD:-127.0.0.1:29500}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

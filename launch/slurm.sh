@@ -14,7 +14,7 @@ set -euo pipefail
 if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
   set -- "$@" "runtime.part=$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
 fi
-hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+hosts=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?this script runs in a Slurm job; start it with sbatch}")
 head=${hosts%%$'\n'*}
 # The address that Slurm itself uses; the node's name need not resolve.
 described=$(scontrol show node --oneliner "$head")

@@ -10,5 +10,5 @@
 # PYTHON       Python interpreter on all hosts (default: python)
 set -euo pipefail
 
-"${PYTHON:-python}" -m vidvq.submit.ssh_launcher --hostfile "$HOSTFILE" --nodes "${NODES:-0}" --port "${PORT:-29500}" -- \
-  bash "${NODE_SCRIPT:-launch/node.sh}" "$@"
+"${PYTHON:-python}" -m vidvq.submit.ssh_launcher --hostfile "${HOSTFILE:?set it to the hostfile}" --nodes "${NODES:-0}" \
+  --port "${PORT:-29500}" -- bash "${NODE_SCRIPT:-launch/node.sh}" "$@"

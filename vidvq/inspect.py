@@ -37,7 +37,7 @@ from vidvq.storage import canonical_json, read_json
 _SHOWN = 10
 # Files that are described with the directory that they are of.
 _RECORDS = ("summary.json", "metrics.json", "export.json", "decode.json")
-_REMEDY = "give a video, a shard, a plan, a checkpoint, or a directory of them"
+_REMEDY = "give a video, or a shard, plan, checkpoint or directory that vidvq wrote"
 
 
 def describe(path: Path) -> Iterator[str]:
@@ -83,7 +83,10 @@ def _directory(path: Path) -> Iterator[str]:
         return _export(path)
     if (path / "decode.json").is_file():
         return _decoded(path)
-    raise UsageError(f"{path} has no plan.json, model.safetensors or export.json; vidvq did not write it; {_REMEDY}")
+    raise UsageError(
+        f"{path} has no plan.json, model.safetensors or export.json; {_REMEDY}; "
+        f"vidvq shard {path} --dry-run describes a folder of videos"
+    )
 
 
 def _decoded(folder: Path) -> Iterator[str]:

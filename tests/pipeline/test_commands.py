@@ -53,6 +53,7 @@ def test_a_bad_corpus_ends_well_and_says_why(vidvq, tmp_path, demo_videos, make_
     assert account["ok"] + 4 + 1 == account["planned"]
     for name in ("truncated", "zero", "text", "audio", "one"):
         assert f"{name}.mp4" in ran.err
+    assert "one.mp4: has 1 frame; a clip needs" in ran.err
     assert vidvq("verify", tmp_path / "out").code == 0
     assert vidvq("shard", corpus, "--out", tmp_path / "out", *tiny_settings, INLINE, "max_failed=0.5").code == 0
 

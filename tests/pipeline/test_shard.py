@@ -336,6 +336,29 @@ def test_a_dry_run_samples_all_of_the_list(tmp_path, vidvq):
     assert told["bytes"] == pytest.approx(made["bytes"], rel=0.2)
 
 
+def test_a_dry_run_counts_a_long_video_by_its_length(tmp_path, vidvq):
+    noise = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(13):
+        frames = noise.integers(0, 256, (4, 128, 256, 3)).astype(np.uint8)
+        if number == 5:
+            frames = np.zeros((160, 128, 256, 3), np.uint8)
+        video = encode_mp4(frames, range(len(frames)), Fraction(1, 25), 18)
+        (tmp_path / f"in/{number:02}.mp4").write_bytes(video)
+    job = ("shard", tmp_path / "in", "--out", tmp_path / "out", "clip.num_frames=4", "clip.min_frames=4", INLINE)
+    told = json.loads(vidvq(*job, "--dry-run", "--json").out)
+    made = json.loads(vidvq(*job, "--json").out)
+    assert (told["items"], told["sampled"]) == (made["ok"], 15)
+    assert told["bytes"] == pytest.approx(made["bytes"], rel=0.3)
+
+
+def test_a_dry_run_of_what_cannot_be_cut_says_so(tmp_path, vidvq):
+    (tmp_path / "empty.mp4").touch()
+    ran = vidvq("shard", tmp_path / "empty.mp4", "--out", tmp_path / "out", INLINE, "--dry-run", "--json")
+    told = json.loads(ran.out)
+    assert (ran.code, told["items"], told["left_out"], told["seconds"]) == (0, 0, {"empty_file": 1}, None)
+
+
 def test_killed_planning_resumes(tmp_path, make_video, snapshot, vidvq, monkeypatch):
     from vidvq.shard import stage as stages
 

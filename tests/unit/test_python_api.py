@@ -21,6 +21,7 @@ from vidvq.formats.clip_shard import read_clips
 from vidvq.formats.columns import read_table
 from vidvq.formats.plan import read_plan
 from vidvq.formats.sequence import SequenceConfig
+from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card, read_tokens
 from vidvq.generate.evaluate import run_generate_evaluate
 from vidvq.generate.loop import run_generate_train
@@ -410,6 +411,7 @@ def test_readers_take_texts(tokens_dir, clips_dir, card):
     ):
         assert [each[0] for each in read(str(shard))] == [each[0] for each in read(shard)]
     assert read_plan(str(clips_dir)).plan_id == read_plan(clips_dir).plan_id
+    assert index_tokens(str(tokens_dir)) == index_tokens(tokens_dir)
     assert read_table(str(clips_dir)).rows == {}
     assert not is_export(str(tokens_dir))
 
@@ -421,7 +423,7 @@ def test_readers_name_what_is_missing(tokens_dir, card, tmp_path):
                 list(read(path))
         with refuse(f"is a folder; give a {kind} shard"):
             list(read(tmp_path))
-    for read in (read_tokenizer_card, read_plan):
+    for read in (read_tokenizer_card, read_plan, index_tokens):
         for path in ("nope", Path("nope")):
             with refuse("^nope does not exist; give a directory that vidvq"):
                 read(path)
@@ -430,7 +432,7 @@ def test_readers_name_what_is_missing(tokens_dir, card, tmp_path):
             read_table(path)
         with refuse("^nope has no export.json; give a directory that vidvq export wrote"):
             verify_export(path)
-    for read in (read_tokenizer_card, read_plan, read_table, verify_export, is_export):
+    for read in (read_tokenizer_card, read_plan, read_table, index_tokens, verify_export, is_export):
         with refuse("a path is a NoneType"):
             read(None)
     with refuse("card is a str; it must be a TokenizerCard"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidvq.data import TokenLoader, micro_batches, pack_samples
+from vidvq.data import TokenLoader, TokenSample, micro_batches, pack_samples
 from vidvq.data.micro_batches import reporting_lost_workers
 from vidvq.data.tokens import make_sample
 from vidvq.errors import UsageError, WorkerLost
@@ -136,6 +136,26 @@ def test_packing_keeps_ids_and_positions(tokens_dir):
     assert packed.positions[:8, 0].unique().tolist() == [0, 2]
     with pytest.raises(UsageError, match="have 14 tokens; length=13"):
         pack_samples(samples, 13)
+
+
+def test_samples_of_several_batches_are_packed(tokens_dir):
+    loader = TokenLoader(tokens_dir, 2, latents=2)
+    batches = first_batches(loader, 2)
+    samples = [sample for batch in batches for sample in batch.samples()]
+    assert [sample.key for sample in samples] == [key for batch in batches for key in batch.keys]
+    packed = pack_samples(samples, sum(batch.ids.numel() for batch in batches))
+    assert packed.keep.all()
+    assert torch.equal(packed.ids, torch.cat([batch.ids.flatten() for batch in batches]))
+    assert torch.equal(packed.positions[:: 4 * 5, 0], torch.cat([batch.latents.flatten() for batch in batches]))
+    tensors = [TokenSample(*each) for batch in batches for each in zip(*batch, strict=True)]
+    for found, expected in zip(pack_samples(tensors, len(packed.ids)), packed, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_an_epoch_is_all_samples(tokens_dir):
+    loader = TokenLoader(tokens_dir, 1)
+    keys = [batch.keys[0] for batch in first_batches(loader, loader.num_samples)]
+    assert sorted(keys) == sorted(location.key for location in index_tokens(tokens_dir))
 
 
 def test_tokens_of_two_tokenizers_are_refused(tokens_dir, copy_of):

@@ -43,13 +43,15 @@ def pack_samples(samples: Sequence[TokenSample], length: int) -> PackedTokens:
     given: Any = samples
     if not isinstance(given, list | tuple) or not all(isinstance(each, TokenSample) for each in given):
         raise UsageError(f"samples is a {type(given).__name__}; it must be a list of TokenSample")
-    sizes = [sample.ids.size for sample in samples]
+    # Tensors too, as of a batch.
+    flat = [np.asarray(sample.ids).ravel() for sample in samples]
+    sizes = [each.size for each in flat]
     if sum(sizes) > length:
         raise UsageError(f"{len(samples)} samples have {sum(sizes)} tokens; length={length} must be at least that")
     ids, positions = torch.zeros(length, dtype=torch.int64), torch.zeros(length, 3, dtype=torch.int64)
     ends = np.cumsum([0, *sizes])
-    for sample, start, stop in zip(samples, ends, ends[1:], strict=False):
-        ids[start:stop] = torch.from_numpy(sample.ids.ravel())
+    for sample, each, start, stop in zip(samples, flat, ends, ends[1:], strict=False):
+        ids[start:stop] = torch.from_numpy(each)
         axes = (sample.latents, *(np.arange(side) for side in sample.codes.shape[1:]))
         positions[start:stop] = torch.from_numpy(np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3))
     return PackedTokens(ids, positions, torch.tensor(ends, dtype=torch.int32), torch.arange(length) < int(ends[-1]))

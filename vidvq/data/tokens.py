@@ -82,6 +82,11 @@ class TokenBatch(NamedTuple):
     ids: Tensor
     latents: Tensor
 
+    def samples(self) -> list[TokenSample]:
+        """Return the samples of the batch, for :func:`pack_samples`."""
+        each = zip(self.keys, self.codes.numpy(), self.ids.numpy(), self.latents.numpy(), strict=True)
+        return [TokenSample(*sample) for sample in each]
+
 
 def read_token_index(folders: list[str]) -> TokenIndex:
     """Index directories of token shards, or ``megatron`` exports of them; reads the JSON of each sample.
@@ -264,6 +269,11 @@ class TokenLoader:
     def card(self) -> TokenizerCard:
         """Card of the tokenizer."""
         return self.dataset.card
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples; ``num_samples / batch_size`` batches are an epoch."""
+        return len(self.dataset)
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """Yield batches of this rank, endlessly, from the current position."""

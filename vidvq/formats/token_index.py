@@ -16,14 +16,19 @@ from vidvq.formats.export_records import is_export
 from vidvq.formats.plan import read_plan
 from vidvq.formats.tar import BLOCK_BYTES, MAX_MEMBER_BYTES, check_member, is_plain, read_headers
 from vidvq.formats.token_location import TokenLocation
+from vidvq.storage import resolve_path
 
 
-def index_tokens(tokens: Path) -> list[TokenLocation]:
+def index_tokens(tokens: str | Path) -> list[TokenLocation]:
     """The samples of a directory of token shards, of a ``megatron`` export of one, or of one shard, in order.
+
+    Args:
+        tokens: the directory or shard, or its URL.
 
     Raises:
         UsageError: the job is unfinished, or a shard is missing, torn or not a readable tar.
     """
+    tokens = resolve_path(tokens)
     if tokens.is_file():
         return index_shard(tokens)
     if is_export(tokens):

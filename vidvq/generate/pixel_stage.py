@@ -18,6 +18,7 @@ from vidvq.generate.stage import GenerateStage
 from vidvq.jobs.local_clips import local_clips
 from vidvq.jobs.rows import ClipRow, VideoRow
 from vidvq.jobs.stage import Activity, ClipStage, ShardTask, VideoStage
+from vidvq.log import counted
 from vidvq.runtime import Pool
 from vidvq.video import VideoError
 from vidvq.video.policy import VideoPolicy
@@ -70,7 +71,8 @@ class GenerateVideos(GenerateStage[VideoRow], VideoStage[VideoRow]):
             if end - begin < self.frames:
                 remedy = "set given= to less" if isinstance(config, PredictConfig) else _CUT
                 raise VideoError(
-                    "too_short", f"has {end - begin} frames; {self.frames} are needed; use a longer video, or {remedy}"
+                    "too_short",
+                    f"has {counted(end - begin, 'frames')}; {self.frames} are needed; use a longer video, or {remedy}",
                 )
         except Exception as error:  # noqa: BLE001 (counted and named, by as_video_error)
             failure = as_video_error(error)

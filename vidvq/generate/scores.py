@@ -90,21 +90,7 @@ class GeneratorScores:
         text = [counted(self.clips, "held-out clips") + (larger if self.skipped else "")]
         text.append("bits per token: " + ", ".join(f"{name} {bits:.2f}" for name, bits in self.bits.items()))
         for task, score in self.tasks.items():
-            named = {"generator": "generator", "probable": "most probable codes", "mean": "mean codes"}
-            named |= {"baseline": score.baseline, "ceiling": "tokenizer's reconstruction"}
-            named = {name: label for name, label in named.items() if name in score.psnr}
-            parts = [f"{named[name]} {score.psnr[name]:.2f} dB" for name in named]
-            above = (f"{label} {score.above[name]:.0%}" for name, label in named.items() if name != "baseline")
-            parts.append(f"clips above the {score.baseline}: {', '.join(above)}")
-            if score.st_lpips:
-                parts.append("ST-LPIPS " + ", ".join(f"{score.st_lpips[name]:.3f}" for name in named))
-            text.append(f"{task}: " + ", ".join(parts))
-            if score.curve:
-                horizon = len(score.curve["generator"])
-                shown = sorted({horizon, *(1 << power for power in range(horizon.bit_length()))})
-                values = {name: ", ".join(f"{score.curve[name][at - 1]:.2f}" for at in shown) for name in named}
-                curves = "; ".join(f"{label} {values[name]} dB" for name, label in named.items())
-                text.append(f"predicted frames {', '.join(map(str, shown))}: {curves}")
+            text += _table(task, score)
         if self.copies is not None and self.nearest is not None and self.nearest_held_out is not None:
             text.append(
                 f"{self.copies:.0%} of the samples are copies; codes that differ from the nearest training sample: "
@@ -124,3 +110,20 @@ class GeneratorScores:
 
 def _join(values: dict[str, float], digits: str) -> str:
     return ", ".join(f"{name} {value:{digits}}" for name, value in values.items())
+
+
+def _table(task: str, score: TaskScore) -> list[str]:
+    """The scores of one task: a header, and a row for each way to make the frames."""
+    named = {"generator": "generator", "probable": "most probable codes", "mean": "mean codes"}
+    named |= {"baseline": f"{score.baseline} (baseline)", "ceiling": "tokenizer's reconstruction"}
+    horizon = len(score.curve.get("generator", ()))
+    shown = sorted({horizon, *(1 << power for power in range(horizon.bit_length()))}) if horizon else []
+    header = [f"{task}: PSNR in dB", "mean", "above", *(f"frame {at}" for at in shown)]
+    rows = [header + ["ST-LPIPS"] * bool(score.st_lpips)]
+    for name in (name for name in named if name in score.psnr):
+        above = "-" if name == "baseline" else f"{score.above[name]:.0%}"
+        row = [f"  {named[name]}", f"{score.psnr[name]:.2f}", above]
+        row += [f"{score.curve[name][at - 1]:.2f}" for at in shown]
+        rows.append(row + [f"{score.st_lpips[name]:.3f}" for _ in range(bool(score.st_lpips))])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]

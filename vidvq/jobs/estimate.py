@@ -2,15 +2,16 @@
 
 import random
 import tempfile
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from vidvq.corpus.source import Source
 from vidvq.errors import UsageError
@@ -28,7 +29,6 @@ from vidvq.storage import temporary_prefix
 _PROBED = 256
 _TASKS = 8
 _CLIPS_PER_TASK = 8
-Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class _Sample(Generic[AnyRow]):
     """Counts of a corpus, known or extrapolated from probing, and the rows to make as a sample.
 
     Attributes:
+        groups: the rows, by video or clip shard, each with the share of all frames that they stand for.
         probe_s: time to probe all inputs (seconds).
     """
 
@@ -96,7 +97,7 @@ class _Sample(Generic[AnyRow]):
     shards: int
     frames: int
     exact: bool
-    groups: Sequence[Sequence[AnyRow]]
+    groups: Sequence[tuple[float, Sequence[AnyRow]]]
     probe_s: float = 0.0
     left_out: dict[str, int] = field(default_factory=dict[str, int])
 
@@ -111,31 +112,32 @@ def estimate(stage: Stage[Any], inputs: list[str]) -> Estimate:
     with open_runtime(stage.config.runtime) as runtime, _temporary_folder() as folder:
         stage = stage.prepare(folder, runtime)
         sample = _sample_videos(stage, inputs, runtime) if isinstance(stage, VideoStage) else _sample_clips(stage)
-        tasks = [ShardTask(Path(), f"sample-{number}.tar", "", rows) for number, rows in enumerate(sample.groups)]
         pool = runtime.pool(sample.shards)
-        made = _make(stage, tasks, pool)
+        made = [each for each in _make(stage, sample.groups, pool) if each[1].ok]
         workers = max(min(pool.count_workers(stage.gpus), sample.shards), 1)
-    ok = sum(commit.ok for commit, _ in made)
-    frames = sum(commit.stats.get("frames", 0) for commit, _ in made)
     # Scale by frames if the stage counts them, because clips differ in length; otherwise by items.
-    scale = sample.frames / frames if frames else sample.items / ok if ok else 0.0
-    totals: Counter[str] = Counter()
-    for commit, _ in made:
-        totals.update({name: count for name, count in commit.stats.items() if name in stage.totals})
-    seconds = sample.probe_s + scale * sum(seconds for _, seconds in made) / workers
+    by_frames = any(commit.stats.get("frames") for _, commit, _ in made)
+    scale = (sample.frames if by_frames else sample.items) / (sum(share for share, _, _ in made) or 1.0)
+    totals: dict[str, float] = dict.fromkeys(("bytes", "seconds"), 0.0)
+    for share, commit, seconds in made:
+        weight = scale * share / (commit.stats["frames"] if by_frames else commit.ok)
+        counts = {name: count for name, count in commit.stats.items() if name in stage.totals}
+        for name, amount in {"bytes": commit.bytes, "seconds": seconds, **counts}.items():
+            totals[name] = totals.get(name, 0.0) + weight * amount
+    size, work_s = totals.pop("bytes"), totals.pop("seconds")
     return Estimate(
         unit=stage.unit,
         inputs=sample.inputs,
         probed=sample.probed,
         items=sample.items,
         shards=sample.shards,
-        stats={name: round(scale * count) for name, count in totals.items()},
-        bytes=round(scale * sum(commit.bytes for commit, _ in made)),
+        stats={name: round(amount) for name, amount in totals.items()},
+        bytes=round(size),
         left_out=sample.left_out,
         exact=sample.exact,
-        sampled=ok,
+        sampled=sum(commit.ok for _, commit, _ in made),
         workers=workers,
-        seconds=seconds if ok else None,
+        seconds=sample.probe_s + work_s / workers if made else None,
     )
 
 
@@ -170,8 +172,8 @@ def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: R
     rows = list(stage.select(probed, ()))
     items = [row for row in rows if not row.outcome]
     left_out = Counter(row.reason for row in rows if row.outcome)
-    by_video = groupby(items, key=lambda row: row.source.identity)
-    groups = [some for _, found in by_video if (some := stage.shorten(list(found)))]
+    videos = [list(found) for _, found in groupby(items, key=lambda row: row.source.identity)]
+    lengths = [sum(row.num_frames for row in video) for video in videos]
     return _Sample(
         inputs=count,
         probed=len(sources),
@@ -179,7 +181,7 @@ def _sample_videos(stage: VideoStage[AnyVideoRow], inputs: list[str], runtime: R
         shards=-(-round(scale * len(rows)) // stage.per_shard),
         frames=round(scale * sum(row.num_frames for row in items)),
         exact=len(sources) == count,
-        groups=_spread(groups),
+        groups=[(share, stage.shorten(videos[index])) for index, share in _draw(lengths)],
         probe_s=scale * (monotonic() - began),
         left_out={reason: round(scale * number) for reason, number in left_out.items()},
     )
@@ -198,8 +200,13 @@ def _sample_clips(stage: Stage[Any]) -> _Sample[Any]:
         else []
     )
     selected = sum(map(len, rows)) if selection else clips
-    drawn = _spread(range(len(shards)))
-    groups = [rows[index] if selection else list(rows_of(shards[index], index)) for index in drawn]
+    lengths = [
+        commit.stats["frames"] * (len(rows[index]) if selection else commit.ok) // max(commit.ok, 1)
+        for index, commit in enumerate(shards)
+    ]
+    groups = [
+        (share, rows[index] if selection else list(rows_of(shards[index], index))) for index, share in _draw(lengths)
+    ]
     return _Sample(
         inputs=len(shards),
         probed=len(shards),
@@ -207,25 +214,43 @@ def _sample_clips(stage: Stage[Any]) -> _Sample[Any]:
         shards=len(shards),
         frames=round(sum(commit.stats["frames"] for commit in shards) * selected / max(clips, 1)),
         exact=True,
-        groups=[group[:_CLIPS_PER_TASK] for group in groups if group],
+        groups=[(share, group[:_CLIPS_PER_TASK]) for share, group in groups],
         left_out={NOT_SELECTED: clips - selected} if clips > selected else {},
     )
 
 
-def _spread(entries: Sequence[Entry]) -> list[Entry]:
-    """Return entries at even distances: neighbours, as of one folder, are alike."""
-    count = min(_TASKS, len(entries))
-    return [entries[at * len(entries) // count] for at in range(count)]
+def _draw(lengths: Sequence[int]) -> list[tuple[int, float]]:
+    """Draw one of each run of consecutive entries, which are alike, as of one folder: that with the run's middle frame.
+
+    Args:
+        lengths: number of frames of each entry.
+
+    Returns:
+        Index of each drawn entry, and its run's share of all frames.
+    """
+    count = min(_TASKS, len(lengths))
+    drawn: list[tuple[int, float]] = []
+    for first, end in pairwise(at * len(lengths) // max(count, 1) for at in range(count + 1)):
+        ends = list(accumulate(lengths[first:end]))
+        if ends[-1]:
+            drawn.append((first + bisect_right(ends, ends[-1] // 2), ends[-1] / sum(lengths)))
+    return drawn
 
 
-def _make(stage: Stage[Any], tasks: list[ShardTask[Any]], pool: Pool) -> list[tuple[Commit, float]]:
-    worker = partial(_TimedWorker, stage, pool)
-    made: list[tuple[Commit, float]] = []
+def _make(
+    stage: Stage[Any], groups: Sequence[tuple[float, Sequence[Any]]], pool: Pool
+) -> list[tuple[float, Commit, float]]:
+    """Make a shard of each group; return its share, record and time (seconds)."""
+    tasks = [ShardTask(Path(), f"sample-{number}.tar", "", rows) for number, (_, rows) in enumerate(groups)]
+    shares = {task.shard: share for task, (share, _) in zip(tasks, groups, strict=True)}
+    made: list[tuple[float, Commit, float]] = []
     with progress("sample", len(tasks), "shards") as bar:
-        for _, result in pool.map_stateful(worker, tasks, cpus=stage.cpus, gpus=stage.gpus):
+        for task, result in pool.map_stateful(
+            partial(_TimedWorker, stage, pool), tasks, cpus=stage.cpus, gpus=stage.gpus
+        ):
             bar.advance()
             if not isinstance(result, WorkerDied):
-                made.append(result)
+                made.append((shares[task.shard], *result))
     return made
 
 

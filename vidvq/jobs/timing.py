@@ -126,7 +126,7 @@ class RunMetrics:
         listed = sorted((name for name in shares if shares[name] >= _SHOWN_SHARE), key=lambda name: -shares[name])
         parts = [f"{self.efficiency:.0%} {self.activities[self.work].name}"]
         parts += [f"{shares[name]:.0%} {self.activities[name].name}" for name in listed]
-        made = ", ".join(f"{count} {name}" for name, count in self.totals.items())
+        made = ", ".join(counted(count, name) for name, count in self.totals.items())
         rates = ", ".join(f"{count / self.wall_s:.1f} {name}/s" for name, count in self.totals.items())
         text = [
             *self.extra_lines,

@@ -8,6 +8,7 @@ from pathlib import Path
 from vidvq.corpus.fetch import as_video_error, content_hash, local_file
 from vidvq.corpus.source import Source
 from vidvq.formats.keys import item_key, video_key
+from vidvq.log import counted
 from vidvq.shard.config import ClipPolicy, ShardConfig
 from vidvq.shard.rows import PlannedClip
 from vidvq.shard.shots import find_shots
@@ -72,7 +73,7 @@ def _clips(
     elif not rows:
         where = "" if source.identity == source.uri else f"from {source.start_s} to {source.end_s} s "
         where += "its longest shot " if len(shots) > 1 else ""
-        detail = f"{where}has {longest} frames; a clip needs clip.min_frames={config.clip.min_frames}"
+        detail = f"{where}has {counted(longest, 'frames')}; a clip needs clip.min_frames={config.clip.min_frames}"
         rows.append(reject(source, "filtered", "too_short", detail, digest))
     return rows
 

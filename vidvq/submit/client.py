@@ -10,7 +10,7 @@ from typing import Any
 from vidvq.errors import UsageError
 from vidvq.storage import make_folder
 from vidvq.submit.backend import Backend, Status, get_backend
-from vidvq.submit.job_directory import JobDirectory, read_job
+from vidvq.submit.job_directory import JobDirectory, config_text, read_job
 from vidvq.submit.spec import Job, refuse_control_characters
 
 _POLL_S = 0.5
@@ -40,7 +40,7 @@ def preview(job: Job, path: Path) -> Iterator[str]:
         UsageError: the backend cannot run the job.
     """
     backend, directory = _checked(job, path, dry_run=True)
-    for name, text in backend.files(job, directory).items():
+    for name, text in {directory.config.name: config_text(job), **backend.files(job, directory)}.items():
         yield f"# ---- {directory.path / name}"
         yield from text.splitlines()
     yield "# ---- command"

@@ -37,6 +37,11 @@ from vidvq.submit.spec import Job
 FORWARDED = re.compile(r"PYTHONPATH|LD_LIBRARY_PATH|OMP_NUM_THREADS|(CUDA|NCCL|GLOO|TORCH|DS|VIDVQ)_\w+")
 
 
+def config_text(job: Job) -> str:
+    """Return the content of ``config.yaml``."""
+    return yaml.safe_dump(job.settings, sort_keys=False, allow_unicode=True)
+
+
 @dataclass(frozen=True)
 class JobDirectory:
     """A job directory.
@@ -90,7 +95,7 @@ class JobDirectory:
             return
         self.logs.mkdir(exist_ok=True)
         (self.path / "attempts").mkdir(exist_ok=True)
-        write_atomic(self.config, yaml.safe_dump(job.settings, sort_keys=False, allow_unicode=True).encode())
+        write_atomic(self.config, config_text(job).encode())
         for name, text in files.items():
             write_atomic(self.path / name, text.encode())
         write_atomic(self.path / "environment.json", pretty_json(_environment()))

@@ -9,11 +9,13 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
 
 from vidvq.errors import StoreError, UsageError
+from vidvq.log import warn
 from vidvq.submit.backend import Status
 from vidvq.submit.job_directory import JobDirectory
 from vidvq.submit.script import shared_out, template
@@ -45,6 +47,9 @@ class Backend:
             )
         for volume in job.resources.volumes:
             _check_mount(volume.partition(":")[2], volume)
+        mounts = [volume.partition(":")[2] for volume in job.resources.volumes]
+        if shared_out(job) and not any(PurePosixPath(job.out).is_relative_to(mount) for mount in mounts):
+            warn(f"out={job.out} is in no --volume: it is lost with its pod, unless the cluster mounts a volume there")
         if not dry_run:
             _find_kubectl()
 

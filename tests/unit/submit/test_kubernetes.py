@@ -222,6 +222,15 @@ def test_the_pods_command_trains_as_two_processes_and_saves_when_asked_to_stop(t
     assert f"step {read_checkpoint(out).config['step']} is saved" in told[0] + told[1]
 
 
+@pytest.mark.parametrize(
+    ("out", "lost"),
+    [("/data/out", False), ("/data", False), ("s3://bucket/out", False), ("/database", True), ("/here/out", True)],
+)
+def test_an_output_in_no_volume_is_said_to_be_lost(capsys, out, lost):
+    Backend().check(job_of("train", out=out), dry_run=True)
+    assert (f"out={out} is in no --volume" in capsys.readouterr().err) == lost
+
+
 def test_no_kubectl_and_no_image_are_one_line(vidvq, demo_videos, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(Path(shutil.which("bash") or "").parent) if not shutil.which("kubectl") else "/x")
     command = ["submit", "shard", demo_videos, "--out", tmp_path / "o", "--backend", "kubernetes"]

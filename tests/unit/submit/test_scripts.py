@@ -69,6 +69,18 @@ def test_a_mistake_in_a_variable_of_a_script_is_no_traceback(tmp_path, script, v
     assert said in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("ssh.sh", "HOSTFILE: set it to"), ("slurm.sh", "start it with sbatch"), ("node.sh", "give the command")],
+)
+def test_a_script_names_what_it_lacks(script, said):
+    environment = {"PATH": os.environ["PATH"]}
+    ran = subprocess.run(
+        ["bash", ROOT / "launch" / script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, said in ran.stderr, ran.stderr.count("\n")) == (1, True, 1)
+
+
 def test_a_ray_job_without_a_cluster_is_no_traceback(tmp_path, monkeypatch, capsys):
     def check_cluster(shared):
         raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one to connect to.")
