@@ -97,7 +97,13 @@ class SimulatedGpu:
 @click.option("--clips", "count", default=2048, show_default=True, help="Clips to tokenize.")
 @click.option("--per-shard", default=256, show_default=True, help="Clips per shard.")
 @click.option("--decoders", "processes", default=16, show_default=True, help="Decoding processes.")
-@click.option("--decode-ms", default=240.0, type=click.FloatRange(min=0.1), show_default=True, help="Mean time that one decodes a clip (ms).")
+@click.option(
+    "--decode-ms",
+    default=240.0,
+    type=click.FloatRange(min=0.1),
+    show_default=True,
+    help="Mean time that one decodes a clip (ms).",
+)
 @click.option("--encoder-fps", default=20000.0, show_default=True, help="Rate of the GPU (frames/s).")
 def main(clips: Path, count: int, per_shard: int, processes: int, decode_ms: float, encoder_fps: float) -> None:
     """Measure a job on clips repeated from CLIPS."""
