@@ -26,6 +26,7 @@ from vidvq.formats.columns import parse_columns
 from vidvq.formats.commit import read_commit, read_commits
 from vidvq.formats.export_records import is_export, read_part
 from vidvq.formats.generator import Generator, read_generator
+from vidvq.formats.owner import DECODE_SETTINGS
 from vidvq.formats.plan import read_plan
 from vidvq.formats.summary import RecordSum, format_stats
 from vidvq.formats.tar import read_headers, read_samples
@@ -36,7 +37,7 @@ from vidvq.storage import canonical_json, read_json
 
 _SHOWN = 10
 # Files that are described with the directory that they are of.
-_RECORDS = ("summary.json", "metrics.json", "export.json", "decode.json")
+_RECORDS = ("summary.json", "metrics.json", "export.json", DECODE_SETTINGS)
 _REMEDY = "give a video, or a shard, plan, checkpoint or directory that vidvq wrote"
 
 
@@ -81,7 +82,7 @@ def _directory(path: Path) -> Iterator[str]:
         return _checkpoint(path)
     if is_export(path):
         return _export(path)
-    if (path / "decode.json").is_file():
+    if (path / DECODE_SETTINGS).is_file():
         return _decoded(path)
     raise UsageError(
         f"{path} has no plan.json, model.safetensors or export.json; {_REMEDY}; "
@@ -90,8 +91,8 @@ def _directory(path: Path) -> Iterator[str]:
 
 
 def _decoded(folder: Path) -> Iterator[str]:
-    settings = read_json(folder / "decode.json")
-    names = [path.name for path in folder.iterdir() if path.name != "decode.json" and ".tmp." not in path.name]
+    settings = read_json(folder / DECODE_SETTINGS)
+    names = [path.name for path in folder.iterdir() if path.name != DECODE_SETTINGS and ".tmp." not in path.name]
     yield f"{folder}: {counted(len(names), 'decoded clips')}"
     if isinstance(settings, dict):
         yield from _fields(dict(sorted(cast("dict[str, Any]", settings).items())))

@@ -216,12 +216,15 @@ def test_other_clips_and_other_frames_are_one_clear_line(
     assert ran.code == 2 and f"{torn} is not a readable picture; decode the tokens again" in ran.error
 
 
-def test_frames_from_tokens_of_another_tokenizer_are_refused(clips_dir, decoded, tokens_dir, copy_of, vidvq):
+def test_frames_of_another_tokenizer_or_format_are_refused(clips_dir, decoded, tokens_dir, copy_of, vidvq):
     frames = copy_of(decoded)
     record = json.loads((frames / "decode.json").read_text())
     (frames / "decode.json").write_text(json.dumps(record | {"token_fingerprint": "0" * 64}))
     ran = vidvq("evaluate", clips_dir, frames, "--tokens", tokens_dir)
     assert ran.code == 2 and f"{frames} was decoded from tokens of another tokenizer than {tokens_dir}" in ran.error
+    (frames / "decode.json").write_text(json.dumps(record | {"format": "mp4"}))
+    ran = vidvq("evaluate", clips_dir, frames, "--tokens", tokens_dir)
+    assert ran.code == 2 and f"{frames} has mp4 files; decode the tokens with format=png, which is" in ran.error
     # Frames of another decoder have no record.
     (frames / "decode.json").unlink()
     assert vidvq("evaluate", clips_dir, frames, "--tokens", tokens_dir).code == 0

@@ -26,6 +26,7 @@ def verify(folder: Path) -> int:
     from vidvq.export import is_export, verify_export
     from vidvq.formats.checkpoint import find_checkpoint, is_checkpoint, is_generator, list_steps, verify_checkpoint
     from vidvq.formats.generator import verify_generator
+    from vidvq.formats.owner import DECODE_SETTINGS
     from vidvq.formats.plan import has_plan, read_plan
     from vidvq.formats.verify import verify_folder
 
@@ -39,7 +40,7 @@ def verify(folder: Path) -> int:
     if is_export(folder):
         problems, parts = verify_export(folder)
         return _report(folder, problems, [], f"an export of {log.counted(parts, 'parts')}")
-    if not has_plan(folder) and (folder / "decode.json").is_file():
+    if not has_plan(folder) and (folder / DECODE_SETTINGS).is_file():
         raise UsageError(
             f"{folder} holds decoded clips, which have no checksums; verify the tokens that it was made from"
         )

@@ -22,7 +22,7 @@ from vidvq.decode.stream import decode_frames, in_interval, load_for_tokens
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.checkpoint import resolve_checkpoint
 from vidvq.formats.execution import CPU, Execution
-from vidvq.formats.owner import refuse_owned
+from vidvq.formats.owner import DECODE_SETTINGS, refuse_owned
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation
@@ -51,7 +51,6 @@ from vidvq.storage import (
 )
 from vidvq.video.write import TimedFrame, VideoShape, write_frames
 
-SETTINGS = "decode.json"
 _FILES = ("mp4", "gif", "npy")
 
 
@@ -205,7 +204,7 @@ class _Job:
         order = self.config.runtime.order(len(items))
         todo = [items[index] for index in order if force or not items[index].path.exists()]
         self._decode(todo, len(items) - len(todo), force)
-        remove_attempts(out, of={SETTINGS, *(item.path.name for item in items)})
+        remove_attempts(out, of={DECODE_SETTINGS, *(item.path.name for item in items)})
         return len(items)
 
     def _decode(self, items: list[Item], done: int, force: bool) -> None:
@@ -330,11 +329,11 @@ def _shape(info: TokenInfo, tokenizer: Tokenizer) -> VideoShape:
 def _record_settings(out: Path, settings: dict[str, Any], items: list[Item], force: bool) -> None:
     """Record the settings in ``out``, or refuse others: existing files are skipped, so settings must not mix."""
     make_folder(out)
-    if create_once(out / SETTINGS, pretty_json(settings)):
+    if create_once(out / DECODE_SETTINGS, pretty_json(settings)):
         return
-    was = read_json(out / SETTINGS)
+    was = read_json(out / DECODE_SETTINGS)
     if not is_mapping(was):
-        raise UsageError(f"{out / SETTINGS} was not written by vidvq decode; give another --out")
+        raise UsageError(f"{out / DECODE_SETTINGS} was not written by vidvq decode; give another --out")
     # Settings without the execution were recorded on CPUs.
     change = "; ".join(differences("", CPU.to_json() | was, CPU.to_json() | settings))
     if not change:
@@ -342,7 +341,7 @@ def _record_settings(out: Path, settings: dict[str, Any], items: list[Item], for
     if not force:
         raise UsageError(f"{out} was decoded with other settings: {change}; give another --out")
     # Temporary files of killed runs are deleted at the end.
-    own = {SETTINGS, *(item.path.name for item in items)}
+    own = {DECODE_SETTINGS, *(item.path.name for item in items)}
     if kept := {path.name for path in out.iterdir() if final_name(path.name) not in own}:
         raise UsageError(
             f"{out} was decoded with other settings ({change}), and --force would keep {min(kept)}; give another "
@@ -351,4 +350,4 @@ def _record_settings(out: Path, settings: dict[str, Any], items: list[Item], for
     # Before the first output: after an interruption the same command without --force keeps what it finds.
     for item in items:
         remove(item.path)
-    write_shared(out / SETTINGS, pretty_json(settings))
+    write_shared(out / DECODE_SETTINGS, pretty_json(settings))

@@ -10,6 +10,7 @@ from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.commit import read_commits
+from vidvq.formats.owner import DECODE_SETTINGS
 from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
 from vidvq.storage import read_json
@@ -42,14 +43,16 @@ class DecodedFiles:
     """Frames that `vidvq decode ... format=png` wrote, and the tokens that they were decoded from.
 
     Raises:
-        UsageError: the frames were decoded from tokens of another tokenizer.
+        UsageError: the frames are in files of another format, or were decoded from tokens of another tokenizer.
     """
 
     def __init__(self, decoded: Path, tokens: Path) -> None:
         self.name = ""
         self.card = read_tokenizer_card(tokens)
         # Frames of another decoder have no record.
-        record = read_json(decoded / "decode.json") if (decoded / "decode.json").is_file() else None
+        record = read_json(decoded / DECODE_SETTINGS) if (decoded / DECODE_SETTINGS).is_file() else None
+        if is_mapping(record) and (kind := record.get("format", "png")) != "png":
+            raise UsageError(f"{decoded} has {kind} files; decode the tokens with format=png, which is lossless")
         if is_mapping(record) and record.get("token_fingerprint") != self.card.token_fingerprint:
             raise UsageError(
                 f"{decoded} was decoded from tokens of another tokenizer than {tokens}; give the tokens that it was "

@@ -8,6 +8,9 @@ from vidvq.formats.export_records import is_export
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.storage import file_exists
 
+# Settings of `vidvq decode`, in its output directory.
+DECODE_SETTINGS = "decode.json"
+
 
 def owner_of(folder: Path) -> str | None:
     """The command whose output directory ``folder`` is, such as ``vidvq tokenize``; None if it is nobody's.
@@ -19,7 +22,7 @@ def owner_of(folder: Path) -> str | None:
         return f"vidvq {read_plan(folder).stage}"
     if is_export(folder):
         return "vidvq export"
-    if file_exists(folder / "decode.json"):
+    if file_exists(folder / DECODE_SETTINGS):
         return "vidvq decode"
     if steps := list_steps(folder, damaged=True):
         return "vidvq generate train" if any(map(is_generator, steps)) else "vidvq train"
