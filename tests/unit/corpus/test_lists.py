@@ -235,7 +235,10 @@ def test_local_files_of_a_list_are_below_the_roots(folder, tmp_path_factory):
 def test_a_text_that_every_row_of_a_small_parquet_file_repeats_takes_no_memory(folder, kind):
     long = "x" * (2 << 20)
     table = pa.table({"path": ["a.mp4"] * 64, "caption": pa.array([long] * 64, kind)})
-    pq.write_table(table, folder / "list.parquet", compression="zstd")
+    try:
+        pq.write_table(table, folder / "list.parquet", compression="zstd")
+    except pa.ArrowNotImplementedError:
+        pytest.skip(f"pyarrow {pa.__version__} cannot write {kind}")
     assert (folder / "list.parquet").stat().st_size < 1 << 20
     with pytest.raises(ValueError, match="column caption has a text of 2097152 bytes"):
         read(folder / "list.parquet", ListPolicy(carry=("caption",)))

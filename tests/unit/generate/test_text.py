@@ -103,9 +103,9 @@ def test_a_missing_or_other_encoder_is_one_line(tmp_path, card, encoder, monkeyp
         open_text_encoder(card, other)
     with pytest.raises(UsageError, match="this generator was trained without texts"):
         open_text_encoder(replace(card, text=""))
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "void").mkdir()
     with pytest.raises(UsageError, match="cannot be loaded by transformers"):
-        TextEncoder(str(tmp_path / "empty"))
+        TextEncoder(str(tmp_path / "void"))
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(UsageError, match="texts need the library transformers"):
         TextEncoder(other)
