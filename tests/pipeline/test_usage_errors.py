@@ -17,7 +17,7 @@ INLINE = "runtime.workers=0"
     ("name", "content", "said"),
     [
         ("x.json", b'{"a": 1}', "is JSON of format unknown"),
-        ("summary.json", b'{"a": 1}', "is JSON of format unknown, not an artifact; give a video, a shard"),
+        ("summary.json", b'{"a": 1}', "is JSON of format unknown, not an artifact; give a video, or a shard"),
         ("x.json", b"[1]", "x.json"),
         ("x.json", b"{", "x.json"),
         ("x.csv", b"url\n", "is a list of videos; vidvq shard"),
