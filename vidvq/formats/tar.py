@@ -5,7 +5,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated, NamedTuple, Self, TypeAlias
+from typing import IO, Annotated, NamedTuple, TypeAlias
 from zlib import crc32
 
 from pydantic import AfterValidator, Field
@@ -157,12 +157,17 @@ def read_members(path: Path, max_member_bytes: int = MAX_MEMBER_BYTES) -> Iterat
 class _Header(tarfile.TarInfo):
     """A header whose extensions are bounded: tarfile reads them into memory, whatever size they claim."""
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        header = super().frombuf(buf, encoding, errors)
-        if header.type in _EXTENSIONS and not 0 <= header.size <= _MAX_EXTENSION_BYTES:
-            raise tarfile.HeaderError(f"an extended header has {header.size} bytes; at most {_MAX_EXTENSION_BYTES}")
-        return header
+    # The entry point of all versions of Python that subclasses may override; newer ones do not call `frombuf`.
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENSIONS and not 0 <= self.size <= _MAX_EXTENSION_BYTES:
+            raise tarfile.HeaderError(f"an extended header has {self.size} bytes; at most {_MAX_EXTENSION_BYTES}")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+    def _block(self, count: int) -> int:
+        # Newer versions of Python take a size below 0 in an extended header for the end of the tar.
+        if count < 0:
+            raise ValueError(f"a size of {count} bytes")
+        return super()._block(count)  # type: ignore[misc]
 
 
 def read_headers(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
