@@ -322,3 +322,8 @@ def test_triton_launches_on_the_device_of_the_latents(monkeypatch):
     tokenizer.encoder.fused = True
     tokenizer.encoder(torch.zeros(1, 3, 4, 8, 8), TemporalCache())
     assert launched == [1, 1]
+
+
+def test_no_latent_has_no_code():
+    codes = search.nearest_codes(torch.zeros(0, 4), torch.randn(64, 4))
+    assert codes.shape == (0,) and codes.dtype == torch.long

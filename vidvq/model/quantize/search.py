@@ -25,6 +25,9 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     Returns:
         Codes ``n`` int64.
     """
+    if not len(latents):
+        # Images have no latents of later frames; neither search takes none.
+        return latents.new_zeros(0, dtype=torch.long)
     half_norms = codebook.square().sum(dim=1).mul(0.5)
     if latents.is_cuda and HAS_TRITON:
         return _nearest_codes_fused(latents, codebook, half_norms)
@@ -64,7 +67,7 @@ def nearest_codes_blockwise(latents: Tensor, codebook: Tensor, half_norms: Tenso
     chunks = rows.view(-1, _CHUNK, rows.shape[1])
     parts = [_nearest_in_rows(part, chunks) for part in F.pad(latents, (0, 1), value=1.0).split(_ROWS)]
     # The last chunk is padded with copies of the last code.
-    return torch.cat(parts).clamp_(max=len(codebook) - 1) if parts else latents.new_zeros(0, dtype=torch.long)
+    return torch.cat(parts).clamp_(max=len(codebook) - 1)
 
 
 def _nearest_in_rows(latents: Tensor, chunks: Tensor) -> Tensor:
