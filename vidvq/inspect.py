@@ -24,9 +24,9 @@ from vidvq.formats.clip_shard import media_of, parse_clip_info
 from vidvq.formats.columns import PREFIX as COLUMNS
 from vidvq.formats.columns import parse_columns
 from vidvq.formats.commit import read_commit, read_commits
+from vidvq.formats.decoded import DECODE_SETTINGS
 from vidvq.formats.export_records import is_export, read_part
 from vidvq.formats.generator import Generator, read_generator
-from vidvq.formats.owner import DECODE_SETTINGS
 from vidvq.formats.plan import read_plan
 from vidvq.formats.summary import RecordSum, format_stats
 from vidvq.formats.tar import read_headers, read_samples

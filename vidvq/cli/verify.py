@@ -25,8 +25,8 @@ def verify(folder: Path) -> int:
     """
     from vidvq.export import is_export, verify_export
     from vidvq.formats.checkpoint import find_checkpoint, is_checkpoint, is_generator, list_steps, verify_checkpoint
+    from vidvq.formats.decoded import DECODE_SETTINGS
     from vidvq.formats.generator import verify_generator
-    from vidvq.formats.owner import DECODE_SETTINGS
     from vidvq.formats.plan import has_plan, read_plan
     from vidvq.formats.verify import verify_folder
 

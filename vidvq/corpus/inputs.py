@@ -12,7 +12,7 @@ from vidvq.corpus.lists import ListPolicy, is_list, read_list
 from vidvq.corpus.source import Source, failed_source, shown, source_at, uri_of
 from vidvq.corpus.tars import APPLE_DOUBLE, APPLE_DOUBLES, TAR_SUFFIXES, is_tar, read_tar
 from vidvq.errors import StoreError, UsageError
-from vidvq.formats.owner import DECODE_SETTINGS
+from vidvq.formats.decoded import DECODE_SETTINGS
 from vidvq.log import info
 from vidvq.storage import canonical_json, is_chained, is_remote, resolve_path
 from vidvq.video.limits import Limits

@@ -21,8 +21,9 @@ from vidvq.decode.overwrite import is_done, recorded
 from vidvq.decode.stream import decode_frames, in_interval, load_for_tokens
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.checkpoint import resolve_checkpoint
+from vidvq.formats.decoded import DECODE_SETTINGS
 from vidvq.formats.execution import CPU, Execution
-from vidvq.formats.owner import DECODE_SETTINGS, refuse_owned
+from vidvq.formats.owner import refuse_owned
 from vidvq.formats.plan import read_plan
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_location import TokenLocation

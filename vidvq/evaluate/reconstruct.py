@@ -10,7 +10,7 @@ from vidvq.config import is_mapping
 from vidvq.errors import UsageError
 from vidvq.formats.clip_shard import ClipInfo
 from vidvq.formats.commit import read_commits
-from vidvq.formats.owner import DECODE_SETTINGS
+from vidvq.formats.decoded import DECODE_SETTINGS
 from vidvq.formats.plan import Plan, read_plan
 from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card, read_tokens
 from vidvq.storage import read_json

@@ -4,12 +4,10 @@ from pathlib import Path
 
 from vidvq.errors import UsageError
 from vidvq.formats.checkpoint import is_generator, list_steps
+from vidvq.formats.decoded import DECODE_SETTINGS
 from vidvq.formats.export_records import is_export
 from vidvq.formats.plan import has_plan, read_plan
 from vidvq.storage import file_exists
-
-# Settings of `vidvq decode`, in its output directory.
-DECODE_SETTINGS = "decode.json"
 
 
 def owner_of(folder: Path) -> str | None:

@@ -45,9 +45,9 @@ class Backend:
             raise UsageError(
                 "the kubernetes backend needs --image, an image with vidvq; build one with docker/Dockerfile"
             )
-        for volume in job.resources.volumes:
-            _check_mount(volume.partition(":")[2], volume)
         mounts = [volume.partition(":")[2] for volume in job.resources.volumes]
+        for mount, volume in zip(mounts, job.resources.volumes, strict=True):
+            _check_mount(mount, volume)
         if shared_out(job) and not any(PurePosixPath(job.out).is_relative_to(mount) for mount in mounts):
             warn(f"out={job.out} is in no --volume: it is lost with its pod, unless the cluster mounts a volume there")
         if not dry_run:
