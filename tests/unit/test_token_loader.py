@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from vidvq.data import TokenLoader, TokenSample, micro_batches, pack_samples
+from vidvq.data import PackedTokenLoader, TokenLoader, TokenSample, micro_batches, pack_samples, tokens
 from vidvq.data.micro_batches import reporting_lost_workers
 from vidvq.data.tokens import make_sample
 from vidvq.errors import UsageError, WorkerLost
 from vidvq.formats.token_index import index_tokens
+from vidvq.formats.token_location import TokenLocation
 from vidvq.formats.token_shard import read_tokenizer_card
 
 
@@ -148,8 +149,82 @@ def test_samples_of_several_batches_are_packed(tokens_dir):
     assert torch.equal(packed.ids, torch.cat([batch.ids.flatten() for batch in batches]))
     assert torch.equal(packed.positions[:: 4 * 5, 0], torch.cat([batch.latents.flatten() for batch in batches]))
     tensors = [TokenSample(*each) for batch in batches for each in zip(*batch, strict=True)]
-    for found, expected in zip(pack_samples(tensors, len(packed.ids)), packed, strict=True):
-        assert torch.equal(found, expected)
+    assert same(pack_samples(tensors, len(packed.ids)), packed)
+
+
+def same(found, expected):
+    return found.keys == expected.keys and all(map(torch.equal, found[1:], expected[1:]))
+
+
+@pytest.fixture
+def grids(tokens_dir, monkeypatch):
+    """Tokens of 5 x 4 positions with 1 to 3 latent frames, by key."""
+    locations = index_tokens(tokens_dir)
+    sizes = {location.key: 1 + number % 3 for number, location in enumerate(locations)}
+    read = TokenLocation.read
+
+    def cut(location, card):
+        codes, info = read(location, card)
+        return codes[: sizes[location.key]], info
+
+    monkeypatch.setattr(TokenLocation, "read", cut)
+    monkeypatch.setattr(tokens, "_read_grids", lambda all: np.array([[sizes[each.key], 4, 5] for each in all]))
+    return sizes
+
+
+def test_a_packed_epoch_has_each_sample_once_and_fills_sequences(tokens_dir, grids):
+    loader = PackedTokenLoader(tokens_dir, 100)
+    for _ in range(3):
+        epoch = first_batches(loader, 5)
+        assert sorted(key for packed in epoch for key in packed.keys) == sorted(grids)
+        assert [int(packed.keep.sum()) for packed in epoch] == [100] * 5
+        for packed in epoch:
+            assert packed.ids.shape == (100,) and packed.positions.shape == (100, 3)
+            assert packed.cu_seqlens.diff().tolist() == [grids[key] * 20 for key in packed.keys]
+    assert loader.state_dict() == {"block": 3, "sequence": 0, "seed": 0, "length": 100}
+
+
+def test_packed_sequences_hold_what_their_samples_hold(tokens_dir, grids):
+    loader = PackedTokenLoader(tokens_dir, 100, latents=2, seed=4)
+    stored = {location.key: location.read(loader.card)[0] for location in index_tokens(tokens_dir)}
+    for packed in first_batches(loader, 12):
+        for key, start, stop in zip(packed.keys, packed.cu_seqlens[:-1], packed.cu_seqlens[1:], strict=True):
+            positions = packed.positions[start:stop].numpy()
+            offsets = np.array([loader.card.codebook_of(t).offset for t in positions[:, 0].tolist()])
+            assert np.array_equal(packed.ids[start:stop].numpy() - offsets, stored[key][tuple(positions.T)])
+            assert set(positions[:, 0].tolist()) in ({0}, {0, 1}, {0, 2})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_packed_sequences_depend_on_neither_ranks_nor_workers_nor_resume(tokens_dir, grids, workers):
+    whole = first_batches(PackedTokenLoader(tokens_dir, 100, seed=3), 18)
+    loaders = [PackedTokenLoader(tokens_dir, 100, seed=3, rank=rank, ranks=2, workers=workers) for rank in range(2)]
+    found = zip(*(first_batches(loader, 6) for loader in loaders), strict=True)
+    assert all(map(same, [packed for each in found for packed in each], whole))
+    state = loaders[0].state_dict()
+    assert state == loaders[1].state_dict(), "a checkpoint needs that of one rank"
+    resumed = PackedTokenLoader(tokens_dir, 100, seed=3, workers=workers)
+    resumed.load_state_dict(state)
+    assert all(map(same, first_batches(resumed, 6), whole[12:]))
+    assert not all(map(same, first_batches(PackedTokenLoader(tokens_dir, 100, seed=4), 6), whole))
+
+
+def test_wrong_arguments_of_a_packed_loader_are_refused(tokens_dir, grids):
+    loader = PackedTokenLoader(tokens_dir, 60)
+    with pytest.raises(UsageError, match="has 60 tokens, more than length=59; set length to 60 or more, or latents lo"):
+        PackedTokenLoader(tokens_dir, 59)
+    with pytest.raises(UsageError, match="length=0 must be 1 or more"):
+        PackedTokenLoader(tokens_dir, 0)
+    with pytest.raises(UsageError, match="rank=2 must be from 0"):
+        PackedTokenLoader(tokens_dir, 60, rank=2, ranks=2)
+    with pytest.raises(UsageError, match="PackedTokenLoader.*latents"):
+        PackedTokenLoader(tokens_dir, 60, latents=0)
+    with pytest.raises(UsageError, match="the state has length=60, but this loader has length=70"):
+        PackedTokenLoader(tokens_dir, 70).load_state_dict(loader.state_dict())
+    with pytest.raises(UsageError, match="the state has block=-1; it must be from 0 to"):
+        loader.load_state_dict(loader.state_dict() | {"block": -1})
+    with pytest.raises(UsageError, match="the state has block=None; give the state_dict"):
+        loader.load_state_dict(TokenLoader(tokens_dir, 2).state_dict())
 
 
 def test_an_epoch_is_all_samples(tokens_dir):

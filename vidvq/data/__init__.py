@@ -3,13 +3,14 @@
 from vidvq.data.config import BucketConfig, DataConfig, TokenDataConfig
 from vidvq.data.dataset import ClipDataset
 from vidvq.data.micro_batches import iter_micro_batches
-from vidvq.data.packing import PackedTokens, pack_samples
+from vidvq.data.packing import PackedTokenLoader, PackedTokens, pack_samples
 from vidvq.data.tokens import TokenBatch, TokenDataset, TokenLoader, TokenSample
 
 __all__ = [
     "BucketConfig",
     "ClipDataset",
     "DataConfig",
+    "PackedTokenLoader",
     "PackedTokens",
     "TokenBatch",
     "TokenDataConfig",

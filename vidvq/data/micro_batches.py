@@ -1,10 +1,10 @@
-"""Iteration over the micro-batches of a dataset in worker processes, from any position."""
+"""Iteration over the items of a dataset, read ahead in worker processes, from any position."""
 
 import gc
 import os
 import re
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -60,19 +60,34 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
         OSError: a disk does not respond.
         StoreError: an object store does not respond.
     """
-    config = dataset.config
-    steps = config.accumulation(dataset.ranks)
+    steps = dataset.config.accumulation(dataset.ranks)
+    positions = (divmod(step, steps) for step in count(number * steps + micro_step))
+    return read_ahead(dataset, positions, dataset.config.workers, dataset.seed)
+
+
+def read_ahead(dataset: Any, positions: Iterable[Any], workers: int, seed: int) -> Iterator[Any]:
+    """Iterate over ``dataset[position]``, read ahead in worker processes.
+
+    Args:
+        dataset: object whose items are values, or :class:`UnreadableBatch`.
+        workers: number of processes; 0 reads in this process.
+        seed: seed of the workers' random states.
+
+    Raises:
+        Exception: the error of an :class:`UnreadableBatch`.
+        WorkerLost: a worker process died.
+    """
     # Without a generator, the loader would draw its seed from the global random state, which resuming would change.
     loader: Any = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=None,
-        sampler=(divmod(step, steps) for step in count(number * steps + micro_step)),
-        num_workers=config.workers,
+        sampler=positions,
+        num_workers=workers,
         worker_init_fn=_start_worker,
-        prefetch_factor=2 if config.workers else None,
+        prefetch_factor=2 if workers else None,
         pin_memory=torch.cuda.is_available(),
         # Torch takes seeds of 64 bits.
-        generator=torch.Generator().manual_seed(dataset.seed % (1 << 64)),
+        generator=torch.Generator().manual_seed(seed % (1 << 64)),
     )
     # Decoded frames own threads of libswscale. If one were collected after the fork, the worker would wait for threads
     # that exist only in the parent.
@@ -83,7 +98,7 @@ def iter_micro_batches(dataset: MicroBatches[T], number: int, micro_step: int = 
             try:
                 batch = next(batches)
             except (EOFError, OSError) as error:
-                if not config.workers:
+                if not workers:
                     raise
                 # A worker returns what it cannot read as a value: this one died while it handed a batch over.
                 raise _lost("exited") from error

@@ -26,7 +26,7 @@ from vidvq.formats.token_shard import TokenizerCard, read_tokenizer_card
 from vidvq.storage import resolve_path
 
 # Far more than any training needs; positions must fit 64 bits.
-_MAX_SAMPLES = 10**11
+MAX_SAMPLES = 10**11
 _READERS = 16
 _SAMPLES_PER_READ = 1024
 
@@ -83,7 +83,7 @@ class TokenBatch(NamedTuple):
     latents: Tensor
 
     def samples(self) -> list[TokenSample]:
-        """Return the samples of the batch, for :func:`pack_samples`."""
+        """Return the samples of the batch."""
         each = zip(self.keys, self.codes.numpy(), self.ids.numpy(), self.latents.numpy(), strict=True)
         return [TokenSample(*sample) for sample in each]
 
@@ -129,6 +129,11 @@ def _read_grids(locations: list[TokenLocation]) -> np.ndarray:
         return np.concatenate(list(readers.map(read, starts)))
 
 
+def cut_grids(index: TokenIndex, max_latents: int) -> np.ndarray:
+    """Return the shape of each sample after long ones are cut, ``n 3``."""
+    return np.column_stack([np.minimum(index.grid[:, 0], max_latents), index.grid[:, 1:]])
+
+
 class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
     """Micro-batches of one rank, indexed by ``(batch, micro_step)``.
 
@@ -146,9 +151,7 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
         self.micro_batch = config.micro_batch(ranks)
         self.index = read_token_index(list(config.tokens))
         self.card = self.index.card
-        shapes = self.index.grid.copy()
-        shapes[:, 0] = np.minimum(shapes[:, 0], config.latents)
-        self.shapes, bucket = np.unique(shapes, axis=0, return_inverse=True)
+        self.shapes, bucket = np.unique(cut_grids(self.index, config.latents), axis=0, return_inverse=True)
         weights = list(config.tokens.values()) if isinstance(config.tokens, dict) else None
         self.order = BatchOrder(self.index, bucket.ravel(), weights, config.batch_size, config.shuffle, seed)
 
@@ -174,22 +177,34 @@ class TokenDataset(Dataset[TokenBatch | UnreadableBatch]):
         """
         first = self.first_sample(micro_step)
         local = self.order.batch(number)[1][first : first + self.micro_batch]
-        return [self._read(sample, from_start) for sample in local]
+        return [read_sample(self.index, item, self.config.latents, self.seed, from_start) for item in local]
 
     def first_sample(self, micro_step: int) -> int:
         """Return the index in the batch of the first sample of a micro-batch of this rank."""
         return (micro_step * self.ranks + self.rank) * self.micro_batch
 
-    def _read(self, sample: SampledItem, from_start: bool) -> TokenSample:
-        location = self.index.locations[sample.index]
-        codes, _ = location.read(self.card)
-        latents = np.arange(len(codes))
-        if len(codes) > self.config.latents:
-            length = self.config.latents - 1
-            rng = Random(f"{self.seed}/{sample.epoch}/{location.key}")
-            start = 1 if from_start else rng.randint(1, len(codes) - length)
-            latents = np.concatenate([latents[:1], latents[start : start + length]])
-        return make_sample(location.key, codes, latents, self.card)
+
+def read_sample(
+    index: TokenIndex, item: SampledItem, max_latents: int, seed: int, from_start: bool = False
+) -> TokenSample:
+    """Read a sample, and cut a long one to latent frame 0 and a run of later ones.
+
+    Args:
+        seed: seed of the cut, which also depends on the epoch.
+        from_start: whether to cut to the first latent frames instead of a random run.
+
+    Raises:
+        UsageError: the shard is damaged.
+    """
+    location = index.locations[item.index]
+    codes, _ = location.read(index.card)
+    latents = np.arange(len(codes))
+    if len(codes) > max_latents:
+        length = max_latents - 1
+        rng = Random(f"{seed}/{item.epoch}/{location.key}")
+        start = 1 if from_start else rng.randint(1, len(codes) - length)
+        latents = np.concatenate([latents[:1], latents[start : start + length]])
+    return make_sample(location.key, codes, latents, index.card)
 
 
 def make_sample(key: str, codes: np.ndarray, latents: np.ndarray, card: TokenizerCard) -> TokenSample:
@@ -213,6 +228,31 @@ def _names(tokens: Any) -> Any:
     if isinstance(tokens, list | tuple):
         return [_names(name) for name in cast("Sequence[Any]", tokens)]
     return str(tokens) if isinstance(tokens, Path) else tokens
+
+
+def check_ranks(seed: Any, rank: Any, ranks: Any) -> tuple[int, int, int]:
+    """Return the seed, the rank and the number of ranks of a loader as integers.
+
+    Raises:
+        UsageError: one is not an integer or out of range.
+    """
+    seed, rank, ranks = as_integer("seed", seed, 0), as_integer("rank", rank), as_integer("ranks", ranks)
+    if not 0 <= rank < ranks:
+        raise UsageError(f"rank={rank} must be from 0 to ranks - 1, with ranks={ranks}")
+    return seed, rank, ranks
+
+
+def data_config(loader: str, tokens: Any, batch_size: Any, latents: Any, shuffle: Any, workers: Any) -> TokenDataConfig:
+    """Return the arguments of a loader as settings.
+
+    Args:
+        loader: name of the class, for messages.
+
+    Raises:
+        UsageError: an argument is of another type or out of range.
+    """
+    data = {"batch_size": batch_size, "latents": latents, "shuffle": shuffle, "workers": workers}
+    return settings.validate(TokenDataConfig, {"tokens": _names(tokens)} | data, loader)
 
 
 class TokenLoader:
@@ -249,17 +289,8 @@ class TokenLoader:
         workers: int = 0,
         shuffle: int = 10_000,
     ) -> None:
-        seed, rank, ranks = as_integer("seed", seed, 0), as_integer("rank", rank), as_integer("ranks", ranks)
-        if not 0 <= rank < ranks:
-            raise UsageError(f"rank={rank} must be from 0 to ranks - 1, with ranks={ranks}")
-        data = {
-            "tokens": _names(tokens),
-            "batch_size": batch_size,
-            "latents": latents,
-            "shuffle": shuffle,
-            "workers": workers,
-        }
-        config = settings.validate(TokenDataConfig, data, "TokenLoader")
+        seed, rank, ranks = check_ranks(seed, rank, ranks)
+        config = data_config("TokenLoader", tokens, batch_size, latents, shuffle, workers)
         if config.batch_size % ranks:
             raise UsageError(f"batch_size={config.batch_size} must be a multiple of ranks={ranks}")
         self.dataset = TokenDataset(config, seed, rank, ranks)
@@ -291,15 +322,27 @@ class TokenLoader:
         Raises:
             UsageError: the state is not that of a loader, or belongs to another seed or batch size.
         """
-        mine = self.state_dict()
-        for name in mine:
-            value = state.get(name) if settings.is_mapping(state) else None
-            if not isinstance(value, Integral) or isinstance(value, bool):
-                raise UsageError(f"the state has {name}={value!r}; give the state_dict() of a loader")
-        for name in ("seed", "batch_size"):
-            if state[name] != mine[name]:
-                raise UsageError(f"the state has {name}={state[name]}, but this loader has {name}={mine[name]}")
-        max_batch = _MAX_SAMPLES // self.dataset.config.batch_size
-        if not 0 <= state["batch"] <= max_batch:
-            raise UsageError(f"the state has batch={state['batch']}; it must be from 0 to {max_batch}")
+        check_state(state, self.state_dict(), {"batch": MAX_SAMPLES // self.dataset.config.batch_size})
         self._batch = int(state["batch"])
+
+
+def check_state(state: Any, current: dict[str, Any], bounds: dict[str, int]) -> None:
+    """Refuse the state of another loader.
+
+    Args:
+        current: state of this loader.
+        bounds: greatest value of each entry that is a position; the other entries must be those of this loader.
+
+    Raises:
+        UsageError: the state is not that of a loader, or belongs to a loader with other arguments.
+    """
+    for name in current:
+        value = state.get(name) if settings.is_mapping(state) else None
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise UsageError(f"the state has {name}={value!r}; give the state_dict() of a loader")
+    for name, value in current.items():
+        if name not in bounds and state[name] != value:
+            raise UsageError(f"the state has {name}={state[name]}, but this loader has {name}={value}")
+    for name, most in bounds.items():
+        if not 0 <= state[name] <= most:
+            raise UsageError(f"the state has {name}={state[name]}; it must be from 0 to {most}")
