@@ -1,6 +1,7 @@
 """`vidvq generate` end to end: training, resume, generated token shards, evaluation, and errors before any work."""
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from vidvq.formats.code_statistics import read_code_statistics
 from vidvq.formats.generator import read_generator
 from vidvq.formats.token_index import index_tokens
 from vidvq.formats.token_shard import read_tokenizer_card
+from vidvq.generate import evaluate
 from vidvq.generate.code_vectors import code_vectors
 from vidvq.generate.conditions import label_index, read_column, read_conditions
 from vidvq.generate.config import ConditionConfig, GenerateTrainConfig, PixelConfig
@@ -32,6 +34,7 @@ from vidvq.generate.likelihood import NgramModels
 from vidvq.generate.open import open_request
 from vidvq.generate.requests import FillConfig, InterpolateConfig, PredictConfig, SampleConfig, SamplingConfig
 from vidvq.generate.training_data import open_training_data
+from vidvq.generate.transformer import VideoTransformer
 from vidvq.model import VideoTokenizer
 from vidvq.pretrained import load_tokenizer
 
@@ -533,12 +536,16 @@ def check_statistics(path, bits, tokens_dir):
 
 
 def test_evaluate_scores_the_generator_the_baselines_and_the_ceiling(
-    tmp_path, generator, tokens_dir, clips_dir, tiny_clips, checkpoint_dir, vidvq
+    tmp_path, generator, tokens_dir, clips_dir, tiny_clips, checkpoint_dir, vidvq, monkeypatch
 ):
     run = tmp_path / "run"
     shutil.copytree(generator, run / "checkpoints/step-00000001")
     (run / "config.yaml").write_text(f"data: {{tokens: [{tokens_dir}]}}")
     out, codes = tmp_path / "scores.json", tmp_path / "codes.json"
+    # A clock that passes of the transformer advance, because other work disturbs a real one.
+    ticks, forward = itertools.count(1), VideoTransformer.hidden
+    monkeypatch.setattr(evaluate, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(VideoTransformer, "hidden", lambda *given, **named: next(ticks) and forward(*given, **named))
     options = ("--clips", clips_dir, "--checkpoint", checkpoint_dir, "--out", out)
     settings = ("clips=2", "samples=2", "seeds=[0]", "sampling.steps=1", "compare_steps=[1,3]")
     done = vidvq("generate", "evaluate", run, tokens_dir, *options, *settings, "--codes", codes)
