@@ -256,14 +256,18 @@ _AFTER = {"tokenize_clips": ("shard_encodings", "shard_lists"), "export_tokens":
 
 
 def stack() -> dict[str, str]:
-    """What the bytes depend on besides vidvq: versions of libraries, and the instruction set that kernels use."""
+    """What the bytes depend on besides vidvq: versions of libraries, and the kind of processor.
+
+    Not on its instruction sets: bytes are the same with and without AVX2 and AVX-512 (ATEN_CPU_CAPABILITY,
+    ONEDNN_MAX_CPU_ISA).
+    """
     import av
     import torch
 
     libraries = ("av", "numpy", "pyarrow", "torch", "zstandard", "scenedetect-headless", "opencv-python-headless")
     found = {name: _version(name) for name in libraries}
     found["ffmpeg"] = str(av.ffmpeg_version_info)
-    found["processor"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    found["processor"] = platform.machine()
     found["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     return found
 
