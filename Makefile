@@ -9,7 +9,7 @@ INCLUDED_dev := test all shard
 INCLUDED_test := all shard
 INCLUDED_all := shard
 
-.PHONY: demo test test-slow test-gpu test-kernels test-readers bench-shard bench-model bench-train bench-tokenize bench-export \
+.PHONY: demo test test-oldest test-slow test-gpu test-kernels test-readers bench-shard bench-model bench-train bench-tokenize bench-export \
   bench-launches bench-gpu gpu-bundle ablate weights bench-stability check lint docs wheel format clean
 
 demo: $(VENV)/.with-all  ## Shard, train, tokenize, decode real video; write runs/demo/report.html.
@@ -20,6 +20,14 @@ JOBS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
 
 test: $(VENV)/.with-test  ## The tests that need no GPU and little time.
 	$(BIN)/pytest -n $(JOBS) --dist worksteal
+
+# uv finds the versions, pip installs them.
+OLDEST := .venv-oldest
+
+test-oldest:  ## The same tests with the oldest versions that pyproject.toml allows.
+	test -x $(OLDEST)/bin/uv || { $(PYTHON) -m venv $(OLDEST) && $(OLDEST)/bin/pip install --quiet uv; }
+	$(OLDEST)/bin/uv pip compile --quiet --resolution lowest-direct --extra test --output-file $(OLDEST)/pins.txt pyproject.toml
+	$(MAKE) test VENV=$(OLDEST) PINS=$(OLDEST)/pins.txt
 
 test-slow: $(VENV)/.with-test  ## The tests that take minutes.
 	$(BIN)/pytest -m slow

@@ -496,6 +496,9 @@ def test_the_frames_of_a_clip_do_not_depend_on_the_batch(vidvq, tmp_path, tokens
     assert frames("batched", "batch=4") == padded
     infos = [location.read_info() for location in index_tokens(tokens_dir)]
     largest = max(3 * info.num_frames * info.height * info.width for info in infos)
+    together.clear()
+    assert frames("steps", "batch=9") == padded
+    assert max(together) == 4, "the first files are written before the last clips are decoded"
     monkeypatch.setattr(batch, "MAX_BYTES", 2 * largest)
     together.clear()
     assert frames("small", "batch=4") == padded
@@ -584,7 +587,7 @@ def test_a_clip_that_cannot_be_written_stops_the_job_once_the_others_are(
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("gpus", "asked"), [(4.0, (0.5, 8)), (0.0, (0, 1)), (None, (0, 1))])
+@pytest.mark.parametrize(("gpus", "asked"), [(4.0, (0.5, 8)), (0.0, (0, 2)), (None, (0, 2))])
 def test_workers_get_the_gpus_of_the_cluster_not_of_the_driver(
     vidvq, tmp_path, tokens_dir, weights, monkeypatch, gpus, asked
 ):
@@ -601,7 +604,7 @@ def test_workers_get_the_gpus_of_the_cluster_not_of_the_driver(
     )
     # Whatever the machine of the driver has.
     monkeypatch.setattr(decode_job.torch.cuda, "is_available", lambda: gpus == 0)
-    cluster = ("runtime.address=auto", "runtime.workers=2", "runtime.gpus_per_worker=0.5")
+    cluster = ("batch=2", "runtime.address=auto", "runtime.workers=2", "runtime.gpus_per_worker=0.5")
     assert vidvq("decode", tokens_dir, *weights, "--out", tmp_path / "out", *cluster).code == 0
     assert seen == [asked]
 

@@ -63,6 +63,9 @@ def decode_together(tokenizer: Tokenizer, clips: Sequence[Clip]) -> Iterator[tup
         by_shape.setdefault(clip.shape, []).append(index)
     for indices in by_shape.values():
         count = max(MAX_BYTES // max(clips[indices[0]].nbytes(tokenizer.upscale), 1), 1)
+        # The caller writes the clips of a step while the next one is decoded.
+        if tokenizer.decode_shape.streams > 1:
+            count = min(count, tokenizer.decode_shape.streams)
         for start in range(0, len(indices), count):
             yield from _decode_same_shape(tokenizer, clips, indices[start : start + count])
 

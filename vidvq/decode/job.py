@@ -53,6 +53,8 @@ from vidvq.storage import (
 from vidvq.video.write import TimedFrame, VideoShape, write_frames
 
 _FILES = ("mp4", "gif", "npy")
+# Steps that a GPU decodes at a time, so that more cores than a step has clips write them.
+_GPU_STEPS = 4
 
 
 def run_decode(
@@ -213,7 +215,7 @@ class _Job:
             bar.advance(done, earlier=True)
             if not items:
                 return
-            batch = self.execution.streams
+            batch = self.execution.streams * (_GPU_STEPS if self.execution.device == "cuda" else 1)
 
             def left() -> Iterator[tuple[Item, ...]]:
                 for start in range(0, len(items), batch):
