@@ -119,7 +119,7 @@ if [ "$DEVICE" = cuda ]; then
   steps compile captured "$HALF" 170
   job compile 170 64 3
   training compile "training, compiled" 170 compile=true
-  VIDVQ_REQUIRE_GPU=1 part tests 120 "$PYTHON" -m pytest tests/gpu/test_cuda.py -m gpu -v -p no:cacheprovider --noconftest
+  VIDVQ_REQUIRE_GPU=1 part tests 120 "$PYTHON" -m pytest tests/gpu/test_cuda.py tests/gpu/test_memory.py -m gpu -v -p no:cacheprovider --noconftest
   wait
   steps part captured "$HALF" 60
 fi
