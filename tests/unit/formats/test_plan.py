@@ -11,7 +11,7 @@ from vidvq.corpus.source import Source
 from vidvq.errors import JobStopped, UsageError
 from vidvq.formats import plan as plans
 from vidvq.formats.arrow import encode_table, keys_of
-from vidvq.formats.plan import PlanHeader, create_plan, extend_plan, read_plan
+from vidvq.formats.plan import PlanHeader, create_plan, extend_plan, read_plan, write_files
 from vidvq.formats.rows import RowCodec
 from vidvq.jobs.rows import VideoRow
 from vidvq.storage import files as storage
@@ -228,6 +228,7 @@ def deep(levels):
         ({"first_shard": 1}, "is inconsistent with itself"),
         ({"made_from": []}, "made_from"),
         ({"made_from": deep(70)}, "nested more than"),
+        ({"made_from": {"a": json.loads("[" * 70 + "]" * 70)}}, "nested more than"),
         ({"files": {"../x": "a" * 64}}, "files"),
         ({"parent": 7}, "parent"),
         ({"surprise": 1}, "surprise"),
@@ -295,6 +296,22 @@ def test_a_driver_that_extends_an_older_plan_stops(plan_dir, plan_table):
     with pytest.raises(JobStopped, match="was changed by another driver in the meantime"):
         extend_plan(plan_dir, older, MADE_FROM, plan_table("", "", "f"))
     assert keys_of(read_plan(plan_dir).table) == list("abcde")
+
+
+@pytest.mark.parametrize("damage", [None, b"dam"])
+def test_other_files_are_written_as_planned_or_not_at_all(tmp_path, plan_table, damage):
+    files, path = {"tokenizer.json": b"card"}, tmp_path / "tokenizer.json"
+    plan = create_plan(tmp_path, "tokenize", "tokens", MADE_FROM, plan_table("a"), files)
+    if damage:
+        path.write_bytes(damage)
+    with pytest.raises(UsageError, match="another one; restore it from a copy"):
+        write_files(tmp_path, plan, {"tokenizer.json": b"other"})
+    assert (path.read_bytes() if path.exists() else None) == damage
+    write_files(tmp_path, plan, files)
+    assert path.read_bytes() == b"card"
+    # A card that is whole is kept, whatever this job would write.
+    write_files(tmp_path, plan, {"tokenizer.json": b"other"})
+    assert path.read_bytes() == b"card"
 
 
 def test_a_header_is_hashed_once_for_all_shards(plan_dir, monkeypatch):
