@@ -67,6 +67,8 @@ def test_a_plan_made_from_something_else_is_refused_with_what_differs(plan_dir, 
     with pytest.raises(ValueError) as error:
         ensure_plan(plan_dir, "shard", "clips", MADE_FROM | change, never)
     assert said in str(error.value)
+    assert "--checkpoint" not in str(error.value)
+    assert ("to change the inputs, --add takes" in str(error.value)) == ("inputs" in change)
 
 
 def test_many_differences_are_counted(plan_dir, ensure_plan):
@@ -87,10 +89,10 @@ def test_the_output_of_another_verb_is_refused(plan_dir, ensure_plan):
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".hidden", "clips-000000.tar", "commits"])
-def test_a_directory_with_other_files_is_refused_untouched(tmp_path, name, ensure_plan):
+def test_a_directory_with_other_files_is_refused_untouched(tmp_path, name, plan_table):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=f"found {name}"):
-        ensure_plan(tmp_path, "shard", "clips", MADE_FROM, never)
+        create_plan(tmp_path, "shard", "clips", MADE_FROM, plan_table("abc"))
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -285,6 +287,7 @@ def test_any_damage_of_a_table_whose_digest_fits_is_one_line(plan_dir, plan_tabl
 def test_a_generation_of_another_plan_is_refused(plan_dir, plan_table):
     extend_plan(plan_dir, read_plan(plan_dir), MADE_FROM, plan_table("", "", "e"))
     assert keys_of(read_plan(plan_dir).table) == list("abcde")
+    assert list(read_plan(plan_dir).shard_names()) == [f"clips-00000{index}.tar" for index in range(3)]
     edit(plan_dir, lambda header: header["made_from"].update(clip={}), keep_checks=False)
     with pytest.raises(UsageError, match=r"plan-0001\.json does not follow the plan before it"):
         read_plan(plan_dir)

@@ -1,6 +1,5 @@
 """Samples of a shard that are found by its headers alone: nothing in them is taken on trust."""
 
-import io
 import tarfile
 
 import pytest
